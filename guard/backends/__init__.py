@@ -1,0 +1,1 @@
+"""Engines: one module each, one protocol. See `guard.backends.base`."""

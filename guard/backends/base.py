@@ -1,0 +1,569 @@
+"""What every engine shares: the decoding loop, fair queueing, streaming, deadlines, cancellation.
+
+An engine only says how to tokenize, how to feed tokens through its model, and what its layers put
+out; everything that could differ between engines by accident is here once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import secrets
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from guard.backends.sampling import TokenSignals, choose, signals_of
+from guard.errors import CancelledError, EngineError, EngineTimeoutError, InputError, PromptTooLongError
+from guard.records import CapturePoint, Chunk, FinishReason, Floats, Generation, Limits, ModelInfo, Prompt, Sampling
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Gets each generated token's activations, as they come, so that they never pile up."""
+
+    def observe(self, activations: Floats) -> None:
+        """Take the activations of the forward pass that chose one token.
+
+        Args:
+            activations: shape (L, D), float32; valid only during the call.
+        """
+
+
+class Session(Protocol):
+    """One request's use of a model, from an empty context."""
+
+    def feed(self, tokens: Sequence[int]) -> Floats:
+        """Run tokens through the model; return the last one's logits, shape (V,), until the next call."""
+
+    def activations(self) -> Floats:
+        """The last fed token's activations, shape (L, D); raises CaptureError where they are missing."""
+
+
+class Detokenizer(Protocol):
+    """Turns token ids into text, a piece at a time."""
+
+    def push(self, token: int) -> str:
+        """Text that this token completes; may be empty within a character."""
+
+    def flush(self) -> str:
+        """What is left at the end."""
+
+
+class BytesDetokenizer:
+    """A `Detokenizer` over a function from token id to bytes, for byte-level vocabularies."""
+
+    def __init__(self, piece: Callable[[int], bytes]) -> None:
+        self._piece = piece
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(self._piece(token))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class Engine(Protocol):
+    """What guard needs of an engine. `BaseEngine` implements all but the model itself."""
+
+    @property
+    def model(self) -> ModelInfo:
+        """What is loaded."""
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: Sampling = ...,
+        limits: Limits = ...,
+        observer: Observer | None = ...,
+        cancel: threading.Event | None = ...,
+        replay: str | None = ...,
+    ) -> Generation:
+        """Answer a prompt; see `BaseEngine.generate`."""
+
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: Sampling = ...,
+        limits: Limits = ...,
+        observer: Observer | None = ...,
+        replay: str | None = ...,
+    ) -> Generation:
+        """The same without blocking the event loop."""
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: Sampling = ...,
+        limits: Limits = ...,
+        observer: Observer | None = ...,
+        cancel: threading.Event | None = ...,
+    ) -> Iterator[Chunk]:
+        """Answer a prompt piece by piece."""
+
+    def astream(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: Sampling = ...,
+        limits: Limits = ...,
+        observer: Observer | None = ...,
+    ) -> AsyncIterator[Chunk]:
+        """The same without blocking the event loop."""
+
+    def close(self) -> None:
+        """Free what the engine loaded itself."""
+
+
+class Turnstile:
+    """First come, first served access for threads and tasks alike (`threading.Lock` is not fair)."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._waiting: deque[Future[None]] = deque()
+        self._busy = False
+
+    def ticket(self) -> Future[None]:
+        """Queue up. The future is done when it is the holder's turn; give it back with `leave`."""
+        ticket: Future[None] = Future()
+        with self._mutex:
+            if self._busy:
+                self._waiting.append(ticket)
+            else:
+                self._busy = True
+                ticket.set_result(None)
+        return ticket
+
+    def leave(self, ticket: Future[None]) -> None:
+        """Give the ticket back, whether its turn has come or not, and let the next one in."""
+        with self._mutex:
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+                return
+            if self._waiting:
+                self._waiting.popleft().set_result(None)
+            else:
+                self._busy = False
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Raises when the deadline has passed or the caller has cancelled."""
+
+    started: float
+    timeout_s: float | None
+    cancel: threading.Event | None
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds left, or None without a deadline."""
+        return None if self.timeout_s is None else self.started + self.timeout_s - time.monotonic()
+
+    def check(self) -> None:
+        if self.cancel is not None and self.cancel.is_set():
+            raise CancelledError("The request was cancelled")
+        if self.remaining_s is not None and self.remaining_s <= 0:
+            raise EngineTimeoutError(
+                f"No answer within {self.timeout_s:g} s", fix="Raise timeout_s, or lower max_tokens"
+            )
+
+
+@dataclass(slots=True)
+class Request:
+    """What one call asks of the engine."""
+
+    prompt: Prompt
+    sampling: Sampling
+    limits: Limits
+    observer: Observer | None
+    interrupt: Interrupt
+    replay: str | None = None
+
+
+class BaseEngine(ABC):
+    """Engine over a model that serves one request at a time.
+
+    Safe under threads and asyncio: requests queue, first come, first served. A stream holds the
+    engine until it is exhausted or closed, so finish or close one before asking again from the
+    same thread.
+    """
+
+    #: Where activations are read.
+    capture_point: CapturePoint
+
+    def __init__(self) -> None:
+        self._turnstile = Turnstile()
+
+    # -- what an engine implements -------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def model(self) -> ModelInfo:
+        """What is loaded."""
+
+    @abstractmethod
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, with the model's own chat template for messages."""
+
+    @abstractmethod
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a piece of answer, without special tokens."""
+
+    @abstractmethod
+    def _detokenizer(self) -> Detokenizer:
+        """A fresh detokenizer for one answer."""
+
+    @abstractmethod
+    def _is_end(self, token: int) -> bool:
+        """Whether a token ends the answer."""
+
+    @abstractmethod
+    def _end_token(self) -> int:
+        """The token that ends an answer, for replays."""
+
+    @abstractmethod
+    def _session(self, *, capture: bool, interrupt: Interrupt) -> AbstractContextManager[Session]:
+        """Open the model for one request; on leaving, whatever was attached is detached."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the engine loaded itself."""
+
+    # -- what every engine offers --------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        observer: Observer | None = None,
+        cancel: threading.Event | None = None,
+        replay: str | None = None,
+    ) -> Generation:
+        """Answer a prompt.
+
+        Args:
+            prompt: messages or raw text.
+            sampling: greedy by default.
+            limits: token limit, stop strings, deadline (queueing included).
+            observer: gets the activations of every forward pass that chooses a token.
+            cancel: set it from another thread to stop.
+            replay: run this text as if the model had answered so (teacher forcing), for scoring
+                an answer that exists already.
+
+        Raises:
+            PromptTooLongError, ChatTemplateError: the prompt cannot be put to this model.
+            EngineTimeoutError, CancelledError: ended from outside.
+            EngineError: the engine failed.
+        """
+        request = self._request(prompt, sampling, limits, observer, cancel, replay)
+        with self._turn(request) as queue_s:
+            return _drain(self._run(request, queue_s))
+
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: Sampling = Sampling(),  # noqa: B008
+        limits: Limits = Limits(),  # noqa: B008
+        observer: Observer | None = None,
+        replay: str | None = None,
+    ) -> Generation:
+        """`generate` without blocking the event loop; cancelling the task stops the generation."""
+        cancel = threading.Event()
+        request = self._request(prompt, sampling, limits, observer, cancel, replay)
+        ticket, queue_s = await self._aturn(request)
+        # The worker gives the ticket back: a cancelled task must not let the next request in
+        # while the model is still finishing its token.
+        work = asyncio.get_running_loop().run_in_executor(
+            None, self._run_and_leave, self._run(request, queue_s), ticket
+        )
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            cancel.set()
+            work.add_done_callback(lambda done: done.exception())
+            raise
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: Sampling = Sampling(),  # noqa: B008
+        limits: Limits = Limits(),  # noqa: B008
+        observer: Observer | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[Chunk]:
+        """Answer piece by piece; the last chunk has the `Generation`. Closing the iterator cancels."""
+        request = self._request(prompt, sampling, limits, observer, cancel, None)
+        with self._turn(request) as queue_s:
+            generation = yield from _chunks(self._run(request, queue_s))
+            yield Chunk("", generation)
+
+    async def astream(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: Sampling = Sampling(),  # noqa: B008
+        limits: Limits = Limits(),  # noqa: B008
+        observer: Observer | None = None,
+    ) -> AsyncIterator[Chunk]:
+        """`stream` without blocking the event loop."""
+        request = self._request(prompt, sampling, limits, observer, None, None)
+        ticket, queue_s = await self._aturn(request)
+        run = self._run(request, queue_s)
+        step: asyncio.Future[str | Generation] | None = None
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                step = loop.run_in_executor(None, _advance, run)
+                piece = await asyncio.shield(step)
+                if isinstance(piece, Generation):
+                    yield Chunk("", piece)
+                    return
+                yield Chunk(piece)
+        finally:
+            if step is None or step.done():
+                self._close_and_leave(run, ticket)
+            else:  # cancelled while a token is being computed: clean up when it is done
+                step.add_done_callback(lambda _: self._close_and_leave(run, ticket))
+
+    def __enter__(self) -> BaseEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- how a request runs --------------------------------------------------------------------
+
+    def _request(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        limits: Limits,
+        observer: Observer | None,
+        cancel: threading.Event | None,
+        replay: str | None,
+    ) -> Request:
+        if sampling.temperature > 0 and sampling.seed is None:
+            sampling = replace(sampling, seed=secrets.randbits(32))
+        interrupt = Interrupt(time.monotonic(), limits.timeout_s, cancel)
+        return Request(prompt, sampling, limits, observer, interrupt, replay)
+
+    @contextmanager
+    def _turn(self, request: Request) -> Iterator[float]:
+        """Wait for the engine; gives the seconds that took."""
+        ticket = self._turnstile.ticket()
+        try:
+            self._wait(ticket, request.interrupt)
+            yield time.monotonic() - request.interrupt.started
+        finally:
+            self._turnstile.leave(ticket)
+
+    @staticmethod
+    def _wait(ticket: Future[None], interrupt: Interrupt) -> None:
+        while not ticket.done():
+            interrupt.check()
+            # Without a cancel event only the deadline can end the wait, so there is no need to poll.
+            poll = 0.05 if interrupt.cancel is not None else None
+            limits = [seconds for seconds in (poll, interrupt.remaining_s) if seconds is not None]
+            try:
+                ticket.result(timeout=min(limits, default=None))
+            except FutureTimeoutError:
+                continue
+
+    async def _aturn(self, request: Request) -> tuple[Future[None], float]:
+        ticket = self._turnstile.ticket()
+        try:
+            # A ticket is never cancelled by its waiter (shield): `leave` must see it as it is.
+            await asyncio.wait_for(
+                asyncio.shield(asyncio.wrap_future(ticket)), timeout=request.interrupt.remaining_s
+            )
+        except BaseException as error:
+            self._turnstile.leave(ticket)
+            if isinstance(error, TimeoutError):
+                request.interrupt.check()
+            raise
+        return ticket, time.monotonic() - request.interrupt.started
+
+    def _close_and_leave(self, run: Generator[str, None, Generation], ticket: Future[None]) -> None:
+        try:
+            run.close()
+        finally:
+            self._turnstile.leave(ticket)
+
+    def _run_and_leave(self, run: Generator[str, None, Generation], ticket: Future[None]) -> Generation:
+        try:
+            return _drain(run)
+        finally:
+            self._turnstile.leave(ticket)
+
+    def _run(self, request: Request, queue_s: float) -> Generator[str, None, Generation]:
+        """Decode one request; yields text that is safe to show, returns the generation."""
+        request.interrupt.check()
+        started = time.monotonic()
+        tokens = self.encode(request.prompt)
+        self._check_room(tokens)
+        forced = self._forced(request.replay)
+        room = self.model.context_tokens - len(tokens)
+        max_tokens = min(room, request.limits.max_tokens if forced is None else len(forced))
+        text = _SafeText(request.limits.stop if forced is None else ())
+        detokenizer = self._detokenizer()
+        pass_signals: list[TokenSignals] = []
+        chosen: list[int] = []
+        capture_error: str | None = None
+        finish: FinishReason = "length"
+        rng = np.random.default_rng(request.sampling.seed)
+
+        with self._session(capture=request.observer is not None, interrupt=request.interrupt) as session:
+            fed: Sequence[int] = tokens
+            while len(chosen) < max_tokens:
+                request.interrupt.check()
+                logits = session.feed(fed)
+                if request.observer is not None and capture_error is None:
+                    capture_error = _observe(request.observer, session)
+                token = choose(logits, request.sampling, rng) if forced is None else forced[len(chosen)]
+                pass_signals.append(signals_of(logits, token))
+                chosen.append(token)
+                if self._is_end(token):
+                    finish = "stop"
+                    break
+                safe = text.push(detokenizer.push(token))
+                if safe:
+                    yield safe
+                if text.stopped:
+                    finish = "stop_string"
+                    break
+                fed = (token,)
+        rest = text.finish(detokenizer.flush())
+        if rest:
+            yield rest
+        return Generation(
+            text=text.shown,
+            token_ids=tuple(chosen),
+            logprobs=np.array([signal.logprob for signal in pass_signals], np.float32),
+            entropies=np.array([signal.entropy for signal in pass_signals], np.float32),
+            margins=np.array([signal.margin for signal in pass_signals], np.float32),
+            prompt_tokens=len(tokens),
+            finish_reason=finish,
+            sampling=request.sampling,
+            queue_s=queue_s,
+            seconds=time.monotonic() - started,
+            capture_error=capture_error,
+        )
+
+    def _forced(self, replay: str | None) -> list[int] | None:
+        if replay is None:
+            return None
+        return [*self.encode_text(replay), self._end_token()]
+
+    def _check_room(self, tokens: Sequence[int]) -> None:
+        if not tokens:
+            raise InputError("The prompt is empty", fix="Ask something")
+        room = self.model.context_tokens
+        if len(tokens) >= room:
+            raise PromptTooLongError(
+                f"The prompt has {len(tokens)} tokens, the context holds {room}",
+                fix="Shorten the prompt, or build the engine with a larger context_tokens",
+            )
+
+
+class _SafeText:
+    """Answer text so far, holding back whatever could still turn out to be a stop string."""
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._stop = stop
+        self._held = ""
+        self.shown = ""
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        self._held += piece
+        cuts = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        if cuts:
+            self.stopped = True
+            return self._release(min(cuts), drop_rest=True)
+        return self._release(len(self._held) - self._could_begin_stop())
+
+    def finish(self, piece: str) -> str:
+        if self.stopped:
+            return ""
+        safe = self.push(piece)
+        return safe + ("" if self.stopped else self._release(len(self._held)))
+
+    def _could_begin_stop(self) -> int:
+        """Length of the longest end of the held text that begins a stop string."""
+        longest = max((len(stop) - 1 for stop in self._stop), default=0)
+        for size in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-size:]) for stop in self._stop):
+                return size
+        return 0
+
+    def _release(self, length: int, *, drop_rest: bool = False) -> str:
+        safe, rest = self._held[:length], self._held[length:]
+        self._held = "" if drop_rest else rest
+        self.shown += safe
+        return safe
+
+
+def _observe(observer: Observer, session: Session) -> str | None:
+    """Hand activations over. A failure is data for the policy, never the loss of the answer."""
+    try:
+        observer.observe(session.activations())
+    except Exception as error:  # noqa: BLE001 - whatever fails here, the policy decides
+        return str(error) or type(error).__name__
+    return None
+
+
+def _drain(run: Generator[str, None, Generation]) -> Generation:
+    while True:
+        piece = _advance(run)
+        if isinstance(piece, Generation):
+            return piece
+
+
+def _advance(run: Generator[str, None, Generation]) -> str | Generation:
+    """The next piece of text, or the generation at the end (StopIteration cannot cross threads)."""
+    try:
+        return next(run)
+    except StopIteration as end:
+        generation: Generation = end.value
+        return generation
+
+
+def _chunks(run: Generator[str, None, Generation]) -> Generator[Chunk, None, Generation]:
+    try:
+        while True:
+            piece = _advance(run)
+            if isinstance(piece, Generation):
+                return piece
+            yield Chunk(piece)
+    finally:
+        run.close()
+
+
+__all__ = [
+    "BaseEngine",
+    "BytesDetokenizer",
+    "Detokenizer",
+    "Engine",
+    "EngineError",
+    "Interrupt",
+    "Observer",
+    "Session",
+    "Turnstile",
+]

@@ -1,0 +1,77 @@
+"""From logits to a token and its free signals. Pure; the same for every engine."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.records import Floats, Sampling
+
+
+class TokenSignals(NamedTuple):
+    """What one forward pass says about the token it chose.
+
+    Attributes:
+        logprob: natural log of the chosen token's probability at temperature 1.
+        entropy: of the whole distribution, in nats.
+        margin: log-probability of the likeliest token minus that of the second likeliest.
+    """
+
+    logprob: float
+    entropy: float
+    margin: float
+
+
+def signals_of(logits: Floats, token: int) -> TokenSignals:
+    """Signals of a chosen token.
+
+    Args:
+        logits: shape (V,), raw.
+        token: the chosen token's id.
+    """
+    top = int(logits.argmax())
+    shifted = logits - logits[top]
+    weights = np.exp(shifted)
+    total = float(weights.sum(dtype=np.float64))
+    log_total = float(np.log(total))
+    # A masked token (logit -inf) weighs nothing, but 0 x -inf would be nan.
+    entropy = log_total - float(np.dot(weights, np.maximum(shifted, -1e30))) / total
+    logprob = float(shifted[token]) - log_total
+    shifted[top] = -np.inf
+    return TokenSignals(logprob, max(entropy, 0.0), -float(shifted.max()))
+
+
+def choose(logits: Floats, sampling: Sampling, rng: np.random.Generator) -> int:
+    """The next token: the likeliest, or drawn at a temperature from the top-k and top-p tokens.
+
+    Args:
+        logits: shape (V,), raw.
+        sampling: temperature 0 is greedy.
+        rng: used only when sampling.
+    """
+    if sampling.temperature == 0.0:
+        return int(logits.argmax())
+    ids = _top_k(logits, sampling.top_k)
+    scaled = logits[ids].astype(np.float64) / sampling.temperature
+    probabilities = np.exp(scaled - scaled.max())
+    probabilities /= probabilities.sum()
+    kept = _top_p(probabilities, sampling.top_p)
+    return int(rng.choice(ids[kept], p=probabilities[kept] / probabilities[kept].sum()))
+
+
+def _top_k(logits: Floats, k: int) -> NDArray[np.intp]:
+    """Ids of the k largest logits (all for k = 0), largest first, ties by id."""
+    if 0 < k < len(logits):
+        ids = np.argpartition(-logits, k - 1)[:k]
+    else:
+        ids = np.arange(len(logits))
+    return ids[np.lexsort((ids, -logits[ids]))]
+
+
+def _top_p(probabilities: NDArray[np.float64], p: float) -> slice:
+    """The shortest run of sorted probabilities whose sum reaches p; always at least one."""
+    if p >= 1.0:
+        return slice(None)
+    return slice(0, int(np.searchsorted(np.cumsum(probabilities), p)) + 1)

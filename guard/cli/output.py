@@ -1,0 +1,45 @@
+"""How commands print: tables for people, JSON for programs, one sentence for errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from guard.errors import GuardError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: The option that every command has.
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console; imported late, since it is not needed for JSON."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output, a line of its own."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+
+
+def fail(error: GuardError) -> NoReturn:
+    """Print an error and leave with its exit code; as JSON where the command was asked for JSON."""
+    if "--json" in sys.argv:
+        kind = type(error).__name__
+        print_json({"error": {"type": kind, "what": error.what, "why": error.why, "fix": error.fix}})
+    else:
+        console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+    sys.exit(error.exit_code)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

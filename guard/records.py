@@ -1,0 +1,388 @@
+"""The frozen records that pass along the way from prompt to action.
+
+    Prompt -> Generation -> Signature -> Score -> Decision -> Outcome
+
+Every other module imports these; these import nothing of guard but its errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import InputError
+
+Floats = NDArray[np.float32]
+
+#: Where in a transformer block activations are read: the MLP's output before the residual add,
+#: or the residual stream after the whole block.
+CapturePoint = Literal["mlp", "block"]
+
+FinishReason = Literal["stop", "stop_string", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model is asked: chat messages (templated by the engine) or a raw text.
+
+    Exactly one of ``messages`` and ``text`` is set. Build one with `Prompt.chat` or `Prompt.raw`.
+
+    Attributes:
+        messages: chat messages, each a mapping with at least ``role`` and ``content``.
+        text: a raw prompt that goes to the tokenizer as it is.
+        tools: JSON-schema tool definitions for chat templates that take them.
+    """
+
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    text: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def chat(
+        cls,
+        messages: str | Iterable[Mapping[str, Any]],
+        *,
+        system: str | None = None,
+        tools: Iterable[Mapping[str, Any]] = (),
+    ) -> Prompt:
+        """Build a chat prompt from one user message or a list of messages.
+
+        Args:
+            messages: the user's text, or messages with ``role`` and ``content``.
+            system: put in front as a system message, unless the messages begin with one.
+            tools: tool definitions, in the form that the model's chat template expects.
+
+        Raises:
+            InputError: no message, or a message without ``role`` or ``content``.
+        """
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        for number, turn in enumerate(turns):
+            if not isinstance(turn, Mapping) or "role" not in turn or "content" not in turn:
+                raise InputError(f"Message {number} needs 'role' and 'content'", why=f"got {turn!r:.200}")
+        if not turns:
+            raise InputError("A chat prompt needs at least one message")
+        if system and turns[0]["role"] != "system":
+            turns.insert(0, {"role": "system", "content": system})
+        return cls(messages=tuple(dict(turn) for turn in turns), tools=tuple(tools))
+
+    @classmethod
+    def raw(cls, text: str) -> Prompt:
+        """Build a prompt that the engine tokenizes without any template."""
+        return cls(text=text)
+
+    def with_instruction(self, instruction: str) -> Prompt:
+        """The same prompt with an instruction added for one attempt (see the policy's ``retry``)."""
+        if self.messages is None:
+            return Prompt.raw(f"{self.text}\n{instruction}\n")
+        *before, last = (dict(turn) for turn in self.messages)
+        last["content"] = f"{last['content']}\n\n{instruction}"
+        return Prompt(messages=(*before, last), tools=self.tools)
+
+    @property
+    def question(self) -> str:
+        """The text a person would call the question: the last user message, or the raw prompt."""
+        if self.messages is None:
+            return self.text or ""
+        asked = [turn for turn in self.messages if turn["role"] == "user"] or list(self.messages)
+        return str(asked[-1]["content"])
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. The default is greedy.
+
+    Attributes:
+        temperature: 0 is greedy; otherwise logits are divided by it before sampling.
+        top_p: smallest set of tokens whose probability reaches this (1 keeps all).
+        top_k: keep the k likeliest tokens (0 keeps all).
+        seed: makes sampling repeatable; None draws a fresh seed.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature <= 100.0:
+            raise InputError(f"temperature must be between 0 and 100, got {self.temperature}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.top_k < 0:
+            raise InputError(f"top_k must be 0 (all tokens) or more, got {self.top_k}")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Where generation ends.
+
+    Attributes:
+        max_tokens: at most this many tokens are generated.
+        stop: texts that end the answer; the text itself is not part of the answer.
+        timeout_s: seconds from the call, queueing included, after which `EngineTimeoutError` is raised.
+    """
+
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if any(not text for text in self.stop):
+            raise InputError("A stop string must not be empty")
+        if self.timeout_s is not None and self.timeout_s <= 0:
+            raise InputError(f"timeout_s must be above 0, got {self.timeout_s}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What identifies a loaded model; a scorer is bound to these fields.
+
+    Attributes:
+        name: for people; not part of the binding.
+        engine: ``llama.cpp`` or ``transformers``.
+        architecture: the family the engine recognised, such as ``llama`` or ``qwen2``.
+        quantization: such as ``Q4_1``, ``float32`` or ``int4``.
+        weights_sha256: of the weight file(s), or of the tensors of an object that was handed over.
+        tokenizer_sha256: of the vocabulary and merges.
+        chat_template_sha256: of the template's text; of the empty string where there is none.
+        layers: number of blocks whose MLP output is recorded (L).
+        width: size of one MLP output (D).
+        context_tokens: how many tokens prompt and answer may have together.
+    """
+
+    name: str
+    engine: str
+    architecture: str
+    quantization: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    chat_template_sha256: str
+    layers: int
+    width: int
+    context_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Generation:
+    """One answer of an engine, with the free signals of its forward passes.
+
+    The token arrays have one entry for each forward pass that chose a token, in order; T counts
+    the end-of-answer token too, since its pass is the one that reads the last answer token.
+
+    Attributes:
+        text: the answer, without stop strings and special tokens.
+        token_ids: shape (T,).
+        logprobs: shape (T,), natural log of the chosen token's probability at temperature 1.
+        entropies: shape (T,), nats, of the full next-token distribution at temperature 1.
+        margins: shape (T,), log-probability of the likeliest token minus that of the second.
+        prompt_tokens: tokens of the prompt.
+        finish_reason: end token (``stop``), a stop string, or the token limit (``length``).
+        sampling: as it was carried out, with the seed that was drawn.
+        queue_s: seconds spent waiting for the engine.
+        seconds: seconds from the engine's turn to the last token.
+        capture_error: why the activations of this answer are missing, or None.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: Floats
+    entropies: Floats
+    margins: Floats
+    prompt_tokens: int
+    finish_reason: FinishReason
+    sampling: Sampling
+    queue_s: float
+    seconds: float
+    capture_error: str | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated, the end token included."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer. The last chunk has the whole generation and no text.
+
+    Attributes:
+        text: text that is safe to show (never a part of a stop string).
+        generation: set on the last chunk only.
+    """
+
+    text: str
+    generation: Generation | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Signature:
+    """The layers' disagreement over one answer.
+
+    Attributes:
+        maps: shape (temperatures, aggregates, L, L), float32; entry i, j is KL(p_i || p_j) in nats.
+        norms: shape (aggregates, L), float32; natural log of the RMS of each layer's activation.
+        temperatures: softmax temperatures, in the order of the first axis.
+        aggregates: ``first``, ``last``, ``mean``, ``max`` over the answer's tokens.
+        tokens: how many tokens were aggregated.
+    """
+
+    maps: Floats
+    norms: Floats
+    temperatures: tuple[float, ...]
+    aggregates: tuple[str, ...]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely an answer is wrong.
+
+    Attributes:
+        p_wrong: probability of being wrong, from 0 (right) to 1 (wrong).
+        calibrated: False when the scorer was forced onto a model that it was not fitted on.
+        baseline_p_wrong: what the token log-probabilities alone would say, for comparison.
+        seconds: time to make features and score, in seconds.
+    """
+
+    p_wrong: float
+    calibrated: bool
+    baseline_p_wrong: float | None
+    seconds: float
+
+
+class Action(StrEnum):
+    """What can be done with an answer."""
+
+    ACCEPT = "accept"
+    RETRY = "retry"
+    FALLBACK = "fallback"
+    ESCALATE = "escalate"
+    ABSTAIN = "abstain"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a policy says about one scored answer; carrying it out is the loop's work.
+
+    Attributes:
+        action: what to do.
+        rule: name of the rule that fired, as ``rules[0]`` or the rule's own ``name``.
+        reason: one sentence a person can read.
+        p_wrong: the score that was looked at; None when there was none.
+        settings: the rule's settings (a model of `guard.policy`), for the loop to carry out.
+    """
+
+    action: Action
+    rule: str
+    reason: str
+    p_wrong: float | None
+    settings: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One generation within a guarded call, and what was thought of it.
+
+    Attributes:
+        answer: the text that was generated.
+        source: ``model``, or the name of the fallback that answered.
+        score: None when scoring failed; then ``error`` says why.
+        decision: what the policy said about this attempt.
+        prompt_tokens: tokens read.
+        completion_tokens: tokens generated.
+        seconds: generation and scoring, in seconds.
+        sampling: how tokens were chosen.
+        error: the failure that took the place of a score.
+    """
+
+    answer: str | None
+    source: str
+    score: Score | None
+    decision: Decision
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    sampling: Sampling
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Escalation:
+    """What an escalation handler gets: one case for a person.
+
+    Attributes:
+        decision_id: identifies the guarded call; handlers use it to be idempotent.
+        question: the question's text, for people.
+        prompt: the whole prompt.
+        answer: the answer that was not accepted; None when generation itself failed.
+        p_wrong: its score; None when scoring failed.
+        rule: the rule that fired.
+        reason: one sentence.
+        route: the caller's route, or None.
+        policy: the policy's name.
+        model: the model's name.
+        attempts: all attempts so far.
+        metadata: what the caller attached to the call.
+        created_at: ISO 8601, UTC.
+    """
+
+    decision_id: str
+    question: str
+    prompt: Prompt
+    answer: str | None
+    p_wrong: float | None
+    rule: str
+    reason: str
+    route: str | None
+    policy: str
+    model: str
+    attempts: tuple[Attempt, ...]
+    metadata: Mapping[str, Any]
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a guarded call gives back.
+
+    Attributes:
+        answer: the text for the caller: the model's, a fallback's, or the policy's; may be None.
+        action: what was done. In shadow mode always ``accept``.
+        rule: the rule that decided.
+        reason: one sentence.
+        p_wrong: score of the answer that the decision is about; None when there was none.
+        decision_id: identifies this call in logs, the review queue and traces.
+        route: the caller's route, or None.
+        mode: ``enforce`` or ``shadow``.
+        would_be: in shadow mode the decision that would have been carried out, else None.
+        attempts: every generation, in order, each with its score and timing.
+        escalated_to: the handlers that took the case.
+        errors: failures of hooks, scoring or handlers, each in one sentence.
+        seconds: the whole call, in seconds.
+    """
+
+    answer: str | None
+    action: Action
+    rule: str
+    reason: str
+    p_wrong: float | None
+    decision_id: str
+    route: str | None
+    mode: str
+    would_be: Decision | None
+    attempts: tuple[Attempt, ...]
+    escalated_to: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the caller got the model's own answer."""
+        return self.action is Action.ACCEPT
