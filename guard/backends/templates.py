@@ -71,19 +71,17 @@ def find_layers(names: Iterable[str], templates: Sequence[str], layers: int | No
     wanted = range(layers if layers is not None else max(found, default=-1) + 1)
     missing = [number for number in wanted if number not in found]
     if missing or not found:
-        raise _unsupported(known, templates, wanted, missing)
+        raise _unsupported(known, wanted, missing)
     return [found[number] for number in wanted]
 
 
-def _unsupported(
-    names: Sequence[str], templates: Sequence[str], wanted: range, missing: Sequence[int]
-) -> UnsupportedArchitectureError:
+def _unsupported(names: Sequence[str], wanted: range, missing: Sequence[int]) -> UnsupportedArchitectureError:
     if not missing or len(missing) == len(wanted):
-        what = "The model's layers are not where they are expected"
+        what = "None of the model's layers has a name that is known"
     else:
-        what = f"{len(missing)} of the model's {len(wanted)} layers are not found, the first is {missing[0]}"
+        what = f"Of the model's {len(wanted)} layers, layer {missing[0]} has no name that is known"
     return UnsupportedArchitectureError(
-        f"{what} ({', '.join(templates[:4])}, ...)",
+        what,
         why=f"the names found are {summarise(names)}",
         fix="Use a decoder-only language model with its head on, or ask for this architecture to be added",
     )
@@ -94,8 +92,8 @@ def summarise(names: Iterable[str]) -> str:
     kinds = Counter(re.sub(r"(?<![A-Za-z0-9])[0-9]+(?![A-Za-z0-9])", "{n}", name) for name in names if name)
     if not kinds:
         return "none"
-    numbered = sorted((kind for kind in kinds if "{n}" in kind), key=lambda kind: (kind.count("."), -kinds[kind]))
-    plain = [kind for kind in kinds if "{n}" not in kind]
-    shown = [f"{kind} ({kinds[kind]} times)" if kinds[kind] > 1 else kind for kind in (numbered + plain)]
+    # Layers' names first, of these the least nested, of these the most frequent.
+    kinds_shown = sorted(kinds, key=lambda kind: ("{n}" not in kind, kind.count("."), -kinds[kind]))
+    shown = [f"{kind} ({kinds[kind]} times)" if kinds[kind] > 1 else kind for kind in kinds_shown]
     more = f" and {len(shown) - _SHOWN} more kinds" if len(shown) > _SHOWN else ""
     return ", ".join(shown[:_SHOWN]) + more
