@@ -1,0 +1,491 @@
+"""Labelled data: questions with accepted answers, or responses with labels, as JSON Lines.
+
+Every bad row is named by its line and the reason; whether that ends the reading is the caller's
+choice. docs/data.md describes the format.
+"""
+
+from __future__ import annotations
+
+import bisect
+import difflib
+import gzip
+import hashlib
+import itertools
+import json
+import math
+import string
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal, NoReturn, TypeVar
+
+from guard.errors import InputError, did_you_mean
+from guard.records import Prompt
+
+#: A line longer than this is taken for damage.
+MAX_LINE_BYTES = 2**20
+#: Choices are lettered, so there are at most as many as letters.
+LETTERS = string.ascii_uppercase
+#: Graders that come with guard; any other is the user's own, as ``module:function``.
+GRADER_NAMES = ("text", "number", "choice", "regex")
+#: Short answers are cheap to ask for and can be graded without another model.
+SHORT_ANSWER_SYSTEM = "Answer with as few words as possible. No explanation."
+_CHOICE_INSTRUCTION = "Answer with the letter only."
+_SHOWN_BAD_ROWS = 5
+
+_QUESTION_KEYS = (
+    *("id", "question", "answers", "choices", "answer_index"),
+    *("context", "category", "grader", "meta"),
+)
+_RESPONSE_KEYS = ("id", "prompt", "response", "wrong", "label", "category", "meta")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question whose right answers are known.
+
+    Attributes:
+        id: unique in its file.
+        question: the text that is asked.
+        answers: accepted answers; any one is right.
+        choices: what to choose from, or None for an open question.
+        answer_index: place of the right choice, or None.
+        context: a passage to read first, or None.
+        category: for tables, or None.
+        grader: how to grade it, or None for the usual one (see `guard.graders.grader_for`).
+        meta: further facts, such as ``answer_regex``.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] | None = None
+    answer_index: int | None = None
+    context: str | None = None
+    category: str | None = None
+    grader: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledResponse:
+    """A response that somebody has judged already.
+
+    Attributes:
+        id: unique in its file.
+        prompt: what the model was asked.
+        response: what it said.
+        wrong: the label.
+        category: for tables, or None.
+        meta: further facts.
+    """
+
+    id: str
+    prompt: Prompt
+    response: str
+    wrong: bool
+    category: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+Row = Question | LabelledResponse
+RowT = TypeVar("RowT", Question, LabelledResponse, Row)
+_ValueT = TypeVar("_ValueT")
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A line that could not be used: its number, from 1, and the reason."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """The rows of a file in its order, and the lines that could not be used."""
+
+    rows: tuple[Row, ...]
+    bad: tuple[BadRow, ...]
+
+
+class _RowError(Exception):
+    """Why one row cannot be used; becomes the reason of a `BadRow`."""
+
+
+def read_rows(
+    path: str | Path, *, on_bad: Literal["stop", "skip"] = "stop", limit: int | None = None, seed: int = 0
+) -> ReadResult:
+    """Read a JSON Lines file, plain or gzip-compressed; blank lines are passed over.
+
+    Args:
+        path: of the file.
+        on_bad: ``stop`` raises when there is any bad row, ``skip`` reports them in the result.
+        limit: draw at most this many rows, without replacement; they keep the file's order.
+        seed: decides which rows are drawn. A row's draw depends on its id only, so that adding
+            rows changes the sample as little as possible.
+
+    Raises:
+        InputError: the file cannot be read, has no usable row, or has bad rows and ``on_bad`` is
+            ``stop``; then the text names the first of them as ``file:line: reason``.
+    """
+    if on_bad not in ("stop", "skip"):
+        raise InputError(f"on_bad must be 'stop' or 'skip', got {on_bad!r}")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be at least 1, got {limit}")
+    rows: list[Row] = []
+    bad: list[BadRow] = []
+    lines_by_id: dict[str, int] = {}
+    for line, content in _lines(Path(path).expanduser()):
+        try:
+            row = _parse(content)
+            if row.id in lines_by_id:
+                raise _RowError(f"repeats the id or the content of line {lines_by_id[row.id]}")
+        except _RowError as error:
+            bad.append(BadRow(line, str(error)))
+        else:
+            lines_by_id[row.id] = line
+            rows.append(row)
+    if bad and on_bad == "stop":
+        raise _bad_rows(path, bad)
+    if not rows:
+        raise InputError(f"{path} has no usable row", why=f"line {bad[0].line}: {bad[0].reason}" if bad else "")
+    if limit is not None and len(rows) > limit:
+        drawn = sorted(range(len(rows)), key=lambda at: _position(seed, rows[at].id))[:limit]
+        rows = [rows[at] for at in sorted(drawn)]
+    return ReadResult(tuple(rows), tuple(bad))
+
+
+def question_prompt(question: Question, *, system: str = SHORT_ANSWER_SYSTEM) -> Prompt:
+    """What the model is asked: the passage if there is one, the question, then lettered choices.
+
+    Args:
+        question: to ask.
+        system: the system message; the empty string for none.
+    """
+    parts = [question.context, ""] if question.context else []
+    parts.append(question.question)
+    if question.choices:
+        parts += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False)]
+        parts.append(_CHOICE_INSTRUCTION)
+    return Prompt.chat("\n".join(parts), system=system or None)
+
+
+def split_questions(rows: Sequence[RowT], *, seed: int, shares: Mapping[str, float]) -> dict[str, list[RowT]]:
+    """Divide rows into disjoint parts, so that no question stands in two of them.
+
+    Rows with the same text (passage included; case, spaces and end punctuation aside) stay
+    together. Where a row goes depends on its text, the seed and the shares only: rows that are
+    added later move none of the others.
+
+    Args:
+        rows: questions or responses.
+        seed: for another division.
+        shares: part to its share, such as ``{"fit": 0.8, "test": 0.2}``; they add up to 1. Real
+            shares differ from these by chance.
+
+    Raises:
+        InputError: the shares are not above 0 or do not add up to 1.
+    """
+    if not shares or any(not share > 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+        raise InputError(f"Shares must be above 0 and add up to 1, got {dict(shares)}")
+    names, ends = list(shares), list(itertools.accumulate(shares.values()))
+    parts: dict[str, list[RowT]] = {name: [] for name in names}
+    for row in rows:
+        at = bisect.bisect_right(ends, _position(seed, _normalised(row)))
+        parts[names[min(at, len(names) - 1)]].append(row)
+    return parts
+
+
+def _position(seed: int, text: str) -> float:
+    """A number in [0, 1) that depends on the text and the seed only."""
+    digest = hashlib.sha256(f"{seed}\0{text}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _normalised(row: Row) -> str:
+    if isinstance(row, Question):
+        text = f"{row.context or ''}\n{row.question}"
+    else:
+        turns = row.prompt.messages or ()
+        text = "\n".join(str(turn["content"]) for turn in turns if turn["role"] != "system")
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" ?!.")
+
+
+# -- lines -------------------------------------------------------------------------------------
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Line numbers from 1 and contents, blank lines left out; None for a line that is too long."""
+    try:
+        with path.open("rb") as file:
+            if file.peek(2)[:2] == b"\x1f\x8b":
+                with gzip.open(file) as unpacked:
+                    yield from _split_lines(unpacked)
+            else:
+                yield from _split_lines(file)
+    except FileNotFoundError as error:
+        near = [other.name for other in path.parent.glob("*.json*")] if path.parent.is_dir() else []
+        raise InputError(f"There is no file {path}", fix=did_you_mean(path.name, near)) from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path} is damaged gzip data", why=str(error), fix="Copy the file again") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"Cannot read {str(path)!r}", why=why) from error
+
+
+def _split_lines(stream: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[int, bytes | None]]:
+    number = 0
+    while content := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if number == 1:
+            content = content.removeprefix(b"\xef\xbb\xbf")
+        too_long = len(content) > MAX_LINE_BYTES
+        while not content.endswith(b"\n") and (rest := stream.readline(MAX_LINE_BYTES)):
+            content, too_long = rest, True
+        if too_long:
+            yield number, None
+        elif content.strip():
+            yield number, content
+
+
+def _bad_rows(path: str | Path, bad: Sequence[BadRow]) -> InputError:
+    shown = "; ".join(f"{path}:{row.line}: {row.reason}" for row in bad[:_SHOWN_BAD_ROWS])
+    more = f"; and {len(bad) - _SHOWN_BAD_ROWS} more" if len(bad) > _SHOWN_BAD_ROWS else ""
+    count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
+    return InputError(count, why=shown + more, fix="Correct them, or choose to skip bad rows")
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+def _parse(content: bytes | None) -> Row:
+    if content is None:
+        raise _RowError(f"the line is longer than {MAX_LINE_BYTES} bytes")
+    row = _json_object(content)
+    if "question" in row and "response" in row:
+        raise _RowError("has both 'question' and 'response'; a row is one or the other")
+    if "response" in row or ("prompt" in row and "question" not in row):
+        return _response(row)
+    return _question(row)
+
+
+def _json_object(content: bytes) -> dict[str, Any]:
+    try:
+        text = content.decode("utf-8")
+        row = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_without_repeats)
+        if "\\u" in text:  # half of a surrogate pair is JSON, but no text
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise _RowError(f"is not UTF-8 (byte {error.start + 1} of the line)") from error
+    except UnicodeEncodeError as error:
+        raise _RowError("has half of a surrogate pair, which is no character") from error
+    except json.JSONDecodeError as error:
+        raise _RowError(f"is not JSON: {error.msg} in column {error.colno}") from error
+    except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise _RowError("is nested too deeply, or has a number that is too long") from error
+    if not isinstance(row, dict):
+        raise _RowError(f"is {_kind(row)}, not an object; write one JSON object a line")
+    return row
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _RowError(f"has {name}, which is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _RowError("has a number that is too large")
+    return number
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise _RowError("has the same key twice")
+    return values
+
+
+def _question(row: Mapping[str, Any]) -> Question:
+    _check_keys(row, _QUESTION_KEYS)
+    question = _required(row, "question", _filled_text, _QUESTION_KEYS)
+    choices = _optional(row, "choices", _texts)
+    index = _optional(row, "answer_index", _whole_number)
+    if choices is None:
+        if index is not None:
+            raise _RowError("has 'answer_index' but no 'choices'")
+        answers = _required(row, "answers", _texts, _QUESTION_KEYS)
+    else:
+        index, answers = _right_choice(choices, index, _optional(row, "answers", _texts))
+    found = Question(
+        id=_id(row),
+        question=question,
+        answers=answers,
+        choices=choices,
+        answer_index=index,
+        context=_optional(row, "context", _filled_text),
+        category=_optional(row, "category", _filled_text),
+        grader=_optional(row, "grader", _filled_text),
+        meta=_optional(row, "meta", _mapping) or {},
+    )
+    _check_grader(found)
+    return found
+
+
+def _right_choice(
+    choices: tuple[str, ...], index: int | None, answers: tuple[str, ...] | None
+) -> tuple[int, tuple[str, ...]]:
+    """The place of the right choice and the accepted answers, one of which may be left out."""
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise _RowError(f"has {len(choices)} choices; from 2 to {len(LETTERS)} can be lettered")
+    if len(set(choices)) < len(choices):
+        raise _RowError("has the same choice twice")
+    if index is None:
+        if answers is None:
+            raise _RowError("needs 'answer_index' or 'answers' beside its choices")
+        right = [at for at, choice in enumerate(choices) if choice in answers]
+        if len(right) != 1:
+            raise _RowError(f"has {len(right)} choices among its 'answers'; name the right one: 'answer_index'")
+        index = right[0]
+    if not 0 <= index < len(choices):
+        raise _RowError(f"has answer_index {index}, but {len(choices)} choices (counted from 0)")
+    if answers is None:
+        return index, (choices[index],)
+    if choices[index] not in answers:
+        raise _RowError("has a right choice that is not among its 'answers'")
+    return index, answers
+
+
+def _check_grader(question: Question) -> None:
+    grader = question.grader
+    if grader is None:
+        return
+    if grader not in GRADER_NAMES and ":" not in grader:
+        raise _RowError(f"has the unknown grader {grader!r:.50}. {did_you_mean(grader, GRADER_NAMES)}")
+    if grader == "choice" and question.choices is None:
+        raise _RowError("is to be graded by 'choice' but has no 'choices'")
+    if grader == "regex" and not isinstance(question.meta.get("answer_regex"), str):
+        raise _RowError("is to be graded by 'regex' but has no text 'answer_regex' in 'meta'")
+
+
+def _response(row: Mapping[str, Any]) -> LabelledResponse:
+    _check_keys(row, _RESPONSE_KEYS)
+    return LabelledResponse(
+        id=_id(row),
+        prompt=_required(row, "prompt", _prompt, _RESPONSE_KEYS),
+        response=_required(row, "response", _text, _RESPONSE_KEYS),
+        wrong=_label(row),
+        category=_optional(row, "category", _filled_text),
+        meta=_optional(row, "meta", _mapping) or {},
+    )
+
+
+def _label(row: Mapping[str, Any]) -> bool:
+    wrong, label = row.get("wrong"), row.get("label")
+    if wrong is not None and label is not None:
+        raise _RowError("has both 'wrong' and 'label'; give one")
+    if wrong is not None:
+        if not isinstance(wrong, bool):
+            raise _RowError(f"'wrong' must be true or false, got {_kind(wrong)}")
+        return wrong
+    if label is None:
+        raise _RowError("misses 'wrong' (true or false)")
+    if isinstance(label, bool):
+        raise _RowError("'label' must not be true or false, which could mean either; use 'wrong'")
+    if label in (0, 1):
+        return bool(label)
+    if label in ("right", "wrong"):
+        return bool(label == "wrong")
+    raise _RowError('\'label\' must be 1 or "wrong", or 0 or "right"')
+
+
+def _id(row: Mapping[str, Any]) -> str:
+    """The row's own id, or one made of its content, which is the same in every run."""
+    if (given := row.get("id")) is None:
+        canonical = json.dumps(row, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    if isinstance(given, int) and not isinstance(given, bool):
+        return str(given)
+    return _filled_text(given, "id")
+
+
+# -- values ------------------------------------------------------------------------------------
+
+
+def _check_keys(row: Mapping[str, Any], known: Sequence[str]) -> None:
+    """A misspelt optional key must not be passed over; other unknown keys are the user's own."""
+    absent = [key for key in known if row.get(key) is None]
+    for key in row:
+        if key not in known and difflib.get_close_matches(key, absent, n=1, cutoff=0.75):
+            raise _RowError(f"has the unknown key {key!r:.50}. {did_you_mean(key, absent)}")
+
+
+def _required(row: Mapping[str, Any], key: str, read: Callable[[Any, str], _ValueT], known: Sequence[str]) -> _ValueT:
+    value = row.get(key)
+    if value is None:
+        near = difflib.get_close_matches(key, [other for other in row if other not in known], n=1)
+        raise _RowError(f"misses {key!r}" + (f"; is it {near[0]!r:.50}?" if near else ""))
+    return read(value, key)
+
+
+def _optional(row: Mapping[str, Any], key: str, read: Callable[[Any, str], _ValueT]) -> _ValueT | None:
+    return None if (value := row.get(key)) is None else read(value, key)
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise _RowError(f"{key!r} must be a text, got {_kind(value)}")
+    return value
+
+
+def _filled_text(value: Any, key: str) -> str:
+    if not _text(value, key).strip():
+        raise _RowError(f"{key!r} is empty")
+    return str(value)
+
+
+def _texts(value: Any, key: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _RowError(f"{key!r} must be a list of texts, got {_kind(value)}")
+    if not value:
+        raise _RowError(f"{key!r} is empty")
+    return tuple(_filled_text(item, f"{key}[{at}]") for at, item in enumerate(value))
+
+
+def _whole_number(value: Any, key: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _RowError(f"{key!r} must be a whole number, got {_kind(value)}")
+    return value
+
+
+def _mapping(value: Any, key: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _RowError(f"{key!r} must be an object, got {_kind(value)}")
+    return value
+
+
+def _prompt(value: Any, key: str) -> Prompt:
+    if isinstance(value, str):
+        return Prompt.chat(_filled_text(value, key))
+    if not isinstance(value, list) or not value:
+        raise _RowError(f"{key!r} must be a text or a list of messages, got {_kind(value)}")
+    for at, turn in enumerate(value):
+        turn = _mapping(turn, f"{key}[{at}]")
+        for part in ("role", "content"):
+            if part not in turn:
+                raise _RowError(f"'{key}[{at}]' misses {part!r}")
+            _text(turn[part], f"{key}[{at}].{part}")
+    return Prompt.chat(value)
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in JSON's words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a truth value"
+    names = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
+    return "an empty list" if value == [] else names[type(value)]
