@@ -439,9 +439,7 @@ class _Reader:
             raise self._malformed(f"general.alignment is {alignment}, not a power of two")
         return alignment
 
-    def _tensor_info(
-        self, known: Mapping[str, object], alignment: int
-    ) -> tuple[str, tuple[tuple[int, ...], int, int]]:
+    def _tensor_info(self, known: Mapping[str, object], alignment: int) -> tuple[str, tuple[tuple[int, ...], int, int]]:
         name = self._text("a tensor's name", limit=_MAX_NAME_BYTES)
         if name in known:
             raise self._malformed(f"the tensor {name!r:.100} occurs twice")
@@ -496,12 +494,4 @@ def _looks_like(head: bytes) -> str:
     return f"it begins with {head[:4]!r}, not with b'GGUF'"
 
 
-__all__ = [
-    "HEADER_LIMIT",
-    "GgufHeader",
-    "GgufTensor",
-    "GgufValue",
-    "StringArray",
-    "read_gguf",
-    "weights_sha256",
-]
+__all__ = ["GgufHeader", "GgufTensor", "GgufValue", "StringArray", "read_gguf", "weights_sha256"]
