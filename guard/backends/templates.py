@@ -95,5 +95,5 @@ def summarise(names: Iterable[str]) -> str:
     # Layers' names first, of these the least nested, of these the most frequent.
     kinds_shown = sorted(kinds, key=lambda kind: ("{n}" not in kind, kind.count("."), -kinds[kind]))
     shown = [f"{kind} ({kinds[kind]} times)" if kinds[kind] > 1 else kind for kind in kinds_shown]
-    more = f" and {len(shown) - _SHOWN} more kinds" if len(shown) > _SHOWN else ""
+    more = f", and {len(shown) - _SHOWN} more kinds" if len(shown) > _SHOWN else ""
     return ", ".join(shown[:_SHOWN]) + more
