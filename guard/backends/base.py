@@ -323,7 +323,8 @@ class BaseEngine(ABC):
         observer: Observer | None = None,
     ) -> AsyncIterator[Chunk]:
         """`stream` without blocking the event loop."""
-        request = self._request(prompt, sampling, limits, observer, None, None)
+        cancel = threading.Event()
+        request = self._request(prompt, sampling, limits, observer, cancel, None)
         ticket, queue_s = await self._aturn(request)
         run = self._run(request, queue_s)
         step: asyncio.Future[str | Generation] | None = None
@@ -340,7 +341,8 @@ class BaseEngine(ABC):
             if step is None or step.done():
                 self._close_and_leave(run, ticket)
             else:  # cancelled while a token is being computed: clean up when it is done
-                step.add_done_callback(lambda _: self._close_and_leave(run, ticket))
+                cancel.set()
+                step.add_done_callback(lambda done: self._abandon(done, run, ticket))
 
     def __enter__(self) -> BaseEngine:
         return self
@@ -405,6 +407,16 @@ class BaseEngine(ABC):
             run.close()
         finally:
             self._turnstile.leave(ticket)
+
+    def _abandon(
+        self,
+        step: asyncio.Future[str | Generation],
+        run: Generator[str, None, Generation],
+        ticket: Future[None],
+    ) -> None:
+        if not step.cancelled():
+            step.exception()  # taken note of, or the loop would complain that nobody did
+        self._close_and_leave(run, ticket)
 
     def _run_and_leave(self, run: Generator[str, None, Generation], ticket: Future[None]) -> Generation:
         try:
