@@ -1,0 +1,421 @@
+"""What to do with an answer, given its probability of being wrong: YAML -> rules -> Decision.
+
+    policy = load_policy("balanced")
+    decision = decide(policy, p_wrong=0.31)
+
+Deciding is pure; carrying a decision out is the work of the loop. Rules are tried in turn and the
+first that holds decides. A rule that is used up (retries, a fallback that has answered, a spent
+budget) is passed over, and the next one, which is never less careful, decides in its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from guard.errors import PolicyError, did_you_mean
+from guard.policy_check import read_document, rule_label
+from guard.policy_document import (
+    Abstain,
+    Accept,
+    Budget,
+    Document,
+    Escalate,
+    Fallback,
+    FallbackEngine,
+    NullFree,
+    OnError,
+    Retry,
+    Rule,
+    Settings,
+)
+from guard.policy_file import InvalidPolicyError, Location, Problem, location_text, read_text, read_yaml
+from guard.records import Action, Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a guarded call has used up so far.
+
+    Attributes:
+        retries: retries made.
+        fallbacks: names of the fallbacks that have answered or failed.
+        spent: whether the budget (attempts, tokens or seconds) allows no further generation.
+    """
+
+    retries: int = 0
+    fallbacks: frozenset[str] = frozenset()
+    spent: bool = False
+
+
+NOTHING_USED = Used()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One rule, ready to be tried.
+
+    Attributes:
+        name: the rule's own name, or its place and action.
+        action: what it does.
+        below: holds where p_wrong is less than this; infinity where it takes every answer.
+        settings: for the loop to carry out.
+    """
+
+    name: str
+    action: Action
+    below: float
+    settings: Settings
+
+    @property
+    def condition(self) -> str:
+        """The condition in one piece, as ``p_wrong < 0.25``."""
+        return "always" if self.below == math.inf else f"p_wrong < {self.below:g}"
+
+    def used_up(self, used: Used) -> str | None:
+        """Why the rule is passed over in this call, or None where it is not."""
+        settings = self.settings
+        if isinstance(settings, Retry):
+            if used.retries >= settings.times:
+                return f"{self.name} has used its {_count(settings.times, 'retry', 'retries')}"
+            return f"{self.name} is passed over since the budget is spent" if used.spent else None
+        # A fixed text costs nothing, so only engines and callables can be used up.
+        if isinstance(settings, Fallback) and settings.to is not None:
+            if settings.to in used.fallbacks:
+                return f"{self.name} is passed over since '{settings.to}' was used already"
+            return f"{self.name} is passed over since the budget is spent" if used.spent else None
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What holds for one route, or for calls without one.
+
+    Attributes:
+        rules: in the order in which they are tried; the last takes every answer.
+        on_error: taken where there is no score.
+        budget: of one guarded call.
+    """
+
+    rules: tuple[Line, ...]
+    on_error: Line
+    budget: Budget
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A checked policy. Get one from `load_policy` or `parse_policy`.
+
+    Attributes:
+        name: as written in the document.
+        description: for people; may be empty.
+        mode: ``enforce``, or ``shadow``: the loop records decisions and changes nothing.
+        sha256: of what the document means, defaults written out; comments and layout don't matter.
+        fallbacks: engines that the document names.
+        plans: by route; None is the plan of calls without a route.
+    """
+
+    name: str
+    description: str
+    mode: Literal["enforce", "shadow"]
+    sha256: str
+    fallbacks: Mapping[str, FallbackEngine]
+    plans: Mapping[str | None, Plan]
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """Names that callers may give."""
+        return tuple(route for route in self.plans if route is not None)
+
+    def plan(self, route: str | None = None) -> Plan:
+        """The plan for a route.
+
+        Raises:
+            PolicyError: the policy has no such route. The rules of calls without a route are never
+                taken in its place: they may well be less careful.
+        """
+        plan = self.plans.get(route)
+        if plan is None:
+            fix = did_you_mean(str(route), self.routes) or "It has no routes: leave the route out"
+            raise PolicyError(f"Policy '{self.name}' has no route '{route}'", fix=fix)
+        return plan
+
+    def check_route(self, route: str | None) -> None:
+        """Raise as `plan` does where the policy has no such route."""
+        self.plan(route)
+
+    def budget_for(self, route: str | None = None) -> Budget:
+        """The budget of one guarded call; errors as for `plan`."""
+        return self.plan(route).budget
+
+    def fallback_names(self) -> tuple[str, ...]:
+        """Every engine or callable that some rule falls back to, sorted."""
+        return tuple(sorted({s.to for s in self._settings() if isinstance(s, Fallback) and s.to is not None}))
+
+    def handler_names(self) -> tuple[str, ...]:
+        """Every escalation handler that some rule names, sorted."""
+        return tuple(sorted({name for s in self._settings() if isinstance(s, Escalate) for name in s.to}))
+
+    def _settings(self) -> Iterator[Settings]:
+        for plan in self.plans.values():
+            yield from (line.settings for line in (*plan.rules, plan.on_error))
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+def load_policy(source: str | Path) -> Policy:
+    """Read a policy.
+
+    Args:
+        source: the name of a built-in policy, or a file. Write ``./strict`` for a file of that name.
+
+    Raises:
+        PolicyError: no such policy, or the file cannot be read.
+        InvalidPolicyError: the file's text is wrong; every problem has its line and column.
+    """
+    path = _find(source)
+    return parse_policy(read_text(path), where=str(path))
+
+
+def parse_policy(text: str, *, where: str = "<policy>") -> Policy:
+    """Read a policy from text.
+
+    Args:
+        text: the YAML.
+        where: the file, or what stands for it in messages.
+
+    Raises:
+        InvalidPolicyError: the text is wrong; every problem has its line and column.
+    """
+    document, problems = read_document(read_yaml(text, where=where))
+    if problems or document is None:
+        raise InvalidPolicyError.of(problems)
+    return _policy(document)
+
+
+def builtin_policies() -> dict[str, Path]:
+    """The files of the built-in policies by name."""
+    package = Path(__file__).parent
+    # The wheel has the folder inside the package, a source checkout beside it.
+    for folder in (package / "policies", package.parent / "policies"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    raise PolicyError("The built-in policies are missing", why=f"no {folder}", fix="Install guard again")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of policy files, for editors."""
+    schema = Document.model_json_schema(schema_generator=NullFree)
+    return {"$schema": NullFree.schema_dialect, **schema}
+
+
+def _find(source: str | Path) -> Path:
+    builtin = builtin_policies()
+    if isinstance(source, str) and source in builtin:
+        return builtin[source]
+    path = Path(source)
+    if not source or (path.parent == Path() and not path.suffix and not path.exists()):
+        what = f"There is no policy '{source}', built in or in a file of that name"
+        raise PolicyError(what, fix=did_you_mean(str(source), builtin))
+    return path
+
+
+def _policy(document: Document) -> Policy:
+    whole = _plan((), document.rules, document.on_error, document.budget)
+    plans: dict[str | None, Plan] = {None: whole}
+    for name, route in document.routes.items():
+        prefix = ("routes", name)
+        changed = route.budget.model_dump(exclude_unset=True) if route.budget else {}
+        plans[name] = Plan(
+            rules=_lines(prefix, route.rules) if route.rules else whole.rules,
+            on_error=_on_error_line(prefix, route.on_error) if route.on_error else whole.on_error,
+            budget=document.budget.model_copy(update=changed),
+        )
+    canonical = json.dumps(document.model_dump(mode="json", by_alias=True), sort_keys=True)
+    return Policy(
+        name=document.name,
+        description=document.description or "",
+        mode=document.mode,
+        sha256=hashlib.sha256(canonical.encode()).hexdigest(),
+        fallbacks=MappingProxyType(document.fallbacks),
+        plans=MappingProxyType(plans),
+    )
+
+
+def _plan(prefix: Location, rules: tuple[Rule, ...], on_error: OnError, budget: Budget) -> Plan:
+    return Plan(_lines(prefix, rules), _on_error_line(prefix, on_error), budget)
+
+
+def _lines(prefix: Location, rules: tuple[Rule, ...]) -> tuple[Line, ...]:
+    return tuple(
+        Line(
+            name=rule_label((*prefix, "rules", number), rule),
+            action=rule.action,
+            below=math.inf if rule.settings.below is None else rule.settings.below,
+            settings=rule.settings,
+        )
+        for number, rule in enumerate(rules)
+    )
+
+
+def _on_error_line(prefix: Location, on_error: OnError) -> Line:
+    return Line(location_text((*prefix, "on_error")), on_error.action, math.inf, on_error.settings)
+
+
+# -- deciding ----------------------------------------------------------------------------------
+
+
+def decide(policy: Policy, *, p_wrong: float | None, route: str | None = None, used: Used = NOTHING_USED) -> Decision:
+    """Say what to do with an answer.
+
+    Args:
+        policy: the rules.
+        p_wrong: probability of the answer being wrong. None, NaN or anything outside 0 to 1 is a
+            failure of scoring, and ``on_error`` decides.
+        route: name given by the caller.
+        used: what this call has used up.
+
+    Raises:
+        PolicyError: the policy has no such route.
+    """
+    if p_wrong is None:
+        return decide_error(policy, error="the answer has no score", route=route, used=used)
+    p_wrong = float(p_wrong)  # a NumPy float32 would be compared in its own precision
+    if not 0.0 <= p_wrong <= 1.0:
+        return decide_error(policy, error=f"the score {p_wrong} is no probability", route=route, used=used)
+    passed: list[Line] = []
+    rules = policy.plan(route).rules
+    for line in rules:
+        if p_wrong < line.below:
+            if line.used_up(used) is None:
+                break
+            passed.append(line)
+    reason = _reason(p_wrong, line, rules, passed, used)
+    return Decision(line.action, line.name, reason, p_wrong, line.settings)
+
+
+def decide_error(policy: Policy, *, error: str, route: str | None = None, used: Used = NOTHING_USED) -> Decision:
+    """Say what to do where generating, recording or scoring failed.
+
+    Args:
+        policy: the rules; its ``on_error`` decides. A fallback that is used up becomes an abstention.
+        error: what failed, in one sentence.
+        route: name given by the caller.
+        used: what this call has used up.
+
+    Raises:
+        PolicyError: the policy has no such route.
+    """
+    line = policy.plan(route).on_error
+    reason = f"No usable score: {error.rstrip('.')}"
+    why = line.used_up(used)
+    if why is not None:
+        return Decision(Action.ABSTAIN, line.name, f"{reason}; {why}", None, Abstain())
+    return Decision(line.action, line.name, reason, None, line.settings)
+
+
+def _reason(p_wrong: float, line: Line, rules: tuple[Line, ...], passed: list[Line], used: Used) -> str:
+    if passed:
+        skipped = "; ".join(str(rule.used_up(used)) for rule in passed)
+        return f"p_wrong {p_wrong:.4g} is below {passed[0].below:g}, but {skipped}"
+    if line.below <= 1.0:
+        return f"p_wrong {p_wrong:.4g} is below {line.below:g}"
+    if len(rules) == 1:
+        return f"{line.name} takes every answer (p_wrong {p_wrong:.4g})"
+    return f"p_wrong {p_wrong:.4g} is not below {rules[-2].below:g}"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+# -- explaining --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How one rule took part in a decision.
+
+    Attributes:
+        rule: its name.
+        action: what it does.
+        condition: as ``p_wrong < 0.25``, or ``always``.
+        holds: whether the condition holds.
+        decides: whether this is the rule that decides.
+        why: in words.
+    """
+
+    rule: str
+    action: Action
+    condition: str
+    holds: bool
+    decides: bool
+    why: str
+
+
+def explain(policy: Policy, p_wrong: float, route: str | None = None, *, used: Used = NOTHING_USED) -> list[Step]:
+    """Show how each rule takes part in the decision on a score.
+
+    Args:
+        policy: the rules.
+        p_wrong: probability of being wrong, from 0 to 1.
+        route: name given by the caller.
+        used: what the call has used up.
+
+    Raises:
+        PolicyError: the policy has no such route, or the score is no probability.
+    """
+    if not 0.0 <= p_wrong <= 1.0:
+        raise PolicyError(f"A score is a probability from 0 to 1, got {p_wrong}")
+    steps: list[Step] = []
+    decided: Line | None = None
+    for line in policy.plan(route).rules:
+        holds = p_wrong < line.below
+        used_up = line.used_up(used) if holds else None
+        decides = holds and used_up is None and decided is None
+        if not holds:
+            why = f"{p_wrong:.4g} is not below {line.below:g}"
+        elif used_up is not None:
+            why = used_up
+        elif decides:
+            passed_over = steps and steps[-1].holds
+            why = "the next rule that holds" if passed_over else "the first rule that holds"
+        else:
+            why = f"{decided.name} comes first" if decided else ""
+        steps.append(Step(line.name, line.action, line.condition, holds, decides, why))
+        decided = line if decides else decided
+    return steps
+
+
+__all__ = [
+    "NOTHING_USED",
+    "Abstain",
+    "Accept",
+    "Budget",
+    "Escalate",
+    "Fallback",
+    "FallbackEngine",
+    "InvalidPolicyError",
+    "Line",
+    "Plan",
+    "Policy",
+    "Problem",
+    "Retry",
+    "Settings",
+    "Step",
+    "Used",
+    "builtin_policies",
+    "decide",
+    "decide_error",
+    "explain",
+    "json_schema",
+    "load_policy",
+    "parse_policy",
+]
