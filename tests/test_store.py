@@ -480,6 +480,19 @@ def test_threads_open_a_fresh_database_at_once(url: str) -> None:
         assert store.count() == 8
 
 
+def test_opening_waits_for_another_process_that_sets_the_file_up(path: Path) -> None:
+    Store.open(path).close()
+    raw(path, "PRAGMA journal_mode = DELETE")
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="locked"):
+        Store.open(path, timeout_s=0.1)
+    threading.Timer(0.3, other.execute, ["ROLLBACK"]).start()
+    with Store.open(path) as store:
+        assert store.count() == 0
+    other.close()
+
+
 def test_a_database_of_revision_1_is_brought_up_to_date(url: str) -> None:
     opened = database._open_sqlite if "://" not in url else None
     parsed = database._parse(url)
