@@ -7,8 +7,8 @@ Every other module imports these; these import nothing of guard but its errors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -238,6 +238,21 @@ class Signature:
     temperatures: tuple[float, ...]
     aggregates: tuple[str, ...]
     tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Signals:
+    """All that a scorer sees of one answer.
+
+    Attributes:
+        logprobs, entropies, margins: shape (T,), as in `Generation`.
+        signature: of the same tokens.
+    """
+
+    logprobs: Floats
+    entropies: Floats
+    margins: Floats
+    signature: Signature
 
 
 @dataclass(frozen=True, slots=True)

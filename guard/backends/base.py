@@ -24,7 +24,17 @@ import numpy as np
 
 from guard.backends.sampling import TokenSignals, choose, signals_of
 from guard.errors import CancelledError, EngineError, EngineTimeoutError, InputError, PromptTooLongError
-from guard.records import CapturePoint, Chunk, FinishReason, Floats, Generation, Limits, ModelInfo, Prompt, Sampling
+from guard.records import (
+    CapturePoint,
+    Chunk,
+    FinishReason,
+    Floats,
+    Generation,
+    Limits,
+    ModelInfo,
+    Prompt,
+    Sampling,
+)
 
 
 @runtime_checkable
@@ -392,9 +402,7 @@ class BaseEngine(ABC):
         ticket = self._turnstile.ticket()
         try:
             # A ticket is never cancelled by its waiter (shield): `leave` must see it as it is.
-            await asyncio.wait_for(
-                asyncio.shield(asyncio.wrap_future(ticket)), timeout=request.interrupt.remaining_s
-            )
+            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(ticket)), timeout=request.interrupt.remaining_s)
         except BaseException as error:
             self._turnstile.leave(ticket)
             if isinstance(error, TimeoutError):

@@ -13,7 +13,20 @@ from guard.errors import GuardError
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: The option that every command has.
+#: Options that several commands share.
+ModelName = Annotated[
+    str, typer.Option("--model", "-m", help="GGUF file, model folder, or smollm2 (the embedded model).")
+]
+ScorerFile = Annotated[
+    str | None, typer.Option("--scorer", "-s", help="What guard calibrate wrote; not needed for smollm2.")
+]
+PolicyName = Annotated[str, typer.Option("--policy", "-p", help="Policy file or built-in name.")]
+Engine = Annotated[str | None, typer.Option("--engine", help="llama.cpp or transformers, where both can load it.")]
+Force = Annotated[bool, typer.Option("--force-scorer", help="Use a scorer of another model; scores are marked.")]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option("--store", envvar="GUARD_STORE", help="Review store: a SQLite file or a database URL."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 

@@ -1,0 +1,500 @@
+"""llama.cpp, through llama-cpp-python: any GGUF that its graph builder knows.
+
+Activations come from the scheduler's evaluation callback: llama.cpp asks for each node of its
+graph whether we want it, and stops there with the data ready. Node names are the layer templates
+(``ffn_out-{n}``); a model whose graph does not have them is refused when the engine is built.
+
+The engine always decodes in a context of its own, made from the model's weights. A `Llama` that
+the user has already loaded is therefore never touched: not its context, its cache or its settings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guard.backends.base import BaseEngine, BytesDetokenizer, Detokenizer, Interrupt, Session
+from guard.backends.chat_template import render
+from guard.backends.gguf import GgufHeader, read_gguf
+from guard.backends.templates import find_layers
+from guard.backends.weights import weights_sha256
+from guard.errors import (
+    CaptureError,
+    ChatTemplateError,
+    EngineError,
+    InputError,
+    ModelFileError,
+    OutOfMemoryError,
+    UnsupportedArchitectureError,
+    missing_extra,
+)
+from guard.records import CapturePoint, Floats, ModelInfo, Prompt
+
+try:
+    import llama_cpp
+    from llama_cpp import _logger as llama_logger
+    from llama_cpp._ctypes_extensions import load_shared_library
+except ImportError as error:
+    raise missing_extra("llama-cpp-python", "llama") from error
+
+#: Graph node names, most usual first: dense MLP, then mixture of experts.
+NODE_TEMPLATES: dict[CapturePoint, tuple[str, ...]] = {
+    "mlp": ("ffn_out-{n}", "ffn_moe_out-{n}"),
+    "block": ("l_out-{n}",),
+}
+
+#: Tokens of a prompt that are evaluated at once; between them deadlines and cancellation are checked.
+BATCH_TOKENS = 512
+
+DEFAULT_CONTEXT_TOKENS = 4096
+
+
+def _load_ggml() -> Any:
+    """The library that owns the tensors; its three accessors need no knowledge of struct layouts."""
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    ggml = load_shared_library("ggml-base", folder)
+    ggml.ggml_get_name.argtypes, ggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    ggml.ggml_nelements.argtypes, ggml.ggml_nelements.restype = [ctypes.c_void_p], ctypes.c_int64
+    ggml.ggml_nbytes.argtypes, ggml.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
+    ggml.ggml_backend_tensor_get.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_size_t,
+    ]
+    ggml.ggml_backend_tensor_get.restype = None
+    return ggml
+
+
+_ggml = _load_ggml()
+
+
+class _Tap:
+    """The evaluation callback: copies the last row of each wanted node, or lists all node names."""
+
+    def __init__(self, width: int) -> None:
+        self._row_bytes = 4 * width
+        self._width = width
+        self._rows: dict[bytes, int] = {}
+        self._active = False
+        self._filled = 0
+        self._names: set[str] | None = None
+        self._failure: str | None = None
+        self._buffer = np.empty((0, width), np.float32)
+        #: For llama_context_params.cb_eval; must live as long as the context.
+        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
+
+    def want(self, nodes: Sequence[str]) -> None:
+        """Choose the nodes to copy, in the order of the layers."""
+        self._rows = {name.encode(): row for row, name in enumerate(nodes)}
+        self._buffer = np.empty((len(nodes), self._width), np.float32)
+
+    @contextmanager
+    def listing(self) -> Iterator[set[str]]:
+        """Collect the names of all nodes that are evaluated meanwhile."""
+        self._names = set()
+        try:
+            yield self._names
+        finally:
+            self._names = None
+
+    def start(self) -> None:
+        """Copy from the next evaluation on."""
+        self._active, self._filled, self._failure = True, 0, None
+
+    def stop(self) -> None:
+        """Copy nothing."""
+        self._active = False
+
+    def read(self) -> Floats:
+        """Activations of the last evaluation, shape (L, D), overwritten by the next."""
+        if self._failure or self._filled != len(self._rows):
+            raise CaptureError(
+                "The layers' activations could not be read",
+                why=self._failure or f"{self._filled} of {len(self._rows)} layers were seen",
+            )
+        return self._buffer
+
+    def _on_node(self, tensor: int, ask: bool, _: object) -> bool:
+        """Called by llama.cpp. An exception here would be lost, and False would stop the graph."""
+        try:
+            if not ask:
+                self._copy(tensor)
+                return True
+            if self._names is not None:
+                self._names.add(_ggml.ggml_get_name(tensor).decode())
+                return False
+            return self._active and _ggml.ggml_get_name(tensor) in self._rows
+        except Exception as error:  # noqa: BLE001 - there is no caller who could catch it
+            self._failure = f"{type(error).__name__}: {error}"
+            return not ask
+
+    def _copy(self, tensor: int) -> None:
+        name = _ggml.ggml_get_name(tensor)
+        size = _ggml.ggml_nbytes(tensor)
+        if size != 4 * _ggml.ggml_nelements(tensor) or size < self._row_bytes:
+            raise CaptureError(f"Node {name.decode()} is not a float32 tensor of width {self._width}")
+        row = self._buffer[self._rows[name]]
+        _ggml.ggml_backend_tensor_get(tensor, row.ctypes.data, size - self._row_bytes, self._row_bytes)
+        self._filled += 1
+
+
+@dataclass(slots=True)
+class _LlamaSession:
+    """One request in the engine's context."""
+
+    engine: LlamaCppEngine
+    capture: bool
+    interrupt: Interrupt
+
+    def feed(self, tokens: Sequence[int]) -> Floats:
+        tap = self.engine._tap
+        for start in range(0, len(tokens), BATCH_TOKENS):
+            self.interrupt.check()
+            last = start + BATCH_TOKENS >= len(tokens)
+            if self.capture and last:
+                tap.start()
+            else:
+                tap.stop()
+            self.engine._evaluate(tokens[start : start + BATCH_TOKENS])
+        return self.engine._logits()
+
+    def activations(self) -> Floats:
+        return self.engine._tap.read()
+
+
+class LlamaCppEngine(BaseEngine):
+    """A GGUF model on llama.cpp.
+
+    Build one with `LlamaCppEngine.load` (from a file) or `LlamaCppEngine.wrap` (around a `Llama`).
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        header: GgufHeader,
+        path: Path,
+        context_params: Any,
+        capture_point: CapturePoint,
+        chat_template: str | None,
+        owner: Any = None,
+    ) -> None:
+        super().__init__()
+        self.capture_point = capture_point
+        self._model = model
+        self._owner = owner  # the user's Llama: kept alive, closed by nobody but the user
+        self._path = path
+        self._vocab = llama_cpp.llama_model_get_vocab(model)
+        self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self._template = chat_template if chat_template is not None else header.chat_template
+        self._tap = _Tap(llama_cpp.llama_model_n_embd(model))
+        self._context = self._make_context(context_params)
+        layers = self._find_layers(header)
+        self._tap.want(layers)
+        self._info = self._describe(header, len(layers))
+        self._piece_buffer = ctypes.create_string_buffer(256)
+
+    # -- building ------------------------------------------------------------------------------
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        context_tokens: int = DEFAULT_CONTEXT_TOKENS,
+        threads: int | None = None,
+        gpu_layers: int = -1,
+        capture_point: CapturePoint = "mlp",
+        chat_template: str | None = None,
+    ) -> LlamaCppEngine:
+        """Load a GGUF file.
+
+        Args:
+            path: the file, or the first file of a split model.
+            context_tokens: room for prompt and answer; at most what the model was trained on.
+            threads: of llama.cpp; by default one for each physical core.
+            gpu_layers: layers put on a GPU where llama.cpp was built with one; -1 is all.
+            capture_point: ``mlp`` (the MLP's output before the residual add) or ``block``.
+            chat_template: Jinja text to use in place of the file's own.
+
+        Raises:
+            ModelFileError: missing, truncated, or not a GGUF that llama.cpp reads.
+            UnsupportedArchitectureError: the layers were not found in the model's graph.
+            OutOfMemoryError: the model or its context does not fit.
+        """
+        file = Path(path)
+        header = read_gguf(file)
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        llama_cpp.llama_backend_init()
+        with _captured_log() as log:
+            model = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
+        if not model:
+            raise _load_error(file, log)
+        context = llama_cpp.llama_context_default_params()
+        context.n_ctx = min(context_tokens, llama_cpp.llama_model_n_ctx_train(model))
+        context.n_threads = context.n_threads_batch = threads or physical_cores()
+        try:
+            return cls(
+                model=model,
+                header=header,
+                path=file,
+                context_params=context,
+                capture_point=capture_point,
+                chat_template=chat_template,
+            )
+        except BaseException:
+            llama_cpp.llama_model_free(model)
+            raise
+
+    @classmethod
+    def wrap(
+        cls, llama: llama_cpp.Llama, *, capture_point: CapturePoint = "mlp", chat_template: str | None = None
+    ) -> LlamaCppEngine:
+        """Use the weights of a `Llama` that is loaded already.
+
+        The engine makes a context of its own with the same settings (and so needs memory for a
+        second KV cache); the `Llama` stays exactly as it is and can be used in between. Close it
+        only after the engine.
+
+        Raises:
+            InputError: a `Llama` that is closed, has no weights, or carries a LoRA adapter, which
+                belongs to its own context and would be missing here.
+        """
+        if llama._model.model is None or llama.model_params.vocab_only:
+            raise InputError("This Llama has no weights loaded", fix="Build it without vocab_only, and do not close it")
+        if getattr(llama, "lora_path", None):
+            raise InputError(
+                "This Llama carries a LoRA adapter, which guard's own context would not apply",
+                fix="Merge the adapter into the GGUF",
+            )
+        context = type(llama.context_params).from_buffer_copy(llama.context_params)
+        return cls(
+            model=llama.model,
+            header=read_gguf(Path(llama.model_path)),
+            path=Path(llama.model_path),
+            context_params=context,
+            capture_point=capture_point,
+            chat_template=chat_template,
+            owner=llama,
+        )
+
+    def _make_context(self, params: Any) -> Any:
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.n_seq_max = 1
+        params.cb_eval = self._tap.callback
+        with _captured_log() as log:
+            context = llama_cpp.llama_init_from_model(self._model, params)
+        if not context:
+            raise _memory_or_engine_error(log, f"llama.cpp made no context of {params.n_ctx} tokens")
+        return context
+
+    def _find_layers(self, header: GgufHeader) -> list[str]:
+        if llama_cpp.llama_model_has_encoder(self._model):
+            raise UnsupportedArchitectureError(
+                f"'{header.architecture}' has an encoder; guard reads decoder-only models"
+            )
+        first = max(llama_cpp.llama_vocab_bos(self._vocab), 0)
+        with self._tap.listing() as names:
+            self._evaluate([first])
+        self._forget()
+        layers = llama_cpp.llama_model_n_layer(self._model)
+        return find_layers(names, NODE_TEMPLATES[self.capture_point], layers)
+
+    def _describe(self, header: GgufHeader, layers: int) -> ModelInfo:
+        template = self._template or ""
+        return ModelInfo(
+            name=str(header.metadata.get("general.name") or self._path.stem),
+            engine="llama.cpp",
+            architecture=header.architecture,
+            quantization=header.quantization,
+            weights_sha256=_split_sha256(self._path),
+            tokenizer_sha256=header.tokenizer_sha256,
+            chat_template_sha256=sha256(template.encode()).hexdigest(),
+            layers=layers,
+            width=llama_cpp.llama_model_n_embd(self._model),
+            context_tokens=llama_cpp.llama_n_ctx(self._context),
+        )
+
+    # -- the engine ----------------------------------------------------------------------------
+
+    @property
+    def model(self) -> ModelInfo:
+        """What is loaded."""
+        return self._info
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that messages go through; None where the model has none."""
+        return self._template
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; messages go through the model's own chat template."""
+        if prompt.messages is None:
+            return self._tokenize(prompt.text or "", add_special=True, parse_special=True)
+        if not self._template:
+            raise ChatTemplateError(
+                f"'{self._info.name}' has no chat template",
+                fix="Pass Prompt.raw(text), or chat_template= when building the engine",
+            )
+        bos = self._token_text(llama_cpp.llama_vocab_bos(self._vocab))
+        eos = self._token_text(llama_cpp.llama_vocab_eos(self._vocab))
+        text = render(self._template, prompt.messages, tools=prompt.tools, bos_token=bos, eos_token=eos)
+        # A template that writes the beginning-of-text token itself must not get a second one.
+        twice = bool(bos) and text.startswith(bos)
+        return self._tokenize(text, add_special=not twice, parse_special=True)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a piece of answer, without special tokens."""
+        return self._tokenize(text, add_special=False, parse_special=False)
+
+    def close(self) -> None:
+        """Free the context, and the model if this engine loaded it."""
+        context, self._context = self._context, None
+        if context is None:
+            return
+        if self._owner is None:
+            llama_cpp.llama_free(context)
+            llama_cpp.llama_model_free(self._model)
+        elif self._owner._model.model is not None:
+            # Once the user has freed the model, its context cannot be freed safely any more.
+            llama_cpp.llama_free(context)
+
+    def __del__(self) -> None:
+        if getattr(self, "_context", None) is not None:
+            self.close()
+
+    # -- what the decoding loop needs ------------------------------------------------------------
+
+    def _detokenizer(self) -> Detokenizer:
+        return BytesDetokenizer(self._piece)
+
+    def _is_end(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+
+    def _end_token(self) -> int:
+        end_of_turn = llama_cpp.llama_vocab_eot(self._vocab)
+        return int(end_of_turn if end_of_turn >= 0 else llama_cpp.llama_vocab_eos(self._vocab))
+
+    @contextmanager
+    def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[Session]:
+        self._forget()
+        try:
+            yield _LlamaSession(self, capture, interrupt)
+        finally:
+            self._tap.stop()
+
+    def _evaluate(self, tokens: Sequence[int]) -> None:
+        array = (llama_cpp.llama_token * len(tokens))(*tokens)
+        status = llama_cpp.llama_decode(self._open_context(), llama_cpp.llama_batch_get_one(array, len(tokens)))
+        if status != 0:
+            raise EngineError(f"llama.cpp could not evaluate {len(tokens)} tokens", why=f"llama_decode gave {status}")
+
+    def _logits(self) -> Floats:
+        pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
+        if not pointer:
+            raise EngineError("llama.cpp gave no logits")
+        return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+
+    def _forget(self) -> None:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._open_context()), False)
+
+    def _open_context(self) -> Any:
+        if self._context is None or (self._owner is not None and self._owner._model.model is None):
+            raise EngineError("The engine or its model has been closed", fix="Build a new engine")
+        return self._context
+
+    def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        data = text.encode()
+        room = len(data) + 8
+        tokens = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, parse_special)
+        if count < 0:
+            raise EngineError(f"llama.cpp could not tokenize a text of {len(data)} bytes")
+        return list(tokens[:count])
+
+    def _piece(self, token: int) -> bytes:
+        size = llama_cpp.llama_token_to_piece(self._vocab, token, self._piece_buffer, len(self._piece_buffer), 0, False)
+        if size < 0:  # a token longer than the buffer; the size it needs is -size
+            self._piece_buffer = ctypes.create_string_buffer(-size)
+            return self._piece(token)
+        return self._piece_buffer.raw[:size]
+
+    def _token_text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        text: bytes | None = llama_cpp.llama_vocab_get_text(self._vocab, token)
+        return (text or b"").decode(errors="replace")
+
+
+def physical_cores() -> int:
+    """Cores this process may use; hyper-threads count once, since llama.cpp's threads spin."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = set()
+    for cpu in allowed:
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(topology.read_text().strip() if topology.exists() else str(cpu))
+    return max(len(siblings), 1)
+
+
+def cpu_features() -> dict[str, str]:
+    """CPU features that this build of llama.cpp uses, such as ``{"AVX2": "1"}``."""
+    info = llama_cpp.llama_print_system_info().decode(errors="replace")
+    return dict(re.findall(r"(\w+) = (\w+)", info))
+
+
+def _split_sha256(path: Path) -> str:
+    """Hash of the weights: of the file, or over the hashes of all parts of a split model."""
+    match = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
+    if not match:
+        return weights_sha256(path)
+    stem, count = match.groups()
+    parts = [path.with_name(f"{stem}-{n:05d}-of-{count}.gguf") for n in range(1, int(count) + 1)]
+    return sha256("".join(map(weights_sha256, parts)).encode()).hexdigest()
+
+
+@contextmanager
+def _captured_log() -> Iterator[list[str]]:
+    """Collect llama.cpp's log meanwhile: it holds the only reason for a failed load."""
+    lines: list[str] = []
+    collect = llama_cpp.llama_log_callback(lambda level, text, _: lines.append(text.decode(errors="replace")))
+    llama_cpp.llama_log_set(collect, ctypes.c_void_p(0))
+    try:
+        yield lines
+    finally:
+        if llama_logger.logger.level == 0:  # nobody has chosen a level: its default prints everything
+            llama_logger.set_verbose(False)
+        llama_cpp.llama_log_set(llama_logger.llama_log_callback, ctypes.c_void_p(0))
+
+
+def _load_error(path: Path, log: list[str]) -> EngineError:
+    reason = _last_complaint(log)
+    if "unknown model architecture" in reason:
+        return UnsupportedArchitectureError(
+            f"llama.cpp does not know the model in '{path}'", why=reason, fix="Upgrade llama-cpp-python"
+        )
+    if re.search(r"alloc|out of memory", reason, re.IGNORECASE):
+        return OutOfMemoryError(f"No memory for '{path}'", why=reason, fix="Use a smaller quantization")
+    return ModelFileError(f"llama.cpp could not load '{path}'", why=reason, fix="Fetch or convert the file again")
+
+
+def _memory_or_engine_error(log: list[str], what: str) -> EngineError:
+    reason = _last_complaint(log)
+    if re.search(r"alloc|memory|buffer", reason, re.IGNORECASE):
+        return OutOfMemoryError(what, why=reason, fix="Lower context_tokens")
+    return EngineError(what, why=reason)
+
+
+def _last_complaint(log: list[str]) -> str:
+    told = [line.strip() for line in "".join(log).splitlines() if re.search(r"error|fail|unable|unknown", line, re.I)]
+    return told[0] if told else "it gave no reason"

@@ -1,0 +1,110 @@
+"""``guard ask``: one question, one guarded answer."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guard.cli.output import AsJson, Engine, Force, ModelName, PolicyName, ScorerFile, StoreUrl, console, print_json
+
+if TYPE_CHECKING:
+    from guard.records import Attempt, Outcome
+
+#: What the shell is told when the caller did not get an answer.
+EXIT_CODES = {"abstain": 10, "escalate": 11}
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="The question; - reads standard input.")],
+    model: ModelName = "smollm2",
+    scorer: ScorerFile = None,
+    policy: PolicyName = "balanced",
+    route: Annotated[str | None, typer.Option(help="Section of the policy, such as medical.")] = None,
+    engine: Engine = None,
+    store: StoreUrl = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Token limit of an answer.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds for each attempt.")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question, score the answer, and do what the policy says.
+
+    Exit code 0 with an answer, 10 when the policy abstained, 11 when it escalated.
+    """
+    from guard.guard import Guard
+    from guard.records import Limits
+
+    text = sys.stdin.read() if question == "-" else question
+    with Guard.load(model, scorer=scorer, policy=policy, engine=engine, store=store, force_scorer=force) as guard:
+        limits = Limits(max_tokens=max_tokens or guard.scorer.artefact.prompting.max_tokens, timeout_s=timeout)
+        outcome = guard.ask(text, route=route, limits=limits)
+    if as_json:
+        print_json(outcome_json(outcome))
+    else:
+        _print(outcome)
+    raise typer.Exit(EXIT_CODES.get(outcome.action.value, 0))
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """An outcome for programs; the documented form of ``guard ask --json``."""
+    return {
+        "answer": outcome.answer,
+        "action": outcome.action.value,
+        "rule": outcome.rule,
+        "reason": outcome.reason,
+        "p_wrong": outcome.p_wrong,
+        "decision_id": outcome.decision_id,
+        "route": outcome.route,
+        "mode": outcome.mode,
+        "would_be": outcome.would_be.action.value if outcome.would_be else None,
+        "escalated_to": list(outcome.escalated_to),
+        "errors": list(outcome.errors),
+        "seconds": outcome.seconds,
+        "attempts": [_attempt_json(attempt) for attempt in outcome.attempts],
+    }
+
+
+def _attempt_json(attempt: Attempt) -> dict[str, Any]:
+    score = attempt.score
+    return {
+        "answer": attempt.answer,
+        "source": attempt.source,
+        "p_wrong": score.p_wrong if score else None,
+        "baseline_p_wrong": score.baseline_p_wrong if score else None,
+        "calibrated": score.calibrated if score else None,
+        "action": attempt.decision.action.value,
+        "rule": attempt.decision.rule,
+        "prompt_tokens": attempt.prompt_tokens,
+        "completion_tokens": attempt.completion_tokens,
+        "seconds": attempt.seconds,
+        "seed": attempt.sampling.seed,
+        "error": attempt.error,
+    }
+
+
+def _print(outcome: Outcome) -> None:
+    out = console()
+    out.print(outcome.answer if outcome.answer is not None else "(no answer)", markup=False)
+    out.print()
+    line = f"p(wrong) {_percent(outcome.p_wrong)}  {trail(outcome)}  rule: {outcome.rule}"
+    out.print(line, style="dim", markup=False)
+    out.print(outcome.reason, style="dim", markup=False)
+    if outcome.escalated_to and "review" in outcome.escalated_to:
+        out.print(f"Waiting for a person: guard review show {outcome.decision_id}", style="dim", markup=False)
+    for error in outcome.errors:
+        out.print(f"failure: {error}", style="red", markup=False)
+    if any(attempt.score and not attempt.score.calibrated for attempt in outcome.attempts):
+        out.print("uncalibrated: this scorer was fitted on another model", style="yellow")
+
+
+def trail(outcome: Outcome) -> str:
+    """What was done in turn, such as ``retry, accept``."""
+    steps = [attempt.decision.action.value for attempt in outcome.attempts[:-1]]
+    last = f"accept (would {outcome.would_be.action})" if outcome.would_be else outcome.action.value
+    return ", ".join([*steps, last])
+
+
+def _percent(p_wrong: float | None) -> str:
+    return "unknown" if p_wrong is None else f"{p_wrong:.0%}"

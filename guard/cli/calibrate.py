@@ -1,0 +1,173 @@
+"""``guard calibrate``: labelled questions in, a scorer out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guard.cli.output import AsJson, Engine, ModelName, console, print_json
+from guard.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from guard.calibration import Fitted
+    from guard.metrics import Metrics
+    from guard.questions import BadRow, Row
+    from guard.recording import Journal, Run, Skipped
+    from guard.scorer import DataSet
+
+_FEATURES = ("combined", "ilis", "logprob")
+
+
+def calibrate(
+    data: Annotated[list[Path], typer.Option("--data", "-d", help="JSON Lines (.gz too); give it once a file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the scorer is written.")],
+    model: ModelName = "smollm2",
+    engine: Engine = None,
+    features: Annotated[str, typer.Option(help="combined, ilis (the published score alone) or logprob.")] = "combined",
+    grader: Annotated[
+        str | None, typer.Option(help="text, number, choice, regex or module:function; by default by the row.")
+    ] = None,
+    on_bad: Annotated[str, typer.Option("--on-bad", help="What bad rows do: stop or skip.")] = "stop",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each file, drawn by seed.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of samples, splits and trees.")] = 0,
+    system: Annotated[str | None, typer.Option(help="System message of every question; empty for none.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Token limit of an answer.")] = 32,
+    journal: Annotated[Path | None, typer.Option(help="Where answers are kept; by default OUT.journal.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask labelled questions, learn from the answers how to score, and say how well that works.
+
+    Can be stopped at any moment; the same command goes on where it was.
+    """
+    from guard.backends import load_engine
+    from guard.calibration import fit_scorer, split_labelled
+    from guard.graders import grade, load_grader
+    from guard.guard import capture_point_of
+    from guard.questions import SHORT_ANSWER_SYSTEM
+    from guard.recording import Journal, Run
+
+    for what, value, known in (("--features", features, _FEATURES), ("--on-bad", on_bad, ("stop", "skip"))):
+        if value not in known:
+            raise InputError(f"There is no {what} {value}", fix=did_you_mean(value, known))
+    _check_writable(out)
+    grader_function = load_grader(grader) if grader else grade
+    rows, bad = _read(data, on_bad=on_bad, limit=limit, seed=seed)
+    with load_engine(model, engine=engine) as loaded:
+        run = Run(
+            model=loaded.model,
+            capture_point=capture_point_of(loaded),
+            system=SHORT_ANSWER_SYSTEM if system is None else system,
+            max_tokens=max_tokens,
+        )
+        with Journal(journal or out.with_name(f"{out.name}.journal"), run) as answers:
+            skipped = _ask_all(loaded, rows, answers, run)
+            splits = split_labelled(rows, answers, grade=grader_function, seed=seed)
+    sets = _data_sets(data, splits)
+    fitted = fit_scorer(splits, run=run, data=sets, features=features, seed=seed)  # type: ignore[arg-type]
+    fitted.scorer.save(out)
+    if as_json:
+        print_json(_json(fitted, out, bad, skipped))
+    else:
+        _print(fitted, out, bad, skipped)
+
+
+def _check_writable(out: Path) -> None:
+    """Better said now than after an hour of questions."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"Cannot write the scorer to '{out}'", fix="Give a file in a folder that exists")
+
+
+def _read(
+    files: Sequence[Path], *, on_bad: str, limit: int | None, seed: int
+) -> tuple[list[tuple[str, Row]], list[tuple[Path, BadRow]]]:
+    from guard.questions import read_rows
+
+    rows: list[tuple[str, Row]] = []
+    bad: list[tuple[Path, BadRow]] = []
+    names = [_dataset_name(file) for file in files]
+    for name, file in zip(names, files, strict=True):
+        if names.count(name) > 1:
+            raise InputError(f"Two data files are called '{name}'", fix="Rename one: answers are kept by file name")
+        result = read_rows(file, on_bad=on_bad, limit=limit, seed=seed)  # type: ignore[arg-type]
+        rows += [(name, row) for row in result.rows]
+        bad += [(file, problem) for problem in result.bad]
+    return rows, bad
+
+
+def _dataset_name(file: Path) -> str:
+    return file.name.removesuffix(".gz").removesuffix(".jsonl")
+
+
+def _ask_all(engine: Any, rows: list[tuple[str, Row]], journal: Journal, run: Run) -> list[Skipped]:
+    """Ask what was not asked yet, under a progress bar."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from guard.recording import Skipped, record_rows
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(stderr=True)) as progress:
+        task = progress.add_task("asking", total=len(rows), completed=len(journal))
+        for _ in record_rows(engine, rows, journal, run=run):
+            progress.advance(task)
+    known = (journal.record(f"{dataset}/{row.id}") for dataset, row in rows)
+    return [record for record in known if isinstance(record, Skipped)]
+
+
+def _data_sets(files: Sequence[Path], splits: dict[str, Any]) -> list[DataSet]:
+    from hashlib import sha256
+
+    from guard.scorer import DataSet
+
+    labelled = [each for members in splits.values() for each in members]
+    return [
+        DataSet(
+            name=_dataset_name(file),
+            sha256=sha256(file.read_bytes()).hexdigest(),
+            rows=sum(each.record.dataset == _dataset_name(file) for each in labelled),
+            wrong=sum(each.wrong for each in labelled if each.record.dataset == _dataset_name(file)),
+        )
+        for file in files
+    ]
+
+
+def _json(
+    fitted: Fitted, out: Path, bad: list[tuple[Path, BadRow]], skipped: list[Skipped]
+) -> dict[str, Any]:
+    artefact = fitted.scorer.artefact
+    return {
+        "out": str(out),
+        "sha256": fitted.scorer.sha256,
+        "features": artefact.features,
+        "splits": artefact.split_sizes,
+        **artefact.metrics,
+        "bad_rows": [{"file": str(file), "line": row.line, "reason": row.reason} for file, row in bad],
+        "skipped": [{"key": each.key, "reason": each.reason} for each in skipped],
+    }
+
+
+def _print(fitted: Fitted, out: Path, bad: list[tuple[Path, BadRow]], skipped: list[Skipped]) -> None:
+    from rich.table import Table
+
+    screen = console()
+    table = Table(title="Held-out questions (the test split)", title_justify="left")
+    table.add_column("score")
+    for name in ("n", "wrong", "AUROC", "AUPRC", "Brier", "ECE"):
+        table.add_column(name, justify="right")
+    table.add_row(fitted.scorer.artefact.features, *_cells(fitted.test))
+    if fitted.baseline:
+        table.add_row("log-probabilities alone", *_cells(fitted.baseline))
+    screen.print(table)
+    screen.print("AUROC, AUPRC: higher is better. Brier, ECE: lower is better. Positive: wrong.", style="dim")
+    for file, row in bad:
+        screen.print(f"left out {file}:{row.line}: {row.reason}", style="yellow", markup=False)
+    for each in skipped:
+        screen.print(f"left out {each.key}: {each.reason}", style="yellow", markup=False)
+    screen.print(f"Scorer written to {out}", markup=False)
+
+
+def _cells(metrics: Metrics) -> list[str]:
+    values = (metrics.auroc, metrics.auprc, metrics.brier, metrics.ece)
+    return [str(metrics.n), f"{metrics.wrong:.0%}", *(f"{value:.3f}" for value in values)]

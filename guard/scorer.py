@@ -1,0 +1,416 @@
+"""Signals -> probability of being wrong. Loads and applies a fitted artefact; fitting is elsewhere.
+
+The artefact is one JSON file of numbers: a linear model over token log-probabilities, regression
+trees that correct it, and a calibration curve. It is read into plain arrays and evaluated here, so
+that loading a stranger's file can run nothing, and scoring needs no machine-learning library.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from functools import cached_property
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from guard.errors import InputError, ScorerError, ScorerMismatchError
+from guard.records import CapturePoint, Floats, ModelInfo, Score, Signals
+from guard.signature import FeatureSchema, feature_vector
+
+FORMAT: Literal["guard-scorer"] = "guard-scorer"
+FORMAT_VERSION = 1
+
+#: Larger artefacts are refused before they are parsed.
+MAX_BYTES = 64 * 2**20
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Binding(_Part):
+    """What a scorer was fitted on; see `ModelInfo` for the fields."""
+
+    engine: str
+    architecture: str
+    quantization: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    chat_template_sha256: str
+    layers: int
+    width: int
+    capture_point: CapturePoint
+
+    @classmethod
+    def of(cls, model: ModelInfo, capture_point: CapturePoint) -> Self:
+        """The binding of a loaded model."""
+        fields = {name: getattr(model, name) for name in cls.model_fields if name != "capture_point"}
+        return cls(**fields, capture_point=capture_point)
+
+
+class Schema(_Part):
+    """The stored form of a `FeatureSchema`."""
+
+    layers: Annotated[int, Field(ge=2, le=1024)]
+    temperatures: Annotated[list[Number], Field(min_length=1, max_length=16)]
+    aggregates: Annotated[list[str], Field(min_length=1, max_length=8)]
+    groups: Annotated[list[str], Field(min_length=1, max_length=16)]
+    version: int
+
+
+class Prompting(_Part):
+    """How the questions of the calibration data were put; `guard ask` asks the same way."""
+
+    system: str
+    max_tokens: Annotated[int, Field(ge=1)]
+
+
+class DataSet(_Part):
+    """One file of calibration data."""
+
+    name: str
+    sha256: str
+    rows: int
+    wrong: int
+
+
+class Linear(_Part):
+    """Log-odds = intercept + sum over features of coefficient x (value - mean) / scale."""
+
+    features: list[int]
+    mean: list[Number]
+    scale: list[Annotated[Number, Field(gt=0)]]
+    coefficients: list[Number]
+    intercept: Number
+
+    @model_validator(mode="after")
+    def _same_lengths(self) -> Self:
+        if len({len(self.features), len(self.mean), len(self.scale), len(self.coefficients)}) != 1:
+            raise ValueError("features, mean, scale and coefficients differ in length")
+        return self
+
+
+class Trees(_Part):
+    """Regression trees, all nodes in one table. A leaf has feature -1; children follow their parent."""
+
+    roots: list[int]
+    feature: list[int]
+    threshold: list[Number]
+    left: list[int]
+    right: list[int]
+    value: list[Number]
+
+    @model_validator(mode="after")
+    def _well_formed(self) -> Self:
+        size = len(self.feature)
+        if {len(self.threshold), len(self.left), len(self.right), len(self.value)} - {size}:
+            raise ValueError("the node columns differ in length")
+        if any(not 0 <= root < size for root in self.roots):
+            raise ValueError("a root is not a node")
+        for node, feature in enumerate(self.feature):
+            if feature >= 0 and not (node < self.left[node] < size and node < self.right[node] < size):
+                raise ValueError(f"node {node} has a child that does not follow it")
+        return self
+
+
+class Calibration(_Part):
+    """Probability = logistic(slope x log-odds + intercept), fitted on a split of its own (Platt)."""
+
+    slope: Annotated[Number, Field(gt=0)]
+    intercept: Number
+
+
+class Model(_Part):
+    """Log-odds of a linear start plus trees, then calibrated. Either part may be missing."""
+
+    start: Linear | None
+    trees: Trees | None
+    calibration: Calibration
+
+
+class Artefact(_Part):
+    """The whole file."""
+
+    format: Literal["guard-scorer"]
+    format_version: int
+    binding: Binding
+    features: Literal["combined", "ilis", "logprob"]
+    schema_: Schema = Field(alias="schema")
+    feature_names: list[str]
+    prompting: Prompting
+    data: list[DataSet]
+    split_sizes: dict[str, int]
+    seed: int
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    metrics: dict[str, Any]
+    model: Model
+    baseline: Model | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.schema_.layers != self.binding.layers:
+            raise ValueError("schema.layers differs from binding.layers")
+        if "map" in self.schema_.groups and len(self.feature_names) < self.schema_.layers * (self.schema_.layers - 1):
+            # Looked at first: a small file must not make us write out millions of names.
+            raise ValueError("feature_names are fewer than the schema's map has entries")
+        if list(self.feature_schema.names) != self.feature_names:
+            raise ValueError("feature_names do not follow from the schema")
+        for model in (self.model, self.baseline):
+            if model and any(not -1 <= at < len(self.feature_names) for at in _features_used(model)):
+                raise ValueError("a feature index is out of range")
+            if model and model.start and min(model.start.features, default=0) < 0:
+                raise ValueError("a feature index is negative")
+        return self
+
+    @cached_property
+    def feature_schema(self) -> FeatureSchema:
+        """The schema as the signature module wants it."""
+        schema = self.schema_
+        return FeatureSchema(
+            layers=schema.layers,
+            temperatures=tuple(schema.temperatures),
+            aggregates=tuple(schema.aggregates),
+            groups=tuple(schema.groups),
+            version=schema.version,
+        )
+
+
+def _features_used(model: Model) -> list[int]:
+    return [*(model.start.features if model.start else []), *(model.trees.feature if model.trees else [])]
+
+
+class Scorer:
+    """A fitted scorer. Immutable and safe under threads.
+
+    Attributes:
+        artefact: what the file says, its origin and metrics included.
+        calibrated: False when it was forced onto a model that it was not fitted on.
+        sha256: of the file's content; certificates and audits refer to it.
+    """
+
+    def __init__(self, artefact: Artefact, *, calibrated: bool = True) -> None:
+        self.artefact = artefact
+        self.calibrated = calibrated
+        self.sha256 = _digest(artefact)
+        self._model = _Calibrated(artefact.model)
+        self._baseline = _Calibrated(artefact.baseline) if artefact.baseline else None
+
+    @property
+    def schema(self) -> FeatureSchema:
+        """The features that this scorer reads."""
+        return self.artefact.feature_schema
+
+    def score(self, signals: Signals) -> Score:
+        """The probability that an answer is wrong.
+
+        Raises:
+            CaptureError: the signals lack what the scorer's features need.
+        """
+        started = time.perf_counter()
+        vector = feature_vector(signals, self.schema).astype(np.float64)
+        p_wrong = self._model.probability(vector)
+        baseline = self._baseline.probability(vector) if self._baseline else None
+        return Score(p_wrong, self.calibrated, baseline, time.perf_counter() - started)
+
+    def for_model(self, model: ModelInfo, capture_point: CapturePoint, *, force: bool = False) -> Scorer:
+        """This scorer for a loaded model.
+
+        Args:
+            model: the loaded model.
+            capture_point: where its engine records activations.
+            force: use it all the same, with every score marked as uncalibrated. The number of
+                layers must fit even then.
+
+        Raises:
+            ScorerMismatchError: fitted on something else; the text names each field that differs.
+        """
+        fitted, given = self.artefact.binding, Binding.of(model, capture_point)
+        differing = [name for name in Binding.model_fields if getattr(fitted, name) != getattr(given, name)]
+        if not differing:
+            return self
+        if force and "layers" not in differing:
+            return Scorer(self.artefact, calibrated=False)
+        details = [f"{name}: fitted on {_short(fitted, name)}, got {_short(given, name)}" for name in differing]
+        raise ScorerMismatchError(
+            "This scorer was fitted on another model",
+            why="; ".join(details),
+            fix="Run guard calibrate for this model"
+            + ("" if "layers" in differing else ", or force the scorer and take its scores as uncalibrated"),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the artefact, whole or not at all."""
+        file = Path(path)
+        content = {**_content(self.artefact), "sha256": self.sha256}
+        scratch = file.with_name(f".{file.name}.part")
+        try:
+            scratch.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+            scratch.replace(file)
+        except OSError as error:
+            raise InputError(f"Cannot write the scorer to '{file}'", why=error.strerror or str(error)) from error
+
+
+def load_scorer(path: str | Path) -> Scorer:
+    """Read a scorer artefact.
+
+    Raises:
+        ScorerError: missing, damaged, of another format, or inconsistent in itself.
+    """
+    file = Path(path)
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise ScorerError(f"'{file}' is too large for a scorer", why=f"over {MAX_BYTES >> 20} MiB")
+        data = file.read_bytes()
+    except OSError as error:
+        raise ScorerError(
+            f"Cannot read the scorer '{file}'",
+            why=error.strerror or str(error),
+            fix="Give the file that guard calibrate --out wrote",
+        ) from error
+    return parse_scorer(data, where=str(file))
+
+
+def parse_scorer(data: bytes, *, where: str = "<scorer>") -> Scorer:
+    """Build a scorer from an artefact's bytes; see `load_scorer`."""
+    try:
+        content = json.loads(data, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ScorerError(f"'{where}' is not a scorer", why=f"no valid JSON: {error}", fix=_REFIT) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ScorerError(f"'{where}' is not a scorer", why=f'no "format": "{FORMAT}" in it', fix=_REFIT)
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ScorerError(
+            f"'{where}' has format version {content.get('format_version')!r:.40}",
+            why=f"this guard reads version {FORMAT_VERSION}",
+            fix="Upgrade guard, or fit the scorer again",
+        )
+    claimed = content.pop("sha256", None)
+    try:
+        artefact = Artefact.model_validate(content)
+    except (ValidationError, InputError, RecursionError, OverflowError) as error:
+        raise ScorerError(f"'{where}' is not a valid scorer", why=_first_problem(error), fix=_REFIT) from error
+    scorer = Scorer(artefact)
+    if claimed != scorer.sha256:
+        raise ScorerError(f"'{where}' is damaged", why="its checksum does not match its content", fix=_REFIT)
+    return scorer
+
+
+def shipped_scorer() -> Path:
+    """The scorer for the embedded model (SmolLM2-135M-Instruct, Q4_1, on llama.cpp)."""
+    return Path(str(files("guard") / "scorers" / "smollm2-135m-instruct-q4_1.json"))
+
+
+_REFIT = "Fit it again with guard calibrate, or fetch the file again"
+
+
+class Evaluator:
+    """The log-odds of a start and trees, in arrays."""
+
+    def __init__(self, start: Linear | None, trees: Trees | None) -> None:
+        self._start = start
+        if start:
+            self._at = np.array(start.features, np.intp)
+            self._weights = np.array(start.coefficients, np.float64) / np.array(start.scale, np.float64)
+            self._offset = start.intercept - float(self._weights @ np.array(start.mean, np.float64))
+        self._trees = _Forest(trees) if trees and trees.roots else None
+
+    def log_odds(self, vector: NDArray[np.float64]) -> float:
+        """Of one feature vector, shape (features,), before calibration."""
+        total = float(self._weights @ vector[self._at]) + self._offset if self._start else 0.0
+        return total + self._trees.total(vector) if self._trees else total
+
+
+class _Calibrated:
+    """A `Model` ready to evaluate."""
+
+    def __init__(self, model: Model) -> None:
+        self._evaluator = Evaluator(model.start, model.trees)
+        self._calibration = model.calibration
+
+    def probability(self, vector: NDArray[np.float64]) -> float:
+        log_odds = self._evaluator.log_odds(vector)
+        return logistic(self._calibration.slope * log_odds + self._calibration.intercept)
+
+
+class _Forest:
+    """All trees walked at once, a level at a time."""
+
+    def __init__(self, trees: Trees) -> None:
+        self._roots = np.array(trees.roots, np.intp)
+        self._feature = np.array(trees.feature, np.intp)
+        self._threshold = np.array(trees.threshold, np.float64)
+        self._left = np.array(trees.left, np.intp)
+        self._right = np.array(trees.right, np.intp)
+        self._value = np.array(trees.value, np.float64)
+
+    def total(self, vector: NDArray[np.float64]) -> float:
+        nodes = self._roots
+        while True:
+            features = self._feature[nodes]
+            inner = features >= 0
+            if not inner.any():
+                return float(self._value[nodes].sum())
+            goes_left = vector[features] <= self._threshold[nodes]
+            nodes = np.where(inner, np.where(goes_left, self._left[nodes], self._right[nodes]), nodes)
+
+
+def logistic(log_odds: float) -> float:
+    """1 / (1 + exp(-x)) without overflow."""
+    if log_odds >= 0:
+        return 1.0 / (1.0 + math.exp(-log_odds))
+    odds = math.exp(max(log_odds, -700.0))
+    return odds / (1.0 + odds)
+
+
+def log_odds_of(p_wrong: float) -> float:
+    """The inverse of `logistic`, for p strictly between 0 and 1."""
+    return math.log(p_wrong) - math.log1p(-p_wrong)
+
+
+def linear_of(
+    features: NDArray[np.intp], mean: Floats, scale: Floats, coefficients: Floats, intercept: float
+) -> Linear:
+    """A `Linear` from arrays, each shape (features,)."""
+    return Linear(
+        features=[int(at) for at in features],
+        mean=[float(x) for x in mean],
+        scale=[float(x) for x in scale],
+        coefficients=[float(x) for x in coefficients],
+        intercept=float(intercept),
+    )
+
+
+def _content(artefact: Artefact) -> dict[str, Any]:
+    return artefact.model_dump(by_alias=True, mode="json")
+
+
+def _digest(artefact: Artefact) -> str:
+    canonical = json.dumps(_content(artefact), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(part) for part in problem["loc"]) or "the file"
+        return f"{place}: {problem['msg']}"
+    return str(error)
+
+
+def _short(binding: Binding, name: str) -> str:
+    value = str(getattr(binding, name))
+    return f"{value[:12]}..." if len(value) == 64 else value

@@ -1,0 +1,277 @@
+"""Layer activations -> pairwise KL between layers -> named features.
+
+An implementation of the signature of ILIS (Badash, Belinkov, Freiman, "Between the Layers Lies the
+Truth", arXiv:2603.22299), with the free companions of the same pass. Pure but for the observer,
+which folds each token in as it comes, so that memory does not grow with the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import CaptureError, InputError, did_you_mean
+from guard.records import Floats, Signals, Signature
+
+#: Raised when the meaning or the order of any feature changes; part of every artefact.
+SCHEMA_VERSION = 1
+
+AGGREGATES = ("first", "last", "mean", "max")
+
+#: Feature groups, in the order in which they stand in the vector.
+GROUPS = ("logprob", "margin", "length", "norms", "map")
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSchema:
+    """Which features there are, in which order. Part of every artefact.
+
+    Attributes:
+        layers: number of layers (L).
+        temperatures: of the softmax over the hidden dimension.
+        aggregates: over the answer's tokens; a subset of `AGGREGATES`.
+        groups: a subset of `GROUPS`.
+        version: of the meaning of the features.
+    """
+
+    layers: int
+    temperatures: tuple[float, ...] = (1.0,)
+    aggregates: tuple[str, ...] = ("first", "last", "mean", "max")
+    groups: tuple[str, ...] = GROUPS
+    version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        _check_known("aggregate", self.aggregates, AGGREGATES)
+        _check_known("feature group", self.groups, GROUPS)
+        if not self.temperatures or not all(0 < tau < 1e6 for tau in self.temperatures):
+            raise InputError(f"Temperatures must be above 0, got {self.temperatures}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Feature names, in the order of the vector: ``group.what``."""
+        names: list[str] = []
+        for group in self.groups:
+            names += [f"{group}.{name}" for name in _NAMERS[group](self)]
+        return tuple(names)
+
+    def columns(self, groups: Iterable[str]) -> NDArray[np.intp]:
+        """Positions of the features of some groups in the vector."""
+        wanted = set(groups)
+        return np.array([at for at, name in enumerate(self.names) if name.split(".")[0] in wanted], np.intp)
+
+
+class SignatureObserver:
+    """Folds the activations of one answer, token by token, into its `Signature`.
+
+    All tokens count, from the pass over the prompt's end that chose the first one to the pass that
+    chose the end of the answer. The rule looks at nothing but the answer itself.
+    """
+
+    def __init__(self, *, temperatures: tuple[float, ...] = (1.0,), aggregates: tuple[str, ...] = AGGREGATES) -> None:
+        self._temperatures = temperatures
+        self._aggregates = aggregates
+        self._tokens = 0
+        self._maps = _Fold()
+        self._norms = _Fold()
+
+    def observe(self, activations: Floats) -> None:
+        """Take one token's activations, shape (L, D)."""
+        maps = np.stack([pairwise_kl(activations, temperature=tau) for tau in self._temperatures])
+        norms = log_rms(activations)
+        if not (np.isfinite(maps).all() and np.isfinite(norms).all()):
+            raise CaptureError(f"Token {self._tokens} has activations that are not finite or all zero")
+        self._maps.add(maps)
+        self._norms.add(norms)
+        self._tokens += 1
+
+    def signature(self) -> Signature:
+        """The signature of the tokens seen so far.
+
+        Raises:
+            CaptureError: no token was seen.
+        """
+        if self._tokens == 0:
+            raise CaptureError("No token's activations were recorded")
+        maps = self._maps.aggregate(self._aggregates).swapaxes(0, 1)
+        return Signature(
+            maps=np.ascontiguousarray(maps),
+            norms=self._norms.aggregate(self._aggregates),
+            temperatures=self._temperatures,
+            aggregates=self._aggregates,
+            tokens=self._tokens,
+        )
+
+
+class _Fold:
+    """First, last, mean and maximum of a sequence of arrays, in constant memory."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._first = self._last = self._max = self._sum = np.empty(0)
+
+    def add(self, array: NDArray[Any]) -> None:
+        if self._count == 0:
+            self._first, self._max, self._sum = array, array.copy(), array.astype(np.float64)
+        else:
+            np.maximum(self._max, array, out=self._max)
+            self._sum += array
+        self._last = array
+        self._count += 1
+
+    def aggregate(self, names: tuple[str, ...]) -> Floats:
+        values: dict[str, NDArray[Any]] = {
+            "first": self._first,
+            "last": self._last,
+            "max": self._max,
+            "mean": self._sum / self._count,
+        }
+        return np.stack([values[name].astype(np.float32) for name in names])
+
+
+def pairwise_kl(activations: NDArray[Any], *, temperature: float = 1.0) -> NDArray[Any]:
+    """Directed KL divergences between the layers' softmaxed activations.
+
+    KL(p_i || p_j) = A_j - A_i - p_i . (z_j - z_i), with z = x / temperature and A = logsumexp(z):
+    one matrix product, and no clamping with an epsilon.
+
+    Args:
+        activations: shape (L, D); float32, or float64 for more precision.
+        temperature: above 0.
+
+    Returns:
+        shape (L, L), nats, non-negative, zero diagonal; entry i, j is KL(p_i || p_j).
+    """
+    z = activations / activations.dtype.type(temperature)
+    z -= z.max(axis=1, keepdims=True)
+    p = np.exp(z)
+    totals = p.sum(axis=1)
+    p /= totals[:, None]
+    log_totals = np.log(totals)
+    cross = p @ z.T
+    kl = (log_totals[None, :] - log_totals[:, None]) - cross + np.diag(cross)[:, None]
+    # Rounding can leave a divergence of nearly equal layers just below zero.
+    np.maximum(kl, 0, out=kl)
+    np.fill_diagonal(kl, 0)
+    return np.asarray(kl)
+
+
+def log_rms(activations: NDArray[Any]) -> Floats:
+    """Natural log of each layer's root mean square, shape (L,) from (L, D)."""
+    with np.errstate(divide="ignore"):  # an all-zero layer gives -inf, which the observer refuses
+        mean_squares = np.mean(np.square(activations, dtype=np.float32), axis=1)
+        return np.asarray(0.5 * np.log(mean_squares), np.float32)
+
+
+def feature_vector(signals: Signals, schema: FeatureSchema) -> Floats:
+    """The features of one answer, shape (len(schema.names),), float32, in the schema's order.
+
+    Raises:
+        CaptureError: the signature lacks a layer, temperature or aggregate that the schema names.
+    """
+    if not len(signals.logprobs):
+        raise CaptureError("The answer has no token")
+    parts = [_BUILDERS[group](signals, schema) for group in schema.groups]
+    vector = np.concatenate(parts).astype(np.float32)
+    if not np.isfinite(vector).all():
+        raise CaptureError("A feature is not finite", why=schema.names[int(np.argmin(np.isfinite(vector)))])
+    return vector
+
+
+# -- feature groups: a namer and a builder each ------------------------------------------------
+
+
+def _logprob_names(_: FeatureSchema) -> list[str]:
+    return ["mean", "min", "first", "last", "entropy_mean", "entropy_max", "entropy_first"]
+
+
+def _logprob_features(signals: Signals, _: FeatureSchema) -> Floats:
+    logprobs, entropies = signals.logprobs, signals.entropies
+    values = [logprobs.mean(), logprobs.min(), logprobs[0], logprobs[-1]]
+    values += [entropies.mean(), entropies.max(), entropies[0]]
+    return np.array(values, np.float32)
+
+
+def _margin_names(_: FeatureSchema) -> list[str]:
+    return ["mean", "min", "first"]
+
+
+def _margin_features(signals: Signals, _: FeatureSchema) -> Floats:
+    # A model may rule a token out altogether (-inf); beyond 50 nats the difference means nothing.
+    margins = np.minimum(signals.margins, 50.0)
+    return np.array([margins.mean(), margins.min(), margins[0]], np.float32)
+
+
+def _length_names(_: FeatureSchema) -> list[str]:
+    return ["log_tokens"]
+
+
+def _length_features(signals: Signals, _: FeatureSchema) -> Floats:
+    return np.log(np.array([len(signals.logprobs)], np.float32))
+
+
+def _norms_names(schema: FeatureSchema) -> list[str]:
+    return [f"{aggregate}.{layer}" for aggregate, layer in product(schema.aggregates, range(schema.layers))]
+
+
+def _norms_features(signals: Signals, schema: FeatureSchema) -> Floats:
+    norms = signals.signature.norms[_aggregate_rows(signals.signature, schema)]
+    # Each layer against the mean of all: a ratio of norms, free of the model's overall scale.
+    relative: Floats = norms - norms.mean(axis=1, keepdims=True)
+    return relative.ravel()
+
+
+def _map_names(schema: FeatureSchema) -> list[str]:
+    pairs = [(i, j) for i, j in product(range(schema.layers), repeat=2) if i != j]
+    kinds = product(schema.temperatures, schema.aggregates, pairs)
+    return [f"{tau:g}.{aggregate}.{i}>{j}" for tau, aggregate, (i, j) in kinds]
+
+
+def _map_features(signals: Signals, schema: FeatureSchema) -> Floats:
+    signature = signals.signature
+    if signature.maps.shape[-1] != schema.layers:
+        raise CaptureError(f"The signature has {signature.maps.shape[-1]} layers, the scorer wants {schema.layers}")
+    missing = [tau for tau in schema.temperatures if tau not in signature.temperatures]
+    if missing:
+        raise CaptureError(f"The signature was not made at temperature {missing[0]:g}")
+    rows = [signature.temperatures.index(tau) for tau in schema.temperatures]
+    maps = signature.maps[rows][:, _aggregate_rows(signature, schema)]
+    off_diagonal = ~np.eye(schema.layers, dtype=bool)
+    # The logarithm is what linear models and pictures want, and trees do not care.
+    features: Floats = np.log(maps[:, :, off_diagonal] + np.float32(1e-6)).ravel()
+    return features
+
+
+def _aggregate_rows(signature: Signature, schema: FeatureSchema) -> list[int]:
+    missing = [name for name in schema.aggregates if name not in signature.aggregates]
+    if missing:
+        raise CaptureError(f"The signature has no aggregate '{missing[0]}'")
+    return [signature.aggregates.index(name) for name in schema.aggregates]
+
+
+_NAMERS = {
+    "logprob": _logprob_names,
+    "margin": _margin_names,
+    "length": _length_names,
+    "norms": _norms_names,
+    "map": _map_names,
+}
+_BUILDERS = {
+    "logprob": _logprob_features,
+    "margin": _margin_features,
+    "length": _length_features,
+    "norms": _norms_features,
+    "map": _map_features,
+}
+
+
+def _check_known(what: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"Unknown {what} '{name}'", fix=did_you_mean(name, known))
+    if not names or len(set(names)) != len(names):
+        raise InputError(f"Each {what} once, and at least one; got {names}")
