@@ -204,6 +204,14 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
         ["rules[0] asks for 3 retries, but budget.attempts leaves room for 2 after the first answer"],
     ),
     "more retries than the default attempts": (minimal("[retry: {below: 0.5, times: ⟦4}, abstain]"), ["room for 3"]),
+    "more retries than attempts, told once": (
+        minimal("[retry: {below: 0.5, times: ⟦4}, abstain]", "routes: {r: {}}"),
+        ["rules[0] asks for 4 retries"],
+    ),
+    "more retries than attempts in a route": (
+        minimal(rest="routes: {r: {rules: [retry: {below: 0.5, times: ⟦4}, abstain]}}"),
+        ["routes.r.rules[0] asks for 4 retries"],
+    ),
     "no attempt left for a fallback": (
         minimal("[fallback: {below: 0.5, to: ⟦b}, abstain]", "budget: {attempts: 1}"),
         ["asks for a fallback to another engine, but budget.attempts leaves room for 0"],

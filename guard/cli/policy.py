@@ -1,0 +1,185 @@
+"""``guard policy``: check, explain and begin policies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guard.cli.output import AsJson, console, print_json
+from guard.errors import InputError, PolicyError, did_you_mean
+
+if TYPE_CHECKING:
+    from guard.policy import Step
+    from guard.records import Decision
+
+app = typer.Typer(
+    help="Check, explain and begin policies.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+PolicySource = Annotated[str, typer.Argument(metavar="POLICY", help="A policy file, or the name of a built-in policy.")]
+
+
+@app.command()
+def check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Policy files, or names of built-in policies.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Find mistakes in policies: one line each, with file, line and column. Exit code 2 if any."""
+    reports = [_check(file) for file in files]
+    if as_json:
+        print_json(reports)
+    else:
+        for report in reports:
+            for line in _lines(report):
+                typer.echo(line)
+    if not all(report["valid"] for report in reports):
+        raise typer.Exit(PolicyError.exit_code)
+
+
+@app.command()
+def schema(*, as_json: AsJson = False) -> None:
+    """Print the JSON Schema of policy files, for editors."""
+    from guard.policy import json_schema
+
+    if as_json:
+        print_json(json_schema())
+    else:
+        typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def explain(
+    policy: PolicySource,
+    *,
+    score: Annotated[float, typer.Option(metavar="P", help="Probability of the answer being wrong, from 0 to 1.")],
+    route: Annotated[str | None, typer.Option(metavar="ROUTE", help="Route that the caller names.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which rule decides on an answer with this score, and why the others don't."""
+    from guard.policy import Used, decide, load_policy
+    from guard.policy import explain as steps_of
+
+    loaded = load_policy(policy)
+    steps = steps_of(loaded, score, route)
+    decision = decide(loaded, p_wrong=score, route=route)
+    when_spent = decide(loaded, p_wrong=score, route=route, used=Used(spent=True))
+    if as_json:
+        print_json(
+            {
+                "policy": loaded.name,
+                "mode": loaded.mode,
+                "route": route,
+                "score": score,
+                "steps": [asdict(step) for step in steps],
+                "decision": _decision_json(decision),
+                "when_spent": _decision_json(when_spent),
+            }
+        )
+        return
+    _print_steps(steps)
+    typer.echo(f"{decision.action}: {decision.reason}.")
+    if when_spent.rule != decision.rule:
+        typer.echo(f"Once the budget is spent: {when_spent.action}, by {when_spent.rule}.")
+    if loaded.mode == "shadow":
+        typer.echo("The policy is in shadow mode: this is only recorded, the caller gets the answer.")
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A built-in policy; see guard policy list.")],
+    *,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write. [default: NAME.yaml]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a copy of a built-in policy, to be changed."""
+    from guard.policy import builtin_policies
+
+    builtin = builtin_policies()
+    if name not in builtin:
+        raise PolicyError(f"There is no built-in policy '{name}'", fix=did_you_mean(name, builtin))
+    path = out if out is not None else Path(f"{name}.yaml")
+    _write(path, builtin[name].read_bytes(), force=force)
+    if as_json:
+        print_json({"policy": name, "path": str(path)})
+    else:
+        typer.echo(f"Wrote {path}. After changing it run: guard policy check {path}")
+
+
+@app.command("list")
+def list_policies(*, as_json: AsJson = False) -> None:
+    """List the built-in policies."""
+    from guard.policy import builtin_policies, load_policy
+
+    found = [(load_policy(name), path) for name, path in builtin_policies().items()]
+    if as_json:
+        fields = ("name", "description", "mode", "routes", "sha256")
+        print_json([{**{key: getattr(policy, key) for key in fields}, "path": str(path)} for policy, path in found])
+        return
+    width = max(len(policy.name) for policy, _ in found)
+    for policy, _ in found:
+        typer.echo(f"{policy.name:<{width}}  {policy.description}")
+
+
+def _check(file: str) -> dict[str, Any]:
+    """What is wrong with one policy, as a JSON object."""
+    from guard.policy import InvalidPolicyError, load_policy
+
+    report: dict[str, Any] = {"file": file, "valid": False, "problems": []}
+    try:
+        policy = load_policy(file)
+    except InvalidPolicyError as error:
+        report["problems"] = [{**asdict(problem), "text": str(problem)} for problem in error.problems]
+    except PolicyError as error:  # there is no text that it could have a place in
+        report["problems"] = [{"message": str(error), "text": f"{file}: {error}"}]
+    else:
+        report.update(valid=True, name=policy.name, rules=len(policy.plan().rules), routes=policy.routes)
+    return report
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    if not report["valid"]:
+        return [problem["text"] for problem in report["problems"]]
+    routes = f", routes {', '.join(report['routes'])}" if report["routes"] else ""
+    return [f"{report['file']}: fine ({report['name']}, {report['rules']} rules{routes})"]
+
+
+def _decision_json(decision: Decision) -> dict[str, Any]:
+    return {
+        "action": decision.action,
+        "rule": decision.rule,
+        "reason": decision.reason,
+        "settings": decision.settings.model_dump(mode="json", by_alias=True, exclude_none=True),
+    }
+
+
+def _print_steps(steps: list[Step]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "rule", "if", "holds", "why"):
+        table.add_column(heading)
+    for step in steps:
+        holds = "yes" if step.holds else "no"
+        cells = (">" if step.decides else "", step.rule, step.condition, holds, step.why)
+        table.add_row(*map(Text, cells), style="bold" if step.decides else None)
+    console().print(table)
+
+
+def _write(path: Path, content: bytes, *, force: bool) -> None:
+    try:
+        with path.open("wb" if force else "xb") as file:
+            file.write(content)
+    except FileExistsError as error:
+        fix = "Choose another --out, or write over it with --force"
+        raise InputError(f"'{path}' is there already", fix=fix) from error
+    except OSError as error:
+        raise InputError(f"Cannot write '{path}'", why=error.strerror or str(error)) from error
