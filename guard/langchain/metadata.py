@@ -1,0 +1,198 @@
+"""What a scored model writes on its messages, and how a wrapper reads it.
+
+Every `AIMessage` of a model that guard scores has ``response_metadata["guard"]``, a plain mapping that
+survives JSON, checkpoints and traces. This module is the only place that knows its keys:
+
+    p_wrong            probability of being wrong, or None where there is no score
+    baseline_p_wrong   what the token log-probabilities alone would say, or None
+    calibrated         False when the scorer was forced onto another model
+    error              why there is no score, or None
+    tokens             tokens generated, the end token included
+    prompt_tokens      tokens of the prompt
+    signature          {layers, tokens, kl_mean, kl_max, kl_max_pair}, or None
+    model              the model's name
+    score_seconds      time to make features and score, or None
+    sampling           {temperature, top_p, top_k, seed}
+    decision           only where a policy has decided inside the model:
+                       {action, rule, reason, decision_id, route, policy}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from langchain_core.messages import AIMessage, BaseMessage
+
+from guard.errors import InputError
+from guard.records import Decision, Outcome, Sampling, Score, Signature
+
+#: The key within ``response_metadata``.
+KEY = "guard"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredCall:
+    """One model call as its message tells of it.
+
+    Attributes:
+        p_wrong: probability of being wrong; None where there is no usable score.
+        baseline_p_wrong: what the token log-probabilities alone would say.
+        calibrated: False when the scorer was forced onto another model.
+        error: why there is no score; None exactly where ``p_wrong`` is a probability.
+        tokens: tokens generated.
+        prompt_tokens: tokens read.
+        model: the model's name.
+        score_seconds: time to make features and score, in seconds.
+        sampling: how tokens were chosen.
+        decision: what a policy inside the model decided, or None.
+    """
+
+    p_wrong: float | None
+    baseline_p_wrong: float | None
+    calibrated: bool
+    error: str | None
+    tokens: int
+    prompt_tokens: int
+    model: str
+    score_seconds: float | None
+    sampling: Sampling
+    decision: Mapping[str, Any] | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the call has no usable score, so that a policy's ``on_error`` decides."""
+        return self.error is not None
+
+
+def score_metadata(
+    *,
+    model: str,
+    score: Score | None,
+    error: str | None = None,
+    tokens: int = 0,
+    prompt_tokens: int = 0,
+    signature: Signature | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    decision: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What goes under ``response_metadata["guard"]``.
+
+    Args:
+        model: the model's name.
+        score: None where scoring failed; then ``error`` says why.
+        error: why there is no score.
+        tokens: tokens generated, the end token included.
+        prompt_tokens: tokens of the prompt.
+        signature: summarised, since the maps of one answer are larger than most conversations.
+        sampling: how tokens were chosen.
+        decision: see `decision_metadata`; only where a policy has decided.
+    """
+    content: dict[str, Any] = {
+        "p_wrong": score.p_wrong if score else None,
+        "baseline_p_wrong": score.baseline_p_wrong if score else None,
+        "calibrated": score.calibrated if score else False,
+        "error": None if score else error or "the answer has no score",
+        "tokens": tokens,
+        "prompt_tokens": prompt_tokens,
+        "signature": signature_summary(signature) if signature else None,
+        "model": model,
+        "score_seconds": score.seconds if score else None,
+        "sampling": asdict(sampling),
+    }
+    return content if decision is None else {**content, "decision": dict(decision)}
+
+
+def decision_metadata(
+    decision: Decision | Outcome, *, decision_id: str, route: str | None, policy: str
+) -> dict[str, Any]:
+    """What was decided, as it stands under ``response_metadata["guard"]["decision"]``."""
+    return {
+        "action": decision.action.value,
+        "rule": decision.rule,
+        "reason": decision.reason,
+        "decision_id": decision_id,
+        "route": route,
+        "policy": policy,
+    }
+
+
+def signature_summary(signature: Signature) -> dict[str, Any]:
+    """The layers' disagreement in a few numbers, in nats, of the map averaged over the answer."""
+    aggregate = signature.aggregates.index("mean") if "mean" in signature.aggregates else 0
+    divergences = signature.maps[0, aggregate]
+    layers = divergences.shape[-1]
+    row, column = divmod(int(np.argmax(divergences)), layers)
+    return {
+        "layers": layers,
+        "tokens": signature.tokens,
+        # The diagonal is zero and counts for nothing.
+        "kl_mean": float(divergences.sum() / (layers * (layers - 1))),
+        "kl_max": float(divergences[row, column]),
+        "kl_max_pair": [row, column],
+    }
+
+
+def read_score(message: BaseMessage) -> ScoredCall | None:
+    """What a message says of its own score.
+
+    Returns:
+        None where the message is not of a scored model. Metadata that is there but cannot be used
+        (a score that is no probability, a key of the wrong type) gives a call with ``error`` set.
+    """
+    content = message.response_metadata.get(KEY) if isinstance(message, AIMessage) else None
+    if content is None:
+        return None
+    if not isinstance(content, Mapping):
+        return _unreadable(f"the guard metadata is a {type(content).__name__}")
+    p_wrong, error = _probability(content.get("p_wrong")), content.get("error")
+    if p_wrong is None and not error:
+        error = f"the score {content.get('p_wrong')!r:.50} is no probability"
+    decision = content.get("decision")
+    return ScoredCall(
+        p_wrong=None if error else p_wrong,
+        baseline_p_wrong=_probability(content.get("baseline_p_wrong")),
+        calibrated=content.get("calibrated") is True,
+        error=str(error) if error else None,
+        tokens=_count(content.get("tokens")),
+        prompt_tokens=_count(content.get("prompt_tokens")),
+        model=str(content.get("model", "")),
+        score_seconds=_number(content.get("score_seconds")),
+        sampling=_sampling(content.get("sampling")),
+        decision=decision if isinstance(decision, Mapping) else None,
+    )
+
+
+def with_metadata(message: AIMessage, **changes: Any) -> AIMessage:
+    """A copy of a message with some of its guard metadata added or changed."""
+    content = {**(message.response_metadata.get(KEY) or {}), **changes}
+    return message.model_copy(update={"response_metadata": {**message.response_metadata, KEY: content}})
+
+
+def _unreadable(error: str) -> ScoredCall:
+    return ScoredCall(None, None, False, error, 0, 0, "", None, Sampling())
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _probability(value: Any) -> float | None:
+    number = _number(value)
+    return number if number is not None and 0.0 <= number <= 1.0 else None
+
+
+def _count(value: Any) -> int:
+    number = _number(value)
+    return int(number) if number is not None and 0 <= number < 2**53 else 0
+
+
+def _sampling(value: Any) -> Sampling:
+    """The sampling that a message was made with; the default where it cannot be told."""
+    known = {field.name for field in fields(Sampling)}
+    try:
+        return Sampling(**{name: setting for name, setting in dict(value).items() if name in known})
+    except (TypeError, ValueError, InputError):
+        return Sampling()
