@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from guard.errors import did_you_mean
 from guard.policy_document import (
     CAREFULNESS,
+    MAX_FALLBACKS,
     Abstain,
     AbstainRule,
     Accept,
@@ -236,13 +237,14 @@ class _Section:
 
 
 def _check_rules(source: Source) -> Iterator[Problem]:
-    declared = source.data.get("fallbacks")
-    for section in _sections(source.data):
+    sections = list(_sections(source.data))
+    for section in sections:
         yield from _check_order(source, section)
         yield from _check_names(source, section)
         yield from _check_attempts(source, section)
-        if isinstance(declared, Mapping) and declared:
-            yield from _check_fallbacks(source, section, declared)
+    declared = source.data.get("fallbacks")
+    if isinstance(declared, Mapping) and len(declared) <= MAX_FALLBACKS:
+        yield from _check_fallbacks(source, sections, declared)
 
 
 def _sections(data: Mapping[str, Any]) -> Iterator[_Section]:
@@ -364,15 +366,22 @@ def _check_attempts(source: Source, section: _Section) -> Iterator[Problem]:
         yield source.problem(place, message)
 
 
-def _check_fallbacks(source: Source, section: _Section, declared: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_fallbacks(source: Source, sections: Sequence[_Section], declared: Mapping[str, Any]) -> Iterator[Problem]:
     """Names may be handed over from Python, but one that looks misspelt is taken for a slip."""
-    own = [(location, rule.settings) for location, rule in _own_rules(section) if rule]
-    named: list[tuple[Location, Any]] = [((*at, "fallback", "to"), settings) for at, settings in own]
-    if section.on_error is not None:
-        named.append(((*section.prefix, "on_error", "fallback", "to"), section.on_error.settings))
-    for location, settings in named:
-        name = settings.to if isinstance(settings, Fallback) else None
-        if name is None or name in declared or not difflib.get_close_matches(name, declared, n=1):
-            continue
-        message = f"there is no fallback '{name}' under 'fallbacks'. {did_you_mean(name, declared)}"
-        yield source.problem(location, message)
+    slips: dict[str, bool] = {}
+    for location, name in (named for section in sections for named in _fallback_names(section)):
+        # Comparing spellings is slow: an absurd number of names must not keep the reader waiting.
+        if name not in declared and name not in slips and len(slips) < MAX_PROBLEMS:
+            slips[name] = bool(difflib.get_close_matches(name, declared, n=1))
+        if slips.get(name):
+            message = f"there is no fallback '{name}' under 'fallbacks'. {did_you_mean(name, declared)}"
+            yield source.problem(location, message)
+
+
+def _fallback_names(section: _Section) -> Iterator[tuple[Location, str]]:
+    for location, rule in _own_rules(section):
+        if rule and isinstance(rule.settings, Fallback) and rule.settings.to is not None:
+            yield (*location, "fallback", "to"), rule.settings.to
+    settings = section.on_error.settings if section.on_error else None
+    if isinstance(settings, Fallback) and settings.to is not None:
+        yield (*section.prefix, "on_error", "fallback", "to"), settings.to

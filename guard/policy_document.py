@@ -19,6 +19,9 @@ from guard.records import Action, Sampling
 #: whether a person or nobody answers is the author's choice, so the last two are equals.
 CAREFULNESS = {Action.ACCEPT: 0, Action.RETRY: 1, Action.FALLBACK: 2, Action.ESCALATE: 3, Action.ABSTAIN: 3}
 
+#: Each is a loaded model; more would be a mistake.
+MAX_FALLBACKS = 20
+
 _NAME = {
     "type": "string",
     "minLength": 1,
@@ -288,5 +291,5 @@ class Document(_Strict):
         description="What is done where the answer could not be scored.",
     )
     budget: Budget = Budget()
-    fallbacks: dict[Name, FallbackEngine] = Field(default={}, max_length=100)
+    fallbacks: dict[Name, FallbackEngine] = Field(default={}, max_length=MAX_FALLBACKS)
     routes: dict[Name, Route] = Field(default={}, max_length=500)
