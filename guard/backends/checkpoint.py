@@ -88,7 +88,8 @@ def read_checkpoint(path: str | Path, *, gguf_file: str | None, dtype: str, devi
     source: dict[str, Any] = {"local_files_only": True}
     if gguf is not None:
         read_gguf(gguf)  # a damaged header has one clear error, whatever transformers makes of it
-        source["gguf_file"] = gguf.name
+        # Whole, since transformers looks for a bare name in the working directory first.
+        source["gguf_file"] = str(gguf.resolve())
     weights = [gguf] if gguf is not None else _weight_files(folder)
     with _read_errors(gguf or folder):
         config = _config(folder, source)
@@ -179,6 +180,9 @@ def _weights(folder: Path, source: Mapping[str, Any], config: Any, dtype: str, d
     options: dict[str, Any] = {**source, "config": config, "dtype": _DTYPES[dtype]}
     if dtype == "int4" and device.type != "cpu":
         options |= _bitsandbytes(source, device)
+    elif "gguf_file" in source and hasattr(transformers, "GgufConfig"):
+        # Else newer versions may fetch kernels that work on the packed weights.
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     loader: Any = transformers.AutoModelForCausalLM
     model, report = loader.from_pretrained(folder, output_loading_info=True, **options)
     missing = sorted(report["missing_keys"])

@@ -310,7 +310,7 @@ class _Recorder:
             if not self._armed:
                 return
             try:
-                hidden = output[0] if isinstance(output, tuple) else output
+                hidden = output[0] if isinstance(output, tuple | list) else output
                 self._rows[layer].copy_(hidden.detach()[..., -1, :].reshape(-1))
                 self._seen.add(layer)
             except Exception as error:  # noqa: BLE001 - the answer goes on; activations() says so
