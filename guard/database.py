@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import time
@@ -257,10 +256,10 @@ def _bring_up_to_date(database: Database) -> None:
 
 @contextmanager
 def translated(place: str) -> Iterator[None]:
-    """Turn what drivers and the file system raise into a `StoreError` that names the place."""
+    """Turn what drivers and file systems raise into a `StoreError` that names the place."""
     try:
         yield
-    except (SQLAlchemyError, sqlite3.Error, OSError, json.JSONDecodeError) as error:
+    except (SQLAlchemyError, sqlite3.Error, OSError, UnicodeDecodeError) as error:
         original = getattr(error, "orig", None) or error
         why, fix = _reason(original)
         raise StoreError(f"The review store '{place}' failed", why=why, fix=fix) from error
@@ -271,8 +270,8 @@ def _reason(error: BaseException) -> tuple[str, str]:
     for beginning, reason in _REASONS.items():
         if code.startswith(beginning):
             return reason
-    if isinstance(error, json.JSONDecodeError):
-        return "a value in it is damaged", "Restore it from a backup"
+    if isinstance(error, UnicodeDecodeError):  # SQLite hands out text without checking it
+        return _DAMAGED
     if isinstance(error, FileExistsError | NotADirectoryError):
         return "a part of its path is a file, not a folder", "Give another path"
     if isinstance(error, OSError):

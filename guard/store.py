@@ -195,7 +195,7 @@ class Store:
         query = sa.select(REVIEWS).where(*_matching(status, route))
         query = query.order_by(REVIEWS.c.created_at, REVIEWS.c.id).limit(limit).offset(offset)
         with self._database.read() as connection:
-            return [_review(row) for row in connection.execute(query)]
+            return _reviews(connection, query)
 
     def count(self, *, status: str | None = None, route: str | None = None) -> int:
         """How many reviews there are; arguments as in `reviews`."""
@@ -241,12 +241,11 @@ class Store:
         while True:
             # No transaction stays open between pages: the reader may be slow.
             with self._database.read() as connection:
-                rows = connection.execute(query if after is None else query.where(order > after)).all()
-            for review in map(_review, rows):
-                yield _labelled(review)
-            if len(rows) < page:
+                reviews = _reviews(connection, query if after is None else query.where(order > after))
+            yield from map(_labelled, reviews)
+            if len(reviews) < page:
                 return
-            after = (rows[-1].decided_at, rows[-1].id)
+            after = (str(reviews[-1].decided_at), reviews[-1].id)
 
     # -- deciding ------------------------------------------------------------------------------
 
@@ -303,9 +302,15 @@ class Store:
 # -- queries -----------------------------------------------------------------------------------
 
 
+def _reviews(connection: Connection, query: sa.Select[Any]) -> list[Review]:
+    try:
+        return [_review(row) for row in connection.execute(query)]
+    except (KeyError, TypeError, ValueError) as error:  # no column has a form that `add` gives it
+        raise StoreError("A review is damaged", why=str(error), fix="Restore the store from a backup") from error
+
+
 def _first(connection: Connection, condition: sa.ColumnElement[bool]) -> Review | None:
-    row = connection.execute(sa.select(REVIEWS).where(condition).limit(1)).first()
-    return None if row is None else _review(row)
+    return next(iter(_reviews(connection, sa.select(REVIEWS).where(condition).limit(1))), None)
 
 
 def _find(connection: Connection, name: str) -> Review:
@@ -317,11 +322,11 @@ def _find(connection: Connection, name: str) -> Review:
     if found:
         return found
     begins = REVIEWS.c.id.startswith(key, autoescape=True)
-    rows = connection.execute(sa.select(REVIEWS).where(begins).order_by(REVIEWS.c.id).limit(6)).all()
-    if len(rows) == 1:
-        return _review(rows[0])
-    if rows:
-        several = ", ".join(row.id for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+    near = _reviews(connection, sa.select(REVIEWS).where(begins).order_by(REVIEWS.c.id).limit(6))
+    if len(near) == 1:
+        return near[0]
+    if near:
+        several = ", ".join(review.id for review in near[:5]) + (", ..." if len(near) > 5 else "")
         raise ReviewError(f"'{name}' begins more than one review's id", why=several, fix="Type more of it")
     pending = sa.select(REVIEWS.c.id).where(REVIEWS.c.status == _PENDING)
     ids = connection.scalars(pending.order_by(REVIEWS.c.created_at, REVIEWS.c.id).limit(20)).all()
@@ -411,16 +416,14 @@ def _attempt(attempt: Attempt) -> Any:
 def _review(row: sa.Row[Any]) -> Review:
     values = dict(row._mapping)
     prompt = values.pop("prompt")
-    try:
-        messages = None if prompt["messages"] is None else tuple(prompt["messages"])
-        return Review(
-            prompt=Prompt(messages=messages, text=prompt["text"], tools=tuple(prompt["tools"])),
-            attempts=tuple(values.pop("attempts")),
-            status=ReviewStatus(values.pop("status")),
-            **values,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"Review {row.id!r} is damaged", fix="Restore the store from a backup") from error
+    messages = None if prompt["messages"] is None else tuple(prompt["messages"])
+    return Review(
+        prompt=Prompt(messages=messages, text=prompt["text"], tools=tuple(prompt["tools"])),
+        attempts=tuple(values.pop("attempts")),
+        metadata=dict(values.pop("metadata")),
+        status=ReviewStatus(values.pop("status")),
+        **values,
+    )
 
 
 def _labelled(review: Review) -> dict[str, Any]:

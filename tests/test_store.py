@@ -559,6 +559,13 @@ def test_a_newer_guards_database_is_refused(store: Store, url: str) -> None:
         Store.open(url)
 
 
+def test_a_schema_that_no_guard_has_is_refused(path: Path) -> None:
+    Store.open(path).close()
+    raw(path, "UPDATE guard_version SET version_num = 'x'")
+    with pytest.raises(StoreError, match="schema 'x', which no guard has"):
+        Store.open(path)
+
+
 def test_the_file_is_private_and_its_folder_is_made(tmp_path: Path) -> None:
     path = tmp_path / "new 100%" / "däta" / "reviews.db"
     with Store.open(path) as store:
@@ -606,14 +613,21 @@ def test_a_damaged_database(path: Path) -> None:
         store.reviews()
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(data=st.data())
-def test_any_damage_is_a_guard_error_or_harmless(path: Path, data: st.DataObject) -> None:
-    for leftover in path.parent.iterdir():
-        leftover.unlink()
+@pytest.fixture
+def whole(tmp_path: Path) -> bytes:
+    """A store's file with one review."""
+    path = tmp_path / "whole.db"
     with Store.open(path) as store:
         store.add(make_escalation())
-    content = bytearray(path.read_bytes())
+    return path.read_bytes()
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_any_damage_is_a_guard_error_or_harmless(path: Path, whole: bytes, data: st.DataObject) -> None:
+    for leftover in path.parent.glob("reviews.db*"):
+        leftover.unlink()
+    content = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 20))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
@@ -623,8 +637,10 @@ def test_any_damage_is_a_guard_error_or_harmless(path: Path, data: st.DataObject
         list(store.labelled())
 
 
-@pytest.mark.parametrize(("column", "value"), [("prompt", "{"), ("prompt", "[]"), ("attempts", "3")])
-def test_a_damaged_value(path: Path, column: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("column", "value"), [("prompt", "{"), ("prompt", "[]"), ("attempts", "3"), ("metadata", 5), ("prompt", b"\x80")]
+)
+def test_a_damaged_value(path: Path, column: str, value: Any) -> None:
     with Store.open(path) as store:
         store.add(make_escalation())
         raw(path, f"UPDATE reviews SET {column} = ?", value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import sqlalchemy as sa
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: The revision that this guard reads and writes.
 HEAD = "0002"
+
+_REVISIONS = [f"{number:04d}" for number in range(1, int(HEAD) + 1)]
 
 #: A name of our own, so that a PostgreSQL database can be shared with another Alembic user.
 VERSION_TABLE = "guard_version"
@@ -41,15 +43,11 @@ def upgrade(connection: Connection, *, to: str = HEAD) -> None:
     The caller holds the database's write lock, so several processes may open a store at once.
 
     Raises:
-        StoreError: the database was written by a newer guard.
+        StoreError: the database was written by a newer guard, or its revision is damaged.
     """
     revision = current(connection)
-    if revision is not None and revision > HEAD:
-        raise StoreError(
-            f"The review store has schema {revision}, this guard knows schemas up to {HEAD}",
-            why="a newer guard has written it",
-            fix="Upgrade guard, or give this one a store of its own with --store or GUARD_STORE",
-        )
+    if revision is not None and revision not in _REVISIONS:
+        _refuse(revision)
     if revision == to:
         return
     # Imported here: a store that is up to date opens without the cost of Alembic.
@@ -61,3 +59,15 @@ def upgrade(connection: Connection, *, to: str = HEAD) -> None:
     config.set_main_option("path_separator", "os")
     with _ONE_AT_A_TIME:
         command.upgrade(config, to)
+
+
+def _refuse(revision: str) -> NoReturn:
+    if revision.isdecimal() and revision > HEAD:
+        raise StoreError(
+            f"The review store has schema {revision}, this guard knows schemas up to {HEAD}",
+            why="a newer guard has written it",
+            fix="Upgrade guard, or give this one a store of its own with --store or GUARD_STORE",
+        )
+    raise StoreError(
+        f"The review store has schema {revision!r:.40}, which no guard has", fix="Restore it from a backup"
+    )

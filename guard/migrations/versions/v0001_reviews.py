@@ -29,9 +29,7 @@ def upgrade() -> None:
         sa.Column("reviewer", sa.Text),
         sa.Column("note", sa.Text),
         sa.Column("decided_at", sa.Text),
-        sa.CheckConstraint(
-            "status IN ('pending', 'approved', 'edited', 'rejected')", name="reviews_known_status"
-        ),
+        sa.CheckConstraint("status IN ('pending', 'approved', 'edited', 'rejected')", name="reviews_known_status"),
         sa.CheckConstraint("(status = 'pending') = (decided_at IS NULL)", name="reviews_decided_has_time"),
     )
     op.create_index("reviews_by_status", "reviews", ["status", "created_at", "id"])
