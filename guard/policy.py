@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from typing import Any, Literal
 from guard.errors import PolicyError, did_you_mean
 from guard.policy_check import read_document, rule_label
 from guard.policy_document import (
+    CAREFULNESS,
     Abstain,
     Accept,
     Budget,
@@ -55,6 +56,9 @@ class Used:
 
 
 NOTHING_USED = Used()
+
+#: The section of a policy's ``tools`` that is for tools without a section of their own.
+ANY_TOOL = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,19 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolPlan:
+    """What holds where an answer calls a tool, in place of the plan of other answers.
+
+    Attributes:
+        rules: as in `Plan`; None where they are those of other answers.
+        on_error: likewise.
+    """
+
+    rules: tuple[Line, ...] | None
+    on_error: Line | None
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A checked policy. Get one from `load_policy` or `parse_policy`.
 
@@ -119,6 +136,7 @@ class Policy:
         sha256: of what the document means, defaults written out; comments and layout don't matter.
         fallbacks: engines that the document names.
         plans: by route; None is the plan of calls without a route.
+        tools: what differs where an answer calls a tool, by its name; ``default`` is for all others.
     """
 
     name: str
@@ -127,6 +145,7 @@ class Policy:
     sha256: str
     fallbacks: Mapping[str, FallbackEngine]
     plans: Mapping[str | None, Plan]
+    tools: Mapping[str, ToolPlan] = field(default_factory=dict)
 
     @property
     def routes(self) -> tuple[str, ...]:
@@ -145,6 +164,21 @@ class Policy:
             fix = did_you_mean(str(route), self.routes) or "It has no routes: leave the route out"
             raise PolicyError(f"Policy '{self.name}' has no route '{route}'", fix=fix)
         return plan
+
+    def plans_for(self, route: str | None, tools: Iterable[str]) -> tuple[Plan, ...]:
+        """The plans of an answer that calls these tools, one each; of one that calls none, the route's.
+
+        Raises:
+            PolicyError: as for `plan`.
+        """
+        base = self.plan(route)
+        return tuple(self._tool_plan(base, name) for name in tools) or (base,)
+
+    def _tool_plan(self, base: Plan, name: str) -> Plan:
+        section = self.tools.get(name) or self.tools.get(ANY_TOOL)
+        if section is None:
+            return base
+        return replace(base, rules=section.rules or base.rules, on_error=section.on_error or base.on_error)
 
     def check_route(self, route: str | None) -> None:
         """Raise as `plan` does where the policy has no such route."""
@@ -165,6 +199,8 @@ class Policy:
     def _settings(self) -> Iterator[Settings]:
         for plan in self.plans.values():
             yield from (line.settings for line in (*plan.rules, plan.on_error))
+        for section in self.tools.values():
+            yield from (line.settings for line in (*(section.rules or ()), section.on_error) if line is not None)
 
 
 # -- reading -----------------------------------------------------------------------------------
@@ -238,6 +274,13 @@ def _policy(document: Document) -> Policy:
             on_error=_on_error_line(prefix, route.on_error) if route.on_error else whole.on_error,
             budget=document.budget.model_copy(update=changed),
         )
+    tools = {
+        name: ToolPlan(
+            rules=_lines(("tools", name), section.rules) if section.rules else None,
+            on_error=_on_error_line(("tools", name), section.on_error) if section.on_error else None,
+        )
+        for name, section in document.tools.items()
+    }
     canonical = json.dumps(document.model_dump(mode="json", by_alias=True), sort_keys=True)
     return Policy(
         name=document.name,
@@ -246,6 +289,7 @@ def _policy(document: Document) -> Policy:
         sha256=hashlib.sha256(canonical.encode()).hexdigest(),
         fallbacks=MappingProxyType(document.fallbacks),
         plans=MappingProxyType(plans),
+        tools=MappingProxyType(tools),
     )
 
 
@@ -272,7 +316,14 @@ def _on_error_line(prefix: Location, on_error: OnError) -> Line:
 # -- deciding ----------------------------------------------------------------------------------
 
 
-def decide(policy: Policy, *, p_wrong: float | None, route: str | None = None, used: Used = NOTHING_USED) -> Decision:
+def decide(
+    policy: Policy,
+    *,
+    p_wrong: float | None,
+    route: str | None = None,
+    used: Used = NOTHING_USED,
+    tools: Iterable[str] = (),
+) -> Decision:
     """Say what to do with an answer.
 
     Args:
@@ -281,17 +332,50 @@ def decide(policy: Policy, *, p_wrong: float | None, route: str | None = None, u
             failure of scoring, and ``on_error`` decides.
         route: name given by the caller.
         used: what this call has used up.
+        tools: names of the tools that the answer calls. Each is decided on by its own section of the
+            policy's ``tools``, and the most careful decision is taken; of equals the first.
 
     Raises:
         PolicyError: the policy has no such route.
     """
     if p_wrong is None:
-        return decide_error(policy, error="the answer has no score", route=route, used=used)
+        return decide_error(policy, error="the answer has no score", route=route, used=used, tools=tools)
     p_wrong = float(p_wrong)  # a NumPy float32 would be compared in its own precision
     if not 0.0 <= p_wrong <= 1.0:
-        return decide_error(policy, error=f"the score {p_wrong} is no probability", route=route, used=used)
+        error = f"the score {p_wrong} is no probability"
+        return decide_error(policy, error=error, route=route, used=used, tools=tools)
+    return _most_careful([_by_rules(plan.rules, p_wrong, used) for plan in policy.plans_for(route, tools)])
+
+
+def decide_error(
+    policy: Policy,
+    *,
+    error: str,
+    route: str | None = None,
+    used: Used = NOTHING_USED,
+    tools: Iterable[str] = (),
+) -> Decision:
+    """Say what to do where generating, recording or scoring failed.
+
+    Args:
+        policy: the rules; its ``on_error`` decides. A fallback that is used up becomes an abstention.
+        error: what failed, in one sentence.
+        route: name given by the caller.
+        used: what this call has used up.
+        tools: names of the tools that the answer calls, as for `decide`.
+
+    Raises:
+        PolicyError: the policy has no such route.
+    """
+    return _most_careful([_by_on_error(plan.on_error, error, used) for plan in policy.plans_for(route, tools)])
+
+
+def _most_careful(decisions: list[Decision]) -> Decision:
+    return max(decisions, key=lambda decision: CAREFULNESS[decision.action])  # of equals the first
+
+
+def _by_rules(rules: tuple[Line, ...], p_wrong: float, used: Used) -> Decision:
     passed: list[Line] = []
-    rules = policy.plan(route).rules
     for line in rules:
         if p_wrong < line.below:
             if line.used_up(used) is None:
@@ -301,19 +385,7 @@ def decide(policy: Policy, *, p_wrong: float | None, route: str | None = None, u
     return Decision(line.action, line.name, reason, p_wrong, line.settings)
 
 
-def decide_error(policy: Policy, *, error: str, route: str | None = None, used: Used = NOTHING_USED) -> Decision:
-    """Say what to do where generating, recording or scoring failed.
-
-    Args:
-        policy: the rules; its ``on_error`` decides. A fallback that is used up becomes an abstention.
-        error: what failed, in one sentence.
-        route: name given by the caller.
-        used: what this call has used up.
-
-    Raises:
-        PolicyError: the policy has no such route.
-    """
-    line = policy.plan(route).on_error
+def _by_on_error(line: Line, error: str, used: Used) -> Decision:
     reason = f"No usable score: {error.rstrip('.')}"
     why = line.used_up(used)
     if why is not None:
@@ -395,6 +467,7 @@ def explain(policy: Policy, p_wrong: float, route: str | None = None, *, used: U
 
 
 __all__ = [
+    "ANY_TOOL",
     "NOTHING_USED",
     "Abstain",
     "Accept",
@@ -410,6 +483,7 @@ __all__ = [
     "Retry",
     "Settings",
     "Step",
+    "ToolPlan",
     "Used",
     "builtin_policies",
     "decide",

@@ -32,6 +32,7 @@ from guard.policy_document import (
     RetryRule,
     Route,
     Rule,
+    ToolRules,
 )
 from guard.policy_file import MAX_PROBLEMS, Location, Problem, Source, location_text
 from guard.records import Action
@@ -115,9 +116,9 @@ def _is_echo(details: ErrorDetails) -> bool:
 def _is_action(location: Location) -> bool:
     """Whether the key there is an action, which may go without settings; no other key may."""
     match location:
-        case ("rules", int(), _) | ("routes", _, "rules", int(), _):
+        case ("rules", int(), _) | ("routes" | "tools", _, "rules", int(), _):
             return True
-        case ("on_error", _) | ("routes", _, "on_error", _):
+        case ("on_error", _) | ("routes" | "tools", _, "on_error", _):
             return True
     return False
 
@@ -202,6 +203,8 @@ def _known_keys(place: Location) -> Sequence[str] | None:
             return _keys(FallbackEngine)
         case ("routes", _):
             return _keys(Route)
+        case ("tools", _):
+            return _keys(ToolRules)
         case (*_, "rules", int()) | (*_, "on_error"):
             return None
         case (*_, "budget"):
@@ -221,7 +224,7 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """The rules of the policy or of a route, as far as each could be read alone.
+    """The rules of the policy, of a route or of a tool, as far as each could be read alone.
 
     Attributes:
         prefix: location of the section.
@@ -250,10 +253,11 @@ def _check_rules(source: Source) -> Iterator[Problem]:
 def _sections(data: Mapping[str, Any]) -> Iterator[_Section]:
     whole = _section(data, (), None)
     yield whole
-    routes = data.get("routes")
-    for name, route in routes.items() if isinstance(routes, Mapping) else ():
-        if isinstance(route, Mapping):
-            yield _section(route, ("routes", name), whole)
+    for kind in ("routes", "tools"):
+        named = data.get(kind)
+        for name, section in named.items() if isinstance(named, Mapping) else ():
+            if isinstance(section, Mapping):
+                yield _section(section, (kind, name), whole)
 
 
 def _section(data: Mapping[str, Any], prefix: Location, whole: _Section | None) -> _Section:
@@ -290,7 +294,7 @@ def _read(model: type[_Model], data: Any) -> _Model | None:
 
 
 def _own_rules(section: _Section) -> Iterator[tuple[Location, Rule | None]]:
-    """The rules written in this section, not those that a route takes over."""
+    """The rules written in this section, not those that are taken over."""
     return ((at, rule) for at, rule in section.rules if at[: len(section.prefix)] == section.prefix)
 
 

@@ -272,6 +272,13 @@ class Route(_Strict):
     budget: Budget | None = None
 
 
+class ToolRules(_Strict):
+    """What holds where an answer calls this tool; what is left out is as for other answers."""
+
+    rules: tuple[Rule, ...] | None = Field(default=None, min_length=1, max_length=100)
+    on_error: OnError | None = None
+
+
 class Document(_Strict):
     """A guard policy: what to do with an answer, given its probability of being wrong."""
 
@@ -293,3 +300,8 @@ class Document(_Strict):
     budget: Budget = Budget()
     fallbacks: dict[Name, FallbackEngine] = Field(default={}, max_length=MAX_FALLBACKS)
     routes: dict[Name, Route] = Field(default={}, max_length=500)
+    tools: dict[Name, ToolRules] = Field(
+        default={},
+        max_length=500,
+        description="Rules of answers that call a tool, by its name; 'default' is for tools that are not named.",
+    )

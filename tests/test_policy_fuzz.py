@@ -46,6 +46,8 @@ fallbacks:
 routes:
   medical:
     rules: [accept: {below: 5e-2}, abstain: {raise: true}]
+tools:
+  send_money: {rules: [accept: {below: 0.1}, escalate: ], on_error: abstain}
 """
 
 #: Pieces that mean something to YAML or to policies.
@@ -59,6 +61,7 @@ PIECES = [
 ]
 KEYS = [
     *("version", "name", "description", "mode", "rules", "on_error", "budget", "fallbacks", "routes", "medical"),
+    *("tools", "send_money", "default"),
     *("accept", "retry", "fallback", "escalate", "abstain", "below", "times", "temperature", "top_p", "top_k", "seed"),
     *("instruction", "to", "text", "reply", "raise", "attempts", "tokens", "seconds", "model", "scorer", "bigger"),
 ]
@@ -105,6 +108,9 @@ def works(policy: Policy) -> None:
                 assert not (used.spent and decision.action is Action.RETRY)
         assert decide(policy, p_wrong=math.nan, route=route).action is not Action.RETRY
         assert decide_error(policy, error="x", route=route, used=Used(spent=True)).p_wrong is None
+        for tool in (*policy.tools, "other"):
+            assert decide(policy, p_wrong=0.3, route=route, tools=[tool]).reason
+            assert decide_error(policy, error="x", route=route, tools=[tool]).action is not Action.RETRY
 
 
 @st.composite
