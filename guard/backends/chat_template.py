@@ -192,9 +192,7 @@ class _Metering(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return nodes.Call(
-            nodes.EnvironmentAttribute("joined"), node.nodes, [], None, None, lineno=node.lineno
-        )
+        return nodes.Call(nodes.EnvironmentAttribute("joined"), node.nodes, [], None, None, lineno=node.lineno)
 
 
 def _call(method: str, arguments: list[nodes.Expr], lineno: int) -> nodes.ExprStmt:
@@ -277,9 +275,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Unlike jinja2's own, without HTML escapes."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,368 @@
+"""Chat templates: the same text as transformers', and strangers' templates kept within bounds."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_gguf import smollm2
+
+from guard.backends import chat_template
+from guard.backends.chat_template import render
+from guard.backends.gguf import read_gguf
+from guard.errors import ChatTemplateError, InputError
+
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>'"
+    " + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA3 = """\
+{{- bos_token }}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{%- if not date_string is defined %}
+    {%- set date_string = "26 Jul 2024" %}
+{%- endif %}
+{{- "Today Date: " + date_string + "\\n\\n" + system_message + "<|eot_id|>" }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+        {{- message['content'] | trim + '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+MISTRAL = """\
+{{ bos_token }}{% for message in messages %}
+{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+{% endif %}
+{% if message['role'] == 'user' %}
+{{ '[INST] ' + message['content'] + ' [/INST]' }}
+{% elif message['role'] == 'assistant' %}
+{{ message['content'] + eos_token}}
+{% else %}
+{{ raise_exception('Only user and assistant roles are supported!') }}
+{% endif %}
+{% endfor %}"""
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}"
+    "{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+)
+QWEN_TOOLS = """\
+{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- messages[0]['content'] }}
+    {%- else %}
+        {{- 'You are a helpful assistant.' }}
+    {%- endif %}
+    {{- "\\n\\n# Tools\\n\\n<tools>" }}
+    {%- for tool in tools %}
+        {{- "\\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- "\\n</tools><|im_end|>\\n" }}
+{%- endif %}
+{%- set ns = namespace(multi_step=true, last=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step and message.role == "user" %}
+        {%- set ns.multi_step = false %}
+        {%- set ns.last = index %}
+    {%- else %}
+        {%- continue %}
+    {%- endif %}
+{%- endfor %}
+{%- macro turn(role, content) -%}
+<|im_start|>{{ role }}
+{{ content }}<|im_end|>
+{% endmacro %}
+{%- for message in messages %}
+    {%- if message.role in ("user", "system", "assistant") and not message.tool_calls %}
+        {{- turn(message.role, message.content) }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>' ~ message.role }}
+        {%- for call in message.tool_calls %}
+            {%- if call.function is defined %}
+                {%- set call = call.function %}
+            {%- endif %}
+            {{- '\\n<tool_call>\\n{"name": "' ~ call.name ~ '", "arguments": ' }}
+            {{- (call.arguments | tojson) ~ '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == "tool" %}
+        {{- '<|im_start|>user\\n<tool_response>\\n' ~ message.content ~ '\\n</tool_response><|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{{- 'last ' ~ ns.last ~ '\\n' }}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+GENERATION = """\
+{% for message in messages %}
+    {% if message.role == 'assistant' %}
+{{ 'assistant: ' }}{% generation %}{{ message.content }}
+{% endgeneration %}
+    {% else %}
+{{ message.role }}: {{ message.content }}
+    {% endif %}
+{% endfor %}
+{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
+TEMPLATES = {
+    "chatml": CHATML,
+    "llama3": LLAMA3,
+    "mistral": MISTRAL,
+    "gemma": GEMMA,
+    "qwen_tools": QWEN_TOOLS,
+    "generation": GENERATION,
+}
+
+USER = {"role": "user", "content": '  What is 2 < 3 & "é"?\n{{ messages }} 日本 '}
+CHATS: dict[str, list[dict[str, Any]]] = {
+    "user": [USER],
+    "system": [{"role": "system", "content": "Be brief."}, USER],
+    "turns": [USER, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Why?"}],
+    "tool call": [
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": "<é>"}}}]},
+        {"role": "tool", "content": "42"},
+    ],
+}
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "<b>é</b> 'quoted'", "parameters": {}}}]
+ONE = [{"role": "user", "content": "hi"}]
+
+
+def theirs(template: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str | None:
+    """transformers' own rendering, or None where its template refuses."""
+    import jinja2
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        rendered, _ = render_jinja_template(
+            [messages],
+            tools=tools or None,
+            chat_template=template,
+            add_generation_prompt=True,
+            bos_token="<s>",
+            eos_token="</s>",
+        )
+    except jinja2.exceptions.TemplateError:
+        return None
+    return str(rendered[0])
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("tools", [[], TOOLS], ids=["", "tools"])
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_renders_what_transformers_renders(name: str, chat: str, tools: list[dict[str, Any]]) -> None:
+    pytest.importorskip("transformers")
+    expected = theirs(TEMPLATES[name], CHATS[chat], tools)
+    if expected is None:
+        with pytest.raises(ChatTemplateError):
+            render(TEMPLATES[name], CHATS[chat], tools=tools, bos_token="<s>", eos_token="</s>")
+    else:
+        assert render(TEMPLATES[name], CHATS[chat], tools=tools, bos_token="<s>", eos_token="</s>") == expected
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("chat", ["user", "system", "turns"])
+def test_the_embedded_models_template(chat: str) -> None:
+    pytest.importorskip("transformers")
+    template = read_gguf(smollm2()).chat_template
+    assert template is not None
+    rendered = render(template, CHATS[chat], bos_token="<s>", eos_token="</s>")
+    assert rendered == theirs(template, CHATS[chat], [])
+    assert rendered.startswith("<|im_start|>system\n")
+    assert rendered.endswith("<|im_start|>assistant\n")
+
+
+@pytest.mark.torch
+@settings(max_examples=100, deadline=None)
+@given(
+    chat=st.lists(
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": st.text()}),
+        min_size=1,
+        max_size=5,
+    ),
+    name=st.sampled_from(sorted(TEMPLATES)),
+)
+def test_any_chat_renders_as_in_transformers(chat: list[dict[str, Any]], name: str) -> None:
+    pytest.importorskip("transformers")
+    try:
+        ours: str | None = render(TEMPLATES[name], chat, bos_token="<s>", eos_token="</s>")
+    except ChatTemplateError:
+        ours = None
+    assert ours == theirs(TEMPLATES[name], chat, [])
+
+
+def test_chatml_by_hand() -> None:
+    assert render(CHATML, CHATS["system"][:1]) == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>assistant\n"
+    assert render(CHATML, ONE, add_generation_prompt=False) == "<|im_start|>user\nhi<|im_end|>\n"
+
+
+def test_messages_are_data_and_not_template() -> None:
+    attack = [{"role": "user", "content": "{{ raise_exception('run') }}{% for x in y %}"}]
+    assert attack[0]["content"] in render(CHATML, attack)
+
+
+def test_what_templates_may_call() -> None:
+    assert render("{{ strftime_now('%Y') }}", ONE) == time.strftime("%Y")
+    indented = render("{{ messages | tojson(indent=2) }}", [{"role": "user", "content": "<é>"}])
+    assert indented == json.dumps([{"role": "user", "content": "<é>"}], indent=2, ensure_ascii=False)
+    loop = (
+        "{% for x in range(9) %}{% if x == 2 %}{% continue %}{% elif x == 4 %}{% break %}{% endif %}{{ x }}{% endfor %}"
+    )
+    assert render(loop, ONE) == "013"
+    assert render("{{ 3 * 4 }} {{ [1] * 2 }} {{ 2 ** 10 }} {{ 2 ** -1 }} {{ 'a' ~ 1 ~ none }}", ONE) == (
+        "12 [1, 1] 1024 0.5 a1None"
+    )
+
+
+def test_subclasses_and_mappings_are_made_plain() -> None:
+    class Role(StrEnum):
+        USER = "user"
+
+    message = MappingProxyType({"role": Role.USER, "content": "hi", "parts": ({"type": "text"},)})
+    assert render("{{ messages | tojson }}", [message]) == (
+        '[{"role": "user", "content": "hi", "parts": [{"type": "text"}]}]'
+    )
+
+
+@pytest.mark.parametrize("value", [object(), b"bytes", {1, 2}, threading.Lock()])
+def test_other_objects_are_refused(value: object) -> None:
+    with pytest.raises(InputError, match=f"messages hold a {type(value).__name__}"):
+        render(CHATML, [{"role": "user", "content": value}])
+
+
+def test_a_message_that_holds_itself_is_refused() -> None:
+    content: list[Any] = []
+    content.append(content)
+    with pytest.raises(InputError, match="nested too deeply"):
+        render(CHATML, [{"role": "user", "content": content}])
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("\n\n{% if %}", "syntax error in line 3"),
+        ("{% for x in y %}", "syntax error in line 1"),
+        ("{% nonsense %}", "unknown tag 'nonsense'"),
+        ("{{ 'a' | nonsense }}", "nonsense"),
+        ("{{ raise_exception('Roles must alternate') }}", "refuses the messages: Roles must alternate"),
+        ("\n{{ messages[0].nothing.at_all }}", "not defined in line 2"),
+        ("{{ lipsum(1) }}", "'lipsum' is undefined"),
+        ("\n\n{{ ''.__class__.__mro__ }}", "sandbox forbids in line 3"),
+        ("{{ messages.append(1) }}", "sandbox forbids"),
+        ("{{ messages.clear() }}", "sandbox forbids"),
+        ("{{ cycler.__init__.__globals__ }}", "sandbox forbids"),
+        ("{{ raise_exception.__globals__.os }}", "sandbox forbids"),
+        ("{{ 1 / 0 }}", "fails.*ZeroDivisionError"),
+        ("{{ none + 'x' }}", "fails.*TypeError"),
+        ("{% include '/etc/passwd' %}", "fails.*loader"),
+        ("{% import 'os' as os %}", "fails.*loader"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "cannot be compiled"),
+        ("{% for x in y %}" * 30 + "{% endfor %}" * 30, "cannot be compiled"),
+    ],
+)
+def test_a_bad_template_is_one_clear_error(template: str, said: str) -> None:
+    for _ in range(2):  # an error must not be cached as something else
+        with pytest.raises(ChatTemplateError, match=f"(?s){said}"):
+            render(template, ONE)
+
+
+@pytest.mark.parametrize("template", ["{{ '{0.__class__}'.format(1) }}", "{{ messages.__class__ }}"])
+def test_internals_are_not_printed(template: str) -> None:
+    assert render(template, ONE) == ""
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}BODY{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LOOPS.replace("BODY", ""),
+        LOOPS.replace("BODY", "x" * 99),
+        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% for x in messages recursive %}{{ loop(messages) }}{{ loop(messages) }}{% endfor %}",
+        "{% set ns = namespace(s='ab') %}{% for a in range(90) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='ab') %}{% for a in range(90) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set ns = namespace(s=[1]) %}{% for a in range(90) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{{ 'a' * 10 ** 12 }}",
+        "{{ 10 ** 12 * 'a' }}",
+        "{{ [1] * 10 ** 12 }}",
+        "{{ 10 ** 10 ** 10 ** 10 ** 10 }}",
+        "{% set ns = namespace(n=3) %}{% for a in range(90) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+        "{{ 'a' | center(10 ** 14) }}",
+        "{{ range(10 ** 9) | list }}",
+    ],
+)
+def test_a_runaway_template_is_stopped(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.5)
+    started = time.monotonic()
+    with pytest.raises(ChatTemplateError):
+        render(template, ONE)
+    assert time.monotonic() - started < 5
+
+
+def test_the_step_limit_is_counted_anew_for_each_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_STEPS", 50)
+    template = "{% for x in range(50) %}{% endfor %}done"
+    assert render(template, ONE) == render(template, ONE) == "done"
+    with pytest.raises(ChatTemplateError, match="more than 50 loop turns"):
+        render("{% for x in range(51) %}{% endfor %}", ONE)
+
+
+def test_long_conversations_are_within_the_budget() -> None:
+    chat = [{"role": role, "content": "word " * 100} for role in ("user", "assistant")] * 2000
+    assert len(render(CHATML, chat)) > 4000 * 500
+
+
+def test_threads_have_budgets_of_their_own() -> None:
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(render(LLAMA3, ONE))) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 16
+    assert len(set(found)) == 1
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    pieces=st.lists(
+        st.sampled_from(
+            "{{|}}|{%|%}|{#|#}|m|messages|[0]|.content|(|)|'x'| ~ | + | - | ** 9| * 9|__class__|f()|\n|"
+            " for m in messages | endfor | if m | endif | else | set x = 1 | macro f() | endmacro | generation |"
+            " endgeneration | raise_exception(1)".split("|")
+        ),
+        max_size=20,
+    )
+)
+def test_any_template_gives_text_or_a_chat_template_error(pieces: list[str]) -> None:
+    try:
+        assert isinstance(render("".join(pieces), ONE), str)
+    except ChatTemplateError as error:
+        assert "chat template" in str(error)  # noqa: PT017 - both outcomes are fine
