@@ -1,1 +1,97 @@
-"""guard: know when a local language model is wrong, in the same forward pass, and act on it."""
+"""guard: know when a local language model is wrong, in the same forward pass, and act on it.
+
+    from guard import Guard
+
+    guard = Guard.load("smollm2", policy="balanced")
+    outcome = guard.ask("What is the capital of France?")
+    print(outcome.answer, outcome.p_wrong, outcome.action)
+
+Names are imported when they are first used, so that ``import guard`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from guard.backends import load_engine
+    from guard.backends.base import Engine
+    from guard.errors import GuardError
+    from guard.escalation import ReviewQueue
+    from guard.guard import Guard
+    from guard.policy import Policy, decide, load_policy, parse_policy
+    from guard.records import (
+        Action,
+        Decision,
+        Escalation,
+        Generation,
+        Limits,
+        Outcome,
+        Prompt,
+        Sampling,
+        Score,
+        Signature,
+    )
+    from guard.scorer import Scorer, load_scorer
+    from guard.store import Store
+
+_HOMES = {
+    "guard.backends": ("load_engine",),
+    "guard.backends.base": ("Engine",),
+    "guard.errors": ("GuardError",),
+    "guard.escalation": ("ReviewQueue",),
+    "guard.guard": ("Guard",),
+    "guard.policy": ("Policy", "decide", "load_policy", "parse_policy"),
+    "guard.records": (
+        "Action",
+        "Decision",
+        "Escalation",
+        "Generation",
+        "Limits",
+        "Outcome",
+        "Prompt",
+        "Sampling",
+        "Score",
+        "Signature",
+    ),
+    "guard.scorer": ("Scorer", "load_scorer"),
+    "guard.store": ("Store",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Action",
+    "Decision",
+    "Engine",
+    "Escalation",
+    "Generation",
+    "Guard",
+    "GuardError",
+    "Limits",
+    "Outcome",
+    "Policy",
+    "Prompt",
+    "ReviewQueue",
+    "Sampling",
+    "Score",
+    "Scorer",
+    "Signature",
+    "Store",
+    "decide",
+    "load_engine",
+    "load_policy",
+    "load_scorer",
+    "parse_policy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'guard' has no attribute '{name}'")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

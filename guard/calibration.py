@@ -199,7 +199,8 @@ def _arrays(name: str, labelled: Sequence[Labelled], schema: FeatureSchema) -> _
     if len(wrong) < MIN_SPLIT or rarer < MIN_CLASS:
         raise CalibrationError(
             "Too few labels to fit a scorer",
-            why=f"the {name} split has {len(wrong)} answers, {int(wrong.sum())} of them wrong; each split needs at least {MIN_SPLIT} answers, {MIN_CLASS} right and {MIN_CLASS} wrong",
+            why=f"the {name} split has {len(wrong)} answers, {int(wrong.sum())} of them wrong; "
+            f"each split needs at least {MIN_SPLIT} answers, {MIN_CLASS} right and {MIN_CLASS} wrong",
             fix="Give more questions, or a mix of easier and harder ones",
         )
     return _Split(np.stack([feature_vector(each.record.signals, schema) for each in labelled]), wrong)

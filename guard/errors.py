@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 
 class GuardError(Exception):
@@ -27,13 +29,17 @@ class GuardError(Exception):
         self.fix = fix
         super().__init__(what, why, fix)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions cross process borders by their arguments, which are keywords here.
+        return partial(type(self), self.what, why=self.why, fix=self.fix), ()
+
     def __str__(self) -> str:
-        sentences = [self.what.rstrip(".")]
-        if self.why:
-            sentences[0] += f": {self.why.rstrip('.')}"
-        if self.fix:
-            sentences.append(self.fix.rstrip("."))
-        return ". ".join(sentences) + "."
+        what = f"{self.what.rstrip('.')}: {self.why}" if self.why else self.what
+        return " ".join(_sentence(part) for part in (what, self.fix) if part)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 class InputError(GuardError):

@@ -176,8 +176,10 @@ class Guard:
         return Prompt.chat(asked, system=system)
 
     def close(self) -> None:
-        """Free the engine."""
+        """Free the engine, and close the store if it was opened here."""
         self.engine.close()
+        if self._owned_store is not None:
+            self._owned_store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -195,7 +197,7 @@ class Guard:
         limits: Limits | None,
         metadata: Mapping[str, Any] | None,
     ) -> Call:
-        self.policy.plan(route)  # an unknown route is refused before anything is generated
+        self.policy.check_route(route)
         limits = limits or Limits(max_tokens=self.scorer.artefact.prompting.max_tokens)
         return Call(self, self.prompt_of(asked), route, sampling, limits, dict(metadata or {}))
 
@@ -214,12 +216,15 @@ class Guard:
         self, given: Mapping[str, Handler], store: Store | str | Path | None
     ) -> dict[str, Handler]:
         handlers: dict[str, Handler] = {"log": log_handler, **given}
+        self._owned_store: Store | None = None
         enforced = self.policy.mode == "enforce"  # in shadow mode nothing is handed to anybody
         if enforced and "review" in self.policy.handler_names() and "review" not in given:
             from guard.escalation import ReviewQueue
             from guard.store import Store
 
-            handlers["review"] = ReviewQueue(store if isinstance(store, Store) else Store.open(store))
+            if not isinstance(store, Store):
+                store = self._owned_store = Store.open(store)
+            handlers["review"] = ReviewQueue(store)
         return handlers
 
 
@@ -229,11 +234,11 @@ def capture_point_of(engine: Engine) -> CapturePoint:
 
 
 def _declared_fallbacks(policy: Policy, *, leave_out: Mapping[str, Any]) -> dict[str, Source]:
-    """Load the engines that the policy itself declares."""
+    """Load the engines that the policy itself declares and that a rule falls back to."""
     return {
-        name: _load_source(name, target.model, target.scorer)
-        for name, target in policy.fallbacks.items()
-        if name not in leave_out
+        name: _load_source(name, policy.fallbacks[name].model, policy.fallbacks[name].scorer)
+        for name in policy.fallback_names()
+        if name in policy.fallbacks and name not in leave_out
     }
 
 

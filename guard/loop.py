@@ -191,7 +191,7 @@ class Call:
 
     @property
     def _budget(self) -> Budget:
-        return self.guard.policy.plan(self.route).budget
+        return self.guard.policy.budget_for(self.route)
 
     # -- one attempt ---------------------------------------------------------------------------
 

@@ -192,7 +192,7 @@ class _Composer(yaml.SafeLoader):
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         mark = event.start_mark
         self._nodes += 1
         if self._nodes > MAX_NODES:
@@ -200,7 +200,7 @@ class _Composer(yaml.SafeLoader):
         if self._depth >= MAX_DEPTH:
             raise yaml.MarkedYAMLError(None, None, f"more than {MAX_DEPTH} levels deep", mark)
         if isinstance(event, yaml.AliasEvent):
-            self.get_event()
+            self.get_event()  # type: ignore[no-untyped-call]
             self._refuse(mark, f"aliases are not allowed (*{event.anchor}). Write the value out")
             return yaml.ScalarNode("", "", mark, mark)
         self._clean(event)
@@ -262,7 +262,12 @@ def _position(mark: Any) -> Position:
 
 
 def _kind(node: yaml.Node) -> str:
-    return {"sequence": "a list", "mapping": "a mapping"}.get(node.id, "a single value")
+    match node:
+        case yaml.SequenceNode():
+            return "a list"
+        case yaml.MappingNode():
+            return "a mapping"
+    return "a single value"
 
 
 def _plain(node: yaml.Node, location: Location, source: Source) -> Any:

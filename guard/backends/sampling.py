@@ -63,10 +63,7 @@ def choose(logits: Floats, sampling: Sampling, rng: np.random.Generator) -> int:
 
 def _top_k(logits: Floats, k: int) -> NDArray[np.intp]:
     """Ids of the k largest logits (all for k = 0), largest first, ties by id."""
-    if 0 < k < len(logits):
-        ids = np.argpartition(-logits, k - 1)[:k]
-    else:
-        ids = np.arange(len(logits))
+    ids = np.argpartition(-logits, k - 1)[:k] if 0 < k < len(logits) else np.arange(len(logits))
     return ids[np.lexsort((ids, -logits[ids]))]
 
 

@@ -1,8 +1,8 @@
 """The command line. Commands are shells over the library; nothing heavy is imported to show help.
 
-Exit codes: 0 done, 1 unexpected failure, 2 bad input (arguments, files, policy), 3 scorer does not
-fit or cannot be fitted, 4 engine or optional package missing, 5 deadline or cancelled, 6 store or
-escalation failed, 10 abstained, 11 escalated (`guard ask` only), 130 interrupted.
+Exit codes: 0 done; 1 unexpected failure; 2 bad input (arguments, files, policy); 3 a scorer does not
+fit or cannot be fitted; 4 an engine failed or a package is missing; 5 deadline or cancelled; 6 store
+or escalation failed; 10 abstained; 11 escalated (both of ``guard ask`` only); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,16 +12,24 @@ import sys
 import typer
 
 from guard.cli import policy, review
+from guard.cli.ask import ask
+from guard.cli.calibrate import calibrate
+from guard.cli.demo import demo
+from guard.cli.doctor import doctor
 from guard.cli.output import fail
+from guard.cli.score import score
 from guard.errors import GuardError
 
 app = typer.Typer(
     name="guard",
     help="Know when a local language model is wrong, and do something about it.",
+    epilog="Exit codes: 0 done, 2 bad input, 3 scorer, 4 engine, 5 deadline, 6 store, 10 abstained, 11 escalated.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+for command in (ask, demo, calibrate, score, doctor):
+    app.command()(command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(review.app, name="review")
 

@@ -25,7 +25,11 @@ Engine = Annotated[str | None, typer.Option("--engine", help="llama.cpp or trans
 Force = Annotated[bool, typer.Option("--force-scorer", help="Use a scorer of another model; scores are marked.")]
 StoreUrl = Annotated[
     str | None,
-    typer.Option("--store", envvar="GUARD_STORE", help="Review store: a SQLite file or a database URL."),
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="SQLite file or database URL; by default $GUARD_STORE, else reviews.db in your data folder.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

