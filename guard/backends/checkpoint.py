@@ -41,6 +41,8 @@ MAX_DEFAULT_CONTEXT_TOKENS = 32_768
 INT4_GROUP = 32
 _INT4_ROWS = 16  # the CPU kernel wants a multiple of this
 
+_MAX_LAYERS = 1000
+
 #: What an engine can be asked for, and the type that its other weights then have.
 _DTYPES = {
     "float32": torch.float32,
@@ -85,7 +87,7 @@ def read_checkpoint(path: str | Path, *, gguf_file: str | None, dtype: str, devi
         raise InputError(f"There is no dtype '{dtype}'", fix=did_you_mean(str(dtype), _DTYPES))
     target = _device(device)
     folder, gguf = _locate(path, gguf_file)
-    source: dict[str, Any] = {"local_files_only": True}
+    source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if gguf is not None:
         read_gguf(gguf)  # a damaged header has one clear error, whatever transformers makes of it
         # Whole, since transformers looks for a bare name in the working directory first.
@@ -161,6 +163,9 @@ def _config(folder: Path, source: Mapping[str, Any]) -> Any:
             )
     config = transformers.AutoConfig.from_pretrained(folder, **source)
     _check_decoder(config)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > _MAX_LAYERS:  # building them would take hours before the weights are found to be missing
+        raise ModelFileError(f"{folder} says that it has {layers} layers", fix="Check its config.json")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedArchitectureError(
             f"'{config.model_type}' is not a language model that answers text",
