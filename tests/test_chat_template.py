@@ -350,14 +350,17 @@ def test_threads_have_budgets_of_their_own() -> None:
     assert len(set(found)) == 1
 
 
+PIECES = (
+    "{{|}}|{%|%}|{#|#}|m|messages|[0]|.content|(|)|'x'| ~ | + | - | ** 9| * 9|__class__|f()|\n|"
+    " for m in messages | endfor | if m | endif | else | set x = 1 | macro f() | endmacro | generation |"
+    " endgeneration | raise_exception(1)"
+)
+
+
 @settings(max_examples=400, deadline=None)
 @given(
     pieces=st.lists(
-        st.sampled_from(
-            "{{|}}|{%|%}|{#|#}|m|messages|[0]|.content|(|)|'x'| ~ | + | - | ** 9| * 9|__class__|f()|\n|"
-            " for m in messages | endfor | if m | endif | else | set x = 1 | macro f() | endmacro | generation |"
-            " endgeneration | raise_exception(1)".split("|")
-        ),
+        st.sampled_from(PIECES.split("|")),
         max_size=20,
     )
 )

@@ -94,7 +94,7 @@ def complete() -> bytes:
         u32("llama.embedding_length", 32),
         pair("llama.rope.freq_base", 6, struct.pack("<f", 10000.0)),
         pair("tokenizer.ggml.model", 8, text("gpt2")),
-        texts("tokenizer.ggml.tokens", ["a", "b", "é", ""]),
+        texts("tokenizer.ggml.tokens", ["a", "é", "", ""]),
         array("tokenizer.ggml.token_type", 5, "i", [1, 1, 1, 3]),
         array("tokenizer.ggml.scores", 6, "f", [0.0, -1.0, -2.0, -3.0]),
         texts("tokenizer.ggml.merges", ["a b"]),
@@ -130,7 +130,7 @@ def test_reads_a_complete_header(write: Callable[..., Path]) -> None:
     assert header.chat_template == "{{ messages }}"
     tokens = header.metadata["tokenizer.ggml.tokens"]
     assert isinstance(tokens, StringArray)
-    assert (list(tokens), tokens[-2], tokens[1:3], len(tokens)) == (["a", "b", "é", ""], "é", ["b", "é"], 4)
+    assert (list(tokens), tokens[-2], tokens[1:3], len(tokens)) == (["a", "é", "", ""], "", ["é", ""], 4)
     with pytest.raises(IndexError):
         tokens[4]
     assert header.metadata["tokenizer.ggml.add_bos_token"] is True
@@ -331,6 +331,9 @@ def test_the_tokenizer_hash_sees_every_part_and_nothing_else(write: Callable[...
         (build([ARCHITECTURE, u32("tokenizer.ggml.tokens", 1)]), "tokens is not an array of texts"),
         (build([ARCHITECTURE, array("tokenizer.ggml.scores", 6, "f", [1.0])]), "as many items"),
         (build([ARCHITECTURE, texts("tokenizer.ggml.scores", ["a"])]), "not an array of float32"),
+        (build([ARCHITECTURE, texts("tokenizer.ggml.tokens", ["a", "b", "a"])]), "same token twice"),
+        (build([ARCHITECTURE, texts("tokenizer.ggml.tokens", ["a", "b", "a\0b"])]), "same token twice"),
+        (build([ARCHITECTURE, u32("llama.block_count", 513)]), "at most 512"),
         (build(None, [tensor("t", (1, 1, 1, 1, 1), 0, 0)], data=64), "5 dimensions"),
         (build(None, [tensor("t", (0,), 0, 0)], data=64), "impossible shape"),
         (build(None, [tensor("t", (2**32, 2**32), 0, 0)], data=64), "impossible shape"),

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.backends.ggml_types import FILE_TYPES, TENSOR_TYPES
 from guard.backends.weights import unreadable, weight_file, weights_sha256
 from guard.errors import ModelFileError
 
@@ -33,6 +34,7 @@ HEADER_LIMIT = 128 * 2**20
 _WINDOW = 2**20
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMS = 4
+_MAX_BLOCKS = 512
 _MAX_NAME_BYTES = 63
 _MAX_KEY_BYTES = 65535
 _INT64_MAX = 2**63 - 1
@@ -47,28 +49,6 @@ _SCALARS: Mapping[int, np.dtype[Any]] = {
         0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4",
         6: "<f4", _BOOL: "<u1", 10: "<u8", 11: "<i8", 12: "<f8",
     }.items()
-}  # fmt: skip
-
-#: ggml type -> (name, elements of a block, bytes of a block).
-_TENSOR_TYPES: Mapping[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40),
-    10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2),
-    26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56),
-    30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
-}  # fmt: skip
-
-#: general.file_type -> the name people use for the quantization.
-_FILE_TYPES: Mapping[int, str] = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
-    11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M",
-    18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S",
-    25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M",
-    32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0",
 }  # fmt: skip
 
 #: First bytes of files that are mistaken for a GGUF, and what they are.
@@ -115,6 +95,13 @@ class StringArray(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return (self[at] for at in range(len(self)))
+
+    @property
+    def repeats(self) -> bool:
+        """Whether two items are equal as C strings, which end at the first NUL; empty ones aside."""
+        ends = self._starts[1:]
+        items = [self.raw[start : end - 8].split(b"\0", 1)[0] for start, end in zip(self._starts, ends, strict=False)]
+        return len(set(items) - {b""}) < sum(map(bool, items))
 
     def __repr__(self) -> str:
         return f"<StringArray of {len(self)}>"
@@ -175,8 +162,8 @@ class GgufHeader:
     def quantization(self) -> str:
         """Such as ``Q4_K_M``; where the file does not name it, the type that most weights have."""
         kind = self.metadata.get("general.file_type")
-        if isinstance(kind, int) and kind in _FILE_TYPES:
-            return _FILE_TYPES[kind]
+        if isinstance(kind, int) and kind in FILE_TYPES:
+            return FILE_TYPES[kind]
         elements: Counter[str] = Counter()
         for tensor in self.tensors:
             elements[tensor.type] += tensor.elements
@@ -276,7 +263,7 @@ class _Reader:
             infos[name] = info
         start = -(-self._at // alignment) * alignment
         tensors = tuple(
-            GgufTensor(name, shape, _TENSOR_TYPES[kind][0], start + offset, _tensor_bytes(shape, kind))
+            GgufTensor(name, shape, TENSOR_TYPES[kind][0], start + offset, _tensor_bytes(shape, kind))
             for name, (shape, kind, offset) in infos.items()
         )
         self._check_placement(tensors)
@@ -430,6 +417,11 @@ class _Reader:
                 raise self._malformed(f"{key} is not an array of {np.dtype(number).name}")
             if not isinstance(tokens, StringArray) or len(values) != len(tokens):
                 raise self._malformed(f"{key} has not as many items as tokenizer.ggml.tokens")
+        if isinstance(tokens, StringArray) and tokens.repeats:
+            raise self._malformed("tokenizer.ggml.tokens has the same token twice")
+        blocks = metadata.get(f"{architecture}.block_count")
+        if isinstance(blocks, int) and blocks > _MAX_BLOCKS:
+            raise self._malformed(f"{architecture}.block_count is {blocks}, at most {_MAX_BLOCKS} are loaded")
 
     def _alignment(self, metadata: Mapping[str, GgufValue]) -> int:
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
@@ -450,9 +442,9 @@ class _Reader:
         if min(shape, default=1) < 1 or math.prod(shape) > _INT64_MAX:
             raise self._malformed(f"the tensor {name!r} has the impossible shape {shape}")
         kind = self._number("I", f"the type of {name}")
-        if kind not in _TENSOR_TYPES:
+        if kind not in TENSOR_TYPES:
             raise self._malformed(f"the tensor {name!r} has the unknown type {kind}")
-        type_name, block, _ = _TENSOR_TYPES[kind]
+        type_name, block, _ = TENSOR_TYPES[kind]
         if (shape[0] if shape else 1) % block:
             raise self._malformed(f"the rows of {name!r} are no whole {type_name} blocks of {block}")
         offset = self._number("Q", f"the offset of {name}")
@@ -475,7 +467,7 @@ class _Reader:
 
 
 def _tensor_bytes(shape: tuple[int, ...], kind: int) -> int:
-    _, block, block_bytes = _TENSOR_TYPES[kind]
+    _, block, block_bytes = TENSOR_TYPES[kind]
     return math.prod(shape) // block * block_bytes
 
 
