@@ -26,6 +26,7 @@ from guard.policy_document import (
     Abstain,
     Accept,
     Budget,
+    Calls,
     Document,
     Escalate,
     Fallback,
@@ -137,6 +138,8 @@ class Policy:
         fallbacks: engines that the document names.
         plans: by route; None is the plan of calls without a route.
         tools: what differs where an answer calls a tool, by its name; ``default`` is for all others.
+        calls: which scores decide where there are several.
+        streaming: ``hold`` an answer until its decision, or show it ``live``.
     """
 
     name: str
@@ -146,6 +149,13 @@ class Policy:
     fallbacks: Mapping[str, FallbackEngine]
     plans: Mapping[str | None, Plan]
     tools: Mapping[str, ToolPlan] = field(default_factory=dict)
+    calls: Calls = field(default_factory=Calls)
+    streaming: Literal["hold", "live"] = "hold"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles: the read-only views of the mappings allow neither by themselves."""
+        values = [getattr(self, name) for name in self.__dataclass_fields__]
+        return _thaw, ([dict(value) if isinstance(value, MappingProxyType) else value for value in values],)
 
     @property
     def routes(self) -> tuple[str, ...]:
@@ -290,7 +300,14 @@ def _policy(document: Document) -> Policy:
         fallbacks=MappingProxyType(document.fallbacks),
         plans=MappingProxyType(plans),
         tools=MappingProxyType(tools),
+        calls=document.calls,
+        streaming=document.streaming,
     )
+
+
+def _thaw(values: list[Any]) -> Policy:
+    frozen: list[Any] = [MappingProxyType(value) if isinstance(value, dict) else value for value in values]
+    return Policy(*frozen)
 
 
 def _plan(prefix: Location, rules: tuple[Rule, ...], on_error: OnError, budget: Budget) -> Plan:
@@ -466,30 +483,11 @@ def explain(policy: Policy, p_wrong: float, route: str | None = None, *, used: U
     return steps
 
 
+# fmt: off
 __all__ = [
-    "ANY_TOOL",
-    "NOTHING_USED",
-    "Abstain",
-    "Accept",
-    "Budget",
-    "Escalate",
-    "Fallback",
-    "FallbackEngine",
-    "InvalidPolicyError",
-    "Line",
-    "Plan",
-    "Policy",
-    "Problem",
-    "Retry",
-    "Settings",
-    "Step",
-    "ToolPlan",
-    "Used",
-    "builtin_policies",
-    "decide",
-    "decide_error",
-    "explain",
-    "json_schema",
-    "load_policy",
+    "ANY_TOOL", "NOTHING_USED", "Abstain", "Accept", "Budget", "Calls", "Escalate", "Fallback",
+    "FallbackEngine", "InvalidPolicyError", "Line", "Plan", "Policy", "Problem", "Retry", "Settings", "Step",
+    "ToolPlan", "Used", "builtin_policies", "decide", "decide_error", "explain", "json_schema", "load_policy",
     "parse_policy",
 ]
+# fmt: on

@@ -21,6 +21,7 @@ from guard.policy_document import (
     Accept,
     AcceptRule,
     Budget,
+    Calls,
     Document,
     Escalate,
     EscalateRule,
@@ -143,7 +144,7 @@ def _translate(details: ErrorDetails, source: Source) -> Problem:
         return source.problem(location[:-1], f"'{key:.60}' in {location_text(place)} {wanted}", at_key=True)
     wanted = _WANTED.get(kind, details["msg"]).format_map(details.get("ctx", {}))
     message = f"{location_text(location)} {wanted}, got {_shown(details['input'])}"
-    return source.problem(location, message + _hint(kind, details["input"]))
+    return source.problem(location, message + _hint(details))
 
 
 def _shown(value: Any) -> str:
@@ -155,7 +156,8 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else reprlib.repr(value)
 
 
-def _hint(kind: str, value: Any) -> str:
+def _hint(details: ErrorDetails) -> str:
+    kind, value = details["type"], details["input"]
     if kind == "string_type" and isinstance(value, (int, float)):
         return ". Put it in quotes"
     if not isinstance(value, str):
@@ -165,7 +167,8 @@ def _hint(kind: str, value: Any) -> str:
     if kind in ("int_type", "float_type") and _NUMBER.fullmatch(value):
         return ". Write a plain number, without quotes or leading zeros"
     if kind == "literal_error":
-        return f". {did_you_mean(value, ('enforce', 'shadow'))}"
+        known = re.findall("'([^']*)'", details["ctx"]["expected"])
+        return f". {did_you_mean(value, known)}"
     return ""
 
 
@@ -205,6 +208,8 @@ def _known_keys(place: Location) -> Sequence[str] | None:
             return _keys(Route)
         case ("tools", _):
             return _keys(ToolRules)
+        case ("calls",):
+            return _keys(Calls)
         case (*_, "rules", int()) | (*_, "on_error"):
             return None
         case (*_, "budget"):

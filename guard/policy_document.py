@@ -279,6 +279,27 @@ class ToolRules(_Strict):
     on_error: OnError | None = None
 
 
+class Calls(_Strict):
+    """Which scores decide where one guarded call makes several model calls, as a chain may."""
+
+    model_config = ConfigDict(
+        json_schema_extra=lambda schema: schema.update(
+            anyOf=[{"enum": ["worst", "last"]}, {"type": schema.pop("type"), "minProperties": 1}]
+        )
+    )
+
+    join: Literal["worst", "last"] = Field(
+        default="worst", description="worst: the likeliest to be wrong decides; last: the one that ended last."
+    )
+    tag: Name | None = Field(default=None, description="Only calls of steps that have this tag count.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_out(cls, value: Any) -> Any:
+        """Write the short form out: ``last`` means ``{join: last}``."""
+        return {"join": value} if isinstance(value, str) else value
+
+
 class Document(_Strict):
     """A guard policy: what to do with an answer, given its probability of being wrong."""
 
@@ -298,6 +319,12 @@ class Document(_Strict):
         description="What is done where the answer could not be scored.",
     )
     budget: Budget = Budget()
+    calls: Calls = Field(default=Calls(), description="Which scores decide where there are several.")
+    streaming: Literal["hold", "live"] = Field(
+        default="hold",
+        description="hold: nothing of an answer leaves before its decision; live: text is shown as it comes, and "
+        "taken back if it turns out to be likely wrong.",
+    )
     fallbacks: dict[Name, FallbackEngine] = Field(default={}, max_length=MAX_FALLBACKS)
     routes: dict[Name, Route] = Field(default={}, max_length=500)
     tools: dict[Name, ToolRules] = Field(
