@@ -53,9 +53,11 @@ def expected_calibration_error(p_wrong: Probabilities, wrong: Labels, *, bins: i
     """Mean over bins of |mean probability - share wrong|, weighted by the bins' sizes.
 
     Bins hold equally many answers (adaptive binning, Nguyen and O'Connor 2015): with few answers,
-    bins of equal width are mostly empty. Lower is better.
+    bins of equal width are mostly empty. Equal probabilities stay in one bin, so that the order of
+    the answers does not matter. Lower is better.
     """
-    order = np.argsort(p_wrong, kind="stable")
-    groups = np.array_split(order, min(bins, len(order)))
-    gaps = [len(group) * abs(p_wrong[group].mean() - wrong[group].mean()) for group in groups]
-    return float(sum(gaps) / len(order))
+    ranked = np.sort(p_wrong)
+    starts = np.array([group[0] for group in np.array_split(ranked, min(bins, len(ranked)))])
+    bin_of = np.searchsorted(starts, p_wrong, side="right") - 1
+    gaps = np.abs(np.bincount(bin_of, p_wrong - wrong, minlength=len(starts)))
+    return float(gaps.sum() / len(p_wrong))

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from guard.errors import InputError, ScorerError, ScorerMismatchError
 from guard.records import CapturePoint, Floats, ModelInfo, Score, Signals
@@ -27,10 +27,30 @@ from guard.signature import FeatureSchema, feature_vector
 FORMAT: Literal["guard-scorer"] = "guard-scorer"
 FORMAT_VERSION = 1
 
-#: Larger artefacts are refused before they are parsed.
-MAX_BYTES = 64 * 2**20
+#: What a stranger's file may cost us: larger ones are refused before anything is made of them.
+MAX_BYTES, MAX_KEYS, MAX_TREES, MAX_DEPTH = 32 * 2**20, 1000, 20_000, 64
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Numbers = Annotated[list[Number], FailFast()]  # without it, a million bad items are a million errors
+Integers = Annotated[list[int], FailFast()]
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Refuse what could not be written out again: infinities, half characters, very deep nesting."""
+    if depth > 8:
+        raise ValueError("nested too deeply")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number is not finite")
+    if isinstance(value, str):
+        value.encode()  # half a surrogate pair raises UnicodeEncodeError, a ValueError
+    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    for part in parts:
+        _plain(part, depth + 1)
+    return value
+
+
+#: Facts for people and other tools, which scoring does not read.
+Facts = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class _Part(BaseModel):
@@ -86,10 +106,10 @@ class DataSet(_Part):
 class Linear(_Part):
     """Log-odds = intercept + sum over features of coefficient x (value - mean) / scale."""
 
-    features: list[int]
-    mean: list[Number]
-    scale: list[Annotated[Number, Field(gt=0)]]
-    coefficients: list[Number]
+    features: Integers
+    mean: Numbers
+    scale: Annotated[list[Annotated[Number, Field(gt=0)]], FailFast()]
+    coefficients: Numbers
     intercept: Number
 
     @model_validator(mode="after")
@@ -102,23 +122,32 @@ class Linear(_Part):
 class Trees(_Part):
     """Regression trees, all nodes in one table. A leaf has feature -1; children follow their parent."""
 
-    roots: list[int]
-    feature: list[int]
-    threshold: list[Number]
-    left: list[int]
-    right: list[int]
-    value: list[Number]
+    roots: Integers
+    feature: Integers
+    threshold: Numbers
+    left: Integers
+    right: Integers
+    value: Numbers
 
     @model_validator(mode="after")
     def _well_formed(self) -> Self:
         size = len(self.feature)
         if {len(self.threshold), len(self.left), len(self.right), len(self.value)} - {size}:
             raise ValueError("the node columns differ in length")
-        if any(not 0 <= root < size for root in self.roots):
-            raise ValueError("a root is not a node")
+        if len(self.roots) > MAX_TREES:
+            raise ValueError(f"there are more than {MAX_TREES} trees")
+        if any(not 0 <= node < size for column in (self.roots, self.left, self.right) for node in column):
+            raise ValueError("a root or a child is not a node")
+        depths = [0] * size
         for node, feature in enumerate(self.feature):
-            if feature >= 0 and not (node < self.left[node] < size and node < self.right[node] < size):
-                raise ValueError(f"node {node} has a child that does not follow it")
+            if feature < 0:
+                continue
+            for child in (self.left[node], self.right[node]):
+                if child <= node:
+                    raise ValueError(f"node {node} has a child that does not follow it")
+                depths[child] = max(depths[child], depths[node] + 1)
+        if max(depths, default=0) > MAX_DEPTH:
+            raise ValueError(f"a tree is deeper than {MAX_DEPTH} levels")
         return self
 
 
@@ -145,14 +174,14 @@ class Artefact(_Part):
     binding: Binding
     features: Literal["combined", "ilis", "logprob"]
     schema_: Schema = Field(alias="schema")
-    feature_names: list[str]
+    feature_names: Annotated[list[str], FailFast()]
     prompting: Prompting
-    data: list[DataSet]
+    data: Annotated[list[DataSet], FailFast()]
     split_sizes: dict[str, int]
     seed: int
-    settings: dict[str, Any]
+    settings: Facts
     versions: dict[str, str]
-    metrics: dict[str, Any]
+    metrics: Facts
     model: Model
     baseline: Model | None
 
@@ -160,9 +189,9 @@ class Artefact(_Part):
     def _consistent(self) -> Self:
         if self.schema_.layers != self.binding.layers:
             raise ValueError("schema.layers differs from binding.layers")
-        if "map" in self.schema_.groups and len(self.feature_names) < self.schema_.layers * (self.schema_.layers - 1):
-            # Looked at first: a small file must not make us write out millions of names.
-            raise ValueError("feature_names are fewer than the schema's map has entries")
+        # Counted first: a small file must not make us write out millions of names.
+        if self.feature_schema.size != len(self.feature_names):
+            raise ValueError("feature_names are not as many as the schema's features")
         if list(self.feature_schema.names) != self.feature_names:
             raise ValueError("feature_names do not follow from the schema")
         for model in (self.model, self.baseline):
@@ -215,6 +244,7 @@ class Scorer:
 
         Raises:
             CaptureError: the signals lack what the scorer's features need.
+            ScorerError: the artefact's numbers are so large that the score is no number.
         """
         started = time.perf_counter()
         vector = feature_vector(signals, self.schema).astype(np.float64)
@@ -257,6 +287,7 @@ class Scorer:
             scratch.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
             scratch.replace(file)
         except OSError as error:
+            scratch.unlink(missing_ok=True)
             raise InputError(f"Cannot write the scorer to '{file}'", why=error.strerror or str(error)) from error
 
 
@@ -266,24 +297,24 @@ def load_scorer(path: str | Path) -> Scorer:
     Raises:
         ScorerError: missing, damaged, of another format, or inconsistent in itself.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise ScorerError(f"'{file}' is too large for a scorer", why=f"over {MAX_BYTES >> 20} MiB")
-        data = file.read_bytes()
-    except OSError as error:
-        raise ScorerError(
-            f"Cannot read the scorer '{file}'",
-            why=error.strerror or str(error),
-            fix="Give the file that guard calibrate --out wrote",
-        ) from error
+        if file.exists() and not file.is_file():
+            raise ScorerError(f"'{file}' is not a file", fix=_GIVE)
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        why = getattr(error, "strerror", None) or str(error)
+        raise ScorerError(f"Cannot read the scorer {str(file)!r}", why=why, fix=_GIVE) from error
+    if len(data) > MAX_BYTES:
+        raise ScorerError(f"'{file}' is too large for a scorer", why=f"over {MAX_BYTES >> 20} MiB", fix=_GIVE)
     return parse_scorer(data, where=str(file))
 
 
 def parse_scorer(data: bytes, *, where: str = "<scorer>") -> Scorer:
     """Build a scorer from an artefact's bytes; see `load_scorer`."""
     try:
-        content = json.loads(data, parse_constant=_no_constant)
+        content = json.loads(data, parse_constant=_no_constant, object_pairs_hook=_few_keys)
     except (ValueError, RecursionError) as error:
         raise ScorerError(f"'{where}' is not a scorer", why=f"no valid JSON: {error}", fix=_REFIT) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -297,9 +328,9 @@ def parse_scorer(data: bytes, *, where: str = "<scorer>") -> Scorer:
     claimed = content.pop("sha256", None)
     try:
         artefact = Artefact.model_validate(content)
-    except (ValidationError, InputError, RecursionError, OverflowError) as error:
+        scorer = Scorer(artefact)
+    except (ValidationError, InputError, OverflowError) as error:
         raise ScorerError(f"'{where}' is not a valid scorer", why=_first_problem(error), fix=_REFIT) from error
-    scorer = Scorer(artefact)
     if claimed != scorer.sha256:
         raise ScorerError(f"'{where}' is damaged", why="its checksum does not match its content", fix=_REFIT)
     return scorer
@@ -310,6 +341,7 @@ def shipped_scorer() -> Path:
     return Path(str(files("guard") / "scorers" / "smollm2-135m-instruct-q4_1.json"))
 
 
+_GIVE = "Give the file that guard calibrate --out wrote"
 _REFIT = "Fit it again with guard calibrate, or fetch the file again"
 
 
@@ -320,8 +352,9 @@ class Evaluator:
         self._start = start
         if start:
             self._at = np.array(start.features, np.intp)
-            self._weights = np.array(start.coefficients, np.float64) / np.array(start.scale, np.float64)
-            self._offset = start.intercept - float(self._weights @ np.array(start.mean, np.float64))
+            with np.errstate(over="ignore", invalid="ignore"):  # huge numbers make a score that is refused
+                self._weights = np.array(start.coefficients, np.float64) / np.array(start.scale, np.float64)
+                self._offset = start.intercept - float(self._weights @ np.array(start.mean, np.float64))
         self._trees = _Forest(trees) if trees and trees.roots else None
 
     def log_odds(self, vector: NDArray[np.float64]) -> float:
@@ -338,8 +371,12 @@ class _Calibrated:
         self._calibration = model.calibration
 
     def probability(self, vector: NDArray[np.float64]) -> float:
-        log_odds = self._evaluator.log_odds(vector)
-        return logistic(self._calibration.slope * log_odds + self._calibration.intercept)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+            log_odds = self._evaluator.log_odds(vector)
+        calibrated = self._calibration.slope * log_odds + self._calibration.intercept
+        if not math.isfinite(calibrated):
+            raise ScorerError("The score is not finite", why="the scorer's numbers are too large", fix=_REFIT)
+        return logistic(calibrated)
 
 
 class _Forest:
@@ -397,6 +434,15 @@ def _content(artefact: Artefact) -> dict[str, Any]:
 def _digest(artefact: Artefact) -> str:
     canonical = json.dumps(_content(artefact), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _few_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise ValueError(f"an object has more than {MAX_KEYS} keys")
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("an object has the same key twice")
+    return values
 
 
 def _no_constant(name: str) -> float:

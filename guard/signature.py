@@ -48,8 +48,24 @@ class FeatureSchema:
     def __post_init__(self) -> None:
         _check_known("aggregate", self.aggregates, AGGREGATES)
         _check_known("feature group", self.groups, GROUPS)
-        if not self.temperatures or not all(0 < tau < 1e6 for tau in self.temperatures):
-            raise InputError(f"Temperatures must be above 0, got {self.temperatures}")
+        _check_temperatures(self.temperatures)
+        if self.version != SCHEMA_VERSION:
+            raise InputError(
+                f"The features are of schema version {self.version}", why=f"this guard makes version {SCHEMA_VERSION}"
+            )
+
+    @property
+    def size(self) -> int:
+        """How many features there are, counted without naming them."""
+        rows, layers = len(self.aggregates), self.layers
+        sizes = {
+            "logprob": len(_LOGPROB_NAMES),
+            "margin": len(_MARGIN_NAMES),
+            "length": 1,
+            "norms": rows * layers,
+            "map": len(self.temperatures) * rows * layers * (layers - 1),
+        }
+        return sum(sizes[group] for group in self.groups)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,6 +89,8 @@ class SignatureObserver:
     """
 
     def __init__(self, *, temperatures: tuple[float, ...] = (1.0,), aggregates: tuple[str, ...] = AGGREGATES) -> None:
+        _check_temperatures(temperatures)
+        _check_known("aggregate", aggregates, AGGREGATES)
         self._temperatures = temperatures
         self._aggregates = aggregates
         self._tokens = 0
@@ -185,8 +203,11 @@ def feature_vector(signals: Signals, schema: FeatureSchema) -> Floats:
 # -- feature groups: a namer and a builder each ------------------------------------------------
 
 
-def _logprob_names(_: FeatureSchema) -> list[str]:
-    return ["mean", "min", "first", "last", "entropy_mean", "entropy_max", "entropy_first"]
+_LOGPROB_NAMES = ("mean", "min", "first", "last", "entropy_mean", "entropy_max", "entropy_first")
+
+
+def _logprob_names(_: FeatureSchema) -> tuple[str, ...]:
+    return _LOGPROB_NAMES
 
 
 def _logprob_features(signals: Signals, _: FeatureSchema) -> Floats:
@@ -196,8 +217,11 @@ def _logprob_features(signals: Signals, _: FeatureSchema) -> Floats:
     return np.array(values, np.float32)
 
 
-def _margin_names(_: FeatureSchema) -> list[str]:
-    return ["mean", "min", "first"]
+_MARGIN_NAMES = ("mean", "min", "first")
+
+
+def _margin_names(_: FeatureSchema) -> tuple[str, ...]:
+    return _MARGIN_NAMES
 
 
 def _margin_features(signals: Signals, _: FeatureSchema) -> Floats:
@@ -233,8 +257,6 @@ def _map_names(schema: FeatureSchema) -> list[str]:
 
 def _map_features(signals: Signals, schema: FeatureSchema) -> Floats:
     signature = signals.signature
-    if signature.maps.shape[-1] != schema.layers:
-        raise CaptureError(f"The signature has {signature.maps.shape[-1]} layers, the scorer wants {schema.layers}")
     missing = [tau for tau in schema.temperatures if tau not in signature.temperatures]
     if missing:
         raise CaptureError(f"The signature was not made at temperature {missing[0]:g}")
@@ -247,6 +269,8 @@ def _map_features(signals: Signals, schema: FeatureSchema) -> Floats:
 
 
 def _aggregate_rows(signature: Signature, schema: FeatureSchema) -> list[int]:
+    if signature.maps.shape[-1] != schema.layers:
+        raise CaptureError(f"The signature has {signature.maps.shape[-1]} layers, the scorer wants {schema.layers}")
     missing = [name for name in schema.aggregates if name not in signature.aggregates]
     if missing:
         raise CaptureError(f"The signature has no aggregate '{missing[0]}'")
@@ -267,6 +291,14 @@ _BUILDERS = {
     "norms": _norms_features,
     "map": _map_features,
 }
+
+
+def _check_temperatures(temperatures: tuple[float, ...]) -> None:
+    if not temperatures or not all(0 < tau < 1e6 for tau in temperatures):
+        raise InputError(f"Temperatures must be above 0 and below a million, got {temperatures}")
+    # Features are named by them.
+    if len({f"{tau:g}" for tau in temperatures}) < len(temperatures):
+        raise InputError(f"Each temperature once, told apart by six digits; got {temperatures}")
 
 
 def _check_known(what: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:

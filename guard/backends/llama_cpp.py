@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,15 +27,15 @@ from guard.backends.base import BaseEngine, BytesDetokenizer, Detokenizer, Inter
 from guard.backends.chat_template import render
 from guard.backends.gguf import GgufHeader, read_gguf
 from guard.backends.templates import find_layers
-from guard.backends.weights import weights_sha256
+from guard.backends.weights import weight_file, weights_sha256
 from guard.errors import (
-    CaptureError,
     ChatTemplateError,
     EngineError,
     InputError,
     ModelFileError,
     OutOfMemoryError,
     UnsupportedArchitectureError,
+    did_you_mean,
     missing_extra,
 )
 from guard.records import CapturePoint, Floats, ModelInfo, Prompt
@@ -42,9 +43,10 @@ from guard.records import CapturePoint, Floats, ModelInfo, Prompt
 try:
     import llama_cpp
     from llama_cpp import _logger as llama_logger
-    from llama_cpp._ctypes_extensions import load_shared_library
 except ImportError as error:
     raise missing_extra("llama-cpp-python", "llama") from error
+
+from guard.backends.llama_tap import Tap
 
 #: Graph node names, most usual first: dense MLP, then mixture of experts.
 NODE_TEMPLATES: dict[CapturePoint, tuple[str, ...]] = {
@@ -58,96 +60,6 @@ BATCH_TOKENS = 512
 DEFAULT_CONTEXT_TOKENS = 4096
 
 
-def _load_ggml() -> Any:
-    """The library that owns the tensors; its three accessors need no knowledge of struct layouts."""
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    ggml = load_shared_library("ggml-base", folder)
-    ggml.ggml_get_name.argtypes, ggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
-    ggml.ggml_nelements.argtypes, ggml.ggml_nelements.restype = [ctypes.c_void_p], ctypes.c_int64
-    ggml.ggml_nbytes.argtypes, ggml.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
-    ggml.ggml_backend_tensor_get.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_size_t,
-    ]
-    ggml.ggml_backend_tensor_get.restype = None
-    return ggml
-
-
-_ggml = _load_ggml()
-
-
-class _Tap:
-    """The evaluation callback: copies the last row of each wanted node, or lists all node names."""
-
-    def __init__(self, width: int) -> None:
-        self._row_bytes = 4 * width
-        self._width = width
-        self._rows: dict[bytes, int] = {}
-        self._active = False
-        self._filled = 0
-        self._names: set[str] | None = None
-        self._failure: str | None = None
-        self._buffer = np.empty((0, width), np.float32)
-        #: For llama_context_params.cb_eval; must live as long as the context.
-        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
-
-    def want(self, nodes: Sequence[str]) -> None:
-        """Choose the nodes to copy, in the order of the layers."""
-        self._rows = {name.encode(): row for row, name in enumerate(nodes)}
-        self._buffer = np.empty((len(nodes), self._width), np.float32)
-
-    @contextmanager
-    def listing(self) -> Iterator[set[str]]:
-        """Collect the names of all nodes that are evaluated meanwhile."""
-        self._names = set()
-        try:
-            yield self._names
-        finally:
-            self._names = None
-
-    def start(self) -> None:
-        """Copy from the next evaluation on."""
-        self._active, self._filled, self._failure = True, 0, None
-
-    def stop(self) -> None:
-        """Copy nothing."""
-        self._active = False
-
-    def read(self) -> Floats:
-        """Activations of the last evaluation, shape (L, D), overwritten by the next."""
-        if self._failure or self._filled != len(self._rows):
-            raise CaptureError(
-                "The layers' activations could not be read",
-                why=self._failure or f"{self._filled} of {len(self._rows)} layers were seen",
-            )
-        return self._buffer
-
-    def _on_node(self, tensor: int, ask: bool, _: object) -> bool:
-        """Called by llama.cpp. An exception here would be lost, and False would stop the graph."""
-        try:
-            if not ask:
-                self._copy(tensor)
-                return True
-            if self._names is not None:
-                self._names.add(_ggml.ggml_get_name(tensor).decode())
-                return False
-            return self._active and _ggml.ggml_get_name(tensor) in self._rows
-        except Exception as error:  # noqa: BLE001 - there is no caller who could catch it
-            self._failure = f"{type(error).__name__}: {error}"
-            return not ask
-
-    def _copy(self, tensor: int) -> None:
-        name = _ggml.ggml_get_name(tensor)
-        size = _ggml.ggml_nbytes(tensor)
-        if size != 4 * _ggml.ggml_nelements(tensor) or size < self._row_bytes:
-            raise CaptureError(f"Node {name.decode()} is not a float32 tensor of width {self._width}")
-        row = self._buffer[self._rows[name]]
-        _ggml.ggml_backend_tensor_get(tensor, row.ctypes.data, size - self._row_bytes, self._row_bytes)
-        self._filled += 1
-
-
 @dataclass(slots=True)
 class _LlamaSession:
     """One request in the engine's context."""
@@ -157,15 +69,14 @@ class _LlamaSession:
     interrupt: Interrupt
 
     def feed(self, tokens: Sequence[int]) -> Floats:
-        tap = self.engine._tap
-        for start in range(0, len(tokens), BATCH_TOKENS):
+        tap, batch = self.engine._tap, self.engine._batch_tokens
+        for start in range(0, len(tokens), batch):
             self.interrupt.check()
-            last = start + BATCH_TOKENS >= len(tokens)
-            if self.capture and last:
+            if self.capture and start + batch >= len(tokens):
                 tap.start()
             else:
                 tap.stop()
-            self.engine._evaluate(tokens[start : start + BATCH_TOKENS])
+            self.engine._evaluate(tokens[start : start + batch])
         return self.engine._logits()
 
     def activations(self) -> Floats:
@@ -190,19 +101,34 @@ class LlamaCppEngine(BaseEngine):
         owner: Any = None,
     ) -> None:
         super().__init__()
+        if capture_point not in NODE_TEMPLATES:
+            raise InputError(
+                f"Unknown capture point '{capture_point}'", fix=did_you_mean(capture_point, NODE_TEMPLATES)
+            )
         self.capture_point = capture_point
+        # Nothing may use the model's memory once it is freed, and nothing may free it while it is used.
+        self._handles = threading.RLock()
+        self._closed = self._in_session = False
         self._model = model
         self._owner = owner  # the user's Llama: kept alive, closed by nobody but the user
         self._path = path
         self._vocab = llama_cpp.llama_model_get_vocab(model)
         self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self._template = chat_template if chat_template is not None else header.chat_template
-        self._tap = _Tap(llama_cpp.llama_model_n_embd(model))
-        self._context = self._make_context(context_params)
-        layers = self._find_layers(header)
-        self._tap.want(layers)
-        self._info = self._describe(header, len(layers))
+        self._tap = Tap(llama_cpp.llama_model_n_embd(model))
         self._piece_buffer = ctypes.create_string_buffer(256)
+        self._context = self._make_context(context_params)
+        # llama.cpp ends the process when a batch is larger than its own idea of it.
+        self._batch_tokens = llama_cpp.llama_n_batch(self._context)
+        try:
+            layers = self._find_layers(header)
+            self._tap.want(layers)
+            room = llama_cpp.llama_n_ctx(self._context)  # rounded up to whole blocks
+            self._info = self._describe(header, len(layers), min(room, context_params.n_ctx or room))
+        except BaseException:
+            llama_cpp.llama_free(self._context)
+            self._context = None
+            raise
 
     # -- building ------------------------------------------------------------------------------
 
@@ -228,17 +154,21 @@ class LlamaCppEngine(BaseEngine):
             chat_template: Jinja text to use in place of the file's own.
 
         Raises:
+            InputError: context_tokens or threads below 1, or an unknown capture point.
             ModelFileError: missing, truncated, or not a GGUF that llama.cpp reads.
             UnsupportedArchitectureError: the layers were not found in the model's graph.
             OutOfMemoryError: the model or its context does not fit.
         """
-        file = Path(path)
+        for what, number in (("context_tokens", context_tokens), ("threads", threads)):
+            if number is not None and number < 1:
+                raise InputError(f"{what} must be at least 1, got {number}")
+        file = weight_file(path)
         header = read_gguf(file)
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         llama_cpp.llama_backend_init()
         with _captured_log() as log:
-            model = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
+            model = llama_cpp.llama_model_load_from_file(os.fsencode(file), params)
         if not model:
             raise _load_error(file, log)
         context = llama_cpp.llama_context_default_params()
@@ -268,9 +198,11 @@ class LlamaCppEngine(BaseEngine):
         only after the engine.
 
         Raises:
-            InputError: a `Llama` that is closed, has no weights, or carries a LoRA adapter, which
-                belongs to its own context and would be missing here.
+            InputError: not a `Llama`, or one that is closed, has no weights, or carries a LoRA
+                adapter, which belongs to its own context and would be missing here.
         """
+        if not isinstance(llama, llama_cpp.Llama):
+            raise InputError(f"Expected a llama_cpp.Llama, got {type(llama).__name__}")
         if llama._model.model is None or llama.model_params.vocab_only:
             raise InputError("This Llama has no weights loaded", fix="Build it without vocab_only, and do not close it")
         if getattr(llama, "lora_path", None):
@@ -292,6 +224,10 @@ class LlamaCppEngine(BaseEngine):
     def _make_context(self, params: Any) -> Any:
         params.n_batch = params.n_ubatch = BATCH_TOKENS
         params.n_seq_max = 1
+        # A Llama that was built for embeddings attends and answers differently.
+        params.embeddings = False
+        params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_UNSPECIFIED
+        params.attention_type = llama_cpp.LLAMA_ATTENTION_TYPE_UNSPECIFIED
         params.cb_eval = self._tap.callback
         with _captured_log() as log:
             context = llama_cpp.llama_init_from_model(self._model, params)
@@ -311,7 +247,7 @@ class LlamaCppEngine(BaseEngine):
         layers = llama_cpp.llama_model_n_layer(self._model)
         return find_layers(names, NODE_TEMPLATES[self.capture_point], layers)
 
-    def _describe(self, header: GgufHeader, layers: int) -> ModelInfo:
+    def _describe(self, header: GgufHeader, layers: int, context_tokens: int) -> ModelInfo:
         template = self._template or ""
         return ModelInfo(
             name=str(header.metadata.get("general.name") or self._path.stem),
@@ -323,7 +259,7 @@ class LlamaCppEngine(BaseEngine):
             chat_template_sha256=sha256(template.encode()).hexdigest(),
             layers=layers,
             width=llama_cpp.llama_model_n_embd(self._model),
-            context_tokens=llama_cpp.llama_n_ctx(self._context),
+            context_tokens=context_tokens,
         )
 
     # -- the engine ----------------------------------------------------------------------------
@@ -347,8 +283,7 @@ class LlamaCppEngine(BaseEngine):
                 f"'{self._info.name}' has no chat template",
                 fix="Pass Prompt.raw(text), or chat_template= when building the engine",
             )
-        bos = self._token_text(llama_cpp.llama_vocab_bos(self._vocab))
-        eos = self._token_text(llama_cpp.llama_vocab_eos(self._vocab))
+        bos, eos = self._bos_and_eos()
         text = render(self._template, prompt.messages, tools=prompt.tools, bos_token=bos, eos_token=eos)
         # A template that writes the beginning-of-text token itself must not get a second one.
         twice = bool(bos) and text.startswith(bos)
@@ -359,7 +294,16 @@ class LlamaCppEngine(BaseEngine):
         return self._tokenize(text, add_special=False, parse_special=False)
 
     def close(self) -> None:
-        """Free the context, and the model if this engine loaded it."""
+        """Free the context, and the model if this engine loaded it.
+
+        A request that is being answered ends with an error at its next token, and frees them.
+        """
+        with self._handles:
+            self._closed = True
+            if not self._in_session:
+                self._free()
+
+    def _free(self) -> None:
         context, self._context = self._context, None
         if context is None:
             return
@@ -383,20 +327,35 @@ class LlamaCppEngine(BaseEngine):
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def _end_token(self) -> int:
-        end_of_turn = llama_cpp.llama_vocab_eot(self._vocab)
-        return int(end_of_turn if end_of_turn >= 0 else llama_cpp.llama_vocab_eos(self._vocab))
+        with self._open():
+            end_of_turn = llama_cpp.llama_vocab_eot(self._vocab)
+            return int(end_of_turn if end_of_turn >= 0 else llama_cpp.llama_vocab_eos(self._vocab))
 
     @contextmanager
     def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[Session]:
-        self._forget()
+        with self._open():
+            self._in_session = True
         try:
+            self._forget()
             yield _LlamaSession(self, capture, interrupt)
         finally:
             self._tap.stop()
+            with self._handles:
+                self._in_session = False
+                if self._closed:
+                    self._free()
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Keep the model from being closed meanwhile."""
+        with self._handles:
+            self._check_open()
+            yield
 
     def _evaluate(self, tokens: Sequence[int]) -> None:
+        self._check_open()
         array = (llama_cpp.llama_token * len(tokens))(*tokens)
-        status = llama_cpp.llama_decode(self._open_context(), llama_cpp.llama_batch_get_one(array, len(tokens)))
+        status = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(array, len(tokens)))
         if status != 0:
             raise EngineError(f"llama.cpp could not evaluate {len(tokens)} tokens", why=f"llama_decode gave {status}")
 
@@ -407,18 +366,21 @@ class LlamaCppEngine(BaseEngine):
         return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
 
     def _forget(self) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._open_context()), False)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
 
-    def _open_context(self) -> Any:
-        if self._context is None or (self._owner is not None and self._owner._model.model is None):
+    def _check_open(self) -> None:
+        if self._closed or (self._owner is not None and self._owner._model.model is None):
             raise EngineError("The engine or its model has been closed", fix="Build a new engine")
-        return self._context
 
     def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        data = text.encode()
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError("The text has half of a surrogate pair, which is no character") from error
         room = len(data) + 8
         tokens = (llama_cpp.llama_token * room)()
-        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, parse_special)
+        with self._open():
+            count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, parse_special)
         if count < 0:
             raise EngineError(f"llama.cpp could not tokenize a text of {len(data)} bytes")
         return list(tokens[:count])
@@ -429,6 +391,11 @@ class LlamaCppEngine(BaseEngine):
             self._piece_buffer = ctypes.create_string_buffer(-size)
             return self._piece(token)
         return self._piece_buffer.raw[:size]
+
+    def _bos_and_eos(self) -> tuple[str, str]:
+        with self._open():
+            bos, eos = llama_cpp.llama_vocab_bos(self._vocab), llama_cpp.llama_vocab_eos(self._vocab)
+            return self._token_text(bos), self._token_text(eos)
 
     def _token_text(self, token: int) -> str:
         if token < 0:

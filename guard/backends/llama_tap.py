@@ -1,0 +1,110 @@
+"""Reading a llama.cpp graph's nodes while it is evaluated.
+
+llama.cpp's scheduler asks a callback for each node whether it is wanted, and stops at those that
+are, with the data ready.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp._ctypes_extensions import load_shared_library
+
+from guard.errors import CaptureError
+from guard.records import Floats
+
+
+def _load_ggml() -> Any:
+    """The library that owns the tensors; its three accessors need no knowledge of struct layouts."""
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    ggml = load_shared_library("ggml-base", folder)
+    ggml.ggml_get_name.argtypes, ggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    ggml.ggml_nelements.argtypes, ggml.ggml_nelements.restype = [ctypes.c_void_p], ctypes.c_int64
+    ggml.ggml_nbytes.argtypes, ggml.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
+    ggml.ggml_backend_tensor_get.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_size_t,
+    ]
+    ggml.ggml_backend_tensor_get.restype = None
+    return ggml
+
+
+_ggml = _load_ggml()
+
+
+class Tap:
+    """The evaluation callback: copies the last row of each wanted node, or lists all node names."""
+
+    def __init__(self, width: int) -> None:
+        self._row_bytes = 4 * width
+        self._width = width
+        self._rows: dict[bytes, int] = {}
+        self._active = False
+        self._filled = 0
+        self._names: set[str] | None = None
+        self._failure: str | None = None
+        self._buffer = np.empty((0, width), np.float32)
+        #: For llama_context_params.cb_eval; must live as long as the context.
+        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
+
+    def want(self, nodes: Sequence[str]) -> None:
+        """Choose the nodes to copy, in the order of the layers."""
+        self._rows = {name.encode(): row for row, name in enumerate(nodes)}
+        self._buffer = np.empty((len(nodes), self._width), np.float32)
+
+    @contextmanager
+    def listing(self) -> Iterator[set[str]]:
+        """Collect the names of all nodes that are evaluated meanwhile."""
+        self._names = set()
+        try:
+            yield self._names
+        finally:
+            self._names = None
+
+    def start(self) -> None:
+        """Copy from the next evaluation on."""
+        self._active, self._filled, self._failure = True, 0, None
+
+    def stop(self) -> None:
+        """Copy nothing."""
+        self._active = False
+
+    def read(self) -> Floats:
+        """Activations of the last evaluation, shape (L, D), overwritten by the next."""
+        if self._failure or self._filled != len(self._rows):
+            raise CaptureError(
+                "The layers' activations could not be read",
+                why=self._failure or f"{self._filled} of {len(self._rows)} layers were seen",
+            )
+        return self._buffer
+
+    def _on_node(self, tensor: int, ask: bool, _: object) -> bool:
+        """Called by llama.cpp. An exception here would be lost, and False would stop the graph."""
+        try:
+            if not ask:
+                self._copy(tensor)
+                return True
+            if self._names is not None:
+                self._names.add(_ggml.ggml_get_name(tensor).decode())
+                return False
+            return self._active and _ggml.ggml_get_name(tensor) in self._rows
+        except Exception as error:  # noqa: BLE001 - there is no caller who could catch it
+            self._failure = f"{type(error).__name__}: {error}"
+            return not ask
+
+    def _copy(self, tensor: int) -> None:
+        name = _ggml.ggml_get_name(tensor)
+        size = _ggml.ggml_nbytes(tensor)
+        if size != 4 * _ggml.ggml_nelements(tensor) or size < self._row_bytes:
+            raise CaptureError(f"Node {name.decode()} is not a float32 tensor of width {self._width}")
+        row = self._buffer[self._rows[name]]
+        _ggml.ggml_backend_tensor_get(tensor, row.ctypes.data, size - self._row_bytes, self._row_bytes)
+        self._filled += 1
