@@ -248,7 +248,7 @@ def _split_lines(stream: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[int, bytes
         if too_long:
             yield number, None
         elif content.strip():
-            yield number, content
+            yield number, content.rstrip(b"\r\n")
 
 
 def _bad_rows(path: str | Path, bad: Sequence[BadRow]) -> InputError:
