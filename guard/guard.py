@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import tenacity
 
 from guard.backends import EMBEDDED, load_engine
-from guard.backends.base import BaseEngine, Engine
+from guard.backends.base import Engine
 from guard.errors import InputError, ScorerError, did_you_mean
 from guard.escalation import Handler, check_handlers, log_handler
-from guard.loop import Answerer, Call, Source, score_of
+from guard.loop import OWN_ENGINE, Answerer, Call, Source, score_of
 from guard.policy import Policy, load_policy
 from guard.records import CapturePoint, Limits, Outcome, Prompt, Sampling, Score
 from guard.scorer import Scorer, load_scorer, shipped_scorer
@@ -59,12 +60,12 @@ class Guard:
             ScorerMismatchError: the scorer was fitted on another model.
             InputError: the policy names a fallback or handler that is not known.
         """
+        self._loaded = ExitStack()  # engines that `load` loaded
         self.policy = policy
         self.engine = engine
         self.scorer = scorer.for_model(engine.model, capture_point_of(engine), force=force_scorer)
         self.sources: dict[str, Source | Answerer] = {
-            name: Source(name, target.engine, target.scorer) if isinstance(target, Guard) else target
-            for name, target in (fallbacks or {}).items()
+            name: _source(name, target) for name, target in (fallbacks or {}).items()
         }
         self._check_fallbacks()
         self.handlers = self._with_builtin_handlers(handlers or {}, store)
@@ -105,15 +106,20 @@ class Guard:
         chosen = policy if isinstance(policy, Policy) else load_policy(policy)
         fitted = load_scorer(shipped_scorer() if scorer is None else scorer)
         given = fallbacks or {}
-        return cls(
-            load_engine(model, engine=engine, **(engine_options or {})),
-            fitted,
-            chosen,
-            fallbacks={**_declared_fallbacks(chosen, leave_out=given), **given},
-            handlers=handlers,
-            store=store,
-            force_scorer=force_scorer,
-        )
+        with ExitStack() as loaded:
+            own = loaded.enter_context(load_engine(model, engine=engine, **(engine_options or {})))
+            declared = _declared_fallbacks(chosen, leave_out=given, loaded=loaded)
+            guard = cls(
+                own,
+                fitted,
+                chosen,
+                fallbacks={**declared, **given},
+                handlers=handlers,
+                store=store,
+                force_scorer=force_scorer,
+            )
+            guard._loaded = loaded.pop_all()
+            return guard
 
     def ask(
         self,
@@ -172,12 +178,15 @@ class Guard:
         """The prompt that a question, messages or a prompt stand for."""
         if isinstance(asked, Prompt):
             return asked
+        if not isinstance(asked, Iterable):
+            raise InputError(f"Expected a question, messages or a Prompt, got {type(asked).__name__}")
         system = self.scorer.artefact.prompting.system if isinstance(asked, str) else None
         return Prompt.chat(asked, system=system)
 
     def close(self) -> None:
-        """Free the engine, and close the store if it was opened here."""
+        """Free the engines, and close the store if it was opened here."""
         self.engine.close()
+        self._loaded.close()
         if self._owned_store is not None:
             self._owned_store.close()
 
@@ -230,19 +239,32 @@ class Guard:
 
 def capture_point_of(engine: Engine) -> CapturePoint:
     """Where an engine records; the MLP's output unless it says otherwise."""
-    return engine.capture_point if isinstance(engine, BaseEngine) else "mlp"
+    return getattr(engine, "capture_point", "mlp")
 
 
-def _declared_fallbacks(policy: Policy, *, leave_out: Mapping[str, Any]) -> dict[str, Source]:
+def _source(name: str, target: Guard | Source | Answerer) -> Source | Answerer:
+    """A fallback under the name that the policy knows it by; its scorer must fit its engine too."""
+    if name == OWN_ENGINE:
+        raise InputError(f"A fallback cannot be called '{name}', which stands for the guard's own model")
+    if isinstance(target, Guard | Source):
+        engine, scorer = target.engine, target.scorer
+        if scorer is not None:
+            scorer = scorer.for_model(engine.model, capture_point_of(engine), force=not scorer.calibrated)
+        return Source(name, engine, scorer)
+    if not callable(target):
+        raise InputError(f"The fallback '{name}' is no Guard, Source or callable", why=f"got {type(target).__name__}")
+    return target
+
+
+def _declared_fallbacks(policy: Policy, *, leave_out: Mapping[str, Any], loaded: ExitStack) -> dict[str, Source]:
     """Load the engines that the policy itself declares and that a rule falls back to."""
     return {
-        name: _load_source(name, policy.fallbacks[name].model, policy.fallbacks[name].scorer)
+        name: _load_source(name, policy.fallbacks[name].model, policy.fallbacks[name].scorer, loaded)
         for name in policy.fallback_names()
         if name in policy.fallbacks and name not in leave_out
     }
 
 
-def _load_source(name: str, model: str, scorer: str | None) -> Source:
-    engine = load_engine(model)
-    fitted = load_scorer(scorer).for_model(engine.model, capture_point_of(engine)) if scorer else None
-    return Source(name, engine, fitted)
+def _load_source(name: str, model: str, scorer: str | None, loaded: ExitStack) -> Source:
+    engine = loaded.enter_context(load_engine(model))
+    return Source(name, engine, load_scorer(scorer) if scorer else None)

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
@@ -117,7 +117,7 @@ class AttemptPlan:
         """Get the answer."""
         if self.source is None:
             answer = self._answerer()(self.prompt)
-            return self._answered(asyncio.run(answer) if inspect.iscoroutine(answer) else answer)
+            return self._answered(asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer)
         observer = self._observer()
         generation = self.source.engine.generate(
             self.prompt, sampling=self.sampling, limits=self.limits, observer=observer
@@ -130,7 +130,8 @@ class AttemptPlan:
             answerer = self._answerer()
             if inspect.iscoroutinefunction(answerer):
                 return self._answered(await answerer(self.prompt))
-            return self._answered(await asyncio.to_thread(answerer, self.prompt))
+            answer = await asyncio.to_thread(answerer, self.prompt)
+            return self._answered(await answer if inspect.isawaitable(answer) else answer)
         observer = self._observer()
         generation = await self.source.engine.agenerate(
             self.prompt, sampling=self.sampling, limits=self.limits, observer=observer
@@ -230,8 +231,12 @@ class Call:
         return AttemptPlan(own, self.prompt, self.sampling, limits)
 
     def _limits_left(self) -> Limits:
-        """The call's limits, within what is left of the policy's budget."""
-        tokens = max(1, min(self.limits.max_tokens, self._budget.tokens - self._tokens_used()))
+        """The call's limits, within what is left of the policy's budget; shadow mode changes nothing."""
+        if self._shadow:
+            return self.limits
+        # The next attempt reads about the same prompt again.
+        prompt_tokens = self.attempts[-1].prompt_tokens if self.attempts else 0
+        tokens = max(1, min(self.limits.max_tokens, self._budget.tokens - self._tokens_used() - prompt_tokens))
         seconds = max(0.001, self._budget.seconds - (time.monotonic() - self.started))
         return replace(self.limits, max_tokens=tokens, timeout_s=min(seconds, self.limits.timeout_s or seconds))
 
@@ -246,9 +251,12 @@ class Call:
         return self._keep(plan, result, score, self._decide(plan, score, error), error)
 
     def _fail(self, plan: AttemptPlan, error: Exception) -> bool:
-        """There is no answer: bad questions are the caller's, the rest is the policy's."""
-        callers = (InputError, PromptTooLongError, ChatTemplateError, CancelledError)
-        if isinstance(error, callers) or self._shadow:
+        """There is no answer: bad questions are the caller's, the rest is the policy's.
+
+        Once the model has answered, the question was good; what fails then is the policy's too.
+        """
+        question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.attempts
+        if question or isinstance(error, CancelledError) or self._shadow:
             raise error
         self._note_use(None)
         decision = self._decide(plan, None, _told(error))
@@ -266,7 +274,8 @@ class Call:
 
     def _note_use(self, result: Result | None) -> None:
         """Bring what has been used up to date before deciding, so that no decision oversteps it."""
-        tokens = self._tokens_used() + (result.prompt_tokens + result.completion_tokens if result else 0)
+        # The prompt counts twice, since another attempt would read it again.
+        tokens = self._tokens_used() + (2 * result.prompt_tokens + result.completion_tokens if result else 0)
         budget = self._budget
         spent = (
             len(self.attempts) + 1 >= budget.attempts
@@ -391,6 +400,10 @@ def _reply(last: Attempt) -> str | None:
         case Fallback(text=str(text)) | Abstain(text=text) | Escalate(reply=text):
             return text
     return last.answer
+
+
+async def _awaited(answer: Awaitable[object]) -> object:
+    return await answer
 
 
 def _told(error: Exception) -> str:

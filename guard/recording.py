@@ -33,14 +33,14 @@ from guard.records import (
 )
 from guard.signature import AGGREGATES, SignatureObserver
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS header (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS answers (
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS header (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, dataset TEXT NOT NULL, question TEXT NOT NULL, answer TEXT NOT NULL,
     skipped TEXT, prompt_tokens INTEGER, seconds REAL,
     logprobs BLOB, entropies BLOB, margins BLOB, maps BLOB, norms BLOB, first BLOB, last BLOB
-);
-"""
+)""",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +110,13 @@ class Journal:
         self._run = run
         with self._translated():
             self._db = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
-            # One writer at a time, and a commit survives the death of the process.
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(_SCHEMA)
-        self._check_header()
+        try:
+            with self._translated():
+                self._set_up()
+            self._check_header()
+        except BaseException:
+            self._db.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -157,7 +158,12 @@ class Journal:
         """What is known of one row; None if it was not asked yet."""
         with self._translated():
             row = self._db.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
-        return self._read(row) if row else None
+        try:
+            return self._read(row) if row else None
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"'{self.path}' is damaged", why=f"the signals of '{key}': {error}", fix="Delete it to start again"
+            ) from error
 
     def records(self, keys: Sequence[str]) -> list[Record]:
         """The records of these rows in this order, skipped and unknown ones left out."""
@@ -193,13 +199,26 @@ class Journal:
             seconds=seconds,
         )
 
+    def _set_up(self) -> None:
+        # One writer at a time, and a commit survives the death of the process.
+        self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables - {"header", "answers"}:
+            raise InputError(f"'{self.path}' is a database of something else", fix="Give another file")
+        # Tables and header at once: a journal without its whole header would fit no run.
+        self._db.execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA:
+            self._db.execute(statement)
+        if not self._db.execute("SELECT count(*) FROM header").fetchone()[0]:
+            self._db.executemany("INSERT INTO header VALUES (?, ?)", self._run.fields().items())
+        self._db.execute("COMMIT")
+
     def _check_header(self) -> None:
         fields = self._run.fields()
         with self._translated():
             stored = dict(self._db.execute("SELECT name, value FROM header"))
-            if not stored:
-                self._db.executemany("INSERT INTO header VALUES (?, ?)", fields.items())
-                return
         differing = [name for name in fields if stored.get(name) != fields[name]]
         if differing:
             details = "; ".join(f"{name}: {stored.get(name)} there, {fields[name]} now" for name in differing)
@@ -263,6 +282,7 @@ def record_rows(
         except (PromptTooLongError, CaptureError) as error:
             skipped = Skipped(key, str(error))
             journal.skip(skipped, dataset=dataset)
+            known.add(key)
             yield skipped
             continue
         record = Record(
@@ -276,6 +296,7 @@ def record_rows(
             seconds=generation.seconds,
         )
         journal.append(record, prompt_tokens=generation.prompt_tokens)
+        known.add(key)
         yield record
 
 
