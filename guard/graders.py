@@ -280,9 +280,9 @@ def _same_number(said: _Number, gold: _Number) -> bool:
 # -- choice ------------------------------------------------------------------------------------
 
 _LETTER_FIRST = re.compile(
-    r"^\W*(?:(?:so|therefore|thus),?\s+)?(?:the\s+)?(?:(?:correct|right|best)\s+)?"
-    r"(?P<lead>(?:answer|option|choice|letter)\b(?:\s+(?:is|would\s+be))?\s*:?\s*(?:option\s+|choice\s+)?)?"
-    r"[\[(\"'*]*(?P<letter>[A-Za-z])(?P<after>[\])\"'*]*(?:$|[.):,;\n]|\s+(?=[-–—:(\n])|\s+(?:is|and|or)\b))",
+    r"(?:(?:so|therefore|thus),?\s+)?(?:the\s+)?(?:(?:correct|right|best)\s+)?"
+    r"(?:(?:answer|option|choice|letter)\b(?:\s+(?:is|would\s+be))?\s*:?\s*(?:option\s+|choice\s+)?)?"
+    r"[\[(\"'*]*(?P<letter>[A-Za-z])(?:[\])\"'*]*(?:$|[.):,;\n]|\s+(?=[-–—:(\n])|\s+(?:is|and|or)\b))",
     re.IGNORECASE,
 )
 _LETTER_LATER = re.compile(
@@ -308,7 +308,8 @@ def _picked(choices: tuple[str, ...], answer: str) -> int | None:
         return exact
     if _SEVERAL_LETTERS.match(answer):
         return None
-    letter = _LETTER_FIRST.match(answer)
+    first = re.search(r"\w", answer)
+    letter = _LETTER_FIRST.match(answer, first.start()) if first else None
     if letter is None:
         named = _named_choice(choices, answer)
         later = list(_LETTER_LATER.finditer(answer))
