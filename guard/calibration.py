@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.errors import CalibrationError, missing_extra
+from guard.errors import CalibrationError, InputError, did_you_mean, missing_extra
 from guard.graders import Grader
 from guard.questions import LabelledResponse, Row, split_questions
 from guard.recording import Journal, Record, Run, row_key
@@ -95,8 +95,8 @@ class Fitted:
     Attributes:
         scorer: ready to save and use.
         test: metrics on the test split.
-        baseline: the same of token log-probabilities alone, on the same split; None for
-            ``features="logprob"``, where it would be the same.
+        baseline: the same of token log-probabilities alone, on the same split. Only with
+            ``features="combined"``, and None where they do not tell wrong answers from right ones.
     """
 
     scorer: Scorer
@@ -131,14 +131,17 @@ def fit_scorer(
         seed: of the trees.
 
     Raises:
-        CalibrationError: too few labels of one kind in a split.
+        CalibrationError: too few labels of one kind in a split, or a score that carries no signal.
+        InputError: unknown features.
     """
+    if features not in _GROUPS:
+        raise InputError(f"There are no features '{features}'", fix=did_you_mean(features, _GROUPS))
     schema = FeatureSchema(layers=run.model.layers, temperatures=run.temperatures, groups=_GROUPS[features])
     arrays = {name: _arrays(name, records, schema) for name, records in splits.items()}
     start = _fit_start(arrays["fit"], schema) if features != "ilis" else None
     trees, settings = (None, {}) if features == "logprob" else _fit_trees(arrays, schema, start, seed)
     model = _calibrate(start, trees, arrays["calibrate"])
-    baseline = _calibrate(start, None, arrays["calibrate"]) if features == "combined" else None
+    baseline = _baseline(start, arrays["calibrate"]) if features == "combined" else None
     artefact = Artefact(
         format=FORMAT,
         format_version=FORMAT_VERSION,
@@ -291,6 +294,13 @@ def _calibrate(start: Linear | None, trees: Trees | None, split: _Split) -> Mode
             fix="Give more labelled questions",
         )
     return Model(start=start, trees=trees, calibration=Calibration(slope=slope, intercept=float(scaled.intercept_[0])))
+
+
+def _baseline(start: Linear | None, split: _Split) -> Model | None:
+    try:
+        return _calibrate(start, None, split)
+    except CalibrationError:  # no signal in them is no reason to refuse a score that has some
+        return None
 
 
 def _log_odds(start: Linear | None, trees: Trees | None, x: Floats) -> NDArray[np.float64]:
