@@ -10,17 +10,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from guard.langchain.chat import ChatGuard
+    from guard.langchain.engines import close_engines, shared_engine
     from guard.langchain.metadata import ScoredCall, decision_metadata, read_score, score_metadata
 
 #: Where each public name lives.
 _HOMES = {
+    "ChatGuard": "chat",
     "ScoredCall": "metadata",
+    "close_engines": "engines",
     "decision_metadata": "metadata",
     "read_score": "metadata",
     "score_metadata": "metadata",
+    "shared_engine": "engines",
 }
 
-__all__ = ["ScoredCall", "decision_metadata", "read_score", "score_metadata"]
+__all__ = [
+    "ChatGuard",
+    "ScoredCall",
+    "close_engines",
+    "decision_metadata",
+    "read_score",
+    "score_metadata",
+    "shared_engine",
+]
 
 
 def __getattr__(name: str) -> Any:

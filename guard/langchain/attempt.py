@@ -1,0 +1,78 @@
+"""What one attempt of a guarded call tells the steps that run in it.
+
+A retry asks the same chain again, differently. The chain is not ours to change, so the difference
+travels beside it, in a context variable: threads and tasks that LangChain starts for the attempt
+inherit it, other calls never see it, and nothing of it shows in the caller's config, tags or metadata.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from guard.records import Limits, Prompt, Sampling
+
+
+class Memory:
+    """Results of steps that must run once in a guarded call, whatever its attempts. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._entries: dict[str, list[tuple[Any, Future[Any]]]] = {}
+
+    def claim(self, step: str, key: Any) -> tuple[Future[Any], bool]:
+        """The result of a step for an input, and whether the caller is the one who has to make it."""
+        with self._mutex:
+            entries = self._entries.setdefault(step, [])
+            for known, result in entries:
+                if known == key:
+                    return result, False
+            # A copy: the chain may change its input after the step has read it.
+            result = Future()
+            entries.append((copy.deepcopy(key), result))
+            return result, True
+
+    def forget(self, step: str, result: Future[Any]) -> None:
+        """Let a step that failed run again."""
+        with self._mutex:
+            self._entries[step] = [entry for entry in self._entries[step] if entry[1] is not result]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptSettings:
+    """How the models in one attempt are to answer.
+
+    Attributes:
+        sampling: in place of the model's own; None leaves that as it is.
+        instruction: added to the prompt.
+        max_tokens: what is left of the budget for one answer; None is no limit.
+        deadline: when the budget's seconds are over, on the clock of `time.monotonic`; None is never.
+        memory: of the steps that run once, shared by all attempts of the guarded call.
+    """
+
+    sampling: Sampling | None = None
+    instruction: str | None = None
+    max_tokens: int | None = None
+    deadline: float | None = None
+    memory: Memory = field(default_factory=Memory)
+
+    def prompt(self, own: Prompt) -> Prompt:
+        """The prompt to answer in place of a model's own."""
+        return own.with_instruction(self.instruction) if self.instruction else own
+
+    def limits(self, own: Limits) -> Limits:
+        """The limits of one answer, within a model's own."""
+        tokens = own.max_tokens if self.max_tokens is None else max(1, min(own.max_tokens, self.max_tokens))
+        if self.deadline is None:
+            return replace(own, max_tokens=tokens)
+        left = max(0.001, self.deadline - time.monotonic())
+        return replace(own, max_tokens=tokens, timeout_s=min(left, own.timeout_s or left))
+
+
+#: The attempt that the running code is part of; None outside of guarded calls.
+ATTEMPT: ContextVar[AttemptSettings | None] = ContextVar("guard_attempt", default=None)

@@ -1,0 +1,71 @@
+"""The embedded model on either engine, with a small scorer of the tests' own, for LangChain's tests."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+
+from guard.backends import embedded_model
+from guard.backends.base import BaseEngine
+from guard.errors import MissingExtraError
+from guard.langchain.chat import ChatGuard
+from guard.langchain.engines import shared_engine
+from guard.policy import Policy, parse_policy
+from guard.scorer import Artefact, Binding, Calibration, Linear, Model, Prompting, Schema, Scorer
+from guard.signature import FeatureSchema
+
+#: Rules that force each action, whatever the score.
+ACCEPT = "[accept]"
+ABSTAIN = "[{abstain: {text: I cannot say.}}]"
+SILENT = "[abstain]"
+RAISE = "[{abstain: {raise: true}}]"
+
+
+@lru_cache(maxsize=2)
+def embedded(engine: str = "llama.cpp") -> BaseEngine:
+    """The embedded model, loaded once for all tests."""
+    try:
+        embedded_model()
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    pytest.importorskip("llama_cpp" if engine == "llama.cpp" else "transformers")
+    return shared_engine("smollm2", engine=engine)
+
+
+def scorer_for(engine: BaseEngine, *, system: str = "", max_tokens: int = 8) -> Scorer:
+    """A scorer that finds an answer the likelier wrong, the less likely its tokens were."""
+    schema = Schema(layers=engine.model.layers, temperatures=[1.0], aggregates=["mean"], groups=["logprob"], version=1)
+    features = FeatureSchema(layers=engine.model.layers, aggregates=("mean",), groups=("logprob",))
+    start = Linear(features=[0], mean=[0.0], scale=[1.0], coefficients=[-4.0], intercept=-1.0)
+    model = Model(start=start, trees=None, calibration=Calibration(slope=1.0, intercept=0.0))
+    return Scorer(
+        Artefact(
+            format="guard-scorer",
+            format_version=1,
+            binding=Binding.of(engine.model, engine.capture_point),
+            features="logprob",
+            schema=schema,
+            feature_names=list(features.names),
+            prompting=Prompting(system=system, max_tokens=max_tokens),
+            data=[],
+            split_sizes={},
+            seed=0,
+            settings={},
+            versions={},
+            metrics={},
+            model=model,
+            baseline=None,
+        )
+    )
+
+
+def chat(engine: str = "llama.cpp", **settings: object) -> ChatGuard:
+    """A chat model on the embedded model."""
+    loaded = embedded(engine)
+    return ChatGuard(**{"engine": loaded, "scorer": scorer_for(loaded), **settings})
+
+
+def policy(rules: str = ACCEPT, *lines: str, name: str = "test") -> Policy:
+    """A policy with these rules, and further lines of its document."""
+    return parse_policy("\n".join(["version: 1", f"name: {name}", f"rules: {rules}", *lines]))
