@@ -1,0 +1,331 @@
+"""Fitting on made records whose truth is known, and metrics against scikit-learn and by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightgbm")
+pytest.importorskip("sklearn")
+
+from scripted import LAYERS, AnsweringEngine, scripted_model
+from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
+
+from guard import calibration
+from guard.calibration import SPLIT_SHARES, Features, Fitted, Labelled, fit_scorer, split_labelled
+from guard.errors import CalibrationError, InputError
+from guard.metrics import expected_calibration_error, metrics_of
+from guard.questions import LabelledResponse, Question, Row
+from guard.recording import Journal, Record, Run, record_rows
+from guard.records import Prompt, Signals, Signature
+from guard.scorer import load_scorer
+from guard.signature import AGGREGATES
+
+RUN = Run(model=scripted_model(), capture_point="mlp", system="Be brief.", max_tokens=8)
+
+
+def made(count: int, *, seed: int, by_logprob: float, by_map: float) -> list[Labelled]:
+    """Records whose log-odds of being wrong depend on the mean log-probability and on one pair of layers."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for number in range(count):
+        tokens = int(rng.integers(2, 9))
+        doubt, disagreement = rng.normal(size=2)
+        logprobs = -np.exp(0.5 * doubt + 0.1 * rng.normal(size=tokens))
+        maps = np.exp(rng.normal(size=(1, 4, LAYERS, LAYERS)) * 0.3)
+        maps[0, :, 0, 2] = np.exp(disagreement)
+        maps[..., range(LAYERS), range(LAYERS)] = 0
+        norms = rng.normal(size=(4, LAYERS)) * 0.1
+        signature = Signature(np.float32(maps), np.float32(norms), (1.0,), AGGREGATES, tokens)
+        arrays = (np.float32(values) for values in (logprobs, -logprobs, -logprobs / 2))
+        wrong = rng.random() < 1 / (1 + math.exp(-by_logprob * doubt - by_map * disagreement))
+        record = Record(f"made/{number}", "made", f"q{number}", "a", Signals(*arrays, signature), None, None, 0.1)
+        records.append(Labelled(record, bool(wrong)))
+    return records
+
+
+def splits_of(labelled: Sequence[Labelled]) -> dict[str, list[Labelled]]:
+    ends = itertools.accumulate(round(share * len(labelled)) for share in SPLIT_SHARES.values())
+    cuts = [0, *ends]
+    return {
+        name: list(labelled[start:end])
+        for name, (start, end) in zip(SPLIT_SHARES, itertools.pairwise(cuts), strict=True)
+    }
+
+
+def fit(labelled: Sequence[Labelled], *, features: Features = "combined", seed: int = 0) -> Fitted:
+    return fit_scorer(splits_of(labelled), run=RUN, data=[], features=features, seed=seed)
+
+
+# -- what is learnt ----------------------------------------------------------------------------
+
+
+def test_the_layers_add_to_log_probabilities_where_they_know_more() -> None:
+    fitted = fit(made(2500, seed=0, by_logprob=1.5, by_map=1.5))
+    assert fitted.baseline is not None
+    assert fitted.test.n == fitted.baseline.n == 500
+    assert fitted.test.auroc > fitted.baseline.auroc + 0.03
+    assert fitted.test.brier < fitted.baseline.brier
+    assert fitted.test.auroc > 0.75
+    assert fitted.test.ece < 0.08
+    settings = fitted.scorer.artefact.settings
+    assert settings["shrinkage"] > 0
+    assert settings["rounds"] > 5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_layers_that_know_nothing_do_little_harm(seed: int) -> None:
+    fitted = fit(made(1200, seed=seed, by_logprob=2.0, by_map=0.0))
+    assert fitted.baseline is not None
+    assert fitted.test.auroc > fitted.baseline.auroc - 0.02
+    assert fitted.test.brier < fitted.baseline.brier + 0.01
+
+
+def test_nothing_of_a_useless_correction_is_kept() -> None:
+    """Noise helps the stop split by chance now and then, but not always."""
+    fits = [fit(made(700, seed=seed, by_logprob=2.0, by_map=0.0)) for seed in range(6)]
+    dropped = [fitted for fitted in fits if fitted.scorer.artefact.settings["shrinkage"] == 0.0]
+    assert dropped
+    for fitted in dropped:
+        assert fitted.scorer.artefact.model.trees is None
+        assert fitted.test == fitted.baseline
+
+
+def test_shrinkage_is_the_best_by_log_loss_and_the_smaller_when_equal() -> None:
+    rng = np.random.default_rng(0)
+    wrong = rng.random(400) < 0.4
+    start = rng.normal(size=400)
+    correction = rng.normal(size=400) + np.where(wrong, 0.8, -0.8)
+    for sign in (1.0, -1.0, 0.3):
+        losses = {
+            share: log_loss(wrong, 1 / (1 + np.exp(-(start + share * sign * correction))))
+            for share in calibration.SHRINKAGES
+        }
+        assert calibration._best_shrinkage(start, sign * correction, wrong) == min(losses, key=losses.__getitem__)
+    assert calibration._best_shrinkage(start, 0 * correction, wrong) == 0.0
+
+
+def test_the_published_score_has_no_start() -> None:
+    fitted = fit(made(1500, seed=1, by_logprob=2.0, by_map=2.0), features="ilis")
+    artefact = fitted.scorer.artefact
+    assert artefact.features == "ilis"
+    assert artefact.model.start is None
+    assert artefact.model.trees is not None
+    assert {name.split(".")[0] for name in artefact.feature_names} == {"map"}
+    assert artefact.settings["shrinkage"] == 1.0
+    assert fitted.baseline is None
+    assert fitted.test.auroc > 0.65
+
+
+def test_log_probabilities_alone_have_no_trees() -> None:
+    labelled = made(1000, seed=2, by_logprob=2.0, by_map=1.0)
+    fitted, combined = fit(labelled, features="logprob"), fit(labelled)
+    artefact = fitted.scorer.artefact
+    assert artefact.model.trees is None
+    assert artefact.model.start is not None
+    assert fitted.baseline is artefact.baseline is None
+    assert fitted.test == combined.baseline, "it is what the combined score is compared with"
+
+
+def test_log_probabilities_that_say_nothing_are_no_reason_to_refuse() -> None:
+    refused = 0
+    for seed in range(6):
+        fitted = fit(made(1500, seed=seed, by_logprob=0.0, by_map=3.0))
+        assert fitted.test.auroc > 0.7
+        refused += fitted.baseline is None
+    assert refused > 0, "none of these seeds has a baseline without signal: choose others"
+
+
+def test_saved_metrics_are_those_of_the_saved_scorer(tmp_path: Path) -> None:
+    labelled = made(1000, seed=3, by_logprob=2.0, by_map=1.0)
+    fitted = fit(labelled)
+    fitted.scorer.save(tmp_path / "scorer.json")
+    loaded = load_scorer(tmp_path / "scorer.json")
+    test = splits_of(labelled)["test"]
+    scores = [loaded.score(each.record.signals) for each in test]
+    wrong = np.array([each.wrong for each in test])
+    again = metrics_of(np.array([score.p_wrong for score in scores]), wrong)
+    assert again.auroc == pytest.approx(fitted.test.auroc, abs=1e-12)
+    assert again.brier == pytest.approx(fitted.test.brier, abs=1e-12)
+    baseline = metrics_of(np.array([score.baseline_p_wrong for score in scores], np.float64), wrong)
+    assert fitted.baseline is not None
+    assert baseline.auroc == pytest.approx(fitted.baseline.auroc, abs=1e-12)
+    told = loaded.artefact.metrics
+    assert told["test"]["brier"] == fitted.test.brier
+    assert told["baseline"]["auroc"] == fitted.baseline.auroc
+    assert loaded.artefact.split_sizes == {"fit": 500, "stop": 150, "calibrate": 150, "test": 200}
+    assert loaded.artefact.prompting.system == "Be brief."
+    assert loaded.artefact.prompting.max_tokens == 8
+    assert loaded.artefact.versions["lightgbm"]
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    labelled = made(800, seed=4, by_logprob=2.0, by_map=2.0)
+    files = []
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        fit(labelled, seed=seed).scorer.save(tmp_path / name)
+        files.append((tmp_path / name).read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", SPLIT_SHARES)
+def test_too_few_labels_name_the_split(split: str) -> None:
+    splits = splits_of(made(600, seed=0, by_logprob=1.0, by_map=0.0))
+    few = {**splits, split: splits[split][: calibration.MIN_SPLIT - 1]}
+    with pytest.raises(CalibrationError, match=f"the {split} split has 19 answers"):
+        fit_scorer(few, run=RUN, data=[])
+    one_sided = {**splits, split: [replace(each, wrong=True) for each in splits[split]]}
+    with pytest.raises(CalibrationError, match=f"the {split} split has .* of them wrong"):
+        fit_scorer(one_sided, run=RUN, data=[])
+    with pytest.raises(CalibrationError, match=f"the {split} split has 0 answers"):
+        fit_scorer({**splits, split: []}, run=RUN, data=[])
+
+
+def test_a_score_that_ranks_backwards_is_refused() -> None:
+    splits = splits_of(made(800, seed=0, by_logprob=3.0, by_map=0.0))
+    splits["calibrate"] = [replace(each, wrong=not each.wrong) for each in splits["calibrate"]]
+    with pytest.raises(CalibrationError, match="does not rank"):
+        fit_scorer(splits, run=RUN, data=[])
+
+
+def test_unknown_features_get_a_suggestion() -> None:
+    with pytest.raises(InputError, match="Did you mean 'combined'"):
+        fit(made(10, seed=0, by_logprob=1.0, by_map=0.0), features="combine")  # type: ignore[arg-type]
+
+
+# -- splits ------------------------------------------------------------------------------------
+
+
+def test_a_question_of_two_data_sets_stays_in_one_split(tmp_path: Path) -> None:
+    """Asked by a scripted model; labels come from the grader, and from the row where it has one."""
+    texts = [f"what is {number}" for number in range(120)]
+    rows: list[tuple[str, Row]] = [
+        ("one", Question(id=f"{n}", question=t, answers=("yes",))) for n, t in enumerate(texts)
+    ]
+    rows += [("two", Question(id=f"{n}", question=f"  What is {n}?", answers=("no",))) for n in range(120)]
+    rows += [
+        ("three", LabelledResponse(id=f"{n}", prompt=Prompt.chat(t), response="maybe", wrong=n % 3 == 0))
+        for n, t in enumerate(texts)
+    ]
+    engine = AnsweringEngine(lambda prompt, number: ("yes", 0.3))
+    with Journal(tmp_path / "journal", RUN) as journal:
+        list(record_rows(engine, rows, journal, run=RUN))
+        splits, again, other = (
+            split_labelled(rows, journal, grade=lambda row, answer: answer in row.answers, seed=seed)
+            for seed in (0, 0, 1)
+        )
+        partly = split_labelled(rows[:120], journal, grade=lambda row, answer: True, seed=0)
+    where: dict[str, set[str]] = {}
+    for name, members in splits.items():
+        assert len(members) > 3 * 5
+        for each in members:
+            where.setdefault(each.record.key.split("/")[1], set()).add(name)
+            dataset, number = each.record.key.split("/")
+            assert each.wrong is {"one": False, "two": True, "three": int(number) % 3 == 0}[dataset]
+    assert len(where) == 120
+    assert all(len(names) == 1 for names in where.values())
+    assert sum(map(len, splits.values())) == 360
+
+    def keys(split: dict[str, list[Labelled]]) -> dict[str, list[str]]:
+        return {name: [each.record.key for each in members] for name, members in split.items()}
+
+    assert keys(splits) == keys(again) != keys(other)
+    for name, members in partly.items():  # rows that are added move none of the others
+        assert {each.record.key for each in members} == {key for key in keys(splits)[name] if key.startswith("one/")}
+
+
+def test_rows_that_were_not_asked_are_left_out(tmp_path: Path) -> None:
+    rows: list[tuple[str, Row]] = [("d", Question(id=f"{n}", question=f"q{n}", answers=("yes",))) for n in range(30)]
+    engine = AnsweringEngine(lambda prompt, number: ("yes", 0.3))
+    with Journal(tmp_path / "journal", RUN) as journal:
+        list(record_rows(engine, rows[:10], journal, run=RUN))
+        splits = split_labelled(rows, journal, grade=lambda row, answer: True, seed=0)
+    assert sorted(each.record.key for members in splits.values() for each in members) == sorted(
+        f"d/{number}" for number in range(10)
+    )
+
+
+# -- metrics -----------------------------------------------------------------------------------
+
+
+def scores(seed: int, *, digits: int | None = None, count: int = 237) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    p_wrong = rng.beta(1.5, 3, count)
+    wrong = rng.random(count) < p_wrong**1.3
+    return (p_wrong if digits is None else np.round(p_wrong, digits)), wrong
+
+
+def ece_by_hand(p_wrong: Sequence[float], wrong: Sequence[bool], bins: int) -> float:
+    """Written without arrays: rank, cut into nearly equal parts, never between equal probabilities."""
+    ranked = sorted(p_wrong)
+    size, larger = divmod(len(ranked), min(bins, len(ranked)))
+    cuts, at = [], 0
+    for number in range(min(bins, len(ranked))):
+        cuts.append(ranked[at])
+        at += size + (number < larger)
+    members: dict[int, list[int]] = {}
+    for index, probability in enumerate(p_wrong):
+        members.setdefault(max(n for n, cut in enumerate(cuts) if cut <= probability), []).append(index)
+    total = 0.0
+    for inside in members.values():
+        confidence = sum(p_wrong[index] for index in inside) / len(inside)
+        share = sum(wrong[index] for index in inside) / len(inside)
+        total += len(inside) / len(p_wrong) * abs(confidence - share)
+    return total
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("digits", [None, 2, 1])
+def test_metrics_are_scikit_learns(seed: int, digits: int | None) -> None:
+    p_wrong, wrong = scores(seed, digits=digits)
+    metrics = metrics_of(p_wrong, wrong)
+    assert metrics.n == 237
+    assert metrics.wrong == wrong.mean()
+    assert metrics.auroc == roc_auc_score(wrong, p_wrong)
+    assert metrics.auprc == average_precision_score(wrong, p_wrong)
+    assert metrics.brier == pytest.approx(brier_score_loss(wrong, p_wrong))
+    assert metrics.ece == pytest.approx(ece_by_hand(p_wrong.tolist(), wrong.tolist(), 10))
+
+
+def test_auroc_is_the_share_of_pairs_in_order() -> None:
+    p_wrong, wrong = scores(0, digits=1, count=60)
+    pairs = [(a > b) + 0.5 * (a == b) for a in p_wrong[wrong] for b in p_wrong[~wrong]]
+    assert metrics_of(p_wrong, wrong).auroc == pytest.approx(np.mean(pairs))
+
+
+def test_ece_of_simple_cases() -> None:
+    ten = np.array([True] * 3 + [False] * 7)
+    assert expected_calibration_error(np.full(10, 0.3), ten) == pytest.approx(0.0), "ties are one bin"
+    assert expected_calibration_error(np.full(10, 0.5), ten) == pytest.approx(0.2)
+    assert expected_calibration_error(np.array([0.0, 1.0]), np.array([False, True])) == 0.0
+    assert expected_calibration_error(np.array([0.0, 1.0]), np.array([True, False])) == 1.0
+    assert expected_calibration_error(np.array([0.25]), np.array([True])) == 0.75
+
+
+def test_ece_of_equal_scores_does_not_depend_on_the_order() -> None:
+    p_wrong, wrong = scores(3, digits=1)
+    order = np.random.default_rng(0).permutation(len(wrong))
+    assert expected_calibration_error(p_wrong, wrong) == pytest.approx(
+        expected_calibration_error(p_wrong[order], wrong[order]), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_labels_of_one_kind_have_no_ranking(value: bool) -> None:
+    wrong = np.full(30, value)
+    metrics = metrics_of(np.full(30, 0.25), wrong)
+    assert math.isnan(metrics.auroc)
+    assert math.isnan(metrics.auprc)
+    assert metrics.brier == pytest.approx(0.75**2 if value else 0.25**2)
+    assert metrics.ece == pytest.approx(0.75 if value else 0.25)
+    assert metrics.wrong == float(value)
