@@ -178,6 +178,10 @@ class Journal:
         key, dataset, question, answer, skipped, _, seconds, *blobs = row
         if skipped is not None:
             return Skipped(key, skipped)
+        if not all(isinstance(text, str) for text in (key, dataset, question, answer)) or not isinstance(
+            seconds, float
+        ):
+            raise ValueError("a value is of the wrong type")
         logprobs, entropies, margins, maps, norms = (np.frombuffer(blob, "<f4") for blob in blobs[:5])
         layers, temperatures = self._run.model.layers, self._run.temperatures
         signature = Signature(
@@ -232,7 +236,7 @@ class Journal:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError) as error:  # ValueError: a path or damaged bytes that are no text
             fix = "Another run may be using it" if "locked" in str(error) else "Give another file"
             raise InputError(f"Cannot use the journal '{self.path}'", why=str(error), fix=fix) from error
 
