@@ -186,9 +186,11 @@ class Interrupt:
         if self.cancel is not None and self.cancel.is_set():
             raise CancelledError("The request was cancelled")
         if self.remaining_s is not None and self.remaining_s <= 0:
-            raise EngineTimeoutError(
-                f"No answer within {self.timeout_s:g} s", fix="Raise timeout_s, or lower max_tokens"
-            )
+            raise self.timed_out()
+
+    def timed_out(self) -> EngineTimeoutError:
+        """The error that says the deadline has passed."""
+        return EngineTimeoutError(f"No answer within {self.timeout_s:g} s", fix="Raise timeout_s, or lower max_tokens")
 
 
 @dataclass(slots=True)
@@ -406,7 +408,7 @@ class BaseEngine(ABC):
         except BaseException as error:
             self._turnstile.leave(ticket)
             if isinstance(error, TimeoutError):
-                request.interrupt.check()
+                raise request.interrupt.timed_out() from error
             raise
         return ticket, time.monotonic() - request.interrupt.started
 

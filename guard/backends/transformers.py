@@ -16,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 
 from guard.backends.base import BaseEngine, Detokenizer, Interrupt
+from guard.backends.chat_template import render
 from guard.errors import (
     CaptureError,
     ChatTemplateError,
@@ -255,19 +256,14 @@ class TransformersEngine(BaseEngine):
                 f"The model '{self._info.name}' has no chat template",
                 fix="Pass Prompt.raw with a text in the form that the model was trained on",
             )
-        messages = [dict(message) for message in prompt.messages or ()]
         tools = [dict(tool) for tool in prompt.tools] or None
-        try:
-            text: str = tokenizer.apply_chat_template(
-                messages, tools=tools, add_generation_prompt=True, tokenize=False
-            )
-        except Exception as error:  # a stranger's program may raise anything
-            raise ChatTemplateError(
-                "The model's chat template fails on these messages",
-                why=f"{type(error).__name__}: {error}",
-                fix="Send roles and an order that this model's template takes, or pass Prompt.raw",
-            ) from error
-        return text
+        return render(
+            tokenizer.get_chat_template(tools=tools),
+            prompt.messages or (),
+            tools=prompt.tools,
+            bos_token=tokenizer.bos_token or "",
+            eos_token=tokenizer.eos_token or "",
+        )
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         try:
@@ -425,7 +421,5 @@ class _Detokenizer:
         return self._decode(self._window)[len(self._context_text) :]
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
