@@ -1,0 +1,298 @@
+"""Guards every model call of a LangChain agent.
+
+    agent = create_agent(ChatGuard(model="smollm2"), tools, middleware=[GuardMiddleware("policy.yaml")])
+
+Put it last in the list of middleware: what wraps the model more closely would see answers before they
+are decided about.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict
+
+from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
+from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr
+from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langgraph.config import get_config
+from langgraph.runtime import Runtime
+from langgraph.types import Command
+
+from guard.errors import EscalationError, InputError, did_you_mean
+from guard.escalation import Delivery, Handler, aescalate, check_handlers, escalate, log_handler
+from guard.langchain.agent_call import INTERRUPT, AgentCall, Ending, Rules
+from guard.langchain.review import Draft, ask, reviewed
+from guard.langchain.withheld import acall_model, call_model
+from guard.policy import Policy, load_policy
+
+if TYPE_CHECKING:
+    from guard.store import Store
+
+#: The name of the event that tells of each decision.
+EVENT = "guard_decision"
+
+_NOBODY = Delivery((), ())
+
+
+class Turn(TypedDict):
+    """What the model's step tells the step after it.
+
+    Attributes:
+        draft: the answer that waits for a person, sealed; or None.
+        ends: whether the agent ends here.
+    """
+
+    draft: str | None
+    ends: bool
+
+
+class GuardState(AgentState[Any]):
+    """The agent's state with what the guard keeps between two steps."""
+
+    guard_turn: NotRequired[Annotated[Turn | None, PrivateStateAttr]]
+
+
+class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
+    """Scores each model call of an agent and acts on it by a policy.
+
+    Nothing of an answer is visible before its decision, in the state, in streams or by callbacks. The
+    policy's actions mean:
+
+    - ``accept``: the agent goes on with the model's message, untouched.
+    - ``retry``: the model is called again, with the rule's sampling and instruction.
+    - ``fallback``: another chat model is called, or the rule's text is the answer.
+    - ``abstain``: the agent ends with the rule's text, or with `AbstainedError`.
+    - ``escalate``: the handlers get the case. With ``interrupt`` among them the agent pauses for a
+      person, who approves, edits, rejects or responds; the model is not called again for it. Without,
+      the agent ends with the rule's reply.
+
+    Holds no state of a call: one object can serve several agents and many threads.
+    """
+
+    state_schema = GuardState
+
+    def __init__(
+        self,
+        policy: str | Path | Policy = "balanced",
+        *,
+        route: str | None = None,
+        fallbacks: Mapping[str, BaseChatModel] | None = None,
+        handlers: Mapping[str, Handler] | None = None,
+        store: Store | str | Path | None = None,
+        handler_timeout_s: float = 10.0,
+    ) -> None:
+        """
+        Args:
+            policy: a file, a built-in, or a `Policy`; its ``tools`` hold for answers that call tools.
+            route: name of a section of the policy.
+            fallbacks: chat models for the policy's ``fallback: {to: NAME}``. One that scores its answers
+                is decided about by the same policy; the answer of any other is final.
+            handlers: for the policy's ``escalate: {to: [NAME]}``; ``log`` and ``review`` are there
+                already unless you give your own. ``interrupt`` is the pause and no handler.
+            store: where ``review`` keeps its cases; by default the user's data folder.
+            handler_timeout_s: deadline of each handler, in seconds.
+
+        Raises:
+            PolicyError: no such policy or route, or it is wrong.
+            InputError: a fallback or handler that the policy names is not there.
+        """
+        super().__init__()
+        chosen = policy if isinstance(policy, Policy) else load_policy(policy)
+        chosen.check_route(route)
+        self._rules = Rules(
+            policy=chosen,
+            route=route,
+            fallbacks=MappingProxyType(_checked_fallbacks(chosen, fallbacks or {})),
+            handlers=MappingProxyType(_all_handlers(chosen, handlers or {}, store)),
+            handler_timeout_s=handler_timeout_s,
+        )
+
+    # -- calling the model ---------------------------------------------------------------------
+
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> ExtendedModelResponse[Any]:
+        """Call the model until an answer is decided about, and carry the decision out.
+
+        Raises:
+            InputError: the model does not score its answers, or the policy may pause the agent and
+                there is no checkpointer.
+            AbstainedError, EscalationError: as the policy says.
+        """
+        call = self._begin(request)
+        goes_on = True
+        while goes_on:
+            ran = call_model(handler, call.next_request(), call.limits())
+            goes_on = call.fail(ran.error) if ran.error else call.settle(ran.output)
+            if call.released:
+                ran.tape.play()
+        dispatch_custom_event(EVENT, call.event())
+        return _extended(call.ending(self._deliver(call)))
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> ExtendedModelResponse[Any]:
+        """`wrap_model_call` without blocking the event loop."""
+        call = self._begin(request)
+        goes_on = True
+        while goes_on:
+            ran = await acall_model(handler, call.next_request(), call.limits())
+            goes_on = call.fail(ran.error) if ran.error else call.settle(ran.output)
+            if call.released:
+                await ran.tape.aplay()
+        await adispatch_custom_event(EVENT, call.event())
+        return _extended(call.ending(await self._adeliver(call)))
+
+    def _begin(self, request: ModelRequest[Any]) -> AgentCall:
+        configurable = get_config().get("configurable") or {}
+        # Without a checkpointer a pause would be none: the agent would just go on.
+        if self._rules.may_pause and not configurable.get("__pregel_checkpointer"):
+            raise InputError(
+                f"The policy '{self._rules.policy.name}' may pause the agent for a person",
+                why="the agent has no checkpointer, so it could not be resumed",
+                fix="Give create_agent a checkpointer, such as langgraph's InMemorySaver()",
+            )
+        return AgentCall(self._rules, request, configurable.get("thread_id"))
+
+    def _deliver(self, call: AgentCall) -> Delivery:
+        """Hand the case to the handlers that the policy names."""
+        if not call.handlers:
+            return _NOBODY
+        rules = self._rules
+        try:
+            return escalate(
+                call.escalation(), handlers=rules.handlers, to=call.handlers, timeout_s=rules.handler_timeout_s
+            )
+        except EscalationError as error:
+            return _left_to_the_pause(call, error)
+
+    async def _adeliver(self, call: AgentCall) -> Delivery:
+        """`_deliver` without blocking the event loop."""
+        if not call.handlers:
+            return _NOBODY
+        rules = self._rules
+        try:
+            return await aescalate(
+                call.escalation(), handlers=rules.handlers, to=call.handlers, timeout_s=rules.handler_timeout_s
+            )
+        except EscalationError as error:
+            return _left_to_the_pause(call, error)
+
+    # -- after the model -----------------------------------------------------------------------
+
+    @hook_config(can_jump_to=["end"])
+    def after_model(self, state: GuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Pause for a person where an answer waits for one, and put what they say in its place."""
+        update = _after(state.get("guard_turn"))
+        for message in _reviewed_messages(update):
+            ReviewedAnswer(message=message).invoke([])
+        return update
+
+    @hook_config(can_jump_to=["end"])
+    async def aafter_model(self, state: GuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """`after_model` without blocking the event loop."""
+        update = _after(state.get("guard_turn"))
+        for message in _reviewed_messages(update):
+            await ReviewedAnswer(message=message).ainvoke([])
+        return update
+
+
+class ReviewedAnswer(BaseChatModel):
+    """Says a reviewed answer, so that streams show it.
+
+    LangGraph's message stream shows each message id once, and the placeholder has had this one. A model
+    that streams is shown regardless. It costs no tokens and reports none.
+
+    Attributes:
+        message: what is said.
+    """
+
+    message: AIMessage
+    cache: bool | None = False
+
+    @property
+    def _llm_type(self) -> str:
+        return "guard-reviewed-answer"
+
+    def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
+        bare = AIMessage(content=self.message.content, id=self.message.id, tool_calls=self.message.tool_calls)
+        return ChatResult(generations=[ChatGeneration(message=bare)])
+
+    def _stream(self, messages: list[BaseMessage], *_: Any, **keywords: Any) -> Iterator[ChatGenerationChunk]:
+        calls = [
+            tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=number)
+            for number, call in enumerate(self.message.tool_calls)
+        ]
+        yield ChatGenerationChunk(
+            message=AIMessageChunk(
+                content=self.message.content, id=self.message.id, tool_call_chunks=calls, chunk_position="last"
+            )
+        )
+
+
+def _after(turn: Turn | None) -> dict[str, Any] | None:
+    """The update of the state after the model's step; pauses the agent where a draft waits."""
+    if turn is None:
+        return None
+    if turn["draft"] is None:
+        return {"guard_turn": None, "jump_to": "end"} if turn["ends"] else None
+    draft = Draft.unseal(turn["draft"])
+    return {"guard_turn": None, **reviewed(draft, ask(draft))}
+
+
+def _reviewed_messages(update: Mapping[str, Any] | None) -> list[AIMessage]:
+    messages = (update or {}).get("messages", [])
+    return [message for message in messages if isinstance(message, AIMessage)]
+
+
+def _extended(ending: Ending) -> ExtendedModelResponse[Any]:
+    waits = ending.draft is not None or ending.ends
+    turn = Turn(draft=ending.draft, ends=ending.ends) if waits else None
+    return ExtendedModelResponse(ending.response, Command(update={"guard_turn": turn}))
+
+
+def _left_to_the_pause(call: AgentCall, error: EscalationError) -> Delivery:
+    """No handler took the case: the person for whom the agent pauses still has it, if it pauses."""
+    if not call.pauses:
+        raise error
+    return Delivery((), (str(error),))
+
+
+# -- the parts ---------------------------------------------------------------------------------
+
+
+def _checked_fallbacks(policy: Policy, given: Mapping[str, BaseChatModel]) -> dict[str, BaseChatModel]:
+    for name in policy.fallback_names():
+        if name not in given:
+            raise InputError(
+                f"The policy '{policy.name}' falls back to '{name}', which is not there",
+                fix=did_you_mean(name, given) or f"Pass a chat model: fallbacks={{'{name}': ...}}",
+            )
+    for name, model in given.items():
+        if not isinstance(model, BaseChatModel):
+            raise InputError(f"The fallback '{name}' must be a chat model", why=f"it is a {type(model).__name__}")
+    return dict(given)
+
+
+def _all_handlers(policy: Policy, given: Mapping[str, Handler], store: Store | str | Path | None) -> dict[str, Handler]:
+    """The handlers by name, with those that are always there."""
+    if INTERRUPT in given:
+        raise InputError(f"'{INTERRUPT}' is the agent's pause and cannot be a handler", fix="Give it another name")
+    handlers: dict[str, Handler] = {"log": log_handler, **given}
+    if policy.mode == "shadow":  # nothing is handed to anybody
+        return handlers
+    named = [name for name in policy.handler_names() if name != INTERRUPT]
+    if "review" in named and "review" not in given:
+        from guard.escalation import ReviewQueue
+        from guard.store import Store
+
+        handlers["review"] = ReviewQueue(store if isinstance(store, Store) else Store.open(store))
+    check_handlers(named, handlers)
+    return handlers
