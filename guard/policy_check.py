@@ -216,8 +216,7 @@ def _known_keys(place: Location) -> Sequence[str] | None:
             return _keys(Budget)
         case (*_, "on_error", action):
             return _keys(_ON_ERROR[str(action)])
-        case (*_, action):
-            return _keys(_RULES[str(action)])
+    return _keys(_RULES[str(place[-1])])
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
