@@ -19,6 +19,7 @@ from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_cal
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
+from langchain_fixtures import chat
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command, interrupt
@@ -856,3 +857,66 @@ def test_a_route_has_its_own_rules() -> None:
     chosen = policy("[accept]", "routes: {careful: {rules: [abstain: {text: Rather not.}]}}")
     graph = agent(ScriptedChat(script=[said("Fine.", 0.1)]), GuardMiddleware(chosen, route="careful"))
     assert last(ask(graph)).text == "Rather not."
+
+
+# -- with the embedded model -------------------------------------------------------------------
+
+QUESTION = "Name the capital of France."
+
+
+@pytest.fixture(scope="module")
+def answer() -> str:
+    """What the embedded model says when nobody guards it."""
+    text = str(chat(max_tokens=8).invoke(QUESTION).text)
+    assert len(text) > 10
+    return text
+
+
+@pytest.mark.model
+@pytest.mark.filterwarnings("ignore:astream_events version='v1'", "ignore:The v3 streaming protocol")
+@pytest.mark.parametrize(
+    "channel", ["invoke", "stream messages", "astream debug", "astream_events v2", "stream_events v3"]
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_real_answer_is_withheld_reviewed_and_shown(channel: str, streaming: bool, answer: str) -> None:
+    listener = Everything()
+    graph = agent(chat(max_tokens=8, streaming=streaming), policy("[escalate: {to: interrupt}]"))
+    given = {"messages": [("user", QUESTION)]}
+    parts = CHANNELS[channel](graph, given, thread(callbacks=[listener]))
+    pauses = graph.get_state(thread()).interrupts
+    assert pauses[0].value["action_requests"][0]["args"] == {"text": answer}
+    for piece in (answer, answer[:10], answer[-10:]):
+        assert piece not in shown([*parts, *listener.heard, *pauses], pauses=pauses)
+    approved = CHANNELS[channel](graph, Command(resume={"decisions": [APPROVE]}), thread())
+    assert answer in shown(approved)
+    assert graph.get_state(thread()).values["messages"][-1].text == answer
+
+
+@pytest.mark.model
+def test_a_real_retry_is_sampled_anew_within_the_budget(answer: str) -> None:
+    chosen = policy(
+        "[retry: {below: 1, times: 1, temperature: 1.5, seed: 5}, abstain: {text: No idea.}]", "budget: {tokens: 60}"
+    )
+    cases: list[Any] = []
+
+    class Events(BaseCallbackHandler):
+        def on_custom_event(self, name: str, data: Any, **_: Any) -> None:
+            cases.append(data)
+
+    result = ask(agent(chat(max_tokens=16), chosen), QUESTION, thread(callbacks=[Events()]))
+    assert last(result).text == "No idea."
+    assert cases[0]["attempts"] == 2
+    sampling = last(result).response_metadata["guard"]["sampling"]
+    assert (sampling["temperature"], sampling["seed"]) == (1.5, 5)
+    assert answer not in str(result)
+
+
+@pytest.mark.model
+async def test_real_answers_of_concurrent_agents_keep_apart() -> None:
+    graph = agent(chat(max_tokens=6), policy("[accept]"))
+    questions = [f"Say the number {number}." for number in range(6)]
+    alone = [last(ask(graph, question, thread(f"alone {question}"))).text for question in questions]
+    results = await asyncio.gather(
+        *(graph.ainvoke({"messages": [("user", question)]}, thread(question)) for question in questions)
+    )
+    assert [last(result).text for result in results] == alone
