@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 QUESTIONS = (
     "What is the capital of France?",
     "What is the capital of Japan?",
+    "What is the capital of Burkina Faso?",
     "What is the currency of Burkina Faso?",
-    "Which planet is known as the Red Planet?",
+    "What language is spoken in Brazil?",
     "What is the chemical symbol for gold?",
     "What is the chemical symbol for ytterbium?",
-    "What is 2 + 3?",
+    "What is the boiling point of water in degrees Celsius?",
+    "How many legs does a spider have?",
+    "What is 7 + 8?",
     "What is 47 * 83?",
-    "What gas do plants take in from the air?",
-    "Who wrote the novel 'The Leopard'?",
     "In which year was the University of Tartu founded?",
-    "Who won the Nobel Prize in Literature in 1955?",
 )
 
 

@@ -105,15 +105,17 @@ def _ask_all(engine: Any, rows: list[tuple[str, Row]], journal: Journal, run: Ru
     """Ask what was not asked yet, under a progress bar."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from guard.recording import Skipped, record_rows
+    from guard.recording import Skipped, record_rows, row_key
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console(stderr=True)) as progress:
-        task = progress.add_task("asking", total=len(rows), completed=len(journal))
+        known = journal.keys()
+        done = sum(row_key(dataset, row) in known for dataset, row in rows)
+        task = progress.add_task("asking", total=len(rows), completed=done)
         for _ in record_rows(engine, rows, journal, run=run):
             progress.advance(task)
-    known = (journal.record(f"{dataset}/{row.id}") for dataset, row in rows)
-    return [record for record in known if isinstance(record, Skipped)]
+    records = (journal.record(row_key(dataset, row)) for dataset, row in rows)
+    return [record for record in records if isinstance(record, Skipped)]
 
 
 def _data_sets(files: Sequence[Path], splits: dict[str, Any]) -> list[DataSet]:
