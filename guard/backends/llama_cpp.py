@@ -327,9 +327,30 @@ class LlamaCppEngine(BaseEngine):
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def _end_token(self) -> int:
+        """What the chat template writes behind an answer, since that is what the model has learnt.
+
+        The file's end-of-text token otherwise. llama.cpp's own end-of-turn token is a guess by name,
+        which in models that have several is not always the one that they end with.
+        """
         with self._open():
-            end_of_turn = llama_cpp.llama_vocab_eot(self._vocab)
-            return int(end_of_turn if end_of_turn >= 0 else llama_cpp.llama_vocab_eos(self._vocab))
+            after = self._tokenize(self._after_answer(), add_special=False, parse_special=True)[:1]
+            if after and self._is_end(after[0]):
+                return after[0]
+            end = int(llama_cpp.llama_vocab_eos(self._vocab))
+        if end < 0:
+            raise EngineError(f"'{self._info.name}' names no end token", why="an answer that is replayed ends with one")
+        return end
+
+    def _after_answer(self) -> str:
+        if not self._template:
+            return ""
+        turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}]
+        bos, eos = self._bos_and_eos()
+        try:
+            text = render(self._template, turns, bos_token=bos, eos_token=eos, add_generation_prompt=False)
+        except ChatTemplateError:  # a template that takes no answers says nothing about their end
+            return ""
+        return text.rpartition("Answer")[2]
 
     @contextmanager
     def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[Session]:
