@@ -87,9 +87,9 @@ def test_schema_is_the_schema() -> None:
 
 def test_explain_shows_the_rule_that_decides() -> None:
     lines = printed("explain", "balanced", "--score", "0.3").splitlines()
-    assert [line.split()[0] for line in lines[1:6]] == ["rules[0]", ">", "rules[2]", "rules[3]", "rules[4]"]
+    assert [line.split()[0] for line in lines[1:6]] == ["likely", ">", "doubtful", "probably", "almost"]
     assert lines[6] == "retry: p_wrong 0.3 is below 0.45."
-    assert lines[7] == "Once the budget is spent: fallback, by rules[2] (fallback)."
+    assert lines[7] == "Once the budget is spent: fallback, by doubtful."
 
 
 def test_explain_follows_the_route() -> None:
