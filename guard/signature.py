@@ -181,7 +181,7 @@ def pairwise_kl(activations: NDArray[Any], *, temperature: float = 1.0) -> NDArr
 def log_rms(activations: NDArray[Any]) -> Floats:
     """Natural log of each layer's root mean square, shape (L,) from (L, D)."""
     with np.errstate(divide="ignore"):  # an all-zero layer gives -inf, which the observer refuses
-        mean_squares = np.mean(np.square(activations, dtype=np.float32), axis=1)
+        mean_squares = np.einsum("ij,ij->i", activations, activations) / activations.shape[1]
         return np.asarray(0.5 * np.log(mean_squares), np.float32)
 
 

@@ -46,6 +46,7 @@ class Tap:
     def __init__(self, width: int) -> None:
         self._row_bytes = 4 * width
         self._width = width
+        #: Wanted nodes by name, and the address in the buffer that each one's row goes to.
         self._rows: dict[bytes, int] = {}
         self._active = False
         self._filled = 0
@@ -57,8 +58,8 @@ class Tap:
 
     def want(self, nodes: Sequence[str]) -> None:
         """Choose the nodes to copy, in the order of the layers."""
-        self._rows = {name.encode(): row for row, name in enumerate(nodes)}
         self._buffer = np.empty((len(nodes), self._width), np.float32)
+        self._rows = {name.encode(): self._buffer[row].ctypes.data for row, name in enumerate(nodes)}
 
     @contextmanager
     def listing(self) -> Iterator[set[str]]:
@@ -105,6 +106,5 @@ class Tap:
         size = _ggml.ggml_nbytes(tensor)
         if size != 4 * _ggml.ggml_nelements(tensor) or size < self._row_bytes:
             raise CaptureError(f"Node {name.decode()} is not a float32 tensor of width {self._width}")
-        row = self._buffer[self._rows[name]]
-        _ggml.ggml_backend_tensor_get(tensor, row.ctypes.data, size - self._row_bytes, self._row_bytes)
+        _ggml.ggml_backend_tensor_get(tensor, self._rows[name], size - self._row_bytes, self._row_bytes)
         self._filled += 1

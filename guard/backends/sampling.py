@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -34,10 +35,13 @@ def signals_of(logits: Floats, token: int) -> TokenSignals:
     top = int(logits.argmax())
     shifted = logits - logits[top]
     weights = np.exp(shifted)
-    total = float(weights.sum(dtype=np.float64))
+    total = float(weights.sum())
     log_total = float(np.log(total))
-    # A masked token (logit -inf) weighs nothing, but 0 x -inf would be nan.
-    entropy = log_total - float(np.dot(weights, np.maximum(shifted, -1e30))) / total
+    with np.errstate(invalid="ignore"):
+        weighted = float(np.dot(weights, shifted))
+    if math.isnan(weighted):  # a masked token (logit -inf) weighs nothing, but 0 x -inf is nan
+        weighted = float(np.dot(weights, np.maximum(shifted, -1e30)))
+    entropy = log_total - weighted / total
     logprob = float(shifted[token]) - log_total
     shifted[top] = -np.inf
     return TokenSignals(logprob, max(entropy, 0.0), -float(shifted.max()))
