@@ -12,14 +12,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from guard.langchain.chat import ChatGuard
     from guard.langchain.engines import close_engines, shared_engine
+    from guard.langchain.guarded_run import GuardedOutcome
+    from guard.langchain.live import RetractedError
     from guard.langchain.metadata import ScoredCall, decision_metadata, read_score, score_metadata
+    from guard.langchain.once import once
+    from guard.langchain.runnable import GuardedRunnable, guarded
 
 #: Where each public name lives.
 _HOMES = {
     "ChatGuard": "chat",
+    "GuardedOutcome": "guarded_run",
+    "GuardedRunnable": "runnable",
+    "RetractedError": "live",
     "ScoredCall": "metadata",
     "close_engines": "engines",
     "decision_metadata": "metadata",
+    "guarded": "runnable",
+    "once": "once",
     "read_score": "metadata",
     "score_metadata": "metadata",
     "shared_engine": "engines",
@@ -27,9 +36,14 @@ _HOMES = {
 
 __all__ = [
     "ChatGuard",
+    "GuardedOutcome",
+    "GuardedRunnable",
+    "RetractedError",
     "ScoredCall",
     "close_engines",
     "decision_metadata",
+    "guarded",
+    "once",
     "read_score",
     "score_metadata",
     "shared_engine",

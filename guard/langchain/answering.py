@@ -16,6 +16,7 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from guard.backends.base import Engine
 from guard.errors import GuardError
+from guard.langchain.attempt import ATTEMPT
 from guard.langchain.messages import parse_tool_calls
 from guard.langchain.metadata import KEY, decision_metadata, score_metadata
 from guard.loop import OWN_ENGINE, score_of
@@ -75,7 +76,9 @@ class Runtime:
     def stream(self, asked: Asked) -> Iterator[ChatGenerationChunk]:
         """Generate piece by piece; the last chunk has the score, and the tool calls if there are any."""
         observer = self._observer()
-        pieces = self.engine.stream(asked.prompt, sampling=asked.sampling, limits=asked.limits, observer=observer)
+        pieces = self._stream_engine(observer).stream(
+            asked.prompt, sampling=asked.sampling, limits=asked.limits, observer=observer
+        )
         with closing(pieces) as chunks:  # type: ignore[type-var] # every engine's stream is a generator
             for chunk in chunks:
                 if chunk.generation is not None:
@@ -86,7 +89,9 @@ class Runtime:
     async def astream(self, asked: Asked) -> AsyncGenerator[ChatGenerationChunk, None]:
         """`stream` without blocking the event loop."""
         observer = self._observer()
-        pieces = self.engine.astream(asked.prompt, sampling=asked.sampling, limits=asked.limits, observer=observer)
+        pieces = self._stream_engine(observer).astream(
+            asked.prompt, sampling=asked.sampling, limits=asked.limits, observer=observer
+        )
         async with aclosing(pieces) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 if chunk.generation is not None:
@@ -111,6 +116,13 @@ class Runtime:
 
     def _observer(self) -> SignatureObserver:
         return SignatureObserver(temperatures=self.scorer.schema.temperatures)
+
+    def _stream_engine(self, observer: SignatureObserver) -> Engine:
+        """The engine; watched where a guarded chain around the model streams live."""
+        attempt = ATTEMPT.get()
+        if attempt is None or attempt.watch is None:
+            return self.engine
+        return attempt.watch.over(self.engine, self.scorer, observer)
 
     def _keeping_signature(self) -> tuple[Guard, _SignatureKeeper]:
         """The guard, with a scorer of this one call that remembers the signature it has read."""

@@ -13,9 +13,12 @@ import time
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guard.records import Limits, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from guard.langchain.live import Watch
 
 
 class Memory:
@@ -30,17 +33,31 @@ class Memory:
         with self._mutex:
             entries = self._entries.setdefault(step, [])
             for known, result in entries:
-                if known == key:
+                if _same(known, key):
                     return result, False
-            # A copy: the chain may change its input after the step has read it.
             result = Future()
-            entries.append((copy.deepcopy(key), result))
+            entries.append((_copied(key), result))
             return result, True
 
     def forget(self, step: str, result: Future[Any]) -> None:
         """Let a step that failed run again."""
         with self._mutex:
             self._entries[step] = [entry for entry in self._entries[step] if entry[1] is not result]
+
+
+def _copied(key: Any) -> Any:
+    """A copy: the chain may change its input after the step has read it."""
+    try:
+        return copy.deepcopy(key)
+    except Exception:  # noqa: BLE001 - a lock or a client in it: then the thing itself stands for it
+        return key
+
+
+def _same(known: Any, key: Any) -> bool:
+    try:
+        return bool(known == key)
+    except Exception:  # noqa: BLE001 - arrays and the like, which are not simply equal or unequal
+        return known is key
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +70,7 @@ class AttemptSettings:
         max_tokens: what is left of the budget for one answer; None is no limit.
         deadline: when the budget's seconds are over, on the clock of `time.monotonic`; None is never.
         memory: of the steps that run once, shared by all attempts of the guarded call.
+        watch: looks at a streamed answer as it grows, where the policy streams live.
     """
 
     sampling: Sampling | None = None
@@ -60,6 +78,7 @@ class AttemptSettings:
     max_tokens: int | None = None
     deadline: float | None = None
     memory: Memory = field(default_factory=Memory)
+    watch: Watch | None = None
 
     def prompt(self, own: Prompt) -> Prompt:
         """The prompt to answer in place of a model's own."""

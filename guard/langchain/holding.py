@@ -15,6 +15,7 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import nullcontext
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
@@ -289,6 +290,7 @@ def run_held(
     *,
     stream: bool,
     options: dict[str, Any],
+    hold: bool = True,
 ) -> Ran:
     """Run one attempt unheard.
 
@@ -299,16 +301,18 @@ def run_held(
         attempt: for the models inside.
         stream: stream the chain, so that its chunks can be given out as they are.
         options: keyword arguments of the call.
+        hold: False lets all listeners hear it at once, and only takes note of the model calls.
 
     Raises:
         BaseException: what is no `Exception` (an interrupt, a cancellation), and what LangGraph passes
             upwards on purpose, goes through.
     """
-    tape, log, quiet = _quiet(config)
+    tape, log, quiet = _quiet(config) if hold else _aloud(config)
     chunks: list[Any] = []
 
     def run() -> None:
-        with tracing_context(enabled=False):  # tracing by environment would add a listener of its own
+        # Tracing by environment would add a listener of its own.
+        with tracing_context(enabled=False) if hold else nullcontext():
             if stream:
                 chunks.extend(runnable.stream(asked, quiet, **options))
             else:
@@ -316,12 +320,11 @@ def run_held(
 
     error = None
     with set_config_context(quiet) as context:
-        _prepare(context, attempt)
+        _prepare(context, attempt, hold=hold)
         try:
             context.run(run)
         except Exception as failure:  # noqa: BLE001 - the policy decides what becomes of it
-            _pass_on(failure)
-            error = failure
+            error = passed_on(failure)
     return Ran(tuple(chunks), error, log.all(), tape)
 
 
@@ -333,13 +336,14 @@ async def arun_held(
     *,
     stream: bool,
     options: dict[str, Any],
+    hold: bool = True,
 ) -> Ran:
     """`run_held` without blocking the event loop."""
-    tape, log, quiet = _quiet(config)
+    tape, log, quiet = _quiet(config) if hold else _aloud(config)
     chunks: list[Any] = []
 
     async def run() -> None:
-        with tracing_context(enabled=False):
+        with tracing_context(enabled=False) if hold else nullcontext():
             if stream:
                 chunks.extend([chunk async for chunk in runnable.astream(asked, quiet, **options)])
             else:
@@ -347,13 +351,30 @@ async def arun_held(
 
     error = None
     with set_config_context(quiet) as context:
-        _prepare(context, attempt)
+        _prepare(context, attempt, hold=hold)
         try:
             await asyncio.create_task(run(), context=context)
-        except Exception as failure:  # noqa: BLE001 - the policy decides what becomes of it
-            _pass_on(failure)
-            error = failure
+        except Exception as failure:  # noqa: BLE001 - as above
+            error = passed_on(failure)
     return Ran(tuple(chunks), error, log.all(), tape)
+
+
+def heard(config: RunnableConfig, attempt: AttemptSettings) -> tuple[CallLog, RunnableConfig, Context]:
+    """A config and a context for an attempt that everybody hears at once; its model calls are logged."""
+    _, log, aloud = _aloud(config)
+    with set_config_context(aloud) as context:
+        context = context.copy()  # it outlives this block, at whose end the config is taken out
+    _prepare(context, attempt, hold=False)
+    return log, aloud, context
+
+
+def _aloud(config: RunnableConfig) -> tuple[Tape, CallLog, RunnableConfig]:
+    manager = config["callbacks"]
+    assert isinstance(manager, BaseCallbackManager)
+    log = CallLog()
+    manager = manager.copy()
+    manager.add_handler(_Recorder(None, log))
+    return Tape([]), log, patch_config(config, callbacks=manager)
 
 
 def _quiet(config: RunnableConfig) -> tuple[Tape, CallLog, RunnableConfig]:
@@ -380,8 +401,10 @@ def _listeners(manager: BaseCallbackManager) -> list[BaseCallbackHandler]:
     return listeners
 
 
-def _prepare(context: Context, attempt: AttemptSettings) -> None:
+def _prepare(context: Context, attempt: AttemptSettings, *, hold: bool) -> None:
     context.run(ATTEMPT.set, attempt)
+    if not hold:
+        return
     for variable, value in list(context.items()):
         # Listeners that are set for a block of code, such as get_usage_metadata_callback(), hear the
         # tape; LangChain would let them hear the attempt too.
@@ -389,8 +412,9 @@ def _prepare(context: Context, attempt: AttemptSettings) -> None:
             context.run(variable.set, None)
 
 
-def _pass_on(error: Exception) -> None:
-    """Raise again what is no failure: LangGraph's interrupts are exceptions that a graph must see."""
+def passed_on(error: Exception) -> Exception:
+    """An error of the chain. What is none is raised: a graph must see LangGraph's interrupts."""
     graphs = sys.modules.get("langgraph.errors")
     if graphs is not None and isinstance(error, graphs.GraphBubbleUp):
         raise error
+    return error

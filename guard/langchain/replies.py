@@ -1,0 +1,55 @@
+"""A policy's text in the form of a chain's output, and a chain's output as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, BaseMessage
+from langchain_core.runnables import Runnable
+
+from guard.langchain.metadata import KEY, decision_metadata, score_metadata
+from guard.records import Outcome
+
+#: Makes what the caller gets in place of an answer.
+Output = Callable[[Outcome], Any]
+
+
+def text_of_output(output: Any) -> str:
+    """A chain's output as a person would read it."""
+    if isinstance(output, str):
+        return output
+    if isinstance(output, BaseMessage):
+        content = output.content
+        return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
+    if hasattr(output, "model_dump_json"):
+        return str(output.model_dump_json())
+    return json.dumps(output, ensure_ascii=False, default=str)
+
+
+def gives_messages(runnable: Runnable[Any, Any]) -> bool:
+    """Whether a chain ends in a message, as far as it says so."""
+    try:
+        kind: Any = runnable.OutputType
+    except TypeError:
+        return False
+    return kind is AnyMessage or (isinstance(kind, type) and issubclass(kind, BaseMessage))
+
+
+def reply_message(outcome: Outcome, *, policy: str, chunk: bool) -> AIMessage:
+    """The policy's text as a message that tells of its decision."""
+    last = outcome.attempts[-1]
+    guard = score_metadata(
+        model=last.source,
+        score=last.score,
+        error=last.error,
+        tokens=last.completion_tokens,
+        prompt_tokens=last.prompt_tokens,
+        sampling=last.sampling,
+        decision=decision_metadata(outcome, decision_id=outcome.decision_id, route=outcome.route, policy=policy),
+    )
+    content, metadata = outcome.answer or "", {"model_provider": "guard", KEY: guard}
+    if chunk:
+        return AIMessageChunk(content=content, response_metadata=metadata, chunk_position="last")
+    return AIMessage(content=content, response_metadata=metadata)
