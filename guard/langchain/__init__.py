@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from guard.langchain.guarded_run import GuardedOutcome
     from guard.langchain.live import RetractedError
     from guard.langchain.metadata import ScoredCall, decision_metadata, read_score, score_metadata
-    from guard.langchain.once import once
+    from guard.langchain.run_once import once
     from guard.langchain.runnable import GuardedRunnable, guarded
 
 #: Where each public name lives.
@@ -28,7 +28,7 @@ _HOMES = {
     "close_engines": "engines",
     "decision_metadata": "metadata",
     "guarded": "runnable",
-    "once": "once",
+    "once": "run_once",
     "read_score": "metadata",
     "score_metadata": "metadata",
     "shared_engine": "engines",
