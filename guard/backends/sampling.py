@@ -67,8 +67,11 @@ def choose(logits: Floats, sampling: Sampling, rng: np.random.Generator) -> int:
 
 def _top_k(logits: Floats, k: int) -> NDArray[np.intp]:
     """Ids of the k largest logits (all for k = 0), largest first, ties by id."""
-    ids = np.argpartition(-logits, k - 1)[:k] if 0 < k < len(logits) else np.arange(len(logits))
-    return ids[np.lexsort((ids, -logits[ids]))]
+    ids = np.arange(len(logits))
+    if 0 < k < len(logits):
+        kth = np.partition(logits, len(logits) - k)[len(logits) - k]
+        ids = np.flatnonzero(logits >= kth)  # more than k where the last place is shared
+    return ids[np.lexsort((ids, -logits[ids]))][: k or None]
 
 
 def _top_p(probabilities: NDArray[np.float64], p: float) -> slice:
