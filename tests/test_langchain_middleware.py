@@ -29,7 +29,8 @@ from pydantic import BaseModel
 from scripted_chat import ScriptedChat, said
 
 from guard.errors import AbstainedError, EngineError, EscalationError, GuardError, InputError, PolicyError
-from guard.langchain.middleware import EVENT, GuardMiddleware
+from guard.langchain import GuardMiddleware
+from guard.langchain.guarded_run import DECISION_EVENT
 from guard.policy import Policy, parse_policy
 from guard.records import Escalation
 from guard.store import Store
@@ -227,7 +228,7 @@ def test_shadow_mode_changes_nothing_and_tells_what_it_would_do() -> None:
     graph = agent(ScriptedChat(script=[said("As it is.", 0.9)]), chosen, checkpointer=None)
     assert last(ask(graph, config={"callbacks": [Events()]})).text == "As it is."
     ((name, data),) = events
-    assert (name, data["action"], data["mode"], data["p_wrong"]) == (EVENT, "escalate", "shadow", 0.9)
+    assert (name, data["action"], data["mode"], data["p_wrong"]) == (DECISION_EVENT, "escalate", "shadow", 0.9)
 
 
 # -- escalation --------------------------------------------------------------------------------
@@ -740,6 +741,14 @@ def test_traces_that_are_switched_on_from_outside_are_sent_nothing_rejected(case
         assert SECRET not in text or "Interrupt(" in text
 
 
+def test_shadow_mode_streams_as_without_a_guard() -> None:
+    chosen, heard = policy("[abstain]", "mode: shadow"), Everything()
+    model = ScriptedChat(script=[said("All is well.", 0.9)], callbacks=[heard])
+    stream = agent(model, chosen, checkpointer=None).stream({"messages": [("user", "hi")]}, stream_mode="messages")
+    assert [message.text for message, _ in stream if message.text] == ["All ", "is ", "well. "]
+    assert sum("on_llm_new_token" in line for line in heard.heard) == 4  # the last has the score and no text
+
+
 def test_listeners_hear_the_whole_of_an_accepted_call_and_nothing_of_a_failed_one() -> None:
     listener = Everything()
     answers = [said(SECRET, 0.3), said("Fine.", 0.1)]
@@ -759,7 +768,7 @@ def test_the_decision_is_an_event_without_the_answer() -> None:
         return [event async for event in stream if event["event"] == "on_custom_event"]
 
     (event,) = asyncio.run(collect())
-    assert event["name"] == EVENT
+    assert event["name"] == DECISION_EVENT
     assert {key: event["data"][key] for key in ("action", "p_wrong", "attempts", "tokens", "source")} == {
         "action": "accept",
         "p_wrong": 0.1,

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from guard.langchain.guarded_run import GuardedOutcome
     from guard.langchain.live import RetractedError
     from guard.langchain.metadata import ScoredCall, decision_metadata, read_score, score_metadata
+    from guard.langchain.middleware import GuardMiddleware
     from guard.langchain.run_once import once
     from guard.langchain.runnable import GuardedRunnable, guarded
 
 #: Where each public name lives.
 _HOMES = {
     "ChatGuard": "chat",
+    "GuardMiddleware": "middleware",
     "GuardedOutcome": "guarded_run",
     "GuardedRunnable": "runnable",
     "RetractedError": "live",
@@ -36,6 +38,7 @@ _HOMES = {
 
 __all__ = [
     "ChatGuard",
+    "GuardMiddleware",
     "GuardedOutcome",
     "GuardedRunnable",
     "RetractedError",

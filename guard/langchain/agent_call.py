@@ -147,7 +147,7 @@ class AgentCall:
     def fail(self, error: Exception) -> bool:
         """There is no answer: what the caller did wrong is raised, the rest is the policy's."""
         callers = (InputError, PromptTooLongError, ChatTemplateError, CancelledError)
-        if isinstance(error, callers) or self._shadow:
+        if isinstance(error, callers) or self.shadow:
             raise error
         self.response = None
         self._note_use(None)
@@ -200,7 +200,7 @@ class AgentCall:
             )
         )
         settings = decision.settings
-        if self._shadow:
+        if self.shadow:
             return False
         if isinstance(settings, Retry):
             self.used = replace(self.used, retries=self.used.retries + 1)
@@ -220,20 +220,20 @@ class AgentCall:
     @property
     def released(self) -> bool:
         """Whether the model's own answer goes to the caller."""
-        return self._shadow or self.decision.action is Action.ACCEPT
+        return self.shadow or self.decision.action is Action.ACCEPT
 
     @property
     def handlers(self) -> tuple[str, ...]:
         """The handlers that the case is handed to; the agent's pause is none of them."""
         settings = self.decision.settings
-        to = settings.to if isinstance(settings, Escalate) and not self._shadow else ()
+        to = settings.to if isinstance(settings, Escalate) and not self.shadow else ()
         return tuple(name for name in to if name != INTERRUPT)
 
     @property
     def pauses(self) -> bool:
         """Whether the agent pauses for a person."""
         settings = self.decision.settings
-        return isinstance(settings, Escalate) and INTERRUPT in settings.to and not self._shadow
+        return isinstance(settings, Escalate) and INTERRUPT in settings.to and not self.shadow
 
     def ending(self, delivery: Delivery) -> Ending:
         """Carry out the last decision.
@@ -327,7 +327,8 @@ class AgentCall:
         return decision_metadata(self.decision, decision_id=self.decision_id, route=route, policy=policy)
 
     @property
-    def _shadow(self) -> bool:
+    def shadow(self) -> bool:
+        """Whether decisions are told and not carried out."""
         return self.rules.policy.mode == "shadow"
 
     @property

@@ -28,15 +28,13 @@ from langgraph.types import Command
 from guard.errors import EscalationError, InputError, did_you_mean
 from guard.escalation import Delivery, Handler, aescalate, check_handlers, escalate, log_handler
 from guard.langchain.agent_call import INTERRUPT, AgentCall, Ending, Rules
+from guard.langchain.guarded_run import DECISION_EVENT
 from guard.langchain.review import Draft, ask, reviewed
 from guard.langchain.withheld import acall_model, call_model
 from guard.policy import Policy, load_policy
 
 if TYPE_CHECKING:
     from guard.store import Store
-
-#: The name of the event that tells of each decision.
-EVENT = "guard_decision"
 
 _NOBODY = Delivery((), ())
 
@@ -72,6 +70,9 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
     - ``escalate``: the handlers get the case. With ``interrupt`` among them the agent pauses for a
       person, who approves, edits, rejects or responds; the model is not called again for it. Without,
       the agent ends with the rule's reply.
+
+    Each decision is told to listeners by the custom event ``guard_decision``. In shadow mode nothing is
+    held back or changed; the event tells what would have been done.
 
     Holds no state of a call: one object can serve several agents and many threads.
     """
@@ -129,11 +130,11 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         call = self._begin(request)
         goes_on = True
         while goes_on:
-            ran = call_model(handler, call.next_request(), call.limits())
+            ran = call_model(handler, call.next_request(), call.limits(), hold=not call.shadow)
             goes_on = call.fail(ran.error) if ran.error else call.settle(ran.output)
             if call.released:
                 ran.tape.play()
-        dispatch_custom_event(EVENT, call.event())
+        dispatch_custom_event(DECISION_EVENT, call.event())
         return _extended(call.ending(self._deliver(call)))
 
     async def awrap_model_call(
@@ -143,11 +144,11 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         call = self._begin(request)
         goes_on = True
         while goes_on:
-            ran = await acall_model(handler, call.next_request(), call.limits())
+            ran = await acall_model(handler, call.next_request(), call.limits(), hold=not call.shadow)
             goes_on = call.fail(ran.error) if ran.error else call.settle(ran.output)
             if call.released:
                 await ran.tape.aplay()
-        await adispatch_custom_event(EVENT, call.event())
+        await adispatch_custom_event(DECISION_EVENT, call.event())
         return _extended(call.ending(await self._adeliver(call)))
 
     def _begin(self, request: ModelRequest[Any]) -> AgentCall:

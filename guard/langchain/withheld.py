@@ -22,23 +22,31 @@ Handler = Callable[[ModelRequest[Any]], ModelResponse[Any]]
 AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
 
 
-def call_model(handler: Handler, request: ModelRequest[Any], attempt: AttemptSettings) -> Ran:
-    """Call the model within an agent's step; what listeners would have heard is on the tape."""
+def call_model(handler: Handler, request: ModelRequest[Any], attempt: AttemptSettings, *, hold: bool) -> Ran:
+    """Call the model within an agent's step.
+
+    Args:
+        handler: calls it.
+        request: for it.
+        attempt: what is left of the budget.
+        hold: whether listeners wait for the tape; otherwise they hear everything at once.
+    """
     config = ensure_config()
     config = patch_config(config, callbacks=get_callback_manager_for_config(config))
-    return _with_own_listeners(
-        run_held(_Step(handler), _without_callbacks(request), config, attempt, stream=False, options={}), request
-    )
+    asked = _without_callbacks(request) if hold else request
+    ran = run_held(_Step(handler), asked, config, attempt, stream=False, options={}, hold=hold)
+    return _with_own_listeners(ran, request) if hold else ran
 
 
-async def acall_model(handler: AsyncHandler, request: ModelRequest[Any], attempt: AttemptSettings) -> Ran:
+async def acall_model(
+    handler: AsyncHandler, request: ModelRequest[Any], attempt: AttemptSettings, *, hold: bool
+) -> Ran:
     """`call_model` without blocking the event loop."""
     config = ensure_config()
     config = patch_config(config, callbacks=get_async_callback_manager_for_config(config))
-    return _with_own_listeners(
-        await arun_held(_AsyncStep(handler), _without_callbacks(request), config, attempt, stream=False, options={}),
-        request,
-    )
+    asked = _without_callbacks(request) if hold else request
+    ran = await arun_held(_AsyncStep(handler), asked, config, attempt, stream=False, options={}, hold=hold)
+    return _with_own_listeners(ran, request) if hold else ran
 
 
 class _Step(Runnable[ModelRequest[Any], ModelResponse[Any]]):
