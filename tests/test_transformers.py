@@ -150,9 +150,7 @@ def test_mlp_outputs_of_an_architecture_without_a_cache() -> None:
     prompt = engine.encode(QUESTION)
     blocks, _ = blocks_and_norm(model)
     with torch.no_grad(), inputs_of([block.mlp for block in blocks]) as seen:
-        output = model(
-            torch.tensor([prompt + list(answer.token_ids[:-1])]), output_hidden_states=True
-        )
+        output = model(torch.tensor([prompt + list(answer.token_ids[:-1])]), output_hidden_states=True)
     for layer, block in enumerate(blocks):
         added = torch.from_numpy(rows[:, layer])
         stream = block.ln_2(seen[layer][0, len(prompt) - 1 :] + added)
@@ -288,9 +286,7 @@ def sorted_pieces(tokenizer: Any) -> list[str]:
 @given(data=st.data())
 def test_pieces_of_text_add_up_to_the_tokenizers_text(name: str, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[name]()
-    texts = st.text("ab é€😀.\n", max_size=12).map(
-        lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-    )
+    texts = st.text("ab é€😀.\n", max_size=12).map(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
     # A run of sentencepiece's byte tokens that is not UTF-8 takes back characters that were complete.
     odd = [token for token, piece in enumerate(sorted_pieces(tokenizer)) if not piece.startswith("<0x")]
     anything = st.lists(st.sampled_from(odd), max_size=12)

@@ -133,9 +133,7 @@ def sentencepiece_tokenizer() -> Any:
     byte_pieces = [f"<0x{number:02X}>" for number in range(256)]
     pieces = ["<unk>", "<s>", "</s>", *byte_pieces, *words]
     scores = [0.0, 0.0, 0.0, *[-20.0] * 256, *[-1.0 - number / 10 for number in range(len(words))]]
-    tokenizer = Tokenizer(
-        models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=0, byte_fallback=True)
-    )
+    tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=0, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [

@@ -125,9 +125,7 @@ def _locate(path: str | Path, gguf_file: str | None) -> tuple[Path, Path | None]
         return place.parent, place
     if not place.is_dir():
         what = f"{place} is not a folder" if place.exists() else f"There is no folder {place}"
-        raise ModelFileError(
-            what, fix="Give the path of a model folder or a .gguf file; guard downloads nothing"
-        )
+        raise ModelFileError(what, fix="Give the path of a model folder or a .gguf file; guard downloads nothing")
     if gguf_file is not None:
         return place, place / gguf_file
     if not (place / "config.json").is_file():
@@ -253,9 +251,7 @@ def _int4_settings() -> Any:
     except ImportError:
         from torchao.quantization import Int4WeightOnlyConfig
 
-        return Int4WeightOnlyConfig(
-            group_size=INT4_GROUP, int4_packing_format="opaque", set_inductor_config=False
-        )
+        return Int4WeightOnlyConfig(group_size=INT4_GROUP, int4_packing_format="opaque", set_inductor_config=False)
     return PrototypeInt4WeightOnlyConfig(group_size=INT4_GROUP, set_inductor_config=False)
 
 
@@ -273,9 +269,7 @@ def layer_names(model: Any, capture_point: CapturePoint) -> list[str]:
     if capture_point == "mlp":
         # Experts beside a shared MLP are only a part of what is added to the residual stream.
         shared = {name.removesuffix("shared_mlp") for name in names if name.endswith(".shared_mlp")}
-        names = {
-            own: name for own, name in names.items() if own.removesuffix("block_sparse_moe") not in shared
-        }
+        names = {own: name for own, name in names.items() if own.removesuffix("block_sparse_moe") not in shared}
     templates = MLP_TEMPLATES if capture_point == "mlp" else BLOCK_TEMPLATES
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     found = find_layers(names, templates, layers)
@@ -293,9 +287,7 @@ def _own_name(name: str) -> str:
     return name
 
 
-def end_tokens(
-    model: Any, tokenizer: Any, vocabulary: Mapping[str, int]
-) -> tuple[frozenset[int], int | None]:
+def end_tokens(model: Any, tokenizer: Any, vocabulary: Mapping[str, int]) -> tuple[frozenset[int], int | None]:
     """All tokens that end an answer, and the one that this model ends its turn with (None: no end)."""
     ends: list[int] = []
     for settings in (tokenizer, getattr(model, "generation_config", None), model.config):

@@ -451,12 +451,21 @@ def _split_sha256(path: Path) -> str:
     return sha256("".join(map(weights_sha256, parts)).encode()).hexdigest()
 
 
+#: Log levels of ggml (ggml_log_level): warning, error, and the continuation of a line.
+_COMPLAINTS = (3, 4, 5)
+
+
 @contextmanager
 def _captured_log() -> Iterator[list[str]]:
-    """Collect llama.cpp's log meanwhile: it holds the only reason for a failed load."""
+    """Collect llama.cpp's complaints meanwhile: its log holds the only reason for a failed load."""
     lines: list[str] = []
-    collect = llama_cpp.llama_log_callback(lambda level, text, _: lines.append(text.decode(errors="replace")))
-    llama_cpp.llama_log_set(collect, ctypes.c_void_p(0))
+
+    def collect(level: int, text: bytes, _: object) -> None:
+        if level in _COMPLAINTS:
+            lines.append(text.decode(errors="replace"))
+
+    callback = llama_cpp.llama_log_callback(collect)  # must live as long as it is set
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     try:
         yield lines
     finally:

@@ -135,9 +135,7 @@ def _data_sets(files: Sequence[Path], splits: dict[str, Any]) -> list[DataSet]:
     ]
 
 
-def _json(
-    fitted: Fitted, out: Path, bad: list[tuple[Path, BadRow]], skipped: list[Skipped]
-) -> dict[str, Any]:
+def _json(fitted: Fitted, out: Path, bad: list[tuple[Path, BadRow]], skipped: list[Skipped]) -> dict[str, Any]:
     artefact = fitted.scorer.artefact
     return {
         "out": str(out),

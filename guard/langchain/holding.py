@@ -34,7 +34,7 @@ from guard.langchain.attempt import ATTEMPT, AttemptSettings
 from guard.langchain.calls import CallLog, ModelCall
 
 #: Every callback, with the attribute by which a handler says that it does not want it.
-_EVENTS = {
+CALLBACKS = {
     "on_llm_start": "ignore_llm",
     "on_chat_model_start": "ignore_chat_model",
     "on_llm_new_token": "ignore_llm",
@@ -116,7 +116,7 @@ class Tape:
             if isinstance(event, _Tapped):
                 taps.play(event)
             else:
-                handle_event(self.listeners, event.name, _EVENTS[event.name], *event.arguments, **event.keywords)
+                handle_event(self.listeners, event.name, CALLBACKS[event.name], *event.arguments, **event.keywords)
 
     async def aplay(self) -> None:
         """`play` for listeners that may be coroutines."""
@@ -125,7 +125,9 @@ class Tape:
             if isinstance(event, _Tapped):
                 taps.play(event)
             else:
-                await ahandle_event(self.listeners, event.name, _EVENTS[event.name], *event.arguments, **event.keywords)
+                await ahandle_event(
+                    self.listeners, event.name, CALLBACKS[event.name], *event.arguments, **event.keywords
+                )
 
     def _taken(self) -> list[_Event | _Tapped]:
         taken, self._events = self._events, []
@@ -190,7 +192,7 @@ def _recording(name: str) -> Callable[..., None]:
     return record
 
 
-for _name in _EVENTS:
+for _name in CALLBACKS:
     setattr(_Recorder, _name, _recording(_name))
 
 

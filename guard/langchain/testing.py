@@ -1,0 +1,394 @@
+"""For tests: proof that no rejected text has left a runnable by any channel that LangChain has.
+
+    def test_nothing_leaks():
+        rejected = chain.invoke(question)              # the same chain, unguarded
+        assert_nothing_leaks(guarded(chain, policy="strict"), question, secrets=[rejected])
+
+The runnable is run once for each channel: what it returns, streams, raises, logs, prints, tells its
+callbacks, its tracers and the streams of events and graphs is searched for the secrets, and for any
+longer piece of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.globals import get_debug, set_debug
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import merge_configs
+from langchain_core.tracers import BaseTracer
+
+from guard.errors import InputError, did_you_mean
+from guard.langchain.holding import CALLBACKS
+
+#: A piece of a secret of this many characters counts as a leak.
+PIECE = 12
+
+_MAX_DEPTH = 14
+
+
+@dataclass(slots=True)
+class Seen:
+    """Every text that came out of a runnable.
+
+    Attributes:
+        texts: by channel and place, in order; the place says in which event, under which keys.
+    """
+
+    texts: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, channel: str, place: str, value: Any) -> None:
+        """Take every text in a value."""
+        for where, text in _texts(value, place, _MAX_DEPTH, set()):
+            self.texts[channel, where].append(text)
+
+    def leaks(self, secrets: Iterable[str], *, allowed: Iterable[str] = ()) -> Iterator[str]:
+        """Where a secret, or a piece of one, is seen; texts that came in pieces are put together."""
+        known = "\n".join(allowed)
+        pieces = {piece for secret in secrets for piece in _pieces(secret) if piece not in known}
+        for (channel, place), texts in self.texts.items():
+            whole = "".join(texts)
+            for piece in sorted(pieces):
+                if piece in whole:
+                    yield f"{channel}: {piece!r} at {place}"
+                    break
+
+
+def assert_nothing_leaks(
+    runnable: Runnable[Any, Any],
+    input: Any,
+    *,
+    secrets: Collection[str] | Callable[[], Collection[str]],
+    allowed: Iterable[str] = (),
+    channels: Collection[str] | None = None,
+    config: RunnableConfig | None = None,
+) -> Seen:
+    """Prove that a runnable keeps secrets, by running it once for each channel.
+
+    Args:
+        runnable: such as a guarded chain whose policy rejects the answer.
+        input: for the runnable.
+        secrets: texts that must not come out, such as the rejected answer; or a function that gives
+            them when all runs are over.
+        allowed: texts that may come out although they have pieces in common with a secret. What is in
+            the input may.
+        channels: some of `CHANNELS`; all that the installed packages have by default.
+        config: for every run.
+
+    Returns:
+        All that was seen.
+
+    Raises:
+        AssertionError: something leaked; says what, where and by which channel.
+        InputError: an unknown channel, no secret that could be told from the input, or a running event
+            loop (channels run loops of their own).
+    """
+    chosen = [*(available_channels() if channels is None else channels)]
+    for name in chosen:
+        if name not in CHANNELS:
+            raise InputError(f"There is no channel '{name}'", fix=did_you_mean(name, CHANNELS))
+    seen = Seen()
+    for name in chosen:
+        _watch(name, _Run(runnable, input, config or {}, name, seen))
+    hidden = secrets() if callable(secrets) else secrets
+    asked = [text for _, text in _texts(input, "input", _MAX_DEPTH, set())]
+    known = [*allowed, *asked]
+    if not any(piece not in "\n".join(known) for secret in hidden for piece in _pieces(secret)):
+        raise InputError("There is no secret to look for", why="none is given, or all are part of what may come out")
+    leaks = list(seen.leaks(hidden, allowed=known))
+    if leaks:
+        raise AssertionError("Rejected text left the runnable:\n  " + "\n  ".join(leaks))
+    return seen
+
+
+def available_channels() -> list[str]:
+    """The channels that can be tried with the packages that are installed."""
+    with contextlib.suppress(ImportError):
+        import langgraph.graph  # noqa: F401
+
+        return list(CHANNELS)
+    return [name for name in CHANNELS if not name.startswith("graph")]
+
+
+# -- running -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run of the runnable for one channel."""
+
+    runnable: Runnable[Any, Any]
+    input: Any
+    config: RunnableConfig
+    channel: str
+    seen: Seen
+
+    def see(self, place: str, value: Any) -> None:
+        self.seen.add(self.channel, place, value)
+
+    def heard_by(self, handler: BaseCallbackHandler) -> RunnableConfig:
+        return merge_configs(self.config, {"callbacks": [handler]})
+
+
+def _watch(name: str, run: _Run) -> None:
+    """Run once, and take note of what is returned, raised, logged and printed."""
+    printed = io.StringIO()
+    logged = _Logged(run)
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(logged)
+    root.setLevel(logging.DEBUG)
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            result = CHANNELS[name](run)
+            if result is not None:
+                asyncio.run(_finish(result))
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - an exception is a channel like others
+        run.see("raised", error)
+    finally:
+        root.setLevel(level)
+        root.removeHandler(logged)
+    run.see("printed", printed.getvalue())
+
+
+async def _finish(result: Awaitable[None]) -> None:
+    await result
+
+
+def _invoke(run: _Run) -> None:
+    run.see("output", run.runnable.invoke(run.input, run.config))
+
+
+async def _ainvoke(run: _Run) -> None:
+    run.see("output", await run.runnable.ainvoke(run.input, run.config))
+
+
+def _batch(run: _Run) -> None:
+    run.see("output", run.runnable.batch([run.input], run.config, return_exceptions=True))
+
+
+async def _abatch(run: _Run) -> None:
+    run.see("output", await run.runnable.abatch([run.input], run.config, return_exceptions=True))
+
+
+def _stream(run: _Run) -> None:
+    for chunk in run.runnable.stream(run.input, run.config):
+        run.see("chunk", chunk)
+
+
+async def _astream(run: _Run) -> None:
+    async for chunk in run.runnable.astream(run.input, run.config):
+        run.see("chunk", chunk)
+
+
+def _transform(run: _Run) -> None:
+    for chunk in run.runnable.transform(iter([run.input]), run.config):
+        run.see("chunk", chunk)
+
+
+def _events(version: Any) -> Callable[[_Run], Awaitable[None]]:
+    async def watch(run: _Run) -> None:
+        async for event in run.runnable.astream_events(run.input, run.config, version=version):
+            run.see(event["event"], event)
+
+    return watch
+
+
+async def _log(run: _Run) -> None:
+    async for patch in run.runnable.astream_log(run.input, run.config):
+        for operation in patch.ops:
+            run.see("operation", operation)
+
+
+def _callbacks(run: _Run) -> None:
+    handler = _handler(BaseCallbackHandler, lambda name, values: run.see(name, values))
+    run.see("output", run.runnable.invoke(run.input, run.heard_by(handler)))
+
+
+def _stream_callbacks(run: _Run) -> None:
+    handler = _handler(BaseCallbackHandler, lambda name, values: run.see(name, values))
+    for chunk in run.runnable.stream(run.input, run.heard_by(handler)):
+        run.see("chunk", chunk)
+
+
+async def _async_callbacks(run: _Run) -> None:
+    handler = _async_handler(lambda name, values: run.see(name, values))
+    run.see("output", await run.runnable.ainvoke(run.input, run.heard_by(handler)))
+
+
+async def _astream_callbacks(run: _Run) -> None:
+    handler = _async_handler(lambda name, values: run.see(name, values))
+    async for chunk in run.runnable.astream(run.input, run.heard_by(handler)):
+        run.see("chunk", chunk)
+
+
+def _tracer(run: _Run) -> None:
+    tracer = _Tracer(run)
+    run.see("output", run.runnable.invoke(run.input, run.heard_by(tracer)))
+
+
+async def _atracer(run: _Run) -> None:
+    tracer = _Tracer(run)
+    async for chunk in run.runnable.astream(run.input, run.heard_by(tracer)):
+        run.see("chunk", chunk)
+
+
+def _debug(run: _Run) -> None:
+    before = get_debug()
+    set_debug(True)
+    try:
+        run.see("output", run.runnable.invoke(run.input, run.config))
+    finally:
+        set_debug(before)
+
+
+def _graph(run: _Run) -> None:
+    for chunk in _node_of(run).stream({"value": None}, run.config, stream_mode=_GRAPH_MODES, subgraphs=True):
+        run.see("chunk", chunk)
+
+
+async def _agraph(run: _Run) -> None:
+    graph = _node_of(run)
+    async for chunk in graph.astream({"value": None}, run.config, stream_mode=_GRAPH_MODES, subgraphs=True):
+        run.see("chunk", chunk)
+
+
+_GRAPH_MODES = ["values", "updates", "messages", "custom", "debug"]
+
+#: Every way in which text can leave a runnable, by name.
+CHANNELS: Mapping[str, Callable[[_Run], Awaitable[None] | None]] = {
+    "invoke": _invoke,
+    "ainvoke": _ainvoke,
+    "batch": _batch,
+    "abatch": _abatch,
+    "stream": _stream,
+    "astream": _astream,
+    "transform": _transform,
+    "astream_events v1": _events("v1"),
+    "astream_events v2": _events("v2"),
+    "astream_log": _log,
+    "callbacks": _callbacks,
+    "callbacks of a stream": _stream_callbacks,
+    "async callbacks": _async_callbacks,
+    "async callbacks of a stream": _astream_callbacks,
+    "tracer": _tracer,
+    "tracer of a stream": _atracer,
+    "debug": _debug,
+    "graph": _graph,
+    "async graph": _agraph,
+}
+
+
+def _node_of(run: _Run) -> Any:
+    """A graph in which the runnable is a step."""
+    from langchain_core.runnables import RunnableLambda
+    from langgraph.graph import START, StateGraph
+
+    step = RunnableLambda(lambda _: run.input) | run.runnable | RunnableLambda(lambda output: {"value": output})
+    graph: Any = StateGraph(dict)
+    graph.add_node("step", step)
+    graph.add_edge(START, "step")
+    return graph.compile()
+
+
+# -- listening -----------------------------------------------------------------------------------
+
+
+def _handler(base: type[Any], see: Callable[[str, Any], None]) -> Any:
+    def listening(name: str) -> Callable[..., None]:
+        return lambda _, *args, **kwargs: see(name, [args, kwargs])
+
+    return type("Listener", (base,), {name: listening(name) for name in CALLBACKS})()
+
+
+def _async_handler(see: Callable[[str, Any], None]) -> Any:
+    def listening(name: str) -> Callable[..., Awaitable[None]]:
+        async def hear(_: Any, *args: Any, **kwargs: Any) -> None:
+            see(name, [args, kwargs])
+
+        return hear
+
+    return type("AsyncListener", (AsyncCallbackHandler,), {name: listening(name) for name in CALLBACKS})()
+
+
+class _Tracer(BaseTracer):
+    """Takes note of each run as tracing services get it: when it begins, and when it ends."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def _start_trace(self, run: Any) -> None:
+        super()._start_trace(run)
+        self._run.see("run begun", [run.inputs, run.extra, run.serialized, run.tags])
+
+    def _end_trace(self, run: Any) -> None:
+        self._run.see("run ended", [run.inputs, run.outputs, run.error, run.events, run.extra])
+        super()._end_trace(run)
+
+    def _persist_run(self, run: Any) -> None:
+        """Nothing is kept beyond what was noted."""
+
+
+class _Logged(logging.Handler):
+    def __init__(self, run: _Run) -> None:
+        super().__init__(logging.DEBUG)
+        self._run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._run.see("logged", [record.getMessage(), record.exc_info and record.exc_info[1]])
+
+
+# -- texts ---------------------------------------------------------------------------------------
+
+
+def _pieces(secret: str) -> list[str]:
+    """A secret's longer pieces; the whole where it is short."""
+    secret = secret.strip()
+    if len(secret) <= PIECE:
+        return [secret] if secret else []
+    return [secret[at : at + PIECE] for at in range(len(secret) - PIECE + 1)]
+
+
+def _texts(value: Any, place: str, depth: int, above: set[int]) -> Iterator[tuple[str, str]]:
+    """Every text within a value, with its place."""
+    if isinstance(value, str):
+        yield place, value
+        return
+    if depth == 0 or id(value) in above or value is None or isinstance(value, int | float | type):
+        return
+    inside = above | {id(value)}
+    for key, part in _parts(value):
+        yield from _texts(part, f"{place}.{key}" if key else place, depth - 1, inside)
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield "keys", key
+            yield str(key), part
+    elif isinstance(value, list | tuple | set | frozenset):
+        for part in value:
+            yield "", part
+    elif isinstance(value, BaseException):
+        yield "text", str(value)
+        yield "args", value.args
+        yield "notes", getattr(value, "__notes__", ())
+        yield "cause", value.__cause__
+        yield "context", value.__context__
+        yield from vars(value).items()
+    elif is_dataclass(value):
+        for one in fields(value):
+            yield one.name, getattr(value, one.name, None)
+    elif not callable(value):
+        yield from getattr(value, "__dict__", {}).items()

@@ -1,0 +1,56 @@
+"""The documentation's claims that a machine can check."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from guard.policy import load_policy, parse_policy
+from guard.scorer import load_scorer, shipped_scorer
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_blank_is_left_unfilled(page: Path) -> None:
+    assert re.findall(r"@[A-Z]{3,}@", page.read_text(encoding="utf-8")) == []
+
+
+def test_the_readme_shows_the_balanced_policy_as_it_is() -> None:
+    (shown,) = blocks(ROOT / "README.md", "yaml")
+    assert parse_policy(shown).sha256 == load_policy("balanced").sha256
+
+
+@pytest.mark.model
+def test_the_readmes_three_lines_run(smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARD_STORE", str(tmp_path / "reviews.db"))
+    program = blocks(ROOT / "README.md", "python")[0]
+    names: dict[str, object] = {}
+    exec(compile(program, "README.md", "exec"), names)  # noqa: S102 - our own text
+    assert "Paris" in str(getattr(names["outcome"], "answer"))  # noqa: B009
+
+
+def test_the_documented_figures_are_the_shipped_scorers() -> None:
+    metrics = load_scorer(shipped_scorer()).artefact.metrics
+    row = "| {name} | {n} | {wrong:.0%} | {auroc:.3f} | {auprc:.3f} | {brier:.3f} | {ece:.3f} |"
+    told = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
+    for name, key in (("combined", "test"), ("log-probabilities alone", "baseline")):
+        assert row.format(name=name, **metrics[key]).replace("%", " %") in told
+
+
+def test_the_shipped_scorer_is_small() -> None:
+    assert shipped_scorer().stat().st_size < 1_000_000
