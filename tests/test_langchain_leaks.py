@@ -71,17 +71,17 @@ def secrets_of(chain: Runnable[Any, Any]) -> list[str]:
     return secrets
 
 
-@pytest.mark.parametrize("shape", ["model", "text", "lambda", "parallel", "assign", "tagged"])
+@pytest.mark.parametrize("shape", ["text", "lambda", "parallel"])
 def test_nothing_leaks_from_any_shape_by_any_channel(shape: str) -> None:
     chain = shapes()[shape]
     # A sampled model's answer differs from run to run; its seed keeps it the same here.
     assert_nothing_leaks(guarded(chain, policy=policy(ABSTAIN)), QUESTION, secrets=secrets_of(chain))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     rules=st.sampled_from([ABSTAIN, SILENT, RAISE, TEXT, ESCALATE, RETRIES, FALLBACK]),
-    shape=st.sampled_from(["model", "text", "assign"]),
+    shape=st.sampled_from(["model", "text", "assign", "tagged"]),
     channel=st.sampled_from(sorted(CHANNELS)),
     outcome=st.booleans(),
 )
@@ -221,7 +221,7 @@ def test_listeners_for_a_block_of_code_hear_what_was_accepted_once() -> None:
     with collect_runs() as runs:
         guarded(chain, policy=policy(ABSTAIN)).invoke(QUESTION)
     assert len(runs.traced_runs) == 1
-    assert secret not in repr(runs.traced_runs[0].dict() if hasattr(runs.traced_runs[0], "dict") else runs.traced_runs)
+    assert secret not in repr(runs.traced_runs[0].__dict__)
 
 
 def _run(chain: Runnable[Any, Any], mode: str) -> None:

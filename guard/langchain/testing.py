@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import io
 import logging
+import warnings
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -147,7 +148,8 @@ def _watch(name: str, run: _Run) -> None:
     root.addHandler(logged)
     root.setLevel(logging.DEBUG)
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old channels are channels too
             result = CHANNELS[name](run)
             if result is not None:
                 asyncio.run(_finish(result))
