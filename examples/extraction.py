@@ -21,7 +21,7 @@ POLICY = """
 version: 1
 name: extraction
 rules:
-  - accept: {below: 0.7}
+  - accept: {below: 0.6}
   - abstain              # None in place of an object
 """
 

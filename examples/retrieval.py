@@ -30,7 +30,7 @@ from guard.langchain import ChatGuard, GuardedOutcome, GuardedRunnable, guarded
 TEXTS = [
     "Ulan Bator is the capital of Mongolia.",
     "The Danube is 2850 kilometres long.",
-    "Marie Curie was born in Warsaw, in Poland.",
+    "Marie Curie was born in Warsaw.",
     "The chemical symbol of tungsten is W.",
     "The cheetah is the fastest land animal.",
 ]

@@ -60,15 +60,17 @@ def test_guarded_questions(tmp_path: Path) -> None:
     assert "I do not know." in run("guarded_qa", "Who was the third person to swim across Lake Onega?", cwd=tmp_path)
 
 
-def test_retrieval_answers_from_the_texts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_retrieval_finds_the_text_and_makes_the_model_surer(capsys: pytest.CaptureFixture[str]) -> None:
     example = load("retrieval")
     store = example.InMemoryVectorStore.from_texts(example.TEXTS, example.TfIdf(example.TEXTS))
-    for question, text in ((example.QUESTIONS[0], example.TEXTS[0]), ("How heavy is the tent?", example.TEXTS[2])):
-        assert text in [document.page_content for document in store.similarity_search(question, k=2)]
-    (answer,) = example.main(example.QUESTIONS[:1])
-    assert answer.outcome.action is Action.ACCEPT
-    assert "40" in answer.output
-    assert "accept, wrong with probability" in capsys.readouterr().out
+    found = [store.similarity_search(question, k=1)[0].page_content for question in example.QUESTIONS[:3]]
+    assert found == [example.TEXTS[0], example.TEXTS[2], example.TEXTS[3]]
+    answers = example.main([example.QUESTIONS[2], example.QUESTIONS[3]])
+    alone, informed = answers[0]
+    assert informed.output == "The chemical symbol of tungsten is W."
+    assert informed.outcome.p_wrong < alone.outcome.p_wrong
+    assert [answer.outcome.action for answer in answers[1]] == [Action.ABSTAIN, Action.ABSTAIN]
+    assert capsys.readouterr().out.count("I do not know.") == 2
 
 
 def test_extraction_gives_objects_or_nothing() -> None:
@@ -96,9 +98,10 @@ def test_a_review_outlives_the_process(tmp_path: Path) -> None:
     question = "Who was the third person to swim across Lake Onega?"
     asked = run("langgraph_review", "ask", "1", question, cwd=tmp_path)
     assert f"waiting: {question}" in asked
-    draft = asked.splitlines()[-1].strip()
+    waiting = run("langgraph_review", "waiting", "1", cwd=tmp_path)
+    assert waiting in asked
+    draft = waiting.splitlines()[-1].strip()
     assert draft
-    assert f"waiting: {question}" in run("langgraph_review", "waiting", "1", cwd=tmp_path)
     assert "answer: Nobody has." in run("langgraph_review", "decide", "1", "Nobody has.", cwd=tmp_path)
     assert "does not wait" in run("langgraph_review", "decide", "1", "approve", cwd=tmp_path, code=1)
     run("langgraph_review", "ask", "2", question, cwd=tmp_path)
