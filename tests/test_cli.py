@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,8 +18,6 @@ EMBEDDED = pytest.mark.model
 
 
 def guard(*arguments: str, stdin: str = "", store: Path | None = None) -> subprocess.CompletedProcess[str]:
-    import os
-
     environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
     if store is not None:
         environment["GUARD_STORE"] = str(store)
@@ -143,10 +143,15 @@ def test_demo_shows_every_action_from_real_scores(smollm2_path: Path, store: Pat
     assert len({attempt["p_wrong"] for outcome in outcomes for attempt in outcome["attempts"]}) >= len(outcomes)
 
 
-def test_interrupt_ends_with_130(tmp_path: Path) -> None:
-    import signal
-
-    process = subprocess.Popen([*COMMAND, "score", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_interrupt_ends_with_130() -> None:
+    # A job that was started in the background ignores SIGINT, and its children would too.
+    process = subprocess.Popen(
+        [*COMMAND, "score", "-"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     time.sleep(3)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130

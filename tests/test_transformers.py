@@ -257,7 +257,7 @@ def test_chat_template_errors() -> None:
     with pytest.raises(ChatTemplateError, match="unknown role poet"):
         engine.generate(Prompt.chat([{"role": "poet", "content": "Ah"}]))
     broken = wrap(tiny_model("llama"), byte_tokenizer(chat_template="{% for %}"))
-    with pytest.raises(ChatTemplateError, match="TemplateSyntaxError"):
+    with pytest.raises(ChatTemplateError, match="syntax error"):
         broken.encode(QUESTION)
 
 
