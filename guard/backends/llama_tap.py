@@ -7,7 +7,7 @@ are, with the data ready.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Tap:
         self._rows: dict[bytes, int] = {}
         self._active = False
         self._filled = 0
-        self._names: set[str] | None = None
+        self._names: dict[str, None] | None = None
         self._failure: str | None = None
         self._buffer = np.empty((0, width), np.float32)
         #: For llama_context_params.cb_eval; must live as long as the context.
@@ -62,9 +62,9 @@ class Tap:
         self._rows = {name.encode(): self._buffer[row].ctypes.data for row, name in enumerate(nodes)}
 
     @contextmanager
-    def listing(self) -> Iterator[set[str]]:
-        """Collect the names of all nodes that are evaluated meanwhile."""
-        self._names = set()
+    def listing(self) -> Iterator[Iterable[str]]:
+        """Collect the names of all nodes that are evaluated meanwhile, in the graph's order."""
+        self._names = {}
         try:
             yield self._names
         finally:
@@ -94,7 +94,7 @@ class Tap:
                 self._copy(tensor)
                 return True
             if self._names is not None:
-                self._names.add(_ggml.ggml_get_name(tensor).decode())
+                self._names[_ggml.ggml_get_name(tensor).decode()] = None
                 return False
             return self._active and _ggml.ggml_get_name(tensor) in self._rows
         except Exception as error:  # noqa: BLE001 - there is no caller who could catch it
