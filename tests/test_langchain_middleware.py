@@ -22,6 +22,7 @@ from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langchain_fixtures import chat
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command, interrupt
 from langsmith import Client
 from langsmith.run_helpers import tracing_context
@@ -31,6 +32,7 @@ from scripted_chat import ScriptedChat, said
 from guard.errors import AbstainedError, EngineError, EscalationError, GuardError, InputError, PolicyError
 from guard.langchain import GuardMiddleware
 from guard.langchain.guarded_run import DECISION_EVENT
+from guard.langchain.testing import assert_nothing_leaks
 from guard.policy import Policy, parse_policy
 from guard.records import Escalation
 from guard.store import Store
@@ -631,7 +633,7 @@ CHANNELS: dict[str, Step] = {
     **{f"astream {mode}": async_channel(mode) for mode in MODES},
     "astream_events v1": events("v1"),
     "astream_events v2": events("v2"),
-    "stream_events v3": third_protocol,
+    **({"stream_events v3": third_protocol} if hasattr(CompiledStateGraph, "stream_events") else {}),
 }
 
 
@@ -741,6 +743,22 @@ def test_traces_that_are_switched_on_from_outside_are_sent_nothing_rejected(case
         assert SECRET not in text or "Interrupt(" in text
 
 
+@pytest.mark.filterwarnings("ignore:astream_events version='v1'", "ignore:The v3 streaming protocol")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_guards_own_leak_test_finds_nothing_in_an_agent(streaming: bool) -> None:
+    def wrong(_: list[BaseMessage]) -> AIMessage:
+        return said("The treasure lies under the old oak.", 0.9)
+
+    graph = agent(ScriptedChat(script=wrong, disable_streaming=not streaming), ABSTAIN, checkpointer=None)
+    seen = assert_nothing_leaks(graph, {"messages": [("user", "hi")]}, secrets=["The treasure lies under the old oak."])
+    assert any("No idea." in text for texts in seen.texts.values() for text in texts)
+    unguarded = create_agent(ScriptedChat(script=wrong), [])
+    with pytest.raises(AssertionError, match="Rejected text left"):
+        assert_nothing_leaks(
+            unguarded, {"messages": [("user", "hi")]}, secrets=["The treasure lies under the old oak."]
+        )
+
+
 def test_shadow_mode_streams_as_without_a_guard() -> None:
     chosen, heard = policy("[abstain]", "mode: shadow"), Everything()
     model = ScriptedChat(script=[said("All is well.", 0.9)], callbacks=[heard])
@@ -825,7 +843,7 @@ async def test_a_cancelled_agent_cancels_its_model() -> None:
 
 
 def test_interrupts_from_within_the_model_call_pass_through() -> None:
-    class Inner(AgentMiddleware[Any, Any, Any]):
+    class Inner(AgentMiddleware[Any, Any]):
         def wrap_model_call(self, request: Any, handler: Any) -> Any:
             if interrupt("go on?") != "yes":
                 raise AssertionError
@@ -883,9 +901,7 @@ def answer() -> str:
 
 @pytest.mark.model
 @pytest.mark.filterwarnings("ignore:astream_events version='v1'", "ignore:The v3 streaming protocol")
-@pytest.mark.parametrize(
-    "channel", ["invoke", "stream messages", "astream debug", "astream_events v2", "stream_events v3"]
-)
+@pytest.mark.parametrize("channel", ["invoke", "stream messages", "astream debug", "astream_events v2"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_real_answer_is_withheld_reviewed_and_shown(channel: str, streaming: bool, answer: str) -> None:
     listener = Everything()

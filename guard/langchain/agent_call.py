@@ -274,9 +274,9 @@ class AgentCall:
     def escalation(self) -> Escalation:
         """The case for a person."""
         last, request = self.attempts[-1], self.request
-        shown = [request.system_message, *request.messages] if request.system_message else request.messages
         prompt = Prompt.chat(
-            chat_turns(shown),
+            chat_turns(request.messages),
+            system=request.system_prompt,
             tools=[tool if isinstance(tool, dict) else convert_to_openai_tool(tool) for tool in request.tools],
         )
         call = self._scored()

@@ -9,13 +9,14 @@ are decided about.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
-from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr
+from langchain.agents.middleware import types as langchain_types
+from langchain.agents.middleware.types import PrivateStateAttr
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -29,6 +30,7 @@ from guard.errors import EscalationError, InputError, did_you_mean
 from guard.escalation import Delivery, Handler, aescalate, check_handlers, escalate, log_handler
 from guard.langchain.agent_call import INTERRUPT, AgentCall, Ending, Rules
 from guard.langchain.guarded_run import DECISION_EVENT
+from guard.langchain.metadata import KEY, with_metadata
 from guard.langchain.review import Draft, ask, reviewed
 from guard.langchain.withheld import acall_model, call_model
 from guard.policy import Policy, load_policy
@@ -57,7 +59,7 @@ class GuardState(AgentState[Any]):
     guard_turn: NotRequired[Annotated[Turn | None, PrivateStateAttr]]
 
 
-class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
+class GuardMiddleware(AgentMiddleware[GuardState, Any]):
     """Scores each model call of an agent and acts on it by a policy.
 
     Nothing of an answer is visible before its decision, in the state, in streams or by callbacks. The
@@ -119,7 +121,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
-    ) -> ExtendedModelResponse[Any]:
+    ) -> Any:
         """Call the model until an answer is decided about, and carry the decision out.
 
         Raises:
@@ -135,11 +137,11 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
             if call.released:
                 ran.tape.play()
         dispatch_custom_event(DECISION_EVENT, call.event())
-        return _extended(call.ending(self._deliver(call)))
+        return _result(call.ending(self._deliver(call)))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
-    ) -> ExtendedModelResponse[Any]:
+    ) -> Any:
         """`wrap_model_call` without blocking the event loop."""
         call = self._begin(request)
         goes_on = True
@@ -149,7 +151,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
             if call.released:
                 await ran.tape.aplay()
         await adispatch_custom_event(DECISION_EVENT, call.event())
-        return _extended(call.ending(await self._adeliver(call)))
+        return _result(call.ending(await self._adeliver(call)))
 
     def _begin(self, request: ModelRequest[Any]) -> AgentCall:
         configurable = get_config().get("configurable") or {}
@@ -191,7 +193,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
     @hook_config(can_jump_to=["end"])
     def after_model(self, state: GuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Pause for a person where an answer waits for one, and put what they say in its place."""
-        update = _after(state.get("guard_turn"))
+        update = _after(state)
         for message in _reviewed_messages(update):
             ReviewedAnswer(message=message).invoke([])
         return update
@@ -199,7 +201,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
     @hook_config(can_jump_to=["end"])
     async def aafter_model(self, state: GuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """`after_model` without blocking the event loop."""
-        update = _after(state.get("guard_turn"))
+        update = _after(state)
         for message in _reviewed_messages(update):
             await ReviewedAnswer(message=message).ainvoke([])
         return update
@@ -238,8 +240,9 @@ class ReviewedAnswer(BaseChatModel):
         )
 
 
-def _after(turn: Turn | None) -> dict[str, Any] | None:
+def _after(state: GuardState) -> dict[str, Any] | None:
     """The update of the state after the model's step; pauses the agent where a draft waits."""
+    turn = state.get("guard_turn") or _carried(state["messages"])
     if turn is None:
         return None
     if turn["draft"] is None:
@@ -253,10 +256,28 @@ def _reviewed_messages(update: Mapping[str, Any] | None) -> list[AIMessage]:
     return [message for message in messages if isinstance(message, AIMessage)]
 
 
-def _extended(ending: Ending) -> ExtendedModelResponse[Any]:
+#: Lets a model's step write private state. Before langchain 1.2.9 there was no such thing.
+_Extended: Any = getattr(langchain_types, "ExtendedModelResponse", None)
+
+
+def _result(ending: Ending) -> Any:
+    """What the model's step gives the agent, with a word to the step after it."""
     waits = ending.draft is not None or ending.ends
     turn = Turn(draft=ending.draft, ends=ending.ends) if waits else None
-    return ExtendedModelResponse(ending.response, Command(update={"guard_turn": turn}))
+    if _Extended is not None:
+        return _Extended(ending.response, Command(update={"guard_turn": turn}))
+    if turn is not None:  # the message that stands in the answer's place has to carry it
+        (message,) = ending.response.result
+        return ModelResponse(result=[with_metadata(cast(AIMessage, message), turn=turn)])
+    return ending.response
+
+
+def _carried(messages: Sequence[BaseMessage]) -> Turn | None:
+    """What the last message carries for want of private state."""
+    if _Extended is not None or not messages:
+        return None
+    turn: Turn | None = (messages[-1].response_metadata.get(KEY) or {}).get("turn")
+    return turn
 
 
 def _left_to_the_pause(call: AgentCall, error: EscalationError) -> Delivery:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from langchain.agents.middleware import ModelRequest, ModelResponse
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import (
@@ -18,8 +17,12 @@ from langchain_core.runnables.config import (
 from guard.langchain.attempt import AttemptSettings
 from guard.langchain.holding import Ran, arun_held, run_held
 
-Handler = Callable[[ModelRequest[Any]], ModelResponse[Any]]
-AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+if TYPE_CHECKING:
+    from langchain.agents.middleware import ModelRequest, ModelResponse
+
+    # Only here, since the oldest of these classes take no parameters.
+    Handler = Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
 
 
 def call_model(handler: Handler, request: ModelRequest[Any], attempt: AttemptSettings, *, hold: bool) -> Ran:
@@ -49,13 +52,13 @@ async def acall_model(
     return _with_own_listeners(ran, request) if hold else ran
 
 
-class _Step(Runnable[ModelRequest[Any], ModelResponse[Any]]):
+class _Step(Runnable[Any, Any]):
     """The agent's model call as a runnable, without a run of its own in traces."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
 
-    def invoke(self, input: ModelRequest[Any], config: RunnableConfig | None = None, **_: Any) -> ModelResponse[Any]:
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:
         return self._handler(input)
 
 
@@ -65,9 +68,7 @@ class _AsyncStep(_Step):
     def __init__(self, handler: AsyncHandler) -> None:
         self._async_handler = handler
 
-    async def ainvoke(
-        self, input: ModelRequest[Any], config: RunnableConfig | None = None, **_: Any
-    ) -> ModelResponse[Any]:
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> ModelResponse[Any]:
         return await self._async_handler(input)
 
 
