@@ -304,11 +304,14 @@ def test_a_kill_while_the_journal_is_made_leaves_no_half_header(tmp_path: Path, 
 
 # -- guard calibrate, killed -------------------------------------------------------------------
 
-#: The command line as it is, but for a line in a file for each question that is put to the model.
+#: The command line as it is, but for a line in a file for each question that is put to the model,
+#: and on one core: llama.cpp's threads spin, and on a busy machine wait for one another for minutes.
 TOLD = """
 import os, sys
 from guard.backends.base import BaseEngine
 from guard.cli import main
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 log = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 generate = BaseEngine.generate
 def told(self, prompt, **options):
