@@ -141,8 +141,10 @@ def _function_once(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The arguments by name, without those that LangChain adds and that differ from run to run."""
-        bound = signature.bind(*args, **kwargs).arguments
-        return {name: value for name, value in bound.items() if name not in ("config", "run_manager", "callbacks")}
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        added = ("config", "run_manager", "callbacks")
+        return {name: value for name, value in bound.arguments.items() if name not in added}
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
