@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -231,3 +232,68 @@ def _run(chain: Runnable[Any, Any], mode: str) -> None:
         list(itertools.islice(chain.stream(QUESTION), 100))
     else:
         asyncio.run(chain.ainvoke(QUESTION))
+
+
+# -- graphs ----------------------------------------------------------------------------------------
+
+IN_MESSAGES = {"messages": [("user", QUESTION["question"])]}
+
+
+def answering_graph() -> Any:
+    """A graph whose node writes its answer to the stream, besides giving it."""
+    graphs = pytest.importorskip("langgraph.graph")
+
+    def answer(state: Any) -> Any:
+        message = model().invoke(state["messages"])
+        _writer()({"said": message.content})
+        return {"messages": [message]}
+
+    graph = graphs.StateGraph(graphs.MessagesState)
+    graph.add_node("answer", answer)
+    graph.add_edge(graphs.START, "answer")
+    return graph.compile()
+
+
+def _writer() -> Any:
+    from langgraph.config import get_stream_writer
+
+    return get_stream_writer()
+
+
+def writing_lambda() -> Any:
+    """A step that writes its answer to the stream of the graph around it."""
+
+    def answer(asked: Any) -> Any:
+        message = model().invoke(asked["messages"])
+        with contextlib.suppress(RuntimeError, KeyError):  # outside of a graph there is no stream
+            _writer()({"said": message.content})
+        return message
+
+    return RunnableLambda(answer)
+
+
+@pytest.mark.parametrize("make", [answering_graph, writing_lambda])
+def test_a_guarded_graph_keeps_its_answer_from_the_graph_around_it(make: Any) -> None:
+    pytest.importorskip("langgraph")
+    secrets = [model().invoke(QUESTION["question"]).content]
+    channels = ["graph", "async graph", "astream_events v2"]
+    assert_nothing_leaks(guarded(make(), policy=policy(ABSTAIN)), IN_MESSAGES, secrets=secrets, channels=channels)
+    with pytest.raises(AssertionError, match="said"):
+        assert_nothing_leaks(make(), IN_MESSAGES, secrets=secrets, channels=["graph"])
+
+
+@pytest.mark.parametrize("make", [answering_graph, writing_lambda])
+def test_what_was_accepted_reaches_the_stream_of_the_graph_around_it(make: Any) -> None:
+    graphs = pytest.importorskip("langgraph.graph")
+
+    def streamed(step: Any) -> list[Any]:
+        graph = graphs.StateGraph(dict)
+        graph.add_node("step", RunnableLambda(lambda _: IN_MESSAGES) | step | RunnableLambda(lambda _: {}))
+        graph.add_edge(graphs.START, "step")
+        stream = graph.compile().stream({}, stream_mode=["custom", "updates", "messages"], subgraphs=True)
+        chunks = [(mode, chunk[0].content if mode == "messages" else chunk) for _, mode, chunk in stream]
+        return [one for one in chunks if one[0] != "updates" or "answer" not in one[1]]
+
+    plain, safe = streamed(make()), streamed(guarded(make(), policy=policy("[accept]")))
+    assert {"custom", "messages"} <= dict(plain).keys()
+    assert safe == plain

@@ -57,8 +57,8 @@ CALLBACKS = {
     "on_custom_event": "ignore_custom_event",
 }
 
-#: LangGraph's channel from an inner graph to the stream of the graph around it.
-_GRAPH_STREAM = "__pregel_stream"
+#: LangGraph's channels to the stream of the graph around a step: of an inner graph, and of its own code.
+_GRAPH_STREAM, _GRAPH_RUNTIME = "__pregel_stream", "__pregel_runtime"
 
 #: Marks handlers that want a model's events in LangChain's newer form; older versions have none.
 _V2Handler: type[Any] | None = getattr(_streaming, "_V2StreamingCallbackHandler", None)
@@ -88,6 +88,17 @@ class _Tapped:
     chunk: tuple[Any] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """Something for the stream of the graph around the chain."""
+
+    channel: Callable[[Any], None]
+    value: Any
+
+    def send(self) -> None:
+        self.channel(self.value)
+
+
 @dataclass(slots=True)
 class Tape:
     """What an attempt's listeners would have heard.
@@ -97,10 +108,10 @@ class Tape:
     """
 
     listeners: list[BaseCallbackHandler]
-    _events: list[_Event | _Tapped] = field(default_factory=list)
+    _events: list[_Event | _Tapped | _Sent] = field(default_factory=list)
     _taps: int = 0
 
-    def add(self, event: _Event | _Tapped) -> None:
+    def add(self, event: _Event | _Tapped | _Sent) -> None:
         """Record one event."""
         self._events.append(event)
 
@@ -109,12 +120,18 @@ class Tape:
         self._taps += 1
         return self._taps
 
+    def sender(self, channel: Callable[[Any], None]) -> Callable[[Any], None]:
+        """What stands in for a channel of a graph's stream."""
+        return lambda value: self.add(_Sent(channel, value))
+
     def play(self) -> None:
         """Tell the listeners, once."""
         taps = _Taps(self.listeners)
         for event in self._taken():
             if isinstance(event, _Tapped):
                 taps.play(event)
+            elif isinstance(event, _Sent):
+                event.send()
             else:
                 handle_event(self.listeners, event.name, CALLBACKS[event.name], *event.arguments, **event.keywords)
 
@@ -124,12 +141,14 @@ class Tape:
         for event in self._taken():
             if isinstance(event, _Tapped):
                 taps.play(event)
+            elif isinstance(event, _Sent):
+                event.send()
             else:
                 await ahandle_event(
                     self.listeners, event.name, CALLBACKS[event.name], *event.arguments, **event.keywords
                 )
 
-    def _taken(self) -> list[_Event | _Tapped]:
+    def _taken(self) -> list[_Event | _Tapped | _Sent]:
         taken, self._events = self._events, []
         return taken
 
@@ -387,10 +406,19 @@ def _quiet(config: RunnableConfig) -> tuple[Tape, CallLog, RunnableConfig]:
     manager = manager.copy()
     manager.set_handlers([_recorder(tape, log), *_muted()])
     quiet = patch_config(config, callbacks=manager)
-    quiet["configurable"] = {
-        key: value for key, value in (config.get("configurable") or {}).items() if key != _GRAPH_STREAM
-    }
+    quiet["configurable"] = _held_channels(config.get("configurable") or {}, tape)
     return tape, log, quiet
+
+
+def _held_channels(configurable: dict[str, Any], tape: Tape) -> dict[str, Any]:
+    """The same settings, with LangGraph's channels to the outside replaced by the tape."""
+    held = dict(configurable)
+    stream, runtime = held.get(_GRAPH_STREAM), held.get(_GRAPH_RUNTIME)
+    if stream is not None:
+        held[_GRAPH_STREAM] = type(stream)(tape.sender(stream), stream.modes)
+    if runtime is not None:
+        held[_GRAPH_RUNTIME] = runtime.override(stream_writer=tape.sender(runtime.stream_writer))
+    return held
 
 
 def _listeners(manager: BaseCallbackManager) -> list[BaseCallbackHandler]:
