@@ -335,6 +335,29 @@ async def test_tasks_and_threads_share_one_queue_and_the_loop_stays_free() -> No
     assert engine.served == [f"q{number}" for number in range(6)]
 
 
+async def test_waiting_threads_of_the_loops_own_pool_do_not_starve_the_task_whose_turn_it_is() -> None:
+    engine = ScriptedEngine([b"a"])
+    gate = Gate(engine)
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    with ThreadPoolExecutor(1) as pool:
+        first = asyncio.wrap_future(pool.submit(engine.generate, Prompt.raw("q0")))
+        while not gate.reached.is_set():
+            await asyncio.sleep(0.002)
+        task = asyncio.ensure_future(engine.agenerate(Prompt.raw("q1")))
+        while queued(engine) < 1:
+            await asyncio.sleep(0.002)
+        # Takes the pool's only thread and waits there, behind the task.
+        late = asyncio.ensure_future(
+            asyncio.to_thread(engine.generate, Prompt.raw("q2"), limits=Limits(max_tokens=4, timeout_s=5))
+        )
+        while queued(engine) < 2:
+            await asyncio.sleep(0.002)
+        gate.opened.set()
+        await asyncio.gather(first, task, late)
+    assert engine.served == ["q0", "q1", "q2"]
+
+
 def test_cancelled_while_queued() -> None:
     engine = ScriptedEngine([b"a"])
     gate = Gate(engine)

@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -218,6 +218,9 @@ class BaseEngine(ABC):
 
     def __init__(self) -> None:
         self._turnstile = Turnstile()
+        # Not the event loop's own pool: synchronous callers who wait for this engine can fill that
+        # one, and the task whose turn it is would never get a thread.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="guard-engine")
 
     # -- what an engine implements -------------------------------------------------------------
 
@@ -302,7 +305,7 @@ class BaseEngine(ABC):
         # The worker gives the ticket back: a cancelled task must not let the next request in
         # while the model is still finishing its token.
         work = asyncio.get_running_loop().run_in_executor(
-            None, self._run_and_leave, self._run(request, queue_s), ticket
+            self._worker, self._run_and_leave, self._run(request, queue_s), ticket
         )
         try:
             return await asyncio.shield(work)
@@ -343,7 +346,7 @@ class BaseEngine(ABC):
         loop = asyncio.get_running_loop()
         try:
             while True:
-                step = loop.run_in_executor(None, _advance, run)
+                step = loop.run_in_executor(self._worker, _advance, run)
                 piece = await asyncio.shield(step)
                 if isinstance(piece, Generation):
                     yield Chunk("", piece)
@@ -352,9 +355,10 @@ class BaseEngine(ABC):
         finally:
             if step is None or step.done():
                 self._close_and_leave(run, ticket)
-            else:  # cancelled while a token is being computed: clean up when it is done
+            else:  # cancelled while a token is being computed: the worker cleans up when it is done
                 cancel.set()
-                step.add_done_callback(lambda done: self._abandon(done, run, ticket))
+                step.add_done_callback(lambda done: done.cancelled() or done.exception())
+                self._worker.submit(self._close_and_leave, run, ticket)
 
     def __enter__(self) -> BaseEngine:
         return self
@@ -417,16 +421,6 @@ class BaseEngine(ABC):
             run.close()
         finally:
             self._turnstile.leave(ticket)
-
-    def _abandon(
-        self,
-        step: asyncio.Future[str | Generation],
-        run: Generator[str, None, Generation],
-        ticket: Future[None],
-    ) -> None:
-        if not step.cancelled():
-            step.exception()  # taken note of, or the loop would complain that nobody did
-        self._close_and_leave(run, ticket)
 
     def _run_and_leave(self, run: Generator[str, None, Generation], ticket: Future[None]) -> Generation:
         try:
