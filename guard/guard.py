@@ -13,7 +13,8 @@ from guard.backends import EMBEDDED, load_engine
 from guard.backends.base import Engine
 from guard.errors import InputError, ScorerError, did_you_mean
 from guard.escalation import Handler, check_handlers, log_handler
-from guard.loop import OWN_ENGINE, Answerer, Call, Source, score_of
+from guard.ledger import OWN_ENGINE, Ledger
+from guard.loop import Answerer, Call, Source, score_of
 from guard.policy import Policy, load_policy
 from guard.records import CapturePoint, Limits, Outcome, Prompt, Sampling, Score
 from guard.scorer import Scorer, load_scorer, shipped_scorer
@@ -208,7 +209,8 @@ class Guard:
     ) -> Call:
         self.policy.check_route(route)
         limits = limits or Limits(max_tokens=self.scorer.artefact.prompting.max_tokens)
-        return Call(self, self.prompt_of(asked), route, sampling, limits, dict(metadata or {}))
+        ledger = Ledger(self.policy, route)
+        return Call(self, self.prompt_of(asked), sampling, limits, dict(metadata or {}), ledger)
 
     def _observer(self) -> SignatureObserver:
         return SignatureObserver(temperatures=self.scorer.schema.temperatures)

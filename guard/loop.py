@@ -1,7 +1,7 @@
 """The loop of one guarded call: generate, sign, score, decide; bounded in attempts, tokens and time.
 
 Decisions are pure (`guard.policy`); a `Call` plans each attempt, settles it, and in the end carries
-out the last decision. It is the only place that holds a call's state.
+out the last decision. The call's state is in its `Ledger`.
 """
 
 from __future__ import annotations
@@ -9,28 +9,25 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import tenacity
 
 from guard.backends.base import Engine
 from guard.errors import (
-    AbstainedError,
     CancelledError,
     CaptureError,
     ChatTemplateError,
-    GuardError,
     InputError,
     PromptTooLongError,
     ScorerError,
 )
 from guard.escalation import aescalate, escalate
-from guard.policy import NOTHING_USED, Used, decide, decide_error
-from guard.policy_document import Abstain, Budget, Escalate, Fallback, Retry
+from guard.ledger import OWN_ENGINE, Ledger, told
+from guard.policy import decide, decide_error
+from guard.policy_document import Fallback, Retry
 from guard.records import (
     Action,
     Attempt,
@@ -53,9 +50,6 @@ if TYPE_CHECKING:
 #: A fallback that is no engine: it answers a prompt by its own means, and its answer is final.
 #: May be a coroutine function.
 Answerer = Callable[[Prompt], Any]
-
-#: The name of the guard's own engine among the sources of an outcome's attempts.
-OWN_ENGINE = "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,28 +165,20 @@ class Call:
 
     guard: Guard
     prompt: Prompt
-    route: str | None
     sampling: Sampling
     limits: Limits
     metadata: dict[str, Any]
-    decision_id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    started: float = field(default_factory=time.monotonic)
-    attempts: list[Attempt] = field(default_factory=list)
-    used: Used = NOTHING_USED
+    ledger: Ledger
 
     @property
     def bounds(self) -> dict[str, Any]:
         """For tenacity: go on while the policy wants another attempt, within the budget."""
         return {
             "retry": tenacity.retry_if_result(lambda goes_on: bool(goes_on)),
-            "stop": tenacity.stop_after_attempt(self._budget.attempts),
+            "stop": tenacity.stop_after_attempt(self.ledger.budget.attempts),
             "wait": tenacity.wait_none(),
             "retry_error_callback": lambda _: None,
         }
-
-    @property
-    def _budget(self) -> Budget:
-        return self.guard.policy.budget_for(self.route)
 
     # -- one attempt ---------------------------------------------------------------------------
 
@@ -216,8 +202,7 @@ class Call:
 
     def _plan(self) -> AttemptPlan:
         """What to run next: the model, or what the last decision says."""
-        settings = self.attempts[-1].decision.settings if self.attempts else None
-        limits = self._limits_left()
+        settings, limits = self.ledger.settings, self._limits_left()
         if isinstance(settings, Fallback) and settings.to is not None:
             target = self.guard.sources[settings.to]
             if isinstance(target, Source):
@@ -225,70 +210,59 @@ class Call:
             return AttemptPlan(None, self.prompt, self.sampling, limits, answerer=(settings.to, target))
         own = Source(OWN_ENGINE, self.guard.engine, self.guard.scorer)
         if isinstance(settings, Retry):
-            told = settings.instruction
-            prompt = self.prompt.with_instruction(told) if told else self.prompt
-            return AttemptPlan(own, prompt, settings.sampling(self.used.retries), limits)
+            instruction = settings.instruction
+            prompt = self.prompt.with_instruction(instruction) if instruction else self.prompt
+            return AttemptPlan(own, prompt, settings.sampling(self.ledger.used.retries), limits)
         return AttemptPlan(own, self.prompt, self.sampling, limits)
 
     def _limits_left(self) -> Limits:
         """The call's limits, within what is left of the policy's budget; shadow mode changes nothing."""
-        if self._shadow:
+        ledger = self.ledger
+        if ledger.shadow:
             return self.limits
         # The next attempt reads about the same prompt again.
-        prompt_tokens = self.attempts[-1].prompt_tokens if self.attempts else 0
-        tokens = max(1, min(self.limits.max_tokens, self._budget.tokens - self._tokens_used() - prompt_tokens))
-        seconds = max(0.001, self._budget.seconds - (time.monotonic() - self.started))
+        prompt_tokens = ledger.attempts[-1].prompt_tokens if ledger.attempts else 0
+        tokens = max(1, min(self.limits.max_tokens, ledger.budget.tokens - ledger.tokens_used - prompt_tokens))
+        seconds = max(0.001, ledger.deadline - time.monotonic())
         return replace(self.limits, max_tokens=tokens, timeout_s=min(seconds, self.limits.timeout_s or seconds))
 
     def _settle(self, plan: AttemptPlan, result: Result) -> bool:
         """Score what came back and decide about it."""
-        self._note_use(result)
+        self.ledger.note_use(prompt_tokens=result.prompt_tokens, completion_tokens=result.completion_tokens)
         error = None
         try:
             score = plan.score(result)
         except Exception as failure:  # noqa: BLE001 - fail closed: the policy says what happens
-            score, error = None, _told(failure)
-        return self._keep(plan, result, score, self._decide(plan, score, error), error)
+            score, error = None, told(failure)
+        return self._keep(plan, result, score, self._decide(score, error), error)
 
     def _fail(self, plan: AttemptPlan, error: Exception) -> bool:
         """There is no answer: bad questions are the caller's, the rest is the policy's.
 
         Once the model has answered, the question was good; what fails then is the policy's too.
         """
-        question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.attempts
-        if question or isinstance(error, CancelledError) or self._shadow:
+        ledger = self.ledger
+        question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not ledger.attempts
+        if question or isinstance(error, CancelledError) or ledger.shadow:
             raise error
-        self._note_use(None)
-        decision = self._decide(plan, None, _told(error))
+        ledger.note_use()
+        decision = self._decide(None, told(error))
         if decision.action is Action.ACCEPT:  # there is nothing to accept
             raise error
-        return self._keep(plan, None, None, decision, _told(error))
+        return self._keep(plan, None, None, decision, told(error))
 
-    def _decide(self, plan: AttemptPlan, score: Score | None, error: str | None) -> Decision:
-        policy = self.guard.policy
+    def _decide(self, score: Score | None, error: str | None) -> Decision:
+        ledger = self.ledger
         if error is not None:
-            return decide_error(policy, error=error, route=self.route, used=self.used)
-        if score is None:  # a callable has answered: the rule that sent us there trusts it
-            return Decision(Action.ACCEPT, self.attempts[-1].decision.rule, f"'{plan.name}' answered", None)
-        return decide(policy, p_wrong=score.p_wrong, route=self.route, used=self.used)
-
-    def _note_use(self, result: Result | None) -> None:
-        """Bring what has been used up to date before deciding, so that no decision oversteps it."""
-        # The prompt counts twice, since another attempt would read it again.
-        tokens = self._tokens_used() + (2 * result.prompt_tokens + result.completion_tokens if result else 0)
-        budget = self._budget
-        spent = (
-            len(self.attempts) + 1 >= budget.attempts
-            or tokens >= budget.tokens
-            or time.monotonic() - self.started >= budget.seconds
-        )
-        self.used = replace(self.used, spent=spent)
+            return decide_error(ledger.policy, error=error, route=ledger.route, used=ledger.used)
+        if score is None:  # a callable has answered
+            return ledger.trusted()
+        return decide(ledger.policy, p_wrong=score.p_wrong, route=ledger.route, used=ledger.used)
 
     def _keep(
         self, plan: AttemptPlan, result: Result | None, score: Score | None, decision: Decision, error: str | None
     ) -> bool:
-        """Add the attempt to the record; whether the decision asks for another."""
-        self.attempts.append(
+        return self.ledger.keep(
             Attempt(
                 answer=result.text if result else None,
                 source=plan.name,
@@ -301,110 +275,39 @@ class Call:
                 error=error,
             )
         )
-        settings = decision.settings
-        if self._shadow:
-            return False
-        if isinstance(settings, Retry):
-            self.used = replace(self.used, retries=self.used.retries + 1)
-            return True
-        if isinstance(settings, Fallback) and settings.to is not None:
-            self.used = replace(self.used, fallbacks=self.used.fallbacks | {settings.to})
-            return True
-        return False
-
-    def _tokens_used(self) -> int:
-        return sum(attempt.prompt_tokens + attempt.completion_tokens for attempt in self.attempts)
 
     # -- the last decision ---------------------------------------------------------------------
 
     def finish(self) -> Outcome:
         """Carry out the last decision."""
-        to = self._escalate_to()
-        if not to:
-            return self._outcome()
-        guard = self.guard
-        delivery = escalate(self._escalation(), handlers=guard.handlers, to=to, timeout_s=guard.handler_timeout_s)
-        return self._outcome(escalated_to=delivery.delivered, handler_errors=delivery.errors)
+        ledger, guard = self.ledger, self.guard
+        ledger.check_abstention()
+        if not ledger.escalate_to:
+            return ledger.outcome()
+        delivery = escalate(
+            self._escalation(), handlers=guard.handlers, to=ledger.escalate_to, timeout_s=guard.handler_timeout_s
+        )
+        return ledger.outcome(escalated_to=delivery.delivered, handler_errors=delivery.errors)
 
     async def afinish(self) -> Outcome:
         """`finish` without blocking the event loop."""
-        to = self._escalate_to()
-        if not to:
-            return self._outcome()
-        guard = self.guard
+        ledger, guard = self.ledger, self.guard
+        ledger.check_abstention()
+        if not ledger.escalate_to:
+            return ledger.outcome()
         delivery = await aescalate(
-            self._escalation(), handlers=guard.handlers, to=to, timeout_s=guard.handler_timeout_s
+            self._escalation(), handlers=guard.handlers, to=ledger.escalate_to, timeout_s=guard.handler_timeout_s
         )
-        return self._outcome(escalated_to=delivery.delivered, handler_errors=delivery.errors)
-
-    @property
-    def _shadow(self) -> bool:
-        return self.guard.policy.mode == "shadow"
-
-    def _escalate_to(self) -> tuple[str, ...]:
-        settings = self.attempts[-1].decision.settings
-        return settings.to if isinstance(settings, Escalate) and not self._shadow else ()
-
-    def _outcome(self, *, escalated_to: tuple[str, ...] = (), handler_errors: tuple[str, ...] = ()) -> Outcome:
-        last, shadow = self.attempts[-1], self._shadow
-        decision = last.decision
-        if isinstance(decision.settings, Abstain) and decision.settings.raises and not shadow:
-            raise AbstainedError(
-                f"The policy '{self.guard.policy.name}' abstained ({decision.rule})", why=decision.reason
-            )
-        return Outcome(
-            answer=last.answer if shadow else _reply(last),
-            action=Action.ACCEPT if shadow else _action(last),
-            rule=decision.rule,
-            reason=decision.reason,
-            p_wrong=last.score.p_wrong if last.score else None,
-            decision_id=self.decision_id,
-            route=self.route,
-            mode=self.guard.policy.mode,
-            would_be=decision if shadow else None,
-            attempts=tuple(self.attempts),
-            escalated_to=escalated_to,
-            errors=(*(attempt.error for attempt in self.attempts if attempt.error), *handler_errors),
-            seconds=time.monotonic() - self.started,
-        )
+        return ledger.outcome(escalated_to=delivery.delivered, handler_errors=delivery.errors)
 
     def _escalation(self) -> Escalation:
-        last = self.attempts[-1]
-        return Escalation(
-            decision_id=self.decision_id,
+        return self.ledger.escalation(
             question=self.prompt.question,
             prompt=self.prompt,
-            answer=last.answer,
-            p_wrong=last.score.p_wrong if last.score else None,
-            rule=last.decision.rule,
-            reason=last.decision.reason,
-            route=self.route,
-            policy=self.guard.policy.name,
             model=self.guard.engine.model.name,
-            attempts=tuple(self.attempts),
             metadata=self.metadata,
-            created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
-
-
-def _action(last: Attempt) -> Action:
-    """Accepting what a fallback said is a fallback, not the model's own answer."""
-    if last.decision.action is Action.ACCEPT and last.source != OWN_ENGINE:
-        return Action.FALLBACK
-    return last.decision.action
-
-
-def _reply(last: Attempt) -> str | None:
-    """What the caller gets."""
-    match last.decision.settings:
-        case Fallback(text=str(text)) | Abstain(text=text) | Escalate(reply=text):
-            return text
-    return last.answer
 
 
 async def _awaited(answer: Awaitable[object]) -> object:
     return await answer
-
-
-def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, GuardError) else f"{type(error).__name__}: {error}"

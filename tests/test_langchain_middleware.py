@@ -920,7 +920,7 @@ def test_a_real_answer_is_withheld_reviewed_and_shown(channel: str, streaming: b
 @pytest.mark.model
 def test_a_real_retry_is_sampled_anew_within_the_budget(answer: str) -> None:
     chosen = policy(
-        "[retry: {below: 1, times: 1, temperature: 1.5, seed: 5}, abstain: {text: No idea.}]", "budget: {tokens: 60}"
+        "[retry: {below: 1, times: 1, temperature: 1.5, seed: 5}, abstain: {text: No idea.}]", "budget: {tokens: 120}"
     )
     cases: list[Any] = []
 

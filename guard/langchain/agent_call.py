@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
@@ -20,10 +18,8 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from guard.errors import (
-    AbstainedError,
     CancelledError,
     ChatTemplateError,
-    GuardError,
     InputError,
     PromptTooLongError,
 )
@@ -32,8 +28,9 @@ from guard.langchain.attempt import ATTEMPT, AttemptSettings
 from guard.langchain.messages import chat_turns
 from guard.langchain.metadata import KEY, ScoredCall, decision_metadata, read_score
 from guard.langchain.review import Draft, spoken
-from guard.loop import OWN_ENGINE
-from guard.policy import NOTHING_USED, Abstain, Escalate, Fallback, Policy, Retry, Used, decide, decide_error
+from guard.ledger import OWN_ENGINE, Ledger, told
+from guard.policy import Policy, decide, decide_error
+from guard.policy_document import Fallback, Retry
 from guard.records import Action, Attempt, Decision, Escalation, Prompt, Sampling, Score
 
 #: The escalation target that is a pause of the agent.
@@ -81,11 +78,8 @@ class AgentCall:
     rules: Rules
     request: ModelRequest[Any]
     thread_id: str | None
-    decision_id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    started: float = field(default_factory=time.monotonic)
+    ledger: Ledger
     attempt_started: float = 0.0
-    attempts: list[Attempt] = field(default_factory=list)
-    used: Used = NOTHING_USED
     response: ModelResponse[Any] | None = None
 
     # -- one attempt ---------------------------------------------------------------------------
@@ -93,12 +87,11 @@ class AgentCall:
     def next_request(self) -> ModelRequest[Any]:
         """What the model is asked next: as the agent wanted, or as the last decision says."""
         self.attempt_started = time.monotonic()
-        settings = self.attempts[-1].decision.settings if self.attempts else None
-        request = self.request
+        settings, request = self.ledger.settings, self.request
         if isinstance(settings, Fallback) and settings.to is not None:
             return request.override(model=self.rules.fallbacks[settings.to])
         if isinstance(settings, Retry):
-            sampling = settings.sampling(self.used.retries)
+            sampling = settings.sampling(self.ledger.used.retries)
             chosen = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")}
             chosen = {name: value for name, value in chosen.items() if value is not None}
             request = request.override(model_settings={**request.model_settings, **chosen})
@@ -108,13 +101,12 @@ class AgentCall:
 
     def limits(self) -> AttemptSettings:
         """What is left of the budget for the next answer, within that of a guarded chain around the agent."""
-        budget = self.rules.policy.budget_for(self.rules.route)
-        outer = ATTEMPT.get() or AttemptSettings()
-        tokens, deadline = max(1, budget.tokens - self._tokens_used()), self.started + budget.seconds
+        ledger, outer = self.ledger, ATTEMPT.get() or AttemptSettings()
+        tokens, deadline = max(1, ledger.budget.tokens - ledger.tokens_used), ledger.deadline
         return replace(
             outer,
             # A retry of ours is sampled as its own rule says, not as that of the chain around it.
-            sampling=None if self.used.retries else outer.sampling,
+            sampling=None if ledger.used.retries else outer.sampling,
             max_tokens=min(tokens, outer.max_tokens or tokens),
             deadline=min(deadline, outer.deadline or deadline),
         )
@@ -128,7 +120,10 @@ class AgentCall:
         self.response = response
         message = self._message()
         call = read_score(message) if message else None
-        self._note_use(call)
+        if call:
+            self.ledger.note_use(prompt_tokens=call.prompt_tokens, completion_tokens=call.tokens)
+        else:
+            self.ledger.note_use()
         tools = self._tools(message)
         error = None if message else "the model gave no message"
         if message and call is None:
@@ -137,59 +132,46 @@ class AgentCall:
             error = call.error
         if error is not None:
             decision = self._decide_error(error, tools)
-        elif call is None:  # a fallback without scores has answered: the rule that sent us there trusts it
-            decision = Decision(Action.ACCEPT, self.attempts[-1].decision.rule, f"'{self._source}' answered", None)
+        elif call is None:  # a fallback without scores has answered
+            decision = self.ledger.trusted()
         else:
-            policy, route = self.rules.policy, self.rules.route
-            decision = decide(policy, p_wrong=call.p_wrong, route=route, used=self.used, tools=tools)
+            ledger = self.ledger
+            decision = decide(ledger.policy, p_wrong=call.p_wrong, route=ledger.route, used=ledger.used, tools=tools)
         return self._keep(_said(message) if message else None, call, decision, error)
 
     def fail(self, error: Exception) -> bool:
         """There is no answer: what the caller did wrong is raised, the rest is the policy's."""
         callers = (InputError, PromptTooLongError, ChatTemplateError, CancelledError)
-        if isinstance(error, callers) or self.shadow:
+        if isinstance(error, callers) or self.ledger.shadow:
             raise error
         self.response = None
-        self._note_use(None)
-        told = str(error) if isinstance(error, GuardError) else f"{type(error).__name__}: {error}"
-        decision = self._decide_error(told, ())
+        self.ledger.note_use()
+        decision = self._decide_error(told(error), ())
         if decision.action is Action.ACCEPT:  # there is nothing to accept
             raise error
-        return self._keep(None, None, decision, told)
+        return self._keep(None, None, decision, told(error))
 
     def _unscored(self, tools: Sequence[str]) -> str | None:
         """What is wrong with an answer that says nothing of its score."""
-        if self._source == OWN_ENGINE:
+        if self.ledger.source == OWN_ENGINE:
             raise InputError(
                 f"The answers of {type(self.request.model).__name__} have no score",
                 why="they have no response_metadata['guard']",
                 fix="Give create_agent a ChatGuard as its model",
             )
-        if tools and self.rules.policy.tools:
-            return f"'{self._source}' gives no scores, and its answer calls {', '.join(tools)}"
+        if tools and self.ledger.policy.tools:
+            return f"'{self.ledger.source}' gives no scores, and its answer calls {', '.join(tools)}"
         return None
 
     def _decide_error(self, error: str, tools: Sequence[str]) -> Decision:
-        return decide_error(self.rules.policy, error=error, route=self.rules.route, used=self.used, tools=tools)
-
-    def _note_use(self, call: ScoredCall | None) -> None:
-        """Bring what has been used up to date before deciding, so that no decision oversteps it."""
-        budget = self.rules.policy.budget_for(self.rules.route)
-        spent = (
-            len(self.attempts) + 1 >= budget.attempts
-            or self._tokens_used() + (call.prompt_tokens + call.tokens if call else 0) >= budget.tokens
-            or time.monotonic() - self.started >= budget.seconds
-        )
-        self.used = replace(self.used, spent=spent)
-
-    def _tokens_used(self) -> int:
-        return sum(attempt.prompt_tokens + attempt.completion_tokens for attempt in self.attempts)
+        ledger = self.ledger
+        return decide_error(ledger.policy, error=error, route=ledger.route, used=ledger.used, tools=tools)
 
     def _keep(self, answer: str | None, call: ScoredCall | None, decision: Decision, error: str | None) -> bool:
-        self.attempts.append(
+        return self.ledger.keep(
             Attempt(
                 answer=answer,
-                source=self._source,
+                source=self.ledger.source,
                 score=_score(call),
                 decision=decision,
                 prompt_tokens=call.prompt_tokens if call else 0,
@@ -199,41 +181,18 @@ class AgentCall:
                 error=error,
             )
         )
-        settings = decision.settings
-        if self.shadow:
-            return False
-        if isinstance(settings, Retry):
-            self.used = replace(self.used, retries=self.used.retries + 1)
-            return True
-        if isinstance(settings, Fallback) and settings.to is not None:
-            self.used = replace(self.used, fallbacks=self.used.fallbacks | {settings.to})
-            return True
-        return False
 
     # -- the last decision ---------------------------------------------------------------------
 
     @property
-    def decision(self) -> Decision:
-        """The last decision."""
-        return self.attempts[-1].decision
-
-    @property
-    def released(self) -> bool:
-        """Whether the model's own answer goes to the caller."""
-        return self.shadow or self.decision.action is Action.ACCEPT
-
-    @property
     def handlers(self) -> tuple[str, ...]:
         """The handlers that the case is handed to; the agent's pause is none of them."""
-        settings = self.decision.settings
-        to = settings.to if isinstance(settings, Escalate) and not self.shadow else ()
-        return tuple(name for name in to if name != INTERRUPT)
+        return tuple(name for name in self.ledger.escalate_to if name != INTERRUPT)
 
     @property
     def pauses(self) -> bool:
         """Whether the agent pauses for a person."""
-        settings = self.decision.settings
-        return isinstance(settings, Escalate) and INTERRUPT in settings.to and not self.shadow
+        return INTERRUPT in self.ledger.escalate_to
 
     def ending(self, delivery: Delivery) -> Ending:
         """Carry out the last decision.
@@ -244,61 +203,47 @@ class AgentCall:
         Raises:
             AbstainedError: where the policy says so.
         """
-        if self.released and self.response is not None:
+        if self.ledger.released and self.response is not None:
             return Ending(self.response)
-        decision, settings = self.decision, self.decision.settings
-        if isinstance(settings, Abstain) and settings.raises:
-            raise AbstainedError(
-                f"The policy '{self.rules.policy.name}' abstained ({decision.rule})", why=decision.reason
-            )
+        self.ledger.check_abstention()
         message = self._noted(delivery)
-        said = spoken(message, _reply(decision) or "")
-        response: ModelResponse[Any] = ModelResponse(result=[said])
+        response: ModelResponse[Any] = ModelResponse(result=[spoken(message, self.ledger.reply or "")])
         if not self.pauses:
             return Ending(response, ends=True)
         return Ending(response, draft=self._draft(message).seal())
 
     def event(self) -> dict[str, Any]:
         """What listeners are told of the decision; nothing of the answer."""
-        last = self.attempts[-1]
+        ledger, last = self.ledger, self.ledger.attempts[-1]
         return {
             **self._told(),
             "p_wrong": last.score.p_wrong if last.score else None,
-            "mode": self.rules.policy.mode,
+            "mode": ledger.policy.mode,
             "source": last.source,
-            "attempts": len(self.attempts),
-            "tokens": self._tokens_used(),  # of all attempts; listeners hear of the released one only
+            "attempts": len(ledger.attempts),
+            "tokens": ledger.tokens_used,  # of all attempts; listeners hear of the released one only
             "tools": list(self._tools(self._message())),
         }
 
     def escalation(self) -> Escalation:
         """The case for a person."""
-        last, request = self.attempts[-1], self.request
+        request = self.request
         prompt = Prompt.chat(
             chat_turns(request.messages),
             system=request.system_prompt,
             tools=[tool if isinstance(tool, dict) else convert_to_openai_tool(tool) for tool in request.tools],
         )
         call = self._scored()
-        return Escalation(
-            decision_id=self.decision_id,
+        return self.ledger.escalation(
             question=_question(request.messages),
             prompt=prompt,
-            answer=last.answer,
-            p_wrong=last.score.p_wrong if last.score else None,
-            rule=last.decision.rule,
-            reason=last.decision.reason,
-            route=self.rules.route,
-            policy=self.rules.policy.name,
             model=call.model if call else type(request.model).__name__,
-            attempts=tuple(self.attempts),
             metadata={} if self.thread_id is None else {"thread_id": self.thread_id},
-            created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
 
     def _draft(self, message: AIMessage) -> Draft:
         rest = [other for other in self.response.result if not isinstance(other, AIMessage)] if self.response else []
-        last = self.attempts[-1]
+        last = self.ledger.attempts[-1]
         return Draft(
             messages=(message, *rest),
             structured=self.response.structured_response if self.response else None,
@@ -308,33 +253,25 @@ class AgentCall:
                 "p_wrong": last.score.p_wrong if last.score else None,
                 "question": _question(self.request.messages),
             },
-            rejected_text=_reply(last.decision) or REJECTED,
+            rejected_text=self.ledger.reply or REJECTED,
             failed=self.response is None,
         )
 
     def _noted(self, delivery: Delivery) -> AIMessage:
         """The last answer, or an empty one, with what was decided about it."""
-        message = self._message() or AIMessage(content="", id=f"guard-{self.decision_id}")
+        message = self._message() or AIMessage(content="", id=f"guard-{self.ledger.decision_id}")
         noted = {**(message.response_metadata.get(KEY) or {"p_wrong": None}), "decision": self._told()}
-        if self.attempts[-1].error:
-            noted["error"] = self.attempts[-1].error
+        if self.ledger.attempts[-1].error:
+            noted["error"] = self.ledger.attempts[-1].error
         if delivery.delivered or delivery.errors:
             noted["decision"] |= {"escalated_to": list(delivery.delivered), "errors": list(delivery.errors)}
         return message.model_copy(update={"response_metadata": {**message.response_metadata, KEY: noted}})
 
     def _told(self) -> dict[str, Any]:
-        route, policy = self.rules.route, self.rules.policy.name
-        return decision_metadata(self.decision, decision_id=self.decision_id, route=route, policy=policy)
-
-    @property
-    def shadow(self) -> bool:
-        """Whether decisions are told and not carried out."""
-        return self.rules.policy.mode == "shadow"
-
-    @property
-    def _source(self) -> str:
-        settings = self.attempts[-1].decision.settings if self.attempts else None
-        return settings.to if isinstance(settings, Fallback) and settings.to is not None else OWN_ENGINE
+        ledger = self.ledger
+        return decision_metadata(
+            ledger.decision, decision_id=ledger.decision_id, route=ledger.route, policy=ledger.policy.name
+        )
 
     def _message(self) -> AIMessage | None:
         messages = self.response.result if self.response else []
@@ -385,10 +322,3 @@ def _score(call: ScoredCall | None) -> Score | None:
     if call is None or call.p_wrong is None:
         return None
     return Score(call.p_wrong, call.calibrated, call.baseline_p_wrong, call.score_seconds or 0.0)
-
-
-def _reply(decision: Decision) -> str | None:
-    match decision.settings:
-        case Fallback(text=str(text)) | Abstain(text=text) | Escalate(reply=text):
-            return text
-    return None

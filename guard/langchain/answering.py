@@ -19,7 +19,8 @@ from guard.errors import GuardError
 from guard.langchain.attempt import ATTEMPT
 from guard.langchain.messages import parse_tool_calls
 from guard.langchain.metadata import KEY, decision_metadata, score_metadata
-from guard.loop import OWN_ENGINE, score_of
+from guard.ledger import OWN_ENGINE
+from guard.loop import score_of
 from guard.records import Generation, Limits, Outcome, Prompt, Sampling, Score, Signals, Signature
 from guard.scorer import Scorer
 from guard.signature import SignatureObserver

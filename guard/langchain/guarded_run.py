@@ -53,7 +53,7 @@ class GuardedRun:
     @property
     def streams_live(self) -> bool:
         """Whether a stream is to be shown before it is decided on."""
-        return self.call.shadow or self.call.policy.streaming == "live"
+        return self.call.ledger.shadow or self.call.ledger.policy.streaming == "live"
 
     # -- decided first ---------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ class GuardedRun:
                 if not ran.calls:  # no model has answered, so the error may be traced as any other
                     ran.tape.play()
                 raise
-            if self.call.accepted:
+            if self.call.ledger.released:
                 ran.tape.play()
             dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self.config)
             if not goes_on:
@@ -85,20 +85,20 @@ class GuardedRun:
                 if not ran.calls:
                     await ran.tape.aplay()
                 raise
-            if self.call.accepted:
+            if self.call.ledger.released:
                 await ran.tape.aplay()
             await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self.config)
             if not goes_on:
                 return self._finish(await self._aescalate(), stream=stream)
 
     def _ways(self, stream: bool) -> dict[str, Any]:
-        return {"stream": stream, "options": self.options, "hold": not self.call.shadow}
+        return {"stream": stream, "options": self.options, "hold": not self.call.ledger.shadow}
 
     # -- shown first -----------------------------------------------------------------------------
 
     def live(self) -> Iterator[Any]:
         """Show the chain's stream as it comes; an end that does not hold is an error, with an event."""
-        self.call.live = not self.call.shadow
+        self.call.live = not self.call.ledger.shadow
         plan, hidden = self.call.plan(), self.call.guarded.return_outcome
         log, config, context = heard(self.config, plan.settings)
         chunks: list[Any] = []
@@ -116,14 +116,14 @@ class GuardedRun:
         self.call.settle(plan, Ran(tuple(chunks), error, log.all(), Tape([])))
         dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self.config)
         outcome = self._escalate()
-        if not self.call.accepted:
+        if not self.call.ledger.released:
             dispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self.config)
             raise self._retracted(outcome)
         yield from self._finish(outcome, stream=True)[0 if hidden else len(chunks) :]
 
     async def alive(self) -> AsyncIterator[Any]:
         """`live` without blocking the event loop."""
-        self.call.live = not self.call.shadow
+        self.call.live = not self.call.ledger.shadow
         plan, hidden = self.call.plan(), self.call.guarded.return_outcome
         log, config, context = heard(self.config, plan.settings)
         chunks: list[Any] = []
@@ -141,14 +141,14 @@ class GuardedRun:
         self.call.settle(plan, Ran(tuple(chunks), error, log.all(), Tape([])))
         await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self.config)
         outcome = await self._aescalate()
-        if not self.call.accepted:
+        if not self.call.ledger.released:
             await adispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self.config)
             raise self._retracted(outcome)
         for chunk in self._finish(outcome, stream=True)[0 if hidden else len(chunks) :]:
             yield chunk
 
     def _retracted(self, outcome: Outcome) -> RetractedError:
-        policy = self.call.policy.name
+        policy = self.call.ledger.policy.name
         error = RetractedError(
             f"The answer was taken back by the policy '{policy}' ({outcome.rule})", why=outcome.reason
         )
@@ -158,14 +158,14 @@ class GuardedRun:
     # -- the end -----------------------------------------------------------------------------------
 
     def _escalate(self) -> Outcome:
-        to = self.call.escalate_to()
+        to = self.call.ledger.escalate_to
         if not to:
             return self.call.outcome()
         delivery = escalate(self.call.escalation(), to=to, **self._handling())
         return self.call.outcome(escalated_to=delivery.delivered, handler_errors=delivery.errors)
 
     async def _aescalate(self) -> Outcome:
-        to = self.call.escalate_to()
+        to = self.call.ledger.escalate_to
         if not to:
             return self.call.outcome()
         delivery = await aescalate(self.call.escalation(), to=to, **self._handling())
@@ -178,11 +178,11 @@ class GuardedRun:
     def _finish(self, outcome: Outcome, *, stream: bool) -> list[Any]:
         """The chunks for the caller: the chain's own, or what the policy puts in their place."""
         guarded, ran = self.call.guarded, self.call.ran
-        if self.call.accepted:
+        if self.call.ledger.released:
             if ran.error is not None:
                 raise ran.error
             return [GuardedOutcome(ran.output, outcome)] if guarded.return_outcome else list(ran.chunks)
-        self.call.check_abstention()
+        self.call.ledger.check_abstention()
         value = self._in_place(outcome, chunk=stream and not guarded.return_outcome)
         if guarded.return_outcome:
             return [GuardedOutcome(value, outcome)]
@@ -194,7 +194,7 @@ class GuardedRun:
         if guarded.output is not None:
             return guarded.output(outcome)
         messages = isinstance(ran.output, BaseMessage) or (not ran.chunks and gives_messages(guarded.runnable))
-        return reply_message(outcome, policy=self.call.policy.name, chunk=chunk) if messages else outcome.answer
+        return reply_message(outcome, policy=self.call.ledger.policy.name, chunk=chunk) if messages else outcome.answer
 
 
 _END = object()

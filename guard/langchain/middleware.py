@@ -33,6 +33,7 @@ from guard.langchain.guarded_run import DECISION_EVENT
 from guard.langchain.metadata import KEY, with_metadata
 from guard.langchain.review import Draft, ask, reviewed
 from guard.langchain.withheld import acall_model, call_model
+from guard.ledger import Ledger
 from guard.policy import Policy, load_policy
 
 if TYPE_CHECKING:
@@ -132,9 +133,9 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         call = self._begin(request)
         goes_on = True
         while goes_on:
-            ran = call_model(handler, call.next_request(), call.limits(), hold=not call.shadow)
+            ran = call_model(handler, call.next_request(), call.limits(), hold=not call.ledger.shadow)
             goes_on = call.fail(ran.error) if ran.error else call.settle(ran.output)
-            if call.released:
+            if call.ledger.released:
                 ran.tape.play()
         dispatch_custom_event(DECISION_EVENT, call.event())
         return _result(call.ending(self._deliver(call)))
@@ -146,9 +147,9 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         call = self._begin(request)
         goes_on = True
         while goes_on:
-            ran = await acall_model(handler, call.next_request(), call.limits(), hold=not call.shadow)
+            ran = await acall_model(handler, call.next_request(), call.limits(), hold=not call.ledger.shadow)
             goes_on = call.fail(ran.error) if ran.error else call.settle(ran.output)
-            if call.released:
+            if call.ledger.released:
                 await ran.tape.aplay()
         await adispatch_custom_event(DECISION_EVENT, call.event())
         return _result(call.ending(await self._adeliver(call)))
@@ -162,7 +163,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
                 why="the agent has no checkpointer, so it could not be resumed",
                 fix="Give create_agent a checkpointer, such as langgraph's InMemorySaver()",
             )
-        return AgentCall(self._rules, request, configurable.get("thread_id"))
+        ledger = Ledger(self._rules.policy, self._rules.route)
+        return AgentCall(self._rules, request, configurable.get("thread_id"), ledger)
 
     def _deliver(self, call: AgentCall) -> Delivery:
         """Hand the case to the handlers that the policy names."""

@@ -27,6 +27,7 @@ from guard.escalation import Handler, check_handlers, log_handler
 from guard.langchain.chain_call import ChainCall
 from guard.langchain.guarded_run import GuardedOutcome, GuardedRun
 from guard.langchain.holding import join_chunks
+from guard.ledger import Ledger
 from guard.policy import Calls, Policy, load_policy
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
             for key, value in (config.get("metadata") or {}).items()
             if value is None or isinstance(value, str | int | float | bool)
         }
-        call = ChainCall(self, self.resolved_policy(), asked, metadata)
+        call = ChainCall(self, Ledger(self.resolved_policy(), self.route), asked, metadata)
         return GuardedRun(call, config, options)
 
     # -- what LangChain asks of a runnable -------------------------------------------------------
