@@ -10,7 +10,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from guard.backends.base import BaseEngine, BytesDetokenizer, Detokenizer, Interrupt
+from guard.backends.base import BaseEngine
+from guard.backends.text import BytesDetokenizer, Detokenizer
+from guard.backends.turnstile import Interrupt
 from guard.records import CapturePoint, Floats, ModelInfo, Prompt
 from guard.scorer import Artefact, Binding, Calibration, Linear, Model, Prompting, Schema, Scorer, Trees
 from guard.signature import GROUPS, FeatureSchema

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guard.backends.base import BaseEngine, BytesDetokenizer, Detokenizer, Interrupt
+from guard.backends.base import BaseEngine
+from guard.backends.text import BytesDetokenizer, Detokenizer
+from guard.backends.turnstile import Interrupt
 from guard.errors import (
     CancelledError,
     CaptureError,

@@ -26,7 +26,7 @@ from scripted import (
     tiny_artefact,
 )
 
-from guard.backends.base import Interrupt
+from guard.backends.turnstile import Interrupt
 from guard.errors import (
     AbstainedError,
     CancelledError,

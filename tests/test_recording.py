@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from scripted import LAYERS, WIDTH, AnsweringEngine, layers_of, scripted_model
 
-from guard.backends.base import Interrupt
+from guard.backends.turnstile import Interrupt
 from guard.errors import EngineError, InputError
 from guard.questions import LabelledResponse, Question, Row, split_questions
 from guard.recording import Journal, Record, Run, Skipped, record_rows, row_key

@@ -7,13 +7,11 @@ out; everything that could differ between engines by accident is here once.
 from __future__ import annotations
 
 import asyncio
-import codecs
 import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, contextmanager
@@ -23,7 +21,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from guard.backends.sampling import TokenSignals, choose, signals_of
-from guard.errors import CancelledError, EngineError, EngineTimeoutError, InputError, PromptTooLongError
+from guard.backends.text import Detokenizer, SafeText
+from guard.backends.turnstile import Interrupt, Turnstile
+from guard.errors import InputError, PromptTooLongError
 from guard.records import (
     CapturePoint,
     Chunk,
@@ -57,30 +57,6 @@ class Session(Protocol):
 
     def activations(self) -> Floats:
         """The last fed token's activations, shape (L, D); raises CaptureError where they are missing."""
-
-
-class Detokenizer(Protocol):
-    """Turns token ids into text, a piece at a time."""
-
-    def push(self, token: int) -> str:
-        """Text that this token completes; may be empty within a character."""
-
-    def flush(self) -> str:
-        """What is left at the end."""
-
-
-class BytesDetokenizer:
-    """A `Detokenizer` over a function from token id to bytes, for byte-level vocabularies."""
-
-    def __init__(self, piece: Callable[[int], bytes]) -> None:
-        self._piece = piece
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token: int) -> str:
-        return self._decoder.decode(self._piece(token))
-
-    def flush(self) -> str:
-        return self._decoder.decode(b"", final=True)
 
 
 class Engine(Protocol):
@@ -136,61 +112,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine loaded itself."""
-
-
-class Turnstile:
-    """First come, first served access for threads and tasks alike (`threading.Lock` is not fair)."""
-
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._waiting: deque[Future[None]] = deque()
-        self._busy = False
-
-    def ticket(self) -> Future[None]:
-        """Queue up. The future is done when it is the holder's turn; give it back with `leave`."""
-        ticket: Future[None] = Future()
-        with self._mutex:
-            if self._busy:
-                self._waiting.append(ticket)
-            else:
-                self._busy = True
-                ticket.set_result(None)
-        return ticket
-
-    def leave(self, ticket: Future[None]) -> None:
-        """Give the ticket back, whether its turn has come or not, and let the next one in."""
-        with self._mutex:
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
-                return
-            if self._waiting:
-                self._waiting.popleft().set_result(None)
-            else:
-                self._busy = False
-
-
-@dataclass(frozen=True, slots=True)
-class Interrupt:
-    """Raises when the deadline has passed or the caller has cancelled."""
-
-    started: float
-    timeout_s: float | None
-    cancel: threading.Event | None
-
-    @property
-    def remaining_s(self) -> float | None:
-        """Seconds left, or None without a deadline."""
-        return None if self.timeout_s is None else self.started + self.timeout_s - time.monotonic()
-
-    def check(self) -> None:
-        if self.cancel is not None and self.cancel.is_set():
-            raise CancelledError("The request was cancelled")
-        if self.remaining_s is not None and self.remaining_s <= 0:
-            raise self.timed_out()
-
-    def timed_out(self) -> EngineTimeoutError:
-        """The error that says the deadline has passed."""
-        return EngineTimeoutError(f"No answer within {self.timeout_s:g} s", fix="Raise timeout_s, or lower max_tokens")
 
 
 @dataclass(slots=True)
@@ -437,7 +358,7 @@ class BaseEngine(ABC):
         forced = self._forced(request.replay)
         room = self.model.context_tokens - len(tokens)
         max_tokens = min(room, request.limits.max_tokens if forced is None else len(forced))
-        text = _SafeText(request.limits.stop if forced is None else ())
+        text = SafeText(request.limits.stop if forced is None else ())
         detokenizer = self._detokenizer()
         pass_signals: list[TokenSignals] = []
         chosen: list[int] = []
@@ -498,44 +419,6 @@ class BaseEngine(ABC):
             )
 
 
-class _SafeText:
-    """Answer text so far, holding back whatever could still turn out to be a stop string."""
-
-    def __init__(self, stop: tuple[str, ...]) -> None:
-        self._stop = stop
-        self._held = ""
-        self.shown = ""
-        self.stopped = False
-
-    def push(self, piece: str) -> str:
-        self._held += piece
-        cuts = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
-        if cuts:
-            self.stopped = True
-            return self._release(min(cuts), drop_rest=True)
-        return self._release(len(self._held) - self._could_begin_stop())
-
-    def finish(self, piece: str) -> str:
-        if self.stopped:
-            return ""
-        safe = self.push(piece)
-        return safe + ("" if self.stopped else self._release(len(self._held)))
-
-    def _could_begin_stop(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
-        longest = max((len(stop) - 1 for stop in self._stop), default=0)
-        for size in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-size:]) for stop in self._stop):
-                return size
-        return 0
-
-    def _release(self, length: int, *, drop_rest: bool = False) -> str:
-        safe, rest = self._held[:length], self._held[length:]
-        self._held = "" if drop_rest else rest
-        self.shown += safe
-        return safe
-
-
 def _observe(observer: Observer, session: Session) -> str | None:
     """Hand activations over. A failure is data for the policy, never the loss of the answer."""
     try:
@@ -570,16 +453,3 @@ def _chunks(run: Generator[str, None, Generation]) -> Generator[Chunk, None, Gen
             yield Chunk(piece)
     finally:
         run.close()
-
-
-__all__ = [
-    "BaseEngine",
-    "BytesDetokenizer",
-    "Detokenizer",
-    "Engine",
-    "EngineError",
-    "Interrupt",
-    "Observer",
-    "Session",
-    "Turnstile",
-]

@@ -23,10 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from guard.backends.base import BaseEngine, BytesDetokenizer, Detokenizer, Interrupt, Session
+from guard.backends.base import BaseEngine, Session
 from guard.backends.chat_template import render
 from guard.backends.gguf import GgufHeader, read_gguf
 from guard.backends.templates import find_layers
+from guard.backends.text import BytesDetokenizer, Detokenizer
+from guard.backends.turnstile import Interrupt
 from guard.backends.weights import weight_file, weights_sha256
 from guard.errors import (
     ChatTemplateError,

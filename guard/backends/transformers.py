@@ -15,8 +15,10 @@ from typing import Any, get_args
 
 import numpy as np
 
-from guard.backends.base import BaseEngine, Detokenizer, Interrupt
+from guard.backends.base import BaseEngine
 from guard.backends.chat_template import render
+from guard.backends.text import Detokenizer
+from guard.backends.turnstile import Interrupt
 from guard.errors import (
     CaptureError,
     ChatTemplateError,

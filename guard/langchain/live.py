@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from guard.backends.base import BaseEngine, Detokenizer, Engine, Interrupt, Session
+from guard.backends.base import BaseEngine, Engine, Session
 from guard.backends.sampling import TokenSignals, signals_of
+from guard.backends.text import Detokenizer
+from guard.backends.turnstile import Interrupt
 from guard.errors import AbstainedError, GuardError
 from guard.records import Floats, ModelInfo, Outcome, Prompt, Score, Signals
 from guard.scorer import Scorer
