@@ -232,6 +232,16 @@ def test_replay_runs_a_given_answer_and_its_end() -> None:
     assert answer.logprobs[0] == answer.logprobs[1] < answer.logprobs[2]
 
 
+def test_a_replay_that_does_not_fit_is_refused_whole() -> None:
+    engine = ScriptedEngine([b"a"], context_tokens=len(QUESTION.question) + 4)
+    fitting = engine.generate(QUESTION, replay="abc")
+    assert (fitting.text, fitting.finish_reason, fitting.completion_tokens) == ("abc", "stop", 4)
+    with pytest.raises(PromptTooLongError, match=r"answer to replay has 5 tokens.*8 tokens has room for 4"):
+        engine.generate(QUESTION, replay="abcd")
+    assert engine.captured == [False], "nothing of the long answer was run"
+    assert engine.generate(QUESTION).text == "a", "the engine is free"
+
+
 def test_a_failing_observer_costs_the_capture_not_the_answer() -> None:
     class Failing(Recording):
         def observe(self, activations: Floats) -> None:

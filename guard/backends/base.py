@@ -202,7 +202,8 @@ class BaseEngine(ABC):
                 an answer that exists already.
 
         Raises:
-            PromptTooLongError, ChatTemplateError: the prompt cannot be put to this model.
+            PromptTooLongError, ChatTemplateError: the prompt cannot be put to this model, or has no room
+                beside it for the answer to replay.
             EngineTimeoutError, CancelledError: ended from outside.
             EngineError: the engine failed.
         """
@@ -355,9 +356,9 @@ class BaseEngine(ABC):
         started = time.monotonic()
         tokens = self.encode(request.prompt)
         self._check_room(tokens)
-        forced = self._forced(request.replay)
         room = self.model.context_tokens - len(tokens)
-        max_tokens = min(room, request.limits.max_tokens if forced is None else len(forced))
+        forced = self._forced(request.replay, room)
+        max_tokens = min(room, request.limits.max_tokens) if forced is None else len(forced)
         text = SafeText(request.limits.stop if forced is None else ())
         detokenizer = self._detokenizer()
         pass_signals: list[TokenSignals] = []
@@ -403,10 +404,18 @@ class BaseEngine(ABC):
             capture_error=capture_error,
         )
 
-    def _forced(self, replay: str | None) -> list[int] | None:
+    def _forced(self, replay: str | None, room: int) -> list[int] | None:
+        """The tokens of a replayed answer, its end included; a part of it would be scored as another answer."""
         if replay is None:
             return None
-        return [*self.encode_text(replay), self._end_token()]
+        forced = [*self.encode_text(replay), self._end_token()]
+        if len(forced) > room:
+            raise PromptTooLongError(
+                f"The answer to replay has {len(forced)} tokens with its end",
+                why=f"beside the prompt the context of {self.model.context_tokens} tokens has room for {room}",
+                fix="Shorten the prompt or the answer, or build the engine with a larger context_tokens",
+            )
+        return forced
 
     def _check_room(self, tokens: Sequence[int]) -> None:
         if not tokens:
