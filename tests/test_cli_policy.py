@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from guard.cli.policy import app
 from guard.errors import InputError, PolicyError
-from guard.policy import Budget, Retry, builtin_policies, json_schema, load_policy, parse_policy
+from guard.policy import Budget, Retry, builtin_policies, decide, json_schema, load_policy, parse_policy
 
 REPOSITORY = Path(__file__).parent.parent
 BAD = "version: 1\nname: x\nrules:\n  - accept: {below: yes}\n  - abstian\n"
@@ -99,6 +99,52 @@ def test_explain_follows_the_route() -> None:
     assert told["decision"]["settings"]["to"] == ["review", "log"]
     assert [step["decides"] for step in told["steps"]] == [False, True]
     assert (told["policy"], told["route"], told["score"]) == ("balanced", "medical", 0.3)
+
+
+TOOLS = """\
+version: 1
+name: bank
+rules: [accept: {below: 0.4}, abstain]
+tools:
+  default: {rules: [accept: {below: 0.3}, escalate: {to: [interrupt]}]}
+  send_money: {rules: [accept: {below: 0.02}, escalate: {to: [interrupt, log]}]}
+  look_up: {on_error: escalate}
+routes:
+  careful: {rules: [accept: {below: 0.1}, abstain]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "action", "rule", "section"),
+    [
+        ([], "accept", "rules[0] (accept)", None),
+        (["--tool=send_money"], "escalate", "tools.send_money.rules[1] (escalate)", "send_money"),
+        (["--tool=other"], "accept", "tools.default.rules[0] (accept)", "default"),
+        (["--tool=look_up"], "accept", "rules[0] (accept)", "look_up"),
+        (["--tool=look_up", "--route=careful"], "abstain", "routes.careful.rules[1] (abstain)", "look_up"),
+        (["--tool=send_money", "--route=careful"], "escalate", "tools.send_money.rules[1] (escalate)", "send_money"),
+    ],
+)
+def test_explain_follows_the_tool(
+    tmp_path: Path, options: list[str], action: str, rule: str, section: str | None
+) -> None:
+    path = tmp_path / "bank.yaml"
+    path.write_text(TOOLS)
+    told = printed_json("explain", path, "--score=0.2", *options)
+    assert (told["decision"]["action"], told["decision"]["rule"], told["tool_section"]) == (action, rule, section)
+    assert [step["rule"] for step in told["steps"] if step["decides"]] == [rule]
+    tools = [option.partition("=")[2] for option in options if option.startswith("--tool")]
+    route = "careful" if "--route=careful" in options else None
+    assert decide(load_policy(path), p_wrong=0.2, route=route, tools=tools).rule == rule, "what an agent would do"
+
+
+def test_explain_says_that_a_tool_has_no_rules_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "bank.yaml"
+    path.write_text(TOOLS)
+    first = printed("explain", path, "--score=0.2", "--tool=send_mony").splitlines()[0]
+    assert first == "tools has no 'send_mony', so tools.default is taken. Did you mean 'send_money'?"
+    assert "the rules are those of other answers" in printed("explain", "balanced", "--score=0.2", "--tool=x")
+    assert "tools has no" not in printed("explain", path, "--score=0.2", "--tool=send_money")
 
 
 def test_explain_says_that_shadow_changes_nothing() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ from guard.cli.output import AsJson, console, print_json
 from guard.errors import InputError, PolicyError, did_you_mean
 
 if TYPE_CHECKING:
-    from guard.policy import Step
+    from guard.policy import Policy, Step
     from guard.records import Decision
 
 app = typer.Typer(
@@ -60,6 +60,7 @@ def explain(
     *,
     score: Annotated[float, typer.Option(metavar="P", help="Probability of the answer being wrong, from 0 to 1.")],
     route: Annotated[str | None, typer.Option(metavar="ROUTE", help="Route that the caller names.")] = None,
+    tool: Annotated[str | None, typer.Option(metavar="TOOL", help="Tool that the answer calls.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which rule decides on an answer with this score, and why the others don't."""
@@ -67,6 +68,10 @@ def explain(
     from guard.policy import explain as steps_of
 
     loaded = load_policy(policy)
+    section = None if tool is None else _tool_section(loaded, tool)
+    if tool is not None:
+        (plan,) = loaded.plans_for(route, [tool])
+        loaded = replace(loaded, plans={**loaded.plans, route: plan})
     steps = steps_of(loaded, score, route)
     decision = decide(loaded, p_wrong=score, route=route)
     when_spent = decide(loaded, p_wrong=score, route=route, used=Used(spent=True))
@@ -76,6 +81,8 @@ def explain(
                 "policy": loaded.name,
                 "mode": loaded.mode,
                 "route": route,
+                "tool": tool,
+                "tool_section": section,
                 "score": score,
                 "steps": [asdict(step) for step in steps],
                 "decision": _decision_json(decision),
@@ -83,6 +90,8 @@ def explain(
             }
         )
         return
+    if tool is not None and section != tool:
+        typer.echo(_other_section(loaded, tool, section))
     _print_steps(steps)
     typer.echo(f"{decision.action}: {decision.reason}.")
     if when_spent.rule != decision.rule:
@@ -126,6 +135,19 @@ def list_policies(*, as_json: AsJson = False) -> None:
     width = max(len(policy.name) for policy, _ in found)
     for policy, _ in found:
         typer.echo(f"{policy.name:<{width}}  {policy.description}")
+
+
+def _tool_section(policy: Policy, tool: str) -> str | None:
+    """The section of the policy's tools that is for this tool; None where it is treated as other answers."""
+    from guard.policy import ANY_TOOL
+
+    return next((name for name in (tool, ANY_TOOL) if name in policy.tools), None)
+
+
+def _other_section(policy: Policy, tool: str, section: str | None) -> str:
+    """Says that a tool has no rules of its own, since its name may be misspelt."""
+    taken = "the rules are those of other answers" if section is None else f"tools.{section} is taken"
+    return f"tools has no '{tool}', so {taken}. {did_you_mean(tool, policy.tools)}".rstrip()
 
 
 def _check(file: str) -> dict[str, Any]:
