@@ -197,7 +197,8 @@ class LlamaCppEngine(BaseEngine):
 
         The engine makes a context of its own with the same settings (and so needs memory for a
         second KV cache); the `Llama` stays exactly as it is and can be used in between. Close it
-        only after the engine.
+        only after the engine. Flash attention is as in `load` unless the `Llama` has it on: off is
+        only its default, which cannot be told from a wish, and scores would differ by it.
 
         Raises:
             InputError: not a `Llama`, or one that is closed, has no weights, or carries a LoRA
@@ -213,6 +214,9 @@ class LlamaCppEngine(BaseEngine):
                 fix="Merge the adapter into the GGUF",
             )
         context = type(llama.context_params).from_buffer_copy(llama.context_params)
+        # Its arithmetic moves p_wrong by some hundredths. Older bindings have a switch that is off in `load` too.
+        if hasattr(context, "flash_attn_type") and context.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED:
+            context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
         return cls(
             model=llama.model,
             header=read_gguf(Path(llama.model_path)),
