@@ -230,6 +230,7 @@ def test_stop_texts_end_the_answer_and_are_not_part_of_it() -> None:
         ({"max_retries": -1}, ValidationError, "max_retries"),
         ({"policy": "balancd"}, PolicyError, "Did you mean 'balanced'"),
         ({"policy": "balanced", "route": "x"}, PolicyError, "no route 'x'"),
+        ({"policy": policy(ACCEPT, "streaming: live")}, InputError, "streams live.*guarded"),
         ({"scorer": "missing.json"}, ScorerError, "missing.json"),
         ({"engine": None, "model": "missing.gguf"}, ModelFileError, "missing.gguf"),
         ({"engine": None, "model": "missing.gguf", "scorer": None}, ScorerError, "no scorer"),

@@ -73,11 +73,20 @@ class Ending:
 
 @dataclass(slots=True)
 class AgentCall:
-    """The state of one guarded model call."""
+    """The state of one guarded model call.
+
+    Attributes:
+        rules: decide about it.
+        request: what the agent asks.
+        metadata: of the agent's run, for those who take an escalation.
+        ledger: of this call.
+        attempt_started: on the clock of `time.monotonic`.
+        response: of the last attempt; None where the model failed.
+    """
 
     rules: Rules
     request: ModelRequest[Any]
-    thread_id: str | None
+    metadata: Mapping[str, Any]
     ledger: Ledger
     attempt_started: float = 0.0
     response: ModelResponse[Any] | None = None
@@ -141,8 +150,9 @@ class AgentCall:
 
     def fail(self, error: Exception) -> bool:
         """There is no answer: what the caller did wrong is raised, the rest is the policy's."""
-        callers = (InputError, PromptTooLongError, ChatTemplateError, CancelledError)
-        if isinstance(error, callers) or self.ledger.shadow:
+        # What the first attempt could be asked, a later one may not: its fallback or instruction is the policy's.
+        question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.ledger.attempts
+        if question or isinstance(error, CancelledError) or self.ledger.shadow:
             raise error
         self.response = None
         self.ledger.note_use()
@@ -238,7 +248,7 @@ class AgentCall:
             question=_question(request.messages),
             prompt=prompt,
             model=call.model if call else type(request.model).__name__,
-            metadata={} if self.thread_id is None else {"thread_id": self.thread_id},
+            metadata=self.metadata,
         )
 
     def _draft(self, message: AIMessage) -> Draft:

@@ -160,6 +160,11 @@ class ChatGuard(BaseChatModel):
             return None
         policy = self.policy if isinstance(self.policy, Policy) else load_policy(self.policy)
         policy.check_route(self.route)
+        if policy.streaming == "live":
+            raise InputError(
+                f"The policy '{policy.name}' streams live, and a model that decides by itself holds its answers",
+                fix="Write streaming: hold, or put guarded(model, policy=...) around a model without a policy",
+            )
         declared = {
             name: Source(name, shared_engine(target.model), load_scorer(target.scorer) if target.scorer else None)
             for name, target in policy.fallbacks.items()

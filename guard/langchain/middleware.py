@@ -22,6 +22,8 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config
 from langgraph.config import get_config
 from langgraph.runtime import Runtime
 from langgraph.types import Command
@@ -32,6 +34,7 @@ from guard.langchain.agent_call import INTERRUPT, AgentCall, Ending, Rules
 from guard.langchain.guarded_run import DECISION_EVENT
 from guard.langchain.metadata import KEY, with_metadata
 from guard.langchain.review import Draft, ask, reviewed
+from guard.langchain.tracing import escalation_metadata, marked_event
 from guard.langchain.withheld import acall_model, call_model
 from guard.ledger import Ledger
 from guard.policy import Policy, load_policy
@@ -97,7 +100,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             policy: a file, a built-in, or a `Policy`; its ``tools`` hold for answers that call tools.
             route: name of a section of the policy.
             fallbacks: chat models for the policy's ``fallback: {to: NAME}``. One that scores its answers
-                is decided about by the same policy; the answer of any other is final.
+                is decided about by the same policy; the answer of any other is final. Engines that the
+                policy declares itself are loaded here, unless you give a model of that name.
             handlers: for the policy's ``escalate: {to: [NAME]}``; ``log`` and ``review`` are there
                 already unless you give your own. ``interrupt`` is the pause and no handler.
             store: where ``review`` keeps its cases; by default the user's data folder.
@@ -105,15 +109,18 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
 
         Raises:
             PolicyError: no such policy or route, or it is wrong.
-            InputError: a fallback or handler that the policy names is not there.
+            InputError: a fallback or handler that the policy names is not there, a fallback that it
+                declares has no scorer, or it streams live.
+            ScorerError, EngineError: a declared fallback cannot be loaded.
         """
         super().__init__()
         chosen = policy if isinstance(policy, Policy) else load_policy(policy)
         chosen.check_route(route)
+        _refuse_live(chosen)
         self._rules = Rules(
             policy=chosen,
             route=route,
-            fallbacks=MappingProxyType(_checked_fallbacks(chosen, fallbacks or {})),
+            fallbacks=MappingProxyType(_all_fallbacks(chosen, fallbacks or {})),
             handlers=MappingProxyType(_all_handlers(chosen, handlers or {}, store)),
             handler_timeout_s=handler_timeout_s,
         )
@@ -137,7 +144,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             goes_on = call.fail(ran.error) if ran.error else call.settle(ran.output)
             if call.ledger.released:
                 ran.tape.play()
-        dispatch_custom_event(DECISION_EVENT, call.event())
+        dispatch_custom_event(DECISION_EVENT, call.event(), config=_told(call))
         return _result(call.ending(self._deliver(call)))
 
     async def awrap_model_call(
@@ -151,11 +158,12 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             goes_on = call.fail(ran.error) if ran.error else call.settle(ran.output)
             if call.ledger.released:
                 await ran.tape.aplay()
-        await adispatch_custom_event(DECISION_EVENT, call.event())
+        await adispatch_custom_event(DECISION_EVENT, call.event(), config=_told(call))
         return _result(call.ending(await self._adeliver(call)))
 
     def _begin(self, request: ModelRequest[Any]) -> AgentCall:
-        configurable = get_config().get("configurable") or {}
+        config = get_config()
+        configurable = config.get("configurable") or {}
         # Without a checkpointer a pause would be none: the agent would just go on.
         if self._rules.may_pause and not configurable.get("__pregel_checkpointer"):
             raise InputError(
@@ -164,7 +172,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
                 fix="Give create_agent a checkpointer, such as langgraph's InMemorySaver()",
             )
         ledger = Ledger(self._rules.policy, self._rules.route)
-        return AgentCall(self._rules, request, configurable.get("thread_id"), ledger)
+        thread = {"thread_id": configurable["thread_id"]} if "thread_id" in configurable else {}
+        return AgentCall(self._rules, request, {**escalation_metadata(config), **thread}, ledger)
 
     def _deliver(self, call: AgentCall) -> Delivery:
         """Hand the case to the handlers that the policy names."""
@@ -242,6 +251,10 @@ class ReviewedAnswer(BaseChatModel):
         )
 
 
+def _told(call: AgentCall) -> RunnableConfig:
+    return marked_event(ensure_config(), call.ledger.decision.action)
+
+
 def _after(state: GuardState) -> dict[str, Any] | None:
     """The update of the state after the model's step; pauses the agent where a draft waits."""
     turn = state.get("guard_turn") or _carried(state["messages"])
@@ -292,17 +305,41 @@ def _left_to_the_pause(call: AgentCall, error: EscalationError) -> Delivery:
 # -- the parts ---------------------------------------------------------------------------------
 
 
-def _checked_fallbacks(policy: Policy, given: Mapping[str, BaseChatModel]) -> dict[str, BaseChatModel]:
-    for name in policy.fallback_names():
-        if name not in given:
-            raise InputError(
-                f"The policy '{policy.name}' falls back to '{name}', which is not there",
-                fix=did_you_mean(name, given) or f"Pass a chat model: fallbacks={{'{name}': ...}}",
-            )
+def _refuse_live(policy: Policy) -> None:
+    if policy.streaming == "live" and policy.mode == "enforce":  # in shadow mode everything streams as it comes
+        raise InputError(
+            f"The policy '{policy.name}' streams live, and an agent's answers are held",
+            why="text that was shown can neither wait for a person nor give way to a retry",
+            fix="Write streaming: hold, or put guarded() around a chain that streams",
+        )
+
+
+def _all_fallbacks(policy: Policy, given: Mapping[str, BaseChatModel]) -> dict[str, BaseChatModel]:
+    """The chat models by name, with those of the engines that the policy declares."""
     for name, model in given.items():
         if not isinstance(model, BaseChatModel):
             raise InputError(f"The fallback '{name}' must be a chat model", why=f"it is a {type(model).__name__}")
-    return dict(given)
+    declared = [name for name in policy.fallback_names() if name not in given]
+    return {**given, **{name: _declared_fallback(policy, name, given) for name in declared}}
+
+
+def _declared_fallback(policy: Policy, name: str, given: Mapping[str, BaseChatModel]) -> BaseChatModel:
+    """A chat model on an engine that the policy declares; it shares the engine with other models of the process."""
+    target = policy.fallbacks.get(name)
+    if target is None:
+        raise InputError(
+            f"The policy '{policy.name}' falls back to '{name}', which is not there",
+            fix=did_you_mean(name, given) or f"Pass a chat model: fallbacks={{'{name}': ...}}",
+        )
+    if target.scorer is None:
+        raise InputError(
+            f"The policy '{policy.name}' declares the fallback '{name}' without a scorer",
+            why="none of its answers could be decided about",
+            fix=f"Write fallbacks.{name}.scorer, or pass a chat model: fallbacks={{'{name}': ...}}",
+        )
+    from guard.langchain.chat import ChatGuard
+
+    return ChatGuard(model=target.model, scorer=target.scorer)
 
 
 def _all_handlers(policy: Policy, given: Mapping[str, Handler], store: Store | str | Path | None) -> dict[str, Handler]:
