@@ -250,6 +250,40 @@ def test_each_decision_is_an_event(how: str) -> None:
     assert [text.strip() for text in listener.ended] == ["Paris"]
 
 
+class Marks(BaseCallbackHandler):
+    """Keeps the tags and metadata of runs and events by name."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, tuple[list[str], dict[str, Any]]] = {}
+        self.events: list[list[str]] = []
+
+    def on_chain_start(self, *_: Any, name: str, tags: Any, metadata: Any, **__: Any) -> None:
+        self.runs[name] = (tags, metadata)
+
+    def on_chat_model_start(self, *_: Any, tags: Any, metadata: Any, **__: Any) -> None:
+        self.runs["model"] = (tags, metadata)
+
+    def on_custom_event(self, *_: Any, tags: Any, **__: Any) -> None:
+        self.events.append(tags)
+
+
+@WAYS
+def test_traces_say_by_what_a_run_is_decided_and_only_the_guards_own(how: str) -> None:
+    marks, route = Marks(), "routes: {careful: {rules: [{accept: {below: 0.3}}, {abstain: {text: No.}}]}}"
+    safe = guarded(text_chain(said("Paris", 0.2)), policy=policy(RETRY, route), route="careful")
+    config = {"callbacks": [marks], "tags": ["mine"], "metadata": {"user": 7}, "run_name": "top"}
+    run(safe, how, config=config)
+    tags, metadata = marks.runs.pop("top")
+    assert sorted(tags) == ["guard", "mine"]
+    assert metadata == {"user": 7, "guard_policy": "test", "guard_route": "careful", "guard_mode": "enforce"}
+    assert {"RunnableSequence", "model"} <= marks.runs.keys()
+    for tags, metadata in marks.runs.values():
+        assert not any(tag.startswith("guard") for tag in tags)
+        assert not any(key.startswith("guard") for key in metadata)
+    (event,) = marks.events
+    assert sorted(event) == ["guard", "guard:accept", "mine"]
+
+
 # -- which scores decide -------------------------------------------------------------------------
 
 

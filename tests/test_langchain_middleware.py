@@ -29,12 +29,23 @@ from langsmith.run_helpers import tracing_context
 from pydantic import BaseModel
 from scripted_chat import ScriptedChat, said
 
-from guard.errors import AbstainedError, EngineError, EscalationError, GuardError, InputError, PolicyError
-from guard.langchain import GuardMiddleware
+from guard.errors import (
+    AbstainedError,
+    ChatTemplateError,
+    EngineError,
+    EscalationError,
+    GuardError,
+    InputError,
+    PolicyError,
+    PromptTooLongError,
+    ScorerError,
+)
+from guard.langchain import ChatGuard, GuardMiddleware
 from guard.langchain.guarded_run import DECISION_EVENT
 from guard.langchain.testing import assert_nothing_leaks
 from guard.policy import Policy, parse_policy
 from guard.records import Escalation
+from guard.scorer import shipped_scorer
 from guard.store import Store
 
 #: Stands in every answer that must not be seen.
@@ -209,9 +220,13 @@ def test_on_error_accept_gives_an_unscored_answer_but_cannot_give_none() -> None
         ask(agent(ScriptedChat(script=[EngineError("broken")]), chosen))
 
 
-def test_the_callers_mistakes_are_raised() -> None:
-    with pytest.raises(InputError, match="bad"):
-        ask(agent(ScriptedChat(script=[InputError("bad")]), ABSTAIN))
+@pytest.mark.parametrize("error", [InputError("bad"), PromptTooLongError("bad"), ChatTemplateError("bad")])
+def test_the_callers_mistakes_are_raised_and_those_of_a_fallback_are_the_policys(error: GuardError) -> None:
+    with pytest.raises(type(error), match="bad"):
+        ask(agent(ScriptedChat(script=[error]), ABSTAIN))
+    chosen = policy(FALLBACK, "on_error: {abstain: {text: Not checked.}}")
+    guarded = GuardMiddleware(chosen, fallbacks={"bigger": ScriptedChat(script=[error])})
+    assert last(ask(agent(ScriptedChat(script=[said(SECRET, 0.5)]), guarded))).text == "Not checked."
 
 
 def test_a_model_without_scores_is_refused() -> None:
@@ -242,14 +257,15 @@ def test_handlers_get_the_case_and_the_caller_the_reply(tmp_path: Path) -> None:
     with Store.open(tmp_path / "reviews.db") as store:
         guarded = GuardMiddleware(chosen, handlers={"own": cases.append}, store=store)
         model = ScriptedChat(script=[said("", 0.9, ("send_money", {"amount": 5}))])
-        message = last(ask(agent(model, guarded, [send_money], system_prompt="Be brief.")))
+        graph = agent(model, guarded, [send_money], system_prompt="Be brief.")
+        message = last(ask(graph, config={**thread(), "metadata": {"user": 7}}))
         (review,) = store.reviews()
     (case,) = cases
     assert message.text == "A person will answer."
     assert message.response_metadata["guard"]["decision"]["escalated_to"] == ["review", "own"]
     assert review.decision_id == case.decision_id == message.response_metadata["guard"]["decision"]["decision_id"]
     assert (case.question, case.answer, case.p_wrong) == ("hi", 'send_money({"amount": 5})', 0.9)
-    assert case.metadata == {"thread_id": "1"}
+    assert case.metadata == {"user": 7, "thread_id": "1"}
     assert case.model == "scripted"
     assert [turn["role"] for turn in case.prompt.messages or ()] == ["system", "user"]
     assert case.prompt.tools[0]["function"]["name"] == "send_money"
@@ -794,6 +810,7 @@ def test_the_decision_is_an_event_without_the_answer() -> None:
         "tokens": 24,
         "source": "model",
     }
+    assert {"guard", "guard:accept"} <= set(event["tags"])
 
 
 # -- one object, many agents -------------------------------------------------------------------
@@ -873,11 +890,33 @@ def test_interrupts_from_within_the_model_call_pass_through() -> None:
         (lambda: GuardMiddleware(policy(FALLBACK), fallbacks={"bigger": "gpt"}), InputError, "must be a chat model"),
         (lambda: GuardMiddleware(policy("[escalate: {to: lg}]")), InputError, "Did you mean 'log'"),
         (lambda: GuardMiddleware(PAUSE, handlers={"interrupt": print}), InputError, "cannot be a handler"),
+        (lambda: GuardMiddleware(policy("[abstain]", "streaming: live")), InputError, "streams live.*hold"),
+        (
+            lambda: GuardMiddleware(policy(FALLBACK, "fallbacks: {bigger: {model: smollm2}}")),
+            InputError,
+            "'bigger' without a scorer.*fallbacks.bigger.scorer",
+        ),
+        (
+            lambda: GuardMiddleware(policy(FALLBACK, "fallbacks: {bigger: {model: smollm2, scorer: nowhere.json}}")),
+            ScorerError,
+            "nowhere.json",
+        ),
     ],
 )
 def test_mistakes_are_found_when_it_is_built(build: Callable[[], Any], error: type[GuardError], message: str) -> None:
     with pytest.raises(error, match=message):
         build()
+
+
+def test_a_live_policy_may_be_tried_in_shadow_mode_where_everything_streams() -> None:
+    chosen = policy("[abstain]", "streaming: live\nmode: shadow")
+    assert last(ask(agent(ScriptedChat(script=[said("Fine.", 0.9)]), chosen))).text == "Fine."
+
+
+def test_a_given_model_takes_the_place_of_a_declared_fallback() -> None:
+    chosen = policy(FALLBACK, "fallbacks: {bigger: {model: no-such.gguf, scorer: nowhere.json}}")
+    guarded = GuardMiddleware(chosen, fallbacks={"bigger": ScriptedChat(script=[said("Of the given.", 0.1)])})
+    assert last(ask(agent(ScriptedChat(script=[said(SECRET, 0.5)]), guarded))).text == "Of the given."
 
 
 def test_a_route_has_its_own_rules() -> None:
@@ -915,6 +954,21 @@ def test_a_real_answer_is_withheld_reviewed_and_shown(channel: str, streaming: b
     approved = CHANNELS[channel](graph, Command(resume={"decisions": [APPROVE]}), thread())
     assert answer in shown(approved)
     assert graph.get_state(thread()).values["messages"][-1].text == answer
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_fallback_that_the_policy_declares_is_loaded_and_decided_about(accepted: bool) -> None:
+    alone = ChatGuard(model="smollm2").invoke(QUESTION)
+    p_wrong = alone.response_metadata["guard"]["p_wrong"]
+    below = p_wrong + 0.01 if accepted else p_wrong
+    chosen = policy(
+        f"[accept: {{below: {below}}}, fallback: {{below: 1, to: own}}, abstain: {{text: No idea.}}]",
+        f"fallbacks: {{own: {{model: smollm2, scorer: '{shipped_scorer()}'}}}}",
+    )
+    message = last(ask(agent(ScriptedChat(script=[said(SECRET, 0.999)]), chosen), QUESTION))
+    assert message.text == (alone.text if accepted else "No idea.")
+    assert message.response_metadata["guard"]["p_wrong"] == p_wrong
 
 
 @pytest.mark.model

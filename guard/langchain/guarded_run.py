@@ -16,6 +16,7 @@ from guard.langchain.chain_call import ChainCall
 from guard.langchain.holding import Ran, Tape, arun_held, heard, passed_on, run_held
 from guard.langchain.live import RetractedError
 from guard.langchain.replies import gives_messages, reply_message
+from guard.langchain.tracing import marked_event
 from guard.records import Outcome
 
 #: Names of the events that listeners get of a guarded call.
@@ -55,6 +56,10 @@ class GuardedRun:
         """Whether a stream is to be shown before it is decided on."""
         return self.call.ledger.shadow or self.call.ledger.policy.streaming == "live"
 
+    @property
+    def _told(self) -> RunnableConfig:
+        return marked_event(self.config, self.call.ledger.decision.action)
+
     # -- decided first ---------------------------------------------------------------------------
 
     def run(self, *, stream: bool) -> list[Any]:
@@ -70,7 +75,7 @@ class GuardedRun:
                 raise
             if self.call.ledger.released:
                 ran.tape.play()
-            dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self.config)
+            dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
             if not goes_on:
                 return self._finish(self._escalate(), stream=stream)
 
@@ -87,7 +92,7 @@ class GuardedRun:
                 raise
             if self.call.ledger.released:
                 await ran.tape.aplay()
-            await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self.config)
+            await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
             if not goes_on:
                 return self._finish(await self._aescalate(), stream=stream)
 
@@ -114,10 +119,10 @@ class GuardedRun:
         finally:
             context.run(_close, stream)
         self.call.settle(plan, Ran(tuple(chunks), error, log.all(), Tape([])))
-        dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self.config)
+        dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
         outcome = self._escalate()
         if not self.call.ledger.released:
-            dispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self.config)
+            dispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self._told)
             raise self._retracted(outcome)
         yield from self._finish(outcome, stream=True)[0 if hidden else len(chunks) :]
 
@@ -139,10 +144,10 @@ class GuardedRun:
         finally:
             await asyncio.create_task(_aclose(stream), context=context)
         self.call.settle(plan, Ran(tuple(chunks), error, log.all(), Tape([])))
-        await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self.config)
+        await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
         outcome = await self._aescalate()
         if not self.call.ledger.released:
-            await adispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self.config)
+            await adispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self._told)
             raise self._retracted(outcome)
         for chunk in self._finish(outcome, stream=True)[0 if hidden else len(chunks) :]:
             yield chunk

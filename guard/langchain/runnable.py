@@ -27,6 +27,7 @@ from guard.escalation import Handler, check_handlers, log_handler
 from guard.langchain.chain_call import ChainCall
 from guard.langchain.guarded_run import GuardedOutcome, GuardedRun
 from guard.langchain.holding import join_chunks
+from guard.langchain.tracing import escalation_metadata, marked_run
 from guard.ledger import Ledger
 from guard.policy import Calls, Policy, load_policy
 
@@ -150,7 +151,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
             (output,) = self._run(asked, config, kwargs).run(stream=False)
             return output
 
-        return self._call_with_config(call, input, config)
+        return self._call_with_config(call, input, self._marked(config))
 
     async def ainvoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
         """`invoke` without blocking the event loop."""
@@ -160,7 +161,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
             (output,) = await self._run(asked, config, kwargs).arun(stream=False)
             return output
 
-        return await self._acall_with_config(call, input, config)
+        return await self._acall_with_config(call, input, self._marked(config))
 
     def transform(
         self, input: Iterator[Input], config: RunnableConfig | None = None, **kwargs: Any
@@ -178,7 +179,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
             run = self._run(join_chunks(list(asked)), config, kwargs)
             yield from run.live() if run.streams_live else run.run(stream=True)
 
-        yield from self._transform_stream_with_config(input, run, config)
+        yield from self._transform_stream_with_config(input, run, self._marked(config))
 
     async def atransform(
         self, input: AsyncIterator[Input], config: RunnableConfig | None = None, **kwargs: Any
@@ -196,7 +197,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
                 for chunk in await run.arun(stream=True):
                     yield chunk
 
-        async for chunk in self._atransform_stream_with_config(input, run, config):
+        async for chunk in self._atransform_stream_with_config(input, run, self._marked(config)):
             yield chunk
 
     def stream(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Output]:
@@ -213,13 +214,11 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
             yield chunk
 
     def _run(self, asked: Input, config: RunnableConfig, options: dict[str, Any]) -> GuardedRun:
-        metadata = {
-            key: value
-            for key, value in (config.get("metadata") or {}).items()
-            if value is None or isinstance(value, str | int | float | bool)
-        }
-        call = ChainCall(self, Ledger(self.resolved_policy(), self.route), asked, metadata)
-        return GuardedRun(call, config, options)
+        ledger = Ledger(self.resolved_policy(), self.route)
+        return GuardedRun(ChainCall(self, ledger, asked, escalation_metadata(config)), config, options)
+
+    def _marked(self, config: RunnableConfig | None) -> RunnableConfig:
+        return marked_run(config, self.resolved_policy(), self.route)
 
     # -- what LangChain asks of a runnable -------------------------------------------------------
 
