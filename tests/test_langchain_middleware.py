@@ -1,31 +1,40 @@
-"""Agents guarded by `GuardMiddleware`: decisions, reviews, tools, and that nothing rejected is seen."""
+"""Agents guarded by `GuardMiddleware`: decisions, reviews, tools, and many at once."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
 from langchain.agents.structured_output import ToolStrategy
-from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
+from langchain_agents import (
+    ABSTAIN,
+    APPROVE,
+    PAUSE,
+    RETRY,
+    SECRET,
+    agent,
+    ask,
+    last,
+    look_up,
+    policy,
+    reply,
+    thread,
+)
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langchain_fixtures import chat
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
-from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command, interrupt
-from langsmith import Client
-from langsmith.run_helpers import tracing_context
 from pydantic import BaseModel
 from scripted_chat import ScriptedChat, said
 
@@ -42,29 +51,10 @@ from guard.errors import (
 )
 from guard.langchain import ChatGuard, GuardMiddleware
 from guard.langchain.guarded_run import DECISION_EVENT
-from guard.langchain.testing import assert_nothing_leaks
-from guard.policy import Policy, parse_policy
+from guard.policy import Policy
 from guard.records import Escalation
 from guard.scorer import shipped_scorer
 from guard.store import Store
-
-#: Stands in every answer that must not be seen.
-SECRET = "BADWORD"
-
-
-def policy(rules: str, rest: str = "") -> Policy:
-    return parse_policy(f"version: 1\nname: test\nrules: {rules}\n{rest}")
-
-
-RETRY = policy("[accept: {below: 0.2}, retry: {below: 0.5, seed: 3, instruction: Think.}, abstain: {text: No idea.}]")
-ABSTAIN = policy("[accept: {below: 0.2}, abstain: {text: No idea.}]")
-PAUSE = policy("[accept: {below: 0.2}, escalate: {to: [interrupt], reply: Wait.}]")
-
-
-@tool
-def look_up(word: str) -> str:
-    """Look a word up."""
-    return f"{word}: found"
 
 
 @tool
@@ -80,34 +70,6 @@ SENT: list[int] = []
 @pytest.fixture(autouse=True)
 def _nothing_sent() -> None:
     SENT.clear()
-
-
-def agent(model: ScriptedChat, chosen: Policy | GuardMiddleware, tools: Any = (), **options: Any) -> Any:
-    guarded = chosen if isinstance(chosen, GuardMiddleware) else GuardMiddleware(chosen)
-    options.setdefault("checkpointer", InMemorySaver())
-    return create_agent(model, list(tools), middleware=[guarded], **options)
-
-
-def thread(name: str = "1", **config: Any) -> dict[str, Any]:
-    return {"configurable": {"thread_id": name}, **config}
-
-
-def ask(graph: Any, question: str = "hi", config: Any = None) -> dict[str, Any]:
-    answer: dict[str, Any] = graph.invoke({"messages": [("user", question)]}, config or thread())
-    return answer
-
-
-def reply(graph: Any, *decisions: Any, config: Any = None) -> dict[str, Any]:
-    answer: dict[str, Any] = graph.invoke(Command(resume={"decisions": list(decisions)}), config or thread())
-    return answer
-
-
-def last(result: dict[str, Any]) -> BaseMessage:
-    message: BaseMessage = result["messages"][-1]
-    return message
-
-
-APPROVE = {"type": "approve"}
 
 
 # -- decisions ---------------------------------------------------------------------------------
@@ -597,222 +559,6 @@ def test_a_structured_response_is_no_tool_call_to_the_policy() -> None:
     assert ask(structured(0.4, chosen)[1])["structured_response"] == City(name="Paris")
 
 
-# -- nothing rejected is seen ------------------------------------------------------------------
-
-
-class Everything(BaseCallbackHandler):
-    """Writes down all that any callback is told."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def __getattribute__(self, name: str) -> Any:
-        if not name.startswith("on_"):
-            return super().__getattribute__(name)
-        return lambda *arguments, **keywords: self.heard.append(f"{name} {arguments} {keywords}")
-
-
-Step = Callable[[Any, Any, dict[str, Any]], list[Any]]
-
-
-def sync_channel(mode: str) -> Step:
-    return lambda graph, given, config: list(graph.stream(given, config, stream_mode=mode, subgraphs=True))
-
-
-def async_channel(mode: str) -> Step:
-    async def collect(graph: Any, given: Any, config: dict[str, Any]) -> list[Any]:
-        stream: AsyncIterator[Any] = graph.astream(given, config, stream_mode=mode)
-        return [part async for part in stream]
-
-    return lambda graph, given, config: asyncio.run(collect(graph, given, config))
-
-
-def events(version: str) -> Step:
-    async def collect(graph: Any, given: Any, config: dict[str, Any]) -> list[Any]:
-        return [event async for event in graph.astream_events(given, config, version=version)]
-
-    return lambda graph, given, config: asyncio.run(collect(graph, given, config))
-
-
-def invoked(graph: Any, given: Any, config: dict[str, Any]) -> list[Any]:
-    return [graph.invoke(given, config)]
-
-
-def third_protocol(graph: Any, given: Any, config: dict[str, Any]) -> list[Any]:
-    return list(graph.stream_events(given, config, version="v3"))
-
-
-MODES = ("values", "updates", "messages", "custom", "tasks", "checkpoints", "debug")
-CHANNELS: dict[str, Step] = {
-    "invoke": invoked,
-    **{f"stream {mode}": sync_channel(mode) for mode in MODES},
-    **{f"astream {mode}": async_channel(mode) for mode in MODES},
-    "astream_events v1": events("v1"),
-    "astream_events v2": events("v2"),
-    **({"stream_events v3": third_protocol} if hasattr(CompiledStateGraph, "stream_events") else {}),
-}
-
-
-def shown(parts: list[Any], *, pauses: Any = ()) -> str:
-    """Everything as one text, but for the requests to the reviewer, who has to see the answer."""
-    text = "\n".join(str(part) for part in parts)
-    for request in pauses:
-        assert repr(request.value) in text
-        text = text.replace(repr(request.value), "REQUEST")
-    return text
-
-
-REJECTED: dict[str, tuple[Policy, list[Any]]] = {
-    "abstained": (ABSTAIN, [said(f"It is {SECRET} .", 0.9)]),
-    "retried": (RETRY, [said(f"It is {SECRET} .", 0.3), said("Fine.", 0.1)]),
-    "tool call": (ABSTAIN, [said("", 0.9, ("look_up", {"word": SECRET}))]),
-    "fallback text": (policy("[fallback: {below: 0.95, text: See.}, abstain]"), [said(SECRET, 0.9)]),
-    "not scored": (ABSTAIN, [said(f"It is {SECRET} .", None)]),
-    "paused": (PAUSE, [said(f"It is {SECRET} .", 0.9)]),
-    "paused tool call": (PAUSE, [said("", 0.9, ("look_up", {"word": SECRET}))]),
-}
-
-
-@pytest.mark.filterwarnings("ignore:astream_events version='v1'", "ignore:The v3 streaming protocol")
-@pytest.mark.parametrize("channel", CHANNELS)
-@pytest.mark.parametrize("case", REJECTED)
-def test_nothing_rejected_leaves_by_any_channel(case: str, channel: str) -> None:
-    chosen, script = REJECTED[case]
-    listener, collector, attached = Everything(), RunCollectorCallbackHandler(), Everything()
-    model = ScriptedChat(script=script, callbacks=[attached])
-    graph = agent(model, chosen, [look_up])
-    config = thread(callbacks=[listener, collector])
-    with get_usage_metadata_callback() as usage:
-        parts = CHANNELS[channel](graph, {"messages": [("user", "hi")]}, config)
-    assert model.callbacks == [attached]
-    pauses = graph.get_state(thread()).interrupts
-    traces = [run.model_dump() for run in collector.traced_runs]
-    assert SECRET not in shown([*parts, *listener.heard, *attached.heard, *traces, *pauses], pauses=pauses)
-    assert listener.heard
-    assert len(usage.usage_metadata) == (case == "retried")  # of the answer that was released in the end
-    if case == "paused":
-        rejected = Command(resume={"decisions": [{"type": "reject"}]})
-        after = CHANNELS[channel](graph, rejected, thread(callbacks=[listener]))
-        assert SECRET not in shown([*after, *listener.heard, *pauses], pauses=pauses)
-
-
-def streamed(parts: list[Any]) -> list[str]:
-    """The texts of a message stream, by message."""
-    texts: dict[Any, str] = {}
-    for part in parts:
-        message = part[-1][0] if isinstance(part[-1], tuple) else part[0]
-        texts[message.id] = texts.get(message.id, "") + message.text
-    return [text.strip() for text in texts.values()]
-
-
-@pytest.mark.parametrize("channel", ["stream messages", "astream messages", "astream_events v2"])
-def test_accepted_and_reviewed_answers_are_shown_once(channel: str) -> None:
-    step = CHANNELS[channel]
-    graph = agent(ScriptedChat(script=[said("All is well.", 0.1)]), ABSTAIN)
-    accepted = step(graph, {"messages": [("user", "hi")]}, thread())
-    graph = agent(ScriptedChat(script=[said("All is well.", 0.9)]), PAUSE)
-    paused = step(graph, {"messages": [("user", "hi")]}, thread())
-    pauses = graph.get_state(thread()).interrupts
-    assert "All is well." not in shown([*paused, *pauses], pauses=pauses)
-    approved = step(graph, Command(resume={"decisions": [APPROVE]}), thread())
-    for parts in (accepted, approved):
-        if channel == "astream_events v2":
-            ends = [part for part in parts if part["event"] == "on_chat_model_end"]
-            assert [part["data"]["output"].text.strip() for part in ends] == ["All is well."]
-        else:
-            assert streamed(parts) == ["All is well."]
-
-
-@pytest.mark.parametrize("channel", ["stream messages", "astream messages"])
-@pytest.mark.parametrize(("case", "text"), [("abstained", "No idea."), ("retried", "Fine."), ("fallback text", "See.")])
-def test_message_streams_show_what_takes_an_answers_place(case: str, text: str, channel: str) -> None:
-    chosen, script = REJECTED[case]
-    parts = CHANNELS[channel](agent(ScriptedChat(script=script), chosen), {"messages": [("user", "hi")]}, thread())
-    assert streamed(parts) == [text]
-
-
-class Wire(requests.Session):
-    """Takes down what a LangSmith client sends, and sends nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sent: list[str] = []
-
-    def request(self, method: str | bytes, url: str | bytes, *_: Any, **keywords: Any) -> requests.Response:
-        self.sent.append(str(keywords.get("data") or keywords.get("json")))
-        response = requests.Response()
-        response.status_code, response._content = 200, b"{}"
-        return response
-
-
-@pytest.mark.parametrize("case", REJECTED)
-def test_traces_that_are_switched_on_from_outside_are_sent_nothing_rejected(case: str) -> None:
-    wire, (chosen, script) = Wire(), REJECTED[case]
-    client = Client(api_url="http://localhost:1", api_key="x", session=wire, auto_batch_tracing=False)
-    answers = iter(script)  # unlike a list it is not sent as one of the model's settings
-    graph = agent(ScriptedChat(script=lambda _: next(answers)), chosen, [look_up])
-    with tracing_context(enabled=True, client=client):
-        ask(graph)
-    assert wire.sent
-    assert any("Fine." in text for text in wire.sent) == (case == "retried")
-    for text in wire.sent:  # the request to the reviewer is an error of the step that pauses, to LangSmith
-        assert SECRET not in text or "Interrupt(" in text
-
-
-@pytest.mark.filterwarnings("ignore:astream_events version='v1'", "ignore:The v3 streaming protocol")
-@pytest.mark.parametrize("streaming", [False, True])
-def test_guards_own_leak_test_finds_nothing_in_an_agent(streaming: bool) -> None:
-    def wrong(_: list[BaseMessage]) -> AIMessage:
-        return said("The treasure lies under the old oak.", 0.9)
-
-    graph = agent(ScriptedChat(script=wrong, disable_streaming=not streaming), ABSTAIN, checkpointer=None)
-    seen = assert_nothing_leaks(graph, {"messages": [("user", "hi")]}, secrets=["The treasure lies under the old oak."])
-    assert any("No idea." in text for texts in seen.texts.values() for text in texts)
-    unguarded = create_agent(ScriptedChat(script=wrong), [])
-    with pytest.raises(AssertionError, match="Rejected text left"):
-        assert_nothing_leaks(
-            unguarded, {"messages": [("user", "hi")]}, secrets=["The treasure lies under the old oak."]
-        )
-
-
-def test_shadow_mode_streams_as_without_a_guard() -> None:
-    chosen, heard = policy("[abstain]", "mode: shadow"), Everything()
-    model = ScriptedChat(script=[said("All is well.", 0.9)], callbacks=[heard])
-    stream = agent(model, chosen, checkpointer=None).stream({"messages": [("user", "hi")]}, stream_mode="messages")
-    assert [message.text for message, _ in stream if message.text] == ["All ", "is ", "well. "]
-    assert sum("on_llm_new_token" in line for line in heard.heard) == 4  # the last has the score and no text
-
-
-def test_listeners_hear_the_whole_of_an_accepted_call_and_nothing_of_a_failed_one() -> None:
-    listener = Everything()
-    answers = [said(SECRET, 0.3), said("Fine.", 0.1)]
-    ask(agent(ScriptedChat(script=answers, callbacks=[listener]), RETRY))
-    names = [line.split()[0] for line in listener.heard if re.match("on_(llm|chat)", line)]
-    assert names == ["on_chat_model_start", "on_llm_end"]
-    assert "Fine." in next(line for line in listener.heard if line.startswith("on_llm_end"))
-    listener = Everything()
-    ask(agent(ScriptedChat(script=[EngineError(SECRET)]), ABSTAIN), config=thread(callbacks=[listener]))
-    assert not any(re.match("on_(llm|chat)", line) for line in listener.heard)
-
-
-def test_the_decision_is_an_event_without_the_answer() -> None:
-    async def collect() -> list[Any]:
-        graph = agent(ScriptedChat(script=[said(SECRET, 0.3), said("Fine.", 0.1)]), RETRY)
-        stream = graph.astream_events({"messages": [("user", "hi")]}, thread(), version="v2")
-        return [event async for event in stream if event["event"] == "on_custom_event"]
-
-    (event,) = asyncio.run(collect())
-    assert event["name"] == DECISION_EVENT
-    assert {key: event["data"][key] for key in ("action", "p_wrong", "attempts", "tokens", "source")} == {
-        "action": "accept",
-        "p_wrong": 0.1,
-        "attempts": 2,
-        "tokens": 24,
-        "source": "model",
-    }
-    assert {"guard", "guard:accept"} <= set(event["tags"])
-
-
 # -- one object, many agents -------------------------------------------------------------------
 
 
@@ -936,24 +682,6 @@ def answer() -> str:
     text = str(chat(max_tokens=8).invoke(QUESTION).text)
     assert len(text) > 10
     return text
-
-
-@pytest.mark.model
-@pytest.mark.filterwarnings("ignore:astream_events version='v1'", "ignore:The v3 streaming protocol")
-@pytest.mark.parametrize("channel", ["invoke", "stream messages", "astream debug", "astream_events v2"])
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_real_answer_is_withheld_reviewed_and_shown(channel: str, streaming: bool, answer: str) -> None:
-    listener = Everything()
-    graph = agent(chat(max_tokens=8, streaming=streaming), policy("[escalate: {to: interrupt}]"))
-    given = {"messages": [("user", QUESTION)]}
-    parts = CHANNELS[channel](graph, given, thread(callbacks=[listener]))
-    pauses = graph.get_state(thread()).interrupts
-    assert pauses[0].value["action_requests"][0]["args"] == {"text": answer}
-    for piece in (answer, answer[:10], answer[-10:]):
-        assert piece not in shown([*parts, *listener.heard, *pauses], pauses=pauses)
-    approved = CHANNELS[channel](graph, Command(resume={"decisions": [APPROVE]}), thread())
-    assert answer in shown(approved)
-    assert graph.get_state(thread()).values["messages"][-1].text == answer
 
 
 @pytest.mark.model
