@@ -6,6 +6,8 @@ import asyncio
 import copy
 import itertools
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -452,6 +454,19 @@ def test_copies_share_the_engine() -> None:
     assert twins[-1].invoke("Hi").content == named.invoke("Hi").content
     with pytest.raises(InputError, match="cannot be pickled"):
         pickle.dumps(model())
+
+
+def test_shared_engines_are_freed_before_the_interpreter_ends() -> None:
+    script = """
+import atexit, sys
+engines = []
+atexit.register(lambda: print("open" if engines[0]._context else "freed"))  # runs last: it is registered first
+from guard.langchain import ChatGuard, shared_engine
+ChatGuard(model="smollm2", engine_options={"context_tokens": 64, "threads": 1})
+engines.append(shared_engine("smollm2", options={"context_tokens": 64, "threads": 1}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert (done.stdout.split(), done.stderr) == (["freed"], "")
 
 
 def test_tokens_are_counted_by_the_models_own_tokenizer() -> None:

@@ -5,6 +5,7 @@ LangChain copies models freely (`bind`, `configurable_fields`, pickles); weights
 
 from __future__ import annotations
 
+import atexit
 import json
 import threading
 from collections.abc import Mapping
@@ -45,3 +46,7 @@ def close_engines() -> None:
     with _mutex:
         while _engines:
             _engines.popitem()[1].close()
+
+
+# While the interpreter still stands: when the engines are collected, what frees them may be gone already.
+atexit.register(close_engines)
