@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import threading
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
@@ -174,6 +175,29 @@ def test_a_case_that_nobody_takes_is_an_error(how: str) -> None:
     safe = guarded(text_chain(said("Rome", 0.9)), policy=policy("[{escalate: {to: desk}}]"), handlers={"desk": fail})
     with pytest.raises(EscalationError, match="desk: OSError: down"):
         run(safe, how)
+
+
+@WAYS
+def test_handlers_may_be_async_and_a_late_one_is_told(how: str) -> None:
+    taken: list[Any] = []
+    over = threading.Event()
+
+    async def desk(case: Escalation) -> None:
+        await asyncio.sleep(0)
+        taken.append(case.question)
+
+    safe = guarded(
+        text_chain(said("Rome", 0.9)),
+        policy=policy("[{escalate: {to: [late, desk], reply: Wait.}}]"),
+        handlers={"late": lambda case: over.wait(10), "desk": desk},
+        handler_timeout_s=0.1,
+    ).with_outcome()
+    result = run(safe, how)
+    over.set()
+    assert (result.output, taken, result.outcome.escalated_to) == ("Wait.", ["?"], ("desk",))
+    (error,) = result.outcome.errors
+    assert error.startswith("late: ")
+    assert "0.1" in error
 
 
 def test_reviews_are_kept_in_the_store(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -242,6 +243,23 @@ def test_a_case_that_nobody_takes_is_an_error() -> None:
     guarded = GuardMiddleware(policy("[escalate: {to: own}]"), handlers={"own": broken})
     with pytest.raises(EscalationError, match="down"):
         ask(agent(ScriptedChat(script=[said(SECRET, 0.9)]), guarded))
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+def test_a_late_handler_is_told_and_does_not_hold_the_agent_up(how: str) -> None:
+    over, cases = threading.Event(), list[Escalation]()
+    guarded = GuardMiddleware(
+        policy("[escalate: {to: [late, own], reply: Later.}]"),
+        handlers={"late": lambda case: over.wait(10), "own": cases.append},
+        handler_timeout_s=0.1,
+    )
+    graph = agent(ScriptedChat(script=[said(SECRET, 0.9)]), guarded)
+    given = {"messages": [("user", "hi")]}
+    result = ask(graph) if how == "invoke" else asyncio.run(graph.ainvoke(given, thread()))
+    over.set()
+    decision = last(result).response_metadata["guard"]["decision"]
+    assert (last(result).text, len(cases), decision["escalated_to"]) == ("Later.", 1, ["own"])
+    assert decision["errors"][0].startswith("late: ")
 
 
 def test_a_pause_still_has_the_case_where_the_handlers_fail() -> None:
