@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from guard.errors import InputError, MissingExtraError, did_you_mean
+from guard.latex import final_answer, same_answer
 from guard.questions import GRADER_NAMES, LETTERS, Question
 
 #: Takes a question and a model's answer, and says whether the answer is right.
@@ -277,6 +278,18 @@ def _same_number(said: _Number, gold: _Number) -> bool:
     return any(math.isclose(value, gold[0], rel_tol=_RELATIVE_TOLERANCE) for value in candidates)
 
 
+# -- math --------------------------------------------------------------------------------------
+
+
+def grade_math(question: Question, answer: str) -> bool:
+    """The final answer, as a rule in ``\\boxed{...}``, is an accepted one in another notation at most.
+
+    See `guard.latex` for where a final answer is looked for, and what counts as the same.
+    """
+    said = final_answer(answer)
+    return said is not None and any(same_answer(gold, said) for gold in question.answers)
+
+
 # -- choice ------------------------------------------------------------------------------------
 
 _LETTER_FIRST = re.compile(
@@ -403,6 +416,7 @@ def _compiled(pattern: str) -> Any:
 GRADERS: Mapping[str, Grader] = {
     "text": grade_text,
     "number": grade_number,
+    "math": grade_math,
     "choice": grade_choice,
     "regex": grade_regex,
 }

@@ -29,7 +29,7 @@ MAX_LINE_BYTES = 2**20
 #: Choices are lettered, so there are at most as many as letters.
 LETTERS = string.ascii_uppercase
 #: Graders that come with guard; any other is the user's own, as ``module:function``.
-GRADER_NAMES = ("text", "number", "choice", "regex")
+GRADER_NAMES = ("text", "number", "math", "choice", "regex")
 #: Short answers are cheap to ask for and can be graded without another model.
 SHORT_ANSWER_SYSTEM = "Answer with as few words as possible. No explanation."
 _CHOICE_INSTRUCTION = "Answer with the letter only."
@@ -138,7 +138,7 @@ def read_rows(
     rows: list[Row] = []
     bad: list[BadRow] = []
     lines_by_id: dict[str, int] = {}
-    for line, content in _lines(Path(path).expanduser()):
+    for line, content in read_lines(Path(path).expanduser()):
         try:
             row = _parse(content)
             if row.id in lines_by_id:
@@ -153,7 +153,7 @@ def read_rows(
     if not rows:
         raise InputError(f"{path} has no usable row", why=f"line {bad[0].line}: {bad[0].reason}" if bad else "")
     if limit is not None and len(rows) > limit:
-        drawn = sorted(range(len(rows)), key=lambda at: _position(seed, rows[at].id))[:limit]
+        drawn = sorted(range(len(rows)), key=lambda at: position(seed, rows[at].id))[:limit]
         rows = [rows[at] for at in sorted(drawn)]
     return ReadResult(tuple(rows), tuple(bad))
 
@@ -194,12 +194,12 @@ def split_questions(rows: Sequence[RowT], *, seed: int, shares: Mapping[str, flo
     names, ends = list(shares), list(itertools.accumulate(shares.values()))
     parts: dict[str, list[RowT]] = {name: [] for name in names}
     for row in rows:
-        at = bisect.bisect_right(ends, _position(seed, _normalised(row)))
+        at = bisect.bisect_right(ends, position(seed, _normalised(row)))
         parts[names[min(at, len(names) - 1)]].append(row)
     return parts
 
 
-def _position(seed: int, text: str) -> float:
+def position(seed: int, text: str) -> float:
     """A number in [0, 1) that depends on the text and the seed only."""
     digest = hashlib.sha256(f"{seed}\0{text}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
@@ -217,7 +217,7 @@ def _normalised(row: Row) -> str:
 # -- lines -------------------------------------------------------------------------------------
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
     """Line numbers from 1 and contents, blank lines left out; None for a line that is too long."""
     try:
         with path.open("rb") as file:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from guard.errors import InputError, MissingExtraError
 from guard.graders import GRADERS, grade, grader_for, load_grader, normalise
+from guard.latex import final_answer, same_answer
 from guard.questions import GRADER_NAMES, Question, read_rows
 
 QA = Path(__file__).resolve().parents[2] / "shared" / "data" / "qa"
@@ -190,6 +191,159 @@ def test_a_number_written_in_any_form_is_itself(value: float) -> None:
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_another_whole_number_is_wrong(gold: int, said: int) -> None:
     assert grade(ask(str(gold)), f"The answer is {said}.", grader="number") is (gold == said)
+
+
+# -- math ----------------------------------------------------------------------------------------
+
+SAME = [
+    (r"\frac{1}{2}", r"\dfrac12"),
+    (r"\frac{1}{2}", "0.5"),
+    (r"\frac{1}{2}", "1/2"),
+    (r"1\frac{1}{2}", "1.5"),
+    (r"-\frac{1}{2}", r"\frac{-1}{2}"),
+    (r"-\frac{x}{2}", r"\frac{-x}{2}"),
+    (r"\frac{\sqrt{3}}{2}", r"\sqrt3/2"),
+    (r"\frac{x+2}{7}", "(x+2)/7"),
+    (r"\sqrt{1/2}", r"\sqrt {1/2}"),
+    ("5", "5.00"),
+    (".5", "0.5"),
+    ("10000", "10,000"),
+    (r"10,\!000", "10{,}000"),
+    (r"\$32{,}348", "32348"),
+    (r"50\%", "50"),
+    (r"90^\circ", "90°"),
+    (r"90^{\circ}", "90 degrees"),
+    (r"5\text{ cm}^2", "5"),
+    (r"6\text{ square units}", "6 square units"),
+    ("x=5", "5"),
+    (r"x \in [-1, \infty)", r"\left[-1,\infty\right)"),
+    ("y = 2x+3", "2x + 3"),
+    (r"\text{Even}", "even"),
+    (r"\text{(C)}", "C"),
+    (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\pi/2)"),
+    (r"(-\tfrac12, 3]", "(-0.5,3]"),
+    ("1,2", "2, 1"),
+    (r"\{1,2\}", "1,2"),
+    ("3,4", r"x = 3 \text{ or } x=4"),
+    ("3,4", "3 and 4"),
+    ("12_3", "12_{3}"),
+    (r"2\cdot x", r"2 \times x"),
+    (r"2\pi", "2π"),
+    (r"x \le 3", r"x \leq 3"),
+    (r"\begin{pmatrix} 1 \\ \frac12 \end{pmatrix}", r"\begin{bmatrix}1\\1/2\end{bmatrix}"),
+]
+OTHER = [
+    ("5", "6"),
+    ("5", "-5"),
+    ("5", "5x"),
+    ("5", "5m"),
+    ("12", r"\frac{1}{2}"),
+    ("(1,2)", "(2,1)"),
+    ("(1,2)", "[1,2]"),
+    ("(1,2)", r"\{1,2\}"),
+    ("(1,234)", "1234"),
+    ("1,2", "1,2,3"),
+    ("1,1,2", "1,2,2"),
+    (r"\frac12", r"\frac13"),
+    (r"\frac{1}{0}", r"\frac{2}{0}"),
+    (r"\frac{-x+1}{2}", r"-\frac{x+1}{2}"),
+    (r"\sqrt{1/2}", r"\frac{\sqrt{1}}{2}"),
+    ("A", "B"),
+    ("A", "a"),
+    ("x^2", "2^x"),
+    ("2^{10}", "210"),
+    ("", ""),
+    ("()", "()()"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
+]
+#: What is the same to a mathematician but needs reckoning; docs/data.md names these limits.
+TOO_HARD = [
+    ("x+1", "1+x"),
+    (r"\sqrt{12}", r"2\sqrt{3}"),
+    ("2^{10}", "1024"),
+    ("50\\%", "0.5"),
+    (r"\frac{2x}{4}", r"\frac{x}{2}"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_one_answer_in_two_notations_is_the_same(one: str, other: str) -> None:
+    assert same_answer(one, other)
+    assert same_answer(other, one)
+
+
+@pytest.mark.parametrize(("one", "other"), [*OTHER, *TOO_HARD])
+def test_two_answers_are_not(one: str, other: str) -> None:
+    assert not same_answer(one, other)
+    assert not same_answer(other, one)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"So \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"First \boxed{1}, then \boxed{2}.", "2"),
+        (r"$\boxed 5$", "5"),
+        (r"\fbox{7}", "7"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"It is \boxed{\frac{1}{2", None),
+        ("The answer is $5$.", "5"),
+        ("The answer is 5.", "5"),
+        ("**Answer:** 12", "12"),
+        ("The answer is 1.5 apples. Good.", "1.5"),
+        ("Final answer: x = 3 or x = 4.", "x = 3 or x = 4"),
+        ("There are 12 ways.", "12"),
+        ("There are 3 ways for 12.", "There are 3 ways for 12."),
+        ("So\nwe have $x$ and $x = 3.5$", "x = 3.5"),
+        (r"Thus \(a = 1\).", "a = 1"),
+        ("even", "even"),
+        ("", None),
+        ("  \n ", None),
+    ],
+)
+def test_a_final_answer_is_found(text: str, expected: str | None) -> None:
+    assert final_answer(text) == expected
+
+
+def test_math_grades_the_end_of_a_solution() -> None:
+    check(
+        "math",
+        ask(r"\frac{3}{4}", "75\\%"),
+        right=[
+            r"$\frac12+\frac14 = \boxed{\frac{3}{4}}$",
+            r"\boxed{0.75}",
+            "The answer is 3/4.",
+            "Answer: $\\dfrac{3}{4}$",
+            r"So it is $\frac34$.",
+            r"\boxed{75\%}",
+            "0.75",
+        ],
+        wrong=[
+            r"\boxed{\frac{4}{3}}",
+            r"Since $\frac{3}{4}$ is too much, \boxed{\frac{1}{2}}.",
+            r"\boxed{\frac{3}{4}",
+            "3/4 or 1/2",
+            "I do not know.",
+            "",
+        ],
+    )
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="\\{}()[],/-+=$&%^_ .012abx", max_size=40), st.text(alphabet="\\{}(),/-$ 01x", max_size=40))
+def test_comparing_is_reflexive_and_symmetric(one: str, other: str) -> None:
+    assert same_answer(one, one) == bool(one.strip())
+    assert same_answer(one, other) == same_answer(other, one)
+
+
+@pytest.mark.parametrize("part", ["(", "{", "((,", "\\frac", "\\boxed{", "$", "1,", "answer is ", "\\text{", "[("])
+def test_long_nonsense_is_compared_in_no_time(part: str) -> None:
+    started = time.perf_counter()
+    for length in (390, 100_000):
+        text = part * (length // len(part))
+        same_answer(text + "1", "1" + text)
+        final_answer(text)
+    assert time.perf_counter() - started < 2
 
 
 # -- choice --------------------------------------------------------------------------------------
