@@ -1,15 +1,27 @@
-"""Metrics of a score against labels. Positive class: the answer is wrong."""
+"""Metrics of a score against labels. Positive class: the answer is wrong.
+
+A metric looks at answers only through `Ranked`: the distinct scores in order, and how many right and
+wrong answers have each. Equal scores are one pool there, so that the order in which answers come
+cannot matter; and since one `Ranked` holds many resamples of the same answers (rows of counts), a
+bootstrap sorts once, however many draws it takes.
+
+A metric that needs both right and wrong answers is nan where one kind is missing.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
+from guard.errors import InputError
+
 Probabilities = NDArray[np.float64]
 Labels = NDArray[np.bool_]
+Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +46,12 @@ class Metrics:
 
 
 def metrics_of(p_wrong: Probabilities, wrong: Labels) -> Metrics:
-    """All metrics of one score, from arrays of shape (n,).
+    """The metrics of one score that calibration shows, from arrays of shape (n,).
 
     AUROC and AUPRC are nan where all answers are right or all are wrong.
     """
+    # By scikit-learn, to the last digit: artefacts that were written hold these numbers, and fitting
+    # on the same data must give the same file. The functions below agree with it to rounding.
     both = 0 < wrong.sum() < len(wrong)
     return Metrics(
         n=len(wrong),
@@ -50,14 +64,199 @@ def metrics_of(p_wrong: Probabilities, wrong: Labels) -> Metrics:
 
 
 def expected_calibration_error(p_wrong: Probabilities, wrong: Labels, *, bins: int = 10) -> float:
+    """`calibration_error` of one score, from arrays of shape (n,)."""
+    return float(calibration_error(Ranked.of(p_wrong, wrong), bins=bins)[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """Answers in the order of their scores, least doubtful first; one row for each resample.
+
+    Attributes:
+        scores: shape (G,), the distinct scores, ascending.
+        total: shape (draws, G), how many answers have each score.
+        wrong: shape (draws, G), how many of these are wrong.
+    """
+
+    scores: Probabilities
+    total: Counts
+    wrong: Counts
+
+    @classmethod
+    def of(cls, p_wrong: Probabilities, wrong: Labels, *, counts: NDArray[np.int32] | None = None) -> Ranked:
+        """Rank n answers.
+
+        Args:
+            p_wrong: shape (n,), any real score that grows with doubt.
+            wrong: shape (n,).
+            counts: shape (draws, n), how often each answer is in each resample; by default one
+                row of ones, that is the answers as they are.
+
+        Raises:
+            InputError: no answers, shapes that differ, or a score that is not a number.
+        """
+        if p_wrong.ndim != 1 or p_wrong.shape != wrong.shape or not len(p_wrong):
+            raise InputError(
+                "A metric needs one score and one label for each answer, and at least one answer",
+                why=f"got scores of shape {p_wrong.shape} and labels of shape {wrong.shape}",
+            )
+        if not np.isfinite(p_wrong).all():
+            raise InputError("A metric needs scores that are numbers", why=f"got {p_wrong[~np.isfinite(p_wrong)][0]}")
+        order = np.argsort(p_wrong, kind="stable")
+        ranked = p_wrong[order]
+        starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
+        total = np.ones((1, len(order)), np.int64) if counts is None else counts[:, order].astype(np.int64)
+        errors = total * wrong[order]
+        if len(starts) < len(order):
+            total, errors = (np.add.reduceat(each, starts, axis=1) for each in (total, errors))
+        return cls(scores=np.asarray(ranked[starts], np.float64), total=total, wrong=errors)
+
+    @cached_property
+    def accepted(self) -> Counts:
+        """Answers with at most this score, shape (draws, G)."""
+        return np.cumsum(self.total, axis=1)
+
+    @cached_property
+    def accepted_wrong(self) -> Counts:
+        """Wrong answers with at most this score, shape (draws, G)."""
+        return np.cumsum(self.wrong, axis=1)
+
+    @cached_property
+    def risk(self) -> Probabilities:
+        """Share wrong among answers with at most this score, shape (draws, G); nan where there are none."""
+        return _ratio(self.accepted_wrong, self.accepted)
+
+    @cached_property
+    def mean_risk(self) -> Probabilities:
+        """`aurc`, shape (draws,); kept here since three metrics build on it."""
+        before, errors_before = self.accepted - self.total, self.accepted_wrong - self.wrong
+        share = _ratio(self.wrong, self.total, empty=0.0)
+        harmonic = _harmonic(int(self.n.max()))
+        pooled = self.wrong + (errors_before - share * before) * (harmonic[self.accepted] - harmonic[before])
+        return np.asarray(pooled.sum(axis=1) / self.n)
+
+    @property
+    def n(self) -> Counts:
+        """Answers in each resample, shape (draws,)."""
+        return self.accepted[:, -1]
+
+    @property
+    def n_wrong(self) -> Counts:
+        """Wrong answers in each resample, shape (draws,)."""
+        return self.accepted_wrong[:, -1]
+
+
+def _ratio(above: NDArray[np.number], below: NDArray[np.number], *, empty: float = np.nan) -> Probabilities:
+    """Quotients, with a set value where there is nothing to divide by."""
+    out = np.full(np.broadcast_shapes(above.shape, below.shape), empty)
+    np.divide(above, below, out=out, where=below > 0)
+    return out
+
+
+def auroc(ranked: Ranked) -> Probabilities:
+    """Chance that a wrong answer scores above a right one, equal scores counting half."""
+    right = ranked.total - ranked.wrong
+    right_below = np.cumsum(right, axis=1) - right / 2
+    return _ratio((ranked.wrong * right_below).sum(axis=1), ranked.n_wrong * (ranked.n - ranked.n_wrong))
+
+
+def average_precision_wrong(ranked: Ranked) -> Probabilities:
+    """Average precision of finding wrong answers, by descending score; each distinct score is a threshold."""
+    flagged = ranked.n[:, None] - ranked.accepted + ranked.total
+    found = ranked.n_wrong[:, None] - ranked.accepted_wrong + ranked.wrong
+    mean = _ratio((ranked.wrong * _ratio(found, flagged, empty=0.0)).sum(axis=1), ranked.n_wrong)
+    return np.where(ranked.n_wrong < ranked.n, mean, np.nan)
+
+
+def average_precision_right(ranked: Ranked) -> Probabilities:
+    """Average precision of finding right answers, by ascending score; each distinct score is a threshold."""
+    right = ranked.total - ranked.wrong
+    precision = 1 - np.nan_to_num(ranked.risk, nan=1.0)
+    mean = _ratio((right * precision).sum(axis=1), ranked.n - ranked.n_wrong)
+    return np.where(ranked.n_wrong > 0, mean, np.nan)
+
+
+def brier(ranked: Ranked) -> Probabilities:
+    """Mean squared error of the probability of being wrong."""
+    p = ranked.scores
+    squares = (ranked.wrong * (1 - p) ** 2).sum(axis=1) + ((ranked.total - ranked.wrong) * p**2).sum(axis=1)
+    return np.asarray(squares / ranked.n)
+
+
+def calibration_error(ranked: Ranked, *, bins: int = 10) -> Probabilities:
     """Mean over bins of |mean probability - share wrong|, weighted by the bins' sizes.
 
     Bins hold equally many answers (adaptive binning, Nguyen and O'Connor 2015): with few answers,
     bins of equal width are mostly empty. Equal probabilities stay in one bin, so that the order of
-    the answers does not matter. Lower is better.
+    the answers does not matter.
     """
-    ranked = np.sort(p_wrong)
-    starts = np.array([group[0] for group in np.array_split(ranked, min(bins, len(ranked)))])
-    bin_of = np.searchsorted(starts, p_wrong, side="right") - 1
-    gaps = np.abs(np.bincount(bin_of, p_wrong - wrong, minlength=len(starts)))
-    return float(gaps.sum() / len(p_wrong))
+    edges = bin_edges(ranked, bins=bins)
+    excess = np.cumsum(ranked.total * ranked.scores - ranked.wrong, axis=1)
+    excess = np.concatenate((np.zeros((len(excess), 1)), excess), axis=1)
+    at_edges = np.take_along_axis(excess, edges, axis=1)
+    return np.asarray(np.abs(np.diff(at_edges, axis=1)).sum(axis=1) / ranked.n)
+
+
+def bin_edges(ranked: Ranked, *, bins: int) -> NDArray[np.intp]:
+    """Where equally filled bins begin and end, as indices of distinct scores, shape (draws, bins + 1).
+
+    The first ``n % bins`` bins get one answer more. A bin whose answers all share the score of an
+    earlier one is empty.
+    """
+    number = np.arange(bins)
+    first = number * (ranked.n // bins)[:, None] + np.minimum(number, (ranked.n % bins)[:, None])
+    begins = np.stack([(ranked.accepted <= first[:, [each]]).sum(axis=1) for each in number], axis=1)
+    return np.concatenate((begins, np.full((len(begins), 1), len(ranked.scores))), axis=1)
+
+
+def aurc(ranked: Ranked) -> Probabilities:
+    """Mean, over k = 1 .. n, of the share wrong among the k least doubtful answers.
+
+    Answers of equal score come in random order; this is the expectation over it. With K answers and
+    E errors before a pool of m answers and e errors, the j-th of them is met at risk
+    (E + j e/m) / (K + j) = e/m + (E - K e/m) / (K + j), so harmonic numbers sum a whole pool.
+    """
+    return ranked.mean_risk
+
+
+def oracle_aurc(ranked: Ranked) -> Probabilities:
+    """The least `aurc` that any score could have: all right answers before all wrong ones."""
+    harmonic = _harmonic(int(ranked.n.max()))
+    right = ranked.n - ranked.n_wrong
+    return np.asarray((ranked.n_wrong - right * (harmonic[ranked.n] - harmonic[right])) / ranked.n)
+
+
+def excess_aurc(ranked: Ranked) -> Probabilities:
+    """`aurc` above the oracle's."""
+    return aurc(ranked) - oracle_aurc(ranked)
+
+
+def prediction_rejection_ratio(ranked: Ranked) -> Probabilities:
+    """How much of the way from random rejection (0) to the oracle's (1) the score goes, by area."""
+    random = ranked.n_wrong / ranked.n
+    return _ratio(random - aurc(ranked), random - oracle_aurc(ranked))
+
+
+def coverage_at_risk(ranked: Ranked, *, risk: float) -> Probabilities:
+    """Largest share of answers that a threshold can accept with at most this share wrong; 0 if none can.
+
+    A threshold cannot part equal scores, so only whole pools are accepted.
+    """
+    # The risk of no answer is nan, which is not below anything.
+    return np.asarray(np.where(ranked.risk <= risk, ranked.accepted, 0).max(axis=1) / ranked.n)
+
+
+def risk_at_coverage(ranked: Ranked, *, coverage: float) -> Probabilities:
+    """Share wrong among the least doubtful answers, at least this share of all (expected over ties)."""
+    wanted = np.maximum(1, np.ceil(coverage * ranked.n - 1e-9).astype(np.int64))
+    pool = (ranked.accepted < wanted[:, None]).sum(axis=1)[:, None]
+    accepted, accepted_wrong, total, wrong = (
+        np.take_along_axis(each, pool, axis=1)[:, 0]
+        for each in (ranked.accepted, ranked.accepted_wrong, ranked.total, ranked.wrong)
+    )
+    return np.asarray((accepted_wrong - (accepted - wanted) * (wrong / total)) / wanted)
+
+
+def _harmonic(n: int) -> Probabilities:
+    """H(0) .. H(n), the sums of 1/k."""
+    return np.concatenate(([0.0], np.cumsum(1 / np.arange(1, n + 1))))

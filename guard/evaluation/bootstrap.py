@@ -1,0 +1,200 @@
+"""Paired bootstrap: how sure a mean over test sets, or a difference of two methods, is.
+
+Answers are drawn anew within each test set, whole questions at a time, and all methods are judged on
+the same draws, so that what makes a set hard cancels out of a difference. The fitted methods and the
+choice of data sets stay as they are: an interval speaks of other answers on these sets, not of other
+sets. Each answer keeps its rank; a draw only counts how often it is there.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import InputError, did_you_mean
+from guard.evaluation.measures import Measure
+from guard.evaluation.protocol import Predictions
+from guard.metrics import Ranked
+
+#: Draws times answers that are judged at once; arrays of this size stay in a processor's cache.
+_CHUNK = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its interval; None where it is not defined (a set with right answers only, say).
+
+    Attributes:
+        value: on the answers as they are.
+        low, high: percentile interval over the draws, by default of 95 %.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """How much better one method is than another, whichever direction is better.
+
+    Attributes:
+        estimate: mean over test sets of the difference, above 0 where the first method is better.
+        better: test sets on which the first method is better.
+        cells: test sets (train-test pairs one to one) that both methods could be judged on.
+    """
+
+    estimate: Estimate
+    better: int
+    cells: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bootstrap:
+    """Every measure of every method on every cell, as it is and in every draw.
+
+    Attributes:
+        cells: (train, test) of each cell.
+        methods: names.
+        measures: what was measured.
+        values: shape (methods, cells, measures); nan where not recorded or not defined.
+        draws: shape (methods, cells, measures, draws).
+        level: of the intervals, such as 0.95.
+    """
+
+    cells: tuple[tuple[str, str], ...]
+    methods: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    values: NDArray[np.float64]
+    draws: NDArray[np.float64]
+    level: float
+
+    def value(self, method: str, cell: tuple[str, str], measure: str) -> float | None:
+        """One measure of one method on one cell; None where not recorded or not defined.
+
+        Raises:
+            InputError: no such method, cell or measure.
+        """
+        if cell not in self.cells:
+            raise InputError(f"Nothing was trained on {cell[0]!r} and tested on {cell[1]!r}")
+        found = self.values[self._method(method), self.cells.index(cell), self._measure(measure)]
+        return None if np.isnan(found) else float(found)
+
+    def mean(self, method: str, measure: str) -> tuple[Estimate, int]:
+        """The mean over cells where the measure is defined, and how many these are.
+
+        Raises:
+            InputError: no such method or measure.
+        """
+        row, column = self._method(method), self._measure(measure)
+        defined = ~np.isnan(self.values[row, :, column])
+        return self._estimate(self.values[row, defined, column], self.draws[row, defined, column]), int(defined.sum())
+
+    def gain(self, method: str, against: str, measure: str) -> Gain:
+        """How much better the first method is, on the cells where both could be judged.
+
+        Raises:
+            InputError: no such method or measure.
+        """
+        first, second, column = self._method(method), self._method(against), self._measure(measure)
+        sign = self.measures[column].sign
+        values = sign * (self.values[first, :, column] - self.values[second, :, column])
+        defined = ~np.isnan(values)
+        draws = sign * (self.draws[first, defined, column] - self.draws[second, defined, column])
+        estimate = self._estimate(values[defined], draws)
+        return Gain(estimate=estimate, better=int((values[defined] > 0).sum()), cells=int(defined.sum()))
+
+    def _estimate(self, values: NDArray[np.float64], draws: NDArray[np.float64]) -> Estimate:
+        if not len(values):
+            return Estimate(None, None, None)
+        with warnings.catch_warnings():
+            # A draw of a tiny set may hold right answers only; it says nothing of that set.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            means = np.nanmean(draws, axis=0)
+            tail = (1 - self.level) / 2
+            low, high = np.nanquantile(means, [tail, 1 - tail])
+        return Estimate(float(values.mean()), float(low), float(high))
+
+    def _method(self, name: str) -> int:
+        if name not in self.methods:
+            raise InputError(f"There is no method {name!r}", fix=did_you_mean(name, self.methods))
+        return self.methods.index(name)
+
+    def _measure(self, name: str) -> int:
+        names = [measure.name for measure in self.measures]
+        if name not in names:
+            raise InputError(f"{name!r} was not measured", fix=did_you_mean(name, names))
+        return names.index(name)
+
+
+def bootstrap(
+    predictions: Sequence[Predictions],
+    measures: Sequence[Measure],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Bootstrap:
+    """Judge all methods on all cells, on the answers as they are and on resamples of them.
+
+    Draws depend on the seed, the test set's name and its questions only, so the same draws are made
+    for every training set and every protocol.
+
+    Args:
+        predictions: cells of one protocol.
+        measures: what to measure.
+        draws: how many resamples.
+        seed: of the draws.
+        level: of the intervals.
+
+    Raises:
+        InputError: no predictions, fewer than one draw, or a level that is not between 0 and 1.
+    """
+    if not predictions or draws < 1 or not 0 < level < 1:
+        raise InputError(
+            "A bootstrap needs predictions, at least one draw, and a level between 0 and 1",
+            why=f"got {len(predictions)} predictions, {draws} draws, level {level}",
+        )
+    methods = tuple(dict.fromkeys(name for each in predictions for name in (*each.p_wrong, *each.missing)))
+    shape = (len(methods), len(predictions), len(measures))
+    values, drawn = np.full(shape, np.nan), np.full((*shape, draws), np.nan)
+    for cell, each in enumerate(predictions):
+        counts = resamples(each.group, draws=draws, seed=zlib.crc32(each.test.encode()) ^ seed)
+        for name, p_wrong in each.p_wrong.items():
+            row = methods.index(name)
+            values[row, cell] = [measure.value(p_wrong, each.wrong) for measure in measures]
+            drawn[row, cell] = _judged(p_wrong, each.wrong, counts, measures)
+    cells = tuple((each.train, each.test) for each in predictions)
+    return Bootstrap(cells, methods, tuple(measures), values, drawn, level)
+
+
+def resamples(group: NDArray[np.intp], *, draws: int, seed: int) -> NDArray[np.int32]:
+    """How often each row is in each draw, shape (draws, n).
+
+    Groups, numbered from 0, are drawn with replacement, as many as there are; rows follow their group.
+    """
+    groups = int(group.max()) + 1
+    chosen = np.random.default_rng(seed).integers(groups, size=(draws, groups))
+    chosen += np.arange(draws)[:, None] * groups
+    counts = np.bincount(chosen.ravel(), minlength=draws * groups).reshape(draws, groups)
+    return counts[:, group].astype(np.int32)
+
+
+def _judged(
+    p_wrong: NDArray[np.float64],
+    wrong: NDArray[np.bool_],
+    counts: NDArray[np.int32],
+    measures: Sequence[Measure],
+) -> NDArray[np.float64]:
+    """All measures in all draws, shape (measures, draws)."""
+    step = max(1, _CHUNK // len(wrong))
+    parts = []
+    for start in range(0, len(counts), step):
+        ranked = Ranked.of(p_wrong, wrong, counts=counts[start : start + step])
+        parts.append(np.stack([measure.function(ranked) for measure in measures]))
+    return np.concatenate(parts, axis=1)

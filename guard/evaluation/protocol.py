@@ -1,0 +1,481 @@
+"""Who is trained on what and tested on what. Pure: tables go in, probabilities come out.
+
+Four protocols, from friendly to hard:
+
+    within           folds of one set, a question never in two folds
+    one to one       fitted on one set, tested on each other set
+    others to one    fitted on all sets but one, tested on that one
+    shift            fitted on one precision or engine, tested on another, a question never in both
+
+What comes out keeps every answer's probability, so that two methods can be compared answer by answer.
+It holds no question and no answer: questions become numbers that only say which rows belong together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import InputError, ScorerError
+
+Kind = Literal["guard", "baseline", "control", "reference"]
+
+#: Probabilities nearer than this count as equal; it keeps files small and reading them back exact.
+DECIMALS = 7
+
+
+class Table(Protocol):
+    """Recorded answers as columns."""
+
+    @property
+    def dataset(self) -> NDArray[np.str_]:
+        """Name of each answer's data set, shape (n,)."""
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Whether each answer is wrong, shape (n,)."""
+
+    @property
+    def group(self) -> NDArray[np.str_]:
+        """Identity of each answer's question, shape (n,); equal questions must not be parted."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: NDArray[np.intp]) -> Table:
+        """The rows of these indices, in this order."""
+
+
+class Fitted(Protocol):
+    """A method after training."""
+
+    def p_wrong(self, table: Table) -> NDArray[np.float64]:
+        """Calibrated probability of being wrong of each answer, shape (n,).
+
+        Raises:
+            InputError: the table lacks a signal that the method reads.
+        """
+
+
+class Method(Protocol):
+    """A way to tell wrong answers from right ones."""
+
+    @property
+    def name(self) -> str:
+        """Short label, unique among the methods of a run."""
+
+    @property
+    def kind(self) -> Kind:
+        """guard's own, a baseline, a control (should be poor), or a costly reference."""
+
+    @property
+    def passes(self) -> float:
+        """Model passes in units of one answer: 1 is free, 6 means sampling five answers more."""
+
+    def fit(self, table: Table, *, seed: int) -> Fitted:
+        """Train on labelled answers.
+
+        Raises:
+            InputError: the table lacks a signal that the method reads, or too few answers.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a progress callback gets before each piece of work.
+
+    Attributes:
+        setting: the protocol, as in `Predictions`.
+        method: name of the method.
+        test: the set that is next; ``all other sets`` where one training serves several.
+        done: pieces finished.
+        total: pieces in this protocol.
+    """
+
+    setting: str
+    method: str
+    test: str
+    done: int
+    total: int
+
+
+Progress = Callable[[Step], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What all methods said about one test set after one kind of training.
+
+    Attributes:
+        setting: ``within``, ``one to one``, ``others to one`` or ``shift: NAME``.
+        train: the data set(s) or the precision that was trained on.
+        test: the data set that was tested on.
+        wrong: shape (n,), whether each answer is wrong.
+        group: shape (n,), which answers share a question.
+        p_wrong: by method, shape (n,); never from a training that saw the row's question.
+        missing: by method that could not be fitted or applied, the reason.
+    """
+
+    setting: str
+    train: str
+    test: str
+    wrong: NDArray[np.bool_]
+    group: NDArray[np.intp]
+    p_wrong: Mapping[str, NDArray[np.float64]]
+    missing: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; `from_json` gives exactly the same record back."""
+        return {
+            "setting": self.setting,
+            "train": self.train,
+            "test": self.test,
+            "wrong": self.wrong.astype(int).tolist(),
+            "group": self.group.tolist(),
+            "p_wrong": {name: values.tolist() for name, values in self.p_wrong.items()},
+            "missing": dict(self.missing),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Predictions:
+        """Read what `to_json` gave.
+
+        Raises:
+            InputError: a field is missing, or the columns differ in length.
+        """
+        try:
+            wrong = np.array(value["wrong"], np.bool_)
+            group = np.array(value["group"], np.intp)
+            p_wrong = {str(name): np.array(each, np.float64) for name, each in value["p_wrong"].items()}
+            names = {name: str(value[name]) for name in ("setting", "train", "test")}
+            missing = {str(name): str(reason) for name, reason in value["missing"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError("These are no predictions of guard evaluate", why=repr(error)) from error
+        if {each.shape for each in (wrong, group, *p_wrong.values())} != {(len(wrong),)}:
+            raise InputError(f"Predictions on {names['test']!r} have columns of different lengths")
+        return cls(wrong=wrong, group=group, p_wrong=p_wrong, missing=missing, **names)
+
+
+def predictions_to_json(predictions: Sequence[Predictions]) -> str:
+    """All predictions as one JSON text."""
+    return json.dumps([each.to_json() for each in predictions], allow_nan=False)
+
+
+def predictions_from_json(text: str) -> tuple[Predictions, ...]:
+    """Read what `predictions_to_json` gave.
+
+    Raises:
+        InputError: not JSON, or not predictions.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError("The predictions are not JSON", why=str(error)) from error
+    if not isinstance(values, list):
+        raise InputError("The predictions must be a list", why=f"got {type(values).__name__}")
+    return tuple(Predictions.from_json(each) for each in values)
+
+
+# -- protocols ---------------------------------------------------------------------------------
+
+
+def within(
+    table: Table, methods: Sequence[Method], *, folds: int = 5, seed: int = 0, progress: Progress | None = None
+) -> tuple[Predictions, ...]:
+    """Cross-fit every method within each data set.
+
+    Args:
+        table: labelled answers of one model.
+        methods: what to compare.
+        folds: parts of each set; each part is scored by a fit on the others.
+        seed: of the folds and of the methods.
+        progress: called before each piece of work.
+
+    Returns:
+        One record for each data set, in the order of their names.
+
+    Raises:
+        InputError: fewer questions than folds in a set, or two methods of one name.
+        ScorerError: a method gave something else than probabilities.
+    """
+    sets = datasets_of(table)
+    report = _reporter(progress, "within", len(sets) * len(_checked(methods)))
+    out = []
+    for name in sets:
+        part = table.take(np.flatnonzero(table.dataset == name))
+        fold = folds_of(part.group, part.wrong, folds=folds, seed=seed)
+        score = partial(_cross_fitted, train=part, train_fold=fold, test=part, test_fold=fold, seed=seed)
+        out.append(_predictions("within", name, name, part, methods, score, report))
+    return tuple(out)
+
+
+def others_to_one(
+    table: Table, methods: Sequence[Method], *, seed: int = 0, progress: Progress | None = None
+) -> tuple[Predictions, ...]:
+    """Train on all data sets but one, test on that one.
+
+    Questions of the test set that other sets hold too are left out of the training. Arguments,
+    result and errors are those of `within`, without folds; at least two sets are needed.
+    """
+    sets = _several(table)
+    report = _reporter(progress, "others to one", len(sets) * len(_checked(methods)))
+    out = []
+    for name in sets:
+        test = table.take(np.flatnonzero(table.dataset == name))
+        train = table.take(np.flatnonzero((table.dataset != name) & ~np.isin(table.group, test.group)))
+        score = partial(_trained_and_tested, train=train, test=test, seed=seed)
+        out.append(_predictions("others to one", "all other sets", name, test, methods, score, report))
+    return tuple(out)
+
+
+def one_to_one(
+    table: Table, methods: Sequence[Method], *, seed: int = 0, progress: Progress | None = None
+) -> tuple[Predictions, ...]:
+    """Train on one data set, test on each other set; the diagonal is what `within` gives.
+
+    Test questions that the training set holds too are not tested on, so that a cell may have fewer
+    answers than its set, and is left out where none remain. Arguments, result (one record for each
+    ordered pair) and errors are those of `within`, without folds; at least two sets are needed.
+    """
+    sets = _several(table)
+    report = _reporter(progress, "one to one", len(sets) * len(_checked(methods)))
+    out = []
+    for source in sets:
+        train = table.take(np.flatnonzero(table.dataset == source))
+        fitted: dict[str, Fitted | InputError] = {}
+        for method in methods:
+            report(method.name, "all other sets")
+            fitted[method.name] = _fit_or_reason(method, train, seed=seed)
+        for target in sets:
+            test = table.take(np.flatnonzero((table.dataset == target) & ~np.isin(table.group, train.group)))
+            if target != source and len(test):
+                score = partial(_applied, fitted=fitted, test=test)
+                out.append(_predictions("one to one", source, target, test, methods, score, None))
+    return tuple(out)
+
+
+def shift(
+    train: Table,
+    test: Table,
+    methods: Sequence[Method],
+    *,
+    name: str,
+    folds: int = 5,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Predictions, ...]:
+    """Train on records of one precision or engine, test on those of another, within each data set.
+
+    Both tables usually hold the same questions, so folds are drawn over both: an answer is scored
+    by a fit that saw its question under neither precision.
+
+    Args:
+        train: labelled answers of the model as it was calibrated.
+        test: labelled answers of the model as it is used.
+        methods: what to compare.
+        name: of the shift, such as ``Q8_0 to Q4_K_M``.
+        folds: parts of each set.
+        seed: of the folds and of the methods.
+        progress: called before each piece of work.
+
+    Returns:
+        One record for each data set that both tables hold, in the order of their names.
+
+    Raises:
+        InputError: no set in common, fewer questions than folds, or two methods of one name.
+        ScorerError: a method gave something else than probabilities.
+    """
+    sets = [each for each in datasets_of(test) if each in datasets_of(train)]
+    if not sets:
+        known = ", ".join(datasets_of(train))
+        raise InputError(f"The tables of the shift {name!r} have no data set in common", why=f"trained on: {known}")
+    setting = f"shift: {name}"
+    report = _reporter(progress, setting, len(sets) * len(_checked(methods)))
+    out = []
+    for each in sets:
+        seen = train.take(np.flatnonzero(train.dataset == each))
+        new = test.take(np.flatnonzero(test.dataset == each))
+        both = np.concatenate((seen.group, new.group)), np.concatenate((seen.wrong, new.wrong))
+        fold = folds_of(*both, folds=folds, seed=seed)
+        score = partial(
+            _cross_fitted, train=seen, train_fold=fold[: len(seen)], test=new, test_fold=fold[len(seen) :], seed=seed
+        )
+        out.append(_predictions(setting, f"{each} ({name})", each, new, methods, score, report))
+    return tuple(out)
+
+
+# -- parts of tables ---------------------------------------------------------------------------
+
+
+def datasets_of(table: Table) -> tuple[str, ...]:
+    """Names of the data sets of a table, sorted.
+
+    Raises:
+        InputError: the table has no rows.
+    """
+    if not len(table):
+        raise InputError("There are no labelled answers to evaluate")
+    return tuple(str(name) for name in np.unique(table.dataset))
+
+
+def capped(table: Table, *, per_set: int, seed: int = 0) -> Table:
+    """At most this many answers of each set, drawn question by question, in their old order.
+
+    Questions are taken in random order while all their answers still fit.
+
+    Raises:
+        InputError: a cap below 1, or no rows.
+    """
+    if per_set < 1:
+        raise InputError(f"The cap per set must be at least 1, got {per_set}")
+    rng = np.random.default_rng(seed)
+    kept = []
+    for name in datasets_of(table):
+        rows = np.flatnonzero(table.dataset == name)
+        groups, group = np.unique(table.group[rows], return_inverse=True)
+        order = rng.permutation(len(groups))
+        sizes = np.bincount(group)[order]
+        kept.append(rows[np.isin(group, order[np.cumsum(sizes) <= per_set])])
+    return table.take(np.sort(np.concatenate(kept)))
+
+
+def folds_of(group: NDArray[np.str_], wrong: NDArray[np.bool_], *, folds: int, seed: int) -> NDArray[np.intp]:
+    """The fold of each row, shape (n,); rows of one group share it.
+
+    Groups are shuffled, ordered by their share of wrong answers, and dealt out like cards, so that
+    folds differ by at most one group of each kind.
+
+    Raises:
+        InputError: fewer than two folds, or fewer groups than folds.
+    """
+    names, index = np.unique(group, return_inverse=True)
+    if not 2 <= folds <= len(names):
+        raise InputError(
+            f"{len(names)} different questions cannot be parted into {folds} folds",
+            fix="Take at least 2 folds, and at least as many questions of each set as folds.",
+        )
+    share_wrong = np.bincount(index, wrong) / np.bincount(index)
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    dealt = shuffled[np.argsort(share_wrong[shuffled], kind="stable")]
+    fold = np.empty(len(names), np.intp)
+    fold[dealt] = np.arange(len(names)) % folds
+    return np.asarray(fold[index])
+
+
+def _several(table: Table) -> tuple[str, ...]:
+    sets = datasets_of(table)
+    if len(sets) < 2:
+        raise InputError(
+            f"Transfer between data sets needs two or more of them, got only {sets[0]!r}",
+            fix="Record another set, or evaluate within sets only.",
+        )
+    return sets
+
+
+# -- fitting and scoring -----------------------------------------------------------------------
+
+
+def _checked(methods: Sequence[Method]) -> Sequence[Method]:
+    names = [method.name for method in methods]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice or not names:
+        what = f"Two methods are called {min(twice)!r}" if twice else "There is no method to evaluate"
+        raise InputError(what, fix="Give each method a name of its own." if twice else "")
+    return methods
+
+
+def _reporter(progress: Progress | None, setting: str, total: int) -> Callable[[str, str], None]:
+    done = 0
+
+    def report(method: str, test: str) -> None:
+        nonlocal done
+        if progress is not None:
+            progress(Step(setting=setting, method=method, test=test, done=done, total=total))
+        done += 1
+
+    return report
+
+
+def _predictions(
+    setting: str,
+    train: str,
+    test: str,
+    rows: Table,
+    methods: Sequence[Method],
+    score: Callable[[Method], NDArray[np.float64]],
+    report: Callable[[str, str], None] | None,
+) -> Predictions:
+    """Score the rows by each method; one that cannot is written down with its reason."""
+    p_wrong: dict[str, NDArray[np.float64]] = {}
+    missing: dict[str, str] = {}
+    for method in methods:
+        if report is not None:
+            report(method.name, test)
+        try:
+            p_wrong[method.name] = score(method)
+        except InputError as error:
+            missing[method.name] = str(error)
+    group = np.unique(rows.group, return_inverse=True)[1].astype(np.intp)
+    return Predictions(
+        setting, train, test, wrong=np.asarray(rows.wrong, np.bool_), group=group, p_wrong=p_wrong, missing=missing
+    )
+
+
+def _fit(method: Method, train: Table, *, seed: int) -> Fitted:
+    if not len(train) or train.wrong.all() or not train.wrong.any():
+        kind = "wrong" if len(train) and train.wrong.all() else "right"
+        raise InputError(
+            "Nothing can be learnt from this training set",
+            why=f"all of its {len(train)} answers are {kind}" if len(train) else "it is empty",
+        )
+    return method.fit(train, seed=seed)
+
+
+def _fit_or_reason(method: Method, train: Table, *, seed: int) -> Fitted | InputError:
+    try:
+        return _fit(method, train, seed=seed)
+    except InputError as error:
+        return error
+
+
+def _applied(method: Method, *, fitted: Mapping[str, Fitted | InputError], test: Table) -> NDArray[np.float64]:
+    found = fitted[method.name]
+    if isinstance(found, InputError):
+        raise found
+    return _scores(method, found, test)
+
+
+def _trained_and_tested(method: Method, *, train: Table, test: Table, seed: int) -> NDArray[np.float64]:
+    return _scores(method, _fit(method, train, seed=seed), test)
+
+
+def _cross_fitted(
+    method: Method,
+    *,
+    train: Table,
+    train_fold: NDArray[np.intp],
+    test: Table,
+    test_fold: NDArray[np.intp],
+    seed: int,
+) -> NDArray[np.float64]:
+    p_wrong = np.full(len(test), np.nan)
+    for fold in np.unique(test_fold):
+        rows = np.flatnonzero(test_fold == fold)
+        fitted = _fit(method, train.take(np.flatnonzero(train_fold != fold)), seed=seed)
+        p_wrong[rows] = _scores(method, fitted, test.take(rows))
+    return p_wrong
+
+
+def _scores(method: Method, fitted: Fitted, test: Table) -> NDArray[np.float64]:
+    p_wrong = np.asarray(fitted.p_wrong(test), np.float64)
+    if p_wrong.shape != (len(test),) or not ((p_wrong >= 0) & (p_wrong <= 1)).all():
+        raise ScorerError(
+            f"The method {method.name!r} must give one probability from 0 to 1 for each of {len(test)} answers",
+            why=f"got shape {p_wrong.shape}, values {p_wrong.ravel()[:3]} ..",
+        )
+    return np.round(p_wrong, DECIMALS)
