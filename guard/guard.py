@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,13 +12,15 @@ import tenacity
 
 from guard.backends import EMBEDDED, load_engine
 from guard.backends.base import Engine
+from guard.certificate import Answering, Basis, Certificates, certified_policy
 from guard.errors import InputError, ScorerError, did_you_mean
 from guard.escalation import Handler, check_handlers, log_handler
 from guard.ledger import OWN_ENGINE, Ledger
 from guard.loop import Answerer, Call, Source, score_of
 from guard.policy import Policy, load_policy
-from guard.records import CapturePoint, Limits, Outcome, Prompt, Sampling, Score
-from guard.scorer import Scorer, load_scorer, shipped_scorer
+from guard.policy_promise import fallbacks_of, procedure_sha256
+from guard.records import Attempt, CapturePoint, Limits, Outcome, Prompt, Sampling, Score
+from guard.scorer import Binding, Scorer, load_scorer, shipped_scorer
 from guard.signature import SignatureObserver
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ class Guard:
         store: Store | str | Path | None = None,
         force_scorer: bool = False,
         handler_timeout_s: float = 10.0,
+        certificate: Certificates | str | Path | None = None,
     ) -> None:
         """
         Args:
@@ -56,19 +60,22 @@ class Guard:
             store: where ``review`` keeps its cases; by default the user's data folder.
             force_scorer: take a scorer that was fitted on another model; its scores are marked.
             handler_timeout_s: deadline of each handler, in seconds.
+            certificate: what ``guard certify`` wrote, or its file: gives the thresholds of a policy that
+                promises an error rate; by default the file that the policy names.
 
         Raises:
             ScorerMismatchError: the scorer was fitted on another model.
+            CertificateError: a policy with a promise, and no certificate that holds for it.
             InputError: the policy names a fallback or handler that is not known.
         """
         self._loaded = ExitStack()  # engines that `load` loaded
-        self.policy = policy
         self.engine = engine
         self.scorer = scorer.for_model(engine.model, capture_point_of(engine), force=force_scorer)
         self.sources: dict[str, Source | Answerer] = {
             name: _source(name, target) for name, target in (fallbacks or {}).items()
         }
-        self._check_fallbacks()
+        self._check_fallbacks(policy)
+        self.policy = certified_policy(policy, certificate, basis=partial(self.basis, policy))
         self.handlers = self._with_builtin_handlers(handlers or {}, store)
         if policy.mode == "enforce":
             check_handlers(policy.handler_names(), self.handlers)
@@ -87,6 +94,7 @@ class Guard:
         handlers: Mapping[str, Handler] | None = None,
         store: Store | str | Path | None = None,
         force_scorer: bool = False,
+        certificate: Certificates | str | Path | None = None,
     ) -> Self:
         """Load model, scorer and policy by name or path.
 
@@ -96,7 +104,7 @@ class Guard:
             policy: a file, a built-in (``strict``, ``balanced``, ``permissive``, ``shadow``), or a `Policy`.
             engine: ``llama.cpp`` or ``transformers``, where both can load the model.
             engine_options: for the engine's ``load``, such as ``{"context_tokens": 8192}``.
-            fallbacks, handlers, store, force_scorer: see `Guard`.
+            fallbacks, handlers, store, force_scorer, certificate: see `Guard`.
         """
         if scorer is None and str(model) != EMBEDDED:
             raise ScorerError(
@@ -118,6 +126,7 @@ class Guard:
                 handlers=handlers,
                 store=store,
                 force_scorer=force_scorer,
+                certificate=certificate,
             )
             guard._loaded = loaded.pop_all()
             return guard
@@ -164,6 +173,24 @@ class Guard:
         call = self._call(prompt, route, sampling, limits, metadata)
         await tenacity.AsyncRetrying(**call.bounds)(call.aattempt)
         return await call.afinish()
+
+    def attempts(self, prompt: Asked, *, route: str | None = None, limits: Limits | None = None) -> tuple[Attempt, ...]:
+        """All attempts of a guarded call, without carrying out its last decision: nobody is told anything.
+
+        Raises:
+            InputError, PromptTooLongError, ChatTemplateError: the question cannot be put.
+        """
+        call = self._call(prompt, route, Sampling(), limits, None)
+        tenacity.Retrying(**call.bounds)(call.attempt)
+        return tuple(call.ledger.attempts)
+
+    def basis(self, policy: Policy, route: str | None = None) -> Basis:
+        """What a certificate for a route of this policy, with this model and scorer, holds for."""
+        return Basis(
+            own=_answering(self.engine, self.scorer),
+            fallbacks={name: _source_basis(self.sources[name]) for name in fallbacks_of(policy.plan(route))},
+            procedure_sha256=procedure_sha256(policy, route),
+        )
 
     def score(self, prompt: Asked, response: str) -> Score:
         """Score an answer that exists already, by running the model over it.
@@ -215,11 +242,11 @@ class Guard:
     def _observer(self) -> SignatureObserver:
         return SignatureObserver(temperatures=self.scorer.schema.temperatures)
 
-    def _check_fallbacks(self) -> None:
-        for name in self.policy.fallback_names():
+    def _check_fallbacks(self, policy: Policy) -> None:
+        for name in policy.fallback_names():
             if name not in self.sources:
                 raise InputError(
-                    f"The policy '{self.policy.name}' falls back to '{name}', which is not there",
+                    f"The policy '{policy.name}' falls back to '{name}', which is not there",
                     fix=did_you_mean(name, self.sources) or "Pass it in fallbacks=, or declare it in the policy",
                 )
 
@@ -242,6 +269,15 @@ class Guard:
 def capture_point_of(engine: Engine) -> CapturePoint:
     """Where an engine records; the MLP's output unless it says otherwise."""
     return getattr(engine, "capture_point", "mlp")
+
+
+def _answering(engine: Engine, scorer: Scorer | None) -> Answering:
+    binding = Binding.of(engine.model, capture_point_of(engine))
+    return Answering(model=binding, scorer_sha256=scorer.sha256 if scorer else None)
+
+
+def _source_basis(source: Source | Answerer) -> Answering | None:
+    return _answering(source.engine, source.scorer) if isinstance(source, Source) else None
 
 
 def _source(name: str, target: Guard | Source | Answerer) -> Source | Answerer:

@@ -38,92 +38,11 @@ from guard.policy_document import (
     Settings,
 )
 from guard.policy_file import InvalidPolicyError, Location, Problem, location_text, read_text, read_yaml
+from guard.policy_plan import NOTHING_USED, Line, Plan, ToolPlan, Used
 from guard.records import Action, Decision
-
-
-@dataclass(frozen=True, slots=True)
-class Used:
-    """What a guarded call has used up so far.
-
-    Attributes:
-        retries: retries made.
-        fallbacks: names of the fallbacks that have answered or failed.
-        spent: whether the budget (attempts, tokens or seconds) allows no further generation.
-    """
-
-    retries: int = 0
-    fallbacks: frozenset[str] = frozenset()
-    spent: bool = False
-
-
-NOTHING_USED = Used()
 
 #: The section of a policy's ``tools`` that is for tools without a section of their own.
 ANY_TOOL = "default"
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One rule, ready to be tried.
-
-    Attributes:
-        name: the rule's own name, or its place and action.
-        action: what it does.
-        below: holds where p_wrong is less than this; infinity where it takes every answer.
-        settings: for the loop to carry out.
-    """
-
-    name: str
-    action: Action
-    below: float
-    settings: Settings
-
-    @property
-    def condition(self) -> str:
-        """The condition in one piece, as ``p_wrong < 0.25``."""
-        return "always" if self.below == math.inf else f"p_wrong < {self.below:g}"
-
-    def used_up(self, used: Used) -> str | None:
-        """Why the rule is passed over in this call, or None where it is not."""
-        settings = self.settings
-        if isinstance(settings, Retry):
-            if used.retries >= settings.times:
-                return f"{self.name} has used its {_count(settings.times, 'retry', 'retries')}"
-            return f"{self.name} is passed over since the budget is spent" if used.spent else None
-        # A fixed text costs nothing, so only engines and callables can be used up.
-        if isinstance(settings, Fallback) and settings.to is not None:
-            if settings.to in used.fallbacks:
-                return f"{self.name} is passed over since '{settings.to}' was used already"
-            return f"{self.name} is passed over since the budget is spent" if used.spent else None
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What holds for one route, or for calls without one.
-
-    Attributes:
-        rules: in the order in which they are tried; the last takes every answer.
-        on_error: taken where there is no score.
-        budget: of one guarded call.
-    """
-
-    rules: tuple[Line, ...]
-    on_error: Line
-    budget: Budget
-
-
-@dataclass(frozen=True, slots=True)
-class ToolPlan:
-    """What holds where an answer calls a tool, in place of the plan of other answers.
-
-    Attributes:
-        rules: as in `Plan`; None where they are those of other answers.
-        on_error: likewise.
-    """
-
-    rules: tuple[Line, ...] | None
-    on_error: Line | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +59,7 @@ class Policy:
         tools: what differs where an answer calls a tool, by its name; ``default`` is for all others.
         calls: which scores decide where there are several.
         streaming: ``hold`` an answer until its decision, or show it ``live``.
+        certificate: the file that gives the thresholds of promises; None where the document names none.
     """
 
     name: str
@@ -151,6 +71,7 @@ class Policy:
     tools: Mapping[str, ToolPlan] = field(default_factory=dict)
     calls: Calls = field(default_factory=Calls)
     streaming: Literal["hold", "live"] = "hold"
+    certificate: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles: the read-only views of the mappings allow neither by themselves."""
@@ -227,7 +148,10 @@ def load_policy(source: str | Path) -> Policy:
         InvalidPolicyError: the file's text is wrong; every problem has its line and column.
     """
     path = _find(source)
-    return parse_policy(read_text(path), where=str(path))
+    policy = parse_policy(read_text(path), where=str(path))
+    if policy.certificate is None:
+        return policy
+    return replace(policy, certificate=str(path.parent / Path(policy.certificate).expanduser()))
 
 
 def parse_policy(text: str, *, where: str = "<policy>") -> Policy:
@@ -302,6 +226,7 @@ def _policy(document: Document) -> Policy:
         tools=MappingProxyType(tools),
         calls=document.calls,
         streaming=document.streaming,
+        certificate=document.certificate,
     )
 
 
@@ -319,11 +244,18 @@ def _lines(prefix: Location, rules: tuple[Rule, ...]) -> tuple[Line, ...]:
         Line(
             name=rule_label((*prefix, "rules", number), rule),
             action=rule.action,
-            below=math.inf if rule.settings.below is None else rule.settings.below,
+            below=_threshold(rule),
             settings=rule.settings,
+            promise=rule.promise,
         )
         for number, rule in enumerate(rules)
     )
+
+
+def _threshold(rule: Rule) -> float:
+    if rule.promise:
+        return 0.0
+    return math.inf if rule.settings.below is None else rule.settings.below
 
 
 def _on_error_line(prefix: Location, on_error: OnError) -> Line:
@@ -353,7 +285,7 @@ def decide(
             policy's ``tools``, and the most careful decision is taken; of equals the first.
 
     Raises:
-        PolicyError: the policy has no such route.
+        PolicyError: the policy has no such route, or a threshold that is to come from a certificate.
     """
     if p_wrong is None:
         return decide_error(policy, error="the answer has no score", route=route, used=used, tools=tools)
@@ -392,6 +324,8 @@ def _most_careful(decisions: list[Decision]) -> Decision:
 
 
 def _by_rules(rules: tuple[Line, ...], p_wrong: float, used: Used) -> Decision:
+    if rules[0].is_uncertified:  # a promise is always the first rule
+        raise uncertified(rules[0])
     passed: list[Line] = []
     for line in rules:
         if p_wrong < line.below:
@@ -400,6 +334,15 @@ def _by_rules(rules: tuple[Line, ...], p_wrong: float, used: Used) -> Decision:
             passed.append(line)
     reason = _reason(p_wrong, line, rules, passed, used)
     return Decision(line.action, line.name, reason, p_wrong, line.settings)
+
+
+def uncertified(line: Line) -> PolicyError:
+    """The error of deciding by a rule that has no threshold yet."""
+    return PolicyError(
+        f"{line.name} has no threshold yet",
+        why=f"it promises {line.promise}, and only a certificate can say below which score that holds",
+        fix="Make one with guard certify, and give it with the policy's 'certificate' or --certificate",
+    )
 
 
 def _by_on_error(line: Line, error: str, used: Used) -> Decision:
@@ -419,10 +362,6 @@ def _reason(p_wrong: float, line: Line, rules: tuple[Line, ...], passed: list[Li
     if len(rules) == 1:
         return f"{line.name} takes every answer (p_wrong {p_wrong:.4g})"
     return f"p_wrong {p_wrong:.4g} is not below {rules[-2].below:g}"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 # -- explaining --------------------------------------------------------------------------------
@@ -465,7 +404,10 @@ def explain(policy: Policy, p_wrong: float, route: str | None = None, *, used: U
         raise PolicyError(f"A score is a probability from 0 to 1, got {p_wrong}")
     steps: list[Step] = []
     decided: Line | None = None
-    for line in policy.plan(route).rules:
+    rules = policy.plan(route).rules
+    if rules[0].is_uncertified:
+        raise uncertified(rules[0])
+    for line in rules:
         holds = p_wrong < line.below
         used_up = line.used_up(used) if holds else None
         decides = holds and used_up is None and decided is None
@@ -488,6 +430,6 @@ __all__ = [
     "ANY_TOOL", "NOTHING_USED", "Abstain", "Accept", "Budget", "Calls", "Escalate", "Fallback",
     "FallbackEngine", "InvalidPolicyError", "Line", "Plan", "Policy", "Problem", "Retry", "Settings", "Step",
     "ToolPlan", "Used", "builtin_policies", "decide", "decide_error", "explain", "json_schema", "load_policy",
-    "parse_policy",
+    "parse_policy", "uncertified",
 ]
 # fmt: on

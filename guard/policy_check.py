@@ -247,6 +247,7 @@ def _check_rules(source: Source) -> Iterator[Problem]:
     sections = list(_sections(source.data))
     for section in sections:
         yield from _check_order(source, section)
+        yield from _check_promises(source, section)
         yield from _check_names(source, section)
         yield from _check_attempts(source, section)
     declared = source.data.get("fallbacks")
@@ -322,6 +323,8 @@ def _check_order(source: Source, section: _Section) -> Iterator[Problem]:
             )
         else:
             most_careful = rule.action
+        if rule.promise:  # its threshold comes later, and is checked against the others then
+            continue
         if below is None:
             all_of = label
         elif below <= line:
@@ -331,6 +334,20 @@ def _check_order(source: Source, section: _Section) -> Iterator[Problem]:
             line, line_of = below, label
     if last is not None and last[1] is not None and not all_of:
         yield source.problem(last[0], _no_end(last[1].settings.below))
+
+
+def _check_promises(source: Source, section: _Section) -> Iterator[Problem]:
+    """A promise is about all accepted answers, so no other rule may accept any."""
+    accepting = [(at, rule) for at, rule in _own_rules(section) if rule and rule.action is Action.ACCEPT]
+    if not any(rule.promise for _, rule in accepting):
+        return
+    if section.prefix[:1] == ("tools",):
+        at = next(at for at, rule in accepting if rule.promise)
+        message = "a promise cannot be certified for answers that call a tool. Give the tool's rule a 'below'"
+        yield source.problem((*at, "accept", "max_error_rate"), message)
+    for at, _ in accepting[1:]:
+        message = f"{location_text(accepting[0][0])} accepts too, and a promise is about all accepted answers. Keep one"
+        yield source.problem(at, message)
 
 
 def _no_end(below: float | None) -> str:

@@ -7,6 +7,7 @@ can fire, something catches all) is in `guard.policy_check`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
@@ -126,13 +127,59 @@ class Abstain(_Strict):
 Settings = Accept | Retry | Fallback | Escalate | Abstain
 
 
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Of the accepted answers at most a share ``max_error_rate`` is wrong, with this confidence."""
+
+    max_error_rate: float
+    confidence: float
+
+    def __str__(self) -> str:
+        return f"max_error_rate {self.max_error_rate:g} at confidence {self.confidence:g}"
+
+
 # The same actions as rules, with a threshold and a name. Retries and fallbacks can be used up, so
 # they always need a threshold: the rule that takes every answer must be another one.
 
 
 class AcceptRule(Accept):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "dependentRequired": {"max_error_rate": ["confidence"], "confidence": ["max_error_rate"]},
+            "not": {"required": ["below", "max_error_rate"]},
+        },
+    )
+
     below: Below | None = None
+    max_error_rate: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Largest share of wrong answers among the accepted; a certificate gives the threshold.",
+    )
+    confidence: float | None = Field(
+        default=None, ge=0.5, lt=1, description="With which max_error_rate must be promised."
+    )
     name: RuleName = None
+
+    @model_validator(mode="after")
+    def _threshold_or_promise(self) -> AcceptRule:
+        if (self.max_error_rate is None) != (self.confidence is None):
+            there, missing = "max_error_rate", "confidence"
+            if self.max_error_rate is None:
+                there, missing = missing, there
+            message = "'{there}' needs '{missing}' beside it, as in accept: {{max_error_rate: 0.05, confidence: 0.9}}"
+            raise PydanticCustomError("guard", message.format(there=there, missing=missing))
+        if self.max_error_rate is not None and self.below is not None:
+            raise PydanticCustomError("guard", "accept takes 'below' or 'max_error_rate', not both")
+        return self
+
+    @property
+    def promise(self) -> Promise | None:
+        """What is promised of the accepted answers, if anything."""
+        if self.max_error_rate is None or self.confidence is None:
+            return None
+        return Promise(self.max_error_rate, self.confidence)
 
 
 class RetryRule(Retry):
@@ -231,6 +278,11 @@ class Rule(_OneAction):
         settings: AnyRule = getattr(self, self.action)
         return settings
 
+    @property
+    def promise(self) -> Promise | None:
+        """What the rule promises, where a certificate is to give its threshold."""
+        return self.accept.promise if self.accept else None
+
 
 class OnError(_OneAction):
     """What is done where there is no score. Not a retry: what failed would most likely fail again."""
@@ -324,6 +376,10 @@ class Document(_Strict):
         default="hold",
         description="hold: nothing of an answer leaves before its decision; live: text is shown as it comes, and "
         "taken back if it turns out to be likely wrong.",
+    )
+    certificate: Text | None = Field(
+        default=None,
+        description="What guard certify wrote: the thresholds of max_error_rate. Relative to this file.",
     )
     fallbacks: dict[Name, FallbackEngine] = Field(default={}, max_length=MAX_FALLBACKS)
     routes: dict[Name, Route] = Field(default={}, max_length=500)

@@ -39,7 +39,7 @@ from guard.policy import (
 from guard.records import Action, Sampling
 
 REPOSITORY = Path(__file__).parent.parent
-BUILTIN = ("balanced", "permissive", "shadow", "strict")
+BUILTIN = ("balanced", "certified", "permissive", "shadow", "strict")
 
 #: Every action and every key, so that a test can change one thing.
 FULL = """\

@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 unexpected failure; 2 bad input (arguments, files, policy); 3 a scorer does not
 fit or cannot be fitted; 4 an engine failed or a package is missing; 5 deadline or cancelled; 6 store
-or escalation failed; 10 abstained; 11 escalated (both of ``guard ask`` only); 130 interrupted.
+or escalation failed; 10 abstained; 11 escalated (both of ``guard ask`` only); 12 not certifiable (of
+``guard certify``); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import typer
 from guard.cli import policy, review
 from guard.cli.ask import ask
 from guard.cli.calibrate import calibrate
+from guard.cli.certify import certify
 from guard.cli.demo import demo
 from guard.cli.doctor import doctor
 from guard.cli.output import fail
@@ -23,12 +25,13 @@ from guard.errors import GuardError
 app = typer.Typer(
     name="guard",
     help="Know when a local language model is wrong, and do something about it.",
-    epilog="Exit codes: 0 done, 2 bad input, 3 scorer, 4 engine, 5 deadline, 6 store, 10 abstained, 11 escalated.",
+    epilog="Exit codes: 0 done, 2 bad input, 3 scorer, 4 engine, 5 deadline, 6 store, 10 abstained, 11 escalated, "
+    "12 not certifiable.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (ask, demo, calibrate, score, doctor):
+for command in (ask, demo, calibrate, certify, score, doctor):
     app.command()(command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(review.app, name="review")

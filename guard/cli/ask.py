@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.output import AsJson, Engine, Force, ModelName, PolicyName, ScorerFile, StoreUrl, console, print_json
+from guard.cli.output import (
+    AsJson,
+    CertificateFile,
+    Engine,
+    Force,
+    ModelName,
+    PolicyName,
+    ScorerFile,
+    StoreUrl,
+    console,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from guard.records import Attempt, Outcome
@@ -21,6 +32,7 @@ def ask(
     model: ModelName = "smollm2",
     scorer: ScorerFile = None,
     policy: PolicyName = "balanced",
+    certificate: CertificateFile = None,
     route: Annotated[str | None, typer.Option(help="Section of the policy, such as medical.")] = None,
     engine: Engine = None,
     store: StoreUrl = None,
@@ -37,7 +49,15 @@ def ask(
     from guard.records import Limits
 
     text = sys.stdin.read() if question == "-" else question
-    with Guard.load(model, scorer=scorer, policy=policy, engine=engine, store=store, force_scorer=force) as guard:
+    with Guard.load(
+        model,
+        scorer=scorer,
+        policy=policy,
+        engine=engine,
+        store=store,
+        force_scorer=force,
+        certificate=certificate,
+    ) as guard:
         limits = Limits(max_tokens=max_tokens or guard.scorer.artefact.prompting.max_tokens, timeout_s=timeout)
         outcome = guard.ask(text, route=route, limits=limits)
     if as_json:

@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from guard.cli.asking import (
+    DataFiles,
+    GraderName,
+    Limit,
+    OnBad,
+    check_choice,
+    check_writable,
+    dataset_name,
+    file_sha256,
+    read_data,
+    under_progress,
+)
 from guard.cli.output import AsJson, Engine, ModelName, console, print_json
-from guard.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from guard.calibration import Fitted
@@ -22,16 +33,14 @@ _FEATURES = ("combined", "ilis", "logprob")
 
 
 def calibrate(
-    data: Annotated[list[Path], typer.Option("--data", "-d", help="JSON Lines (.gz too); give it once a file.")],
+    data: DataFiles,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the scorer is written.")],
     model: ModelName = "smollm2",
     engine: Engine = None,
     features: Annotated[str, typer.Option(help="combined, ilis (the published score alone) or logprob.")] = "combined",
-    grader: Annotated[
-        str | None, typer.Option(help="text, number, choice, regex or module:function; by default by the row.")
-    ] = None,
-    on_bad: Annotated[str, typer.Option("--on-bad", help="What bad rows do: stop or skip.")] = "stop",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each file, drawn by seed.")] = None,
+    grader: GraderName = None,
+    on_bad: OnBad = "stop",
+    limit: Limit = None,
     seed: Annotated[int, typer.Option(min=0, help="Of samples, splits and trees.")] = 0,
     system: Annotated[str | None, typer.Option(help="System message of every question; empty for none.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Token limit of an answer.")] = 32,
@@ -49,12 +58,10 @@ def calibrate(
     from guard.questions import SHORT_ANSWER_SYSTEM
     from guard.recording import Journal, Run
 
-    for what, value, known in (("--features", features, _FEATURES), ("--on-bad", on_bad, ("stop", "skip"))):
-        if value not in known:
-            raise InputError(f"There is no {what} {value}", fix=did_you_mean(value, known))
-    _check_writable(out)
+    check_choice("--features", features, _FEATURES)
+    check_writable(out, "scorer")
     grader_function = load_grader(grader) if grader else grade
-    rows, bad = _read(data, on_bad=on_bad, limit=limit, seed=seed)
+    rows, bad = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
     with load_engine(model, engine=engine) as loaded:
         run = Run(
             model=loaded.model,
@@ -74,62 +81,27 @@ def calibrate(
         _print(fitted, out, bad, skipped)
 
 
-def _check_writable(out: Path) -> None:
-    """Better said now than after an hour of questions."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"Cannot write the scorer to '{out}'", fix="Give a file in a folder that exists")
-
-
-def _read(
-    files: Sequence[Path], *, on_bad: str, limit: int | None, seed: int
-) -> tuple[list[tuple[str, Row]], list[tuple[Path, BadRow]]]:
-    from guard.questions import read_rows
-
-    rows: list[tuple[str, Row]] = []
-    bad: list[tuple[Path, BadRow]] = []
-    names = [_dataset_name(file) for file in files]
-    for name, file in zip(names, files, strict=True):
-        if names.count(name) > 1:
-            raise InputError(f"Two data files are called '{name}'", fix="Rename one: answers are kept by file name")
-        result = read_rows(file, on_bad=on_bad, limit=limit, seed=seed)  # type: ignore[arg-type]
-        rows += [(name, row) for row in result.rows]
-        bad += [(file, problem) for problem in result.bad]
-    return rows, bad
-
-
-def _dataset_name(file: Path) -> str:
-    return file.name.removesuffix(".gz").removesuffix(".jsonl")
-
-
 def _ask_all(engine: Any, rows: list[tuple[str, Row]], journal: Journal, run: Run) -> list[Skipped]:
     """Ask what was not asked yet, under a progress bar."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from guard.recording import Skipped, record_rows, row_key
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(stderr=True)) as progress:
-        known = journal.keys()
-        done = sum(row_key(dataset, row) in known for dataset, row in rows)
-        task = progress.add_task("asking", total=len(rows), completed=done)
-        for _ in record_rows(engine, rows, journal, run=run):
-            progress.advance(task)
+    known = journal.keys()
+    done = sum(row_key(dataset, row) in known for dataset, row in rows)
+    under_progress(record_rows(engine, rows, journal, run=run), total=len(rows), done=done)
     records = (journal.record(row_key(dataset, row)) for dataset, row in rows)
     return [record for record in records if isinstance(record, Skipped)]
 
 
 def _data_sets(files: Sequence[Path], splits: dict[str, Any]) -> list[DataSet]:
-    from hashlib import sha256
-
     from guard.scorer import DataSet
 
     labelled = [each for members in splits.values() for each in members]
     return [
         DataSet(
-            name=_dataset_name(file),
-            sha256=sha256(file.read_bytes()).hexdigest(),
-            rows=sum(each.record.dataset == _dataset_name(file) for each in labelled),
-            wrong=sum(each.wrong for each in labelled if each.record.dataset == _dataset_name(file)),
+            name=dataset_name(file),
+            sha256=file_sha256(file),
+            rows=sum(each.record.dataset == dataset_name(file) for each in labelled),
+            wrong=sum(each.wrong for each in labelled if each.record.dataset == dataset_name(file)),
         )
         for file in files
     ]

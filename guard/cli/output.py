@@ -21,6 +21,9 @@ ScorerFile = Annotated[
     str | None, typer.Option("--scorer", "-s", help="What guard calibrate wrote; not needed for smollm2.")
 ]
 PolicyName = Annotated[str, typer.Option("--policy", "-p", help="Policy file or built-in name.")]
+CertificateFile = Annotated[
+    str | None, typer.Option("--certificate", help="What guard certify wrote; by default what the policy names.")
+]
 Engine = Annotated[str | None, typer.Option("--engine", help="llama.cpp or transformers, where both can load it.")]
 Force = Annotated[bool, typer.Option("--force-scorer", help="Use a scorer of another model; scores are marked.")]
 StoreUrl = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.output import AsJson, console, print_json
+from guard.cli.output import AsJson, CertificateFile, console, print_json
 from guard.errors import InputError, PolicyError, did_you_mean
 
 if TYPE_CHECKING:
@@ -29,10 +29,15 @@ PolicySource = Annotated[str, typer.Argument(metavar="POLICY", help="A policy fi
 def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Policy files, or names of built-in policies.")],
     *,
+    certificate: CertificateFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find mistakes in policies: one line each, with file, line and column. Exit code 2 if any."""
-    reports = [_check(file) for file in files]
+    """Find mistakes in policies: one line each, with file, line and column. Exit code 2 if any.
+
+    For a policy that promises an error rate it also says whether its certificate fits its rules. Whether it
+    fits model and scorer is checked when they are loaded.
+    """
+    reports = [_check(file, certificate) for file in files]
     if as_json:
         print_json(reports)
     else:
@@ -61,13 +66,14 @@ def explain(
     score: Annotated[float, typer.Option(metavar="P", help="Probability of the answer being wrong, from 0 to 1.")],
     route: Annotated[str | None, typer.Option(metavar="ROUTE", help="Route that the caller names.")] = None,
     tool: Annotated[str | None, typer.Option(metavar="TOOL", help="Tool that the answer calls.")] = None,
+    certificate: CertificateFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which rule decides on an answer with this score, and why the others don't."""
     from guard.policy import Used, decide, load_policy
     from guard.policy import explain as steps_of
 
-    loaded = load_policy(policy)
+    loaded = _settled(load_policy(policy), certificate)
     section = None if tool is None else _tool_section(loaded, tool)
     if tool is not None:
         (plan,) = loaded.plans_for(route, [tool])
@@ -150,13 +156,44 @@ def _other_section(policy: Policy, tool: str, section: str | None) -> str:
     return f"tools has no '{tool}', so {taken}. {did_you_mean(tool, policy.tools)}".rstrip()
 
 
-def _check(file: str) -> dict[str, Any]:
+def _settled(policy: Policy, certificate: str | None) -> Policy:
+    """The policy with certified thresholds, as far as that can be judged without model and scorer."""
+    from guard.certificate import check_certificate, chosen_certificates, settled_policy
+    from guard.policy_promise import promises
+
+    wanted = promises(policy)
+    if not wanted:
+        return policy
+    given = chosen_certificates(policy, certificate)
+    for route, promise in wanted.items():
+        check_certificate(policy, given, route, promise)
+    return settled_policy(policy, given)
+
+
+def _promises(policy: Policy, certificate: str | None) -> list[dict[str, Any]]:
+    """What the policy promises, with the certified thresholds where it has a certificate."""
+    from guard.policy_promise import promises
+
+    known = certificate is not None or policy.certificate is not None
+    settled = _settled(policy, certificate) if known else policy
+    return [
+        {
+            "route": route,
+            **asdict(promise),
+            "threshold": settled.plan(route).rules[0].below if known else None,
+        }
+        for route, promise in promises(policy).items()
+    ]
+
+
+def _check(file: str, certificate: str | None) -> dict[str, Any]:
     """What is wrong with one policy, as a JSON object."""
     from guard.policy import InvalidPolicyError, load_policy
 
-    report: dict[str, Any] = {"file": file, "valid": False, "problems": []}
+    report: dict[str, Any] = {"file": file, "valid": False, "problems": [], "promises": []}
     try:
         policy = load_policy(file)
+        report["promises"] = _promises(policy, certificate)
     except InvalidPolicyError as error:
         report["problems"] = [{**asdict(problem), "text": str(problem)} for problem in error.problems]
     except PolicyError as error:  # there is no text that it could have a place in
@@ -170,7 +207,16 @@ def _lines(report: dict[str, Any]) -> list[str]:
     if not report["valid"]:
         return [problem["text"] for problem in report["problems"]]
     routes = f", routes {', '.join(report['routes'])}" if report["routes"] else ""
-    return [f"{report['file']}: fine ({report['name']}, {report['rules']} rules{routes})"]
+    fine = f"{report['file']}: fine ({report['name']}, {report['rules']} rules{routes})"
+    return [fine, *(f"{report['file']}: {_promise_line(promise)}" for promise in report["promises"])]
+
+
+def _promise_line(promise: dict[str, Any]) -> str:
+    place = "" if promise["route"] is None else f"route {promise['route']}: "
+    wanted = f"max_error_rate {promise['max_error_rate']:g} at confidence {promise['confidence']:g}"
+    if promise["threshold"] is None:
+        return f"{place}{wanted} needs a certificate; make one with guard certify"
+    return f"{place}{wanted} is certified for p_wrong < {promise['threshold']:.4g}"
 
 
 def _decision_json(decision: Decision) -> dict[str, Any]:

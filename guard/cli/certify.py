@@ -1,0 +1,252 @@
+"""``guard certify``: fresh labelled questions in, a threshold that keeps a promise out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guard.cli.asking import (
+    DataFiles,
+    GraderName,
+    Limit,
+    OnBad,
+    check_writable,
+    dataset_name,
+    file_sha256,
+    read_data,
+    under_progress,
+)
+from guard.cli.output import AsJson, Engine, ModelName, PolicyName, ScorerFile, console, print_json
+from guard.errors import InputError
+
+if TYPE_CHECKING:
+    from guard.certificate import Certificate, Certificates
+    from guard.certify import Certified, NotCertifiable, Trials
+    from guard.guard import Guard
+    from guard.policy import Policy
+    from guard.policy_document import Promise
+    from guard.questions import Row
+    from guard.rehearsal import Answered
+    from guard.scorer import DataSet, Scorer
+
+#: What the shell is told when there is no such threshold.
+EXIT_CODE = 12
+
+
+def certify(
+    data: DataFiles,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Certificate file; other routes in it are kept.")],
+    model: ModelName = "smollm2",
+    scorer: ScorerFile = None,
+    policy: PolicyName = "certified",
+    route: Annotated[str | None, typer.Option(help="Section of the policy that is certified.")] = None,
+    risk: Annotated[float | None, typer.Option(help="Must be the policy's max_error_rate; may be left out.")] = None,
+    confidence: Annotated[float | None, typer.Option(help="Must be the policy's; may be left out.")] = None,
+    engine: Engine = None,
+    grader: GraderName = None,
+    on_bad: OnBad = "stop",
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of samples and of the rows that place the thresholds.")] = 0,
+    journal: Annotated[Path | None, typer.Option(help="Where answers are kept; by default OUT.journal.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the threshold that keeps a policy's promise, on questions that the scorer was not fitted on.
+
+    The policy says what is promised: accept: {max_error_rate: 0.05, confidence: 0.9}. All attempts that it
+    could make are made. Can be stopped at any moment; the same command goes on where it was.
+
+    Exit code 0 with a certificate, 12 when no threshold can be shown to keep the promise.
+    """
+    from guard.certify import Certified
+    from guard.certify import certify as find_threshold
+    from guard.graders import grade, load_grader
+    from guard.policy import load_policy
+    from guard.policy_promise import ceiling
+    from guard.rehearsal import RehearsalJournal, answered_rows, trials_of
+
+    check_writable(out, "certificate")
+    chosen = load_policy(policy)
+    promise = _promise(chosen, route, risk, confidence)
+    before = _certificates_in(out)
+    grader_function = load_grader(grader) if grader else grade
+    rows, bad = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
+    with _rehearsing(chosen, model=model, scorer=scorer, engine=engine) as guard:
+        rows, notes = _usable(rows, data, guard.scorer)
+        notes += [f"{file}:{row.line}: {row.reason}" for file, row in bad]
+        basis = guard.basis(chosen, route)
+        with RehearsalJournal(journal or out.with_name(f"{out.name}.journal"), basis) as answers:
+            notes += _ask_all(guard, rows, answers, route)
+            answered = answered_rows(rows, answers)
+    if not answered:
+        raise InputError(
+            "There is no question to certify on", why="; ".join(notes), fix="Give fresh labelled questions"
+        )
+    trials = trials_of(answered, grade=grader_function)
+    result = find_threshold(
+        trials,
+        risk=promise.max_error_rate,
+        confidence=promise.confidence,
+        seed=seed,
+        ceiling=ceiling(chosen.plan(route)),
+    )
+    if not isinstance(result, Certified):
+        _report_failure(result, notes, as_json=as_json)
+        raise typer.Exit(EXIT_CODE)
+    certificate = _certificate(result, chosen, route, basis, _data_sets(data, answered, trials), grader, seed)
+    before.with_one(certificate).save(out)
+    _report(certificate, out, notes, as_json=as_json)
+
+
+def _promise(policy: Policy, route: str | None, risk: float | None, confidence: float | None) -> Promise:
+    """What the policy promises on the route; the options may only repeat it."""
+    from guard.policy_promise import promise_of, where
+
+    promise = promise_of(policy.plan(route))
+    if promise is None:
+        raise InputError(
+            f"The policy {where(policy, route)} promises nothing",
+            fix=f"Write its accept rule as accept: {{max_error_rate: {risk or 0.05}, confidence: {confidence or 0.9}}}",
+        )
+    for option, given, wanted in (
+        ("--risk", risk, promise.max_error_rate),
+        ("--confidence", confidence, promise.confidence),
+    ):
+        if given is not None and given != wanted:
+            raise InputError(
+                f"{option} is {given:g}, but the policy {where(policy, route)} promises {promise}",
+                why="the certificate would not hold for it",
+                fix=f"Change one of them, or leave {option} out",
+            )
+    return promise
+
+
+def _certificates_in(out: Path) -> Certificates:
+    """What the file has already, read before anything is asked."""
+    from guard.certificate import Certificates, load_certificates
+
+    return load_certificates(out) if out.exists() else Certificates(str(out), {})
+
+
+def _rehearsing(policy: Policy, *, model: str, scorer: str | None, engine: str | None) -> Guard:
+    from guard.guard import Guard
+    from guard.policy_promise import rehearsal
+
+    def nobody(_: object) -> None:
+        """In place of every handler: attempts alone hand no case to anybody."""
+
+    handlers = dict.fromkeys(policy.handler_names(), nobody)
+    return Guard.load(model, scorer=scorer, policy=rehearsal(policy), engine=engine, handlers=handlers)
+
+
+def _usable(
+    rows: list[tuple[str, Row]], files: Sequence[Path], scorer: Scorer
+) -> tuple[list[tuple[str, Row]], list[str]]:
+    """The rows that the scorer has not learnt from, each question once, and what was left out."""
+    used = {each.sha256 for each in scorer.artefact.data}
+    learnt_from = [dataset_name(file) for file in files if file_sha256(file) in used]
+    notes = []
+    for name in learnt_from:
+        held_out = _held_out([row for dataset, row in rows if dataset == name], scorer.artefact.seed)
+        before = len(rows)
+        rows = [(dataset, row) for dataset, row in rows if dataset != name or id(row) in held_out]
+        notes.append(f"{before - len(rows)} questions of {name}, which the scorer was fitted or calibrated on")
+    distinct = {" ".join(_question(row).casefold().split()): (dataset, row) for dataset, row in reversed(rows)}
+    kept = {id(row) for _, row in distinct.values()}
+    if len(kept) < len(rows):
+        notes.append(f"{len(rows) - len(kept)} questions that were there already: repeats are no fresh evidence")
+    return [(dataset, row) for dataset, row in rows if id(row) in kept], notes
+
+
+def _held_out(rows: list[Row], seed: int) -> set[int]:
+    """The part of a calibration file that only measured the scorer."""
+    from guard.calibration import SPLIT_SHARES
+    from guard.questions import split_questions
+
+    return {id(row) for row in split_questions(rows, seed=seed, shares=SPLIT_SHARES)["test"]}
+
+
+def _question(row: Row) -> str:
+    from guard.questions import Question, question_prompt
+
+    return question_prompt(row).question if isinstance(row, Question) else row.prompt.question
+
+
+def _ask_all(guard: Guard, rows: list[tuple[str, Row]], journal: Any, route: str | None) -> list[str]:
+    """Ask what was not asked yet, under a progress bar; what could not be asked."""
+    from guard.recording import Skipped, row_key
+    from guard.rehearsal import rehearse_rows
+
+    known = journal.keys()
+    done = sum(row_key(dataset, row) in known for dataset, row in rows)
+    under_progress(rehearse_rows(guard, rows, journal, route=route), total=len(rows), done=done)
+    records = (journal.row(row_key(dataset, row)) for dataset, row in rows)
+    return [f"{record.key}: {record.reason}" for record in records if isinstance(record, Skipped)]
+
+
+def _data_sets(files: Sequence[Path], answered: Sequence[Answered], trials: Trials) -> list[DataSet]:
+    from guard.scorer import DataSet
+
+    first_wrong = trials.wrong[:, 0]
+    return [
+        DataSet(
+            name=name,
+            sha256=file_sha256(file),
+            rows=sum(each.dataset == name for each in answered),
+            wrong=sum(bool(wrong) for each, wrong in zip(answered, first_wrong, strict=True) if each.dataset == name),
+        )
+        for name, file in ((dataset_name(file), file) for file in files)
+    ]
+
+
+def _certificate(
+    result: Certified,
+    policy: Policy,
+    route: str | None,
+    basis: Any,
+    data: list[DataSet],
+    grader: str | None,
+    seed: int,
+) -> Certificate:
+    from importlib.metadata import version
+
+    from guard.certificate import Certificate
+
+    return Certificate(
+        route=route,
+        policy=policy.name,
+        **asdict(result),
+        coverage=result.coverage,
+        seed=seed,
+        grader=grader or "by the row",
+        basis=basis,
+        data=data,
+        created_by=f"guard {version('guard')}",
+    )
+
+
+def _report(certificate: Certificate, out: Path, notes: list[str], *, as_json: bool) -> None:
+    if as_json:
+        told = certificate.model_dump(mode="json", exclude={"basis"})
+        print_json({"certified": True, "out": str(out), **told, "left_out": notes})
+        return
+    screen = console()
+    screen.print(certificate.explain(), markup=False)
+    _print_notes(notes)
+    screen.print(f"Certificate written to {out}", markup=False)
+
+
+def _report_failure(result: NotCertifiable, notes: list[str], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"certified": False, **asdict(result), "explanation": result.explain(), "left_out": notes})
+        return
+    console().print(result.explain(), markup=False)
+    _print_notes(notes)
+
+
+def _print_notes(notes: list[str]) -> None:
+    for note in notes:
+        console().print(f"left out {note}", style="yellow", markup=False)
