@@ -26,15 +26,16 @@ from guard.errors import InputError
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# The next five were chosen by simulation, on scores of real and made-up models, for the coverage that
+# The next six were chosen by simulation, on scores of real and made-up models, for the coverage that
 # is reached at 300 to 5,000 labels (benchmarks/promise.py measures it). Any choice keeps the promise.
 
 #: Share of the rows that only give the grid of thresholds.
 GRID_SHARE = 0.1
 #: Each threshold accepts about this many times as many answers as the one before.
 GRID_STEP = 1.02
-#: The walk begins where at least this share of the answers is accepted ...
-START_SHARE = 0.03
+#: The walk begins where at least this share of the answers is accepted, or so many of the rows that give
+#: the grid (the place of the very first of them is mostly chance) ...
+START_SHARE, START_RANK = 0.03, 3
 #: ... and where so many of them may be wrong, as long as that is not more than the second share.
 START_ERRORS, START_SHARE_OF_ERRORS = 4, 0.1
 
@@ -220,7 +221,7 @@ def grid(scores: Floats, n: int, risk: float, confidence: float, ceiling: float 
     Returns:
         Shape (thresholds,), rising; at quantiles of the scores, interpolated in log-odds.
     """
-    counts = list(_expected_counts(n, risk, confidence))
+    counts = list(_expected_counts(n, len(scores), risk, confidence))
     log_odds = _log_odds(np.sort(scores))
     ranks = np.array(counts) / n * (len(scores) + 1) - 1
     thresholds = 1 / (1 + np.exp(-np.interp(ranks, np.arange(len(scores)), log_odds)))
@@ -230,13 +231,18 @@ def grid(scores: Floats, n: int, risk: float, confidence: float, ceiling: float 
     return np.unique(below)
 
 
-def _expected_counts(n: int, risk: float, confidence: float) -> Iterator[float]:
+def _expected_counts(n: int, grid_rows: int, risk: float, confidence: float) -> Iterator[float]:
     """Acceptances that are expected at each threshold.
 
     A walk that begins too early ends by one early error; one that begins too late has nothing to test.
     """
     some_errors = 1.1 * least_accepted(START_ERRORS, risk, confidence)
-    start = max(least_accepted(1, risk, confidence), min(some_errors, START_SHARE_OF_ERRORS * n), START_SHARE * n)
+    start = max(
+        least_accepted(1, risk, confidence),
+        min(some_errors, START_SHARE_OF_ERRORS * n),
+        START_SHARE * n,
+        START_RANK / (grid_rows + 1) * n,
+    )
     expected = float(start)
     while expected < n:
         yield expected

@@ -63,7 +63,7 @@ def test_check_prints_each_problem_on_a_line_and_goes_on(bad: Path) -> None:
         f"{bad}:4:21: rules[0].accept.below must be a number, got 'yes'",
         f"{bad}:5:5: unknown action 'abstian'. Did you mean 'abstain'?",
         "nope: There is no policy 'nope', built in or in a file of that name. "
-        "Known: balanced, permissive, shadow, strict.",
+        "Known: balanced, certified, permissive, shadow, strict.",
         "strict: fine (strict, 2 rules)",
     ]
 
@@ -77,7 +77,7 @@ def test_check_as_json(bad: Path) -> None:
     assert wrong["problems"][0]["location"] == "rules[0].accept.below"
     assert "No such file" in missing["problems"][0]["message"]
     assert fine == {
-        "file": "strict", "valid": True, "problems": [], "name": "strict", "rules": 2, "routes": [],
+        "file": "strict", "valid": True, "problems": [], "promises": [], "name": "strict", "rules": 2, "routes": [],
     }  # fmt: skip
 
 
