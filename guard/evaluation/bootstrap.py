@@ -93,7 +93,8 @@ class Bootstrap:
         """
         row, column = self._method(method), self._measure(measure)
         defined = ~np.isnan(self.values[row, :, column])
-        return self._estimate(self.values[row, defined, column], self.draws[row, defined, column]), int(defined.sum())
+        values, draws = self.values[row, defined, column], self.draws[row, defined, column]
+        return self._estimate(values, draws, self.measures[column]), int(defined.sum())
 
     def gain(self, method: str, against: str, measure: str) -> Gain:
         """How much better the first method is, on the cells where both could be judged.
@@ -106,10 +107,10 @@ class Bootstrap:
         values = sign * (self.values[first, :, column] - self.values[second, :, column])
         defined = ~np.isnan(values)
         draws = sign * (self.draws[first, defined, column] - self.draws[second, defined, column])
-        estimate = self._estimate(values[defined], draws)
+        estimate = self._estimate(values[defined], draws, self.measures[column])
         return Gain(estimate=estimate, better=int((values[defined] > 0).sum()), cells=int(defined.sum()))
 
-    def _estimate(self, values: NDArray[np.float64], draws: NDArray[np.float64]) -> Estimate:
+    def _estimate(self, values: NDArray[np.float64], draws: NDArray[np.float64], measure: Measure) -> Estimate:
         if not len(values):
             return Estimate(None, None, None)
         with warnings.catch_warnings():
@@ -117,7 +118,9 @@ class Bootstrap:
             warnings.simplefilter("ignore", RuntimeWarning)
             means = np.nanmean(draws, axis=0)
             tail = (1 - self.level) / 2
-            low, high = np.nanquantile(means, [tail, 1 - tail])
+            low, middle, high = np.nanquantile(means, [tail, 0.5, 1 - tail])
+        if measure.inflated:
+            low, high = np.array([low, high]) + values.mean() - middle
         return Estimate(float(values.mean()), float(low), float(high))
 
     def _method(self, name: str) -> int:

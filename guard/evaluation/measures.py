@@ -32,6 +32,8 @@ class Measure:
         function: from ranked answers to one value for each row of them, shape (draws,).
         meaning: one sentence for the reader of a report.
         source: where the definition stands.
+        inflated: whether resamples, which repeat answers, make the value itself larger (gaps in bins of
+            fewer different answers do); a bootstrap then moves its draws back to the value.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Measure:
     function: Callable[[Ranked], Probabilities]
     meaning: str
     source: str
+    inflated: bool = False
 
     @property
     def sign(self) -> int:
@@ -99,6 +102,7 @@ ECE = Measure(
     function=metrics.calibration_error,
     meaning="Mean gap between stated probability and share wrong, over ten equally filled bins.",
     source="Naeini et al. 2015; bins as in Nguyen and O'Connor 2015",
+    inflated=True,
 )
 # With right and wrong as the only errors, the ratio of the areas under the curve of remaining errors
 # (Malinin et al. 2017) is exactly 2 AUROC - 1; the retained answers' mean quality is what says more.

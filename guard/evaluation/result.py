@@ -1,0 +1,515 @@
+"""What is kept of an evaluation: every number that the report shows, and where it comes from.
+
+A result is small (no answer, no single probability) and is read back from its JSON exactly, so that
+the report can be made anew, or two runs compared, long after the records are gone.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from guard.errors import InputError, did_you_mean
+from guard.evaluation.bootstrap import Bootstrap, Estimate, Gain, bootstrap
+from guard.evaluation.measures import (
+    MEASURES,
+    TRANSFER_MEASURES,
+    ReliabilityBin,
+    measure_named,
+    reliability,
+    risk_curve,
+)
+from guard.evaluation.protocol import Kind, Method, Predictions
+from guard.metrics import Labels, Probabilities
+
+Outcome = Literal["reached", "not shown", "not reached", "not recorded"]
+
+#: Where risk-coverage curves are drawn; below five in a hundred a few answers decide.
+COVERAGES = tuple(round(0.01 * each, 2) for each in range(5, 101))
+
+_LIBRARIES = ("numpy", "scipy", "scikit-learn", "lightgbm", "torch", "transformers", "llama-cpp-python")
+
+
+@dataclass(frozen=True, slots=True)
+class MethodCard:
+    """A method, for the reader.
+
+    Attributes:
+        name: short label.
+        kind: guard's own, a baseline, a control, or a costly reference.
+        passes: model passes in units of one answer.
+        seconds: measured cost of one answer's score, generation of extra answers included; None
+            where it was not measured.
+    """
+
+    name: str
+    kind: Kind
+    passes: float
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetCard:
+    """A data set: how many answers, and the share of them that is wrong."""
+
+    name: str
+    n: int
+    wrong: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """The model that gave the answers; the fields are those of `guard.records.ModelInfo`."""
+
+    name: str
+    engine: str
+    architecture: str
+    quantization: str
+    weights_sha256: str
+    layers: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One measure of one method, mean over the cells of a protocol (``cells`` of them)."""
+
+    method: str
+    measure: str
+    estimate: Estimate
+    cells: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellScore:
+    """One measure of one method on one cell; None where it is not defined."""
+
+    train: str
+    test: str
+    method: str
+    measure: str
+    value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How much better guard's own method is than another."""
+
+    against: str
+    measure: str
+    gain: Gain
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A method that could not be fitted or applied, and why."""
+
+    method: str
+    train: str
+    test: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Share wrong at each of `COVERAGES`, mean over the test sets."""
+
+    name: str
+    risk: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """Stated against observed, over the answers of all test sets together."""
+
+    method: str
+    bins: tuple[ReliabilityBin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SettingResult:
+    """All of one protocol.
+
+    Attributes:
+        setting: as in `Predictions`.
+        cells: how many (train, test) pairs.
+        scores: mean over cells, by method and measure.
+        per_cell: the values behind the means.
+        comparisons: guard's own method against each other one.
+        missing: what was not recorded.
+        curves: of the methods that were recorded on every cell; none one to one.
+        oracle, random: the curves of a score that knows all labels, and of none.
+        reliability: of the same methods as the curves.
+    """
+
+    setting: str
+    cells: int
+    scores: tuple[Score, ...]
+    per_cell: tuple[CellScore, ...]
+    comparisons: tuple[Comparison, ...]
+    missing: tuple[Missing, ...]
+    curves: tuple[Curve, ...]
+    oracle: Curve | None
+    random: Curve | None
+    reliability: tuple[Reliability, ...]
+
+    def score(self, method: str, measure: str) -> Score | None:
+        """The mean of one measure of one method; None where there is none."""
+        found = (each for each in self.scores if (each.method, each.measure) == (method, measure))
+        return next(found, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """Two methods whose difference is what a group of features adds.
+
+    Attributes:
+        group: name of the features.
+        full: method that has them.
+        without: the same method without them.
+    """
+
+    group: str
+    full: str
+    without: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupGain:
+    """What a group of features adds in one protocol."""
+
+    group: str
+    setting: str
+    measure: str
+    gain: Gain
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """How much each ordered pair of layers counts.
+
+    Attributes:
+        meaning: of a value, such as ``sum of the trees' gains``.
+        values: shape (L, L); row i, column j belongs to KL(layer i || layer j).
+    """
+
+    meaning: str
+    values: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Something that the evaluation has to show of guard's own method.
+
+    Attributes:
+        text: for the reader.
+        setting: the protocol it speaks of.
+        measure: the measure it speaks of.
+        against: a method, or None for the best baseline by this measure.
+        margin: the least gain, in the measure's unit; below 0 it is what may be lost.
+        certain: whether the whole interval must lie above the margin, not only the value.
+        everywhere: whether each single cell must reach the margin (no interval then).
+    """
+
+    text: str
+    setting: str
+    measure: str
+    against: str | None = None
+    margin: float = 0.0
+    certain: bool = True
+    everywhere: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a claim.
+
+    Attributes:
+        claim: the claim.
+        against: the method it was compared with.
+        estimate: the gain; of the worst cell where the claim speaks of every cell.
+        outcome: ``reached``; ``not shown`` where the value is above the margin but its interval is
+            not; ``not reached``; ``not recorded``.
+    """
+
+    claim: Claim
+    against: str
+    estimate: Estimate
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class ModelResult:
+    """All that was found with one model.
+
+    Attributes:
+        model: the model.
+        own: name of guard's own method.
+        datasets: what was tested on.
+        methods: in the order of tables, guard's own first.
+        settings: by protocol.
+        groups: what each group of features adds.
+        importance: of the layer pairs, where the method has such a thing.
+        verdicts: what became of the claims.
+        draws: bootstrap resamples behind each interval.
+    """
+
+    model: ModelCard
+    own: str
+    datasets: tuple[DatasetCard, ...]
+    methods: tuple[MethodCard, ...]
+    settings: tuple[SettingResult, ...]
+    groups: tuple[GroupGain, ...]
+    importance: Importance | None
+    verdicts: tuple[Verdict, ...]
+    draws: int
+
+    def setting(self, name: str) -> SettingResult | None:
+        """One protocol's results; None where it was not run."""
+        return next((each for each in self.settings if each.setting == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where the numbers come from.
+
+    Attributes:
+        created: ISO 8601, UTC.
+        commands: that make the result anew, in order.
+        versions: of Python and the libraries that matter.
+        seeds: by what they are for.
+        machine: processor and operating system; no name of the machine.
+    """
+
+    created: str
+    commands: tuple[str, ...]
+    versions: Mapping[str, str]
+    seeds: Mapping[str, int]
+    machine: str
+
+    @classmethod
+    def here(cls, *, commands: Sequence[str], seeds: Mapping[str, int]) -> Provenance:
+        """Of this process, now."""
+        versions = {"Python": platform.python_version()}
+        for library in ("guard", *_LIBRARIES):
+            try:
+                versions[library] = version(library)
+            except PackageNotFoundError:
+                continue
+        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(now, tuple(commands), versions, dict(seeds), machine)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A finding in words: what was tried and did not work, say."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """One evaluation, ready to be kept and shown.
+
+    Attributes:
+        title: of the report.
+        models: one for each model.
+        did_not_work: what was tried in vain.
+        provenance: how it was made.
+    """
+
+    title: str
+    models: tuple[ModelResult, ...]
+    did_not_work: tuple[Note, ...]
+    provenance: Provenance
+
+    def to_json(self) -> str:
+        """As JSON text, for keeping; `from_json` gives an equal result back."""
+        return _ADAPTER.dump_json(self, indent=1).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> EvaluationResult:
+        """Read what `to_json` gave.
+
+        Raises:
+            InputError: not JSON, or not an evaluation; the text names the field.
+        """
+        try:
+            return _ADAPTER.validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(
+                "This is no result of guard evaluate", why=f"{where}: {first['msg']}".lstrip(": ")
+            ) from error
+
+
+_ADAPTER = TypeAdapter(EvaluationResult)
+
+
+# -- from predictions to a result --------------------------------------------------------------
+
+
+def summarise(
+    predictions: Sequence[Predictions],
+    methods: Sequence[Method],
+    *,
+    model: ModelCard,
+    own: str,
+    hidden: Collection[str] = (),
+    seconds: Mapping[str, float] | None = None,
+    ablations: Sequence[Ablation] = (),
+    importance: Importance | None = None,
+    claims: Sequence[Claim] = (),
+    draws: int = 1000,
+    seed: int = 0,
+) -> ModelResult:
+    """Judge what the protocols gave for one model.
+
+    Args:
+        predictions: of all protocols that were run.
+        methods: those that the protocols compared.
+        model: that gave the answers.
+        own: name of guard's own method.
+        hidden: methods that serve ablations only and stay out of tables.
+        seconds: measured cost of a score, by method.
+        ablations: pairs of methods that show what features add.
+        importance: of the layer pairs.
+        claims: what has to be shown.
+        draws: bootstrap resamples.
+        seed: of the resamples.
+
+    Raises:
+        InputError: no predictions, or a name that is none of the methods'.
+    """
+    names = [method.name for method in methods]
+    compared = [name for pair in ablations for name in (pair.full, pair.without)]
+    claimed = [claim.against for claim in claims if claim.against is not None]
+    for name in (own, *hidden, *(seconds or ()), *compared, *claimed):
+        if name not in names:
+            raise InputError(f"There is no method {name!r}", fix=did_you_mean(name, names))
+    cards = tuple(
+        MethodCard(each.name, each.kind, float(each.passes), (seconds or {}).get(each.name))
+        for each in sorted(methods, key=lambda method: method.name != own)
+        if each.name not in hidden
+    )
+    settings, groups, judged = [], [], {}
+    for setting in dict.fromkeys(each.setting for each in predictions):
+        cells = [each for each in predictions if each.setting == setting]
+        measures = TRANSFER_MEASURES if setting == "one to one" else MEASURES
+        found = judged[setting] = bootstrap(cells, measures, draws=draws, seed=seed)
+        settings.append(_setting(setting, cells, found, [card.name for card in cards], own))
+        groups += _group_gains(setting, found, ablations)
+    return ModelResult(
+        model=model,
+        own=own,
+        datasets=_datasets(predictions),
+        methods=cards,
+        settings=tuple(settings),
+        groups=tuple(groups),
+        importance=importance,
+        verdicts=tuple(_verdict(claim, judged.get(claim.setting), cards, own) for claim in claims),
+        draws=draws,
+    )
+
+
+def _datasets(predictions: Sequence[Predictions]) -> tuple[DatasetCard, ...]:
+    """The largest version of each test set: one to one, shared questions are left out."""
+    largest: dict[str, Predictions] = {}
+    for each in predictions:
+        if each.test not in largest or len(each.wrong) > len(largest[each.test].wrong):
+            largest[each.test] = each
+    return tuple(DatasetCard(name, len(each.wrong), float(each.wrong.mean())) for name, each in sorted(largest.items()))
+
+
+def _setting(
+    setting: str, cells: Sequence[Predictions], found: Bootstrap, methods: Sequence[str], own: str
+) -> SettingResult:
+    measures = [measure.name for measure in found.measures]
+    everywhere = [name for name in methods if all(name in cell.p_wrong for cell in cells)]
+    drawn = [] if setting == "one to one" else everywhere
+    labels = [cell.wrong for cell in cells]
+    oracle = [(wrong.astype(np.float64), wrong) for wrong in labels]
+    constant = [(np.zeros(len(wrong)), wrong) for wrong in labels]
+    return SettingResult(
+        setting=setting,
+        cells=len(cells),
+        scores=tuple(Score(name, each, *found.mean(name, each)) for name in methods for each in measures),
+        per_cell=tuple(
+            CellScore(cell.train, cell.test, name, each, found.value(name, (cell.train, cell.test), each))
+            for cell in cells
+            for name in methods
+            for each in measures
+        ),
+        comparisons=tuple(
+            Comparison(name, each, found.gain(own, name, each)) for name in methods if name != own for each in measures
+        ),
+        missing=tuple(
+            Missing(name, cell.train, cell.test, reason) for cell in cells for name, reason in cell.missing.items()
+        ),
+        curves=tuple(_curve(name, [(cell.p_wrong[name], cell.wrong) for cell in cells]) for name in drawn),
+        oracle=_curve("oracle", oracle) if drawn else None,
+        random=_curve("random", constant) if drawn else None,
+        reliability=tuple(
+            Reliability(
+                name, reliability(np.concatenate([cell.p_wrong[name] for cell in cells]), np.concatenate(labels))
+            )
+            for name in drawn
+        ),
+    )
+
+
+def _curve(name: str, scored: Sequence[tuple[Probabilities, Labels]]) -> Curve:
+    curves = [risk_curve(p_wrong, wrong, np.array(COVERAGES)) for p_wrong, wrong in scored]
+    return Curve(name, tuple(round(float(each), 6) for each in np.mean(curves, axis=0)))
+
+
+def _group_gains(setting: str, found: Bootstrap, ablations: Sequence[Ablation]) -> list[GroupGain]:
+    return [
+        GroupGain(each.group, setting, measure.name, found.gain(each.full, each.without, measure.name))
+        for each in ablations
+        for measure in TRANSFER_MEASURES
+    ]
+
+
+def _verdict(claim: Claim, found: Bootstrap | None, methods: Sequence[MethodCard], own: str) -> Verdict:
+    """Compare the gain with the claim's margin; against several rivals, with the best of them."""
+    rivals = [claim.against] if claim.against else [card.name for card in methods if card.kind == "baseline"]
+    gains = {name: found.gain(own, name, claim.measure).estimate for name in rivals} if found else {}
+    recorded = {name: gain.value for name, gain in gains.items() if gain.value is not None}
+    if found is None or not recorded:
+        return Verdict(claim, claim.against or "best baseline", Estimate(None, None, None), "not recorded")
+    if claim.everywhere:
+        value, against = _worst_cell(found, own, rivals, claim.measure)
+        outcome: Outcome = "reached" if value > claim.margin else "not reached"
+        return Verdict(claim, against, Estimate(value, None, None), outcome)
+    against = min(recorded, key=lambda name: recorded[name])
+    surest = gains[against].low if claim.certain else recorded[against]
+    if recorded[against] <= claim.margin:
+        outcome = "not reached"
+    else:
+        outcome = "reached" if surest is not None and surest > claim.margin else "not shown"
+    return Verdict(claim, against, gains[against], outcome)
+
+
+def _worst_cell(found: Bootstrap, own: str, rivals: Sequence[str], measure: str) -> tuple[float, str]:
+    """The least gain over any rival on any cell, with the rival and the test set in words."""
+    sign = measure_named(measure).sign
+    worst = []
+    for cell in found.cells:
+        mine = found.value(own, cell, measure)
+        for name in rivals:
+            other = found.value(name, cell, measure)
+            if mine is not None and other is not None:
+                worst.append((sign * (mine - other), f"{name} on {cell[1]}"))
+    return min(worst)
