@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,9 +19,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.backends.base import Engine
+from guard.backends.base import Engine, Observer
 from guard.errors import CaptureError, InputError, PromptTooLongError
-from guard.questions import Question, Row, question_prompt
+from guard.questions import Question, Row, completion_prompt, question_prompt
 from guard.records import (
     CapturePoint,
     Floats,
@@ -31,14 +33,16 @@ from guard.records import (
     Signals,
     Signature,
 )
-from guard.signature import AGGREGATES, SignatureObserver
+from guard.residual import LENS_SIGNALS, Lens, Residual, ResidualObserver
+from guard.signature import ACTIVATION_TOKENS, AGGREGATES, SignatureObserver
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS header (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, dataset TEXT NOT NULL, question TEXT NOT NULL, answer TEXT NOT NULL,
     skipped TEXT, prompt_tokens INTEGER, seconds REAL,
-    logprobs BLOB, entropies BLOB, margins BLOB, maps BLOB, norms BLOB, first BLOB, last BLOB
+    logprobs BLOB, entropies BLOB, margins BLOB, maps BLOB, norms BLOB, activations BLOB, lens BLOB, path BLOB,
+    samples TEXT
 )""",
 )
 
@@ -53,7 +57,9 @@ class Run:
         system: system message of every question; empty for none.
         max_tokens: limit of every answer.
         temperatures: of the signatures.
-        activations: whether the first and last token's raw activations are kept too (for probes).
+        stop: strings that end an answer; for base models, which do not know when to.
+        completion: ask by a raw text with solved examples instead of chat messages (see
+            `guard.questions.completion_prompt`); for models without a chat template.
     """
 
     model: ModelInfo
@@ -61,7 +67,8 @@ class Run:
     system: str
     max_tokens: int
     temperatures: tuple[float, ...] = (1.0,)
-    activations: bool = False
+    stop: tuple[str, ...] = ()
+    completion: bool = False
 
     def fields(self) -> dict[str, str]:
         """Flat, as stored in a journal's header."""
@@ -80,8 +87,9 @@ class Record:
         question: the question's text.
         answer: the model's (or the given) answer.
         signals: log-probabilities, entropies, margins, signature.
-        first, last: activations of the first and last token, shape (L, D) float16, or None.
         seconds: time the answer took.
+        residual: what the residual stream showed; only where it was captured (``mlp+block``).
+        samples: further answers, sampled; only where they were asked for.
     """
 
     key: str
@@ -89,9 +97,9 @@ class Record:
     question: str
     answer: str
     signals: Signals
-    first: NDArray[np.float16] | None
-    last: NDArray[np.float16] | None
     seconds: float
+    residual: Residual | None = None
+    samples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +146,7 @@ class Journal:
         """Keep an answer; it is safe on disk when this returns."""
         signals, signature = record.signals, record.signals.signature
         blobs = [signals.logprobs, signals.entropies, signals.margins, signature.maps, signature.norms]
+        residual = record.residual
         self._insert(
             record.key,
             record.dataset,
@@ -147,12 +156,15 @@ class Journal:
             prompt_tokens,
             record.seconds,
             *(blob.astype("<f4").tobytes() for blob in blobs),
-            *(None if array is None else array.astype("<f2").tobytes() for array in (record.first, record.last)),
+            _half(signature.activations).tobytes(),
+            None if residual is None else residual.lens.astype("<f4").tobytes(),
+            None if residual is None else residual.path.astype("<f4").tobytes(),
+            json.dumps(record.samples) if record.samples else None,
         )
 
     def skip(self, skipped: Skipped, *, dataset: str) -> None:
         """Keep the fact that a row cannot be put to this model."""
-        self._insert(skipped.key, dataset, "", "", skipped.reason, *[None] * 9)
+        self._insert(skipped.key, dataset, "", "", skipped.reason, *[None] * 11)
 
     def record(self, key: str) -> Record | Skipped | None:
         """What is known of one row; None if it was not asked yet."""
@@ -172,10 +184,10 @@ class Journal:
 
     def _insert(self, *values: Any) -> None:
         with self._translated():
-            self._db.execute(f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * 14)})", values)
+            self._db.execute(f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * 16)})", values)
 
     def _read(self, row: tuple[Any, ...]) -> Record | Skipped:
-        key, dataset, question, answer, skipped, _, seconds, *blobs = row
+        key, dataset, question, answer, skipped, _, seconds, *blobs, samples = row
         if skipped is not None:
             return Skipped(key, skipped)
         if not all(isinstance(text, str) for text in (key, dataset, question, answer)) or not isinstance(
@@ -183,24 +195,29 @@ class Journal:
         ):
             raise ValueError("a value is of the wrong type")
         logprobs, entropies, margins, maps, norms = (np.frombuffer(blob, "<f4") for blob in blobs[:5])
-        layers, temperatures = self._run.model.layers, self._run.temperatures
+        layers, temperatures, width = self._run.model.layers, self._run.temperatures, self._run.model.width
+        activations = np.frombuffer(blobs[5], "<f2").astype(np.float32)
         signature = Signature(
             maps=maps.reshape(len(temperatures), len(AGGREGATES), layers, layers),
             norms=norms.reshape(len(AGGREGATES), layers),
+            activations=activations.reshape(len(ACTIVATION_TOKENS), layers, width),
             temperatures=temperatures,
             aggregates=AGGREGATES,
             tokens=len(logprobs),
         )
-        first, last = (None if blob is None else np.frombuffer(blob, "<f2").reshape(layers, -1) for blob in blobs[5:])
+        lens, path = (None if blob is None else np.frombuffer(blob, "<f4") for blob in blobs[6:])
+        residual = None
+        if lens is not None and path is not None:
+            residual = Residual(lens.reshape(2, len(LENS_SIGNALS), layers), path.reshape(2, 2, layers))
         return Record(
             key=key,
             dataset=dataset,
             question=question,
             answer=answer,
             signals=Signals(logprobs, entropies, margins, signature),
-            first=first,
-            last=last,
             seconds=seconds,
+            residual=residual,
+            samples=tuple(json.loads(samples)) if samples else (),
         )
 
     def _set_up(self) -> None:
@@ -241,21 +258,6 @@ class Journal:
             raise InputError(f"Cannot use the journal '{self.path}'", why=str(error), fix=fix) from error
 
 
-class _ActivationKeeper:
-    """Keeps the first and the last token's activations, and passes all on to the signature."""
-
-    def __init__(self, signature: SignatureObserver) -> None:
-        self._signature = signature
-        self.first: Floats | None = None
-        self.last: Floats | None = None
-
-    def observe(self, activations: Floats) -> None:
-        self._signature.observe(activations)
-        self.last = activations.copy()
-        if self.first is None:
-            self.first = self.last
-
-
 def row_key(dataset: str, row: Row) -> str:
     """A row's key in a journal."""
     return f"{dataset}/{row.id}"
@@ -267,6 +269,9 @@ def record_rows(
     journal: Journal,
     *,
     run: Run,
+    lens: Lens | None = None,
+    samples: int = 0,
+    sampled_rows: int = 0,
 ) -> Iterator[Record | Skipped]:
     """Put every row that the journal does not have yet to the model; yields each as it is kept.
 
@@ -275,14 +280,21 @@ def record_rows(
         rows: pairs of data set name and row.
         journal: where answers are kept.
         run: how questions are put.
+        lens: reads the residual stream, for an engine whose capture point is ``mlp+block``.
+        samples: further answers to each of the first ``sampled_rows`` questions of each data set,
+            sampled at temperature 1; what methods that ask again cost and give.
+        sampled_rows: see there.
     """
     known = journal.keys()
+    seen: Counter[str] = Counter()
     for dataset, row in rows:
         key = row_key(dataset, row)
+        seen[dataset] += 1
         if key in known:
             continue
         try:
-            generation, signals, keeper = _ask(engine, row, run)
+            asked = _ask(engine, row, run, lens)
+            again = _sample(engine, row, run, samples if seen[dataset] <= sampled_rows else 0)
         except (PromptTooLongError, CaptureError) as error:
             skipped = Skipped(key, str(error))
             journal.skip(skipped, dataset=dataset)
@@ -293,38 +305,59 @@ def record_rows(
             key=key,
             dataset=dataset,
             question=row.question if isinstance(row, Question) else row.prompt.question,
-            answer=generation.text,
-            signals=signals,
-            first=_half(keeper.first) if run.activations else None,
-            last=_half(keeper.last) if run.activations else None,
-            seconds=generation.seconds,
+            answer=asked.generation.text,
+            signals=asked.signals,
+            seconds=asked.generation.seconds,
+            residual=asked.residual,
+            samples=again,
         )
-        journal.append(record, prompt_tokens=generation.prompt_tokens)
+        journal.append(record, prompt_tokens=asked.generation.prompt_tokens)
         known.add(key)
         yield record
 
 
-def _ask(engine: Engine, row: Row, run: Run) -> tuple[Generation, Signals, _ActivationKeeper]:
-    observer = SignatureObserver(temperatures=run.temperatures)
-    keeper = _ActivationKeeper(observer)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    generation: Generation
+    signals: Signals
+    residual: Residual | None
+
+
+def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None) -> _Asked:
+    signature = SignatureObserver(temperatures=run.temperatures)
+    observer: Observer = signature
+    residual = None
+    if lens is not None:
+        observer = residual = ResidualObserver(signature, layers=run.model.layers)
     prompt, replay = _put(row, run)
-    limits = Limits(max_tokens=run.max_tokens)
-    generation = engine.generate(prompt, sampling=Sampling(), limits=limits, observer=keeper, replay=replay)
+    limits = Limits(max_tokens=run.max_tokens, stop=run.stop)
+    generation = engine.generate(prompt, sampling=Sampling(), limits=limits, observer=observer, replay=replay)
     if generation.capture_error:
         raise CaptureError(generation.capture_error)
-    signals = Signals(generation.logprobs, generation.entropies, generation.margins, observer.signature())
-    return generation, signals, keeper
+    signals = Signals(generation.logprobs, generation.entropies, generation.margins, signature.signature())
+    ends = (generation.token_ids[0], generation.token_ids[-1])
+    seen = residual.residual(lens, tokens=ends) if residual is not None and lens is not None else None
+    return _Asked(generation, signals, seen)
+
+
+def _sample(engine: Engine, row: Row, run: Run, count: int) -> tuple[str, ...]:
+    if not isinstance(row, Question):  # a given response has no second one
+        return ()
+    prompt, _ = _put(row, run)
+    limits = Limits(max_tokens=run.max_tokens, stop=run.stop)
+    # Seeds of their own for each question: with the same ones, all questions share their luck.
+    start = zlib.crc32(row.id.encode())
+    draws = (Sampling(temperature=1.0, seed=start + draw) for draw in range(count))
+    return tuple(engine.generate(prompt, sampling=draw, limits=limits).text for draw in draws)
 
 
 def _put(row: Row, run: Run) -> tuple[Prompt, str | None]:
-    if isinstance(row, Question):
-        return question_prompt(row, system=run.system), None
-    return row.prompt, row.response
+    if not isinstance(row, Question):
+        return row.prompt, row.response
+    return completion_prompt(row) if run.completion else question_prompt(row, system=run.system), None
 
 
-def _half(activations: Floats | None) -> NDArray[np.float16] | None:
+def _half(activations: Floats) -> NDArray[np.float16]:
     """In half the space; a massive activation beyond its range becomes the largest value."""
-    if activations is None:
-        return None
     largest = np.finfo(np.float16).max
-    return np.clip(activations, -largest, largest).astype(np.float16)
+    return np.clip(activations, -largest, largest).astype("<f2")

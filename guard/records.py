@@ -20,8 +20,8 @@ from guard.errors import InputError
 Floats = NDArray[np.float32]
 
 #: Where in a transformer block activations are read: the MLP's output before the residual add,
-#: or the residual stream after the whole block.
-CapturePoint = Literal["mlp", "block"]
+#: the residual stream after the whole block, or both, all MLPs before all blocks.
+CapturePoint = Literal["mlp", "block", "mlp+block"]
 
 FinishReason = Literal["stop", "stop_string", "length"]
 
@@ -231,10 +231,13 @@ class Signature:
         temperatures: softmax temperatures, in the order of the first axis.
         aggregates: ``first``, ``last``, ``mean``, ``max`` over the answer's tokens.
         tokens: how many tokens were aggregated.
+        activations: shape (3, L, D), float32; the activations that all this was made from, of the
+            first and the last token and their mean over all tokens.
     """
 
     maps: Floats
     norms: Floats
+    activations: Floats
     temperatures: tuple[float, ...]
     aggregates: tuple[str, ...]
     tokens: int
@@ -264,12 +267,15 @@ class Score:
         calibrated: False when the scorer was forced onto a model that it was not fitted on.
         baseline_p_wrong: what the token log-probabilities alone would say, for comparison.
         seconds: time to make features and score, in seconds.
+        novelty: share of the calibration answers that are more usual than this one, from 0 to 1;
+            None where the scorer does not know.
     """
 
     p_wrong: float
     calibrated: bool
     baseline_p_wrong: float | None
     seconds: float
+    novelty: float | None = None
 
 
 class Action(StrEnum):

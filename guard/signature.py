@@ -23,6 +23,9 @@ SCHEMA_VERSION = 1
 
 AGGREGATES = ("first", "last", "mean", "max")
 
+#: What is kept of the activations themselves.
+ACTIVATION_TOKENS = ("first", "last", "mean")
+
 #: Multiply-adds of a matrix product below which OpenBLAS uses one thread (it begins at 4 x 65,536).
 _BLAS_STAYS_SERIAL = 200_000
 
@@ -99,6 +102,7 @@ class SignatureObserver:
         self._tokens = 0
         self._maps = _Fold()
         self._norms = _Fold()
+        self._activations = _Fold()
 
     def observe(self, activations: Floats) -> None:
         """Take one token's activations, shape (L, D)."""
@@ -108,6 +112,7 @@ class SignatureObserver:
             raise CaptureError(f"Token {self._tokens} has activations that are not finite or all zero")
         self._maps.add(maps)
         self._norms.add(norms)
+        self._activations.add(activations.copy())
         self._tokens += 1
 
     def signature(self) -> Signature:
@@ -122,6 +127,7 @@ class SignatureObserver:
         return Signature(
             maps=np.ascontiguousarray(maps),
             norms=self._norms.aggregate(self._aggregates),
+            activations=self._activations.aggregate(ACTIVATION_TOKENS),
             temperatures=self._temperatures,
             aggregates=self._aggregates,
             tokens=self._tokens,

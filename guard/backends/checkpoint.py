@@ -259,25 +259,29 @@ def _int4_settings() -> Any:
 
 
 def layer_names(model: Any, capture_point: CapturePoint) -> list[str]:
-    """Names of the modules whose output is recorded, one a layer.
+    """Names of the modules whose output is recorded, one a layer and capture point.
 
     Raises:
         UnsupportedArchitectureError: an encoder-decoder, no language modelling head, or unknown names.
     """
     _check_decoder(model.config)
-    names = {_own_name(name): name for name, _ in model.named_modules()}
-    if capture_point == "mlp":
-        # Experts beside a shared MLP are only a part of what is added to the residual stream.
-        shared = {name.removesuffix("shared_mlp") for name in names if name.endswith(".shared_mlp")}
-        names = {own: name for own, name in names.items() if own.removesuffix("block_sparse_moe") not in shared}
-    templates = MLP_TEMPLATES if capture_point == "mlp" else BLOCK_TEMPLATES
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    found = find_layers(names, templates, layers)
+    found = [name for point in capture_point.split("+") for name in _layers_at(model, point, layers)]
     if model.get_output_embeddings() is None:
         raise UnsupportedArchitectureError(
             f"A {type(model).__name__} has no language modelling head",
             fix="Load it with AutoModelForCausalLM",
         )
+    return found
+
+
+def _layers_at(model: Any, point: str, layers: int | None) -> list[str]:
+    names = {_own_name(name): name for name, _ in model.named_modules()}
+    if point == "mlp":
+        # Experts beside a shared MLP are only a part of what is added to the residual stream.
+        shared = {name.removesuffix("shared_mlp") for name in names if name.endswith(".shared_mlp")}
+        names = {own: name for own, name in names.items() if own.removesuffix("block_sparse_moe") not in shared}
+    found = find_layers(names, MLP_TEMPLATES if point == "mlp" else BLOCK_TEMPLATES, layers)
     return [names[name] for name in found]
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -51,7 +51,7 @@ except ImportError as error:
 from guard.backends.llama_tap import Tap
 
 #: Graph node names, most usual first: dense MLP, then mixture of experts.
-NODE_TEMPLATES: dict[CapturePoint, tuple[str, ...]] = {
+NODE_TEMPLATES: dict[str, tuple[str, ...]] = {
     "mlp": ("ffn_out-{n}", "ffn_moe_out-{n}"),
     "block": ("l_out-{n}",),
 }
@@ -103,9 +103,9 @@ class LlamaCppEngine(BaseEngine):
         owner: Any = None,
     ) -> None:
         super().__init__()
-        if capture_point not in NODE_TEMPLATES:
+        if capture_point not in get_args(CapturePoint):
             raise InputError(
-                f"Unknown capture point '{capture_point}'", fix=did_you_mean(capture_point, NODE_TEMPLATES)
+                f"Unknown capture point '{capture_point}'", fix=did_you_mean(capture_point, get_args(CapturePoint))
             )
         self.capture_point = capture_point
         # Nothing may use the model's memory once it is freed, and nothing may free it while it is used.
@@ -123,10 +123,10 @@ class LlamaCppEngine(BaseEngine):
         # llama.cpp ends the process when a batch is larger than its own idea of it.
         self._batch_tokens = llama_cpp.llama_n_batch(self._context)
         try:
-            layers = self._find_layers(header)
-            self._tap.want(layers)
+            nodes = self._find_nodes(header)
+            self._tap.want(nodes)
             room = llama_cpp.llama_n_ctx(self._context)  # rounded up to whole blocks
-            self._info = self._describe(header, len(layers), min(room, context_params.n_ctx or room))
+            self._info = self._describe(header, min(room, context_params.n_ctx or room))
         except BaseException:
             llama_cpp.llama_free(self._context)
             self._context = None
@@ -152,7 +152,7 @@ class LlamaCppEngine(BaseEngine):
             context_tokens: room for prompt and answer; at most what the model was trained on.
             threads: of llama.cpp; by default one for each physical core.
             gpu_layers: layers put on a GPU where llama.cpp was built with one; -1 is all.
-            capture_point: ``mlp`` (the MLP's output before the residual add) or ``block``.
+            capture_point: ``mlp`` (the MLP's output before the residual add), ``block`` or ``mlp+block``.
             chat_template: Jinja text to use in place of the file's own.
 
         Raises:
@@ -241,7 +241,7 @@ class LlamaCppEngine(BaseEngine):
             raise _memory_or_engine_error(log, f"llama.cpp made no context of {params.n_ctx} tokens")
         return context
 
-    def _find_layers(self, header: GgufHeader) -> list[str]:
+    def _find_nodes(self, header: GgufHeader) -> list[str]:
         if llama_cpp.llama_model_has_encoder(self._model):
             raise UnsupportedArchitectureError(
                 f"'{header.architecture}' has an encoder; guard reads decoder-only models"
@@ -251,9 +251,10 @@ class LlamaCppEngine(BaseEngine):
             self._evaluate([first])
         self._forget()
         layers = llama_cpp.llama_model_n_layer(self._model)
-        return find_layers(names, NODE_TEMPLATES[self.capture_point], layers)
+        points = self.capture_point.split("+")
+        return [node for point in points for node in find_layers(names, NODE_TEMPLATES[point], layers)]
 
-    def _describe(self, header: GgufHeader, layers: int, context_tokens: int) -> ModelInfo:
+    def _describe(self, header: GgufHeader, context_tokens: int) -> ModelInfo:
         template = self._template or ""
         return ModelInfo(
             name=str(header.metadata.get("general.name") or self._path.stem),
@@ -263,7 +264,7 @@ class LlamaCppEngine(BaseEngine):
             weights_sha256=_split_sha256(self._path),
             tokenizer_sha256=header.tokenizer_sha256,
             chat_template_sha256=sha256(template.encode()).hexdigest(),
-            layers=layers,
+            layers=llama_cpp.llama_model_n_layer(self._model),
             width=llama_cpp.llama_model_n_embd(self._model),
             context_tokens=context_tokens,
         )
@@ -274,6 +275,11 @@ class LlamaCppEngine(BaseEngine):
     def model(self) -> ModelInfo:
         """What is loaded."""
         return self._info
+
+    @property
+    def path(self) -> Path:
+        """The model's file."""
+        return self._path
 
     @property
     def chat_template(self) -> str | None:

@@ -81,7 +81,7 @@ class TransformersEngine(BaseEngine):
             weights_sha256=weights,
             tokenizer_sha256=checkpoint.tokenizer_sha256(tokenizer, vocabulary),
             chat_template_sha256=checkpoint.template_sha256(tokenizer),
-            layers=len(self._layers),
+            layers=len(self._layers) // len(capture_point.split("+")),
             width=lm.config.get_text_config().hidden_size,
             context_tokens=checkpoint.context_limit(lm.config, context_tokens),
         )

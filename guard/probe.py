@@ -1,0 +1,110 @@
+"""What the layers' activations themselves say: one linear read-out over all layers at once.
+
+Each layer's activations are divided by their root mean square, so that no layer speaks louder than
+another and nothing is fitted to their scale. The read-out is a single vector of weights; fitting
+works on the answers' inner products, which are few, and not on the coordinates, which are many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import CaptureError
+from guard.records import Floats
+
+#: Principal components of the training answers that a read-out is made of: enough for all that
+#: transfers, and a fit within seconds.
+COMPONENTS = 256
+
+
+def normalised(activations: NDArray[np.floating]) -> Floats:
+    """Activations over their root mean square, shape (..., D), so that each vector has length 1.
+
+    Raises:
+        CaptureError: a layer's activations are all zero or not finite.
+    """
+    values = activations.astype(np.float32)
+    lengths = np.sqrt(np.einsum("...d,...d->...", values, values, dtype=np.float64))
+    if not (np.isfinite(lengths).all() and lengths.all()):
+        raise CaptureError("A layer's activations are all zero or not finite")
+    return np.asarray(values / lengths[..., None].astype(np.float32))
+
+
+def inner_products(rows: NDArray[np.floating], columns: NDArray[np.floating] | None = None) -> Floats:
+    """Inner products between answers, the mean over tokens and layers of those of unit vectors.
+
+    Args:
+        rows: activations of n answers, shape (n, A, L, D).
+        columns: of m others; by default the same.
+
+    Returns:
+        shape (n, m), between -1 and 1.
+    """
+    others = rows if columns is None else columns
+    total = np.zeros((len(rows), len(others)), np.float32)
+    tokens, layers = rows.shape[1:3]
+    for token in range(tokens):
+        for layer in range(layers):  # one at a time: all at once would be many times the memory
+            left = normalised(rows[:, token, layer])
+            total += left @ (left if columns is None else normalised(others[:, token, layer])).T
+    return total / np.float32(tokens * layers)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Components:
+    """Principal components of some answers, as combinations of these answers.
+
+    Attributes:
+        directions: shape (n, k); each component is this combination of the centred answers.
+        means: shape (n,); mean inner product of each answer with all of them.
+        scale: that the components are divided by, so that an answer's squared length is 1 on average.
+    """
+
+    directions: Floats
+    means: Floats
+    scale: float
+
+    def of(self, products: Floats) -> Floats:
+        """Components of other answers, shape (m, k), from their inner products with these, (m, n)."""
+        centred = products - products.mean(axis=1, keepdims=True) - self.means + self.means.mean()
+        return np.asarray(centred @ self.directions / np.float32(self.scale))
+
+    def combination(self, coefficients: Floats) -> Floats:
+        """A linear function of the components as weights of the answers, shape (n,); they add up to 0."""
+        weights = self.directions @ coefficients / self.scale
+        return np.asarray(weights - weights.mean())
+
+
+def principal_components(products: Floats, *, count: int = COMPONENTS) -> Components:
+    """Principal components from the inner products of n answers, shape (n, n)."""
+    from sklearn.utils.extmath import randomized_svd
+
+    means = products.mean(axis=0)
+    centred = products - means - means[:, None] + means.mean()
+    count = min(count, len(products) - 1)
+    vectors, variances, _ = randomized_svd(centred, count, n_iter=2, random_state=0)
+    kept = variances > variances[0] * 1e-6
+    vectors, variances = vectors[:, kept], variances[kept]
+    scale = float(np.sqrt(variances.sum() / len(products)))
+    return Components(np.asarray(vectors / np.sqrt(variances), np.float32), means, scale)
+
+
+def weights_of(combination: Floats, activations: NDArray[np.floating]) -> Floats:
+    """The read-out that a combination of answers stands for.
+
+    Args:
+        combination: shape (n,).
+        activations: of the answers, shape (n, A, L, D).
+
+    Returns:
+        shape (A, L, D): an answer's value is the sum of its products with the normalised activations.
+    """
+    tokens, layers, width = activations.shape[1:]
+    weights = np.empty((tokens, layers, width), np.float32)
+    for token in range(tokens):
+        for layer in range(layers):
+            weights[token, layer] = combination @ normalised(activations[:, token, layer])
+    return weights / np.float32(tokens * layers)
