@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,9 @@ _STYLE: dict[Any, Any] = {
     "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 10.5,
     "svg.fonttype": "none",
+    # The same result gives the same bytes, and a dollar sign in a name is no formula.
+    "svg.hashsalt": "guard",
+    "text.parse_math": False,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
@@ -55,9 +59,9 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.7,
     "figure.facecolor": GROUND,
 }
-_BLUES = LinearSegmentedColormap.from_list("paper to blue", ["#f7f5ef", "#bcd7e6", "#4a94c1", "#0b4a75"])
-_BLUES.set_under("#f3d2bd")
-_BLUES.set_bad("#eceef0")
+_BLUES = LinearSegmentedColormap.from_list("paper to blue", ["#f7f5ef", "#bcd7e6", "#4a94c1", "#0b4a75"]).with_extremes(
+    under="#f3d2bd", bad="#eceef0"
+)
 
 
 def dots(setting: SettingResult, methods: Sequence[MethodCard], own: str, measures: Sequence[str]) -> str:
@@ -122,7 +126,7 @@ def transfer(result: ModelResult, methods: Sequence[str], measure: str = "AUROC"
     lines = -(-len(methods) // columns)
     side = 0.5 + 0.29 * max(5, len(sets))
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(2.6 + columns * side, 1.9 + lines * (side + 0.35)), layout="compressed")
+        figure = Figure(figsize=(2.6 + columns * side, 1.5 + lines * (side + 0.3)), layout="compressed")
         axes = figure.subplots(lines, columns, squeeze=False)
         for place, axis in enumerate(axes.flat):
             if place >= len(methods):
@@ -167,7 +171,11 @@ def _cell_texts(axis: Axes, grid: NDArray[np.float64]) -> None:
             text = f"{value:.2f}".removeprefix("0")
             colour = "white" if value > 0.82 else INK
             weight = "bold" if row == column else "normal"
-            axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.8, fontweight=weight)
+            drawn = axis.text(
+                column, row, text, ha="center", va="center", color=colour, fontsize=7.8, fontweight=weight
+            )
+            # Inside its cell anyway: asking the layout about hundreds of them takes seconds.
+            drawn.set_in_layout(False)
 
 
 def risk_coverage(setting: SettingResult, own: str, methods: Sequence[str]) -> str:
@@ -386,7 +394,7 @@ def _svg(figure: Figure, title: str) -> str:
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    prefix = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    prefix = f"figure-{zlib.crc32((title + text).encode()):08x}"
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
     return text.replace("<svg ", f'<svg role="img" aria-label="{_attribute(title)}" ', 1)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from guard.evaluation import figures
 from guard.evaluation.bootstrap import Estimate
-from guard.evaluation.measures import MEASURES, TRANSFER_MEASURES, Measure
+from guard.evaluation.measures import AUROC, MEASURES, TRANSFER_MEASURES, Measure
 from guard.evaluation.result import EvaluationResult, Missing, ModelResult, SettingResult, Verdict
 
 #: How many methods stand in figures that need room for each; the rest are in a fold below.
@@ -228,7 +228,8 @@ def _plain(value: float) -> str:
 
 
 def _unbroken(head: str) -> str:
-    return head.replace("-", "\u2011")
+    """A column's head that breaks between words only."""
+    return head.replace("-", "\u2011").replace(" %", "\u00a0%")
 
 
 def _signed(value: float | None) -> str:
@@ -323,7 +324,8 @@ def _model_pictures(result: ModelResult) -> list[Picture]:
             )
         )
     dearest = result.setting("others to one") or result.setting("within")
-    if dearest is not None and any(score.estimate.value is not None for score in dearest.scores):
+    judged = [] if dearest is None else [score for score in dearest.scores if score.measure == AUROC.name]
+    if dearest is not None and any(score.estimate.value is not None for score in judged):
         pictures.append(
             Picture(
                 "Cost and quality",

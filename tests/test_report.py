@@ -1,0 +1,382 @@
+"""What is kept of an evaluation, its verdicts, and the page that shows it."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_tables import MadeMethod, MadeTable, made_table
+from numpy.typing import NDArray
+
+from guard.errors import InputError
+from guard.evaluation.figures import spread
+from guard.evaluation.measures import MEASURES
+from guard.evaluation.protocol import Predictions, one_to_one, others_to_one, shift, within
+from guard.evaluation.report import render
+from guard.evaluation.result import (
+    Ablation,
+    Claim,
+    EvaluationResult,
+    Importance,
+    ModelCard,
+    ModelResult,
+    Note,
+    Provenance,
+    summarise,
+)
+
+SETS = ("arithmetic", "countries <b>", "trivia & $x^2$")
+CARD = ModelCard("SmolLM2 <small>", "llama.cpp", "llama", "Q4_1", "ab12" * 16, 3, 576)
+METHODS = (
+    MadeMethod("log-probabilities", ("output",)),
+    MadeMethod("guard", ("output", "layers"), "guard"),
+    MadeMethod("probe <i>", ("local",)),
+    MadeMethod("length", ("layers",), "control"),
+    MadeMethod("samples", ("absent",), "reference", 6.0),
+    MadeMethod("guard without layers", ("output",)),
+)
+PROVENANCE = Provenance(
+    created="2026-11-24T10:00:00+00:00",
+    commands=("guard record --data 'a & b.jsonl'", "guard evaluate records.parquet"),
+    versions={"Python": "3.11", "numpy": "2.4"},
+    seeds={"folds": 0},
+    machine="Linux x86_64, 2 processors",
+)
+
+
+def model_result() -> ModelResult:
+    """All protocols, and all that a result can hold."""
+    table, lower = made_table(SETS, n=60), made_table(SETS, n=60, seed=1, noise=1.5)
+    predictions = [
+        *within(table, METHODS),
+        *one_to_one(table, METHODS),
+        *others_to_one(table, METHODS),
+        *shift(table, lower, METHODS, name="Q8_0 to Q2_K"),
+    ]
+    return summarise(
+        predictions,
+        METHODS,
+        model=CARD,
+        own="guard",
+        hidden=["guard without layers"],
+        seconds={"guard": 0.0021},
+        ablations=[Ablation("the layers' map", "guard", "guard without layers")],
+        importance=Importance("gain", ((0.0, 1.0, 2.0), (0.5, 0.0, 0.1), (0.2, 3.0, 0.0))),
+        claims=[Claim("beats <log-probabilities>", "others to one", "AUROC", "log-probabilities")],
+        draws=40,
+    )
+
+
+def second_model() -> ModelResult:
+    """One protocol and nothing else."""
+    card = replace(CARD, name="Gemma 3", quantization="Q8_0")
+    predictions = others_to_one(made_table(SETS, n=60, seed=5), METHODS[:3])
+    return summarise(predictions, METHODS[:3], model=card, own="guard", draws=40)
+
+
+@pytest.fixture(scope="module")
+def result() -> EvaluationResult:
+    notes = (Note("Maps <divided> by their RMS", "Transfer became worse & worse."),)
+    return EvaluationResult("A score & its <worth>", (model_result(), second_model()), notes, PROVENANCE)
+
+
+@pytest.fixture(scope="module")
+def page(result: EvaluationResult) -> str:
+    return render(result)
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, ids, links and rows of tables; complains about tags that do not match."""
+
+    VOID = frozenset({"meta", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.rows: list[list[tuple[str, str]]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values: Mapping[str, str | None] = dict(attrs)
+        self.tags.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if values.get("id"):
+            self.ids.append(str(values["id"]))
+        self.references += [str(values[key]) for key in ("href", "xlink:href", "src") if key in values]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append((values.get("class") or "", ""))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and any(tag in ("td", "th") for tag in self.open[-2:]):
+            style, text = self.rows[-1][-1]
+            self.rows[-1][-1] = style, text + data if self.open[-1] != "small" else text
+
+
+# -- the page ----------------------------------------------------------------------------------
+
+
+def test_the_page_is_whole_and_asks_for_nothing_from_elsewhere(page: str) -> None:
+    reader = Reader(page)
+    assert reader.open == []
+    assert reader.tags.isdisjoint({"script", "link", "iframe", "object"})
+    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in reader.references)
+    assert set(re.findall(r"url\((.)", page)) <= {"#"}
+    assert "@import" not in page
+
+
+def test_links_and_ids_of_the_page_fit_together(page: str) -> None:
+    reader = Reader(page)
+    assert len(reader.ids) == len(set(reader.ids))
+    links = [reference[1:] for reference in reader.references if reference.startswith("#")]
+    assert set(links) <= set(reader.ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(reader.ids)
+
+
+def test_names_from_outside_are_text_and_never_markup(page: str) -> None:
+    reader = Reader(page)
+    for tag in ("<i>", "<small></small>", "<log-probabilities>", "<worth>", "<divided>"):
+        assert tag not in page
+    assert "i" not in reader.tags
+    for shown in (
+        "countries &lt;b&gt;",
+        "trivia &amp; $x^2$",
+        "probe &lt;i&gt;",
+        "SmolLM2 &lt;small&gt;",
+        "a &amp; b.jsonl",
+    ):
+        assert shown in page
+
+
+def test_every_figure_is_a_drawing_with_a_name(page: str) -> None:
+    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    # Dots, risk and reliability of three protocols; dots and heatmaps one to one; three inside the score.
+    # The second model: dots, risk and reliability of one; cost.
+    assert len(drawings) == (3 * 3 + 2 + 3) + (3 + 1)
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing)
+        assert root.attrib["role"] == "img"
+        assert root.attrib["aria-label"]
+    assert page.count("<figcaption>") == len(drawings), "each has its sentence"
+
+
+def test_what_was_not_recorded_is_shown_with_its_reason(page: str) -> None:
+    rows = [[text for _, text in row] for row in Reader(page).rows]
+    reasons = [row for row in rows if row[0] == "samples" and "no signal 'absent'" in row[-1]]
+    assert len(reasons) == 4, "once in each protocol"
+    assert "samples (not recorded)" in page
+
+
+def test_the_table_shows_the_means_and_marks_the_best(page: str, result: EvaluationResult) -> None:
+    means = [row for row in Reader(page).rows if row[0][1] == "guard" and len(row) == 1 + len(MEASURES)]
+    setting = result.models[0].settings[0]
+    shown = dict(zip([measure.name for measure in MEASURES], means[0][1:], strict=True))
+    for name in ("AUROC", "Brier"):
+        score = setting.score("guard", name)
+        assert score is not None
+        assert score.estimate.value is not None
+        assert shown[name][1].strip() == f"{score.estimate.value:.3f}".removeprefix("0")
+        values = {card.name: setting.score(card.name, name) for card in result.models[0].methods}
+        known = {name: each.estimate.value for name, each in values.items() if each and each.estimate.value is not None}
+        best = (max if name == "AUROC" else min)(known, key=lambda each: known[each])
+        assert (shown[name][0] == "best") == (best == "guard")
+
+
+def test_provenance_and_what_did_not_work_are_on_the_page(page: str) -> None:
+    for shown in (
+        "2026-11-24T10:00:00+00:00",
+        "guard evaluate records.parquet",
+        "numpy 2.4",
+        "folds 0",
+        "2 processors",
+    ):
+        assert shown in page
+    assert "Maps &lt;divided&gt; by their RMS" in page
+    assert CARD.weights_sha256 in page
+    assert all(measure.meaning.split("'")[0] in page for measure in MEASURES)
+
+
+def test_the_same_result_gives_the_same_page() -> None:
+    table = made_table(SETS[:1], n=40)
+    one = summarise(within(table, METHODS[:2]), METHODS[:2], model=CARD, own="guard", draws=5)
+    result = EvaluationResult("x", (one,), (), PROVENANCE)
+    assert render(result) == render(result)
+
+
+def test_a_result_without_anything_recorded_still_makes_a_page() -> None:
+    table = made_table(SETS[:2], n=20)
+    nothing = [MadeMethod("guard", ("absent",), "guard")]
+    predictions = [*within(table, nothing), *one_to_one(table, nothing), *others_to_one(table, nothing)]
+    result = summarise(predictions, nothing, model=CARD, own="guard", draws=5)
+    page = render(EvaluationResult("Nothing", (result,), (), PROVENANCE))
+    assert Reader(page).open == []
+    assert "no signal &#39;absent&#39;" in page
+    assert "<svg" not in page
+
+
+def test_sets_of_right_answers_only_make_a_page_too() -> None:
+    table = made_table(SETS[:2], n=30)
+    right = MadeTable(table.dataset, table.wrong & (table.dataset == SETS[0]), table.group, table.signals)
+    predictions = [*one_to_one(right, METHODS[:2]), *others_to_one(right, METHODS[:2])]
+    result = summarise(predictions, METHODS[:2], model=CARD, own="guard", draws=5)
+    assert Reader(render(EvaluationResult("Right", (result,), (), PROVENANCE))).open == []
+
+
+# -- the result --------------------------------------------------------------------------------
+
+
+def test_a_result_comes_back_from_json_equal(result: EvaluationResult) -> None:
+    text = result.to_json()
+    assert EvaluationResult.from_json(text) == result
+    assert "arithmetic/3" not in text, "no question is kept"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "JSON"), ("{}", "title"), ('{"title": 3, "models": []}', "title"), ("[]", "should be an object")],
+)
+def test_other_json_is_refused_with_the_field(text: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        EvaluationResult.from_json(text)
+
+
+def test_hidden_methods_serve_ablations_only(result: EvaluationResult) -> None:
+    model = result.models[0]
+    assert [card.name for card in model.methods] == ["guard", "log-probabilities", "probe <i>", "length", "samples"]
+    assert all(each.method != "guard without layers" for setting in model.settings for each in setting.scores)
+    gain = next(each for each in model.groups if (each.setting, each.measure) == ("others to one", "AUROC"))
+    against = next(
+        each.gain
+        for each in model.settings[2].comparisons
+        if (each.against, each.measure) == ("log-probabilities", "AUROC")
+    )
+    assert gain.gain == against, "the same two fits under other names"
+
+
+def test_curves_lie_between_the_oracle_and_end_at_the_share_wrong(result: EvaluationResult) -> None:
+    setting = result.models[0].settings[2]
+    assert setting.oracle is not None
+    assert setting.random is not None
+    wrong = np.mean([each.wrong for each in result.models[0].datasets])
+    for curve in setting.curves:
+        assert curve.risk[-1] == pytest.approx(wrong, abs=1e-6)
+        assert all(best <= own + 1e-9 for best, own in zip(setting.oracle.risk, curve.risk, strict=True))
+    assert set(setting.random.risk) == {setting.random.risk[-1]}, "the same at every coverage"
+
+
+def test_data_sets_are_told_with_their_share_wrong(result: EvaluationResult) -> None:
+    table = made_table(SETS, n=60)
+    shown = {each.name: (each.n, each.wrong) for each in result.models[0].datasets}
+    assert shown == {name: (60, table.wrong[table.dataset == name].mean()) for name in SETS}
+
+
+def test_names_that_no_method_has_are_refused() -> None:
+    predictions = within(made_table(SETS[:1], n=20), METHODS[:2])
+    for change in ({"own": "gaurd"}, {"hidden": ["gaurd"]}, {"ablations": [Ablation("x", "guard", "gaurd")]}):
+        arguments = {"own": "guard", "model": CARD, "draws": 5} | change
+        with pytest.raises(InputError, match=r"no method 'gaurd'\. Did you mean 'guard'"):
+            summarise(predictions, METHODS[:2], **arguments)  # type: ignore[arg-type]
+
+
+def test_provenance_of_this_process_names_versions_and_no_machine() -> None:
+    import platform
+
+    here = Provenance.here(commands=["guard evaluate x"], seeds={"folds": 3})
+    assert here.versions["numpy"] == np.__version__
+    assert here.commands == ("guard evaluate x",)
+    assert platform.node() not in here.machine
+
+
+# -- verdicts ----------------------------------------------------------------------------------
+
+
+def judged(claim: Claim, **p: NDArray[np.float64]) -> tuple[str, str]:
+    """The outcome of a claim on two sets, on which methods give these probabilities."""
+    methods = [MadeMethod(name, (), "guard" if name == "own" else "baseline") for name in p]
+    cells = [
+        Predictions("within", name, name, wrong=WRONG, group=np.arange(80), p_wrong=p, missing={}) for name in "xy"
+    ]
+    (verdict,) = summarise(cells, methods, model=CARD, own="own", claims=[claim], draws=100).verdicts
+    return verdict.outcome, verdict.against
+
+
+WRONG = np.arange(80) % 2 == 0
+GOOD, FAIR = np.where(WRONG, 0.9, 0.1), np.where(np.arange(80) % 5 == 0, 0.5, np.where(WRONG, 0.8, 0.2))
+
+
+def test_a_sure_gain_reaches_its_claim() -> None:
+    claim = Claim("own beats other", "within", "AUROC", "other")
+    assert judged(claim, own=GOOD, other=FAIR) == ("reached", "other")
+    assert judged(claim, own=FAIR, other=GOOD) == ("not reached", "other")
+    assert judged(claim, own=GOOD, other=GOOD) == ("not reached", "other")
+
+
+def test_lower_brier_is_a_gain() -> None:
+    assert judged(Claim("own is nearer", "within", "Brier", "other"), own=GOOD, other=FAIR)[0] == "reached"
+
+
+def test_the_rival_is_the_best_baseline_where_none_is_named() -> None:
+    claim = Claim("own beats all", "within", "AUROC")
+    assert judged(claim, own=GOOD, poor=1 - GOOD, fair=FAIR) == ("reached", "fair")
+    assert judged(claim, own=FAIR, poor=1 - GOOD, good=GOOD) == ("not reached", "good")
+
+
+def test_a_value_above_the_margin_is_not_enough_where_the_interval_is_not() -> None:
+    nearly = np.where(np.arange(80) == 0, 0.05, GOOD)
+    claim = Claim("own beats other", "within", "AUROC", "other")
+    assert judged(claim, own=GOOD, other=nearly)[0] == "not shown"
+    assert judged(replace(claim, certain=False), own=GOOD, other=nearly)[0] == "reached"
+
+
+def test_a_margin_may_allow_a_loss() -> None:
+    nearly = np.where(np.arange(80) == 0, 0.05, GOOD)
+    claim = Claim("own is hardly worse", "within", "AUROC", margin=-0.05, everywhere=True)
+    assert judged(claim, own=nearly, other=GOOD) == ("reached", "other on x")
+    assert judged(replace(claim, margin=-0.001), own=nearly, other=GOOD)[0] == "not reached"
+
+
+def test_a_claim_on_what_was_not_run_is_not_recorded() -> None:
+    assert judged(Claim("transfers", "others to one", "AUROC"), own=GOOD, other=FAIR)[0] == "not recorded"
+
+
+# -- labels ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.floats(0.01, 0.1))
+def test_labels_stay_in_order_apart_and_inside(values: list[float], gap: float) -> None:
+    places = spread(sorted(values), gap=gap, low=0.0, high=1.0)
+    steps = np.diff(places)
+    assert (steps >= gap - 1e-9).all()
+    assert min(places) >= -1e-9
+    assert max(places) <= 1 + 1e-9
+
+
+def test_labels_that_do_not_touch_stay_where_they_belong() -> None:
+    assert spread([0.1, 0.5, 0.9], gap=0.2, low=0.0, high=1.0) == pytest.approx([0.1, 0.5, 0.9])
+    assert spread([0.5, 0.5], gap=0.2, low=0.0, high=1.0) == pytest.approx([0.4, 0.6])
