@@ -33,8 +33,8 @@ from guard.evaluation.result import (
     ModelResult,
     Note,
     Provenance,
-    summarise,
 )
+from guard.evaluation.summary import summarise
 
 SETS = ("arithmetic", "countries <b>", "trivia & $x^2$")
 CARD = ModelCard("SmolLM2 <small>", "llama.cpp", "llama", "Q4_1", "ab12" * 16, 3, 576)

@@ -8,27 +8,18 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from guard.errors import InputError, did_you_mean
-from guard.evaluation.bootstrap import Bootstrap, Estimate, Gain, bootstrap
-from guard.evaluation.measures import (
-    MEASURES,
-    TRANSFER_MEASURES,
-    ReliabilityBin,
-    measure_named,
-    reliability,
-    risk_curve,
-)
-from guard.evaluation.protocol import Kind, Method, Predictions
-from guard.metrics import Labels, Probabilities
+from guard.errors import InputError
+from guard.evaluation.bootstrap import Estimate, Gain
+from guard.evaluation.measures import ReliabilityBin
+from guard.evaluation.protocol import Kind
 
 Outcome = Literal["reached", "not shown", "not reached", "not recorded"]
 
@@ -355,161 +346,3 @@ class EvaluationResult:
 
 
 _ADAPTER = TypeAdapter(EvaluationResult)
-
-
-# -- from predictions to a result --------------------------------------------------------------
-
-
-def summarise(
-    predictions: Sequence[Predictions],
-    methods: Sequence[Method],
-    *,
-    model: ModelCard,
-    own: str,
-    hidden: Collection[str] = (),
-    seconds: Mapping[str, float] | None = None,
-    ablations: Sequence[Ablation] = (),
-    importance: Importance | None = None,
-    claims: Sequence[Claim] = (),
-    draws: int = 1000,
-    seed: int = 0,
-) -> ModelResult:
-    """Judge what the protocols gave for one model.
-
-    Args:
-        predictions: of all protocols that were run.
-        methods: those that the protocols compared.
-        model: that gave the answers.
-        own: name of guard's own method.
-        hidden: methods that serve ablations only and stay out of tables.
-        seconds: measured cost of a score, by method.
-        ablations: pairs of methods that show what features add.
-        importance: of the layer pairs.
-        claims: what has to be shown.
-        draws: bootstrap resamples.
-        seed: of the resamples.
-
-    Raises:
-        InputError: no predictions, or a name that is none of the methods'.
-    """
-    names = [method.name for method in methods]
-    compared = [name for pair in ablations for name in (pair.full, pair.without)]
-    claimed = [claim.against for claim in claims if claim.against is not None]
-    for name in (own, *hidden, *(seconds or ()), *compared, *claimed):
-        if name not in names:
-            raise InputError(f"There is no method {name!r}", fix=did_you_mean(name, names))
-    cards = tuple(
-        MethodCard(each.name, each.kind, float(each.passes), (seconds or {}).get(each.name))
-        for each in sorted(methods, key=lambda method: method.name != own)
-        if each.name not in hidden
-    )
-    settings, groups, judged = [], [], {}
-    for setting in dict.fromkeys(each.setting for each in predictions):
-        cells = [each for each in predictions if each.setting == setting]
-        measures = TRANSFER_MEASURES if setting == "one to one" else MEASURES
-        found = judged[setting] = bootstrap(cells, measures, draws=draws, seed=seed)
-        settings.append(_setting(setting, cells, found, [card.name for card in cards], own))
-        groups += _group_gains(setting, found, ablations)
-    return ModelResult(
-        model=model,
-        own=own,
-        datasets=_datasets(predictions),
-        methods=cards,
-        settings=tuple(settings),
-        groups=tuple(groups),
-        importance=importance,
-        verdicts=tuple(_verdict(claim, judged.get(claim.setting), cards, own) for claim in claims),
-        draws=draws,
-    )
-
-
-def _datasets(predictions: Sequence[Predictions]) -> tuple[DatasetCard, ...]:
-    """The largest version of each test set: one to one, shared questions are left out."""
-    largest: dict[str, Predictions] = {}
-    for each in predictions:
-        if each.test not in largest or len(each.wrong) > len(largest[each.test].wrong):
-            largest[each.test] = each
-    return tuple(DatasetCard(name, len(each.wrong), float(each.wrong.mean())) for name, each in sorted(largest.items()))
-
-
-def _setting(
-    setting: str, cells: Sequence[Predictions], found: Bootstrap, methods: Sequence[str], own: str
-) -> SettingResult:
-    measures = [measure.name for measure in found.measures]
-    everywhere = [name for name in methods if all(name in cell.p_wrong for cell in cells)]
-    drawn = [] if setting == "one to one" else everywhere
-    labels = [cell.wrong for cell in cells]
-    oracle = [(wrong.astype(np.float64), wrong) for wrong in labels]
-    constant = [(np.zeros(len(wrong)), wrong) for wrong in labels]
-    return SettingResult(
-        setting=setting,
-        cells=len(cells),
-        scores=tuple(Score(name, each, *found.mean(name, each)) for name in methods for each in measures),
-        per_cell=tuple(
-            CellScore(cell.train, cell.test, name, each, found.value(name, (cell.train, cell.test), each))
-            for cell in cells
-            for name in methods
-            for each in measures
-        ),
-        comparisons=tuple(
-            Comparison(name, each, found.gain(own, name, each)) for name in methods if name != own for each in measures
-        ),
-        missing=tuple(
-            Missing(name, cell.train, cell.test, reason) for cell in cells for name, reason in cell.missing.items()
-        ),
-        curves=tuple(_curve(name, [(cell.p_wrong[name], cell.wrong) for cell in cells]) for name in drawn),
-        oracle=_curve("oracle", oracle) if drawn else None,
-        random=_curve("random", constant) if drawn else None,
-        reliability=tuple(
-            Reliability(
-                name, reliability(np.concatenate([cell.p_wrong[name] for cell in cells]), np.concatenate(labels))
-            )
-            for name in drawn
-        ),
-    )
-
-
-def _curve(name: str, scored: Sequence[tuple[Probabilities, Labels]]) -> Curve:
-    curves = [risk_curve(p_wrong, wrong, np.array(COVERAGES)) for p_wrong, wrong in scored]
-    return Curve(name, tuple(round(float(each), 6) for each in np.mean(curves, axis=0)))
-
-
-def _group_gains(setting: str, found: Bootstrap, ablations: Sequence[Ablation]) -> list[GroupGain]:
-    return [
-        GroupGain(each.group, setting, measure.name, found.gain(each.full, each.without, measure.name))
-        for each in ablations
-        for measure in TRANSFER_MEASURES
-    ]
-
-
-def _verdict(claim: Claim, found: Bootstrap | None, methods: Sequence[MethodCard], own: str) -> Verdict:
-    """Compare the gain with the claim's margin; against several rivals, with the best of them."""
-    rivals = [claim.against] if claim.against else [card.name for card in methods if card.kind == "baseline"]
-    gains = {name: found.gain(own, name, claim.measure).estimate for name in rivals} if found else {}
-    recorded = {name: gain.value for name, gain in gains.items() if gain.value is not None}
-    if found is None or not recorded:
-        return Verdict(claim, claim.against or "best baseline", Estimate(None, None, None), "not recorded")
-    if claim.everywhere:
-        value, against = _worst_cell(found, own, rivals, claim.measure)
-        outcome: Outcome = "reached" if value > claim.margin else "not reached"
-        return Verdict(claim, against, Estimate(value, None, None), outcome)
-    against = min(recorded, key=lambda name: recorded[name])
-    surest = gains[against].low if claim.certain else recorded[against]
-    if recorded[against] <= claim.margin:
-        outcome = "not reached"
-    else:
-        outcome = "reached" if surest is not None and surest > claim.margin else "not shown"
-    return Verdict(claim, against, gains[against], outcome)
-
-
-def _worst_cell(found: Bootstrap, own: str, rivals: Sequence[str], measure: str) -> tuple[float, str]:
-    """The least gain over any rival on any cell, with the rival and the test set in words."""
-    sign = measure_named(measure).sign
-    worst = []
-    for cell in found.cells:
-        mine = found.value(own, cell, measure)
-        for name in rivals:
-            other = found.value(name, cell, measure)
-            if mine is not None and other is not None:
-                worst.append((sign * (mine - other), f"{name} on {cell[1]}"))
-    return min(worst)
