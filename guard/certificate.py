@@ -279,6 +279,18 @@ def settled_policy(policy: Policy, given: Certificates) -> Policy:
     )
 
 
+def needed_certificates(
+    policy: Policy, certificates: Certificates | str | Path | None
+) -> Certificates | str | Path | None:
+    """Read what the policy needs before a model is loaded: that there is no certificate is better said first.
+
+    Raises:
+        CertificateError: as `chosen_certificates`.
+    """
+    awaited = any(plan.rules[0].is_uncertified for plan in policy.plans.values())
+    return chosen_certificates(policy, certificates) if awaited else certificates
+
+
 def chosen_certificates(policy: Policy, certificates: Certificates | str | Path | None) -> Certificates:
     """The certificates that were handed over, or those that the policy names.
 

@@ -12,7 +12,7 @@ import tenacity
 
 from guard.backends import EMBEDDED, load_engine
 from guard.backends.base import Engine
-from guard.certificate import Answering, Basis, Certificates, certified_policy
+from guard.certificate import Answering, Basis, Certificates, certified_policy, needed_certificates
 from guard.errors import InputError, ScorerError, did_you_mean
 from guard.escalation import Handler, check_handlers, log_handler
 from guard.ledger import OWN_ENGINE, Ledger
@@ -113,6 +113,7 @@ class Guard:
                 fix="Fit one: guard calibrate --model MODEL --data QUESTIONS.jsonl --out scorer.json",
             )
         chosen = policy if isinstance(policy, Policy) else load_policy(policy)
+        certificate = needed_certificates(chosen, certificate)
         fitted = load_scorer(shipped_scorer() if scorer is None else scorer)
         given = fallbacks or {}
         with ExitStack() as loaded:

@@ -230,6 +230,15 @@ def test_a_guard_cannot_be_had_without_a_certificate() -> None:
     assert "--certificate" in told
 
 
+def test_that_it_is_missing_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
+    scorer = tmp_path / "s.json"
+    confidence_scorer().save(scorer)
+    with pytest.raises(CertificateError, match="there is no certificate"):
+        Guard.load(tmp_path / "no-such-model.gguf", scorer=scorer, policy=policy())
+    with pytest.raises(CertificateError, match="Cannot read the certificate"):
+        Guard.load(tmp_path / "no-such-model.gguf", scorer=scorer, policy=policy(), certificate=tmp_path / "no.json")
+
+
 def test_a_policy_that_promises_nothing_ignores_certificates() -> None:
     plain = policy("certificate: nowhere.json\nrules:\n  - accept: {below: 0.5}\n  - abstain\n")
     assert Guard(engine(), confidence_scorer(), plain).ask("What?").accepted

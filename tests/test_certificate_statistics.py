@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -329,3 +331,29 @@ def test_trials_that_are_none() -> None:
         Trials.of_scores([0.1, math.nan], [True, False])
     with pytest.raises(InputError, match="one shape"):
         Trials.of_scores([0.1, 0.2], [True])
+
+
+# -- what the documentation says ---------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_documented_measurement_is_the_recorded_one_and_the_promise_held() -> None:
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "promise-smollm2.json").read_text())
+    told = (ROOT / "docs" / "certificates.md").read_text(encoding="utf-8")
+    for row in recorded["results"]:
+        low, high = row["broken_interval"]
+        cells = [
+            f"{row['risk']:.0%}",
+            f"{row['broken']:.1%}",
+            f"{low:.1%} to {high:.1%}",
+            f"{row['naive_broken']:.0%}",
+            f"{row['certified']:.0%}",
+            f"{row['coverage']:.3f}",
+            f"{row['oracle']:.3f}",
+            f"{row['share_of_oracle']:.0%}",
+        ]
+        assert "| " + " | ".join(cells).replace("%", " %") + " |" in told
+        assert row["draws"] == 1000
+        assert low <= 1 - row["confidence"]
+        assert row["mapie_agrees"] == 1.0
