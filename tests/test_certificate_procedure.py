@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -16,9 +17,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import AnsweringEngine, Script, confidence_scorer
+from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model, tiny_artefact
 
 from guard.certificate import CertificateError
+from guard.cli.certify import _usable
 from guard.errors import InputError
 from guard.escalation import Handler
 from guard.graders import grade
@@ -26,11 +28,11 @@ from guard.guard import Guard
 from guard.loop import Source
 from guard.policy import Policy, parse_policy
 from guard.policy_promise import Settled, ceiling, rehearsal, with_thresholds
-from guard.questions import LabelledResponse, Question, Row
+from guard.questions import LabelledResponse, Question, Row, split_questions
 from guard.recording import Skipped
 from guard.records import Action, Floats, Limits, Prompt
 from guard.rehearsal import RehearsalJournal, Rehearsed, Tried, answered_rows, rehearse_rows, trials_of
-from guard.scorer import shipped_scorer
+from guard.scorer import DataSet, Scorer, shipped_scorer
 
 EMBEDDED = pytest.mark.model
 
@@ -209,6 +211,46 @@ def test_given_responses_are_scored_as_they_are_unless_the_policy_asks_again() -
 
 
 # -- the command -------------------------------------------------------------------------------
+
+
+def test_what_the_scorer_was_fitted_on_is_left_out(tmp_path: Path) -> None:
+    pytest.importorskip("lightgbm", reason="knowing calibration's split needs what calibration needs")
+    from guard.calibration import SPLIT_SHARES
+
+    rows = questions(200)
+    file, other = tmp_path / "set.jsonl", tmp_path / "other.jsonl"
+    file.write_text("the same content")
+    other.write_text("other content")
+    known = DataSet(name="set", sha256=hashlib.sha256(b"the same content").hexdigest(), rows=200, wrong=80)
+    scorer = Scorer(tiny_artefact(scripted_model()).model_copy(update={"data": [known], "seed": 3}))
+    fresh = [("other", Question(id=f"o{at}", question=f"Other {at}?", answers=("yes",))) for at in range(50)]
+    kept, notes = _usable([*rows, *fresh], [file, other], scorer)
+    held_out = split_questions([row for _, row in rows], seed=3, shares=SPLIT_SHARES)["test"]
+    assert [row for _, row in kept] == [*held_out, *(row for _, row in fresh)]
+    assert 20 < len(held_out) < 60
+    assert notes == [f"{200 - len(held_out)} questions of set, which the scorer was fitted or calibrated on"]
+
+
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    p_wrong = rng.beta(0.45, 1.0, 2000)
+    rows = [{"p_wrong": float(p), "wrong": bool(rng.random() < p)} for p in p_wrong]
+    (tmp_path / "scores.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    script = Path(__file__).parents[1] / "benchmarks" / "promise.py"
+    told = subprocess.run(
+        [
+            *(sys.executable, str(script), "--scores", str(tmp_path / "scores.jsonl"), "--risk", "0.1"),
+            *("--labels", "500", "--draws", "5", "--out", str(tmp_path / "out.json")),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "2000 answers" in told.stdout
+    (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert (result["draws"], result["n"]) == (5, 500)
+    assert 0 < result["coverage"] <= result["oracle"] + 0.1
+
 
 COMMAND = [sys.executable, "-c", "from guard.cli import main; main()"]
 
