@@ -241,13 +241,7 @@ def _scorer(engine: BaseEngine, embedded: bool) -> Scorer:
         format_version=FORMAT_VERSION,
         binding=Binding.of(engine.model, point),
         features="combined",
-        schema=Schema(
-            layers=schema.layers,
-            temperatures=list(schema.temperatures),
-            aggregates=list(schema.aggregates),
-            groups=list(schema.groups),
-            version=schema.version,
-        ),
+        schema=Schema.of(schema),
         feature_names=list(schema.names),
         prompting=Prompting(system="", max_tokens=64),
         data=[],
@@ -257,7 +251,10 @@ def _scorer(engine: BaseEngine, embedded: bool) -> Scorer:
         versions={},
         metrics={},
         model=Model(
-            start=start, trees=_stumps(200, len(schema.names), rng), calibration=Calibration(slope=1.0, intercept=0.0)
+            start=start,
+            readout=None,
+            trees=_stumps(200, len(schema.names), rng),
+            calibration=Calibration(slope=1.0, intercept=0.0),
         ),
         baseline=None,
     )

@@ -117,7 +117,8 @@ class Guard:
         fitted = load_scorer(shipped_scorer() if scorer is None else scorer)
         given = fallbacks or {}
         with ExitStack() as loaded:
-            own = loaded.enter_context(load_engine(model, engine=engine, **(engine_options or {})))
+            options = {"capture_point": fitted.artefact.binding.capture_point, **(engine_options or {})}
+            own = loaded.enter_context(load_engine(model, engine=engine, **options))
             declared = _declared_fallbacks(chosen, leave_out=given, loaded=loaded)
             guard = cls(
                 own,
@@ -305,5 +306,6 @@ def _declared_fallbacks(policy: Policy, *, leave_out: Mapping[str, Any], loaded:
 
 
 def _load_source(name: str, model: str, scorer: str | None, loaded: ExitStack) -> Source:
-    engine = loaded.enter_context(load_engine(model))
-    return Source(name, engine, load_scorer(scorer) if scorer else None)
+    fitted = load_scorer(scorer) if scorer else None
+    options = {"capture_point": fitted.artefact.binding.capture_point} if fitted else {}
+    return Source(name, loaded.enter_context(load_engine(model, **options)), fitted)

@@ -156,7 +156,7 @@ class Journal:
             prompt_tokens,
             record.seconds,
             *(blob.astype("<f4").tobytes() for blob in blobs),
-            _half(signature.activations).tobytes(),
+            half(signature.activations).tobytes(),
             None if residual is None else residual.lens.astype("<f4").tobytes(),
             None if residual is None else residual.path.astype("<f4").tobytes(),
             json.dumps(record.samples) if record.samples else None,
@@ -357,7 +357,7 @@ def _put(row: Row, run: Run) -> tuple[Prompt, str | None]:
     return completion_prompt(row) if run.completion else question_prompt(row, system=run.system), None
 
 
-def _half(activations: Floats) -> NDArray[np.float16]:
+def half(activations: Floats) -> NDArray[np.float16]:
     """In half the space; a massive activation beyond its range becomes the largest value."""
     largest = np.finfo(np.float16).max
     return np.clip(activations, -largest, largest).astype("<f2")

@@ -1,12 +1,14 @@
 """Signals -> probability of being wrong. Loads and applies a fitted artefact; fitting is elsewhere.
 
-The artefact is one JSON file of numbers: a linear model over token log-probabilities, regression
-trees that correct it, and a calibration curve. It is read into plain arrays and evaluated here, so
-that loading a stranger's file can run nothing, and scoring needs no machine-learning library.
+The artefact is one JSON file of numbers: a linear model over token log-probabilities, a linear
+read-out of the layers' activations, regression trees that correct both, and a calibration curve. It
+is read into plain arrays and evaluated here, so that loading a stranger's file can run nothing, and
+scoring needs no machine-learning library.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import time
@@ -20,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
-from guard.errors import InputError, ScorerError, ScorerMismatchError
+from guard.errors import CaptureError, InputError, ScorerError, ScorerMismatchError
+from guard.probe import normalised
 from guard.records import CapturePoint, Floats, ModelInfo, Score, Signals
-from guard.signature import FeatureSchema, feature_vector
+from guard.signature import ACTIVATION_TOKENS, FeatureSchema, feature_vector
 
 FORMAT: Literal["guard-scorer"] = "guard-scorer"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 #: What a stranger's file may cost us: larger ones are refused before anything is made of them.
 MAX_BYTES, MAX_KEYS, MAX_TREES, MAX_DEPTH = 32 * 2**20, 1000, 20_000, 64
@@ -82,6 +85,17 @@ class Schema(_Part):
     aggregates: Annotated[list[str], Field(min_length=1, max_length=8)]
     groups: Annotated[list[str], Field(min_length=1, max_length=16)]
     version: int
+
+    @classmethod
+    def of(cls, schema: FeatureSchema) -> Self:
+        """The stored form of a schema."""
+        return cls(
+            layers=schema.layers,
+            temperatures=list(schema.temperatures),
+            aggregates=list(schema.aggregates),
+            groups=list(schema.groups),
+            version=schema.version,
+        )
 
 
 class Prompting(_Part):
@@ -148,17 +162,59 @@ class Trees(_Part):
         return self
 
 
+class Readout(_Part):
+    """Log-odds = sum over tokens, layers and coordinates of weight x normalised activation.
+
+    The tokens are those of `Signature.activations`; see `guard.probe.normalised`.
+
+    Attributes:
+        tokens, layers, width: shape of the weights.
+        weights: little-endian float32 values, in base64.
+    """
+
+    tokens: Annotated[int, Field(ge=1, le=16)]
+    layers: Annotated[int, Field(ge=2, le=1024)]
+    width: Annotated[int, Field(ge=1, le=2**17)]
+    weights: str
+
+    @classmethod
+    def of(cls, weights: Floats) -> Self:
+        """From an array of shape (tokens, layers, width)."""
+        tokens, layers, width = weights.shape
+        text = base64.b64encode(weights.astype("<f4").tobytes()).decode("ascii")
+        return cls(tokens=tokens, layers=layers, width=width, weights=text)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        size = 4 * self.tokens * self.layers * self.width
+        if len(self.weights) != 4 * -(-size // 3):
+            raise ValueError("the weights are not as many as tokens x layers x width")
+        if not np.isfinite(self.array).all():
+            raise ValueError("a weight is not finite")
+        return self
+
+    @cached_property
+    def array(self) -> Floats:
+        """Shape (tokens, layers, width)."""
+        data = base64.b64decode(self.weights, validate=True)
+        return np.frombuffer(data, "<f4").reshape(self.tokens, self.layers, self.width)
+
+
 class Calibration(_Part):
-    """Probability = logistic(slope x log-odds + intercept), fitted on a split of its own (Platt)."""
+    """Probability = logistic(slope x log-odds + intercept), fitted on held-out answers (Platt)."""
 
     slope: Annotated[Number, Field(gt=0)]
     intercept: Number
 
 
 class Model(_Part):
-    """Log-odds of a linear start plus trees, then calibrated. Either part may be missing."""
+    """Log-odds of a linear start, a read-out of the layers and trees, summed, then calibrated.
+
+    Any part may be missing.
+    """
 
     start: Linear | None
+    readout: Readout | None
     trees: Trees | None
     calibration: Calibration
 
@@ -191,6 +247,13 @@ class Artefact(_Part):
             raise ValueError("feature_names are not as many as the schema's features")
         if list(self.feature_schema.names) != self.feature_names:
             raise ValueError("feature_names do not follow from the schema")
+        readout = self.model.readout
+        if readout and (readout.tokens, readout.layers, readout.width) != (
+            len(ACTIVATION_TOKENS),
+            self.binding.layers,
+            self.binding.width,
+        ):
+            raise ValueError("the read-out's shape is not that of the model's activations")
         for model in (self.model, self.baseline):
             if model and any(not -1 <= at < len(self.feature_names) for at in _features_used(model)):
                 raise ValueError("a feature index is out of range")
@@ -245,8 +308,9 @@ class Scorer:
         """
         started = time.perf_counter()
         vector = feature_vector(signals, self.schema).astype(np.float64)
-        p_wrong = self._model.probability(vector)
-        baseline = self._baseline.probability(vector) if self._baseline else None
+        activations = signals.signature.activations
+        p_wrong = self._model.probability(vector, activations)
+        baseline = self._baseline.probability(vector, activations) if self._baseline else None
         return Score(p_wrong, self.calibrated, baseline, time.perf_counter() - started)
 
     def for_model(self, model: ModelInfo, capture_point: CapturePoint, *, force: bool = False) -> Scorer:
@@ -346,9 +410,9 @@ _REFIT = "Fit it again with guard calibrate, or fetch the file again"
 
 
 class Evaluator:
-    """The log-odds of a start and trees, in arrays."""
+    """The log-odds of a model's parts, in arrays."""
 
-    def __init__(self, start: Linear | None, trees: Trees | None) -> None:
+    def __init__(self, start: Linear | None, trees: Trees | None, readout: Readout | None = None) -> None:
         self._start = start
         if start:
             self._at = np.array(start.features, np.intp)
@@ -356,10 +420,24 @@ class Evaluator:
                 self._weights = np.array(start.coefficients, np.float64) / np.array(start.scale, np.float64)
                 self._offset = start.intercept - float(self._weights @ np.array(start.mean, np.float64))
         self._trees = _Forest(trees) if trees and trees.roots else None
+        self._readout = readout.array if readout else None
 
-    def log_odds(self, vector: NDArray[np.float64]) -> float:
-        """Of one feature vector, shape (features,), before calibration."""
+    def log_odds(self, vector: NDArray[np.float64], activations: NDArray[np.floating] | None = None) -> float:
+        """Of one answer, before calibration.
+
+        Args:
+            vector: its features, shape (features,).
+            activations: shape (A, L, D); only needed with a read-out.
+
+        Raises:
+            CaptureError: the activations are missing, of another shape, or of no use.
+        """
         total = float(self._weights @ vector[self._at]) + self._offset if self._start else 0.0
+        if self._readout is not None:
+            if activations is None or activations.shape != self._readout.shape:
+                shape = None if activations is None else activations.shape
+                raise CaptureError(f"The read-out wants activations of shape {self._readout.shape}, got {shape}")
+            total += float(np.einsum("tld,tld->", normalised(activations), self._readout, dtype=np.float64))
         return total + self._trees.total(vector) if self._trees else total
 
 
@@ -367,12 +445,12 @@ class _Calibrated:
     """A `Model` ready to evaluate."""
 
     def __init__(self, model: Model) -> None:
-        self._evaluator = Evaluator(model.start, model.trees)
+        self._evaluator = Evaluator(model.start, model.trees, model.readout)
         self._calibration = model.calibration
 
-    def probability(self, vector: NDArray[np.float64]) -> float:
+    def probability(self, vector: NDArray[np.float64], activations: NDArray[np.floating]) -> float:
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-            log_odds = self._evaluator.log_odds(vector)
+            log_odds = self._evaluator.log_odds(vector, activations)
         calibrated = self._calibration.slope * log_odds + self._calibration.intercept
         if not math.isfinite(calibrated):
             raise ScorerError("The score is not finite", why="the scorer's numbers are too large", fix=_REFIT)

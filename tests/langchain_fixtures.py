@@ -12,7 +12,7 @@ from guard.errors import MissingExtraError
 from guard.langchain.chat import ChatGuard
 from guard.langchain.engines import shared_engine
 from guard.policy import Policy, parse_policy
-from guard.scorer import Artefact, Binding, Calibration, Linear, Model, Prompting, Schema, Scorer
+from guard.scorer import FORMAT_VERSION, Artefact, Binding, Calibration, Linear, Model, Prompting, Schema, Scorer
 from guard.signature import FeatureSchema
 
 #: Rules that force each action, whatever the score.
@@ -35,18 +35,17 @@ def embedded(engine: str = "llama.cpp") -> BaseEngine:
 
 def scorer_for(engine: BaseEngine, *, system: str = "", max_tokens: int = 8) -> Scorer:
     """A scorer that finds an answer the likelier wrong, the less likely its tokens were."""
-    schema = Schema(layers=engine.model.layers, temperatures=[1.0], aggregates=["mean"], groups=["logprob"], version=1)
-    features = FeatureSchema(layers=engine.model.layers, aggregates=("mean",), groups=("logprob",))
+    schema = FeatureSchema(layers=engine.model.layers, aggregates=("mean",), groups=("logprob",))
     start = Linear(features=[0], mean=[0.0], scale=[1.0], coefficients=[-4.0], intercept=-1.0)
-    model = Model(start=start, trees=None, calibration=Calibration(slope=1.0, intercept=0.0))
+    model = Model(start=start, readout=None, trees=None, calibration=Calibration(slope=1.0, intercept=0.0))
     return Scorer(
         Artefact(
             format="guard-scorer",
-            format_version=1,
+            format_version=FORMAT_VERSION,
             binding=Binding.of(engine.model, engine.capture_point),
             features="logprob",
-            schema=schema,
-            feature_names=list(features.names),
+            schema=Schema.of(schema),
+            feature_names=list(schema.names),
             prompting=Prompting(system=system, max_tokens=max_tokens),
             data=[],
             split_sizes={},

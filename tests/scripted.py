@@ -14,7 +14,7 @@ from guard.backends.base import BaseEngine
 from guard.backends.text import BytesDetokenizer, Detokenizer
 from guard.backends.turnstile import Interrupt
 from guard.records import CapturePoint, Floats, ModelInfo, Prompt
-from guard.scorer import Artefact, Binding, Calibration, Linear, Model, Prompting, Schema, Scorer, Trees
+from guard.scorer import FORMAT_VERSION, Artefact, Binding, Calibration, Linear, Model, Prompting, Schema, Scorer, Trees
 from guard.signature import GROUPS, FeatureSchema
 
 END = 256
@@ -140,16 +140,10 @@ def tiny_artefact(
     calibration = Calibration(slope=1.0, intercept=0.0)
     return Artefact(
         format="guard-scorer",
-        format_version=1,
+        format_version=FORMAT_VERSION,
         binding=Binding.of(model, capture_point),
         features="combined",
-        schema=Schema(
-            layers=schema.layers,
-            temperatures=list(temperatures),
-            aggregates=list(schema.aggregates),
-            groups=list(groups),
-            version=schema.version,
-        ),
+        schema=Schema.of(schema),
         feature_names=list(schema.names),
         prompting=Prompting(system="Answer with as few words as possible. No explanation.", max_tokens=12),
         data=[],
@@ -158,8 +152,8 @@ def tiny_artefact(
         settings={},
         versions={},
         metrics={},
-        model=Model(start=start, trees=trees, calibration=calibration),
-        baseline=Model(start=start, trees=None, calibration=calibration),
+        model=Model(start=start, readout=None, trees=trees, calibration=calibration),
+        baseline=Model(start=start, readout=None, trees=None, calibration=calibration),
     )
 
 

@@ -15,12 +15,13 @@ import pytest
 pytest.importorskip("lightgbm")
 pytest.importorskip("sklearn")
 
-from scripted import LAYERS, AnsweringEngine, scripted_model
-from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
+from scripted import LAYERS, WIDTH, AnsweringEngine, scripted_model
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from guard import calibration
-from guard.calibration import SPLIT_SHARES, Features, Fitted, Labelled, fit_scorer, split_labelled
+from guard import calibration, fitting
+from guard.calibration import SPLIT_SHARES, Fitted, Labelled, fit_scorer, split_labelled
 from guard.errors import CalibrationError, InputError
+from guard.fitting import Features
 from guard.metrics import expected_calibration_error, metrics_of
 from guard.questions import LabelledResponse, Question, Row
 from guard.recording import Journal, Record, Run, record_rows
@@ -31,22 +32,29 @@ from guard.signature import AGGREGATES
 RUN = Run(model=scripted_model(), capture_point="mlp", system="Be brief.", max_tokens=8)
 
 
-def made(count: int, *, seed: int, by_logprob: float, by_map: float) -> list[Labelled]:
-    """Records whose log-odds of being wrong depend on the mean log-probability and on one pair of layers."""
+def made(
+    count: int, *, seed: int, by_logprob: float, by_map: float, by_activations: float = 0.0, dataset: str = "made"
+) -> list[Labelled]:
+    """Records whose log-odds of being wrong depend on the mean log-probability, on one pair of layers
+    and on one coordinate of one layer's activations."""
     rng = np.random.default_rng(seed)
     records = []
     for number in range(count):
         tokens = int(rng.integers(2, 9))
-        doubt, disagreement = rng.normal(size=2)
+        doubt, disagreement, knowledge = rng.normal(size=3)
         logprobs = -np.exp(0.5 * doubt + 0.1 * rng.normal(size=tokens))
         maps = np.exp(rng.normal(size=(1, 4, LAYERS, LAYERS)) * 0.3)
         maps[0, :, 0, 2] = np.exp(disagreement)
         maps[..., range(LAYERS), range(LAYERS)] = 0
         norms = rng.normal(size=(4, LAYERS)) * 0.1
-        signature = Signature(np.float32(maps), np.float32(norms), (1.0,), AGGREGATES, tokens)
+        activations = np.float32(rng.normal(size=(3, LAYERS, WIDTH)))
+        activations[:, 1, 0] += np.float32(3 * knowledge)
+        signature = Signature(np.float32(maps), np.float32(norms), activations, (1.0,), AGGREGATES, tokens)
         arrays = (np.float32(values) for values in (logprobs, -logprobs, -logprobs / 2))
-        wrong = rng.random() < 1 / (1 + math.exp(-by_logprob * doubt - by_map * disagreement))
-        record = Record(f"made/{number}", "made", f"q{number}", "a", Signals(*arrays, signature), None, None, 0.1)
+        wrong = rng.random() < 1 / (
+            1 + math.exp(-by_logprob * doubt - by_map * disagreement - by_activations * knowledge)
+        )
+        record = Record(f"{dataset}/{number}", dataset, f"q{number}", "a", Signals(*arrays, signature), 0.1)
         records.append(Labelled(record, bool(wrong)))
     return records
 
@@ -60,8 +68,10 @@ def splits_of(labelled: Sequence[Labelled]) -> dict[str, list[Labelled]]:
     }
 
 
-def fit(labelled: Sequence[Labelled], *, features: Features = "combined", seed: int = 0) -> Fitted:
-    return fit_scorer(splits_of(labelled), run=RUN, data=[], features=features, seed=seed)
+def fit(
+    labelled: Sequence[Labelled], *, features: Features = "combined", without: Sequence[str] = (), seed: int = 0
+) -> Fitted:
+    return fit_scorer(splits_of(labelled), run=RUN, data=[], features=features, without=without, seed=seed)
 
 
 # -- what is learnt ----------------------------------------------------------------------------
@@ -89,27 +99,50 @@ def test_layers_that_know_nothing_do_little_harm(seed: int) -> None:
 
 
 def test_nothing_of_a_useless_correction_is_kept() -> None:
-    """Noise helps the stop split by chance now and then, but not always."""
-    fits = [fit(made(700, seed=seed, by_logprob=2.0, by_map=0.0)) for seed in range(6)]
-    dropped = [fitted for fitted in fits if fitted.scorer.artefact.settings["shrinkage"] == 0.0]
+    """Noise helps held-out answers by chance now and then, but not always."""
+    fits = [fit(made(500, seed=seed, by_logprob=2.0, by_map=0.0)) for seed in range(4)]
+    dropped = [fitted.scorer.artefact for fitted in fits if fitted.scorer.artefact.settings["shrinkage"] == 0.0]
     assert dropped
-    for fitted in dropped:
-        assert fitted.scorer.artefact.model.trees is None
-        assert fitted.test == fitted.baseline
+    for artefact in dropped:
+        assert artefact.model.trees is None
+        assert artefact.settings["rounds"] == 0
 
 
-def test_shrinkage_is_the_best_by_log_loss_and_the_smaller_when_equal() -> None:
-    rng = np.random.default_rng(0)
-    wrong = rng.random(400) < 0.4
-    start = rng.normal(size=400)
-    correction = rng.normal(size=400) + np.where(wrong, 0.8, -0.8)
-    for sign in (1.0, -1.0, 0.3):
-        losses = {
-            share: log_loss(wrong, 1 / (1 + np.exp(-(start + share * sign * correction))))
-            for share in calibration.SHRINKAGES
-        }
-        assert calibration._best_shrinkage(start, sign * correction, wrong) == min(losses, key=losses.__getitem__)
-    assert calibration._best_shrinkage(start, 0 * correction, wrong) == 0.0
+def test_the_read_out_adds_what_the_activations_know() -> None:
+    labelled = made(900, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
+    fitted = fit(labelled)
+    assert fitted.baseline is not None
+    assert fitted.scorer.artefact.settings["readout_strength"] > 0
+    assert fitted.test.auroc > fitted.baseline.auroc + 0.1
+    assert fitted.test.brier < fitted.baseline.brier - 0.02
+    readout = fitted.scorer.artefact.model.readout
+    assert readout is not None
+    assert np.unravel_index(np.abs(readout.array).sum(axis=0).argmax(), (LAYERS, WIDTH)) == (1, 0)
+    without = fit(labelled, without=("activations",))
+    assert without.scorer.artefact.model.readout is None
+    assert without.test.auroc < fitted.test.auroc - 0.1
+
+
+def test_what_misleads_from_set_to_set_is_not_kept() -> None:
+    """Each set's activations speak for it alone: held-out sets tell, held-out answers would not."""
+    labelled = []
+    for number in range(6):
+        sign = 1 if number % 2 else -1
+        labelled += made(150, seed=number, by_logprob=2.0, by_map=0.0, by_activations=sign * 3.0, dataset=f"s{number}")
+    labelled = [labelled[at] for at in np.random.default_rng(0).permutation(len(labelled))]
+    settings = fit(labelled).scorer.artefact.settings
+    assert settings["folds"] == "data sets"
+    assert settings["readout_strength"] == 0.0
+
+
+def test_parts_can_be_left_out() -> None:
+    labelled = made(500, seed=6, by_logprob=2.0, by_map=0.0)
+    artefact = fit(labelled, without=("map", "norms")).scorer.artefact
+    assert {name.split(".")[0] for name in artefact.feature_names} == {"logprob", "margin", "length"}
+    with pytest.raises(InputError, match=r"no part 'maps'.*Did you mean 'map'"):
+        fit(labelled, without=("maps",))
+    with pytest.raises(InputError, match="Nothing can be left out of 'ilis'"):
+        fit(labelled, features="ilis", without=("map",))
 
 
 def test_the_published_score_has_no_start() -> None:
@@ -160,7 +193,7 @@ def test_saved_metrics_are_those_of_the_saved_scorer(tmp_path: Path) -> None:
     told = loaded.artefact.metrics
     assert told["test"]["brier"] == fitted.test.brier
     assert told["baseline"]["auroc"] == fitted.baseline.auroc
-    assert loaded.artefact.split_sizes == {"fit": 500, "stop": 150, "calibrate": 150, "test": 200}
+    assert loaded.artefact.split_sizes == {"fit": 800, "test": 200}
     assert loaded.artefact.prompting.system == "Be brief."
     assert loaded.artefact.prompting.max_tokens == 8
     assert loaded.artefact.versions["lightgbm"]
@@ -178,24 +211,27 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 # -- what is refused ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("split", SPLIT_SHARES)
-def test_too_few_labels_name_the_split(split: str) -> None:
+def test_too_few_labels_are_refused() -> None:
     splits = splits_of(made(600, seed=0, by_logprob=1.0, by_map=0.0))
-    few = {**splits, split: splits[split][: calibration.MIN_SPLIT - 1]}
-    with pytest.raises(CalibrationError, match=f"the {split} split has 19 answers"):
-        fit_scorer(few, run=RUN, data=[])
-    one_sided = {**splits, split: [replace(each, wrong=True) for each in splits[split]]}
-    with pytest.raises(CalibrationError, match=f"the {split} split has .* of them wrong"):
-        fit_scorer(one_sided, run=RUN, data=[])
-    with pytest.raises(CalibrationError, match=f"the {split} split has 0 answers"):
-        fit_scorer({**splits, split: []}, run=RUN, data=[])
+    for name, few in (("fit", fitting.MIN_ANSWERS - 1), ("test", calibration.MIN_SPLIT - 1)):
+        what = "there are" if name == "fit" else "the test split has"
+        with pytest.raises(CalibrationError, match=f"{what} {few} answers"):
+            fit_scorer({**splits, name: splits[name][:few]}, run=RUN, data=[])
+        one_sided = {**splits, name: [replace(each, wrong=True) for each in splits[name]]}
+        with pytest.raises(CalibrationError, match=f"{what} .* of them wrong"):
+            fit_scorer(one_sided, run=RUN, data=[])
+        with pytest.raises(CalibrationError, match=f"{what} 0 answers"):
+            fit_scorer({**splits, name: []}, run=RUN, data=[])
 
 
 def test_a_score_that_ranks_backwards_is_refused() -> None:
-    splits = splits_of(made(800, seed=0, by_logprob=3.0, by_map=0.0))
-    splits["calibrate"] = [replace(each, wrong=not each.wrong) for each in splits["calibrate"]]
+    """What holds in two sets is the other way round in the other two, so held-out sets are ranked backwards."""
+    labelled = []
+    for number, sign in enumerate((1, 1, -1, -1)):
+        labelled += made(100, seed=number, by_logprob=sign * 4.0, by_map=0.0, dataset=f"s{number}")
+    labelled = [labelled[at] for at in np.random.default_rng(0).permutation(len(labelled))]
     with pytest.raises(CalibrationError, match="does not rank"):
-        fit_scorer(splits, run=RUN, data=[])
+        fit(labelled, features="logprob")
 
 
 def test_unknown_features_get_a_suggestion() -> None:

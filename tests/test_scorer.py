@@ -30,6 +30,7 @@ from guard.scorer import (
     Evaluator,
     Linear,
     Model,
+    Readout,
     Scorer,
     Trees,
     linear_of,
@@ -86,7 +87,7 @@ def saved(scorer: Scorer, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("shrinkage", [1.0, 0.25])
 def test_trees_are_lightgbms(seed: int, features: int, settings: dict[str, Any], shrinkage: float) -> None:
     lightgbm = pytest.importorskip("lightgbm")
-    from guard.calibration import _trees_of
+    from guard.fitting import _trees_of
 
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(400, features)).astype(np.float32)
@@ -136,7 +137,9 @@ def test_the_linear_start_is_scikit_learns() -> None:
 
 def test_start_and_trees_add_up_and_calibration_comes_last() -> None:
     artefact = tiny_artefact(scripted_model(), trees=STUMPS)
-    model = Model(start=artefact.model.start, trees=STUMPS, calibration=Calibration(slope=0.5, intercept=-1.0))
+    model = Model(
+        start=artefact.model.start, readout=None, trees=STUMPS, calibration=Calibration(slope=0.5, intercept=-1.0)
+    )
     scored = Scorer(artefact.model_copy(update={"model": model})).score(signals())
     vector = scorer_module.feature_vector(signals(), artefact.feature_schema).astype(np.float64)
     start, trees = Evaluator(artefact.model.start, None), Evaluator(None, STUMPS)
@@ -150,7 +153,7 @@ def test_start_and_trees_add_up_and_calibration_comes_last() -> None:
 
 def test_a_model_without_parts_says_its_intercept() -> None:
     artefact = tiny_artefact(scripted_model())
-    model = Model(start=None, trees=None, calibration=Calibration(slope=1.0, intercept=log_odds_of(0.3)))
+    model = Model(start=None, readout=None, trees=None, calibration=Calibration(slope=1.0, intercept=log_odds_of(0.3)))
     scored = Scorer(artefact.model_copy(update={"model": model, "baseline": None})).score(signals())
     assert scored.p_wrong == pytest.approx(0.3)
     assert scored.baseline_p_wrong is None
@@ -221,7 +224,7 @@ def test_files_that_are_no_scorers(tmp_path: Path, saved: Path) -> None:
 
     (tmp_path / "empty").touch()
     (tmp_path / "other").write_text('{"format": "onnx"}')
-    (tmp_path / "later").write_text('{"format": "guard-scorer", "format_version": 2}')
+    (tmp_path / "later").write_text('{"format": "guard-scorer", "format_version": 99}')
     (tmp_path / "list").write_text("[]")
     assert "No such file" in told(tmp_path / "missing.json")
     assert "is not a file" in told(tmp_path)
@@ -394,11 +397,13 @@ def test_replaced_deleted_and_added_values(saved: Path) -> None:
                 if what == 0:
                     del container[key]
                 elif what == 1 and isinstance(container, dict):
-                    container[rng.choice(("extra", "sha256", "", "schema_", "\ud800"))] = rng.choice(JUNK)
+                    container[rng.choice(("extra", "sha256", "", "schema_", "\ud800"))] = copy.deepcopy(
+                        rng.choice(JUNK)
+                    )
                 elif what == 1:
                     container.insert(key, container[key])
                 else:
-                    container[key] = rng.choice(JUNK)
+                    container[key] = copy.deepcopy(rng.choice(JUNK))
             except (KeyError, IndexError):
                 continue
         survived += check(sealed(changed)) is not None
@@ -409,8 +414,8 @@ def test_replaced_deleted_and_added_values(saved: Path) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda n: b'{"format":"guard-scorer","format_version":1,"feature_names":[' + b"1," * (n // 2) + b"1]}",
-        lambda n: b'{"format":"guard-scorer","format_version":1,"data":[' + b"{}," * (n // 3) + b"{}]}",
+        lambda n: b'{"format":"guard-scorer","format_version":2,"feature_names":[' + b"1," * (n // 2) + b"1]}",
+        lambda n: b'{"format":"guard-scorer","format_version":2,"data":[' + b"{}," * (n // 3) + b"{}]}",
         lambda n: b"{" + b",".join(b'"%08d":0' % number for number in range(n // 13)) + b"}",
         lambda n: b"[" * n,
         lambda n: b'{"a":' * (n // 5),
@@ -542,3 +547,59 @@ def test_confidence_scorer_reads_back_what_a_script_says() -> None:
         answer = engine.generate(Prompt.raw("?"), observer=observer)
         given = Signals(answer.logprobs, answer.entropies, answer.margins, observer.signature())
         assert scorer.score(given).p_wrong == pytest.approx(p_wrong, abs=1e-5)
+
+
+# -- the read-out ------------------------------------------------------------------------------
+
+
+def signals_of_layers(activations: Any) -> Signals:
+    """Signals whose first, last and mean token have these activations."""
+    made = signals()
+    return replace(made, signature=replace(made.signature, activations=activations))
+
+
+def readout_artefact(weights: Any) -> Artefact:
+    artefact = tiny_artefact(scripted_model())
+    return artefact.model_copy(update={"model": artefact.model.model_copy(update={"readout": Readout.of(weights)})})
+
+
+def test_the_read_out_is_the_product_with_normalised_activations(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(3, LAYERS, WIDTH)).astype(np.float32)
+    given = signals_of_layers(rng.normal(size=(3, LAYERS, WIDTH)).astype(np.float32))
+    Scorer(readout_artefact(weights)).save(tmp_path / "s.json")
+    loaded = load_scorer(tmp_path / "s.json")
+    plain = Scorer(tiny_artefact(scripted_model())).score(given).p_wrong
+    layers = given.signature.activations.astype(np.float64)
+    by_hand = (weights * layers / np.linalg.norm(layers, axis=-1, keepdims=True)).sum()
+    assert log_odds_of(loaded.score(given).p_wrong) == pytest.approx(log_odds_of(plain) + by_hand, abs=1e-5)
+    larger = signals_of_layers(given.signature.activations * 7)
+    assert loaded.score(larger).p_wrong == pytest.approx(loaded.score(given).p_wrong, abs=1e-6)
+    zero = signals_of_layers(np.zeros_like(given.signature.activations))
+    with pytest.raises(CaptureError, match="all zero"):
+        loaded.score(zero)
+    with pytest.raises(CaptureError, match="wants activations of shape"):
+        loaded.score(signals_of_layers(given.signature.activations[:, :, :-1]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"weights": "AAAA"}, "not as many"),
+        ({"weights": "!" * 8}, "weights"),
+        ({"tokens": 2}, "not as many"),
+        ({"width": 0}, "width"),
+    ],
+)
+def test_damaged_read_outs_are_refused(changes: dict[str, Any], told: str) -> None:
+    content = Readout.of(np.ones((1, 2, 1), np.float32)).model_dump()
+    with pytest.raises(ValueError, match=told):
+        Readout.model_validate({**content, **changes})
+
+
+def test_read_outs_must_be_finite_and_fit_the_model() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        Readout.of(np.full((1, 2, 1), np.nan, np.float32))
+    artefact = readout_artefact(np.ones((3, LAYERS, WIDTH + 1), np.float32))
+    with pytest.raises(ValueError, match="shape is not that of the model"):
+        Artefact.model_validate(artefact.model_dump(by_alias=True))

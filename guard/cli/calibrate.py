@@ -44,6 +44,13 @@ def calibrate(
     seed: Annotated[int, typer.Option(min=0, help="Of samples, splits and trees.")] = 0,
     system: Annotated[str | None, typer.Option(help="System message of every question; empty for none.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Token limit of an answer.")] = 32,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave a part of the score out, such as map or activations; repeatable.")
+    ] = None,
+    tau: Annotated[
+        list[float] | None, typer.Option(help="Temperature of the signature's softmax, by default 1; repeatable.")
+    ] = None,
+    capture_point: Annotated[str, typer.Option(help="Where activations are read: mlp or block.")] = "mlp",
     journal: Annotated[Path | None, typer.Option(help="Where answers are kept; by default OUT.journal.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -62,18 +69,27 @@ def calibrate(
     check_writable(out, "scorer")
     grader_function = load_grader(grader) if grader else grade
     rows, bad = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
-    with load_engine(model, engine=engine) as loaded:
+    check_choice("--capture-point", capture_point, ("mlp", "block"))
+    with load_engine(model, engine=engine, capture_point=capture_point) as loaded:
         run = Run(
             model=loaded.model,
             capture_point=capture_point_of(loaded),
             system=SHORT_ANSWER_SYSTEM if system is None else system,
             max_tokens=max_tokens,
+            temperatures=tuple(tau or (1.0,)),
         )
         with Journal(journal or out.with_name(f"{out.name}.journal"), run) as answers:
             skipped = _ask_all(loaded, rows, answers, run)
             splits = split_labelled(rows, answers, grade=grader_function, seed=seed)
     sets = _data_sets(data, splits)
-    fitted = fit_scorer(splits, run=run, data=sets, features=features, seed=seed)  # type: ignore[arg-type]
+    fitted = fit_scorer(
+        splits,
+        run=run,
+        data=sets,
+        features=features,  # type: ignore[arg-type]
+        without=tuple(without or ()),
+        seed=seed,
+    )
     fitted.scorer.save(out)
     if as_json:
         print_json(_json(fitted, out, bad, skipped))

@@ -1,0 +1,359 @@
+"""Arrays of labelled answers -> a calibrated model.
+
+The default score is one logistic regression over what the output shows (log-probabilities, margins,
+length) and what the layers say (`guard.probe`), and a LightGBM correction from the layers' signature.
+How loud the layers may speak and how much of the correction is kept is decided by answers that were
+held out, whole data sets at a time where there are several: what helps only within a set is not kept.
+Nothing at all of either is among the choices, so that the whole is not worse than its parts. The
+probability is calibrated on the same held-out answers; then all is fitted again on everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard import probe
+from guard.errors import CalibrationError, missing_extra
+from guard.records import Floats
+from guard.scorer import Calibration, Evaluator, Linear, Model, Readout, Trees, linear_of
+from guard.signature import FeatureSchema
+
+try:
+    import lightgbm
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+except ImportError as error:
+    raise missing_extra("lightgbm or scikit-learn", "calibrate") from error
+
+Features = Literal["combined", "ilis", "logprob"]
+LogOdds = NDArray[np.float64]
+
+#: Fewest answers, and fewest of each label, to fit anything.
+MIN_ANSWERS, MIN_CLASS = 40, 10
+
+FOLDS = 5
+#: From so many data sets on, folds are whole sets.
+MIN_SETS = 4
+
+#: Variances that the layers' read-out may have beside the output's features, which have 1 each.
+STRENGTHS = (0.0, 0.3, 1.0, 3.0)
+
+#: A start from log-odds, weak learners, and shrinkage: trees that do not harm transfer.
+TREE_SETTINGS: dict[str, Any] = {
+    "objective": "binary",
+    "num_leaves": 6,
+    "learning_rate": 0.03,
+    "feature_fraction": 0.1,
+    "lambda_l2": 20.0,
+    "min_data_in_leaf": 20,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "deterministic": True,
+    "force_row_wise": True,
+    "num_threads": 1,
+}
+#: Numbers of trees, and shares of their sum, that are tried.
+ROUNDS = (25, 50, 100, 200, 400)
+SHRINKAGES = (0.0, 0.5, 1.0)
+
+_GROUPS: dict[Features, tuple[str, ...]] = {
+    "combined": ("logprob", "margin", "length", "norms", "map"),
+    "ilis": ("map",),
+    "logprob": ("logprob",),
+}
+_START_GROUPS: dict[Features, tuple[str, ...]] = {
+    "combined": ("logprob", "margin", "length"),
+    "ilis": (),
+    "logprob": ("logprob",),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """Labelled answers as arrays.
+
+    Attributes:
+        x: shape (n, features), in a schema's order.
+        wrong: shape (n,).
+        dataset: shape (n,).
+        activations: shape (n, A, L, D), as in `Signature.activations`; None leaves the read-out out.
+        products: shape (n, n), `guard.probe.inner_products` of the activations; made where missing.
+    """
+
+    x: Floats
+    wrong: NDArray[np.bool_]
+    dataset: NDArray[np.str_]
+    activations: NDArray[np.floating] | None = None
+    products: Floats | None = None
+
+    def __len__(self) -> int:
+        return len(self.wrong)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedModel:
+    """A model and how it came about.
+
+    Attributes:
+        model: calibrated.
+        settings: what was chosen, for the artefact.
+    """
+
+    model: Model
+    settings: Mapping[str, Any]
+
+
+def schema_for(
+    features: Features, *, layers: int, temperatures: tuple[float, ...], without: tuple[str, ...] = ()
+) -> FeatureSchema:
+    """The features of a kind of score, some groups left out."""
+    groups = tuple(group for group in _GROUPS[features] if group not in without)
+    return FeatureSchema(layers=layers, temperatures=temperatures, groups=groups)
+
+
+def fit_model(
+    examples: Examples, schema: FeatureSchema, *, features: Features = "combined", seed: int = 0
+) -> FittedModel:
+    """Fit and calibrate.
+
+    Args:
+        examples: to learn from; all of them are used for everything.
+        schema: of ``examples.x``.
+        features: the kind of score.
+        seed: of folds and trees.
+
+    Raises:
+        CalibrationError: too few labels of one kind, or a score that carries no signal.
+    """
+    _check_enough(examples.wrong)
+    if features != "combined":
+        examples = replace(examples, activations=None, products=None)
+    elif examples.activations is not None and examples.products is None:
+        examples = replace(examples, products=probe.inner_products(examples.activations))
+    folds = list(_folds(examples, seed))
+    columns = schema.columns(set(schema.groups) & set(_START_GROUPS[features]))
+    held_out, strength = _choose_strength(examples, columns, folds)
+    start = _Start.fit(examples, np.arange(len(examples)), columns, (strength,))[0] if len(columns) else None
+    told: dict[str, Any] = {"folds": "data sets" if _by_set(examples) else "answers", "readout_strength": strength}
+    trees: Trees | None = None
+    if features != "logprob":
+        held_out, trees, chosen = _fit_trees(examples, schema, held_out, folds, seed, keep_all=start is None)
+        told |= chosen
+    calibration = _calibrate(held_out, examples.wrong)
+    linear, readout = start.parts(examples) if start else (None, None)
+    return FittedModel(Model(start=linear, readout=readout, trees=trees, calibration=calibration), told)
+
+
+def _check_enough(wrong: NDArray[np.bool_]) -> None:
+    rarer = int(min(wrong.sum(), len(wrong) - wrong.sum()))
+    if len(wrong) < MIN_ANSWERS or rarer < MIN_CLASS:
+        raise CalibrationError(
+            "Too few labels to fit a scorer",
+            why=f"there are {len(wrong)} answers, {int(wrong.sum())} of them wrong; "
+            f"it needs at least {MIN_ANSWERS} answers, {MIN_CLASS} right and {MIN_CLASS} wrong",
+            fix="Give more questions, or a mix of easier and harder ones",
+        )
+
+
+# -- what is held out --------------------------------------------------------------------------
+
+
+def _by_set(examples: Examples) -> bool:
+    """Whether whole data sets can be held out: enough of them, and both labels in the rest."""
+    sets = np.unique(examples.dataset)
+    if len(sets) < MIN_SETS:
+        return False
+    return all(
+        MIN_CLASS <= examples.wrong[examples.dataset != name].sum() <= (examples.dataset != name).sum() - MIN_CLASS
+        for name in sets
+    )
+
+
+def _folds(examples: Examples, seed: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Pairs of rows to learn from and rows held out."""
+    if not _by_set(examples):
+        splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+        yield from splitter.split(examples.wrong, examples.wrong)
+        return
+    sets = np.random.default_rng(seed).permutation(np.unique(examples.dataset))
+    for part in np.array_split(sets, min(FOLDS, len(sets))):
+        out = np.isin(examples.dataset, part)
+        rest = examples.wrong[~out]
+        if MIN_CLASS <= rest.sum() <= len(rest) - MIN_CLASS:
+            yield np.flatnonzero(~out), np.flatnonzero(out)
+        else:  # these sets together hold nearly all answers of one kind: one at a time
+            for name in part:
+                yield np.flatnonzero(examples.dataset != name), np.flatnonzero(examples.dataset == name)
+
+
+# -- the start: output and layers in one logistic regression -----------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Start:
+    """A fitted logistic regression.
+
+    Attributes:
+        linear: over the output's features.
+        rows: the examples that it learnt from.
+        combination: shape (len(rows),); the read-out as a combination of them, or None.
+        offset: of the read-out; see `parts`.
+    """
+
+    linear: Linear
+    rows: NDArray[np.intp]
+    combination: Floats | None
+    offset: float
+
+    @classmethod
+    def fit(
+        cls, examples: Examples, rows: NDArray[np.intp], columns: NDArray[np.intp], strengths: tuple[float, ...]
+    ) -> list[_Start]:
+        """One for each strength of the read-out."""
+        x = examples.x[np.ix_(rows, columns)].astype(np.float64)
+        mean, scale = x.mean(axis=0), x.std(axis=0)
+        scale[scale == 0] = 1.0
+        inputs, wrong = (x - mean) / scale, examples.wrong[rows]
+        products = None if examples.products is None else examples.products[np.ix_(rows, rows)]
+        components = None if products is None else probe.principal_components(products)
+        values = None if components is None or products is None else components.of(products)
+        fitted = []
+        for strength in strengths:
+            read = values is not None and strength > 0
+            wide = np.hstack([inputs, np.sqrt(strength) * values]) if read else inputs
+            model = LogisticRegression(C=1.0, solver="newton-cholesky").fit(wide, wrong)
+            coefficients, count = model.coef_[0], len(columns)
+            linear = linear_of(columns, mean, scale, coefficients[:count], float(model.intercept_[0]))
+            if not read or components is None or products is None:
+                fitted.append(cls(linear, rows, None, 0.0))
+                continue
+            combination = components.combination(np.sqrt(strength) * coefficients[count:])
+            # Components are of centred answers: what the read-out gives the average one is taken off.
+            fitted.append(cls(linear, rows, combination, float((products @ combination).mean())))
+        return fitted
+
+    def log_odds(self, examples: Examples, rows: NDArray[np.intp]) -> LogOdds:
+        """Of some examples, shape (len(rows),)."""
+        values = _evaluate(Evaluator(self.linear, None), examples.x[rows])
+        if self.combination is not None and examples.products is not None:
+            values = values + examples.products[np.ix_(rows, self.rows)] @ self.combination - self.offset
+        return values
+
+    def parts(self, examples: Examples) -> tuple[Linear, Readout | None]:
+        """As the artefact holds it; the read-out's offset goes into the intercept."""
+        if self.combination is None or examples.activations is None:
+            return self.linear, None
+        weights = probe.weights_of(self.combination, examples.activations[self.rows])
+        linear = self.linear.model_copy(update={"intercept": self.linear.intercept - self.offset})
+        return linear, Readout.of(weights)
+
+
+def _choose_strength(
+    examples: Examples, columns: NDArray[np.intp], folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]]
+) -> tuple[LogOdds, float]:
+    """Held-out log-odds of the best start, and the strength of its read-out; 0 and 0 without a start."""
+    strengths = STRENGTHS if examples.products is not None else (0.0,)
+    held_out = np.zeros((len(strengths), len(examples)))
+    if not len(columns):
+        return held_out[0], 0.0
+    for learn, out in folds:
+        for at, start in enumerate(_Start.fit(examples, learn, columns, strengths)):
+            held_out[at, out] = start.log_odds(examples, out)
+    losses = [_log_loss(values, examples.wrong) for values in held_out]
+    best = int(np.argmin(losses))
+    return held_out[best], strengths[best]
+
+
+def _evaluate(evaluator: Evaluator, x: Floats) -> LogOdds:
+    return np.array([evaluator.log_odds(row) for row in x.astype(np.float64)])
+
+
+def _log_loss(log_odds: LogOdds, wrong: NDArray[np.bool_]) -> float:
+    return float(np.logaddexp(0.0, np.where(wrong, -log_odds, log_odds)).mean())
+
+
+# -- the correction: trees over the signature --------------------------------------------------
+
+
+def _fit_trees(
+    examples: Examples,
+    schema: FeatureSchema,
+    start: LogOdds,
+    folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
+    seed: int,
+    *,
+    keep_all: bool,
+) -> tuple[LogOdds, Trees | None, dict[str, Any]]:
+    """LightGBM from held-out log-odds: held-out log-odds with it, the trees, what was chosen.
+
+    Args:
+        start: held-out log-odds to correct, shape (n,).
+        keep_all: there is no start, so that the trees are all there is.
+    """
+    columns = schema.columns([group for group in schema.groups if keep_all or group != "logprob"])
+    x = np.ascontiguousarray(examples.x[:, columns])
+    corrections = np.zeros((len(ROUNDS), len(examples)))
+    for learn, out in folds:
+        booster = _boost(x[learn], examples.wrong[learn], start[learn], seed)
+        for at, rounds in enumerate(ROUNDS):
+            corrections[at, out] = booster.predict(x[out], raw_score=True, num_iteration=rounds)
+    choices = [
+        (rounds, share, start + share * corrections[at])
+        for at, rounds in enumerate(ROUNDS)
+        for share in ((1.0,) if keep_all else SHRINKAGES)
+    ]
+    rounds, share, held_out = min(choices, key=lambda choice: (_log_loss(choice[2], examples.wrong), choice[1]))
+    told = {**TREE_SETTINGS, "seed": seed, "rounds": rounds if share else 0, "shrinkage": share}
+    if not share:
+        return held_out, None, told
+    booster = _boost(x, examples.wrong, start, seed, rounds=rounds)
+    return held_out, _trees_of(booster, columns, share), told
+
+
+def _boost(x: Floats, wrong: NDArray[np.bool_], start: LogOdds, seed: int, *, rounds: int = ROUNDS[-1]) -> Any:
+    data = lightgbm.Dataset(x, wrong, init_score=start)
+    return lightgbm.train({**TREE_SETTINGS, "seed": seed, "verbosity": -1}, data, num_boost_round=rounds)
+
+
+def _trees_of(booster: Any, columns: NDArray[np.intp], shrinkage: float) -> Trees:
+    """LightGBM's trees as one table of nodes, in vector positions, leaves times the shrinkage."""
+    table: dict[str, list[Any]] = {name: [] for name in ("roots", "feature", "threshold", "left", "right", "value")}
+    for tree in booster.dump_model()["tree_info"]:
+        table["roots"].append(len(table["feature"]))
+        _add_node(table, tree["tree_structure"], columns, shrinkage)
+    return Trees(**table)
+
+
+def _add_node(table: dict[str, list[Any]], node: Mapping[str, Any], columns: NDArray[np.intp], shrinkage: float) -> int:
+    at = len(table["feature"])
+    leaf = "leaf_value" in node
+    table["feature"].append(-1 if leaf else int(columns[node["split_feature"]]))
+    table["threshold"].append(0.0 if leaf else float(node["threshold"]))
+    table["value"].append(float(node["leaf_value"]) * shrinkage if leaf else 0.0)
+    table["left"].append(0)
+    table["right"].append(0)
+    if not leaf:
+        table["left"][at] = _add_node(table, node["left_child"], columns, shrinkage)
+        table["right"][at] = _add_node(table, node["right_child"], columns, shrinkage)
+    return at
+
+
+# -- calibration -------------------------------------------------------------------------------
+
+
+def _calibrate(held_out: LogOdds, wrong: NDArray[np.bool_]) -> Calibration:
+    """Platt scaling: a logistic regression on held-out log-odds."""
+    scaled = LogisticRegression(C=1e6, max_iter=1000).fit(held_out[:, None], wrong)
+    slope = float(scaled.coef_[0, 0])
+    if slope <= 0:
+        raise CalibrationError(
+            "The score does not rank wrong answers above right ones on held-out answers",
+            why="these features carry no signal here, or there are too few labels",
+            fix="Give more labelled questions",
+        )
+    return Calibration(slope=slope, intercept=float(scaled.intercept_[0]))
