@@ -222,6 +222,11 @@ def position(seed: int, text: str) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
+def question_identity(row: Row) -> str:
+    """32 hexadecimal digits that rows share where `split_questions` takes their question for the same."""
+    return hashlib.sha256(_normalised(row).encode()).hexdigest()[:32]
+
+
 def _normalised(row: Row) -> str:
     if isinstance(row, Question):
         text = f"{row.context or ''}\n{row.question}"

@@ -90,6 +90,7 @@ class Record:
         seconds: time the answer took.
         residual: what the residual stream showed; only where it was captured (``mlp+block``).
         samples: further answers, sampled; only where they were asked for.
+        prompt_tokens: tokens of the prompt; 0 where nobody counted them.
     """
 
     key: str
@@ -100,6 +101,7 @@ class Record:
     seconds: float
     residual: Residual | None = None
     samples: tuple[str, ...] = ()
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +139,17 @@ class Journal:
             count: int = self._db.execute("SELECT count(*) FROM answers").fetchone()[0]
         return count
 
+    @property
+    def run(self) -> Run:
+        """The run that the answers belong to."""
+        return self._run
+
     def keys(self) -> set[str]:
         """Keys of all rows that were put to the model, skipped ones included."""
         with self._translated():
             return {key for (key,) in self._db.execute("SELECT key FROM answers")}
 
-    def append(self, record: Record, *, prompt_tokens: int) -> None:
+    def append(self, record: Record) -> None:
         """Keep an answer; it is safe on disk when this returns."""
         signals, signature = record.signals, record.signals.signature
         blobs = [signals.logprobs, signals.entropies, signals.margins, signature.maps, signature.norms]
@@ -153,7 +160,7 @@ class Journal:
             record.question,
             record.answer,
             None,
-            prompt_tokens,
+            record.prompt_tokens,
             record.seconds,
             *(blob.astype("<f4").tobytes() for blob in blobs),
             half(signature.activations).tobytes(),
@@ -187,12 +194,11 @@ class Journal:
             self._db.execute(f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * 16)})", values)
 
     def _read(self, row: tuple[Any, ...]) -> Record | Skipped:
-        key, dataset, question, answer, skipped, _, seconds, *blobs, samples = row
+        key, dataset, question, answer, skipped, prompt_tokens, seconds, *blobs, samples = row
         if skipped is not None:
             return Skipped(key, skipped)
-        if not all(isinstance(text, str) for text in (key, dataset, question, answer)) or not isinstance(
-            seconds, float
-        ):
+        texts = all(isinstance(text, str) for text in (key, dataset, question, answer))
+        if not texts or not isinstance(seconds, float) or not isinstance(prompt_tokens, int):
             raise ValueError("a value is of the wrong type")
         logprobs, entropies, margins, maps, norms = (np.frombuffer(blob, "<f4") for blob in blobs[:5])
         layers, temperatures, width = self._run.model.layers, self._run.temperatures, self._run.model.width
@@ -218,6 +224,7 @@ class Journal:
             seconds=seconds,
             residual=residual,
             samples=tuple(json.loads(samples)) if samples else (),
+            prompt_tokens=prompt_tokens,
         )
 
     def _set_up(self) -> None:
@@ -310,8 +317,9 @@ def record_rows(
             seconds=asked.generation.seconds,
             residual=asked.residual,
             samples=again,
+            prompt_tokens=asked.generation.prompt_tokens,
         )
-        journal.append(record, prompt_tokens=asked.generation.prompt_tokens)
+        journal.append(record)
         known.add(key)
         yield record
 
