@@ -16,9 +16,6 @@ from guard.records import Floats, Signals, Signature
 from guard.residual import LENS_SIGNALS
 from guard.signature import ACTIVATION_TOKENS, AGGREGATES, FeatureSchema, feature_vector
 
-#: Added to divergences before the logarithm, as the features do it; log(0) is nothing to keep.
-EPSILON = 1e-6
-
 #: Columns of one value each, with their kinds in memory; of one value a token; of one array each.
 KINDS: Mapping[str, type] = {
     "key": object,
@@ -31,7 +28,7 @@ KINDS: Mapping[str, type] = {
 }
 VALUES = tuple(KINDS)
 RAGGED = ("logprobs", "entropies", "margins")
-ARRAYS = ("log_maps", "norms", "activations", "lens", "path")
+ARRAYS = ("maps", "norms", "activations", "lens", "path")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +41,8 @@ class Columns:
         answer, samples: as in `Answers`.
         offsets: shape (n + 1,); tokens of answer i are ``offsets[i]`` to ``offsets[i + 1]`` of the next three.
         logprobs, entropies, margins: shape (all tokens,), as in `Generation`.
-        log_maps: shape (n, T, A, L, L), float16; natural log of the signatures' maps plus 1e-6.
-        norms: shape (n, A, L).
+        maps, norms: shapes (n, T, A, L, L) and (n, A, L), as in `Signature`. The maps are float32: rounded to
+            half of that, layers that nearly agree would lose up to a seventh of what sets answers apart.
         activations: shape (n, 3, L, D), float16.
         lens, path: shapes (n, 2, 3, L) and (n, 2, 2, L), as in `Residual`; None where not recorded.
         facts: of the run, flat; see `guard.evaluation.table.facts_of`.
@@ -63,7 +60,7 @@ class Columns:
     logprobs: Floats
     entropies: Floats
     margins: Floats
-    log_maps: NDArray[np.float16]
+    maps: Floats
     norms: Floats
     activations: NDArray[np.float16]
     lens: Floats | None
@@ -98,12 +95,10 @@ class Columns:
         return tuple(self.facts["temperatures"])
 
     def signals(self, at: int) -> Signals:
-        """All that a scorer sees of one answer; the maps and activations as exactly as they are kept."""
+        """All that a scorer sees of one answer."""
         tokens = slice(self.offsets[at], self.offsets[at + 1])
-        maps = np.exp(self.log_maps[at].astype(np.float32)) - np.float32(EPSILON)
-        np.maximum(maps, 0, out=maps)
         signature = Signature(
-            maps=maps,
+            maps=self.maps[at],
             norms=self.norms[at],
             activations=self.activations[at].astype(np.float32),
             temperatures=self.temperatures,
@@ -143,7 +138,7 @@ def array_shapes(facts: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], s
     """Shape and kind of one answer's part of each of `ARRAYS`, from the facts of its run."""
     layers, width, temperatures = facts["model.layers"], facts["model.width"], len(facts["temperatures"])
     return {
-        "log_maps": ((temperatures, len(AGGREGATES), layers, layers), "<f2"),
+        "maps": ((temperatures, len(AGGREGATES), layers, layers), "<f4"),
         "norms": ((len(AGGREGATES), layers), "<f4"),
         "activations": ((len(ACTIVATION_TOKENS), layers, width), "<f2"),
         "lens": ((2, len(LENS_SIGNALS), layers), "<f4"),

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import InputError
-from guard.evaluation.columns import ARRAYS, EPSILON, KINDS, RAGGED, VALUES, Columns, array_shapes, offsets_of
+from guard.evaluation.columns import ARRAYS, KINDS, RAGGED, VALUES, Columns, array_shapes, offsets_of
 from guard.evaluation.table_file import read_columns, write_columns
 from guard.graders import Grader
 from guard.questions import LabelledResponse, Row, question_identity
@@ -177,13 +177,13 @@ class Answers:
         return tuple(self.columns.samples[at] for at in self.rows)
 
     @property
-    def log_maps(self) -> NDArray[np.float16]:
-        """Logarithm of the maps, shape (n, T, A, L, L)."""
-        return self._part(self.columns.log_maps)
+    def maps(self) -> Floats:
+        """As in `Signature.maps`, shape (n, T, A, L, L)."""
+        return self._part(self.columns.maps)
 
     @property
     def norms(self) -> Floats:
-        """Logarithm of the RMS of each layer's activations, shape (n, A, L)."""
+        """As in `Signature.norms`, shape (n, A, L)."""
         return self._part(self.columns.norms)
 
     @property
@@ -325,7 +325,7 @@ class _Builder:
     def add(self, record: Record, *, group: str, wrong: bool) -> None:
         """Take one answer."""
         signature, at = record.signals.signature, len(self)
-        self._arrays["log_maps"][at] = np.log(signature.maps + np.float32(EPSILON))
+        self._arrays["maps"][at] = signature.maps
         self._arrays["norms"][at] = signature.norms
         self._arrays["activations"][at] = half(signature.activations)
         if record.residual is None:

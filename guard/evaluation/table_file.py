@@ -187,7 +187,7 @@ def _check(columns: Columns) -> None:
     """What a file with right checksums may still have wrong."""
     if len(columns) and np.diff(columns.offsets).min() < 1:
         raise ValueError("there is an answer without tokens")
-    for name in ("logprobs", "entropies", "log_maps", "norms", "activations"):
+    for name in ("logprobs", "entropies", "maps", "norms", "activations"):
         if not np.isfinite(getattr(columns, name)).all():
             raise ValueError(f"'{name}' has values that are not finite")
 
