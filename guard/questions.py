@@ -30,16 +30,6 @@ MAX_LINE_BYTES = 2**20
 LETTERS = string.ascii_uppercase
 #: Graders that come with guard; any other is the user's own, as ``module:function``.
 GRADER_NAMES = ("text", "number", "math", "choice", "regex")
-#: Short answers are cheap to ask for and can be graded without another model.
-SHORT_ANSWER_SYSTEM = "Answer with as few words as possible. No explanation."
-_CHOICE_INSTRUCTION = "Answer with the letter only."
-#: Solved examples for base models, made for this purpose: in no data set.
-_EXAMPLES = (
-    ("What colour is a ripe lemon?", "yellow"),
-    ("What is 3 + 4?", "7"),
-    (f"What do bees make?\nA. milk\nB. honey\nC. silk\nD. wool\n{_CHOICE_INSTRUCTION}", "B"),
-    ("Which animal says meow?", "cat"),
-)
 _SHOWN_BAD_ROWS = 5
 
 _QUESTION_KEYS = (
@@ -163,31 +153,6 @@ def read_rows(
         drawn = sorted(range(len(rows)), key=lambda at: position(seed, rows[at].id))[:limit]
         rows = [rows[at] for at in sorted(drawn)]
     return ReadResult(tuple(rows), tuple(bad))
-
-
-def question_prompt(question: Question, *, system: str = SHORT_ANSWER_SYSTEM) -> Prompt:
-    """What the model is asked: the passage if there is one, the question, then lettered choices.
-
-    Args:
-        question: to ask.
-        system: the system message; the empty string for none.
-    """
-    parts = [question.context, ""] if question.context else []
-    parts.append(question.question)
-    if question.choices:
-        parts += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False)]
-        parts.append(_CHOICE_INSTRUCTION)
-    return Prompt.chat("\n".join(parts), system=system or None)
-
-
-def completion_prompt(question: Question) -> Prompt:
-    """The same for a base model, which continues a text: solved examples, then the question.
-
-    The examples are of the kinds that there are (open, number, choice); an answer ends with its line.
-    """
-    blocks = [f"Question: {asked}\nAnswer: {answer}" for asked, answer in _EXAMPLES]
-    content = (question_prompt(question, system="").messages or ())[0]["content"]
-    return Prompt.raw("\n\n".join([*blocks, f"Question: {content}\nAnswer:"]))
 
 
 def split_questions(rows: Sequence[RowT], *, seed: int, shares: Mapping[str, float]) -> dict[str, list[RowT]]:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from guard.backends.base import Engine, Observer
 from guard.errors import CaptureError, InputError, PromptTooLongError
-from guard.questions import Question, Row, completion_prompt, question_prompt
+from guard.prompts import completion_prompt, question_prompt
+from guard.questions import Question, Row
 from guard.records import (
     CapturePoint,
     Floats,
@@ -59,7 +60,7 @@ class Run:
         temperatures: of the signatures.
         stop: strings that end an answer; for base models, which do not know when to.
         completion: ask by a raw text with solved examples instead of chat messages (see
-            `guard.questions.completion_prompt`); for models without a chat template.
+            `guard.prompts.completion_prompt`); for models without a chat template.
     """
 
     model: ModelInfo

@@ -27,7 +27,8 @@ from guard.graders import Grader
 from guard.guard import Guard
 from guard.policy import decide_error
 from guard.policy_promise import asks_again
-from guard.questions import LabelledResponse, Row, question_prompt
+from guard.prompts import question_prompt
+from guard.questions import LabelledResponse, Row
 from guard.recording import Skipped, row_key
 from guard.records import Action, Attempt
 

@@ -27,7 +27,8 @@ from guard.datasets import SETS, DataSource, get_set, load_set, resolve
 from guard.datasets.named import RowError, UnfitRowError
 from guard.errors import InputError, MissingExtraError
 from guard.graders import grade, grader_for
-from guard.questions import GRADER_NAMES, Question, question_prompt, read_rows
+from guard.prompts import question_prompt
+from guard.questions import GRADER_NAMES, Question, read_rows
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard.errors import InputError
+from guard.prompts import SHORT_ANSWER_SYSTEM, completion_prompt, question_prompt
 from guard.questions import (
     MAX_LINE_BYTES,
-    SHORT_ANSWER_SYSTEM,
     LabelledResponse,
     Question,
     ReadResult,
-    question_prompt,
+    question_identity,
     read_rows,
     split_questions,
 )
@@ -338,6 +338,36 @@ def test_the_prompt_of_a_choice_with_a_passage() -> None:
         {"role": "system", "content": "S"},
         {"role": "user", "content": "Read this.\n\nWhich one?\nA. x\nB. y\nAnswer with the letter only."},
     )
+
+
+def test_the_prompt_of_a_base_model_shows_solved_questions_and_ends_where_it_goes_on() -> None:
+    question = Question(
+        id="1", question="Which one?", answers=("y",), choices=("x", "y"), answer_index=1, context="Read this."
+    )
+    prompt = completion_prompt(question)
+    assert prompt.messages is None
+    *solved, asked = (prompt.text or "").split("\n\nQuestion: ")
+    assert asked == "Read this.\n\nWhich one?\nA. x\nB. y\nAnswer with the letter only.\nAnswer:"
+    assert [block.rpartition("\n")[2] for block in solved] == [
+        "Answer: yellow",
+        "Answer: 7",
+        "Answer: B",
+        "Answer: cat",
+    ]
+    assert "\nA. milk\nB. honey\n" in solved[2]
+
+
+def test_rows_have_one_identity_where_splits_keep_them_together() -> None:
+    def asked(text: str, **more: Any) -> str:
+        return question_identity(Question(id=text, question=text, answers=("a",), **more))
+
+    same = [asked("Who was  first?"), asked("who was first"), asked("WHO WAS FIRST !", category="c")]
+    response = LabelledResponse(
+        id="r", prompt=Prompt.chat("Who was first?", system="Be brief."), response="a", wrong=True
+    )
+    assert len({*same, question_identity(response)}) == 1
+    assert len({same[0], asked("Who was second?"), asked("Who was first?", context="In the race.")}) == 3
+    assert len(same[0]) == 32
 
 
 SHARES = {"fit": 0.5, "stop": 0.1, "calibrate": 0.2, "test": 0.2}

@@ -62,7 +62,7 @@ def calibrate(
     from guard.calibration import fit_scorer, split_labelled
     from guard.graders import grade, load_grader
     from guard.guard import capture_point_of
-    from guard.questions import SHORT_ANSWER_SYSTEM
+    from guard.prompts import SHORT_ANSWER_SYSTEM
     from guard.recording import Journal, Run
 
     check_choice("--features", features, _FEATURES)

@@ -170,7 +170,8 @@ def _held_out(rows: list[Row], seed: int) -> set[int]:
 
 
 def _question(row: Row) -> str:
-    from guard.questions import Question, question_prompt
+    from guard.prompts import question_prompt
+    from guard.questions import Question
 
     return question_prompt(row).question if isinstance(row, Question) else row.prompt.question
 
