@@ -57,8 +57,8 @@ TREE_SETTINGS: dict[str, Any] = {
     "force_row_wise": True,
     "num_threads": 1,
 }
-#: Numbers of trees, and shares of their sum, that are tried.
-ROUNDS = (25, 50, 100, 200, 400)
+#: Numbers of trees that are tried, as a correction and alone, and shares of the correction.
+CORRECTION_ROUNDS, ROUNDS = (25, 50, 100), (50, 100, 200, 400)
 SHRINKAGES = (0.0, 0.5, 1.0)
 
 _GROUPS: dict[Features, tuple[str, ...]] = {
@@ -66,6 +66,8 @@ _GROUPS: dict[Features, tuple[str, ...]] = {
     "ilis": ("map",),
     "logprob": ("logprob",),
 }
+#: Tokens whose maps and norms are read. The published score reads the last one.
+_AGGREGATES: dict[Features, tuple[str, ...]] = {"combined": ("last", "mean"), "ilis": ("last",), "logprob": ("last",)}
 _START_GROUPS: dict[Features, tuple[str, ...]] = {
     "combined": ("logprob", "margin", "length"),
     "ilis": (),
@@ -113,7 +115,7 @@ def schema_for(
 ) -> FeatureSchema:
     """The features of a kind of score, some groups left out."""
     groups = tuple(group for group in _GROUPS[features] if group not in without)
-    return FeatureSchema(layers=layers, temperatures=temperatures, groups=groups)
+    return FeatureSchema(layers=layers, temperatures=temperatures, aggregates=_AGGREGATES[features], groups=groups)
 
 
 def fit_model(
@@ -297,26 +299,27 @@ def _fit_trees(
     """
     columns = schema.columns([group for group in schema.groups if keep_all or group != "logprob"])
     x = np.ascontiguousarray(examples.x[:, columns])
-    corrections = np.zeros((len(ROUNDS), len(examples)))
+    numbers = ROUNDS if keep_all else CORRECTION_ROUNDS
+    corrections = np.zeros((len(numbers), len(examples)))
+    data = lightgbm.Dataset(x, examples.wrong, init_score=start, free_raw_data=False).construct()
     for learn, out in folds:
-        booster = _boost(x[learn], examples.wrong[learn], start[learn], seed)
-        for at, rounds in enumerate(ROUNDS):
+        booster = _boost(data.subset(learn), seed, rounds=numbers[-1])
+        for at, rounds in enumerate(numbers):
             corrections[at, out] = booster.predict(x[out], raw_score=True, num_iteration=rounds)
     choices = [
         (rounds, share, start + share * corrections[at])
-        for at, rounds in enumerate(ROUNDS)
+        for at, rounds in enumerate(numbers)
         for share in ((1.0,) if keep_all else SHRINKAGES)
     ]
     rounds, share, held_out = min(choices, key=lambda choice: (_log_loss(choice[2], examples.wrong), choice[1]))
     told = {**TREE_SETTINGS, "seed": seed, "rounds": rounds if share else 0, "shrinkage": share}
     if not share:
         return held_out, None, told
-    booster = _boost(x, examples.wrong, start, seed, rounds=rounds)
+    booster = _boost(data, seed, rounds=rounds)
     return held_out, _trees_of(booster, columns, share), told
 
 
-def _boost(x: Floats, wrong: NDArray[np.bool_], start: LogOdds, seed: int, *, rounds: int = ROUNDS[-1]) -> Any:
-    data = lightgbm.Dataset(x, wrong, init_score=start)
+def _boost(data: Any, seed: int, *, rounds: int) -> Any:
     return lightgbm.train({**TREE_SETTINGS, "seed": seed, "verbosity": -1}, data, num_boost_round=rounds)
 
 

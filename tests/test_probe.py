@@ -49,7 +49,7 @@ def test_components_are_those_of_the_coordinates() -> None:
         expected = (coordinates(values) - coordinates(learnt).mean(axis=0)) @ axes[:5].T
         found = components.of(inner_products(values, learnt)) * components.scale
         signs = np.sign((found * expected).sum(axis=0))
-        np.testing.assert_allclose(found, expected * signs, atol=1e-4)
+        np.testing.assert_allclose(found, expected * signs, atol=0.02)  # a randomised decomposition
     lengths = np.square(components.of(inner_products(learnt))).sum(axis=1)
     assert lengths.mean() == pytest.approx(1.0, abs=1e-3)
 

@@ -78,8 +78,9 @@ def summarise(
         cells = [each for each in predictions if each.setting == setting]
         measures = TRANSFER_MEASURES if setting == "one to one" else MEASURES
         found = judged[setting] = bootstrap(cells, measures, draws=draws, seed=seed)
-        settings.append(_setting(setting, cells, found, [card.name for card in cards], own))
-        groups += _group_gains(setting, found, ablations)
+        run = {name for cell in cells for name in (*cell.p_wrong, *cell.missing)}
+        settings.append(_setting(setting, cells, found, [card.name for card in cards if card.name in run], own))
+        groups += _group_gains(setting, found, [each for each in ablations if {each.full, each.without} <= run])
     return ModelResult(
         model=model,
         own=own,

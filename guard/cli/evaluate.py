@@ -1,0 +1,177 @@
+"""``guard evaluate``: recorded answers in, a report of methods side by side out."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guard.cli.asking import check_writable
+from guard.cli.output import AsJson, console, print_json
+from guard.errors import InputError
+
+if TYPE_CHECKING:
+    from guard.evaluation.protocol import Step
+    from guard.evaluation.result import EvaluationResult, ModelResult, Note
+    from guard.evaluation.table import Answers
+
+
+def evaluate(
+    records: Annotated[list[Path], typer.Argument(help="What guard record wrote, one file a model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The report, one HTML file.")],
+    result: Annotated[Path | None, typer.Option(help="The numbers as JSON; by default OUT with .json.")] = None,
+    shift: Annotated[
+        list[Path] | None,
+        typer.Option(help="Records of the first model under another precision or engine; repeatable."),
+    ] = None,
+    one_to_one: Annotated[bool, typer.Option(help="Train on each single data set too.")] = True,
+    parts: Annotated[bool, typer.Option(help="Fit guard's own score with each part left out.")] = True,
+    per_set: Annotated[int | None, typer.Option(min=10, help="At most so many answers of each data set.")] = None,
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of folds, methods and resamples.")] = 0,
+    title: Annotated[str, typer.Option(help="Of the report.")] = "How well does it know when it is wrong?",
+    notes: Annotated[Path | None, typer.Option(help="What was tried and did not work: JSON, {title: text}.")] = None,
+    again: Annotated[Path | None, typer.Option("--from", help="Show numbers that were computed before.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare guard's score with others on recorded answers: within data sets, across them, under shifts."""
+    from guard.evaluation.report import render
+    from guard.evaluation.result import EvaluationResult, Provenance
+
+    check_writable(out, "report")
+    told = _notes(notes)
+    if again:
+        found = EvaluationResult.from_json(_text(again))
+    else:
+        models = _run(records, shift or [], one_to_one, parts, per_set, draws, seed)
+        command = shlex.join(["guard", *sys.argv[1:]])
+        provenance = Provenance.here(commands=[command], seeds={"folds, methods and resamples": seed})
+        found = EvaluationResult(title, tuple(models), told, provenance)
+        (result or out.with_suffix(".json")).write_text(found.to_json() + "\n", encoding="utf-8")
+    out.write_text(render(found), encoding="utf-8")
+    if as_json:
+        print_json({"report": str(out), "verdicts": _verdicts(found)})
+    else:
+        _print(found, out)
+
+
+def _run(
+    records: list[Path], shifts: list[Path], one_to_one: bool, parts: bool, per_set: int | None, draws: int, seed: int
+) -> list[ModelResult]:
+    from guard.evaluation.evaluate import Plan
+    from guard.evaluation.evaluate import evaluate as run
+    from guard.evaluation.protocol import capped
+    from guard.evaluation.table import Answers
+
+    def read(file: Path) -> Answers:
+        table = Answers.read(file)
+        kept = table if per_set is None else capped(table, per_set=per_set, seed=seed)
+        assert isinstance(kept, Answers)
+        return kept
+
+    plan = Plan(one_to_one=one_to_one, parts=parts, draws=draws, seed=seed)
+    models = []
+    for number, file in enumerate(records):
+        table = read(file)
+        shifted = [(_shift_name(table, other), other) for other in map(read, shifts)] if not number else []
+        with _Progress(str(table.facts["model.name"])) as progress:
+            models.append(run(table, plan, shifted=shifted, progress=progress))
+    return models
+
+
+def _shift_name(table: Answers, other: Answers) -> str:
+    def of(answers: Answers) -> str:
+        engine, quantization = answers.facts["model.engine"], answers.facts["model.quantization"]
+        same = table.facts["model.engine"] == other.facts["model.engine"]
+        return str(quantization if same else f"{engine} {quantization}")
+
+    return f"{of(table)} to {of(other)}"
+
+
+class _Progress:
+    """A progress bar that takes the protocols' steps."""
+
+    def __init__(self, model: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._model = model
+        self._bar = Progress(*columns, console=console(stderr=True))
+        self._tasks: dict[str, object] = {}
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, step: Step) -> None:
+        if step.setting not in self._tasks:
+            self._tasks[step.setting] = self._bar.add_task(f"{self._model}: {step.setting}", total=step.total)
+        self._bar.update(self._tasks[step.setting], completed=step.done + 1)  # type: ignore[arg-type]
+
+
+def _notes(file: Path | None) -> tuple[Note, ...]:
+    import json
+
+    from guard.evaluation.result import Note
+
+    if file is None:
+        return ()
+    try:
+        value = json.loads(_text(file))
+    except json.JSONDecodeError as error:
+        raise InputError(f"'{file}' is not JSON", why=str(error)) from error
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise InputError(f"'{file}' holds no notes", fix='Write {"title": "text", ...}')
+    return tuple(Note(title, text) for title, text in value.items())
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read '{file}'", why=str(error)) from error
+
+
+def _verdicts(found: EvaluationResult) -> list[dict[str, object]]:
+    return [
+        {
+            "model": result.model.name,
+            "claim": verdict.claim.text,
+            "against": verdict.against,
+            "gain": verdict.estimate.value,
+            "low": verdict.estimate.low,
+            "high": verdict.estimate.high,
+            "outcome": verdict.outcome,
+        }
+        for result in found.models
+        for verdict in result.verdicts
+    ]
+
+
+def _print(found: EvaluationResult, out: Path) -> None:
+    from rich.table import Table
+
+    screen = console()
+    for result in found.models:
+        for setting in result.settings:
+            table = Table(title=f"{result.model.name}: {setting.setting}", title_justify="left")
+            table.add_column("method")
+            measures = list(dict.fromkeys(score.measure for score in setting.scores))[:5]
+            for measure in measures:
+                table.add_column(measure, justify="right")
+            for method in result.methods:
+                scores = [setting.score(method.name, measure) for measure in measures]
+                values = [None if score is None else score.estimate.value for score in scores]
+                if any(value is not None for value in values):
+                    table.add_row(method.name, *("" if value is None else f"{value:.3f}" for value in values))
+            screen.print(table)
+    for line in _verdicts(found):
+        colour = {"reached": "green", "not reached": "red"}.get(str(line["outcome"]), "yellow")
+        screen.print(f"[{colour}]{line['outcome']:>13}[/]  {line['model']}: {line['claim']}", highlight=False)
+    screen.print(f"Report written to {out}", markup=False)

@@ -1,0 +1,172 @@
+"""Which protocols and methods an evaluation runs, and what it has to show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from guard.evaluation.methods import LinearProbe, Own, Regression, log_maps, methods_for
+from guard.evaluation.protocol import Method, Predictions, Progress, others_to_one, shift, within
+from guard.evaluation.protocol import one_to_one as train_on_one
+from guard.evaluation.result import Ablation, Claim, Importance, ModelCard, ModelResult
+from guard.evaluation.summary import summarise
+from guard.evaluation.table import Answers
+
+OWN = "guard"
+_OTHERS, _WITHIN = "others to one", "within"
+SAMPLED = "others to one, answers that were sampled again"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+        one_to_one: train on each single set too, with the methods of `CROSSED` only: it is the
+            square of the work.
+        parts: fit guard's own score with each of its parts left out.
+        folds: within sets.
+        draws: bootstrap resamples.
+        seed: of folds, methods and resamples.
+    """
+
+    one_to_one: bool = True
+    parts: bool = True
+    folds: int = 5
+    draws: int = 1000
+    seed: int = 0
+
+
+#: Methods that are trained on each single set.
+CROSSED = (OWN, "log-probabilities", "linear probe", "ILIS")
+
+
+def evaluate(
+    table: Answers, plan: Plan, *, shifted: Sequence[tuple[str, Answers]] = (), progress: Progress | None = None
+) -> ModelResult:
+    """Run all protocols on one model's records.
+
+    Args:
+        table: recorded answers with labels.
+        plan: what is run.
+        shifted: records of the same questions under another precision or engine, by name.
+        progress: called before each piece of work.
+
+    Raises:
+        InputError: fewer than two data sets, or fewer questions than folds in one.
+    """
+    methods = methods_for("all")
+    parts = tuple(each for each in methods_for("parts") if each.name != OWN) if plan.parts else ()
+    seed = plan.seed
+    predictions = [
+        *others_to_one(table, (*methods, *parts), seed=seed, progress=progress),
+        *within(table, methods, folds=plan.folds, seed=seed, progress=progress),
+    ]
+    crossed = [method for method in methods if method.name in CROSSED]
+    if plan.one_to_one:
+        predictions += train_on_one(table, crossed, seed=seed, progress=progress)
+    for name, other in shifted:
+        predictions += shift(table, other, crossed, name=name, folds=plan.folds, seed=seed, progress=progress)
+    again = _sampled(table, seed=seed, progress=progress)
+    everything = {method.name: method for method in (*methods, *parts, *methods_for("sampling"))}
+    used = {name for each in (*predictions, *again) for name in (*each.p_wrong, *each.missing)}
+    listed = [method for name, method in everything.items() if name in used]
+    return summarise(
+        [*predictions, *again],
+        listed,
+        model=model_card(table),
+        own=OWN,
+        hidden=[part.name for part in parts],
+        seconds=_seconds(table, listed, seed=seed),
+        ablations=[Ablation(part.name.removeprefix("guard without "), OWN, part.name) for part in parts],
+        importance=_importance(table, seed=seed),
+        claims=claims(shifts=[name for name, _ in shifted]),
+        draws=plan.draws,
+        seed=seed,
+    )
+
+
+def claims(*, shifts: Sequence[str] = ()) -> tuple[Claim, ...]:
+    """What guard's own score has to show."""
+    rivals = ("log-probabilities", "linear probe", "ILIS")
+    beats = [
+        Claim(f"better than {rival} on data sets it never saw ({measure})", _OTHERS, measure, rival)
+        for rival in rivals
+        for measure in ("AUROC", "AUPRC (wrong)")
+    ]
+    calibrated = [
+        Claim(f"Brier score no worse than that of {rival}", _OTHERS, "Brier", rival, margin=-1e-9, certain=False)
+        for rival in rivals
+    ]
+    probe = LinearProbe().name
+    paper = [
+        Claim(
+            "the paper's transfer margin over a probe: 2.86 points of AUPRC", _OTHERS, "AUPRC (wrong)", probe, 0.0286
+        ),
+        Claim("the paper's transfer margin over a probe: 21 points of Brier", _OTHERS, "Brier", probe, 0.2102),
+    ]
+    for name in shifts:
+        setting = f"shift: {name}"
+        paper += [
+            Claim(f"{name}: 1.94 points of AUPRC over a probe", setting, "AUPRC (wrong)", probe, 0.0194),
+            Claim(f"{name}: 5.33 points of Brier over a probe", setting, "Brier", probe, 0.0533),
+        ]
+    near = [
+        Claim(
+            "within sets, on average, at most .01 AUROC below the best", _WITHIN, "AUROC", None, -0.01, certain=False
+        ),
+        Claim(
+            "within each single set, at most .01 AUROC below the best", _WITHIN, "AUROC", None, -0.01, everywhere=True
+        ),
+    ]
+    return (*beats, *calibrated, *near, *paper)
+
+
+def model_card(table: Answers) -> ModelCard:
+    """The model that gave the answers."""
+    names = ("name", "engine", "architecture", "quantization", "weights_sha256", "layers", "width")
+    return ModelCard(**{name: table.facts[f"model.{name}"] for name in names})
+
+
+def _sampled(table: Answers, *, seed: int, progress: Progress | None) -> list[Predictions]:
+    """Methods that ask again beside those that do not, on the answers that were asked again."""
+    asked = _asked_again(table)
+    if len(np.unique(asked.dataset)) < 2:
+        return []
+    found = others_to_one(asked, methods_for("sampling"), seed=seed, progress=progress)
+    return [replace(each, setting=SAMPLED) for each in found]
+
+
+def _asked_again(table: Answers) -> Answers:
+    return table.take(np.flatnonzero([bool(each) for each in table.samples]))
+
+
+def _seconds(table: Answers, methods: Sequence[Method], *, seed: int) -> dict[str, float]:
+    """Measured cost of a score: the further answers that it needs, and its own work on these."""
+    rows = np.random.default_rng(seed).permutation(len(table))[:400]
+    some = table.take(np.sort(rows))
+    asked = _asked_again(table)
+    answer = float(np.median(table.seconds))
+    costs = {}
+    for method in methods:
+        sample = asked if method.kind == "reference" else some
+        if not len(sample) or len(np.unique(sample.wrong)) < 2 or (isinstance(method, Own) and method.without):
+            continue
+        fitted = method.fit(sample, seed=seed)
+        started = time.perf_counter()
+        fitted.p_wrong(sample)
+        costs[method.name] = (time.perf_counter() - started) / len(sample) + (method.passes - 1) * answer
+    return costs
+
+
+def _importance(table: Answers, *, seed: int) -> Importance:
+    """Weights of the linear model over the signature's logarithm, first and last token together."""
+    fitted = Regression("map", log_maps, inverse_penalty=1e-4).fit(table, seed=seed)
+    weights = np.abs(fitted.model[-1].coef_[0]).reshape(2, -1).sum(axis=0)  # type: ignore[attr-defined]
+    values = np.zeros((table.layers, table.layers))
+    values[~np.eye(table.layers, dtype=bool)] = weights
+    meaning = "size of the standardised weights of a linear model over the signature's logarithm"
+    return Importance(meaning, tuple(tuple(float(x) for x in row) for row in values.round(6)))

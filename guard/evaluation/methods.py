@@ -1,0 +1,318 @@
+"""The methods that are compared, each a way to tell wrong answers from right ones.
+
+All are trained on the same answers and all give probabilities. Where a method has something to
+choose (a probe its layer, guard its strength), it chooses on the training answers only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from guard.errors import CalibrationError, InputError
+from guard.evaluation.protocol import Fitted, Kind, Method, Table
+from guard.evaluation.table import Answers
+from guard.fitting import Examples, Features, fit_model, schema_for
+from guard.graders import normalise
+from guard.scorer import Evaluator, Model
+from guard.signature import FeatureSchema
+
+Columns = NDArray[np.float64]
+
+#: Where in the depth of a model the linear probe looks; the best is chosen on the training answers.
+PROBE_DEPTHS = (0.4, 0.55, 0.7, 0.85)
+#: Inverse of the ridge penalty: of few standardised features, of many, and of a layer's activations.
+FEW, MANY, PROBE = 1.0, 1e-2, 1e-3
+
+
+# -- guard's own, and its parts ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What `guard calibrate` fits."""
+
+    name: str = "guard"
+    features: Features = "combined"
+    without: tuple[str, ...] = ()
+    kind: Kind = "guard"
+    passes: float = 1.0
+    temperature: float = 1.0
+
+    def fit(self, table: Table, *, seed: int) -> Fitted:
+        """Fit all parts; see `guard.fitting.fit_model`."""
+        answers = _answers(table)
+        schema = schema_for(
+            self.features, layers=answers.layers, temperatures=(self.temperature,), without=self.without
+        )
+        read = self.features == "combined" and "activations" not in self.without
+        examples = Examples(
+            x=answers.features(schema),
+            wrong=answers.wrong,
+            dataset=answers.dataset,
+            activations=answers.activations if read else None,
+            products=answers.products if read else None,
+        )
+        try:
+            fitted = fit_model(examples, schema, features=self.features, seed=seed)
+        except CalibrationError as error:
+            raise InputError(str(error)) from error
+        return _FittedModel(fitted.model, schema)
+
+
+@dataclass(frozen=True, slots=True)
+class _FittedModel:
+    model: Model
+    schema: FeatureSchema
+
+    def p_wrong(self, table: Table) -> Columns:
+        answers, model = _answers(table), self.model
+        evaluator = Evaluator(model.start, model.trees, model.readout)
+        rows = zip(answers.features(self.schema).astype(np.float64), answers.activations, strict=True)
+        log_odds = np.array([evaluator.log_odds(x, activations) for x, activations in rows])
+        return _probability(model.calibration.slope * log_odds + model.calibration.intercept)
+
+
+# -- one logistic regression on some columns ---------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """Logistic regression on standardised columns of an answer's signals.
+
+    Attributes:
+        columns: gives them, shape (n, k), or raises InputError where they were not recorded.
+        inverse_penalty: of the ridge.
+    """
+
+    name: str
+    columns: Callable[[Answers], Columns]
+    kind: Kind = "baseline"
+    passes: float = 1.0
+    inverse_penalty: float = FEW
+
+    def fit(self, table: Table, *, seed: int) -> Fitted:
+        """Fit; the seed plays no part."""
+        del seed
+        model = _regression(self.inverse_penalty)
+        _train(model, self.columns(_answers(table)), table.wrong)
+        return _FittedRegression(model, self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class _FittedRegression:
+    model: Pipeline
+    columns: Callable[[Answers], Columns]
+
+    def p_wrong(self, table: Table) -> Columns:
+        return np.asarray(self.model.predict_proba(self.columns(_answers(table)))[:, 1])
+
+
+def log_probabilities(answers: Answers) -> Columns:
+    """Mean, least, first and last log-probability; mean, largest and first entropy."""
+    return _group(answers, "logprob")
+
+
+def entropies(answers: Answers) -> Columns:
+    """The entropies among them."""
+    return _group(answers, "logprob")[:, 4:]
+
+
+def margins(answers: Answers) -> Columns:
+    """Mean, least and first margin between the two likeliest tokens."""
+    return _group(answers, "margin")
+
+
+def lengths(answers: Answers) -> Columns:
+    """Logarithm of the number of tokens."""
+    return _group(answers, "length")
+
+
+def log_maps(answers: Answers) -> Columns:
+    """The signature's logarithm at temperature 1, of the first and the last token."""
+    schema = FeatureSchema(layers=answers.layers, aggregates=("first", "last"), groups=("map",))
+    return answers.features(schema).astype(np.float64)
+
+
+def lens_entropies(answers: Answers) -> Columns:
+    """Entropy of the logit lens at each layer, first and last token (TriLens, residual stream)."""
+    return _recorded(answers.lens, "lens")[:, :, 0].reshape(len(answers), -1).astype(np.float64)
+
+
+def lens_agreement(answers: Answers) -> Columns:
+    """What the logit lens makes of the chosen token at each layer: log-probability, and first choice or not."""
+    return _recorded(answers.lens, "lens")[:, :, 1:].reshape(len(answers), -1).astype(np.float64)
+
+
+def embedding_path(answers: Answers) -> Columns:
+    """Lengths and angles of the steps between layers, last token and mean (chain-of-embedding)."""
+    return _recorded(answers.path, "path").reshape(len(answers), -1).astype(np.float64)
+
+
+def update_geometry(answers: Answers) -> Columns:
+    """Angle of each MLP update to the sum of those before it, and its relative size (arXiv:2605.22864)."""
+    columns = []
+    for token in (0, 1):
+        updates = answers.activations[:, token].astype(np.float32)
+        sums = np.cumsum(updates, axis=1)
+        before, step = sums[:, :-1], updates[:, 1:]
+        lengths_before = np.linalg.norm(before, axis=2)
+        lengths_step = np.linalg.norm(step, axis=2)
+        cosines = np.einsum("nld,nld->nl", before, step) / (lengths_before * lengths_step)
+        columns += [cosines, np.log(lengths_step / lengths_before)]
+    return np.hstack(columns).astype(np.float64)
+
+
+# -- the linear probe --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LinearProbe:
+    """Logistic regression on one layer's activations of the first and last token.
+
+    The layer is the one of `PROBE_DEPTHS` with the best AUROC over folds of the training answers.
+    """
+
+    name: str = "linear probe"
+    kind: Kind = "baseline"
+    passes: float = 1.0
+
+    def fit(self, table: Table, *, seed: int) -> Fitted:
+        """Choose the layer, fit."""
+        answers = _answers(table)
+        layers = sorted({int(depth * (answers.layers - 1)) for depth in PROBE_DEPTHS})
+        best = max(layers, key=lambda layer: _cross_validated(_LayerColumns(layer)(answers), table.wrong, seed))
+        return Regression(self.name, _LayerColumns(best), inverse_penalty=PROBE).fit(table, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerColumns:
+    layer: int
+
+    def __call__(self, answers: Answers) -> Columns:
+        return answers.activations[:, :2, self.layer].reshape(len(answers), -1).astype(np.float64)
+
+
+def _cross_validated(columns: Columns, wrong: NDArray[np.bool_], seed: int) -> float:
+    folds = min(3, int(wrong.sum()), int((~wrong).sum()))
+    if folds < 2:
+        return 0.5
+    scores = []
+    for learn, out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(columns, wrong):
+        model = _regression(PROBE).fit(columns[learn], wrong[learn])
+        scores.append(roc_auc_score(wrong[out], model.decision_function(columns[out])))
+    return float(np.mean(scores))
+
+
+# -- asking again ------------------------------------------------------------------------------
+
+
+def agreement(answers: Answers) -> Columns:
+    """Share of the sampled answers that say the same as the given one (self-consistency)."""
+    pairs = zip(answers.answer, _sampled(answers), strict=True)
+    return np.array([[np.mean([_same(text, other) for other in others])] for text, others in pairs])
+
+
+def sampled_entropy(answers: Answers) -> Columns:
+    """Entropy of the sampled answers, equal texts taken together.
+
+    Semantic entropy puts together what means the same; of answers of a few words that is nearly
+    what is the same text.
+    """
+    shares = [np.array(list(Counter(map(normalise, others)).values())) / len(others) for others in _sampled(answers)]
+    return np.array([[-float(share @ np.log(share))] for share in shares])
+
+
+def _same(text: str, other: str) -> bool:
+    return normalise(text) == normalise(other)
+
+
+def _sampled(answers: Answers) -> Sequence[tuple[str, ...]]:
+    if not all(answers.samples):
+        raise InputError("There are answers without samples", fix="Record with --samples, and evaluate those rows")
+    return answers.samples
+
+
+# -- which there are ---------------------------------------------------------------------------
+
+Which = Literal["all", "parts", "sampling"]
+
+
+def methods_for(which: Which) -> tuple[Method, ...]:
+    """The methods of a comparison.
+
+    Args:
+        which: ``all`` single-pass methods; ``parts``: guard's own with each part left out;
+            ``sampling``: those that ask again, and what they stand beside.
+    """
+    own, base = Own(), Regression("log-probabilities", log_probabilities)
+    if which == "parts":
+        return own, *(
+            Own(f"guard without {label}", without=without, kind="baseline")
+            for label, without in (
+                ("the read-out", ("activations",)),
+                ("the signature", ("map", "norms")),
+                ("margins and length", ("margin", "length")),
+                ("log-probabilities", ("logprob", "margin", "length")),
+            )
+        )
+    if which == "sampling":
+        again = (("self-consistency (5 samples)", agreement), ("answer entropy (5 samples)", sampled_entropy))
+        return own, base, *(Regression(name, columns, kind="reference", passes=6.0) for name, columns in again)
+    return (
+        own,
+        base,
+        Regression("entropy", entropies),
+        Regression("margin", margins),
+        LinearProbe(),
+        Own("ILIS", features="ilis", kind="baseline"),
+        Regression("ILIS map, linear", log_maps, inverse_penalty=1e-4),
+        Regression("lens entropies", lens_entropies, inverse_penalty=MANY),
+        Regression("lens agreement", lens_agreement, inverse_penalty=MANY),
+        Regression("chain of embedding", embedding_path, inverse_penalty=MANY),
+        Regression("update geometry", update_geometry, inverse_penalty=MANY),
+        Regression("length", lengths, kind="control"),
+    )
+
+
+# -- parts -------------------------------------------------------------------------------------
+
+
+def _answers(table: Table) -> Answers:
+    if not isinstance(table, Answers):
+        raise InputError(f"These methods read recorded answers, got {type(table).__name__}")
+    return table
+
+
+def _group(answers: Answers, group: str) -> Columns:
+    return answers.features(FeatureSchema(layers=answers.layers, groups=(group,))).astype(np.float64)
+
+
+def _recorded(array: NDArray[np.float32] | None, what: str) -> NDArray[np.float32]:
+    if array is None:
+        raise InputError(f"The records have no '{what}'", fix="Record with the logit lens (a GGUF on llama.cpp)")
+    return array
+
+
+def _regression(inverse_penalty: float) -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, max_iter=1000))
+
+
+def _train(model: Pipeline, columns: Columns, wrong: NDArray[np.bool_]) -> None:
+    if not 0 < wrong.sum() < len(wrong):
+        raise InputError("All training answers are right, or all are wrong")
+    model.fit(columns, wrong)
+
+
+def _probability(log_odds: Columns) -> Columns:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(log_odds, -500, 500))))
