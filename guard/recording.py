@@ -10,7 +10,7 @@ import json
 import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -185,6 +185,12 @@ class Journal:
                 f"'{self.path}' is damaged", why=f"the signals of '{key}': {error}", fix="Delete it to start again"
             ) from error
 
+    def skipped(self, keys: Collection[str]) -> list[Skipped]:
+        """Those of these rows that cannot be put to the model, in the order in which that was found."""
+        with self._translated():
+            found = self._db.execute("SELECT key, skipped FROM answers WHERE skipped IS NOT NULL").fetchall()
+        return [Skipped(key, reason) for key, reason in found if key in keys]
+
     def records(self, keys: Sequence[str]) -> list[Record]:
         """The records of these rows in this order, skipped and unknown ones left out."""
         found = (self.record(key) for key in keys)
@@ -224,7 +230,7 @@ class Journal:
             signals=Signals(logprobs, entropies, margins, signature),
             seconds=seconds,
             residual=residual,
-            samples=tuple(json.loads(samples)) if samples else (),
+            samples=_texts(samples),
             prompt_tokens=prompt_tokens,
         )
 
@@ -264,6 +270,13 @@ class Journal:
         except (sqlite3.Error, ValueError) as error:  # ValueError: a path or damaged bytes that are no text
             fix = "Another run may be using it" if "locked" in str(error) else "Give another file"
             raise InputError(f"Cannot use the journal '{self.path}'", why=str(error), fix=fix) from error
+
+
+def _texts(stored: str | None) -> tuple[str, ...]:
+    texts = json.loads(stored) if stored else []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("the samples are no texts")
+    return tuple(texts)
 
 
 def row_key(dataset: str, row: Row) -> str:

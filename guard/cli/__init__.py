@@ -18,7 +18,9 @@ from guard.cli.calibrate import calibrate
 from guard.cli.certify import certify
 from guard.cli.demo import demo
 from guard.cli.doctor import doctor
+from guard.cli.evaluate import evaluate
 from guard.cli.output import fail
+from guard.cli.record import record
 from guard.cli.score import score
 from guard.errors import GuardError
 
@@ -31,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (ask, demo, calibrate, certify, score, doctor):
+for command in (ask, demo, calibrate, certify, record, evaluate, score, doctor):
     app.command()(command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(review.app, name="review")

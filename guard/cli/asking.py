@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -12,14 +13,38 @@ from guard.cli.output import console
 from guard.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
+    from guard.datasets import DataSource
     from guard.questions import BadRow, Row
 
-DataFiles = Annotated[list[Path], typer.Option("--data", "-d", help="JSON Lines (.gz too); give it once a file.")]
+DataSpecs = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        "-d",
+        metavar="SPEC",
+        help="JSON Lines file (.gz too), or a named set: NAME@FOLDER or hub:NAME. Give it once a data set.",
+    ),
+]
 GraderName = Annotated[
     str | None, typer.Option("--grader", help="text, number, choice, regex or module:function; by default by the row.")
 ]
 OnBad = Annotated[str, typer.Option("--on-bad", help="What bad rows do: stop or skip.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many rows of each file, drawn by seed.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many rows of each set, drawn by seed.")]
+System = Annotated[
+    str | None, typer.Option("--system", help="System message of every question; empty for none. By default the set's.")
+]
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", min=1, help="Token limit of an answer. By default the set's, mostly 32.")
+]
+Tau = Annotated[
+    list[float] | None,
+    typer.Option("--tau", help="Temperature of the signature's softmax, by default 1; repeatable."),
+]
+
+_ValueT = TypeVar("_ValueT", str, int)
+
+#: What files of the user's own are asked with, and most named sets.
+_MAX_TOKENS = 32
 
 
 def check_choice(option: str, value: str, known: Sequence[str]) -> None:
@@ -34,47 +59,83 @@ def check_writable(out: Path, what: str) -> None:
         raise InputError(f"Cannot write the {what} to '{out}'", fix="Give a file in a folder that exists")
 
 
-def read_data(
-    files: Sequence[Path], *, on_bad: str, limit: int | None, seed: int
-) -> tuple[list[tuple[str, Row]], list[tuple[Path, BadRow]]]:
-    """The rows of all files, each with the name of its data set, and the lines that cannot be used.
+def read_data(specs: Sequence[str], *, on_bad: str, limit: int | None, seed: int) -> list[DataSource]:
+    """What is meant by each ``--data``.
 
     Raises:
-        InputError: a file cannot be read, has bad rows that are not to be skipped, or the name of another.
+        InputError: a set cannot be read, has bad rows that are not to be skipped, or the name of another.
     """
-    from guard.questions import read_rows
+    from guard.datasets import resolve
 
     check_choice("--on-bad", on_bad, ("stop", "skip"))
-    rows: list[tuple[str, Row]] = []
-    bad: list[tuple[Path, BadRow]] = []
-    names = [dataset_name(file) for file in files]
-    for name, file in zip(names, files, strict=True):
-        if names.count(name) > 1:
-            raise InputError(f"Two data files are called '{name}'", fix="Rename one: answers are kept by file name")
-        result = read_rows(file, on_bad=on_bad, limit=limit, seed=seed)  # type: ignore[arg-type]
-        rows += [(name, row) for row in result.rows]
-        bad += [(file, problem) for problem in result.bad]
-    return rows, bad
+    sources: list[DataSource] = []
+    for spec in specs:
+        source = resolve(spec, on_bad=on_bad, limit=limit, seed=seed)  # type: ignore[arg-type]
+        if source.name in [other.name for other in sources]:
+            raise InputError(
+                f"Two data sets are called '{source.name}'", fix="Rename a file: answers are kept by the set's name"
+            )
+        sources.append(source)
+    return sources
 
 
-def dataset_name(file: Path) -> str:
-    """What the rows of a file are called."""
-    return file.name.removesuffix(".gz").removesuffix(".jsonl")
+def rows_of(sources: Sequence[DataSource]) -> list[tuple[str, Row]]:
+    """The rows of all sets, each with the name of its set."""
+    return [(source.name, row) for source in sources for row in source.rows]
 
 
-def file_sha256(file: Path) -> str:
-    """Of the file as it is, compressed or not."""
-    from hashlib import sha256
+def rows_in_turn(sources: Sequence[DataSource]) -> list[tuple[str, Row]]:
+    """The same rows: the first of each set, the second of each, and so on."""
+    turns = zip_longest(*([(source.name, row) for row in source.rows] for source in sources))
+    return [pair for turn in turns for pair in turn if pair is not None]
 
-    return sha256(file.read_bytes()).hexdigest()
+
+def bad_rows_of(sources: Sequence[DataSource]) -> list[tuple[Path, BadRow]]:
+    """The rows that cannot be used, of all sets."""
+    return [problem for source in sources for problem in source.bad]
 
 
-def under_progress(asked: Iterable[object], *, total: int, done: int) -> None:
-    """Work through an iterator of questions under a progress bar."""
+def how_to_ask(sources: Sequence[DataSource], *, system: str | None, max_tokens: int | None) -> tuple[str, int]:
+    """System message and token limit: those given, or else those that the data sets agree on.
+
+    Raises:
+        InputError: the sets want to be asked differently, and nothing was given.
+    """
+    from guard.prompts import SHORT_ANSWER_SYSTEM
+
+    systems = {each.name: each.named.system if each.named else SHORT_ANSWER_SYSTEM for each in sources}
+    limits = {each.name: each.named.max_tokens if each.named else _MAX_TOKENS for each in sources}
+    if system is None:
+        system = _agreed("--system", systems)
+    return system, _agreed("--max-tokens", limits) if max_tokens is None else max_tokens
+
+
+def _agreed(option: str, wanted: dict[str, _ValueT]) -> _ValueT:
+    distinct = {value: name for name, value in reversed(wanted.items())}
+    if len(distinct) > 1:
+        raise InputError(
+            "These data sets are asked differently",
+            why="; ".join(f"{name} with {option} {value!r}" for value, name in reversed(distinct.items())),
+            fix=f"Give {option} for all of them, or take them one by one",
+        )
+    return next(iter(distinct))
+
+
+def under_progress(asked: Iterable[object], *, rows: Sequence[tuple[str, Row]], known: set[str]) -> None:
+    """Work through an iterator of questions under a progress bar.
+
+    Args:
+        asked: yields once for each of the rows that is not known yet.
+        rows: all that there are.
+        known: keys of those that were asked before.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from guard.recording import row_key
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    done = sum(row_key(dataset, row) in known for dataset, row in rows)
     with Progress(*columns, console=console(stderr=True)) as progress:
-        task = progress.add_task("asking", total=total, completed=done)
+        task = progress.add_task("asking", total=len(rows), completed=done)
         for _ in asked:
             progress.advance(task)

@@ -9,31 +9,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guard.cli.asking import (
-    DataFiles,
+    DataSpecs,
     GraderName,
     Limit,
+    MaxTokens,
     OnBad,
+    System,
+    Tau,
+    bad_rows_of,
     check_choice,
     check_writable,
-    dataset_name,
-    file_sha256,
+    how_to_ask,
     read_data,
+    rows_of,
     under_progress,
 )
 from guard.cli.output import AsJson, Engine, ModelName, console, print_json
 
 if TYPE_CHECKING:
+    from guard.artefact import DataSet
     from guard.calibration import Fitted
+    from guard.datasets import DataSource
     from guard.metrics import Metrics
-    from guard.questions import BadRow, Row
-    from guard.recording import Journal, Run, Skipped
-    from guard.scorer import DataSet
+    from guard.questions import BadRow
+    from guard.recording import Skipped
 
 _FEATURES = ("combined", "ilis", "logprob")
 
 
 def calibrate(
-    data: DataFiles,
+    data: DataSpecs,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the scorer is written.")],
     model: ModelName = "smollm2",
     engine: Engine = None,
@@ -42,14 +47,12 @@ def calibrate(
     on_bad: OnBad = "stop",
     limit: Limit = None,
     seed: Annotated[int, typer.Option(min=0, help="Of samples, splits and trees.")] = 0,
-    system: Annotated[str | None, typer.Option(help="System message of every question; empty for none.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Token limit of an answer.")] = 32,
+    system: System = None,
+    max_tokens: MaxTokens = None,
     without: Annotated[
         list[str] | None, typer.Option(help="Leave a part of the score out, such as map or activations; repeatable.")
     ] = None,
-    tau: Annotated[
-        list[float] | None, typer.Option(help="Temperature of the signature's softmax, by default 1; repeatable.")
-    ] = None,
+    tau: Tau = None,
     capture_point: Annotated[str, typer.Option(help="Where activations are read: mlp or block.")] = "mlp",
     journal: Annotated[Path | None, typer.Option(help="Where answers are kept; by default OUT.journal.")] = None,
     as_json: AsJson = False,
@@ -62,26 +65,28 @@ def calibrate(
     from guard.calibration import fit_scorer, split_labelled
     from guard.graders import grade, load_grader
     from guard.guard import capture_point_of
-    from guard.prompts import SHORT_ANSWER_SYSTEM
-    from guard.recording import Journal, Run
+    from guard.recording import Journal, Run, record_rows, row_key
 
     check_choice("--features", features, _FEATURES)
     check_writable(out, "scorer")
     grader_function = load_grader(grader) if grader else grade
-    rows, bad = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
     check_choice("--capture-point", capture_point, ("mlp", "block"))
+    sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
+    system, max_tokens = how_to_ask(sources, system=system, max_tokens=max_tokens)
+    rows, bad = rows_of(sources), bad_rows_of(sources)
     with load_engine(model, engine=engine, capture_point=capture_point) as loaded:
         run = Run(
             model=loaded.model,
             capture_point=capture_point_of(loaded),
-            system=SHORT_ANSWER_SYSTEM if system is None else system,
+            system=system,
             max_tokens=max_tokens,
             temperatures=tuple(tau or (1.0,)),
         )
         with Journal(journal or out.with_name(f"{out.name}.journal"), run) as answers:
-            skipped = _ask_all(loaded, rows, answers, run)
+            under_progress(record_rows(loaded, rows, answers, run=run), rows=rows, known=answers.keys())
+            skipped = answers.skipped({row_key(dataset, row) for dataset, row in rows})
             splits = split_labelled(rows, answers, grade=grader_function, seed=seed)
-    sets = _data_sets(data, splits)
+    sets = _data_sets(sources, splits)
     fitted = fit_scorer(
         splits,
         run=run,
@@ -97,29 +102,18 @@ def calibrate(
         _print(fitted, out, bad, skipped)
 
 
-def _ask_all(engine: Any, rows: list[tuple[str, Row]], journal: Journal, run: Run) -> list[Skipped]:
-    """Ask what was not asked yet, under a progress bar."""
-    from guard.recording import Skipped, record_rows, row_key
-
-    known = journal.keys()
-    done = sum(row_key(dataset, row) in known for dataset, row in rows)
-    under_progress(record_rows(engine, rows, journal, run=run), total=len(rows), done=done)
-    records = (journal.record(row_key(dataset, row)) for dataset, row in rows)
-    return [record for record in records if isinstance(record, Skipped)]
-
-
-def _data_sets(files: Sequence[Path], splits: dict[str, Any]) -> list[DataSet]:
-    from guard.scorer import DataSet
+def _data_sets(sources: Sequence[DataSource], splits: dict[str, Any]) -> list[DataSet]:
+    from guard.artefact import DataSet
 
     labelled = [each for members in splits.values() for each in members]
     return [
         DataSet(
-            name=dataset_name(file),
-            sha256=file_sha256(file),
-            rows=sum(each.record.dataset == dataset_name(file) for each in labelled),
-            wrong=sum(each.wrong for each in labelled if each.record.dataset == dataset_name(file)),
+            name=source.name,
+            sha256=source.sha256,
+            rows=sum(each.record.dataset == source.name for each in labelled),
+            wrong=sum(each.wrong for each in labelled if each.record.dataset == source.name),
         )
-        for file in files
+        for source in sources
     ]
 
 

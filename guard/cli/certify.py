@@ -10,35 +10,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guard.cli.asking import (
-    DataFiles,
+    DataSpecs,
     GraderName,
     Limit,
     OnBad,
+    bad_rows_of,
     check_writable,
-    dataset_name,
-    file_sha256,
     read_data,
+    rows_of,
     under_progress,
 )
 from guard.cli.output import AsJson, Engine, ModelName, PolicyName, ScorerFile, console, print_json
 from guard.errors import InputError
 
 if TYPE_CHECKING:
+    from guard.artefact import DataSet
     from guard.certificate import Certificate, Certificates
     from guard.certify import Certified, NotCertifiable, Trials
+    from guard.datasets import DataSource
     from guard.guard import Guard
     from guard.policy import Policy
     from guard.policy_document import Promise
     from guard.questions import Row
     from guard.rehearsal import Answered
-    from guard.scorer import DataSet, Scorer
+    from guard.scorer import Scorer
 
 #: What the shell is told when there is no such threshold.
 EXIT_CODE = 12
 
 
 def certify(
-    data: DataFiles,
+    data: DataSpecs,
     out: Annotated[Path, typer.Option("--out", "-o", help="Certificate file; other routes in it are kept.")],
     model: ModelName = "smollm2",
     scorer: ScorerFile = None,
@@ -73,10 +75,10 @@ def certify(
     promise = _promise(chosen, route, risk, confidence)
     before = _certificates_in(out)
     grader_function = load_grader(grader) if grader else grade
-    rows, bad = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
+    sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
     with _rehearsing(chosen, model=model, scorer=scorer, engine=engine) as guard:
-        rows, notes = _usable(rows, data, guard.scorer)
-        notes += [f"{file}:{row.line}: {row.reason}" for file, row in bad]
+        rows, notes = _usable(sources, guard.scorer)
+        notes += [f"{file}:{row.line}: {row.reason}" for file, row in bad_rows_of(sources)]
         basis = guard.basis(chosen, route)
         with RehearsalJournal(journal or out.with_name(f"{out.name}.journal"), basis) as answers:
             notes += _ask_all(guard, rows, answers, route)
@@ -96,7 +98,7 @@ def certify(
     if not isinstance(result, Certified):
         _report_failure(result, notes, as_json=as_json)
         raise typer.Exit(EXIT_CODE)
-    certificate = _certificate(result, chosen, route, basis, _data_sets(data, answered, trials), grader, seed)
+    certificate = _certificate(result, chosen, route, basis, _data_sets(sources, answered, trials), grader, seed)
     before.with_one(certificate).save(out)
     _report(certificate, out, notes, as_json=as_json)
 
@@ -142,18 +144,17 @@ def _rehearsing(policy: Policy, *, model: str, scorer: str | None, engine: str |
     return Guard.load(model, scorer=scorer, policy=rehearsal(policy), engine=engine, handlers=handlers)
 
 
-def _usable(
-    rows: list[tuple[str, Row]], files: Sequence[Path], scorer: Scorer
-) -> tuple[list[tuple[str, Row]], list[str]]:
+def _usable(sources: Sequence[DataSource], scorer: Scorer) -> tuple[list[tuple[str, Row]], list[str]]:
     """The rows that the scorer has not learnt from, each question once, and what was left out."""
     used = {each.sha256 for each in scorer.artefact.data}
-    learnt_from = [dataset_name(file) for file in files if file_sha256(file) in used]
-    notes = []
-    for name in learnt_from:
-        held_out = _held_out([row for dataset, row in rows if dataset == name], scorer.artefact.seed)
-        before = len(rows)
-        rows = [(dataset, row) for dataset, row in rows if dataset != name or id(row) in held_out]
-        notes.append(f"{before - len(rows)} questions of {name}, which the scorer was fitted or calibrated on")
+    rows, notes = rows_of(sources), []
+    for source in sources:
+        if source.sha256 in used:
+            held_out = _held_out(source.rows, scorer.artefact.seed)
+            before = len(rows)
+            rows = [(name, row) for name, row in rows if name != source.name or id(row) in held_out]
+            what = f"{before - len(rows)} questions of {source.name}"
+            notes.append(f"{what}, which the scorer was fitted or calibrated on")
     distinct = {" ".join(_question(row).casefold().split()): (dataset, row) for dataset, row in reversed(rows)}
     kept = {id(row) for _, row in distinct.values()}
     if len(kept) < len(rows):
@@ -161,7 +162,7 @@ def _usable(
     return [(dataset, row) for dataset, row in rows if id(row) in kept], notes
 
 
-def _held_out(rows: list[Row], seed: int) -> set[int]:
+def _held_out(rows: Sequence[Row], seed: int) -> set[int]:
     """The part of a calibration file that only measured the scorer."""
     from guard.calibration import SPLIT_SHARES
     from guard.questions import split_questions
@@ -181,25 +182,25 @@ def _ask_all(guard: Guard, rows: list[tuple[str, Row]], journal: Any, route: str
     from guard.recording import Skipped, row_key
     from guard.rehearsal import rehearse_rows
 
-    known = journal.keys()
-    done = sum(row_key(dataset, row) in known for dataset, row in rows)
-    under_progress(rehearse_rows(guard, rows, journal, route=route), total=len(rows), done=done)
+    under_progress(rehearse_rows(guard, rows, journal, route=route), rows=rows, known=journal.keys())
     records = (journal.row(row_key(dataset, row)) for dataset, row in rows)
     return [f"{record.key}: {record.reason}" for record in records if isinstance(record, Skipped)]
 
 
-def _data_sets(files: Sequence[Path], answered: Sequence[Answered], trials: Trials) -> list[DataSet]:
-    from guard.scorer import DataSet
+def _data_sets(sources: Sequence[DataSource], answered: Sequence[Answered], trials: Trials) -> list[DataSet]:
+    from guard.artefact import DataSet
 
     first_wrong = trials.wrong[:, 0]
     return [
         DataSet(
-            name=name,
-            sha256=file_sha256(file),
-            rows=sum(each.dataset == name for each in answered),
-            wrong=sum(bool(wrong) for each, wrong in zip(answered, first_wrong, strict=True) if each.dataset == name),
+            name=source.name,
+            sha256=source.sha256,
+            rows=sum(each.dataset == source.name for each in answered),
+            wrong=sum(
+                bool(wrong) for each, wrong in zip(answered, first_wrong, strict=True) if each.dataset == source.name
+            ),
         )
-        for name, file in ((dataset_name(file), file) for file in files)
+        for source in sources
     ]
 
 
