@@ -28,12 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from guard.backends import embedded_model
-from guard.backends.base import BaseEngine
-from guard.guard import Guard, capture_point_of
-from guard.policy import decide, load_policy
-from guard.records import Limits, Prompt, Signals
-from guard.scorer import (
+from guard.artefact import (
     FORMAT,
     FORMAT_VERSION,
     Artefact,
@@ -43,11 +38,14 @@ from guard.scorer import (
     Model,
     Prompting,
     Schema,
-    Scorer,
     Trees,
-    load_scorer,
-    shipped_scorer,
 )
+from guard.backends import embedded_model
+from guard.backends.base import BaseEngine
+from guard.guard import Guard, capture_point_of
+from guard.policy import decide, load_policy
+from guard.records import Limits, Prompt, Signals
+from guard.scorer import Scorer, load_scorer, shipped_scorer
 from guard.signature import FeatureSchema, SignatureObserver
 
 QUESTIONS = (
@@ -257,6 +255,7 @@ def _scorer(engine: BaseEngine, embedded: bool) -> Scorer:
             calibration=Calibration(slope=1.0, intercept=0.0),
         ),
         baseline=None,
+        novelty=None,
     )
     return Scorer(artefact)
 

@@ -10,24 +10,15 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.artefact import FORMAT, FORMAT_VERSION, Artefact, Binding, DataSet, Model, Prompting, Schema
 from guard.errors import CalibrationError, InputError, did_you_mean
 from guard.fitting import Examples, Features, fit_model, schema_for
 from guard.graders import Grader
 from guard.metrics import Metrics, metrics_of
+from guard.novelty import StoredNovelty, fit_novelty
 from guard.questions import LabelledResponse, Row, split_questions
 from guard.recording import Journal, Record, Run, half, row_key
-from guard.scorer import (
-    FORMAT,
-    FORMAT_VERSION,
-    Artefact,
-    Binding,
-    DataSet,
-    Evaluator,
-    Model,
-    Prompting,
-    Schema,
-    Scorer,
-)
+from guard.scorer import Evaluator, Scorer
 from guard.signature import GROUPS, FeatureSchema, feature_vector
 
 #: Disjoint, grouped by question. Fitting holds out parts of its own share by itself.
@@ -113,6 +104,7 @@ def fit_scorer(
         metrics={},
         model=fitted.model,
         baseline=baseline,
+        novelty=_novelty(splits["fit"], seed),
     )
     measured = _measure(fitted.model, splits["test"], examples["test"])
     compared = _measure(baseline, splits["test"], examples["test"]) if baseline else None
@@ -192,6 +184,16 @@ def _baseline(examples: Examples, schema: FeatureSchema, seed: int) -> Model | N
     try:
         return fit_model(examples, schema, features="logprob", seed=seed).model
     except CalibrationError:  # no signal in them is no reason to refuse a score that has some
+        return None
+
+
+def _novelty(labelled: Sequence[Labelled], seed: int) -> StoredNovelty | None:
+    """What is usual, of three quarters of the answers, held against the last quarter."""
+    signals = [labelled[at].record.signals for at in np.random.default_rng(seed).permutation(len(labelled))]
+    cut = len(signals) * 3 // 4
+    try:
+        return fit_novelty(signals[:cut], signals[cut:]).stored()
+    except CalibrationError:  # too few answers to say what is usual are enough for a score
         return None
 
 

@@ -16,12 +16,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
+from guard.artefact import Binding, DataSet
 from guard.certify import percent, upper_bound
 from guard.errors import PolicyError
 from guard.policy import Policy
 from guard.policy_document import Promise
 from guard.policy_promise import Settled, procedure_sha256, promises, where, with_thresholds
-from guard.scorer import Binding, DataSet
 
 FORMAT: Literal["guard-certificate"] = "guard-certificate"
 FORMAT_VERSION = 1

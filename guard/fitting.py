@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard import probe
+from guard.artefact import Calibration, Linear, Model, Readout, Trees, linear_of
 from guard.errors import CalibrationError, missing_extra
 from guard.records import Floats
-from guard.scorer import Calibration, Evaluator, Linear, Model, Readout, Trees, linear_of
+from guard.scorer import Evaluator
 from guard.signature import FeatureSchema
 
 try:
@@ -303,7 +304,7 @@ def _fit_trees(
     corrections = np.zeros((len(numbers), len(examples)))
     data = lightgbm.Dataset(x, examples.wrong, init_score=start, free_raw_data=False).construct()
     for learn, out in folds:
-        booster = _boost(data.subset(learn), seed, rounds=numbers[-1])
+        booster = _boost(data.subset(learn.tolist()), seed, rounds=numbers[-1])
         for at, rounds in enumerate(numbers):
             corrections[at, out] = booster.predict(x[out], raw_score=True, num_iteration=rounds)
     choices = [

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import tenacity
 
+from guard.artefact import Binding
 from guard.backends import EMBEDDED, load_engine
 from guard.backends.base import Engine
 from guard.certificate import Answering, Basis, Certificates, certified_policy, needed_certificates
@@ -20,7 +21,7 @@ from guard.loop import Answerer, Call, Source, score_of
 from guard.policy import Policy, load_policy
 from guard.policy_promise import fallbacks_of, procedure_sha256
 from guard.records import Attempt, CapturePoint, Limits, Outcome, Prompt, Sampling, Score
-from guard.scorer import Binding, Scorer, load_scorer, shipped_scorer
+from guard.scorer import Scorer, load_scorer, shipped_scorer
 from guard.signature import SignatureObserver
 
 if TYPE_CHECKING:

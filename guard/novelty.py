@@ -8,9 +8,6 @@ Layers, token and components were chosen by measurement; see docs/novelty.md.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
@@ -19,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from guard.arrays import array_of, array_text
 from guard.errors import CalibrationError, CaptureError
 from guard.probe import normalised
 from guard.records import Floats, Signals
@@ -143,11 +141,11 @@ class Novelty:
             components=self.directions.shape[1],
             width=self.means.shape[1],
             answers=self.answers,
-            means=_text(self.means),
-            directions=_text(self.directions),
-            centres=_text(self.centres),
-            spreads=_text(self.spreads),
-            distances=_text(self.distances),
+            means=array_text(self.means),
+            directions=array_text(self.directions),
+            centres=array_text(self.centres),
+            spreads=array_text(self.spreads),
+            distances=array_text(self.distances),
         )
 
     @classmethod
@@ -160,11 +158,11 @@ class Novelty:
         views, width = len(stored.layers), stored.width
         return cls(
             layers=tuple(stored.layers),
-            means=_array(stored.means, views * width).reshape(views, width),
-            directions=_array(stored.directions, views * stored.components * width).reshape(views, -1, width),
-            centres=_array(stored.centres, views),
-            spreads=_array(stored.spreads, views),
-            distances=_array(stored.distances, min(stored.answers, MAX_DISTANCES)),
+            means=array_of(stored.means, views * width).reshape(views, width),
+            directions=array_of(stored.directions, views * stored.components * width).reshape(views, -1, width),
+            centres=array_of(stored.centres, views),
+            spreads=array_of(stored.spreads, views),
+            distances=array_of(stored.distances, min(stored.answers, MAX_DISTANCES)),
             answers=stored.answers,
         )
 
@@ -235,22 +233,3 @@ def _log_residuals(units: Floats, means: Floats, directions: Floats) -> NDArray[
     inside = np.square(centred @ directions.swapaxes(1, 2).astype(np.float64)).sum(axis=2)
     energy = np.square(centred).sum(axis=2)
     return np.asarray(np.log(np.maximum(energy - inside, _ROUNDING)))
-
-
-def _text(array: Floats) -> str:
-    return base64.b64encode(array.astype("<f4").tobytes()).decode("ascii")
-
-
-def _array(text: str, size: int) -> Floats:
-    if len(text) != 4 * math.ceil(4 * size / 3):
-        raise ValueError("an array is not as long as it should be")
-    try:
-        data = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"an array is not in base64: {error}") from error
-    if len(data) != 4 * size:
-        raise ValueError("an array does not have as many numbers as it should")
-    array = np.frombuffer(data, "<f4")
-    if not np.isfinite(array).all():
-        raise ValueError("an array has a number that is not finite")
-    return array

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from scripted import tiny_artefact
 
-from guard.scorer import Scorer, Trees
+from guard.artefact import Trees
+from guard.scorer import Scorer
 
 if TYPE_CHECKING:
     from guard.backends.llama_cpp import LlamaCppEngine

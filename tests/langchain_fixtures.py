@@ -6,13 +6,14 @@ from functools import lru_cache
 
 import pytest
 
+from guard.artefact import FORMAT_VERSION, Artefact, Binding, Calibration, Linear, Model, Prompting, Schema
 from guard.backends import embedded_model
 from guard.backends.base import BaseEngine
 from guard.errors import MissingExtraError
 from guard.langchain.chat import ChatGuard
 from guard.langchain.engines import shared_engine
 from guard.policy import Policy, parse_policy
-from guard.scorer import FORMAT_VERSION, Artefact, Binding, Calibration, Linear, Model, Prompting, Schema, Scorer
+from guard.scorer import Scorer
 from guard.signature import FeatureSchema
 
 #: Rules that force each action, whatever the score.
@@ -55,6 +56,7 @@ def scorer_for(engine: BaseEngine, *, system: str = "", max_tokens: int = 8) -> 
             metrics={},
             model=model,
             baseline=None,
+            novelty=None,
         )
     )
 

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from guard.artefact import FORMAT_VERSION, Artefact, Binding, Calibration, Linear, Model, Prompting, Schema, Trees
 from guard.backends.base import BaseEngine
 from guard.backends.text import BytesDetokenizer, Detokenizer
 from guard.backends.turnstile import Interrupt
 from guard.records import CapturePoint, Floats, ModelInfo, Prompt
-from guard.scorer import FORMAT_VERSION, Artefact, Binding, Calibration, Linear, Model, Prompting, Schema, Scorer, Trees
+from guard.scorer import Scorer
 from guard.signature import GROUPS, FeatureSchema
 
 END = 256
@@ -154,6 +155,7 @@ def tiny_artefact(
         metrics={},
         model=Model(start=start, readout=None, trees=trees, calibration=calibration),
         baseline=Model(start=start, readout=None, trees=None, calibration=calibration),
+        novelty=None,
     )
 
 

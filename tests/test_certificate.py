@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import AnsweringEngine, confidence_scorer, scripted_model, tiny_artefact
 
+from guard.artefact import DataSet
 from guard.certificate import (
     Certificate,
     CertificateError,
@@ -39,7 +40,7 @@ from guard.policy import (
 )
 from guard.policy_promise import procedure_sha256, promises, rehearsal
 from guard.records import Action
-from guard.scorer import DataSet, Scorer
+from guard.scorer import Scorer
 
 PROMISE = "  - accept: {max_error_rate: 0.05, confidence: 0.9}"
 LADDER = f"""rules:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model, tiny_artefact
 
+from guard.artefact import DataSet
 from guard.certificate import CertificateError
 from guard.cli.certify import _usable
 from guard.errors import InputError
@@ -32,7 +33,7 @@ from guard.questions import LabelledResponse, Question, Row, split_questions
 from guard.recording import Skipped
 from guard.records import Action, Floats, Limits, Prompt
 from guard.rehearsal import RehearsalJournal, Rehearsed, Tried, answered_rows, rehearse_rows, trials_of
-from guard.scorer import DataSet, Scorer, shipped_scorer
+from guard.scorer import Scorer, shipped_scorer
 
 EMBEDDED = pytest.mark.model
 

@@ -21,24 +21,10 @@ from numpy.typing import NDArray
 from scripted import LAYERS, WIDTH, confidence_scorer, scripted_model, tiny_artefact
 
 from guard import scorer as scorer_module
+from guard.artefact import Artefact, Binding, Calibration, Linear, Model, Readout, Trees, linear_of
 from guard.errors import CaptureError, InputError, ScorerError, ScorerMismatchError
 from guard.records import ModelInfo, Signals
-from guard.scorer import (
-    Artefact,
-    Binding,
-    Calibration,
-    Evaluator,
-    Linear,
-    Model,
-    Readout,
-    Scorer,
-    Trees,
-    linear_of,
-    load_scorer,
-    log_odds_of,
-    logistic,
-    parse_scorer,
-)
+from guard.scorer import Evaluator, Scorer, load_scorer, log_odds_of, logistic, parse_scorer
 from guard.signature import SignatureObserver
 
 

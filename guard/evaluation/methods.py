@@ -19,12 +19,13 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from guard.artefact import Model
 from guard.errors import CalibrationError, InputError
 from guard.evaluation.protocol import Fitted, Kind, Method, Table
 from guard.evaluation.table import Answers
 from guard.fitting import Examples, Features, fit_model, schema_for
 from guard.graders import normalise
-from guard.scorer import Evaluator, Model
+from guard.scorer import Evaluator
 from guard.signature import FeatureSchema
 
 Columns = NDArray[np.float64]
