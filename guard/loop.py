@@ -257,7 +257,7 @@ class Call:
             return decide_error(ledger.policy, error=error, route=ledger.route, used=ledger.used)
         if score is None:  # a callable has answered
             return ledger.trusted()
-        return decide(ledger.policy, p_wrong=score.p_wrong, route=ledger.route, used=ledger.used)
+        return decide(ledger.policy, p_wrong=score.p_wrong, novelty=score.novelty, route=ledger.route, used=ledger.used)
 
     def _keep(
         self, plan: AttemptPlan, result: Result | None, score: Score | None, decision: Decision, error: str | None

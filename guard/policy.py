@@ -36,9 +36,10 @@ from guard.policy_document import (
     Retry,
     Rule,
     Settings,
+    Unusual,
 )
 from guard.policy_file import InvalidPolicyError, Location, Problem, location_text, read_text, read_yaml
-from guard.policy_plan import NOTHING_USED, Line, Plan, ToolPlan, Used
+from guard.policy_plan import NOTHING_USED, Line, Plan, ToolPlan, UnusualLine, Used
 from guard.records import Action, Decision
 
 #: The section of a policy's ``tools`` that is for tools without a section of their own.
@@ -82,6 +83,11 @@ class Policy:
     def routes(self) -> tuple[str, ...]:
         """Names that callers may give."""
         return tuple(route for route in self.plans if route is not None)
+
+    @property
+    def needs_novelty(self) -> bool:
+        """Whether it says what to do with unusual inputs, so that scores must tell their novelty."""
+        return any(plan.unusual for plan in self.plans.values())
 
     def plan(self, route: str | None = None) -> Plan:
         """The plan for a route.
@@ -129,7 +135,7 @@ class Policy:
 
     def _settings(self) -> Iterator[Settings]:
         for plan in self.plans.values():
-            yield from (line.settings for line in (*plan.rules, plan.on_error))
+            yield from (line.settings for line in plan.lines)
         for section in self.tools.values():
             yield from (line.settings for line in (*(section.rules or ()), section.on_error) if line is not None)
 
@@ -198,7 +204,12 @@ def _find(source: str | Path) -> Path:
 
 
 def _policy(document: Document) -> Policy:
-    whole = _plan((), document.rules, document.on_error, document.budget)
+    whole = Plan(
+        rules=_lines((), document.rules),
+        on_error=_on_error_line((), document.on_error),
+        budget=document.budget,
+        unusual=_unusual_line((), document.unusual),
+    )
     plans: dict[str | None, Plan] = {None: whole}
     for name, route in document.routes.items():
         prefix = ("routes", name)
@@ -207,6 +218,7 @@ def _policy(document: Document) -> Policy:
             rules=_lines(prefix, route.rules) if route.rules else whole.rules,
             on_error=_on_error_line(prefix, route.on_error) if route.on_error else whole.on_error,
             budget=document.budget.model_copy(update=changed),
+            unusual=_unusual_line(prefix, route.unusual) or whole.unusual,
         )
     tools = {
         name: ToolPlan(
@@ -235,10 +247,6 @@ def _thaw(values: list[Any]) -> Policy:
     return Policy(*frozen)
 
 
-def _plan(prefix: Location, rules: tuple[Rule, ...], on_error: OnError, budget: Budget) -> Plan:
-    return Plan(_lines(prefix, rules), _on_error_line(prefix, on_error), budget)
-
-
 def _lines(prefix: Location, rules: tuple[Rule, ...]) -> tuple[Line, ...]:
     return tuple(
         Line(
@@ -262,6 +270,13 @@ def _on_error_line(prefix: Location, on_error: OnError) -> Line:
     return Line(location_text((*prefix, "on_error")), on_error.action, math.inf, on_error.settings)
 
 
+def _unusual_line(prefix: Location, unusual: Unusual | None) -> UnusualLine | None:
+    if unusual is None:
+        return None
+    name, then = location_text((*prefix, "unusual")), unusual.then
+    return UnusualLine(unusual.above, Line(name, then.action, math.inf, then.settings))
+
+
 # -- deciding ----------------------------------------------------------------------------------
 
 
@@ -269,6 +284,7 @@ def decide(
     policy: Policy,
     *,
     p_wrong: float | None,
+    novelty: float | None = None,
     route: str | None = None,
     used: Used = NOTHING_USED,
     tools: Iterable[str] = (),
@@ -279,6 +295,8 @@ def decide(
         policy: the rules.
         p_wrong: probability of the answer being wrong. None, NaN or anything outside 0 to 1 is a
             failure of scoring, and ``on_error`` decides.
+        novelty: share of the calibration answers that are more usual. Only looked at where the policy
+            says what to do with an ``unusual`` input, and then its lack is a failure of scoring too.
         route: name given by the caller.
         used: what this call has used up.
         tools: names of the tools that the answer calls. Each is decided on by its own section of the
@@ -293,7 +311,15 @@ def decide(
     if not 0.0 <= p_wrong <= 1.0:
         error = f"the score {p_wrong} is no probability"
         return decide_error(policy, error=error, route=route, used=used, tools=tools)
-    return _most_careful([_by_rules(plan.rules, p_wrong, used) for plan in policy.plans_for(route, tools)])
+    decision = _most_careful([_by_rules(plan.rules, p_wrong, used) for plan in policy.plans_for(route, tools)])
+    unusual = policy.plan(route).unusual
+    if unusual is None:
+        return decision
+    if novelty is None or not 0.0 <= novelty <= 1.0:
+        known = "not known" if novelty is None else f"{novelty}, which is no share"
+        error = f"the policy looks at the input's novelty, and that is {known}"
+        return decide_error(policy, error=error, route=route, used=used, tools=tools)
+    return _by_unusual(unusual, float(novelty), p_wrong, used) if novelty > unusual.above else decision
 
 
 def decide_error(
@@ -333,6 +359,15 @@ def _by_rules(rules: tuple[Line, ...], p_wrong: float, used: Used) -> Decision:
                 break
             passed.append(line)
     reason = _reason(p_wrong, line, rules, passed, used)
+    return Decision(line.action, line.name, reason, p_wrong, line.settings)
+
+
+def _by_unusual(unusual: UnusualLine, novelty: float, p_wrong: float, used: Used) -> Decision:
+    line = unusual.line
+    reason = f"The input is unlike the calibration data: novelty {novelty:.4g} is above {unusual.above:g}"
+    why = line.used_up(used)
+    if why is not None:
+        return Decision(Action.ABSTAIN, line.name, f"{reason}; {why}", p_wrong, Abstain())
     return Decision(line.action, line.name, reason, p_wrong, line.settings)
 
 
@@ -388,26 +423,40 @@ class Step:
     why: str
 
 
-def explain(policy: Policy, p_wrong: float, route: str | None = None, *, used: Used = NOTHING_USED) -> list[Step]:
-    """Show how each rule takes part in the decision on a score.
+def explain(
+    policy: Policy,
+    p_wrong: float,
+    route: str | None = None,
+    *,
+    novelty: float | None = None,
+    used: Used = NOTHING_USED,
+) -> list[Step]:
+    """Show how each rule takes part in the decision on a score, and before them the ``unusual`` section.
 
     Args:
         policy: the rules.
         p_wrong: probability of being wrong, from 0 to 1.
         route: name given by the caller.
+        novelty: share of the calibration answers that are more usual, from 0 to 1; a policy with an
+            ``unusual`` section needs it.
         used: what the call has used up.
 
     Raises:
-        PolicyError: the policy has no such route, or the score is no probability.
+        PolicyError: the policy has no such route, the score is no probability, or novelty is no share.
     """
     if not 0.0 <= p_wrong <= 1.0:
         raise PolicyError(f"A score is a probability from 0 to 1, got {p_wrong}")
+    if novelty is not None and not 0.0 <= novelty <= 1.0:
+        raise PolicyError(f"Novelty is a share from 0 to 1, got {novelty}")
+    plan = policy.plan(route)
+    if plan.rules[0].is_uncertified:
+        raise uncertified(plan.rules[0])
     steps: list[Step] = []
     decided: Line | None = None
-    rules = policy.plan(route).rules
-    if rules[0].is_uncertified:
-        raise uncertified(rules[0])
-    for line in rules:
+    if plan.unusual is not None:
+        steps.append(_unusual_step(policy, plan.unusual, novelty, used))
+        decided = plan.unusual.line if steps[0].decides else None
+    for line in plan.rules:
         holds = p_wrong < line.below
         used_up = line.used_up(used) if holds else None
         decides = holds and used_up is None and decided is None
@@ -416,13 +465,28 @@ def explain(policy: Policy, p_wrong: float, route: str | None = None, *, used: U
         elif used_up is not None:
             why = used_up
         elif decides:
-            passed_over = steps and steps[-1].holds
+            passed_over = any(step.holds for step in steps)
             why = "the next rule that holds" if passed_over else "the first rule that holds"
         else:
             why = f"{decided.name} comes first" if decided else ""
         steps.append(Step(line.name, line.action, line.condition, holds, decides, why))
         decided = line if decides else decided
     return steps
+
+
+def _unusual_step(policy: Policy, unusual: UnusualLine, novelty: float | None, used: Used) -> Step:
+    line = unusual.line
+    if novelty is None:
+        raise PolicyError(
+            f"The policy '{policy.name}' looks at an input's novelty",
+            why=f"{line.name} decides where it is above {unusual.above:g}",
+            fix="Give it, as --novelty or novelty=",
+        )
+    holds = novelty > unusual.above
+    why = f"{novelty:.4g} is {'' if holds else 'not '}above {unusual.above:g}"
+    used_up = line.used_up(used) if holds else None
+    action = Action.ABSTAIN if used_up else line.action
+    return Step(line.name, action, unusual.condition, holds, holds, f"{why}; {used_up}" if used_up else why)
 
 
 # fmt: off

@@ -34,6 +34,8 @@ from guard.policy_document import (
     Route,
     Rule,
     ToolRules,
+    Unusual,
+    UnusualAction,
 )
 from guard.policy_file import MAX_PROBLEMS, Location, Problem, Source, location_text
 from guard.records import Action
@@ -50,6 +52,10 @@ _ON_ERROR: dict[str, type[BaseModel]] = {
     "fallback": Fallback,
     "escalate": Escalate,
     "abstain": Abstain,
+}
+_NOT_FOR_UNUSUAL = {
+    "accept": "leave the section out where such inputs are to be treated as others",
+    "retry": "the input would be the same again",
 }
 _NAME_WANTED = "must be a name: one line, no control characters, no spaces around it"
 #: What pydantic's error types mean for the writer of a policy.
@@ -75,6 +81,7 @@ _WANTED = {
     "too_short": "must not be empty",
     "too_long": "may have at most {max_length} entries",
 }
+_THEN: Location = ("unusual", "then")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _BOOLEAN_1_1 = frozenset({"yes", "no", "on", "off", "y", "n"})
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -120,6 +127,8 @@ def _is_action(location: Location) -> bool:
         case ("rules", int(), _) | ("routes" | "tools", _, "rules", int(), _):
             return True
         case ("on_error", _) | ("routes" | "tools", _, "on_error", _):
+            return True
+        case ("unusual", "then", _) | ("routes", _, "unusual", "then", _):
             return True
     return False
 
@@ -187,7 +196,13 @@ def _unknown(location: Location) -> str:
     known = _known_keys(place)
     if known is not None:
         where = f" in {location_text(place)}" if place else ""
+        if place[-1:] == ("unusual",) and key in _keys(UnusualAction):
+            return f"'{key}' belongs behind 'then', as in 'unusual: {{above: 0.99, then: {key}}}'"
         return f"unknown key '{key:.60}'{where}. {did_you_mean(key, known)}"
+    if place[-1] == "then":
+        if key in _RULES:  # but not one of those that are allowed, or it would be known
+            return f"{key} is not allowed in unusual: {_NOT_FOR_UNUSUAL[key]}"
+        return f"unknown action '{key:.60}'. {did_you_mean(key, _keys(UnusualAction))}"
     if key == "retry":
         return "retry is not allowed in on_error: what failed would most likely fail again"
     owners = [action for action, model in _RULES.items() if key in _keys(model)]
@@ -210,11 +225,13 @@ def _known_keys(place: Location) -> Sequence[str] | None:
             return _keys(ToolRules)
         case ("calls",):
             return _keys(Calls)
-        case (*_, "rules", int()) | (*_, "on_error"):
+        case (*_, "unusual"):
+            return _keys(Unusual)
+        case (*_, "rules", int()) | (*_, "on_error") | (*_, "then"):
             return None
         case (*_, "budget"):
             return _keys(Budget)
-        case (*_, "on_error", action):
+        case (*_, "on_error" | "then", action):
             return _keys(_ON_ERROR[str(action)])
     return _keys(_RULES[str(place[-1])])
 
@@ -233,13 +250,14 @@ class _Section:
     Attributes:
         prefix: location of the section.
         rules: location and rule; None where the rule itself is wrong.
-        on_error: likewise.
+        on_error, unusual: likewise.
         attempts: what the budget allows; None where that is wrong, or was judged with the policy.
     """
 
     prefix: Location
     rules: tuple[tuple[Location, Rule | None], ...]
     on_error: OnError | None
+    unusual: Unusual | None
     attempts: int | None
 
 
@@ -282,7 +300,8 @@ def _section(data: Mapping[str, Any], prefix: Location, whole: _Section | None) 
         attempts = None if read is None else read.attempts
     elif whole is not None and "rules" not in data:
         attempts = None
-    return _Section(prefix, rules, _read(OnError, data.get("on_error")), attempts)
+    on_error, unusual = _read(OnError, data.get("on_error")), _read(Unusual, data.get("unusual"))
+    return _Section(prefix, rules, on_error, unusual, attempts)
 
 
 def _is_unfinished(entry: Any) -> bool:
@@ -407,6 +426,7 @@ def _fallback_names(section: _Section) -> Iterator[tuple[Location, str]]:
     for location, rule in _own_rules(section):
         if rule and isinstance(rule.settings, Fallback) and rule.settings.to is not None:
             yield (*location, "fallback", "to"), rule.settings.to
-    settings = section.on_error.settings if section.on_error else None
-    if isinstance(settings, Fallback) and settings.to is not None:
-        yield (*section.prefix, "on_error", "fallback", "to"), settings.to
+    for line, place in ((section.on_error, ("on_error",)), (section.unusual and section.unusual.then, _THEN)):
+        settings = line.settings if line else None
+        if isinstance(settings, Fallback) and settings.to is not None:
+            yield (*section.prefix, *place, "fallback", "to"), settings.to

@@ -301,6 +301,31 @@ class OnError(_OneAction):
         return settings
 
 
+class UnusualAction(_OneAction):
+    """What is done with an unusual input. Not a retry: the input would be the same again."""
+
+    model_config = ConfigDict(json_schema_extra=_or_bare("escalate", "abstain"))
+
+    fallback: Fallback | None = None
+    escalate: Escalate | None = None
+    abstain: Abstain | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the action."""
+        settings: Settings = getattr(self, self.action)
+        return settings
+
+
+class Unusual(_Strict):
+    """What is done where the input is unlike the calibration data, before any rule is looked at."""
+
+    above: float = Field(
+        gt=0, lt=1, description="Holds where more than this share of the calibration answers is more usual."
+    )
+    then: UnusualAction
+
+
 class Budget(_Strict):
     """What one guarded call may use up, all its attempts together."""
 
@@ -321,6 +346,7 @@ class Route(_Strict):
 
     rules: tuple[Rule, ...] | None = Field(default=None, min_length=1, max_length=100)
     on_error: OnError | None = None
+    unusual: Unusual | None = None
     budget: Budget | None = None
 
 
@@ -369,6 +395,10 @@ class Document(_Strict):
     on_error: OnError = Field(
         default_factory=lambda: OnError(abstain=Abstain()),
         description="What is done where the answer could not be scored.",
+    )
+    unusual: Unusual | None = Field(
+        default=None,
+        description="What is done where the input is unlike the calibration data, whatever its score.",
     )
     budget: Budget = Budget()
     calls: Calls = Field(default=Calls(), description="Which scores decide where there are several.")

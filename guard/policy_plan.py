@@ -76,6 +76,24 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class UnusualLine:
+    """What is done with an input that is unlike the calibration data.
+
+    Attributes:
+        above: holds where novelty is more than this.
+        line: what is done then.
+    """
+
+    above: float
+    line: Line
+
+    @property
+    def condition(self) -> str:
+        """The condition in one piece, as ``novelty > 0.99``."""
+        return f"novelty > {self.above:g}"
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What holds for one route, or for calls without one.
 
@@ -83,11 +101,18 @@ class Plan:
         rules: in the order in which they are tried; the last takes every answer.
         on_error: taken where there is no score.
         budget: of one guarded call.
+        unusual: looked at before the rules; None where novelty does not matter.
     """
 
     rules: tuple[Line, ...]
     on_error: Line
     budget: Budget
+    unusual: UnusualLine | None = None
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """Everything that may decide."""
+        return (*self.rules, self.on_error, *((self.unusual.line,) if self.unusual else ()))
 
 
 @dataclass(frozen=True, slots=True)

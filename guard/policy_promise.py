@@ -38,7 +38,7 @@ def ceiling(plan: Plan) -> float:
 
 def fallbacks_of(plan: Plan) -> tuple[str, ...]:
     """Engines and callables that a plan may fall back to, sorted."""
-    settings = [line.settings for line in (*plan.rules, plan.on_error)]
+    settings = [line.settings for line in plan.lines]
     return tuple(sorted({each.to for each in settings if isinstance(each, Fallback) and each.to is not None}))
 
 
@@ -54,11 +54,13 @@ def procedure_sha256(policy: Policy, route: str | None) -> str:
     first and enforced later.
     """
     plan = policy.plan(route)
-    parts = {
+    parts: dict[str, Any] = {
         "rules": [_meaning(line) for line in plan.rules],
         "on_error": _meaning(plan.on_error),
         "budget": plan.budget.model_dump(mode="json"),
     }
+    if plan.unusual:
+        parts["unusual"] = {"above": plan.unusual.above, **_meaning(plan.unusual.line)}
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -17,8 +17,7 @@ from sklearn.decomposition import PCA
 from guard.backends.llama_cpp import LlamaCppEngine
 from guard.errors import CalibrationError, CaptureError
 from guard.novelty import COMPONENTS, MAX_DISTANCES, MIN_ANSWERS, Novelty, StoredNovelty, fit_novelty
-from guard.questions import Question, question_prompt
-from guard.records import Limits, Sampling, Signals, Signature
+from guard.records import Limits, Prompt, Sampling, Signals, Signature
 from guard.signature import SignatureObserver
 
 LAYERS, WIDTH, RANK = 6, 48, COMPONENTS
@@ -297,7 +296,7 @@ UNLIKE = (
 def test_a_real_model_finds_strange_inputs_strange(smollm2: LlamaCppEngine) -> None:
     def asked(question: str) -> Signals:
         observer = SignatureObserver()
-        prompt = question_prompt(Question(id="", question=question, answers=("",)))
+        prompt = Prompt.chat(question, system="Answer with as few words as possible.")
         told = smollm2.generate(prompt, sampling=Sampling(), limits=Limits(max_tokens=1), observer=observer)
         return Signals(told.logprobs, told.entropies, told.margins, observer.signature())
 

@@ -64,6 +64,10 @@ def explain(
     policy: PolicySource,
     *,
     score: Annotated[float, typer.Option(metavar="P", help="Probability of the answer being wrong, from 0 to 1.")],
+    novelty: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Share of the calibration answers that are more usual, from 0 to 1."),
+    ] = None,
     route: Annotated[str | None, typer.Option(metavar="ROUTE", help="Route that the caller names.")] = None,
     tool: Annotated[str | None, typer.Option(metavar="TOOL", help="Tool that the answer calls.")] = None,
     certificate: CertificateFile = None,
@@ -78,9 +82,9 @@ def explain(
     if tool is not None:
         (plan,) = loaded.plans_for(route, [tool])
         loaded = replace(loaded, plans={**loaded.plans, route: plan})
-    steps = steps_of(loaded, score, route)
-    decision = decide(loaded, p_wrong=score, route=route)
-    when_spent = decide(loaded, p_wrong=score, route=route, used=Used(spent=True))
+    steps = steps_of(loaded, score, route, novelty=novelty)
+    decision = decide(loaded, p_wrong=score, novelty=novelty, route=route)
+    when_spent = decide(loaded, p_wrong=score, novelty=novelty, route=route, used=Used(spent=True))
     if as_json:
         print_json(
             {
@@ -90,6 +94,7 @@ def explain(
                 "tool": tool,
                 "tool_section": section,
                 "score": score,
+                "novelty": novelty,
                 "steps": [asdict(step) for step in steps],
                 "decision": _decision_json(decision),
                 "when_spent": _decision_json(when_spent),
