@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.backends.base import Engine, Observer
-from guard.errors import InputError, missing_extra
+from guard.errors import CaptureError, InputError, missing_extra
 from guard.records import Floats, Limits, Prompt
 
 #: What the logit lens says of each layer: its entropy in nats, the log-probability of the token
@@ -80,11 +80,14 @@ class Lens:
         lens = cls._of(GGUFReader(path))
         seen = ResidualObserver(None, layers=engine.model.layers)
         given = engine.generate(Prompt.raw("The answer is"), limits=Limits(max_tokens=1), observer=seen)
-        entropy = seen.residual(lens, tokens=(given.token_ids[0],) * 2).lens[1, 0, -1]
-        if not abs(entropy - given.entropies[0]) < _TOLERANCE:
+        ours = seen.residual(lens, tokens=(given.token_ids[0],) * 2).lens[1, :2, -1]
+        theirs = given.entropies[0], given.logprobs[0]
+        if not np.abs(ours - theirs).max() < _TOLERANCE:
+            names = LENS_SIGNALS[:2]
+            each = [f"{name} {a:.3f}, the model {b:.3f}" for name, a, b in zip(names, ours, theirs, strict=True)]
             raise InputError(
                 f"The logit lens of '{path.name}' is not understood",
-                why=f"at the last layer it has {entropy:.3f} nats of entropy, the model {given.entropies[0]:.3f}",
+                why=f"at the last layer it gives {'; '.join(each)}",
                 fix="Record without it",
             )
         return lens
@@ -139,20 +142,31 @@ class ResidualObserver:
         self._tokens += 1
 
     def residual(self, lens: Lens, *, tokens: tuple[int, int]) -> Residual:
-        """The signals of the tokens seen so far, of which the first and the last are named."""
+        """The signals of the tokens seen so far, of which the first and the last are named.
+
+        Raises:
+            CaptureError: the stream is not finite or all zero at a layer.
+        """
         ends = [lens.signals(states, token) for states, token in zip((self._first, self._last), tokens, strict=True)]
         mean = np.asarray(self._sum / self._tokens, np.float32)
         return Residual(np.stack(ends), np.stack([path_geometry(self._last), path_geometry(mean)]))
 
 
 def path_geometry(states: Floats) -> Floats:
-    """Lengths and angles of the steps between layers, shape (L, D) -> (2, L); see `Residual`."""
+    """Lengths and angles of the steps between layers, shape (L, D) -> (2, L); see `Residual`.
+
+    Raises:
+        CaptureError: a state has no length or no direction.
+    """
     states = states.astype(np.float64)
+    norms = np.linalg.norm(states, axis=1)
+    if not (np.isfinite(norms).all() and norms.all()):
+        raise CaptureError("The residual stream is not finite or all zero at a layer")
     starts = np.concatenate([states[:-1], states[:1]])
     ends = np.concatenate([states[1:], states[-1:]])
-    sizes = np.linalg.norm(starts, axis=1), np.linalg.norm(ends, axis=1)
-    lengths = np.linalg.norm(ends - starts, axis=1) / sizes[0]
-    cosines = np.einsum("ld,ld->l", starts, ends) / (sizes[0] * sizes[1])
+    before, after = np.concatenate([norms[:-1], norms[:1]]), np.concatenate([norms[1:], norms[-1:]])
+    lengths = np.linalg.norm(ends - starts, axis=1) / before
+    cosines = np.einsum("ld,ld->l", starts, ends) / (before * after)
     return np.stack([lengths, np.arccos(np.clip(cosines, -1, 1))]).astype(np.float32)
 
 
