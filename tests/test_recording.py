@@ -11,19 +11,22 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scripted import LAYERS, WIDTH, AnsweringEngine, layers_of, scripted_model
+from scripted import END, LAYERS, WIDTH, AnsweringEngine, layers_of, scripted_model
 
 from guard.backends.turnstile import Interrupt
 from guard.errors import EngineError, InputError
+from guard.prompts import completion_prompt
 from guard.questions import LabelledResponse, Question, Row, split_questions
 from guard.recording import Journal, Record, Run, Skipped, record_rows, row_key
 from guard.records import Prompt
+from guard.residual import Lens, path_geometry
 
 RUN = Run(model=scripted_model(), capture_point="mlp", system="Be brief.", max_tokens=8)
 ROWS: list[tuple[str, Row]] = [
@@ -43,7 +46,7 @@ def asked(engine: AnsweringEngine) -> list[str]:
 
 
 def test_what_is_kept_is_what_the_model_said(tmp_path: Path) -> None:
-    run = replace(RUN, activations=True, temperatures=(0.5, 1.0))
+    run = replace(RUN, temperatures=(0.5, 1.0))
     with Journal(tmp_path / "j", run) as journal:
         yielded = list(record_rows(engine(), ROWS, journal, run=run))
     with Journal(tmp_path / "j", run) as journal:
@@ -58,7 +61,9 @@ def test_what_is_kept_is_what_the_model_said(tmp_path: Path) -> None:
             before.question,
             before.answer,
         )
-        assert after.seconds == before.seconds
+        assert (after.seconds, after.prompt_tokens) == (before.seconds, before.prompt_tokens)
+        assert after.prompt_tokens == len(before.question)
+        assert (after.residual, after.samples) == (None, ())
         for name in ("logprobs", "entropies", "margins"):
             np.testing.assert_array_equal(getattr(after.signals, name), getattr(before.signals, name))
         ours, theirs = after.signals.signature, before.signals.signature
@@ -71,32 +76,25 @@ def test_what_is_kept_is_what_the_model_said(tmp_path: Path) -> None:
             len(before.signals.logprobs),
         )
         question = Prompt.raw(before.question)
-        for array, number in ((after.first, 0), (after.last, ours.tokens - 1)):
-            assert array is not None
-            np.testing.assert_array_equal(array, layers_of(question, number).astype(np.float16))
-            assert array.shape == (LAYERS, WIDTH)
-
-
-def test_activations_are_kept_only_where_asked_for(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j", RUN) as journal:
-        (record,) = record_rows(engine(), ROWS[:1], journal, run=RUN)
-        assert isinstance(record, Record)
-        assert record.first is record.last is None
-        again = journal.record(record.key)
-        assert isinstance(again, Record)
-        assert again.first is again.last is None
+        tokens = np.stack([layers_of(question, number) for number in range(ours.tokens)])
+        expected = np.stack([tokens[0], tokens[-1], tokens.mean(axis=0)])
+        assert ours.activations.shape == (3, LAYERS, WIDTH)
+        np.testing.assert_allclose(ours.activations, expected, rtol=1e-3, atol=1e-6)
+        np.testing.assert_array_equal(ours.activations, theirs.activations.astype(np.float16))
 
 
 def test_a_massive_activation_does_not_become_infinite(tmp_path: Path) -> None:
-    run = replace(RUN, activations=True)
     massive = engine()
     massive.activations_at = lambda prompt, number: layers_of(prompt, number) * np.float32(1e5)
-    with Journal(tmp_path / "j", run) as journal:
-        (record,) = record_rows(massive, ROWS[:1], journal, run=run)
-    assert isinstance(record, Record)
-    assert record.first is not None
-    assert np.isfinite(record.first).all()
-    assert np.abs(record.first).max() == np.finfo(np.float16).max
+    with Journal(tmp_path / "j", RUN) as journal:
+        (given,) = record_rows(massive, ROWS[:1], journal, run=RUN)
+        kept = journal.record("d/0")
+    assert isinstance(given, Record)
+    assert isinstance(kept, Record)
+    largest = np.finfo(np.float16).max
+    assert np.abs(given.signals.signature.activations).max() > largest
+    assert np.isfinite(kept.signals.signature.activations).all()
+    assert np.abs(kept.signals.signature.activations).max() == largest
 
 
 def test_a_journal_goes_on_without_asking_twice(tmp_path: Path) -> None:
@@ -140,6 +138,8 @@ def test_prompts_that_are_too_long_are_skipped_for_good(tmp_path: Path) -> None:
         assert isinstance(skipped, Skipped)
         assert "500 tokens, the context holds 400" in skipped.reason
         assert journal.record("d/unknown") is None
+        assert journal.skipped({"d/0", "d/long"}) == [skipped]
+        assert journal.skipped({"d/0"}) == []
         assert [record.key for record in journal.records(["d/1", "d/long", "d/unknown", "d/0"])] == ["d/1", "d/0"]
     assert "x" * 500 not in asked(second)
 
@@ -181,6 +181,115 @@ def test_a_given_response_is_replayed(tmp_path: Path) -> None:
     assert record.signals.signature.tokens == len("no idea") + 1
 
 
+# -- the residual stream -----------------------------------------------------------------------
+
+
+def blocks_of(prompt: Prompt, number: int) -> Any:
+    """The residual stream that a scripted engine has beside its MLPs."""
+    return layers_of(Prompt.raw(f"{prompt.question} as blocks"), number)
+
+
+def made_lens() -> Lens:
+    rng = np.random.default_rng(0)
+    norm, unembedding = rng.normal(size=WIDTH), rng.normal(size=(END + 1, WIDTH))
+    return Lens(norm.astype(np.float32), unembedding.astype(np.float32), epsilon=1e-5)
+
+
+def test_the_residual_stream_is_kept_beside_the_same_signature(tmp_path: Path) -> None:
+    both, lens = engine(), made_lens()
+    both.activations_at = lambda prompt, number: np.concatenate([layers_of(prompt, number), blocks_of(prompt, number)])
+    with Journal(tmp_path / "both", RUN) as journal:
+        list(record_rows(both, ROWS, journal, run=RUN, lens=lens))
+    with Journal(tmp_path / "both", RUN) as journal, Journal(tmp_path / "plain", RUN) as plain:
+        list(record_rows(engine(), ROWS, plain, run=RUN))
+        pairs = [(journal.record(key), plain.record(key)) for key in sorted(plain.keys())]
+    for ours, theirs in pairs:
+        assert isinstance(ours, Record)
+        assert isinstance(theirs, Record)
+        assert theirs.residual is None
+        for name in ("maps", "norms", "activations"):
+            mine, other = (getattr(each.signals.signature, name) for each in (ours, theirs))
+            np.testing.assert_array_equal(mine, other)
+        question, answer = Prompt.raw(ours.question), [*ours.answer.encode(), END]
+        states = np.stack([blocks_of(question, number) for number in range(len(answer))])
+        assert ours.residual is not None
+        np.testing.assert_allclose(ours.residual.lens[0], lens.signals(states[0], answer[0]), rtol=1e-6)
+        np.testing.assert_allclose(ours.residual.lens[1], lens.signals(states[-1], answer[-1]), rtol=1e-6)
+        np.testing.assert_allclose(ours.residual.path[0], path_geometry(states[-1]), rtol=1e-6)
+        np.testing.assert_allclose(ours.residual.path[1], path_geometry(states.mean(axis=0)), rtol=1e-4)
+
+
+def test_an_answer_whose_residual_stream_is_broken_is_skipped(tmp_path: Path) -> None:
+    broken = engine()
+    zero = np.zeros((LAYERS, WIDTH), np.float32)
+    broken.activations_at = lambda prompt, number: np.concatenate([layers_of(prompt, number), zero])
+    with Journal(tmp_path / "j", RUN) as journal:
+        (skipped,) = record_rows(broken, ROWS[:1], journal, run=RUN, lens=made_lens())
+    assert isinstance(skipped, Skipped)
+    assert "residual stream" in skipped.reason
+
+
+# -- samples -----------------------------------------------------------------------------------
+
+
+def unsure() -> AnsweringEngine:
+    return AnsweringEngine(lambda prompt, number: ("four", 0.9))
+
+
+def sampled(path: Path, rows: Sequence[tuple[str, Row]], **options: int) -> dict[str, tuple[str, ...]]:
+    with Journal(path, RUN) as journal:
+        list(record_rows(unsure(), rows, journal, run=RUN, **options))
+    with Journal(path, RUN) as journal:
+        return {record.key: record.samples for record in journal.records([row_key(name, row) for name, row in rows])}
+
+
+def test_samples_are_of_the_first_questions_of_each_set(tmp_path: Path) -> None:
+    given = LabelledResponse(id="r", prompt=Prompt.chat("why?"), response="so", wrong=True)
+    rows = [("r", given), *((name, row) for _, row in ROWS[:4] for name in ("d", "e"))]
+    found = sampled(tmp_path / "j", rows, samples=3, sampled_rows=2)
+    counts = {key: len(samples) for key, samples in found.items()}
+    assert {key for key, count in counts.items() if count} == {"d/0", "d/1", "e/0", "e/1"}
+    assert set(counts.values()) == {0, 3}
+    assert counts["r/r"] == 0, "a given response has no second one"
+
+
+def test_samples_differ_within_a_question_and_between_questions_but_not_between_runs(tmp_path: Path) -> None:
+    first = sampled(tmp_path / "a", ROWS, samples=4, sampled_rows=12)
+    assert first == sampled(tmp_path / "b", ROWS, samples=4, sampled_rows=12)
+    assert all(len(set(samples)) == 4 for samples in first.values())
+    assert len(set(first.values())) == len(ROWS), "every question has luck of its own"
+
+
+def test_damaged_samples_are_refused(tmp_path: Path) -> None:
+    sampled(tmp_path / "j", ROWS[:2], samples=1, sampled_rows=2)
+    for stored in ("[1]", '{"a": "b"}', "[", '"text"'):
+        with sqlite3.connect(tmp_path / "j") as journal:
+            journal.execute("UPDATE answers SET samples = ? WHERE key = 'd/0'", (stored,))
+        journal.close()
+        with Journal(tmp_path / "j", RUN) as again:
+            with pytest.raises(InputError, match="is damaged"):
+                again.record("d/0")
+            assert isinstance(again.record("d/1"), Record)
+
+
+# -- base models -------------------------------------------------------------------------------
+
+
+def test_a_base_model_continues_a_text_to_the_end_of_the_line(tmp_path: Path) -> None:
+    run = replace(
+        RUN, model=scripted_model(context_tokens=2000), system="", completion=True, stop=("\n",), max_tokens=40
+    )
+    talkative = AnsweringEngine(lambda prompt, number: ("yes\n\nQuestion: more?", 0.3), model=run.model)
+    question = ROWS[0][1]
+    assert isinstance(question, Question)
+    with Journal(tmp_path / "j", run) as journal:
+        (record,) = record_rows(talkative, ROWS[:1], journal, run=run)
+    assert isinstance(record, Record)
+    assert (record.question, record.answer) == ("question 0", "yes")
+    assert asked(talkative) == [completion_prompt(question).text]
+    assert record.signals.signature.tokens == len("yes\n")
+
+
 # -- one journal, one run ----------------------------------------------------------------------
 
 
@@ -191,7 +300,8 @@ def test_a_given_response_is_replayed(tmp_path: Path) -> None:
         ({"max_tokens": 9}, "max_tokens: 8 there, 9 now"),
         ({"capture_point": "block"}, "capture_point"),
         ({"temperatures": (1.0, 2.0)}, "temperatures"),
-        ({"activations": True}, "activations"),
+        ({"stop": ("\n",)}, "stop"),
+        ({"completion": True}, "completion: false there, true now"),
         ({"model": scripted_model(weights_sha256="f" * 64)}, "model.weights_sha256"),
         ({"model": scripted_model(quantization="Q8_0", layers=4)}, "model.quantization: .*; model.layers: 3 there"),
     ],
@@ -327,7 +437,7 @@ def write_questions(path: Path) -> int:
     """Questions to be answered and answers to be replayed, just enough of each split; returns how many."""
     from guard.calibration import SPLIT_SHARES
 
-    room = {"fit": 26, "stop": 20, "calibrate": 20, "test": 20}
+    room = {"fit": 66, "test": 20}
     lines = []
     for number in range(1000):
         text = f"{number} + 1?"
