@@ -571,9 +571,9 @@ def test_the_read_out_is_the_product_with_normalised_activations(tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"weights": "AAAA"}, "not as many"),
+        ({"weights": "AAAA"}, "not as long"),
         ({"weights": "!" * 8}, "weights"),
-        ({"tokens": 2}, "not as many"),
+        ({"tokens": 2}, "not as long"),
         ({"width": 0}, "width"),
     ],
 )
