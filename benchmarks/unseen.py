@@ -1,9 +1,10 @@
 """How the shipped scorer does on question sets that it was not fitted on.
 
-    python benchmarks/unseen.py --limit 300 --data set1.jsonl.gz --data set2.jsonl.gz
+    guard record --data FILE ... --out records.parquet
+    python benchmarks/unseen.py records.parquet
 
-Asks the embedded model, scores each answer with the shipped scorer and with the token log-probabilities
-alone that were fitted beside it, and prints both for each set. Can be stopped and resumed (--journal).
+Scores recorded answers of the embedded model with the shipped scorer, and with the token
+log-probabilities alone that were fitted beside it, and prints both for each set that it never saw.
 """
 
 from __future__ import annotations
@@ -13,45 +14,41 @@ from pathlib import Path
 
 import numpy as np
 
-from guard.backends import load_engine
-from guard.graders import grade
-from guard.guard import capture_point_of
+from guard.artefact import Binding
+from guard.evaluation.table import Answers
 from guard.metrics import Metrics, metrics_of
-from guard.questions import Question, read_rows
-from guard.recording import Journal, Record, Run, record_rows, row_key
 from guard.scorer import Scorer, load_scorer, shipped_scorer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", required=True)
-    parser.add_argument("--limit", type=int, default=300)
-    parser.add_argument("--journal", type=Path, default=Path("unseen.journal"))
-    arguments = parser.parse_args()
-    with load_engine("smollm2") as engine:
-        scorer = load_scorer(shipped_scorer()).for_model(engine.model, capture_point_of(engine))
-        asked = scorer.artefact.prompting
-        run = Run(engine.model, capture_point_of(engine), asked.system, asked.max_tokens)
-        with Journal(arguments.journal, run) as journal:
-            for file in arguments.data:
-                name = file.name.removesuffix(".gz").removesuffix(".jsonl")
-                rows = [(name, row) for row in read_rows(file, limit=arguments.limit, seed=0).rows]
-                for _ in record_rows(engine, rows, journal, run=run):
-                    pass
-                _print(name, *_measured(scorer, rows, journal))
+    parser.add_argument("records", type=Path)
+    table = Answers.read(parser.parse_args().records)
+    scorer = load_scorer(shipped_scorer())
+    _check_model(scorer, table)
+    seen = {data.name for data in scorer.artefact.data}
+    means = []
+    for name in sorted(set(table.dataset) - seen):
+        ours, baseline = _measured(scorer, table.take(np.flatnonzero(table.dataset == name)))
+        _print(name, ours, baseline)
+        means.append((ours.auroc, baseline.auroc, ours.brier, baseline.brier))
+    ours_auroc, baseline_auroc, ours_brier, baseline_brier = np.mean(means, axis=0)
+    print(f"mean of {len(means)}: AUROC {ours_auroc:.3f} ({baseline_auroc:.3f})", end="  ")
+    print(f"Brier {ours_brier:.3f} ({baseline_brier:.3f})")
 
 
-def _measured(scorer: Scorer, rows: list[tuple[str, object]], journal: Journal) -> tuple[Metrics, Metrics]:
-    scores, baselines, wrong = [], [], []
-    for name, row in rows:
-        record = journal.record(row_key(name, row))  # type: ignore[arg-type]
-        if isinstance(record, Record) and isinstance(row, Question):
-            score = scorer.score(record.signals)
-            scores.append(score.p_wrong)
-            baselines.append(score.baseline_p_wrong)
-            wrong.append(not grade(row, record.answer))
-    labels = np.array(wrong)
-    return metrics_of(np.array(scores), labels), metrics_of(np.array(baselines, float), labels)
+def _check_model(scorer: Scorer, table: Answers) -> None:
+    binding = scorer.artefact.binding
+    for field in Binding.model_fields:
+        recorded = table.facts["capture_point" if field == "capture_point" else f"model.{field}"]
+        if recorded != getattr(binding, field):
+            raise SystemExit(f"The records are of another model: {field} is {recorded}")
+
+
+def _measured(scorer: Scorer, answers: Answers) -> tuple[Metrics, Metrics]:
+    scores = [scorer.score(answers.signals(at)) for at in range(len(answers))]
+    ours = metrics_of(np.array([score.p_wrong for score in scores]), answers.wrong)
+    return ours, metrics_of(np.array([score.baseline_p_wrong for score in scores], float), answers.wrong)
 
 
 def _print(name: str, ours: Metrics, baseline: Metrics) -> None:
