@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,18 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import AnsweringEngine, confidence_scorer
+from scripted import LAYERS, WIDTH, AnsweringEngine, confidence_scorer, layers_of
 from typer.testing import CliRunner
 
 from guard.cli.policy import app
 from guard.errors import PolicyError
 from guard.guard import Guard
+from guard.novelty import fit_novelty
 from guard.policy import InvalidPolicyError, Policy, Used, decide, explain, json_schema, parse_policy
 from guard.policy_promise import asks_again, fallbacks_of, procedure_sha256
-from guard.records import Action, Score, Signals
+from guard.records import Action, Floats, Prompt, Signals
 from guard.scorer import Scorer
+from guard.signature import SignatureObserver
 
 RULES = """\
 version: 1
@@ -287,33 +288,59 @@ def test_the_command_explains_it(tmp_path: Path) -> None:
 # -- in a guarded call -------------------------------------------------------------------------
 
 
-class _NoveltyScorer(Scorer):
-    """The scripted scorer, with the novelty that the test says."""
-
-    novelty: float | None = None
-
-    def score(self, signals: Signals) -> Score:
-        return replace(super().score(signals), novelty=self.novelty)
-
-    def for_model(self, *args: Any, **keywords: Any) -> Scorer:
-        super().for_model(*args, **keywords)
-        return self
+USUAL_LAYERS = np.random.default_rng(1).normal(size=(LAYERS, WIDTH))
 
 
-@pytest.mark.parametrize(
-    ("novelty", "action", "answer", "generated"),
-    [(0.5, Action.ACCEPT, "yes", 1), (0.995, Action.ABSTAIN, "Never heard of.", 1), (None, Action.ABSTAIN, None, 1)],
+def usual_layers(prompt: Prompt, number: int) -> Floats:
+    """Activations that are much the same for each question."""
+    return np.asarray(USUAL_LAYERS + 0.05 * layers_of(prompt, number), np.float32)
+
+
+def other_layers(prompt: Prompt, number: int) -> Floats:
+    """Activations that have nothing of those, for a question that has to do with the moon."""
+    return layers_of(prompt, number) if "moon" in prompt.question else usual_layers(prompt, number)
+
+
+def novel_scorer() -> Scorer:
+    """The scripted scorer, which has learnt what is usual from the engine's answers."""
+
+    def answer(number: int) -> Signals:
+        observer = SignatureObserver()
+        observer.observe(usual_layers(Prompt.raw(f"question {number}"), 0))
+        one = np.zeros(1, np.float32)
+        return Signals(one, one, one, observer.signature())
+
+    novelty = fit_novelty([answer(number) for number in range(20)], [answer(number) for number in range(20, 320)])
+    artefact = confidence_scorer().artefact
+    return Scorer(artefact.model_copy(update={"novelty": novelty.stored()}))
+
+
+def engine_saying(p_wrong: float) -> AnsweringEngine:
+    engine = AnsweringEngine(lambda prompt, number: ("yes", p_wrong))
+    engine.activations_at = other_layers
+    return engine
+
+
+LOOPED = parse_policy(
+    "version: 1\nname: x\nrules: [accept: {below: 0.3}, retry: {below: 0.9}, abstain]\n"
+    "unusual: {above: 0.99, then: {abstain: {text: Never heard of.}}}"
 )
-def test_the_loop_acts_on_it(novelty: float | None, action: Action, answer: str | None, generated: int) -> None:
-    policy = parse_policy(
-        "version: 1\nname: x\nrules: [accept: {below: 0.3}, retry: {below: 0.9}, abstain]\n"
-        "unusual: {above: 0.99, then: {abstain: {text: Never heard of.}}}"
-    )
-    engine = AnsweringEngine(lambda prompt, number: ("yes", 0.1))
-    scorer = _NoveltyScorer(confidence_scorer().artefact)
-    scorer.novelty = novelty
-    outcome = Guard(engine, scorer, policy).ask("?")
-    assert (outcome.action, outcome.answer) == (action, answer)
-    assert len(engine.asked) == generated
-    assert outcome.attempts[0].score is not None
-    assert outcome.attempts[0].score.novelty == novelty
+
+
+@pytest.mark.parametrize("p_wrong", [0.1, 0.5])
+def test_a_guarded_call_about_something_unheard_of_ends_at_once(p_wrong: float) -> None:
+    engine = engine_saying(p_wrong)
+    outcome = Guard(engine, novel_scorer(), LOOPED).ask("What is on the moon?")
+    assert (outcome.action, outcome.answer, outcome.rule) == (Action.ABSTAIN, "Never heard of.", "unusual")
+    assert len(engine.asked) == 1
+    score = outcome.attempts[0].score
+    assert score is not None
+    assert score.novelty is not None
+    assert score.novelty > 0.99
+
+
+def test_a_guarded_call_about_something_usual_goes_by_the_rules() -> None:
+    outcome = Guard(engine_saying(0.1), novel_scorer(), LOOPED).ask("What is in the sea?")
+    assert (outcome.action, outcome.answer) == (Action.ACCEPT, "yes")
+    outcome = Guard(engine_saying(0.5), novel_scorer(), LOOPED).ask("What is in the sea?")
+    assert [attempt.decision.action for attempt in outcome.attempts] == [Action.RETRY, Action.ABSTAIN]
