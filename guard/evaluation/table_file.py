@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import InputError, did_you_mean, missing_extra
-from guard.evaluation.columns import KINDS, RAGGED, Columns, array_shapes, offsets_of
+from guard.evaluation.columns import ARRAYS, KINDS, RAGGED, Columns, array_shapes, offsets_of
 
 FORMAT, FORMAT_VERSION = "guard-answers", 1
 
@@ -33,7 +35,8 @@ def write_columns(columns: Columns, path: Path) -> None:
     """Write a file, whole or not at all; see `Answers.write`."""
     pyarrow = _pyarrow()
     shapes = {name: shape for name, shape in array_shapes(columns.facts).items() if getattr(columns, name) is not None}
-    told = {"format": FORMAT, "format_version": FORMAT_VERSION, "facts": dict(columns.facts)}
+    facts = dict(columns.facts)
+    told = {"format": FORMAT, "format_version": FORMAT_VERSION, "facts": facts, "sha256": _digest(facts)}
     schema = _schema(shapes).with_metadata({_FACTS: json.dumps(told)})
     row_bytes = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values())
     step = max(1, _GROUP_BYTES // row_bytes)
@@ -46,11 +49,13 @@ def write_columns(columns: Columns, path: Path) -> None:
                 arrays = [_to_arrow(columns, field, rows) for field in schema]
                 writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
         scratch.replace(path)
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+    except BaseException as error:
+        with suppress(OSError, ValueError):  # ValueError: a NUL byte in the path
+            scratch.unlink()
+        if not isinstance(error, (OSError, ValueError)):
+            raise
         why = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"Cannot write the answers to '{path}'", why=why, fix="Give another file") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+        raise InputError(f"Cannot write the answers to {str(path)!r}", why=why, fix="Give another file") from error
 
 
 def read_columns(path: Path) -> Columns:
@@ -58,7 +63,7 @@ def read_columns(path: Path) -> Columns:
     pyarrow = _pyarrow()
     if not path.is_file():
         near = [other.name for other in path.parent.glob("*.parquet")] if path.parent.is_dir() else []
-        raise InputError(f"There is no file '{path}'", fix=did_you_mean(path.name, near))
+        raise InputError(f"There is no file {str(path)!r}", fix=did_you_mean(path.name, near))
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             facts = _facts_in(file.schema_arrow.metadata or {}, path)
@@ -71,6 +76,8 @@ def read_columns(path: Path) -> Columns:
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         why = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"'{path}' is damaged", why=why, fix=_RECORD_AGAIN) from error
+    except MemoryError as error:
+        raise InputError(f"'{path}' is too large for this machine's memory", why=str(error)) from error
     return columns
 
 
@@ -85,6 +92,8 @@ def _facts_in(metadata: Mapping[bytes, bytes], path: Path) -> dict[str, Any]:
             fix="Upgrade guard, or record again",
         )
     facts: dict[str, Any] = told["facts"]
+    if told["sha256"] != _digest(facts):
+        raise ValueError("the checksum of its header does not match")
     temperatures = facts["temperatures"]
     sizes = (facts["model.layers"], _MAX_LAYERS), (facts["model.width"], _MAX_WIDTH)
     if not all(isinstance(size, int) and 0 < size <= most for size, most in sizes):
@@ -92,6 +101,10 @@ def _facts_in(metadata: Mapping[bytes, bytes], path: Path) -> dict[str, Any]:
     if not 0 < len(temperatures) <= _MAX_TEMPERATURES or not all(isinstance(tau, (int, float)) for tau in temperatures):
         raise ValueError("its temperatures are no numbers")
     return facts
+
+
+def _digest(facts: Any) -> str:
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 # -- columns to Arrow --------------------------------------------------------------------------
@@ -131,7 +144,7 @@ def _to_arrow(columns: Columns, field: Any, rows: slice) -> Any:
 def _read_groups(file: Any, shapes: Mapping[str, tuple[tuple[int, ...], str]], facts: Mapping[str, Any]) -> Columns:
     """One row group after another into arrays that are made once."""
     total = file.metadata.num_rows
-    _check_room(file, shapes)
+    _check_counts(file)
     arrays: dict[str, Any] = {name: np.empty((total, *shape), kind) for name, (shape, kind) in shapes.items()}
     values: dict[str, list[Any]] = {name: [] for name in KINDS}
     tokens: dict[str, list[NDArray[np.float32]]] = {name: [] for name in RAGGED}
@@ -158,17 +171,13 @@ def _read_groups(file: Any, shapes: Mapping[str, tuple[tuple[int, ...], str]], f
     lengths = {name: np.concatenate([np.zeros(0, np.int64), *parts]) for name, parts in counts.items()}
     if any(not np.array_equal(each, lengths[RAGGED[0]]) for each in lengths.values()):
         raise ValueError("the columns of tokens differ in length")
-    return Columns(
-        **{name: np.array(values[name], kind) for name, kind in KINDS.items()},
-        **{name: np.concatenate([np.zeros(0, np.float32), *parts]) for name, parts in tokens.items()},
-        **{"lens": None, "path": None, **arrays},
-        samples=tuple(samples),
-        offsets=offsets_of(lengths[RAGGED[0]]),
-        facts=facts,
-    )
+    columns: dict[str, Any] = {"lens": None, "path": None, **arrays}
+    columns |= {name: np.array(values[name], kind) for name, kind in KINDS.items()}
+    columns |= {name: np.concatenate([np.zeros(0, np.float32), *parts]) for name, parts in tokens.items()}
+    return Columns(**columns, samples=tuple(samples), offsets=offsets_of(lengths[RAGGED[0]]), facts=facts)
 
 
-def _check_room(file: Any, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+def _check_counts(file: Any) -> None:
     """A damaged count of rows must not make us reserve what the file cannot hold."""
     rows = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
     if sum(rows) != file.metadata.num_rows or min(rows, default=0) < 0:
@@ -187,9 +196,12 @@ def _check(columns: Columns) -> None:
     """What a file with right checksums may still have wrong."""
     if len(columns) and np.diff(columns.offsets).min() < 1:
         raise ValueError("there is an answer without tokens")
-    for name in ("logprobs", "entropies", "maps", "norms", "activations"):
-        if not np.isfinite(getattr(columns, name)).all():
+    for name in ("logprobs", "entropies", *ARRAYS):
+        array = getattr(columns, name)
+        if array is not None and not np.isfinite(array).all():
             raise ValueError(f"'{name}' has values that are not finite")
+    if np.isnan(columns.margins).any():  # an infinite one is of a token that has no rival
+        raise ValueError("'margins' has values that are no numbers")
 
 
 def _pyarrow() -> Any:
