@@ -354,6 +354,16 @@ def test_sound_files_with_wrong_content_are_refused(tmp_path: Path, changes: dic
         Answers.read(changed(tmp_path / "a", **changes))
 
 
+def test_a_file_without_a_header_sum_is_read(tmp_path: Path) -> None:
+    answers, _ = recorded(tmp_path / "j", rows_of("d", 3))
+    answers.write(tmp_path / "a")
+    table = pyarrow.parquet.read_table(tmp_path / "a")
+    told = json.loads(table.schema.metadata[b"guard"])
+    del told["sha256"]
+    pyarrow.parquet.write_table(table.replace_schema_metadata({b"guard": json.dumps(told)}), tmp_path / "a")
+    assert same(Answers.read(tmp_path / "a").columns, answers.columns)
+
+
 def test_damaged_files_are_read_right_or_refused(answers: Answers, tmp_path: Path) -> None:
     path = tmp_path / "a"
     answers.write(path)

@@ -74,20 +74,14 @@ class Columns:
     def take(self, rows: NDArray[np.intp]) -> Columns:
         """A copy of these rows, in this order."""
         tokens = np.diff(self.offsets)[rows]
-        at = (
-            np.repeat(self.offsets[rows], tokens)
-            + np.arange(tokens.sum())
-            - np.repeat(np.cumsum(tokens) - tokens, tokens)
-        )
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        return Columns(
-            **{name: getattr(self, name)[rows] for name in VALUES},
-            **{name: getattr(self, name)[at] for name in RAGGED},
-            **{name: None if array is None else array[rows] for name, array in arrays.items()},
-            samples=tuple(self.samples[row] for row in rows),
-            offsets=offsets_of(tokens),
-            facts=self.facts,
-        )
+        starts = np.cumsum(tokens) - tokens  # of the rows' tokens in the copy
+        at = np.arange(tokens.sum()) + np.repeat(self.offsets[rows] - starts, tokens)
+        taken: dict[str, Any] = {name: getattr(self, name)[at] for name in RAGGED}
+        for name in (*VALUES, *ARRAYS):
+            array = getattr(self, name)
+            taken[name] = None if array is None else array[rows]
+        samples = tuple(self.samples[row] for row in rows)
+        return Columns(**taken, samples=samples, offsets=offsets_of(tokens), facts=self.facts)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
