@@ -10,7 +10,7 @@ probability is calibrated on the same held-out answers; then all is fitted again
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ Features = Literal["combined", "ilis", "logprob"]
 LogOdds = NDArray[np.float64]
 
 #: Fewest answers, and fewest of each label, to fit anything.
-MIN_ANSWERS, MIN_CLASS = 40, 10
+MIN_ANSWERS, MIN_CLASS = 40, 5
 
 FOLDS = 5
 #: From so many data sets on, folds are whole sets.
@@ -60,7 +60,7 @@ TREE_SETTINGS: dict[str, Any] = {
 }
 #: Numbers of trees that are tried, as a correction and alone, and shares of the correction.
 CORRECTION_ROUNDS, ROUNDS = (25, 50, 100), (50, 100, 200, 400)
-SHRINKAGES = (0.0, 0.5, 1.0)
+SHRINKAGES = (0.5, 1.0)
 
 _GROUPS: dict[Features, tuple[str, ...]] = {
     "combined": ("logprob", "margin", "length", "norms", "map"),
@@ -69,10 +69,11 @@ _GROUPS: dict[Features, tuple[str, ...]] = {
 }
 #: Tokens whose maps and norms are read. The published score reads the last one.
 _AGGREGATES: dict[Features, tuple[str, ...]] = {"combined": ("last", "mean"), "ilis": ("last",), "logprob": ("last",)}
-_START_GROUPS: dict[Features, tuple[str, ...]] = {
-    "combined": ("logprob", "margin", "length"),
+#: What the start may read of the output; the choice that does best on held-out answers is taken.
+_START_GROUPS: dict[Features, tuple[tuple[str, ...], ...]] = {
+    "combined": (("logprob",), ("logprob", "margin", "length")),
     "ilis": (),
-    "logprob": ("logprob",),
+    "logprob": (("logprob",),),
 }
 
 
@@ -139,10 +140,14 @@ def fit_model(
     elif examples.activations is not None and examples.products is None:
         examples = replace(examples, products=probe.inner_products(examples.activations))
     folds = list(_folds(examples, seed))
-    columns = schema.columns(set(schema.groups) & set(_START_GROUPS[features]))
-    held_out, strength = _choose_strength(examples, columns, folds)
-    start = _Start.fit(examples, np.arange(len(examples)), columns, (strength,))[0] if len(columns) else None
-    told: dict[str, Any] = {"folds": "data sets" if _by_set(examples) else "answers", "readout_strength": strength}
+    told: dict[str, Any] = {"folds": "data sets" if _by_set(examples) else "answers"}
+    held_out, start = np.zeros(len(examples)), None
+    groups = [tuple(group for group in each if group in schema.groups) for each in _START_GROUPS[features]]
+    if any(groups):
+        held_out, chosen_groups, strength = _choose_start(examples, schema, [each for each in groups if each], folds)
+        columns = schema.columns(chosen_groups)
+        start = _Start.fit(examples, np.arange(len(examples)), columns, (strength,))[0]
+        told |= {"start": list(chosen_groups), "readout_strength": strength}
     trees: Trees | None = None
     if features != "logprob":
         held_out, trees, chosen = _fit_trees(examples, schema, held_out, folds, seed, keep_all=start is None)
@@ -256,28 +261,36 @@ class _Start:
         return linear, Readout.of(weights)
 
 
-def _choose_strength(
-    examples: Examples, columns: NDArray[np.intp], folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]]
-) -> tuple[LogOdds, float]:
-    """Held-out log-odds of the best start, and the strength of its read-out; 0 and 0 without a start."""
+def _choose_start(
+    examples: Examples,
+    schema: FeatureSchema,
+    groups: Sequence[tuple[str, ...]],
+    folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
+) -> tuple[LogOdds, tuple[str, ...], float]:
+    """Held-out log-odds of the best start, the output's features that it reads, its read-out's strength."""
     strengths = STRENGTHS if examples.products is not None else (0.0,)
-    held_out = np.zeros((len(strengths), len(examples)))
-    if not len(columns):
-        return held_out[0], 0.0
-    for learn, out in folds:
-        for at, start in enumerate(_Start.fit(examples, learn, columns, strengths)):
-            held_out[at, out] = start.log_odds(examples, out)
-    losses = [_log_loss(values, examples.wrong) for values in held_out]
-    best = int(np.argmin(losses))
-    return held_out[best], strengths[best]
+    best: tuple[float, LogOdds, tuple[str, ...], float] | None = None
+    for group in dict.fromkeys(groups):
+        columns = schema.columns(group)
+        held_out = np.zeros((len(strengths), len(examples)))
+        for learn, out in folds:
+            for at, start in enumerate(_Start.fit(examples, learn, columns, strengths)):
+                held_out[at, out] = start.log_odds(examples, out)
+        for values, strength in zip(held_out, strengths, strict=True):
+            loss = float(_losses(values, examples.wrong).mean())
+            if best is None or loss < best[0]:
+                best = loss, values, group, strength
+    assert best is not None
+    return best[1:]
 
 
 def _evaluate(evaluator: Evaluator, x: Floats) -> LogOdds:
     return np.array([evaluator.log_odds(row) for row in x.astype(np.float64)])
 
 
-def _log_loss(log_odds: LogOdds, wrong: NDArray[np.bool_]) -> float:
-    return float(np.logaddexp(0.0, np.where(wrong, -log_odds, log_odds)).mean())
+def _losses(log_odds: LogOdds, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Log loss of each answer."""
+    return np.logaddexp(0.0, np.where(wrong, -log_odds, log_odds))
 
 
 # -- the correction: trees over the signature --------------------------------------------------
@@ -312,12 +325,20 @@ def _fit_trees(
         for at, rounds in enumerate(numbers)
         for share in ((1.0,) if keep_all else SHRINKAGES)
     ]
-    rounds, share, held_out = min(choices, key=lambda choice: (_log_loss(choice[2], examples.wrong), choice[1]))
+    rounds, share, held_out = min(choices, key=lambda choice: float(_losses(choice[2], examples.wrong).mean()))
+    if not keep_all and not _surely_better(held_out, start, examples.wrong):
+        share, held_out = 0.0, start
     told = {**TREE_SETTINGS, "seed": seed, "rounds": rounds if share else 0, "shrinkage": share}
     if not share:
         return held_out, None, told
     booster = _boost(data, seed, rounds=rounds)
     return held_out, _trees_of(booster, columns, share), told
+
+
+def _surely_better(corrected: LogOdds, start: LogOdds, wrong: NDArray[np.bool_]) -> bool:
+    """Whether the correction lowers the loss by more than its standard error; the best of several may by chance."""
+    gains = _losses(start, wrong) - _losses(corrected, wrong)
+    return bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
 def _boost(data: Any, seed: int, *, rounds: int) -> Any:

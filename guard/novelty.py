@@ -23,11 +23,11 @@ from guard.records import Floats, Signals
 from guard.signature import ACTIVATION_TOKENS
 
 #: Where the layers stand in the model, as shares of its depth.
-DEPTHS = (1 / 3, 2 / 3)
+DEPTHS = (0.3, 0.4)
 
-#: Principal components of each layer; fewer find less, and more than these find nothing more. Each
+#: Principal components of each layer; more find a little more, and take more room in scorers. Each
 #: takes some answers to be made of.
-COMPONENTS, ANSWERS_PER_COMPONENT = 16, 4
+COMPONENTS, ANSWERS_PER_COMPONENT = 20, 4
 
 #: Fewest answers of each part. A share of .99 takes at least a hundred calibration answers to be told.
 MIN_ANSWERS = 20

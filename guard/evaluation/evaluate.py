@@ -40,6 +40,9 @@ class Plan:
     seed: int = 0
 
 
+#: Fewest answers that were asked again, to say anything of methods that do.
+MIN_SAMPLED = 200
+
 #: Methods that are trained on each single set.
 CROSSED = (OWN, "log-probabilities", "linear probe", "ILIS")
 
@@ -71,9 +74,8 @@ def evaluate(
     for name, other in shifted:
         predictions += shift(table, other, crossed, name=name, folds=plan.folds, seed=seed, progress=progress)
     again = _sampled(table, seed=seed, progress=progress)
-    everything = {method.name: method for method in (*methods, *parts, *methods_for("sampling"))}
-    used = {name for each in (*predictions, *again) for name in (*each.p_wrong, *each.missing)}
-    listed = [method for name, method in everything.items() if name in used]
+    everything = {method.name: method for method in (*methods, *parts, *(methods_for("sampling") if again else ()))}
+    listed = list(everything.values())
     return summarise(
         [*predictions, *again],
         listed,
@@ -134,7 +136,7 @@ def model_card(table: Answers) -> ModelCard:
 def _sampled(table: Answers, *, seed: int, progress: Progress | None) -> list[Predictions]:
     """Methods that ask again beside those that do not, on the answers that were asked again."""
     asked = _asked_again(table)
-    if len(np.unique(asked.dataset)) < 2:
+    if len(asked) < MIN_SAMPLED:
         return []
     found = others_to_one(asked, methods_for("sampling"), seed=seed, progress=progress)
     return [replace(each, setting=SAMPLED) for each in found]

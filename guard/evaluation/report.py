@@ -151,7 +151,7 @@ def _means(result: ModelResult, setting: SettingResult, measures: Sequence[Measu
     return Table(
         caption=f"Mean over {setting.cells} {cells} with 95 % intervals; the best one-pass value is marked.",
         head=tuple(_unbroken(f"{measure.name}\u00a0{measure.arrow}") for measure in measures),
-        rows=_rows(result, columns),
+        rows=_rows(result, setting, columns),
     )
 
 
@@ -163,7 +163,9 @@ def _per_set(result: ModelResult, setting: SettingResult, measure: Measure) -> T
         _column([Estimate(values.get((card.name, name)), None, None) for card in result.methods], result, measure)
         for name in sets
     ]
-    return Table(caption=f"{measure.name} {measure.arrow} by test set", head=tuple(sets), rows=_rows(result, columns))
+    return Table(
+        caption=f"{measure.name} {measure.arrow} by test set", head=tuple(sets), rows=_rows(result, setting, columns)
+    )
 
 
 def _column(estimates: Sequence[Estimate | None], result: ModelResult, measure: Measure) -> list[Cell]:
@@ -182,10 +184,12 @@ def _column(estimates: Sequence[Estimate | None], result: ModelResult, measure: 
     return cells
 
 
-def _rows(result: ModelResult, columns: Sequence[Sequence[Cell]]) -> tuple[Row, ...]:
+def _rows(result: ModelResult, setting: SettingResult, columns: Sequence[Sequence[Cell]]) -> tuple[Row, ...]:
+    run = {score.method for score in setting.scores}
     return tuple(
         Row(card.name, card.name == result.own, tuple(column[place] for column in columns))
         for place, card in enumerate(result.methods)
+        if card.name in run
     )
 
 
@@ -195,7 +199,7 @@ def _gains(result: ModelResult, setting: SettingResult) -> Table:
     measures = list(dict.fromkeys(each.measure for each in setting.comparisons))
     rows = []
     for card in result.methods:
-        if card.name == result.own:
+        if card.name == result.own or not any(against == card.name for against, _ in gains):
             continue
         cells = []
         for name in measures:
