@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model,
 from guard.artefact import DataSet
 from guard.certificate import CertificateError
 from guard.cli.certify import _usable
+from guard.datasets import DataSource
 from guard.errors import InputError
 from guard.escalation import Handler
 from guard.graders import grade
@@ -214,18 +214,19 @@ def test_given_responses_are_scored_as_they_are_unless_the_policy_asks_again() -
 # -- the command -------------------------------------------------------------------------------
 
 
-def test_what_the_scorer_was_fitted_on_is_left_out(tmp_path: Path) -> None:
+def test_what_the_scorer_was_fitted_on_is_left_out() -> None:
     pytest.importorskip("lightgbm", reason="knowing calibration's split needs what calibration needs")
     from guard.calibration import SPLIT_SHARES
 
     rows = questions(200)
-    file, other = tmp_path / "set.jsonl", tmp_path / "other.jsonl"
-    file.write_text("the same content")
-    other.write_text("other content")
-    known = DataSet(name="set", sha256=hashlib.sha256(b"the same content").hexdigest(), rows=200, wrong=80)
+    known = DataSet(name="set", sha256="a" * 64, rows=200, wrong=80)
     scorer = Scorer(tiny_artefact(scripted_model()).model_copy(update={"data": [known], "seed": 3}))
     fresh = [("other", Question(id=f"o{at}", question=f"Other {at}?", answers=("yes",))) for at in range(50)]
-    kept, notes = _usable([*rows, *fresh], [file, other], scorer)
+    sources = [
+        DataSource(name, tuple(row for _, row in content), (), sha256)
+        for name, content, sha256 in (("set", rows, known.sha256), ("other", fresh, "b" * 64))
+    ]
+    kept, notes = _usable(sources, scorer)
     held_out = split_questions([row for _, row in rows], seed=3, shares=SPLIT_SHARES)["test"]
     assert [row for _, row in kept] == [*held_out, *(row for _, row in fresh)]
     assert 20 < len(held_out) < 60
