@@ -37,6 +37,7 @@ MAX_DISTANCES = 2000
 
 #: Of a unit vector's energy; a residual below this is rounding.
 _ROUNDING = 1e-6
+_LARGEST_LOG = 20.0  # of what is between rounding and 4, the most that two unit vectors can differ
 
 _FIRST = ACTIVATION_TOKENS.index("first")
 
@@ -70,11 +71,15 @@ class StoredNovelty(BaseModel):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         novelty = Novelty.of(self)
-        products = novelty.directions @ novelty.directions.swapaxes(1, 2)
-        if np.abs(products - np.eye(self.components)).max() > 1e-3:
+        with np.errstate(over="ignore", invalid="ignore"):
+            products = novelty.directions @ novelty.directions.swapaxes(1, 2)
+        if not (np.abs(products - np.eye(self.components)) < 1e-3).all():
             raise ValueError("the directions are not orthonormal")
-        if not (novelty.spreads > 0).all():
-            raise ValueError("a spread is not above 0")
+        # Of unit vectors; so no distance can become anything but a number.
+        if not ((np.abs(novelty.means) <= 1).all() and (np.abs(novelty.centres) <= _LARGEST_LOG).all()):
+            raise ValueError("a mean or a centre is too large")
+        if not (novelty.spreads >= _ROUNDING).all():
+            raise ValueError("a spread is too small")
         if not 2 <= len(novelty.distances) <= MAX_DISTANCES or (np.diff(novelty.distances) < 0).any():
             raise ValueError("the distances do not rise, or are not of 2 answers at least")
         return self
@@ -194,8 +199,9 @@ def fit_novelty(fit: Sequence[Signals], calibrate: Sequence[Signals]) -> Novelty
     means = fitted.mean(axis=1, dtype=np.float64).astype(np.float32)
     directions = np.stack([_directions(units - mean) for units, mean in zip(fitted, means, strict=True)])
     energies = _log_residuals(held_out, means, directions)
-    centres, spreads = energies.mean(axis=1), energies.std(axis=1)
-    if not (spreads > _ROUNDING).all():
+    # Rounded first, so that an answer's distance is the same here as later.
+    centres, spreads = energies.mean(axis=1).astype(np.float32), energies.std(axis=1).astype(np.float32)
+    if not (spreads >= _ROUNDING).all():
         raise CalibrationError("The calibration answers are all the same", fix="Give questions that differ")
     distances = np.sort(((energies - centres[:, None]) / spreads[:, None]).mean(axis=0))
     if len(distances) > MAX_DISTANCES:
@@ -204,8 +210,8 @@ def fit_novelty(fit: Sequence[Signals], calibrate: Sequence[Signals]) -> Novelty
         layers=layers,
         means=means,
         directions=directions,
-        centres=centres.astype(np.float32),
-        spreads=spreads.astype(np.float32),
+        centres=centres,
+        spreads=spreads,
         distances=distances.astype(np.float32),
         answers=len(calibrate),
     )
