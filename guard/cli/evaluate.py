@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    records: Annotated[list[Path], typer.Argument(help="What guard record wrote, one file a model.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The report, one HTML file.")],
+    records: Annotated[list[Path] | None, typer.Argument(help="What guard record wrote, one file a model.")] = None,
     result: Annotated[Path | None, typer.Option(help="The numbers as JSON; by default OUT with .json.")] = None,
     shift: Annotated[
         list[Path] | None,
@@ -34,7 +36,10 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of folds, methods and resamples.")] = 0,
     title: Annotated[str, typer.Option(help="Of the report.")] = "How well does it know when it is wrong?",
     notes: Annotated[Path | None, typer.Option(help="What was tried and did not work: JSON, {title: text}.")] = None,
-    again: Annotated[Path | None, typer.Option("--from", help="Show numbers that were computed before.")] = None,
+    again: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="Show numbers that were computed before, in place of records; repeatable."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare guard's score with others on recorded answers: within data sets, across them, under shifts."""
@@ -42,20 +47,34 @@ def evaluate(
     from guard.evaluation.result import EvaluationResult, Provenance
 
     check_writable(out, "report")
+    if bool(records) == bool(again):
+        raise InputError("Give records to evaluate, or results with --from", fix="One of the two, not both")
     told = _notes(notes)
     if again:
-        found = EvaluationResult.from_json(_text(again))
+        found = _joined([EvaluationResult.from_json(_text(file)) for file in again], title, told)
     else:
-        models = _run(records, shift or [], one_to_one, parts, per_set, draws, seed)
+        models = _run(records or [], shift or [], one_to_one, parts, per_set, draws, seed)
         command = shlex.join(["guard", *sys.argv[1:]])
         provenance = Provenance.here(commands=[command], seeds={"folds, methods and resamples": seed})
         found = EvaluationResult(title, tuple(models), told, provenance)
-        (result or out.with_suffix(".json")).write_text(found.to_json() + "\n", encoding="utf-8")
+    (result or out.with_suffix(".json")).write_text(found.to_json() + "\n", encoding="utf-8")
     out.write_text(render(found), encoding="utf-8")
     if as_json:
         print_json({"report": str(out), "verdicts": _verdicts(found)})
     else:
         _print(found, out)
+
+
+def _joined(results: list[EvaluationResult], title: str, notes: tuple[Note, ...]) -> EvaluationResult:
+    """Results of several runs in one report, with the circumstances of the first and all commands."""
+    commands = tuple(command for each in results for command in each.provenance.commands)
+    return replace(
+        results[0],
+        title=title,
+        models=tuple(model for each in results for model in each.models),
+        did_not_work=notes or tuple(note for each in results for note in each.did_not_work),
+        provenance=replace(results[0].provenance, commands=commands),
+    )
 
 
 def _run(
@@ -116,8 +135,6 @@ class _Progress:
 
 
 def _notes(file: Path | None) -> tuple[Note, ...]:
-    import json
-
     from guard.evaluation.result import Note
 
     if file is None:
