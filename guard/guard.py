@@ -67,6 +67,7 @@ class Guard:
         Raises:
             ScorerMismatchError: the scorer was fitted on another model.
             CertificateError: a policy with a promise, and no certificate that holds for it.
+            ScorerError: the policy looks at the novelty of inputs, which a scorer does not know.
             InputError: the policy names a fallback or handler that is not known.
         """
         self._loaded = ExitStack()  # engines that `load` loaded
@@ -76,6 +77,7 @@ class Guard:
             name: _source(name, target) for name, target in (fallbacks or {}).items()
         }
         self._check_fallbacks(policy)
+        self._check_novelty(policy)
         self.policy = certified_policy(policy, certificate, basis=partial(self.basis, policy))
         self.handlers = self._with_builtin_handlers(handlers or {}, store)
         if policy.mode == "enforce":
@@ -251,6 +253,20 @@ class Guard:
                 raise InputError(
                     f"The policy '{policy.name}' falls back to '{name}', which is not there",
                     fix=did_you_mean(name, self.sources) or "Pass it in fallbacks=, or declare it in the policy",
+                )
+
+    def _check_novelty(self, policy: Policy) -> None:
+        """Every score that the policy decides on must tell the novelty that it looks at."""
+        if not policy.needs_novelty:
+            return
+        sources = {name: self.sources[name] for name in policy.fallback_names()}
+        fallbacks = {name: source.scorer for name, source in sources.items() if isinstance(source, Source)}
+        for name, scorer in {OWN_ENGINE: self.scorer, **fallbacks}.items():
+            if scorer is not None and scorer.artefact.novelty is None:
+                raise ScorerError(
+                    f"The policy '{policy.name}' looks at novelty, which the scorer of '{name}' does not know",
+                    why="it was fitted on too few answers, or put together without that part",
+                    fix="Fit it again with guard calibrate, on more questions, or leave 'unusual' out of the policy",
                 )
 
     def _with_builtin_handlers(

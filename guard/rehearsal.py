@@ -26,11 +26,12 @@ from guard.errors import CaptureError, InputError, PromptTooLongError
 from guard.graders import Grader
 from guard.guard import Guard
 from guard.policy import decide_error
+from guard.policy_plan import UnusualLine
 from guard.policy_promise import asks_again
 from guard.prompts import question_prompt
 from guard.questions import LabelledResponse, Row
 from guard.recording import Skipped, row_key
-from guard.records import Action, Attempt
+from guard.records import Action, Attempt, Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class Tried:
 
     Attributes:
         answer: what came back; None where generating failed.
-        p_wrong: its score; None where there is none.
+        p_wrong: its score; None where there is none, and where no threshold accepts it since the input
+            is unusual.
         released: given to the caller whatever a threshold says: ``on_error: accept``, or a callable's answer.
     """
 
@@ -48,10 +50,9 @@ class Tried:
     released: bool
 
     @classmethod
-    def of(cls, attempt: Attempt) -> Self:
+    def of(cls, attempt: Attempt, unusual: UnusualLine | None) -> Self:
         """The part of an attempt that is kept."""
-        score = attempt.score.p_wrong if attempt.score else None
-        return cls(attempt.answer, score, attempt.decision.action is Action.ACCEPT)
+        return cls(attempt.answer, _usual(attempt.score, unusual), attempt.decision.action is Action.ACCEPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,14 +213,23 @@ def trials_of(answered: Sequence[Answered], *, grade: Grader) -> Trials:
 
 
 def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[Tried, ...]:
+    unusual = guard.policy.plan(route).unusual
     if not isinstance(row, LabelledResponse):
         prompt = question_prompt(row, system=guard.scorer.artefact.prompting.system)
-        return tuple(Tried.of(attempt) for attempt in guard.attempts(prompt, route=route))
+        return tuple(Tried.of(attempt, unusual) for attempt in guard.attempts(prompt, route=route))
     try:
-        return (Tried(row.response, guard.score(row.prompt, row.response).p_wrong, released=False),)
+        score = guard.score(row.prompt, row.response)
     except CaptureError as error:
         decision = decide_error(guard.policy, error=str(error), route=route)
         return (Tried(row.response, None, released=decision.action is Action.ACCEPT),)
+    return (Tried(row.response, _usual(score, unusual), released=False),)
+
+
+def _usual(score: Score | None, unusual: UnusualLine | None) -> float | None:
+    """The p_wrong that a threshold is compared with; None where it does not come to that."""
+    if score is None or (unusual is not None and (score.novelty is None or score.novelty > unusual.above)):
+        return None
+    return score.p_wrong
 
 
 def _is_wrong(row: Row, answer: str, grade: Grader) -> bool:

@@ -19,7 +19,7 @@ from guard.errors import AbstainedError
 from guard.langchain import RetractedError, guarded
 from guard.langchain.live import TOKENS_BETWEEN, Watch
 from guard.loop import score_of
-from guard.records import Action, Limits, Prompt
+from guard.records import Action, Limits, Prompt, Score
 from guard.signature import SignatureObserver
 
 PROMPT = ChatPromptTemplate.from_messages([("human", "{q}")])
@@ -175,8 +175,8 @@ def test_running_scores_are_those_of_answers_that_end_there() -> None:
     engine, seen = embedded(), []
     scorer, observer = scorer_for(engine), SignatureObserver()
 
-    def accepts(p_wrong: float) -> bool:
-        seen.append(p_wrong)
+    def accepts(score: Score) -> bool:
+        seen.append(score.p_wrong)
         return True
 
     watched = Watch(accepts, every=3).over(engine, scorer, observer)

@@ -145,7 +145,14 @@ class AgentCall:
             decision = self.ledger.trusted()
         else:
             ledger = self.ledger
-            decision = decide(ledger.policy, p_wrong=call.p_wrong, route=ledger.route, used=ledger.used, tools=tools)
+            decision = decide(
+                ledger.policy,
+                p_wrong=call.p_wrong,
+                novelty=call.novelty,
+                route=ledger.route,
+                used=ledger.used,
+                tools=tools,
+            )
         return self._keep(_said(message) if message else None, call, decision, error)
 
     def fail(self, error: Exception) -> bool:
@@ -331,4 +338,4 @@ def _question(messages: Sequence[AnyMessage]) -> str:
 def _score(call: ScoredCall | None) -> Score | None:
     if call is None or call.p_wrong is None:
         return None
-    return Score(call.p_wrong, call.calibrated, call.baseline_p_wrong, call.score_seconds or 0.0)
+    return Score(call.p_wrong, call.calibrated, call.baseline_p_wrong, call.score_seconds or 0.0, call.novelty)

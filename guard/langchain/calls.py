@@ -142,7 +142,8 @@ def _judge_one(policy: Policy, call: ModelCall, route: str | None, used: Used) -
     if call.failure is not None:
         return _failed(policy, call.failure, call, route, used)
     assert call.scored is not None
-    decision = decide(policy, p_wrong=call.scored.p_wrong, route=route, used=used, tools=call.tools)
+    scored = call.scored
+    decision = decide(policy, p_wrong=scored.p_wrong, novelty=scored.novelty, route=route, used=used, tools=call.tools)
     return Verdict(decision, call, None)
 
 

@@ -134,7 +134,8 @@ class ChainCall:
     def _judge(self, plan: Plan, ran: Ran) -> Verdict:
         policy, route, used = self.ledger.policy, self.ledger.route, self.ledger.used
         if isinstance(ran.error, RetractedError) and ran.error.score is not None:
-            decision = decide(policy, p_wrong=ran.error.score.p_wrong, route=route, used=used)
+            score = ran.error.score
+            decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, used=used)
             return Verdict(decision, None, None)
         if ran.error is not None and (isinstance(ran.error, GuardError) or not ran.calls):
             return self._judge_error(ran.error)
@@ -161,8 +162,9 @@ class ChainCall:
             return None
         used = replace(self.ledger.used, spent=True)
 
-        def accepts(p_wrong: float) -> bool:
-            return decide(policy, p_wrong=p_wrong, route=route, used=used).action is Action.ACCEPT
+        def accepts(score: Score) -> bool:
+            decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, used=used)
+            return decision.action is Action.ACCEPT
 
         return Watch(accepts)
 
@@ -228,4 +230,5 @@ def _score(verdict: Verdict, error: Exception | None) -> Score | None:
     scored = verdict.call.scored if verdict.call else None
     if p_wrong is None or scored is None:
         return None
-    return Score(p_wrong, scored.calibrated, scored.baseline_p_wrong, scored.score_seconds or 0.0)
+    seconds = scored.score_seconds or 0.0
+    return Score(p_wrong, scored.calibrated, scored.baseline_p_wrong, seconds, scored.novelty)

@@ -44,11 +44,11 @@ class Watch:
     """Looks at an answer as it grows.
 
     Attributes:
-        accepts: whether the policy would accept an answer with this probability of being wrong.
+        accepts: whether the policy would accept an answer with this score.
         every: tokens between two looks.
     """
 
-    accepts: Callable[[float], bool]
+    accepts: Callable[[Score], bool]
     every: int = TOKENS_BETWEEN
 
     def over(self, engine: Engine, scorer: Scorer, observer: SignatureObserver) -> Engine:
@@ -137,7 +137,7 @@ class _GrowingAnswer:
         if len(self.tokens) % self.watch.every:
             return
         score = self._score()
-        if score is not None and not self.watch.accepts(score.p_wrong):
+        if score is not None and not self.watch.accepts(score):
             why = f"after {len(self.tokens)} tokens p_wrong is {score.p_wrong:.4g}"
             error = RetractedError("The answer was stopped", why=why)
             error.score = score

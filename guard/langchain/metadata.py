@@ -5,6 +5,7 @@ survives JSON, checkpoints and traces. This module is the only place that knows 
 
     p_wrong            probability of being wrong, or None where there is no score
     baseline_p_wrong   what the token log-probabilities alone would say, or None
+    novelty            share of the calibration answers that are more usual, or None
     calibrated         False when the scorer was forced onto another model
     error              why there is no score, or None
     tokens             tokens generated, the end token included
@@ -48,6 +49,7 @@ class ScoredCall:
         score_seconds: time to make features and score, in seconds.
         sampling: how tokens were chosen.
         decision: what a policy inside the model decided, or None.
+        novelty: share of the calibration answers that are more usual; None where it is not known.
     """
 
     p_wrong: float | None
@@ -60,6 +62,7 @@ class ScoredCall:
     score_seconds: float | None
     sampling: Sampling
     decision: Mapping[str, Any] | None = None
+    novelty: float | None = None
 
     @property
     def failed(self) -> bool:
@@ -93,6 +96,7 @@ def score_metadata(
     content: dict[str, Any] = {
         "p_wrong": score.p_wrong if score else None,
         "baseline_p_wrong": score.baseline_p_wrong if score else None,
+        "novelty": score.novelty if score else None,
         "calibrated": score.calibrated if score else False,
         "error": None if score else error or "the answer has no score",
         "tokens": tokens,
@@ -162,6 +166,7 @@ def read_score(message: BaseMessage) -> ScoredCall | None:
         score_seconds=_number(content.get("score_seconds")),
         sampling=_sampling(content.get("sampling")),
         decision=decision if isinstance(decision, Mapping) else None,
+        novelty=_probability(content.get("novelty")),
     )
 
 
