@@ -101,6 +101,10 @@ def works(policy: Policy) -> None:
         lines = policy.plan(route).rules
         assert lines[-1].below == math.inf
         assert all(low.below < high.below for low, high in pairwise(lines))
+        if any(line.is_uncertified for line in lines):
+            with pytest.raises(PolicyError, match="has no threshold yet"):
+                decide(policy, p_wrong=0.3, route=route)
+            continue
         for score in (0.0, 0.3, 0.5, 1.0):
             for used in (Used(), Used(retries=99, spent=True)):
                 decision = decide(policy, p_wrong=score, route=route, used=used)
