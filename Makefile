@@ -36,8 +36,9 @@ demo: $(VENV)/.demo
 	@echo
 	@echo 'Now ask something yourself:  $(BIN)/guard ask "What is the capital of Italy?"'
 
+# BLAS threads wait actively, as llama.cpp's do: beside each other both get many times slower.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(TESTS)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
