@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from guard.errors import InputError
 from guard.evaluation.methods import LinearProbe, Own, Regression, log_maps, methods_for
 from guard.evaluation.protocol import Method, Predictions, Progress, others_to_one, shift, within
 from guard.evaluation.protocol import one_to_one as train_on_one
@@ -157,9 +158,12 @@ def _seconds(table: Answers, methods: Sequence[Method], *, seed: int) -> dict[st
         sample = asked if method.kind == "reference" else some
         if not len(sample) or len(np.unique(sample.wrong)) < 2 or (isinstance(method, Own) and method.without):
             continue
-        fitted = method.fit(sample, seed=seed)
-        started = time.perf_counter()
-        fitted.p_wrong(sample)
+        try:
+            fitted = method.fit(sample, seed=seed)
+            started = time.perf_counter()
+            fitted.p_wrong(sample)
+        except InputError:  # said in the protocols, with the reason
+            continue
         costs[method.name] = (time.perf_counter() - started) / len(sample) + (method.passes - 1) * answer
     return costs
 

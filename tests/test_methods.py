@@ -1,0 +1,133 @@
+"""The methods on answers whose layers know what the output does not show, and guard evaluate on these."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("lightgbm")
+
+from scripted import END, WIDTH, AnsweringEngine, layers_of, scripted_model
+from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
+
+from guard.cli import app
+from guard.errors import InputError
+from guard.evaluation.evaluate import MIN_SAMPLED, Plan, evaluate
+from guard.evaluation.methods import methods_for
+from guard.evaluation.protocol import others_to_one
+from guard.evaluation.table import Answers
+from guard.questions import Question, Row
+from guard.recording import Journal, Run, record_rows
+from guard.residual import Lens
+
+RUN = Run(model=scripted_model(), capture_point="mlp", system="", max_tokens=20)
+SETS, COUNT = ("a", "b", "c", "d"), 60
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """Four sets; one coordinate of one layer tells wrong answers, the log-probabilities hardly do."""
+    engine = AnsweringEngine(lambda prompt, number: ("yes" + "s" * (number % 4), 0.4), model=RUN.model)
+    engine.activations_at = lambda prompt, number: np.concatenate([layers_of(prompt, number)] * 2)
+    rng = np.random.default_rng(0)
+    reader = Lens(*(np.float32(rng.normal(size=size)) for size in (WIDTH, (END + 1, WIDTH))), epsilon=1e-5)
+    rows: list[tuple[str, Row]] = [
+        (name, Question(id=f"{number}", question=f"{name} {number}?", answers=("yes",)))
+        for name in SETS
+        for number in range(COUNT)
+    ]
+    with Journal(tmp_path_factory.mktemp("journal") / "j", RUN) as journal:
+        list(record_rows(engine, rows, journal, run=RUN, lens=reader, samples=3, sampled_rows=COUNT))
+        columns = Answers.of_journal(journal, rows, lambda row, answer: True).columns
+    wrong = rng.random(len(columns.wrong)) < 0.5
+    activations = rng.normal(size=columns.activations.shape).astype(np.float32)
+    activations[:, :, 1, 0] += np.where(wrong, 2.5, -2.5)[:, None]
+    logprobs = -rng.exponential(size=len(columns.logprobs)).astype(np.float32)
+    return Answers.whole(replace(columns, wrong=wrong, activations=activations.astype(np.float16), logprobs=logprobs))
+
+
+def test_what_the_layers_know_is_found_and_carried_to_other_sets(answers: Answers) -> None:
+    methods = methods_for("all")
+    found = others_to_one(answers, methods, seed=0)
+    assert {each.test for each in found} == set(SETS)
+    auroc = {}
+    for method in methods:
+        # A method whose features say nothing here may refuse to be fitted.
+        scores = [(each.wrong, each.p_wrong[method.name]) for each in found if method.name in each.p_wrong]
+        if not scores:
+            continue
+        assert all(((p >= 0) & (p <= 1)).all() and len(p) == COUNT for _, p in scores), method.name
+        auroc[method.name] = np.mean([roc_auc_score(wrong, p) for wrong, p in scores])
+    assert auroc["guard"] > 0.85
+    assert auroc["linear probe"] > 0.75
+    for blind in ("log-probabilities", "margin", "length", "lens entropies", "chain of embedding"):
+        assert 0.35 < auroc[blind] < 0.65, blind
+
+
+def test_parts_that_are_left_out_are_missed(answers: Answers) -> None:
+    parts = {method.name: method for method in methods_for("parts")}
+    found = others_to_one(answers, [parts["guard"], parts["guard without the read-out"]], seed=0)
+    for each in found:
+        full = roc_auc_score(each.wrong, each.p_wrong["guard"])
+        without = each.p_wrong.get("guard without the read-out")  # refused where nothing is left to learn from
+        assert without is None or roc_auc_score(each.wrong, without) < full - 0.15
+
+
+def test_signals_that_were_not_recorded_are_named(answers: Answers) -> None:
+    bare = Answers.whole(replace(answers.columns, lens=None, path=None, samples=((),) * len(answers)))
+    found = others_to_one(bare, (*methods_for("all"), *methods_for("sampling")[2:]), seed=0)
+    for each in found:
+        assert "logit lens" in each.missing["lens entropies"]
+        assert "logit lens" in each.missing["chain of embedding"]
+        assert "--samples" in each.missing["self-consistency (5 samples)"]
+        assert "guard" in each.p_wrong
+
+
+def test_methods_read_recorded_answers_only(answers: Answers) -> None:
+    from made_tables import made_table
+
+    for method in methods_for("all"):
+        with pytest.raises(InputError, match="read recorded answers"):
+            method.fit(made_table(["x"], n=20), seed=0)
+
+
+def test_an_evaluation_has_all_protocols_and_verdicts(answers: Answers) -> None:
+    assert len(answers) >= MIN_SAMPLED
+    other = Answers.whole(replace(answers.columns, facts={**answers.columns.facts, "model.quantization": "Q2_K"}))
+    result = evaluate(answers, Plan(draws=100, parts=False), shifted=[("Q4 to Q2", other)])
+    settings = [setting.setting for setting in result.settings]
+    assert settings[:4] == ["others to one", "within", "one to one", "shift: Q4 to Q2"]
+    assert "sampled again" in settings[4]
+    verdicts = {(each.claim.text, each.claim.measure): each.outcome for each in result.verdicts}
+    told = "better than log-probabilities on data sets it never saw (AUROC)"
+    assert verdicts[told, "AUROC"] == "reached"
+    costs = {card.name: card.seconds for card in result.methods}
+    assert costs["self-consistency (5 samples)"] is not None
+    assert result.importance is not None
+
+
+def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_path: Path) -> None:
+    answers.write(tmp_path / "r.parquet")
+    run = CliRunner().invoke
+    arguments = ["evaluate", str(tmp_path / "r.parquet"), "--out", str(tmp_path / "a.html"), "--draws", "100"]
+    (tmp_path / "notes.json").write_text('{"A dead end": "It led nowhere."}')
+    done = run(app, [*arguments, "--no-one-to-one", "--no-parts", "--notes", str(tmp_path / "notes.json"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert any(each["outcome"] == "reached" for each in json.loads(done.stdout)["verdicts"])
+    page = (tmp_path / "a.html").read_text()
+    assert "It led nowhere." in page
+    assert "yess" not in page, "no answer is shown"
+    again = run(app, ["evaluate", "--from", str(tmp_path / "a.json"), "--out", str(tmp_path / "b.html")])
+    assert again.exit_code == 0, again.output
+    assert "Report written" in again.stdout
+    assert (tmp_path / "b.html").stat().st_size > 100_000
+    for wrong in ([], [str(tmp_path / "r.parquet"), "--from", str(tmp_path / "a.json")]):
+        refused = run(app, ["evaluate", *wrong, "--out", str(tmp_path / "c.html")])
+        assert isinstance(refused.exception, InputError)
+        assert "Give records" in str(refused.exception)
