@@ -34,8 +34,6 @@ from guard.errors import (
     ChatTemplateError,
     EngineError,
     InputError,
-    ModelFileError,
-    OutOfMemoryError,
     UnsupportedArchitectureError,
     did_you_mean,
     missing_extra,
@@ -44,10 +42,10 @@ from guard.records import CapturePoint, Floats, ModelInfo, Prompt
 
 try:
     import llama_cpp
-    from llama_cpp import _logger as llama_logger
 except ImportError as error:
     raise missing_extra("llama-cpp-python", "llama") from error
 
+from guard.backends.llama_log import captured_log, load_error, memory_or_engine_error
 from guard.backends.llama_tap import Tap
 
 #: Graph node names, most usual first: dense MLP, then mixture of experts.
@@ -169,10 +167,10 @@ class LlamaCppEngine(BaseEngine):
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         llama_cpp.llama_backend_init()
-        with _captured_log() as log:
+        with captured_log() as log:
             model = llama_cpp.llama_model_load_from_file(os.fsencode(file), params)
         if not model:
-            raise _load_error(file, log)
+            raise load_error(file, log)
         context = llama_cpp.llama_context_default_params()
         context.n_ctx = min(context_tokens, llama_cpp.llama_model_n_ctx_train(model))
         context.n_threads = context.n_threads_batch = threads or physical_cores()
@@ -235,10 +233,10 @@ class LlamaCppEngine(BaseEngine):
         params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_UNSPECIFIED
         params.attention_type = llama_cpp.LLAMA_ATTENTION_TYPE_UNSPECIFIED
         params.cb_eval = self._tap.callback
-        with _captured_log() as log:
+        with captured_log() as log:
             context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
-            raise _memory_or_engine_error(log, f"llama.cpp made no context of {params.n_ctx} tokens")
+            raise memory_or_engine_error(log, f"llama.cpp made no context of {params.n_ctx} tokens")
         return context
 
     def _find_nodes(self, header: GgufHeader) -> list[str]:
@@ -461,49 +459,3 @@ def _split_sha256(path: Path) -> str:
     stem, count = match.groups()
     parts = [path.with_name(f"{stem}-{n:05d}-of-{count}.gguf") for n in range(1, int(count) + 1)]
     return sha256("".join(map(weights_sha256, parts)).encode()).hexdigest()
-
-
-#: Log levels of ggml (ggml_log_level): warning, error, and the continuation of a line.
-_COMPLAINTS = (3, 4, 5)
-
-
-@contextmanager
-def _captured_log() -> Iterator[list[str]]:
-    """Collect llama.cpp's complaints meanwhile: its log holds the only reason for a failed load."""
-    lines: list[str] = []
-
-    def collect(level: int, text: bytes, _: object) -> None:
-        if level in _COMPLAINTS:
-            lines.append(text.decode(errors="replace"))
-
-    callback = llama_cpp.llama_log_callback(collect)  # must live as long as it is set
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    try:
-        yield lines
-    finally:
-        if llama_logger.logger.level == 0:  # nobody has chosen a level: its default prints everything
-            llama_logger.set_verbose(False)
-        llama_cpp.llama_log_set(llama_logger.llama_log_callback, ctypes.c_void_p(0))
-
-
-def _load_error(path: Path, log: list[str]) -> EngineError:
-    reason = _last_complaint(log)
-    if "unknown model architecture" in reason:
-        return UnsupportedArchitectureError(
-            f"llama.cpp does not know the model in '{path}'", why=reason, fix="Upgrade llama-cpp-python"
-        )
-    if re.search(r"alloc|out of memory", reason, re.IGNORECASE):
-        return OutOfMemoryError(f"No memory for '{path}'", why=reason, fix="Use a smaller quantization")
-    return ModelFileError(f"llama.cpp could not load '{path}'", why=reason, fix="Fetch or convert the file again")
-
-
-def _memory_or_engine_error(log: list[str], what: str) -> EngineError:
-    reason = _last_complaint(log)
-    if re.search(r"alloc|memory|buffer", reason, re.IGNORECASE):
-        return OutOfMemoryError(what, why=reason, fix="Lower context_tokens")
-    return EngineError(what, why=reason)
-
-
-def _last_complaint(log: list[str]) -> str:
-    told = [line.strip() for line in "".join(log).splitlines() if re.search(r"error|fail|unable|unknown", line, re.I)]
-    return told[0] if told else "it gave no reason"
