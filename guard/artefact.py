@@ -23,7 +23,7 @@ FORMAT: Literal["guard-scorer"] = "guard-scorer"
 FORMAT_VERSION = 2
 
 #: What a stranger's file may cost us: larger ones are refused before anything is made of them.
-MAX_BYTES, MAX_KEYS, MAX_TREES, MAX_DEPTH = 32 * 2**20, 1000, 20_000, 64
+MAX_BYTES, MAX_TREES, MAX_DEPTH = 32 * 2**20, 20_000, 64
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Numbers = Annotated[list[Number], FailFast()]  # without it, a million bad items are a million errors

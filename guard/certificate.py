@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
+from guard import sealed
 from guard.artefact import Binding, DataSet
 from guard.certify import percent, upper_bound
 from guard.errors import PolicyError
@@ -66,7 +66,7 @@ class Basis(_Part):
     @property
     def sha256(self) -> str:
         """Digest of all of it."""
-        return _digest(self.model_dump(mode="json"))
+        return sealed.digest(self.model_dump(mode="json"))
 
     def differences(self, now: Basis) -> list[str]:
         """What is not as it was, in words, most telling first."""
@@ -171,7 +171,7 @@ class Certificates:
         """
         ordered = sorted(self.by_route.values(), key=lambda each: (each.route is not None, each.route or ""))
         content = _File(format=FORMAT, format_version=FORMAT_VERSION, certificates=ordered).model_dump(mode="json")
-        text = json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False, indent=1)
+        text = json.dumps({**content, "sha256": sealed.digest(content)}, ensure_ascii=False, indent=1)
         file = Path(path)
         scratch = file.with_name(f".{file.name}.part")
         try:
@@ -193,49 +193,32 @@ def load_certificates(path: str | Path) -> Certificates:
     Raises:
         CertificateError: it is missing, unreadable, too large, damaged, or no certificate.
     """
-    try:
-        file = Path(path).expanduser()
-        if file.exists() and not file.is_file():
-            raise CertificateError(f"'{path}' is not a file", fix=_MAKE)
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL byte; RuntimeError: no such user
-        why = getattr(error, "strerror", None) or str(error)
-        raise CertificateError(f"Cannot read the certificate '{path}'", why=why, fix=_MAKE) from error
-    if len(data) > MAX_BYTES:
-        why = f"over {MAX_BYTES >> 20} MiB"
-        raise CertificateError(f"'{path}' is too large for a certificate", why=why, fix=_MAKE)
-    return parse_certificates(data, where=str(path))
+    return parse_certificates(sealed.read_bytes(path, _KIND), where=str(path))
 
 
 def parse_certificates(data: bytes, *, where: str = "<certificate>") -> Certificates:
     """Read certificates from a file's bytes; see `load_certificates`."""
-    try:
-        content = json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise CertificateError(f"'{where}' is not a certificate", why=f"no valid JSON: {error}", fix=_MAKE) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CertificateError(f"'{where}' is not a certificate", why=f'no "format": "{FORMAT}" in it', fix=_MAKE)
-    if content.get("format_version") != FORMAT_VERSION:
-        raise CertificateError(
-            f"'{where}' has format version {content.get('format_version')!r:.40}",
-            why=f"this guard reads version {FORMAT_VERSION}",
-            fix="Upgrade guard, or certify again",
-        )
-    claimed = content.pop("sha256", None)
+    content, claimed = sealed.parse(data, _KIND, where=where)
     try:
         file = _File.model_validate(content)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "the file"
-        why = f"{place:.100}: {problem['msg']:.200}"
-        raise CertificateError(f"'{where}' is not a valid certificate", why=why, fix=_MAKE) from error
-    if claimed != _digest(file.model_dump(mode="json")):
-        raise CertificateError(f"'{where}' is damaged", why="its checksum does not match its content", fix=_MAKE)
+        raise sealed.invalid(error, _KIND, where=where) from error
+    if claimed != sealed.digest(file.model_dump(mode="json")):
+        raise sealed.damaged(_KIND, where=where)
     return Certificates(where, {each.route: each for each in file.certificates})
 
 
 _MAKE = "Make one with guard certify"
+_KIND = sealed.Kind(
+    name="certificate",
+    format=FORMAT,
+    version=FORMAT_VERSION,
+    max_bytes=MAX_BYTES,
+    error=CertificateError,
+    missing=_MAKE,
+    broken=_MAKE,
+    outdated="Upgrade guard, or certify again",
+)
 
 
 # -- putting them to use -----------------------------------------------------------------------
@@ -375,19 +358,3 @@ def _short(value: object) -> str:
 
 def _is_based_on(policy: Policy, route: str | None, basis: str) -> bool:
     return all(line.basis == basis for line in policy.plan(route).rules if line.promise)
-
-
-def _digest(content: Any) -> str:
-    canonical = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("an object has the same key twice")
-    return values

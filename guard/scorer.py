@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from guard import sealed
 from guard.artefact import (
     FORMAT,
     FORMAT_VERSION,
     MAX_BYTES,
-    MAX_KEYS,
     Artefact,
     Binding,
     Linear,
@@ -49,7 +48,7 @@ class Scorer:
     def __init__(self, artefact: Artefact, *, calibrated: bool = True) -> None:
         self.artefact = artefact
         self.calibrated = calibrated
-        self.sha256 = _digest(artefact)
+        self.sha256 = sealed.digest(_content(artefact))
         self._model = _Calibrated(artefact.model)
         self._baseline = _Calibrated(artefact.baseline) if artefact.baseline else None
         self._novelty = Novelty.of(artefact.novelty) if artefact.novelty else None
@@ -119,45 +118,18 @@ def load_scorer(path: str | Path) -> Scorer:
     Raises:
         ScorerError: missing, damaged, of another format, or inconsistent in itself.
     """
-    file = Path(path).expanduser()
-    try:
-        if file.exists() and not file.is_file():
-            raise ScorerError(f"'{file}' is not a file", fix=_GIVE)
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        why = getattr(error, "strerror", None) or str(error)
-        raise ScorerError(f"Cannot read the scorer {str(file)!r}", why=why, fix=_GIVE) from error
-    if len(data) > MAX_BYTES:
-        raise ScorerError(f"'{file}' is too large for a scorer", why=f"over {MAX_BYTES >> 20} MiB", fix=_GIVE)
-    return parse_scorer(data, where=str(file))
+    return parse_scorer(sealed.read_bytes(path, _KIND), where=str(path))
 
 
 def parse_scorer(data: bytes, *, where: str = "<scorer>") -> Scorer:
     """Build a scorer from an artefact's bytes; see `load_scorer`."""
+    content, claimed = sealed.parse(data, _KIND, where=where)
     try:
-        text = data.decode("utf-8")
-        content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_few_keys)
-        if "\\u" in text:  # half of a surrogate pair is JSON, but no text
-            json.dumps(content, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise ScorerError(f"'{where}' is not a scorer", why=f"no valid JSON: {error}", fix=_REFIT) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ScorerError(f"'{where}' is not a scorer", why=f'no "format": "{FORMAT}" in it', fix=_REFIT)
-    if content.get("format_version") != FORMAT_VERSION:
-        raise ScorerError(
-            f"'{where}' has format version {content.get('format_version')!r:.40}",
-            why=f"this guard reads version {FORMAT_VERSION}",
-            fix="Upgrade guard, or fit the scorer again",
-        )
-    claimed = content.pop("sha256", None)
-    try:
-        artefact = Artefact.model_validate(content)
-        scorer = Scorer(artefact)
+        scorer = Scorer(Artefact.model_validate(content))
     except (ValidationError, InputError, OverflowError) as error:
-        raise ScorerError(f"'{where}' is not a valid scorer", why=_first_problem(error), fix=_REFIT) from error
+        raise sealed.invalid(error, _KIND, where=where) from error
     if claimed != scorer.sha256:
-        raise ScorerError(f"'{where}' is damaged", why="its checksum does not match its content", fix=_REFIT)
+        raise sealed.damaged(_KIND, where=where)
     return scorer
 
 
@@ -166,8 +138,17 @@ def shipped_scorer() -> Path:
     return Path(str(files("guard") / "scorers" / "smollm2-135m-instruct-q4_1.json"))
 
 
-_GIVE = "Give the file that guard calibrate --out wrote"
 _REFIT = "Fit it again with guard calibrate, or fetch the file again"
+_KIND = sealed.Kind(
+    name="scorer",
+    format=FORMAT,
+    version=FORMAT_VERSION,
+    max_bytes=MAX_BYTES,
+    error=ScorerError,
+    missing="Give the file that guard calibrate --out wrote",
+    broken=_REFIT,
+    outdated="Upgrade guard, or fit the scorer again",
+)
 
 
 class Evaluator:
@@ -255,32 +236,6 @@ def log_odds_of(p_wrong: float) -> float:
 
 def _content(artefact: Artefact) -> dict[str, Any]:
     return artefact.model_dump(by_alias=True, mode="json")
-
-
-def _digest(artefact: Artefact) -> str:
-    canonical = json.dumps(_content(artefact), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _few_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(pairs) > MAX_KEYS:
-        raise ValueError(f"an object has more than {MAX_KEYS} keys")
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("an object has the same key twice")
-    return values
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
-def _first_problem(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "the file"
-        return f"{place:.100}: {problem['msg']:.200}"
-    return f"{error!s:.300}"
 
 
 def _short(binding: Binding, name: str) -> str:

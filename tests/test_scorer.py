@@ -25,6 +25,7 @@ from guard.artefact import Artefact, Binding, Calibration, Linear, Model, Readou
 from guard.errors import CaptureError, InputError, ScorerError, ScorerMismatchError
 from guard.records import ModelInfo, Signals
 from guard.scorer import Evaluator, Scorer, load_scorer, log_odds_of, logistic, parse_scorer
+from guard.sealed import digest
 from guard.signature import SignatureObserver
 
 
@@ -306,7 +307,7 @@ def sealed(content: dict[str, Any]) -> bytes:
     """As a stranger would write it: with a checksum that matches."""
     body = {key: value for key, value in content.items() if key != "sha256"}
     try:
-        body["sha256"] = scorer_module._digest(Artefact.model_validate(copy.deepcopy(body)))
+        body["sha256"] = digest(scorer_module._content(Artefact.model_validate(copy.deepcopy(body))))
     except Exception:  # noqa: BLE001 - refused before its checksum is looked at
         body["sha256"] = "0" * 64
     return json.dumps(body).encode()
