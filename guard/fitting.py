@@ -144,10 +144,12 @@ def fit_model(
     held_out, start = np.zeros(len(examples)), None
     groups = [tuple(group for group in each if group in schema.groups) for each in _START_GROUPS[features]]
     if any(groups):
-        held_out, chosen_groups, strength = _choose_start(examples, schema, [each for each in groups if each], folds)
-        columns = schema.columns(chosen_groups)
-        start = _Start.fit(examples, np.arange(len(examples)), columns, (strength,))[0]
-        told |= {"start": list(chosen_groups), "readout_strength": strength}
+        strengths = STRENGTHS if examples.products is not None else (0.0,)
+        kept = dict.fromkeys(group for group in groups if group)
+        choices = [_Choice(group, schema, strength) for group in kept for strength in strengths]
+        held_out, choice = _choose_start(examples, choices, folds)
+        (start,) = _Start.fit(examples, np.arange(len(examples)), [choice])
+        told |= {"start": list(choice.groups), "readout_strength": choice.strength}
     trees: Trees | None = None
     if features != "logprob":
         held_out, trees, chosen = _fit_trees(examples, schema, held_out, folds, seed, keep_all=start is None)
@@ -202,6 +204,20 @@ def _folds(examples: Examples, seed: int) -> Iterator[tuple[NDArray[np.intp], ND
 # -- the start: output and layers in one logistic regression -----------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What a start reads: groups of the output's features, and how loud the layers' read-out may be."""
+
+    groups: tuple[str, ...]
+    schema: FeatureSchema
+    strength: float
+
+    @property
+    def columns(self) -> NDArray[np.intp]:
+        """Of the features."""
+        return self.schema.columns(self.groups)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Start:
     """A fitted logistic regression.
@@ -219,23 +235,23 @@ class _Start:
     offset: float
 
     @classmethod
-    def fit(
-        cls, examples: Examples, rows: NDArray[np.intp], columns: NDArray[np.intp], strengths: tuple[float, ...]
-    ) -> list[_Start]:
-        """One for each strength of the read-out."""
-        x = examples.x[np.ix_(rows, columns)].astype(np.float64)
-        mean, scale = x.mean(axis=0), x.std(axis=0)
-        scale[scale == 0] = 1.0
-        inputs, wrong = (x - mean) / scale, examples.wrong[rows]
+    def fit(cls, examples: Examples, rows: NDArray[np.intp], choices: Sequence[_Choice]) -> list[_Start]:
+        """One for each choice; they share the components, which are the costly part."""
+        wrong = examples.wrong[rows]
         products = None if examples.products is None else examples.products[np.ix_(rows, rows)]
         components = None if products is None else probe.principal_components(products)
         values = None if components is None or products is None else components.of(products)
         fitted = []
-        for strength in strengths:
+        for choice in choices:
+            columns, strength = choice.columns, choice.strength
+            x = examples.x[np.ix_(rows, columns)].astype(np.float64)
+            mean, scale = x.mean(axis=0), x.std(axis=0)
+            scale[scale == 0] = 1.0
+            inputs, count = (x - mean) / scale, len(columns)
             read = values is not None and strength > 0
             wide = np.hstack([inputs, np.sqrt(strength) * values]) if read else inputs
             model = LogisticRegression(C=1.0, solver="newton-cholesky").fit(wide, wrong)
-            coefficients, count = model.coef_[0], len(columns)
+            coefficients = model.coef_[0]
             linear = linear_of(columns, mean, scale, coefficients[:count], float(model.intercept_[0]))
             if not read or components is None or products is None:
                 fitted.append(cls(linear, rows, None, 0.0))
@@ -262,26 +278,15 @@ class _Start:
 
 
 def _choose_start(
-    examples: Examples,
-    schema: FeatureSchema,
-    groups: Sequence[tuple[str, ...]],
-    folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
-) -> tuple[LogOdds, tuple[str, ...], float]:
-    """Held-out log-odds of the best start, the output's features that it reads, its read-out's strength."""
-    strengths = STRENGTHS if examples.products is not None else (0.0,)
-    best: tuple[float, LogOdds, tuple[str, ...], float] | None = None
-    for group in dict.fromkeys(groups):
-        columns = schema.columns(group)
-        held_out = np.zeros((len(strengths), len(examples)))
-        for learn, out in folds:
-            for at, start in enumerate(_Start.fit(examples, learn, columns, strengths)):
-                held_out[at, out] = start.log_odds(examples, out)
-        for values, strength in zip(held_out, strengths, strict=True):
-            loss = float(_losses(values, examples.wrong).mean())
-            if best is None or loss < best[0]:
-                best = loss, values, group, strength
-    assert best is not None
-    return best[1:]
+    examples: Examples, choices: Sequence[_Choice], folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]]
+) -> tuple[LogOdds, _Choice]:
+    """The choice with the least loss on held-out answers, and their log-odds."""
+    held_out = np.zeros((len(choices), len(examples)))
+    for learn, out in folds:
+        for at, start in enumerate(_Start.fit(examples, learn, choices)):
+            held_out[at, out] = start.log_odds(examples, out)
+    best = int(np.argmin([_losses(values, examples.wrong).mean() for values in held_out]))
+    return held_out[best], choices[best]
 
 
 def _evaluate(evaluator: Evaluator, x: Floats) -> LogOdds:

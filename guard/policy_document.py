@@ -260,6 +260,11 @@ class _OneAction(_Strict):
         (name,) = self.model_fields_set
         return Action(name)
 
+    @property
+    def settings(self) -> Any:
+        """The settings of the action."""
+        return getattr(self, self.action)
+
 
 class Rule(_OneAction):
     """One rule: an action, the threshold below which it is taken, and its settings."""
@@ -294,12 +299,6 @@ class OnError(_OneAction):
     escalate: Escalate | None = None
     abstain: Abstain | None = None
 
-    @property
-    def settings(self) -> Settings:
-        """The settings of the action."""
-        settings: Settings = getattr(self, self.action)
-        return settings
-
 
 class UnusualAction(_OneAction):
     """What is done with an unusual input. Not a retry: the input would be the same again."""
@@ -309,12 +308,6 @@ class UnusualAction(_OneAction):
     fallback: Fallback | None = None
     escalate: Escalate | None = None
     abstain: Abstain | None = None
-
-    @property
-    def settings(self) -> Settings:
-        """The settings of the action."""
-        settings: Settings = getattr(self, self.action)
-        return settings
 
 
 class Unusual(_Strict):

@@ -100,9 +100,9 @@ class SignatureObserver:
         self._temperatures = temperatures
         self._aggregates = aggregates
         self._tokens = 0
-        self._maps = _Fold()
-        self._norms = _Fold()
-        self._activations = _Fold()
+        self._maps = _Fold(aggregates)
+        self._norms = _Fold(aggregates)
+        self._activations = _Fold(ACTIVATION_TOKENS)
 
     def observe(self, activations: Floats) -> None:
         """Take one token's activations, shape (L, D)."""
@@ -123,11 +123,11 @@ class SignatureObserver:
         """
         if self._tokens == 0:
             raise CaptureError("No token's activations were recorded")
-        maps = self._maps.aggregate(self._aggregates).swapaxes(0, 1)
+        maps = self._maps.aggregate().swapaxes(0, 1)
         return Signature(
             maps=np.ascontiguousarray(maps),
-            norms=self._norms.aggregate(self._aggregates),
-            activations=self._activations.aggregate(ACTIVATION_TOKENS),
+            norms=self._norms.aggregate(),
+            activations=self._activations.aggregate(),
             temperatures=self._temperatures,
             aggregates=self._aggregates,
             tokens=self._tokens,
@@ -135,9 +135,10 @@ class SignatureObserver:
 
 
 class _Fold:
-    """First, last, mean and maximum of a sequence of arrays, in constant memory."""
+    """Aggregates of a sequence of arrays (first, last, mean, maximum), in constant memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
         self._count = 0
         self._first = self._last = self._max = self._sum = np.empty(0)
 
@@ -145,19 +146,20 @@ class _Fold:
         if self._count == 0:
             self._first, self._max, self._sum = array, array.copy(), array.astype(np.float64)
         else:
-            np.maximum(self._max, array, out=self._max)
+            if "max" in self._names:
+                np.maximum(self._max, array, out=self._max)
             self._sum += array
         self._last = array
         self._count += 1
 
-    def aggregate(self, names: tuple[str, ...]) -> Floats:
+    def aggregate(self) -> Floats:
         values: dict[str, NDArray[Any]] = {
             "first": self._first,
             "last": self._last,
             "max": self._max,
             "mean": self._sum / self._count,
         }
-        return np.stack([values[name].astype(np.float32) for name in names])
+        return np.stack([values[name].astype(np.float32) for name in self._names])
 
 
 def pairwise_kl(activations: NDArray[Any], *, temperature: float = 1.0) -> NDArray[Any]:

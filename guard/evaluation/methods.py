@@ -48,14 +48,11 @@ class Own:
     without: tuple[str, ...] = ()
     kind: Kind = "guard"
     passes: float = 1.0
-    temperature: float = 1.0
 
     def fit(self, table: Table, *, seed: int) -> Fitted:
         """Fit all parts; see `guard.fitting.fit_model`."""
         answers = _answers(table)
-        schema = schema_for(
-            self.features, layers=answers.layers, temperatures=(self.temperature,), without=self.without
-        )
+        schema = schema_for(self.features, layers=answers.layers, temperatures=(1.0,), without=self.without)
         read = self.features == "combined" and "activations" not in self.without
         examples = Examples(
             x=answers.features(schema),
