@@ -7,20 +7,19 @@ and goes on where it was, without asking anything twice. All fitting and evaluat
 from __future__ import annotations
 
 import json
-import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.backends.base import Engine, Observer
 from guard.errors import CaptureError, InputError, PromptTooLongError
+from guard.journal_file import JournalFile
 from guard.prompts import completion_prompt, question_prompt
 from guard.questions import Question, Row
 from guard.records import (
@@ -113,14 +112,12 @@ class Skipped:
     reason: str
 
 
-class Journal:
+class Journal(JournalFile):
     """The answers of one run, on disk. Use as a context manager."""
 
     def __init__(self, path: str | Path, run: Run) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         self._run = run
-        with self._translated():
-            self._db = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
         try:
             with self._translated():
                 self._set_up()
@@ -128,12 +125,6 @@ class Journal:
         except BaseException:
             self._db.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
 
     def __len__(self) -> int:
         with self._translated():
@@ -235,13 +226,7 @@ class Journal:
         )
 
     def _set_up(self) -> None:
-        # One writer at a time, and a commit survives the death of the process.
-        self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if tables - {"header", "answers"}:
-            raise InputError(f"'{self.path}' is a database of something else", fix="Give another file")
+        self._claim(("header", "answers"))
         # Tables and header at once: a journal without its whole header would fit no run.
         self._db.execute("BEGIN IMMEDIATE")
         for statement in _SCHEMA:
@@ -262,14 +247,6 @@ class Journal:
                 why=details,
                 fix="Give another file, or delete this one to start again",
             )
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, ValueError) as error:  # ValueError: a path or damaged bytes that are no text
-            fix = "Another run may be using it" if "locked" in str(error) else "Give another file"
-            raise InputError(f"Cannot use the journal '{self.path}'", why=str(error), fix=fix) from error
 
 
 def _texts(stored: str | None) -> tuple[str, ...]:

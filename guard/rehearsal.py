@@ -11,9 +11,7 @@ goes on where it was. Labels are made afterwards, so that a better grader needs 
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +23,7 @@ from guard.certify import Trials
 from guard.errors import CaptureError, InputError, PromptTooLongError
 from guard.graders import Grader
 from guard.guard import Guard
+from guard.journal_file import JournalFile
 from guard.policy import decide_error
 from guard.policy_plan import UnusualLine
 from guard.policy_promise import asks_again
@@ -63,13 +62,11 @@ class Rehearsed:
     attempts: tuple[Tried, ...]
 
 
-class RehearsalJournal:
+class RehearsalJournal(JournalFile):
     """The attempts of one run, on disk; belongs to one basis. Use as a context manager."""
 
     def __init__(self, path: str | Path, basis: Basis) -> None:
-        self.path = Path(path)
-        with self._translated():
-            self._db = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
+        super().__init__(path)
         try:
             with self._translated():
                 stored = self._set_up(basis)
@@ -77,12 +74,6 @@ class RehearsalJournal:
         except BaseException:
             self._db.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
 
     def keys(self) -> set[str]:
         """Keys of all rows that were put to the model, skipped ones included."""
@@ -111,12 +102,7 @@ class RehearsalJournal:
             raise InputError(f"'{self.path}' is damaged", why=why, fix="Delete it to start again") from error
 
     def _set_up(self, basis: Basis) -> str:
-        # One writer at a time, and a commit survives the death of the process.
-        self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-        self._db.execute("PRAGMA journal_mode=WAL")
-        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if tables - {"basis", "rehearsals"}:
-            raise InputError(f"'{self.path}' is a database of something else", fix="Give another file")
+        self._claim(("basis", "rehearsals"))
         self._db.execute("BEGIN IMMEDIATE")
         self._db.execute("CREATE TABLE IF NOT EXISTS basis (content TEXT NOT NULL)")
         self._db.execute(
@@ -139,14 +125,6 @@ class RehearsalJournal:
                 why="; ".join(differing),
                 fix="Give another file with --journal, or delete this one to start again",
             )
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, ValueError) as error:  # ValueError: a path or damaged bytes that are no text
-            fix = "Another run may be using it" if "locked" in str(error) else "Give another file"
-            raise InputError(f"Cannot use the journal '{self.path}'", why=str(error), fix=fix) from error
 
 
 def rehearse_rows(
