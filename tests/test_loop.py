@@ -38,7 +38,7 @@ from guard.errors import (
     ScorerError,
     ScorerMismatchError,
 )
-from guard.guard import Guard
+from guard.guard import Guard, capture_point_of
 from guard.loop import Source
 from guard.policy import Policy, parse_policy
 from guard.records import Action, Escalation, Floats, Limits, Outcome, Prompt, Sampling
@@ -766,3 +766,15 @@ def test_sixteen_threads_get_the_answers_and_scores_of_one(smollm2: LlamaCppEngi
 def test_logits_of_the_scripted_engine_are_decided() -> None:
     for p_wrong in (0.05, 0.95):
         assert logit_for(p_wrong) > 0
+
+
+@pytest.mark.model
+def test_loading_reads_where_the_scorer_was_fitted(tmp_path: Path, smollm2_path: Path) -> None:
+    from guard.backends import load_engine
+
+    with load_engine(smollm2_path, capture_point="block", context_tokens=256, threads=1) as engine:
+        Scorer(tiny_artefact(engine.model, "block")).save(tmp_path / "s.json")
+    options = {"context_tokens": 256, "threads": 1}
+    with Guard.load(smollm2_path, scorer=tmp_path / "s.json", engine_options=options) as guard:
+        assert capture_point_of(guard.engine) == "block"
+        assert guard.ask("What is the capital of France?").p_wrong is not None

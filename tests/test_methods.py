@@ -75,6 +75,7 @@ def test_parts_that_are_left_out_are_missed(answers: Answers) -> None:
     found = others_to_one(answers, [parts["guard"], parts["guard without the read-out"]], seed=0)
     for each in found:
         full = roc_auc_score(each.wrong, each.p_wrong["guard"])
+        assert full > 0.8
         without = each.p_wrong.get("guard without the read-out")  # refused where nothing is left to learn from
         assert without is None or roc_auc_score(each.wrong, without) < full - 0.15
 
@@ -131,3 +132,19 @@ def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_pa
         refused = run(app, ["evaluate", *wrong, "--out", str(tmp_path / "c.html")])
         assert isinstance(refused.exception, InputError)
         assert "Give records" in str(refused.exception)
+
+
+def test_the_command_takes_shifted_records_and_fewer_answers(answers: Answers, tmp_path: Path) -> None:
+    shifted = replace(answers.columns, facts={**answers.columns.facts, "model.quantization": "Q2_K"})
+    answers.write(tmp_path / "r.parquet")
+    Answers.whole(shifted).write(tmp_path / "s.parquet")
+    arguments = ["--shift", str(tmp_path / "s.parquet"), "--per-set", "50", "--no-one-to-one", "--no-parts"]
+    out = tmp_path / "a.html"
+    done = CliRunner().invoke(
+        app, ["evaluate", str(tmp_path / "r.parquet"), "--out", str(out), "--draws", "100", *arguments, "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    (model,) = json.loads((tmp_path / "a.json").read_text())["models"]
+    quantization = answers.facts["model.quantization"]
+    assert f"shift: {quantization} to Q2_K" in [setting["setting"] for setting in model["settings"]]
+    assert {data["n"] for data in model["datasets"]} == {50}

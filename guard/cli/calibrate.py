@@ -86,16 +86,21 @@ def calibrate(
             under_progress(record_rows(loaded, rows, answers, run=run), rows=rows, known=answers.keys())
             skipped = answers.skipped({row_key(dataset, row) for dataset, row in rows})
             splits = split_labelled(rows, answers, grade=grader_function, seed=seed)
-    sets = _data_sets(sources, splits)
     fitted = fit_scorer(
         splits,
         run=run,
-        data=sets,
+        data=_data_sets(sources, splits),
         features=features,  # type: ignore[arg-type]
         without=tuple(without or ()),
         seed=seed,
     )
     fitted.scorer.save(out)
+    _report(fitted, out, bad, skipped, as_json=as_json)
+
+
+def _report(
+    fitted: Fitted, out: Path, bad: list[tuple[Path, BadRow]], skipped: list[Skipped], *, as_json: bool
+) -> None:
     if as_json:
         print_json(_json(fitted, out, bad, skipped))
     else:

@@ -83,10 +83,7 @@ def certify(
         with RehearsalJournal(journal or out.with_name(f"{out.name}.journal"), basis) as answers:
             notes += _ask_all(guard, rows, answers, route)
             answered = answered_rows(rows, answers)
-    if not answered:
-        raise InputError(
-            "There is no question to certify on", why="; ".join(notes), fix="Give fresh labelled questions"
-        )
+    _check_some(answered, notes)
     trials = trials_of(answered, grade=grader_function)
     result = find_threshold(
         trials,
@@ -101,6 +98,13 @@ def certify(
     certificate = _certificate(result, chosen, route, basis, _data_sets(sources, answered, trials), grader, seed)
     before.with_one(certificate).save(out)
     _report(certificate, out, notes, as_json=as_json)
+
+
+def _check_some(answered: Sequence[object], notes: Sequence[str]) -> None:
+    if not answered:
+        raise InputError(
+            "There is no question to certify on", why="; ".join(notes), fix="Give fresh labelled questions"
+        )
 
 
 def _promise(policy: Policy, route: str | None, risk: float | None, confidence: float | None) -> Promise:

@@ -83,13 +83,12 @@ def _run(
     from guard.evaluation.evaluate import Plan
     from guard.evaluation.evaluate import evaluate as run
     from guard.evaluation.protocol import capped
-    from guard.evaluation.table import Answers
+    from guard.evaluation.table import Answers, concatenate
 
     def read(file: Path) -> Answers:
         table = Answers.read(file)
-        kept = table if per_set is None else capped(table, per_set=per_set, seed=seed)
-        assert isinstance(kept, Answers)
-        return kept
+        # A table of its own: what is computed of all answers is then computed of these only.
+        return table if per_set is None else concatenate([capped(table, per_set=per_set, seed=seed)])
 
     plan = Plan(one_to_one=one_to_one, parts=parts, draws=draws, seed=seed)
     models = []

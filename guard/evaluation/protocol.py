@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +47,11 @@ class Table(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, index: NDArray[np.intp]) -> Table:
+    def take(self, index: NDArray[np.intp]) -> Self:
         """The rows of these indices, in this order."""
+
+
+TableT = TypeVar("TableT", bound=Table)
 
 
 class Fitted(Protocol):
@@ -323,7 +326,7 @@ def datasets_of(table: Table) -> tuple[str, ...]:
     return tuple(str(name) for name in np.unique(table.dataset))
 
 
-def capped(table: Table, *, per_set: int, seed: int = 0) -> Table:
+def capped(table: TableT, *, per_set: int, seed: int = 0) -> TableT:
     """At most this many answers of each set, drawn question by question, in their old order.
 
     Questions are taken in random order while all their answers still fit.
