@@ -41,6 +41,9 @@ FOLDS = 5
 #: From so many data sets on, folds are whole sets.
 MIN_SETS = 4
 
+#: Answers that components are made of, at most: more of them would cost much and change nothing.
+LANDMARKS = 4000
+
 #: Variances that the layers' read-out may have beside the output's features, which have 1 each.
 STRENGTHS = (0.0, 0.3, 1.0, 3.0)
 
@@ -224,23 +227,25 @@ class _Start:
 
     Attributes:
         linear: over the output's features.
-        rows: the examples that it learnt from.
-        combination: shape (len(rows),); the read-out as a combination of them, or None.
+        landmarks: examples that the read-out is made of.
+        combination: shape (len(landmarks),); the read-out as a combination of them, or None.
         offset: of the read-out; see `parts`.
     """
 
     linear: Linear
-    rows: NDArray[np.intp]
+    landmarks: NDArray[np.intp]
     combination: Floats | None
     offset: float
 
     @classmethod
     def fit(cls, examples: Examples, rows: NDArray[np.intp], choices: Sequence[_Choice]) -> list[_Start]:
         """One for each choice; they share the components, which are the costly part."""
-        wrong = examples.wrong[rows]
-        products = None if examples.products is None else examples.products[np.ix_(rows, rows)]
-        components = None if products is None else probe.principal_components(products)
-        values = None if components is None or products is None else components.of(products)
+        wrong, landmarks = examples.wrong[rows], _landmarks(rows)
+        products = components = values = None
+        if examples.products is not None:
+            products = examples.products[np.ix_(rows, landmarks)]
+            components = probe.principal_components(products[np.isin(rows, landmarks)])
+            values = components.of(products)
         fitted = []
         for choice in choices:
             columns, strength = choice.columns, choice.strength
@@ -254,27 +259,33 @@ class _Start:
             coefficients = model.coef_[0]
             linear = linear_of(columns, mean, scale, coefficients[:count], float(model.intercept_[0]))
             if not read or components is None or products is None:
-                fitted.append(cls(linear, rows, None, 0.0))
+                fitted.append(cls(linear, landmarks, None, 0.0))
                 continue
             combination = components.combination(np.sqrt(strength) * coefficients[count:])
             # Components are of centred answers: what the read-out gives the average one is taken off.
-            fitted.append(cls(linear, rows, combination, float((products @ combination).mean())))
+            fitted.append(cls(linear, landmarks, combination, float((products @ combination).mean())))
         return fitted
 
     def log_odds(self, examples: Examples, rows: NDArray[np.intp]) -> LogOdds:
         """Of some examples, shape (len(rows),)."""
         values = _evaluate(Evaluator(self.linear, None), examples.x[rows])
         if self.combination is not None and examples.products is not None:
-            values = values + examples.products[np.ix_(rows, self.rows)] @ self.combination - self.offset
+            values = values + examples.products[np.ix_(rows, self.landmarks)] @ self.combination - self.offset
         return values
 
     def parts(self, examples: Examples) -> tuple[Linear, Readout | None]:
         """As the artefact holds it; the read-out's offset goes into the intercept."""
         if self.combination is None or examples.activations is None:
             return self.linear, None
-        weights = probe.weights_of(self.combination, examples.activations[self.rows])
+        weights = probe.weights_of(self.combination, examples.activations[self.landmarks])
         linear = self.linear.model_copy(update={"intercept": self.linear.intercept - self.offset})
         return linear, Readout.of(weights)
+
+
+def _landmarks(rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """All of some rows, or as many of them as components are made of, in their order."""
+    drawn = np.random.default_rng(0).permutation(len(rows))[:LANDMARKS]
+    return rows[np.sort(drawn)]
 
 
 def _choose_start(

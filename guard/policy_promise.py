@@ -25,6 +25,16 @@ def promises(policy: Policy) -> dict[str | None, Promise]:
     return {route: promise for route, promise in found.items() if promise}
 
 
+def refuse_promises(policy: Policy, *, caller: str) -> None:
+    """Raise where the policy promises something that no certificate covers when this caller decides by it."""
+    for route, promise in promises(policy).items():
+        raise PolicyError(
+            f"The policy {where(policy, route)} promises {promise}, and no certificate covers {caller}",
+            why="its calls and prompts are not those that were certified",
+            fix="Ask by Guard, or write the threshold as a number",
+        )
+
+
 def promise_of(plan: Plan) -> Promise | None:
     """What the accept rule of a plan promises, if anything."""
     return next((line.promise for line in plan.rules if line.promise), None)

@@ -108,7 +108,10 @@ def test_nothing_of_a_useless_correction_is_kept() -> None:
         assert artefact.settings["rounds"] == 0
 
 
-def test_the_read_out_adds_what_the_activations_know() -> None:
+@pytest.mark.parametrize("landmarks", [fitting.LANDMARKS, 300], ids=["all", "some"])
+def test_the_read_out_adds_what_the_activations_know(landmarks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its components are made of some of the answers."""
+    monkeypatch.setattr(fitting, "LANDMARKS", landmarks)
     labelled = made(900, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
     fitted = fit(labelled)
     assert fitted.baseline is not None

@@ -415,6 +415,7 @@ def test_an_error_with_the_answer_in_it_is_shown_only_where_the_answer_is(how: s
     ("settings", "error", "told"),
     [
         ({"policy": "balancd"}, PolicyError, "Did you mean 'balanced'"),
+        ({"policy": "certified"}, PolicyError, "no certificate covers a chain"),
         ({"policy": policy(HALF), "route": "medical"}, PolicyError, "no route 'medical'"),
         (
             {"policy": policy("[{fallback: {below: 1, to: biger}}, abstain]"), "fallbacks": {"bigger": str}},

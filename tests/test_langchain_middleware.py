@@ -644,6 +644,7 @@ def test_interrupts_from_within_the_model_call_pass_through() -> None:
     ("build", "error", "message"),
     [
         (lambda: GuardMiddleware("strct"), PolicyError, "Did you mean 'strict'"),
+        (lambda: GuardMiddleware("certified"), PolicyError, "no certificate covers an agent"),
         (lambda: GuardMiddleware(ABSTAIN, route="x"), PolicyError, "no route 'x'"),
         (lambda: GuardMiddleware(policy(FALLBACK)), InputError, "falls back to 'bigger'"),
         (

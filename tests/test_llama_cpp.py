@@ -676,6 +676,8 @@ def test_loading_by_name(tiny_path: Path, tmp_path: Path) -> None:
         load_engine("smollm3")
     with pytest.raises(InputError, match="Unknown engine 'llama'"):
         load_engine(tiny_path, engine="llama")
+    with pytest.raises(InputError, match=r"cannot be loaded as int4.*--engine transformers"):
+        load_engine(tiny_path, dtype="int4")
 
 
 def mutations(data: bytes, header: int, seed: int) -> Iterator[bytes]:

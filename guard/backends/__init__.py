@@ -30,19 +30,22 @@ def embedded_model() -> Path:
     return Path(spec.origin).parent / _FILE
 
 
-def load_engine(model: str | Path, *, engine: str | None = None, **options: Any) -> BaseEngine:
+def load_engine(
+    model: str | Path, *, engine: str | None = None, dtype: str | None = None, **options: Any
+) -> BaseEngine:
     """Load a model by file, folder or name.
 
     Args:
         model: ``smollm2`` (the embedded model), a GGUF file, or the folder of a Hugging Face model.
         engine: ``llama.cpp`` or ``transformers``; by default llama.cpp for a GGUF file and
             transformers for a folder.
+        dtype: of the weights, for transformers; a GGUF on llama.cpp has the one that it is stored in.
         options: passed on to the engine's ``load``.
 
     Raises:
         ModelFileError: no such model.
         MissingExtraError: the engine's packages are not installed.
-        InputError: an unknown engine's name.
+        InputError: an unknown engine's name, or a dtype for llama.cpp.
     """
     path = embedded_model() if str(model) == EMBEDDED else Path(model)
     if not path.exists():
@@ -54,9 +57,16 @@ def load_engine(model: str | Path, *, engine: str | None = None, **options: Any)
     if chosen == "llama.cpp":
         from guard.backends.llama_cpp import LlamaCppEngine
 
+        if dtype is not None:
+            raise InputError(
+                f"A GGUF on llama.cpp cannot be loaded as {dtype}",
+                why="it has the precision that it is stored in",
+                fix="Leave --dtype out, or add --engine transformers",
+            )
+
         return LlamaCppEngine.load(path, **options)
     if chosen == "transformers":
         from guard.backends.transformers import TransformersEngine
 
-        return TransformersEngine.load(path, **options)
+        return TransformersEngine.load(path, **options if dtype is None else {**options, "dtype": dtype})
     raise InputError(f"Unknown engine '{chosen}'", fix=did_you_mean(chosen, ["llama.cpp", "transformers"]))

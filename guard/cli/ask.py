@@ -10,6 +10,7 @@ import typer
 from guard.cli.output import (
     AsJson,
     CertificateFile,
+    Dtype,
     Engine,
     Force,
     ModelName,
@@ -35,6 +36,7 @@ def ask(
     certificate: CertificateFile = None,
     route: Annotated[str | None, typer.Option(help="Section of the policy, such as medical.")] = None,
     engine: Engine = None,
+    dtype: Dtype = None,
     store: StoreUrl = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Token limit of an answer.")] = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds for each attempt.")] = None,
@@ -54,6 +56,7 @@ def ask(
         scorer=scorer,
         policy=policy,
         engine=engine,
+        engine_options={"dtype": dtype},
         store=store,
         force_scorer=force,
         certificate=certificate,

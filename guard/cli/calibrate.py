@@ -24,7 +24,7 @@ from guard.cli.asking import (
     rows_of,
     under_progress,
 )
-from guard.cli.output import AsJson, Engine, ModelName, console, print_json
+from guard.cli.output import AsJson, Dtype, Engine, ModelName, console, print_json
 
 if TYPE_CHECKING:
     from guard.artefact import DataSet
@@ -42,6 +42,7 @@ def calibrate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the scorer is written.")],
     model: ModelName = "smollm2",
     engine: Engine = None,
+    dtype: Dtype = None,
     features: Annotated[str, typer.Option(help="combined, ilis (the published score alone) or logprob.")] = "combined",
     grader: GraderName = None,
     on_bad: OnBad = "stop",
@@ -74,7 +75,7 @@ def calibrate(
     sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
     system, max_tokens = how_to_ask(sources, system=system, max_tokens=max_tokens)
     rows, bad = rows_of(sources), bad_rows_of(sources)
-    with load_engine(model, engine=engine, capture_point=capture_point) as loaded:
+    with load_engine(model, engine=engine, dtype=dtype, capture_point=capture_point) as loaded:
         run = Run(
             model=loaded.model,
             capture_point=capture_point_of(loaded),

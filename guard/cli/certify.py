@@ -20,7 +20,7 @@ from guard.cli.asking import (
     rows_of,
     under_progress,
 )
-from guard.cli.output import AsJson, Engine, ModelName, PolicyName, ScorerFile, console, print_json
+from guard.cli.output import AsJson, Dtype, Engine, ModelName, PolicyName, ScorerFile, console, print_json
 from guard.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def certify(
     risk: Annotated[float | None, typer.Option(help="Must be the policy's max_error_rate; may be left out.")] = None,
     confidence: Annotated[float | None, typer.Option(help="Must be the policy's; may be left out.")] = None,
     engine: Engine = None,
+    dtype: Dtype = None,
     grader: GraderName = None,
     on_bad: OnBad = "stop",
     limit: Limit = None,
@@ -76,7 +77,7 @@ def certify(
     before = _certificates_in(out)
     grader_function = load_grader(grader) if grader else grade
     sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
-    with _rehearsing(chosen, model=model, scorer=scorer, engine=engine) as guard:
+    with _rehearsing(chosen, model=model, scorer=scorer, engine=engine, dtype=dtype) as guard:
         rows, notes = _usable(sources, guard.scorer)
         notes += [f"{file}:{row.line}: {row.reason}" for file, row in bad_rows_of(sources)]
         basis = guard.basis(chosen, route)
@@ -137,7 +138,7 @@ def _certificates_in(out: Path) -> Certificates:
     return load_certificates(out) if out.exists() else Certificates(str(out), {})
 
 
-def _rehearsing(policy: Policy, *, model: str, scorer: str | None, engine: str | None) -> Guard:
+def _rehearsing(policy: Policy, *, model: str, scorer: str | None, engine: str | None, dtype: str | None) -> Guard:
     from guard.guard import Guard
     from guard.policy_promise import rehearsal
 
@@ -145,7 +146,14 @@ def _rehearsing(policy: Policy, *, model: str, scorer: str | None, engine: str |
         """In place of every handler: attempts alone hand no case to anybody."""
 
     handlers = dict.fromkeys(policy.handler_names(), nobody)
-    return Guard.load(model, scorer=scorer, policy=rehearsal(policy), engine=engine, handlers=handlers)
+    return Guard.load(
+        model,
+        scorer=scorer,
+        policy=rehearsal(policy),
+        engine=engine,
+        engine_options={"dtype": dtype},
+        handlers=handlers,
+    )
 
 
 def _usable(sources: Sequence[DataSource], scorer: Scorer) -> tuple[list[tuple[str, Row]], list[str]]:

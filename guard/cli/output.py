@@ -25,6 +25,9 @@ CertificateFile = Annotated[
     str | None, typer.Option("--certificate", help="What guard certify wrote; by default what the policy names.")
 ]
 Engine = Annotated[str | None, typer.Option("--engine", help="llama.cpp or transformers, where both can load it.")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="Of transformers: float32 (by default), bfloat16, float16 or int4.")
+]
 Force = Annotated[bool, typer.Option("--force-scorer", help="Use a scorer of another model; scores are marked.")]
 StoreUrl = Annotated[
     str | None,

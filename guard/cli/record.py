@@ -25,7 +25,7 @@ from guard.cli.asking import (
     rows_in_turn,
     under_progress,
 )
-from guard.cli.output import AsJson, Engine, ModelName, console, print_json
+from guard.cli.output import AsJson, Dtype, Engine, ModelName, console, print_json
 from guard.errors import InputError, UnsupportedArchitectureError, missing_extra
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def record(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the answers are written, as Parquet.")],
     model: ModelName = "smollm2",
     engine: Engine = None,
+    dtype: Dtype = None,
     grader: GraderName = None,
     on_bad: OnBad = "stop",
     limit: Limit = None,
@@ -76,7 +77,7 @@ def record(
     sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
     rows = rows_in_turn(sources)
     kept = _journal_file(journal or out.with_name(f"{out.name}.journal"), partial=partial)
-    with _Loaded.load(model, engine=engine, threads=threads, lens=lens and not partial) as loaded:
+    with _Loaded.load(model, engine=engine, dtype=dtype, threads=threads, lens=lens and not partial) as loaded:
         run = _run(loaded.engine, sources, system, max_tokens, tau, completion)
         with Journal(kept, run) as answers:
             if not partial:
@@ -119,10 +120,10 @@ class _Loaded:
     notes: tuple[str, ...]
 
     @classmethod
-    def load(cls, model: str, *, engine: str | None, threads: int | None, lens: bool) -> _Loaded:
+    def load(cls, model: str, *, engine: str | None, dtype: str | None, threads: int | None, lens: bool) -> _Loaded:
         from guard.backends import load_engine
 
-        options: dict[str, Any] = {"engine": engine, "threads": threads}
+        options: dict[str, Any] = {"engine": engine, "dtype": dtype, "threads": threads}
         notes: tuple[str, ...] = ()
         if lens:
             try:

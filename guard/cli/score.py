@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.output import Engine, Force, ModelName, ScorerFile, print_json
+from guard.cli.output import Dtype, Engine, Force, ModelName, ScorerFile, print_json
 from guard.errors import GuardError, InputError, ScorerError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def score(
     model: ModelName = "smollm2",
     scorer: ScorerFile = None,
     engine: Engine = None,
+    dtype: Dtype = None,
     force: Force = False,
 ) -> None:
     """Score answers, one JSON object a line in, one a line out.
@@ -34,7 +35,8 @@ def score(
 
     rows = list(_rows(files))
     failed = False
-    with Guard.load(model, scorer=scorer, policy="shadow", engine=engine, force_scorer=force) as guard:
+    loaded: dict[str, Any] = {"engine": engine, "engine_options": {"dtype": dtype}, "force_scorer": force}
+    with Guard.load(model, scorer=scorer, policy="shadow", **loaded) as guard:
         for row in rows:
             result = _scored(guard, row)
             failed = failed or "error" in result

@@ -38,6 +38,7 @@ from guard.langchain.tracing import escalation_metadata, marked_event
 from guard.langchain.withheld import acall_model, call_model
 from guard.ledger import Ledger
 from guard.policy import Policy, load_policy
+from guard.policy_promise import refuse_promises
 
 if TYPE_CHECKING:
     from guard.store import Store
@@ -116,6 +117,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         super().__init__()
         chosen = policy if isinstance(policy, Policy) else load_policy(policy)
         chosen.check_route(route)
+        refuse_promises(chosen, caller="an agent")
         _refuse_live(chosen)
         self._rules = Rules(
             policy=chosen,

@@ -30,6 +30,7 @@ from guard.langchain.holding import join_chunks
 from guard.langchain.tracing import escalation_metadata, marked_run
 from guard.ledger import Ledger
 from guard.policy import Calls, Policy, load_policy
+from guard.policy_promise import refuse_promises
 
 if TYPE_CHECKING:
     from langchain_core.runnables.graph import Graph
@@ -73,6 +74,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
         """Bad policies, routes and names are found here, not in the first call that needs them."""
         policy = self.resolved_policy()
         policy.check_route(self.route)
+        refuse_promises(policy, caller="a chain")
         self.joined(policy)
         for name in policy.fallback_names():
             self.fallback(name)
