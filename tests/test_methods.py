@@ -118,16 +118,29 @@ def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_pa
     run = CliRunner().invoke
     arguments = ["evaluate", str(tmp_path / "r.parquet"), "--out", str(tmp_path / "a.html"), "--draws", "100"]
     (tmp_path / "notes.json").write_text('{"A dead end": "It led nowhere."}')
-    done = run(app, [*arguments, "--no-one-to-one", "--no-parts", "--notes", str(tmp_path / "notes.json"), "--json"])
+    done = run(
+        app,
+        [*arguments, "--protocol", "others to one", "--no-parts", "--notes", str(tmp_path / "notes.json"), "--json"],
+    )
     assert done.exit_code == 0, done.output
     assert any(each["outcome"] == "reached" for each in json.loads(done.stdout)["verdicts"])
     page = (tmp_path / "a.html").read_text()
     assert "It led nowhere." in page
     assert "yess" not in page, "no answer is shown"
-    again = run(app, ["evaluate", "--from", str(tmp_path / "a.json"), "--out", str(tmp_path / "b.html")])
+    arguments[3] = str(tmp_path / "w.html")
+    assert run(app, [*arguments, "--protocol", "within", "--per-set", "60"]).exit_code == 0
+    both = ["--from", str(tmp_path / "a.json"), "--from", str(tmp_path / "w.json")]
+    again = run(app, ["evaluate", *both, "--out", str(tmp_path / "b.html")])
     assert again.exit_code == 0, again.output
+    (model,) = json.loads((tmp_path / "b.json").read_text())["models"]
+    assert [setting["setting"] for setting in model["settings"]] == ["others to one", "within"]
+    assert {data["n"] for data in model["datasets"]} == {len(answers) // len(set(answers.dataset))}
+    twice = run(app, ["evaluate", *both, *both[:2], "--out", str(tmp_path / "d.html")])
+    assert "have the protocol 'others to one'" in str(twice.exception)
     assert "Report written" in again.stdout
     assert (tmp_path / "b.html").stat().st_size > 100_000
+    unknown = run(app, [*arguments, "--protocol", "withn"])
+    assert "Did you mean 'within'" in str(unknown.exception)
     for wrong in ([], [str(tmp_path / "r.parquet"), "--from", str(tmp_path / "a.json")]):
         refused = run(app, ["evaluate", *wrong, "--out", str(tmp_path / "c.html")])
         assert isinstance(refused.exception, InputError)
@@ -138,7 +151,7 @@ def test_the_command_takes_shifted_records_and_fewer_answers(answers: Answers, t
     shifted = replace(answers.columns, facts={**answers.columns.facts, "model.quantization": "Q2_K"})
     answers.write(tmp_path / "r.parquet")
     Answers.whole(shifted).write(tmp_path / "s.parquet")
-    arguments = ["--shift", str(tmp_path / "s.parquet"), "--per-set", "50", "--no-one-to-one", "--no-parts"]
+    arguments = ["--shift", str(tmp_path / "s.parquet"), "--per-set", "50", "--protocol", "shift", "--no-parts"]
     out = tmp_path / "a.html"
     done = CliRunner().invoke(
         app, ["evaluate", str(tmp_path / "r.parquet"), "--out", str(out), "--draws", "100", *arguments, "--json"]

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guard.cli.asking import check_writable
+from guard.cli.asking import check_choice, check_writable
 from guard.cli.output import AsJson, console, print_json
 from guard.errors import InputError
 
 if TYPE_CHECKING:
+    from guard.evaluation.evaluate import Plan
     from guard.evaluation.protocol import Step
-    from guard.evaluation.result import EvaluationResult, ModelResult, Note
+    from guard.evaluation.result import EvaluationResult, ModelCard, ModelResult, Note
     from guard.evaluation.table import Answers
 
 
@@ -29,7 +30,10 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Records of the first model under another precision or engine; repeatable."),
     ] = None,
-    one_to_one: Annotated[bool, typer.Option(help="Train on each single data set too.")] = True,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(help="others to one, within, one to one, shift or samples; repeatable, by default all."),
+    ] = None,
     parts: Annotated[bool, typer.Option(help="Fit guard's own score with each part left out.")] = True,
     per_set: Annotated[int | None, typer.Option(min=10, help="At most so many answers of each data set.")] = None,
     draws: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
@@ -53,7 +57,12 @@ def evaluate(
     if again:
         found = _joined([EvaluationResult.from_json(_text(file)) for file in again], title, told)
     else:
-        models = _run(records or [], shift or [], one_to_one, parts, per_set, draws, seed)
+        from guard.evaluation.evaluate import PROTOCOLS, Plan
+
+        for name in protocol or ():
+            check_choice("--protocol", name, PROTOCOLS)
+        plan = Plan(protocols=tuple(protocol or PROTOCOLS), parts=parts, draws=draws, seed=seed)
+        models = _run(records or [], shift or [], plan, per_set)
         command = shlex.join(["guard", *sys.argv[1:]])
         provenance = Provenance.here(commands=[command], seeds={"folds, methods and resamples": seed})
         found = EvaluationResult(title, tuple(models), told, provenance)
@@ -66,21 +75,25 @@ def evaluate(
 
 
 def _joined(results: list[EvaluationResult], title: str, notes: tuple[Note, ...]) -> EvaluationResult:
-    """Results of several runs in one report, with the circumstances of the first and all commands."""
+    """Results of several runs in one report, with the circumstances of the first and all commands.
+
+    Protocols that were run apart for one model become one result.
+    """
+    models: dict[ModelCard, ModelResult] = {}
+    for model in (model for each in results for model in each.models):
+        before = models.get(model.model)
+        models[model.model] = model if before is None else before.joined(model)
     commands = tuple(command for each in results for command in each.provenance.commands)
     return replace(
         results[0],
         title=title,
-        models=tuple(model for each in results for model in each.models),
+        models=tuple(models.values()),
         did_not_work=notes or tuple(note for each in results for note in each.did_not_work),
         provenance=replace(results[0].provenance, commands=commands),
     )
 
 
-def _run(
-    records: list[Path], shifts: list[Path], one_to_one: bool, parts: bool, per_set: int | None, draws: int, seed: int
-) -> list[ModelResult]:
-    from guard.evaluation.evaluate import Plan
+def _run(records: list[Path], shifts: list[Path], plan: Plan, per_set: int | None) -> list[ModelResult]:
     from guard.evaluation.evaluate import evaluate as run
     from guard.evaluation.protocol import capped
     from guard.evaluation.table import Answers, concatenate
@@ -88,9 +101,8 @@ def _run(
     def read(file: Path) -> Answers:
         table = Answers.read(file)
         # A table of its own: what is computed of all answers is then computed of these only.
-        return table if per_set is None else concatenate([capped(table, per_set=per_set, seed=seed)])
+        return table if per_set is None else concatenate([capped(table, per_set=per_set, seed=plan.seed)])
 
-    plan = Plan(one_to_one=one_to_one, parts=parts, draws=draws, seed=seed)
     models = []
     for number, file in enumerate(records):
         table = read(file)

@@ -17,8 +17,8 @@ from guard.evaluation.summary import summarise
 from guard.evaluation.table import Answers
 
 OWN = "guard"
-_OTHERS, _WITHIN = "others to one", "within"
-SAMPLED = "others to one, answers that were sampled again"
+OTHERS, WITHIN, ONE, SHIFT, SAMPLES = PROTOCOLS = ("others to one", "within", "one to one", "shift", "samples")
+SAMPLED = f"{OTHERS}, answers that were sampled again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +26,15 @@ class Plan:
     """What is run.
 
     Attributes:
-        one_to_one: train on each single set too, with the methods of `CROSSED` only: it is the
-            square of the work.
+        protocols: which of `PROTOCOLS`. Each single set is trained on, and shifts are tested, with the methods
+            of `CROSSED` only: that is the square of the work.
         parts: fit guard's own score with each of its parts left out.
         folds: within sets.
         draws: bootstrap resamples.
         seed: of folds, methods and resamples.
     """
 
-    one_to_one: bool = True
+    protocols: tuple[str, ...] = PROTOCOLS
     parts: bool = True
     folds: int = 5
     draws: int = 1000
@@ -60,21 +60,28 @@ def evaluate(
         progress: called before each piece of work.
 
     Raises:
-        InputError: fewer than two data sets, or fewer questions than folds in one.
+        InputError: fewer than two data sets, fewer questions than folds in one, or nothing to run.
     """
     methods = methods_for("all")
     parts = tuple(each for each in methods_for("parts") if each.name != OWN) if plan.parts else ()
-    seed = plan.seed
-    predictions = [
-        *others_to_one(table, (*methods, *parts), seed=seed, progress=progress),
-        *within(table, methods, folds=plan.folds, seed=seed, progress=progress),
-    ]
     crossed = [method for method in methods if method.name in CROSSED]
-    if plan.one_to_one:
+    seed, run = plan.seed, plan.protocols
+    predictions: list[Predictions] = []
+    if OTHERS in run:
+        predictions += others_to_one(table, (*methods, *parts), seed=seed, progress=progress)
+    if WITHIN in run:
+        predictions += within(table, methods, folds=plan.folds, seed=seed, progress=progress)
+    if ONE in run:
         predictions += train_on_one(table, crossed, seed=seed, progress=progress)
-    for name, other in shifted:
+    for name, other in shifted if SHIFT in run else ():
         predictions += shift(table, other, crossed, name=name, folds=plan.folds, seed=seed, progress=progress)
-    again = _sampled(table, seed=seed, progress=progress)
+    again = _sampled(table, seed=seed, progress=progress) if SAMPLES in run else []
+    if not predictions and not again:
+        raise InputError(
+            "There is nothing to evaluate",
+            why=f"asked for {', '.join(run)}; a shift needs --shift, and samples {MIN_SAMPLED} answers with some",
+        )
+    settings = {each.setting for each in predictions}
     everything = {method.name: method for method in (*methods, *parts, *(methods_for("sampling") if again else ()))}
     listed = list(everything.values())
     return summarise(
@@ -85,8 +92,8 @@ def evaluate(
         hidden=[part.name for part in parts],
         seconds=_seconds(table, listed, seed=seed),
         ablations=[Ablation(part.name.removeprefix("guard without "), OWN, part.name) for part in parts],
-        importance=_importance(table, seed=seed),
-        claims=claims(shifts=[name for name, _ in shifted]),
+        importance=_importance(table, seed=seed) if OTHERS in run else None,
+        claims=[each for each in claims(shifts=[name for name, _ in shifted]) if each.setting in settings],
         draws=plan.draws,
         seed=seed,
     )
@@ -96,20 +103,18 @@ def claims(*, shifts: Sequence[str] = ()) -> tuple[Claim, ...]:
     """What guard's own score has to show."""
     rivals = ("log-probabilities", "linear probe", "ILIS")
     beats = [
-        Claim(f"better than {rival} on data sets it never saw ({measure})", _OTHERS, measure, rival)
+        Claim(f"better than {rival} on data sets it never saw ({measure})", OTHERS, measure, rival)
         for rival in rivals
         for measure in ("AUROC", "AUPRC (wrong)")
     ]
     calibrated = [
-        Claim(f"Brier score no worse than that of {rival}", _OTHERS, "Brier", rival, margin=-1e-9, certain=False)
+        Claim(f"Brier score no worse than that of {rival}", OTHERS, "Brier", rival, margin=-1e-9, certain=False)
         for rival in rivals
     ]
     probe = LinearProbe().name
     paper = [
-        Claim(
-            "the paper's transfer margin over a probe: 2.86 points of AUPRC", _OTHERS, "AUPRC (wrong)", probe, 0.0286
-        ),
-        Claim("the paper's transfer margin over a probe: 21 points of Brier", _OTHERS, "Brier", probe, 0.2102),
+        Claim("the paper's transfer margin over a probe: 2.86 points of AUPRC", OTHERS, "AUPRC (wrong)", probe, 0.0286),
+        Claim("the paper's transfer margin over a probe: 21 points of Brier", OTHERS, "Brier", probe, 0.2102),
     ]
     for name in shifts:
         setting = f"shift: {name}"
@@ -118,11 +123,9 @@ def claims(*, shifts: Sequence[str] = ()) -> tuple[Claim, ...]:
             Claim(f"{name}: 5.33 points of Brier over a probe", setting, "Brier", probe, 0.0533),
         ]
     near = [
+        Claim("within sets, on average, at most .01 AUROC below the best", WITHIN, "AUROC", None, -0.01, certain=False),
         Claim(
-            "within sets, on average, at most .01 AUROC below the best", _WITHIN, "AUROC", None, -0.01, certain=False
-        ),
-        Claim(
-            "within each single set, at most .01 AUROC below the best", _WITHIN, "AUROC", None, -0.01, everywhere=True
+            "within each single set, at most .01 AUROC below the best", WITHIN, "AUROC", None, -0.01, everywhere=True
         ),
     ]
     return (*beats, *calibrated, *near, *paper)

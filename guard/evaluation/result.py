@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
@@ -266,6 +266,28 @@ class ModelResult:
     def setting(self, name: str) -> SettingResult | None:
         """One protocol's results; None where it was not run."""
         return next((each for each in self.settings if each.setting == name), None)
+
+    def joined(self, other: ModelResult) -> ModelResult:
+        """This and what other protocols found with the same model.
+
+        Raises:
+            InputError: a protocol is in both.
+        """
+        both = {each.setting for each in self.settings} & {each.setting for each in other.settings}
+        if both:
+            raise InputError(f"Two results of {self.model.name} have the protocol '{min(both)}'", fix="Leave one out")
+        largest = {each.name: each for each in sorted((*other.datasets, *self.datasets), key=lambda data: data.n)}
+        methods = {each.name: each for each in self.methods}
+        methods |= {each.name: each for each in other.methods if each.name not in methods}
+        return replace(
+            self,
+            datasets=tuple(largest[name] for name in sorted(largest)),
+            methods=tuple(methods.values()),
+            settings=self.settings + other.settings,
+            groups=self.groups + other.groups,
+            importance=self.importance or other.importance,
+            verdicts=self.verdicts + other.verdicts,
+        )
 
 
 @dataclass(frozen=True, slots=True)
