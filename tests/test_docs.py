@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,14 @@ def test_the_documented_figures_are_the_shipped_scorers() -> None:
     told = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
     for name, key in (("combined", "test"), ("log-probabilities alone", "baseline")):
         assert row.format(name=name, **metrics[key]).replace("%", " %") in told
+
+
+def test_the_figures_of_the_evidence_are_those_of_the_last_result() -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra 'evaluate'")
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "evidence_tables.py"))
+    result = tables["EvaluationResult"].from_json(tables["RESULT"].read_text(encoding="utf-8"))
+    for document in tables["DOCUMENTS"]:
+        assert tables["filled"](document, result) == document.read_text(encoding="utf-8"), document
 
 
 def test_the_shipped_scorer_is_small() -> None:

@@ -1,0 +1,157 @@
+"""Put the figures of the last evaluation into the documents, between their markers.
+
+    python benchmarks/evidence_tables.py            # from docs/evidence/report.json
+
+Figures in README.md and docs/evidence/README.md are written by this and by nothing else; a test compares.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from guard.evaluation.bootstrap import Estimate
+from guard.evaluation.evaluate import CROSSED, OTHERS, OWN, SAMPLED, WITHIN
+from guard.evaluation.measures import measure_named
+from guard.evaluation.result import EvaluationResult, ModelResult, SettingResult
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "docs" / "evidence" / "report.json"
+MARKED = re.compile(r"(<!-- figures: begin -->\n).*?(<!-- figures: end -->\n)", re.DOTALL)
+
+#: What people call a model whose file calls it otherwise.
+NAMES = {"Smollm2 135M 8k Lc100K Mix1 Ep2": "SmolLM2-135M-Instruct", "Gemma 3 270m": "Gemma 3 270M (base)"}
+_MEASURES = ("AUROC", "AUPRC (wrong)", "AUPRC (right)", "Brier", "ECE", "PRR")
+_SETTINGS = {
+    OTHERS: "Fitted on all sets but one, tested on that one; mean over the sets:",
+    WITHIN: "Fitted and tested within each set (five folds); mean over the sets:",
+    SAMPLED: "Fitted on all sets but one, tested on that one, answers that were sampled again only; cost of a score:",
+}
+
+
+def overview(result: EvaluationResult) -> str:
+    """The README's table: guard and its rivals on sets that they never saw."""
+    lines = _header("model", "", *("guard" if name == OWN else name for name in CROSSED))
+    for model in result.models:
+        found = _setting(model, OTHERS)
+        for measure in ("AUROC", "AUPRC (wrong)", "Brier"):
+            name = _name(model) if measure == "AUROC" else ""
+            lines.append(_row(name, measure, *_best([_value(found, each, measure) for each in CROSSED], measure)))
+    return "\n".join(lines) + "\n"
+
+
+def report(result: EvaluationResult) -> str:
+    """The evidence's tables, model by model."""
+    parts = [f"Made on {result.provenance.created[:10]}, {result.provenance.machine}.\n"]
+    for model in result.models:
+        parts.append(f"### {_name(model)}\n\n{sum(each.n for each in model.datasets):,} answers.\n")
+        parts += [f"{title}\n\n{_methods(model, name)}" for name, title in _SETTINGS.items() if model.setting(name)]
+        shifts = "\n".join(_shifts(model))
+        if shifts:
+            parts.append(
+                "Fitted on the records of the model as it is, tested on the same model otherwise (within each set, "
+                f"never on a question that it was fitted on):\n\n{shifts}\n"
+            )
+        parts.append(f"What had to be shown (gain and 95 % interval, paired bootstrap):\n\n{_verdicts(model)}")
+        parts.append("\n".join(_groups(model)) + "\n")
+    return "\n".join(part for part in parts if part.strip())
+
+
+def _methods(model: ModelResult, setting: str) -> str:
+    found = _setting(model, setting)
+    costs = setting == SAMPLED
+    lines = _header("method", *_MEASURES, *(["seconds"] if costs else []))
+    for card in model.methods:
+        if found.score(card.name, "AUROC"):
+            values = [f"{_value(found, card.name, each):.3f}" for each in _MEASURES]
+            seconds = "" if card.seconds is None else f"{card.seconds:.4f}"
+            lines.append(_row(card.name, *values, *([seconds] if costs else [])))
+    return "\n".join(lines) + "\n"
+
+
+def _shifts(model: ModelResult) -> Iterator[str]:
+    shifts = [each for each in model.settings if each.setting.startswith("shift: ")]
+    if not shifts:
+        return
+    measures = ("AUROC", "AUPRC (wrong)", "Brier")
+    names = [name for name in CROSSED if shifts[0].score(name, "AUROC")]
+    yield from _header("shift", "", *names)
+    for each in shifts:
+        for measure in measures:
+            name = each.setting.removeprefix("shift: ") if measure == measures[0] else ""
+            yield _row(name, measure, *_best([_value(each, method, measure) for method in names], measure))
+
+
+def _verdicts(model: ModelResult) -> str:
+    lines = _header("claim", "against", "gain", "interval", "outcome")
+    for each in model.verdicts:
+        gain = each.estimate
+        lines.append(_row(each.claim.text, each.against, f"{gain.value:+.3f}", _interval(gain), each.outcome))
+    return "\n".join(lines) + "\n"
+
+
+def _groups(model: ModelResult) -> Iterator[str]:
+    for each in model.groups:
+        if each.setting == OTHERS and each.measure in ("AUROC", "AUPRC (wrong)"):
+            gain = each.gain.estimate
+            yield f"- {each.group}: {gain.value:+.3f} {each.measure} ({_interval(gain)}) over the score without"
+
+
+def _interval(estimate: Estimate) -> str:
+    return "" if estimate.low is None or estimate.high is None else f"{estimate.low:+.3f} to {estimate.high:+.3f}"
+
+
+def _best(values: list[float], measure: str) -> list[str]:
+    best = max(values) if measure_named(measure).direction == "higher" else min(values)
+    return [f"**{value:.3f}**" if value == best else f"{value:.3f}" for value in values]
+
+
+def _setting(model: ModelResult, name: str) -> SettingResult:
+    found = model.setting(name)
+    if found is None:
+        raise SystemExit(f"{model.model.name} was not evaluated {name}")
+    return found
+
+
+def _value(found: SettingResult, method: str, measure: str) -> float:
+    score = found.score(method, measure)
+    if score is None or score.estimate.value is None:
+        raise SystemExit(f"{method} has no {measure} in {found.setting}")
+    return score.estimate.value
+
+
+def _name(model: ModelResult) -> str:
+    return f"{NAMES.get(model.model.name, model.model.name)}, {model.model.quantization}"
+
+
+def _header(*names: str) -> list[str]:
+    return [_row(*names), _row(*["---"] * len(names))]
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+DOCUMENTS: dict[Path, Callable[[EvaluationResult], str]] = {
+    ROOT / "README.md": overview,
+    ROOT / "docs" / "evidence" / "README.md": report,
+}
+
+
+def filled(document: Path, result: EvaluationResult) -> str:
+    """The document's text with the result's figures."""
+    text = document.read_text(encoding="utf-8")
+    figures = DOCUMENTS[document](result)
+    return MARKED.sub(lambda marks: f"{marks[1]}\n{figures}\n{marks[2]}", text)
+
+
+def main() -> None:
+    """Fill all documents."""
+    result = EvaluationResult.from_json(RESULT.read_text(encoding="utf-8"))
+    for document in DOCUMENTS:
+        document.write_text(filled(document, result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
