@@ -101,7 +101,7 @@ def test_methods_read_recorded_answers_only(answers: Answers) -> None:
 def test_an_evaluation_has_all_protocols_and_verdicts(answers: Answers) -> None:
     assert len(answers) >= MIN_SAMPLED
     other = Answers.whole(replace(answers.columns, facts={**answers.columns.facts, "model.quantization": "Q2_K"}))
-    result = evaluate(answers, Plan(draws=100, parts=False), shifted=[("Q4 to Q2", other)])
+    result = evaluate(answers, Plan(draws=100, parts=False), shifted={"Q4 to Q2": other})
     settings = [setting.setting for setting in result.settings]
     assert settings[:4] == ["others to one", "within", "one to one", "shift: Q4 to Q2"]
     assert "sampled again" in settings[4]
@@ -157,6 +157,10 @@ def test_the_command_takes_shifted_records_and_fewer_answers(answers: Answers, t
         app, ["evaluate", str(tmp_path / "r.parquet"), "--out", str(out), "--draws", "100", *arguments, "--json"]
     )
     assert done.exit_code == 0, done.output
+    twice = CliRunner().invoke(
+        app, ["evaluate", str(tmp_path / "r.parquet"), "--out", str(out), *arguments, *arguments]
+    )
+    assert "the same precision and engine" in str(twice.exception)
     (model,) = json.loads((tmp_path / "a.json").read_text())["models"]
     quantization = answers.facts["model.quantization"]
     assert f"shift: {quantization} to Q2_K" in [setting["setting"] for setting in model["settings"]]

@@ -145,16 +145,30 @@ def test_a_signal_that_means_something_within_a_set_only_does_not_transfer() -> 
 def test_shift_leaves_a_question_out_under_both_precisions() -> None:
     method = output()
     table, lower = made_table(SETS[:1], n=40), made_table(SETS[:1], n=40, seed=1, noise=2.0)
-    (found,) = shift(table, lower, [method], name="Q8_0 to Q2_K", folds=4)
+    (found,) = shift(table, {"Q8_0 to Q2_K": lower}, [method], folds=4)
     assert found.setting == "shift: Q8_0 to Q2_K"
     assert [len(seen) for seen in method.seen] == [30] * 4
     assert frozenset.intersection(*method.seen) == set()
     assert found.wrong.tolist() == lower.wrong.tolist()
 
 
+def test_one_fit_serves_all_shifts_and_questions_of_no_fit() -> None:
+    method = output()
+    table, more = made_table(SETS[:2], n=40), made_table(SETS[:1], n=60, seed=1)
+    found = shift(table, {"a": more, "b": table}, [method], folds=4)
+    assert [(each.setting, each.test) for each in found] == [
+        ("shift: a", SETS[0]),
+        ("shift: b", SETS[0]),
+        ("shift: b", SETS[1]),
+    ]
+    assert len(method.seen) == 8
+    assert len(found[0].p_wrong["output"]) == 60
+    assert (found[1].p_wrong["output"] == within(table, [output()], folds=4)[0].p_wrong["output"]).all()
+
+
 def test_shift_needs_a_set_in_common() -> None:
     with pytest.raises(InputError, match="'f32 to int4' have no data set in common: trained on: arithmetic"):
-        shift(made_table(SETS[:1], n=9), made_table(SETS[1:], n=9), [output()], name="f32 to int4")
+        shift(made_table(SETS[:1], n=9), {"f32 to int4": made_table(SETS[1:], n=9)}, [output()])
 
 
 def test_the_same_seed_gives_the_same_and_another_seed_other_folds() -> None:

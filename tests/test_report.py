@@ -62,7 +62,7 @@ def model_result() -> ModelResult:
         *within(table, METHODS),
         *one_to_one(table, METHODS),
         *others_to_one(table, METHODS),
-        *shift(table, lower, METHODS, name="Q8_0 to Q2_K"),
+        *shift(table, {"Q8_0 to Q2_K": lower}, METHODS),
     ]
     return summarise(
         predictions,

@@ -106,10 +106,17 @@ def _run(records: list[Path], shifts: list[Path], plan: Plan, per_set: int | Non
     models = []
     for number, file in enumerate(records):
         table = read(file)
-        shifted = [(_shift_name(table, other), other) for other in map(read, shifts)] if not number else []
+        shifted = {} if number else _named_shifts(table, [read(other) for other in shifts])
         with _Progress(str(table.facts["model.name"])) as progress:
             models.append(run(table, plan, shifted=shifted, progress=progress))
     return models
+
+
+def _named_shifts(table: Answers, others: list[Answers]) -> dict[str, Answers]:
+    named = {_shift_name(table, other): other for other in others}
+    if len(named) < len(others):
+        raise InputError("Two records of --shift have the same precision and engine", fix="Leave one out")
+    return named
 
 
 def _shift_name(table: Answers, other: Answers) -> str:

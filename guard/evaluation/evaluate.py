@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,7 +49,7 @@ CROSSED = (OWN, "log-probabilities", "linear probe", "ILIS")
 
 
 def evaluate(
-    table: Answers, plan: Plan, *, shifted: Sequence[tuple[str, Answers]] = (), progress: Progress | None = None
+    table: Answers, plan: Plan, *, shifted: Mapping[str, Answers] | None = None, progress: Progress | None = None
 ) -> ModelResult:
     """Run all protocols on one model's records.
 
@@ -73,8 +73,8 @@ def evaluate(
         predictions += within(table, methods, folds=plan.folds, seed=seed, progress=progress)
     if ONE in run:
         predictions += train_on_one(table, crossed, seed=seed, progress=progress)
-    for name, other in shifted if SHIFT in run else ():
-        predictions += shift(table, other, crossed, name=name, folds=plan.folds, seed=seed, progress=progress)
+    if SHIFT in run and shifted:
+        predictions += shift(table, shifted, crossed, folds=plan.folds, seed=seed, progress=progress)
     again = _sampled(table, seed=seed, progress=progress) if SAMPLES in run else []
     if not predictions and not again:
         raise InputError(
@@ -93,7 +93,7 @@ def evaluate(
         seconds=_seconds(table, listed, seed=seed),
         ablations=[Ablation(part.name.removeprefix("guard without "), OWN, part.name) for part in parts],
         importance=_importance(table, seed=seed) if OTHERS in run else None,
-        claims=[each for each in claims(shifts=[name for name, _ in shifted]) if each.setting in settings],
+        claims=[each for each in claims(shifts=list(shifted or ())) if each.setting in settings],
         draws=plan.draws,
         seed=seed,
     )

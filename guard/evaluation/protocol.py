@@ -264,51 +264,52 @@ def one_to_one(
 
 def shift(
     train: Table,
-    test: Table,
+    shifted: Mapping[str, Table],
     methods: Sequence[Method],
     *,
-    name: str,
     folds: int = 5,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Predictions, ...]:
-    """Train on records of one precision or engine, test on those of another, within each data set.
+    """Train on records of one precision or engine, test on those of others, within each data set.
 
-    Both tables usually hold the same questions, so folds are drawn over both: an answer is scored
-    by a fit that saw its question under neither precision.
+    The tables usually hold the same questions: each is tested by the fit that it was left out of, so that
+    no fit saw it under any precision. One fit serves all tests.
 
     Args:
         train: labelled answers of the model as it was calibrated.
-        test: labelled answers of the model as it is used.
+        shifted: labelled answers of the model as it is used, by name of the shift (``Q8_0 to Q4_K_M``).
         methods: what to compare.
-        name: of the shift, such as ``Q8_0 to Q4_K_M``.
         folds: parts of each set.
         seed: of the folds and of the methods.
         progress: called before each piece of work.
 
     Returns:
-        One record for each data set that both tables hold, in the order of their names.
+        One record for each data set and each shift that has it.
 
     Raises:
         InputError: no set in common, fewer questions than folds, or two methods of one name.
         ScorerError: a method gave something else than probabilities.
     """
-    sets = [each for each in datasets_of(test) if each in datasets_of(train)]
-    if not sets:
-        known = ", ".join(datasets_of(train))
-        raise InputError(f"The tables of the shift {name!r} have no data set in common", why=f"trained on: {known}")
-    setting = f"shift: {name}"
-    report = _reporter(progress, setting, len(sets) * len(_checked(methods)))
+    sets = datasets_of(train)
+    for name, test in shifted.items():
+        if not set(sets) & set(datasets_of(test)):
+            known = ", ".join(sets)
+            raise InputError(f"The tables of the shift {name!r} have no data set in common", why=f"trained on: {known}")
+    report = _reporter(progress, "shift", len(sets) * len(shifted) * len(_checked(methods)))
     out = []
     for each in sets:
         seen = train.take(np.flatnonzero(train.dataset == each))
-        new = test.take(np.flatnonzero(test.dataset == each))
-        both = np.concatenate((seen.group, new.group)), np.concatenate((seen.wrong, new.wrong))
-        fold = folds_of(*both, folds=folds, seed=seed)
-        score = partial(
-            _cross_fitted, train=seen, train_fold=fold[: len(seen)], test=new, test_fold=fold[len(seen) :], seed=seed
-        )
-        out.append(_predictions(setting, f"{each} ({name})", each, new, methods, score, report))
+        fold = folds_of(seen.group, seen.wrong, folds=folds, seed=seed)
+        fits: dict[tuple[str, int], Fitted] = {}
+        for name, test in shifted.items():
+            new = test.take(np.flatnonzero(test.dataset == each))
+            if len(new):
+                same = _folds_like(seen.group, fold, new.group)
+                score = partial(
+                    _cross_fitted, train=seen, train_fold=fold, test=new, test_fold=same, seed=seed, fits=fits
+                )
+                out.append(_predictions(f"shift: {name}", f"{each} ({name})", each, new, methods, score, report))
     return tuple(out)
 
 
@@ -368,6 +369,12 @@ def folds_of(group: NDArray[np.str_], wrong: NDArray[np.bool_], *, folds: int, s
     fold = np.empty(len(names), np.intp)
     fold[dealt] = np.arange(len(names)) % folds
     return np.asarray(fold[index])
+
+
+def _folds_like(group: NDArray[np.str_], fold: NDArray[np.intp], other: NDArray[np.str_]) -> NDArray[np.intp]:
+    """The folds of other rows by those of the same questions; a new question may be in any."""
+    known = dict(zip(group.tolist(), fold.tolist(), strict=True))
+    return np.array([known.get(name, 0) for name in other.tolist()], np.intp)
 
 
 def _several(table: Table) -> tuple[str, ...]:
@@ -465,12 +472,16 @@ def _cross_fitted(
     test: Table,
     test_fold: NDArray[np.intp],
     seed: int,
+    fits: dict[tuple[str, int], Fitted] | None = None,
 ) -> NDArray[np.float64]:
+    """Score each fold by a fit on the others; fits that serve several tests are kept in ``fits``."""
+    kept = {} if fits is None else fits
     p_wrong = np.full(len(test), np.nan)
-    for fold in np.unique(test_fold):
+    for fold in np.unique(test_fold).tolist():
+        if (method.name, fold) not in kept:
+            kept[method.name, fold] = _fit(method, train.take(np.flatnonzero(train_fold != fold)), seed=seed)
         rows = np.flatnonzero(test_fold == fold)
-        fitted = _fit(method, train.take(np.flatnonzero(train_fold != fold)), seed=seed)
-        p_wrong[rows] = _scores(method, fitted, test.take(rows))
+        p_wrong[rows] = _scores(method, kept[method.name, fold], test.take(rows))
     return p_wrong
 
 

@@ -1,0 +1,57 @@
+"""Scores of recorded answers, each by a fit that did not see its question: what `promise.py` draws from.
+
+    python benchmarks/scores.py records.parquet scores.jsonl.gz
+    python benchmarks/scores.py records.parquet scores.jsonl.gz --sets countries sciq
+
+The score is guard's own, fitted on four fifths of the questions of all sets (or of some) and applied to
+the rest, five times. One JSON object a line: {"p_wrong": 0.31, "wrong": true}; no question, no answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.evaluation.methods import Own
+from guard.evaluation.protocol import folds_of
+from guard.evaluation.table import Answers
+
+FOLDS = 5
+
+
+def out_of_fold(table: Answers, *, seed: int) -> NDArray[np.float64]:
+    """Probability of being wrong of each answer, shape (n,)."""
+    fold = folds_of(table.group, table.wrong, folds=FOLDS, seed=seed)
+    scores = np.empty(len(table))
+    for number in range(FOLDS):
+        out = fold == number
+        fitted = Own().fit(table.take(np.flatnonzero(~out)), seed=seed)
+        scores[out] = fitted.p_wrong(table.take(np.flatnonzero(out)))
+    return scores
+
+
+def main() -> None:
+    """Read, score, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--sets", nargs="+", help="of these data sets only")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    table = Answers.read(asked.records)
+    if asked.sets:
+        table = table.take(np.flatnonzero(np.isin(table.dataset, asked.sets)))
+    scores = out_of_fold(table, seed=asked.seed)
+    rows = zip(scores.tolist(), table.wrong.tolist(), strict=True)
+    lines = [json.dumps({"p_wrong": round(p_wrong, 7), "wrong": wrong}) for p_wrong, wrong in rows]
+    asked.out.write_bytes(gzip.compress("\n".join([*lines, ""]).encode(), mtime=0))
+    print(f"{len(lines)} answers, {table.wrong.mean():.0%} wrong")
+
+
+if __name__ == "__main__":
+    main()
