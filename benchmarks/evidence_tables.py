@@ -25,7 +25,7 @@ NAMES = {"Smollm2 135M 8k Lc100K Mix1 Ep2": "SmolLM2-135M-Instruct", "Gemma 3 27
 _MEASURES = ("AUROC", "AUPRC (wrong)", "AUPRC (right)", "Brier", "ECE", "PRR")
 _SETTINGS = {
     OTHERS: "Fitted on all sets but one, tested on that one; mean over the sets:",
-    WITHIN: "Fitted and tested within each set (five folds); mean over the sets:",
+    WITHIN: "Fitted and tested within each set (five folds); mean over the sets where the method could be fitted:",
     SAMPLED: "Fitted on all sets but one, tested on that one, answers that were sampled again only; cost of a score:",
 }
 
@@ -61,12 +61,13 @@ def report(result: EvaluationResult) -> str:
 def _methods(model: ModelResult, setting: str) -> str:
     found = _setting(model, setting)
     costs = setting == SAMPLED
-    lines = _header("method", *_MEASURES, *(["seconds"] if costs else []))
+    lines = _header("method", "sets", *_MEASURES, *(["seconds"] if costs else []))
     for card in model.methods:
-        if found.score(card.name, "AUROC"):
+        ranked = found.score(card.name, "AUROC")
+        if ranked:
             values = [f"{_value(found, card.name, each):.3f}" for each in _MEASURES]
             seconds = "" if card.seconds is None else f"{card.seconds:.4f}"
-            lines.append(_row(card.name, *values, *([seconds] if costs else [])))
+            lines.append(_row(card.name, str(ranked.cells), *values, *([seconds] if costs else [])))
     return "\n".join(lines) + "\n"
 
 
