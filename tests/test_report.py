@@ -58,11 +58,12 @@ PROVENANCE = Provenance(
 def model_result() -> ModelResult:
     """All protocols, and all that a result can hold."""
     table, lower = made_table(SETS, n=60), made_table(SETS, n=60, seed=1, noise=1.5)
+    other = made_table(SETS, n=60, seed=2, noise=0.5)
     predictions = [
         *within(table, METHODS),
         *one_to_one(table, METHODS),
         *others_to_one(table, METHODS),
-        *shift(table, {"Q8_0 to Q2_K": lower}, METHODS),
+        *shift(table, {"Q8_0 to Q2_K": lower, "llama.cpp Q8_0 to transformers int4": other}, METHODS),
     ]
     return summarise(
         predictions,
@@ -175,9 +176,9 @@ def test_names_from_outside_are_text_and_never_markup(page: str) -> None:
 
 def test_every_figure_is_a_drawing_with_a_name(page: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    # Dots, risk and reliability of three protocols; dots and heatmaps one to one; three inside the score.
-    # The second model: dots, risk and reliability of one; cost.
-    assert len(drawings) == (3 * 3 + 2 + 3) + (3 + 1)
+    # Dots, risk and reliability of four protocols; dots and heatmaps one to one; shifts side by side; three
+    # inside the score. The second model: dots, risk and reliability of one; cost.
+    assert len(drawings) == (4 * 3 + 2 + 1 + 3) + (3 + 1)
     for drawing in drawings:
         root = ElementTree.fromstring(drawing)
         assert root.attrib["role"] == "img"
@@ -185,10 +186,20 @@ def test_every_figure_is_a_drawing_with_a_name(page: str) -> None:
     assert page.count("<figcaption>") == len(drawings), "each has its sentence"
 
 
+def test_several_shifts_stand_side_by_side_and_their_own_figures_in_folds(page: str) -> None:
+    sections = page.split("<h3 ")[1:]
+    first, second = (part for part in sections if re.search(r">Shift: ", part.split("</h3>")[0]))
+    assert "Shifts side by side" in first.split("<details")[0]
+    for part in (first, second):
+        assert "Methods side by side" not in part.split("<details")[0]
+        assert "Methods side by side" in part
+    assert ">llama.cpp Q8_0 to transformers int4<" in first
+
+
 def test_what_was_not_recorded_is_shown_with_its_reason(page: str) -> None:
     rows = [[text for _, text in row] for row in Reader(page).rows]
     reasons = [row for row in rows if row[0] == "samples" and "no signal 'absent'" in row[-1]]
-    assert len(reasons) == 4, "once in each protocol"
+    assert len(reasons) == 5, "once in each protocol"
     assert "samples (not recorded)" in page
 
 

@@ -340,6 +340,29 @@ def _gain(axis: Axes, row: float, estimate: Estimate, colour: str) -> None:
     axis.plot([estimate.value], [row], "o", color=colour, markersize=5)
 
 
+def shifts(settings: Sequence[SettingResult], own: str, methods: Sequence[str], measures: Sequence[str]) -> str:
+    """Several shifts below each other, one panel for each measure, methods as dots in colours of their own."""
+    colours = _colours(methods, own)
+    step = 0.6 / max(1, len(methods) - 1)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(11, 1.3 + 0.55 * len(settings)), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(1, len(measures), sharey=True))
+        for axis, measure in zip(axes, measures, strict=True):
+            for row, setting in enumerate(reversed(settings)):
+                for place, name in enumerate(methods):
+                    score = setting.score(name, measure)
+                    if score is not None:
+                        _gain(axis, row + 0.3 - step * place, score.estimate, colours[name])
+            axis.set_title(f"{measure} {measure_named(measure).arrow}", fontsize=10.5)
+            axis.grid(axis="x")
+            axis.margins(x=0.08)
+            _bare_side(axis)
+        _rows(axes[0], [setting.setting.removeprefix("shift: ") for setting in reversed(settings)], own="")
+        handles = [axes[0].plot([], [], "o-", color=colours[name], label=name)[0] for name in methods]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(methods), frameon=False)
+        return _svg(figure, f"shifts: {', '.join(measures)}")
+
+
 def cost(setting: SettingResult, methods: Sequence[MethodCard], own: str, measure: str = "AUROC") -> str:
     """Quality against model passes; what is up and to the left is good and cheap."""
     found = [(card, setting.score(card.name, measure)) for card in methods]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -123,7 +123,7 @@ def _section(anchor: str, result: ModelResult, setting: SettingResult) -> Sectio
         title=setting.setting[0].upper() + setting.setting[1:],
         guide=_GUIDES.get(setting.setting, shifted),
         tables=(_means(result, setting, measures), _gains(result, setting)),
-        pictures=tuple(_setting_pictures(result, setting)),
+        pictures=tuple(_shift_pictures(result, setting) or _setting_pictures(result, setting)),
         per_set=()
         if setting.setting == "one to one"
         else tuple(_per_set(result, setting, each) for each in TRANSFER_MEASURES),
@@ -272,6 +272,24 @@ def _setting_pictures(result: ModelResult, setting: SettingResult) -> list[Pictu
         )
         pictures += _reliability_pictures(result, setting)
     return pictures
+
+
+def _shift_pictures(result: ModelResult, setting: SettingResult) -> list[Picture]:
+    """Of one of several shifts: all of them side by side at the first, each one's own figures in a fold."""
+    several = [each for each in result.settings if each.setting.startswith("shift: ")]
+    if setting not in several or len(several) < 2:
+        return []
+    own = [replace(each, folded=True) for each in _setting_pictures(result, setting)]
+    if setting is not several[0]:
+        return own
+    run = {score.method for score in setting.scores}
+    names = [card.name for card in result.methods if card.name in run]
+    guide = (
+        "One line a precision or engine that the model was tested on; fitted on the same records throughout. "
+        "Dots are means over test sets, bars their 95 % intervals."
+    )
+    measures = [each.name for each in TRANSFER_MEASURES]
+    return [Picture("Shifts side by side", guide, Markup(figures.shifts(several, result.own, names, measures))), *own]
 
 
 def _transfer_pictures(result: ModelResult, setting: SettingResult) -> list[Picture]:
