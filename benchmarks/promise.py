@@ -98,6 +98,7 @@ class Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scores", type=Path, required=True)
+    parser.add_argument("--of", default="", help="what the scores are of, for the tables")
     parser.add_argument("--risk", type=float, action="append", required=True)
     parser.add_argument("--confidence", type=float, default=0.9)
     parser.add_argument("--labels", type=int, default=2000, help="n of each draw")
@@ -219,6 +220,7 @@ def _told(arguments: argparse.Namespace, wrong: NDArray[np.bool_], results: list
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("guard", "numpy")}},
         "scores": {
             "file": arguments.scores.name,
+            "of": arguments.of,
             "sha256": hashlib.sha256(arguments.scores.read_bytes()).hexdigest(),
             "answers": len(wrong),
             "wrong": float(wrong.mean()),

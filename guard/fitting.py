@@ -41,9 +41,6 @@ FOLDS = 5
 #: From so many data sets on, folds are whole sets.
 MIN_SETS = 4
 
-#: Answers that components are made of, at most: more of them would cost much and change nothing.
-LANDMARKS = 4000
-
 #: Variances that the layers' read-out may have beside the output's features, which have 1 each.
 STRENGTHS = (0.0, 0.3, 1.0, 3.0)
 
@@ -89,14 +86,14 @@ class Examples:
         wrong: shape (n,).
         dataset: shape (n,).
         activations: shape (n, A, L, D), as in `Signature.activations`; None leaves the read-out out.
-        products: shape (n, n), `guard.probe.inner_products` of the activations; made where missing.
+        products: of the activations; made where missing.
     """
 
     x: Floats
     wrong: NDArray[np.bool_]
     dataset: NDArray[np.str_]
     activations: NDArray[np.floating] | None = None
-    products: Floats | None = None
+    products: probe.InnerProducts | None = None
 
     def __len__(self) -> int:
         return len(self.wrong)
@@ -141,7 +138,7 @@ def fit_model(
     if features != "combined":
         examples = replace(examples, activations=None, products=None)
     elif examples.activations is not None and examples.products is None:
-        examples = replace(examples, products=probe.inner_products(examples.activations))
+        examples = replace(examples, products=probe.InnerProducts(probe.inner_products(examples.activations)))
     folds = list(_folds(examples, seed))
     told: dict[str, Any] = {"folds": "data sets" if _by_set(examples) else "answers"}
     held_out, start = np.zeros(len(examples)), None
@@ -240,12 +237,8 @@ class _Start:
     @classmethod
     def fit(cls, examples: Examples, rows: NDArray[np.intp], choices: Sequence[_Choice]) -> list[_Start]:
         """One for each choice; they share the components, which are the costly part."""
-        wrong, landmarks = examples.wrong[rows], _landmarks(rows)
-        products = components = values = None
-        if examples.products is not None:
-            products = examples.products[np.ix_(rows, landmarks)]
-            components = probe.principal_components(products[np.isin(rows, landmarks)])
-            values = components.of(products)
+        wrong = examples.wrong[rows]
+        seen = None if examples.products is None else examples.products.projected(rows)
         fitted = []
         for choice in choices:
             columns, strength = choice.columns, choice.strength
@@ -253,24 +246,23 @@ class _Start:
             mean, scale = x.mean(axis=0), x.std(axis=0)
             scale[scale == 0] = 1.0
             inputs, count = (x - mean) / scale, len(columns)
-            read = values is not None and strength > 0
-            wide = np.hstack([inputs, np.sqrt(strength) * values]) if read else inputs
+            wide = inputs if seen is None or not strength else np.hstack([inputs, np.sqrt(strength) * seen.values])
             model = LogisticRegression(C=1.0, solver="newton-cholesky").fit(wide, wrong)
             coefficients = model.coef_[0]
             linear = linear_of(columns, mean, scale, coefficients[:count], float(model.intercept_[0]))
-            if not read or components is None or products is None:
-                fitted.append(cls(linear, landmarks, None, 0.0))
+            if seen is None or not strength:
+                fitted.append(cls(linear, rows, None, 0.0))
                 continue
-            combination = components.combination(np.sqrt(strength) * coefficients[count:])
+            combination = seen.components.combination(np.sqrt(strength) * coefficients[count:])
             # Components are of centred answers: what the read-out gives the average one is taken off.
-            fitted.append(cls(linear, landmarks, combination, float((products @ combination).mean())))
+            fitted.append(cls(linear, seen.landmarks, combination, float((seen.products @ combination).mean())))
         return fitted
 
     def log_odds(self, examples: Examples, rows: NDArray[np.intp]) -> LogOdds:
         """Of some examples, shape (len(rows),)."""
         values = _evaluate(Evaluator(self.linear, None), examples.x[rows])
         if self.combination is not None and examples.products is not None:
-            values = values + examples.products[np.ix_(rows, self.landmarks)] @ self.combination - self.offset
+            values = values + examples.products.between(rows, self.landmarks) @ self.combination - self.offset
         return values
 
     def parts(self, examples: Examples) -> tuple[Linear, Readout | None]:
@@ -280,12 +272,6 @@ class _Start:
         weights = probe.weights_of(self.combination, examples.activations[self.landmarks])
         linear = self.linear.model_copy(update={"intercept": self.linear.intercept - self.offset})
         return linear, Readout.of(weights)
-
-
-def _landmarks(rows: NDArray[np.intp]) -> NDArray[np.intp]:
-    """All of some rows, or as many of them as components are made of, in their order."""
-    drawn = np.random.default_rng(0).permutation(len(rows))[:LANDMARKS]
-    return rows[np.sort(drawn)]
 
 
 def _choose_start(

@@ -18,6 +18,8 @@ from guard.records import Floats
 #: Principal components of the training answers that a read-out is made of: enough for all that
 #: transfers, and a fit within seconds.
 COMPONENTS = 256
+#: Answers that components are made of, at most: more of them would cost much and change nothing.
+LANDMARKS = 4000
 
 
 def normalised(activations: NDArray[np.floating]) -> Floats:
@@ -90,6 +92,55 @@ def principal_components(products: Floats, *, count: int = COMPONENTS) -> Compon
     vectors, variances = vectors[:, kept], variances[kept]
     scale = float(np.sqrt(variances.sum() / len(products)))
     return Components(np.asarray(vectors / np.sqrt(variances), np.float32), means, scale)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Projected:
+    """Some answers in terms of their own principal components.
+
+    Attributes:
+        landmarks: shape (m,), those of the answers that the components are made of.
+        products: shape (n, m), inner products of the answers with these.
+        components: of the landmarks.
+        values: shape (n, k), components of the answers.
+    """
+
+    landmarks: NDArray[np.intp]
+    products: Floats
+    components: Components
+    values: Floats
+
+
+class InnerProducts:
+    """Inner products between answers; what is made of parts of them is made once.
+
+    Args:
+        whole: shape (N, N), of a whole table; see `inner_products`.
+        rows: shape (n,), which of its answers are meant; by default all.
+    """
+
+    def __init__(self, whole: Floats, rows: NDArray[np.intp] | None = None) -> None:
+        self._whole = whole
+        self._rows = np.arange(len(whole)) if rows is None else rows
+        self._projected: dict[bytes, Projected] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def between(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> Floats:
+        """Of some of these answers with others of them, shape (len(rows), len(columns))."""
+        return self._whole[np.ix_(self._rows[rows], self._rows[columns])]
+
+    def projected(self, rows: NDArray[np.intp]) -> Projected:
+        """Some of these answers by the components of as many of them as that takes."""
+        key = np.asarray(rows, np.intp).tobytes()
+        if key not in self._projected:
+            drawn = np.random.default_rng(0).permutation(len(rows))[:LANDMARKS]
+            landmarks = rows[np.sort(drawn)]
+            products = self.between(rows, landmarks)
+            components = principal_components(products[np.sort(drawn)])
+            self._projected[key] = Projected(landmarks, products, components, components.of(products))
+        return self._projected[key]
 
 
 def weights_of(combination: Floats, activations: NDArray[np.floating]) -> Floats:

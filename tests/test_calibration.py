@@ -18,7 +18,7 @@ pytest.importorskip("sklearn")
 from scripted import LAYERS, WIDTH, AnsweringEngine, scripted_model
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from guard import calibration, fitting
+from guard import calibration, fitting, probe
 from guard.calibration import SPLIT_SHARES, Fitted, Labelled, fit_scorer, split_labelled
 from guard.errors import CalibrationError, InputError
 from guard.fitting import Features
@@ -108,10 +108,10 @@ def test_nothing_of_a_useless_correction_is_kept() -> None:
         assert artefact.settings["rounds"] == 0
 
 
-@pytest.mark.parametrize("landmarks", [fitting.LANDMARKS, 300], ids=["all", "some"])
+@pytest.mark.parametrize("landmarks", [probe.LANDMARKS, 300], ids=["all", "some"])
 def test_the_read_out_adds_what_the_activations_know(landmarks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where its components are made of some of the answers."""
-    monkeypatch.setattr(fitting, "LANDMARKS", landmarks)
+    monkeypatch.setattr(probe, "LANDMARKS", landmarks)
     labelled = made(900, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
     fitted = fit(labelled)
     assert fitted.baseline is not None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from guard.errors import CaptureError
-from guard.probe import inner_products, normalised, principal_components, weights_of
+from guard.probe import InnerProducts, inner_products, normalised, principal_components, weights_of
 
 TOKENS, LAYERS, WIDTH = 3, 4, 6
 
@@ -66,6 +66,20 @@ def test_a_function_of_components_is_a_read_out_of_activations() -> None:
     wanted = components.of(inner_products(new, learnt)) @ coefficients
     # They differ by a constant: components are of centred answers.
     np.testing.assert_allclose(read - read.mean(), wanted - wanted.mean(), atol=1e-4)
+
+
+def test_what_is_made_of_some_answers_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guard.probe.LANDMARKS", 12)
+    values = activations(40)
+    products = InnerProducts(inner_products(values), np.arange(39, 9, -1))
+    rows = np.arange(0, 30, 2)
+    seen = products.projected(rows)
+    assert products.projected(rows.copy()) is seen
+    assert len(seen.landmarks) == 12
+    assert set(seen.landmarks) < set(rows)
+    own = values[39 - rows]
+    np.testing.assert_allclose(seen.products, inner_products(own, values[39 - seen.landmarks]), atol=1e-6)
+    np.testing.assert_allclose(seen.values, seen.components.of(seen.products), atol=1e-6)
 
 
 def test_more_components_than_answers_are_cut() -> None:

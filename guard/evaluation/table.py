@@ -26,6 +26,7 @@ from guard.errors import InputError
 from guard.evaluation.columns import ARRAYS, KINDS, RAGGED, VALUES, Columns, array_shapes, offsets_of
 from guard.evaluation.table_file import read_columns, write_columns
 from guard.graders import Grader
+from guard.probe import InnerProducts
 from guard.questions import LabelledResponse, Row, question_identity
 from guard.recording import Journal, Record, Run, half, row_key
 from guard.records import Floats, Signals
@@ -215,14 +216,10 @@ class Answers:
         """
         return self._part(self.columns.features(schema))
 
-    @property
-    def products(self) -> Floats:
-        """Inner products between these answers' activations, shape (n, n).
-
-        Made once for a whole table and shared with all that is taken from it.
-        """
-        products = self.columns.products
-        return products if self._is_whole else products[np.ix_(self.rows, self.rows)]
+    @cached_property
+    def products(self) -> InnerProducts:
+        """Between these answers' activations; made once for a whole table and shared with all that is taken from it."""
+        return InnerProducts(self.columns.products, self.rows)
 
     @cached_property
     def _is_whole(self) -> bool:

@@ -1,14 +1,16 @@
-"""Put the figures of the last evaluation into the documents, between their markers.
+"""Put the figures of the last results into the documents, between their markers.
 
-    python benchmarks/evidence_tables.py            # from docs/evidence/report.json
+    python benchmarks/tables.py
 
-Figures in README.md and docs/evidence/README.md are written by this and by nothing else; a test compares.
+From docs/evidence/report.json (`guard evaluate`) and benchmarks/results/promise-*.json (`promise.py`). These
+figures are written by this and by nothing else; a test compares.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from guard.evaluation.bootstrap import Estimate
@@ -18,6 +20,7 @@ from guard.evaluation.result import EvaluationResult, ModelResult, SettingResult
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "docs" / "evidence" / "report.json"
+PROMISES = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- figures: begin -->\n).*?(<!-- figures: end -->\n)", re.DOTALL)
 
 #: What people call a model whose file calls it otherwise.
@@ -56,6 +59,28 @@ def report(result: EvaluationResult) -> str:
         parts.append(f"What had to be shown (gain and 95 % interval, paired bootstrap):\n\n{_verdicts(model)}")
         parts.append("\n".join(_groups(model)) + "\n")
     return "\n".join(part for part in parts if part.strip())
+
+
+def promises(files: Sequence[Path]) -> str:
+    """The certificates' tables: what a thousand certifications of recorded scores came to."""
+    parts = []
+    for file in files:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        scores, first = told["scores"], told["results"][0]
+        parts.append(
+            f"{scores['of']}: {scores['answers']:,} answers, {scores['wrong']:.0%} wrong; {first['draws']:,} draws of "
+            f"{first['n']:,} labels, confidence {first['confidence']:.0%} ({told['date'][:10]}).\n".replace("%", " %")
+        )
+        lines = _header("risk", "broken", "95 % interval", "naive", "certified", "coverage", "oracle", "share")
+        for each in told["results"]:
+            low, high = each["broken_interval"]
+            shares = [f"{each['risk']:.0%}", f"{each['broken']:.1%}", f"{low:.1%} to {high:.1%}"]
+            shares += [f"{each['naive_broken']:.0%}", f"{each['certified']:.0%}"]
+            places = [f"{each['coverage']:.3f}", f"{each['oracle']:.3f}"]
+            of_oracle = "" if each["share_of_oracle"] is None else f"{each['share_of_oracle']:.0%}"
+            lines.append(_row(*(x.replace("%", " %") for x in (*shares, *places, of_oracle))))
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
 
 
 def _methods(model: ModelResult, setting: str) -> str:
@@ -134,24 +159,24 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-DOCUMENTS: dict[Path, Callable[[EvaluationResult], str]] = {
-    ROOT / "README.md": overview,
-    ROOT / "docs" / "evidence" / "README.md": report,
-}
-
-
-def filled(document: Path, result: EvaluationResult) -> str:
-    """The document's text with the result's figures."""
-    text = document.read_text(encoding="utf-8")
-    figures = DOCUMENTS[document](result)
-    return MARKED.sub(lambda marks: f"{marks[1]}\n{figures}\n{marks[2]}", text)
+def filled() -> dict[Path, str]:
+    """All documents as they should be, with the last results' figures."""
+    result = EvaluationResult.from_json(RESULT.read_text(encoding="utf-8"))
+    figures = {
+        ROOT / "README.md": overview(result),
+        ROOT / "docs" / "evidence" / "README.md": report(result),
+        ROOT / "docs" / "certificates.md": promises(sorted(PROMISES.glob("promise-*.json"))),
+    }
+    return {
+        document: MARKED.sub(lambda marks, text=text: f"{marks[1]}\n{text}\n{marks[2]}", document.read_text("utf-8"))
+        for document, text in figures.items()
+    }
 
 
 def main() -> None:
     """Fill all documents."""
-    result = EvaluationResult.from_json(RESULT.read_text(encoding="utf-8"))
-    for document in DOCUMENTS:
-        document.write_text(filled(document, result), encoding="utf-8")
+    for document, text in filled().items():
+        document.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
