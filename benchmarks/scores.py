@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from guard.evaluation.methods import Own
 from guard.evaluation.protocol import folds_of
-from guard.evaluation.table import Answers
+from guard.evaluation.table import Answers, concatenate
 
 FOLDS = 5
 
@@ -45,7 +45,7 @@ def main() -> None:
     asked = parser.parse_args()
     table = Answers.read(asked.records)
     if asked.sets:
-        table = table.take(np.flatnonzero(np.isin(table.dataset, asked.sets)))
+        table = concatenate([table.take(np.flatnonzero(np.isin(table.dataset, asked.sets)))])
     scores = out_of_fold(table, seed=asked.seed)
     rows = zip(scores.tolist(), table.wrong.tolist(), strict=True)
     lines = [json.dumps({"p_wrong": round(p_wrong, 7), "wrong": wrong}) for p_wrong, wrong in rows]

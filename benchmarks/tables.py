@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from guard.evaluation.bootstrap import Estimate
-from guard.evaluation.evaluate import CROSSED, OTHERS, OWN, SAMPLED, WITHIN
+from guard.evaluation.evaluate import CROSSED, OWN
 from guard.evaluation.measures import measure_named
+from guard.evaluation.predictions import OTHERS, SAMPLED, SHIFT, WITHIN
 from guard.evaluation.result import EvaluationResult, ModelResult, SettingResult
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +90,7 @@ def _methods(model: ModelResult, setting: str) -> str:
     lines = _header("method", "sets", *_MEASURES, *(["seconds"] if costs else []))
     for card in model.methods:
         ranked = found.score(card.name, "AUROC")
-        if ranked:
+        if ranked and ranked.cells:
             values = [f"{_value(found, card.name, each):.3f}" for each in _MEASURES]
             seconds = "" if card.seconds is None else f"{card.seconds:.4f}"
             lines.append(_row(card.name, str(ranked.cells), *values, *([seconds] if costs else [])))
@@ -97,30 +98,30 @@ def _methods(model: ModelResult, setting: str) -> str:
 
 
 def _shifts(model: ModelResult) -> Iterator[str]:
-    shifts = [each for each in model.settings if each.setting.startswith("shift: ")]
+    shifts = [each for each in model.settings if each.setting.startswith(f"{SHIFT}: ")]
     if not shifts:
         return
     measures = ("AUROC", "AUPRC (wrong)", "Brier")
-    names = [name for name in CROSSED if shifts[0].score(name, "AUROC")]
-    yield from _header("shift", "", *names)
+    yield from _header("shift", "", *CROSSED)
     for each in shifts:
         for measure in measures:
-            name = each.setting.removeprefix("shift: ") if measure == measures[0] else ""
-            yield _row(name, measure, *_best([_value(each, method, measure) for method in names], measure))
+            name = each.setting.removeprefix(f"{SHIFT}: ") if measure == measures[0] else ""
+            yield _row(name, measure, *_best([_value(each, method, measure) for method in CROSSED], measure))
 
 
 def _verdicts(model: ModelResult) -> str:
     lines = _header("claim", "against", "gain", "interval", "outcome")
     for each in model.verdicts:
         gain = each.estimate
-        lines.append(_row(each.claim.text, each.against, f"{gain.value:+.3f}", _interval(gain), each.outcome))
+        value = "" if gain.value is None else f"{gain.value:+.3f}"
+        lines.append(_row(each.claim.text, each.against, value, _interval(gain), each.outcome))
     return "\n".join(lines) + "\n"
 
 
 def _groups(model: ModelResult) -> Iterator[str]:
     for each in model.groups:
-        if each.setting == OTHERS and each.measure in ("AUROC", "AUPRC (wrong)"):
-            gain = each.gain.estimate
+        gain = each.gain.estimate
+        if each.setting == OTHERS and each.measure in ("AUROC", "AUPRC (wrong)") and gain.value is not None:
             yield f"- {each.group}: {gain.value:+.3f} {each.measure} ({_interval(gain)}) over the score without"
 
 
@@ -130,7 +131,7 @@ def _interval(estimate: Estimate) -> str:
 
 def _best(values: list[float], measure: str) -> list[str]:
     best = max(values) if measure_named(measure).direction == "higher" else min(values)
-    return [f"**{value:.3f}**" if value == best else f"{value:.3f}" for value in values]
+    return [f"**{value:.3f}**" if round(value, 3) == round(best, 3) else f"{value:.3f}" for value in values]
 
 
 def _setting(model: ModelResult, name: str) -> SettingResult:
@@ -167,10 +168,14 @@ def filled() -> dict[Path, str]:
         ROOT / "docs" / "evidence" / "README.md": report(result),
         ROOT / "docs" / "certificates.md": promises(sorted(PROMISES.glob("promise-*.json"))),
     }
-    return {
-        document: MARKED.sub(lambda marks, text=text: f"{marks[1]}\n{text}\n{marks[2]}", document.read_text("utf-8"))
-        for document, text in figures.items()
-    }
+    return {document: _between_marks(document, text) for document, text in figures.items()}
+
+
+def _between_marks(document: Path, text: str) -> str:
+    found, count = MARKED.subn(lambda marks: f"{marks[1]}\n{text}\n{marks[2]}", document.read_text("utf-8"))
+    if count != 1:
+        raise SystemExit(f"{document} has no place for figures: <!-- figures: begin --> and <!-- figures: end -->")
+    return found
 
 
 def main() -> None:

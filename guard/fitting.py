@@ -254,8 +254,7 @@ class _Start:
                 fitted.append(cls(linear, rows, None, 0.0))
                 continue
             combination = seen.components.combination(np.sqrt(strength) * coefficients[count:])
-            # Components are of centred answers: what the read-out gives the average one is taken off.
-            fitted.append(cls(linear, seen.landmarks, combination, float((seen.products @ combination).mean())))
+            fitted.append(cls(linear, seen.landmarks, combination, seen.components.offset(combination)))
         return fitted
 
     def log_odds(self, examples: Examples, rows: NDArray[np.intp]) -> LogOdds:

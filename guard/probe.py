@@ -79,6 +79,10 @@ class Components:
         weights = self.directions @ coefficients / self.scale
         return np.asarray(weights - weights.mean())
 
+    def offset(self, combination: Floats) -> float:
+        """What a combination gives the mean of these answers: components are centred, read-outs are not."""
+        return float(self.means @ combination)
+
 
 def principal_components(products: Floats, *, count: int = COMPONENTS) -> Components:
     """Principal components from the inner products of n answers, shape (n, n)."""
@@ -100,13 +104,11 @@ class Projected:
 
     Attributes:
         landmarks: shape (m,), those of the answers that the components are made of.
-        products: shape (n, m), inner products of the answers with these.
         components: of the landmarks.
         values: shape (n, k), components of the answers.
     """
 
     landmarks: NDArray[np.intp]
-    products: Floats
     components: Components
     values: Floats
 
@@ -139,7 +141,7 @@ class InnerProducts:
             landmarks = rows[np.sort(drawn)]
             products = self.between(rows, landmarks)
             components = principal_components(products[np.sort(drawn)])
-            self._projected[key] = Projected(landmarks, products, components, components.of(products))
+            self._projected[key] = Projected(landmarks, components, components.of(products))
         return self._projected[key]
 
 

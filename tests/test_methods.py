@@ -12,13 +12,14 @@ import pytest
 pytest.importorskip("pyarrow")
 pytest.importorskip("lightgbm")
 
+from click.testing import Result
 from scripted import END, WIDTH, AnsweringEngine, layers_of, scripted_model
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from guard.cli import app
 from guard.errors import InputError
-from guard.evaluation.evaluate import MIN_SAMPLED, Plan, evaluate
+from guard.evaluation.evaluate import CROSSED, MIN_SAMPLED, Plan, evaluate
 from guard.evaluation.methods import methods_for
 from guard.evaluation.protocol import others_to_one
 from guard.evaluation.table import Answers
@@ -117,6 +118,7 @@ def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_pa
     answers.write(tmp_path / "r.parquet")
     run = CliRunner().invoke
     arguments = ["evaluate", str(tmp_path / "r.parquet"), "--out", str(tmp_path / "a.html"), "--draws", "100"]
+    arguments += ["--per-set", "60"]
     (tmp_path / "notes.json").write_text('{"A dead end": "It led nowhere."}')
     done = run(
         app,
@@ -128,13 +130,13 @@ def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_pa
     assert "It led nowhere." in page
     assert "yess" not in page, "no answer is shown"
     arguments[3] = str(tmp_path / "w.html")
-    assert run(app, [*arguments, "--protocol", "within", "--per-set", "60"]).exit_code == 0
+    assert run(app, [*arguments, "--protocol", "within"]).exit_code == 0
     both = ["--from", str(tmp_path / "a.json"), "--from", str(tmp_path / "w.json")]
     again = run(app, ["evaluate", *both, "--out", str(tmp_path / "b.html")])
     assert again.exit_code == 0, again.output
     (model,) = json.loads((tmp_path / "b.json").read_text())["models"]
     assert [setting["setting"] for setting in model["settings"]] == ["others to one", "within"]
-    assert {data["n"] for data in model["datasets"]} == {len(answers) // len(set(answers.dataset))}
+    assert {data["n"] for data in model["datasets"]} == {60}
     twice = run(app, ["evaluate", *both, *both[:2], "--out", str(tmp_path / "d.html")])
     assert "have the protocol 'others to one'" in str(twice.exception)
     assert "Report written" in again.stdout
@@ -148,20 +150,32 @@ def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_pa
 
 
 def test_the_command_takes_shifted_records_and_fewer_answers(answers: Answers, tmp_path: Path) -> None:
-    shifted = replace(answers.columns, facts={**answers.columns.facts, "model.quantization": "Q2_K"})
-    answers.write(tmp_path / "r.parquet")
-    Answers.whole(shifted).write(tmp_path / "s.parquet")
-    arguments = ["--shift", str(tmp_path / "s.parquet"), "--per-set", "50", "--protocol", "shift", "--no-parts"]
+    facts = {**answers.columns.facts, "model.quantization": "Q2_K", "model.weights_sha256": "f" * 64}
+    files = {name: tmp_path / f"{name}.parquet" for name in ("r", "s", "wide")}
+    answers.write(files["r"])
+    Answers.whole(replace(answers.columns, facts=facts)).write(files["s"])
+    wide = replace(answers.columns, activations=np.concatenate([answers.activations] * 2, axis=-1))
+    Answers.whole(replace(wide, facts={**facts, "model.width": 2 * facts["model.width"]})).write(files["wide"])
     out = tmp_path / "a.html"
-    done = CliRunner().invoke(
-        app, ["evaluate", str(tmp_path / "r.parquet"), "--out", str(out), "--draws", "100", *arguments, "--json"]
-    )
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["evaluate", str(files["r"]), "--out", str(out), "--draws", "100", *arguments])
+
+    shift, same, wide_shift = (["--shift", str(files[name])] for name in ("s", "r", "wide"))
+    done = run(*shift, *same, "--per-set", "50", "--protocol", "shift", "--no-parts", "--json")
     assert done.exit_code == 0, done.output
-    twice = CliRunner().invoke(
-        app, ["evaluate", str(tmp_path / "r.parquet"), "--out", str(out), *arguments, *arguments]
-    )
-    assert "the same precision and engine" in str(twice.exception)
     (model,) = json.loads((tmp_path / "a.json").read_text())["models"]
-    quantization = answers.facts["model.quantization"]
-    assert f"shift: {quantization} to Q2_K" in [setting["setting"] for setting in model["settings"]]
+    was = answers.facts["model.quantization"]
+    assert [setting["setting"] for setting in model["settings"]] == [f"shift: {was} to Q2_K", f"shift: {was} as it was"]
     assert {data["n"] for data in model["datasets"]} == {50}
+    assert {method["name"] for method in model["methods"]} == set(CROSSED), "no other was run"
+    for arguments, told in (
+        ([*shift, *shift], "the same precision and engine"),
+        (wide_shift, "of another model"),
+        (["--protocol", "shift"], "needs --shift"),
+        ([*shift, "--protocol", "within"], "needs --shift"),
+        ([str(files["s"]), *shift, "--protocol", "shift"], "of one model"),
+    ):
+        assert told in str(run(*arguments).exception)
+    again = CliRunner().invoke(app, ["evaluate", "--from", str(tmp_path / "a.json"), "--out", str(out), *shift])
+    assert "Leave --from out" in str(again.exception)

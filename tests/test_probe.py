@@ -64,8 +64,7 @@ def test_a_function_of_components_is_a_read_out_of_activations() -> None:
     assert weights.shape == (TOKENS, LAYERS, WIDTH)
     read = np.einsum("ntld,tld->n", normalised(new), weights)
     wanted = components.of(inner_products(new, learnt)) @ coefficients
-    # They differ by a constant: components are of centred answers.
-    np.testing.assert_allclose(read - read.mean(), wanted - wanted.mean(), atol=1e-4)
+    np.testing.assert_allclose(read - components.offset(combination), wanted, atol=1e-4)
 
 
 def test_what_is_made_of_some_answers_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +77,8 @@ def test_what_is_made_of_some_answers_is_made_once(monkeypatch: pytest.MonkeyPat
     assert len(seen.landmarks) == 12
     assert set(seen.landmarks) < set(rows)
     own = values[39 - rows]
-    np.testing.assert_allclose(seen.products, inner_products(own, values[39 - seen.landmarks]), atol=1e-6)
-    np.testing.assert_allclose(seen.values, seen.components.of(seen.products), atol=1e-6)
+    theirs = inner_products(own, values[39 - seen.landmarks])
+    np.testing.assert_allclose(seen.values, seen.components.of(theirs), atol=1e-6)
 
 
 def test_more_components_than_answers_are_cut() -> None:

@@ -20,18 +20,8 @@ from numpy.typing import NDArray
 from guard.errors import InputError, ScorerError
 from guard.evaluation.bootstrap import bootstrap, resamples
 from guard.evaluation.measures import AUROC, BRIER, ECE, MEASURES
-from guard.evaluation.protocol import (
-    Predictions,
-    Step,
-    capped,
-    folds_of,
-    one_to_one,
-    others_to_one,
-    predictions_from_json,
-    predictions_to_json,
-    shift,
-    within,
-)
+from guard.evaluation.predictions import Predictions, predictions_from_json, predictions_to_json
+from guard.evaluation.protocol import Step, capped, folds_of, one_to_one, others_to_one, shift, within
 
 SETS = ("arithmetic", "countries", "trivia")
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from guard.errors import InputError
 from guard.evaluation.figures import spread
 from guard.evaluation.measures import MEASURES
-from guard.evaluation.protocol import Predictions, one_to_one, others_to_one, shift, within
+from guard.evaluation.predictions import Predictions
+from guard.evaluation.protocol import one_to_one, others_to_one, shift, within
 from guard.evaluation.report import render
 from guard.evaluation.result import (
     Ablation,

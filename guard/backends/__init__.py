@@ -63,7 +63,6 @@ def load_engine(
                 why="it has the precision that it is stored in",
                 fix="Leave --dtype out, or add --engine transformers",
             )
-
         return LlamaCppEngine.load(path, **options)
     if chosen == "transformers":
         from guard.backends.transformers import TransformersEngine

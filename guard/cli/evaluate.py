@@ -53,15 +53,14 @@ def evaluate(
     check_writable(out, "report")
     if bool(records) == bool(again):
         raise InputError("Give records to evaluate, or results with --from", fix="One of the two, not both")
+    protocols = _protocols(protocol or [], shift or [], records or [], per_set)
     told = _notes(notes)
     if again:
         found = _joined([EvaluationResult.from_json(_text(file)) for file in again], title, told)
     else:
-        from guard.evaluation.evaluate import PROTOCOLS, Plan
+        from guard.evaluation.evaluate import Plan
 
-        for name in protocol or ():
-            check_choice("--protocol", name, PROTOCOLS)
-        plan = Plan(protocols=tuple(protocol or PROTOCOLS), parts=parts, draws=draws, seed=seed)
+        plan = Plan(protocols=protocols, parts=parts, draws=draws, seed=seed)
         models = _run(records or [], shift or [], plan, per_set)
         command = shlex.join(["guard", *sys.argv[1:]])
         provenance = Provenance.here(commands=[command], seeds={"folds, methods and resamples": seed})
@@ -74,15 +73,30 @@ def evaluate(
         _print(found, out)
 
 
+def _protocols(protocol: list[str], shift: list[Path], records: list[Path], per_set: int | None) -> tuple[str, ...]:
+    """What is to be run; better said now than after an hour that something does not fit."""
+    from guard.evaluation.predictions import PROTOCOLS, SHIFT
+
+    for name in protocol:
+        check_choice("--protocol", name, PROTOCOLS)
+    if not records and (protocol or shift or per_set):
+        raise InputError("--protocol, --shift and --per-set are for records, not for results", fix="Leave --from out")
+    if protocol and bool(shift) != (SHIFT in protocol):
+        raise InputError("--protocol shift needs --shift RECORDS, and the other way round", fix="Give both, or neither")
+    if protocol == [SHIFT] and len(records) > 1:
+        raise InputError("Shifts are of one model", why=f"there are {len(records)}", fix="Give one file of records")
+    return tuple(protocol or PROTOCOLS)
+
+
 def _joined(results: list[EvaluationResult], title: str, notes: tuple[Note, ...]) -> EvaluationResult:
     """Results of several runs in one report, with the circumstances of the first and all commands.
 
-    Protocols that were run apart for one model become one result.
+    Protocols that were run apart on the same records become one result.
     """
-    models: dict[ModelCard, ModelResult] = {}
+    models: dict[tuple[ModelCard, str], ModelResult] = {}
     for model in (model for each in results for model in each.models):
-        before = models.get(model.model)
-        models[model.model] = model if before is None else before.joined(model)
+        same = model.model, model.records
+        models[same] = models[same].joined(model) if same in models else model
     commands = tuple(command for each in results for command in each.provenance.commands)
     return replace(
         results[0],
@@ -113,6 +127,14 @@ def _run(records: list[Path], shifts: list[Path], plan: Plan, per_set: int | Non
 
 
 def _named_shifts(table: Answers, others: list[Answers]) -> dict[str, Answers]:
+    for other in others:
+        shape, theirs = ((each.facts["model.layers"], each.facts["model.width"]) for each in (table, other))
+        if shape != theirs:
+            raise InputError(
+                f"The records of --shift are of another model, {other.facts['model.name']}",
+                why=f"it has {theirs[0]} layers of {theirs[1]}, not {shape[0]} of {shape[1]}",
+                fix="Give records of the same model under another precision or engine",
+            )
     named = {_shift_name(table, other): other for other in others}
     if len(named) < len(others):
         raise InputError("Two records of --shift have the same precision and engine", fix="Leave one out")
@@ -125,6 +147,8 @@ def _shift_name(table: Answers, other: Answers) -> str:
         same = table.facts["model.engine"] == other.facts["model.engine"]
         return str(quantization if same else f"{engine} {quantization}")
 
+    if table.facts["model.weights_sha256"] == other.facts["model.weights_sha256"]:
+        return f"{of(table)} as it was"
     return f"{of(table)} to {of(other)}"
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from guard.errors import InputError, did_you_mean
 from guard.evaluation.measures import Measure
-from guard.evaluation.protocol import Predictions
+from guard.evaluation.predictions import Predictions
 from guard.metrics import Ranked
 
 #: Draws times answers that are judged at once; arrays of this size stay in a processor's cache.

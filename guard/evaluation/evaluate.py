@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import numpy as np
 
 from guard.errors import InputError
 from guard.evaluation.methods import LinearProbe, Own, Regression, log_maps, methods_for
-from guard.evaluation.protocol import Method, Predictions, Progress, others_to_one, shift, within
+from guard.evaluation.predictions import ONE, OTHERS, PROTOCOLS, SAMPLED, SAMPLES, SHIFT, WITHIN, Predictions
+from guard.evaluation.protocol import Method, Progress, others_to_one, shift, within
 from guard.evaluation.protocol import one_to_one as train_on_one
 from guard.evaluation.result import Ablation, Claim, Importance, ModelCard, ModelResult
 from guard.evaluation.summary import summarise
 from guard.evaluation.table import Answers
 
 OWN = "guard"
-OTHERS, WITHIN, ONE, SHIFT, SAMPLES = PROTOCOLS = ("others to one", "within", "one to one", "shift", "samples")
-SAMPLED = f"{OTHERS}, answers that were sampled again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Plan:
     """What is run.
 
     Attributes:
-        protocols: which of `PROTOCOLS`. Each single set is trained on, and shifts are tested, with the methods
-            of `CROSSED` only: that is the square of the work.
+        protocols: which of `PROTOCOLS`. Each single set is trained on, which is the square of the work, and
+            shifts are tested, which may be many, with the methods of `CROSSED` only.
         parts: fit guard's own score with each of its parts left out.
         folds: within sets.
         draws: bootstrap resamples.
@@ -44,7 +44,7 @@ class Plan:
 #: Fewest answers that were asked again, to say anything of methods that do.
 MIN_SAMPLED = 200
 
-#: Methods that are trained on each single set.
+#: Methods that are trained on each single set, and tested under shifts.
 CROSSED = (OWN, "log-probabilities", "linear probe", "ILIS")
 
 
@@ -60,10 +60,12 @@ def evaluate(
         progress: called before each piece of work.
 
     Raises:
-        InputError: fewer than two data sets, fewer questions than folds in one, or nothing to run.
+        InputError: fewer than two data sets (where others are trained on), fewer questions than folds in one,
+            or nothing to run.
     """
     methods = methods_for("all")
-    parts = tuple(each for each in methods_for("parts") if each.name != OWN) if plan.parts else ()
+    whole = not plan.parts or OTHERS not in plan.protocols
+    parts = () if whole else tuple(each for each in methods_for("parts") if each.name != OWN)
     crossed = [method for method in methods if method.name in CROSSED]
     seed, run = plan.seed, plan.protocols
     predictions: list[Predictions] = []
@@ -83,11 +85,13 @@ def evaluate(
         )
     settings = {each.setting for each in predictions}
     everything = {method.name: method for method in (*methods, *parts, *(methods_for("sampling") if again else ()))}
-    listed = list(everything.values())
+    run_at_all = {name for each in (*predictions, *again) for name in (*each.p_wrong, *each.missing)}
+    listed = [each for name, each in everything.items() if name in run_at_all]
     return summarise(
         [*predictions, *again],
         listed,
         model=model_card(table),
+        records=_digest(table),
         own=OWN,
         hidden=[part.name for part in parts],
         seconds=_seconds(table, listed, seed=seed),
@@ -117,7 +121,7 @@ def claims(*, shifts: Sequence[str] = ()) -> tuple[Claim, ...]:
         Claim("the paper's transfer margin over a probe: 21 points of Brier", OTHERS, "Brier", probe, 0.2102),
     ]
     for name in shifts:
-        setting = f"shift: {name}"
+        setting = f"{SHIFT}: {name}"
         paper += [
             Claim(f"{name}: 1.94 points of AUPRC over a probe", setting, "AUPRC (wrong)", probe, 0.0194),
             Claim(f"{name}: 5.33 points of Brier over a probe", setting, "Brier", probe, 0.0533),
@@ -135,6 +139,12 @@ def model_card(table: Answers) -> ModelCard:
     """The model that gave the answers."""
     names = ("name", "engine", "architecture", "quantization", "weights_sha256", "layers", "width")
     return ModelCard(**{name: table.facts[f"model.{name}"] for name in names})
+
+
+def _digest(table: Answers) -> str:
+    """Of what was evaluated: which answers, and their labels."""
+    lines = (f"{key} {wrong}\n" for key, wrong in zip(table.key, table.wrong.tolist(), strict=True))
+    return sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def _sampled(table: Answers, *, seed: int, progress: Progress | None) -> list[Predictions]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from guard.errors import missing_extra
 from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.measures import ReliabilityBin, measure_named
+from guard.evaluation.predictions import ONE, SHIFT, WITHIN
 from guard.evaluation.result import COVERAGES, Curve, GroupGain, Importance, MethodCard, ModelResult, SettingResult
 
 try:
@@ -72,7 +73,8 @@ def dots(setting: SettingResult, methods: Sequence[MethodCard], own: str, measur
         score = setting.score(card.name, measures[0])
         return -np.inf if score is None or score.estimate.value is None else sign * score.estimate.value
 
-    ordered = sorted(methods, key=rank)
+    run = {score.method for score in setting.scores}
+    ordered = sorted((card for card in methods if card.name in run), key=rank)
     labels = [_counted(card.name, setting, measures[0]) for card in ordered]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(11, 0.9 + 0.34 * len(ordered)), layout="constrained")
@@ -149,7 +151,7 @@ def transfer(result: ModelResult, methods: Sequence[str], measure: str = "AUROC"
 
 def _grid(result: ModelResult, method: str, measure: str, sets: Sequence[str]) -> NDArray[np.float64]:
     grid = np.full((len(sets), len(sets)), np.nan)
-    for name in ("within", "one to one"):
+    for name in (WITHIN, ONE):
         setting = result.setting(name)
         for each in setting.per_cell if setting else ():
             if (each.method, each.measure) == (method, measure) and each.value is not None:
@@ -357,7 +359,7 @@ def shifts(settings: Sequence[SettingResult], own: str, methods: Sequence[str], 
             axis.grid(axis="x")
             axis.margins(x=0.08)
             _bare_side(axis)
-        _rows(axes[0], [setting.setting.removeprefix("shift: ") for setting in reversed(settings)], own="")
+        _rows(axes[0], [setting.setting.removeprefix(f"{SHIFT}: ") for setting in reversed(settings)], own="")
         handles = [axes[0].plot([], [], "o-", color=colours[name], label=name)[0] for name in methods]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(methods), frameon=False)
         return _svg(figure, f"shifts: {', '.join(measures)}")

@@ -1,6 +1,6 @@
 """Who is trained on what and tested on what. Pure: tables go in, probabilities come out.
 
-Four protocols, from friendly to hard:
+The protocols, from friendly to hard:
 
     within           folds of one set, a question never in two folds
     one to one       fitted on one set, tested on each other set
@@ -13,16 +13,16 @@ It holds no question and no answer: questions become numbers that only say which
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import InputError, ScorerError
+from guard.evaluation.predictions import ONE, OTHERS, SHIFT, WITHIN, Predictions
 
 Kind = Literal["guard", "baseline", "control", "reference"]
 
@@ -110,80 +110,6 @@ class Step:
 Progress = Callable[[Step], None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Predictions:
-    """What all methods said about one test set after one kind of training.
-
-    Attributes:
-        setting: ``within``, ``one to one``, ``others to one`` or ``shift: NAME``.
-        train: the data set(s) or the precision that was trained on.
-        test: the data set that was tested on.
-        wrong: shape (n,), whether each answer is wrong.
-        group: shape (n,), which answers share a question.
-        p_wrong: by method, shape (n,); never from a training that saw the row's question.
-        missing: by method that could not be fitted or applied, the reason.
-    """
-
-    setting: str
-    train: str
-    test: str
-    wrong: NDArray[np.bool_]
-    group: NDArray[np.intp]
-    p_wrong: Mapping[str, NDArray[np.float64]]
-    missing: Mapping[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values; `from_json` gives exactly the same record back."""
-        return {
-            "setting": self.setting,
-            "train": self.train,
-            "test": self.test,
-            "wrong": self.wrong.astype(int).tolist(),
-            "group": self.group.tolist(),
-            "p_wrong": {name: values.tolist() for name, values in self.p_wrong.items()},
-            "missing": dict(self.missing),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Predictions:
-        """Read what `to_json` gave.
-
-        Raises:
-            InputError: a field is missing, or the columns differ in length.
-        """
-        try:
-            wrong = np.array(value["wrong"], np.bool_)
-            group = np.array(value["group"], np.intp)
-            p_wrong = {str(name): np.array(each, np.float64) for name, each in value["p_wrong"].items()}
-            names = {name: str(value[name]) for name in ("setting", "train", "test")}
-            missing = {str(name): str(reason) for name, reason in value["missing"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError("These are no predictions of guard evaluate", why=repr(error)) from error
-        if {each.shape for each in (wrong, group, *p_wrong.values())} != {(len(wrong),)}:
-            raise InputError(f"Predictions on {names['test']!r} have columns of different lengths")
-        return cls(wrong=wrong, group=group, p_wrong=p_wrong, missing=missing, **names)
-
-
-def predictions_to_json(predictions: Sequence[Predictions]) -> str:
-    """All predictions as one JSON text."""
-    return json.dumps([each.to_json() for each in predictions], allow_nan=False)
-
-
-def predictions_from_json(text: str) -> tuple[Predictions, ...]:
-    """Read what `predictions_to_json` gave.
-
-    Raises:
-        InputError: not JSON, or not predictions.
-    """
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError("The predictions are not JSON", why=str(error)) from error
-    if not isinstance(values, list):
-        raise InputError("The predictions must be a list", why=f"got {type(values).__name__}")
-    return tuple(Predictions.from_json(each) for each in values)
-
-
 # -- protocols ---------------------------------------------------------------------------------
 
 
@@ -207,13 +133,13 @@ def within(
         ScorerError: a method gave something else than probabilities.
     """
     sets = datasets_of(table)
-    report = _reporter(progress, "within", len(sets) * len(_checked(methods)))
+    report = _reporter(progress, WITHIN, len(sets) * len(_checked(methods)))
     out = []
     for name in sets:
         part = table.take(np.flatnonzero(table.dataset == name))
         fold = folds_of(part.group, part.wrong, folds=folds, seed=seed)
         score = partial(_cross_fitted, train=part, train_fold=fold, test=part, test_fold=fold, seed=seed)
-        out.append(_predictions("within", name, name, part, methods, score, report))
+        out.append(_predictions(WITHIN, name, name, part, methods, score, report))
     return tuple(out)
 
 
@@ -226,13 +152,13 @@ def others_to_one(
     result and errors are those of `within`, without folds; at least two sets are needed.
     """
     sets = _several(table)
-    report = _reporter(progress, "others to one", len(sets) * len(_checked(methods)))
+    report = _reporter(progress, OTHERS, len(sets) * len(_checked(methods)))
     out = []
     for name in sets:
         test = table.take(np.flatnonzero(table.dataset == name))
         train = table.take(np.flatnonzero((table.dataset != name) & ~np.isin(table.group, test.group)))
         score = partial(_trained_and_tested, train=train, test=test, seed=seed)
-        out.append(_predictions("others to one", "all other sets", name, test, methods, score, report))
+        out.append(_predictions(OTHERS, "all other sets", name, test, methods, score, report))
     return tuple(out)
 
 
@@ -246,7 +172,7 @@ def one_to_one(
     ordered pair) and errors are those of `within`, without folds; at least two sets are needed.
     """
     sets = _several(table)
-    report = _reporter(progress, "one to one", len(sets) * len(_checked(methods)))
+    report = _reporter(progress, ONE, len(sets) * len(_checked(methods)))
     out = []
     for source in sets:
         train = table.take(np.flatnonzero(table.dataset == source))
@@ -258,7 +184,7 @@ def one_to_one(
             test = table.take(np.flatnonzero((table.dataset == target) & ~np.isin(table.group, train.group)))
             if target != source and len(test):
                 score = partial(_applied, fitted=fitted, test=test)
-                out.append(_predictions("one to one", source, target, test, methods, score, None))
+                out.append(_predictions(ONE, source, target, test, methods, score, None))
     return tuple(out)
 
 
@@ -296,20 +222,22 @@ def shift(
         if not set(sets) & set(datasets_of(test)):
             known = ", ".join(sets)
             raise InputError(f"The tables of the shift {name!r} have no data set in common", why=f"trained on: {known}")
-    report = _reporter(progress, "shift", len(sets) * len(shifted) * len(_checked(methods)))
-    out = []
+    cells: dict[str, list[tuple[str, Table]]] = {}
     for each in sets:
+        parts = [(name, test.take(np.flatnonzero(test.dataset == each))) for name, test in shifted.items()]
+        cells[each] = [(name, part) for name, part in parts if len(part)]
+    report = _reporter(progress, SHIFT, sum(map(len, cells.values())) * len(_checked(methods)))
+    out = []
+    for each, tests in cells.items():
+        if not tests:
+            continue
         seen = train.take(np.flatnonzero(train.dataset == each))
         fold = folds_of(seen.group, seen.wrong, folds=folds, seed=seed)
-        fits: dict[tuple[str, int], Fitted] = {}
-        for name, test in shifted.items():
-            new = test.take(np.flatnonzero(test.dataset == each))
-            if len(new):
-                same = _folds_like(seen.group, fold, new.group)
-                score = partial(
-                    _cross_fitted, train=seen, train_fold=fold, test=new, test_fold=same, seed=seed, fits=fits
-                )
-                out.append(_predictions(f"shift: {name}", f"{each} ({name})", each, new, methods, score, report))
+        fits: dict[tuple[str, int], Fitted | InputError] = {}
+        for name, new in tests:
+            same = _folds_like(seen.group, fold, new.group)
+            score = partial(_cross_fitted, train=seen, train_fold=fold, test=new, test_fold=same, seed=seed, fits=fits)
+            out.append(_predictions(f"{SHIFT}: {name}", f"{each} ({name})", each, new, methods, score, report))
     return tuple(out)
 
 
@@ -472,16 +400,16 @@ def _cross_fitted(
     test: Table,
     test_fold: NDArray[np.intp],
     seed: int,
-    fits: dict[tuple[str, int], Fitted] | None = None,
+    fits: dict[tuple[str, int], Fitted | InputError] | None = None,
 ) -> NDArray[np.float64]:
     """Score each fold by a fit on the others; fits that serve several tests are kept in ``fits``."""
     kept = {} if fits is None else fits
     p_wrong = np.full(len(test), np.nan)
     for fold in np.unique(test_fold).tolist():
         if (method.name, fold) not in kept:
-            kept[method.name, fold] = _fit(method, train.take(np.flatnonzero(train_fold != fold)), seed=seed)
+            kept[method.name, fold] = _fit_or_reason(method, train.take(np.flatnonzero(train_fold != fold)), seed=seed)
         rows = np.flatnonzero(test_fold == fold)
-        p_wrong[rows] = _scores(method, kept[method.name, fold], test.take(rows))
+        p_wrong[rows] = _applied(method, fitted={method.name: kept[method.name, fold]}, test=test.take(rows))
     return p_wrong
 
 

@@ -17,15 +17,17 @@ from markupsafe import Markup
 from guard.evaluation import figures
 from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.measures import AUROC, MEASURES, TRANSFER_MEASURES, Measure
+from guard.evaluation.predictions import ONE, OTHERS, SAMPLED, SHIFT, WITHIN
 from guard.evaluation.result import EvaluationResult, Missing, ModelResult, SettingResult, Verdict
 
 #: How many methods stand in figures that need room for each; the rest are in a fold below.
 _IN_SIGHT = 6
 
 _GUIDES = {
-    "within": "Fitted and tested on the same kind of question, in folds; no question is in two folds.",
-    "others to one": "Fitted on all data sets but one and tested on that one: what a new kind of question gets.",
-    "one to one": "Fitted on one data set and tested on each other one: the hardest transfer, and the noisiest.",
+    WITHIN: "Fitted and tested on the same kind of question, in folds; no question is in two folds.",
+    OTHERS: "Fitted on all data sets but one and tested on that one: what a new kind of question gets.",
+    ONE: "Fitted on one data set and tested on each other one: the hardest transfer, and the noisiest.",
+    SAMPLED: "The same on the answers whose questions were asked again, with methods that read those samples.",
 }
 
 
@@ -105,18 +107,18 @@ def render(result: EvaluationResult) -> str:
     environment.filters.update(
         signed=_signed, duration=figures.duration, interval=_interval_text, verdict=_verdict_class
     )
-    chapters = [_chapter(model) for model in result.models]
+    chapters = [_chapter(number, model) for number, model in enumerate(result.models, start=1)]
     return environment.get_template("report.html.j2").render(result=result, chapters=chapters, measures=MEASURES)
 
 
-def _chapter(result: ModelResult) -> Chapter:
-    anchor = slug(f"{result.model.name} {result.model.quantization}")
+def _chapter(number: int, result: ModelResult) -> Chapter:
+    anchor = slug(f"{number} {result.model.name} {result.model.quantization}")
     sections = tuple(_section(anchor, result, setting) for setting in result.settings)
     return Chapter(anchor, result, sections, tuple(_model_pictures(result)))
 
 
 def _section(anchor: str, result: ModelResult, setting: SettingResult) -> Section:
-    measures = TRANSFER_MEASURES if setting.setting == "one to one" else MEASURES
+    measures = TRANSFER_MEASURES if setting.setting == ONE else MEASURES
     shifted = "Fitted on one precision or engine, tested on another, within each data set; no question is in both."
     return Section(
         anchor=f"{anchor}-{slug(setting.setting)}",
@@ -124,9 +126,7 @@ def _section(anchor: str, result: ModelResult, setting: SettingResult) -> Sectio
         guide=_GUIDES.get(setting.setting, shifted),
         tables=(_means(result, setting, measures), _gains(result, setting)),
         pictures=tuple(_shift_pictures(result, setting) or _setting_pictures(result, setting)),
-        per_set=()
-        if setting.setting == "one to one"
-        else tuple(_per_set(result, setting, each) for each in TRANSFER_MEASURES),
+        per_set=() if setting.setting == ONE else tuple(_per_set(result, setting, each) for each in TRANSFER_MEASURES),
         missing=_merged(setting.missing),
     )
 
@@ -143,7 +143,7 @@ def _merged(missing: Sequence[Missing]) -> tuple[Missing, ...]:
 
 
 def _means(result: ModelResult, setting: SettingResult, measures: Sequence[Measure]) -> Table:
-    cells = "pairs of training and test set" if setting.setting == "one to one" else "test sets"
+    cells = "pairs of training and test set" if setting.setting == ONE else "test sets"
     columns = []
     for measure in measures:
         found = [setting.score(card.name, measure.name) for card in result.methods]
@@ -259,7 +259,7 @@ def _setting_pictures(result: ModelResult, setting: SettingResult) -> list[Pictu
             Markup(figures.dots(setting, result.methods, result.own, [each.name for each in TRANSFER_MEASURES])),
         )
     ]
-    if setting.setting == "one to one":
+    if setting.setting == ONE:
         pictures += _transfer_pictures(result, setting)
     if any(each.name == result.own for each in setting.curves):
         pictures.append(
@@ -276,7 +276,7 @@ def _setting_pictures(result: ModelResult, setting: SettingResult) -> list[Pictu
 
 def _shift_pictures(result: ModelResult, setting: SettingResult) -> list[Picture]:
     """Of one of several shifts: all of them side by side at the first, each one's own figures in a fold."""
-    several = [each for each in result.settings if each.setting.startswith("shift: ")]
+    several = [each for each in result.settings if each.setting.startswith(f"{SHIFT}: ")]
     if setting not in several or len(several) < 2:
         return []
     own = [replace(each, folded=True) for each in _setting_pictures(result, setting)]
@@ -345,7 +345,7 @@ def _model_pictures(result: ModelResult) -> list[Picture]:
                 Markup(figures.layer_map(result.importance)),
             )
         )
-    dearest = result.setting("others to one") or result.setting("within")
+    dearest = result.setting(OTHERS) or result.setting(WITHIN)
     judged = [] if dearest is None else [score for score in dearest.scores if score.measure == AUROC.name]
     if dearest is not None and any(score.estimate.value is not None for score in judged):
         pictures.append(

@@ -243,6 +243,7 @@ class ModelResult:
 
     Attributes:
         model: the model.
+        records: digest of the answers that were evaluated, and of their labels.
         own: name of guard's own method.
         datasets: what was tested on.
         methods: in the order of tables, guard's own first.
@@ -254,6 +255,7 @@ class ModelResult:
     """
 
     model: ModelCard
+    records: str
     own: str
     datasets: tuple[DatasetCard, ...]
     methods: tuple[MethodCard, ...]
@@ -268,11 +270,13 @@ class ModelResult:
         return next((each for each in self.settings if each.setting == name), None)
 
     def joined(self, other: ModelResult) -> ModelResult:
-        """This and what other protocols found with the same model.
+        """This and what other protocols found with the same records.
 
         Raises:
-            InputError: a protocol is in both.
+            InputError: a protocol is in both, or the number of resamples is another.
         """
+        if self.draws != other.draws:
+            raise InputError(f"Two results of {self.model.name} have {self.draws} and {other.draws} draws")
         both = {each.setting for each in self.settings} & {each.setting for each in other.settings}
         if both:
             raise InputError(f"Two results of {self.model.name} have the protocol '{min(both)}'", fix="Leave one out")

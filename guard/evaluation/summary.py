@@ -9,7 +9,8 @@ import numpy as np
 from guard.errors import InputError, did_you_mean
 from guard.evaluation.bootstrap import Bootstrap, Estimate, bootstrap
 from guard.evaluation.measures import MEASURES, TRANSFER_MEASURES, measure_named, reliability, risk_curve
-from guard.evaluation.protocol import Method, Predictions
+from guard.evaluation.predictions import ONE, Predictions
+from guard.evaluation.protocol import Method
 from guard.evaluation.result import (
     COVERAGES,
     Ablation,
@@ -39,6 +40,7 @@ def summarise(
     *,
     model: ModelCard,
     own: str,
+    records: str = "",
     hidden: Collection[str] = (),
     seconds: Mapping[str, float] | None = None,
     ablations: Sequence[Ablation] = (),
@@ -54,6 +56,7 @@ def summarise(
         methods: those that the protocols compared.
         model: that gave the answers.
         own: name of guard's own method.
+        records: digest of the answers that were evaluated, so that other results of them can be joined.
         hidden: methods that serve ablations only and stay out of tables.
         seconds: measured cost of a score, by method.
         ablations: pairs of methods that show what features add.
@@ -76,13 +79,14 @@ def summarise(
     settings, groups, judged = [], [], {}
     for setting in dict.fromkeys(each.setting for each in predictions):
         cells = [each for each in predictions if each.setting == setting]
-        measures = TRANSFER_MEASURES if setting == "one to one" else MEASURES
+        measures = TRANSFER_MEASURES if setting == ONE else MEASURES
         found = judged[setting] = bootstrap(cells, measures, draws=draws, seed=seed)
         run = {name for cell in cells for name in (*cell.p_wrong, *cell.missing)}
         settings.append(_setting(setting, cells, found, [card.name for card in cards if card.name in run], own))
         groups += _group_gains(setting, found, [each for each in ablations if {each.full, each.without} <= run])
     return ModelResult(
         model=model,
+        records=records,
         own=own,
         datasets=_datasets(predictions),
         methods=cards,
@@ -115,7 +119,7 @@ def _setting(
 ) -> SettingResult:
     measures = [measure.name for measure in found.measures]
     everywhere = [name for name in methods if all(name in cell.p_wrong for cell in cells)]
-    drawn = [] if setting == "one to one" else everywhere
+    drawn = [] if setting == ONE else everywhere
     labels = [cell.wrong for cell in cells]
     oracle = [(wrong.astype(np.float64), wrong) for wrong in labels]
     constant = [(np.zeros(len(wrong)), wrong) for wrong in labels]

@@ -109,7 +109,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             handler_timeout_s: deadline of each handler, in seconds.
 
         Raises:
-            PolicyError: no such policy or route, or it is wrong.
+            PolicyError: no such policy or route, it is wrong, or it promises an error rate, which no
+                certificate covers here.
             InputError: a fallback or handler that the policy names is not there, a fallback that it
                 declares has no scorer, or it streams live.
             ScorerError, EngineError: a declared fallback cannot be loaded.

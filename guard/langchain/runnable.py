@@ -288,7 +288,8 @@ def guarded(
         handler_timeout_s: deadline of each handler, in seconds.
 
     Raises:
-        PolicyError: the policy is wrong, or has no such route.
+        PolicyError: the policy is wrong, has no such route, or promises an error rate, which no certificate
+            covers here.
         InputError: a fallback or handler that the policy names is missing, or the chain is a graph
             that saves its state by itself, which no guard around it could take back.
     """

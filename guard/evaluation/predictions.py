@@ -1,0 +1,92 @@
+"""What methods said about test sets: the records between protocols and their summary, and their names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import InputError
+
+#: The protocols.
+OTHERS, WITHIN, ONE, SHIFT, SAMPLES = PROTOCOLS = ("others to one", "within", "one to one", "shift", "samples")
+#: What the last one's results are called: the first again, on some of the answers.
+SAMPLED = f"{OTHERS}, answers that were sampled again"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What all methods said about one test set after one kind of training.
+
+    Attributes:
+        setting: one of `PROTOCOLS`; ``shift: NAME`` of a shift, `SAMPLED` of samples.
+        train: the data set(s) or the precision that was trained on.
+        test: the data set that was tested on.
+        wrong: shape (n,), whether each answer is wrong.
+        group: shape (n,), which answers share a question.
+        p_wrong: by method, shape (n,); never from a training that saw the row's question.
+        missing: by method that could not be fitted or applied, the reason.
+    """
+
+    setting: str
+    train: str
+    test: str
+    wrong: NDArray[np.bool_]
+    group: NDArray[np.intp]
+    p_wrong: Mapping[str, NDArray[np.float64]]
+    missing: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; `from_json` gives exactly the same record back."""
+        return {
+            "setting": self.setting,
+            "train": self.train,
+            "test": self.test,
+            "wrong": self.wrong.astype(int).tolist(),
+            "group": self.group.tolist(),
+            "p_wrong": {name: values.tolist() for name, values in self.p_wrong.items()},
+            "missing": dict(self.missing),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Predictions:
+        """Read what `to_json` gave.
+
+        Raises:
+            InputError: a field is missing, or the columns differ in length.
+        """
+        try:
+            wrong = np.array(value["wrong"], np.bool_)
+            group = np.array(value["group"], np.intp)
+            p_wrong = {str(name): np.array(each, np.float64) for name, each in value["p_wrong"].items()}
+            names = {name: str(value[name]) for name in ("setting", "train", "test")}
+            missing = {str(name): str(reason) for name, reason in value["missing"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError("These are no predictions of guard evaluate", why=repr(error)) from error
+        if {each.shape for each in (wrong, group, *p_wrong.values())} != {(len(wrong),)}:
+            raise InputError(f"Predictions on {names['test']!r} have columns of different lengths")
+        return cls(wrong=wrong, group=group, p_wrong=p_wrong, missing=missing, **names)
+
+
+def predictions_to_json(predictions: Sequence[Predictions]) -> str:
+    """All predictions as one JSON text."""
+    return json.dumps([each.to_json() for each in predictions], allow_nan=False)
+
+
+def predictions_from_json(text: str) -> tuple[Predictions, ...]:
+    """Read what `predictions_to_json` gave.
+
+    Raises:
+        InputError: not JSON, or not predictions.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError("The predictions are not JSON", why=str(error)) from error
+    if not isinstance(values, list):
+        raise InputError("The predictions must be a list", why=f"got {type(values).__name__}")
+    return tuple(Predictions.from_json(each) for each in values)
