@@ -5,8 +5,7 @@
 
 All files are made from the same weights: those of the given file, dequantised to float32 first where
 they are not floats. Rows that a K-quant's blocks of 256 do not divide (SmolLM2's width is 576, Gemma's
-640) fall back to a format with blocks of 32, as they do in every published file of these models; what a
-file holds in the end is printed.
+640) fall back to a format with blocks of 32; what a file holds in the end is printed.
 """
 
 from __future__ import annotations
