@@ -51,6 +51,10 @@ def test_the_documented_figures_are_the_shipped_scorers() -> None:
     told = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
     for name, key in (("combined", "test"), ("log-probabilities alone", "baseline")):
         assert row.format(name=name, **metrics[key]).replace("%", " %") in told
+    told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    line = "AUROC of {auroc:.3f}, a Brier score of {brier:.3f} and an ECE of {ece:.3f} ({n:,} questions;"
+    assert line.format(**metrics["test"]) in told
+    assert "log-probabilities alone {auroc:.3f}, {brier:.3f} and {ece:.3f};".format(**metrics["baseline"]) in told
 
 
 def test_figures_are_those_of_the_last_results() -> None:
