@@ -151,9 +151,11 @@ def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_pa
 
 def test_the_command_takes_shifted_records_and_fewer_answers(answers: Answers, tmp_path: Path) -> None:
     facts = {**answers.columns.facts, "model.quantization": "Q2_K", "model.weights_sha256": "f" * 64}
-    files = {name: tmp_path / f"{name}.parquet" for name in ("r", "s", "wide")}
+    files = {name: tmp_path / f"{name}.parquet" for name in ("r", "s", "e", "wide")}
     answers.write(files["r"])
     Answers.whole(replace(answers.columns, facts=facts)).write(files["s"])
+    engine = {**answers.columns.facts, "model.engine": "transformers", "model.quantization": "float32"}
+    Answers.whole(replace(answers.columns, facts=engine)).write(files["e"])
     wide = replace(answers.columns, activations=np.concatenate([answers.activations] * 2, axis=-1))
     Answers.whole(replace(wide, facts={**facts, "model.width": 2 * facts["model.width"]})).write(files["wide"])
     out = tmp_path / "a.html"
@@ -161,12 +163,16 @@ def test_the_command_takes_shifted_records_and_fewer_answers(answers: Answers, t
     def run(*arguments: str) -> Result:
         return CliRunner().invoke(app, ["evaluate", str(files["r"]), "--out", str(out), "--draws", "100", *arguments])
 
-    shift, same, wide_shift = (["--shift", str(files[name])] for name in ("s", "r", "wide"))
-    done = run(*shift, *same, "--per-set", "50", "--protocol", "shift", "--no-parts", "--json")
+    shift, same, ported, wide_shift = (["--shift", str(files[name])] for name in ("s", "r", "e", "wide"))
+    done = run(*shift, *same, *ported, "--per-set", "50", "--protocol", "shift", "--no-parts", "--json")
     assert done.exit_code == 0, done.output
     (model,) = json.loads((tmp_path / "a.json").read_text())["models"]
     was = answers.facts["model.quantization"]
-    assert [setting["setting"] for setting in model["settings"]] == [f"shift: {was} to Q2_K", f"shift: {was} as it was"]
+    assert [setting["setting"] for setting in model["settings"]] == [
+        f"shift: {was} to Q2_K",
+        f"shift: {was} as it was",
+        f"shift: {answers.facts['model.engine']} {was} to transformers float32",
+    ]
     assert {data["n"] for data in model["datasets"]} == {50}
     assert {method["name"] for method in model["methods"]} == set(CROSSED), "no other was run"
     for arguments, told in (

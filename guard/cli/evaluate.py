@@ -142,14 +142,13 @@ def _named_shifts(table: Answers, others: list[Answers]) -> dict[str, Answers]:
 
 
 def _shift_name(table: Answers, other: Answers) -> str:
-    def of(answers: Answers) -> str:
-        engine, quantization = answers.facts["model.engine"], answers.facts["model.quantization"]
-        same = table.facts["model.engine"] == other.facts["model.engine"]
-        return str(quantization if same else f"{engine} {quantization}")
-
-    if table.facts["model.weights_sha256"] == other.facts["model.weights_sha256"]:
-        return f"{of(table)} as it was"
-    return f"{of(table)} to {of(other)}"
+    names = ("model.engine", "model.quantization", "model.weights_sha256")
+    (engine, was, weights), (other_engine, now, other_weights) = (
+        [str(each.facts[name]) for name in names] for each in (table, other)
+    )
+    if engine != other_engine:
+        return f"{engine} {was} to {other_engine} {now}"
+    return f"{was} as it was" if weights == other_weights else f"{was} to {now}"
 
 
 class _Progress:
