@@ -55,7 +55,8 @@ def report(result: EvaluationResult) -> str:
         if shifts:
             parts.append(
                 "Fitted on the records of the model as it is, tested on the same model otherwise (within each set, "
-                f"never on a question that it was fitted on):\n\n{shifts}\n"
+                "never on a question that it was fitted on). Each mean is over the sets where the method could be "
+                f"fitted and that have right and wrong answers; gains below are over common sets:\n\n{shifts}\n"
             )
         parts.append(f"What had to be shown (gain and 95 % interval, paired bootstrap):\n\n{_verdicts(model)}")
         parts.append("\n".join(_groups(model)) + "\n")
