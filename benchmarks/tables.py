@@ -55,8 +55,9 @@ def report(result: EvaluationResult) -> str:
         if shifts:
             parts.append(
                 "Fitted on the records of the model as it is, tested on the same model otherwise (within each set, "
-                "never on a question that it was fitted on). Each mean is over the sets where the method could be "
-                f"fitted and that have right and wrong answers; gains below are over common sets:\n\n{shifts}\n"
+                "never on a question that it was fitted on). A mean is over the sets where the method could be "
+                "fitted and that have right and wrong answers; one over fewer sets than others says so and cannot be "
+                f"compared with them. Gains below are over common sets:\n\n{shifts}\n"
             )
         parts.append(f"What had to be shown (gain and 95 % interval, paired bootstrap):\n\n{_verdicts(model)}")
         parts.append("\n".join(_groups(model)) + "\n")
@@ -107,7 +108,15 @@ def _shifts(model: ModelResult) -> Iterator[str]:
     for each in shifts:
         for measure in measures:
             name = each.setting.removeprefix(f"{SHIFT}: ") if measure == measures[0] else ""
-            yield _row(name, measure, *_best([_value(each, method, measure) for method in CROSSED], measure))
+            yield _row(name, measure, *_on_their_sets(each, measure))
+
+
+def _on_their_sets(found: SettingResult, measure: str) -> list[str]:
+    """Values of the methods; one that is over fewer sets than others says so."""
+    sets = {name: score.cells for name in CROSSED if (score := found.score(name, measure))}
+    most = max(sets.values())
+    values = {name: f"{_value(found, name, measure):.3f}" for name in CROSSED}
+    return [value if sets[name] == most else f"{value} ({sets[name]} sets)" for name, value in values.items()]
 
 
 def _verdicts(model: ModelResult) -> str:
