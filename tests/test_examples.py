@@ -70,7 +70,8 @@ def test_retrieval_finds_the_text_and_makes_the_model_surer(capsys: pytest.Captu
     assert informed.output == "The chemical symbol of tungsten is W."
     assert informed.outcome.p_wrong < alone.outcome.p_wrong
     assert [answer.outcome.action for answer in answers[1]] == [Action.ABSTAIN, Action.ABSTAIN]
-    assert capsys.readouterr().out.count("I do not know.") == 2
+    abstained = [answer for pair in answers for answer in pair if answer.outcome.action is Action.ABSTAIN]
+    assert capsys.readouterr().out.count("I do not know.") == len(abstained) < 4
 
 
 def test_extraction_gives_objects_or_nothing() -> None:
