@@ -37,6 +37,7 @@ from guard.artefact import (
     Linear,
     Model,
     Prompting,
+    Readout,
     Schema,
     Trees,
 )
@@ -46,7 +47,7 @@ from guard.guard import Guard, capture_point_of
 from guard.policy import decide, load_policy
 from guard.records import Limits, Prompt, Signals
 from guard.scorer import Scorer, load_scorer, shipped_scorer
-from guard.signature import FeatureSchema, SignatureObserver
+from guard.signature import ACTIVATION_TOKENS, FeatureSchema, SignatureObserver
 
 QUESTIONS = (
     "Write a long story about a ship that is lost in the fog.",
@@ -233,6 +234,7 @@ def _scorer(engine: BaseEngine, embedded: bool) -> Scorer:
         return load_scorer(shipped_scorer()).for_model(engine.model, point)
     rng = np.random.default_rng(0)
     schema = FeatureSchema(layers=engine.model.layers)
+    shape = (len(ACTIVATION_TOKENS), engine.model.layers, engine.model.width)
     start = Linear(features=list(range(7)), mean=[0.0] * 7, scale=[1.0] * 7, coefficients=[0.1] * 7, intercept=0.0)
     artefact = Artefact(
         format=FORMAT,
@@ -250,7 +252,7 @@ def _scorer(engine: BaseEngine, embedded: bool) -> Scorer:
         metrics={},
         model=Model(
             start=start,
-            readout=None,
+            readout=Readout.of(rng.normal(size=shape).astype(np.float32)),
             trees=_stumps(200, len(schema.names), rng),
             calibration=Calibration(slope=1.0, intercept=0.0),
         ),

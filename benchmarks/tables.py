@@ -2,15 +2,14 @@
 
     python benchmarks/tables.py
 
-From docs/evidence/report.json (`guard evaluate`) and benchmarks/results/promise-*.json (`promise.py`). These
+From docs/evidence/report.json (`guard evaluate`) and benchmarks/results/ (`promise.py`, `overhead.py`). These
 figures are written by this and by nothing else; a test compares.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from guard.evaluation.bootstrap import Estimate
@@ -21,8 +20,14 @@ from guard.evaluation.result import EvaluationResult, ModelResult, SettingResult
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "docs" / "evidence" / "report.json"
-PROMISES = ROOT / "benchmarks" / "results"
-MARKED = re.compile(r"(<!-- figures: begin -->\n).*?(<!-- figures: end -->\n)", re.DOTALL)
+MEASURED = ROOT / "benchmarks" / "results"
+
+#: What was measured of the cost, in the table's order.
+COSTS = {
+    "smollm2-llama-cpp.json": "SmolLM2-135M Q4_1, llama.cpp",
+    "qwen2.5-1.5b-llama-cpp.json": "Qwen2.5-Coder-1.5B Q4_K_M, llama.cpp",
+    "smollm2-transformers.json": "SmolLM2-135M float32, transformers",
+}
 
 #: What people call a model whose file calls it otherwise.
 NAMES = {"Smollm2 135M 8k Lc100K Mix1 Ep2": "SmolLM2-135M-Instruct", "Gemma 3 270m": "Gemma 3 270M (base)"}
@@ -84,6 +89,18 @@ def promises(files: Sequence[Path]) -> str:
             lines.append(_row(*(x.replace("%", " %") for x in (*shares, *places, of_oracle))))
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def costs() -> str:
+    """What guarding costs, by engine."""
+    ratios = ("guarded / library's own generation", "guarded / guard's loop without capture")
+    lines = _header("model and engine", *ratios, "bare ms per token", "scoring an answer, ms", "date")
+    for file, name in COSTS.items():
+        told = json.loads((MEASURED / file).read_text(encoding="utf-8"))
+        shown = [f"{x['median']:.3f} ({x['smallest']:.2f} to {x['largest']:.2f})" for x in told["ratios"]]
+        rest = (f"{told['ratios'][0]['bare_ms_per_token']:.1f}", f"{told['score_ms']:.2f}", told["date"][:10])
+        lines.append(_row(name, *shown, *rest))
+    return "\n".join(lines) + "\n"
 
 
 def _methods(model: ModelResult, setting: str) -> str:
@@ -174,18 +191,24 @@ def filled() -> dict[Path, str]:
     """All documents as they should be, with the last results' figures."""
     result = EvaluationResult.from_json(RESULT.read_text(encoding="utf-8"))
     figures = {
-        ROOT / "README.md": overview(result),
-        ROOT / "docs" / "evidence" / "README.md": report(result),
-        ROOT / "docs" / "certificates.md": promises(sorted(PROMISES.glob("promise-*.json"))),
+        ROOT / "README.md": {"evidence": overview(result), "cost": costs()},
+        ROOT / "docs" / "engines.md": {"cost": costs()},
+        ROOT / "docs" / "evidence" / "README.md": {"evidence": report(result)},
+        ROOT / "docs" / "certificates.md": {"promises": promises(sorted(MEASURED.glob("promise-*.json")))},
     }
-    return {document: _between_marks(document, text) for document, text in figures.items()}
+    return {document: _with_figures(document, named) for document, named in figures.items()}
 
 
-def _between_marks(document: Path, text: str) -> str:
-    found, count = MARKED.subn(lambda marks: f"{marks[1]}\n{text}\n{marks[2]}", document.read_text("utf-8"))
-    if count != 1:
-        raise SystemExit(f"{document} has no place for figures: <!-- figures: begin --> and <!-- figures: end -->")
-    return found
+def _with_figures(document: Path, figures: Mapping[str, str]) -> str:
+    text = document.read_text(encoding="utf-8")
+    for name, figure in figures.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+        before, begun, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not (begun and ended):
+            raise SystemExit(f"{document} has no place for figures: {begin.strip()} and {end.strip()}")
+        text = f"{before}{begin}\n{figure}\n{end}{after}"
+    return text
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def test_the_documented_figures_are_the_shipped_scorers() -> None:
 def test_figures_are_those_of_the_last_results() -> None:
     pytest.importorskip("matplotlib", reason="needs the extra 'evaluate'")
     documents = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["filled"]()
-    assert len(documents) == 3
+    assert len(documents) == 4
     for document, text in documents.items():
         assert text == document.read_text(encoding="utf-8"), document
 
