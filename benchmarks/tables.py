@@ -131,9 +131,11 @@ def _shifts(model: ModelResult) -> Iterator[str]:
 def _on_their_sets(found: SettingResult, measure: str) -> list[str]:
     """Values of the methods; one that is over fewer sets than others says so."""
     sets = {name: score.cells for name in CROSSED if (score := found.score(name, measure))}
-    most = max(sets.values())
-    values = {name: f"{_value(found, name, measure):.3f}" for name in CROSSED}
-    return [value if sets[name] == most else f"{value} ({sets[name]} sets)" for name, value in values.items()]
+    most, shown = max(sets.values()), []
+    for name in CROSSED:
+        value = f"{_value(found, name, measure):.3f}" if sets[name] else ""
+        shown.append(value if sets[name] in (0, most) else f"{value} ({sets[name]} sets)")
+    return shown
 
 
 def _verdicts(model: ModelResult) -> str:

@@ -107,6 +107,19 @@ def test_ask_abstains_with_its_exit_code(smollm2_path: Path, tmp_path: Path) -> 
 
 
 @EMBEDDED
+@pytest.mark.parametrize("command", ["ask", "score", "record", "calibrate", "certify"])
+def test_every_command_that_loads_a_model_takes_a_dtype(command: str, smollm2_path: Path, tmp_path: Path) -> None:
+    """And hands it on: llama.cpp, which has none, says so."""
+    del smollm2_path
+    pytest.importorskip("pyarrow")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"id": "1", "question": "What is the capital of France?", "answers": ["Paris"], "prompt": "Hi"}\n')
+    asked = {"ask": ["Hi"], "score": [str(rows)]}.get(command, ["--data", str(rows), "--out", str(tmp_path / "out")])
+    done = guard(command, *asked, "--dtype", "int4")
+    assert done.returncode == 2, done.stderr
+    assert "cannot be loaded as int4" in done.stderr
+
+
 def test_score_reads_lines_and_writes_lines(smollm2_path: Path) -> None:
     rows = [
         {"id": "given", "prompt": "What is the capital of France?", "response": "The capital of France is Paris."},

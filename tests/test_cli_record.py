@@ -291,8 +291,9 @@ def test_transformers_models_are_recorded_without_the_lens(tmp_path: Path, sets:
     folder = tmp_path / "model"
     tiny_model("llama").save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
-    table, told = record(tmp_path / "a", "--model", str(folder), *sets)
+    table, told = record(tmp_path / "a", "--model", str(folder), "--dtype", "bfloat16", *sets)
     assert table.lens is None
+    assert table.facts["model.quantization"] == "bfloat16"
     assert table.facts["model.engine"] == "transformers"
     assert table.facts["versions.torch"]
     assert told["notes"] == [

@@ -71,11 +71,7 @@ def summarise(
     compared = [name for pair in ablations for name in (pair.full, pair.without)]
     claimed = [claim.against for claim in claims if claim.against is not None]
     _check_names((own, *hidden, *(seconds or ()), *compared, *claimed), methods)
-    cards = tuple(
-        MethodCard(each.name, each.kind, float(each.passes), (seconds or {}).get(each.name))
-        for each in sorted(methods, key=lambda method: method.name != own)
-        if each.name not in hidden
-    )
+    cards = _cards([each for each in methods if each.name not in hidden], own, seconds or {})
     settings, groups, judged = [], [], {}
     for setting in dict.fromkeys(each.setting for each in predictions):
         cells = [each for each in predictions if each.setting == setting]
@@ -95,6 +91,14 @@ def summarise(
         importance=importance,
         verdicts=tuple(_verdict(claim, judged.get(claim.setting), cards, own) for claim in claims),
         draws=draws,
+    )
+
+
+def _cards(methods: Sequence[Method], own: str, seconds: Mapping[str, float]) -> tuple[MethodCard, ...]:
+    """Of the methods in tables, guard's own first."""
+    return tuple(
+        MethodCard(each.name, each.kind, float(each.passes), seconds.get(each.name))
+        for each in sorted(methods, key=lambda method: method.name != own)
     )
 
 
