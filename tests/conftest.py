@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from guard.backends.llama_cpp import LlamaCppEngine
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hashes of weights are kept in the user's cache folder; not in the tester's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The embedded model's file; tests that need it are skipped where it is not installed."""

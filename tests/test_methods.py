@@ -173,6 +173,8 @@ def test_the_command_takes_shifted_records_and_fewer_answers(answers: Answers, t
         f"shift: {was} as it was",
         f"shift: {answers.facts['model.engine']} {was} to transformers float32",
     ]
+    claimed = {verdict["claim"]["setting"] for verdict in model["verdicts"]}
+    assert claimed == {f"shift: {was} to Q2_K", f"shift: {answers.facts['model.engine']} {was} to transformers float32"}
     assert {data["n"] for data in model["datasets"]} == {50}
     assert {method["name"] for method in model["methods"]} == set(CROSSED), "no other was run"
     for arguments, told in (

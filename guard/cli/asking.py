@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from guard.cli.output import console
 from guard.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -119,23 +118,3 @@ def _agreed(option: str, wanted: dict[str, _ValueT]) -> _ValueT:
             fix=f"Give {option} for all of them, or take them one by one",
         )
     return next(iter(distinct))
-
-
-def under_progress(asked: Iterable[object], *, rows: Sequence[tuple[str, Row]], known: set[str]) -> None:
-    """Work through an iterator of questions under a progress bar.
-
-    Args:
-        asked: yields once for each of the rows that is not known yet.
-        rows: all that there are.
-        known: keys of those that were asked before.
-    """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from guard.recording import row_key
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    done = sum(row_key(dataset, row) in known for dataset, row in rows)
-    with Progress(*columns, console=console(stderr=True)) as progress:
-        task = progress.add_task("asking", total=len(rows), completed=done)
-        for _ in asked:
-            progress.advance(task)

@@ -22,9 +22,9 @@ from guard.cli.asking import (
     how_to_ask,
     read_data,
     rows_of,
-    under_progress,
 )
 from guard.cli.output import AsJson, Dtype, Engine, ModelName, console, print_json
+from guard.cli.progress import under_progress
 
 if TYPE_CHECKING:
     from guard.artefact import DataSet

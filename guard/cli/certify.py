@@ -18,9 +18,9 @@ from guard.cli.asking import (
     check_writable,
     read_data,
     rows_of,
-    under_progress,
 )
 from guard.cli.output import AsJson, Dtype, Engine, ModelName, PolicyName, ScorerFile, console, print_json
+from guard.cli.progress import under_progress
 from guard.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ import typer
 
 from guard.cli.asking import check_choice, check_writable
 from guard.cli.output import AsJson, console, print_json
+from guard.cli.progress import Progress
 from guard.errors import InputError
 
 if TYPE_CHECKING:
@@ -121,9 +123,13 @@ def _run(records: list[Path], shifts: list[Path], plan: Plan, per_set: int | Non
     for number, file in enumerate(records):
         table = read(file)
         shifted = {} if number else _named_shifts(table, [read(other) for other in shifts])
-        with _Progress(str(table.facts["model.name"])) as progress:
-            models.append(run(table, plan, shifted=shifted, progress=progress))
+        with Progress() as progress:
+            models.append(run(table, plan, shifted=shifted, progress=partial(_tell, progress, table)))
     return models
+
+
+def _tell(progress: Progress, table: Answers, step: Step) -> None:
+    progress(f"{table.facts['model.name']}: {step.setting}", step.done + 1, step.total)
 
 
 def _named_shifts(table: Answers, others: list[Answers]) -> dict[str, Answers]:
@@ -148,31 +154,7 @@ def _shift_name(table: Answers, other: Answers) -> str:
     )
     if engine != other_engine:
         return f"{engine} {was} to {other_engine} {now}"
-    return f"{was} as it was" if weights == other_weights else f"{was} to {now}"
-
-
-class _Progress:
-    """A progress bar that takes the protocols' steps."""
-
-    def __init__(self, model: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._model = model
-        self._bar = Progress(*columns, console=console(stderr=True))
-        self._tasks: dict[str, object] = {}
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, step: Step) -> None:
-        if step.setting not in self._tasks:
-            self._tasks[step.setting] = self._bar.add_task(f"{self._model}: {step.setting}", total=step.total)
-        self._bar.update(self._tasks[step.setting], completed=step.done + 1)  # type: ignore[arg-type]
+    return f"{was} as it was" if (was, weights) == (now, other_weights) else f"{was} to {now}"
 
 
 def _notes(file: Path | None) -> tuple[Note, ...]:

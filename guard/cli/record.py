@@ -23,9 +23,9 @@ from guard.cli.asking import (
     how_to_ask,
     read_data,
     rows_in_turn,
-    under_progress,
 )
 from guard.cli.output import AsJson, Dtype, Engine, ModelName, console, print_json
+from guard.cli.progress import under_progress
 from guard.errors import InputError, UnsupportedArchitectureError, missing_extra
 
 if TYPE_CHECKING:

@@ -84,6 +84,7 @@ def evaluate(
             why=f"asked for {', '.join(run)}; a shift needs --shift, and samples {MIN_SAMPLED} answers with some",
         )
     settings = {each.setting for each in predictions}
+    changed = [name for name, other in (shifted or {}).items() if model_card(other) != model_card(table)]
     everything = {method.name: method for method in (*methods, *parts, *(methods_for("sampling") if again else ()))}
     run_at_all = {name for each in (*predictions, *again) for name in (*each.p_wrong, *each.missing)}
     listed = [each for name, each in everything.items() if name in run_at_all]
@@ -97,7 +98,7 @@ def evaluate(
         seconds=_seconds(table, listed, seed=seed),
         ablations=[Ablation(part.name.removeprefix("guard without "), OWN, part.name) for part in parts],
         importance=_importance(table, seed=seed) if OTHERS in run else None,
-        claims=[each for each in claims(shifts=list(shifted or ())) if each.setting in settings],
+        claims=[each for each in claims(shifts=changed) if each.setting in settings],
         draws=plan.draws,
         seed=seed,
     )
