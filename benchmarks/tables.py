@@ -30,7 +30,11 @@ COSTS = {
 }
 
 #: What people call a model whose file calls it otherwise.
-NAMES = {"Smollm2 135M 8k Lc100K Mix1 Ep2": "SmolLM2-135M-Instruct", "Gemma 3 270m": "Gemma 3 270M (base)"}
+NAMES = {
+    "Smollm2 135M 8k Lc100K Mix1 Ep2": "SmolLM2-135M-Instruct",
+    "Gemma 3 270m": "Gemma 3 270M (base)",
+    "Qwen2.5 Coder 1.5B Instruct GGUF": "Qwen2.5-Coder-1.5B-Instruct",
+}
 _MEASURES = ("AUROC", "AUPRC (wrong)", "AUPRC (right)", "Brier", "ECE", "PRR")
 _SETTINGS = {
     OTHERS: "Fitted on all sets but one, tested on that one; mean over the sets:",
