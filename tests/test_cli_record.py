@@ -310,7 +310,7 @@ def test_the_embedded_model_is_recorded_and_told_of(tmp_path: Path, smollm2_path
     command += ["--data", str(path), "--out", str(tmp_path / "a.parquet"), "--max-tokens", "8"]
     told = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert "sums" in told.stdout
-    assert "3/3" in told.stderr
+    assert "asking: 3 of 3" in told.stderr
     assert f"Answers written to {tmp_path}" in told.stdout.replace("\n", "")
     table = Answers.read(tmp_path / "a.parquet")
     assert (len(table), table.layers) == (3, 30)
