@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import gc
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -845,3 +846,31 @@ def test_cores_and_features() -> None:
     features = cpu_features()
     assert features
     assert json.dumps(features)
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_amx_kernels_are_kept_from(tiny_path: Path, monkeypatch: pytest.MonkeyPatch, *, amx: bool) -> None:
+    told = b"AVX2 = 1 | AMX_INT8 = 1 |" if amx else b"AVX2 = 1 |"
+    monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda: told)
+    given: list[bool] = []
+    load = llama_cpp.llama_model_load_from_file
+
+    def spy(path: bytes, params: Any) -> Any:
+        given.append(params.use_extra_bufts)
+        return load(path, params)
+
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", spy)
+    with LlamaCppEngine.load(tiny_path, threads=1) as engine:
+        assert engine.generate(Prompt.raw("a b"), limits=Limits(max_tokens=2)).token_ids
+    usual = llama_cpp.llama_model_default_params().use_extra_bufts
+    assert given == [False if amx else usual]
+
+
+def test_doctor_tells_how_to_build_without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    doctor = importlib.import_module("guard.cli.doctor")
+    for info, wanted in ((b"AVX2 = 1 | AMX_INT8 = 1 |", True), (b"AVX2 = 1 |", False)):
+        monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda info=info: info)
+        told = doctor._cpu().told
+        assert ("-mno-amx-int8" in told) is wanted
+        assert "uses AVX2" in told
+        assert "AMX_INT8" not in told

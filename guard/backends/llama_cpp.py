@@ -166,6 +166,8 @@ class LlamaCppEngine(BaseEngine):
         header = read_gguf(file)
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        if has_amx_kernels():
+            params.use_extra_bufts = False
         llama_cpp.llama_backend_init()
         with captured_log() as log:
             model = llama_cpp.llama_model_load_from_file(os.fsencode(file), params)
@@ -449,6 +451,15 @@ def cpu_features() -> dict[str, str]:
     """CPU features that this build of llama.cpp uses, such as ``{"AVX2": "1"}``."""
     info = llama_cpp.llama_print_system_info().decode(errors="replace")
     return dict(re.findall(r"(\w+) = (\w+)", info))
+
+
+def has_amx_kernels() -> bool:
+    """Whether this build of llama.cpp has AMX kernels, which engines keep it from using.
+
+    Compiled by GCC 12, they end the process: it drops most of the tile configuration as never read (llama.cpp's
+    issue 20824 and pull request 26954). Weights in buffers of the ordinary kind never reach them.
+    """
+    return cpu_features().get("AMX_INT8") == "1"
 
 
 def _split_sha256(path: Path) -> str:

@@ -20,6 +20,8 @@ _PACKAGES = {
     "langchain": ("langchain-core", "langchain"),
     "postgresql": ("psycopg",),
 }
+#: Builds llama.cpp with the other vector kernels, which are slowed by avoiding AMX at run time.
+WITHOUT_AMX = "CFLAGS=-mno-amx-int8 CXXFLAGS=-mno-amx-int8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +74,14 @@ def _installed(packages: tuple[str, ...], extra: str) -> tuple[bool | None, str]
 
 def _cpu() -> Check:
     try:
-        from guard.backends.llama_cpp import cpu_features, physical_cores
+        from guard.backends.llama_cpp import cpu_features, has_amx_kernels, physical_cores
     except GuardError as error:
         return Check("llama.cpp", None, str(error))
-    used = [name for name, value in cpu_features().items() if value == "1"]
-    return Check("llama.cpp", True, f"{physical_cores()} cores, uses {' '.join(used)}")
+    used = [name for name, value in cpu_features().items() if value == "1" and not name.startswith("AMX")]
+    told = f"{physical_cores()} cores, uses {' '.join(used)}"
+    if has_amx_kernels():
+        told += f"; not its AMX kernels, which may crash: build it with {WITHOUT_AMX} for more speed"
+    return Check("llama.cpp", True, told)
 
 
 def _store() -> Check:
