@@ -2,16 +2,18 @@
 
 The default score is one logistic regression over what the output shows (log-probabilities, margins,
 length) and what the layers say (`guard.probe`), and a LightGBM correction from the layers' signature.
-How loud the layers may speak and how much of the correction is kept is decided by answers that were
-held out, whole data sets at a time where there are several: what helps only within a set is not kept.
-Nothing at all of either is among the choices, so that the whole is not worse than its parts. The
-probability is calibrated on the same held-out answers; then all is fitted again on everything.
+What the regression reads and how loud the layers may speak is not chosen but averaged over, not at all
+included: what the best choice is differs from set to set, so that what was best on some sets is often
+not on the next (docs/evidence/notes.json). Answers that were held out, whole data sets at a time where
+there are several, decide whether the layers are heard at all, and how much of the correction is kept.
+The probability is calibrated on the same answers; then all is fitted again on everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -41,7 +43,8 @@ FOLDS = 5
 #: From so many data sets on, folds are whole sets.
 MIN_SETS = 4
 
-#: Variances that the layers' read-out may have beside the output's features, which have 1 each.
+#: Variances that the layers' read-out has beside the output's features, which have 1 each, in the regressions whose
+#: mean is taken. A regression without a read-out is one of them, so that the layers are never all that is heard.
 STRENGTHS = (0.0, 0.3, 1.0, 3.0)
 
 #: A start from log-odds, weak learners, and shrinkage: trees that do not harm transfer.
@@ -69,7 +72,7 @@ _GROUPS: dict[Features, tuple[str, ...]] = {
 }
 #: Tokens whose maps and norms are read. The published score reads the last one.
 _AGGREGATES: dict[Features, tuple[str, ...]] = {"combined": ("last", "mean"), "ilis": ("last",), "logprob": ("last",)}
-#: What the start may read of the output; the choice that does best on held-out answers is taken.
+#: What the regressions of the start read of the output.
 _START_GROUPS: dict[Features, tuple[tuple[str, ...], ...]] = {
     "combined": (("logprob",), ("logprob", "margin", "length")),
     "ilis": (),
@@ -142,14 +145,12 @@ def fit_model(
     folds = list(_folds(examples, seed))
     told: dict[str, Any] = {"folds": "data sets" if _by_set(examples) else "answers"}
     held_out, start = np.zeros(len(examples)), None
-    groups = [tuple(group for group in each if group in schema.groups) for each in _START_GROUPS[features]]
-    if any(groups):
-        strengths = STRENGTHS if examples.products is not None else (0.0,)
-        kept = dict.fromkeys(group for group in groups if group)
-        choices = [_Choice(group, schema, strength) for group in kept for strength in strengths]
-        held_out, choice = _choose_start(examples, choices, folds)
-        (start,) = _Start.fit(examples, np.arange(len(examples)), [choice])
-        told |= {"start": list(choice.groups), "readout_strength": choice.strength}
+    outputs = _outputs(features, schema)
+    if outputs:
+        held_out, strengths = _choose_strengths(examples, outputs, folds)
+        start = _Start.fit(examples, np.arange(len(examples)), outputs, strengths)
+        told |= {"start": [group for group in schema.groups if group in {*chain(*_START_GROUPS[features])}]}
+        told |= {"readout_strengths": [strength for strength in strengths if strength]}
     trees: Trees | None = None
     if features != "logprob":
         held_out, trees, chosen = _fit_trees(examples, schema, held_out, folds, seed, keep_all=start is None)
@@ -204,23 +205,15 @@ def _folds(examples: Examples, seed: int) -> Iterator[tuple[NDArray[np.intp], ND
 # -- the start: output and layers in one logistic regression -----------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """What a start reads: groups of the output's features, and how loud the layers' read-out may be."""
-
-    groups: tuple[str, ...]
-    schema: FeatureSchema
-    strength: float
-
-    @property
-    def columns(self) -> NDArray[np.intp]:
-        """Of the features."""
-        return self.schema.columns(self.groups)
+def _outputs(features: Features, schema: FeatureSchema) -> list[NDArray[np.intp]]:
+    """What each regression reads of the output: positions of features."""
+    kept = dict.fromkeys(tuple(group for group in each if group in schema.groups) for each in _START_GROUPS[features])
+    return [schema.columns(groups) for groups in kept if groups]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Start:
-    """A fitted logistic regression.
+    """The mean of logistic regressions, which is one too.
 
     Attributes:
         linear: over the output's features.
@@ -235,27 +228,38 @@ class _Start:
     offset: float
 
     @classmethod
-    def fit(cls, examples: Examples, rows: NDArray[np.intp], choices: Sequence[_Choice]) -> list[_Start]:
-        """One for each choice; they share the components, which are the costly part."""
+    def fit(
+        cls,
+        examples: Examples,
+        rows: NDArray[np.intp],
+        outputs: Sequence[NDArray[np.intp]],
+        strengths: Sequence[float],
+    ) -> _Start:
+        """One regression for each of the outputs' features at each strength of the read-out."""
         wrong = examples.wrong[rows]
-        seen = None if examples.products is None else examples.products.projected(rows)
-        fitted = []
-        for choice in choices:
-            columns, strength = choice.columns, choice.strength
-            x = examples.x[np.ix_(rows, columns)].astype(np.float64)
-            mean, scale = x.mean(axis=0), x.std(axis=0)
-            scale[scale == 0] = 1.0
-            inputs, count = (x - mean) / scale, len(columns)
-            wide = inputs if seen is None or not strength else np.hstack([inputs, np.sqrt(strength) * seen.values])
+        columns = np.unique(np.concatenate(outputs))
+        x = examples.x[np.ix_(rows, columns)].astype(np.float64)
+        mean, scale = x.mean(axis=0), x.std(axis=0)
+        scale[scale == 0] = 1.0
+        inputs, count = (x - mean) / scale, len(columns)
+        seen = examples.products.projected(rows) if examples.products is not None and any(strengths) else None
+        coefficients = np.zeros(count if seen is None else count + seen.values.shape[1])
+        members = [(np.isin(columns, read), strength) for read in outputs for strength in strengths]
+        intercept = 0.0
+        for read, strength in members:
+            wide, loud = inputs[:, read], np.sqrt(strength)
+            at = np.flatnonzero(read)
+            if seen is not None and strength:
+                wide = np.hstack([wide, loud * seen.values])
+                at = np.concatenate([at, np.arange(count, len(coefficients))])
             model = LogisticRegression(C=1.0, solver="newton-cholesky").fit(wide, wrong)
-            coefficients = model.coef_[0]
-            linear = linear_of(columns, mean, scale, coefficients[:count], float(model.intercept_[0]))
-            if seen is None or not strength:
-                fitted.append(cls(linear, rows, None, 0.0))
-                continue
-            combination = seen.components.combination(np.sqrt(strength) * coefficients[count:])
-            fitted.append(cls(linear, seen.landmarks, combination, seen.components.offset(combination)))
-        return fitted
+            coefficients[at] += np.where(at < count, 1.0, loud) * model.coef_[0] / len(members)
+            intercept += float(model.intercept_[0]) / len(members)
+        linear = linear_of(columns, mean, scale, coefficients[:count], intercept)
+        if seen is None:
+            return cls(linear, rows, None, 0.0)
+        combination = seen.components.combination(coefficients[count:])
+        return cls(linear, seen.landmarks, combination, seen.components.offset(combination))
 
     def log_odds(self, examples: Examples, rows: NDArray[np.intp]) -> LogOdds:
         """Of some examples, shape (len(rows),)."""
@@ -273,20 +277,39 @@ class _Start:
         return linear, Readout.of(weights)
 
 
-def _choose_start(
-    examples: Examples, choices: Sequence[_Choice], folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]]
-) -> tuple[LogOdds, _Choice]:
-    """The choice with the least loss on held-out answers, and their log-odds."""
-    held_out = np.zeros((len(choices), len(examples)))
-    for learn, out in folds:
-        for at, start in enumerate(_Start.fit(examples, learn, choices)):
-            held_out[at, out] = start.log_odds(examples, out)
-    best = int(np.argmin([_losses(values, examples.wrong).mean() for values in held_out]))
-    return held_out[best], choices[best]
+def _choose_strengths(
+    examples: Examples,
+    outputs: Sequence[NDArray[np.intp]],
+    folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
+) -> tuple[LogOdds, tuple[float, ...]]:
+    """Whether the layers are heard: unless held-out answers are surely better off without them. And their log-odds."""
+
+    def held_out(strengths: tuple[float, ...]) -> LogOdds:
+        values = np.zeros(len(examples))
+        for learn, out in folds:
+            values[out] = _Start.fit(examples, learn, outputs, strengths).log_odds(examples, out)
+        return values
+
+    silent = held_out((0.0,))
+    if examples.products is None:
+        return silent, (0.0,)
+    heard = held_out(STRENGTHS)
+    return (silent, (0.0,)) if _surely_better(silent, heard, examples) else (heard, STRENGTHS)
 
 
 def _evaluate(evaluator: Evaluator, x: Floats) -> LogOdds:
     return np.array([evaluator.log_odds(row) for row in x.astype(np.float64)])
+
+
+def _surely_better(new: LogOdds, old: LogOdds, examples: Examples) -> bool:
+    """Whether held-out log-odds have a loss that is lower by more than its standard error.
+
+    Sets are the units where whole sets were held out: many answers of few sets say little of the next set.
+    """
+    gains = _losses(old, examples.wrong) - _losses(new, examples.wrong)
+    if _by_set(examples):
+        gains = np.array([gains[examples.dataset == name].mean() for name in np.unique(examples.dataset)])
+    return bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
 def _losses(log_odds: LogOdds, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -327,19 +350,13 @@ def _fit_trees(
         for share in ((1.0,) if keep_all else SHRINKAGES)
     ]
     rounds, share, held_out = min(choices, key=lambda choice: float(_losses(choice[2], examples.wrong).mean()))
-    if not keep_all and not _surely_better(held_out, start, examples.wrong):
+    if not keep_all and not _surely_better(held_out, start, examples):
         share, held_out = 0.0, start
     told = {**TREE_SETTINGS, "seed": seed, "rounds": rounds if share else 0, "shrinkage": share}
     if not share:
         return held_out, None, told
     booster = _boost(data, seed, rounds=rounds)
     return held_out, _trees_of(booster, columns, share), told
-
-
-def _surely_better(corrected: LogOdds, start: LogOdds, wrong: NDArray[np.bool_]) -> bool:
-    """Whether the correction lowers the loss by more than its standard error; the best of several may by chance."""
-    gains = _losses(start, wrong) - _losses(corrected, wrong)
-    return bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
 def _boost(data: Any, seed: int, *, rounds: int) -> Any:

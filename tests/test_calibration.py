@@ -26,8 +26,8 @@ from guard.metrics import expected_calibration_error, metrics_of
 from guard.questions import LabelledResponse, Question, Row
 from guard.recording import Journal, Record, Run, record_rows
 from guard.records import Prompt, Signals, Signature
-from guard.scorer import load_scorer
-from guard.signature import AGGREGATES
+from guard.scorer import Evaluator, load_scorer
+from guard.signature import AGGREGATES, feature_vector
 
 RUN = Run(model=scripted_model(), capture_point="mlp", system="Be brief.", max_tokens=8)
 
@@ -115,7 +115,7 @@ def test_the_read_out_adds_what_the_activations_know(landmarks: int, monkeypatch
     labelled = made(900, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
     fitted = fit(labelled)
     assert fitted.baseline is not None
-    assert fitted.scorer.artefact.settings["readout_strength"] > 0
+    assert fitted.scorer.artefact.settings["readout_strengths"] == [0.3, 1.0, 3.0]
     assert fitted.test.auroc > fitted.baseline.auroc + 0.1
     assert fitted.test.brier < fitted.baseline.brier - 0.02
     readout = fitted.scorer.artefact.model.readout
@@ -124,6 +124,25 @@ def test_the_read_out_adds_what_the_activations_know(landmarks: int, monkeypatch
     without = fit(labelled, without=("activations",))
     assert without.scorer.artefact.model.readout is None
     assert without.test.auroc < fitted.test.auroc - 0.1
+
+
+def test_the_read_out_is_the_mean_over_its_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In log-odds, read-out and the output's features together."""
+    labelled = made(600, seed=7, by_logprob=1.0, by_map=0.0, by_activations=2.0)
+
+    def log_odds(*strengths: float) -> list[float]:
+        monkeypatch.setattr(fitting, "STRENGTHS", strengths)
+        model = fit(labelled).scorer.artefact.model
+        assert model.start is not None
+        assert model.readout is not None
+        evaluator = Evaluator(model.start, None, model.readout)
+        schema = fitting.schema_for("combined", layers=LAYERS, temperatures=(1.0,))
+        signals = [each.record.signals for each in labelled[:20]]
+        return [evaluator.log_odds(feature_vector(each, schema), each.signature.activations) for each in signals]
+
+    low, high, mean = log_odds(0.1), log_odds(10.0), log_odds(0.1, 10.0)
+    assert np.abs(np.subtract(low, high)).max() > 0.2
+    assert mean == pytest.approx(np.mean([low, high], axis=0), abs=0.01)
 
 
 def test_what_misleads_from_set_to_set_is_not_kept() -> None:
@@ -135,7 +154,18 @@ def test_what_misleads_from_set_to_set_is_not_kept() -> None:
     labelled = [labelled[at] for at in np.random.default_rng(0).permutation(len(labelled))]
     settings = fit(labelled).scorer.artefact.settings
     assert settings["folds"] == "data sets"
-    assert settings["readout_strength"] == 0.0
+    assert settings["readout_strengths"] == []
+
+
+@pytest.mark.parametrize(("sets", "sure"), [(1, True), (5, False)], ids=["answers", "sets"])
+def test_a_gain_on_one_set_of_five_is_not_sure(sets: int, *, sure: bool) -> None:
+    """However many answers it has; within a single set answers are the units."""
+    wrong = np.tile([True, False], 250)
+    dataset = np.repeat([f"s{number}" for number in range(sets)], 500 // sets)
+    examples = fitting.Examples(np.zeros((500, 1), np.float32), wrong, dataset)
+    before = np.zeros(500)
+    after = np.where(np.arange(500) < 100, np.where(wrong, 3.0, -3.0), np.where(wrong, -0.01, 0.01))
+    assert fitting._surely_better(after, before, examples) is sure
 
 
 def test_parts_can_be_left_out() -> None:
