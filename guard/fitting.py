@@ -45,7 +45,7 @@ MIN_SETS = 4
 
 #: Variances that the layers' read-out has beside the output's features, which have 1 each, in the regressions whose
 #: mean is taken. A regression without a read-out is one of them, so that the layers are never all that is heard.
-STRENGTHS = (0.0, 0.3, 1.0, 3.0)
+STRENGTHS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 #: A start from log-odds, weak learners, and shrinkage: trees that do not harm transfer.
 TREE_SETTINGS: dict[str, Any] = {

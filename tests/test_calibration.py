@@ -115,7 +115,7 @@ def test_the_read_out_adds_what_the_activations_know(landmarks: int, monkeypatch
     labelled = made(900, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
     fitted = fit(labelled)
     assert fitted.baseline is not None
-    assert fitted.scorer.artefact.settings["readout_strengths"] == [0.3, 1.0, 3.0]
+    assert fitted.scorer.artefact.settings["readout_strengths"] == [0.1, 0.3, 1.0, 3.0, 10.0]
     assert fitted.test.auroc > fitted.baseline.auroc + 0.1
     assert fitted.test.brier < fitted.baseline.brier - 0.02
     readout = fitted.scorer.artefact.model.readout
