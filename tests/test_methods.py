@@ -134,7 +134,9 @@ def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_pa
     both = ["--from", str(tmp_path / "a.json"), "--from", str(tmp_path / "w.json")]
     again = run(app, ["evaluate", *both, "--out", str(tmp_path / "b.html")])
     assert again.exit_code == 0, again.output
-    (model,) = json.loads((tmp_path / "b.json").read_text())["models"]
+    joined, newest = (json.loads((tmp_path / name).read_text()) for name in ("b.json", "w.json"))
+    assert joined["provenance"]["created"] == newest["provenance"]["created"]
+    (model,) = joined["models"]
     assert [setting["setting"] for setting in model["settings"]] == ["others to one", "within"]
     assert {data["n"] for data in model["datasets"]} == {60}
     twice = run(app, ["evaluate", *both, *both[:2], "--out", str(tmp_path / "d.html")])

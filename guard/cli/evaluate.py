@@ -91,7 +91,7 @@ def _protocols(protocol: list[str], shift: list[Path], records: list[Path], per_
 
 
 def _joined(results: list[EvaluationResult], title: str, notes: tuple[Note, ...]) -> EvaluationResult:
-    """Results of several runs in one report, with the circumstances of the first and all commands.
+    """Results of several runs in one report, with the circumstances of the first, the newest date and all commands.
 
     Protocols that were run apart on the same records become one result.
     """
@@ -100,12 +100,13 @@ def _joined(results: list[EvaluationResult], title: str, notes: tuple[Note, ...]
         same = model.model, model.records
         models[same] = models[same].joined(model) if same in models else model
     commands = tuple(command for each in results for command in each.provenance.commands)
+    created = max(each.provenance.created for each in results)
     return replace(
         results[0],
         title=title,
         models=tuple(models.values()),
         did_not_work=notes or tuple(note for each in results for note in each.did_not_work),
-        provenance=replace(results[0].provenance, commands=commands),
+        provenance=replace(results[0].provenance, commands=commands, created=created),
     )
 
 
