@@ -145,11 +145,12 @@ def fit_model(
     folds = list(_folds(examples, seed))
     told: dict[str, Any] = {"folds": "data sets" if _by_set(examples) else "answers"}
     held_out, start = np.zeros(len(examples)), None
-    outputs = _outputs(features, schema)
-    if outputs:
+    read = _groups_read(features, schema)
+    if read:
+        outputs = [schema.columns(groups) for groups in read]
         held_out, strengths = _choose_strengths(examples, outputs, folds)
         start = _Start.fit(examples, np.arange(len(examples)), outputs, strengths)
-        told |= {"start": [group for group in schema.groups if group in {*chain(*_START_GROUPS[features])}]}
+        told |= {"start": [*dict.fromkeys(chain(*read))]}
         told |= {"readout_strengths": [strength for strength in strengths if strength]}
     trees: Trees | None = None
     if features != "logprob":
@@ -205,10 +206,10 @@ def _folds(examples: Examples, seed: int) -> Iterator[tuple[NDArray[np.intp], ND
 # -- the start: output and layers in one logistic regression -----------------------------------
 
 
-def _outputs(features: Features, schema: FeatureSchema) -> list[NDArray[np.intp]]:
-    """What each regression reads of the output: positions of features."""
+def _groups_read(features: Features, schema: FeatureSchema) -> list[tuple[str, ...]]:
+    """The groups that each regression reads of the output, without those that are left out."""
     kept = dict.fromkeys(tuple(group for group in each if group in schema.groups) for each in _START_GROUPS[features])
-    return [schema.columns(groups) for groups in kept if groups]
+    return [groups for groups in kept if groups]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

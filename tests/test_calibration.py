@@ -172,6 +172,8 @@ def test_parts_can_be_left_out() -> None:
     labelled = made(500, seed=6, by_logprob=2.0, by_map=0.0)
     artefact = fit(labelled, without=("map", "norms")).scorer.artefact
     assert {name.split(".")[0] for name in artefact.feature_names} == {"logprob", "margin", "length"}
+    assert artefact.settings["start"] == ["logprob", "margin", "length"]
+    assert fit(labelled, without=("margin", "length")).scorer.artefact.settings["start"] == ["logprob"]
     with pytest.raises(InputError, match=r"no part 'maps'.*Did you mean 'map'"):
         fit(labelled, without=("maps",))
     with pytest.raises(InputError, match="Nothing can be left out of 'ilis'"):

@@ -20,7 +20,7 @@ _PACKAGES = {
     "langchain": ("langchain-core", "langchain"),
     "postgresql": ("psycopg",),
 }
-#: Builds llama.cpp with the other vector kernels, which are slowed by avoiding AMX at run time.
+#: Environment in which llama.cpp is built without AMX kernels, so that nothing has to be avoided at run time.
 WITHOUT_AMX = "CFLAGS=-mno-amx-int8 CXXFLAGS=-mno-amx-int8"
 
 

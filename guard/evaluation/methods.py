@@ -1,7 +1,7 @@
 """The methods that are compared, each a way to tell wrong answers from right ones.
 
 All are trained on the same answers and all give probabilities. Where a method has something to
-choose (a probe its layer, guard its strength), it chooses on the training answers only.
+choose (a probe its layer, guard whether it hears the layers), it chooses on the training answers only.
 """
 
 from __future__ import annotations
