@@ -270,7 +270,11 @@ def _features_used(model: Model) -> list[int]:
 
 
 def linear_of(
-    features: NDArray[np.intp], mean: Floats, scale: Floats, coefficients: Floats, intercept: float
+    features: NDArray[np.intp],
+    mean: NDArray[np.floating],
+    scale: NDArray[np.floating],
+    coefficients: NDArray[np.floating],
+    intercept: float,
 ) -> Linear:
     """A `Linear` from arrays, each shape (features,)."""
     return Linear(

@@ -3,9 +3,9 @@
 The default score is one logistic regression over what the output shows (log-probabilities, margins,
 length) and what the layers say (`guard.probe`), and a LightGBM correction from the layers' signature.
 What the regression reads and how loud the layers may speak is not chosen but averaged over, not at all
-included: what the best choice is differs from set to set, so that what was best on some sets is often
-not on the next (docs/evidence/notes.json). Answers that were held out, whole data sets at a time where
-there are several, decide whether the layers are heard at all, and how much of the correction is kept.
+included. Answers that were held out decide how much each way counts, whether the layers are heard at all,
+and how much of the correction is kept. From four data sets on, whole ones are held out and all ways count the
+same: what was best on some sets is often not on the next (docs/evidence/notes.json).
 The probability is calibrated on the same answers; then all is fitted again on everything.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -23,18 +22,21 @@ from guard import probe
 from guard.artefact import Calibration, Linear, Model, Readout, Trees, linear_of
 from guard.errors import CalibrationError, missing_extra
 from guard.records import Floats
-from guard.scorer import Evaluator
+from guard.scorer import log_odds_of
 from guard.signature import FeatureSchema
 
 try:
     import lightgbm
+    from scipy.optimize import minimize
     from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold
 except ImportError as error:
     raise missing_extra("lightgbm or scikit-learn", "calibrate") from error
 
 Features = Literal["combined", "ilis", "logprob"]
-LogOdds = NDArray[np.float64]
+Doubles = NDArray[np.float64]
+LogOdds = Doubles
 
 #: Fewest answers, and fewest of each label, to fit anything.
 MIN_ANSWERS, MIN_CLASS = 40, 5
@@ -46,6 +48,10 @@ MIN_SETS = 4
 #: Variances that the layers' read-out has beside the output's features, which have 1 each, in the regressions whose
 #: mean is taken. A regression without a read-out is one of them, so that the layers are never all that is heard.
 STRENGTHS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
+#: A further one where single answers are held out, and tell what it is worth.
+LOUDEST = 30.0
+#: How far calibration is expected to move slope and intercept: as standard deviations around 1 and 0.
+CALIBRATION_SPREAD = 0.3
 
 #: A start from log-odds, weak learners, and shrinkage: trees that do not harm transfer.
 TREE_SETTINGS: dict[str, Any] = {
@@ -145,19 +151,21 @@ def fit_model(
     folds = list(_folds(examples, seed))
     told: dict[str, Any] = {"folds": "data sets" if _by_set(examples) else "answers"}
     held_out, start = np.zeros(len(examples)), None
-    read = _groups_read(features, schema)
-    if read:
-        outputs = [schema.columns(groups) for groups in read]
-        held_out, strengths = _choose_strengths(examples, outputs, folds)
-        start = _Start.fit(examples, np.arange(len(examples)), outputs, strengths)
-        told |= {"start": [*dict.fromkeys(chain(*read))]}
-        told |= {"readout_strengths": [strength for strength in strengths if strength]}
+    regressions = _regressions(examples, features, schema)
+    if regressions:
+        each = _held_out(examples, regressions, folds)
+        weights = _weights(each, regressions, examples)
+        held_out = weights @ each
+        kept = [regression for regression, weight in zip(regressions, weights, strict=True) if weight]
+        start = _Start.fit(examples, np.arange(len(examples)), kept)
+        weights = weights[weights > 0]
+        told |= {"regressions": [regression.told(weight) for regression, weight in zip(kept, weights, strict=True)]}
     trees: Trees | None = None
     if features != "logprob":
         held_out, trees, chosen = _fit_trees(examples, schema, held_out, folds, seed, keep_all=start is None)
         told |= chosen
     calibration = _calibrate(held_out, examples.wrong)
-    linear, readout = start.parts(examples) if start else (None, None)
+    linear, readout = start.parts(examples, weights) if start else (None, None)
     return FittedModel(Model(start=linear, readout=readout, trees=trees, calibration=calibration), told)
 
 
@@ -206,100 +214,139 @@ def _folds(examples: Examples, seed: int) -> Iterator[tuple[NDArray[np.intp], ND
 # -- the start: output and layers in one logistic regression -----------------------------------
 
 
-def _groups_read(features: Features, schema: FeatureSchema) -> list[tuple[str, ...]]:
-    """The groups that each regression reads of the output, without those that are left out."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Regression:
+    """What one logistic regression reads.
+
+    Attributes:
+        groups: of the output's features.
+        columns: of these features.
+        strength: of the read-out; 0 for none.
+    """
+
+    groups: tuple[str, ...]
+    columns: NDArray[np.intp]
+    strength: float
+
+    def told(self, weight: float) -> dict[str, Any]:
+        """For the artefact."""
+        return {"reads": list(self.groups), "readout": self.strength, "weight": round(float(weight), 4)}
+
+
+def _regressions(examples: Examples, features: Features, schema: FeatureSchema) -> list[_Regression]:
+    """All ways to read the output, without what is left out, at all strengths."""
     kept = dict.fromkeys(tuple(group for group in each if group in schema.groups) for each in _START_GROUPS[features])
-    return [groups for groups in kept if groups]
+    read = [groups for groups in kept if groups]
+    if examples.products is None:
+        strengths: tuple[float, ...] = (0.0,)
+    else:
+        read = read or [()]  # the layers alone
+        strengths = STRENGTHS if _by_set(examples) else (*STRENGTHS, LOUDEST)
+    return [_Regression(groups, schema.columns(groups), strength) for groups in read for strength in strengths]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Start:
-    """The mean of logistic regressions, which is one too.
+    """Logistic regressions on the same answers; their weighted mean is one, too.
 
     Attributes:
-        linear: over the output's features.
-        landmarks: examples that the read-out is made of.
-        combination: shape (len(landmarks),); the read-out as a combination of them, or None.
-        offset: of the read-out; see `parts`.
+        columns: shape (c,), of the features that any of them reads.
+        mean, scale: shape (c,), of these features.
+        coefficients: shape (regressions, c).
+        intercepts: shape (regressions,).
+        landmarks: examples that the read-outs are made of.
+        combinations: shape (len(landmarks), regressions), the read-outs as combinations of them; None without any.
+        offsets: shape (regressions,), of the read-outs; see `parts`.
     """
 
-    linear: Linear
+    columns: NDArray[np.intp]
+    mean: Doubles
+    scale: Doubles
+    coefficients: Doubles
+    intercepts: Doubles
     landmarks: NDArray[np.intp]
-    combination: Floats | None
-    offset: float
+    combinations: Doubles | None
+    offsets: Doubles
 
     @classmethod
-    def fit(
-        cls,
-        examples: Examples,
-        rows: NDArray[np.intp],
-        outputs: Sequence[NDArray[np.intp]],
-        strengths: Sequence[float],
-    ) -> _Start:
-        """One regression for each of the outputs' features at each strength of the read-out."""
+    def fit(cls, examples: Examples, rows: NDArray[np.intp], regressions: Sequence[_Regression]) -> _Start:
+        """Fit each on some of the examples."""
         wrong = examples.wrong[rows]
-        columns = np.unique(np.concatenate(outputs))
+        columns = np.unique(np.concatenate([each.columns for each in regressions]))
         x = examples.x[np.ix_(rows, columns)].astype(np.float64)
         mean, scale = x.mean(axis=0), x.std(axis=0)
         scale[scale == 0] = 1.0
         inputs, count = (x - mean) / scale, len(columns)
-        seen = examples.products.projected(rows) if examples.products is not None and any(strengths) else None
-        coefficients = np.zeros(count if seen is None else count + seen.values.shape[1])
-        members = [(np.isin(columns, read), strength) for read in outputs for strength in strengths]
-        intercept = 0.0
-        for read, strength in members:
-            wide, loud = inputs[:, read], np.sqrt(strength)
-            at = np.flatnonzero(read)
-            if seen is not None and strength:
+        heard = any(each.strength for each in regressions)
+        seen = examples.products.projected(rows) if examples.products is not None and heard else None
+        coefficients = np.zeros((len(regressions), count if seen is None else count + seen.values.shape[1]))
+        intercepts = np.zeros(len(regressions))
+        for at, each in enumerate(regressions):
+            used = np.flatnonzero(np.isin(columns, each.columns))
+            wide, loud = inputs[:, used], np.sqrt(each.strength)
+            if seen is not None and each.strength:
                 wide = np.hstack([wide, loud * seen.values])
-                at = np.concatenate([at, np.arange(count, len(coefficients))])
+                used = np.concatenate([used, np.arange(count, coefficients.shape[1])])
+            if not len(used):  # neither output nor layers: the share of wrong answers
+                intercepts[at] = log_odds_of(float(wrong.mean()))
+                continue
             model = LogisticRegression(C=1.0, solver="newton-cholesky").fit(wide, wrong)
-            coefficients[at] += np.where(at < count, 1.0, loud) * model.coef_[0] / len(members)
-            intercept += float(model.intercept_[0]) / len(members)
-        linear = linear_of(columns, mean, scale, coefficients[:count], intercept)
+            coefficients[at, used] = np.where(used < count, 1.0, loud) * model.coef_[0]
+            intercepts[at] = model.intercept_[0]
+        linear = (columns, mean, scale, coefficients[:, :count], intercepts)
         if seen is None:
-            return cls(linear, rows, None, 0.0)
-        combination = seen.components.combination(coefficients[count:])
-        return cls(linear, seen.landmarks, combination, seen.components.offset(combination))
+            return cls(*linear, rows, None, np.zeros(len(regressions)))
+        combinations = seen.components.combination(coefficients[:, count:].T)
+        return cls(*linear, seen.landmarks, combinations, seen.components.offset(combinations))
 
-    def log_odds(self, examples: Examples, rows: NDArray[np.intp]) -> LogOdds:
-        """Of some examples, shape (len(rows),)."""
-        values = _evaluate(Evaluator(self.linear, None), examples.x[rows])
-        if self.combination is not None and examples.products is not None:
-            values = values + examples.products.between(rows, self.landmarks) @ self.combination - self.offset
-        return values
+    def log_odds(self, examples: Examples, rows: NDArray[np.intp]) -> Doubles:
+        """Of some examples by each regression, shape (regressions, len(rows))."""
+        inputs = (examples.x[np.ix_(rows, self.columns)].astype(np.float64) - self.mean) / self.scale
+        values = inputs @ self.coefficients.T + self.intercepts
+        if self.combinations is not None and examples.products is not None:
+            values += examples.products.between(rows, self.landmarks) @ self.combinations - self.offsets
+        return np.asarray(values.T)
 
-    def parts(self, examples: Examples) -> tuple[Linear, Readout | None]:
-        """As the artefact holds it; the read-out's offset goes into the intercept."""
-        if self.combination is None or examples.activations is None:
-            return self.linear, None
-        weights = probe.weights_of(self.combination, examples.activations[self.landmarks])
-        linear = self.linear.model_copy(update={"intercept": self.linear.intercept - self.offset})
-        return linear, Readout.of(weights)
+    def parts(self, examples: Examples, weights: Doubles) -> tuple[Linear, Readout | None]:
+        """The weighted mean as the artefact holds it; the read-out's offset goes into the intercept."""
+        intercept = float(weights @ (self.intercepts - self.offsets))
+        linear = linear_of(self.columns, self.mean, self.scale, weights @ self.coefficients, intercept)
+        if self.combinations is None or examples.activations is None:
+            return linear, None
+        combination = self.combinations @ weights
+        return linear, Readout.of(probe.weights_of(combination, examples.activations[self.landmarks]))
 
 
-def _choose_strengths(
+def _held_out(
     examples: Examples,
-    outputs: Sequence[NDArray[np.intp]],
+    regressions: Sequence[_Regression],
     folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
-) -> tuple[LogOdds, tuple[float, ...]]:
-    """Whether the layers are heard: unless held-out answers are surely better off without them. And their log-odds."""
-
-    def held_out(strengths: tuple[float, ...]) -> LogOdds:
-        values = np.zeros(len(examples))
-        for learn, out in folds:
-            values[out] = _Start.fit(examples, learn, outputs, strengths).log_odds(examples, out)
-        return values
-
-    silent = held_out((0.0,))
-    if examples.products is None:
-        return silent, (0.0,)
-    heard = held_out(STRENGTHS)
-    return (silent, (0.0,)) if _surely_better(silent, heard, examples) else (heard, STRENGTHS)
+) -> Doubles:
+    """Log-odds of all examples by each regression, fitted without them, shape (regressions, n)."""
+    values = np.zeros((len(regressions), len(examples)))
+    for learn, out in folds:
+        values[:, out] = _Start.fit(examples, learn, regressions).log_odds(examples, out)
+    return values
 
 
-def _evaluate(evaluator: Evaluator, x: Floats) -> LogOdds:
-    return np.array([evaluator.log_odds(row) for row in x.astype(np.float64)])
+def _weights(held_out: Doubles, regressions: Sequence[_Regression], examples: Examples) -> Doubles:
+    """How much each regression counts, together 1; the layers nothing where answers are surely better off without.
+
+    The same for all where whole sets are held out. Otherwise less, the more standard errors a loss is above the least.
+    """
+    weights = np.ones(len(regressions))
+    if not _by_set(examples):
+        losses = np.array([_losses(each, examples.wrong) for each in held_out])
+        above = losses - losses[losses.mean(axis=1).argmin()]
+        errors = above.std(axis=1, ddof=1) / np.sqrt(len(examples))
+        weights = np.exp(-above.mean(axis=1) / np.maximum(errors, 1e-12))
+        weights[weights < 0.01] = 0.0
+    weights /= weights.sum()
+    silent = np.where([each.strength == 0 for each in regressions], weights, 0.0)
+    if not silent.any():
+        return weights
+    silent /= silent.sum()
+    return silent if _surely_better(silent @ held_out, weights @ held_out, examples) else weights
 
 
 def _surely_better(new: LogOdds, old: LogOdds, examples: Examples) -> bool:
@@ -391,13 +438,22 @@ def _add_node(table: dict[str, list[Any]], node: Mapping[str, Any], columns: NDA
 
 
 def _calibrate(held_out: LogOdds, wrong: NDArray[np.bool_]) -> Calibration:
-    """Platt scaling: a logistic regression on held-out log-odds."""
-    scaled = LogisticRegression(C=1e6, max_iter=1000).fit(held_out[:, None], wrong)
-    slope = float(scaled.coef_[0, 0])
-    if slope <= 0:
+    """Platt scaling: a logistic regression on held-out log-odds, which are expected to be about right as they are.
+
+    So that few answers, or a score that hardly tells anything, cannot turn it far.
+    """
+
+    def loss(moved: Doubles) -> tuple[float, Doubles]:
+        scaled = (1.0 + moved[0]) * held_out + moved[1]
+        slopes = 1.0 / (1.0 + np.exp(-np.clip(scaled, -500, 500))) - wrong
+        value = _losses(scaled, wrong).sum() + moved @ moved / (2 * CALIBRATION_SPREAD**2)
+        return float(value), np.array([slopes @ held_out, slopes.sum()]) + moved / CALIBRATION_SPREAD**2
+
+    slope, intercept = minimize(loss, np.zeros(2), jac=True, method="BFGS").x + np.array([1.0, 0.0])
+    if slope <= 0 or roc_auc_score(wrong, held_out) <= 0.5:
         raise CalibrationError(
             "The score does not rank wrong answers above right ones on held-out answers",
             why="these features carry no signal here, or there are too few labels",
             fix="Give more labelled questions",
         )
-    return Calibration(slope=slope, intercept=float(scaled.intercept_[0]))
+    return Calibration(slope=float(slope), intercept=float(intercept))

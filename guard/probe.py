@@ -75,14 +75,14 @@ class Components:
         centred = products - products.mean(axis=1, keepdims=True) - self.means + self.means.mean()
         return np.asarray(centred @ self.directions / np.float32(self.scale))
 
-    def combination(self, coefficients: Floats) -> Floats:
-        """A linear function of the components as weights of the answers, shape (n,); they add up to 0."""
+    def combination(self, coefficients: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Linear functions of the components, shape (k, f), as weights of the answers, (n, f); each adds up to 0."""
         weights = self.directions @ coefficients / self.scale
-        return np.asarray(weights - weights.mean())
+        return np.asarray(weights - weights.mean(axis=0))
 
-    def offset(self, combination: Floats) -> float:
-        """What a combination gives the mean of these answers: components are centred, read-outs are not."""
-        return float(self.means @ combination)
+    def offset(self, combinations: NDArray[np.floating]) -> NDArray[np.float64]:
+        """What combinations, shape (n, f), give the mean of these answers: components are centred, read-outs not."""
+        return np.asarray(self.means @ combinations)
 
 
 def principal_components(products: Floats, *, count: int = COMPONENTS) -> Components:
@@ -146,7 +146,7 @@ class InnerProducts:
         return self._projected[key]
 
 
-def weights_of(combination: Floats, activations: NDArray[np.floating]) -> Floats:
+def weights_of(combination: NDArray[np.floating], activations: NDArray[np.floating]) -> Floats:
     """The read-out that a combination of answers stands for.
 
     Args:

@@ -115,7 +115,7 @@ def test_the_read_out_adds_what_the_activations_know(landmarks: int, monkeypatch
     labelled = made(900, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
     fitted = fit(labelled)
     assert fitted.baseline is not None
-    assert fitted.scorer.artefact.settings["readout_strengths"] == [0.1, 0.3, 1.0, 3.0, 10.0]
+    assert max(each["readout"] for each in fitted.scorer.artefact.settings["regressions"]) == fitting.LOUDEST
     assert fitted.test.auroc > fitted.baseline.auroc + 0.1
     assert fitted.test.brier < fitted.baseline.brier - 0.02
     readout = fitted.scorer.artefact.model.readout
@@ -126,23 +126,78 @@ def test_the_read_out_adds_what_the_activations_know(landmarks: int, monkeypatch
     assert without.test.auroc < fitted.test.auroc - 0.1
 
 
-def test_the_read_out_is_the_mean_over_its_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In log-odds, read-out and the output's features together."""
-    labelled = made(600, seed=7, by_logprob=1.0, by_map=0.0, by_activations=2.0)
+def test_the_layers_alone_can_be_a_score() -> None:
+    labelled = made(900, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
+    fitted = fit(labelled, without=("logprob", "margin", "length"))
+    model = fitted.scorer.artefact.model
+    assert model.start is not None
+    assert model.start.features == []
+    assert model.readout is not None
+    assert fitted.test.auroc > 0.7
+
+
+def test_where_sets_are_held_out_all_regressions_count_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The score is their mean in log-odds, read-out and the output's features together."""
+    labelled = []
+    for number in range(5):
+        labelled += made(150, seed=number, by_logprob=1.0, by_map=0.0, by_activations=2.0, dataset=f"s{number}")
 
     def log_odds(*strengths: float) -> list[float]:
         monkeypatch.setattr(fitting, "STRENGTHS", strengths)
-        model = fit(labelled).scorer.artefact.model
-        assert model.start is not None
-        assert model.readout is not None
-        evaluator = Evaluator(model.start, None, model.readout)
+        artefact = fit(labelled, seed=1).scorer.artefact
+        assert artefact.settings["folds"] == "data sets"
+        assert artefact.model.start is not None
+        evaluator = Evaluator(artefact.model.start, None, artefact.model.readout)
         schema = fitting.schema_for("combined", layers=LAYERS, temperatures=(1.0,))
         signals = [each.record.signals for each in labelled[:20]]
         return [evaluator.log_odds(feature_vector(each, schema), each.signature.activations) for each in signals]
 
-    low, high, mean = log_odds(0.1), log_odds(10.0), log_odds(0.1, 10.0)
-    assert np.abs(np.subtract(low, high)).max() > 0.2
-    assert mean == pytest.approx(np.mean([low, high], axis=0), abs=0.01)
+    silent, low, high, mean = (np.array(log_odds(0.0, *more)) for more in ((), (0.1,), (10.0,), (0.1, 10.0)))
+    assert np.abs(low - high).max() > 0.2
+    np.testing.assert_allclose(mean, (2 * low + 2 * high - silent) / 3, atol=0.01)
+
+
+@pytest.mark.parametrize(("by_set", "weights"), [(False, [0.12, 0.1, 0.78]), (True, [1 / 3, 1 / 3, 1 / 3])])
+def test_where_answers_are_held_out_worse_regressions_count_less(
+    monkeypatch: pytest.MonkeyPatch, *, by_set: bool, weights: list[float]
+) -> None:
+    monkeypatch.setattr(fitting, "_by_set", lambda _: by_set)
+    monkeypatch.setattr(fitting, "_surely_better", lambda *_: False)
+    wrong = np.random.default_rng(0).random(400) < 0.5
+    examples = fitting.Examples(np.zeros((400, 1), np.float32), wrong, np.full(400, "s"))
+    noise = np.random.default_rng(1).normal(size=(3, 400))
+    held_out = np.where(wrong, 1.0, -1.0) * np.array([[0.1], [0.05], [0.25]]) + noise
+    regressions = [fitting._Regression((), np.arange(1), strength) for strength in (0.0, 0.3, 1.0)]
+    found = fitting._weights(held_out, regressions, examples)
+    assert found.sum() == pytest.approx(1.0)
+    np.testing.assert_allclose(found, weights, atol=0.1)
+
+
+def test_a_read_out_that_is_surely_worse_gets_no_weight() -> None:
+    wrong = np.tile([True, False], 200)
+    examples = fitting.Examples(np.zeros((400, 1), np.float32), wrong, np.full(400, "s"))
+    right = np.where(wrong, 1.0, -1.0)
+    regressions = [fitting._Regression((), np.arange(1), strength) for strength in (0.0, 1.0)]
+    assert list(fitting._weights(np.array([right, -right]), regressions, examples)) == [1.0, 0.0]
+    assert fitting._weights(np.array([-right, right]), regressions, examples)[1] > 0.99
+
+
+@pytest.mark.parametrize(("answers", "slope"), [(12, 0.85), (20_000, 0.5)])
+def test_calibration_is_moved_by_as_much_as_answers_tell(answers: int, slope: float) -> None:
+    """Log-odds twice as large as they should be."""
+    rng = np.random.default_rng(2)
+    log_odds = rng.normal(size=answers) * 2
+    wrong = rng.random(answers) < 1 / (1 + np.exp(-log_odds / 2))
+    found = fitting._calibrate(log_odds, wrong)
+    assert found.slope == pytest.approx(slope, abs=0.2 if answers < 100 else 0.05)
+    assert found.intercept == pytest.approx(0.0, abs=0.3 if answers < 100 else 0.05)
+
+
+@pytest.mark.parametrize("sign", [-1.0, 0.0])
+def test_a_score_that_ranks_nothing_is_refused(sign: float) -> None:
+    wrong = np.tile([True, False], 100)
+    with pytest.raises(CalibrationError, match="does not rank wrong answers"):
+        fitting._calibrate(sign * np.where(wrong, 1.0, -1.0), wrong)
 
 
 def test_what_misleads_from_set_to_set_is_not_kept() -> None:
@@ -154,7 +209,7 @@ def test_what_misleads_from_set_to_set_is_not_kept() -> None:
     labelled = [labelled[at] for at in np.random.default_rng(0).permutation(len(labelled))]
     settings = fit(labelled).scorer.artefact.settings
     assert settings["folds"] == "data sets"
-    assert settings["readout_strengths"] == []
+    assert {each["readout"] for each in settings["regressions"]} == {0.0}
 
 
 @pytest.mark.parametrize(("sets", "sure"), [(1, True), (5, False)], ids=["answers", "sets"])
@@ -172,8 +227,9 @@ def test_parts_can_be_left_out() -> None:
     labelled = made(500, seed=6, by_logprob=2.0, by_map=0.0)
     artefact = fit(labelled, without=("map", "norms")).scorer.artefact
     assert {name.split(".")[0] for name in artefact.feature_names} == {"logprob", "margin", "length"}
-    assert artefact.settings["start"] == ["logprob", "margin", "length"]
-    assert fit(labelled, without=("margin", "length")).scorer.artefact.settings["start"] == ["logprob"]
+    assert [each["reads"] for each in artefact.settings["regressions"]][-1] == ["logprob", "margin", "length"]
+    kept = fit(labelled, without=("margin", "length")).scorer.artefact.settings["regressions"]
+    assert {tuple(each["reads"]) for each in kept} == {("logprob",)}
     with pytest.raises(InputError, match=r"no part 'maps'.*Did you mean 'map'"):
         fit(labelled, without=("maps",))
     with pytest.raises(InputError, match="Nothing can be left out of 'ilis'"):

@@ -20,6 +20,7 @@ from made_tables import MadeMethod, MadeTable, made_table
 from numpy.typing import NDArray
 
 from guard.errors import InputError
+from guard.evaluation.bootstrap import bootstrap
 from guard.evaluation.figures import spread
 from guard.evaluation.measures import MEASURES
 from guard.evaluation.predictions import Predictions
@@ -370,6 +371,24 @@ def test_a_margin_may_allow_a_loss() -> None:
     claim = Claim("own is hardly worse", "within", "AUROC", margin=-0.05, everywhere=True)
     assert judged(claim, own=nearly, other=GOOD) == ("reached", "other on x")
     assert judged(replace(claim, margin=-0.001), own=nearly, other=GOOD)[0] == "not reached"
+
+
+def test_the_worst_cell_has_an_interval_of_its_own() -> None:
+    """That of the difference on this cell, not on all."""
+    nearly = np.where(np.arange(80) == 0, 0.05, GOOD)
+    cells = [
+        Predictions("within", name, name, WRONG, np.arange(80), {"own": own, "other": GOOD}, {})
+        for name, own in (("x", GOOD), ("y", nearly))
+    ]
+    found = bootstrap(cells, MEASURES, draws=100)
+    everywhere, worst = (found.gain("own", "other", "AUROC", cell=cell) for cell in (None, ("y", "y")))
+    assert (everywhere.cells, worst.cells) == (2, 1)
+    assert worst.estimate.value == pytest.approx(2 * (everywhere.estimate.value or 0.0))
+    assert found.gain("own", "other", "AUROC", cell=("x", "x")).estimate.low == 0.0
+    claim = Claim("own is hardly worse", "within", "AUROC", margin=-0.001, everywhere=True)
+    methods = [MadeMethod("own", (), "guard"), MadeMethod("other", (), "baseline")]
+    (verdict,) = summarise(cells, methods, model=CARD, own="own", claims=[claim], draws=100).verdicts
+    assert (verdict.against, verdict.estimate) == ("other on y", worst.estimate)
 
 
 def test_a_claim_on_what_was_not_run_is_not_recorded() -> None:

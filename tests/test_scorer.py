@@ -573,7 +573,7 @@ def test_the_read_out_is_the_product_with_normalised_activations(tmp_path: Path)
     ("changes", "told"),
     [
         ({"weights": "AAAA"}, "not as long"),
-        ({"weights": "!" * 8}, "weights"),
+        ({"weights": "!" * 8}, "not as long"),
         ({"tokens": 2}, "not as long"),
         ({"width": 0}, "width"),
     ],

@@ -96,8 +96,8 @@ class Bootstrap:
         values, draws = self.values[row, defined, column], self.draws[row, defined, column]
         return self._estimate(values, draws, self.measures[column]), int(defined.sum())
 
-    def gain(self, method: str, against: str, measure: str) -> Gain:
-        """How much better the first method is, on the cells where both could be judged.
+    def gain(self, method: str, against: str, measure: str, *, cell: tuple[str, str] | None = None) -> Gain:
+        """How much better the first method is, on the cells where both could be judged, or on one of them.
 
         Raises:
             InputError: no such method or measure.
@@ -105,7 +105,7 @@ class Bootstrap:
         first, second, column = self._method(method), self._method(against), self._measure(measure)
         sign = self.measures[column].sign
         values = sign * (self.values[first, :, column] - self.values[second, :, column])
-        defined = ~np.isnan(values)
+        defined = ~np.isnan(values) & np.array([cell is None or each == cell for each in self.cells])
         draws = sign * (self.draws[first, defined, column] - self.draws[second, defined, column])
         estimate = self._estimate(values[defined], draws, self.measures[column])
         return Gain(estimate=estimate, better=int((values[defined] > 0).sum()), cells=int(defined.sum()))

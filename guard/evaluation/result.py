@@ -207,7 +207,7 @@ class Claim:
         against: a method, or None for the best baseline by this measure.
         margin: the least gain, in the measure's unit; below 0 it is what may be lost.
         certain: whether the whole interval must lie above the margin, not only the value.
-        everywhere: whether each single cell must reach the margin (no interval then).
+        everywhere: whether each single cell must reach the margin; the worst one is told, with its own interval.
     """
 
     text: str

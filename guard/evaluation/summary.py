@@ -176,9 +176,9 @@ def _verdict(claim: Claim, found: Bootstrap | None, methods: Sequence[MethodCard
     if found is None or not recorded:
         return Verdict(claim, claim.against or "best baseline", Estimate(None, None, None), "not recorded")
     if claim.everywhere:
-        value, against = _worst_cell(found, own, rivals, claim.measure)
-        outcome: Outcome = "reached" if value > claim.margin else "not reached"
-        return Verdict(claim, against, Estimate(value, None, None), outcome)
+        worst, against = _worst_cell(found, own, rivals, claim.measure)
+        outcome: Outcome = "reached" if worst.value is not None and worst.value > claim.margin else "not reached"
+        return Verdict(claim, against, worst, outcome)
     against = min(recorded, key=lambda name: recorded[name])
     surest = gains[against].low if claim.certain else recorded[against]
     if recorded[against] <= claim.margin:
@@ -188,14 +188,16 @@ def _verdict(claim: Claim, found: Bootstrap | None, methods: Sequence[MethodCard
     return Verdict(claim, against, gains[against], outcome)
 
 
-def _worst_cell(found: Bootstrap, own: str, rivals: Sequence[str], measure: str) -> tuple[float, str]:
-    """The least gain over any rival on any cell, with the rival and the test set in words."""
-    sign = measure_named(measure).sign
-    worst = []
-    for cell in found.cells:
-        mine = found.value(own, cell, measure)
-        for name in rivals:
-            other = found.value(name, cell, measure)
-            if mine is not None and other is not None:
-                worst.append((sign * (mine - other), f"{name} on {cell[1]}"))
-    return min(worst)
+def _worst_cell(found: Bootstrap, own: str, rivals: Sequence[str], measure: str) -> tuple[Estimate, str]:
+    """The least gain over any rival on any cell, with the rival and the test set in words.
+
+    Its interval is that of this one comparison; that it is the worst of many, the interval does not know.
+    """
+    worst: list[tuple[float, str, tuple[str, str]]] = []
+    for name in rivals:
+        for cell in found.cells:
+            gain = found.value(own, cell, measure), found.value(name, cell, measure)
+            if gain[0] is not None and gain[1] is not None:
+                worst.append((measure_named(measure).sign * (gain[0] - gain[1]), name, cell))
+    _, name, cell = min(worst)
+    return found.gain(own, name, measure, cell=cell).estimate, f"{name} on {cell[1]}"
