@@ -4,8 +4,8 @@ The default score is one logistic regression over what the output shows (log-pro
 length) and what the layers say (`guard.probe`), and a LightGBM correction from the layers' signature.
 What the regression reads and how loud the layers may speak is not chosen but averaged over, not at all
 included. Answers that were held out decide how much each way counts, whether the layers are heard at all,
-and how much of the correction is kept. From four data sets on, whole ones are held out and all ways count the
-same: what was best on some sets is often not on the next (docs/evidence/notes.json).
+and how much of the correction is kept. Where whole data sets can be held out all ways count the same: what was
+best on some sets is often not on the next (docs/evidence/notes.json).
 The probability is calibrated on the same answers; then all is fitted again on everything.
 """
 
@@ -46,10 +46,12 @@ FOLDS = 5
 MIN_SETS = 4
 
 #: Variances that the layers' read-out has beside the output's features, which have 1 each, in the regressions whose
-#: mean is taken. A regression without a read-out is one of them, so that the layers are never all that is heard.
+#: mean is taken. A regression without a read-out is one of them.
 STRENGTHS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 #: A further one where single answers are held out, and tell what it is worth.
 LOUDEST = 30.0
+#: Where regressions have weights, what counts less than this share of the best is left out.
+LEAST_WEIGHT = 0.01
 #: How far calibration is expected to move slope and intercept: as standard deviations around 1 and 0.
 CALIBRATION_SPREAD = 0.3
 
@@ -150,22 +152,20 @@ def fit_model(
         examples = replace(examples, products=probe.InnerProducts(probe.inner_products(examples.activations)))
     folds = list(_folds(examples, seed))
     told: dict[str, Any] = {"folds": "data sets" if _by_set(examples) else "answers"}
-    held_out, start = np.zeros(len(examples)), None
     regressions = _regressions(examples, features, schema)
-    if regressions:
-        each = _held_out(examples, regressions, folds)
-        weights = _weights(each, regressions, examples)
-        held_out = weights @ each
-        kept = [regression for regression, weight in zip(regressions, weights, strict=True) if weight]
-        start = _Start.fit(examples, np.arange(len(examples)), kept)
-        weights = weights[weights > 0]
-        told |= {"regressions": [regression.told(weight) for regression, weight in zip(kept, weights, strict=True)]}
+    by_regression = _held_out(examples, regressions, folds)
+    weights = _weights(by_regression, regressions, examples)
+    held_out = weights @ by_regression
+    kept = [regression for regression, weight in zip(regressions, weights, strict=True) if weight]
+    start = _Start.fit(examples, np.arange(len(examples)), kept)
+    linear, readout = start.parts(examples, weights[weights > 0])
+    told |= {"regressions": [each.told(weight) for each, weight in zip(kept, weights[weights > 0], strict=True)]}
     trees: Trees | None = None
     if features != "logprob":
-        held_out, trees, chosen = _fit_trees(examples, schema, held_out, folds, seed, keep_all=start is None)
+        alone = not linear.features and readout is None
+        held_out, trees, chosen = _fit_trees(examples, schema, held_out, folds, seed, alone=alone)
         told |= chosen
     calibration = _calibrate(held_out, examples.wrong)
-    linear, readout = start.parts(examples, weights) if start else (None, None)
     return FittedModel(Model(start=linear, readout=readout, trees=trees, calibration=calibration), told)
 
 
@@ -234,13 +234,11 @@ class _Regression:
 
 
 def _regressions(examples: Examples, features: Features, schema: FeatureSchema) -> list[_Regression]:
-    """All ways to read the output, without what is left out, at all strengths."""
+    """All ways to read the output, without what is left out, at all strengths; one that reads nothing if need be."""
     kept = dict.fromkeys(tuple(group for group in each if group in schema.groups) for each in _START_GROUPS[features])
-    read = [groups for groups in kept if groups]
-    if examples.products is None:
-        strengths: tuple[float, ...] = (0.0,)
-    else:
-        read = read or [()]  # the layers alone
+    read = [groups for groups in kept if groups] or [()]
+    strengths: tuple[float, ...] = (0.0,)
+    if examples.products is not None:
         strengths = STRENGTHS if _by_set(examples) else (*STRENGTHS, LOUDEST)
     return [_Regression(groups, schema.columns(groups), strength) for groups in read for strength in strengths]
 
@@ -313,8 +311,8 @@ class _Start:
         linear = linear_of(self.columns, self.mean, self.scale, weights @ self.coefficients, intercept)
         if self.combinations is None or examples.activations is None:
             return linear, None
-        combination = self.combinations @ weights
-        return linear, Readout.of(probe.weights_of(combination, examples.activations[self.landmarks]))
+        activations = examples.activations[self.landmarks]
+        return linear, Readout.of(probe.weights_of(self.combinations @ weights, activations))
 
 
 def _held_out(
@@ -332,7 +330,8 @@ def _held_out(
 def _weights(held_out: Doubles, regressions: Sequence[_Regression], examples: Examples) -> Doubles:
     """How much each regression counts, together 1; the layers nothing where answers are surely better off without.
 
-    The same for all where whole sets are held out. Otherwise less, the more standard errors a loss is above the least.
+    The same for all where whole sets are held out. Otherwise less, the more standard errors a loss is above the
+    least, and below `LEAST_WEIGHT` nothing.
     """
     weights = np.ones(len(regressions))
     if not _by_set(examples):
@@ -340,7 +339,7 @@ def _weights(held_out: Doubles, regressions: Sequence[_Regression], examples: Ex
         above = losses - losses[losses.mean(axis=1).argmin()]
         errors = above.std(axis=1, ddof=1) / np.sqrt(len(examples))
         weights = np.exp(-above.mean(axis=1) / np.maximum(errors, 1e-12))
-        weights[weights < 0.01] = 0.0
+        weights[weights < LEAST_WEIGHT] = 0.0
     weights /= weights.sum()
     silent = np.where([each.strength == 0 for each in regressions], weights, 0.0)
     if not silent.any():
@@ -375,17 +374,19 @@ def _fit_trees(
     folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
     seed: int,
     *,
-    keep_all: bool,
+    alone: bool,
 ) -> tuple[LogOdds, Trees | None, dict[str, Any]]:
     """LightGBM from held-out log-odds: held-out log-odds with it, the trees, what was chosen.
 
     Args:
         start: held-out log-odds to correct, shape (n,).
-        keep_all: there is no start, so that the trees are all there is.
+        alone: the start is the share of wrong answers, so that the trees are all there is.
     """
-    columns = schema.columns([group for group in schema.groups if keep_all or group != "logprob"])
+    columns = schema.columns([group for group in schema.groups if alone or group != "logprob"])
+    if not len(columns):
+        return start, None, {"rounds": 0, "shrinkage": 0.0}
     x = np.ascontiguousarray(examples.x[:, columns])
-    numbers = ROUNDS if keep_all else CORRECTION_ROUNDS
+    numbers = ROUNDS if alone else CORRECTION_ROUNDS
     corrections = np.zeros((len(numbers), len(examples)))
     data = lightgbm.Dataset(x, examples.wrong, init_score=start, free_raw_data=False).construct()
     for learn, out in folds:
@@ -395,10 +396,10 @@ def _fit_trees(
     choices = [
         (rounds, share, start + share * corrections[at])
         for at, rounds in enumerate(numbers)
-        for share in ((1.0,) if keep_all else SHRINKAGES)
+        for share in ((1.0,) if alone else SHRINKAGES)
     ]
     rounds, share, held_out = min(choices, key=lambda choice: float(_losses(choice[2], examples.wrong).mean()))
-    if not keep_all and not _surely_better(held_out, start, examples):
+    if not alone and not _surely_better(held_out, start, examples):
         share, held_out = 0.0, start
     told = {**TREE_SETTINGS, "seed": seed, "rounds": rounds if share else 0, "shrinkage": share}
     if not share:

@@ -173,13 +173,20 @@ def test_where_answers_are_held_out_worse_regressions_count_less(
     np.testing.assert_allclose(found, weights, atol=0.1)
 
 
-def test_a_read_out_that_is_surely_worse_gets_no_weight() -> None:
-    wrong = np.tile([True, False], 200)
-    examples = fitting.Examples(np.zeros((400, 1), np.float32), wrong, np.full(400, "s"))
+@pytest.mark.parametrize("sets", [1, 5], ids=["answers", "sets"])
+def test_a_read_out_that_is_surely_worse_gets_no_weight(sets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is not so much worse that its weight alone would leave it out."""
+    rng = np.random.default_rng(3)
+    wrong = rng.random(400) < 0.5
+    dataset = np.array([f"s{number % sets}" for number in range(400)])
+    examples = fitting.Examples(np.zeros((400, 1), np.float32), wrong, dataset)
     right = np.where(wrong, 1.0, -1.0)
+    worse = 0.97 * right + 0.3 * rng.normal(size=400)
     regressions = [fitting._Regression((), np.arange(1), strength) for strength in (0.0, 1.0)]
-    assert list(fitting._weights(np.array([right, -right]), regressions, examples)) == [1.0, 0.0]
-    assert fitting._weights(np.array([-right, right]), regressions, examples)[1] > 0.99
+    assert list(fitting._weights(np.array([right, worse]), regressions, examples)) == [1.0, 0.0]
+    assert fitting._weights(np.array([worse, right]), regressions, examples)[1] >= 0.5
+    monkeypatch.setattr(fitting, "_surely_better", lambda *_: False)
+    assert fitting._weights(np.array([right, worse]), regressions, examples)[1] > 0.0
 
 
 @pytest.mark.parametrize(("answers", "slope"), [(12, 0.85), (20_000, 0.5)])
@@ -191,6 +198,24 @@ def test_calibration_is_moved_by_as_much_as_answers_tell(answers: int, slope: fl
     found = fitting._calibrate(log_odds, wrong)
     assert found.slope == pytest.approx(slope, abs=0.2 if answers < 100 else 0.05)
     assert found.intercept == pytest.approx(0.0, abs=0.3 if answers < 100 else 0.05)
+
+
+@pytest.mark.parametrize("features", ["ilis", "combined"])
+def test_trees_alone_start_from_the_share_of_wrong_answers(features: Features) -> None:
+    """So that calibration has only a little to move, however few answers there are."""
+    labelled = made(120, seed=11, by_logprob=0.0, by_map=3.0)
+    without = ("logprob", "margin", "length", "activations") if features == "combined" else ()
+    model = fit(labelled, features=features, without=without).scorer.artefact.model
+    assert model.start is not None
+    assert model.start.features == []
+    assert model.trees is not None
+    share = np.mean([each.wrong for each in labelled])
+    assert 1 / (1 + math.exp(-model.start.intercept)) == pytest.approx(share, abs=0.05)
+
+
+def test_a_score_without_trees_can_do_without_features_for_them() -> None:
+    model = fit(made(500, seed=6, by_logprob=2.0, by_map=0.0), without=("map", "norms", "margin", "length"))
+    assert model.scorer.artefact.model.trees is None
 
 
 @pytest.mark.parametrize("sign", [-1.0, 0.0])
@@ -236,11 +261,12 @@ def test_parts_can_be_left_out() -> None:
         fit(labelled, features="ilis", without=("map",))
 
 
-def test_the_published_score_has_no_start() -> None:
+def test_the_published_score_reads_the_maps_alone() -> None:
     fitted = fit(made(1500, seed=1, by_logprob=2.0, by_map=2.0), features="ilis")
     artefact = fitted.scorer.artefact
     assert artefact.features == "ilis"
-    assert artefact.model.start is None
+    assert artefact.model.start is not None
+    assert artefact.model.start.features == []
     assert artefact.model.trees is not None
     assert {name.split(".")[0] for name in artefact.feature_names} == {"map"}
     assert artefact.settings["shrinkage"] == 1.0

@@ -368,9 +368,10 @@ def test_a_value_above_the_margin_is_not_enough_where_the_interval_is_not() -> N
 
 def test_a_margin_may_allow_a_loss() -> None:
     nearly = np.where(np.arange(80) == 0, 0.05, GOOD)
-    claim = Claim("own is hardly worse", "within", "AUROC", margin=-0.05, everywhere=True)
+    claim = Claim("own is hardly worse", "within", "AUROC", margin=-0.05, everywhere=True, certain=False)
     assert judged(claim, own=nearly, other=GOOD) == ("reached", "other on x")
     assert judged(replace(claim, margin=-0.001), own=nearly, other=GOOD)[0] == "not reached"
+    assert judged(replace(claim, margin=-0.03, certain=True), own=nearly, other=GOOD)[0] == "not shown"
 
 
 def test_the_worst_cell_has_an_interval_of_its_own() -> None:

@@ -100,8 +100,10 @@ class Bootstrap:
         """How much better the first method is, on the cells where both could be judged, or on one of them.
 
         Raises:
-            InputError: no such method or measure.
+            InputError: no such method, measure or cell.
         """
+        if cell is not None and cell not in self.cells:
+            raise InputError(f"Nothing was trained on {cell[0]!r} and tested on {cell[1]!r}")
         first, second, column = self._method(method), self._method(against), self._measure(measure)
         sign = self.measures[column].sign
         values = sign * (self.values[first, :, column] - self.values[second, :, column])

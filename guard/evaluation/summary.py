@@ -176,16 +176,17 @@ def _verdict(claim: Claim, found: Bootstrap | None, methods: Sequence[MethodCard
     if found is None or not recorded:
         return Verdict(claim, claim.against or "best baseline", Estimate(None, None, None), "not recorded")
     if claim.everywhere:
-        worst, against = _worst_cell(found, own, rivals, claim.measure)
-        outcome: Outcome = "reached" if worst.value is not None and worst.value > claim.margin else "not reached"
-        return Verdict(claim, against, worst, outcome)
+        gain, against = _worst_cell(found, own, rivals, claim.measure)
+        return Verdict(claim, against, gain, _outcome(claim, gain))
     against = min(recorded, key=lambda name: recorded[name])
-    surest = gains[against].low if claim.certain else recorded[against]
-    if recorded[against] <= claim.margin:
-        outcome = "not reached"
-    else:
-        outcome = "reached" if surest is not None and surest > claim.margin else "not shown"
-    return Verdict(claim, against, gains[against], outcome)
+    return Verdict(claim, against, gains[against], _outcome(claim, gains[against]))
+
+
+def _outcome(claim: Claim, gain: Estimate) -> Outcome:
+    if gain.value is None or gain.value <= claim.margin:
+        return "not reached"
+    surest = gain.low if claim.certain else gain.value
+    return "reached" if surest is not None and surest > claim.margin else "not shown"
 
 
 def _worst_cell(found: Bootstrap, own: str, rivals: Sequence[str], measure: str) -> tuple[Estimate, str]:
