@@ -33,8 +33,11 @@ COSTS = {
 NAMES = {
     "Smollm2 135M 8k Lc100K Mix1 Ep2": "SmolLM2-135M-Instruct",
     "Gemma 3 270m": "Gemma 3 270M (base)",
+    "Smollm2 135M 8k Lc100K Mix1 Ep2 (version before)": "SmolLM2-135M-Instruct, version before",
     "Qwen2.5 Coder 1.5B Instruct GGUF": "Qwen2.5-Coder-1.5B-Instruct",
 }
+#: How the name of a model ends whose results are of an earlier version of the score.
+BEFORE = " (version before)"
 _MEASURES = ("AUROC", "AUPRC (wrong)", "AUPRC (right)", "Brier", "ECE", "PRR")
 _SETTINGS = {
     OTHERS: "Fitted on all sets but one, tested on that one; mean over the sets:",
@@ -47,6 +50,8 @@ def overview(result: EvaluationResult) -> str:
     """The README's table: guard and its rivals on sets that they never saw."""
     lines = _header("model", "", *("guard" if name == OWN else name for name in CROSSED))
     for model in result.models:
+        if model.model.name.endswith(BEFORE):
+            continue
         found = _setting(model, OTHERS)
         for measure in ("AUROC", "AUPRC (wrong)", "Brier"):
             name = _name(model) if measure == "AUROC" else ""
