@@ -386,6 +386,8 @@ def test_the_worst_cell_has_an_interval_of_its_own() -> None:
     assert (everywhere.cells, worst.cells) == (2, 1)
     assert worst.estimate.value == pytest.approx(2 * (everywhere.estimate.value or 0.0))
     assert found.gain("own", "other", "AUROC", cell=("x", "x")).estimate.low == 0.0
+    with pytest.raises(InputError, match="Nothing was trained on 'x' and tested on 'y'"):
+        found.gain("own", "other", "AUROC", cell=("x", "y"))
     claim = Claim("own is hardly worse", "within", "AUROC", margin=-0.001, everywhere=True)
     methods = [MadeMethod("own", (), "guard"), MadeMethod("other", (), "baseline")]
     (verdict,) = summarise(cells, methods, model=CARD, own="own", claims=[claim], draws=100).verdicts

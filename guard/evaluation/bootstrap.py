@@ -80,9 +80,7 @@ class Bootstrap:
         Raises:
             InputError: no such method, cell or measure.
         """
-        if cell not in self.cells:
-            raise InputError(f"Nothing was trained on {cell[0]!r} and tested on {cell[1]!r}")
-        found = self.values[self._method(method), self.cells.index(cell), self._measure(measure)]
+        found = self.values[self._method(method), self._cell(cell), self._measure(measure)]
         return None if np.isnan(found) else float(found)
 
     def mean(self, method: str, measure: str) -> tuple[Estimate, int]:
@@ -102,14 +100,13 @@ class Bootstrap:
         Raises:
             InputError: no such method, measure or cell.
         """
-        if cell is not None and cell not in self.cells:
-            raise InputError(f"Nothing was trained on {cell[0]!r} and tested on {cell[1]!r}")
+        at = slice(None) if cell is None else [self._cell(cell)]
         first, second, column = self._method(method), self._method(against), self._measure(measure)
         sign = self.measures[column].sign
-        values = sign * (self.values[first, :, column] - self.values[second, :, column])
-        defined = ~np.isnan(values) & np.array([cell is None or each == cell for each in self.cells])
-        draws = sign * (self.draws[first, defined, column] - self.draws[second, defined, column])
-        estimate = self._estimate(values[defined], draws, self.measures[column])
+        values = sign * (self.values[first, at, column] - self.values[second, at, column])
+        draws = sign * (self.draws[first, at, column] - self.draws[second, at, column])
+        defined = ~np.isnan(values)
+        estimate = self._estimate(values[defined], draws[defined], self.measures[column])
         return Gain(estimate=estimate, better=int((values[defined] > 0).sum()), cells=int(defined.sum()))
 
     def _estimate(self, values: NDArray[np.float64], draws: NDArray[np.float64], measure: Measure) -> Estimate:
@@ -124,6 +121,11 @@ class Bootstrap:
         if measure.inflated:
             low, high = np.array([low, high]) + values.mean() - middle
         return Estimate(float(values.mean()), float(low), float(high))
+
+    def _cell(self, cell: tuple[str, str]) -> int:
+        if cell not in self.cells:
+            raise InputError(f"Nothing was trained on {cell[0]!r} and tested on {cell[1]!r}")
+        return self.cells.index(cell)
 
     def _method(self, name: str) -> int:
         if name not in self.methods:

@@ -8,7 +8,7 @@ import numpy as np
 
 from guard.errors import InputError, did_you_mean
 from guard.evaluation.bootstrap import Bootstrap, Estimate, bootstrap
-from guard.evaluation.measures import MEASURES, TRANSFER_MEASURES, measure_named, reliability, risk_curve
+from guard.evaluation.measures import MEASURES, TRANSFER_MEASURES, reliability, risk_curve
 from guard.evaluation.predictions import ONE, Predictions
 from guard.evaluation.protocol import Method
 from guard.evaluation.result import (
@@ -194,11 +194,9 @@ def _worst_cell(found: Bootstrap, own: str, rivals: Sequence[str], measure: str)
 
     Its interval is that of this one comparison; that it is the worst of many, the interval does not know.
     """
-    worst: list[tuple[float, str, tuple[str, str]]] = []
-    for name in rivals:
-        for cell in found.cells:
-            gain = found.value(own, cell, measure), found.value(name, cell, measure)
-            if gain[0] is not None and gain[1] is not None:
-                worst.append((measure_named(measure).sign * (gain[0] - gain[1]), name, cell))
-    _, name, cell = min(worst)
-    return found.gain(own, name, measure, cell=cell).estimate, f"{name} on {cell[1]}"
+    gains = [
+        (found.gain(own, name, measure, cell=cell).estimate, f"{name} on {cell[1]}")
+        for name in rivals
+        for cell in found.cells
+    ]
+    return min(gains, key=lambda gain: np.inf if gain[0].value is None else gain[0].value)
