@@ -32,8 +32,8 @@ COSTS = {
 #: What people call a model whose file calls it otherwise.
 NAMES = {
     "Smollm2 135M 8k Lc100K Mix1 Ep2": "SmolLM2-135M-Instruct",
-    "Gemma 3 270m": "Gemma 3 270M (base)",
     "Smollm2 135M 8k Lc100K Mix1 Ep2 (version before)": "SmolLM2-135M-Instruct, version before",
+    "Gemma 3 270m": "Gemma 3 270M (base)",
     "Qwen2.5 Coder 1.5B Instruct GGUF": "Qwen2.5-Coder-1.5B-Instruct",
 }
 #: How the name of a model ends whose results are of an earlier version of the score.
