@@ -151,6 +151,8 @@ def _check_names(features: str, without: Sequence[str]) -> None:
             raise InputError(f"The score has no part '{name}'", fix=did_you_mean(name, PARTS))
     if without and features != "combined":
         raise InputError(f"Nothing can be left out of '{features}'", fix="Leave parts out of 'combined'")
+    if set(GROUPS) <= set(without):
+        raise InputError("All feature groups are left out", fix=f"Keep one of {', '.join(GROUPS)}")
 
 
 def _check_test(wrong: NDArray[np.bool_]) -> None:

@@ -28,6 +28,7 @@ from guard.signature import FeatureSchema
 try:
     import lightgbm
     from scipy.optimize import minimize
+    from scipy.special import expit
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold
@@ -146,9 +147,9 @@ def fit_model(
         CalibrationError: too few labels of one kind, or a score that carries no signal.
     """
     _check_enough(examples.wrong)
-    if features != "combined":
+    if features != "combined" or examples.activations is None:
         examples = replace(examples, activations=None, products=None)
-    elif examples.activations is not None and examples.products is None:
+    elif examples.products is None:
         examples = replace(examples, products=probe.InnerProducts(probe.inner_products(examples.activations)))
     folds = list(_folds(examples, seed))
     told: dict[str, Any] = {"folds": "data sets" if _by_set(examples) else "answers"}
@@ -156,10 +157,10 @@ def fit_model(
     by_regression = _held_out(examples, regressions, folds)
     weights = _weights(by_regression, regressions, examples)
     held_out = weights @ by_regression
-    kept = [regression for regression, weight in zip(regressions, weights, strict=True) if weight]
-    start = _Start.fit(examples, np.arange(len(examples)), kept)
-    linear, readout = start.parts(examples, weights[weights > 0])
-    told |= {"regressions": [each.told(weight) for each, weight in zip(kept, weights[weights > 0], strict=True)]}
+    kept = np.flatnonzero(weights)
+    start = _Start.fit(examples, np.arange(len(examples)), [regressions[at] for at in kept])
+    linear, readout = start.parts(examples, weights[kept])
+    told |= {"regressions": [regressions[at].told(weights[at]) for at in kept]}
     trees: Trees | None = None
     if features != "logprob":
         alone = not linear.features and readout is None
@@ -446,7 +447,7 @@ def _calibrate(held_out: LogOdds, wrong: NDArray[np.bool_]) -> Calibration:
 
     def loss(moved: Doubles) -> tuple[float, Doubles]:
         scaled = (1.0 + moved[0]) * held_out + moved[1]
-        slopes = 1.0 / (1.0 + np.exp(-np.clip(scaled, -500, 500))) - wrong
+        slopes = expit(scaled) - wrong
         value = _losses(scaled, wrong).sum() + moved @ moved / (2 * CALIBRATION_SPREAD**2)
         return float(value), np.array([slopes @ held_out, slopes.sum()]) + moved / CALIBRATION_SPREAD**2
 

@@ -136,6 +136,24 @@ def test_the_layers_alone_can_be_a_score() -> None:
     assert fitted.test.auroc > 0.7
 
 
+def test_without_activations_their_products_are_not_read() -> None:
+    """A read-out could not be stored."""
+    labelled = made(300, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
+    schema = fitting.schema_for("combined", layers=LAYERS, temperatures=(1.0,))
+    signals = [each.record.signals for each in labelled]
+    activations = np.stack([each.signature.activations for each in signals])
+    examples = fitting.Examples(
+        np.stack([feature_vector(each, schema) for each in signals]),
+        np.array([each.wrong for each in labelled]),
+        np.array([each.record.dataset for each in labelled]),
+    )
+    products = probe.InnerProducts(probe.inner_products(activations))
+    both = fitting.fit_model(replace(examples, activations=activations, products=products), schema)
+    assert both.model.readout is not None
+    silent = fitting.fit_model(replace(examples, products=products), schema)
+    assert silent.model == fitting.fit_model(examples, schema).model
+
+
 def test_where_sets_are_held_out_all_regressions_count_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The score is their mean in log-odds, read-out and the output's features together."""
     labelled = []
@@ -257,6 +275,8 @@ def test_parts_can_be_left_out() -> None:
     assert {tuple(each["reads"]) for each in kept} == {("logprob",)}
     with pytest.raises(InputError, match=r"no part 'maps'.*Did you mean 'map'"):
         fit(labelled, without=("maps",))
+    with pytest.raises(InputError, match="All feature groups are left out"):
+        fit(labelled, without=("logprob", "margin", "length", "norms", "map"))
     with pytest.raises(InputError, match="Nothing can be left out of 'ilis'"):
         fit(labelled, features="ilis", without=("map",))
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
@@ -313,4 +314,4 @@ def _train(model: Pipeline, columns: Columns, wrong: NDArray[np.bool_]) -> None:
 
 
 def _probability(log_odds: Columns) -> Columns:
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(log_odds, -500, 500))))
+    return np.asarray(expit(log_odds))
