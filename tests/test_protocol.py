@@ -21,7 +21,7 @@ from guard.errors import InputError, ScorerError
 from guard.evaluation.bootstrap import bootstrap, resamples
 from guard.evaluation.measures import AUROC, BRIER, ECE, MEASURES
 from guard.evaluation.predictions import Predictions, predictions_from_json, predictions_to_json
-from guard.evaluation.protocol import Step, capped, folds_of, one_to_one, others_to_one, shift, within
+from guard.evaluation.protocol import Step, all_to_new, capped, folds_of, one_to_one, others_to_one, shift, within
 
 SETS = ("arithmetic", "countries", "trivia")
 
@@ -121,6 +121,31 @@ def test_one_to_one_does_not_test_on_questions_of_the_training_set() -> None:
     sizes = {(each.train, each.test): len(each.wrong) for each in found}
     assert sizes["countries", "trivia"] == sizes["trivia", "countries"] == 29
     assert sizes["arithmetic", "trivia"] == 30
+
+
+def test_all_to_new_is_fitted_once_on_all_and_tested_on_new_questions_of_new_sets() -> None:
+    method = output()
+    table, new = made_table(SETS[:2], n=30), made_table(("law", "trivia"), n=20, seed=1)
+    asked_before = np.where(new.group == "law/3", "countries/3", new.group)
+    found = all_to_new(table, MadeTable(new.dataset, new.wrong, asked_before, new.signals), [method])
+    assert [(each.setting, each.train, each.test, len(each.wrong)) for each in found] == [
+        ("all to new", "all sets", "law", 19),
+        ("all to new", "all sets", "trivia", 20),
+    ]
+    assert method.seen == [frozenset(table.group)]
+    told = method.fit(table, seed=0).p_wrong(new)[new.dataset == "trivia"]
+    assert found[1].p_wrong["output"] == pytest.approx(told, abs=1e-7)
+
+
+def test_all_to_new_refuses_a_set_that_was_fitted_on_and_says_which_method_cannot_be_tested() -> None:
+    table = made_table(SETS, n=30)
+    with pytest.raises(InputError, match=r"'trivia' is in the records and in the new ones: .* fitted on"):
+        all_to_new(table, made_table(("law", "trivia"), n=9), [output()])
+    new = made_table(("law",), n=30, seed=1)
+    bare = MadeTable(new.dataset, new.wrong, new.group, {"output": new.signals["output"]})
+    (found,) = all_to_new(table, bare, [output(), MadeMethod("layers", ("layers",))])
+    assert list(found.p_wrong) == ["output"]
+    assert "hold no signal 'layers'" in found.missing["layers"]
 
 
 def test_a_signal_that_means_something_within_a_set_only_does_not_transfer() -> None:

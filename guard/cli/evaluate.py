@@ -32,9 +32,14 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Records of the first model under another precision or engine; repeatable."),
     ] = None,
+    new: Annotated[
+        Path | None, typer.Option(help="Records of the first model on further data sets, to test on and not to fit on.")
+    ] = None,
     protocol: Annotated[
         list[str] | None,
-        typer.Option(help="others to one, within, one to one, shift or samples; repeatable, by default all."),
+        typer.Option(
+            help="others to one, within, one to one, all to new, shift or samples; repeatable, by default all."
+        ),
     ] = None,
     parts: Annotated[bool, typer.Option(help="Fit guard's own score with each part left out.")] = True,
     per_set: Annotated[int | None, typer.Option(min=10, help="At most so many answers of each data set.")] = None,
@@ -55,7 +60,7 @@ def evaluate(
     check_writable(out, "report")
     if bool(records) == bool(again):
         raise InputError("Give records to evaluate, or results with --from", fix="One of the two, not both")
-    protocols = _protocols(protocol or [], shift or [], records or [], per_set)
+    protocols = _protocols(protocol or [], new, shift or [], records or [], per_set)
     told = _notes(notes)
     if again:
         found = _joined([EvaluationResult.from_json(_text(file)) for file in again], title, told)
@@ -63,7 +68,7 @@ def evaluate(
         from guard.evaluation.evaluate import Plan
 
         plan = Plan(protocols=protocols, parts=parts, draws=draws, seed=seed)
-        models = _run(records or [], shift or [], plan, per_set)
+        models = _run(records or [], new, shift or [], plan, per_set)
         command = shlex.join(["guard", *sys.argv[1:]])
         provenance = Provenance.here(commands=[command], seeds={"folds, methods and resamples": seed})
         found = EvaluationResult(title, tuple(models), told, provenance)
@@ -75,18 +80,24 @@ def evaluate(
         _print(found, out)
 
 
-def _protocols(protocol: list[str], shift: list[Path], records: list[Path], per_set: int | None) -> tuple[str, ...]:
+def _protocols(
+    protocol: list[str], new: Path | None, shift: list[Path], records: list[Path], per_set: int | None
+) -> tuple[str, ...]:
     """What is to be run; better said now than after an hour that something does not fit."""
-    from guard.evaluation.predictions import PROTOCOLS, SHIFT
+    from guard.evaluation.predictions import NEW, PROTOCOLS, SHIFT
 
     for name in protocol:
         check_choice("--protocol", name, PROTOCOLS)
-    if not records and (protocol or shift or per_set):
-        raise InputError("--protocol, --shift and --per-set are for records, not for results", fix="Leave --from out")
-    if protocol and bool(shift) != (SHIFT in protocol):
-        raise InputError("--protocol shift needs --shift RECORDS, and the other way round", fix="Give both, or neither")
-    if protocol == [SHIFT] and len(records) > 1:
-        raise InputError("Shifts are of one model", why=f"there are {len(records)}", fix="Give one file of records")
+    if not records and (protocol or new or shift or per_set):
+        options = "--protocol, --new, --shift and --per-set"
+        raise InputError(f"{options} are for records, not for results", fix="Leave --from out")
+    for name, option, given in ((NEW, "--new", bool(new)), (SHIFT, "--shift", bool(shift))):
+        if protocol and given != (name in protocol):
+            what = f"--protocol '{name}' needs {option} RECORDS, and the other way round"
+            raise InputError(what, fix="Give both, or neither")
+        if protocol == [name] and len(records) > 1:
+            why = f"{option} belongs to the first, and there are {len(records)}"
+            raise InputError(f"The protocol '{name}' is of one model", why=why, fix="Give one file of records")
     return tuple(protocol or PROTOCOLS)
 
 
@@ -110,7 +121,9 @@ def _joined(results: list[EvaluationResult], title: str, notes: tuple[Note, ...]
     )
 
 
-def _run(records: list[Path], shifts: list[Path], plan: Plan, per_set: int | None) -> list[ModelResult]:
+def _run(
+    records: list[Path], new: Path | None, shifts: list[Path], plan: Plan, per_set: int | None
+) -> list[ModelResult]:
     from guard.evaluation.evaluate import evaluate as run
     from guard.evaluation.protocol import capped
     from guard.evaluation.table import Answers, concatenate
@@ -123,14 +136,29 @@ def _run(records: list[Path], shifts: list[Path], plan: Plan, per_set: int | Non
     models = []
     for number, file in enumerate(records):
         table = read(file)
+        fresh = None if number or new is None else _of_this_model(table, read(new))
         shifted = {} if number else _named_shifts(table, [read(other) for other in shifts])
         with Progress() as progress:
-            models.append(run(table, plan, shifted=shifted, progress=partial(_tell, progress, table)))
+            models.append(run(table, plan, new=fresh, shifted=shifted, progress=partial(_tell, progress, table)))
     return models
 
 
 def _tell(progress: Progress, table: Answers, step: Step) -> None:
     progress(f"{table.facts['model.name']}: {step.setting}", step.done + 1, step.total)
+
+
+def _of_this_model(table: Answers, new: Answers) -> Answers:
+    from guard.evaluation.evaluate import model_card
+
+    here, there = model_card(table), model_card(new)
+    if here != there:
+        was, now = (f"{each.name} {each.quantization} on {each.engine}" for each in (here, there))
+        raise InputError(
+            "The records of --new are of another model, precision or engine",
+            why=f"{now}, not {was}" if was != now else f"both are {was}, with other weights",
+            fix="Record the new sets with the same model; --shift is for another precision or engine",
+        )
+    return new
 
 
 def _named_shifts(table: Answers, others: list[Answers]) -> dict[str, Answers]:

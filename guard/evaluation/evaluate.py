@@ -11,8 +11,8 @@ import numpy as np
 
 from guard.errors import InputError
 from guard.evaluation.methods import LinearProbe, Own, Regression, log_maps, methods_for
-from guard.evaluation.predictions import ONE, OTHERS, PROTOCOLS, SAMPLED, SAMPLES, SHIFT, WITHIN, Predictions
-from guard.evaluation.protocol import Method, Progress, others_to_one, shift, within
+from guard.evaluation.predictions import NEW, ONE, OTHERS, PROTOCOLS, SAMPLED, SAMPLES, SHIFT, WITHIN, Predictions
+from guard.evaluation.protocol import Method, Progress, all_to_new, others_to_one, shift, within
 from guard.evaluation.protocol import one_to_one as train_on_one
 from guard.evaluation.result import Ablation, Claim, Importance, ModelCard, ModelResult
 from guard.evaluation.summary import summarise
@@ -49,13 +49,19 @@ CROSSED = (OWN, "log-probabilities", "linear probe", "ILIS")
 
 
 def evaluate(
-    table: Answers, plan: Plan, *, shifted: Mapping[str, Answers] | None = None, progress: Progress | None = None
+    table: Answers,
+    plan: Plan,
+    *,
+    new: Answers | None = None,
+    shifted: Mapping[str, Answers] | None = None,
+    progress: Progress | None = None,
 ) -> ModelResult:
     """Run all protocols on one model's records.
 
     Args:
         table: recorded answers with labels.
         plan: what is run.
+        new: records of the same model on other data sets.
         shifted: records of the same questions under another precision or engine, by name.
         progress: called before each piece of work.
 
@@ -75,13 +81,15 @@ def evaluate(
         predictions += within(table, methods, folds=plan.folds, seed=seed, progress=progress)
     if ONE in run:
         predictions += train_on_one(table, crossed, seed=seed, progress=progress)
+    if NEW in run and new is not None:
+        predictions += all_to_new(table, new, methods, seed=seed, progress=progress)
     if SHIFT in run and shifted:
         predictions += shift(table, shifted, crossed, folds=plan.folds, seed=seed, progress=progress)
     again = _sampled(table, seed=seed, progress=progress) if SAMPLES in run else []
     if not predictions and not again:
         raise InputError(
             "There is nothing to evaluate",
-            why=f"asked for {', '.join(run)}; a shift needs --shift, and samples {MIN_SAMPLED} answers with some",
+            why=f"{', '.join(run)} need --new, --shift, or {MIN_SAMPLED} answers with samples",
         )
     settings = {each.setting for each in predictions}
     changed = [name for name, other in (shifted or {}).items() if model_card(other) != model_card(table)]
@@ -108,12 +116,14 @@ def claims(*, shifts: Sequence[str] = ()) -> tuple[Claim, ...]:
     """What guard's own score has to show."""
     rivals = ("log-probabilities", "linear probe", "ILIS")
     beats = [
-        Claim(f"better than {rival} on data sets it never saw ({measure})", OTHERS, measure, rival)
+        Claim(f"better than {rival} on {sets} ({measure})", setting, measure, rival)
+        for setting, sets in ((OTHERS, "data sets it never saw"), (NEW, "new data sets"))
         for rival in rivals
         for measure in ("AUROC", "AUPRC (wrong)")
     ]
     calibrated = [
-        Claim(f"Brier score no worse than that of {rival}", OTHERS, "Brier", rival, margin=-1e-9, certain=False)
+        Claim(f"Brier score no worse than that of {rival}{where}", setting, "Brier", rival, margin=-1e-9, certain=False)
+        for setting, where in ((OTHERS, ""), (NEW, " on new data sets"))
         for rival in rivals
     ]
     probe = LinearProbe().name

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from guard.errors import InputError
 
 #: The protocols.
-OTHERS, WITHIN, ONE, SHIFT, SAMPLES = PROTOCOLS = ("others to one", "within", "one to one", "shift", "samples")
+OTHERS, WITHIN, ONE, NEW, SHIFT, SAMPLES = PROTOCOLS = (
+    "others to one",
+    "within",
+    "one to one",
+    "all to new",
+    "shift",
+    "samples",
+)
 #: What the last one's results are called: the first again, on some of the answers.
 SAMPLED = f"{OTHERS}, answers that were sampled again"
 

@@ -5,6 +5,7 @@ The protocols, from friendly to hard:
     within           folds of one set, a question never in two folds
     one to one       fitted on one set, tested on each other set
     others to one    fitted on all sets but one, tested on that one
+    all to new       fitted on all sets, tested on sets that were recorded apart
     shift            fitted on one precision or engine, tested on another, a question never in both
 
 What comes out keeps every answer's probability, so that two methods can be compared answer by answer.
@@ -13,7 +14,7 @@ It holds no question and no answer: questions become numbers that only say which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol, Self, TypeVar
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import InputError, ScorerError
-from guard.evaluation.predictions import ONE, OTHERS, SHIFT, WITHIN, Predictions
+from guard.evaluation.predictions import NEW, ONE, OTHERS, SHIFT, WITHIN, Predictions
 
 Kind = Literal["guard", "baseline", "control", "reference"]
 
@@ -173,19 +174,32 @@ def one_to_one(
     """
     sets = _several(table)
     report = _reporter(progress, ONE, len(sets) * len(_checked(methods)))
-    out = []
+    out: list[Predictions] = []
     for source in sets:
         train = table.take(np.flatnonzero(table.dataset == source))
-        fitted: dict[str, Fitted | InputError] = {}
-        for method in methods:
-            report(method.name, "all other sets")
-            fitted[method.name] = _fit_or_reason(method, train, seed=seed)
-        for target in sets:
-            test = table.take(np.flatnonzero((table.dataset == target) & ~np.isin(table.group, train.group)))
-            if target != source and len(test):
-                score = partial(_applied, fitted=fitted, test=test)
-                out.append(_predictions(ONE, source, target, test, methods, score, None))
+        fits = _fits(methods, train, report, seed=seed)
+        others = table.take(np.flatnonzero(table.dataset != source))
+        out += _tested(ONE, source, train, others, methods, fits)
     return tuple(out)
+
+
+def all_to_new(
+    table: Table, new: Table, methods: Sequence[Method], *, seed: int = 0, progress: Progress | None = None
+) -> tuple[Predictions, ...]:
+    """Train on all data sets, test on each set of another table: sets that had no part in anything.
+
+    New questions that the training sets hold too are not tested on. Arguments, result (one record for
+    each new set) and errors are those of `within`, without folds; a set in both tables is an error.
+    """
+    both = set(datasets_of(table)) & set(datasets_of(new))
+    if both:
+        raise InputError(
+            f"The data set {min(both)!r} is in the records and in the new ones",
+            why="a new set is one that nothing was fitted on",
+            fix="Leave it out of one of them, or give its other half a name of its own.",
+        )
+    fits = _fits(_checked(methods), table, _reporter(progress, NEW, len(methods)), seed=seed)
+    return tuple(_tested(NEW, "all sets", table, new, methods, fits))
 
 
 def shift(
@@ -379,6 +393,32 @@ def _fit_or_reason(method: Method, train: Table, *, seed: int) -> Fitted | Input
         return _fit(method, train, seed=seed)
     except InputError as error:
         return error
+
+
+def _fits(
+    methods: Sequence[Method], train: Table, report: Callable[[str, str], None], *, seed: int
+) -> dict[str, Fitted | InputError]:
+    """One training of each method, for tests on several sets."""
+    fits: dict[str, Fitted | InputError] = {}
+    for method in methods:
+        report(method.name, "all other sets")
+        fits[method.name] = _fit_or_reason(method, train, seed=seed)
+    return fits
+
+
+def _tested(
+    setting: str,
+    name: str,
+    train: Table,
+    tests: Table,
+    methods: Sequence[Method],
+    fits: Mapping[str, Fitted | InputError],
+) -> Iterator[Predictions]:
+    """What these fits say of each set of a table, without the questions of their training; none where none remain."""
+    new = tests.take(np.flatnonzero(~np.isin(tests.group, train.group)))
+    for target in np.unique(new.dataset).tolist():
+        test = new.take(np.flatnonzero(new.dataset == target))
+        yield _predictions(setting, name, target, test, methods, partial(_applied, fitted=fits, test=test), None)
 
 
 def _applied(method: Method, *, fitted: Mapping[str, Fitted | InputError], test: Table) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from guard.evaluation import figures
 from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.measures import AUROC, MEASURES, TRANSFER_MEASURES, Measure
-from guard.evaluation.predictions import ONE, OTHERS, SAMPLED, SHIFT, WITHIN
+from guard.evaluation.predictions import NEW, ONE, OTHERS, SAMPLED, SHIFT, WITHIN
 from guard.evaluation.result import EvaluationResult, Missing, ModelResult, SettingResult, Verdict
 
 #: How many methods stand in figures that need room for each; the rest are in a fold below.
@@ -27,7 +27,8 @@ _GUIDES = {
     WITHIN: "Fitted and tested on the same kind of question, in folds; no question is in two folds.",
     OTHERS: "Fitted on all data sets but one and tested on that one: what a new kind of question gets.",
     ONE: "Fitted on one data set and tested on each other one: the hardest transfer, and the noisiest.",
-    SAMPLED: "The same on the answers whose questions were asked again, with methods that read those samples.",
+    NEW: "Fitted on all data sets and tested on further ones, which were recorded apart and had no part in anything.",
+    SAMPLED: "Others to one on the answers whose questions were asked again, with methods that read those samples.",
 }
 
 
@@ -83,9 +84,10 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """One model on the page."""
+    """One model's records on the page; those of one model may be there twice, so the title counts them."""
 
     anchor: str
+    title: str
     result: ModelResult
     sections: tuple[Section, ...]
     pictures: tuple[Picture, ...]
@@ -114,7 +116,8 @@ def render(result: EvaluationResult) -> str:
 def _chapter(number: int, result: ModelResult) -> Chapter:
     anchor = slug(f"{number} {result.model.name} {result.model.quantization}")
     sections = tuple(_section(anchor, result, setting) for setting in result.settings)
-    return Chapter(anchor, result, sections, tuple(_model_pictures(result)))
+    title = f"{result.model.name} {result.model.quantization}, {result.answers:,} answers"
+    return Chapter(anchor, title, result, sections, tuple(_model_pictures(result)))
 
 
 def _section(anchor: str, result: ModelResult, setting: SettingResult) -> Section:

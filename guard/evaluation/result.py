@@ -269,6 +269,11 @@ class ModelResult:
         """One protocol's results; None where it was not run."""
         return next((each for each in self.settings if each.setting == name), None)
 
+    @property
+    def answers(self) -> int:
+        """Recorded answers of all data sets."""
+        return sum(each.n for each in self.datasets)
+
     def joined(self, other: ModelResult) -> ModelResult:
         """This and what other protocols found with the same records.
 
