@@ -30,7 +30,7 @@ for file in "$@"; do
 done
 
 # The logit lens is the costliest signal to record, and no part of the score: on some of the answers.
-record --model smollm2 --limit "${LENS_LIMIT:-300}" --out "$out/smollm2-lens.parquet"
+record --model smollm2 --limit "${LENS_LIMIT:-150}" --out "$out/smollm2-lens.parquet"
 
 # Sets that had no part in making the method; what is another part of one of the thirteen is not among them.
 new=()

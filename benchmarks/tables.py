@@ -50,11 +50,16 @@ def overview(result: EvaluationResult) -> str:
     for model in result.models:
         if model is not _largest(model, result.models):
             continue
-        found = _setting(model, OTHERS)
-        for measure in ("AUROC", "AUPRC (wrong)", "Brier"):
-            name = _name(model) if measure == "AUROC" else ""
-            lines.append(_row(name, measure, *_best([_value(found, each, measure) for each in CROSSED], measure)))
+        for setting, suffix in ((OTHERS, ""), (NEW, ", new sets")):
+            if found := model.setting(setting):
+                lines += _overview(found, f"{_name(model)}{suffix}")
     return "\n".join(lines) + "\n"
+
+
+def _overview(found: SettingResult, name: str) -> Iterator[str]:
+    for measure in ("AUROC", "AUPRC (wrong)", "Brier"):
+        values = [_value(found, each, measure) for each in CROSSED]
+        yield _row(name if measure == "AUROC" else "", measure, *_best(values, measure))
 
 
 def report(result: EvaluationResult) -> str:

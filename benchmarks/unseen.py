@@ -32,9 +32,9 @@ def main() -> None:
         ours, baseline = _measured(scorer, table.take(np.flatnonzero(table.dataset == name)))
         _print(name, ours, baseline)
         means.append((ours.auroc, baseline.auroc, ours.brier, baseline.brier))
-    ours_auroc, baseline_auroc, ours_brier, baseline_brier = np.mean(means, axis=0)
-    print(f"mean of {len(means)}: AUROC {ours_auroc:.3f} ({baseline_auroc:.3f})", end="  ")
-    print(f"Brier {ours_brier:.3f} ({baseline_brier:.3f})")
+    ranked = np.array([each for each in means if np.isfinite(each).all()])  # others have answers of one kind only
+    print(f"mean of {len(ranked)}: AUROC {ranked[:, 0].mean():.3f} ({ranked[:, 1].mean():.3f})", end="  ")
+    print(f"mean of {len(means)}: Brier {np.mean(means, axis=0)[2]:.3f} ({np.mean(means, axis=0)[3]:.3f})")
 
 
 def _check_model(scorer: Scorer, table: Answers) -> None:
