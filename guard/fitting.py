@@ -164,6 +164,8 @@ def fit_model(
     trees: Trees | None = None
     if features != "logprob":
         alone = not linear.features and readout is None
+        if alone:  # a fold's own share is the higher, the lower that of the answers it leaves out: it ranks backwards
+            held_out = np.full(len(examples), linear.intercept)
         held_out, trees, chosen = _fit_trees(examples, schema, held_out, folds, seed, alone=alone)
         told |= chosen
     calibration = _calibrate(held_out, examples.wrong)

@@ -231,6 +231,19 @@ def test_trees_alone_start_from_the_share_of_wrong_answers(features: Features) -
     assert 1 / (1 + math.exp(-model.start.intercept)) == pytest.approx(share, abs=0.05)
 
 
+def test_how_much_of_a_held_out_set_is_wrong_does_not_speak_against_trees_alone() -> None:
+    """What is left has the larger share of wrong answers, the smaller that of the set that is held out."""
+    labelled = []
+    for number in range(5):
+        answers = made(400, seed=number, by_logprob=0.0, by_map=1.0, dataset=f"set {number}")
+        labelled += [each for each in answers if each.wrong][: 20 + 25 * number]
+        labelled += [each for each in answers if not each.wrong][: 120 - 25 * number]
+    np.random.default_rng(0).shuffle(labelled)
+    artefact = fit(labelled, features="ilis").scorer.artefact
+    assert artefact.settings["folds"] == "data sets"
+    assert artefact.model.calibration.slope > 0.5
+
+
 def test_a_score_without_trees_can_do_without_features_for_them() -> None:
     model = fit(made(500, seed=6, by_logprob=2.0, by_map=0.0), without=("map", "norms", "margin", "length"))
     assert model.scorer.artefact.model.trees is None
@@ -373,7 +386,7 @@ def test_a_score_that_ranks_backwards_is_refused() -> None:
 
 def test_unknown_features_get_a_suggestion() -> None:
     with pytest.raises(InputError, match="Did you mean 'combined'"):
-        fit(made(10, seed=0, by_logprob=1.0, by_map=0.0), features="combine")  # type: ignore[arg-type]
+        fit(made(10, seed=0, by_logprob=1.0, by_map=0.0), features="combine")
 
 
 # -- splits ------------------------------------------------------------------------------------
