@@ -164,8 +164,6 @@ def fit_model(
     trees: Trees | None = None
     if features != "logprob":
         alone = not linear.features and readout is None
-        if alone:  # a fold's own share is the higher, the lower that of the answers it leaves out: it ranks backwards
-            held_out = np.full(len(examples), linear.intercept)
         held_out, trees, chosen = _fit_trees(examples, schema, held_out, folds, seed, alone=alone)
         told |= chosen
     calibration = _calibrate(held_out, examples.wrong)
@@ -288,8 +286,10 @@ class _Start:
             if seen is not None and each.strength:
                 wide = np.hstack([wide, loud * seen.values])
                 used = np.concatenate([used, np.arange(count, coefficients.shape[1])])
-            if not len(used):  # neither output nor layers: the share of wrong answers
-                intercepts[at] = log_odds_of(float(wrong.mean()))
+            if not len(used):
+                # Neither output nor layers: the share of wrong answers. That of these rows would be the higher, the
+                # lower that of the rows held out is, and so rank them backwards.
+                intercepts[at] = log_odds_of(float(examples.wrong.mean()))
                 continue
             model = LogisticRegression(C=1.0, solver="newton-cholesky").fit(wide, wrong)
             coefficients[at, used] = np.where(used < count, 1.0, loud) * model.coef_[0]
