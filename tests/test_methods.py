@@ -192,13 +192,12 @@ def test_the_command_takes_shifted_records_and_fewer_answers(answers: Answers, t
 
 
 def test_the_command_tests_on_new_sets(answers: Answers, tmp_path: Path) -> None:
-    files = {name: tmp_path / f"{name}.parquet" for name in ("r", "n", "other")}
+    files = {name: tmp_path / f"{name}.parquet" for name in ("r", "n", "other", "tuned")}
     first, *rest = sorted(set(answers.dataset))
     answers.take(np.flatnonzero(answers.dataset != first)).write(files["r"])
     answers.take(np.flatnonzero(answers.dataset == first)).write(files["n"])
-    Answers.whole(replace(answers.columns, facts={**answers.columns.facts, "model.quantization": "Q2_K"})).write(
-        files["other"]
-    )
+    for name, fact in (("other", {"model.quantization": "Q2_K"}), ("tuned", {"model.weights_sha256": "f" * 64})):
+        Answers.whole(replace(answers.columns, facts={**answers.columns.facts, **fact})).write(files[name])
     out = tmp_path / "a.html"
 
     def run(*arguments: str) -> Result:
@@ -213,8 +212,9 @@ def test_the_command_tests_on_new_sets(answers: Answers, tmp_path: Path) -> None
     assert "had no part in anything" in out.read_text()
     for arguments, told in (
         (["--new", str(files["other"])], "Q2_K on"),
+        (["--new", str(files["tuned"])], "with other weights"),
         (["--new", str(files["r"])], f"'{rest[0]}' is in the records and in the new ones"),
         (["--protocol", "all to new"], "needs --new RECORDS"),
-        ([str(files["n"]), "--new", str(files["n"]), "--protocol", "all to new"], "is of one model"),
+        ([str(files["n"]), "--new", str(files["n"]), "--protocol", "all to new"], "are of one model"),
     ):
         assert told in str(run(*arguments).exception)

@@ -188,6 +188,11 @@ def test_every_figure_is_a_drawing_with_a_name(page: str) -> None:
     assert page.count("<figcaption>") == len(drawings), "each has its sentence"
 
 
+def test_titles_count_answers_since_one_model_may_be_recorded_twice(page: str) -> None:
+    assert "Gemma 3 Q8_0, 180 answers</h2>" in page
+    assert "Gemma 3 Q8_0, 180 answers: what had to be shown" not in page, "it has no claims"
+
+
 def test_several_shifts_stand_side_by_side_and_their_own_figures_in_folds(page: str) -> None:
     sections = page.split("<h3 ")[1:]
     first, second = (part for part in sections if re.search(r">Shift: ", part.split("</h3>")[0]))

@@ -95,9 +95,9 @@ def _protocols(
         if protocol and given != (name in protocol):
             what = f"--protocol '{name}' needs {option} RECORDS, and the other way round"
             raise InputError(what, fix="Give both, or neither")
-        if protocol == [name] and len(records) > 1:
-            why = f"{option} belongs to the first, and there are {len(records)}"
-            raise InputError(f"The protocol '{name}' is of one model", why=why, fix="Give one file of records")
+    if protocol and len(records) > 1 and set(protocol) <= {NEW, SHIFT}:
+        why = f"they belong to the first, and there are {len(records)}"
+        raise InputError("New sets and shifts are of one model", why=why, fix="Give one file of records")
     return tuple(protocol or PROTOCOLS)
 
 

@@ -72,24 +72,13 @@ def evaluate(
     methods = methods_for("all")
     whole = not plan.parts or OTHERS not in plan.protocols
     parts = () if whole else tuple(each for each in methods_for("parts") if each.name != OWN)
-    crossed = [method for method in methods if method.name in CROSSED]
     seed, run = plan.seed, plan.protocols
-    predictions: list[Predictions] = []
-    if OTHERS in run:
-        predictions += others_to_one(table, (*methods, *parts), seed=seed, progress=progress)
-    if WITHIN in run:
-        predictions += within(table, methods, folds=plan.folds, seed=seed, progress=progress)
-    if ONE in run:
-        predictions += train_on_one(table, crossed, seed=seed, progress=progress)
-    if NEW in run and new is not None:
-        predictions += all_to_new(table, new, methods, seed=seed, progress=progress)
-    if SHIFT in run and shifted:
-        predictions += shift(table, shifted, crossed, folds=plan.folds, seed=seed, progress=progress)
+    predictions = _predictions(table, plan, methods, parts, new, shifted or {}, progress)
     again = _sampled(table, seed=seed, progress=progress) if SAMPLES in run else []
     if not predictions and not again:
         raise InputError(
             "There is nothing to evaluate",
-            why=f"{', '.join(run)} need --new, --shift, or {MIN_SAMPLED} answers with samples",
+            why=f"{', '.join(run)} need --new with new questions, --shift, or {MIN_SAMPLED} answers with samples",
         )
     settings = {each.setting for each in predictions}
     changed = [name for name, other in (shifted or {}).items() if model_card(other) != model_card(table)]
@@ -110,6 +99,32 @@ def evaluate(
         draws=plan.draws,
         seed=seed,
     )
+
+
+def _predictions(
+    table: Answers,
+    plan: Plan,
+    methods: Sequence[Method],
+    parts: Sequence[Method],
+    new: Answers | None,
+    shifted: Mapping[str, Answers],
+    progress: Progress | None,
+) -> list[Predictions]:
+    """What all protocols but the samples say."""
+    crossed = [method for method in methods if method.name in CROSSED]
+    seed, run = plan.seed, plan.protocols
+    found: list[Predictions] = []
+    if OTHERS in run:
+        found += others_to_one(table, (*methods, *parts), seed=seed, progress=progress)
+    if WITHIN in run:
+        found += within(table, methods, folds=plan.folds, seed=seed, progress=progress)
+    if ONE in run:
+        found += train_on_one(table, crossed, seed=seed, progress=progress)
+    if NEW in run and new is not None:
+        found += all_to_new(table, new, methods, seed=seed, progress=progress)
+    if SHIFT in run and shifted:
+        found += shift(table, shifted, crossed, folds=plan.folds, seed=seed, progress=progress)
+    return found
 
 
 def claims(*, shifts: Sequence[str] = ()) -> tuple[Claim, ...]:

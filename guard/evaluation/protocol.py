@@ -408,7 +408,7 @@ def _fits(
 
 def _tested(
     setting: str,
-    name: str,
+    source: str,
     train: Table,
     tests: Table,
     methods: Sequence[Method],
@@ -418,7 +418,7 @@ def _tested(
     new = tests.take(np.flatnonzero(~np.isin(tests.group, train.group)))
     for target in np.unique(new.dataset).tolist():
         test = new.take(np.flatnonzero(new.dataset == target))
-        yield _predictions(setting, name, target, test, methods, partial(_applied, fitted=fits, test=test), None)
+        yield _predictions(setting, source, target, test, methods, partial(_applied, fitted=fits, test=test), None)
 
 
 def _applied(method: Method, *, fitted: Mapping[str, Fitted | InputError], test: Table) -> NDArray[np.float64]:
