@@ -20,17 +20,17 @@ data=()
 for name in "${names[@]}"; do data+=(--data "$sets/$name.jsonl.gz"); done
 mkdir -p "$out"
 
-record() { guard record "${data[@]}" --threads "$threads" "$@"; }
+record() { guard record --threads "$threads" "$@"; }
 
 # Families, a thousand questions of each set, five further answers to some.
-whole=(--limit "${LIMIT:-1000}" --tau 0.25 --tau 1 --tau 4 --samples 5 --sampled-rows 16 --no-lens)
+whole=("${data[@]}" --limit "${LIMIT:-1000}" --tau 0.25 --tau 1 --tau 4 --samples 5 --sampled-rows 16 --no-lens)
 record --model smollm2 "${whole[@]}" --out "$out/smollm2.parquet"
 for file in "$@"; do
     record --model "$file" "${whole[@]}" --max-tokens 24 --out "$out/$(basename "$file" .gguf).parquet"
 done
 
 # The logit lens is the costliest signal to record, and no part of the score: on some of the answers.
-record --model smollm2 --limit "${LENS_LIMIT:-150}" --out "$out/smollm2-lens.parquet"
+record "${data[@]}" --model smollm2 --limit "${LENS_LIMIT:-150}" --out "$out/smollm2-lens.parquet"
 
 # Sets that had no part in making the method; what is another part of one of the thirteen is not among them.
 new=()
@@ -38,15 +38,15 @@ for name in nq_efficientqa simpleqa hotpotqa movies curated_trec jeopardy qa_wik
     openbookqa truthfulqa boolq halueval_qa winogrande mnli winobias gsm8k singleeq addsub; do
     new+=(--data "$sets/$name.jsonl.gz")
 done
-fresh=(--threads "$threads" --limit 100 --no-lens --tau 0.25 --tau 1 --tau 4)
-guard record "${new[@]}" --model smollm2 "${fresh[@]}" --out "$out/smollm2-new.parquet"
+fresh=("${new[@]}" --limit 100 --no-lens --tau 0.25 --tau 1 --tau 4)
+record --model smollm2 "${fresh[@]}" --out "$out/smollm2-new.parquet"
 for file in "$@"; do
-    guard record "${new[@]}" --model "$file" "${fresh[@]}" --max-tokens 24 --out "$out/$(basename "$file" .gguf)-new.parquet"
+    record --model "$file" "${fresh[@]}" --max-tokens 24 --out "$out/$(basename "$file" .gguf)-new.parquet"
 done
 
 # The same weights in other precisions and on another engine; and, to compare with, as they were.
 python "$root/benchmarks/quantize.py" "$out/precisions" --types Q8_0 Q6_K Q4_K_M Q3_K_M Q2_K
-few=(--limit 100 --no-lens)
+few=("${data[@]}" --limit 100 --no-lens)
 for file in "$out"/precisions/*.Q*.gguf; do
     record --model "$file" "${few[@]}" --out "$out/shift-$(basename "$file" .gguf | sed 's/.*\.//').parquet"
 done

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from guard.evaluation.bootstrap import Bootstrap, bootstrap
+from guard.evaluation.bootstrap import bootstrap
 from guard.evaluation.evaluate import OWN
 from guard.evaluation.measures import AUROC
 from guard.evaluation.methods import methods_for
 from guard.evaluation.predictions import Predictions
-from guard.evaluation.protocol import Method, within
+from guard.evaluation.protocol import within
 from guard.evaluation.table import Answers
 
 
@@ -27,29 +27,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path)
     parser.add_argument("--set", action="append", help="of the records; by default all")
-    parser.add_argument("--method", action="append", help="besides guard; by default all")
+    rivals = [each.name for each in methods_for("all") if each.name != OWN]
+    parser.add_argument("--method", action="append", choices=rivals, help="besides guard; by default all")
     arguments = parser.parse_args()
     table = Answers.read(arguments.records)
-    methods = [each for each in methods_for("all") if not arguments.method or each.name in (OWN, *arguments.method)]
+    run = {OWN, *(arguments.method or rivals)}
+    methods = [each for each in methods_for("all") if each.name in run]
     for name in arguments.set or sorted(set(table.dataset.tolist())):
         (found,) = within(table.take(np.flatnonzero(table.dataset == name)), methods, seed=0)
-        print(f"{name:20s} {_told(found, methods)}", flush=True)
+        print(f"{name:20s} {_told(found)}", flush=True)
 
 
-def _told(found: Predictions, methods: list[Method]) -> str:
+def _told(found: Predictions) -> str:
     if OWN not in found.p_wrong:
         return f"{OWN} was not fitted: {found.missing[OWN]}"
     judged = bootstrap([found], [AUROC], draws=1000, seed=0)
-    others = [each.name for each in methods if each.name in found.p_wrong and each.name != OWN]
-    best = max(others, key=lambda name: _value(judged, name))
+    values = {name: judged.mean(name, AUROC.name)[0].value for name in found.p_wrong}
+    best = max(values.keys() - {OWN}, key=lambda name: values[name] or 0.0)
     gain = judged.gain(OWN, best, AUROC.name).estimate
-    interval = f"{gain.low:+.4f} to {gain.high:+.4f}"
-    return f"{_value(judged, OWN):.3f}  {best} {_value(judged, best):.3f}  {gain.value:+.4f} ({interval})"
-
-
-def _value(judged: Bootstrap, method: str) -> float:
-    value = judged.mean(method, AUROC.name)[0].value
-    return float("-inf") if value is None else value
+    if gain.value is None:
+        return "answers of one kind only"
+    return f"{values[OWN]:.3f}  {best} {values[best]:.3f}  {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ def overview(result: EvaluationResult) -> str:
     for model in result.models:
         if model is not _largest(model, result.models):
             continue
-        for setting, suffix in ((OTHERS, ""), (NEW, ", new sets")):
-            if found := model.setting(setting):
-                lines += _overview(found, f"{_name(model)}{suffix}")
+        lines += _overview(_setting(model, OTHERS), _name(model))
+        if new := model.setting(NEW):
+            lines += _overview(new, f"{_name(model)}, new sets")
     return "\n".join(lines) + "\n"
 
 

@@ -32,9 +32,11 @@ def main() -> None:
         ours, baseline = _measured(scorer, table.take(np.flatnonzero(table.dataset == name)))
         _print(name, ours, baseline)
         means.append((ours.auroc, baseline.auroc, ours.brier, baseline.brier))
-    ranked = np.array([each for each in means if np.isfinite(each).all()])  # others have answers of one kind only
-    print(f"mean of {len(ranked)}: AUROC {ranked[:, 0].mean():.3f} ({ranked[:, 1].mean():.3f})", end="  ")
-    print(f"mean of {len(means)}: Brier {np.mean(means, axis=0)[2]:.3f} ({np.mean(means, axis=0)[3]:.3f})")
+    aurocs, briers = np.split(np.array(means), 2, axis=1)
+    aurocs = aurocs[np.isfinite(aurocs).all(axis=1)]  # a set with answers of one kind only has none
+    for name, values in (("AUROC", aurocs), ("Brier", briers)):
+        ours, baseline = values.mean(axis=0)
+        print(f"mean of {len(values)}: {name} {ours:.3f} ({baseline:.3f})")
 
 
 def _check_model(scorer: Scorer, table: Answers) -> None:

@@ -386,7 +386,7 @@ def test_a_score_that_ranks_backwards_is_refused() -> None:
 
 def test_unknown_features_get_a_suggestion() -> None:
     with pytest.raises(InputError, match="Did you mean 'combined'"):
-        fit(made(10, seed=0, by_logprob=1.0, by_map=0.0), features="combine")
+        fit(made(10, seed=0, by_logprob=1.0, by_map=0.0), features="combine")  # type: ignore[arg-type]
 
 
 # -- splits ------------------------------------------------------------------------------------
