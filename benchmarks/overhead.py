@@ -286,7 +286,7 @@ def _cpuinfo() -> list[str]:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("guard", "llama-cpp-python", "torch", "transformers", "numpy"):
+    for package in ("ilis-guard", "llama-cpp-python", "torch", "transformers", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

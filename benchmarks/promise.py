@@ -217,7 +217,7 @@ def _told(arguments: argparse.Namespace, wrong: NDArray[np.bool_], results: list
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["python", "benchmarks/promise.py", *sys.argv[1:]],
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("guard", "numpy")}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("ilis-guard", "numpy")}},
         "scores": {
             "file": arguments.scores.name,
             "of": arguments.of,

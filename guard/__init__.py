@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from guard.scorer import Scorer, load_scorer
     from guard.store import Store
 
+#: Version of the installed distribution, ``ilis-guard``.
+__version__: str
+
 _HOMES = {
     "guard.backends": ("load_engine",),
     "guard.backends.base": ("Engine",),
@@ -87,6 +90,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("ilis-guard")
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'guard' has no attribute '{name}'")

@@ -209,5 +209,5 @@ def _measure(model: Model, labelled: Sequence[Labelled], examples: Examples) -> 
 
 
 def _versions() -> dict[str, str]:
-    packages = ("guard", "numpy", "lightgbm", "scikit-learn")
+    packages = ("ilis-guard", "numpy", "lightgbm", "scikit-learn")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from scripted import tiny_artefact
 
@@ -15,6 +17,13 @@ from guard.scorer import Scorer
 
 if TYPE_CHECKING:
     from guard.backends.llama_cpp import LlamaCppEngine
+
+pytest_plugins = ["strict_skips"]
+
+# CI tries the same examples at every run, without a deadline: a loaded machine must not turn a run red.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -282,6 +282,7 @@ def written(tmp_path: Path, risk: float) -> Path:
     return file
 
 
+@pytest.mark.timeout(60)
 @EMBEDDED
 def test_certify_then_ask_then_change_something(smollm2_path: Path, data: Path, tmp_path: Path) -> None:
     file, out = written(tmp_path, 0.95), tmp_path / "c.json"
@@ -291,10 +292,8 @@ def test_certify_then_ask_then_change_something(smollm2_path: Path, data: Path, 
     result = json.loads(told.stdout)
     assert (result["certified"], result["n"] + result["grid_rows"]) == (True, 28)
     assert result["left_out"] == ["1 questions that were there already: repeats are no fresh evidence"]
-    started = time.monotonic()
     again = json.loads(run("certify", *asked, "--json").stdout)
     assert again == result, "from the journal, without asking anything"
-    assert time.monotonic() - started < 60
     checked = run("policy", "check", file).stdout
     assert f"is certified for p_wrong < {result['threshold']:.4g}" in checked
     answered = json.loads(run("ask", "What is 4 + 4?", "--policy", file, "--json").stdout)

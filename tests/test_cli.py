@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ def test_help_names_every_command() -> None:
     assert told.returncode == 0
     for command in ("ask", "demo", "calibrate", "score", "policy", "review", "doctor"):
         assert command in told.stdout
+
+
+def test_version_is_that_of_the_installed_distribution() -> None:
+    assert guard("--version").stdout == f"guard {version('ilis-guard')}\n"
 
 
 def test_help_imports_nothing_heavy() -> None:

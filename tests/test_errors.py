@@ -96,4 +96,4 @@ def test_suggestions() -> None:
     assert did_you_mean("xyz", known) == "Known: balanced, permissive, strict"
     assert did_you_mean("xyz", []) == ""
     missing = missing_extra("torch", "transformers")
-    assert str(missing) == "torch is not installed. Run: pip install 'guard[transformers]'."
+    assert str(missing) == "torch is not installed. Run: pip install 'ilis-guard[transformers]'."

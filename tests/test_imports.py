@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
+from importlib.metadata import version
 
 import pytest
 
@@ -40,18 +40,6 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert loaded_by(code) & set(HEAVY) <= ({"pydantic"} if len(arguments) > 1 else set())
 
 
-def test_help_answers_in_half_a_second() -> None:
-    """The best of three, since the machine may be busy."""
-    command = [sys.executable, "-c", "import sys; sys.argv = ['guard', '--help']; from guard.cli import main; main()"]
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-        times.append(time.perf_counter() - started)
-    assert "calibrate" in shown
-    assert min(times) < 0.5
-
-
 @pytest.mark.parametrize(
     ("name", "heavy"),
     [
@@ -76,6 +64,10 @@ def test_every_public_name_is_there(name: str) -> None:
     assert getattr(guard, name).__name__ == name
     assert getattr(guard, name).__doc__
     assert name in dir(guard)
+
+
+def test_the_version_is_that_of_the_installed_distribution() -> None:
+    assert guard.__version__ == version("ilis-guard")
 
 
 def test_other_names_are_not() -> None:

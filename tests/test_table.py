@@ -139,7 +139,7 @@ def test_facts_are_flat_and_tell_model_versions_and_place(tmp_path: Path) -> Non
     assert facts["model.layers"] == LAYERS
     assert facts["temperatures"] == [0.5, 1.0]
     assert (facts["system"], facts["completion"], facts["grader"]) == ("Be brief.", False, "mine")
-    assert {"date", "machine", "versions.guard", "versions.numpy", "versions.python"} <= facts.keys()
+    assert {"date", "machine", "versions.ilis-guard", "versions.numpy", "versions.python"} <= facts.keys()
     assert json.loads(json.dumps(facts)) == facts
 
 

@@ -345,4 +345,4 @@ def test_a_missing_package_is_one_clear_error(package: str) -> None:
         "except MissingExtraError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == f"{package} is not installed. Run: pip install 'guard[transformers]'."
+    assert done.stdout.strip() == f"{package} is not installed. Run: pip install 'ilis-guard[transformers]'."

@@ -9,6 +9,7 @@ or escalation failed; 10 abstained; 11 escalated (both of ``guard ask`` only); 1
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -33,6 +34,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import guard
+
+        typer.echo(f"guard {guard.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 for command in (ask, demo, calibrate, certify, record, evaluate, score, doctor):
     app.command()(command)
 app.add_typer(policy.app, name="policy")

@@ -225,8 +225,7 @@ def _certificate(
     grader: str | None,
     seed: int,
 ) -> Certificate:
-    from importlib.metadata import version
-
+    import guard
     from guard.certificate import Certificate
 
     return Certificate(
@@ -238,7 +237,7 @@ def _certificate(
         grader=grader or "by the row",
         basis=basis,
         data=data,
-        created_by=f"guard {version('guard')}",
+        created_by=f"guard {guard.__version__}",
     )
 
 

@@ -51,9 +51,9 @@ def doctor(
 
 
 def _python() -> Check:
-    from importlib.metadata import version
+    import guard
 
-    return Check("guard", True, f"{version('guard')} on Python {platform.python_version()}, {platform.machine()}")
+    return Check("guard", True, f"{guard.__version__} on Python {platform.python_version()}, {platform.machine()}")
 
 
 def _packages() -> list[Check]:
@@ -68,7 +68,7 @@ def _installed(packages: tuple[str, ...], extra: str) -> tuple[bool | None, str]
         try:
             told.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            return None, f"{package} is not installed (pip install 'guard[{extra}]')"
+            return None, f"{package} is not installed (pip install 'ilis-guard[{extra}]')"
     return True, ", ".join(told)
 
 

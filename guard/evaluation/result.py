@@ -321,7 +321,7 @@ class Provenance:
     def here(cls, *, commands: Sequence[str], seeds: Mapping[str, int]) -> Provenance:
         """Of this process, now."""
         versions = {"Python": platform.python_version()}
-        for library in ("guard", *_LIBRARIES):
+        for library in ("ilis-guard", *_LIBRARIES):
             try:
                 versions[library] = version(library)
             except PackageNotFoundError:

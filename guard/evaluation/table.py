@@ -280,7 +280,7 @@ def facts_of(run: Run) -> dict[str, Any]:
 
     Those of `Run.fields`, and ``model.name``, ``versions.*``, ``date`` (ISO 8601, UTC) and ``machine``.
     """
-    packages = ("guard", "numpy", *_PACKAGES.get(run.model.engine, ()))
+    packages = ("ilis-guard", "numpy", *_PACKAGES.get(run.model.engine, ()))
     return {
         **{name: json.loads(value) for name, value in run.fields().items()},
         **{f"model.{name}": asdict(run.model)[name] for name in ("name", "context_tokens")},
