@@ -8,6 +8,7 @@ or escalation failed; 10 abstained; 11 escalated (both of ``guard ask`` only); 1
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from guard.cli.certify import certify
 from guard.cli.demo import demo
 from guard.cli.doctor import doctor
 from guard.cli.evaluate import evaluate
-from guard.cli.output import fail
+from guard.cli.output import fail, fail_unexpectedly
 from guard.cli.record import record
 from guard.cli.score import score
 from guard.errors import GuardError
@@ -61,9 +62,13 @@ app.add_typer(review.app, name="review")
 
 def main() -> None:
     """Run the command line; every guard error becomes one message and its documented exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter gets its code
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except GuardError as error:
         fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:  # noqa: BLE001 - its text may be anybody's; Python would print it raw
+        fail_unexpectedly()

@@ -20,6 +20,7 @@ from guard.cli.output import (
     console,
     print_json,
 )
+from guard.cli.terminal import shown
 
 if TYPE_CHECKING:
     from guard.records import Attempt, Outcome
@@ -109,15 +110,15 @@ def _attempt_json(attempt: Attempt) -> dict[str, Any]:
 
 def _print(outcome: Outcome) -> None:
     out = console()
-    out.print(outcome.answer if outcome.answer is not None else "(no answer)", markup=False)
+    out.print(shown(outcome.answer if outcome.answer is not None else "(no answer)"))
     out.print()
     line = f"p(wrong) {_percent(outcome.p_wrong)}  {trail(outcome)}  rule: {outcome.rule}"
-    out.print(line, style="dim", markup=False)
-    out.print(outcome.reason, style="dim", markup=False)
-    if outcome.escalated_to and "review" in outcome.escalated_to:
-        out.print(f"Waiting for a person: guard review show {outcome.decision_id}", style="dim", markup=False)
+    out.print(shown(line, "dim"))
+    out.print(shown(outcome.reason, "dim"))
+    if "review" in outcome.escalated_to:
+        out.print(shown(f"Waiting for a person: guard review show {outcome.decision_id}", "dim"))
     for error in outcome.errors:
-        out.print(f"failure: {error}", style="red", markup=False)
+        out.print(shown(f"failure: {error}", "red"))
     if any(attempt.score and not attempt.score.calibrated for attempt in outcome.attempts):
         out.print("uncalibrated: this scorer was fitted on another model", style="yellow")
 

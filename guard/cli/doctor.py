@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from guard.cli.output import AsJson, ModelName, ScorerFile, console, print_json
+from guard.cli.terminal import shown
 from guard.errors import GuardError
 
 _PACKAGES = {
@@ -139,5 +140,5 @@ def _print(checks: list[Check]) -> None:
     table = Table(show_header=False, box=None, padding=(0, 1))
     marks = {True: Text("ok", "green"), False: Text("fails", "bold red"), None: Text("-", "dim")}
     for check in checks:
-        table.add_row(marks[check.ok], Text(check.name), Text(check.told))
+        table.add_row(marks[check.ok], shown(check.name), shown(check.told))
     console().print(table)

@@ -15,6 +15,7 @@ import typer
 from guard.cli.asking import check_choice, check_writable
 from guard.cli.output import AsJson, console, print_json
 from guard.cli.progress import Progress
+from guard.cli.terminal import shown
 from guard.errors import InputError
 
 if TYPE_CHECKING:
@@ -242,5 +243,5 @@ def _print(found: EvaluationResult, out: Path) -> None:
             screen.print(table)
     for line in _verdicts(found):
         colour = {"reached": "green", "not reached": "red"}.get(str(line["outcome"]), "yellow")
-        screen.print(f"[{colour}]{line['outcome']:>13}[/]  {line['model']}: {line['claim']}", highlight=False)
+        screen.print(shown(f"{line['outcome']:>13}", colour), shown(f" {line['model']}: {line['claim']}"))
     screen.print(f"Report written to {out}", markup=False)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+import traceback
+from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from guard.cli.terminal import json_visible, shown, visible
 from guard.errors import GuardError
 
 if TYPE_CHECKING:
@@ -40,16 +42,21 @@ StoreUrl = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A rich console; imported late, since it is not needed for JSON."""
-    from rich.console import Console
+def console(*, stderr: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
+    """Return a rich console that shows what would steer a terminal; imported late, since JSON needs none."""
+    from guard.cli.screen import Screen
 
-    return Console(stderr=stderr, highlight=False)
+    return Screen(stderr=stderr, file=file, width=width, highlight=False, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on standard output, a line of its own."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    """Print one JSON value on standard output, a line of its own."""
+    text = json_visible(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str))
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text))
+    sys.stdout.write(text + "\n")
 
 
 def fail(error: GuardError) -> NoReturn:
@@ -58,11 +65,19 @@ def fail(error: GuardError) -> NoReturn:
         kind = type(error).__name__
         print_json({"error": {"type": kind, "what": error.what, "why": error.why, "fix": error.fix}})
     else:
-        console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        _print_error(str(error))
     sys.exit(error.exit_code)
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
+def fail_unexpectedly() -> NoReturn:
+    """Print the traceback of the error that is being handled, which may quote anything, and leave with code 1."""
+    sys.stderr.write(visible(traceback.format_exc()))
+    sys.exit(1)
 
-    return escape(text)
+
+def _print_error(text: str) -> None:
+    """Further lines are indented: foreign text in an error must not pose as another message."""
+    from rich.text import Text
+
+    error = Text.assemble(("error:", "bold red"), " ", shown(text.replace("\n", "\n  ")))
+    console(stderr=True).print(error, soft_wrap=True)

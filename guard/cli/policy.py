@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guard.cli.output import AsJson, CertificateFile, console, print_json
+from guard.cli.terminal import one_line, say, shown
 from guard.errors import InputError, PolicyError, did_you_mean
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def check(
     else:
         for report in reports:
             for line in _lines(report):
-                typer.echo(line)
+                say(one_line(line))
     if not all(report["valid"] for report in reports):
         raise typer.Exit(PolicyError.exit_code)
 
@@ -56,7 +57,7 @@ def schema(*, as_json: AsJson = False) -> None:
     if as_json:
         print_json(json_schema())
     else:
-        typer.echo(json.dumps(json_schema(), indent=2))
+        say(json.dumps(json_schema(), indent=2))
 
 
 @app.command()
@@ -102,13 +103,13 @@ def explain(
         )
         return
     if tool is not None and section != tool:
-        typer.echo(_other_section(loaded, tool, section))
+        say(_other_section(loaded, tool, section))
     _print_steps(steps)
-    typer.echo(f"{decision.action}: {decision.reason}.")
+    say(f"{decision.action}: {decision.reason}.")
     if when_spent.rule != decision.rule:
-        typer.echo(f"Once the budget is spent: {when_spent.action}, by {when_spent.rule}.")
+        say(f"Once the budget is spent: {when_spent.action}, by {when_spent.rule}.")
     if loaded.mode == "shadow":
-        typer.echo("The policy is in shadow mode: this is only recorded, the caller gets the answer.")
+        say("The policy is in shadow mode: this is only recorded, the caller gets the answer.")
 
 
 @app.command()
@@ -130,7 +131,7 @@ def init(
     if as_json:
         print_json({"policy": name, "path": str(path)})
     else:
-        typer.echo(f"Wrote {path}. After changing it run: guard policy check {path}")
+        say(f"Wrote {path}. After changing it run: guard policy check {path}")
 
 
 @app.command("list")
@@ -145,7 +146,7 @@ def list_policies(*, as_json: AsJson = False) -> None:
         return
     width = max(len(policy.name) for policy, _ in found)
     for policy, _ in found:
-        typer.echo(f"{policy.name:<{width}}  {policy.description}")
+        say(f"{policy.name:<{width}}  {policy.description}")
 
 
 def _tool_section(policy: Policy, tool: str) -> str | None:
@@ -235,7 +236,6 @@ def _decision_json(decision: Decision) -> dict[str, Any]:
 
 def _print_steps(steps: list[Step]) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "rule", "if", "holds", "why"):
@@ -243,7 +243,7 @@ def _print_steps(steps: list[Step]) -> None:
     for step in steps:
         holds = "yes" if step.holds else "no"
         cells = (">" if step.decides else "", step.rule, step.condition, holds, step.why)
-        table.add_row(*map(Text, cells), style="bold" if step.decides else None)
+        table.add_row(*map(shown, cells), style="bold" if step.decides else None)
     console().print(table)
 
 

@@ -1,0 +1,59 @@
+"""The one way to a terminal for text that guard did not write: answers, ids, names, errors.
+
+Such text can hold commands to the terminal (escape sequences that move the cursor, set the title or the
+clipboard), reorder what is read (bidirectional controls), or hide words (zero-width and tag characters).
+Each such character is shown by its code, such as ``\\x1b`` or ``\\u202e``, so that the reader sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+#: Controls but newline and tab, line separators, lone surrogates, and what Unicode says to draw as nothing
+#: (Default_Ignorable_Code_Point: the bidirectional, zero-width, variation and tag characters).
+_UNSEEN = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff0-\ufffb"
+    "\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+# U+FE0F after a symbol asks for its emoji form, and hides nothing there. Answers are full of it.
+_EMOJI = "#*0-9\xa9\xae\u203c-\u2059\u2100-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
+_HIDDEN = re.compile(f"(?<![{_EMOJI}])\ufe0f|[{_UNSEEN}]")
+
+
+def visible(text: str) -> str:
+    """Return the text with each character that steers or hides shown by its code; lines stay lines."""
+    return _HIDDEN.sub(_code, text)
+
+
+def one_line(text: str) -> str:
+    """Return `visible` text in one line, so that it cannot pose as a line of guard's own."""
+    return visible(" ".join(text.split()))
+
+
+def shown(text: object, style: str = "") -> Text:
+    """Return a text for rich, laid out by what is seen; markup in it is no markup."""
+    from rich.text import Text
+
+    return Text(visible(str(text)), style)
+
+
+def say(text: str) -> None:
+    """Print lines on standard output, neither wrapped nor styled, but `visible`."""
+    sys.stdout.write(visible(text) + "\n")
+
+
+def json_visible(text: str) -> str:
+    """Return JSON text of the same value, in which what `visible` would change is escaped as JSON escapes it."""
+    return _HIDDEN.sub(lambda found: json.dumps(found.group())[1:-1], text)
+
+
+def _code(found: re.Match[str]) -> str:
+    return found.group().encode("unicode_escape").decode("ascii")
