@@ -79,6 +79,14 @@ def tiny(tiny_path: Path) -> Iterator[LlamaCppEngine]:
         yield engine  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=1)])
+def test_logits_that_are_not_numbers_are_named_as_such(tmp_path: Path, value: float, sampling: Sampling) -> None:
+    damaged = write_tiny_gguf(tmp_path / "damaged.gguf", weights={"output": value})
+    with LlamaCppEngine.load(damaged, threads=1) as engine, pytest.raises(EngineError, match="logits are not numbers"):
+        engine.generate(QUESTION, sampling=sampling)
+
+
 # -- one model, one engine ---------------------------------------------------------------------
 
 
@@ -358,7 +366,7 @@ def disturb_by_a_failing_layer(engine: LlamaCppEngine) -> None:
 
         def fail(tensor: int, layer: int = layer, calls: Iterator[int] = calls) -> None:
             if next(calls) % 30 == layer:
-                raise RuntimeError(f"layer {layer}")
+                raise CaptureError(f"layer {layer}")
             copy(tensor)
 
         engine._tap._copy = fail  # type: ignore[method-assign]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def write_tiny_gguf(
     seed: int = 0,
     change: Callable[[Any], None] = lambda writer: None,
     leave_out: str = "",
+    weights: Mapping[str, float] = {},
 ) -> Path:
     """Write a model that answers noise.
 
@@ -44,6 +45,7 @@ def write_tiny_gguf(
         seed: of the weights.
         change: adds further keys.
         leave_out: a tensor that is not written.
+        weights: tensors that hold one number only.
     """
     rng = np.random.default_rng(seed)
     tokens = [*SPECIAL, *byte_alphabet(), "Ġt", "he"]
@@ -79,6 +81,7 @@ def write_tiny_gguf(
     for name, shape in shapes.items():
         if name != leave_out:
             weight = np.ones(shape) if name.endswith("norm") else rng.normal(size=shape)
+            weight = np.full(shape, weights[name]) if name in weights else weight
             writer.add_tensor(f"{name}.weight", weight.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

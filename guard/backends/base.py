@@ -7,6 +7,7 @@ out; everything that could differ between engines by accident is here once.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import threading
 import time
@@ -23,7 +24,7 @@ import numpy as np
 from guard.backends.sampling import TokenSignals, choose, signals_of
 from guard.backends.text import Detokenizer, SafeText
 from guard.backends.turnstile import Interrupt, Turnstile
-from guard.errors import InputError, PromptTooLongError
+from guard.errors import EngineError, InputError, PromptTooLongError
 from guard.records import (
     CapturePoint,
     Chunk,
@@ -138,6 +139,7 @@ class BaseEngine(ABC):
     capture_point: CapturePoint
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._turnstile = Turnstile()
         # Not the event loop's own pool: synchronous callers who wait for this engine can fill that
         # one, and the task whose turn it is would never get a thread.
@@ -299,10 +301,20 @@ class BaseEngine(ABC):
         cancel: threading.Event | None,
         replay: str | None,
     ) -> Request:
+        self._check_process()
         if sampling.temperature > 0 and sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(32))
         interrupt = Interrupt(time.monotonic(), limits.timeout_s, cancel)
         return Request(prompt, sampling, limits, observer, interrupt, replay)
+
+    def _check_process(self) -> None:
+        """A fork copies an engine without its threads, and whoever asks it there waits forever."""
+        if os.getpid() != self._process:
+            raise EngineError(
+                "The engine was loaded before this process was forked",
+                why="a fork has none of the threads that the model computes with",
+                fix="Load it after the fork, in each worker, or 'spawn' processes (gunicorn: no --preload)",
+            )
 
     @contextmanager
     def _turn(self, request: Request) -> Iterator[float]:

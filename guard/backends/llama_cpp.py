@@ -26,6 +26,7 @@ import numpy as np
 from guard.backends.base import BaseEngine, Session
 from guard.backends.chat_template import render
 from guard.backends.gguf import GgufHeader, read_gguf
+from guard.backends.sampling import checked_logits
 from guard.backends.templates import find_layers
 from guard.backends.text import BytesDetokenizer, Detokenizer
 from guard.backends.turnstile import Interrupt
@@ -164,15 +165,7 @@ class LlamaCppEngine(BaseEngine):
                 raise InputError(f"{what} must be at least 1, got {number}")
         file = weight_file(path)
         header = read_gguf(file)
-        params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = gpu_layers
-        if has_amx_kernels():
-            params.use_extra_bufts = False
-        llama_cpp.llama_backend_init()
-        with captured_log() as log:
-            model = llama_cpp.llama_model_load_from_file(os.fsencode(file), params)
-        if not model:
-            raise load_error(file, log)
+        model = _load_model(file, gpu_layers)
         context = llama_cpp.llama_context_default_params()
         context.n_ctx = min(context_tokens, llama_cpp.llama_model_n_ctx_train(model))
         context.n_threads = context.n_threads_batch = threads or physical_cores()
@@ -317,8 +310,8 @@ class LlamaCppEngine(BaseEngine):
 
     def _free(self) -> None:
         context, self._context = self._context, None
-        if context is None:
-            return
+        if context is None or os.getpid() != self._process:
+            return  # in a fork llama.cpp would wait for threads that are not there
         if self._owner is None:
             llama_cpp.llama_free(context)
             llama_cpp.llama_model_free(self._model)
@@ -388,7 +381,8 @@ class LlamaCppEngine(BaseEngine):
     def _evaluate(self, tokens: Sequence[int]) -> None:
         self._check_open()
         array = (llama_cpp.llama_token * len(tokens))(*tokens)
-        status = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(array, len(tokens)))
+        with self._tap.evaluating():
+            status = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(array, len(tokens)))
         if status != 0:
             raise EngineError(f"llama.cpp could not evaluate {len(tokens)} tokens", why=f"llama_decode gave {status}")
 
@@ -396,7 +390,8 @@ class LlamaCppEngine(BaseEngine):
         pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
         if not pointer:
             raise EngineError("llama.cpp gave no logits")
-        return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+        logits = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+        return checked_logits(logits, fix="Check the file, or use another quantization of the model")
 
     def _forget(self) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
@@ -435,6 +430,25 @@ class LlamaCppEngine(BaseEngine):
             return ""
         text: bytes | None = llama_cpp.llama_vocab_get_text(self._vocab, token)
         return (text or b"").decode(errors="replace")
+
+
+def _load_model(file: Path, gpu_layers: int) -> Any:
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = gpu_layers
+    if has_amx_kernels():
+        params.use_extra_bufts = False
+    llama_cpp.llama_backend_init()
+    model = None
+    try:
+        with captured_log() as log:
+            model = llama_cpp.llama_model_load_from_file(os.fsencode(file), params)
+    except BaseException:  # Ctrl-C while it was loading
+        if model:
+            llama_cpp.llama_model_free(model)
+        raise
+    if not model:
+        raise load_error(file, log)
+    return model
 
 
 def physical_cores() -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import llama_cpp
 from llama_cpp import _logger as llama_logger
 
+from guard.backends.callback_errors import KeptError
 from guard.errors import EngineError, ModelFileError, OutOfMemoryError, UnsupportedArchitectureError
 
 #: Log levels of ggml (ggml_log_level): warning, error, and the continuation of a line.
@@ -19,7 +20,10 @@ _COMPLAINTS = (3, 4, 5)
 
 @contextmanager
 def captured_log() -> Iterator[list[str]]:
-    """Collect llama.cpp's complaints meanwhile: its log holds the only reason for a failed load."""
+    """Collect llama.cpp's complaints meanwhile: its log holds the only reason for a failed load.
+
+    Ctrl-C meanwhile is raised on leaving.
+    """
     lines: list[str] = []
 
     def collect(level: int, text: bytes, _: object) -> None:
@@ -29,7 +33,8 @@ def captured_log() -> Iterator[list[str]]:
     callback = llama_cpp.llama_log_callback(collect)  # must live as long as it is set
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     try:
-        yield lines
+        with KeptError().raised_after():
+            yield lines
     finally:
         if llama_logger.logger.level == 0:  # nobody has chosen a level: its default prints everything
             llama_logger.set_verbose(False)

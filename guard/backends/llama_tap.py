@@ -16,6 +16,7 @@ import llama_cpp
 import numpy as np
 from llama_cpp._ctypes_extensions import load_shared_library
 
+from guard.backends.callback_errors import KeptError
 from guard.errors import CaptureError
 from guard.records import Floats
 
@@ -52,6 +53,8 @@ class Tap:
         self._filled = 0
         self._names: dict[str, None] | None = None
         self._failure: str | None = None
+        #: What a signal handler raised while llama.cpp was evaluating.
+        self._kept = KeptError()
         self._buffer = np.empty((0, width), np.float32)
         #: For llama_context_params.cb_eval; must live as long as the context.
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
@@ -87,24 +90,34 @@ class Tap:
             )
         return self._buffer
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Surround each evaluation: what a signal handler raises in the callback is raised on leaving."""
+        with self._kept.raised_after():
+            yield
+
     def _on_node(self, tensor: int, ask: bool, _: object) -> bool:
-        """Called by llama.cpp. An exception here would be lost, and False would stop the graph."""
+        """Called by llama.cpp, which cannot be raised into; False for data that is ready would stop the graph."""
         try:
-            if not ask:
-                self._copy(tensor)
-                return True
-            if self._names is not None:
-                self._names[_ggml.ggml_get_name(tensor).decode()] = None
-                return False
-            return self._active and _ggml.ggml_get_name(tensor) in self._rows
-        except Exception as error:  # noqa: BLE001 - there is no caller who could catch it
-            self._failure = f"{type(error).__name__}: {error}"
-            return not ask
+            if ask:
+                return self._wanted(_ggml.ggml_get_name(tensor))
+            self._copy(tensor)
+        except CaptureError as error:
+            self._failure = str(error)
+        except BaseException as error:  # noqa: BLE001 - Ctrl-C, or what another signal's handler raises
+            self._kept.keep(error)
+        return not ask
+
+    def _wanted(self, name: bytes) -> bool:
+        if self._names is not None:
+            self._names[name.decode(errors="replace")] = None
+            return False
+        return self._active and name in self._rows
 
     def _copy(self, tensor: int) -> None:
         name = _ggml.ggml_get_name(tensor)
         size = _ggml.ggml_nbytes(tensor)
         if size != 4 * _ggml.ggml_nelements(tensor) or size < self._row_bytes:
-            raise CaptureError(f"Node {name.decode()} is not a float32 tensor of width {self._width}")
+            raise CaptureError(f"Node {name.decode(errors='replace')} is not a float32 tensor of width {self._width}")
         _ggml.ggml_backend_tensor_get(tensor, self._rows[name], size - self._row_bytes, self._row_bytes)
         self._filled += 1

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.errors import EngineError
 from guard.records import Floats, Sampling
 
 
@@ -23,6 +24,25 @@ class TokenSignals(NamedTuple):
     logprob: float
     entropy: float
     margin: float
+
+
+def checked_logits(logits: Floats, *, fix: str) -> Floats:
+    """The same logits, where a token can be chosen from them.
+
+    Args:
+        logits: shape (V,), raw; single tokens may be masked with -inf.
+        fix: what the reader can do about a model that gives none.
+
+    Raises:
+        EngineError: one is NaN or infinity, or all are masked.
+    """
+    if not math.isfinite(logits.max()):
+        raise EngineError(
+            "The model's logits are not numbers",
+            why="a value became too large for its type, or the weights are damaged",
+            fix=fix,
+        )
+    return logits
 
 
 def signals_of(logits: Floats, token: int) -> TokenSignals:

@@ -13,10 +13,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
 from guard.backends.base import BaseEngine
 from guard.backends.chat_template import render
+from guard.backends.sampling import checked_logits
 from guard.backends.text import Detokenizer
 from guard.backends.turnstile import Interrupt
 from guard.errors import (
@@ -354,14 +353,7 @@ class _Session:
             logits = self._feed_pieces(tokens)
         if not self._keeps_cache:  # some old architectures: every pass reads everything
             logits = self._forward(self._history, last=True)
-        row: Floats = logits.float().cpu().numpy()
-        if np.isnan(row.max()):
-            raise EngineError(
-                "The model's logits are not numbers",
-                why="a value became too large for its type, or the weights are damaged",
-                fix="Load it with dtype float32 or bfloat16",
-            )
-        return row
+        return checked_logits(logits.float().cpu().numpy(), fix="Load it with dtype float32 or bfloat16")
 
     def activations(self) -> Floats:
         """The last pass's activations; see `guard.backends.base.Session`."""
