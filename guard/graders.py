@@ -15,9 +15,12 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from guard.doubts import CONJUNCTIONS, doubted, taken_back
 from guard.errors import InputError, MissingExtraError, did_you_mean
-from guard.latex import final_answer, same_answer
+from guard.latex import boxed, final_answer, same_answer
+from guard.number_words import in_digits
 from guard.questions import GRADER_NAMES, LETTERS, Question
+from guard.stated_number import is_number, same_number, stated_number
 
 #: Takes a question and a model's answer, and says whether the answer is right.
 Grader = Callable[[Question, str], bool]
@@ -54,7 +57,7 @@ def grader_for(question: Question) -> str:
         return "choice"
     if question.meta.get("answer_regex"):
         return "regex"
-    if all(_NUMBER.fullmatch(answer.strip()) for answer in question.answers):
+    if all(map(is_number, question.answers)):
         return "number"
     return "text"
 
@@ -117,39 +120,34 @@ _FOLDED = str.maketrans(
     | {"−": "-", "–": " ", "—": " ", "_": " ", "/": " "}
 )  # fmt: skip
 _ARTICLES = frozenset({"a", "an", "the"})
-#: Numbers of one word become digits, so that "six geese" is "6 geese".
-_DIGITS = {
-    **{"zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"},
-    **{"seven": "7", "eight": "8", "nine": "9", "ten": "10", "eleven": "11", "twelve": "12"},
-    **{"thirteen": "13", "fourteen": "14", "fifteen": "15", "sixteen": "16", "seventeen": "17"},
-    **{"eighteen": "18", "nineteen": "19", "twenty": "20", "thirty": "30", "forty": "40"},
-    **{"fifty": "50", "sixty": "60", "seventy": "70", "eighty": "80", "ninety": "90"},
-}
-_MAGNITUDES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
-#: Words that can turn an answer that contains the right one into a wrong one.
-_DOUBTS = frozenset(
-    {"no", "not", "never", "neither", "nor", "none", "nobody", "nothing", "isnt", "wasnt", "arent", "werent"}
-    | {"doesnt", "didnt", "dont", "cant", "cannot", "without", "unlike", "except", "instead", "rather", "than"}
-    | {"or", "either", "but", "unknown", "unsure"}
-)
 #: Words after which a short answer is the statement of its sentence: "the symbol is H".
 _LEADS = frozenset({"is", "was", "are", "were", "be", "answer", "answers", "called", "named"})
 _YES_NO = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+#: Words before a date or a number that make another one of it.
+_COMPARISONS = frozenset(
+    {"before", "after", "since", "until", "till", "over", "under", "above", "below", "beyond", "past", "between"}
+    | {"pre", "post", "nearly", "almost", "vor", "nach", "seit", "avant", "apres", "antes", "despues"}
+)
+#: Words after "and" that begin another statement, and no second answer.
+_NEW_STATEMENT = frozenset({"it", "is", "was", "he", "she", "they", "this", "that", "there", "its", "his", "her"})
+_COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 
 def normalise(text: str) -> str:
-    """Letter case, accents, articles, punctuation, small number words and spacing evened out.
+    """Letter case, accents, articles, punctuation, number words and spacing evened out.
 
-    Signs that carry meaning stay: decimal points, minus signs before digits, ``+``, ``#``, ``$``.
+    Signs that carry meaning stay: decimal points, minus signs before digits, colons between digits, ``+``,
+    ``#``, ``$``.
     """
     text = unicodedata.normalize("NFKD", text).casefold().translate(_FOLDED)
     text = re.sub(r"[\u0300-\u036f]", "", text)
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     text = re.sub(r"(?<!\d)\.|\.(?!\d)|(?<=\w)-|-(?!\d)", lambda at: "" if at[0] == "." else " ", text)
+    text = re.sub(r"(?<!\d):|:(?!\d)", " ", text)
     kept = (
-        character for character in text if character in ".-#" or not unicodedata.category(character).startswith("P")
+        character for character in text if character in ".-#:" or not unicodedata.category(character).startswith("P")
     )
-    words = [_DIGITS.get(word, word) for word in "".join(kept).split()]
+    words = in_digits("".join(kept).split())
     # An answer may be nothing but signs ("*") or an article ("A").
     return " ".join([word for word in words if word not in _ARTICLES] or words) or text.strip()
 
@@ -158,27 +156,44 @@ def grade_text(question: Question, answer: str) -> bool:
     """Equal to an accepted answer after `normalise`, or a short sentence that holds one.
 
     A longer answer is judged by its first sentence. An answer with a word of doubt or denial
-    (``not``, ``or``, ``than`` ...) must be equal.
+    (``not``, ``or``, ``than`` ...), or with a second name beside the first, must be equal.
     """
-    whole = normalise(answer)
+    answer = _without_markup(answer)
     accepted = {normalise(gold) for gold in question.answers} - {""}
-    if whole in accepted:
+    if normalise(answer) in accepted:
         return True
+    first, rest = _first_sentence(answer)
+    if first.endswith(("?", "？")) or taken_back(rest):
+        return False
+    if normalise(first) in accepted:
+        return True
+    return _states_one(question, answer, first, accepted) or any(_cjk_states(gold, first) for gold in question.answers)
+
+
+def _without_markup(answer: str) -> str:
+    """LaTeX commands around a text left out, dollar signs too where they come in pairs around it."""
+    if "\\" not in answer:
+        return answer
+    return re.sub(r"\$([^$\n]*)\$", r"\1", _COMMAND.sub(r"\1", _COMMAND.sub(r"\1", answer)))
+
+
+def _states_one(question: Question, answer: str, first: str, accepted: set[str]) -> bool:
     asked = f" {normalise(question.question)} "
-    first = normalise(_first_sentence(answer))
-    if first in accepted:
-        return True
+    if not any("/" in gold for gold in question.answers):  # "London/Paris" names two
+        answer, first = (re.sub(r"(?<=[^\W\d])\s*/\s*(?=[^\W\d])", " or ", text) for text in (answer, first))
+    whole = answer.strip()
     return any(
-        _holds(sentence.split(), gold.split(), gold_was_asked=f" {gold} " in asked)
-        for sentence in {whole, first}
+        _holds(normalise(sentence).split(), gold.split(), gold_was_asked=f" {gold} " in asked)
+        for sentence in {first} | ({whole} if not whole.endswith("?") else set())
         for gold in accepted
     )
 
 
-def _first_sentence(answer: str) -> str:
-    """Up to the first line end, or the first full stop that does not follow a short word (``Dr.``)."""
-    line = answer.strip().split("\n", 1)[0]
-    return re.split(r"(?<=\w{4}[.!?])\s+|(?<=[!?])\s+", line, maxsplit=1)[0]
+def _first_sentence(answer: str) -> tuple[str, str]:
+    """Up to the first line end or full stop, unless that follows a short word (``Dr.``); and the rest."""
+    line, _, more = answer.strip().partition("\n")
+    parts = re.split(r"(?<=\w{4}[.!?])\s+|(?<=[!?])\s+|(?<=[。！？])", line, maxsplit=1)
+    return parts[0], f"{parts[1] if len(parts) > 1 else ''}\n{more}"
 
 
 def _holds(answer: list[str], gold: list[str], *, gold_was_asked: bool) -> bool:
@@ -190,92 +205,61 @@ def _holds(answer: list[str], gold: list[str], *, gold_was_asked: bool) -> bool:
         return False
     for start in range(extra + 1):
         end = start + len(gold)
-        if answer[start:end] != gold or _DOUBTS.intersection(answer[:start] + answer[end:]):
+        if answer[start:end] != gold or doubted(" ".join([*answer[:start], "_", *answer[end:]])):
             continue
         # What is short (a symbol, a digit) or taken from the question occurs by chance.
         if len("".join(gold)) < 3:
             found = end == len(answer) and answer[start - 1] in _LEADS
         else:
             found = not gold_was_asked or start == 0 or end == len(answer)
-        if found and not _continues_number(gold[-1], answer[end : end + 1]):
+        if found and not _has_neighbour(answer[:start], gold, answer[end:]):
             return True
     return False
 
 
-def _continues_number(last: str, following: list[str]) -> bool:
-    """Whether a number goes on after the match, as 300 does in "300 million"."""
-    if not last[-1].isdigit() or not following:
+def _has_neighbour(before: list[str], gold: list[str], after: list[str]) -> bool:
+    """Whether what stands beside a match makes a list, a range or another number of it."""
+    if after[:1] and after[0] in CONJUNCTIONS and not _NEW_STATEMENT.intersection(after[1:2]):
+        return True
+    if len(before) > 1 and before[-1] in CONJUNCTIONS:
+        return True
+    if not (gold[0][0].isdigit() and before) and not (gold[-1][-1].isdigit() and after):
         return False
-    return following[0] in _MAGNITUDES or following[0] == "percent" or following[0][0].isdigit()
+    return (
+        (after[:1] != [] and (after[0] in {"percent", "to"} or after[0][0].isdigit()))
+        or (before != [] and (before[-1] in _COMPARISONS or before[-1][-1].isdigit()))
+        or (before[-1:] == ["to"] and before[-2:-1] != [] and before[-2][-1].isdigit())
+    )
+
+
+# Languages that put no spaces between words: what an accepted answer may stand beside.
+_CJK_SIGN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
+_CJK_LEAD = re.compile(r"(?:^|[\W_]|[はが：:]|[是为為叫])[\s「『“\"'(（《]*$")
+_CJK_END = re.compile(
+    r"[」』”\"')）》]*(?:です|でした|だ|だった|である|になります|입니다|이다|예요|이에요|이었습니다|였습니다)?[\s。．.!！]*$"
+)
+
+
+def _cjk_states(gold: str, sentence: str) -> bool:
+    """Whether a Chinese, Japanese or Korean sentence ends by stating an accepted answer: 首都は東京です。"""
+    said, wanted = (unicodedata.normalize("NFKC", text).strip().casefold() for text in (sentence, gold))
+    if not wanted or not _CJK_SIGN.search(said) or said.count(wanted) != 1:
+        return False
+    before, _, after = said.partition(wanted)
+    found = _CJK_LEAD.search(before) and _CJK_END.fullmatch(after)
+    return bool(found) and not doubted(f"{before} _ {after}")
 
 
 # -- number ------------------------------------------------------------------------------------
 
-_NUMBER = re.compile(
-    r"""(?:(?:(?<![\w.,)])|(?<=[$€£¥]))(?P<sign>[-+−]\s?))?
-    [$€£¥]?\s?
-    (?:(?P<whole>\d{1,9})\s(?=\d{1,9}/\d))?
-    (?P<digits>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)
-    (?P<exponent>[eE][-+]?\d+|\s?[x×*]\s?10\s?\^\s?\{?[-+−]?\d+\}?)?
-    (?:\s?/\s?(?P<under>\d+(?:\.\d+)?)(?![\d/]))?
-    (?:\s?(?P<percent>%|percent\b)|\s?(?P<magnitude>hundred|thousand|million|billion|trillion)\b)?""",
-    re.VERBOSE | re.IGNORECASE,
-)
-_NUMBER_MARK = re.compile(r"(?:####|\\boxed\s*\{|\banswer\s*(?:is\b|:|=)|\btotal\s+is\b)", re.IGNORECASE)
-_MINUS_WORD = re.compile(r"\b(?:minus|negative)\s+(?=[\d.$€£¥])", re.IGNORECASE)
-_RELATIVE_TOLERANCE = 1e-6
-
 
 def grade_number(question: Question, answer: str) -> bool:
-    """Equal in value to an accepted answer, within a millionth.
-
-    The number judged is the first after "answer is", "answer:", "####" or ``\\boxed{``, or else
-    the last in the text; a text without digits may name one number from zero to ninety in words.
-    A percent sign on one side only is taken for either meaning (50 or 0.5).
-    """
-    said = _stated_number(answer)
+    """Equal in value to an accepted answer, within a millionth; see `guard.stated_number`."""
+    said = stated_number(answer)
     if said is None:
         return False
-    golds = [gold for gold in map(_stated_number, question.answers) if gold is not None]
-    return any(_same_number(said, gold) for gold in golds)
-
-
-#: A value, and whether it was written as percent.
-_Number = tuple[float, bool]
-
-
-def _stated_number(text: str) -> _Number | None:
-    text = _MINUS_WORD.sub("-", unicodedata.normalize("NFKC", text).replace("⁄", "/"))
-    text = re.sub(r"[*_`]{2,}|`", "", text)
-    marks = list(_NUMBER_MARK.finditer(text))
-    after = _NUMBER.search(text, marks[-1].end()) if marks else None
-    found = [after] if after else list(_NUMBER.finditer(text))
-    if found:
-        return _value(found[-1])
-    words = [word for word in re.findall(r"[a-z]+", text.casefold()) if word in _DIGITS]
-    return (float(_DIGITS[words[0]]), False) if len(words) == 1 else None
-
-
-def _value(match: re.Match[str]) -> _Number | None:
-    value = float(match["digits"].replace(",", ""))
-    if match["exponent"]:
-        power = re.sub(r"\s?[x×*]\s?10\s?\^|[{}\seE]", "", match["exponent"]).replace("−", "-")
-        value *= math.pow(10.0, max(-400, min(300, int(power[:6])))) if power else 1.0
-    if match["under"]:
-        under = float(match["under"])
-        value = value / under if under else math.inf
-    value += float(match["whole"] or 0)
-    value *= _MAGNITUDES.get((match["magnitude"] or "").casefold(), 1.0)
-    if match["sign"] and match["sign"][0] != "+":
-        value = -value
-    return (value, bool(match["percent"])) if math.isfinite(value) else None
-
-
-def _same_number(said: _Number, gold: _Number) -> bool:
-    candidates = [said[0]]
-    if said[1] != gold[1]:
-        candidates.append(said[0] / 100 if said[1] else said[0] * 100)
-    return any(math.isclose(value, gold[0], rel_tol=_RELATIVE_TOLERANCE) for value in candidates)
+    golds = [gold for gold in map(stated_number, question.answers) if gold is not None]
+    return any(same_number(said, gold) for gold in golds)
 
 
 # -- math --------------------------------------------------------------------------------------
@@ -295,13 +279,19 @@ def grade_math(question: Question, answer: str) -> bool:
 _LETTER_FIRST = re.compile(
     r"(?:(?:so|therefore|thus),?\s+)?(?:the\s+)?(?:(?:correct|right|best)\s+)?"
     r"(?:(?:answer|option|choice|letter)\b(?:\s+(?:is|would\s+be))?\s*:?\s*(?:option\s+|choice\s+)?)?"
-    r"[\[(\"'*]*(?P<letter>[A-Za-z])(?:[\])\"'*]*(?:$|[.):,;\n]|\s+(?=[-–—:(\n])|\s+(?:is|and|or)\b))",
+    r"[\[(\"'*]*(?P<letter>[A-Za-z])(?:[\])\"'*]*(?:$|[.):,;\n]|\s+(?=[-–—:(\n])|\s+(?:is|ist|est|es|and|or)\b))",
     re.IGNORECASE,
 )
+_ANSWER_WORDS = r"answer|option|choice|antwort|réponse|respuesta|risposta|resposta|antwoord|svar(?:et)?|odpowiedź|ответ"
 _LETTER_LATER = re.compile(
-    r"\b(?:answer|option|choice)\s*(?:is|:)\s*(?:option\s+)?[\[(\"'*]*(?P<letter>[A-Z])(?![\w'])", re.IGNORECASE
+    rf"\b(?:{_ANSWER_WORDS})\s*(?:is|ist|est|es|è|é|är|er|:|—)\s*(?:option\s+)?[\[(\"'*]*(?P<letter>[A-Z])(?![\w'])",
+    re.IGNORECASE,
 )
-_SEVERAL_LETTERS = re.compile(r"^\W*[A-Z]\W{0,3}\s*(?:,|/|&|\band\b|\bor\b)\s*\(?[A-Z]\b(?!['’])")
+_SEVERAL_LETTERS = re.compile(
+    r"\W*[A-Z]\W{0,3}\s*(?:,|/|&|\b(?:and|or|und|oder|et|ou|y|o|e)\b|\s)\s*\(?[A-Z]\b(?!['’])"
+)
+#: A letter in a Chinese, Japanese or Korean sentence, which may touch it.
+_LONE_LETTER = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z])")
 
 
 def grade_choice(question: Question, answer: str) -> bool:
@@ -312,28 +302,51 @@ def grade_choice(question: Question, answer: str) -> bool:
     """
     if question.choices is None or question.answer_index is None:
         raise InputError(f"Question {question.id!r} has no choices, as the grader 'choice' needs")
-    return _picked(question.choices, answer.strip()) == question.answer_index
+    return _picked(question.choices, _chosen_part(answer)) == question.answer_index
+
+
+def _chosen_part(answer: str) -> str:
+    """What stands in a box if there is one; full-width letters as plain ones."""
+    box = boxed(answer)
+    part = _without_markup(unicodedata.normalize("NFKC", answer if box is None else box)).strip()
+    return part[1:-1] if part[:1] == part[-1:] == "$" else part
 
 
 def _picked(choices: tuple[str, ...], answer: str) -> int | None:
     """The place of the choice that an answer picks, or None."""
     if len(answer.strip(" .()[]*\"'")) != 1 and (exact := _exact_choice(choices, answer)) is not None:
         return exact
-    if _SEVERAL_LETTERS.match(answer):
-        return None
-    first = re.search(r"\w", answer)
-    letter = _LETTER_FIRST.match(answer, first.start()) if first else None
+    letter = None if _SEVERAL_LETTERS.match(answer) else _letter(answer)
     if letter is None:
-        named = _named_choice(choices, answer)
-        later = list(_LETTER_LATER.finditer(answer))
-        if named is not None or not later:
-            return named
-        letter = later[-1]
-    picked = LETTERS.index(letter["letter"].upper())
-    if picked >= len(choices):
+        return None if _SEVERAL_LETTERS.match(answer) else _named_choice(choices, answer)
+    said, rest = letter
+    picked = LETTERS.index(said.upper())
+    if picked >= len(choices) or _is_disputed(rest, choices, picked):
         return None
-    rest = answer[letter.end() :].split("\n", 1)[0]
     return picked if _named_choice(choices, rest) in (None, picked) else None
+
+
+def _letter(answer: str) -> tuple[str, str] | None:
+    """The letter that an answer gives, and the rest of its line; None where it gives none."""
+    if _CJK_SIGN.search(answer):
+        letters = _LONE_LETTER.findall(answer)
+        return (letters[0], _LONE_LETTER.sub(" ", answer)) if len(letters) == 1 else None
+    first = re.search(r"\w", answer)
+    if first and (match := _LETTER_FIRST.match(answer, first.start())):
+        return match["letter"], answer[match.start("letter") + 1 :].split("\n", 1)[0]
+    later = list(_LETTER_LATER.finditer(answer))
+    if not later:
+        return None
+    line = answer[: later[-1].start()].rsplit("\n", 1)[-1]
+    return later[-1]["letter"], f"{line} {answer[later[-1].end() :]}".split("\n", 1)[0]
+
+
+def _is_disputed(rest: str, choices: tuple[str, ...], picked: int) -> bool:
+    """Whether the rest of the line denies the letter, or gives another one as well."""
+    own = normalise(choices[picked])
+    others = {letter for letter in _LONE_LETTER.findall(rest) if LETTERS.index(letter) < len(choices)} - {"A", "I"}
+    named = f" {normalise(rest)} ".replace(f" {own} ", " _ ")
+    return bool(others - {LETTERS[picked]}) or doubted(named)
 
 
 def _exact_choice(choices: tuple[str, ...], answer: str) -> int | None:
@@ -354,10 +367,17 @@ def _named_choice(choices: tuple[str, ...], answer: str) -> int | None:
     rest = f" {said} "
     # The longest first, so that "iron oxide" is not also "iron".
     for at in sorted(range(len(texts)), key=lambda at: -len(texts[at])):
-        if len(texts[at]) > 1 and f" {texts[at]} " in rest:
+        if _is_held(texts[at], rest):
             held.append(at)
             rest = rest.replace(f" {texts[at]} ", " \0 ")
-    return held[0] if len(held) == 1 and not _DOUBTS.intersection(rest.split()) else None
+    return held[0] if len(held) == 1 and not doubted(rest) else None
+
+
+def _is_held(text: str, answer: str) -> bool:
+    """A digit is only stated after "is" and the like; a letter is no text here."""
+    if len(text) > 1:
+        return f" {text} " in answer
+    return text.isdigit() and any(f" {lead} {text} " in answer for lead in _LEADS)
 
 
 # -- regex -------------------------------------------------------------------------------------

@@ -9,6 +9,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from guard.doubts import doubted
+
+#: Words that join the parts of a list of solutions.
+_LISTED = ("or", "oder", "ou")
 #: A final answer that is longer is compared as it is.
 MAX_ANSWER = 400
 
@@ -43,10 +47,11 @@ def final_answer(text: str) -> str | None:
 
     The last box counts; else what follows the last "answer is" or "answer:" in its sentence; else
     the last formula of the last line, or that line. Of words around a single number the number is
-    the answer. A box that is cut off is no answer.
+    the answer. A box that is cut off is no answer, nor is what is denied.
     """
-    if _BOX.search(text):
-        return boxed(text)
+    boxes = list(_BOX.finditer(text))
+    if boxes:
+        return None if _is_denied(text, boxes) else boxed(text)
     marks = list(_MARK.finditer(text))
     if marks:
         said = text[marks[-1].end() :].lstrip(" *\n")
@@ -56,7 +61,17 @@ def final_answer(text: str) -> str | None:
     if not lines:
         return None
     formulas = list(_MATH.finditer(lines[-1]))
-    return _inside(formulas[-1]) if formulas else _stated(lines[-1])
+    if not formulas:
+        return _stated(lines[-1])
+    return None if doubted(_MATH.sub(" ", lines[-1]), allowed=_LISTED) else _inside(formulas[-1])
+
+
+def _is_denied(text: str, boxes: list[re.Match[str]]) -> bool:
+    """Whether the words around the last box deny it, or offer it beside another one."""
+    box = boxes[-1]
+    before = re.split(r"[.,;:\n]", text[: box.start()])[-1]
+    after = re.split(r"[.,;:\n]", text[box.end() :].partition("}")[2])[0]
+    return doubted(re.sub(r"\\[A-Za-z]+|[{}$]", " ", f"{before} {after}"))
 
 
 def same_answer(one: str, other: str) -> bool:
@@ -69,8 +84,8 @@ def same_answer(one: str, other: str) -> bool:
 
 
 def _stated(sentence: str) -> str:
-    """The one number of a sentence in words, or the whole of it."""
-    numbers = _PLAIN_NUMBER.findall(sentence)
+    """The one number of a sentence in words, or the whole of it; the whole, too, where a word puts it in doubt."""
+    numbers = _PLAIN_NUMBER.findall(sentence) if not doubted(sentence) else []
     return numbers[0] if len(numbers) == 1 and _WORD.search(sentence) else sentence.strip(" *")
 
 

@@ -150,10 +150,10 @@ NUMBER_CASES: list[tuple[str, list[str], list[str]]] = [
         "18",
         [
             *["18", "$18", "18.00", "She makes 9 * 2 = $18 every day.", "#### 18", "\\boxed{18}", "**18**", "eighteen"],
-            *["The answer is 18 dollars for 7 days.", "Answer: 18", "9 + 9 = 18.", "18 eggs", "1.8e1", "36/2", "20-18"],
+            *["The answer is 18 dollars for 7 days.", "Answer: 18", "9 + 9 = 18.", "18 eggs", "1.8e1", "36/2"],
             *["The answer is: $18.", "16 - 3 - 4 = 9\n9 * 2 = 18", "18%", "Let's see. The total is 18, from 16 and 2."],
         ],
-        ["-18", "180", "0.18", "17", "18 and 17", "", "no idea", "1 8 9", "18,000", "18 million", "eighty"],
+        ["20-18", "-18", "180", "0.18", "17", "18 and 17", "", "no idea", "1 8 9", "18,000", "18 million", "eighty"],
     ),
     ("1000", ["1,000", "1000", "1 thousand", "1 x 10^3", "10e2", "1,000.0"], ["1,00", "100", "1.000", "1000000"]),
     ("-5", ["-5", "−5", "minus 5", "negative 5", "x = -5", "3 - 8 = -5", "-$5", "$-5"], ["5", "8-5", "--"]),
@@ -610,8 +610,8 @@ def test_few_wrong_predictions_pass() -> None:
         assert isinstance(question, Question)
         graded.update(grade(question, wrong) for wrong in question.meta.get("def_incorrect_predictions", ()))
     assert graded.total() > 4000
-    # Measured: 1.9 %, most of them "April 12, 1971" where 1971 is accepted, and the like.
-    assert graded[True] / graded.total() < 0.025
+    # Measured: 1.3 %, most of them "January 1946" where 1946 is accepted, and the like.
+    assert graded[True] / graded.total() < 0.016
 
 
 @needs_data

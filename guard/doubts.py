@@ -1,0 +1,65 @@
+"""Words that can turn an answer which holds the right one into a wrong one.
+
+A denial ("couldn't be Paris"), an alternative ("A or B"), a comparison ("more than 5") in one of the
+languages that small models answer in. Graders that find one of these say wrong.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection
+
+_ENGLISH = frozenset(
+    {"no", "not", "non", "never", "neither", "nor", "none", "nobody", "nothing", "without", "unlike", "except"}
+    | {"excluding", "excludes", "instead", "rather", "than", "or", "either", "but", "unknown", "unsure", "cannot"}
+    | {"wrong", "incorrect", "false", "untrue", "mistaken", "hardly", "barely", "scarcely", "unlikely", "doubt"}
+    | {"doubtful", "doubted", "impossible", "contrary", "vs", "versus", "anti", "denies", "denied", "deny"}
+)
+#: Contractions without their apostrophe.
+_CONTRACTIONS = frozenset(
+    {"isnt", "wasnt", "arent", "werent", "doesnt", "didnt", "dont", "cant", "couldnt", "wouldnt", "shouldnt", "wont"}
+    | {"hasnt", "havent", "hadnt", "mustnt", "neednt", "mightnt", "maynt", "aint", "shant", "darent", "oughtnt"}
+)
+#: German, Dutch; French, Spanish, Portuguese, Italian; Scandinavian; Polish; Turkish; Russian, Ukrainian.
+_OTHER_LANGUAGES = frozenset(
+    {"nicht", "kein", "keine", "keinen", "keiner", "keines", "nie", "niemals", "weder", "noch", "oder", "sondern"}
+    | {"ausser", "falsch", "niet", "geen", "ofwel"}
+    | {"pas", "jamais", "ni", "ou", "sauf", "faux", "nunca", "o", "sino", "excepto", "nao", "mai", "oppure", "tranne"}
+    | {"inte", "icke", "eller", "ikke", "aldrig", "aldri", "lub", "albo", "degil", "veya"}
+    | {"не", "ни", "или", "нет", "кроме", "неверно", "ні", "або"}
+)
+#: Words of doubt, in lower case, without accents and apostrophes.
+DOUBTS = _ENGLISH | _CONTRACTIONS | _OTHER_LANGUAGES
+#: The same in languages that put no spaces around words.
+_CJK = re.compile(
+    "[不没沒非未否勿或]|还是|還是|除了|以外|または|あるいは|もしくは|それとも|ない|ません|なく|なかった|じゃ|か[、？?]|ですか"
+    "|아니|아닌|아닙|않|또는|혹은|못|거나"
+)
+#: "far from", "at least" and their kin: harmless as single words.
+_PHRASES = re.compile(
+    r"\b(?:far from|other than|at least|at most|up to|as (?:many|much) as|as (?:few|little) as|out of the question)\b"
+)
+_TAKEN_BACK = re.compile(r"[\W_]*(?:no|nope|not|wait|actually|sorry|correction|scratch that|oops)\b", re.IGNORECASE)
+#: Joins names where it stands beside one: "Paris and London", "Paris und London".
+CONJUNCTIONS = frozenset({"and", "und", "et", "y", "e", "och", "og", "en", "и", "oraz", "ve"})
+
+
+def doubted(text: str, *, allowed: Collection[str] = ()) -> bool:
+    """Whether a text holds a word of doubt, in any of the languages known here.
+
+    Args:
+        text: a sentence, without the answer that it states.
+        allowed: words that are no doubt here.
+    """
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text)).casefold()
+    plain = re.sub(r"[\u0300-\u036f'’ʼ`´]", "", plain)
+    words = set(re.findall(r"[^\W_]+", plain)) - set(allowed)
+    if not DOUBTS.isdisjoint(words) or _PHRASES.search(plain):
+        return True
+    return _CJK.search(unicodedata.normalize("NFKC", text)) is not None
+
+
+def taken_back(following: str) -> bool:
+    """Whether the text after a statement begins by taking it back: "No, wait ..."."""
+    return _TAKEN_BACK.match(following) is not None
