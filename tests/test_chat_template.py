@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from enum import StrEnum
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_gguf import smollm2
 
-from guard.backends import chat_template
+from guard.backends import chat_template, template_process
 from guard.backends.chat_template import render
 from guard.backends.gguf import read_gguf
+from guard.backends.template_sandbox import MAX_REASON
 from guard.errors import ChatTemplateError, InputError
 
 CHATML = (
@@ -297,57 +302,172 @@ def test_internals_are_not_printed(template: str) -> None:
 
 
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}BODY{% endfor %}{% endfor %}"
+DOUBLING = "{% set ns = namespace(s=START) %}{% for a in range(90) %}{% set ns.s = STEP %}{% endfor %}{{ ns.s }}"
+
+RUNAWAYS = [
+    LOOPS.replace("BODY", ""),
+    LOOPS.replace("BODY", "x" * 99),
+    "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "{% for x in messages recursive %}{{ loop(messages) }}{{ loop(messages) }}{% endfor %}",
+    DOUBLING.replace("START", "'ab'").replace("STEP", "ns.s + ns.s"),
+    DOUBLING.replace("START", "'ab'").replace("STEP", "ns.s ~ ns.s"),
+    DOUBLING.replace("START", "[1]").replace("STEP", "ns.s + ns.s"),
+    DOUBLING.replace("START", "3").replace("STEP", "ns.s * ns.s"),
+    "{{ 'a' * 10 ** 12 }}",
+    "{{ 10 ** 12 * 'a' }}",
+    "{{ [1] * 10 ** 12 }}",
+    "{{ 10 ** 10 ** 10 ** 10 ** 10 }}",
+    "{{ (10 ** 6) ** (10 ** 6) ** 1 * (7 ** 10 ** 8) }}",
+    "{{ 'a' | center(10 ** 14) }}",
+    "{{ range(10 ** 9) | list }}",
+    "{{ ('a b ' * 10 ** 7) | wordwrap(1) }}",
+    "{{ range(99999) | reject('in', range(99999) | list) | list | length }}",
+    "{{ range(99999) | batch(1) | list | sum(start=[]) | length }}",
+    "{{ '%3000000000d' % 1 }}",
+    "{{ '%.3000000000f' % 1 }}",
+    "{{ '{:>3000000000}'.format(1) }}",
+    "{{ ('a' * 10 ** 5) | replace('', 'b' * 10 ** 5) }}",
+    "{{ (['a' * 10 ** 6] * 10 ** 6) | join }}",
+    "{{ ('a' * 10 ** 8).split('') or ('a ' * 10 ** 9).split() }}",
+    "{{ (range(99999) | list * 100) | sort(reverse=true) | unique | map('string') | join('x' * 10 ** 5) }}",
+    "{{ 'a'.ljust(10 ** 10) ~ 'a'.zfill(10 ** 10) ~ 'a\t'.expandtabs(10 ** 10) }}",
+    "{{ strftime_now('%Y' * 10 ** 8) }}",
+    "{{ raise_exception('x' * 10 ** 10) }}",
+    "{{ messages | tojson(indent=10 ** 10) }}",
+    "{{ ('<' * 10 ** 8) | urlize }}{{ ('<a' * 10 ** 8) | striptags }}",
+]
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        LOOPS.replace("BODY", ""),
-        LOOPS.replace("BODY", "x" * 99),
-        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-        "{% for x in messages recursive %}{{ loop(messages) }}{{ loop(messages) }}{% endfor %}",
-        "{% set ns = namespace(s='ab') %}{% for a in range(90) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-        "{% set ns = namespace(s='ab') %}{% for a in range(90) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-        "{% set ns = namespace(s=[1]) %}{% for a in range(90) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-        "{{ 'a' * 10 ** 12 }}",
-        "{{ 10 ** 12 * 'a' }}",
-        "{{ [1] * 10 ** 12 }}",
-        "{{ 10 ** 10 ** 10 ** 10 ** 10 }}",
-        "{% set ns = namespace(n=3) %}{% for a in range(90) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
-        "{{ 'a' | center(10 ** 14) }}",
-        "{{ range(10 ** 9) | list }}",
-    ],
-)
-def test_a_runaway_template_is_stopped(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+@pytest.mark.parametrize("template", RUNAWAYS)
+def test_a_runaway_template_is_stopped_within_its_time_and_memory(
+    monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
     monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.5)
-    started = time.monotonic()
-    with pytest.raises(ChatTemplateError):
+    with pytest.raises(ChatTemplateError, match=r"chat template"):
         render(template, ONE)
-    assert time.monotonic() - started < 5
+    assert render(CHATML, ONE) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", "the next one is served"
 
 
-def test_the_step_limit_is_counted_anew_for_each_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "MAX_STEPS", 50)
-    template = "{% for x in range(50) %}{% endfor %}done"
-    assert render(template, ONE) == render(template, ONE) == "done"
-    with pytest.raises(ChatTemplateError, match="more than 50 loop turns"):
-        render("{% for x in range(51) %}{% endfor %}", ONE)
+def test_the_bounds_are_the_kernels_and_of_the_rendering_process_alone() -> None:
+    """Seen from outside: the largest and longest-running template leaves this process as it was."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    with pytest.raises(ChatTemplateError, match="more memory than it may have"):
+        render("{{ 'a' * 10 ** 10 }}", ONE)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_maxrss - before.ru_maxrss < 2**16, "kibibytes"
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+def test_a_reason_of_any_length_is_cut() -> None:
+    with pytest.raises(ChatTemplateError) as caught:
+        render("{{ raise_exception('x' * 10 ** 7) }}", ONE)
+    assert len(str(caught.value)) < 2 * MAX_REASON
+
+
+def test_a_process_that_dies_is_one_error_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rendering that ends its process (here: it is killed) must not end the caller's."""
+    render(CHATML, ONE)
+    (idle,) = template_process._pool._idle[:1]
+    monkeypatch.setattr(type(idle), "alive", True)  # it dies after it was looked at
+    idle._process.kill()
+    with pytest.raises(ChatTemplateError, match="ended with status -9"):
+        render(CHATML, ONE)
+    assert render("{{ 1 }}", ONE) == "1"
+
+
+def test_a_process_that_kept_much_memory_is_replaced_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    template_process._pool.close()
+    render(CHATML, ONE)
+    (first,) = template_process._pool._idle
+    render(CHATML, ONE)
+    assert template_process._pool._idle == [first], "whatever memory this process has itself"
+    exchange = type(first).exchange
+
+    def spent(self: Any, request: bytes, *, max_seconds: float) -> Any:
+        header, text = exchange(self, request, max_seconds=max_seconds)
+        return {**header, "spent": True}, text
+
+    monkeypatch.setattr(type(first), "exchange", spent)
+    assert render("{{ 1 }}", ONE) == "1"
+    assert template_process._pool._idle == []
+    assert first._process.returncode is not None
+
+
+def test_a_warm_process_that_died_meanwhile_is_not_noticed() -> None:
+    render(CHATML, ONE)
+    for idle in template_process._pool._idle:
+        idle._process.kill()
+        idle._process.wait()
+    assert render("{{ 1 }}", ONE) == "1"
+
+
+def test_processes_are_kept_warm_and_no_more_than_a_few() -> None:
+    template_process._pool.close()
+    threads = [threading.Thread(target=lambda: [render(CHATML, ONE) for _ in range(20)]) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    warm = [idle._process.pid for idle in template_process._pool._idle]
+    assert 1 <= len(warm) <= template_process.MAX_PROCESSES
+    render(CHATML, ONE)
+    assert [idle._process.pid for idle in template_process._pool._idle] == warm
+
+
+def test_ctrl_c_while_a_template_renders_loses_only_that_rendering() -> None:
+    """The half of a reply that is left in a pipe must never be read as the next prompt."""
+    alarm = threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    alarm.start()
+    with pytest.raises(KeyboardInterrupt):
+        render(LOOPS.replace("BODY", ""), ONE)
+    alarm.join()
+    assert render("{{ 1 }}", ONE) == "1"
+
+
+def test_after_a_fork_the_child_renders_in_processes_of_its_own() -> None:
+    program = """
+import os, sys
+from guard.backends import template_process
+from guard.backends.chat_template import render
+one = [{"role": "user", "content": "hi"}]
+template = "{{ messages[0].content }}"
+assert render(template, one) == "hi"
+(warm,) = template_process._pool._idle
+pid = os.fork()
+if pid == 0:
+    assert not template_process._pool._idle
+    assert render(template, one) == "hi"
+    assert template_process._pool._idle[0]._process.pid != warm._process.pid
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert render(template, one) == "hi"
+assert template_process._pool._idle == [warm]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_rendering_processes_end_with_their_owner() -> None:
+    program = (
+        "import os; from guard.backends import template_process; from guard.backends.chat_template import render\n"
+        "render('x', [{'role': 'user', 'content': 'hi'}])\n"
+        "print(template_process._pool._idle[0]._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    pid = int(ended.stdout)
+    for _ in range(100):  # until the kernel has closed the pipes and init has seen it
+        status = Path(f"/proc/{pid}/status")
+        if not status.exists() or "State:\tZ" in status.read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {pid} is still there")
 
 
 def test_long_conversations_are_within_the_budget() -> None:
     chat = [{"role": role, "content": "word " * 100} for role in ("user", "assistant")] * 2000
     assert len(render(CHATML, chat)) > 4000 * 500
-
-
-def test_threads_have_budgets_of_their_own() -> None:
-    found: list[str] = []
-    threads = [threading.Thread(target=lambda: found.append(render(LLAMA3, ONE))) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 16
-    assert len(set(found)) == 1
 
 
 PIECES = (

@@ -45,6 +45,7 @@ class ScriptedEngine(BaseEngine):
         self.pieces = [*pieces]
         self.context_tokens = context_tokens
         self.on_feed: Callable[[int, Interrupt], None] = lambda number, interrupt: None
+        self.on_encode: Callable[[Prompt], None] = lambda prompt: None
         self.open_sessions = 0
         self.captured: list[bool] = []
         self.served: list[str] = []
@@ -57,7 +58,7 @@ class ScriptedEngine(BaseEngine):
         return bytes([token]) if token < END else self.pieces[token - END - 1]
 
     def encode(self, prompt: Prompt) -> list[int]:
-        self.served.append(prompt.question)
+        self.on_encode(prompt)
         return [*prompt.question.encode()]
 
     def encode_text(self, text: str) -> list[int]:
@@ -93,6 +94,8 @@ class ScriptedSession:
         self.passes = 0
 
     def feed(self, tokens: Sequence[int]) -> Floats:
+        if self.passes == 0:
+            self.engine.served.append(bytes(tokens).decode())
         self.engine.on_feed(self.passes, self.interrupt)
         script = [END + 1 + number for number in range(len(self.engine.pieces))] + [END]
         logits = np.zeros(END + 1 + len(self.engine.pieces), np.float32)
@@ -327,6 +330,39 @@ def test_threads_are_served_in_the_order_of_their_arrival() -> None:
     assert engine.served == ["first", *(f"q{number}" for number in range(12))]
     assert {result.text for result in results} == {"ab"}
     assert all(result.queue_s > 0 for result in results[1:])
+
+
+@pytest.mark.parametrize("way", ["generate", "stream", "agenerate", "astream"])
+async def test_a_prompt_is_rendered_and_tokenized_outside_the_engines_turn(way: str) -> None:
+    """A chat template that takes its time delays its own request only, and never the event loop."""
+    engine = ScriptedEngine([b"a"])
+    rendering, rendered = threading.Event(), threading.Event()
+
+    def slow(prompt: Prompt) -> None:
+        if prompt.question == "slow":
+            rendering.set()
+            assert rendered.wait(20)
+
+    engine.on_encode = slow
+
+    async def answered(text: str) -> None:
+        if way == "agenerate":
+            await engine.agenerate(Prompt.raw(text))
+        elif way == "astream":
+            assert [chunk async for chunk in engine.astream(Prompt.raw(text))]
+        elif way == "generate":
+            await asyncio.to_thread(engine.generate, Prompt.raw(text))
+        else:
+            await asyncio.to_thread(lambda: [*engine.stream(Prompt.raw(text))])
+
+    waiting = asyncio.ensure_future(answered("slow"))
+    while not rendering.is_set():
+        await asyncio.sleep(0.002)
+    await asyncio.to_thread(engine.generate, Prompt.raw("quick"))
+    assert engine.served == ["quick"]
+    rendered.set()
+    await waiting
+    assert engine.served == ["quick", "slow"]
 
 
 async def test_tasks_and_threads_share_one_queue_and_the_loop_stays_free() -> None:

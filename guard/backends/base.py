@@ -125,6 +125,7 @@ class Request:
     observer: Observer | None
     interrupt: Interrupt
     replay: str | None = None
+    tokens: Sequence[int] = ()  # of the prompt
 
 
 class BaseEngine(ABC):
@@ -144,6 +145,7 @@ class BaseEngine(ABC):
         # Not the event loop's own pool: synchronous callers who wait for this engine can fill that
         # one, and the task whose turn it is would never get a thread.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="guard-engine")
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="guard-encoder")
 
     # -- what an engine implements -------------------------------------------------------------
 
@@ -210,6 +212,7 @@ class BaseEngine(ABC):
             EngineError: the engine failed.
         """
         request = self._request(prompt, sampling, limits, observer, cancel, replay)
+        self._encode(request)
         with self._turn(request) as queue_s:
             return _drain(self._run(request, queue_s))
 
@@ -225,6 +228,7 @@ class BaseEngine(ABC):
         """`generate` without blocking the event loop; cancelling the task stops the generation."""
         cancel = threading.Event()
         request = self._request(prompt, sampling, limits, observer, cancel, replay)
+        await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, request)
         ticket, queue_s = await self._aturn(request)
         # The worker gives the ticket back: a cancelled task must not let the next request in
         # while the model is still finishing its token.
@@ -249,6 +253,7 @@ class BaseEngine(ABC):
     ) -> Iterator[Chunk]:
         """Answer piece by piece; the last chunk has the `Generation`. Closing the iterator cancels."""
         request = self._request(prompt, sampling, limits, observer, cancel, None)
+        self._encode(request)
         with self._turn(request) as queue_s:
             generation = yield from _chunks(self._run(request, queue_s))
             yield Chunk("", generation)
@@ -264,6 +269,7 @@ class BaseEngine(ABC):
         """`stream` without blocking the event loop."""
         cancel = threading.Event()
         request = self._request(prompt, sampling, limits, observer, cancel, None)
+        await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, request)
         ticket, queue_s = await self._aturn(request)
         run = self._run(request, queue_s)
         step: asyncio.Future[str | Generation] | None = None
@@ -316,6 +322,12 @@ class BaseEngine(ABC):
                 fix="Load it after the fork, in each worker, or 'spawn' processes (gunicorn: no --preload)",
             )
 
+    def _encode(self, request: Request) -> None:
+        """Make the prompt's tokens before the engine's turn: a chat template may take its time."""
+        request.interrupt.check()
+        request.tokens = self.encode(request.prompt)
+        self._check_room(request.tokens)
+
     @contextmanager
     def _turn(self, request: Request) -> Iterator[float]:
         """Wait for the engine; gives the seconds that took."""
@@ -366,8 +378,7 @@ class BaseEngine(ABC):
         """Decode one request; yields text that is safe to show, returns the generation."""
         request.interrupt.check()
         started = time.monotonic()
-        tokens = self.encode(request.prompt)
-        self._check_room(tokens)
+        tokens = request.tokens
         room = self.model.context_tokens - len(tokens)
         forced = self._forced(request.replay, room)
         max_tokens = min(room, request.limits.max_tokens) if forced is None else len(forced)
