@@ -1,7 +1,7 @@
-"""A gate on skipped tests: with ``--strict-skips`` the run fails where a test was skipped for a reason not listed here.
+"""A gate on skipped tests: with ``--strict-skips`` a run fails where a test is skipped for a reason not listed here.
 
-Without it a missing wheel turns hundreds of tests into skips, and the run is green. ``make test`` installs everything and
-demands the gate; a run in a smaller environment leaves it out.
+Without it a missing wheel turns hundreds of tests into skips, and the run is green. ``make test`` installs everything
+and demands the gate; a run in a smaller environment leaves it out.
 """
 
 from __future__ import annotations

