@@ -67,7 +67,7 @@ for file in "$@"; do
     guard evaluate "$out/$name.parquet" --new "$out/$name-new.parquet" --out "$out/$name.html"
     results+=(--from "$out/$name.json")
 done
-guard evaluate "${results[@]}" --notes "$root/docs/evidence/notes.json" --out "$root/docs/evidence/report.html"
+guard evaluate "${results[@]}" --notes "$root/docs/evidence/notes.json" --out "$out/report.html"
 
 # Do the promises hold on these answers?
 promise() {
@@ -83,4 +83,4 @@ for file in "$@"; do
     promise "$name" "$name" --risk 0.05 --risk 0.1 --risk 0.2 --risk 0.3 --risk 0.4
 done
 
-python "$root/benchmarks/tables.py"
+python "$root/benchmarks/tables.py" "$out/report.json"

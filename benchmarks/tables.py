@@ -1,15 +1,18 @@
 """Put the figures of the last results into the documents, between their markers.
 
-    python benchmarks/tables.py
+    python benchmarks/tables.py [REPORT.json]
 
-From docs/evidence/report.json (`guard evaluate`) and benchmarks/results/ (`promise.py`, `overhead.py`). These
-figures are written by this and by nothing else; a test compares.
+From docs/evidence/figures.json and benchmarks/results/ (`promise.py`, `overhead.py`). With the JSON that `guard evaluate`
+writes beside its report, figures.json is first written from it: the means, intervals and verdicts, without curves and
+single cells, which belong in the report. These figures are written by this and by nothing else; a test compares.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from guard.evaluation.bootstrap import Estimate
@@ -19,7 +22,7 @@ from guard.evaluation.predictions import NEW, OTHERS, SAMPLED, SHIFT, WITHIN
 from guard.evaluation.result import EvaluationResult, ModelResult, SettingResult
 
 ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "docs" / "evidence" / "report.json"
+RESULT = ROOT / "docs" / "evidence" / "figures.json"
 MEASURED = ROOT / "benchmarks" / "results"
 
 #: What was measured of the cost, in the table's order.
@@ -231,8 +234,26 @@ def _with_figures(document: Path, figures: Mapping[str, str]) -> str:
     return text
 
 
+def figures_of(result: EvaluationResult) -> EvaluationResult:
+    """What the documents show of an evaluation."""
+    empty: dict[str, tuple[()]] = {"per_cell": (), "missing": (), "curves": (), "reliability": ()}
+    models = [
+        replace(
+            model,
+            importance=None,
+            settings=tuple(replace(each, oracle=None, random=None, **empty) for each in model.settings),
+        )
+        for model in result.models
+    ]
+    return replace(result, models=tuple(models))
+
+
 def main() -> None:
-    """Fill all documents."""
+    """Keep the figures of a report, where one is given; fill all documents."""
+    for report_file in sys.argv[1:2]:
+        whole = EvaluationResult.from_json(Path(report_file).read_text(encoding="utf-8"))
+        kept = json.loads(figures_of(whole).to_json())
+        RESULT.write_text(json.dumps(kept, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8")
     for document, text in filled().items():
         document.write_text(text, encoding="utf-8")
 
