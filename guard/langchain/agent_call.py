@@ -25,11 +25,12 @@ from guard.errors import (
 )
 from guard.escalation import Delivery, Handler
 from guard.langchain.attempt import ATTEMPT, AttemptSettings
+from guard.langchain.calls import ModelCall, Verdict, judge, judge_failure, may_quote
 from guard.langchain.messages import chat_turns
 from guard.langchain.metadata import KEY, ScoredCall, decision_metadata, read_score
 from guard.langchain.review import Draft, spoken
 from guard.ledger import OWN_ENGINE, Ledger, told
-from guard.policy import Policy, decide, decide_error
+from guard.policy import Calls, Policy, decide, decide_error
 from guard.policy_document import Fallback, Retry
 from guard.records import Action, Attempt, Decision, Escalation, Prompt, Sampling, Score
 
@@ -155,18 +156,36 @@ class AgentCall:
             )
         return self._keep(_said(message) if message else None, call, decision, error)
 
-    def fail(self, error: Exception) -> bool:
-        """There is no answer: what the caller did wrong is raised, the rest is the policy's."""
+    def fail(self, error: Exception, calls: Sequence[ModelCall]) -> bool:
+        """There is no answer: what the caller did wrong is raised, the rest is the policy's.
+
+        Args:
+            error: of the model, or of a step after it.
+            calls: of models that had answered before.
+        """
+        quotes = may_quote(error, calls)
         # What the first attempt could be asked, a later one may not: its fallback or instruction is the policy's.
         question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.ledger.attempts
-        if question or isinstance(error, CancelledError) or self.ledger.shadow:
+        if (question and not quotes) or isinstance(error, CancelledError) or self.ledger.shadow:
             raise error
         self.response = None
-        self.ledger.note_use()
-        decision = self._decide_error(told(error), ())
-        if decision.action is Action.ACCEPT:  # there is nothing to accept
+        scored = [call.scored for call in calls if call.scored]
+        self.ledger.note_use(
+            prompt_tokens=sum(one.prompt_tokens for one in scored),
+            completion_tokens=sum(one.tokens for one in scored),
+        )
+        verdict = self._judge_failure(error, calls if quotes else ())
+        if verdict.decision.action is Action.ACCEPT:  # there is nothing to accept; an answer that it quotes may be told
             raise error
-        return self._keep(None, None, decision, told(error))
+        text = f"{type(error).__name__} after the model had answered" if quotes else told(error)
+        return self._keep(None, verdict.call.scored if verdict.call else None, verdict.decision, text)
+
+    def _judge_failure(self, error: Exception, calls: Sequence[ModelCall]) -> Verdict:
+        """Decide by the scores of what was answered, as the error may quote it, or that there is no answer."""
+        ledger = self.ledger
+        if not calls:
+            return judge_failure(ledger.policy, told(error), route=ledger.route, used=ledger.used)
+        return judge(ledger.policy, calls, join=Calls(), route=ledger.route, used=ledger.used)
 
     def _unscored(self, tools: Sequence[str]) -> str | None:
         """What is wrong with an answer that says nothing of its score."""

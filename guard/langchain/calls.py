@@ -11,6 +11,7 @@ from uuid import UUID
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 
+from guard.errors import ChatTemplateError, GuardError, InputError, PromptTooLongError
 from guard.langchain.metadata import ScoredCall, read_score
 from guard.policy import Calls, Policy, Used, decide, decide_error
 from guard.policy_document import CAREFULNESS
@@ -131,6 +132,15 @@ def judge(policy: Policy, calls: Sequence[ModelCall], *, join: Calls, route: str
     if join.join == "last":
         counting = counting[-1:]
     return max((_judge_one(policy, call, route, used) for call in counting), key=_severity)
+
+
+def may_quote(error: Exception, calls: Sequence[ModelCall]) -> bool:
+    """Whether the text of an error may tell an answer: a step failed after a model had answered.
+
+    Failures of guard's own engines and scorers do not quote answers.
+    """
+    question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError)
+    return bool(calls) and (question or not isinstance(error, GuardError))
 
 
 def judge_failure(policy: Policy, error: str, *, route: str | None, used: Used) -> Verdict:

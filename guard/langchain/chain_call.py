@@ -24,7 +24,7 @@ from guard.errors import (
     PromptTooLongError,
 )
 from guard.langchain.attempt import AttemptSettings, Memory
-from guard.langchain.calls import ModelCall, Verdict, judge, judge_failure
+from guard.langchain.calls import ModelCall, Verdict, judge, judge_failure, may_quote
 from guard.langchain.holding import Ran
 from guard.langchain.live import RetractedError, Watch
 from guard.langchain.messages import chat_turns
@@ -137,7 +137,7 @@ class ChainCall:
             score = ran.error.score
             decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, used=used)
             return Verdict(decision, None, None)
-        if ran.error is not None and (isinstance(ran.error, GuardError) or not ran.calls):
+        if ran.error is not None and not may_quote(ran.error, ran.calls):
             return self._judge_error(ran.error)
         if plan.source != OWN_ENGINE and ran.error is None and not any(call.scored for call in ran.calls):
             return Verdict(self.ledger.trusted(), None, None)  # no model of guard's has answered

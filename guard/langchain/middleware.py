@@ -144,7 +144,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         goes_on = True
         while goes_on:
             ran = call_model(handler, call.next_request(), call.limits(), hold=not call.ledger.shadow)
-            goes_on = call.fail(ran.error) if ran.error else call.settle(ran.output)
+            goes_on = call.fail(ran.error, ran.calls) if ran.error else call.settle(ran.output)
             if call.ledger.released:
                 ran.tape.play()
         dispatch_custom_event(DECISION_EVENT, call.event(), config=_told(call))
@@ -158,7 +158,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         goes_on = True
         while goes_on:
             ran = await acall_model(handler, call.next_request(), call.limits(), hold=not call.ledger.shadow)
-            goes_on = call.fail(ran.error) if ran.error else call.settle(ran.output)
+            goes_on = call.fail(ran.error, ran.calls) if ran.error else call.settle(ran.output)
             if call.ledger.released:
                 await ran.tape.aplay()
         await adispatch_custom_event(DECISION_EVENT, call.event(), config=_told(call))
