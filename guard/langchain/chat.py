@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 import tenacity
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
@@ -33,6 +33,8 @@ from guard.langchain.answering import Asked, Runtime, whole_chunks
 from guard.langchain.attempt import ATTEMPT, AttemptSettings
 from guard.langchain.engines import shared_engine
 from guard.langchain.messages import chat_turns
+from guard.langchain.naming import NAMES, split_options
+from guard.langchain.routed_chat import RoutedChatModel
 from guard.langchain.structured import json_instruction, structured, tool_instruction
 from guard.loop import Source
 from guard.policy import Policy, load_policy
@@ -44,8 +46,10 @@ _CALL_SETTINGS = frozenset({"temperature", "top_p", "top_k", "seed", "max_tokens
 #: What LangChain itself passes on to a call.
 _CALL_OPTIONS = frozenset({"tools", "tool_choice", "response_format", "strict", "parallel_tool_calls", "stream"})
 
+_CALL_NAMES = _CALL_SETTINGS | _CALL_OPTIONS | frozenset(NAMES)
 
-class ChatGuard(BaseChatModel):
+
+class ChatGuard(RoutedChatModel):
     """A chat model on a local engine that scores its own answers.
 
     Safe under threads and asyncio; its copies share one engine. Every message has the score and the
@@ -85,10 +89,8 @@ class ChatGuard(BaseChatModel):
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     """Not used: a local model has none. Taken, since programs that build models by name pass it."""
 
-    policy: Any = None
-    """A file, a built-in name or a `Policy`: the model decides by itself. None: it only scores."""
     route: str | None = None
-    """Name of a section of the policy."""
+    """Name of a section of the policy, for calls that name none."""
     fallbacks: dict[str, Any] = Field(default_factory=dict, repr=False)
     handlers: dict[str, Any] = Field(default_factory=dict, repr=False)
     store: Any = Field(default=None, repr=False)
@@ -157,6 +159,12 @@ class ChatGuard(BaseChatModel):
 
     def _make_guard(self, engine: Engine, scorer: Scorer) -> Guard | None:
         if self.policy is None:
+            if self.route is not None:
+                raise InputError(
+                    f"There is no policy for the route '{self.route:.60}'",
+                    why="a ChatGuard without a policy does not decide",
+                    fix="Build it with policy=, or name the route in a call of what decides around it",
+                )
             return None
         policy = self.policy if isinstance(self.policy, Policy) else load_policy(self.policy)
         policy.check_route(self.route)
@@ -245,11 +253,12 @@ class ChatGuard(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        asked, runtime = self._asked(messages, stop, kwargs), self._runtime()
+        called, kwargs = self._called(kwargs)
+        asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
         if runtime.guard is None:
             message: AIMessage = tenacity.Retrying(**self._engine_retries())(runtime.answer, asked)
         else:
-            message = runtime.decided(asked, self.route)
+            message = runtime.decided(asked, called.route)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     async def _agenerate(
@@ -259,11 +268,12 @@ class ChatGuard(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        asked, runtime = self._asked(messages, stop, kwargs), self._runtime()
+        called, kwargs = self._called(kwargs)
+        asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
         if runtime.guard is None:
             message: AIMessage = await tenacity.AsyncRetrying(**self._engine_retries())(runtime.aanswer, asked)
         else:
-            message = await runtime.adecided(asked, self.route)
+            message = await runtime.adecided(asked, called.route)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _stream(
@@ -273,9 +283,10 @@ class ChatGuard(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        asked, runtime = self._asked(messages, stop, kwargs), self._runtime()
+        called, kwargs = self._called(kwargs)
+        asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
         if runtime.guard is not None:  # what a policy has not decided on does not leave
-            chunks: Iterator[ChatGenerationChunk] = iter(whole_chunks(runtime.decided(asked, self.route)))
+            chunks: Iterator[ChatGenerationChunk] = iter(whole_chunks(runtime.decided(asked, called.route)))
         else:
             chunks = runtime.stream(asked)
         for chunk in chunks:
@@ -290,9 +301,10 @@ class ChatGuard(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        asked, runtime = self._asked(messages, stop, kwargs), self._runtime()
+        called, kwargs = self._called(kwargs)
+        asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
         if runtime.guard is not None:
-            for chunk in whole_chunks(await runtime.adecided(asked, self.route)):
+            for chunk in whole_chunks(await runtime.adecided(asked, called.route)):
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
                 yield chunk
@@ -372,13 +384,25 @@ class ChatGuard(BaseChatModel):
 
     # -- one call ------------------------------------------------------------------------------
 
+    def _called(self, options: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """The model as one call wants it, and the call's other keyword arguments."""
+        named, rest = split_options(options)
+        if not named:
+            return self, rest
+        called = self.model_copy(update=named.changes())
+        guard = self._runtime().guard
+        if guard is None or called.policy != self.policy:
+            called._ready = None  # another policy, which is read now
+        else:
+            guard.policy.check_route(called.route)
+        called._runtime()
+        return called, rest
+
     def _asked(self, messages: list[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]) -> Asked:
         """What an engine is asked for one call, with what an attempt of a guarded chain changes."""
         for name in options:
             if name not in _CALL_SETTINGS and name not in _CALL_OPTIONS:
-                raise InputError(
-                    f"A call of ChatGuard takes no '{name}'", fix=did_you_mean(name, _CALL_SETTINGS | _CALL_OPTIONS)
-                )
+                raise InputError(f"A call of ChatGuard takes no '{name}'", fix=did_you_mean(name, _CALL_NAMES))
         attempt = ATTEMPT.get() or AttemptSettings()
         tools = [] if options.get("tool_choice") == "none" else list(options.get("tools") or ())
         names = [tool["function"]["name"] for tool in tools]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict, cast
@@ -33,6 +34,7 @@ from guard.escalation import Delivery, Handler, aescalate, check_handlers, escal
 from guard.langchain.agent_call import INTERRUPT, AgentCall, Ending, Rules
 from guard.langchain.guarded_run import DECISION_EVENT
 from guard.langchain.metadata import KEY, with_metadata
+from guard.langchain.naming import NAMES, joined, read_config, read_mapping
 from guard.langchain.review import Draft, ask, reviewed
 from guard.langchain.tracing import escalation_metadata, marked_event
 from guard.langchain.withheld import acall_model, call_model
@@ -99,7 +101,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         """
         Args:
             policy: a file, a built-in, or a `Policy`; its ``tools`` hold for answers that call tools.
-            route: name of a section of the policy.
+            route: name of a section of the policy. A run may name another route and another policy, as
+                ``configurable`` keys of its config or in its context.
             fallbacks: chat models for the policy's ``fallback: {to: NAME}``. One that scores its answers
                 is decided about by the same policy; the answer of any other is final. Engines that the
                 policy declares itself are loaded here, unless you give a model of that name.
@@ -116,17 +119,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             ScorerError, EngineError: a declared fallback cannot be loaded.
         """
         super().__init__()
-        chosen = policy if isinstance(policy, Policy) else load_policy(policy)
-        chosen.check_route(route)
-        refuse_promises(chosen, caller="an agent")
-        _refuse_live(chosen)
-        self._rules = Rules(
-            policy=chosen,
-            route=route,
-            fallbacks=MappingProxyType(_all_fallbacks(chosen, fallbacks or {})),
-            handlers=MappingProxyType(_all_handlers(chosen, handlers or {}, store)),
-            handler_timeout_s=handler_timeout_s,
-        )
+        self._made_of = _Parts(fallbacks or {}, handlers or {}, store, handler_timeout_s)
+        self._rules = self._made_of.rules(policy, route)
 
     # -- calling the model ---------------------------------------------------------------------
 
@@ -167,22 +161,31 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
     def _begin(self, request: ModelRequest[Any]) -> AgentCall:
         config = get_config()
         configurable = config.get("configurable") or {}
+        rules = self._rules_for(config, request.runtime)
         # Without a checkpointer a pause would be none: the agent would just go on.
-        if self._rules.may_pause and not configurable.get("__pregel_checkpointer"):
+        if rules.may_pause and not configurable.get("__pregel_checkpointer"):
             raise InputError(
-                f"The policy '{self._rules.policy.name}' may pause the agent for a person",
+                f"The policy '{rules.policy.name}' may pause the agent for a person",
                 why="the agent has no checkpointer, so it could not be resumed",
                 fix="Give create_agent a checkpointer, such as langgraph's InMemorySaver()",
             )
-        ledger = Ledger(self._rules.policy, self._rules.route)
+        ledger = Ledger(rules.policy, rules.route)
         thread = {"thread_id": configurable["thread_id"]} if "thread_id" in configurable else {}
-        return AgentCall(self._rules, request, {**escalation_metadata(config), **thread}, ledger)
+        return AgentCall(rules, request, {**escalation_metadata(config), **thread}, ledger)
+
+    def _rules_for(self, config: RunnableConfig, runtime: Runtime[Any] | None) -> Rules:
+        """The rules of one run, which may name a route and a policy in its config or its context."""
+        context = getattr(runtime, "context", None)
+        named = joined(read_config(config), read_mapping(_as_mapping(context), "key of the context"))
+        if not named:
+            return self._rules
+        return self._made_of.rules(named.policy or self._rules.policy, named.route or self._rules.route)
 
     def _deliver(self, call: AgentCall) -> Delivery:
         """Hand the case to the handlers that the policy names."""
         if not call.handlers:
             return _NOBODY
-        rules = self._rules
+        rules = call.rules
         try:
             return escalate(
                 call.escalation(), handlers=rules.handlers, to=call.handlers, timeout_s=rules.handler_timeout_s
@@ -194,7 +197,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         """`_deliver` without blocking the event loop."""
         if not call.handlers:
             return _NOBODY
-        rules = self._rules
+        rules = call.rules
         try:
             return await aescalate(
                 call.escalation(), handlers=rules.handlers, to=call.handlers, timeout_s=rules.handler_timeout_s
@@ -306,6 +309,37 @@ def _left_to_the_pause(call: AgentCall, error: EscalationError) -> Delivery:
 
 
 # -- the parts ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What rules are made of, besides a policy and a route."""
+
+    fallbacks: Mapping[str, BaseChatModel]
+    handlers: Mapping[str, Handler]
+    store: Store | str | Path | None
+    handler_timeout_s: float
+
+    def rules(self, policy: str | Path | Policy, route: str | None) -> Rules:
+        """The checked rules; errors as for `GuardMiddleware`."""
+        chosen = policy if isinstance(policy, Policy) else load_policy(policy)
+        chosen.check_route(route)
+        refuse_promises(chosen, caller="an agent")
+        _refuse_live(chosen)
+        return Rules(
+            policy=chosen,
+            route=route,
+            fallbacks=MappingProxyType(_all_fallbacks(chosen, self.fallbacks)),
+            handlers=MappingProxyType(_all_handlers(chosen, self.handlers, self.store)),
+            handler_timeout_s=self.handler_timeout_s,
+        )
+
+
+def _as_mapping(context: Any) -> Mapping[str, Any]:
+    """The context of a run: a mapping, or an object with attributes."""
+    if isinstance(context, Mapping):
+        return context
+    return {name: getattr(context, name) for name in NAMES if hasattr(context, name)}
 
 
 def _refuse_live(policy: Policy) -> None:

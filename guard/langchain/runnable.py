@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.base import coerce_to_runnable
-from langchain_core.runnables.utils import ConfigurableFieldSpec, Input, Output
+from langchain_core.runnables.utils import (
+    AnyConfigurableField,
+    ConfigurableField,
+    ConfigurableFieldSpec,
+    Input,
+    Output,
+    get_unique_config_specs,
+)
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from guard.errors import InputError, did_you_mean
@@ -27,6 +34,7 @@ from guard.escalation import Handler, check_handlers, log_handler
 from guard.langchain.chain_call import ChainCall
 from guard.langchain.guarded_run import GuardedOutcome, GuardedRun
 from guard.langchain.holding import join_chunks
+from guard.langchain.naming import NAMES, SPECS, joined, read_config, split_options
 from guard.langchain.tracing import escalation_metadata, marked_run
 from guard.ledger import Ledger
 from guard.policy import Calls, Policy, load_policy
@@ -44,8 +52,9 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
     """A chain whose output leaves it only by a policy's decision. Build one with `guarded`.
 
     Holds settings only, so it is safe under threads, batches and asyncio. Takes part in everything
-    that LangChain's runnables do: ``|``, ``batch``, ``with_config``, ``configurable_fields`` (such as
-    ``policy`` and ``route``), ``with_retry``, ``with_fallbacks``, ``astream_events``.
+    that LangChain's runnables do: ``|``, ``batch``, ``with_config``, ``configurable_fields``,
+    ``with_retry``, ``with_fallbacks``, ``astream_events``. A call may name a ``route`` and a ``policy``
+    of its own, by keyword argument or as a ``configurable`` key.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -66,6 +75,8 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
     return_outcome: bool = False
     """Give a `GuardedOutcome` in place of the output."""
     handler_timeout_s: float = Field(default=10.0, gt=0)
+    field_ids: frozenset[str] = Field(default=frozenset(), repr=False)
+    """Keys of `configurable_fields`, which may be similar to ours."""
 
     _policy: Policy | None = PrivateAttr(default=None)
 
@@ -137,6 +148,23 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
         """Pickles hold the settings; an opened store stays where it is."""
         return {**super().__getstate__(), "__pydantic_private__": {"_policy": None}}
 
+    def configurable_fields(self, **kwargs: AnyConfigurableField) -> RunnableSerializable[Input, Output]:
+        """See LangChain's. ``route`` and ``policy`` need none, unless you want other keys for them."""
+        ids = {field.id for field in kwargs.values() if isinstance(field, ConfigurableField) and field.id}
+        settings = {**self._settings(), "field_ids": self.field_ids | ids}
+        return super(GuardedRunnable, type(self)(**settings)).configurable_fields(**kwargs)
+
+    def _called(self, config: RunnableConfig | None, options: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """The runnable as one call wants it, and the keyword arguments that are for the chain."""
+        by_keyword, rest = split_options(options, own=type(self).model_fields)
+        named = joined(by_keyword, read_config(config, taken=self._others_keys()))
+        if not named:
+            return self, rest
+        return type(self)(**{**self._settings(), "policy": self.resolved_policy(), **named.changes()}), rest
+
+    def _others_keys(self) -> frozenset[str]:
+        return self.field_ids | {spec.id for spec in self.runnable.config_specs}
+
     # -- running -------------------------------------------------------------------------------
 
     def invoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
@@ -146,24 +174,28 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
             AbstainedError: where the policy says ``abstain: {raise: true}``.
             EscalationError: no handler took the case.
             Exception: the chain's own error, where the score allows it to be shown.
+            InputError, PolicyError: the call names a route or a policy that is not there, or a key that
+                is not known.
         """
+        called, options = self._called(config, kwargs)
 
         def call(asked: Input, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Output:
             output: Output
-            (output,) = self._run(asked, config, kwargs).run(stream=False)
+            (output,) = called._run(asked, config, options).run(stream=False)
             return output
 
-        return self._call_with_config(call, input, self._marked(config))
+        return called._call_with_config(call, input, called._marked(config))
 
     async def ainvoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
         """`invoke` without blocking the event loop."""
+        called, options = self._called(config, kwargs)
 
         async def call(asked: Input, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig) -> Output:
             output: Output
-            (output,) = await self._run(asked, config, kwargs).arun(stream=False)
+            (output,) = await called._run(asked, config, options).arun(stream=False)
             return output
 
-        return await self._acall_with_config(call, input, self._marked(config))
+        return await called._acall_with_config(call, input, called._marked(config))
 
     def transform(
         self, input: Iterator[Input], config: RunnableConfig | None = None, **kwargs: Any
@@ -174,24 +206,26 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
             RetractedError: a live stream does not hold (see `guard.langchain.live`).
             AbstainedError, EscalationError, Exception: as for `invoke`.
         """
+        called, options = self._called(config, kwargs)
 
         def run(
             asked: Iterator[Input], run_manager: CallbackManagerForChainRun, config: RunnableConfig
         ) -> Iterator[Output]:
-            run = self._run(join_chunks(list(asked)), config, kwargs)
+            run = called._run(join_chunks(list(asked)), config, options)
             yield from run.live() if run.streams_live else run.run(stream=True)
 
-        yield from self._transform_stream_with_config(input, run, self._marked(config))
+        yield from called._transform_stream_with_config(input, run, called._marked(config))
 
     async def atransform(
         self, input: AsyncIterator[Input], config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[Output]:
         """`transform` without blocking the event loop."""
+        called, options = self._called(config, kwargs)
 
         async def run(
             asked: AsyncIterator[Input], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> AsyncIterator[Output]:
-            run = self._run(join_chunks([chunk async for chunk in asked]), config, kwargs)
+            run = called._run(join_chunks([chunk async for chunk in asked]), config, options)
             if run.streams_live:
                 async for chunk in run.alive():
                     yield chunk
@@ -199,7 +233,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
                 for chunk in await run.arun(stream=True):
                     yield chunk
 
-        async for chunk in self._atransform_stream_with_config(input, run, self._marked(config)):
+        async for chunk in called._atransform_stream_with_config(input, run, called._marked(config)):
             yield chunk
 
     def stream(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Output]:
@@ -252,9 +286,9 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:
-        """The chain's."""
-        specs: list[ConfigurableFieldSpec] = self.runnable.config_specs
-        return specs
+        """The chain's, with the route and the policy."""
+        chain = [spec for spec in self.runnable.config_specs if spec.id not in NAMES]
+        return get_unique_config_specs([*chain, *(spec for spec in SPECS if spec.id not in self.field_ids)])
 
 
 def guarded(
@@ -275,7 +309,7 @@ def guarded(
     Args:
         runnable: the chain: anything that LangChain can run.
         policy: a file, a built-in (``strict``, ``balanced``, ``permissive``, ``shadow``), or a `Policy`.
-        route: name of a section of the policy.
+        route: name of a section of the policy, for calls that name none.
         scores: which scores decide, in place of the policy's ``calls``: ``worst``, ``last``, or
             ``{"tag": NAME}`` for the calls of steps with that tag.
         fallbacks: runnables for the policy's ``fallback: {to: NAME}``. One that contains a scored model
