@@ -337,7 +337,7 @@ def _promise_changes(certificate: Certificate, promise: Promise) -> list[str]:
 
 
 _AGAIN = "Certify it again: guard certify"
-_OTHER_RULES = "the rules, on_error or the budget are others"
+_OTHER_RULES = "the rules, on_error, truncated, empty or the budget are others"
 
 
 def _changes(whose: str, there: Answering, here: Answering) -> list[str]:

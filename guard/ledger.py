@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from guard.errors import AbstainedError, GuardError
-from guard.policy import NOTHING_USED, Policy, Used
+from guard.policy import NOTHING_USED, Policy, Used, decide_error
 from guard.policy_document import Abstain, Budget, Escalate, Fallback, Retry, Settings
-from guard.records import Action, Attempt, Decision, Escalation, Outcome, Prompt
+from guard.records import Action, Attempt, Decision, Defect, Escalation, Outcome, Prompt
 
 #: The name of the guard's own engine or chain among the sources of attempts.
 OWN_ENGINE = "model"
@@ -101,8 +101,15 @@ class Ledger:
             return True
         return False
 
-    def trusted(self) -> Decision:
-        """The decision about the answer of a fallback without scores: the rule that led there trusts it."""
+    def trusted(self, defects: Collection[Defect] = ()) -> Decision:
+        """The decision about the answer of a fallback without scores: the rule that led there trusts it.
+
+        Args:
+            defects: of the answer; no rule has trusted the fallback with a cut or an empty one.
+        """
+        if self.policy.plan(self.route).stopped_by(defects) is not None:
+            error = f"'{self.source}' gives no scores"
+            return decide_error(self.policy, error=error, route=self.route, used=self.used, defects=defects)
         return Decision(Action.ACCEPT, self.attempts[-1].decision.rule, f"'{self.source}' answered", None)
 
     # -- the last decision ---------------------------------------------------------------------

@@ -32,7 +32,9 @@ from guard.records import (
     Action,
     Attempt,
     Decision,
+    Defect,
     Escalation,
+    FinishReason,
     Generation,
     Limits,
     Outcome,
@@ -40,6 +42,7 @@ from guard.records import (
     Sampling,
     Score,
     Signals,
+    defects_of,
 )
 from guard.scorer import Scorer
 from guard.signature import SignatureObserver
@@ -81,6 +84,16 @@ class Result:
     sampling: Sampling
     generation: Generation | None = None
     observer: SignatureObserver | None = None
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """How the generation ended; None of a callable's text."""
+        return self.generation.finish_reason if self.generation else None
+
+    @property
+    def defects(self) -> tuple[Defect, ...]:
+        """What is wrong with the form of the answer."""
+        return defects_of(self.text, self.finish_reason)
 
     @property
     def prompt_tokens(self) -> int:
@@ -212,17 +225,23 @@ class Call:
         if isinstance(settings, Retry):
             instruction = settings.instruction
             prompt = self.prompt.with_instruction(instruction) if instruction else self.prompt
+            limits = self._limits_left(settings.max_tokens)
             return AttemptPlan(own, prompt, settings.sampling(self.ledger.used.retries), limits)
         return AttemptPlan(own, self.prompt, self.sampling, limits)
 
-    def _limits_left(self) -> Limits:
-        """The call's limits, within what is left of the policy's budget; shadow mode changes nothing."""
+    def _limits_left(self, max_tokens: int | None = None) -> Limits:
+        """The call's limits, within what is left of the policy's budget; shadow mode changes nothing.
+
+        Args:
+            max_tokens: of the attempt, in place of the call's.
+        """
         ledger = self.ledger
         if ledger.shadow:
             return self.limits
         # The next attempt reads about the same prompt again.
         prompt_tokens = ledger.attempts[-1].prompt_tokens if ledger.attempts else 0
-        tokens = max(1, min(self.limits.max_tokens, ledger.budget.tokens - ledger.tokens_used - prompt_tokens))
+        wanted = max_tokens or self.limits.max_tokens
+        tokens = max(1, min(wanted, ledger.budget.tokens - ledger.tokens_used - prompt_tokens))
         seconds = max(0.001, ledger.deadline - time.monotonic())
         return replace(self.limits, max_tokens=tokens, timeout_s=min(seconds, self.limits.timeout_s or seconds))
 
@@ -234,7 +253,7 @@ class Call:
             score = plan.score(result)
         except Exception as failure:  # noqa: BLE001 - fail closed: the policy says what happens
             score, error = None, told(failure)
-        return self._keep(plan, result, score, self._decide(score, error), error)
+        return self._keep(plan, result, score, self._decide(score, error, result.defects), error)
 
     def _fail(self, plan: AttemptPlan, error: Exception) -> bool:
         """There is no answer: bad questions are the caller's, the rest is the policy's.
@@ -246,18 +265,19 @@ class Call:
         if question or isinstance(error, CancelledError) or ledger.shadow:
             raise error
         ledger.note_use()
-        decision = self._decide(None, told(error))
+        decision = self._decide(None, told(error), ())
         if decision.action is Action.ACCEPT:  # there is nothing to accept
             raise error
         return self._keep(plan, None, None, decision, told(error))
 
-    def _decide(self, score: Score | None, error: str | None) -> Decision:
+    def _decide(self, score: Score | None, error: str | None, defects: tuple[Defect, ...]) -> Decision:
         ledger = self.ledger
+        asked: dict[str, Any] = {"route": ledger.route, "used": ledger.used, "defects": defects}
         if error is not None:
-            return decide_error(ledger.policy, error=error, route=ledger.route, used=ledger.used)
+            return decide_error(ledger.policy, error=error, **asked)
         if score is None:  # a callable has answered
-            return ledger.trusted()
-        return decide(ledger.policy, p_wrong=score.p_wrong, novelty=score.novelty, route=ledger.route, used=ledger.used)
+            return ledger.trusted(defects)
+        return decide(ledger.policy, p_wrong=score.p_wrong, novelty=score.novelty, **asked)
 
     def _keep(
         self, plan: AttemptPlan, result: Result | None, score: Score | None, decision: Decision, error: str | None
@@ -273,6 +293,7 @@ class Call:
                 seconds=time.monotonic() - plan.started,
                 sampling=result.sampling if result else plan.sampling,
                 error=error,
+                finish_reason=result.finish_reason if result else None,
             )
         )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +27,7 @@ from guard.policy_document import (
     Accept,
     Budget,
     Calls,
+    DefectAction,
     Document,
     Escalate,
     Fallback,
@@ -40,7 +41,7 @@ from guard.policy_document import (
 )
 from guard.policy_file import InvalidPolicyError, Location, Problem, location_text, read_text, read_yaml
 from guard.policy_plan import NOTHING_USED, Line, Plan, ToolPlan, UnusualLine, Used
-from guard.records import Action, Decision
+from guard.records import Action, Decision, Defect
 
 #: The section of a policy's ``tools`` that is for tools without a section of their own.
 ANY_TOOL = "default"
@@ -209,6 +210,8 @@ def _policy(document: Document) -> Policy:
         on_error=_on_error_line((), document.on_error),
         budget=document.budget,
         unusual=_unusual_line((), document.unusual),
+        truncated=_defect_line(("truncated",), document.truncated),
+        empty=_defect_line(("empty",), document.empty),
     )
     plans: dict[str | None, Plan] = {None: whole}
     for name, route in document.routes.items():
@@ -219,6 +222,8 @@ def _policy(document: Document) -> Policy:
             on_error=_on_error_line(prefix, route.on_error) if route.on_error else whole.on_error,
             budget=document.budget.model_copy(update=changed),
             unusual=_unusual_line(prefix, route.unusual) or whole.unusual,
+            truncated=_defect_line((*prefix, "truncated"), route.truncated) or whole.truncated,
+            empty=_defect_line((*prefix, "empty"), route.empty) or whole.empty,
         )
     tools = {
         name: ToolPlan(
@@ -270,6 +275,10 @@ def _on_error_line(prefix: Location, on_error: OnError) -> Line:
     return Line(location_text((*prefix, "on_error")), on_error.action, math.inf, on_error.settings)
 
 
+def _defect_line(location: Location, then: DefectAction | None) -> Line | None:
+    return None if then is None else Line(location_text(location), then.action, math.inf, then.settings)
+
+
 def _unusual_line(prefix: Location, unusual: Unusual | None) -> UnusualLine | None:
     if unusual is None:
         return None
@@ -288,6 +297,7 @@ def decide(
     route: str | None = None,
     used: Used = NOTHING_USED,
     tools: Iterable[str] = (),
+    defects: Collection[Defect] = (),
 ) -> Decision:
     """Say what to do with an answer.
 
@@ -301,17 +311,24 @@ def decide(
         used: what this call has used up.
         tools: names of the tools that the answer calls. Each is decided on by its own section of the
             policy's ``tools``, and the most careful decision is taken; of equals the first.
+        defects: of the answer (`guard.records.defects_of`). ``truncated`` and ``empty`` of the policy decide
+            about them before the score is looked at.
 
     Raises:
         PolicyError: the policy has no such route, or a threshold that is to come from a certificate.
     """
     if p_wrong is None:
-        return decide_error(policy, error="the answer has no score", route=route, used=used, tools=tools)
+        error = "the answer has no score"
+        return decide_error(policy, error=error, route=route, used=used, tools=tools, defects=defects)
     p_wrong = float(p_wrong)  # a NumPy float32 would be compared in its own precision
     if not 0.0 <= p_wrong <= 1.0:
         error = f"the score {p_wrong} is no probability"
-        return decide_error(policy, error=error, route=route, used=used, tools=tools)
-    decision = _most_careful([_by_rules(plan.rules, p_wrong, used) for plan in policy.plans_for(route, tools)])
+        return decide_error(policy, error=error, route=route, used=used, tools=tools, defects=defects)
+    plans = policy.plans_for(route, tools)
+    stopped = _by_defects(plans, defects, p_wrong, used)
+    if stopped is not None:
+        return stopped
+    decision = _most_careful([_by_rules(plan.rules, p_wrong, used) for plan in plans])
     unusual = policy.plan(route).unusual
     if unusual is None:
         return decision
@@ -329,6 +346,7 @@ def decide_error(
     route: str | None = None,
     used: Used = NOTHING_USED,
     tools: Iterable[str] = (),
+    defects: Collection[Defect] = (),
 ) -> Decision:
     """Say what to do where generating, recording or scoring failed.
 
@@ -338,15 +356,39 @@ def decide_error(
         route: name given by the caller.
         used: what this call has used up.
         tools: names of the tools that the answer calls, as for `decide`.
+        defects: of the answer, if there is one; they decide before ``on_error``, as for `decide`.
 
     Raises:
         PolicyError: the policy has no such route.
     """
-    return _most_careful([_by_on_error(plan.on_error, error, used) for plan in policy.plans_for(route, tools)])
+    plans = policy.plans_for(route, tools)
+    stopped = _by_defects(plans, defects, None, used)
+    return stopped or _most_careful([_by_on_error(plan.on_error, error, used) for plan in plans])
 
 
 def _most_careful(decisions: list[Decision]) -> Decision:
     return max(decisions, key=lambda decision: CAREFULNESS[decision.action])  # of equals the first
+
+
+_DEFECTS: Mapping[Defect, str] = {
+    "truncated": "The answer is cut: it reached its token limit or the end of the context",
+    "empty": "The answer is empty",
+}
+
+
+def _by_defects(
+    plans: tuple[Plan, ...], defects: Collection[Defect], p_wrong: float | None, used: Used
+) -> Decision | None:
+    """What is done with an answer for its form; None where its score may decide."""
+    stops = [(plan, stop) for plan in plans if (stop := plan.stopped_by(defects))]
+    decisions = [_by_defect(plan, *stop, p_wrong, used) for plan, stop in stops]
+    return _most_careful(decisions) if decisions else None
+
+
+def _by_defect(plan: Plan, defect: Defect, line: Line, p_wrong: float | None, used: Used) -> Decision:
+    then, why = plan.instead_of(line, used), line.used_up(used)
+    reason = f"{_DEFECTS[defect]}; {why}" if why else _DEFECTS[defect]
+    return Decision(then.action, then.name, reason, p_wrong, then.settings)
 
 
 def _by_rules(rules: tuple[Line, ...], p_wrong: float, used: Used) -> Decision:
@@ -399,101 +441,11 @@ def _reason(p_wrong: float, line: Line, rules: tuple[Line, ...], passed: list[Li
     return f"p_wrong {p_wrong:.4g} is not below {rules[-2].below:g}"
 
 
-# -- explaining --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """How one rule took part in a decision.
-
-    Attributes:
-        rule: its name.
-        action: what it does.
-        condition: as ``p_wrong < 0.25``, or ``always``.
-        holds: whether the condition holds.
-        decides: whether this is the rule that decides.
-        why: in words.
-    """
-
-    rule: str
-    action: Action
-    condition: str
-    holds: bool
-    decides: bool
-    why: str
-
-
-def explain(
-    policy: Policy,
-    p_wrong: float,
-    route: str | None = None,
-    *,
-    novelty: float | None = None,
-    used: Used = NOTHING_USED,
-) -> list[Step]:
-    """Show how each rule takes part in the decision on a score, and before them the ``unusual`` section.
-
-    Args:
-        policy: the rules.
-        p_wrong: probability of being wrong, from 0 to 1.
-        route: name given by the caller.
-        novelty: share of the calibration answers that are more usual, from 0 to 1; a policy with an
-            ``unusual`` section needs it.
-        used: what the call has used up.
-
-    Raises:
-        PolicyError: the policy has no such route, the score is no probability, or novelty is no share.
-    """
-    if not 0.0 <= p_wrong <= 1.0:
-        raise PolicyError(f"A score is a probability from 0 to 1, got {p_wrong}")
-    if novelty is not None and not 0.0 <= novelty <= 1.0:
-        raise PolicyError(f"Novelty is a share from 0 to 1, got {novelty}")
-    plan = policy.plan(route)
-    if plan.rules[0].is_uncertified:
-        raise uncertified(plan.rules[0])
-    steps: list[Step] = []
-    decided: Line | None = None
-    if plan.unusual is not None:
-        steps.append(_unusual_step(policy, plan.unusual, novelty, used))
-        decided = plan.unusual.line if steps[0].decides else None
-    for line in plan.rules:
-        holds = p_wrong < line.below
-        used_up = line.used_up(used) if holds else None
-        decides = holds and used_up is None and decided is None
-        if not holds:
-            why = f"{p_wrong:.4g} is not below {line.below:g}"
-        elif used_up is not None:
-            why = used_up
-        elif decides:
-            passed_over = any(step.holds for step in steps)
-            why = "the next rule that holds" if passed_over else "the first rule that holds"
-        else:
-            why = f"{decided.name} comes first" if decided else ""
-        steps.append(Step(line.name, line.action, line.condition, holds, decides, why))
-        decided = line if decides else decided
-    return steps
-
-
-def _unusual_step(policy: Policy, unusual: UnusualLine, novelty: float | None, used: Used) -> Step:
-    line = unusual.line
-    if novelty is None:
-        raise PolicyError(
-            f"The policy '{policy.name}' looks at an input's novelty",
-            why=f"{line.name} decides where it is above {unusual.above:g}",
-            fix="Give it, as --novelty or novelty=",
-        )
-    holds = novelty > unusual.above
-    why = f"{novelty:.4g} is {'' if holds else 'not '}above {unusual.above:g}"
-    used_up = line.used_up(used) if holds else None
-    action = Action.ABSTAIN if used_up else line.action
-    return Step(line.name, action, unusual.condition, holds, holds, f"{why}; {used_up}" if used_up else why)
-
-
 # fmt: off
 __all__ = [
     "ANY_TOOL", "NOTHING_USED", "Abstain", "Accept", "Budget", "Calls", "Escalate", "Fallback",
-    "FallbackEngine", "InvalidPolicyError", "Line", "Plan", "Policy", "Problem", "Retry", "Settings", "Step",
-    "ToolPlan", "Used", "builtin_policies", "decide", "decide_error", "explain", "json_schema", "load_policy",
-    "parse_policy", "uncertified",
+    "FallbackEngine", "InvalidPolicyError", "Line", "Plan", "Policy", "Problem", "Retry", "Settings", "ToolPlan",
+    "Used", "builtin_policies", "decide", "decide_error", "json_schema", "load_policy", "parse_policy",
+    "uncertified",
 ]
 # fmt: on

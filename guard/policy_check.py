@@ -22,6 +22,7 @@ from guard.policy_document import (
     AcceptRule,
     Budget,
     Calls,
+    DefectAction,
     Document,
     Escalate,
     EscalateRule,
@@ -38,7 +39,7 @@ from guard.policy_document import (
     UnusualAction,
 )
 from guard.policy_file import MAX_PROBLEMS, Location, Problem, Source, location_text
-from guard.records import Action
+from guard.records import DEFECTS, Action, Defect
 
 _RULES: dict[str, type[BaseModel]] = {
     "accept": AcceptRule,
@@ -53,6 +54,7 @@ _ON_ERROR: dict[str, type[BaseModel]] = {
     "escalate": Escalate,
     "abstain": Abstain,
 }
+_DEFECT_ACTIONS: dict[str, type[BaseModel]] = {**_ON_ERROR, "retry": Retry}
 _NOT_FOR_UNUSUAL = {
     "accept": "leave the section out where such inputs are to be treated as others",
     "retry": "the input would be the same again",
@@ -127,6 +129,8 @@ def _is_action(location: Location) -> bool:
         case ("rules", int(), _) | ("routes" | "tools", _, "rules", int(), _):
             return True
         case ("on_error", _) | ("routes" | "tools", _, "on_error", _):
+            return True
+        case ("truncated" | "empty", _) | ("routes", _, "truncated" | "empty", _):
             return True
         case ("unusual", "then", _) | ("routes", _, "unusual", "then", _):
             return True
@@ -203,13 +207,13 @@ def _unknown(location: Location) -> str:
         if key in _RULES:  # but not one of those that are allowed, or it would be known
             return f"{key} is not allowed in unusual: {_NOT_FOR_UNUSUAL[key]}"
         return f"unknown action '{key:.60}'. {did_you_mean(key, _keys(UnusualAction))}"
-    if key == "retry":
+    if key == "retry" and place[-1] == "on_error":
         return "retry is not allowed in on_error: what failed would most likely fail again"
     owners = [action for action, model in _RULES.items() if key in _keys(model)]
     if owners:
         return f"'{key}' belongs inside the action. Indent it further, as in '{owners[0]}: {{{key}: ...}}'"
-    actions = _keys(OnError if place[-1] == "on_error" else Rule)
-    return f"unknown action '{key:.60}'. {did_you_mean(key, actions)}"
+    models: dict[str | int, type[BaseModel]] = {"on_error": OnError, **dict.fromkeys(DEFECTS, DefectAction)}
+    return f"unknown action '{key:.60}'. {did_you_mean(key, _keys(models.get(place[-1], Rule)))}"
 
 
 def _known_keys(place: Location) -> Sequence[str] | None:
@@ -227,12 +231,14 @@ def _known_keys(place: Location) -> Sequence[str] | None:
             return _keys(Calls)
         case (*_, "unusual"):
             return _keys(Unusual)
-        case (*_, "rules", int()) | (*_, "on_error") | (*_, "then"):
+        case (*_, "rules", int()) | (*_, "on_error" | "truncated" | "empty") | (*_, "then"):
             return None
         case (*_, "budget"):
             return _keys(Budget)
         case (*_, "on_error" | "then", action):
             return _keys(_ON_ERROR[str(action)])
+        case (*_, "truncated" | "empty", action):
+            return _keys(_DEFECT_ACTIONS[str(action)])
     return _keys(_RULES[str(place[-1])])
 
 
@@ -251,6 +257,7 @@ class _Section:
         prefix: location of the section.
         rules: location and rule; None where the rule itself is wrong.
         on_error, unusual: likewise.
+        defects: the actions of ``truncated`` and ``empty`` that are written here and could be read.
         attempts: what the budget allows; None where that is wrong, or was judged with the policy.
     """
 
@@ -258,6 +265,7 @@ class _Section:
     rules: tuple[tuple[Location, Rule | None], ...]
     on_error: OnError | None
     unusual: Unusual | None
+    defects: Mapping[Defect, DefectAction]
     attempts: int | None
 
 
@@ -298,10 +306,12 @@ def _section(data: Mapping[str, Any], prefix: Location, whole: _Section | None) 
     elif "attempts" in budget:
         read = _read(Budget, {"attempts": budget["attempts"]})
         attempts = None if read is None else read.attempts
-    elif whole is not None and "rules" not in data:
+    elif whole is not None and not data.keys() & {"rules", *DEFECTS}:
         attempts = None
     on_error, unusual = _read(OnError, data.get("on_error")), _read(Unusual, data.get("unusual"))
-    return _Section(prefix, rules, on_error, unusual, attempts)
+    read_defects = ((name, _read(DefectAction, data[name])) for name in DEFECTS if name in data)
+    defects = {name: action for name, action in read_defects if action is not None}
+    return _Section(prefix, rules, on_error, unusual, defects, attempts)
 
 
 def _is_unfinished(entry: Any) -> bool:
@@ -393,7 +403,8 @@ def _check_attempts(source: Source, section: _Section) -> Iterator[Problem]:
     if section.attempts is None:
         return
     room = section.attempts - 1
-    for location, rule in section.rules:
+    defects = (((*section.prefix, name), action) for name, action in section.defects.items())
+    for location, rule in (*section.rules, *defects):
         settings = rule.settings if rule else None
         if isinstance(settings, Retry) and settings.times > room:
             wanted, key = f"{settings.times} retries", ("retry", "times")
@@ -426,7 +437,12 @@ def _fallback_names(section: _Section) -> Iterator[tuple[Location, str]]:
     for location, rule in _own_rules(section):
         if rule and isinstance(rule.settings, Fallback) and rule.settings.to is not None:
             yield (*location, "fallback", "to"), rule.settings.to
-    for line, place in ((section.on_error, ("on_error",)), (section.unusual and section.unusual.then, _THEN)):
+    lines: list[tuple[OnError | UnusualAction | DefectAction | None, Location]] = [
+        (section.on_error, ("on_error",)),
+        (section.unusual.then if section.unusual else None, _THEN),
+        *((action, (name,)) for name, action in section.defects.items()),
+    ]
+    for line, place in lines:
         settings = line.settings if line else None
         if isinstance(settings, Fallback) and settings.to is not None:
             yield (*section.prefix, *place, "fallback", "to"), settings.to

@@ -69,6 +69,9 @@ class Retry(_Strict):
         default=None, ge=0, lt=2**32, description="Seed of the first retry; later ones count up from it."
     )
     instruction: Text | None = Field(default=None, description="Text added to the prompt.")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="Token limit of the retry, in place of the call's own."
+    )
 
     def sampling(self, retry: int) -> Sampling:
         """How tokens are chosen in the given retry, counted from 1.
@@ -300,6 +303,18 @@ class OnError(_OneAction):
     abstain: Abstain | None = None
 
 
+class DefectAction(_OneAction):
+    """What is done with an answer that is cut or empty, whatever its score."""
+
+    model_config = ConfigDict(json_schema_extra=_or_bare("accept", "retry", "escalate", "abstain"))
+
+    accept: Accept | None = None
+    retry: Retry | None = None
+    fallback: Fallback | None = None
+    escalate: Escalate | None = None
+    abstain: Abstain | None = None
+
+
 class UnusualAction(_OneAction):
     """What is done with an unusual input. Not a retry: the input would be the same again."""
 
@@ -339,6 +354,8 @@ class Route(_Strict):
 
     rules: tuple[Rule, ...] | None = Field(default=None, min_length=1, max_length=100)
     on_error: OnError | None = None
+    truncated: DefectAction | None = None
+    empty: DefectAction | None = None
     unusual: Unusual | None = None
     budget: Budget | None = None
 
@@ -388,6 +405,16 @@ class Document(_Strict):
     on_error: OnError = Field(
         default_factory=lambda: OnError(abstain=Abstain()),
         description="What is done where the answer could not be scored.",
+    )
+    truncated: DefectAction | None = Field(
+        default=None,
+        description="What is done with an answer that was cut at its token limit or by the end of the context, "
+        "whatever its score; accept lets the rules decide. Left out: as on_error, but never accept.",
+    )
+    empty: DefectAction | None = Field(
+        default=None,
+        description="What is done with a blank answer, whatever its score; accept lets the rules decide. "
+        "Left out: as on_error, but never accept.",
     )
     unusual: Unusual | None = Field(
         default=None,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from guard.policy_document import Budget, Fallback, Promise, Retry, Settings
-from guard.records import Action
+from guard.policy_document import Abstain, Budget, Fallback, Promise, Retry, Settings
+from guard.records import Action, Defect
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +103,44 @@ class Plan:
         on_error: taken where there is no score.
         budget: of one guarded call.
         unusual: looked at before the rules; None where novelty does not matter.
+        truncated: taken where an answer is cut; None where the policy does not say.
+        empty: taken where an answer is blank; likewise.
     """
 
     rules: tuple[Line, ...]
     on_error: Line
     budget: Budget
     unusual: UnusualLine | None = None
+    truncated: Line | None = None
+    empty: Line | None = None
 
     @property
     def lines(self) -> tuple[Line, ...]:
         """Everything that may decide."""
-        return (*self.rules, self.on_error, *((self.unusual.line,) if self.unusual else ()))
+        written = (self.unusual.line if self.unusual else None, self.truncated, self.empty)
+        return (*self.rules, self.on_error, *(line for line in written if line is not None))
+
+    def defect_line(self, defect: Defect) -> Line:
+        """What is done with a defective answer: what the policy says, or else what it does on an error."""
+        written = self.truncated if defect == "truncated" else self.empty
+        return self._closed_on_error if written is None else written
+
+    def stopped_by(self, defects: Iterable[Defect]) -> tuple[Defect, Line] | None:
+        """The first defect that keeps the rules from deciding, and what is done then; None where none does."""
+        lines = ((defect, self.defect_line(defect)) for defect in defects)
+        return next(((defect, line) for defect, line in lines if line.action is not Action.ACCEPT), None)
+
+    def instead_of(self, line: Line, used: Used) -> Line:
+        """What is done where a line outside of the rules is used up: as on an error, or else nothing."""
+        if line.used_up(used) is None:
+            return line
+        closed = self._closed_on_error
+        return closed if closed.used_up(used) is None else _abstaining(line)
+
+    @property
+    def _closed_on_error(self) -> Line:
+        """``on_error``, but for acceptance: that says of answers without a score nothing of cut ones."""
+        return _abstaining(self.on_error) if self.on_error.action is Action.ACCEPT else self.on_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +154,10 @@ class ToolPlan:
 
     rules: tuple[Line, ...] | None
     on_error: Line | None
+
+
+def _abstaining(line: Line) -> Line:
+    return Line(line.name, Action.ABSTAIN, math.inf, Abstain())
 
 
 def _count(number: int, one: str, many: str) -> str:

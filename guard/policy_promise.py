@@ -17,6 +17,7 @@ from typing import Any
 from guard.errors import PolicyError
 from guard.policy import Fallback, Line, Plan, Policy, Retry
 from guard.policy_document import Promise
+from guard.records import DEFECTS
 
 
 def promises(policy: Policy) -> dict[str | None, Promise]:
@@ -54,7 +55,7 @@ def fallbacks_of(plan: Plan) -> tuple[str, ...]:
 
 def asks_again(plan: Plan) -> bool:
     """Whether a plan may have a question answered more than once."""
-    return bool(fallbacks_of(plan)) or any(isinstance(line.settings, Retry) for line in plan.rules)
+    return bool(fallbacks_of(plan)) or any(isinstance(line.settings, Retry) for line in plan.lines)
 
 
 def procedure_sha256(policy: Policy, route: str | None) -> str:
@@ -67,6 +68,7 @@ def procedure_sha256(policy: Policy, route: str | None) -> str:
     parts: dict[str, Any] = {
         "rules": [_meaning(line) for line in plan.rules],
         "on_error": _meaning(plan.on_error),
+        **{defect: _meaning(plan.defect_line(defect)) for defect in DEFECTS},
         "budget": plan.budget.model_dump(mode="json"),
     }
     if plan.unusual:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,24 @@ Floats = NDArray[np.float32]
 #: the residual stream after the whole block, or both, all MLPs before all blocks.
 CapturePoint = Literal["mlp", "block", "mlp+block"]
 
+#: An end token, a stop string, or the end of the room: the token limit or a full context.
 FinishReason = Literal["stop", "stop_string", "length"]
+
+#: What makes an answer unfit to be judged by its score alone.
+Defect = Literal["truncated", "empty"]
+
+DEFECTS: tuple[Defect, ...] = get_args(Defect)
+
+
+def defects_of(text: str, finish_reason: FinishReason | None) -> tuple[Defect, ...]:
+    """Return what is wrong with the form of an answer, whatever its score.
+
+    Args:
+        text: the whole answer; one that is blank is ``empty``.
+        finish_reason: how it ended; ``length`` makes it ``truncated``. None where no engine reports it.
+    """
+    cut: tuple[Defect, ...] = ("truncated",) if finish_reason == "length" else ()
+    return cut if text.strip() else (*cut, "empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +338,8 @@ class Attempt:
         seconds: generation and scoring, in seconds.
         sampling: how tokens were chosen.
         error: the failure that took the place of a score.
+        finish_reason: how the generation ended; ``length`` means that the answer is cut. None where
+            nothing was generated, or where the source does not say.
     """
 
     answer: str | None
@@ -332,6 +351,7 @@ class Attempt:
     seconds: float
     sampling: Sampling
     error: str | None = None
+    finish_reason: FinishReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,3 +427,8 @@ class Outcome:
     def accepted(self) -> bool:
         """Whether the caller got the model's own answer."""
         return self.action is Action.ACCEPT
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """How the answer ended that the decision is about: ``length`` means that it is cut."""
+        return self.attempts[-1].finish_reason if self.attempts else None

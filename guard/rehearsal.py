@@ -11,7 +11,7 @@ goes on where it was. Labels are made afterwards, so that a better grader needs 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,12 +25,12 @@ from guard.graders import Grader
 from guard.guard import Guard
 from guard.journal_file import JournalFile
 from guard.policy import decide_error
-from guard.policy_plan import UnusualLine
+from guard.policy_plan import Plan
 from guard.policy_promise import asks_again
 from guard.prompts import question_prompt
 from guard.questions import LabelledResponse, Row
 from guard.recording import Skipped, row_key
-from guard.records import Action, Attempt, Score
+from guard.records import Action, Attempt, Defect, Score, defects_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class Tried:
 
     Attributes:
         answer: what came back; None where generating failed.
-        p_wrong: its score; None where there is none, and where no threshold accepts it since the input
-            is unusual.
+        p_wrong: its score; None where there is none, and where no threshold accepts it: the answer is cut
+            or empty, or the input is unusual.
         released: given to the caller whatever a threshold says: ``on_error: accept``, or a callable's answer.
     """
 
@@ -49,9 +49,10 @@ class Tried:
     released: bool
 
     @classmethod
-    def of(cls, attempt: Attempt, unusual: UnusualLine | None) -> Self:
+    def of(cls, attempt: Attempt, plan: Plan) -> Self:
         """The part of an attempt that is kept."""
-        return cls(attempt.answer, _usual(attempt.score, unusual), attempt.decision.action is Action.ACCEPT)
+        p_wrong = _comparable(attempt.score, plan, defects_of(attempt.answer or "", attempt.finish_reason))
+        return cls(attempt.answer, p_wrong, attempt.decision.action is Action.ACCEPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,21 +192,24 @@ def trials_of(answered: Sequence[Answered], *, grade: Grader) -> Trials:
 
 
 def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[Tried, ...]:
-    unusual = guard.policy.plan(route).unusual
+    plan = guard.policy.plan(route)
     if not isinstance(row, LabelledResponse):
         prompt = question_prompt(row, system=guard.scorer.artefact.prompting.system)
-        return tuple(Tried.of(attempt, unusual) for attempt in guard.attempts(prompt, route=route))
+        return tuple(Tried.of(attempt, plan) for attempt in guard.attempts(prompt, route=route))
     try:
         score = guard.score(row.prompt, row.response)
     except CaptureError as error:
-        decision = decide_error(guard.policy, error=str(error), route=route)
+        decision = decide_error(guard.policy, error=str(error), route=route, defects=defects_of(row.response, None))
         return (Tried(row.response, None, released=decision.action is Action.ACCEPT),)
-    return (Tried(row.response, _usual(score, unusual), released=False),)
+    return (Tried(row.response, _comparable(score, plan, defects_of(row.response, None)), released=False),)
 
 
-def _usual(score: Score | None, unusual: UnusualLine | None) -> float | None:
+def _comparable(score: Score | None, plan: Plan, defects: Collection[Defect]) -> float | None:
     """The p_wrong that a threshold is compared with; None where it does not come to that."""
-    if score is None or (unusual is not None and (score.novelty is None or score.novelty > unusual.above)):
+    if score is None or plan.stopped_by(defects) is not None:
+        return None
+    unusual = plan.unusual
+    if unusual is not None and (score.novelty is None or score.novelty > unusual.above):
         return None
     return score.p_wrong
 

@@ -65,7 +65,7 @@ class Review:
         reason: one sentence.
         attempts: all attempts, in order, each with ``answer``, ``source``, ``p_wrong``,
             ``calibrated``, ``action``, ``rule``, ``reason``, ``prompt_tokens``,
-            ``completion_tokens``, ``seconds``, ``sampling``, ``error``.
+            ``completion_tokens``, ``seconds``, ``sampling``, ``error``, ``finish_reason``.
         metadata: what the caller attached; values that JSON lacks are kept as their text.
         status: pending, or what the reviewer decided.
         final_answer: the answer that the reviewer lets stand, or None.
@@ -409,6 +409,7 @@ def _attempt(attempt: Attempt) -> Any:
             "seconds": attempt.seconds,
             "sampling": {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")},
             "error": attempt.error,
+            "finish_reason": attempt.finish_reason,
         }
     )
 

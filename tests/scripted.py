@@ -146,7 +146,7 @@ def tiny_artefact(
         features="combined",
         schema=Schema.of(schema),
         feature_names=list(schema.names),
-        prompting=Prompting(system="Answer with as few words as possible. No explanation.", max_tokens=12),
+        prompting=Prompting(system="Answer with as few words as possible. No explanation.", max_tokens=16),
         data=[],
         split_sizes={},
         seed=0,

@@ -166,7 +166,9 @@ def test_a_run_goes_on_where_it_was_and_belongs_to_its_basis(tmp_path: Path) -> 
         list(rehearse_rows(fresh, rows, journal, route=None))
         assert answered_rows(rows, journal) == whole, "the same as a run in one piece"
     changed = policy(LADDER.replace("times: 2", "times: 1"))
-    with pytest.raises(InputError, match=r"answers of another run.*the rules, on_error or the budget are others"):
+    with pytest.raises(
+        InputError, match=r"answers of another run.*the rules, on_error, truncated, empty or the budget are others"
+    ):
         RehearsalJournal(path, guard(rehearsal(changed), 1).basis(changed))
 
 

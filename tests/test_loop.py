@@ -597,11 +597,11 @@ class Noting(AnsweringEngine):
 
 def test_a_question_is_put_as_in_calibration(ask: Ask) -> None:
     engine = Noting()
-    guard = guarded(engine, "rules: [{accept: {}}]")
+    guard = guarded(engine, "rules: [{accept: {}}]\ntruncated: accept")
     given = [{"role": "system", "content": "Be rude."}, {"role": "user", "content": "why?"}]
     outcomes = [ask(guard, "why?"), ask(guard, given), ask(guard, Prompt.raw("why?"))]
     assert engine.seen == [Prompt.chat("why?", system=SYSTEM), Prompt.chat(given), Prompt.raw("why?")]
-    assert [outcome.attempts[0].completion_tokens for outcome in outcomes] == [12] * 3
+    assert [outcome.attempts[0].completion_tokens for outcome in outcomes] == [16] * 3
     assert ask(guard, limits=Limits(max_tokens=3)).answer == "no "
 
 

@@ -31,10 +31,10 @@ from guard.policy import (
     builtin_policies,
     decide,
     decide_error,
-    explain,
     load_policy,
     parse_policy,
 )
+from guard.policy_explain import explain
 from guard.records import Action, Sampling
 
 REPOSITORY = Path(__file__).parent.parent

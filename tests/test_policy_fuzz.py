@@ -21,10 +21,10 @@ from guard.policy import (
     builtin_policies,
     decide,
     decide_error,
-    explain,
     load_policy,
     parse_policy,
 )
+from guard.policy_explain import explain
 from guard.records import Action
 
 SEED = """\

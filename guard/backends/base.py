@@ -410,7 +410,9 @@ class BaseEngine(ABC):
                     finish = "stop_string"
                     break
                 fed = (token,)
-        rest = text.finish(detokenizer.flush())
+        left = detokenizer.flush()
+        # Where the limit cut a character in two, its first half is no text.
+        rest = text.finish(left.rstrip("\N{REPLACEMENT CHARACTER}") if finish == "length" else left)
         if rest:
             yield rest
         return Generation(

@@ -79,6 +79,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "rule": outcome.rule,
         "reason": outcome.reason,
         "p_wrong": outcome.p_wrong,
+        "finish_reason": outcome.finish_reason,
         "decision_id": outcome.decision_id,
         "route": outcome.route,
         "mode": outcome.mode,
@@ -105,6 +106,7 @@ def _attempt_json(attempt: Attempt) -> dict[str, Any]:
         "seconds": attempt.seconds,
         "seed": attempt.sampling.seed,
         "error": attempt.error,
+        "finish_reason": attempt.finish_reason,
     }
 
 

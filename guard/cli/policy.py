@@ -14,7 +14,8 @@ from guard.cli.terminal import one_line, say, shown
 from guard.errors import InputError, PolicyError, did_you_mean
 
 if TYPE_CHECKING:
-    from guard.policy import Policy, Step
+    from guard.policy import Policy
+    from guard.policy_explain import Step
     from guard.records import Decision
 
 app = typer.Typer(
@@ -76,7 +77,8 @@ def explain(
 ) -> None:
     """Show which rule decides on an answer with this score, and why the others don't."""
     from guard.policy import Used, decide, load_policy
-    from guard.policy import explain as steps_of
+    from guard.policy_explain import explain as steps_of
+    from guard.records import DEFECTS
 
     loaded = _settled(load_policy(policy), certificate)
     section = None if tool is None else _tool_section(loaded, tool)
@@ -86,6 +88,7 @@ def explain(
     steps = steps_of(loaded, score, route, novelty=novelty)
     decision = decide(loaded, p_wrong=score, novelty=novelty, route=route)
     when_spent = decide(loaded, p_wrong=score, novelty=novelty, route=route, used=Used(spent=True))
+    defective = {name: decide(loaded, p_wrong=score, novelty=novelty, route=route, defects=[name]) for name in DEFECTS}
     if as_json:
         print_json(
             {
@@ -99,6 +102,7 @@ def explain(
                 "steps": [asdict(step) for step in steps],
                 "decision": _decision_json(decision),
                 "when_spent": _decision_json(when_spent),
+                **{f"when_{name}": _decision_json(each) for name, each in defective.items()},
             }
         )
         return
@@ -108,6 +112,8 @@ def explain(
     say(f"{decision.action}: {decision.reason}.")
     if when_spent.rule != decision.rule:
         say(f"Once the budget is spent: {when_spent.action}, by {when_spent.rule}.")
+    for name, each in defective.items():
+        say(f"If the answer is {name}: {each.action}, by {each.rule}.")
     if loaded.mode == "shadow":
         say("The policy is in shadow mode: this is only recorded, the caller gets the answer.")
 
