@@ -89,7 +89,10 @@ class Prompt:
 
     @classmethod
     def raw(cls, text: str) -> Prompt:
-        """Build a prompt that the engine tokenizes without any template."""
+        """Build a prompt that the engine tokenizes without any template.
+
+        Control tokens' texts in it are control tokens, so put no text of others in.
+        """
         return cls(text=text)
 
     def with_instruction(self, instruction: str) -> Prompt:

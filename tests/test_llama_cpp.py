@@ -153,8 +153,8 @@ def test_a_replay_is_the_generation_again(smollm2: LlamaCppEngine) -> None:
 def test_a_replay_ends_as_the_model_would(smollm2: LlamaCppEngine) -> None:
     """The vocabulary has several end tokens; a wrong one makes every replayed answer look unlikely."""
     replayed = smollm2.generate(QUESTION, replay=ANSWER)
-    assert smollm2._piece(replayed.token_ids[-1]) == b""
-    assert smollm2._token_text(replayed.token_ids[-1]) == "<|im_end|>"
+    assert smollm2._vocabulary.piece(replayed.token_ids[-1]) == b""
+    assert smollm2._vocabulary.text_of(replayed.token_ids[-1]) == "<|im_end|>"
     assert replayed.logprobs[-1] > -1
 
 

@@ -10,13 +10,13 @@ the user has already loaded is therefore never touched: not its context, its cac
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +25,7 @@ import numpy as np
 
 from guard.backends.base import BaseEngine, Session
 from guard.backends.chat_template import render
+from guard.backends.control_text import pieces_of
 from guard.backends.gguf import GgufHeader, read_gguf
 from guard.backends.sampling import checked_logits
 from guard.backends.templates import find_layers
@@ -48,6 +49,7 @@ except ImportError as error:
 
 from guard.backends.llama_log import captured_log, load_error, memory_or_engine_error
 from guard.backends.llama_tap import Tap
+from guard.backends.llama_vocabulary import Vocabulary
 
 #: Graph node names, most usual first: dense MLP, then mixture of experts.
 NODE_TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -113,11 +115,9 @@ class LlamaCppEngine(BaseEngine):
         self._model = model
         self._owner = owner  # the user's Llama: kept alive, closed by nobody but the user
         self._path = path
-        self._vocab = llama_cpp.llama_model_get_vocab(model)
-        self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self._vocabulary = Vocabulary(llama_cpp.llama_model_get_vocab(model), self._open)
         self._template = chat_template if chat_template is not None else header.chat_template
         self._tap = Tap(llama_cpp.llama_model_n_embd(model))
-        self._piece_buffer = ctypes.create_string_buffer(256)
         self._context = self._make_context(context_params)
         # llama.cpp ends the process when a batch is larger than its own idea of it.
         self._batch_tokens = llama_cpp.llama_n_batch(self._context)
@@ -239,7 +239,7 @@ class LlamaCppEngine(BaseEngine):
             raise UnsupportedArchitectureError(
                 f"'{header.architecture}' has an encoder; guard reads decoder-only models"
             )
-        first = max(llama_cpp.llama_vocab_bos(self._vocab), 0)
+        first = max(self._vocabulary.bos, 0)
         with self._tap.listing() as names:
             self._evaluate([first])
         self._forget()
@@ -280,23 +280,27 @@ class LlamaCppEngine(BaseEngine):
         return self._template
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; messages go through the model's own chat template."""
+        """Token ids of a prompt; messages go through the model's own chat template, and are plain text in it."""
         if prompt.messages is None:
-            return self._tokenize(prompt.text or "", add_special=True, parse_special=True)
+            return [*self._vocabulary.begin(), *self._vocabulary.tokenize(prompt.text or "", control=True)]
         if not self._template:
             raise ChatTemplateError(
                 f"'{self._info.name}' has no chat template",
                 fix="Pass Prompt.raw(text), or chat_template= when building the engine",
             )
-        bos, eos = self._bos_and_eos()
-        text = render(self._template, prompt.messages, tools=prompt.tools, bos_token=bos, eos_token=eos)
+        bos, eos = self._vocabulary.bos_and_eos()
+        asked = partial(render, self._template, bos_token=bos, eos_token=eos)
+        pieces = pieces_of(prompt, self._template, self._vocabulary.control_texts, asked)
         # A template that writes the beginning-of-text token itself must not get a second one.
-        twice = bool(bos) and text.startswith(bos)
-        return self._tokenize(text, add_special=not twice, parse_special=True)
+        twice = bool(bos) and any(piece.control and piece.text.startswith(bos) for piece in pieces[:1])
+        tokens = [] if twice else self._vocabulary.begin()
+        for piece in pieces:
+            tokens += self._vocabulary.tokenize(piece.text, control=piece.control)
+        return tokens
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a piece of answer, without special tokens."""
-        return self._tokenize(text, add_special=False, parse_special=False)
+        return self._vocabulary.tokenize(text, control=False)
 
     def close(self) -> None:
         """Free the context, and the model if this engine loaded it.
@@ -326,10 +330,10 @@ class LlamaCppEngine(BaseEngine):
     # -- what the decoding loop needs ------------------------------------------------------------
 
     def _detokenizer(self) -> Detokenizer:
-        return BytesDetokenizer(self._piece)
+        return BytesDetokenizer(self._vocabulary.piece)
 
     def _is_end(self, token: int) -> bool:
-        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        return self._vocabulary.is_end(token)
 
     def _end_token(self) -> int:
         """What the chat template writes behind an answer, since that is what the model has learnt.
@@ -337,11 +341,10 @@ class LlamaCppEngine(BaseEngine):
         The file's end-of-text token otherwise. llama.cpp's own end-of-turn token is a guess by name,
         which in models that have several is not always the one that they end with.
         """
-        with self._open():
-            after = self._tokenize(self._after_answer(), add_special=False, parse_special=True)[:1]
-            if after and self._is_end(after[0]):
-                return after[0]
-            end = int(llama_cpp.llama_vocab_eos(self._vocab))
+        after = self._vocabulary.tokenize(self._after_answer(), control=True)[:1]
+        if after and self._is_end(after[0]):
+            return after[0]
+        end = self._vocabulary.eos
         if end < 0:
             raise EngineError(f"'{self._info.name}' names no end token", why="an answer that is replayed ends with one")
         return end
@@ -350,7 +353,7 @@ class LlamaCppEngine(BaseEngine):
         if not self._template:
             return ""
         turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}]
-        bos, eos = self._bos_and_eos()
+        bos, eos = self._vocabulary.bos_and_eos()
         try:
             text = render(self._template, turns, bos_token=bos, eos_token=eos, add_generation_prompt=False)
         except ChatTemplateError:  # a template that takes no answers says nothing about their end
@@ -390,7 +393,7 @@ class LlamaCppEngine(BaseEngine):
         pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
         if not pointer:
             raise EngineError("llama.cpp gave no logits")
-        logits = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+        logits = np.ctypeslib.as_array(pointer, shape=(self._vocabulary.size,))
         return checked_logits(logits, fix="Check the file, or use another quantization of the model")
 
     def _forget(self) -> None:
@@ -399,37 +402,6 @@ class LlamaCppEngine(BaseEngine):
     def _check_open(self) -> None:
         if self._closed or (self._owner is not None and self._owner._model.model is None):
             raise EngineError("The engine or its model has been closed", fix="Build a new engine")
-
-    def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError("The text has half of a surrogate pair, which is no character") from error
-        room = len(data) + 8
-        tokens = (llama_cpp.llama_token * room)()
-        with self._open():
-            count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, parse_special)
-        if count < 0:
-            raise EngineError(f"llama.cpp could not tokenize a text of {len(data)} bytes")
-        return list(tokens[:count])
-
-    def _piece(self, token: int) -> bytes:
-        size = llama_cpp.llama_token_to_piece(self._vocab, token, self._piece_buffer, len(self._piece_buffer), 0, False)
-        if size < 0:  # a token longer than the buffer; the size it needs is -size
-            self._piece_buffer = ctypes.create_string_buffer(-size)
-            return self._piece(token)
-        return self._piece_buffer.raw[:size]
-
-    def _bos_and_eos(self) -> tuple[str, str]:
-        with self._open():
-            bos, eos = llama_cpp.llama_vocab_bos(self._vocab), llama_cpp.llama_vocab_eos(self._vocab)
-            return self._token_text(bos), self._token_text(eos)
-
-    def _token_text(self, token: int) -> str:
-        if token < 0:
-            return ""
-        text: bytes | None = llama_cpp.llama_vocab_get_text(self._vocab, token)
-        return (text or b"").decode(errors="replace")
 
 
 def _load_model(file: Path, gpu_layers: int) -> Any:

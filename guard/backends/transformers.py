@@ -10,11 +10,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
 from guard.backends.base import BaseEngine
 from guard.backends.chat_template import render
+from guard.backends.control_text import ControlTexts, Piece, pieces_of
 from guard.backends.sampling import checked_logits
 from guard.backends.text import Detokenizer
 from guard.backends.turnstile import Interrupt
@@ -184,19 +186,24 @@ class TransformersEngine(BaseEngine):
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt.
 
-        A chat template writes its special tokens itself; a raw prompt gets the tokenizer's usual ones.
+        A chat template writes its special tokens itself, and contents are plain text in it; a raw prompt
+        gets the tokenizer's usual ones.
 
         Raises:
             ChatTemplateError: the model has no chat template, or it refuses the messages.
             InputError: the text cannot be tokenized.
         """
         if prompt.messages is None:
-            return self._ids(prompt.text or "", special=True)
-        return self._ids(self._rendered(prompt), special=False)
+            return self._ids(prompt.text or "", add_special_tokens=True)
+        return [
+            token
+            for piece in self._pieces(prompt)
+            for token in (self._ids(piece.text) if piece.control else self._plain_ids(piece.text))
+        ]
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a piece of answer, without special tokens."""
-        return self._ids(text, special=False)
+        return self._ids(text)
 
     def close(self) -> None:
         """Let go of the model; what `load` loaded is freed, a wrapped model stays with its owner."""
@@ -250,25 +257,44 @@ class TransformersEngine(BaseEngine):
 
     # -- text to tokens ------------------------------------------------------------------------
 
-    def _rendered(self, prompt: Prompt) -> str:
+    def _pieces(self, prompt: Prompt) -> list[Piece]:
         tokenizer = self._tokenizer
         if not tokenizer.chat_template:
             raise ChatTemplateError(
                 f"The model '{self._info.name}' has no chat template",
                 fix="Pass Prompt.raw with a text in the form that the model was trained on",
             )
-        tools = [dict(tool) for tool in prompt.tools] or None
-        return render(
-            tokenizer.get_chat_template(tools=tools),
-            prompt.messages or (),
-            tools=prompt.tools,
-            bos_token=tokenizer.bos_token or "",
-            eos_token=tokenizer.eos_token or "",
-        )
+        template = tokenizer.get_chat_template(tools=[dict(tool) for tool in prompt.tools] or None)
+        asked = partial(render, template, bos_token=tokenizer.bos_token or "", eos_token=tokenizer.eos_token or "")
+        return pieces_of(prompt, template, self._control_texts, asked)
 
-    def _ids(self, text: str, *, special: bool) -> list[int]:
+    @cached_property
+    def _control_texts(self) -> ControlTexts:
+        added = self._tokenizer.added_tokens_decoder.values()
+        return ControlTexts([*(token.content for token in added if token.special), *self._tokenizer.all_special_tokens])
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Token ids of a text in which no control token is read."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        before = getattr(backend, "encode_special_tokens", None)
         try:
-            ids: list[int] = self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+            ids = self._ids(text, split_special_tokens=True)
+        finally:
+            if before is not None:
+                backend.encode_special_tokens = before
+        added = self._tokenizer.added_tokens_decoder.items()
+        control = {number for number, token in added if token.special}.union(self._tokenizer.all_special_ids)
+        if control.intersection(ids) - {self._tokenizer.unk_token_id}:
+            raise InputError(
+                "The messages hold the text of a control token, which this tokenizer cannot read as plain text",
+                fix="Take it out of the messages, documents and tools",
+            )
+        return ids
+
+    def _ids(self, text: str, *, add_special_tokens: bool = False, **options: bool) -> list[int]:
+        try:
+            read = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False, **options)
+            ids: list[int] = read["input_ids"]
         except Exception as error:  # tokenizers in Python and in Rust each have errors of their own
             why = f"{type(error).__name__}: {error}"
             raise InputError("The text cannot be tokenized", why=why) from error
