@@ -254,7 +254,7 @@ def test_chat_template_errors() -> None:
         engine.generate(QUESTION)
     assert engine.generate(Prompt.raw("Hello"), limits=SHORT).completion_tokens == 24
     engine = wrap(tiny_model("llama"))
-    with pytest.raises(ChatTemplateError, match="does not know the role .poet."):
+    with pytest.raises(ChatTemplateError, match=r"does not know the role 'poet'"):
         engine.generate(Prompt.chat([{"role": "poet", "content": "Ah"}]))
     broken = wrap(tiny_model("llama"), byte_tokenizer(chat_template="{% for %}"))
     with pytest.raises(ChatTemplateError, match="syntax error"):

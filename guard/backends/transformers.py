@@ -275,7 +275,7 @@ class TransformersEngine(BaseEngine):
 
     def _plain_ids(self, text: str) -> list[int]:
         """Token ids of a text in which no control token is read."""
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
         before = getattr(backend, "encode_special_tokens", None)
         try:
             ids = self._ids(text, split_special_tokens=True)
