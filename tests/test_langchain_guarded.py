@@ -29,7 +29,7 @@ from guard.errors import (
     PolicyError,
     PromptTooLongError,
 )
-from guard.langchain import GuardedOutcome, GuardedRunnable, guarded, read_score
+from guard.langchain import GuardedOutcome, GuardedRunnable, guarded, read_score, trusted
 from guard.records import Action, Escalation
 from guard.store import Store
 
@@ -131,11 +131,14 @@ def test_retries_end(how: str) -> None:
 def test_a_fallback_that_is_not_scored_is_final(how: str) -> None:
     rules = "[{accept: {below: 0.5}}, {fallback: {below: 1, to: book}}, abstain]"
     safe = guarded(
-        text_chain(said("Rome", 0.9)), policy=policy(rules), fallbacks={"book": lambda asked: asked["q"] + "!"}
+        text_chain(said("Rome", 0.9)), policy=policy(rules), fallbacks={"book": trusted(lambda asked: asked["q"] + "!")}
     )
     assert run(safe, how) == "?!"
     outcome = safe.with_outcome().runnable and guarded(
-        text_chain(said("Rome", 0.9)), policy=policy(rules), fallbacks={"book": lambda _: "Paris"}, return_outcome=True
+        text_chain(said("Rome", 0.9)),
+        policy=policy(rules),
+        fallbacks={"book": trusted(lambda _: "Paris")},
+        return_outcome=True,
     ).invoke(ASKED)
     assert outcome.outcome.action is Action.FALLBACK
     assert [attempt.source for attempt in outcome.outcome.attempts] == ["model", "book"]

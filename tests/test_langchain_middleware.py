@@ -50,7 +50,7 @@ from guard.errors import (
     PromptTooLongError,
     ScorerError,
 )
-from guard.langchain import ChatGuard, GuardMiddleware
+from guard.langchain import ChatGuard, GuardMiddleware, trusted
 from guard.langchain.guarded_run import DECISION_EVENT
 from guard.policy import Policy
 from guard.records import Escalation
@@ -147,20 +147,27 @@ FALLBACK = "[accept: {below: 0.2}, fallback: {below: 0.95, to: bigger}, abstain:
     [
         (said("Of the bigger.", 0.1), "Of the bigger."),
         (said(SECRET, 0.6), "No idea."),
-        (AIMessage("Of a model without scores."), "Of a model without scores."),
+        (AIMessage(SECRET), "Not checked."),
     ],
 )
 def test_a_fallback_model_is_decided_about_where_it_scores(answer: AIMessage, text: str) -> None:
     bigger = ScriptedChat(script=[answer])
-    guarded = GuardMiddleware(policy(FALLBACK), fallbacks={"bigger": bigger})
+    chosen = policy(FALLBACK, "on_error: {abstain: {text: Not checked.}}")
+    guarded = GuardMiddleware(chosen, fallbacks={"bigger": bigger})
     assert last(ask(agent(ScriptedChat(script=[said(SECRET, 0.5)]), guarded))).text == text
     assert len(bigger.asked) == 1
+
+
+def test_the_answer_of_a_fallback_without_scores_is_final_where_it_is_declared_to_be_trusted() -> None:
+    bigger = trusted(ScriptedChat(script=[AIMessage("Of a model without scores.")]))
+    guarded = GuardMiddleware(policy(FALLBACK), fallbacks={"bigger": bigger})
+    assert last(ask(agent(ScriptedChat(script=[said(SECRET, 0.5)]), guarded))).text == "Of a model without scores."
 
 
 def test_tool_calls_of_a_fallback_without_scores_are_failures_where_tools_have_rules() -> None:
     bigger = ScriptedChat(script=[AIMessage("", tool_calls=[{"name": "send_money", "args": {"amount": 1}, "id": "1"}])])
     chosen = policy(FALLBACK, "tools: {default: {on_error: {abstain: {text: Not checked.}}}}")
-    guarded = GuardMiddleware(chosen, fallbacks={"bigger": bigger})
+    guarded = GuardMiddleware(chosen, fallbacks={"bigger": trusted(bigger)})
     assert last(ask(agent(ScriptedChat(script=[said(SECRET, 0.5)]), guarded, [send_money]))).text == "Not checked."
     assert SENT == []
 

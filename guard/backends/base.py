@@ -21,6 +21,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from guard import witness
 from guard.backends.sampling import TokenSignals, choose, signals_of
 from guard.backends.text import Detokenizer, SafeText
 from guard.backends.turnstile import Interrupt, Turnstile
@@ -308,6 +309,8 @@ class BaseEngine(ABC):
         replay: str | None,
     ) -> Request:
         self._check_process()
+        if observer is None and replay is None:  # a caller who scores the answer observes the layers
+            witness.begin(None).say(None)
         if sampling.temperature > 0 and sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(32))
         interrupt = Interrupt(time.monotonic(), limits.timeout_s, cancel)

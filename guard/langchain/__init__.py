@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from guard.langchain.accounting import unguarded
     from guard.langchain.chat import ChatGuard
+    from guard.langchain.declared import trusted
     from guard.langchain.engines import close_engines, shared_engine
     from guard.langchain.guarded_run import GuardedOutcome
     from guard.langchain.live import RetractedError
@@ -34,6 +36,8 @@ _HOMES = {
     "read_score": "metadata",
     "score_metadata": "metadata",
     "shared_engine": "engines",
+    "trusted": "declared",
+    "unguarded": "accounting",
 }
 
 __all__ = [
@@ -50,6 +54,8 @@ __all__ = [
     "read_score",
     "score_metadata",
     "shared_engine",
+    "trusted",
+    "unguarded",
 ]
 
 

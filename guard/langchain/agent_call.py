@@ -24,6 +24,7 @@ from guard.errors import (
     PromptTooLongError,
 )
 from guard.escalation import Delivery, Handler
+from guard.langchain.accounting import is_answer
 from guard.langchain.attempt import ATTEMPT, AttemptSettings
 from guard.langchain.calls import ModelCall, Verdict, judge, judge_failure, may_quote
 from guard.langchain.messages import chat_turns
@@ -50,6 +51,7 @@ class Rules:
     fallbacks: Mapping[str, BaseChatModel]
     handlers: Mapping[str, Handler]
     handler_timeout_s: float
+    trusted: frozenset[str] = frozenset()
 
     @property
     def may_pause(self) -> bool:
@@ -121,8 +123,12 @@ class AgentCall:
             deadline=min(deadline, outer.deadline or deadline),
         )
 
-    def settle(self, response: ModelResponse[Any]) -> bool:
+    def settle(self, response: ModelResponse[Any], calls: Sequence[ModelCall]) -> bool:
         """Decide about an answer; whether another attempt follows.
+
+        Args:
+            response: of the model's step.
+            calls: of the models that answered in it.
 
         Raises:
             InputError: the model does not score its answers.
@@ -140,6 +146,8 @@ class AgentCall:
             error = self._unscored(tools)
         elif call is not None:
             error = call.error
+        if message and error is None:
+            error = self._unaccounted(message, calls)
         if error is not None:
             decision = self._decide_error(error, tools)
         elif call is None:  # a fallback without scores has answered
@@ -197,6 +205,17 @@ class AgentCall:
             )
         if tools and self.ledger.policy.tools:
             return f"'{self.ledger.source}' gives no scores, and its answer calls {', '.join(tools)}"
+        if self.ledger.source not in self.rules.trusted:
+            return f"'{self.ledger.source}' gives no scores and is not declared as trusted"
+        return None
+
+    def _unaccounted(self, message: AIMessage, calls: Sequence[ModelCall]) -> str | None:
+        """What is wrong with an answer that may not be what the model has said."""
+        unheard = [call.failure for call in calls if call.unheard]
+        if unheard:
+            return unheard[0]
+        if not is_answer(message, calls):
+            return "the answer is not what the model has said: something between it and the guard has changed it"
         return None
 
     def _decide_error(self, error: str, tools: Sequence[str]) -> Decision:

@@ -11,11 +11,20 @@ from uuid import UUID
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 
+from guard import witness
 from guard.errors import ChatTemplateError, GuardError, InputError, PromptTooLongError
 from guard.langchain.metadata import ScoredCall, read_score
 from guard.policy import Calls, Policy, Used, decide, decide_error
 from guard.policy_document import CAREFULNESS
 from guard.records import Decision
+
+#: How LangChain's callbacks call a model that reports its answers to `guard.witness`.
+MODEL_TYPE = "guard"
+
+
+def asked_text(messages: Sequence[Any]) -> str:
+    """What a model is asked, as one text to compare by."""
+    return "\n".join(f"{message.type}: {message.text}" for message in messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +37,8 @@ class ModelCall:
         scored: what its message says of its score; None where the model is not scored by guard.
         tools: names of the tools that the answer calls.
         cut: whether the answer was abandoned before its end.
+        message: the answer; None where it is no chat message.
+        unheard: whether the call was not told by callbacks, so that nothing else is known of it.
     """
 
     asked: tuple[Any, ...]
@@ -35,10 +46,14 @@ class ModelCall:
     scored: ScoredCall | None
     tools: tuple[str, ...] = ()
     cut: bool = False
+    message: AIMessage | None = field(default=None, repr=False)
+    unheard: bool = False
 
     @property
     def failure(self) -> str | None:
         """Why the call has no usable score, or None where it has one."""
+        if self.unheard:
+            return "a scored model has answered in the chain unseen by its callbacks"
         if self.cut:
             return "an answer was abandoned before its end"
         if self.scored is None:
@@ -69,11 +84,15 @@ class CallLog:
                 case "on_chat_model_start" | "on_llm_start":
                     asked = arguments[1][0] if event == "on_chat_model_start" else arguments[1]
                     self._started[run] = _Started(tuple(asked), frozenset(keywords.get("tags") or ()))
+                    if (keywords.get("invocation_params") or {}).get("_type") == MODEL_TYPE:
+                        witness.expect(run, asked_text(asked))
                 case "on_llm_new_token" | "on_stream_event" if run in self._started:
                     self._started[run].has_text = True
                 case "on_llm_end" if run in self._started:
+                    witness.forget(run)
                     self.calls += _answers(self._started.pop(run), arguments[0])
                 case "on_llm_error" if run in self._started:
+                    witness.forget(run)
                     started = self._started.pop(run)
                     if started.has_text:  # the chain may have used what there was
                         self.calls.append(ModelCall(started.asked, started.tags, None, cut=True))
@@ -95,7 +114,7 @@ def _answer(started: _Started, message: BaseMessage | None) -> ModelCall:
     if not isinstance(message, AIMessage):
         return ModelCall(started.asked, started.tags, None)
     tools = tuple(call["name"] for call in message.tool_calls)
-    return ModelCall(started.asked, started.tags, read_score(message), tools)
+    return ModelCall(started.asked, started.tags, read_score(message), tools, message=message)
 
 
 # -- deciding ----------------------------------------------------------------------------------
@@ -123,6 +142,9 @@ def judge(policy: Policy, calls: Sequence[ModelCall], *, join: Calls, route: str
     them; the most careful decision is taken, and of equals the one on the worst score. A call
     without a score is worse than any.
     """
+    for call in calls:
+        if call.unheard:  # its text may be the one that comes out, whichever call decides otherwise
+            return _failed(policy, call.failure or "", call, route, used)
     counting = [call for call in calls if join.tag is None or join.tag in call.tags]
     if not counting:
         error = "no model call in the chain was scored"

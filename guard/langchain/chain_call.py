@@ -25,6 +25,7 @@ from guard.errors import (
 )
 from guard.langchain.attempt import AttemptSettings, Memory
 from guard.langchain.calls import ModelCall, Verdict, judge, judge_failure, may_quote
+from guard.langchain.declared import trusted_names
 from guard.langchain.holding import Ran
 from guard.langchain.live import RetractedError, Watch
 from guard.langchain.messages import chat_turns
@@ -139,9 +140,16 @@ class ChainCall:
             return Verdict(decision, None, None)
         if ran.error is not None and not may_quote(ran.error, ran.calls):
             return self._judge_error(ran.error)
-        if plan.source != OWN_ENGINE and ran.error is None and not any(call.scored for call in ran.calls):
-            return Verdict(self.ledger.trusted(), None, None)  # no model of guard's has answered
+        if plan.source != OWN_ENGINE and ran.error is None and not any(c.scored or c.unheard for c in ran.calls):
+            return self._judge_unscored(plan.source)
         return judge(policy, ran.calls, join=self.guarded.joined(policy), route=route, used=used)
+
+    def _judge_unscored(self, source: str) -> Verdict:
+        """A fallback in which no model of guard's has answered is final where it is declared so."""
+        if source in trusted_names(self.guarded.fallbacks):
+            return Verdict(self.ledger.trusted(), None, None)
+        why = f"no scored model answered in the fallback '{source}', which is not declared as trusted"
+        return judge_failure(self.ledger.policy, why, route=self.ledger.route, used=self.ledger.used)
 
     def _judge_error(self, error: Exception) -> Verdict:
         """There is no answer: bad questions and the chain's own errors are the caller's, the rest the policy's."""

@@ -31,6 +31,7 @@ from guard.errors import ChatTemplateError, EngineError, InputError, ScorerError
 from guard.guard import Guard, capture_point_of
 from guard.langchain.answering import Asked, Runtime, whole_chunks
 from guard.langchain.attempt import ATTEMPT, AttemptSettings
+from guard.langchain.calls import MODEL_TYPE, asked_text
 from guard.langchain.engines import shared_engine
 from guard.langchain.messages import chat_turns
 from guard.langchain.naming import NAMES, split_options
@@ -40,6 +41,7 @@ from guard.loop import Source
 from guard.policy import Policy, load_policy
 from guard.records import Limits, Prompt, Sampling
 from guard.scorer import Scorer, load_scorer, shipped_scorer
+from guard.witness import begin
 
 #: What a call may set in place of the model's own fields.
 _CALL_SETTINGS = frozenset({"temperature", "top_p", "top_k", "seed", "max_tokens", "timeout"})
@@ -202,7 +204,7 @@ class ChatGuard(RoutedChatModel):
 
     @property
     def _llm_type(self) -> str:
-        return "guard"
+        return MODEL_TYPE
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
@@ -255,10 +257,13 @@ class ChatGuard(RoutedChatModel):
     ) -> ChatResult:
         called, kwargs = self._called(kwargs)
         asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
+        run = run_manager.run_id if run_manager else None
+        answering = begin(run, asked_text(messages), decided=runtime.guard is not None)
         if runtime.guard is None:
             message: AIMessage = tenacity.Retrying(**self._engine_retries())(runtime.answer, asked)
         else:
             message = runtime.decided(asked, called.route)
+        answering.say(message.text)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     async def _agenerate(
@@ -270,10 +275,13 @@ class ChatGuard(RoutedChatModel):
     ) -> ChatResult:
         called, kwargs = self._called(kwargs)
         asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
+        run = run_manager.run_id if run_manager else None
+        answering = begin(run, asked_text(messages), decided=runtime.guard is not None)
         if runtime.guard is None:
             message: AIMessage = await tenacity.AsyncRetrying(**self._engine_retries())(runtime.aanswer, asked)
         else:
             message = await runtime.adecided(asked, called.route)
+        answering.say(message.text)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _stream(
@@ -285,11 +293,14 @@ class ChatGuard(RoutedChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         called, kwargs = self._called(kwargs)
         asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
+        run = run_manager.run_id if run_manager else None
+        answering = begin(run, asked_text(messages), decided=runtime.guard is not None)
         if runtime.guard is not None:  # what a policy has not decided on does not leave
             chunks: Iterator[ChatGenerationChunk] = iter(whole_chunks(runtime.decided(asked, called.route)))
         else:
             chunks = runtime.stream(asked)
         for chunk in chunks:
+            answering.say(chunk.text)
             if run_manager is not None:
                 run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
             yield chunk
@@ -303,14 +314,18 @@ class ChatGuard(RoutedChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         called, kwargs = self._called(kwargs)
         asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
+        run = run_manager.run_id if run_manager else None
+        answering = begin(run, asked_text(messages), decided=runtime.guard is not None)
         if runtime.guard is not None:
             for chunk in whole_chunks(await runtime.adecided(asked, called.route)):
+                answering.say(chunk.text)
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
                 yield chunk
             return
         async with aclosing(runtime.astream(asked)) as chunks:
             async for chunk in chunks:
+                answering.say(chunk.text)
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
                 yield chunk

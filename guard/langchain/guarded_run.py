@@ -13,11 +13,12 @@ from langchain_core.runnables import RunnableConfig
 
 from guard.escalation import aescalate, escalate
 from guard.langchain.chain_call import ChainCall
-from guard.langchain.holding import Ran, Tape, arun_held, heard, passed_on, run_held
+from guard.langchain.holding import Tape, arun_held, heard, passed_on, ran_so, run_held
 from guard.langchain.live import RetractedError
 from guard.langchain.replies import gives_messages, reply_message
 from guard.langchain.tracing import marked_event
 from guard.records import Outcome
+from guard.witness import open_call
 
 #: Names of the events that listeners get of a guarded call.
 DECISION_EVENT = "guard_decision"
@@ -105,7 +106,8 @@ class GuardedRun:
         """Show the chain's stream as it comes; an end that does not hold is an error, with an event."""
         self.call.live = not self.call.ledger.shadow
         plan, hidden = self.call.plan(), self.call.guarded.return_outcome
-        log, config, context = heard(self.config, plan.settings)
+        opened = open_call()
+        log, config, context = heard(self.config, plan.settings, opened)
         chunks: list[Any] = []
         error: Exception | None = None
         stream = context.run(plan.runnable.stream, self.call.asked, config, **self.options)
@@ -118,7 +120,8 @@ class GuardedRun:
             error = passed_on(failure)
         finally:
             context.run(_close, stream)
-        self.call.settle(plan, Ran(tuple(chunks), error, log.all(), Tape([])))
+            opened.close()
+        self.call.settle(plan, ran_so(chunks, error, log, opened, asked=self.call.asked, tape=Tape([])))
         dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
         outcome = self._escalate()
         if not self.call.ledger.released:
@@ -130,7 +133,8 @@ class GuardedRun:
         """`live` without blocking the event loop."""
         self.call.live = not self.call.ledger.shadow
         plan, hidden = self.call.plan(), self.call.guarded.return_outcome
-        log, config, context = heard(self.config, plan.settings)
+        opened = open_call()
+        log, config, context = heard(self.config, plan.settings, opened)
         chunks: list[Any] = []
         error: Exception | None = None
         stream = context.run(plan.runnable.astream, self.call.asked, config, **self.options)
@@ -143,7 +147,8 @@ class GuardedRun:
             error = passed_on(failure)
         finally:
             await asyncio.create_task(_aclose(stream), context=context)
-        self.call.settle(plan, Ran(tuple(chunks), error, log.all(), Tape([])))
+            opened.close()
+        self.call.settle(plan, ran_so(chunks, error, log, opened, asked=self.call.asked, tape=Tape([])))
         await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
         outcome = await self._aescalate()
         if not self.call.ledger.released:

@@ -15,7 +15,7 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,8 +30,10 @@ from langchain_core.tracers import context as tracers
 from langchain_core.tracers.stdout import ConsoleCallbackHandler
 from langsmith.run_helpers import tracing_context
 
+from guard.langchain.accounting import all_calls
 from guard.langchain.attempt import ATTEMPT, AttemptSettings
 from guard.langchain.calls import CallLog, ModelCall
+from guard.witness import OPEN_CALL, OpenCall, open_call
 
 #: Every callback, with the attribute by which a handler says that it does not want it.
 CALLBACKS = {
@@ -339,14 +341,14 @@ def run_held(
             else:
                 chunks.append(runnable.invoke(asked, quiet, **options))
 
-    error = None
-    with set_config_context(quiet) as context:
-        _prepare(context, attempt, hold=hold)
+    error, opened = None, open_call()
+    with set_config_context(quiet) as context, closing(opened):
+        _prepare(context, attempt, opened, hold=hold)
         try:
             context.run(run)
         except Exception as failure:  # noqa: BLE001 - the policy decides what becomes of it
             error = passed_on(failure)
-    return Ran(tuple(chunks), error, log.all(), tape)
+    return ran_so(chunks, error, log, opened, asked=asked, tape=tape)
 
 
 async def arun_held(
@@ -370,22 +372,38 @@ async def arun_held(
             else:
                 chunks.append(await runnable.ainvoke(asked, quiet, **options))
 
-    error = None
-    with set_config_context(quiet) as context:
-        _prepare(context, attempt, hold=hold)
+    error, opened = None, open_call()
+    with set_config_context(quiet) as context, closing(opened):
+        _prepare(context, attempt, opened, hold=hold)
         try:
             await asyncio.create_task(run(), context=context)
         except Exception as failure:  # noqa: BLE001 - as above
             error = passed_on(failure)
-    return Ran(tuple(chunks), error, log.all(), tape)
+    return ran_so(chunks, error, log, opened, asked=asked, tape=tape)
 
 
-def heard(config: RunnableConfig, attempt: AttemptSettings) -> tuple[CallLog, RunnableConfig, Context]:
+def ran_so(
+    chunks: Sequence[Any],
+    error: Exception | None,
+    log: CallLog,
+    opened: OpenCall,
+    *,
+    asked: Any,
+    tape: Tape,
+) -> Ran:
+    """What became of an attempt that is over, with the model calls that it was not told of."""
+    calls = all_calls(log.all(), opened, asked=asked, output=join_chunks(chunks), error=error)
+    return Ran(tuple(chunks), error, calls, tape)
+
+
+def heard(
+    config: RunnableConfig, attempt: AttemptSettings, opened: OpenCall
+) -> tuple[CallLog, RunnableConfig, Context]:
     """A config and a context for an attempt that everybody hears at once; its model calls are logged."""
     _, log, aloud = _aloud(config)
     with set_config_context(aloud) as context:
         context = context.copy()  # it outlives this block, at whose end the config is taken out
-    _prepare(context, attempt, hold=False)
+    _prepare(context, attempt, opened, hold=False)
     return log, aloud, context
 
 
@@ -431,8 +449,9 @@ def _listeners(manager: BaseCallbackManager) -> list[BaseCallbackHandler]:
     return listeners
 
 
-def _prepare(context: Context, attempt: AttemptSettings, *, hold: bool) -> None:
+def _prepare(context: Context, attempt: AttemptSettings, opened: OpenCall, *, hold: bool) -> None:
     context.run(ATTEMPT.set, attempt)
+    context.run(OPEN_CALL.set, opened)
     if not hold:
         return
     for variable, value in list(context.items()):

@@ -32,6 +32,7 @@ from langgraph.types import Command
 from guard.errors import EscalationError, InputError, did_you_mean
 from guard.escalation import Delivery, Handler, aescalate, check_handlers, escalate, log_handler
 from guard.langchain.agent_call import INTERRUPT, AgentCall, Ending, Rules
+from guard.langchain.declared import Trusted, steps_of, trusted_names
 from guard.langchain.guarded_run import DECISION_EVENT
 from guard.langchain.metadata import KEY, with_metadata
 from guard.langchain.naming import NAMES, joined, read_config, read_mapping
@@ -93,7 +94,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         policy: str | Path | Policy = "balanced",
         *,
         route: str | None = None,
-        fallbacks: Mapping[str, BaseChatModel] | None = None,
+        fallbacks: Mapping[str, BaseChatModel | Trusted] | None = None,
         handlers: Mapping[str, Handler] | None = None,
         store: Store | str | Path | None = None,
         handler_timeout_s: float = 10.0,
@@ -104,7 +105,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             route: name of a section of the policy. A run may name another route and another policy, as
                 ``configurable`` keys of its config or in its context.
             fallbacks: chat models for the policy's ``fallback: {to: NAME}``. One that scores its answers
-                is decided about by the same policy; the answer of any other is final. Engines that the
+                is decided about by the same policy. The answer of any other is final where it is declared
+                `trusted`, and else a failure of scoring. Engines that the
                 policy declares itself are loaded here, unless you give a model of that name.
             handlers: for the policy's ``escalate: {to: [NAME]}``; ``log`` and ``review`` are there
                 already unless you give your own. ``interrupt`` is the pause and no handler.
@@ -138,7 +140,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         goes_on = True
         while goes_on:
             ran = call_model(handler, call.next_request(), call.limits(), hold=not call.ledger.shadow)
-            goes_on = call.fail(ran.error, ran.calls) if ran.error else call.settle(ran.output)
+            goes_on = call.fail(ran.error, ran.calls) if ran.error else call.settle(ran.output, ran.calls)
             if call.ledger.released:
                 ran.tape.play()
         dispatch_custom_event(DECISION_EVENT, call.event(), config=_told(call))
@@ -152,7 +154,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         goes_on = True
         while goes_on:
             ran = await acall_model(handler, call.next_request(), call.limits(), hold=not call.ledger.shadow)
-            goes_on = call.fail(ran.error, ran.calls) if ran.error else call.settle(ran.output)
+            goes_on = call.fail(ran.error, ran.calls) if ran.error else call.settle(ran.output, ran.calls)
             if call.ledger.released:
                 await ran.tape.aplay()
         await adispatch_custom_event(DECISION_EVENT, call.event(), config=_told(call))
@@ -315,7 +317,7 @@ def _left_to_the_pause(call: AgentCall, error: EscalationError) -> Delivery:
 class _Parts:
     """What rules are made of, besides a policy and a route."""
 
-    fallbacks: Mapping[str, BaseChatModel]
+    fallbacks: Mapping[str, BaseChatModel | Trusted]
     handlers: Mapping[str, Handler]
     store: Store | str | Path | None
     handler_timeout_s: float
@@ -329,9 +331,10 @@ class _Parts:
         return Rules(
             policy=chosen,
             route=route,
-            fallbacks=MappingProxyType(_all_fallbacks(chosen, self.fallbacks)),
+            fallbacks=MappingProxyType(_all_fallbacks(chosen, steps_of(self.fallbacks))),
             handlers=MappingProxyType(_all_handlers(chosen, self.handlers, self.store)),
             handler_timeout_s=self.handler_timeout_s,
+            trusted=trusted_names(self.fallbacks),
         )
 
 

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from guard.errors import InputError, did_you_mean
 from guard.escalation import Handler, check_handlers, log_handler
 from guard.langchain.chain_call import ChainCall
+from guard.langchain.declared import steps_of
 from guard.langchain.guarded_run import GuardedOutcome, GuardedRun
 from guard.langchain.holding import join_chunks
 from guard.langchain.naming import NAMES, SPECS, joined, read_config, split_options
@@ -125,7 +126,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
                 why=why,
                 fix=did_you_mean(name, self.fallbacks) or "Give a runnable of that name in fallbacks=",
             )
-        runnable: Runnable[Any, Any] = coerce_to_runnable(self.fallbacks[name])
+        runnable: Runnable[Any, Any] = coerce_to_runnable(steps_of(self.fallbacks)[name])
         return runnable
 
     def all_handlers(self) -> dict[str, Handler]:
@@ -313,7 +314,8 @@ def guarded(
         scores: which scores decide, in place of the policy's ``calls``: ``worst``, ``last``, or
             ``{"tag": NAME}`` for the calls of steps with that tag.
         fallbacks: runnables for the policy's ``fallback: {to: NAME}``. One that contains a scored model
-            is decided on like the chain; what another gives is final.
+            is decided on like the chain. What another gives is final where it is declared `trusted`, and
+            else a failure of scoring.
         handlers: for ``escalate: {to: [NAME]}``; ``log`` and ``review`` are there already.
         store: where ``review`` keeps its cases.
         output: makes what the caller gets in place of an answer, from the `Outcome`. By default it is

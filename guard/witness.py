@@ -1,0 +1,145 @@
+"""Notices answers of guard's models that the guarded call around them was not told of.
+
+A guarded call learns of the model calls in it from callbacks and context variables. Neither reaches a thread
+that is started without its context (``ThreadPoolExecutor.submit``, ``loop.run_in_executor``), and callbacks
+can be cut off on purpose (``config={"callbacks": []}``). So each model that guard scores reports its answers
+here as well, and each guarded call that is open meanwhile learns of those that nobody has accounted for.
+
+Whose such an answer is can be known in one case: where the context variable is there, it is of that call. In
+a thread without a context it may be of any call that was open when it began. It is of none of them if
+
+- some guarded call was told of it by callbacks,
+- a policy of its own has decided on it (`Guard.ask`, a ``ChatGuard`` with a policy),
+- it runs on the event loop that the open call runs on: tasks there inherit the context of who made them, or
+- the code says so (`unguarded`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from uuid import UUID
+
+_mutex = threading.Lock()
+_open: list[OpenCall] = []
+#: Runs that some guarded call was told of by callbacks and that have not begun to answer, with what they ask.
+_told: dict[UUID, str] = {}
+_outside: ContextVar[bool] = ContextVar("guard_outside", default=False)
+
+
+@dataclass(eq=False, slots=True)
+class OpenCall:
+    """One attempt of a guarded call, while it runs.
+
+    Attributes:
+        loop: the event loop that it runs on, or None.
+        own: how many answers are surely of this call and were not accounted for.
+        possible: texts of answers that may be of this call, in pieces; None is a text that is not known.
+    """
+
+    loop: asyncio.AbstractEventLoop | None
+    own: int = 0
+    possible: list[list[str] | None] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Stop listening; harmless when done twice."""
+        with _mutex:
+            if self in _open:
+                _open.remove(self)
+
+
+#: The attempt that the running code is part of.
+OPEN_CALL: ContextVar[OpenCall | None] = ContextVar("guard_open_call", default=None)
+
+
+def open_call() -> OpenCall:
+    """Begin to listen for an attempt; `OpenCall.close` ends it. Its context variable is set by the caller."""
+    opened = OpenCall(_running_loop())
+    with _mutex:
+        _open.append(opened)
+    return opened
+
+
+def expect(run: UUID, asked: str) -> None:
+    """A guarded call was told by callbacks that a model will answer in this run."""
+    with _mutex:
+        _told[run] = asked
+
+
+def forget(run: UUID) -> None:
+    """The run has ended, perhaps from a cache, so that no model has answered."""
+    with _mutex:
+        _told.pop(run, None)
+
+
+@dataclass(slots=True)
+class Answering:
+    """A model that is about to answer, and the guarded calls that would not know of it."""
+
+    own: OpenCall | None = None
+    possible: tuple[OpenCall, ...] = ()
+    _pieces: list[str] = field(default_factory=list)
+    _reported: bool = False
+
+    def say(self, text: str | None) -> None:
+        """A piece of the answer is out; None is a text that is not known."""
+        if text:
+            self._pieces.append(text)
+        if self._reported:
+            return
+        self._reported = True
+        with _mutex:
+            if self.own is not None:
+                self.own.own += 1
+            for opened in self.possible:
+                opened.possible.append(None if text is None else self._pieces)
+
+
+def begin(run: UUID | None, asked: str | None = None, *, decided: bool = False) -> Answering:
+    """A model is asked.
+
+    Args:
+        run: its id for callbacks; None where it is not known: LangChain does not tell it to streams.
+        asked: what the model is asked, by which such a run is found among those that were told of. Where
+            two ask the same, it does not matter which is taken for which: one remains if one was not told of.
+        decided: whether a policy of its own decides on the answer.
+    """
+    with _mutex:
+        if run is None and asked is not None:
+            run = next((told for told, prompt in _told.items() if prompt == asked), None)
+        if run in _told:
+            del _told[run]
+            return Answering()
+        possible = tuple(_open)
+    own = OPEN_CALL.get()
+    if own is not None:
+        return Answering(own)
+    if decided or _outside.get():
+        return Answering()
+    loop = _running_loop()
+    return Answering(None, tuple(one for one in possible if loop is None or one.loop is not loop))
+
+
+@contextmanager
+def unguarded() -> Iterator[None]:
+    """Say that model calls in this block are part of no guarded call that runs in another thread.
+
+    A server needs it where it asks a ``ChatGuard`` without a policy in one thread while guarded chains run
+    in others. Inside of a guarded call it changes nothing.
+    """
+    token = _outside.set(True)
+    try:
+        yield
+    finally:
+        _outside.reset(token)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
