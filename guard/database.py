@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from guard import migrations
 from guard.errors import StoreError, missing_extra
+from guard.private_files import create_private, create_private_folder
 
 #: Environment variable that names the default store.
 ENVIRONMENT = "GUARD_STORE"
@@ -57,11 +60,17 @@ _REASONS = {
 
 
 class Database:
-    """One database: an engine with its place's name, and the two kinds of transaction."""
+    """One database: an engine with its place's name, and the two kinds of transaction.
 
-    def __init__(self, engine: Engine, place: str) -> None:
+    A process that forks leaves the child a database with connections of its own.
+    """
+
+    def __init__(self, engine: Engine, place: str, *, read_only: bool = False) -> None:
         self.engine = engine
         self.place = place
+        self.read_only = read_only
+        self._inherited: list[sa.Pool] = []
+        _DATABASES.add(self)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -93,12 +102,30 @@ class Database:
         """Close all connections."""
         self.engine.dispose()
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: connect afresh, and never touch, not even to close, what the parent still uses."""
+        self._inherited.append(self.engine.pool)
+        self.engine.dispose(close=False)
+
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
         with translated(self.place), self.engine.connect() as connection:
             connection.execution_options(guard_writes=writes)
             with connection.begin():
                 yield connection
+
+
+#: Databases that are open in this process.
+_DATABASES: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for database in list(_DATABASES):
+        database.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def connect(url: str | Path | None, *, create: bool, timeout_s: float) -> Database:
@@ -155,11 +182,15 @@ def _open_sqlite(url: URL, *, create: bool, timeout_s: float) -> Database:
     path = Path(name).expanduser().absolute()
     with translated(str(path)):
         _prepare(path, create=create)
-        _refuse_foreign(path, timeout_s)
-    engine = sa.create_engine(URL.create("sqlite", database=str(path)), hide_parameters=True, pool_timeout=timeout_s)
-    event.listen(engine, "connect", lambda raw, _: _configure(raw, path, timeout_s))
+        read_only = not _writable(path)
+        address = _read_only_address(path) if read_only else str(path)
+        _refuse_foreign(path, address, timeout_s)
+    url = URL.create("sqlite", database=address, query={"uri": "true"} if read_only else {})
+    engine = sa.create_engine(url, hide_parameters=True, pool_timeout=timeout_s)
+    configure = _configure_read_only if read_only else partial(_configure, path=path, timeout_s=timeout_s)
+    event.listen(engine, "connect", lambda raw, _: configure(raw))
     event.listen(engine, "begin", _begin)
-    return Database(engine, str(path))
+    return Database(engine, str(path), read_only=read_only)
 
 
 def _prepare(path: Path, *, create: bool) -> None:
@@ -171,15 +202,34 @@ def _prepare(path: Path, *, create: bool) -> None:
         raise StoreError(
             f"There is no review store '{path}'", fix="Check the path; the first escalation to it makes it"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Prompts and answers are for nobody else's eyes; SQLite gives its other files the same mode.
-    path.touch(mode=0o600, exist_ok=True)
+    # Prompts and answers are for nobody else's eyes.
+    create_private_folder(path.parent)
+    create_private(path)
 
 
-def _refuse_foreign(path: Path, timeout_s: float) -> None:
+def _writable(path: Path) -> bool:
+    """Whether this user may write the file, and the write-ahead log beside it."""
+    effective = os.access in os.supports_effective_ids
+    return all(os.access(place, os.W_OK, effective_ids=effective) for place in (path, path.parent))
+
+
+def _read_only_address(path: Path) -> str:
+    """The URI of a database that can only be read.
+
+    Reading one whose log is not there would need to make that log; it is read as a file that nobody
+    changes. Where there is a log, another process writes, and SQLite follows it.
+    """
+    logged = path.with_name(f"{path.name}-wal")
+    still = "" if logged.exists() and logged.stat().st_size else "&immutable=1"
+    return f"{path.as_uri()}?mode=ro{still}"
+
+
+def _refuse_foreign(path: Path, address: str, timeout_s: float) -> None:
     """Look before anything is changed: a mistyped path must not alter another program's database."""
-    with closing(sqlite3.connect(path, timeout=timeout_s)) as connection:
+    with closing(sqlite3.connect(address, timeout=timeout_s, uri=address != str(path))) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if migrations.VERSION_TABLE not in tables:
+        migrations.check_versioned(tables, None)
     if tables and migrations.VERSION_TABLE not in tables:
         raise StoreError(
             f"'{path}' is the database of another program",
@@ -188,7 +238,13 @@ def _refuse_foreign(path: Path, timeout_s: float) -> None:
         )
 
 
-def _configure(raw: Any, path: Path, timeout_s: float) -> None:
+def _configure_read_only(raw: Any) -> None:
+    raw.isolation_level = None
+    # Waiting for a lock would be in vain: what cannot be written here holds none for long.
+    raw.execute("PRAGMA query_only = ON")
+
+
+def _configure(raw: Any, *, path: Path, timeout_s: float) -> None:
     """Set up one new connection: durable, patient, and with transactions in our own hands."""
     raw.isolation_level = None  # Python's driver would begin transactions late, and never for DDL.
     with closing(raw.cursor()) as cursor:
@@ -243,12 +299,24 @@ def _open_postgresql(url: URL, *, timeout_s: float) -> Database:
 
 def _bring_up_to_date(database: Database) -> None:
     with database.read() as connection:
-        if migrations.current(connection) == migrations.HEAD:
+        revision = migrations.current(connection)
+        if revision == migrations.HEAD:
             return
+    if database.read_only:
+        _refuse_outdated(database.place, revision)
     with database.write() as connection:  # on SQLite this is the lock
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
         migrations.upgrade(connection)
+
+
+def _refuse_outdated(place: str, revision: str | None) -> None:
+    migrations.check_known(revision)
+    raise StoreError(
+        f"The review store '{place}' cannot be brought up to date",
+        why=f"it is read-only, and of schema {revision or 'none'} where this guard reads {migrations.HEAD}",
+        fix="Make the file and its folder writable, and open it once",
+    )
 
 
 # -- errors ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from guard.errors import InputError
+from guard.private_files import create_private
 
 
 class JournalFile:
@@ -17,6 +18,8 @@ class JournalFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with self._translated():
+            if str(path) != ":memory:":
+                create_private(self.path)  # it holds prompts and answers
             self._db = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
 
     def __enter__(self) -> Self:
@@ -39,6 +42,6 @@ class JournalFile:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, ValueError) as error:  # ValueError: a path or damaged bytes that are no text
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a path or damaged bytes that are no text
             fix = "Another run may be using it" if "locked" in str(error) else "Give another file"
             raise InputError(f"Cannot use the journal '{self.path}'", why=str(error), fix=fix) from error

@@ -6,13 +6,8 @@ is synced before it returns, so a killed process loses nothing that was accepted
 
 from __future__ import annotations
 
-import math
-import numbers
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from enum import Enum, StrEnum
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,93 +16,39 @@ from sqlalchemy import Connection
 
 from guard import database
 from guard.errors import InputError, ReviewError, StoreError, did_you_mean
-from guard.migrations.tables import EVENTS, REVIEWS
-from guard.records import Attempt, Escalation, Prompt
+from guard.migrations.tables import EVENTS, REPEATS, REVIEWS
+from guard.records import Escalation
+from guard.review_records import (
+    VERDICT,
+    Draft,
+    Repeat,
+    Review,
+    ReviewEvent,
+    ReviewStatus,
+    labelled_of,
+    now,
+    repeat_of,
+    repeat_row_of,
+    review_of,
+    row_of,
+    text_of,
+)
+
+__all__ = ["ALPHABET", "ID_LENGTH", "SHORTEST", "Repeat", "Review", "ReviewEvent", "ReviewStatus", "Store"]
 
 #: Crockford's base 32: no letter that can be taken for a digit.
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 ID_LENGTH = 6
 _AS_TYPED = str.maketrans({"o": "0", "i": "1", "l": "1"})
 
-#: Metadata and messages that nest deeper are cut off here; this also ends a cycle.
-_DEPTH = 64
-
-
-class ReviewStatus(StrEnum):
-    """Where a review stands."""
-
-    PENDING = "pending"
-    APPROVED = "approved"
-    EDITED = "edited"
-    REJECTED = "rejected"
-
 
 # Queries get plain text: PostgreSQL's driver would write an enum's name in place of its value.
 _PENDING = ReviewStatus.PENDING.value
 
+#: The least of an id that stands for it: with fewer characters a slip of the finger names another case.
+SHORTEST = 4
 
-@dataclass(frozen=True, slots=True)
-class Review:
-    """One escalated case and what became of it.
-
-    Attributes:
-        id: six characters, easy to type; ``o`` is read as ``0``, ``i`` and ``l`` as ``1``.
-        decision_id: the guarded call that it came from.
-        created_at: when that call escalated; ISO 8601, UTC, as all times here.
-        route: the caller's route, or None.
-        policy: the policy's name.
-        model: the model's name.
-        question: the question's text, for people.
-        prompt: the whole prompt.
-        answer: the answer that was not accepted; None when generation itself failed.
-        p_wrong: its probability of being wrong; None when scoring failed.
-        rule: the rule that fired.
-        reason: one sentence.
-        attempts: all attempts, in order, each with ``answer``, ``source``, ``p_wrong``,
-            ``calibrated``, ``action``, ``rule``, ``reason``, ``prompt_tokens``,
-            ``completion_tokens``, ``seconds``, ``sampling``, ``error``, ``finish_reason``.
-        metadata: what the caller attached; values that JSON lacks are kept as their text.
-        status: pending, or what the reviewer decided.
-        final_answer: the answer that the reviewer lets stand, or None.
-        reviewer: who decided.
-        note: the reviewer's note.
-        decided_at: when.
-    """
-
-    id: str
-    decision_id: str
-    created_at: str
-    route: str | None
-    policy: str
-    model: str
-    question: str
-    prompt: Prompt
-    answer: str | None
-    p_wrong: float | None
-    rule: str
-    reason: str
-    attempts: tuple[Mapping[str, Any], ...]
-    metadata: Mapping[str, Any]
-    status: ReviewStatus
-    final_answer: str | None
-    reviewer: str | None
-    note: str | None
-    decided_at: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ReviewEvent:
-    """One line of a review's audit trail.
-
-    Attributes:
-        at: ISO 8601, UTC.
-        who: the reviewer; ``guard`` where the escalation itself added the case.
-        what: ``added``, ``approved``, ``edited`` or ``rejected``.
-    """
-
-    at: str
-    who: str
-    what: str
+_VERDICTS = EVENTS.alias("verdicts")
 
 
 class Store:
@@ -155,24 +96,35 @@ class Store:
     def add(self, escalation: Escalation) -> Review:
         """Put a case into the queue; it is on disk when this returns.
 
+        A case like one that waits already (same prompt, answer, policy, model and route) is counted there
+        and kept in its `repeats`, so that a person decides it once.
+
         Returns:
-            The new review, or the one that exists already for this ``decision_id``.
+            The new review, or the one that exists already for this ``decision_id`` or this case.
 
         Raises:
             StoreError: it could not be written.
             InputError: ``created_at`` is not an ISO 8601 time.
         """
-        row = _row_of(escalation)
+        row = row_of(escalation)
         with self._database.write() as connection:
-            while True:
+            known = _by_decision(connection, row["decision_id"])
+            while known is None:
                 row["id"] = "".join(secrets.choice(ALPHABET) for _ in range(ID_LENGTH))
                 connection.execute(self._database.insert_new(REVIEWS).values(row))
-                known = _first(connection, REVIEWS.c.decision_id == row["decision_id"])
-                if known is None:  # the id was taken: draw another
-                    continue
-                if known.id == row["id"]:
-                    _record(connection, known.id, who="guard", what="added")
-                return known
+                known = _by_decision(connection, row["decision_id"]) or self._repeated(connection, escalation, row)
+                if known is not None and known.id == row["id"]:
+                    _record(connection, known.id, {"at": now(), "who": "guard", "what": "added"})
+            return known
+
+    def _repeated(self, connection: Connection, escalation: Escalation, row: dict[str, Any]) -> Review | None:
+        """Count a case on the open one that it repeats; None where there is none, as the id was taken."""
+        same = sa.and_(REVIEWS.c.fingerprint == row["fingerprint"], REVIEWS.c.status == _PENDING)
+        if (open_one := _first(connection, same)) is None:
+            return None
+        repeat = {**repeat_row_of(escalation), "review_id": open_one.id}
+        connection.execute(self._database.insert_new(REPEATS).values(repeat))
+        return _first(connection, REVIEWS.c.id == open_one.id)
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -192,7 +144,7 @@ class Store:
         """
         if limit < 1 or offset < 0:
             raise InputError(f"limit must be at least 1 and offset at least 0, got {limit} and {offset}")
-        query = sa.select(REVIEWS).where(*_matching(status, route))
+        query = _selected().where(*_matching(status, route))
         query = query.order_by(REVIEWS.c.created_at, REVIEWS.c.id).limit(limit).offset(offset)
         with self._database.read() as connection:
             return _reviews(connection, query)
@@ -215,26 +167,41 @@ class Store:
     def history(self, name: str) -> list[ReviewEvent]:
         """A review's audit trail, oldest first; ``name`` as in `review`."""
         with self._database.read() as connection:
-            query = sa.select(EVENTS.c.at, EVENTS.c.who, EVENTS.c.what)
-            query = query.where(EVENTS.c.review_id == _find(connection, name).id).order_by(EVENTS.c.number)
-            return [ReviewEvent(row.at, row.who, row.what) for row in connection.execute(query)]
+            columns = [EVENTS.c[field] for field in ReviewEvent.__dataclass_fields__]
+            query = sa.select(*columns).where(EVENTS.c.review_id == _find(connection, name).id)
+            return [ReviewEvent(*row) for row in connection.execute(query.order_by(EVENTS.c.number))]
 
-    def labelled(self, *, route: str | None = None, page: int = 500) -> Iterator[dict[str, Any]]:
+    def repeats(self, name: str) -> list[Repeat]:
+        """The identical cases that came in while a review waited, oldest first; ``name`` as in `review`."""
+        with self._database.read() as connection:
+            query = sa.select(REPEATS).where(REPEATS.c.review_id == _find(connection, name).id)
+            rows = connection.execute(query.order_by(REPEATS.c.created_at, REPEATS.c.decision_id))
+            return [repeat_of(row) for row in rows]
+
+    def labelled(
+        self, *, route: str | None = None, model: str | None = None, page: int = 500
+    ) -> Iterator[dict[str, Any]]:
         """Decided reviews as rows for `guard calibrate`, in the order they were decided.
 
-        An approved answer was right (label 0); an edited or rejected one was wrong (label 1). Cases
-        without an answer have nothing to label and are left out.
+        The label is what the reviewer said of the model's answer: 0 right (approved, or edited with
+        ``draft="right"``), 1 wrong. Cases without an answer have nothing to label and are left out.
 
         Args:
             route: only these.
+            model: only these; a scorer learns from its own model's answers.
             page: how many rows are read at a time.
 
         Yields:
-            ``prompt`` (messages, or a text), ``response``, ``label``, ``id``, ``route``.
+            ``id``, ``prompt`` (messages, or a text), ``response``, ``label``, ``model``, ``policy``, ``route``,
+            ``verdict``, ``better`` (the reviewer's answer in place of the model's, or None), ``note``,
+            ``reviewer``, and ``tools`` where the prompt has some.
         """
         order = sa.tuple_(REVIEWS.c.decided_at, REVIEWS.c.id)
-        query = sa.select(REVIEWS).where(
-            REVIEWS.c.status != _PENDING, REVIEWS.c.answer.is_not(None), *_matching(None, route)
+        query = _selected().where(
+            # A case that has a verdict in the trail and none in the review must be found, not left out.
+            sa.or_(REVIEWS.c.status != _PENDING, _VERDICTS.c.what.is_not(None)),
+            REVIEWS.c.answer.is_not(None),
+            *_matching(None, route, model),
         )
         query = query.order_by(REVIEWS.c.decided_at, REVIEWS.c.id).limit(page)
         after: tuple[str, str] | None = None
@@ -242,7 +209,7 @@ class Store:
             # No transaction stays open between pages: the reader may be slow.
             with self._database.read() as connection:
                 reviews = _reviews(connection, query if after is None else query.where(order > after))
-            yield from map(_labelled, reviews)
+            yield from map(labelled_of, reviews)
             if len(reviews) < page:
                 return
             after = (str(reviews[-1].decided_at), reviews[-1].id)
@@ -255,18 +222,31 @@ class Store:
         Of several reviewers who decide at once exactly one succeeds; this holds for `edit` and
         `reject` too.
 
+        Args:
+            name: the whole id, or the decision id; here as in `edit` and `reject` a part will not do.
+            reviewer: who decides.
+            note: to keep with the decision.
+
         Raises:
             ReviewError: no such review, decided already (says by whom and when), or no answer.
         """
-        return self._decide(name, ReviewStatus.APPROVED, None, reviewer, note)
+        return self._decide(name, ReviewStatus.APPROVED, None, "right", reviewer, note)
 
-    def edit(self, name: str, *, answer: str, reviewer: str, note: str | None = None) -> Review:
+    def edit(
+        self, name: str, *, answer: str, draft: Draft | None = None, reviewer: str, note: str | None = None
+    ) -> Review:
         """Put a better answer in place of the model's.
 
+        Args:
+            name, reviewer, note: as in `approve`.
+            answer: the better answer.
+            draft: whether the model's own answer was right (such as right, but wordy) or wrong; it
+                becomes the label. None only where the model gave no answer.
+
         Raises:
-            ReviewError: as for `approve`, and where the answer is the model's own or empty.
+            ReviewError: as for `approve`, where the answer is the model's own or empty, or ``draft`` is missing.
         """
-        return self._decide(name, ReviewStatus.EDITED, answer, reviewer, note)
+        return self._decide(name, ReviewStatus.EDITED, answer, draft, reviewer, note)
 
     def reject(self, name: str, *, reviewer: str, note: str | None = None, answer: str | None = None) -> Review:
         """Say that the answer is wrong, with or without a right one.
@@ -274,80 +254,141 @@ class Store:
         Raises:
             ReviewError: as for `approve`.
         """
-        return self._decide(name, ReviewStatus.REJECTED, answer, reviewer, note)
+        return self._decide(name, ReviewStatus.REJECTED, answer, "wrong", reviewer, note)
 
-    def _decide(self, name: str, status: ReviewStatus, answer: str | None, reviewer: str, note: str | None) -> Review:
+    def _decide(
+        self, name: str, status: ReviewStatus, answer: str | None, draft: str | None, reviewer: str, note: str | None
+    ) -> Review:
         if not reviewer.strip():
             raise InputError("A decision needs the reviewer's name", fix="Give one with --reviewer")
         with self._database.write() as connection:
-            review = _find(connection, name)
+            review = _locked(connection, name)
             if review.status is not ReviewStatus.PENDING:
                 raise _decided_already(review)
             _check_answer(review, status, answer)
-            decision = {
+            verdict = {
                 "status": status.value,
-                "final_answer": review.answer if status is ReviewStatus.APPROVED else _text(answer),
-                "reviewer": _text(reviewer.strip()),
-                "note": _text(note),
-                "decided_at": _now(),
+                "final_answer": review.answer if status is ReviewStatus.APPROVED else text_of(answer),
+                "draft": _checked_draft(review, draft),
+                "reviewer": text_of(reviewer.strip()),
+                "note": text_of(note),
+                "decided_at": now(),
             }
-            # On PostgreSQL another reviewer may come in between the look and the change.
-            still_pending = sa.and_(REVIEWS.c.id == review.id, REVIEWS.c.status == _PENDING)
-            if not connection.execute(sa.update(REVIEWS).where(still_pending).values(decision)).rowcount:
-                raise _decided_already(_find(connection, review.id))
-            _record(connection, review.id, who=str(decision["reviewer"]), what=status.value)
-            return _find(connection, review.id)
+            # The trail first: the database lets no verdict into the review that is not there.
+            _record(connection, review.id, {kept: verdict[column] for column, kept in VERDICT.items()})
+            connection.execute(sa.update(REVIEWS).where(REVIEWS.c.id == review.id).values(verdict))
+            return _exactly(connection, review.id)
 
 
 # -- queries -----------------------------------------------------------------------------------
 
 
+def _selected() -> sa.Select[Any]:
+    """Reviews, each with the verdict in its trail and the number of its repeats."""
+    repeats = sa.select(sa.func.count()).where(REPEATS.c.review_id == REVIEWS.c.id).scalar_subquery()
+    trail = [_VERDICTS.c[kept].label(f"trail_{column}") for column, kept in VERDICT.items()]
+    joined = sa.and_(_VERDICTS.c.review_id == REVIEWS.c.id, _VERDICTS.c.what != "added")
+    query = sa.select(REVIEWS, repeats.label("repeats"), *trail)
+    return query.select_from(REVIEWS.outerjoin(_VERDICTS, joined))
+
+
 def _reviews(connection: Connection, query: sa.Select[Any]) -> list[Review]:
     try:
-        return [_review(row) for row in connection.execute(query)]
+        return [review_of(row) for row in connection.execute(query)]
     except (KeyError, TypeError, ValueError) as error:  # no column has a form that `add` gives it
         raise StoreError("A review is damaged", why=str(error), fix="Restore the store from a backup") from error
 
 
 def _first(connection: Connection, condition: sa.ColumnElement[bool]) -> Review | None:
-    return next(iter(_reviews(connection, sa.select(REVIEWS).where(condition).limit(1))), None)
+    return next(iter(_reviews(connection, _selected().where(condition).limit(1))), None)
+
+
+def _by_decision(connection: Connection, decision_id: str | None) -> Review | None:
+    """The review of a guarded call, its own or the one that it repeats."""
+    repeated = sa.select(REPEATS.c.review_id).where(REPEATS.c.decision_id == decision_id)
+    return _first(connection, sa.or_(REVIEWS.c.decision_id == decision_id, REVIEWS.c.id.in_(repeated)))
 
 
 def _find(connection: Connection, name: str) -> Review:
-    key = _text(name.strip().lower().translate(_AS_TYPED))
-    if not key:
-        raise ReviewError("A review's id must not be empty", fix="Run: guard review list")
-    exact = sa.or_(REVIEWS.c.id == key, REVIEWS.c.decision_id == _text(name.strip()))
-    found = _first(connection, exact)
-    if found:
+    """A review by its id, a beginning of it, or a decision id."""
+    key = _typed(name)
+    if (found := _named(connection, name)) is not None:
         return found
-    begins = REVIEWS.c.id.startswith(key, autoescape=True)
-    near = _reviews(connection, sa.select(REVIEWS).where(begins).order_by(REVIEWS.c.id).limit(6))
+    near: list[Review] = []
+    if len(key) >= SHORTEST:
+        begins = REVIEWS.c.id.startswith(key, autoescape=True)
+        near = _reviews(connection, _selected().where(begins).order_by(REVIEWS.c.id).limit(6))
     if len(near) == 1:
         return near[0]
     if near:
         several = ", ".join(review.id for review in near[:5]) + (", ..." if len(near) > 5 else "")
         raise ReviewError(f"'{name}' begins more than one review's id", why=several, fix="Type more of it")
+    raise _unknown(connection, name)
+
+
+def _exactly(connection: Connection, name: str) -> Review:
+    """A review by its whole id or a decision id; a beginning could be a slip, and a decision is final."""
+    if (found := _named(connection, name)) is not None:
+        return found
+    raise _unknown(connection, name)
+
+
+def _locked(connection: Connection, name: str) -> Review:
+    """The review, which nobody else can decide until the transaction ends (SQLite has locked it all)."""
+    review = _exactly(connection, name)
+    connection.execute(sa.select(REVIEWS.c.id).where(REVIEWS.c.id == review.id).with_for_update())
+    return _exactly(connection, review.id)
+
+
+def _named(connection: Connection, name: str) -> Review | None:
+    by_id = _first(connection, REVIEWS.c.id == _typed(name))
+    return by_id or _by_decision(connection, text_of(name.strip()))
+
+
+def _typed(name: str) -> str:
+    key = text_of(name.strip().lower().translate(_AS_TYPED)) or ""
+    if not key:
+        raise ReviewError("A review's id must not be empty", fix="Run: guard review list")
+    return key
+
+
+def _unknown(connection: Connection, name: str) -> ReviewError:
     pending = sa.select(REVIEWS.c.id).where(REVIEWS.c.status == _PENDING)
     ids = connection.scalars(pending.order_by(REVIEWS.c.created_at, REVIEWS.c.id).limit(20)).all()
-    hint = did_you_mean(str(key), ids) or "Run: guard review list --status all"
-    raise ReviewError(f"There is no review '{name}'", fix=hint)
+    key = _typed(name)
+    if any(known.startswith(key) for known in ids):
+        return ReviewError(f"'{name}' is too short to name a review", fix="Type the whole id; see guard review list")
+    hint = did_you_mean(key, ids) or "Run: guard review list --status all"
+    return ReviewError(f"There is no review '{name}'", fix=hint)
 
 
-def _matching(status: str | None, route: str | None) -> list[sa.ColumnElement[bool]]:
+def _matching(status: str | None, route: str | None, model: str | None = None) -> list[sa.ColumnElement[bool]]:
     conditions = []
     if status is not None:
         if status not in list(ReviewStatus):
             raise InputError(f"There is no status '{status}'", fix=did_you_mean(status, ReviewStatus))
         conditions.append(REVIEWS.c.status == ReviewStatus(status).value)
-    if route is not None:
-        conditions.append(REVIEWS.c.route == _text(route))
+    for column, value in ((REVIEWS.c.route, route), (REVIEWS.c.model, model)):
+        if value is not None:
+            conditions.append(column == text_of(value))
     return conditions
 
 
-def _record(connection: Connection, review_id: str, *, who: str, what: str) -> None:
-    event = {"review_id": review_id, "at": _now(), "who": who, "what": what}
-    connection.execute(sa.insert(EVENTS).values(event))
+def _record(connection: Connection, review_id: str, event: dict[str, str | None]) -> None:
+    connection.execute(sa.insert(EVENTS).values(review_id=review_id, **event))
+
+
+def _checked_draft(review: Review, draft: str | None) -> str | None:
+    """What the reviewer says of the model's answer; only where there is one."""
+    if review.answer is None:
+        return None
+    if draft not in ("right", "wrong"):
+        raise ReviewError(
+            f"The edit of review {review.id} must say whether the model's own answer was right or wrong",
+            why=f"it becomes a label for calibration, and draft is {draft!r:.40}",
+            fix="Give --draft right (such as right, but wordy) or --draft wrong",
+        )
+    return draft
 
 
 def _check_answer(review: Review, status: ReviewStatus, answer: str | None) -> None:
@@ -368,111 +409,3 @@ def _decided_already(review: Review) -> ReviewError:
         why=f"{review.status} by {review.reviewer} at {review.decided_at}",
         fix=f"See: guard review show {review.id}",
     )
-
-
-# -- records and rows --------------------------------------------------------------------------
-
-
-def _row_of(escalation: Escalation) -> dict[str, Any]:
-    prompt = escalation.prompt
-    return {
-        "decision_id": _text(escalation.decision_id),
-        "created_at": _utc(escalation.created_at),
-        "route": _text(escalation.route),
-        "policy": _text(escalation.policy),
-        "model": _text(escalation.model),
-        "question": _text(escalation.question),
-        "prompt": _plain({"messages": prompt.messages, "text": prompt.text, "tools": prompt.tools}),
-        "answer": _text(escalation.answer),
-        "p_wrong": None if escalation.p_wrong is None else float(escalation.p_wrong),
-        "rule": _text(escalation.rule),
-        "reason": _text(escalation.reason),
-        "attempts": [_attempt(attempt) for attempt in escalation.attempts],
-        "metadata": _plain(escalation.metadata),
-        "status": _PENDING,
-    }
-
-
-def _attempt(attempt: Attempt) -> Any:
-    score, decision, sampling = attempt.score, attempt.decision, attempt.sampling
-    return _plain(
-        {
-            "answer": attempt.answer,
-            "source": attempt.source,
-            "p_wrong": score.p_wrong if score else None,
-            "calibrated": score.calibrated if score else None,
-            "action": decision.action,
-            "rule": decision.rule,
-            "reason": decision.reason,
-            "prompt_tokens": attempt.prompt_tokens,
-            "completion_tokens": attempt.completion_tokens,
-            "seconds": attempt.seconds,
-            "sampling": {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")},
-            "error": attempt.error,
-            "finish_reason": attempt.finish_reason,
-        }
-    )
-
-
-def _review(row: sa.Row[Any]) -> Review:
-    values = dict(row._mapping)
-    prompt = values.pop("prompt")
-    messages = None if prompt["messages"] is None else tuple(prompt["messages"])
-    return Review(
-        prompt=Prompt(messages=messages, text=prompt["text"], tools=tuple(prompt["tools"])),
-        attempts=tuple(values.pop("attempts")),
-        metadata=dict(values.pop("metadata")),
-        status=ReviewStatus(values.pop("status")),
-        **values,
-    )
-
-
-def _labelled(review: Review) -> dict[str, Any]:
-    messages = review.prompt.messages
-    return {
-        "prompt": review.prompt.text if messages is None else [dict(message) for message in messages],
-        "response": review.answer,
-        "label": 0 if review.status is ReviewStatus.APPROVED else 1,
-        "id": review.id,
-        "route": review.route,
-    }
-
-
-def _plain(value: Any, depth: int = 0) -> Any:
-    """The value in JSON's types; what JSON lacks becomes its text, so that no case is refused for it."""
-    if value is None or isinstance(value, bool):
-        return value
-    if depth > _DEPTH:
-        return "..."
-    if isinstance(value, Enum):
-        return _plain(value.value, depth + 1)
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value) if math.isfinite(value) else str(value)
-    if isinstance(value, Mapping):
-        return {_text(str(key)): _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes | bytearray):
-        return [_plain(item, depth + 1) for item in value]
-    return _text(str(value))
-
-
-def _text(text: str | None) -> str | None:
-    """Text that every database can hold: no lone surrogates (UTF-8) and no NUL (PostgreSQL)."""
-    if text is None:
-        return None
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
-
-
-def _utc(time: str) -> str:
-    """One form for all times, so that their text sorts as they do."""
-    try:
-        parsed = datetime.fromisoformat(time)
-    except ValueError as error:
-        raise InputError(f"created_at must be an ISO 8601 time, got {time!r:.60}") from error
-    aware = parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
-    return aware.astimezone(UTC).isoformat(timespec="microseconds")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")

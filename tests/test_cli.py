@@ -98,7 +98,7 @@ def test_ask_escalates_into_the_queue_and_a_person_decides(smollm2_path: Path, s
     assert (told.returncode, outcome["action"], outcome["answer"]) == (11, "escalate", "Please wait.")
     (waiting,) = json.loads(guard("review", "list", "--json", store=store).stdout)["reviews"]
     assert waiting["decision_id"] == outcome["decision_id"]
-    edited = guard("review", "edit", waiting["id"], "--answer", "N'Djamena", "--json", store=store)
+    edited = guard("review", "edit", waiting["id"], "--answer", "N'Djamena", "--draft", "wrong", "--json", store=store)
     assert json.loads(edited.stdout)["final_answer"] == "N'Djamena"
     assert json.loads(guard("review", "list", "--json", store=store).stdout)["reviews"] == []
 

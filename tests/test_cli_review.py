@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import os
 import pty
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from test_store import make_escalation
 from typer.testing import CliRunner
 
 from guard.cli import review as command
+from guard.cli import review_tables
 from guard.errors import GuardError, InputError, ReviewError, StoreError
+from guard.records import Prompt
 from guard.store import Review, ReviewStatus, Store
 
 
@@ -72,9 +78,8 @@ def test_the_list_fits_80_columns(shell: Shell, store: Store) -> None:
     text = shell("list")
     assert max(len(line) for line in text.splitlines()) <= 80
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
-    assert "2026-01-01 00:00" in lines[case.id]
-    assert "0.750" in lines[case.id]
-    assert "Why Why" in lines[case.id]
+    for part in (" d ", "0.750", "Why Why", "Answer 1"):
+        assert part in lines[case.id]
     assert " - " in lines[other.id]
     assert f"2 of 2 pending reviews. Read one: guard review show {case.id}" in text
 
@@ -108,10 +113,12 @@ def test_show_has_everything_a_reviewer_needs(shell: Shell, store: Store, case: 
         assert part in text
     assert "The layers were not recorded" in " ".join(text.split())  # an attempt's error
     assert "added by guard" in text
+    for part in ("Be brief.", '{"customer": 1}', "decision-1"):  # the system message, the metadata
+        assert part in text
     assert max(len(line) for line in text.splitlines()) <= 80
-    store.edit(case.id, answer="Paris", reviewer="bob", note="the capital")
+    store.edit(case.id, answer="Paris", draft="wrong", reviewer="bob", note="the capital")
     decided = shell("show", case.id[:4])
-    for part in ("edited by bob", "Paris", "the capital"):
+    for part in ("edited by bob", "Paris", "the capital", "was wrong"):
         assert part in decided
 
 
@@ -145,13 +152,13 @@ def test_answers_cannot_steer_the_terminal(shell: Shell, store: Store, subcomman
 
 
 def test_approve_by_the_login_name(shell: Shell, store: Store, case: Review) -> None:
-    assert shell("approve", case.id) == f"{case.id} approved by ann\n"
+    assert shell("approve", case.id).splitlines() == [f"{case.id} approved by ann", "Question 1? -> Lyon"]
     review = store.review(case.id)
     assert (review.status, review.final_answer, review.reviewer) == (ReviewStatus.APPROVED, "Lyon", "ann")
 
 
 def test_edit_with_a_note(shell: Shell, store: Store, case: Review) -> None:
-    arguments = ("edit", case.id, "--answer", "Paris", "--reviewer", "bob", "--note", "capital")
+    arguments = ("edit", case.id, "--answer", "Paris", "--draft", "wrong", "--reviewer", "bob", "--note", "capital")
     assert shell.json(*arguments)["final_answer"] == "Paris"
     review = store.review(case.id)
     assert (review.status, review.reviewer, review.note) == (ReviewStatus.EDITED, "bob", "capital")
@@ -174,7 +181,7 @@ def test_a_second_decision_is_refused(shell: Shell, case: Review) -> None:
 
 def test_edit_needs_an_answer_where_no_person_is(shell: Shell, store: Store, case: Review) -> None:
     with pytest.raises(InputError, match="--answer"):
-        shell("edit", case.id)
+        shell("edit", case.id, "--draft", "wrong")
     assert store.review(case.id).status is ReviewStatus.PENDING
 
 
@@ -201,7 +208,7 @@ def edit_with(editor: str, name: str, store: Store, monkeypatch: pytest.MonkeyPa
     """What `guard review edit` does, past the test runner, which would replace standard input."""
     monkeypatch.delenv("VISUAL", raising=False)
     monkeypatch.setenv("EDITOR", editor)
-    command.edit(name, answer=None, reviewer="bob", note=None, store=store.place, as_json=False)
+    command.edit(name, answer=None, draft="wrong", reviewer="bob", yes=True, store=store.place)
 
 
 @pytest.mark.usefixtures("terminal")
@@ -234,6 +241,96 @@ def test_an_editor_that_does_not_edit(
     assert store.review(case.id).status is ReviewStatus.PENDING
 
 
+# -- which case is decided ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subcommand", ["approve", "reject", "edit"])
+@pytest.mark.parametrize("length", [1, 3, 5])
+def test_a_part_of_an_id_decides_nothing_where_nobody_confirms_it(
+    shell: Shell, store: Store, case: Review, subcommand: str, length: int
+) -> None:
+    more = ["--answer", "x", "--draft", "wrong"] if subcommand == "edit" else []
+    for yes in ([], ["--yes"], ["--json"]):
+        with pytest.raises(ReviewError, match="too short" if length < 4 else f"whole id: {case.id}"):
+            shell(subcommand, case.id[:length], *more, *yes)
+    assert store.review(case.id).status is ReviewStatus.PENDING
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y", ReviewStatus.APPROVED), ("n", ReviewStatus.PENDING)])
+def test_a_person_sees_the_case_and_confirms_it(
+    store: Store,
+    case: Review,
+    answer: str,
+    status: ReviewStatus,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    controller, end = pty.openpty()
+    os.write(controller, f"{answer}\n".encode())
+    with os.fdopen(end, "r") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        with nullcontext() if answer == "y" else pytest.raises(typer.Exit):
+            command.approve(case.id[:4], reviewer="ann", store=store.place)
+    os.close(controller)
+    told = capsys.readouterr().out
+    assert told.index("Question 1?") < told.index("Lyon") < told.index("Approve it?")
+    assert store.review(case.id).status is status
+
+
+def test_an_edit_asks_whether_the_answer_was_right(store: Store, case: Review, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller, end = pty.openpty()
+    os.write(controller, b"maybe\nright\n")
+    with os.fdopen(end, "r") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        command.edit(case.id, answer="Paris", reviewer="ann", yes=True, store=store.place)
+    os.close(controller)
+    assert store.review(case.id).draft == "right"
+
+
+@pytest.mark.parametrize(("draft", "says"), [("rigth", "Did you mean 'right'"), (None, "right or wrong")])
+def test_an_edit_without_a_label_is_refused(
+    shell: Shell, store: Store, case: Review, draft: str | None, says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        shell("edit", case.id, "--answer", "Paris", *(["--draft", draft] if draft else []))
+    assert store.review(case.id).status is ReviewStatus.PENDING
+
+
+# -- what is shown -----------------------------------------------------------------------------
+
+
+def test_show_has_the_whole_prompt_and_the_repeats(shell: Shell, store: Store) -> None:
+    turns = [
+        {"role": "user", "content": "Who wrote Faust?"},
+        {"role": "assistant", "content": "Goethe."},
+        {"role": "tool", "content": "Weimar, 1808", "name": "search"},
+        {"role": "user", "content": "Where?"},
+    ]
+    tools = [{"type": "function", "function": {"name": "search"}}]
+    prompt = Prompt.chat(turns, system="Answer as a librarian.", tools=tools)
+    for number in range(3):
+        store.add(make_escalation(0, question="Where?", prompt=prompt, decision_id=f"d{number}"))
+    text = " ".join(shell("show", "d2").split())
+    for part in (
+        "Answer as a librarian.",
+        "Who wrote Faust?",
+        "Goethe.",
+        "Weimar, 1808",
+        "tools search",
+        "2 times more",
+    ):
+        assert part in text
+    assert [each["decision_id"] for each in shell.json("show", "d0")["repeated"]] == ["d1", "d2"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(-5, "now"), (0, "now"), (59, "59 s"), (60, "1 min"), (7200, "2 h"), (86400 * 40, "40 d")]
+)
+def test_an_age_is_in_its_largest_unit(seconds: int, said: str) -> None:
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    assert review_tables.age((now - timedelta(seconds=seconds)).isoformat(), now) == said
+
+
 # -- exporting ---------------------------------------------------------------------------------
 
 
@@ -242,7 +339,7 @@ def decided(store: Store) -> list[Review]:
     names = [store.add(make_escalation(number, answer=f"Anträge {number}")).id for number in range(3)]
     return [
         store.approve(names[0], reviewer="bob"),
-        store.edit(names[1], answer="Paris", reviewer="bob"),
+        store.edit(names[1], answer="Paris", draft="right", reviewer="bob", note="less is more"),
         store.reject(names[2], reviewer="bob"),
     ]
 
@@ -251,10 +348,38 @@ def test_export_to_standard_output(shell: Shell, decided: list[Review]) -> None:
     rows = [json.loads(line) for line in shell("export").splitlines()]
     assert [(row["id"], row["response"], row["label"]) for row in rows] == [
         (decided[0].id, "Anträge 0", 0),
-        (decided[1].id, "Anträge 1", 1),
+        (decided[1].id, "Anträge 1", 0),
         (decided[2].id, "Anträge 2", 1),
     ]
-    assert set(rows[0]) == {"prompt", "response", "label", "id", "route"}
+    assert [(row["verdict"], row["better"], row["note"]) for row in rows] == [
+        ("approved", None, None),
+        ("edited", "Paris", "less is more"),
+        ("rejected", None, None),
+    ]
+    assert {(row["model"], row["policy"], row["reviewer"]) for row in rows} == {("tiny", "balanced", "bob")}
+
+
+def test_an_export_is_a_file_that_calibration_reads(shell: Shell, decided: list[Review], tmp_path: Path) -> None:
+    from guard.questions import LabelledResponse, read_rows
+
+    out = tmp_path / "labels.jsonl"
+    shell("export", "--out", str(out))
+    rows = [row for row in read_rows(out).rows if isinstance(row, LabelledResponse)]
+    assert [(row.prompt, row.response, row.wrong) for row in rows] == [
+        (review.prompt, review.answer, review.draft == "wrong") for review in decided
+    ]
+
+
+def test_an_export_takes_one_model_and_says_where_there_are_several(
+    shell: Shell, store: Store, decided: list[Review], tmp_path: Path
+) -> None:
+    store.approve(store.add(make_escalation(7, model="other")).id, reviewer="bob")
+    out = tmp_path / "labels.jsonl"
+    assert "answers of 2 models: tiny (3), other (1)" in shell("export", "--out", str(out))
+    assert shell.json("export", "--out", str(out), "--model", "other")["models"] == {"other": 1}
+    assert json.loads(out.read_text())["model"] == "other"
+    assert "models" not in shell("export", "--out", str(out), "--model", "tiny")
+    assert len(out.read_text().splitlines()) == len(decided)
 
 
 def test_export_to_a_file(shell: Shell, decided: list[Review], tmp_path: Path) -> None:
@@ -262,7 +387,8 @@ def test_export_to_a_file(shell: Shell, decided: list[Review], tmp_path: Path) -
     out.write_text("old")
     assert "3 labelled rows written to" in shell("export", "--out", str(out))
     assert out.read_text(encoding="utf-8") == shell("export")
-    assert shell.json("export", "--out", str(out), "--route", "none") == {"rows": 0, "out": str(out)}
+    assert shell.json("export", "--out", str(out), "--route", "none") == {"rows": 0, "out": str(out), "models": {}}
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600  # though the old one was everybody's
     assert {path.name for path in tmp_path.iterdir()} <= {"labels.jsonl", "reviews.db", *_wal(shell.path)}
     assert len(decided) == 3
 
@@ -290,7 +416,7 @@ def test_a_device_is_not_replaced(shell: Shell, decided: list[Review]) -> None:
 
 @pytest.mark.parametrize("subcommand", ["show", "approve", "reject", "edit"])
 def test_unknown_ids(shell: Shell, case: Review, subcommand: str) -> None:
-    more = ["--answer", "x"] if subcommand == "edit" else []
+    more = ["--answer", "x", "--draft", "wrong"] if subcommand == "edit" else []
     with pytest.raises(ReviewError, match=r"no review '~~'.*" + case.id):
         shell(subcommand, "~~", *more)
 

@@ -11,6 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -223,15 +224,17 @@ def test_a_misspelt_status_gets_a_suggestion(store: Store) -> None:
 
 
 def test_a_review_is_found_by_beginning_decision_and_look_alikes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = iter("10ab2c" + "10ab2c" + "10xyz9")
+    drawn = iter("10ab2c" + "10ab2c" + "10abz9")
     monkeypatch.setattr("guard.store.secrets.choice", lambda _: next(drawn))
     first = store.add(make_escalation(1))
     second = store.add(make_escalation(2))  # its first draw is taken
-    assert (first.id, second.id) == ("10ab2c", "10xyz9")
-    for name in ("10ab2c", "10a", " LOAB2C ", "ioab", "decision-1"):
+    assert (first.id, second.id) == ("10ab2c", "10abz9")
+    for name in ("10ab2c", "10ab2", " LOAB2C ", "ioab2", "decision-1"):
         assert store.review(name) == first
-    with pytest.raises(ReviewError, match="10ab2c, 10xyz9"):
-        store.review("10")
+    with pytest.raises(ReviewError, match="10ab2c, 10abz9"):
+        store.review("10ab")
+    with pytest.raises(ReviewError, match="too short"):
+        store.review("10a")
 
 
 @pytest.mark.parametrize("name", ["", "  ", "nothing", "%", "_", "'; DROP TABLE reviews; --", "\0", "\ud800"])
@@ -255,7 +258,7 @@ def test_an_unknown_name_gets_a_suggestion(store: Store) -> None:
 def test_the_three_decisions(store: Store) -> None:
     right, better, wrong = (store.add(make_escalation(n)).id for n in range(3))
     approved = store.approve(right, reviewer="ann", note="fine")
-    edited = store.edit(better, answer="Paris", reviewer="bob")
+    edited = store.edit(better, answer="Paris", draft="wrong", reviewer="bob")
     rejected = store.reject(wrong, reviewer="cyd", answer="42")
     assert (approved.status, approved.final_answer, approved.reviewer, approved.note) == (
         ReviewStatus.APPROVED,
@@ -280,10 +283,16 @@ def test_a_decision_is_final_and_says_whose_it_is(store: Store) -> None:
     assert store.review(review.id) == review
 
 
+ANSWER = make_escalation().answer
 DECISIONS: list[tuple[str, Callable[[Store, str], Review]]] = [
-    ("unchanged", lambda store, name: store.edit(name, answer=f" {make_escalation().answer}\n", reviewer="a")),
+    (
+        "unchanged",
+        lambda store, name: store.edit(name, answer=f" {make_escalation().answer}\n", draft="right", reviewer="a"),
+    ),
     ("unchanged", lambda store, name: store.reject(name, answer=make_escalation().answer, reviewer="a")),
-    ("empty", lambda store, name: store.edit(name, answer=" ", reviewer="a")),
+    ("empty", lambda store, name: store.edit(name, answer=" ", draft="wrong", reviewer="a")),
+    ("right or wrong", lambda store, name: store.edit(name, answer="Paris", reviewer="a")),
+    ("right or wrong", lambda store, name: store.edit(name, answer="Paris", draft="maybe", reviewer="a")),  # type: ignore[arg-type]
     ("reviewer's name", lambda store, name: store.approve(name, reviewer=" ")),
 ]
 
@@ -309,7 +318,9 @@ def _race(url: str, name: str, reviewer: str, barrier: Any, results: Any) -> Non
     with Store.open(url) as store:
         barrier.wait(timeout=30)
         try:
-            results.put(("won", reviewer, store.edit(name, answer=reviewer, reviewer=reviewer).final_answer))
+            results.put(
+                ("won", reviewer, store.edit(name, answer=reviewer, draft="wrong", reviewer=reviewer).final_answer)
+            )
         except ReviewError as error:
             results.put(("lost", reviewer, str(error)))
 
@@ -363,7 +374,7 @@ def test_labels_for_calibration(store: Store) -> None:
     ids = [store.add(make_escalation(n)).id for n in range(4)]
     text = store.add(make_escalation(4, prompt=Prompt.raw("2+2="), route=None)).id
     silent = store.add(make_escalation(5, answer=None)).id
-    store.edit(ids[1], answer="Paris", reviewer="ann")
+    store.edit(ids[1], answer="Paris", draft="wrong", reviewer="ann", note="the capital")
     store.approve(ids[0], reviewer="ann")
     store.reject(ids[2], reviewer="ann")
     store.reject(text, reviewer="ann")
@@ -379,6 +390,12 @@ def test_labels_for_calibration(store: Store) -> None:
         "label": 1,
         "id": ids[1],
         "route": "medical",
+        "model": "tiny",
+        "policy": "balanced",
+        "verdict": "edited",
+        "better": "Paris",
+        "note": "the capital",
+        "reviewer": "ann",
     }
     assert rows[3]["prompt"] == "2+2="
     assert [row["id"] for row in store.labelled(route="medical")] == [ids[1], ids[0], ids[2]]
@@ -439,12 +456,206 @@ def test_a_commit_is_synced(path: Path) -> None:
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
 
-def test_the_audit_trail_cannot_be_rewritten(store: Store) -> None:
-    store.add(make_escalation())
-    for statement in ("UPDATE review_events SET who = 'x'", "DELETE FROM review_events"):
-        with pytest.raises(StoreError, match="append-only"), store._database.write() as connection:
+APPROVED = "status = 'approved', reviewer = 'ann', draft = 'right', final_answer = answer, decided_at = '2026-01-02'"
+FORGERIES = [
+    "UPDATE review_events SET who = 'x'",
+    "DELETE FROM review_events",
+    f"UPDATE reviews SET {APPROVED} WHERE decision_id = 'decision-0'",
+    "UPDATE reviews SET final_answer = 'Lyon' WHERE decision_id = 'decision-1'",
+    "UPDATE reviews SET status = 'rejected' WHERE decision_id = 'decision-1'",
+    "UPDATE reviews SET draft = 'wrong' WHERE decision_id = 'decision-1'",
+    "UPDATE reviews SET status = 'pending', decided_at = NULL WHERE decision_id = 'decision-1'",
+    "UPDATE reviews SET answer = 'Lyon' WHERE decision_id = 'decision-0'",
+    "UPDATE reviews SET question = 'Why?' WHERE decision_id = 'decision-1'",
+    "UPDATE reviews SET id = 'zzzzzz' WHERE decision_id = 'decision-0'",
+    "DELETE FROM reviews",
+    "UPDATE review_repeats SET metadata = '{}'",
+    "DELETE FROM review_repeats",
+]
+TRUNCATIONS = ["TRUNCATE review_events", "TRUNCATE review_repeats", "TRUNCATE reviews CASCADE"]
+REPLACEMENTS = [
+    "REPLACE INTO review_events (number, review_id, at, who, what) SELECT number, review_id, at, 'x', what "
+    "FROM review_events",
+    "REPLACE INTO review_events (review_id, at, who, what) SELECT review_id, at, 'x', what FROM review_events "
+    "WHERE what <> 'added'",
+    "REPLACE INTO reviews (id, decision_id, created_at, policy, model, question, prompt, rule, reason, attempts, "
+    "metadata, status) SELECT id, decision_id, 'x', 'x', 'x', 'x', prompt, 'x', 'x', attempts, metadata, 'pending' "
+    "FROM reviews",
+    "REPLACE INTO reviews (id, decision_id, created_at, policy, model, question, prompt, rule, reason, attempts, "
+    "metadata, status, fingerprint) SELECT 'x', 'x', 'x', 'x', 'x', 'x', prompt, 'x', 'x', attempts, metadata, "
+    "'pending', fingerprint FROM reviews WHERE status = 'pending'",
+    "REPLACE INTO review_repeats SELECT decision_id, review_id, 'x', p_wrong, 'x', reason, attempts, metadata "
+    "FROM review_repeats",
+]
+
+
+@pytest.fixture
+def kept(store: Store) -> list[Any]:
+    """One case that waits and has a repeat, and one that is decided; gives all that is known of them."""
+    store.add(make_escalation(0))
+    store.add(make_escalation(0, decision_id="again"))
+    store.add(make_escalation(1))
+    store.approve("decision-1", reviewer="bob")
+    return known(store)
+
+
+def known(store: Store) -> list[Any]:
+    reviews = store.reviews()
+    return [(review, store.history(review.id), store.repeats(review.id)) for review in reviews]
+
+
+@pytest.mark.parametrize("statement", FORGERIES)
+def test_what_was_decided_and_by_whom_cannot_be_rewritten(store: Store, kept: list[Any], statement: str) -> None:
+    refused = pytest.raises(StoreError, match=r"append-only|changed|audit trail|foreign key")
+    with refused, store._database.write() as connection:
+        connection.exec_driver_sql(statement)
+    assert known(store) == kept
+
+
+def test_the_trail_cannot_be_emptied_or_replaced(store: Store, kept: list[Any]) -> None:
+    for statement in TRUNCATIONS if "://" in store.place else REPLACEMENTS:
+        with contextlib.suppress(StoreError), store._database.write() as connection:
             connection.exec_driver_sql(statement)
-    assert [event.who for event in store.history("decision-0")] == ["guard"]
+        assert known(store) == kept, statement
+
+
+def test_a_case_cannot_come_in_decided(store: Store, kept: list[Any]) -> None:
+    columns = "decision_id, created_at, policy, model, question, prompt, rule, reason, attempts, metadata, decided_at"
+    statement = f"INSERT INTO reviews (id, {columns}, status) SELECT 'zzzzzz', 'new', {columns[13:]}, 'approved' "
+    with pytest.raises(StoreError, match="begins pending"), store._database.write() as connection:
+        connection.exec_driver_sql(f"{statement} FROM reviews WHERE status = 'approved'")
+    assert known(store) == kept
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        f"UPDATE reviews SET {APPROVED} WHERE decision_id = 'decision-0'",
+        "UPDATE reviews SET reviewer = 'ann' WHERE decision_id = 'decision-1'",
+        "UPDATE reviews SET draft = 'wrong' WHERE decision_id = 'decision-1'",
+        "UPDATE reviews SET status = 'pending', decided_at = NULL WHERE decision_id = 'decision-1'",
+    ],
+)
+def test_a_forged_verdict_is_found_when_it_is_read(store: Store, kept: list[Any], forgery: str) -> None:
+    """Whoever owns the database can drop the triggers; a verdict that is not in the trail is then refused."""
+    assert kept
+    with store._database.write() as connection:
+        on = " ON reviews" if "://" in store.place else ""
+        connection.exec_driver_sql(f"DROP TRIGGER reviews_keep_verdicts{on}")
+        connection.exec_driver_sql(forgery)
+    for read in (lambda: store.reviews(), lambda: list(store.labelled()), lambda: known(store)):
+        with pytest.raises(StoreError, match="not the one in its audit trail"):
+            read()
+
+
+def test_the_trail_has_the_whole_verdict(store: Store) -> None:
+    name = store.add(make_escalation()).id
+    store.edit(name, answer="Paris", draft="right", reviewer="ann", note="shorter")
+    verdict = store.history(name)[-1]
+    assert (verdict.what, verdict.who, verdict.draft, verdict.final_answer, verdict.note) == (
+        *("edited", "ann", "right", "Paris", "shorter"),
+    )
+
+
+# -- identical cases ---------------------------------------------------------------------------
+
+
+def test_an_identical_case_is_counted_and_kept_on_the_one_that_waits(store: Store) -> None:
+    first = store.add(make_escalation(0))
+    for number in range(3):
+        again = make_escalation(0, decision_id=f"again-{number}", metadata={"customer": number + 7})
+        assert store.add(again).id == first.id
+        assert store.add(again).repeats == number + 1  # idempotent by its decision too
+    assert store.count() == 1
+    assert store.review("again-1").id == first.id
+    assert [(repeat.decision_id, repeat.metadata) for repeat in store.repeats(first.id)] == [
+        (f"again-{number}", {"customer": number + 7}) for number in range(3)
+    ]
+    decided = store.approve("again-2", reviewer="ann")
+    assert (decided.id, decided.repeats) == (first.id, 3)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"answer": "Lyon"},
+        {"prompt": Prompt.chat("Question 0?", system="Be long.")},
+        {"policy": "strict"},
+        {"model": "large"},
+        {"route": None},
+        {"answer": None},
+    ],
+)
+def test_a_case_that_differs_in_anything_that_matters_is_one_of_its_own(store: Store, other: dict[str, Any]) -> None:
+    store.add(make_escalation(0))
+    assert store.add(make_escalation(0, decision_id="other", **other)).decision_id == "other"
+    assert store.count(status="pending") == 2
+
+
+def test_an_identical_case_waits_again_once_the_first_is_decided(store: Store) -> None:
+    first = store.add(make_escalation(0))
+    store.reject(first.id, reviewer="ann")
+    again = store.add(make_escalation(0, decision_id="again"))
+    assert (again.status, again.id != first.id) == (ReviewStatus.PENDING, True)
+    assert [len(store.repeats(name)) for name in (first.id, again.id)] == [0, 0]
+
+
+def test_identical_cases_that_come_in_at_once_are_one(store: Store) -> None:
+    cases = [make_escalation(0, decision_id=f"d{number}") for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        ids = {review.id for review in pool.map(store.add, cases)}
+    assert len(ids) == 1 == store.count()
+    (one,) = store.reviews()
+    assert {one.decision_id, *(repeat.decision_id for repeat in store.repeats(one.id))} == {f"d{n}" for n in range(24)}
+
+
+# -- a decision needs the whole id -------------------------------------------------------------
+
+
+def test_a_part_of_an_id_decides_nothing(store: Store) -> None:
+    review = store.add(make_escalation())
+    for name in (review.id[:1], review.id[:5], "decision"):
+        for decide in (
+            lambda name: store.approve(name, reviewer="a"),
+            lambda name: store.reject(name, reviewer="a"),
+            lambda name: store.edit(name, answer="x", draft="wrong", reviewer="a"),
+        ):
+            with pytest.raises(ReviewError):
+                decide(name)
+    assert store.review(review.id) == review
+
+
+# -- forking -----------------------------------------------------------------------------------
+
+
+def _in_a_fork(work: Callable[[], object]) -> int:
+    """Do something in a forked child; its exit code."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_store_that_was_used_before_a_fork_serves_parent_and_children(store: Store) -> None:
+    store.add(make_escalation(0))
+    for number in (1, 2):
+        assert _in_a_fork(lambda number=number: store.add(make_escalation(number))) == 0
+        assert store.count() == number + 1  # the child has closed nothing of ours
+    assert store.approve("decision-2", reviewer="ann").status is ReviewStatus.APPROVED
+
+
+def test_a_fork_in_the_middle_of_a_transaction_harms_nothing(store: Store) -> None:
+    with store._database.read() as connection:
+        query = sa.select(sa.func.count()).select_from(METADATA.tables["reviews"])
+        assert connection.scalar(query) == 0
+        assert _in_a_fork(lambda: store.add(make_escalation(1))) == 0
+        assert connection.scalar(query) in (0, 1)
+    assert store.count() == 1
 
 
 # -- opening and migrating ---------------------------------------------------------------------
@@ -566,12 +777,83 @@ def test_a_schema_that_no_guard_has_is_refused(path: Path) -> None:
         Store.open(path)
 
 
+@pytest.mark.parametrize("loss", ["DELETE FROM guard_version", "DROP TABLE guard_version"])
+def test_a_store_without_its_version_says_so(store: Store, url: str, loss: str) -> None:
+    store.add(make_escalation())
+    with store._database.write() as connection:
+        connection.exec_driver_sql(loss)
+    store.close()
+    with pytest.raises(StoreError, match=r"version of its schema is missing.*backup"):
+        Store.open(url)
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder that other users can enter; pytest's own they cannot."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def read_only(path: Path, *, folder: bool) -> Iterator[None]:
+    """A file, or its folder too, is not ours to write; root is somebody else meanwhile."""
+    path.chmod(0o444)
+    path.parent.chmod(0o555 if folder else 0o777)
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+        path.parent.chmod(0o755)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+@pytest.mark.parametrize("in_use", [True, False])
+def test_a_read_only_store_can_be_read(shared_folder: Path, folder: bool, in_use: bool) -> None:
+    path = shared_folder / "reviews.db"
+    with Store.open(path) as writer:
+        for number in range(3):
+            writer.add(make_escalation(number))
+        writer.approve("decision-0", reviewer="ann")
+        if in_use:
+            for file in shared_folder.iterdir():
+                file.chmod(0o444)
+        else:
+            writer.close()
+        with read_only(path, folder=folder), Store.open(path) as store:
+            assert [review.decision_id for review in store.reviews()] == [f"decision-{n}" for n in range(3)]
+            assert [row["label"] for row in store.labelled()] == [0]
+            assert len(store.history("decision-0")) == 2
+            for change in (
+                lambda: store.add(make_escalation(5)),
+                lambda: store.approve("decision-1", reviewer="x"),
+            ):
+                with pytest.raises(StoreError, match="it is read-only"):
+                    change()
+            assert store.count() == 3
+
+
+def test_a_read_only_store_of_an_older_schema_is_refused(shared_folder: Path) -> None:
+    path = shared_folder / "reviews.db"
+    old = database._open_sqlite(database._parse(path), create=True, timeout_s=5)
+    with old.write() as connection:
+        migrations.upgrade(connection, to="0002")
+    old.close()
+    with read_only(path, folder=True), pytest.raises(StoreError, match=r"schema 0002.*writable"):
+        Store.open(path)
+    Store.open(path).close()
+
+
 def test_the_file_is_private_and_its_folder_is_made(tmp_path: Path) -> None:
     path = tmp_path / "new 100%" / "däta" / "reviews.db"
     with Store.open(path) as store:
         store.add(make_escalation())
         for file in path.parent.iterdir():
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert store.place == str(path)
 
 
@@ -643,6 +925,7 @@ def test_after_any_damage_what_is_accepted_can_be_read(path: Path, whole: bytes,
 def test_a_damaged_value(path: Path, column: str, value: Any) -> None:
     with Store.open(path) as store:
         store.add(make_escalation())
+        raw(path, "DROP TRIGGER reviews_keep_verdicts")
         raw(path, f"UPDATE reviews SET {column} = ?", value)
         with pytest.raises(StoreError, match="damaged"):
             store.reviews()

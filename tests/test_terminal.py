@@ -213,7 +213,16 @@ def test_files_and_names_in_errors_cannot_steer_the_terminal(tmp_path: Path, kin
         "scorer": ("ask", "x", "--scorer", str(scorer)),
         "calibrate": ("calibrate", "--data", str(data), "--out", str(tmp_path / "out.json")),
         "score": ("score", str(data), "--scorer", str(scorer)),
-        "certify": ("certify", "--data", str(data), "--scorer", str(scorer), "--out", str(tmp_path / "c.json"), *promise),
+        "certify": (
+            "certify",
+            "--data",
+            str(data),
+            "--scorer",
+            str(scorer),
+            "--out",
+            str(tmp_path / "c.json"),
+            *promise,
+        ),
         "evaluate": ("evaluate", str(tmp_path / "\x1b[2Jtable.parquet"), "--out", str(tmp_path / "out.html")),
         "record": ("record", "--data", str(data), "--out", str(tmp_path / "out.parquet")),
     }

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
-import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from guard.cli.asking import check_choice
 from guard.cli.output import AsJson, StoreUrl, console, print_json
-from guard.errors import InputError, did_you_mean
+from guard.cli.review_tables import (
+    answer_of,
+    attempts_table,
+    case_table,
+    decision_table,
+    list_table,
+    short_case_table,
+)
+from guard.cli.terminal import one_line, shown
+from guard.errors import InputError, ReviewError, did_you_mean
+from guard.private_files import replacing_privately
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from guard.store import Review, ReviewEvent, Store
+    from guard.review_records import Draft
+    from guard.store import Review, Store
 
 app = typer.Typer(
     help="Look through what was escalated, and decide it.",
@@ -31,9 +42,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_DRAFTS = ("right", "wrong")
 _STATUSES = ("pending", "approved", "edited", "rejected", "all")
 
-ReviewId = Annotated[str, typer.Argument(metavar="ID", help="The review's id or its beginning, or the decision id.")]
+ReviewId = Annotated[str, typer.Argument(metavar="ID", help="The review's id, or the decision id.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Decide without asking; needs the whole id.")]
 Reviewer = Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; by default your login name.")]
 Note = Annotated[str | None, typer.Option(metavar="TEXT", help="A note to keep with the decision.")]
 Route = Annotated[str | None, typer.Option(metavar="ROUTE", help="Only this route.")]
@@ -46,7 +59,7 @@ def list_reviews(
         str, typer.Option(metavar="STATUS", help="pending, approved, edited, rejected or all.")
     ] = "pending",
     route: Route = None,
-    limit: Annotated[int, typer.Option(help="Show at most so many.")] = 20,
+    limit: Annotated[int, typer.Option(help="Show at most this many.")] = 20,
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,29 +71,33 @@ def list_reviews(
         found = reviews.reviews(status=only, route=route, limit=limit)
         total = reviews.count(status=only, route=route)
     if as_json:
-        print_json({"total": total, "reviews": [_json(review) for review in found]})
+        print_json({"total": total, "reviews": [asdict(review) for review in found]})
         return
     kind = "" if only is None else f"{only} "
     if not found:
         console().print(f"No {kind}reviews.")
         return
-    console().print(_list_table(found, with_status=only is None))
+    console().print(list_table(found, with_status=only is None))
     console().print(f"{len(found)} of {total} {kind}reviews. Read one: guard review show {found[0].id}")
 
 
 @app.command()
 def show(name: ReviewId, *, store: StoreUrl = None, as_json: AsJson = False) -> None:
-    """Show one review: question, answer, score, rule, attempts, and what became of it."""
+    """Show one review: prompt, answer, score, rule, metadata, attempts, and what became of it.
+
+    Four characters of an id will do where no other id begins with them.
+    """
     with _opened(store) as reviews:
         review = reviews.review(name)
-        history = reviews.history(review.id)
+        history, repeats = reviews.history(review.id), reviews.repeats(review.id)
     if as_json:
-        print_json(_json(review) | {"history": [asdict(event) for event in history]})
+        more = {"history": [asdict(event) for event in history], "repeated": [asdict(each) for each in repeats]}
+        print_json(asdict(review) | more)
         return
-    console().print(_case_table(review))
+    console().print(case_table(review, repeats))
     if review.attempts:
-        console().print(_attempts_table(review))
-    console().print(_decision_table(review, history))
+        console().print(attempts_table(review))
+    console().print(decision_table(review, history))
 
 
 @app.command()
@@ -89,12 +106,15 @@ def approve(
     *,
     reviewer: Reviewer = None,
     note: Note = None,
+    yes: Yes = False,
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Let the model's answer stand."""
+    by = _reviewer(reviewer)
     with _opened(store) as reviews:
-        review = reviews.approve(name, reviewer=_reviewer(reviewer), note=note)
+        chosen = _chosen(reviews, name, "Approve", yes=yes or as_json)
+        review = reviews.approve(chosen.id, reviewer=by, note=note)
     _report(review, as_json=as_json)
 
 
@@ -105,16 +125,27 @@ def edit(
     answer: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The better answer; without it $EDITOR opens.")
     ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(metavar="LABEL", help="Whether the model's own answer was right (but wordy, say) or wrong."),
+    ] = None,
     reviewer: Reviewer = None,
     note: Note = None,
+    yes: Yes = False,
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a better answer in place of the model's."""
+    """Put a better answer in place of the model's, and say whether the model's was right or wrong."""
     by = _reviewer(reviewer)
+    if draft is not None:
+        check_choice("--draft", draft, _DRAFTS)
     with _opened(store) as reviews:
-        better = answer if answer is not None else _from_editor(reviews.review(name).answer or "")
-        review = reviews.edit(name, answer=better, reviewer=by, note=note)
+        chosen = _chosen(reviews, name, "Edit", yes=yes or as_json)
+        if draft is None and chosen.answer is not None and _someone_is_there(as_json):
+            draft = _asked_for_draft()
+        better = answer if answer is not None else _from_editor(chosen.answer or "")
+        label = cast("Draft | None", draft)
+        review = reviews.edit(chosen.id, answer=better, draft=label, reviewer=by, note=note)
     _report(review, as_json=as_json)
 
 
@@ -125,12 +156,15 @@ def reject(
     answer: Annotated[str | None, typer.Option(metavar="TEXT", help="The right answer, if known.")] = None,
     reviewer: Reviewer = None,
     note: Note = None,
+    yes: Yes = False,
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Say that the answer is wrong."""
+    by = _reviewer(reviewer)
     with _opened(store) as reviews:
-        review = reviews.reject(name, reviewer=_reviewer(reviewer), note=note, answer=answer)
+        chosen = _chosen(reviews, name, "Reject", yes=yes or as_json)
+        review = reviews.reject(chosen.id, reviewer=by, note=note, answer=answer)
     _report(review, as_json=as_json)
 
 
@@ -139,21 +173,29 @@ def export(
     *,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here; by default to standard output.")] = None,
     route: Route = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Only this model's answers, as a scorer needs them.")
+    ] = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write decided reviews as labelled JSON Lines, for `guard calibrate`."""
+    """Write decided reviews as labelled JSON Lines, for `guard calibrate`. The file is readable for you only."""
     with _opened(store) as reviews:
-        rows = reviews.labelled(route=route)
+        rows = reviews.labelled(route=route, model=model)
         if out is None:
             for row in rows:
                 print_json(row)
             return
-        written = _write_lines(rows, out)
+        models = _write_lines(rows, out)
+    written = sum(models.values())
     if as_json:
-        print_json({"rows": written, "out": str(out)})
-    else:
-        console().print(f"{written} labelled rows written to {out}", markup=False, soft_wrap=True)
+        print_json({"rows": written, "out": str(out), "models": dict(models)})
+        return
+    console().print(shown(f"{written} labelled rows written to {out}"), soft_wrap=True)
+    if len(models) > 1:
+        names = ", ".join(f"{name} ({count})" for name, count in models.items())
+        line = f"They are answers of {len(models)} models: {names}. A scorer needs those of its own: give --model."
+        console().print(shown(one_line(line), "yellow"), soft_wrap=True)
 
 
 # -- helpers of the commands -------------------------------------------------------------------
@@ -194,137 +236,55 @@ def _from_editor(text: str) -> str:
             ) from error
 
 
-def _write_lines(rows: Iterable[dict[str, Any]], out: Path) -> int:
-    """Write JSON Lines so that the file is either the old one or the whole new one."""
-    import json
-
+def _write_lines(rows: Iterable[dict[str, Any]], out: Path) -> Counter[str]:
+    """Write JSON Lines so that the file is either the old one or the whole new one; rows by model."""
     if out.exists() and not out.is_file():
         raise InputError(f"'{out}' is not a file", fix="Give a file's path with --out")
-    written = 0
-    part = out.with_name(f".{out.name}.part")
+    models: Counter[str] = Counter()
     try:
-        with part.open("w", encoding="utf-8") as file:
+        with replacing_privately(out) as part, part.open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                written += 1
-        part.replace(out)
+                models[row["model"]] += 1
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         raise InputError(f"'{out}' cannot be written", why=error.strerror or str(error)) from error
-    return written
+    return models
+
+
+def _someone_is_there(as_json: bool) -> bool:
+    return not as_json and sys.stdin.isatty()
+
+
+def _chosen(store: Store, name: str, verb: str, *, yes: bool) -> Review:
+    """The review to decide: shown and confirmed where a person is there, else named by its whole id."""
+    from guard.store import ID_LENGTH
+
+    review = store.review(name)
+    if sys.stdin.isatty() and not yes:
+        console().print(short_case_table(review))
+        if not typer.confirm(f"{verb} it?"):
+            raise typer.Exit(1)
+    elif len(name.strip()) < ID_LENGTH:
+        raise ReviewError(
+            f"'{one_line(name)}' is only the beginning of a review's id",
+            why="a decision is final, and nobody was asked to confirm it",
+            fix=f"Give the whole id: {review.id}",
+        )
+    return review
+
+
+def _asked_for_draft() -> str:
+    draft = ""
+    while draft not in _DRAFTS:
+        draft = typer.prompt("Was the model's own answer right or wrong?").strip().lower()
+    return draft
 
 
 def _report(review: Review, *, as_json: bool) -> None:
     if as_json:
-        print_json(_json(review))
-    else:
-        console().print(_visible(f"{review.id} {review.status} by {review.reviewer}"), markup=False)
-
-
-def _json(review: Review) -> dict[str, Any]:
-    return asdict(review)
-
-
-# -- tables ------------------------------------------------------------------------------------
-
-
-def _visible(text: str) -> str:
-    """Text that cannot steer the reader's terminal: questions and answers come from strangers."""
-    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(_visible(text).split())
-
-
-def _probability(p_wrong: float | None) -> str:
-    return "-" if p_wrong is None else f"{p_wrong:.3f}"
-
-
-def _when(time: str) -> str:
-    """Date and minute of an ISO 8601 time, in UTC as it is kept."""
-    return time[:16].replace("T", " ")
-
-
-def _list_table(reviews: list[Review], *, with_status: bool) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
-    table.add_column("id", no_wrap=True, style="bold")
-    table.add_column("escalated (UTC)", no_wrap=True)
-    if with_status:
-        table.add_column("status", no_wrap=True)
-    table.add_column("route", no_wrap=True, max_width=10, overflow="ellipsis")
-    table.add_column("p(wrong)", no_wrap=True, justify="right")
-    table.add_column("question", no_wrap=True, overflow="ellipsis", ratio=1)
-    for review in reviews:
-        cells = [review.id, _when(review.created_at)]
-        cells += [review.status.value] if with_status else []
-        cells += [_one_line(review.route or "-"), _probability(review.p_wrong), _one_line(review.question)]
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
-
-
-def _fields(pairs: Iterable[tuple[str, str | None]]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for name, value in pairs:
-        if value is not None:
-            table.add_row(name, Text(_visible(value)))
-    return table
-
-
-def _case_table(review: Review) -> Table:
-    return _fields(
-        [
-            ("id", review.id),
-            ("decision", review.decision_id),
-            ("escalated", f"{_when(review.created_at)} UTC"),
-            ("route", review.route),
-            ("policy", review.policy),
-            ("model", review.model),
-            ("question", review.question),
-            ("answer", review.answer if review.answer is not None else "(none: generation failed)"),
-            ("p(wrong)", _probability(review.p_wrong)),
-            ("rule", f"{review.rule}: {review.reason}"),
-        ]
-    )
-
-
-def _attempts_table(review: Review) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="attempts", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("#", no_wrap=True, justify="right")
-    table.add_column("source", no_wrap=True, max_width=12, overflow="ellipsis")
-    table.add_column("p(wrong)", no_wrap=True, justify="right")
-    table.add_column("then", no_wrap=True)
-    table.add_column("rule", no_wrap=True, max_width=14, overflow="ellipsis")
-    table.add_column("answer", overflow="fold", min_width=16)
-    for number, attempt in enumerate(review.attempts, start=1):
-        answer = attempt["answer"] if attempt["answer"] is not None else f"({attempt['error']})"
-        cells = [str(number), attempt["source"], _probability(attempt["p_wrong"])]
-        cells += [attempt["action"], attempt["rule"], answer]
-        table.add_row(*(Text(_visible(cell)) for cell in cells))
-    return table
-
-
-def _decision_table(review: Review, history: list[ReviewEvent]) -> Table:
-    trail = "\n".join(f"{_when(event.at)} UTC  {event.what} by {event.who}" for event in history)
-    return _fields(
-        [
-            ("status", review.status.value),
-            ("final answer", review.final_answer),
-            ("note", review.note),
-            ("history", trail),
-        ]
-    )
+        print_json(asdict(review))
+        return
+    console().print(shown(f"{review.id} {review.status} by {review.reviewer}"), soft_wrap=True)
+    case = shown(one_line(f"{review.question} -> {answer_of(review)}"), "dim")
+    case.truncate(console().width, overflow="ellipsis")
+    console().print(case)

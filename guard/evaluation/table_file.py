@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from guard.errors import InputError, did_you_mean, missing_extra
 from guard.evaluation.columns import ARRAYS, KINDS, RAGGED, Columns, array_shapes, offsets_of
+from guard.private_files import replacing_privately
 
 FORMAT, FORMAT_VERSION = "guard-answers", 1
 
@@ -40,20 +40,17 @@ def write_columns(columns: Columns, path: Path) -> None:
     schema = _schema(shapes).with_metadata({_FACTS: json.dumps(told)})
     row_bytes = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values())
     step = max(1, _GROUP_BYTES // row_bytes)
-    scratch = path.with_name(f".{path.name}.part")
     options = {"compression": "zstd", "use_dictionary": ["dataset"], "write_statistics": False}
     try:
-        with pyarrow.parquet.ParquetWriter(scratch, schema, write_page_checksum=True, **options) as writer:
+        with (
+            replacing_privately(path) as scratch,
+            pyarrow.parquet.ParquetWriter(scratch, schema, write_page_checksum=True, **options) as writer,
+        ):
             for start in range(0, len(columns), step):
                 rows = slice(start, min(start + step, len(columns)))
                 arrays = [_to_arrow(columns, field, rows) for field in schema]
                 writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
-        scratch.replace(path)
-    except BaseException as error:
-        with suppress(OSError, ValueError):  # ValueError: a NUL byte in the path
-            scratch.unlink()
-        if not isinstance(error, (OSError, ValueError)):
-            raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         why = getattr(error, "strerror", None) or str(error)
         raise InputError(f"Cannot write the answers to {str(path)!r}", why=why, fix="Give another file") from error
 

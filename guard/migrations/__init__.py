@@ -7,18 +7,20 @@ Adding one: write ``versions/v0003_what.py`` with ``revision = "0003"``, raise `
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from guard.errors import StoreError
+from guard.migrations.tables import REVIEWS
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 #: The revision that this guard reads and writes.
-HEAD = "0002"
+HEAD = "0003"
 
 _REVISIONS = [f"{number:04d}" for number in range(1, int(HEAD) + 1)]
 
@@ -37,6 +39,20 @@ def current(connection: Connection) -> str | None:
     return None if revision is None else str(revision)
 
 
+def check_versioned(tables: Iterable[str], revision: str | None) -> None:
+    """Refuse a store whose version is lost: what its tables hold would be a guess.
+
+    Raises:
+        StoreError: there are reviews, and no version.
+    """
+    if revision is None and REVIEWS.name in tables:
+        raise StoreError(
+            "The review store has reviews, but the version of its schema is missing",
+            why=f"the table {VERSION_TABLE} is empty or gone",
+            fix="Restore the store from a backup, or give another one with --store or GUARD_STORE",
+        )
+
+
 def upgrade(connection: Connection, *, to: str = HEAD) -> None:
     """Bring a database to a revision, inside the caller's transaction.
 
@@ -46,8 +62,8 @@ def upgrade(connection: Connection, *, to: str = HEAD) -> None:
         StoreError: the database was written by a newer guard, or its revision is damaged.
     """
     revision = current(connection)
-    if revision is not None and revision not in _REVISIONS:
-        _refuse(revision)
+    check_versioned(sa.inspect(connection).get_table_names(), revision)
+    check_known(revision)
     if revision == to:
         return
     # Imported here: a store that is up to date opens without the cost of Alembic.
@@ -61,7 +77,14 @@ def upgrade(connection: Connection, *, to: str = HEAD) -> None:
         command.upgrade(config, to)
 
 
-def _refuse(revision: str) -> NoReturn:
+def check_known(revision: str | None) -> None:
+    """Refuse a revision that is not one of this guard's.
+
+    Raises:
+        StoreError: a newer guard has written it, or it is damaged.
+    """
+    if revision is None or revision in _REVISIONS:
+        return
     if revision.isdecimal() and revision > HEAD:
         raise StoreError(
             f"The review store has schema {revision}, this guard knows schemas up to {HEAD}",

@@ -1,0 +1,160 @@
+"""What ``guard review`` shows: the list, a case, what was decided. All text in it is shown by `shown`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from guard.cli.terminal import one_line, shown
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from guard.records import Prompt
+    from guard.store import Repeat, Review, ReviewEvent
+
+#: Seconds of each unit of an age, largest first.
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def age(time: str, now: datetime | None = None) -> str:
+    """How long ago an ISO 8601 time is, in its largest unit, such as ``3 d``."""
+    seconds = max(0, int(((now or datetime.now(UTC)) - datetime.fromisoformat(time)).total_seconds()))
+    return next((f"{seconds // size} {unit}" for unit, size in _UNITS if seconds >= size), "now")
+
+
+def when(time: str) -> str:
+    """Date and minute of an ISO 8601 time, in UTC as it is kept."""
+    return f"{time[:16].replace('T', ' ')} UTC"
+
+
+def list_table(reviews: list[Review], *, with_status: bool) -> Table:
+    """One line a review: id, age, score, question and answer."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    table.add_column("id", no_wrap=True, style="bold")
+    table.add_column("age", no_wrap=True, justify="right")
+    if with_status:
+        table.add_column("status", no_wrap=True)
+    table.add_column("route", no_wrap=True, max_width=10, overflow="ellipsis")
+    table.add_column("p(wrong)", no_wrap=True, justify="right")
+    table.add_column("question", no_wrap=True, overflow="ellipsis", ratio=3)
+    table.add_column("answer", no_wrap=True, overflow="ellipsis", ratio=2)
+    for review in reviews:
+        cells = [review.id, age(review.created_at), *([review.status.value] if with_status else [])]
+        cells += [review.route or "-", _probability(review.p_wrong), review.question, answer_of(review)]
+        table.add_row(*(shown(one_line(cell)) for cell in cells))
+    return table
+
+
+def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
+    """All that a person needs to decide a case."""
+    return _fields(
+        [
+            ("id", review.id),
+            ("decision", review.decision_id),
+            ("escalated", f"{when(review.created_at)}, {age(review.created_at)} ago"),
+            ("repeated", _repeated(repeats or [])),
+            ("route", review.route),
+            ("policy", review.policy),
+            ("model", review.model),
+            *_prompt_fields(review.prompt, review.question),
+            ("question", review.question),
+            ("answer", answer_of(review)),
+            ("p(wrong)", _probability(review.p_wrong)),
+            ("rule", f"{review.rule}: {review.reason}"),
+            ("metadata", _as_json(review.metadata) if review.metadata else None),
+        ]
+    )
+
+
+def short_case_table(review: Review) -> Table:
+    """What is about to be decided."""
+    fields = [("id", review.id), ("question", review.question), ("answer", answer_of(review))]
+    return _fields([*fields, ("p(wrong)", _probability(review.p_wrong))])
+
+
+def attempts_table(review: Review) -> Table:
+    """One line an attempt."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="attempts", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("#", no_wrap=True, justify="right")
+    table.add_column("source", no_wrap=True, max_width=12, overflow="ellipsis")
+    table.add_column("p(wrong)", no_wrap=True, justify="right")
+    table.add_column("then", no_wrap=True)
+    table.add_column("rule", no_wrap=True, max_width=14, overflow="ellipsis")
+    table.add_column("answer", overflow="fold", min_width=16)
+    for number, attempt in enumerate(review.attempts, start=1):
+        answer = attempt["answer"] if attempt["answer"] is not None else f"({attempt['error']})"
+        cells = [str(number), attempt["source"], _probability(attempt["p_wrong"])]
+        cells += [attempt["action"], attempt["rule"], answer]
+        table.add_row(*map(shown, cells))
+    return table
+
+
+def decision_table(review: Review, history: list[ReviewEvent]) -> Table:
+    """What became of a case."""
+    trail = "\n".join(f"{when(event.at)}  {event.what} by {event.who}" for event in history)
+    return _fields(
+        [
+            ("status", review.status.value),
+            ("the model", f"was {review.draft}" if review.draft else None),
+            ("final answer", review.final_answer),
+            ("note", review.note),
+            ("history", trail),
+        ]
+    )
+
+
+def answer_of(review: Review) -> str:
+    """The model's answer, or what stands for it."""
+    return review.answer if review.answer is not None else "(none: generation failed)"
+
+
+def _prompt_fields(prompt: Prompt, question: str) -> list[tuple[str, str | None]]:
+    """What the model read besides the question: system message, earlier turns, passages, tools."""
+    if prompt.messages is None:
+        return [("prompt", prompt.text if prompt.text != question else None)]
+    turns = [(str(turn["role"]), _content(turn)) for turn in prompt.messages]
+    if turns[-1] == ("user", question):
+        turns.pop()
+    tools = [str(tool.get("function", tool).get("name", tool)) for tool in prompt.tools]
+    return [*turns, ("tools", ", ".join(tools) or None)]
+
+
+def _content(turn: Mapping[str, Any]) -> str:
+    """A message's text, and whatever else it has, such as tool calls."""
+    content = turn["content"] if isinstance(turn["content"], str) else _as_json(turn["content"])
+    rest = {key: value for key, value in turn.items() if key not in ("role", "content")}
+    return "\n".join(part for part in (content, _as_json(rest) if rest else "") if part)
+
+
+def _repeated(repeats: list[Repeat]) -> str | None:
+    times = "once" if len(repeats) == 1 else f"{len(repeats)} times"
+    return f"{times} more, last {when(repeats[-1].created_at)}" if repeats else None
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _probability(p_wrong: float | None) -> str:
+    return "-" if p_wrong is None else f"{p_wrong:.3f}"
+
+
+def _fields(pairs: Iterable[tuple[str, str | None]]) -> Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold", max_width=12, overflow="ellipsis")
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        if value is not None:
+            table.add_row(shown(one_line(name)), shown(value))
+    return table
