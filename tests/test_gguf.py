@@ -10,6 +10,7 @@ import os
 import random
 import struct
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -508,6 +509,39 @@ def test_the_hash_is_kept_and_follows_the_file(
     assert weights_sha256(path) == sha256(b"changed")
     with pytest.raises(ModelFileError, match="no file"):
         weights_sha256(path.with_name("other.gguf"))
+
+
+def put_back(path: Path, content: bytes) -> None:
+    """Change a file in place, and put size, inode and time of its content back as they were."""
+    before = path.stat()
+    with path.open("r+b") as stream:
+        stream.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    same = ("st_size", "st_ino", "st_mtime_ns")
+    assert [getattr(after, name) for name in same] == [getattr(before, name) for name in same]
+
+
+def test_a_file_that_was_changed_behind_its_times_is_hashed_again(cache: Path, write: Callable[..., Path]) -> None:
+    path = write(b"weights")
+    weights_sha256(path)
+    time.sleep(0.02)  # beyond the grain of the kernel's clock
+    put_back(path, b"changed")
+    assert weights_sha256(path) == sha256(b"changed")
+
+
+@pytest.mark.parametrize("where", [0, 2**19, 2**20 - 1])
+def test_a_change_is_found_without_the_inodes_time(
+    cache: Path, write: Callable[..., Path], where: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not all file systems keep it: the pieces of the content are looked at too."""
+    content = bytearray(2**20)
+    path = write(bytes(content))
+    monkeypatch.setattr(Path, "stat", lambda self, **_: os.stat_result((*os.stat(self)[:7], 0, 0, 0)))
+    weights_sha256(path)
+    content[where] = 1
+    path.write_bytes(content)
+    assert weights_sha256(path) == sha256(content)
 
 
 @pytest.mark.parametrize("entry", [b"", b"{", b"[]", b"[" * 100_000, b'{"sha256": "beef"}', b"\xff"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -355,6 +356,13 @@ def test_sound_files_with_wrong_content_are_refused(tmp_path: Path, changes: dic
     answers.write(tmp_path / "a")
     with pytest.raises(InputError, match=told):
         Answers.read(changed(tmp_path / "a", **changes))
+
+
+def test_a_file_of_answers_is_its_owners_only(answers: Answers, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("everybody's")
+    answers.write(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_file_without_a_header_sum_is_read(tmp_path: Path) -> None:

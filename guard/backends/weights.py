@@ -11,6 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from guard.errors import ModelFileError, did_you_mean
+from guard.private_files import create_private_folder
+
+#: How many pieces of a file are compared before its hash is taken from the cache, and the bytes of each.
+_SAMPLES, _SAMPLE_BYTES = 64, 2**14
 
 
 def weight_file(path: str | os.PathLike[str]) -> Path:
@@ -43,8 +47,11 @@ def unreadable(file: Path, error: Exception) -> ModelFileError:
 def weights_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a weight file, in hex.
 
-    The hash is kept in the user's cache folder, for as long as the file's path, size, time of
-    change and inode stay the same. A cache that cannot be read or written is no error.
+    The hash is kept in the user's cache folder, for as long as the file stays the same: its place, size,
+    device and inode, the times of its content and of its inode, and `_SAMPLES` pieces of its content.
+    Size, mtime and inode alone are what anybody can restore after changing the file; the inode's time is
+    set by the kernel. The pieces are for file systems that do not keep that time, and cost milliseconds
+    where hashing gigabytes costs seconds at every start. A cache that cannot be read or written is no error.
 
     Raises:
         ModelFileError: the file cannot be read.
@@ -72,8 +79,21 @@ def _identity(file: Path) -> dict[str, str | int]:
         "path": str(file.resolve()),
         "size": found.st_size,
         "mtime_ns": found.st_mtime_ns,
+        "ctime_ns": found.st_ctime_ns,
+        "device": found.st_dev,
         "inode": found.st_ino,
+        "samples": _samples_sha256(file, found.st_size),
     }
+
+
+def _samples_sha256(file: Path, size: int) -> str:
+    """SHA-256 of pieces that are spread evenly over the file, its beginning and end among them."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for number in range(_SAMPLES):
+            stream.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def _cache_file(identity: Mapping[str, str | int]) -> Path:
@@ -98,7 +118,7 @@ def _read_cache(cached: Path, identity: Mapping[str, str | int]) -> str | None:
 def _write_cache(cached: Path, entry: Mapping[str, str | int]) -> None:
     """Write beside the target and rename, so that another process never reads half an entry."""
     with contextlib.suppress(OSError):
-        cached.parent.mkdir(parents=True, exist_ok=True)
+        create_private_folder(cached.parent)
         with tempfile.TemporaryDirectory(dir=cached.parent) as own:
             written = Path(own) / cached.name
             written.write_text(json.dumps(entry))
