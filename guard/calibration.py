@@ -14,10 +14,11 @@ from guard.artefact import FORMAT, FORMAT_VERSION, Artefact, Binding, DataSet, M
 from guard.errors import CalibrationError, InputError, did_you_mean
 from guard.fitting import Examples, Features, fit_model, schema_for
 from guard.graders import Grader
+from guard.journal_file import row_key
 from guard.metrics import Metrics, metrics_of
 from guard.novelty import StoredNovelty, fit_novelty
 from guard.questions import LabelledResponse, Row, split_questions
-from guard.recording import Journal, Record, Run, half, row_key
+from guard.recording import Journal, Record, Run, half
 from guard.scorer import Evaluator, Scorer
 from guard.signature import GROUPS, FeatureSchema, feature_vector
 
@@ -125,7 +126,11 @@ def split_labelled(
         journal: the model's answers.
         grade: whether an answer to a question is right.
         seed: of the split.
+
+    Raises:
+        InputError: the journal has an answer to something else under a row's key.
     """
+    journal.check_questions(rows)
     by_row = {id(row): dataset for dataset, row in rows}
     splits = split_questions([row for _, row in rows], seed=seed, shares=SPLIT_SHARES)
     return {

@@ -40,9 +40,16 @@ def grade(question: Question, answer: str, *, grader: str | None = None) -> bool
         grader: by name; by default the question's own or the usual one for it.
 
     Raises:
-        InputError: the grader is not known, or cannot grade this question.
+        InputError: the grader is not known, cannot grade this question, or is code that the question names.
     """
-    return load_grader(grader or grader_for(question))(question, answer)
+    named = grader or grader_for(question)
+    if grader is None and ":" in named:
+        raise InputError(
+            f"Question {question.id!r} names code as its grader, {named!r:.80}",
+            why="importing it would run what stands in a data file",
+            fix="Name it yourself: --grader module:function, or grader=",
+        )
+    return load_grader(named)(question, answer)
 
 
 def grader_for(question: Question) -> str:

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 from guard.errors import InputError
+<<<<<<< HEAD
 from guard.private_files import create_private
+=======
+from guard.prompts import question_prompt
+from guard.questions import Question, Row
+
+
+def row_key(dataset: str, row: Row) -> str:
+    """A row's key in a journal."""
+    return f"{dataset}/{row.id}"
+
+
+def asked_digest(row: Row) -> str:
+    """32 hexadecimal digits of what a row puts to a model: passage, question and choices, or prompt and response.
+
+    Accepted answers and graders are not part of it: they may get better, and the model's answer stays what it is.
+    """
+    prompt, response = (
+        (question_prompt(row, system=""), None) if isinstance(row, Question) else (row.prompt, row.response)
+    )
+    put = json.dumps([prompt.messages, prompt.text, response], sort_keys=True, default=str)
+    return hashlib.sha256(put.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+>>>>>>> 4449cf2 (A journal belongs to questions, not to ids; only the command line names graders that are code)
 
 
 class JournalFile:
@@ -37,6 +61,19 @@ class JournalFile:
         there = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if there - set(tables):
             raise InputError(f"'{self.path}' is a database of something else", fix="Give another file")
+
+    def _check_asked(self, rows: Iterable[tuple[str, Row]], stored: Mapping[str, str]) -> None:
+        """Raise where a row has the key of something else that was asked."""
+        other = [
+            key for dataset, row in rows if stored.get(key := row_key(dataset, row), now := asked_digest(row)) != now
+        ]
+        if other:
+            count = "1 row" if len(other) == 1 else f"{len(other)} rows"
+            raise InputError(
+                f"'{self.path}' holds answers to other questions",
+                why=f"{count} of the data have the id of a row that asked something else, the first is '{other[0]}'",
+                fix="Give another file with --journal, or other ids to the rows that changed",
+            )
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

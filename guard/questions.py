@@ -28,7 +28,8 @@ from guard.records import Prompt
 MAX_LINE_BYTES = 2**20
 #: Choices are lettered, so there are at most as many as letters.
 LETTERS = string.ascii_uppercase
-#: Graders that come with guard; any other is the user's own, as ``module:function``.
+#: Graders that come with guard, which a row may name. The user's own (``module:function``) is code, and is named
+#: by who runs guard alone.
 GRADER_NAMES = ("text", "number", "math", "choice", "regex")
 _SHOWN_BAD_ROWS = 5
 
@@ -350,7 +351,9 @@ def _check_grader(question: Question) -> None:
     grader = question.grader
     if grader is None:
         return
-    if grader not in GRADER_NAMES and ":" not in grader:
+    if ":" in grader:
+        raise _RowError(f"names code as its grader, {grader!r:.50}, which data may not; give it with --grader")
+    if grader not in GRADER_NAMES:
         raise _RowError(f"has the unknown grader {grader!r:.50}. {did_you_mean(grader, GRADER_NAMES)}")
     if grader == "choice" and question.choices is None:
         raise _RowError("is to be graded by 'choice' but has no 'choices'")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from guard.backends.base import Engine, Observer
 from guard.errors import CaptureError, InputError, PromptTooLongError
-from guard.journal_file import JournalFile
+from guard.journal_file import JournalFile, asked_digest, row_key
 from guard.prompts import completion_prompt, question_prompt
 from guard.questions import Question, Row
 from guard.records import (
@@ -36,13 +36,15 @@ from guard.records import (
 from guard.residual import LENS_SIGNALS, Lens, Residual, ResidualObserver
 from guard.signature import ACTIVATION_TOKENS, AGGREGATES, SignatureObserver
 
+#: Of a journal's tables.
+_FORMAT = "2"
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS header (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, dataset TEXT NOT NULL, question TEXT NOT NULL, answer TEXT NOT NULL,
     skipped TEXT, prompt_tokens INTEGER, seconds REAL,
     logprobs BLOB, entropies BLOB, margins BLOB, maps BLOB, norms BLOB, activations BLOB, lens BLOB, path BLOB,
-    samples TEXT
+    samples TEXT, asked TEXT NOT NULL
 )""",
 )
 
@@ -91,6 +93,7 @@ class Record:
         residual: what the residual stream showed; only where it was captured (``mlp+block``).
         samples: further answers, sampled; only where they were asked for.
         prompt_tokens: tokens of the prompt; 0 where nobody counted them.
+        asked: digest of what was put to the model; see `asked_digest`.
     """
 
     key: str
@@ -102,14 +105,16 @@ class Record:
     residual: Residual | None = None
     samples: tuple[str, ...] = ()
     prompt_tokens: int = 0
+    asked: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A row that could not be put to the model, and why."""
+    """A row that could not be put to the model, why, and the digest of what would have been put."""
 
     key: str
     reason: str
+    asked: str = ""
 
 
 class Journal(JournalFile):
@@ -141,6 +146,16 @@ class Journal(JournalFile):
         with self._translated():
             return {key for (key,) in self._db.execute("SELECT key FROM answers")}
 
+    def check_questions(self, rows: Iterable[tuple[str, Row]]) -> None:
+        """Refuse rows that have the key of an answer to something else.
+
+        Raises:
+            InputError: a row is not what was asked under its key.
+        """
+        with self._translated():
+            stored = dict(self._db.execute("SELECT key, asked FROM answers"))
+        self._check_asked(rows, stored)
+
     def append(self, record: Record) -> None:
         """Keep an answer; it is safe on disk when this returns."""
         signals, signature = record.signals, record.signals.signature
@@ -159,11 +174,12 @@ class Journal(JournalFile):
             None if residual is None else residual.lens.astype("<f4").tobytes(),
             None if residual is None else residual.path.astype("<f4").tobytes(),
             json.dumps(record.samples) if record.samples else None,
+            record.asked,
         )
 
     def skip(self, skipped: Skipped, *, dataset: str) -> None:
         """Keep the fact that a row cannot be put to this model."""
-        self._insert(skipped.key, dataset, "", "", skipped.reason, *[None] * 11)
+        self._insert(skipped.key, dataset, "", "", skipped.reason, *[None] * 11, skipped.asked)
 
     def record(self, key: str) -> Record | Skipped | None:
         """What is known of one row; None if it was not asked yet."""
@@ -179,8 +195,8 @@ class Journal(JournalFile):
     def skipped(self, keys: Collection[str]) -> list[Skipped]:
         """Those of these rows that cannot be put to the model, in the order in which that was found."""
         with self._translated():
-            found = self._db.execute("SELECT key, skipped FROM answers WHERE skipped IS NOT NULL").fetchall()
-        return [Skipped(key, reason) for key, reason in found if key in keys]
+            found = self._db.execute("SELECT key, skipped, asked FROM answers WHERE skipped IS NOT NULL").fetchall()
+        return [Skipped(*each) for each in found if each[0] in keys]
 
     def records(self, keys: Sequence[str]) -> list[Record]:
         """The records of these rows in this order, skipped and unknown ones left out."""
@@ -189,12 +205,12 @@ class Journal(JournalFile):
 
     def _insert(self, *values: Any) -> None:
         with self._translated():
-            self._db.execute(f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * 16)})", values)
+            self._db.execute(f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * 17)})", values)
 
     def _read(self, row: tuple[Any, ...]) -> Record | Skipped:
-        key, dataset, question, answer, skipped, prompt_tokens, seconds, *blobs, samples = row
+        key, dataset, question, answer, skipped, prompt_tokens, seconds, *blobs, samples, asked = row
         if skipped is not None:
-            return Skipped(key, skipped)
+            return Skipped(key, skipped, asked)
         texts = all(isinstance(text, str) for text in (key, dataset, question, answer))
         if not texts or not isinstance(seconds, float) or not isinstance(prompt_tokens, int):
             raise ValueError("a value is of the wrong type")
@@ -223,6 +239,7 @@ class Journal(JournalFile):
             residual=residual,
             samples=_texts(samples),
             prompt_tokens=prompt_tokens,
+            asked=asked,
         )
 
     def _set_up(self) -> None:
@@ -232,11 +249,14 @@ class Journal(JournalFile):
         for statement in _SCHEMA:
             self._db.execute(statement)
         if not self._db.execute("SELECT count(*) FROM header").fetchone()[0]:
-            self._db.executemany("INSERT INTO header VALUES (?, ?)", self._run.fields().items())
+            self._db.executemany("INSERT INTO header VALUES (?, ?)", self._header().items())
         self._db.execute("COMMIT")
 
+    def _header(self) -> dict[str, str]:
+        return {"journal": _FORMAT, **self._run.fields()}
+
     def _check_header(self) -> None:
-        fields = self._run.fields()
+        fields = self._header()
         with self._translated():
             stored = dict(self._db.execute("SELECT name, value FROM header"))
         differing = [name for name in fields if stored.get(name) != fields[name]]
@@ -254,11 +274,6 @@ def _texts(stored: str | None) -> tuple[str, ...]:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError("the samples are no texts")
     return tuple(texts)
-
-
-def row_key(dataset: str, row: Row) -> str:
-    """A row's key in a journal."""
-    return f"{dataset}/{row.id}"
 
 
 def record_rows(
@@ -282,7 +297,11 @@ def record_rows(
         samples: further answers to each of the first ``sampled_rows`` questions of each data set,
             sampled at temperature 1; what methods that ask again cost and give.
         sampled_rows: see there.
+
+    Raises:
+        InputError: the journal has an answer to something else under a row's key.
     """
+    journal.check_questions(rows)
     known = journal.keys()
     seen: Counter[str] = Counter()
     for dataset, row in rows:
@@ -294,7 +313,7 @@ def record_rows(
             asked = _ask(engine, row, run, lens)
             again = _sample(engine, row, run, samples if seen[dataset] <= sampled_rows else 0)
         except (PromptTooLongError, CaptureError) as error:
-            skipped = Skipped(key, str(error))
+            skipped = Skipped(key, str(error), asked_digest(row))
             journal.skip(skipped, dataset=dataset)
             known.add(key)
             yield skipped
@@ -309,6 +328,7 @@ def record_rows(
             residual=asked.residual,
             samples=again,
             prompt_tokens=asked.generation.prompt_tokens,
+            asked=asked_digest(row),
         )
         journal.append(record)
         known.add(key)

@@ -23,13 +23,13 @@ from guard.certify import Trials
 from guard.errors import CaptureError, InputError, PromptTooLongError
 from guard.graders import Grader
 from guard.guard import Guard
-from guard.journal_file import JournalFile
+from guard.journal_file import JournalFile, asked_digest, row_key
 from guard.policy import decide_error
 from guard.policy_plan import Plan
 from guard.policy_promise import asks_again
 from guard.prompts import question_prompt
 from guard.questions import LabelledResponse, Row
-from guard.recording import Skipped, row_key
+from guard.recording import Skipped
 from guard.records import Action, Attempt, Defect, Score, defects_of
 
 
@@ -57,10 +57,11 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsed:
-    """All attempts at one question."""
+    """All attempts at one question, with the digest of what was asked (`guard.journal_file.asked_digest`)."""
 
     key: str
     attempts: tuple[Tried, ...]
+    asked: str = ""
 
 
 class RehearsalJournal(JournalFile):
@@ -81,23 +82,35 @@ class RehearsalJournal(JournalFile):
         with self._translated():
             return {key for (key,) in self._db.execute("SELECT key FROM rehearsals")}
 
+    def check_questions(self, rows: Sequence[tuple[str, Row]]) -> None:
+        """Refuse rows that have the key of attempts at something else.
+
+        Raises:
+            InputError: a row is not what was asked under its key.
+        """
+        with self._translated():
+            stored = dict(self._db.execute("SELECT key, asked FROM rehearsals"))
+        self._check_asked(rows, stored)
+
     def keep(self, row: Rehearsed | Skipped) -> None:
         """Add a row; it is safe on disk when this returns."""
         skipped, attempts = (row.reason, "[]") if isinstance(row, Skipped) else (None, _written(row.attempts))
         with self._translated():
-            self._db.execute("INSERT OR REPLACE INTO rehearsals VALUES (?, ?, ?)", (row.key, attempts, skipped))
+            self._db.execute(
+                "INSERT OR REPLACE INTO rehearsals VALUES (?, ?, ?, ?)", (row.key, attempts, skipped, row.asked)
+            )
 
     def row(self, key: str) -> Rehearsed | Skipped | None:
         """What is known of one row; None if it was not asked yet."""
         with self._translated():
-            found = self._db.execute("SELECT attempts, skipped FROM rehearsals WHERE key = ?", (key,)).fetchone()
+            found = self._db.execute("SELECT attempts, skipped, asked FROM rehearsals WHERE key = ?", (key,)).fetchone()
         if found is None:
             return None
-        attempts, skipped = found
+        attempts, skipped, asked = found
         if skipped is not None:
-            return Skipped(key, str(skipped))
+            return Skipped(key, str(skipped), asked)
         try:
-            return Rehearsed(key, tuple(_read(each) for each in json.loads(attempts)))
+            return Rehearsed(key, tuple(_read(each) for each in json.loads(attempts)), asked)
         except (ValueError, TypeError) as error:
             why = f"the attempts of '{key}': {error}"
             raise InputError(f"'{self.path}' is damaged", why=why, fix="Delete it to start again") from error
@@ -107,7 +120,8 @@ class RehearsalJournal(JournalFile):
         self._db.execute("BEGIN IMMEDIATE")
         self._db.execute("CREATE TABLE IF NOT EXISTS basis (content TEXT NOT NULL)")
         self._db.execute(
-            "CREATE TABLE IF NOT EXISTS rehearsals (key TEXT PRIMARY KEY, attempts TEXT NOT NULL, skipped TEXT)"
+            "CREATE TABLE IF NOT EXISTS rehearsals (key TEXT PRIMARY KEY, attempts TEXT NOT NULL, skipped TEXT, "
+            "asked TEXT NOT NULL)"
         )
         if not self._db.execute("SELECT count(*) FROM basis").fetchone()[0]:
             self._db.execute("INSERT INTO basis VALUES (?)", (basis.model_dump_json(),))
@@ -140,7 +154,8 @@ def rehearse_rows(
         route: of the policy.
 
     Raises:
-        InputError: given responses, and a policy that would have other answers made, which nobody labelled.
+        InputError: given responses, and a policy that would have other answers made, which nobody labelled; or
+            the journal has attempts at something else under a row's key.
     """
     if asks_again(guard.policy.plan(route)):
         for dataset, row in rows:
@@ -150,6 +165,7 @@ def rehearse_rows(
                     why="the label of one answer says nothing about the others that the policy would have made",
                     fix="Certify on questions with their accepted answers, or without retries and fallbacks",
                 )
+    journal.check_questions(rows)
     known = journal.keys()
     for dataset, row in rows:
         key = row_key(dataset, row)
@@ -157,9 +173,9 @@ def rehearse_rows(
             continue
         known.add(key)
         try:
-            result: Rehearsed | Skipped = Rehearsed(key, _attempts(guard, row, route))
+            result: Rehearsed | Skipped = Rehearsed(key, _attempts(guard, row, route), asked_digest(row))
         except PromptTooLongError as error:
-            result = Skipped(key, str(error))
+            result = Skipped(key, str(error), asked_digest(row))
         journal.keep(result)
         yield result
 

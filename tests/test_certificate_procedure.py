@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,17 @@ def test_a_run_goes_on_where_it_was_and_belongs_to_its_basis(tmp_path: Path) -> 
         InputError, match=r"answers of another run.*the rules, on_error, truncated, empty or the budget are others"
     ):
         RehearsalJournal(path, guard(rehearsal(changed), 1).basis(changed))
+
+
+def test_attempts_are_not_used_for_other_questions_with_the_same_ids() -> None:
+    promising = policy(ONCE)
+    rehearsing = guard(rehearsal(promising), 0)
+    rows = questions(2)
+    other = [(name, replace(row, question="Another?")) for name, row in rows]  # type: ignore[call-arg]
+    with RehearsalJournal(":memory:", rehearsing.basis(promising)) as journal:
+        list(rehearse_rows(rehearsing, rows, journal, route=None))
+        with pytest.raises(InputError, match=r"holds answers to other questions.*2 rows"):
+            list(rehearse_rows(rehearsing, other, journal, route=None))
 
 
 def test_files_that_are_no_journal(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from guard.loop import Source
 from guard.policy import InvalidPolicyError, Policy, decide, decide_error, json_schema, load_policy, parse_policy
 from guard.policy_promise import asks_again, fallbacks_of, procedure_sha256, rehearsal
 from guard.questions import LabelledResponse, Question
-from guard.recording import row_key
+from guard.journal_file import row_key
 from guard.records import Action, Defect, Escalation, Limits, Outcome, Prompt, Sampling, defects_of
 from guard.rehearsal import RehearsalJournal, answered_rows, rehearse_rows
 

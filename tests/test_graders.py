@@ -525,9 +525,15 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_function_of_the_users_own(own_module: str) -> None:
-    question = ask("Paris", grader=f"{own_module}:same")
-    assert grade(question, "Paris")
-    assert not grade(question, "paris")
+    name = f"{own_module}:same"
+    assert grade(ask("Paris"), "Paris", grader=name)
+    assert not grade(ask("Paris"), "paris", grader=name)
+
+
+def test_a_question_may_not_name_code(own_module: str) -> None:
+    with pytest.raises(InputError, match=r"'q1' names code as its grader.*--grader"):
+        grade(ask("Paris", grader=f"{own_module}:same"), "Paris")
+    assert own_module not in sys.modules
 
 
 @pytest.mark.parametrize(

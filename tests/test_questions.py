@@ -202,6 +202,7 @@ def test_ids_are_made_of_the_content(read: Read) -> None:
             "right choice that is not among",
         ),
         ({"question": "q", "answers": ["a"], "grader": "txt"}, "unknown grader 'txt'. Did you mean 'text'"),
+        ({"question": "q", "answers": ["a"], "grader": "os:system"}, "names code as its grader.*--grader"),
         ({"question": "q", "answers": ["a"], "grader": "choice"}, "no 'choices'"),
         ({"question": "q", "answers": ["a"], "grader": "regex"}, "no text 'answer_regex'"),
         ({"question": "q", "response": "r", "wrong": True}, "both 'question' and 'response'"),

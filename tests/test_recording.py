@@ -22,9 +22,10 @@ from scripted import END, LAYERS, WIDTH, AnsweringEngine, layers_of, scripted_mo
 
 from guard.backends.turnstile import Interrupt
 from guard.errors import EngineError, InputError
+from guard.journal_file import row_key
 from guard.prompts import completion_prompt
 from guard.questions import LabelledResponse, Question, Row, split_questions
-from guard.recording import Journal, Record, Run, Skipped, record_rows, row_key
+from guard.recording import Journal, Record, Run, Skipped, record_rows
 from guard.records import Prompt
 from guard.residual import Lens, path_geometry
 
@@ -520,3 +521,39 @@ def test_calibrate_killed_twenty_times_gives_the_same_scorer(tmp_path: Path, smo
         rows = [row for (row,) in journal.execute("SELECT rowid FROM answers ORDER BY rowid")]
     journal.close()
     assert rows == list(range(1, count + 1)), "no answer took the place of another"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Question(id="0", question="another question", answers=("yes",)),
+        Question(id="0", question="question 0", answers=("yes",), context="A passage."),
+        Question(id="0", question="question 0", answers=("yes",), choices=("yes", "no"), answer_index=0),
+        LabelledResponse(id="0", prompt=Prompt.chat("question 0"), response="yes", wrong=False),
+    ],
+    ids=["question", "passage", "choices", "response"],
+)
+def test_a_journal_is_not_used_for_other_questions_with_the_same_ids(tmp_path: Path, other: Row) -> None:
+    """Answers to one file would be graded against the answers that another one accepts."""
+    again = engine()
+    with Journal(tmp_path / "j", RUN) as journal:
+        list(record_rows(engine(), ROWS[:2], journal, run=RUN))
+        with pytest.raises(InputError, match=r"holds answers to other questions.*1 row .*first is 'd/0'.*--journal"):
+            list(record_rows(again, [("d", other), *ROWS[1:]], journal, run=RUN))
+    assert asked(again) == []
+
+
+def test_a_skipped_row_is_not_another_row_with_its_id(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", RUN) as journal:
+        list(record_rows(engine(), [("d", Question("0", "x" * 500, ("yes",)))], journal, run=RUN))
+        with pytest.raises(InputError, match="holds answers to other questions"):
+            list(record_rows(engine(), ROWS, journal, run=RUN))
+
+
+def test_better_answers_and_graders_need_no_second_run(tmp_path: Path) -> None:
+    again = engine()
+    better = [(name, replace(row, answers=("no", "never"), grader="text")) for name, row in ROWS[:2]]  # type: ignore[call-arg]
+    with Journal(tmp_path / "j", RUN) as journal:
+        list(record_rows(engine(), ROWS[:2], journal, run=RUN))
+        assert list(record_rows(again, better, journal, run=RUN)) == []
+    assert asked(again) == []

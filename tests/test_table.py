@@ -23,9 +23,10 @@ from guard.evaluation import table_file
 from guard.evaluation.columns import ARRAYS, RAGGED, VALUES, Columns
 from guard.evaluation.table import Answers, concatenate
 from guard.graders import grade
+from guard.journal_file import asked_digest, row_key
 from guard.probe import inner_products
 from guard.questions import LabelledResponse, Question, Row
-from guard.recording import Journal, Record, Run, Skipped, record_rows, row_key
+from guard.recording import Journal, Record, Run, Skipped, record_rows
 from guard.records import Prompt
 from guard.residual import Lens
 from guard.signature import FeatureSchema, feature_vector
@@ -170,7 +171,7 @@ def test_a_journal_without_these_answers_is_refused(tmp_path: Path) -> None:
         for rows in ([], rows_of("other", 3), [("d", LONG)]):
             with pytest.raises(InputError, match="has none of these answers"):
                 Answers.of_journal(journal, rows, says_yes)
-        journal.skip(Skipped("d/long", "too long"), dataset="d")
+        journal.skip(Skipped("d/long", "too long", asked_digest(LONG)), dataset="d")
         with pytest.raises(InputError, match="has none of these answers"):
             Answers.of_journal(journal, [("d", LONG)], grade)
 

@@ -66,7 +66,8 @@ def calibrate(
     from guard.calibration import fit_scorer, split_labelled
     from guard.graders import grade, load_grader
     from guard.guard import capture_point_of
-    from guard.recording import Journal, Run, record_rows, row_key
+    from guard.journal_file import row_key
+    from guard.recording import Journal, Run, record_rows
 
     check_choice("--features", features, _FEATURES)
     check_writable(out, "scorer")

@@ -191,7 +191,8 @@ def _question(row: Row) -> str:
 
 def _ask_all(guard: Guard, rows: list[tuple[str, Row]], journal: Any, route: str | None) -> list[str]:
     """Ask what was not asked yet, under a progress bar; what could not be asked."""
-    from guard.recording import Skipped, row_key
+    from guard.journal_file import row_key
+    from guard.recording import Skipped
     from guard.rehearsal import rehearse_rows
 
     under_progress(rehearse_rows(guard, rows, journal, route=route), rows=rows, known=journal.keys())

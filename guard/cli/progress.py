@@ -61,7 +61,7 @@ def under_progress(asked: Iterable[object], *, rows: Sequence[tuple[str, Row]], 
         rows: all that there are.
         known: keys of those that were asked before.
     """
-    from guard.recording import row_key
+    from guard.journal_file import row_key
 
     done = sum(row_key(dataset, row) in known for dataset, row in rows)
     with Progress() as progress:

@@ -69,7 +69,8 @@ def record(
     """
     from guard.evaluation.table import Answers
     from guard.graders import grade, load_grader
-    from guard.recording import Journal, record_rows, row_key
+    from guard.journal_file import row_key
+    from guard.recording import Journal, record_rows
 
     check_writable(out, "answers")
     _check_pyarrow()
@@ -196,8 +197,8 @@ def _notes(
     table: Answers, rows: Sequence[tuple[str, Row]], skipped: Sequence[Skipped], samples: int, sampled_rows: int
 ) -> list[str]:
     """What a reader of the file should know of what is not in it."""
+    from guard.journal_file import row_key
     from guard.questions import Question
-    from guard.recording import row_key
 
     notes = []
     missing = len({row_key(name, row) for name, row in rows} - {*table.key} - {each.key for each in skipped})

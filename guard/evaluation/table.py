@@ -26,9 +26,10 @@ from guard.errors import InputError
 from guard.evaluation.columns import ARRAYS, KINDS, RAGGED, VALUES, Columns, array_shapes, offsets_of
 from guard.evaluation.table_file import read_columns, write_columns
 from guard.graders import Grader
+from guard.journal_file import row_key
 from guard.probe import InnerProducts
 from guard.questions import LabelledResponse, Row, question_identity
-from guard.recording import Journal, Record, Run, half, row_key
+from guard.recording import Journal, Record, Run, half
 from guard.records import Floats, Signals
 from guard.signature import FeatureSchema
 
@@ -72,6 +73,7 @@ class Answers:
         Raises:
             InputError: the journal is damaged, has none of these rows, or a row cannot be graded.
         """
+        journal.check_questions(rows)
         by_key = {row_key(dataset, row): row for dataset, row in rows}
         told = {**facts_of(journal.run), **(facts or {})}
         builder = _Builder(told, len(by_key.keys() & journal.keys()))
