@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from guard.errors import InputError
-<<<<<<< HEAD
 from guard.private_files import create_private
-=======
 from guard.prompts import question_prompt
 from guard.questions import Question, Row
 
@@ -28,12 +26,10 @@ def asked_digest(row: Row) -> str:
 
     Accepted answers and graders are not part of it: they may get better, and the model's answer stays what it is.
     """
-    prompt, response = (
-        (question_prompt(row, system=""), None) if isinstance(row, Question) else (row.prompt, row.response)
-    )
+    prompt = question_prompt(row, system="") if isinstance(row, Question) else row.prompt
+    response = None if isinstance(row, Question) else row.response
     put = json.dumps([prompt.messages, prompt.text, response], sort_keys=True, default=str)
     return hashlib.sha256(put.encode("utf-8", "surrogatepass")).hexdigest()[:32]
->>>>>>> 4449cf2 (A journal belongs to questions, not to ids; only the command line names graders that are code)
 
 
 class JournalFile:
@@ -64,9 +60,8 @@ class JournalFile:
 
     def _check_asked(self, rows: Iterable[tuple[str, Row]], stored: Mapping[str, str]) -> None:
         """Raise where a row has the key of something else that was asked."""
-        other = [
-            key for dataset, row in rows if stored.get(key := row_key(dataset, row), now := asked_digest(row)) != now
-        ]
+        digests = ((row_key(dataset, row), asked_digest(row)) for dataset, row in rows)
+        other = [key for key, digest in digests if stored.get(key, digest) != digest]
         if other:
             count = "1 row" if len(other) == 1 else f"{len(other)} rows"
             raise InputError(
