@@ -185,7 +185,8 @@ def no_layers(prompt: Prompt, number: int) -> Floats:
 
 
 @pytest.mark.parametrize(
-    ("on_error", "released", "counted"), [("accept", True, (1, 1)), ("abstain", False, (0, 0)), ("escalate", False, (0, 0))]
+    ("on_error", "released", "counted"),
+    [("accept", True, (1, 1)), ("abstain", False, (0, 0)), ("escalate", False, (0, 0))],
 )
 def test_a_given_response_that_cannot_be_scored_counts_as_on_error_says(
     on_error: str, released: bool, counted: tuple[int, int]

@@ -213,6 +213,20 @@ def test_stop_strings_wherever_the_tokens_are_cut(text: str, stop: list[str], si
     assert [chunk.generation is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
 
 
+@pytest.mark.parametrize("pieces", [["the e", "nd?"], ["the ", "e", "n", "d", "?"], ["the end?"], ["th", "e en", "d?"]])
+@pytest.mark.parametrize("stop", [("end",), ("xyz", "end"), ("end", "nd?")])
+def test_no_part_of_a_stop_string_is_shown_however_it_is_cut(pieces: list[str], stop: tuple[str, ...]) -> None:
+    engine = ScriptedEngine([piece.encode() for piece in pieces])
+    chunks = [chunk.text for chunk in engine.stream(QUESTION, limits=Limits(stop=stop))]
+    assert "".join(chunks) == "the "
+    assert engine.generate(QUESTION, limits=Limits(stop=stop)).text == "the "
+
+
+def test_an_end_that_only_begins_a_stop_string_is_shown() -> None:
+    engine = ScriptedEngine([b"the e", b"n"])
+    assert "".join(chunk.text for chunk in engine.stream(QUESTION, limits=Limits(stop=("end",)))) == "the en"
+
+
 def test_text_is_held_back_only_while_it_could_be_a_stop_string() -> None:
     engine = ScriptedEngine([b"one", b"\n", b"two", b"\n", b"\nthree"])
     chunks = [chunk.text for chunk in engine.stream(QUESTION, limits=Limits(stop=("\n\n",)))]
@@ -470,6 +484,25 @@ async def test_a_cancelled_task_holds_the_engine_until_its_pass_is_over() -> Non
     assert engine.served == ["first"]
     gate.opened.set()
     assert (await asyncio.wait_for(second, 20)).text == "a"
+
+
+async def test_a_cancelled_task_computes_no_further_token() -> None:
+    engine = ScriptedEngine([b"a"] * 200)
+    gate, passes = Gate(engine), list[tuple[str, int]]()
+
+    def counted(number: int, interrupt: Interrupt) -> None:
+        passes.append((engine.served[-1], number))
+        gate(number, interrupt)
+
+    engine.on_feed = counted
+    task = asyncio.ensure_future(engine.agenerate(Prompt.raw("first"), limits=Limits(max_tokens=200)))
+    await asyncio.to_thread(gate.reached.wait, 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gate.opened.set()
+    assert (await asyncio.wait_for(engine.agenerate(Prompt.raw("second"), limits=Limits(2)), 20)).text == "aa"
+    assert passes == [("first", 0), ("second", 0), ("second", 1)], "the pass that was running is the last"
 
 
 async def test_streams_give_the_same_pieces_with_and_without_a_loop() -> None:

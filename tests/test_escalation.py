@@ -242,6 +242,34 @@ async def test_async_handlers_run_on_the_callers_loop() -> None:
     assert loops == [asyncio.get_running_loop()]
 
 
+@pytest.mark.parametrize("kind", ["function", "partial", "object", "bound method"])
+async def test_async_handlers_of_every_kind_run_on_the_callers_loop_and_are_cancelled_with_it(kind: str) -> None:
+    loops, cancelled = list[Any](), asyncio.Event()
+
+    async def function(_: Escalation, wait: float = 30) -> None:
+        loops.append(asyncio.get_running_loop())
+        try:
+            await asyncio.sleep(wait)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    class Object:
+        async def __call__(self, escalation: Escalation) -> None:
+            await function(escalation)
+
+    kinds: dict[str, Handler] = {
+        "function": function,
+        "partial": functools.partial(function, wait=20),
+        "object": Object(),
+        "bound method": Object().__call__,
+    }
+    with pytest.raises(EscalationError, match="not done within"):
+        await aescalate(CASE, handlers={"a": kinds[kind]}, to=["a"], timeout_s=0.05)
+    await asyncio.wait_for(cancelled.wait(), 20)
+    assert loops == [asyncio.get_running_loop()], "clients that are bound to the loop can be used"
+
+
 async def test_a_handler_that_ignores_its_cancellation_does_not_keep_us() -> None:
     stop = asyncio.Event()
 

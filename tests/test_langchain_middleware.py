@@ -391,6 +391,19 @@ def test_a_question_in_place_of_a_review_leaves_the_answer_unseen() -> None:
         ({"decisions": [{"type": "edit", "edited_action": {"name": "x", "args": {"text": "y"}}}]}, "cannot be of 'x'"),
         ({"decisions": [{"type": "edit", "edited_action": {"name": "answer", "args": {"text": " "}}}]}, "must be"),
         ({"decisions": [{"type": "edit", "edited_action": {"name": "answer", "args": {"txt": "y"}}}]}, "must be"),
+        (
+            {"decisions": [{"type": "edit", "edited_action": {"name": "answer", "args": {"text": "y"}, "id": 1}}]},
+            "and nothing else",
+        ),
+        (
+            {"decisions": [{"type": "edit", "edited_action": {"name": "answer", "args": {"text": "y", "to": "z"}}}]},
+            "must be",
+        ),
+        (
+            {"decisions": [{"type": "edit", "edited_action": {"name": "answer", "args": {"text": "y"}}, "force": 1}]},
+            "'edit' takes no 'force'",
+        ),
+        ({"decisions": [APPROVE | {"edited_action": {"name": "answer", "args": {"text": "y"}}}]}, "takes no"),
         ({"decisions": [{"type": "respond"}]}, "'respond' needs 'message'"),
         ({"decisions": [{"type": "respond", "message": ""}]}, "must be a text"),
         ({"decisions": [{"type": "reject", "message": 3}]}, "must be a text"),

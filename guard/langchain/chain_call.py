@@ -120,7 +120,7 @@ class ChainCall:
         scored = verdict.call.scored if verdict.call else None
         return self.ledger.keep(
             Attempt(
-                answer=text_of_output(ran.output) if ran.error is None else None,
+                answer=_answer(ran),
                 source=plan.source,
                 score=_score(verdict, ran.error),
                 decision=verdict.decision,
@@ -137,7 +137,7 @@ class ChainCall:
         if isinstance(ran.error, RetractedError) and ran.error.score is not None:
             score = ran.error.score
             decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, used=used)
-            return Verdict(decision, None, None)
+            return Verdict(decision, next((call for call in ran.calls if call.cut), None), None)
         if ran.error is not None and not may_quote(ran.error, ran.calls):
             return self._judge_error(ran.error)
         if plan.source != OWN_ENGINE and ran.error is None and not any(c.scored or c.unheard for c in ran.calls):
@@ -228,6 +228,12 @@ class ChainCall:
             "seconds": last.seconds,
             "error": last.error,
         }
+
+
+def _answer(ran: Ran) -> str | None:
+    """The output as text; of a live answer that was stopped, what was shown of it."""
+    was_stopped = isinstance(ran.error, RetractedError) and bool(ran.chunks)
+    return text_of_output(ran.output) if ran.error is None or was_stopped else None
 
 
 def _score(verdict: Verdict, error: Exception | None) -> Score | None:
