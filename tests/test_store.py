@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import random
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,6 +22,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import postgresql_server
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -34,8 +37,10 @@ from guard.migrations.tables import METADATA
 from guard.records import Action, Attempt, Decision, Escalation, Prompt, Sampling, Score
 from guard.store import ALPHABET, ID_LENGTH, Review, ReviewStatus, Store
 
-#: Set to a scratch database's URL to run the same tests on PostgreSQL; its public schema is dropped.
-POSTGRESQL = os.environ.get("GUARD_TEST_POSTGRESQL")
+#: Whether the same tests run on PostgreSQL; see `postgresql_server`.
+POSTGRESQL = postgresql_server.is_available()
+
+ON_POSTGRESQL = pytest.mark.skipif(not POSTGRESQL, reason="no PostgreSQL server: see postgresql_server.py")
 
 
 def make_escalation(number: int = 0, **changes: Any) -> Escalation:
@@ -80,13 +85,13 @@ def url(request: pytest.FixtureRequest, path: Path) -> str:
     """An empty database of each kind."""
     if request.param == "sqlite":
         return str(path)
-    assert POSTGRESQL is not None
-    engine = sa.create_engine(POSTGRESQL.replace("postgresql://", "postgresql+psycopg://"))
+    scratch = postgresql_server.url()
+    engine = sa.create_engine(scratch.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP SCHEMA public CASCADE")
         connection.exec_driver_sql("CREATE SCHEMA public")
     engine.dispose()
-    return POSTGRESQL
+    return scratch
 
 
 @pytest.fixture
@@ -341,6 +346,33 @@ def test_of_reviewers_in_several_processes_one_wins(url: str, store: Store) -> N
     assert all(f"edited by {winner} at " in said for how, _, said in outcomes if how == "lost")
     assert store.review(name).final_answer == winner
     assert [event.who for event in store.history(name)] == ["guard", winner]
+
+
+def _waits_for_a_lock(other: Store) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'UPDATE reviews%%'"
+    with other._database.read() as connection:
+        return bool(connection.exec_driver_sql(query).scalar())
+
+
+@ON_POSTGRESQL
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_reviewer_who_looked_before_another_decided_does_not_decide_again(url: str) -> None:
+    """PostgreSQL lets both look at a pending case; the second one's change waits for the first's and must fail."""
+    with Store.open(url) as first, Store.open(url) as second, ThreadPoolExecutor(1) as pool:
+        name = first.add(make_escalation()).id
+        with first._database.write() as connection:
+            decided = {"status": "rejected", "reviewer": "ann", "decided_at": "2026-01-01T00:00:00+00:00"}
+            connection.execute(sa.update(METADATA.tables["reviews"]).values(decided))
+            late = pool.submit(second.approve, name, reviewer="bob")
+            deadline = time.monotonic() + 20
+            while not _waits_for_a_lock(first) and not late.done():
+                assert time.monotonic() < deadline, "the second reviewer never came to the change"
+                time.sleep(0.01)
+        with pytest.raises(ReviewError, match=r"has been decided already.*rejected by ann"):
+            late.result(timeout=20)
+        review = second.review(name)
+        assert (review.status, review.reviewer, review.final_answer) == (ReviewStatus.REJECTED, "ann", None)
+        assert [event.who for event in second.history(name)] == ["guard"], "the raw change above writes no trail"
 
 
 def test_threads_share_a_store(store: Store) -> None:
@@ -978,7 +1010,7 @@ def test_a_locked_database(path: Path) -> None:
         assert store.add(make_escalation()).status is ReviewStatus.PENDING
 
 
-@pytest.mark.skipif(not POSTGRESQL, reason="GUARD_TEST_POSTGRESQL is not set")
+@ON_POSTGRESQL
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 def test_a_locked_postgresql_database(url: str) -> None:
     with Store.open(url, timeout_s=0.2) as store, Store.open(url) as other:
@@ -1021,21 +1053,15 @@ def test_a_url_that_cannot_be_read_does_not_show_the_password() -> None:
     assert caught.value.__cause__ is None
 
 
-def _has_psycopg() -> bool:
-    try:
-        import psycopg  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(_has_psycopg(), reason="psycopg is installed")
-def test_postgresql_without_its_driver() -> None:
+def test_postgresql_without_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [module for module in sys.modules if module.partition(".")[0] == "psycopg"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(MissingExtraError, match=r"psycopg is not installed.*guard\[postgresql\]"):
         Store.open("postgresql://localhost/reviews")
 
 
-@pytest.mark.skipif(not _has_psycopg(), reason="psycopg is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("psycopg") is None, reason="psycopg is not installed")
 def test_a_postgresql_server_that_is_not_there() -> None:
     with pytest.raises(StoreError, match=r"ann:\*\*\*@127.0.0.1.*server runs") as caught:
         Store.open("postgresql://ann:hunter2@127.0.0.1:1/reviews", timeout_s=1)
