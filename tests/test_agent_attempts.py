@@ -95,7 +95,7 @@ def test_a_tool_called_together_with_the_structure_is_decided_on_by_its_rules() 
 
 
 @HOW
-def test_ones_own_review_handler_is_not_replaced(how: str, tmp_path: Path) -> None:
+def test_an_agents_own_review_handler_is_not_replaced(how: str, tmp_path: Path) -> None:
     cases: list[Escalation] = []
     store = tmp_path / "reviews.db"
     chosen = policy("[escalate: {to: review, reply: Wait.}]")

@@ -288,7 +288,7 @@ def test_the_systems_message_and_token_limit_are_those_of_the_calibration() -> N
         "Answer with as few words as possible. No explanation.",
         "Be brief.",
     ]
-    assert loaded.limits[0].max_tokens == 12
+    assert loaded.limits[0].max_tokens == confidence_scorer().artefact.prompting.max_tokens
 
 
 # -- failures ------------------------------------------------------------------------------------

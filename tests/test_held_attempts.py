@@ -264,7 +264,7 @@ def test_streams_of_events_show_the_chunks_of_an_accepted_attempt_only(version: 
 
 
 @HOW
-def test_ones_own_review_handler_is_not_replaced(how: str, tmp_path: Any) -> None:
+def test_a_chains_own_review_handler_is_not_replaced(how: str, tmp_path: Any) -> None:
     cases: list[Escalation] = []
     safe = guarded(
         PROMPT | ScriptedChat(script=[said(SECRET, 0.9)]) | StrOutputParser(),

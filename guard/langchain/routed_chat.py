@@ -7,6 +7,7 @@ becomes a keyword argument, on every way into the model.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -52,8 +53,10 @@ class RoutedChatModel(BaseChatModel):
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
         """See LangChain's."""
-        async for chunk in super().astream(input, config, **self._with_named(config, kwargs)):
-            yield chunk
+        stream = super().astream(input, config, **self._with_named(config, kwargs))
+        async with aclosing(stream) as chunks:  # type: ignore[type-var] # LangChain's is a generator
+            async for chunk in chunks:
+                yield chunk
 
     def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """See LangChain's."""
