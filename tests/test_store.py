@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -348,31 +348,35 @@ def test_of_reviewers_in_several_processes_one_wins(url: str, store: Store) -> N
     assert [event.who for event in store.history(name)] == ["guard", winner]
 
 
-def _waits_for_a_lock(other: Store) -> bool:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'UPDATE reviews%%'"
-    with other._database.read() as connection:
+def _waits_for_a_lock(store: Store) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with store._database.read() as connection:
         return bool(connection.exec_driver_sql(query).scalar())
 
 
 @ON_POSTGRESQL
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_a_reviewer_who_looked_before_another_decided_does_not_decide_again(url: str) -> None:
-    """PostgreSQL lets both look at a pending case; the second one's change waits for the first's and must fail."""
+def test_a_reviewer_who_decides_while_another_does_waits_and_is_refused(url: str) -> None:
+    """PostgreSQL would let both find the case pending: the second one looks while the first has yet to commit."""
     with Store.open(url) as first, Store.open(url) as second, ThreadPoolExecutor(1) as pool:
         name = first.add(make_escalation()).id
-        with first._database.write() as connection:
-            decided = {"status": "rejected", "reviewer": "ann", "decided_at": "2026-01-01T00:00:00+00:00"}
-            connection.execute(sa.update(METADATA.tables["reviews"]).values(decided))
-            late = pool.submit(second.approve, name, reviewer="bob")
+        late: list[Future[Review]] = []
+
+        def let_the_other_come(_: Any) -> None:
+            late.append(pool.submit(second.approve, name, reviewer="bob"))
             deadline = time.monotonic() + 20
-            while not _waits_for_a_lock(first) and not late.done():
-                assert time.monotonic() < deadline, "the second reviewer never came to the change"
+            while not late[0].done() and not _waits_for_a_lock(second):
+                assert time.monotonic() < deadline, "the second reviewer never came to the case"
                 time.sleep(0.01)
+
+        sa.event.listen(first._database.engine, "commit", let_the_other_come)
+        assert first.reject(name, reviewer="ann").status is ReviewStatus.REJECTED
         with pytest.raises(ReviewError, match=r"has been decided already.*rejected by ann"):
-            late.result(timeout=20)
+            late[0].result(timeout=20)
+        sa.event.remove(first._database.engine, "commit", let_the_other_come)
         review = second.review(name)
         assert (review.status, review.reviewer, review.final_answer) == (ReviewStatus.REJECTED, "ann", None)
-        assert [event.who for event in second.history(name)] == ["guard"], "the raw change above writes no trail"
+        assert [event.who for event in second.history(name)] == ["guard", "ann"]
 
 
 def test_threads_share_a_store(store: Store) -> None:
