@@ -68,5 +68,9 @@ def chat(engine: str = "llama.cpp", **settings: object) -> ChatGuard:
 
 
 def policy(rules: str = ACCEPT, *lines: str, name: str = "test") -> Policy:
-    """A policy with these rules, and further lines of its document."""
-    return parse_policy("\n".join(["version: 1", f"name: {name}", f"rules: {rules}", *lines]))
+    """A policy with these rules, and further lines of its document.
+
+    The rules decide about cut answers too, unless a line says otherwise: tests keep answers short.
+    """
+    cut = [] if any(line.startswith("truncated:") for line in lines) else ["truncated: accept"]
+    return parse_policy("\n".join(["version: 1", f"name: {name}", f"rules: {rules}", *cut, *lines]))

@@ -28,12 +28,19 @@ from guard.langchain.accounting import is_answer
 from guard.langchain.attempt import ATTEMPT, AttemptSettings
 from guard.langchain.calls import ModelCall, Verdict, judge, judge_failure, may_quote
 from guard.langchain.messages import chat_turns
-from guard.langchain.metadata import KEY, ScoredCall, decision_metadata, read_score
+from guard.langchain.metadata import (
+    KEY,
+    ScoredCall,
+    decision_metadata,
+    finish_reason_of,
+    message_defects,
+    read_score,
+)
 from guard.langchain.review import Draft, spoken
 from guard.ledger import OWN_ENGINE, Ledger, told
 from guard.policy import Calls, Policy, decide, decide_error
 from guard.policy_document import Fallback, Retry
-from guard.records import Action, Attempt, Decision, Escalation, Prompt, Sampling, Score
+from guard.records import Action, Attempt, Decision, Defect, Escalation, FinishReason, Prompt, Sampling, Score
 
 #: The escalation target that is a pause of the agent.
 INTERRUPT = "interrupt"
@@ -105,6 +112,7 @@ class AgentCall:
         if isinstance(settings, Retry):
             sampling = settings.sampling(self.ledger.used.retries)
             chosen = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")}
+            chosen["max_tokens"] = settings.max_tokens
             chosen = {name: value for name, value in chosen.items() if value is not None}
             request = request.override(model_settings={**request.model_settings, **chosen})
             if settings.instruction:
@@ -119,6 +127,7 @@ class AgentCall:
             outer,
             # A retry of ours is sampled as its own rule says, not as that of the chain around it.
             sampling=None if ledger.used.retries else outer.sampling,
+            token_limit=None if ledger.used.retries else outer.token_limit,
             max_tokens=min(tokens, outer.max_tokens or tokens),
             deadline=min(deadline, outer.deadline or deadline),
         )
@@ -148,10 +157,11 @@ class AgentCall:
             error = call.error
         if message and error is None:
             error = self._unaccounted(message, calls)
+        defects = message_defects(message) if message else ()
         if error is not None:
-            decision = self._decide_error(error, tools)
+            decision = self._decide_error(error, tools, defects)
         elif call is None:  # a fallback without scores has answered
-            decision = self.ledger.trusted()
+            decision = self.ledger.trusted(defects)
         else:
             ledger = self.ledger
             decision = decide(
@@ -161,6 +171,7 @@ class AgentCall:
                 route=ledger.route,
                 used=ledger.used,
                 tools=tools,
+                defects=defects,
             )
         return self._keep(_said(message) if message else None, call, decision, error)
 
@@ -218,9 +229,10 @@ class AgentCall:
             return "the answer is not what the model has said: something between it and the guard has changed it"
         return None
 
-    def _decide_error(self, error: str, tools: Sequence[str]) -> Decision:
+    def _decide_error(self, error: str, tools: Sequence[str], defects: Sequence[Defect]) -> Decision:
         ledger = self.ledger
-        return decide_error(ledger.policy, error=error, route=ledger.route, used=ledger.used, tools=tools)
+        about: dict[str, Any] = {"route": ledger.route, "used": ledger.used, "tools": tools, "defects": defects}
+        return decide_error(ledger.policy, error=error, **about)
 
     def _keep(self, answer: str | None, call: ScoredCall | None, decision: Decision, error: str | None) -> bool:
         return self.ledger.keep(
@@ -234,8 +246,13 @@ class AgentCall:
                 seconds=time.monotonic() - self.attempt_started,
                 sampling=call.sampling if call else Sampling(),
                 error=error,
+                finish_reason=call.finish_reason if call else self._foreign_ending(),
             )
         )
+
+    def _foreign_ending(self) -> FinishReason | None:
+        message = self._message()
+        return finish_reason_of(message) if message else None
 
     # -- the last decision ---------------------------------------------------------------------
 
@@ -276,6 +293,7 @@ class AgentCall:
             "mode": ledger.policy.mode,
             "source": last.source,
             "attempts": len(ledger.attempts),
+            "finish_reason": last.finish_reason,
             "tokens": ledger.tokens_used,  # of all attempts; listeners hear of the released one only
             "tools": list(self._tools(self._message())),
         }
@@ -306,6 +324,7 @@ class AgentCall:
             about={
                 **self._told(),
                 "p_wrong": last.score.p_wrong if last.score else None,
+                "finish_reason": last.finish_reason,
                 "question": _question(self.request.messages),
             },
             rejected_text=self.ledger.reply or REJECTED,

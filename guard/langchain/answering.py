@@ -19,6 +19,7 @@ from guard.errors import GuardError
 from guard.langchain.attempt import ATTEMPT
 from guard.langchain.messages import parse_tool_calls
 from guard.langchain.metadata import KEY, decision_metadata, score_metadata
+from guard.langchain.whole import unmendable
 from guard.ledger import OWN_ENGINE
 from guard.loop import score_of
 from guard.records import Generation, Limits, Outcome, Prompt, Sampling, Score, Signals, Signature
@@ -170,6 +171,7 @@ class Runtime:
             prompt_tokens=generation.prompt_tokens,
             signature=signature,
             sampling=generation.sampling,
+            finish_reason=generation.finish_reason,
         )
         return {**self._named(), "finish_reason": generation.finish_reason, KEY: scored}
 
@@ -196,6 +198,7 @@ class Runtime:
             prompt_tokens=last.prompt_tokens,
             signature=signature if own else None,
             sampling=last.sampling,
+            finish_reason=last.finish_reason,
             decision=decision_metadata(
                 outcome, decision_id=outcome.decision_id, route=outcome.route, policy=self._policy_name()
             ),
@@ -210,7 +213,7 @@ class Runtime:
             usage_metadata=_tokens(
                 sum(attempt.prompt_tokens for attempt in used), sum(attempt.completion_tokens for attempt in used)
             ),
-            response_metadata={**self._named(), KEY: scored},
+            response_metadata={**self._named(), "finish_reason": last.finish_reason, KEY: scored},
         )
 
     def _policy_name(self) -> str:
@@ -269,7 +272,8 @@ def _text_chunk(text: str) -> ChatGenerationChunk:
 
 
 def _content_chunks(content: dict[str, Any]) -> Iterator[ChatGenerationChunk]:
-    calls = [*content.get("tool_calls", ()), *content.get("invalid_tool_calls", ())]
+    invalid = ({**call, "args": unmendable(call["args"])} for call in content.get("invalid_tool_calls", ()))
+    calls = [*content.get("tool_calls", ()), *invalid]
     chunks = [
         tool_call_chunk(
             name=call["name"],

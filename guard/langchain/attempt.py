@@ -68,6 +68,7 @@ class AttemptSettings:
         sampling: in place of the model's own; None leaves that as it is.
         instruction: added to the prompt.
         max_tokens: what is left of the budget for one answer; None is no limit.
+        token_limit: of one answer, in place of the model's own; None leaves that as it is.
         deadline: when the budget's seconds are over, on the clock of `time.monotonic`; None is never.
         memory: of the steps that run once, shared by all attempts of the guarded call.
         watch: looks at a streamed answer as it grows, where the policy streams live.
@@ -76,6 +77,7 @@ class AttemptSettings:
     sampling: Sampling | None = None
     instruction: str | None = None
     max_tokens: int | None = None
+    token_limit: int | None = None
     deadline: float | None = None
     memory: Memory = field(default_factory=Memory)
     watch: Watch | None = None
@@ -85,8 +87,9 @@ class AttemptSettings:
         return own.with_instruction(self.instruction) if self.instruction else own
 
     def limits(self, own: Limits) -> Limits:
-        """The limits of one answer, within a model's own."""
-        tokens = own.max_tokens if self.max_tokens is None else max(1, min(own.max_tokens, self.max_tokens))
+        """The limits of one answer: a model's own, or those of this attempt, within the budget."""
+        tokens = self.token_limit or own.max_tokens
+        tokens = tokens if self.max_tokens is None else max(1, min(tokens, self.max_tokens))
         if self.deadline is None:
             return replace(own, max_tokens=tokens)
         left = max(0.001, self.deadline - time.monotonic())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -13,10 +13,10 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 
 from guard import witness
 from guard.errors import ChatTemplateError, GuardError, InputError, PromptTooLongError
-from guard.langchain.metadata import ScoredCall, read_score
+from guard.langchain.metadata import ScoredCall, finish_reason_of, message_defects, read_score
 from guard.policy import Calls, Policy, Used, decide, decide_error
 from guard.policy_document import CAREFULNESS
-from guard.records import Decision
+from guard.records import Decision, Defect, FinishReason
 
 #: How LangChain's callbacks call a model that reports its answers to `guard.witness`.
 MODEL_TYPE = "guard"
@@ -48,6 +48,16 @@ class ModelCall:
     cut: bool = False
     message: AIMessage | None = field(default=None, repr=False)
     unheard: bool = False
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """How the answer ended; None where it is not known."""
+        return finish_reason_of(self.message) if self.message else None
+
+    @property
+    def defects(self) -> tuple[Defect, ...]:
+        """What is wrong with the answer's form."""
+        return message_defects(self.message) if self.message else ()
 
     @property
     def failure(self) -> str | None:
@@ -175,13 +185,14 @@ def _judge_one(policy: Policy, call: ModelCall, route: str | None, used: Used) -
         return _failed(policy, call.failure, call, route, used)
     assert call.scored is not None
     scored = call.scored
-    decision = decide(policy, p_wrong=scored.p_wrong, novelty=scored.novelty, route=route, used=used, tools=call.tools)
+    about: dict[str, Any] = {"route": route, "used": used, "tools": call.tools, "defects": call.defects}
+    decision = decide(policy, p_wrong=scored.p_wrong, novelty=scored.novelty, **about)
     return Verdict(decision, call, None)
 
 
 def _failed(policy: Policy, error: str, call: ModelCall | None, route: str | None, used: Used) -> Verdict:
-    tools: Iterable[str] = call.tools if call else ()
-    return Verdict(decide_error(policy, error=error, route=route, used=used, tools=tools), call, error)
+    about: dict[str, Any] = {"tools": call.tools, "defects": call.defects} if call else {}
+    return Verdict(decide_error(policy, error=error, route=route, used=used, **about), call, error)
 
 
 def _severity(verdict: Verdict) -> tuple[int, float]:

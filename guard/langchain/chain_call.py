@@ -29,11 +29,13 @@ from guard.langchain.declared import trusted_names
 from guard.langchain.holding import Ran
 from guard.langchain.live import RetractedError, Watch
 from guard.langchain.messages import chat_turns
+from guard.langchain.metadata import message_defects
 from guard.langchain.replies import text_of_output
+from guard.langchain.whole import CutAnswerError
 from guard.ledger import OWN_ENGINE, Ledger
 from guard.policy import decide
 from guard.policy_document import Fallback, Retry
-from guard.records import Action, Attempt, Escalation, Outcome, Prompt, Sampling, Score
+from guard.records import Action, Attempt, Defect, Escalation, FinishReason, Outcome, Prompt, Sampling, Score
 
 if TYPE_CHECKING:
     from guard.langchain.runnable import GuardedRunnable
@@ -98,9 +100,10 @@ class ChainCall:
             return Plan(settings.to, self.guarded.fallback(settings.to), attempt)
         if isinstance(settings, Retry):
             sampling = settings.sampling(ledger.used.retries)
-            return Plan(
-                OWN_ENGINE, self.guarded.runnable, replace(attempt, sampling=sampling, instruction=settings.instruction)
+            again = replace(
+                attempt, sampling=sampling, instruction=settings.instruction, token_limit=settings.max_tokens
             )
+            return Plan(OWN_ENGINE, self.guarded.runnable, again)
         return Plan(OWN_ENGINE, self.guarded.runnable, attempt)
 
     def settle(self, plan: Plan, ran: Ran) -> bool:
@@ -129,6 +132,7 @@ class ChainCall:
                 seconds=time.monotonic() - plan.started,
                 sampling=scored.sampling if scored else plan.settings.sampling or Sampling(),
                 error=verdict.error,
+                finish_reason=_finish_reason(verdict, ran),
             )
         )
 
@@ -138,16 +142,20 @@ class ChainCall:
             score = ran.error.score
             decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, used=used)
             return Verdict(decision, next((call for call in ran.calls if call.cut), None), None)
+        if isinstance(ran.error, CutAnswerError):
+            verdict = judge(policy, ran.calls, join=self.guarded.joined(policy), route=route, used=used)
+            # However good its score, there is no object to accept.
+            return self._judge_error(ran.error) if verdict.decision.action is Action.ACCEPT else verdict
         if ran.error is not None and not may_quote(ran.error, ran.calls):
             return self._judge_error(ran.error)
         if plan.source != OWN_ENGINE and ran.error is None and not any(c.scored or c.unheard for c in ran.calls):
-            return self._judge_unscored(plan.source)
+            return self._judge_unscored(plan.source, ran)
         return judge(policy, ran.calls, join=self.guarded.joined(policy), route=route, used=used)
 
-    def _judge_unscored(self, source: str) -> Verdict:
+    def _judge_unscored(self, source: str, ran: Ran) -> Verdict:
         """A fallback in which no model of guard's has answered is final where it is declared so."""
         if source in trusted_names(self.guarded.fallbacks):
-            return Verdict(self.ledger.trusted(), None, None)
+            return Verdict(self.ledger.trusted(_output_defects(ran)), None, None)
         why = f"no scored model answered in the fallback '{source}', which is not declared as trusted"
         return judge_failure(self.ledger.policy, why, route=self.ledger.route, used=self.ledger.used)
 
@@ -226,6 +234,7 @@ class ChainCall:
             "prompt_tokens": last.prompt_tokens,
             "completion_tokens": last.completion_tokens,
             "seconds": last.seconds,
+            "finish_reason": last.finish_reason,
             "error": last.error,
         }
 
@@ -234,6 +243,22 @@ def _answer(ran: Ran) -> str | None:
     """The output as text; of a live answer that was stopped, what was shown of it."""
     was_stopped = isinstance(ran.error, RetractedError) and bool(ran.chunks)
     return text_of_output(ran.output) if ran.error is None or was_stopped else None
+
+
+def _output_defects(ran: Ran) -> tuple[Defect, ...]:
+    """What is wrong with the form of an answer that no model of guard's gave."""
+    cut: tuple[Defect, ...] = ("truncated",) if any("truncated" in call.defects for call in ran.calls) else ()
+    if isinstance(ran.output, BaseMessage):
+        return message_defects(ran.output) or cut
+    blank = isinstance(ran.output, str) and not ran.output.strip()
+    return (*cut, "empty") if blank else cut
+
+
+def _finish_reason(verdict: Verdict, ran: Ran) -> FinishReason | None:
+    """How the answer ended that was decided on."""
+    if verdict.call is not None:
+        return verdict.call.finish_reason
+    return ran.calls[-1].finish_reason if ran.calls and ran.error is None else None
 
 
 def _score(verdict: Verdict, error: Exception | None) -> Score | None:

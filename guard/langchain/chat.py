@@ -239,7 +239,7 @@ class ChatGuard(RoutedChatModel):
         """Key of LangChain's cache: the retry of a guarded chain must not get the first answer again."""
         own = super()._get_llm_string(stop=stop, **kwargs)
         attempt = ATTEMPT.get()
-        return own if attempt is None else f"{own}---{attempt.sampling}{attempt.instruction}"
+        return own if attempt is None else f"{own}---{attempt.sampling}{attempt.instruction}{attempt.token_limit}"
 
     def get_token_ids(self, text: str) -> list[int]:
         """The model's own tokens of a text."""

@@ -25,7 +25,7 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call
 from guard.errors import InputError
 
 #: Blocks of an assistant's message that repeat or explain it, and are not part of its text.
-_ASIDE = frozenset({"tool_use", "tool_call", "invalid_tool_call", "function_call", "thinking", "reasoning"})
+ASIDE = frozenset({"tool_use", "tool_call", "invalid_tool_call", "function_call", "thinking", "reasoning"})
 
 _TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
@@ -82,7 +82,7 @@ def _text_of_block(block: str | Mapping[str, Any], message: BaseMessage) -> str:
     kind = block.get("type")
     if kind == "text" and isinstance(block.get("text"), str):
         return str(block["text"])
-    if isinstance(message, AIMessage) and kind in _ASIDE:
+    if isinstance(message, AIMessage) and kind in ASIDE:
         return ""
     raise InputError(
         f"A {message.type} message holds a block of type '{kind}'",

@@ -14,6 +14,7 @@ survives JSON, checkpoints and traces. This module is the only place that knows 
     model              the model's name
     score_seconds      time to make features and score, or None
     sampling           {temperature, top_p, top_k, seed}
+    finish_reason      stop, stop_string, or length where the answer is cut; None where that is not known
     decision           only where a policy has decided inside the model:
                        {action, rule, reason, decision_id, route, policy}
 """
@@ -22,16 +23,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from langchain_core.messages import AIMessage, BaseMessage
 
 from guard.errors import InputError
-from guard.records import Decision, Outcome, Sampling, Score, Signature
+from guard.langchain.messages import ASIDE
+from guard.records import Decision, Defect, FinishReason, Outcome, Sampling, Score, Signature, defects_of
 
 #: The key within ``response_metadata``.
 KEY = "guard"
+
+#: Where other providers say how an answer ended, and what they call the token limit.
+_ENDINGS, _LIMITS = ("finish_reason", "stop_reason", "done_reason"), frozenset({"length", "max_tokens", "model_length"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class ScoredCall:
         sampling: how tokens were chosen.
         decision: what a policy inside the model decided, or None.
         novelty: share of the calibration answers that are more usual; None where it is not known.
+        finish_reason: how the answer ended; None where it is not known.
     """
 
     p_wrong: float | None
@@ -63,6 +69,7 @@ class ScoredCall:
     sampling: Sampling
     decision: Mapping[str, Any] | None = None
     novelty: float | None = None
+    finish_reason: FinishReason | None = None
 
     @property
     def failed(self) -> bool:
@@ -80,6 +87,7 @@ def score_metadata(
     signature: Signature | None = None,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     decision: Mapping[str, Any] | None = None,
+    finish_reason: FinishReason | None = None,
 ) -> dict[str, Any]:
     """What goes under ``response_metadata["guard"]``.
 
@@ -92,6 +100,7 @@ def score_metadata(
         signature: summarised, since the maps of one answer are larger than most conversations.
         sampling: how tokens were chosen.
         decision: see `decision_metadata`; only where a policy has decided.
+        finish_reason: how the answer ended; ``length`` means that it is cut.
     """
     content: dict[str, Any] = {
         "p_wrong": score.p_wrong if score else None,
@@ -105,6 +114,7 @@ def score_metadata(
         "model": model,
         "score_seconds": score.seconds if score else None,
         "sampling": asdict(sampling),
+        "finish_reason": finish_reason,
     }
     return content if decision is None else {**content, "decision": dict(decision)}
 
@@ -152,6 +162,9 @@ def read_score(message: BaseMessage) -> ScoredCall | None:
     if not isinstance(content, Mapping):
         return _unreadable(f"the guard metadata is a {type(content).__name__}")
     p_wrong, error = _probability(content.get("p_wrong")), content.get("error")
+    ended = content.get("finish_reason")
+    if ended is not None and ended not in get_args(FinishReason):
+        return _unreadable(f"the finish reason {ended!r:.50} is not known")
     if p_wrong is None and not error:
         error = f"the score {content.get('p_wrong')!r:.50} is no probability"
     decision = content.get("decision")
@@ -167,7 +180,28 @@ def read_score(message: BaseMessage) -> ScoredCall | None:
         sampling=_sampling(content.get("sampling")),
         decision=decision if isinstance(decision, Mapping) else None,
         novelty=_probability(content.get("novelty")),
+        finish_reason=ended,
     )
+
+
+def finish_reason_of(message: BaseMessage) -> FinishReason | None:
+    """How a message ended, by guard's metadata or that of another provider; None where that is not known.
+
+    Of another provider only the limit is told apart: its other words mean different things.
+    """
+    scored = read_score(message)
+    if scored is not None:
+        return scored.finish_reason
+    said = (message.response_metadata.get(name) for name in _ENDINGS)
+    return "length" if any(str(ending).lower() in _LIMITS for ending in said) else None
+
+
+def message_defects(message: BaseMessage) -> tuple[Defect, ...]:
+    """What is wrong with the form of a message; one that calls tools, or shows something, is not empty."""
+    calls = isinstance(message, AIMessage) and bool(message.tool_calls or message.invalid_tool_calls)
+    blocks = [] if isinstance(message.content, str) else message.content
+    shows = any(isinstance(block, dict) and block.get("type") not in ("text", *ASIDE) for block in blocks)
+    return defects_of("something" if calls or shows else str(message.text), finish_reason_of(message))
 
 
 def with_metadata(message: AIMessage, **changes: Any) -> AIMessage:

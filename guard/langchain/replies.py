@@ -47,6 +47,7 @@ def reply_message(outcome: Outcome, *, policy: str, chunk: bool) -> AIMessage:
         tokens=last.completion_tokens,
         prompt_tokens=last.prompt_tokens,
         sampling=last.sampling,
+        finish_reason=last.finish_reason,
         decision=decision_metadata(outcome, decision_id=outcome.decision_id, route=outcome.route, policy=policy),
     )
     content, metadata = outcome.answer or "", {"model_provider": "guard", KEY: guard}

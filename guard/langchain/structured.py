@@ -1,7 +1,8 @@
 """Objects as answers: what the prompt is told, and how the answer's JSON is read.
 
 Nothing constrains the decoding. An answer that is not of the schema is a parsing error, as with any
-model that is only asked for JSON, and its score is on the raw message all the same.
+model that is only asked for JSON, and so is one that is cut (`guard.langchain.whole`); its score is on
+the raw message all the same.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel
 
 from guard.errors import InputError, did_you_mean
+from guard.langchain.whole import whole_calls, whole_json
 
 if TYPE_CHECKING:
     from guard.langchain.chat import ChatGuard
@@ -41,9 +43,10 @@ def structured(
             parser = PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
         else:
             parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+        parser = RunnableLambda(whole_calls) | parser
     else:
         bound = model.bind(response_format=_format(schema, method), **traced, **kwargs)
-        parser = _json_parser(schema, is_class)
+        parser = RunnableLambda(whole_json) | _json_parser(schema, is_class)
     return _with_raw(bound, parser) if include_raw else bound | parser
 
 
@@ -61,7 +64,9 @@ def _json_parser(schema: Any, is_class: bool) -> BaseOutputParser[Any]:
 def _with_raw(bound: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
     parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     unparsed = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=bound) | parsed.with_fallbacks([unparsed], exception_key="parsing_error")
+    either: Runnable[Any, Any] = parsed.with_fallbacks([unparsed], exception_key="parsing_error")
+    # In a stream, fallbacks cover the first chunk only, and that would be the raw message: parsed as a whole.
+    return RunnableMap(raw=bound) | RunnableLambda(either.invoke, afunc=either.ainvoke)
 
 
 # -- what the prompt is told -------------------------------------------------------------------
