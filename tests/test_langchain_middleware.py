@@ -741,7 +741,8 @@ def test_a_fallback_that_the_policy_declares_is_loaded_and_decided_about(accepte
 @pytest.mark.model
 def test_a_real_retry_is_sampled_anew_within_the_budget(answer: str) -> None:
     chosen = policy(
-        "[retry: {below: 1, times: 1, temperature: 1.5, seed: 5}, abstain: {text: No idea.}]", "budget: {tokens: 120}\ntruncated: accept"
+        "[retry: {below: 1, times: 1, temperature: 1.5, seed: 5}, abstain: {text: No idea.}]",
+        "budget: {tokens: 120}\ntruncated: accept",
     )
     cases: list[Any] = []
 
