@@ -45,7 +45,7 @@ from guard.backends import embedded_model
 from guard.backends.base import BaseEngine
 from guard.guard import Guard, capture_point_of
 from guard.policy import decide, load_policy
-from guard.records import Limits, Prompt, Signals
+from guard.records import Limits, Prompt
 from guard.scorer import Scorer, load_scorer, shipped_scorer
 from guard.signature import ACTIVATION_TOKENS, FeatureSchema, SignatureObserver
 
@@ -215,7 +215,7 @@ def _score_ms(guard: Guard, *, times: int = 1000) -> float:
     observer = SignatureObserver(temperatures=guard.scorer.schema.temperatures)
     prompt = Prompt.chat("What is the capital of France?")
     answer = guard.engine.generate(prompt, limits=Limits(max_tokens=16), observer=observer)
-    signals = Signals(answer.logprobs, answer.entropies, answer.margins, observer.signature())
+    signals = answer.signals(observer.signature())
     return statistics.median(guard.scorer.score(signals).seconds for _ in range(times)) * 1000
 
 

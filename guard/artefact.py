@@ -12,7 +12,16 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from guard.arrays import array_of, array_text
 from guard.novelty import StoredNovelty
@@ -95,6 +104,14 @@ class Prompting(_Part):
 
     system: str
     max_tokens: Annotated[int, Field(ge=1)]
+    #: Variables of the model's chat template, such as ``{"enable_thinking": false}``.
+    template_options: Facts = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without options there is no entry for them."""
+        written: dict[str, Any] = write(self)
+        return written if self.template_options else {k: v for k, v in written.items() if k != "template_options"}
 
 
 class DataSet(_Part):

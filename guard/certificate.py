@@ -16,7 +16,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from guard import sealed
-from guard.artefact import Binding, DataSet
+from guard.artefact import Binding, DataSet, Facts
 from guard.certify import percent, upper_bound
 from guard.errors import PolicyError
 from guard.policy import Policy
@@ -43,10 +43,11 @@ class _Part(BaseModel):
 
 
 class Answering(_Part):
-    """An engine's model and the scorer of its answers."""
+    """An engine's model, the scorer of its answers, and the options of its chat template."""
 
     model: Binding
     scorer_sha256: Digest | None
+    template_options: Facts = Field(default_factory=dict)
 
 
 class Basis(_Part):

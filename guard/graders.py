@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from guard.backends.thinking import without_thoughts
 from guard.doubts import CONJUNCTIONS, doubted, taken_back
 from guard.errors import InputError, MissingExtraError, did_you_mean
 from guard.latex import boxed, final_answer, same_answer
@@ -32,7 +33,7 @@ REGEX_SECONDS = 1.0
 
 
 def grade(question: Question, answer: str, *, grader: str | None = None) -> bool:
-    """Whether an answer is right.
+    """Whether an answer is right. Thoughts that are written into its text are no part of it.
 
     Args:
         question: with its accepted answers.
@@ -49,7 +50,7 @@ def grade(question: Question, answer: str, *, grader: str | None = None) -> bool
             why="importing it would run what stands in a data file",
             fix="Name it yourself: --grader module:function, or grader=",
         )
-    return load_grader(named)(question, answer)
+    return load_grader(named)(question, without_thoughts(answer))
 
 
 def grader_for(question: Question) -> str:

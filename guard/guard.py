@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -12,7 +13,7 @@ import tenacity
 
 from guard.artefact import Binding
 from guard.backends import EMBEDDED, load_engine
-from guard.backends.base import Engine
+from guard.backends.base import BaseEngine, Engine
 from guard.certificate import Answering, Basis, Certificates, certified_policy, needed_certificates
 from guard.errors import InputError, ScorerError, did_you_mean
 from guard.escalation import Handler, check_handlers, log_handler
@@ -48,6 +49,7 @@ class Guard:
         force_scorer: bool = False,
         handler_timeout_s: float = 10.0,
         certificate: Certificates | str | Path | None = None,
+        template_options: Mapping[str, Any] | None = None,
     ) -> None:
         """
         Args:
@@ -63,16 +65,20 @@ class Guard:
             handler_timeout_s: deadline of each handler, in seconds.
             certificate: what ``guard certify`` wrote, or its file: gives the thresholds of a policy that
                 promises an error rate; by default the file that the policy names.
+            template_options: variables of the model's chat template, such as ``{"enable_thinking": False}``;
+                by default those of the calibration.
 
         Raises:
             ScorerMismatchError: the scorer was fitted on another model.
             CertificateError: a policy with a promise, and no certificate that holds for it.
             ScorerError: the policy looks at the novelty of inputs, which a scorer does not know.
-            InputError: the policy names a fallback or handler that is not known.
+            InputError: the policy names a fallback or handler that is not known, or the model's chat
+                template does not read one of the options.
         """
         self._loaded = ExitStack()  # engines that `load` loaded
         self.engine = engine
         self.scorer = scorer.for_model(engine.model, capture_point_of(engine), force=force_scorer)
+        self.template_options = checked_options(engine, self.scorer, template_options)
         self.sources: dict[str, Source | Answerer] = {
             name: _source(name, target) for name, target in (fallbacks or {}).items()
         }
@@ -98,6 +104,7 @@ class Guard:
         store: Store | str | Path | None = None,
         force_scorer: bool = False,
         certificate: Certificates | str | Path | None = None,
+        template_options: Mapping[str, Any] | None = None,
     ) -> Self:
         """Load model, scorer and policy by name or path.
 
@@ -107,7 +114,7 @@ class Guard:
             policy: a file, a built-in (``strict``, ``balanced``, ``permissive``, ``shadow``), or a `Policy`.
             engine: ``llama.cpp`` or ``transformers``, where both can load the model.
             engine_options: for the engine's ``load``, such as ``{"context_tokens": 8192}``.
-            fallbacks, handlers, store, force_scorer, certificate: see `Guard`.
+            fallbacks, handlers, store, force_scorer, certificate, template_options: see `Guard`.
         """
         if scorer is None and str(model) != EMBEDDED:
             raise ScorerError(
@@ -132,6 +139,7 @@ class Guard:
                 store=store,
                 force_scorer=force_scorer,
                 certificate=certificate,
+                template_options=template_options,
             )
             guard._loaded = loaded.pop_all()
             return guard
@@ -144,6 +152,7 @@ class Guard:
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         limits: Limits | None = None,
         metadata: Mapping[str, Any] | None = None,
+        template_options: Mapping[str, Any] | None = None,
     ) -> Outcome:
         """Answer, score, decide, act.
 
@@ -154,6 +163,7 @@ class Guard:
             sampling: of the first attempt; greedy by default, as in calibration.
             limits: of each attempt; by default the token limit of the calibration.
             metadata: goes to escalation handlers and the review queue.
+            template_options: variables of the model's chat template for this call, beside the guard's own.
 
         Raises:
             AbstainedError: where the policy says ``abstain: {raise: true}``.
@@ -161,7 +171,7 @@ class Guard:
             InputError, PromptTooLongError, ChatTemplateError: the question cannot be put.
             CancelledError: cancelled from outside.
         """
-        call = self._call(prompt, route, sampling, limits, metadata)
+        call = self._call(prompt, route, sampling, limits, metadata, template_options)
         tenacity.Retrying(**call.bounds)(call.attempt)
         return call.finish()
 
@@ -173,9 +183,10 @@ class Guard:
         sampling: Sampling = Sampling(),  # noqa: B008
         limits: Limits | None = None,
         metadata: Mapping[str, Any] | None = None,
+        template_options: Mapping[str, Any] | None = None,
     ) -> Outcome:
         """`ask` without blocking the event loop; cancelling the task stops the generation."""
-        call = self._call(prompt, route, sampling, limits, metadata)
+        call = self._call(prompt, route, sampling, limits, metadata, template_options)
         await tenacity.AsyncRetrying(**call.bounds)(call.aattempt)
         return await call.afinish()
 
@@ -192,7 +203,7 @@ class Guard:
     def basis(self, policy: Policy, route: str | None = None) -> Basis:
         """What a certificate for a route of this policy, with this model and scorer, holds for."""
         return Basis(
-            own=_answering(self.engine, self.scorer),
+            own=_answering(self.engine, self.scorer, self.template_options),
             fallbacks={name: _source_basis(self.sources[name]) for name in fallbacks_of(policy.plan(route))},
             procedure_sha256=procedure_sha256(policy, route),
         )
@@ -214,7 +225,7 @@ class Guard:
         if not isinstance(asked, Iterable):
             raise InputError(f"Expected a question, messages or a Prompt, got {type(asked).__name__}")
         system = self.scorer.artefact.prompting.system if isinstance(asked, str) else None
-        return Prompt.chat(asked, system=system)
+        return Prompt.chat(asked, system=system, template_options=self.template_options)
 
     def close(self) -> None:
         """Free the engines, and close the store if it was opened here."""
@@ -238,11 +249,15 @@ class Guard:
         sampling: Sampling,
         limits: Limits | None,
         metadata: Mapping[str, Any] | None,
+        template_options: Mapping[str, Any] | None = None,
     ) -> Call:
         self.policy.check_route(route)
         limits = limits or Limits(max_tokens=self.scorer.artefact.prompting.max_tokens)
         ledger = Ledger(self.policy, route)
-        return Call(self, self.prompt_of(asked), sampling, limits, dict(metadata or {}), ledger)
+        prompt = self.prompt_of(asked)
+        if template_options:
+            prompt = replace(prompt, template_options={**prompt.template_options, **template_options})
+        return Call(self, prompt, sampling, limits, dict(metadata or {}), ledger)
 
     def _observer(self) -> SignatureObserver:
         return SignatureObserver(temperatures=self.scorer.schema.temperatures)
@@ -290,13 +305,27 @@ def capture_point_of(engine: Engine) -> CapturePoint:
     return getattr(engine, "capture_point", "mlp")
 
 
-def _answering(engine: Engine, scorer: Scorer | None) -> Answering:
+def checked_options(engine: Engine, scorer: Scorer, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The template options to ask with: those given, or else those of the calibration.
+
+    Raises:
+        InputError: the model's chat template does not read one of them.
+    """
+    options = dict(scorer.artefact.prompting.template_options if given is None else given)
+    if isinstance(engine, BaseEngine):
+        engine.check_template_options(options)
+    return options
+
+
+def _answering(engine: Engine, scorer: Scorer | None, options: Mapping[str, Any]) -> Answering:
     binding = Binding.of(engine.model, capture_point_of(engine))
-    return Answering(model=binding, scorer_sha256=scorer.sha256 if scorer else None)
+    return Answering(model=binding, scorer_sha256=scorer.sha256 if scorer else None, template_options=dict(options))
 
 
 def _source_basis(source: Source | Answerer) -> Answering | None:
-    return _answering(source.engine, source.scorer) if isinstance(source, Source) else None
+    if not isinstance(source, Source):
+        return None
+    return _answering(source.engine, source.scorer, source.template_options)
 
 
 def _source(name: str, target: Guard | Source | Answerer) -> Source | Answerer:

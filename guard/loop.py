@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -41,7 +41,6 @@ from guard.records import (
     Prompt,
     Sampling,
     Score,
-    Signals,
     defects_of,
 )
 from guard.scorer import Scorer
@@ -63,6 +62,15 @@ class Source:
     engine: Engine
     scorer: Scorer | None
 
+    @property
+    def template_options(self) -> Mapping[str, Any]:
+        """Those that the scorer was calibrated with."""
+        return self.scorer.artefact.prompting.template_options if self.scorer else {}
+
+    def own_prompt(self, prompt: Prompt) -> Prompt:
+        """Another model's prompt for this one: its chat template has options of its own."""
+        return replace(prompt, template_options=self.template_options)
+
 
 def score_of(generation: Generation, observer: SignatureObserver, scorer: Scorer) -> Score:
     """Score a generation whose activations an observer has seen.
@@ -72,8 +80,7 @@ def score_of(generation: Generation, observer: SignatureObserver, scorer: Scorer
     """
     if generation.capture_error:
         raise CaptureError("The layers were not recorded", why=generation.capture_error)
-    signals = Signals(generation.logprobs, generation.entropies, generation.margins, observer.signature())
-    return scorer.score(signals)
+    return scorer.score(generation.signals(observer.signature()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +226,7 @@ class Call:
         if isinstance(settings, Fallback) and settings.to is not None:
             target = self.guard.sources[settings.to]
             if isinstance(target, Source):
-                return AttemptPlan(target, self.prompt, self.sampling, limits)
+                return AttemptPlan(target, target.own_prompt(self.prompt), self.sampling, limits)
             return AttemptPlan(None, self.prompt, self.sampling, limits, answerer=(settings.to, target))
         own = Source(OWN_ENGINE, self.guard.engine, self.guard.scorer)
         if isinstance(settings, Retry):
@@ -294,6 +301,7 @@ class Call:
                 sampling=result.sampling if result else plan.sampling,
                 error=error,
                 finish_reason=result.finish_reason if result else None,
+                reasoning=result.generation.reasoning if result and result.generation else None,
             )
         )
 

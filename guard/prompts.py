@@ -5,6 +5,9 @@ Calibration and use must ask alike, so there is one way for all.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from guard.questions import LETTERS, Question
 from guard.records import Prompt
 
@@ -20,19 +23,22 @@ _EXAMPLES = (
 )
 
 
-def question_prompt(question: Question, *, system: str = SHORT_ANSWER_SYSTEM) -> Prompt:
+def question_prompt(
+    question: Question, *, system: str = SHORT_ANSWER_SYSTEM, template_options: Mapping[str, Any] | None = None
+) -> Prompt:
     """What the model is asked: the passage if there is one, the question, then lettered choices.
 
     Args:
         question: to ask.
         system: the system message; the empty string for none.
+        template_options: variables of the model's chat template.
     """
     parts = [question.context, ""] if question.context else []
     parts.append(question.question)
     if question.choices:
         parts += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False)]
         parts.append(_CHOICE_INSTRUCTION)
-    return Prompt.chat("\n".join(parts), system=system or None)
+    return Prompt.chat("\n".join(parts), system=system or None, template_options=template_options)
 
 
 def completion_prompt(question: Question) -> Prompt:

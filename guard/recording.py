@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Run:
         max_tokens: limit of every answer.
         temperatures: of the signatures.
         stop: strings that end an answer; for base models, which do not know when to.
+        template_options: variables of the model's chat template, the same for every question.
         completion: ask by a raw text with solved examples instead of chat messages (see
             `guard.prompts.completion_prompt`); for models without a chat template.
     """
@@ -71,6 +72,7 @@ class Run:
     temperatures: tuple[float, ...] = (1.0,)
     stop: tuple[str, ...] = ()
     completion: bool = False
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def fields(self) -> dict[str, str]:
         """Flat, as stored in a journal's header."""
@@ -353,8 +355,8 @@ def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None) -> _Asked:
     generation = engine.generate(prompt, sampling=Sampling(), limits=limits, observer=observer, replay=replay)
     if generation.capture_error:
         raise CaptureError(generation.capture_error)
-    signals = Signals(generation.logprobs, generation.entropies, generation.margins, signature.signature())
-    ends = (generation.token_ids[0], generation.token_ids[-1])
+    signals = generation.signals(signature.signature())
+    ends = (generation.answer_token_ids[0], generation.answer_token_ids[-1])
     seen = residual.residual(lens, tokens=ends) if residual is not None and lens is not None else None
     return _Asked(generation, signals, seen)
 
@@ -372,8 +374,10 @@ def _sample(engine: Engine, row: Row, run: Run, count: int) -> tuple[str, ...]:
 
 def _put(row: Row, run: Run) -> tuple[Prompt, str | None]:
     if not isinstance(row, Question):
-        return row.prompt, row.response
-    return completion_prompt(row) if run.completion else question_prompt(row, system=run.system), None
+        return replace(row.prompt, template_options=run.template_options), row.response
+    if run.completion:
+        return completion_prompt(row), None
+    return question_prompt(row, system=run.system, template_options=run.template_options), None
 
 
 def half(activations: Floats) -> NDArray[np.float16]:

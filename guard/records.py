@@ -8,13 +8,14 @@ Every other module imports these; these import nothing of guard but its errors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.content import plain_turn
 from guard.errors import InputError
 
 Floats = NDArray[np.float32]
@@ -50,14 +51,25 @@ class Prompt:
     Exactly one of ``messages`` and ``text`` is set. Build one with `Prompt.chat` or `Prompt.raw`.
 
     Attributes:
-        messages: chat messages, each a mapping with at least ``role`` and ``content``.
+        messages: chat messages, each a mapping with at least ``role`` and ``content``, which is a text;
+            blocks of text are joined to one.
         text: a raw prompt that goes to the tokenizer as it is.
         tools: JSON-schema tool definitions for chat templates that take them.
+        template_options: further variables of the chat template, such as ``{"enable_thinking": False}``.
+
+    Raises:
+        InputError: a message's content is something other than text, such as an image or None.
     """
 
     messages: tuple[Mapping[str, Any], ...] | None = None
     text: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.messages is not None:
+            object.__setattr__(self, "messages", tuple(map(plain_turn, self.messages)))
+        object.__setattr__(self, "template_options", dict(self.template_options))
 
     @classmethod
     def chat(
@@ -66,6 +78,7 @@ class Prompt:
         *,
         system: str | None = None,
         tools: Iterable[Mapping[str, Any]] = (),
+        template_options: Mapping[str, Any] | None = None,
     ) -> Prompt:
         """Build a chat prompt from one user message or a list of messages.
 
@@ -73,9 +86,10 @@ class Prompt:
             messages: the user's text, or messages with ``role`` and ``content``.
             system: put in front as a system message, unless the messages begin with one.
             tools: tool definitions, in the form that the model's chat template expects.
+            template_options: further variables of the chat template.
 
         Raises:
-            InputError: no message, or a message without ``role`` or ``content``.
+            InputError: no message, a message without ``role`` or ``content``, or content that is no text.
         """
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         for number, turn in enumerate(turns):
@@ -85,7 +99,7 @@ class Prompt:
             raise InputError("A chat prompt needs at least one message")
         if system and turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": system})
-        return cls(messages=tuple(dict(turn) for turn in turns), tools=tuple(tools))
+        return cls(messages=tuple(turns), tools=tuple(tools), template_options=template_options or {})
 
     @classmethod
     def raw(cls, text: str) -> Prompt:
@@ -96,12 +110,19 @@ class Prompt:
         return cls(text=text)
 
     def with_instruction(self, instruction: str) -> Prompt:
-        """The same prompt with an instruction added for one attempt (see the policy's ``retry``)."""
+        """The same prompt with an instruction added for one attempt (see the policy's ``retry``).
+
+        It is added to what the user said last: a tool's result and the model's own words stay theirs.
+        """
         if self.messages is None:
-            return Prompt.raw(f"{self.text}\n{instruction}\n")
-        *before, last = (dict(turn) for turn in self.messages)
-        last["content"] = f"{last['content']}\n\n{instruction}"
-        return Prompt(messages=(*before, last), tools=self.tools)
+            return replace(self, text=f"{self.text}\n{instruction}\n")
+        turns = [dict(turn) for turn in self.messages]
+        asked = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
+        if asked is None:
+            turns.append({"role": "user", "content": instruction})
+        else:
+            asked["content"] = f"{asked['content']}\n\n{instruction}"
+        return replace(self, messages=tuple(turns))
 
     @property
     def question(self) -> str:
@@ -197,7 +218,8 @@ class Generation:
     the end-of-answer token too, since its pass is the one that reads the last answer token.
 
     Attributes:
-        text: the answer, without stop strings and special tokens.
+        text: the answer, without thoughts, stop strings and special tokens; empty where the model
+            never got beyond its thought.
         token_ids: shape (T,).
         logprobs: shape (T,), natural log of the chosen token's probability at temperature 1.
         entropies: shape (T,), nats, of the full next-token distribution at temperature 1.
@@ -208,6 +230,10 @@ class Generation:
         queue_s: seconds spent waiting for the engine.
         seconds: seconds from the engine's turn to the last token.
         capture_error: why the activations of this answer are missing, or None.
+        reasoning: what the model thought before it answered, by its own marks; None where it did not.
+        in_answer: shape (T,), whether a token is the answer's (its end token too) or a thought's.
+            Scores look at the answer alone: a scorer learns from whole answers, and among hundreds of
+            tokens of thought, which may weigh and drop the wrong one, its own few would not be seen.
     """
 
     text: str
@@ -221,11 +247,35 @@ class Generation:
     queue_s: float
     seconds: float
     capture_error: str | None = None
+    reasoning: str | None = None
+    in_answer: NDArray[np.bool_] | None = None
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens generated, the end token included."""
+        """Tokens generated, thoughts and the end token included."""
         return len(self.token_ids)
+
+    @property
+    def answer_start(self) -> int:
+        """Position of the answer's first token; T where there is none."""
+        if self.in_answer is None:
+            return 0
+        return int(np.argmax(self.in_answer)) if self.in_answer.any() else len(self.token_ids)
+
+    @property
+    def answer_token_ids(self) -> tuple[int, ...]:
+        """The answer's tokens, without those of thoughts."""
+        kept = slice(None) if self.in_answer is None else self.in_answer
+        return tuple(np.array(self.token_ids, np.int64)[kept].tolist())
+
+    def signals(self, signature: Signature) -> Signals:
+        """What a scorer sees of the answer.
+
+        Args:
+            signature: of the answer's tokens, as an observer saw them.
+        """
+        kept = slice(None) if self.in_answer is None else self.in_answer
+        return Signals(self.logprobs[kept], self.entropies[kept], self.margins[kept], signature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +393,7 @@ class Attempt:
         error: the failure that took the place of a score.
         finish_reason: how the generation ended; ``length`` means that the answer is cut. None where
             nothing was generated, or where the source does not say.
+        reasoning: what the model thought before it answered; None where it did not, or is not known.
     """
 
     answer: str | None
@@ -355,6 +406,7 @@ class Attempt:
     sampling: Sampling
     error: str | None = None
     finish_reason: FinishReason | None = None
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,3 +487,11 @@ class Outcome:
     def finish_reason(self) -> FinishReason | None:
         """How the answer ended that the decision is about: ``length`` means that it is cut."""
         return self.attempts[-1].finish_reason if self.attempts else None
+
+    @property
+    def reasoning(self) -> str | None:
+        """What the model thought before the answer that the caller got; None where it got no model's."""
+        if self.action not in (Action.ACCEPT, Action.FALLBACK) or not self.attempts:
+            return None
+        last = self.attempts[-1]
+        return last.reasoning if last.answer == self.answer else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -210,10 +210,12 @@ def trials_of(answered: Sequence[Answered], *, grade: Grader) -> Trials:
 def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[Tried, ...]:
     plan = guard.policy.plan(route)
     if not isinstance(row, LabelledResponse):
-        prompt = question_prompt(row, system=guard.scorer.artefact.prompting.system)
+        prompt = question_prompt(
+            row, system=guard.scorer.artefact.prompting.system, template_options=guard.template_options
+        )
         return tuple(Tried.of(attempt, plan) for attempt in guard.attempts(prompt, route=route))
     try:
-        score = guard.score(row.prompt, row.response)
+        score = guard.score(replace(row.prompt, template_options=guard.template_options), row.response)
     except CaptureError as error:
         decision = decide_error(guard.policy, error=str(error), route=route, defects=defects_of(row.response, None))
         return (Tried(row.response, None, released=decision.action is Action.ACCEPT),)

@@ -147,7 +147,14 @@ def row_of(escalation: Escalation) -> dict[str, Any]:
         "policy": text_of(escalation.policy),
         "model": text_of(escalation.model),
         "question": text_of(escalation.question),
-        "prompt": _plain({"messages": prompt.messages, "text": prompt.text, "tools": prompt.tools}),
+        "prompt": _plain(
+            {
+                "messages": prompt.messages,
+                "text": prompt.text,
+                "tools": prompt.tools,
+                "template_options": prompt.template_options,
+            }
+        ),
         "answer": text_of(escalation.answer),
         "status": ReviewStatus.PENDING.value,
     }
@@ -190,6 +197,7 @@ def _attempt(attempt: Attempt) -> Any:
             "sampling": {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")},
             "error": attempt.error,
             "finish_reason": attempt.finish_reason,
+            "reasoning": attempt.reasoning,
         }
     )
 
@@ -210,7 +218,7 @@ def review_of(row: sa.Row[Any]) -> Review:
     messages = None if prompt["messages"] is None else tuple(prompt["messages"])
     del values["fingerprint"]
     return Review(
-        prompt=Prompt(messages=messages, text=prompt["text"], tools=tuple(prompt["tools"])),
+        prompt=Prompt(messages, prompt["text"], tuple(prompt["tools"]), prompt.get("template_options") or {}),
         attempts=tuple(values.pop("attempts")),
         metadata=dict(values.pop("metadata")),
         status=ReviewStatus(values.pop("status")),

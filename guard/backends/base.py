@@ -12,18 +12,21 @@ import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from guard import witness
+from guard.backends.chat_template import check_options
+from guard.backends.growing import AnswerReader, GrowingAnswer
 from guard.backends.sampling import TokenSignals, choose, signals_of
-from guard.backends.text import Detokenizer, SafeText
+from guard.backends.text import Detokenizer
 from guard.backends.turnstile import Interrupt, Turnstile
 from guard.errors import EngineError, InputError, PromptTooLongError
 from guard.records import (
@@ -44,7 +47,9 @@ class Observer(Protocol):
     """Gets each generated token's activations, as they come, so that they never pile up."""
 
     def observe(self, activations: Floats) -> None:
-        """Take the activations of the forward pass that chose one token.
+        """Take the activations of the forward pass that chose one token of the answer, its end included.
+
+        Tokens of a thought before the answer are not observed.
 
         Args:
             activations: shape (L, D), float32; valid only during the call.
@@ -182,6 +187,24 @@ class BaseEngine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free what the engine loaded itself."""
+
+    # -- what an engine says where it knows ----------------------------------------------------
+
+    @property
+    def chat_template(self) -> str | None:
+        """Source of the chat template that messages go through; None where there is none."""
+        return None
+
+    def check_template_options(self, options: Mapping[str, Any]) -> None:
+        """Raise InputError where the model's chat template does not read an option."""
+        check_options(self.chat_template or "", options)
+
+    def _token_id(self, text: str) -> int | None:
+        """Id of the single token, special ones included, with exactly this text."""
+        return None
+
+    def _answered(self, signals: TokenSignals) -> None:  # noqa: B027 - most engines have nothing to do
+        """Called for each token of the answer when it is known to be one, before its text is shown."""
 
     # -- what every engine offers --------------------------------------------------------------
 
@@ -383,60 +406,51 @@ class BaseEngine(ABC):
         started = time.monotonic()
         tokens = request.tokens
         room = self.model.context_tokens - len(tokens)
-        forced = self._forced(request.replay, room)
+        forced = self._forced(request.replay, room, tokens)
         max_tokens = min(room, request.limits.max_tokens) if forced is None else len(forced)
-        text = SafeText(request.limits.stop if forced is None else ())
-        detokenizer = self._detokenizer()
-        pass_signals: list[TokenSignals] = []
-        chosen: list[int] = []
-        capture_error: str | None = None
+        stop = request.limits.stop if forced is None else ()
+        reading = self._reader.reading(tokens, stop=stop, tools=bool(request.prompt.tools))
+        observer = request.observer
+        answer = GrowingAnswer(reading, observer, self._answered)
         finish: FinishReason = "length"
         rng = np.random.default_rng(request.sampling.seed)
 
-        with self._session(capture=request.observer is not None, interrupt=request.interrupt) as session:
+        with self._session(capture=observer is not None, interrupt=request.interrupt) as session:
             fed: Sequence[int] = tokens
-            while len(chosen) < max_tokens:
+            while len(answer) < max_tokens:
                 request.interrupt.check()
                 logits = session.feed(fed)
-                if request.observer is not None and capture_error is None:
-                    capture_error = _observe(request.observer, session)
-                token = choose(logits, request.sampling, rng) if forced is None else forced[len(chosen)]
-                pass_signals.append(signals_of(logits, token))
-                chosen.append(token)
-                if self._is_end(token):
-                    finish = "stop"
-                    break
-                safe = text.push(detokenizer.push(token))
+                token = choose(logits, request.sampling, rng) if forced is None else forced[len(answer)]
+                safe = answer.push(token, signals_of(logits, token), session.activations)
                 if safe:
                     yield safe
-                if text.stopped:
-                    finish = "stop_string"
+                if answer.ended:
+                    finish = "stop_string" if answer.stopped else "stop"
                     break
                 fed = (token,)
-        left = detokenizer.flush()
-        # Where the limit cut a character in two, its first half is no text.
-        rest = text.finish(left.rstrip("\N{REPLACEMENT CHARACTER}") if finish == "length" else left)
+        rest = answer.finish(cut=finish == "length")
         if rest:
             yield rest
-        return Generation(
-            text=text.shown,
-            token_ids=tuple(chosen),
-            logprobs=np.array([signal.logprob for signal in pass_signals], np.float32),
-            entropies=np.array([signal.entropy for signal in pass_signals], np.float32),
-            margins=np.array([signal.margin for signal in pass_signals], np.float32),
+        return answer.generation(
+            finish,
             prompt_tokens=len(tokens),
-            finish_reason=finish,
             sampling=request.sampling,
             queue_s=queue_s,
             seconds=time.monotonic() - started,
-            capture_error=capture_error,
         )
 
-    def _forced(self, replay: str | None, room: int) -> list[int] | None:
-        """The tokens of a replayed answer, its end included; a part of it would be scored as another answer."""
+    @cached_property
+    def _reader(self) -> AnswerReader:
+        return AnswerReader(self.chat_template or "", self._token_id, self._detokenizer, self._is_end)
+
+    def _forced(self, replay: str | None, room: int, prompt: Sequence[int]) -> list[int] | None:
+        """The tokens of a replayed answer, its end included; a part of it would be scored as another answer.
+
+        Where the prompt opens a thought, that is closed first: the answer is replayed as an answer.
+        """
         if replay is None:
             return None
-        forced = [*self.encode_text(replay), self._end_token()]
+        forced = [*self._reader.closing(prompt, self.encode_text), *self.encode_text(replay), self._end_token()]
         if len(forced) > room:
             raise PromptTooLongError(
                 f"The answer to replay has {len(forced)} tokens with its end",
@@ -454,15 +468,6 @@ class BaseEngine(ABC):
                 f"The prompt has {len(tokens)} tokens, the context holds {room}",
                 fix="Shorten the prompt, or build the engine with a larger context_tokens",
             )
-
-
-def _observe(observer: Observer, session: Session) -> str | None:
-    """Hand activations over. A failure is data for the policy, never the loss of the answer."""
-    try:
-        observer.observe(session.activations())
-    except Exception as error:  # noqa: BLE001 - whatever fails here, the policy decides
-        return str(error) or type(error).__name__
-    return None
 
 
 def _drain(run: Generator[str, None, Generation]) -> Generation:

@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import Any
 
 from guard.backends.template_process import RenderRequest, render_bounded
-from guard.backends.template_sandbox import RenderError
-from guard.errors import ChatTemplateError, InputError
+from guard.backends.template_sandbox import RenderError, variables_of
+from guard.errors import ChatTemplateError, InputError, did_you_mean
 
 #: What one rendering may use, beside the memory of its process.
 MAX_SECONDS = 5.0
@@ -28,6 +28,7 @@ def render(
     bos_token: str = "",
     eos_token: str = "",
     add_generation_prompt: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """The text that a chat template makes of messages.
 
@@ -38,14 +39,18 @@ def render(
         bos_token: text of the begin-of-sequence token, for templates that write it themselves.
         eos_token: text of the end-of-sequence token.
         add_generation_prompt: end with the beginning of the assistant's turn.
+        options: further variables that the template reads, such as ``{"enable_thinking": False}``.
 
     Raises:
         ChatTemplateError: the template is not valid, refuses the messages, fails on them, does what
             the sandbox forbids, or exceeds its bounds.
-        InputError: messages or tools hold something other than JSON values.
+        InputError: messages, tools or options hold something other than JSON values, or the template
+            reads no such option.
         EngineError: the process that renders cannot be started.
     """
+    check_options(template, options or {})
     variables = {
+        **_plain(dict(options or {}), "template options"),
         "messages": _plain(list(messages), "messages"),
         "tools": _plain(list(tools), "tools") or None,
         "documents": None,
@@ -74,6 +79,39 @@ _SAID = {
     ),
     "failed": ("fails on these messages", ""),
 }
+#: What `render` itself gives every template.
+_GIVEN = frozenset(
+    {"messages", "tools", "documents", "bos_token", "eos_token", "add_generation_prompt", "strftime_now"}
+)
+
+
+def check_options(template: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a template does not read: it would ignore them without a word.
+
+    Raises:
+        InputError: an option that the template does not read, or that is not the caller's to set.
+    """
+    if not options:
+        return
+    known = option_names(template)
+    for name in options:
+        if name not in known:
+            raise InputError(
+                f"The model's chat template has no option '{name}'",
+                fix=did_you_mean(str(name), known) if known else "Leave it out: this template has no options",
+            )
+
+
+def option_names(template: str) -> tuple[str, ...]:
+    """The variables that a template reads and that a caller may set, in alphabetical order.
+
+    Raises:
+        ChatTemplateError: the template is not valid.
+    """
+    try:
+        return tuple(sorted(variables_of(template) - _GIVEN))
+    except RenderError as error:
+        raise _explained(error) from error
 
 
 def _explained(error: RenderError) -> ChatTemplateError:

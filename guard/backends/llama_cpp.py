@@ -289,7 +289,7 @@ class LlamaCppEngine(BaseEngine):
                 fix="Pass Prompt.raw(text), or chat_template= when building the engine",
             )
         bos, eos = self._vocabulary.bos_and_eos()
-        asked = partial(render, self._template, bos_token=bos, eos_token=eos)
+        asked = partial(render, self._template, bos_token=bos, eos_token=eos, options=prompt.template_options)
         pieces = pieces_of(prompt, self._template, self._vocabulary.control_texts, asked)
         # A template that writes the beginning-of-text token itself must not get a second one.
         twice = bool(bos) and any(piece.control and piece.text.startswith(bos) for piece in pieces[:1])
@@ -301,6 +301,10 @@ class LlamaCppEngine(BaseEngine):
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a piece of answer, without special tokens."""
         return self._vocabulary.tokenize(text, control=False)
+
+    def _token_id(self, text: str) -> int | None:
+        tokens = self._vocabulary.tokenize(text, control=True)
+        return tokens[0] if len(tokens) == 1 and self._vocabulary.text_of(tokens[0]) == text else None
 
     def close(self) -> None:
         """Free the context, and the model if this engine loaded it.

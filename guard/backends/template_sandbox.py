@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -58,6 +58,25 @@ def render_template(template: str, variables: Mapping[str, Any], *, now: datetim
         return _collect(compiled, {**variables, "strftime_now": now.strftime}, max_characters)
     except Exception as error:  # a stranger's program may raise anything
         raise _explained(error) from error
+
+
+@lru_cache(maxsize=32)
+def variables_of(template: str) -> frozenset[str]:
+    """Names that a template reads and does not set itself, `render_template`'s own included.
+
+    Only parsed, nothing of it is run.
+
+    Raises:
+        RenderError: the template is not valid.
+    """
+    environment = _environment()
+    try:
+        read = meta.find_undeclared_variables(environment.parse(template))
+    except TemplateSyntaxError as error:
+        raise RenderError("syntax", error.message or "", error.lineno) from error
+    except Exception as error:  # nested too deeply, and the like
+        raise RenderError("compile", f"{type(error).__name__}: {error}") from error
+    return frozenset(read - environment.globals.keys())
 
 
 def _collect(compiled: jinja2.Template, variables: Mapping[str, Any], max_characters: int) -> str:

@@ -183,6 +183,12 @@ class TransformersEngine(BaseEngine):
         """What is loaded."""
         return self._info
 
+    @property
+    def chat_template(self) -> str | None:
+        """Source of the chat template, of all of them where there are several; None without one."""
+        templates = self._tokenizer.chat_template
+        return "\n".join(templates.values()) if isinstance(templates, dict) else templates
+
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt.
 
@@ -204,6 +210,10 @@ class TransformersEngine(BaseEngine):
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a piece of answer, without special tokens."""
         return self._ids(text)
+
+    def _token_id(self, text: str) -> int | None:
+        token = self._tokenizer.get_added_vocab().get(text)
+        return token if isinstance(token, int) else None
 
     def close(self) -> None:
         """Let go of the model; what `load` loaded is freed, a wrapped model stays with its owner."""
@@ -265,7 +275,13 @@ class TransformersEngine(BaseEngine):
                 fix="Pass Prompt.raw with a text in the form that the model was trained on",
             )
         template = tokenizer.get_chat_template(tools=[dict(tool) for tool in prompt.tools] or None)
-        asked = partial(render, template, bos_token=tokenizer.bos_token or "", eos_token=tokenizer.eos_token or "")
+        asked = partial(
+            render,
+            template,
+            bos_token=tokenizer.bos_token or "",
+            eos_token=tokenizer.eos_token or "",
+            options=prompt.template_options,
+        )
         return pieces_of(prompt, template, self._control_texts, asked)
 
     @cached_property

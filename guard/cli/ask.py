@@ -17,8 +17,10 @@ from guard.cli.output import (
     PolicyName,
     ScorerFile,
     StoreUrl,
+    TemplateOptions,
     console,
     print_json,
+    template_options,
 )
 from guard.cli.terminal import shown
 
@@ -40,6 +42,7 @@ def ask(
     dtype: Dtype = None,
     store: StoreUrl = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Token limit of an answer.")] = None,
+    template_option: TemplateOptions = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds for each attempt.")] = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -61,6 +64,7 @@ def ask(
         store=store,
         force_scorer=force,
         certificate=certificate,
+        template_options=template_options(template_option),
     ) as guard:
         limits = Limits(max_tokens=max_tokens or guard.scorer.artefact.prompting.max_tokens, timeout_s=timeout)
         outcome = guard.ask(text, route=route, limits=limits)
@@ -87,6 +91,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "escalated_to": list(outcome.escalated_to),
         "errors": list(outcome.errors),
         "seconds": outcome.seconds,
+        "reasoning": outcome.reasoning,
         "attempts": [_attempt_json(attempt) for attempt in outcome.attempts],
     }
 
@@ -107,6 +112,7 @@ def _attempt_json(attempt: Attempt) -> dict[str, Any]:
         "seed": attempt.sampling.seed,
         "error": attempt.error,
         "finish_reason": attempt.finish_reason,
+        "reasoning": attempt.reasoning,
     }
 
 

@@ -23,7 +23,16 @@ from guard.cli.asking import (
     read_data,
     rows_of,
 )
-from guard.cli.output import AsJson, Dtype, Engine, ModelName, console, print_json
+from guard.cli.output import (
+    AsJson,
+    Dtype,
+    Engine,
+    ModelName,
+    TemplateOptions,
+    console,
+    print_json,
+    template_options,
+)
 from guard.cli.progress import under_progress
 
 if TYPE_CHECKING:
@@ -50,6 +59,7 @@ def calibrate(
     seed: Annotated[int, typer.Option(min=0, help="Of samples, splits and trees.")] = 0,
     system: System = None,
     max_tokens: MaxTokens = None,
+    template_option: TemplateOptions = None,
     without: Annotated[
         list[str] | None, typer.Option(help="Leave a part of the score out, such as map or activations; repeatable.")
     ] = None,
@@ -77,12 +87,15 @@ def calibrate(
     system, max_tokens = how_to_ask(sources, system=system, max_tokens=max_tokens)
     rows, bad = rows_of(sources), bad_rows_of(sources)
     with load_engine(model, engine=engine, dtype=dtype, capture_point=capture_point) as loaded:
+        options = template_options(template_option) or {}
+        loaded.check_template_options(options)
         run = Run(
             model=loaded.model,
             capture_point=capture_point_of(loaded),
             system=system,
             max_tokens=max_tokens,
             temperatures=tuple(tau or (1.0,)),
+            template_options=options,
         )
         with Journal(journal or out.with_name(f"{out.name}.journal"), run) as answers:
             under_progress(record_rows(loaded, rows, answers, run=run), rows=rows, known=answers.keys())

@@ -19,7 +19,18 @@ from guard.cli.asking import (
     read_data,
     rows_of,
 )
-from guard.cli.output import AsJson, Dtype, Engine, ModelName, PolicyName, ScorerFile, console, print_json
+from guard.cli.output import (
+    AsJson,
+    Dtype,
+    Engine,
+    ModelName,
+    PolicyName,
+    ScorerFile,
+    TemplateOptions,
+    console,
+    print_json,
+    template_options,
+)
 from guard.cli.progress import under_progress
 from guard.errors import InputError
 
@@ -52,6 +63,7 @@ def certify(
     dtype: Dtype = None,
     grader: GraderName = None,
     on_bad: OnBad = "stop",
+    template_option: TemplateOptions = None,
     limit: Limit = None,
     seed: Annotated[int, typer.Option(min=0, help="Of samples and of the rows that place the thresholds.")] = 0,
     journal: Annotated[Path | None, typer.Option(help="Where answers are kept; by default OUT.journal.")] = None,
@@ -77,7 +89,8 @@ def certify(
     before = _certificates_in(out)
     grader_function = load_grader(grader) if grader else grade
     sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
-    with _rehearsing(chosen, model=model, scorer=scorer, engine=engine, dtype=dtype) as guard:
+    options = template_options(template_option)
+    with _rehearsing(chosen, model=model, scorer=scorer, engine=engine, dtype=dtype, options=options) as guard:
         rows, notes = _usable(sources, guard.scorer)
         notes += [f"{file}:{row.line}: {row.reason}" for file, row in bad_rows_of(sources)]
         basis = guard.basis(chosen, route)
@@ -138,7 +151,15 @@ def _certificates_in(out: Path) -> Certificates:
     return load_certificates(out) if out.exists() else Certificates(str(out), {})
 
 
-def _rehearsing(policy: Policy, *, model: str, scorer: str | None, engine: str | None, dtype: str | None) -> Guard:
+def _rehearsing(
+    policy: Policy,
+    *,
+    model: str,
+    scorer: str | None,
+    engine: str | None,
+    dtype: str | None,
+    options: dict[str, Any] | None,
+) -> Guard:
     from guard.guard import Guard
     from guard.policy_promise import rehearsal
 
@@ -153,6 +174,7 @@ def _rehearsing(policy: Policy, *, model: str, scorer: str | None, engine: str |
         engine=engine,
         engine_options={"dtype": dtype},
         handlers=handlers,
+        template_options=options,
     )
 
 

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from guard.cli.terminal import json_visible, shown, visible
-from guard.errors import GuardError
+from guard.errors import GuardError, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +27,14 @@ CertificateFile = Annotated[
     str | None, typer.Option("--certificate", help="What guard certify wrote; by default what the policy names.")
 ]
 Engine = Annotated[str | None, typer.Option("--engine", help="llama.cpp or transformers, where both can load it.")]
+TemplateOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-option",
+        metavar="KEY=VALUE",
+        help="Variable of the model's chat template, such as enable_thinking=false; repeatable.",
+    ),
+]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="Of transformers: float32 (by default), bfloat16, float16 or int4.")
 ]
@@ -40,6 +48,34 @@ StoreUrl = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def template_options(given: list[str] | None) -> dict[str, Any] | None:
+    """What ``--template-option`` says; None where it was not given. Values are JSON, or else texts.
+
+    Raises:
+        InputError: one is not KEY=VALUE, or a key comes twice.
+    """
+    options: dict[str, Any] = {}
+    for each in given or ():
+        name, equals, value = each.partition("=")
+        if not name or not equals:
+            raise InputError(f"--template-option {each!r} is not KEY=VALUE", fix="Write enable_thinking=false")
+        if name in options:
+            raise InputError(f"--template-option {name} is given twice")
+        options[name] = _json_or_text(value)
+    return options if given else None
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads({"True": "true", "False": "false"}.get(value, value), parse_constant=_refused)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _refused(constant: str) -> NoReturn:
+    raise ValueError(constant)
 
 
 def console(*, stderr: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:

@@ -24,7 +24,16 @@ from guard.cli.asking import (
     read_data,
     rows_in_turn,
 )
-from guard.cli.output import AsJson, Dtype, Engine, ModelName, console, print_json
+from guard.cli.output import (
+    AsJson,
+    Dtype,
+    Engine,
+    ModelName,
+    TemplateOptions,
+    console,
+    print_json,
+    template_options,
+)
 from guard.cli.progress import under_progress
 from guard.errors import InputError, UnsupportedArchitectureError, missing_extra
 
@@ -49,6 +58,7 @@ def record(
     seed: Annotated[int, typer.Option(min=0, help="Of the rows that are drawn.")] = 0,
     system: System = None,
     max_tokens: MaxTokens = None,
+    template_option: TemplateOptions = None,
     tau: Tau = None,
     samples: Annotated[int, typer.Option(min=0, max=100, help="Sample so many further answers.")] = 0,
     sampled_rows: Annotated[int, typer.Option(min=1, help="To so many questions of each set.")] = 200,
@@ -79,7 +89,7 @@ def record(
     rows = rows_in_turn(sources)
     kept = _journal_file(journal or out.with_name(f"{out.name}.journal"), partial=partial)
     with _Loaded.load(model, engine=engine, dtype=dtype, threads=threads, lens=lens and not partial) as loaded:
-        run = _run(loaded.engine, sources, system, max_tokens, tau, completion)
+        run = _run(loaded.engine, sources, system, max_tokens, tau, completion, template_option)
         with Journal(kept, run) as answers:
             if not partial:
                 sampling = {"samples": samples, "sampled_rows": sampled_rows}
@@ -163,6 +173,7 @@ def _run(
     max_tokens: int | None,
     tau: list[float] | None,
     completion: bool | None,
+    template_option: list[str] | None,
 ) -> Run:
     from hashlib import sha256
 
@@ -172,6 +183,10 @@ def _run(
         completion = engine.model.chat_template_sha256 == sha256(b"").hexdigest()
     if completion and system:
         raise InputError("A text to continue has no system message", fix="Leave --system out, or add --chat")
+    options = template_options(template_option) or {}
+    if completion and options:
+        raise InputError("A text to continue goes through no chat template", fix="Leave --template-option out")
+    engine.check_template_options(options)
     system, tokens = how_to_ask(sources, system="" if completion else system, max_tokens=max_tokens)
     return Run(
         model=engine.model,
@@ -182,6 +197,7 @@ def _run(
         temperatures=tuple(tau or (1.0,)),
         stop=("\n",) if completion else (),
         completion=completion,
+        template_options=options,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.output import Dtype, Engine, Force, ModelName, ScorerFile, print_json
+from guard.cli.output import Dtype, Engine, Force, ModelName, ScorerFile, TemplateOptions, print_json, template_options
 from guard.errors import GuardError, InputError, ScorerError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def score(
     engine: Engine = None,
     dtype: Dtype = None,
     force: Force = False,
+    template_option: TemplateOptions = None,
 ) -> None:
     """Score answers, one JSON object a line in, one a line out.
 
@@ -35,7 +36,12 @@ def score(
 
     rows = list(_rows(files))
     failed = False
-    loaded: dict[str, Any] = {"engine": engine, "engine_options": {"dtype": dtype}, "force_scorer": force}
+    loaded: dict[str, Any] = {
+        "engine": engine,
+        "engine_options": {"dtype": dtype},
+        "force_scorer": force,
+        "template_options": template_options(template_option),
+    }
     with Guard.load(model, scorer=scorer, policy="shadow", **loaded) as guard:
         for row in rows:
             result = _scored(guard, row)

@@ -27,7 +27,7 @@ from guard.escalation import Delivery, Handler
 from guard.langchain.accounting import is_answer
 from guard.langchain.attempt import ATTEMPT, AttemptSettings
 from guard.langchain.calls import ModelCall, Verdict, judge, judge_failure, may_quote
-from guard.langchain.messages import chat_turns
+from guard.langchain.messages import chat_turns, reasoning_of
 from guard.langchain.metadata import (
     KEY,
     ScoredCall,
@@ -247,6 +247,7 @@ class AgentCall:
                 sampling=call.sampling if call else Sampling(),
                 error=error,
                 finish_reason=call.finish_reason if call else self._foreign_ending(),
+                reasoning=reasoning_of(self._message()),
             )
         )
 
@@ -372,12 +373,13 @@ class AgentCall:
 
 
 def _instructed(messages: list[AnyMessage], instruction: str) -> list[AnyMessage]:
-    """The messages with an instruction for one attempt."""
-    last = messages[-1] if messages else None
-    if isinstance(last, HumanMessage) and isinstance(last.content, str):
-        told = last.model_copy(update={"content": f"{last.content}\n\n{instruction}"})
-        return [*messages[:-1], told]
-    return [*messages, HumanMessage(content=instruction)]
+    """The messages with an instruction for one attempt, added to what the user said last."""
+    asked = [at for at, message in enumerate(messages) if isinstance(message, HumanMessage)]
+    if not asked:
+        return [*messages, HumanMessage(content=instruction)]
+    at, own = asked[-1], messages[asked[-1]].content
+    told = f"{own}\n\n{instruction}" if isinstance(own, str) else [*own, {"type": "text", "text": f"\n\n{instruction}"}]
+    return [*messages[:at], messages[at].model_copy(update={"content": told}), *messages[at + 1 :]]
 
 
 def _said(message: AIMessage) -> str:

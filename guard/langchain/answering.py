@@ -17,7 +17,7 @@ from langchain_core.outputs import ChatGenerationChunk
 from guard.backends.base import Engine
 from guard.errors import GuardError
 from guard.langchain.attempt import ATTEMPT
-from guard.langchain.messages import parse_tool_calls
+from guard.langchain.messages import REASONING, parse_tool_calls
 from guard.langchain.metadata import KEY, decision_metadata, score_metadata
 from guard.langchain.whole import unmendable
 from guard.ledger import OWN_ENGINE
@@ -134,7 +134,7 @@ class Runtime:
         return guard, keeper
 
     def _message(self, asked: Asked, generation: Generation, observer: SignatureObserver) -> AIMessage:
-        content = _parsed(asked, generation.text)
+        content = _parsed(asked, generation.text, generation.reasoning)
         return AIMessage(
             content.pop("content"),
             **content,
@@ -149,8 +149,9 @@ class Runtime:
 
         The metadata goes on the last chunk only: LangChain adds up what is on several.
         """
-        if asked.tools:
-            yield from _content_chunks(_parsed(asked, generation.text))
+        parsed = _parsed(asked, generation.text, generation.reasoning)
+        # Without tools the text has been shown as it came.
+        yield from _content_chunks(parsed if asked.tools else {**parsed, "content": ""})
         yield ChatGenerationChunk(
             message=AIMessageChunk(
                 content="",
@@ -206,7 +207,7 @@ class Runtime:
         used = outcome.attempts
         # The policy's own texts call no tools; only what a model has said is read.
         said = outcome.answer == last.answer
-        content = _parsed(asked, outcome.answer or "") if said else {"content": outcome.answer or ""}
+        content = _parsed(asked, outcome.answer or "", outcome.reasoning) if said else {"content": outcome.answer or ""}
         return AIMessage(
             content.pop("content"),
             **content,
@@ -253,17 +254,18 @@ def whole_chunks(message: AIMessage) -> Iterator[ChatGenerationChunk]:
     )
 
 
-def _parsed(asked: Asked, text: str) -> dict[str, Any]:
-    """The parts of a message that an answer's text stands for."""
+def _parsed(asked: Asked, text: str, reasoning: str | None) -> dict[str, Any]:
+    """The parts of a message that an answer's text stands for; the thought before it is kept apart."""
+    thought = {REASONING: reasoning} if reasoning else {}
     if not asked.tools:
-        return {"content": text}
+        return {"content": text, "additional_kwargs": thought}
     answer = parse_tool_calls(text, asked.tools)
     found = bool(answer.calls or answer.invalid)
     return {
         "content": answer.text,
         "tool_calls": list(answer.calls),
         "invalid_tool_calls": list(answer.invalid),
-        "additional_kwargs": {"raw_text": text} if found else {},
+        "additional_kwargs": {**thought, **({"raw_text": text} if found else {})},
     }
 
 
@@ -283,7 +285,7 @@ def _content_chunks(content: dict[str, Any]) -> Iterator[ChatGenerationChunk]:
         )
         for index, call in enumerate(calls)
     ]
-    if content["content"] or chunks:
+    if content["content"] or chunks or content.get("additional_kwargs"):
         yield ChatGenerationChunk(
             message=AIMessageChunk(
                 content=content["content"],

@@ -28,7 +28,7 @@ from guard.langchain.calls import ModelCall, Verdict, judge, judge_failure, may_
 from guard.langchain.declared import trusted_names
 from guard.langchain.holding import Ran
 from guard.langchain.live import RetractedError, Watch
-from guard.langchain.messages import chat_turns
+from guard.langchain.messages import chat_turns, reasoning_of
 from guard.langchain.metadata import message_defects
 from guard.langchain.replies import text_of_output
 from guard.langchain.whole import CutAnswerError
@@ -133,6 +133,7 @@ class ChainCall:
                 sampling=scored.sampling if scored else plan.settings.sampling or Sampling(),
                 error=verdict.error,
                 finish_reason=_finish_reason(verdict, ran),
+                reasoning=reasoning_of(ran.output) if ran.error is None else None,
             )
         )
 
@@ -189,7 +190,7 @@ class ChainCall:
     def outcome(self, *, escalated_to: tuple[str, ...] = (), handler_errors: tuple[str, ...] = ()) -> Outcome:
         """What was done. Texts that were not accepted are not in it: they go to people only."""
         ledger = self.ledger
-        shown = [replace(attempt, answer=None) for attempt in ledger.attempts]
+        shown = [replace(attempt, answer=None, reasoning=None) for attempt in ledger.attempts]
         if ledger.released:
             shown[-1] = ledger.attempts[-1]
         return ledger.outcome(attempts=shown, escalated_to=escalated_to, handler_errors=handler_errors)

@@ -28,7 +28,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 from guard.backends import EMBEDDED
 from guard.backends.base import BaseEngine, Engine
 from guard.errors import ChatTemplateError, EngineError, InputError, ScorerError, did_you_mean
-from guard.guard import Guard, capture_point_of
+from guard.guard import Guard, capture_point_of, checked_options
 from guard.langchain.answering import Asked, Runtime, whole_chunks
 from guard.langchain.attempt import ATTEMPT, AttemptSettings
 from guard.langchain.calls import MODEL_TYPE, asked_text
@@ -46,7 +46,11 @@ from guard.witness import begin
 #: What a call may set in place of the model's own fields.
 _CALL_SETTINGS = frozenset({"temperature", "top_p", "top_k", "seed", "max_tokens", "timeout"})
 #: What LangChain itself passes on to a call.
-_CALL_OPTIONS = frozenset({"tools", "tool_choice", "response_format", "strict", "parallel_tool_calls", "stream"})
+_CALL_OPTIONS = frozenset(
+    {"tools", "tool_choice", "response_format", "strict", "parallel_tool_calls", "stream"}
+    # Variables of the chat template, under either name.
+    | {"template_options", "chat_template_kwargs"}
+)
 
 _CALL_NAMES = _CALL_SETTINGS | _CALL_OPTIONS | frozenset(NAMES)
 
@@ -58,7 +62,7 @@ class ChatGuard(RoutedChatModel):
     signature's summary in ``response_metadata["guard"]`` (see `guard.langchain.metadata`).
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
 
     model: str = Field(default=EMBEDDED)
     """``smollm2`` (the embedded model), a GGUF file, or a model folder."""
@@ -88,6 +92,10 @@ class ChatGuard(RoutedChatModel):
     """Answer through the stream even where the caller invokes."""
     system: str | None = None
     """System message of conversations without one; by default the one of the calibration, "" is none."""
+    template_options: dict[str, Any] | None = Field(default=None, alias="chat_template_kwargs")
+    """Variables of the chat template, such as ``{"enable_thinking": False}``; by default those of the calibration.
+
+    ``chat_template_kwargs`` is the same under the name that servers of models use."""
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     """Not used: a local model has none. Taken, since programs that build models by name pass it."""
 
@@ -119,6 +127,7 @@ class ChatGuard(RoutedChatModel):
         self._sampling({})
         self._limits(None, {})
         self._runtime()
+        self._options({})
         return self
 
     @classmethod
@@ -131,7 +140,12 @@ class ChatGuard(RoutedChatModel):
             settings: other fields, such as ``temperature``.
         """
         acting = {"policy": guard.policy, "fallbacks": guard.sources, "handlers": guard.handlers} if decides else {}
-        parts = {"model": guard.engine.model.name, "engine": guard.engine, "scorer": guard.scorer}
+        parts = {
+            "model": guard.engine.model.name,
+            "engine": guard.engine,
+            "scorer": guard.scorer,
+            "template_options": guard.template_options,
+        }
         return cls(**{**parts, **acting, "force_scorer": not guard.scorer.calibrated, **settings})
 
     def _runtime(self) -> Runtime:
@@ -188,6 +202,7 @@ class ChatGuard(RoutedChatModel):
             handlers=self.handlers,
             store=self.store,
             force_scorer=not scorer.calibrated,
+            template_options=self.template_options,
         )
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -216,6 +231,7 @@ class ChatGuard(RoutedChatModel):
             "policy": runtime.guard.policy.sha256 if runtime.guard else None,
             "route": self.route,
             "system": self.system,
+            "template_options": self.template_options,
             **{name: getattr(self, name) for name in sorted(_CALL_SETTINGS)},
         }
 
@@ -421,7 +437,9 @@ class ChatGuard(RoutedChatModel):
         attempt = ATTEMPT.get() or AttemptSettings()
         tools = [] if options.get("tool_choice") == "none" else list(options.get("tools") or ())
         names = [tool["function"]["name"] for tool in tools]
-        prompt = Prompt.chat(chat_turns(messages), system=self._system(), tools=tools)
+        prompt = Prompt.chat(
+            chat_turns(messages), system=self._system(), tools=tools, template_options=self._options(options)
+        )
         for told in (tool_instruction(options.get("tool_choice"), names), json_instruction(options)):
             prompt = prompt.with_instruction(told) if told else prompt
         return Asked(
@@ -434,6 +452,12 @@ class ChatGuard(RoutedChatModel):
     def _system(self) -> str | None:
         own = self.system
         return self._runtime().scorer.artefact.prompting.system if own is None else own
+
+    def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Variables of the chat template for one call: a call's own beside the model's."""
+        runtime, own = self._runtime(), options.get("template_options", options.get("chat_template_kwargs"))
+        given = checked_options(runtime.engine, runtime.scorer, self.template_options)
+        return {**given, **(own or {})}
 
     def _sampling(self, options: Mapping[str, Any]) -> Sampling:
         names = ("temperature", "top_p", "top_k", "seed")

@@ -1,24 +1,24 @@
 """Streaming live: text is shown as it comes, the score is updated with it, and a bad answer is taken back.
 
 An engine says what its tokens were worth when an answer is whole. Here the answer is scored while it
-grows: a session is watched from between, so that after every few tokens their log-probabilities and
-the layers' activations are scored as an answer that ended there would be.
+grows: after every few of its tokens their log-probabilities and the layers' activations are scored as
+an answer that ended there would be. Tokens of a thought are neither shown nor looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from guard.backends.base import BaseEngine, Engine, Session
-from guard.backends.sampling import TokenSignals, signals_of
+from guard.backends.sampling import TokenSignals
 from guard.backends.text import Detokenizer
 from guard.backends.turnstile import Interrupt
 from guard.errors import AbstainedError, GuardError
-from guard.records import Floats, ModelInfo, Outcome, Prompt, Score, Signals
+from guard.records import ModelInfo, Outcome, Prompt, Score, Signals
 from guard.scorer import Scorer
 from guard.signature import SignatureObserver
 
@@ -88,34 +88,21 @@ class _WatchedEngine(BaseEngine):
     def _end_token(self) -> int:
         return self._engine._end_token()
 
-    def _session(self, *, capture: bool, interrupt: Interrupt) -> AbstractContextManager[Session]:
-        return self._watched(self._engine._session(capture=capture, interrupt=interrupt))
+    @property
+    def chat_template(self) -> str | None:
+        return self._engine.chat_template
 
-    @contextmanager
-    def _watched(self, opened: AbstractContextManager[Session]) -> Iterator[Session]:
-        with opened as session:
-            yield _WatchedSession(session, self._growing)
+    def _token_id(self, text: str) -> int | None:
+        return self._engine._token_id(text)
+
+    def _session(self, *, capture: bool, interrupt: Interrupt) -> AbstractContextManager[Session]:
+        return self._engine._session(capture=capture, interrupt=interrupt)
+
+    def _answered(self, signals: TokenSignals) -> None:
+        self._growing.add(signals)
 
     def close(self) -> None:
         """Nothing: the engine belongs to others."""
-
-
-@dataclass(slots=True)
-class _WatchedSession:
-    """A session that notes which token was chosen from which logits."""
-
-    session: Session
-    growing: _GrowingAnswer
-    logits: Floats | None = None
-
-    def feed(self, tokens: Sequence[int]) -> Floats:
-        if self.logits is not None:  # what is fed after the prompt is the token that was chosen
-            self.growing.add(signals_of(self.logits, tokens[-1]))
-        self.logits = self.session.feed(tokens)
-        return self.logits
-
-    def activations(self) -> Floats:
-        return self.session.activations()
 
 
 @dataclass(slots=True)

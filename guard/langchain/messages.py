@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,14 @@ from langchain_core.messages import (
 )
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 
+from guard.content import text_of_content
 from guard.errors import InputError
-
-#: Blocks of an assistant's message that repeat or explain it, and are not part of its text.
-ASIDE = frozenset({"tool_use", "tool_call", "invalid_tool_call", "function_call", "thinking", "reasoning"})
 
 _TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
+
+#: Where a message has the thought that came before it, as with other providers.
+REASONING = "reasoning_content"
 
 
 def chat_turns(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
@@ -50,6 +51,9 @@ def _turn(message: BaseMessage) -> dict[str, Any]:
         case AIMessage():
             calls = [_called(call) for call in message.tool_calls]
             turn: dict[str, Any] = {"role": "assistant", "content": text_of(message)}
+            thought = reasoning_of(message)
+            # Templates decide themselves which of their own earlier thoughts a model reads again.
+            turn |= {REASONING: thought} if thought else {}
             return {**turn, "tool_calls": calls} if calls else turn
         case ToolMessage():
             named = {"name": message.name} if message.name else {}
@@ -65,30 +69,20 @@ def _called(call: ToolCall) -> dict[str, Any]:
     return {"type": "function", "id": call["id"], "function": {"name": call["name"], "arguments": call["args"]}}
 
 
+def reasoning_of(output: Any) -> str | None:
+    """What a model thought before a message; None where it did not, or for anything else."""
+    thought = output.additional_kwargs.get(REASONING) if isinstance(output, AIMessage) else None
+    return thought if isinstance(thought, str) else None
+
+
 def text_of(message: BaseMessage) -> str:
     """The text of a message.
 
     Raises:
         InputError: it holds an image, a file, or another block that is no text.
     """
-    if isinstance(message.content, str):
-        return message.content
-    return "".join(_text_of_block(block, message) for block in message.content)
-
-
-def _text_of_block(block: str | Mapping[str, Any], message: BaseMessage) -> str:
-    if isinstance(block, str):
-        return block
-    kind = block.get("type")
-    if kind == "text" and isinstance(block.get("text"), str):
-        return str(block["text"])
-    if isinstance(message, AIMessage) and kind in ASIDE:
-        return ""
-    raise InputError(
-        f"A {message.type} message holds a block of type '{kind}'",
-        why="guard's engines read text only",
-        fix="Send text blocks, or describe the rest in words",
-    )
+    role = "assistant" if isinstance(message, AIMessage) else message.type
+    return text_of_content(message.content, role=role)
 
 
 # -- tool calls --------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from typing import Any, get_args
 import numpy as np
 from langchain_core.messages import AIMessage, BaseMessage
 
+from guard.content import ASIDE
 from guard.errors import InputError
-from guard.langchain.messages import ASIDE
 from guard.records import Decision, Defect, FinishReason, Outcome, Sampling, Score, Signature, defects_of
 
 #: The key within ``response_metadata``.
