@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
@@ -41,6 +42,23 @@ def agent(model: BaseChatModel, chosen: Policy | GuardMiddleware, tools: Any = (
     guarded = chosen if isinstance(chosen, GuardMiddleware) else GuardMiddleware(chosen)
     options.setdefault("checkpointer", InMemorySaver())
     return create_agent(model, list(tools), middleware=[guarded], **options)
+
+
+class Around(GuardMiddleware):
+    """A guard with a step between it and the model, such as no agent's list of middleware may have."""
+
+    def __init__(self, step: AgentMiddleware[Any, Any], chosen: Policy) -> None:
+        super().__init__(chosen)
+        self.step = step
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        return super().wrap_model_call(request, lambda asked: self.step.wrap_model_call(asked, handler))
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        async def call(asked: Any) -> Any:
+            return await self.step.awrap_model_call(asked, handler)
+
+        return await super().awrap_model_call(request, call)
 
 
 def thread(name: str = "1", **config: Any) -> dict[str, Any]:

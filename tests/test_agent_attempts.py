@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
-from langchain_agents import ABSTAIN, APPROVE, RETRY, SECRET, agent, ask, last, policy, reply, thread
+from langchain_agents import ABSTAIN, APPROVE, RETRY, SECRET, Around, agent, ask, last, policy, reply, thread
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
 from scripted_chat import ScriptedChat, said
 
@@ -201,7 +199,7 @@ MAKE = pytest.mark.parametrize("make", [InputError, ValueError], ids=["InputErro
 def failing(make: Callable[[str], Exception], chosen: Policy, *p_wrong: float) -> Any:
     """An agent whose answers a step after the model fails on, and quotes."""
     model = ScriptedChat(script=[said(SECRET, one) for one in p_wrong])
-    return create_agent(model, [], middleware=[GuardMiddleware(chosen), raising(make)], checkpointer=InMemorySaver())
+    return agent(model, Around(raising(make), chosen))
 
 
 @HOW

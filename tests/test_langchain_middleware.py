@@ -21,6 +21,7 @@ from langchain_agents import (
     PAUSE,
     RETRY,
     SECRET,
+    Around,
     agent,
     ask,
     last,
@@ -651,7 +652,7 @@ def test_interrupts_from_within_the_model_call_pass_through() -> None:
             return handler(request)
 
     model = ScriptedChat(script=[said("Fine.", 0.1)])
-    graph = create_agent(model, [], middleware=[GuardMiddleware(ABSTAIN), Inner()], checkpointer=InMemorySaver())
+    graph = agent(model, Around(Inner(), ABSTAIN))
     (asked,) = ask(graph)["__interrupt__"]
     assert asked.value == "go on?"
     assert last(graph.invoke(Command(resume="yes"), thread())).text == "Fine."

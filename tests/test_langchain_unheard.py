@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from langchain.agents.middleware import AgentMiddleware
-from langchain_agents import agent, ask, last
+from langchain_agents import Around, agent, ask, last
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda, RunnableParallel
@@ -23,7 +23,7 @@ from scripted_chat import ScriptedChat, said
 
 from guard import witness
 from guard.guard import Guard
-from guard.langchain import ChatGuard, GuardMiddleware, RetractedError, guarded, trusted, unguarded
+from guard.langchain import ChatGuard, RetractedError, guarded, trusted, unguarded
 from guard.records import Prompt
 
 RULES = "[{accept: {below: 0.5}}, {abstain: {text: No.}}]"
@@ -419,13 +419,7 @@ def test_an_answer_that_is_changed_between_the_model_and_the_guard_is_a_failure_
 
 def agent_step(chat: Any, change: Callable[[AIMessage], AIMessage]) -> str:
     """What a guarded call of an agent's model gives where a step inside of the guard changes the answer."""
-    from langchain.agents.middleware import ModelRequest
-
-    class Both(GuardMiddleware):
-        def wrap_model_call(self, request: ModelRequest[Any], handler: Any) -> Any:
-            return super().wrap_model_call(request, lambda asked: Changes(change).wrap_model_call(asked, handler))
-
-    return last(ask(agent(chat, Both(policy(RULES, ERROR)), checkpointer=None), config={})).text
+    return last(ask(agent(chat, Around(Changes(change), policy(RULES, ERROR)), checkpointer=None), config={})).text
 
 
 @pytest.mark.parametrize("hide", [without_callbacks, in_an_empty_context, by_the_engine, in_a_pool])

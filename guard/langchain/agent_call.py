@@ -73,7 +73,8 @@ class Ending:
     Attributes:
         response: for the agent: the model's own, or one that says something in its place.
         draft: what waits for a person, sealed; None where nothing does.
-        ends: whether the agent ends with it, whatever it still wanted from the model.
+        ends: whether the agent has to be ended with it, since it would ask the model again otherwise. Where
+            it would not, the hooks of other middleware see the text first.
     """
 
     response: ModelResponse[Any]
@@ -282,7 +283,7 @@ class AgentCall:
         message = self._noted(delivery)
         response: ModelResponse[Any] = ModelResponse(result=[spoken(message, self.ledger.reply or "")])
         if not self.pauses:
-            return Ending(response, ends=True)
+            return Ending(response, ends=self._loops)
         return Ending(response, draft=self._draft(message).seal())
 
     def event(self) -> dict[str, Any]:
@@ -330,7 +331,13 @@ class AgentCall:
             },
             rejected_text=self.ledger.reply or REJECTED,
             failed=self.response is None,
+            loops=self._loops,
         )
+
+    @property
+    def _loops(self) -> bool:
+        """Whether the agent asks the model again until it has a structured response."""
+        return self.request.response_format is not None
 
     def _noted(self, delivery: Delivery) -> AIMessage:
         """The last answer, or an empty one, with what was decided about it."""

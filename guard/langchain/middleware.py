@@ -2,8 +2,7 @@
 
     agent = create_agent(ChatGuard(model="smollm2"), tools, middleware=[GuardMiddleware("policy.yaml")])
 
-Put it last in the list of middleware: what wraps the model more closely would see answers before they
-are decided about.
+Put it last in the list of middleware; an agent with another order is refused (see `guard.langchain.order`).
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ from guard.langchain.declared import Trusted, steps_of, trusted_names
 from guard.langchain.guarded_run import DECISION_EVENT
 from guard.langchain.metadata import KEY, with_metadata
 from guard.langchain.naming import NAMES, joined, read_config, read_mapping
+from guard.langchain.order import refuse_wrong_order
 from guard.langchain.review import Draft, ask, reviewed
 from guard.langchain.tracing import escalation_metadata, marked_event
 from guard.langchain.withheld import acall_model, call_model
@@ -54,7 +54,7 @@ class Turn(TypedDict):
 
     Attributes:
         draft: the answer that waits for a person, sealed; or None.
-        ends: whether the agent ends here.
+        ends: whether the agent has to be ended here.
     """
 
     draft: str | None
@@ -123,6 +123,16 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         super().__init__()
         self._made_of = _Parts(fallbacks or {}, handlers or {}, store, handler_timeout_s)
         self._rules = self._made_of.rules(policy, route)
+
+    @property
+    def name(self) -> str:
+        """The name of its steps in the agent's graph.
+
+        Raises:
+            InputError: the agent that is being built has it in the wrong place of its list of middleware.
+        """
+        refuse_wrong_order(self)
+        return super().name
 
     # -- calling the model ---------------------------------------------------------------------
 

@@ -49,6 +49,7 @@ class Draft:
         about: what the reviewer is told: question, p_wrong, rule, reason and so on.
         rejected_text: what the caller gets where the answer is rejected.
         failed: whether there is no answer, since the model failed.
+        loops: whether the agent would ask the model again for a structured response.
     """
 
     messages: tuple[BaseMessage, ...]
@@ -57,6 +58,7 @@ class Draft:
     about: Mapping[str, Any]
     rejected_text: str
     failed: bool = False
+    loops: bool = False
 
     def seal(self) -> str:
         """The draft as text that shows nothing of the answer: streams of the state's values pass it on."""
@@ -212,8 +214,10 @@ def reviewed(draft: Draft, decisions: Sequence[Mapping[str, Any]]) -> dict[str, 
         rest = [message for message in draft.messages if message is not draft.message]
         structured = {} if draft.structured is None else {"structured_response": draft.structured}
         return {"messages": [noted, *rest], **structured}
-    # The person has had the last word: a loop for structured output must not ask the model again.
-    return {"messages": [spoken(noted, _text(decision, draft))], "jump_to": "end"}
+    # The person has had the last word: a loop for structured output must not ask the model again. Where there
+    # is none, the agent ends by itself, when the hooks of other middleware have seen the text.
+    ends = {"jump_to": "end"} if draft.loops else {}
+    return {"messages": [spoken(noted, _text(decision, draft))], **ends}
 
 
 def _text(decision: Mapping[str, Any], draft: Draft) -> str:
