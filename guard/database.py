@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from guard import migrations
-from guard.errors import StoreError, missing_extra
+from guard.errors import InputError, StoreError, missing_extra
 from guard.private_files import create_private, create_private_folder
 
 #: Environment variable that names the default store.
@@ -148,6 +148,11 @@ def _default() -> str | Path:
 
 
 def _parse(url: str | Path) -> URL:
+    if not isinstance(url, str | Path):
+        raise InputError(
+            f"A review store must be a file, a URL or a Store, got a {type(url).__name__}",
+            fix="Write store='reviews.db', or store=Store.open(...)",
+        )
     if isinstance(url, Path) or "://" not in url:
         return URL.create("sqlite", database=str(url))
     try:

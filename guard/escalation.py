@@ -2,27 +2,28 @@
 
 A handler is any callable, plain or ``async``, on one frozen `Escalation`. It has taken the case when
 it returns; it has not when it raises or is late. The call counts as escalated when one has taken it.
+What it returns, such as a ticket's number, is its receipt.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from guard import handler_threads
 from guard.errors import EscalationError, InputError, did_you_mean
+from guard.handler_threads import MOST, HangingError
 from guard.records import Escalation
 
 if TYPE_CHECKING:
-    from guard.store import Review, Store
+    from guard.store import Store
 
-#: Takes one case. What it returns is ignored, but an awaitable is awaited.
+#: Takes one case. What it returns, or an awaitable gives, is kept as its receipt unless it is None.
 Handler = Callable[[Escalation], object]
 
 _log = logging.getLogger("guard.escalation")
@@ -35,10 +36,17 @@ class Delivery:
     Attributes:
         delivered: names of the handlers that took it, in the order they were asked for.
         errors: one sentence for each handler that did not.
+        receipts: what handlers returned, by name, such as a ticket's number or URL; without those that
+            returned None.
     """
 
     delivered: tuple[str, ...]
     errors: tuple[str, ...]
+    receipts: Mapping[str, object] = field(default_factory=dict)
+
+
+#: What became of a case that was for nobody.
+NOBODY = Delivery((), ())
 
 
 def log_handler(escalation: Escalation) -> None:
@@ -52,38 +60,70 @@ def log_handler(escalation: Escalation) -> None:
     )
 
 
+@dataclass(frozen=True)
 class ReviewQueue:
     """The handler that keeps cases for people, who decide them with ``guard review``.
 
-    Args:
+    Attributes:
         store: where they are kept; it stays the caller's to close.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    store: Store
 
-    def __call__(self, escalation: Escalation) -> Review:
+    def __call__(self, escalation: Escalation) -> str:
         """Keep a case; it is on disk when this returns, and there once however often it is given.
+
+        Returns:
+            The review's id.
 
         Raises:
             StoreError: it could not be written.
         """
-        return self._store.add(escalation)
+        return self.store.add(escalation).id
 
 
 def check_handlers(names: Iterable[str], handlers: Mapping[str, Handler]) -> None:
     """Check the handlers that a policy names, before the first case needs them.
 
     Raises:
-        InputError: a name without a handler, or a handler that cannot be called.
+        InputError: they are not a mapping, a name has no handler, or a handler cannot be called.
     """
+    given = as_named("handlers", handlers, HANDLERS)
     for name in names:
-        if name not in handlers:
-            hint = did_you_mean(name, handlers) or "Give the handler to the guard under this name"
-            raise InputError(f"There is no escalation handler '{name}'", fix=hint)
-        if not callable(handlers[name]):
-            kind = type(handlers[name]).__name__
+        if name not in given:
+            near = did_you_mean(name, handlers)
+            fix = f"Give it under this name: handlers={{'{name}': ...}}, or guard ask --handler {name}=MODULE:FUNCTION"
+            raise InputError(f"There is no escalation handler '{name}'", fix=f"{near} {fix}".strip())
+        if not callable(given[name]):
+            kind = type(given[name]).__name__
             raise InputError(f"The escalation handler '{name}' cannot be called", why=f"it is a {kind}")
+
+
+#: What handlers are, for errors.
+HANDLERS = "functions of one Escalation"
+
+
+def as_named(argument: str, given: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
+    """Things that a policy names, as they were handed over by these names; nothing for None.
+
+    Args:
+        argument: of the function that got them, such as ``handlers``.
+        given: what it got.
+        what: what they are.
+
+    Raises:
+        InputError: it is no mapping from names.
+    """
+    if given is None:
+        return {}
+    if isinstance(given, Mapping) and all(isinstance(name, str) for name in given):
+        return dict(given)
+    kind = "one with other keys" if isinstance(given, Mapping) else f"a {type(given).__name__}"
+    raise InputError(
+        f"{argument}= must be a mapping from names to {what}, got {kind}",
+        why="the policy names them",
+        fix=f"Write {argument}={{'NAME': ...}} with the names in the policy",
+    )
 
 
 def escalate(
@@ -93,8 +133,8 @@ def escalate(
 
     Each handler runs in a daemon thread of its own, an ``async`` one on an event loop of its own.
     A plain handler that is late cannot be stopped: its thread goes on, and may still take the case
-    after it was reported as late, but it does not keep the process from ending. An ``async`` one is
-    cancelled.
+    after it was reported as late, but it does not keep the process from ending. Once all its threads
+    (`guard.handler_threads.MOST`) are late, further cases fail at once for it. An ``async`` one is cancelled.
 
     Args:
         escalation: the case.
@@ -113,7 +153,7 @@ def escalate(
     known = _known(to, handlers)
     running = {name: _in_thread(handlers[name], escalation, timeout_s) for name in known}
     wait(running.values(), timeout=timeout_s)
-    ended = {name: run.exception() if run.done() else _late(timeout_s) for name, run in running.items()}
+    ended = {name: _ended(run, timeout_s) for name, run in running.items()}
     return _delivery(escalation, to, ended)
 
 
@@ -129,7 +169,7 @@ async def aescalate(
         EscalationError, InputError: as for `escalate`.
     """
     _check_timeout(timeout_s)
-    running: dict[str, asyncio.Future[None]] = {}
+    running: dict[str, asyncio.Future[object]] = {}
     for name in _known(to, handlers):
         handler = handlers[name]
         if _is_async(handler):
@@ -139,10 +179,10 @@ async def aescalate(
     try:
         if running:
             await asyncio.wait(running.values(), timeout=timeout_s)
-        ended = {name: _exception(run) if run.done() else _late(timeout_s) for name, run in running.items()}
+        ended = {name: _ended(run, timeout_s) for name, run in running.items()}
     finally:
-        for run in running.values():
-            _abandon(run)
+        for name, run in running.items():
+            _abandon(run, handlers[name])
     return _delivery(escalation, to, ended)
 
 
@@ -157,67 +197,65 @@ def _late(timeout_s: float) -> _NotDone:
     return _NotDone(f"not done within {timeout_s:g} s")
 
 
-def _in_thread(handler: Handler, escalation: Escalation, timeout_s: float) -> Future[None]:
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What became of a handler: an error, or the case is taken and this is the receipt."""
+
+    error: BaseException | None = None
+    receipt: object = None
+
+
+def _ended(run: Future[object] | asyncio.Future[object], timeout_s: float) -> _End:
+    if not run.done():
+        return _End(_late(timeout_s))
+    if run.cancelled():
+        return _End(_NotDone("cancelled"))
+    error = run.exception()
+    return _End(error) if error is not None else _End(receipt=run.result())
+
+
+def _in_thread(handler: Handler, escalation: Escalation, timeout_s: float) -> Future[object]:
     """Start a handler; the future ends when it does, and is never cancelled."""
-    future: Future[None] = Future()
-    future.set_running_or_notify_cancel()
 
-    def run() -> None:
-        try:
-            result = handler(escalation)
-            if inspect.isawaitable(result):
-                asyncio.run(_finish(result, timeout_s))
-        except BaseException as error:  # noqa: BLE001 - a thread's error must reach the caller
-            future.set_exception(error)
-        else:
-            future.set_result(None)
+    def work() -> object:
+        result = handler(escalation)
+        return asyncio.run(_finish(result, timeout_s)) if inspect.isawaitable(result) else result
 
-    context = contextvars.copy_context()  # so that traces and log fields go along
-    thread = threading.Thread(
-        target=context.run, args=(run,), name=f"guard-escalation-{escalation.decision_id}", daemon=True
-    )
-    try:
-        thread.start()
-    except RuntimeError as error:  # no more threads: this handler's failure, not everybody's
-        future.set_exception(error)
-    return future
+    return handler_threads.start(handler, work, timeout_s)
 
 
 def _is_async(handler: Handler) -> bool:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
 
 
-async def _await(handler: Handler, escalation: Escalation) -> None:
+async def _await(handler: Handler, escalation: Escalation) -> object:
+    if sum(other == handler and not task.get_loop().is_closed() for task, other in _ENDING.items()) >= MOST:
+        raise HangingError
     result = handler(escalation)
-    if inspect.isawaitable(result):
-        await result
+    return await result if inspect.isawaitable(result) else result
 
 
-async def _finish(result: Awaitable[object], timeout_s: float) -> None:
+async def _finish(result: Awaitable[object], timeout_s: float) -> object:
     deadline = asyncio.timeout(timeout_s)
     try:
         async with deadline:
-            await result
+            return await result
     except TimeoutError:
         if deadline.expired():
             raise _late(timeout_s) from None
         raise
 
 
-def _exception(run: asyncio.Future[None]) -> BaseException | None:
-    return _NotDone("cancelled") if run.cancelled() else run.exception()
+#: Cancelled tasks that have not ended yet, with their handlers; asyncio itself keeps no reference to them.
+_ENDING: dict[asyncio.Future[object], Handler] = {}
 
 
-#: Cancelled tasks that have not ended yet; asyncio itself keeps no reference to them.
-_ENDING: set[asyncio.Future[None]] = set()
-
-
-def _abandon(run: asyncio.Future[None]) -> None:
+def _abandon(run: asyncio.Future[object], handler: Handler) -> None:
     """Cancel a handler without waiting for it: one that ignores its cancellation would keep us."""
     if run.done():
         return
-    _ENDING.add(run)
-    run.add_done_callback(_ENDING.discard)
+    _ENDING[run] = handler
+    run.add_done_callback(lambda done: _ENDING.pop(done, None))
     run.add_done_callback(lambda done: done.cancelled() or done.exception())
     run.cancel()
 
@@ -234,24 +272,25 @@ def _known(to: Sequence[str], handlers: Mapping[str, Handler]) -> list[str]:
     return [name for name in dict.fromkeys(to) if name in handlers]
 
 
-def _delivery(escalation: Escalation, to: Sequence[str], ended: Mapping[str, BaseException | None]) -> Delivery:
+def _delivery(escalation: Escalation, to: Sequence[str], ended: Mapping[str, _End]) -> Delivery:
     """Sum up; a name without a handler is an error like others, so that it cannot lose the case."""
-    unknown = _NotDone("there is no such handler")
+    unknown = _End(_NotDone("there is no such handler"))
     results = {name: ended.get(name, unknown) for name in to}
-    delivered = tuple(name for name, error in results.items() if error is None)
-    errors = tuple(_sentence(name, error) for name, error in results.items() if error is not None)
+    delivered = tuple(name for name, end in results.items() if end.error is None)
+    errors = tuple(_sentence(name, end.error) for name, end in results.items() if end.error is not None)
     if not delivered:
         raise EscalationError(
             f"No handler took case {escalation.decision_id}",
             why="; ".join(errors) or "the policy names none",
             fix="Check the handlers; the case is not in any queue",
         )
-    return Delivery(delivered, errors)
+    receipts = {name: results[name].receipt for name in delivered}
+    return Delivery(delivered, errors, {name: receipt for name, receipt in receipts.items() if receipt is not None})
 
 
 def _sentence(name: str, error: BaseException) -> str:
     text = str(error).rstrip(".")
-    if isinstance(error, _NotDone):
+    if isinstance(error, _NotDone | HangingError):
         return f"{name}: {text}"
     kind = type(error).__name__
     return f"{name}: {kind}: {text}" if text else f"{name}: {kind}"

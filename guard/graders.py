@@ -8,7 +8,6 @@ the scorer to trust it.
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 import re
 import unicodedata
@@ -17,11 +16,12 @@ from typing import Any
 
 from guard.backends.thinking import without_thoughts
 from guard.doubts import CONJUNCTIONS, doubted, taken_back
-from guard.errors import InputError, MissingExtraError, did_you_mean
+from guard.errors import InputError, MissingExtraError
 from guard.latex import boxed, final_answer, same_answer
 from guard.number_words import in_digits
 from guard.questions import GRADER_NAMES, LETTERS, Question
 from guard.stated_number import is_number, same_number, stated_number
+from guard.users_code import load_function
 
 #: Takes a question and a model's answer, and says whether the answer is right.
 Grader = Callable[[Question, str], bool]
@@ -81,25 +81,7 @@ def load_grader(name: str) -> Grader:
     """
     if name in GRADERS:
         return GRADERS[name]
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
-        raise InputError(f"Unknown grader {name!r}", fix=did_you_mean(name, [*GRADER_NAMES, "module:function"]))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may fail in any way
-        raise InputError(
-            f"Cannot import the module of the grader {name!r}",
-            why=f"{type(error).__name__}: {error}",
-            fix="Check its name; a module in the current folder is found with PYTHONPATH=.",
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        known = [other for other in vars(module) if callable(getattr(module, other)) and other[0] != "_"]
-        raise InputError(
-            f"The module {module_name!r} has no function {function_name!r}",
-            fix=did_you_mean(function_name, known),
-        )
-    return _checked(name, function)
+    return _checked(name, load_function(name, "grader", GRADER_NAMES))
 
 
 def _checked(name: str, function: Callable[[Question, str], Any]) -> Grader:

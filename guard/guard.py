@@ -16,7 +16,7 @@ from guard.backends import EMBEDDED, load_engine
 from guard.backends.base import BaseEngine, Engine
 from guard.certificate import Answering, Basis, Certificates, certified_policy, needed_certificates
 from guard.errors import InputError, ScorerError, did_you_mean
-from guard.escalation import Handler, check_handlers, log_handler
+from guard.escalation import HANDLERS, Handler, as_named, check_handlers, log_handler
 from guard.ledger import OWN_ENGINE, Ledger
 from guard.loop import Answerer, Call, Source, score_of
 from guard.policy import Policy, load_policy
@@ -27,6 +27,9 @@ from guard.signature import SignatureObserver
 
 if TYPE_CHECKING:
     from guard.store import Store
+
+#: What fallbacks are, for errors.
+FALLBACKS = "guards, sources or functions of one Prompt"
 
 Asked = str | Iterable[Mapping[str, Any]] | Prompt
 
@@ -41,7 +44,7 @@ class Guard:
         self,
         engine: Engine,
         scorer: Scorer,
-        policy: Policy,
+        policy: Policy | str | Path,
         *,
         fallbacks: Mapping[str, Guard | Source | Answerer] | None = None,
         handlers: Mapping[str, Handler] | None = None,
@@ -55,7 +58,7 @@ class Guard:
         Args:
             engine: answers.
             scorer: must have been fitted on the engine's model.
-            policy: decides.
+            policy: decides; a `Policy`, a built-in name or a file.
             fallbacks: for the policy's ``fallback: {to: NAME}``: other guards or sources (their engine
                 answers, their scorer scores, this policy decides) or callables (their answer is final).
             handlers: for the policy's ``escalate: {to: [NAME]}``; ``log`` and ``review`` are there
@@ -75,17 +78,18 @@ class Guard:
             InputError: the policy names a fallback or handler that is not known, or the model's chat
                 template does not read one of the options.
         """
+        policy = load_policy(policy)
         self._loaded = ExitStack()  # engines that `load` loaded
         self.engine = engine
         self.scorer = scorer.for_model(engine.model, capture_point_of(engine), force=force_scorer)
         self.template_options = checked_options(engine, self.scorer, template_options)
         self.sources: dict[str, Source | Answerer] = {
-            name: _source(name, target) for name, target in (fallbacks or {}).items()
+            name: _source(name, target) for name, target in as_named("fallbacks", fallbacks, FALLBACKS).items()
         }
         self._check_fallbacks(policy)
         self._check_novelty(policy)
         self.policy = certified_policy(policy, certificate, basis=partial(self.basis, policy))
-        self.handlers = self._with_builtin_handlers(handlers or {}, store)
+        self.handlers = self._with_builtin_handlers(as_named("handlers", handlers, HANDLERS), store)
         if policy.mode == "enforce":
             check_handlers(policy.handler_names(), self.handlers)
         self.handler_timeout_s = handler_timeout_s
@@ -122,10 +126,11 @@ class Guard:
                 why="only the embedded model comes with one",
                 fix="Fit one: guard calibrate --model MODEL --data QUESTIONS.jsonl --out scorer.json",
             )
-        chosen = policy if isinstance(policy, Policy) else load_policy(policy)
+        chosen = load_policy(policy)
         certificate = needed_certificates(chosen, certificate)
         fitted = load_scorer(shipped_scorer() if scorer is None else scorer)
-        given = fallbacks or {}
+        given = as_named("fallbacks", fallbacks, FALLBACKS)
+        as_named("handlers", handlers, HANDLERS)  # before the weights are loaded
         with ExitStack() as loaded:
             options = {"capture_point": fitted.artefact.binding.capture_point, **(engine_options or {})}
             own = loaded.enter_context(load_engine(model, engine=engine, **options))

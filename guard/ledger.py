@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from guard.errors import AbstainedError, GuardError
+from guard.escalation import NOBODY, Delivery
 from guard.policy import NOTHING_USED, Policy, Used, decide_error
 from guard.policy_document import Abstain, Budget, Escalate, Fallback, Retry, Settings
 from guard.records import Action, Attempt, Decision, Defect, Escalation, Outcome, Prompt
@@ -153,15 +154,13 @@ class Ledger:
         self,
         *,
         attempts: Sequence[Attempt] | None = None,
-        escalated_to: tuple[str, ...] = (),
-        handler_errors: tuple[str, ...] = (),
+        delivery: Delivery = NOBODY,
     ) -> Outcome:
         """What was done.
 
         Args:
             attempts: as the caller may see them; by default as they are.
-            escalated_to: handlers that took the case.
-            handler_errors: what the others said.
+            delivery: who took the case.
         """
         last, decision = self.attempts[-1], self.decision
         return Outcome(
@@ -175,8 +174,9 @@ class Ledger:
             mode=self.policy.mode,
             would_be=decision if self.shadow else None,
             attempts=tuple(self.attempts if attempts is None else attempts),
-            escalated_to=escalated_to,
-            errors=(*(attempt.error for attempt in self.attempts if attempt.error), *handler_errors),
+            escalated_to=delivery.delivered,
+            receipts=delivery.receipts,
+            errors=(*(attempt.error for attempt in self.attempts if attempt.error), *delivery.errors),
             seconds=time.monotonic() - self.started,
         )
 

@@ -316,7 +316,7 @@ class Call:
         delivery = escalate(
             self._escalation(), handlers=guard.handlers, to=ledger.escalate_to, timeout_s=guard.handler_timeout_s
         )
-        return ledger.outcome(escalated_to=delivery.delivered, handler_errors=delivery.errors)
+        return ledger.outcome(delivery=delivery)
 
     async def afinish(self) -> Outcome:
         """`finish` without blocking the event loop."""
@@ -327,7 +327,7 @@ class Call:
         delivery = await aescalate(
             self._escalation(), handlers=guard.handlers, to=ledger.escalate_to, timeout_s=guard.handler_timeout_s
         )
-        return ledger.outcome(escalated_to=delivery.delivered, handler_errors=delivery.errors)
+        return ledger.outcome(delivery=delivery)
 
     def _escalation(self) -> Escalation:
         return self.ledger.escalation(

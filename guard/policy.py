@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from guard.errors import PolicyError, did_you_mean
+from guard.errors import InputError, PolicyError, did_you_mean
 from guard.policy_check import read_document, rule_label
 from guard.policy_document import (
     CAREFULNESS,
@@ -144,16 +144,26 @@ class Policy:
 # -- reading -----------------------------------------------------------------------------------
 
 
-def load_policy(source: str | Path) -> Policy:
+def load_policy(source: str | Path | Policy) -> Policy:
     """Read a policy.
 
     Args:
-        source: the name of a built-in policy, or a file. Write ``./strict`` for a file of that name.
+        source: the name of a built-in policy, or a file. Write ``./strict`` for a file of that name. A `Policy`
+            is returned as it is.
 
     Raises:
+        InputError: it is none of these.
         PolicyError: no such policy, or the file cannot be read.
         InvalidPolicyError: the file's text is wrong; every problem has its line and column.
     """
+    if isinstance(source, Policy):
+        return source
+    if not isinstance(source, str | Path):
+        raise InputError(
+            f"policy= must be a built-in name, a file or a Policy, got a {type(source).__name__}",
+            why="a policy's rules are checked with line and column, so they are read from YAML",
+            fix="Write a file, or give parse_policy(TEXT) of guard.policy",
+        )
     path = _find(source)
     policy = parse_policy(read_text(path), where=str(path))
     if policy.certificate is None:

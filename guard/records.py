@@ -460,6 +460,7 @@ class Outcome:
         would_be: in shadow mode the decision that would have been carried out, else None.
         attempts: every generation, in order, each with its score and timing.
         escalated_to: the handlers that took the case.
+        receipts: what they returned, by name, such as a ticket's number or URL; the review's id from ``review``.
         errors: failures of hooks, scoring or handlers, each in one sentence.
         seconds: the whole call, in seconds.
     """
@@ -477,6 +478,7 @@ class Outcome:
     escalated_to: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     seconds: float = 0.0
+    receipts: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def accepted(self) -> bool:

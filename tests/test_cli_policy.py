@@ -78,6 +78,7 @@ def test_check_as_json(bad: Path) -> None:
     assert "No such file" in missing["problems"][0]["message"]
     assert fine == {
         "file": "strict", "valid": True, "problems": [], "promises": [], "name": "strict", "rules": 2, "routes": [],
+            "needs": {"handlers": [], "fallbacks": [], "agent": []},
     }  # fmt: skip
 
 

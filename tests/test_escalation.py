@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -27,6 +29,7 @@ from guard.escalation import (
     escalate,
     log_handler,
 )
+from guard.handler_threads import MOST
 from guard.records import Escalation
 from guard.store import Store
 
@@ -212,6 +215,139 @@ def test_no_more_threads_is_that_handlers_failure(monkeypatch: pytest.MonkeyPatc
         escalate(CASE, handlers={"a": Recorder()}, to=["a"])
 
 
+# -- receipts ----------------------------------------------------------------------------------
+
+
+def test_what_a_handler_returns_is_its_receipt(call: Call) -> None:
+    async def ticket(_: Escalation) -> str:
+        return "OPS-17"
+
+    handlers: dict[str, Handler] = {"ticket": ticket, "plain": lambda _: {"url": "x"}, "a": Recorder(), "bad": fail}
+    delivery = call(CASE, handlers=handlers, to=list(handlers))
+    assert delivery.receipts == {"ticket": "OPS-17", "plain": {"url": "x"}}
+    assert delivery.delivered == ("ticket", "plain", "a")
+
+
+# -- handlers that hang ------------------------------------------------------------------------
+
+
+def threads_of_handlers() -> int:
+    return sum(thread.name == "guard-escalation" for thread in threading.enumerate())
+
+
+def test_a_handler_that_hangs_costs_a_few_threads_and_no_other_handler(call: Call, release: threading.Event) -> None:
+    taken = Recorder()
+    handlers = {"hangs": lambda _: release.wait(60), "a": taken}
+    before = threads_of_handlers()
+    deliveries = [
+        call(make_escalation(number), handlers=handlers, to=["hangs", "a"], timeout_s=0.02) for number in range(60)
+    ]
+    assert threads_of_handlers() - before <= MOST + 1
+    assert all(delivery.delivered == ("a",) for delivery in deliveries)
+    assert len(taken.cases) == 60
+    assert deliveries[0].errors == ("hangs: not done within 0.02 s",)
+    assert deliveries[-1].errors == (f"hangs: {MOST} earlier cases are still in it, past their deadlines",)
+    with pytest.raises(EscalationError, match="earlier cases are still in it"):
+        call(CASE, handlers=handlers, to=["hangs"], timeout_s=5)  # closed, and at once
+
+
+def test_a_handler_that_recovers_takes_cases_again(call: Call) -> None:
+    gate, taken = threading.Event(), []
+
+    def slow(escalation: Escalation) -> None:
+        gate.wait(60)
+        taken.append(escalation.decision_id)
+
+    for number in range(MOST + 3):
+        with pytest.raises(EscalationError):
+            call(make_escalation(number), handlers={"slow": slow}, to=["slow"], timeout_s=0.02)
+    gate.set()
+    for _ in range(500):
+        if len(taken) == MOST:
+            break
+        time.sleep(0.01)
+    assert call(make_escalation(99), handlers={"slow": slow}, to=["slow"]).delivered == ("slow",)
+    assert sorted(taken) == sorted([*(f"decision-{number}" for number in range(MOST)), "decision-99"])
+
+
+def test_more_cases_than_threads_wait_for_one(release: threading.Event) -> None:
+    """A burst is no hang: each case has its turn within its deadline."""
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def work(_: Escalation) -> str:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.005)
+        with lock:
+            at_once -= 1
+        return "done"
+
+    async def main() -> list[Delivery]:
+        cases = (make_escalation(number) for number in range(5 * MOST))
+        return await asyncio.gather(*(aescalate(case, handlers={"w": work}, to=["w"]) for case in cases))
+
+    deliveries = asyncio.run(main())
+    assert [delivery.receipts for delivery in deliveries] == [{"w": "done"}] * (5 * MOST)
+    assert most <= MOST
+
+
+def test_a_case_that_was_given_up_is_never_begun(release: threading.Event) -> None:
+    begun = []
+
+    def hangs(escalation: Escalation) -> None:
+        begun.append(escalation.decision_id)
+        release.wait(60)
+
+    async def main() -> None:
+        first = [aescalate(make_escalation(n), handlers={"h": hangs}, to=["h"], timeout_s=30) for n in range(MOST)]
+        running = [asyncio.ensure_future(each) for each in first]
+        while len(begun) < MOST:
+            await asyncio.sleep(0.005)
+        with pytest.raises(EscalationError, match=r"not done within 0.05 s"):
+            await aescalate(make_escalation(99), handlers={"h": hangs}, to=["h"], timeout_s=0.05)
+        release.set()
+        await asyncio.gather(*running)
+
+    asyncio.run(main())
+    assert "decision-99" not in begun
+
+
+async def test_an_async_handler_that_ignores_its_cancellation_is_bounded_too() -> None:
+    stop, begun = asyncio.Event(), []
+
+    async def stubborn(escalation: Escalation) -> None:
+        begun.append(escalation)
+        while not stop.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await stop.wait()
+
+    for number in range(MOST + 5):
+        with pytest.raises(EscalationError):
+            await aescalate(make_escalation(number), handlers={"s": stubborn}, to=["s"], timeout_s=0.01)
+    assert len(begun) == MOST
+    stop.set()
+    await asyncio.sleep(0.01)
+    assert (await aescalate(CASE, handlers={"s": stubborn}, to=["s"])).delivered == ("s",)
+
+
+def test_handlers_work_in_a_forked_child(release: threading.Event) -> None:
+    handlers = {"hangs": lambda _: release.wait(60), "a": lambda _: "taken"}
+    for number in range(MOST + 1):
+        escalate(make_escalation(number), handlers=handlers, to=["hangs", "a"], timeout_s=0.02)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            release.set()  # the child's own
+            delivery = escalate(CASE, handlers=handlers, to=["hangs", "a"], timeout_s=20)
+            code = 0 if delivery.delivered == ("hangs", "a") else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 # -- on an event loop --------------------------------------------------------------------------
 
 
@@ -360,7 +496,9 @@ def test_the_review_queue_keeps_each_case_once(call: Call, tmp_path: Path) -> No
     with Store.open(tmp_path / "reviews.db") as store:
         handlers = {"review": ReviewQueue(store)}
         for _ in range(2):
-            assert call(CASE, handlers=handlers, to=["review"]).delivered == ("review",)
+            delivery = call(CASE, handlers=handlers, to=["review"])
+            assert delivery.delivered == ("review",)
+            assert delivery.receipts == {"review": store.review("decision-3").id}
         assert [review.decision_id for review in store.reviews()] == ["decision-3"]
 
 
@@ -385,7 +523,9 @@ def test_known_handlers_pass() -> None:
     [
         ({"review": fail}, "no escalation handler 'reveiw'. Did you mean 'review'?"),
         ({"pager": fail, "mail": fail}, "Known: mail, pager"),
-        ({}, "Give the handler to the guard under this name"),
+        ({}, "Give it under this name: handlers={'reveiw': ...}, or guard ask --handler reveiw=MODULE:FUNCTION"),
+        ([fail], "handlers= must be a mapping from names to functions of one Escalation, got a list"),
+        ({1: fail}, "a mapping from names to functions of one Escalation, got one with other keys"),
         ({"reveiw": "http://example.org"}, "cannot be called: it is a str"),
     ],
 )

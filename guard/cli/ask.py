@@ -23,6 +23,7 @@ from guard.cli.output import (
     template_options,
 )
 from guard.cli.terminal import shown
+from guard.errors import InputError
 
 if TYPE_CHECKING:
     from guard.records import Attempt, Outcome
@@ -41,6 +42,10 @@ def ask(
     engine: Engine = None,
     dtype: Dtype = None,
     store: StoreUrl = None,
+    handler: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODULE:FUNCTION", help="A handler of your own that the policy names; repeatable."),
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Token limit of an answer.")] = None,
     template_option: TemplateOptions = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds for each attempt.")] = None,
@@ -62,6 +67,7 @@ def ask(
         engine=engine,
         engine_options={"dtype": dtype},
         store=store,
+        handlers=_handlers(handler or []),
         force_scorer=force,
         certificate=certificate,
         template_options=template_options(template_option),
@@ -73,6 +79,21 @@ def ask(
     else:
         _print(outcome)
     raise typer.Exit(EXIT_CODES.get(outcome.action.value, 0))
+
+
+def _handlers(given: list[str]) -> dict[str, Any]:
+    """The user's own handlers by the names that the policy has for them."""
+    from guard.users_code import load_function
+
+    handlers: dict[str, Any] = {}
+    for each in given:
+        name, equals, function = each.partition("=")
+        if not (name and equals and function):
+            raise InputError(f"--handler {each!r} cannot be read", fix="Write --handler NAME=MODULE:FUNCTION")
+        if name in handlers:
+            raise InputError(f"--handler gives '{name}' twice", fix="Give each handler once")
+        handlers[name] = load_function(function, "handler")
+    return handlers
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
@@ -89,6 +110,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "mode": outcome.mode,
         "would_be": outcome.would_be.action.value if outcome.would_be else None,
         "escalated_to": list(outcome.escalated_to),
+        "receipts": dict(outcome.receipts),
         "errors": list(outcome.errors),
         "seconds": outcome.seconds,
         "reasoning": outcome.reasoning,
@@ -123,6 +145,9 @@ def _print(outcome: Outcome) -> None:
     line = f"p(wrong) {_percent(outcome.p_wrong)}  {trail(outcome)}  rule: {outcome.rule}"
     out.print(shown(line, "dim"))
     out.print(shown(outcome.reason, "dim"))
+    for name, receipt in outcome.receipts.items():
+        if name != "review":
+            out.print(shown(f"{name}: {receipt}", "dim"))
     if "review" in outcome.escalated_to:
         out.print(shown(f"Waiting for a person: guard review show {outcome.decision_id}", "dim"))
     for error in outcome.errors:

@@ -212,7 +212,26 @@ def _check(file: str, certificate: str | None) -> dict[str, Any]:
         report["problems"] = [{"message": str(error), "text": f"{file}: {error}"}]
     else:
         report.update(valid=True, name=policy.name, rules=len(policy.plan().rules), routes=policy.routes)
+        report["needs"] = _needs(policy)
     return report
+
+
+def _needs(policy: Policy) -> dict[str, list[str]]:
+    """What has to be handed over with the policy: handlers and fallbacks that it names and does not declare."""
+    return {
+        "handlers": [name for name in policy.handler_names() if name not in ("log", "review", "interrupt")],
+        "fallbacks": [name for name in policy.fallback_names() if name not in policy.fallbacks],
+        "agent": [name for name in policy.handler_names() if name == "interrupt"],
+    }
+
+
+def _need_lines(needs: dict[str, list[str]]) -> list[str]:
+    how = {
+        "handlers": "needs handlers={{'{0}': ...}}, or guard ask --handler {0}=MODULE:FUNCTION",
+        "fallbacks": "needs fallbacks={{'{0}': ...}}, or {0} declared under fallbacks",
+        "agent": "'{0}' pauses an agent, so only GuardMiddleware can carry it out",
+    }
+    return [how[kind].format(name) for kind, names in needs.items() for name in names]
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
@@ -220,7 +239,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
         return [problem["text"] for problem in report["problems"]]
     routes = f", routes {', '.join(report['routes'])}" if report["routes"] else ""
     fine = f"{report['file']}: fine ({report['name']}, {report['rules']} rules{routes})"
-    return [fine, *(f"{report['file']}: {_promise_line(promise)}" for promise in report["promises"])]
+    more = [*map(_promise_line, report["promises"]), *_need_lines(report["needs"])]
+    return [fine, *(f"{report['file']}: {line}" for line in more)]
 
 
 def _promise_line(promise: dict[str, Any]) -> str:

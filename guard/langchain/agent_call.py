@@ -346,7 +346,11 @@ class AgentCall:
         if self.ledger.attempts[-1].error:
             noted["error"] = self.ledger.attempts[-1].error
         if delivery.delivered or delivery.errors:
-            noted["decision"] |= {"escalated_to": list(delivery.delivered), "errors": list(delivery.errors)}
+            noted["decision"] |= {
+                "escalated_to": list(delivery.delivered),
+                "receipts": {name: str(receipt) for name, receipt in delivery.receipts.items()},
+                "errors": list(delivery.errors),
+            }
         return message.model_copy(update={"response_metadata": {**message.response_metadata, KEY: noted}})
 
     def _told(self) -> dict[str, Any]:

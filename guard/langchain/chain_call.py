@@ -23,6 +23,7 @@ from guard.errors import (
     InputError,
     PromptTooLongError,
 )
+from guard.escalation import NOBODY, Delivery
 from guard.langchain.attempt import AttemptSettings, Memory
 from guard.langchain.calls import ModelCall, Verdict, judge, judge_failure, may_quote
 from guard.langchain.declared import trusted_names
@@ -187,13 +188,13 @@ class ChainCall:
 
     # -- the last decision ---------------------------------------------------------------------
 
-    def outcome(self, *, escalated_to: tuple[str, ...] = (), handler_errors: tuple[str, ...] = ()) -> Outcome:
+    def outcome(self, *, delivery: Delivery = NOBODY) -> Outcome:
         """What was done. Texts that were not accepted are not in it: they go to people only."""
         ledger = self.ledger
         shown = [replace(attempt, answer=None, reasoning=None) for attempt in ledger.attempts]
         if ledger.released:
             shown[-1] = ledger.attempts[-1]
-        return ledger.outcome(attempts=shown, escalated_to=escalated_to, handler_errors=handler_errors)
+        return ledger.outcome(attempts=shown, delivery=delivery)
 
     def escalation(self) -> Escalation:
         """The case for a person, with the answer that was not accepted."""

@@ -28,7 +28,8 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 from guard.backends import EMBEDDED
 from guard.backends.base import BaseEngine, Engine
 from guard.errors import ChatTemplateError, EngineError, InputError, ScorerError, did_you_mean
-from guard.guard import Guard, capture_point_of, checked_options
+from guard.escalation import HANDLERS, as_named
+from guard.guard import FALLBACKS, Guard, capture_point_of, checked_options
 from guard.langchain.answering import Asked, Runtime, whole_chunks
 from guard.langchain.attempt import ATTEMPT, AttemptSettings
 from guard.langchain.calls import MODEL_TYPE, asked_text
@@ -38,7 +39,7 @@ from guard.langchain.naming import NAMES, split_options
 from guard.langchain.routed_chat import RoutedChatModel
 from guard.langchain.structured import json_instruction, structured, tool_instruction
 from guard.loop import Source
-from guard.policy import Policy, load_policy
+from guard.policy import load_policy
 from guard.records import Limits, Prompt, Sampling
 from guard.scorer import Scorer, load_scorer, shipped_scorer
 from guard.witness import begin
@@ -119,6 +120,8 @@ class ChatGuard(RoutedChatModel):
             for name in values:
                 if name not in known:
                     raise InputError(f"ChatGuard has no setting '{name}'", fix=did_you_mean(str(name), known))
+            as_named("fallbacks", values.get("fallbacks"), FALLBACKS)
+            as_named("handlers", values.get("handlers"), HANDLERS)
         return values
 
     @model_validator(mode="after")
@@ -182,7 +185,7 @@ class ChatGuard(RoutedChatModel):
                     fix="Build it with policy=, or name the route in a call of what decides around it",
                 )
             return None
-        policy = self.policy if isinstance(self.policy, Policy) else load_policy(self.policy)
+        policy = load_policy(self.policy)
         policy.check_route(self.route)
         if policy.streaming == "live":
             raise InputError(

@@ -172,14 +172,14 @@ class GuardedRun:
         if not to:
             return self.call.outcome()
         delivery = escalate(self.call.escalation(), to=to, **self._handling())
-        return self.call.outcome(escalated_to=delivery.delivered, handler_errors=delivery.errors)
+        return self.call.outcome(delivery=delivery)
 
     async def _aescalate(self) -> Outcome:
         to = self.call.ledger.escalate_to
         if not to:
             return self.call.outcome()
         delivery = await aescalate(self.call.escalation(), to=to, **self._handling())
-        return self.call.outcome(escalated_to=delivery.delivered, handler_errors=delivery.errors)
+        return self.call.outcome(delivery=delivery)
 
     def _handling(self) -> dict[str, Any]:
         guarded = self.call.guarded

@@ -29,7 +29,17 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from guard.errors import EscalationError, InputError, did_you_mean
-from guard.escalation import Delivery, Handler, aescalate, check_handlers, escalate, log_handler
+from guard.escalation import (
+    HANDLERS,
+    NOBODY,
+    Delivery,
+    Handler,
+    aescalate,
+    as_named,
+    check_handlers,
+    escalate,
+    log_handler,
+)
 from guard.langchain.agent_call import INTERRUPT, AgentCall, Ending, Rules
 from guard.langchain.declared import Trusted, steps_of, trusted_names
 from guard.langchain.guarded_run import DECISION_EVENT
@@ -45,8 +55,6 @@ from guard.policy_promise import refuse_promises
 
 if TYPE_CHECKING:
     from guard.store import Store
-
-_NOBODY = Delivery((), ())
 
 
 class Turn(TypedDict):
@@ -121,7 +129,12 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             ScorerError, EngineError: a declared fallback cannot be loaded.
         """
         super().__init__()
-        self._made_of = _Parts(fallbacks or {}, handlers or {}, store, handler_timeout_s)
+        self._made_of = _Parts(
+            as_named("fallbacks", fallbacks, "chat models"),
+            as_named("handlers", handlers, HANDLERS),
+            store,
+            handler_timeout_s,
+        )
         self._rules = self._made_of.rules(policy, route)
 
     @property
@@ -196,7 +209,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
     def _deliver(self, call: AgentCall) -> Delivery:
         """Hand the case to the handlers that the policy names."""
         if not call.handlers:
-            return _NOBODY
+            return NOBODY
         rules = call.rules
         try:
             return escalate(
@@ -208,7 +221,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
     async def _adeliver(self, call: AgentCall) -> Delivery:
         """`_deliver` without blocking the event loop."""
         if not call.handlers:
-            return _NOBODY
+            return NOBODY
         rules = call.rules
         try:
             return await aescalate(
@@ -334,7 +347,7 @@ class _Parts:
 
     def rules(self, policy: str | Path | Policy, route: str | None) -> Rules:
         """The checked rules; errors as for `GuardMiddleware`."""
-        chosen = policy if isinstance(policy, Policy) else load_policy(policy)
+        chosen = load_policy(policy)
         chosen.check_route(route)
         refuse_promises(chosen, caller="an agent")
         _refuse_live(chosen)

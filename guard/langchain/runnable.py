@@ -30,7 +30,7 @@ from langchain_core.runnables.utils import (
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from guard.errors import InputError, did_you_mean
-from guard.escalation import Handler, check_handlers, log_handler
+from guard.escalation import HANDLERS, Handler, as_named, check_handlers, log_handler
 from guard.langchain.chain_call import ChainCall
 from guard.langchain.declared import steps_of
 from guard.langchain.guarded_run import GuardedOutcome, GuardedRun
@@ -100,7 +100,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
     def resolved_policy(self) -> Policy:
         """The policy itself, read once."""
         if self._policy is None:
-            self._policy = self.policy if isinstance(self.policy, Policy) else load_policy(self.policy)
+            self._policy = load_policy(self.policy)
         return self._policy
 
     def joined(self, policy: Policy) -> Calls:
@@ -334,8 +334,8 @@ def guarded(
         policy=policy,
         route=route,
         scores=scores,
-        fallbacks=dict(fallbacks or {}),
-        handlers=dict(handlers or {}),
+        fallbacks=as_named("fallbacks", fallbacks, "runnables"),
+        handlers=as_named("handlers", handlers, HANDLERS),
         store=store,
         output=output,
         return_outcome=return_outcome,
