@@ -348,6 +348,13 @@ def test_a_runaway_template_is_stopped_within_its_time_and_memory(
     assert render(CHATML, ONE) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", "the next one is served"
 
 
+@pytest.mark.parametrize("constant", ["'a' * 10 ** 11", "('a b ' * 10 ** 7) | wordwrap(1)"])
+def test_looking_for_a_templates_options_is_bounded_too(monkeypatch: pytest.MonkeyPatch, constant: str) -> None:
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.5)
+    with pytest.raises(ChatTemplateError, match="stopped"):
+        render(f"{{{{ {constant} }}}}{{{{ thinking }}}}", ONE, options={"thinking": False})
+
+
 def test_the_bounds_are_the_kernels_and_of_the_rendering_process_alone() -> None:
     """Seen from outside: the largest and longest-running template leaves this process as it was."""
     import resource

@@ -31,6 +31,7 @@ from tiny_models import (  # noqa: E402
     wrap,
 )
 
+from guard.backends import passes as forward_passes  # noqa: E402
 from guard.backends import transformers as module  # noqa: E402
 from guard.backends.transformers import TransformersEngine  # noqa: E402
 from guard.errors import (  # noqa: E402
@@ -185,7 +186,7 @@ def test_greedy_answers_and_signals_are_the_frameworks(kind: str) -> None:
 def test_a_prompt_read_in_pieces_gives_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = wrap(tiny_model(kind))
     answer, rows = record(engine)
-    monkeypatch.setattr(module, "PREFILL_TOKENS", 5)
+    monkeypatch.setattr(forward_passes, "PREFILL_TOKENS", 5)
     pieces, piece_rows = record(engine)
     assert pieces.token_ids == answer.token_ids
     np.testing.assert_allclose(pieces.logprobs, answer.logprobs, atol=1e-4)
@@ -346,3 +347,24 @@ def test_a_missing_package_is_one_clear_error(package: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == f"{package} is not installed. Run: pip install 'ilis-guard[transformers]'."
+
+
+@pytest.mark.parametrize("prompt_tokens", [12, 19, 20, 21, 26])
+@pytest.mark.parametrize("prefill", [5, 512])
+def test_longrope_answers_as_generate_does_before_at_and_past_its_switch(
+    prompt_tokens: int, prefill: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past it the factors change: generate() throws its cache away there, and reads a long prompt at once."""
+    monkeypatch.setattr(forward_passes, "PREFILL_TOKENS", prefill)
+    model = tiny_model("phi3")
+    size = model.config.vocab_size
+    engine = wrap(model)
+    ids = [3 + (place * 7919) % (size - 3) for place in range(prompt_tokens)]
+    monkeypatch.setattr(engine, "encode", lambda prompt: ids)
+    monkeypatch.setattr(engine, "_ends", frozenset())
+    answer = engine.generate(Prompt.raw("x"), limits=Limits(max_tokens=20))
+    asked = torch.tensor([ids])
+    theirs = model.generate(
+        asked, attention_mask=torch.ones_like(asked), max_new_tokens=20, do_sample=False, pad_token_id=0
+    )
+    assert [*answer.token_ids] == theirs[0, prompt_tokens:].tolist()

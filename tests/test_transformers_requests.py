@@ -30,7 +30,7 @@ from tiny_models import (  # noqa: E402
     wrap,
 )
 
-from guard.backends import transformers as module  # noqa: E402
+from guard.backends import passes as forward_passes  # noqa: E402
 from guard.backends.transformers import TransformersEngine  # noqa: E402
 from guard.errors import CancelledError, EngineError, EngineTimeoutError, OutOfMemoryError  # noqa: E402
 from guard.records import Limits, Prompt, Sampling  # noqa: E402
@@ -171,7 +171,7 @@ def test_cancelling_from_another_thread_leaves_nothing_behind() -> None:
 
 
 def test_cancelling_within_a_long_prompt_does_not_wait_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PREFILL_TOKENS", 8)
+    monkeypatch.setattr(forward_passes, "PREFILL_TOKENS", 8)
     model = tiny_model("llama")
     engine = wrap(model)
     cancel = threading.Event()
@@ -351,6 +351,71 @@ def test_end_tokens_come_from_tokenizer_settings_and_turns() -> None:
     assert bare._is_end(0), "config.eos_token_id"
     assert not bare._is_end(vocabulary["<|im_start|>"])
     assert bare._end_token() == vocabulary["<|im_end|>"], "the one that its chat template writes"
+
+
+TURNS = (
+    "{% for m in messages %}START{{ m.role }}\n{{ m.content }}END{% endfor %}"
+    "{% if add_generation_prompt %}STARTassistant\n{% endif %}"
+)
+HARMONY = (
+    "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}"
+    "<|message|>{{ m.content }}{% if m.role == 'assistant' %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+
+
+def turns(start: str, end: str) -> str:
+    return TURNS.replace("START", start).replace("END", end)
+
+
+@pytest.mark.parametrize(
+    ("template", "control", "end", "others", "none"),
+    [
+        (turns("<|user|>", "<|end|>\n"), ["<|user|>", "<|end|>"], "<|end|>", [], ["<|user|>"]),
+        (turns("<|header_start|>", "<|eot|>"), ["<|header_start|>", "<|eot|>", "<|eom|>"], "<|eot|>", ["<|eom|>"], []),
+        (turns("<|turn>", "<turn|>\n"), ["<|turn>", "<turn|>"], "<turn|>", [], ["<|turn>"]),
+        (
+            HARMONY,
+            ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>"],
+            "<|return|>",
+            ["<|call|>"],
+            ["<|end|>", "<|message|>", "<|channel|>"],
+        ),
+        (turns("<~begin~>", " <~done~>"), ["<~begin~>", "<~done~>"], "<~done~>", [], ["<~begin~>"]),
+        ("{{ raise_exception('no') }}", ["<|eot_id|>"], "<|endoftext|>", ["<|eot_id|>"], []),
+    ],
+    ids=["phi3", "llama4", "gemma4", "gpt-oss", "a family of its own", "a template that says nothing"],
+)
+def test_the_end_of_a_turn_ends_an_answer_though_no_setting_names_it(
+    template: str, control: list[str], end: str, others: list[str], none: list[str]
+) -> None:
+    tokenizer = byte_tokenizer(
+        chat_template=template, eos_token="<|endoftext|>", additional_special_tokens=[*control, "<|im_start|>"]
+    )
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    bare = wrap(model, tokenizer)
+    vocabulary = tokenizer.get_vocab()
+    assert bare._end_token() == vocabulary[end]
+    assert all(bare._is_end(vocabulary[text]) for text in (end, *others))
+    assert not any(bare._is_end(vocabulary[text]) for text in none)
+    first = bare.generate(Prompt.raw("Hello"), limits=SHORT).token_ids
+    assert not set(first) & bare._ends
+    with torch.no_grad():  # the end is now the likeliest token wherever the first one was
+        model.lm_head.weight[vocabulary[end]] = model.lm_head.weight[first[0]] * 2
+        model.lm_head.weight[first[0]] = 0
+    answer = bare.generate(Prompt.raw("Hello"), limits=SHORT)
+    assert answer.finish_reason == "stop"
+    assert answer.token_ids[-1] == vocabulary[end]
+
+
+async def test_plain_text_and_control_tokens_are_read_at_the_same_time() -> None:
+    """Reading plain text turns a switch of the tokenizer's; other threads encode prompts meanwhile."""
+    engine = wrap(tiny_model("llama"))
+    attack, usual = Prompt.chat("<|im_end|>" * 50), Prompt.chat("hi" * 50)
+    expected = [engine.encode(attack), engine.encode(usual)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(engine.encode, [attack, usual] * 40))
+    assert all(tokens in expected for tokens in found)
 
 
 def test_replaying_an_answer_gives_the_signals_of_generating_it(engine: TransformersEngine) -> None:

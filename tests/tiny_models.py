@@ -58,6 +58,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma": _GROUPED,
     "gemma2": {**_GROUPED, "sliding_window": 16},
     "gemma3_text": {**_GROUPED, "sliding_window": 16},
+    "phi3": {
+        **{key: value for key, value in _GROUPED.items() if key != "head_dim"},
+        "original_max_position_embeddings": 20,
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "type": "longrope",
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 20,
+        },
+    },
     "gpt2": {**_OLD, "resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3},
     "gpt_neox": {**_COMMON, "rotary_pct": 0.5},
     "opt": {

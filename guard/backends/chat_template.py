@@ -7,12 +7,12 @@ in time and memory (`guard.backends.template_process`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from guard.backends.template_process import RenderRequest, render_bounded
-from guard.backends.template_sandbox import RenderError, variables_of
+from guard.backends.template_process import RenderRequest, render_bounded, variables_bounded
+from guard.backends.template_sandbox import RenderError
 from guard.errors import ChatTemplateError, InputError, did_you_mean
 
 #: What one rendering may use, beside the memory of its process.
@@ -66,6 +66,20 @@ def render(
         raise _explained(error) from error
 
 
+def after_answer(asked: Callable[..., str]) -> str:
+    """What a chat template writes behind an answer: the end that the model has learnt; empty where it does not say.
+
+    Args:
+        asked: `render` with everything but the messages.
+    """
+    turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}]
+    try:
+        text = asked(turns, add_generation_prompt=False)
+    except ChatTemplateError:  # a template that takes no answers says nothing about their end
+        return ""
+    return text.rpartition("Answer")[2]
+
+
 #: What is said of each kind of failure, and what to do about it.
 _SAID = {
     "syntax": ("has a syntax error", "Fix the model's chat template, or use a raw prompt"),
@@ -109,7 +123,7 @@ def option_names(template: str) -> tuple[str, ...]:
         ChatTemplateError: the template is not valid.
     """
     try:
-        return tuple(sorted(variables_of(template) - _GIVEN))
+        return tuple(sorted(variables_bounded(template, max_seconds=MAX_SECONDS) - _GIVEN))
     except RenderError as error:
         raise _explained(error) from error
 

@@ -51,8 +51,18 @@ _DTYPES = {
     "int4": torch.bfloat16,
 }
 
-#: Tokens that end a turn, whether the model's settings name them or not.
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|END_OF_TURN_TOKEN|>")
+#: Tokens that end an answer, whether the model's settings name them or not: those that llama.cpp knows by name.
+_ENDS = (
+    *("<|im_end|>", "<|eot_id|>", "<|eot|>", "<|eom_id|>", "<|eom|>", "<end_of_turn>", "<turn|>", "<|end|>"),
+    *("<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<|END_OF_TURN_TOKEN|>", "<|end_of_turn|>", "<|endofturn|>"),
+    *("<|turn_end|>", "<end_of_utterance>", "<|end_of_text|>", "<|endoftext|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
+)
+#: Where a vocabulary has both of a pair, ``<|end|>`` ends a channel of an answer and not the answer.
+_CHANNELS = (("<|return|>", "<|call|>"), ("<|calls|>", "<|flush|>"))
+
+#: Model types that load and would not be answered or recorded as they should be, and why.
+_PICTURES = "its layers of cross-attention run only with a picture, so that they cannot be recorded"
+_REFUSED = {"mllama": _PICTURES, "mllama_text_model": _PICTURES}
 
 #: What wrappers (PEFT, torch.compile) put in front of a model's own names.
 _WRAPPERS = ("base_model.model.", "_orig_mod.")
@@ -177,6 +187,10 @@ def _check_decoder(config: Any) -> None:
         raise UnsupportedArchitectureError(
             f"'{config.model_type}' is an encoder-decoder", fix="Use a decoder-only language model"
         )
+    if config.model_type in _REFUSED:
+        raise UnsupportedArchitectureError(
+            f"'{config.model_type}' is not supported", why=_REFUSED[config.model_type], fix="Use another model"
+        )
 
 
 def _weights(folder: Path, source: Mapping[str, Any], config: Any, dtype: str, device: torch.device) -> Any:
@@ -278,9 +292,11 @@ def layer_names(model: Any, capture_point: CapturePoint) -> list[str]:
 def _layers_at(model: Any, point: str, layers: int | None) -> list[str]:
     names = {_own_name(name): name for name, _ in model.named_modules()}
     if point == "mlp":
-        # Experts beside a shared MLP are only a part of what is added to the residual stream.
-        shared = {name.removesuffix("shared_mlp") for name in names if name.endswith(".shared_mlp")}
-        names = {own: name for own, name in names.items() if own.removesuffix("block_sparse_moe") not in shared}
+        # Experts and a shared MLP beside them are each a part only of what is added to the residual stream.
+        split = {name.removesuffix("shared_mlp") for name in names if name.endswith(".shared_mlp")}
+        split = {block for block in split if f"{block}block_sparse_moe" in names}
+        parts = {f"{block}{part}" for block in split for part in ("shared_mlp", "block_sparse_moe")}
+        names = {own: name for own, name in names.items() if own not in parts}
     found = find_layers(names, MLP_TEMPLATES if point == "mlp" else BLOCK_TEMPLATES, layers)
     return [names[name] for name in found]
 
@@ -291,16 +307,25 @@ def _own_name(name: str) -> str:
     return name
 
 
-def end_tokens(model: Any, tokenizer: Any, vocabulary: Mapping[str, int]) -> tuple[frozenset[int], int | None]:
-    """All tokens that end an answer, and the one that this model ends its turn with (None: no end)."""
-    ends: list[int] = []
+def end_tokens(
+    model: Any, tokenizer: Any, vocabulary: Mapping[str, int], after_answer: int | None
+) -> tuple[frozenset[int], int | None]:
+    """All tokens that end an answer, and the one that this model ends its turn with (None: no end).
+
+    Args:
+        model: its settings may name some.
+        tokenizer: its settings too.
+        vocabulary: the tokenizer's.
+        after_answer: the control token that the chat template writes behind an answer, if it writes one.
+    """
+    named: list[int] = []
     for settings in (tokenizer, getattr(model, "generation_config", None), model.config):
-        named = getattr(settings, "eos_token_id", None)
-        ends += [named] if isinstance(named, int) else list(named or ())
-    turns = [vocabulary[text] for text in _END_OF_TURN if text in vocabulary]
-    template = template_text(tokenizer)
-    written = [vocabulary[text] for text in _END_OF_TURN if text in vocabulary and text in template]
-    return frozenset(ends + turns), next(iter(written + ends + turns), None)
+        ids = getattr(settings, "eos_token_id", None)
+        named += [ids] if isinstance(ids, int) else list(ids or ())
+    has_channels = any(vocabulary.keys() >= {*pair} for pair in _CHANNELS)
+    known = [vocabulary[text] for text in _ENDS if text in vocabulary and not (has_channels and text == "<|end|>")]
+    first = [after_answer] if after_answer is not None else []
+    return frozenset(first + named + known), next(iter(first + named + known), None)
 
 
 def context_limit(config: Any, asked: int | None) -> int:

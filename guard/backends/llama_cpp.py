@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from typing import Any, get_args
 import numpy as np
 
 from guard.backends.base import BaseEngine, Session
-from guard.backends.chat_template import render
+from guard.backends.chat_template import after_answer, render
 from guard.backends.control_text import pieces_of
 from guard.backends.gguf import GgufHeader, read_gguf
 from guard.backends.sampling import checked_logits
@@ -288,15 +288,19 @@ class LlamaCppEngine(BaseEngine):
                 f"'{self._info.name}' has no chat template",
                 fix="Pass Prompt.raw(text), or chat_template= when building the engine",
             )
-        bos, eos = self._vocabulary.bos_and_eos()
-        asked = partial(render, self._template, bos_token=bos, eos_token=eos, options=prompt.template_options)
-        pieces = pieces_of(prompt, self._template, self._vocabulary.control_texts, asked)
+        bos, _ = self._vocabulary.bos_and_eos()
+        pieces = pieces_of(prompt, self._template, self._vocabulary.control_texts, self._asked(prompt.template_options))
         # A template that writes the beginning-of-text token itself must not get a second one.
         twice = bool(bos) and any(piece.control and piece.text.startswith(bos) for piece in pieces[:1])
         tokens = [] if twice else self._vocabulary.begin()
         for piece in pieces:
             tokens += self._vocabulary.tokenize(piece.text, control=piece.control)
         return tokens
+
+    def _asked(self, options: Mapping[str, Any] | None = None) -> partial[str]:
+        """`render` with this model's template and texts."""
+        bos, eos = self._vocabulary.bos_and_eos()
+        return partial(render, self._template or "", bos_token=bos, eos_token=eos, options=options)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a piece of answer, without special tokens."""
@@ -345,24 +349,14 @@ class LlamaCppEngine(BaseEngine):
         The file's end-of-text token otherwise. llama.cpp's own end-of-turn token is a guess by name,
         which in models that have several is not always the one that they end with.
         """
-        after = self._vocabulary.tokenize(self._after_answer(), control=True)[:1]
+        written = after_answer(self._asked()) if self._template else ""
+        after = self._vocabulary.tokenize(written, control=True)[:1]
         if after and self._is_end(after[0]):
             return after[0]
         end = self._vocabulary.eos
         if end < 0:
             raise EngineError(f"'{self._info.name}' names no end token", why="an answer that is replayed ends with one")
         return end
-
-    def _after_answer(self) -> str:
-        if not self._template:
-            return ""
-        turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}]
-        bos, eos = self._vocabulary.bos_and_eos()
-        try:
-            text = render(self._template, turns, bos_token=bos, eos_token=eos, add_generation_prompt=False)
-        except ChatTemplateError:  # a template that takes no answers says nothing about their end
-            return ""
-        return text.rpartition("Answer")[2]
 
     @contextmanager
     def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[Session]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import IO, Any, cast
 
-from guard.backends.template_sandbox import FailureKind, RenderError, render_template
+from guard.backends.template_sandbox import FailureKind, RenderError, render_template, variables_of
 from guard.errors import EngineError
 
 #: Address space of a rendering process, in bytes. On Linux; macOS does not enforce it.
@@ -45,14 +45,14 @@ class RenderRequest:
 
     Attributes:
         template: jinja2 source.
-        variables: plain JSON values by name.
+        variables: plain JSON values by name; None to be told the names that the template reads instead.
         now: what the template's clock shows.
         max_seconds: after which the process is ended.
         max_characters: the longest text that is made.
     """
 
     template: str
-    variables: dict[str, Any]
+    variables: dict[str, Any] | None
     now: datetime
     max_seconds: float
     max_characters: int
@@ -67,6 +67,17 @@ def render_bounded(request: RenderRequest) -> str:
         RecursionError: the variables are nested too deeply.
     """
     return _pool.render(pickle.dumps(request), max_seconds=request.max_seconds)
+
+
+def variables_bounded(template: str, *, max_seconds: float) -> frozenset[str]:
+    """`variables_of`, in a process of its own: constants are computed for it.
+
+    Raises:
+        RenderError: the template is not valid, or breaks its bound.
+        EngineError: no process can be started.
+    """
+    request = RenderRequest(template, None, datetime.min, max_seconds, MAX_MEMORY)
+    return frozenset(json.loads(render_bounded(request)))
 
 
 # -- on this side --------------------------------------------------------------------------------
@@ -207,14 +218,18 @@ def _answer(request: RenderRequest) -> tuple[dict[str, Any], str]:
     signal.setitimer(signal.ITIMER_REAL, request.max_seconds)
     failure: dict[str, Any] = {}
     try:
-        text = render_template(
-            request.template, request.variables, now=request.now, max_characters=request.max_characters
-        )
+        text = _text(request)
     except RenderError as error:
         failure, text = {"kind": error.kind, "line": error.line}, error.why
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return {**failure, "spent": _address_space() > _SPENT_MEMORY}, text
+
+
+def _text(request: RenderRequest) -> str:
+    if request.variables is None:
+        return json.dumps(sorted(variables_of(request.template)))
+    return render_template(request.template, request.variables, now=request.now, max_characters=request.max_characters)
 
 
 def _address_space() -> int:

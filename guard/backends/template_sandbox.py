@@ -64,7 +64,7 @@ def render_template(template: str, variables: Mapping[str, Any], *, now: datetim
 def variables_of(template: str) -> frozenset[str]:
     """Names that a template reads and does not set itself, `render_template`'s own included.
 
-    Only parsed, nothing of it is run.
+    Nothing of it is run, but constants are computed, whatever that takes.
 
     Raises:
         RenderError: the template is not valid.
@@ -74,6 +74,8 @@ def variables_of(template: str) -> frozenset[str]:
         read = meta.find_undeclared_variables(environment.parse(template))
     except TemplateSyntaxError as error:
         raise RenderError("syntax", error.message or "", error.lineno) from error
+    except MemoryError as error:
+        raise _explained(error) from error
     except Exception as error:  # nested too deeply, and the like
         raise RenderError("compile", f"{type(error).__name__}: {error}") from error
     return frozenset(read - environment.globals.keys())

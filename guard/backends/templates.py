@@ -17,6 +17,7 @@ MLP_TEMPLATES = (
     "model.layers.{n}.mlp",
     "model.layers.{n}.feed_forward",
     "model.layers.{n}.block_sparse_moe",
+    "model.layers.{n}.shared_mlp",
     "model.layers.{n}.fc2",
     "model.language_model.layers.{n}.mlp",
     "model.language_model.layers.{n}.feed_forward",

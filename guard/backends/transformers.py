@@ -8,14 +8,15 @@ than a request.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
 from guard.backends.base import BaseEngine
-from guard.backends.chat_template import render
+from guard.backends.chat_template import after_answer, render
 from guard.backends.control_text import ControlTexts, Piece, pieces_of
 from guard.backends.sampling import checked_logits
 from guard.backends.text import Detokenizer
@@ -37,9 +38,7 @@ except ImportError as error:
     raise missing_extra(error.name or "transformers", "transformers") from error
 
 from guard.backends import checkpoint
-
-#: Tokens of a prompt that run at once; between them a request can be cancelled.
-PREFILL_TOKENS = 512
+from guard.backends.passes import Passes
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -68,12 +67,13 @@ class TransformersEngine(BaseEngine):
         self.capture_point = capture_point
         self._lm = lm
         self._tokenizer = tokenizer
+        self._tokenizing = threading.RLock()  # prompts are encoded by many threads; reading plain text sets a switch
         self._layers = checkpoint.layer_names(lm, capture_point)
         # In inference mode a model may keep tensors that autograd refuses later: a user's model
         # that goes on training must not find any.
         self._no_grad = torch.inference_mode if owned else torch.no_grad
         vocabulary = tokenizer.get_vocab()
-        self._ends, self._end = checkpoint.end_tokens(lm, tokenizer, vocabulary)
+        self._ends, self._end = checkpoint.end_tokens(lm, tokenizer, vocabulary, self._after_answer())
         self._info = ModelInfo(
             name=name,
             engine="transformers",
@@ -275,14 +275,27 @@ class TransformersEngine(BaseEngine):
                 fix="Pass Prompt.raw with a text in the form that the model was trained on",
             )
         template = tokenizer.get_chat_template(tools=[dict(tool) for tool in prompt.tools] or None)
-        asked = partial(
-            render,
-            template,
-            bos_token=tokenizer.bos_token or "",
-            eos_token=tokenizer.eos_token or "",
-            options=prompt.template_options,
-        )
-        return pieces_of(prompt, template, self._control_texts, asked)
+        return pieces_of(prompt, template, self._control_texts, self._asked(template, prompt.template_options))
+
+    def _asked(self, template: str, options: Mapping[str, Any] | None = None) -> partial[str]:
+        """`render` with a template of this tokenizer's and its texts."""
+        bos, eos = self._tokenizer.bos_token or "", self._tokenizer.eos_token or ""
+        return partial(render, template, bos_token=bos, eos_token=eos, options=options)
+
+    def _after_answer(self) -> int | None:
+        """The control token that the chat template writes behind an answer."""
+        if not self._tokenizer.chat_template:
+            return None
+        try:
+            text = after_answer(self._asked(self._tokenizer.get_chat_template(tools=None)))
+            first = next(iter(self._ids(text.lstrip())), None)
+        except (InputError, ValueError):  # a tokenizer that cannot read it, or has no default among its templates
+            return None
+        return first if first in self._control_ids() else None
+
+    def _control_ids(self) -> set[int]:
+        added = self._tokenizer.added_tokens_decoder.items()
+        return {number for number, token in added if token.special}.union(self._tokenizer.all_special_ids)
 
     @cached_property
     def _control_texts(self) -> ControlTexts:
@@ -292,15 +305,14 @@ class TransformersEngine(BaseEngine):
     def _plain_ids(self, text: str) -> list[int]:
         """Token ids of a text in which no control token is read."""
         backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
-        before = getattr(backend, "encode_special_tokens", None)
-        try:
-            ids = self._ids(text, split_special_tokens=True)
-        finally:
-            if before is not None:
-                backend.encode_special_tokens = before
-        added = self._tokenizer.added_tokens_decoder.items()
-        control = {number for number, token in added if token.special}.union(self._tokenizer.all_special_ids)
-        if control.intersection(ids) - {self._tokenizer.unk_token_id}:
+        with self._tokenizing:
+            before = getattr(backend, "encode_special_tokens", None)
+            try:
+                ids = self._ids(text, split_special_tokens=True)
+            finally:
+                if before is not None:
+                    backend.encode_special_tokens = before
+        if self._control_ids().intersection(ids) - {self._tokenizer.unk_token_id}:
             raise InputError(
                 "The messages hold the text of a control token, which this tokenizer cannot read as plain text",
                 fix="Take it out of the messages, documents and tools",
@@ -309,7 +321,8 @@ class TransformersEngine(BaseEngine):
 
     def _ids(self, text: str, *, add_special_tokens: bool = False, **options: bool) -> list[int]:
         try:
-            read = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False, **options)
+            with self._tokenizing:
+                read = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False, **options)
             ids: list[int] = read["input_ids"]
         except Exception as error:  # tokenizers in Python and in Rust each have errors of their own
             why = f"{type(error).__name__}: {error}"
@@ -383,18 +396,11 @@ class _Session:
         self._recorder = recorder
         self._interrupt = interrupt
         self._no_grad = no_grad
-        self._device = lm.get_input_embeddings().weight.device
-        self._cache: Any = None
-        self._keeps_cache = True
-        self._history: list[int] = []
+        self._passes = Passes(lm, lm.get_input_embeddings().weight.device)
 
     def feed(self, tokens: Sequence[int]) -> Floats:
         """Run tokens through the model; see `guard.backends.base.Session`."""
-        self._history.extend(tokens)
-        if self._keeps_cache:
-            logits = self._feed_pieces(tokens)
-        if not self._keeps_cache:  # some old architectures: every pass reads everything
-            logits = self._forward(self._history, last=True)
+        logits = self._run(tokens)
         return checked_logits(logits.float().cpu().numpy(), fix="Load it with dtype float32 or bfloat16")
 
     def activations(self) -> Floats:
@@ -403,27 +409,15 @@ class _Session:
             raise CaptureError("Nothing is recorded in a request without an observer")
         return self._recorder.rows()
 
-    def _feed_pieces(self, tokens: Sequence[int]) -> Any:
-        # Recurrent architectures may read one pass's tokens as a whole sequence, so they get them at once.
-        size = len(tokens) if getattr(self._lm, "_is_stateful", False) else PREFILL_TOKENS
-        logits = None
-        for start in range(0, len(tokens), size):
-            self._interrupt.check()
-            logits = self._forward(tokens[start : start + size], last=start + size >= len(tokens))
-            if not self._keeps_cache:
-                break
-        return logits
-
-    def _forward(self, tokens: Sequence[int], *, last: bool) -> Any:
+    def _run(self, tokens: Sequence[int]) -> Any:
         """Logits of the last position, shape (V,), on the model's device."""
-        if self._recorder is not None:
-            self._recorder.arm(last)
         with checkpoint.run_errors(), self._no_grad():
-            ids = torch.tensor([list(tokens)], device=self._device)
-            # The first pass has no cache: the model makes the kind that it supports.
-            output = self._lm(input_ids=ids, past_key_values=self._cache, use_cache=True, return_dict=True)
-            self._cache = output.get("past_key_values")
-            self._keeps_cache = self._cache is not None
+            for arguments, last in self._passes.of(tokens):
+                self._interrupt.check()
+                if self._recorder is not None:
+                    self._recorder.arm(last)
+                output = self._lm(**{**arguments, "return_dict": True})
+            self._passes.after(output)
             return output.logits[0, -1]
 
 

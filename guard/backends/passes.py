@@ -1,0 +1,115 @@
+"""What a Hugging Face model is handed at each forward pass: exactly what its own ``generate()`` hands it.
+
+Positions, masks, the kind of cache, and when a cache is thrown away differ between architectures and
+between versions of transformers. None of it is guessed here: `generate` itself prepares a request (its
+decoding loop is replaced by a function that keeps what was prepared), and the model's own
+``prepare_inputs_for_generation`` makes each pass's arguments, as in generate's loop.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+
+#: Tokens of a prompt that run at once, where they need not all; between them a request can be cancelled.
+PREFILL_TOKENS = 512
+
+#: Rotary embeddings that turn a position in the same way however long the text is. With others
+#: (longrope, dynamic) a prompt that runs in parts is read differently from the same prompt at once.
+_STATIC_ROPE = {"default", "linear", "llama3", "yarn", "proportional"}
+
+#: Model types that read a prompt in parts otherwise, or not at all, and do not say so of themselves.
+_AT_ONCE = {"dory"}
+
+#: Names of the cache among a model's arguments, by version of transformers.
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+
+
+class Passes:
+    """The arguments of a request's forward passes, in order."""
+
+    def __init__(self, lm: Any, device: torch.device) -> None:
+        self._lm = lm
+        self._ids = torch.empty(1, 0, dtype=torch.long, device=device)
+        self._settings: dict[str, Any] = {}
+
+    def of(self, tokens: Sequence[int]) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Arguments of each pass that reads these tokens after those before, and whether it is the last of them.
+
+        Each is made when the pass before it has run. The prompt comes first.
+
+        Raises:
+            Exception: whatever the model's own preparation raises.
+        """
+        first = self._ids.shape[1] == 0
+        added = torch.tensor([list(tokens)], dtype=torch.long, device=self._ids.device)
+        self._ids = torch.cat([self._ids, added], dim=1)
+        if first:
+            self._settings = _prepared(self._lm, self._ids)
+            yield from self._parts()
+        else:
+            new = added.shape[1] if self._settings.get("use_cache") else None
+            yield self._lm.prepare_inputs_for_generation(self._ids, next_sequence_length=new, **self._settings), True
+
+    def after(self, output: Any) -> None:
+        """Take note of what the last pass gave: its cache, and that one token follows."""
+        self._settings = self._lm._update_model_kwargs_for_generation(output, self._settings)
+
+    def _parts(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        """The prompt, in parts where the model reads them as it would the whole."""
+        length, positions = self._ids.shape[1], self._settings.get("position_ids")
+        whole = self._lm.prepare_inputs_for_generation(self._ids, is_first_iteration=True, **self._settings)
+        if length <= PREFILL_TOKENS or not _may_split(self._lm, whole):
+            yield whole, True
+            return
+        for start in range(0, length, PREFILL_TOKENS):
+            end = min(start + PREFILL_TOKENS, length)
+            ids, part = self._ids[:, start:end], self._settings
+            if positions is not None:
+                part = {**part, "position_ids": positions[..., start:end]}
+            yield self._lm.prepare_inputs_for_generation(ids, is_first_iteration=True, **part), end == length
+
+
+def _prepared(lm: Any, ids: torch.Tensor) -> dict[str, Any]:
+    """What generate() prepares for a prompt: cache, positions, masks."""
+    kept: dict[str, Any] = {}
+
+    def keep(_model: Any, input_ids: torch.Tensor, *_: Any, **prepared: Any) -> torch.Tensor:
+        kept.update(prepared)
+        return input_ids
+
+    # Where the model's settings name a cache of fixed size, one that grows: how long the answer gets is not known.
+    named = getattr(getattr(lm, "generation_config", None), "cache_implementation", None)
+    make: Any = transformers.GenerationConfig
+    config = make(
+        max_new_tokens=1,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        cache_implementation=named and "dynamic",
+        pad_token_id=0,
+    )
+    lm.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=keep)
+    for name in ("logits_processor", "stopping_criteria", "generation_config", "synced_gpus", "streamer"):
+        kept.pop(name, None)
+    return kept
+
+
+def _may_split(lm: Any, whole: Mapping[str, Any]) -> bool:
+    """Whether a prompt that runs in parts is read as by one pass with these arguments."""
+    taken = inspect.signature(lm.forward).parameters  # some old models are handed a cache and leave it alone
+    has_cache = any(whole.get(name) is not None and name in taken for name in _CACHE_NAMES)
+    at_once = getattr(lm, "_is_stateful", False) or lm.config.model_type in _AT_ONCE
+    return has_cache and not at_once and _rope_types(lm.config) <= _STATIC_ROPE
+
+
+def _rope_types(config: Any) -> set[str]:
+    """The kinds of rotary embedding in a configuration: one, one for each kind of layer, or none."""
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    each = [part for part in rope.values() if isinstance(part, Mapping)] or [rope]
+    return {str(part.get("rope_type") or part.get("type") or "default") for part in each}
