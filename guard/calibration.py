@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.artefact import FORMAT, FORMAT_VERSION, Artefact, Binding, DataSet, Model, Prompting, Schema
+from guard.checked import checked_seed
 from guard.errors import CalibrationError, InputError, did_you_mean
 from guard.fitting import Examples, Features, fit_model, schema_for
 from guard.graders import Grader
@@ -80,6 +81,7 @@ def fit_scorer(
         CalibrationError: too few labels of one kind in a split, or a score that carries no signal.
         InputError: unknown features or parts.
     """
+    checked_seed(seed)
     _check_names(features, without)
     schema = schema_for(features, layers=run.model.layers, temperatures=run.temperatures, without=tuple(without))
     examples = {

@@ -21,6 +21,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.checked import checked_seed
 from guard.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -192,6 +193,7 @@ def certify(
     Raises:
         InputError: a value out of range, or fewer than `MIN_ROWS` rows.
     """
+    checked_seed(seed)
     check_promise(risk, confidence)
     if len(trials) < MIN_ROWS:
         raise InputError(f"A certificate needs at least {MIN_ROWS} labelled answers, got {len(trials)}")

@@ -73,14 +73,15 @@ class Source:
 
 
 def score_of(generation: Generation, observer: SignatureObserver, scorer: Scorer) -> Score:
-    """Score a generation whose activations an observer has seen.
+    """Score a generation whose activations an observer has seen; of a sampled one as uncalibrated.
 
     Raises:
         CaptureError: the activations are missing or not finite.
     """
     if generation.capture_error:
         raise CaptureError("The layers were not recorded", why=generation.capture_error)
-    return scorer.score(generation.signals(observer.signature()))
+    score = scorer.score(generation.signals(observer.signature()))
+    return score if generation.sampling.is_greedy else replace(score, calibrated=False)
 
 
 @dataclass(frozen=True, slots=True)

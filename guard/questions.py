@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, NoReturn, TypeVar
 
+from guard.checked import checked_seed
 from guard.errors import InputError, did_you_mean
 from guard.records import Prompt
 
@@ -129,6 +130,7 @@ def read_rows(
         InputError: the file cannot be read, has no usable row, or has bad rows and ``on_bad`` is
             ``stop``; then the text names the first of them as ``file:line: reason``.
     """
+    checked_seed(seed)
     if on_bad not in ("stop", "skip"):
         raise InputError(f"on_bad must be 'stop' or 'skip', got {on_bad!r}")
     if limit is not None and limit < 1:
@@ -172,6 +174,7 @@ def split_questions(rows: Sequence[RowT], *, seed: int, shares: Mapping[str, flo
     Raises:
         InputError: the shares are not above 0 or do not add up to 1.
     """
+    checked_seed(seed)
     if not shares or any(not share > 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
         raise InputError(f"Shares must be above 0 and add up to 1, got {dict(shares)}")
     names, ends = list(shares), list(itertools.accumulate(shares.values()))

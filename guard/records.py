@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.checked import real_number, whole_number
 from guard.content import plain_turn
 from guard.errors import InputError
 
@@ -141,7 +142,10 @@ class Sampling:
         temperature: 0 is greedy; otherwise logits are divided by it before sampling.
         top_p: smallest set of tokens whose probability reaches this (1 keeps all).
         top_k: keep the k likeliest tokens (0 keeps all).
-        seed: makes sampling repeatable; None draws a fresh seed.
+        seed: makes sampling repeatable, 0 or more; None draws a fresh seed.
+
+    Raises:
+        InputError: a value is of another type, or out of range.
     """
 
     temperature: float = 0.0
@@ -150,12 +154,20 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            object.__setattr__(self, name, real_number(name, getattr(self, name)))
         if not 0.0 <= self.temperature <= 100.0:
             raise InputError(f"temperature must be between 0 and 100, got {self.temperature}")
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.top_k < 0:
-            raise InputError(f"top_k must be 0 (all tokens) or more, got {self.top_k}")
+        object.__setattr__(self, "top_k", whole_number("top_k", self.top_k, least=0))
+        if self.seed is not None:
+            object.__setattr__(self, "seed", whole_number("seed", self.seed, least=0))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken, as in calibration."""
+        return self.temperature == 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +185,13 @@ class Limits:
     timeout_s: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InputError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        object.__setattr__(self, "max_tokens", whole_number("max_tokens", self.max_tokens, least=1))
+        stop: Any = self.stop
+        if isinstance(stop, str) or not all(isinstance(text, str) for text in stop):
+            raise InputError("stop must be a tuple of texts", why=f"got a {type(stop).__name__}")
         if any(not text for text in self.stop):
             raise InputError("A stop string must not be empty")
-        if self.timeout_s is not None and self.timeout_s <= 0:
+        if self.timeout_s is not None and real_number("timeout_s", self.timeout_s) <= 0:
             raise InputError(f"timeout_s must be above 0, got {self.timeout_s}")
 
 
@@ -334,7 +348,8 @@ class Score:
 
     Attributes:
         p_wrong: probability of being wrong, from 0 (right) to 1 (wrong).
-        calibrated: False when the scorer was forced onto a model that it was not fitted on.
+        calibrated: False when the scorer was forced onto a model that it was not fitted on, and when the
+            answer was sampled: calibration answers are greedy.
         baseline_p_wrong: what the token log-probabilities alone would say, for comparison.
         seconds: time to make features and score, in seconds.
         novelty: share of the calibration answers that are more usual than this one, from 0 to 1;

@@ -152,8 +152,11 @@ def _print(outcome: Outcome) -> None:
         out.print(shown(f"Waiting for a person: guard review show {outcome.decision_id}", "dim"))
     for error in outcome.errors:
         out.print(shown(f"failure: {error}", "red"))
-    if any(attempt.score and not attempt.score.calibrated for attempt in outcome.attempts):
+    uncalibrated = [attempt for attempt in outcome.attempts if attempt.score and not attempt.score.calibrated]
+    if any(attempt.sampling.is_greedy for attempt in uncalibrated):
         out.print("uncalibrated: this scorer was fitted on another model", style="yellow")
+    elif outcome.attempts[-1] in uncalibrated:
+        out.print("uncalibrated: this answer was sampled, and calibration answers are greedy", style="yellow")
 
 
 def trail(outcome: Outcome) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from guard.checked import checked_seed
 from guard.datasets.named import SETS, NamedSet, RowError, UnfitRowError
 from guard.datasets.native import download, find_files, is_own_format, read_native
 from guard.errors import InputError, did_you_mean
@@ -91,6 +92,7 @@ def load_set(
     """
     if folder is not None and revision is not None:
         raise InputError("A revision is for sets from the hub, not for a folder", fix="Give one of the two")
+    checked_seed(seed)
     options: dict[str, Any] = {"limit": limit, "seed": seed, "revision": revision, "on_bad": on_bad}
     return _load(get_set(name), folder=folder, split=split, **options).rows
 

@@ -9,6 +9,7 @@ from hashlib import sha256
 
 import numpy as np
 
+from guard.checked import checked_seed, whole_number
 from guard.errors import InputError
 from guard.evaluation.methods import LinearProbe, Own, Regression, log_maps, methods_for
 from guard.evaluation.predictions import NEW, ONE, OTHERS, PROTOCOLS, SAMPLED, SAMPLES, SHIFT, WITHIN, Predictions
@@ -39,6 +40,11 @@ class Plan:
     folds: int = 5
     draws: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        checked_seed(self.seed)
+        whole_number("folds", self.folds, least=2)
+        whole_number("draws", self.draws, least=1)
 
 
 #: Fewest answers that were asked again, to say anything of methods that do.

@@ -22,6 +22,7 @@ from typing import Literal, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.checked import checked_seed
 from guard.errors import InputError, ScorerError
 from guard.evaluation.predictions import NEW, ONE, OTHERS, SHIFT, WITHIN, Predictions
 
@@ -299,6 +300,7 @@ def folds_of(group: NDArray[np.str_], wrong: NDArray[np.bool_], *, folds: int, s
     Raises:
         InputError: fewer than two folds, or fewer groups than folds.
     """
+    checked_seed(seed)
     names, index = np.unique(group, return_inverse=True)
     if not 2 <= folds <= len(names):
         raise InputError(

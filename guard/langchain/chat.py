@@ -45,7 +45,8 @@ from guard.scorer import Scorer, load_scorer, shipped_scorer
 from guard.witness import begin
 
 #: What a call may set in place of the model's own fields.
-_CALL_SETTINGS = frozenset({"temperature", "top_p", "top_k", "seed", "max_tokens", "timeout"})
+_SAMPLING = ("temperature", "top_p", "top_k", "seed")
+_CALL_SETTINGS = frozenset({*_SAMPLING, "max_tokens", "timeout"})
 #: What LangChain itself passes on to a call.
 _CALL_OPTIONS = frozenset(
     {"tools", "tool_choice", "response_format", "strict", "parallel_tool_calls", "stream"}
@@ -122,6 +123,11 @@ class ChatGuard(RoutedChatModel):
                     raise InputError(f"ChatGuard has no setting '{name}'", fix=did_you_mean(str(name), known))
             as_named("fallbacks", values.get("fallbacks"), FALLBACKS)
             as_named("handlers", values.get("handlers"), HANDLERS)
+            # As they are given: pydantic would make a number of a text and of a truth value.
+            Sampling(**{name: values[name] for name in _SAMPLING if name in values})
+            if values.get("max_tokens") is not None:
+                Limits(values["max_tokens"])
+            Limits(timeout_s=values.get("timeout"))
         return values
 
     @model_validator(mode="after")
@@ -463,15 +469,15 @@ class ChatGuard(RoutedChatModel):
         return {**given, **(own or {})}
 
     def _sampling(self, options: Mapping[str, Any]) -> Sampling:
-        names = ("temperature", "top_p", "top_k", "seed")
-        return Sampling(**{name: options.get(name, getattr(self, name)) for name in names})
+        return Sampling(**{name: options.get(name, getattr(self, name)) for name in _SAMPLING})
 
     def _limits(self, stop: list[str] | None, options: Mapping[str, Any]) -> Limits:
         max_tokens = options.get("max_tokens", self.max_tokens)
         if max_tokens is None:
             max_tokens = self._runtime().scorer.artefact.prompting.max_tokens
-        ends = self.stop if stop is None else stop
-        return Limits(max_tokens, tuple(ends or ()), options.get("timeout", self.timeout))
+        ends: Any = (self.stop if stop is None else stop) or ()
+        stops: Any = ends if isinstance(ends, str) else tuple(ends)  # a text would be taken for its characters
+        return Limits(max_tokens, stops, options.get("timeout", self.timeout))
 
     def _engine_retries(self) -> dict[str, Any]:
         """For tenacity. Only an engine's own failure is worth another try; the others would fail again."""

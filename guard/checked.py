@@ -1,0 +1,46 @@
+"""Checks numbers where they are set: what Python would take for a number, but is none, is refused there."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from guard.errors import InputError
+
+#: Largest seed of folds and trees: LightGBM takes 31 bits.
+MAX_SEED = 2**31 - 1
+
+
+def whole_number(name: str, value: Any, *, least: int, most: int = 2**63 - 1) -> int:
+    """Return a whole number within its range.
+
+    Raises:
+        InputError: it is a truth value, a text, a fraction, or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InputError(f"{name} must be a whole number, got {value!r:.60}")
+    number = int(value)
+    if not least <= number <= most:
+        raise InputError(f"{name} must be {_range(least, most)}, got {number}")
+    return number
+
+
+def real_number(name: str, value: Any) -> float:
+    """Return a finite number.
+
+    Raises:
+        InputError: it is a truth value, a text, infinite or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise InputError(f"{name} must be a number, got {value!r:.60}")
+    return float(value)
+
+
+def checked_seed(seed: Any) -> int:
+    """Return a seed of splits, folds, trees or resamples; errors as for `whole_number`."""
+    return whole_number("seed", seed, least=0, most=MAX_SEED)
+
+
+def _range(least: int, most: int) -> str:
+    return f"at least {least}" if most >= 2**63 - 1 else f"from {least} to {most}"
