@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from guard.defects import Defect
 from guard.errors import AbstainedError, GuardError
 from guard.escalation import NOBODY, Delivery
 from guard.policy import NOTHING_USED, Policy, Used, decide_error
 from guard.policy_document import Abstain, Budget, Escalate, Fallback, Retry, Settings
-from guard.records import Action, Attempt, Decision, Defect, Escalation, Outcome, Prompt
+from guard.records import Action, Attempt, Decision, Escalation, Outcome, Prompt
 
 #: The name of the guard's own engine or chain among the sources of attempts.
 OWN_ENGINE = "model"

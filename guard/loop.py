@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import tenacity
 
 from guard.backends.base import Engine
+from guard.defects import Defect, defects_of
 from guard.errors import (
     CancelledError,
     CaptureError,
@@ -32,7 +33,6 @@ from guard.records import (
     Action,
     Attempt,
     Decision,
-    Defect,
     Escalation,
     FinishReason,
     Generation,
@@ -41,7 +41,6 @@ from guard.records import (
     Prompt,
     Sampling,
     Score,
-    defects_of,
 )
 from guard.scorer import Scorer
 from guard.signature import SignatureObserver

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from guard.defects import Defect
 from guard.errors import InputError, PolicyError, did_you_mean
 from guard.policy_check import read_document, rule_label
 from guard.policy_document import (
@@ -41,7 +42,7 @@ from guard.policy_document import (
 )
 from guard.policy_file import InvalidPolicyError, Location, Problem, location_text, read_text, read_yaml
 from guard.policy_plan import NOTHING_USED, Line, Plan, ToolPlan, UnusualLine, Used
-from guard.records import Action, Decision, Defect
+from guard.records import Action, Decision
 
 #: The section of a policy's ``tools`` that is for tools without a section of their own.
 ANY_TOOL = "default"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from guard.defects import DEFECTS, Defect
 from guard.errors import did_you_mean
 from guard.policy_document import (
     CAREFULNESS,
@@ -39,7 +40,7 @@ from guard.policy_document import (
     UnusualAction,
 )
 from guard.policy_file import MAX_PROBLEMS, Location, Problem, Source, location_text
-from guard.records import DEFECTS, Action, Defect
+from guard.records import Action
 
 _RULES: dict[str, type[BaseModel]] = {
     "accept": AcceptRule,

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from guard.defects import Defect
 from guard.policy_document import Abstain, Budget, Fallback, Promise, Retry, Settings
-from guard.records import Action, Defect
+from guard.records import Action
 
 
 @dataclass(frozen=True, slots=True)

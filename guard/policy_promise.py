@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from guard.defects import DEFECTS
 from guard.errors import PolicyError
 from guard.policy import Fallback, Line, Plan, Policy, Retry
 from guard.policy_document import Promise
-from guard.records import DEFECTS
 
 
 def promises(policy: Policy) -> dict[str | None, Promise]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,22 +27,6 @@ CapturePoint = Literal["mlp", "block", "mlp+block"]
 
 #: An end token, a stop string, or the end of the room: the token limit or a full context.
 FinishReason = Literal["stop", "stop_string", "length"]
-
-#: What makes an answer unfit to be judged by its score alone.
-Defect = Literal["truncated", "empty"]
-
-DEFECTS: tuple[Defect, ...] = get_args(Defect)
-
-
-def defects_of(text: str, finish_reason: FinishReason | None) -> tuple[Defect, ...]:
-    """Return what is wrong with the form of an answer, whatever its score.
-
-    Args:
-        text: the whole answer; one that is blank is ``empty``.
-        finish_reason: how it ended; ``length`` makes it ``truncated``. None where no engine reports it.
-    """
-    cut: tuple[Defect, ...] = ("truncated",) if finish_reason == "length" else ()
-    return cut if text.strip() else (*cut, "empty")
 
 
 @dataclass(frozen=True, slots=True)

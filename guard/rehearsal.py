@@ -20,6 +20,7 @@ import numpy as np
 
 from guard.certificate import Basis
 from guard.certify import Trials
+from guard.defects import Defect, defects_of
 from guard.errors import CaptureError, InputError, PromptTooLongError
 from guard.graders import Grader
 from guard.guard import Guard
@@ -30,7 +31,7 @@ from guard.policy_promise import asks_again
 from guard.prompts import question_prompt
 from guard.questions import LabelledResponse, Row
 from guard.recording import Skipped
-from guard.records import Action, Attempt, Defect, Score, defects_of
+from guard.records import Action, Attempt, Score
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,14 @@ from typer.testing import CliRunner
 
 from guard.certificate import Basis
 from guard.cli.policy import app
+from guard.defects import Defect, defects_of
 from guard.guard import Guard
+from guard.journal_file import row_key
 from guard.loop import Source
 from guard.policy import InvalidPolicyError, Policy, decide, decide_error, json_schema, load_policy, parse_policy
 from guard.policy_promise import asks_again, fallbacks_of, procedure_sha256, rehearsal
 from guard.questions import LabelledResponse, Question
-from guard.journal_file import row_key
-from guard.records import Action, Defect, Escalation, Limits, Outcome, Prompt, Sampling, defects_of
+from guard.records import Action, Escalation, Limits, Outcome, Prompt, Sampling
 from guard.rehearsal import RehearsalJournal, answered_rows, rehearse_rows
 
 RULES = "rules: [{accept: {below: 0.5}}, {abstain: {text: By the rules.}}]\n"

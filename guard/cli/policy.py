@@ -76,9 +76,9 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show which rule decides on an answer with this score, and why the others don't."""
+    from guard.defects import DEFECTS
     from guard.policy import Used, decide, load_policy
     from guard.policy_explain import explain as steps_of
-    from guard.records import DEFECTS
 
     loaded = _settled(load_policy(policy), certificate)
     section = None if tool is None else _tool_section(loaded, tool)

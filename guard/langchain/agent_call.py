@@ -17,6 +17,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from guard.defects import Defect
 from guard.errors import (
     CancelledError,
     ChatTemplateError,
@@ -40,7 +41,7 @@ from guard.langchain.review import Draft, spoken
 from guard.ledger import OWN_ENGINE, Ledger, told
 from guard.policy import Calls, Policy, decide, decide_error
 from guard.policy_document import Fallback, Retry
-from guard.records import Action, Attempt, Decision, Defect, Escalation, FinishReason, Prompt, Sampling, Score
+from guard.records import Action, Attempt, Decision, Escalation, FinishReason, Prompt, Sampling, Score
 
 #: The escalation target that is a pause of the agent.
 INTERRUPT = "interrupt"

@@ -12,11 +12,12 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 
 from guard import witness
+from guard.defects import Defect
 from guard.errors import ChatTemplateError, GuardError, InputError, PromptTooLongError
 from guard.langchain.metadata import ScoredCall, finish_reason_of, message_defects, read_score
 from guard.policy import Calls, Policy, Used, decide, decide_error
 from guard.policy_document import CAREFULNESS
-from guard.records import Decision, Defect, FinishReason
+from guard.records import Decision, FinishReason
 
 #: How LangChain's callbacks call a model that reports its answers to `guard.witness`.
 MODEL_TYPE = "guard"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import BaseMessage, get_buffer_string
 from langchain_core.runnables import Runnable
 
+from guard.defects import Defect
 from guard.errors import (
     AbstainedError,
     CancelledError,
@@ -36,7 +37,7 @@ from guard.langchain.whole import CutAnswerError
 from guard.ledger import OWN_ENGINE, Ledger
 from guard.policy import decide
 from guard.policy_document import Fallback, Retry
-from guard.records import Action, Attempt, Defect, Escalation, FinishReason, Outcome, Prompt, Sampling, Score
+from guard.records import Action, Attempt, Escalation, FinishReason, Outcome, Prompt, Sampling, Score
 
 if TYPE_CHECKING:
     from guard.langchain.runnable import GuardedRunnable
