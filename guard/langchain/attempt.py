@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from guard.records import Limits, Prompt, Sampling
 
 if TYPE_CHECKING:
+    from langchain_core.chat_history import BaseChatMessageHistory
+
     from guard.langchain.live import Watch
 
 
@@ -71,6 +73,7 @@ class AttemptSettings:
         token_limit: of one answer, in place of the model's own; None leaves that as it is.
         deadline: when the budget's seconds are over, on the clock of `time.monotonic`; None is never.
         memory: of the steps that run once, shared by all attempts of the guarded call.
+        history: of the conversation around the guarded call, if there is one.
         watch: looks at a streamed answer as it grows, where the policy streams live.
     """
 
@@ -80,6 +83,7 @@ class AttemptSettings:
     token_limit: int | None = None
     deadline: float | None = None
     memory: Memory = field(default_factory=Memory)
+    history: BaseChatMessageHistory | None = None
     watch: Watch | None = None
 
     def prompt(self, own: Prompt) -> Prompt:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -33,6 +33,7 @@ from langsmith.run_helpers import tracing_context
 from guard.langchain.accounting import all_calls
 from guard.langchain.attempt import ATTEMPT, AttemptSettings
 from guard.langchain.calls import CallLog, ModelCall
+from guard.langchain.stateful import history_of
 from guard.witness import OPEN_CALL, OpenCall, open_call
 
 #: Every callback, with the attribute by which a handler says that it does not want it.
@@ -61,6 +62,9 @@ CALLBACKS = {
 
 #: LangGraph's channels to the stream of the graph around a step: of an inner graph, and of its own code.
 _GRAPH_STREAM, _GRAPH_RUNTIME = "__pregel_stream", "__pregel_runtime"
+
+#: What saves the state of the graph around a step, and of graphs within it.
+_GRAPH_CHECKPOINTER = "__pregel_checkpointer"
 
 #: Marks handlers that want a model's events in LangChain's newer form; older versions have none.
 _V2Handler: type[Any] | None = getattr(_streaming, "_V2StreamingCallbackHandler", None)
@@ -429,8 +433,13 @@ def _quiet(config: RunnableConfig) -> tuple[Tape, CallLog, RunnableConfig]:
 
 
 def _held_channels(configurable: dict[str, Any], tape: Tape) -> dict[str, Any]:
-    """The same settings, with LangGraph's channels to the outside replaced by the tape."""
+    """The same settings, with LangGraph's channels to the outside replaced by the tape.
+
+    A graph within saves nothing: its checkpoints would keep rejected answers, and the next attempt would go on
+    from them. Its interrupts still work; the graph around them is what is resumed.
+    """
     held = dict(configurable)
+    held.pop(_GRAPH_CHECKPOINTER, None)
     stream, runtime = held.get(_GRAPH_STREAM), held.get(_GRAPH_RUNTIME)
     if stream is not None:
         held[_GRAPH_STREAM] = type(stream)(tape.sender(stream), stream.modes)
@@ -450,7 +459,7 @@ def _listeners(manager: BaseCallbackManager) -> list[BaseCallbackHandler]:
 
 
 def _prepare(context: Context, attempt: AttemptSettings, opened: OpenCall, *, hold: bool) -> None:
-    context.run(ATTEMPT.set, attempt)
+    context.run(ATTEMPT.set, replace(attempt, history=context.run(history_of, None)))
     context.run(OPEN_CALL.set, opened)
     if not hold:
         return

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from guard.langchain.attempt import ATTEMPT
 from guard.langchain.naming import SPECS, joined, read_config, split_options
+from guard.langchain.stateful import refuse_inner_history
 
 
 class RoutedChatModel(BaseChatModel):
@@ -82,6 +83,7 @@ class RoutedChatModel(BaseChatModel):
 
         A model without a policy in a guarded chain leaves the names alone: the chain has read them.
         """
+        refuse_inner_history(config)
         if self.policy is None and ATTEMPT.get() is not None:
             return options
         by_keyword, rest = split_options(options)

@@ -36,6 +36,7 @@ from guard.langchain.declared import steps_of
 from guard.langchain.guarded_run import GuardedOutcome, GuardedRun
 from guard.langchain.holding import join_chunks
 from guard.langchain.naming import NAMES, SPECS, joined, read_config, split_options
+from guard.langchain.stateful import refuse_stateful
 from guard.langchain.tracing import escalation_metadata, marked_run
 from guard.ledger import Ledger
 from guard.policy import Calls, Policy, load_policy
@@ -92,7 +93,8 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
             self.fallback(name)
         if policy.mode == "enforce":
             check_handlers(policy.handler_names(), {"review": log_handler, "log": log_handler, **self.handlers})
-        _refuse_checkpoints(self.runnable)
+        for step in (self.runnable, *steps_of(self.fallbacks).values()):
+            refuse_stateful(step)
         return self
 
     # -- what a call asks of the settings --------------------------------------------------------
@@ -326,8 +328,9 @@ def guarded(
     Raises:
         PolicyError: the policy is wrong, has no such route, or promises an error rate, which no certificate
             covers here.
-        InputError: a fallback or handler that the policy names is missing, or the chain is a graph
-            that saves its state by itself, which no guard around it could take back.
+        InputError: a fallback or handler that the policy names is missing, or the chain contains a step
+            that saves answers by itself (a conversation history, a graph with a checkpointer or a store),
+            which no guard around it could take back.
     """
     return GuardedRunnable(
         runnable=coerce_to_runnable(runnable),
@@ -341,15 +344,6 @@ def guarded(
         return_outcome=return_outcome,
         handler_timeout_s=handler_timeout_s,
     )
-
-
-def _refuse_checkpoints(runnable: Any) -> None:
-    if getattr(runnable, "checkpointer", None):
-        raise InputError(
-            "A graph with a checkpointer cannot be guarded from outside",
-            why="it has saved its answer before the answer is decided on",
-            fix="Guard the node that answers, or use GuardMiddleware in an agent",
-        )
 
 
 @lru_cache(maxsize=32)

@@ -1,0 +1,248 @@
+"""Rejected answers stay in no conversation history, checkpoint or memory, and retries do not read them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain_core.chat_history import InMemoryChatMessageHistory
+from langchain_core.language_models import BaseChatModel
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.runnables import (
+    ConfigurableField,
+    Runnable,
+    RunnableBranch,
+    RunnableLambda,
+    RunnableParallel,
+    RunnablePassthrough,
+)
+from langchain_core.runnables.history import RunnableWithMessageHistory
+from langchain_fixtures import policy
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.store.memory import InMemoryStore
+from langgraph.types import Command, interrupt
+from scripted import AnsweringEngine, confidence_scorer
+from scripted_chat import ScriptedChat, said
+
+from guard.errors import InputError
+from guard.langchain import ChatGuard, guarded, once
+from guard.records import Prompt
+
+pytestmark = pytest.mark.filterwarnings("ignore:RunnableWithMessageHistory is deprecated")
+
+SECRET = "Lyon, surely"
+POLICY = policy("[{accept: {below: 0.5}}, {retry: {below: 0.97, times: 1}}, {abstain: {text: I cannot say.}}]")
+PROMPT = ChatPromptTemplate.from_messages([MessagesPlaceholder("past"), ("human", "{q}")])
+SESSION = {"configurable": {"session_id": "s"}}
+
+Store = dict[str, InMemoryChatMessageHistory]
+
+
+def model(p_wrong: float = 0.96, text: str = SECRET) -> ChatGuard:
+    engine = AnsweringEngine(lambda prompt, number: (text, p_wrong))
+    return ChatGuard(engine=engine, scorer=confidence_scorer(engine.model), system="", max_tokens=32)
+
+
+def with_history(chain: Any, store: Store) -> Any:
+    return RunnableWithMessageHistory(
+        chain,
+        lambda session_id: store.setdefault(session_id, InMemoryChatMessageHistory()),
+        input_messages_key="q",
+        history_messages_key="past",
+    )
+
+
+def prompts(chat: BaseChatModel) -> list[Prompt]:
+    assert isinstance(chat, ChatGuard)
+    asked: list[Prompt] = chat.engine.asked
+    return asked
+
+
+# -- a history inside of a guarded chain -------------------------------------------------------------
+
+
+def _wrapped(chain: Any) -> dict[str, Any]:
+    def by_closure(asked: Any) -> Any:
+        return chain.invoke(asked)
+
+    alternatives = RunnablePassthrough().configurable_alternatives(ConfigurableField(id="which"), other=chain)
+    return {
+        "alone": chain,
+        "in a sequence": RunnablePassthrough() | chain | StrOutputParser(),
+        "in a parallel": RunnableParallel(answer=chain),
+        "in an assignment": RunnablePassthrough.assign(answer=chain),
+        "in a mapping": {"answer": chain},
+        "bound": chain.with_config(tags=["x"]).bind(stop=["x"]),
+        "with retries": chain.with_retry(),
+        "as a fallback": RunnableLambda(str).with_fallbacks([chain]),
+        "in a branch": RunnableBranch((lambda _: True, chain), RunnablePassthrough()),
+        "mapped": chain.map(),
+        "an alternative": alternatives,
+        "once": once(chain),
+        "in a function": by_closure,
+        "in a node": StateGraph(dict).add_node("answer", by_closure).add_edge(START, "answer").compile(),
+        "as a node": StateGraph(dict).add_node("answer", chain).add_edge(START, "answer").compile(),
+    }
+
+
+@pytest.mark.parametrize("where", _wrapped(with_history(PROMPT | model(), {})))
+def test_a_history_inside_of_a_chain_is_refused_when_it_is_guarded_or_before_the_model_is_asked(where: str) -> None:
+    store: Store = {}
+    chat = model()
+    with pytest.raises(InputError, match=r"history cannot be inside.*Put the history around"):
+        guarded(_wrapped(with_history(PROMPT | chat, store))[where], policy=POLICY).invoke({"q": "?"}, SESSION)
+    assert prompts(chat) == []
+    assert [message for history in store.values() for message in history.messages] == []
+
+
+def test_what_is_seen_in_a_chain_is_refused_when_it_is_guarded() -> None:
+    chains = _wrapped(with_history(PROMPT | model(), {}))
+    for chain in chains.values():
+        with pytest.raises(InputError, match="history cannot be inside"):
+            guarded(chain, policy=POLICY)
+
+
+def test_a_history_inside_of_a_fallback_is_refused() -> None:
+    with pytest.raises(InputError, match="history cannot be inside"):
+        guarded(PROMPT | model(), policy=POLICY, fallbacks={"other": with_history(PROMPT | model(), {})})
+
+
+class Holder:
+    """Hides a chain where nothing can see it."""
+
+    def __init__(self, chain: Any) -> None:
+        self.chain = chain
+
+    def __call__(self, asked: Any) -> Any:
+        return self.chain.invoke(asked)
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])
+def test_a_history_that_nothing_can_see_is_refused_before_the_model_is_asked(how: str) -> None:
+    store: Store = {}
+    chat = model()
+    holder = Holder(with_history(PROMPT | chat, store))
+    safe = guarded(RunnableLambda(lambda asked: holder(asked)), policy=POLICY)
+    with pytest.raises(InputError, match="history cannot be inside"):
+        _run(safe, how)
+    assert prompts(chat) == []
+    assert all(not history.messages for history in store.values())
+
+
+def _run(safe: Runnable[Any, Any], how: str) -> Any:
+    match how:
+        case "invoke":
+            return safe.invoke({"q": "?"}, SESSION)
+        case "ainvoke":
+            return asyncio.run(safe.ainvoke({"q": "?"}, SESSION))
+        case "stream":
+            return list(safe.stream({"q": "?"}, SESSION))
+
+    async def collected() -> list[Any]:
+        return [chunk async for chunk in safe.astream({"q": "?"}, SESSION)]
+
+    return asyncio.run(collected())
+
+
+# -- a history around a guarded chain ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])
+def test_a_history_around_a_guarded_chain_keeps_what_the_caller_got(how: str) -> None:
+    for answer, p_wrong, kept in (("Paris", 0.1, "Paris"), (SECRET, 0.96, "I cannot say.")):
+        store: Store = {}
+        chat = model(p_wrong, answer)
+        conversation = with_history(guarded(PROMPT | chat, policy=POLICY), store)
+        for _ in range(2):
+            _run(conversation, how)
+        assert [message.text for message in store["s"].messages] == ["?", kept] * 2
+        read = [turn["content"] for prompt in prompts(chat) for turn in prompt.messages or ()]
+        assert SECRET not in "".join(map(str, read))
+
+
+# -- graphs and older chains -------------------------------------------------------------------------
+
+
+def graph(answer: Any, **options: Any) -> Any:
+    return StateGraph(MessagesState).add_node("answer", answer).add_edge(START, "answer").compile(**options)
+
+
+def answering(chat: Any) -> Any:
+    return lambda state: {"messages": [chat.invoke(state["messages"])]}
+
+
+SAVING = [{"checkpointer": InMemorySaver()}, {"checkpointer": True}, {"store": InMemoryStore()}]
+
+
+@pytest.mark.parametrize("options", SAVING, ids=["checkpointer", "inherited checkpointer", "store"])
+def test_a_graph_that_saves_itself_is_refused_at_any_depth(options: dict[str, Any]) -> None:
+    saving = graph(answering(model()), **options)
+    for chain in (saving, RunnablePassthrough() | saving, graph(saving), graph(lambda state: saving.invoke(state))):
+        with pytest.raises(InputError, match=r"A graph with a (checkpointer|store) cannot be guarded"):
+            guarded(chain, policy=POLICY)
+    guarded(graph(answering(model())), policy=POLICY)
+
+
+def test_a_chain_with_a_memory_is_refused() -> None:
+    class Memory:
+        def save_context(self, inputs: Any, outputs: Any) -> None: ...
+
+    class Conversation(Runnable[Any, Any]):
+        memory = Memory()
+
+        def invoke(self, input: Any, config: Any = None, **_: Any) -> Any:
+            return input
+
+    with pytest.raises(InputError, match="Conversation with a memory"):
+        guarded(RunnablePassthrough() | Conversation(), policy=POLICY)
+
+
+class Seen(InMemorySaver):
+    """Keeps all that was ever saved, as text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saved: list[str] = []
+
+    def put(self, *given: Any, **named: Any) -> Any:
+        self.saved.append(repr(given))
+        return super().put(*given, **named)
+
+    def put_writes(self, *given: Any, **named: Any) -> None:
+        self.saved.append(repr(given))
+        super().put_writes(*given, **named)
+
+
+def around(inner: Any) -> tuple[Any, Seen]:
+    """A graph with a checkpointer, whose node is a guarded graph."""
+    saver = Seen()
+    safe = guarded(inner, policy=POLICY, output=lambda outcome: {"messages": [("ai", outcome.answer)]})
+    return graph(safe, checkpointer=saver), saver
+
+
+THREAD: Any = {"configurable": {"thread_id": "1"}}
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+def test_the_checkpointer_of_the_graph_around_saves_nothing_of_a_rejected_answer(how: str) -> None:
+    model = ScriptedChat(script=lambda _: said(SECRET, 0.96))
+    outer, saver = around(graph(answering(model)))
+    given = {"messages": [("user", "?")]}
+    result = outer.invoke(given, THREAD) if how == "invoke" else asyncio.run(outer.ainvoke(given, THREAD))
+    assert result["messages"][-1].text == "I cannot say."
+    assert saver.saved
+    assert SECRET not in "".join(saver.saved)
+    assert [len(asked) for asked, _ in model.asked] == [1, 1], "the retry begins from the question"
+
+
+def test_an_interrupt_in_a_guarded_graph_is_resumed_by_the_graph_around_it() -> None:
+    def answer(state: Any) -> Any:
+        return {"messages": [ScriptedChat(script=[said(f"Paris, {interrupt('sure?')}", 0.1)]).invoke("?")]}
+
+    outer, _ = around(graph(answer))
+    (asked,) = outer.invoke({"messages": [("user", "?")]}, THREAD)["__interrupt__"]
+    assert asked.value == "sure?"
+    assert outer.invoke(Command(resume="yes"), THREAD)["messages"][-1].text == "Paris, yes"
