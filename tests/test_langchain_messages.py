@@ -20,9 +20,10 @@ from langchain_core.messages import (
 )
 
 from guard.errors import InputError
-from guard.langchain.messages import chat_turns, parse_tool_calls
+from guard.langchain.messages import chat_turns
 from guard.langchain.metadata import KEY, read_score, score_metadata, with_metadata
 from guard.langchain.structured import json_instruction, tool_instruction
+from guard.langchain.tool_calls import parse_tool_calls
 from guard.records import Sampling, Score
 
 CALL = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
@@ -106,7 +107,6 @@ def written(name: str, arguments: Any, key: str = "arguments") -> str:
         written("add", {"a": 1}),
         written("add", {"a": 1}, "parameters"),
         written("add", json.dumps({"a": 1})),
-        f"```json\n{written('add', {'a': 1})}\n```",
         f"[{written('add', {'a': 1})}]",
         json.dumps({"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}),
     ],

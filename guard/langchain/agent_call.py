@@ -385,13 +385,13 @@ class AgentCall:
 
 
 def _instructed(messages: list[AnyMessage], instruction: str) -> list[AnyMessage]:
-    """The messages with an instruction for one attempt, added to what the user said last."""
-    asked = [at for at, message in enumerate(messages) if isinstance(message, HumanMessage)]
-    if not asked:
+    """The messages with an instruction for one attempt: added to the user's last, or a turn of its own."""
+    last = messages[-1] if messages else None
+    if not isinstance(last, HumanMessage):
         return [*messages, HumanMessage(content=instruction)]
-    at, own = asked[-1], messages[asked[-1]].content
-    told = f"{own}\n\n{instruction}" if isinstance(own, str) else [*own, {"type": "text", "text": f"\n\n{instruction}"}]
-    return [*messages[:at], messages[at].model_copy(update={"content": told}), *messages[at + 1 :]]
+    own, added = last.content, f"\n\n{instruction}"
+    told = f"{own}{added}" if isinstance(own, str) else [*own, {"type": "text", "text": added}]
+    return [*messages[:-1], last.model_copy(update={"content": told})]
 
 
 def _said(message: AIMessage) -> str:

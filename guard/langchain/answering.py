@@ -17,8 +17,9 @@ from langchain_core.outputs import ChatGenerationChunk
 from guard.backends.base import Engine
 from guard.errors import GuardError
 from guard.langchain.attempt import ATTEMPT
-from guard.langchain.messages import REASONING, parse_tool_calls
+from guard.langchain.messages import REASONING
 from guard.langchain.metadata import KEY, decision_metadata, score_metadata
+from guard.langchain.tool_calls import HERMES, ToolFormat, parse_tool_calls
 from guard.langchain.whole import unmendable
 from guard.ledger import OWN_ENGINE
 from guard.loop import score_of
@@ -39,12 +40,14 @@ class Asked:
         sampling: how tokens are chosen.
         limits: of the answer.
         tools: names of the tools that the model may call.
+        form: how it writes its calls.
     """
 
     prompt: Prompt
     sampling: Sampling
     limits: Limits
     tools: tuple[str, ...]
+    form: ToolFormat = HERMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +262,7 @@ def _parsed(asked: Asked, text: str, reasoning: str | None) -> dict[str, Any]:
     thought = {REASONING: reasoning} if reasoning else {}
     if not asked.tools:
         return {"content": text, "additional_kwargs": thought}
-    answer = parse_tool_calls(text, asked.tools)
+    answer = parse_tool_calls(text, asked.tools, asked.form, tools=asked.prompt.tools)
     found = bool(answer.calls or answer.invalid)
     return {
         "content": answer.text,

@@ -38,6 +38,7 @@ from guard.langchain.messages import chat_turns
 from guard.langchain.naming import NAMES, split_options
 from guard.langchain.routed_chat import RoutedChatModel
 from guard.langchain.structured import json_instruction, structured, tool_instruction
+from guard.langchain.tool_calls import HERMES, ToolFormat, format_names, tool_format
 from guard.loop import Source
 from guard.policy import load_policy
 from guard.records import Limits, Prompt, Sampling
@@ -373,7 +374,8 @@ class ChatGuard(RoutedChatModel):
             kwargs: bound to the model as well.
 
         Raises:
-            ChatTemplateError: the model's chat template has no place for tools.
+            ChatTemplateError: the model's chat template has no place for tools, or the model writes its
+                calls in a form that guard does not read.
             InputError: ``tool_choice`` names a tool that is not there.
         """
         formatted = [convert_to_openai_tool(tool) for tool in tools]
@@ -410,6 +412,19 @@ class ChatGuard(RoutedChatModel):
         """
         return structured(self, schema, include_raw=include_raw, method=method, **kwargs)
 
+    def _form(self) -> ToolFormat:
+        """How the model writes its tool calls; refused where guard would pass them on as text."""
+        engine = self._runtime().engine
+        template = engine.chat_template if isinstance(engine, BaseEngine) else None
+        form = tool_format(template) if template else HERMES
+        if form is None:
+            raise ChatTemplateError(
+                f"guard does not read the form in which '{self.model}' writes tool calls",
+                why=f"its chat template shows none of these: {', '.join(format_names())}",
+                fix="Take a model of one of these families, or with_structured_output(method='json_schema')",
+            )
+        return form
+
     def _check_tools(self, tools: list[dict[str, Any]]) -> None:
         """Refuse tools that the chat template would leave out without a word."""
         engine = self._runtime().engine
@@ -421,6 +436,7 @@ class ChatGuard(RoutedChatModel):
                 f"The chat template of '{self.model}' has no place for tools",
                 fix="Take a model that was trained to call tools, or with_structured_output(method='json_schema')",
             )
+        self._form()
 
     # -- one call ------------------------------------------------------------------------------
 
@@ -456,6 +472,7 @@ class ChatGuard(RoutedChatModel):
             sampling=attempt.sampling or self._sampling(options),
             limits=attempt.limits(self._limits(stop, options)),
             tools=tuple(names),
+            form=self._form() if names else HERMES,
         )
 
     def _system(self) -> str | None:

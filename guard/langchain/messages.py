@@ -1,12 +1,8 @@
-"""LangChain's messages -> guard's prompt, and an answer's text -> tool calls."""
+"""LangChain's messages -> guard's prompt."""
 
 from __future__ import annotations
 
-import json
-import re
-import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.messages import (
@@ -15,18 +11,13 @@ from langchain_core.messages import (
     ChatMessage,
     FunctionMessage,
     HumanMessage,
-    InvalidToolCall,
     SystemMessage,
     ToolCall,
     ToolMessage,
 )
-from langchain_core.messages.tool import invalid_tool_call, tool_call
 
 from guard.content import text_of_content
 from guard.errors import InputError
-
-_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
-_FENCED = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
 
 #: Where a message has the thought that came before it, as with other providers.
 REASONING = "reasoning_content"
@@ -83,86 +74,3 @@ def text_of(message: BaseMessage) -> str:
     """
     role = "assistant" if isinstance(message, AIMessage) else message.type
     return text_of_content(message.content, role=role)
-
-
-# -- tool calls --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedAnswer:
-    """An answer, taken apart.
-
-    Attributes:
-        text: what is left beside the tool calls.
-        calls: tool calls that can be carried out.
-        invalid: what was meant as a tool call and cannot be read.
-    """
-
-    text: str
-    calls: tuple[ToolCall, ...] = ()
-    invalid: tuple[InvalidToolCall, ...] = ()
-
-
-def parse_tool_calls(text: str, names: Iterable[str]) -> ParsedAnswer:
-    """Find the tool calls in an answer.
-
-    Two open formats are read: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` (Hermes,
-    Qwen and their kin), and an answer that is nothing but such JSON (``parameters`` for ``arguments``
-    will do, as will a list, or a fence of backticks), where it names a tool that was offered.
-
-    Args:
-        text: the answer.
-        names: of the tools that were offered.
-    """
-    tagged = list(_TAGGED.finditer(text))
-    if tagged:
-        found = [_read_call(match.group(1)) for match in tagged]
-        rest = _TAGGED.sub("", text).strip()
-        return ParsedAnswer(
-            rest,
-            tuple(call for calls in found for call in calls if call["type"] == "tool_call"),
-            tuple(call for calls in found for call in calls if call["type"] == "invalid_tool_call"),
-        )
-    fenced = _FENCED.match(text)
-    bare = _calls_in(fenced.group(1) if fenced else text)
-    offered = set(names)
-    if bare and all(call["type"] == "tool_call" and call["name"] in offered for call in bare):
-        return ParsedAnswer("", tuple(call for call in bare if call["type"] == "tool_call"))
-    return ParsedAnswer(text)
-
-
-def _read_call(text: str) -> list[ToolCall | InvalidToolCall]:
-    return _calls_in(text) or [_invalid(None, text, "not the JSON of a tool call")]
-
-
-def _calls_in(text: str) -> list[ToolCall | InvalidToolCall]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return []
-    entries = value if isinstance(value, list) else [value]
-    calls = [_call_of(entry) for entry in entries]
-    return [call for call in calls if call is not None] if all(calls) else []
-
-
-def _call_of(entry: Any) -> ToolCall | InvalidToolCall | None:
-    """One call, or None where an entry does not look like one."""
-    if isinstance(entry, dict) and isinstance(entry.get("function"), dict):
-        entry = entry["function"]
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        return None
-    arguments = next((entry[key] for key in ("arguments", "parameters") if key in entry), None)
-    if arguments is None:
-        return None
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return _invalid(entry["name"], arguments, "the arguments are not JSON")
-    if not isinstance(arguments, dict):
-        return _invalid(entry["name"], json.dumps(arguments), "the arguments are not an object")
-    return tool_call(name=entry["name"], args=arguments, id=f"call_{uuid.uuid4().hex}")
-
-
-def _invalid(name: str | None, arguments: str, error: str) -> InvalidToolCall:
-    return invalid_tool_call(name=name, args=arguments, id=f"call_{uuid.uuid4().hex}", error=error)

@@ -17,6 +17,7 @@ from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser,
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel
+from pydantic.v1 import BaseModel as BaseModelV1
 
 from guard.errors import InputError, did_you_mean
 from guard.langchain.whole import whole_calls, whole_json
@@ -34,7 +35,7 @@ def structured(
     if method not in _METHODS:
         raise InputError(f"Unknown method '{method}' of structured output", fix=did_you_mean(method, _METHODS))
     traced = {"ls_structured_output_format": {"kwargs": {"method": method}, "schema": schema}}
-    is_class = isinstance(schema, type) and issubclass(schema, BaseModel)
+    is_class = isinstance(schema, type) and issubclass(schema, BaseModel | BaseModelV1)
     parser: Runnable[Any, Any]
     if method == "function_calling":
         name = convert_to_openai_tool(schema)["function"]["name"]

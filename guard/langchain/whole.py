@@ -7,6 +7,7 @@ becomes a dose of 15. Here an answer is parsed only where it came to its end and
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -74,7 +75,7 @@ def _candidates(text: str) -> Iterator[str]:
 
 
 def _loads(text: str) -> Any:
-    return json.loads(text, strict=False, parse_constant=_refused, object_pairs_hook=_each_once)
+    return DECODER.decode(text)
 
 
 def _refused(name: str) -> Any:
@@ -85,6 +86,17 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in pairs}) < len(pairs):
         raise ValueError("a key is there twice")
     return dict(pairs)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is beyond every number")
+    return number
+
+
+#: Reads JSON as it stands: each key once, and no NaN or infinity, however it is written.
+DECODER = json.JSONDecoder(strict=False, parse_constant=_refused, parse_float=_finite, object_pairs_hook=_each_once)
 
 
 def unmendable(arguments: str | None) -> str:
