@@ -145,9 +145,12 @@ class NotCertifiable:
         possible_risk: smallest risk that these labels would have certified at this confidence, in steps
             of `RISK_STEP`; None if none below 1. Chosen with the labels in hand, so it is a hint and no
             promise: certify it with fresh ones.
-        labels_needed: labels that would likely suffice; None where no number would.
+        labels_needed: labels, more than there were, that would likely suffice if answers stay as they were here;
+            None where no threshold had a low enough share of wrong answers.
         best_error_rate: lowest share of wrong answers at any threshold that accepts enough to tell.
         best_coverage: share of the questions that is accepted there.
+        hopeless: no number of labels would do: at every such threshold the share of wrong answers is above
+            ``risk`` even at the lower end of its one-sided interval.
     """
 
     risk: float
@@ -158,6 +161,7 @@ class NotCertifiable:
     labels_needed: int | None
     best_error_rate: float
     best_coverage: float
+    hopeless: bool
 
     def explain(self) -> str:
         """What the numbers say, in a few sentences."""
@@ -168,10 +172,13 @@ class NotCertifiable:
         if self.possible_risk is not None:
             told.append(f"The smallest risk that these labels could certify is {percent(self.possible_risk)}.")
         if self.labels_needed is not None:
-            told.append(f"About {self.labels_needed:,} labels would likely suffice.")
-        else:
             told.append(
-                f"No number of labels would: the best {percent(self.best_coverage)} of the answers are "
+                f"About {self.labels_needed:,} labels would likely suffice, if those answers are as good as these."
+            )
+        else:
+            verdict = "No number of labels would" if self.hopeless else "These are too few to say whether more would do"
+            told.append(
+                f"{verdict}: the best {percent(self.best_coverage)} of the answers are "
                 f"wrong in {percent(self.best_error_rate)} of the cases."
             )
         return " ".join(told)
@@ -296,6 +303,7 @@ def _not_certifiable(
         labels_needed=_labels_needed(curve, len(trials), risk, confidence),
         best_error_rate=best[1] / best[0],
         best_coverage=best[0] / len(trials),
+        hopeless=all(lower_bound(errors, accepted, confidence) > risk for accepted, errors in curve),
     )
 
 
@@ -322,15 +330,22 @@ def _possible_risk(scores: Floats, fresh: Trials, risk: float, confidence: float
 
 
 def _labels_needed(curve: list[tuple[int, int]], rows: int, risk: float, confidence: float) -> int | None:
-    """The fewest labels with which some point of the risk-coverage curve would likely pass."""
+    """The fewest labels, more than there were, with which some point of the risk-coverage curve would likely pass."""
     needed: list[float] = []
     for accepted, errors in curve:
         rate = (errors + 0.5) / (accepted + 1)  # an observed rate of 0 is not 0
         if rate < risk:
-            needed.append(_accepted_needed(rate, risk, confidence) * rows / accepted / (1 - GRID_SHARE))
+            fresh = _accepted_needed(rate, risk, confidence) * rows / accepted
+            needed.append(max(fresh + MIN_ROWS // 2, fresh / (1 - GRID_SHARE)))
     if not needed:
         return None
-    return max(rows, math.ceil(float(f"{min(needed):.1e}")))  # two digits: it is an estimate
+    return _two_digits(max(rows + 1, math.ceil(min(needed))))
+
+
+def _two_digits(number: int) -> int:
+    """The next number, rounded up, whose digits but two are zeros: it is an estimate."""
+    unit = int(10 ** max(0, len(str(number)) - 2))
+    return -(-number // unit) * unit
 
 
 def _accepted_needed(rate: float, risk: float, confidence: float) -> int:
@@ -405,6 +420,11 @@ def upper_bound(errors: int, accepted: int, confidence: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if passes(errors, accepted, middle, confidence) else (middle, high)
     return high
+
+
+def lower_bound(errors: int, accepted: int, confidence: float) -> float:
+    """Lower end of the one-sided Clopper-Pearson interval of a rate; 0 where nothing was accepted."""
+    return 1.0 - upper_bound(accepted - errors, accepted, confidence) if accepted else 0.0
 
 
 def percent(share: float) -> str:

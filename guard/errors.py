@@ -34,6 +34,8 @@ class GuardError(Exception):
         return partial(type(self), self.what, why=self.why, fix=self.fix), ()
 
     def __str__(self) -> str:
+        if "\n" in self.why:  # several reasons, one a line
+            return "\n".join([f"{self.what.rstrip('.')}:", self.why, *filter(None, [self.fix and _sentence(self.fix)])])
         what = f"{self.what.rstrip('.')}: {self.why}" if self.why else self.what
         return " ".join(_sentence(part) for part in (what, self.fix) if part)
 

@@ -144,9 +144,11 @@ def fit_model(
         seed: of folds and trees.
 
     Raises:
-        CalibrationError: too few labels of one kind, or a score that carries no signal.
+        CalibrationError: too few labels of one kind, features or activations that are not finite or all the same,
+            or a score that carries no signal.
     """
     _check_enough(examples.wrong)
+    _check_finite(examples)
     if features != "combined" or examples.activations is None:
         examples = replace(examples, activations=None, products=None)
     elif examples.products is None:
@@ -179,6 +181,19 @@ def _check_enough(wrong: NDArray[np.bool_]) -> None:
             f"it needs at least {MIN_ANSWERS} answers, {MIN_CLASS} right and {MIN_CLASS} wrong",
             fix="Give more questions, or a mix of easier and harder ones",
         )
+
+
+def _check_finite(examples: Examples) -> None:
+    for what, values in (("features", examples.x), ("activations", examples.activations)):
+        if values is None:
+            continue
+        bad = np.flatnonzero([not np.isfinite(each).all() for each in values])
+        if len(bad):
+            raise CalibrationError(
+                f"The {what} of {len(bad)} of {len(values)} answers are not finite numbers",
+                why=f"the first of them is answer {bad[0] + 1}",
+                fix="Record these answers again; where it stays, the model computes NaN (try another dtype)",
+            )
 
 
 # -- what is held out --------------------------------------------------------------------------

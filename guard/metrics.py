@@ -49,7 +49,11 @@ def metrics_of(p_wrong: Probabilities, wrong: Labels) -> Metrics:
     """The metrics of one score that calibration shows, from arrays of shape (n,).
 
     AUROC and AUPRC are nan where all answers are right or all are wrong.
+
+    Raises:
+        InputError: a score is no probability from 0 to 1.
     """
+    ece = expected_calibration_error(p_wrong, wrong)
     # By scikit-learn, to the last digit: artefacts that were written hold these numbers, and fitting
     # on the same data must give the same file. The functions below agree with it to rounding.
     both = 0 < wrong.sum() < len(wrong)
@@ -59,7 +63,7 @@ def metrics_of(p_wrong: Probabilities, wrong: Labels) -> Metrics:
         auroc=float(roc_auc_score(wrong, p_wrong)) if both else float("nan"),
         auprc=float(average_precision_score(wrong, p_wrong)) if both else float("nan"),
         brier=float(brier_score_loss(wrong, p_wrong)),
-        ece=expected_calibration_error(p_wrong, wrong),
+        ece=ece,
     )
 
 
@@ -177,10 +181,26 @@ def average_precision_right(ranked: Ranked) -> Probabilities:
 
 
 def brier(ranked: Ranked) -> Probabilities:
-    """Mean squared error of the probability of being wrong."""
-    p = ranked.scores
+    """Mean squared error of the probability of being wrong.
+
+    Raises:
+        InputError: a score is no probability.
+    """
+    p = _probabilities(ranked)
     squares = (ranked.wrong * (1 - p) ** 2).sum(axis=1) + ((ranked.total - ranked.wrong) * p**2).sum(axis=1)
     return np.asarray(squares / ranked.n)
+
+
+def _probabilities(ranked: Ranked) -> Probabilities:
+    """The scores, which must be between 0 and 1: any other has no squared error or calibration to speak of."""
+    outside = ranked.scores[(ranked.scores < 0) | (ranked.scores > 1)]
+    if len(outside):
+        raise InputError(
+            "Brier score and calibration error are for probabilities from 0 to 1",
+            why=f"got {outside[0]:g}",
+            fix="Calibrate the score first, or judge its ranking alone: AUROC, AUPRC",
+        )
+    return ranked.scores
 
 
 def calibration_error(ranked: Ranked, *, bins: int = 10) -> Probabilities:
@@ -189,7 +209,11 @@ def calibration_error(ranked: Ranked, *, bins: int = 10) -> Probabilities:
     Bins hold equally many answers (adaptive binning, Nguyen and O'Connor 2015): with few answers,
     bins of equal width are mostly empty. Equal probabilities stay in one bin, so that the order of
     the answers does not matter.
+
+    Raises:
+        InputError: a score is no probability.
     """
+    _probabilities(ranked)
     edges = bin_edges(ranked, bins=bins)
     excess = np.cumsum(ranked.total * ranked.scores - ranked.wrong, axis=1)
     excess = np.concatenate((np.zeros((len(excess), 1)), excess), axis=1)

@@ -84,6 +84,8 @@ _WANTED = {
     "too_short": "must not be empty",
     "too_long": "may have at most {max_length} entries",
 }
+#: Settings that are shares, which people like to write as percentages.
+_SHARES = frozenset({"below", "above", "max_error_rate", "confidence"})
 _THEN: Location = ("unusual", "then")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _BOOLEAN_1_1 = frozenset({"yes", "no", "on", "off", "y", "n"})
@@ -172,6 +174,8 @@ def _shown(value: Any) -> str:
 
 def _hint(details: ErrorDetails) -> str:
     kind, value = details["type"], details["input"]
+    if details["loc"][-1] in _SHARES and kind.startswith("less_than") and value <= 100:
+        return f". Write {value / 100:g} for {value:g} %"
     if kind == "string_type" and isinstance(value, (int, float)):
         return ". Put it in quotes"
     if not isinstance(value, str):
@@ -203,6 +207,11 @@ def _unknown(location: Location) -> str:
         where = f" in {location_text(place)}" if place else ""
         if place[-1:] == ("unusual",) and key in _keys(UnusualAction):
             return f"'{key}' belongs behind 'then', as in 'unusual: {{above: 0.99, then: {key}}}'"
+        if key == "above" and place[-1] in _RULES:
+            return (
+                f"'above'{where} is not known: rules go by 'below'. They are tried in turn, the first that holds "
+                "decides, so what is above comes after"
+            )
         return f"unknown key '{key:.60}'{where}. {did_you_mean(key, known)}"
     if place[-1] == "then":
         if key in _RULES:  # but not one of those that are allowed, or it would be known

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.errors import CaptureError
+from guard.errors import CalibrationError, CaptureError
 from guard.records import Floats
 
 #: Principal components of the training answers that a read-out is made of: enough for all that
@@ -21,6 +21,8 @@ COMPONENTS = 256
 #: Answers that components are made of, at most: with all of 11,000 a fit takes three times as long, for .002 to
 #: .005 AUROC (docs/evidence/notes.json).
 LANDMARKS = 4000
+#: Share of the variance, per answer, below which all differences are rounding.
+_NO_SPREAD = 1e-7
 
 
 def normalised(activations: NDArray[np.floating]) -> Floats:
@@ -86,13 +88,23 @@ class Components:
 
 
 def principal_components(products: Floats, *, count: int = COMPONENTS) -> Components:
-    """Principal components from the inner products of n answers, shape (n, n)."""
+    """Principal components from the inner products of n answers, shape (n, n).
+
+    Raises:
+        CalibrationError: the answers do not differ.
+    """
     from sklearn.utils.extmath import randomized_svd
 
     means = products.mean(axis=0)
     centred = products - means - means[:, None] + means.mean()
     count = min(count, len(products) - 1)
     vectors, variances, _ = randomized_svd(centred, count, n_iter=2, random_state=0)
+    if variances[0] < len(products) * _NO_SPREAD:
+        raise CalibrationError(
+            "The activations of all answers are the same",
+            why="nothing can be learnt from them: their recording may be broken, or one answer stands there many times",
+            fix="Record them again, or leave them out: --without activations",
+        )
     kept = variances > variances[0] * 1e-6
     vectors, variances = vectors[:, kept], variances[kept]
     scale = float(np.sqrt(variances.sum() / len(products)))

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import bisect
 import difflib
-import gzip
 import hashlib
 import itertools
 import json
 import math
 import string
 import unicodedata
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from guard.checked import checked_seed
 from guard.errors import InputError, did_you_mean
+from guard.json_lines import MAX_LINE_BYTES, check_json_lines, read_lines
 from guard.records import Prompt
 
-#: A line longer than this is taken for damage.
-MAX_LINE_BYTES = 2**20
 #: Choices are lettered, so there are at most as many as letters.
 LETTERS = string.ascii_uppercase
 #: Graders that come with guard, which a row may name. The user's own (``module:function``) is code, and is named
@@ -138,7 +135,9 @@ def read_rows(
     rows: list[Row] = []
     bad: list[BadRow] = []
     lines_by_id: dict[str, int] = {}
-    for line, content in read_lines(Path(path).expanduser()):
+    file = Path(path).expanduser()
+    check_json_lines(file)
+    for line, content in read_lines(file):
         try:
             row = _parse(content)
             if row.id in lines_by_id:
@@ -205,48 +204,16 @@ def _normalised(row: Row) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" ?!.")
 
 
-# -- lines -------------------------------------------------------------------------------------
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Line numbers from 1 and contents, blank lines left out; None for a line that is too long."""
-    try:
-        with path.open("rb") as file:
-            if file.peek(2)[:2] == b"\x1f\x8b":
-                with gzip.open(file) as unpacked:
-                    yield from _split_lines(unpacked)
-            else:
-                yield from _split_lines(file)
-    except FileNotFoundError as error:
-        near = [other.name for other in path.parent.glob("*.json*")] if path.parent.is_dir() else []
-        raise InputError(f"There is no file {path}", fix=did_you_mean(path.name, near)) from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path} is damaged gzip data", why=str(error), fix="Copy the file again") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        why = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"Cannot read {str(path)!r}", why=why) from error
-
-
-def _split_lines(stream: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[int, bytes | None]]:
-    number = 0
-    while content := stream.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        if number == 1:
-            content = content.removeprefix(b"\xef\xbb\xbf")
-        too_long = len(content) > MAX_LINE_BYTES
-        while not content.endswith(b"\n") and (rest := stream.readline(MAX_LINE_BYTES)):
-            content, too_long = rest, True
-        if too_long:
-            yield number, None
-        elif content.strip():
-            yield number, content.rstrip(b"\r\n")
-
-
 def _bad_rows(path: str | Path, bad: Sequence[BadRow]) -> InputError:
-    shown = "; ".join(f"{path}:{row.line}: {row.reason}" for row in bad[:_SHOWN_BAD_ROWS])
-    more = f"; and {len(bad) - _SHOWN_BAD_ROWS} more" if len(bad) > _SHOWN_BAD_ROWS else ""
-    count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
-    return InputError(count, why=shown + more, fix="Correct them, or choose to skip bad rows")
+    return bad_rows_error([f"{path}:{row.line}: {row.reason}" for row in bad])
+
+
+def bad_rows_error(reasons: Sequence[str]) -> InputError:
+    """The error for rows that cannot be used: the first reasons, one a line, and how to do without these rows."""
+    more = [f"and {len(reasons) - _SHOWN_BAD_ROWS} more"] if len(reasons) > _SHOWN_BAD_ROWS else []
+    count = "1 bad row" if len(reasons) == 1 else f"{len(reasons)} bad rows"
+    shown = "\n".join([*reasons[:_SHOWN_BAD_ROWS], *more])
+    return InputError(count, why=shown, fix="Correct them, or leave them out with --on-bad skip (on_bad='skip')")
 
 
 # -- rows --------------------------------------------------------------------------------------
@@ -261,6 +228,20 @@ def _parse(content: bytes | None) -> Row:
     if "response" in row or ("prompt" in row and "question" not in row):
         return _response(row)
     return _question(row)
+
+
+def read_object(content: bytes | None) -> dict[str, Any]:
+    """The JSON object of a line, read strictly.
+
+    Raises:
+        InputError: it is none, or holds what is no JSON or no text (NaN, half of a surrogate pair).
+    """
+    try:
+        if content is None:
+            raise _RowError(f"is longer than {MAX_LINE_BYTES} bytes")
+        return _json_object(content)
+    except _RowError as error:
+        raise InputError(f"The row {error}") from error
 
 
 def _json_object(content: bytes) -> dict[str, Any]:

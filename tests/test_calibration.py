@@ -515,3 +515,28 @@ def test_labels_of_one_kind_have_no_ranking(value: bool) -> None:
     assert metrics.brier == pytest.approx(0.75**2 if value else 0.25**2)
     assert metrics.ece == pytest.approx(0.75 if value else 0.25)
     assert metrics.wrong == float(value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["x", "activations"])
+def test_what_is_not_finite_is_named_before_anything_is_fitted(where: str, value: float) -> None:
+    rng = np.random.default_rng(0)
+    schema = fitting.schema_for("combined", layers=LAYERS, temperatures=(1.0,))
+    arrays = {
+        "x": rng.normal(size=(80, schema.size)).astype(np.float32),
+        "activations": rng.normal(size=(80, 3, LAYERS, WIDTH)).astype(np.float32),
+    }
+    arrays[where][7].flat[0] = value
+    examples = fitting.Examples(wrong=rng.random(80) < 0.5, dataset=np.full(80, "d"), **arrays)
+    with pytest.raises(CalibrationError, match=r"of 1 of 80 answers are not finite.*first of them is answer 8"):
+        fitting.fit_model(examples, schema)
+
+
+def test_activations_that_are_all_the_same_are_named() -> None:
+    rng = np.random.default_rng(0)
+    schema = fitting.schema_for("combined", layers=LAYERS, temperatures=(1.0,))
+    same = np.broadcast_to(rng.normal(size=(3, LAYERS, WIDTH)).astype(np.float32), (80, 3, LAYERS, WIDTH))
+    x = rng.normal(size=(80, schema.size)).astype(np.float32)
+    examples = fitting.Examples(x, rng.random(80) < 0.5, np.full(80, "d"), same)
+    with pytest.raises(CalibrationError, match=r"activations of all answers are the same.*--without activations"):
+        fitting.fit_model(examples, schema)

@@ -22,6 +22,7 @@ from guard.certify import (
     certify,
     grid,
     least_accepted,
+    lower_bound,
     passes,
     upper_bound,
 )
@@ -226,6 +227,7 @@ def test_a_hopeless_model_is_told_so() -> None:
     result = certify(Trials.of_scores(rng.random(500), rng.random(500) < 0.4), risk=0.05, confidence=0.9)
     assert isinstance(result, NotCertifiable)
     assert result.labels_needed is None
+    assert result.hopeless
     assert result.possible_risk is not None
     assert 0.3 < result.possible_risk < 0.8
     assert "No number of labels would" in result.explain()
@@ -242,6 +244,34 @@ def test_too_few_labels_are_told_how_many_would_do_and_these_do() -> None:
         for seed in range(1, 31)
     ]
     assert np.mean(enough) > 0.5
+
+
+@pytest.mark.parametrize("n", [20, 46, 47, 99, 100, 450])
+@pytest.mark.parametrize("seed", range(3))
+def test_more_labels_are_named_than_there_were(n: int, seed: int) -> None:
+    """46 labels that did not suffice are no hint to take about 46."""
+    result = certify(trials(seed, n), risk=0.02, confidence=0.95)
+    assert isinstance(result, NotCertifiable)
+    if result.labels_needed is not None:
+        assert result.labels_needed > n
+
+
+def test_few_labels_do_not_show_that_no_number_would_do() -> None:
+    """One wrong answer of 20 is no more than 5 % and as little a proof of more."""
+    wrong = np.zeros(20, np.bool_)
+    wrong[3] = True
+    result = certify(Trials.of_scores(np.full(20, 0.5), wrong), risk=0.05, confidence=0.9)
+    assert isinstance(result, NotCertifiable)
+    assert (result.labels_needed, result.hopeless) == (None, False)
+    assert "These are too few to say whether more would do" in result.explain()
+    assert "No number" not in result.explain()
+
+
+@pytest.mark.parametrize(("errors", "accepted"), [(0, 10), (1, 19), (5, 50), (10, 10)])
+def test_the_lower_bound_is_scipys(errors: int, accepted: int) -> None:
+    beta = pytest.importorskip("scipy.stats").beta
+    expected = beta.ppf(0.1, errors, accepted - errors + 1) if errors else 0.0
+    assert lower_bound(errors, accepted, 0.9) == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_possible_risk_is_certified_by_the_same_labels() -> None:

@@ -77,7 +77,8 @@ def test_check_as_json(bad: Path) -> None:
     assert wrong["problems"][0]["location"] == "rules[0].accept.below"
     assert "No such file" in missing["problems"][0]["message"]
     assert fine == {
-        "file": "strict", "valid": True, "problems": [], "promises": [], "name": "strict", "rules": 2, "routes": [],
+        "file": "strict", "valid": True, "problems": [], "promises": [], "notes": [], "name": "strict", "rules": 2,
+            "routes": [],
             "needs": {"handlers": [], "fallbacks": [], "agent": []},
     }  # fmt: skip
 
@@ -264,3 +265,15 @@ def test_the_documented_defaults_are_the_defaults() -> None:
             default = field.get_default()
             if default is not None:
                 assert re.search(rf"^\| `{name}` \| {default:g} \|", text, re.MULTILINE), name
+
+
+def test_check_notes_a_retry_that_can_only_give_the_same_answer_again(tmp_path: Path) -> None:
+    """It is allowed: the budget may be what it is for. With an instruction the prompt is another one."""
+    rules = "  - accept: {below: 0.2}\n  - retry: {below: 0.6%s}\n  - abstain\n"
+    text = f"version: 1\nname: x\nrules:\n{rules}on_error:\n  abstain\n"
+    same, other = tmp_path / "same.yaml", tmp_path / "other.yaml"
+    same.write_text(text % ", temperature: 0")
+    other.write_text(text % ", temperature: 0, instruction: Think again.")
+    _, note = printed("check", same).splitlines()
+    assert note.startswith(f"{same}: note: rules[1] (retry) asks the same again at temperature 0")
+    assert printed_json("check", other)[0]["notes"] == []

@@ -246,3 +246,17 @@ def test_bad_names_and_shares_are_refused() -> None:
         coverage_at(0.0)
     with pytest.raises(InputError, match="coverage must be above 0"):
         risk_at(1.5)
+
+
+@pytest.mark.parametrize("outside", [-0.1, 1.1, 5.0])
+def test_brier_and_calibration_error_are_for_probabilities(outside: float) -> None:
+    from guard.errors import InputError
+    from guard.metrics import Ranked, brier, calibration_error, expected_calibration_error, metrics_of
+
+    scores, wrong = np.array([0.2, outside, 0.4]), np.array([False, True, False])
+    for measure in (brier, calibration_error):
+        with pytest.raises(InputError, match=r"probabilities from 0 to 1: got"):
+            measure(Ranked.of(scores, wrong))
+    for function in (metrics_of, expected_calibration_error):
+        with pytest.raises(InputError, match=r"probabilities from 0 to 1"):
+            function(scores, wrong)

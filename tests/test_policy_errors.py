@@ -375,3 +375,18 @@ def test_the_schema_is_plain_json_without_null_fields() -> None:
     assert schema["required"] == ["version", "name", "rules"]
     assert schema["properties"]["mode"]["enum"] == ["enforce", "shadow"]
     assert schema["$defs"]["AcceptRule"]["properties"]["below"]["type"] == "number"
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("accept: {max_error_rate: 5}", "Write 0.05 for 5 %"),
+        ("accept: {max_error_rate: 0.05, confidence: 90}", "Write 0.9 for 90 %"),
+        ("accept: {below: 20}", "Write 0.2 for 20 %"),
+        ("escalate: {above: 0.5}", "rules go by 'below'"),
+        ("accept: {above: 0.5}", "rules go by 'below'"),
+    ],
+)
+def test_what_people_write_first_is_answered_with_what_to_write(rule: str, said: str) -> None:
+    text = f"version: 1\nname: p\nrules:\n  - {rule}\n  - abstain\non_error:\n  abstain\n"
+    assert any(said in problem.message for problem in problems_of(text)), problems_of(text)

@@ -8,16 +8,16 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard.errors import InputError
+from guard.json_lines import MAX_LINE_BYTES
 from guard.prompts import SHORT_ANSWER_SYSTEM, completion_prompt, question_prompt
 from guard.questions import (
-    MAX_LINE_BYTES,
     LabelledResponse,
     Question,
     ReadResult,
@@ -228,8 +228,12 @@ def test_a_bad_row_is_named_with_its_reason(read: Read, line: bytes | dict[str, 
 
 
 def test_stopping_lists_the_first_bad_rows_and_counts_the_rest(read: Read) -> None:
-    with pytest.raises(InputError, match=r"7 bad rows: \S+data.jsonl:2: is a number.*:6: .*and 2 more") as caught:
+    with pytest.raises(InputError, match="7 bad rows") as caught:
         read(json.dumps(GOOD).encode() + b"\n1" * 7)
+    first, *reasons, more, fix = str(caught.value).split("\n")
+    assert first == "7 bad rows:"
+    assert [re.search(r"data.jsonl:(\d): is a number", each)[1] for each in reasons] == list("23456")  # type: ignore[index]
+    assert (more, fix) == ("and 2 more", "Correct them, or leave them out with --on-bad skip (on_bad='skip').")
     assert "data.jsonl:7" not in str(caught.value)
 
 
@@ -419,3 +423,49 @@ def test_the_open_question_sets_are_read_without_a_bad_row() -> None:
         total += len(result.rows)
         assert all(isinstance(row, Question) for row in result.rows)
     assert total > 70_000
+
+
+@pytest.mark.parametrize("on_bad", ["stop", "skip"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (json.dumps([GOOD, GOOD], indent=2).encode(), r"a JSON list.*jq -c '\.\[\]'"),
+        (json.dumps([GOOD] * 90_000).encode(), "a JSON list"),
+        (json.dumps(GOOD, indent=2).encode(), "pretty-printed JSON.*jq -c"),
+        (b"\xef\xbb\xbf" + json.dumps(GOOD, indent=2).encode(), "pretty-printed JSON"),
+        (b"question,answers\nWhat?,Paris\n", "CSV"),
+        (b'"question";"answers"\r\n"What?";"Paris"\r\n', "CSV"),
+        (b"question\tanswers\nWhat?\tParis\n", "CSV"),
+        ((json.dumps(GOOD) + "\n").encode("utf-16"), "UTF-16.*iconv"),
+        ((json.dumps(GOOD) + "\n").encode("utf-16-le"), "UTF-16"),
+        (b"PAR1\x15\x04", "Parquet"),
+        (b"PK\x03\x04\x14", "a zip archive"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_a_file_of_another_kind_is_named_as_such(
+    tmp_path: Path, content: bytes, said: str, on_bad: Literal["stop", "skip"], packed: bool
+) -> None:
+    """Not as thousands of bad rows."""
+    path = tmp_path / "mine"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(InputError, match=f"mine is {said}"):
+        read_rows(path, on_bad=on_bad)
+
+
+@pytest.mark.parametrize("line", [b"\n", b" " * 1000 + b"\n", b"x" * 2**21, b'{"question": "q", "answers": ["a"]}\n'])
+def test_gzip_that_unpacks_out_of_all_proportion_is_refused(tmp_path: Path, line: bytes) -> None:
+    """A bomb of 300 KB took two minutes."""
+    path = tmp_path / "bomb.jsonl.gz"
+    path.write_bytes(gzip.compress(line * (2**24 // len(line)), 9))
+    with pytest.raises(InputError, match="unpacks to more than 200 times its size"):
+        read_rows(path, on_bad="skip")
+
+
+def test_gzip_of_real_rows_is_read_however_large(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    rows = [
+        json.dumps({"question": f"What is {number} x {number}?", "answers": ["a" * 300]}) for number in range(20_000)
+    ]
+    path.write_bytes(gzip.compress("\n".join(rows).encode(), 9))
+    assert len(read_rows(path).rows) == 20_000

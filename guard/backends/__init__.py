@@ -45,7 +45,7 @@ def load_engine(
     Raises:
         ModelFileError: no such model.
         MissingExtraError: the engine's packages are not installed.
-        InputError: an unknown engine's name, or a dtype for llama.cpp.
+        InputError: an unknown engine's name, a dtype for llama.cpp, or gpu_layers for transformers.
     """
     path = embedded_model() if str(model) == EMBEDDED else Path(model)
     if not path.exists():
@@ -67,5 +67,11 @@ def load_engine(
     if chosen == "transformers":
         from guard.backends.transformers import TransformersEngine
 
+        if "gpu_layers" in options:
+            raise InputError(
+                "Only llama.cpp puts single layers on a GPU",
+                why="transformers loads the whole model on one device",
+                fix="Leave --gpu-layers out",
+            )
         return TransformersEngine.load(path, **options if dtype is None else {**options, "dtype": dtype})
     raise InputError(f"Unknown engine '{chosen}'", fix=did_you_mean(chosen, ["llama.cpp", "transformers"]))

@@ -25,11 +25,15 @@ from guard.cli.asking import (
 )
 from guard.cli.output import (
     AsJson,
+    ContextTokens,
     Dtype,
     Engine,
+    GpuLayers,
     ModelName,
     TemplateOptions,
+    Threads,
     console,
+    engine_options,
     print_json,
     template_options,
 )
@@ -52,6 +56,9 @@ def calibrate(
     model: ModelName = "smollm2",
     engine: Engine = None,
     dtype: Dtype = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    context: ContextTokens = None,
     features: Annotated[str, typer.Option(help="combined, ilis (the published score alone) or logprob.")] = "combined",
     grader: GraderName = None,
     on_bad: OnBad = "stop",
@@ -86,7 +93,8 @@ def calibrate(
     sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
     system, max_tokens = how_to_ask(sources, system=system, max_tokens=max_tokens)
     rows, bad = rows_of(sources), bad_rows_of(sources)
-    with load_engine(model, engine=engine, dtype=dtype, capture_point=capture_point) as loaded:
+    loading = engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)
+    with load_engine(model, engine=engine, capture_point=capture_point, **loading) as loaded:
         options = template_options(template_option) or {}
         loaded.check_template_options(options)
         run = Run(

@@ -21,13 +21,17 @@ from guard.cli.asking import (
 )
 from guard.cli.output import (
     AsJson,
+    ContextTokens,
     Dtype,
     Engine,
+    GpuLayers,
     ModelName,
     PolicyName,
     ScorerFile,
     TemplateOptions,
+    Threads,
     console,
+    engine_options,
     print_json,
     template_options,
 )
@@ -61,6 +65,9 @@ def certify(
     confidence: Annotated[float | None, typer.Option(help="Must be the policy's; may be left out.")] = None,
     engine: Engine = None,
     dtype: Dtype = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    context: ContextTokens = None,
     grader: GraderName = None,
     on_bad: OnBad = "stop",
     template_option: TemplateOptions = None,
@@ -89,8 +96,9 @@ def certify(
     before = _certificates_in(out)
     grader_function = load_grader(grader) if grader else grade
     sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
+    loading = engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)
     options = template_options(template_option)
-    with _rehearsing(chosen, model=model, scorer=scorer, engine=engine, dtype=dtype, options=options) as guard:
+    with _rehearsing(chosen, model=model, scorer=scorer, engine=engine, loading=loading, options=options) as guard:
         rows, notes = _usable(sources, guard.scorer)
         notes += [f"{file}:{row.line}: {row.reason}" for file, row in bad_rows_of(sources)]
         basis = guard.basis(chosen, route)
@@ -157,7 +165,7 @@ def _rehearsing(
     model: str,
     scorer: str | None,
     engine: str | None,
-    dtype: str | None,
+    loading: dict[str, Any],
     options: dict[str, Any] | None,
 ) -> Guard:
     from guard.guard import Guard
@@ -172,7 +180,7 @@ def _rehearsing(
         scorer=scorer,
         policy=rehearsal(policy),
         engine=engine,
-        engine_options={"dtype": dtype},
+        engine_options=loading,
         handlers=handlers,
         template_options=options,
     )

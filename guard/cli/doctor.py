@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from guard.cli.output import AsJson, ModelName, ScorerFile, console, print_json
+from guard.cli.output import (
+    AsJson,
+    ContextTokens,
+    Dtype,
+    Engine,
+    GpuLayers,
+    ModelName,
+    ScorerFile,
+    Threads,
+    console,
+    engine_options,
+    print_json,
+)
 from guard.cli.terminal import shown
 from guard.errors import GuardError
 
@@ -37,13 +49,19 @@ class Check:
 def doctor(
     model: ModelName = "smollm2",
     scorer: ScorerFile = None,
+    engine: Engine = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    context: ContextTokens = None,
     load: Annotated[bool, typer.Option(help="Load the model and answer one question.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Check this installation. Exit code 4 when the model or its scorer does not work."""
     checks = [_python(), *_packages(), _cpu(), _store()]
     if load:
-        checks += _model(model, scorer)
+        options = engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)
+        checks += _model(model, scorer, {"engine": engine, **options})
     if as_json:
         print_json({"checks": [{"name": c.name, "ok": c.ok, "told": c.told} for c in checks]})
     else:
@@ -95,14 +113,14 @@ def _store() -> Check:
         return Check("review store", False, str(error))
 
 
-def _model(model: str, scorer: str | None) -> list[Check]:
+def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Check]:
     """Load, check the scorer's binding, and answer: each step only if the one before went well."""
     from guard.backends import EMBEDDED, load_engine
     from guard.guard import capture_point_of
     from guard.scorer import load_scorer, shipped_scorer
 
     try:
-        engine = load_engine(model)
+        engine = load_engine(model, **options)
     except GuardError as error:
         return [Check("model", False, str(error))]
     with engine:

@@ -38,6 +38,15 @@ TemplateOptions = Annotated[
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="Of transformers: float32 (by default), bfloat16, float16 or int4.")
 ]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; by default one a core.")]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option("--gpu-layers", min=-1, help="Of llama.cpp: layers on the GPU; by default (-1) all, 0 for none."),
+]
+ContextTokens = Annotated[
+    int | None,
+    typer.Option("--context", min=1, help="Tokens of prompt and answer together; by default 4096 or what fits."),
+]
 Force = Annotated[bool, typer.Option("--force-scorer", help="Use a scorer of another model; scores are marked.")]
 StoreUrl = Annotated[
     str | None,
@@ -78,6 +87,14 @@ def _refused(constant: str) -> NoReturn:
     raise ValueError(constant)
 
 
+def engine_options(
+    *, dtype: str | None, threads: int | None, gpu_layers: int | None, context: int | None
+) -> dict[str, Any]:
+    """Return what was given of the options of an engine's ``load``; what was not is left to the engine."""
+    given = {"dtype": dtype, "threads": threads, "gpu_layers": gpu_layers, "context_tokens": context}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def console(*, stderr: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
     """Return a rich console that shows what would steer a terminal; imported late, since JSON needs none."""
     from guard.cli.screen import Screen
@@ -116,4 +133,6 @@ def _print_error(text: str) -> None:
     from rich.text import Text
 
     error = Text.assemble(("error:", "bold red"), " ", shown(text.replace("\n", "\n  ")))
-    console(stderr=True).print(error, soft_wrap=True)
+    screen = console(stderr=True)
+    # On a terminal lines are broken between words; in a file or pipe they stay whole.
+    screen.print(error, soft_wrap=not screen.is_terminal)

@@ -202,10 +202,11 @@ def _check(file: str, certificate: str | None) -> dict[str, Any]:
     """What is wrong with one policy, as a JSON object."""
     from guard.policy import InvalidPolicyError, load_policy
 
-    report: dict[str, Any] = {"file": file, "valid": False, "problems": [], "promises": []}
+    report: dict[str, Any] = {"file": file, "valid": False, "problems": [], "promises": [], "notes": []}
     try:
         policy = load_policy(file)
         report["promises"] = _promises(policy, certificate)
+        report["notes"] = _notes(policy)
     except InvalidPolicyError as error:
         report["problems"] = [{**asdict(problem), "text": str(problem)} for problem in error.problems]
     except PolicyError as error:  # there is no text that it could have a place in
@@ -240,7 +241,21 @@ def _lines(report: dict[str, Any]) -> list[str]:
     routes = f", routes {', '.join(report['routes'])}" if report["routes"] else ""
     fine = f"{report['file']}: fine ({report['name']}, {report['rules']} rules{routes})"
     more = [*map(_promise_line, report["promises"]), *_need_lines(report["needs"])]
+    more += [f"note: {note}" for note in report["notes"]]
     return [fine, *(f"{report['file']}: {line}" for line in more)]
+
+
+def _notes(policy: Policy) -> list[str]:
+    """What is allowed and hardly meant: a retry that can only give the same answer again."""
+    from guard.policy_document import Retry
+
+    return [
+        f"{'' if route is None else f'route {route}: '}{line.name} asks the same again at temperature 0, which gives "
+        "the same answer; raise the temperature, or add an instruction"
+        for route, plan in policy.plans.items()
+        for line in plan.rules
+        if isinstance(retry := line.settings, Retry) and retry.temperature == 0 and not retry.instruction
+    ]
 
 
 def _promise_line(promise: dict[str, Any]) -> str:

@@ -26,11 +26,15 @@ from guard.cli.asking import (
 )
 from guard.cli.output import (
     AsJson,
+    ContextTokens,
     Dtype,
     Engine,
+    GpuLayers,
     ModelName,
     TemplateOptions,
+    Threads,
     console,
+    engine_options,
     print_json,
     template_options,
 )
@@ -52,6 +56,9 @@ def record(
     model: ModelName = "smollm2",
     engine: Engine = None,
     dtype: Dtype = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    context: ContextTokens = None,
     grader: GraderName = None,
     on_bad: OnBad = "stop",
     limit: Limit = None,
@@ -67,7 +74,6 @@ def record(
         typer.Option("--completion/--chat", help="Let it continue a text; by default where it has no chat template."),
     ] = None,
     lens: Annotated[bool, typer.Option(help="Record the residual stream too (a GGUF on llama.cpp).")] = True,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the engine; by default one a core.")] = None,
     journal: Annotated[Path | None, typer.Option(help="Where answers are kept; by default OUT.journal.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Ask nothing, write what the journal has.")] = False,
     as_json: AsJson = False,
@@ -88,7 +94,8 @@ def record(
     sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
     rows = rows_in_turn(sources)
     kept = _journal_file(journal or out.with_name(f"{out.name}.journal"), partial=partial)
-    with _Loaded.load(model, engine=engine, dtype=dtype, threads=threads, lens=lens and not partial) as loaded:
+    options = {"engine": engine, **engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)}
+    with _Loaded.load(model, options, lens=lens and not partial) as loaded:
         run = _run(loaded.engine, sources, system, max_tokens, tau, completion, template_option)
         with Journal(kept, run) as answers:
             if not partial:
@@ -131,10 +138,9 @@ class _Loaded:
     notes: tuple[str, ...]
 
     @classmethod
-    def load(cls, model: str, *, engine: str | None, dtype: str | None, threads: int | None, lens: bool) -> _Loaded:
+    def load(cls, model: str, options: dict[str, Any], *, lens: bool) -> _Loaded:
         from guard.backends import load_engine
 
-        options: dict[str, Any] = {"engine": engine, "dtype": dtype, "threads": threads}
         notes: tuple[str, ...] = ()
         if lens:
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.output import Dtype, Engine, Force, ModelName, ScorerFile, TemplateOptions, print_json, template_options
+from guard.cli.output import (
+    ContextTokens,
+    Dtype,
+    Engine,
+    Force,
+    GpuLayers,
+    ModelName,
+    ScorerFile,
+    TemplateOptions,
+    Threads,
+    engine_options,
+    print_json,
+    template_options,
+)
 from guard.errors import GuardError, InputError, ScorerError
 
 if TYPE_CHECKING:
     from guard.guard import Guard
     from guard.records import Score
+
+_WANTED = 'Give {"prompt": "...", "response": "..."} on each line.'
 
 
 def score(
@@ -24,6 +38,9 @@ def score(
     scorer: ScorerFile = None,
     engine: Engine = None,
     dtype: Dtype = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    context: ContextTokens = None,
     force: Force = False,
     template_option: TemplateOptions = None,
 ) -> None:
@@ -36,9 +53,10 @@ def score(
 
     rows = list(_rows(files))
     failed = False
+    loading = engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)
     loaded: dict[str, Any] = {
         "engine": engine,
-        "engine_options": {"dtype": dtype},
+        "engine_options": loading,
         "force_scorer": force,
         "template_options": template_options(template_option),
     }
@@ -51,6 +69,8 @@ def score(
 
 
 def _scored(guard: Guard, row: dict[str, Any]) -> dict[str, Any]:
+    if "prompt" not in row:
+        return row
     try:
         answer, score = _answer_and_score(guard, row["prompt"], row.get("response"))
     except GuardError as error:
@@ -75,27 +95,33 @@ def _answer_and_score(guard: Guard, prompt: Any, response: str | None) -> tuple[
 
 def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
     for file in files:
-        for number, line in enumerate(_text(file).splitlines(), start=1):
-            if line.strip():
-                yield _row(line, f"{file}:{number}")
+        for number, line in _lines(file):
+            yield _row(line, f"{file}:{number}")
 
 
-def _text(file: Path) -> str:
+def _lines(file: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Numbers and contents of the lines of a file, or of standard input."""
+    from guard.json_lines import check_json_lines, read_lines, split_lines
+
+    if str(file) == "-":
+        return split_lines(sys.stdin.buffer)
+    check_json_lines(file)
+    return read_lines(file)
+
+
+def _row(line: bytes | None, where: str) -> dict[str, Any]:
+    """A row as it is scored; with "error" where it cannot be."""
+    from guard.questions import read_object
+
     try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read '{file}'", why=str(error)) from error
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON", why=str(error)) from error
-    if isinstance(row, dict) and "prompt" not in row and "question" in row:
+        row = read_object(line)
+    except InputError as error:
+        return {"id": where, "error": str(error)}
+    if "prompt" not in row and "question" in row:
         row["prompt"] = row["question"]
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str | list):
-        raise InputError(f"{where} has no prompt", fix='Give {"prompt": "...", "response": "..."} on each line')
+    row = {"id": where, **row}
+    if not isinstance(row.get("prompt"), str | list):
+        return {"id": row["id"], "error": f"{where} has no prompt. {_WANTED}"}
     if not isinstance(row.get("response"), str | None):
-        raise InputError(f"{where} has a response that is not a text")
-    return {"id": where, **row}
+        return {"id": row["id"], "error": f"{where} has a response that is not a text. {_WANTED}"}
+    return row

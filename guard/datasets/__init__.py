@@ -18,11 +18,10 @@ from guard.checked import checked_seed
 from guard.datasets.named import SETS, NamedSet, RowError, UnfitRowError
 from guard.datasets.native import download, find_files, is_own_format, read_native
 from guard.errors import InputError, did_you_mean
-from guard.questions import BadRow, Question, Row, position, read_rows
+from guard.questions import BadRow, Question, Row, bad_rows_error, position, read_rows
 
 __all__ = ["SETS", "DataSource", "NamedSet", "get_set", "load_set", "resolve"]
 
-_SHOWN_BAD_ROWS = 5
 _NAME = re.compile(r"(?P<name>[\w-]+)(?::(?P<split>[\w-]+))?")
 
 OnBad = Literal["stop", "skip"]
@@ -211,7 +210,7 @@ def _convert_all(
             except UnfitRowError as error:
                 unfit.append((path, BadRow(number, str(error))))
     if bad and on_bad == "stop":
-        raise _bad_rows(bad)
+        raise bad_rows_error([f"{path}, row {row.line}: {row.reason}" for path, row in bad])
     if not found:
         reasons = [f"{path.name}, row {row.line}: {row.reason}" for path, row in [*bad, *unfit][:1]]
         raise InputError(f"'{files[0]}' has no usable row", why="".join(reasons))
@@ -227,13 +226,6 @@ def _merged(known: Question | None, question: Question) -> Question:
     if known.answer_index != question.answer_index:
         raise UnfitRowError("repeats a question with another answer")
     return known
-
-
-def _bad_rows(bad: Sequence[tuple[Path, BadRow]]) -> InputError:
-    shown = "; ".join(f"{path}, row {row.line}: {row.reason}" for path, row in bad[:_SHOWN_BAD_ROWS])
-    more = f"; and {len(bad) - _SHOWN_BAD_ROWS} more" if len(bad) > _SHOWN_BAD_ROWS else ""
-    count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
-    return InputError(count, why=shown + more, fix="Is it a file of this data set? Bad rows can be skipped")
 
 
 def _sha256(files: Sequence[Path]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from guard.datasets.named import NamedSet
 from guard.errors import InputError, did_you_mean, missing_extra
-from guard.questions import read_lines
+from guard.json_lines import read_lines
 
 #: A row and its number (a line's in text files, from 1), or why it could not be read.
 NativeRow = tuple[int, Mapping[str, Any] | str]
