@@ -14,11 +14,12 @@ export CFLAGS += $(WITHOUT_AMX)
 export CXXFLAGS += $(WITHOUT_AMX)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check bench clean
+.PHONY: help demo test mutants lint types check bench clean
 
 help:
 	@echo "make demo    ask the embedded model a dozen questions, score the answers, act on them"
 	@echo "make test    run all tests"
+	@echo "make mutants check that the tests notice when guard fails open"
 	@echo "make check   lint and strict type check"
 	@echo "make bench   measure what guarding costs"
 
@@ -45,6 +46,10 @@ demo: $(VENV)/.demo
 # BLAS threads wait actively, as llama.cpp's do: beside each other both get many times slower.
 test: $(VENV)/.dev
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --strict-skips $(TESTS)
+
+# Names of mutants, or their beginning, in MUTANTS; all by default.
+mutants: $(VENV)/.dev
+	$(BIN)/python -m tests.mutants $(MUTANTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -163,6 +163,20 @@ def test_each_of_several_generations_is_decided_on(p_wrong: tuple[float, ...], g
     assert run(safe, how) == [given]
 
 
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+def test_an_answer_that_is_still_being_made_counts_as_failed(how: str) -> None:
+    """The chain takes the first piece of a stream and keeps the stream open."""
+    model, kept = ScriptedChat(script=lambda messages: said(f"{SECRET} is nice", 0.1)), list[Any]()
+
+    def first_piece(asked: Any) -> str:
+        kept.append(model.stream("x"))
+        return str(next(kept[-1]).content)
+
+    (given,) = run(guarded(RunnableLambda(first_piece), policy=policy("[accept]"), return_outcome=True), how)
+    assert (given.output, given.outcome.action) == (None, Action.ABSTAIN)
+    assert "abandoned" in given.outcome.reason
+
+
 # -- what listeners hear when it is accepted -----------------------------------------------------
 
 
