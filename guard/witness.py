@@ -9,14 +9,14 @@ Whose such an answer is can be known in one case: where the context variable is 
 a thread without a context it may be of any call that was open when it began. It is of none of them if
 
 - some guarded call was told of it by callbacks,
-- a policy of its own has decided on it (`Guard.ask`, a ``ChatGuard`` with a policy),
-- it runs on the event loop that the open call runs on: tasks there inherit the context of who made them, or
+- a policy of its own has decided on it (`Guard.ask`, a ``ChatGuard`` with a policy), or
 - the code says so (`unguarded`).
+
+That it runs on the same event loop says nothing: a task that was started before may serve a queue.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,12 +36,10 @@ class OpenCall:
     """One attempt of a guarded call, while it runs.
 
     Attributes:
-        loop: the event loop that it runs on, or None.
         own: how many answers are surely of this call and were not accounted for.
         possible: texts of answers that may be of this call, in pieces; None is a text that is not known.
     """
 
-    loop: asyncio.AbstractEventLoop | None
     own: int = 0
     possible: list[list[str] | None] = field(default_factory=list)
 
@@ -58,7 +56,7 @@ OPEN_CALL: ContextVar[OpenCall | None] = ContextVar("guard_open_call", default=N
 
 def open_call() -> OpenCall:
     """Begin to listen for an attempt; `OpenCall.close` ends it. Its context variable is set by the caller."""
-    opened = OpenCall(_running_loop())
+    opened = OpenCall()
     with _mutex:
         _open.append(opened)
     return opened
@@ -120,26 +118,18 @@ def begin(run: UUID | None, asked: str | None = None, *, decided: bool = False) 
         return Answering(own)
     if decided or _outside.get():
         return Answering()
-    loop = _running_loop()
-    return Answering(None, tuple(one for one in possible if loop is None or one.loop is not loop))
+    return Answering(None, possible)
 
 
 @contextmanager
 def unguarded() -> Iterator[None]:
-    """Say that model calls in this block are part of no guarded call that runs in another thread.
+    """Say that model calls in this block are part of no guarded call that runs elsewhere.
 
-    A server needs it where it asks a ``ChatGuard`` without a policy in one thread while guarded chains run
-    in others. Inside of a guarded call it changes nothing.
+    A server needs it where it asks a ``ChatGuard`` without a policy while guarded chains whose output is
+    parsed run elsewhere. Inside of a guarded call it changes nothing.
     """
     token = _outside.set(True)
     try:
         yield
     finally:
         _outside.reset(token)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

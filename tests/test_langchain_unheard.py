@@ -369,22 +369,64 @@ def test_a_model_with_a_policy_elsewhere_does_not_disturb() -> None:
     assert safe.invoke("json") == {"dose": 15}
 
 
-async def test_an_unguarded_call_on_the_same_event_loop_does_not_disturb() -> None:
+@pytest.mark.parametrize(
+    ("declared", "asked", "given"),
+    [
+        (nullcontext, "good", "Paris"),
+        (unguarded, "json", {"dose": 15}),
+        (nullcontext, "json", "Not accounted for."),
+    ],
+)
+async def test_an_unguarded_call_of_another_task_disturbs_only_where_the_output_cannot_be_compared(
+    declared: Any, asked: str, given: Any
+) -> None:
     chat, began, over = model(), asyncio.Event(), asyncio.Event()
 
     async def answer(asked: str) -> Any:
         began.set()
         await over.wait()
-        return json.loads((await chat.ainvoke(asked)).text)
+        text = (await chat.ainvoke(asked)).text
+        return json.loads(text) if asked == "json" else text
 
     async def elsewhere() -> None:
         await began.wait()
-        await chat.ainvoke("bad")
+        with declared():
+            await chat.ainvoke("bad")
         over.set()
 
     safe = guarded(RunnableLambda(answer), policy=POLICY)
-    given, _ = await asyncio.gather(safe.ainvoke("json"), elsewhere())
-    assert given == {"dose": 15}
+    result, _ = await asyncio.gather(safe.ainvoke(asked), elsewhere())
+    assert result == given
+
+
+async def test_the_answer_of_a_task_that_serves_a_queue_is_a_failure_of_scoring() -> None:
+    chat, queue = model(), asyncio.Queue[tuple[str, asyncio.Future[str]]]()
+
+    async def serve() -> None:
+        while True:
+            asked, done = await queue.get()
+            done.set_result((await chat.ainvoke(asked)).text)
+
+    async def answer(asked: str) -> str:
+        await chat.ainvoke("good")
+        done = asyncio.get_running_loop().create_future()
+        await queue.put(("bad", done))
+        return str(await done)
+
+    server = asyncio.create_task(serve())
+    assert await guarded(RunnableLambda(answer), policy=POLICY).ainvoke("?") == "Not accounted for."
+    server.cancel()
+
+
+def test_a_hidden_answer_that_is_one_of_the_choices_in_the_input_is_a_failure_of_scoring() -> None:
+    chat = model()
+
+    def answer(asked: dict[str, Any]) -> str:
+        chat.invoke("good")
+        return in_a_pool(chat, "bad")
+
+    asked = {"question": "Which?", "choices": ["Lyon", "Paris"]}
+    assert guarded(answer, policy=POLICY).invoke(asked) == "Not accounted for."
 
 
 # -- agents ----------------------------------------------------------------------------------------

@@ -49,10 +49,12 @@ def is_answer(message: AIMessage, calls: Sequence[ModelCall]) -> bool:
 
 
 def _said_by(calls: Sequence[ModelCall], output: Any, asked: Any) -> bool:
-    known = [call.message for call in calls if call.scored and call.message is not None]
-    given = [*_leaves(asked)]
+    known: list[Any] = [call.message for call in calls if call.scored and call.message is not None]
+    given = dict(_leaves(asked))
+    # A question may stand anywhere in the output. Parts of an input may not: an answer can be one of its choices.
+    known += [asked] if isinstance(asked, str) else []
     leaves = [*_leaves(output)]
-    return bool(leaves) and all(any(_same(leaf, one) for one in (*known, *given)) for leaf in leaves)
+    return bool(leaves) and all(any(_same(leaf, one) for one in (*known, given.get(path))) for path, leaf in leaves)
 
 
 def _fed(calls: Sequence[ModelCall], opened: OpenCall) -> bool:
@@ -63,7 +65,7 @@ def _fed(calls: Sequence[ModelCall], opened: OpenCall) -> bool:
 
 
 def _same(leaf: Any, known: Any) -> bool:
-    if leaf is _UNKNOWN or known is _UNKNOWN:
+    if leaf is _UNKNOWN or known is _UNKNOWN or known is None:
         return False
     if isinstance(leaf, BaseMessage) and isinstance(known, BaseMessage):
         return _text(leaf) == _text(known) and _calls(leaf) == _calls(known)
@@ -78,18 +80,18 @@ def _calls(message: BaseMessage) -> list[tuple[Any, Any]]:
     return [(call["name"], call["args"]) for call in getattr(message, "tool_calls", ())]
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """The texts and messages in a value; what is neither cannot be compared."""
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The texts and messages in a value, with where they stand; what is neither cannot be compared."""
     if isinstance(value, str | BaseMessage):
-        yield value
+        yield path, value
     elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _leaves(part)
+        for key, part in value.items():
+            yield from _leaves(part, (*path, key))
     elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _leaves(part)
+        for place, part in enumerate(value):
+            yield from _leaves(part, (*path, place))
     elif is_dataclass(value) and not isinstance(value, type):
         for one in fields(value):
-            yield from _leaves(getattr(value, one.name))
+            yield from _leaves(getattr(value, one.name), (*path, one.name))
     elif value is not None:
-        yield _UNKNOWN
+        yield path, _UNKNOWN
