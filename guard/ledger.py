@@ -62,6 +62,16 @@ class Ledger:
         return self.started + self.budget.seconds
 
     @property
+    def seconds_left(self) -> float:
+        """What is left of the budget's seconds, above 0."""
+        return max(0.001, self.deadline - time.monotonic())
+
+    @property
+    def late(self) -> bool:
+        """Whether an answer that comes now comes after the deadline; shadow mode knows none."""
+        return not self.shadow and time.monotonic() >= self.deadline
+
+    @property
     def settings(self) -> Settings | None:
         """What the last decision says about the next attempt; None before the first."""
         return self.attempts[-1].decision.settings if self.attempts else None

@@ -6,16 +6,15 @@ out the last decision. The call's state is in its `Ledger`.
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import tenacity
 
 from guard.backends.base import Engine
+from guard.deadline import acall_within, call_within
 from guard.defects import Defect, defects_of
 from guard.errors import (
     CancelledError,
@@ -130,8 +129,7 @@ class AttemptPlan:
     def run(self) -> Result:
         """Get the answer."""
         if self.source is None:
-            answer = self._answerer()(self.prompt)
-            return self._answered(asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer)
+            return self._answered(call_within(self._answerer(), self.prompt, self._seconds, name=self.name))
         observer = self._observer()
         generation = self.source.engine.generate(
             self.prompt, sampling=self.sampling, limits=self.limits, observer=observer
@@ -141,11 +139,7 @@ class AttemptPlan:
     async def arun(self) -> Result:
         """`run` without blocking the event loop."""
         if self.source is None:
-            answerer = self._answerer()
-            if inspect.iscoroutinefunction(answerer):
-                return self._answered(await answerer(self.prompt))
-            answer = await asyncio.to_thread(answerer, self.prompt)
-            return self._answered(await answer if inspect.isawaitable(answer) else answer)
+            return self._answered(await acall_within(self._answerer(), self.prompt, self._seconds, name=self.name))
         observer = self._observer()
         generation = await self.source.engine.agenerate(
             self.prompt, sampling=self.sampling, limits=self.limits, observer=observer
@@ -168,6 +162,12 @@ class AttemptPlan:
         assert self.source is not None
         scorer = self.source.scorer
         return SignatureObserver(temperatures=scorer.schema.temperatures if scorer else (1.0,))
+
+    @property
+    def _seconds(self) -> float:
+        """What is left of the budget; a callable only answers where there is one."""
+        assert self.limits.timeout_s is not None
+        return self.limits.timeout_s
 
     def _answerer(self) -> Answerer:
         assert self.answerer is not None
@@ -336,7 +336,3 @@ class Call:
             model=self.guard.engine.model.name,
             metadata=self.metadata,
         )
-
-
-async def _awaited(answer: Awaitable[object]) -> object:
-    return await answer

@@ -17,6 +17,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from guard.deadline import late
 from guard.defects import Defect
 from guard.errors import (
     CancelledError,
@@ -159,6 +160,8 @@ class AgentCall:
             error = call.error
         if message and error is None:
             error = self._unaccounted(message, calls)
+        if self.ledger.late and error is None:
+            error = str(late(self.ledger.source))
         defects = message_defects(message) if message else ()
         if error is not None:
             decision = self._decide_error(error, tools, defects)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import BaseMessage, get_buffer_string
 from langchain_core.runnables import Runnable
 
+from guard.deadline import late
 from guard.defects import Defect
 from guard.errors import (
     AbstainedError,
@@ -145,6 +146,8 @@ class ChainCall:
             score = ran.error.score
             decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, used=used)
             return Verdict(decision, next((call for call in ran.calls if call.cut), None), None)
+        if self.ledger.late and not self.live and ran.error is None:
+            return self._judge_error(late(plan.source))
         if isinstance(ran.error, CutAnswerError):
             verdict = judge(policy, ran.calls, join=self.guarded.joined(policy), route=route, used=used)
             # However good its score, there is no object to accept.

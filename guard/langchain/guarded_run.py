@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 
+from guard.deadline import await_within, run_within
+from guard.errors import EngineTimeoutError
 from guard.escalation import aescalate, escalate
-from guard.langchain.chain_call import ChainCall
-from guard.langchain.holding import Tape, arun_held, heard, passed_on, ran_so, run_held
+from guard.langchain.chain_call import ChainCall, Plan
+from guard.langchain.holding import Ran, Tape, arun_held, heard, passed_on, ran_so, run_held
 from guard.langchain.live import RetractedError
 from guard.langchain.replies import gives_messages, reply_message
 from guard.langchain.tracing import marked_event
+from guard.ledger import OWN_ENGINE
 from guard.records import Outcome
 from guard.witness import open_call
 
@@ -67,7 +71,7 @@ class GuardedRun:
         """Run until the policy is content; gives the chunks for the caller (one, unless streamed)."""
         while True:
             plan = self.call.plan()
-            ran = run_held(plan.runnable, self.call.asked, self.config, plan.settings, **self._ways(stream))
+            ran = self._ran(plan, stream=stream)
             try:
                 goes_on = self.call.settle(plan, ran)
             except Exception:
@@ -84,7 +88,7 @@ class GuardedRun:
         """`run` without blocking the event loop."""
         while True:
             plan = self.call.plan()
-            ran = await arun_held(plan.runnable, self.call.asked, self.config, plan.settings, **self._ways(stream))
+            ran = await self._aran(plan, stream=stream)
             try:
                 goes_on = self.call.settle(plan, ran)
             except Exception:
@@ -96,6 +100,27 @@ class GuardedRun:
             await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
             if not goes_on:
                 return self._finish(await self._aescalate(), stream=stream)
+
+    def _ran(self, plan: Plan, *, stream: bool) -> Ran:
+        """Run an attempt. A fallback is left behind where it is late; nobody has heard of it."""
+        work = partial(run_held, plan.runnable, self.call.asked, self.config, plan.settings, **self._ways(stream))
+        if plan.source == OWN_ENGINE:
+            return work()
+        key = self.call.guarded.fallbacks[plan.source]
+        try:
+            return run_within(key, work, self.call.ledger.seconds_left, name=plan.source)
+        except EngineTimeoutError as error:
+            return Ran((), error, (), Tape([]))
+
+    async def _aran(self, plan: Plan, *, stream: bool) -> Ran:
+        """`_ran` without blocking the event loop; a fallback that is late is cancelled."""
+        work = arun_held(plan.runnable, self.call.asked, self.config, plan.settings, **self._ways(stream))
+        if plan.source == OWN_ENGINE:
+            return await work
+        try:
+            return await await_within(work, self.call.ledger.seconds_left, name=plan.source)
+        except EngineTimeoutError as error:
+            return Ran((), error, (), Tape([]))
 
     def _ways(self, stream: bool) -> dict[str, Any]:
         return {"stream": stream, "options": self.options, "hold": not self.call.ledger.shadow}
