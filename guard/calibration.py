@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from guard.artefact import FORMAT, FORMAT_VERSION, Artefact, Binding, DataSet, Model, Prompting, Schema
 from guard.checked import checked_seed
 from guard.errors import CalibrationError, InputError, did_you_mean
-from guard.fitting import Examples, Features, fit_model, schema_for
+from guard.fitting import MIN_ANSWERS, Examples, Features, fit_model, schema_for
 from guard.graders import Grader
 from guard.journal_file import row_key
-from guard.metrics import Metrics, metrics_of
+from guard.metrics import AtThreshold, Gain, Metrics, Probabilities, at_thresholds, brier_gain, metrics_of
 from guard.novelty import StoredNovelty, fit_novelty
 from guard.questions import LabelledResponse, Row, split_questions
 from guard.recording import Journal, Record, Run, half
@@ -50,11 +50,32 @@ class Fitted:
         test: metrics on the test split.
         baseline: the same of token log-probabilities alone, on the same split. Only with
             ``features="combined"``, and None where they do not tell wrong answers from right ones.
+        brier_gain: how much lower the score's Brier score is than the baseline's; None without one.
+        thresholds: what thresholds would have accepted of the test split.
     """
 
     scorer: Scorer
     test: Metrics
     baseline: Metrics | None
+    brier_gain: Gain | None
+    thresholds: tuple[AtThreshold, ...]
+
+
+def check_enough_rows(rows: Sequence[Row], *, seed: int) -> None:
+    """Refuse rows that are too few for `fit_scorer`, before anything is asked.
+
+    Raises:
+        CalibrationError: a split has fewer rows than it needs answers.
+    """
+    sizes = {name: len(each) for name, each in split_questions(rows, seed=seed, shares=SPLIT_SHARES).items()}
+    needed = {"fit": MIN_ANSWERS, "test": MIN_SPLIT}
+    if any(sizes[name] < needed[name] for name in needed):
+        raise CalibrationError(
+            f"{len(rows)} questions are too few to fit and test a scorer",
+            why=f"{sizes['fit']} of them would fit it and {sizes['test']} test it; it needs at least "
+            f"{needed['fit']} and {needed['test']}, and {MIN_CLASS} right and {MIN_CLASS} wrong answers in each",
+            fix="Give at least 150 questions; some hundreds make a score that is worth something",
+        )
 
 
 def fit_scorer(
@@ -109,10 +130,16 @@ def fit_scorer(
         baseline=baseline,
         novelty=_novelty(splits["fit"], seed),
     )
-    measured = _measure(fitted.model, splits["test"], examples["test"])
-    compared = _measure(baseline, splits["test"], examples["test"]) if baseline else None
+    wrong = examples["test"].wrong
+    scores = _scores(fitted.model, splits["test"], examples["test"])
+    others = _scores(baseline, splits["test"], examples["test"]) if baseline else None
+    measured = metrics_of(scores, wrong)
+    compared = None if others is None else metrics_of(others, wrong)
+    gain = None if others is None else brier_gain(scores, others, wrong)
     told = {"test": asdict(measured), **({"baseline": asdict(compared)} if compared else {})}
-    return Fitted(Scorer(artefact.model_copy(update={"metrics": told})), measured, compared)
+    return Fitted(
+        Scorer(artefact.model_copy(update={"metrics": told})), measured, compared, gain, at_thresholds(scores, wrong)
+    )
 
 
 def split_labelled(
@@ -206,13 +233,13 @@ def _novelty(labelled: Sequence[Labelled], seed: int) -> StoredNovelty | None:
         return None
 
 
-def _measure(model: Model, labelled: Sequence[Labelled], examples: Examples) -> Metrics:
+def _scores(model: Model, labelled: Sequence[Labelled], examples: Examples) -> Probabilities:
+    """p_wrong of each answer."""
     evaluator = Evaluator(model.start, model.trees, model.readout)
     rows = zip(examples.x.astype(np.float64), labelled, strict=True)
     log_odds = np.array([evaluator.log_odds(x, each.record.signals.signature.activations) for x, each in rows])
     calibration = model.calibration
-    p_wrong = 1.0 / (1.0 + np.exp(-(calibration.slope * log_odds + calibration.intercept)))
-    return metrics_of(p_wrong, examples.wrong)
+    return np.asarray(1.0 / (1.0 + np.exp(-(calibration.slope * log_odds + calibration.intercept))))
 
 
 def _versions() -> dict[str, str]:

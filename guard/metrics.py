@@ -67,6 +67,61 @@ def metrics_of(p_wrong: Probabilities, wrong: Labels) -> Metrics:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """By how much one score is better than another on the same answers, with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, or ``not told apart`` where the interval holds 0."""
+        if self.low <= 0 <= self.high:
+            return "not told apart"
+        return "better" if self.value > 0 else "worse"
+
+
+def brier_gain(p_wrong: Probabilities, other: Probabilities, wrong: Labels) -> Gain:
+    """How much lower the Brier score is than another score's, paired answer by answer; arrays of shape (n,).
+
+    The interval is the normal one of a mean: differences of squared errors are bounded by 1.
+    """
+    gains = (other - wrong) ** 2 - (p_wrong - wrong) ** 2
+    value, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
+    return Gain(value, value - 1.96 * error, value + 1.96 * error)
+
+
+#: Thresholds that are shown after calibration.
+_SHOWN_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class AtThreshold:
+    """What is accepted where p_wrong is below a threshold.
+
+    Attributes:
+        below: the threshold.
+        accepted: how many answers.
+        wrong: how many of them are wrong.
+        n: answers in all.
+    """
+
+    below: float
+    accepted: int
+    wrong: int
+    n: int
+
+
+def at_thresholds(p_wrong: Probabilities, wrong: Labels) -> tuple[AtThreshold, ...]:
+    """The same answers at some thresholds, strict to lax; arrays of shape (n,)."""
+    return tuple(
+        AtThreshold(below, int((p_wrong < below).sum()), int(wrong[p_wrong < below].sum()), len(wrong))
+        for below in _SHOWN_THRESHOLDS
+    )
+
+
 def expected_calibration_error(p_wrong: Probabilities, wrong: Labels, *, bins: int = 10) -> float:
     """`calibration_error` of one score, from arrays of shape (n,)."""
     return float(calibration_error(Ranked.of(p_wrong, wrong), bins=bins)[0])

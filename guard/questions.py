@@ -76,6 +76,7 @@ class LabelledResponse:
         wrong: the label.
         category: for tables, or None.
         meta: further facts.
+        model: name of the model that said it, as ``guard review export`` writes it, or None where it is not known.
     """
 
     id: str
@@ -84,6 +85,7 @@ class LabelledResponse:
     wrong: bool
     category: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
 
 
 Row = Question | LabelledResponse
@@ -135,6 +137,7 @@ def read_rows(
     rows: list[Row] = []
     bad: list[BadRow] = []
     lines_by_id: dict[str, int] = {}
+    labels: dict[str, tuple[int, bool]] = {}
     file = Path(path).expanduser()
     check_json_lines(file)
     for line, content in read_lines(file):
@@ -142,6 +145,8 @@ def read_rows(
             row = _parse(content)
             if row.id in lines_by_id:
                 raise _RowError(f"repeats the id or the content of line {lines_by_id[row.id]}")
+            if isinstance(row, LabelledResponse):
+                _check_label(row, line, labels)
         except _RowError as error:
             bad.append(BadRow(line, str(error)))
         else:
@@ -155,6 +160,15 @@ def read_rows(
         drawn = sorted(range(len(rows)), key=lambda at: position(seed, rows[at].id))[:limit]
         rows = [rows[at] for at in sorted(drawn)]
     return ReadResult(tuple(rows), tuple(bad))
+
+
+def _check_label(row: LabelledResponse, line: int, labels: dict[str, tuple[int, bool]]) -> None:
+    """One prompt and response cannot be both right and wrong; who made the labels must say which."""
+    said = json.dumps([row.prompt.messages, row.prompt.tools, row.response, row.model], sort_keys=True, default=str)
+    before, wrong = labels.setdefault(said, (line, row.wrong))
+    if wrong != row.wrong:
+        words = ("right", "wrong")
+        raise _RowError(f"is labelled {words[row.wrong]}; line {before} labels the same response {words[wrong]}")
 
 
 def split_questions(rows: Sequence[RowT], *, seed: int, shares: Mapping[str, float]) -> dict[str, list[RowT]]:
@@ -354,6 +368,7 @@ def _response(row: Mapping[str, Any]) -> LabelledResponse:
         wrong=_label(row),
         category=_optional(row, "category", _filled_text),
         meta=_optional(row, "meta", _mapping) or {},
+        model=_optional(row, "model", _filled_text),
     )
 
 

@@ -21,7 +21,7 @@ from guard.backends.base import Engine, Observer
 from guard.errors import CaptureError, InputError, PromptTooLongError
 from guard.journal_file import JournalFile, asked_digest, row_key
 from guard.prompts import completion_prompt, question_prompt
-from guard.questions import Question, Row
+from guard.questions import LabelledResponse, Question, Row
 from guard.records import (
     CapturePoint,
     Floats,
@@ -276,6 +276,18 @@ def _texts(stored: str | None) -> tuple[str, ...]:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError("the samples are no texts")
     return tuple(texts)
+
+
+def of_this_model(rows: Sequence[tuple[str, Row]], model: str) -> tuple[list[tuple[str, Row]], Counter[str]]:
+    """The rows without responses that other models gave, and how many of these each model gave.
+
+    A scorer learns how its own model is wrong; another model's answers teach it something else.
+    """
+    others = Counter(
+        row.model for _, row in rows if isinstance(row, LabelledResponse) and row.model not in (None, model)
+    )
+    kept = [pair for pair in rows if not isinstance(pair[1], LabelledResponse) or pair[1].model in (None, model)]
+    return kept, Counter({name: count for name, count in others.items() if name is not None})
 
 
 def record_rows(

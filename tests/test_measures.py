@@ -260,3 +260,43 @@ def test_brier_and_calibration_error_are_for_probabilities(outside: float) -> No
     for function in (metrics_of, expected_calibration_error):
         with pytest.raises(InputError, match=r"probabilities from 0 to 1"):
             function(scores, wrong)
+
+
+def test_a_brier_score_that_differs_by_chance_is_called_neither_better_nor_worse() -> None:
+    from guard.metrics import brier_gain
+
+    rng = np.random.default_rng(0)
+    truth = rng.random(46)
+    wrong = rng.random(46) < truth
+    noise = np.clip(truth + rng.normal(size=46) * 0.1, 0, 1)
+    assert brier_gain(truth, noise, wrong).verdict == "not told apart"
+    sure = brier_gain(truth, np.full(46, 0.9), wrong)
+    assert sure.verdict == "better"
+    assert brier_gain(np.full(46, 0.9), truth, wrong).verdict == "worse"
+    gains = (0.9 - wrong) ** 2 - (truth - wrong) ** 2
+    drawn = np.quantile([rng.choice(gains, 46).mean() for _ in range(4000)], [0.025, 0.975])
+    np.testing.assert_allclose([sure.low, sure.high], drawn, atol=0.02)
+
+
+def test_the_interval_of_a_brier_gain_holds_nothing_about_as_often_as_it_says() -> None:
+    from guard.metrics import brier_gain
+
+    rng = np.random.default_rng(1)
+    held = []
+    for _ in range(500):
+        one, other = rng.random((2, 60))
+        held.append(brier_gain(one, other, rng.random(60) < 0.5).verdict == "not told apart")
+    assert 0.92 < np.mean(held) < 0.98
+
+
+def test_thresholds_count_what_they_would_have_accepted() -> None:
+    from guard.metrics import at_thresholds
+
+    found = at_thresholds(np.array([0.04, 0.05, 0.15, 0.4, 0.9]), np.array([False, True, True, False, True]))
+    assert [(each.below, each.accepted, each.wrong, each.n) for each in found] == [
+        (0.05, 1, 0, 5),
+        (0.1, 2, 1, 5),
+        (0.2, 3, 2, 5),
+        (0.3, 3, 2, 5),
+        (0.5, 4, 2, 5),
+    ]

@@ -469,3 +469,23 @@ def test_gzip_of_real_rows_is_read_however_large(tmp_path: Path) -> None:
     ]
     path.write_bytes(gzip.compress("\n".join(rows).encode(), 9))
     assert len(read_rows(path).rows) == 20_000
+
+
+def test_a_response_that_is_labelled_both_ways_is_refused_with_its_lines(read: Read) -> None:
+    """Nobody but who made the labels can say which one is right."""
+    rows = [
+        {"id": f"{at}", "prompt": "Hi", "response": "Ho", "wrong": wrong}
+        for at, wrong in enumerate([True, True, False])
+    ]
+    with pytest.raises(InputError, match=r"data.jsonl:3: is labelled right; line 1 labels the same response wrong"):
+        read(b"\n".join(json.dumps(row).encode() for row in rows))
+    other = [rows[0], {**rows[2], "response": "Ha"}, {**rows[2], "id": "x", "prompt": "Hey"}]
+    assert len(read(b"\n".join(json.dumps(row).encode() for row in other)).rows) == 3
+
+
+def test_the_model_of_an_exported_review_is_read(read: Read) -> None:
+    (row,) = read(
+        b'{"prompt": "Hi", "response": "Ho", "label": 1, "model": "tiny", "policy": "p", "verdict": "reject"}'
+    ).rows
+    assert isinstance(row, LabelledResponse)
+    assert row.model == "tiny"

@@ -25,7 +25,7 @@ from guard.errors import EngineError, InputError
 from guard.journal_file import row_key
 from guard.prompts import completion_prompt
 from guard.questions import LabelledResponse, Question, Row, split_questions
-from guard.recording import Journal, Record, Run, Skipped, record_rows
+from guard.recording import Journal, Record, Run, Skipped, of_this_model, record_rows
 from guard.records import Prompt
 from guard.residual import Lens, path_geometry
 
@@ -557,3 +557,18 @@ def test_better_answers_and_graders_need_no_second_run(tmp_path: Path) -> None:
         list(record_rows(engine(), ROWS[:2], journal, run=RUN))
         assert list(record_rows(again, better, journal, run=RUN)) == []
     assert asked(again) == []
+
+
+def test_responses_of_other_models_are_told_apart_from_those_of_the_own_one() -> None:
+    """A scorer that learns from another model's answers learns how that one is wrong."""
+    own = LabelledResponse("1", Prompt.chat("Hi"), "Ho", wrong=True, model="tiny")
+    rows: list[tuple[str, Row]] = [
+        ("d", own),
+        ("d", replace(own, id="2", model="other")),
+        ("d", replace(own, id="3", model=None)),
+        ("e", replace(own, id="4", model="other")),
+        *ROWS[:1],
+    ]
+    kept, others = of_this_model(rows, "tiny")
+    assert [row.id for _, row in kept] == ["1", "3", "0"]
+    assert others == {"other": 2}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,12 +39,13 @@ from guard.cli.output import (
     template_options,
 )
 from guard.cli.progress import under_progress
+from guard.cli.terminal import shown
 
 if TYPE_CHECKING:
     from guard.artefact import DataSet
     from guard.calibration import Fitted
     from guard.datasets import DataSource
-    from guard.metrics import Metrics
+    from guard.metrics import AtThreshold, Gain, Metrics
     from guard.questions import BadRow
     from guard.recording import Skipped
 
@@ -80,11 +82,11 @@ def calibrate(
     Can be stopped at any moment; the same command goes on where it was.
     """
     from guard.backends import load_engine
-    from guard.calibration import fit_scorer, split_labelled
+    from guard.calibration import check_enough_rows, fit_scorer, split_labelled
     from guard.graders import grade, load_grader
     from guard.guard import capture_point_of
     from guard.journal_file import row_key
-    from guard.recording import Journal, Run, record_rows
+    from guard.recording import Journal, Run, of_this_model, record_rows
 
     check_choice("--features", features, _FEATURES)
     check_writable(out, "scorer")
@@ -93,10 +95,14 @@ def calibrate(
     sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
     system, max_tokens = how_to_ask(sources, system=system, max_tokens=max_tokens)
     rows, bad = rows_of(sources), bad_rows_of(sources)
+    check_enough_rows([row for _, row in rows], seed=seed)
     loading = engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)
     with load_engine(model, engine=engine, capture_point=capture_point, **loading) as loaded:
         options = template_options(template_option) or {}
         loaded.check_template_options(options)
+        rows, others = of_this_model(rows, loaded.model.name)
+        if others:
+            check_enough_rows([row for _, row in rows], seed=seed)
         run = Run(
             model=loaded.model,
             capture_point=capture_point_of(loaded),
@@ -118,16 +124,24 @@ def calibrate(
         seed=seed,
     )
     fitted.scorer.save(out)
-    _report(fitted, out, bad, skipped, as_json=as_json)
+    _report(fitted, out, bad, skipped, others, as_json=as_json)
 
 
 def _report(
-    fitted: Fitted, out: Path, bad: list[tuple[Path, BadRow]], skipped: list[Skipped], *, as_json: bool
+    fitted: Fitted,
+    out: Path,
+    bad: list[tuple[Path, BadRow]],
+    skipped: list[Skipped],
+    others: Mapping[str, int],
+    *,
+    as_json: bool,
 ) -> None:
     if as_json:
-        print_json(_json(fitted, out, bad, skipped))
+        print_json({**_json(fitted, out, bad, skipped), "other_models": dict(others)})
     else:
         _print(fitted, out, bad, skipped)
+        for name, count in others.items():
+            console().print(shown(f"left out {count} responses of another model, {name}", "yellow"))
 
 
 def _data_sets(sources: Sequence[DataSource], splits: dict[str, Any]) -> list[DataSet]:
@@ -153,6 +167,8 @@ def _json(fitted: Fitted, out: Path, bad: list[tuple[Path, BadRow]], skipped: li
         "features": artefact.features,
         "splits": artefact.split_sizes,
         **artefact.metrics,
+        "brier_gain": fitted.brier_gain and asdict(fitted.brier_gain),
+        "thresholds": [asdict(each) for each in fitted.thresholds],
         "bad_rows": [{"file": str(file), "line": row.line, "reason": row.reason} for file, row in bad],
         "skipped": [{"key": each.key, "reason": each.reason} for each in skipped],
     }
@@ -171,6 +187,9 @@ def _print(fitted: Fitted, out: Path, bad: list[tuple[Path, BadRow]], skipped: l
         table.add_row("log-probabilities alone", *_cells(fitted.baseline))
     screen.print(table)
     screen.print("AUROC, AUPRC: higher is better. Brier, ECE: lower is better. Positive: wrong.", style="dim")
+    if fitted.brier_gain:
+        screen.print(_gain_line(fitted.brier_gain))
+    _print_thresholds(fitted.thresholds)
     for file, row in bad:
         screen.print(f"left out {file}:{row.line}: {row.reason}", style="yellow", markup=False)
     for each in skipped:
@@ -181,3 +200,22 @@ def _print(fitted: Fitted, out: Path, bad: list[tuple[Path, BadRow]], skipped: l
 def _cells(metrics: Metrics) -> list[str]:
     values = (metrics.auroc, metrics.auprc, metrics.brier, metrics.ece)
     return [str(metrics.n), f"{metrics.wrong:.0%}", *(f"{value:.3f}" for value in values)]
+
+
+def _gain_line(gain: Gain) -> str:
+    words = "cannot be told from chance" if gain.verdict == "not told apart" else f"is surely {gain.verdict}"
+    interval = f"{gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
+    return f"Brier against log-probabilities alone: {words} ({interval}; above 0 is better)."
+
+
+def _print_thresholds(thresholds: Sequence[AtThreshold]) -> None:
+    from rich.table import Table
+
+    table = Table(title="What a rule accept: {below: ...} would have let through", title_justify="left")
+    for name in ("below", "accepted", "of these wrong"):
+        table.add_column(name, justify="right")
+    for each in thresholds:
+        share = f"{each.wrong} ({each.wrong / each.accepted:.0%})" if each.accepted else "-"
+        table.add_row(f"{each.below:g}", f"{each.accepted} of {each.n}", share)
+    console().print(table)
+    console().print("An error rate that is promised needs fresh labels: guard certify.", style="dim")

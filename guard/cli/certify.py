@@ -88,6 +88,7 @@ def certify(
     from guard.graders import grade, load_grader
     from guard.policy import load_policy
     from guard.policy_promise import ceiling
+    from guard.recording import of_this_model
     from guard.rehearsal import RehearsalJournal, answered_rows, trials_of
 
     check_writable(out, "certificate")
@@ -100,6 +101,8 @@ def certify(
     options = template_options(template_option)
     with _rehearsing(chosen, model=model, scorer=scorer, engine=engine, loading=loading, options=options) as guard:
         rows, notes = _usable(sources, guard.scorer)
+        rows, others = of_this_model(rows, guard.engine.model.name)
+        notes += [f"{count} responses of another model, {name}" for name, count in others.items()]
         notes += [f"{file}:{row.line}: {row.reason}" for file, row in bad_rows_of(sources)]
         basis = guard.basis(chosen, route)
         with RehearsalJournal(journal or out.with_name(f"{out.name}.journal"), basis) as answers:

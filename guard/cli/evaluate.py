@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,11 @@ from guard.cli.terminal import shown
 from guard.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from guard.evaluation.evaluate import Plan
     from guard.evaluation.protocol import Step
-    from guard.evaluation.result import EvaluationResult, ModelCard, ModelResult, Note
+    from guard.evaluation.result import EvaluationResult, ModelCard, ModelResult, Note, SettingResult
     from guard.evaluation.table import Answers
 
 
@@ -225,23 +228,61 @@ def _verdicts(found: EvaluationResult) -> list[dict[str, object]]:
 
 
 def _print(found: EvaluationResult, out: Path) -> None:
-    from rich.table import Table
 
     screen = console()
     for result in found.models:
         for setting in result.settings:
-            table = Table(title=f"{result.model.name}: {setting.setting}", title_justify="left")
-            table.add_column("method")
-            measures = list(dict.fromkeys(score.measure for score in setting.scores))[:5]
-            for measure in measures:
-                table.add_column(measure, justify="right")
-            for method in result.methods:
-                scores = [setting.score(method.name, measure) for measure in measures]
-                values = [None if score is None else score.estimate.value for score in scores]
-                if any(value is not None for value in values):
-                    table.add_row(method.name, *("" if value is None else f"{value:.3f}" for value in values))
-            screen.print(table)
+            for table in _tables(result, setting):
+                screen.print(table)
     for line in _verdicts(found):
         colour = {"reached": "green", "not reached": "red"}.get(str(line["outcome"]), "yellow")
         screen.print(shown(f"{line['outcome']:>13}", colour), shown(f" {line['model']}: {line['claim']}"))
     screen.print(f"Report written to {out}", markup=False)
+
+
+def _tables(result: ModelResult, setting: SettingResult) -> Iterator[Table]:
+    """Means over the sets that all methods of a table have; methods that lack some sets have tables of their own.
+
+    A mean over fewer sets is another mean: in one table they would be taken for comparable.
+    """
+    from rich.table import Table
+
+    measures = list(dict.fromkeys(score.measure for score in setting.scores))[:5]
+    cells = _cells(setting, measures)
+    shown_methods = [method.name for method in result.methods if cells.get(method.name)]
+    everywhere = set().union(*(cells[name] for name in shown_methods)) if shown_methods else set()
+    for missing_some in (False, True):
+        names = [name for name in shown_methods if (cells[name] != everywhere) == missing_some]
+        if missing_some and names:
+            names = list(dict.fromkeys([result.own, *names]))
+        common = everywhere.intersection(*(cells[name] for name in names if name in cells)) if names else set()
+        if not common:
+            continue
+        title = f"{result.model.name}: {setting.setting} (means over {len(common)} of {setting.cells} tests)"
+        table = Table("method", title=title, title_justify="left", min_width=len(title) + 4)
+        for measure in measures:
+            table.add_column(measure, justify="right")
+        for name in names:
+            table.add_row(name, *(_mean_over(setting, name, measure, common) for measure in measures))
+        yield table
+
+
+def _cells(setting: SettingResult, measures: Sequence[str]) -> dict[str, set[tuple[str, str]]]:
+    """Where each method has a value of each of these measures that any method has there."""
+    values = {(each.method, each.measure, each.train, each.test): each.value for each in setting.per_cell}
+    methods = {each.method for each in setting.per_cell}
+    places = {(each.train, each.test) for each in setting.per_cell}
+    return {
+        method: {at for at in places if any(values.get((method, measure, *at)) is not None for measure in measures)}
+        for method in methods
+    }
+
+
+def _mean_over(setting: SettingResult, method: str, measure: str, cells: set[tuple[str, str]]) -> str:
+    values = [
+        each.value
+        for each in setting.per_cell
+        if (each.method, each.measure) == (method, measure) and (each.train, each.test) in cells
+    ]
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.3f}" if known else ""

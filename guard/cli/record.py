@@ -86,7 +86,7 @@ def record(
     from guard.evaluation.table import Answers
     from guard.graders import grade, load_grader
     from guard.journal_file import row_key
-    from guard.recording import Journal, record_rows
+    from guard.recording import Journal, of_this_model, record_rows
 
     check_writable(out, "answers")
     _check_pyarrow()
@@ -96,6 +96,7 @@ def record(
     kept = _journal_file(journal or out.with_name(f"{out.name}.journal"), partial=partial)
     options = {"engine": engine, **engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)}
     with _Loaded.load(model, options, lens=lens and not partial) as loaded:
+        rows, others = of_this_model(rows, loaded.engine.model.name)
         run = _run(loaded.engine, sources, system, max_tokens, tau, completion, template_option)
         with Journal(kept, run) as answers:
             if not partial:
@@ -107,6 +108,7 @@ def record(
             skipped = answers.skipped({row_key(name, row) for name, row in rows})
     table.write(out)
     notes = [*loaded.notes, *_notes(table, rows, skipped, samples, sampled_rows)]
+    notes += [f"left out {count} responses of another model, {name}" for name, count in others.items()]
     left_out = [f"{file}:{bad.line}: {bad.reason}" for file, bad in bad_rows_of(sources)]
     _report(table, out, notes, [*left_out, *(f"{each.key}: {each.reason}" for each in skipped)], as_json=as_json)
 
