@@ -55,8 +55,13 @@ def test_an_old_file_that_others_can_read_is_replaced_by_a_private_one(tmp_path:
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     path.write_text("old")
-    with pytest.raises(IsADirectoryError), replacing_privately(path) as part:
-        part.write_text("half")
-        tmp_path.write_text("fails")
+
+    def fail() -> None:
+        with replacing_privately(path) as part:
+            part.write_text("half")
+            tmp_path.write_text("fails")
+
+    with pytest.raises(IsADirectoryError):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -13,7 +13,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from guard.backends.chat_template import check_options
 from guard.backends.growing import AnswerReader, GrowingAnswer
 from guard.backends.sampling import TokenSignals, choose, signals_of
 from guard.backends.text import Detokenizer
-from guard.backends.turnstile import Interrupt, Turnstile
+from guard.backends.turnstile import POLL_S, Interrupt, Ticket, Turnstile
 from guard.errors import EngineError, InputError, PromptTooLongError
 from guard.records import (
     CapturePoint,
@@ -256,6 +256,7 @@ class BaseEngine(ABC):
         ticket, queue_s = await self._aturn(request)
         # The worker gives the ticket back: a cancelled task must not let the next request in
         # while the model is still finishing its token.
+        ticket.working += 1
         work = asyncio.get_running_loop().run_in_executor(
             self._worker, self._run_and_leave, self._run(request, queue_s), ticket
         )
@@ -296,11 +297,13 @@ class BaseEngine(ABC):
         await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, request)
         ticket, queue_s = await self._aturn(request)
         run = self._run(request, queue_s)
+        ticket.abandoned = run.close
         step: asyncio.Future[str | Generation] | None = None
         loop = asyncio.get_running_loop()
         try:
             while True:
-                step = loop.run_in_executor(self._worker, _advance, run)
+                ticket.working += 1
+                step = loop.run_in_executor(self._worker, self._advance_for, run, ticket)
                 piece = await asyncio.shield(step)
                 if isinstance(piece, Generation):
                     yield Chunk("", piece)
@@ -311,6 +314,7 @@ class BaseEngine(ABC):
                 self._close_and_leave(run, ticket)
             else:  # cancelled while a token is being computed: the worker cleans up when it is done
                 cancel.set()
+                ticket.working += 1
                 step.add_done_callback(lambda done: done.cancelled() or done.exception())
                 self._worker.submit(self._close_and_leave, run, ticket)
 
@@ -364,37 +368,46 @@ class BaseEngine(ABC):
         finally:
             self._turnstile.leave(ticket)
 
-    @staticmethod
-    def _wait(ticket: Future[None], interrupt: Interrupt) -> None:
+    def _wait(self, ticket: Ticket, interrupt: Interrupt) -> None:
         while not ticket.done():
             interrupt.check()
-            # Without a cancel event only the deadline can end the wait, so there is no need to poll.
-            poll = 0.05 if interrupt.cancel is not None else None
+            self._turnstile.look()
+            poll = 0.05 if interrupt.cancel is not None else POLL_S
             limits = [seconds for seconds in (poll, interrupt.remaining_s) if seconds is not None]
             try:
                 ticket.result(timeout=min(limits, default=None))
             except FutureTimeoutError:
                 continue
 
-    async def _aturn(self, request: Request) -> tuple[Future[None], float]:
-        ticket = self._turnstile.ticket()
+    async def _aturn(self, request: Request) -> tuple[Ticket, float]:
+        ticket = self._turnstile.ticket(asyncio.get_running_loop())
         try:
-            # A ticket is never cancelled by its waiter (shield): `leave` must see it as it is.
-            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(ticket)), timeout=request.interrupt.remaining_s)
-        except BaseException as error:
+            turn = asyncio.wrap_future(ticket)
+            while not turn.done():
+                request.interrupt.check()
+                self._turnstile.look()
+                left = request.interrupt.remaining_s
+                # `wait` cancels nothing: `leave` must see the ticket as it is.
+                await asyncio.wait([turn], timeout=POLL_S if left is None else min(left, POLL_S))
+        except BaseException:
             self._turnstile.leave(ticket)
-            if isinstance(error, TimeoutError):
-                raise request.interrupt.timed_out() from error
             raise
         return ticket, time.monotonic() - request.interrupt.started
 
-    def _close_and_leave(self, run: Generator[str, None, Generation], ticket: Future[None]) -> None:
+    @staticmethod
+    def _advance_for(run: Generator[str, None, Generation], ticket: Ticket) -> str | Generation:
+        try:
+            return _advance(run)
+        finally:
+            ticket.working -= 1
+
+    def _close_and_leave(self, run: Generator[str, None, Generation], ticket: Ticket) -> None:
         try:
             run.close()
         finally:
             self._turnstile.leave(ticket)
 
-    def _run_and_leave(self, run: Generator[str, None, Generation], ticket: Future[None]) -> Generation:
+    def _run_and_leave(self, run: Generator[str, None, Generation], ticket: Ticket) -> Generation:
         try:
             return _drain(run)
         finally:

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from guard.errors import CancelledError, EngineTimeoutError
+
+#: Seconds after which a waiter looks whether the one before it is still there.
+POLL_S = 0.5
+
+
+class Ticket(Future[None]):
+    """A place in the queue. It is done when it is the holder's turn.
+
+    Attributes:
+        loop: of the task that holds it; None for a thread.
+        working: how many pieces of work in other threads give it back, or go on with it, by themselves.
+        abandoned: cleans up for a task that can no longer do so.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        super().__init__()
+        self.loop = loop
+        self.working = 0
+        self.abandoned: Callable[[], None] = lambda: None
+
+    @property
+    def dead(self) -> bool:
+        """Whether nobody is left to give it back: its task was left in a loop that is closed."""
+        return self.loop is not None and self.loop.is_closed() and not self.working
 
 
 class Turnstile:
@@ -16,30 +42,42 @@ class Turnstile:
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._waiting: deque[Future[None]] = deque()
-        self._busy = False
+        self._waiting: deque[Ticket] = deque()
+        self._holder: Ticket | None = None
 
-    def ticket(self) -> Future[None]:
-        """Queue up. The future is done when it is the holder's turn; give it back with `leave`."""
-        ticket: Future[None] = Future()
+    def ticket(self, loop: asyncio.AbstractEventLoop | None = None) -> Ticket:
+        """Queue up; give the ticket back with `leave`."""
+        ticket = Ticket(loop)
         with self._mutex:
-            if self._busy:
-                self._waiting.append(ticket)
-            else:
-                self._busy = True
-                ticket.set_result(None)
+            self._waiting.append(ticket)
+            self._admit()
         return ticket
 
-    def leave(self, ticket: Future[None]) -> None:
+    def leave(self, ticket: Ticket) -> None:
         """Give the ticket back, whether its turn has come or not, and let the next one in."""
         with self._mutex:
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
+            elif ticket is self._holder:
+                self._holder = None
+                self._admit()
+
+    def look(self) -> None:
+        """Let the next one in where the holder is dead. Waiters call this now and then."""
+        with self._mutex:
+            self._admit()
+
+    def _admit(self) -> None:
+        if self._holder is not None:
+            if not self._holder.dead:
                 return
-            if self._waiting:
-                self._waiting.popleft().set_result(None)
-            else:
-                self._busy = False
+            self._holder.abandoned()
+            self._holder = None
+        while self._waiting and self._holder is None:
+            ticket = self._waiting.popleft()
+            if not ticket.dead:
+                self._holder = ticket
+                ticket.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,95 +1,101 @@
-"""``guard demo``: a dozen questions to the embedded model, scored and decided as they come."""
+"""``guard demo``: a dozen questions to the embedded model, scored, decided and graded as they come."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from guard.cli.ask import outcome_json, trail
 from guard.cli.output import AsJson, PolicyName, StoreUrl, console, print_json
+from guard.cli.terminal import one_line, shown
+from guard.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console
+    from rich.text import Text
 
-    from guard.records import Outcome
+    from guard.demo import Shown
 
 _STYLES = {"accept": "green", "retry": "yellow", "fallback": "cyan", "escalate": "magenta", "abstain": "red"}
+#: What stands beside an answer: margins, right or wrong, the score, the action.
+_BESIDE = 2 + 2 + 5 + 2 + 13 + 2 + 8
 
 
 def demo(
     policy: PolicyName = "balanced",
     store: StoreUrl = None,
-    svg: Annotated[Path | None, typer.Option(help="Also write the table as a picture.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Also write what is shown as a picture.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the embedded model a dozen questions and show what becomes of each answer."""
-    from guard.demo import QUESTIONS, run
+    """Ask the embedded model a dozen questions, and show what becomes of each answer and whether it is right.
+
+    The questions and their right answers are fixed. Cases go to a store of the demo's own, unless you give one.
+    """
+    from guard.demo import run, store_path
     from guard.guard import Guard
 
-    screen = console(stderr=True)
-    done: list[tuple[str, Outcome]] = []
-    with Guard.load(policy=policy, store=store) as guard, screen.status("loading the model") as status:
-        for question, outcome in run(guard):
-            done.append((question, outcome))
-            status.update(f"{len(done)} of {len(QUESTIONS)} answered")
-        model = guard.engine.model.name
+    place = store if store is not None else str(store_path())
+    out = console()
+    done: list[Shown] = []
+    with Guard.load(policy=policy, store=place) as guard:
+        title = f"SmolLM2-135M-Instruct, policy '{guard.policy.name}'"
+        if not as_json:
+            out.print(shown(f"{title}\n", "dim"))
+        for each in run(guard):
+            done.append(each)
+            if not as_json:
+                _print_one(out, each)
     if as_json:
-        print_json([{"question": question, **outcome_json(outcome)} for question, outcome in done])
-        return
-    _show(_table(done, f"{model}, policy '{policy}'"), svg)
-    _tell(done)
+        print_json(
+            [
+                {"question": each.question.question, "right": each.first_is_right, **outcome_json(each.outcome)}
+                for each in done
+            ]
+        )
+    else:
+        _print_end(out, done, place)
+    if svg is not None:
+        _write_picture(svg, done, title)
 
 
-def _table(done: list[tuple[str, Outcome]], title: str) -> Table:
-    from rich.table import Table
+def _print_one(out: Console, each: Shown) -> None:
+    """The question, and one line an attempt, as soon as it is decided."""
+    out.print(shown(one_line(each.question.question), "bold"))
+    steps = trail(each.outcome).split(", ")
+    for attempt, step in zip(each.outcome.attempts, steps, strict=True):
+        score = f"{attempt.score.p_wrong:.2f}" if attempt.score else "   -"
+        answer = shown(one_line(attempt.answer or "(nothing)"))
+        answer.truncate(max(20, min(out.width, 100) - _BESIDE), overflow="ellipsis", pad=True)
+        out.print(_line(answer, each.right(attempt), score, step), soft_wrap=True)
+
+
+def _line(answer: Text, right: bool, score: str, step: str) -> Text:
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_lines=True)
-    table.add_column("question", ratio=3)
-    table.add_column("the model says", ratio=4)
-    table.add_column("p(wrong)", justify="right", no_wrap=True)
-    table.add_column("rule", ratio=2)
-    table.add_column("action", no_wrap=True)
-    for question, outcome in done:
-        style = _STYLES[outcome.action.value]
-        said = "\n".join(_one_line(attempt.answer) for attempt in outcome.attempts)
-        scores = "\n".join(_score(attempt) for attempt in outcome.attempts)
-        steps = trail(outcome).replace(", ", "\n")
-        table.add_row(Text(question), Text(said), scores, Text(outcome.rule), Text(steps, style))
-    return table
+    verdict = Text("right", "green") if right else Text("wrong", "red")
+    style = _STYLES.get(step.partition(" ")[0], "")
+    return Text("  ").join([Text(), answer, verdict, Text(f"p(wrong) {score}"), shown(step, style)])
 
 
-def _one_line(answer: str | None) -> str:
-    line = " ".join((answer or "(nothing)").split())
-    return line if len(line) <= 70 else f"{line[:67]}..."
+def _print_end(out: Console, done: list[Shown], place: str) -> None:
+    from guard.demo import worth
+
+    value = worth(done)
+    out.print()
+    out.print(shown(f"Without guard: {value.without()}.", "bold"))
+    out.print(shown(f"With guard: {value.with_guard()}.", "bold"))
+    out.print(f"{sum(each.outcome.seconds for each in done):.1f} s for {len(done)} questions.", style="dim")
+    if any("review" in each.outcome.escalated_to for each in done):
+        out.print("\nWhat was escalated waits for a person, in a store of the demo's own:")
+        out.print(shown(f"  guard review list --store {place}", "bold"), soft_wrap=True)
 
 
-def _score(attempt: Any) -> str:
-    return f"{attempt.score.p_wrong:.2f}" if attempt.score else "-"
+def _write_picture(path: Path, done: list[Shown], title: str) -> None:
+    from guard.cli.demo_picture import picture
 
-
-def _show(table: Table, svg: Path | None) -> None:
-    screen = console()
-    screen.print(table)
-    if svg is not None:
-        from io import StringIO
-
-        from rich.console import Console
-
-        picture = Console(record=True, width=110, file=StringIO())
-        picture.print(table)
-        picture.save_svg(str(svg), title="guard demo")
-
-
-def _tell(done: list[tuple[str, Outcome]]) -> None:
-    screen = console()
-    counts = {action: sum(outcome.action.value == action for _, outcome in done) for action in _STYLES}
-    counts["retry"] = sum(len(outcome.attempts) > 1 for _, outcome in done)
-    told = ", ".join(f"{action} {count}" for action, count in counts.items())
-    seconds = sum(outcome.seconds for _, outcome in done)
-    screen.print(f"\n{told}; {seconds:.1f} s for {len(done)} questions.")
-    if counts["escalate"]:
-        screen.print("\nWhat was escalated waits for a person:")
-        screen.print("  guard review list\n  guard review approve ID     (or edit, reject)", style="bold", markup=False)
+    try:
+        path.write_text(picture(done, title), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"Cannot write the picture to '{path}'", why=error.strerror or str(error)) from error

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from guard.errors import missing_extra
+
 if TYPE_CHECKING:
     from guard.langchain.accounting import unguarded
     from guard.langchain.chat import ChatGuard
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from guard.langchain.middleware import GuardMiddleware
     from guard.langchain.run_once import once
     from guard.langchain.runnable import GuardedRunnable, guarded
+
+#: What the extra installs.
+_PACKAGES = ("langchain_core", "langchain", "langgraph", "langsmith")
 
 #: Where each public name lives.
 _HOMES = {
@@ -62,7 +67,22 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'guard.langchain' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"guard.langchain.{_HOMES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"guard.langchain.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+
+
+def _missing(error: ModuleNotFoundError) -> Exception:
+    """The error that says what to install; one of another module stays as it is."""
+    root = (error.name or "").partition(".")[0]
+    return missing_extra(root.replace("_", "-"), "langchain") if root in _PACKAGES else error
+
+
+try:  # whatever is imported from here, by whatever way, needs it
+    importlib.import_module("langchain_core")
+except ModuleNotFoundError as error:
+    raise _missing(error) from error
 
 
 def __dir__() -> list[str]:
