@@ -154,7 +154,7 @@ class GuardedRun:
             raise self._retracted(outcome)
         yield from self._finish(outcome, stream=True)[0 if hidden else len(chunks) :]
 
-    async def alive(self) -> AsyncIterator[Any]:
+    async def alive(self) -> AsyncGenerator[Any, None]:
         """`live` without blocking the event loop."""
         self.call.live = not self.call.ledger.shadow
         plan, hidden = self.call.plan(), self.call.guarded.return_outcome

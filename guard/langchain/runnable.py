@@ -11,7 +11,8 @@ somewhere else, or handed to a person. Where it is accepted it is the chain's ow
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -221,7 +222,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
 
     async def atransform(
         self, input: AsyncIterator[Input], config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[Output]:
+    ) -> AsyncGenerator[Output, None]:
         """`transform` without blocking the event loop."""
         called, options = self._called(config, kwargs)
 
@@ -230,14 +231,17 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
         ) -> AsyncIterator[Output]:
             run = called._run(join_chunks([chunk async for chunk in asked]), config, options)
             if run.streams_live:
-                async for chunk in run.alive():
-                    yield chunk
+                async with aclosing(run.alive()) as live:
+                    async for chunk in live:
+                        yield chunk
             else:
                 for chunk in await run.arun(stream=True):
                     yield chunk
 
-        async for chunk in called._atransform_stream_with_config(input, run, called._marked(config)):
-            yield chunk
+        stream = called._atransform_stream_with_config(input, run, called._marked(config))
+        async with aclosing(stream) as chunks:  # type: ignore[type-var] # LangChain's is a generator
+            async for chunk in chunks:
+                yield chunk
 
     def stream(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Output]:
         """See `transform`."""
@@ -249,8 +253,9 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
         async def asked() -> AsyncIterator[Input]:
             yield input
 
-        async for chunk in self.atransform(asked(), config, **kwargs):
-            yield chunk
+        async with aclosing(self.atransform(asked(), config, **kwargs)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     def _run(self, asked: Input, config: RunnableConfig, options: dict[str, Any]) -> GuardedRun:
         ledger = Ledger(self.resolved_policy(), self.route)
