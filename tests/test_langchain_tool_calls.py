@@ -199,11 +199,27 @@ def test_a_call_that_is_cut_or_no_json_is_invalid(family: str, text: str) -> Non
         f"~~~\n{CALL}",
         f"> {CALL}",
         f'You would write "{CALL}".',
+        f"<thinking>{CALL}</thinking>It adds.",
+        f"<THINK>{CALL}</THINK>It adds.",
+        f"<code>{CALL}</code>",
+        f"<!-- {CALL} -->",
+        f"- > {CALL}",
     ],
 )
 def test_a_call_that_is_thought_or_quoted_is_text(text: str) -> None:
     assert parse_tool_calls(text, ["add"]).calls == ()
     assert parse_tool_calls(text, ["add"]).text == text
+
+
+def test_a_fence_is_a_call_only_where_one_was_demanded() -> None:
+    fenced = f"```json\n{CALL[11:-12]}\n```"
+    assert parse_tool_calls(fenced, ["add"]).calls == ()
+    assert [call["args"] for call in parse_tool_calls(fenced, ["add"], demanded=True).calls] == [{"a": 150}]
+    assert parse_tool_calls(f"So:\n{fenced}", ["add"], demanded=True).calls == ()
+    for choice, calls in (("auto", 0), (None, 0), ("any", 1), ("add", 1)):
+        message = model(fenced).bind_tools([ADD], tool_choice=choice).invoke("q")
+        assert isinstance(message, AIMessage)
+        assert len(message.tool_calls) == calls
 
 
 def test_code_within_a_call_and_before_it_does_not_hide_it() -> None:

@@ -43,7 +43,8 @@ class Marks:
 #: Qwen 3, DeepSeek R1, GLM, SmolLM 3 and most others. Read whether the template names it or not.
 THINK = Marks("<think>", "</think>")
 
-_MARKS = (
+#: All that are known.
+MARKS = (
     THINK,
     Marks("[THINK]", "[/THINK]"),  # Magistral
     Marks("<seed:think>", "</seed:think>"),  # Seed-OSS
@@ -326,7 +327,7 @@ def thinking_of(template: str, token_id: Callable[[str], int | None]) -> Thinkin
         token_id: of the single token with exactly this text, or None.
     """
     harmony = all(mark in template or token_id(mark) is not None for mark in (_CHANNEL, _MESSAGE, _START))
-    used = () if harmony else tuple(each for each in _MARKS if each is THINK or _is_used(each, template, token_id))
+    used = () if harmony else tuple(each for each in MARKS if each is THINK or _is_used(each, template, token_id))
     texts = _HARMONY if harmony else tuple(text for each in used for text in each.texts)
     found = {text: token_id(text) for text in texts}
     return Thinking(used, harmony, {token: text for text, token in found.items() if token is not None})
@@ -344,9 +345,9 @@ def without_thoughts(text: str) -> str:
     many services write the opening mark into the prompt.
     """
     in_channels = text.lstrip().startswith((_CHANNEL, f"{_START}assistant"))
-    splitter: Splitter = HarmonySplitter() if in_channels else TaggedSplitter(_MARKS)
+    splitter: Splitter = HarmonySplitter() if in_channels else TaggedSplitter(MARKS)
     answer = splitter.finish(text)
-    for marks in _MARKS:
+    for marks in MARKS:
         before, closing, after = answer.rpartition(marks.closing)
         if closing and marks.opening not in before:
             answer = after.lstrip()

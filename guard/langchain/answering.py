@@ -41,6 +41,7 @@ class Asked:
         limits: of the answer.
         tools: names of the tools that the model may call.
         form: how it writes its calls.
+        demanded: whether it is told to make one.
     """
 
     prompt: Prompt
@@ -48,6 +49,7 @@ class Asked:
     limits: Limits
     tools: tuple[str, ...]
     form: ToolFormat = HERMES
+    demanded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +264,7 @@ def _parsed(asked: Asked, text: str, reasoning: str | None) -> dict[str, Any]:
     thought = {REASONING: reasoning} if reasoning else {}
     if not asked.tools:
         return {"content": text, "additional_kwargs": thought}
-    answer = parse_tool_calls(text, asked.tools, asked.form, tools=asked.prompt.tools)
+    answer = parse_tool_calls(text, asked.tools, asked.form, tools=asked.prompt.tools, demanded=asked.demanded)
     found = bool(answer.calls or answer.invalid)
     return {
         "content": answer.text,

@@ -27,7 +27,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from guard.backends import EMBEDDED
 from guard.backends.base import BaseEngine, Engine
-from guard.errors import ChatTemplateError, EngineError, InputError, ScorerError, did_you_mean
+from guard.errors import EngineError, InputError, ScorerError, did_you_mean
 from guard.escalation import HANDLERS, as_named
 from guard.guard import FALLBACKS, Guard, capture_point_of, checked_options
 from guard.langchain.answering import Asked, Runtime, whole_chunks
@@ -38,7 +38,8 @@ from guard.langchain.messages import chat_turns
 from guard.langchain.naming import NAMES, split_options
 from guard.langchain.routed_chat import RoutedChatModel
 from guard.langchain.structured import json_instruction, structured, tool_instruction
-from guard.langchain.tool_calls import HERMES, ToolFormat, format_names, tool_format
+from guard.langchain.tool_calls import HERMES
+from guard.langchain.tool_support import check_tools, form_of
 from guard.loop import Source
 from guard.policy import load_policy
 from guard.records import Limits, Prompt, Sampling
@@ -380,7 +381,7 @@ class ChatGuard(RoutedChatModel):
         """
         formatted = [convert_to_openai_tool(tool) for tool in tools]
         if formatted:
-            self._check_tools(formatted)
+            check_tools(self._runtime().engine, self.model, formatted)
             tool_instruction(tool_choice, [tool["function"]["name"] for tool in formatted])
         chosen = {} if tool_choice is None else {"tool_choice": tool_choice}
         return self.bind(tools=formatted, **chosen, **kwargs)
@@ -411,32 +412,6 @@ class ChatGuard(RoutedChatModel):
             InputError: an unknown method.
         """
         return structured(self, schema, include_raw=include_raw, method=method, **kwargs)
-
-    def _form(self) -> ToolFormat:
-        """How the model writes its tool calls; refused where guard would pass them on as text."""
-        engine = self._runtime().engine
-        template = engine.chat_template if isinstance(engine, BaseEngine) else None
-        form = tool_format(template) if template else HERMES
-        if form is None:
-            raise ChatTemplateError(
-                f"guard does not read the form in which '{self.model}' writes tool calls",
-                why=f"its chat template shows none of these: {', '.join(format_names())}",
-                fix="Take a model of one of these families, or with_structured_output(method='json_schema')",
-            )
-        return form
-
-    def _check_tools(self, tools: list[dict[str, Any]]) -> None:
-        """Refuse tools that the chat template would leave out without a word."""
-        engine = self._runtime().engine
-        if not isinstance(engine, BaseEngine):
-            return
-        asked = Prompt.chat("?")
-        if engine.encode(Prompt.chat("?", tools=tools)) == engine.encode(asked):
-            raise ChatTemplateError(
-                f"The chat template of '{self.model}' has no place for tools",
-                fix="Take a model that was trained to call tools, or with_structured_output(method='json_schema')",
-            )
-        self._form()
 
     # -- one call ------------------------------------------------------------------------------
 
@@ -472,7 +447,8 @@ class ChatGuard(RoutedChatModel):
             sampling=attempt.sampling or self._sampling(options),
             limits=attempt.limits(self._limits(stop, options)),
             tools=tuple(names),
-            form=self._form() if names else HERMES,
+            form=form_of(self._runtime().engine, self.model) if names else HERMES,
+            demanded=tool_instruction(options.get("tool_choice"), names) is not None,
         )
 
     def _system(self) -> str | None:

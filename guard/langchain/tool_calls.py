@@ -16,17 +16,22 @@ from typing import Any
 from langchain_core.messages import InvalidToolCall, ToolCall
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 
+from guard.backends.thinking import MARKS
 from guard.errors import did_you_mean
 from guard.langchain.whole import DECODER
 
 #: Thoughts, code (fenced or within backticks) and quotations, whose text is never a call.
 _QUOTED = (
-    r"<think>.*?(?:</think>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)"
+    "|".join(rf"(?i:{re.escape(each.opening)}).*?(?:(?i:{re.escape(each.closing)})|\Z)" for each in MARKS)
+    + r"|<(?P<tag>code|pre|blockquote)>.*?(?:</(?P=tag)>|\Z)|<!--.*?(?:-->|\Z)"
     r"|^[ ]{0,3}(?P<fence>`{3,}|~{3,})[^\n]*(?:\n.*?^[ ]{0,3}(?P=fence)[`~]*[ \t]*$|.*\Z)"
     r"|(?P<ticks>`+)(?!`)(?:(?!\n[ \t]*\n).)*?(?<!`)(?P=ticks)(?!`)"
-    r"|^[ ]{0,3}>[^\n]*"
+    r"|^[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*>[^\n]*"
     r"|(?<=[\"'“‘«])<tool_call>.*?</tool_call>(?=[\"'”’»])"
 )
+
+
+_FENCED = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +295,7 @@ def parse_tool_calls(
     form: ToolFormat = HERMES,
     *,
     tools: Sequence[Mapping[str, Any]] = (),
+    demanded: bool = False,
 ) -> ParsedAnswer:
     """Find the tool calls in an answer.
 
@@ -298,9 +304,12 @@ def parse_tool_calls(
         names: of the tools that were offered.
         form: of the model; for some an answer that is nothing but the JSON of calls is such as well.
         tools: definitions of the tools, for forms that write arguments without types.
+        demanded: whether the model was told to call a tool. An answer that is nothing but one fence of JSON
+            is then the call that it was told to make; otherwise it shows one.
     """
     offered, types = tuple(names), _types(tools)
-    bare = _bare(text, form, offered)
+    fenced = _FENCED.match(text) if demanded else None
+    bare = _bare(fenced.group(1) if fenced else text, form, offered)
     if bare:
         return _answer("", bare, offered)
     pattern = re.compile(rf"{_QUOTED}|(?P<begin>{form.begin})|{form.dropped}", re.DOTALL | re.MULTILINE)
