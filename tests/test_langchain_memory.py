@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -64,6 +65,10 @@ def prompts(chat: BaseChatModel) -> list[Prompt]:
 # -- a history inside of a guarded chain -------------------------------------------------------------
 
 
+def _invoked(chain: Any, asked: Any) -> Any:
+    return chain.invoke(asked)
+
+
 def _wrapped(chain: Any) -> dict[str, Any]:
     def by_closure(asked: Any) -> Any:
         return chain.invoke(asked)
@@ -83,6 +88,7 @@ def _wrapped(chain: Any) -> dict[str, Any]:
         "an alternative": alternatives,
         "once": once(chain),
         "in a function": by_closure,
+        "in a partial function": partial(_invoked, chain),
         "in a node": StateGraph(dict).add_node("answer", by_closure).add_edge(START, "answer").compile(),
         "as a node": StateGraph(dict).add_node("answer", chain).add_edge(START, "answer").compile(),
     }

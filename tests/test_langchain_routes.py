@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from langchain_agents import agent, last, thread
+from langchain_agents import agent, last
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, Runnable, RunnableLambda
@@ -254,7 +254,7 @@ def agent_says(graph: Any, interface: str, **how: Any) -> str:
         case "stream":
             return last([*graph.stream(given, stream_mode="values", **how)][-1]).text
     config = how.pop("config", None)
-    return last(graph.batch([given], [config or thread()], **how)[0]).text
+    return last(graph.batch([given], [config or {}], **how)[0]).text
 
 
 AGENTS = pytest.mark.parametrize("interface", ["invoke", "ainvoke", "stream", "batch"])

@@ -11,6 +11,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from langchain_core.chat_history import BaseChatMessageHistory
@@ -25,6 +27,9 @@ from guard.langchain.attempt import ATTEMPT
 
 #: Where LangChain puts the history of a conversation in a config.
 _HISTORY = "message_history"
+
+#: How many parts of a collection are looked at; one that is longer is data.
+_MOST = 1000
 
 _AROUND = "Put the history around the guarded chain: RunnableWithMessageHistory(guarded(chain, ...), ...)"
 _NODE = "Guard the node that answers, or use GuardMiddleware in an agent"
@@ -103,20 +108,32 @@ def _is_graph(step: Any) -> bool:
 def _parts(step: Any) -> Iterator[Any]:
     """What a step is made of. A guarded chain was looked at when it was built."""
     if isinstance(step, Mapping):
-        yield from step.values()
+        yield from islice(step.values(), _MOST)
     elif isinstance(step, list | tuple | set | frozenset):
-        yield from step
+        yield from islice(step, _MOST)
+    elif isinstance(step, partial):
+        yield from (step.func, *step.args, *step.keywords.values())
     elif isinstance(step, RunnableLambda):
         yield from step.deps
+        yield from (getattr(step, name, None) for name in ("func", "afunc"))
     elif _is_graph(step):
         yield from (node.bound for node in step.nodes.values())
         yield from (graph for _, graph in step.get_subgraphs(recurse=False))
     elif inspect.ismethod(step):
         yield step.__self__
     elif inspect.isfunction(step):
-        yield from get_function_nonlocals(step)
+        yield from _used_by(step)
     elif isinstance(step, Runnable) and not _is_guarded(step):
         yield from (dict(step) if isinstance(step, BaseModel) else getattr(step, "__dict__", {})).values()
+
+
+def _used_by(function: Any) -> Iterator[Any]:
+    """What a function refers to: by its names, and by attributes of them where its source can be read."""
+    try:
+        variables = inspect.getclosurevars(function)
+    except ValueError:  # a variable that has no value yet
+        return
+    yield from (*variables.nonlocals.values(), *variables.globals.values(), *get_function_nonlocals(function))
 
 
 def _is_guarded(step: Any) -> bool:
