@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from guard.prompts import completion_prompt, question_prompt
 from guard.questions import LabelledResponse, Question, Row
 from guard.records import (
     CapturePoint,
+    FinishReason,
     Floats,
     Generation,
     Limits,
@@ -37,14 +38,14 @@ from guard.residual import LENS_SIGNALS, Lens, Residual, ResidualObserver
 from guard.signature import ACTIVATION_TOKENS, AGGREGATES, SignatureObserver
 
 #: Of a journal's tables.
-_FORMAT = "2"
+_FORMAT = "3"
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS header (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, dataset TEXT NOT NULL, question TEXT NOT NULL, answer TEXT NOT NULL,
     skipped TEXT, prompt_tokens INTEGER, seconds REAL,
     logprobs BLOB, entropies BLOB, margins BLOB, maps BLOB, norms BLOB, activations BLOB, lens BLOB, path BLOB,
-    samples TEXT, asked TEXT NOT NULL
+    samples TEXT, asked TEXT NOT NULL, finish_reason TEXT
 )""",
 )
 
@@ -96,6 +97,7 @@ class Record:
         samples: further answers, sampled; only where they were asked for.
         prompt_tokens: tokens of the prompt; 0 where nobody counted them.
         asked: digest of what was put to the model; see `asked_digest`.
+        finish_reason: how the answer ended; ``length`` means that it is cut. It is labelled all the same.
     """
 
     key: str
@@ -108,6 +110,7 @@ class Record:
     samples: tuple[str, ...] = ()
     prompt_tokens: int = 0
     asked: str = ""
+    finish_reason: FinishReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +180,12 @@ class Journal(JournalFile):
             None if residual is None else residual.path.astype("<f4").tobytes(),
             json.dumps(record.samples) if record.samples else None,
             record.asked,
+            record.finish_reason,
         )
 
     def skip(self, skipped: Skipped, *, dataset: str) -> None:
         """Keep the fact that a row cannot be put to this model."""
-        self._insert(skipped.key, dataset, "", "", skipped.reason, *[None] * 11, skipped.asked)
+        self._insert(skipped.key, dataset, "", "", skipped.reason, *[None] * 11, skipped.asked, None)
 
     def record(self, key: str) -> Record | Skipped | None:
         """What is known of one row; None if it was not asked yet."""
@@ -207,15 +211,17 @@ class Journal(JournalFile):
 
     def _insert(self, *values: Any) -> None:
         with self._translated():
-            self._db.execute(f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * 17)})", values)
+            self._db.execute(f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * 18)})", values)
 
     def _read(self, row: tuple[Any, ...]) -> Record | Skipped:
-        key, dataset, question, answer, skipped, prompt_tokens, seconds, *blobs, samples, asked = row
+        key, dataset, question, answer, skipped, prompt_tokens, seconds, *blobs, samples, asked, finish_reason = row
         if skipped is not None:
             return Skipped(key, skipped, asked)
         texts = all(isinstance(text, str) for text in (key, dataset, question, answer))
         if not texts or not isinstance(seconds, float) or not isinstance(prompt_tokens, int):
             raise ValueError("a value is of the wrong type")
+        if finish_reason not in (None, *get_args(FinishReason)):
+            raise ValueError("its finish reason is not known")
         logprobs, entropies, margins, maps, norms = (np.frombuffer(blob, "<f4") for blob in blobs[:5])
         layers, temperatures, width = self._run.model.layers, self._run.temperatures, self._run.model.width
         activations = np.frombuffer(blobs[5], "<f2").astype(np.float32)
@@ -242,6 +248,7 @@ class Journal(JournalFile):
             samples=_texts(samples),
             prompt_tokens=prompt_tokens,
             asked=asked,
+            finish_reason=finish_reason,
         )
 
     def _set_up(self) -> None:
@@ -343,6 +350,7 @@ def record_rows(
             samples=again,
             prompt_tokens=asked.generation.prompt_tokens,
             asked=asked_digest(row),
+            finish_reason=asked.generation.finish_reason,
         )
         journal.append(record)
         known.add(key)

@@ -207,6 +207,7 @@ def test_score_scores_given_answers_and_asks_for_others(run: Run, loads: Any, sc
     assert given["answer"] == asked["answer"] == "Paris"
     assert given["p_wrong"] == pytest.approx(asked["p_wrong"], abs=1e-6)
     assert third["p_wrong"] == given["p_wrong"]
+    assert (given["finish_reason"], asked["finish_reason"]) == (None, "stop")
     assert run("score", "-", "--model", MODEL, "--scorer", scorer, stdin=json.dumps(rows[0])).code == 0
 
 

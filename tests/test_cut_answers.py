@@ -330,6 +330,28 @@ def test_half_a_character_at_the_limit_is_no_text() -> None:
         assert last.generation.text == text
 
 
+# -- recordings --------------------------------------------------------------------------------
+
+
+def test_a_recorded_answer_is_known_as_cut_and_labelled_like_others(tmp_path: Path) -> None:
+    from guard.evaluation.table import Answers
+    from guard.graders import grade
+    from guard.recording import Journal, Record, Run, record_rows
+
+    engine = AnsweringEngine(lambda prompt, number: (("yes", "yes, and no")[number], 0.1))
+    run = Run(model=engine.model, capture_point="mlp", system="", max_tokens=5)
+    rows: list[tuple[str, Any]] = [("d", Question(id=str(n), question=f"q{n}", answers=("yes",))) for n in range(2)]
+    with Journal(tmp_path / "j", run) as journal:
+        list(record_rows(engine, rows, journal, run=run))
+    with Journal(tmp_path / "j", run) as journal:
+        records = [journal.record(f"d/{number}") for number in range(2)]
+        table = Answers.of_journal(journal, rows, grade)
+    assert [each.finish_reason for each in records if isinstance(each, Record)] == ["stop", "length"]
+    assert (table.finish_reason.tolist(), table.truncated.tolist()) == (["stop", "length"], [False, True])
+    table.write(tmp_path / "t.parquet")
+    assert Answers.read(tmp_path / "t.parquet").truncated.tolist() == [False, True]
+
+
 # -- certificates ------------------------------------------------------------------------------
 
 PROMISE = "rules: [{accept: {max_error_rate: 0.3, confidence: 0.9}}, {abstain: {}}]\n"

@@ -124,7 +124,7 @@ def calibrate(
         seed=seed,
     )
     fitted.scorer.save(out)
-    _report(fitted, out, bad, skipped, others, as_json=as_json)
+    _report(fitted, out, bad, skipped, others, truncated=_truncated(splits), as_json=as_json)
 
 
 def _report(
@@ -134,14 +134,23 @@ def _report(
     skipped: list[Skipped],
     others: Mapping[str, int],
     *,
+    truncated: int,
     as_json: bool,
 ) -> None:
     if as_json:
-        print_json({**_json(fitted, out, bad, skipped), "other_models": dict(others)})
+        print_json({**_json(fitted, out, bad, skipped), "truncated": truncated, "other_models": dict(others)})
     else:
         _print(fitted, out, bad, skipped)
+        if truncated:
+            share = f"{truncated} of {sum(fitted.scorer.artefact.split_sizes.values())} answers"
+            console().print(f"{share} were cut at their token limit; they are labelled like the others", style="dim")
         for name, count in others.items():
             console().print(shown(f"left out {count} responses of another model, {name}", "yellow"))
+
+
+def _truncated(splits: dict[str, Any]) -> int:
+    """How many of the labelled answers are cut."""
+    return sum(each.record.finish_reason == "length" for members in splits.values() for each in members)
 
 
 def _data_sets(sources: Sequence[DataSource], splits: dict[str, Any]) -> list[DataSet]:

@@ -253,13 +253,12 @@ def _report(table: Answers, out: Path, notes: Sequence[str], left_out: Sequence[
     screen = console()
     shown = Table(title="Recorded answers", title_justify="left")
     shown.add_column("set")
-    for name in ("n", "wrong", "tokens", "seconds", "sampled"):
+    for name in ("n", "wrong", "cut", "tokens", "seconds", "sampled"):
         shown.add_column(name, justify="right")
     for each in sets:
         share = f"{each['wrong'] / each['n']:.0%}"
-        shown.add_row(
-            each["name"], str(each["n"]), share, f"{each['tokens']:.1f}", f"{each['seconds']:.2f}", str(each["sampled"])
-        )
+        counts = (str(each["truncated"]), f"{each['tokens']:.1f}", f"{each['seconds']:.2f}", str(each["sampled"]))
+        shown.add_row(each["name"], str(each["n"]), share, *counts)
     screen.print(shown)
     screen.print("Tokens and seconds: mean of an answer.", style="dim")
     for line in (*notes, *(f"left out {each}" for each in left_out)):
@@ -275,6 +274,7 @@ def _summary(table: Answers, name: str) -> dict[str, Any]:
         "name": name,
         "n": len(part),
         "wrong": int(part.wrong.sum()),
+        "truncated": int(part.truncated.sum()),
         "tokens": float(part.tokens.mean()),
         "seconds": float(part.seconds.mean()),
         "sampled": sum(map(bool, part.samples)),

@@ -72,7 +72,7 @@ def _scored(guard: Guard, row: dict[str, Any]) -> dict[str, Any]:
     if "prompt" not in row:
         return row
     try:
-        answer, score = _answer_and_score(guard, row["prompt"], row.get("response"))
+        answer, score, finish_reason = _answer_and_score(guard, row["prompt"], row.get("response"))
     except GuardError as error:
         return {"id": row["id"], "error": str(error)}
     return {
@@ -81,16 +81,17 @@ def _scored(guard: Guard, row: dict[str, Any]) -> dict[str, Any]:
         "p_wrong": score.p_wrong,
         "baseline_p_wrong": score.baseline_p_wrong,
         "calibrated": score.calibrated,
+        "finish_reason": finish_reason,
     }
 
 
-def _answer_and_score(guard: Guard, prompt: Any, response: str | None) -> tuple[str | None, Score]:
+def _answer_and_score(guard: Guard, prompt: Any, response: str | None) -> tuple[str | None, Score, str | None]:
     if response is not None:
-        return response, guard.score(prompt, response)
+        return response, guard.score(prompt, response), None
     attempt = guard.ask(prompt).attempts[0]
     if attempt.score is None:
         raise ScorerError("The answer could not be scored", why=attempt.error or "")
-    return attempt.answer, attempt.score
+    return attempt.answer, attempt.score, attempt.finish_reason
 
 
 def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:

@@ -25,6 +25,7 @@ KINDS: Mapping[str, type] = {
     "wrong": np.bool_,
     "seconds": np.float64,
     "prompt_tokens": np.int32,
+    "finish_reason": np.str_,
 }
 VALUES = tuple(KINDS)
 RAGGED = ("logprobs", "entropies", "margins")
@@ -37,7 +38,7 @@ class Columns:
 
     Attributes:
         key: shape (n,), ``dataset/id``, texts.
-        dataset, group, wrong, seconds, prompt_tokens: as in `Answers`.
+        dataset, group, wrong, seconds, prompt_tokens, finish_reason: as in `Answers`.
         answer, samples: as in `Answers`.
         offsets: shape (n + 1,); tokens of answer i are ``offsets[i]`` to ``offsets[i + 1]`` of the next three.
         logprobs, entropies, margins: shape (all tokens,), as in `Generation`.
@@ -54,6 +55,7 @@ class Columns:
     wrong: NDArray[np.bool_]
     seconds: NDArray[np.float64]
     prompt_tokens: NDArray[np.int32]
+    finish_reason: NDArray[np.str_]
     answer: NDArray[np.object_]
     samples: tuple[tuple[str, ...], ...]
     offsets: NDArray[np.int64]

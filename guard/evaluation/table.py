@@ -165,6 +165,16 @@ class Answers:
         return self.columns.prompt_tokens[self.rows]
 
     @property
+    def finish_reason(self) -> NDArray[np.str_]:
+        """How each answer ended, as in `Generation`, shape (n,); empty where that is not known."""
+        return self.columns.finish_reason[self.rows]
+
+    @property
+    def truncated(self) -> NDArray[np.bool_]:
+        """Whether each answer is cut at its token limit or by the end of the context, shape (n,)."""
+        return np.asarray(self.finish_reason == "length", np.bool_)
+
+    @property
     def seconds(self) -> NDArray[np.float64]:
         """Time that each answer took, shape (n,)."""
         return self.columns.seconds[self.rows]
@@ -334,8 +344,8 @@ class _Builder:
         for name in RAGGED:
             self._tokens[name].append(getattr(record.signals, name))
         self._samples.append(record.samples)
-        seconds, prompt_tokens = record.seconds, record.prompt_tokens
-        self._values.append((record.key, record.dataset, group, record.answer, wrong, seconds, prompt_tokens))
+        seconds, prompt_tokens, ended = record.seconds, record.prompt_tokens, record.finish_reason or ""
+        self._values.append((record.key, record.dataset, group, record.answer, wrong, seconds, prompt_tokens, ended))
 
     def columns(self) -> Columns:
         """All that was taken."""

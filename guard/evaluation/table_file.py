@@ -19,7 +19,7 @@ from guard.errors import InputError, did_you_mean, missing_extra
 from guard.evaluation.columns import ARRAYS, KINDS, RAGGED, Columns, array_shapes, offsets_of
 from guard.private_files import replacing_privately
 
-FORMAT, FORMAT_VERSION = "guard-answers", 1
+FORMAT, FORMAT_VERSION = "guard-answers", 2
 
 #: Key of our facts in the file's metadata.
 _FACTS = b"guard"
