@@ -54,7 +54,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def command(*arguments: str | Path, stdin: str = "") -> Told:
         monkeypatch.setattr(sys, "argv", ["guard", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         capsys.readouterr()
         code = 0
         try:
@@ -236,19 +236,24 @@ def test_score_says_of_an_answer_without_recorded_layers_that_it_has_no_score(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "is not JSON"),
-        ("[1]", "has no prompt"),
+        ("{", ""),
+        ("[1]", ""),
         ('{"response": "x"}', "has no prompt"),
         ('{"prompt": 1}', "has no prompt"),
         ('{"prompt": "x", "response": 1}', "has a response that is not a text"),
     ],
 )
-def test_a_bad_row_is_named_before_a_model_is_loaded(run: Run, loads: Any, scorer: Path, line: str, words: str) -> None:
-    loader = loads(lambda prompt, number: ("Paris", 0.3))
-    told = run("score", "-", "--model", MODEL, "--scorer", scorer, stdin=f'{{"prompt": "fine"}}\n{line}')
-    assert told.code == 2
-    assert f"-:2 {words}" in told.words
-    assert loader.engines == []
+def test_a_bad_row_has_an_error_and_no_score_and_the_others_are_scored(
+    run: Run, loads: Any, scorer: Path, line: str, words: str
+) -> None:
+    loads(lambda prompt, number: ("Paris", 0.3))
+    rows = f'{{"prompt": "fine"}}\n{line}\n{{"prompt": "fine too"}}'
+    told = run("score", "-", "--model", MODEL, "--scorer", scorer, stdin=rows)
+    first, bad, last = map(json.loads, told.out.splitlines())
+    assert told.code == 3
+    assert (bad["id"], "p_wrong" in bad) == ("-:2", False)
+    assert words in bad["error"]
+    assert first["p_wrong"] == pytest.approx(last["p_wrong"]) == pytest.approx(0.3, abs=1e-5)
 
 
 # -- demo ----------------------------------------------------------------------------------------
@@ -264,7 +269,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch, scorer: Path) -> None:
 @pytest.mark.usefixtures("shipped")
 def test_demo_shows_every_question_and_what_became_of_it(run: Run, loads: Any, tmp_path: Path) -> None:
     scores = (0.05, 0.45, 0.97)
-    loads(lambda prompt, number: (f"answer {number}", scores[number % 3]))
+    loads(lambda prompt, number: ("who knows", scores[number % 3]))
     chosen = policy(
         tmp_path,
         "[{accept: {below: 0.3}}, {escalate: {below: 0.6, to: [review], reply: Wait.}}, {abstain: {text: No.}}]",
@@ -272,14 +277,17 @@ def test_demo_shows_every_question_and_what_became_of_it(run: Run, loads: Any, t
     picture = tmp_path / "demo.svg"
     told = run("demo", "--policy", chosen, "--store", tmp_path / "reviews.db", "--svg", picture)
     assert told.code == 0, told.words
-    assert all(question.split()[-1] in told.words for question in QUESTIONS)
-    assert "answer 0" in told.words
+    asked = [each.question for each in QUESTIONS]
+    assert all(question.split()[-1] in told.words for question in asked)
+    assert "who knows" in told.words
     assert {"accept", "escalate", "abstain"} <= set(told.words.replace(",", " ").split())
     assert "guard review list" in told.words
     assert picture.read_text().startswith("<svg")
     rows = run("demo", "--policy", chosen, "--store", tmp_path / "reviews.db", "--json").json
-    entries = rows if isinstance(rows, list) else next(value for value in rows.values() if isinstance(value, list))
-    assert [row["question"] for row in entries] == list(QUESTIONS)
+    assert [row["question"] for row in rows] == asked
+    assert [row["right"] for row in rows] == [False] * len(asked)
+    held = [row["answer"] for row in rows if row["action"] != "accept"]
+    assert set(held) == {"Wait.", "No."}
 
 
 # -- calibrate -----------------------------------------------------------------------------------
