@@ -263,8 +263,12 @@ def labelled_of(review: Review) -> dict[str, Any]:
         "note": review.note,
         "reviewer": review.reviewer,
     }
-    tools = [dict(tool) for tool in review.prompt.tools]
-    return {**row, "tools": tools} if tools else row
+    # Without these, replaying such a case would be another prompt.
+    more = {
+        "tools": [dict(tool) for tool in review.prompt.tools],
+        "template_options": dict(review.prompt.template_options),
+    }
+    return row | {name: value for name, value in more.items() if value}
 
 
 # -- values ------------------------------------------------------------------------------------

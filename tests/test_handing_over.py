@@ -19,7 +19,7 @@ from guard.errors import InputError
 from guard.guard import Guard
 from guard.langchain import ChatGuard, GuardMiddleware, guarded
 from guard.policy import parse_policy
-from guard.records import Escalation
+from guard.records import Escalation, Prompt
 from guard.store import Store
 
 ASK = "version: 1\nname: asks\nrules:\n  - escalate: {to: [ticket, review], reply: Please wait.}\n"
@@ -88,6 +88,54 @@ def test_a_guarded_chain_has_receipts_too() -> None:
         return_outcome=True,
     )
     assert chain.invoke("?").outcome.receipts == {"ticket": "OPS-17"}
+
+
+# -- the case is what the model read -----------------------------------------------------------
+
+
+class ReadingEngine(AnsweringEngine):
+    """Keeps the whole prompts that it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda prompt, number: ("Lyon", 0.5))
+        self.read: list[Prompt] = []
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        self.read.append(prompt)
+        return super().encode(prompt)
+
+
+RETRY = """version: 1
+name: retries
+rules:
+  - retry: {below: 0.6, times: 1, instruction: Think again.}
+  - escalate: {to: [desk]}
+"""
+
+
+def test_a_chains_case_has_the_system_message_and_the_instruction_that_the_model_read() -> None:
+    engine, cases = ReadingEngine(), list[Escalation]()
+    model = ChatGuard(engine=engine, scorer=confidence_scorer(), system="Answer as a librarian.")
+    chain = guarded(model, policy=parse_policy(RETRY), handlers={"desk": cases.append})
+    chain.invoke("Where is Faust?")
+    (case,) = cases
+    assert case.prompt == engine.read[-1]
+    assert case.prompt.messages[0] == {"role": "system", "content": "Answer as a librarian."}
+    assert case.prompt.messages[-1]["content"].endswith("Think again.")
+
+
+def test_an_agents_case_has_the_system_message_that_the_model_read() -> None:
+    agents = pytest.importorskip("langchain.agents")
+    engine, cases = ReadingEngine(), list[Escalation]()
+    model = ChatGuard(engine=engine, scorer=confidence_scorer(), system="Answer as a librarian.")
+    middleware = GuardMiddleware(
+        parse_policy(RETRY.replace("retry: {below: 0.6, times: 1, instruction: Think again.}", "accept: {below: 0.1}")),
+        handlers={"desk": cases.append},
+    )
+    agents.create_agent(model, [], middleware=[middleware]).invoke({"messages": [("user", "Where is Faust?")]})
+    (case,) = cases
+    assert case.prompt == engine.read[-1]
+    assert case.prompt.messages[0] == {"role": "system", "content": "Answer as a librarian."}
 
 
 # -- on the command line -----------------------------------------------------------------------

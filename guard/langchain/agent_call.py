@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from guard.deadline import late
@@ -28,7 +28,7 @@ from guard.errors import (
 from guard.escalation import Delivery, Handler
 from guard.langchain.accounting import is_answer
 from guard.langchain.attempt import ATTEMPT, AttemptSettings
-from guard.langchain.calls import ModelCall, Verdict, judge, judge_failure, may_quote
+from guard.langchain.calls import ModelCall, Verdict, asked_text, judge, judge_failure, may_quote
 from guard.langchain.messages import chat_turns, reasoning_of
 from guard.langchain.metadata import (
     KEY,
@@ -94,6 +94,7 @@ class AgentCall:
         metadata: of the agent's run, for those who take an escalation.
         ledger: of this call.
         attempt_started: on the clock of `time.monotonic`.
+        prompts: what scored models read in the last attempt, by what they were asked.
         response: of the last attempt; None where the model failed.
     """
 
@@ -102,6 +103,7 @@ class AgentCall:
     metadata: Mapping[str, Any]
     ledger: Ledger
     attempt_started: float = 0.0
+    prompts: Mapping[str, Prompt] = field(default_factory=dict)
     response: ModelResponse[Any] | None = None
 
     # -- one attempt ---------------------------------------------------------------------------
@@ -126,7 +128,7 @@ class AgentCall:
         """What is left of the budget for the next answer, within that of a guarded chain around the agent."""
         ledger, outer = self.ledger, ATTEMPT.get() or AttemptSettings()
         tokens, deadline = max(1, ledger.budget.tokens - ledger.tokens_used), ledger.deadline
-        return replace(
+        limits = replace(
             outer,
             # A retry of ours is sampled as its own rule says, not as that of the chain around it.
             sampling=None if ledger.used.retries else outer.sampling,
@@ -134,6 +136,8 @@ class AgentCall:
             max_tokens=min(tokens, outer.max_tokens or tokens),
             deadline=min(deadline, outer.deadline or deadline),
         )
+        self.prompts = limits.prompts
+        return limits
 
     def settle(self, response: ModelResponse[Any], calls: Sequence[ModelCall]) -> bool:
         """Decide about an answer; whether another attempt follows.
@@ -304,18 +308,25 @@ class AgentCall:
             "tools": list(self._tools(self._message())),
         }
 
-    def escalation(self) -> Escalation:
-        """The case for a person."""
+    def _prompt(self) -> Prompt:
+        """What the model read, or what it was asked where it does not say what it made of that."""
         request = self.request
-        prompt = Prompt.chat(
+        system = [SystemMessage(request.system_prompt)] if request.system_prompt else []
+        if (read := self.prompts.get(asked_text([*system, *request.messages]))) is not None:
+            return read
+        return Prompt.chat(
             chat_turns(request.messages),
             system=request.system_prompt,
             tools=[tool if isinstance(tool, dict) else convert_to_openai_tool(tool) for tool in request.tools],
         )
+
+    def escalation(self) -> Escalation:
+        """The case for a person."""
+        request = self.request
         call = self._scored()
         return self.ledger.escalation(
             question=_question(request.messages),
-            prompt=prompt,
+            prompt=self._prompt(),
             model=call.model if call else type(request.model).__name__,
             metadata=self.metadata,
         )

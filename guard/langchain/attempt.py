@@ -75,6 +75,7 @@ class AttemptSettings:
         memory: of the steps that run once, shared by all attempts of the guarded call.
         history: of the conversation around the guarded call, if there is one.
         watch: looks at a streamed answer as it grows, where the policy streams live.
+        prompts: what scored models read in the end (system message, tools, instructions), by what they were asked.
     """
 
     sampling: Sampling | None = None
@@ -85,6 +86,7 @@ class AttemptSettings:
     memory: Memory = field(default_factory=Memory)
     history: BaseChatMessageHistory | None = None
     watch: Watch | None = None
+    prompts: dict[str, Prompt] = field(default_factory=dict)
 
     def prompt(self, own: Prompt) -> Prompt:
         """The prompt to answer in place of a model's own."""

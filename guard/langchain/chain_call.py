@@ -27,7 +27,7 @@ from guard.errors import (
 )
 from guard.escalation import NOBODY, Delivery
 from guard.langchain.attempt import AttemptSettings, Memory
-from guard.langchain.calls import ModelCall, Verdict, judge, judge_failure, may_quote
+from guard.langchain.calls import ModelCall, Verdict, asked_text, judge, judge_failure, may_quote
 from guard.langchain.declared import trusted_names
 from guard.langchain.holding import Ran
 from guard.langchain.live import RetractedError, Watch
@@ -81,6 +81,7 @@ class ChainCall:
     memory: Memory = field(default_factory=Memory)
     _call: ModelCall | None = None
     _ran: Ran | None = None
+    _prompts: Mapping[str, Prompt] = field(default_factory=dict)
 
     @property
     def ran(self) -> Ran:
@@ -116,7 +117,7 @@ class ChainCall:
             Exception: the chain's own error, where it is the caller's: the question was bad, or it came
                 before any model had answered, so that it can tell nothing of an answer.
         """
-        self._ran = ran
+        self._ran, self._prompts = ran, plan.settings.prompts
         known = [call.scored for call in ran.calls if call.scored]
         prompt_tokens, tokens = sum(one.prompt_tokens for one in known), sum(one.tokens for one in known)
         # The reader of a live answer has seen it; another one cannot take its place.
@@ -215,6 +216,8 @@ class ChainCall:
         if self._call is None:
             return Prompt.raw(text_of_output(self.asked))
         asked = self._call.asked
+        if all(isinstance(message, BaseMessage) for message in asked) and asked_text(asked) in self._prompts:
+            return self._prompts[asked_text(asked)]
         if not all(isinstance(message, BaseMessage) for message in asked):
             return Prompt.raw("\n".join(map(str, asked)))
         try:

@@ -442,8 +442,9 @@ class ChatGuard(RoutedChatModel):
         )
         for told in (tool_instruction(options.get("tool_choice"), names), json_instruction(options)):
             prompt = prompt.with_instruction(told) if told else prompt
+        prompt = attempt.prompts[asked_text(messages)] = attempt.prompt(prompt)
         return Asked(
-            prompt=attempt.prompt(prompt),
+            prompt=prompt,
             sampling=attempt.sampling or self._sampling(options),
             limits=attempt.limits(self._limits(stop, options)),
             tools=tuple(names),
