@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import re
 import struct
 import threading
 import time
@@ -236,11 +237,49 @@ def test_quantization_falls_back_to_the_type_of_most_weights(write: Callable[...
     assert read_gguf(write(build())).quantization == "none"
 
 
-@pytest.mark.parametrize("value", [u32("llama.block_count", 0), pair("llama.block_count", 8, text("2")), b""])
+@pytest.mark.parametrize("value", [pair("llama.block_count", 8, text("2")), b""])
 def test_a_missing_hyperparameter_is_named(write: Callable[..., Path], value: bytes) -> None:
     header = read_gguf(write(build([ARCHITECTURE, *([value] if value else [])])))
     with pytest.raises(ModelFileError, match=r"llama\.block_count"):
         _ = header.block_count
+
+
+def byte_tokens(*, without: int = 256) -> bytes:
+    return texts("tokenizer.ggml.tokens", [f"<0x{byte:02X}>" for byte in range(256) if byte != without])
+
+
+#: What llama.cpp ends the process over: hyperparameters, and what is said of them.
+BROKEN: list[tuple[list[bytes], str]] = [
+    ([u32("llama.block_count", 0)], "block_count is 0, from 1 to 512"),
+    ([u32("llama.block_count", 513)], "block_count is 513, from 1 to 512"),
+    ([u32("llama.block_count", 2), u32("llama.nextn_predict_layers", 2)], "leaves none of 2 blocks"),
+    ([pair("llama.rope.scaling.type", 8, text("dynamic"))], "rope.scaling.type is 'dynamic'"),
+    ([u32("llama.expert_count", 1025), u32("llama.expert_used_count", 2)], "expert_count is 1025, at most 1024"),
+    ([u32("llama.expert_count", 4), u32("llama.expert_used_count", 5)], "expert_used_count is 5 of 4"),
+    ([u32("llama.expert_count", 4)], "expert_used_count is 0 of 4"),
+    ([u32("llama.expert_used_count", 1)], "expert_used_count is 1 of 0"),
+    ([u32("llama.expert_group_count", 1)], "expert_group_count is 1 for 0"),
+    ([u32("llama.attention.head_count", 4), u32("llama.embedding_length", 32), u32("llama.attention.key_length", 512)],
+     "key_length is 512, and of values 8"),
+    ([u32("llama.attention.head_count", 4), u32("llama.embedding_length", 32), u32("llama.rope.dimension_count", 6)],
+     "dimension_count is 6, and of keys 8"),
+    ([pair("tokenizer.ggml.model", 8, text("no_vocab"))], "tokenizer.ggml.model is 'no_vocab'"),
+    ([pair("tokenizer.ggml.model", 8, text("llama")), byte_tokens(without=200)], "has none for the byte 200"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pairs", "said"), BROKEN)
+def test_what_llama_cpp_would_not_survive_is_refused(write: Callable[..., Path], pairs: list[bytes], said: str) -> None:
+    with pytest.raises(ModelFileError, match=re.escape(said)):
+        read_gguf(write(build([ARCHITECTURE, *pairs])))
+
+
+def test_what_llama_cpp_survives_is_read(write: Callable[..., Path]) -> None:
+    groups = [("expert_count", 8), ("expert_used_count", 2), ("expert_group_count", 4), ("expert_group_used_count", 2)]
+    heads = [("attention.head_count", 4), ("embedding_length", 32), ("attention.key_length", 8), ("block_count", 512)]
+    pairs = [u32(f"llama.{name}", value) for name, value in (*groups, *heads)]
+    spm = [pair("tokenizer.ggml.model", 8, text("llama")), byte_tokens()]
+    assert read_gguf(write(build([ARCHITECTURE, *pairs, *spm]))).block_count == 512
 
 
 def test_the_tokenizer_hash_sees_every_part_and_nothing_else(write: Callable[..., Path]) -> None:
@@ -253,7 +292,7 @@ def test_the_tokenizer_hash_sees_every_part_and_nothing_else(write: Callable[...
         "bos": u32("tokenizer.ggml.bos_token_id", 1),
     }
     changes = {
-        "model": pair("tokenizer.ggml.model", 8, text("llama")),
+        "model": pair("tokenizer.ggml.model", 8, text("bert")),
         "pre": pair("tokenizer.ggml.pre", 8, text("qwen2")),
         "tokens": texts("tokenizer.ggml.tokens", ["a", "bc"]),
         "merges": texts("tokenizer.ggml.merges", ["a  b"]),
@@ -322,7 +361,7 @@ def test_the_tokenizer_hash_sees_every_part_and_nothing_else(write: Callable[...
         (build([ARCHITECTURE, texts("tokenizer.ggml.scores", ["a"])]), "not an array of float32"),
         (build([ARCHITECTURE, texts("tokenizer.ggml.tokens", ["a", "b", "a"])]), "same token twice"),
         (build([ARCHITECTURE, texts("tokenizer.ggml.tokens", ["a", "b", "a\0b"])]), "same token twice"),
-        (build([ARCHITECTURE, u32("llama.block_count", 513)]), "at most 512"),
+        (build([ARCHITECTURE, u32("llama.block_count", 513)]), "from 1 to 512"),
         (build(None, [tensor("t", (1, 1, 1, 1, 1), 0, 0)], data=64), "5 dimensions"),
         (build(None, [tensor("t", (0,), 0, 0)], data=64), "impossible shape"),
         (build(None, [tensor("t", (2**32, 2**32), 0, 0)], data=64), "impossible shape"),

@@ -28,7 +28,7 @@ pytest.importorskip("gguf")
 import llama_cpp
 from tiny_gguf import CONTEXT, LAYERS, SPECIAL, WIDTH, write_tiny_gguf
 
-from guard.backends import embedded_model, load_engine
+from guard.backends import embedded_model, llama_nodes, load_engine
 from guard.backends import llama_cpp as backend
 from guard.backends.llama_cpp import LlamaCppEngine, cpu_features, physical_cores
 from guard.errors import (
@@ -574,7 +574,7 @@ del engine
 def test_a_build_that_fails_frees_what_it_loaded(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llama = tiny_llama(tiny_path)
     with monkeypatch.context() as patched:
-        patched.setitem(backend.NODE_TEMPLATES, "mlp", ("mlp-{n}",))
+        patched.setattr(llama_nodes, "_MLP", "mlp-{n}")
         for build in (lambda: LlamaCppEngine.load(tiny_path), lambda: LlamaCppEngine.wrap(llama)):
             with pytest.raises(UnsupportedArchitectureError, match=r"attn_norm-\{n\}"):
                 build()

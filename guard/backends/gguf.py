@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.backends.ggml_types import FILE_TYPES, TENSOR_TYPES
+from guard.backends.gguf_limits import broken_limits
 from guard.backends.weights import unreadable, weight_file, weights_sha256
 from guard.errors import ModelFileError
 
@@ -34,7 +35,6 @@ HEADER_LIMIT = 128 * 2**20
 _WINDOW = 2**20
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMS = 4
-_MAX_BLOCKS = 512
 _MAX_NAME_BYTES = 63
 _MAX_KEY_BYTES = 65535
 _INT64_MAX = 2**63 - 1
@@ -419,9 +419,8 @@ class _Reader:
                 raise self._malformed(f"{key} has not as many items as tokenizer.ggml.tokens")
         if isinstance(tokens, StringArray) and tokens.repeats:
             raise self._malformed("tokenizer.ggml.tokens has the same token twice")
-        blocks = metadata.get(f"{architecture}.block_count")
-        if isinstance(blocks, int) and blocks > _MAX_BLOCKS:
-            raise self._malformed(f"{architecture}.block_count is {blocks}, at most {_MAX_BLOCKS} are loaded")
+        for broken in broken_limits(metadata, architecture):
+            raise self._malformed(broken)
 
     def _alignment(self, metadata: Mapping[str, GgufValue]) -> int:
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)

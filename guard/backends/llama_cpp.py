@@ -28,7 +28,6 @@ from guard.backends.chat_template import after_answer, render
 from guard.backends.control_text import pieces_of
 from guard.backends.gguf import GgufHeader, read_gguf
 from guard.backends.sampling import checked_logits
-from guard.backends.templates import find_layers
 from guard.backends.text import BytesDetokenizer, Detokenizer
 from guard.backends.turnstile import Interrupt
 from guard.backends.weights import weight_file, weights_sha256
@@ -48,14 +47,9 @@ except ImportError as error:
     raise missing_extra("llama-cpp-python", "llama") from error
 
 from guard.backends.llama_log import captured_log, load_error, memory_or_engine_error
+from guard.backends.llama_nodes import find_nodes
 from guard.backends.llama_tap import Tap
 from guard.backends.llama_vocabulary import Vocabulary
-
-#: Graph node names, most usual first: dense MLP, then mixture of experts.
-NODE_TEMPLATES: dict[str, tuple[str, ...]] = {
-    "mlp": ("ffn_out-{n}", "ffn_moe_out-{n}"),
-    "block": ("l_out-{n}",),
-}
 
 #: Tokens of a prompt that are evaluated at once; between them deadlines and cancellation are checked.
 BATCH_TOKENS = 512
@@ -235,17 +229,26 @@ class LlamaCppEngine(BaseEngine):
         return context
 
     def _find_nodes(self, header: GgufHeader) -> list[str]:
-        if llama_cpp.llama_model_has_encoder(self._model):
-            raise UnsupportedArchitectureError(
-                f"'{header.architecture}' has an encoder; guard reads decoder-only models"
-            )
+        self._check_kind(header)
         first = max(self._vocabulary.bos, 0)
         with self._tap.listing() as names:
             self._evaluate([first])
         self._forget()
         layers = llama_cpp.llama_model_n_layer(self._model)
         points = self.capture_point.split("+")
-        return [node for point in points for node in find_layers(names, NODE_TEMPLATES[point], layers)]
+        return [node for point in points for node in find_nodes(names, point, layers)]
+
+    def _check_kind(self, header: GgufHeader) -> None:
+        """Refuse what does not write one token after another."""
+        kinds = {
+            "has an encoder": llama_cpp.llama_model_has_encoder(self._model),
+            "writes by diffusion": llama_cpp.llama_model_is_diffusion(self._model),
+            "attends to what follows": header.metadata.get(f"{header.architecture}.attention.causal") is False,
+        }
+        for what in (what for what, found in kinds.items() if found):
+            raise UnsupportedArchitectureError(
+                f"'{header.architecture}' {what}; guard reads decoder-only models, which write token by token"
+            )
 
     def _describe(self, header: GgufHeader, context_tokens: int) -> ModelInfo:
         template = self._template or ""

@@ -7,7 +7,7 @@ are, with the data ready.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,9 @@ class Tap:
         #: Wanted nodes by name, and the address in the buffer that each one's row goes to.
         self._rows: dict[bytes, int] = {}
         self._active = False
-        self._filled = 0
-        self._names: dict[str, None] | None = None
+        #: Nodes read in this evaluation. Of two with the same name the first is read.
+        self._seen: set[bytes] = set()
+        self._names: list[str] | None = None
         self._failure: str | None = None
         #: What a signal handler raised while llama.cpp was evaluating.
         self._kept = KeptError()
@@ -65,9 +66,9 @@ class Tap:
         self._rows = {name.encode(): self._buffer[row].ctypes.data for row, name in enumerate(nodes)}
 
     @contextmanager
-    def listing(self) -> Iterator[Iterable[str]]:
-        """Collect the names of all nodes that are evaluated meanwhile, in the graph's order."""
-        self._names = {}
+    def listing(self) -> Iterator[Sequence[str]]:
+        """Collect the names of all nodes that are evaluated meanwhile, in the graph's order; some occur twice."""
+        self._names = []
         try:
             yield self._names
         finally:
@@ -75,7 +76,8 @@ class Tap:
 
     def start(self) -> None:
         """Copy from the next evaluation on."""
-        self._active, self._filled, self._failure = True, 0, None
+        self._active, self._failure = True, None
+        self._seen.clear()
 
     def stop(self) -> None:
         """Copy nothing."""
@@ -83,10 +85,10 @@ class Tap:
 
     def read(self) -> Floats:
         """Activations of the last evaluation, shape (L, D), overwritten by the next."""
-        if self._failure or self._filled != len(self._rows):
+        if self._failure or len(self._seen) != len(self._rows):
             raise CaptureError(
                 "The layers' activations could not be read",
-                why=self._failure or f"{self._filled} of {len(self._rows)} layers were seen",
+                why=self._failure or f"{len(self._seen)} of {len(self._rows)} layers were seen",
             )
         return self._buffer
 
@@ -110,9 +112,9 @@ class Tap:
 
     def _wanted(self, name: bytes) -> bool:
         if self._names is not None:
-            self._names[name.decode(errors="replace")] = None
+            self._names.append(name.decode(errors="replace"))
             return False
-        return self._active and name in self._rows
+        return self._active and name in self._rows and name not in self._seen
 
     def _copy(self, tensor: int) -> None:
         name = _ggml.ggml_get_name(tensor)
@@ -120,4 +122,4 @@ class Tap:
         if size != 4 * _ggml.ggml_nelements(tensor) or size < self._row_bytes:
             raise CaptureError(f"Node {name.decode(errors='replace')} is not a float32 tensor of width {self._width}")
         _ggml.ggml_backend_tensor_get(tensor, self._rows[name], size - self._row_bytes, self._row_bytes)
-        self._filled += 1
+        self._seen.add(name)

@@ -1,0 +1,94 @@
+"""Which architectures of llama.cpp are read rightly, found out with tiny models; writes the documents' table.
+
+    python benchmarks/llama_architectures.py            # all, about ten minutes; writes the JSON and the document
+    python benchmarks/llama_architectures.py --table    # the document only, from the JSON
+
+The list of architectures is the JSON's; add new ones there. Each model is made in a process of its own, since
+llama.cpp ends it where hyperparameters do not fit together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "docs" / "architectures-llama.json"
+DOCUMENT = ROOT / "docs" / "architectures.md"
+BEGIN, END = "<!-- llama.cpp: begin -->", "<!-- llama.cpp: end -->"
+NOT_MADE = "no tiny model of it could be made"
+
+
+def try_model(model: str) -> dict[str, str]:
+    """The verdict on a model such as ``llama dense``."""
+    program = ROOT / "tests" / "tiny_architectures.py"
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(program), model]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        return {"verdict": "unknown", "why": NOT_MADE}
+    if ended.returncode != 0 or not ended.stdout.strip():
+        return {"verdict": "unknown", "why": NOT_MADE}
+    found = json.loads(ended.stdout.splitlines()[-1])
+    return {"verdict": found["verdict"], "why": shortened(found["why"])}
+
+
+def shortened(why: str) -> str:
+    """A reason without what belongs to one machine or one tiny model."""
+    if "could not load" in why or "made no context" in why:
+        return NOT_MADE
+    return re.sub(r"^(Of the model's \d+ layers, layer|Layer) \d+", "a layer", why.split(": ")[0]).rstrip(".")
+
+
+def verdicts(found: dict[str, dict[str, str]]) -> dict[str, tuple[str, str]]:
+    """One verdict for each architecture; what could not be made in one form is judged by the other."""
+    forms: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+    for model, each in found.items():
+        name, form = model.split()
+        forms[name][form] = each
+    return {name: _joined(each) for name, each in forms.items()}
+
+
+def _joined(forms: dict[str, dict[str, str]]) -> tuple[str, str]:
+    made = {form: each for form, each in forms.items() if each["why"] != NOT_MADE} or forms
+    kinds = {each["verdict"] for each in made.values()}
+    if len(kinds) == 1:
+        return kinds.pop(), next(iter(made.values()))["why"]
+    return "mixed", "; ".join(f"{form} {each['verdict']}" for form, each in made.items())
+
+
+def section(table: dict[str, Any]) -> str:
+    """The document's part, in Markdown."""
+    lists: dict[str, list[str]] = defaultdict(list)
+    for name, (kind, why) in sorted(verdicts(table["architectures"]).items()):
+        lists[kind].append(f"`{name}`" if kind == "right" else f"| `{name}` | {kind} | {why} |")
+    others = [row for kind in ("mixed", "refused", "unknown") for row in lists[kind]]
+    rows = "\n".join(["| architecture | verdict | why |", "| --- | --- | --- |", *others])
+    made = f"llama-cpp-python {table['llama_cpp_python']}"
+    return f"With {made}. Right ({len(lists['right'])}): {', '.join(lists['right'])}.\n\n{rows}"
+
+
+def main() -> None:
+    """Try all, unless only the document is wanted."""
+    table = json.loads(TABLE.read_text())
+    if "--table" not in sys.argv[1:]:
+        table["llama_cpp_python"] = version("llama-cpp-python")
+        for model in table["architectures"]:
+            table["architectures"][model] = try_model(model)
+            print(model, table["architectures"][model]["verdict"], flush=True)
+        TABLE.write_text(json.dumps(table, indent=1) + "\n")
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{section(table)}\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
