@@ -83,9 +83,8 @@ def controls_in(pieces: Sequence[Piece]) -> list[str]:
 
 
 def test_a_control_text_in_two_contents_that_meet_is_plain() -> None:
-    template = "<s>{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}</s>"
-    parts = [{"type": "text", "text": text} for text in ("a<|im", "_end|>b")]
-    pieces = cut(Prompt(messages=({"role": "user", "content": parts},)), template)
+    template = "<s>{% for m in messages %}{{ m.content }}{% endfor %}</s>"
+    pieces = cut(Prompt.chat([{"role": "user", "content": text} for text in ("a<|im", "_end|>b")]), template)
     assert pieces == [Piece("<s>", True), Piece("a<|im_end|>b", False), Piece("</s>", True)]
     assert cut(Prompt.chat("1 <"), "<s>{{ messages[0].content }} 2</s>") == [Piece("<s>1 < 2</s>", True)]
 
@@ -129,7 +128,7 @@ def test_a_message_that_holds_itself_is_refused() -> None:
     content: list[Any] = []
     content.append(content)
     with pytest.raises(InputError, match="nested too deeply"):
-        cut(Prompt(messages=({"role": "user", "content": content},)))
+        cut(Prompt(messages=({"role": "user", "content": "hi", "parts": content},)))
 
 
 PARTS = st.lists(
