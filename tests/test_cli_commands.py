@@ -331,6 +331,11 @@ def test_calibrate_fits_says_how_well_and_goes_on_where_it_was(
     again = run(*asked, "--features", "logprob", "--json")
     assert (again.code, loader.asked) == (0, 240), "from the journal, without asking anything"
     assert again.json["splits"] == fitted.artefact.split_sizes
+    assert again.json["truncated"] == 0
+    short = ("--features", "logprob", "--max-tokens", "2", "--journal", tmp_path / "short.journal")
+    words, truncated = run(*asked, *short).words, run(*asked, *short, "--json").json["truncated"]
+    assert 0 < truncated <= 240
+    assert f"{truncated} of 240 answers were cut at their token limit" in words
     answered = run("ask", "What is 3 + 1?", "--model", MODEL, "--scorer", out, "--policy", "shadow", "--json")
     assert answered.json["p_wrong"] is not None
 
