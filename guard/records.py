@@ -2,7 +2,7 @@
 
     Prompt -> Generation -> Signature -> Score -> Decision -> Outcome
 
-Every other module imports these; these import nothing of guard but its errors.
+Every other module imports these; these import nothing of guard but its errors and the reading of contents.
 """
 
 from __future__ import annotations
