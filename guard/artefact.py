@@ -106,12 +106,14 @@ class Prompting(_Part):
     max_tokens: Annotated[int, Field(ge=1)]
     #: Variables of the model's chat template, such as ``{"enable_thinking": false}``.
     template_options: Facts = Field(default_factory=dict)
+    #: Asked by a text to continue, as base models are (see `guard.prompts.completion_text`).
+    completion: bool = False
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without options there is no entry for them."""
+        """Without options there is no entry for them, nor one for chat messages."""
         written: dict[str, Any] = write(self)
-        return written if self.template_options else {k: v for k, v in written.items() if k != "template_options"}
+        return {k: v for k, v in written.items() if v or k not in ("template_options", "completion")}
 
 
 class DataSet(_Part):

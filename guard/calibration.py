@@ -119,7 +119,12 @@ def fit_scorer(
         features=features,
         schema=Schema.of(schema),
         feature_names=list(schema.names),
-        prompting=Prompting(system=run.system, max_tokens=run.max_tokens, template_options=dict(run.template_options)),
+        prompting=Prompting(
+            system=run.system,
+            max_tokens=run.max_tokens,
+            template_options=dict(run.template_options),
+            completion=run.completion,
+        ),
         data=list(data),
         split_sizes={name: len(each) for name, each in examples.items()},
         seed=seed,

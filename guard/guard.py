@@ -21,6 +21,7 @@ from guard.ledger import OWN_ENGINE, Ledger
 from guard.loop import Answerer, Call, Source, score_of
 from guard.policy import Policy, load_policy
 from guard.policy_promise import fallbacks_of, procedure_sha256
+from guard.prompts import COMPLETION_STOP, completion_text
 from guard.records import Attempt, CapturePoint, Limits, Outcome, Prompt, Sampling, Score
 from guard.scorer import Scorer, load_scorer, shipped_scorer
 from guard.signature import SignatureObserver
@@ -229,8 +230,17 @@ class Guard:
             return asked
         if not isinstance(asked, Iterable):
             raise InputError(f"Expected a question, messages or a Prompt, got {type(asked).__name__}")
-        system = self.scorer.artefact.prompting.system if isinstance(asked, str) else None
+        prompting = self.scorer.artefact.prompting
+        if isinstance(asked, str) and prompting.completion:
+            return Prompt.raw(completion_text(asked))
+        system = prompting.system if isinstance(asked, str) else None
         return Prompt.chat(asked, system=system, template_options=self.template_options)
+
+    @property
+    def limits(self) -> Limits:
+        """Of an answer where none are given: those of the calibration."""
+        prompting = self.scorer.artefact.prompting
+        return Limits(max_tokens=prompting.max_tokens, stop=COMPLETION_STOP if prompting.completion else ())
 
     def close(self) -> None:
         """Free the engines, and close the store if it was opened here."""
@@ -257,7 +267,7 @@ class Guard:
         template_options: Mapping[str, Any] | None = None,
     ) -> Call:
         self.policy.check_route(route)
-        limits = limits or Limits(max_tokens=self.scorer.artefact.prompting.max_tokens)
+        limits = limits or self.limits
         ledger = Ledger(self.policy, route)
         prompt = self.prompt_of(asked)
         if template_options:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +33,12 @@ def asked_digest(row: Row) -> str:
     return hashlib.sha256(put.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-class JournalFile:
+class JournalFile(ABC):
     """What journals share: opening, one writer at a time, errors that say what to do."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._is_new = str(path) != ":memory:" and not self.path.exists()
         with self._translated():
             if str(path) != ":memory:":
                 create_private(self.path)  # it holds prompts and answers
@@ -45,8 +47,16 @@ class JournalFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; a file that was made for a run that failed before its first row is not left behind."""
+        useless = kind is not None and self._is_new and not self.keys()
         self._db.close()
+        if useless:
+            self.path.unlink(missing_ok=True)
+
+    @abstractmethod
+    def keys(self) -> set[str]:
+        """Keys of all rows that were put to the model."""
 
     def _claim(self, tables: Iterable[str]) -> None:
         """Keep other writers out, and refuse a file that has other tables than these."""

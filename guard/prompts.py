@@ -14,6 +14,8 @@ from guard.records import Prompt
 #: Short answers are cheap to ask for and can be graded without another model.
 SHORT_ANSWER_SYSTEM = "Answer with as few words as possible. No explanation."
 _CHOICE_INSTRUCTION = "Answer with the letter only."
+#: What ends a base model's answer.
+COMPLETION_STOP = ("\n",)
 #: Solved examples for base models, made for this purpose: in no data set.
 _EXAMPLES = (
     ("What colour is a ripe lemon?", "yellow"),
@@ -46,6 +48,11 @@ def completion_prompt(question: Question) -> Prompt:
 
     The examples are of the kinds that there are (open, number, choice); an answer ends with its line.
     """
-    blocks = [f"Question: {asked}\nAnswer: {answer}" for asked, answer in _EXAMPLES]
     content = (question_prompt(question, system="").messages or ())[0]["content"]
-    return Prompt.raw("\n\n".join([*blocks, f"Question: {content}\nAnswer:"]))
+    return Prompt.raw(completion_text(content))
+
+
+def completion_text(question: str) -> str:
+    """The text that a base model continues with its answer to a question."""
+    blocks = [f"Question: {asked}\nAnswer: {answer}" for asked, answer in _EXAMPLES]
+    return "\n\n".join([*blocks, f"Question: {question}\nAnswer:"])

@@ -28,7 +28,7 @@ from guard.journal_file import JournalFile, asked_digest, row_key
 from guard.policy import decide_error
 from guard.policy_plan import Plan
 from guard.policy_promise import asks_again
-from guard.prompts import question_prompt
+from guard.prompts import completion_prompt, question_prompt
 from guard.questions import LabelledResponse, Row
 from guard.recording import Skipped
 from guard.records import Action, Attempt, Score
@@ -211,8 +211,11 @@ def trials_of(answered: Sequence[Answered], *, grade: Grader) -> Trials:
 def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[Tried, ...]:
     plan = guard.policy.plan(route)
     if not isinstance(row, LabelledResponse):
-        prompt = question_prompt(
-            row, system=guard.scorer.artefact.prompting.system, template_options=guard.template_options
+        prompting = guard.scorer.artefact.prompting
+        prompt = (
+            completion_prompt(row)
+            if prompting.completion
+            else question_prompt(row, system=prompting.system, template_options=guard.template_options)
         )
         return tuple(Tried.of(attempt, plan) for attempt in guard.attempts(prompt, route=route))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,7 +65,6 @@ def ask(
     Exit code 0 with an answer, 10 when the policy abstained, 11 when it escalated.
     """
     from guard.guard import Guard
-    from guard.records import Limits
 
     text = sys.stdin.read() if question == "-" else question
     with Guard.load(
@@ -79,7 +79,8 @@ def ask(
         certificate=certificate,
         template_options=template_options(template_option),
     ) as guard:
-        limits = Limits(max_tokens=max_tokens or guard.scorer.artefact.prompting.max_tokens, timeout_s=timeout)
+        usual = guard.limits
+        limits = replace(usual, max_tokens=max_tokens or usual.max_tokens, timeout_s=timeout)
         outcome = guard.ask(text, route=route, limits=limits)
     if as_json:
         print_json(outcome_json(outcome))

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from guard.cli.output import template_options
 from guard.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
+    from guard.backends.base import BaseEngine
     from guard.datasets import DataSource
     from guard.questions import BadRow, Row
+    from guard.recording import Run
+    from guard.records import CapturePoint
 
 DataSpecs = Annotated[
     list[str],
@@ -118,3 +122,56 @@ def _agreed(option: str, wanted: dict[str, _ValueT]) -> _ValueT:
             fix=f"Give {option} for all of them, or take them one by one",
         )
     return next(iter(distinct))
+
+
+def run_of(
+    engine: BaseEngine,
+    sources: Sequence[DataSource],
+    system: str | None,
+    max_tokens: int | None,
+    tau: list[float] | None,
+    completion: bool | None,
+    template_option: list[str] | None,
+    *,
+    capture_point: CapturePoint,
+) -> Run:
+    """How a run asks its questions: as chat messages, or a model without a chat template by a text to continue.
+
+    Raises:
+        InputError: options that do not go together, or given responses to chat messages for a base model.
+    """
+    from hashlib import sha256
+
+    from guard.prompts import COMPLETION_STOP
+    from guard.questions import LabelledResponse
+    from guard.recording import Run
+
+    if completion is None:
+        completion = engine.model.chat_template_sha256 == sha256(b"").hexdigest()
+    if completion and system:
+        raise InputError(
+            "A text to continue has no system message",
+            why=f"{engine.model.name} is asked by a text, since it has no chat template or --completion was given",
+            fix="Leave --system out",
+        )
+    options = template_options(template_option) or {}
+    if completion and options:
+        raise InputError("A text to continue goes through no chat template", fix="Leave --template-option out")
+    if completion and any(isinstance(row, LabelledResponse) for source in sources for row in source.rows):
+        raise InputError(
+            "Responses to chat messages cannot be put to a model that is asked by a text to continue",
+            fix="Give questions with accepted answers",
+        )
+    engine.check_template_options(options)
+    system, tokens = how_to_ask(sources, system="" if completion else system, max_tokens=max_tokens)
+    return Run(
+        model=engine.model,
+        # Where the residual stream is read too, the signature is still of the MLPs alone.
+        capture_point=capture_point,
+        system=system,
+        max_tokens=tokens,
+        temperatures=tuple(tau or (1.0,)),
+        stop=COMPLETION_STOP if completion else (),
+        completion=completion,
+        template_options=options,
+    )

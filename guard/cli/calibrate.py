@@ -23,6 +23,7 @@ from guard.cli.asking import (
     how_to_ask,
     read_data,
     rows_of,
+    run_of,
 )
 from guard.cli.output import (
     AsJson,
@@ -36,7 +37,6 @@ from guard.cli.output import (
     console,
     engine_options,
     print_json,
-    template_options,
 )
 from guard.cli.progress import under_progress
 from guard.cli.terminal import shown
@@ -86,30 +86,24 @@ def calibrate(
     from guard.graders import grade, load_grader
     from guard.guard import capture_point_of
     from guard.journal_file import row_key
-    from guard.recording import Journal, Run, of_this_model, record_rows
+    from guard.recording import Journal, of_this_model, record_rows
 
     check_choice("--features", features, _FEATURES)
     check_writable(out, "scorer")
     grader_function = load_grader(grader) if grader else grade
     check_choice("--capture-point", capture_point, ("mlp", "block"))
     sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
-    system, max_tokens = how_to_ask(sources, system=system, max_tokens=max_tokens)
+    if max_tokens is None or system is None:
+        how_to_ask(sources, system=system, max_tokens=max_tokens)  # better said before the model is loaded
     rows, bad = rows_of(sources), bad_rows_of(sources)
     check_enough_rows([row for _, row in rows], seed=seed)
     loading = engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)
     with load_engine(model, engine=engine, capture_point=capture_point, **loading) as loaded:
-        options = template_options(template_option) or {}
-        loaded.check_template_options(options)
         rows, others = of_this_model(rows, loaded.model.name)
         if others:
             check_enough_rows([row for _, row in rows], seed=seed)
-        run = Run(
-            model=loaded.model,
-            capture_point=capture_point_of(loaded),
-            system=system,
-            max_tokens=max_tokens,
-            temperatures=tuple(tau or (1.0,)),
-            template_options=options,
+        run = run_of(
+            loaded, sources, system, max_tokens, tau, None, template_option, capture_point=capture_point_of(loaded)
         )
         with Journal(journal or out.with_name(f"{out.name}.journal"), run) as answers:
             under_progress(record_rows(loaded, rows, answers, run=run), rows=rows, known=answers.keys())

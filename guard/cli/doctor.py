@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Annotated, Any
 
 import typer
@@ -127,6 +128,9 @@ def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Chec
         info = engine.model
         told = f"{info.name}: {info.architecture}, {info.quantization}, {info.layers} layers of {info.width}"
         checks = [Check("model", True, f"{told}, on {info.engine}")]
+        if info.chat_template_sha256 == sha256(b"").hexdigest():
+            told = "none: a base model, asked by a text to continue; chats, tools and LangChain need one"
+            checks.append(Check("chat template", None, told))
         if scorer is None and model != EMBEDDED:
             return [*checks, Check("scorer", None, "none given; fit one with guard calibrate")]
         try:

@@ -20,9 +20,9 @@ from guard.cli.asking import (
     Tau,
     bad_rows_of,
     check_writable,
-    how_to_ask,
     read_data,
     rows_in_turn,
+    run_of,
 )
 from guard.cli.output import (
     AsJson,
@@ -36,7 +36,6 @@ from guard.cli.output import (
     console,
     engine_options,
     print_json,
-    template_options,
 )
 from guard.cli.progress import under_progress
 from guard.errors import InputError, UnsupportedArchitectureError, missing_extra
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from guard.datasets import DataSource
     from guard.evaluation.table import Answers
     from guard.questions import Row
-    from guard.recording import Run, Skipped
+    from guard.recording import Skipped
     from guard.residual import Lens
 
 
@@ -97,7 +96,7 @@ def record(
     options = {"engine": engine, **engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)}
     with _Loaded.load(model, options, lens=lens and not partial) as loaded:
         rows, others = of_this_model(rows, loaded.engine.model.name)
-        run = _run(loaded.engine, sources, system, max_tokens, tau, completion, template_option)
+        run = run_of(loaded.engine, sources, system, max_tokens, tau, completion, template_option, capture_point="mlp")
         with Journal(kept, run) as answers:
             if not partial:
                 sampling = {"samples": samples, "sampled_rows": sampled_rows}
@@ -172,41 +171,6 @@ def _load_with_lens(model: str, options: dict[str, Any]) -> tuple[BaseEngine, Le
     except BaseException:
         engine.close()
         raise
-
-
-def _run(
-    engine: BaseEngine,
-    sources: Sequence[DataSource],
-    system: str | None,
-    max_tokens: int | None,
-    tau: list[float] | None,
-    completion: bool | None,
-    template_option: list[str] | None,
-) -> Run:
-    from hashlib import sha256
-
-    from guard.recording import Run
-
-    if completion is None:
-        completion = engine.model.chat_template_sha256 == sha256(b"").hexdigest()
-    if completion and system:
-        raise InputError("A text to continue has no system message", fix="Leave --system out, or add --chat")
-    options = template_options(template_option) or {}
-    if completion and options:
-        raise InputError("A text to continue goes through no chat template", fix="Leave --template-option out")
-    engine.check_template_options(options)
-    system, tokens = how_to_ask(sources, system="" if completion else system, max_tokens=max_tokens)
-    return Run(
-        model=engine.model,
-        # Where the residual stream is read too, the signature is still of the MLPs alone.
-        capture_point="mlp",
-        system=system,
-        max_tokens=tokens,
-        temperatures=tuple(tau or (1.0,)),
-        stop=("\n",) if completion else (),
-        completion=completion,
-        template_options=options,
-    )
 
 
 # -- what is said ------------------------------------------------------------------------------
