@@ -21,7 +21,6 @@ from guard.errors import CalibrationError, GuardError, InputError
 from guard.guard import Guard
 from guard.prompts import completion_prompt
 from guard.questions import Question
-from guard.recording import Journal
 from guard.scorer import Scorer, load_scorer
 
 pytestmark = pytest.mark.model
@@ -98,4 +97,3 @@ def test_a_run_that_fails_before_its_first_row_leaves_no_journal(tmp_path: Path)
     with pytest.raises(GuardError, match="refuses the messages"):
         run("calibrate", *options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["refusing.gguf", "rows.jsonl"]
-    assert Journal.keys is not None
