@@ -33,10 +33,10 @@ from guard.backends import load_engine
 from guard.guard import capture_point_of
 from guard.journal_file import row_key
 from guard.novelty import Novelty, fit_novelty
-from guard.prompts import SHORT_ANSWER_SYSTEM
 from guard.questions import Row, read_rows
 from guard.recording import Journal, Record, Run, record_rows
 from guard.records import Signals
+from guard.system_messages import SHORT_ANSWER_SYSTEM
 
 #: Novelty above these is called unusual.
 THRESHOLDS = (0.95, 0.99)

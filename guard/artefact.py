@@ -70,6 +70,18 @@ class Binding(_Part):
     layers: int
     width: int
     capture_point: CapturePoint
+    template_date: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_no_date(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Most templates write no date, and their scorers' files do not speak of it."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("template_date", None)}
+
+    @property
+    def engine_options(self) -> dict[str, str]:
+        """What an engine is loaded with, beside its defaults, so that it records and asks as in calibration."""
+        point = {"capture_point": str(self.capture_point)} if self.capture_point != "mlp" else {}
+        return {**point, "template_date": self.template_date} if self.template_date else point
 
     @classmethod
     def of(cls, model: ModelInfo, capture_point: CapturePoint) -> Self:

@@ -133,7 +133,7 @@ class Guard:
         given = as_named("fallbacks", fallbacks, FALLBACKS)
         as_named("handlers", handlers, HANDLERS)  # before the weights are loaded
         with ExitStack() as loaded:
-            options = {"capture_point": fitted.artefact.binding.capture_point, **(engine_options or {})}
+            options = {**fitted.artefact.binding.engine_options, **(engine_options or {})}
             own = loaded.enter_context(load_engine(model, engine=engine, **options))
             declared = _declared_fallbacks(chosen, leave_out=given, loaded=loaded)
             guard = cls(
@@ -368,5 +368,5 @@ def _declared_fallbacks(policy: Policy, *, leave_out: Mapping[str, Any], loaded:
 
 def _load_source(name: str, model: str, scorer: str | None, loaded: ExitStack) -> Source:
     fitted = load_scorer(scorer) if scorer else None
-    options = {"capture_point": fitted.artefact.binding.capture_point} if fitted else {}
+    options: dict[str, Any] = {**fitted.artefact.binding.engine_options} if fitted else {}
     return Source(name, loaded.enter_context(load_engine(model, **options)), fitted)

@@ -10,9 +10,8 @@ from typing import Any
 
 from guard.questions import LETTERS, Question
 from guard.records import Prompt
+from guard.system_messages import SHORT_ANSWER_SYSTEM
 
-#: Short answers are cheap to ask for and can be graded without another model.
-SHORT_ANSWER_SYSTEM = "Answer with as few words as possible. No explanation."
 _CHOICE_INSTRUCTION = "Answer with the letter only."
 #: What ends a base model's answer.
 COMPLETION_STOP = ("\n",)

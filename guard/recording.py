@@ -6,7 +6,9 @@ and goes on where it was, without asking anything twice. All fitting and evaluat
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -50,6 +52,9 @@ _SCHEMA = (
 )
 
 
+_TEMPLATE_DATE = "model.template_date"
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """What makes two runs comparable; a journal belongs to one of these.
@@ -79,6 +84,8 @@ class Run:
         """Flat, as stored in a journal's header."""
         flat = {**asdict(self), **{f"model.{key}": value for key, value in asdict(self.model).items()}}
         del flat["model"], flat["model.name"], flat["model.context_tokens"]
+        if self.model.template_date is None:  # as with most templates
+            del flat[_TEMPLATE_DATE]
         return {key: json.dumps(value) for key, value in flat.items()}
 
 
@@ -295,6 +302,20 @@ def of_this_model(rows: Sequence[tuple[str, Row]], model: str) -> tuple[list[tup
     )
     kept = [pair for pair in rows if not isinstance(pair[1], LabelledResponse) or pair[1].model in (None, model)]
     return kept, Counter({name: count for name, count in others.items() if name is not None})
+
+
+def template_date_of(journal: str | Path) -> str | None:
+    """The date that the chat template wrote in a journal's prompts; None where it wrote none, or there is no journal.
+
+    A run that goes on another day is asked with the same prompts.
+    """
+    try:
+        # To be written too, though nothing is: a connection that may only read leaves files behind.
+        with contextlib.closing(sqlite3.connect(f"{Path(journal).resolve().as_uri()}?mode=rw", uri=True)) as db:
+            found = db.execute("SELECT value FROM header WHERE name = ?", (_TEMPLATE_DATE,)).fetchone()
+        return str(json.loads(found[0])) if found else None
+    except (sqlite3.Error, ValueError, TypeError):  # what is wrong with it is said where it is opened
+        return None
 
 
 def record_rows(

@@ -194,6 +194,7 @@ class ModelInfo:
         layers: number of blocks whose MLP output is recorded (L).
         width: size of one MLP output (D).
         context_tokens: how many tokens prompt and answer may have together.
+        template_date: the date that the chat template writes, as 2026-11-25; None where it writes none.
     """
 
     name: str
@@ -206,6 +207,7 @@ class ModelInfo:
     layers: int
     width: int
     context_tokens: int
+    template_date: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

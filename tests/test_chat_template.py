@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -19,10 +20,13 @@ from hypothesis import strategies as st
 from test_gguf import smollm2
 
 from guard.backends import chat_template, template_process
-from guard.backends.chat_template import render
+from guard.backends.chat_template import clock, render
 from guard.backends.gguf import read_gguf
+from guard.backends.system_role import with_system_placed
 from guard.backends.template_sandbox import MAX_REASON
 from guard.errors import ChatTemplateError, InputError
+from guard.records import Prompt
+from guard.system_messages import SHORT_ANSWER_SYSTEM
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>'"
@@ -437,7 +441,7 @@ def test_after_a_fork_the_child_renders_in_processes_of_its_own() -> None:
     program = """
 import os, sys
 from guard.backends import template_process
-from guard.backends.chat_template import render
+from guard.backends.chat_template import clock, render
 one = [{"role": "user", "content": "hi"}]
 template = "{{ messages[0].content }}"
 assert render(template, one) == "hi"
@@ -475,6 +479,45 @@ def test_rendering_processes_end_with_their_owner() -> None:
 def test_long_conversations_are_within_the_budget() -> None:
     chat = [{"role": role, "content": "word " * 100} for role in ("user", "assistant")] * 2000
     assert len(render(CHATML, chat)) > 4000 * 500
+
+
+LEAVES_OUT = "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}"
+ONLY_QUESTION = [{"role": "user", "content": "Why?"}]
+
+
+@pytest.mark.parametrize("template", [GEMMA, MISTRAL, LEAVES_OUT], ids=["gemma", "mistral", "leaves it out"])
+def test_guards_own_system_message_goes_into_the_users_where_a_template_takes_none(template: str) -> None:
+    own = Prompt.chat(ONLY_QUESTION, system=SHORT_ANSWER_SYSTEM)
+    placed = with_system_placed(own, template, bos_token="<s>", eos_token="</s>")
+    assert placed.messages == ({"role": "user", "content": f"{SHORT_ANSWER_SYSTEM}\n\nWhy?"},)
+    assert SHORT_ANSWER_SYSTEM in render(template, placed.messages or ())
+    bare = Prompt.chat(ONLY_QUESTION)
+    assert with_system_placed(bare, template, bos_token="<s>", eos_token="</s>") is bare
+
+
+@pytest.mark.parametrize("template", [GEMMA, MISTRAL, LEAVES_OUT], ids=["gemma", "mistral", "leaves it out"])
+def test_a_callers_system_message_is_an_error_where_a_template_takes_none(template: str) -> None:
+    asked = Prompt.chat(ONLY_QUESTION, system="You are a pirate.")
+    with pytest.raises(ChatTemplateError, match=r"takes no system message.*--system ''"):
+        with_system_placed(asked, template, bos_token="<s>", eos_token="</s>")
+    alone = Prompt.chat([{"role": "system", "content": SHORT_ANSWER_SYSTEM}])
+    with pytest.raises(ChatTemplateError, match="takes no system message"):
+        with_system_placed(alone, template, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, QWEN_TOOLS], ids=["chatml", "llama3", "qwen"])
+def test_a_template_that_takes_a_system_message_gets_it_as_it_is(template: str) -> None:
+    asked = Prompt.chat(ONLY_QUESTION, system="You are a pirate.")
+    assert with_system_placed(asked, template, bos_token="<s>", eos_token="</s>") is asked
+
+
+def test_a_templates_clock_stands_still() -> None:
+    assert clock("2026-11-25") == datetime(2026, 11, 25)
+    assert render("{{ strftime_now('%d %b %Y %H:%M') }}", ONE, now=clock("2026-11-25")) == "25 Nov 2026 00:00"
+    assert clock(None).time() == datetime.min.time()
+    for bad in ("25.11.2026", "today", "2026-13-01", ""):
+        with pytest.raises(InputError, match="template_date is no date"):
+            clock(bad)
 
 
 PIECES = (

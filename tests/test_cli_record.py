@@ -26,8 +26,8 @@ from guard.cli.asking import how_to_ask, read_data, rows_in_turn
 from guard.datasets import SETS
 from guard.errors import ChatTemplateError, GuardError, InputError, MissingExtraError
 from guard.evaluation.table import Answers
-from guard.prompts import SHORT_ANSWER_SYSTEM
 from guard.recording import Journal
+from guard.system_messages import SHORT_ANSWER_SYSTEM
 
 
 def write_set(folder: Path, name: str, count: int, *, extra: Sequence[str] = ()) -> str:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from guard.errors import InputError
 from guard.json_lines import MAX_LINE_BYTES
-from guard.prompts import SHORT_ANSWER_SYSTEM, completion_prompt, question_prompt
+from guard.prompts import completion_prompt, question_prompt
 from guard.questions import (
     LabelledResponse,
     Question,
@@ -26,6 +26,7 @@ from guard.questions import (
     split_questions,
 )
 from guard.records import Prompt
+from guard.system_messages import SHORT_ANSWER_SYSTEM
 
 QA = Path(__file__).resolve().parents[2] / "shared" / "data" / "qa"
 GOOD = {"id": "1", "question": "Capital of France?", "answers": ["Paris"]}

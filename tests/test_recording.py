@@ -25,7 +25,7 @@ from guard.errors import EngineError, InputError
 from guard.journal_file import row_key
 from guard.prompts import completion_prompt
 from guard.questions import LabelledResponse, Question, Row, split_questions
-from guard.recording import Journal, Record, Run, Skipped, of_this_model, record_rows
+from guard.recording import Journal, Record, Run, Skipped, of_this_model, record_rows, template_date_of
 from guard.records import Prompt
 from guard.residual import Lens, path_geometry
 
@@ -111,6 +111,25 @@ def test_a_journal_goes_on_without_asking_twice(tmp_path: Path) -> None:
         assert list(record_rows(third, ROWS, journal, run=RUN)) == []
     assert asked(first) + asked(second) == [f"question {number}" for number in range(12)]
     assert asked(third) == []
+
+
+def test_a_run_that_goes_on_another_day_is_asked_with_the_journals_date(tmp_path: Path) -> None:
+    dated = replace(RUN, model=scripted_model(template_date="2026-11-25"))
+    assert template_date_of(tmp_path / "j") is None
+    with Journal(tmp_path / "j", dated):
+        pass
+    assert template_date_of(tmp_path / "j") == "2026-11-25"
+    assert [path.name for path in tmp_path.iterdir()] == ["j"]
+    with (
+        pytest.raises(InputError, match="template_date"),
+        Journal(tmp_path / "j", replace(RUN, model=scripted_model(template_date="2026-11-26"))),
+    ):
+        pass
+    with Journal(tmp_path / "undated", RUN):
+        pass
+    assert template_date_of(tmp_path / "undated") is None
+    (tmp_path / "other").write_text("no journal")
+    assert template_date_of(tmp_path / "other") is None
 
 
 def test_the_same_row_given_twice_is_asked_once(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from scripted import tiny_artefact  # noqa: E402
 from tiny_models import (  # noqa: E402
     ARCHITECTURES,
     LAYERS,
@@ -38,9 +39,12 @@ from guard.errors import (  # noqa: E402
     ChatTemplateError,
     InputError,
     PromptTooLongError,
+    ScorerMismatchError,
     UnsupportedArchitectureError,
 )
 from guard.records import Limits, Prompt  # noqa: E402
+from guard.scorer import Scorer  # noqa: E402
+from guard.system_messages import SHORT_ANSWER_SYSTEM  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -368,3 +372,38 @@ def test_longrope_answers_as_generate_does_before_at_and_past_its_switch(
         asked, attention_mask=torch.ones_like(asked), max_new_tokens=20, do_sample=False, pad_token_id=0
     )
     assert [*answer.token_ids] == theirs[0, prompt_tokens:].tolist()
+
+
+def test_the_date_that_a_chat_template_writes_is_kept_and_a_scorer_is_bound_to_it() -> None:
+    dated = "{{ strftime_now('%d %b %Y') }} {{ messages[-1].content }}"
+    model = tiny_model("llama")
+    then = TransformersEngine.wrap(model, byte_tokenizer(chat_template=dated), template_date="2026-11-25")
+    later = TransformersEngine.wrap(model, byte_tokenizer(chat_template=dated), template_date="2027-01-02")
+    assert then.encode(Prompt.chat("hi")) == then.encode(Prompt.raw("25 Nov 2026 hi"))
+    assert (then.model.template_date, later.model.template_date) == ("2026-11-25", "2027-01-02")
+    assert TransformersEngine.wrap(model, byte_tokenizer(), template_date="2026-11-25").model.template_date is None
+    today = TransformersEngine.wrap(model, byte_tokenizer(chat_template=dated))
+    assert today.encode(Prompt.chat("hi")) == today.encode(Prompt.chat("hi"))
+    scorer = Scorer(tiny_artefact(then.model))
+    assert scorer.for_model(then.model, "mlp") is scorer
+    with pytest.raises(ScorerMismatchError, match="template_date: fitted on 2026-11-25, got 2027-01-02"):
+        scorer.for_model(later.model, "mlp")
+    assert scorer.artefact.binding.engine_options == {"template_date": "2026-11-25"}
+
+
+def test_a_scorer_of_a_template_without_a_date_does_not_speak_of_one() -> None:
+    binding = tiny_artefact(wrap(tiny_model("llama")).model).binding
+    assert "template_date" not in binding.model_dump()
+    assert binding.engine_options == {}
+
+
+def test_guards_own_system_message_is_asked_of_a_model_that_takes_none() -> None:
+    gemma = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    )
+    engine = wrap(tiny_model("llama"), byte_tokenizer(chat_template=gemma))
+    own = engine.encode(Prompt.chat("Why?", system=SHORT_ANSWER_SYSTEM))
+    assert own == engine.encode(Prompt.raw(f"user: {SHORT_ANSWER_SYSTEM}\n\nWhy?"))
+    with pytest.raises(ChatTemplateError, match=r"takes no system message.*--system ''"):
+        engine.encode(Prompt.chat("Why?", system="You are a pirate."))

@@ -8,7 +8,7 @@ in time and memory (`guard.backends.template_process`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, time
 from typing import Any
 
 from guard.backends.template_process import RenderRequest, render_bounded, variables_bounded
@@ -29,6 +29,7 @@ def render(
     eos_token: str = "",
     add_generation_prompt: bool = True,
     options: Mapping[str, Any] | None = None,
+    now: datetime | None = None,
 ) -> str:
     """The text that a chat template makes of messages.
 
@@ -40,6 +41,7 @@ def render(
         eos_token: text of the end-of-sequence token.
         add_generation_prompt: end with the beginning of the assistant's turn.
         options: further variables that the template reads, such as ``{"enable_thinking": False}``.
+        now: what the template's clock shows; by default the time it is.
 
     Raises:
         ChatTemplateError: the template is not valid, refuses the messages, fails on them, does what
@@ -59,11 +61,28 @@ def render(
         "add_generation_prompt": add_generation_prompt,
     }
     try:
-        return render_bounded(RenderRequest(template, variables, datetime.now(), MAX_SECONDS, MAX_CHARACTERS))
+        return render_bounded(RenderRequest(template, variables, now or datetime.now(), MAX_SECONDS, MAX_CHARACTERS))
     except RecursionError as error:
         raise InputError("The messages are nested too deeply") from error
     except RenderError as error:
         raise _explained(error) from error
+
+
+def reads_the_clock(template: str) -> bool:
+    """Whether a template may write the date: only ``strftime_now`` shows it one."""
+    return "strftime_now" in template
+
+
+def clock(date: str | None) -> datetime:
+    """Midnight of a date, by default today's: what an engine's template is shown for as long as it lives.
+
+    Raises:
+        InputError: not a date in the form 2026-11-25.
+    """
+    try:
+        return datetime.strptime(date, "%Y-%m-%d") if date is not None else datetime.combine(datetime.now(), time())
+    except (ValueError, TypeError) as error:
+        raise InputError(f"template_date is no date: {date!r:.40}", fix="Write it as 2026-11-25") from error
 
 
 def after_answer(asked: Callable[..., str]) -> str:

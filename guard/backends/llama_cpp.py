@@ -24,10 +24,11 @@ from typing import Any, get_args
 import numpy as np
 
 from guard.backends.base import BaseEngine, Session
-from guard.backends.chat_template import after_answer, render
+from guard.backends.chat_template import after_answer, clock, reads_the_clock, render
 from guard.backends.control_text import pieces_of
 from guard.backends.gguf import GgufHeader, read_gguf
 from guard.backends.sampling import checked_logits
+from guard.backends.system_role import with_system_placed
 from guard.backends.text import BytesDetokenizer, Detokenizer
 from guard.backends.turnstile import Interrupt
 from guard.backends.weights import weight_file, weights_sha256
@@ -96,6 +97,7 @@ class LlamaCppEngine(BaseEngine):
         capture_point: CapturePoint,
         chat_template: str | None,
         owner: Any = None,
+        template_date: str | None = None,
     ) -> None:
         super().__init__()
         if capture_point not in get_args(CapturePoint):
@@ -103,6 +105,7 @@ class LlamaCppEngine(BaseEngine):
                 f"Unknown capture point '{capture_point}'", fix=did_you_mean(capture_point, get_args(CapturePoint))
             )
         self.capture_point = capture_point
+        self._now = clock(template_date)
         # Nothing may use the model's memory once it is freed, and nothing may free it while it is used.
         self._handles = threading.RLock()
         self._closed = self._in_session = False
@@ -137,6 +140,7 @@ class LlamaCppEngine(BaseEngine):
         gpu_layers: int = -1,
         capture_point: CapturePoint = "mlp",
         chat_template: str | None = None,
+        template_date: str | None = None,
     ) -> LlamaCppEngine:
         """Load a GGUF file.
 
@@ -147,6 +151,7 @@ class LlamaCppEngine(BaseEngine):
             gpu_layers: layers put on a GPU where llama.cpp was built with one; -1 is all.
             capture_point: ``mlp`` (the MLP's output before the residual add), ``block`` or ``mlp+block``.
             chat_template: Jinja text to use in place of the file's own.
+            template_date: what a chat template that writes the date writes, as 2026-11-25; by default today.
 
         Raises:
             InputError: context_tokens or threads below 1, or an unknown capture point.
@@ -171,6 +176,7 @@ class LlamaCppEngine(BaseEngine):
                 context_params=context,
                 capture_point=capture_point,
                 chat_template=chat_template,
+                template_date=template_date,
             )
         except BaseException:
             llama_cpp.llama_model_free(model)
@@ -178,7 +184,12 @@ class LlamaCppEngine(BaseEngine):
 
     @classmethod
     def wrap(
-        cls, llama: llama_cpp.Llama, *, capture_point: CapturePoint = "mlp", chat_template: str | None = None
+        cls,
+        llama: llama_cpp.Llama,
+        *,
+        capture_point: CapturePoint = "mlp",
+        chat_template: str | None = None,
+        template_date: str | None = None,
     ) -> LlamaCppEngine:
         """Use the weights of a `Llama` that is loaded already.
 
@@ -212,6 +223,7 @@ class LlamaCppEngine(BaseEngine):
             capture_point=capture_point,
             chat_template=chat_template,
             owner=llama,
+            template_date=template_date,
         )
 
     def _make_context(self, params: Any) -> Any:
@@ -263,6 +275,7 @@ class LlamaCppEngine(BaseEngine):
             layers=llama_cpp.llama_model_n_layer(self._model),
             width=llama_cpp.llama_model_n_embd(self._model),
             context_tokens=context_tokens,
+            template_date=f"{self._now:%Y-%m-%d}" if reads_the_clock(template) else None,
         )
 
     # -- the engine ----------------------------------------------------------------------------
@@ -291,8 +304,9 @@ class LlamaCppEngine(BaseEngine):
                 f"'{self._info.name}' has no chat template",
                 fix="Pass Prompt.raw(text), or chat_template= when building the engine",
             )
-        bos, _ = self._vocabulary.bos_and_eos()
-        pieces = pieces_of(prompt, self._template, self._vocabulary.control_texts, self._asked(prompt.template_options))
+        bos, eos = self._vocabulary.bos_and_eos()
+        placed = with_system_placed(prompt, self._template, bos_token=bos, eos_token=eos)
+        pieces = pieces_of(placed, self._template, self._vocabulary.control_texts, self._asked(prompt.template_options))
         # A template that writes the beginning-of-text token itself must not get a second one.
         twice = bool(bos) and any(piece.control and piece.text.startswith(bos) for piece in pieces[:1])
         tokens = [] if twice else self._vocabulary.begin()
@@ -303,7 +317,7 @@ class LlamaCppEngine(BaseEngine):
     def _asked(self, options: Mapping[str, Any] | None = None) -> partial[str]:
         """`render` with this model's template and texts."""
         bos, eos = self._vocabulary.bos_and_eos()
-        return partial(render, self._template or "", bos_token=bos, eos_token=eos, options=options)
+        return partial(render, self._template or "", bos_token=bos, eos_token=eos, options=options, now=self._now)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a piece of answer, without special tokens."""

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from guard.backends.base import BaseEngine
-from guard.backends.chat_template import after_answer, render
+from guard.backends.chat_template import after_answer, clock, reads_the_clock, render
 from guard.backends.control_text import ControlTexts, Piece, pieces_of
 from guard.backends.sampling import checked_logits
+from guard.backends.system_role import with_system_placed
 from guard.backends.text import Detokenizer
 from guard.backends.turnstile import Interrupt
 from guard.errors import (
@@ -57,6 +58,7 @@ class TransformersEngine(BaseEngine):
         context_tokens: int | None,
         capture_point: CapturePoint,
         owned: bool,
+        template_date: str | None = None,
     ) -> None:
         super().__init__()
         if capture_point not in get_args(CapturePoint):
@@ -67,6 +69,7 @@ class TransformersEngine(BaseEngine):
         self.capture_point = capture_point
         self._lm = lm
         self._tokenizer = tokenizer
+        self._now = clock(template_date)
         self._tokenizing = threading.RLock()  # prompts are encoded by many threads; reading plain text sets a switch
         self._layers = checkpoint.layer_names(lm, capture_point)
         # In inference mode a model may keep tensors that autograd refuses later: a user's model
@@ -85,6 +88,7 @@ class TransformersEngine(BaseEngine):
             layers=len(self._layers) // len(capture_point.split("+")),
             width=lm.config.get_text_config().hidden_size,
             context_tokens=checkpoint.context_limit(lm.config, context_tokens),
+            template_date=f"{self._now:%Y-%m-%d}" if reads_the_clock(checkpoint.template_text(tokenizer)) else None,
         )
 
     @classmethod
@@ -98,6 +102,7 @@ class TransformersEngine(BaseEngine):
         context_tokens: int | None = None,
         capture_point: CapturePoint = "mlp",
         threads: int | None = None,
+        template_date: str | None = None,
     ) -> TransformersEngine:
         """Load a model from disk; nothing is ever downloaded and no code of the model's is run.
 
@@ -111,6 +116,7 @@ class TransformersEngine(BaseEngine):
                 most 32,768; 4,096 if it says nothing.
             capture_point: where activations are read.
             threads: CPU threads of torch, for the whole process.
+            template_date: what a chat template that writes the date writes, as 2026-11-25; by default today.
 
         Raises:
             ModelFileError: a file is missing, truncated or of another kind.
@@ -131,6 +137,7 @@ class TransformersEngine(BaseEngine):
             context_tokens=context_tokens,
             capture_point=capture_point,
             owned=True,
+            template_date=template_date,
         )
 
     @classmethod
@@ -142,6 +149,7 @@ class TransformersEngine(BaseEngine):
         capture_point: CapturePoint = "mlp",
         name: str | None = None,
         context_tokens: int | None = None,
+        template_date: str | None = None,
     ) -> TransformersEngine:
         """Use a model that is loaded already, and leave it as it is. Reads all weights once, to hash them.
 
@@ -151,7 +159,7 @@ class TransformersEngine(BaseEngine):
             tokenizer: its tokenizer.
             capture_point: where activations are read.
             name: for people; by default the name that the model was loaded by.
-            context_tokens: as for `load`.
+            context_tokens, template_date: as for `load`.
 
         Raises:
             InputError: not a model, or not a tokenizer.
@@ -176,6 +184,7 @@ class TransformersEngine(BaseEngine):
             context_tokens=context_tokens,
             capture_point=capture_point,
             owned=False,
+            template_date=template_date,
         )
 
     @property
@@ -275,12 +284,18 @@ class TransformersEngine(BaseEngine):
                 fix="Pass Prompt.raw with a text in the form that the model was trained on",
             )
         template = tokenizer.get_chat_template(tools=[dict(tool) for tool in prompt.tools] or None)
-        return pieces_of(prompt, template, self._control_texts, self._asked(template, prompt.template_options))
+        asked = self._asked(template, prompt.template_options)
+        bos, eos = self._bos_and_eos()
+        placed = with_system_placed(prompt, template, bos_token=bos, eos_token=eos)
+        return pieces_of(placed, template, self._control_texts, asked)
 
     def _asked(self, template: str, options: Mapping[str, Any] | None = None) -> partial[str]:
         """`render` with a template of this tokenizer's and its texts."""
-        bos, eos = self._tokenizer.bos_token or "", self._tokenizer.eos_token or ""
-        return partial(render, template, bos_token=bos, eos_token=eos, options=options)
+        bos, eos = self._bos_and_eos()
+        return partial(render, template, bos_token=bos, eos_token=eos, options=options, now=self._now)
+
+    def _bos_and_eos(self) -> tuple[str, str]:
+        return self._tokenizer.bos_token or "", self._tokenizer.eos_token or ""
 
     def _after_answer(self) -> int | None:
         """The control token that the chat template writes behind an answer."""

@@ -104,7 +104,7 @@ def how_to_ask(sources: Sequence[DataSource], *, system: str | None, max_tokens:
     Raises:
         InputError: the sets want to be asked differently, and nothing was given.
     """
-    from guard.prompts import SHORT_ANSWER_SYSTEM
+    from guard.system_messages import SHORT_ANSWER_SYSTEM
 
     systems = {each.name: each.named.system if each.named else SHORT_ANSWER_SYSTEM for each in sources}
     limits = {each.name: each.named.max_tokens if each.named else _MAX_TOKENS for each in sources}

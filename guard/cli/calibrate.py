@@ -86,7 +86,7 @@ def calibrate(
     from guard.graders import grade, load_grader
     from guard.guard import capture_point_of
     from guard.journal_file import row_key
-    from guard.recording import Journal, of_this_model, record_rows
+    from guard.recording import Journal, of_this_model, record_rows, template_date_of
 
     check_choice("--features", features, _FEATURES)
     check_writable(out, "scorer")
@@ -97,15 +97,17 @@ def calibrate(
         how_to_ask(sources, system=system, max_tokens=max_tokens)  # better said before the model is loaded
     rows, bad = rows_of(sources), bad_rows_of(sources)
     check_enough_rows([row for _, row in rows], seed=seed)
+    kept = journal or out.with_name(f"{out.name}.journal")
     loading = engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)
-    with load_engine(model, engine=engine, capture_point=capture_point, **loading) as loaded:
+    asked_on = {"template_date": template_date_of(kept)}
+    with load_engine(model, engine=engine, capture_point=capture_point, **loading, **asked_on) as loaded:
         rows, others = of_this_model(rows, loaded.model.name)
         if others:
             check_enough_rows([row for _, row in rows], seed=seed)
         run = run_of(
             loaded, sources, system, max_tokens, tau, None, template_option, capture_point=capture_point_of(loaded)
         )
-        with Journal(journal or out.with_name(f"{out.name}.journal"), run) as answers:
+        with Journal(kept, run) as answers:
             under_progress(record_rows(loaded, rows, answers, run=run), rows=rows, known=answers.keys())
             skipped = answers.skipped({row_key(dataset, row) for dataset, row in rows})
             splits = split_labelled(rows, answers, grade=grader_function, seed=seed)

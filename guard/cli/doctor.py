@@ -121,7 +121,7 @@ def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Chec
     from guard.scorer import load_scorer, shipped_scorer
 
     try:
-        engine = load_engine(model, **options)
+        engine = load_engine(model, **{**_calibrated_with(scorer or shipped_scorer()), **options})
     except GuardError as error:
         return [Check("model", False, str(error))]
     with engine:
@@ -140,6 +140,16 @@ def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Chec
         except GuardError as error:
             checks.append(Check("scorer", False, str(error)))
     return checks
+
+
+def _calibrated_with(scorer: object) -> dict[str, str]:
+    """What the engine is loaded with for this scorer; what is wrong with the scorer is said later."""
+    from guard.scorer import load_scorer
+
+    try:
+        return load_scorer(str(scorer)).artefact.binding.engine_options
+    except GuardError:
+        return {}
 
 
 def _answers(engine: object, scorer: object) -> Check:

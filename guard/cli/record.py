@@ -85,7 +85,7 @@ def record(
     from guard.evaluation.table import Answers
     from guard.graders import grade, load_grader
     from guard.journal_file import row_key
-    from guard.recording import Journal, of_this_model, record_rows
+    from guard.recording import Journal, of_this_model, record_rows, template_date_of
 
     check_writable(out, "answers")
     _check_pyarrow()
@@ -93,7 +93,8 @@ def record(
     sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
     rows = rows_in_turn(sources)
     kept = _journal_file(journal or out.with_name(f"{out.name}.journal"), partial=partial)
-    options = {"engine": engine, **engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)}
+    loading = engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)
+    options = {"engine": engine, **loading, "template_date": template_date_of(kept)}
     with _Loaded.load(model, options, lens=lens and not partial) as loaded:
         rows, others = of_this_model(rows, loaded.engine.model.name)
         run = run_of(loaded.engine, sources, system, max_tokens, tau, completion, template_option, capture_point="mlp")

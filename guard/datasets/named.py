@@ -10,12 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from guard.latex import boxed
-from guard.prompts import SHORT_ANSWER_SYSTEM
 from guard.questions import Question
-
-#: For problems that a model can only do by working them out.
-NUMBER_SYSTEM = "Work the problem out step by step. End with a line that says 'Answer:' and the number."
-BOXED_SYSTEM = "Work the problem out step by step. Put the final answer, and nothing else, in \\boxed{}."
+from guard.system_messages import BOXED_SYSTEM, NUMBER_SYSTEM, SHORT_ANSWER_SYSTEM
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,13 +174,14 @@ class ChatGuard(RoutedChatModel):
         fitted = self.scorer
         if not isinstance(fitted, Scorer):
             fitted = load_scorer(shipped_scorer() if fitted is None else fitted)
-        engine = self._engine()
+        engine = self._engine(fitted)
         scorer = fitted.for_model(engine.model, capture_point_of(engine), force=self.force_scorer)
         return Runtime(engine, scorer, self._make_guard(engine, scorer))
 
-    def _engine(self) -> Engine:
+    def _engine(self, fitted: Scorer) -> Engine:
         if self.engine is None or isinstance(self.engine, str):
-            return shared_engine(self.model, engine=self.engine, options=self.engine_options)
+            options = {**fitted.artefact.binding.engine_options, **(self.engine_options or {})}
+            return shared_engine(self.model, engine=self.engine, options=options)
         ready: Engine = self.engine
         return ready
 
@@ -201,7 +202,7 @@ class ChatGuard(RoutedChatModel):
                 fix="Write streaming: hold, or put guarded(model, policy=...) around a model without a policy",
             )
         declared = {
-            name: Source(name, shared_engine(target.model), load_scorer(target.scorer) if target.scorer else None)
+            name: _declared_source(name, target.model, load_scorer(target.scorer) if target.scorer else None)
             for name, target in policy.fallbacks.items()
             if name not in self.fallbacks and name in policy.fallback_names()
         }
@@ -481,3 +482,10 @@ class ChatGuard(RoutedChatModel):
             "wait": tenacity.wait_none(),
             "reraise": True,
         }
+
+
+def _declared_source(name: str, model: str, scorer: Scorer | None) -> Source:
+    """A fallback that the policy declares, loaded as its scorer was calibrated."""
+    return Source(
+        name, shared_engine(model, options=scorer.artefact.binding.engine_options if scorer else None), scorer
+    )
