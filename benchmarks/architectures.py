@@ -34,6 +34,8 @@ from guard.errors import GuardError, UnsupportedArchitectureError
 from guard.records import Floats, Limits, Prompt
 
 RESULTS = Path(__file__).parent / "results" / "architectures.json"
+PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
+BEGIN, END = "<!-- transformers: begin -->", "<!-- transformers: end -->"
 TOKENS, PROMPT, LAYERS, WIDTH, VOCABULARY = 20, 12, 4, 32, 320
 MAX_SECONDS, MAX_PARAMETERS = 90, 100_000_000
 
@@ -68,7 +70,8 @@ _SMALL = (
     (
         8,
         "head_dim qk_rope_head_dim rotary_dim attention_head_dim kv_channels v_head_dim qk_nope_head_dim mamba_d_head"
-        " mamba_d_state mamba_headdim n_mamba_heads linear_key_head_dim linear_value_head_dim state_size ssm_state_size mamba_head_dim mamba_n_heads"
+        " mamba_d_state mamba_headdim n_mamba_heads linear_key_head_dim"
+        " linear_value_head_dim state_size ssm_state_size mamba_head_dim mamba_n_heads"
         " mamba_chunk_size chunk_size block_size index_head_dim d_kv global_head_dim swa_head_dim dim_head"
         " hidden_size_per_layer_input mamba_num_heads time_step_rank mamba_dt_rank v_head_dim swa_v_head_dim qkv_dim",
     ),
@@ -260,6 +263,25 @@ def _time_limit(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
+def page() -> str:
+    """The table of docs/architectures.md, between its marks, from the last full run."""
+    content = json.loads(RESULTS.read_text())
+    families = content["families"]
+    lines = [f"transformers {content['transformers']}, {len(families)} model types.", ""]
+    for result, said in _SAID.items():
+        names = [kind for kind, found in families.items() if found["result"] == result]
+        lines += [f"**{said}** ({len(names)}): {', '.join(f'`{name}`' for name in names) or 'none'}.", ""]
+    return "\n".join(lines)
+
+
+_SAID = {
+    "right": "Right: token for token generate()'s answer, all layers recorded",
+    "refused": "Refused when the engine is built",
+    "unknown": "Unknown: transformers cannot build or run a small one here",
+    "wrong": "Wrong",
+}
+
+
 def main(kinds: list[str]) -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -275,6 +297,8 @@ def main(kinds: list[str]) -> None:
     if not kinds:
         content = {"transformers": transformers.__version__, "families": results}
         RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+        before, begin, after = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(f"{before}{begin}\n\n{page()}{END}{after.partition(END)[2]}")
 
 
 if __name__ == "__main__":
