@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,8 +17,9 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nasty_templates import nasty_templates
 from test_gguf import smollm2
 
 from guard.backends import chat_template, template_process
@@ -361,8 +364,6 @@ def test_looking_for_a_templates_options_is_bounded_too(monkeypatch: pytest.Monk
 
 def test_the_bounds_are_the_kernels_and_of_the_rendering_process_alone() -> None:
     """Seen from outside: the largest and longest-running template leaves this process as it was."""
-    import resource
-
     before = resource.getrusage(resource.RUSAGE_SELF)
     with pytest.raises(ChatTemplateError, match="more memory than it may have"):
         render("{{ 'a' * 10 ** 10 }}", ONE)
@@ -539,3 +540,22 @@ def test_any_template_gives_text_or_a_chat_template_error(pieces: list[str]) -> 
         assert isinstance(render("".join(pieces), ONE), str)
     except ChatTemplateError as error:
         assert "chat template" in str(error)  # noqa: PT017 - both outcomes are fine
+
+
+#: Templates of the next test; a session of fuzzing sets thousands.
+FUZZED = int(os.environ.get("GUARD_FUZZ_TEMPLATES", "40"))
+
+
+@settings(max_examples=FUZZED, deadline=None, suppress_health_check=[*HealthCheck])
+@given(template=nasty_templates)
+def test_a_nasty_template_gives_a_text_or_an_error_within_its_bounds(template: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(chat_template, "MAX_SECONDS", 0.2)
+        try:
+            assert len(render(template, ONE)) <= chat_template.MAX_CHARACTERS
+        except ChatTemplateError as error:
+            assert len(str(error)) < 2 * MAX_REASON  # noqa: PT017 - both outcomes are fine
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 2**18, "kibibytes of this process: an answer of 2 ** 24 characters at most"
+    assert render("{{ 1 }}", ONE) == "1", "the next one is served"
