@@ -263,6 +263,7 @@ BROKEN: list[tuple[list[bytes], str]] = [
      "key_length is 512, and of values 8"),
     ([u32("llama.attention.head_count", 4), u32("llama.embedding_length", 32), u32("llama.rope.dimension_count", 6)],
      "dimension_count is 6, and of keys 8"),
+    ([pair("llama.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", -1.0))], "epsilon is -1.0"),
     ([pair("tokenizer.ggml.model", 8, text("no_vocab"))], "tokenizer.ggml.model is 'no_vocab'"),
     ([pair("tokenizer.ggml.model", 8, text("llama")), byte_tokens(without=200)], "has none for the byte 200"),
 ]  # fmt: skip

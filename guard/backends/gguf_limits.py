@@ -40,6 +40,7 @@ def broken_limits(metadata: Mapping[str, Any], architecture: str) -> Iterator[st
     """What of a header llama.cpp would not survive, each as a sentence without its end."""
     values = _Values(metadata, architecture)
     yield from _of_blocks(values)
+    yield from _of_norms(values)
     yield from _of_experts(values)
     yield from _of_heads(values)
     yield from _of_tokens(metadata)
@@ -72,6 +73,13 @@ def _of_blocks(values: _Values) -> Iterator[str]:
     scaling = values.metadata.get(values.key("rope.scaling.type"))
     if isinstance(scaling, str) and scaling not in _ROPE_SCALINGS:
         yield f"{values.key('rope.scaling.type')} is {scaling!r:.60}, which is not known"
+
+
+def _of_norms(values: _Values) -> Iterator[str]:
+    for name in ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "attention.group_norm_epsilon"):
+        epsilon = values.metadata.get(values.key(name))
+        if isinstance(epsilon, float) and not 0 <= epsilon < float("inf"):
+            yield f"{values.key(name)} is {epsilon}, which is no small number above 0"
 
 
 def _of_experts(values: _Values) -> Iterator[str]:
