@@ -101,7 +101,7 @@ class Worth:
 
     def with_guard(self) -> str:
         """What the caller gets with guard, after "With guard: "."""
-        held = f"{self.held} held back ({_count(self.held_right)} of them right)"
+        held = f"{self.held} held back ({_count(self.held_right)} right)"
         return f"{self.given} answers, {_count(self.given_wrong)} wrong; {held}"
 
 

@@ -62,8 +62,8 @@ def test_the_line_counts_wrong_answers_and_right_ones_that_were_held_back(shown:
     value = demo.worth(shown)
     assert value == demo.Worth(answers=12, wrong=9, given=2, given_wrong=1, held_right=2)
     assert value.without() == "12 answers, 9 wrong"
-    assert value.with_guard() == "2 answers, 1 wrong; 10 held back (2 of them right)"
-    assert demo.Worth(3, 1, 2, 0, 0).with_guard() == "2 answers, none wrong; 1 held back (none of them right)"
+    assert value.with_guard() == "2 answers, 1 wrong; 10 held back (2 right)"
+    assert demo.Worth(3, 1, 2, 0, 0).with_guard() == "2 answers, none wrong; 1 held back (none right)"
 
 
 def test_an_answer_that_a_retry_gave_counts_as_it_came_out(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_the_demo_shows_right_and_wrong_and_what_guarding_was_worth(command: Cal
     assert "eight legs right p(wrong) 0.80 escalate" in lines
     assert "15 right p(wrong) 0.40 retry" in lines
     assert "Without guard: 12 answers, 9 wrong." in lines
-    assert "With guard: 2 answers, 1 wrong; 10 held back (2 of them right)." in lines
+    assert "With guard: 2 answers, 1 wrong; 10 held back (2 right)." in lines
     assert "\x1b" not in told
 
 

@@ -13,7 +13,7 @@ from guard.records import Attempt
 #: In units of the picture, which is as wide as a phone's screen at half the size.
 _WIDTH, _TOP, _ROW, _FOOT = 680, 92, 82, 104
 #: The longest question and answer that fit beside the rest, in letters.
-_QUESTION, _ANSWER = 56, 36
+_QUESTION, _ANSWER = 56, 33
 
 _STYLE = """svg{color-scheme:light dark}
 .bg{fill:#fff;stroke:#d9d8d2}.t{fill:#1a1b1f}.t2{fill:#64666f}.ln{stroke:#e3e2dd}.tr{fill:#ecebe6}.fi{fill:#b86200}
@@ -70,7 +70,7 @@ def _row(each: Shown, top: int) -> str:
             f'd="M24 {top + 66}{_MARKS[verdict]}"/>',
             f'<text class="t q" x="50" y="{top + 67}"><tspan class="b">{_safe(answer)}</tspan>'
             f'<tspan class="{verdict}-t s" dx="10">{verdict}</tspan></text>',
-            _text(492, top + 67, "t b n", "-" if score is None else f"{score:.2f}"),
+            _text(486, top + 67, "t b n", "-" if score is None else f"{score:.2f}"),
             f'<rect class="tr" x="546" y="{top + 55}" width="110" height="10" rx="3"/>',
             f'<rect class="fi" x="546" y="{top + 55}" width="{110 * (score or 0):.1f}" height="10" rx="3"/>',
         ]
