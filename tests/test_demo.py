@@ -27,7 +27,7 @@ RULES = """version: 1
 name: small
 rules:
   - accept: {below: 0.3}
-  - retry: {below: 0.5, times: 1}
+  - retry: {below: 0.5, times: 1, seed: 1}
   - escalate: {reply: A person will look.}
 """
 #: What the scripted model says, and how sure it seems: the rest is wrong and doubtful.
@@ -170,3 +170,10 @@ def test_the_command_writes_the_picture(command: Callable[..., str], tmp_path: P
     assert ElementTree.parse(tmp_path / "demo.svg").getroot().tag.endswith("svg")
     with pytest.raises(InputError, match="Cannot write the picture"):
         command("--svg", str(tmp_path / "no" / "demo.svg"))
+
+
+def test_the_documents_picture_was_made_by_this_command() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "demo.svg").read_text(encoding="utf-8")
+    described = ElementTree.fromstring(text).findtext("{http://www.w3.org/2000/svg}desc") or ""
+    assert all(question.question in described for question in demo.QUESTIONS)
+    assert "Without guard 12 answers" in described

@@ -13,7 +13,7 @@ from guard.records import Attempt
 #: In units of the picture, which is as wide as a phone's screen at half the size.
 _WIDTH, _TOP, _ROW, _FOOT = 680, 92, 82, 104
 #: The longest question and answer that fit beside the rest, in letters.
-_QUESTION, _ANSWER = 56, 33
+_QUESTION, _ANSWER = 56, 36
 
 _STYLE = """svg{color-scheme:light dark}
 .bg{fill:#fff;stroke:#d9d8d2}.t{fill:#1a1b1f}.t2{fill:#64666f}.ln{stroke:#e3e2dd}.tr{fill:#ecebe6}.fi{fill:#b86200}
@@ -59,7 +59,7 @@ def _row(each: Shown, top: int) -> str:
     attempt = _decided_on(each)
     verdict = "right" if each.right(attempt) else "wrong"
     action, score = each.outcome.action.value, attempt.score.p_wrong if attempt.score else None
-    answer = _cut(attempt.answer or "(nothing)", _ANSWER)
+    answer = _end(attempt.answer or "(nothing)", _ANSWER)
     return "\n".join(
         [
             f'<line class="ln" x1="24" x2="656" y1="{top}" y2="{top}"/>',
@@ -68,7 +68,7 @@ def _row(each: Shown, top: int) -> str:
             f'<text class="{action}-t s b" x="606" y="{top + 32}" text-anchor="middle">{action}</text>',
             f'<path class="{verdict}" stroke-width="2.6" stroke-linecap="round" stroke-linejoin="round" '
             f'd="M24 {top + 66}{_MARKS[verdict]}"/>',
-            f'<text class="t q" x="50" y="{top + 67}"><tspan class="b">{_safe(answer)}</tspan>'
+            f'<text class="t q" x="50" y="{top + 67}"><tspan>{_safe(answer)}</tspan>'
             f'<tspan class="{verdict}-t s" dx="10">{verdict}</tspan></text>',
             _text(486, top + 67, "t b n", "-" if score is None else f"{score:.2f}"),
             f'<rect class="tr" x="546" y="{top + 55}" width="110" height="10" rx="3"/>',
@@ -112,6 +112,14 @@ def _text(x: int, y: int, style: str, text: str) -> str:
 def _cut(text: str, letters: int) -> str:
     line = one_line(text)
     return line if len(line) <= letters else f"{line[: letters - 1].rstrip()}…"
+
+
+def _end(text: str, letters: int) -> str:
+    """The end of a text's first clause, where a sentence says what was asked for."""
+    line = one_line(text)
+    if len(line) > letters:
+        line = line.partition(",")[0]
+    return line if len(line) <= letters else f"…{line[1 - letters :].lstrip()}"
 
 
 def _safe(text: str) -> str:
