@@ -2,9 +2,9 @@
 
     python benchmarks/tables.py [REPORT.json]
 
-From docs/evidence/figures.json and benchmarks/results/ (`promise.py`, `overhead.py`). With the JSON that `guard evaluate`
-writes beside its report, figures.json is first written from it: the means, intervals and verdicts, without curves and
-single cells, which belong in the report. These figures are written by this and by nothing else; a test compares.
+From docs/evidence/figures.json and benchmarks/results/ (`promise.py`, `overhead.py`). With the JSON that
+`guard evaluate` writes beside its report, figures.json is first written from it: means, intervals and verdicts, without
+curves and single cells, which belong in the report. A test compares the documents with these figures.
 """
 
 from __future__ import annotations
