@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-# GCC 12 compiles llama.cpp's AMX kernels so that they crash (see has_amx_kernels in guard/backends/llama_cpp.py).
+# GCC 12 compiles llama.cpp's AMX kernels so that they crash (see has_amx_kernels in guard/engines/llama_cpp.py).
 WITHOUT_AMX := $(shell grep -qs amx_int8 /proc/cpuinfo && $(CC) -mno-amx-int8 -E -x c /dev/null >/dev/null 2>&1 \
 	&& echo -mno-amx-int8)
 export CFLAGS += $(WITHOUT_AMX)

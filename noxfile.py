@@ -1,8 +1,8 @@
 """Sessions that are too slow or too many for each change: other Pythons, oldest dependencies, the built wheel.
 
-    nox --list
-    nox -s wheel            # the built wheel, with and without each extra
-    nox -s tests-3.12       # where that Python is installed
+nox --list
+nox -s wheel            # the built wheel, with and without each extra
+nox -s tests-3.12       # where that Python is installed
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ USES = {
     "": "import guard; guard.load_policy('balanced'); print(guard.__version__)",
     "llama": "import guard.engines.llama_cpp",
     "smollm2": "import guard; print(guard.Guard.load('smollm2').ask('What is the capital of France?').answer)",
-    "calibrate": "import guard.calibration.fitting, lightgbm, sklearn",
+    "calibrate": "import guard.calibration.scorer_fit.fitting, lightgbm, sklearn",
     "evaluate": "import guard.evaluation.report, pyarrow, matplotlib",
     "datasets": "import guard.data.sets, pyarrow, huggingface_hub",
     "postgresql": "import psycopg, guard.review.store",

@@ -3,7 +3,7 @@
     python benchmarks/architectures.py             # all families, some minutes
     python benchmarks/architectures.py llama phi3  # some of them, printed
 
-The first writes benchmarks/results/architectures.json, which docs/architectures.md is filled from.
+The first writes benchmarks/results/architectures.json, which docs/reference/architectures.md is filled from.
 
 Each is built with random weights. It is *right* when guard's answer is token for token generate()'s,
 also with the prompt read in parts, and every layer was recorded; *refused* when the engine is not built
@@ -28,13 +28,13 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from guard.backends import passes
-from guard.backends.transformers import TransformersEngine
+from guard.engines import passes
+from guard.engines.transformers import TransformersEngine
 from guard.errors import GuardError, UnsupportedArchitectureError
 from guard.records import Floats, Limits, Prompt
 
 RESULTS = Path(__file__).parent / "results" / "architectures.json"
-PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "architectures.md"
 BEGIN, END = "<!-- transformers: begin -->", "<!-- transformers: end -->"
 TOKENS, PROMPT, LAYERS, WIDTH, VOCABULARY = 20, 12, 4, 32, 320
 MAX_SECONDS, MAX_PARAMETERS = 90, 100_000_000
@@ -264,7 +264,7 @@ def _time_limit(seconds: int) -> Iterator[None]:
 
 
 def page() -> str:
-    """The table of docs/architectures.md, between its marks, from the last full run."""
+    """The table of docs/reference/architectures.md, between its marks, from the last full run."""
     content = json.loads(RESULTS.read_text())
     families = content["families"]
     lines = [f"transformers {content['transformers']}, {len(families)} model types.", ""]

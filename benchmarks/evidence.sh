@@ -52,7 +52,7 @@ for file in "$out"/precisions/*.Q*.gguf; do
 done
 record --model smollm2 "${few[@]}" --tau 0.25 --tau 1 --tau 4 --partial --journal "$out/smollm2.parquet.journal" \
     --out "$out/shift-none.parquet"
-embedded=$(python -c "from guard.backends import embedded_model; print(embedded_model())")
+embedded=$(python -c "from guard.engines import embedded_model; print(embedded_model())")
 for dtype in float32 int4; do
     record --model "$embedded" --engine transformers --dtype "$dtype" "${few[@]}" --limit 40 --out "$out/shift-$dtype.parquet"
 done

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TABLE = ROOT / "docs" / "architectures-llama.json"
-DOCUMENT = ROOT / "docs" / "architectures.md"
+TABLE = ROOT / "benchmarks" / "results" / "architectures-llama.json"
+DOCUMENT = ROOT / "docs" / "reference" / "architectures.md"
 BEGIN, END = "<!-- llama.cpp: begin -->", "<!-- llama.cpp: end -->"
 NOT_MADE = "no tiny model of it could be made"
 
 
 def try_model(model: str) -> dict[str, str]:
     """The verdict on a model such as ``llama dense``."""
-    program = ROOT / "tests" / "tiny_architectures.py"
+    program = ROOT / "tests" / "support" / "tiny_architectures.py"
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(program), model]
     try:

@@ -29,14 +29,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from unlike_inputs import unlike_inputs
 
-from guard.backends import load_engine
-from guard.guard import capture_point_of
-from guard.journal_file import row_key
-from guard.novelty import Novelty, fit_novelty
-from guard.questions import Row, read_rows
-from guard.recording import Journal, Record, Run, record_rows
+from guard.data.questions import Row, read_rows
+from guard.data.recording import Journal, Record, Run, record_rows
+from guard.data.sqlite_journal import row_key
+from guard.engines import load_engine
+from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
 from guard.records import Signals
-from guard.system_messages import SHORT_ANSWER_SYSTEM
+from guard.runtime.guard import capture_point_of
+from guard.scoring.ood import Novelty, fit_novelty
 
 #: Novelty above these is called unusual.
 THRESHOLDS = (0.95, 0.99)

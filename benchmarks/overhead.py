@@ -28,7 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from guard.artefact import (
+from guard.engines import embedded_model
+from guard.engines.base import BaseEngine
+from guard.policy.policy import decide, load_policy
+from guard.records import Limits, Prompt
+from guard.runtime.guard import Guard, capture_point_of
+from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
+from guard.scoring.scorer_file import (
     FORMAT,
     FORMAT_VERSION,
     Artefact,
@@ -41,13 +47,7 @@ from guard.artefact import (
     Schema,
     Trees,
 )
-from guard.backends import embedded_model
-from guard.backends.base import BaseEngine
-from guard.guard import Guard, capture_point_of
-from guard.policy import decide, load_policy
-from guard.records import Limits, Prompt
-from guard.scorer import Scorer, load_scorer, shipped_scorer
-from guard.signature import ACTIVATION_TOKENS, FeatureSchema, SignatureObserver
+from guard.scoring.signature import ACTIVATION_TOKENS, FeatureSchema, SignatureObserver
 
 QUESTIONS = (
     "Write a long story about a ship that is lost in the fog.",
@@ -124,7 +124,7 @@ def _load(model: Path, engine: str, threads: int | None) -> tuple[BaseEngine, Ca
 def _llama(model: Path, threads: int | None) -> tuple[BaseEngine, Callable[[Prompt, int], int]]:
     import llama_cpp
 
-    from guard.backends.llama_cpp import LlamaCppEngine, physical_cores
+    from guard.engines.llama_cpp import LlamaCppEngine, physical_cores
 
     cores = threads or physical_cores()
     llama = llama_cpp.Llama(str(model), n_ctx=4096, n_threads=cores, n_threads_batch=cores, verbose=False)
@@ -142,7 +142,7 @@ def _transformers(model: Path, threads: int | None) -> tuple[BaseEngine, Callabl
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from guard.backends.transformers import TransformersEngine
+    from guard.engines.transformers import TransformersEngine
 
     if threads:
         torch.set_num_threads(threads)

@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.certify import Certified, NotCertifiable, Trials, certify, upper_bound
+from guard.certification.fixed_sequence import Certified, NotCertifiable, Trials, certify
+from guard.policy.bounds import upper_bound
 
 #: Two-sided, of everything that is counted in the draws.
 INTERVAL = 0.95
@@ -185,7 +186,7 @@ def _mapie_agrees(labels: Trials, result: Certified | NotCertifiable, seed: int)
     from mapie.risk_control.fwer_control import control_fwer
     from scipy.stats import binom
 
-    from guard.certify import grid
+    from guard.certification.fixed_sequence import grid
 
     order = np.random.default_rng(seed).permutation(len(labels))
     fresh = labels.take(order[result.grid_rows :])

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import llama_cpp
 
-from guard.backends import embedded_model
-from guard.backends.ggml_types import FILE_TYPES
-from guard.backends.gguf import read_gguf
+from guard.engines import embedded_model
+from guard.engines.ggml_types import FILE_TYPES
+from guard.engines.gguf import read_gguf
 
 TYPES = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_1", "Q3_K_M", "Q2_K")
 _NUMBERS = {name: number for number, name in FILE_TYPES.items()}

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.data.answers import Answers, concatenate
 from guard.evaluation.methods import Own
 from guard.evaluation.protocol import folds_of
-from guard.evaluation.table import Answers, concatenate
 
 FOLDS = 5
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from guard.data.answers import Answers
 from guard.evaluation.bootstrap import bootstrap
 from guard.evaluation.evaluate import OWN
 from guard.evaluation.measures import AUROC
 from guard.evaluation.methods import methods_for
 from guard.evaluation.predictions import Predictions
 from guard.evaluation.protocol import within
-from guard.evaluation.table import Answers
 
 
 def main() -> None:

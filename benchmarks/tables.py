@@ -215,9 +215,9 @@ def filled() -> dict[Path, str]:
     result = EvaluationResult.from_json(RESULT.read_text(encoding="utf-8"))
     figures = {
         ROOT / "README.md": {"evidence": overview(result), "cost": costs()},
-        ROOT / "docs" / "engines.md": {"cost": costs()},
+        ROOT / "docs" / "reference" / "engines.md": {"cost": costs()},
         ROOT / "docs" / "evidence" / "README.md": {"evidence": report(result)},
-        ROOT / "docs" / "certificates.md": {"promises": promises(sorted(MEASURED.glob("promise-*.json")))},
+        ROOT / "docs" / "how-to" / "certificates.md": {"promises": promises(sorted(MEASURED.glob("promise-*.json")))},
     }
     return {document: _with_figures(document, named) for document, named in figures.items()}
 

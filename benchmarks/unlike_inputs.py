@@ -11,7 +11,7 @@ import string
 from collections.abc import Callable, Iterator
 from itertools import islice, product
 
-from guard.questions import Question
+from guard.data.questions import Question
 
 #: Inputs of each kind.
 PER_KIND = 40

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from guard.artefact import Binding
-from guard.evaluation.table import Answers
-from guard.metrics import Metrics, metrics_of
-from guard.scorer import Scorer, load_scorer, shipped_scorer
+from guard.data.answers import Answers
+from guard.scoring.metrics import Metrics, metrics_of
+from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
+from guard.scoring.scorer_file import Binding
 
 
 def main() -> None:

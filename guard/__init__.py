@@ -15,12 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from guard.backends import load_engine
-    from guard.backends.base import Engine
+    from guard.engines import load_engine
+    from guard.engines.base import Engine
     from guard.errors import GuardError
-    from guard.escalation import ReviewQueue
-    from guard.guard import Guard
-    from guard.policy import Policy, decide, load_policy, parse_policy
+    from guard.policy.policy import Policy, decide, load_policy, parse_policy
     from guard.records import (
         Action,
         Decision,
@@ -33,19 +31,21 @@ if TYPE_CHECKING:
         Score,
         Signature,
     )
-    from guard.scorer import Scorer, load_scorer
-    from guard.store import Store
+    from guard.review.handlers import ReviewQueue
+    from guard.review.store import Store
+    from guard.runtime.guard import Guard
+    from guard.scoring.scorer import Scorer, load_scorer
 
 #: Version of the installed distribution, ``ilis-guard``.
 __version__: str
 
 _HOMES = {
-    "guard.backends": ("load_engine",),
-    "guard.backends.base": ("Engine",),
+    "guard.engines": ("load_engine",),
+    "guard.engines.base": ("Engine",),
     "guard.errors": ("GuardError",),
-    "guard.escalation": ("ReviewQueue",),
-    "guard.guard": ("Guard",),
-    "guard.policy": ("Policy", "decide", "load_policy", "parse_policy"),
+    "guard.review.handlers": ("ReviewQueue",),
+    "guard.runtime.guard": ("Guard",),
+    "guard.policy.policy": ("Policy", "decide", "load_policy", "parse_policy"),
     "guard.records": (
         "Action",
         "Decision",
@@ -58,8 +58,8 @@ _HOMES = {
         "Score",
         "Signature",
     ),
-    "guard.scorer": ("Scorer", "load_scorer"),
-    "guard.store": ("Store",),
+    "guard.scoring.scorer": ("Scorer", "load_scorer"),
+    "guard.review.store": ("Store",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -368,7 +368,7 @@ class Decision:
         rule: name of the rule that fired, as ``rules[0]`` or the rule's own ``name``.
         reason: one sentence a person can read.
         p_wrong: the score that was looked at; None when there was none.
-        settings: the rule's settings (a model of `guard.policy`), for the loop to carry out.
+        settings: the rule's settings (a model of `guard.policy.policy`), for the loop to carry out.
     """
 
     action: Action

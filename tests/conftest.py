@@ -12,11 +12,11 @@ import hypothesis
 import pytest
 from scripted import tiny_artefact
 
-from guard.artefact import Trees
-from guard.scorer import Scorer
+from guard.scoring.scorer import Scorer
+from guard.scoring.scorer_file import Trees
 
 if TYPE_CHECKING:
-    from guard.backends.llama_cpp import LlamaCppEngine
+    from guard.engines.llama_cpp import LlamaCppEngine
 
 pytest_plugins = ["strict_skips"]
 
@@ -52,7 +52,7 @@ def smollm2(smollm2_path: Path) -> Iterator[LlamaCppEngine]:
 
     It has one thread: several spin, and on a busy machine wait for one another for minutes.
     """
-    from guard.backends.llama_cpp import LlamaCppEngine
+    from guard.engines.llama_cpp import LlamaCppEngine
 
     with LlamaCppEngine.load(smollm2_path, context_tokens=2048, threads=1) as engine:
         yield engine

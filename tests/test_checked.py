@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from scripted import AnsweringEngine, confidence_scorer
 
-from guard.certify import Trials, certify
+from guard.certification.fixed_sequence import Trials, certify
+from guard.data.questions import Question, read_rows, split_questions
 from guard.errors import InputError
 from guard.evaluation.evaluate import Plan
-from guard.guard import Guard
-from guard.policy import InvalidPolicyError, parse_policy
-from guard.questions import Question, read_rows, split_questions
+from guard.policy.policy import InvalidPolicyError, parse_policy
 from guard.records import Limits, Sampling
+from guard.runtime.guard import Guard
 
 BAD_SEEDS: list[Any] = [-1, 1.5, 1.0, "7", True, False, float("nan"), [1], np.float64(1), 2**63]
 TRIALS = Trials.of_scores(np.linspace(0.01, 0.99, 30), np.arange(30) > 20)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from guard.policy import load_policy, parse_policy
-from guard.scorer import load_scorer, shipped_scorer
+from guard.policy.policy import load_policy, parse_policy
+from guard.scoring.scorer import load_scorer, shipped_scorer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,7 +48,7 @@ def test_the_readmes_three_lines_run(smollm2_path: Path, tmp_path: Path, monkeyp
 def test_the_documented_figures_are_the_shipped_scorers() -> None:
     metrics = load_scorer(shipped_scorer()).artefact.metrics
     row = "| {name} | {n} | {wrong:.0%} | {auroc:.3f} | {auprc:.3f} | {brier:.3f} | {ece:.3f} |"
-    told = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
+    told = (ROOT / "docs" / "how-to" / "calibration.md").read_text(encoding="utf-8")
     for name, key in (("combined", "test"), ("log-probabilities alone", "baseline")):
         assert row.format(name=name, **metrics[key]).replace("%", " %") in told
     told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())

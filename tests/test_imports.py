@@ -43,17 +43,17 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "heavy"),
     [
-        ("guard.policy", ("torch", "transformers", "llama_cpp", "lightgbm", "sklearn", "sqlalchemy")),
-        ("guard.scorer", ("torch", "transformers", "llama_cpp", "lightgbm", "sklearn", "sqlalchemy")),
-        ("guard.guard", ("torch", "transformers", "llama_cpp", "lightgbm", "sklearn", "sqlalchemy")),
-        ("guard.recording", ("torch", "transformers", "llama_cpp", "lightgbm", "sklearn", "sqlalchemy")),
-        ("guard.store", ("torch", "transformers", "llama_cpp", "lightgbm", "sklearn")),
-        ("guard.calibration", ("torch", "transformers", "llama_cpp", "sqlalchemy")),
-        ("guard.backends.llama_cpp", ("torch", "transformers", "lightgbm", "sklearn", "sqlalchemy")),
+        ("guard.policy.policy", ("torch", "transformers", "llama_cpp", "lightgbm", "sklearn", "sqlalchemy")),
+        ("guard.scoring.scorer", ("torch", "transformers", "llama_cpp", "lightgbm", "sklearn", "sqlalchemy")),
+        ("guard.runtime.guard", ("torch", "transformers", "llama_cpp", "lightgbm", "sklearn", "sqlalchemy")),
+        ("guard.data.recording", ("torch", "transformers", "llama_cpp", "lightgbm", "sklearn", "sqlalchemy")),
+        ("guard.review.store", ("torch", "transformers", "llama_cpp", "lightgbm", "sklearn")),
+        ("guard.calibration.scorer_fit", ("torch", "transformers", "llama_cpp", "sqlalchemy")),
+        ("guard.engines.llama_cpp", ("torch", "transformers", "lightgbm", "sklearn", "sqlalchemy")),
     ],
 )
 def test_a_module_loads_its_own_heavy_library_only(name: str, heavy: tuple[str, ...]) -> None:
-    top = {"guard.calibration": "lightgbm", "guard.backends.llama_cpp": "llama_cpp"}.get(name)
+    top = {"guard.calibration.scorer_fit": "lightgbm", "guard.engines.llama_cpp": "llama_cpp"}.get(name)
     if top is not None:
         pytest.importorskip(top)
     assert loaded_by(f"import {name}").isdisjoint(heavy)

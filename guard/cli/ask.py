@@ -64,7 +64,7 @@ def ask(
 
     Exit code 0 with an answer, 10 when the policy abstained, 11 when it escalated.
     """
-    from guard.guard import Guard
+    from guard.runtime.guard import Guard
 
     text = sys.stdin.read() if question == "-" else question
     with Guard.load(
@@ -91,7 +91,7 @@ def ask(
 
 def _handlers(given: list[str]) -> dict[str, Any]:
     """The user's own handlers by the names that the policy has for them."""
-    from guard.users_code import load_function
+    from guard.files.user_code import load_function
 
     handlers: dict[str, Any] = {}
     for each in given:

@@ -13,10 +13,10 @@ from guard.cli.output import template_options
 from guard.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from guard.backends.base import BaseEngine
-    from guard.datasets import DataSource
-    from guard.questions import BadRow, Row
-    from guard.recording import Run
+    from guard.data.questions import BadRow, Row
+    from guard.data.recording import Run
+    from guard.data.sets import DataSource
+    from guard.engines.base import BaseEngine
     from guard.records import CapturePoint
 
 DataSpecs = Annotated[
@@ -68,7 +68,7 @@ def read_data(specs: Sequence[str], *, on_bad: str, limit: int | None, seed: int
     Raises:
         InputError: a set cannot be read, has bad rows that are not to be skipped, or the name of another.
     """
-    from guard.datasets import resolve
+    from guard.data.sets import resolve
 
     check_choice("--on-bad", on_bad, ("stop", "skip"))
     sources: list[DataSource] = []
@@ -104,7 +104,7 @@ def how_to_ask(sources: Sequence[DataSource], *, system: str | None, max_tokens:
     Raises:
         InputError: the sets want to be asked differently, and nothing was given.
     """
-    from guard.system_messages import SHORT_ANSWER_SYSTEM
+    from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
 
     systems = {each.name: each.named.system if each.named else SHORT_ANSWER_SYSTEM for each in sources}
     limits = {each.name: each.named.max_tokens if each.named else _MAX_TOKENS for each in sources}
@@ -142,9 +142,9 @@ def run_of(
     """
     from hashlib import sha256
 
-    from guard.prompts import COMPLETION_STOP
-    from guard.questions import LabelledResponse
-    from guard.recording import Run
+    from guard.data.questions import LabelledResponse
+    from guard.data.recording import Run
+    from guard.runtime.base_models import COMPLETION_STOP
 
     if completion is None:
         completion = engine.model.chat_template_sha256 == sha256(b"").hexdigest()

@@ -42,12 +42,12 @@ from guard.cli.progress import under_progress
 from guard.cli.terminal import shown
 
 if TYPE_CHECKING:
-    from guard.artefact import DataSet
-    from guard.calibration import Fitted
-    from guard.datasets import DataSource
-    from guard.metrics import AtThreshold, Gain, Metrics
-    from guard.questions import BadRow
-    from guard.recording import Skipped
+    from guard.calibration.scorer_fit import Fitted
+    from guard.data.questions import BadRow
+    from guard.data.recording import Skipped
+    from guard.data.sets import DataSource
+    from guard.scoring.metrics import AtThreshold, Gain, Metrics
+    from guard.scoring.scorer_file import DataSet
 
 _FEATURES = ("combined", "ilis", "logprob")
 
@@ -81,12 +81,12 @@ def calibrate(
 
     Can be stopped at any moment; the same command goes on where it was.
     """
-    from guard.backends import load_engine
-    from guard.calibration import check_enough_rows, fit_scorer, split_labelled
-    from guard.graders import grade, load_grader
-    from guard.guard import capture_point_of
-    from guard.journal_file import row_key
-    from guard.recording import Journal, of_this_model, record_rows, template_date_of
+    from guard.calibration.scorer_fit import check_enough_rows, fit_scorer, split_labelled
+    from guard.data.graders import grade, load_grader
+    from guard.data.recording import Journal, of_this_model, record_rows, template_date_of
+    from guard.data.sqlite_journal import row_key
+    from guard.engines import load_engine
+    from guard.runtime.guard import capture_point_of
 
     check_choice("--features", features, _FEATURES)
     check_writable(out, "scorer")
@@ -150,7 +150,7 @@ def _truncated(splits: dict[str, Any]) -> int:
 
 
 def _data_sets(sources: Sequence[DataSource], splits: dict[str, Any]) -> list[DataSet]:
-    from guard.artefact import DataSet
+    from guard.scoring.scorer_file import DataSet
 
     labelled = [each for members in splits.values() for each in members]
     return [

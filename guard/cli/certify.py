@@ -39,16 +39,16 @@ from guard.cli.progress import under_progress
 from guard.errors import InputError
 
 if TYPE_CHECKING:
-    from guard.artefact import DataSet
-    from guard.certificate import Certificate, Certificates
-    from guard.certify import Certified, NotCertifiable, Trials
-    from guard.datasets import DataSource
-    from guard.guard import Guard
-    from guard.policy import Policy
-    from guard.policy_document import Promise
-    from guard.questions import Row
-    from guard.rehearsal import Answered
-    from guard.scorer import Scorer
+    from guard.certification.fixed_sequence import Certified, NotCertifiable, Trials
+    from guard.certification.trials import Answered
+    from guard.data.questions import Row
+    from guard.data.sets import DataSource
+    from guard.policy.certificate import Certificate, Certificates
+    from guard.policy.document import Promise
+    from guard.policy.policy import Policy
+    from guard.runtime.guard import Guard
+    from guard.scoring.scorer import Scorer
+    from guard.scoring.scorer_file import DataSet
 
 #: What the shell is told when there is no such threshold.
 EXIT_CODE = 12
@@ -83,13 +83,13 @@ def certify(
 
     Exit code 0 with a certificate, 12 when no threshold can be shown to keep the promise.
     """
-    from guard.certify import Certified
-    from guard.certify import certify as find_threshold
-    from guard.graders import grade, load_grader
-    from guard.policy import load_policy
-    from guard.policy_promise import ceiling
-    from guard.recording import of_this_model
-    from guard.rehearsal import RehearsalJournal, answered_rows, trials_of
+    from guard.certification.fixed_sequence import Certified
+    from guard.certification.fixed_sequence import certify as find_threshold
+    from guard.certification.trials import RehearsalJournal, answered_rows, trials_of
+    from guard.data.graders import grade, load_grader
+    from guard.data.recording import of_this_model
+    from guard.policy.guarantee import ceiling
+    from guard.policy.policy import load_policy
 
     check_writable(out, "certificate")
     chosen = load_policy(policy)
@@ -134,7 +134,7 @@ def _check_some(answered: Sequence[object], notes: Sequence[str]) -> None:
 
 def _promise(policy: Policy, route: str | None, risk: float | None, confidence: float | None) -> Promise:
     """What the policy promises on the route; the options may only repeat it."""
-    from guard.policy_promise import promise_of, where
+    from guard.policy.guarantee import promise_of, where
 
     promise = promise_of(policy.plan(route))
     if promise is None:
@@ -157,7 +157,7 @@ def _promise(policy: Policy, route: str | None, risk: float | None, confidence: 
 
 def _certificates_in(out: Path) -> Certificates:
     """What the file has already, read before anything is asked."""
-    from guard.certificate import Certificates, load_certificates
+    from guard.policy.certificate import Certificates, load_certificates
 
     return load_certificates(out) if out.exists() else Certificates(str(out), {})
 
@@ -171,8 +171,8 @@ def _rehearsing(
     loading: dict[str, Any],
     options: dict[str, Any] | None,
 ) -> Guard:
-    from guard.guard import Guard
-    from guard.policy_promise import rehearsal
+    from guard.policy.guarantee import rehearsal
+    from guard.runtime.guard import Guard
 
     def nobody(_: object) -> None:
         """In place of every handler: attempts alone hand no case to anybody."""
@@ -209,24 +209,24 @@ def _usable(sources: Sequence[DataSource], scorer: Scorer) -> tuple[list[tuple[s
 
 def _held_out(rows: Sequence[Row], seed: int) -> set[int]:
     """The part of a calibration file that only measured the scorer."""
-    from guard.calibration import SPLIT_SHARES
-    from guard.questions import split_questions
+    from guard.calibration.scorer_fit import SPLIT_SHARES
+    from guard.data.questions import split_questions
 
     return {id(row) for row in split_questions(rows, seed=seed, shares=SPLIT_SHARES)["test"]}
 
 
 def _question(row: Row) -> str:
-    from guard.prompts import question_prompt
-    from guard.questions import Question
+    from guard.data.prompts import question_prompt
+    from guard.data.questions import Question
 
     return question_prompt(row).question if isinstance(row, Question) else row.prompt.question
 
 
 def _ask_all(guard: Guard, rows: list[tuple[str, Row]], journal: Any, route: str | None) -> list[str]:
     """Ask what was not asked yet, under a progress bar; what could not be asked."""
-    from guard.journal_file import row_key
-    from guard.recording import Skipped
-    from guard.rehearsal import rehearse_rows
+    from guard.certification.trials import rehearse_rows
+    from guard.data.recording import Skipped
+    from guard.data.sqlite_journal import row_key
 
     under_progress(rehearse_rows(guard, rows, journal, route=route), rows=rows, known=journal.keys())
     records = (journal.row(row_key(dataset, row)) for dataset, row in rows)
@@ -234,7 +234,7 @@ def _ask_all(guard: Guard, rows: list[tuple[str, Row]], journal: Any, route: str
 
 
 def _data_sets(sources: Sequence[DataSource], answered: Sequence[Answered], trials: Trials) -> list[DataSet]:
-    from guard.artefact import DataSet
+    from guard.scoring.scorer_file import DataSet
 
     first_wrong = trials.wrong[:, 0]
     return [
@@ -260,7 +260,7 @@ def _certificate(
     seed: int,
 ) -> Certificate:
     import guard
-    from guard.certificate import Certificate
+    from guard.policy.certificate import Certificate
 
     return Certificate(
         route=route,

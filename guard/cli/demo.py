@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from guard.demo import Shown
+    from guard.cli.demo_questions import Shown
 
 _STYLES = {"accept": "green", "retry": "yellow", "fallback": "cyan", "escalate": "magenta", "abstain": "red"}
 #: What stands beside an answer: margins, right or wrong, the score, the action.
@@ -33,8 +33,8 @@ def demo(
 
     The questions and their right answers are fixed. Cases go to a store of the demo's own, unless you give one.
     """
-    from guard.demo import run, store_path
-    from guard.guard import Guard
+    from guard.cli.demo_questions import run, store_path
+    from guard.runtime.guard import Guard
 
     place = store if store is not None else str(store_path())
     out = console()
@@ -80,7 +80,7 @@ def _line(answer: Text, right: bool, score: str, step: str) -> Text:
 
 
 def _print_end(out: Console, done: list[Shown], place: str) -> None:
-    from guard.demo import worth
+    from guard.cli.demo_questions import worth
 
     value = worth(done)
     out.print()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from guard.cli.demo_questions import Shown, worth
 from guard.cli.terminal import one_line
-from guard.demo import Shown, worth
-from guard.ledger import OWN_ENGINE
 from guard.records import Attempt
+from guard.runtime.call_state import OWN_ENGINE
 
 #: In units of the picture, which is as wide as a phone's screen at half the size.
 _WIDTH, _TOP, _ROW, _FOOT = 680, 92, 82, 104

@@ -94,7 +94,7 @@ def _installed(packages: tuple[str, ...], extra: str) -> tuple[bool | None, str]
 
 def _cpu() -> Check:
     try:
-        from guard.backends.llama_cpp import cpu_features, has_amx_kernels, physical_cores
+        from guard.engines.llama_cpp import cpu_features, has_amx_kernels, physical_cores
     except GuardError as error:
         return Check("llama.cpp", None, str(error))
     used = [name for name, value in cpu_features().items() if value == "1" and not name.startswith("AMX")]
@@ -105,7 +105,7 @@ def _cpu() -> Check:
 
 
 def _store() -> Check:
-    from guard.store import Store
+    from guard.review.store import Store
 
     try:
         with Store.open() as store:
@@ -116,9 +116,9 @@ def _store() -> Check:
 
 def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Check]:
     """Load, check the scorer's binding, and answer: each step only if the one before went well."""
-    from guard.backends import EMBEDDED, load_engine
-    from guard.guard import capture_point_of
-    from guard.scorer import load_scorer, shipped_scorer
+    from guard.engines import EMBEDDED, load_engine
+    from guard.runtime.guard import capture_point_of
+    from guard.scoring.scorer import load_scorer, shipped_scorer
 
     try:
         engine = load_engine(model, **{**_calibrated_with(scorer or shipped_scorer()), **options})
@@ -144,7 +144,7 @@ def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Chec
 
 def _calibrated_with(scorer: object) -> dict[str, str]:
     """What the engine is loaded with for this scorer; what is wrong with the scorer is said later."""
-    from guard.scorer import load_scorer
+    from guard.scoring.scorer import load_scorer
 
     try:
         return load_scorer(str(scorer)).artefact.binding.engine_options
@@ -153,8 +153,8 @@ def _calibrated_with(scorer: object) -> dict[str, str]:
 
 
 def _answers(engine: object, scorer: object) -> Check:
-    from guard.guard import Guard
-    from guard.policy import load_policy
+    from guard.policy.policy import load_policy
+    from guard.runtime.guard import Guard
 
     guard = Guard(engine, scorer, load_policy("shadow"))  # type: ignore[arg-type]
     attempt = guard.ask("What is the capital of France?").attempts[0]

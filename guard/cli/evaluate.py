@@ -22,10 +22,10 @@ from guard.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from guard.data.answers import Answers
     from guard.evaluation.evaluate import Plan
     from guard.evaluation.protocol import Step
     from guard.evaluation.result import EvaluationResult, ModelCard, ModelResult, Note, SettingResult
-    from guard.evaluation.table import Answers
 
 
 def evaluate(
@@ -128,9 +128,9 @@ def _joined(results: list[EvaluationResult], title: str, notes: tuple[Note, ...]
 def _run(
     records: list[Path], new: Path | None, shifts: list[Path], plan: Plan, per_set: int | None
 ) -> list[ModelResult]:
+    from guard.data.answers import Answers, concatenate
     from guard.evaluation.evaluate import evaluate as run
     from guard.evaluation.protocol import capped
-    from guard.evaluation.table import Answers, concatenate
 
     def read(file: Path) -> Answers:
         table = Answers.read(file)

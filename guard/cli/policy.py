@@ -14,8 +14,8 @@ from guard.cli.terminal import one_line, say, shown
 from guard.errors import InputError, PolicyError, did_you_mean
 
 if TYPE_CHECKING:
-    from guard.policy import Policy
-    from guard.policy_explain import Step
+    from guard.policy.explanation import Step
+    from guard.policy.policy import Policy
     from guard.records import Decision
 
 app = typer.Typer(
@@ -53,7 +53,7 @@ def check(
 @app.command()
 def schema(*, as_json: AsJson = False) -> None:
     """Print the JSON Schema of policy files, for editors."""
-    from guard.policy import json_schema
+    from guard.policy.policy import json_schema
 
     if as_json:
         print_json(json_schema())
@@ -76,9 +76,9 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show which rule decides on an answer with this score, and why the others don't."""
-    from guard.defects import DEFECTS
-    from guard.policy import Used, decide, load_policy
-    from guard.policy_explain import explain as steps_of
+    from guard.policy.defects import DEFECTS
+    from guard.policy.explanation import explain as steps_of
+    from guard.policy.policy import Used, decide, load_policy
 
     loaded = _settled(load_policy(policy), certificate)
     section = None if tool is None else _tool_section(loaded, tool)
@@ -127,7 +127,7 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Write a copy of a built-in policy, to be changed."""
-    from guard.policy import builtin_policies
+    from guard.policy.policy import builtin_policies
 
     builtin = builtin_policies()
     if name not in builtin:
@@ -143,7 +143,7 @@ def init(
 @app.command("list")
 def list_policies(*, as_json: AsJson = False) -> None:
     """List the built-in policies."""
-    from guard.policy import builtin_policies, load_policy
+    from guard.policy.policy import builtin_policies, load_policy
 
     found = [(load_policy(name), path) for name, path in builtin_policies().items()]
     if as_json:
@@ -157,7 +157,7 @@ def list_policies(*, as_json: AsJson = False) -> None:
 
 def _tool_section(policy: Policy, tool: str) -> str | None:
     """The section of the policy's tools that is for this tool; None where it is treated as other answers."""
-    from guard.policy import ANY_TOOL
+    from guard.policy.policy import ANY_TOOL
 
     return next((name for name in (tool, ANY_TOOL) if name in policy.tools), None)
 
@@ -170,8 +170,8 @@ def _other_section(policy: Policy, tool: str, section: str | None) -> str:
 
 def _settled(policy: Policy, certificate: str | None) -> Policy:
     """The policy with certified thresholds, as far as that can be judged without model and scorer."""
-    from guard.certificate import check_certificate, chosen_certificates, settled_policy
-    from guard.policy_promise import promises
+    from guard.policy.certificate import check_certificate, chosen_certificates, settled_policy
+    from guard.policy.guarantee import promises
 
     wanted = promises(policy)
     if not wanted:
@@ -184,7 +184,7 @@ def _settled(policy: Policy, certificate: str | None) -> Policy:
 
 def _promises(policy: Policy, certificate: str | None) -> list[dict[str, Any]]:
     """What the policy promises, with the certified thresholds where it has a certificate."""
-    from guard.policy_promise import promises
+    from guard.policy.guarantee import promises
 
     known = certificate is not None or policy.certificate is not None
     settled = _settled(policy, certificate) if known else policy
@@ -200,7 +200,7 @@ def _promises(policy: Policy, certificate: str | None) -> list[dict[str, Any]]:
 
 def _check(file: str, certificate: str | None) -> dict[str, Any]:
     """What is wrong with one policy, as a JSON object."""
-    from guard.policy import InvalidPolicyError, load_policy
+    from guard.policy.policy import InvalidPolicyError, load_policy
 
     report: dict[str, Any] = {"file": file, "valid": False, "problems": [], "promises": [], "notes": []}
     try:
@@ -247,7 +247,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
 
 def _notes(policy: Policy) -> list[str]:
     """What is allowed and hardly meant: a retry that can only give the same answer again."""
-    from guard.policy_document import Retry
+    from guard.policy.document import Retry
 
     return [
         f"{'' if route is None else f'route {route}: '}{line.name} asks the same again at temperature 0, which gives "

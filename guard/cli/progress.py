@@ -11,7 +11,7 @@ from guard.cli.output import console
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from guard.questions import Row
+    from guard.data.questions import Row
 
 #: Seconds between two lines of the same work, where nobody watches a bar.
 EVERY = 60.0
@@ -61,7 +61,7 @@ def under_progress(asked: Iterable[object], *, rows: Sequence[tuple[str, Row]], 
         rows: all that there are.
         known: keys of those that were asked before.
     """
-    from guard.journal_file import row_key
+    from guard.data.sqlite_journal import row_key
 
     done = sum(row_key(dataset, row) in known for dataset, row in rows)
     with Progress() as progress:

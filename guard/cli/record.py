@@ -41,12 +41,12 @@ from guard.cli.progress import under_progress
 from guard.errors import InputError, UnsupportedArchitectureError, missing_extra
 
 if TYPE_CHECKING:
-    from guard.backends.base import BaseEngine
-    from guard.datasets import DataSource
-    from guard.evaluation.table import Answers
-    from guard.questions import Row
-    from guard.recording import Skipped
-    from guard.residual import Lens
+    from guard.data.answers import Answers
+    from guard.data.logit_lens import Lens
+    from guard.data.questions import Row
+    from guard.data.recording import Skipped
+    from guard.data.sets import DataSource
+    from guard.engines.base import BaseEngine
 
 
 def record(
@@ -82,10 +82,10 @@ def record(
     Can be stopped at any moment; the same command goes on where it was, and with --partial it writes what is
     there. Data sets take turns, so that a run that was stopped has about as many answers of each.
     """
-    from guard.evaluation.table import Answers
-    from guard.graders import grade, load_grader
-    from guard.journal_file import row_key
-    from guard.recording import Journal, of_this_model, record_rows, template_date_of
+    from guard.data.answers import Answers
+    from guard.data.graders import grade, load_grader
+    from guard.data.recording import Journal, of_this_model, record_rows, template_date_of
+    from guard.data.sqlite_journal import row_key
 
     check_writable(out, "answers")
     _check_pyarrow()
@@ -141,7 +141,7 @@ class _Loaded:
 
     @classmethod
     def load(cls, model: str, options: dict[str, Any], *, lens: bool) -> _Loaded:
-        from guard.backends import load_engine
+        from guard.engines import load_engine
 
         notes: tuple[str, ...] = ()
         if lens:
@@ -160,8 +160,8 @@ class _Loaded:
 
 
 def _load_with_lens(model: str, options: dict[str, Any]) -> tuple[BaseEngine, Lens]:
-    from guard.backends import EMBEDDED, embedded_model, load_engine
-    from guard.residual import Lens
+    from guard.data.logit_lens import Lens
+    from guard.engines import EMBEDDED, embedded_model, load_engine
 
     path = embedded_model() if model == EMBEDDED else Path(model)
     if options["engine"] == "transformers" or path.is_dir():
@@ -186,8 +186,8 @@ def _notes(
     table: Answers, rows: Sequence[tuple[str, Row]], skipped: Sequence[Skipped], samples: int, sampled_rows: int
 ) -> list[str]:
     """What a reader of the file should know of what is not in it."""
-    from guard.journal_file import row_key
-    from guard.questions import Question
+    from guard.data.questions import Question
+    from guard.data.sqlite_journal import row_key
 
     notes = []
     missing = len({row_key(name, row) for name, row in rows} - {*table.key} - {each.key for each in skipped})

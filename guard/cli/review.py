@@ -30,11 +30,11 @@ from guard.cli.review_tables import (
 )
 from guard.cli.terminal import one_line, shown
 from guard.errors import InputError, ReviewError, did_you_mean
-from guard.private_files import replacing_privately
+from guard.files.private_files import replacing_privately
 
 if TYPE_CHECKING:
-    from guard.review_records import Draft
-    from guard.store import Review, Store
+    from guard.review.records import Draft
+    from guard.review.store import Review, Store
 
 app = typer.Typer(
     help="Look through what was escalated, and decide it.",
@@ -203,7 +203,7 @@ def export(
 
 @contextmanager
 def _opened(url: str | None) -> Iterator[Store]:
-    from guard.store import Store
+    from guard.review.store import Store
 
     # A store named here and not found is a typing mistake; the user's own may not exist yet.
     with Store.open(url, create=url is None) as store:
@@ -257,7 +257,7 @@ def _someone_is_there(as_json: bool) -> bool:
 
 def _chosen(store: Store, name: str, verb: str, *, yes: bool) -> Review:
     """The review to decide: shown and confirmed where a person is there, else named by its whole id."""
-    from guard.store import ID_LENGTH
+    from guard.review.store import ID_LENGTH
 
     review = store.review(name)
     if sys.stdin.isatty() and not yes:

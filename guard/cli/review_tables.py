@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from guard.records import Prompt
-    from guard.store import Repeat, Review, ReviewEvent
+    from guard.review.store import Repeat, Review, ReviewEvent
 
 #: Seconds of each unit of an age, largest first.
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))

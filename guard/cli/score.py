@@ -26,8 +26,8 @@ from guard.cli.output import (
 from guard.errors import GuardError, InputError, ScorerError
 
 if TYPE_CHECKING:
-    from guard.guard import Guard
     from guard.records import Score
+    from guard.runtime.guard import Guard
 
 _WANTED = 'Give {"prompt": "...", "response": "..."} on each line.'
 
@@ -49,7 +49,7 @@ def score(
     A row has "prompt" (a text or chat messages) and, if the answer exists already, "response"; without
     one the model answers. Rows that cannot be scored come out with "error"; then the exit code is 3.
     """
-    from guard.guard import Guard
+    from guard.runtime.guard import Guard
 
     rows = list(_rows(files))
     failed = False
@@ -102,7 +102,7 @@ def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes | None]]:
     """Numbers and contents of the lines of a file, or of standard input."""
-    from guard.json_lines import check_json_lines, read_lines, split_lines
+    from guard.files.json_lines import check_json_lines, read_lines, split_lines
 
     if str(file) == "-":
         return split_lines(sys.stdin.buffer)
@@ -112,7 +112,7 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes | None]]:
 
 def _row(line: bytes | None, where: str) -> dict[str, Any]:
     """A row as it is scored; with "error" where it cannot be."""
-    from guard.questions import read_object
+    from guard.data.questions import read_object
 
     try:
         row = read_object(line)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from guard.errors import InputError, did_you_mean
 from guard.evaluation.measures import Measure
 from guard.evaluation.predictions import Predictions
-from guard.metrics import Ranked
+from guard.scoring.metrics import Ranked
 
 #: Draws times answers that are judged at once; arrays of this size stay in a processor's cache.
 _CHUNK = 100_000

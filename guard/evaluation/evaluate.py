@@ -10,6 +10,7 @@ from hashlib import sha256
 import numpy as np
 
 from guard.checked import checked_seed, whole_number
+from guard.data.answers import Answers
 from guard.errors import InputError
 from guard.evaluation.methods import LinearProbe, Own, Regression, log_maps, methods_for
 from guard.evaluation.predictions import NEW, ONE, OTHERS, PROTOCOLS, SAMPLED, SAMPLES, SHIFT, WITHIN, Predictions
@@ -17,7 +18,6 @@ from guard.evaluation.protocol import Method, Progress, all_to_new, others_to_on
 from guard.evaluation.protocol import one_to_one as train_on_one
 from guard.evaluation.result import Ablation, Claim, Importance, ModelCard, ModelResult
 from guard.evaluation.summary import summarise
-from guard.evaluation.table import Answers
 
 OWN = "guard"
 

@@ -1,6 +1,6 @@
 """The measures that the evaluation shows, each with its direction, unit and source.
 
-The arithmetic is in `guard.metrics`, which calibration uses too; here is what a reader must know of it.
+The arithmetic is in `guard.scoring.metrics`, which calibration uses too; here is what a reader must know of it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from guard import metrics
 from guard.errors import InputError, did_you_mean
-from guard.metrics import Labels, Probabilities, Ranked
+from guard.scoring import metrics
+from guard.scoring.metrics import Labels, Probabilities, Ranked
 
 Direction = Literal["higher", "lower"]
 

@@ -20,14 +20,14 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from guard.artefact import Model
+from guard.calibration.fitting import Examples, Features, fit_model, schema_for
+from guard.data.answers import Answers
+from guard.data.graders import normalise
 from guard.errors import CalibrationError, InputError
 from guard.evaluation.protocol import Fitted, Kind, Method, Table
-from guard.evaluation.table import Answers
-from guard.fitting import Examples, Features, fit_model, schema_for
-from guard.graders import normalise
-from guard.scorer import Evaluator
-from guard.signature import FeatureSchema
+from guard.scoring.scorer import Evaluator
+from guard.scoring.scorer_file import Model
+from guard.scoring.signature import FeatureSchema
 
 Columns = NDArray[np.float64]
 
@@ -51,7 +51,7 @@ class Own:
     passes: float = 1.0
 
     def fit(self, table: Table, *, seed: int) -> Fitted:
-        """Fit all parts; see `guard.fitting.fit_model`."""
+        """Fit all parts; see `guard.calibration.fitting.fit_model`."""
         answers = _answers(table)
         schema = schema_for(self.features, layers=answers.layers, temperatures=(1.0,), without=self.without)
         read = self.features == "combined" and "activations" not in self.without

@@ -31,7 +31,7 @@ from guard.evaluation.result import (
     SettingResult,
     Verdict,
 )
-from guard.metrics import Labels, Probabilities
+from guard.scoring.metrics import Labels, Probabilities
 
 
 def summarise(

@@ -12,37 +12,37 @@ from typing import TYPE_CHECKING, Any
 from guard.errors import missing_extra
 
 if TYPE_CHECKING:
-    from guard.langchain.accounting import unguarded
-    from guard.langchain.chat import ChatGuard
-    from guard.langchain.declared import trusted
-    from guard.langchain.engines import close_engines, shared_engine
-    from guard.langchain.guarded_run import GuardedOutcome
-    from guard.langchain.live import RetractedError
+    from guard.langchain.agent.middleware import GuardMiddleware
+    from guard.langchain.attempts.accounting import unguarded
+    from guard.langchain.attempts.declared import trusted
+    from guard.langchain.chain.run import GuardedOutcome
+    from guard.langchain.chain.run_once import once
+    from guard.langchain.chain.runnable import GuardedRunnable, guarded
+    from guard.langchain.chat.engines import close_engines, shared_engine
+    from guard.langchain.chat.live import RetractedError
+    from guard.langchain.chat.model import ChatGuard
     from guard.langchain.metadata import ScoredCall, decision_metadata, read_score, score_metadata
-    from guard.langchain.middleware import GuardMiddleware
-    from guard.langchain.run_once import once
-    from guard.langchain.runnable import GuardedRunnable, guarded
 
 #: What the extra installs.
 _PACKAGES = ("langchain_core", "langchain", "langgraph", "langsmith")
 
 #: Where each public name lives.
 _HOMES = {
-    "ChatGuard": "chat",
-    "GuardMiddleware": "middleware",
-    "GuardedOutcome": "guarded_run",
-    "GuardedRunnable": "runnable",
-    "RetractedError": "live",
+    "ChatGuard": "chat.model",
+    "GuardMiddleware": "agent.middleware",
+    "GuardedOutcome": "chain.run",
+    "GuardedRunnable": "chain.runnable",
+    "RetractedError": "chat.live",
     "ScoredCall": "metadata",
-    "close_engines": "engines",
+    "close_engines": "chat.engines",
     "decision_metadata": "metadata",
-    "guarded": "runnable",
-    "once": "run_once",
+    "guarded": "chain.runnable",
+    "once": "chain.run_once",
     "read_score": "metadata",
     "score_metadata": "metadata",
-    "shared_engine": "engines",
-    "trusted": "declared",
-    "unguarded": "accounting",
+    "shared_engine": "chat.engines",
+    "trusted": "attempts.declared",
+    "unguarded": "attempts.accounting",
 }
 
 __all__ = [

@@ -29,8 +29,8 @@ import numpy as np
 from langchain_core.messages import AIMessage, BaseMessage
 
 from guard.content import ASIDE
-from guard.defects import Defect, defects_of
 from guard.errors import InputError
+from guard.policy.defects import Defect, defects_of
 from guard.records import Decision, FinishReason, Outcome, Sampling, Score, Signature
 
 #: The key within ``response_metadata``.

@@ -20,7 +20,7 @@ from langchain_core.runnables.config import ensure_config
 from langchain_core.runnables.utils import ConfigurableFieldSpec
 
 from guard.errors import InputError
-from guard.policy import Policy
+from guard.policy.policy import Policy
 
 #: What a call may name.
 NAMES = ("route", "policy")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_callback_manager_for_config
 
-from guard.policy import Policy
+from guard.policy.policy import Policy
 from guard.records import Action
 
 #: Tag of the guard's runs and events; events have one for their action too, such as ``guard:accept``.

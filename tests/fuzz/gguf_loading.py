@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from tiny_gguf import write_tiny_gguf
 
@@ -32,8 +32,8 @@ BATCH = 40
 LOADER = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
-from guard.backends.gguf import read_gguf
-from guard.backends.llama_cpp import LlamaCppEngine
+from guard.engines.gguf import read_gguf
+from guard.engines.llama_cpp import LlamaCppEngine
 from guard.errors import GuardError
 from guard.records import Limits, Prompt
 for path in sys.argv[2:]:

@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _possible(mutants: Sequence[Mutant]) -> list[Mutant]:
     """The mutants whose servers can be started here."""
-    from tests.postgresql_server import is_available
+    from tests.support.postgresql_server import is_available
 
     return [mutant for mutant in mutants if mutant.needs != "postgresql" or is_available()]
 

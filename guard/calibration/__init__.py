@@ -1,0 +1,34 @@
+"""From labelled answers to a scorer, bound to its model.
+
+Part of the laboratory: production packages never import it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guard._faces import lazy_face
+
+if TYPE_CHECKING:
+    from guard.calibration.scorer_fit import (
+        Fitted,
+        Labelled,
+        fit_scorer,
+    )
+
+__all__ = [
+    "Fitted",
+    "Labelled",
+    "fit_scorer",
+]
+
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "scorer_fit": (
+            "Fitted",
+            "Labelled",
+            "fit_scorer",
+        ),
+    },
+)

@@ -1,0 +1,252 @@
+"""Labelled records -> a scorer, bound to the model that they come from, and how well it does."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.calibration.fitting import MIN_ANSWERS, Examples, Features, fit_model, schema_for
+from guard.checked import checked_seed
+from guard.data.graders import Grader
+from guard.data.questions import LabelledResponse, Row, split_questions
+from guard.data.recording import Journal, Record, Run, half
+from guard.data.sqlite_journal import row_key
+from guard.errors import CalibrationError, InputError, did_you_mean
+from guard.scoring.metrics import AtThreshold, Gain, Metrics, Probabilities, at_thresholds, brier_gain, metrics_of
+from guard.scoring.ood import StoredNovelty, fit_novelty
+from guard.scoring.scorer import Evaluator, Scorer
+from guard.scoring.scorer_file import FORMAT, FORMAT_VERSION, Artefact, Binding, DataSet, Model, Prompting, Schema
+from guard.scoring.signature import GROUPS, FeatureSchema, feature_vector
+
+#: Disjoint, grouped by question. Fitting holds out parts of its own share by itself.
+SPLIT_SHARES = {"fit": 0.8, "test": 0.2}
+
+#: Fewest answers, and fewest of each label, that the test split must have.
+MIN_SPLIT, MIN_CLASS = 20, 5
+
+#: What can be left out of the default score: groups of features, and the layers' read-out.
+PARTS = (*GROUPS, "activations")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """A record and whether its answer was wrong."""
+
+    record: Record
+    wrong: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A fitted scorer and how it does on the questions that it never saw.
+
+    Attributes:
+        scorer: ready to save and use.
+        test: metrics on the test split.
+        baseline: the same of token log-probabilities alone, on the same split. Only with
+            ``features="combined"``, and None where they do not tell wrong answers from right ones.
+        brier_gain: how much lower the score's Brier score is than the baseline's; None without one.
+        thresholds: what thresholds would have accepted of the test split.
+    """
+
+    scorer: Scorer
+    test: Metrics
+    baseline: Metrics | None
+    brier_gain: Gain | None
+    thresholds: tuple[AtThreshold, ...]
+
+
+def check_enough_rows(rows: Sequence[Row], *, seed: int) -> None:
+    """Refuse rows that are too few for `fit_scorer`, before anything is asked.
+
+    Raises:
+        CalibrationError: a split has fewer rows than it needs answers.
+    """
+    sizes = {name: len(each) for name, each in split_questions(rows, seed=seed, shares=SPLIT_SHARES).items()}
+    needed = {"fit": MIN_ANSWERS, "test": MIN_SPLIT}
+    if any(sizes[name] < needed[name] for name in needed):
+        raise CalibrationError(
+            f"{len(rows)} questions are too few to fit and test a scorer",
+            why=f"{sizes['fit']} of them would fit it and {sizes['test']} test it; it needs at least "
+            f"{needed['fit']} and {needed['test']}, and {MIN_CLASS} right and {MIN_CLASS} wrong answers in each",
+            fix="Give at least 150 questions; some hundreds make a score that is worth something",
+        )
+
+
+def fit_scorer(
+    splits: Mapping[str, Sequence[Labelled]],
+    *,
+    run: Run,
+    data: Sequence[DataSet],
+    features: Features = "combined",
+    without: Sequence[str] = (),
+    seed: int = 0,
+) -> Fitted:
+    """Fit, calibrate and test a scorer.
+
+    Args:
+        splits: labelled records by split, named as in `SPLIT_SHARES`, disjoint by question.
+        run: how the records were made; the scorer is bound to its model.
+        data: what the records come from, for the artefact.
+        features: ``combined`` (the default score), ``ilis`` (the published score: the signature
+            alone, LightGBM), or ``logprob`` (log-probabilities alone).
+        without: parts of the default score to leave out, of `PARTS`.
+        seed: of folds and trees.
+
+    Raises:
+        CalibrationError: too few labels of one kind in a split, or a score that carries no signal.
+        InputError: unknown features or parts.
+    """
+    checked_seed(seed)
+    _check_names(features, without)
+    schema = schema_for(features, layers=run.model.layers, temperatures=run.temperatures, without=tuple(without))
+    examples = {
+        name: _examples(records, schema, activations=name == "fit" and "activations" not in without)
+        for name, records in splits.items()
+    }
+    _check_test(examples["test"].wrong)
+    fitted = fit_model(examples["fit"], schema, features=features, seed=seed)
+    baseline = _baseline(examples["fit"], schema, seed) if features == "combined" else None
+    artefact = Artefact(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        binding=Binding.of(run.model, run.capture_point),
+        features=features,
+        schema=Schema.of(schema),
+        feature_names=list(schema.names),
+        prompting=Prompting(
+            system=run.system,
+            max_tokens=run.max_tokens,
+            template_options=dict(run.template_options),
+            completion=run.completion,
+        ),
+        data=list(data),
+        split_sizes={name: len(each) for name, each in examples.items()},
+        seed=seed,
+        settings=dict(fitted.settings),
+        versions=_versions(),
+        metrics={},
+        model=fitted.model,
+        baseline=baseline,
+        novelty=_novelty(splits["fit"], seed),
+    )
+    wrong = examples["test"].wrong
+    scores = _scores(fitted.model, splits["test"], examples["test"])
+    others = _scores(baseline, splits["test"], examples["test"]) if baseline else None
+    measured = metrics_of(scores, wrong)
+    compared = None if others is None else metrics_of(others, wrong)
+    gain = None if others is None else brier_gain(scores, others, wrong)
+    told = {"test": asdict(measured), **({"baseline": asdict(compared)} if compared else {})}
+    return Fitted(
+        Scorer(artefact.model_copy(update={"metrics": told})), measured, compared, gain, at_thresholds(scores, wrong)
+    )
+
+
+def split_labelled(
+    rows: Sequence[tuple[str, Row]], journal: Journal, *, grade: Grader, seed: int
+) -> dict[str, list[Labelled]]:
+    """Label the journal's answers to these rows and split them, disjoint by question.
+
+    Labels are made here and not when the question is asked, so that a better grader needs no
+    second run of the model.
+
+    Args:
+        rows: pairs of data set name and row; rows that the journal does not have are left out.
+        journal: the model's answers.
+        grade: whether an answer to a question is right.
+        seed: of the split.
+
+    Raises:
+        InputError: the journal has an answer to something else under a row's key.
+    """
+    journal.check_questions(rows)
+    by_row = {id(row): dataset for dataset, row in rows}
+    splits = split_questions([row for _, row in rows], seed=seed, shares=SPLIT_SHARES)
+    return {
+        name: [
+            Labelled(record, _is_wrong(row, record.answer, grade))
+            for row in members
+            if isinstance(record := journal.record(row_key(by_row[id(row)], row)), Record)
+        ]
+        for name, members in splits.items()
+    }
+
+
+def _is_wrong(row: Row, answer: str, grade: Grader) -> bool:
+    return row.wrong if isinstance(row, LabelledResponse) else not grade(row, answer)
+
+
+def _check_names(features: str, without: Sequence[str]) -> None:
+    known = ("combined", "ilis", "logprob")
+    if features not in known:
+        raise InputError(f"There are no features '{features}'", fix=did_you_mean(features, known))
+    for name in without:
+        if name not in PARTS:
+            raise InputError(f"The score has no part '{name}'", fix=did_you_mean(name, PARTS))
+    if without and features != "combined":
+        raise InputError(f"Nothing can be left out of '{features}'", fix="Leave parts out of 'combined'")
+    if set(GROUPS) <= set(without):
+        raise InputError("All feature groups are left out", fix=f"Keep one of {', '.join(GROUPS)}")
+
+
+def _check_test(wrong: NDArray[np.bool_]) -> None:
+    rarer = int(min(wrong.sum(), len(wrong) - wrong.sum()))
+    if len(wrong) < MIN_SPLIT or rarer < MIN_CLASS:
+        raise CalibrationError(
+            "Too few labels to test a scorer",
+            why=f"the test split has {len(wrong)} answers, {int(wrong.sum())} of them wrong; "
+            f"it needs at least {MIN_SPLIT} answers, {MIN_CLASS} right and {MIN_CLASS} wrong",
+            fix="Give more questions, or a mix of easier and harder ones",
+        )
+
+
+def _examples(labelled: Sequence[Labelled], schema: FeatureSchema, *, activations: bool) -> Examples:
+    signals = [each.record.signals for each in labelled]
+    return Examples(
+        x=np.array([feature_vector(each, schema) for each in signals], np.float32).reshape(len(signals), schema.size),
+        wrong=np.array([each.wrong for each in labelled], np.bool_),
+        dataset=np.array([each.record.dataset for each in labelled], np.str_),
+        # In half precision, as journals keep them: there can be gigabytes.
+        activations=np.stack([half(each.signature.activations) for each in signals])
+        if activations and signals
+        else None,
+    )
+
+
+def _baseline(examples: Examples, schema: FeatureSchema, seed: int) -> Model | None:
+    """Token log-probabilities alone, on the same answers."""
+    if "logprob" not in schema.groups:
+        return None
+    try:
+        return fit_model(examples, schema, features="logprob", seed=seed).model
+    except CalibrationError:  # no signal in them is no reason to refuse a score that has some
+        return None
+
+
+def _novelty(labelled: Sequence[Labelled], seed: int) -> StoredNovelty | None:
+    """What is usual, of three quarters of the answers, held against the last quarter."""
+    signals = [labelled[at].record.signals for at in np.random.default_rng(seed).permutation(len(labelled))]
+    cut = len(signals) * 3 // 4
+    try:
+        return fit_novelty(signals[:cut], signals[cut:]).stored()
+    except CalibrationError:  # too few answers to say what is usual are enough for a score
+        return None
+
+
+def _scores(model: Model, labelled: Sequence[Labelled], examples: Examples) -> Probabilities:
+    """p_wrong of each answer."""
+    evaluator = Evaluator(model.start, model.trees, model.readout)
+    rows = zip(examples.x.astype(np.float64), labelled, strict=True)
+    log_odds = np.array([evaluator.log_odds(x, each.record.signals.signature.activations) for x, each in rows])
+    calibration = model.calibration
+    return np.asarray(1.0 / (1.0 + np.exp(-(calibration.slope * log_odds + calibration.intercept))))
+
+
+def _versions() -> dict[str, str]:
+    packages = ("ilis-guard", "numpy", "lightgbm", "scikit-learn")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

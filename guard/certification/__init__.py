@@ -1,0 +1,38 @@
+"""From labelled answers to a threshold whose error rate is certified, or the reason why there is none.
+
+Part of the laboratory: production packages never import it. (The package is not called ``certify``, because
+`guard.certify` is the function.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guard._faces import lazy_face
+
+if TYPE_CHECKING:
+    from guard.certification.fixed_sequence import (
+        Certified,
+        NotCertifiable,
+        Trials,
+        certify,
+    )
+
+__all__ = [
+    "Certified",
+    "NotCertifiable",
+    "Trials",
+    "certify",
+]
+
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "fixed_sequence": (
+            "Certified",
+            "NotCertifiable",
+            "Trials",
+            "certify",
+        ),
+    },
+)

@@ -1,0 +1,364 @@
+"""Recorded answers as columns: what every method of an evaluation reads, and the file that they are kept in.
+
+    journal (one row a question, resumable) -> Answers -> Parquet file -> Answers -> methods
+
+A table that `Answers.take` gives shares the columns of the one it was taken from: evaluating takes hundreds
+of parts of one table, and the activations alone may be gigabytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.data.columns import ARRAYS, KINDS, RAGGED, VALUES, Columns, array_shapes, offsets_of
+from guard.data.graders import Grader
+from guard.data.parquet_file import read_columns, write_columns
+from guard.data.questions import LabelledResponse, Row, question_identity
+from guard.data.recording import Journal, Record, Run, half
+from guard.data.sqlite_journal import row_key
+from guard.errors import InputError
+from guard.records import Floats, Signals
+from guard.scoring.probe import InnerProducts
+from guard.scoring.signature import FeatureSchema
+
+#: Facts that may differ between answers of the same run, whole or by what they begin with.
+_CIRCUMSTANCES = ("model.name", "model.context_tokens", "date", "machine", "versions.", "data.")
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Labelled answers of one model; a `guard.evaluation.protocol.Table`.
+
+    Attributes:
+        columns: of the whole table that these answers belong to.
+        rows: shape (n,), which of it are meant, in which order.
+    """
+
+    columns: Columns
+    rows: NDArray[np.intp]
+
+    # -- from and to files -----------------------------------------------------------------------
+
+    @classmethod
+    def of_journal(
+        cls,
+        journal: Journal,
+        rows: Sequence[tuple[str, Row]],
+        grade: Grader,
+        *,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """The answers to these rows that a journal has, graded; skipped rows and unknown ones are left out.
+
+        Left out as well is an answer that the model gives no probability (a replayed response may be one).
+
+        Args:
+            journal: an open journal.
+            rows: pairs of data set name and row.
+            grade: says whether an answer is right.
+            facts: more of them, JSON values, beside those of the run.
+
+        Raises:
+            InputError: the journal is damaged, has none of these rows, or a row cannot be graded.
+        """
+        journal.check_questions(rows)
+        by_key = {row_key(dataset, row): row for dataset, row in rows}
+        told = {**facts_of(journal.run), **(facts or {})}
+        builder = _Builder(told, len(by_key.keys() & journal.keys()))
+        for key, row in by_key.items():
+            record = journal.record(key)
+            if isinstance(record, Record) and _has_probability(record.signals):
+                wrong = row.wrong if isinstance(row, LabelledResponse) else not grade(row, record.answer)
+                builder.add(record, group=question_identity(row), wrong=wrong)
+        if not len(builder):
+            raise InputError(f"'{journal.path}' has none of these answers", fix="Record them first")
+        return cls.whole(builder.columns())
+
+    @classmethod
+    def whole(cls, columns: Columns) -> Self:
+        """All answers of some columns."""
+        return cls(columns, np.arange(len(columns)))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: there is no such file, or it is damaged, of something else, or of a later version.
+            MissingExtraError: pyarrow is not installed.
+        """
+        return cls.whole(read_columns(Path(path).expanduser()))
+
+    def write(self, path: str | Path) -> None:
+        """Write a Parquet file, whole or not at all; docs/how-to/recording.md describes its columns.
+
+        Raises:
+            InputError: it cannot be written there.
+            MissingExtraError: pyarrow is not installed.
+        """
+        write_columns(self._gathered, Path(path).expanduser())
+
+    # -- the table -------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: NDArray[np.intp]) -> Self:
+        """The rows of these indices, in this order; nothing is copied."""
+        return type(self)(self.columns, self.rows[index])
+
+    @property
+    def layers(self) -> int:
+        """L, the model's layers."""
+        return int(self.columns.norms.shape[-1])
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """T temperatures, of the maps."""
+        return self.columns.temperatures
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Of the run, flat; see `facts_of`."""
+        return self.columns.facts
+
+    @property
+    def key(self) -> NDArray[np.object_]:
+        """``dataset/id`` of each answer, shape (n,)."""
+        return self.columns.key[self.rows]
+
+    @cached_property
+    def dataset(self) -> NDArray[np.str_]:
+        """Name of each answer's data set, shape (n,)."""
+        return self.columns.dataset[self.rows]
+
+    @cached_property
+    def group(self) -> NDArray[np.str_]:
+        """Identity of each answer's question, shape (n,); see `guard.data.questions.question_identity`."""
+        return self.columns.group[self.rows]
+
+    @cached_property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Whether each answer is wrong, shape (n,)."""
+        return self.columns.wrong[self.rows]
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """Tokens of each answer, its end included, shape (n,)."""
+        return np.diff(self.columns.offsets)[self.rows]
+
+    @property
+    def prompt_tokens(self) -> NDArray[np.int32]:
+        """Tokens of each prompt, shape (n,)."""
+        return self.columns.prompt_tokens[self.rows]
+
+    @property
+    def finish_reason(self) -> NDArray[np.str_]:
+        """How each answer ended, as in `Generation`, shape (n,); empty where that is not known."""
+        return self.columns.finish_reason[self.rows]
+
+    @property
+    def truncated(self) -> NDArray[np.bool_]:
+        """Whether each answer is cut at its token limit or by the end of the context, shape (n,)."""
+        return np.asarray(self.finish_reason == "length", np.bool_)
+
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        """Time that each answer took, shape (n,)."""
+        return self.columns.seconds[self.rows]
+
+    @property
+    def answer(self) -> NDArray[np.object_]:
+        """The answers' texts, shape (n,). Methods compare them; no report shows them."""
+        return self.columns.answer[self.rows]
+
+    @property
+    def samples(self) -> tuple[tuple[str, ...], ...]:
+        """The further answers that were sampled; empty where none were."""
+        return tuple(self.columns.samples[at] for at in self.rows)
+
+    @property
+    def maps(self) -> Floats:
+        """As in `Signature.maps`, shape (n, T, A, L, L)."""
+        return self._part(self.columns.maps)
+
+    @property
+    def norms(self) -> Floats:
+        """As in `Signature.norms`, shape (n, A, L)."""
+        return self._part(self.columns.norms)
+
+    @property
+    def activations(self) -> NDArray[np.float16]:
+        """As in `Signature.activations`, shape (n, 3, L, D). A copy, unless these are all answers."""
+        return self._part(self.columns.activations)
+
+    @property
+    def lens(self) -> Floats | None:
+        """As in `Residual.lens`, shape (n, 2, 3, L); None where not recorded."""
+        return None if self.columns.lens is None else self._part(self.columns.lens)
+
+    @property
+    def path(self) -> Floats | None:
+        """As in `Residual.path`, shape (n, 2, 2, L); None where not recorded."""
+        return None if self.columns.path is None else self._part(self.columns.path)
+
+    def signals(self, at: int) -> Signals:
+        """All that a scorer sees of one answer."""
+        return self.columns.signals(int(self.rows[at]))
+
+    def features(self, schema: FeatureSchema) -> Floats:
+        """Features of all answers, shape (n, features), as `guard.scoring.signature.feature_vector` makes them.
+
+        Made once for a whole table and shared with all that is taken from it.
+
+        Raises:
+            InputError: an answer lacks a feature, such as a map of that temperature.
+        """
+        return self._part(self.columns.features(schema))
+
+    @cached_property
+    def products(self) -> InnerProducts:
+        """Between these answers' activations; made once for a whole table and shared with all that is taken from it."""
+        return InnerProducts(self.columns.products, self.rows)
+
+    @cached_property
+    def _is_whole(self) -> bool:
+        return np.array_equal(self.rows, np.arange(len(self.columns)))
+
+    @property
+    def _gathered(self) -> Columns:
+        return self.columns if self._is_whole else self.columns.take(self.rows)
+
+    def _part(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array if self._is_whole else array[self.rows]
+
+
+def concatenate(tables: Sequence[Answers]) -> Answers:
+    """One table of several of the same run, with columns of its own.
+
+    Of one table it gives one that shares nothing with what that was taken from. The residual stream's
+    signals are kept only where all tables have them, facts only where all say the same.
+
+    Raises:
+        InputError: there is no table, they are of different runs, or have an answer in common.
+    """
+    if not tables:
+        raise InputError("There is no table of answers")
+    _check_same_run(tables)
+    parts = [table.columns.take(table.rows) for table in tables]
+    names, counts = np.unique([str(key) for part in parts for key in part.key], return_counts=True)
+    if counts.max(initial=1) > 1:
+        raise InputError(f"The answer '{names[counts.argmax()]}' is in two of these tables")
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in (*VALUES, *RAGGED)
+    }
+    for name in ARRAYS:
+        arrays = [getattr(part, name) for part in parts]
+        joined[name] = None if any(array is None for array in arrays) else np.concatenate(arrays)
+    first = tables[0].facts
+    return Answers.whole(
+        Columns(
+            **joined,
+            samples=tuple(each for part in parts for each in part.samples),
+            offsets=offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
+            facts={name: first[name] for name in first if all(x.facts.get(name) == first[name] for x in tables)},
+        )
+    )
+
+
+def _check_same_run(tables: Sequence[Answers]) -> None:
+    first = tables[0].facts
+    for other in (table.facts for table in tables[1:]):
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name) and not name.startswith(_CIRCUMSTANCES):
+                why = f"{name}: {first.get(name)!r} and {other.get(name)!r}"
+                raise InputError("These answers are of different runs", why=why, fix="Use them one by one")
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """What was recorded with what, and where, flat; the values are JSON's.
+
+    Those of `Run.fields`, and ``model.name``, ``versions.*``, ``date`` (ISO 8601, UTC) and ``machine``.
+    """
+    packages = ("ilis-guard", "numpy", *_PACKAGES.get(run.model.engine, ()))
+    return {
+        **{name: json.loads(value) for name, value in run.fields().items()},
+        **{f"model.{name}": asdict(run.model)[name] for name in ("name", "context_tokens")},
+        **{f"versions.{package}": found for package in packages if (found := _version(package))},
+        "versions.python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+    }
+
+
+_PACKAGES = {"llama.cpp": ("llama-cpp-python",), "transformers": ("transformers", "torch")}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+# -- making columns ----------------------------------------------------------------------------
+
+
+class _Builder:
+    """Columns that grow record by record; the large ones are made at once, for all that may come."""
+
+    def __init__(self, facts: Mapping[str, Any], capacity: int) -> None:
+        self._facts = facts
+        shapes = array_shapes(facts)
+        self._arrays = {name: np.empty((capacity, *shape), kind) for name, (shape, kind) in shapes.items()}
+        self._values: list[tuple[Any, ...]] = []
+        self._samples: list[tuple[str, ...]] = []
+        self._tokens: dict[str, list[Floats]] = {name: [] for name in RAGGED}
+        self._residual = True
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def add(self, record: Record, *, group: str, wrong: bool) -> None:
+        """Take one answer."""
+        signature, at = record.signals.signature, len(self)
+        self._arrays["maps"][at] = signature.maps
+        self._arrays["norms"][at] = signature.norms
+        self._arrays["activations"][at] = half(signature.activations)
+        if record.residual is None:
+            self._residual = False
+        else:
+            self._arrays["lens"][at], self._arrays["path"][at] = record.residual.lens, record.residual.path
+        for name in RAGGED:
+            self._tokens[name].append(getattr(record.signals, name))
+        self._samples.append(record.samples)
+        seconds, prompt_tokens, ended = record.seconds, record.prompt_tokens, record.finish_reason or ""
+        self._values.append((record.key, record.dataset, group, record.answer, wrong, seconds, prompt_tokens, ended))
+
+    def columns(self) -> Columns:
+        """All that was taken."""
+        made: dict[str, Any] = {name: array[: len(self)] for name, array in self._arrays.items()}
+        if not self._residual:
+            made |= {"lens": None, "path": None}
+        for name, values in zip(VALUES, zip(*self._values, strict=True), strict=True):
+            made[name] = np.array(values, KINDS[name])
+        for name in RAGGED:
+            made[name] = np.concatenate(self._tokens[name])
+        offsets = offsets_of(np.array([len(each) for each in self._tokens[RAGGED[0]]]))
+        return Columns(**made, samples=tuple(self._samples), offsets=offsets, facts=self._facts)
+
+
+def _has_probability(signals: Signals) -> bool:
+    return bool(np.isfinite(signals.logprobs).all() and np.isfinite(signals.entropies).all())

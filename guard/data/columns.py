@@ -1,0 +1,142 @@
+"""The columns of recorded answers, and what is made of them once for all parts of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.data.logit_lens import LENS_SIGNALS
+from guard.errors import CaptureError, InputError
+from guard.records import Floats, Signals, Signature
+from guard.scoring.probe import inner_products
+from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATES, FeatureSchema, feature_vector
+
+#: Columns of one value each, with their kinds in memory; of one value a token; of one array each.
+KINDS: Mapping[str, type] = {
+    "key": object,
+    "dataset": np.str_,
+    "group": np.str_,
+    "answer": object,
+    "wrong": np.bool_,
+    "seconds": np.float64,
+    "prompt_tokens": np.int32,
+    "finish_reason": np.str_,
+}
+VALUES = tuple(KINDS)
+RAGGED = ("logprobs", "entropies", "margins")
+ARRAYS = ("maps", "norms", "activations", "lens", "path")
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The columns of a whole table of n answers.
+
+    Attributes:
+        key: shape (n,), ``dataset/id``, texts.
+        dataset, group, wrong, seconds, prompt_tokens, finish_reason: as in `Answers`.
+        answer, samples: as in `Answers`.
+        offsets: shape (n + 1,); tokens of answer i are ``offsets[i]`` to ``offsets[i + 1]`` of the next three.
+        logprobs, entropies, margins: shape (all tokens,), as in `Generation`.
+        maps, norms: shapes (n, T, A, L, L) and (n, A, L), as in `Signature`. The maps are float32: rounded to
+            half of that, layers that nearly agree would lose up to a seventh of what sets answers apart.
+        activations: shape (n, 3, L, D), float16.
+        lens, path: shapes (n, 2, 3, L) and (n, 2, 2, L), as in `Residual`; None where not recorded.
+        facts: of the run, flat; see `guard.data.answers.facts_of`.
+    """
+
+    key: NDArray[np.object_]
+    dataset: NDArray[np.str_]
+    group: NDArray[np.str_]
+    wrong: NDArray[np.bool_]
+    seconds: NDArray[np.float64]
+    prompt_tokens: NDArray[np.int32]
+    finish_reason: NDArray[np.str_]
+    answer: NDArray[np.object_]
+    samples: tuple[tuple[str, ...], ...]
+    offsets: NDArray[np.int64]
+    logprobs: Floats
+    entropies: Floats
+    margins: Floats
+    maps: Floats
+    norms: Floats
+    activations: NDArray[np.float16]
+    lens: Floats | None
+    path: Floats | None
+    facts: Mapping[str, Any]
+    _blocks: dict[FeatureSchema, Floats] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def take(self, rows: NDArray[np.intp]) -> Columns:
+        """A copy of these rows, in this order."""
+        tokens = np.diff(self.offsets)[rows]
+        starts = np.cumsum(tokens) - tokens  # of the rows' tokens in the copy
+        at = np.arange(tokens.sum()) + np.repeat(self.offsets[rows] - starts, tokens)
+        taken: dict[str, Any] = {name: getattr(self, name)[at] for name in RAGGED}
+        for name in (*VALUES, *ARRAYS):
+            array = getattr(self, name)
+            taken[name] = None if array is None else array[rows]
+        samples = tuple(self.samples[row] for row in rows)
+        return Columns(**taken, samples=samples, offsets=offsets_of(tokens), facts=self.facts)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Of the maps."""
+        return tuple(self.facts["temperatures"])
+
+    def signals(self, at: int) -> Signals:
+        """All that a scorer sees of one answer."""
+        tokens = slice(self.offsets[at], self.offsets[at + 1])
+        signature = Signature(
+            maps=self.maps[at],
+            norms=self.norms[at],
+            activations=self.activations[at].astype(np.float32),
+            temperatures=self.temperatures,
+            aggregates=AGGREGATES,
+            tokens=int(self.offsets[at + 1] - self.offsets[at]),
+        )
+        return Signals(self.logprobs[tokens], self.entropies[tokens], self.margins[tokens], signature)
+
+    def features(self, schema: FeatureSchema) -> Floats:
+        """Features of all answers, shape (n, features). Kept group by group: kinds of scores share groups."""
+        parts = [FeatureSchema(schema.layers, schema.temperatures, schema.aggregates, (x,)) for x in schema.groups]
+        return np.hstack([self._block(part) for part in parts])
+
+    def _block(self, schema: FeatureSchema) -> Floats:
+        if schema not in self._blocks:
+            block = np.empty((len(self), schema.size), np.float32)
+            for at in range(len(self)):
+                try:
+                    block[at] = feature_vector(self.signals(at), schema)
+                except CaptureError as error:
+                    raise InputError(f"The answer '{self.key[at]}' lacks a feature", why=str(error)) from error
+            self._blocks[schema] = block
+        return self._blocks[schema]
+
+    @cached_property
+    def products(self) -> Floats:
+        """Inner products of all answers' activations, shape (n, n); see `guard.scoring.probe.inner_products`."""
+        return inner_products(self.activations)
+
+
+def offsets_of(tokens: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Where each answer's tokens begin, and where the last one's end, shape (n + 1,)."""
+    return np.concatenate([[0], np.cumsum(tokens, dtype=np.int64)])
+
+
+def array_shapes(facts: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and kind of one answer's part of each of `ARRAYS`, from the facts of its run."""
+    layers, width, temperatures = facts["model.layers"], facts["model.width"], len(facts["temperatures"])
+    return {
+        "maps": ((temperatures, len(AGGREGATES), layers, layers), "<f4"),
+        "norms": ((len(AGGREGATES), layers), "<f4"),
+        "activations": ((len(ACTIVATION_TOKENS), layers, width), "<f2"),
+        "lens": ((2, len(LENS_SIGNALS), layers), "<f4"),
+        "path": ((2, 2, layers), "<f4"),
+    }

@@ -1,0 +1,432 @@
+"""Whether an answer is right, decided without another model.
+
+Graders are pure functions of a question and an answer. None is perfect; docs/reference/data.md says what each
+takes for right and where it errs. When in doubt they say wrong: a wrong answer that passes teaches
+the scorer to trust it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from guard.data.doubts import CONJUNCTIONS, doubted, taken_back
+from guard.data.math_answers import boxed, final_answer, same_answer
+from guard.data.number_words import in_digits
+from guard.data.questions import GRADER_NAMES, LETTERS, Question
+from guard.data.stated_number import is_number, same_number, stated_number
+from guard.engines.thinking import without_thoughts
+from guard.errors import InputError, MissingExtraError
+from guard.files.user_code import load_function
+
+#: Takes a question and a model's answer, and says whether the answer is right.
+Grader = Callable[[Question, str], bool]
+
+#: How many words an answer may have beside the accepted ones that it contains.
+MAX_EXTRA_WORDS = 15
+#: Seconds that a pattern of the user may search one answer.
+REGEX_SECONDS = 1.0
+
+
+def grade(question: Question, answer: str, *, grader: str | None = None) -> bool:
+    """Whether an answer is right. Thoughts that are written into its text are no part of it.
+
+    Args:
+        question: with its accepted answers.
+        answer: the model's text.
+        grader: by name; by default the question's own or the usual one for it.
+
+    Raises:
+        InputError: the grader is not known, cannot grade this question, or is code that the question names.
+    """
+    named = grader or grader_for(question)
+    if grader is None and ":" in named:
+        raise InputError(
+            f"Question {question.id!r} names code as its grader, {named!r:.80}",
+            why="importing it would run what stands in a data file",
+            fix="Name it yourself: --grader module:function, or grader=",
+        )
+    return load_grader(named)(question, without_thoughts(answer))
+
+
+def grader_for(question: Question) -> str:
+    """The question's own grader, or else the usual one.
+
+    ``choice`` where there are choices, ``regex`` where ``meta`` has an ``answer_regex``, ``number``
+    where all accepted answers are numbers in digits, ``text`` for all others.
+    """
+    if question.grader:
+        return question.grader
+    if question.choices:
+        return "choice"
+    if question.meta.get("answer_regex"):
+        return "regex"
+    if all(map(is_number, question.answers)):
+        return "number"
+    return "text"
+
+
+@functools.lru_cache(maxsize=64)
+def load_grader(name: str) -> Grader:
+    """A grader by its name, or the user's own function as ``module:function``.
+
+    The user's function is called as ``function(question, answer)`` and returns True or False.
+
+    Raises:
+        InputError: there is no such grader, module or function.
+    """
+    if name in GRADERS:
+        return GRADERS[name]
+    return _checked(name, load_function(name, "grader", GRADER_NAMES))
+
+
+def _checked(name: str, function: Callable[[Question, str], Any]) -> Grader:
+    def users_own(question: Question, answer: str) -> bool:
+        try:
+            right = function(question, answer)
+        except Exception as error:
+            raise InputError(
+                f"The grader {name!r} failed on question {question.id!r}",
+                why=f"{type(error).__name__}: {error}",
+            ) from error
+        if not isinstance(right, bool):
+            raise InputError(
+                f"The grader {name!r} must return True or False",
+                why=f"it returned a {type(right).__name__} for question {question.id!r}",
+            )
+        return right
+
+    return users_own
+
+
+# -- text --------------------------------------------------------------------------------------
+
+_FOLDED = str.maketrans(
+    {"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "ı": "i", "ð": "d", "þ": "th", "&": " and ", "%": " percent "}
+    | {"−": "-", "–": " ", "—": " ", "_": " ", "/": " "}
+)  # fmt: skip
+_ARTICLES = frozenset({"a", "an", "the"})
+#: Words after which a short answer is the statement of its sentence: "the symbol is H".
+_LEADS = frozenset({"is", "was", "are", "were", "be", "answer", "answers", "called", "named"})
+_YES_NO = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+#: Words before a date or a number that make another one of it.
+_COMPARISONS = frozenset(
+    {"before", "after", "since", "until", "till", "over", "under", "above", "below", "beyond", "past", "between"}
+    | {"pre", "post", "nearly", "almost", "vor", "nach", "seit", "avant", "apres", "antes", "despues"}
+)
+#: Words after "and" that begin another statement, and no second answer.
+_NEW_STATEMENT = frozenset({"it", "is", "was", "he", "she", "they", "this", "that", "there", "its", "his", "her"})
+_COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+
+
+def normalise(text: str) -> str:
+    """Letter case, accents, articles, punctuation, number words and spacing evened out.
+
+    Signs that carry meaning stay: decimal points, minus signs before digits, colons between digits, ``+``,
+    ``#``, ``$``.
+    """
+    text = unicodedata.normalize("NFKD", text).casefold().translate(_FOLDED)
+    text = re.sub(r"[\u0300-\u036f]", "", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    text = re.sub(r"(?<!\d)\.|\.(?!\d)|(?<=\w)-|-(?!\d)", lambda at: "" if at[0] == "." else " ", text)
+    text = re.sub(r"(?<!\d):|:(?!\d)", " ", text)
+    kept = (
+        character for character in text if character in ".-#:" or not unicodedata.category(character).startswith("P")
+    )
+    words = in_digits("".join(kept).split())
+    # An answer may be nothing but signs ("*") or an article ("A").
+    return " ".join([word for word in words if word not in _ARTICLES] or words) or text.strip()
+
+
+def grade_text(question: Question, answer: str) -> bool:
+    """Equal to an accepted answer after `normalise`, or a short sentence that holds one.
+
+    A longer answer is judged by its first sentence. An answer with a word of doubt or denial
+    (``not``, ``or``, ``than`` ...), or with a second name beside the first, must be equal.
+    """
+    answer = _without_markup(answer)
+    accepted = {normalise(gold) for gold in question.answers} - {""}
+    if normalise(answer) in accepted:
+        return True
+    first, rest = _first_sentence(answer)
+    if first.endswith(("?", "？")) or taken_back(rest):
+        return False
+    if normalise(first) in accepted:
+        return True
+    return _states_one(question, answer, first, accepted) or any(_cjk_states(gold, first) for gold in question.answers)
+
+
+def _without_markup(answer: str) -> str:
+    """LaTeX commands around a text left out, dollar signs too where they come in pairs around it."""
+    if "\\" not in answer:
+        return answer
+    return re.sub(r"\$([^$\n]*)\$", r"\1", _COMMAND.sub(r"\1", _COMMAND.sub(r"\1", answer)))
+
+
+def _states_one(question: Question, answer: str, first: str, accepted: set[str]) -> bool:
+    asked = f" {normalise(question.question)} "
+    if not any("/" in gold for gold in question.answers):  # "London/Paris" names two
+        answer, first = (re.sub(r"(?<=[^\W\d])\s*/\s*(?=[^\W\d])", " or ", text) for text in (answer, first))
+    whole = answer.strip()
+    return any(
+        _holds(normalise(sentence).split(), gold.split(), gold_was_asked=f" {gold} " in asked)
+        for sentence in {first} | ({whole} if not whole.endswith("?") else set())
+        for gold in accepted
+    )
+
+
+def _first_sentence(answer: str) -> tuple[str, str]:
+    """Up to the first line end or full stop, unless that follows a short word (``Dr.``); and the rest."""
+    line, _, more = answer.strip().partition("\n")
+    parts = re.split(r"(?<=\w{4}[.!?])\s+|(?<=[!?])\s+|(?<=[。！？])", line, maxsplit=1)
+    return parts[0], f"{parts[1] if len(parts) > 1 else ''}\n{more}"
+
+
+def _holds(answer: list[str], gold: list[str], *, gold_was_asked: bool) -> bool:
+    """Whether the answer's words hold the gold words as its statement."""
+    if len(gold) == 1 and gold[0] in _YES_NO:
+        return answer[:1] == gold and _YES_NO[gold[0]] not in answer
+    extra = len(answer) - len(gold)
+    if not 0 < extra <= MAX_EXTRA_WORDS:
+        return False
+    for start in range(extra + 1):
+        end = start + len(gold)
+        if answer[start:end] != gold or doubted(" ".join([*answer[:start], "_", *answer[end:]])):
+            continue
+        # What is short (a symbol, a digit) or taken from the question occurs by chance.
+        if len("".join(gold)) < 3:
+            found = end == len(answer) and answer[start - 1] in _LEADS
+        else:
+            found = not gold_was_asked or start == 0 or end == len(answer)
+        if found and not _has_neighbour(answer[:start], gold, answer[end:]):
+            return True
+    return False
+
+
+def _has_neighbour(before: list[str], gold: list[str], after: list[str]) -> bool:
+    """Whether what stands beside a match makes a list, a range or another number of it."""
+    if after[:1] and after[0] in CONJUNCTIONS and not _NEW_STATEMENT.intersection(after[1:2]):
+        return True
+    if len(before) > 1 and before[-1] in CONJUNCTIONS:
+        return True
+    if not (gold[0][0].isdigit() and before) and not (gold[-1][-1].isdigit() and after):
+        return False
+    return (
+        (after[:1] != [] and (after[0] in {"percent", "to"} or after[0][0].isdigit()))
+        or (before != [] and (before[-1] in _COMPARISONS or before[-1][-1].isdigit()))
+        or (before[-1:] == ["to"] and before[-2:-1] != [] and before[-2][-1].isdigit())
+    )
+
+
+# Languages that put no spaces between words: what an accepted answer may stand beside.
+_CJK_SIGN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
+_CJK_LEAD = re.compile(r"(?:^|[\W_]|[はが：:]|[是为為叫])[\s「『“\"'(（《]*$")
+_CJK_END = re.compile(
+    r"[」』”\"')）》]*(?:です|でした|だ|だった|である|になります|입니다|이다|예요|이에요|이었습니다|였습니다)?[\s。．.!！]*$"
+)
+
+
+def _cjk_states(gold: str, sentence: str) -> bool:
+    """Whether a Chinese, Japanese or Korean sentence ends by stating an accepted answer: 首都は東京です。"""
+    said, wanted = (unicodedata.normalize("NFKC", text).strip().casefold() for text in (sentence, gold))
+    if not wanted or not _CJK_SIGN.search(said) or said.count(wanted) != 1:
+        return False
+    before, _, after = said.partition(wanted)
+    found = _CJK_LEAD.search(before) and _CJK_END.fullmatch(after)
+    return bool(found) and not doubted(f"{before} _ {after}")
+
+
+# -- number ------------------------------------------------------------------------------------
+
+
+def grade_number(question: Question, answer: str) -> bool:
+    """Equal in value to an accepted answer, within a millionth; see `guard.data.stated_number`."""
+    said = stated_number(answer)
+    if said is None:
+        return False
+    golds = [gold for gold in map(stated_number, question.answers) if gold is not None]
+    return any(same_number(said, gold) for gold in golds)
+
+
+# -- math --------------------------------------------------------------------------------------
+
+
+def grade_math(question: Question, answer: str) -> bool:
+    """The final answer, as a rule in ``\\boxed{...}``, is an accepted one in another notation at most.
+
+    See `guard.data.math_answers` for where a final answer is looked for, and what counts as the same.
+    """
+    said = final_answer(answer)
+    return said is not None and any(same_answer(gold, said) for gold in question.answers)
+
+
+# -- choice ------------------------------------------------------------------------------------
+
+_LETTER_FIRST = re.compile(
+    r"(?:(?:so|therefore|thus),?\s+)?(?:the\s+)?(?:(?:correct|right|best)\s+)?"
+    r"(?:(?:answer|option|choice|letter)\b(?:\s+(?:is|would\s+be))?\s*:?\s*(?:option\s+|choice\s+)?)?"
+    r"[\[(\"'*]*(?P<letter>[A-Za-z])(?:[\])\"'*]*(?:$|[.):,;\n]|\s+(?=[-–—:(\n])|\s+(?:is|ist|est|es|and|or)\b))",
+    re.IGNORECASE,
+)
+_ANSWER_WORDS = r"answer|option|choice|antwort|réponse|respuesta|risposta|resposta|antwoord|svar(?:et)?|odpowiedź|ответ"
+_LETTER_LATER = re.compile(
+    rf"\b(?:{_ANSWER_WORDS})\s*(?:is|ist|est|es|è|é|är|er|:|—)\s*(?:option\s+)?[\[(\"'*]*(?P<letter>[A-Z])(?![\w'])",
+    re.IGNORECASE,
+)
+_SEVERAL_LETTERS = re.compile(
+    r"\W*[A-Z]\W{0,3}\s*(?:,|/|&|\b(?:and|or|und|oder|et|ou|y|o|e)\b|\s)\s*\(?[A-Z]\b(?!['’])"
+)
+#: A letter in a Chinese, Japanese or Korean sentence, which may touch it.
+_LONE_LETTER = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z])")
+
+
+def grade_choice(question: Question, answer: str) -> bool:
+    """The right choice's letter or text, and no other choice's.
+
+    Raises:
+        InputError: the question has no choices.
+    """
+    if question.choices is None or question.answer_index is None:
+        raise InputError(f"Question {question.id!r} has no choices, as the grader 'choice' needs")
+    return _picked(question.choices, _chosen_part(answer)) == question.answer_index
+
+
+def _chosen_part(answer: str) -> str:
+    """What stands in a box if there is one; full-width letters as plain ones."""
+    box = boxed(answer)
+    part = _without_markup(unicodedata.normalize("NFKC", answer if box is None else box)).strip()
+    return part[1:-1] if part[:1] == part[-1:] == "$" else part
+
+
+def _picked(choices: tuple[str, ...], answer: str) -> int | None:
+    """The place of the choice that an answer picks, or None."""
+    if len(answer.strip(" .()[]*\"'")) != 1 and (exact := _exact_choice(choices, answer)) is not None:
+        return exact
+    letter = None if _SEVERAL_LETTERS.match(answer) else _letter(answer)
+    if letter is None:
+        return None if _SEVERAL_LETTERS.match(answer) else _named_choice(choices, answer)
+    said, rest = letter
+    picked = LETTERS.index(said.upper())
+    if picked >= len(choices) or _is_disputed(rest, choices, picked):
+        return None
+    return picked if _named_choice(choices, rest) in (None, picked) else None
+
+
+def _letter(answer: str) -> tuple[str, str] | None:
+    """The letter that an answer gives, and the rest of its line; None where it gives none."""
+    if _CJK_SIGN.search(answer):
+        letters = _LONE_LETTER.findall(answer)
+        return (letters[0], _LONE_LETTER.sub(" ", answer)) if len(letters) == 1 else None
+    first = re.search(r"\w", answer)
+    if first and (match := _LETTER_FIRST.match(answer, first.start())):
+        return match["letter"], answer[match.start("letter") + 1 :].split("\n", 1)[0]
+    later = list(_LETTER_LATER.finditer(answer))
+    if not later:
+        return None
+    line = answer[: later[-1].start()].rsplit("\n", 1)[-1]
+    return later[-1]["letter"], f"{line} {answer[later[-1].end() :]}".split("\n", 1)[0]
+
+
+def _is_disputed(rest: str, choices: tuple[str, ...], picked: int) -> bool:
+    """Whether the rest of the line denies the letter, or gives another one as well."""
+    own = normalise(choices[picked])
+    others = {letter for letter in _LONE_LETTER.findall(rest) if LETTERS.index(letter) < len(choices)} - {"A", "I"}
+    named = f" {normalise(rest)} ".replace(f" {own} ", " _ ")
+    return bool(others - {LETTERS[picked]}) or doubted(named)
+
+
+def _exact_choice(choices: tuple[str, ...], answer: str) -> int | None:
+    plain = [choice.strip().rstrip(".").casefold() for choice in choices]
+    said = answer.strip().strip("*").rstrip(".").casefold()
+    return plain.index(said) if plain.count(said) == 1 else None
+
+
+def _named_choice(choices: tuple[str, ...], answer: str) -> int | None:
+    """The one choice whose text the answer is or holds, where no other is held and nothing is denied."""
+    if (exact := _exact_choice(choices, answer)) is not None:
+        return exact
+    texts = [normalise(choice) for choice in choices]
+    said = normalise(answer)
+    if texts.count(said) == 1:
+        return texts.index(said)
+    held: list[int] = []
+    rest = f" {said} "
+    # The longest first, so that "iron oxide" is not also "iron".
+    for at in sorted(range(len(texts)), key=lambda at: -len(texts[at])):
+        if _is_held(texts[at], rest):
+            held.append(at)
+            rest = rest.replace(f" {texts[at]} ", " \0 ")
+    return held[0] if len(held) == 1 and not doubted(rest) else None
+
+
+def _is_held(text: str, answer: str) -> bool:
+    """A digit is only stated after "is" and the like; a letter is no text here."""
+    if len(text) > 1:
+        return f" {text} " in answer
+    return text.isdigit() and any(f" {lead} {text} " in answer for lead in _LEADS)
+
+
+# -- regex -------------------------------------------------------------------------------------
+
+_MAX_PATTERN = 20_000
+_MAX_REPEATS = 10_000
+
+
+def grade_regex(question: Question, answer: str) -> bool:
+    """Whether ``meta.answer_regex`` matches somewhere in the answer (letter case ignored).
+
+    An answer that equals an accepted one is right as well, since patterns do not cover all of them.
+    The pattern must be valid for Python's `re`, and has a second for one answer.
+
+    Raises:
+        InputError: there is no pattern, or it is not valid, too large or too slow.
+        MissingExtraError: the package ``regex``, which can end a search, is not installed.
+    """
+    pattern = question.meta.get("answer_regex")
+    if not isinstance(pattern, str):
+        raise InputError(f"Question {question.id!r} has no 'answer_regex' in its meta, as the grader 'regex' needs")
+    try:
+        matched = _compiled(pattern).search(answer, timeout=REGEX_SECONDS) is not None
+        return matched or normalise(answer) in map(normalise, question.answers)
+    except TimeoutError as error:
+        raise InputError(
+            f"The answer_regex of question {question.id!r} searched one answer for {REGEX_SECONDS:g} s",
+            fix="Write it without repetitions inside repetitions",
+        ) from error
+    except _PatternError as error:
+        raise InputError(f"The answer_regex of question {question.id!r} cannot be used", why=str(error)) from error
+
+
+class _PatternError(Exception):
+    """Why a pattern is not searched with."""
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(pattern: str) -> Any:
+    """The pattern for ``regex``, which unlike `re` can stop, but writes out counted repetitions."""
+    try:
+        import regex  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MissingExtraError("regex is not installed", fix="Run: pip install regex") from error
+    counts = [int(upper or lower or 1) for lower, upper in re.findall(r"\{(\d*)(?:,(\d*))?\}", pattern)]
+    if len(pattern) > _MAX_PATTERN or math.prod(max(1, count) for count in counts) > _MAX_REPEATS:
+        raise _PatternError("it is too large, or its {counts} multiply to too much")
+    try:
+        re.compile(pattern)
+        return regex.compile(pattern, regex.IGNORECASE)
+    except (re.error, regex.error, RecursionError, OverflowError) as error:
+        raise _PatternError(str(error)) from error
+
+
+#: Graders by name.
+GRADERS: Mapping[str, Grader] = {
+    "text": grade_text,
+    "number": grade_number,
+    "math": grade_math,
+    "choice": grade_choice,
+    "regex": grade_regex,
+}

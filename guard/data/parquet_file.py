@@ -1,0 +1,210 @@
+"""The file of recorded answers: Parquet, one row an answer. docs/how-to/recording.md describes it.
+
+Arrays stand in it as bytes of a fixed size, numbers of a token as lists. Pages have checksums, so that
+damage does not become a slightly different answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.data.columns import ARRAYS, KINDS, RAGGED, Columns, array_shapes, offsets_of
+from guard.errors import InputError, did_you_mean, missing_extra
+from guard.files.private_files import replacing_privately
+
+FORMAT, FORMAT_VERSION = "guard-answers", 2
+
+#: Key of our facts in the file's metadata.
+_FACTS = b"guard"
+#: Bytes of a row group: what reading and writing hold beside the table itself.
+_GROUP_BYTES = 2**25
+#: What a stranger's file may make us reserve for one answer.
+_MAX_LAYERS, _MAX_WIDTH, _MAX_TEMPERATURES = 1024, 2**17, 16
+
+_RECORD_AGAIN = "Write it again with guard record"
+
+
+def write_columns(columns: Columns, path: Path) -> None:
+    """Write a file, whole or not at all; see `Answers.write`."""
+    pyarrow = _pyarrow()
+    shapes = {name: shape for name, shape in array_shapes(columns.facts).items() if getattr(columns, name) is not None}
+    facts = dict(columns.facts)
+    told = {"format": FORMAT, "format_version": FORMAT_VERSION, "facts": facts, "sha256": _digest(facts)}
+    schema = _schema(shapes).with_metadata({_FACTS: json.dumps(told)})
+    row_bytes = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values())
+    step = max(1, _GROUP_BYTES // row_bytes)
+    options = {"compression": "zstd", "use_dictionary": ["dataset"], "write_statistics": False}
+    try:
+        with (
+            replacing_privately(path) as scratch,
+            pyarrow.parquet.ParquetWriter(scratch, schema, write_page_checksum=True, **options) as writer,
+        ):
+            for start in range(0, len(columns), step):
+                rows = slice(start, min(start + step, len(columns)))
+                arrays = [_to_arrow(columns, field, rows) for field in schema]
+                writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"Cannot write the answers to {str(path)!r}", why=why, fix="Give another file") from error
+
+
+def read_columns(path: Path) -> Columns:
+    """Read a file; see `Answers.read`."""
+    pyarrow = _pyarrow()
+    if not path.is_file():
+        near = [other.name for other in path.parent.glob("*.parquet")] if path.parent.is_dir() else []
+        raise InputError(f"There is no file {str(path)!r}", fix=did_you_mean(path.name, near))
+    try:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            facts = _facts_in(file.schema_arrow.metadata or {}, path)
+            shapes = array_shapes(facts)
+            shapes = {name: shapes[name] for name in shapes if name in file.schema_arrow.names}
+            if not file.schema_arrow.equals(_schema(shapes)):
+                raise ValueError("its columns are not those that its header promises")
+            columns = _read_groups(file, shapes, facts)
+        _check(columns)
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"'{path}' is damaged", why=why, fix=_RECORD_AGAIN) from error
+    except MemoryError as error:
+        raise InputError(f"'{path}' is too large for this machine's memory", why=str(error)) from error
+    return columns
+
+
+def _facts_in(metadata: Mapping[bytes, bytes], path: Path) -> dict[str, Any]:
+    told = json.loads(metadata.get(_FACTS, b"null"))
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        raise InputError(f"'{path}' holds no recorded answers", fix="Give the file that guard record wrote")
+    if told.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"'{path}' has format version {told.get('format_version')!r:.40}",
+            why=f"this guard reads version {FORMAT_VERSION}",
+            fix="Upgrade guard, or record again",
+        )
+    facts: dict[str, Any] = told["facts"]
+    if "sha256" in told and told["sha256"] != _digest(facts):  # another writer may leave the sum out
+        raise ValueError("the checksum of its header does not match")
+    temperatures = facts["temperatures"]
+    sizes = (facts["model.layers"], _MAX_LAYERS), (facts["model.width"], _MAX_WIDTH)
+    if not all(isinstance(size, int) and 0 < size <= most for size, most in sizes):
+        raise ValueError("its layers or their width are no sizes")
+    if not 0 < len(temperatures) <= _MAX_TEMPERATURES or not all(isinstance(tau, (int, float)) for tau in temperatures):
+        raise ValueError("its temperatures are no numbers")
+    return facts
+
+
+def _digest(facts: Any) -> str:
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+# -- columns to Arrow --------------------------------------------------------------------------
+
+
+def _schema(shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> Any:
+    pyarrow = _pyarrow()
+    kinds = {object: pyarrow.string(), np.str_: pyarrow.string(), np.bool_: pyarrow.bool_()}
+    kinds |= {np.float64: pyarrow.float64(), np.int32: pyarrow.int32()}
+    fields = {name: kinds[kind] for name, kind in KINDS.items()}
+    fields |= {"samples": _listed(pyarrow.string()), **{name: _listed(pyarrow.float32()) for name in RAGGED}}
+    fields |= {name: pyarrow.binary(int(np.prod(s)) * np.dtype(kind).itemsize) for name, (s, kind) in shapes.items()}
+    return pyarrow.schema([pyarrow.field(name, kind, nullable=False) for name, kind in fields.items()])
+
+
+def _listed(kind: Any) -> Any:
+    pyarrow = _pyarrow()
+    return pyarrow.list_(pyarrow.field("element", kind, nullable=False))
+
+
+def _to_arrow(columns: Columns, field: Any, rows: slice) -> Any:
+    pyarrow = _pyarrow()
+    values = getattr(columns, field.name)
+    if field.name in RAGGED:
+        offsets = columns.offsets[rows.start : rows.stop + 1]
+        tokens = values[offsets[0] : offsets[-1]]
+        return pyarrow.ListArray.from_arrays((offsets - offsets[0]).astype(np.int32), tokens, type=field.type)
+    if pyarrow.types.is_fixed_size_binary(field.type):
+        data = np.ascontiguousarray(values[rows])
+        return pyarrow.Array.from_buffers(field.type, len(data), [None, pyarrow.py_buffer(data)])
+    return pyarrow.array(values[rows], type=field.type)
+
+
+# -- Arrow to columns --------------------------------------------------------------------------
+
+
+def _read_groups(file: Any, shapes: Mapping[str, tuple[tuple[int, ...], str]], facts: Mapping[str, Any]) -> Columns:
+    """One row group after another into arrays that are made once."""
+    total = file.metadata.num_rows
+    _check_counts(file)
+    arrays: dict[str, Any] = {name: np.empty((total, *shape), kind) for name, (shape, kind) in shapes.items()}
+    values: dict[str, list[Any]] = {name: [] for name in KINDS}
+    tokens: dict[str, list[NDArray[np.float32]]] = {name: [] for name in RAGGED}
+    counts: dict[str, list[NDArray[np.int64]]] = {name: [] for name in RAGGED}
+    samples: list[tuple[str, ...]] = []
+    start = 0
+    for number in range(file.num_row_groups):
+        group = file.read_row_group(number).combine_chunks()
+        if any(column.null_count for column in group.columns):
+            raise ValueError("a value is missing")
+        rows = slice(start, start + len(group))
+        start += len(group)
+        for name in KINDS:
+            values[name] += group[name].to_pylist()
+        samples += [tuple(each) for each in group["samples"].to_pylist()]
+        for name, (shape, kind) in shapes.items():
+            arrays[name][rows] = _from_binary(group[name], kind).reshape(len(group), *shape)
+        for name in RAGGED:
+            listed = group[name].combine_chunks()
+            tokens[name].append(listed.flatten().to_numpy())
+            counts[name].append(np.diff(listed.offsets.to_numpy().astype(np.int64)))
+    if start != total:
+        raise ValueError("rows are missing")
+    lengths = {name: np.concatenate([np.zeros(0, np.int64), *parts]) for name, parts in counts.items()}
+    if any(not np.array_equal(each, lengths[RAGGED[0]]) for each in lengths.values()):
+        raise ValueError("the columns of tokens differ in length")
+    columns: dict[str, Any] = {"lens": None, "path": None, **arrays}
+    columns |= {name: np.array(values[name], kind) for name, kind in KINDS.items()}
+    columns |= {name: np.concatenate([np.zeros(0, np.float32), *parts]) for name, parts in tokens.items()}
+    return Columns(**columns, samples=tuple(samples), offsets=offsets_of(lengths[RAGGED[0]]), facts=facts)
+
+
+def _check_counts(file: Any) -> None:
+    """A damaged count of rows must not make us reserve what the file cannot hold."""
+    rows = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    if sum(rows) != file.metadata.num_rows or min(rows, default=0) < 0:
+        raise ValueError("its row groups do not add up to its rows")
+
+
+def _from_binary(column: Any, kind: str) -> NDArray[Any]:
+    """The values of a column of fixed-size bytes, without their shape."""
+    array = column.combine_chunks()
+    size = array.type.byte_width
+    data = np.frombuffer(array.buffers()[1], np.uint8)
+    return data[array.offset * size : (array.offset + len(array)) * size].view(kind)
+
+
+def _check(columns: Columns) -> None:
+    """What a file with right checksums may still have wrong."""
+    if len(columns) and np.diff(columns.offsets).min() < 1:
+        raise ValueError("there is an answer without tokens")
+    for name in ("logprobs", "entropies", *ARRAYS):
+        array = getattr(columns, name)
+        if array is not None and not np.isfinite(array).all():
+            raise ValueError(f"'{name}' has values that are not finite")
+    if np.isnan(columns.margins).any():  # an infinite one is of a token that has no rival
+        raise ValueError("'margins' has values that are no numbers")
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow.parquet  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise missing_extra("pyarrow", "evaluate") from error
+    return pyarrow

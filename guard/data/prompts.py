@@ -1,0 +1,41 @@
+"""How questions are put to a model: as chat messages, or as a text to continue.
+
+Calibration and use must ask alike, so there is one way for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from guard.data.questions import LETTERS, Question
+from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
+from guard.records import Prompt
+from guard.runtime.base_models import CHOICE_INSTRUCTION, completion_text
+
+
+def question_prompt(
+    question: Question, *, system: str = SHORT_ANSWER_SYSTEM, template_options: Mapping[str, Any] | None = None
+) -> Prompt:
+    """What the model is asked: the passage if there is one, the question, then lettered choices.
+
+    Args:
+        question: to ask.
+        system: the system message; the empty string for none.
+        template_options: variables of the model's chat template.
+    """
+    parts = [question.context, ""] if question.context else []
+    parts.append(question.question)
+    if question.choices:
+        parts += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False)]
+        parts.append(CHOICE_INSTRUCTION)
+    return Prompt.chat("\n".join(parts), system=system or None, template_options=template_options)
+
+
+def completion_prompt(question: Question) -> Prompt:
+    """The same for a base model, which continues a text: solved examples, then the question.
+
+    The examples are of the kinds that there are (open, number, choice); an answer ends with its line.
+    """
+    content = (question_prompt(question, system="").messages or ())[0]["content"]
+    return Prompt.raw(completion_text(content))

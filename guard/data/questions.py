@@ -1,0 +1,480 @@
+"""Labelled data: questions with accepted answers, or responses with labels, as JSON Lines.
+
+Every bad row is named by its line and the reason; whether that ends the reading is the caller's
+choice. docs/reference/data.md describes the format.
+"""
+
+from __future__ import annotations
+
+import bisect
+import difflib
+import hashlib
+import itertools
+import json
+import math
+import string
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from guard.checked import checked_seed
+from guard.errors import InputError, did_you_mean
+from guard.files.json_lines import MAX_LINE_BYTES, check_json_lines, read_lines
+from guard.records import Prompt
+
+#: Choices are lettered, so there are at most as many as letters.
+LETTERS = string.ascii_uppercase
+#: Graders that come with guard, which a row may name. The user's own (``module:function``) is code, and is named
+#: by who runs guard alone.
+GRADER_NAMES = ("text", "number", "math", "choice", "regex")
+_SHOWN_BAD_ROWS = 5
+
+_QUESTION_KEYS = (
+    *("id", "question", "answers", "choices", "answer_index"),
+    *("context", "category", "grader", "meta"),
+)
+_RESPONSE_KEYS = ("id", "prompt", "response", "wrong", "label", "category", "meta")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question whose right answers are known.
+
+    Attributes:
+        id: unique in its file.
+        question: the text that is asked.
+        answers: accepted answers; any one is right.
+        choices: what to choose from, or None for an open question.
+        answer_index: place of the right choice, or None.
+        context: a passage to read first, or None.
+        category: for tables, or None.
+        grader: how to grade it, or None for the usual one (see `guard.data.graders.grader_for`).
+        meta: further facts, such as ``answer_regex``.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] | None = None
+    answer_index: int | None = None
+    context: str | None = None
+    category: str | None = None
+    grader: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledResponse:
+    """A response that somebody has judged already.
+
+    Attributes:
+        id: unique in its file.
+        prompt: what the model was asked.
+        response: what it said.
+        wrong: the label.
+        category: for tables, or None.
+        meta: further facts.
+        model: name of the model that said it, as ``guard review export`` writes it, or None where it is not known.
+    """
+
+    id: str
+    prompt: Prompt
+    response: str
+    wrong: bool
+    category: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
+
+
+Row = Question | LabelledResponse
+RowT = TypeVar("RowT", Question, LabelledResponse, Row)
+_ValueT = TypeVar("_ValueT")
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A line that could not be used: its number, from 1, and the reason."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """The rows of a file in its order, and the lines that could not be used."""
+
+    rows: tuple[Row, ...]
+    bad: tuple[BadRow, ...]
+
+
+class _RowError(Exception):
+    """Why one row cannot be used; becomes the reason of a `BadRow`."""
+
+
+def read_rows(
+    path: str | Path, *, on_bad: Literal["stop", "skip"] = "stop", limit: int | None = None, seed: int = 0
+) -> ReadResult:
+    """Read a JSON Lines file, plain or gzip-compressed; blank lines are passed over.
+
+    Args:
+        path: of the file.
+        on_bad: ``stop`` raises when there is any bad row, ``skip`` reports them in the result.
+        limit: draw at most this many rows, without replacement; they keep the file's order.
+        seed: decides which rows are drawn. A row's draw depends on its id only, so that adding
+            rows changes the sample as little as possible.
+
+    Raises:
+        InputError: the file cannot be read, has no usable row, or has bad rows and ``on_bad`` is
+            ``stop``; then the text names the first of them as ``file:line: reason``.
+    """
+    checked_seed(seed)
+    if on_bad not in ("stop", "skip"):
+        raise InputError(f"on_bad must be 'stop' or 'skip', got {on_bad!r}")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be at least 1, got {limit}")
+    rows: list[Row] = []
+    bad: list[BadRow] = []
+    lines_by_id: dict[str, int] = {}
+    labels: dict[str, tuple[int, bool]] = {}
+    file = Path(path).expanduser()
+    check_json_lines(file)
+    for line, content in read_lines(file):
+        try:
+            row = _parse(content)
+            if row.id in lines_by_id:
+                raise _RowError(f"repeats the id or the content of line {lines_by_id[row.id]}")
+            if isinstance(row, LabelledResponse):
+                _check_label(row, line, labels)
+        except _RowError as error:
+            bad.append(BadRow(line, str(error)))
+        else:
+            lines_by_id[row.id] = line
+            rows.append(row)
+    if bad and on_bad == "stop":
+        raise _bad_rows(path, bad)
+    if not rows:
+        raise InputError(f"{path} has no usable row", why=f"line {bad[0].line}: {bad[0].reason}" if bad else "")
+    if limit is not None and len(rows) > limit:
+        drawn = sorted(range(len(rows)), key=lambda at: position(seed, rows[at].id))[:limit]
+        rows = [rows[at] for at in sorted(drawn)]
+    return ReadResult(tuple(rows), tuple(bad))
+
+
+def _check_label(row: LabelledResponse, line: int, labels: dict[str, tuple[int, bool]]) -> None:
+    """One prompt and response cannot be both right and wrong; who made the labels must say which."""
+    said = json.dumps([row.prompt.messages, row.prompt.tools, row.response, row.model], sort_keys=True, default=str)
+    before, wrong = labels.setdefault(said, (line, row.wrong))
+    if wrong != row.wrong:
+        words = ("right", "wrong")
+        raise _RowError(f"is labelled {words[row.wrong]}; line {before} labels the same response {words[wrong]}")
+
+
+def split_questions(rows: Sequence[RowT], *, seed: int, shares: Mapping[str, float]) -> dict[str, list[RowT]]:
+    """Divide rows into disjoint parts, so that no question stands in two of them.
+
+    Rows with the same text (passage included; case, spaces and end punctuation aside) stay
+    together. Where a row goes depends on its text, the seed and the shares only: rows that are
+    added later move none of the others.
+
+    Args:
+        rows: questions or responses.
+        seed: for another division.
+        shares: part to its share, such as ``{"fit": 0.8, "test": 0.2}``; they add up to 1. Real
+            shares differ from these by chance.
+
+    Raises:
+        InputError: the shares are not above 0 or do not add up to 1.
+    """
+    checked_seed(seed)
+    if not shares or any(not share > 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+        raise InputError(f"Shares must be above 0 and add up to 1, got {dict(shares)}")
+    names, ends = list(shares), list(itertools.accumulate(shares.values()))
+    parts: dict[str, list[RowT]] = {name: [] for name in names}
+    for row in rows:
+        at = bisect.bisect_right(ends, position(seed, _normalised(row)))
+        parts[names[min(at, len(names) - 1)]].append(row)
+    return parts
+
+
+def position(seed: int, text: str) -> float:
+    """A number in [0, 1) that depends on the text and the seed only."""
+    digest = hashlib.sha256(f"{seed}\0{text}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def question_identity(row: Row) -> str:
+    """32 hexadecimal digits that rows share where `split_questions` takes their question for the same."""
+    return hashlib.sha256(_normalised(row).encode()).hexdigest()[:32]
+
+
+def _normalised(row: Row) -> str:
+    if isinstance(row, Question):
+        text = f"{row.context or ''}\n{row.question}"
+    else:
+        turns = row.prompt.messages or ()
+        text = "\n".join(str(turn["content"]) for turn in turns if turn["role"] != "system")
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" ?!.")
+
+
+def _bad_rows(path: str | Path, bad: Sequence[BadRow]) -> InputError:
+    return bad_rows_error([f"{path}:{row.line}: {row.reason}" for row in bad])
+
+
+def bad_rows_error(reasons: Sequence[str]) -> InputError:
+    """The error for rows that cannot be used: the first reasons, one a line, and how to do without these rows."""
+    more = [f"and {len(reasons) - _SHOWN_BAD_ROWS} more"] if len(reasons) > _SHOWN_BAD_ROWS else []
+    count = "1 bad row" if len(reasons) == 1 else f"{len(reasons)} bad rows"
+    shown = "\n".join([*reasons[:_SHOWN_BAD_ROWS], *more])
+    return InputError(count, why=shown, fix="Correct them, or leave them out with --on-bad skip (on_bad='skip')")
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+def _parse(content: bytes | None) -> Row:
+    if content is None:
+        raise _RowError(f"the line is longer than {MAX_LINE_BYTES} bytes")
+    row = _json_object(content)
+    if "question" in row and "response" in row:
+        raise _RowError("has both 'question' and 'response'; a row is one or the other")
+    if "response" in row or ("prompt" in row and "question" not in row):
+        return _response(row)
+    return _question(row)
+
+
+def read_object(content: bytes | None) -> dict[str, Any]:
+    """The JSON object of a line, read strictly.
+
+    Raises:
+        InputError: it is none, or holds what is no JSON or no text (NaN, half of a surrogate pair).
+    """
+    try:
+        if content is None:
+            raise _RowError(f"is longer than {MAX_LINE_BYTES} bytes")
+        return _json_object(content)
+    except _RowError as error:
+        raise InputError(f"The row {error}") from error
+
+
+def _json_object(content: bytes) -> dict[str, Any]:
+    try:
+        text = content.decode("utf-8")
+        row = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_without_repeats)
+        if "\\u" in text:  # half of a surrogate pair is JSON, but no text
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise _RowError(f"is not UTF-8 (byte {error.start + 1} of the line)") from error
+    except UnicodeEncodeError as error:
+        raise _RowError("has half of a surrogate pair, which is no character") from error
+    except json.JSONDecodeError as error:
+        raise _RowError(f"is not JSON: {error.msg} in column {error.colno}") from error
+    except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise _RowError("is nested too deeply, or has a number that is too long") from error
+    if not isinstance(row, dict):
+        raise _RowError(f"is {_kind(row)}, not an object; write one JSON object a line")
+    return row
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _RowError(f"has {name}, which is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _RowError("has a number that is too large")
+    return number
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise _RowError("has the same key twice")
+    return values
+
+
+def _question(row: Mapping[str, Any]) -> Question:
+    _check_keys(row, _QUESTION_KEYS)
+    question = _required(row, "question", _filled_text, _QUESTION_KEYS)
+    choices = _optional(row, "choices", _texts)
+    index = _optional(row, "answer_index", _whole_number)
+    if choices is None:
+        if index is not None:
+            raise _RowError("has 'answer_index' but no 'choices'")
+        answers = _required(row, "answers", _texts, _QUESTION_KEYS)
+    else:
+        index, answers = _right_choice(choices, index, _optional(row, "answers", _texts))
+    found = Question(
+        id=_id(row),
+        question=question,
+        answers=answers,
+        choices=choices,
+        answer_index=index,
+        context=_optional(row, "context", _filled_text),
+        category=_optional(row, "category", _filled_text),
+        grader=_optional(row, "grader", _filled_text),
+        meta=_optional(row, "meta", _mapping) or {},
+    )
+    _check_grader(found)
+    return found
+
+
+def _right_choice(
+    choices: tuple[str, ...], index: int | None, answers: tuple[str, ...] | None
+) -> tuple[int, tuple[str, ...]]:
+    """The place of the right choice and the accepted answers, one of which may be left out."""
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise _RowError(f"has {len(choices)} choices; from 2 to {len(LETTERS)} can be lettered")
+    if len(set(choices)) < len(choices):
+        raise _RowError("has the same choice twice")
+    if index is None:
+        if answers is None:
+            raise _RowError("needs 'answer_index' or 'answers' beside its choices")
+        right = [at for at, choice in enumerate(choices) if choice in answers]
+        if len(right) != 1:
+            raise _RowError(f"has {len(right)} choices among its 'answers'; name the right one: 'answer_index'")
+        index = right[0]
+    if not 0 <= index < len(choices):
+        raise _RowError(f"has answer_index {index}, but {len(choices)} choices (counted from 0)")
+    if answers is None:
+        return index, (choices[index],)
+    if choices[index] not in answers:
+        raise _RowError("has a right choice that is not among its 'answers'")
+    return index, answers
+
+
+def _check_grader(question: Question) -> None:
+    grader = question.grader
+    if grader is None:
+        return
+    if ":" in grader:
+        raise _RowError(f"names code as its grader, {grader!r:.50}, which data may not; give it with --grader")
+    if grader not in GRADER_NAMES:
+        raise _RowError(f"has the unknown grader {grader!r:.50}. {did_you_mean(grader, GRADER_NAMES)}")
+    if grader == "choice" and question.choices is None:
+        raise _RowError("is to be graded by 'choice' but has no 'choices'")
+    if grader == "regex" and not isinstance(question.meta.get("answer_regex"), str):
+        raise _RowError("is to be graded by 'regex' but has no text 'answer_regex' in 'meta'")
+
+
+def _response(row: Mapping[str, Any]) -> LabelledResponse:
+    _check_keys(row, _RESPONSE_KEYS)
+    return LabelledResponse(
+        id=_id(row),
+        prompt=_required(row, "prompt", _prompt, _RESPONSE_KEYS),
+        response=_required(row, "response", _text, _RESPONSE_KEYS),
+        wrong=_label(row),
+        category=_optional(row, "category", _filled_text),
+        meta=_optional(row, "meta", _mapping) or {},
+        model=_optional(row, "model", _filled_text),
+    )
+
+
+def _label(row: Mapping[str, Any]) -> bool:
+    wrong, label = row.get("wrong"), row.get("label")
+    if wrong is not None and label is not None:
+        raise _RowError("has both 'wrong' and 'label'; give one")
+    if wrong is not None:
+        if not isinstance(wrong, bool):
+            raise _RowError(f"'wrong' must be true or false, got {_kind(wrong)}")
+        return wrong
+    if label is None:
+        raise _RowError("misses 'wrong' (true or false)")
+    if isinstance(label, bool):
+        raise _RowError("'label' must not be true or false, which could mean either; use 'wrong'")
+    if label in (0, 1):
+        return bool(label)
+    if label in ("right", "wrong"):
+        return bool(label == "wrong")
+    raise _RowError('\'label\' must be 1 or "wrong", or 0 or "right"')
+
+
+def _id(row: Mapping[str, Any]) -> str:
+    """The row's own id, or one made of its content, which is the same in every run."""
+    if (given := row.get("id")) is None:
+        canonical = json.dumps(row, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    if isinstance(given, int) and not isinstance(given, bool):
+        return str(given)
+    return _filled_text(given, "id")
+
+
+# -- values ------------------------------------------------------------------------------------
+
+
+def _check_keys(row: Mapping[str, Any], known: Sequence[str]) -> None:
+    """A misspelt optional key must not be passed over; other unknown keys are the user's own."""
+    absent = [key for key in known if row.get(key) is None]
+    for key in row:
+        if key not in known and difflib.get_close_matches(key, absent, n=1, cutoff=0.75):
+            raise _RowError(f"has the unknown key {key!r:.50}. {did_you_mean(key, absent)}")
+
+
+def _required(row: Mapping[str, Any], key: str, read: Callable[[Any, str], _ValueT], known: Sequence[str]) -> _ValueT:
+    value = row.get(key)
+    if value is None:
+        near = difflib.get_close_matches(key, [other for other in row if other not in known], n=1)
+        raise _RowError(f"misses {key!r}" + (f"; is it {near[0]!r:.50}?" if near else ""))
+    return read(value, key)
+
+
+def _optional(row: Mapping[str, Any], key: str, read: Callable[[Any, str], _ValueT]) -> _ValueT | None:
+    return None if (value := row.get(key)) is None else read(value, key)
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise _RowError(f"{key!r} must be a text, got {_kind(value)}")
+    return value
+
+
+def _filled_text(value: Any, key: str) -> str:
+    if not _text(value, key).strip():
+        raise _RowError(f"{key!r} is empty")
+    return str(value)
+
+
+def _texts(value: Any, key: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _RowError(f"{key!r} must be a list of texts, got {_kind(value)}")
+    if not value:
+        raise _RowError(f"{key!r} is empty")
+    return tuple(_filled_text(item, f"{key}[{at}]") for at, item in enumerate(value))
+
+
+def _whole_number(value: Any, key: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _RowError(f"{key!r} must be a whole number, got {_kind(value)}")
+    return value
+
+
+def _mapping(value: Any, key: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _RowError(f"{key!r} must be an object, got {_kind(value)}")
+    return value
+
+
+def _prompt(value: Any, key: str) -> Prompt:
+    if isinstance(value, str):
+        return Prompt.chat(_filled_text(value, key))
+    if not isinstance(value, list) or not value:
+        raise _RowError(f"{key!r} must be a text or a list of messages, got {_kind(value)}")
+    for at, turn in enumerate(value):
+        turn = _mapping(turn, f"{key}[{at}]")
+        for part in ("role", "content"):
+            if part not in turn:
+                raise _RowError(f"'{key}[{at}]' misses {part!r}")
+            _text(turn[part], f"{key}[{at}].{part}")
+    return Prompt.chat(value)
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in JSON's words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a truth value"
+    names = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
+    return "an empty list" if value == [] else names[type(value)]

@@ -1,0 +1,427 @@
+"""Put labelled questions to a model once, and keep every answer with its signals.
+
+The file is a SQLite journal: one transaction a question, so that a run can be killed at any moment
+and goes on where it was, without asking anything twice. All fitting and evaluating reads from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.data.logit_lens import LENS_SIGNALS, Lens, Residual, ResidualObserver
+from guard.data.prompts import completion_prompt, question_prompt
+from guard.data.questions import LabelledResponse, Question, Row
+from guard.data.sqlite_journal import JournalFile, asked_digest, row_key
+from guard.engines.base import Engine, Observer
+from guard.errors import CaptureError, InputError, PromptTooLongError
+from guard.records import (
+    CapturePoint,
+    FinishReason,
+    Floats,
+    Generation,
+    Limits,
+    ModelInfo,
+    Prompt,
+    Sampling,
+    Signals,
+    Signature,
+)
+from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATES, SignatureObserver
+
+#: Of a journal's tables.
+_FORMAT = "3"
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS header (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY, dataset TEXT NOT NULL, question TEXT NOT NULL, answer TEXT NOT NULL,
+    skipped TEXT, prompt_tokens INTEGER, seconds REAL,
+    logprobs BLOB, entropies BLOB, margins BLOB, maps BLOB, norms BLOB, activations BLOB, lens BLOB, path BLOB,
+    samples TEXT, asked TEXT NOT NULL, finish_reason TEXT
+)""",
+)
+
+
+_TEMPLATE_DATE = "model.template_date"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What makes two runs comparable; a journal belongs to one of these.
+
+    Attributes:
+        model: the engine's model.
+        capture_point: where activations are read.
+        system: system message of every question; empty for none.
+        max_tokens: limit of every answer.
+        temperatures: of the signatures.
+        stop: strings that end an answer; for base models, which do not know when to.
+        template_options: variables of the model's chat template, the same for every question.
+        completion: ask by a raw text with solved examples instead of chat messages (see
+            `guard.data.prompts.completion_prompt`); for models without a chat template.
+    """
+
+    model: ModelInfo
+    capture_point: CapturePoint
+    system: str
+    max_tokens: int
+    temperatures: tuple[float, ...] = (1.0,)
+    stop: tuple[str, ...] = ()
+    completion: bool = False
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def fields(self) -> dict[str, str]:
+        """Flat, as stored in a journal's header."""
+        flat = {**asdict(self), **{f"model.{key}": value for key, value in asdict(self.model).items()}}
+        del flat["model"], flat["model.name"], flat["model.context_tokens"]
+        if self.model.template_date is None:  # as with most templates
+            del flat[_TEMPLATE_DATE]
+        return {key: json.dumps(value) for key, value in flat.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """One question, the model's answer to it, and what the layers said meanwhile.
+
+    Attributes:
+        key: ``dataset/id``, unique in a journal.
+        dataset: name of the data file.
+        question: the question's text.
+        answer: the model's (or the given) answer.
+        signals: log-probabilities, entropies, margins, signature.
+        seconds: time the answer took.
+        residual: what the residual stream showed; only where it was captured (``mlp+block``).
+        samples: further answers, sampled; only where they were asked for.
+        prompt_tokens: tokens of the prompt; 0 where nobody counted them.
+        asked: digest of what was put to the model; see `asked_digest`.
+        finish_reason: how the answer ended; ``length`` means that it is cut. It is labelled all the same.
+    """
+
+    key: str
+    dataset: str
+    question: str
+    answer: str
+    signals: Signals
+    seconds: float
+    residual: Residual | None = None
+    samples: tuple[str, ...] = ()
+    prompt_tokens: int = 0
+    asked: str = ""
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A row that could not be put to the model, why, and the digest of what would have been put."""
+
+    key: str
+    reason: str
+    asked: str = ""
+
+
+class Journal(JournalFile):
+    """The answers of one run, on disk. Use as a context manager."""
+
+    def __init__(self, path: str | Path, run: Run) -> None:
+        super().__init__(path)
+        self._run = run
+        try:
+            with self._translated():
+                self._set_up()
+            self._check_header()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def __len__(self) -> int:
+        with self._translated():
+            count: int = self._db.execute("SELECT count(*) FROM answers").fetchone()[0]
+        return count
+
+    @property
+    def run(self) -> Run:
+        """The run that the answers belong to."""
+        return self._run
+
+    def keys(self) -> set[str]:
+        """Keys of all rows that were put to the model, skipped ones included."""
+        with self._translated():
+            return {key for (key,) in self._db.execute("SELECT key FROM answers")}
+
+    def check_questions(self, rows: Iterable[tuple[str, Row]]) -> None:
+        """Refuse rows that have the key of an answer to something else.
+
+        Raises:
+            InputError: a row is not what was asked under its key.
+        """
+        with self._translated():
+            stored = dict(self._db.execute("SELECT key, asked FROM answers"))
+        self._check_asked(rows, stored)
+
+    def append(self, record: Record) -> None:
+        """Keep an answer; it is safe on disk when this returns."""
+        signals, signature = record.signals, record.signals.signature
+        blobs = [signals.logprobs, signals.entropies, signals.margins, signature.maps, signature.norms]
+        residual = record.residual
+        self._insert(
+            record.key,
+            record.dataset,
+            record.question,
+            record.answer,
+            None,
+            record.prompt_tokens,
+            record.seconds,
+            *(blob.astype("<f4").tobytes() for blob in blobs),
+            half(signature.activations).tobytes(),
+            None if residual is None else residual.lens.astype("<f4").tobytes(),
+            None if residual is None else residual.path.astype("<f4").tobytes(),
+            json.dumps(record.samples) if record.samples else None,
+            record.asked,
+            record.finish_reason,
+        )
+
+    def skip(self, skipped: Skipped, *, dataset: str) -> None:
+        """Keep the fact that a row cannot be put to this model."""
+        self._insert(skipped.key, dataset, "", "", skipped.reason, *[None] * 11, skipped.asked, None)
+
+    def record(self, key: str) -> Record | Skipped | None:
+        """What is known of one row; None if it was not asked yet."""
+        with self._translated():
+            row = self._db.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
+        try:
+            return self._read(row) if row else None
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"'{self.path}' is damaged", why=f"the signals of '{key}': {error}", fix="Delete it to start again"
+            ) from error
+
+    def skipped(self, keys: Collection[str]) -> list[Skipped]:
+        """Those of these rows that cannot be put to the model, in the order in which that was found."""
+        with self._translated():
+            found = self._db.execute("SELECT key, skipped, asked FROM answers WHERE skipped IS NOT NULL").fetchall()
+        return [Skipped(*each) for each in found if each[0] in keys]
+
+    def records(self, keys: Sequence[str]) -> list[Record]:
+        """The records of these rows in this order, skipped and unknown ones left out."""
+        found = (self.record(key) for key in keys)
+        return [record for record in found if isinstance(record, Record)]
+
+    def _insert(self, *values: Any) -> None:
+        with self._translated():
+            self._db.execute(f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * 18)})", values)
+
+    def _read(self, row: tuple[Any, ...]) -> Record | Skipped:
+        key, dataset, question, answer, skipped, prompt_tokens, seconds, *blobs, samples, asked, finish_reason = row
+        if skipped is not None:
+            return Skipped(key, skipped, asked)
+        texts = all(isinstance(text, str) for text in (key, dataset, question, answer))
+        if not texts or not isinstance(seconds, float) or not isinstance(prompt_tokens, int):
+            raise ValueError("a value is of the wrong type")
+        if finish_reason not in (None, *get_args(FinishReason)):
+            raise ValueError("its finish reason is not known")
+        logprobs, entropies, margins, maps, norms = (np.frombuffer(blob, "<f4") for blob in blobs[:5])
+        layers, temperatures, width = self._run.model.layers, self._run.temperatures, self._run.model.width
+        activations = np.frombuffer(blobs[5], "<f2").astype(np.float32)
+        signature = Signature(
+            maps=maps.reshape(len(temperatures), len(AGGREGATES), layers, layers),
+            norms=norms.reshape(len(AGGREGATES), layers),
+            activations=activations.reshape(len(ACTIVATION_TOKENS), layers, width),
+            temperatures=temperatures,
+            aggregates=AGGREGATES,
+            tokens=len(logprobs),
+        )
+        lens, path = (None if blob is None else np.frombuffer(blob, "<f4") for blob in blobs[6:])
+        residual = None
+        if lens is not None and path is not None:
+            residual = Residual(lens.reshape(2, len(LENS_SIGNALS), layers), path.reshape(2, 2, layers))
+        return Record(
+            key=key,
+            dataset=dataset,
+            question=question,
+            answer=answer,
+            signals=Signals(logprobs, entropies, margins, signature),
+            seconds=seconds,
+            residual=residual,
+            samples=_texts(samples),
+            prompt_tokens=prompt_tokens,
+            asked=asked,
+            finish_reason=finish_reason,
+        )
+
+    def _set_up(self) -> None:
+        self._claim(("header", "answers"))
+        # Tables and header at once: a journal without its whole header would fit no run.
+        self._db.execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA:
+            self._db.execute(statement)
+        if not self._db.execute("SELECT count(*) FROM header").fetchone()[0]:
+            self._db.executemany("INSERT INTO header VALUES (?, ?)", self._header().items())
+        self._db.execute("COMMIT")
+
+    def _header(self) -> dict[str, str]:
+        return {"journal": _FORMAT, **self._run.fields()}
+
+    def _check_header(self) -> None:
+        fields = self._header()
+        with self._translated():
+            stored = dict(self._db.execute("SELECT name, value FROM header"))
+        differing = [name for name in fields if stored.get(name) != fields[name]]
+        if differing:
+            details = "; ".join(f"{name}: {stored.get(name)} there, {fields[name]} now" for name in differing)
+            raise InputError(
+                f"'{self.path}' holds the answers of another run",
+                why=details,
+                fix="Give another file, or delete this one to start again",
+            )
+
+
+def _texts(stored: str | None) -> tuple[str, ...]:
+    texts = json.loads(stored) if stored else []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("the samples are no texts")
+    return tuple(texts)
+
+
+def of_this_model(rows: Sequence[tuple[str, Row]], model: str) -> tuple[list[tuple[str, Row]], Counter[str]]:
+    """The rows without responses that other models gave, and how many of these each model gave.
+
+    A scorer learns how its own model is wrong; another model's answers teach it something else.
+    """
+    others = Counter(
+        row.model for _, row in rows if isinstance(row, LabelledResponse) and row.model not in (None, model)
+    )
+    kept = [pair for pair in rows if not isinstance(pair[1], LabelledResponse) or pair[1].model in (None, model)]
+    return kept, Counter({name: count for name, count in others.items() if name is not None})
+
+
+def template_date_of(journal: str | Path) -> str | None:
+    """The date that the chat template wrote in a journal's prompts; None where it wrote none, or there is no journal.
+
+    A run that goes on another day is asked with the same prompts.
+    """
+    try:
+        # To be written too, though nothing is: a connection that may only read leaves files behind.
+        with contextlib.closing(sqlite3.connect(f"{Path(journal).resolve().as_uri()}?mode=rw", uri=True)) as db:
+            found = db.execute("SELECT value FROM header WHERE name = ?", (_TEMPLATE_DATE,)).fetchone()
+        return str(json.loads(found[0])) if found else None
+    except (sqlite3.Error, ValueError, TypeError):  # what is wrong with it is said where it is opened
+        return None
+
+
+def record_rows(
+    engine: Engine,
+    rows: Sequence[tuple[str, Row]],
+    journal: Journal,
+    *,
+    run: Run,
+    lens: Lens | None = None,
+    samples: int = 0,
+    sampled_rows: int = 0,
+) -> Iterator[Record | Skipped]:
+    """Put every row that the journal does not have yet to the model; yields each as it is kept.
+
+    Args:
+        engine: a loaded engine; its model is the run's.
+        rows: pairs of data set name and row.
+        journal: where answers are kept.
+        run: how questions are put.
+        lens: reads the residual stream, for an engine whose capture point is ``mlp+block``.
+        samples: further answers to each of the first ``sampled_rows`` questions of each data set,
+            sampled at temperature 1; what methods that ask again cost and give.
+        sampled_rows: see there.
+
+    Raises:
+        InputError: the journal has an answer to something else under a row's key.
+    """
+    journal.check_questions(rows)
+    known = journal.keys()
+    seen: Counter[str] = Counter()
+    for dataset, row in rows:
+        key = row_key(dataset, row)
+        seen[dataset] += 1
+        if key in known:
+            continue
+        try:
+            asked = _ask(engine, row, run, lens)
+            again = _sample(engine, row, run, samples if seen[dataset] <= sampled_rows else 0)
+        except (PromptTooLongError, CaptureError) as error:
+            skipped = Skipped(key, str(error), asked_digest(row))
+            journal.skip(skipped, dataset=dataset)
+            known.add(key)
+            yield skipped
+            continue
+        record = Record(
+            key=key,
+            dataset=dataset,
+            question=row.question if isinstance(row, Question) else row.prompt.question,
+            answer=asked.generation.text,
+            signals=asked.signals,
+            seconds=asked.generation.seconds,
+            residual=asked.residual,
+            samples=again,
+            prompt_tokens=asked.generation.prompt_tokens,
+            asked=asked_digest(row),
+            finish_reason=asked.generation.finish_reason,
+        )
+        journal.append(record)
+        known.add(key)
+        yield record
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    generation: Generation
+    signals: Signals
+    residual: Residual | None
+
+
+def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None) -> _Asked:
+    signature = SignatureObserver(temperatures=run.temperatures)
+    observer: Observer = signature
+    residual = None
+    if lens is not None:
+        observer = residual = ResidualObserver(signature, layers=run.model.layers)
+    prompt, replay = _put(row, run)
+    limits = Limits(max_tokens=run.max_tokens, stop=run.stop)
+    generation = engine.generate(prompt, sampling=Sampling(), limits=limits, observer=observer, replay=replay)
+    if generation.capture_error:
+        raise CaptureError(generation.capture_error)
+    signals = generation.signals(signature.signature())
+    ends = (generation.answer_token_ids[0], generation.answer_token_ids[-1])
+    seen = residual.residual(lens, tokens=ends) if residual is not None and lens is not None else None
+    return _Asked(generation, signals, seen)
+
+
+def _sample(engine: Engine, row: Row, run: Run, count: int) -> tuple[str, ...]:
+    if not isinstance(row, Question):  # a given response has no second one
+        return ()
+    prompt, _ = _put(row, run)
+    limits = Limits(max_tokens=run.max_tokens, stop=run.stop)
+    # Seeds of their own for each question: with the same ones, all questions share their luck.
+    start = zlib.crc32(row.id.encode())
+    draws = (Sampling(temperature=1.0, seed=start + draw) for draw in range(count))
+    return tuple(engine.generate(prompt, sampling=draw, limits=limits).text for draw in draws)
+
+
+def _put(row: Row, run: Run) -> tuple[Prompt, str | None]:
+    if not isinstance(row, Question):
+        return replace(row.prompt, template_options=run.template_options), row.response
+    if run.completion:
+        return completion_prompt(row), None
+    return question_prompt(row, system=run.system, template_options=run.template_options), None
+
+
+def half(activations: Floats) -> NDArray[np.float16]:
+    """In half the space; a massive activation beyond its range becomes the largest value."""
+    largest = np.finfo(np.float16).max
+    return np.clip(activations, -largest, largest).astype("<f2")

@@ -1,0 +1,89 @@
+"""A SQLite file that one run writes, a transaction a row, so that it can be killed at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from guard.data.prompts import question_prompt
+from guard.data.questions import Question, Row
+from guard.errors import InputError
+from guard.files.private_files import create_private
+
+
+def row_key(dataset: str, row: Row) -> str:
+    """A row's key in a journal."""
+    return f"{dataset}/{row.id}"
+
+
+def asked_digest(row: Row) -> str:
+    """32 hexadecimal digits of what a row puts to a model: passage, question and choices, or prompt and response.
+
+    Accepted answers and graders are not part of it: they may get better, and the model's answer stays what it is.
+    """
+    prompt = question_prompt(row, system="") if isinstance(row, Question) else row.prompt
+    response = None if isinstance(row, Question) else row.response
+    put = json.dumps([prompt.messages, prompt.text, response], sort_keys=True, default=str)
+    return hashlib.sha256(put.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class JournalFile(ABC):
+    """What journals share: opening, one writer at a time, errors that say what to do."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._is_new = str(path) != ":memory:" and not self.path.exists()
+        with self._translated():
+            if str(path) != ":memory:":
+                create_private(self.path)  # it holds prompts and answers
+            self._db = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; a file that was made for a run that failed before its first row is not left behind."""
+        useless = kind is not None and self._is_new and not self.keys()
+        self._db.close()
+        if useless:
+            self.path.unlink(missing_ok=True)
+
+    @abstractmethod
+    def keys(self) -> set[str]:
+        """Keys of all rows that were put to the model."""
+
+    def _claim(self, tables: Iterable[str]) -> None:
+        """Keep other writers out, and refuse a file that has other tables than these."""
+        # One writer at a time, and a commit survives the death of the process.
+        self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        there = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if there - set(tables):
+            raise InputError(f"'{self.path}' is a database of something else", fix="Give another file")
+
+    def _check_asked(self, rows: Iterable[tuple[str, Row]], stored: Mapping[str, str]) -> None:
+        """Raise where a row has the key of something else that was asked."""
+        digests = ((row_key(dataset, row), asked_digest(row)) for dataset, row in rows)
+        other = [key for key, digest in digests if stored.get(key, digest) != digest]
+        if other:
+            count = "1 row" if len(other) == 1 else f"{len(other)} rows"
+            raise InputError(
+                f"'{self.path}' holds answers to other questions",
+                why=f"{count} of the data have the id of a row that asked something else, the first is '{other[0]}'",
+                fix="Give another file with --journal, or other ids to the rows that changed",
+            )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a path or damaged bytes that are no text
+            fix = "Another run may be using it" if "locked" in str(error) else "Give another file"
+            raise InputError(f"Cannot use the journal '{self.path}'", why=str(error), fix=fix) from error

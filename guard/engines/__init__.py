@@ -1,0 +1,51 @@
+"""Engines run a model and read its layers: llama.cpp and transformers behind one protocol.
+
+`load_engine` loads one by file, folder or name. To add an engine, subclass `BaseEngine`, which has the decoding loop,
+fair queueing, streaming, deadlines and cancellation. Everything else here is internal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guard._faces import lazy_face
+
+if TYPE_CHECKING:
+    from guard.engines.base import (
+        BaseEngine,
+        Engine,
+        Observer,
+        Session,
+    )
+    from guard.engines.loading import (
+        EMBEDDED,
+        embedded_model,
+        load_engine,
+    )
+
+__all__ = [
+    "EMBEDDED",
+    "BaseEngine",
+    "Engine",
+    "Observer",
+    "Session",
+    "embedded_model",
+    "load_engine",
+]
+
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "base": (
+            "BaseEngine",
+            "Engine",
+            "Observer",
+            "Session",
+        ),
+        "loading": (
+            "EMBEDDED",
+            "embedded_model",
+            "load_engine",
+        ),
+    },
+)

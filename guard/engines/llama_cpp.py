@@ -1,0 +1,473 @@
+"""llama.cpp, through llama-cpp-python: any GGUF that its graph builder knows.
+
+Activations come from the scheduler's evaluation callback: llama.cpp asks for each node of its
+graph whether we want it, and stops there with the data ready. Node names are the layer templates
+(``ffn_out-{n}``); a model whose graph does not have them is refused when the engine is built.
+
+The engine always decodes in a context of its own, made from the model's weights. A `Llama` that
+the user has already loaded is therefore never touched: not its context, its cache or its settings.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from guard.engines.base import BaseEngine, Session
+from guard.engines.chat_template import after_answer, clock, reads_the_clock, render
+from guard.engines.control_text import pieces_of
+from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
+from guard.engines.fair_queue import Interrupt
+from guard.engines.gguf import GgufHeader, read_gguf
+from guard.engines.sampling import checked_logits
+from guard.engines.system_role import with_system_placed
+from guard.engines.weights import weight_file, weights_sha256
+from guard.errors import (
+    ChatTemplateError,
+    EngineError,
+    InputError,
+    UnsupportedArchitectureError,
+    did_you_mean,
+    missing_extra,
+)
+from guard.records import CapturePoint, Floats, ModelInfo, Prompt
+
+try:
+    import llama_cpp
+except ImportError as error:
+    raise missing_extra("llama-cpp-python", "llama") from error
+
+from guard.engines.llama_log import captured_log, load_error, memory_or_engine_error
+from guard.engines.llama_nodes import find_nodes
+from guard.engines.llama_tap import Tap
+from guard.engines.llama_vocabulary import Vocabulary
+
+#: Tokens of a prompt that are evaluated at once; between them deadlines and cancellation are checked.
+BATCH_TOKENS = 512
+
+DEFAULT_CONTEXT_TOKENS = 4096
+
+
+@dataclass(slots=True)
+class _LlamaSession:
+    """One request in the engine's context."""
+
+    engine: LlamaCppEngine
+    capture: bool
+    interrupt: Interrupt
+
+    def feed(self, tokens: Sequence[int]) -> Floats:
+        tap, batch = self.engine._tap, self.engine._batch_tokens
+        for start in range(0, len(tokens), batch):
+            self.interrupt.check()
+            if self.capture and start + batch >= len(tokens):
+                tap.start()
+            else:
+                tap.stop()
+            self.engine._evaluate(tokens[start : start + batch])
+        return self.engine._logits()
+
+    def activations(self) -> Floats:
+        return self.engine._tap.read()
+
+
+class LlamaCppEngine(BaseEngine):
+    """A GGUF model on llama.cpp.
+
+    Build one with `LlamaCppEngine.load` (from a file) or `LlamaCppEngine.wrap` (around a `Llama`).
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        header: GgufHeader,
+        path: Path,
+        context_params: Any,
+        capture_point: CapturePoint,
+        chat_template: str | None,
+        owner: Any = None,
+        template_date: str | None = None,
+    ) -> None:
+        super().__init__()
+        if capture_point not in get_args(CapturePoint):
+            raise InputError(
+                f"Unknown capture point '{capture_point}'", fix=did_you_mean(capture_point, get_args(CapturePoint))
+            )
+        self.capture_point = capture_point
+        self._now = clock(template_date)
+        # Nothing may use the model's memory once it is freed, and nothing may free it while it is used.
+        self._handles = threading.RLock()
+        self._closed = self._in_session = False
+        self._model = model
+        self._owner = owner  # the user's Llama: kept alive, closed by nobody but the user
+        self._path = path
+        self._vocabulary = Vocabulary(llama_cpp.llama_model_get_vocab(model), self._open)
+        self._template = chat_template if chat_template is not None else header.chat_template
+        self._tap = Tap(llama_cpp.llama_model_n_embd(model))
+        self._context = self._make_context(context_params)
+        # llama.cpp ends the process when a batch is larger than its own idea of it.
+        self._batch_tokens = llama_cpp.llama_n_batch(self._context)
+        try:
+            nodes = self._find_nodes(header)
+            self._tap.want(nodes)
+            room = llama_cpp.llama_n_ctx(self._context)  # rounded up to whole blocks
+            self._info = self._describe(header, min(room, context_params.n_ctx or room))
+        except BaseException:
+            llama_cpp.llama_free(self._context)
+            self._context = None
+            raise
+
+    # -- building ------------------------------------------------------------------------------
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        context_tokens: int = DEFAULT_CONTEXT_TOKENS,
+        threads: int | None = None,
+        gpu_layers: int = -1,
+        capture_point: CapturePoint = "mlp",
+        chat_template: str | None = None,
+        template_date: str | None = None,
+    ) -> LlamaCppEngine:
+        """Load a GGUF file.
+
+        Args:
+            path: the file, or the first file of a split model.
+            context_tokens: room for prompt and answer; at most what the model was trained on.
+            threads: of llama.cpp; by default one for each physical core.
+            gpu_layers: layers put on a GPU where llama.cpp was built with one; -1 is all.
+            capture_point: ``mlp`` (the MLP's output before the residual add), ``block`` or ``mlp+block``.
+            chat_template: Jinja text to use in place of the file's own.
+            template_date: what a chat template that writes the date writes, as 2026-11-25; by default today.
+
+        Raises:
+            InputError: context_tokens or threads below 1, or an unknown capture point.
+            ModelFileError: missing, truncated, or not a GGUF that llama.cpp reads.
+            UnsupportedArchitectureError: the layers were not found in the model's graph.
+            OutOfMemoryError: the model or its context does not fit.
+        """
+        for what, number in (("context_tokens", context_tokens), ("threads", threads)):
+            if number is not None and number < 1:
+                raise InputError(f"{what} must be at least 1, got {number}")
+        file = weight_file(path)
+        header = read_gguf(file)
+        model = _load_model(file, gpu_layers)
+        context = llama_cpp.llama_context_default_params()
+        context.n_ctx = min(context_tokens, llama_cpp.llama_model_n_ctx_train(model))
+        context.n_threads = context.n_threads_batch = threads or physical_cores()
+        try:
+            return cls(
+                model=model,
+                header=header,
+                path=file,
+                context_params=context,
+                capture_point=capture_point,
+                chat_template=chat_template,
+                template_date=template_date,
+            )
+        except BaseException:
+            llama_cpp.llama_model_free(model)
+            raise
+
+    @classmethod
+    def wrap(
+        cls,
+        llama: llama_cpp.Llama,
+        *,
+        capture_point: CapturePoint = "mlp",
+        chat_template: str | None = None,
+        template_date: str | None = None,
+    ) -> LlamaCppEngine:
+        """Use the weights of a `Llama` that is loaded already.
+
+        The engine makes a context of its own with the same settings (and so needs memory for a
+        second KV cache); the `Llama` stays exactly as it is and can be used in between. Close it
+        only after the engine. Flash attention is as in `load` unless the `Llama` has it on: off is
+        only its default, which cannot be told from a wish, and scores would differ by it.
+
+        Raises:
+            InputError: not a `Llama`, or one that is closed, has no weights, or carries a LoRA
+                adapter, which belongs to its own context and would be missing here.
+        """
+        if not isinstance(llama, llama_cpp.Llama):
+            raise InputError(f"Expected a llama_cpp.Llama, got {type(llama).__name__}")
+        if llama._model.model is None or llama.model_params.vocab_only:
+            raise InputError("This Llama has no weights loaded", fix="Build it without vocab_only, and do not close it")
+        if getattr(llama, "lora_path", None):
+            raise InputError(
+                "This Llama carries a LoRA adapter, which guard's own context would not apply",
+                fix="Merge the adapter into the GGUF",
+            )
+        context = type(llama.context_params).from_buffer_copy(llama.context_params)
+        # Its arithmetic moves p_wrong by some hundredths. Older bindings have a switch that is off in `load` too.
+        if hasattr(context, "flash_attn_type") and context.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED:
+            context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+        return cls(
+            model=llama.model,
+            header=read_gguf(Path(llama.model_path)),
+            path=Path(llama.model_path),
+            context_params=context,
+            capture_point=capture_point,
+            chat_template=chat_template,
+            owner=llama,
+            template_date=template_date,
+        )
+
+    def _make_context(self, params: Any) -> Any:
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.n_seq_max = 1
+        # A Llama that was built for embeddings attends and answers differently.
+        params.embeddings = False
+        params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_UNSPECIFIED
+        params.attention_type = llama_cpp.LLAMA_ATTENTION_TYPE_UNSPECIFIED
+        params.cb_eval = self._tap.callback
+        with captured_log() as log:
+            context = llama_cpp.llama_init_from_model(self._model, params)
+        if not context:
+            raise memory_or_engine_error(log, f"llama.cpp made no context of {params.n_ctx} tokens")
+        return context
+
+    def _find_nodes(self, header: GgufHeader) -> list[str]:
+        self._check_kind(header)
+        first = max(self._vocabulary.bos, 0)
+        with self._tap.listing() as names:
+            self._evaluate([first])
+        self._forget()
+        layers = llama_cpp.llama_model_n_layer(self._model)
+        points = self.capture_point.split("+")
+        return [node for point in points for node in find_nodes(names, point, layers)]
+
+    def _check_kind(self, header: GgufHeader) -> None:
+        """Refuse what does not write one token after another."""
+        kinds = {
+            "has an encoder": llama_cpp.llama_model_has_encoder(self._model),
+            "writes by diffusion": llama_cpp.llama_model_is_diffusion(self._model),
+            "attends to what follows": header.metadata.get(f"{header.architecture}.attention.causal") is False,
+        }
+        for what in (what for what, found in kinds.items() if found):
+            raise UnsupportedArchitectureError(
+                f"'{header.architecture}' {what}; guard reads decoder-only models, which write token by token"
+            )
+
+    def _describe(self, header: GgufHeader, context_tokens: int) -> ModelInfo:
+        template = self._template or ""
+        return ModelInfo(
+            name=str(header.metadata.get("general.name") or self._path.stem),
+            engine="llama.cpp",
+            architecture=header.architecture,
+            quantization=header.quantization,
+            weights_sha256=_split_sha256(self._path),
+            tokenizer_sha256=header.tokenizer_sha256,
+            chat_template_sha256=sha256(template.encode()).hexdigest(),
+            layers=llama_cpp.llama_model_n_layer(self._model),
+            width=llama_cpp.llama_model_n_embd(self._model),
+            context_tokens=context_tokens,
+            template_date=f"{self._now:%Y-%m-%d}" if reads_the_clock(template) else None,
+        )
+
+    # -- the engine ----------------------------------------------------------------------------
+
+    @property
+    def model(self) -> ModelInfo:
+        """What is loaded."""
+        return self._info
+
+    @property
+    def path(self) -> Path:
+        """The model's file."""
+        return self._path
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that messages go through; None where the model has none."""
+        return self._template
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; messages go through the model's own chat template, and are plain text in it."""
+        if prompt.messages is None:
+            return [*self._vocabulary.begin(), *self._vocabulary.tokenize(prompt.text or "", control=True)]
+        if not self._template:
+            raise ChatTemplateError(
+                f"'{self._info.name}' has no chat template",
+                fix="Pass Prompt.raw(text), or chat_template= when building the engine",
+            )
+        bos, eos = self._vocabulary.bos_and_eos()
+        placed = with_system_placed(prompt, self._template, bos_token=bos, eos_token=eos)
+        pieces = pieces_of(placed, self._template, self._vocabulary.control_texts, self._asked(prompt.template_options))
+        # A template that writes the beginning-of-text token itself must not get a second one.
+        twice = bool(bos) and any(piece.control and piece.text.startswith(bos) for piece in pieces[:1])
+        tokens = [] if twice else self._vocabulary.begin()
+        for piece in pieces:
+            tokens += self._vocabulary.tokenize(piece.text, control=piece.control)
+        return tokens
+
+    def _asked(self, options: Mapping[str, Any] | None = None) -> partial[str]:
+        """`render` with this model's template and texts."""
+        bos, eos = self._vocabulary.bos_and_eos()
+        return partial(render, self._template or "", bos_token=bos, eos_token=eos, options=options, now=self._now)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a piece of answer, without special tokens."""
+        return self._vocabulary.tokenize(text, control=False)
+
+    def _token_id(self, text: str) -> int | None:
+        tokens = self._vocabulary.tokenize(text, control=True)
+        return tokens[0] if len(tokens) == 1 and self._vocabulary.text_of(tokens[0]) == text else None
+
+    def close(self) -> None:
+        """Free the context, and the model if this engine loaded it.
+
+        A request that is being answered ends with an error at its next token, and frees them.
+        """
+        with self._handles:
+            self._closed = True
+            if not self._in_session:
+                self._free()
+
+    def _free(self) -> None:
+        context, self._context = self._context, None
+        if context is None or os.getpid() != self._process:
+            return  # in a fork llama.cpp would wait for threads that are not there
+        if self._owner is None:
+            llama_cpp.llama_free(context)
+            llama_cpp.llama_model_free(self._model)
+        elif self._owner._model.model is not None:
+            # Once the user has freed the model, its context cannot be freed safely any more.
+            llama_cpp.llama_free(context)
+
+    def __del__(self) -> None:
+        if getattr(self, "_context", None) is not None:
+            self.close()
+
+    # -- what the decoding loop needs ------------------------------------------------------------
+
+    def _detokenizer(self) -> Detokenizer:
+        return BytesDetokenizer(self._vocabulary.piece)
+
+    def _is_end(self, token: int) -> bool:
+        return self._vocabulary.is_end(token)
+
+    def _end_token(self) -> int:
+        """What the chat template writes behind an answer, since that is what the model has learnt.
+
+        The file's end-of-text token otherwise. llama.cpp's own end-of-turn token is a guess by name,
+        which in models that have several is not always the one that they end with.
+        """
+        written = after_answer(self._asked()) if self._template else ""
+        after = self._vocabulary.tokenize(written, control=True)[:1]
+        if after and self._is_end(after[0]):
+            return after[0]
+        end = self._vocabulary.eos
+        if end < 0:
+            raise EngineError(f"'{self._info.name}' names no end token", why="an answer that is replayed ends with one")
+        return end
+
+    @contextmanager
+    def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[Session]:
+        with self._open():
+            self._in_session = True
+        try:
+            self._forget()
+            yield _LlamaSession(self, capture, interrupt)
+        finally:
+            self._tap.stop()
+            with self._handles:
+                self._in_session = False
+                if self._closed:
+                    self._free()
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Keep the model from being closed meanwhile."""
+        with self._handles:
+            self._check_open()
+            yield
+
+    def _evaluate(self, tokens: Sequence[int]) -> None:
+        self._check_open()
+        array = (llama_cpp.llama_token * len(tokens))(*tokens)
+        with self._tap.evaluating():
+            status = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(array, len(tokens)))
+        if status != 0:
+            raise EngineError(f"llama.cpp could not evaluate {len(tokens)} tokens", why=f"llama_decode gave {status}")
+
+    def _logits(self) -> Floats:
+        pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
+        if not pointer:
+            raise EngineError("llama.cpp gave no logits")
+        logits = np.ctypeslib.as_array(pointer, shape=(self._vocabulary.size,))
+        return checked_logits(logits, fix="Check the file, or use another quantization of the model")
+
+    def _forget(self) -> None:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
+
+    def _check_open(self) -> None:
+        if self._closed or (self._owner is not None and self._owner._model.model is None):
+            raise EngineError("The engine or its model has been closed", fix="Build a new engine")
+
+
+def _load_model(file: Path, gpu_layers: int) -> Any:
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = gpu_layers
+    if has_amx_kernels():
+        params.use_extra_bufts = False
+    llama_cpp.llama_backend_init()
+    model = None
+    try:
+        with captured_log() as log:
+            model = llama_cpp.llama_model_load_from_file(os.fsencode(file), params)
+    except BaseException:  # Ctrl-C while it was loading
+        if model:
+            llama_cpp.llama_model_free(model)
+        raise
+    if not model:
+        raise load_error(file, log)
+    return model
+
+
+def physical_cores() -> int:
+    """Cores this process may use; hyper-threads count once, since llama.cpp's threads spin."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = set()
+    for cpu in allowed:
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(topology.read_text().strip() if topology.exists() else str(cpu))
+    return max(len(siblings), 1)
+
+
+def cpu_features() -> dict[str, str]:
+    """CPU features that this build of llama.cpp uses, such as ``{"AVX2": "1"}``."""
+    info = llama_cpp.llama_print_system_info().decode(errors="replace")
+    return dict(re.findall(r"(\w+) = (\w+)", info))
+
+
+def has_amx_kernels() -> bool:
+    """Whether this build of llama.cpp has AMX kernels, which engines keep it from using.
+
+    Compiled by GCC 12, they end the process: it drops most of the tile configuration as never read (llama.cpp's
+    issue 20824 and pull request 26954). Weights in buffers of the ordinary kind never reach them.
+    """
+    return cpu_features().get("AMX_INT8") == "1"
+
+
+def _split_sha256(path: Path) -> str:
+    """Hash of the weights: of the file, or over the hashes of all parts of a split model."""
+    match = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
+    if not match:
+        return weights_sha256(path)
+    stem, count = match.groups()
+    parts = [path.with_name(f"{stem}-{n:05d}-of-{count}.gguf") for n in range(1, int(count) + 1)]
+    return sha256("".join(map(weights_sha256, parts)).encode()).hexdigest()

@@ -1,0 +1,125 @@
+"""Reading a llama.cpp graph's nodes while it is evaluated.
+
+llama.cpp's scheduler asks a callback for each node whether it is wanted, and stops at those that
+are, with the data ready.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp._ctypes_extensions import load_shared_library
+
+from guard.engines.callback_errors import KeptError
+from guard.errors import CaptureError
+from guard.records import Floats
+
+
+def _load_ggml() -> Any:
+    """The library that owns the tensors; its three accessors need no knowledge of struct layouts."""
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    ggml = load_shared_library("ggml-base", folder)
+    ggml.ggml_get_name.argtypes, ggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    ggml.ggml_nelements.argtypes, ggml.ggml_nelements.restype = [ctypes.c_void_p], ctypes.c_int64
+    ggml.ggml_nbytes.argtypes, ggml.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
+    ggml.ggml_backend_tensor_get.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_size_t,
+    ]
+    ggml.ggml_backend_tensor_get.restype = None
+    return ggml
+
+
+_ggml = _load_ggml()
+
+
+class Tap:
+    """The evaluation callback: copies the last row of each wanted node, or lists all node names."""
+
+    def __init__(self, width: int) -> None:
+        self._row_bytes = 4 * width
+        self._width = width
+        #: Wanted nodes by name, and the address in the buffer that each one's row goes to.
+        self._rows: dict[bytes, int] = {}
+        self._active = False
+        #: Nodes read in this evaluation. Of two with the same name the first is read.
+        self._seen: set[bytes] = set()
+        self._names: list[str] | None = None
+        self._failure: str | None = None
+        #: What a signal handler raised while llama.cpp was evaluating.
+        self._kept = KeptError()
+        self._buffer = np.empty((0, width), np.float32)
+        #: For llama_context_params.cb_eval; must live as long as the context.
+        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
+
+    def want(self, nodes: Sequence[str]) -> None:
+        """Choose the nodes to copy, in the order of the layers."""
+        self._buffer = np.empty((len(nodes), self._width), np.float32)
+        self._rows = {name.encode(): self._buffer[row].ctypes.data for row, name in enumerate(nodes)}
+
+    @contextmanager
+    def listing(self) -> Iterator[Sequence[str]]:
+        """Collect the names of all nodes that are evaluated meanwhile, in the graph's order; some occur twice."""
+        self._names = []
+        try:
+            yield self._names
+        finally:
+            self._names = None
+
+    def start(self) -> None:
+        """Copy from the next evaluation on."""
+        self._active, self._failure = True, None
+        self._seen.clear()
+
+    def stop(self) -> None:
+        """Copy nothing."""
+        self._active = False
+
+    def read(self) -> Floats:
+        """Activations of the last evaluation, shape (L, D), overwritten by the next."""
+        if self._failure or len(self._seen) != len(self._rows):
+            raise CaptureError(
+                "The layers' activations could not be read",
+                why=self._failure or f"{len(self._seen)} of {len(self._rows)} layers were seen",
+            )
+        return self._buffer
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Surround each evaluation: what a signal handler raises in the callback is raised on leaving."""
+        with self._kept.raised_after():
+            yield
+
+    def _on_node(self, tensor: int, ask: bool, _: object) -> bool:
+        """Called by llama.cpp, which cannot be raised into; False for data that is ready would stop the graph."""
+        try:
+            if ask:
+                return self._wanted(_ggml.ggml_get_name(tensor))
+            self._copy(tensor)
+        except CaptureError as error:
+            self._failure = str(error)
+        except BaseException as error:  # noqa: BLE001 - Ctrl-C, or what another signal's handler raises
+            self._kept.keep(error)
+        return not ask
+
+    def _wanted(self, name: bytes) -> bool:
+        if self._names is not None:
+            self._names.append(name.decode(errors="replace"))
+            return False
+        return self._active and name in self._rows and name not in self._seen
+
+    def _copy(self, tensor: int) -> None:
+        name = _ggml.ggml_get_name(tensor)
+        size = _ggml.ggml_nbytes(tensor)
+        if size != 4 * _ggml.ggml_nelements(tensor) or size < self._row_bytes:
+            raise CaptureError(f"Node {name.decode(errors='replace')} is not a float32 tensor of width {self._width}")
+        _ggml.ggml_backend_tensor_get(tensor, self._rows[name], size - self._row_bytes, self._row_bytes)
+        self._seen.add(name)

@@ -1,0 +1,198 @@
+"""Steps that run once in a guarded call, however often its chain is tried again.
+
+    chain = {"context": once(retriever), "question": itemgetter("question")} | prompt | model
+
+A retry runs the whole chain again, and so every step in it. A step that costs money, changes something
+or must not change its mind is wrapped: in one guarded call it runs once for each input, and later
+attempts get the result of the first. Outside of guarded calls the step is as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, TypeVar, overload
+
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
+from langchain_core.runnables.utils import ConfigurableFieldSpec, Input, Output
+from langchain_core.tools import BaseTool, StructuredTool
+from pydantic import BaseModel, ConfigDict, Field
+
+from guard.errors import CancelledError, InputError
+from guard.langchain.attempts.holding import join_chunks
+from guard.langchain.attempts.settings import ATTEMPT
+
+_Result = TypeVar("_Result")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Tool = TypeVar("_Tool", bound=StructuredTool)
+
+
+class RunOnce(RunnableSerializable[Input, Output]):
+    """A step that remembers its result for the length of one guarded call. Build one with `once`."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    bound: Any
+    """The step itself."""
+    step_id: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells this step from others; copies and pickles of it are the same step."""
+
+    def invoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
+        """Run the step, or give the result that it gave for this input."""
+        output: Output = join_chunks(
+            _once(self.step_id, (input, kwargs), lambda: [self.bound.invoke(input, config, **kwargs)])
+        )
+        return output
+
+    async def ainvoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
+        """`invoke` without blocking the event loop."""
+
+        async def run() -> list[Output]:
+            return [await self.bound.ainvoke(input, config, **kwargs)]
+
+        output: Output = join_chunks(await _aonce(self.step_id, (input, kwargs), run))
+        return output
+
+    def stream(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Output]:
+        """Stream the step the first time, and the chunks that it gave after that."""
+        yield from _once(self.step_id, (input, kwargs), lambda: list(self.bound.stream(input, config, **kwargs)))
+
+    async def astream(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Output]:
+        """`stream` without blocking the event loop."""
+
+        async def run() -> list[Output]:
+            return [chunk async for chunk in self.bound.astream(input, config, **kwargs)]
+
+        for chunk in await _aonce(self.step_id, (input, kwargs), run):
+            yield chunk
+
+    @property
+    def InputType(self) -> Any:
+        """The step's."""
+        return self.bound.InputType
+
+    @property
+    def OutputType(self) -> Any:
+        """The step's."""
+        return self.bound.OutputType
+
+    def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        """The step's."""
+        schema: type[BaseModel] = self.bound.get_input_schema(config)
+        return schema
+
+    def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        """The step's."""
+        schema: type[BaseModel] = self.bound.get_output_schema(config)
+        return schema
+
+    @property
+    def config_specs(self) -> list[ConfigurableFieldSpec]:
+        """The step's."""
+        specs: list[ConfigurableFieldSpec] = self.bound.config_specs
+        return specs
+
+
+@overload
+def once(step: _Tool) -> _Tool: ...  # type: ignore[overload-overlap] # tools are runnables too
+@overload
+def once(step: Runnable[Input, Output]) -> Runnable[Input, Output]: ...
+@overload
+def once(step: _Function) -> _Function: ...
+def once(step: Any) -> Any:
+    """A step that runs once in a guarded call for each input.
+
+    Args:
+        step: a runnable (a retriever, say), a tool made with ``@tool``, or a function, plain or
+            ``async``, of a `RunnableLambda` or a tool.
+
+    Returns:
+        The same kind of thing. What a later attempt gets is the very object that the first one got. A
+        step that fails is not remembered.
+
+    Raises:
+        InputError: a tool of another make, or something that cannot be run.
+    """
+    if isinstance(step, StructuredTool):
+        functions = {"func": step.func, "coroutine": step.coroutine}
+        wrapped = {name: _function_once(one) for name, one in functions.items() if one is not None}
+        return step.model_copy(update=wrapped)
+    if isinstance(step, BaseTool):
+        raise InputError(
+            f"once() cannot wrap the tool '{step.name}'",
+            why=f"a {type(step).__name__} is not made from a function",
+            fix="Wrap the function that does the work",
+        )
+    if isinstance(step, Runnable):
+        return RunOnce(bound=step)
+    if callable(step):
+        return _function_once(step)
+    raise InputError(f"once() takes a runnable, a tool or a function, got {type(step).__name__}")
+
+
+def _function_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    step = uuid.uuid4().hex
+    signature = inspect.signature(function)
+
+    def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The arguments by name, without those that LangChain adds and that differ from run to run."""
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        added = ("config", "run_manager", "callbacks")
+        return {name: value for name, value in bound.arguments.items() if name not in added}
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return _once(step, key_of(args, kwargs), lambda: function(*args, **kwargs))
+
+    @functools.wraps(function)
+    async def acall(*args: Any, **kwargs: Any) -> Any:
+        return await _aonce(step, key_of(args, kwargs), lambda: function(*args, **kwargs))
+
+    return acall if inspect.iscoroutinefunction(function) else call
+
+
+# -- remembering -------------------------------------------------------------------------------
+
+
+def _once(step: str, key: Any, run: Callable[[], _Result]) -> _Result:
+    attempt = ATTEMPT.get()
+    if attempt is None:
+        return run()
+    result: Future[_Result]
+    result, is_ours = attempt.memory.claim(step, key)
+    if is_ours:
+        with _making(step, result):
+            result.set_result(run())
+    return result.result()
+
+
+async def _aonce(step: str, key: Any, run: Callable[[], Awaitable[_Result]]) -> _Result:
+    attempt = ATTEMPT.get()
+    if attempt is None:
+        return await run()
+    result: Future[_Result]
+    result, is_ours = attempt.memory.claim(step, key)
+    if is_ours:
+        with _making(step, result):
+            result.set_result(await run())
+    return await asyncio.shield(asyncio.wrap_future(result))
+
+
+@contextmanager
+def _making(step: str, result: Future[Any]) -> Iterator[None]:
+    """Makes a result. Where that fails, those who wait for it fail too, and the next one tries again."""
+    try:
+        yield
+    except BaseException as error:
+        attempt = ATTEMPT.get()
+        assert attempt is not None
+        attempt.memory.forget(step, result)
+        cancelled = CancelledError("The step was cancelled while another run waited for its result")
+        result.set_exception(error if isinstance(error, Exception) else cancelled)
+        raise

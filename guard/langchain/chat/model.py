@@ -1,0 +1,491 @@
+"""A LangChain chat model on any of guard's engines, whose every answer carries its score.
+
+    model = ChatGuard(model="smollm2", max_tokens=64)
+    message = model.invoke("What is the capital of France?")
+    message.response_metadata["guard"]["p_wrong"]
+
+Without a policy the model only scores, and a wrapper around the chain decides (`guarded`,
+`GuardMiddleware`). With a policy it decides by itself, and the message is what the policy gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Literal, Self
+
+import tenacity
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+
+from guard.engines import EMBEDDED
+from guard.engines.base import BaseEngine, Engine
+from guard.engines.witness import begin
+from guard.errors import EngineError, InputError, ScorerError, did_you_mean
+from guard.langchain.attempts.calls import MODEL_TYPE, asked_text
+from guard.langchain.attempts.settings import ATTEMPT, AttemptSettings
+from guard.langchain.chat.answering import Asked, Runtime, whole_chunks
+from guard.langchain.chat.engines import shared_engine
+from guard.langchain.chat.routed import RoutedChatModel
+from guard.langchain.chat.structured import json_instruction, structured, tool_instruction
+from guard.langchain.chat.tool_calls import HERMES
+from guard.langchain.chat.tool_support import check_tools, form_of
+from guard.langchain.messages import chat_turns
+from guard.langchain.naming import NAMES, split_options
+from guard.policy.policy import load_policy
+from guard.records import Limits, Prompt, Sampling
+from guard.review.handlers import HANDLERS, as_named
+from guard.runtime.guard import FALLBACKS, Guard, capture_point_of, checked_options
+from guard.runtime.loop import Source
+from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
+
+#: What a call may set in place of the model's own fields.
+_SAMPLING = ("temperature", "top_p", "top_k", "seed")
+_CALL_SETTINGS = frozenset({*_SAMPLING, "max_tokens", "timeout"})
+#: What LangChain itself passes on to a call.
+_CALL_OPTIONS = frozenset(
+    {"tools", "tool_choice", "response_format", "strict", "parallel_tool_calls", "stream"}
+    # Variables of the chat template, under either name.
+    | {"template_options", "chat_template_kwargs"}
+)
+
+_CALL_NAMES = _CALL_SETTINGS | _CALL_OPTIONS | frozenset(NAMES)
+
+
+class ChatGuard(RoutedChatModel):
+    """A chat model on a local engine that scores its own answers.
+
+    Safe under threads and asyncio; its copies share one engine. Every message has the score and the
+    signature's summary in ``response_metadata["guard"]`` (see `guard.langchain.metadata`).
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
+
+    model: str = Field(default=EMBEDDED)
+    """``smollm2`` (the embedded model), a GGUF file, or a model folder."""
+    scorer: Any = Field(default=None, repr=False)
+    """What ``guard calibrate`` wrote, or a `Scorer`; may be left out for the embedded model."""
+    force_scorer: bool = False
+    """Take a scorer that was fitted on another model; its scores are marked."""
+    engine: Any = Field(default=None, repr=False)
+    """``llama.cpp`` or ``transformers`` where both can load the model, or a loaded engine."""
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    """For the engine's ``load``, such as ``{"context_tokens": 8192}``."""
+
+    temperature: float = 0.0
+    """0 is greedy, as in calibration."""
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    max_tokens: int | None = None
+    """Token limit of an answer; by default that of the calibration."""
+    timeout: float | None = None
+    """Seconds that one answer may take, queueing included."""
+    stop: list[str] | None = None
+    """Texts that end an answer."""
+    max_retries: int = Field(default=2, ge=0)
+    """How often a generation is tried again that the engine failed on; streams are not."""
+    streaming: bool = False
+    """Answer through the stream even where the caller invokes."""
+    system: str | None = None
+    """System message of conversations without one; by default the one of the calibration, "" is none."""
+    template_options: dict[str, Any] | None = Field(default=None, alias="chat_template_kwargs")
+    """Variables of the chat template, such as ``{"enable_thinking": False}``; by default those of the calibration.
+
+    ``chat_template_kwargs`` is the same under the name that servers of models use."""
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """Not used: a local model has none. Taken, since programs that build models by name pass it."""
+
+    route: str | None = None
+    """Name of a section of the policy, for calls that name none."""
+    fallbacks: dict[str, Any] = Field(default_factory=dict, repr=False)
+    handlers: dict[str, Any] = Field(default_factory=dict, repr=False)
+    store: Any = Field(default=None, repr=False)
+    """``fallbacks``, ``handlers`` and ``store`` are for the policy's actions; see `Guard`."""
+
+    _ready: Runtime | None = PrivateAttr(default=None)
+
+    # -- building ------------------------------------------------------------------------------
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, values: Any) -> Any:
+        """Misspelt settings are errors; pydantic would drop them."""
+        if isinstance(values, dict):
+            known = {*cls.model_fields, *(info.alias for info in cls.model_fields.values() if info.alias)}
+            for name in values:
+                if name not in known:
+                    raise InputError(f"ChatGuard has no setting '{name}'", fix=did_you_mean(str(name), known))
+            as_named("fallbacks", values.get("fallbacks"), FALLBACKS)
+            as_named("handlers", values.get("handlers"), HANDLERS)
+            # As they are given: pydantic would make a number of a text and of a truth value.
+            Sampling(**{name: values[name] for name in _SAMPLING if name in values})
+            if values.get("max_tokens") is not None:
+                Limits(values["max_tokens"])
+            Limits(timeout_s=values.get("timeout"))
+        return values
+
+    @model_validator(mode="after")
+    def _load(self) -> Self:
+        """Bad settings, models and policies are found here, not in the first call."""
+        self._sampling({})
+        self._limits(None, {})
+        self._runtime()
+        self._options({})
+        return self
+
+    @classmethod
+    def from_guard(cls, guard: Guard, *, decides: bool = True, **settings: Any) -> Self:
+        """A chat model on a guard's engine and scorer.
+
+        Args:
+            guard: stays the caller's to close.
+            decides: by the guard's policy, with its fallbacks and handlers; else the model only scores.
+            settings: other fields, such as ``temperature``.
+        """
+        acting = {"policy": guard.policy, "fallbacks": guard.sources, "handlers": guard.handlers} if decides else {}
+        parts = {
+            "model": guard.engine.model.name,
+            "engine": guard.engine,
+            "scorer": guard.scorer,
+            "template_options": guard.template_options,
+        }
+        return cls(**{**parts, **acting, "force_scorer": not guard.scorer.calibrated, **settings})
+
+    def _runtime(self) -> Runtime:
+        if self._ready is None:
+            self._ready = self._make_runtime()
+        return self._ready
+
+    def _make_runtime(self) -> Runtime:
+        if self.scorer is None and self.model != EMBEDDED:
+            raise ScorerError(
+                f"There is no scorer for '{self.model}'",
+                why="only the embedded model comes with one",
+                fix="Fit one with guard calibrate and give its file as scorer=",
+            )
+        fitted = self.scorer
+        if not isinstance(fitted, Scorer):
+            fitted = load_scorer(shipped_scorer() if fitted is None else fitted)
+        engine = self._engine(fitted)
+        scorer = fitted.for_model(engine.model, capture_point_of(engine), force=self.force_scorer)
+        return Runtime(engine, scorer, self._make_guard(engine, scorer))
+
+    def _engine(self, fitted: Scorer) -> Engine:
+        if self.engine is None or isinstance(self.engine, str):
+            options = {**fitted.artefact.binding.engine_options, **(self.engine_options or {})}
+            return shared_engine(self.model, engine=self.engine, options=options)
+        ready: Engine = self.engine
+        return ready
+
+    def _make_guard(self, engine: Engine, scorer: Scorer) -> Guard | None:
+        if self.policy is None:
+            if self.route is not None:
+                raise InputError(
+                    f"There is no policy for the route '{self.route:.60}'",
+                    why="a ChatGuard without a policy does not decide",
+                    fix="Build it with policy=, or name the route in a call of what decides around it",
+                )
+            return None
+        policy = load_policy(self.policy)
+        policy.check_route(self.route)
+        if policy.streaming == "live":
+            raise InputError(
+                f"The policy '{policy.name}' streams live, and a model that decides by itself holds its answers",
+                fix="Write streaming: hold, or put guarded(model, policy=...) around a model without a policy",
+            )
+        declared = {
+            name: _declared_source(name, target.model, load_scorer(target.scorer) if target.scorer else None)
+            for name, target in policy.fallbacks.items()
+            if name not in self.fallbacks and name in policy.fallback_names()
+        }
+        return Guard(
+            engine,
+            scorer,
+            policy,
+            fallbacks={**declared, **self.fallbacks},
+            handlers=self.handlers,
+            store=self.store,
+            force_scorer=not scorer.calibrated,
+            template_options=self.template_options,
+        )
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Pickles hold the settings; the engine is loaded again, or shared, where they are opened."""
+        if self.engine is not None and not isinstance(self.engine, str):
+            raise InputError("A ChatGuard on a loaded engine cannot be pickled", fix="Give model= and engine= by name")
+        return {**super().__getstate__(), "__pydantic_private__": {"_ready": None}}
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Engines, locks and stores are shared by copies, not copied."""
+        return self.model_copy()
+
+    # -- what LangChain asks of a chat model -----------------------------------------------------
+
+    @property
+    def _llm_type(self) -> str:
+        return MODEL_TYPE
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        runtime = self._runtime()
+        return {
+            "model_name": self.model,
+            "weights": runtime.engine.model.weights_sha256,
+            "scorer": runtime.scorer.sha256,
+            "policy": runtime.guard.policy.sha256 if runtime.guard else None,
+            "route": self.route,
+            "system": self.system,
+            "template_options": self.template_options,
+            **{name: getattr(self, name) for name in sorted(_CALL_SETTINGS)},
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        """What traces show of the model."""
+        params = LangSmithParams(
+            ls_provider="guard",
+            ls_model_name=kwargs.get("model", self.model),
+            ls_model_type="chat",
+            ls_temperature=float(kwargs.get("temperature", self.temperature)),
+        )
+        max_tokens = kwargs.get("max_tokens", self.max_tokens)
+        if max_tokens is not None:
+            params["ls_max_tokens"] = max_tokens
+        ends = self.stop if stop is None else stop
+        if ends:
+            params["ls_stop"] = ends
+        return params
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """Key of LangChain's cache: the retry of a guarded chain must not get the first answer again."""
+        own = super()._get_llm_string(stop=stop, **kwargs)
+        attempt = ATTEMPT.get()
+        return own if attempt is None else f"{own}---{attempt.sampling}{attempt.instruction}{attempt.token_limit}"
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The model's own tokens of a text."""
+        engine = self._runtime().engine
+        if self.custom_get_token_ids is None and isinstance(engine, BaseEngine):
+            return engine.encode_text(text)
+        return super().get_token_ids(text)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        called, kwargs = self._called(kwargs)
+        asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
+        run = run_manager.run_id if run_manager else None
+        answering = begin(run, asked_text(messages), decided=runtime.guard is not None)
+        if runtime.guard is None:
+            message: AIMessage = tenacity.Retrying(**self._engine_retries())(runtime.answer, asked)
+        else:
+            message = runtime.decided(asked, called.route)
+        answering.say(message.text)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        called, kwargs = self._called(kwargs)
+        asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
+        run = run_manager.run_id if run_manager else None
+        answering = begin(run, asked_text(messages), decided=runtime.guard is not None)
+        if runtime.guard is None:
+            message: AIMessage = await tenacity.AsyncRetrying(**self._engine_retries())(runtime.aanswer, asked)
+        else:
+            message = await runtime.adecided(asked, called.route)
+        answering.say(message.text)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        called, kwargs = self._called(kwargs)
+        asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
+        run = run_manager.run_id if run_manager else None
+        answering = begin(run, asked_text(messages), decided=runtime.guard is not None)
+        if runtime.guard is not None:  # what a policy has not decided on does not leave
+            chunks: Iterator[ChatGenerationChunk] = iter(whole_chunks(runtime.decided(asked, called.route)))
+        else:
+            chunks = runtime.stream(asked)
+        for chunk in chunks:
+            answering.say(chunk.text)
+            if run_manager is not None:
+                run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
+            yield chunk
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        called, kwargs = self._called(kwargs)
+        asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
+        run = run_manager.run_id if run_manager else None
+        answering = begin(run, asked_text(messages), decided=runtime.guard is not None)
+        if runtime.guard is not None:
+            for chunk in whole_chunks(await runtime.adecided(asked, called.route)):
+                answering.say(chunk.text)
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
+                yield chunk
+            return
+        async with aclosing(runtime.astream(asked)) as chunks:
+            async for chunk in chunks:
+                answering.say(chunk.text)
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
+                yield chunk
+
+    # -- tools and structure -------------------------------------------------------------------
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """A model that may call tools. Its calls are read from the answer after that was scored.
+
+        Args:
+            tools: as everywhere in LangChain.
+            tool_choice: ``auto``, ``none``, ``any`` (or True, ``required``), or a tool's name. The model
+                is asked for it in the prompt; nothing forces its hand.
+            kwargs: bound to the model as well.
+
+        Raises:
+            ChatTemplateError: the model's chat template has no place for tools, or the model writes its
+                calls in a form that guard does not read.
+            InputError: ``tool_choice`` names a tool that is not there.
+        """
+        formatted = [convert_to_openai_tool(tool) for tool in tools]
+        if formatted:
+            check_tools(self._runtime().engine, self.model, formatted)
+            tool_instruction(tool_choice, [tool["function"]["name"] for tool in formatted])
+        chosen = {} if tool_choice is None else {"tool_choice": tool_choice}
+        return self.bind(tools=formatted, **chosen, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Literal["json_schema", "json_mode", "function_calling"] = "json_schema",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """A model whose answers are objects.
+
+        Args:
+            schema: a pydantic class, a `TypedDict`, a JSON Schema, or a tool's definition.
+            include_raw: give ``{"raw": message, "parsed": ..., "parsing_error": ...}``; the score is on
+                the raw message.
+            method: ``json_schema`` puts the schema into the prompt and reads the answer's JSON;
+                ``json_mode`` does not show the schema, so say in the prompt what you want;
+                ``function_calling`` needs a chat template with tools.
+            strict: taken for compatibility; decoding is not constrained by any method.
+            kwargs: bound to the model as well.
+
+        Raises:
+            ChatTemplateError: as for `bind_tools`, with ``function_calling``.
+            InputError: an unknown method.
+        """
+        return structured(self, schema, include_raw=include_raw, method=method, **kwargs)
+
+    # -- one call ------------------------------------------------------------------------------
+
+    def _called(self, options: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """The model as one call wants it, and the call's other keyword arguments."""
+        named, rest = split_options(options)
+        if not named:
+            return self, rest
+        called = self.model_copy(update=named.changes())
+        guard = self._runtime().guard
+        if guard is None or called.policy != self.policy:
+            called._ready = None  # another policy, which is read now
+        else:
+            guard.policy.check_route(called.route)
+        called._runtime()
+        return called, rest
+
+    def _asked(self, messages: list[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]) -> Asked:
+        """What an engine is asked for one call, with what an attempt of a guarded chain changes."""
+        for name in options:
+            if name not in _CALL_SETTINGS and name not in _CALL_OPTIONS:
+                raise InputError(f"A call of ChatGuard takes no '{name}'", fix=did_you_mean(name, _CALL_NAMES))
+        attempt = ATTEMPT.get() or AttemptSettings()
+        tools = [] if options.get("tool_choice") == "none" else list(options.get("tools") or ())
+        names = [tool["function"]["name"] for tool in tools]
+        prompt = Prompt.chat(
+            chat_turns(messages), system=self._system(), tools=tools, template_options=self._options(options)
+        )
+        for told in (tool_instruction(options.get("tool_choice"), names), json_instruction(options)):
+            prompt = prompt.with_instruction(told) if told else prompt
+        prompt = attempt.prompts[asked_text(messages)] = attempt.prompt(prompt)
+        return Asked(
+            prompt=prompt,
+            sampling=attempt.sampling or self._sampling(options),
+            limits=attempt.limits(self._limits(stop, options)),
+            tools=tuple(names),
+            form=form_of(self._runtime().engine, self.model) if names else HERMES,
+            demanded=tool_instruction(options.get("tool_choice"), names) is not None,
+        )
+
+    def _system(self) -> str | None:
+        own = self.system
+        return self._runtime().scorer.artefact.prompting.system if own is None else own
+
+    def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Variables of the chat template for one call: a call's own beside the model's."""
+        runtime, own = self._runtime(), options.get("template_options", options.get("chat_template_kwargs"))
+        given = checked_options(runtime.engine, runtime.scorer, self.template_options)
+        return {**given, **(own or {})}
+
+    def _sampling(self, options: Mapping[str, Any]) -> Sampling:
+        return Sampling(**{name: options.get(name, getattr(self, name)) for name in _SAMPLING})
+
+    def _limits(self, stop: list[str] | None, options: Mapping[str, Any]) -> Limits:
+        max_tokens = options.get("max_tokens", self.max_tokens)
+        if max_tokens is None:
+            max_tokens = self._runtime().scorer.artefact.prompting.max_tokens
+        ends: Any = (self.stop if stop is None else stop) or ()
+        stops: Any = ends if isinstance(ends, str) else tuple(ends)  # a text would be taken for its characters
+        return Limits(max_tokens, stops, options.get("timeout", self.timeout))
+
+    def _engine_retries(self) -> dict[str, Any]:
+        """For tenacity. Only an engine's own failure is worth another try; the others would fail again."""
+        return {
+            "retry": tenacity.retry_if_exception(lambda error: type(error) is EngineError),
+            "stop": tenacity.stop_after_attempt(self.max_retries + 1),
+            "wait": tenacity.wait_none(),
+            "reraise": True,
+        }
+
+
+def _declared_source(name: str, model: str, scorer: Scorer | None) -> Source:
+    """A fallback that the policy declares, loaded as its scorer was calibrated."""
+    return Source(
+        name, shared_engine(model, options=scorer.artefact.binding.engine_options if scorer else None), scorer
+    )

@@ -1,0 +1,111 @@
+"""Objects as answers: what the prompt is told, and how the answer's JSON is read.
+
+Nothing constrains the decoding. An answer that is not of the schema is a parsing error, as with any
+model that is only asked for JSON, and so is one that is cut (`guard.langchain.attempts.whole`); its score is on
+the raw message all the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from pydantic import BaseModel
+from pydantic.v1 import BaseModel as BaseModelV1
+
+from guard.errors import InputError, did_you_mean
+from guard.langchain.attempts.whole import whole_calls, whole_json
+
+if TYPE_CHECKING:
+    from guard.langchain.chat.model import ChatGuard
+
+_METHODS = ("json_schema", "json_mode", "function_calling")
+
+
+def structured(
+    model: ChatGuard, schema: dict[str, Any] | type, *, include_raw: bool, method: str, **kwargs: Any
+) -> Runnable[Any, Any]:
+    """See `ChatGuard.with_structured_output`."""
+    if method not in _METHODS:
+        raise InputError(f"Unknown method '{method}' of structured output", fix=did_you_mean(method, _METHODS))
+    traced = {"ls_structured_output_format": {"kwargs": {"method": method}, "schema": schema}}
+    is_class = isinstance(schema, type) and issubclass(schema, BaseModel | BaseModelV1)
+    parser: Runnable[Any, Any]
+    if method == "function_calling":
+        name = convert_to_openai_tool(schema)["function"]["name"]
+        bound = model.bind_tools([schema], tool_choice=name, **traced, **kwargs)
+        if is_class:
+            parser = PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
+        else:
+            parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+        parser = RunnableLambda(whole_calls) | parser
+    else:
+        bound = model.bind(response_format=_format(schema, method), **traced, **kwargs)
+        parser = RunnableLambda(whole_json) | _json_parser(schema, is_class)
+    return _with_raw(bound, parser) if include_raw else bound | parser
+
+
+def _format(schema: dict[str, Any] | type, method: str) -> dict[str, Any]:
+    if method == "json_mode":
+        return {"type": "json_object"}
+    written = convert_to_json_schema(schema)
+    return {"type": "json_schema", "json_schema": {"name": written.get("title", "answer"), "schema": written}}
+
+
+def _json_parser(schema: Any, is_class: bool) -> BaseOutputParser[Any]:
+    return PydanticOutputParser(pydantic_object=schema) if is_class else JsonOutputParser()
+
+
+def _with_raw(bound: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+    unparsed = RunnablePassthrough.assign(parsed=lambda _: None)
+    either: Runnable[Any, Any] = parsed.with_fallbacks([unparsed], exception_key="parsing_error")
+    # In a stream, fallbacks cover the first chunk only, and that would be the raw message: parsed as a whole.
+    return RunnableMap(raw=bound) | RunnableLambda(either.invoke, afunc=either.ainvoke)
+
+
+# -- what the prompt is told -------------------------------------------------------------------
+
+
+def json_instruction(options: Mapping[str, Any]) -> str | None:
+    """What a call's ``response_format`` means in words.
+
+    Raises:
+        InputError: a format that is not known.
+    """
+    wanted = options.get("response_format")
+    if wanted is None:
+        return None
+    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
+    if kind == "json_object":
+        return "Answer with one JSON object and nothing else."
+    if kind == "json_schema" and isinstance(wanted.get("json_schema"), Mapping):
+        schema = wanted["json_schema"].get("schema", wanted["json_schema"])
+        written = json.dumps(schema, ensure_ascii=False)
+        return f"Answer with one JSON object and nothing else. It must follow this JSON Schema:\n{written}"
+    raise InputError(
+        f"Unknown response_format {wanted!r:.100}", fix="Its type is 'json_object' or 'json_schema', with a schema"
+    )
+
+
+def tool_instruction(choice: str | bool | Mapping[str, Any] | None, names: Sequence[str]) -> str | None:
+    """What a ``tool_choice`` means in words.
+
+    Raises:
+        InputError: it names a tool that was not offered.
+    """
+    if isinstance(choice, Mapping):
+        choice = (choice.get("function") or choice).get("name")
+    if choice in (None, False, "auto", "none"):
+        return None
+    if choice in (True, "any", "required"):
+        return "Answer by calling one of the tools." if names else None
+    if choice not in names:
+        raise InputError(f"tool_choice names '{choice}', which is no tool here", fix=did_you_mean(str(choice), names))
+    return f"Answer by calling the tool {choice}."

@@ -1,0 +1,377 @@
+"""An answer's text -> the tool calls that its model has written, in the form of its family.
+
+A call is what the model wrote as one: nothing in a thought, in code, in a quotation is, and no tool that
+was not offered can be called. What cannot be read is kept as an invalid call and never carried out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.messages import InvalidToolCall, ToolCall
+from langchain_core.messages.tool import invalid_tool_call, tool_call
+
+from guard.engines.thinking import MARKS
+from guard.errors import did_you_mean
+from guard.langchain.attempts.whole import DECODER
+
+#: Thoughts, code (fenced or within backticks) and quotations, whose text is never a call.
+_QUOTED = (
+    "|".join(rf"(?i:{re.escape(each.opening)}).*?(?:(?i:{re.escape(each.closing)})|\Z)" for each in MARKS)
+    + r"|<(?P<tag>code|pre|blockquote)>.*?(?:</(?P=tag)>|\Z)|<!--.*?(?:-->|\Z)"
+    r"|^[ ]{0,3}(?P<fence>`{3,}|~{3,})[^\n]*(?:\n.*?^[ ]{0,3}(?P=fence)[`~]*[ \t]*$|.*\Z)"
+    r"|(?P<ticks>`+)(?!`)(?:(?!\n[ \t]*\n).)*?(?<!`)(?P=ticks)(?!`)"
+    r"|^[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*>[^\n]*"
+    r"|(?<=[\"'“‘«])<tool_call>.*?</tool_call>(?=[\"'”’»])"
+)
+
+
+_FENCED = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedAnswer:
+    """An answer, taken apart.
+
+    Attributes:
+        text: what is left beside the tool calls.
+        calls: tool calls that can be carried out.
+        invalid: what was meant as a tool call and cannot be read, or calls no tool that was offered.
+    """
+
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+    invalid: tuple[InvalidToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A call as it was written: what it is named and given, or why it cannot be read."""
+
+    name: str | None
+    arguments: Any
+    error: str | None = None
+
+
+#: From a text, a position behind the mark that begins a call, and the types of arguments by tool, to
+#: the calls that are there and the position behind them.
+_Read = Callable[[str, int, Mapping[str, Mapping[str, Any]]], tuple[list[_Written], int]]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """How a family of models writes its tool calls.
+
+    Attributes:
+        name: for people.
+        begin: pattern of the mark that a call begins with.
+        read: reads on behind it.
+        bare: whether an answer that is nothing but the JSON of calls is such.
+        dropped: pattern of marks around the calls, which are no text.
+    """
+
+    name: str
+    begin: str
+    read: _Read
+    bare: bool = False
+    dropped: str = r"(?!)"
+
+
+# -- reading one call --------------------------------------------------------------------------
+
+
+def _json_at(text: str, at: int) -> tuple[Any, int] | None:
+    """The JSON value at a position and the position behind it; None where there is none."""
+    start = at + len(text[at:]) - len(text[at:].lstrip())
+    try:
+        value, end = DECODER.raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return None
+    return value, end
+
+
+def _behind(text: str, at: int, pattern: str) -> int:
+    """The position behind a pattern, with the white space before it; as it was where it is not there."""
+    match = re.compile(rf"\s*(?:{pattern})").match(text, at)
+    return match.end() if match else at
+
+
+def _cut_at(text: str, at: int, closing: str, why: str, name: str | None = None) -> tuple[list[_Written], int]:
+    """What is there up to the closing mark, or to the end, is no call."""
+    match = re.compile(closing).search(text, at)
+    body = text[at : match.start() if match else len(text)].strip()
+    return [_Written(name, body, why)], match.end() if match else len(text)
+
+
+def _entries(value: Any) -> list[_Written]:
+    """The calls that a JSON value stands for; empty where it is none."""
+    entries = value if isinstance(value, list) else [value]
+    found = [_entry(entry) for entry in entries]
+    return [each for each in found if each] if all(found) else []
+
+
+def _entry(entry: Any) -> _Written | None:
+    if isinstance(entry, dict) and isinstance(entry.get("function"), dict):
+        entry = entry["function"]
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return None
+    key = next((key for key in ("arguments", "parameters") if entry.get(key) is not None), None)
+    return None if key is None else _Written(entry["name"], entry[key])
+
+
+_NO_CALL = "not the JSON of a tool call"
+
+
+def _json_calls(closing: str) -> _Read:
+    """Reads JSON of the form {"name": ..., "arguments": {...}}, or a list of such, and a closing mark."""
+
+    def read(text: str, at: int, _: Mapping[str, Mapping[str, Any]]) -> tuple[list[_Written], int]:
+        found = _json_at(text, at)
+        if found is None or not (calls := _entries(found[0])):
+            return _cut_at(text, at, closing, _NO_CALL)
+        ends = re.compile(rf"\s*(?:{closing})").match(text, found[1])
+        return (calls, ends.end()) if ends else _cut_at(text, at, closing, _NO_CALL)
+
+    return read
+
+
+def _named_json(name: str, closing: str) -> _Read:
+    """Reads a name by its pattern, the JSON object of arguments, and a closing mark."""
+    pattern = re.compile(name)
+
+    def read(text: str, at: int, _: Mapping[str, Mapping[str, Any]]) -> tuple[list[_Written], int]:
+        head = pattern.match(text, at)
+        if head is None:
+            return _cut_at(text, at, closing, _NO_CALL)
+        found = _json_at(text, head.end())
+        if found is None:
+            return _cut_at(text, head.end(), closing, "the arguments are not JSON", head.group("name"))
+        return [_Written(head.group("name"), found[0])], _behind(text, found[1], closing)
+
+    return read
+
+
+def _mistral(text: str, at: int, types: Mapping[str, Mapping[str, Any]]) -> tuple[list[_Written], int]:
+    """A list of JSON calls, or a name with its arguments (newer models)."""
+    if text[at:].lstrip().startswith(("[", "{")):
+        return _json_calls(r"(?=\[TOOL_CALLS\])|\Z")(text, at, types)
+    name = r"\s*(?P<name>[\w.-]+)\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\])?\s*(?=\{)"
+    return _named_json(name, r"(?=\[TOOL_CALLS\])|\Z")(text, at, types)
+
+
+def _llama(text: str, at: int, types: Mapping[str, Mapping[str, Any]]) -> tuple[list[_Written], int]:
+    """JSON calls, divided by semicolons; the calls in Python of the built-in tools are not read."""
+    calls: list[_Written] = []
+    while text[at:].strip():
+        found = _json_at(text, at)
+        read = _entries(found[0]) if found else []
+        if found is None or not read:
+            return [*calls, _Written(None, text[at:].strip(), _NO_CALL)], len(text)
+        calls, at = [*calls, *read], _behind(text, found[1], ";")
+    return calls or [_Written(None, "", _NO_CALL)], len(text)
+
+
+def _tagged_arguments(name: str, argument: str, closing: str) -> _Read:
+    """Reads a name and arguments that are each written between tags; their types are the tool's."""
+    head, each, end = re.compile(name), re.compile(argument, re.DOTALL), re.compile(closing)
+
+    def read(text: str, at: int, types: Mapping[str, Mapping[str, Any]]) -> tuple[list[_Written], int]:
+        named, ends = head.match(text, at), end.search(text, at)
+        if named is None or ends is None:
+            return _cut_at(text, at, closing, "the call does not end" if named else _NO_CALL)
+        body, tool = text[named.end() : ends.start()], named.group("name").strip()
+        found = {match["key"].strip(): match["value"] for match in each.finditer(body)}
+        rest = each.sub("", body).strip()
+        if rest and not found:
+            inner = _json_at(body, 0)
+            if inner is not None and not body[inner[1] :].strip():
+                return [_Written(tool, inner[0])], ends.end()
+        if rest or len(found) < len(each.findall(body)):
+            return [_Written(tool, body.strip(), "the arguments cannot be read")], ends.end()
+        typed = {key: _typed(value, types.get(tool, {}).get(key)) for key, value in found.items()}
+        return [_Written(tool, typed)], ends.end()
+
+    return read
+
+
+def _typed(value: str, schema: Any) -> Any:
+    """A value that was written without quotes: a text where the tool takes one, JSON otherwise."""
+    text = value.removeprefix("\n").removesuffix("\n")
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    if kind == "string" or (isinstance(kind, list) and "string" in kind):
+        return text
+    read = _json_at(text, 0)
+    return text if read is None or text[read[1] :].strip() else read[0]
+
+
+HERMES = ToolFormat("Hermes", r"<tool_call>", _json_calls(r"</tool_call>|\Z"), bare=True)
+
+_FORMATS = {
+    "harmony": ToolFormat(
+        "harmony",
+        r"<\|channel\|>commentary to=",
+        _named_json(r"(?:functions\.)?(?P<name>[^\s<]+)[^{]*?<\|message\|>", r"(?=<\|channel\|>)|\Z"),
+    ),
+    "mistral": ToolFormat("Mistral", r"\[TOOL_CALLS\]", _mistral),
+    "deepseek": ToolFormat(
+        "DeepSeek",
+        "<｜tool▁call▁begin｜>",
+        _named_json(
+            r"(?:function<｜tool▁sep｜>)?(?P<name>[^\s<]+)(?:<｜tool▁sep｜>)?\s*(?:```json)?",
+            r"(?:```\s*)?<｜tool▁call▁end｜>",
+        ),
+        dropped="<｜tool▁calls▁(?:begin|end)｜>",
+    ),
+    "kimi": ToolFormat(
+        "Kimi K2",
+        r"<\|tool_call_begin\|>",
+        _named_json(
+            r"\s*(?:functions\.)?(?P<name>[\w.-]+?)(?::\d+)?\s*<\|tool_call_argument_begin\|>", r"<\|tool_call_end\|>"
+        ),
+        dropped=r"<\|tool_calls_section_(?:begin|end)\|>",
+    ),
+    "glm": ToolFormat(
+        "GLM",
+        r"<tool_call>",
+        _tagged_arguments(
+            r"\s*(?P<name>[^\s<{]+)",
+            r"<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>",
+            r"</tool_call>",
+        ),
+    ),
+    "qwen-coder": ToolFormat(
+        "Qwen3-Coder",
+        r"<function=",
+        _tagged_arguments(
+            r"(?P<name>[^>\n]+)>", r"<parameter=(?P<key>[^>\n]+)>(?P<value>.*?)</parameter>", r"</function>"
+        ),
+        dropped=r"</?tool_call>",
+    ),
+    "phi": ToolFormat("Phi 4 and Granite 3", r"<\|tool_call\|>", _json_calls(r"<\|/tool_call\|>|\Z")),
+    "hermes": HERMES,
+    "llama": ToolFormat("Llama 3", r"<\|python_tag\|>", _llama, bare=True),
+}
+
+#: What of a template's text shows which form its model writes, the surest first.
+_SIGNS = (
+    (("<|channel|>", "commentary"), "harmony"),
+    (("[TOOL_CALLS]",), "mistral"),
+    (("<｜tool▁call▁begin｜>",), "deepseek"),
+    (("<|tool_call_begin|>",), "kimi"),
+    (("<arg_key>",), "glm"),
+    (("<function=",), "qwen-coder"),
+    (("<|tool_call|>",), "phi"),
+    (("<tool_call>",), "hermes"),
+    (("<|python_tag|>",), "llama"),
+    (('"parameters"', "<|start_header_id|>"), "llama"),
+    (("name", "parameters", "<|start_header_id|>"), "llama"),
+    (('"name"', '"arguments"'), "hermes"),
+)
+
+
+def tool_format(template: str) -> ToolFormat | None:
+    """How a model writes its tool calls, by its chat template; None where guard does not read that form."""
+    found = (name for signs, name in _SIGNS if all(sign in template for sign in signs))
+    name = next(found, None)
+    return None if name is None else _FORMATS[name]
+
+
+def format_names() -> tuple[str, ...]:
+    """The forms that are read, for people."""
+    return tuple(each.name for each in _FORMATS.values())
+
+
+# -- reading an answer -------------------------------------------------------------------------
+
+
+def parse_tool_calls(
+    text: str,
+    names: Iterable[str],
+    form: ToolFormat = HERMES,
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    demanded: bool = False,
+) -> ParsedAnswer:
+    """Find the tool calls in an answer.
+
+    Args:
+        text: the answer.
+        names: of the tools that were offered.
+        form: of the model; for some an answer that is nothing but the JSON of calls is such as well.
+        tools: definitions of the tools, for forms that write arguments without types.
+        demanded: whether the model was told to call a tool. An answer that is nothing but one fence of JSON
+            is then the call that it was told to make; otherwise it shows one.
+    """
+    offered, types = tuple(names), _types(tools)
+    fenced = _FENCED.match(text) if demanded else None
+    bare = _bare(fenced.group(1) if fenced else text, form, offered)
+    if bare:
+        return _answer("", bare, offered)
+    pattern = re.compile(rf"{_QUOTED}|(?P<begin>{form.begin})|{form.dropped}", re.DOTALL | re.MULTILINE)
+    dropped = re.compile(form.dropped)
+    rest, written, at = "", [], 0
+    while match := pattern.search(text, at):
+        rest += text[at : match.start()]
+        at = match.end()
+        if match.group("begin") is not None:
+            calls, at = form.read(text, at, types)
+            written += calls
+        elif not dropped.fullmatch(match.group()):
+            rest += match.group()
+    if not written:
+        return ParsedAnswer(text)
+    return _answer((rest + text[at:]).strip(), written, offered)
+
+
+def _bare(text: str, form: ToolFormat, offered: Sequence[str]) -> list[_Written]:
+    """The calls of an answer that is nothing else; empty where it is no such answer."""
+    if not form.bare or not text.strip().startswith(("{", "[")):
+        return []
+    if form is _FORMATS["llama"]:  # this is its form, so that a call of another tool is none of text
+        calls, _ = _llama(text, 0, {})
+        return calls if all(each.error is None for each in calls) else []
+    found = _json_at(text, 0)
+    calls = _entries(found[0]) if found and not text[found[1] :].strip() else []
+    return calls if all(_made(each, offered)["type"] == "tool_call" for each in calls) else []
+
+
+def _answer(text: str, written: Iterable[_Written], offered: Sequence[str]) -> ParsedAnswer:
+    made = [_made(each, offered) for each in written]
+    return ParsedAnswer(
+        text,
+        tuple(call for call in made if call["type"] == "tool_call"),
+        tuple(call for call in made if call["type"] == "invalid_tool_call"),
+    )
+
+
+def _made(written: _Written, offered: Sequence[str]) -> ToolCall | InvalidToolCall:
+    name, arguments, error = written.name, written.arguments, written.error
+    if error is None and isinstance(arguments, str):
+        found = _json_at(arguments, 0)
+        if found is None or arguments[found[1] :].strip():
+            error = "the arguments are not JSON"
+        else:
+            arguments = found[0]
+    if error is None and not isinstance(arguments, dict):
+        error = "the arguments are not an object"
+    if error is None and name not in offered:
+        error = f"no tool '{name}' was offered. {did_you_mean(str(name), offered)}".strip()
+    if error is None:
+        return tool_call(name=str(name), args=arguments, id=_new_id())
+    raw = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return invalid_tool_call(name=name, args=raw, id=_new_id(), error=error)
+
+
+def _new_id() -> str:
+    return f"call_{uuid.uuid4().hex}"
+
+
+def _types(tools: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The schemas of each tool's arguments, by name."""
+    functions = [tool.get("function", tool) for tool in tools]
+    return {each["name"]: (each.get("parameters") or {}).get("properties") or {} for each in functions}

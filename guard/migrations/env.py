@@ -1,8 +1,0 @@
-"""Alembic's entry point: run the migrations on the connection that `guard.migrations.upgrade` gives."""
-
-from alembic import context
-
-from guard.migrations import VERSION_TABLE
-
-context.configure(connection=context.config.attributes["connection"], version_table=VERSION_TABLE)
-context.run_migrations()

@@ -1,0 +1,361 @@
+"""Certificates: thresholds that keep a promise, as a file, bound to all that they hold for.
+
+A certificate is worth something only for the model, the scorer and the rules that it was made with,
+and on questions like those that it was made from. The first three are checked wherever a policy with
+a promise is loaded; any difference voids it. The file is plain JSON, read strictly and with limits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+
+from guard.errors import PolicyError
+from guard.files import checked_json as sealed
+from guard.policy.bounds import percent, upper_bound
+from guard.policy.document import Promise
+from guard.policy.guarantee import Settled, procedure_sha256, promises, where, with_thresholds
+from guard.policy.policy import Policy
+from guard.scoring.scorer_file import Binding, DataSet, Facts
+
+FORMAT: Literal["guard-certificate"] = "guard-certificate"
+FORMAT_VERSION = 1
+MAX_BYTES = 2**20
+#: As many as a policy may have routes, and one for calls without a route.
+MAX_CERTIFICATES = 501
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
+
+
+class CertificateError(PolicyError):
+    """A certificate is missing, damaged, or not for this policy, model or scorer."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Answering(_Part):
+    """An engine's model, the scorer of its answers, and the options of its chat template."""
+
+    model: Binding
+    scorer_sha256: Digest | None
+    template_options: Facts = Field(default_factory=dict)
+
+
+class Basis(_Part):
+    """What a certificate was made with.
+
+    Attributes:
+        own: the model that is asked, and its scorer.
+        fallbacks: the same of each fallback that the rules name; None for a callable, whose behaviour
+            nothing can vouch for.
+        procedure_sha256: of the rules; see `guard.policy.guarantee.procedure_sha256`.
+    """
+
+    own: Answering
+    fallbacks: Annotated[dict[str, Answering | None], Field(max_length=200)]
+    procedure_sha256: Digest
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all of it."""
+        return sealed.digest(self.model_dump(mode="json"))
+
+    def differences(self, now: Basis) -> list[str]:
+        """What is not as it was, in words, most telling first."""
+        found = _changes("the model's", self.own, now.own)
+        for name in sorted({*self.fallbacks, *now.fallbacks}):
+            there, here = self.fallbacks.get(name), now.fallbacks.get(name)
+            if (there is None) != (here is None) or (name in self.fallbacks) != (name in now.fallbacks):
+                found.append(f"the fallback '{name}' is another kind of thing")
+            elif there is not None and here is not None:
+                found += _changes(f"the fallback {name}'s", there, here)
+        if self.procedure_sha256 != now.procedure_sha256:
+            found.append(_OTHER_RULES)
+        return found
+
+
+class Certificate(_Part):
+    """One promise and the threshold that keeps it; figures as in `guard.certification.fixed_sequence.Certified`.
+
+    Attributes:
+        route: of the policy; None for calls without one.
+        policy: its name, for people; not part of the basis.
+        basis: what the threshold holds for.
+        data: what it was certified on, for people and audits.
+        grader: that labelled the answers.
+        seed: of the rows that gave the grid.
+        created_by: the guard version.
+    """
+
+    route: str | None
+    policy: str
+    risk: Annotated[float, Field(gt=0, lt=1)]
+    confidence: Annotated[float, Field(ge=0.5, lt=1)]
+    threshold: Annotated[float, Field(gt=0, le=1)]
+    coverage: Share
+    n: Annotated[Count, Field(ge=1)]
+    accepted: Count
+    errors: Count
+    bound: Share
+    grid_rows: Count
+    tested: Count
+    seed: Count
+    grader: str
+    basis: Basis
+    data: Annotated[list[DataSet], FailFast(), Field(max_length=1000)]
+    created_by: str
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if not self.errors <= self.accepted <= self.n:
+            raise ValueError("errors, accepted and n do not fit one another")
+        if abs(self.coverage - self.accepted / self.n) > 1e-9:
+            raise ValueError("coverage is not accepted / n")
+        # A threshold that its own counts do not support was written by no guard.
+        if upper_bound(self.errors, self.accepted, self.confidence) > self.risk + 1e-9:
+            raise ValueError("so many errors do not support this risk at this confidence")
+        return self
+
+    @property
+    def promise(self) -> Promise:
+        """What it promises."""
+        return Promise(self.risk, self.confidence)
+
+    def explain(self) -> str:
+        """The promise in one sentence."""
+        return (
+            f"Of the answers with p_wrong below {self.threshold:.4g}, {percent(self.coverage)} of all, at most "
+            f"{percent(self.risk)} are wrong, with confidence {percent(self.confidence)} "
+            f"({self.errors} of {self.accepted} in {self.n:,} fresh labels; bound {percent(self.bound)})."
+        )
+
+
+class _File(_Part):
+    format: Literal["guard-certificate"]
+    format_version: int
+    certificates: Annotated[list[Certificate], FailFast(), Field(min_length=1, max_length=MAX_CERTIFICATES)]
+
+    @model_validator(mode="after")
+    def _one_a_route(self) -> Self:
+        routes = [each.route for each in self.certificates]
+        if len(set(routes)) < len(routes):
+            raise ValueError("there are two certificates for one route")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """The certificates of one file, by route.
+
+    Attributes:
+        where: the file, for messages.
+        by_route: None stands for calls without a route.
+    """
+
+    where: str
+    by_route: Mapping[str | None, Certificate]
+
+    def save(self, path: str | Path) -> None:
+        """Write them as one JSON file, whole or not at all.
+
+        Raises:
+            CertificateError: the file cannot be written.
+        """
+        ordered = sorted(self.by_route.values(), key=lambda each: (each.route is not None, each.route or ""))
+        content = _File(format=FORMAT, format_version=FORMAT_VERSION, certificates=ordered).model_dump(mode="json")
+        text = json.dumps({**content, "sha256": sealed.digest(content)}, ensure_ascii=False, indent=1)
+        file = Path(path)
+        scratch = file.with_name(f".{file.name}.part")
+        try:
+            scratch.write_text(text + "\n", encoding="utf-8")
+            scratch.replace(file)
+        except OSError as error:
+            scratch.unlink(missing_ok=True)
+            why = error.strerror or str(error)
+            raise CertificateError(f"Cannot write the certificate '{path}'", why=why) from error
+
+    def with_one(self, certificate: Certificate) -> Certificates:
+        """These, with the one for its route added or replaced."""
+        return Certificates(self.where, {**self.by_route, certificate.route: certificate})
+
+
+def load_certificates(path: str | Path) -> Certificates:
+    """Read a file that ``guard certify`` wrote.
+
+    Raises:
+        CertificateError: it is missing, unreadable, too large, damaged, or no certificate.
+    """
+    return parse_certificates(sealed.read_bytes(path, _KIND), where=str(path))
+
+
+def parse_certificates(data: bytes, *, where: str = "<certificate>") -> Certificates:
+    """Read certificates from a file's bytes; see `load_certificates`."""
+    content, claimed = sealed.parse(data, _KIND, where=where)
+    try:
+        file = _File.model_validate(content)
+    except ValidationError as error:
+        raise sealed.invalid(error, _KIND, where=where) from error
+    if claimed != sealed.digest(file.model_dump(mode="json")):
+        raise sealed.damaged(_KIND, where=where)
+    return Certificates(where, {each.route: each for each in file.certificates})
+
+
+_MAKE = "Make one with guard certify"
+_KIND = sealed.Kind(
+    name="certificate",
+    format=FORMAT,
+    version=FORMAT_VERSION,
+    max_bytes=MAX_BYTES,
+    error=CertificateError,
+    missing=_MAKE,
+    broken=_MAKE,
+    outdated="Upgrade guard, or certify again",
+)
+
+
+# -- putting them to use -----------------------------------------------------------------------
+
+
+def certified_policy(
+    policy: Policy,
+    certificates: Certificates | str | Path | None,
+    *,
+    basis: Callable[[str | None], Basis],
+) -> Policy:
+    """The policy with the thresholds of its promises, each from a valid certificate.
+
+    Args:
+        policy: a policy; one that promises nothing comes back as it is.
+        certificates: or their file; by default the file that the policy names.
+        basis: what answers on a route, as it is now.
+
+    Raises:
+        CertificateError: there is none for a route that promises something, or something differs from
+            what it was made with; the text names what.
+        PolicyError: a threshold does not fit between those of the policy.
+    """
+    wanted = promises(policy)
+    if not wanted:
+        return policy
+    now = {route: basis(route) for route in wanted}
+    if certificates is None and all(_is_based_on(policy, route, now[route].sha256) for route in wanted):
+        return policy  # it has its thresholds already, for just this
+    given = chosen_certificates(policy, certificates)
+    for route, promise in wanted.items():
+        check_certificate(policy, given, route, promise, now=now[route])
+    return settled_policy(policy, given)
+
+
+def settled_policy(policy: Policy, given: Certificates) -> Policy:
+    """The policy with the thresholds of these certificates, one for each of its promises."""
+    certificates = {route: given.by_route[route] for route in promises(policy)}
+    return with_thresholds(
+        policy, {route: Settled(each.threshold, each.basis.sha256) for route, each in certificates.items()}
+    )
+
+
+def needed_certificates(
+    policy: Policy, certificates: Certificates | str | Path | None
+) -> Certificates | str | Path | None:
+    """Read what the policy needs before a model is loaded: that there is no certificate is better said first.
+
+    Raises:
+        CertificateError: as `chosen_certificates`.
+    """
+    awaited = any(plan.rules[0].is_uncertified for plan in policy.plans.values())
+    return chosen_certificates(policy, certificates) if awaited else certificates
+
+
+def chosen_certificates(policy: Policy, certificates: Certificates | str | Path | None) -> Certificates:
+    """The certificates that were handed over, or those that the policy names.
+
+    Raises:
+        CertificateError: there are none, or they cannot be read.
+    """
+    if isinstance(certificates, Certificates):
+        return certificates
+    source = certificates if certificates is not None else policy.certificate
+    if source is None:
+        route, promise = next(iter(promises(policy).items()))
+        raise CertificateError(
+            f"The policy {where(policy, route)} promises {promise}, and there is no certificate for it",
+            fix="Make one with guard certify, then name it in the policy ('certificate: FILE') or give it with "
+            "--certificate or certificate=",
+        )
+    return load_certificates(source)
+
+
+def check_certificate(
+    policy: Policy, certificates: Certificates, route: str | None, promise: Promise, *, now: Basis | None = None
+) -> Certificate:
+    """The certificate for a route.
+
+    Args:
+        policy: has a promise on the route.
+        certificates: to be searched.
+        route: the route.
+        promise: what the policy promises there.
+        now: what answers there; None to judge as far as that is possible without model and scorer.
+
+    Raises:
+        CertificateError: there is none, or it is for another promise, other rules, model or scorer.
+    """
+    certificate = certificates.by_route.get(route)
+    if certificate is None:
+        held = ", ".join(repr(name) if name is not None else "calls without a route" for name in certificates.by_route)
+        raise CertificateError(
+            f"'{certificates.where}' has no certificate for {where(policy, route)}", why=f"it has: {held}", fix=_AGAIN
+        )
+    differing = _promise_changes(certificate, promise)
+    if now is not None:
+        differing += certificate.basis.differences(now)
+    elif certificate.basis.procedure_sha256 != procedure_sha256(policy, route):
+        differing.append(_OTHER_RULES)
+    if differing:
+        raise CertificateError(
+            f"The certificate '{certificates.where}' does not hold for the policy {where(policy, route)}",
+            why="; ".join(differing),
+            fix=_AGAIN,
+        )
+    return certificate
+
+
+def _promise_changes(certificate: Certificate, promise: Promise) -> list[str]:
+    pairs = (
+        ("max_error_rate", certificate.risk, promise.max_error_rate),
+        ("confidence", certificate.confidence, promise.confidence),
+    )
+    return [f"{name} was {there:g}, is {here:g}" for name, there, here in pairs if there != here]
+
+
+_AGAIN = "Certify it again: guard certify"
+_OTHER_RULES = "the rules, on_error, truncated, empty or the budget are others"
+
+
+def _changes(whose: str, there: Answering, here: Answering) -> list[str]:
+    found = []
+    for name in Binding.model_fields:
+        was, now = getattr(there.model, name), getattr(here.model, name)
+        if was != now:
+            found.append(f"{whose} {name} was {_short(was)}, is {_short(now)}")
+    if there.scorer_sha256 != here.scorer_sha256:
+        found.append(f"{whose} scorer was {_short(there.scorer_sha256)}, is {_short(here.scorer_sha256)}")
+    return found
+
+
+def _short(value: object) -> str:
+    text = "none" if value is None else str(value)
+    return f"{text[:12]}..." if len(text) == 64 else text
+
+
+def _is_based_on(policy: Policy, route: str | None, basis: str) -> bool:
+    return all(line.basis == basis for line in policy.plan(route).rules if line.promise)

@@ -1,0 +1,440 @@
+"""What a policy document may contain: models that mirror the YAML one to one.
+
+The JSON Schema for editors is made from them. What a schema cannot say (thresholds rise, every rule
+can fire, something catches all) is in `guard.policy.check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import PydanticCustomError, core_schema
+
+from guard.records import Action, Sampling
+
+#: How careful each action is. Rules must not become less careful as answers become likelier wrong;
+#: whether a person or nobody answers is the author's choice, so the last two are equals.
+CAREFULNESS = {Action.ACCEPT: 0, Action.RETRY: 1, Action.FALLBACK: 2, Action.ESCALATE: 3, Action.ABSTAIN: 3}
+
+#: Each is a loaded model; more would be a mistake.
+MAX_FALLBACKS = 20
+
+_NAME = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 100,
+    "pattern": r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$",
+}
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=_NAME["pattern"])]
+Text = Annotated[str, Field(min_length=1, max_length=10_000)]
+Below = Annotated[float, Field(gt=0, le=1, description="Holds where p_wrong is less than this.")]
+RuleName = Annotated[Name | None, Field(description="Shown in decisions and logs in place of the number.")]
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Handlers = Annotated[
+    tuple[Name, ...],
+    Field(min_length=1, max_length=20, description="Who takes the case: one handler's name or a list."),
+    BeforeValidator(_one_or_many),
+    WithJsonSchema({"anyOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1, "uniqueItems": True}]}),
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+# -- actions and their settings ----------------------------------------------------------------
+
+
+class Accept(_Strict):
+    """Give the answer to the caller."""
+
+
+class Retry(_Strict):
+    """Ask the same model again, differently; the new answer is scored and decided on like the first."""
+
+    times: int = Field(default=1, ge=1, le=20, description="Retries that the whole call may have.")
+    temperature: float = Field(default=0.7, ge=0, le=100, description="Sampling temperature; 0 is greedy.")
+    top_p: float = Field(default=0.95, gt=0, le=1, description="Smallest set of tokens that has this probability.")
+    top_k: int = Field(default=0, ge=0, description="Keep the k likeliest tokens; 0 keeps all.")
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**32, description="Seed of the first retry; later ones count up from it."
+    )
+    instruction: Text | None = Field(default=None, description="Text added to the prompt.")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="Token limit of the retry, in place of the call's own."
+    )
+
+    def sampling(self, retry: int) -> Sampling:
+        """How tokens are chosen in the given retry, counted from 1.
+
+        Each retry has a seed of its own: with the same one it would give the same answer again.
+        """
+        seed = None if self.seed is None else self.seed + retry - 1
+        return Sampling(self.temperature, self.top_p, self.top_k, seed)
+
+
+class Fallback(_Strict):
+    """Take the answer of another engine, which is scored too, or a fixed text, which is final."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["to"]}, {"required": ["text"]}]},
+    )
+
+    to: Name | None = Field(default=None, description="Name of the engine or callable.")
+    text: Text | None = Field(default=None, description="The answer that the caller gets.")
+
+    @model_validator(mode="after")
+    def _to_or_text(self) -> Fallback:
+        if (self.to is None) == (self.text is None):
+            raise PydanticCustomError("guard", "fallback needs exactly one of 'to' and 'text'")
+        return self
+
+
+class Escalate(_Strict):
+    """Hand the question and the answer to a person or a program."""
+
+    to: Handlers = ("review",)
+    reply: Text | None = Field(default=None, description="What the caller gets meanwhile.")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Escalate:
+        if len(set(self.to)) < len(self.to):
+            raise PydanticCustomError("guard", "'to' names a handler twice")
+        return self
+
+
+class Abstain(_Strict):
+    """Give no answer: a fixed text, nothing at all, or an exception."""
+
+    model_config = ConfigDict(json_schema_extra={"not": {"required": ["text", "raise"]}})
+
+    text: Text | None = Field(default=None, description="What the caller gets in place of an answer.")
+    raises: bool = Field(default=False, alias="raise", description="Raise AbstainedError in the caller's code.")
+
+    @model_validator(mode="after")
+    def _text_or_raise(self) -> Abstain:
+        if self.raises and self.text is not None:
+            raise PydanticCustomError("guard", "abstain takes 'text' or 'raise', not both")
+        return self
+
+
+Settings = Accept | Retry | Fallback | Escalate | Abstain
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Of the accepted answers at most a share ``max_error_rate`` is wrong, with this confidence."""
+
+    max_error_rate: float
+    confidence: float
+
+    def __str__(self) -> str:
+        return f"max_error_rate {self.max_error_rate:g} at confidence {self.confidence:g}"
+
+
+# The same actions as rules, with a threshold and a name. Retries and fallbacks can be used up, so
+# they always need a threshold: the rule that takes every answer must be another one.
+
+
+class AcceptRule(Accept):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "dependentRequired": {"max_error_rate": ["confidence"], "confidence": ["max_error_rate"]},
+            "not": {"required": ["below", "max_error_rate"]},
+        },
+    )
+
+    below: Below | None = None
+    max_error_rate: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Largest share of wrong answers among the accepted; a certificate gives the threshold.",
+    )
+    confidence: float | None = Field(
+        default=None, ge=0.5, lt=1, description="With which max_error_rate must be promised."
+    )
+    name: RuleName = None
+
+    @model_validator(mode="after")
+    def _threshold_or_promise(self) -> AcceptRule:
+        if (self.max_error_rate is None) != (self.confidence is None):
+            there, missing = "max_error_rate", "confidence"
+            if self.max_error_rate is None:
+                there, missing = missing, there
+            message = "'{there}' needs '{missing}' beside it, as in accept: {{max_error_rate: 0.05, confidence: 0.9}}"
+            raise PydanticCustomError("guard", message.format(there=there, missing=missing))
+        if self.max_error_rate is not None and self.below is not None:
+            raise PydanticCustomError("guard", "accept takes 'below' or 'max_error_rate', not both")
+        return self
+
+    @property
+    def promise(self) -> Promise | None:
+        """What is promised of the accepted answers, if anything."""
+        if self.max_error_rate is None or self.confidence is None:
+            return None
+        return Promise(self.max_error_rate, self.confidence)
+
+
+class RetryRule(Retry):
+    below: Below
+    name: RuleName = None
+
+
+class FallbackRule(Fallback):
+    below: Below
+    name: RuleName = None
+
+
+class EscalateRule(Escalate):
+    below: Below | None = None
+    name: RuleName = None
+
+
+class AbstainRule(Abstain):
+    below: Below | None = None
+    name: RuleName = None
+
+
+AnyRule = AcceptRule | RetryRule | FallbackRule | EscalateRule | AbstainRule
+
+
+class NullFree(GenerateJsonSchema):
+    """Makes the schema without null: in a policy a key with nothing behind it is a mistake."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        described = super().default_schema(schema)
+        if described.get("default", ...) is None:
+            del described["default"]
+        return described
+
+
+# -- the document ------------------------------------------------------------------------------
+
+
+def _or_bare(*bare: str) -> Callable[[dict[str, Any]], None]:
+    """Amend the schema of a one-action mapping: a bare action's name, or no settings, will do too."""
+
+    def amend(schema: dict[str, Any]) -> None:
+        actions = schema["properties"]
+        for action in bare:
+            actions[action] = {"anyOf": [actions[action], {"type": "null"}]}
+        mapping = {**schema, "minProperties": 1, "maxProperties": 1}
+        schema.clear()
+        schema.update(anyOf=[{"enum": list(bare)}, mapping])
+
+    return amend
+
+
+class _OneAction(_Strict):
+    @model_validator(mode="before")
+    @classmethod
+    def _write_out(cls, value: Any) -> Any:
+        """Write the short forms out: ``abstain`` and ``abstain:`` mean ``abstain: {}``."""
+        if isinstance(value, str):
+            return {value: {}}
+        if isinstance(value, Mapping):
+            return {key: {} if settings is None else settings for key, settings in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> _OneAction:
+        if len(self.model_fields_set) != 1:
+            found = " and ".join(f"'{name}'" for name in sorted(self.model_fields_set)) or "none"
+            message = "there must be exactly one action here, found {found}"
+            raise PydanticCustomError("guard", message, {"found": found})
+        return self
+
+    @property
+    def action(self) -> Action:
+        """The one action."""
+        (name,) = self.model_fields_set
+        return Action(name)
+
+    @property
+    def settings(self) -> Any:
+        """The settings of the action."""
+        return getattr(self, self.action)
+
+
+class Rule(_OneAction):
+    """One rule: an action, the threshold below which it is taken, and its settings."""
+
+    model_config = ConfigDict(json_schema_extra=_or_bare("accept", "escalate", "abstain"))
+
+    accept: AcceptRule | None = None
+    retry: RetryRule | None = None
+    fallback: FallbackRule | None = None
+    escalate: EscalateRule | None = None
+    abstain: AbstainRule | None = None
+
+    @property
+    def settings(self) -> AnyRule:
+        """The settings of the action."""
+        settings: AnyRule = getattr(self, self.action)
+        return settings
+
+    @property
+    def promise(self) -> Promise | None:
+        """What the rule promises, where a certificate is to give its threshold."""
+        return self.accept.promise if self.accept else None
+
+
+class OnError(_OneAction):
+    """What is done where there is no score. Not a retry: what failed would most likely fail again."""
+
+    model_config = ConfigDict(json_schema_extra=_or_bare("accept", "escalate", "abstain"))
+
+    accept: Accept | None = None
+    fallback: Fallback | None = None
+    escalate: Escalate | None = None
+    abstain: Abstain | None = None
+
+
+class DefectAction(_OneAction):
+    """What is done with an answer that is cut or empty, whatever its score."""
+
+    model_config = ConfigDict(json_schema_extra=_or_bare("accept", "retry", "escalate", "abstain"))
+
+    accept: Accept | None = None
+    retry: Retry | None = None
+    fallback: Fallback | None = None
+    escalate: Escalate | None = None
+    abstain: Abstain | None = None
+
+
+class UnusualAction(_OneAction):
+    """What is done with an unusual input. Not a retry: the input would be the same again."""
+
+    model_config = ConfigDict(json_schema_extra=_or_bare("escalate", "abstain"))
+
+    fallback: Fallback | None = None
+    escalate: Escalate | None = None
+    abstain: Abstain | None = None
+
+
+class Unusual(_Strict):
+    """What is done where the input is unlike the calibration data, before any rule is looked at."""
+
+    above: float = Field(
+        gt=0, lt=1, description="Holds where more than this share of the calibration answers is more usual."
+    )
+    then: UnusualAction
+
+
+class Budget(_Strict):
+    """What one guarded call may use up, all its attempts together."""
+
+    attempts: int = Field(default=4, ge=1, le=100, description="Answers generated, the first one included.")
+    tokens: int = Field(default=20_000, ge=1, description="Tokens of all prompts and answers together.")
+    seconds: float = Field(default=120.0, gt=0, description="Wall time of the call.")
+
+
+class FallbackEngine(_Strict):
+    """Another model, for ``fallback: {to: ...}``."""
+
+    model: Text = Field(description="A GGUF file or the folder of a model.")
+    scorer: Text | None = Field(default=None, description="The scorer fitted on that model.")
+
+
+class Route(_Strict):
+    """What differs where the caller names this route; what is left out is as without a route."""
+
+    rules: tuple[Rule, ...] | None = Field(default=None, min_length=1, max_length=100)
+    on_error: OnError | None = None
+    truncated: DefectAction | None = None
+    empty: DefectAction | None = None
+    unusual: Unusual | None = None
+    budget: Budget | None = None
+
+
+class ToolRules(_Strict):
+    """What holds where an answer calls this tool; what is left out is as for other answers."""
+
+    rules: tuple[Rule, ...] | None = Field(default=None, min_length=1, max_length=100)
+    on_error: OnError | None = None
+
+
+class Calls(_Strict):
+    """Which scores decide where one guarded call makes several model calls, as a chain may."""
+
+    model_config = ConfigDict(
+        json_schema_extra=lambda schema: schema.update(
+            anyOf=[{"enum": ["worst", "last"]}, {"type": schema.pop("type"), "minProperties": 1}]
+        )
+    )
+
+    join: Literal["worst", "last"] = Field(
+        default="worst", description="worst: the likeliest to be wrong decides; last: the one that ended last."
+    )
+    tag: Name | None = Field(default=None, description="Only calls of steps that have this tag count.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_out(cls, value: Any) -> Any:
+        """Write the short form out: ``last`` means ``{join: last}``."""
+        return {"join": value} if isinstance(value, str) else value
+
+
+class Document(_Strict):
+    """A guard policy: what to do with an answer, given its probability of being wrong."""
+
+    model_config = ConfigDict(title="guard policy")
+
+    version: Annotated[int, WithJsonSchema({"const": 1})] = Field(ge=1, le=1, description="Always 1.")
+    name: Name = Field(description="Names the policy in decisions and logs.")
+    description: Text | None = Field(default=None, description="For people.")
+    mode: Literal["enforce", "shadow"] = Field(
+        default="enforce", description="shadow records what would have been done and changes nothing."
+    )
+    rules: tuple[Rule, ...] = Field(
+        min_length=1, max_length=100, description="Tried in turn; the first that holds decides."
+    )
+    on_error: OnError = Field(
+        default_factory=lambda: OnError(abstain=Abstain()),
+        description="What is done where the answer could not be scored.",
+    )
+    truncated: DefectAction | None = Field(
+        default=None,
+        description="What is done with an answer that was cut at its token limit or by the end of the context, "
+        "whatever its score; accept lets the rules decide. Left out: as on_error, but never accept.",
+    )
+    empty: DefectAction | None = Field(
+        default=None,
+        description="What is done with a blank answer, whatever its score; accept lets the rules decide. "
+        "Left out: as on_error, but never accept.",
+    )
+    unusual: Unusual | None = Field(
+        default=None,
+        description="What is done where the input is unlike the calibration data, whatever its score.",
+    )
+    budget: Budget = Budget()
+    calls: Calls = Field(default=Calls(), description="Which scores decide where there are several.")
+    streaming: Literal["hold", "live"] = Field(
+        default="hold",
+        description="hold: nothing of an answer leaves before its decision; live: text is shown as it comes, and "
+        "taken back if it turns out to be likely wrong.",
+    )
+    certificate: Text | None = Field(
+        default=None,
+        description="What guard certify wrote: the thresholds of max_error_rate. Relative to this file.",
+    )
+    fallbacks: dict[Name, FallbackEngine] = Field(default={}, max_length=MAX_FALLBACKS)
+    routes: dict[Name, Route] = Field(default={}, max_length=500)
+    tools: dict[Name, ToolRules] = Field(
+        default={},
+        max_length=500,
+        description="Rules of answers that call a tool, by its name; 'default' is for tools that are not named.",
+    )

@@ -1,0 +1,97 @@
+"""How each rule of a policy takes part in a decision, for people who write policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from guard.errors import PolicyError
+from guard.policy.policy import NOTHING_USED, Line, Policy, Used, uncertified
+from guard.policy.rules import UnusualLine
+from guard.records import Action
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How one rule took part in a decision.
+
+    Attributes:
+        rule: its name.
+        action: what it does.
+        condition: as ``p_wrong < 0.25``, or ``always``.
+        holds: whether the condition holds.
+        decides: whether this is the rule that decides.
+        why: in words.
+    """
+
+    rule: str
+    action: Action
+    condition: str
+    holds: bool
+    decides: bool
+    why: str
+
+
+def explain(
+    policy: Policy,
+    p_wrong: float,
+    route: str | None = None,
+    *,
+    novelty: float | None = None,
+    used: Used = NOTHING_USED,
+) -> list[Step]:
+    """Show how each rule takes part in the decision on a score, and before them the ``unusual`` section.
+
+    Args:
+        policy: the rules.
+        p_wrong: probability of being wrong, from 0 to 1.
+        route: name given by the caller.
+        novelty: share of the calibration answers that are more usual, from 0 to 1; a policy with an
+            ``unusual`` section needs it.
+        used: what the call has used up.
+
+    Raises:
+        PolicyError: the policy has no such route, the score is no probability, or novelty is no share.
+    """
+    if not 0.0 <= p_wrong <= 1.0:
+        raise PolicyError(f"A score is a probability from 0 to 1, got {p_wrong}")
+    if novelty is not None and not 0.0 <= novelty <= 1.0:
+        raise PolicyError(f"Novelty is a share from 0 to 1, got {novelty}")
+    plan = policy.plan(route)
+    if plan.rules[0].is_uncertified:
+        raise uncertified(plan.rules[0])
+    steps: list[Step] = []
+    decided: Line | None = None
+    if plan.unusual is not None:
+        steps.append(_unusual_step(policy, plan.unusual, novelty, used))
+        decided = plan.unusual.line if steps[0].decides else None
+    for line in plan.rules:
+        holds = p_wrong < line.below
+        used_up = line.used_up(used) if holds else None
+        decides = holds and used_up is None and decided is None
+        if not holds:
+            why = f"{p_wrong:.4g} is not below {line.below:g}"
+        elif used_up is not None:
+            why = used_up
+        elif decides:
+            passed_over = any(step.holds for step in steps)
+            why = "the next rule that holds" if passed_over else "the first rule that holds"
+        else:
+            why = f"{decided.name} comes first" if decided else ""
+        steps.append(Step(line.name, line.action, line.condition, holds, decides, why))
+        decided = line if decides else decided
+    return steps
+
+
+def _unusual_step(policy: Policy, unusual: UnusualLine, novelty: float | None, used: Used) -> Step:
+    line = unusual.line
+    if novelty is None:
+        raise PolicyError(
+            f"The policy '{policy.name}' looks at an input's novelty",
+            why=f"{line.name} decides where it is above {unusual.above:g}",
+            fix="Give it, as --novelty or novelty=",
+        )
+    holds = novelty > unusual.above
+    why = f"{novelty:.4g} is {'' if holds else 'not '}above {unusual.above:g}"
+    used_up = line.used_up(used) if holds else None
+    action = Action.ABSTAIN if used_up else line.action
+    return Step(line.name, action, unusual.condition, holds, holds, f"{why}; {used_up}" if used_up else why)

@@ -1,0 +1,140 @@
+"""Rules that promise an error rate: which routes have one, what a certificate must fit, its thresholds.
+
+``accept: {max_error_rate: 0.05, confidence: 0.9}`` says what shall hold and leaves the threshold to a
+certificate (`guard.policy.certificate`). Until there is one, such a policy decides nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from guard.errors import PolicyError
+from guard.policy.defects import DEFECTS
+from guard.policy.document import Promise
+from guard.policy.policy import Fallback, Line, Plan, Policy, Retry
+
+
+def promises(policy: Policy) -> dict[str | None, Promise]:
+    """What is promised on each route that has a promise; None stands for calls without a route."""
+    found = {route: promise_of(plan) for route, plan in policy.plans.items()}
+    return {route: promise for route, promise in found.items() if promise}
+
+
+def refuse_promises(policy: Policy, *, caller: str) -> None:
+    """Raise where the policy promises something that no certificate covers when this caller decides by it."""
+    for route, promise in promises(policy).items():
+        raise PolicyError(
+            f"The policy {where(policy, route)} promises {promise}, and no certificate covers {caller}",
+            why="its calls and prompts are not those that were certified",
+            fix="Ask by Guard, or write the threshold as a number",
+        )
+
+
+def promise_of(plan: Plan) -> Promise | None:
+    """What the accept rule of a plan promises, if anything."""
+    return next((line.promise for line in plan.rules if line.promise), None)
+
+
+def ceiling(plan: Plan) -> float:
+    """Where the rule after the promise begins: its threshold stays below this. Infinity if anywhere."""
+    later = [line.below for line in plan.rules if not line.promise]
+    return later[0] if later else math.inf
+
+
+def fallbacks_of(plan: Plan) -> tuple[str, ...]:
+    """Engines and callables that a plan may fall back to, sorted."""
+    settings = [line.settings for line in plan.lines]
+    return tuple(sorted({each.to for each in settings if isinstance(each, Fallback) and each.to is not None}))
+
+
+def asks_again(plan: Plan) -> bool:
+    """Whether a plan may have a question answered more than once."""
+    return bool(fallbacks_of(plan)) or any(isinstance(line.settings, Retry) for line in plan.lines)
+
+
+def procedure_sha256(policy: Policy, route: str | None) -> str:
+    """Digest of all that decides which answers a route lets through, but for its promise and threshold.
+
+    Names, descriptions, other routes and the mode are left out: a policy may be watched in shadow mode
+    first and enforced later.
+    """
+    plan = policy.plan(route)
+    parts: dict[str, Any] = {
+        "rules": [_meaning(line) for line in plan.rules],
+        "on_error": _meaning(plan.on_error),
+        **{defect: _meaning(plan.defect_line(defect)) for defect in DEFECTS},
+        "budget": plan.budget.model_dump(mode="json"),
+    }
+    if plan.unusual:
+        parts["unusual"] = {"above": plan.unusual.above, **_meaning(plan.unusual.line)}
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _meaning(line: Line) -> dict[str, Any]:
+    promised = {"name", "below", "max_error_rate", "confidence"}
+    settings = line.settings.model_dump(mode="json", by_alias=True, exclude=promised)
+    below = None if line.promise or line.below == math.inf else line.below
+    return {"action": line.action, "below": below, "promises": line.promise is not None, "settings": settings}
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The threshold of one route's promise, and the digest of all that it was certified for."""
+
+    threshold: float
+    basis: str
+
+
+def with_thresholds(policy: Policy, settled: Mapping[str | None, Settled]) -> Policy:
+    """The policy with the thresholds that certificates give, by route.
+
+    Args:
+        policy: with a promise on each of these routes.
+        settled: by route.
+
+    Raises:
+        PolicyError: a threshold is not below that of the next rule.
+    """
+    plans = dict(policy.plans)
+    for route, given in settled.items():
+        plan = policy.plan(route)
+        limit = ceiling(plan)
+        if not 0.0 < given.threshold < limit:
+            raise PolicyError(
+                f"The certified threshold {given.threshold:.4g} is not below {limit:g}, where the next rule of "
+                f"{where(policy, route)} begins",
+                why="thresholds must rise from rule to rule",
+                fix="Certify this policy, or raise the later thresholds",
+            )
+        plans[route] = _with_threshold(plan, given)
+    return replace(policy, plans=MappingProxyType(plans))
+
+
+def rehearsal(policy: Policy) -> Policy:
+    """The policy with rules in place of promises that accept nothing, to see all attempts it could make."""
+    plans = {
+        route: replace(plan, rules=tuple(_accepting_nothing(line) if line.promise else line for line in plan.rules))
+        for route, plan in policy.plans.items()
+    }
+    return replace(policy, mode="enforce", plans=MappingProxyType(plans))
+
+
+def where(policy: Policy, route: str | None) -> str:
+    """The policy or its route, in words."""
+    return f"'{policy.name}'" if route is None else f"'{policy.name}', route '{route}',"
+
+
+def _accepting_nothing(line: Line) -> Line:
+    return replace(line, below=0.0, promise=None, basis=None)
+
+
+def _with_threshold(plan: Plan, given: Settled) -> Plan:
+    lines = (replace(line, below=given.threshold, basis=given.basis) if line.promise else line for line in plan.rules)
+    return replace(plan, rules=tuple(lines))

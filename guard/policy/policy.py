@@ -1,0 +1,462 @@
+"""What to do with an answer, given its probability of being wrong: YAML -> rules -> Decision.
+
+    policy = load_policy("balanced")
+    decision = decide(policy, p_wrong=0.31)
+
+Deciding is pure; carrying a decision out is the work of the loop. Rules are tried in turn and the
+first that holds decides. A rule that is used up (retries, a fallback that has answered, a spent
+budget) is passed over, and the next one, which is never less careful, decides in its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from guard.errors import InputError, PolicyError, did_you_mean
+from guard.policy.check import read_document, rule_label
+from guard.policy.defects import Defect
+from guard.policy.document import (
+    CAREFULNESS,
+    Abstain,
+    Accept,
+    Budget,
+    Calls,
+    DefectAction,
+    Document,
+    Escalate,
+    Fallback,
+    FallbackEngine,
+    NullFree,
+    OnError,
+    Retry,
+    Rule,
+    Settings,
+    Unusual,
+)
+from guard.policy.rules import NOTHING_USED, Line, Plan, ToolPlan, UnusualLine, Used
+from guard.policy.yaml_source import InvalidPolicyError, Location, Problem, location_text, read_text, read_yaml
+from guard.records import Action, Decision
+
+#: The section of a policy's ``tools`` that is for tools without a section of their own.
+ANY_TOOL = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A checked policy. Get one from `load_policy` or `parse_policy`.
+
+    Attributes:
+        name: as written in the document.
+        description: for people; may be empty.
+        mode: ``enforce``, or ``shadow``: the loop records decisions and changes nothing.
+        sha256: of what the document means, defaults written out; comments and layout don't matter.
+        fallbacks: engines that the document names.
+        plans: by route; None is the plan of calls without a route.
+        tools: what differs where an answer calls a tool, by its name; ``default`` is for all others.
+        calls: which scores decide where there are several.
+        streaming: ``hold`` an answer until its decision, or show it ``live``.
+        certificate: the file that gives the thresholds of promises; None where the document names none.
+    """
+
+    name: str
+    description: str
+    mode: Literal["enforce", "shadow"]
+    sha256: str
+    fallbacks: Mapping[str, FallbackEngine]
+    plans: Mapping[str | None, Plan]
+    tools: Mapping[str, ToolPlan] = field(default_factory=dict)
+    calls: Calls = field(default_factory=Calls)
+    streaming: Literal["hold", "live"] = "hold"
+    certificate: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles: the read-only views of the mappings allow neither by themselves."""
+        values = [getattr(self, name) for name in self.__dataclass_fields__]
+        return _thaw, ([dict(value) if isinstance(value, MappingProxyType) else value for value in values],)
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """Names that callers may give."""
+        return tuple(route for route in self.plans if route is not None)
+
+    @property
+    def needs_novelty(self) -> bool:
+        """Whether it says what to do with unusual inputs, so that scores must tell their novelty."""
+        return any(plan.unusual for plan in self.plans.values())
+
+    def plan(self, route: str | None = None) -> Plan:
+        """The plan for a route.
+
+        Raises:
+            PolicyError: the policy has no such route. The rules of calls without a route are never
+                taken in its place: they may well be less careful.
+        """
+        plan = self.plans.get(route)
+        if plan is None:
+            fix = did_you_mean(str(route), self.routes) or "It has no routes: leave the route out"
+            raise PolicyError(f"Policy '{self.name}' has no route '{route}'", fix=fix)
+        return plan
+
+    def plans_for(self, route: str | None, tools: Iterable[str]) -> tuple[Plan, ...]:
+        """The plans of an answer that calls these tools, one each; of one that calls none, the route's.
+
+        Raises:
+            PolicyError: as for `plan`.
+        """
+        base = self.plan(route)
+        return tuple(self._tool_plan(base, name) for name in tools) or (base,)
+
+    def _tool_plan(self, base: Plan, name: str) -> Plan:
+        section = self.tools.get(name) or self.tools.get(ANY_TOOL)
+        if section is None:
+            return base
+        return replace(base, rules=section.rules or base.rules, on_error=section.on_error or base.on_error)
+
+    def check_route(self, route: str | None) -> None:
+        """Raise as `plan` does where the policy has no such route."""
+        self.plan(route)
+
+    def budget_for(self, route: str | None = None) -> Budget:
+        """The budget of one guarded call; errors as for `plan`."""
+        return self.plan(route).budget
+
+    def fallback_names(self) -> tuple[str, ...]:
+        """Every engine or callable that some rule falls back to, sorted."""
+        return tuple(sorted({s.to for s in self._settings() if isinstance(s, Fallback) and s.to is not None}))
+
+    def handler_names(self) -> tuple[str, ...]:
+        """Every escalation handler that some rule names, sorted."""
+        return tuple(sorted({name for s in self._settings() if isinstance(s, Escalate) for name in s.to}))
+
+    def _settings(self) -> Iterator[Settings]:
+        for plan in self.plans.values():
+            yield from (line.settings for line in plan.lines)
+        for section in self.tools.values():
+            yield from (line.settings for line in (*(section.rules or ()), section.on_error) if line is not None)
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+def load_policy(source: str | Path | Policy) -> Policy:
+    """Read a policy.
+
+    Args:
+        source: the name of a built-in policy, or a file. Write ``./strict`` for a file of that name. A `Policy`
+            is returned as it is.
+
+    Raises:
+        InputError: it is none of these.
+        PolicyError: no such policy, or the file cannot be read.
+        InvalidPolicyError: the file's text is wrong; every problem has its line and column.
+    """
+    if isinstance(source, Policy):
+        return source
+    if not isinstance(source, str | Path):
+        raise InputError(
+            f"policy= must be a built-in name, a file or a Policy, got a {type(source).__name__}",
+            why="a policy's rules are checked with line and column, so they are read from YAML",
+            fix="Write a file, or give parse_policy(TEXT) of guard.policy",
+        )
+    path = _find(source)
+    policy = parse_policy(read_text(path), where=str(path))
+    if policy.certificate is None:
+        return policy
+    return replace(policy, certificate=str(path.parent / Path(policy.certificate).expanduser()))
+
+
+def parse_policy(text: str, *, where: str = "<policy>") -> Policy:
+    """Read a policy from text.
+
+    Args:
+        text: the YAML.
+        where: the file, or what stands for it in messages.
+
+    Raises:
+        InvalidPolicyError: the text is wrong; every problem has its line and column.
+    """
+    document, problems = read_document(read_yaml(text, where=where))
+    if problems or document is None:
+        raise InvalidPolicyError.of(problems)
+    return _policy(document)
+
+
+def builtin_policies() -> dict[str, Path]:
+    """The files of the built-in policies by name."""
+    package = Path(__file__).parent
+    # The wheel has the folder inside the package, a source checkout at its top.
+    for folder in (package / "builtin", package.parents[1] / "policies"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    raise PolicyError("The built-in policies are missing", why=f"no {folder}", fix="Install guard again")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of policy files, for editors."""
+    schema = Document.model_json_schema(schema_generator=NullFree)
+    return {"$schema": NullFree.schema_dialect, **schema}
+
+
+def _find(source: str | Path) -> Path:
+    builtin = builtin_policies()
+    if isinstance(source, str) and source in builtin:
+        return builtin[source]
+    path = Path(source)
+    if not source or (path.parent == Path() and not path.suffix and not path.exists()):
+        what = f"There is no policy '{source}', built in or in a file of that name"
+        raise PolicyError(what, fix=did_you_mean(str(source), builtin))
+    return path
+
+
+def _policy(document: Document) -> Policy:
+    whole = Plan(
+        rules=_lines((), document.rules),
+        on_error=_on_error_line((), document.on_error),
+        budget=document.budget,
+        unusual=_unusual_line((), document.unusual),
+        truncated=_defect_line(("truncated",), document.truncated),
+        empty=_defect_line(("empty",), document.empty),
+    )
+    plans: dict[str | None, Plan] = {None: whole}
+    for name, route in document.routes.items():
+        prefix = ("routes", name)
+        changed = route.budget.model_dump(exclude_unset=True) if route.budget else {}
+        plans[name] = Plan(
+            rules=_lines(prefix, route.rules) if route.rules else whole.rules,
+            on_error=_on_error_line(prefix, route.on_error) if route.on_error else whole.on_error,
+            budget=document.budget.model_copy(update=changed),
+            unusual=_unusual_line(prefix, route.unusual) or whole.unusual,
+            truncated=_defect_line((*prefix, "truncated"), route.truncated) or whole.truncated,
+            empty=_defect_line((*prefix, "empty"), route.empty) or whole.empty,
+        )
+    tools = {
+        name: ToolPlan(
+            rules=_lines(("tools", name), section.rules) if section.rules else None,
+            on_error=_on_error_line(("tools", name), section.on_error) if section.on_error else None,
+        )
+        for name, section in document.tools.items()
+    }
+    canonical = json.dumps(document.model_dump(mode="json", by_alias=True), sort_keys=True)
+    return Policy(
+        name=document.name,
+        description=document.description or "",
+        mode=document.mode,
+        sha256=hashlib.sha256(canonical.encode()).hexdigest(),
+        fallbacks=MappingProxyType(document.fallbacks),
+        plans=MappingProxyType(plans),
+        tools=MappingProxyType(tools),
+        calls=document.calls,
+        streaming=document.streaming,
+        certificate=document.certificate,
+    )
+
+
+def _thaw(values: list[Any]) -> Policy:
+    frozen: list[Any] = [MappingProxyType(value) if isinstance(value, dict) else value for value in values]
+    return Policy(*frozen)
+
+
+def _lines(prefix: Location, rules: tuple[Rule, ...]) -> tuple[Line, ...]:
+    return tuple(
+        Line(
+            name=rule_label((*prefix, "rules", number), rule),
+            action=rule.action,
+            below=_threshold(rule),
+            settings=rule.settings,
+            promise=rule.promise,
+        )
+        for number, rule in enumerate(rules)
+    )
+
+
+def _threshold(rule: Rule) -> float:
+    if rule.promise:
+        return 0.0
+    return math.inf if rule.settings.below is None else rule.settings.below
+
+
+def _on_error_line(prefix: Location, on_error: OnError) -> Line:
+    return Line(location_text((*prefix, "on_error")), on_error.action, math.inf, on_error.settings)
+
+
+def _defect_line(location: Location, then: DefectAction | None) -> Line | None:
+    return None if then is None else Line(location_text(location), then.action, math.inf, then.settings)
+
+
+def _unusual_line(prefix: Location, unusual: Unusual | None) -> UnusualLine | None:
+    if unusual is None:
+        return None
+    name, then = location_text((*prefix, "unusual")), unusual.then
+    return UnusualLine(unusual.above, Line(name, then.action, math.inf, then.settings))
+
+
+# -- deciding ----------------------------------------------------------------------------------
+
+
+def decide(
+    policy: Policy,
+    *,
+    p_wrong: float | None,
+    novelty: float | None = None,
+    route: str | None = None,
+    used: Used = NOTHING_USED,
+    tools: Iterable[str] = (),
+    defects: Collection[Defect] = (),
+) -> Decision:
+    """Say what to do with an answer.
+
+    Args:
+        policy: the rules.
+        p_wrong: probability of the answer being wrong. None, NaN or anything outside 0 to 1 is a
+            failure of scoring, and ``on_error`` decides.
+        novelty: share of the calibration answers that are more usual. Only looked at where the policy
+            says what to do with an ``unusual`` input, and then its lack is a failure of scoring too.
+        route: name given by the caller.
+        used: what this call has used up.
+        tools: names of the tools that the answer calls. Each is decided on by its own section of the
+            policy's ``tools``, and the most careful decision is taken; of equals the first.
+        defects: of the answer (`guard.records.defects_of`). ``truncated`` and ``empty`` of the policy decide
+            about them before the score is looked at.
+
+    Raises:
+        PolicyError: the policy has no such route, or a threshold that is to come from a certificate.
+    """
+    if p_wrong is None:
+        error = "the answer has no score"
+        return decide_error(policy, error=error, route=route, used=used, tools=tools, defects=defects)
+    p_wrong = float(p_wrong)  # a NumPy float32 would be compared in its own precision
+    if not 0.0 <= p_wrong <= 1.0:
+        error = f"the score {p_wrong} is no probability"
+        return decide_error(policy, error=error, route=route, used=used, tools=tools, defects=defects)
+    plans = policy.plans_for(route, tools)
+    stopped = _by_defects(plans, defects, p_wrong, used)
+    if stopped is not None:
+        return stopped
+    decision = _most_careful([_by_rules(plan.rules, p_wrong, used) for plan in plans])
+    unusual = policy.plan(route).unusual
+    if unusual is None:
+        return decision
+    if novelty is None or not 0.0 <= novelty <= 1.0:
+        known = "not known" if novelty is None else f"{novelty}, which is no share"
+        error = f"the policy looks at the input's novelty, and that is {known}"
+        return decide_error(policy, error=error, route=route, used=used, tools=tools)
+    return _by_unusual(unusual, float(novelty), p_wrong, used) if novelty > unusual.above else decision
+
+
+def decide_error(
+    policy: Policy,
+    *,
+    error: str,
+    route: str | None = None,
+    used: Used = NOTHING_USED,
+    tools: Iterable[str] = (),
+    defects: Collection[Defect] = (),
+) -> Decision:
+    """Say what to do where generating, recording or scoring failed.
+
+    Args:
+        policy: the rules; its ``on_error`` decides. A fallback that is used up becomes an abstention.
+        error: what failed, in one sentence.
+        route: name given by the caller.
+        used: what this call has used up.
+        tools: names of the tools that the answer calls, as for `decide`.
+        defects: of the answer, if there is one; they decide before ``on_error``, as for `decide`.
+
+    Raises:
+        PolicyError: the policy has no such route.
+    """
+    plans = policy.plans_for(route, tools)
+    stopped = _by_defects(plans, defects, None, used)
+    return stopped or _most_careful([_by_on_error(plan.on_error, error, used) for plan in plans])
+
+
+def _most_careful(decisions: list[Decision]) -> Decision:
+    return max(decisions, key=lambda decision: CAREFULNESS[decision.action])  # of equals the first
+
+
+_DEFECTS: Mapping[Defect, str] = {
+    "truncated": "The answer is cut: it reached its token limit or the end of the context",
+    "empty": "The answer is empty",
+}
+
+
+def _by_defects(
+    plans: tuple[Plan, ...], defects: Collection[Defect], p_wrong: float | None, used: Used
+) -> Decision | None:
+    """What is done with an answer for its form; None where its score may decide."""
+    stops = [(plan, stop) for plan in plans if (stop := plan.stopped_by(defects))]
+    decisions = [_by_defect(plan, *stop, p_wrong, used) for plan, stop in stops]
+    return _most_careful(decisions) if decisions else None
+
+
+def _by_defect(plan: Plan, defect: Defect, line: Line, p_wrong: float | None, used: Used) -> Decision:
+    then, why = plan.instead_of(line, used), line.used_up(used)
+    reason = f"{_DEFECTS[defect]}; {why}" if why else _DEFECTS[defect]
+    return Decision(then.action, then.name, reason, p_wrong, then.settings)
+
+
+def _by_rules(rules: tuple[Line, ...], p_wrong: float, used: Used) -> Decision:
+    if rules[0].is_uncertified:  # a promise is always the first rule
+        raise uncertified(rules[0])
+    passed: list[Line] = []
+    for line in rules:
+        if p_wrong < line.below:
+            if line.used_up(used) is None:
+                break
+            passed.append(line)
+    reason = _reason(p_wrong, line, rules, passed, used)
+    return Decision(line.action, line.name, reason, p_wrong, line.settings)
+
+
+def _by_unusual(unusual: UnusualLine, novelty: float, p_wrong: float, used: Used) -> Decision:
+    line = unusual.line
+    reason = f"The input is unlike the calibration data: novelty {novelty:.4g} is above {unusual.above:g}"
+    why = line.used_up(used)
+    if why is not None:
+        return Decision(Action.ABSTAIN, line.name, f"{reason}; {why}", p_wrong, Abstain())
+    return Decision(line.action, line.name, reason, p_wrong, line.settings)
+
+
+def uncertified(line: Line) -> PolicyError:
+    """The error of deciding by a rule that has no threshold yet."""
+    return PolicyError(
+        f"{line.name} has no threshold yet",
+        why=f"it promises {line.promise}, and only a certificate can say below which score that holds",
+        fix="Make one with guard certify, and give it with the policy's 'certificate' or --certificate",
+    )
+
+
+def _by_on_error(line: Line, error: str, used: Used) -> Decision:
+    reason = f"No usable score: {error.rstrip('.')}"
+    why = line.used_up(used)
+    if why is not None:
+        return Decision(Action.ABSTAIN, line.name, f"{reason}; {why}", None, Abstain())
+    return Decision(line.action, line.name, reason, None, line.settings)
+
+
+def _reason(p_wrong: float, line: Line, rules: tuple[Line, ...], passed: list[Line], used: Used) -> str:
+    if passed:
+        skipped = "; ".join(str(rule.used_up(used)) for rule in passed)
+        return f"p_wrong {p_wrong:.4g} is below {passed[0].below:g}, but {skipped}"
+    if line.below <= 1.0:
+        return f"p_wrong {p_wrong:.4g} is below {line.below:g}"
+    if len(rules) == 1:
+        return f"{line.name} takes every answer (p_wrong {p_wrong:.4g})"
+    return f"p_wrong {p_wrong:.4g} is not below {rules[-2].below:g}"
+
+
+# fmt: off
+__all__ = [
+    "ANY_TOOL", "NOTHING_USED", "Abstain", "Accept", "Budget", "Calls", "Escalate", "Fallback",
+    "FallbackEngine", "InvalidPolicyError", "Line", "Plan", "Policy", "Problem", "Retry", "Settings", "ToolPlan",
+    "Used", "builtin_policies", "decide", "decide_error", "json_schema", "load_policy", "parse_policy",
+    "uncertified",
+]
+# fmt: on

@@ -1,0 +1,165 @@
+"""The parts of a policy that decide: rules with their thresholds, and what a call has used up of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from guard.policy.defects import Defect
+from guard.policy.document import Abstain, Budget, Fallback, Promise, Retry, Settings
+from guard.records import Action
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a guarded call has used up so far.
+
+    Attributes:
+        retries: retries made.
+        fallbacks: names of the fallbacks that have answered or failed.
+        spent: whether the budget (attempts, tokens or seconds) allows no further generation.
+    """
+
+    retries: int = 0
+    fallbacks: frozenset[str] = frozenset()
+    spent: bool = False
+
+
+NOTHING_USED = Used()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One rule, ready to be tried.
+
+    Attributes:
+        name: the rule's own name, or its place and action.
+        action: what it does.
+        below: holds where p_wrong is less than this; infinity where it takes every answer, 0 (no answer)
+            while the certificate that the threshold comes from is missing.
+        settings: for the loop to carry out.
+        promise: what the certificate must promise; None where the policy itself gives the threshold.
+        basis: digest of the model and scorer that the certificate is for, once there is one.
+    """
+
+    name: str
+    action: Action
+    below: float
+    settings: Settings
+    promise: Promise | None = None
+    basis: str | None = None
+
+    @property
+    def is_uncertified(self) -> bool:
+        """Whether its threshold is still to come from a certificate (see `guard.policy.guarantee`)."""
+        return self.promise is not None and self.basis is None
+
+    @property
+    def condition(self) -> str:
+        """The condition in one piece, as ``p_wrong < 0.25``."""
+        if self.is_uncertified:
+            return f"p_wrong < threshold for {self.promise}"
+        return "always" if self.below == math.inf else f"p_wrong < {self.below:g}"
+
+    def used_up(self, used: Used) -> str | None:
+        """Why the rule is passed over in this call, or None where it is not."""
+        settings = self.settings
+        if isinstance(settings, Retry):
+            if used.retries >= settings.times:
+                return f"{self.name} has used its {_count(settings.times, 'retry', 'retries')}"
+            return f"{self.name} is passed over since the budget is spent" if used.spent else None
+        # A fixed text costs nothing, so only engines and callables can be used up.
+        if isinstance(settings, Fallback) and settings.to is not None:
+            if settings.to in used.fallbacks:
+                return f"{self.name} is passed over since '{settings.to}' was used already"
+            return f"{self.name} is passed over since the budget is spent" if used.spent else None
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class UnusualLine:
+    """What is done with an input that is unlike the calibration data.
+
+    Attributes:
+        above: holds where novelty is more than this.
+        line: what is done then.
+    """
+
+    above: float
+    line: Line
+
+    @property
+    def condition(self) -> str:
+        """The condition in one piece, as ``novelty > 0.99``."""
+        return f"novelty > {self.above:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What holds for one route, or for calls without one.
+
+    Attributes:
+        rules: in the order in which they are tried; the last takes every answer.
+        on_error: taken where there is no score.
+        budget: of one guarded call.
+        unusual: looked at before the rules; None where novelty does not matter.
+        truncated: taken where an answer is cut; None where the policy does not say.
+        empty: taken where an answer is blank; likewise.
+    """
+
+    rules: tuple[Line, ...]
+    on_error: Line
+    budget: Budget
+    unusual: UnusualLine | None = None
+    truncated: Line | None = None
+    empty: Line | None = None
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """Everything that may decide."""
+        written = (self.unusual.line if self.unusual else None, self.truncated, self.empty)
+        return (*self.rules, self.on_error, *(line for line in written if line is not None))
+
+    def defect_line(self, defect: Defect) -> Line:
+        """What is done with a defective answer: what the policy says, or else what it does on an error."""
+        written = self.truncated if defect == "truncated" else self.empty
+        return self._closed_on_error if written is None else written
+
+    def stopped_by(self, defects: Iterable[Defect]) -> tuple[Defect, Line] | None:
+        """The first defect that keeps the rules from deciding, and what is done then; None where none does."""
+        lines = ((defect, self.defect_line(defect)) for defect in defects)
+        return next(((defect, line) for defect, line in lines if line.action is not Action.ACCEPT), None)
+
+    def instead_of(self, line: Line, used: Used) -> Line:
+        """What is done where a line outside of the rules is used up: as on an error, or else nothing."""
+        if line.used_up(used) is None:
+            return line
+        closed = self._closed_on_error
+        return closed if closed.used_up(used) is None else _abstaining(line)
+
+    @property
+    def _closed_on_error(self) -> Line:
+        """``on_error``, but for acceptance: that says of answers without a score nothing of cut ones."""
+        return _abstaining(self.on_error) if self.on_error.action is Action.ACCEPT else self.on_error
+
+
+@dataclass(frozen=True, slots=True)
+class ToolPlan:
+    """What holds where an answer calls a tool, in place of the plan of other answers.
+
+    Attributes:
+        rules: as in `Plan`; None where they are those of other answers.
+        on_error: likewise.
+    """
+
+    rules: tuple[Line, ...] | None
+    on_error: Line | None
+
+
+def _abstaining(line: Line) -> Line:
+    return Line(line.name, Action.ABSTAIN, math.inf, Abstain())
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

@@ -1,0 +1,21 @@
+"""Base models have no chat template: a question is put as a text that the model continues, behind solved examples."""
+
+from __future__ import annotations
+
+#: What a multiple-choice question ends with, here and in calibration.
+CHOICE_INSTRUCTION = "Answer with the letter only."
+#: What ends a base model's answer.
+COMPLETION_STOP = ("\n",)
+#: Solved examples for base models, made for this purpose: in no data set.
+_EXAMPLES = (
+    ("What colour is a ripe lemon?", "yellow"),
+    ("What is 3 + 4?", "7"),
+    (f"What do bees make?\nA. milk\nB. honey\nC. silk\nD. wool\n{CHOICE_INSTRUCTION}", "B"),
+    ("Which animal says meow?", "cat"),
+)
+
+
+def completion_text(question: str) -> str:
+    """The text that a base model continues with its answer to a question."""
+    blocks = [f"Question: {asked}\nAnswer: {answer}" for asked, answer in _EXAMPLES]
+    return "\n\n".join([*blocks, f"Question: {question}\nAnswer:"])

@@ -1,0 +1,90 @@
+"""Bounds what cannot be interrupted by a deadline: a callable that is late is left behind, and its answer with it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import wait
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from guard.errors import EngineTimeoutError
+from guard.review.handler_threads import start
+
+_T = TypeVar("_T")
+
+
+def late(name: str) -> EngineTimeoutError:
+    """Return the error of an answer that is not there when the budget's seconds are over."""
+    return EngineTimeoutError(
+        f"'{name}' did not answer in time", why="the budget of the call is spent", fix="Raise budget.seconds"
+    )
+
+
+def run_within(key: Callable[..., Any], work: Callable[[], _T], seconds: float, *, name: str) -> _T:
+    """Run work in a daemon thread, with the caller's context, and wait for it.
+
+    Args:
+        key: whose work it is; each has a bounded number of threads (`guard.review.handler_threads`).
+        work: is not interrupted where it is late, but nothing waits for it.
+        seconds: to wait.
+        name: for the error.
+
+    Raises:
+        EngineTimeoutError: it is late.
+        Exception: what the work raises.
+    """
+    future = start(key, work, seconds)
+    wait([future], timeout=seconds)
+    if not future.done():
+        raise late(name)
+    return cast(_T, future.result())
+
+
+def call_within(function: Callable[[Any], Any], argument: Any, seconds: float, *, name: str) -> Any:
+    """Call a function, which may be asynchronous; errors as for `run_within`."""
+
+    def work() -> Any:
+        answer = function(argument)
+        return (
+            asyncio.run(await_within(_awaited(answer), seconds, name=name)) if inspect.isawaitable(answer) else answer
+        )
+
+    return run_within(function, work, seconds, name=name)
+
+
+async def acall_within(function: Callable[[Any], Any], argument: Any, seconds: float, *, name: str) -> Any:
+    """`call_within` without blocking the event loop; what is asynchronous runs on it and is cancelled when late."""
+
+    async def work() -> Any:
+        if inspect.iscoroutinefunction(function):
+            return await function(argument)
+        answer: Any = await asyncio.wrap_future(start(function, partial(function, argument), seconds))
+        return await answer if inspect.isawaitable(answer) else answer
+
+    return await await_within(work(), seconds, name=name)
+
+
+#: Cancelled tasks that have not ended yet; asyncio itself keeps no reference to them.
+_ending: set[asyncio.Task[Any]] = set()
+
+
+async def await_within(work: Coroutine[Any, Any, _T], seconds: float, *, name: str) -> _T:
+    """Await work, and cancel it without waiting where it is late; errors as for `run_within`."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise late(name)
+    finally:
+        if not task.done():  # late, or the caller was cancelled
+            _ending.add(task)
+            task.add_done_callback(_ending.discard)
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            task.cancel()
+    return task.result()
+
+
+async def _awaited(answer: Awaitable[_T]) -> _T:
+    return await answer

@@ -1,0 +1,241 @@
+"""How unlike the calibration data an input is, from the pass that chose the answer's first token.
+
+That pass has read the whole prompt and nothing of the answer. In a few layers its activation is set
+against those of the calibration answers: what of it lies outside of their principal components is
+what they do not have. It takes no labels, and nothing of the output's own confidence is used.
+Layers, token and components were chosen by measurement; see docs/explanation/out-of-distribution.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from guard.errors import CalibrationError, CaptureError
+from guard.records import Floats, Signals
+from guard.scoring.arrays import array_of, array_text
+from guard.scoring.probe import normalised
+from guard.scoring.signature import ACTIVATION_TOKENS
+
+#: Where the layers stand in the model, as shares of its depth.
+DEPTHS = (0.3, 0.4)
+
+#: Principal components of each layer; more find a little more, and take more room in scorers. Each
+#: takes some answers to be made of.
+COMPONENTS, ANSWERS_PER_COMPONENT = 20, 4
+
+#: Fewest answers of each part. A share of .99 takes at least a hundred calibration answers to be told.
+MIN_ANSWERS = 20
+
+#: Distances of calibration answers that are kept; of more, evenly spaced quantiles.
+MAX_DISTANCES = 2000
+
+#: Of a unit vector's energy; a residual below this is rounding.
+_ROUNDING = 1e-6
+_LARGEST_LOG = 20.0  # of what is between rounding and 4, the most that two unit vectors can differ
+
+_FIRST = ACTIVATION_TOKENS.index("first")
+
+
+class StoredNovelty(BaseModel):
+    """A `Novelty` as it stands in a scorer's file. Arrays are little-endian float32 in base64.
+
+    Attributes:
+        layers: V layers, from 0.
+        components: how many each has (K).
+        width: of an activation (D).
+        answers: how many calibration answers the distances are of.
+        means: shape (V, D).
+        directions: shape (V, K, D), orthonormal.
+        centres, spreads: shape (V,).
+        distances: shape (n,), rising.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    layers: Annotated[list[Annotated[int, Field(ge=0, lt=1024)]], Field(min_length=1, max_length=16)]
+    components: Annotated[int, Field(ge=1, le=1024)]
+    width: Annotated[int, Field(ge=2, le=2**17)]
+    answers: Annotated[int, Field(ge=2)]
+    means: str
+    directions: str
+    centres: str
+    spreads: str
+    distances: str
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        novelty = Novelty.of(self)
+        with np.errstate(over="ignore", invalid="ignore"):
+            products = novelty.directions @ novelty.directions.swapaxes(1, 2)
+        if not (np.abs(products - np.eye(self.components)) < 1e-3).all():
+            raise ValueError("the directions are not orthonormal")
+        # Of unit vectors; so no distance can become anything but a number.
+        if not ((np.abs(novelty.means) <= 1).all() and (np.abs(novelty.centres) <= _LARGEST_LOG).all()):
+            raise ValueError("a mean or a centre is too large")
+        if not (novelty.spreads >= _ROUNDING).all():
+            raise ValueError("a spread is too small")
+        if not 2 <= len(novelty.distances) <= MAX_DISTANCES or (np.diff(novelty.distances) < 0).any():
+            raise ValueError("the distances do not rise, or are not of 2 answers at least")
+        return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Novelty:
+    """What the calibration answers look like in V layers, and how far from that they are themselves.
+
+    Attributes:
+        layers: the V layers that are looked at, from 0.
+        means: shape (V, D), of the unit activations of the first token.
+        directions: shape (V, K, D), their principal components, orthonormal in each layer.
+        centres, spreads: shape (V,), mean and standard deviation of the log residual energy.
+        distances: shape (n,), rising; those of the calibration answers, or evenly spaced quantiles.
+        answers: how many calibration answers these are of.
+    """
+
+    layers: tuple[int, ...]
+    means: Floats
+    directions: Floats
+    centres: Floats
+    spreads: Floats
+    distances: Floats
+    answers: int
+
+    def novelty(self, signals: Signals) -> float:
+        """The share of the calibration answers that are nearer to the calibration data than this one.
+
+        Of n calibration answers the nearest has 1 / (n + 1), which is the least there is, and the
+        farthest n / (n + 1). Beyond that it goes on rising towards 1 with the distance, so that such
+        answers can still be ranked.
+
+        Raises:
+            CaptureError: the activations have another shape, are all zero, or not finite.
+        """
+        distance, farthest = self.distance(signals), float(self.distances[-1])
+        # An answer like n others has i / (n + 1) of its kind below the i-th of them, on average.
+        beyond_all = 1.0 - 1.0 / (self.answers + 1)
+        if distance > farthest:
+            return 1.0 - (1.0 - beyond_all) / (1.0 + distance - farthest)
+        shares = np.linspace(1.0 - beyond_all, beyond_all, len(self.distances))
+        return float(np.interp(distance, self.distances, shares))
+
+    def distance(self, signals: Signals) -> float:
+        """Log of the energy outside of the components, standardised, mean of the layers; larger is farther.
+
+        Raises:
+            CaptureError: as for `novelty`.
+        """
+        activations = signals.signature.activations
+        if activations.ndim != 3 or activations.shape[1] <= max(self.layers):
+            raise CaptureError(f"Activations of shape {activations.shape} do not have layer {max(self.layers)}")
+        if activations.shape[2] != self.means.shape[1]:
+            raise CaptureError(f"Activations are {activations.shape[2]} wide, expected {self.means.shape[1]}")
+        units = normalised(activations[_FIRST, list(self.layers)])
+        standardised = (_log_residuals(units[:, None], self.means, self.directions)[:, 0] - self.centres) / self.spreads
+        return float(standardised.mean())
+
+    def stored(self) -> StoredNovelty:
+        """The form that stands in a scorer's file."""
+        return StoredNovelty(
+            layers=list(self.layers),
+            components=self.directions.shape[1],
+            width=self.means.shape[1],
+            answers=self.answers,
+            means=array_text(self.means),
+            directions=array_text(self.directions),
+            centres=array_text(self.centres),
+            spreads=array_text(self.spreads),
+            distances=array_text(self.distances),
+        )
+
+    @classmethod
+    def of(cls, stored: StoredNovelty) -> Self:
+        """From the stored form.
+
+        Raises:
+            ValueError: an array does not have the size that is said, or a number is not finite.
+        """
+        views, width = len(stored.layers), stored.width
+        return cls(
+            layers=tuple(stored.layers),
+            means=array_of(stored.means, views * width).reshape(views, width),
+            directions=array_of(stored.directions, views * stored.components * width).reshape(views, -1, width),
+            centres=array_of(stored.centres, views),
+            spreads=array_of(stored.spreads, views),
+            distances=array_of(stored.distances, min(stored.answers, MAX_DISTANCES)),
+            answers=stored.answers,
+        )
+
+
+def fit_novelty(fit: Sequence[Signals], calibrate: Sequence[Signals]) -> Novelty:
+    """Learn what calibration answers look like. No labels are needed.
+
+    Args:
+        fit: answers that the components are made of.
+        calibrate: others, whose distances an answer's is compared with: those of the first would be
+            too small, since the components fit them best.
+
+    Raises:
+        CalibrationError: too few answers, or all the same.
+        CaptureError: activations that are all zero or not finite, or of different shapes.
+    """
+    if min(len(fit), len(calibrate)) < MIN_ANSWERS:
+        raise CalibrationError(
+            "Too few answers to say what is usual",
+            why=f"got {len(fit)} to fit and {len(calibrate)} to calibrate, the least is {MIN_ANSWERS} of each",
+            fix="Give more questions",
+        )
+    shapes = {answer.signature.activations.shape for answer in (*fit, *calibrate)}
+    if len(shapes) > 1:
+        raise CaptureError("The answers' activations differ in shape", why=f"found {sorted(shapes)}")
+    depth = fit[0].signature.activations.shape[1]
+    layers = tuple(sorted({min(depth - 1, round(share * depth)) for share in DEPTHS}))
+    fitted, held_out = (_units(answers, layers) for answers in (fit, calibrate))
+    means = fitted.mean(axis=1, dtype=np.float64).astype(np.float32)
+    directions = np.stack([_directions(units - mean) for units, mean in zip(fitted, means, strict=True)])
+    energies = _log_residuals(held_out, means, directions)
+    # Rounded first, so that an answer's distance is the same here as later.
+    centres, spreads = energies.mean(axis=1).astype(np.float32), energies.std(axis=1).astype(np.float32)
+    if not (spreads >= _ROUNDING).all():
+        raise CalibrationError("The calibration answers are all the same", fix="Give questions that differ")
+    distances = np.sort(((energies - centres[:, None]) / spreads[:, None]).mean(axis=0))
+    if len(distances) > MAX_DISTANCES:
+        distances = np.quantile(distances, np.linspace(0.0, 1.0, MAX_DISTANCES))
+    return Novelty(
+        layers=layers,
+        means=means,
+        directions=directions,
+        centres=centres,
+        spreads=spreads,
+        distances=distances.astype(np.float32),
+        answers=len(calibrate),
+    )
+
+
+def _units(answers: Sequence[Signals], layers: tuple[int, ...]) -> Floats:
+    """Unit activations of the first token, shape (V, n, D)."""
+    rows = np.stack([answer.signature.activations[_FIRST, list(layers)] for answer in answers], axis=1)
+    return normalised(rows)
+
+
+def _directions(centred: Floats) -> Floats:
+    """Principal components of rows, shape (K, D) from (n, D)."""
+    from sklearn.utils.extmath import randomized_svd
+
+    answers, width = centred.shape
+    count = min(COMPONENTS, answers // ANSWERS_PER_COMPONENT, width - 1)
+    _, _, vectors = randomized_svd(centred, count, n_iter=4, random_state=0)
+    return np.ascontiguousarray(vectors, np.float32)
+
+
+def _log_residuals(units: Floats, means: Floats, directions: Floats) -> NDArray[np.float64]:
+    """Log of the energy that the components leave, shape (V, n) from units of shape (V, n, D)."""
+    centred = units.astype(np.float64) - means[:, None]
+    inside = np.square(centred @ directions.swapaxes(1, 2).astype(np.float64)).sum(axis=2)
+    energy = np.square(centred).sum(axis=2)
+    return np.asarray(np.log(np.maximum(energy - inside, _ROUNDING)))

@@ -1,0 +1,243 @@
+"""Signals -> probability of being wrong. Loads and applies a fitted artefact; fitting is elsewhere.
+
+The artefact (`guard.scoring.scorer_file`) is read into plain arrays and evaluated here, so that loading a
+stranger's file can run nothing, and scoring needs no machine-learning library.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from guard.errors import CaptureError, InputError, ScorerError, ScorerMismatchError
+from guard.files import checked_json as sealed
+from guard.records import CapturePoint, ModelInfo, Score, Signals
+from guard.scoring.ood import Novelty
+from guard.scoring.probe import normalised
+from guard.scoring.scorer_file import (
+    FORMAT,
+    FORMAT_VERSION,
+    MAX_BYTES,
+    Artefact,
+    Binding,
+    Linear,
+    Model,
+    Readout,
+    Trees,
+)
+from guard.scoring.signature import FeatureSchema, feature_vector
+
+
+class Scorer:
+    """A fitted scorer. Immutable and safe under threads.
+
+    Attributes:
+        artefact: what the file says, its origin and metrics included.
+        calibrated: False when it was forced onto a model that it was not fitted on.
+        sha256: of the file's content; certificates and audits refer to it.
+    """
+
+    def __init__(self, artefact: Artefact, *, calibrated: bool = True) -> None:
+        self.artefact = artefact
+        self.calibrated = calibrated
+        self.sha256 = sealed.digest(_content(artefact))
+        self._model = _Calibrated(artefact.model)
+        self._baseline = _Calibrated(artefact.baseline) if artefact.baseline else None
+        self._novelty = Novelty.of(artefact.novelty) if artefact.novelty else None
+
+    @property
+    def schema(self) -> FeatureSchema:
+        """The features that this scorer reads."""
+        return self.artefact.feature_schema
+
+    def score(self, signals: Signals) -> Score:
+        """The probability that an answer is wrong.
+
+        Raises:
+            CaptureError: the signals lack what the scorer's features need.
+            ScorerError: the artefact's numbers are so large that the score is no number.
+        """
+        started = time.perf_counter()
+        vector = feature_vector(signals, self.schema).astype(np.float64)
+        activations = signals.signature.activations
+        p_wrong = self._model.probability(vector, activations)
+        baseline = self._baseline.probability(vector, activations) if self._baseline else None
+        novelty = self._novelty.novelty(signals) if self._novelty else None
+        return Score(p_wrong, self.calibrated, baseline, time.perf_counter() - started, novelty)
+
+    def for_model(self, model: ModelInfo, capture_point: CapturePoint, *, force: bool = False) -> Scorer:
+        """This scorer for a loaded model.
+
+        Args:
+            model: the loaded model.
+            capture_point: where its engine records activations.
+            force: use it all the same, with every score marked as uncalibrated. The number of
+                layers must fit even then.
+
+        Raises:
+            ScorerMismatchError: fitted on something else; the text names each field that differs.
+        """
+        fitted, given = self.artefact.binding, Binding.of(model, capture_point)
+        differing = [name for name in Binding.model_fields if getattr(fitted, name) != getattr(given, name)]
+        if not differing:
+            return self
+        if force and "layers" not in differing:
+            return Scorer(self.artefact, calibrated=False)
+        details = [f"{name}: fitted on {_short(fitted, name)}, got {_short(given, name)}" for name in differing]
+        raise ScorerMismatchError(
+            "This scorer was fitted on another model",
+            why="; ".join(details),
+            fix="Run guard calibrate for this model"
+            + ("" if "layers" in differing else ", or force the scorer and take its scores as uncalibrated"),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the artefact, whole or not at all."""
+        file = Path(path)
+        content = {**_content(self.artefact), "sha256": self.sha256}
+        scratch = file.with_name(f".{file.name}.part")
+        try:
+            scratch.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+            scratch.replace(file)
+        except OSError as error:
+            scratch.unlink(missing_ok=True)
+            raise InputError(f"Cannot write the scorer to '{file}'", why=error.strerror or str(error)) from error
+
+
+def load_scorer(path: str | Path) -> Scorer:
+    """Read a scorer artefact.
+
+    Raises:
+        ScorerError: missing, damaged, of another format, or inconsistent in itself.
+    """
+    return parse_scorer(sealed.read_bytes(path, _KIND), where=str(path))
+
+
+def parse_scorer(data: bytes, *, where: str = "<scorer>") -> Scorer:
+    """Build a scorer from an artefact's bytes; see `load_scorer`."""
+    content, claimed = sealed.parse(data, _KIND, where=where)
+    try:
+        scorer = Scorer(Artefact.model_validate(content))
+    except (ValidationError, InputError, OverflowError) as error:
+        raise sealed.invalid(error, _KIND, where=where) from error
+    if claimed != scorer.sha256:
+        raise sealed.damaged(_KIND, where=where)
+    return scorer
+
+
+def shipped_scorer() -> Path:
+    """The scorer for the embedded model (SmolLM2-135M-Instruct, Q4_1, on llama.cpp)."""
+    return Path(str(files("guard") / "scoring" / "shipped" / "smollm2-135m-instruct-q4_1.json"))
+
+
+_REFIT = "Fit it again with guard calibrate, or fetch the file again"
+_KIND = sealed.Kind(
+    name="scorer",
+    format=FORMAT,
+    version=FORMAT_VERSION,
+    max_bytes=MAX_BYTES,
+    error=ScorerError,
+    missing="Give the file that guard calibrate --out wrote",
+    broken=_REFIT,
+    outdated="Upgrade guard, or fit the scorer again",
+)
+
+
+class Evaluator:
+    """The log-odds of a model's parts, in arrays."""
+
+    def __init__(self, start: Linear | None, trees: Trees | None, readout: Readout | None = None) -> None:
+        self._start = start
+        if start:
+            self._at = np.array(start.features, np.intp)
+            with np.errstate(over="ignore", invalid="ignore"):  # huge numbers make a score that is refused
+                self._weights = np.array(start.coefficients, np.float64) / np.array(start.scale, np.float64)
+                self._offset = start.intercept - float(self._weights @ np.array(start.mean, np.float64))
+        self._trees = _Forest(trees) if trees and trees.roots else None
+        self._readout = readout.array if readout else None
+
+    def log_odds(self, vector: NDArray[np.float64], activations: NDArray[np.floating] | None = None) -> float:
+        """Of one answer, before calibration.
+
+        Args:
+            vector: its features, shape (features,).
+            activations: shape (A, L, D); only needed with a read-out.
+
+        Raises:
+            CaptureError: the activations are missing, of another shape, or of no use.
+        """
+        total = float(self._weights @ vector[self._at]) + self._offset if self._start else 0.0
+        if self._readout is not None:
+            if activations is None or activations.shape != self._readout.shape:
+                shape = None if activations is None else activations.shape
+                raise CaptureError(f"The read-out wants activations of shape {self._readout.shape}, got {shape}")
+            total += float(np.einsum("tld,tld->", normalised(activations), self._readout, dtype=np.float64))
+        return total + self._trees.total(vector) if self._trees else total
+
+
+class _Calibrated:
+    """A `Model` ready to evaluate."""
+
+    def __init__(self, model: Model) -> None:
+        self._evaluator = Evaluator(model.start, model.trees, model.readout)
+        self._calibration = model.calibration
+
+    def probability(self, vector: NDArray[np.float64], activations: NDArray[np.floating]) -> float:
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+            log_odds = self._evaluator.log_odds(vector, activations)
+        calibrated = self._calibration.slope * log_odds + self._calibration.intercept
+        if not math.isfinite(calibrated):
+            raise ScorerError("The score is not finite", why="the scorer's numbers are too large", fix=_REFIT)
+        return logistic(calibrated)
+
+
+class _Forest:
+    """All trees walked at once, a level at a time."""
+
+    def __init__(self, trees: Trees) -> None:
+        self._roots = np.array(trees.roots, np.intp)
+        self._feature = np.array(trees.feature, np.intp)
+        self._threshold = np.array(trees.threshold, np.float64)
+        self._left = np.array(trees.left, np.intp)
+        self._right = np.array(trees.right, np.intp)
+        self._value = np.array(trees.value, np.float64)
+
+    def total(self, vector: NDArray[np.float64]) -> float:
+        nodes = self._roots
+        while True:
+            features = self._feature[nodes]
+            inner = features >= 0
+            if not inner.any():
+                return float(self._value[nodes].sum())
+            goes_left = vector[features] <= self._threshold[nodes]
+            nodes = np.where(inner, np.where(goes_left, self._left[nodes], self._right[nodes]), nodes)
+
+
+def logistic(log_odds: float) -> float:
+    """1 / (1 + exp(-x)) without overflow."""
+    if log_odds >= 0:
+        return 1.0 / (1.0 + math.exp(-log_odds))
+    odds = math.exp(max(log_odds, -700.0))
+    return odds / (1.0 + odds)
+
+
+def log_odds_of(p_wrong: float) -> float:
+    """The inverse of `logistic`, for p strictly between 0 and 1."""
+    return math.log(p_wrong) - math.log1p(-p_wrong)
+
+
+def _content(artefact: Artefact) -> dict[str, Any]:
+    return artefact.model_dump(by_alias=True, mode="json")
+
+
+def _short(binding: Binding, name: str) -> str:
+    value = str(getattr(binding, name))
+    return f"{value[:12]}..." if len(value) == 64 else value

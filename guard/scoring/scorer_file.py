@@ -1,0 +1,317 @@
+"""What a scorer's file says: plain numbers, checked for shape and sense before anything is made of them.
+
+One JSON file of numbers: a linear model over token log-probabilities, a linear read-out of the
+layers' activations, regression trees that correct both, a calibration curve, and what is usual.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from guard.records import CapturePoint, Floats, ModelInfo
+from guard.scoring.arrays import array_of, array_text
+from guard.scoring.ood import StoredNovelty
+from guard.scoring.signature import ACTIVATION_TOKENS, FeatureSchema
+
+FORMAT: Literal["guard-scorer"] = "guard-scorer"
+FORMAT_VERSION = 2
+
+#: What a stranger's file may cost us: larger ones are refused before anything is made of them.
+MAX_BYTES, MAX_TREES, MAX_DEPTH = 32 * 2**20, 20_000, 64
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Numbers = Annotated[list[Number], FailFast()]  # without it, a million bad items are a million errors
+Integers = Annotated[list[int], FailFast()]
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Refuse what could not be written out again: infinities and very deep nesting."""
+    if depth > 8:
+        raise ValueError("nested too deeply")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number is not finite")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        _plain(part, depth + 1)
+    return value
+
+
+#: Facts for people and other tools, which scoring does not read.
+Facts = Annotated[dict[str, Any], AfterValidator(_plain)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Binding(_Part):
+    """What a scorer was fitted on; see `ModelInfo` for the fields."""
+
+    engine: str
+    architecture: str
+    quantization: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    chat_template_sha256: str
+    layers: int
+    width: int
+    capture_point: CapturePoint
+    template_date: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_no_date(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Most templates write no date, and their scorers' files do not speak of it."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("template_date", None)}
+
+    @property
+    def engine_options(self) -> dict[str, str]:
+        """What an engine is loaded with, beside its defaults, so that it records and asks as in calibration."""
+        point = {"capture_point": str(self.capture_point)} if self.capture_point != "mlp" else {}
+        return {**point, "template_date": self.template_date} if self.template_date else point
+
+    @classmethod
+    def of(cls, model: ModelInfo, capture_point: CapturePoint) -> Self:
+        """The binding of a loaded model."""
+        fields = {name: getattr(model, name) for name in cls.model_fields if name != "capture_point"}
+        return cls(**fields, capture_point=capture_point)
+
+
+class Schema(_Part):
+    """The stored form of a `FeatureSchema`."""
+
+    layers: Annotated[int, Field(ge=2, le=1024)]
+    temperatures: Annotated[list[Number], Field(min_length=1, max_length=16)]
+    aggregates: Annotated[list[str], Field(min_length=1, max_length=8)]
+    groups: Annotated[list[str], Field(min_length=1, max_length=16)]
+    version: int
+
+    @classmethod
+    def of(cls, schema: FeatureSchema) -> Self:
+        """The stored form of a schema."""
+        return cls(
+            layers=schema.layers,
+            temperatures=list(schema.temperatures),
+            aggregates=list(schema.aggregates),
+            groups=list(schema.groups),
+            version=schema.version,
+        )
+
+
+class Prompting(_Part):
+    """How the questions of the calibration data were put; `guard ask` asks the same way."""
+
+    system: str
+    max_tokens: Annotated[int, Field(ge=1)]
+    #: Variables of the model's chat template, such as ``{"enable_thinking": false}``.
+    template_options: Facts = Field(default_factory=dict)
+    #: Asked by a text to continue, as base models are (see `guard.data.prompts.completion_text`).
+    completion: bool = False
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without options there is no entry for them, nor one for chat messages."""
+        written: dict[str, Any] = write(self)
+        return {k: v for k, v in written.items() if v or k not in ("template_options", "completion")}
+
+
+class DataSet(_Part):
+    """One file of calibration data."""
+
+    name: str
+    sha256: str
+    rows: int
+    wrong: int
+
+
+class Linear(_Part):
+    """Log-odds = intercept + sum over features of coefficient x (value - mean) / scale."""
+
+    features: Integers
+    mean: Numbers
+    scale: Annotated[list[Annotated[Number, Field(gt=0)]], FailFast()]
+    coefficients: Numbers
+    intercept: Number
+
+    @model_validator(mode="after")
+    def _same_lengths(self) -> Self:
+        if len({len(self.features), len(self.mean), len(self.scale), len(self.coefficients)}) != 1:
+            raise ValueError("features, mean, scale and coefficients differ in length")
+        return self
+
+
+class Trees(_Part):
+    """Regression trees, all nodes in one table. A leaf has feature -1; children follow their parent."""
+
+    roots: Integers
+    feature: Integers
+    threshold: Numbers
+    left: Integers
+    right: Integers
+    value: Numbers
+
+    @model_validator(mode="after")
+    def _well_formed(self) -> Self:
+        size = len(self.feature)
+        if {len(self.threshold), len(self.left), len(self.right), len(self.value)} - {size}:
+            raise ValueError("the node columns differ in length")
+        if len(self.roots) > MAX_TREES:
+            raise ValueError(f"there are more than {MAX_TREES} trees")
+        if any(not 0 <= node < size for column in (self.roots, self.left, self.right) for node in column):
+            raise ValueError("a root or a child is not a node")
+        depths = [0] * size
+        for node, feature in enumerate(self.feature):
+            if feature < 0:
+                continue
+            for child in (self.left[node], self.right[node]):
+                if child <= node:
+                    raise ValueError(f"node {node} has a child that does not follow it")
+                depths[child] = max(depths[child], depths[node] + 1)
+        if max(depths, default=0) > MAX_DEPTH:
+            raise ValueError(f"a tree is deeper than {MAX_DEPTH} levels")
+        return self
+
+
+class Readout(_Part):
+    """Log-odds = sum over tokens, layers and coordinates of weight x normalised activation.
+
+    The tokens are those of `Signature.activations`; see `guard.scoring.probe.normalised`.
+
+    Attributes:
+        tokens, layers, width: shape of the weights.
+        weights: little-endian float32 values, in base64.
+    """
+
+    tokens: Annotated[int, Field(ge=1, le=16)]
+    layers: Annotated[int, Field(ge=2, le=1024)]
+    width: Annotated[int, Field(ge=1, le=2**17)]
+    weights: str
+
+    @classmethod
+    def of(cls, weights: Floats) -> Self:
+        """From an array of shape (tokens, layers, width)."""
+        tokens, layers, width = weights.shape
+        return cls(tokens=tokens, layers=layers, width=width, weights=array_text(weights))
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        self.array  # noqa: B018 - reading it checks it
+        return self
+
+    @cached_property
+    def array(self) -> Floats:
+        """Shape (tokens, layers, width)."""
+        shape = (self.tokens, self.layers, self.width)
+        return array_of(self.weights, math.prod(shape)).reshape(shape)
+
+
+class Calibration(_Part):
+    """Probability = logistic(slope x log-odds + intercept), fitted on held-out answers (Platt)."""
+
+    slope: Annotated[Number, Field(gt=0)]
+    intercept: Number
+
+
+class Model(_Part):
+    """Log-odds of a linear start, a read-out of the layers and trees, summed, then calibrated.
+
+    Any part may be missing.
+    """
+
+    start: Linear | None
+    readout: Readout | None
+    trees: Trees | None
+    calibration: Calibration
+
+
+class Artefact(_Part):
+    """The whole file."""
+
+    format: Literal["guard-scorer"]
+    format_version: int
+    binding: Binding
+    features: Literal["combined", "ilis", "logprob"]
+    schema_: Schema = Field(alias="schema")
+    feature_names: Annotated[list[str], FailFast()]
+    prompting: Prompting
+    data: Annotated[list[DataSet], FailFast()]
+    split_sizes: dict[str, int]
+    seed: int
+    settings: Facts
+    versions: dict[str, str]
+    metrics: Facts
+    model: Model
+    baseline: Model | None
+    novelty: StoredNovelty | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.schema_.layers != self.binding.layers:
+            raise ValueError("schema.layers differs from binding.layers")
+        # Counted first: a small file must not make us write out millions of names.
+        if self.feature_schema.size != len(self.feature_names):
+            raise ValueError("feature_names are not as many as the schema's features")
+        if list(self.feature_schema.names) != self.feature_names:
+            raise ValueError("feature_names do not follow from the schema")
+        readout = self.model.readout
+        if readout and (readout.tokens, readout.layers, readout.width) != (
+            len(ACTIVATION_TOKENS),
+            self.binding.layers,
+            self.binding.width,
+        ):
+            raise ValueError("the read-out's shape is not that of the model's activations")
+        novelty = self.novelty
+        if novelty and (max(novelty.layers) >= self.binding.layers or novelty.width != self.binding.width):
+            raise ValueError("the novelty's layers or width are not the model's")
+        for model in (self.model, self.baseline):
+            if model and any(not -1 <= at < len(self.feature_names) for at in _features_used(model)):
+                raise ValueError("a feature index is out of range")
+            if model and model.start and min(model.start.features, default=0) < 0:
+                raise ValueError("a feature index is negative")
+        return self
+
+    @cached_property
+    def feature_schema(self) -> FeatureSchema:
+        """The schema as the signature module wants it."""
+        schema = self.schema_
+        return FeatureSchema(
+            layers=schema.layers,
+            temperatures=tuple(schema.temperatures),
+            aggregates=tuple(schema.aggregates),
+            groups=tuple(schema.groups),
+            version=schema.version,
+        )
+
+
+def _features_used(model: Model) -> list[int]:
+    return [*(model.start.features if model.start else []), *(model.trees.feature if model.trees else [])]
+
+
+def linear_of(
+    features: NDArray[np.intp],
+    mean: NDArray[np.floating],
+    scale: NDArray[np.floating],
+    coefficients: NDArray[np.floating],
+    intercept: float,
+) -> Linear:
+    """A `Linear` from arrays, each shape (features,)."""
+    return Linear(
+        features=[int(at) for at in features],
+        mean=[float(x) for x in mean],
+        scale=[float(x) for x in scale],
+        coefficients=[float(x) for x in coefficients],
+        intercept=float(intercept),
+    )

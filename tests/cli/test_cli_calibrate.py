@@ -1,0 +1,64 @@
+"""``guard calibrate``: what is said before anything is asked, and what is said at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightgbm")
+pytest.importorskip("sklearn")
+
+from typer.testing import CliRunner
+
+from guard.calibration.scorer_fit import AtThreshold, Fitted, check_enough_rows
+from guard.cli import app
+from guard.cli.calibrate import _gain_line, _print_thresholds
+from guard.data.questions import Question
+from guard.errors import CalibrationError
+from guard.scoring.metrics import Gain
+
+
+def questions(count: int) -> list[Question]:
+    return [Question(f"{at}", f"Question number {at}?", ("yes",)) for at in range(count)]
+
+
+def test_too_few_rows_are_said_before_the_model_is_loaded(tmp_path: Path) -> None:
+    """There is no such model, and nothing is left behind."""
+    data = tmp_path / "few.jsonl"
+    data.write_text("".join(json.dumps({"question": f"Question {at}?", "answers": ["a"]}) + "\n" for at in range(20)))
+    options = ["--data", str(data), "--out", str(tmp_path / "scorer.json"), "--model", str(tmp_path / "none.gguf")]
+    done = CliRunner().invoke(app, ["calibrate", *options])
+    assert isinstance(done.exception, CalibrationError), done.output
+    assert "20 questions are too few to fit and test a scorer" in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["few.jsonl"]
+
+
+def test_enough_rows_pass() -> None:
+    check_enough_rows(questions(150), seed=0)
+    for count in (1, 20, 59):
+        with pytest.raises(CalibrationError, match=f"{count} questions are too few"):
+            check_enough_rows(questions(count), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        (Gain(0.02, 0.01, 0.03), "is surely better (+0.020, 95 % interval +0.010 to +0.030"),
+        (Gain(-0.02, -0.03, -0.01), "is surely worse (-0.020"),
+        (Gain(-0.01, -0.03, 0.01), "cannot be told from chance (-0.010"),
+    ],
+)
+def test_noise_is_called_noise(gain: Gain, said: str) -> None:
+    assert said in _gain_line(gain)
+
+
+def test_thresholds_are_shown_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_thresholds([AtThreshold(0.05, 0, 0, 50), AtThreshold(0.2, 20, 1, 50)])
+    shown = capsys.readouterr().out
+    assert "0 of 50" in shown
+    assert "20 of 50" in shown
+    assert "1 (5%)" in shown
+    assert "guard certify" in shown
+    assert {"thresholds", "brier_gain"} <= set(Fitted.__dataclass_fields__)

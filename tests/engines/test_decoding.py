@@ -1,0 +1,571 @@
+"""What every engine inherits, on an engine whose answers are scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guard.engines.base import BaseEngine
+from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
+from guard.engines.fair_queue import Interrupt
+from guard.errors import (
+    CancelledError,
+    CaptureError,
+    EngineError,
+    EngineTimeoutError,
+    InputError,
+    PromptTooLongError,
+)
+from guard.records import Floats, Generation, Limits, ModelInfo, Prompt, Sampling
+
+END = 256
+QUESTION = Prompt.raw("why?")
+
+
+class ScriptedEngine(BaseEngine):
+    """Gives the bytes of a text, in pieces, whatever is asked. Tokens 0 to 255 are bytes, 256 is the end.
+
+    ``on_feed`` runs before each pass, with the number of the pass in its request: tests wait there,
+    fail there, and look around there.
+    """
+
+    capture_point = "mlp"
+
+    def __init__(self, pieces: Sequence[bytes], *, context_tokens: int = 500) -> None:
+        super().__init__()
+        self.pieces = [*pieces]
+        self.context_tokens = context_tokens
+        self.on_feed: Callable[[int, Interrupt], None] = lambda number, interrupt: None
+        self.on_encode: Callable[[Prompt], None] = lambda prompt: None
+        self.open_sessions = 0
+        self.captured: list[bool] = []
+        self.served: list[str] = []
+
+    @property
+    def model(self) -> ModelInfo:
+        return ModelInfo("scripted", "test", "none", "none", "", "", "", 2, 3, self.context_tokens)
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token]) if token < END else self.pieces[token - END - 1]
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        self.on_encode(prompt)
+        return [*prompt.question.encode()]
+
+    def encode_text(self, text: str) -> list[int]:
+        return [*text.encode()]
+
+    def _detokenizer(self) -> Detokenizer:
+        return BytesDetokenizer(self.piece)
+
+    def _is_end(self, token: int) -> bool:
+        return token == END
+
+    def _end_token(self) -> int:
+        return END
+
+    @contextmanager
+    def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[ScriptedSession]:
+        self.open_sessions += 1
+        assert self.open_sessions == 1, "two requests at once"
+        self.captured.append(capture)
+        try:
+            yield ScriptedSession(self, interrupt)
+        finally:
+            self.open_sessions -= 1
+
+    def close(self) -> None:
+        """Nothing was loaded."""
+
+
+class ScriptedSession:
+    def __init__(self, engine: ScriptedEngine, interrupt: Interrupt) -> None:
+        self.engine = engine
+        self.interrupt = interrupt
+        self.passes = 0
+
+    def feed(self, tokens: Sequence[int]) -> Floats:
+        if self.passes == 0:
+            self.engine.served.append(bytes(tokens).decode())
+        self.engine.on_feed(self.passes, self.interrupt)
+        script = [END + 1 + number for number in range(len(self.engine.pieces))] + [END]
+        logits = np.zeros(END + 1 + len(self.engine.pieces), np.float32)
+        logits[script[min(self.passes, len(script) - 1)]] = 8.0
+        self.passes += 1
+        return logits
+
+    def activations(self) -> Floats:
+        return np.full((2, 3), self.passes, np.float32)
+
+
+class Recording:
+    """An observer that keeps copies."""
+
+    def __init__(self) -> None:
+        self.seen: list[Floats] = []
+
+    def observe(self, activations: Floats) -> None:
+        self.seen.append(activations.copy())
+
+
+class Gate:
+    """Stops an engine in its first pass until the test opens it."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+        engine.on_feed = self
+
+    def __call__(self, number: int, interrupt: Interrupt) -> None:
+        if number == 0:
+            self.reached.set()
+            assert self.opened.wait(20)
+
+
+def queued(engine: ScriptedEngine) -> int:
+    return len(engine._turnstile._waiting)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+# -- one request -------------------------------------------------------------------------------
+
+
+def test_an_answer_ends_with_the_end_token_and_counts_its_pass() -> None:
+    engine = ScriptedEngine([b"to ", b"be", b"."])
+    recording = Recording()
+    answer = engine.generate(QUESTION, observer=recording)
+    assert (answer.text, answer.finish_reason, answer.prompt_tokens) == ("to be.", "stop", 4)
+    assert answer.token_ids == (257, 258, 259, END)
+    assert answer.completion_tokens == 4
+    assert answer.logprobs.shape == answer.entropies.shape == answer.margins.shape == (4,)
+    np.testing.assert_allclose(answer.margins, 8.0)
+    assert [activations[0, 0] for activations in recording.seen] == [1, 2, 3, 4]
+    assert engine.captured == [True]
+    assert answer.capture_error is None
+
+
+def test_nothing_is_captured_without_an_observer() -> None:
+    engine = ScriptedEngine([b"x"])
+    engine.generate(QUESTION)
+    assert engine.captured == [False]
+
+
+@pytest.mark.parametrize(("context", "limit", "made"), [(500, 2, 2), (6, 100, 2), (500, 3, 3), (500, 4, 4)])
+def test_limits_of_tokens_and_of_the_context(context: int, limit: int, made: int) -> None:
+    engine = ScriptedEngine([b"a", b"b", b"c"], context_tokens=context)
+    answer = engine.generate(QUESTION, limits=Limits(max_tokens=limit))
+    assert answer.completion_tokens == made
+    assert answer.finish_reason == ("stop" if made == 4 else "length")
+    assert answer.text == "abc"[:made]
+
+
+def test_a_prompt_must_fit_and_must_not_be_empty() -> None:
+    engine = ScriptedEngine([b"a"], context_tokens=4)
+    with pytest.raises(PromptTooLongError, match="4 tokens, the context holds 4"):
+        engine.generate(QUESTION)
+    with pytest.raises(InputError, match="empty"):
+        engine.generate(Prompt.raw(""))
+    assert engine.generate(Prompt.raw("ok?")).text == "a"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.text("abé€", max_size=14),
+    st.lists(st.text("abé€", min_size=1, max_size=4), max_size=3),
+    st.lists(st.integers(1, 3), min_size=40, max_size=40),
+)
+def test_stop_strings_wherever_the_tokens_are_cut(text: str, stop: list[str], sizes: list[int]) -> None:
+    data, pieces = text.encode(), []
+    for size in sizes:
+        pieces.append(data[:size])
+        data = data[size:]
+    engine = ScriptedEngine([piece for piece in pieces if piece])
+    limits = Limits(stop=tuple(stop))
+
+    # The stop string that is complete first ends the answer, from where it begins.
+    ends = [end for end in range(len(text) + 1) if text[:end].endswith(tuple(stop))] if stop else []
+    answer = engine.generate(QUESTION, limits=limits)
+    if ends:
+        assert answer.finish_reason == "stop_string"
+        assert not any(string in answer.text for string in stop)
+        assert any(text.startswith(answer.text + string) for string in stop)
+        assert len(answer.text) < ends[0] + max(map(len, stop))
+    else:
+        assert (answer.finish_reason, answer.text) == ("stop", text)
+
+    chunks = list(engine.stream(QUESTION, limits=limits))
+    assert "".join(chunk.text for chunk in chunks) == answer.text
+    assert [chunk.generation is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+
+
+@pytest.mark.parametrize("pieces", [["the e", "nd?"], ["the ", "e", "n", "d", "?"], ["the end?"], ["th", "e en", "d?"]])
+@pytest.mark.parametrize("stop", [("end",), ("xyz", "end"), ("end", "nd?")])
+def test_no_part_of_a_stop_string_is_shown_however_it_is_cut(pieces: list[str], stop: tuple[str, ...]) -> None:
+    engine = ScriptedEngine([piece.encode() for piece in pieces])
+    chunks = [chunk.text for chunk in engine.stream(QUESTION, limits=Limits(stop=stop))]
+    assert "".join(chunks) == "the "
+    assert engine.generate(QUESTION, limits=Limits(stop=stop)).text == "the "
+
+
+def test_an_end_that_only_begins_a_stop_string_is_shown() -> None:
+    engine = ScriptedEngine([b"the e", b"n"])
+    assert "".join(chunk.text for chunk in engine.stream(QUESTION, limits=Limits(stop=("end",)))) == "the en"
+
+
+def test_text_is_held_back_only_while_it_could_be_a_stop_string() -> None:
+    engine = ScriptedEngine([b"one", b"\n", b"two", b"\n", b"\nthree"])
+    chunks = [chunk.text for chunk in engine.stream(QUESTION, limits=Limits(stop=("\n\n",)))]
+    assert chunks == ["one", "\ntwo", ""]
+
+
+def test_a_character_cut_short_becomes_a_replacement_character() -> None:
+    engine = ScriptedEngine([b"caf", b"\xc3"])
+    assert engine.generate(QUESTION).text == "caf\N{REPLACEMENT CHARACTER}"
+
+
+def test_replay_runs_a_given_answer_and_its_end() -> None:
+    engine = ScriptedEngine([b"a", b"b"])
+    recording = Recording()
+    answer = engine.generate(QUESTION, replay="b!", observer=recording, limits=Limits(stop=("!",), max_tokens=1))
+    assert answer.token_ids == (ord("b"), ord("!"), END)
+    assert (answer.text, answer.finish_reason, len(recording.seen)) == ("b!", "stop", 3)
+    # Passes 1 and 2 would have chosen the script; in pass 3 the end is what the model would have said.
+    np.testing.assert_allclose(answer.margins, 8.0)
+    assert answer.logprobs[0] == answer.logprobs[1] < answer.logprobs[2]
+
+
+def test_a_replay_that_does_not_fit_is_refused_whole() -> None:
+    engine = ScriptedEngine([b"a"], context_tokens=len(QUESTION.question) + 4)
+    fitting = engine.generate(QUESTION, replay="abc")
+    assert (fitting.text, fitting.finish_reason, fitting.completion_tokens) == ("abc", "stop", 4)
+    with pytest.raises(PromptTooLongError, match=r"answer to replay has 5 tokens.*8 tokens has room for 4"):
+        engine.generate(QUESTION, replay="abcd")
+    assert engine.captured == [False], "nothing of the long answer was run"
+    assert engine.generate(QUESTION).text == "a", "the engine is free"
+
+
+def test_a_failing_observer_costs_the_capture_not_the_answer() -> None:
+    class Failing(Recording):
+        def observe(self, activations: Floats) -> None:
+            super().observe(activations)
+            if len(self.seen) == 2:
+                raise CaptureError("layer 1 is missing")
+
+    failing = Failing()
+    answer = ScriptedEngine([b"a", b"b", b"c"]).generate(QUESTION, observer=failing)
+    assert answer.text == "abc"
+    assert answer.capture_error == "layer 1 is missing."
+    assert len(failing.seen) == 2
+
+
+def test_the_seed_that_was_drawn_repeats_the_answer() -> None:
+    engine = ScriptedEngine([b"a", b"b", b"c", b"d"])
+    hot = Sampling(temperature=20.0)
+    first, second = (engine.generate(QUESTION, sampling=hot, limits=Limits(max_tokens=12)) for _ in range(2))
+    assert first.sampling.seed is not None
+    assert first.sampling.seed != second.sampling.seed
+    again = engine.generate(QUESTION, sampling=first.sampling, limits=Limits(max_tokens=12))
+    assert again.token_ids == first.token_ids != second.token_ids
+
+
+def test_a_failing_engine_serves_the_next_request() -> None:
+    engine = ScriptedEngine([b"a"])
+
+    def fail(number: int, interrupt: Interrupt) -> None:
+        raise EngineError("no electricity")
+
+    engine.on_feed = fail
+    with pytest.raises(EngineError, match="no electricity"):
+        engine.generate(QUESTION)
+    engine.on_feed = lambda number, interrupt: None
+    assert engine.generate(QUESTION).text == "a"
+    assert engine.open_sessions == 0
+
+
+# -- deadlines and cancellation ----------------------------------------------------------------
+
+
+def test_a_deadline_ends_a_generation() -> None:
+    engine = ScriptedEngine([b"x"] * 400)
+    engine.on_feed = lambda number, interrupt: time.sleep(0.01)
+    with pytest.raises(EngineTimeoutError, match=r"No answer within 0\.1 s"):
+        engine.generate(QUESTION, limits=Limits(max_tokens=400, timeout_s=0.1))
+    assert engine.open_sessions == 0
+
+
+def test_cancelling_ends_a_generation() -> None:
+    engine = ScriptedEngine([b"x"] * 400)
+    cancel = threading.Event()
+    engine.on_feed = lambda number, interrupt: cancel.set() if number == 5 else None
+    with pytest.raises(CancelledError):
+        engine.generate(QUESTION, cancel=cancel)
+    assert engine.open_sessions == 0
+
+
+def test_a_closed_stream_lets_the_next_request_in() -> None:
+    engine = ScriptedEngine([b"a", b"b", b"c"])
+    stream = engine.stream(QUESTION)
+    assert next(stream).text == "a"
+    assert engine.open_sessions == 1
+    stream.close()
+    assert engine.open_sessions == 0
+    assert engine.generate(QUESTION).text == "abc"
+
+
+# -- the queue ---------------------------------------------------------------------------------
+
+
+def test_threads_are_served_in_the_order_of_their_arrival() -> None:
+    engine = ScriptedEngine([b"a", b"b"])
+    gate = Gate(engine)
+    with ThreadPoolExecutor(13) as pool:
+        answers = [pool.submit(engine.generate, Prompt.raw("first"))]
+        assert gate.reached.wait(20)
+        for number in range(12):
+            answers.append(pool.submit(engine.generate, Prompt.raw(f"q{number}")))
+            until(lambda: queued(engine) == number + 1)  # noqa: B023 - called at once
+        gate.opened.set()
+        results = [answer.result(20) for answer in answers]
+    assert engine.served == ["first", *(f"q{number}" for number in range(12))]
+    assert {result.text for result in results} == {"ab"}
+    assert all(result.queue_s > 0 for result in results[1:])
+
+
+@pytest.mark.parametrize("way", ["generate", "stream", "agenerate", "astream"])
+async def test_a_prompt_is_rendered_and_tokenized_outside_the_engines_turn(way: str) -> None:
+    """A chat template that takes its time delays its own request only, and never the event loop."""
+    engine = ScriptedEngine([b"a"])
+    rendering, rendered = threading.Event(), threading.Event()
+
+    def slow(prompt: Prompt) -> None:
+        if prompt.question == "slow":
+            rendering.set()
+            assert rendered.wait(20)
+
+    engine.on_encode = slow
+
+    async def answered(text: str) -> None:
+        if way == "agenerate":
+            await engine.agenerate(Prompt.raw(text))
+        elif way == "astream":
+            assert [chunk async for chunk in engine.astream(Prompt.raw(text))]
+        elif way == "generate":
+            await asyncio.to_thread(engine.generate, Prompt.raw(text))
+        else:
+            await asyncio.to_thread(lambda: [*engine.stream(Prompt.raw(text))])
+
+    waiting = asyncio.ensure_future(answered("slow"))
+    while not rendering.is_set():
+        await asyncio.sleep(0.002)
+    await asyncio.to_thread(engine.generate, Prompt.raw("quick"))
+    assert engine.served == ["quick"]
+    rendered.set()
+    await waiting
+    assert engine.served == ["quick", "slow"]
+
+
+async def test_tasks_and_threads_share_one_queue_and_the_loop_stays_free() -> None:
+    engine = ScriptedEngine([b"a"])
+    gate = Gate(engine)
+    with ThreadPoolExecutor(4) as pool:
+        answers: list[asyncio.Future[Generation]] = []
+        for number in range(6):
+            prompt = Prompt.raw(f"q{number}")
+            if number % 2:
+                answers.append(asyncio.wrap_future(pool.submit(engine.generate, prompt)))
+            else:
+                answers.append(asyncio.ensure_future(engine.agenerate(prompt)))
+            while not gate.reached.is_set() or queued(engine) < number:
+                await asyncio.sleep(0.002)  # only a free loop comes back from here
+        gate.opened.set()
+        await asyncio.gather(*answers)
+    assert engine.served == [f"q{number}" for number in range(6)]
+
+
+async def test_waiting_threads_of_the_loops_own_pool_do_not_starve_the_task_whose_turn_it_is() -> None:
+    engine = ScriptedEngine([b"a"])
+    gate = Gate(engine)
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    with ThreadPoolExecutor(1) as pool:
+        first = asyncio.wrap_future(pool.submit(engine.generate, Prompt.raw("q0")))
+        while not gate.reached.is_set():
+            await asyncio.sleep(0.002)
+        task = asyncio.ensure_future(engine.agenerate(Prompt.raw("q1")))
+        while queued(engine) < 1:
+            await asyncio.sleep(0.002)
+        # Takes the pool's only thread and waits there, behind the task.
+        late = asyncio.ensure_future(
+            asyncio.to_thread(engine.generate, Prompt.raw("q2"), limits=Limits(max_tokens=4, timeout_s=5))
+        )
+        while queued(engine) < 2:
+            await asyncio.sleep(0.002)
+        gate.opened.set()
+        await asyncio.gather(first, task, late)
+    assert engine.served == ["q0", "q1", "q2"]
+
+
+def test_cancelled_while_queued() -> None:
+    engine = ScriptedEngine([b"a"])
+    gate = Gate(engine)
+    cancel = threading.Event()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(engine.generate, Prompt.raw("first"))
+        assert gate.reached.wait(20)
+        second = pool.submit(engine.generate, Prompt.raw("second"), cancel=cancel)
+        until(lambda: queued(engine) == 1)
+        third = pool.submit(engine.generate, Prompt.raw("third"))
+        until(lambda: queued(engine) == 2)
+        cancel.set()
+        with pytest.raises(CancelledError):
+            second.result(20)
+        assert queued(engine) == 1, "only its own place is given up"
+        gate.opened.set()
+        assert first.result(20).text == third.result(20).text == "a"
+    assert engine.served == ["first", "third"]
+
+
+def test_deadline_while_queued() -> None:
+    engine = ScriptedEngine([b"a"])
+    gate = Gate(engine)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(engine.generate, Prompt.raw("first"))
+        assert gate.reached.wait(20)
+        with pytest.raises(EngineTimeoutError):
+            engine.generate(Prompt.raw("second"), limits=Limits(timeout_s=0.05))
+        gate.opened.set()
+        assert first.result(20).text == "a"
+    assert engine.generate(Prompt.raw("third")).text == "a"
+    assert engine.served == ["first", "third"]
+
+
+async def test_a_task_gives_up_its_place_when_cancelled_or_late() -> None:
+    engine = ScriptedEngine([b"a"])
+    gate = Gate(engine)
+    first = asyncio.ensure_future(engine.agenerate(Prompt.raw("first")))
+    await asyncio.to_thread(gate.reached.wait, 20)
+    cancelled = asyncio.ensure_future(engine.agenerate(Prompt.raw("cancelled")))
+    last = asyncio.ensure_future(engine.agenerate(Prompt.raw("last")))
+    with pytest.raises(EngineTimeoutError):
+        await engine.agenerate(Prompt.raw("late"), limits=Limits(timeout_s=0.05))
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    gate.opened.set()
+    assert (await first).text == (await last).text == "a"
+    assert engine.served == ["first", "last"]
+
+
+async def test_a_cancelled_task_holds_the_engine_until_its_pass_is_over() -> None:
+    engine = ScriptedEngine([b"a"])
+    gate = Gate(engine)
+    first = asyncio.ensure_future(engine.agenerate(Prompt.raw("first")))
+    await asyncio.to_thread(gate.reached.wait, 20)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    second = asyncio.ensure_future(engine.agenerate(Prompt.raw("second")))
+    await asyncio.sleep(0.05)
+    assert engine.served == ["first"]
+    gate.opened.set()
+    assert (await asyncio.wait_for(second, 20)).text == "a"
+
+
+async def test_a_cancelled_task_computes_no_further_token() -> None:
+    engine = ScriptedEngine([b"a"] * 200)
+    gate, passes = Gate(engine), list[tuple[str, int]]()
+
+    def counted(number: int, interrupt: Interrupt) -> None:
+        passes.append((engine.served[-1], number))
+        gate(number, interrupt)
+
+    engine.on_feed = counted
+    task = asyncio.ensure_future(engine.agenerate(Prompt.raw("first"), limits=Limits(max_tokens=200)))
+    await asyncio.to_thread(gate.reached.wait, 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gate.opened.set()
+    assert (await asyncio.wait_for(engine.agenerate(Prompt.raw("second"), limits=Limits(2)), 20)).text == "aa"
+    assert passes == [("first", 0), ("second", 0), ("second", 1)], "the pass that was running is the last"
+
+
+async def test_streams_give_the_same_pieces_with_and_without_a_loop() -> None:
+    engine = ScriptedEngine([b"to ", b"be ", b"or"])
+    streamed = [chunk async for chunk in engine.astream(QUESTION)]
+    assert [chunk.text for chunk in streamed] == [chunk.text for chunk in engine.stream(QUESTION)]
+    assert streamed[-1].generation is not None
+    assert streamed[-1].generation.text == (await engine.agenerate(QUESTION)).text == "to be or"
+
+
+async def test_a_closed_astream_lets_the_next_request_in() -> None:
+    engine = ScriptedEngine([b"a", b"b", b"c"])
+    stream = engine.astream(QUESTION)
+    assert (await anext(stream)).text == "a"
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert engine.open_sessions == 0
+    assert (await asyncio.wait_for(engine.agenerate(QUESTION), 20)).text == "abc"
+
+
+async def test_an_astream_cancelled_within_a_pass_lets_the_next_request_in() -> None:
+    engine = ScriptedEngine([b"a", b"b", b"c"])
+    waiting, stopped = threading.Event(), threading.Event()
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+
+    def long_pass(number: int, interrupt: Interrupt) -> None:
+        """As an engine that reads a long prompt in pieces, checking in between."""
+        waiting.set()
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                interrupt.check()
+            except CancelledError:
+                stopped.set()
+                raise
+            time.sleep(0.005)
+
+    async def consume() -> None:
+        async for _ in engine.astream(Prompt.raw("first")):
+            pass
+
+    engine.on_feed = long_pass
+    task = asyncio.ensure_future(consume())
+    await asyncio.to_thread(waiting.wait, 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(stopped.wait, 5), "the pass goes on although nobody wants its answer"
+    engine.on_feed = lambda number, interrupt: None
+    assert (await asyncio.wait_for(engine.agenerate(Prompt.raw("second")), 20)).text == "abc"
+    assert engine.open_sessions == 0
+    assert complaints == []
+
+
+def test_a_stream_cancelled_in_a_loop_that_ends_frees_the_engine() -> None:
+    engine = ScriptedEngine([b"a", b"b"])
+    engine.on_feed = lambda number, interrupt: time.sleep(0.05)
+
+    async def give_up() -> None:
+        async for _ in engine.astream(QUESTION):
+            pass
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(give_up(), 0.02))
+    assert engine.generate(QUESTION, limits=Limits(timeout_s=20)).text == "ab"
+    assert engine.open_sessions == 0

@@ -1,0 +1,220 @@
+"""The methods on answers whose layers know what the output does not show, and guard evaluate on these."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("lightgbm")
+
+from click.testing import Result
+from scripted import END, WIDTH, AnsweringEngine, layers_of, scripted_model
+from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
+
+from guard.cli import app
+from guard.data.answers import Answers
+from guard.data.logit_lens import Lens
+from guard.data.questions import Question, Row
+from guard.data.recording import Journal, Run, record_rows
+from guard.errors import InputError
+from guard.evaluation.evaluate import CROSSED, MIN_SAMPLED, Plan, evaluate
+from guard.evaluation.methods import methods_for
+from guard.evaluation.protocol import others_to_one
+
+RUN = Run(model=scripted_model(), capture_point="mlp", system="", max_tokens=20)
+SETS, COUNT = ("a", "b", "c", "d"), 60
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """Four sets; one coordinate of one layer tells wrong answers, the log-probabilities hardly do."""
+    engine = AnsweringEngine(lambda prompt, number: ("yes" + "s" * (number % 4), 0.4), model=RUN.model)
+    engine.activations_at = lambda prompt, number: np.concatenate([layers_of(prompt, number)] * 2)
+    rng = np.random.default_rng(0)
+    reader = Lens(*(np.float32(rng.normal(size=size)) for size in (WIDTH, (END + 1, WIDTH))), epsilon=1e-5)
+    rows: list[tuple[str, Row]] = [
+        (name, Question(id=f"{number}", question=f"{name} {number}?", answers=("yes",)))
+        for name in SETS
+        for number in range(COUNT)
+    ]
+    with Journal(tmp_path_factory.mktemp("journal") / "j", RUN) as journal:
+        list(record_rows(engine, rows, journal, run=RUN, lens=reader, samples=3, sampled_rows=COUNT))
+        columns = Answers.of_journal(journal, rows, lambda row, answer: True).columns
+    wrong = rng.random(len(columns.wrong)) < 0.5
+    activations = rng.normal(size=columns.activations.shape).astype(np.float32)
+    activations[:, :, 1, 0] += np.where(wrong, 2.5, -2.5)[:, None]
+    logprobs = -rng.exponential(size=len(columns.logprobs)).astype(np.float32)
+    return Answers.whole(replace(columns, wrong=wrong, activations=activations.astype(np.float16), logprobs=logprobs))
+
+
+def test_what_the_layers_know_is_found_and_carried_to_other_sets(answers: Answers) -> None:
+    methods = methods_for("all")
+    found = others_to_one(answers, methods, seed=0)
+    assert {each.test for each in found} == set(SETS)
+    auroc = {}
+    for method in methods:
+        # A method whose features say nothing here may refuse to be fitted.
+        scores = [(each.wrong, each.p_wrong[method.name]) for each in found if method.name in each.p_wrong]
+        if not scores:
+            continue
+        assert all(((p >= 0) & (p <= 1)).all() and len(p) == COUNT for _, p in scores), method.name
+        auroc[method.name] = np.mean([roc_auc_score(wrong, p) for wrong, p in scores])
+    assert auroc["guard"] > 0.85
+    assert auroc["linear probe"] > 0.75
+    for blind in ("log-probabilities", "margin", "length", "lens entropies", "chain of embedding"):
+        assert 0.35 < auroc[blind] < 0.65, blind
+
+
+def test_parts_that_are_left_out_are_missed(answers: Answers) -> None:
+    parts = {method.name: method for method in methods_for("parts")}
+    found = others_to_one(answers, [parts["guard"], parts["guard without the read-out"]], seed=0)
+    for each in found:
+        full = roc_auc_score(each.wrong, each.p_wrong["guard"])
+        assert full > 0.8
+        without = each.p_wrong.get("guard without the read-out")  # refused where nothing is left to learn from
+        assert without is None or roc_auc_score(each.wrong, without) < full - 0.15
+
+
+def test_signals_that_were_not_recorded_are_named(answers: Answers) -> None:
+    bare = Answers.whole(replace(answers.columns, lens=None, path=None, samples=((),) * len(answers)))
+    found = others_to_one(bare, (*methods_for("all"), *methods_for("sampling")[2:]), seed=0)
+    for each in found:
+        assert "logit lens" in each.missing["lens entropies"]
+        assert "logit lens" in each.missing["chain of embedding"]
+        assert "--samples" in each.missing["self-consistency (5 samples)"]
+        assert "guard" in each.p_wrong
+
+
+def test_methods_read_recorded_answers_only(answers: Answers) -> None:
+    from made_tables import made_table
+
+    for method in methods_for("all"):
+        with pytest.raises(InputError, match="read recorded answers"):
+            method.fit(made_table(["x"], n=20), seed=0)
+
+
+def test_an_evaluation_has_all_protocols_and_verdicts(answers: Answers) -> None:
+    assert len(answers) >= MIN_SAMPLED
+    other = Answers.whole(replace(answers.columns, facts={**answers.columns.facts, "model.quantization": "Q2_K"}))
+    result = evaluate(answers, Plan(draws=100, parts=False), shifted={"Q4 to Q2": other})
+    settings = [setting.setting for setting in result.settings]
+    assert settings[:4] == ["others to one", "within", "one to one", "shift: Q4 to Q2"]
+    assert "sampled again" in settings[4]
+    verdicts = {(each.claim.text, each.claim.measure): each.outcome for each in result.verdicts}
+    told = "better than log-probabilities on data sets it never saw (AUROC)"
+    assert verdicts[told, "AUROC"] == "reached"
+    costs = {card.name: card.seconds for card in result.methods}
+    assert costs["self-consistency (5 samples)"] is not None
+    assert result.importance is not None
+
+
+def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_path: Path) -> None:
+    answers.write(tmp_path / "r.parquet")
+    run = CliRunner().invoke
+    arguments = ["evaluate", str(tmp_path / "r.parquet"), "--out", str(tmp_path / "a.html"), "--draws", "100"]
+    arguments += ["--per-set", "60"]
+    (tmp_path / "notes.json").write_text('{"A dead end": "It led nowhere."}')
+    done = run(
+        app,
+        [*arguments, "--protocol", "others to one", "--no-parts", "--notes", str(tmp_path / "notes.json"), "--json"],
+    )
+    assert done.exit_code == 0, done.output
+    assert any(each["outcome"] == "reached" for each in json.loads(done.stdout)["verdicts"])
+    page = (tmp_path / "a.html").read_text()
+    assert "It led nowhere." in page
+    assert "yess" not in page, "no answer is shown"
+    arguments[3] = str(tmp_path / "w.html")
+    assert run(app, [*arguments, "--protocol", "within"]).exit_code == 0
+    both = ["--from", str(tmp_path / "a.json"), "--from", str(tmp_path / "w.json")]
+    again = run(app, ["evaluate", *both, "--out", str(tmp_path / "b.html")])
+    assert again.exit_code == 0, again.output
+    joined, newest = (json.loads((tmp_path / name).read_text()) for name in ("b.json", "w.json"))
+    assert joined["provenance"]["created"] == newest["provenance"]["created"]
+    (model,) = joined["models"]
+    assert [setting["setting"] for setting in model["settings"]] == ["others to one", "within"]
+    assert {data["n"] for data in model["datasets"]} == {60}
+    twice = run(app, ["evaluate", *both, *both[:2], "--out", str(tmp_path / "d.html")])
+    assert "have the protocol 'others to one'" in str(twice.exception)
+    assert "Report written" in again.stdout
+    assert (tmp_path / "b.html").stat().st_size > 100_000
+    unknown = run(app, [*arguments, "--protocol", "withn"])
+    assert "Did you mean 'within'" in str(unknown.exception)
+    for wrong in ([], [str(tmp_path / "r.parquet"), "--from", str(tmp_path / "a.json")]):
+        refused = run(app, ["evaluate", *wrong, "--out", str(tmp_path / "c.html")])
+        assert isinstance(refused.exception, InputError)
+        assert "Give records" in str(refused.exception)
+
+
+def test_the_command_takes_shifted_records_and_fewer_answers(answers: Answers, tmp_path: Path) -> None:
+    facts = {**answers.columns.facts, "model.quantization": "Q2_K", "model.weights_sha256": "f" * 64}
+    files = {name: tmp_path / f"{name}.parquet" for name in ("r", "s", "e", "wide")}
+    answers.write(files["r"])
+    Answers.whole(replace(answers.columns, facts=facts)).write(files["s"])
+    engine = {**answers.columns.facts, "model.engine": "transformers", "model.quantization": "float32"}
+    Answers.whole(replace(answers.columns, facts=engine)).write(files["e"])
+    wide = replace(answers.columns, activations=np.concatenate([answers.activations] * 2, axis=-1))
+    Answers.whole(replace(wide, facts={**facts, "model.width": 2 * facts["model.width"]})).write(files["wide"])
+    out = tmp_path / "a.html"
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["evaluate", str(files["r"]), "--out", str(out), "--draws", "100", *arguments])
+
+    shift, same, ported, wide_shift = (["--shift", str(files[name])] for name in ("s", "r", "e", "wide"))
+    done = run(*shift, *same, *ported, "--per-set", "50", "--protocol", "shift", "--no-parts", "--json")
+    assert done.exit_code == 0, done.output
+    (model,) = json.loads((tmp_path / "a.json").read_text())["models"]
+    was = answers.facts["model.quantization"]
+    assert [setting["setting"] for setting in model["settings"]] == [
+        f"shift: {was} to Q2_K",
+        f"shift: {was} as it was",
+        f"shift: {answers.facts['model.engine']} {was} to transformers float32",
+    ]
+    claimed = {verdict["claim"]["setting"] for verdict in model["verdicts"]}
+    assert claimed == {f"shift: {was} to Q2_K", f"shift: {answers.facts['model.engine']} {was} to transformers float32"}
+    assert {data["n"] for data in model["datasets"]} == {50}
+    assert {method["name"] for method in model["methods"]} == set(CROSSED), "no other was run"
+    for arguments, told in (
+        ([*shift, *shift], "the same precision and engine"),
+        (wide_shift, "of another model"),
+        (["--protocol", "shift"], "needs --shift"),
+        ([*shift, "--protocol", "within"], "needs --shift"),
+        ([str(files["s"]), *shift, "--protocol", "shift"], "of one model"),
+    ):
+        assert told in str(run(*arguments).exception)
+    again = CliRunner().invoke(app, ["evaluate", "--from", str(tmp_path / "a.json"), "--out", str(out), *shift])
+    assert "Leave --from out" in str(again.exception)
+
+
+def test_the_command_tests_on_new_sets(answers: Answers, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.parquet" for name in ("r", "n", "other", "tuned")}
+    first, *rest = sorted(set(answers.dataset))
+    answers.take(np.flatnonzero(answers.dataset != first)).write(files["r"])
+    answers.take(np.flatnonzero(answers.dataset == first)).write(files["n"])
+    for name, fact in (("other", {"model.quantization": "Q2_K"}), ("tuned", {"model.weights_sha256": "f" * 64})):
+        Answers.whole(replace(answers.columns, facts={**answers.columns.facts, **fact})).write(files[name])
+    out = tmp_path / "a.html"
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["evaluate", str(files["r"]), "--out", str(out), "--draws", "100", *arguments])
+
+    done = run("--new", str(files["n"]), "--protocol", "all to new", "--json")
+    assert done.exit_code == 0, done.output
+    (model,) = json.loads((tmp_path / "a.json").read_text())["models"]
+    assert [setting["setting"] for setting in model["settings"]] == ["all to new"]
+    assert [data["name"] for data in model["datasets"]] == [first]
+    assert {verdict["claim"]["setting"] for verdict in model["verdicts"]} == {"all to new"}
+    assert "had no part in anything" in out.read_text()
+    for arguments, told in (
+        (["--new", str(files["other"])], "Q2_K on"),
+        (["--new", str(files["tuned"])], "with other weights"),
+        (["--new", str(files["r"])], f"'{rest[0]}' is in the records and in the new ones"),
+        (["--protocol", "all to new"], "needs --new RECORDS"),
+        ([str(files["n"]), "--new", str(files["n"]), "--protocol", "all to new"], "are of one model"),
+    ):
+        assert told in str(run(*arguments).exception)

@@ -1,0 +1,72 @@
+"""What holds prompts, answers or labels is readable for its owner only, whatever the umask."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from test_store import make_escalation
+
+from guard.data.sqlite_journal import JournalFile
+from guard.files.private_files import replacing_privately
+from guard.review.store import Store
+
+
+@pytest.fixture(autouse=True)
+def generous_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+class Journal(JournalFile):
+    def keys(self) -> set[str]:
+        return {"a row"}
+
+
+def make_journal(folder: Path) -> None:
+    with Journal(folder / "answers.journal") as journal:
+        journal._claim(())
+        journal._db.execute("CREATE TABLE rows (prompt TEXT)")
+
+
+def make_store(folder: Path) -> None:
+    with Store.open(folder / "reviews.db") as store:
+        store.add(make_escalation())
+
+
+@pytest.mark.parametrize("make", [make_journal, make_store])
+def test_files_with_prompts_are_their_owners_only(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path)
+    files = list(tmp_path.iterdir())
+    assert files
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+def test_an_old_file_that_others_can_read_is_replaced_by_a_private_one(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text("old")
+    with replacing_privately(path) as part:
+        assert stat.S_IMODE(part.stat().st_mode) == 0o600
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", 0o600)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text("old")
+
+    def fail() -> None:
+        with replacing_privately(path) as part:
+            part.write_text("half")
+            tmp_path.write_text("fails")
+
+    with pytest.raises(IsADirectoryError):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

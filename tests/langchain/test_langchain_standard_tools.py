@@ -1,0 +1,73 @@
+"""LangChain's standard suites for a model whose chat template has tools: nothing that needs them is skipped.
+
+The model is scripted, so this is about the way from the prompt to the parsed call; what a real model of
+1.5 billion parameters makes of the suites is in docs/how-to/langchain.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.unit_tests import ChatModelUnitTests
+from scripted import tiny_artefact
+from scripted_tools import MODEL, ToolEngine
+
+from guard.langchain.chat.model import ChatGuard
+from guard.scoring.scorer import Scorer
+from guard.scoring.scorer_file import Prompting
+
+
+def _scorer() -> Scorer:
+    """Its token limit is the model's; the suites set one of their own."""
+    artefact = tiny_artefact(MODEL)
+    return Scorer(artefact.model_copy(update={"prompting": Prompting(system="", max_tokens=2000)}))
+
+
+class WithTools:
+    """What the suites ask about the model."""
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatGuard
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"engine": ToolEngine(), "scorer": _scorer()}
+
+    @property
+    def has_tool_calling(self) -> bool:
+        return True
+
+    @property
+    def has_structured_output(self) -> bool:
+        return True
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def supports_model_override(self) -> bool:
+        return False
+
+    @property
+    def returns_usage_metadata(self) -> bool:
+        return True
+
+
+class TestUnitWithTools(WithTools, ChatModelUnitTests):
+    """All of them."""
+
+
+class TestIntegrationWithTools(WithTools, ChatModelIntegrationTests):
+    """All but other kinds of input than text."""
+
+
+class TestIntegrationByCalls(WithTools, ChatModelIntegrationTests):
+    """The same, with structured output by calling a tool."""
+
+    @property
+    def structured_output_kwargs(self) -> dict[str, Any]:
+        return {"method": "function_calling"}

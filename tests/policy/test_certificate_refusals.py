@@ -1,0 +1,206 @@
+"""Certificates and scorers that must be refused, and the boundaries at which a threshold is chosen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scripted import AnsweringEngine, confidence_scorer
+from test_certificate import certificate, certificates, policy, written
+from test_certificate_procedure import LADDER, ONCE, guard, questions
+from typer.testing import CliRunner
+
+from guard.certification.fixed_sequence import Certified, Trials, certify, grid, passes
+from guard.certification.trials import RehearsalJournal, Rehearsed, Tried, answered_rows, rehearse_rows, trials_of
+from guard.cli import app
+from guard.data.graders import grade
+from guard.data.questions import LabelledResponse, Row
+from guard.errors import GuardError, PolicyError, ScorerError
+from guard.files import checked_json as sealed
+from guard.policy.certificate import CertificateError, check_certificate, parse_certificates
+from guard.policy.guarantee import Settled, promises, rehearsal, with_thresholds
+from guard.policy.policy import Policy, parse_policy
+from guard.records import Floats, Prompt
+from guard.runtime.guard import Guard
+from guard.scoring.scorer import load_scorer, parse_scorer
+
+# -- checksums ---------------------------------------------------------------------------------
+
+CLAIMS = pytest.mark.parametrize("claim", [{}, {"sha256": None}, {"sha256": ""}, {"sha256": 0}, {"sha256": "0" * 64}])
+
+
+def without_checksum(content: dict[str, Any], claim: dict[str, Any]) -> bytes:
+    kept = {key: value for key, value in content.items() if key != "sha256"}
+    return json.dumps({**kept, **claim}).encode()
+
+
+@CLAIMS
+def test_a_certificate_without_its_checksum_is_refused(claim: dict[str, Any]) -> None:
+    with pytest.raises(CertificateError, match="checksum does not match"):
+        parse_certificates(without_checksum(written(), claim))
+
+
+@CLAIMS
+def test_a_scorer_without_its_checksum_is_refused(claim: dict[str, Any], tmp_path: Path) -> None:
+    confidence_scorer().save(tmp_path / "scorer.json")
+    content = json.loads((tmp_path / "scorer.json").read_text())
+    assert load_scorer(tmp_path / "scorer.json").sha256 == content["sha256"]
+    with pytest.raises(ScorerError, match="checksum does not match"):
+        parse_scorer(without_checksum(content, claim))
+
+
+def resealed(content: dict[str, Any]) -> bytes:
+    """A file with a checksum that is right, as whoever edits one by hand could make it."""
+    kept = {key: value for key, value in content.items() if key != "sha256"}
+    return json.dumps({**kept, "sha256": sealed.digest(kept)}).encode()
+
+
+def test_two_certificates_for_one_route_are_refused() -> None:
+    content = written()
+    first = content["certificates"][0]
+    assert len(parse_certificates(resealed(content)).by_route) == 1
+    with pytest.raises(CertificateError, match="two certificates for one route"):
+        parse_certificates(resealed({**content, "certificates": [first, {**first, "threshold": 0.9}]}))
+
+
+@pytest.mark.parametrize("key", ["threshold", "risk", "accepted"])
+def test_a_certificate_that_was_changed_and_sealed_again_must_still_add_up(key: str) -> None:
+    content = written()
+    content["certificates"][0][key] = {"threshold": 0.0, "risk": 0.001, "accepted": 5}[key]
+    with pytest.raises(CertificateError, match="is not a valid certificate"):
+        parse_certificates(resealed(content))
+
+
+# -- rules, without a model --------------------------------------------------------------------
+
+RULES = """rules:
+  - accept: {max_error_rate: 0.05, confidence: 0.9}
+  - retry: {below: 0.6, times: 1}
+  - abstain: {text: I do not know.}
+"""
+LAXER = {
+    "rules": RULES.replace("times: 1", "times: 2"),
+    "on_error": f"{RULES}on_error: accept\n",
+    "budget": f"{RULES}budget: {{attempts: 3}}\n",
+    "unusual": f"{RULES}unusual: {{above: 0.9, then: escalate}}\n",
+}
+
+
+@pytest.mark.parametrize("change", LAXER)
+def test_changed_rules_void_a_certificate_also_where_no_model_is_loaded(change: str) -> None:
+    own, other = policy(RULES), policy(LAXER[change])
+    given = certificates(certificate(own))
+    assert check_certificate(own, given, None, promises(own)[None]).threshold == 0.25
+    with pytest.raises(CertificateError, match="the budget are others"):
+        check_certificate(other, given, None, promises(other)[None])
+
+
+@pytest.mark.parametrize("command", ["check", "explain"])
+def test_the_command_line_says_that_a_certificate_is_for_other_rules(command: str, tmp_path: Path) -> None:
+    certificates(certificate(policy(RULES))).save(tmp_path / "c.json")
+    score = ["--score", "0.2"] if command == "explain" else []
+
+    def run(body: str) -> Any:
+        (tmp_path / "p.yaml").write_text(f"version: 1\nname: test\n{body}")
+        arguments = ["policy", command, str(tmp_path / "p.yaml"), "--certificate", str(tmp_path / "c.json"), *score]
+        return CliRunner().invoke(app, arguments)
+
+    assert run(RULES).exit_code == 0, run(RULES).output
+    refused = run(LAXER["on_error"])
+    told = f"{refused.output} {refused.exception}"
+    assert refused.exit_code != 0
+    assert "the budget are others" in " ".join(told.split())
+    assert isinstance(refused.exception, GuardError | SystemExit)
+
+
+# -- where a threshold is chosen ---------------------------------------------------------------
+
+
+def test_an_answer_at_the_threshold_is_not_accepted() -> None:
+    trials = Trials.of_scores([0.2, 0.5, 0.7], [False, True, True])
+    assert trials.at(0.5) == (1, 0)
+    assert trials.at(np.nextafter(0.5, 1.0)) == (2, 1)
+
+
+def test_a_p_value_at_the_level_passes_and_one_above_it_does_not() -> None:
+    # One accepted answer, right: were the risk 1/2, that would happen with probability 1/2.
+    assert passes(0, 1, 0.5, 0.5)
+    assert not passes(0, 1, 0.5, 0.51)
+    # 0.9^22 = 0.0985 and 0.9^21 = 0.109.
+    assert passes(0, 22, 0.1, 0.9)
+    assert not passes(0, 21, 0.1, 0.9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_walk_ends_at_the_first_threshold_that_fails(seed: int) -> None:
+    """A band of wrong answers ends it, though all answers together would pass."""
+    p_wrong = np.random.default_rng(seed).random(3000)
+    wrong = (p_wrong > 0.2) & (p_wrong < 0.26)
+    assert wrong.mean() < 0.08
+    result = certify(Trials.of_scores(p_wrong, wrong), risk=0.1, confidence=0.9, seed=seed)
+    assert isinstance(result, Certified)
+    assert 0.1 < result.threshold < 0.26
+    all_pass = certify(Trials.of_scores(p_wrong, wrong & False), risk=0.1, confidence=0.9, seed=seed)
+    assert isinstance(all_pass, Certified)
+    assert all_pass.threshold > 0.9
+
+
+def test_a_threshold_that_falls_on_the_next_rules_stays_below_it() -> None:
+    thresholds = grid(np.full(50, 0.5), 400, 0.1, 0.9, ceiling=0.5)
+    assert thresholds.tolist() == [np.nextafter(0.5, 0.0)]
+
+
+@pytest.mark.parametrize("threshold", [0.6, 0.61, 0.0, -0.1, float("nan")])
+def test_a_threshold_outside_of_its_rule_is_refused(threshold: float) -> None:
+    with pytest.raises(PolicyError, match=r"not below 0\.6"):
+        with_thresholds(policy(RULES), {None: Settled(threshold, "a" * 64)})
+    fitting = with_thresholds(policy(RULES), {None: Settled(np.nextafter(0.6, 0.0), "a" * 64)})
+    assert fitting.plan().rules[0].below < 0.6
+
+
+# -- the trial run -----------------------------------------------------------------------------
+
+
+def tried(chosen: Policy, rehearsing: Guard, rows: list[tuple[str, Row]]) -> list[Any]:
+    with RehearsalJournal(":memory:", rehearsing.basis(chosen)) as journal:
+        return list(rehearse_rows(rehearsing, rows, journal, route=None))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_shadow_policy_is_tried_with_the_attempts_of_an_enforced_one(seed: int) -> None:
+    """It may be watched first and enforced later, by the same certificate."""
+    enforced = parse_policy(f"version: 1\nname: test\n{LADDER}")
+    shadow = parse_policy(f"version: 1\nname: test\nmode: shadow\n{LADDER}")
+    one = tried(enforced, guard(rehearsal(enforced), seed), questions(12))
+    other = tried(shadow, guard(rehearsal(shadow), seed), questions(12))
+    assert one == other
+    assert max(len(row.attempts) for row in one) > 1
+
+
+def no_layers(prompt: Prompt, number: int) -> Floats:
+    return np.full((3, 8), np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("on_error", "released", "counted"),
+    [("accept", True, (1, 1)), ("abstain", False, (0, 0)), ("escalate", False, (0, 0))],
+)
+def test_a_given_response_that_cannot_be_scored_counts_as_on_error_says(
+    on_error: str, released: bool, counted: tuple[int, int]
+) -> None:
+    chosen = parse_policy(f"version: 1\nname: test\n{ONCE}on_error:\n  {on_error}: {{}}\n")
+    engine = AnsweringEngine(lambda prompt, number: ("Paris", 0.2))
+    engine.activations_at = no_layers
+    rehearsing = Guard(engine, confidence_scorer(), rehearsal(chosen), handlers={"review": print})
+    rows: list[tuple[str, Row]] = [
+        ("set", LabelledResponse(id="a", prompt=Prompt.chat("What?"), response="Rome", wrong=True))
+    ]
+    with RehearsalJournal(":memory:", rehearsing.basis(chosen)) as journal:
+        (row,) = rehearse_rows(rehearsing, rows, journal, route=None)
+        trials = trials_of(answered_rows(rows, journal), grade=grade)
+    assert isinstance(row, Rehearsed)
+    assert row.attempts == (Tried("Rome", None, released=released),)
+    assert trials.at(0.01) == trials.at(1.0) == counted

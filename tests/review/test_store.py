@@ -1,0 +1,1091 @@
+"""The review store on real files with real processes: what was accepted is there, whole, once."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import postgresql_server
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from guard.errors import GuardError, InputError, MissingExtraError, ReviewError, StoreError
+from guard.records import Action, Attempt, Decision, Escalation, Prompt, Sampling, Score
+from guard.review import database, migrations
+from guard.review.migrations.tables import METADATA
+from guard.review.store import ALPHABET, ID_LENGTH, Review, ReviewStatus, Store
+
+#: Whether the same tests run on PostgreSQL; see `postgresql_server`.
+POSTGRESQL = postgresql_server.is_available()
+
+ON_POSTGRESQL = pytest.mark.skipif(not POSTGRESQL, reason="no PostgreSQL server: see postgresql_server.py")
+
+
+def make_escalation(number: int = 0, **changes: Any) -> Escalation:
+    """A case that can be told from its number, so that a reader can check that it is whole."""
+    decision = Decision(Action.ESCALATE, "rules[1]", "too likely wrong", 0.75)
+    attempt = Attempt(
+        answer=f"Answer {number} " + "x" * 500,
+        source="model",
+        score=Score(0.75, calibrated=True, baseline_p_wrong=0.5, seconds=0.001),
+        decision=decision,
+        prompt_tokens=20,
+        completion_tokens=9,
+        seconds=0.25,
+        sampling=Sampling(temperature=0.7, seed=number),
+    )
+    failed = replace(attempt, answer=None, score=None, error="The layers were not recorded")
+    case = Escalation(
+        decision_id=f"decision-{number}",
+        question=f"Question {number}?",
+        prompt=Prompt.chat(f"Question {number}?", system="Be brief."),
+        answer=attempt.answer,
+        p_wrong=0.75,
+        rule="rules[1]",
+        reason="too likely wrong",
+        route="medical",
+        policy="balanced",
+        model="tiny",
+        attempts=(failed, attempt),
+        metadata={"customer": number},
+        created_at=f"2026-01-01T00:00:{number % 60:02d}Z",
+    )
+    return replace(case, **changes)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "reviews.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"] if POSTGRESQL else ["sqlite"])
+def url(request: pytest.FixtureRequest, path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return str(path)
+    scratch = postgresql_server.url()
+    engine = sa.create_engine(scratch.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
+    engine.dispose()
+    return scratch
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    with Store.open(url) as opened:
+        yield opened
+
+
+def raw(path: Path, statement: str, *values: Any) -> list[Any]:
+    """What SQLite itself, past guard, says to a statement."""
+    connection = sqlite3.connect(path)
+    with connection:
+        rows = connection.execute(statement, values).fetchall()
+    connection.close()
+    return rows
+
+
+# -- adding and reading ------------------------------------------------------------------------
+
+
+def test_a_case_comes_back_as_it_went_in(store: Store) -> None:
+    case = make_escalation(7)
+    added = store.add(case)
+    review = store.review(added.id)
+    assert review == added
+    assert len(review.id) == ID_LENGTH
+    assert set(review.id) <= set(ALPHABET)
+    same = ("decision_id", "question", "answer", "p_wrong", "rule", "reason", "route", "policy", "model")
+    for name in same:
+        assert getattr(review, name) == getattr(case, name)
+    assert review.prompt == case.prompt
+    assert review.metadata == case.metadata
+    assert review.created_at == "2026-01-01T00:00:07.000000+00:00"
+    assert review.status is ReviewStatus.PENDING
+    assert (review.final_answer, review.reviewer, review.note, review.decided_at) == (None,) * 4
+    failed, scored = review.attempts
+    assert (failed["answer"], failed["p_wrong"]) == (None, None)
+    assert failed["error"] == "The layers were not recorded"
+    assert scored["answer"] == case.answer
+    assert (scored["p_wrong"], scored["calibrated"], scored["action"]) == (0.75, True, "escalate")
+    assert scored["sampling"] == {"temperature": 0.7, "top_p": 1.0, "top_k": 0, "seed": 7}
+
+
+def test_adding_is_idempotent_by_decision(store: Store) -> None:
+    first = store.add(make_escalation(1))
+    decided = store.approve(first.id, reviewer="ann")
+    assert store.add(make_escalation(1, question="changed")) == decided
+    assert store.count() == 1
+    assert [event.what for event in store.history(first.id)] == ["added", "approved"]
+
+
+def test_a_raw_prompt_and_missing_values(store: Store) -> None:
+    case = make_escalation(prompt=Prompt.raw("2+2="), answer=None, p_wrong=None, route=None, attempts=())
+    review = store.review(store.add(case).id)
+    assert review.prompt == Prompt.raw("2+2=")
+    assert (review.answer, review.p_wrong, review.route, review.attempts) == (None, None, None, ())
+
+
+def test_tools_are_kept(store: Store) -> None:
+    prompt = Prompt.chat("hi", tools=[{"type": "function", "function": {"name": "f"}}])
+    assert store.add(make_escalation(prompt=prompt)).prompt == prompt
+
+
+def test_metadata_that_json_lacks_is_kept_as_text(store: Store) -> None:
+    cycle: dict[str, Any] = {}
+    cycle["self"] = cycle
+    metadata = {"price": Decimal("1.50"), "nan": float("nan"), 3: (1, None, True), "path": Path("a"), "c": cycle}
+    kept = store.review(store.add(make_escalation(metadata=metadata)).id).metadata
+    assert {name: kept[name] for name in ("price", "nan", "3", "path")} == {
+        "price": "1.50",
+        "nan": "nan",
+        "3": [1, None, True],
+        "path": "a",
+    }
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(text=st.text(st.characters()), number=st.integers(min_value=0))
+def test_any_text_is_accepted(store: Store, text: str, number: int) -> None:
+    decision_id = f"{number}-{text}"
+    case = make_escalation(
+        decision_id=decision_id, question=text, answer=text, prompt=Prompt.chat(text), metadata={text: text}
+    )
+    review = store.add(case)
+    assert store.add(case) == review
+    if "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text):
+        assert (review.question, review.answer, review.prompt, review.metadata) == (
+            text,
+            text,
+            case.prompt,
+            {text: text},
+        )
+
+
+@pytest.mark.parametrize(
+    ("given_time", "kept"),
+    [
+        ("2026-01-01T02:00:00+02:00", "2026-01-01T00:00:00.000000+00:00"),
+        ("2026-01-01T00:00:00.5", "2026-01-01T00:00:00.500000+00:00"),
+    ],
+)
+def test_times_have_one_form(store: Store, given_time: str, kept: str) -> None:
+    assert store.add(make_escalation(created_at=given_time)).created_at == kept
+
+
+def test_a_time_that_is_none_is_refused(store: Store) -> None:
+    with pytest.raises(InputError, match="'yesterday'"):
+        store.add(make_escalation(created_at="yesterday"))
+    assert store.count() == 0
+
+
+def test_listing_filters_pages_and_orders(store: Store) -> None:
+    for number in (3, 1, 2, 0):
+        store.add(make_escalation(number, route="even" if number % 2 == 0 else None))
+    store.reject(store.reviews()[0].id, reviewer="ann")
+    assert [review.decision_id for review in store.reviews()] == [f"decision-{n}" for n in range(4)]
+    assert [review.decision_id for review in store.reviews(limit=2, offset=1)] == ["decision-1", "decision-2"]
+    assert [review.decision_id for review in store.reviews(status="pending", route="even")] == ["decision-2"]
+    assert [review.decision_id for review in store.reviews(status=ReviewStatus.REJECTED)] == ["decision-0"]
+    assert (store.count(), store.count(status="pending"), store.count(route="even")) == (4, 3, 2)
+
+
+@pytest.mark.parametrize("options", [{"limit": 0}, {"offset": -1}, {"status": "aproved"}])
+def test_listing_refuses_what_makes_no_sense(store: Store, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        store.reviews(**options)
+
+
+def test_a_misspelt_status_gets_a_suggestion(store: Store) -> None:
+    with pytest.raises(InputError, match="Did you mean 'approved'"):
+        store.count(status="aproved")
+
+
+# -- names -------------------------------------------------------------------------------------
+
+
+def test_a_review_is_found_by_beginning_decision_and_look_alikes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter("10ab2c" + "10ab2c" + "10abz9")
+    monkeypatch.setattr("guard.review.store.secrets.choice", lambda _: next(drawn))
+    first = store.add(make_escalation(1))
+    second = store.add(make_escalation(2))  # its first draw is taken
+    assert (first.id, second.id) == ("10ab2c", "10abz9")
+    for name in ("10ab2c", "10ab2", " LOAB2C ", "ioab2", "decision-1"):
+        assert store.review(name) == first
+    with pytest.raises(ReviewError, match="10ab2c, 10abz9"):
+        store.review("10ab")
+    with pytest.raises(ReviewError, match="too short"):
+        store.review("10a")
+
+
+@pytest.mark.parametrize("name", ["", "  ", "nothing", "%", "_", "'; DROP TABLE reviews; --", "\0", "\ud800"])
+def test_an_unknown_name(store: Store, name: str) -> None:
+    store.add(make_escalation())
+    with pytest.raises(ReviewError):
+        store.review(name)
+    assert store.count() == 1
+
+
+def test_an_unknown_name_gets_a_suggestion(store: Store) -> None:
+    known = store.add(make_escalation()).id
+    mistyped = known[:-1] + ("0" if known[-1] != "0" else "1")
+    with pytest.raises(ReviewError, match=f"Did you mean '{known}'"):
+        store.review(mistyped)
+
+
+# -- deciding ----------------------------------------------------------------------------------
+
+
+def test_the_three_decisions(store: Store) -> None:
+    right, better, wrong = (store.add(make_escalation(n)).id for n in range(3))
+    approved = store.approve(right, reviewer="ann", note="fine")
+    edited = store.edit(better, answer="Paris", draft="wrong", reviewer="bob")
+    rejected = store.reject(wrong, reviewer="cyd", answer="42")
+    assert (approved.status, approved.final_answer, approved.reviewer, approved.note) == (
+        ReviewStatus.APPROVED,
+        approved.answer,
+        "ann",
+        "fine",
+    )
+    assert (edited.status, edited.final_answer) == (ReviewStatus.EDITED, "Paris")
+    assert (rejected.status, rejected.final_answer) == (ReviewStatus.REJECTED, "42")
+    for review in (approved, edited, rejected):
+        assert store.review(review.id) == review
+        added, decided = store.history(review.id)
+        assert (added.who, added.what) == ("guard", "added")
+        assert (decided.who, decided.what) == (review.reviewer, review.status)
+        assert decided.at >= str(review.decided_at) >= added.at
+
+
+def test_a_decision_is_final_and_says_whose_it_is(store: Store) -> None:
+    review = store.approve(store.add(make_escalation()).id, reviewer="ann")
+    with pytest.raises(ReviewError, match=rf"approved by ann at {review.decided_at}".replace("+", r"\+")):
+        store.reject(review.id, reviewer="bob")
+    assert store.review(review.id) == review
+
+
+ANSWER = make_escalation().answer
+DECISIONS: list[tuple[str, Callable[[Store, str], Review]]] = [
+    (
+        "unchanged",
+        lambda store, name: store.edit(name, answer=f" {make_escalation().answer}\n", draft="right", reviewer="a"),
+    ),
+    ("unchanged", lambda store, name: store.reject(name, answer=make_escalation().answer, reviewer="a")),
+    ("empty", lambda store, name: store.edit(name, answer=" ", draft="wrong", reviewer="a")),
+    ("right or wrong", lambda store, name: store.edit(name, answer="Paris", reviewer="a")),
+    ("right or wrong", lambda store, name: store.edit(name, answer="Paris", draft="maybe", reviewer="a")),  # type: ignore[arg-type]
+    ("reviewer's name", lambda store, name: store.approve(name, reviewer=" ")),
+]
+
+
+@pytest.mark.parametrize(("says", "decide"), DECISIONS)
+def test_decisions_that_would_mislabel_are_refused(
+    store: Store, says: str, decide: Callable[[Store, str], Review]
+) -> None:
+    name = store.add(make_escalation()).id
+    with pytest.raises(InputError, match=says):
+        decide(store, name)
+    assert store.review(name).status is ReviewStatus.PENDING
+
+
+def test_no_answer_cannot_be_approved_but_edited(store: Store) -> None:
+    name = store.add(make_escalation(answer=None)).id
+    with pytest.raises(ReviewError, match="no answer to approve"):
+        store.approve(name, reviewer="ann")
+    assert store.edit(name, answer="Paris", reviewer="ann").final_answer == "Paris"
+
+
+def _race(url: str, name: str, reviewer: str, barrier: Any, results: Any) -> None:
+    with Store.open(url) as store:
+        barrier.wait(timeout=30)
+        try:
+            results.put(
+                ("won", reviewer, store.edit(name, answer=reviewer, draft="wrong", reviewer=reviewer).final_answer)
+            )
+        except ReviewError as error:
+            results.put(("lost", reviewer, str(error)))
+
+
+def test_of_reviewers_in_several_processes_one_wins(url: str, store: Store) -> None:
+    context = multiprocessing.get_context("spawn")
+    name = store.add(make_escalation()).id
+    barrier, results = context.Barrier(4), context.Queue()
+    people = [context.Process(target=_race, args=(url, name, f"person-{n}", barrier, results)) for n in range(4)]
+    for person in people:
+        person.start()
+    outcomes = [results.get(timeout=60) for _ in people]
+    for person in people:
+        person.join()
+    won = [outcome for outcome in outcomes if outcome[0] == "won"]
+    assert len(won) == 1
+    winner = won[0][1]
+    assert all(f"edited by {winner} at " in said for how, _, said in outcomes if how == "lost")
+    assert store.review(name).final_answer == winner
+    assert [event.who for event in store.history(name)] == ["guard", winner]
+
+
+def _waits_for_a_lock(store: Store) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with store._database.read() as connection:
+        return bool(connection.exec_driver_sql(query).scalar())
+
+
+@ON_POSTGRESQL
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_reviewer_who_decides_while_another_does_waits_and_is_refused(url: str) -> None:
+    """PostgreSQL would let both find the case pending: the second one looks while the first has yet to commit."""
+    with Store.open(url) as first, Store.open(url) as second, ThreadPoolExecutor(1) as pool:
+        name = first.add(make_escalation()).id
+        late: list[Future[Review]] = []
+
+        def let_the_other_come(_: Any) -> None:
+            late.append(pool.submit(second.approve, name, reviewer="bob"))
+            deadline = time.monotonic() + 20
+            while not late[0].done() and not _waits_for_a_lock(second):
+                assert time.monotonic() < deadline, "the second reviewer never came to the case"
+                time.sleep(0.01)
+
+        sa.event.listen(first._database.engine, "commit", let_the_other_come)
+        assert first.reject(name, reviewer="ann").status is ReviewStatus.REJECTED
+        with pytest.raises(ReviewError, match=r"has been decided already.*rejected by ann"):
+            late[0].result(timeout=20)
+        sa.event.remove(first._database.engine, "commit", let_the_other_come)
+        review = second.review(name)
+        assert (review.status, review.reviewer, review.final_answer) == (ReviewStatus.REJECTED, "ann", None)
+        assert [event.who for event in second.history(name)] == ["guard", "ann"]
+
+
+def test_threads_share_a_store(store: Store) -> None:
+    def work(number: int) -> str:
+        return store.add(make_escalation(number % 40)).id
+
+    with ThreadPoolExecutor(16) as pool:
+        ids = list(pool.map(work, range(120)))
+    assert len(set(ids)) == 40 == store.count()
+    won, lost, lock = [], [], threading.Lock()
+
+    def decide(number: int) -> None:
+        try:
+            review = store.reject(ids[0], reviewer=str(number))
+        except ReviewError as error:
+            with lock:
+                lost.append(error)
+        else:
+            with lock:
+                won.append(review)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(decide, range(16)))
+    assert (len(won), len(lost)) == (1, 15)
+
+
+# -- labels ------------------------------------------------------------------------------------
+
+
+def test_labels_for_calibration(store: Store) -> None:
+    ids = [store.add(make_escalation(n)).id for n in range(4)]
+    text = store.add(make_escalation(4, prompt=Prompt.raw("2+2="), route=None)).id
+    silent = store.add(make_escalation(5, answer=None)).id
+    store.edit(ids[1], answer="Paris", draft="wrong", reviewer="ann", note="the capital")
+    store.approve(ids[0], reviewer="ann")
+    store.reject(ids[2], reviewer="ann")
+    store.reject(text, reviewer="ann")
+    store.edit(silent, answer="Rome", reviewer="ann")
+    rows = list(store.labelled(page=2))
+    assert [(row["id"], row["label"]) for row in rows] == [(ids[1], 1), (ids[0], 0), (ids[2], 1), (text, 1)]
+    assert rows[0] == {
+        "prompt": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Question 1?"},
+        ],
+        "response": make_escalation(1).answer,
+        "label": 1,
+        "id": ids[1],
+        "route": "medical",
+        "model": "tiny",
+        "policy": "balanced",
+        "verdict": "edited",
+        "better": "Paris",
+        "note": "the capital",
+        "reviewer": "ann",
+    }
+    assert rows[3]["prompt"] == "2+2="
+    assert [row["id"] for row in store.labelled(route="medical")] == [ids[1], ids[0], ids[2]]
+
+
+# -- durability --------------------------------------------------------------------------------
+
+_ADD_FOR_EVER = """
+import itertools, sys
+sys.path.insert(0, sys.argv[2])
+from test_store import make_escalation
+from guard.review.handlers import ReviewQueue, escalate
+from guard.review.store import Store
+
+handlers = {"review": ReviewQueue(Store.open(sys.argv[1]))}
+for number in itertools.count(int(sys.argv[3])):
+    escalate(make_escalation(number), handlers=handlers, to=["review"])
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killing_the_process_loses_no_accepted_case(path: Path) -> None:
+    rng = random.Random(20260101)
+    accepted: list[int] = []
+    for run in range(20):
+        arguments = [
+            sys.executable,
+            "-c",
+            _ADD_FOR_EVER,
+            str(path),
+            str(Path(__file__).parents[1] / "support"),
+            str(run * 10**6),
+        ]
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        # From the very first write, the migration, to well within a burst of cases.
+        killer = threading.Timer(rng.uniform(0, 0.15) if run % 4 else rng.uniform(0.3, 1.0), process.kill)
+        lines = []
+        if run % 4:
+            lines.append(process.stdout.readline())
+        killer.start()
+        lines += process.stdout.readlines()
+        assert process.wait() == -signal.SIGKILL
+        accepted += [int(line) for line in lines if line.endswith("\n")]
+    assert len(accepted) > 100
+    assert raw(path, "PRAGMA integrity_check") == [("ok",)]
+    with Store.open(path) as store:
+        for number in accepted:
+            review = store.review(f"decision-{number}")
+            case = make_escalation(number)
+            assert (review.question, review.answer, review.prompt) == (case.question, case.answer, case.prompt)
+            assert [attempt["answer"] for attempt in review.attempts] == [None, case.answer]
+            assert [event.what for event in store.history(review.id)] == ["added"]
+        # Killed between the commit and the print at most one case more a run.
+        assert len(accepted) <= store.count() <= len(accepted) + 20
+
+
+def test_a_commit_is_synced(path: Path) -> None:
+    with Store.open(path) as store, store._database.write() as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+APPROVED = "status = 'approved', reviewer = 'ann', draft = 'right', final_answer = answer, decided_at = '2026-01-02'"
+FORGERIES = [
+    "UPDATE review_events SET who = 'x'",
+    "DELETE FROM review_events",
+    f"UPDATE reviews SET {APPROVED} WHERE decision_id = 'decision-0'",
+    "UPDATE reviews SET final_answer = 'Lyon' WHERE decision_id = 'decision-1'",
+    "UPDATE reviews SET status = 'rejected' WHERE decision_id = 'decision-1'",
+    "UPDATE reviews SET draft = 'wrong' WHERE decision_id = 'decision-1'",
+    "UPDATE reviews SET status = 'pending', decided_at = NULL WHERE decision_id = 'decision-1'",
+    "UPDATE reviews SET answer = 'Lyon' WHERE decision_id = 'decision-0'",
+    "UPDATE reviews SET question = 'Why?' WHERE decision_id = 'decision-1'",
+    "UPDATE reviews SET id = 'zzzzzz' WHERE decision_id = 'decision-0'",
+    "DELETE FROM reviews",
+    "UPDATE review_repeats SET metadata = '{}'",
+    "DELETE FROM review_repeats",
+]
+TRUNCATIONS = ["TRUNCATE review_events", "TRUNCATE review_repeats", "TRUNCATE reviews CASCADE"]
+REPLACEMENTS = [
+    "REPLACE INTO review_events (number, review_id, at, who, what) SELECT number, review_id, at, 'x', what "
+    "FROM review_events",
+    "REPLACE INTO review_events (review_id, at, who, what) SELECT review_id, at, 'x', what FROM review_events "
+    "WHERE what <> 'added'",
+    "REPLACE INTO reviews (id, decision_id, created_at, policy, model, question, prompt, rule, reason, attempts, "
+    "metadata, status) SELECT id, decision_id, 'x', 'x', 'x', 'x', prompt, 'x', 'x', attempts, metadata, 'pending' "
+    "FROM reviews",
+    "REPLACE INTO reviews (id, decision_id, created_at, policy, model, question, prompt, rule, reason, attempts, "
+    "metadata, status, fingerprint) SELECT 'x', 'x', 'x', 'x', 'x', 'x', prompt, 'x', 'x', attempts, metadata, "
+    "'pending', fingerprint FROM reviews WHERE status = 'pending'",
+    "REPLACE INTO review_repeats SELECT decision_id, review_id, 'x', p_wrong, 'x', reason, attempts, metadata "
+    "FROM review_repeats",
+]
+
+
+@pytest.fixture
+def kept(store: Store) -> list[Any]:
+    """One case that waits and has a repeat, and one that is decided; gives all that is known of them."""
+    store.add(make_escalation(0))
+    store.add(make_escalation(0, decision_id="again"))
+    store.add(make_escalation(1))
+    store.approve("decision-1", reviewer="bob")
+    return known(store)
+
+
+def known(store: Store) -> list[Any]:
+    reviews = store.reviews()
+    return [(review, store.history(review.id), store.repeats(review.id)) for review in reviews]
+
+
+@pytest.mark.parametrize("statement", FORGERIES)
+def test_what_was_decided_and_by_whom_cannot_be_rewritten(store: Store, kept: list[Any], statement: str) -> None:
+    refused = pytest.raises(StoreError, match=r"append-only|changed|audit trail|foreign key")
+    with refused, store._database.write() as connection:
+        connection.exec_driver_sql(statement)
+    assert known(store) == kept
+
+
+def test_the_trail_cannot_be_emptied_or_replaced(store: Store, kept: list[Any]) -> None:
+    for statement in TRUNCATIONS if "://" in store.place else REPLACEMENTS:
+        with contextlib.suppress(StoreError), store._database.write() as connection:
+            connection.exec_driver_sql(statement)
+        assert known(store) == kept, statement
+
+
+def test_a_case_cannot_come_in_decided(store: Store, kept: list[Any]) -> None:
+    columns = "decision_id, created_at, policy, model, question, prompt, rule, reason, attempts, metadata, decided_at"
+    statement = f"INSERT INTO reviews (id, {columns}, status) SELECT 'zzzzzz', 'new', {columns[13:]}, 'approved' "
+    with pytest.raises(StoreError, match="begins pending"), store._database.write() as connection:
+        connection.exec_driver_sql(f"{statement} FROM reviews WHERE status = 'approved'")
+    assert known(store) == kept
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        f"UPDATE reviews SET {APPROVED} WHERE decision_id = 'decision-0'",
+        "UPDATE reviews SET reviewer = 'ann' WHERE decision_id = 'decision-1'",
+        "UPDATE reviews SET draft = 'wrong' WHERE decision_id = 'decision-1'",
+        "UPDATE reviews SET status = 'pending', decided_at = NULL WHERE decision_id = 'decision-1'",
+    ],
+)
+def test_a_forged_verdict_is_found_when_it_is_read(store: Store, kept: list[Any], forgery: str) -> None:
+    """Whoever owns the database can drop the triggers; a verdict that is not in the trail is then refused."""
+    assert kept
+    with store._database.write() as connection:
+        on = " ON reviews" if "://" in store.place else ""
+        connection.exec_driver_sql(f"DROP TRIGGER reviews_keep_verdicts{on}")
+        connection.exec_driver_sql(forgery)
+    for read in (lambda: store.reviews(), lambda: list(store.labelled()), lambda: known(store)):
+        with pytest.raises(StoreError, match="not the one in its audit trail"):
+            read()
+
+
+def test_the_trail_has_the_whole_verdict(store: Store) -> None:
+    name = store.add(make_escalation()).id
+    store.edit(name, answer="Paris", draft="right", reviewer="ann", note="shorter")
+    verdict = store.history(name)[-1]
+    assert (verdict.what, verdict.who, verdict.draft, verdict.final_answer, verdict.note) == (
+        *("edited", "ann", "right", "Paris", "shorter"),
+    )
+
+
+# -- identical cases ---------------------------------------------------------------------------
+
+
+def test_an_identical_case_is_counted_and_kept_on_the_one_that_waits(store: Store) -> None:
+    first = store.add(make_escalation(0))
+    for number in range(3):
+        again = make_escalation(0, decision_id=f"again-{number}", metadata={"customer": number + 7})
+        assert store.add(again).id == first.id
+        assert store.add(again).repeats == number + 1  # idempotent by its decision too
+    assert store.count() == 1
+    assert store.review("again-1").id == first.id
+    assert [(repeat.decision_id, repeat.metadata) for repeat in store.repeats(first.id)] == [
+        (f"again-{number}", {"customer": number + 7}) for number in range(3)
+    ]
+    decided = store.approve("again-2", reviewer="ann")
+    assert (decided.id, decided.repeats) == (first.id, 3)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"answer": "Lyon"},
+        {"prompt": Prompt.chat("Question 0?", system="Be long.")},
+        {"policy": "strict"},
+        {"model": "large"},
+        {"route": None},
+        {"answer": None},
+    ],
+)
+def test_a_case_that_differs_in_anything_that_matters_is_one_of_its_own(store: Store, other: dict[str, Any]) -> None:
+    store.add(make_escalation(0))
+    assert store.add(make_escalation(0, decision_id="other", **other)).decision_id == "other"
+    assert store.count(status="pending") == 2
+
+
+def test_an_identical_case_waits_again_once_the_first_is_decided(store: Store) -> None:
+    first = store.add(make_escalation(0))
+    store.reject(first.id, reviewer="ann")
+    again = store.add(make_escalation(0, decision_id="again"))
+    assert (again.status, again.id != first.id) == (ReviewStatus.PENDING, True)
+    assert [len(store.repeats(name)) for name in (first.id, again.id)] == [0, 0]
+
+
+def test_identical_cases_that_come_in_at_once_are_one(store: Store) -> None:
+    cases = [make_escalation(0, decision_id=f"d{number}") for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        ids = {review.id for review in pool.map(store.add, cases)}
+    assert len(ids) == 1 == store.count()
+    (one,) = store.reviews()
+    assert {one.decision_id, *(repeat.decision_id for repeat in store.repeats(one.id))} == {f"d{n}" for n in range(24)}
+
+
+# -- a decision needs the whole id -------------------------------------------------------------
+
+
+def test_a_part_of_an_id_decides_nothing(store: Store) -> None:
+    review = store.add(make_escalation())
+    for name in (review.id[:1], review.id[:5], "decision"):
+        for decide in (
+            lambda name: store.approve(name, reviewer="a"),
+            lambda name: store.reject(name, reviewer="a"),
+            lambda name: store.edit(name, answer="x", draft="wrong", reviewer="a"),
+        ):
+            with pytest.raises(ReviewError):
+                decide(name)
+    assert store.review(review.id) == review
+
+
+# -- forking -----------------------------------------------------------------------------------
+
+
+def _in_a_fork(work: Callable[[], object]) -> int:
+    """Do something in a forked child; its exit code."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_store_that_was_used_before_a_fork_serves_parent_and_children(store: Store) -> None:
+    store.add(make_escalation(0))
+    for number in (1, 2):
+        assert _in_a_fork(lambda number=number: store.add(make_escalation(number))) == 0
+        assert store.count() == number + 1  # the child has closed nothing of ours
+    assert store.approve("decision-2", reviewer="ann").status is ReviewStatus.APPROVED
+
+
+def test_a_fork_in_the_middle_of_a_transaction_harms_nothing(store: Store) -> None:
+    with store._database.read() as connection:
+        query = sa.select(sa.func.count()).select_from(METADATA.tables["reviews"])
+        assert connection.scalar(query) == 0
+        assert _in_a_fork(lambda: store.add(make_escalation(1))) == 0
+        assert connection.scalar(query) in (0, 1)
+    assert store.count() == 1
+
+
+# -- opening and migrating ---------------------------------------------------------------------
+
+
+def _open_and_add(url: str, number: int, barrier: Any) -> None:
+    barrier.wait(timeout=30)
+    with Store.open(url) as store:
+        store.add(make_escalation(number))
+
+
+def test_processes_open_a_fresh_database_at_once(url: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    openers = [context.Process(target=_open_and_add, args=(url, n, barrier)) for n in range(3)]
+    for opener in openers:
+        opener.start()
+    for opener in openers:
+        opener.join(timeout=60)
+    assert [opener.exitcode for opener in openers] == [0, 0, 0]
+    with Store.open(url) as store:
+        assert store.count() == 3
+
+
+def test_threads_open_a_fresh_database_at_once(url: str) -> None:
+    def work(number: int) -> None:
+        with Store.open(url) as store:
+            store.add(make_escalation(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    with Store.open(url) as store:
+        assert store.count() == 8
+
+
+def test_opening_waits_for_another_process_that_sets_the_file_up(path: Path) -> None:
+    Store.open(path).close()
+    raw(path, "PRAGMA journal_mode = DELETE")
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="locked"):
+        Store.open(path, timeout_s=0.1)
+    threading.Timer(0.3, other.execute, ["ROLLBACK"]).start()
+    with Store.open(path) as store:
+        assert store.count() == 0
+    other.close()
+
+
+def test_a_database_of_revision_1_is_brought_up_to_date(url: str) -> None:
+    opened = database._open_sqlite if "://" not in url else None
+    parsed = database._parse(url)
+    old = opened(parsed, create=True, timeout_s=5) if opened else database._open_postgresql(parsed, timeout_s=5)
+    with old.write() as connection:
+        migrations.upgrade(connection, to="0001")
+        assert migrations.current(connection) == "0001"
+        for number, status in enumerate(["pending", "rejected"]):
+            decided = {"reviewer": "ann", "decided_at": "2025-02-01"} if status == "rejected" else {}
+            row = {
+                "id": f"k0000{number}", "decision_id": f"d{number}", "created_at": f"2025-01-0{number + 1}",
+                "policy": "p", "model": "m", "question": "q", "answer": "a", "rule": "r", "reason": "x",
+                "prompt": {"messages": None, "text": "q", "tools": []}, "attempts": [], "metadata": {},
+                "status": status, **decided,
+            }  # fmt: skip
+            connection.execute(METADATA.tables["reviews"].insert().values(row))
+    old.close()
+    with Store.open(url) as store:
+        assert [review.id for review in store.reviews()] == ["k00000", "k00001"]
+        assert [(event.who, event.what) for event in store.history("k00000")] == [("guard", "added")]
+        assert [(event.at, event.who, event.what) for event in store.history("k00001")] == [
+            ("2025-01-02", "guard", "added"),
+            ("2025-02-01", "ann", "rejected"),
+        ]
+        assert store.approve("k00000", reviewer="bob").status is ReviewStatus.APPROVED
+
+
+def test_migrations_tables_and_head_agree(store: Store) -> None:
+    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    assert scripts.get_heads() == [migrations.HEAD]
+    with store._database.read() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"version_table": migrations.VERSION_TABLE, "compare_type": True}
+        )
+        assert compare_metadata(context, METADATA) == []
+
+
+def test_a_failed_migration_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = migrations.upgrade
+
+    def fail_after_the_first(connection: sa.Connection) -> None:
+        upgrade(connection, to="0001")
+        connection.exec_driver_sql("SELECT * FROM no_such_table")
+
+    monkeypatch.setattr(migrations, "upgrade", fail_after_the_first)
+    with pytest.raises(StoreError, match="no_such_table"):
+        Store.open(path)
+    assert raw(path, "SELECT name FROM sqlite_master") == []
+    monkeypatch.undo()
+    Store.open(path).close()
+
+
+def test_opening_an_up_to_date_store_needs_no_alembic(path: Path) -> None:
+    Store.open(path).close()
+    code = "import sys; from guard.review.store import Store; Store.open(sys.argv[1]); print('alembic' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+def test_a_newer_guards_database_is_refused(store: Store, url: str) -> None:
+    with store._database.write() as connection:
+        connection.exec_driver_sql("UPDATE guard_version SET version_num = '0099'")
+    with pytest.raises(StoreError, match=r"schema 0099.*up to.*newer guard.*Upgrade guard"):
+        Store.open(url)
+
+
+def test_a_schema_that_no_guard_has_is_refused(path: Path) -> None:
+    Store.open(path).close()
+    raw(path, "UPDATE guard_version SET version_num = 'x'")
+    with pytest.raises(StoreError, match="schema 'x', which no guard has"):
+        Store.open(path)
+
+
+@pytest.mark.parametrize("loss", ["DELETE FROM guard_version", "DROP TABLE guard_version"])
+def test_a_store_without_its_version_says_so(store: Store, url: str, loss: str) -> None:
+    store.add(make_escalation())
+    with store._database.write() as connection:
+        connection.exec_driver_sql(loss)
+    store.close()
+    with pytest.raises(StoreError, match=r"version of its schema is missing.*backup"):
+        Store.open(url)
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder that other users can enter; pytest's own they cannot."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def read_only(path: Path, *, folder: bool) -> Iterator[None]:
+    """A file, or its folder too, is not ours to write; root is somebody else meanwhile."""
+    path.chmod(0o444)
+    path.parent.chmod(0o555 if folder else 0o777)
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+        path.parent.chmod(0o755)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+@pytest.mark.parametrize("in_use", [True, False])
+def test_a_read_only_store_can_be_read(shared_folder: Path, folder: bool, in_use: bool) -> None:
+    path = shared_folder / "reviews.db"
+    with Store.open(path) as writer:
+        for number in range(3):
+            writer.add(make_escalation(number))
+        writer.approve("decision-0", reviewer="ann")
+        if in_use:
+            for file in shared_folder.iterdir():
+                file.chmod(0o444)
+        else:
+            writer.close()
+        with read_only(path, folder=folder), Store.open(path) as store:
+            assert [review.decision_id for review in store.reviews()] == [f"decision-{n}" for n in range(3)]
+            assert [row["label"] for row in store.labelled()] == [0]
+            assert len(store.history("decision-0")) == 2
+            for change in (
+                lambda: store.add(make_escalation(5)),
+                lambda: store.approve("decision-1", reviewer="x"),
+            ):
+                with pytest.raises(StoreError, match="it is read-only"):
+                    change()
+            assert store.count() == 3
+
+
+def test_a_read_only_store_of_an_older_schema_is_refused(shared_folder: Path) -> None:
+    path = shared_folder / "reviews.db"
+    old = database._open_sqlite(database._parse(path), create=True, timeout_s=5)
+    with old.write() as connection:
+        migrations.upgrade(connection, to="0002")
+    old.close()
+    with read_only(path, folder=True), pytest.raises(StoreError, match=r"schema 0002.*writable"):
+        Store.open(path)
+    Store.open(path).close()
+
+
+def test_the_file_is_private_and_its_folder_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "new 100%" / "däta" / "reviews.db"
+    with Store.open(path) as store:
+        store.add(make_escalation())
+        for file in path.parent.iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert store.place == str(path)
+
+
+def test_the_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GUARD_STORE", raising=False)
+    monkeypatch.setattr("platformdirs.user_data_path", lambda name: tmp_path / name)
+    with Store.open() as store:
+        assert store.place == str(tmp_path / "guard" / "reviews.db")
+    monkeypatch.setenv("GUARD_STORE", f"sqlite:///{tmp_path}/named.db")
+    with Store.open() as store:
+        assert store.place == str(tmp_path / "named.db")
+
+
+# -- what can go wrong -------------------------------------------------------------------------
+
+
+def test_a_missing_file_that_must_not_be_made(path: Path) -> None:
+    with pytest.raises(StoreError, match="There is no review store"):
+        Store.open(path, create=False)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [b"no database at all, but some text " * 100, b"\0" * 5000])
+def test_a_file_that_is_no_database(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="not an SQLite database"):
+        Store.open(path)
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_database(path: Path) -> None:
+    with Store.open(path) as store:
+        for number in range(50):
+            store.add(make_escalation(number))
+    content = bytearray(path.read_bytes())
+    content[4096:] = os.urandom(len(content) - 4096)
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged"), Store.open(path) as store:
+        store.reviews()
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> bytes:
+    """A store's file with one review."""
+    path = tmp_path / "whole.db"
+    with Store.open(path) as store:
+        store.add(make_escalation())
+    return path.read_bytes()
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_after_any_damage_what_is_accepted_can_be_read(path: Path, whole: bytes, data: st.DataObject) -> None:
+    for leftover in path.parent.glob("reviews.db*"):
+        leftover.unlink()
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 20))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    with contextlib.suppress(GuardError), Store.open(path, timeout_s=0.2) as store:
+        store.add(make_escalation(1))
+        found = {review.decision_id: review.answer for review in store.reviews(limit=10)}
+        assert found[make_escalation(1).decision_id] == make_escalation(1).answer
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("prompt", "{"), ("prompt", "[]"), ("attempts", "3"), ("metadata", 5), ("prompt", b"\x80")]
+)
+def test_a_damaged_value(path: Path, column: str, value: Any) -> None:
+    with Store.open(path) as store:
+        store.add(make_escalation())
+        raw(path, "DROP TRIGGER reviews_keep_verdicts")
+        raw(path, f"UPDATE reviews SET {column} = ?", value)
+        with pytest.raises(StoreError, match="damaged"):
+            store.reviews()
+
+
+def test_another_programs_database_is_left_alone(path: Path) -> None:
+    raw(path, "CREATE TABLE bookmarks (url TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="another program"):
+        Store.open(path)
+    assert path.read_bytes() == before
+
+
+def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is a folder"):
+        Store.open(tmp_path)
+
+
+def test_a_file_in_place_of_a_folder(path: Path) -> None:
+    path.write_text("")
+    with pytest.raises(StoreError, match="a file, not a folder"):
+        Store.open(path / "reviews.db")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(path: Path) -> None:
+    Store.open(path).close()
+    path.chmod(0o400)
+    path.parent.chmod(0o500)
+    with pytest.raises(StoreError, match=r"read-only|cannot be opened"):
+        Store.open(path)
+
+
+def test_a_read_only_connection(path: Path) -> None:
+    with Store.open(path) as store:
+        sa.event.listen(store._database.engine, "begin", lambda c: c.exec_driver_sql("PRAGMA query_only = ON"))
+        with pytest.raises(StoreError, match=r"read-only.*writable"):
+            store.add(make_escalation())
+
+
+def test_a_locked_database(path: Path) -> None:
+    with Store.open(path, timeout_s=0.2) as store:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked"):
+            store.add(make_escalation())
+        assert store.reviews() == []  # readers are not kept out
+        other.execute("ROLLBACK")
+        other.close()
+        assert store.add(make_escalation()).status is ReviewStatus.PENDING
+
+
+@ON_POSTGRESQL
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_locked_postgresql_database(url: str) -> None:
+    with Store.open(url, timeout_s=0.2) as store, Store.open(url) as other:
+        name = store.add(make_escalation()).id
+        with other._database.write() as connection:
+            connection.exec_driver_sql("LOCK TABLE reviews IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(StoreError, match="locked"):
+                store.review(name)
+
+
+def test_a_full_disk(path: Path) -> None:
+    with Store.open(path) as store:
+        store.add(make_escalation())
+        used = raw(path, "PRAGMA page_count")[0][0]
+        full = f"PRAGMA max_page_count = {used}"
+        sa.event.listen(store._database.engine, "begin", lambda c: c.exec_driver_sql(full))
+        with pytest.raises(StoreError, match="disk is full"):
+            store.add(make_escalation(1, answer="x" * 100_000))
+        assert store.count() == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite://", ":memory:", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"]
+)
+def test_memory_is_no_place_for_reviews(url: str) -> None:
+    with pytest.raises(StoreError, match="outlive"):
+        Store.open(url)
+
+
+@pytest.mark.parametrize("url", ["mysql://h/d", "sqlite+aiosqlite:///x.db", "nonsense://x", "https://example.org"])
+def test_databases_that_are_not_supported(url: str) -> None:
+    with pytest.raises(StoreError, match="cannot be kept in"):
+        Store.open(url)
+
+
+def test_a_url_that_cannot_be_read_does_not_show_the_password() -> None:
+    with pytest.raises(StoreError, match="cannot be read") as caught:
+        Store.open("postgresql://ann:hunter2@host:port/reviews")
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_postgresql_without_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [module for module in sys.modules if module.partition(".")[0] == "psycopg"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(MissingExtraError, match=r"psycopg is not installed.*guard\[postgresql\]"):
+        Store.open("postgresql://localhost/reviews")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("psycopg") is None, reason="psycopg is not installed")
+def test_a_postgresql_server_that_is_not_there() -> None:
+    with pytest.raises(StoreError, match=r"ann:\*\*\*@127.0.0.1.*server runs") as caught:
+        Store.open("postgresql://ann:hunter2@127.0.0.1:1/reviews", timeout_s=1)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_errors_show_no_prompt(store: Store) -> None:
+    secret = "the patient's name"
+    with store._database.write() as connection:
+        connection.exec_driver_sql("DROP TABLE review_events")
+    with pytest.raises(StoreError) as caught:
+        store.add(make_escalation(question=secret, answer=secret))
+    error: BaseException | None = caught.value
+    while error:
+        assert secret not in str(error)
+        error = error.__cause__

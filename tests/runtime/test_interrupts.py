@@ -1,0 +1,168 @@
+"""Ctrl-C, and what handlers of other signals raise: it ends the request and is never lost in llama.cpp's callback."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("llama_cpp")
+pytest.importorskip("gguf")
+pytest.importorskip("pyarrow")
+
+from scripted import tiny_artefact
+from test_llama_cpp import Recording
+from tiny_gguf import write_tiny_gguf
+
+from guard.engines.callback_errors import KeptError
+from guard.engines.llama_cpp import LlamaCppEngine
+from guard.records import Limits, Prompt
+from guard.review.store import Store
+from guard.scoring.scorer import Scorer
+
+QUESTION = Prompt.chat("Where?")
+CONTEXT = 4096
+
+
+class AlarmError(Exception):
+    """What this file's handler raises."""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("interrupts") / "tiny.gguf", context=CONTEXT)
+
+
+@pytest.fixture
+def engine(path: Path) -> Iterator[LlamaCppEngine]:
+    with LlamaCppEngine.load(path, threads=1) as engine:
+        yield engine  # type: ignore[misc]
+
+
+@pytest.fixture
+def raising_handler() -> Iterator[None]:
+    def handler(*_: Any) -> None:
+        raise AlarmError("time is up")
+
+    before = signal.signal(signal.SIGALRM, handler)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def ask_until_interrupted(engine: LlamaCppEngine, seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    while signal.getitimer(signal.ITIMER_REAL)[0] > 0:
+        engine.generate(Prompt.raw("word " * 600), limits=Limits(max_tokens=1))
+
+
+@pytest.mark.usefixtures("raising_handler")
+def test_what_a_signal_handler_raises_comes_out_of_generate(engine: LlamaCppEngine) -> None:
+    before = engine.generate(QUESTION, limits=Limits(max_tokens=8)).token_ids
+    hook = sys.unraisablehook
+    for step in range(20):
+        with pytest.raises(AlarmError, match="time is up"):
+            ask_until_interrupted(engine, 0.002 + step / 5000)
+    assert sys.unraisablehook is hook
+    again = engine.generate(QUESTION, limits=Limits(max_tokens=8), observer=Recording())
+    assert (again.token_ids, again.capture_error) == (before, None), "the engine is as it was"
+
+
+@pytest.mark.usefixtures("raising_handler")
+def test_a_signal_while_a_layer_is_copied_is_not_a_failed_capture(engine: LlamaCppEngine) -> None:
+    copy = engine._tap._copy
+
+    def interrupted(tensor: int) -> None:
+        copy(tensor)
+        signal.raise_signal(signal.SIGALRM)
+
+    engine._tap._copy = interrupted  # type: ignore[method-assign]
+    with pytest.raises(AlarmError):
+        engine.generate(QUESTION, limits=Limits(max_tokens=8), observer=Recording())
+
+
+def test_the_first_exception_is_kept_and_raised_once() -> None:
+    kept = KeptError()
+
+    def call() -> None:
+        with kept.raised_after():
+            kept.keep(AlarmError("first"))
+            kept.keep(AlarmError("second"))
+
+    with pytest.raises(AlarmError, match="first"):
+        call()
+    with kept.raised_after():
+        pass
+
+
+#: Sends this process a real SIGINT in the middle of the n-th evaluation.
+INTERRUPTED = """
+    import os, signal, sys
+    from guard.engines.llama_tap import Tap
+    from guard.cli import main
+
+    on_node, left = Tap._wanted, [int(sys.argv.pop(1))]
+    def wanted(tap, name):
+        left[0] -= name == b"l_out-1"
+        if left[0] == 0:
+            left[0] -= 1
+            os.kill(os.getpid(), signal.SIGINT)
+        return on_node(tap, name)
+    Tap._wanted = wanted
+    main()
+"""
+
+
+def run(evaluations: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command line, interrupted in its n-th evaluation; the first is the engine's own when it is built."""
+    command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(evaluations), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_ask_ends_with_130_and_leaves_nothing_to_review(path: Path, engine: LlamaCppEngine, tmp_path: Path) -> None:
+    scorer = tmp_path / "scorer.json"
+    Scorer(tiny_artefact(engine.model)).save(scorer)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1\nname: t\nrules: [escalate: {to: [review]}]\non_error: {escalate: {to: [review]}}\n")
+    store = tmp_path / "reviews.db"
+    done = run(7, "ask", "Where?", "--model", path, "--scorer", scorer, "--policy", policy, "--store", store)
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "ignored" not in done.stderr
+    with Store.open(store) as reviews:
+        assert reviews.count() == 0
+
+
+@pytest.mark.parametrize(("command", "out"), [("record", "out.parquet"), ("calibrate", "scorer.json")])
+def test_long_commands_end_with_130_and_keep_the_rows_before(
+    path: Path, tmp_path: Path, command: str, out: str
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"id": "{n}", "question": "q{n}?", "answers": ["a"]}}\n' for n in range(4)))
+    done = run(11, command, "--model", path, "--data", data, "--out", tmp_path / out, "--max-tokens", "4")
+    assert done.returncode == 130, done.stderr
+    (journal,) = tmp_path.glob("*journal*")
+    with contextlib.closing(sqlite3.connect(journal)) as database:
+        rows = database.execute("SELECT key, skipped FROM answers").fetchall()
+    assert 0 < len(rows) < 4
+    assert {skipped for _, skipped in rows} == {None}, "nothing is skipped for ever"
+
+
+def test_a_row_that_was_interrupted_is_asked_again(path: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.parquet"
+    data.write_text("".join(f'{{"id": "{n}", "question": "q{n}?", "answers": ["a"]}}\n' for n in range(4)))
+    arguments = ("record", "--model", path, "--data", data, "--out", out, "--max-tokens", "4")
+    assert run(11, *arguments).returncode == 130
+    done = run(10**6, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    from pyarrow import parquet
+
+    assert parquet.read_table(out).num_rows == 4

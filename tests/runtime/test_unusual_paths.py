@@ -1,0 +1,205 @@
+"""Unusual inputs on every path that an answer can take: guards, certificates, chains and agents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_agents import agent, ask, last
+from langchain_core.messages import AIMessage
+from langchain_fixtures import policy as chain_policy
+from scripted import LAYERS, WIDTH, AnsweringEngine, confidence_scorer, layers_of
+from scripted_chat import ScriptedChat, said
+
+from guard.certification.trials import RehearsalJournal, answered_rows, rehearse_rows, trials_of
+from guard.data.graders import grade
+from guard.data.questions import LabelledResponse, Question, Row
+from guard.errors import ScorerError
+from guard.langchain import RetractedError, guarded
+from guard.langchain.attempts.calls import ModelCall, judge
+from guard.langchain.chat.model import ChatGuard
+from guard.langchain.metadata import read_score, score_metadata, with_metadata
+from guard.policy.guarantee import Settled, rehearsal, with_thresholds
+from guard.policy.policy import Calls, Policy, Used, parse_policy
+from guard.records import Action, Floats, Limits, Prompt, Score, Signals
+from guard.runtime.guard import Guard
+from guard.runtime.loop import Source
+from guard.scoring.ood import fit_novelty
+from guard.scoring.scorer import Scorer
+from guard.scoring.signature import SignatureObserver
+
+UNUSUAL = "unusual: {above: 0.9, then: {abstain: {text: Unheard of.}}}"
+FALLING_BACK = "unusual: {above: 0.9, then: {fallback: {to: other}}}"
+RULES = "rules: [accept: {max_error_rate: 0.1, confidence: 0.9}, retry: {below: 0.8, temperature: 0}, abstain]"
+CENTRE = np.random.default_rng(1).normal(size=(LAYERS, WIDTH))
+
+
+def _is_odd(question: str) -> bool:
+    return hashlib.sha256(question.encode()).digest()[0] % 3 == 0
+
+
+def layers(prompt: Prompt, number: int) -> Floats:
+    """Much the same for each question but the odd ones, which have nothing of it."""
+    noise = layers_of(prompt, number)
+    return noise if _is_odd(prompt.question) else np.asarray(CENTRE + 0.05 * noise, np.float32)
+
+
+@cache
+def novel_scorer() -> Scorer:
+    """The scripted scorer, which knows the usual questions' activations."""
+
+    def answer(number: int) -> Signals:
+        observer = SignatureObserver()
+        observer.observe(np.asarray(CENTRE + 0.05 * layers_of(Prompt.raw(str(number)), 0), np.float32))
+        one = np.zeros(1, np.float32)
+        return Signals(one, one, one, observer.signature())
+
+    novelty = fit_novelty([answer(number) for number in range(20)], [answer(number) for number in range(20, 120)])
+    return Scorer(confidence_scorer().artefact.model_copy(update={"novelty": novelty.stored()}))
+
+
+def engine(seed: int, name: str = "own") -> AnsweringEngine:
+    """Scores and answers that depend on the question and how often it was asked."""
+    asked: Counter[str] = Counter()
+
+    def script(prompt: Prompt, number: int) -> tuple[str, float]:
+        asked[prompt.question] += 1
+        rng = np.random.default_rng([seed, asked[prompt.question], *f"{name} {prompt.question}".encode()])
+        return ("yes" if rng.random() < 0.6 else "no"), float(rng.uniform(0.03, 0.97))
+
+    made = AnsweringEngine(script)
+    made.activations_at = layers
+    return made
+
+
+def guard(chosen: Policy, seed: int = 0, *, scorer: Scorer | None = None, other: Scorer | None = None) -> Guard:
+    fallback = Source("other", engine(seed, "other"), other or novel_scorer())
+    return Guard(engine(seed), scorer or novel_scorer(), chosen, fallbacks={"other": fallback})
+
+
+def policy(*lines: str) -> Policy:
+    return parse_policy("\n".join(["version: 1", "name: test", *lines]))
+
+
+# -- guards ------------------------------------------------------------------------------------
+
+
+def test_a_scorer_that_does_not_know_novelty_is_refused() -> None:
+    plain, looking = confidence_scorer(), policy("rules: [accept]", UNUSUAL)
+    with pytest.raises(ScorerError, match="'test' looks at novelty, which the scorer of 'model' does not know"):
+        guard(looking, scorer=plain)
+    guard(policy("rules: [accept]"), scorer=plain)
+    guard(looking, other=plain)  # nothing falls back to it
+    with pytest.raises(ScorerError, match="the scorer of 'other' does not know"):
+        guard(policy("rules: [accept]", FALLING_BACK), other=plain)
+    with pytest.raises(ScorerError, match="guard calibrate"):
+        guard(policy("rules: [accept]", f"routes: {{a: {{{UNUSUAL}}}}}"), scorer=plain)
+
+
+# -- certificates ------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([UNUSUAL, FALLING_BACK]), st.floats(0.01, 0.79))
+def test_a_rehearsal_foretells_what_real_calls_give(seed: int, unusual: str, threshold: float) -> None:
+    promising = policy(RULES, unusual)
+    rows: list[tuple[str, Row]] = [
+        ("set", Question(id=str(number), question=f"Question {number}?", answers=("yes",))) for number in range(10)
+    ]
+    rehearsing = guard(rehearsal(promising), seed)
+    with RehearsalJournal(":memory:", rehearsing.basis(promising)) as journal:
+        list(rehearse_rows(rehearsing, rows, journal, route=None))
+        trials = trials_of(answered_rows(rows, journal), grade=grade)
+    basis = rehearsing.basis(promising).sha256
+    real = guard(with_thresholds(promising, {None: Settled(threshold, basis)}), seed)
+    accepted = errors = 0
+    for _, row in rows:
+        assert isinstance(row, Question)
+        outcome = real.ask(row.question, limits=Limits(max_tokens=12))
+        if outcome.action in (Action.ACCEPT, Action.FALLBACK):
+            accepted, errors = accepted + 1, errors + (outcome.answer != "yes")
+    assert trials.at(threshold) == (accepted, errors)
+
+
+def test_given_responses_to_unusual_questions_are_accepted_at_no_threshold() -> None:
+    promising = policy("rules: [accept: {max_error_rate: 0.1, confidence: 0.9}, abstain]", UNUSUAL)
+    rows: list[tuple[str, Row]] = [
+        ("set", LabelledResponse(id=str(number), prompt=Prompt.raw(f"Question {number}?"), response="yes", wrong=False))
+        for number in range(30)
+    ]
+    rehearsing = guard(rehearsal(promising))
+    with RehearsalJournal(":memory:", rehearsing.basis(promising)) as journal:
+        kept = list(rehearse_rows(rehearsing, rows, journal, route=None))
+    strange = [_is_odd(f"Question {number}?") for number in range(30)]
+    scored = [each.attempts[0].p_wrong is not None for each in kept]  # type: ignore[union-attr]
+    assert 0 < sum(strange) < 30
+    assert not any(known for known, odd in zip(scored, strange, strict=True) if odd)
+    assert sum(scored) > 10
+
+
+# -- chains and agents -------------------------------------------------------------------------
+
+
+def novel(message: AIMessage, novelty: Any) -> AIMessage:
+    return with_metadata(message, novelty=novelty)
+
+
+def test_a_message_tells_its_novelty() -> None:
+    content = score_metadata(model="m", score=Score(0.1, True, None, 0.0, 0.97))
+    call = read_score(AIMessage("x", response_metadata={"guard": content}))
+    assert call is not None
+    assert (call.p_wrong, call.novelty) == (0.1, 0.97)
+    for bad in (None, "0.5", 1.5, float("nan"), True):
+        call = read_score(novel(said("x", 0.1), bad))
+        assert call is not None
+        assert call.novelty is None
+
+
+@pytest.mark.parametrize(
+    ("novelty", "action", "rule"),
+    [
+        (0.5, Action.ACCEPT, "rules[0] (accept)"),
+        (0.95, Action.ABSTAIN, "unusual"),
+        (None, Action.ESCALATE, "on_error"),
+    ],
+)
+def test_a_chain_looks_at_the_novelty_of_each_call(novelty: float | None, action: Action, rule: str) -> None:
+    chosen = chain_policy("[accept]", UNUSUAL, "on_error: escalate")
+    usual = ModelCall((), frozenset(), read_score(novel(said("x", 0.1), 0.2)))
+    calls = [usual, replace(usual, scored=read_score(novel(said("y", 0.1), novelty))), usual]
+    verdict = judge(chosen, calls, join=Calls(), route=None, used=Used())
+    assert (verdict.decision.action, verdict.decision.rule) == (action, rule)
+
+
+def test_an_agent_does_not_say_what_answers_an_unusual_question() -> None:
+    chosen = chain_policy("[accept]", UNUSUAL)
+    assert last(ask(agent(ScriptedChat(script=[novel(said("Hello.", 0.1), 0.5)]), chosen))).text == "Hello."
+    result = ask(agent(ScriptedChat(script=[novel(said("Hello.", 0.1), 0.95)]), chosen))
+    assert last(result).text == "Unheard of."
+    assert "Hello." not in str(result)
+
+
+def test_a_live_answer_to_an_unusual_question_is_stopped() -> None:
+    made = AnsweringEngine(lambda prompt, number: ("on and on", 0.05))
+    made.activations_at = layers
+    chosen = chain_policy("[accept]", "unusual: {above: 0.99, then: abstain}", "streaming: live")
+    chain = guarded(ChatGuard(engine=made, scorer=novel_scorer()), policy=chosen)
+    questions = [f"Question {number}?" for number in range(6)]
+    strange = [question for question in questions if _is_odd(question)]
+    assert 0 < len(strange) < 6
+    for question in questions:
+        shown: list[str] = []
+        try:
+            shown += [str(chunk.text) for chunk in chain.stream(question)]
+        except RetractedError:
+            assert question in strange
+        else:
+            assert question not in strange
+            assert "".join(shown) == "on and on"

@@ -1,0 +1,76 @@
+"""The embedded model on either engine, with a small scorer of the tests' own, for LangChain's tests."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+
+from guard.engines import embedded_model
+from guard.engines.base import BaseEngine
+from guard.errors import MissingExtraError
+from guard.langchain.chat.engines import shared_engine
+from guard.langchain.chat.model import ChatGuard
+from guard.policy.policy import Policy, parse_policy
+from guard.scoring.scorer import Scorer
+from guard.scoring.scorer_file import FORMAT_VERSION, Artefact, Binding, Calibration, Linear, Model, Prompting, Schema
+from guard.scoring.signature import FeatureSchema
+
+#: Rules that force each action, whatever the score.
+ACCEPT = "[accept]"
+ABSTAIN = "[{abstain: {text: I cannot say.}}]"
+SILENT = "[abstain]"
+RAISE = "[{abstain: {raise: true}}]"
+
+
+@lru_cache(maxsize=2)
+def embedded(engine: str = "llama.cpp") -> BaseEngine:
+    """The embedded model, loaded once for all tests."""
+    try:
+        embedded_model()
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    pytest.importorskip("llama_cpp" if engine == "llama.cpp" else "transformers")
+    return shared_engine("smollm2", engine=engine)
+
+
+def scorer_for(engine: BaseEngine, *, system: str = "", max_tokens: int = 8) -> Scorer:
+    """A scorer that finds an answer the likelier wrong, the less likely its tokens were."""
+    schema = FeatureSchema(layers=engine.model.layers, aggregates=("mean",), groups=("logprob",))
+    start = Linear(features=[0], mean=[0.0], scale=[1.0], coefficients=[-4.0], intercept=-1.0)
+    model = Model(start=start, readout=None, trees=None, calibration=Calibration(slope=1.0, intercept=0.0))
+    return Scorer(
+        Artefact(
+            format="guard-scorer",
+            format_version=FORMAT_VERSION,
+            binding=Binding.of(engine.model, engine.capture_point),
+            features="logprob",
+            schema=Schema.of(schema),
+            feature_names=list(schema.names),
+            prompting=Prompting(system=system, max_tokens=max_tokens),
+            data=[],
+            split_sizes={},
+            seed=0,
+            settings={},
+            versions={},
+            metrics={},
+            model=model,
+            baseline=None,
+            novelty=None,
+        )
+    )
+
+
+def chat(engine: str = "llama.cpp", **settings: object) -> ChatGuard:
+    """A chat model on the embedded model."""
+    loaded = embedded(engine)
+    return ChatGuard(**{"engine": loaded, "scorer": scorer_for(loaded), **settings})
+
+
+def policy(rules: str = ACCEPT, *lines: str, name: str = "test") -> Policy:
+    """A policy with these rules, and further lines of its document.
+
+    The rules decide about cut answers too, unless a line says otherwise: tests keep answers short.
+    """
+    cut = [] if any(line.startswith("truncated:") for line in lines) else ["truncated: accept"]
+    return parse_policy("\n".join(["version: 1", f"name: {name}", f"rules: {rules}", *cut, *lines]))

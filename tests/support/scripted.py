@@ -1,0 +1,174 @@
+"""An engine whose answers, confidence and layers a test decides, and a scorer that reads that confidence."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from guard.engines.base import BaseEngine
+from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
+from guard.engines.fair_queue import Interrupt
+from guard.records import CapturePoint, Floats, ModelInfo, Prompt
+from guard.scoring.scorer import Scorer
+from guard.scoring.scorer_file import (
+    FORMAT_VERSION,
+    Artefact,
+    Binding,
+    Calibration,
+    Linear,
+    Model,
+    Prompting,
+    Schema,
+    Trees,
+)
+from guard.scoring.signature import GROUPS, FeatureSchema
+
+END = 256
+LAYERS, WIDTH = 3, 8
+
+#: Log-odds of being wrong = INTERCEPT + SLOPE x mean log-probability, in `confidence_scorer`.
+INTERCEPT, SLOPE = -4.0, -4.0
+
+Script = Callable[[Prompt, int], tuple[str, float]]
+
+
+def scripted_model(**changes: object) -> ModelInfo:
+    fields = {
+        "name": "scripted",
+        "engine": "scripted",
+        "architecture": "none",
+        "quantization": "none",
+        "weights_sha256": "a" * 64,
+        "tokenizer_sha256": "b" * 64,
+        "chat_template_sha256": "c" * 64,
+        "layers": LAYERS,
+        "width": WIDTH,
+        "context_tokens": 400,
+    }
+    return ModelInfo(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+class AnsweringEngine(BaseEngine):
+    """Answers by a script: from the prompt and the number of the request to a text and its p_wrong.
+
+    Tokens 0 to 255 are bytes, 256 ends an answer. ``on_feed`` runs before each pass with its number
+    within the request, ``activations_at`` gives each pass's layers; tests fail and wait there.
+    """
+
+    capture_point: CapturePoint = "mlp"
+
+    def __init__(self, script: Script, *, model: ModelInfo | None = None) -> None:
+        super().__init__()
+        self.script = script
+        self.asked: list[Prompt] = []
+        self.closed = 0
+        self.on_feed: Callable[[int, Interrupt], None] = lambda number, interrupt: None
+        self.activations_at: Callable[[Prompt, int], Floats] = layers_of
+        self._info = model or scripted_model()
+        self._mutex = threading.Lock()
+
+    @property
+    def model(self) -> ModelInfo:
+        return self._info
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        return [*prompt.question.encode()]
+
+    def encode_text(self, text: str) -> list[int]:
+        return [*text.encode()]
+
+    def _detokenizer(self) -> Detokenizer:
+        return BytesDetokenizer(lambda token: bytes([token]))
+
+    def _is_end(self, token: int) -> bool:
+        return token == END
+
+    def _end_token(self) -> int:
+        return END
+
+    @contextmanager
+    def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[_Session]:
+        assert self._mutex.acquire(blocking=False), "two requests at once"
+        try:
+            yield _Session(self, interrupt)
+        finally:
+            self._mutex.release()
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class _Session:
+    def __init__(self, engine: AnsweringEngine, interrupt: Interrupt) -> None:
+        self.engine, self.interrupt, self.passes = engine, interrupt, 0
+
+    def feed(self, tokens: Sequence[int]) -> Floats:
+        engine = self.engine
+        if self.passes == 0:
+            self.prompt = Prompt.raw(bytes(tokens).decode())
+            engine.asked.append(self.prompt)
+            text, p_wrong = engine.script(self.prompt, len(engine.asked) - 1)
+            self.tokens, self.logit = [*text.encode(), END], logit_for(p_wrong)
+        engine.on_feed(self.passes, self.interrupt)
+        logits = np.zeros(END + 1, np.float32)
+        logits[self.tokens[min(self.passes, len(self.tokens) - 1)]] = self.logit
+        self.passes += 1
+        return logits
+
+    def activations(self) -> Floats:
+        return self.engine.activations_at(self.prompt, self.passes - 1)
+
+
+def layers_of(prompt: Prompt, number: int) -> Floats:
+    """Activations of one pass, the same for the same prompt."""
+    seed = hashlib.sha256(f"{prompt.question}\0{number}".encode()).digest()
+    return np.random.default_rng([*seed]).normal(size=(LAYERS, WIDTH)).astype(np.float32)
+
+
+def logit_for(p_wrong: float) -> float:
+    """The logit over zeros whose log-probability makes `confidence_scorer` say p_wrong."""
+    logprob = (math.log(p_wrong / (1 - p_wrong)) - INTERCEPT) / SLOPE
+    assert -math.log(END + 1) < logprob < 0, f"p_wrong {p_wrong} is out of reach"
+    return math.log(END * math.exp(logprob) / -math.expm1(logprob))
+
+
+def tiny_artefact(
+    model: ModelInfo,
+    capture_point: CapturePoint = "mlp",
+    *,
+    trees: Trees | None = None,
+    groups: tuple[str, ...] = GROUPS,
+    temperatures: tuple[float, ...] = (1.0,),
+) -> Artefact:
+    """A made artefact: log-odds from the mean log-probability, and the given trees."""
+    schema = FeatureSchema(layers=model.layers, temperatures=temperatures, groups=groups)
+    start = Linear(features=[0], mean=[0.0], scale=[1.0], coefficients=[SLOPE], intercept=INTERCEPT)
+    calibration = Calibration(slope=1.0, intercept=0.0)
+    return Artefact(
+        format="guard-scorer",
+        format_version=FORMAT_VERSION,
+        binding=Binding.of(model, capture_point),
+        features="combined",
+        schema=Schema.of(schema),
+        feature_names=list(schema.names),
+        prompting=Prompting(system="Answer with as few words as possible. No explanation.", max_tokens=16),
+        data=[],
+        split_sizes={},
+        seed=0,
+        settings={},
+        versions={},
+        metrics={},
+        model=Model(start=start, readout=None, trees=trees, calibration=calibration),
+        baseline=Model(start=start, readout=None, trees=None, calibration=calibration),
+        novelty=None,
+    )
+
+
+def confidence_scorer(model: ModelInfo | None = None) -> Scorer:
+    """The scorer that reads a script's p_wrong back."""
+    return Scorer(tiny_artefact(model or scripted_model()))

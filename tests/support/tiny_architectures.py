@@ -1,0 +1,334 @@
+"""Tiny models with random weights of the architectures that llama.cpp knows, made by llama.cpp itself.
+
+llama.cpp makes a model from its metadata and asks for each tensor's numbers, so that no list of
+tensors is needed. One that lacks something may end the process, so each is made in a child.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import gguf
+import llama_cpp
+import numpy as np
+from llama_cpp import llama_cpp as bindings
+from tiny_gguf import SPECIAL, byte_alphabet
+
+from guard.engines.fair_queue import Interrupt
+from guard.engines.gguf import read_gguf
+from guard.engines.llama_cpp import LlamaCppEngine
+from guard.engines.llama_log import captured_log, load_error
+from guard.engines.llama_tap import _ggml
+from guard.errors import GuardError, UnsupportedArchitectureError
+from guard.records import CapturePoint
+
+CONTEXT = 128
+
+#: Hyperparameters that all tiny models have; what an architecture does not know, it does not read.
+COMMON: dict[str, Any] = {
+    "context_length": CONTEXT,
+    "embedding_length": 256,
+    "features_length": 256,
+    "block_count": 2,
+    "leading_dense_block_count": 1,
+    "feed_forward_length": 384,
+    "attention.head_count": 2,
+    "attention.head_count_kv": 2,
+    "use_parallel_residual": False,
+    "logit_scale": 1.0,
+    "time_mix_extra_dim": 64,
+    "time_decay_extra_dim": 128,
+    "full_attention_interval": 2,
+    "attention.max_alibi_bias": 8.0,
+    "attention.clamp_kqv": 1.0,
+    "attention.layer_norm_epsilon": 1e-5,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "attention.group_norm_epsilon": 1e-5,
+    "attention.group_norm_groups": 8,
+    "attention.q_lora_rank": 512,
+    "attention.kv_lora_rank": 512,
+    "attention.relative_buckets_count": 8,
+    "attention.sliding_window": 16,
+    "attention.sliding_window_pattern": 2,
+    "attention.indexer.head_count": 1,
+    "attention.indexer.key_length": 64,
+    "attention.indexer.top_k": 8,
+    "rope.dimension_sections": [32, 32, 32, 32],
+    "ssm.inner_size": 512,
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 128,
+    "ssm.time_step_rank": 2,
+    "ssm.group_count": 2,
+    "kda.head_dim": 128,
+    "wkv.head_size": 128,
+    "shortconv.l_cache": 3,
+    "xielu.alpha_n": 1.0,
+    "xielu.alpha_p": 1.0,
+    "xielu.beta": 1.0,
+    "xielu.eps": 1e-7,
+}
+
+#: Those of a mixture of experts.
+EXPERTS: dict[str, Any] = {
+    "expert_feed_forward_length": 384,
+    "expert_shared_feed_forward_length": 384,
+    "expert_chunk_feed_forward_length": 384,
+    "interleave_moe_layer_step": 2,
+    "expert_count": 2,
+    "expert_used_count": 1,
+    "expert_shared_count": 1,
+    "expert_gating_func": 2,
+    "expert_group_scale": 1.0,
+    "experts_per_group": 1,
+    "moe_every_n_layers": 2,
+}
+
+_LATENT = {
+    "embedding_length": 128,
+    "attention.head_count": 1,
+    "attention.head_count_kv": 1,
+    "feed_forward_length": 192,
+    "attention.key_length": 576,
+    "attention.value_length": 512,
+    "rope.dimension_count": 64,
+    "attention.key_length_mla": 192,
+    "attention.value_length_mla": 128,
+}
+_HYBRID = {"attention.head_count": [2, 0], "attention.head_count_kv": [2, 0]}
+_NEMOTRON = {
+    "block_count": 3,
+    "feed_forward_length": [0, 0, 384],
+    "attention.head_count": [2, 0, 2],
+    "attention.head_count_kv": [2, 0, 2],
+}
+_RWKV7 = {
+    "attention.decay_lora_rank": 64,
+    "attention.iclr_lora_rank": 64,
+    "attention.value_residual_mix_lora_rank": 32,
+    "attention.gate_lora_rank": 64,
+}
+_DELTA_NET = {"ssm.inner_size": 256}
+_ALTERNATING = {"attention.sliding_window_pattern": [0, 1]}
+
+#: What single architectures need otherwise.
+SPECIFIC: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        (
+            "deepseek2",
+            "deepseek32",
+            "glm-dsa",
+            "mistral4",
+            "minicpm3",
+            "plm",
+            "glm5-next",
+            "bailingmoe3",
+            "hy_v4",
+            "dots3note",
+        ),
+        _LATENT,
+    ),
+    **dict.fromkeys(("plamo2", "jamba", "granitehybrid", "lfm2", "lfm2moe", "falcon-h1"), _HYBRID),
+    **dict.fromkeys(("cohere2moe", "mimo2", "step35", "granite_swa", "maple"), _ALTERNATING),
+    "kimi-linear": {**_LATENT, "attention.head_count": [1, 0], "attention.head_count_kv": [1, 0]},
+    "plamo2": {**_HYBRID, "ssm.group_count": 0},
+    "falcon-h1": {},
+    "minimax-01": {"residual_scale": 1.0},
+    **dict.fromkeys(("rwkv7", "arwkv7"), _RWKV7),
+    "llama4": {"block_count": 4},
+    "gemma3n": {
+        "embedding_length": 64,
+        "attention.head_count": 1,
+        "attention.head_count_kv": 1,
+        "feed_forward_length": 96,
+        "block_count": 22,
+    },
+    "gemma4": {
+        "embedding_length": 128,
+        "feed_forward_length": 192,
+        "block_count": 5,
+        "embedding_length_per_layer_input": 64,
+        "attention.shared_kv_layers": 0,
+        "attention.key_length_swa": 64,
+        "attention.value_length_swa": 64,
+        "attention.sliding_window_pattern": [1, 1, 1, 1, 0],
+        "rope.freq_base_swa": 10000.0,
+    },
+    **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), _NEMOTRON),
+    **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), _DELTA_NET),
+}
+
+
+def metadata_of(architecture: str, *, experts: bool) -> dict[str, Any]:
+    """A tiny model's hyperparameters, without the architecture's name in front."""
+    return {**COMMON, **(EXPERTS if experts else {}), **SPECIFIC.get(architecture, {})}
+
+
+def write_metadata(path: Path, architecture: str, *, experts: bool) -> Path:
+    """A GGUF file without tensors: vocabulary and hyperparameters."""
+    tokens = [*SPECIAL, *byte_alphabet()]
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
+    writer.add_token_merges(["Ġ t"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+    for name, value in metadata_of(architecture, experts=experts).items():
+        _add(writer, f"{name}" if name.startswith("xielu") else f"{architecture}.{name}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, list):
+        writer.add_array(key, value)
+    else:
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+
+
+#: Tensors whose names begin so have other numbers, norms apart.
+_changed: str | None = None
+
+
+def _numbers(name: bytes, count: int) -> Any:
+    other = _changed is not None and name.startswith(_changed.encode()) and b"norm" not in name
+    seed = zlib.crc32(name) + other
+    values = np.random.default_rng(seed).normal(scale=0.1, size=count)
+    return values + (b"norm" in name and not name.endswith(b"bias"))
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+def _fill(tensor: int, _: object) -> None:
+    name = _ggml.ggml_get_name(tensor)
+    count, size = _ggml.ggml_nelements(tensor), _ggml.ggml_nbytes(tensor)
+    kind = {4: np.float32, 2: np.float16}[size // count]
+    values = _numbers(name, count).astype(kind)
+    _ggml.ggml_backend_tensor_set(ctypes.c_void_p(tensor), values.ctypes.data_as(ctypes.c_void_p), 0, size)
+
+
+def make_model(header: Path) -> Any:
+    """llama.cpp's handle of a model with random weights."""
+
+    class InitParams(ctypes.Structure):
+        _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
+
+    _ggml.gguf_init_from_file.restype = ctypes.c_void_p
+    _ggml.gguf_init_from_file.argtypes = [ctypes.c_char_p, InitParams]
+    _ggml.ggml_backend_tensor_set.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    metadata = _ggml.gguf_init_from_file(str(header).encode(), InitParams(no_alloc=True, ctx=None))
+    make = bindings._lib.llama_model_init_from_user
+    make.restype = ctypes.c_void_p
+    make.argtypes = [ctypes.c_void_p, type(_fill), ctypes.c_void_p, llama_cpp.llama_model_params]
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = 0
+    llama_cpp.llama_backend_init()
+    with captured_log() as log:
+        model = make(metadata, _fill, None, params)
+    if not model:
+        raise load_error(header, log)
+    return model
+
+
+def make_engine(header: Path, *, capture_point: CapturePoint = "mlp") -> LlamaCppEngine:
+    """An engine over a tiny model."""
+    context = llama_cpp.llama_context_default_params()
+    context.n_ctx = CONTEXT
+    context.n_threads = context.n_threads_batch = 1
+    return LlamaCppEngine(
+        model=make_model(header),
+        header=read_gguf(header),
+        path=header,
+        context_params=context,
+        capture_point=capture_point,
+        chat_template=None,
+    )
+
+
+# -- what is read of them --------------------------------------------------------------------------
+
+
+def read_layers(header: Path, *, changed: int | None = None) -> tuple[Any, Any]:
+    """Each layer's MLP output and the residual stream behind it, both of shape (L, D).
+
+    Args:
+        header: of the tiny model.
+        changed: layer whose MLP has other weights.
+    """
+    global _changed
+    _changed = f"blk.{changed}.ffn" if changed is not None else None
+    forever = Interrupt(0.0, None, None)
+    with (
+        make_engine(header, capture_point="mlp+block") as engine,
+        engine._session(capture=True, interrupt=forever) as session,
+    ):
+        session.feed([5, 6, 7])
+        rows = session.activations().copy()
+    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+
+
+def is_whole_output(header: Path) -> bool:
+    """Whether what is read as the MLP's output is all that an MLP adds to the residual stream.
+
+    With other weights in the MLP of one layer, the residual stream behind the layer changes by as much
+    as the MLP's output, or as that output scaled or behind a norm, where the model has one there.
+    """
+    mlp, block = read_layers(header)
+    return all(_explains(mlp[layer], block[layer], header, layer) for layer in range(len(mlp)))
+
+
+def _explains(mlp: Any, block: Any, header: Path, layer: int) -> bool:
+    others_mlp, others_block = read_layers(header, changed=layer)
+    moved = others_block[layer] - block
+    behind = ("post_ffw_norm.weight", "post_ffw_norm", "layer_output_norm.weight")
+    names = (f"blk.{layer}.{name}".encode() for name in behind)
+    norms = [_numbers(name, len(mlp)) for name in names]
+    changes = [others_mlp[layer] - mlp, *(_normed(others_mlp[layer], norm) - _normed(mlp, norm) for norm in norms)]
+    return np.abs(moved).max() > 0 and any(_is_multiple(moved, change) for change in changes)
+
+
+def _normed(values: Any, weights: Any) -> Any:
+    return values / np.sqrt(np.mean(values**2) + COMMON["attention.layer_norm_rms_epsilon"]) * weights
+
+
+def _is_multiple(one: Any, other: Any) -> bool:
+    scale = (one @ other) / (other @ other)
+    return bool(np.abs(one - scale * other).max() < 2e-3 * np.abs(one).max())
+
+
+def verdict(architecture: str, *, experts: bool, folder: Path) -> dict[str, str]:
+    """What becomes of a tiny model: ``right``, ``refused`` or ``unknown``, with a reason."""
+    header = write_metadata(folder / "header.gguf", architecture, experts=experts)
+    try:
+        make_engine(header).close()
+    except UnsupportedArchitectureError as error:
+        return {"verdict": "refused", "why": str(error)}
+    except GuardError as error:
+        return {"verdict": "unknown", "why": str(error)}
+    try:
+        whole = is_whole_output(header)
+    except UnsupportedArchitectureError:
+        return {"verdict": "unknown", "why": "there is no node for the residual stream to check it by"}
+    if whole:
+        return {"verdict": "right", "why": ""}
+    return {"verdict": "unknown", "why": "the residual stream does not change by what is read alone"}
+
+
+if __name__ == "__main__":
+    for model in sys.argv[1:]:  # such as "llama dense" or "qwen2moe experts"
+        name, kind = model.split()
+        with tempfile.TemporaryDirectory() as made:
+            print(
+                json.dumps({"model": model, **verdict(name, experts=kind == "experts", folder=Path(made))}), flush=True
+            )
