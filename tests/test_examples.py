@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from guard.langchain.chat.engines import close_engines
+from guard.langchain.chat.shared_engines import close_engines
 from guard.records import Action
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

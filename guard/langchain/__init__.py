@@ -14,13 +14,13 @@ from guard.errors import missing_extra
 if TYPE_CHECKING:
     from guard.langchain.agent.middleware import GuardMiddleware
     from guard.langchain.attempts.accounting import unguarded
-    from guard.langchain.attempts.declared import trusted
-    from guard.langchain.chain.run import GuardedOutcome
+    from guard.langchain.attempts.trusted_fallbacks import trusted
+    from guard.langchain.chain.guarded_run import GuardedOutcome
+    from guard.langchain.chain.guarded_runnable import GuardedRunnable, guarded
     from guard.langchain.chain.run_once import once
-    from guard.langchain.chain.runnable import GuardedRunnable, guarded
-    from guard.langchain.chat.engines import close_engines, shared_engine
-    from guard.langchain.chat.live import RetractedError
-    from guard.langchain.chat.model import ChatGuard
+    from guard.langchain.chat.chat_guard import ChatGuard
+    from guard.langchain.chat.shared_engines import close_engines, shared_engine
+    from guard.langchain.chat.stream_monitor import RetractedError
     from guard.langchain.metadata import ScoredCall, decision_metadata, read_score, score_metadata
 
 #: What the extra installs.
@@ -28,20 +28,20 @@ _PACKAGES = ("langchain_core", "langchain", "langgraph", "langsmith")
 
 #: Where each public name lives.
 _HOMES = {
-    "ChatGuard": "chat.model",
+    "ChatGuard": "chat.chat_guard",
     "GuardMiddleware": "agent.middleware",
-    "GuardedOutcome": "chain.run",
-    "GuardedRunnable": "chain.runnable",
-    "RetractedError": "chat.live",
+    "GuardedOutcome": "chain.guarded_run",
+    "GuardedRunnable": "chain.guarded_runnable",
+    "RetractedError": "chat.stream_monitor",
     "ScoredCall": "metadata",
-    "close_engines": "chat.engines",
+    "close_engines": "chat.shared_engines",
     "decision_metadata": "metadata",
-    "guarded": "chain.runnable",
+    "guarded": "chain.guarded_runnable",
     "once": "chain.run_once",
     "read_score": "metadata",
     "score_metadata": "metadata",
-    "shared_engine": "chat.engines",
-    "trusted": "attempts.declared",
+    "shared_engine": "chat.shared_engines",
+    "trusted": "attempts.trusted_fallbacks",
     "unguarded": "attempts.accounting",
 }
 

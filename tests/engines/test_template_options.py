@@ -10,7 +10,7 @@ from scripted import AnsweringEngine, scripted_model, tiny_artefact
 from guard.cli.output import template_options
 from guard.engines.chat_template import option_names, render
 from guard.errors import GuardError, InputError
-from guard.langchain.chat.model import ChatGuard
+from guard.langchain.chat.chat_guard import ChatGuard
 from guard.policy.policy import parse_policy
 from guard.records import Prompt
 from guard.runtime.guard import Guard

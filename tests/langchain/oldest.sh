@@ -2,9 +2,9 @@
 # Runs the LangChain tests with the oldest supported versions of LangChain, in an environment of its
 # own that takes everything else (engines, torch) from the development environment.
 #
-#   tests/langchain_oldest.sh [FOLDER] [PYTEST OPTIONS ...]
+#   tests/langchain/oldest.sh [FOLDER] [PYTEST OPTIONS ...]
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 folder=${1:-.venv-oldest}
 shift || true
 development=${DEVELOPMENT_PYTHON:-.venv/bin/python}
@@ -20,4 +20,4 @@ if [ ! -e "$folder/.ready" ]; then
     touch "$folder/.ready"
 fi
 "$folder/bin/python" -c 'from importlib.metadata import version as v; print("langchain-core", v("langchain-core"))'
-exec "$folder/bin/python" -m pytest -q -p no:cacheprovider tests/test_langchain_*.py "$@"
+exec "$folder/bin/python" -m pytest -q -p no:cacheprovider tests/langchain "$@"

@@ -19,7 +19,7 @@ from scripted_chat import ScriptedChat, said
 
 from guard.errors import InputError
 from guard.langchain import GuardMiddleware
-from guard.langchain.attempts.settings import ATTEMPT, AttemptSettings
+from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
 from guard.policy.policy import Policy
 from guard.records import Escalation, Sampling
 

@@ -31,8 +31,8 @@ from guard.errors import (
     ScorerMismatchError,
 )
 from guard.langchain import ChatGuard, GuardedOutcome, RetractedError, guarded, read_score
-from guard.langchain.attempts.settings import ATTEMPT, AttemptSettings
-from guard.langchain.chat.live import TOKENS_BETWEEN
+from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
+from guard.langchain.chat.stream_monitor import TOKENS_BETWEEN
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Chunk, Escalation, Limits, Prompt, Sampling
 from guard.runtime.guard import Guard

@@ -17,7 +17,7 @@ from scripted import AnsweringEngine, confidence_scorer
 from scripted_chat import ScriptedChat, said
 
 from guard.langchain import ChatGuard, GuardMiddleware, guarded, trusted
-from guard.langchain.attempts.whole import CutAnswerError, whole_json
+from guard.langchain.attempts.complete_json import CutAnswerError, whole_json
 from guard.langchain.metadata import KEY, finish_reason_of, message_defects, read_score
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Prompt
@@ -155,7 +155,7 @@ def test_a_chains_retry_may_have_more_room() -> None:
 
 @every_way
 def test_a_live_stream_that_ends_cut_is_taken_back(run: Run) -> None:
-    from guard.langchain.chat.live import RetractedError
+    from guard.langchain.chat.stream_monitor import RetractedError
 
     live = guarded(chat("Paris, not Lyon.", max_tokens=5), policy=policy(f"{CLOSED}streaming: live"))
     if run in (invoke, ainvoke):

@@ -40,7 +40,7 @@ from scripted_chat import ScriptedChat, said
 
 from guard.errors import AbstainedError, EngineError
 from guard.langchain import GuardMiddleware
-from guard.langchain.chain.run import DECISION_EVENT
+from guard.langchain.chain.guarded_run import DECISION_EVENT
 from guard.langchain.testing import assert_nothing_leaks
 from guard.policy.policy import Policy
 

@@ -39,8 +39,8 @@ from guard.errors import (
     ScorerMismatchError,
 )
 from guard.langchain import ChatGuard, guarded, read_score
-from guard.langchain.attempts.settings import ATTEMPT, AttemptSettings
-from guard.langchain.chat.engines import shared_engine
+from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
+from guard.langchain.chat.shared_engines import shared_engine
 from guard.records import Limits, Prompt, Sampling
 from guard.runtime.guard import Guard
 from guard.runtime.loop import score_of
@@ -178,11 +178,11 @@ def test_an_answer_that_cannot_be_scored_is_there_with_the_reason(monkeypatch: p
     def fail(*_: Any) -> Any:
         raise CaptureError("no layers")
 
-    monkeypatch.setattr("guard.langchain.chat.answering.score_of", fail)
+    monkeypatch.setattr("guard.langchain.chat.chat_runtime.score_of", fail)
     scored = read_score(model().invoke("Name a colour."))
     assert scored is not None
     assert (scored.p_wrong, scored.error) == (None, "no layers.")
-    monkeypatch.setattr("guard.langchain.chat.answering.score_of", lambda *_: 1 / 0)
+    monkeypatch.setattr("guard.langchain.chat.chat_runtime.score_of", lambda *_: 1 / 0)
     scored = read_score(model().invoke("Name a colour."))
     assert scored is not None
     assert scored.error == "ZeroDivisionError: division by zero"

@@ -17,7 +17,7 @@ from scripted_chat import ScriptedChat, said
 
 from guard.errors import AbstainedError
 from guard.langchain import RetractedError, guarded
-from guard.langchain.chat.live import TOKENS_BETWEEN, Watch
+from guard.langchain.chat.stream_monitor import TOKENS_BETWEEN, Watch
 from guard.records import Action, Limits, Prompt, Score
 from guard.runtime.loop import score_of
 from guard.scoring.signature import SignatureObserver

@@ -52,7 +52,7 @@ from guard.errors import (
     ScorerError,
 )
 from guard.langchain import ChatGuard, GuardMiddleware, trusted
-from guard.langchain.chain.run import DECISION_EVENT
+from guard.langchain.chain.guarded_run import DECISION_EVENT
 from guard.policy.policy import Policy
 from guard.records import Escalation
 from guard.review.store import Store

@@ -20,7 +20,7 @@ from scripted_chat import ScriptedChat, said
 
 from guard.errors import InputError
 from guard.langchain import guarded, once
-from guard.langchain.attempts.settings import ATTEMPT, AttemptSettings
+from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
 
 RETRY = policy("[{accept: {below: 0.5}}, {retry: {below: 1, times: 2}}, {abstain: {text: No.}}]")
 PROMPT = ChatPromptTemplate.from_messages([("human", "{found} {question}")])

@@ -14,7 +14,7 @@ from langchain_fixtures import embedded, scorer_for
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from guard.langchain.chat.model import ChatGuard
+from guard.langchain.chat.chat_guard import ChatGuard
 
 pytestmark = pytest.mark.model
 

@@ -14,7 +14,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 from scripted import tiny_artefact
 from scripted_tools import MODEL, ToolEngine
 
-from guard.langchain.chat.model import ChatGuard
+from guard.langchain.chat.chat_guard import ChatGuard
 from guard.scoring.scorer import Scorer
 from guard.scoring.scorer_file import Prompting
 

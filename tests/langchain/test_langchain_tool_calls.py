@@ -13,7 +13,7 @@ from scripted import AnsweringEngine, confidence_scorer, scripted_model
 
 from guard.engines.thinking import HarmonySplitter
 from guard.errors import ChatTemplateError
-from guard.langchain.chat.model import ChatGuard
+from guard.langchain.chat.chat_guard import ChatGuard
 from guard.langchain.chat.tool_calls import ToolFormat, parse_tool_calls, tool_format
 from guard.records import Prompt
 

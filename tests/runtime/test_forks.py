@@ -91,7 +91,7 @@ def test_a_transformers_engine_in_a_fork() -> None:
 def test_a_watched_engine_in_a_fork() -> None:
     from scripted import AnsweringEngine, confidence_scorer
 
-    from guard.langchain.chat.live import Watch
+    from guard.langchain.chat.stream_monitor import Watch
     from guard.scoring.signature import SignatureObserver
 
     engine = AnsweringEngine(lambda _prompt, _number: ("yes", 0.1))

@@ -23,8 +23,8 @@ from guard.data.graders import grade
 from guard.data.questions import LabelledResponse, Question, Row
 from guard.errors import ScorerError
 from guard.langchain import RetractedError, guarded
-from guard.langchain.attempts.calls import ModelCall, judge
-from guard.langchain.chat.model import ChatGuard
+from guard.langchain.attempts.model_calls import ModelCall, judge
+from guard.langchain.chat.chat_guard import ChatGuard
 from guard.langchain.metadata import read_score, score_metadata, with_metadata
 from guard.policy.guarantee import Settled, rehearsal, with_thresholds
 from guard.policy.policy import Calls, Policy, Used, parse_policy

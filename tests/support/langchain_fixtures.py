@@ -9,8 +9,8 @@ import pytest
 from guard.engines import embedded_model
 from guard.engines.base import BaseEngine
 from guard.errors import MissingExtraError
-from guard.langchain.chat.engines import shared_engine
-from guard.langchain.chat.model import ChatGuard
+from guard.langchain.chat.chat_guard import ChatGuard
+from guard.langchain.chat.shared_engines import shared_engine
 from guard.policy.policy import Policy, parse_policy
 from guard.scoring.scorer import Scorer
 from guard.scoring.scorer_file import FORMAT_VERSION, Artefact, Binding, Calibration, Linear, Model, Prompting, Schema

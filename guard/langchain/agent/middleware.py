@@ -2,7 +2,8 @@
 
     agent = create_agent(ChatGuard(model="smollm2"), tools, middleware=[GuardMiddleware("policy.yaml")])
 
-Put it last in the list of middleware; an agent with another order is refused (see `guard.langchain.agent.order`).
+Put it last in the list of middleware; an agent with another order is refused
+(see `guard.langchain.agent.middleware_order`).
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from guard.errors import EscalationError, InputError, did_you_mean
-from guard.langchain.agent.call import INTERRUPT, AgentCall, Ending, Rules
-from guard.langchain.agent.order import refuse_wrong_order
-from guard.langchain.agent.review import Draft, ask, reviewed
-from guard.langchain.agent.withheld import acall_model, call_model
-from guard.langchain.attempts.declared import Trusted, steps_of, trusted_names
-from guard.langchain.chain.run import DECISION_EVENT
+from guard.langchain.agent.agent_call import INTERRUPT, AgentCall, Ending, Rules
+from guard.langchain.agent.buffered_model_call import acall_model, call_model
+from guard.langchain.agent.middleware_order import refuse_wrong_order
+from guard.langchain.agent.pending_review import Draft, ask, reviewed
+from guard.langchain.attempts.trusted_fallbacks import Trusted, steps_of, trusted_names
+from guard.langchain.call_options import NAMES, joined, read_config, read_mapping
+from guard.langchain.chain.guarded_run import DECISION_EVENT
 from guard.langchain.metadata import KEY, with_metadata
-from guard.langchain.naming import NAMES, joined, read_config, read_mapping
 from guard.langchain.tracing import escalation_metadata, marked_event
 from guard.policy.guarantee import refuse_promises
 from guard.policy.policy import Policy, load_policy
@@ -400,7 +401,7 @@ def _declared_fallback(policy: Policy, name: str, given: Mapping[str, BaseChatMo
             why="none of its answers could be decided about",
             fix=f"Write fallbacks.{name}.scorer, or pass a chat model: fallbacks={{'{name}': ...}}",
         )
-    from guard.langchain.chat.model import ChatGuard
+    from guard.langchain.chat.chat_guard import ChatGuard
 
     return ChatGuard(model=target.model, scorer=target.scorer)
 

@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 from guard.engines.witness import OpenCall
 from guard.engines.witness import unguarded as unguarded
-from guard.langchain.attempts.calls import ModelCall
+from guard.langchain.attempts.model_calls import ModelCall
 
 #: Stands for a part of an output that cannot be compared with an answer.
 _UNKNOWN = object()

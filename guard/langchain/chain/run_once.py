@@ -24,8 +24,8 @@ from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, ConfigDict, Field
 
 from guard.errors import CancelledError, InputError
-from guard.langchain.attempts.holding import join_chunks
-from guard.langchain.attempts.settings import ATTEMPT
+from guard.langchain.attempts.attempt_settings import ATTEMPT
+from guard.langchain.attempts.buffered_run import join_chunks
 
 _Result = TypeVar("_Result")
 _Function = TypeVar("_Function", bound=Callable[..., Any])

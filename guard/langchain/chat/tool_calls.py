@@ -18,7 +18,7 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call
 
 from guard.engines.thinking import MARKS
 from guard.errors import did_you_mean
-from guard.langchain.attempts.whole import DECODER
+from guard.langchain.attempts.complete_json import DECODER
 
 #: Thoughts, code (fenced or within backticks) and quotations, whose text is never a call.
 _QUOTED = (

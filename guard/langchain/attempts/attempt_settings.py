@@ -20,7 +20,7 @@ from guard.records import Limits, Prompt, Sampling
 if TYPE_CHECKING:
     from langchain_core.chat_history import BaseChatMessageHistory
 
-    from guard.langchain.chat.live import Watch
+    from guard.langchain.chat.stream_monitor import Watch
 
 
 class Memory:

@@ -23,7 +23,7 @@ from langchain_core.runnables.utils import get_function_nonlocals
 from pydantic import BaseModel
 
 from guard.errors import InputError
-from guard.langchain.attempts.settings import ATTEMPT
+from guard.langchain.attempts.attempt_settings import ATTEMPT
 
 #: Where LangChain puts the history of a conversation in a config.
 _HISTORY = "message_history"

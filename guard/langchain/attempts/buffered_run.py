@@ -32,9 +32,9 @@ from langsmith.run_helpers import tracing_context
 
 from guard.engines.witness import OPEN_CALL, OpenCall, open_call
 from guard.langchain.attempts.accounting import all_calls
-from guard.langchain.attempts.calls import CallLog, ModelCall
-from guard.langchain.attempts.settings import ATTEMPT, AttemptSettings
-from guard.langchain.attempts.stateful import history_of
+from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
+from guard.langchain.attempts.model_calls import CallLog, ModelCall
+from guard.langchain.attempts.stateful_steps import history_of
 
 #: Every callback, with the attribute by which a handler says that it does not want it.
 CALLBACKS = {

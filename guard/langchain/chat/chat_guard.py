@@ -29,16 +29,16 @@ from guard.engines import EMBEDDED
 from guard.engines.base import BaseEngine, Engine
 from guard.engines.witness import begin
 from guard.errors import EngineError, InputError, ScorerError, did_you_mean
-from guard.langchain.attempts.calls import MODEL_TYPE, asked_text
-from guard.langchain.attempts.settings import ATTEMPT, AttemptSettings
-from guard.langchain.chat.answering import Asked, Runtime, whole_chunks
-from guard.langchain.chat.engines import shared_engine
-from guard.langchain.chat.routed import RoutedChatModel
-from guard.langchain.chat.structured import json_instruction, structured, tool_instruction
+from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
+from guard.langchain.attempts.model_calls import MODEL_TYPE, asked_text
+from guard.langchain.call_options import NAMES, split_options
+from guard.langchain.chat.chat_runtime import Asked, Runtime, whole_chunks
+from guard.langchain.chat.routed_model import RoutedChatModel
+from guard.langchain.chat.shared_engines import shared_engine
+from guard.langchain.chat.structured_output import json_instruction, structured, tool_instruction
 from guard.langchain.chat.tool_calls import HERMES
 from guard.langchain.chat.tool_support import check_tools, form_of
 from guard.langchain.messages import chat_turns
-from guard.langchain.naming import NAMES, split_options
 from guard.policy.policy import load_policy
 from guard.records import Limits, Prompt, Sampling
 from guard.review.handlers import HANDLERS, as_named

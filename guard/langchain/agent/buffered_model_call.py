@@ -14,8 +14,8 @@ from langchain_core.runnables.config import (
     patch_config,
 )
 
-from guard.langchain.attempts.holding import Ran, arun_held, run_held
-from guard.langchain.attempts.settings import AttemptSettings
+from guard.langchain.attempts.attempt_settings import AttemptSettings
+from guard.langchain.attempts.buffered_run import Ran, arun_held, run_held
 
 if TYPE_CHECKING:
     from langchain.agents.middleware import ModelRequest, ModelResponse

@@ -16,9 +16,9 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.utils import AnyConfigurableField, ConfigurableField, ConfigurableFieldSpec
 from pydantic import Field
 
-from guard.langchain.attempts.settings import ATTEMPT
-from guard.langchain.attempts.stateful import refuse_inner_history
-from guard.langchain.naming import SPECS, joined, read_config, split_options
+from guard.langchain.attempts.attempt_settings import ATTEMPT
+from guard.langchain.attempts.stateful_steps import refuse_inner_history
+from guard.langchain.call_options import SPECS, joined, read_config, split_options
 
 
 class RoutedChatModel(BaseChatModel):

@@ -14,10 +14,10 @@ from langchain_core.runnables import RunnableConfig
 
 from guard.engines.witness import open_call
 from guard.errors import EngineTimeoutError
-from guard.langchain.attempts.holding import Ran, Tape, arun_held, heard, passed_on, ran_so, run_held
-from guard.langchain.chain.call import ChainCall, Plan
+from guard.langchain.attempts.buffered_run import Ran, Tape, arun_held, heard, passed_on, ran_so, run_held
+from guard.langchain.chain.chain_call import ChainCall, Plan
 from guard.langchain.chain.replies import gives_messages, reply_message
-from guard.langchain.chat.live import RetractedError
+from guard.langchain.chat.stream_monitor import RetractedError
 from guard.langchain.tracing import marked_event
 from guard.records import Outcome
 from guard.review.handlers import aescalate, escalate

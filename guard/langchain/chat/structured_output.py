@@ -1,7 +1,7 @@
 """Objects as answers: what the prompt is told, and how the answer's JSON is read.
 
 Nothing constrains the decoding. An answer that is not of the schema is a parsing error, as with any
-model that is only asked for JSON, and so is one that is cut (`guard.langchain.attempts.whole`); its score is on
+model that is only asked for JSON, and so is one that is cut (`guard.langchain.attempts.complete_json`); its score is on
 the raw message all the same.
 """
 
@@ -20,10 +20,10 @@ from pydantic import BaseModel
 from pydantic.v1 import BaseModel as BaseModelV1
 
 from guard.errors import InputError, did_you_mean
-from guard.langchain.attempts.whole import whole_calls, whole_json
+from guard.langchain.attempts.complete_json import whole_calls, whole_json
 
 if TYPE_CHECKING:
-    from guard.langchain.chat.model import ChatGuard
+    from guard.langchain.chat.chat_guard import ChatGuard
 
 _METHODS = ("json_schema", "json_mode", "function_calling")
 

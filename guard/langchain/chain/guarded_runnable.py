@@ -31,12 +31,12 @@ from langchain_core.runnables.utils import (
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from guard.errors import InputError, did_you_mean
-from guard.langchain.attempts.declared import steps_of
-from guard.langchain.attempts.holding import join_chunks
-from guard.langchain.attempts.stateful import refuse_stateful
-from guard.langchain.chain.call import ChainCall
-from guard.langchain.chain.run import GuardedOutcome, GuardedRun
-from guard.langchain.naming import NAMES, SPECS, joined, read_config, split_options
+from guard.langchain.attempts.buffered_run import join_chunks
+from guard.langchain.attempts.stateful_steps import refuse_stateful
+from guard.langchain.attempts.trusted_fallbacks import steps_of
+from guard.langchain.call_options import NAMES, SPECS, joined, read_config, split_options
+from guard.langchain.chain.chain_call import ChainCall
+from guard.langchain.chain.guarded_run import GuardedOutcome, GuardedRun
 from guard.langchain.tracing import escalation_metadata, marked_run
 from guard.policy.guarantee import refuse_promises
 from guard.policy.policy import Calls, Policy, load_policy
@@ -207,7 +207,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
         """Stream the chain as the policy's ``streaming`` says; the whole input is read first.
 
         Raises:
-            RetractedError: a live stream does not hold (see `guard.langchain.chat.live`).
+            RetractedError: a live stream does not hold (see `guard.langchain.chat.stream_monitor`).
             AbstainedError, EscalationError, Exception: as for `invoke`.
         """
         called, options = self._called(config, kwargs)

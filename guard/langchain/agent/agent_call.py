@@ -23,10 +23,10 @@ from guard.errors import (
     InputError,
     PromptTooLongError,
 )
-from guard.langchain.agent.review import Draft, spoken
+from guard.langchain.agent.pending_review import Draft, spoken
 from guard.langchain.attempts.accounting import is_answer
-from guard.langchain.attempts.calls import ModelCall, Verdict, asked_text, judge, judge_failure, may_quote
-from guard.langchain.attempts.settings import ATTEMPT, AttemptSettings
+from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
+from guard.langchain.attempts.model_calls import ModelCall, Verdict, asked_text, judge, judge_failure, may_quote
 from guard.langchain.messages import chat_turns, reasoning_of
 from guard.langchain.metadata import (
     KEY,

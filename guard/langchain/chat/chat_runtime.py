@@ -16,8 +16,8 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from guard.engines.base import Engine
 from guard.errors import GuardError
-from guard.langchain.attempts.settings import ATTEMPT
-from guard.langchain.attempts.whole import unmendable
+from guard.langchain.attempts.attempt_settings import ATTEMPT
+from guard.langchain.attempts.complete_json import unmendable
 from guard.langchain.chat.tool_calls import HERMES, ToolFormat, parse_tool_calls
 from guard.langchain.messages import REASONING
 from guard.langchain.metadata import KEY, decision_metadata, score_metadata

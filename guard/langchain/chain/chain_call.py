@@ -23,13 +23,13 @@ from guard.errors import (
     InputError,
     PromptTooLongError,
 )
-from guard.langchain.attempts.calls import ModelCall, Verdict, asked_text, judge, judge_failure, may_quote
-from guard.langchain.attempts.declared import trusted_names
-from guard.langchain.attempts.holding import Ran
-from guard.langchain.attempts.settings import AttemptSettings, Memory
-from guard.langchain.attempts.whole import CutAnswerError
+from guard.langchain.attempts.attempt_settings import AttemptSettings, Memory
+from guard.langchain.attempts.buffered_run import Ran
+from guard.langchain.attempts.complete_json import CutAnswerError
+from guard.langchain.attempts.model_calls import ModelCall, Verdict, asked_text, judge, judge_failure, may_quote
+from guard.langchain.attempts.trusted_fallbacks import trusted_names
 from guard.langchain.chain.replies import text_of_output
-from guard.langchain.chat.live import RetractedError, Watch
+from guard.langchain.chat.stream_monitor import RetractedError, Watch
 from guard.langchain.messages import chat_turns, reasoning_of
 from guard.langchain.metadata import message_defects
 from guard.policy.defects import Defect
@@ -41,7 +41,7 @@ from guard.runtime.call_state import OWN_ENGINE, Ledger
 from guard.runtime.deadline import late
 
 if TYPE_CHECKING:
-    from guard.langchain.chain.runnable import GuardedRunnable
+    from guard.langchain.chain.guarded_runnable import GuardedRunnable
 
 
 @dataclass(frozen=True, slots=True)
