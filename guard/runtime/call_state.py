@@ -25,7 +25,7 @@ OWN_ENGINE = "model"
 
 
 @dataclass(slots=True)
-class Ledger:
+class CallState:
     """What one guarded call has done so far. Belongs to that call alone.
 
     Attributes:

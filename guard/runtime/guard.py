@@ -20,7 +20,7 @@ from guard.policy.policy import Policy, load_policy
 from guard.records import Attempt, CapturePoint, Limits, Outcome, Prompt, Sampling, Score
 from guard.review.handlers import HANDLERS, Handler, as_named, check_handlers, log_handler
 from guard.runtime.base_models import COMPLETION_STOP, completion_text
-from guard.runtime.call_state import OWN_ENGINE, Ledger
+from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.loop import Answerer, Call, Source, score_of
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 from guard.scoring.scorer_file import Binding
@@ -204,7 +204,7 @@ class Guard:
         """
         call = self._call(prompt, route, Sampling(), limits, None)
         tenacity.Retrying(**call.bounds)(call.attempt)
-        return tuple(call.ledger.attempts)
+        return tuple(call.state.attempts)
 
     def basis(self, policy: Policy, route: str | None = None) -> Basis:
         """What a certificate for a route of this policy, with this model and scorer, holds for."""
@@ -268,11 +268,11 @@ class Guard:
     ) -> Call:
         self.policy.check_route(route)
         limits = limits or self.limits
-        ledger = Ledger(self.policy, route)
+        state = CallState(self.policy, route)
         prompt = self.prompt_of(asked)
         if template_options:
             prompt = replace(prompt, template_options={**prompt.template_options, **template_options})
-        return Call(self, prompt, sampling, limits, dict(metadata or {}), ledger)
+        return Call(self, prompt, sampling, limits, dict(metadata or {}), state)
 
     def _observer(self) -> SignatureObserver:
         return SignatureObserver(temperatures=self.scorer.schema.temperatures)

@@ -1,7 +1,7 @@
 """The loop of one guarded call: generate, sign, score, decide; bounded in attempts, tokens and time.
 
 Decisions are pure (`guard.policy.policy`); a `Call` plans each attempt, settles it, and in the end carries
-out the last decision. The call's state is in its `Ledger`.
+out the last decision. The call's state is in its `CallState`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from guard.records import (
     Score,
 )
 from guard.review.handlers import aescalate, escalate
-from guard.runtime.call_state import OWN_ENGINE, Ledger, told
+from guard.runtime.call_state import OWN_ENGINE, CallState, told
 from guard.runtime.deadline import acall_within, call_within
 from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver
@@ -188,14 +188,14 @@ class Call:
     sampling: Sampling
     limits: Limits
     metadata: dict[str, Any]
-    ledger: Ledger
+    state: CallState
 
     @property
     def bounds(self) -> dict[str, Any]:
         """For tenacity: go on while the policy wants another attempt, within the budget."""
         return {
             "retry": tenacity.retry_if_result(lambda goes_on: bool(goes_on)),
-            "stop": tenacity.stop_after_attempt(self.ledger.budget.attempts),
+            "stop": tenacity.stop_after_attempt(self.state.budget.attempts),
             "wait": tenacity.wait_none(),
             "retry_error_callback": lambda _: None,
         }
@@ -222,7 +222,7 @@ class Call:
 
     def _plan(self) -> AttemptPlan:
         """What to run next: the model, or what the last decision says."""
-        settings, limits = self.ledger.settings, self._limits_left()
+        settings, limits = self.state.settings, self._limits_left()
         if isinstance(settings, Fallback) and settings.to is not None:
             target = self.guard.sources[settings.to]
             if isinstance(target, Source):
@@ -233,7 +233,7 @@ class Call:
             instruction = settings.instruction
             prompt = self.prompt.with_instruction(instruction) if instruction else self.prompt
             limits = self._limits_left(settings.max_tokens)
-            return AttemptPlan(own, prompt, settings.sampling(self.ledger.used.retries), limits)
+            return AttemptPlan(own, prompt, settings.sampling(self.state.used.retries), limits)
         return AttemptPlan(own, self.prompt, self.sampling, limits)
 
     def _limits_left(self, max_tokens: int | None = None) -> Limits:
@@ -242,19 +242,19 @@ class Call:
         Args:
             max_tokens: of the attempt, in place of the call's.
         """
-        ledger = self.ledger
-        if ledger.shadow:
+        state = self.state
+        if state.shadow:
             return self.limits
         # The next attempt reads about the same prompt again.
-        prompt_tokens = ledger.attempts[-1].prompt_tokens if ledger.attempts else 0
+        prompt_tokens = state.attempts[-1].prompt_tokens if state.attempts else 0
         wanted = max_tokens or self.limits.max_tokens
-        tokens = max(1, min(wanted, ledger.budget.tokens - ledger.tokens_used - prompt_tokens))
-        seconds = max(0.001, ledger.deadline - time.monotonic())
+        tokens = max(1, min(wanted, state.budget.tokens - state.tokens_used - prompt_tokens))
+        seconds = max(0.001, state.deadline - time.monotonic())
         return replace(self.limits, max_tokens=tokens, timeout_s=min(seconds, self.limits.timeout_s or seconds))
 
     def _settle(self, plan: AttemptPlan, result: Result) -> bool:
         """Score what came back and decide about it."""
-        self.ledger.note_use(prompt_tokens=result.prompt_tokens, completion_tokens=result.completion_tokens)
+        self.state.note_use(prompt_tokens=result.prompt_tokens, completion_tokens=result.completion_tokens)
         error = None
         try:
             score = plan.score(result)
@@ -267,29 +267,29 @@ class Call:
 
         Once the model has answered, the question was good; what fails then is the policy's too.
         """
-        ledger = self.ledger
-        question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not ledger.attempts
-        if question or isinstance(error, CancelledError) or ledger.shadow:
+        state = self.state
+        question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not state.attempts
+        if question or isinstance(error, CancelledError) or state.shadow:
             raise error
-        ledger.note_use()
+        state.note_use()
         decision = self._decide(None, told(error), ())
         if decision.action is Action.ACCEPT:  # there is nothing to accept
             raise error
         return self._keep(plan, None, None, decision, told(error))
 
     def _decide(self, score: Score | None, error: str | None, defects: tuple[Defect, ...]) -> Decision:
-        ledger = self.ledger
-        asked: dict[str, Any] = {"route": ledger.route, "used": ledger.used, "defects": defects}
+        state = self.state
+        asked: dict[str, Any] = {"route": state.route, "used": state.used, "defects": defects}
         if error is not None:
-            return decide_error(ledger.policy, error=error, **asked)
+            return decide_error(state.policy, error=error, **asked)
         if score is None:  # a callable has answered
-            return ledger.trusted(defects)
-        return decide(ledger.policy, p_wrong=score.p_wrong, novelty=score.novelty, **asked)
+            return state.trusted(defects)
+        return decide(state.policy, p_wrong=score.p_wrong, novelty=score.novelty, **asked)
 
     def _keep(
         self, plan: AttemptPlan, result: Result | None, score: Score | None, decision: Decision, error: str | None
     ) -> bool:
-        return self.ledger.keep(
+        return self.state.keep(
             Attempt(
                 answer=result.text if result else None,
                 source=plan.name,
@@ -309,28 +309,28 @@ class Call:
 
     def finish(self) -> Outcome:
         """Carry out the last decision."""
-        ledger, guard = self.ledger, self.guard
-        ledger.check_abstention()
-        if not ledger.escalate_to:
-            return ledger.outcome()
+        state, guard = self.state, self.guard
+        state.check_abstention()
+        if not state.escalate_to:
+            return state.outcome()
         delivery = escalate(
-            self._escalation(), handlers=guard.handlers, to=ledger.escalate_to, timeout_s=guard.handler_timeout_s
+            self._escalation(), handlers=guard.handlers, to=state.escalate_to, timeout_s=guard.handler_timeout_s
         )
-        return ledger.outcome(delivery=delivery)
+        return state.outcome(delivery=delivery)
 
     async def afinish(self) -> Outcome:
         """`finish` without blocking the event loop."""
-        ledger, guard = self.ledger, self.guard
-        ledger.check_abstention()
-        if not ledger.escalate_to:
-            return ledger.outcome()
+        state, guard = self.state, self.guard
+        state.check_abstention()
+        if not state.escalate_to:
+            return state.outcome()
         delivery = await aescalate(
-            self._escalation(), handlers=guard.handlers, to=ledger.escalate_to, timeout_s=guard.handler_timeout_s
+            self._escalation(), handlers=guard.handlers, to=state.escalate_to, timeout_s=guard.handler_timeout_s
         )
-        return ledger.outcome(delivery=delivery)
+        return state.outcome(delivery=delivery)
 
     def _escalation(self) -> Escalation:
-        return self.ledger.escalation(
+        return self.state.escalation(
             question=self.prompt.question,
             prompt=self.prompt,
             model=self.guard.engine.model.name,

@@ -41,7 +41,7 @@ from guard.policy.document import Fallback, Retry
 from guard.policy.policy import Calls, Policy, decide, decide_error
 from guard.records import Action, Attempt, Decision, Escalation, FinishReason, Prompt, Sampling, Score
 from guard.review.handlers import Delivery, Handler
-from guard.runtime.call_state import OWN_ENGINE, Ledger, told
+from guard.runtime.call_state import OWN_ENGINE, CallState, told
 from guard.runtime.deadline import late
 
 #: The escalation target that is a pause of the agent.
@@ -92,7 +92,7 @@ class AgentCall:
         rules: decide about it.
         request: what the agent asks.
         metadata: of the agent's run, for those who take an escalation.
-        ledger: of this call.
+        state: of this call.
         attempt_started: on the clock of `time.monotonic`.
         prompts: what scored models read in the last attempt, by what they were asked.
         response: of the last attempt; None where the model failed.
@@ -101,7 +101,7 @@ class AgentCall:
     rules: Rules
     request: ModelRequest[Any]
     metadata: Mapping[str, Any]
-    ledger: Ledger
+    state: CallState
     attempt_started: float = 0.0
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
     response: ModelResponse[Any] | None = None
@@ -111,11 +111,11 @@ class AgentCall:
     def next_request(self) -> ModelRequest[Any]:
         """What the model is asked next: as the agent wanted, or as the last decision says."""
         self.attempt_started = time.monotonic()
-        settings, request = self.ledger.settings, self.request
+        settings, request = self.state.settings, self.request
         if isinstance(settings, Fallback) and settings.to is not None:
             return request.override(model=self.rules.fallbacks[settings.to])
         if isinstance(settings, Retry):
-            sampling = settings.sampling(self.ledger.used.retries)
+            sampling = settings.sampling(self.state.used.retries)
             chosen = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")}
             chosen["max_tokens"] = settings.max_tokens
             chosen = {name: value for name, value in chosen.items() if value is not None}
@@ -126,13 +126,13 @@ class AgentCall:
 
     def limits(self) -> AttemptSettings:
         """What is left of the budget for the next answer, within that of a guarded chain around the agent."""
-        ledger, outer = self.ledger, ATTEMPT.get() or AttemptSettings()
-        tokens, deadline = max(1, ledger.budget.tokens - ledger.tokens_used), ledger.deadline
+        state, outer = self.state, ATTEMPT.get() or AttemptSettings()
+        tokens, deadline = max(1, state.budget.tokens - state.tokens_used), state.deadline
         limits = replace(
             outer,
             # A retry of ours is sampled as its own rule says, not as that of the chain around it.
-            sampling=None if ledger.used.retries else outer.sampling,
-            token_limit=None if ledger.used.retries else outer.token_limit,
+            sampling=None if state.used.retries else outer.sampling,
+            token_limit=None if state.used.retries else outer.token_limit,
             max_tokens=min(tokens, outer.max_tokens or tokens),
             deadline=min(deadline, outer.deadline or deadline),
         )
@@ -153,9 +153,9 @@ class AgentCall:
         message = self._message()
         call = read_score(message) if message else None
         if call:
-            self.ledger.note_use(prompt_tokens=call.prompt_tokens, completion_tokens=call.tokens)
+            self.state.note_use(prompt_tokens=call.prompt_tokens, completion_tokens=call.tokens)
         else:
-            self.ledger.note_use()
+            self.state.note_use()
         tools = self._tools(message)
         error = None if message else "the model gave no message"
         if message and call is None:
@@ -164,21 +164,21 @@ class AgentCall:
             error = call.error
         if message and error is None:
             error = self._unaccounted(message, calls)
-        if self.ledger.late and error is None:
-            error = str(late(self.ledger.source))
+        if self.state.late and error is None:
+            error = str(late(self.state.source))
         defects = message_defects(message) if message else ()
         if error is not None:
             decision = self._decide_error(error, tools, defects)
         elif call is None:  # a fallback without scores has answered
-            decision = self.ledger.trusted(defects)
+            decision = self.state.trusted(defects)
         else:
-            ledger = self.ledger
+            state = self.state
             decision = decide(
-                ledger.policy,
+                state.policy,
                 p_wrong=call.p_wrong,
                 novelty=call.novelty,
-                route=ledger.route,
-                used=ledger.used,
+                route=state.route,
+                used=state.used,
                 tools=tools,
                 defects=defects,
             )
@@ -193,12 +193,12 @@ class AgentCall:
         """
         quotes = may_quote(error, calls)
         # What the first attempt could be asked, a later one may not: its fallback or instruction is the policy's.
-        question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.ledger.attempts
-        if (question and not quotes) or isinstance(error, CancelledError) or self.ledger.shadow:
+        question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.state.attempts
+        if (question and not quotes) or isinstance(error, CancelledError) or self.state.shadow:
             raise error
         self.response = None
         scored = [call.scored for call in calls if call.scored]
-        self.ledger.note_use(
+        self.state.note_use(
             prompt_tokens=sum(one.prompt_tokens for one in scored),
             completion_tokens=sum(one.tokens for one in scored),
         )
@@ -210,23 +210,23 @@ class AgentCall:
 
     def _judge_failure(self, error: Exception, calls: Sequence[ModelCall]) -> Verdict:
         """Decide by the scores of what was answered, as the error may quote it, or that there is no answer."""
-        ledger = self.ledger
+        state = self.state
         if not calls:
-            return judge_failure(ledger.policy, told(error), route=ledger.route, used=ledger.used)
-        return judge(ledger.policy, calls, join=Calls(), route=ledger.route, used=ledger.used)
+            return judge_failure(state.policy, told(error), route=state.route, used=state.used)
+        return judge(state.policy, calls, join=Calls(), route=state.route, used=state.used)
 
     def _unscored(self, tools: Sequence[str]) -> str | None:
         """What is wrong with an answer that says nothing of its score."""
-        if self.ledger.source == OWN_ENGINE:
+        if self.state.source == OWN_ENGINE:
             raise InputError(
                 f"The answers of {type(self.request.model).__name__} have no score",
                 why="they have no response_metadata['guard']",
                 fix="Give create_agent a ChatGuard as its model",
             )
-        if tools and self.ledger.policy.tools:
-            return f"'{self.ledger.source}' gives no scores, and its answer calls {', '.join(tools)}"
-        if self.ledger.source not in self.rules.trusted:
-            return f"'{self.ledger.source}' gives no scores and is not declared as trusted"
+        if tools and self.state.policy.tools:
+            return f"'{self.state.source}' gives no scores, and its answer calls {', '.join(tools)}"
+        if self.state.source not in self.rules.trusted:
+            return f"'{self.state.source}' gives no scores and is not declared as trusted"
         return None
 
     def _unaccounted(self, message: AIMessage, calls: Sequence[ModelCall]) -> str | None:
@@ -239,15 +239,15 @@ class AgentCall:
         return None
 
     def _decide_error(self, error: str, tools: Sequence[str], defects: Sequence[Defect]) -> Decision:
-        ledger = self.ledger
-        about: dict[str, Any] = {"route": ledger.route, "used": ledger.used, "tools": tools, "defects": defects}
-        return decide_error(ledger.policy, error=error, **about)
+        state = self.state
+        about: dict[str, Any] = {"route": state.route, "used": state.used, "tools": tools, "defects": defects}
+        return decide_error(state.policy, error=error, **about)
 
     def _keep(self, answer: str | None, call: ScoredCall | None, decision: Decision, error: str | None) -> bool:
-        return self.ledger.keep(
+        return self.state.keep(
             Attempt(
                 answer=answer,
-                source=self.ledger.source,
+                source=self.state.source,
                 score=_score(call),
                 decision=decision,
                 prompt_tokens=call.prompt_tokens if call else 0,
@@ -269,12 +269,12 @@ class AgentCall:
     @property
     def handlers(self) -> tuple[str, ...]:
         """The handlers that the case is handed to; the agent's pause is none of them."""
-        return tuple(name for name in self.ledger.escalate_to if name != INTERRUPT)
+        return tuple(name for name in self.state.escalate_to if name != INTERRUPT)
 
     @property
     def pauses(self) -> bool:
         """Whether the agent pauses for a person."""
-        return INTERRUPT in self.ledger.escalate_to
+        return INTERRUPT in self.state.escalate_to
 
     def ending(self, delivery: Delivery) -> Ending:
         """Carry out the last decision.
@@ -285,26 +285,26 @@ class AgentCall:
         Raises:
             AbstainedError: where the policy says so.
         """
-        if self.ledger.released and self.response is not None:
+        if self.state.released and self.response is not None:
             return Ending(self.response)
-        self.ledger.check_abstention()
+        self.state.check_abstention()
         message = self._noted(delivery)
-        response: ModelResponse[Any] = ModelResponse(result=[spoken(message, self.ledger.reply or "")])
+        response: ModelResponse[Any] = ModelResponse(result=[spoken(message, self.state.reply or "")])
         if not self.pauses:
             return Ending(response, ends=self._loops)
         return Ending(response, draft=self._draft(message).seal())
 
     def event(self) -> dict[str, Any]:
         """What listeners are told of the decision; nothing of the answer."""
-        ledger, last = self.ledger, self.ledger.attempts[-1]
+        state, last = self.state, self.state.attempts[-1]
         return {
             **self._told(),
             "p_wrong": last.score.p_wrong if last.score else None,
-            "mode": ledger.policy.mode,
+            "mode": state.policy.mode,
             "source": last.source,
-            "attempts": len(ledger.attempts),
+            "attempts": len(state.attempts),
             "finish_reason": last.finish_reason,
-            "tokens": ledger.tokens_used,  # of all attempts; listeners hear of the released one only
+            "tokens": state.tokens_used,  # of all attempts; listeners hear of the released one only
             "tools": list(self._tools(self._message())),
         }
 
@@ -324,7 +324,7 @@ class AgentCall:
         """The case for a person."""
         request = self.request
         call = self._scored()
-        return self.ledger.escalation(
+        return self.state.escalation(
             question=_question(request.messages),
             prompt=self._prompt(),
             model=call.model if call else type(request.model).__name__,
@@ -333,7 +333,7 @@ class AgentCall:
 
     def _draft(self, message: AIMessage) -> Draft:
         rest = [other for other in self.response.result if not isinstance(other, AIMessage)] if self.response else []
-        last = self.ledger.attempts[-1]
+        last = self.state.attempts[-1]
         return Draft(
             messages=(message, *rest),
             structured=self.response.structured_response if self.response else None,
@@ -344,7 +344,7 @@ class AgentCall:
                 "finish_reason": last.finish_reason,
                 "question": _question(self.request.messages),
             },
-            rejected_text=self.ledger.reply or REJECTED,
+            rejected_text=self.state.reply or REJECTED,
             failed=self.response is None,
             loops=self._loops,
         )
@@ -356,10 +356,10 @@ class AgentCall:
 
     def _noted(self, delivery: Delivery) -> AIMessage:
         """The last answer, or an empty one, with what was decided about it."""
-        message = self._message() or AIMessage(content="", id=f"guard-{self.ledger.decision_id}")
+        message = self._message() or AIMessage(content="", id=f"guard-{self.state.decision_id}")
         noted = {**(message.response_metadata.get(KEY) or {"p_wrong": None}), "decision": self._told()}
-        if self.ledger.attempts[-1].error:
-            noted["error"] = self.ledger.attempts[-1].error
+        if self.state.attempts[-1].error:
+            noted["error"] = self.state.attempts[-1].error
         if delivery.delivered or delivery.errors:
             noted["decision"] |= {
                 "escalated_to": list(delivery.delivered),
@@ -369,9 +369,9 @@ class AgentCall:
         return message.model_copy(update={"response_metadata": {**message.response_metadata, KEY: noted}})
 
     def _told(self) -> dict[str, Any]:
-        ledger = self.ledger
+        state = self.state
         return decision_metadata(
-            ledger.decision, decision_id=ledger.decision_id, route=ledger.route, policy=ledger.policy.name
+            state.decision, decision_id=state.decision_id, route=state.route, policy=state.policy.name
         )
 
     def _message(self) -> AIMessage | None:

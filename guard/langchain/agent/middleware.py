@@ -52,7 +52,7 @@ from guard.review.handlers import (
     escalate,
     log_handler,
 )
-from guard.runtime.call_state import Ledger
+from guard.runtime.call_state import CallState
 
 if TYPE_CHECKING:
     from guard.review.store import Store
@@ -163,9 +163,9 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         call = self._begin(request)
         goes_on = True
         while goes_on:
-            ran = call_model(handler, call.next_request(), call.limits(), hold=not call.ledger.shadow)
+            ran = call_model(handler, call.next_request(), call.limits(), hold=not call.state.shadow)
             goes_on = call.fail(ran.error, ran.calls) if ran.error else call.settle(ran.output, ran.calls)
-            if call.ledger.released:
+            if call.state.released:
                 ran.tape.play()
         dispatch_custom_event(DECISION_EVENT, call.event(), config=_told(call))
         return _result(call.ending(self._deliver(call)))
@@ -177,9 +177,9 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         call = self._begin(request)
         goes_on = True
         while goes_on:
-            ran = await acall_model(handler, call.next_request(), call.limits(), hold=not call.ledger.shadow)
+            ran = await acall_model(handler, call.next_request(), call.limits(), hold=not call.state.shadow)
             goes_on = call.fail(ran.error, ran.calls) if ran.error else call.settle(ran.output, ran.calls)
-            if call.ledger.released:
+            if call.state.released:
                 await ran.tape.aplay()
         await adispatch_custom_event(DECISION_EVENT, call.event(), config=_told(call))
         return _result(call.ending(await self._adeliver(call)))
@@ -195,9 +195,9 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
                 why="the agent has no checkpointer, so it could not be resumed",
                 fix="Give create_agent a checkpointer, such as langgraph's InMemorySaver()",
             )
-        ledger = Ledger(rules.policy, rules.route)
+        state = CallState(rules.policy, rules.route)
         thread = {"thread_id": configurable["thread_id"]} if "thread_id" in configurable else {}
-        return AgentCall(rules, request, {**escalation_metadata(config), **thread}, ledger)
+        return AgentCall(rules, request, {**escalation_metadata(config), **thread}, state)
 
     def _rules_for(self, config: RunnableConfig, runtime: Runtime[Any] | None) -> Rules:
         """The rules of one run, which may name a route and a policy in its config or its context."""
@@ -284,7 +284,7 @@ class ReviewedAnswer(BaseChatModel):
 
 
 def _told(call: AgentCall) -> RunnableConfig:
-    return marked_event(ensure_config(), call.ledger.decision.action)
+    return marked_event(ensure_config(), call.state.decision.action)
 
 
 def _after(state: GuardState) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """One guarded call of a chain: plans each attempt, settles it, and carries out the last decision.
 
 The counterpart of `guard.runtime.loop` for chains, whose answers are whatever the chain gives. The call's state
-is here and in its `Ledger`; the runnable itself holds none.
+is here and in its `CallState`; the runnable itself holds none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from guard.policy.document import Fallback, Retry
 from guard.policy.policy import decide
 from guard.records import Action, Attempt, Escalation, FinishReason, Outcome, Prompt, Sampling, Score
 from guard.review.handlers import NOBODY, Delivery
-from guard.runtime.call_state import OWN_ENGINE, Ledger
+from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.deadline import late
 
 if TYPE_CHECKING:
@@ -67,14 +67,14 @@ class ChainCall:
 
     Attributes:
         guarded: what was called.
-        ledger: of this call.
+        state: of this call.
         asked: the chain's input.
         metadata: of the run, for those who take an escalation.
         live: whether the answer streams before it is decided on, so that nothing can be tried again.
     """
 
     guarded: GuardedRunnable[Any, Any]
-    ledger: Ledger
+    state: CallState
     asked: Any
     metadata: Mapping[str, Any]
     live: bool = False
@@ -93,17 +93,17 @@ class ChainCall:
 
     def plan(self) -> Plan:
         """What to run next: the chain, or what the last decision says."""
-        ledger, settings = self.ledger, self.ledger.settings
+        state, settings = self.state, self.state.settings
         attempt = AttemptSettings(
-            max_tokens=max(1, ledger.budget.tokens - ledger.tokens_used),
-            deadline=ledger.deadline,
+            max_tokens=max(1, state.budget.tokens - state.tokens_used),
+            deadline=state.deadline,
             memory=self.memory,
             watch=self._watch() if self.live else None,
         )
         if isinstance(settings, Fallback) and settings.to is not None:
             return Plan(settings.to, self.guarded.fallback(settings.to), attempt)
         if isinstance(settings, Retry):
-            sampling = settings.sampling(ledger.used.retries)
+            sampling = settings.sampling(state.used.retries)
             again = replace(
                 attempt, sampling=sampling, instruction=settings.instruction, token_limit=settings.max_tokens
             )
@@ -121,11 +121,11 @@ class ChainCall:
         known = [call.scored for call in ran.calls if call.scored]
         prompt_tokens, tokens = sum(one.prompt_tokens for one in known), sum(one.tokens for one in known)
         # The reader of a live answer has seen it; another one cannot take its place.
-        self.ledger.note_use(prompt_tokens=prompt_tokens, completion_tokens=tokens, last=self.live)
+        self.state.note_use(prompt_tokens=prompt_tokens, completion_tokens=tokens, last=self.live)
         verdict = self._judge(plan, ran)
         self._call = verdict.call
         scored = verdict.call.scored if verdict.call else None
-        return self.ledger.keep(
+        return self.state.keep(
             Attempt(
                 answer=_answer(ran),
                 source=plan.source,
@@ -142,12 +142,12 @@ class ChainCall:
         )
 
     def _judge(self, plan: Plan, ran: Ran) -> Verdict:
-        policy, route, used = self.ledger.policy, self.ledger.route, self.ledger.used
+        policy, route, used = self.state.policy, self.state.route, self.state.used
         if isinstance(ran.error, RetractedError) and ran.error.score is not None:
             score = ran.error.score
             decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, used=used)
             return Verdict(decision, next((call for call in ran.calls if call.cut), None), None)
-        if self.ledger.late and not self.live and ran.error is None:
+        if self.state.late and not self.live and ran.error is None:
             return self._judge_error(late(plan.source))
         if isinstance(ran.error, CutAnswerError):
             verdict = judge(policy, ran.calls, join=self.guarded.joined(policy), route=route, used=used)
@@ -162,28 +162,28 @@ class ChainCall:
     def _judge_unscored(self, source: str, ran: Ran) -> Verdict:
         """A fallback in which no model of guard's has answered is final where it is declared so."""
         if source in trusted_names(self.guarded.fallbacks):
-            return Verdict(self.ledger.trusted(_output_defects(ran)), None, None)
+            return Verdict(self.state.trusted(_output_defects(ran)), None, None)
         why = f"no scored model answered in the fallback '{source}', which is not declared as trusted"
-        return judge_failure(self.ledger.policy, why, route=self.ledger.route, used=self.ledger.used)
+        return judge_failure(self.state.policy, why, route=self.state.route, used=self.state.used)
 
     def _judge_error(self, error: Exception) -> Verdict:
         """There is no answer: bad questions and the chain's own errors are the caller's, the rest the policy's."""
-        question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.ledger.attempts
+        question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.state.attempts
         settled = isinstance(error, CancelledError | AbstainedError | EscalationError)
-        if question or settled or not isinstance(error, GuardError) or self.ledger.shadow:
+        if question or settled or not isinstance(error, GuardError) or self.state.shadow:
             raise error
-        verdict = judge_failure(self.ledger.policy, str(error), route=self.ledger.route, used=self.ledger.used)
+        verdict = judge_failure(self.state.policy, str(error), route=self.state.route, used=self.state.used)
         if verdict.decision.action is Action.ACCEPT:  # there is nothing to accept
             raise error
         return verdict
 
     def _watch(self) -> Watch | None:
         """A look at the growing answer, where every model call counts. Which one is last is not known yet."""
-        policy, route = self.ledger.policy, self.ledger.route
+        policy, route = self.state.policy, self.state.route
         join = self.guarded.joined(policy)
         if join.join != "worst" or join.tag is not None:
             return None
-        used = replace(self.ledger.used, spent=True)
+        used = replace(self.state.used, spent=True)
 
         def accepts(score: Score) -> bool:
             decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, used=used)
@@ -195,16 +195,16 @@ class ChainCall:
 
     def outcome(self, *, delivery: Delivery = NOBODY) -> Outcome:
         """What was done. Texts that were not accepted are not in it: they go to people only."""
-        ledger = self.ledger
-        shown = [replace(attempt, answer=None, reasoning=None) for attempt in ledger.attempts]
-        if ledger.released:
-            shown[-1] = ledger.attempts[-1]
-        return ledger.outcome(attempts=shown, delivery=delivery)
+        state = self.state
+        shown = [replace(attempt, answer=None, reasoning=None) for attempt in state.attempts]
+        if state.released:
+            shown[-1] = state.attempts[-1]
+        return state.outcome(attempts=shown, delivery=delivery)
 
     def escalation(self) -> Escalation:
         """The case for a person, with the answer that was not accepted."""
         prompt = self._prompt()
-        return self.ledger.escalation(
+        return self.state.escalation(
             question=self.asked if isinstance(self.asked, str) else prompt.question,
             prompt=prompt,
             model=self._call.scored.model if self._call and self._call.scored else "",
@@ -227,19 +227,19 @@ class ChainCall:
 
     def event(self) -> dict[str, Any]:
         """The last decision as listeners get it; it holds no text of an answer."""
-        ledger = self.ledger
-        last, decision = ledger.attempts[-1], ledger.decision
+        state = self.state
+        last, decision = state.attempts[-1], state.decision
         return {
-            "decision_id": ledger.decision_id,
-            "attempt": len(ledger.attempts),
+            "decision_id": state.decision_id,
+            "attempt": len(state.attempts),
             "source": last.source,
             "action": decision.action.value,
             "rule": decision.rule,
             "reason": decision.reason,
             "p_wrong": decision.p_wrong,
-            "policy": ledger.policy.name,
-            "route": ledger.route,
-            "mode": ledger.policy.mode,
+            "policy": state.policy.name,
+            "route": state.route,
+            "mode": state.policy.mode,
             "prompt_tokens": last.prompt_tokens,
             "completion_tokens": last.completion_tokens,
             "seconds": last.seconds,

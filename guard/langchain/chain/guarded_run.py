@@ -59,11 +59,11 @@ class GuardedRun:
     @property
     def streams_live(self) -> bool:
         """Whether a stream is to be shown before it is decided on."""
-        return self.call.ledger.shadow or self.call.ledger.policy.streaming == "live"
+        return self.call.state.shadow or self.call.state.policy.streaming == "live"
 
     @property
     def _told(self) -> RunnableConfig:
-        return marked_event(self.config, self.call.ledger.decision.action)
+        return marked_event(self.config, self.call.state.decision.action)
 
     # -- decided first ---------------------------------------------------------------------------
 
@@ -78,7 +78,7 @@ class GuardedRun:
                 if not ran.calls:  # no model has answered, so the error may be traced as any other
                     ran.tape.play()
                 raise
-            if self.call.ledger.released:
+            if self.call.state.released:
                 ran.tape.play()
             dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
             if not goes_on:
@@ -95,7 +95,7 @@ class GuardedRun:
                 if not ran.calls:
                     await ran.tape.aplay()
                 raise
-            if self.call.ledger.released:
+            if self.call.state.released:
                 await ran.tape.aplay()
             await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
             if not goes_on:
@@ -108,7 +108,7 @@ class GuardedRun:
             return work()
         key = self.call.guarded.fallbacks[plan.source]
         try:
-            return run_within(key, work, self.call.ledger.seconds_left, name=plan.source)
+            return run_within(key, work, self.call.state.seconds_left, name=plan.source)
         except EngineTimeoutError as error:
             return Ran((), error, (), Tape([]))
 
@@ -118,18 +118,18 @@ class GuardedRun:
         if plan.source == OWN_ENGINE:
             return await work
         try:
-            return await await_within(work, self.call.ledger.seconds_left, name=plan.source)
+            return await await_within(work, self.call.state.seconds_left, name=plan.source)
         except EngineTimeoutError as error:
             return Ran((), error, (), Tape([]))
 
     def _ways(self, stream: bool) -> dict[str, Any]:
-        return {"stream": stream, "options": self.options, "hold": not self.call.ledger.shadow}
+        return {"stream": stream, "options": self.options, "hold": not self.call.state.shadow}
 
     # -- shown first -----------------------------------------------------------------------------
 
     def live(self) -> Iterator[Any]:
         """Show the chain's stream as it comes; an end that does not hold is an error, with an event."""
-        self.call.live = not self.call.ledger.shadow
+        self.call.live = not self.call.state.shadow
         plan, hidden = self.call.plan(), self.call.guarded.return_outcome
         opened = open_call()
         log, config, context = heard(self.config, plan.settings, opened)
@@ -149,14 +149,14 @@ class GuardedRun:
         self.call.settle(plan, ran_so(chunks, error, log, opened, asked=self.call.asked, tape=Tape([])))
         dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
         outcome = self._escalate()
-        if not self.call.ledger.released:
+        if not self.call.state.released:
             dispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self._told)
             raise self._retracted(outcome)
         yield from self._finish(outcome, stream=True)[0 if hidden else len(chunks) :]
 
     async def alive(self) -> AsyncGenerator[Any, None]:
         """`live` without blocking the event loop."""
-        self.call.live = not self.call.ledger.shadow
+        self.call.live = not self.call.state.shadow
         plan, hidden = self.call.plan(), self.call.guarded.return_outcome
         opened = open_call()
         log, config, context = heard(self.config, plan.settings, opened)
@@ -176,14 +176,14 @@ class GuardedRun:
         self.call.settle(plan, ran_so(chunks, error, log, opened, asked=self.call.asked, tape=Tape([])))
         await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
         outcome = await self._aescalate()
-        if not self.call.ledger.released:
+        if not self.call.state.released:
             await adispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self._told)
             raise self._retracted(outcome)
         for chunk in self._finish(outcome, stream=True)[0 if hidden else len(chunks) :]:
             yield chunk
 
     def _retracted(self, outcome: Outcome) -> RetractedError:
-        policy = self.call.ledger.policy.name
+        policy = self.call.state.policy.name
         error = RetractedError(
             f"The answer was taken back by the policy '{policy}' ({outcome.rule})", why=outcome.reason
         )
@@ -193,14 +193,14 @@ class GuardedRun:
     # -- the end -----------------------------------------------------------------------------------
 
     def _escalate(self) -> Outcome:
-        to = self.call.ledger.escalate_to
+        to = self.call.state.escalate_to
         if not to:
             return self.call.outcome()
         delivery = escalate(self.call.escalation(), to=to, **self._handling())
         return self.call.outcome(delivery=delivery)
 
     async def _aescalate(self) -> Outcome:
-        to = self.call.ledger.escalate_to
+        to = self.call.state.escalate_to
         if not to:
             return self.call.outcome()
         delivery = await aescalate(self.call.escalation(), to=to, **self._handling())
@@ -213,11 +213,11 @@ class GuardedRun:
     def _finish(self, outcome: Outcome, *, stream: bool) -> list[Any]:
         """The chunks for the caller: the chain's own, or what the policy puts in their place."""
         guarded, ran = self.call.guarded, self.call.ran
-        if self.call.ledger.released:
+        if self.call.state.released:
             if ran.error is not None:
                 raise ran.error
             return [GuardedOutcome(ran.output, outcome)] if guarded.return_outcome else list(ran.chunks)
-        self.call.ledger.check_abstention()
+        self.call.state.check_abstention()
         value = self._in_place(outcome, chunk=stream and not guarded.return_outcome)
         if guarded.return_outcome:
             return [GuardedOutcome(value, outcome)]
@@ -229,7 +229,7 @@ class GuardedRun:
         if guarded.output is not None:
             return guarded.output(outcome)
         messages = isinstance(ran.output, BaseMessage) or (not ran.chunks and gives_messages(guarded.runnable))
-        return reply_message(outcome, policy=self.call.ledger.policy.name, chunk=chunk) if messages else outcome.answer
+        return reply_message(outcome, policy=self.call.state.policy.name, chunk=chunk) if messages else outcome.answer
 
 
 _END = object()

@@ -41,7 +41,7 @@ from guard.langchain.tracing import escalation_metadata, marked_run
 from guard.policy.guarantee import refuse_promises
 from guard.policy.policy import Calls, Policy, load_policy
 from guard.review.handlers import HANDLERS, Handler, as_named, check_handlers, log_handler
-from guard.runtime.call_state import Ledger
+from guard.runtime.call_state import CallState
 
 if TYPE_CHECKING:
     from langchain_core.runnables.graph import Graph
@@ -258,8 +258,8 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
                 yield chunk
 
     def _run(self, asked: Input, config: RunnableConfig, options: dict[str, Any]) -> GuardedRun:
-        ledger = Ledger(self.resolved_policy(), self.route)
-        return GuardedRun(ChainCall(self, ledger, asked, escalation_metadata(config)), config, options)
+        state = CallState(self.resolved_policy(), self.route)
+        return GuardedRun(ChainCall(self, state, asked, escalation_metadata(config)), config, options)
 
     def _marked(self, config: RunnableConfig | None) -> RunnableConfig:
         return marked_run(config, self.resolved_policy(), self.route)
