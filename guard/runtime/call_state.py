@@ -219,8 +219,8 @@ class CallState:
         return self.decision.action
 
 
-def told(error: Exception) -> str:
-    """An error in one sentence, for records; a foreign one with its type."""
+def describe_error(error: Exception) -> str:
+    """Describe an error in one sentence, for records; one that is not guard's own with its type."""
     return str(error) if isinstance(error, GuardError) else f"{type(error).__name__}: {error}"
 
 

@@ -39,7 +39,7 @@ from guard.records import (
     Score,
 )
 from guard.review.handlers import aescalate, escalate
-from guard.runtime.call_state import OWN_ENGINE, CallState, told
+from guard.runtime.call_state import OWN_ENGINE, CallState, describe_error
 from guard.runtime.deadline import acall_within, call_within
 from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver
@@ -259,7 +259,7 @@ class Call:
         try:
             score = plan.score(result)
         except Exception as failure:  # noqa: BLE001 - fail closed: the policy says what happens
-            score, error = None, told(failure)
+            score, error = None, describe_error(failure)
         return self._keep(plan, result, score, self._decide(score, error, result.defects), error)
 
     def _fail(self, plan: AttemptPlan, error: Exception) -> bool:
@@ -272,10 +272,10 @@ class Call:
         if question or isinstance(error, CancelledError) or state.shadow:
             raise error
         state.note_use()
-        decision = self._decide(None, told(error), ())
+        decision = self._decide(None, describe_error(error), ())
         if decision.action is Action.ACCEPT:  # there is nothing to accept
             raise error
-        return self._keep(plan, None, None, decision, told(error))
+        return self._keep(plan, None, None, decision, describe_error(error))
 
     def _decide(self, score: Score | None, error: str | None, defects: tuple[Defect, ...]) -> Decision:
         state = self.state

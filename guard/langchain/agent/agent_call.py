@@ -41,7 +41,7 @@ from guard.policy.document import Fallback, Retry
 from guard.policy.policy import Calls, Policy, decide, decide_error
 from guard.records import Action, Attempt, Decision, Escalation, FinishReason, Prompt, Sampling, Score
 from guard.review.handlers import Delivery, Handler
-from guard.runtime.call_state import OWN_ENGINE, CallState, told
+from guard.runtime.call_state import OWN_ENGINE, CallState, describe_error
 from guard.runtime.deadline import late
 
 #: The escalation target that is a pause of the agent.
@@ -205,14 +205,14 @@ class AgentCall:
         verdict = self._judge_failure(error, calls if quotes else ())
         if verdict.decision.action is Action.ACCEPT:  # there is nothing to accept; an answer that it quotes may be told
             raise error
-        text = f"{type(error).__name__} after the model had answered" if quotes else told(error)
+        text = f"{type(error).__name__} after the model had answered" if quotes else describe_error(error)
         return self._keep(None, verdict.call.scored if verdict.call else None, verdict.decision, text)
 
     def _judge_failure(self, error: Exception, calls: Sequence[ModelCall]) -> Verdict:
         """Decide by the scores of what was answered, as the error may quote it, or that there is no answer."""
         state = self.state
         if not calls:
-            return judge_failure(state.policy, told(error), route=state.route, used=state.used)
+            return judge_failure(state.policy, describe_error(error), route=state.route, used=state.used)
         return judge(state.policy, calls, join=Calls(), route=state.route, used=state.used)
 
     def _unscored(self, tools: Sequence[str]) -> str | None:
