@@ -21,7 +21,7 @@ from guard.records import Attempt, CapturePoint, Limits, Outcome, Prompt, Sampli
 from guard.review.handlers import HANDLERS, Handler, as_named, check_handlers, log_handler
 from guard.runtime.base_models import COMPLETION_STOP, completion_text
 from guard.runtime.call_state import OWN_ENGINE, CallState
-from guard.runtime.loop import Answerer, Call, Source, score_of
+from guard.runtime.loop import FallbackFunction, Call, Source, score_of
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 from guard.scoring.scorer_file import Binding
 from guard.scoring.signature import SignatureObserver
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 #: What fallbacks are, for errors.
 FALLBACKS = "guards, sources or functions of one Prompt"
 
-Asked = str | Iterable[Mapping[str, Any]] | Prompt
+#: What can be asked: a question, chat messages, or a prompt.
+PromptLike = str | Iterable[Mapping[str, Any]] | Prompt
 
 
 class Guard:
@@ -47,7 +48,7 @@ class Guard:
         scorer: Scorer,
         policy: Policy | str | Path,
         *,
-        fallbacks: Mapping[str, Guard | Source | Answerer] | None = None,
+        fallbacks: Mapping[str, Guard | Source | FallbackFunction] | None = None,
         handlers: Mapping[str, Handler] | None = None,
         store: Store | str | Path | None = None,
         force_scorer: bool = False,
@@ -84,7 +85,7 @@ class Guard:
         self.engine = engine
         self.scorer = scorer.for_model(engine.model, capture_point_of(engine), force=force_scorer)
         self.template_options = checked_options(engine, self.scorer, template_options)
-        self.sources: dict[str, Source | Answerer] = {
+        self.sources: dict[str, Source | FallbackFunction] = {
             name: _source(name, target) for name, target in as_named("fallbacks", fallbacks, FALLBACKS).items()
         }
         self._check_fallbacks(policy)
@@ -104,7 +105,7 @@ class Guard:
         policy: str | Path | Policy = "balanced",
         engine: str | None = None,
         engine_options: Mapping[str, Any] | None = None,
-        fallbacks: Mapping[str, Guard | Source | Answerer] | None = None,
+        fallbacks: Mapping[str, Guard | Source | FallbackFunction] | None = None,
         handlers: Mapping[str, Handler] | None = None,
         store: Store | str | Path | None = None,
         force_scorer: bool = False,
@@ -152,7 +153,7 @@ class Guard:
 
     def ask(
         self,
-        prompt: Asked,
+        prompt: PromptLike,
         *,
         route: str | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
@@ -183,7 +184,7 @@ class Guard:
 
     async def aask(
         self,
-        prompt: Asked,
+        prompt: PromptLike,
         *,
         route: str | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008
@@ -196,7 +197,7 @@ class Guard:
         await tenacity.AsyncRetrying(**call.bounds)(call.aattempt)
         return await call.afinish()
 
-    def attempts(self, prompt: Asked, *, route: str | None = None, limits: Limits | None = None) -> tuple[Attempt, ...]:
+    def attempts(self, prompt: PromptLike, *, route: str | None = None, limits: Limits | None = None) -> tuple[Attempt, ...]:
         """All attempts of a guarded call, without carrying out its last decision: nobody is told anything.
 
         Raises:
@@ -214,7 +215,7 @@ class Guard:
             procedure_sha256=procedure_sha256(policy, route),
         )
 
-    def score(self, prompt: Asked, response: str) -> Score:
+    def score(self, prompt: PromptLike, response: str) -> Score:
         """Score an answer that exists already, by running the model over it.
 
         Raises:
@@ -224,17 +225,17 @@ class Guard:
         generation = self.engine.generate(self.prompt_of(prompt), observer=observer, replay=response)
         return score_of(generation, observer, self.scorer)
 
-    def prompt_of(self, asked: Asked) -> Prompt:
+    def prompt_of(self, prompt: PromptLike) -> Prompt:
         """The prompt that a question, messages or a prompt stand for."""
-        if isinstance(asked, Prompt):
-            return asked
-        if not isinstance(asked, Iterable):
-            raise InputError(f"Expected a question, messages or a Prompt, got {type(asked).__name__}")
+        if isinstance(prompt, Prompt):
+            return prompt
+        if not isinstance(prompt, Iterable):
+            raise InputError(f"Expected a question, messages or a Prompt, got {type(prompt).__name__}")
         prompting = self.scorer.artefact.prompting
-        if isinstance(asked, str) and prompting.completion:
-            return Prompt.raw(completion_text(asked))
-        system = prompting.system if isinstance(asked, str) else None
-        return Prompt.chat(asked, system=system, template_options=self.template_options)
+        if isinstance(prompt, str) and prompting.completion:
+            return Prompt.raw(completion_text(prompt))
+        system = prompting.system if isinstance(prompt, str) else None
+        return Prompt.chat(prompt, system=system, template_options=self.template_options)
 
     @property
     def limits(self) -> Limits:
@@ -259,7 +260,7 @@ class Guard:
 
     def _call(
         self,
-        asked: Asked,
+        prompt: PromptLike,
         route: str | None,
         sampling: Sampling,
         limits: Limits | None,
@@ -269,10 +270,10 @@ class Guard:
         self.policy.check_route(route)
         limits = limits or self.limits
         state = CallState(self.policy, route)
-        prompt = self.prompt_of(asked)
+        built = self.prompt_of(prompt)
         if template_options:
-            prompt = replace(prompt, template_options={**prompt.template_options, **template_options})
-        return Call(self, prompt, sampling, limits, dict(metadata or {}), state)
+            built = replace(built, template_options={**built.template_options, **template_options})
+        return Call(self, built, sampling, limits, dict(metadata or {}), state)
 
     def _observer(self) -> SignatureObserver:
         return SignatureObserver(temperatures=self.scorer.schema.temperatures)
@@ -337,13 +338,13 @@ def _answering(engine: Engine, scorer: Scorer | None, options: Mapping[str, Any]
     return Answering(model=binding, scorer_sha256=scorer.sha256 if scorer else None, template_options=dict(options))
 
 
-def _source_basis(source: Source | Answerer) -> Answering | None:
+def _source_basis(source: Source | FallbackFunction) -> Answering | None:
     if not isinstance(source, Source):
         return None
     return _answering(source.engine, source.scorer, source.template_options)
 
 
-def _source(name: str, target: Guard | Source | Answerer) -> Source | Answerer:
+def _source(name: str, target: Guard | Source | FallbackFunction) -> Source | FallbackFunction:
     """A fallback under the name that the policy knows it by; its scorer must fit its engine too."""
     if name == OWN_ENGINE:
         raise InputError(f"A fallback cannot be called '{name}', which stands for the guard's own model")

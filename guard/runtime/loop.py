@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 #: A fallback that is no engine: it answers a prompt by its own means, and its answer is final.
 #: May be a coroutine function.
-Answerer = Callable[[Prompt], Any]
+FallbackFunction = Callable[[Prompt], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +118,18 @@ class AttemptPlan:
     prompt: Prompt
     sampling: Sampling
     limits: Limits
-    answerer: tuple[str, Answerer] | None = None
+    function: tuple[str, FallbackFunction] | None = None
     started: float = field(default_factory=time.monotonic)
 
     @property
     def name(self) -> str:
         """Where the answer comes from."""
-        return self.source.name if self.source else cast(tuple[str, Answerer], self.answerer)[0]
+        return self.source.name if self.source else cast(tuple[str, FallbackFunction], self.function)[0]
 
     def run(self) -> Result:
         """Get the answer."""
         if self.source is None:
-            return self._answered(call_within(self._answerer(), self.prompt, self._seconds, name=self.name))
+            return self._answered(call_within(self._function(), self.prompt, self._seconds, name=self.name))
         observer = self._observer()
         generation = self.source.engine.generate(
             self.prompt, sampling=self.sampling, limits=self.limits, observer=observer
@@ -139,7 +139,7 @@ class AttemptPlan:
     async def arun(self) -> Result:
         """`run` without blocking the event loop."""
         if self.source is None:
-            return self._answered(await acall_within(self._answerer(), self.prompt, self._seconds, name=self.name))
+            return self._answered(await acall_within(self._function(), self.prompt, self._seconds, name=self.name))
         observer = self._observer()
         generation = await self.source.engine.agenerate(
             self.prompt, sampling=self.sampling, limits=self.limits, observer=observer
@@ -169,9 +169,9 @@ class AttemptPlan:
         assert self.limits.timeout_s is not None
         return self.limits.timeout_s
 
-    def _answerer(self) -> Answerer:
-        assert self.answerer is not None
-        return self.answerer[1]
+    def _function(self) -> FallbackFunction:
+        assert self.function is not None
+        return self.function[1]
 
     def _answered(self, text: object) -> Result:
         if not isinstance(text, str):
@@ -227,7 +227,7 @@ class Call:
             target = self.guard.sources[settings.to]
             if isinstance(target, Source):
                 return AttemptPlan(target, target.own_prompt(self.prompt), self.sampling, limits)
-            return AttemptPlan(None, self.prompt, self.sampling, limits, answerer=(settings.to, target))
+            return AttemptPlan(None, self.prompt, self.sampling, limits, function=(settings.to, target))
         own = Source(OWN_ENGINE, self.guard.engine, self.guard.scorer)
         if isinstance(settings, Retry):
             instruction = settings.instruction
@@ -279,12 +279,12 @@ class Call:
 
     def _decide(self, score: Score | None, error: str | None, defects: tuple[Defect, ...]) -> Decision:
         state = self.state
-        asked: dict[str, Any] = {"route": state.route, "used": state.used, "defects": defects}
+        context: dict[str, Any] = {"route": state.route, "used": state.used, "defects": defects}
         if error is not None:
-            return decide_error(state.policy, error=error, **asked)
+            return decide_error(state.policy, error=error, **context)
         if score is None:  # a callable has answered
             return state.trusted(defects)
-        return decide(state.policy, p_wrong=score.p_wrong, novelty=score.novelty, **asked)
+        return decide(state.policy, p_wrong=score.p_wrong, novelty=score.novelty, **context)
 
     def _keep(
         self, plan: AttemptPlan, result: Result | None, score: Score | None, decision: Decision, error: str | None
