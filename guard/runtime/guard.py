@@ -197,7 +197,9 @@ class Guard:
         await tenacity.AsyncRetrying(**call.bounds)(call.aattempt)
         return await call.afinish()
 
-    def attempts(self, prompt: PromptLike, *, route: str | None = None, limits: Limits | None = None) -> tuple[Attempt, ...]:
+    def attempts(
+        self, prompt: PromptLike, *, route: str | None = None, limits: Limits | None = None
+    ) -> tuple[Attempt, ...]:
         """All attempts of a guarded call, without carrying out its last decision: nobody is told anything.
 
         Raises:
