@@ -21,7 +21,7 @@ from guard.records import Attempt, CapturePoint, Limits, Outcome, Prompt, Sampli
 from guard.review.handlers import HANDLERS, Handler, as_named, check_handlers, log_handler
 from guard.runtime.base_models import COMPLETION_STOP, completion_text
 from guard.runtime.call_state import OWN_ENGINE, CallState
-from guard.runtime.loop import FallbackFunction, Call, Source, score_of
+from guard.runtime.loop import Call, FallbackFunction, Source, score_of
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 from guard.scoring.scorer_file import Binding
 from guard.scoring.signature import SignatureObserver
