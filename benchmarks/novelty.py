@@ -69,7 +69,7 @@ class Found:
 
 def main() -> None:
     arguments = _arguments()
-    usual, unlike, facts = _record(arguments)
+    usual, unlike, metadata = _record(arguments)
     seeds = range(arguments.divisions)
     whole = [Division.of(usual, seed=seed) for seed in seeds]
     kinds = [_found(kind, answers, whole) for kind, answers in unlike.items()]
@@ -82,7 +82,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-        **facts,
+        **metadata,
         "sets": {name: len(answers) for name, answers in usual.items()},
         "divisions": arguments.divisions,
         "thresholds": THRESHOLDS,
@@ -121,7 +121,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _record(arguments: argparse.Namespace) -> tuple[Answers, Answers, dict[str, Any]]:
-    """Signals of the sets' answers and of the unlike inputs, by set and kind, and facts of the run."""
+    """Signals of the sets' answers and of the unlike inputs, by set and kind, and metadata of the run."""
     sets: dict[str, Sequence[Row]] = {}
     for file in arguments.data:
         name = file.name.removesuffix(".gz").removesuffix(".jsonl")
@@ -142,11 +142,11 @@ def _record(arguments: argparse.Namespace) -> tuple[Answers, Answers, dict[str, 
             asked = iter(()) if arguments.recorded else record_rows(engine, named, journal, run=run)
             for count, _ in enumerate(asked, start=1):
                 print(f"\r{count} answers recorded", end="", file=sys.stderr)
-            facts = {
+            metadata = {
                 "model": {"name": engine.model.name, "weights_sha256": engine.model.weights_sha256},
                 "inputs_sha256": _digest(unlike),
             }
-            return _answers(journal, sets), _answers(journal, unlike), facts
+            return _answers(journal, sets), _answers(journal, unlike), metadata
 
 
 def _answers(journal: Journal, rows: Mapping[str, Sequence[Row]]) -> Answers:

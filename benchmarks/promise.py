@@ -58,7 +58,7 @@ class World:
     def draw(self, rng: np.random.Generator, n: int) -> Trials:
         """Fresh labels."""
         rows = rng.integers(0, len(self.p_wrong), n)
-        return Trials.of_scores(self.p_wrong[rows], self.wrong[rows])
+        return Trials.from_scores(self.p_wrong[rows], self.wrong[rows])
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def main() -> None:
 def _check_model(scorer: Scorer, table: Answers) -> None:
     binding = scorer.artefact.binding
     for field in Binding.model_fields:
-        recorded = table.facts["capture_point" if field == "capture_point" else f"model.{field}"]
+        recorded = table.metadata["capture_point" if field == "capture_point" else f"model.{field}"]
         if recorded != getattr(binding, field):
             raise SystemExit(f"The records are of another model: {field} is {recorded}")
 

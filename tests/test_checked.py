@@ -18,7 +18,7 @@ from guard.records import Limits, Sampling
 from guard.runtime.guard import Guard
 
 BAD_SEEDS: list[Any] = [-1, 1.5, 1.0, "7", True, False, float("nan"), [1], np.float64(1), 2**63]
-TRIALS = Trials.of_scores(np.linspace(0.01, 0.99, 30), np.arange(30) > 20)
+TRIALS = Trials.from_scores(np.linspace(0.01, 0.99, 30), np.arange(30) > 20)
 ROWS = [Question(id=str(number), question=str(number), answers=("x",)) for number in range(9)]
 
 

@@ -14,7 +14,7 @@ from guard.calibration.fitting import MIN_ANSWERS, Examples, Features, fit_model
 from guard.checked import checked_seed
 from guard.data.graders import Grader
 from guard.data.questions import LabelledResponse, Row, split_questions
-from guard.data.recording import Journal, Record, Run, half
+from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import CalibrationError, InputError, did_you_mean
 from guard.scoring.metrics import AtThreshold, Gain, Metrics, Probabilities, at_thresholds, brier_gain, metrics_of
@@ -212,7 +212,7 @@ def _examples(labelled: Sequence[Labelled], schema: FeatureSchema, *, activation
         wrong=np.array([each.wrong for each in labelled], np.bool_),
         dataset=np.array([each.record.dataset for each in labelled], np.str_),
         # In half precision, as journals keep them: there can be gigabytes.
-        activations=np.stack([half(each.signature.activations) for each in signals])
+        activations=np.stack([to_float16(each.signature.activations) for each in signals])
         if activations and signals
         else None,
     )

@@ -73,7 +73,7 @@ class Trials:
             raise InputError("A score in the trials is no probability from 0 to 1")
 
     @classmethod
-    def of_scores(cls, p_wrong: Sequence[float] | Floats, wrong: Sequence[bool] | Flags) -> Self:
+    def from_scores(cls, p_wrong: Sequence[float] | Floats, wrong: Sequence[bool] | Flags) -> Self:
         """Trials of one attempt each, from scores and labels of shape (n,)."""
         scores = np.asarray(p_wrong, np.float64).reshape(-1, 1)
         return cls(scores, np.asarray(wrong, np.bool_).reshape(-1, 1), np.zeros(scores.shape, np.bool_))

@@ -35,7 +35,7 @@ from guard.runtime.guard import Guard
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class TrialAttempt:
     """One attempt, as far as a certificate needs it.
 
     Attributes:
@@ -57,15 +57,15 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsed:
+class TrialRow:
     """All attempts at one question, with the digest of what was asked (`guard.data.sqlite_journal.asked_digest`)."""
 
     key: str
-    attempts: tuple[Tried, ...]
+    attempts: tuple[TrialAttempt, ...]
     asked: str = ""
 
 
-class RehearsalJournal(JournalFile):
+class TrialJournal(JournalFile):
     """The attempts of one run, on disk; belongs to one basis. Use as a context manager."""
 
     def __init__(self, path: str | Path, basis: Basis) -> None:
@@ -81,7 +81,7 @@ class RehearsalJournal(JournalFile):
     def keys(self) -> set[str]:
         """Keys of all rows that were put to the model, skipped ones included."""
         with self._translated():
-            return {key for (key,) in self._db.execute("SELECT key FROM rehearsals")}
+            return {key for (key,) in self._db.execute("SELECT key FROM trials")}
 
     def check_questions(self, rows: Sequence[tuple[str, Row]]) -> None:
         """Refuse rows that have the key of attempts at something else.
@@ -90,38 +90,38 @@ class RehearsalJournal(JournalFile):
             InputError: a row is not what was asked under its key.
         """
         with self._translated():
-            stored = dict(self._db.execute("SELECT key, asked FROM rehearsals"))
+            stored = dict(self._db.execute("SELECT key, asked FROM trials"))
         self._check_asked(rows, stored)
 
-    def keep(self, row: Rehearsed | Skipped) -> None:
+    def keep(self, row: TrialRow | Skipped) -> None:
         """Add a row; it is safe on disk when this returns."""
         skipped, attempts = (row.reason, "[]") if isinstance(row, Skipped) else (None, _written(row.attempts))
         with self._translated():
             self._db.execute(
-                "INSERT OR REPLACE INTO rehearsals VALUES (?, ?, ?, ?)", (row.key, attempts, skipped, row.asked)
+                "INSERT OR REPLACE INTO trials VALUES (?, ?, ?, ?)", (row.key, attempts, skipped, row.asked)
             )
 
-    def row(self, key: str) -> Rehearsed | Skipped | None:
+    def row(self, key: str) -> TrialRow | Skipped | None:
         """What is known of one row; None if it was not asked yet."""
         with self._translated():
-            found = self._db.execute("SELECT attempts, skipped, asked FROM rehearsals WHERE key = ?", (key,)).fetchone()
+            found = self._db.execute("SELECT attempts, skipped, asked FROM trials WHERE key = ?", (key,)).fetchone()
         if found is None:
             return None
         attempts, skipped, asked = found
         if skipped is not None:
             return Skipped(key, str(skipped), asked)
         try:
-            return Rehearsed(key, tuple(_read(each) for each in json.loads(attempts)), asked)
+            return TrialRow(key, tuple(_read(each) for each in json.loads(attempts)), asked)
         except (ValueError, TypeError) as error:
             why = f"the attempts of '{key}': {error}"
             raise InputError(f"'{self.path}' is damaged", why=why, fix="Delete it to start again") from error
 
     def _set_up(self, basis: Basis) -> str:
-        self._claim(("basis", "rehearsals"))
+        self._claim(("basis", "trials"))
         self._db.execute("BEGIN IMMEDIATE")
         self._db.execute("CREATE TABLE IF NOT EXISTS basis (content TEXT NOT NULL)")
         self._db.execute(
-            "CREATE TABLE IF NOT EXISTS rehearsals (key TEXT PRIMARY KEY, attempts TEXT NOT NULL, skipped TEXT, "
+            "CREATE TABLE IF NOT EXISTS trials (key TEXT PRIMARY KEY, attempts TEXT NOT NULL, skipped TEXT, "
             "asked TEXT NOT NULL)"
         )
         if not self._db.execute("SELECT count(*) FROM basis").fetchone()[0]:
@@ -143,13 +143,13 @@ class RehearsalJournal(JournalFile):
             )
 
 
-def rehearse_rows(
-    guard: Guard, rows: Sequence[tuple[str, Row]], journal: RehearsalJournal, *, route: str | None
-) -> Iterator[Rehearsed | Skipped]:
+def run_trials(
+    guard: Guard, rows: Sequence[tuple[str, Row]], journal: TrialJournal, *, route: str | None
+) -> Iterator[TrialRow | Skipped]:
     """Put every row that the journal does not have yet to the guard; yields each as it is kept.
 
     Args:
-        guard: with the policy that `guard.policy.guarantee.rehearsal` gives.
+        guard: with the policy that `guard.policy.guarantee.trial_policy` gives.
         rows: pairs of data set name and row.
         journal: where attempts are kept.
         route: of the policy.
@@ -174,7 +174,7 @@ def rehearse_rows(
             continue
         known.add(key)
         try:
-            result: Rehearsed | Skipped = Rehearsed(key, _attempts(guard, row, route), asked_digest(row))
+            result: TrialRow | Skipped = TrialRow(key, _attempts(guard, row, route), asked_digest(row))
         except PromptTooLongError as error:
             result = Skipped(key, str(error), asked_digest(row))
         journal.keep(result)
@@ -182,21 +182,21 @@ def rehearse_rows(
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AttemptedRow:
     """A row of a data set, with all attempts at it."""
 
     dataset: str
     row: Row
-    attempts: tuple[Tried, ...]
+    attempts: tuple[TrialAttempt, ...]
 
 
-def answered_rows(rows: Sequence[tuple[str, Row]], journal: RehearsalJournal) -> list[Answered]:
+def attempted_rows(rows: Sequence[tuple[str, Row]], journal: TrialJournal) -> list[AttemptedRow]:
     """The rows that were put to the guard; skipped and unknown ones are left out."""
     found = ((dataset, row, journal.row(row_key(dataset, row))) for dataset, row in rows)
-    return [Answered(dataset, row, known.attempts) for dataset, row, known in found if isinstance(known, Rehearsed)]
+    return [AttemptedRow(dataset, row, known.attempts) for dataset, row, known in found if isinstance(known, TrialRow)]
 
 
-def trials_of(answered: Sequence[Answered], *, grade: Grader) -> Trials:
+def trials_of(answered: Sequence[AttemptedRow], *, grade: Grader) -> Trials:
     """Label the attempts at at least one row; a row of the result for each of these, in their order."""
     shape = len(answered), max(len(each.attempts) for each in answered)
     p_wrong, wrong, released = np.full(shape, np.inf), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
@@ -208,7 +208,7 @@ def trials_of(answered: Sequence[Answered], *, grade: Grader) -> Trials:
     return Trials(p_wrong, wrong, released)
 
 
-def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[Tried, ...]:
+def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[TrialAttempt, ...]:
     plan = guard.policy.plan(route)
     if not isinstance(row, LabelledResponse):
         prompting = guard.scorer.artefact.prompting
@@ -217,13 +217,13 @@ def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[Tried, ...]:
             if prompting.completion
             else question_prompt(row, system=prompting.system, template_options=guard.template_options)
         )
-        return tuple(Tried.of(attempt, plan) for attempt in guard.attempts(prompt, route=route))
+        return tuple(TrialAttempt.of(attempt, plan) for attempt in guard.attempts(prompt, route=route))
     try:
         score = guard.score(replace(row.prompt, template_options=guard.template_options), row.response)
     except CaptureError as error:
         decision = decide_error(guard.policy, error=str(error), route=route, defects=defects_of(row.response, None))
-        return (Tried(row.response, None, released=decision.action is Action.ACCEPT),)
-    return (Tried(row.response, _comparable(score, plan, defects_of(row.response, None)), released=False),)
+        return (TrialAttempt(row.response, None, released=decision.action is Action.ACCEPT),)
+    return (TrialAttempt(row.response, _comparable(score, plan, defects_of(row.response, None)), released=False),)
 
 
 def _comparable(score: Score | None, plan: Plan, defects: Collection[Defect]) -> float | None:
@@ -240,12 +240,12 @@ def _is_wrong(row: Row, answer: str, grade: Grader) -> bool:
     return row.wrong if isinstance(row, LabelledResponse) else not grade(row, answer)
 
 
-def _read(stored: dict[str, Any]) -> Tried:
-    tried = Tried(**stored)
+def _read(stored: dict[str, Any]) -> TrialAttempt:
+    tried = TrialAttempt(**stored)
     if not (isinstance(tried.answer, str | None) and isinstance(tried.p_wrong, float | None)):
         raise ValueError("a value is of the wrong type")
     return tried
 
 
-def _written(attempts: Sequence[Tried]) -> str:
+def _written(attempts: Sequence[TrialAttempt]) -> str:
     return json.dumps([asdict(each) for each in attempts])

@@ -40,7 +40,7 @@ from guard.errors import InputError
 
 if TYPE_CHECKING:
     from guard.certification.fixed_sequence import Certified, NotCertifiable, Trials
-    from guard.certification.trials import Answered
+    from guard.certification.trials import AttemptedRow
     from guard.data.questions import Row
     from guard.data.sets import DataSource
     from guard.policy.certificate import Certificate, Certificates
@@ -85,7 +85,7 @@ def certify(
     """
     from guard.certification.fixed_sequence import Certified
     from guard.certification.fixed_sequence import certify as find_threshold
-    from guard.certification.trials import RehearsalJournal, answered_rows, trials_of
+    from guard.certification.trials import TrialJournal, attempted_rows, trials_of
     from guard.data.graders import grade, load_grader
     from guard.data.recording import of_this_model
     from guard.policy.guarantee import ceiling
@@ -99,15 +99,15 @@ def certify(
     sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
     loading = engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)
     options = template_options(template_option)
-    with _rehearsing(chosen, model=model, scorer=scorer, engine=engine, loading=loading, options=options) as guard:
+    with _trial_guard(chosen, model=model, scorer=scorer, engine=engine, loading=loading, options=options) as guard:
         rows, notes = _usable(sources, guard.scorer)
         rows, others = of_this_model(rows, guard.engine.model.name)
         notes += [f"{count} responses of another model, {name}" for name, count in others.items()]
         notes += [f"{file}:{row.line}: {row.reason}" for file, row in bad_rows_of(sources)]
         basis = guard.basis(chosen, route)
-        with RehearsalJournal(journal or out.with_name(f"{out.name}.journal"), basis) as answers:
+        with TrialJournal(journal or out.with_name(f"{out.name}.journal"), basis) as answers:
             notes += _ask_all(guard, rows, answers, route)
-            answered = answered_rows(rows, answers)
+            answered = attempted_rows(rows, answers)
     _check_some(answered, notes)
     trials = trials_of(answered, grade=grader_function)
     result = find_threshold(
@@ -162,7 +162,7 @@ def _certificates_in(out: Path) -> Certificates:
     return load_certificates(out) if out.exists() else Certificates(str(out), {})
 
 
-def _rehearsing(
+def _trial_guard(
     policy: Policy,
     *,
     model: str,
@@ -171,7 +171,7 @@ def _rehearsing(
     loading: dict[str, Any],
     options: dict[str, Any] | None,
 ) -> Guard:
-    from guard.policy.guarantee import rehearsal
+    from guard.policy.guarantee import trial_policy
     from guard.runtime.guard import Guard
 
     def nobody(_: object) -> None:
@@ -181,7 +181,7 @@ def _rehearsing(
     return Guard.load(
         model,
         scorer=scorer,
-        policy=rehearsal(policy),
+        policy=trial_policy(policy),
         engine=engine,
         engine_options=loading,
         handlers=handlers,
@@ -224,16 +224,16 @@ def _question(row: Row) -> str:
 
 def _ask_all(guard: Guard, rows: list[tuple[str, Row]], journal: Any, route: str | None) -> list[str]:
     """Ask what was not asked yet, under a progress bar; what could not be asked."""
-    from guard.certification.trials import rehearse_rows
+    from guard.certification.trials import run_trials
     from guard.data.recording import Skipped
     from guard.data.sqlite_journal import row_key
 
-    under_progress(rehearse_rows(guard, rows, journal, route=route), rows=rows, known=journal.keys())
+    under_progress(run_trials(guard, rows, journal, route=route), rows=rows, known=journal.keys())
     records = (journal.row(row_key(dataset, row)) for dataset, row in rows)
     return [f"{record.key}: {record.reason}" for record in records if isinstance(record, Skipped)]
 
 
-def _data_sets(sources: Sequence[DataSource], answered: Sequence[Answered], trials: Trials) -> list[DataSet]:
+def _data_sets(sources: Sequence[DataSource], answered: Sequence[AttemptedRow], trials: Trials) -> list[DataSet]:
     from guard.scoring.scorer_file import DataSet
 
     first_wrong = trials.wrong[:, 0]

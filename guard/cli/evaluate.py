@@ -148,7 +148,7 @@ def _run(
 
 
 def _tell(progress: Progress, table: Answers, step: Step) -> None:
-    progress(f"{table.facts['model.name']}: {step.setting}", step.done + 1, step.total)
+    progress(f"{table.metadata['model.name']}: {step.setting}", step.done + 1, step.total)
 
 
 def _of_this_model(table: Answers, new: Answers) -> Answers:
@@ -167,10 +167,10 @@ def _of_this_model(table: Answers, new: Answers) -> Answers:
 
 def _named_shifts(table: Answers, others: list[Answers]) -> dict[str, Answers]:
     for other in others:
-        shape, theirs = ((each.facts["model.layers"], each.facts["model.width"]) for each in (table, other))
+        shape, theirs = ((each.metadata["model.layers"], each.metadata["model.width"]) for each in (table, other))
         if shape != theirs:
             raise InputError(
-                f"The records of --shift are of another model, {other.facts['model.name']}",
+                f"The records of --shift are of another model, {other.metadata['model.name']}",
                 why=f"it has {theirs[0]} layers of {theirs[1]}, not {shape[0]} of {shape[1]}",
                 fix="Give records of the same model under another precision or engine",
             )
@@ -183,7 +183,7 @@ def _named_shifts(table: Answers, others: list[Answers]) -> dict[str, Answers]:
 def _shift_name(table: Answers, other: Answers) -> str:
     names = ("model.engine", "model.quantization", "model.weights_sha256")
     (engine, was, weights), (other_engine, now, other_weights) = (
-        [str(each.facts[name]) for name in names] for each in (table, other)
+        [str(each.metadata[name]) for name in names] for each in (table, other)
     )
     if engine != other_engine:
         return f"{engine} {was} to {other_engine} {now}"

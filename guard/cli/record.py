@@ -103,8 +103,8 @@ def record(
                 sampling = {"samples": samples, "sampled_rows": sampled_rows}
                 asked = record_rows(loaded.engine, rows, answers, run=run, lens=loaded.lens, **sampling)
                 under_progress(asked, rows=rows, known=answers.keys())
-            facts = _facts(sources, grader=grader, limit=limit, seed=seed)
-            table = Answers.of_journal(answers, rows, grader_function, facts=facts)
+            metadata = _metadata(sources, grader=grader, limit=limit, seed=seed)
+            table = Answers.from_journal(answers, rows, grader_function, metadata=metadata)
             skipped = answers.skipped({row_key(name, row) for name, row in rows})
     table.write(out)
     notes = [*loaded.notes, *_notes(table, rows, skipped, samples, sampled_rows)]
@@ -177,7 +177,7 @@ def _load_with_lens(model: str, options: dict[str, Any]) -> tuple[BaseEngine, Le
 # -- what is said ------------------------------------------------------------------------------
 
 
-def _facts(sources: Sequence[DataSource], *, grader: str | None, limit: int | None, seed: int) -> dict[str, Any]:
+def _metadata(sources: Sequence[DataSource], *, grader: str | None, limit: int | None, seed: int) -> dict[str, Any]:
     digests = {f"data.{source.name}.sha256": source.sha256 for source in sources}
     return {**digests, "data.limit": limit, "data.seed": seed, "grader": grader or "by the row"}
 
@@ -210,7 +210,7 @@ def _notes(
 def _report(table: Answers, out: Path, notes: Sequence[str], left_out: Sequence[str], *, as_json: bool) -> None:
     sets = [_summary(table, str(name)) for name in dict.fromkeys(table.dataset)]
     if as_json:
-        recorded = {"residual": table.lens is not None, "completion": table.facts["completion"]}
+        recorded = {"residual": table.lens is not None, "completion": table.metadata["completion"]}
         print_json({"out": str(out), "n": len(table), **recorded, "sets": sets, "notes": notes, "left_out": left_out})
         return
     from rich.table import Table

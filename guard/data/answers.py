@@ -26,7 +26,7 @@ from guard.data.columns import ARRAYS, KINDS, RAGGED, VALUES, Columns, array_sha
 from guard.data.graders import Grader
 from guard.data.parquet_file import read_columns, write_columns
 from guard.data.questions import LabelledResponse, Row, question_identity
-from guard.data.recording import Journal, Record, Run, half
+from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import InputError
 from guard.records import Floats, Signals
@@ -52,13 +52,13 @@ class Answers:
     # -- from and to files -----------------------------------------------------------------------
 
     @classmethod
-    def of_journal(
+    def from_journal(
         cls,
         journal: Journal,
         rows: Sequence[tuple[str, Row]],
         grade: Grader,
         *,
-        facts: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Self:
         """The answers to these rows that a journal has, graded; skipped rows and unknown ones are left out.
 
@@ -68,15 +68,15 @@ class Answers:
             journal: an open journal.
             rows: pairs of data set name and row.
             grade: says whether an answer is right.
-            facts: more of them, JSON values, beside those of the run.
+            metadata: more of them, JSON values, beside those of the run.
 
         Raises:
             InputError: the journal is damaged, has none of these rows, or a row cannot be graded.
         """
         journal.check_questions(rows)
         by_key = {row_key(dataset, row): row for dataset, row in rows}
-        told = {**facts_of(journal.run), **(facts or {})}
-        builder = _Builder(told, len(by_key.keys() & journal.keys()))
+        metadata = {**run_metadata(journal.run), **(metadata or {})}
+        builder = _Builder(metadata, len(by_key.keys() & journal.keys()))
         for key, row in by_key.items():
             record = journal.record(key)
             if isinstance(record, Record) and _has_probability(record.signals):
@@ -130,9 +130,9 @@ class Answers:
         return self.columns.temperatures
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        """Of the run, flat; see `facts_of`."""
-        return self.columns.facts
+    def metadata(self) -> Mapping[str, Any]:
+        """Of the run, flat; see `run_metadata`."""
+        return self.columns.metadata
 
     @property
     def key(self) -> NDArray[np.object_]:
@@ -249,7 +249,7 @@ def concatenate(tables: Sequence[Answers]) -> Answers:
     """One table of several of the same run, with columns of its own.
 
     Of one table it gives one that shares nothing with what that was taken from. The residual stream's
-    signals are kept only where all tables have them, facts only where all say the same.
+    signals are kept only where all tables have them, metadata only where all say the same.
 
     Raises:
         InputError: there is no table, they are of different runs, or have an answer in common.
@@ -267,27 +267,27 @@ def concatenate(tables: Sequence[Answers]) -> Answers:
     for name in ARRAYS:
         arrays = [getattr(part, name) for part in parts]
         joined[name] = None if any(array is None for array in arrays) else np.concatenate(arrays)
-    first = tables[0].facts
+    first = tables[0].metadata
     return Answers.whole(
         Columns(
             **joined,
             samples=tuple(each for part in parts for each in part.samples),
             offsets=offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
-            facts={name: first[name] for name in first if all(x.facts.get(name) == first[name] for x in tables)},
+            metadata={name: first[name] for name in first if all(x.metadata.get(name) == first[name] for x in tables)},
         )
     )
 
 
 def _check_same_run(tables: Sequence[Answers]) -> None:
-    first = tables[0].facts
-    for other in (table.facts for table in tables[1:]):
+    first = tables[0].metadata
+    for other in (table.metadata for table in tables[1:]):
         for name in sorted(first.keys() | other.keys()):
             if first.get(name) != other.get(name) and not name.startswith(_CIRCUMSTANCES):
                 why = f"{name}: {first.get(name)!r} and {other.get(name)!r}"
                 raise InputError("These answers are of different runs", why=why, fix="Use them one by one")
 
 
-def facts_of(run: Run) -> dict[str, Any]:
+def run_metadata(run: Run) -> dict[str, Any]:
     """What was recorded with what, and where, flat; the values are JSON's.
 
     Those of `Run.fields`, and ``model.name``, ``versions.*``, ``date`` (ISO 8601, UTC) and ``machine``.
@@ -319,9 +319,9 @@ def _version(package: str) -> str | None:
 class _Builder:
     """Columns that grow record by record; the large ones are made at once, for all that may come."""
 
-    def __init__(self, facts: Mapping[str, Any], capacity: int) -> None:
-        self._facts = facts
-        shapes = array_shapes(facts)
+    def __init__(self, metadata: Mapping[str, Any], capacity: int) -> None:
+        self._metadata = metadata
+        shapes = array_shapes(metadata)
         self._arrays = {name: np.empty((capacity, *shape), kind) for name, (shape, kind) in shapes.items()}
         self._values: list[tuple[Any, ...]] = []
         self._samples: list[tuple[str, ...]] = []
@@ -336,7 +336,7 @@ class _Builder:
         signature, at = record.signals.signature, len(self)
         self._arrays["maps"][at] = signature.maps
         self._arrays["norms"][at] = signature.norms
-        self._arrays["activations"][at] = half(signature.activations)
+        self._arrays["activations"][at] = to_float16(signature.activations)
         if record.residual is None:
             self._residual = False
         else:
@@ -357,7 +357,7 @@ class _Builder:
         for name in RAGGED:
             made[name] = np.concatenate(self._tokens[name])
         offsets = offsets_of(np.array([len(each) for each in self._tokens[RAGGED[0]]]))
-        return Columns(**made, samples=tuple(self._samples), offsets=offsets, facts=self._facts)
+        return Columns(**made, samples=tuple(self._samples), offsets=offsets, metadata=self._metadata)
 
 
 def _has_probability(signals: Signals) -> bool:

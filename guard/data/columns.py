@@ -46,7 +46,7 @@ class Columns:
             half of that, layers that nearly agree would lose up to a seventh of what sets answers apart.
         activations: shape (n, 3, L, D), float16.
         lens, path: shapes (n, 2, 3, L) and (n, 2, 2, L), as in `Residual`; None where not recorded.
-        facts: of the run, flat; see `guard.data.answers.facts_of`.
+        metadata: of the run, flat; see `guard.data.answers.run_metadata`.
     """
 
     key: NDArray[np.object_]
@@ -67,7 +67,7 @@ class Columns:
     activations: NDArray[np.float16]
     lens: Floats | None
     path: Floats | None
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     _blocks: dict[FeatureSchema, Floats] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -83,12 +83,12 @@ class Columns:
             array = getattr(self, name)
             taken[name] = None if array is None else array[rows]
         samples = tuple(self.samples[row] for row in rows)
-        return Columns(**taken, samples=samples, offsets=offsets_of(tokens), facts=self.facts)
+        return Columns(**taken, samples=samples, offsets=offsets_of(tokens), metadata=self.metadata)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
         """Of the maps."""
-        return tuple(self.facts["temperatures"])
+        return tuple(self.metadata["temperatures"])
 
     def signals(self, at: int) -> Signals:
         """All that a scorer sees of one answer."""
@@ -130,9 +130,9 @@ def offsets_of(tokens: NDArray[np.integer]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(tokens, dtype=np.int64)])
 
 
-def array_shapes(facts: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and kind of one answer's part of each of `ARRAYS`, from the facts of its run."""
-    layers, width, temperatures = facts["model.layers"], facts["model.width"], len(facts["temperatures"])
+def array_shapes(metadata: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and kind of one answer's part of each of `ARRAYS`, from the metadata of its run."""
+    layers, width, temperatures = metadata["model.layers"], metadata["model.width"], len(metadata["temperatures"])
     return {
         "maps": ((temperatures, len(AGGREGATES), layers, layers), "<f4"),
         "norms": ((len(AGGREGATES), layers), "<f4"),

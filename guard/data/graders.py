@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from guard.data.doubts import CONJUNCTIONS, doubted, taken_back
-from guard.data.math_answers import boxed, final_answer, same_answer
+from guard.data.math_answers import boxed, equivalent, final_answer
 from guard.data.number_words import in_digits
 from guard.data.questions import GRADER_NAMES, LETTERS, Question
 from guard.data.stated_number import is_number, same_number, stated_number
@@ -261,7 +261,7 @@ def grade_math(question: Question, answer: str) -> bool:
     See `guard.data.math_answers` for where a final answer is looked for, and what counts as the same.
     """
     said = final_answer(answer)
-    return said is not None and any(same_answer(gold, said) for gold in question.answers)
+    return said is not None and any(equivalent(gold, said) for gold in question.answers)
 
 
 # -- choice ------------------------------------------------------------------------------------

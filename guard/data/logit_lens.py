@@ -101,13 +101,15 @@ class Lens:
         norm = tensors.get("output_norm.weight")
         if head is None or norm is None or "output_norm.bias" in tensors or "output.bias" in tensors:
             raise InputError("The model does not end by an RMS norm and an unembedding", fix="Record without the lens")
-        facts = _facts(reader, ("attention.layer_norm_rms_epsilon", "final_logit_softcapping", "logit_scale"))
+        numbers = _header_numbers(
+            reader, ("attention.layer_norm_rms_epsilon", "final_logit_softcapping", "logit_scale")
+        )
         return cls(
             np.asarray(dequantize(norm.data, norm.tensor_type), np.float32),
             np.asarray(dequantize(head.data, head.tensor_type), np.float32),
-            epsilon=facts.get("attention.layer_norm_rms_epsilon", 1e-6),
-            softcap=facts.get("final_logit_softcapping", 0.0),
-            scale=facts.get("logit_scale", 1.0),
+            epsilon=numbers.get("attention.layer_norm_rms_epsilon", 1e-6),
+            softcap=numbers.get("final_logit_softcapping", 0.0),
+            scale=numbers.get("logit_scale", 1.0),
         )
 
     def logits(self, states: Floats) -> Floats:
@@ -178,7 +180,7 @@ def _signals(logits: Floats, token: int) -> Sequence[float]:
     return entropy, float(shifted[token]) - np.log(total), float(shifted[token] == 0)
 
 
-def _facts(reader: Any, names: Sequence[str]) -> Mapping[str, float]:
+def _header_numbers(reader: Any, names: Sequence[str]) -> Mapping[str, float]:
     """Numbers of the header, by the part of their name behind the architecture's."""
     fields = {name.partition(".")[2]: field for name, field in reader.fields.items()}
     return {name: float(fields[name].contents()) for name in names if name in fields}

@@ -74,13 +74,13 @@ def _is_denied(text: str, boxes: list[re.Match[str]]) -> bool:
     return doubted(re.sub(r"\\[A-Za-z]+|[{}$]", " ", f"{before} {after}"))
 
 
-def same_answer(one: str, other: str) -> bool:
+def equivalent(one: str, other: str) -> bool:
     """Whether two final answers are the same (see the module)."""
     if one.strip() == other.strip():
         return bool(one.strip())
     if max(len(one), len(other)) > MAX_ANSWER:
         return False
-    return _same(even_out(one), even_out(other))
+    return _same(normalise_latex(one), normalise_latex(other))
 
 
 def _stated(sentence: str) -> str:
@@ -130,7 +130,7 @@ _UNITS = re.compile(
 _NAMED = re.compile(r"^[A-Za-z](?:_\{?\w\}?)?(?:\([A-Za-z]\))?(?:=|\\in(?![A-Za-z]))(?=[^=]*$)")
 
 
-def even_out(answer: str) -> str:
+def normalise_latex(answer: str) -> str:
     """One notation for what is written in several ways; spaces, units and names are dropped."""
     text = re.sub("|".join(map(re.escape, _SIGNS)), lambda at: _SIGNS[at[0]], answer)
     for pattern, better in _COMMANDS:

@@ -21,8 +21,8 @@ from guard.files.private_files import replacing_privately
 
 FORMAT, FORMAT_VERSION = "guard-answers", 2
 
-#: Key of our facts in the file's metadata.
-_FACTS = b"guard"
+#: Key of guard's own entry in the file's metadata.
+_KEY = b"guard"
 #: Bytes of a row group: what reading and writing hold beside the table itself.
 _GROUP_BYTES = 2**25
 #: What a stranger's file may make us reserve for one answer.
@@ -34,10 +34,12 @@ _RECORD_AGAIN = "Write it again with guard record"
 def write_columns(columns: Columns, path: Path) -> None:
     """Write a file, whole or not at all; see `Answers.write`."""
     pyarrow = _pyarrow()
-    shapes = {name: shape for name, shape in array_shapes(columns.facts).items() if getattr(columns, name) is not None}
-    facts = dict(columns.facts)
-    told = {"format": FORMAT, "format_version": FORMAT_VERSION, "facts": facts, "sha256": _digest(facts)}
-    schema = _schema(shapes).with_metadata({_FACTS: json.dumps(told)})
+    shapes = {
+        name: shape for name, shape in array_shapes(columns.metadata).items() if getattr(columns, name) is not None
+    }
+    metadata = dict(columns.metadata)
+    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "metadata": metadata, "sha256": _digest(metadata)}
+    schema = _schema(shapes).with_metadata({_KEY: json.dumps(header)})
     row_bytes = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values())
     step = max(1, _GROUP_BYTES // row_bytes)
     options = {"compression": "zstd", "use_dictionary": ["dataset"], "write_statistics": False}
@@ -63,12 +65,12 @@ def read_columns(path: Path) -> Columns:
         raise InputError(f"There is no file {str(path)!r}", fix=did_you_mean(path.name, near))
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            facts = _facts_in(file.schema_arrow.metadata or {}, path)
-            shapes = array_shapes(facts)
+            metadata = _metadata_in(file.schema_arrow.metadata or {}, path)
+            shapes = array_shapes(metadata)
             shapes = {name: shapes[name] for name in shapes if name in file.schema_arrow.names}
             if not file.schema_arrow.equals(_schema(shapes)):
                 raise ValueError("its columns are not those that its header promises")
-            columns = _read_groups(file, shapes, facts)
+            columns = _read_groups(file, shapes, metadata)
         _check(columns)
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         why = str(error).partition("\n")[0] or type(error).__name__
@@ -78,30 +80,30 @@ def read_columns(path: Path) -> Columns:
     return columns
 
 
-def _facts_in(metadata: Mapping[bytes, bytes], path: Path) -> dict[str, Any]:
-    told = json.loads(metadata.get(_FACTS, b"null"))
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
+def _metadata_in(entries: Mapping[bytes, bytes], path: Path) -> dict[str, Any]:
+    header = json.loads(entries.get(_KEY, b"null"))
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise InputError(f"'{path}' holds no recorded answers", fix="Give the file that guard record wrote")
-    if told.get("format_version") != FORMAT_VERSION:
+    if header.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"'{path}' has format version {told.get('format_version')!r:.40}",
+            f"'{path}' has format version {header.get('format_version')!r:.40}",
             why=f"this guard reads version {FORMAT_VERSION}",
             fix="Upgrade guard, or record again",
         )
-    facts: dict[str, Any] = told["facts"]
-    if "sha256" in told and told["sha256"] != _digest(facts):  # another writer may leave the sum out
+    metadata: dict[str, Any] = header["metadata"]
+    if "sha256" in header and header["sha256"] != _digest(metadata):  # another writer may leave the sum out
         raise ValueError("the checksum of its header does not match")
-    temperatures = facts["temperatures"]
-    sizes = (facts["model.layers"], _MAX_LAYERS), (facts["model.width"], _MAX_WIDTH)
+    temperatures = metadata["temperatures"]
+    sizes = (metadata["model.layers"], _MAX_LAYERS), (metadata["model.width"], _MAX_WIDTH)
     if not all(isinstance(size, int) and 0 < size <= most for size, most in sizes):
         raise ValueError("its layers or their width are no sizes")
     if not 0 < len(temperatures) <= _MAX_TEMPERATURES or not all(isinstance(tau, (int, float)) for tau in temperatures):
         raise ValueError("its temperatures are no numbers")
-    return facts
+    return metadata
 
 
-def _digest(facts: Any) -> str:
-    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _digest(metadata: Any) -> str:
+    return sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 # -- columns to Arrow --------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def _to_arrow(columns: Columns, field: Any, rows: slice) -> Any:
 # -- Arrow to columns --------------------------------------------------------------------------
 
 
-def _read_groups(file: Any, shapes: Mapping[str, tuple[tuple[int, ...], str]], facts: Mapping[str, Any]) -> Columns:
+def _read_groups(file: Any, shapes: Mapping[str, tuple[tuple[int, ...], str]], metadata: Mapping[str, Any]) -> Columns:
     """One row group after another into arrays that are made once."""
     total = file.metadata.num_rows
     _check_counts(file)
@@ -171,7 +173,7 @@ def _read_groups(file: Any, shapes: Mapping[str, tuple[tuple[int, ...], str]], f
     columns: dict[str, Any] = {"lens": None, "path": None, **arrays}
     columns |= {name: np.array(values[name], kind) for name, kind in KINDS.items()}
     columns |= {name: np.concatenate([np.zeros(0, np.float32), *parts]) for name, parts in tokens.items()}
-    return Columns(**columns, samples=tuple(samples), offsets=offsets_of(lengths[RAGGED[0]]), facts=facts)
+    return Columns(**columns, samples=tuple(samples), offsets=offsets_of(lengths[RAGGED[0]]), metadata=metadata)
 
 
 def _check_counts(file: Any) -> None:

@@ -51,7 +51,7 @@ class Question:
         context: a passage to read first, or None.
         category: for tables, or None.
         grader: how to grade it, or None for the usual one (see `guard.data.graders.grader_for`).
-        meta: further facts, such as ``answer_regex``.
+        meta: further values, such as ``answer_regex``.
     """
 
     id: str
@@ -75,7 +75,7 @@ class LabelledResponse:
         response: what it said.
         wrong: the label.
         category: for tables, or None.
-        meta: further facts.
+        meta: further values.
         model: name of the model that said it, as ``guard review export`` writes it, or None where it is not known.
     """
 

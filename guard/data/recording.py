@@ -182,7 +182,7 @@ class Journal(JournalFile):
             record.prompt_tokens,
             record.seconds,
             *(blob.astype("<f4").tobytes() for blob in blobs),
-            half(signature.activations).tobytes(),
+            to_float16(signature.activations).tobytes(),
             None if residual is None else residual.lens.astype("<f4").tobytes(),
             None if residual is None else residual.path.astype("<f4").tobytes(),
             json.dumps(record.samples) if record.samples else None,
@@ -421,7 +421,7 @@ def _put(row: Row, run: Run) -> tuple[Prompt, str | None]:
     return question_prompt(row, system=run.system, template_options=run.template_options), None
 
 
-def half(activations: Floats) -> NDArray[np.float16]:
+def to_float16(activations: Floats) -> NDArray[np.float16]:
     """In half the space; a massive activation beyond its range becomes the largest value."""
     largest = np.finfo(np.float16).max
     return np.clip(activations, -largest, largest).astype("<f2")

@@ -176,7 +176,7 @@ def claims(*, shifts: Sequence[str] = ()) -> tuple[Claim, ...]:
 def model_card(table: Answers) -> ModelCard:
     """The model that gave the answers."""
     names = ("name", "engine", "architecture", "quantization", "weights_sha256", "layers", "width")
-    return ModelCard(**{name: table.facts[f"model.{name}"] for name in names})
+    return ModelCard(**{name: table.metadata[f"model.{name}"] for name in names})
 
 
 def _digest(table: Answers) -> str:

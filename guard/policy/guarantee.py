@@ -117,7 +117,7 @@ def with_thresholds(policy: Policy, settled: Mapping[str | None, Settled]) -> Po
     return replace(policy, plans=MappingProxyType(plans))
 
 
-def rehearsal(policy: Policy) -> Policy:
+def trial_policy(policy: Policy) -> Policy:
     """The policy with rules in place of promises that accept nothing, to see all attempts it could make."""
     plans = {
         route: replace(plan, rules=tuple(_accepting_nothing(line) if line.promise else line for line in plan.rules))

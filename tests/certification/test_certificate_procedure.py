@@ -1,4 +1,4 @@
-"""Certifying the whole procedure: one rehearsal shows what every threshold's real calls would give."""
+"""Certifying the whole procedure: one trial run shows what every threshold's real calls would give."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model, tiny_artefact
 
-from guard.certification.trials import RehearsalJournal, Rehearsed, Tried, answered_rows, rehearse_rows, trials_of
+from guard.certification.trials import TrialAttempt, TrialJournal, TrialRow, attempted_rows, run_trials, trials_of
 from guard.cli.certify import _usable
 from guard.data.graders import grade
 from guard.data.questions import LabelledResponse, Question, Row, split_questions
@@ -27,7 +27,7 @@ from guard.data.recording import Skipped
 from guard.data.sets import DataSource
 from guard.errors import InputError
 from guard.policy.certificate import CertificateError
-from guard.policy.guarantee import Settled, ceiling, rehearsal, with_thresholds
+from guard.policy.guarantee import Settled, ceiling, trial_policy, with_thresholds
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Floats, Limits, Prompt
 from guard.review.handlers import Handler
@@ -78,7 +78,7 @@ def script(seed: int, name: str) -> Script:
 
 def guard(chosen: Policy, seed: int, handler: Handler | None = None) -> Guard:
     def never(_: object) -> None:
-        raise AssertionError("a rehearsal must hand nothing to anybody")
+        raise AssertionError("a trial run must hand nothing to anybody")
 
     return Guard(
         AnsweringEngine(script(seed, "own")),
@@ -95,14 +95,14 @@ def settled(of: Policy, threshold: float, basis: str) -> Policy:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([LADDER, RETRY_ONLY, ONCE]), st.floats(0.01, 1))
-def test_a_rehearsal_foretells_what_real_calls_give_at_any_threshold(seed: int, body: str, share: float) -> None:
+def test_a_trial_run_foretells_what_real_calls_give_at_any_threshold(seed: int, body: str, share: float) -> None:
     promising, rows = policy(body), questions(8)
     threshold = max(share * min(ceiling(promising.plan()), 1.0) * 0.999, 0.001)
-    rehearsing = guard(rehearsal(promising), seed)
-    basis = rehearsing.basis(promising).sha256
-    with RehearsalJournal(":memory:", rehearsing.basis(promising)) as journal:
-        assert len(list(rehearse_rows(rehearsing, rows, journal, route=None))) == len(rows)
-        trials = trials_of(answered_rows(rows, journal), grade=grade)
+    trial_guard = guard(trial_policy(promising), seed)
+    basis = trial_guard.basis(promising).sha256
+    with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+        assert len(list(run_trials(trial_guard, rows, journal, route=None))) == len(rows)
+        trials = trials_of(attempted_rows(rows, journal), grade=grade)
     real = guard(settled(promising, threshold, basis), seed, lambda case: None)
     accepted = errors = 0
     for _, row in rows:
@@ -125,83 +125,83 @@ def test_what_counts_where_there_is_no_score() -> None:
         promising = policy(f"{ONCE}on_error:\n  {action}\n")
         engine = AnsweringEngine(lambda prompt, number: ("no", 0.5))
         engine.activations_at = no_layers
-        rehearsing = Guard(engine, confidence_scorer(), rehearsal(promising))
-        with RehearsalJournal(":memory:", rehearsing.basis(promising)) as journal:
-            list(rehearse_rows(rehearsing, questions(1), journal, route=None))
-            assert trials_of(answered_rows(questions(1), journal), grade=grade).at(0.9) == counted
+        trial_guard = Guard(engine, confidence_scorer(), trial_policy(promising))
+        with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+            list(run_trials(trial_guard, questions(1), journal, route=None))
+            assert trials_of(attempted_rows(questions(1), journal), grade=grade).at(0.9) == counted
 
 
 def test_a_callables_answer_counts_as_accepted_whatever_the_threshold() -> None:
     promising = policy(LADDER.replace("below: 0.7, times: 2, temperature: 0", "below: 0.1, times: 1"))
-    rehearsing = Guard(
+    trial_guard = Guard(
         AnsweringEngine(lambda prompt, number: ("no", 0.5)),
         confidence_scorer(),
-        rehearsal(promising),
+        trial_policy(promising),
         fallbacks={"other": lambda prompt: "yes"},
         handlers={"desk": print},
     )
-    assert rehearsing.basis(promising).fallbacks == {"other": None}
-    with RehearsalJournal(":memory:", rehearsing.basis(promising)) as journal:
-        (row,) = rehearse_rows(rehearsing, questions(1), journal, route=None)
-        assert isinstance(row, Rehearsed)
-        assert row.attempts[-1] == Tried("yes", None, released=True)
-        trials = trials_of(answered_rows(questions(1), journal), grade=grade)
+    assert trial_guard.basis(promising).fallbacks == {"other": None}
+    with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+        (row,) = run_trials(trial_guard, questions(1), journal, route=None)
+        assert isinstance(row, TrialRow)
+        assert row.attempts[-1] == TrialAttempt("yes", None, released=True)
+        trials = trials_of(attempted_rows(questions(1), journal), grade=grade)
     assert trials.at(0.01) == (1, 0)
 
 
 def test_a_run_goes_on_where_it_was_and_belongs_to_its_basis(tmp_path: Path) -> None:
     promising, rows, path = policy(LADDER), questions(6), tmp_path / "j"
-    first = guard(rehearsal(promising), 1)
-    with RehearsalJournal(path, first.basis(promising)) as journal:
-        stopped = rehearse_rows(first, rows, journal, route=None)
+    first = guard(trial_policy(promising), 1)
+    with TrialJournal(path, first.basis(promising)) as journal:
+        stopped = run_trials(first, rows, journal, route=None)
         next(stopped), next(stopped)
         with pytest.raises(InputError, match="Another run may be using it"):
-            RehearsalJournal(path, first.basis(promising))
-    again = guard(rehearsal(promising), 1)
-    with RehearsalJournal(path, again.basis(promising)) as journal:
-        assert len(list(rehearse_rows(again, rows, journal, route=None))) == 4
-        assert list(rehearse_rows(again, rows, journal, route=None)) == []
-        whole = answered_rows(rows, journal)
-    fresh = guard(rehearsal(promising), 1)
-    with RehearsalJournal(tmp_path / "other", fresh.basis(promising)) as journal:
-        list(rehearse_rows(fresh, rows, journal, route=None))
-        assert answered_rows(rows, journal) == whole, "the same as a run in one piece"
+            TrialJournal(path, first.basis(promising))
+    again = guard(trial_policy(promising), 1)
+    with TrialJournal(path, again.basis(promising)) as journal:
+        assert len(list(run_trials(again, rows, journal, route=None))) == 4
+        assert list(run_trials(again, rows, journal, route=None)) == []
+        whole = attempted_rows(rows, journal)
+    fresh = guard(trial_policy(promising), 1)
+    with TrialJournal(tmp_path / "other", fresh.basis(promising)) as journal:
+        list(run_trials(fresh, rows, journal, route=None))
+        assert attempted_rows(rows, journal) == whole, "the same as a run in one piece"
     changed = policy(LADDER.replace("times: 2", "times: 1"))
     with pytest.raises(
         InputError, match=r"answers of another run.*the rules, on_error, truncated, empty or the budget are others"
     ):
-        RehearsalJournal(path, guard(rehearsal(changed), 1).basis(changed))
+        TrialJournal(path, guard(trial_policy(changed), 1).basis(changed))
 
 
 def test_attempts_are_not_used_for_other_questions_with_the_same_ids() -> None:
     promising = policy(ONCE)
-    rehearsing = guard(rehearsal(promising), 0)
+    trial_guard = guard(trial_policy(promising), 0)
     rows = questions(2)
     other = [(name, replace(row, question="Another?")) for name, row in rows]  # type: ignore[call-arg]
-    with RehearsalJournal(":memory:", rehearsing.basis(promising)) as journal:
-        list(rehearse_rows(rehearsing, rows, journal, route=None))
+    with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+        list(run_trials(trial_guard, rows, journal, route=None))
         with pytest.raises(InputError, match=r"holds answers to other questions.*2 rows"):
-            list(rehearse_rows(rehearsing, other, journal, route=None))
+            list(run_trials(trial_guard, other, journal, route=None))
 
 
 def test_files_that_are_no_journal(tmp_path: Path) -> None:
-    basis = guard(rehearsal(policy(ONCE)), 0).basis(policy(ONCE))
+    basis = guard(trial_policy(policy(ONCE)), 0).basis(policy(ONCE))
     (tmp_path / "text").write_text("not a database, but long enough to be taken for one" * 100)
     with pytest.raises(InputError, match="Cannot use the journal"):
-        RehearsalJournal(tmp_path / "text", basis)
+        TrialJournal(tmp_path / "text", basis)
     with pytest.raises(InputError, match="Cannot use the journal"):
-        RehearsalJournal(tmp_path / "no" / "folder", basis)
+        TrialJournal(tmp_path / "no" / "folder", basis)
 
 
 def test_a_question_that_is_too_long_is_left_out_and_named(tmp_path: Path) -> None:
     promising = policy(ONCE)
     rows: list[tuple[str, Row]] = [*questions(1), ("set", Question(id="long", question="x" * 500, answers=("y",)))]
-    rehearsing = guard(rehearsal(promising), 0)
-    with RehearsalJournal(tmp_path / "j", rehearsing.basis(promising)) as journal:
-        _, skipped = rehearse_rows(rehearsing, rows, journal, route=None)
+    trial_guard = guard(trial_policy(promising), 0)
+    with TrialJournal(tmp_path / "j", trial_guard.basis(promising)) as journal:
+        _, skipped = run_trials(trial_guard, rows, journal, route=None)
         assert isinstance(skipped, Skipped)
         assert "500 tokens" in skipped.reason
-        assert len(answered_rows(rows, journal)) == 1
+        assert len(attempted_rows(rows, journal)) == 1
         assert journal.row("set/long") == skipped
 
 
@@ -211,18 +211,18 @@ def test_given_responses_are_scored_as_they_are_unless_the_policy_asks_again() -
     ]
     promising = policy(ONCE)
     engine = AnsweringEngine(lambda prompt, number: ("Paris", 0.2))
-    rehearsing = Guard(engine, confidence_scorer(), rehearsal(promising))
-    with RehearsalJournal(":memory:", rehearsing.basis(promising)) as journal:
-        (row,) = rehearse_rows(rehearsing, rows, journal, route=None)
-        assert isinstance(row, Rehearsed)
-        assert row.attempts[0].p_wrong == rehearsing.score(Prompt.chat("What?"), "Paris").p_wrong
-        assert trials_of(answered_rows(rows, journal), grade=grade).at(1.0) == (1, 1)
+    trial_guard = Guard(engine, confidence_scorer(), trial_policy(promising))
+    with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+        (row,) = run_trials(trial_guard, rows, journal, route=None)
+        assert isinstance(row, TrialRow)
+        assert row.attempts[0].p_wrong == trial_guard.score(Prompt.chat("What?"), "Paris").p_wrong
+        assert trials_of(attempted_rows(rows, journal), grade=grade).at(1.0) == (1, 1)
     again = policy(RETRY_ONLY)
     with (
-        RehearsalJournal(":memory:", guard(rehearsal(again), 0).basis(again)) as journal,
+        TrialJournal(":memory:", guard(trial_policy(again), 0).basis(again)) as journal,
         pytest.raises(InputError, match="'set/a' is a given response, and the policy may ask again"),
     ):
-        list(rehearse_rows(guard(rehearsal(again), 0), rows, journal, route=None))
+        list(run_trials(guard(trial_policy(again), 0), rows, journal, route=None))
 
 
 # -- the command -------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def trials(seed: int, n: int, *, sharpness: float = 1.0) -> Trials:
     """Calibrated scores: an answer is wrong with the probability that its score says."""
     rng = np.random.default_rng(seed)
     p_wrong = rng.beta(0.45 * sharpness, 1.0 * sharpness, n)
-    return Trials.of_scores(p_wrong, rng.random(n) < p_wrong)
+    return Trials.from_scores(p_wrong, rng.random(n) < p_wrong)
 
 
 def true_risk(threshold: float, *, sharpness: float = 1.0) -> float:
@@ -146,7 +146,7 @@ def test_worthless_scores_certify_nothing_more_often_than_promised() -> None:
     certified = 0
     for seed in range(150):
         rng = np.random.default_rng(seed)
-        worthless = Trials.of_scores(rng.random(300), rng.random(300) < 0.11)
+        worthless = Trials.from_scores(rng.random(300), rng.random(300) < 0.11)
         certified += isinstance(certify(worthless, risk=0.1, confidence=0.9, seed=seed), Certified)
     assert certified <= binom.ppf(0.999, 150, 0.1)
 
@@ -220,7 +220,7 @@ def test_mapie_takes_the_same_walk(seed: int) -> None:
 
 def test_a_hopeless_model_is_told_so() -> None:
     rng = np.random.default_rng(0)
-    result = certify(Trials.of_scores(rng.random(500), rng.random(500) < 0.4), risk=0.05, confidence=0.9)
+    result = certify(Trials.from_scores(rng.random(500), rng.random(500) < 0.4), risk=0.05, confidence=0.9)
     assert isinstance(result, NotCertifiable)
     assert result.labels_needed is None
     assert result.hopeless
@@ -256,7 +256,7 @@ def test_few_labels_do_not_show_that_no_number_would_do() -> None:
     """One wrong answer of 20 is no more than 5 % and as little a proof of more."""
     wrong = np.zeros(20, np.bool_)
     wrong[3] = True
-    result = certify(Trials.of_scores(np.full(20, 0.5), wrong), risk=0.05, confidence=0.9)
+    result = certify(Trials.from_scores(np.full(20, 0.5), wrong), risk=0.05, confidence=0.9)
     assert isinstance(result, NotCertifiable)
     assert (result.labels_needed, result.hopeless) == (None, False)
     assert "These are too few to say whether more would do" in result.explain()
@@ -280,7 +280,7 @@ def test_the_possible_risk_is_certified_by_the_same_labels() -> None:
 
 def test_where_every_answer_is_wrong_no_risk_is_possible() -> None:
     rng = np.random.default_rng(0)
-    result = certify(Trials.of_scores(rng.random(100), np.ones(100, np.bool_)), risk=0.05, confidence=0.9)
+    result = certify(Trials.from_scores(rng.random(100), np.ones(100, np.bool_)), risk=0.05, confidence=0.9)
     assert isinstance(result, NotCertifiable)
     assert (result.possible_risk, result.labels_needed, result.best_error_rate) == (None, None, 1.0)
 
@@ -352,11 +352,11 @@ def test_trials_that_are_none() -> None:
     with pytest.raises(InputError, match="at least 20"):
         certify(trials(0, 19), risk=0.1, confidence=0.9)
     with pytest.raises(InputError, match="no probability"):
-        Trials.of_scores([0.1, 1.5], [True, False])
+        Trials.from_scores([0.1, 1.5], [True, False])
     with pytest.raises(InputError, match="no probability"):
-        Trials.of_scores([0.1, math.nan], [True, False])
+        Trials.from_scores([0.1, math.nan], [True, False])
     with pytest.raises(InputError, match="one shape"):
-        Trials.of_scores([0.1, 0.2], [True])
+        Trials.from_scores([0.1, 0.2], [True])
 
 
 # -- what the documentation says ---------------------------------------------------------------

@@ -74,10 +74,10 @@ def test_answers_are_recorded_set_by_set_in_turn(tmp_path: Path, model: str, set
     assert table.lens is not None
     assert table.lens.shape == (10, 2, 3, LAYERS)
     assert table.maps.shape == (10, 2, 4, LAYERS, LAYERS)
-    facts = table.facts
-    assert (facts["capture_point"], facts["max_tokens"], facts["completion"]) == ("mlp", 4, False)
-    assert (facts["system"], facts["stop"], facts["grader"]) == (SHORT_ANSWER_SYSTEM, [], "by the row")
-    assert facts["data.small.sha256"] == read_data([sets[3]], on_bad="stop", limit=None, seed=0)[0].sha256
+    metadata = table.metadata
+    assert (metadata["capture_point"], metadata["max_tokens"], metadata["completion"]) == ("mlp", 4, False)
+    assert (metadata["system"], metadata["stop"], metadata["grader"]) == (SHORT_ANSWER_SYSTEM, [], "by the row")
+    assert metadata["data.small.sha256"] == read_data([sets[3]], on_bad="stop", limit=None, seed=0)[0].sha256
     assert told["out"] == str(tmp_path / "a.parquet")
     assert (told["n"], told["residual"], told["completion"]) == (10, True, False)
     assert [(each["name"], each["n"], each["wrong"]) for each in told["sets"]] == [("big", 7, 7), ("small", 3, 3)]
@@ -124,7 +124,7 @@ def test_further_answers_are_sampled(tmp_path: Path, model: str, sets: list[str]
 def test_a_model_without_a_chat_template_continues_a_text(tmp_path: Path, base_model: str, sets: list[str]) -> None:
     table, told = record(tmp_path / "a", "--model", base_model, *sets)
     assert told["completion"]
-    assert (table.facts["completion"], table.facts["system"], table.facts["stop"]) == (True, "", ["\n"])
+    assert (table.metadata["completion"], table.metadata["system"], table.metadata["stop"]) == (True, "", ["\n"])
     assert not any("\n" in answer for answer in table.answer)
     assert table.prompt_tokens.min() > 200, "solved examples come first"
     with pytest.raises(ChatTemplateError):
@@ -133,7 +133,7 @@ def test_a_model_without_a_chat_template_continues_a_text(tmp_path: Path, base_m
 
 def test_a_chat_model_may_be_made_to_continue_a_text(tmp_path: Path, model: str, sets: list[str]) -> None:
     table, _ = record(tmp_path / "a", "--model", model, *sets, "--completion")
-    assert table.facts["completion"]
+    assert table.metadata["completion"]
     with pytest.raises(InputError, match="no system message"):
         record(tmp_path / "b", "--model", model, *sets, "--completion", "--system", "Be brief.")
 
@@ -216,7 +216,7 @@ def test_a_better_grader_asks_nothing_anew(tmp_path: Path, model: str, sets: lis
     finally:
         sys.path.remove(str(tmp_path))
     np.testing.assert_array_equal(second.wrong, second.dataset != "big")
-    assert second.facts["grader"] == "lenient:grade"
+    assert second.metadata["grader"] == "lenient:grade"
     np.testing.assert_array_equal(first.seconds, second.seconds)
     assert [each["wrong"] for each in told["sets"]] == [0, 3]
 
@@ -293,9 +293,9 @@ def test_transformers_models_are_recorded_without_the_lens(tmp_path: Path, sets:
     byte_tokenizer().save_pretrained(folder)
     table, told = record(tmp_path / "a", "--model", str(folder), "--dtype", "bfloat16", *sets)
     assert table.lens is None
-    assert table.facts["model.quantization"] == "bfloat16"
-    assert table.facts["model.engine"] == "transformers"
-    assert table.facts["versions.torch"]
+    assert table.metadata["model.quantization"] == "bfloat16"
+    assert table.metadata["model.engine"] == "transformers"
+    assert table.metadata["versions.torch"]
     assert told["notes"] == [
         "Recorded without the residual stream. Only a GGUF file on llama.cpp has a logit lens here"
     ]

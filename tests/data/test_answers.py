@@ -51,7 +51,13 @@ def with_blocks(prompt: Prompt, number: int) -> Any:
 
 
 def recorded(
-    path: Path, rows: Sequence[tuple[str, Row]], *, lens: bool = False, samples: int = 0, run: Run = RUN, **facts: Any
+    path: Path,
+    rows: Sequence[tuple[str, Row]],
+    *,
+    lens: bool = False,
+    samples: int = 0,
+    run: Run = RUN,
+    **metadata: Any,
 ) -> tuple[Answers, list[Record]]:
     """Answers and the records that they are made of."""
     engine = AnsweringEngine(lambda prompt, number: ("yes" + "s" * (number % 4), 0.4), model=run.model)
@@ -63,7 +69,7 @@ def recorded(
         reader = Lens(np.float32(norm), np.float32(unembedding), epsilon=1e-5)
     with Journal(path, run) as journal:
         list(record_rows(engine, rows, journal, run=run, lens=reader, samples=samples, sampled_rows=2))
-        answers = Answers.of_journal(journal, rows, says_yes, facts=facts)
+        answers = Answers.from_journal(journal, rows, says_yes, metadata=metadata)
         return answers, journal.records([row_key(name, row) for name, row in rows])
 
 
@@ -135,14 +141,14 @@ def test_questions_with_the_same_text_are_of_one_group(tmp_path: Path) -> None:
     assert group[0] == group[2] != group[1]
 
 
-def test_facts_are_flat_and_tell_model_versions_and_place(tmp_path: Path) -> None:
-    facts = recorded(tmp_path / "j", rows_of("d", 1), grader="mine")[0].facts
-    assert facts["model.name"] == "scripted"
-    assert facts["model.layers"] == LAYERS
-    assert facts["temperatures"] == [0.5, 1.0]
-    assert (facts["system"], facts["completion"], facts["grader"]) == ("Be brief.", False, "mine")
-    assert {"date", "machine", "versions.ilis-guard", "versions.numpy", "versions.python"} <= facts.keys()
-    assert json.loads(json.dumps(facts)) == facts
+def test_metadata_is_flat_and_gives_model_versions_and_place(tmp_path: Path) -> None:
+    metadata = recorded(tmp_path / "j", rows_of("d", 1), grader="mine")[0].metadata
+    assert metadata["model.name"] == "scripted"
+    assert metadata["model.layers"] == LAYERS
+    assert metadata["temperatures"] == [0.5, 1.0]
+    assert (metadata["system"], metadata["completion"], metadata["grader"]) == ("Be brief.", False, "mine")
+    assert {"date", "machine", "versions.ilis-guard", "versions.numpy", "versions.python"} <= metadata.keys()
+    assert json.loads(json.dumps(metadata)) == metadata
 
 
 def test_an_answer_without_a_probability_is_left_out(tmp_path: Path) -> None:
@@ -151,7 +157,7 @@ def test_an_answer_without_a_probability_is_left_out(tmp_path: Path) -> None:
     signals = replace(records[1].signals, logprobs=np.full_like(records[1].signals.logprobs, -np.inf))
     with Journal(tmp_path / "j", RUN) as journal:
         journal.append(replace(records[1], signals=signals))
-        answers = Answers.of_journal(journal, rows, says_yes)
+        answers = Answers.from_journal(journal, rows, says_yes)
     assert [*answers.key] == ["d/0", "d/2", "d/given"]
 
 
@@ -170,10 +176,10 @@ def test_a_journal_without_these_answers_is_refused(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", RUN) as journal:
         for rows in ([], rows_of("other", 3), [("d", LONG)]):
             with pytest.raises(InputError, match="has none of these answers"):
-                Answers.of_journal(journal, rows, says_yes)
+                Answers.from_journal(journal, rows, says_yes)
         journal.skip(Skipped("d/long", "too long", asked_digest(LONG)), dataset="d")
         with pytest.raises(InputError, match="has none of these answers"):
-            Answers.of_journal(journal, [("d", LONG)], grade)
+            Answers.from_journal(journal, [("d", LONG)], grade)
 
 
 # -- the table ---------------------------------------------------------------------------------
@@ -247,7 +253,7 @@ def test_a_file_gives_back_every_bit(
     answers.write(tmp_path / "a.parquet")
     again = Answers.read(str(tmp_path / "a.parquet"))
     assert same(again.columns, answers.columns)
-    assert again.facts == answers.facts
+    assert again.metadata == answers.metadata
     with pyarrow.parquet.ParquetFile(tmp_path / "a.parquet") as file:
         assert file.num_row_groups == {1: 14, 2**25: 1}.get(group_bytes, file.num_row_groups)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "j"]
@@ -319,9 +325,9 @@ def changed(path: Path, **changes: Any) -> Path:
     """The same file with another header, or other columns, and right checksums."""
     table = pyarrow.parquet.read_table(path)
     told = json.loads(table.schema.metadata[b"guard"])
-    facts = {**told["facts"], **changes.pop("facts", {})}
+    metadata = {**told["metadata"], **changes.pop("metadata", {})}
     columns = changes.pop("columns", {})
-    told |= {"facts": facts, "sha256": table_file._digest(facts), **changes}
+    told |= {"metadata": metadata, "sha256": table_file._digest(metadata), **changes}
     for name, values in columns.items():
         at = table.schema.get_field_index(name)
         if values is None:
@@ -339,11 +345,11 @@ def changed(path: Path, **changes: Any) -> Path:
         ({"format": "other"}, "holds no recorded answers"),
         ({"format_version": 99}, "version 99.*Upgrade guard"),
         ({"sha256": "0" * 64}, "checksum of its header"),
-        ({"facts": {"model.layers": 4}}, "columns are not those"),
-        ({"facts": {"model.layers": 10**9}}, "no sizes"),
-        ({"facts": {"model.width": "8"}}, "no sizes"),
-        ({"facts": {"temperatures": []}}, "no numbers"),
-        ({"facts": {"temperatures": ["1", "2"]}}, "no numbers"),
+        ({"metadata": {"model.layers": 4}}, "columns are not those"),
+        ({"metadata": {"model.layers": 10**9}}, "no sizes"),
+        ({"metadata": {"model.width": "8"}}, "no sizes"),
+        ({"metadata": {"temperatures": []}}, "no numbers"),
+        ({"metadata": {"temperatures": ["1", "2"]}}, "no numbers"),
         ({"columns": {"wrong": None}}, "columns are not those"),
         ({"columns": {"norms": [np.full((4, LAYERS), np.nan, "<f4").tobytes()] * 4}}, "'norms' has values"),
         ({"columns": {"logprobs": [[]] * 4}}, "differ in length"),
@@ -397,7 +403,7 @@ def test_damaged_files_are_read_right_or_refused(answers: Answers, tmp_path: Pat
             told = str(error)
         else:
             assert same(again.columns, answers.columns)
-            assert again.facts == answers.facts
+            assert again.metadata == answers.metadata
             continue
         assert str(path) in told
     assert 300 < refused < 400
@@ -420,8 +426,8 @@ def test_tables_of_one_run_become_one(tmp_path: Path) -> None:
     assert [*joined.key] == [*whole.key]
     for at in range(len(joined)):
         assert len(joined.signals(at).logprobs) == joined.tokens[at]
-    assert "data.seed" not in joined.facts
-    assert joined.facts["model.name"] == "scripted"
+    assert "data.seed" not in joined.metadata
+    assert joined.metadata["model.name"] == "scripted"
     joined.write(tmp_path / "a")
     assert same(Answers.read(tmp_path / "a").columns, joined.columns)
 
@@ -430,7 +436,7 @@ def test_one_table_alone_loses_what_it_was_taken_from(answers: Answers) -> None:
     alone = concatenate([answers.take(np.array([3, 1]))])
     assert len(alone.columns) == 2
     assert len(alone.products) == 2
-    assert alone.facts == answers.facts
+    assert alone.metadata == answers.metadata
 
 
 def test_tables_of_different_runs_or_with_the_same_answer_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard.data.graders import GRADERS, grade, grader_for, load_grader, normalise
-from guard.data.math_answers import final_answer, same_answer
+from guard.data.math_answers import equivalent, final_answer
 from guard.data.questions import GRADER_NAMES, Question, read_rows
 from guard.errors import InputError, MissingExtraError
 
@@ -268,14 +268,14 @@ TOO_HARD = [
 
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_one_answer_in_two_notations_is_the_same(one: str, other: str) -> None:
-    assert same_answer(one, other)
-    assert same_answer(other, one)
+    assert equivalent(one, other)
+    assert equivalent(other, one)
 
 
 @pytest.mark.parametrize(("one", "other"), [*OTHER, *TOO_HARD])
 def test_two_answers_are_not(one: str, other: str) -> None:
-    assert not same_answer(one, other)
-    assert not same_answer(other, one)
+    assert not equivalent(one, other)
+    assert not equivalent(other, one)
 
 
 @pytest.mark.parametrize(
@@ -332,8 +332,8 @@ def test_math_grades_the_end_of_a_solution() -> None:
 @settings(deadline=None)
 @given(st.text(alphabet="\\{}()[],/-+=$&%^_ .012abx", max_size=40), st.text(alphabet="\\{}(),/-$ 01x", max_size=40))
 def test_comparing_is_reflexive_and_symmetric(one: str, other: str) -> None:
-    assert same_answer(one, one) == bool(one.strip())
-    assert same_answer(one, other) == same_answer(other, one)
+    assert equivalent(one, one) == bool(one.strip())
+    assert equivalent(one, other) == equivalent(other, one)
 
 
 @pytest.mark.parametrize("part", ["(", "{", "((,", "\\frac", "\\boxed{", "$", "1,", "answer is ", "\\text{", "[("])
@@ -341,7 +341,7 @@ def test_long_nonsense_is_compared_in_no_time(part: str) -> None:
     started = time.perf_counter()
     for length in (390, 100_000):
         text = part * (length // len(part))
-        same_answer(text + "1", "1" + text)
+        equivalent(text + "1", "1" + text)
         final_answer(text)
     assert time.perf_counter() - started < 2
 

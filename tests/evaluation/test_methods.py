@@ -45,7 +45,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     ]
     with Journal(tmp_path_factory.mktemp("journal") / "j", RUN) as journal:
         list(record_rows(engine, rows, journal, run=RUN, lens=reader, samples=3, sampled_rows=COUNT))
-        columns = Answers.of_journal(journal, rows, lambda row, answer: True).columns
+        columns = Answers.from_journal(journal, rows, lambda row, answer: True).columns
     wrong = rng.random(len(columns.wrong)) < 0.5
     activations = rng.normal(size=columns.activations.shape).astype(np.float32)
     activations[:, :, 1, 0] += np.where(wrong, 2.5, -2.5)[:, None]
@@ -101,7 +101,7 @@ def test_methods_read_recorded_answers_only(answers: Answers) -> None:
 
 def test_an_evaluation_has_all_protocols_and_verdicts(answers: Answers) -> None:
     assert len(answers) >= MIN_SAMPLED
-    other = Answers.whole(replace(answers.columns, facts={**answers.columns.facts, "model.quantization": "Q2_K"}))
+    other = Answers.whole(replace(answers.columns, metadata={**answers.columns.metadata, "model.quantization": "Q2_K"}))
     result = evaluate(answers, Plan(draws=100, parts=False), shifted={"Q4 to Q2": other})
     settings = [setting.setting for setting in result.settings]
     assert settings[:4] == ["others to one", "within", "one to one", "shift: Q4 to Q2"]
@@ -152,14 +152,14 @@ def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_pa
 
 
 def test_the_command_takes_shifted_records_and_fewer_answers(answers: Answers, tmp_path: Path) -> None:
-    facts = {**answers.columns.facts, "model.quantization": "Q2_K", "model.weights_sha256": "f" * 64}
+    metadata = {**answers.columns.metadata, "model.quantization": "Q2_K", "model.weights_sha256": "f" * 64}
     files = {name: tmp_path / f"{name}.parquet" for name in ("r", "s", "e", "wide")}
     answers.write(files["r"])
-    Answers.whole(replace(answers.columns, facts=facts)).write(files["s"])
-    engine = {**answers.columns.facts, "model.engine": "transformers", "model.quantization": "float32"}
-    Answers.whole(replace(answers.columns, facts=engine)).write(files["e"])
+    Answers.whole(replace(answers.columns, metadata=metadata)).write(files["s"])
+    engine = {**answers.columns.metadata, "model.engine": "transformers", "model.quantization": "float32"}
+    Answers.whole(replace(answers.columns, metadata=engine)).write(files["e"])
     wide = replace(answers.columns, activations=np.concatenate([answers.activations] * 2, axis=-1))
-    Answers.whole(replace(wide, facts={**facts, "model.width": 2 * facts["model.width"]})).write(files["wide"])
+    Answers.whole(replace(wide, metadata={**metadata, "model.width": 2 * metadata["model.width"]})).write(files["wide"])
     out = tmp_path / "a.html"
 
     def run(*arguments: str) -> Result:
@@ -169,14 +169,17 @@ def test_the_command_takes_shifted_records_and_fewer_answers(answers: Answers, t
     done = run(*shift, *same, *ported, "--per-set", "50", "--protocol", "shift", "--no-parts", "--json")
     assert done.exit_code == 0, done.output
     (model,) = json.loads((tmp_path / "a.json").read_text())["models"]
-    was = answers.facts["model.quantization"]
+    was = answers.metadata["model.quantization"]
     assert [setting["setting"] for setting in model["settings"]] == [
         f"shift: {was} to Q2_K",
         f"shift: {was} as it was",
-        f"shift: {answers.facts['model.engine']} {was} to transformers float32",
+        f"shift: {answers.metadata['model.engine']} {was} to transformers float32",
     ]
     claimed = {verdict["claim"]["setting"] for verdict in model["verdicts"]}
-    assert claimed == {f"shift: {was} to Q2_K", f"shift: {answers.facts['model.engine']} {was} to transformers float32"}
+    assert claimed == {
+        f"shift: {was} to Q2_K",
+        f"shift: {answers.metadata['model.engine']} {was} to transformers float32",
+    }
     assert {data["n"] for data in model["datasets"]} == {50}
     assert {method["name"] for method in model["methods"]} == set(CROSSED), "no other was run"
     for arguments, told in (
@@ -197,7 +200,7 @@ def test_the_command_tests_on_new_sets(answers: Answers, tmp_path: Path) -> None
     answers.take(np.flatnonzero(answers.dataset != first)).write(files["r"])
     answers.take(np.flatnonzero(answers.dataset == first)).write(files["n"])
     for name, fact in (("other", {"model.quantization": "Q2_K"}), ("tuned", {"model.weights_sha256": "f" * 64})):
-        Answers.whole(replace(answers.columns, facts={**answers.columns.facts, **fact})).write(files[name])
+        Answers.whole(replace(answers.columns, metadata={**answers.columns.metadata, **fact})).write(files[name])
     out = tmp_path / "a.html"
 
     def run(*arguments: str) -> Result:

@@ -25,7 +25,7 @@ from guard.policy.certificate import (
     parse_certificates,
 )
 from guard.policy.explanation import explain
-from guard.policy.guarantee import procedure_sha256, promises, rehearsal
+from guard.policy.guarantee import procedure_sha256, promises, trial_policy
 from guard.policy.policy import (
     InvalidPolicyError,
     Policy,
@@ -77,7 +77,7 @@ def engine(p_wrong: float = 0.1, **model: object) -> AnsweringEngine:
 
 def certificate(of: Policy, *, route: str | None = None, guard: Guard | None = None, **changes: Any) -> Certificate:
     """A certificate for the scripted model, with made-up but consistent figures."""
-    made = guard or Guard(engine(), confidence_scorer(), rehearsal(of))
+    made = guard or Guard(engine(), confidence_scorer(), trial_policy(of))
     promise = promises(of)[route]
     fields: dict[str, Any] = {
         "route": route,
@@ -302,7 +302,7 @@ def test_another_fallback_model_voids_it() -> None:
         return Guard(engine(), confidence_scorer(), chosen, fallbacks={"other": target}, **options)
 
     source = Source("other", engine(), confidence_scorer())
-    given = certificates(certificate(falling, guard=with_fallback(source, policy=rehearsal(falling))))
+    given = certificates(certificate(falling, guard=with_fallback(source, policy=trial_policy(falling))))
     assert with_fallback(source, certificate=given).ask("What?").accepted
     changed = engine(weights_sha256="e" * 64)
     with pytest.raises(CertificateError, match="the fallback other's weights_sha256"):

@@ -14,14 +14,14 @@ from test_certificate_procedure import LADDER, ONCE, guard, questions
 from typer.testing import CliRunner
 
 from guard.certification.fixed_sequence import Certified, Trials, certify, grid, passes
-from guard.certification.trials import RehearsalJournal, Rehearsed, Tried, answered_rows, rehearse_rows, trials_of
+from guard.certification.trials import TrialAttempt, TrialJournal, TrialRow, attempted_rows, run_trials, trials_of
 from guard.cli import app
 from guard.data.graders import grade
 from guard.data.questions import LabelledResponse, Row
 from guard.errors import GuardError, PolicyError, ScorerError
 from guard.files import checked_json as sealed
 from guard.policy.certificate import CertificateError, check_certificate, parse_certificates
-from guard.policy.guarantee import Settled, promises, rehearsal, with_thresholds
+from guard.policy.guarantee import Settled, promises, trial_policy, with_thresholds
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Floats, Prompt
 from guard.runtime.guard import Guard
@@ -120,7 +120,7 @@ def test_the_command_line_says_that_a_certificate_is_for_other_rules(command: st
 
 
 def test_an_answer_at_the_threshold_is_not_accepted() -> None:
-    trials = Trials.of_scores([0.2, 0.5, 0.7], [False, True, True])
+    trials = Trials.from_scores([0.2, 0.5, 0.7], [False, True, True])
     assert trials.at(0.5) == (1, 0)
     assert trials.at(np.nextafter(0.5, 1.0)) == (2, 1)
 
@@ -140,10 +140,10 @@ def test_the_walk_ends_at_the_first_threshold_that_fails(seed: int) -> None:
     p_wrong = np.random.default_rng(seed).random(3000)
     wrong = (p_wrong > 0.2) & (p_wrong < 0.26)
     assert wrong.mean() < 0.08
-    result = certify(Trials.of_scores(p_wrong, wrong), risk=0.1, confidence=0.9, seed=seed)
+    result = certify(Trials.from_scores(p_wrong, wrong), risk=0.1, confidence=0.9, seed=seed)
     assert isinstance(result, Certified)
     assert 0.1 < result.threshold < 0.26
-    all_pass = certify(Trials.of_scores(p_wrong, wrong & False), risk=0.1, confidence=0.9, seed=seed)
+    all_pass = certify(Trials.from_scores(p_wrong, wrong & False), risk=0.1, confidence=0.9, seed=seed)
     assert isinstance(all_pass, Certified)
     assert all_pass.threshold > 0.9
 
@@ -164,9 +164,9 @@ def test_a_threshold_outside_of_its_rule_is_refused(threshold: float) -> None:
 # -- the trial run -----------------------------------------------------------------------------
 
 
-def tried(chosen: Policy, rehearsing: Guard, rows: list[tuple[str, Row]]) -> list[Any]:
-    with RehearsalJournal(":memory:", rehearsing.basis(chosen)) as journal:
-        return list(rehearse_rows(rehearsing, rows, journal, route=None))
+def tried(chosen: Policy, trial_guard: Guard, rows: list[tuple[str, Row]]) -> list[Any]:
+    with TrialJournal(":memory:", trial_guard.basis(chosen)) as journal:
+        return list(run_trials(trial_guard, rows, journal, route=None))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -174,8 +174,8 @@ def test_a_shadow_policy_is_tried_with_the_attempts_of_an_enforced_one(seed: int
     """It may be watched first and enforced later, by the same certificate."""
     enforced = parse_policy(f"version: 1\nname: test\n{LADDER}")
     shadow = parse_policy(f"version: 1\nname: test\nmode: shadow\n{LADDER}")
-    one = tried(enforced, guard(rehearsal(enforced), seed), questions(12))
-    other = tried(shadow, guard(rehearsal(shadow), seed), questions(12))
+    one = tried(enforced, guard(trial_policy(enforced), seed), questions(12))
+    other = tried(shadow, guard(trial_policy(shadow), seed), questions(12))
     assert one == other
     assert max(len(row.attempts) for row in one) > 1
 
@@ -194,13 +194,13 @@ def test_a_given_response_that_cannot_be_scored_counts_as_on_error_says(
     chosen = parse_policy(f"version: 1\nname: test\n{ONCE}on_error:\n  {on_error}: {{}}\n")
     engine = AnsweringEngine(lambda prompt, number: ("Paris", 0.2))
     engine.activations_at = no_layers
-    rehearsing = Guard(engine, confidence_scorer(), rehearsal(chosen), handlers={"review": print})
+    trial_guard = Guard(engine, confidence_scorer(), trial_policy(chosen), handlers={"review": print})
     rows: list[tuple[str, Row]] = [
         ("set", LabelledResponse(id="a", prompt=Prompt.chat("What?"), response="Rome", wrong=True))
     ]
-    with RehearsalJournal(":memory:", rehearsing.basis(chosen)) as journal:
-        (row,) = rehearse_rows(rehearsing, rows, journal, route=None)
-        trials = trials_of(answered_rows(rows, journal), grade=grade)
-    assert isinstance(row, Rehearsed)
-    assert row.attempts == (Tried("Rome", None, released=released),)
+    with TrialJournal(":memory:", trial_guard.basis(chosen)) as journal:
+        (row,) = run_trials(trial_guard, rows, journal, route=None)
+        trials = trials_of(attempted_rows(rows, journal), grade=grade)
+    assert isinstance(row, TrialRow)
+    assert row.attempts == (TrialAttempt("Rome", None, released=released),)
     assert trials.at(0.01) == trials.at(1.0) == counted

@@ -12,13 +12,13 @@ import pytest
 from scripted import AnsweringEngine, confidence_scorer, scripted_model
 from typer.testing import CliRunner
 
-from guard.certification.trials import RehearsalJournal, answered_rows, rehearse_rows
+from guard.certification.trials import TrialJournal, attempted_rows, run_trials
 from guard.cli.policy import app
 from guard.data.questions import LabelledResponse, Question
 from guard.data.sqlite_journal import row_key
 from guard.policy.certificate import Basis
 from guard.policy.defects import Defect, defects_of
-from guard.policy.guarantee import asks_again, fallbacks_of, procedure_sha256, rehearsal
+from guard.policy.guarantee import asks_again, fallbacks_of, procedure_sha256, trial_policy
 from guard.policy.policy import InvalidPolicyError, Policy, decide, decide_error, json_schema, load_policy, parse_policy
 from guard.records import Action, Escalation, Limits, Outcome, Prompt, Sampling
 from guard.runtime.guard import Guard
@@ -345,7 +345,7 @@ def test_a_recorded_answer_is_known_as_cut_and_labelled_like_others(tmp_path: Pa
         list(record_rows(engine, rows, journal, run=run))
     with Journal(tmp_path / "j", run) as journal:
         records = [journal.record(f"d/{number}") for number in range(2)]
-        table = Answers.of_journal(journal, rows, grade)
+        table = Answers.from_journal(journal, rows, grade)
     assert [each.finish_reason for each in records if isinstance(each, Record)] == ["stop", "length"]
     assert (table.finish_reason.tolist(), table.truncated.tolist()) == (["stop", "length"], [False, True])
     table.write(tmp_path / "t.parquet")
@@ -378,11 +378,11 @@ def test_the_trial_run_treats_cut_answers_as_the_policy_does(tmp_path: Path, set
         return AnsweringEngine(lambda prompt, number: (texts[int(prompt.question[-1]) % 4], 0.1))
 
     rows: list[tuple[str, Any]] = [("d", Question(id=str(n), question=f"q{n}", answers=("yes",))) for n in range(4)]
-    rehearsed = Guard(engine(), confidence_scorer(), rehearsal(promising))
-    basis: Basis = rehearsed.basis(promising)
-    with RehearsalJournal(tmp_path / "j", basis) as journal:
-        list(rehearse_rows(rehearsed, rows, journal, route=None))
-        answered = answered_rows(rows, journal)
+    trial_guard = Guard(engine(), confidence_scorer(), trial_policy(promising))
+    basis: Basis = trial_guard.basis(promising)
+    with TrialJournal(tmp_path / "j", basis) as journal:
+        list(run_trials(trial_guard, rows, journal, route=None))
+        answered = attempted_rows(rows, journal)
     enforced = policy(f"rules: [{{accept: {{below: 0.5}}}}, {{abstain: {{}}}}]\n{setting}")
     for each in answered:
         accepted = [tried.answer for tried in each.attempts if tried.p_wrong is not None and tried.p_wrong < 0.5][:1]
@@ -398,10 +398,10 @@ def test_a_given_response_that_is_blank_is_below_no_threshold(tmp_path: Path) ->
         ("d", LabelledResponse(id=str(number), prompt=prompt, response=text, wrong=True))
         for number, text in enumerate(["yes", " "])
     ]
-    guard = Guard(saying("yes"), confidence_scorer(), rehearsal(promising))
-    with RehearsalJournal(tmp_path / "j", guard.basis(promising)) as journal:
-        list(rehearse_rows(guard, rows, journal, route=None))
-        (said,), (blank,) = (each.attempts for each in answered_rows(rows, journal))
+    guard = Guard(saying("yes"), confidence_scorer(), trial_policy(promising))
+    with TrialJournal(tmp_path / "j", guard.basis(promising)) as journal:
+        list(run_trials(guard, rows, journal, route=None))
+        (said,), (blank,) = (each.attempts for each in attempted_rows(rows, journal))
     assert said.p_wrong is not None
     assert (blank.p_wrong, blank.released) == (None, False)
 

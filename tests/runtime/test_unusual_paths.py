@@ -18,7 +18,7 @@ from langchain_fixtures import policy as chain_policy
 from scripted import LAYERS, WIDTH, AnsweringEngine, confidence_scorer, layers_of
 from scripted_chat import ScriptedChat, said
 
-from guard.certification.trials import RehearsalJournal, answered_rows, rehearse_rows, trials_of
+from guard.certification.trials import TrialJournal, attempted_rows, run_trials, trials_of
 from guard.data.graders import grade
 from guard.data.questions import LabelledResponse, Question, Row
 from guard.errors import ScorerError
@@ -26,7 +26,7 @@ from guard.langchain import RetractedError, guarded
 from guard.langchain.attempts.model_calls import ModelCall, judge
 from guard.langchain.chat.chat_guard import ChatGuard
 from guard.langchain.metadata import read_score, score_metadata, with_metadata
-from guard.policy.guarantee import Settled, rehearsal, with_thresholds
+from guard.policy.guarantee import Settled, trial_policy, with_thresholds
 from guard.policy.policy import Calls, Policy, Used, parse_policy
 from guard.records import Action, Floats, Limits, Prompt, Score, Signals
 from guard.runtime.guard import Guard
@@ -108,16 +108,16 @@ def test_a_scorer_that_does_not_know_novelty_is_refused() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([UNUSUAL, FALLING_BACK]), st.floats(0.01, 0.79))
-def test_a_rehearsal_foretells_what_real_calls_give(seed: int, unusual: str, threshold: float) -> None:
+def test_a_trial_run_foretells_what_real_calls_give(seed: int, unusual: str, threshold: float) -> None:
     promising = policy(RULES, unusual)
     rows: list[tuple[str, Row]] = [
         ("set", Question(id=str(number), question=f"Question {number}?", answers=("yes",))) for number in range(10)
     ]
-    rehearsing = guard(rehearsal(promising), seed)
-    with RehearsalJournal(":memory:", rehearsing.basis(promising)) as journal:
-        list(rehearse_rows(rehearsing, rows, journal, route=None))
-        trials = trials_of(answered_rows(rows, journal), grade=grade)
-    basis = rehearsing.basis(promising).sha256
+    trial_guard = guard(trial_policy(promising), seed)
+    with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+        list(run_trials(trial_guard, rows, journal, route=None))
+        trials = trials_of(attempted_rows(rows, journal), grade=grade)
+    basis = trial_guard.basis(promising).sha256
     real = guard(with_thresholds(promising, {None: Settled(threshold, basis)}), seed)
     accepted = errors = 0
     for _, row in rows:
@@ -134,9 +134,9 @@ def test_given_responses_to_unusual_questions_are_accepted_at_no_threshold() -> 
         ("set", LabelledResponse(id=str(number), prompt=Prompt.raw(f"Question {number}?"), response="yes", wrong=False))
         for number in range(30)
     ]
-    rehearsing = guard(rehearsal(promising))
-    with RehearsalJournal(":memory:", rehearsing.basis(promising)) as journal:
-        kept = list(rehearse_rows(rehearsing, rows, journal, route=None))
+    trial_guard = guard(trial_policy(promising))
+    with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+        kept = list(run_trials(trial_guard, rows, journal, route=None))
     strange = [_is_odd(f"Question {number}?") for number in range(30)]
     scored = [each.attempts[0].p_wrong is not None for each in kept]  # type: ignore[union-attr]
     assert 0 < sum(strange) < 30
