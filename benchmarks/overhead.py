@@ -257,7 +257,7 @@ def _scorer(engine: BaseEngine, embedded: bool) -> Scorer:
             calibration=Calibration(slope=1.0, intercept=0.0),
         ),
         baseline=None,
-        novelty=None,
+        ood_detector=None,
     )
     return Scorer(artefact)
 

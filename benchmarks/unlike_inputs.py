@@ -1,4 +1,4 @@
-"""Inputs that are unlike short English quiz questions, for the benchmark of novelty.
+"""Inputs that are unlike short English quiz questions, for the out-of-distribution benchmark.
 
 Written for this purpose, or drawn with a fixed seed; in no data set. Each kind has the same number
 of inputs, all different.

@@ -17,7 +17,7 @@ from guard.langchain import ChatGuard, guarded
 
 TEXTS = ["Maria, who is 31, moved to Lisbon.", "Somebody left an umbrella on the bus.", "Peter Lang turned 70 in May."]
 
-# The shipped scorer has learnt from short answers to questions. JSON is new to it (its novelty is above .999),
+# The shipped scorer has learnt from short answers to questions. JSON is new to it (its ood_score is above .999),
 # and its probabilities are all too high here, though right ones are mostly the lower ones. With a scorer that
 # was fitted on texts and objects of your own, this threshold means what it says.
 POLICY = """

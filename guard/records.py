@@ -338,7 +338,7 @@ class Score:
             answer was sampled: calibration answers are greedy.
         baseline_p_wrong: what the token log-probabilities alone would say, for comparison.
         seconds: time to make features and score, in seconds.
-        novelty: share of the calibration answers that are more usual than this one, from 0 to 1;
+        ood_score: share of the calibration answers that are more usual than this one, from 0 to 1;
             None where the scorer does not know.
     """
 
@@ -346,7 +346,7 @@ class Score:
     calibrated: bool
     baseline_p_wrong: float | None
     seconds: float
-    novelty: float | None = None
+    ood_score: float | None = None
 
 
 class Action(StrEnum):

@@ -18,7 +18,7 @@ from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import CalibrationError, InputError, did_you_mean
 from guard.scoring.metrics import AtThreshold, Gain, Metrics, Probabilities, at_thresholds, brier_gain, metrics_of
-from guard.scoring.ood import StoredNovelty, fit_novelty
+from guard.scoring.ood import StoredOodDetector, fit_ood_detector
 from guard.scoring.scorer import Evaluator, Scorer
 from guard.scoring.scorer_file import FORMAT, FORMAT_VERSION, Artefact, Binding, DataSet, Model, Prompting, Schema
 from guard.scoring.signature import GROUPS, FeatureSchema, feature_vector
@@ -133,7 +133,7 @@ def fit_scorer(
         metrics={},
         model=fitted.model,
         baseline=baseline,
-        novelty=_novelty(splits["fit"], seed),
+        ood_detector=_ood_detector(splits["fit"], seed),
     )
     wrong = examples["test"].wrong
     scores = _scores(fitted.model, splits["test"], examples["test"])
@@ -228,12 +228,12 @@ def _baseline(examples: Examples, schema: FeatureSchema, seed: int) -> Model | N
         return None
 
 
-def _novelty(labelled: Sequence[Labelled], seed: int) -> StoredNovelty | None:
+def _ood_detector(labelled: Sequence[Labelled], seed: int) -> StoredOodDetector | None:
     """What is usual, of three quarters of the answers, held against the last quarter."""
     signals = [labelled[at].record.signals for at in np.random.default_rng(seed).permutation(len(labelled))]
     cut = len(signals) * 3 // 4
     try:
-        return fit_novelty(signals[:cut], signals[cut:]).stored()
+        return fit_ood_detector(signals[:cut], signals[cut:]).stored()
     except CalibrationError:  # too few answers to say what is usual are enough for a score
         return None
 

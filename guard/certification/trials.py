@@ -231,7 +231,7 @@ def _comparable(score: Score | None, plan: Plan, defects: Collection[Defect]) ->
     if score is None or plan.stopped_by(defects) is not None:
         return None
     unusual = plan.unusual
-    if unusual is not None and (score.novelty is None or score.novelty > unusual.above):
+    if unusual is not None and (score.ood_score is None or score.ood_score > unusual.above):
         return None
     return score.p_wrong
 

@@ -66,7 +66,7 @@ def explain(
     policy: PolicySource,
     *,
     score: Annotated[float, typer.Option(metavar="P", help="Probability of the answer being wrong, from 0 to 1.")],
-    novelty: Annotated[
+    ood_score: Annotated[
         float | None,
         typer.Option(metavar="N", help="Share of the calibration answers that are more usual, from 0 to 1."),
     ] = None,
@@ -85,10 +85,12 @@ def explain(
     if tool is not None:
         (plan,) = loaded.plans_for(route, [tool])
         loaded = replace(loaded, plans={**loaded.plans, route: plan})
-    steps = steps_of(loaded, score, route, novelty=novelty)
-    decision = decide(loaded, p_wrong=score, novelty=novelty, route=route)
-    when_spent = decide(loaded, p_wrong=score, novelty=novelty, route=route, used=Used(spent=True))
-    defective = {name: decide(loaded, p_wrong=score, novelty=novelty, route=route, defects=[name]) for name in DEFECTS}
+    steps = steps_of(loaded, score, route, ood_score=ood_score)
+    decision = decide(loaded, p_wrong=score, ood_score=ood_score, route=route)
+    when_spent = decide(loaded, p_wrong=score, ood_score=ood_score, route=route, used=Used(spent=True))
+    defective = {
+        name: decide(loaded, p_wrong=score, ood_score=ood_score, route=route, defects=[name]) for name in DEFECTS
+    }
     if as_json:
         print_json(
             {
@@ -98,7 +100,7 @@ def explain(
                 "tool": tool,
                 "tool_section": section,
                 "score": score,
-                "novelty": novelty,
+                "ood_score": ood_score,
                 "steps": [asdict(step) for step in steps],
                 "decision": _decision_json(decision),
                 "when_spent": _decision_json(when_spent),

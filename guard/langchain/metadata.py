@@ -5,7 +5,7 @@ survives JSON, checkpoints and traces. This module is the only place that knows 
 
     p_wrong            probability of being wrong, or None where there is no score
     baseline_p_wrong   what the token log-probabilities alone would say, or None
-    novelty            share of the calibration answers that are more usual, or None
+    ood_score            share of the calibration answers that are more usual, or None
     calibrated         False when the scorer was forced onto another model
     error              why there is no score, or None
     tokens             tokens generated, the end token included
@@ -55,7 +55,7 @@ class ScoredCall:
         score_seconds: time to make features and score, in seconds.
         sampling: how tokens were chosen.
         decision: what a policy inside the model decided, or None.
-        novelty: share of the calibration answers that are more usual; None where it is not known.
+        ood_score: share of the calibration answers that are more usual; None where it is not known.
         finish_reason: how the answer ended; None where it is not known.
     """
 
@@ -69,7 +69,7 @@ class ScoredCall:
     score_seconds: float | None
     sampling: Sampling
     decision: Mapping[str, Any] | None = None
-    novelty: float | None = None
+    ood_score: float | None = None
     finish_reason: FinishReason | None = None
 
     @property
@@ -106,7 +106,7 @@ def score_metadata(
     content: dict[str, Any] = {
         "p_wrong": score.p_wrong if score else None,
         "baseline_p_wrong": score.baseline_p_wrong if score else None,
-        "novelty": score.novelty if score else None,
+        "ood_score": score.ood_score if score else None,
         "calibrated": score.calibrated if score else False,
         "error": None if score else error or "the answer has no score",
         "tokens": tokens,
@@ -180,7 +180,7 @@ def read_score(message: BaseMessage) -> ScoredCall | None:
         score_seconds=_number(content.get("score_seconds")),
         sampling=_sampling(content.get("sampling")),
         decision=decision if isinstance(decision, Mapping) else None,
-        novelty=_probability(content.get("novelty")),
+        ood_score=_probability(content.get("ood_score")),
         finish_reason=ended,
     )
 

@@ -36,7 +36,7 @@ def explain(
     p_wrong: float,
     route: str | None = None,
     *,
-    novelty: float | None = None,
+    ood_score: float | None = None,
     used: Used = NOTHING_USED,
 ) -> list[Step]:
     """Show how each rule takes part in the decision on a score, and before them the ``unusual`` section.
@@ -45,24 +45,24 @@ def explain(
         policy: the rules.
         p_wrong: probability of being wrong, from 0 to 1.
         route: name given by the caller.
-        novelty: share of the calibration answers that are more usual, from 0 to 1; a policy with an
+        ood_score: share of the calibration answers that are more usual, from 0 to 1; a policy with an
             ``unusual`` section needs it.
         used: what the call has used up.
 
     Raises:
-        PolicyError: the policy has no such route, the score is no probability, or novelty is no share.
+        PolicyError: the policy has no such route, the score is no probability, or ood_score is no share.
     """
     if not 0.0 <= p_wrong <= 1.0:
         raise PolicyError(f"A score is a probability from 0 to 1, got {p_wrong}")
-    if novelty is not None and not 0.0 <= novelty <= 1.0:
-        raise PolicyError(f"Novelty is a share from 0 to 1, got {novelty}")
+    if ood_score is not None and not 0.0 <= ood_score <= 1.0:
+        raise PolicyError(f"ood_score is a share from 0 to 1, got {ood_score}")
     plan = policy.plan(route)
     if plan.rules[0].is_uncertified:
         raise uncertified(plan.rules[0])
     steps: list[Step] = []
     decided: Line | None = None
     if plan.unusual is not None:
-        steps.append(_unusual_step(policy, plan.unusual, novelty, used))
+        steps.append(_unusual_step(policy, plan.unusual, ood_score, used))
         decided = plan.unusual.line if steps[0].decides else None
     for line in plan.rules:
         holds = p_wrong < line.below
@@ -82,16 +82,16 @@ def explain(
     return steps
 
 
-def _unusual_step(policy: Policy, unusual: UnusualLine, novelty: float | None, used: Used) -> Step:
+def _unusual_step(policy: Policy, unusual: UnusualLine, ood_score: float | None, used: Used) -> Step:
     line = unusual.line
-    if novelty is None:
+    if ood_score is None:
         raise PolicyError(
-            f"The policy '{policy.name}' looks at an input's novelty",
+            f"The policy '{policy.name}' needs an input's out-of-distribution score",
             why=f"{line.name} decides where it is above {unusual.above:g}",
-            fix="Give it, as --novelty or novelty=",
+            fix="Give it, as --ood-score or ood_score=",
         )
-    holds = novelty > unusual.above
-    why = f"{novelty:.4g} is {'' if holds else 'not '}above {unusual.above:g}"
+    holds = ood_score > unusual.above
+    why = f"{ood_score:.4g} is {'' if holds else 'not '}above {unusual.above:g}"
     used_up = line.used_up(used) if holds else None
     action = Action.ABSTAIN if used_up else line.action
     return Step(line.name, action, unusual.condition, holds, holds, f"{why}; {used_up}" if used_up else why)

@@ -87,8 +87,8 @@ class Policy:
         return tuple(route for route in self.plans if route is not None)
 
     @property
-    def needs_novelty(self) -> bool:
-        """Whether it says what to do with unusual inputs, so that scores must tell their novelty."""
+    def needs_ood_score(self) -> bool:
+        """Whether it says what to do with unusual inputs, so that scores must have an ood_score."""
         return any(plan.unusual for plan in self.plans.values())
 
     def plan(self, route: str | None = None) -> Plan:
@@ -304,7 +304,7 @@ def decide(
     policy: Policy,
     *,
     p_wrong: float | None,
-    novelty: float | None = None,
+    ood_score: float | None = None,
     route: str | None = None,
     used: Used = NOTHING_USED,
     tools: Iterable[str] = (),
@@ -316,7 +316,7 @@ def decide(
         policy: the rules.
         p_wrong: probability of the answer being wrong. None, NaN or anything outside 0 to 1 is a
             failure of scoring, and ``on_error`` decides.
-        novelty: share of the calibration answers that are more usual. Only looked at where the policy
+        ood_score: share of the calibration answers that are more usual. Only looked at where the policy
             says what to do with an ``unusual`` input, and then its lack is a failure of scoring too.
         route: name given by the caller.
         used: what this call has used up.
@@ -343,11 +343,11 @@ def decide(
     unusual = policy.plan(route).unusual
     if unusual is None:
         return decision
-    if novelty is None or not 0.0 <= novelty <= 1.0:
-        known = "not known" if novelty is None else f"{novelty}, which is no share"
-        error = f"the policy looks at the input's novelty, and that is {known}"
+    if ood_score is None or not 0.0 <= ood_score <= 1.0:
+        known = "not known" if ood_score is None else f"{ood_score}, not a share"
+        error = f"the policy needs the input's out-of-distribution score, which is {known}"
         return decide_error(policy, error=error, route=route, used=used, tools=tools)
-    return _by_unusual(unusual, float(novelty), p_wrong, used) if novelty > unusual.above else decision
+    return _by_unusual(unusual, float(ood_score), p_wrong, used) if ood_score > unusual.above else decision
 
 
 def decide_error(
@@ -415,9 +415,9 @@ def _by_rules(rules: tuple[Line, ...], p_wrong: float, used: Used) -> Decision:
     return Decision(line.action, line.name, reason, p_wrong, line.settings)
 
 
-def _by_unusual(unusual: UnusualLine, novelty: float, p_wrong: float, used: Used) -> Decision:
+def _by_unusual(unusual: UnusualLine, ood_score: float, p_wrong: float, used: Used) -> Decision:
     line = unusual.line
-    reason = f"The input is unlike the calibration data: novelty {novelty:.4g} is above {unusual.above:g}"
+    reason = f"The input is unlike the calibration data: ood_score {ood_score:.4g} is above {unusual.above:g}"
     why = line.used_up(used)
     if why is not None:
         return Decision(Action.ABSTAIN, line.name, f"{reason}; {why}", p_wrong, Abstain())

@@ -82,7 +82,7 @@ class UnusualLine:
     """What is done with an input that is unlike the calibration data.
 
     Attributes:
-        above: holds where novelty is more than this.
+        above: holds where ood_score is more than this.
         line: what is done then.
     """
 
@@ -91,8 +91,8 @@ class UnusualLine:
 
     @property
     def condition(self) -> str:
-        """The condition in one piece, as ``novelty > 0.99``."""
-        return f"novelty > {self.above:g}"
+        """The condition in one piece, as ``ood_score > 0.99``."""
+        return f"ood_score > {self.above:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Plan:
         rules: in the order in which they are tried; the last takes every answer.
         on_error: taken where there is no score.
         budget: of one guarded call.
-        unusual: looked at before the rules; None where novelty does not matter.
+        unusual: looked at before the rules; None where ood_score does not matter.
         truncated: taken where an answer is cut; None where the policy does not say.
         empty: taken where an answer is blank; likewise.
     """

@@ -76,7 +76,7 @@ class Guard:
         Raises:
             ScorerMismatchError: the scorer was fitted on another model.
             CertificateError: a policy with a promise, and no certificate that holds for it.
-            ScorerError: the policy looks at the novelty of inputs, which a scorer does not know.
+            ScorerError: the policy needs ood_score, which a scorer does not give.
             InputError: the policy names a fallback or handler that is not known, or the model's chat
                 template does not read one of the options.
         """
@@ -89,7 +89,7 @@ class Guard:
             name: _source(name, target) for name, target in as_named("fallbacks", fallbacks, FALLBACKS).items()
         }
         self._check_fallbacks(policy)
-        self._check_novelty(policy)
+        self._check_ood_score(policy)
         self.policy = certified_policy(policy, certificate, basis=partial(self.basis, policy))
         self.handlers = self._with_builtin_handlers(as_named("handlers", handlers, HANDLERS), store)
         if policy.mode == "enforce":
@@ -288,16 +288,16 @@ class Guard:
                     fix=did_you_mean(name, self.sources) or "Pass it in fallbacks=, or declare it in the policy",
                 )
 
-    def _check_novelty(self, policy: Policy) -> None:
-        """Every score that the policy decides on must tell the novelty that it looks at."""
-        if not policy.needs_novelty:
+    def _check_ood_score(self, policy: Policy) -> None:
+        """Every score that the policy decides on must have the ood_score that it needs."""
+        if not policy.needs_ood_score:
             return
         sources = {name: self.sources[name] for name in policy.fallback_names()}
         fallbacks = {name: source.scorer for name, source in sources.items() if isinstance(source, Source)}
         for name, scorer in {OWN_ENGINE: self.scorer, **fallbacks}.items():
-            if scorer is not None and scorer.artefact.novelty is None:
+            if scorer is not None and scorer.artefact.ood_detector is None:
                 raise ScorerError(
-                    f"The policy '{policy.name}' looks at novelty, which the scorer of '{name}' does not know",
+                    f"The policy '{policy.name}' needs ood_score, which the scorer of '{name}' does not give",
                     why="it was fitted on too few answers, or put together without that part",
                     fix="Fit it again with guard calibrate, on more questions, or leave 'unusual' out of the policy",
                 )

@@ -284,7 +284,7 @@ class Call:
             return decide_error(state.policy, error=error, **context)
         if score is None:  # a callable has answered
             return state.trusted(defects)
-        return decide(state.policy, p_wrong=score.p_wrong, novelty=score.novelty, **context)
+        return decide(state.policy, p_wrong=score.p_wrong, ood_score=score.ood_score, **context)
 
     def _keep(
         self, plan: AttemptPlan, result: Result | None, score: Score | None, decision: Decision, error: str | None

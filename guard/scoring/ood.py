@@ -42,8 +42,8 @@ _LARGEST_LOG = 20.0  # of what is between rounding and 4, the most that two unit
 _FIRST = ACTIVATION_TOKENS.index("first")
 
 
-class StoredNovelty(BaseModel):
-    """A `Novelty` as it stands in a scorer's file. Arrays are little-endian float32 in base64.
+class StoredOodDetector(BaseModel):
+    """A `OodDetector` as it stands in a scorer's file. Arrays are little-endian float32 in base64.
 
     Attributes:
         layers: V layers, from 0.
@@ -70,23 +70,23 @@ class StoredNovelty(BaseModel):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        novelty = Novelty.of(self)
+        detector = OodDetector.of(self)
         with np.errstate(over="ignore", invalid="ignore"):
-            products = novelty.directions @ novelty.directions.swapaxes(1, 2)
+            products = detector.directions @ detector.directions.swapaxes(1, 2)
         if not (np.abs(products - np.eye(self.components)) < 1e-3).all():
             raise ValueError("the directions are not orthonormal")
         # Of unit vectors; so no distance can become anything but a number.
-        if not ((np.abs(novelty.means) <= 1).all() and (np.abs(novelty.centres) <= _LARGEST_LOG).all()):
+        if not ((np.abs(detector.means) <= 1).all() and (np.abs(detector.centres) <= _LARGEST_LOG).all()):
             raise ValueError("a mean or a centre is too large")
-        if not (novelty.spreads >= _ROUNDING).all():
+        if not (detector.spreads >= _ROUNDING).all():
             raise ValueError("a spread is too small")
-        if not 2 <= len(novelty.distances) <= MAX_DISTANCES or (np.diff(novelty.distances) < 0).any():
+        if not 2 <= len(detector.distances) <= MAX_DISTANCES or (np.diff(detector.distances) < 0).any():
             raise ValueError("the distances do not rise, or are not of 2 answers at least")
         return self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Novelty:
+class OodDetector:
     """What the calibration answers look like in V layers, and how far from that they are themselves.
 
     Attributes:
@@ -106,7 +106,7 @@ class Novelty:
     distances: Floats
     answers: int
 
-    def novelty(self, signals: Signals) -> float:
+    def ood_score(self, signals: Signals) -> float:
         """The share of the calibration answers that are nearer to the calibration data than this one.
 
         Of n calibration answers the nearest has 1 / (n + 1), which is the least there is, and the
@@ -128,7 +128,7 @@ class Novelty:
         """Log of the energy outside of the components, standardised, mean of the layers; larger is farther.
 
         Raises:
-            CaptureError: as for `novelty`.
+            CaptureError: as for `ood_score`.
         """
         activations = signals.signature.activations
         if activations.ndim != 3 or activations.shape[1] <= max(self.layers):
@@ -139,9 +139,9 @@ class Novelty:
         standardised = (_log_residuals(units[:, None], self.means, self.directions)[:, 0] - self.centres) / self.spreads
         return float(standardised.mean())
 
-    def stored(self) -> StoredNovelty:
+    def stored(self) -> StoredOodDetector:
         """The form that stands in a scorer's file."""
-        return StoredNovelty(
+        return StoredOodDetector(
             layers=list(self.layers),
             components=self.directions.shape[1],
             width=self.means.shape[1],
@@ -154,7 +154,7 @@ class Novelty:
         )
 
     @classmethod
-    def of(cls, stored: StoredNovelty) -> Self:
+    def of(cls, stored: StoredOodDetector) -> Self:
         """From the stored form.
 
         Raises:
@@ -172,7 +172,7 @@ class Novelty:
         )
 
 
-def fit_novelty(fit: Sequence[Signals], calibrate: Sequence[Signals]) -> Novelty:
+def fit_ood_detector(fit: Sequence[Signals], calibrate: Sequence[Signals]) -> OodDetector:
     """Learn what calibration answers look like. No labels are needed.
 
     Args:
@@ -206,7 +206,7 @@ def fit_novelty(fit: Sequence[Signals], calibrate: Sequence[Signals]) -> Novelty
     distances = np.sort(((energies - centres[:, None]) / spreads[:, None]).mean(axis=0))
     if len(distances) > MAX_DISTANCES:
         distances = np.quantile(distances, np.linspace(0.0, 1.0, MAX_DISTANCES))
-    return Novelty(
+    return OodDetector(
         layers=layers,
         means=means,
         directions=directions,

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from guard.errors import CaptureError, InputError, ScorerError, ScorerMismatchError
 from guard.files import checked_json as sealed
 from guard.records import CapturePoint, ModelInfo, Score, Signals
-from guard.scoring.ood import Novelty
+from guard.scoring.ood import OodDetector
 from guard.scoring.probe import normalised
 from guard.scoring.scorer_file import (
     FORMAT,
@@ -51,7 +51,7 @@ class Scorer:
         self.sha256 = sealed.digest(_content(artefact))
         self._model = _Calibrated(artefact.model)
         self._baseline = _Calibrated(artefact.baseline) if artefact.baseline else None
-        self._novelty = Novelty.of(artefact.novelty) if artefact.novelty else None
+        self._ood_detector = OodDetector.of(artefact.ood_detector) if artefact.ood_detector else None
 
     @property
     def schema(self) -> FeatureSchema:
@@ -70,8 +70,8 @@ class Scorer:
         activations = signals.signature.activations
         p_wrong = self._model.probability(vector, activations)
         baseline = self._baseline.probability(vector, activations) if self._baseline else None
-        novelty = self._novelty.novelty(signals) if self._novelty else None
-        return Score(p_wrong, self.calibrated, baseline, time.perf_counter() - started, novelty)
+        ood_score = self._ood_detector.ood_score(signals) if self._ood_detector else None
+        return Score(p_wrong, self.calibrated, baseline, time.perf_counter() - started, ood_score)
 
     def for_model(self, model: ModelInfo, capture_point: CapturePoint, *, force: bool = False) -> Scorer:
         """This scorer for a loaded model.

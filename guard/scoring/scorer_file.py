@@ -25,11 +25,11 @@ from pydantic import (
 
 from guard.records import CapturePoint, Floats, ModelInfo
 from guard.scoring.arrays import array_of, array_text
-from guard.scoring.ood import StoredNovelty
+from guard.scoring.ood import StoredOodDetector
 from guard.scoring.signature import ACTIVATION_TOKENS, FeatureSchema
 
 FORMAT: Literal["guard-scorer"] = "guard-scorer"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 #: What a stranger's file may cost us: larger ones are refused before anything is made of them.
 MAX_BYTES, MAX_TREES, MAX_DEPTH = 32 * 2**20, 20_000, 64
@@ -255,7 +255,7 @@ class Artefact(_Part):
     metrics: Facts
     model: Model
     baseline: Model | None
-    novelty: StoredNovelty | None
+    ood_detector: StoredOodDetector | None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -273,9 +273,9 @@ class Artefact(_Part):
             self.binding.width,
         ):
             raise ValueError("the read-out's shape is not that of the model's activations")
-        novelty = self.novelty
-        if novelty and (max(novelty.layers) >= self.binding.layers or novelty.width != self.binding.width):
-            raise ValueError("the novelty's layers or width are not the model's")
+        detector = self.ood_detector
+        if detector and (max(detector.layers) >= self.binding.layers or detector.width != self.binding.width):
+            raise ValueError("the out-of-distribution detector's layers or width are not the model's")
         for model in (self.model, self.baseline):
             if model and any(not -1 <= at < len(self.feature_names) for at in _features_used(model)):
                 raise ValueError("a feature index is out of range")

@@ -24,7 +24,7 @@ from guard.policy.guarantee import asks_again, fallbacks_of, procedure_sha256
 from guard.policy.policy import InvalidPolicyError, Policy, Used, decide, json_schema, parse_policy
 from guard.records import Action, Floats, Prompt, Signals
 from guard.runtime.guard import Guard
-from guard.scoring.ood import fit_novelty
+from guard.scoring.ood import fit_ood_detector
 from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver
 
@@ -60,7 +60,7 @@ def with_unusual(unusual: str, rest: str = "") -> Policy:
 
 
 @pytest.mark.parametrize(
-    ("p_wrong", "novelty", "action", "rule"),
+    ("p_wrong", "ood_score", "action", "rule"),
     [
         (0.1, 0.5, Action.ACCEPT, "rules[0] (accept)"),
         (0.1, 0.99, Action.ACCEPT, "rules[0] (accept)"),
@@ -70,58 +70,58 @@ def with_unusual(unusual: str, rest: str = "") -> Policy:
         (0.9, 0.0, Action.ABSTAIN, "rules[2] (abstain)"),
     ],
 )
-def test_above_its_share_it_comes_before_all_rules(p_wrong: float, novelty: float, action: Action, rule: str) -> None:
-    decision = decide(POLICY, p_wrong=p_wrong, novelty=novelty)
+def test_above_its_share_it_comes_before_all_rules(p_wrong: float, ood_score: float, action: Action, rule: str) -> None:
+    decision = decide(POLICY, p_wrong=p_wrong, ood_score=ood_score)
     assert (decision.action, decision.rule, decision.p_wrong) == (action, rule, p_wrong)
 
 
 def test_its_reason_and_settings_are_its_own() -> None:
-    decision = decide(POLICY, p_wrong=0.1, novelty=0.995)
-    assert decision.reason == "The input is unlike the calibration data: novelty 0.995 is above 0.99"
+    decision = decide(POLICY, p_wrong=0.1, ood_score=0.995)
+    assert decision.reason == "The input is unlike the calibration data: ood_score 0.995 is above 0.99"
     assert (decision.settings.to, decision.settings.reply) == (("expert",), "Unheard of.")
     assert POLICY.handler_names() == ("desk", "expert", "review")
 
 
-@pytest.mark.parametrize("novelty", [None, math.nan, -0.1, 1.1])
+@pytest.mark.parametrize("ood_score", [None, math.nan, -0.1, 1.1])
 @pytest.mark.parametrize("p_wrong", [0.1, 0.9])
-def test_where_novelty_is_not_known_nothing_is_taken_for_usual(novelty: float | None, p_wrong: float) -> None:
-    decision = decide(POLICY, p_wrong=p_wrong, novelty=novelty)
+def test_where_ood_score_is_not_known_nothing_is_taken_for_usual(ood_score: float | None, p_wrong: float) -> None:
+    decision = decide(POLICY, p_wrong=p_wrong, ood_score=ood_score)
     assert (decision.action, decision.rule, decision.p_wrong) == (Action.ESCALATE, "on_error", None)
-    assert "novelty" in decision.reason
+    assert "out-of-distribution score" in decision.reason
 
 
 def test_without_a_score_on_error_decides() -> None:
-    assert decide(POLICY, p_wrong=None, novelty=1.0).rule == "on_error"
+    assert decide(POLICY, p_wrong=None, ood_score=1.0).rule == "on_error"
 
 
-def test_a_policy_without_the_section_does_not_look_at_novelty() -> None:
+def test_a_policy_without_the_section_does_not_look_at_the_ood_score() -> None:
     policy = parse_policy(RULES)
-    assert not policy.needs_novelty
-    assert {decide(policy, p_wrong=0.1, novelty=novelty).rule for novelty in (None, 0.0, 1.0, math.nan)} == {
+    assert not policy.needs_ood_score
+    assert {decide(policy, p_wrong=0.1, ood_score=ood_score).rule for ood_score in (None, 0.0, 1.0, math.nan)} == {
         "rules[0] (accept)"
     }
 
 
 def test_a_route_has_its_own_or_that_of_the_policy() -> None:
-    assert decide(POLICY, p_wrong=0.1, novelty=0.995, route="open").action is Action.ACCEPT
-    assert decide(POLICY, p_wrong=0.1, novelty=0.9995, route="open").rule == "routes.open.unusual"
-    assert decide(POLICY, p_wrong=0.1, novelty=0.995, route="other").rule == "unusual"
+    assert decide(POLICY, p_wrong=0.1, ood_score=0.995, route="open").action is Action.ACCEPT
+    assert decide(POLICY, p_wrong=0.1, ood_score=0.9995, route="open").rule == "routes.open.unusual"
+    assert decide(POLICY, p_wrong=0.1, ood_score=0.995, route="other").rule == "unusual"
     alone = parse_policy(f"{RULES}routes: {{a: {{unusual: {{above: 0.9, then: abstain}}}}}}")
-    assert alone.needs_novelty
+    assert alone.needs_ood_score
     assert decide(alone, p_wrong=0.1).action is Action.ACCEPT
-    assert decide(alone, p_wrong=0.1, novelty=0.95, route="a").action is Action.ABSTAIN
+    assert decide(alone, p_wrong=0.1, ood_score=0.95, route="a").action is Action.ABSTAIN
 
 
 def test_it_comes_before_the_rules_of_tools_too() -> None:
-    assert decide(POLICY, p_wrong=0.1, novelty=0.5, tools=["pay"]).rule == "tools.pay.rules[0] (escalate)"
-    assert decide(POLICY, p_wrong=0.1, novelty=0.999, tools=["pay"]).rule == "unusual"
+    assert decide(POLICY, p_wrong=0.1, ood_score=0.5, tools=["pay"]).rule == "tools.pay.rules[0] (escalate)"
+    assert decide(POLICY, p_wrong=0.1, ood_score=0.999, tools=["pay"]).rule == "unusual"
 
 
 @pytest.mark.parametrize("used", [Used(fallbacks=frozenset({"bigger"})), Used(spent=True)])
 def test_a_fallback_that_is_used_up_becomes_an_abstention(used: Used) -> None:
     policy = with_unusual("{above: 0.9, then: {fallback: {to: bigger}}}")
-    assert decide(policy, p_wrong=0.1, novelty=0.95).action is Action.FALLBACK
-    decision = decide(policy, p_wrong=0.1, novelty=0.95, used=used)
+    assert decide(policy, p_wrong=0.1, ood_score=0.95).action is Action.FALLBACK
+    decision = decide(policy, p_wrong=0.1, ood_score=0.95, used=used)
     assert (decision.action, decision.rule) == (Action.ABSTAIN, "unusual")
     assert decision.settings.text is None
     assert policy.fallback_names() == ("bigger",)
@@ -132,12 +132,12 @@ def test_a_more_unusual_input_is_never_accepted_where_a_usual_one_is_not(
     p_wrong: float, low: float, high: float
 ) -> None:
     low, high = sorted((low, high))
-    at_low, at_high = (decide(POLICY, p_wrong=p_wrong, novelty=novelty).action for novelty in (low, high))
+    at_low, at_high = (decide(POLICY, p_wrong=p_wrong, ood_score=ood_score).action for ood_score in (low, high))
     assert at_low is Action.ACCEPT or at_high is not Action.ACCEPT
 
 
 def test_numpy_values_are_taken_as_numbers() -> None:
-    decision = decide(POLICY, p_wrong=float(np.float32(0.1)), novelty=np.float64(0.995))
+    decision = decide(POLICY, p_wrong=float(np.float32(0.1)), ood_score=np.float64(0.995))
     assert decision.rule == "unusual"
 
 
@@ -187,7 +187,7 @@ def test_its_fallback_asks_again() -> None:
     ],
 )
 def test_what_may_be_written_is_fine_for_editors_too(unusual: str) -> None:
-    assert with_unusual(unusual).needs_novelty
+    assert with_unusual(unusual).needs_ood_score
     jsonschema.validate(yaml.safe_load(f"{RULES}unusual: {unusual}"), json_schema())
 
 
@@ -237,52 +237,52 @@ def test_a_misspelt_section_or_fallback_is_noticed() -> None:
 
 
 def test_an_explanation_begins_with_it() -> None:
-    def shown(novelty: float) -> list[tuple[Any, ...]]:
-        steps = explain(POLICY, 0.1, novelty=novelty)
+    def shown(ood_score: float) -> list[tuple[Any, ...]]:
+        steps = explain(POLICY, 0.1, ood_score=ood_score)
         return [(step.rule, step.condition, step.holds, step.decides, step.why) for step in steps[:2]]
 
     assert shown(0.995) == [
-        ("unusual", "novelty > 0.99", True, True, "0.995 is above 0.99"),
+        ("unusual", "ood_score > 0.99", True, True, "0.995 is above 0.99"),
         ("rules[0] (accept)", "p_wrong < 0.3", True, False, "unusual comes first"),
     ]
     assert shown(0.5) == [
-        ("unusual", "novelty > 0.99", False, False, "0.5 is not above 0.99"),
+        ("unusual", "ood_score > 0.99", False, False, "0.5 is not above 0.99"),
         ("rules[0] (accept)", "p_wrong < 0.3", True, True, "the first rule that holds"),
     ]
 
 
 @pytest.mark.parametrize("p_wrong", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("novelty", [0.2, 0.95])
+@pytest.mark.parametrize("ood_score", [0.2, 0.95])
 @pytest.mark.parametrize("used", [Used(), Used(retries=5, spent=True, fallbacks=frozenset({"bigger"}))])
-def test_an_explanation_names_the_rule_that_decides(p_wrong: float, novelty: float, used: Used) -> None:
+def test_an_explanation_names_the_rule_that_decides(p_wrong: float, ood_score: float, used: Used) -> None:
     policy = with_unusual("{above: 0.9, then: {fallback: {to: bigger}}}")
-    (decisive,) = [step for step in explain(policy, p_wrong, novelty=novelty, used=used) if step.decides]
-    decision = decide(policy, p_wrong=p_wrong, novelty=novelty, used=used)
+    (decisive,) = [step for step in explain(policy, p_wrong, ood_score=ood_score, used=used) if step.decides]
+    decision = decide(policy, p_wrong=p_wrong, ood_score=ood_score, used=used)
     assert (decisive.rule, decisive.action) == (decision.rule, decision.action)
 
 
-def test_an_explanation_needs_the_novelty_of_such_a_policy() -> None:
-    with pytest.raises(PolicyError, match=r"looks at an input's novelty.*--novelty"):
+def test_an_explanation_needs_the_ood_score_of_such_a_policy() -> None:
+    with pytest.raises(PolicyError, match=r"needs an input's out-of-distribution score.*--ood-score"):
         explain(POLICY, 0.1)
-    with pytest.raises(PolicyError, match=r"Novelty is a share from 0 to 1, got 1.5"):
-        explain(POLICY, 0.1, novelty=1.5)
+    with pytest.raises(PolicyError, match=r"ood_score is a share from 0 to 1, got 1.5"):
+        explain(POLICY, 0.1, ood_score=1.5)
 
 
 def test_the_command_explains_it(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_text(f"{RULES}unusual: {{above: 0.99, then: abstain}}\n")
-    arguments = ["explain", str(file), "--score", "0.1", "--novelty", "0.995"]
+    arguments = ["explain", str(file), "--score", "0.1", "--ood-score", "0.995"]
     told = CliRunner(env={"COLUMNS": "120"}).invoke(app, arguments)
     assert told.exit_code == 0, told.output
     assert told.stdout.splitlines()[1].split() == [
         ">",
-        *["unusual", "novelty", ">", "0.99", "yes", "0.995", "is", "above", "0.99"],
+        *["unusual", "ood_score", ">", "0.99", "yes", "0.995", "is", "above", "0.99"],
     ]
     assert told.stdout.splitlines()[-3] == (
-        "abstain: The input is unlike the calibration data: novelty 0.995 is above 0.99."
+        "abstain: The input is unlike the calibration data: ood_score 0.995 is above 0.99."
     )
     printed = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
-    assert (printed["novelty"], printed["decision"]["rule"]) == (0.995, "unusual")
+    assert (printed["ood_score"], printed["decision"]["rule"]) == (0.995, "unusual")
     assert isinstance(CliRunner().invoke(app, arguments[:4]).exception, PolicyError)
 
 
@@ -302,7 +302,7 @@ def other_layers(prompt: Prompt, number: int) -> Floats:
     return layers_of(prompt, number) if "moon" in prompt.question else usual_layers(prompt, number)
 
 
-def novel_scorer() -> Scorer:
+def ood_scorer() -> Scorer:
     """The scripted scorer, which has learnt what is usual from the engine's answers."""
 
     def answer(number: int) -> Signals:
@@ -311,9 +311,9 @@ def novel_scorer() -> Scorer:
         one = np.zeros(1, np.float32)
         return Signals(one, one, one, observer.signature())
 
-    novelty = fit_novelty([answer(number) for number in range(20)], [answer(number) for number in range(20, 320)])
+    detector = fit_ood_detector([answer(number) for number in range(20)], [answer(number) for number in range(20, 320)])
     artefact = confidence_scorer().artefact
-    return Scorer(artefact.model_copy(update={"novelty": novelty.stored()}))
+    return Scorer(artefact.model_copy(update={"ood_detector": detector.stored()}))
 
 
 def engine_saying(p_wrong: float) -> AnsweringEngine:
@@ -331,17 +331,17 @@ LOOPED = parse_policy(
 @pytest.mark.parametrize("p_wrong", [0.1, 0.5])
 def test_a_guarded_call_about_something_unheard_of_ends_at_once(p_wrong: float) -> None:
     engine = engine_saying(p_wrong)
-    outcome = Guard(engine, novel_scorer(), LOOPED).ask("What is on the moon?")
+    outcome = Guard(engine, ood_scorer(), LOOPED).ask("What is on the moon?")
     assert (outcome.action, outcome.answer, outcome.rule) == (Action.ABSTAIN, "Never heard of.", "unusual")
     assert len(engine.asked) == 1
     score = outcome.attempts[0].score
     assert score is not None
-    assert score.novelty is not None
-    assert score.novelty > 0.99
+    assert score.ood_score is not None
+    assert score.ood_score > 0.99
 
 
 def test_a_guarded_call_about_something_usual_goes_by_the_rules() -> None:
-    outcome = Guard(engine_saying(0.1), novel_scorer(), LOOPED).ask("What is in the sea?")
+    outcome = Guard(engine_saying(0.1), ood_scorer(), LOOPED).ask("What is in the sea?")
     assert (outcome.action, outcome.answer) == (Action.ACCEPT, "yes")
-    outcome = Guard(engine_saying(0.5), novel_scorer(), LOOPED).ask("What is in the sea?")
+    outcome = Guard(engine_saying(0.5), ood_scorer(), LOOPED).ask("What is in the sea?")
     assert [attempt.decision.action for attempt in outcome.attempts] == [Action.RETRY, Action.ABSTAIN]

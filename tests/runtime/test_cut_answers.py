@@ -125,8 +125,8 @@ def test_a_tools_own_on_error_decides_about_its_cut_calls() -> None:
 
 def test_a_defect_comes_before_an_unusual_input() -> None:
     body = f"{RULES}truncated: retry\nunusual: {{above: 0.5, then: escalate}}"
-    assert decided(body, "truncated", novelty=0.9) == (Action.RETRY, "truncated")
-    assert decided(body, "empty", novelty=0.9) == (Action.ABSTAIN, "on_error")
+    assert decided(body, "truncated", ood_score=0.9) == (Action.RETRY, "truncated")
+    assert decided(body, "empty", ood_score=0.9) == (Action.ABSTAIN, "on_error")
 
 
 # -- reading -----------------------------------------------------------------------------------

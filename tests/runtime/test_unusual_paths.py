@@ -31,7 +31,7 @@ from guard.policy.policy import Calls, Policy, Used, parse_policy
 from guard.records import Action, Floats, Limits, Prompt, Score, Signals
 from guard.runtime.guard import Guard
 from guard.runtime.loop import Source
-from guard.scoring.ood import fit_novelty
+from guard.scoring.ood import fit_ood_detector
 from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver
 
@@ -52,7 +52,7 @@ def layers(prompt: Prompt, number: int) -> Floats:
 
 
 @cache
-def novel_scorer() -> Scorer:
+def ood_scorer() -> Scorer:
     """The scripted scorer, which knows the usual questions' activations."""
 
     def answer(number: int) -> Signals:
@@ -61,8 +61,8 @@ def novel_scorer() -> Scorer:
         one = np.zeros(1, np.float32)
         return Signals(one, one, one, observer.signature())
 
-    novelty = fit_novelty([answer(number) for number in range(20)], [answer(number) for number in range(20, 120)])
-    return Scorer(confidence_scorer().artefact.model_copy(update={"novelty": novelty.stored()}))
+    detector = fit_ood_detector([answer(number) for number in range(20)], [answer(number) for number in range(20, 120)])
+    return Scorer(confidence_scorer().artefact.model_copy(update={"ood_detector": detector.stored()}))
 
 
 def engine(seed: int, name: str = "own") -> AnsweringEngine:
@@ -80,8 +80,8 @@ def engine(seed: int, name: str = "own") -> AnsweringEngine:
 
 
 def guard(chosen: Policy, seed: int = 0, *, scorer: Scorer | None = None, other: Scorer | None = None) -> Guard:
-    fallback = Source("other", engine(seed, "other"), other or novel_scorer())
-    return Guard(engine(seed), scorer or novel_scorer(), chosen, fallbacks={"other": fallback})
+    fallback = Source("other", engine(seed, "other"), other or ood_scorer())
+    return Guard(engine(seed), scorer or ood_scorer(), chosen, fallbacks={"other": fallback})
 
 
 def policy(*lines: str) -> Policy:
@@ -91,13 +91,13 @@ def policy(*lines: str) -> Policy:
 # -- guards ------------------------------------------------------------------------------------
 
 
-def test_a_scorer_that_does_not_know_novelty_is_refused() -> None:
+def test_a_scorer_that_does_not_give_an_ood_score_is_refused() -> None:
     plain, looking = confidence_scorer(), policy("rules: [accept]", UNUSUAL)
-    with pytest.raises(ScorerError, match="'test' looks at novelty, which the scorer of 'model' does not know"):
+    with pytest.raises(ScorerError, match="'test' needs ood_score, which the scorer of 'model' does not give"):
         guard(looking, scorer=plain)
     guard(policy("rules: [accept]"), scorer=plain)
     guard(looking, other=plain)  # nothing falls back to it
-    with pytest.raises(ScorerError, match="the scorer of 'other' does not know"):
+    with pytest.raises(ScorerError, match="the scorer of 'other' does not give"):
         guard(policy("rules: [accept]", FALLING_BACK), other=plain)
     with pytest.raises(ScorerError, match="guard calibrate"):
         guard(policy("rules: [accept]", f"routes: {{a: {{{UNUSUAL}}}}}"), scorer=plain)
@@ -147,41 +147,41 @@ def test_given_responses_to_unusual_questions_are_accepted_at_no_threshold() -> 
 # -- chains and agents -------------------------------------------------------------------------
 
 
-def novel(message: AIMessage, novelty: Any) -> AIMessage:
-    return with_metadata(message, novelty=novelty)
+def with_ood_score(message: AIMessage, ood_score: Any) -> AIMessage:
+    return with_metadata(message, ood_score=ood_score)
 
 
-def test_a_message_tells_its_novelty() -> None:
+def test_a_message_has_its_ood_score() -> None:
     content = score_metadata(model="m", score=Score(0.1, True, None, 0.0, 0.97))
     call = read_score(AIMessage("x", response_metadata={"guard": content}))
     assert call is not None
-    assert (call.p_wrong, call.novelty) == (0.1, 0.97)
+    assert (call.p_wrong, call.ood_score) == (0.1, 0.97)
     for bad in (None, "0.5", 1.5, float("nan"), True):
-        call = read_score(novel(said("x", 0.1), bad))
+        call = read_score(with_ood_score(said("x", 0.1), bad))
         assert call is not None
-        assert call.novelty is None
+        assert call.ood_score is None
 
 
 @pytest.mark.parametrize(
-    ("novelty", "action", "rule"),
+    ("ood_score", "action", "rule"),
     [
         (0.5, Action.ACCEPT, "rules[0] (accept)"),
         (0.95, Action.ABSTAIN, "unusual"),
         (None, Action.ESCALATE, "on_error"),
     ],
 )
-def test_a_chain_looks_at_the_novelty_of_each_call(novelty: float | None, action: Action, rule: str) -> None:
+def test_a_chain_looks_at_the_ood_score_of_each_call(ood_score: float | None, action: Action, rule: str) -> None:
     chosen = chain_policy("[accept]", UNUSUAL, "on_error: escalate")
-    usual = ModelCall((), frozenset(), read_score(novel(said("x", 0.1), 0.2)))
-    calls = [usual, replace(usual, scored=read_score(novel(said("y", 0.1), novelty))), usual]
+    usual = ModelCall((), frozenset(), read_score(with_ood_score(said("x", 0.1), 0.2)))
+    calls = [usual, replace(usual, scored=read_score(with_ood_score(said("y", 0.1), ood_score))), usual]
     verdict = judge(chosen, calls, join=Calls(), route=None, used=Used())
     assert (verdict.decision.action, verdict.decision.rule) == (action, rule)
 
 
 def test_an_agent_does_not_say_what_answers_an_unusual_question() -> None:
     chosen = chain_policy("[accept]", UNUSUAL)
-    assert last(ask(agent(ScriptedChat(script=[novel(said("Hello.", 0.1), 0.5)]), chosen))).text == "Hello."
-    result = ask(agent(ScriptedChat(script=[novel(said("Hello.", 0.1), 0.95)]), chosen))
+    assert last(ask(agent(ScriptedChat(script=[with_ood_score(said("Hello.", 0.1), 0.5)]), chosen))).text == "Hello."
+    result = ask(agent(ScriptedChat(script=[with_ood_score(said("Hello.", 0.1), 0.95)]), chosen))
     assert last(result).text == "Unheard of."
     assert "Hello." not in str(result)
 
@@ -190,7 +190,7 @@ def test_a_live_answer_to_an_unusual_question_is_stopped() -> None:
     made = AnsweringEngine(lambda prompt, number: ("on and on", 0.05))
     made.activations_at = layers
     chosen = chain_policy("[accept]", "unusual: {above: 0.99, then: abstain}", "streaming: live")
-    chain = guarded(ChatGuard(engine=made, scorer=novel_scorer()), policy=chosen)
+    chain = guarded(ChatGuard(engine=made, scorer=ood_scorer()), policy=chosen)
     questions = [f"Question {number}?" for number in range(6)]
     strange = [question for question in questions if _is_odd(question)]
     assert 0 < len(strange) < 6

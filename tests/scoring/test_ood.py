@@ -1,4 +1,4 @@
-"""Novelty: shares of calibration answers, what it looks at, what a stored one is refused for."""
+"""Out-of-distribution scores: shares of calibration answers, what is read, when a stored detector is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sklearn.decomposition import PCA
 from guard.engines.llama_cpp import LlamaCppEngine
 from guard.errors import CalibrationError, CaptureError
 from guard.records import Limits, Prompt, Sampling, Signals, Signature
-from guard.scoring.ood import COMPONENTS, MAX_DISTANCES, MIN_ANSWERS, Novelty, StoredNovelty, fit_novelty
+from guard.scoring.ood import COMPONENTS, MAX_DISTANCES, MIN_ANSWERS, OodDetector, StoredOodDetector, fit_ood_detector
 from guard.scoring.signature import SignatureObserver
 
 LAYERS, WIDTH, RANK = 10, 48, COMPONENTS
@@ -73,118 +73,121 @@ def calibration(world: _World) -> list[Signals]:
 
 
 @pytest.fixture(scope="module")
-def novelty(world: _World, calibration: list[Signals]) -> Novelty:
-    return fit_novelty(world.answers(400), calibration)
+def detector(world: _World, calibration: list[Signals]) -> OodDetector:
+    return fit_ood_detector(world.answers(400), calibration)
 
 
 # -- what the number means ---------------------------------------------------------------------
 
 
-def test_a_calibration_answer_gets_the_share_of_those_before_it(novelty: Novelty, calibration: list[Signals]) -> None:
-    in_order = sorted(calibration, key=novelty.distance)
-    shares = [novelty.novelty(answer) for answer in in_order]
+def test_a_calibration_answer_gets_the_share_of_those_before_it(
+    detector: OodDetector, calibration: list[Signals]
+) -> None:
+    in_order = sorted(calibration, key=detector.distance)
+    shares = [detector.ood_score(answer) for answer in in_order]
     assert shares == pytest.approx(np.arange(1, 301) / 301, abs=5e-4)
 
 
-def test_answers_like_the_calibration_answers_have_even_shares(world: _World, novelty: Novelty) -> None:
-    shares = [novelty.novelty(answer) for answer in world.answers(300)]
+def test_answers_like_the_calibration_answers_have_even_shares(world: _World, detector: OodDetector) -> None:
+    shares = [detector.ood_score(answer) for answer in world.answers(300)]
     assert kstest(shares, "uniform").pvalue > 0.01
 
 
 def test_the_answers_that_the_components_are_made_of_seem_nearer_than_they_are(world: _World) -> None:
     """Why distances come from answers of their own."""
     fit = world.answers(70)
-    novelty = fit_novelty(fit, world.answers(300))
-    assert np.mean([novelty.novelty(answer) for answer in fit]) < 0.45
+    detector = fit_ood_detector(fit, world.answers(300))
+    assert np.mean([detector.ood_score(answer) for answer in fit]) < 0.45
 
 
-def test_answers_off_the_flats_are_beyond_all_and_still_ranked(world: _World, novelty: Novelty) -> None:
-    shares = [float(np.mean([novelty.novelty(a) for a in world.answers(20, off=off)])) for off in (0.4, 0.8, 1.5, 3)]
+def test_answers_off_the_flats_are_beyond_all_and_still_ranked(world: _World, detector: OodDetector) -> None:
+    shares = [float(np.mean([detector.ood_score(a) for a in world.answers(20, off=off)])) for off in (0.4, 0.8, 1.5, 3)]
     assert shares[0] > 300 / 301
     assert shares == sorted(shares)
     assert len(set(shares)) == 4
     assert shares[-1] < 1
 
 
-def test_nothing_is_lost_between_the_farthest_and_beyond(novelty: Novelty) -> None:
+def test_nothing_is_lost_between_the_farthest_and_beyond(detector: OodDetector) -> None:
     """The tail begins where the calibration answers end."""
-    nearer = replace(novelty, distances=novelty.distances - np.float32(1e-5))
-    farthest = novelty.distances[-1]
+    nearer = replace(detector, distances=detector.distances - np.float32(1e-5))
+    farthest = detector.distances[-1]
     answer = _World(seed=3).answer()
     assert nearer.distance(answer) > farthest  # another world's answer is beyond all
-    just_beyond = replace(novelty, distances=novelty.distances + np.float32(novelty.distance(answer) - farthest - 1e-4))
-    assert just_beyond.novelty(answer) == pytest.approx(300 / 301, abs=1e-5)
+    shift = np.float32(detector.distance(answer) - farthest - 1e-4)
+    just_beyond = replace(detector, distances=detector.distances + shift)
+    assert just_beyond.ood_score(answer) == pytest.approx(300 / 301, abs=1e-5)
 
 
-def test_nothing_is_more_usual_than_the_nearest(novelty: Novelty, world: _World) -> None:
-    far = replace(novelty, distances=novelty.distances + np.float32(1000))
-    assert far.novelty(world.answer()) == pytest.approx(1 / 301)
+def test_nothing_is_more_usual_than_the_nearest(detector: OodDetector, world: _World) -> None:
+    far = replace(detector, distances=detector.distances + np.float32(1000))
+    assert far.ood_score(world.answer()) == pytest.approx(1 / 301)
 
 
 def test_distances_agree_with_reconstruction_by_another_library(world: _World) -> None:
     fit, calibrate = world.answers(300), world.answers(100)
-    novelty = fit_novelty(fit, calibrate)
-    assert novelty.layers == (3, 4)
+    detector = fit_ood_detector(fit, calibrate)
+    assert detector.layers == (3, 4)
 
     def units(layer: int, answers: list[Signals]) -> NDArray[Any]:
         rows = np.array([a.signature.activations[0, layer] for a in answers], np.float64)
         return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
     expected = []
-    for layer in novelty.layers:
+    for layer in detector.layers:
         pca = PCA(COMPONENTS, svd_solver="full").fit(units(layer, fit))
         rows = units(layer, calibrate)
         left = rows - pca.inverse_transform(pca.transform(rows))
         energies = np.log((left**2).sum(axis=1))
         expected.append((energies - energies.mean()) / energies.std())
-    assert [novelty.distance(a) for a in calibrate] == pytest.approx(np.mean(expected, axis=0), abs=0.05)
+    assert [detector.distance(a) for a in calibrate] == pytest.approx(np.mean(expected, axis=0), abs=0.05)
 
 
 # -- what it looks at --------------------------------------------------------------------------
 
 
-def test_only_direction_and_only_the_first_token_count(world: _World, novelty: Novelty) -> None:
+def test_only_direction_and_only_the_first_token_count(world: _World, detector: OodDetector) -> None:
     answer = world.answer()
     activations = answer.signature.activations
     scales = np.array([0.01, 1, 100])[:, None, None] * np.linspace(0.1, 10, LAYERS)[None, :, None]
     others = np.concatenate([activations[:1], world.answer(off=5).signature.activations[1:]])
-    expected = novelty.novelty(answer)
-    assert novelty.novelty(_signals(activations * scales)) == pytest.approx(expected, abs=1e-4)
-    assert novelty.novelty(_signals(others)) == expected
+    expected = detector.ood_score(answer)
+    assert detector.ood_score(_signals(activations * scales)) == pytest.approx(expected, abs=1e-4)
+    assert detector.ood_score(_signals(others)) == expected
 
 
-def test_each_of_its_layers_counts(world: _World, novelty: Novelty) -> None:
+def test_each_of_its_layers_counts(world: _World, detector: OodDetector) -> None:
     answer, strange = world.answer(), world.answer(off=1)
-    for layer in novelty.layers:
+    for layer in detector.layers:
         mixed = answer.signature.activations.copy()
         mixed[0, layer] = strange.signature.activations[0, layer]
-        assert novelty.distance(_signals(mixed)) > novelty.distance(answer) + 1
+        assert detector.distance(_signals(mixed)) > detector.distance(answer) + 1
 
 
 @pytest.mark.parametrize(("layers", "expected"), [(2, (1,)), (3, (1,)), (18, (5, 7)), (30, (9, 12))])
 def test_the_layers_stand_at_the_same_depth_in_all_models(layers: int, expected: tuple[int, ...]) -> None:
     world = _World(layers=layers)
-    assert fit_novelty(world.answers(40), world.answers(20)).layers == expected
+    assert fit_ood_detector(world.answers(40), world.answers(20)).layers == expected
 
 
 def test_few_answers_give_few_components(world: _World) -> None:
-    novelty = fit_novelty(world.answers(MIN_ANSWERS), world.answers(MIN_ANSWERS))
-    assert novelty.directions.shape == (2, 5, WIDTH)
-    assert np.mean([novelty.novelty(answer) for answer in world.answers(20, off=3)]) > 0.9
+    detector = fit_ood_detector(world.answers(MIN_ANSWERS), world.answers(MIN_ANSWERS))
+    assert detector.directions.shape == (2, 5, WIDTH)
+    assert np.mean([detector.ood_score(answer) for answer in world.answers(20, off=3)]) > 0.9
 
 
-def test_many_calibration_answers_are_kept_as_quantiles(world: _World, novelty: Novelty) -> None:
+def test_many_calibration_answers_are_kept_as_quantiles(world: _World, detector: OodDetector) -> None:
     calibration = world.answers(MAX_DISTANCES + 500)
-    many = fit_novelty(world.answers(100), calibration)
+    many = fit_ood_detector(world.answers(100), calibration)
     assert len(many.distances) == MAX_DISTANCES
-    shares = sorted(many.novelty(answer) for answer in calibration)
+    shares = sorted(many.ood_score(answer) for answer in calibration)
     assert shares == pytest.approx(np.arange(1, 2501) / 2501, abs=1e-3)
-    assert many.novelty(world.answer(off=2)) > 2500 / 2501
+    assert many.ood_score(world.answer(off=2)) > 2500 / 2501
 
 
 def test_fitting_twice_gives_the_same(world: _World, calibration: list[Signals]) -> None:
     fit = world.answers(60)
-    assert fit_novelty(fit, calibration).stored() == fit_novelty(fit, calibration).stored()
+    assert fit_ood_detector(fit, calibration).stored() == fit_ood_detector(fit, calibration).stored()
 
 
 # -- errors ------------------------------------------------------------------------------------
@@ -193,20 +196,20 @@ def test_fitting_twice_gives_the_same(world: _World, calibration: list[Signals])
 @pytest.mark.parametrize(("fit", "calibrate"), [(0, 100), (MIN_ANSWERS - 1, 100), (100, MIN_ANSWERS - 1)])
 def test_too_few_answers_are_refused(world: _World, fit: int, calibrate: int) -> None:
     with pytest.raises(CalibrationError, match=f"got {fit} to fit and {calibrate} to calibrate"):
-        fit_novelty(world.answers(fit), world.answers(calibrate))
+        fit_ood_detector(world.answers(fit), world.answers(calibrate))
 
 
 def test_equal_answers_are_refused(world: _World) -> None:
     with pytest.raises(CalibrationError, match="all the same"):
-        fit_novelty([world.answer()] * 30, [world.answer()] * 30)
+        fit_ood_detector([world.answer()] * 30, [world.answer()] * 30)
 
 
 def test_answers_of_two_models_are_refused(world: _World) -> None:
     other = _World(width=WIDTH + 1)
     with pytest.raises(CaptureError, match="differ in shape"):
-        fit_novelty([*world.answers(30), other.answer()], world.answers(30))
+        fit_ood_detector([*world.answers(30), other.answer()], world.answers(30))
     with pytest.raises(CaptureError, match="differ in shape"):
-        fit_novelty(world.answers(30), other.answers(30))
+        fit_ood_detector(world.answers(30), other.answers(30))
 
 
 @pytest.mark.parametrize(
@@ -221,29 +224,29 @@ def test_answers_of_two_models_are_refused(world: _World) -> None:
     ],
 )
 def test_activations_that_say_nothing_are_refused(
-    world: _World, novelty: Novelty, change: Callable[[NDArray[Any]], NDArray[Any]], message: str
+    world: _World, detector: OodDetector, change: Callable[[NDArray[Any]], NDArray[Any]], message: str
 ) -> None:
     answer = world.answer()
     with np.errstate(invalid="ignore"):
         changed = change(answer.signature.activations)
     bad = replace(answer, signature=replace(answer.signature, activations=changed))
     with pytest.raises(CaptureError, match=message):
-        novelty.novelty(bad)
+        detector.ood_score(bad)
 
 
 # -- storing -----------------------------------------------------------------------------------
 
 
-def test_a_stored_novelty_says_the_same(world: _World, novelty: Novelty) -> None:
-    read = Novelty.of(StoredNovelty.model_validate_json(novelty.stored().model_dump_json()))
+def test_a_stored_detector_gives_the_same_scores(world: _World, detector: OodDetector) -> None:
+    read = OodDetector.of(StoredOodDetector.model_validate_json(detector.stored().model_dump_json()))
     answers = world.answers(20) + world.answers(20, off=1)
-    assert [read.novelty(a) for a in answers] == [novelty.novelty(a) for a in answers]
-    assert read.stored() == novelty.stored()
+    assert [read.ood_score(a) for a in answers] == [detector.ood_score(a) for a in answers]
+    assert read.stored() == detector.stored()
 
 
 def test_it_is_small_for_a_model_of_thirty_layers() -> None:
     world = _World(layers=30, width=576)
-    stored = fit_novelty(world.answers(60), world.answers(700)).stored()
+    stored = fit_ood_detector(world.answers(60), world.answers(700)).stored()
     assert len(stored.model_dump_json()) < 150_000
 
 
@@ -280,9 +283,9 @@ def _text(*numbers: float) -> str:
         ({"directions": _text(*[1.0] * (2 * COMPONENTS * WIDTH))}, "not orthonormal"),
     ],
 )
-def test_a_file_that_was_tampered_with_is_refused(novelty: Novelty, changes: dict[str, Any], message: str) -> None:
+def test_a_file_that_was_tampered_with_is_refused(detector: OodDetector, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        StoredNovelty.model_validate({**novelty.stored().model_dump(), **changes})
+        StoredOodDetector.model_validate({**detector.stored().model_dump(), **changes})
 
 
 # -- what is documented ------------------------------------------------------------------------
@@ -305,7 +308,7 @@ def _percent(share: float) -> str:
 
 def test_the_documented_figures_are_those_of_the_benchmark() -> None:
     folder = ROOT / "benchmarks" / "results"
-    names = ("novelty-smollm2.json", "novelty-gemma-3-270m.json")
+    names = ("out-of-distribution-smollm2.json", "out-of-distribution-gemma-3-270m.json")
     results = [json.loads((folder / name).read_text()) for name in names]
     lines = (ROOT / "docs" / "explanation" / "out-of-distribution.md").read_text().splitlines()
     shown = [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in lines if line.startswith("| ")]
@@ -350,7 +353,7 @@ def test_a_real_model_finds_strange_inputs_strange(smollm2: LlamaCppEngine) -> N
         return Signals(told.logprobs, told.entropies, told.margins, observer.signature())
 
     usual = [asked(f"{ask} {country}?") for country in COUNTRIES for ask in ("What is the capital of", "Where is")]
-    novelty = fit_novelty(usual[::2] + usual[1:8:2], usual[1::2])
-    shares = [novelty.novelty(asked(question)) for question in UNLIKE]
+    detector = fit_ood_detector(usual[::2] + usual[1:8:2], usual[1::2])
+    shares = [detector.ood_score(asked(question)) for question in UNLIKE]
     assert min(shares) > len(COUNTRIES) / (len(COUNTRIES) + 1)
-    assert novelty.novelty(asked("What is the capital of Sudan?")) < min(shares)
+    assert detector.ood_score(asked("What is the capital of Sudan?")) < min(shares)

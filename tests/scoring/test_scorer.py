@@ -252,6 +252,7 @@ CHANGES: dict[str, Any] = {
     "chat_template_sha256": "0" * 64,
     "layers": LAYERS + 1,
     "width": WIDTH + 1,
+    "template_date": "2026-11-25",
 }
 
 

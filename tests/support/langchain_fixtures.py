@@ -56,7 +56,7 @@ def scorer_for(engine: BaseEngine, *, system: str = "", max_tokens: int = 8) -> 
             metrics={},
             model=model,
             baseline=None,
-            novelty=None,
+            ood_detector=None,
         )
     )
 

@@ -165,7 +165,7 @@ def tiny_artefact(
         metrics={},
         model=Model(start=start, readout=None, trees=trees, calibration=calibration),
         baseline=Model(start=start, readout=None, trees=None, calibration=calibration),
-        novelty=None,
+        ood_detector=None,
     )
 
 

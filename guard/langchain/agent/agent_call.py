@@ -176,7 +176,7 @@ class AgentCall:
             decision = decide(
                 state.policy,
                 p_wrong=call.p_wrong,
-                novelty=call.novelty,
+                ood_score=call.ood_score,
                 route=state.route,
                 used=state.used,
                 tools=tools,
@@ -423,4 +423,4 @@ def _question(messages: Sequence[AnyMessage]) -> str:
 def _score(call: ScoredCall | None) -> Score | None:
     if call is None or call.p_wrong is None:
         return None
-    return Score(call.p_wrong, call.calibrated, call.baseline_p_wrong, call.score_seconds or 0.0, call.novelty)
+    return Score(call.p_wrong, call.calibrated, call.baseline_p_wrong, call.score_seconds or 0.0, call.ood_score)

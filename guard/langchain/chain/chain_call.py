@@ -145,7 +145,7 @@ class ChainCall:
         policy, route, used = self.state.policy, self.state.route, self.state.used
         if isinstance(ran.error, RetractedError) and ran.error.score is not None:
             score = ran.error.score
-            decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, used=used)
+            decision = decide(policy, p_wrong=score.p_wrong, ood_score=score.ood_score, route=route, used=used)
             return Verdict(decision, next((call for call in ran.calls if call.cut), None), None)
         if self.state.late and not self.live and ran.error is None:
             return self._judge_error(late(plan.source))
@@ -186,7 +186,7 @@ class ChainCall:
         used = replace(self.state.used, spent=True)
 
         def accepts(score: Score) -> bool:
-            decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, used=used)
+            decision = decide(policy, p_wrong=score.p_wrong, ood_score=score.ood_score, route=route, used=used)
             return decision.action is Action.ACCEPT
 
         return Watch(accepts)
@@ -279,4 +279,4 @@ def _score(verdict: Verdict, error: Exception | None) -> Score | None:
     if p_wrong is None or scored is None:
         return None
     seconds = scored.score_seconds or 0.0
-    return Score(p_wrong, scored.calibrated, scored.baseline_p_wrong, seconds, scored.novelty)
+    return Score(p_wrong, scored.calibrated, scored.baseline_p_wrong, seconds, scored.ood_score)

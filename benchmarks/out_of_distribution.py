@@ -1,9 +1,9 @@
-"""Does novelty find inputs that the calibration data does not have, and what else does it take for new?
+"""Which inputs unlike the calibration data does the out-of-distribution score find, and what does it flag wrongly?
 
-    python benchmarks/novelty.py --data set1.jsonl.gz --data set2.jsonl.gz --out novelty.json
+    python benchmarks/out_of_distribution.py --data set1.jsonl.gz --data set2.jsonl.gz --out out-of-distribution.json
 
 Asks the embedded model (or --model) the questions of the sets and the inputs of `unlike_inputs.py`.
-Then, in several random divisions of the sets' answers, novelty is fitted on one part, calibrated on a
+Then, in several random divisions of the sets' answers, the detector is fitted on one part, calibrated on a
 second, and looks at a third and at the unlike inputs. Last, each set is left out in turn: its questions
 are somewhat new too. Labels are not needed. Can be stopped and resumed (--journal).
 """
@@ -36,9 +36,9 @@ from guard.engines import load_engine
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
 from guard.records import Signals
 from guard.runtime.guard import capture_point_of
-from guard.scoring.ood import Novelty, fit_novelty
+from guard.scoring.ood import OodDetector, fit_ood_detector
 
-#: Novelty above these is called unusual.
+#: An input whose score is above one of these counts as out of distribution.
 THRESHOLDS = (0.95, 0.99)
 
 #: Shares of the sets' answers: fit, calibrate, and the rest to look at.
@@ -49,14 +49,14 @@ Answers = dict[str, list[Signals]]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """How novelty sees one kind of input, the mean over the divisions.
+    """How the score sees one kind of input, the mean over the divisions.
 
     Attributes:
         kind: of unlike input, or the set that was left out.
         inputs: how many there are.
         auroc: chance that one of these is more unusual than an answer of the sets that calibration
             knows (but not this answer); .5 where they cannot be told apart.
-        flagged: share whose novelty is above each of `THRESHOLDS`.
+        flagged: share whose score is above each of `THRESHOLDS`.
         false_alarms: the same share of the sets' own answers, which should be 1 - threshold.
     """
 
@@ -78,7 +78,7 @@ def main() -> None:
         for name, answers in usual.items()
     ]
     report = {
-        "command": " ".join(["benchmarks/novelty.py", *(Path(each).name for each in sys.argv[1:])]),
+        "command": " ".join(["benchmarks/out_of_distribution.py", *(Path(each).name for each in sys.argv[1:])]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
@@ -106,7 +106,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=200, help="questions of each set")
     parser.add_argument("--without", action="append", metavar="KIND", help="a kind of unlike inputs to leave out")
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--journal", type=Path, default=Path("novelty.journal"))
+    parser.add_argument("--journal", type=Path, default=Path("out-of-distribution.journal"))
     parser.add_argument("--recorded", action="store_true", help="take what the journal has and ask nothing")
     parser.add_argument("--tau", type=float, action="append", help="as the journal was recorded with (default 1)")
     parser.add_argument("--completion", action="store_true", help="put questions to a base model")
@@ -171,11 +171,11 @@ class Division:
     """One random division of the sets' answers.
 
     Attributes:
-        novelty: fitted and calibrated on two parts.
-        known: novelty of the answers of the third part, shape (n,).
+        detector: fitted and calibrated on two parts.
+        known: scores of the answers of the third part, shape (n,).
     """
 
-    novelty: Novelty
+    detector: OodDetector
     known: NDArray[np.float64]
 
     @classmethod
@@ -184,18 +184,18 @@ class Division:
         order = np.random.default_rng(seed).permutation(len(pool))
         cuts = [int(FIT * len(pool)), int((FIT + CALIBRATE) * len(pool))]
         fit, calibrate, rest = ([pool[at] for at in part] for part in np.split(order, cuts))
-        novelty = fit_novelty(fit, calibrate)
-        return cls(novelty, _novelties(novelty, rest))
+        detector = fit_ood_detector(fit, calibrate)
+        return cls(detector, _ood_scores(detector, rest))
 
 
-def _novelties(novelty: Novelty, answers: list[Signals]) -> NDArray[np.float64]:
-    return np.array([novelty.novelty(answer) for answer in answers])
+def _ood_scores(detector: OodDetector, answers: list[Signals]) -> NDArray[np.float64]:
+    return np.array([detector.ood_score(answer) for answer in answers])
 
 
 def _found(kind: str, answers: list[Signals], divisions: list[Division]) -> Found:
     aurocs, flagged, alarms = [], [], []
     for division in divisions:
-        known, unlike = division.known, _novelties(division.novelty, answers)
+        known, unlike = division.known, _ood_scores(division.detector, answers)
         labels = np.repeat([0, 1], [len(known), len(unlike)])
         aurocs.append(roc_auc_score(labels, np.concatenate([known, unlike])))
         flagged.append([(unlike > threshold).mean() for threshold in THRESHOLDS])
@@ -211,14 +211,14 @@ def _found(kind: str, answers: list[Signals], divisions: list[Division]) -> Foun
 
 def _cost(usual: Answers) -> dict[str, Any]:
     pool = [answer for answers in usual.values() for answer in answers]
-    novelty = fit_novelty(pool[::2], pool[1::2])
+    detector = fit_ood_detector(pool[::2], pool[1::2])
     times = []
     for answer in pool[:500]:
         started = time.perf_counter()
-        novelty.novelty(answer)
+        detector.ood_score(answer)
         times.append(time.perf_counter() - started)
-    stored = len(novelty.stored().model_dump_json())
-    return {"layers": novelty.layers, "ms_an_answer": 1000 * float(np.median(times)), "stored_bytes": stored}
+    stored = len(detector.stored().model_dump_json())
+    return {"layers": detector.layers, "ms_an_answer": 1000 * float(np.median(times)), "stored_bytes": stored}
 
 
 def _print(title: str, rows: list[Found]) -> None:
