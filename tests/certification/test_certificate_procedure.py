@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model, tiny_artefact
+from made_trials import LADDER, ONCE, RETRY_ONLY, guard, questions
+from scripted import AnsweringEngine, confidence_scorer, scripted_model, tiny_artefact
 
 from guard.certification.trials import TrialAttempt, TrialJournal, TrialRow, attempted_rows, run_trials, trials_of
 from guard.cli.certify import _usable
@@ -30,63 +30,15 @@ from guard.policy.certificate import CertificateError
 from guard.policy.guarantee import Settled, ceiling, trial_policy, with_thresholds
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Floats, Limits, Prompt
-from guard.review.handlers import Handler
 from guard.runtime.guard import Guard
-from guard.runtime.loop import Source
 from guard.scoring.scorer import Scorer, shipped_scorer
 from guard.scoring.scorer_file import DataSet
 
 EMBEDDED = pytest.mark.model
 
-LADDER = """rules:
-  - accept: {max_error_rate: 0.1, confidence: 0.9}
-  - retry: {below: 0.7, times: 2, temperature: 0}
-  - fallback: {below: 0.9, to: other}
-  - escalate: {to: [desk]}
-budget: {attempts: 4}
-"""
-RETRY_ONLY = """rules:
-  - accept: {max_error_rate: 0.1, confidence: 0.9}
-  - retry: {below: 0.8, times: 3, temperature: 0}
-  - abstain
-budget: {tokens: 40}  # room for one retry
-"""
-ONCE = "rules:\n  - accept: {max_error_rate: 0.1, confidence: 0.9}\n  - abstain\n"
-
 
 def policy(body: str) -> Policy:
     return parse_policy(f"version: 1\nname: test\n{body}")
-
-
-def questions(count: int) -> list[tuple[str, Row]]:
-    return [
-        ("set", Question(id=f"q{number}", question=f"Question {number}?", answers=("yes",))) for number in range(count)
-    ]
-
-
-def script(seed: int, name: str) -> Script:
-    """Scores and answers that depend on the question and how often it was asked, in any order of questions."""
-    asked: Counter[str] = Counter()
-
-    def answer(prompt: Prompt, number: int) -> tuple[str, float]:
-        asked[prompt.question] += 1
-        rng = np.random.default_rng([seed, asked[prompt.question], *f"{name} {prompt.question}".encode()])
-        return ("yes" if rng.random() < 0.6 else "no"), float(rng.uniform(0.03, 0.97))
-
-    return answer
-
-
-def guard(chosen: Policy, seed: int, handler: Handler | None = None) -> Guard:
-    def never(_: object) -> None:
-        raise AssertionError("a trial run must hand nothing to anybody")
-
-    return Guard(
-        AnsweringEngine(script(seed, "own")),
-        confidence_scorer(),
-        chosen,
-        fallbacks={"other": Source("other", AnsweringEngine(script(seed, "other")), confidence_scorer())},
-        handlers={"desk": handler or never},
-    )
 
 
 def settled(of: Policy, threshold: float, basis: str) -> Policy:

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import typer
-from test_store import make_escalation
+from made_cases import make_escalation
+from program import run_guard
 from typer.testing import CliRunner
 
 from guard.cli import review as command
@@ -442,19 +443,14 @@ def test_the_users_own_store_is_made(shell: Shell, monkeypatch: pytest.MonkeyPat
 # -- the whole program -------------------------------------------------------------------------
 
 
-def guard(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "from guard.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
-
-
 def test_the_program_reports_errors_with_their_exit_code(shell: Shell, case: Review) -> None:
-    listed = guard("review", "list", "--json", "--store", str(shell.path))
+    listed = run_guard("review", "list", "--json", "--store", str(shell.path))
     assert (listed.returncode, json.loads(listed.stdout)["total"]) == (0, 1)
-    missing = guard("review", "show", "zzzzzz", "--store", str(shell.path))
+    missing = run_guard("review", "show", "zzzzzz", "--store", str(shell.path))
     assert (missing.returncode, missing.stdout) == (2, "")
     assert f"There is no review 'zzzzzz'. Known: {case.id}." in missing.stderr
     assert "Traceback" not in missing.stderr
-    broken = guard("review", "list", "--json", "--store", str(shell.path.parent))
+    broken = run_guard("review", "list", "--json", "--store", str(shell.path.parent))
     assert broken.returncode == 6
     assert json.loads(broken.stdout)["error"]["type"] == "StoreError"
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_cases import make_escalation
+from program import run_guard
 from rich.table import Table
-from test_cli_review import guard
-from test_store import make_escalation
 
 from guard.cli import output
 from guard.cli.terminal import json_visible, one_line, shown, visible
@@ -153,7 +153,7 @@ def hostile_store(tmp_path: Path) -> Path:
 
 def test_no_command_of_the_review_queue_lets_it_through(hostile_store: Path) -> None:
     at = ("--store", str(hostile_store))
-    whole = json.loads(guard("review", "list", "--json", *at).stdout)["reviews"][0]["id"]
+    whole = json.loads(run_guard("review", "list", "--json", *at).stdout)["reviews"][0]["id"]
     commands = [
         ("list",),
         ("list", "--json"),
@@ -166,7 +166,7 @@ def test_no_command_of_the_review_queue_lets_it_through(hostile_store: Path) -> 
         ("export",),
     ]
     for command in commands:
-        run = guard("review", *command, *at)
+        run = run_guard("review", *command, *at)
         assert not unseen(run.stdout + run.stderr), command
         assert "Traceback" not in run.stderr
         assert run.stdout or run.returncode == 2
@@ -183,7 +183,7 @@ def test_policies_cannot_steer_the_terminal(tmp_path: Path, command: str) -> Non
     ):
         policy.write_text(text)
         more = ("--score", "0.2") if command == "explain" else ()
-        run = guard("policy", command, str(policy), *more)
+        run = run_guard("policy", command, str(policy), *more)
         assert not unseen(run.stdout + run.stderr)
         assert "Traceback" not in run.stderr
 
@@ -226,7 +226,7 @@ def test_files_and_names_in_errors_cannot_steer_the_terminal(tmp_path: Path, kin
         "evaluate": ("evaluate", str(tmp_path / "\x1b[2Jtable.parquet"), "--out", str(tmp_path / "out.html")),
         "record": ("record", "--data", str(data), "--out", str(tmp_path / "out.parquet")),
     }
-    run = guard(*commands[kind])
+    run = run_guard(*commands[kind])
     assert run.returncode != 0
     assert not unseen(run.stdout + run.stderr)
     assert "Traceback" not in run.stderr

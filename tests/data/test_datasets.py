@@ -33,7 +33,7 @@ from guard.errors import InputError, MissingExtraError
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-QA = Path(__file__).resolve().parents[2] / "shared" / "data" / "qa"
+QA = Path(__file__).resolve().parents[3] / "shared" / "data" / "qa"
 
 #: Set to rows in its native columns and types.
 NATIVE: dict[str, list[dict[str, Any]]] = {

@@ -17,7 +17,7 @@ from guard.data.math_answers import equivalent, final_answer
 from guard.data.questions import GRADER_NAMES, Question, read_rows
 from guard.errors import InputError, MissingExtraError
 
-QA = Path(__file__).resolve().parents[2] / "shared" / "data" / "qa"
+QA = Path(__file__).resolve().parents[3] / "shared" / "data" / "qa"
 
 
 def ask(*answers: str, question: str = "?", **fields: Any) -> Question:

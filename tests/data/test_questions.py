@@ -28,7 +28,7 @@ from guard.errors import InputError
 from guard.files.json_lines import MAX_LINE_BYTES
 from guard.records import Prompt
 
-QA = Path(__file__).resolve().parents[2] / "shared" / "data" / "qa"
+QA = Path(__file__).resolve().parents[3] / "shared" / "data" / "qa"
 GOOD = {"id": "1", "question": "Capital of France?", "answers": ["Paris"]}
 
 Read = Callable[..., ReadResult]

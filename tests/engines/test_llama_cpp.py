@@ -26,6 +26,7 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
 import llama_cpp
+from recording_observer import Recording
 from tiny_gguf import CONTEXT, LAYERS, SPECIAL, WIDTH, write_tiny_gguf
 
 from guard.engines import embedded_model, llama_nodes, load_engine
@@ -49,23 +50,6 @@ from guard.scoring.signature import FeatureSchema, SignatureObserver, feature_ve
 QUESTION = Prompt.chat("What is the capital of France?", system="Answer briefly.")
 SHORT = Prompt.chat("What is the capital of France?", system="Answer in few words.")
 ANSWER = "The capital of France is Paris."
-
-
-class Recording:
-    """An observer that keeps copies, and may fail at one token."""
-
-    def __init__(self, *, fail_at: int | None = None) -> None:
-        self.seen: list[Floats] = []
-        self.fail_at = fail_at
-
-    def observe(self, activations: Floats) -> None:
-        if len(self.seen) == self.fail_at:
-            raise CaptureError("the test wants it so")
-        self.seen.append(activations.copy())
-
-    @property
-    def stack(self) -> Floats:
-        return np.stack(self.seen)
 
 
 @pytest.fixture(scope="module")

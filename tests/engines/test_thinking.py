@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording_observer import Recording
 from scripted import END, AnsweringEngine, confidence_scorer, scripted_model
 
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
@@ -206,14 +207,6 @@ class MarkedEngine(AnsweringEngine):
         return nullcontext(Session())
 
 
-class Recording:
-    def __init__(self) -> None:
-        self.rows: list[Floats] = []
-
-    def observe(self, activations: Floats) -> None:
-        self.rows.append(activations.copy())
-
-
 def engine_saying(text: str, kind: type[AnsweringEngine] = AnsweringEngine) -> AnsweringEngine:
     return kind(lambda prompt, number: (text, 0.05), model=scripted_model(context_tokens=4000))
 
@@ -225,12 +218,12 @@ def test_only_the_answers_tokens_are_observed(kind: type[AnsweringEngine], gap: 
     engine_saying("Paris", kind).generate(Prompt.raw("q"), observer=plain)
     answer = engine_saying(f"<think>Lyon?</think>{gap}Paris", kind).generate(Prompt.raw("q"), observer=thinking)
     assert (answer.text, answer.reasoning, answer.finish_reason) == ("Paris", "Lyon?", "stop")
-    assert len(thinking.rows) == len(plain.rows) == len("Paris") + 1
+    assert len(thinking.seen) == len(plain.seen) == len("Paris") + 1
     assert answer.in_answer is not None
     assert answer.in_answer.tolist() == [False] * (len(answer.token_ids) - 6) + [True] * 6
     assert answer.answer_start == len(answer.token_ids) - 6
     # The layers are those of the passes that chose these tokens.
-    every = [thinking.rows[0], thinking.rows[-1]]
+    every = [thinking.seen[0], thinking.seen[-1]]
     assert all(np.isfinite(row).all() for row in every)
     assert bytes(answer.answer_token_ids[:-1]) == b"Paris"
 
@@ -238,8 +231,8 @@ def test_only_the_answers_tokens_are_observed(kind: type[AnsweringEngine], gap: 
 def test_the_layers_kept_while_it_is_not_known_whether_a_thought_begins_are_the_right_ones() -> None:
     seen, expected = Recording(), Recording()
     engine_saying("<thing>", MarkedEngine).generate(Prompt.raw("q"), observer=seen)
-    expected.rows = [np.random.default_rng(at + 1).normal(size=(3, 8)).astype(np.float32) for at in range(8)]
-    np.testing.assert_array_equal(np.stack(seen.rows), np.stack(expected.rows))
+    expected.seen = [np.random.default_rng(at + 1).normal(size=(3, 8)).astype(np.float32) for at in range(8)]
+    np.testing.assert_array_equal(np.stack(seen.seen), np.stack(expected.seen))
 
 
 def test_a_thought_that_is_never_closed_leaves_an_empty_answer() -> None:
@@ -272,7 +265,7 @@ def test_an_answer_is_replayed_behind_the_thought_that_the_prompt_opens() -> Non
     answer = engine_saying("", MarkedEngine).generate(Prompt.raw("why?<think>\n"), replay="Paris", observer=seen)
     assert (answer.text, answer.reasoning) == ("Paris", None)
     assert bytes(answer.answer_token_ids[:-1]) == b"Paris"
-    assert len(seen.rows) == 6
+    assert len(seen.seen) == 6
 
 
 def test_a_marks_own_token_opens_a_thought_within_an_answer_too() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_store import make_escalation
+from made_cases import make_escalation
 
 from guard.data.sqlite_journal import JournalFile
 from guard.files.private_files import replacing_privately

@@ -6,20 +6,18 @@ import json
 import os
 import pickle
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import AnsweringEngine, confidence_scorer, scripted_model, tiny_artefact
+from made_certificates import LADDER, PROMISE, certificate, certificates, engine, policy, written
+from scripted import confidence_scorer, scripted_model, tiny_artefact
 
 from guard.errors import InputError, PolicyError
 from guard.policy.certificate import (
-    Certificate,
     CertificateError,
-    Certificates,
     certified_policy,
     load_certificates,
     parse_certificates,
@@ -28,26 +26,17 @@ from guard.policy.explanation import explain
 from guard.policy.guarantee import procedure_sha256, promises, trial_policy
 from guard.policy.policy import (
     InvalidPolicyError,
-    Policy,
     builtin_policies,
     decide,
     decide_error,
     json_schema,
     load_policy,
-    parse_policy,
 )
 from guard.records import Action
 from guard.runtime.guard import Guard
 from guard.runtime.loop import Source
 from guard.scoring.scorer import Scorer
-from guard.scoring.scorer_file import DataSet
 
-PROMISE = "  - accept: {max_error_rate: 0.05, confidence: 0.9}"
-LADDER = f"""rules:
-{PROMISE}
-  - retry: {{below: 0.6, times: 1}}
-  - abstain: {{text: I do not know.}}
-"""
 ROUTES = f"""{LADDER}
 routes:
   medical:
@@ -61,48 +50,10 @@ routes:
 """
 
 
-def policy(body: str = LADDER) -> Policy:
-    return parse_policy(f"version: 1\nname: test\n{body}")
-
-
 def problems(body: str) -> list[str]:
     with pytest.raises(InvalidPolicyError) as caught:
         policy(body)
     return [str(problem) for problem in caught.value.problems]
-
-
-def engine(p_wrong: float = 0.1, **model: object) -> AnsweringEngine:
-    return AnsweringEngine(lambda prompt, number: ("Paris", p_wrong), model=scripted_model(**model))
-
-
-def certificate(of: Policy, *, route: str | None = None, guard: Guard | None = None, **changes: Any) -> Certificate:
-    """A certificate for the scripted model, with made-up but consistent figures."""
-    made = guard or Guard(engine(), confidence_scorer(), trial_policy(of))
-    promise = promises(of)[route]
-    fields: dict[str, Any] = {
-        "route": route,
-        "policy": of.name,
-        "risk": promise.max_error_rate,
-        "confidence": promise.confidence,
-        "threshold": 0.25,
-        "coverage": 0.4,
-        "n": 1000,
-        "accepted": 400,
-        "errors": 0,
-        "bound": 0.006,
-        "grid_rows": 100,
-        "tested": 30,
-        "seed": 0,
-        "grader": "by the row",
-        "basis": made.basis(of, route),
-        "data": [DataSet(name="fresh", sha256="d" * 64, rows=1100, wrong=300)],
-        "created_by": "guard 0.1.0",
-    }
-    return Certificate(**{**fields, **changes})
-
-
-def certificates(*members: Certificate) -> Certificates:
-    return Certificates("cert.json", {each.route: each for each in members})
 
 
 # -- policies that promise ---------------------------------------------------------------------
@@ -347,15 +298,6 @@ def test_a_certificate_explains_itself() -> None:
         "Of the answers with p_wrong below 0.25, 40 % of all, at most 5 % are wrong, with confidence 90 % "
         "(0 of 400 in 1,000 fresh labels; bound 0.6 %)."
     )
-
-
-def written() -> dict[str, Any]:
-    """The content of a good file."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "c.json"
-        certificates(certificate(policy())).save(file)
-        content: dict[str, Any] = json.loads(file.read_text())
-    return content
 
 
 def changed(**values: Any) -> bytes:

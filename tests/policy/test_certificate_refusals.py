@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_certificates import certificate, certificates, policy, written
+from made_trials import LADDER, ONCE, guard, questions
 from scripted import AnsweringEngine, confidence_scorer
-from test_certificate import certificate, certificates, policy, written
-from test_certificate_procedure import LADDER, ONCE, guard, questions
 from typer.testing import CliRunner
 
 from guard.certification.fixed_sequence import Certified, Trials, certify, grid, passes

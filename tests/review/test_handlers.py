@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_store import make_escalation
+from made_cases import make_escalation
 
 from guard.errors import EscalationError, InputError
 from guard.records import Escalation
@@ -468,7 +468,7 @@ def test_a_handler_that_never_ends_does_not_keep_the_process() -> None:
     code = """
 import sys, threading
 sys.path.insert(0, sys.argv[1])
-from test_store import make_escalation
+from made_cases import make_escalation
 from guard.review.handlers import escalate
 forever = threading.Event()
 handlers = {"slow": lambda _: forever.wait(), "a": lambda _: None}

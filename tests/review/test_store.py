@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_cases import make_escalation
 
 from guard.errors import GuardError, InputError, MissingExtraError, ReviewError, StoreError
-from guard.records import Action, Attempt, Decision, Escalation, Prompt, Sampling, Score
+from guard.records import Prompt
 from guard.review import database, migrations
 from guard.review.migrations.tables import METADATA
 from guard.review.store import ALPHABET, ID_LENGTH, Review, ReviewStatus, Store
@@ -41,38 +41,6 @@ from guard.review.store import ALPHABET, ID_LENGTH, Review, ReviewStatus, Store
 POSTGRESQL = postgresql_server.is_available()
 
 ON_POSTGRESQL = pytest.mark.skipif(not POSTGRESQL, reason="no PostgreSQL server: see postgresql_server.py")
-
-
-def make_escalation(number: int = 0, **changes: Any) -> Escalation:
-    """A case that can be told from its number, so that a reader can check that it is whole."""
-    decision = Decision(Action.ESCALATE, "rules[1]", "too likely wrong", 0.75)
-    attempt = Attempt(
-        answer=f"Answer {number} " + "x" * 500,
-        source="model",
-        score=Score(0.75, calibrated=True, baseline_p_wrong=0.5, seconds=0.001),
-        decision=decision,
-        prompt_tokens=20,
-        completion_tokens=9,
-        seconds=0.25,
-        sampling=Sampling(temperature=0.7, seed=number),
-    )
-    failed = replace(attempt, answer=None, score=None, error="The layers were not recorded")
-    case = Escalation(
-        decision_id=f"decision-{number}",
-        question=f"Question {number}?",
-        prompt=Prompt.chat(f"Question {number}?", system="Be brief."),
-        answer=attempt.answer,
-        p_wrong=0.75,
-        rule="rules[1]",
-        reason="too likely wrong",
-        route="medical",
-        policy="balanced",
-        model="tiny",
-        attempts=(failed, attempt),
-        metadata={"customer": number},
-        created_at=f"2026-01-01T00:00:{number % 60:02d}Z",
-    )
-    return replace(case, **changes)
 
 
 @pytest.fixture
@@ -442,7 +410,7 @@ def test_labels_for_calibration(store: Store) -> None:
 _ADD_FOR_EVER = """
 import itertools, sys
 sys.path.insert(0, sys.argv[2])
-from test_store import make_escalation
+from made_cases import make_escalation
 from guard.review.handlers import ReviewQueue, escalate
 from guard.review.store import Store
 

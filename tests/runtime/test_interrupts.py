@@ -18,8 +18,8 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 pytest.importorskip("pyarrow")
 
+from recording_observer import Recording
 from scripted import tiny_artefact
-from test_llama_cpp import Recording
 from tiny_gguf import write_tiny_gguf
 
 from guard.engines.callback_errors import KeptError
