@@ -20,7 +20,7 @@ from guard.evaluation.evaluate import OWN
 from guard.evaluation.measures import AUROC
 from guard.evaluation.methods import methods_for
 from guard.evaluation.predictions import Predictions
-from guard.evaluation.protocol import within
+from guard.evaluation.protocol import within_dataset
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     run = {OWN, *(arguments.method or rivals)}
     methods = [each for each in methods_for("all") if each.name in run]
     for name in arguments.set or sorted(set(table.dataset.tolist())):
-        (found,) = within(table.take(np.flatnonzero(table.dataset == name)), methods, seed=0)
+        (found,) = within_dataset(table.take(np.flatnonzero(table.dataset == name)), methods, seed=0)
         print(f"{name:20s} {_told(found)}", flush=True)
 
 

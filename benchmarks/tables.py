@@ -18,7 +18,7 @@ from pathlib import Path
 from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.evaluate import CROSSED, OWN
 from guard.evaluation.measures import measure_named
-from guard.evaluation.predictions import NEW, OTHERS, SAMPLED, SHIFT, WITHIN
+from guard.evaluation.predictions import HELD_OUT, LEAVE_ONE_OUT, SAMPLED, SHIFT, WITHIN
 from guard.evaluation.result import EvaluationResult, ModelResult, SettingResult
 
 ROOT = Path(__file__).parents[1]
@@ -40,9 +40,9 @@ NAMES = {
 }
 _MEASURES = ("AUROC", "AUPRC (wrong)", "AUPRC (right)", "Brier", "ECE", "PRR")
 _SETTINGS = {
-    OTHERS: "Fitted on all sets but one, tested on that one; mean over the sets:",
+    LEAVE_ONE_OUT: "Fitted on all sets but one, tested on that one; mean over the sets:",
     WITHIN: "Fitted and tested within each set (five folds); mean over the sets where the method could be fitted:",
-    NEW: "Fitted on all sets, tested on further ones that had no part in making the method; mean over these:",
+    HELD_OUT: "Fitted on all sets, tested on further ones that had no part in making the method; mean over these:",
     SAMPLED: "Fitted on all sets but one, tested on that one, answers that were sampled again only; cost of a score:",
 }
 
@@ -53,8 +53,8 @@ def overview(result: EvaluationResult) -> str:
     for model in result.models:
         if model is not _largest(model, result.models):
             continue
-        lines += _overview(_setting(model, OTHERS), _name(model))
-        if new := model.setting(NEW):
+        lines += _overview(_setting(model, LEAVE_ONE_OUT), _name(model))
+        if new := model.setting(HELD_OUT):
             lines += _overview(new, f"{_name(model)}, new sets")
     return "\n".join(lines) + "\n"
 
@@ -165,7 +165,7 @@ def _verdicts(model: ModelResult) -> str:
 def _groups(model: ModelResult) -> Iterator[str]:
     for each in model.groups:
         gain = each.gain.estimate
-        if each.setting == OTHERS and each.measure in ("AUROC", "AUPRC (wrong)") and gain.value is not None:
+        if each.setting == LEAVE_ONE_OUT and each.measure in ("AUROC", "AUPRC (wrong)") and gain.value is not None:
             yield f"- {each.group}: {gain.value:+.3f} {each.measure} ({_interval(gain)}) over the score without"
 
 

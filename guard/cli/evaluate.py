@@ -42,7 +42,8 @@ def evaluate(
     protocol: Annotated[
         list[str] | None,
         typer.Option(
-            help="others to one, within, one to one, all to new, shift or samples; repeatable, by default all."
+            help="leave-one-dataset-out, within-dataset cross-validation, pairwise transfer, held-out datasets, "
+            "shift or samples; repeatable, by default all."
         ),
     ] = None,
     parts: Annotated[bool, typer.Option(help="Fit guard's own score with each part left out.")] = True,
@@ -88,18 +89,18 @@ def _protocols(
     protocol: list[str], new: Path | None, shift: list[Path], records: list[Path], per_set: int | None
 ) -> tuple[str, ...]:
     """What is to be run; better said now than after an hour that something does not fit."""
-    from guard.evaluation.predictions import NEW, PROTOCOLS, SHIFT
+    from guard.evaluation.predictions import HELD_OUT, PROTOCOLS, SHIFT
 
     for name in protocol:
         check_choice("--protocol", name, PROTOCOLS)
     if not records and (protocol or new or shift or per_set):
         options = "--protocol, --new, --shift and --per-set"
         raise InputError(f"{options} are for records, not for results", fix="Leave --from out")
-    for name, option, given in ((NEW, "--new", bool(new)), (SHIFT, "--shift", bool(shift))):
+    for name, option, given in ((HELD_OUT, "--new", bool(new)), (SHIFT, "--shift", bool(shift))):
         if protocol and given != (name in protocol):
             what = f"--protocol '{name}' needs {option} RECORDS, and the other way round"
             raise InputError(what, fix="Give both, or neither")
-    if protocol and len(records) > 1 and set(protocol) <= {NEW, SHIFT}:
+    if protocol and len(records) > 1 and set(protocol) <= {HELD_OUT, SHIFT}:
         why = f"they belong to the first, and there are {len(records)}"
         raise InputError("New sets and shifts are of one model", why=why, fix="Give one file of records")
     return tuple(protocol or PROTOCOLS)

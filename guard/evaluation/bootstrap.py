@@ -46,7 +46,7 @@ class Gain:
     Attributes:
         estimate: mean over test sets of the difference, above 0 where the first method is better.
         better: test sets on which the first method is better.
-        cells: test sets (train-test pairs one to one) that both methods could be judged on.
+        cells: test sets (pairs of training and test set for pairwise transfer) that both methods could be judged on.
     """
 
     estimate: Estimate

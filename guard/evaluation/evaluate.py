@@ -13,9 +13,26 @@ from guard.checked import checked_seed, whole_number
 from guard.data.answers import Answers
 from guard.errors import InputError
 from guard.evaluation.methods import LinearProbe, Own, Regression, log_maps, methods_for
-from guard.evaluation.predictions import NEW, ONE, OTHERS, PROTOCOLS, SAMPLED, SAMPLES, SHIFT, WITHIN, Predictions
-from guard.evaluation.protocol import Method, Progress, all_to_new, others_to_one, shift, within
-from guard.evaluation.protocol import one_to_one as train_on_one
+from guard.evaluation.predictions import (
+    HELD_OUT,
+    LEAVE_ONE_OUT,
+    PAIRWISE,
+    PROTOCOLS,
+    SAMPLED,
+    SAMPLES,
+    SHIFT,
+    WITHIN,
+    Predictions,
+)
+from guard.evaluation.protocol import (
+    Method,
+    Progress,
+    held_out_datasets,
+    leave_one_dataset_out,
+    pairwise_transfer,
+    shift,
+    within_dataset,
+)
 from guard.evaluation.result import Ablation, Claim, Importance, ModelCard, ModelResult
 from guard.evaluation.summary import summarise
 
@@ -76,7 +93,7 @@ def evaluate(
             or nothing to run.
     """
     methods = methods_for("all")
-    whole = not plan.parts or OTHERS not in plan.protocols
+    whole = not plan.parts or LEAVE_ONE_OUT not in plan.protocols
     parts = () if whole else tuple(each for each in methods_for("parts") if each.name != OWN)
     seed, run = plan.seed, plan.protocols
     predictions = _predictions(table, plan, methods, parts, new, shifted or {}, progress)
@@ -100,7 +117,7 @@ def evaluate(
         hidden=[part.name for part in parts],
         seconds=_seconds(table, listed, seed=seed),
         ablations=[Ablation(part.name.removeprefix("guard without "), OWN, part.name) for part in parts],
-        importance=_importance(table, seed=seed) if OTHERS in run else None,
+        importance=_importance(table, seed=seed) if LEAVE_ONE_OUT in run else None,
         claims=[each for each in claims(shifts=changed) if each.setting in settings],
         draws=plan.draws,
         seed=seed,
@@ -120,14 +137,14 @@ def _predictions(
     crossed = [method for method in methods if method.name in CROSSED]
     seed, run = plan.seed, plan.protocols
     found: list[Predictions] = []
-    if OTHERS in run:
-        found += others_to_one(table, (*methods, *parts), seed=seed, progress=progress)
+    if LEAVE_ONE_OUT in run:
+        found += leave_one_dataset_out(table, (*methods, *parts), seed=seed, progress=progress)
     if WITHIN in run:
-        found += within(table, methods, folds=plan.folds, seed=seed, progress=progress)
-    if ONE in run:
-        found += train_on_one(table, crossed, seed=seed, progress=progress)
-    if NEW in run and new is not None:
-        found += all_to_new(table, new, methods, seed=seed, progress=progress)
+        found += within_dataset(table, methods, folds=plan.folds, seed=seed, progress=progress)
+    if PAIRWISE in run:
+        found += pairwise_transfer(table, crossed, seed=seed, progress=progress)
+    if HELD_OUT in run and new is not None:
+        found += held_out_datasets(table, new, methods, seed=seed, progress=progress)
     if SHIFT in run and shifted:
         found += shift(table, shifted, crossed, folds=plan.folds, seed=seed, progress=progress)
     return found
@@ -138,19 +155,25 @@ def claims(*, shifts: Sequence[str] = ()) -> tuple[Claim, ...]:
     rivals = ("log-probabilities", "linear probe", "ILIS")
     beats = [
         Claim(f"better than {rival} on {sets} ({measure})", setting, measure, rival)
-        for setting, sets in ((OTHERS, "data sets it never saw"), (NEW, "new data sets"))
+        for setting, sets in ((LEAVE_ONE_OUT, "data sets it never saw"), (HELD_OUT, "new data sets"))
         for rival in rivals
         for measure in ("AUROC", "AUPRC (wrong)")
     ]
     calibrated = [
         Claim(f"Brier score no worse than that of {rival}{where}", setting, "Brier", rival, margin=-1e-9, certain=False)
-        for setting, where in ((OTHERS, ""), (NEW, " on new data sets"))
+        for setting, where in ((LEAVE_ONE_OUT, ""), (HELD_OUT, " on new data sets"))
         for rival in rivals
     ]
     probe = LinearProbe().name
     paper = [
-        Claim("the paper's transfer margin over a probe: 2.86 points of AUPRC", OTHERS, "AUPRC (wrong)", probe, 0.0286),
-        Claim("the paper's transfer margin over a probe: 21 points of Brier", OTHERS, "Brier", probe, 0.2102),
+        Claim(
+            "the paper's transfer margin over a probe: 2.86 points of AUPRC",
+            LEAVE_ONE_OUT,
+            "AUPRC (wrong)",
+            probe,
+            0.0286,
+        ),
+        Claim("the paper's transfer margin over a probe: 21 points of Brier", LEAVE_ONE_OUT, "Brier", probe, 0.2102),
     ]
     for name in shifts:
         setting = f"{SHIFT}: {name}"
@@ -190,7 +213,7 @@ def _sampled(table: Answers, *, seed: int, progress: Progress | None) -> list[Pr
     asked = _asked_again(table)
     if len(asked) < MIN_SAMPLED:
         return []
-    found = others_to_one(asked, methods_for("sampling"), seed=seed, progress=progress)
+    found = leave_one_dataset_out(asked, methods_for("sampling"), seed=seed, progress=progress)
     return [replace(each, setting=SAMPLED) for each in found]
 
 

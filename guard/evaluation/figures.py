@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from guard.errors import missing_extra
 from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.measures import ReliabilityBin, measure_named
-from guard.evaluation.predictions import ONE, SHIFT, WITHIN
+from guard.evaluation.predictions import PAIRWISE, SHIFT, WITHIN
 from guard.evaluation.result import COVERAGES, Curve, GroupGain, Importance, MethodCard, ModelResult, SettingResult
 
 try:
@@ -151,7 +151,7 @@ def transfer(result: ModelResult, methods: Sequence[str], measure: str = "AUROC"
 
 def _grid(result: ModelResult, method: str, measure: str, sets: Sequence[str]) -> NDArray[np.float64]:
     grid = np.full((len(sets), len(sets)), np.nan)
-    for name in (WITHIN, ONE):
+    for name in (WITHIN, PAIRWISE):
         setting = result.setting(name)
         for each in setting.per_cell if setting else ():
             if (each.method, each.measure) == (method, measure) and each.value is not None:

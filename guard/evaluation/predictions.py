@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from guard.errors import InputError
 
 #: The protocols.
-OTHERS, WITHIN, ONE, NEW, SHIFT, SAMPLES = PROTOCOLS = (
-    "others to one",
-    "within",
-    "one to one",
-    "all to new",
+LEAVE_ONE_OUT, WITHIN, PAIRWISE, HELD_OUT, SHIFT, SAMPLES = PROTOCOLS = (
+    "leave-one-dataset-out",
+    "within-dataset cross-validation",
+    "pairwise transfer",
+    "held-out datasets",
     "shift",
     "samples",
 )
 #: What the last one's results are called: the first again, on some of the answers.
-SAMPLED = f"{OTHERS}, answers that were sampled again"
+SAMPLED = f"{LEAVE_ONE_OUT}, answers that were sampled again"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,11 +2,11 @@
 
 The protocols, from friendly to hard:
 
-    within           folds of one set, a question never in two folds
-    one to one       fitted on one set, tested on each other set
-    others to one    fitted on all sets but one, tested on that one
-    all to new       fitted on all sets, tested on sets that were recorded apart
-    shift            fitted on one precision or engine, tested on another, a question never in both
+    within-dataset cross-validation    folds of one data set; no question is in two folds
+    pairwise transfer                  fitted on one data set, tested on each other one
+    leave-one-dataset-out              fitted on all data sets but one, tested on that one
+    held-out datasets                  fitted on all data sets, tested on separately recorded ones
+    shift                              fitted on one precision or engine, tested on another; no question in both
 
 What comes out keeps every answer's probability, so that two methods can be compared answer by answer.
 It holds no question and no answer: questions become numbers that only say which rows belong together.
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from guard.checked import checked_seed
 from guard.errors import InputError, ScorerError
-from guard.evaluation.predictions import NEW, ONE, OTHERS, SHIFT, WITHIN, Predictions
+from guard.evaluation.predictions import HELD_OUT, LEAVE_ONE_OUT, PAIRWISE, SHIFT, WITHIN, Predictions
 
 Kind = Literal["guard", "baseline", "control", "reference"]
 
@@ -115,7 +115,7 @@ Progress = Callable[[Step], None]
 # -- protocols ---------------------------------------------------------------------------------
 
 
-def within(
+def within_dataset(
     table: Table, methods: Sequence[Method], *, folds: int = 5, seed: int = 0, progress: Progress | None = None
 ) -> tuple[Predictions, ...]:
     """Cross-fit every method within each data set.
@@ -145,52 +145,52 @@ def within(
     return tuple(out)
 
 
-def others_to_one(
+def leave_one_dataset_out(
     table: Table, methods: Sequence[Method], *, seed: int = 0, progress: Progress | None = None
 ) -> tuple[Predictions, ...]:
     """Train on all data sets but one, test on that one.
 
     Questions of the test set that other sets hold too are left out of the training. Arguments,
-    result and errors are those of `within`, without folds; at least two sets are needed.
+    result and errors are those of `within_dataset`, without folds; at least two sets are needed.
     """
     sets = _several(table)
-    report = _reporter(progress, OTHERS, len(sets) * len(_checked(methods)))
+    report = _reporter(progress, LEAVE_ONE_OUT, len(sets) * len(_checked(methods)))
     out = []
     for name in sets:
         test = table.take(np.flatnonzero(table.dataset == name))
         train = table.take(np.flatnonzero((table.dataset != name) & ~np.isin(table.group, test.group)))
         score = partial(_trained_and_tested, train=train, test=test, seed=seed)
-        out.append(_predictions(OTHERS, "all other sets", name, test, methods, score, report))
+        out.append(_predictions(LEAVE_ONE_OUT, "all other sets", name, test, methods, score, report))
     return tuple(out)
 
 
-def one_to_one(
+def pairwise_transfer(
     table: Table, methods: Sequence[Method], *, seed: int = 0, progress: Progress | None = None
 ) -> tuple[Predictions, ...]:
-    """Train on one data set, test on each other set; the diagonal is what `within` gives.
+    """Train on one data set, test on each other set; the diagonal is what `within_dataset` gives.
 
     Test questions that the training set holds too are not tested on, so that a cell may have fewer
     answers than its set, and is left out where none remain. Arguments, result (one record for each
-    ordered pair) and errors are those of `within`, without folds; at least two sets are needed.
+    ordered pair) and errors are those of `within_dataset`, without folds; at least two sets are needed.
     """
     sets = _several(table)
-    report = _reporter(progress, ONE, len(sets) * len(_checked(methods)))
+    report = _reporter(progress, PAIRWISE, len(sets) * len(_checked(methods)))
     out: list[Predictions] = []
     for source in sets:
         train = table.take(np.flatnonzero(table.dataset == source))
         fits = _fits(methods, train, report, seed=seed)
         others = table.take(np.flatnonzero(table.dataset != source))
-        out += _tested(ONE, source, train, others, methods, fits)
+        out += _tested(PAIRWISE, source, train, others, methods, fits)
     return tuple(out)
 
 
-def all_to_new(
+def held_out_datasets(
     table: Table, new: Table, methods: Sequence[Method], *, seed: int = 0, progress: Progress | None = None
 ) -> tuple[Predictions, ...]:
     """Train on all data sets, test on each set of another table: sets that had no part in anything.
 
     New questions that the training sets hold too are not tested on. Arguments, result (one record for
-    each new set) and errors are those of `within`, without folds; a set in both tables is an error.
+    each new set) and errors are those of `within_dataset`, without folds; a set in both tables is an error.
     """
     both = set(datasets_of(table)) & set(datasets_of(new))
     if both:
@@ -199,8 +199,8 @@ def all_to_new(
             why="a new set is one that nothing was fitted on",
             fix="Leave it out of one of them, or give its other half a name of its own.",
         )
-    fits = _fits(_checked(methods), table, _reporter(progress, NEW, len(methods)), seed=seed)
-    return tuple(_tested(NEW, "all sets", table, new, methods, fits))
+    fits = _fits(_checked(methods), table, _reporter(progress, HELD_OUT, len(methods)), seed=seed)
+    return tuple(_tested(HELD_OUT, "all sets", table, new, methods, fits))
 
 
 def shift(

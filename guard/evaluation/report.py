@@ -17,7 +17,7 @@ from markupsafe import Markup
 from guard.evaluation import figures
 from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.measures import AUROC, MEASURES, TRANSFER_MEASURES, Measure
-from guard.evaluation.predictions import NEW, ONE, OTHERS, SAMPLED, SHIFT, WITHIN
+from guard.evaluation.predictions import HELD_OUT, LEAVE_ONE_OUT, PAIRWISE, SAMPLED, SHIFT, WITHIN
 from guard.evaluation.result import EvaluationResult, Missing, ModelResult, SettingResult, Verdict
 
 #: How many methods stand in figures that need room for each; the rest are in a fold below.
@@ -25,10 +25,10 @@ _IN_SIGHT = 6
 
 _GUIDES = {
     WITHIN: "Fitted and tested on the same kind of question, in folds; no question is in two folds.",
-    OTHERS: "Fitted on all data sets but one and tested on that one: what a new kind of question gets.",
-    ONE: "Fitted on one data set and tested on each other one: the hardest transfer, and the noisiest.",
-    NEW: "Fitted on all data sets and tested on further ones, which were recorded apart and had no part in anything.",
-    SAMPLED: "Others to one on the answers whose questions were asked again, with methods that read those samples.",
+    LEAVE_ONE_OUT: "Fitted on all data sets but one and tested on that one: what a new kind of question gets.",
+    PAIRWISE: "Fitted on one data set and tested on each other one: the hardest transfer, and the noisiest.",
+    HELD_OUT: "Fitted on all data sets and tested on further ones that were recorded separately.",
+    SAMPLED: "Leave-one-dataset-out on the answers whose questions were sampled again, for methods that read those samples.",
 }
 
 
@@ -121,7 +121,7 @@ def _chapter(number: int, result: ModelResult) -> Chapter:
 
 
 def _section(anchor: str, result: ModelResult, setting: SettingResult) -> Section:
-    measures = TRANSFER_MEASURES if setting.setting == ONE else MEASURES
+    measures = TRANSFER_MEASURES if setting.setting == PAIRWISE else MEASURES
     shifted = "Fitted on one precision or engine, tested on another, within each data set; no question is in both."
     return Section(
         anchor=f"{anchor}-{slug(setting.setting)}",
@@ -129,7 +129,9 @@ def _section(anchor: str, result: ModelResult, setting: SettingResult) -> Sectio
         guide=_GUIDES.get(setting.setting, shifted),
         tables=(_means(result, setting, measures), _gains(result, setting)),
         pictures=tuple(_shift_pictures(result, setting) or _setting_pictures(result, setting)),
-        per_set=() if setting.setting == ONE else tuple(_per_set(result, setting, each) for each in TRANSFER_MEASURES),
+        per_set=()
+        if setting.setting == PAIRWISE
+        else tuple(_per_set(result, setting, each) for each in TRANSFER_MEASURES),
         missing=_merged(setting.missing),
     )
 
@@ -146,7 +148,7 @@ def _merged(missing: Sequence[Missing]) -> tuple[Missing, ...]:
 
 
 def _means(result: ModelResult, setting: SettingResult, measures: Sequence[Measure]) -> Table:
-    cells = "pairs of training and test set" if setting.setting == ONE else "test sets"
+    cells = "pairs of training and test set" if setting.setting == PAIRWISE else "test sets"
     columns = []
     for measure in measures:
         found = [setting.score(card.name, measure.name) for card in result.methods]
@@ -262,7 +264,7 @@ def _setting_pictures(result: ModelResult, setting: SettingResult) -> list[Pictu
             Markup(figures.dots(setting, result.methods, result.own, [each.name for each in TRANSFER_MEASURES])),
         )
     ]
-    if setting.setting == ONE:
+    if setting.setting == PAIRWISE:
         pictures += _transfer_pictures(result, setting)
     if any(each.name == result.own for each in setting.curves):
         pictures.append(
@@ -348,7 +350,7 @@ def _model_pictures(result: ModelResult) -> list[Picture]:
                 Markup(figures.layer_map(result.importance)),
             )
         )
-    dearest = result.setting(OTHERS) or result.setting(WITHIN)
+    dearest = result.setting(LEAVE_ONE_OUT) or result.setting(WITHIN)
     judged = [] if dearest is None else [score for score in dearest.scores if score.measure == AUROC.name]
     if dearest is not None and any(score.estimate.value is not None for score in judged):
         pictures.append(

@@ -136,7 +136,7 @@ class SettingResult:
         per_cell: the values behind the means.
         comparisons: guard's own method against each other one.
         missing: what was not recorded.
-        curves: of the methods that were recorded on every cell; none one to one.
+        curves: of the methods that were recorded on every cell; empty for pairwise transfer.
         oracle, random: the curves of a score that knows all labels, and of none.
         reliability: of the same methods as the curves.
     """

@@ -9,7 +9,7 @@ import numpy as np
 from guard.errors import InputError, did_you_mean
 from guard.evaluation.bootstrap import Bootstrap, Estimate, bootstrap
 from guard.evaluation.measures import MEASURES, TRANSFER_MEASURES, reliability, risk_curve
-from guard.evaluation.predictions import ONE, Predictions
+from guard.evaluation.predictions import PAIRWISE, Predictions
 from guard.evaluation.protocol import Method
 from guard.evaluation.result import (
     COVERAGES,
@@ -75,7 +75,7 @@ def summarise(
     settings, groups, judged = [], [], {}
     for setting in dict.fromkeys(each.setting for each in predictions):
         cells = [each for each in predictions if each.setting == setting]
-        measures = TRANSFER_MEASURES if setting == ONE else MEASURES
+        measures = TRANSFER_MEASURES if setting == PAIRWISE else MEASURES
         found = judged[setting] = bootstrap(cells, measures, draws=draws, seed=seed)
         run = {name for cell in cells for name in (*cell.p_wrong, *cell.missing)}
         settings.append(_setting(setting, cells, found, [card.name for card in cards if card.name in run], own))
@@ -110,7 +110,7 @@ def _check_names(used: Collection[str], methods: Sequence[Method]) -> None:
 
 
 def _datasets(predictions: Sequence[Predictions]) -> tuple[DatasetCard, ...]:
-    """The largest version of each test set: one to one, shared questions are left out."""
+    """Return the largest version of each test set: pairwise transfer leaves shared questions out."""
     largest: dict[str, Predictions] = {}
     for each in predictions:
         if each.test not in largest or len(each.wrong) > len(largest[each.test].wrong):
@@ -123,7 +123,7 @@ def _setting(
 ) -> SettingResult:
     measures = [measure.name for measure in found.measures]
     everywhere = [name for name in methods if all(name in cell.p_wrong for cell in cells)]
-    drawn = [] if setting == ONE else everywhere
+    drawn = [] if setting == PAIRWISE else everywhere
     labels = [cell.wrong for cell in cells]
     oracle = [(wrong.astype(np.float64), wrong) for wrong in labels]
     constant = [(np.zeros(len(wrong)), wrong) for wrong in labels]

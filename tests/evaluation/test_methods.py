@@ -25,7 +25,7 @@ from guard.data.recording import Journal, Run, record_rows
 from guard.errors import InputError
 from guard.evaluation.evaluate import CROSSED, MIN_SAMPLED, Plan, evaluate
 from guard.evaluation.methods import methods_for
-from guard.evaluation.protocol import others_to_one
+from guard.evaluation.protocol import leave_one_dataset_out
 
 RUN = Run(model=scripted_model(), capture_point="mlp", system="", max_tokens=20)
 SETS, COUNT = ("a", "b", "c", "d"), 60
@@ -55,7 +55,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
 
 def test_what_the_layers_know_is_found_and_carried_to_other_sets(answers: Answers) -> None:
     methods = methods_for("all")
-    found = others_to_one(answers, methods, seed=0)
+    found = leave_one_dataset_out(answers, methods, seed=0)
     assert {each.test for each in found} == set(SETS)
     auroc = {}
     for method in methods:
@@ -73,7 +73,7 @@ def test_what_the_layers_know_is_found_and_carried_to_other_sets(answers: Answer
 
 def test_parts_that_are_left_out_are_missed(answers: Answers) -> None:
     parts = {method.name: method for method in methods_for("parts")}
-    found = others_to_one(answers, [parts["guard"], parts["guard without the read-out"]], seed=0)
+    found = leave_one_dataset_out(answers, [parts["guard"], parts["guard without the read-out"]], seed=0)
     for each in found:
         full = roc_auc_score(each.wrong, each.p_wrong["guard"])
         assert full > 0.8
@@ -83,7 +83,7 @@ def test_parts_that_are_left_out_are_missed(answers: Answers) -> None:
 
 def test_signals_that_were_not_recorded_are_named(answers: Answers) -> None:
     bare = Answers.whole(replace(answers.columns, lens=None, path=None, samples=((),) * len(answers)))
-    found = others_to_one(bare, (*methods_for("all"), *methods_for("sampling")[2:]), seed=0)
+    found = leave_one_dataset_out(bare, (*methods_for("all"), *methods_for("sampling")[2:]), seed=0)
     for each in found:
         assert "logit lens" in each.missing["lens entropies"]
         assert "logit lens" in each.missing["chain of embedding"]
@@ -104,7 +104,12 @@ def test_an_evaluation_has_all_protocols_and_verdicts(answers: Answers) -> None:
     other = Answers.whole(replace(answers.columns, metadata={**answers.columns.metadata, "model.quantization": "Q2_K"}))
     result = evaluate(answers, Plan(draws=100, parts=False), shifted={"Q4 to Q2": other})
     settings = [setting.setting for setting in result.settings]
-    assert settings[:4] == ["others to one", "within", "one to one", "shift: Q4 to Q2"]
+    assert settings[:4] == [
+        "leave-one-dataset-out",
+        "within-dataset cross-validation",
+        "pairwise transfer",
+        "shift: Q4 to Q2",
+    ]
     assert "sampled again" in settings[4]
     verdicts = {(each.claim.text, each.claim.measure): each.outcome for each in result.verdicts}
     told = "better than log-probabilities on data sets it never saw (AUROC)"
@@ -122,7 +127,15 @@ def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_pa
     (tmp_path / "notes.json").write_text('{"A dead end": "It led nowhere."}')
     done = run(
         app,
-        [*arguments, "--protocol", "others to one", "--no-parts", "--notes", str(tmp_path / "notes.json"), "--json"],
+        [
+            *arguments,
+            "--protocol",
+            "leave-one-dataset-out",
+            "--no-parts",
+            "--notes",
+            str(tmp_path / "notes.json"),
+            "--json",
+        ],
     )
     assert done.exit_code == 0, done.output
     assert any(each["outcome"] == "reached" for each in json.loads(done.stdout)["verdicts"])
@@ -130,17 +143,20 @@ def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_pa
     assert "It led nowhere." in page
     assert "yess" not in page, "no answer is shown"
     arguments[3] = str(tmp_path / "w.html")
-    assert run(app, [*arguments, "--protocol", "within"]).exit_code == 0
+    assert run(app, [*arguments, "--protocol", "within-dataset cross-validation"]).exit_code == 0
     both = ["--from", str(tmp_path / "a.json"), "--from", str(tmp_path / "w.json")]
     again = run(app, ["evaluate", *both, "--out", str(tmp_path / "b.html")])
     assert again.exit_code == 0, again.output
     joined, newest = (json.loads((tmp_path / name).read_text()) for name in ("b.json", "w.json"))
     assert joined["provenance"]["created"] == newest["provenance"]["created"]
     (model,) = joined["models"]
-    assert [setting["setting"] for setting in model["settings"]] == ["others to one", "within"]
+    assert [setting["setting"] for setting in model["settings"]] == [
+        "leave-one-dataset-out",
+        "within-dataset cross-validation",
+    ]
     assert {data["n"] for data in model["datasets"]} == {60}
     twice = run(app, ["evaluate", *both, *both[:2], "--out", str(tmp_path / "d.html")])
-    assert "have the protocol 'others to one'" in str(twice.exception)
+    assert "have the protocol 'leave-one-dataset-out'" in str(twice.exception)
     assert "Report written" in again.stdout
     assert (tmp_path / "b.html").stat().st_size > 100_000
     unknown = run(app, [*arguments, "--protocol", "withn"])
@@ -186,7 +202,7 @@ def test_the_command_takes_shifted_records_and_fewer_answers(answers: Answers, t
         ([*shift, *shift], "the same precision and engine"),
         (wide_shift, "of another model"),
         (["--protocol", "shift"], "needs --shift"),
-        ([*shift, "--protocol", "within"], "needs --shift"),
+        ([*shift, "--protocol", "within-dataset cross-validation"], "needs --shift"),
         ([str(files["s"]), *shift, "--protocol", "shift"], "of one model"),
     ):
         assert told in str(run(*arguments).exception)
@@ -206,18 +222,18 @@ def test_the_command_tests_on_new_sets(answers: Answers, tmp_path: Path) -> None
     def run(*arguments: str) -> Result:
         return CliRunner().invoke(app, ["evaluate", str(files["r"]), "--out", str(out), "--draws", "100", *arguments])
 
-    done = run("--new", str(files["n"]), "--protocol", "all to new", "--json")
+    done = run("--new", str(files["n"]), "--protocol", "held-out datasets", "--json")
     assert done.exit_code == 0, done.output
     (model,) = json.loads((tmp_path / "a.json").read_text())["models"]
-    assert [setting["setting"] for setting in model["settings"]] == ["all to new"]
+    assert [setting["setting"] for setting in model["settings"]] == ["held-out datasets"]
     assert [data["name"] for data in model["datasets"]] == [first]
-    assert {verdict["claim"]["setting"] for verdict in model["verdicts"]} == {"all to new"}
+    assert {verdict["claim"]["setting"] for verdict in model["verdicts"]} == {"held-out datasets"}
     assert "had no part in anything" in out.read_text()
     for arguments, told in (
         (["--new", str(files["other"])], "Q2_K on"),
         (["--new", str(files["tuned"])], "with other weights"),
         (["--new", str(files["r"])], f"'{rest[0]}' is in the records and in the new ones"),
-        (["--protocol", "all to new"], "needs --new RECORDS"),
-        ([str(files["n"]), "--new", str(files["n"]), "--protocol", "all to new"], "are of one model"),
+        (["--protocol", "held-out datasets"], "needs --new RECORDS"),
+        ([str(files["n"]), "--new", str(files["n"]), "--protocol", "held-out datasets"], "are of one model"),
     ):
         assert told in str(run(*arguments).exception)

@@ -21,7 +21,16 @@ from guard.errors import InputError, ScorerError
 from guard.evaluation.bootstrap import bootstrap, resamples
 from guard.evaluation.measures import AUROC, BRIER, ECE, MEASURES
 from guard.evaluation.predictions import Predictions, predictions_from_json, predictions_to_json
-from guard.evaluation.protocol import Step, all_to_new, capped, folds_of, one_to_one, others_to_one, shift, within
+from guard.evaluation.protocol import (
+    Step,
+    capped,
+    folds_of,
+    held_out_datasets,
+    leave_one_dataset_out,
+    pairwise_transfer,
+    shift,
+    within_dataset,
+)
 
 SETS = ("arithmetic", "countries", "trivia")
 
@@ -85,7 +94,7 @@ def test_folds_hold_wrong_answers_alike() -> None:
 def test_within_never_scores_a_question_that_was_fitted() -> None:
     method = output()
     table = made_table(SETS, n=40, answers=2)
-    found = within(table, [method], folds=4)
+    found = within_dataset(table, [method], folds=4)
     assert [each.test for each in found] == list(SETS)
     assert [each.train for each in found] == list(SETS)
     for number, part in enumerate(found):
@@ -100,7 +109,7 @@ def test_others_to_one_leaves_the_set_and_its_questions_out() -> None:
     method = output()
     table = made_table(SETS, n=30)
     shared = np.where(table.group == "countries/3", "trivia/5", table.group)
-    others_to_one(MadeTable(table.dataset, table.wrong, shared, table.signals), [method])
+    leave_one_dataset_out(MadeTable(table.dataset, table.wrong, shared, table.signals), [method])
     tested_on_trivia = method.seen[2]
     assert len(tested_on_trivia) == 59
     assert "trivia/5" not in tested_on_trivia
@@ -109,7 +118,7 @@ def test_others_to_one_leaves_the_set_and_its_questions_out() -> None:
 
 def test_one_to_one_is_every_ordered_pair_fitted_once_a_set() -> None:
     method = output()
-    found = one_to_one(made_table(SETS, n=30), [method])
+    found = pairwise_transfer(made_table(SETS, n=30), [method])
     assert [(each.train, each.test) for each in found] == [(a, b) for a in SETS for b in SETS if a != b]
     assert len(method.seen) == 3
 
@@ -117,7 +126,7 @@ def test_one_to_one_is_every_ordered_pair_fitted_once_a_set() -> None:
 def test_one_to_one_does_not_test_on_questions_of_the_training_set() -> None:
     table = made_table(SETS, n=30)
     shared = np.where(table.group == "countries/3", "trivia/5", table.group)
-    found = one_to_one(MadeTable(table.dataset, table.wrong, shared, table.signals), [output()])
+    found = pairwise_transfer(MadeTable(table.dataset, table.wrong, shared, table.signals), [output()])
     sizes = {(each.train, each.test): len(each.wrong) for each in found}
     assert sizes["countries", "trivia"] == sizes["trivia", "countries"] == 29
     assert sizes["arithmetic", "trivia"] == 30
@@ -127,10 +136,10 @@ def test_all_to_new_is_fitted_once_on_all_and_tested_on_new_questions_of_new_set
     method = output()
     table, new = made_table(SETS[:2], n=30), made_table(("law", "trivia"), n=20, seed=1)
     asked_before = np.where(new.group == "law/3", "countries/3", new.group)
-    found = all_to_new(table, MadeTable(new.dataset, new.wrong, asked_before, new.signals), [method])
+    found = held_out_datasets(table, MadeTable(new.dataset, new.wrong, asked_before, new.signals), [method])
     assert [(each.setting, each.train, each.test, len(each.wrong)) for each in found] == [
-        ("all to new", "all sets", "law", 19),
-        ("all to new", "all sets", "trivia", 20),
+        ("held-out datasets", "all sets", "law", 19),
+        ("held-out datasets", "all sets", "trivia", 20),
     ]
     assert method.seen == [frozenset(table.group)]
     told = method.fit(table, seed=0).p_wrong(new)[new.dataset == "trivia"]
@@ -140,18 +149,18 @@ def test_all_to_new_is_fitted_once_on_all_and_tested_on_new_questions_of_new_set
 def test_all_to_new_refuses_a_set_that_was_fitted_on_and_says_which_method_cannot_be_tested() -> None:
     table = made_table(SETS, n=30)
     with pytest.raises(InputError, match=r"'trivia' is in the records and in the new ones: .* fitted on"):
-        all_to_new(table, made_table(("law", "trivia"), n=9), [output()])
+        held_out_datasets(table, made_table(("law", "trivia"), n=9), [output()])
     new = made_table(("law",), n=30, seed=1)
     bare = MadeTable(new.dataset, new.wrong, new.group, {"output": new.signals["output"]})
-    (found,) = all_to_new(table, bare, [output(), MadeMethod("layers", ("layers",))])
+    (found,) = held_out_datasets(table, bare, [output(), MadeMethod("layers", ("layers",))])
     assert list(found.p_wrong) == ["output"]
     assert "hold no signal 'layers'" in found.missing["layers"]
 
 
 def test_a_signal_that_means_something_within_a_set_only_does_not_transfer() -> None:
     table = made_table(SETS, n=400)
-    inside = bootstrap(within(table, [output(), local()]), [AUROC], draws=50)
-    across = bootstrap(one_to_one(table, [output(), local()]), [AUROC], draws=50)
+    inside = bootstrap(within_dataset(table, [output(), local()]), [AUROC], draws=50)
+    across = bootstrap(pairwise_transfer(table, [output(), local()]), [AUROC], draws=50)
     assert (inside.mean("local", "AUROC")[0].value or 0) > 0.75
     assert (across.mean("local", "AUROC")[0].value or 0) < 0.6
     assert (across.mean("output", "AUROC")[0].value or 0) > 0.7
@@ -178,7 +187,7 @@ def test_one_fit_serves_all_shifts_and_questions_of_no_fit() -> None:
     ]
     assert len(method.seen) == 8
     assert len(found[0].p_wrong["output"]) == 60
-    assert (found[1].p_wrong["output"] == within(table, [output()], folds=4)[0].p_wrong["output"]).all()
+    assert (found[1].p_wrong["output"] == within_dataset(table, [output()], folds=4)[0].p_wrong["output"]).all()
 
 
 def test_shift_needs_a_set_in_common() -> None:
@@ -188,7 +197,7 @@ def test_shift_needs_a_set_in_common() -> None:
 
 def test_the_same_seed_gives_the_same_and_another_seed_other_folds() -> None:
     table = made_table(SETS[:1], n=60)
-    runs = [within(table, [output()], seed=seed)[0].p_wrong["output"] for seed in (0, 0, 1)]
+    runs = [within_dataset(table, [output()], seed=seed)[0].p_wrong["output"] for seed in (0, 0, 1)]
     assert (runs[0] == runs[1]).all()
     assert (runs[0] != runs[2]).any()
 
@@ -199,7 +208,7 @@ def test_the_same_seed_gives_the_same_and_another_seed_other_folds() -> None:
 def test_a_method_without_its_signals_is_shown_as_missing() -> None:
     absent = MadeMethod("samples", ("absent",))
     table = made_table(SETS, n=30)
-    for found in (*within(table, [output(), absent]), *one_to_one(table, [output(), absent])):
+    for found in (*within_dataset(table, [output(), absent]), *pairwise_transfer(table, [output(), absent])):
         assert set(found.p_wrong) == {"output"}
         assert "no signal 'absent'" in found.missing["samples"]
 
@@ -207,7 +216,7 @@ def test_a_method_without_its_signals_is_shown_as_missing() -> None:
 def test_a_training_set_of_one_kind_is_a_reason_too() -> None:
     table = made_table(SETS[:2], n=30)
     right = MadeTable(table.dataset, table.wrong & (table.dataset != "countries"), table.group, table.signals)
-    found = {(each.train, each.test): each for each in one_to_one(right, [output()])}
+    found = {(each.train, each.test): each for each in pairwise_transfer(right, [output()])}
     assert "all of its 30 answers are right" in found["countries", "arithmetic"].missing["output"]
     assert "output" in found["arithmetic", "countries"].p_wrong
 
@@ -215,26 +224,26 @@ def test_a_training_set_of_one_kind_is_a_reason_too() -> None:
 @pytest.mark.parametrize("p", [np.full(30, 1.2), np.full(30, np.nan), np.full(29, 0.5)])
 def test_what_is_no_probability_is_refused(p: NDArray[np.float64]) -> None:
     with pytest.raises(ScorerError, match="'careless' must give one probability"):
-        others_to_one(made_table(SETS[:2], n=30), [Careless(p)])  # type: ignore[list-item]
+        leave_one_dataset_out(made_table(SETS[:2], n=30), [Careless(p)])  # type: ignore[list-item]
 
 
 def test_bad_runs_are_refused() -> None:
     table = made_table(SETS, n=9)
     with pytest.raises(InputError, match="Two methods are called 'output'"):
-        within(table, [output(), output()])
+        within_dataset(table, [output(), output()])
     with pytest.raises(InputError, match="no method"):
-        within(table, [])
+        within_dataset(table, [])
     with pytest.raises(InputError, match="9 different questions cannot be parted into 10 folds"):
-        within(table, [output()], folds=10)
+        within_dataset(table, [output()], folds=10)
     with pytest.raises(InputError, match="got only 'trivia'"):
-        others_to_one(table.take(np.flatnonzero(table.dataset == "trivia")), [output()])
+        leave_one_dataset_out(table.take(np.flatnonzero(table.dataset == "trivia")), [output()])
     with pytest.raises(InputError, match="no labelled answers"):
-        within(table.take(np.array([], np.intp)), [output()])
+        within_dataset(table.take(np.array([], np.intp)), [output()])
 
 
 def test_progress_tells_each_step() -> None:
     steps: list[Step] = []
-    others_to_one(made_table(SETS, n=20), [output(), local()], progress=steps.append)
+    leave_one_dataset_out(made_table(SETS, n=20), [output(), local()], progress=steps.append)
     assert [(step.test, step.method) for step in steps] == [(name, m) for name in SETS for m in ("output", "local")]
     assert [step.done for step in steps] == list(range(6))
     assert {step.total for step in steps} == {6}
@@ -257,7 +266,7 @@ def test_a_cap_keeps_whole_questions_of_every_set() -> None:
 
 def test_predictions_come_back_from_json_exactly_and_hold_no_text() -> None:
     table = made_table(SETS, n=30)
-    found = within(table, [output(), MadeMethod("samples", ("absent",))])
+    found = within_dataset(table, [output(), MadeMethod("samples", ("absent",))])
     text = predictions_to_json(found)
     assert "arithmetic/3" not in text, "a question's identity may be its text"
     for before, after in zip(found, predictions_from_json(text), strict=True):
@@ -265,14 +274,14 @@ def test_predictions_come_back_from_json_exactly_and_hold_no_text() -> None:
         assert (after.p_wrong["output"] == before.p_wrong["output"]).all()
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[3]", '[{"setting": "within"}]', "[null]"])
+@pytest.mark.parametrize("text", ["{", "{}", "[3]", '[{"setting": "within-dataset cross-validation"}]', "[null]"])
 def test_other_json_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         predictions_from_json(text)
 
 
 def test_columns_of_different_lengths_are_refused() -> None:
-    value = within(made_table(SETS[:1], n=9), [output()])[0].to_json()
+    value = within_dataset(made_table(SETS[:1], n=9), [output()])[0].to_json()
     value["p_wrong"]["output"].pop()
     with pytest.raises(InputError, match="'arithmetic' have columns of different lengths"):
         predictions_from_json(json.dumps([value]))
@@ -285,7 +294,7 @@ def predicted(
     test: str, wrong: NDArray[np.bool_], group: NDArray[np.intp] | None = None, **p: NDArray[np.float64]
 ) -> Predictions:
     group = np.arange(len(wrong)) if group is None else group
-    return Predictions("within", test, test, wrong=wrong, group=group, p_wrong=p, missing={})
+    return Predictions("within-dataset cross-validation", test, test, wrong=wrong, group=group, p_wrong=p, missing={})
 
 
 def two_methods(seed: int, *, n: int = 150) -> Predictions:
@@ -385,7 +394,9 @@ def test_unknown_names_and_empty_bootstraps_are_refused() -> None:
 def test_a_thousand_draws_of_one_method_on_one_set_take_half_a_second() -> None:
     """So that ten sets and twelve methods take less than a minute; the best of three on a busy machine."""
     cell = two_methods(0, n=1000)
-    alone = Predictions("within", "x", "x", cell.wrong, cell.group, {"a": cell.p_wrong["a"]}, {})
+    alone = Predictions(
+        "within-dataset cross-validation", "x", "x", cell.wrong, cell.group, {"a": cell.p_wrong["a"]}, {}
+    )
     times = []
     for _ in range(3):
         started = time.process_time()

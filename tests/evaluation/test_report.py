@@ -24,7 +24,7 @@ from guard.evaluation.bootstrap import bootstrap
 from guard.evaluation.figures import spread
 from guard.evaluation.measures import MEASURES
 from guard.evaluation.predictions import Predictions
-from guard.evaluation.protocol import one_to_one, others_to_one, shift, within
+from guard.evaluation.protocol import leave_one_dataset_out, pairwise_transfer, shift, within_dataset
 from guard.evaluation.report import render
 from guard.evaluation.result import (
     Ablation,
@@ -62,9 +62,9 @@ def model_result() -> ModelResult:
     table, lower = made_table(SETS, n=60), made_table(SETS, n=60, seed=1, noise=1.5)
     other = made_table(SETS, n=60, seed=2, noise=0.5)
     predictions = [
-        *within(table, METHODS),
-        *one_to_one(table, METHODS),
-        *others_to_one(table, METHODS),
+        *within_dataset(table, METHODS),
+        *pairwise_transfer(table, METHODS),
+        *leave_one_dataset_out(table, METHODS),
         *shift(table, {"Q8_0 to Q2_K": lower, "llama.cpp Q8_0 to transformers int4": other}, METHODS),
     ]
     return summarise(
@@ -76,7 +76,7 @@ def model_result() -> ModelResult:
         seconds={"guard": 0.0021},
         ablations=[Ablation("the layers' map", "guard", "guard without layers")],
         importance=Importance("gain", ((0.0, 1.0, 2.0), (0.5, 0.0, 0.1), (0.2, 3.0, 0.0))),
-        claims=[Claim("beats <log-probabilities>", "others to one", "AUROC", "log-probabilities")],
+        claims=[Claim("beats <log-probabilities>", "leave-one-dataset-out", "AUROC", "log-probabilities")],
         draws=40,
     )
 
@@ -84,7 +84,7 @@ def model_result() -> ModelResult:
 def second_model() -> ModelResult:
     """One protocol and nothing else."""
     card = replace(CARD, name="Gemma 3", quantization="Q8_0")
-    predictions = others_to_one(made_table(SETS, n=60, seed=5), METHODS[:3])
+    predictions = leave_one_dataset_out(made_table(SETS, n=60, seed=5), METHODS[:3])
     return summarise(predictions, METHODS[:3], model=card, own="guard", draws=40)
 
 
@@ -178,7 +178,7 @@ def test_names_from_outside_are_text_and_never_markup(page: str) -> None:
 
 def test_every_figure_is_a_drawing_with_a_name(page: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    # Dots, risk and reliability of four protocols; dots and heatmaps one to one; shifts side by side; three
+    # Dots, risk and reliability of four protocols; dots and heatmaps of pairwise transfer; shifts side by side; three
     # inside the score. The second model: dots, risk and reliability of one; cost.
     assert len(drawings) == (4 * 3 + 2 + 1 + 3) + (3 + 1)
     for drawing in drawings:
@@ -241,7 +241,7 @@ def test_provenance_and_what_did_not_work_are_on_the_page(page: str) -> None:
 
 def test_the_same_result_gives_the_same_page() -> None:
     table = made_table(SETS[:1], n=40)
-    one = summarise(within(table, METHODS[:2]), METHODS[:2], model=CARD, own="guard", draws=5)
+    one = summarise(within_dataset(table, METHODS[:2]), METHODS[:2], model=CARD, own="guard", draws=5)
     result = EvaluationResult("x", (one,), (), PROVENANCE)
     assert render(result) == render(result)
 
@@ -249,7 +249,11 @@ def test_the_same_result_gives_the_same_page() -> None:
 def test_a_result_without_anything_recorded_still_makes_a_page() -> None:
     table = made_table(SETS[:2], n=20)
     nothing = [MadeMethod("guard", ("absent",), "guard")]
-    predictions = [*within(table, nothing), *one_to_one(table, nothing), *others_to_one(table, nothing)]
+    predictions = [
+        *within_dataset(table, nothing),
+        *pairwise_transfer(table, nothing),
+        *leave_one_dataset_out(table, nothing),
+    ]
     result = summarise(predictions, nothing, model=CARD, own="guard", draws=5)
     page = render(EvaluationResult("Nothing", (result,), (), PROVENANCE))
     assert Reader(page).open == []
@@ -260,7 +264,7 @@ def test_a_result_without_anything_recorded_still_makes_a_page() -> None:
 def test_sets_of_right_answers_only_make_a_page_too() -> None:
     table = made_table(SETS[:2], n=30)
     right = MadeTable(table.dataset, table.wrong & (table.dataset == SETS[0]), table.group, table.signals)
-    predictions = [*one_to_one(right, METHODS[:2]), *others_to_one(right, METHODS[:2])]
+    predictions = [*pairwise_transfer(right, METHODS[:2]), *leave_one_dataset_out(right, METHODS[:2])]
     result = summarise(predictions, METHODS[:2], model=CARD, own="guard", draws=5)
     assert Reader(render(EvaluationResult("Right", (result,), (), PROVENANCE))).open == []
 
@@ -287,7 +291,7 @@ def test_hidden_methods_serve_ablations_only(result: EvaluationResult) -> None:
     model = result.models[0]
     assert [card.name for card in model.methods] == ["guard", "log-probabilities", "probe <i>", "length", "samples"]
     assert all(each.method != "guard without layers" for setting in model.settings for each in setting.scores)
-    gain = next(each for each in model.groups if (each.setting, each.measure) == ("others to one", "AUROC"))
+    gain = next(each for each in model.groups if (each.setting, each.measure) == ("leave-one-dataset-out", "AUROC"))
     against = next(
         each.gain
         for each in model.settings[2].comparisons
@@ -314,7 +318,7 @@ def test_data_sets_are_told_with_their_share_wrong(result: EvaluationResult) -> 
 
 
 def test_names_that_no_method_has_are_refused() -> None:
-    predictions = within(made_table(SETS[:1], n=20), METHODS[:2])
+    predictions = within_dataset(made_table(SETS[:1], n=20), METHODS[:2])
     for change in ({"own": "gaurd"}, {"hidden": ["gaurd"]}, {"ablations": [Ablation("x", "guard", "gaurd")]}):
         arguments = {"own": "guard", "model": CARD, "draws": 5} | change
         with pytest.raises(InputError, match=r"no method 'gaurd'\. Did you mean 'guard'"):
@@ -337,7 +341,10 @@ def judged(claim: Claim, **p: NDArray[np.float64]) -> tuple[str, str]:
     """The outcome of a claim on two sets, on which methods give these probabilities."""
     methods = [MadeMethod(name, (), "guard" if name == "own" else "baseline") for name in p]
     cells = [
-        Predictions("within", name, name, wrong=WRONG, group=np.arange(80), p_wrong=p, missing={}) for name in "xy"
+        Predictions(
+            "within-dataset cross-validation", name, name, wrong=WRONG, group=np.arange(80), p_wrong=p, missing={}
+        )
+        for name in "xy"
     ]
     (verdict,) = summarise(cells, methods, model=CARD, own="own", claims=[claim], draws=100).verdicts
     return verdict.outcome, verdict.against
@@ -348,32 +355,37 @@ GOOD, FAIR = np.where(WRONG, 0.9, 0.1), np.where(np.arange(80) % 5 == 0, 0.5, np
 
 
 def test_a_sure_gain_reaches_its_claim() -> None:
-    claim = Claim("own beats other", "within", "AUROC", "other")
+    claim = Claim("own beats other", "within-dataset cross-validation", "AUROC", "other")
     assert judged(claim, own=GOOD, other=FAIR) == ("reached", "other")
     assert judged(claim, own=FAIR, other=GOOD) == ("not reached", "other")
     assert judged(claim, own=GOOD, other=GOOD) == ("not reached", "other")
 
 
 def test_lower_brier_is_a_gain() -> None:
-    assert judged(Claim("own is nearer", "within", "Brier", "other"), own=GOOD, other=FAIR)[0] == "reached"
+    assert (
+        judged(Claim("own is nearer", "within-dataset cross-validation", "Brier", "other"), own=GOOD, other=FAIR)[0]
+        == "reached"
+    )
 
 
 def test_the_rival_is_the_best_baseline_where_none_is_named() -> None:
-    claim = Claim("own beats all", "within", "AUROC")
+    claim = Claim("own beats all", "within-dataset cross-validation", "AUROC")
     assert judged(claim, own=GOOD, poor=1 - GOOD, fair=FAIR) == ("reached", "fair")
     assert judged(claim, own=FAIR, poor=1 - GOOD, good=GOOD) == ("not reached", "good")
 
 
 def test_a_value_above_the_margin_is_not_enough_where_the_interval_is_not() -> None:
     nearly = np.where(np.arange(80) == 0, 0.05, GOOD)
-    claim = Claim("own beats other", "within", "AUROC", "other")
+    claim = Claim("own beats other", "within-dataset cross-validation", "AUROC", "other")
     assert judged(claim, own=GOOD, other=nearly)[0] == "not shown"
     assert judged(replace(claim, certain=False), own=GOOD, other=nearly)[0] == "reached"
 
 
 def test_a_margin_may_allow_a_loss() -> None:
     nearly = np.where(np.arange(80) == 0, 0.05, GOOD)
-    claim = Claim("own is hardly worse", "within", "AUROC", margin=-0.05, everywhere=True, certain=False)
+    claim = Claim(
+        "own is hardly worse", "within-dataset cross-validation", "AUROC", margin=-0.05, everywhere=True, certain=False
+    )
     assert judged(claim, own=nearly, other=GOOD) == ("reached", "other on x")
     assert judged(replace(claim, margin=-0.001), own=nearly, other=GOOD)[0] == "not reached"
     assert judged(replace(claim, margin=-0.03, certain=True), own=nearly, other=GOOD)[0] == "not shown"
@@ -383,7 +395,9 @@ def test_the_worst_cell_has_an_interval_of_its_own() -> None:
     """That of the difference on this cell, not on all."""
     nearly = np.where(np.arange(80) == 0, 0.05, GOOD)
     cells = [
-        Predictions("within", name, name, WRONG, np.arange(80), {"own": own, "other": GOOD}, {})
+        Predictions(
+            "within-dataset cross-validation", name, name, WRONG, np.arange(80), {"own": own, "other": GOOD}, {}
+        )
         for name, own in (("x", GOOD), ("y", nearly))
     ]
     found = bootstrap(cells, MEASURES, draws=100)
@@ -393,14 +407,14 @@ def test_the_worst_cell_has_an_interval_of_its_own() -> None:
     assert found.gain("own", "other", "AUROC", cell=("x", "x")).estimate.low == 0.0
     with pytest.raises(InputError, match="Nothing was trained on 'x' and tested on 'y'"):
         found.gain("own", "other", "AUROC", cell=("x", "y"))
-    claim = Claim("own is hardly worse", "within", "AUROC", margin=-0.001, everywhere=True)
+    claim = Claim("own is hardly worse", "within-dataset cross-validation", "AUROC", margin=-0.001, everywhere=True)
     methods = [MadeMethod("own", (), "guard"), MadeMethod("other", (), "baseline")]
     (verdict,) = summarise(cells, methods, model=CARD, own="own", claims=[claim], draws=100).verdicts
     assert (verdict.against, verdict.estimate) == ("other on y", worst.estimate)
 
 
 def test_a_claim_on_what_was_not_run_is_not_recorded() -> None:
-    assert judged(Claim("transfers", "others to one", "AUROC"), own=GOOD, other=FAIR)[0] == "not recorded"
+    assert judged(Claim("transfers", "leave-one-dataset-out", "AUROC"), own=GOOD, other=FAIR)[0] == "not recorded"
 
 
 # -- labels ------------------------------------------------------------------------------------
