@@ -22,7 +22,8 @@ def whole_number(name: str, value: Any, *, least: int, most: int = 2**63 - 1) ->
         raise InputError(f"{name} must be a whole number, got {value!r:.60}")
     number = int(value)
     if not least <= number <= most:
-        raise InputError(f"{name} must be {_range(least, most)}, got {number}")
+        wanted = f"at most {most}" if number > most else _range(least, most)
+        raise InputError(f"{name} must be {wanted}, got {str(number)[:60]}")
     return number
 
 

@@ -98,7 +98,7 @@ class Policy:
             PolicyError: the policy has no such route. The rules of calls without a route are never
                 taken in its place: they may well be less careful.
         """
-        plan = self.plans.get(route)
+        plan = self.plans.get(route) if route is None or isinstance(route, str) else None
         if plan is None:
             fix = did_you_mean(str(route), self.routes) or "It has no routes: leave the route out"
             raise PolicyError(f"Policy '{self.name}' has no route '{route}'", fix=fix)

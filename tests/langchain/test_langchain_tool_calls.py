@@ -204,11 +204,67 @@ def test_a_call_that_is_cut_or_no_json_is_invalid(family: str, text: str) -> Non
         f"<code>{CALL}</code>",
         f"<!-- {CALL} -->",
         f"- > {CALL}",
+        f"For example:\n\n    {CALL}\n\nThat adds.",
+        f'<code class="xml">{CALL}</code>',
+        f"<PRE lang=xml>{CALL}</PRE>",
+        f"<example>{CALL}</example>",
+        f"~~{CALL}~~",
+        f"&lt;!-- {CALL} --&gt;",
+        f"\\begin{{verbatim}}{CALL}\\end{{verbatim}}",
+        f'They say "use {CALL} now".',
+        f"They say “use {CALL} now”.",
+        f"Man schreibt „{CALL}“.",
+        f"「{CALL}」と書く。",
     ],
 )
 def test_a_call_that_is_thought_or_quoted_is_text(text: str) -> None:
     assert parse_tool_calls(text, ["add"]).calls == ()
     assert parse_tool_calls(text, ["add"]).text == text
+
+
+#: One call in each family's form, of a tool with one argument.
+WRITTEN = {
+    "hermes": CALL,
+    "qwen-coder": "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
+    "glm": "<tool_call>add<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>",
+    "phi": '<|tool_call|>[{"name": "add", "arguments": {"a": 1}}]<|/tool_call|>',
+    "kimi": '<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>{"a": 1}<|tool_call_end|>',
+    "deepseek": '<｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{"a": 1}\n```<｜tool▁call▁end｜>',
+    "llama": '<|python_tag|>{"name": "add", "parameters": {"a": 1}}',
+    "mistral": '[TOOL_CALLS][{"name": "add", "arguments": {"a": 1}}]',
+    "harmony": '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 1}',
+}
+
+
+@pytest.mark.parametrize("family", sorted(WRITTEN))
+@pytest.mark.parametrize("around", ['You write "{}".', "You write '{}'.", "“{}”", '"Say {} to it"', "<pre>{}</pre>"])
+def test_no_familys_call_in_quotation_marks_is_carried_out(family: str, around: str) -> None:
+    """Before, quotation marks were known for one family only: seven others carried a quoted call out."""
+    assert parse_tool_calls(around.format(WRITTEN[family]), ["add"], form(family), tools=[ADD]).calls == ()
+
+
+@pytest.mark.parametrize("family", sorted(WRITTEN))
+@pytest.mark.parametrize(
+    "around", ["Don't worry, it's done:\n\n{}", 'The "best" way: {}', 'I call "add".\n{}', "Users' wish: {}"]
+)
+def test_quotation_marks_elsewhere_do_not_hide_a_call(family: str, around: str) -> None:
+    answer = parse_tool_calls(around.format(WRITTEN[family]), ["add"], form(family), tools=[ADD])
+    assert [call["name"] for call in answer.calls] == ["add"]
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("hermes", '<tool_call>{"name": "add", "arguments": {}, "parameters": {"a": 2}}</tool_call>'),
+        (
+            "qwen-coder",
+            "<function=add><parameter=note><function=add><parameter=a>9</parameter></function></parameter></function>",
+        ),
+    ],
+)
+def test_a_call_that_has_two_readings_is_invalid(family: str, text: str) -> None:
+    answer = parse_tool_calls(text, ["add"], form(family), tools=[ADD])
+    assert (answer.calls, len(answer.invalid)) == ((), 1)
 
 
 def test_a_fence_is_a_call_only_where_one_was_demanded() -> None:
@@ -245,7 +301,9 @@ def test_no_text_makes_a_reader_fail_or_call_what_was_not_offered(family: str, t
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("piece", ["`", "`a", "<tool_call>", "<think>", "> ", "[", "<function=", "```\n", "\n\n`"])
+@pytest.mark.parametrize(
+    "piece", ["`", "`a", "<tool_call>", "<think>", "> ", "[", "<function=", "```\n", "\n\n`", "“", "~~", ' "', "    "]
+)
 def test_hostile_texts_do_not_hold_the_reader_up(piece: str) -> None:
     for family in TEMPLATES:
         assert parse_tool_calls(piece * 4_000, ["add"], form(family)).calls == ()

@@ -366,6 +366,9 @@ def test_a_route_that_is_not_there_is_never_the_default() -> None:
         parse_policy(minimal()).check_route("medical")
     with pytest.raises(PolicyError, match="has no route ''"):
         policy.check_route("")
+    for odd in ([], {"medical": 1}, 0, True):
+        with pytest.raises(PolicyError, match="has no route"):
+            policy.check_route(odd)  # type: ignore[arg-type]
     policy.check_route(None)
 
 

@@ -20,16 +20,21 @@ from guard.engines.thinking import MARKS
 from guard.errors import did_you_mean
 from guard.langchain.attempts.complete_json import DECODER
 
-#: Thoughts, code (fenced or within backticks) and quotations, whose text is never a call.
+#: Thoughts, code (fenced, indented or within backticks) and quotations, whose text is never a call.
 _QUOTED = (
     "|".join(rf"(?i:{re.escape(each.opening)}).*?(?:(?i:{re.escape(each.closing)})|\Z)" for each in MARKS)
-    + r"|<(?P<tag>code|pre|blockquote)>.*?(?:</(?P=tag)>|\Z)|<!--.*?(?:-->|\Z)"
+    + r"|<(?P<tag>(?i:code|pre|blockquote|q|quote|example|samp|kbd|xmp|script|textarea|del|s|tool_response))"
+    r"(?:\s[^<>]*)?>.*?(?:</(?i:(?P=tag))\s*>|\Z)|(?:<|&lt;)!--.*?(?:--(?:>|&gt;)|\Z)|<!\[CDATA\[.*?(?:\]\]>|\Z)"
     r"|^[ ]{0,3}(?P<fence>`{3,}|~{3,})[^\n]*(?:\n.*?^[ ]{0,3}(?P=fence)[`~]*[ \t]*$|.*\Z)"
-    r"|(?P<ticks>`+)(?!`)(?:(?!\n[ \t]*\n).)*?(?<!`)(?P=ticks)(?!`)"
-    r"|^[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*>[^\n]*"
-    r"|(?<=[\"'“‘«])<tool_call>.*?</tool_call>(?=[\"'”’»])"
+    r"|(?P<ticks>`+)(?!`)(?:(?!\n[ \t]*\n).)*?(?<!`)(?P=ticks)(?!`)|~~.*?~~"
+    r"|\\begin\{(?P<block>verbatim|lstlisting)\}.*?(?:\\end\{(?P=block)\}|\Z)"
+    r"|^[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*>[^\n]*|(?:\A|(?<=\n\n))(?:(?:[ ]{4}|\t)[^\n]*(?:\n|\Z))+"
+    r"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|「[^」]*」|『[^』]*』"
 )
-
+#: Marks of a quotation that may stand around a call, with or without other words of the sentence.
+_QUOTE_BEFORE = re.compile(r"(?:^|(?<=[\s(\[{:]))([\"'])[^\"']*\Z")
+#: Signs of a line, before and behind a call, that are searched for quotation marks.
+_NEAR = 500
 
 _FENCED = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
 
@@ -120,8 +125,8 @@ def _entry(entry: Any) -> _Written | None:
         entry = entry["function"]
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         return None
-    key = next((key for key in ("arguments", "parameters") if entry.get(key) is not None), None)
-    return None if key is None else _Written(entry["name"], entry[key])
+    given = [key for key in ("arguments", "parameters") if entry.get(key) is not None]
+    return _Written(entry["name"], entry[given[0]]) if len(given) == 1 else None
 
 
 _NO_CALL = "not the JSON of a tool call"
@@ -179,6 +184,7 @@ def _llama(text: str, at: int, types: Mapping[str, Mapping[str, Any]]) -> tuple[
 def _tagged_arguments(name: str, argument: str, closing: str) -> _Read:
     """Reads a name and arguments that are each written between tags; their types are the tool's."""
     head, each, end = re.compile(name), re.compile(argument, re.DOTALL), re.compile(closing)
+    opening = argument.partition("(?P<key>")[0]  # in a value it is another call, cut at this one's end
 
     def read(text: str, at: int, types: Mapping[str, Mapping[str, Any]]) -> tuple[list[_Written], int]:
         named, ends = head.match(text, at), end.search(text, at)
@@ -191,7 +197,7 @@ def _tagged_arguments(name: str, argument: str, closing: str) -> _Read:
             inner = _json_at(body, 0)
             if inner is not None and not body[inner[1] :].strip():
                 return [_Written(tool, inner[0])], ends.end()
-        if rest or len(found) < len(each.findall(body)):
+        if rest or len(found) < len(each.findall(body)) or any(opening in value for value in found.values()):
             return [_Written(tool, body.strip(), "the arguments cannot be read")], ends.end()
         typed = {key: _typed(value, types.get(tool, {}).get(key)) for key, value in found.items()}
         return [_Written(tool, typed)], ends.end()
@@ -314,18 +320,37 @@ def parse_tool_calls(
         return _answer("", bare, offered)
     pattern = re.compile(rf"{_QUOTED}|(?P<begin>{form.begin})|{form.dropped}", re.DOTALL | re.MULTILINE)
     dropped = re.compile(form.dropped)
-    rest, written, at = "", [], 0
+    rest, written, at, done = "", [], 0, 0
     while match := pattern.search(text, at):
         rest += text[at : match.start()]
         at = match.end()
         if match.group("begin") is not None:
             calls, at = form.read(text, at, types)
-            written += calls
+            around = (text[max(done, match.start() - _NEAR) : match.start()], text[at : at + _NEAR])
+            before, behind = (dropped.sub("", each) for each in around)
+            done = at
+            if _in_quotes(before, text[match.start() : at], behind):
+                rest += text[match.start() : at]
+            else:
+                written += calls
         elif not dropped.fullmatch(match.group()):
             rest += match.group()
     if not written:
         return ParsedAnswer(text)
     return _answer((rest + text[at:]).strip(), written, offered)
+
+
+def _in_quotes(before: str, call: str, behind: str) -> bool:
+    """Whether a call stands between two straight quotation marks of one line, the second behind it or in it.
+
+    A call that reads on to the end of the answer, as Llama's do, has taken the second mark in.
+    """
+    lines = before.rstrip().splitlines()
+    mark = _QUOTE_BEFORE.search(lines[-1]) if lines else None
+    if mark is None:
+        return False
+    rest = behind.lstrip().split("\n", 1)[0]
+    return mark.group(1) in rest or call.rstrip(" .!,;)").endswith(mark.group(1))
 
 
 def _bare(text: str, form: ToolFormat, offered: Sequence[str]) -> list[_Written]:
