@@ -28,7 +28,7 @@ _GUIDES = {
     LEAVE_ONE_OUT: "Fitted on all data sets but one and tested on that one: what a new kind of question gets.",
     PAIRWISE: "Fitted on one data set and tested on each other one: the hardest transfer, and the noisiest.",
     HELD_OUT: "Fitted on all data sets and tested on further ones that were recorded separately.",
-    SAMPLED: "Leave-one-dataset-out on the answers whose questions were sampled again, for methods that read those samples.",
+    SAMPLED: "Leave-one-dataset-out on the answers whose questions were sampled again: methods that read samples.",
 }
 
 

@@ -159,8 +159,8 @@ def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_pa
     assert "have the protocol 'leave-one-dataset-out'" in str(twice.exception)
     assert "Report written" in again.stdout
     assert (tmp_path / "b.html").stat().st_size > 100_000
-    unknown = run(app, [*arguments, "--protocol", "withn"])
-    assert "Did you mean 'within'" in str(unknown.exception)
+    unknown = run(app, [*arguments, "--protocol", "pairwise transfr"])
+    assert "Did you mean 'pairwise transfer'" in str(unknown.exception)
     for wrong in ([], [str(tmp_path / "r.parquet"), "--from", str(tmp_path / "a.json")]):
         refused = run(app, ["evaluate", *wrong, "--out", str(tmp_path / "c.html")])
         assert isinstance(refused.exception, InputError)
