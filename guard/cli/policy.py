@@ -78,19 +78,17 @@ def explain(
     """Show which rule decides on an answer with this score, and why the others don't."""
     from guard.policy.defects import DEFECTS
     from guard.policy.explanation import explain as steps_of
-    from guard.policy.policy import Used, decide, load_policy
+    from guard.policy.policy import Usage, decide, load_policy
 
     loaded = _settled(load_policy(policy), certificate)
     section = None if tool is None else _tool_section(loaded, tool)
     if tool is not None:
         (plan,) = loaded.plans_for(route, [tool])
         loaded = replace(loaded, plans={**loaded.plans, route: plan})
-    steps = steps_of(loaded, score, route, ood_score=ood_score)
-    decision = decide(loaded, p_wrong=score, ood_score=ood_score, route=route)
-    when_spent = decide(loaded, p_wrong=score, ood_score=ood_score, route=route, used=Used(spent=True))
-    defective = {
-        name: decide(loaded, p_wrong=score, ood_score=ood_score, route=route, defects=[name]) for name in DEFECTS
-    }
+    steps = steps_of(loaded, score, route, novelty=novelty)
+    decision = decide(loaded, p_wrong=score, novelty=novelty, route=route)
+    when_exhausted = decide(loaded, p_wrong=score, novelty=novelty, route=route, usage=Usage(exhausted=True))
+    defective = {name: decide(loaded, p_wrong=score, novelty=novelty, route=route, defects=[name]) for name in DEFECTS}
     if as_json:
         print_json(
             {
@@ -103,7 +101,7 @@ def explain(
                 "ood_score": ood_score,
                 "steps": [asdict(step) for step in steps],
                 "decision": _decision_json(decision),
-                "when_spent": _decision_json(when_spent),
+                "when_exhausted": _decision_json(when_exhausted),
                 **{f"when_{name}": _decision_json(each) for name, each in defective.items()},
             }
         )
@@ -112,8 +110,8 @@ def explain(
         say(_other_section(loaded, tool, section))
     _print_steps(steps)
     say(f"{decision.action}: {decision.reason}.")
-    if when_spent.rule != decision.rule:
-        say(f"Once the budget is spent: {when_spent.action}, by {when_spent.rule}.")
+    if when_exhausted.rule != decision.rule:
+        say(f"Once the budget is exhausted: {when_exhausted.action}, by {when_exhausted.rule}.")
     for name, each in defective.items():
         say(f"If the answer is {name}: {each.action}, by {each.rule}.")
     if loaded.mode == "shadow":

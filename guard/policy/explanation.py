@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from guard.errors import PolicyError
-from guard.policy.policy import NOTHING_USED, Line, Policy, Used, uncertified
+from guard.policy.policy import NO_USAGE, Line, Policy, Usage, uncertified
 from guard.policy.rules import UnusualLine
 from guard.records import Action
 
@@ -36,8 +36,8 @@ def explain(
     p_wrong: float,
     route: str | None = None,
     *,
-    ood_score: float | None = None,
-    used: Used = NOTHING_USED,
+    novelty: float | None = None,
+    usage: Usage = NO_USAGE,
 ) -> list[Step]:
     """Show how each rule takes part in the decision on a score, and before them the ``unusual`` section.
 
@@ -47,7 +47,7 @@ def explain(
         route: name given by the caller.
         ood_score: share of the calibration answers that are more usual, from 0 to 1; a policy with an
             ``unusual`` section needs it.
-        used: what the call has used up.
+        usage: what the call has used up.
 
     Raises:
         PolicyError: the policy has no such route, the score is no probability, or ood_score is no share.
@@ -62,11 +62,11 @@ def explain(
     steps: list[Step] = []
     decided: Line | None = None
     if plan.unusual is not None:
-        steps.append(_unusual_step(policy, plan.unusual, ood_score, used))
+        steps.append(_unusual_step(policy, plan.unusual, novelty, usage))
         decided = plan.unusual.line if steps[0].decides else None
     for line in plan.rules:
         holds = p_wrong < line.below
-        used_up = line.used_up(used) if holds else None
+        used_up = line.used_up(usage) if holds else None
         decides = holds and used_up is None and decided is None
         if not holds:
             why = f"{p_wrong:.4g} is not below {line.below:g}"
@@ -82,7 +82,7 @@ def explain(
     return steps
 
 
-def _unusual_step(policy: Policy, unusual: UnusualLine, ood_score: float | None, used: Used) -> Step:
+def _unusual_step(policy: Policy, unusual: UnusualLine, novelty: float | None, usage: Usage) -> Step:
     line = unusual.line
     if ood_score is None:
         raise PolicyError(
@@ -90,8 +90,8 @@ def _unusual_step(policy: Policy, unusual: UnusualLine, ood_score: float | None,
             why=f"{line.name} decides where it is above {unusual.above:g}",
             fix="Give it, as --ood-score or ood_score=",
         )
-    holds = ood_score > unusual.above
-    why = f"{ood_score:.4g} is {'' if holds else 'not '}above {unusual.above:g}"
-    used_up = line.used_up(used) if holds else None
+    holds = novelty > unusual.above
+    why = f"{novelty:.4g} is {'' if holds else 'not '}above {unusual.above:g}"
+    used_up = line.used_up(usage) if holds else None
     action = Action.ABSTAIN if used_up else line.action
     return Step(line.name, action, unusual.condition, holds, holds, f"{why}; {used_up}" if used_up else why)

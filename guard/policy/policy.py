@@ -40,7 +40,7 @@ from guard.policy.document import (
     Settings,
     Unusual,
 )
-from guard.policy.rules import NOTHING_USED, Line, Plan, ToolPlan, UnusualLine, Used
+from guard.policy.rules import NO_USAGE, Line, Plan, ToolPlan, UnusualLine, Usage
 from guard.policy.yaml_source import InvalidPolicyError, Location, Problem, location_text, read_text, read_yaml
 from guard.records import Action, Decision
 
@@ -306,7 +306,7 @@ def decide(
     p_wrong: float | None,
     ood_score: float | None = None,
     route: str | None = None,
-    used: Used = NOTHING_USED,
+    usage: Usage = NO_USAGE,
     tools: Iterable[str] = (),
     defects: Collection[Defect] = (),
 ) -> Decision:
@@ -319,7 +319,7 @@ def decide(
         ood_score: share of the calibration answers that are more usual. Only looked at where the policy
             says what to do with an ``unusual`` input, and then its lack is a failure of scoring too.
         route: name given by the caller.
-        used: what this call has used up.
+        usage: what this call has used up.
         tools: names of the tools that the answer calls. Each is decided on by its own section of the
             policy's ``tools``, and the most careful decision is taken; of equals the first.
         defects: of the answer (`guard.records.defects_of`). ``truncated`` and ``empty`` of the policy decide
@@ -330,24 +330,24 @@ def decide(
     """
     if p_wrong is None:
         error = "the answer has no score"
-        return decide_error(policy, error=error, route=route, used=used, tools=tools, defects=defects)
+        return decide_error(policy, error=error, route=route, usage=usage, tools=tools, defects=defects)
     p_wrong = float(p_wrong)  # a NumPy float32 would be compared in its own precision
     if not 0.0 <= p_wrong <= 1.0:
         error = f"the score {p_wrong} is no probability"
-        return decide_error(policy, error=error, route=route, used=used, tools=tools, defects=defects)
+        return decide_error(policy, error=error, route=route, usage=usage, tools=tools, defects=defects)
     plans = policy.plans_for(route, tools)
-    stopped = _by_defects(plans, defects, p_wrong, used)
+    stopped = _by_defects(plans, defects, p_wrong, usage)
     if stopped is not None:
         return stopped
-    decision = _most_careful([_by_rules(plan.rules, p_wrong, used) for plan in plans])
+    decision = _most_careful([_by_rules(plan.rules, p_wrong, usage) for plan in plans])
     unusual = policy.plan(route).unusual
     if unusual is None:
         return decision
-    if ood_score is None or not 0.0 <= ood_score <= 1.0:
-        known = "not known" if ood_score is None else f"{ood_score}, not a share"
-        error = f"the policy needs the input's out-of-distribution score, which is {known}"
-        return decide_error(policy, error=error, route=route, used=used, tools=tools)
-    return _by_unusual(unusual, float(ood_score), p_wrong, used) if ood_score > unusual.above else decision
+    if novelty is None or not 0.0 <= novelty <= 1.0:
+        known = "not known" if novelty is None else f"{novelty}, which is no share"
+        error = f"the policy looks at the input's novelty, and that is {known}"
+        return decide_error(policy, error=error, route=route, usage=usage, tools=tools)
+    return _by_unusual(unusual, float(novelty), p_wrong, usage) if novelty > unusual.above else decision
 
 
 def decide_error(
@@ -355,7 +355,7 @@ def decide_error(
     *,
     error: str,
     route: str | None = None,
-    used: Used = NOTHING_USED,
+    usage: Usage = NO_USAGE,
     tools: Iterable[str] = (),
     defects: Collection[Defect] = (),
 ) -> Decision:
@@ -365,7 +365,7 @@ def decide_error(
         policy: the rules; its ``on_error`` decides. A fallback that is used up becomes an abstention.
         error: what failed, in one sentence.
         route: name given by the caller.
-        used: what this call has used up.
+        usage: what this call has used up.
         tools: names of the tools that the answer calls, as for `decide`.
         defects: of the answer, if there is one; they decide before ``on_error``, as for `decide`.
 
@@ -373,8 +373,8 @@ def decide_error(
         PolicyError: the policy has no such route.
     """
     plans = policy.plans_for(route, tools)
-    stopped = _by_defects(plans, defects, None, used)
-    return stopped or _most_careful([_by_on_error(plan.on_error, error, used) for plan in plans])
+    stopped = _by_defects(plans, defects, None, usage)
+    return stopped or _most_careful([_by_on_error(plan.on_error, error, usage) for plan in plans])
 
 
 def _most_careful(decisions: list[Decision]) -> Decision:
@@ -388,37 +388,37 @@ _DEFECTS: Mapping[Defect, str] = {
 
 
 def _by_defects(
-    plans: tuple[Plan, ...], defects: Collection[Defect], p_wrong: float | None, used: Used
+    plans: tuple[Plan, ...], defects: Collection[Defect], p_wrong: float | None, usage: Usage
 ) -> Decision | None:
     """What is done with an answer for its form; None where its score may decide."""
     stops = [(plan, stop) for plan in plans if (stop := plan.stopped_by(defects))]
-    decisions = [_by_defect(plan, *stop, p_wrong, used) for plan, stop in stops]
+    decisions = [_by_defect(plan, *stop, p_wrong, usage) for plan, stop in stops]
     return _most_careful(decisions) if decisions else None
 
 
-def _by_defect(plan: Plan, defect: Defect, line: Line, p_wrong: float | None, used: Used) -> Decision:
-    then, why = plan.instead_of(line, used), line.used_up(used)
+def _by_defect(plan: Plan, defect: Defect, line: Line, p_wrong: float | None, usage: Usage) -> Decision:
+    then, why = plan.instead_of(line, usage), line.used_up(usage)
     reason = f"{_DEFECTS[defect]}; {why}" if why else _DEFECTS[defect]
     return Decision(then.action, then.name, reason, p_wrong, then.settings)
 
 
-def _by_rules(rules: tuple[Line, ...], p_wrong: float, used: Used) -> Decision:
+def _by_rules(rules: tuple[Line, ...], p_wrong: float, usage: Usage) -> Decision:
     if rules[0].is_uncertified:  # a promise is always the first rule
         raise uncertified(rules[0])
     passed: list[Line] = []
     for line in rules:
         if p_wrong < line.below:
-            if line.used_up(used) is None:
+            if line.used_up(usage) is None:
                 break
             passed.append(line)
-    reason = _reason(p_wrong, line, rules, passed, used)
+    reason = _reason(p_wrong, line, rules, passed, usage)
     return Decision(line.action, line.name, reason, p_wrong, line.settings)
 
 
-def _by_unusual(unusual: UnusualLine, ood_score: float, p_wrong: float, used: Used) -> Decision:
+def _by_unusual(unusual: UnusualLine, novelty: float, p_wrong: float, usage: Usage) -> Decision:
     line = unusual.line
-    reason = f"The input is unlike the calibration data: ood_score {ood_score:.4g} is above {unusual.above:g}"
-    why = line.used_up(used)
+    reason = f"The input is unlike the calibration data: novelty {novelty:.4g} is above {unusual.above:g}"
+    why = line.used_up(usage)
     if why is not None:
         return Decision(Action.ABSTAIN, line.name, f"{reason}; {why}", p_wrong, Abstain())
     return Decision(line.action, line.name, reason, p_wrong, line.settings)
@@ -433,17 +433,17 @@ def uncertified(line: Line) -> PolicyError:
     )
 
 
-def _by_on_error(line: Line, error: str, used: Used) -> Decision:
+def _by_on_error(line: Line, error: str, usage: Usage) -> Decision:
     reason = f"No usable score: {error.rstrip('.')}"
-    why = line.used_up(used)
+    why = line.used_up(usage)
     if why is not None:
         return Decision(Action.ABSTAIN, line.name, f"{reason}; {why}", None, Abstain())
     return Decision(line.action, line.name, reason, None, line.settings)
 
 
-def _reason(p_wrong: float, line: Line, rules: tuple[Line, ...], passed: list[Line], used: Used) -> str:
+def _reason(p_wrong: float, line: Line, rules: tuple[Line, ...], passed: list[Line], usage: Usage) -> str:
     if passed:
-        skipped = "; ".join(str(rule.used_up(used)) for rule in passed)
+        skipped = "; ".join(str(rule.used_up(usage)) for rule in passed)
         return f"p_wrong {p_wrong:.4g} is below {passed[0].below:g}, but {skipped}"
     if line.below <= 1.0:
         return f"p_wrong {p_wrong:.4g} is below {line.below:g}"
@@ -454,9 +454,9 @@ def _reason(p_wrong: float, line: Line, rules: tuple[Line, ...], passed: list[Li
 
 # fmt: off
 __all__ = [
-    "ANY_TOOL", "NOTHING_USED", "Abstain", "Accept", "Budget", "Calls", "Escalate", "Fallback",
+    "ANY_TOOL", "NO_USAGE", "Abstain", "Accept", "Budget", "Calls", "Escalate", "Fallback",
     "FallbackEngine", "InvalidPolicyError", "Line", "Plan", "Policy", "Problem", "Retry", "Settings", "ToolPlan",
-    "Used", "builtin_policies", "decide", "decide_error", "json_schema", "load_policy", "parse_policy",
+    "Usage", "builtin_policies", "decide", "decide_error", "json_schema", "load_policy", "parse_policy",
     "uncertified",
 ]
 # fmt: on

@@ -12,21 +12,21 @@ from guard.records import Action
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class Usage:
     """What a guarded call has used up so far.
 
     Attributes:
         retries: retries made.
         fallbacks: names of the fallbacks that have answered or failed.
-        spent: whether the budget (attempts, tokens or seconds) allows no further generation.
+        exhausted: whether the budget (attempts, tokens or seconds) allows no further generation.
     """
 
     retries: int = 0
     fallbacks: frozenset[str] = frozenset()
-    spent: bool = False
+    exhausted: bool = False
 
 
-NOTHING_USED = Used()
+NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +62,18 @@ class Line:
             return f"p_wrong < threshold for {self.promise}"
         return "always" if self.below == math.inf else f"p_wrong < {self.below:g}"
 
-    def used_up(self, used: Used) -> str | None:
+    def used_up(self, usage: Usage) -> str | None:
         """Why the rule is passed over in this call, or None where it is not."""
         settings = self.settings
         if isinstance(settings, Retry):
-            if used.retries >= settings.times:
+            if usage.retries >= settings.times:
                 return f"{self.name} has used its {_count(settings.times, 'retry', 'retries')}"
-            return f"{self.name} is passed over since the budget is spent" if used.spent else None
+            return f"{self.name} is skipped because the budget is exhausted" if usage.exhausted else None
         # A fixed text costs nothing, so only engines and callables can be used up.
         if isinstance(settings, Fallback) and settings.to is not None:
-            if settings.to in used.fallbacks:
-                return f"{self.name} is passed over since '{settings.to}' was used already"
-            return f"{self.name} is passed over since the budget is spent" if used.spent else None
+            if settings.to in usage.fallbacks:
+                return f"{self.name} is skipped because '{settings.to}' was already used"
+            return f"{self.name} is skipped because the budget is exhausted" if usage.exhausted else None
         return None
 
 
@@ -131,12 +131,12 @@ class Plan:
         lines = ((defect, self.defect_line(defect)) for defect in defects)
         return next(((defect, line) for defect, line in lines if line.action is not Action.ACCEPT), None)
 
-    def instead_of(self, line: Line, used: Used) -> Line:
+    def instead_of(self, line: Line, usage: Usage) -> Line:
         """What is done where a line outside of the rules is used up: as on an error, or else nothing."""
-        if line.used_up(used) is None:
+        if line.used_up(usage) is None:
             return line
         closed = self._closed_on_error
-        return closed if closed.used_up(used) is None else _abstaining(line)
+        return closed if closed.used_up(usage) is None else _abstaining(line)
 
     @property
     def _closed_on_error(self) -> Line:

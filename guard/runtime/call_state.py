@@ -16,7 +16,7 @@ from typing import Any
 from guard.errors import AbstainedError, GuardError
 from guard.policy.defects import Defect
 from guard.policy.document import Abstain, Budget, Escalate, Fallback, Retry, Settings
-from guard.policy.policy import NOTHING_USED, Policy, Used, decide_error
+from guard.policy.policy import NO_USAGE, Policy, Usage, decide_error
 from guard.records import Action, Attempt, Decision, Escalation, Outcome, Prompt
 from guard.review.handlers import NOBODY, Delivery
 
@@ -34,7 +34,7 @@ class CallState:
         decision_id: identifies the call.
         started: on the clock of `time.monotonic`.
         attempts: every attempt, in order.
-        used: what `guard.policy.policy.decide` has to know of them.
+        usage: what `guard.policy.policy.decide` has to know of them.
     """
 
     policy: Policy
@@ -42,7 +42,7 @@ class CallState:
     decision_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     started: float = field(default_factory=time.monotonic)
     attempts: list[Attempt] = field(default_factory=list)
-    used: Used = NOTHING_USED
+    usage: Usage = NO_USAGE
 
     # -- while attempts are made ---------------------------------------------------------------
 
@@ -91,13 +91,13 @@ class CallState:
             last: there can be no other attempt, whatever is left.
         """
         budget = self.budget
-        spent = (
+        exhausted = (
             last
             or len(self.attempts) + 1 >= budget.attempts
             or self.tokens_used + 2 * prompt_tokens + completion_tokens >= budget.tokens
             or time.monotonic() >= self.deadline
         )
-        self.used = replace(self.used, spent=spent)
+        self.usage = replace(self.usage, exhausted=exhausted)
 
     def keep(self, attempt: Attempt) -> bool:
         """Add an attempt that was decided on; whether the decision asks for another."""
@@ -106,10 +106,10 @@ class CallState:
         if self.shadow:
             return False
         if isinstance(settings, Retry):
-            self.used = replace(self.used, retries=self.used.retries + 1)
+            self.usage = replace(self.usage, retries=self.usage.retries + 1)
             return True
         if isinstance(settings, Fallback) and settings.to is not None:
-            self.used = replace(self.used, fallbacks=self.used.fallbacks | {settings.to})
+            self.usage = replace(self.usage, fallbacks=self.usage.fallbacks | {settings.to})
             return True
         return False
 
@@ -121,7 +121,7 @@ class CallState:
         """
         if self.policy.plan(self.route).stopped_by(defects) is not None:
             error = f"'{self.source}' gives no scores"
-            return decide_error(self.policy, error=error, route=self.route, used=self.used, defects=defects)
+            return decide_error(self.policy, error=error, route=self.route, usage=self.usage, defects=defects)
         return Decision(Action.ACCEPT, self.attempts[-1].decision.rule, f"'{self.source}' answered", None)
 
     # -- the last decision ---------------------------------------------------------------------

@@ -233,7 +233,7 @@ class Call:
             instruction = settings.instruction
             prompt = self.prompt.with_instruction(instruction) if instruction else self.prompt
             limits = self._limits_left(settings.max_tokens)
-            return AttemptPlan(own, prompt, settings.sampling(self.state.used.retries), limits)
+            return AttemptPlan(own, prompt, settings.sampling(self.state.usage.retries), limits)
         return AttemptPlan(own, self.prompt, self.sampling, limits)
 
     def _limits_left(self, max_tokens: int | None = None) -> Limits:
@@ -279,7 +279,7 @@ class Call:
 
     def _decide(self, score: Score | None, error: str | None, defects: tuple[Defect, ...]) -> Decision:
         state = self.state
-        context: dict[str, Any] = {"route": state.route, "used": state.used, "defects": defects}
+        context: dict[str, Any] = {"route": state.route, "usage": state.usage, "defects": defects}
         if error is not None:
             return decide_error(state.policy, error=error, **context)
         if score is None:  # a callable has answered

@@ -91,7 +91,7 @@ def test_explain_shows_the_rule_that_decides() -> None:
     lines = printed("explain", "balanced", "--score", "0.3").splitlines()
     assert [line.split()[0] for line in lines[1:6]] == ["likely", ">", "doubtful", "probably", "almost"]
     assert lines[6] == "retry: p_wrong 0.3 is below 0.45."
-    assert lines[7] == "Once the budget is spent: fallback, by doubtful."
+    assert lines[7] == "Once the budget is exhausted: fallback, by doubtful."
 
 
 def test_explain_follows_the_route() -> None:

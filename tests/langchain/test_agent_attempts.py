@@ -235,7 +235,7 @@ def test_a_failed_attempts_tokens_count_in_the_budget(make: Callable[[str], Exce
     chosen = policy("[accept: {below: 0.2}, retry: {below: 1, times: 3}, abstain]", "budget: {tokens: 20}")
     graph = failing(make, chosen, 0.9, 0.9, 0.9, 0.9)
     result = run(graph, how)
-    assert "budget is spent" in last(result).response_metadata["guard"]["decision"]["reason"]
+    assert "budget is exhausted" in last(result).response_metadata["guard"]["decision"]["reason"]
 
 
 @HOW

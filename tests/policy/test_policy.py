@@ -28,7 +28,7 @@ from guard.policy.policy import (
     InvalidPolicyError,
     Policy,
     Retry,
-    Used,
+    Usage,
     builtin_policies,
     decide,
     decide_error,
@@ -287,32 +287,32 @@ def test_the_first_rule_that_holds_decides(p_wrong: float, action: Action, rule:
 
 
 @pytest.mark.parametrize(
-    ("used", "action", "reason"),
+    ("usage", "action", "reason"),
     [
-        (Used(retries=1), Action.RETRY, "p_wrong 0.3 is below 0.4"),
-        (Used(retries=2), Action.FALLBACK, "p_wrong 0.3 is below 0.4, but rules[1] (retry) has used its 2 retries"),
+        (Usage(retries=1), Action.RETRY, "p_wrong 0.3 is below 0.4"),
+        (Usage(retries=2), Action.FALLBACK, "p_wrong 0.3 is below 0.4, but rules[1] (retry) has used its 2 retries"),
         (
-            Used(retries=2, fallbacks=frozenset({"bigger"})),
+            Usage(retries=2, fallbacks=frozenset({"bigger"})),
             Action.ESCALATE,
             "p_wrong 0.3 is below 0.4, but rules[1] (retry) has used its 2 retries; "
-            "rules[2] (fallback) is passed over since 'bigger' was used already",
+            "rules[2] (fallback) is skipped because 'bigger' was already used",
         ),
         (
-            Used(spent=True),
+            Usage(exhausted=True),
             Action.ESCALATE,
-            "p_wrong 0.3 is below 0.4, but rules[1] (retry) is passed over since the budget is spent; "
-            "rules[2] (fallback) is passed over since the budget is spent",
+            "p_wrong 0.3 is below 0.4, but rules[1] (retry) is skipped because the budget is exhausted; "
+            "rules[2] (fallback) is skipped because the budget is exhausted",
         ),
     ],
 )
-def test_what_is_used_up_goes_down_to_the_next_rule(used: Used, action: Action, reason: str) -> None:
-    decision = decide(parse_policy(FULL), p_wrong=0.3, used=used)
+def test_what_is_used_up_goes_down_to_the_next_rule(usage: Usage, action: Action, reason: str) -> None:
+    decision = decide(parse_policy(FULL), p_wrong=0.3, usage=usage)
     assert (decision.action, decision.reason) == (action, reason)
 
 
 def test_a_fixed_text_costs_nothing() -> None:
     policy = parse_policy(minimal("[fallback: {below: 0.5, text: Ask a friend.}, abstain]", "budget: {attempts: 1}"))
-    assert decide(policy, p_wrong=0.3, used=Used(spent=True)).action is Action.FALLBACK
+    assert decide(policy, p_wrong=0.3, usage=Usage(exhausted=True)).action is Action.FALLBACK
 
 
 def test_a_policy_of_one_rule_says_so() -> None:
@@ -334,11 +334,11 @@ def test_on_error_follows_the_route() -> None:
         assert (decision.action, decision.reason) == (action, "No usable score: Hooks failed")
 
 
-@pytest.mark.parametrize("used", [Used(fallbacks=frozenset({"bigger"})), Used(spent=True)])
-def test_on_error_abstains_where_its_fallback_is_used_up(used: Used) -> None:
-    decision = decide_error(parse_policy(FULL), error="x", used=used)
+@pytest.mark.parametrize("usage", [Usage(fallbacks=frozenset({"bigger"})), Usage(exhausted=True)])
+def test_on_error_abstains_where_its_fallback_is_used_up(usage: Usage) -> None:
+    decision = decide_error(parse_policy(FULL), error="x", usage=usage)
     assert (decision.action, decision.rule, decision.settings) == (Action.ABSTAIN, "on_error", Abstain())
-    assert "on_error is passed over since" in decision.reason
+    assert "on_error is skipped because" in decision.reason
 
 
 def test_on_error_abstains_by_default() -> None:
@@ -401,26 +401,26 @@ def policy_texts(draw: st.DrawFn) -> str:
 
 scores = st.one_of(st.floats(0, 1), st.integers(0, 1000).map(lambda thousandth: thousandth / 1000))
 uses = st.builds(
-    Used,
+    Usage,
     retries=st.integers(0, 4),
     fallbacks=st.frozensets(st.sampled_from(["engine1", "engine2", "engine3"])),
-    spent=st.booleans(),
+    exhausted=st.booleans(),
 )
 CARE = {Action.ACCEPT: 0, Action.RETRY: 1, Action.FALLBACK: 2, Action.ESCALATE: 3, Action.ABSTAIN: 3}
 
 
 @settings(max_examples=300, deadline=None)
 @given(policy_texts(), scores, scores, uses)
-def test_deciding_keeps_its_promises(text: str, one: float, other: float, used: Used) -> None:
+def test_deciding_keeps_its_promises(text: str, one: float, other: float, usage: Usage) -> None:
     policy = parse_policy(text)
     low, high = sorted((one, other))
-    at_low, at_high = decide(policy, p_wrong=low, used=used), decide(policy, p_wrong=high, used=used)
+    at_low, at_high = decide(policy, p_wrong=low, usage=usage), decide(policy, p_wrong=high, usage=usage)
     # Likelier wrong is never treated less carefully, whatever is used up.
     assert CARE[at_low.action] <= CARE[at_high.action]
     # What is used up makes the decision more careful, never less.
     assert CARE[decide(policy, p_wrong=low).action] <= CARE[at_low.action]
     # Same input, same decision.
-    assert decide(policy, p_wrong=low, used=used) == at_low
+    assert decide(policy, p_wrong=low, usage=usage) == at_low
     # Nothing is accepted from above the accept line.
     accepts = [line.below for line in policy.plan().rules if line.action is Action.ACCEPT]
     if at_high.action is Action.ACCEPT:
@@ -428,19 +428,19 @@ def test_deciding_keeps_its_promises(text: str, one: float, other: float, used: 
     # No decision oversteps what is used up.
     for decision in (at_low, at_high):
         if decision.action is Action.RETRY:
-            assert not used.spent
-            assert used.retries < decision.settings.times
+            assert not usage.exhausted
+            assert usage.retries < decision.settings.times
         if decision.action is Action.FALLBACK:
-            assert not used.spent
-            assert decision.settings.to not in used.fallbacks
-    check_explanation(policy, low, used)
+            assert not usage.exhausted
+            assert decision.settings.to not in usage.fallbacks
+    check_explanation(policy, low, usage)
 
 
-def check_explanation(policy: Policy, score: float, used: Used) -> None:
+def check_explanation(policy: Policy, score: float, usage: Usage) -> None:
     """The explanation names the very rule that decides, and just one."""
-    steps = explain(policy, score, used=used)
+    steps = explain(policy, score, usage=usage)
     (decisive,) = [step for step in steps if step.decides]
-    decision = decide(policy, p_wrong=score, used=used)
+    decision = decide(policy, p_wrong=score, usage=usage)
     assert (decisive.rule, decisive.action) == (decision.rule, decision.action)
     assert [step.holds for step in steps] == [score < line.below for line in policy.plan().rules]
     assert all(step.why for step in steps)
@@ -450,7 +450,7 @@ def check_explanation(policy: Policy, score: float, used: Used) -> None:
 
 
 def test_an_explanation_walks_through_the_rules() -> None:
-    steps = explain(parse_policy(FULL), 0.3, used=Used(retries=2))
+    steps = explain(parse_policy(FULL), 0.3, usage=Usage(retries=2))
     assert [(step.rule, step.condition, step.holds, step.decides, step.why) for step in steps] == [
         ("sure", "p_wrong < 0.2", False, False, "0.3 is not below 0.2"),
         ("rules[1] (retry)", "p_wrong < 0.4", True, False, "rules[1] (retry) has used its 2 retries"),

@@ -18,7 +18,7 @@ from guard.policy.explanation import explain
 from guard.policy.policy import (
     InvalidPolicyError,
     Policy,
-    Used,
+    Usage,
     builtin_policies,
     decide,
     decide_error,
@@ -106,12 +106,12 @@ def works(policy: Policy) -> None:
                 decide(policy, p_wrong=0.3, route=route)
             continue
         for score in (0.0, 0.3, 0.5, 1.0):
-            for used in (Used(), Used(retries=99, spent=True)):
-                decision = decide(policy, p_wrong=score, route=route, used=used)
-                assert sum(step.decides for step in explain(policy, score, route, used=used)) == 1
-                assert not (used.spent and decision.action is Action.RETRY)
+            for usage in (Usage(), Usage(retries=99, exhausted=True)):
+                decision = decide(policy, p_wrong=score, route=route, usage=usage)
+                assert sum(step.decides for step in explain(policy, score, route, usage=usage)) == 1
+                assert not (usage.exhausted and decision.action is Action.RETRY)
         assert decide(policy, p_wrong=math.nan, route=route).action is not Action.RETRY
-        assert decide_error(policy, error="x", route=route, used=Used(spent=True)).p_wrong is None
+        assert decide_error(policy, error="x", route=route, usage=Usage(exhausted=True)).p_wrong is None
         for tool in (*policy.tools, "other"):
             assert decide(policy, p_wrong=0.3, route=route, tools=[tool]).reason
             assert decide_error(policy, error="x", route=route, tools=[tool]).action is not Action.RETRY

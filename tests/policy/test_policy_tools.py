@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard.policy.document import CAREFULNESS
-from guard.policy.policy import InvalidPolicyError, Used, decide, decide_error, json_schema, parse_policy
+from guard.policy.policy import InvalidPolicyError, Usage, decide, decide_error, json_schema, parse_policy
 from guard.records import Action
 
 POLICY = parse_policy("""\
@@ -75,9 +75,9 @@ def test_what_tools_leave_out_is_the_routes() -> None:
 
 
 def test_what_is_used_up_is_passed_over_in_tools_too() -> None:
-    decision = decide(POLICY, p_wrong=0.15, tools=["send_money"], used=Used(fallbacks=frozenset({"bigger"})))
+    decision = decide(POLICY, p_wrong=0.15, tools=["send_money"], usage=Usage(fallbacks=frozenset({"bigger"})))
     assert decision.action is Action.ESCALATE
-    assert "'bigger' was used already" in decision.reason
+    assert "'bigger' was already used" in decision.reason
 
 
 def test_handlers_and_fallbacks_of_tools_are_known() -> None:

@@ -21,7 +21,7 @@ from guard.cli.policy import app
 from guard.errors import PolicyError
 from guard.policy.explanation import explain
 from guard.policy.guarantee import asks_again, fallbacks_of, procedure_sha256
-from guard.policy.policy import InvalidPolicyError, Policy, Used, decide, json_schema, parse_policy
+from guard.policy.policy import InvalidPolicyError, Policy, Usage, decide, json_schema, parse_policy
 from guard.records import Action, Floats, Prompt, Signals
 from guard.runtime.guard import Guard
 from guard.scoring.ood import fit_ood_detector
@@ -117,11 +117,11 @@ def test_it_comes_before_the_rules_of_tools_too() -> None:
     assert decide(POLICY, p_wrong=0.1, ood_score=0.999, tools=["pay"]).rule == "unusual"
 
 
-@pytest.mark.parametrize("used", [Used(fallbacks=frozenset({"bigger"})), Used(spent=True)])
-def test_a_fallback_that_is_used_up_becomes_an_abstention(used: Used) -> None:
+@pytest.mark.parametrize("usage", [Usage(fallbacks=frozenset({"bigger"})), Usage(exhausted=True)])
+def test_a_fallback_that_is_used_up_becomes_an_abstention(usage: Usage) -> None:
     policy = with_unusual("{above: 0.9, then: {fallback: {to: bigger}}}")
-    assert decide(policy, p_wrong=0.1, ood_score=0.95).action is Action.FALLBACK
-    decision = decide(policy, p_wrong=0.1, ood_score=0.95, used=used)
+    assert decide(policy, p_wrong=0.1, novelty=0.95).action is Action.FALLBACK
+    decision = decide(policy, p_wrong=0.1, novelty=0.95, usage=usage)
     assert (decision.action, decision.rule) == (Action.ABSTAIN, "unusual")
     assert decision.settings.text is None
     assert policy.fallback_names() == ("bigger",)
@@ -252,12 +252,12 @@ def test_an_explanation_begins_with_it() -> None:
 
 
 @pytest.mark.parametrize("p_wrong", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("ood_score", [0.2, 0.95])
-@pytest.mark.parametrize("used", [Used(), Used(retries=5, spent=True, fallbacks=frozenset({"bigger"}))])
-def test_an_explanation_names_the_rule_that_decides(p_wrong: float, ood_score: float, used: Used) -> None:
+@pytest.mark.parametrize("novelty", [0.2, 0.95])
+@pytest.mark.parametrize("usage", [Usage(), Usage(retries=5, exhausted=True, fallbacks=frozenset({"bigger"}))])
+def test_an_explanation_names_the_rule_that_decides(p_wrong: float, novelty: float, usage: Usage) -> None:
     policy = with_unusual("{above: 0.9, then: {fallback: {to: bigger}}}")
-    (decisive,) = [step for step in explain(policy, p_wrong, ood_score=ood_score, used=used) if step.decides]
-    decision = decide(policy, p_wrong=p_wrong, ood_score=ood_score, used=used)
+    (decisive,) = [step for step in explain(policy, p_wrong, novelty=novelty, usage=usage) if step.decides]
+    decision = decide(policy, p_wrong=p_wrong, novelty=novelty, usage=usage)
     assert (decisive.rule, decisive.action) == (decision.rule, decision.action)
 
 

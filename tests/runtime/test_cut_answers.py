@@ -106,16 +106,18 @@ def test_an_answer_that_is_both_is_cut_first_and_empty_where_cut_ones_are_accept
 
 
 def test_what_is_used_up_becomes_what_is_done_on_an_error() -> None:
-    from guard.policy.policy import Used
+    from guard.policy.policy import Usage
 
     retry, fallback = f"{RULES}on_error: escalate\ntruncated: ", "{fallback: {to: other}}"
-    assert decided(f"{retry}retry", "truncated", used=Used(retries=1)) == (Action.ESCALATE, "on_error")
-    assert decided(f"{retry}retry", "truncated", used=Used(spent=True)) == (Action.ESCALATE, "on_error")
-    used = Used(fallbacks=frozenset({"other"}))
-    assert decided(f"{retry}{fallback}", "truncated", used=used) == (Action.ESCALATE, "on_error")
+    assert decided(f"{retry}retry", "truncated", usage=Usage(retries=1)) == (Action.ESCALATE, "on_error")
+    assert decided(f"{retry}retry", "truncated", usage=Usage(exhausted=True)) == (Action.ESCALATE, "on_error")
+    usage = Usage(fallbacks=frozenset({"other"}))
+    assert decided(f"{retry}{fallback}", "truncated", usage=usage) == (Action.ESCALATE, "on_error")
     same = f"{RULES}on_error: {fallback}\ntruncated: {fallback}"
-    assert decided(same, "truncated", used=used) == (Action.ABSTAIN, "truncated")
-    assert decided(f"{RULES}on_error: accept\ntruncated: retry", "truncated", used=Used(retries=1))[0] is Action.ABSTAIN
+    assert decided(same, "truncated", usage=usage) == (Action.ABSTAIN, "truncated")
+    assert (
+        decided(f"{RULES}on_error: accept\ntruncated: retry", "truncated", usage=Usage(retries=1))[0] is Action.ABSTAIN
+    )
 
 
 def test_a_route_may_differ_and_takes_over_what_it_leaves_out() -> None:

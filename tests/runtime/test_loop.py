@@ -297,10 +297,10 @@ def test_fallback_to_another_engine_is_scored_too(ask: Ask, wrap: bool) -> None:
     assert outcome.p_wrong == pytest.approx(0.05, abs=1e-5)
     assert outcome.attempts[1].decision.action is Action.ACCEPT
 
-    # Its answer is no better: it was used already, so the next rule decides.
+    # Its answer is no better: it was already used, so the next rule decides.
     outcome = ask(guarded(scripted(("no", 0.5)), FALLBACK, fallbacks={"other": bigger(0.5)}))
     assert (outcome.answer, outcome.action) == ("I do not know.", Action.ABSTAIN)
-    assert "'other' was used already" in outcome.reason
+    assert "'other' was already used" in outcome.reason
 
 
 def test_a_fallback_without_a_scorer_counts_as_unscored(ask: Ask) -> None:
@@ -354,7 +354,7 @@ def test_on_error_can_fall_back_and_abstains_when_that_fails_too(ask: Ask) -> No
 
     outcome = ask(guarded(engine, body, fallbacks={"other": fail}))
     assert (outcome.answer, outcome.action) == (None, Action.ABSTAIN)
-    assert "was used already" in outcome.reason
+    assert "was already used" in outcome.reason
 
 
 # -- what a guard refuses when it is built -----------------------------------------------------
@@ -420,7 +420,7 @@ budget: {{attempts: {attempts}}}
     outcome = ask(guarded(engine, body))
     assert len(outcome.attempts) == len(engine.asked) == attempts
     assert (outcome.answer, outcome.action) == ("I do not know.", Action.ABSTAIN)
-    assert "budget is spent" in outcome.reason
+    assert "budget is exhausted" in outcome.reason
 
 
 @pytest.mark.parametrize("tokens", [17, 26, 29, 30, 31, 40, 47])

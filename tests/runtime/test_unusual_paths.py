@@ -26,8 +26,8 @@ from guard.langchain import RetractedError, guarded
 from guard.langchain.attempts.model_calls import ModelCall, judge
 from guard.langchain.chat.chat_guard import ChatGuard
 from guard.langchain.metadata import read_score, score_metadata, with_metadata
-from guard.policy.guarantee import Settled, trial_policy, with_thresholds
-from guard.policy.policy import Calls, Policy, Used, parse_policy
+from guard.policy.guarantee import Settled, rehearsal, with_thresholds
+from guard.policy.policy import Calls, Policy, Usage, parse_policy
 from guard.records import Action, Floats, Limits, Prompt, Score, Signals
 from guard.runtime.guard import Guard
 from guard.runtime.loop import Source
@@ -172,9 +172,9 @@ def test_a_message_has_its_ood_score() -> None:
 )
 def test_a_chain_looks_at_the_ood_score_of_each_call(ood_score: float | None, action: Action, rule: str) -> None:
     chosen = chain_policy("[accept]", UNUSUAL, "on_error: escalate")
-    usual = ModelCall((), frozenset(), read_score(with_ood_score(said("x", 0.1), 0.2)))
-    calls = [usual, replace(usual, scored=read_score(with_ood_score(said("y", 0.1), ood_score))), usual]
-    verdict = judge(chosen, calls, join=Calls(), route=None, used=Used())
+    usual = ModelCall((), frozenset(), read_score(novel(said("x", 0.1), 0.2)))
+    calls = [usual, replace(usual, scored=read_score(novel(said("y", 0.1), novelty))), usual]
+    verdict = judge(chosen, calls, join=Calls(), route=None, usage=Usage())
     assert (verdict.decision.action, verdict.decision.rule) == (action, rule)
 
 

@@ -115,7 +115,7 @@ class AgentCall:
         if isinstance(settings, Fallback) and settings.to is not None:
             return request.override(model=self.rules.fallbacks[settings.to])
         if isinstance(settings, Retry):
-            sampling = settings.sampling(self.state.used.retries)
+            sampling = settings.sampling(self.state.usage.retries)
             chosen = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")}
             chosen["max_tokens"] = settings.max_tokens
             chosen = {name: value for name, value in chosen.items() if value is not None}
@@ -131,8 +131,8 @@ class AgentCall:
         limits = replace(
             outer,
             # A retry of ours is sampled as its own rule says, not as that of the chain around it.
-            sampling=None if state.used.retries else outer.sampling,
-            token_limit=None if state.used.retries else outer.token_limit,
+            sampling=None if state.usage.retries else outer.sampling,
+            token_limit=None if state.usage.retries else outer.token_limit,
             max_tokens=min(tokens, outer.max_tokens or tokens),
             deadline=min(deadline, outer.deadline or deadline),
         )
@@ -178,7 +178,7 @@ class AgentCall:
                 p_wrong=call.p_wrong,
                 ood_score=call.ood_score,
                 route=state.route,
-                used=state.used,
+                usage=state.usage,
                 tools=tools,
                 defects=defects,
             )
@@ -212,8 +212,8 @@ class AgentCall:
         """Decide by the scores of what was answered, as the error may quote it, or that there is no answer."""
         state = self.state
         if not calls:
-            return judge_failure(state.policy, describe_error(error), route=state.route, used=state.used)
-        return judge(state.policy, calls, join=Calls(), route=state.route, used=state.used)
+            return judge_failure(state.policy, describe_error(error), route=state.route, usage=state.usage)
+        return judge(state.policy, calls, join=Calls(), route=state.route, usage=state.usage)
 
     def _unscored(self, tools: Sequence[str]) -> str | None:
         """What is wrong with an answer that says nothing of its score."""
@@ -240,7 +240,7 @@ class AgentCall:
 
     def _decide_error(self, error: str, tools: Sequence[str], defects: Sequence[Defect]) -> Decision:
         state = self.state
-        about: dict[str, Any] = {"route": state.route, "used": state.used, "tools": tools, "defects": defects}
+        about: dict[str, Any] = {"route": state.route, "usage": state.usage, "tools": tools, "defects": defects}
         return decide_error(state.policy, error=error, **about)
 
     def _keep(self, answer: str | None, call: ScoredCall | None, decision: Decision, error: str | None) -> bool:

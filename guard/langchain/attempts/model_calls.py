@@ -16,7 +16,7 @@ from guard.errors import ChatTemplateError, GuardError, InputError, PromptTooLon
 from guard.langchain.metadata import ScoredCall, finish_reason_of, message_defects, read_score
 from guard.policy.defects import Defect
 from guard.policy.document import CAREFULNESS
-from guard.policy.policy import Calls, Policy, Used, decide, decide_error
+from guard.policy.policy import Calls, Policy, Usage, decide, decide_error
 from guard.records import Decision, FinishReason
 
 #: How LangChain's callbacks call a model that reports its answers to `guard.engines.witness`.
@@ -146,7 +146,7 @@ class Verdict:
     error: str | None
 
 
-def judge(policy: Policy, calls: Sequence[ModelCall], *, join: Calls, route: str | None, used: Used) -> Verdict:
+def judge(policy: Policy, calls: Sequence[ModelCall], *, join: Calls, route: str | None, usage: Usage) -> Verdict:
     """Decide about an attempt by the scores of its model calls.
 
     Each call that counts is decided on by itself, so that rules of tools meet the answer that calls
@@ -155,16 +155,16 @@ def judge(policy: Policy, calls: Sequence[ModelCall], *, join: Calls, route: str
     """
     for call in calls:
         if call.unheard:  # its text may be the one that comes out, whichever call decides otherwise
-            return _failed(policy, call.failure or "", call, route, used)
+            return _failed(policy, call.failure or "", call, route, usage)
     counting = [call for call in calls if join.tag is None or join.tag in call.tags]
     if not counting:
         error = "no model call in the chain was scored"
         if calls and join.tag is not None:
             error = f"no model call in the chain has the tag '{join.tag}'"
-        return _failed(policy, error, None, route, used)
+        return _failed(policy, error, None, route, usage)
     if join.join == "last":
         counting = counting[-1:]
-    return max((_judge_one(policy, call, route, used) for call in counting), key=_severity)
+    return max((_judge_one(policy, call, route, usage) for call in counting), key=_severity)
 
 
 def may_quote(error: Exception, calls: Sequence[ModelCall]) -> bool:
@@ -176,24 +176,24 @@ def may_quote(error: Exception, calls: Sequence[ModelCall]) -> bool:
     return bool(calls) and (question or not isinstance(error, GuardError))
 
 
-def judge_failure(policy: Policy, error: str, *, route: str | None, used: Used) -> Verdict:
+def judge_failure(policy: Policy, error: str, *, route: str | None, usage: Usage) -> Verdict:
     """Decide about an attempt that failed before its scores were known."""
-    return _failed(policy, error, None, route, used)
+    return _failed(policy, error, None, route, usage)
 
 
-def _judge_one(policy: Policy, call: ModelCall, route: str | None, used: Used) -> Verdict:
+def _judge_one(policy: Policy, call: ModelCall, route: str | None, usage: Usage) -> Verdict:
     if call.failure is not None:
-        return _failed(policy, call.failure, call, route, used)
+        return _failed(policy, call.failure, call, route, usage)
     assert call.scored is not None
     scored = call.scored
-    about: dict[str, Any] = {"route": route, "used": used, "tools": call.tools, "defects": call.defects}
-    decision = decide(policy, p_wrong=scored.p_wrong, ood_score=scored.ood_score, **about)
+    about: dict[str, Any] = {"route": route, "usage": usage, "tools": call.tools, "defects": call.defects}
+    decision = decide(policy, p_wrong=scored.p_wrong, novelty=scored.novelty, **about)
     return Verdict(decision, call, None)
 
 
-def _failed(policy: Policy, error: str, call: ModelCall | None, route: str | None, used: Used) -> Verdict:
+def _failed(policy: Policy, error: str, call: ModelCall | None, route: str | None, usage: Usage) -> Verdict:
     about: dict[str, Any] = {"tools": call.tools, "defects": call.defects} if call else {}
-    return Verdict(decide_error(policy, error=error, route=route, used=used, **about), call, error)
+    return Verdict(decide_error(policy, error=error, route=route, usage=usage, **about), call, error)
 
 
 def _severity(verdict: Verdict) -> tuple[int, float]:

@@ -103,7 +103,7 @@ class ChainCall:
         if isinstance(settings, Fallback) and settings.to is not None:
             return Plan(settings.to, self.guarded.fallback(settings.to), attempt)
         if isinstance(settings, Retry):
-            sampling = settings.sampling(state.used.retries)
+            sampling = settings.sampling(state.usage.retries)
             again = replace(
                 attempt, sampling=sampling, instruction=settings.instruction, token_limit=settings.max_tokens
             )
@@ -142,29 +142,29 @@ class ChainCall:
         )
 
     def _judge(self, plan: Plan, ran: Ran) -> Verdict:
-        policy, route, used = self.state.policy, self.state.route, self.state.used
+        policy, route, usage = self.state.policy, self.state.route, self.state.usage
         if isinstance(ran.error, RetractedError) and ran.error.score is not None:
             score = ran.error.score
-            decision = decide(policy, p_wrong=score.p_wrong, ood_score=score.ood_score, route=route, used=used)
+            decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, usage=usage)
             return Verdict(decision, next((call for call in ran.calls if call.cut), None), None)
         if self.state.late and not self.live and ran.error is None:
             return self._judge_error(late(plan.source))
         if isinstance(ran.error, CutAnswerError):
-            verdict = judge(policy, ran.calls, join=self.guarded.joined(policy), route=route, used=used)
+            verdict = judge(policy, ran.calls, join=self.guarded.joined(policy), route=route, usage=usage)
             # However good its score, there is no object to accept.
             return self._judge_error(ran.error) if verdict.decision.action is Action.ACCEPT else verdict
         if ran.error is not None and not may_quote(ran.error, ran.calls):
             return self._judge_error(ran.error)
         if plan.source != OWN_ENGINE and ran.error is None and not any(c.scored or c.unheard for c in ran.calls):
             return self._judge_unscored(plan.source, ran)
-        return judge(policy, ran.calls, join=self.guarded.joined(policy), route=route, used=used)
+        return judge(policy, ran.calls, join=self.guarded.joined(policy), route=route, usage=usage)
 
     def _judge_unscored(self, source: str, ran: Ran) -> Verdict:
         """A fallback in which no model of guard's has answered is final where it is declared so."""
         if source in trusted_names(self.guarded.fallbacks):
             return Verdict(self.state.trusted(_output_defects(ran)), None, None)
         why = f"no scored model answered in the fallback '{source}', which is not declared as trusted"
-        return judge_failure(self.state.policy, why, route=self.state.route, used=self.state.used)
+        return judge_failure(self.state.policy, why, route=self.state.route, usage=self.state.usage)
 
     def _judge_error(self, error: Exception) -> Verdict:
         """There is no answer: bad questions and the chain's own errors are the caller's, the rest the policy's."""
@@ -172,7 +172,7 @@ class ChainCall:
         settled = isinstance(error, CancelledError | AbstainedError | EscalationError)
         if question or settled or not isinstance(error, GuardError) or self.state.shadow:
             raise error
-        verdict = judge_failure(self.state.policy, str(error), route=self.state.route, used=self.state.used)
+        verdict = judge_failure(self.state.policy, str(error), route=self.state.route, usage=self.state.usage)
         if verdict.decision.action is Action.ACCEPT:  # there is nothing to accept
             raise error
         return verdict
@@ -183,10 +183,10 @@ class ChainCall:
         join = self.guarded.joined(policy)
         if join.join != "worst" or join.tag is not None:
             return None
-        used = replace(self.state.used, spent=True)
+        usage = replace(self.state.usage, exhausted=True)
 
         def accepts(score: Score) -> bool:
-            decision = decide(policy, p_wrong=score.p_wrong, ood_score=score.ood_score, route=route, used=used)
+            decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, usage=usage)
             return decision.action is Action.ACCEPT
 
         return Watch(accepts)
