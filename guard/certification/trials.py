@@ -29,7 +29,7 @@ from guard.policy.certificate import Basis
 from guard.policy.defects import Defect, defects_of
 from guard.policy.guarantee import asks_again
 from guard.policy.policy import decide_error
-from guard.policy.rules import Plan
+from guard.policy.rules import RoutePlan
 from guard.records import Action, Attempt, Score
 from guard.runtime.guard import Guard
 
@@ -50,7 +50,7 @@ class TrialAttempt:
     released: bool
 
     @classmethod
-    def of(cls, attempt: Attempt, plan: Plan) -> Self:
+    def of(cls, attempt: Attempt, plan: RoutePlan) -> Self:
         """The part of an attempt that is kept."""
         p_wrong = _comparable(attempt.score, plan, defects_of(attempt.answer or "", attempt.finish_reason))
         return cls(attempt.answer, p_wrong, attempt.decision.action is Action.ACCEPT)
@@ -226,7 +226,7 @@ def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[TrialAttempt, 
     return (TrialAttempt(row.response, _comparable(score, plan, defects_of(row.response, None)), released=False),)
 
 
-def _comparable(score: Score | None, plan: Plan, defects: Collection[Defect]) -> float | None:
+def _comparable(score: Score | None, plan: RoutePlan, defects: Collection[Defect]) -> float | None:
     """The p_wrong that a threshold is compared with; None where it does not come to that."""
     if score is None or plan.stopped_by(defects) is not None:
         return None

@@ -15,8 +15,8 @@ from pydantic_core import ErrorDetails
 from guard.errors import did_you_mean
 from guard.policy.defects import DEFECTS, Defect
 from guard.policy.document import (
-    CAREFULNESS,
     MAX_FALLBACKS,
+    SEVERITY,
     Abstain,
     AbstainRule,
     Accept,
@@ -343,7 +343,7 @@ def _own_rules(section: _Section) -> Iterator[tuple[Location, Rule | None]]:
 
 
 def _check_order(source: Source, section: _Section) -> Iterator[Problem]:
-    line, line_of, most_careful, all_of = 0.0, "", Action.ACCEPT, ""
+    reached, reached_by, strictest, all_of = 0.0, "", Action.ACCEPT, ""
     last: tuple[Location, Rule | None] | None = None
     for last in _own_rules(section):
         location, rule = last
@@ -354,23 +354,23 @@ def _check_order(source: Source, section: _Section) -> Iterator[Problem]:
             message = f"{label} can never fire: {all_of} has no 'below' and takes every answer"
             yield source.problem(location, message)
             continue
-        if CAREFULNESS[rule.action] < CAREFULNESS[most_careful]:
+        if SEVERITY[rule.action] < SEVERITY[strictest]:
             yield source.problem(
                 location,
-                f"{rule.action} must not come after {most_careful}: answers likelier wrong would be treated "
+                f"{rule.action} must not come after {strictest}: answers likelier wrong would be treated "
                 "less carefully. The order is accept, retry, fallback, then escalate and abstain",
             )
         else:
-            most_careful = rule.action
+            strictest = rule.action
         if rule.promise:  # its threshold comes later, and is checked against the others then
             continue
         if below is None:
             all_of = label
-        elif below <= line:
-            message = f"{label} can never fire: {line_of} takes all below {line:g}. Thresholds must rise"
+        elif below <= reached:
+            message = f"{label} can never fire: {reached_by} takes all below {reached:g}. Thresholds must rise"
             yield source.problem((*location, rule.action.value, "below"), message)
         else:
-            line, line_of = below, label
+            reached, reached_by = below, label
     if last is not None and last[1] is not None and not all_of:
         yield source.problem(last[0], _no_end(last[1].settings.below))
 

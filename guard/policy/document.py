@@ -18,7 +18,7 @@ from guard.records import Action, Sampling
 
 #: How careful each action is. Rules must not become less careful as answers become likelier wrong;
 #: whether a person or nobody answers is the author's choice, so the last two are equals.
-CAREFULNESS = {Action.ACCEPT: 0, Action.RETRY: 1, Action.FALLBACK: 2, Action.ESCALATE: 3, Action.ABSTAIN: 3}
+SEVERITY = {Action.ACCEPT: 0, Action.RETRY: 1, Action.FALLBACK: 2, Action.ESCALATE: 3, Action.ABSTAIN: 3}
 
 #: Each is a loaded model; more would be a mistake.
 MAX_FALLBACKS = 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from guard.errors import PolicyError
-from guard.policy.policy import NO_USAGE, Line, Policy, Usage, uncertified
-from guard.policy.rules import UnusualLine
+from guard.policy.policy import NO_USAGE, CompiledRule, Policy, Usage, uncertified
+from guard.policy.rules import OutOfDistributionRule
 from guard.records import Action
 
 
@@ -60,38 +60,38 @@ def explain(
     if plan.rules[0].is_uncertified:
         raise uncertified(plan.rules[0])
     steps: list[Step] = []
-    decided: Line | None = None
+    decided: CompiledRule | None = None
     if plan.unusual is not None:
         steps.append(_unusual_step(policy, plan.unusual, novelty, usage))
-        decided = plan.unusual.line if steps[0].decides else None
-    for line in plan.rules:
-        holds = p_wrong < line.below
-        used_up = line.used_up(usage) if holds else None
-        decides = holds and used_up is None and decided is None
+        decided = plan.unusual.rule if steps[0].decides else None
+    for rule in plan.rules:
+        holds = p_wrong < rule.below
+        exhausted = rule.why_exhausted(usage) if holds else None
+        decides = holds and exhausted is None and decided is None
         if not holds:
-            why = f"{p_wrong:.4g} is not below {line.below:g}"
-        elif used_up is not None:
-            why = used_up
+            why = f"{p_wrong:.4g} is not below {rule.below:g}"
+        elif exhausted is not None:
+            why = exhausted
         elif decides:
             passed_over = any(step.holds for step in steps)
             why = "the next rule that holds" if passed_over else "the first rule that holds"
         else:
             why = f"{decided.name} comes first" if decided else ""
-        steps.append(Step(line.name, line.action, line.condition, holds, decides, why))
-        decided = line if decides else decided
+        steps.append(Step(rule.name, rule.action, rule.condition, holds, decides, why))
+        decided = rule if decides else decided
     return steps
 
 
-def _unusual_step(policy: Policy, unusual: UnusualLine, novelty: float | None, usage: Usage) -> Step:
-    line = unusual.line
-    if ood_score is None:
+def _unusual_step(policy: Policy, unusual: OutOfDistributionRule, novelty: float | None, usage: Usage) -> Step:
+    rule = unusual.rule
+    if novelty is None:
         raise PolicyError(
-            f"The policy '{policy.name}' needs an input's out-of-distribution score",
-            why=f"{line.name} decides where it is above {unusual.above:g}",
-            fix="Give it, as --ood-score or ood_score=",
+            f"The policy '{policy.name}' looks at an input's novelty",
+            why=f"{rule.name} decides where it is above {unusual.above:g}",
+            fix="Give it, as --novelty or novelty=",
         )
     holds = novelty > unusual.above
     why = f"{novelty:.4g} is {'' if holds else 'not '}above {unusual.above:g}"
-    used_up = line.used_up(usage) if holds else None
-    action = Action.ABSTAIN if used_up else line.action
-    return Step(line.name, action, unusual.condition, holds, holds, f"{why}; {used_up}" if used_up else why)
+    exhausted = rule.why_exhausted(usage) if holds else None
+    action = Action.ABSTAIN if exhausted else rule.action
+    return Step(rule.name, action, unusual.condition, holds, holds, f"{why}; {exhausted}" if exhausted else why)

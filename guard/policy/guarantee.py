@@ -17,7 +17,7 @@ from typing import Any
 from guard.errors import PolicyError
 from guard.policy.defects import DEFECTS
 from guard.policy.document import Promise
-from guard.policy.policy import Fallback, Line, Plan, Policy, Retry
+from guard.policy.policy import CompiledRule, Fallback, Policy, Retry, RoutePlan
 
 
 def promises(policy: Policy) -> dict[str | None, Promise]:
@@ -36,26 +36,26 @@ def refuse_promises(policy: Policy, *, caller: str) -> None:
         )
 
 
-def promise_of(plan: Plan) -> Promise | None:
+def promise_of(plan: RoutePlan) -> Promise | None:
     """What the accept rule of a plan promises, if anything."""
-    return next((line.promise for line in plan.rules if line.promise), None)
+    return next((rule.promise for rule in plan.rules if rule.promise), None)
 
 
-def ceiling(plan: Plan) -> float:
+def ceiling(plan: RoutePlan) -> float:
     """Where the rule after the promise begins: its threshold stays below this. Infinity if anywhere."""
-    later = [line.below for line in plan.rules if not line.promise]
+    later = [rule.below for rule in plan.rules if not rule.promise]
     return later[0] if later else math.inf
 
 
-def fallbacks_of(plan: Plan) -> tuple[str, ...]:
+def fallbacks_of(plan: RoutePlan) -> tuple[str, ...]:
     """Engines and callables that a plan may fall back to, sorted."""
-    settings = [line.settings for line in plan.lines]
+    settings = [rule.settings for rule in plan.all_rules]
     return tuple(sorted({each.to for each in settings if isinstance(each, Fallback) and each.to is not None}))
 
 
-def asks_again(plan: Plan) -> bool:
+def asks_again(plan: RoutePlan) -> bool:
     """Whether a plan may have a question answered more than once."""
-    return bool(fallbacks_of(plan)) or any(isinstance(line.settings, Retry) for line in plan.lines)
+    return bool(fallbacks_of(plan)) or any(isinstance(rule.settings, Retry) for rule in plan.all_rules)
 
 
 def procedure_sha256(policy: Policy, route: str | None) -> str:
@@ -66,22 +66,22 @@ def procedure_sha256(policy: Policy, route: str | None) -> str:
     """
     plan = policy.plan(route)
     parts: dict[str, Any] = {
-        "rules": [_meaning(line) for line in plan.rules],
+        "rules": [_meaning(rule) for rule in plan.rules],
         "on_error": _meaning(plan.on_error),
-        **{defect: _meaning(plan.defect_line(defect)) for defect in DEFECTS},
+        **{defect: _meaning(plan.defect_rule(defect)) for defect in DEFECTS},
         "budget": plan.budget.model_dump(mode="json"),
     }
     if plan.unusual:
-        parts["unusual"] = {"above": plan.unusual.above, **_meaning(plan.unusual.line)}
+        parts["unusual"] = {"above": plan.unusual.above, **_meaning(plan.unusual.rule)}
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _meaning(line: Line) -> dict[str, Any]:
+def _meaning(rule: CompiledRule) -> dict[str, Any]:
     promised = {"name", "below", "max_error_rate", "confidence"}
-    settings = line.settings.model_dump(mode="json", by_alias=True, exclude=promised)
-    below = None if line.promise or line.below == math.inf else line.below
-    return {"action": line.action, "below": below, "promises": line.promise is not None, "settings": settings}
+    settings = rule.settings.model_dump(mode="json", by_alias=True, exclude=promised)
+    below = None if rule.promise or rule.below == math.inf else rule.below
+    return {"action": rule.action, "below": below, "promises": rule.promise is not None, "settings": settings}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def with_thresholds(policy: Policy, settled: Mapping[str | None, Settled]) -> Po
 def trial_policy(policy: Policy) -> Policy:
     """The policy with rules in place of promises that accept nothing, to see all attempts it could make."""
     plans = {
-        route: replace(plan, rules=tuple(_accepting_nothing(line) if line.promise else line for line in plan.rules))
+        route: replace(plan, rules=tuple(_accepting_nothing(rule) if rule.promise else rule for rule in plan.rules))
         for route, plan in policy.plans.items()
     }
     return replace(policy, mode="enforce", plans=MappingProxyType(plans))
@@ -131,10 +131,10 @@ def where(policy: Policy, route: str | None) -> str:
     return f"'{policy.name}'" if route is None else f"'{policy.name}', route '{route}',"
 
 
-def _accepting_nothing(line: Line) -> Line:
-    return replace(line, below=0.0, promise=None, basis=None)
+def _accepting_nothing(rule: CompiledRule) -> CompiledRule:
+    return replace(rule, below=0.0, promise=None, basis=None)
 
 
-def _with_threshold(plan: Plan, given: Settled) -> Plan:
-    lines = (replace(line, below=given.threshold, basis=given.basis) if line.promise else line for line in plan.rules)
-    return replace(plan, rules=tuple(lines))
+def _with_threshold(plan: RoutePlan, given: Settled) -> RoutePlan:
+    rules = (replace(rule, below=given.threshold, basis=given.basis) if rule.promise else rule for rule in plan.rules)
+    return replace(plan, rules=tuple(rules))

@@ -23,7 +23,7 @@ from guard.errors import InputError, PolicyError, did_you_mean
 from guard.policy.check import read_document, rule_label
 from guard.policy.defects import Defect
 from guard.policy.document import (
-    CAREFULNESS,
+    SEVERITY,
     Abstain,
     Accept,
     Budget,
@@ -40,7 +40,7 @@ from guard.policy.document import (
     Settings,
     Unusual,
 )
-from guard.policy.rules import NO_USAGE, Line, Plan, ToolPlan, UnusualLine, Usage
+from guard.policy.rules import NO_USAGE, CompiledRule, OutOfDistributionRule, RoutePlan, ToolPlan, Usage
 from guard.policy.yaml_source import InvalidPolicyError, Location, Problem, location_text, read_text, read_yaml
 from guard.records import Action, Decision
 
@@ -70,7 +70,7 @@ class Policy:
     mode: Literal["enforce", "shadow"]
     sha256: str
     fallbacks: Mapping[str, FallbackEngine]
-    plans: Mapping[str | None, Plan]
+    plans: Mapping[str | None, RoutePlan]
     tools: Mapping[str, ToolPlan] = field(default_factory=dict)
     calls: Calls = field(default_factory=Calls)
     streaming: Literal["hold", "live"] = "hold"
@@ -91,7 +91,7 @@ class Policy:
         """Whether it says what to do with unusual inputs, so that scores must have an ood_score."""
         return any(plan.unusual for plan in self.plans.values())
 
-    def plan(self, route: str | None = None) -> Plan:
+    def plan(self, route: str | None = None) -> RoutePlan:
         """The plan for a route.
 
         Raises:
@@ -104,7 +104,7 @@ class Policy:
             raise PolicyError(f"Policy '{self.name}' has no route '{route}'", fix=fix)
         return plan
 
-    def plans_for(self, route: str | None, tools: Iterable[str]) -> tuple[Plan, ...]:
+    def plans_for(self, route: str | None, tools: Iterable[str]) -> tuple[RoutePlan, ...]:
         """The plans of an answer that calls these tools, one each; of one that calls none, the route's.
 
         Raises:
@@ -113,7 +113,7 @@ class Policy:
         base = self.plan(route)
         return tuple(self._tool_plan(base, name) for name in tools) or (base,)
 
-    def _tool_plan(self, base: Plan, name: str) -> Plan:
+    def _tool_plan(self, base: RoutePlan, name: str) -> RoutePlan:
         section = self.tools.get(name) or self.tools.get(ANY_TOOL)
         if section is None:
             return base
@@ -137,9 +137,9 @@ class Policy:
 
     def _settings(self) -> Iterator[Settings]:
         for plan in self.plans.values():
-            yield from (line.settings for line in plan.lines)
+            yield from (rule.settings for rule in plan.all_rules)
         for section in self.tools.values():
-            yield from (line.settings for line in (*(section.rules or ()), section.on_error) if line is not None)
+            yield from (rule.settings for rule in (*(section.rules or ()), section.on_error) if rule is not None)
 
 
 # -- reading -----------------------------------------------------------------------------------
@@ -216,30 +216,30 @@ def _find(source: str | Path) -> Path:
 
 
 def _policy(document: Document) -> Policy:
-    whole = Plan(
-        rules=_lines((), document.rules),
-        on_error=_on_error_line((), document.on_error),
+    whole = RoutePlan(
+        rules=_compiled((), document.rules),
+        on_error=_on_error_rule((), document.on_error),
         budget=document.budget,
         unusual=_unusual_line((), document.unusual),
-        truncated=_defect_line(("truncated",), document.truncated),
-        empty=_defect_line(("empty",), document.empty),
+        truncated=_defect_rule(("truncated",), document.truncated),
+        empty=_defect_rule(("empty",), document.empty),
     )
-    plans: dict[str | None, Plan] = {None: whole}
+    plans: dict[str | None, RoutePlan] = {None: whole}
     for name, route in document.routes.items():
         prefix = ("routes", name)
         changed = route.budget.model_dump(exclude_unset=True) if route.budget else {}
-        plans[name] = Plan(
-            rules=_lines(prefix, route.rules) if route.rules else whole.rules,
-            on_error=_on_error_line(prefix, route.on_error) if route.on_error else whole.on_error,
+        plans[name] = RoutePlan(
+            rules=_compiled(prefix, route.rules) if route.rules else whole.rules,
+            on_error=_on_error_rule(prefix, route.on_error) if route.on_error else whole.on_error,
             budget=document.budget.model_copy(update=changed),
             unusual=_unusual_line(prefix, route.unusual) or whole.unusual,
-            truncated=_defect_line((*prefix, "truncated"), route.truncated) or whole.truncated,
-            empty=_defect_line((*prefix, "empty"), route.empty) or whole.empty,
+            truncated=_defect_rule((*prefix, "truncated"), route.truncated) or whole.truncated,
+            empty=_defect_rule((*prefix, "empty"), route.empty) or whole.empty,
         )
     tools = {
         name: ToolPlan(
-            rules=_lines(("tools", name), section.rules) if section.rules else None,
-            on_error=_on_error_line(("tools", name), section.on_error) if section.on_error else None,
+            rules=_compiled(("tools", name), section.rules) if section.rules else None,
+            on_error=_on_error_rule(("tools", name), section.on_error) if section.on_error else None,
         )
         for name, section in document.tools.items()
     }
@@ -263,9 +263,9 @@ def _thaw(values: list[Any]) -> Policy:
     return Policy(*frozen)
 
 
-def _lines(prefix: Location, rules: tuple[Rule, ...]) -> tuple[Line, ...]:
+def _compiled(prefix: Location, rules: tuple[Rule, ...]) -> tuple[CompiledRule, ...]:
     return tuple(
-        Line(
+        CompiledRule(
             name=rule_label((*prefix, "rules", number), rule),
             action=rule.action,
             below=_threshold(rule),
@@ -282,19 +282,19 @@ def _threshold(rule: Rule) -> float:
     return math.inf if rule.settings.below is None else rule.settings.below
 
 
-def _on_error_line(prefix: Location, on_error: OnError) -> Line:
-    return Line(location_text((*prefix, "on_error")), on_error.action, math.inf, on_error.settings)
+def _on_error_rule(prefix: Location, on_error: OnError) -> CompiledRule:
+    return CompiledRule(location_text((*prefix, "on_error")), on_error.action, math.inf, on_error.settings)
 
 
-def _defect_line(location: Location, then: DefectAction | None) -> Line | None:
-    return None if then is None else Line(location_text(location), then.action, math.inf, then.settings)
+def _defect_rule(location: Location, then: DefectAction | None) -> CompiledRule | None:
+    return None if then is None else CompiledRule(location_text(location), then.action, math.inf, then.settings)
 
 
-def _unusual_line(prefix: Location, unusual: Unusual | None) -> UnusualLine | None:
+def _unusual_line(prefix: Location, unusual: Unusual | None) -> OutOfDistributionRule | None:
     if unusual is None:
         return None
     name, then = location_text((*prefix, "unusual")), unusual.then
-    return UnusualLine(unusual.above, Line(name, then.action, math.inf, then.settings))
+    return OutOfDistributionRule(unusual.above, CompiledRule(name, then.action, math.inf, then.settings))
 
 
 # -- deciding ----------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def decide(
     stopped = _by_defects(plans, defects, p_wrong, usage)
     if stopped is not None:
         return stopped
-    decision = _most_careful([_by_rules(plan.rules, p_wrong, usage) for plan in plans])
+    decision = _strictest([_by_rules(plan.rules, p_wrong, usage) for plan in plans])
     unusual = policy.plan(route).unusual
     if unusual is None:
         return decision
@@ -374,11 +374,11 @@ def decide_error(
     """
     plans = policy.plans_for(route, tools)
     stopped = _by_defects(plans, defects, None, usage)
-    return stopped or _most_careful([_by_on_error(plan.on_error, error, usage) for plan in plans])
+    return stopped or _strictest([_by_on_error(plan.on_error, error, usage) for plan in plans])
 
 
-def _most_careful(decisions: list[Decision]) -> Decision:
-    return max(decisions, key=lambda decision: CAREFULNESS[decision.action])  # of equals the first
+def _strictest(decisions: list[Decision]) -> Decision:
+    return max(decisions, key=lambda decision: SEVERITY[decision.action])  # of equals the first
 
 
 _DEFECTS: Mapping[Defect, str] = {
@@ -388,75 +388,96 @@ _DEFECTS: Mapping[Defect, str] = {
 
 
 def _by_defects(
-    plans: tuple[Plan, ...], defects: Collection[Defect], p_wrong: float | None, usage: Usage
+    plans: tuple[RoutePlan, ...], defects: Collection[Defect], p_wrong: float | None, usage: Usage
 ) -> Decision | None:
     """What is done with an answer for its form; None where its score may decide."""
     stops = [(plan, stop) for plan in plans if (stop := plan.stopped_by(defects))]
     decisions = [_by_defect(plan, *stop, p_wrong, usage) for plan, stop in stops]
-    return _most_careful(decisions) if decisions else None
+    return _strictest(decisions) if decisions else None
 
 
-def _by_defect(plan: Plan, defect: Defect, line: Line, p_wrong: float | None, usage: Usage) -> Decision:
-    then, why = plan.instead_of(line, usage), line.used_up(usage)
+def _by_defect(plan: RoutePlan, defect: Defect, rule: CompiledRule, p_wrong: float | None, usage: Usage) -> Decision:
+    then, why = plan.instead_of(rule, usage), rule.why_exhausted(usage)
     reason = f"{_DEFECTS[defect]}; {why}" if why else _DEFECTS[defect]
     return Decision(then.action, then.name, reason, p_wrong, then.settings)
 
 
-def _by_rules(rules: tuple[Line, ...], p_wrong: float, usage: Usage) -> Decision:
+def _by_rules(rules: tuple[CompiledRule, ...], p_wrong: float, usage: Usage) -> Decision:
     if rules[0].is_uncertified:  # a promise is always the first rule
         raise uncertified(rules[0])
-    passed: list[Line] = []
-    for line in rules:
-        if p_wrong < line.below:
-            if line.used_up(usage) is None:
+    passed: list[CompiledRule] = []
+    for rule in rules:
+        if p_wrong < rule.below:
+            if rule.why_exhausted(usage) is None:
                 break
-            passed.append(line)
-    reason = _reason(p_wrong, line, rules, passed, usage)
-    return Decision(line.action, line.name, reason, p_wrong, line.settings)
+            passed.append(rule)
+    reason = _reason(p_wrong, rule, rules, passed, usage)
+    return Decision(rule.action, rule.name, reason, p_wrong, rule.settings)
 
 
-def _by_unusual(unusual: UnusualLine, novelty: float, p_wrong: float, usage: Usage) -> Decision:
-    line = unusual.line
+def _by_unusual(unusual: OutOfDistributionRule, novelty: float, p_wrong: float, usage: Usage) -> Decision:
+    rule = unusual.rule
     reason = f"The input is unlike the calibration data: novelty {novelty:.4g} is above {unusual.above:g}"
-    why = line.used_up(usage)
+    why = rule.why_exhausted(usage)
     if why is not None:
-        return Decision(Action.ABSTAIN, line.name, f"{reason}; {why}", p_wrong, Abstain())
-    return Decision(line.action, line.name, reason, p_wrong, line.settings)
+        return Decision(Action.ABSTAIN, rule.name, f"{reason}; {why}", p_wrong, Abstain())
+    return Decision(rule.action, rule.name, reason, p_wrong, rule.settings)
 
 
-def uncertified(line: Line) -> PolicyError:
+def uncertified(rule: CompiledRule) -> PolicyError:
     """The error of deciding by a rule that has no threshold yet."""
     return PolicyError(
-        f"{line.name} has no threshold yet",
-        why=f"it promises {line.promise}, and only a certificate can say below which score that holds",
+        f"{rule.name} has no threshold yet",
+        why=f"it promises {rule.promise}, and only a certificate can say below which score that holds",
         fix="Make one with guard certify, and give it with the policy's 'certificate' or --certificate",
     )
 
 
-def _by_on_error(line: Line, error: str, usage: Usage) -> Decision:
+def _by_on_error(rule: CompiledRule, error: str, usage: Usage) -> Decision:
     reason = f"No usable score: {error.rstrip('.')}"
-    why = line.used_up(usage)
+    why = rule.why_exhausted(usage)
     if why is not None:
-        return Decision(Action.ABSTAIN, line.name, f"{reason}; {why}", None, Abstain())
-    return Decision(line.action, line.name, reason, None, line.settings)
+        return Decision(Action.ABSTAIN, rule.name, f"{reason}; {why}", None, Abstain())
+    return Decision(rule.action, rule.name, reason, None, rule.settings)
 
 
-def _reason(p_wrong: float, line: Line, rules: tuple[Line, ...], passed: list[Line], usage: Usage) -> str:
+def _reason(
+    p_wrong: float, rule: CompiledRule, rules: tuple[CompiledRule, ...], passed: list[CompiledRule], usage: Usage
+) -> str:
     if passed:
-        skipped = "; ".join(str(rule.used_up(usage)) for rule in passed)
+        skipped = "; ".join(str(earlier.why_exhausted(usage)) for earlier in passed)
         return f"p_wrong {p_wrong:.4g} is below {passed[0].below:g}, but {skipped}"
-    if line.below <= 1.0:
-        return f"p_wrong {p_wrong:.4g} is below {line.below:g}"
+    if rule.below <= 1.0:
+        return f"p_wrong {p_wrong:.4g} is below {rule.below:g}"
     if len(rules) == 1:
-        return f"{line.name} takes every answer (p_wrong {p_wrong:.4g})"
+        return f"{rule.name} takes every answer (p_wrong {p_wrong:.4g})"
     return f"p_wrong {p_wrong:.4g} is not below {rules[-2].below:g}"
 
 
-# fmt: off
 __all__ = [
-    "ANY_TOOL", "NO_USAGE", "Abstain", "Accept", "Budget", "Calls", "Escalate", "Fallback",
-    "FallbackEngine", "InvalidPolicyError", "Line", "Plan", "Policy", "Problem", "Retry", "Settings", "ToolPlan",
-    "Usage", "builtin_policies", "decide", "decide_error", "json_schema", "load_policy", "parse_policy",
+    "ANY_TOOL",
+    "NO_USAGE",
+    "Abstain",
+    "Accept",
+    "Budget",
+    "Calls",
+    "CompiledRule",
+    "Escalate",
+    "Fallback",
+    "FallbackEngine",
+    "InvalidPolicyError",
+    "Policy",
+    "Problem",
+    "Retry",
+    "RoutePlan",
+    "Settings",
+    "ToolPlan",
+    "Usage",
+    "builtin_policies",
+    "decide",
+    "decide_error",
+    "json_schema",
+    "load_policy",
+    "parse_policy",
     "uncertified",
 ]
-# fmt: on

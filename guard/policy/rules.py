@@ -30,7 +30,7 @@ NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class CompiledRule:
     """One rule, ready to be tried.
 
     Attributes:
@@ -62,7 +62,7 @@ class Line:
             return f"p_wrong < threshold for {self.promise}"
         return "always" if self.below == math.inf else f"p_wrong < {self.below:g}"
 
-    def used_up(self, usage: Usage) -> str | None:
+    def why_exhausted(self, usage: Usage) -> str | None:
         """Why the rule is passed over in this call, or None where it is not."""
         settings = self.settings
         if isinstance(settings, Retry):
@@ -78,16 +78,16 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class UnusualLine:
+class OutOfDistributionRule:
     """What is done with an input that is unlike the calibration data.
 
     Attributes:
-        above: holds where ood_score is more than this.
-        line: what is done then.
+        above: holds where novelty is more than this.
+        rule: what is done then.
     """
 
     above: float
-    line: Line
+    rule: CompiledRule
 
     @property
     def condition(self) -> str:
@@ -96,7 +96,7 @@ class UnusualLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RoutePlan:
     """What holds for one route, or for calls without one.
 
     Attributes:
@@ -108,38 +108,38 @@ class Plan:
         empty: taken where an answer is blank; likewise.
     """
 
-    rules: tuple[Line, ...]
-    on_error: Line
+    rules: tuple[CompiledRule, ...]
+    on_error: CompiledRule
     budget: Budget
-    unusual: UnusualLine | None = None
-    truncated: Line | None = None
-    empty: Line | None = None
+    unusual: OutOfDistributionRule | None = None
+    truncated: CompiledRule | None = None
+    empty: CompiledRule | None = None
 
     @property
-    def lines(self) -> tuple[Line, ...]:
+    def all_rules(self) -> tuple[CompiledRule, ...]:
         """Everything that may decide."""
-        written = (self.unusual.line if self.unusual else None, self.truncated, self.empty)
-        return (*self.rules, self.on_error, *(line for line in written if line is not None))
+        written = (self.unusual.rule if self.unusual else None, self.truncated, self.empty)
+        return (*self.rules, self.on_error, *(rule for rule in written if rule is not None))
 
-    def defect_line(self, defect: Defect) -> Line:
+    def defect_rule(self, defect: Defect) -> CompiledRule:
         """What is done with a defective answer: what the policy says, or else what it does on an error."""
         written = self.truncated if defect == "truncated" else self.empty
         return self._closed_on_error if written is None else written
 
-    def stopped_by(self, defects: Iterable[Defect]) -> tuple[Defect, Line] | None:
+    def stopped_by(self, defects: Iterable[Defect]) -> tuple[Defect, CompiledRule] | None:
         """The first defect that keeps the rules from deciding, and what is done then; None where none does."""
-        lines = ((defect, self.defect_line(defect)) for defect in defects)
-        return next(((defect, line) for defect, line in lines if line.action is not Action.ACCEPT), None)
+        rules = ((defect, self.defect_rule(defect)) for defect in defects)
+        return next(((defect, rule) for defect, rule in rules if rule.action is not Action.ACCEPT), None)
 
-    def instead_of(self, line: Line, usage: Usage) -> Line:
-        """What is done where a line outside of the rules is used up: as on an error, or else nothing."""
-        if line.used_up(usage) is None:
-            return line
+    def instead_of(self, rule: CompiledRule, usage: Usage) -> CompiledRule:
+        """What is done where a rule outside of the rules is used up: as on an error, or else nothing."""
+        if rule.why_exhausted(usage) is None:
+            return rule
         closed = self._closed_on_error
-        return closed if closed.used_up(usage) is None else _abstaining(line)
+        return closed if closed.why_exhausted(usage) is None else _abstaining(rule)
 
     @property
-    def _closed_on_error(self) -> Line:
+    def _closed_on_error(self) -> CompiledRule:
         """``on_error``, but for acceptance: that says of answers without a score nothing of cut ones."""
         return _abstaining(self.on_error) if self.on_error.action is Action.ACCEPT else self.on_error
 
@@ -149,16 +149,16 @@ class ToolPlan:
     """What holds where an answer calls a tool, in place of the plan of other answers.
 
     Attributes:
-        rules: as in `Plan`; None where they are those of other answers.
+        rules: as in `RoutePlan`; None where they are those of other answers.
         on_error: likewise.
     """
 
-    rules: tuple[Line, ...] | None
-    on_error: Line | None
+    rules: tuple[CompiledRule, ...] | None
+    on_error: CompiledRule | None
 
 
-def _abstaining(line: Line) -> Line:
-    return Line(line.name, Action.ABSTAIN, math.inf, Abstain())
+def _abstaining(rule: CompiledRule) -> CompiledRule:
+    return CompiledRule(rule.name, Action.ABSTAIN, math.inf, Abstain())
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guard.policy.document import CAREFULNESS
+from guard.policy.document import SEVERITY
 from guard.policy.policy import InvalidPolicyError, Usage, decide, decide_error, json_schema, parse_policy
 from guard.records import Action
 
@@ -46,7 +46,7 @@ routes:
         (("other", "send_money"), 0.4, Action.ESCALATE, "tools.default.rules[1] (escalate)"),
     ],
 )
-def test_the_most_careful_of_the_called_tools_decides(
+def test_the_strictest_of_the_called_tools_decides(
     tools: tuple[str, ...], p_wrong: float, action: Action, rule: str
 ) -> None:
     decision = decide(POLICY, p_wrong=p_wrong, tools=tools)
@@ -93,10 +93,10 @@ def test_handlers_and_fallbacks_of_tools_are_known() -> None:
 )
 def test_another_call_or_a_worse_score_never_makes_it_less_careful(tools: list[str], one: float, other: float) -> None:
     low, high = sorted((one, other))
-    care = CAREFULNESS[decide(POLICY, p_wrong=low, tools=tools).action]
-    assert care <= CAREFULNESS[decide(POLICY, p_wrong=high, tools=tools).action]
-    assert care <= CAREFULNESS[decide(POLICY, p_wrong=low, tools=[*tools, "send_money"]).action]
-    assert care == max(CAREFULNESS[decide(POLICY, p_wrong=low, tools=[tool]).action] for tool in tools)
+    care = SEVERITY[decide(POLICY, p_wrong=low, tools=tools).action]
+    assert care <= SEVERITY[decide(POLICY, p_wrong=high, tools=tools).action]
+    assert care <= SEVERITY[decide(POLICY, p_wrong=low, tools=[*tools, "send_money"]).action]
+    assert care == max(SEVERITY[decide(POLICY, p_wrong=low, tools=[tool]).action] for tool in tools)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from guard.engines import witness
 from guard.errors import ChatTemplateError, GuardError, InputError, PromptTooLongError
 from guard.langchain.metadata import ScoredCall, finish_reason_of, message_defects, read_score
 from guard.policy.defects import Defect
-from guard.policy.document import CAREFULNESS
+from guard.policy.document import SEVERITY
 from guard.policy.policy import Calls, Policy, Usage, decide, decide_error
 from guard.records import Decision, FinishReason
 
@@ -198,4 +198,4 @@ def _failed(policy: Policy, error: str, call: ModelCall | None, route: str | Non
 
 def _severity(verdict: Verdict) -> tuple[int, float]:
     p_wrong = verdict.decision.p_wrong
-    return CAREFULNESS[verdict.decision.action], 2.0 if p_wrong is None else p_wrong
+    return SEVERITY[verdict.decision.action], 2.0 if p_wrong is None else p_wrong
