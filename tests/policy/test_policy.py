@@ -233,7 +233,7 @@ def test_an_installed_wheel_finds_its_policies(tmp_path: Path) -> None:
     """The wheel's layout: the policies are inside the package, and no checkout is near."""
     site = tmp_path / "site"
     shutil.copytree(REPOSITORY / "guard", site / "guard", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(REPOSITORY / "policies", site / "guard" / "policies")
+    shutil.copytree(REPOSITORY / "policies", site / "guard" / "policy" / "builtin")
     script = (
         "import guard.policy.policy as p; paths = p.builtin_policies()\n"
         "print(p.__file__); print(*paths); [p.load_policy(name) for name in paths]; print(paths['strict'])"
@@ -248,13 +248,13 @@ def test_an_installed_wheel_finds_its_policies(tmp_path: Path) -> None:
     ).stdout.splitlines()
     assert told[0].startswith(str(site))
     assert told[1].split() == list(BUILTIN)
-    assert Path(told[2]) == site / "guard" / "policies" / "strict.yaml"
+    assert Path(told[2]) == site / "guard" / "policy" / "builtin" / "strict.yaml"
 
 
 def test_the_wheel_takes_the_policies_along() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["force-include"]["policies"] == "guard/policies"
+    assert wheel["force-include"]["policies"] == "guard/policy/builtin"
 
 
 def test_missing_policies_mean_a_broken_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
