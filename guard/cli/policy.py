@@ -85,10 +85,10 @@ def explain(
     if tool is not None:
         (plan,) = loaded.plans_for(route, [tool])
         loaded = replace(loaded, plans={**loaded.plans, route: plan})
-    steps = steps_of(loaded, score, route, novelty=novelty)
-    decision = decide(loaded, p_wrong=score, novelty=novelty, route=route)
-    when_exhausted = decide(loaded, p_wrong=score, novelty=novelty, route=route, usage=Usage(exhausted=True))
-    defective = {name: decide(loaded, p_wrong=score, novelty=novelty, route=route, defects=[name]) for name in DEFECTS}
+    steps = steps_of(loaded, score, route, ood_score=ood_score)
+    decision = decide(loaded, p_wrong=score, ood_score=ood_score, route=route)
+    when_exhausted = decide(loaded, p_wrong=score, ood_score=ood_score, route=route, usage=Usage(exhausted=True))
+    defective = {name: decide(loaded, p_wrong=score, ood_score=ood_score, route=route, defects=[name]) for name in DEFECTS}
     if as_json:
         print_json(
             {

@@ -36,7 +36,7 @@ def explain(
     p_wrong: float,
     route: str | None = None,
     *,
-    novelty: float | None = None,
+    ood_score: float | None = None,
     usage: Usage = NO_USAGE,
 ) -> list[Step]:
     """Show how each rule takes part in the decision on a score, and before them the ``unusual`` section.
@@ -62,7 +62,7 @@ def explain(
     steps: list[Step] = []
     decided: CompiledRule | None = None
     if plan.unusual is not None:
-        steps.append(_unusual_step(policy, plan.unusual, novelty, usage))
+        steps.append(_unusual_step(policy, plan.unusual, ood_score, usage))
         decided = plan.unusual.rule if steps[0].decides else None
     for rule in plan.rules:
         holds = p_wrong < rule.below
@@ -82,16 +82,16 @@ def explain(
     return steps
 
 
-def _unusual_step(policy: Policy, unusual: OutOfDistributionRule, novelty: float | None, usage: Usage) -> Step:
+def _unusual_step(policy: Policy, unusual: OutOfDistributionRule, ood_score: float | None, usage: Usage) -> Step:
     rule = unusual.rule
-    if novelty is None:
+    if ood_score is None:
         raise PolicyError(
-            f"The policy '{policy.name}' looks at an input's novelty",
+            f"The policy '{policy.name}' needs an input's out-of-distribution score",
             why=f"{rule.name} decides where it is above {unusual.above:g}",
-            fix="Give it, as --novelty or novelty=",
+            fix="Give it, as --ood-score or ood_score=",
         )
-    holds = novelty > unusual.above
-    why = f"{novelty:.4g} is {'' if holds else 'not '}above {unusual.above:g}"
+    holds = ood_score > unusual.above
+    why = f"{ood_score:.4g} is {'' if holds else 'not '}above {unusual.above:g}"
     exhausted = rule.why_exhausted(usage) if holds else None
     action = Action.ABSTAIN if exhausted else rule.action
     return Step(rule.name, action, unusual.condition, holds, holds, f"{why}; {exhausted}" if exhausted else why)

@@ -343,11 +343,11 @@ def decide(
     unusual = policy.plan(route).unusual
     if unusual is None:
         return decision
-    if novelty is None or not 0.0 <= novelty <= 1.0:
-        known = "not known" if novelty is None else f"{novelty}, which is no share"
-        error = f"the policy looks at the input's novelty, and that is {known}"
+    if ood_score is None or not 0.0 <= ood_score <= 1.0:
+        known = "not known" if ood_score is None else f"{ood_score}, not a share"
+        error = f"the policy needs the input's out-of-distribution score, which is {known}"
         return decide_error(policy, error=error, route=route, usage=usage, tools=tools)
-    return _by_unusual(unusual, float(novelty), p_wrong, usage) if novelty > unusual.above else decision
+    return _by_unusual(unusual, float(ood_score), p_wrong, usage) if ood_score > unusual.above else decision
 
 
 def decide_error(
@@ -415,9 +415,9 @@ def _by_rules(rules: tuple[CompiledRule, ...], p_wrong: float, usage: Usage) -> 
     return Decision(rule.action, rule.name, reason, p_wrong, rule.settings)
 
 
-def _by_unusual(unusual: OutOfDistributionRule, novelty: float, p_wrong: float, usage: Usage) -> Decision:
+def _by_unusual(unusual: OutOfDistributionRule, ood_score: float, p_wrong: float, usage: Usage) -> Decision:
     rule = unusual.rule
-    reason = f"The input is unlike the calibration data: novelty {novelty:.4g} is above {unusual.above:g}"
+    reason = f"The input is unlike the calibration data: ood_score {ood_score:.4g} is above {unusual.above:g}"
     why = rule.why_exhausted(usage)
     if why is not None:
         return Decision(Action.ABSTAIN, rule.name, f"{reason}; {why}", p_wrong, Abstain())

@@ -82,7 +82,7 @@ class OutOfDistributionRule:
     """What is done with an input that is unlike the calibration data.
 
     Attributes:
-        above: holds where novelty is more than this.
+        above: holds where ood_score is more than this.
         rule: what is done then.
     """
 

@@ -120,8 +120,8 @@ def test_it_comes_before_the_rules_of_tools_too() -> None:
 @pytest.mark.parametrize("usage", [Usage(fallbacks=frozenset({"bigger"})), Usage(exhausted=True)])
 def test_a_fallback_that_is_used_up_becomes_an_abstention(usage: Usage) -> None:
     policy = with_unusual("{above: 0.9, then: {fallback: {to: bigger}}}")
-    assert decide(policy, p_wrong=0.1, novelty=0.95).action is Action.FALLBACK
-    decision = decide(policy, p_wrong=0.1, novelty=0.95, usage=usage)
+    assert decide(policy, p_wrong=0.1, ood_score=0.95).action is Action.FALLBACK
+    decision = decide(policy, p_wrong=0.1, ood_score=0.95, usage=usage)
     assert (decision.action, decision.rule) == (Action.ABSTAIN, "unusual")
     assert decision.settings.text is None
     assert policy.fallback_names() == ("bigger",)
@@ -252,12 +252,12 @@ def test_an_explanation_begins_with_it() -> None:
 
 
 @pytest.mark.parametrize("p_wrong", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("novelty", [0.2, 0.95])
+@pytest.mark.parametrize("ood_score", [0.2, 0.95])
 @pytest.mark.parametrize("usage", [Usage(), Usage(retries=5, exhausted=True, fallbacks=frozenset({"bigger"}))])
-def test_an_explanation_names_the_rule_that_decides(p_wrong: float, novelty: float, usage: Usage) -> None:
+def test_an_explanation_names_the_rule_that_decides(p_wrong: float, ood_score: float, usage: Usage) -> None:
     policy = with_unusual("{above: 0.9, then: {fallback: {to: bigger}}}")
-    (decisive,) = [step for step in explain(policy, p_wrong, novelty=novelty, usage=usage) if step.decides]
-    decision = decide(policy, p_wrong=p_wrong, novelty=novelty, usage=usage)
+    (decisive,) = [step for step in explain(policy, p_wrong, ood_score=ood_score, usage=usage) if step.decides]
+    decision = decide(policy, p_wrong=p_wrong, ood_score=ood_score, usage=usage)
     assert (decisive.rule, decisive.action) == (decision.rule, decision.action)
 
 

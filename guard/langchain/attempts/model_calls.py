@@ -187,7 +187,7 @@ def _judge_one(policy: Policy, call: ModelCall, route: str | None, usage: Usage)
     assert call.scored is not None
     scored = call.scored
     about: dict[str, Any] = {"route": route, "usage": usage, "tools": call.tools, "defects": call.defects}
-    decision = decide(policy, p_wrong=scored.p_wrong, novelty=scored.novelty, **about)
+    decision = decide(policy, p_wrong=scored.p_wrong, ood_score=scored.ood_score, **about)
     return Verdict(decision, call, None)
 
 

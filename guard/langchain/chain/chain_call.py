@@ -145,7 +145,7 @@ class ChainCall:
         policy, route, usage = self.state.policy, self.state.route, self.state.usage
         if isinstance(ran.error, RetractedError) and ran.error.score is not None:
             score = ran.error.score
-            decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, usage=usage)
+            decision = decide(policy, p_wrong=score.p_wrong, ood_score=score.ood_score, route=route, usage=usage)
             return Verdict(decision, next((call for call in ran.calls if call.cut), None), None)
         if self.state.late and not self.live and ran.error is None:
             return self._judge_error(late(plan.source))
@@ -186,7 +186,7 @@ class ChainCall:
         usage = replace(self.state.usage, exhausted=True)
 
         def accepts(score: Score) -> bool:
-            decision = decide(policy, p_wrong=score.p_wrong, novelty=score.novelty, route=route, usage=usage)
+            decision = decide(policy, p_wrong=score.p_wrong, ood_score=score.ood_score, route=route, usage=usage)
             return decision.action is Action.ACCEPT
 
         return Watch(accepts)
