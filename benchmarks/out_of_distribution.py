@@ -54,7 +54,7 @@ class Found:
     Attributes:
         kind: of unlike input, or the set that was left out.
         inputs: how many there are.
-        auroc: chance that one of these is more unusual than an answer of the sets that calibration
+        auroc: chance that one of these scores higher than an answer of the sets that calibration
             knows (but not this answer); .5 where they cannot be told apart.
         flagged: share whose score is above each of `THRESHOLDS`.
         false_alarms: the same share of the sets' own answers, which should be 1 - threshold.

@@ -41,7 +41,7 @@ class TrialAttempt:
     Attributes:
         answer: what came back; None where generating failed.
         p_wrong: its score; None where there is none, and where no threshold accepts it: the answer is cut
-            or empty, or the input is unusual.
+            or empty, or the input is out of distribution.
         released: given to the caller whatever a threshold says: ``on_error: accept``, or a callable's answer.
     """
 
@@ -230,8 +230,8 @@ def _comparable(score: Score | None, plan: RoutePlan, defects: Collection[Defect
     """The p_wrong that a threshold is compared with; None where it does not come to that."""
     if score is None or plan.stopped_by(defects) is not None:
         return None
-    unusual = plan.unusual
-    if unusual is not None and (score.ood_score is None or score.ood_score > unusual.above):
+    ood = plan.out_of_distribution
+    if ood is not None and (score.ood_score is None or score.ood_score > ood.above):
         return None
     return score.p_wrong
 

@@ -88,7 +88,9 @@ def explain(
     steps = steps_of(loaded, score, route, ood_score=ood_score)
     decision = decide(loaded, p_wrong=score, ood_score=ood_score, route=route)
     when_exhausted = decide(loaded, p_wrong=score, ood_score=ood_score, route=route, usage=Usage(exhausted=True))
-    defective = {name: decide(loaded, p_wrong=score, ood_score=ood_score, route=route, defects=[name]) for name in DEFECTS}
+    defective = {
+        name: decide(loaded, p_wrong=score, ood_score=ood_score, route=route, defects=[name]) for name in DEFECTS
+    }
     if as_json:
         print_json(
             {

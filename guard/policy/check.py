@@ -31,13 +31,13 @@ from guard.policy.document import (
     FallbackEngine,
     FallbackRule,
     OnError,
+    OutOfDistribution,
+    OutOfDistributionAction,
     Retry,
     RetryRule,
     Route,
     Rule,
     ToolRules,
-    Unusual,
-    UnusualAction,
 )
 from guard.policy.yaml_source import MAX_PROBLEMS, Location, Problem, Source, location_text
 from guard.records import Action
@@ -56,7 +56,7 @@ _ON_ERROR: dict[str, type[BaseModel]] = {
     "abstain": Abstain,
 }
 _DEFECT_ACTIONS: dict[str, type[BaseModel]] = {**_ON_ERROR, "retry": Retry}
-_NOT_FOR_UNUSUAL = {
+_NOT_FOR_OOD = {
     "accept": "leave the section out where such inputs are to be treated as others",
     "retry": "the input would be the same again",
 }
@@ -86,7 +86,7 @@ _WANTED = {
 }
 #: Settings that are shares, which people like to write as percentages.
 _SHARES = frozenset({"below", "above", "max_error_rate", "confidence"})
-_THEN: Location = ("unusual", "then")
+_THEN: Location = ("out_of_distribution", "then")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _BOOLEAN_1_1 = frozenset({"yes", "no", "on", "off", "y", "n"})
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -135,7 +135,7 @@ def _is_action(location: Location) -> bool:
             return True
         case ("truncated" | "empty", _) | ("routes", _, "truncated" | "empty", _):
             return True
-        case ("unusual", "then", _) | ("routes", _, "unusual", "then", _):
+        case ("out_of_distribution", "then", _) | ("routes", _, "out_of_distribution", "then", _):
             return True
     return False
 
@@ -205,8 +205,8 @@ def _unknown(location: Location) -> str:
     known = _known_keys(place)
     if known is not None:
         where = f" in {location_text(place)}" if place else ""
-        if place[-1:] == ("unusual",) and key in _keys(UnusualAction):
-            return f"'{key}' belongs behind 'then', as in 'unusual: {{above: 0.99, then: {key}}}'"
+        if place[-1:] == ("out_of_distribution",) and key in _keys(OutOfDistributionAction):
+            return f"'{key}' belongs behind 'then', as in 'out_of_distribution: {{above: 0.99, then: {key}}}'"
         if key == "above" and place[-1] in _RULES:
             return (
                 f"'above'{where} is not known: rules go by 'below'. They are tried in turn, the first that holds "
@@ -215,8 +215,8 @@ def _unknown(location: Location) -> str:
         return f"unknown key '{key:.60}'{where}. {did_you_mean(key, known)}"
     if place[-1] == "then":
         if key in _RULES:  # but not one of those that are allowed, or it would be known
-            return f"{key} is not allowed in unusual: {_NOT_FOR_UNUSUAL[key]}"
-        return f"unknown action '{key:.60}'. {did_you_mean(key, _keys(UnusualAction))}"
+            return f"{key} is not allowed in out_of_distribution: {_NOT_FOR_OOD[key]}"
+        return f"unknown action '{key:.60}'. {did_you_mean(key, _keys(OutOfDistributionAction))}"
     if key == "retry" and place[-1] == "on_error":
         return "retry is not allowed in on_error: what failed would most likely fail again"
     owners = [action for action, model in _RULES.items() if key in _keys(model)]
@@ -239,8 +239,8 @@ def _known_keys(place: Location) -> Sequence[str] | None:
             return _keys(ToolRules)
         case ("calls",):
             return _keys(Calls)
-        case (*_, "unusual"):
-            return _keys(Unusual)
+        case (*_, "out_of_distribution"):
+            return _keys(OutOfDistribution)
         case (*_, "rules", int()) | (*_, "on_error" | "truncated" | "empty") | (*_, "then"):
             return None
         case (*_, "budget"):
@@ -266,7 +266,7 @@ class _Section:
     Attributes:
         prefix: location of the section.
         rules: location and rule; None where the rule itself is wrong.
-        on_error, unusual: likewise.
+        on_error, out_of_distribution: likewise.
         defects: the actions of ``truncated`` and ``empty`` that are written here and could be read.
         attempts: what the budget allows; None where that is wrong, or was judged with the policy.
     """
@@ -274,7 +274,7 @@ class _Section:
     prefix: Location
     rules: tuple[tuple[Location, Rule | None], ...]
     on_error: OnError | None
-    unusual: Unusual | None
+    out_of_distribution: OutOfDistribution | None
     defects: Mapping[Defect, DefectAction]
     attempts: int | None
 
@@ -318,10 +318,13 @@ def _section(data: Mapping[str, Any], prefix: Location, whole: _Section | None) 
         attempts = None if read is None else read.attempts
     elif whole is not None and not data.keys() & {"rules", *DEFECTS}:
         attempts = None
-    on_error, unusual = _read(OnError, data.get("on_error")), _read(Unusual, data.get("unusual"))
+    on_error, out_of_distribution = (
+        _read(OnError, data.get("on_error")),
+        _read(OutOfDistribution, data.get("out_of_distribution")),
+    )
     read_defects = ((name, _read(DefectAction, data[name])) for name in DEFECTS if name in data)
     defects = {name: action for name, action in read_defects if action is not None}
-    return _Section(prefix, rules, on_error, unusual, defects, attempts)
+    return _Section(prefix, rules, on_error, out_of_distribution, defects, attempts)
 
 
 def _is_unfinished(entry: Any) -> bool:
@@ -447,9 +450,9 @@ def _fallback_names(section: _Section) -> Iterator[tuple[Location, str]]:
     for location, rule in _own_rules(section):
         if rule and isinstance(rule.settings, Fallback) and rule.settings.to is not None:
             yield (*location, "fallback", "to"), rule.settings.to
-    lines: list[tuple[OnError | UnusualAction | DefectAction | None, Location]] = [
+    lines: list[tuple[OnError | OutOfDistributionAction | DefectAction | None, Location]] = [
         (section.on_error, ("on_error",)),
-        (section.unusual.then if section.unusual else None, _THEN),
+        (section.out_of_distribution.then if section.out_of_distribution else None, _THEN),
         *((action, (name,)) for name, action in section.defects.items()),
     ]
     for line, place in lines:

@@ -315,8 +315,8 @@ class DefectAction(_OneAction):
     abstain: Abstain | None = None
 
 
-class UnusualAction(_OneAction):
-    """What is done with an unusual input. Not a retry: the input would be the same again."""
+class OutOfDistributionAction(_OneAction):
+    """What is done with an out-of-distribution input. Not a retry: the input would be the same again."""
 
     model_config = ConfigDict(json_schema_extra=_or_bare("escalate", "abstain"))
 
@@ -325,13 +325,13 @@ class UnusualAction(_OneAction):
     abstain: Abstain | None = None
 
 
-class Unusual(_Strict):
+class OutOfDistribution(_Strict):
     """What is done where the input is unlike the calibration data, before any rule is looked at."""
 
     above: float = Field(
         gt=0, lt=1, description="Holds where more than this share of the calibration answers is more usual."
     )
-    then: UnusualAction
+    then: OutOfDistributionAction
 
 
 class Budget(_Strict):
@@ -356,7 +356,7 @@ class Route(_Strict):
     on_error: OnError | None = None
     truncated: DefectAction | None = None
     empty: DefectAction | None = None
-    unusual: Unusual | None = None
+    out_of_distribution: OutOfDistribution | None = None
     budget: Budget | None = None
 
 
@@ -416,7 +416,7 @@ class Document(_Strict):
         description="What is done with a blank answer, whatever its score; accept lets the rules decide. "
         "Left out: as on_error, but never accept.",
     )
-    unusual: Unusual | None = Field(
+    out_of_distribution: OutOfDistribution | None = Field(
         default=None,
         description="What is done where the input is unlike the calibration data, whatever its score.",
     )

@@ -39,14 +39,14 @@ def explain(
     ood_score: float | None = None,
     usage: Usage = NO_USAGE,
 ) -> list[Step]:
-    """Show how each rule takes part in the decision on a score, and before them the ``unusual`` section.
+    """Show how each rule takes part in the decision on a score, and before them the ``out_of_distribution`` section.
 
     Args:
         policy: the rules.
         p_wrong: probability of being wrong, from 0 to 1.
         route: name given by the caller.
         ood_score: share of the calibration answers that are more usual, from 0 to 1; a policy with an
-            ``unusual`` section needs it.
+            ``out_of_distribution`` section needs it.
         usage: what the call has used up.
 
     Raises:
@@ -61,9 +61,9 @@ def explain(
         raise uncertified(plan.rules[0])
     steps: list[Step] = []
     decided: CompiledRule | None = None
-    if plan.unusual is not None:
-        steps.append(_unusual_step(policy, plan.unusual, ood_score, usage))
-        decided = plan.unusual.rule if steps[0].decides else None
+    if plan.out_of_distribution is not None:
+        steps.append(_ood_step(policy, plan.out_of_distribution, ood_score, usage))
+        decided = plan.out_of_distribution.rule if steps[0].decides else None
     for rule in plan.rules:
         holds = p_wrong < rule.below
         exhausted = rule.why_exhausted(usage) if holds else None
@@ -82,16 +82,16 @@ def explain(
     return steps
 
 
-def _unusual_step(policy: Policy, unusual: OutOfDistributionRule, ood_score: float | None, usage: Usage) -> Step:
-    rule = unusual.rule
+def _ood_step(policy: Policy, ood: OutOfDistributionRule, ood_score: float | None, usage: Usage) -> Step:
+    rule = ood.rule
     if ood_score is None:
         raise PolicyError(
             f"The policy '{policy.name}' needs an input's out-of-distribution score",
-            why=f"{rule.name} decides where it is above {unusual.above:g}",
+            why=f"{rule.name} decides where it is above {ood.above:g}",
             fix="Give it, as --ood-score or ood_score=",
         )
-    holds = ood_score > unusual.above
-    why = f"{ood_score:.4g} is {'' if holds else 'not '}above {unusual.above:g}"
+    holds = ood_score > ood.above
+    why = f"{ood_score:.4g} is {'' if holds else 'not '}above {ood.above:g}"
     exhausted = rule.why_exhausted(usage) if holds else None
     action = Action.ABSTAIN if exhausted else rule.action
-    return Step(rule.name, action, unusual.condition, holds, holds, f"{why}; {exhausted}" if exhausted else why)
+    return Step(rule.name, action, ood.condition, holds, holds, f"{why}; {exhausted}" if exhausted else why)

@@ -71,8 +71,8 @@ def procedure_sha256(policy: Policy, route: str | None) -> str:
         **{defect: _meaning(plan.defect_rule(defect)) for defect in DEFECTS},
         "budget": plan.budget.model_dump(mode="json"),
     }
-    if plan.unusual:
-        parts["unusual"] = {"above": plan.unusual.above, **_meaning(plan.unusual.rule)}
+    if ood := plan.out_of_distribution:
+        parts["out_of_distribution"] = {"above": ood.above, **_meaning(ood.rule)}
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -35,10 +35,10 @@ from guard.policy.document import (
     FallbackEngine,
     NullFree,
     OnError,
+    OutOfDistribution,
     Retry,
     Rule,
     Settings,
-    Unusual,
 )
 from guard.policy.rules import NO_USAGE, CompiledRule, OutOfDistributionRule, RoutePlan, ToolPlan, Usage
 from guard.policy.yaml_source import InvalidPolicyError, Location, Problem, location_text, read_text, read_yaml
@@ -88,8 +88,8 @@ class Policy:
 
     @property
     def needs_ood_score(self) -> bool:
-        """Whether it says what to do with unusual inputs, so that scores must have an ood_score."""
-        return any(plan.unusual for plan in self.plans.values())
+        """Whether it says what to do with out-of-distribution inputs, so that scores must have an ood_score."""
+        return any(plan.out_of_distribution for plan in self.plans.values())
 
     def plan(self, route: str | None = None) -> RoutePlan:
         """The plan for a route.
@@ -220,7 +220,7 @@ def _policy(document: Document) -> Policy:
         rules=_compiled((), document.rules),
         on_error=_on_error_rule((), document.on_error),
         budget=document.budget,
-        unusual=_unusual_line((), document.unusual),
+        out_of_distribution=_ood_rule((), document.out_of_distribution),
         truncated=_defect_rule(("truncated",), document.truncated),
         empty=_defect_rule(("empty",), document.empty),
     )
@@ -232,7 +232,7 @@ def _policy(document: Document) -> Policy:
             rules=_compiled(prefix, route.rules) if route.rules else whole.rules,
             on_error=_on_error_rule(prefix, route.on_error) if route.on_error else whole.on_error,
             budget=document.budget.model_copy(update=changed),
-            unusual=_unusual_line(prefix, route.unusual) or whole.unusual,
+            out_of_distribution=_ood_rule(prefix, route.out_of_distribution) or whole.out_of_distribution,
             truncated=_defect_rule((*prefix, "truncated"), route.truncated) or whole.truncated,
             empty=_defect_rule((*prefix, "empty"), route.empty) or whole.empty,
         )
@@ -290,11 +290,11 @@ def _defect_rule(location: Location, then: DefectAction | None) -> CompiledRule 
     return None if then is None else CompiledRule(location_text(location), then.action, math.inf, then.settings)
 
 
-def _unusual_line(prefix: Location, unusual: Unusual | None) -> OutOfDistributionRule | None:
-    if unusual is None:
+def _ood_rule(prefix: Location, section: OutOfDistribution | None) -> OutOfDistributionRule | None:
+    if section is None:
         return None
-    name, then = location_text((*prefix, "unusual")), unusual.then
-    return OutOfDistributionRule(unusual.above, CompiledRule(name, then.action, math.inf, then.settings))
+    name, then = location_text((*prefix, "out_of_distribution")), section.then
+    return OutOfDistributionRule(section.above, CompiledRule(name, then.action, math.inf, then.settings))
 
 
 # -- deciding ----------------------------------------------------------------------------------
@@ -316,8 +316,8 @@ def decide(
         policy: the rules.
         p_wrong: probability of the answer being wrong. None, NaN or anything outside 0 to 1 is a
             failure of scoring, and ``on_error`` decides.
-        ood_score: share of the calibration answers that are more usual. Only looked at where the policy
-            says what to do with an ``unusual`` input, and then its lack is a failure of scoring too.
+        ood_score: share of the calibration answers that are more usual. Used only where the policy has an
+            ``out_of_distribution`` section, and then a missing one is a failure of scoring too.
         route: name given by the caller.
         usage: what this call has used up.
         tools: names of the tools that the answer calls. Each is decided on by its own section of the
@@ -340,14 +340,14 @@ def decide(
     if stopped is not None:
         return stopped
     decision = _strictest([_by_rules(plan.rules, p_wrong, usage) for plan in plans])
-    unusual = policy.plan(route).unusual
-    if unusual is None:
+    ood = policy.plan(route).out_of_distribution
+    if ood is None:
         return decision
     if ood_score is None or not 0.0 <= ood_score <= 1.0:
         known = "not known" if ood_score is None else f"{ood_score}, not a share"
         error = f"the policy needs the input's out-of-distribution score, which is {known}"
         return decide_error(policy, error=error, route=route, usage=usage, tools=tools)
-    return _by_unusual(unusual, float(ood_score), p_wrong, usage) if ood_score > unusual.above else decision
+    return _by_ood_rule(ood, float(ood_score), p_wrong, usage) if ood_score > ood.above else decision
 
 
 def decide_error(
@@ -415,9 +415,9 @@ def _by_rules(rules: tuple[CompiledRule, ...], p_wrong: float, usage: Usage) -> 
     return Decision(rule.action, rule.name, reason, p_wrong, rule.settings)
 
 
-def _by_unusual(unusual: OutOfDistributionRule, ood_score: float, p_wrong: float, usage: Usage) -> Decision:
-    rule = unusual.rule
-    reason = f"The input is unlike the calibration data: ood_score {ood_score:.4g} is above {unusual.above:g}"
+def _by_ood_rule(ood: OutOfDistributionRule, ood_score: float, p_wrong: float, usage: Usage) -> Decision:
+    rule = ood.rule
+    reason = f"The input is unlike the calibration data: ood_score {ood_score:.4g} is above {ood.above:g}"
     why = rule.why_exhausted(usage)
     if why is not None:
         return Decision(Action.ABSTAIN, rule.name, f"{reason}; {why}", p_wrong, Abstain())

@@ -103,7 +103,7 @@ class RoutePlan:
         rules: in the order in which they are tried; the last takes every answer.
         on_error: taken where there is no score.
         budget: of one guarded call.
-        unusual: looked at before the rules; None where ood_score does not matter.
+        out_of_distribution: looked at before the rules; None where ood_score does not matter.
         truncated: taken where an answer is cut; None where the policy does not say.
         empty: taken where an answer is blank; likewise.
     """
@@ -111,14 +111,14 @@ class RoutePlan:
     rules: tuple[CompiledRule, ...]
     on_error: CompiledRule
     budget: Budget
-    unusual: OutOfDistributionRule | None = None
+    out_of_distribution: OutOfDistributionRule | None = None
     truncated: CompiledRule | None = None
     empty: CompiledRule | None = None
 
     @property
     def all_rules(self) -> tuple[CompiledRule, ...]:
         """Everything that may decide."""
-        written = (self.unusual.rule if self.unusual else None, self.truncated, self.empty)
+        written = (self.out_of_distribution.rule if self.out_of_distribution else None, self.truncated, self.empty)
         return (*self.rules, self.on_error, *(rule for rule in written if rule is not None))
 
     def defect_rule(self, defect: Defect) -> CompiledRule:

@@ -299,7 +299,7 @@ class Guard:
                 raise ScorerError(
                     f"The policy '{policy.name}' needs ood_score, which the scorer of '{name}' does not give",
                     why="it was fitted on too few answers, or put together without that part",
-                    fix="Fit it again with guard calibrate, on more questions, or leave 'unusual' out of the policy",
+                    fix="Run guard calibrate on more questions, or remove 'out_of_distribution' from the policy",
                 )
 
     def _with_builtin_handlers(

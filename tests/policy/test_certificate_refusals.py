@@ -85,7 +85,7 @@ LAXER = {
     "rules": RULES.replace("times: 1", "times: 2"),
     "on_error": f"{RULES}on_error: accept\n",
     "budget": f"{RULES}budget: {{attempts: 3}}\n",
-    "unusual": f"{RULES}unusual: {{above: 0.9, then: escalate}}\n",
+    "out_of_distribution": f"{RULES}out_of_distribution: {{above: 0.9, then: escalate}}\n",
 }
 
 

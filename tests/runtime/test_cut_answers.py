@@ -133,8 +133,8 @@ def test_a_tools_own_on_error_decides_about_its_cut_calls() -> None:
     assert decided(body, "truncated", tools=["look"])[0] is Action.ABSTAIN
 
 
-def test_a_defect_comes_before_an_unusual_input() -> None:
-    body = f"{RULES}truncated: retry\nunusual: {{above: 0.5, then: escalate}}"
+def test_a_defect_comes_before_an_out_of_distribution_input() -> None:
+    body = f"{RULES}truncated: retry\nout_of_distribution: {{above: 0.5, then: escalate}}"
     assert decided(body, "truncated", ood_score=0.9) == (Action.RETRY, "truncated")
     assert decided(body, "empty", ood_score=0.9) == (Action.ABSTAIN, "on_error")
 

@@ -1,4 +1,4 @@
-"""The policy's ``unusual`` section: what is done with inputs that are unlike the calibration data."""
+"""The policy's ``out_of_distribution`` section: what is done with inputs that are unlike the calibration data."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ on_error: {escalate: {to: desk}}
 POLICY = parse_policy(
     RULES
     + """\
-unusual:
+out_of_distribution:
   above: 0.99
   then: {escalate: {to: [expert], reply: Unheard of.}}
 routes:
-  open: {unusual: {above: 0.999, then: abstain}}
+  open: {out_of_distribution: {above: 0.999, then: abstain}}
   other: {rules: [accept]}
 tools:
   pay: {rules: [escalate]}
@@ -52,8 +52,8 @@ tools:
 )
 
 
-def with_unusual(unusual: str, rest: str = "") -> Policy:
-    return parse_policy(f"{RULES}unusual: {unusual}\n{rest}")
+def with_section(out_of_distribution: str, rest: str = "") -> Policy:
+    return parse_policy(f"{RULES}out_of_distribution: {out_of_distribution}\n{rest}")
 
 
 # -- deciding ----------------------------------------------------------------------------------
@@ -64,9 +64,9 @@ def with_unusual(unusual: str, rest: str = "") -> Policy:
     [
         (0.1, 0.5, Action.ACCEPT, "rules[0] (accept)"),
         (0.1, 0.99, Action.ACCEPT, "rules[0] (accept)"),
-        (0.1, 0.9901, Action.ESCALATE, "unusual"),
-        (0.4, 1.0, Action.ESCALATE, "unusual"),
-        (0.9, 1.0, Action.ESCALATE, "unusual"),
+        (0.1, 0.9901, Action.ESCALATE, "out_of_distribution"),
+        (0.4, 1.0, Action.ESCALATE, "out_of_distribution"),
+        (0.9, 1.0, Action.ESCALATE, "out_of_distribution"),
         (0.9, 0.0, Action.ABSTAIN, "rules[2] (abstain)"),
     ],
 )
@@ -104,9 +104,9 @@ def test_a_policy_without_the_section_does_not_look_at_the_ood_score() -> None:
 
 def test_a_route_has_its_own_or_that_of_the_policy() -> None:
     assert decide(POLICY, p_wrong=0.1, ood_score=0.995, route="open").action is Action.ACCEPT
-    assert decide(POLICY, p_wrong=0.1, ood_score=0.9995, route="open").rule == "routes.open.unusual"
-    assert decide(POLICY, p_wrong=0.1, ood_score=0.995, route="other").rule == "unusual"
-    alone = parse_policy(f"{RULES}routes: {{a: {{unusual: {{above: 0.9, then: abstain}}}}}}")
+    assert decide(POLICY, p_wrong=0.1, ood_score=0.9995, route="open").rule == "routes.open.out_of_distribution"
+    assert decide(POLICY, p_wrong=0.1, ood_score=0.995, route="other").rule == "out_of_distribution"
+    alone = parse_policy(f"{RULES}routes: {{a: {{out_of_distribution: {{above: 0.9, then: abstain}}}}}}")
     assert alone.needs_ood_score
     assert decide(alone, p_wrong=0.1).action is Action.ACCEPT
     assert decide(alone, p_wrong=0.1, ood_score=0.95, route="a").action is Action.ABSTAIN
@@ -114,23 +114,21 @@ def test_a_route_has_its_own_or_that_of_the_policy() -> None:
 
 def test_it_comes_before_the_rules_of_tools_too() -> None:
     assert decide(POLICY, p_wrong=0.1, ood_score=0.5, tools=["pay"]).rule == "tools.pay.rules[0] (escalate)"
-    assert decide(POLICY, p_wrong=0.1, ood_score=0.999, tools=["pay"]).rule == "unusual"
+    assert decide(POLICY, p_wrong=0.1, ood_score=0.999, tools=["pay"]).rule == "out_of_distribution"
 
 
 @pytest.mark.parametrize("usage", [Usage(fallbacks=frozenset({"bigger"})), Usage(exhausted=True)])
 def test_a_fallback_that_is_used_up_becomes_an_abstention(usage: Usage) -> None:
-    policy = with_unusual("{above: 0.9, then: {fallback: {to: bigger}}}")
+    policy = with_section("{above: 0.9, then: {fallback: {to: bigger}}}")
     assert decide(policy, p_wrong=0.1, ood_score=0.95).action is Action.FALLBACK
     decision = decide(policy, p_wrong=0.1, ood_score=0.95, usage=usage)
-    assert (decision.action, decision.rule) == (Action.ABSTAIN, "unusual")
+    assert (decision.action, decision.rule) == (Action.ABSTAIN, "out_of_distribution")
     assert decision.settings.text is None
     assert policy.fallback_names() == ("bigger",)
 
 
 @given(p_wrong=st.floats(0, 1), low=st.floats(0, 1), high=st.floats(0, 1))
-def test_a_more_unusual_input_is_never_accepted_where_a_usual_one_is_not(
-    p_wrong: float, low: float, high: float
-) -> None:
+def test_a_less_usual_input_is_never_accepted_where_a_usual_one_is_not(p_wrong: float, low: float, high: float) -> None:
     low, high = sorted((low, high))
     at_low, at_high = (decide(POLICY, p_wrong=p_wrong, ood_score=ood_score).action for ood_score in (low, high))
     assert at_low is Action.ACCEPT or at_high is not Action.ACCEPT
@@ -138,12 +136,12 @@ def test_a_more_unusual_input_is_never_accepted_where_a_usual_one_is_not(
 
 def test_numpy_values_are_taken_as_numbers() -> None:
     decision = decide(POLICY, p_wrong=float(np.float32(0.1)), ood_score=np.float64(0.995))
-    assert decision.rule == "unusual"
+    assert decision.rule == "out_of_distribution"
 
 
 def test_it_survives_pickling_and_counts_for_the_digest() -> None:
     assert pickle.loads(pickle.dumps(POLICY)) == POLICY  # noqa: S301 - our own
-    assert with_unusual("{above: 0.9, then: abstain}").sha256 != parse_policy(RULES).sha256
+    assert with_section("{above: 0.9, then: abstain}").sha256 != parse_policy(RULES).sha256
 
 
 # -- certificates ------------------------------------------------------------------------------
@@ -151,12 +149,12 @@ def test_it_survives_pickling_and_counts_for_the_digest() -> None:
 
 def test_a_certified_procedure_is_another_one_with_it() -> None:
     digests = {
-        procedure_sha256(parse_policy(RULES + unusual), None)
-        for unusual in (
+        procedure_sha256(parse_policy(RULES + out_of_distribution), None)
+        for out_of_distribution in (
             "",
-            "unusual: {above: 0.9, then: abstain}",
-            "unusual: {above: 0.8, then: abstain}",
-            "unusual: {above: 0.9, then: escalate}",
+            "out_of_distribution: {above: 0.9, then: abstain}",
+            "out_of_distribution: {above: 0.8, then: abstain}",
+            "out_of_distribution: {above: 0.9, then: escalate}",
         )
     }
     assert len(digests) == 4
@@ -164,7 +162,7 @@ def test_a_certified_procedure_is_another_one_with_it() -> None:
 
 def test_its_fallback_asks_again() -> None:
     policy = parse_policy(
-        "version: 1\nname: x\nrules: [abstain]\nunusual: {above: 0.9, then: {fallback: {to: bigger}}}"
+        "version: 1\nname: x\nrules: [abstain]\nout_of_distribution: {above: 0.9, then: {fallback: {to: bigger}}}"
     )
     assert fallbacks_of(policy.plan()) == ("bigger",)
     assert asks_again(policy.plan())
@@ -174,7 +172,7 @@ def test_its_fallback_asks_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "unusual",
+    "out_of_distribution",
     [
         "{above: 0.99, then: escalate}",
         "{above: 0.99, then: abstain}",
@@ -186,51 +184,65 @@ def test_its_fallback_asks_again() -> None:
         "{above: 0.99, then: {escalate: {to: [review, log], reply: Wait.}}}",
     ],
 )
-def test_what_may_be_written_is_fine_for_editors_too(unusual: str) -> None:
-    assert with_unusual(unusual).needs_ood_score
-    jsonschema.validate(yaml.safe_load(f"{RULES}unusual: {unusual}"), json_schema())
+def test_what_may_be_written_is_fine_for_editors_too(out_of_distribution: str) -> None:
+    assert with_section(out_of_distribution).needs_ood_score
+    jsonschema.validate(yaml.safe_load(f"{RULES}out_of_distribution: {out_of_distribution}"), json_schema())
 
 
 @pytest.mark.parametrize(
-    ("unusual", "position", "message"),
+    ("out_of_distribution", "position", "message"),
     [
-        ("{above: 1, then: abstain}", "8:18", "unusual.above must be below 1, got 1"),
-        ("{above: 0, then: abstain}", "8:18", "unusual.above must be above 0, got 0"),
-        ("{above: yes, then: abstain}", "8:18", "unusual.above must be a number, got 'yes'"),
-        ("{then: abstain}", "8:10", "'above' is missing in unusual"),
-        ("{above: 0.9}", "8:10", "'then' is missing in unusual"),
-        ("{abov: 0.9, above: 0.9, then: abstain}", "8:11", "unknown key 'abov' in unusual. Did you mean 'above'?"),
-        ("{above: 0.9, escalate: {to: log}, then: abstain}", "8:23", "'escalate' belongs behind 'then', as in "),
-        ("{above: 0.9, then: abstian}", "8:29", "unknown action 'abstian'. Did you mean 'abstain'?"),
-        ("{above: 0.9, then: accept}", "8:29", "accept is not allowed in unusual: leave the section out"),
-        ("{above: 0.9, then: {retry: {times: 2}}}", "8:30", "retry is not allowed in unusual: the input would be"),
-        ("{above: 0.9, then: {abstain: {txt: No}}}", "8:40", "unknown key 'txt' in unusual.then.abstain. Did you mean"),
-        ("{above: 0.9, then: {abstain: {}, escalate: {}}}", "8:29", "exactly one action here, found 'abstain' and"),
-        ("{above: 0.9, then: {fallback: {}}}", "8:40", "fallback needs exactly one of 'to' and 'text'"),
-        ("{above: 0.9, then: {abstain: {text: }}}", "8:40", "nothing is written behind 'text'"),
-        ("{above: 0.9, then: }", "8:23", "nothing is written behind 'then'"),
-        ("escalate", "8:10", "unusual must be a mapping, got 'escalate'"),
-        ("", "8:1", "nothing is written behind 'unusual'"),
+        ("{above: 1, then: abstain}", "8:30", "out_of_distribution.above must be below 1, got 1"),
+        ("{above: 0, then: abstain}", "8:30", "out_of_distribution.above must be above 0, got 0"),
+        ("{above: yes, then: abstain}", "8:30", "out_of_distribution.above must be a number, got 'yes'"),
+        ("{then: abstain}", "8:22", "'above' is missing in out_of_distribution"),
+        ("{above: 0.9}", "8:22", "'then' is missing in out_of_distribution"),
+        (
+            "{abov: 0.9, above: 0.9, then: abstain}",
+            "8:23",
+            "unknown key 'abov' in out_of_distribution. Did you mean",
+        ),
+        ("{above: 0.9, escalate: {to: log}, then: abstain}", "8:35", "'escalate' belongs behind 'then', as in "),
+        ("{above: 0.9, then: abstian}", "8:41", "unknown action 'abstian'. Did you mean 'abstain'?"),
+        ("{above: 0.9, then: accept}", "8:41", "accept is not allowed in out_of_distribution: leave the section out"),
+        (
+            "{above: 0.9, then: {retry: {times: 2}}}",
+            "8:42",
+            "retry is not allowed in out_of_distribution: the input",
+        ),
+        (
+            "{above: 0.9, then: {abstain: {txt: No}}}",
+            "8:52",
+            "unknown key 'txt' in out_of_distribution.then.abstain",
+        ),
+        ("{above: 0.9, then: {abstain: {}, escalate: {}}}", "8:41", "exactly one action here, found 'abstain' and"),
+        ("{above: 0.9, then: {fallback: {}}}", "8:52", "fallback needs exactly one of 'to' and 'text'"),
+        ("{above: 0.9, then: {abstain: {text: }}}", "8:52", "nothing is written behind 'text'"),
+        ("{above: 0.9, then: }", "8:35", "nothing is written behind 'then'"),
+        ("escalate", "8:22", "out_of_distribution must be a mapping, got 'escalate'"),
+        ("", "8:1", "nothing is written behind 'out_of_distribution'"),
     ],
 )
-def test_mistakes_are_told_in_words_with_their_place(unusual: str, position: str, message: str) -> None:
+def test_mistakes_are_told_in_words_with_their_place(out_of_distribution: str, position: str, message: str) -> None:
     with pytest.raises(InvalidPolicyError) as caught:
-        with_unusual(unusual)
+        with_section(out_of_distribution)
     (problem,) = caught.value.problems
     assert f"{problem.line}:{problem.column}" == position
     assert message in problem.message
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(yaml.safe_load(f"{RULES}unusual: {unusual}"), json_schema())
+        jsonschema.validate(yaml.safe_load(f"{RULES}out_of_distribution: {out_of_distribution}"), json_schema())
 
 
 def test_a_misspelt_section_or_fallback_is_noticed() -> None:
-    with pytest.raises(InvalidPolicyError, match=r"unknown key 'unusul'. Did you mean 'unusual'"):
-        parse_policy(f"{RULES}unusul: {{above: 0.9, then: abstain}}")
+    with pytest.raises(
+        InvalidPolicyError, match=r"unknown key 'out_of_distributon'. Did you mean 'out_of_distribution'"
+    ):
+        parse_policy(f"{RULES}out_of_distributon: {{above: 0.9, then: abstain}}")
     declared = "fallbacks: {bigger: {model: /m.gguf}}"
     with pytest.raises(InvalidPolicyError, match=r"no fallback 'biger'.*Did you mean 'bigger'"):
-        with_unusual("{above: 0.9, then: {fallback: {to: biger}}}", declared)
-    with pytest.raises(InvalidPolicyError, match=r"unknown key 'unusual' in tools.pay"):
-        parse_policy(f"{RULES}tools: {{pay: {{unusual: {{above: 0.9, then: abstain}}}}}}")
+        with_section("{above: 0.9, then: {fallback: {to: biger}}}", declared)
+    with pytest.raises(InvalidPolicyError, match=r"unknown key 'out_of_distribution' in tools.pay"):
+        parse_policy(f"{RULES}tools: {{pay: {{out_of_distribution: {{above: 0.9, then: abstain}}}}}}")
 
 
 # -- explaining --------------------------------------------------------------------------------
@@ -242,11 +254,11 @@ def test_an_explanation_begins_with_it() -> None:
         return [(step.rule, step.condition, step.holds, step.decides, step.why) for step in steps[:2]]
 
     assert shown(0.995) == [
-        ("unusual", "ood_score > 0.99", True, True, "0.995 is above 0.99"),
-        ("rules[0] (accept)", "p_wrong < 0.3", True, False, "unusual comes first"),
+        ("out_of_distribution", "ood_score > 0.99", True, True, "0.995 is above 0.99"),
+        ("rules[0] (accept)", "p_wrong < 0.3", True, False, "out_of_distribution comes first"),
     ]
     assert shown(0.5) == [
-        ("unusual", "ood_score > 0.99", False, False, "0.5 is not above 0.99"),
+        ("out_of_distribution", "ood_score > 0.99", False, False, "0.5 is not above 0.99"),
         ("rules[0] (accept)", "p_wrong < 0.3", True, True, "the first rule that holds"),
     ]
 
@@ -255,7 +267,7 @@ def test_an_explanation_begins_with_it() -> None:
 @pytest.mark.parametrize("ood_score", [0.2, 0.95])
 @pytest.mark.parametrize("usage", [Usage(), Usage(retries=5, exhausted=True, fallbacks=frozenset({"bigger"}))])
 def test_an_explanation_names_the_rule_that_decides(p_wrong: float, ood_score: float, usage: Usage) -> None:
-    policy = with_unusual("{above: 0.9, then: {fallback: {to: bigger}}}")
+    policy = with_section("{above: 0.9, then: {fallback: {to: bigger}}}")
     (decisive,) = [step for step in explain(policy, p_wrong, ood_score=ood_score, usage=usage) if step.decides]
     decision = decide(policy, p_wrong=p_wrong, ood_score=ood_score, usage=usage)
     assert (decisive.rule, decisive.action) == (decision.rule, decision.action)
@@ -270,19 +282,19 @@ def test_an_explanation_needs_the_ood_score_of_such_a_policy() -> None:
 
 def test_the_command_explains_it(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
-    file.write_text(f"{RULES}unusual: {{above: 0.99, then: abstain}}\n")
+    file.write_text(f"{RULES}out_of_distribution: {{above: 0.99, then: abstain}}\n")
     arguments = ["explain", str(file), "--score", "0.1", "--ood-score", "0.995"]
     told = CliRunner(env={"COLUMNS": "120"}).invoke(app, arguments)
     assert told.exit_code == 0, told.output
     assert told.stdout.splitlines()[1].split() == [
         ">",
-        *["unusual", "ood_score", ">", "0.99", "yes", "0.995", "is", "above", "0.99"],
+        *["out_of_distribution", "ood_score", ">", "0.99", "yes", "0.995", "is", "above", "0.99"],
     ]
     assert told.stdout.splitlines()[-3] == (
         "abstain: The input is unlike the calibration data: ood_score 0.995 is above 0.99."
     )
     printed = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
-    assert (printed["ood_score"], printed["decision"]["rule"]) == (0.995, "unusual")
+    assert (printed["ood_score"], printed["decision"]["rule"]) == (0.995, "out_of_distribution")
     assert isinstance(CliRunner().invoke(app, arguments[:4]).exception, PolicyError)
 
 
@@ -324,7 +336,7 @@ def engine_saying(p_wrong: float) -> AnsweringEngine:
 
 LOOPED = parse_policy(
     "version: 1\nname: x\nrules: [accept: {below: 0.3}, retry: {below: 0.9}, abstain]\n"
-    "unusual: {above: 0.99, then: {abstain: {text: Never heard of.}}}"
+    "out_of_distribution: {above: 0.99, then: {abstain: {text: Never heard of.}}}"
 )
 
 
@@ -332,7 +344,7 @@ LOOPED = parse_policy(
 def test_a_guarded_call_about_something_unheard_of_ends_at_once(p_wrong: float) -> None:
     engine = engine_saying(p_wrong)
     outcome = Guard(engine, ood_scorer(), LOOPED).ask("What is on the moon?")
-    assert (outcome.action, outcome.answer, outcome.rule) == (Action.ABSTAIN, "Never heard of.", "unusual")
+    assert (outcome.action, outcome.answer, outcome.rule) == (Action.ABSTAIN, "Never heard of.", "out_of_distribution")
     assert len(engine.asked) == 1
     score = outcome.attempts[0].score
     assert score is not None

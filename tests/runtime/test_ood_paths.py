@@ -1,4 +1,4 @@
-"""Unusual inputs on every path that an answer can take: guards, certificates, chains and agents."""
+"""Out-of-distribution inputs on every path that an answer can take: guards, certificates, chains and agents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from guard.langchain import RetractedError, guarded
 from guard.langchain.attempts.model_calls import ModelCall, judge
 from guard.langchain.chat.chat_guard import ChatGuard
 from guard.langchain.metadata import read_score, score_metadata, with_metadata
-from guard.policy.guarantee import Settled, rehearsal, with_thresholds
+from guard.policy.guarantee import Settled, trial_policy, with_thresholds
 from guard.policy.policy import Calls, Policy, Usage, parse_policy
 from guard.records import Action, Floats, Limits, Prompt, Score, Signals
 from guard.runtime.guard import Guard
@@ -35,8 +35,8 @@ from guard.scoring.ood import fit_ood_detector
 from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver
 
-UNUSUAL = "unusual: {above: 0.9, then: {abstain: {text: Unheard of.}}}"
-FALLING_BACK = "unusual: {above: 0.9, then: {fallback: {to: other}}}"
+OOD = "out_of_distribution: {above: 0.9, then: {abstain: {text: Unheard of.}}}"
+FALLING_BACK = "out_of_distribution: {above: 0.9, then: {fallback: {to: other}}}"
 RULES = "rules: [accept: {max_error_rate: 0.1, confidence: 0.9}, retry: {below: 0.8, temperature: 0}, abstain]"
 CENTRE = np.random.default_rng(1).normal(size=(LAYERS, WIDTH))
 
@@ -92,7 +92,7 @@ def policy(*lines: str) -> Policy:
 
 
 def test_a_scorer_that_does_not_give_an_ood_score_is_refused() -> None:
-    plain, looking = confidence_scorer(), policy("rules: [accept]", UNUSUAL)
+    plain, looking = confidence_scorer(), policy("rules: [accept]", OOD)
     with pytest.raises(ScorerError, match="'test' needs ood_score, which the scorer of 'model' does not give"):
         guard(looking, scorer=plain)
     guard(policy("rules: [accept]"), scorer=plain)
@@ -100,16 +100,16 @@ def test_a_scorer_that_does_not_give_an_ood_score_is_refused() -> None:
     with pytest.raises(ScorerError, match="the scorer of 'other' does not give"):
         guard(policy("rules: [accept]", FALLING_BACK), other=plain)
     with pytest.raises(ScorerError, match="guard calibrate"):
-        guard(policy("rules: [accept]", f"routes: {{a: {{{UNUSUAL}}}}}"), scorer=plain)
+        guard(policy("rules: [accept]", f"routes: {{a: {{{OOD}}}}}"), scorer=plain)
 
 
 # -- certificates ------------------------------------------------------------------------------
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from([UNUSUAL, FALLING_BACK]), st.floats(0.01, 0.79))
-def test_a_trial_run_foretells_what_real_calls_give(seed: int, unusual: str, threshold: float) -> None:
-    promising = policy(RULES, unusual)
+@given(st.integers(0, 10_000), st.sampled_from([OOD, FALLING_BACK]), st.floats(0.01, 0.79))
+def test_a_trial_run_foretells_what_real_calls_give(seed: int, out_of_distribution: str, threshold: float) -> None:
+    promising = policy(RULES, out_of_distribution)
     rows: list[tuple[str, Row]] = [
         ("set", Question(id=str(number), question=f"Question {number}?", answers=("yes",))) for number in range(10)
     ]
@@ -128,8 +128,8 @@ def test_a_trial_run_foretells_what_real_calls_give(seed: int, unusual: str, thr
     assert trials.at(threshold) == (accepted, errors)
 
 
-def test_given_responses_to_unusual_questions_are_accepted_at_no_threshold() -> None:
-    promising = policy("rules: [accept: {max_error_rate: 0.1, confidence: 0.9}, abstain]", UNUSUAL)
+def test_given_responses_to_out_of_distribution_questions_are_accepted_at_no_threshold() -> None:
+    promising = policy("rules: [accept: {max_error_rate: 0.1, confidence: 0.9}, abstain]", OOD)
     rows: list[tuple[str, Row]] = [
         ("set", LabelledResponse(id=str(number), prompt=Prompt.raw(f"Question {number}?"), response="yes", wrong=False))
         for number in range(30)
@@ -166,30 +166,30 @@ def test_a_message_has_its_ood_score() -> None:
     ("ood_score", "action", "rule"),
     [
         (0.5, Action.ACCEPT, "rules[0] (accept)"),
-        (0.95, Action.ABSTAIN, "unusual"),
+        (0.95, Action.ABSTAIN, "out_of_distribution"),
         (None, Action.ESCALATE, "on_error"),
     ],
 )
 def test_a_chain_looks_at_the_ood_score_of_each_call(ood_score: float | None, action: Action, rule: str) -> None:
-    chosen = chain_policy("[accept]", UNUSUAL, "on_error: escalate")
-    usual = ModelCall((), frozenset(), read_score(novel(said("x", 0.1), 0.2)))
-    calls = [usual, replace(usual, scored=read_score(novel(said("y", 0.1), novelty))), usual]
+    chosen = chain_policy("[accept]", OOD, "on_error: escalate")
+    usual = ModelCall((), frozenset(), read_score(with_ood_score(said("x", 0.1), 0.2)))
+    calls = [usual, replace(usual, scored=read_score(with_ood_score(said("y", 0.1), ood_score))), usual]
     verdict = judge(chosen, calls, join=Calls(), route=None, usage=Usage())
     assert (verdict.decision.action, verdict.decision.rule) == (action, rule)
 
 
-def test_an_agent_does_not_say_what_answers_an_unusual_question() -> None:
-    chosen = chain_policy("[accept]", UNUSUAL)
+def test_an_agent_does_not_say_what_answers_an_out_of_distribution_question() -> None:
+    chosen = chain_policy("[accept]", OOD)
     assert last(ask(agent(ScriptedChat(script=[with_ood_score(said("Hello.", 0.1), 0.5)]), chosen))).text == "Hello."
     result = ask(agent(ScriptedChat(script=[with_ood_score(said("Hello.", 0.1), 0.95)]), chosen))
     assert last(result).text == "Unheard of."
     assert "Hello." not in str(result)
 
 
-def test_a_live_answer_to_an_unusual_question_is_stopped() -> None:
+def test_a_live_answer_to_an_out_of_distribution_question_is_stopped() -> None:
     made = AnsweringEngine(lambda prompt, number: ("on and on", 0.05))
     made.activations_at = layers
-    chosen = chain_policy("[accept]", "unusual: {above: 0.99, then: abstain}", "streaming: live")
+    chosen = chain_policy("[accept]", "out_of_distribution: {above: 0.99, then: abstain}", "streaming: live")
     chain = guarded(ChatGuard(engine=made, scorer=ood_scorer()), policy=chosen)
     questions = [f"Question {number}?" for number in range(6)]
     strange = [question for question in questions if _is_odd(question)]
