@@ -22,7 +22,7 @@ VALUES = {
 
 def shown(values: dict[str, dict[str, float]]) -> list[str]:
     setting = SettingResult(
-        setting="within",
+        setting="within-dataset cross-validation",
         cells=3,
         scores=tuple(Score(name, "AUROC", Estimate(None, None, None), len(sets)) for name, sets in values.items()),
         per_cell=tuple(
@@ -49,8 +49,8 @@ def test_means_in_one_table_are_over_the_same_sets_and_say_over_how_many() -> No
     """Over its two sets "half" has the same mean as "own" over three, and is better on both."""
     lines = shown(VALUES)
     first, second = [at for at, line in enumerate(lines) if "means over" in line]
-    assert "within (means over 3 of 3 tests)" in lines[first]
-    assert "within (means over 2 of 3 tests)" in lines[second]
+    assert "within-dataset cross-validation (means over 3 of 3 tests)" in lines[first]
+    assert "within-dataset cross-validation (means over 2 of 3 tests)" in lines[second]
     upper, lower = "\n".join(lines[first:second]), "\n".join(lines[second:])
     assert "half" not in upper
     assert "whole" not in lower
