@@ -41,9 +41,9 @@ from guard.scoring.scorer_file import (
     Binding,
     Calibration,
     Linear,
+    LinearProbe,
     Model,
     Prompting,
-    Readout,
     Schema,
     Trees,
 )
@@ -251,8 +251,8 @@ def _scorer(engine: BaseEngine, embedded: bool) -> Scorer:
         versions={},
         metrics={},
         model=Model(
-            start=start,
-            readout=Readout.of(rng.normal(size=shape).astype(np.float32)),
+            base=start,
+            probe=LinearProbe.of(rng.normal(size=shape).astype(np.float32)),
             trees=_stumps(200, len(schema.names), rng),
             calibration=Calibration(slope=1.0, intercept=0.0),
         ),

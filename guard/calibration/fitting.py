@@ -22,7 +22,7 @@ from guard.errors import CalibrationError, missing_extra
 from guard.records import Floats
 from guard.scoring import probe
 from guard.scoring.scorer import log_odds_of
-from guard.scoring.scorer_file import Calibration, Linear, Model, Readout, Trees, linear_of
+from guard.scoring.scorer_file import Calibration, Linear, LinearProbe, Model, Trees, linear_of
 from guard.scoring.signature import FeatureSchema
 
 try:
@@ -161,15 +161,15 @@ def fit_model(
     held_out = weights @ by_regression
     kept = np.flatnonzero(weights)
     start = _Start.fit(examples, np.arange(len(examples)), [regressions[at] for at in kept])
-    linear, readout = start.parts(examples, weights[kept])
+    linear, linear_probe = start.parts(examples, weights[kept])
     told |= {"regressions": [regressions[at].told(weights[at]) for at in kept]}
     trees: Trees | None = None
     if features != "logprob":
-        alone = not linear.features and readout is None
+        alone = not linear.features and linear_probe is None
         held_out, trees, chosen = _fit_trees(examples, schema, held_out, folds, seed, alone=alone)
         told |= chosen
     calibration = _calibrate(held_out, examples.wrong)
-    return FittedModel(Model(start=linear, readout=readout, trees=trees, calibration=calibration), told)
+    return FittedModel(Model(base=linear, probe=linear_probe, trees=trees, calibration=calibration), told)
 
 
 def _check_enough(wrong: NDArray[np.bool_]) -> None:
@@ -246,7 +246,7 @@ class _Regression:
 
     def told(self, weight: float) -> dict[str, Any]:
         """For the artefact."""
-        return {"reads": list(self.groups), "readout": self.strength, "weight": round(float(weight), 4)}
+        return {"reads": list(self.groups), "probe": self.strength, "weight": round(float(weight), 4)}
 
 
 def _regressions(examples: Examples, features: Features, schema: FeatureSchema) -> list[_Regression]:
@@ -323,14 +323,14 @@ class _Start:
             values += examples.products.between(rows, self.landmarks) @ self.combinations - self.offsets
         return np.asarray(values.T)
 
-    def parts(self, examples: Examples, weights: Doubles) -> tuple[Linear, Readout | None]:
+    def parts(self, examples: Examples, weights: Doubles) -> tuple[Linear, LinearProbe | None]:
         """The weighted mean as the artefact holds it; the read-out's offset goes into the intercept."""
         intercept = float(weights @ (self.intercepts - self.offsets))
         linear = linear_of(self.columns, self.mean, self.scale, weights @ self.coefficients, intercept)
         if self.combinations is None or examples.activations is None:
             return linear, None
         activations = examples.activations[self.landmarks]
-        return linear, Readout.of(probe.weights_of(self.combinations @ weights, activations))
+        return linear, LinearProbe.of(probe.weights_of(self.combinations @ weights, activations))
 
 
 def _held_out(

@@ -29,7 +29,7 @@ SPLIT_SHARES = {"fit": 0.8, "test": 0.2}
 #: Fewest answers, and fewest of each label, that the test split must have.
 MIN_SPLIT, MIN_CLASS = 20, 5
 
-#: What can be left out of the default score: groups of features, and the layers' read-out.
+#: What can be left out of the default score: groups of features, and the linear probe of the layers.
 PARTS = (*GROUPS, "activations")
 
 
@@ -240,7 +240,7 @@ def _ood_detector(labelled: Sequence[Labelled], seed: int) -> StoredOodDetector 
 
 def _scores(model: Model, labelled: Sequence[Labelled], examples: Examples) -> Probabilities:
     """p_wrong of each answer."""
-    evaluator = Evaluator(model.start, model.trees, model.readout)
+    evaluator = Evaluator(model.base, model.trees, model.probe)
     rows = zip(examples.x.astype(np.float64), labelled, strict=True)
     log_odds = np.array([evaluator.log_odds(x, each.record.signals.signature.activations) for x, each in rows])
     calibration = model.calibration

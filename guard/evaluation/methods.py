@@ -76,7 +76,7 @@ class _FittedModel:
 
     def p_wrong(self, table: Table) -> Columns:
         answers, model = _answers(table), self.model
-        evaluator = Evaluator(model.start, model.trees, model.readout)
+        evaluator = Evaluator(model.base, model.trees, model.probe)
         rows = zip(answers.features(self.schema).astype(np.float64), answers.activations, strict=True)
         log_odds = np.array([evaluator.log_odds(x, activations) for x, activations in rows])
         return _probability(model.calibration.slope * log_odds + model.calibration.intercept)

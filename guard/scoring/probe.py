@@ -1,7 +1,7 @@
-"""What the layers' activations themselves say: one linear read-out over all layers at once.
+"""What the layers' activations themselves say: one linear linear probe over all layers at once.
 
 Each layer's activations are divided by their root mean square, so that no layer speaks louder than
-another and nothing is fitted to their scale. The read-out is a single vector of weights; fitting
+another and nothing is fitted to their scale. The linear probe is a single vector of weights; fitting
 works on the answers' inner products, which are few, and not on the coordinates, which are many.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from guard.errors import CalibrationError, CaptureError
 from guard.records import Floats
 
-#: Principal components of the training answers that a read-out is made of: enough for all that
+#: Principal components of the training answers that a linear probe is made of: enough for all that
 #: transfers, and a fit within seconds.
 COMPONENTS = 256
 #: Answers that components are made of, at most: with all of 11,000 a fit takes three times as long, for .002 to
@@ -83,7 +83,7 @@ class Components:
         return np.asarray(weights - weights.mean(axis=0))
 
     def offset(self, combinations: NDArray[np.floating]) -> NDArray[np.float64]:
-        """What combinations, shape (n, f), give the mean of these answers: components are centred, read-outs not."""
+        """What combinations, shape (n, f), give the mean of these answers: components are centred, probes are not."""
         return np.asarray(self.means @ combinations)
 
 
@@ -159,7 +159,7 @@ class InnerProducts:
 
 
 def weights_of(combination: NDArray[np.floating], activations: NDArray[np.floating]) -> Floats:
-    """The read-out that a combination of answers stands for.
+    """The linear probe that a combination of answers stands for.
 
     Args:
         combination: shape (n,).

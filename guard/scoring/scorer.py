@@ -29,8 +29,8 @@ from guard.scoring.scorer_file import (
     Artefact,
     Binding,
     Linear,
+    LinearProbe,
     Model,
-    Readout,
     Trees,
 )
 from guard.scoring.signature import FeatureSchema, feature_vector
@@ -154,32 +154,32 @@ _KIND = sealed.Kind(
 class Evaluator:
     """The log-odds of a model's parts, in arrays."""
 
-    def __init__(self, start: Linear | None, trees: Trees | None, readout: Readout | None = None) -> None:
-        self._start = start
-        if start:
-            self._at = np.array(start.features, np.intp)
+    def __init__(self, base: Linear | None, trees: Trees | None, probe: LinearProbe | None = None) -> None:
+        self._base = base
+        if base:
+            self._at = np.array(base.features, np.intp)
             with np.errstate(over="ignore", invalid="ignore"):  # huge numbers make a score that is refused
-                self._weights = np.array(start.coefficients, np.float64) / np.array(start.scale, np.float64)
-                self._offset = start.intercept - float(self._weights @ np.array(start.mean, np.float64))
+                self._weights = np.array(base.coefficients, np.float64) / np.array(base.scale, np.float64)
+                self._offset = base.intercept - float(self._weights @ np.array(base.mean, np.float64))
         self._trees = _Forest(trees) if trees and trees.roots else None
-        self._readout = readout.array if readout else None
+        self._probe = probe.array if probe else None
 
     def log_odds(self, vector: NDArray[np.float64], activations: NDArray[np.floating] | None = None) -> float:
         """Of one answer, before calibration.
 
         Args:
             vector: its features, shape (features,).
-            activations: shape (A, L, D); only needed with a read-out.
+            activations: shape (A, L, D); only needed with a linear probe.
 
         Raises:
             CaptureError: the activations are missing, of another shape, or of no use.
         """
-        total = float(self._weights @ vector[self._at]) + self._offset if self._start else 0.0
-        if self._readout is not None:
-            if activations is None or activations.shape != self._readout.shape:
+        total = float(self._weights @ vector[self._at]) + self._offset if self._base else 0.0
+        if self._probe is not None:
+            if activations is None or activations.shape != self._probe.shape:
                 shape = None if activations is None else activations.shape
-                raise CaptureError(f"The read-out wants activations of shape {self._readout.shape}, got {shape}")
-            total += float(np.einsum("tld,tld->", normalised(activations), self._readout, dtype=np.float64))
+                raise CaptureError(f"The linear probe needs activations of shape {self._probe.shape}, got {shape}")
+            total += float(np.einsum("tld,tld->", normalised(activations), self._probe, dtype=np.float64))
         return total + self._trees.total(vector) if self._trees else total
 
 
@@ -187,7 +187,7 @@ class _Calibrated:
     """A `Model` ready to evaluate."""
 
     def __init__(self, model: Model) -> None:
-        self._evaluator = Evaluator(model.start, model.trees, model.readout)
+        self._evaluator = Evaluator(model.base, model.trees, model.probe)
         self._calibration = model.calibration
 
     def probability(self, vector: NDArray[np.float64], activations: NDArray[np.floating]) -> float:

@@ -1,6 +1,6 @@
 """What a scorer's file says: plain numbers, checked for shape and sense before anything is made of them.
 
-One JSON file of numbers: a linear model over token log-probabilities, a linear read-out of the
+One JSON file of numbers: a linear model over token log-probabilities, a linear probe of the
 layers' activations, regression trees that correct both, a calibration curve, and what is usual.
 """
 
@@ -185,7 +185,7 @@ class Trees(_Part):
         return self
 
 
-class Readout(_Part):
+class LinearProbe(_Part):
     """Log-odds = sum over tokens, layers and coordinates of weight x normalised activation.
 
     The tokens are those of `Signature.activations`; see `guard.scoring.probe.normalised`.
@@ -226,13 +226,13 @@ class Calibration(_Part):
 
 
 class Model(_Part):
-    """Log-odds of a linear start, a read-out of the layers and trees, summed, then calibrated.
+    """Log-odds of a linear base model, a linear probe of the layers and trees, summed, then calibrated.
 
     Any part may be missing.
     """
 
-    start: Linear | None
-    readout: Readout | None
+    base: Linear | None
+    probe: LinearProbe | None
     trees: Trees | None
     calibration: Calibration
 
@@ -266,20 +266,20 @@ class Artefact(_Part):
             raise ValueError("feature_names are not as many as the schema's features")
         if list(self.feature_schema.names) != self.feature_names:
             raise ValueError("feature_names do not follow from the schema")
-        readout = self.model.readout
-        if readout and (readout.tokens, readout.layers, readout.width) != (
+        probe = self.model.probe
+        if probe and (probe.tokens, probe.layers, probe.width) != (
             len(ACTIVATION_TOKENS),
             self.binding.layers,
             self.binding.width,
         ):
-            raise ValueError("the read-out's shape is not that of the model's activations")
+            raise ValueError("the linear probe does not have the shape of the model's activations")
         detector = self.ood_detector
         if detector and (max(detector.layers) >= self.binding.layers or detector.width != self.binding.width):
             raise ValueError("the out-of-distribution detector's layers or width are not the model's")
         for model in (self.model, self.baseline):
             if model and any(not -1 <= at < len(self.feature_names) for at in _features_used(model)):
                 raise ValueError("a feature index is out of range")
-            if model and model.start and min(model.start.features, default=0) < 0:
+            if model and model.base and min(model.base.features, default=0) < 0:
                 raise ValueError("a feature index is negative")
         return self
 
@@ -297,7 +297,7 @@ class Artefact(_Part):
 
 
 def _features_used(model: Model) -> list[int]:
-    return [*(model.start.features if model.start else []), *(model.trees.feature if model.trees else [])]
+    return [*(model.base.features if model.base else []), *(model.trees.feature if model.trees else [])]
 
 
 def linear_of(

@@ -117,14 +117,14 @@ def test_the_read_out_adds_what_the_activations_know(landmarks: int, monkeypatch
     labelled = made(900, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
     fitted = fit(labelled)
     assert fitted.baseline is not None
-    assert max(each["readout"] for each in fitted.scorer.artefact.settings["regressions"]) == fitting.LOUDEST
+    assert max(each["probe"] for each in fitted.scorer.artefact.settings["regressions"]) == fitting.LOUDEST
     assert fitted.test.auroc > fitted.baseline.auroc + 0.1
     assert fitted.test.brier < fitted.baseline.brier - 0.02
-    readout = fitted.scorer.artefact.model.readout
-    assert readout is not None
-    assert np.unravel_index(np.abs(readout.array).sum(axis=0).argmax(), (LAYERS, WIDTH)) == (1, 0)
+    weights = fitted.scorer.artefact.model.probe
+    assert weights is not None
+    assert np.unravel_index(np.abs(weights.array).sum(axis=0).argmax(), (LAYERS, WIDTH)) == (1, 0)
     without = fit(labelled, without=("activations",))
-    assert without.scorer.artefact.model.readout is None
+    assert without.scorer.artefact.model.probe is None
     assert without.test.auroc < fitted.test.auroc - 0.1
 
 
@@ -132,14 +132,14 @@ def test_the_layers_alone_can_be_a_score() -> None:
     labelled = made(900, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
     fitted = fit(labelled, without=("logprob", "margin", "length"))
     model = fitted.scorer.artefact.model
-    assert model.start is not None
-    assert model.start.features == []
-    assert model.readout is not None
+    assert model.base is not None
+    assert model.base.features == []
+    assert model.probe is not None
     assert fitted.test.auroc > 0.7
 
 
 def test_without_activations_their_products_are_not_read() -> None:
-    """A read-out could not be stored."""
+    """A linear probe could not be stored."""
     labelled = made(300, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
     schema = fitting.schema_for("combined", layers=LAYERS, temperatures=(1.0,))
     signals = [each.record.signals for each in labelled]
@@ -151,13 +151,13 @@ def test_without_activations_their_products_are_not_read() -> None:
     )
     products = probe.InnerProducts(probe.inner_products(activations))
     both = fitting.fit_model(replace(examples, activations=activations, products=products), schema)
-    assert both.model.readout is not None
+    assert both.model.probe is not None
     silent = fitting.fit_model(replace(examples, products=products), schema)
     assert silent.model == fitting.fit_model(examples, schema).model
 
 
 def test_where_sets_are_held_out_all_regressions_count_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The score is their mean in log-odds, read-out and the output's features together."""
+    """The score is their mean in log-odds, linear probe and the output's features together."""
     labelled = []
     for number in range(5):
         labelled += made(150, seed=number, by_logprob=1.0, by_map=0.0, by_activations=2.0, dataset=f"s{number}")
@@ -166,8 +166,8 @@ def test_where_sets_are_held_out_all_regressions_count_the_same(monkeypatch: pyt
         monkeypatch.setattr(fitting, "STRENGTHS", strengths)
         artefact = fit(labelled, seed=1).scorer.artefact
         assert artefact.settings["folds"] == "data sets"
-        assert artefact.model.start is not None
-        evaluator = Evaluator(artefact.model.start, None, artefact.model.readout)
+        assert artefact.model.base is not None
+        evaluator = Evaluator(artefact.model.base, None, artefact.model.probe)
         schema = fitting.schema_for("combined", layers=LAYERS, temperatures=(1.0,))
         signals = [each.record.signals for each in labelled[:20]]
         return [evaluator.log_odds(feature_vector(each, schema), each.signature.activations) for each in signals]
@@ -226,11 +226,11 @@ def test_trees_alone_start_from_the_share_of_wrong_answers(features: Features) -
     labelled = made(120, seed=11, by_logprob=0.0, by_map=3.0)
     without = ("logprob", "margin", "length", "activations") if features == "combined" else ()
     model = fit(labelled, features=features, without=without).scorer.artefact.model
-    assert model.start is not None
-    assert model.start.features == []
+    assert model.base is not None
+    assert model.base.features == []
     assert model.trees is not None
     share = np.mean([each.wrong for each in labelled])
-    assert 1 / (1 + math.exp(-model.start.intercept)) == pytest.approx(share, abs=0.05)
+    assert 1 / (1 + math.exp(-model.base.intercept)) == pytest.approx(share, abs=0.05)
 
 
 def test_how_much_of_a_held_out_set_is_wrong_does_not_speak_against_trees_alone() -> None:
@@ -267,7 +267,7 @@ def test_what_misleads_from_set_to_set_is_not_kept() -> None:
     labelled = [labelled[at] for at in np.random.default_rng(0).permutation(len(labelled))]
     settings = fit(labelled).scorer.artefact.settings
     assert settings["folds"] == "data sets"
-    assert {each["readout"] for each in settings["regressions"]} == {0.0}
+    assert {each["probe"] for each in settings["regressions"]} == {0.0}
 
 
 @pytest.mark.parametrize(("sets", "sure"), [(1, True), (5, False)], ids=["answers", "sets"])
@@ -300,8 +300,8 @@ def test_the_published_score_reads_the_maps_alone() -> None:
     fitted = fit(made(1500, seed=1, by_logprob=2.0, by_map=2.0), features="ilis")
     artefact = fitted.scorer.artefact
     assert artefact.features == "ilis"
-    assert artefact.model.start is not None
-    assert artefact.model.start.features == []
+    assert artefact.model.base is not None
+    assert artefact.model.base.features == []
     assert artefact.model.trees is not None
     assert {name.split(".")[0] for name in artefact.feature_names} == {"map"}
     assert artefact.settings["shrinkage"] == 1.0
@@ -314,7 +314,7 @@ def test_log_probabilities_alone_have_no_trees() -> None:
     fitted, combined = fit(labelled, features="logprob"), fit(labelled)
     artefact = fitted.scorer.artefact
     assert artefact.model.trees is None
-    assert artefact.model.start is not None
+    assert artefact.model.base is not None
     assert fitted.baseline is artefact.baseline is None
     assert fitted.test == combined.baseline, "it is what the combined score is compared with"
 

@@ -1,4 +1,4 @@
-"""The read-out: what is computed from inner products is what the coordinates would give."""
+"""The linear probe: what is computed from inner products is what the coordinates would give."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_components_are_those_of_the_coordinates() -> None:
     assert lengths.mean() == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_function_of_components_is_a_read_out_of_activations() -> None:
+def test_a_function_of_components_is_a_linear_probe_of_activations() -> None:
     learnt, new = activations(30), activations(8, seed=1)
     components = principal_components(inner_products(learnt), count=6)
     coefficients = np.random.default_rng(2).normal(size=6).astype(np.float32)

@@ -24,7 +24,7 @@ from guard.files.checked_json import digest
 from guard.records import ModelInfo, Signals
 from guard.scoring import scorer as scorer_module
 from guard.scoring.scorer import Evaluator, Scorer, load_scorer, log_odds_of, logistic, parse_scorer
-from guard.scoring.scorer_file import Artefact, Binding, Calibration, Linear, Model, Readout, Trees, linear_of
+from guard.scoring.scorer_file import Artefact, Binding, Calibration, Linear, LinearProbe, Model, Trees, linear_of
 from guard.scoring.signature import SignatureObserver
 
 
@@ -124,11 +124,11 @@ def test_the_linear_start_is_scikit_learns() -> None:
 def test_start_and_trees_add_up_and_calibration_comes_last() -> None:
     artefact = tiny_artefact(scripted_model(), trees=STUMPS)
     model = Model(
-        start=artefact.model.start, readout=None, trees=STUMPS, calibration=Calibration(slope=0.5, intercept=-1.0)
+        base=artefact.model.base, probe=None, trees=STUMPS, calibration=Calibration(slope=0.5, intercept=-1.0)
     )
     scored = Scorer(artefact.model_copy(update={"model": model})).score(signals())
     vector = scorer_module.feature_vector(signals(), artefact.feature_schema).astype(np.float64)
-    start, trees = Evaluator(artefact.model.start, None), Evaluator(None, STUMPS)
+    start, trees = Evaluator(artefact.model.base, None), Evaluator(None, STUMPS)
     assert trees.log_odds(vector) in {-0.75, -0.25, 0.25, 0.75}
     log_odds = start.log_odds(vector) + trees.log_odds(vector)
     assert scored.p_wrong == pytest.approx(1 / (1 + math.exp(1.0 - 0.5 * log_odds)), abs=1e-12)
@@ -139,7 +139,7 @@ def test_start_and_trees_add_up_and_calibration_comes_last() -> None:
 
 def test_a_model_without_parts_says_its_intercept() -> None:
     artefact = tiny_artefact(scripted_model())
-    model = Model(start=None, readout=None, trees=None, calibration=Calibration(slope=1.0, intercept=log_odds_of(0.3)))
+    model = Model(base=None, probe=None, trees=None, calibration=Calibration(slope=1.0, intercept=log_odds_of(0.3)))
     scored = Scorer(artefact.model_copy(update={"model": model, "baseline": None})).score(signals())
     assert scored.p_wrong == pytest.approx(0.3)
     assert scored.baseline_p_wrong is None
@@ -465,7 +465,7 @@ def test_trees_that_are_no_trees(saved: Path, column: str, at: int, value: Any) 
 
 def test_a_negative_feature_of_the_start_is_refused(saved: Path) -> None:
     content = json.loads(saved.read_bytes())
-    content["model"]["start"]["features"] = [-1]
+    content["model"]["base"]["features"] = [-1]
     assert check(sealed(content)) is None
 
 
@@ -480,7 +480,7 @@ def test_another_schema_version_is_refused(saved: Path) -> None:
 @pytest.mark.parametrize("key", ["intercept", "note"])
 def test_numbers_that_are_none(saved: Path, text: str, key: str) -> None:
     content = json.loads(saved.read_bytes())
-    place = content["model"]["start"] if key == "intercept" else content["settings"]
+    place = content["model"]["base"] if key == "intercept" else content["settings"]
     place[key] = 987654.25
     data = sealed(content)
     assert check(data) is not None
@@ -494,7 +494,7 @@ def test_the_same_key_twice_is_refused(saved: Path) -> None:
 
 def test_numbers_so_large_that_there_is_no_score(saved: Path) -> None:
     content = json.loads(saved.read_bytes())
-    content["model"]["start"].update(features=[0, 1], mean=[0.0] * 2, scale=[1e-308] * 2, coefficients=[1e308, -1e308])
+    content["model"]["base"].update(features=[0, 1], mean=[0.0] * 2, scale=[1e-308] * 2, coefficients=[1e308, -1e308])
     scorer = parse_scorer(sealed(content))
     with pytest.raises(ScorerError, match="not finite"):
         scorer.score(signals())
@@ -533,7 +533,7 @@ def test_confidence_scorer_reads_back_what_a_script_says() -> None:
         assert scorer.score(given).p_wrong == pytest.approx(p_wrong, abs=1e-5)
 
 
-# -- the read-out ------------------------------------------------------------------------------
+# -- the linear probe --------------------------------------------------------------------------
 
 
 def signals_of_layers(activations: Any) -> Signals:
@@ -542,16 +542,16 @@ def signals_of_layers(activations: Any) -> Signals:
     return replace(made, signature=replace(made.signature, activations=activations))
 
 
-def readout_artefact(weights: Any) -> Artefact:
+def probe_artefact(weights: Any) -> Artefact:
     artefact = tiny_artefact(scripted_model())
-    return artefact.model_copy(update={"model": artefact.model.model_copy(update={"readout": Readout.of(weights)})})
+    return artefact.model_copy(update={"model": artefact.model.model_copy(update={"probe": LinearProbe.of(weights)})})
 
 
-def test_the_read_out_is_the_product_with_normalised_activations(tmp_path: Path) -> None:
+def test_the_linear_probe_is_the_product_with_normalised_activations(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(3, LAYERS, WIDTH)).astype(np.float32)
     given = signals_of_layers(rng.normal(size=(3, LAYERS, WIDTH)).astype(np.float32))
-    Scorer(readout_artefact(weights)).save(tmp_path / "s.json")
+    Scorer(probe_artefact(weights)).save(tmp_path / "s.json")
     loaded = load_scorer(tmp_path / "s.json")
     plain = Scorer(tiny_artefact(scripted_model())).score(given).p_wrong
     layers = given.signature.activations.astype(np.float64)
@@ -562,7 +562,7 @@ def test_the_read_out_is_the_product_with_normalised_activations(tmp_path: Path)
     zero = signals_of_layers(np.zeros_like(given.signature.activations))
     with pytest.raises(CaptureError, match="all zero"):
         loaded.score(zero)
-    with pytest.raises(CaptureError, match="wants activations of shape"):
+    with pytest.raises(CaptureError, match="needs activations of shape"):
         loaded.score(signals_of_layers(given.signature.activations[:, :, :-1]))
 
 
@@ -575,15 +575,15 @@ def test_the_read_out_is_the_product_with_normalised_activations(tmp_path: Path)
         ({"width": 0}, "width"),
     ],
 )
-def test_damaged_read_outs_are_refused(changes: dict[str, Any], told: str) -> None:
-    content = Readout.of(np.ones((1, 2, 1), np.float32)).model_dump()
+def test_damaged_probes_are_refused(changes: dict[str, Any], told: str) -> None:
+    content = LinearProbe.of(np.ones((1, 2, 1), np.float32)).model_dump()
     with pytest.raises(ValueError, match=told):
-        Readout.model_validate({**content, **changes})
+        LinearProbe.model_validate({**content, **changes})
 
 
-def test_read_outs_must_be_finite_and_fit_the_model() -> None:
+def test_probes_must_be_finite_and_fit_the_model() -> None:
     with pytest.raises(ValueError, match="not finite"):
-        Readout.of(np.full((1, 2, 1), np.nan, np.float32))
-    artefact = readout_artefact(np.ones((3, LAYERS, WIDTH + 1), np.float32))
-    with pytest.raises(ValueError, match="shape is not that of the model"):
+        LinearProbe.of(np.full((1, 2, 1), np.nan, np.float32))
+    artefact = probe_artefact(np.ones((3, LAYERS, WIDTH + 1), np.float32))
+    with pytest.raises(ValueError, match="does not have the shape of the model"):
         Artefact.model_validate(artefact.model_dump(by_alias=True))

@@ -38,7 +38,7 @@ def scorer_for(engine: BaseEngine, *, system: str = "", max_tokens: int = 8) -> 
     """A scorer that finds an answer the likelier wrong, the less likely its tokens were."""
     schema = FeatureSchema(layers=engine.model.layers, aggregates=("mean",), groups=("logprob",))
     start = Linear(features=[0], mean=[0.0], scale=[1.0], coefficients=[-4.0], intercept=-1.0)
-    model = Model(start=start, readout=None, trees=None, calibration=Calibration(slope=1.0, intercept=0.0))
+    model = Model(base=start, probe=None, trees=None, calibration=Calibration(slope=1.0, intercept=0.0))
     return Scorer(
         Artefact(
             format="guard-scorer",

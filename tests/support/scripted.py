@@ -163,8 +163,8 @@ def tiny_artefact(
         settings={},
         versions={},
         metrics={},
-        model=Model(start=start, readout=None, trees=trees, calibration=calibration),
-        baseline=Model(start=start, readout=None, trees=None, calibration=calibration),
+        model=Model(base=start, probe=None, trees=trees, calibration=calibration),
+        baseline=Model(base=start, probe=None, trees=None, calibration=calibration),
         ood_detector=None,
     )
 
