@@ -25,7 +25,7 @@ from guard.data.questions import LabelledResponse, Row
 from guard.data.recording import Skipped
 from guard.data.sqlite_journal import JournalFile, asked_digest, row_key
 from guard.errors import CaptureError, InputError, PromptTooLongError
-from guard.policy.certificate import Basis
+from guard.policy.certificate import Fingerprint
 from guard.policy.defects import Defect, defects_of
 from guard.policy.guarantee import asks_again
 from guard.policy.policy import decide_error
@@ -66,14 +66,14 @@ class TrialRow:
 
 
 class TrialJournal(JournalFile):
-    """The attempts of one run, on disk; belongs to one basis. Use as a context manager."""
+    """The attempts of one run, on disk; belongs to one fingerprint. Use as a context manager."""
 
-    def __init__(self, path: str | Path, basis: Basis) -> None:
+    def __init__(self, path: str | Path, fingerprint: Fingerprint) -> None:
         super().__init__(path)
         try:
             with self._translated():
-                stored = self._set_up(basis)
-            self._check(stored, basis)
+                stored = self._set_up(fingerprint)
+            self._check(stored, fingerprint)
         except BaseException:
             self._db.close()
             raise
@@ -116,25 +116,25 @@ class TrialJournal(JournalFile):
             why = f"the attempts of '{key}': {error}"
             raise InputError(f"'{self.path}' is damaged", why=why, fix="Delete it to start again") from error
 
-    def _set_up(self, basis: Basis) -> str:
-        self._claim(("basis", "trials"))
+    def _set_up(self, fingerprint: Fingerprint) -> str:
+        self._claim(("fingerprint", "trials"))
         self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute("CREATE TABLE IF NOT EXISTS basis (content TEXT NOT NULL)")
+        self._db.execute("CREATE TABLE IF NOT EXISTS fingerprint (content TEXT NOT NULL)")
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS trials (key TEXT PRIMARY KEY, attempts TEXT NOT NULL, skipped TEXT, "
             "asked TEXT NOT NULL)"
         )
-        if not self._db.execute("SELECT count(*) FROM basis").fetchone()[0]:
-            self._db.execute("INSERT INTO basis VALUES (?)", (basis.model_dump_json(),))
+        if not self._db.execute("SELECT count(*) FROM fingerprint").fetchone()[0]:
+            self._db.execute("INSERT INTO fingerprint VALUES (?)", (fingerprint.model_dump_json(),))
         self._db.execute("COMMIT")
-        return str(self._db.execute("SELECT content FROM basis").fetchone()[0])
+        return str(self._db.execute("SELECT content FROM fingerprint").fetchone()[0])
 
-    def _check(self, stored: str, basis: Basis) -> None:
+    def _check(self, stored: str, fingerprint: Fingerprint) -> None:
         try:
-            there = Basis.model_validate_json(stored)
+            there = Fingerprint.model_validate_json(stored)
         except ValueError as error:
             raise InputError(f"'{self.path}' is damaged", why="its header", fix="Delete it to start again") from error
-        differing = there.differences(basis)
+        differing = there.differences(fingerprint)
         if differing:
             raise InputError(
                 f"'{self.path}' holds the answers of another run",

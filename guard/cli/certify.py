@@ -104,8 +104,8 @@ def certify(
         rows, others = of_this_model(rows, guard.engine.model.name)
         notes += [f"{count} responses of another model, {name}" for name, count in others.items()]
         notes += [f"{file}:{row.line}: {row.reason}" for file, row in bad_rows_of(sources)]
-        basis = guard.basis(chosen, route)
-        with TrialJournal(journal or out.with_name(f"{out.name}.journal"), basis) as answers:
+        fingerprint = guard.fingerprint(chosen, route)
+        with TrialJournal(journal or out.with_name(f"{out.name}.journal"), fingerprint) as answers:
             notes += _ask_all(guard, rows, answers, route)
             answered = attempted_rows(rows, answers)
     _check_some(answered, notes)
@@ -120,7 +120,7 @@ def certify(
     if not isinstance(result, Certified):
         _report_failure(result, notes, as_json=as_json)
         raise typer.Exit(EXIT_CODE)
-    certificate = _certificate(result, chosen, route, basis, _data_sets(sources, answered, trials), grader, seed)
+    certificate = _certificate(result, chosen, route, fingerprint, _data_sets(sources, answered, trials), grader, seed)
     before.with_one(certificate).save(out)
     _report(certificate, out, notes, as_json=as_json)
 
@@ -254,7 +254,7 @@ def _certificate(
     result: Certified,
     policy: Policy,
     route: str | None,
-    basis: Any,
+    fingerprint: Any,
     data: list[DataSet],
     grader: str | None,
     seed: int,
@@ -269,7 +269,7 @@ def _certificate(
         coverage=result.coverage,
         seed=seed,
         grader=grader or "by the row",
-        basis=basis,
+        fingerprint=fingerprint,
         data=data,
         created_by=f"guard {guard.__version__}",
     )
@@ -277,7 +277,7 @@ def _certificate(
 
 def _report(certificate: Certificate, out: Path, notes: list[str], *, as_json: bool) -> None:
     if as_json:
-        told = certificate.model_dump(mode="json", exclude={"basis"})
+        told = certificate.model_dump(mode="json", exclude={"fingerprint"})
         print_json({"certified": True, "out": str(out), **told, "left_out": notes})
         return
     screen = console()

@@ -80,7 +80,7 @@ def explain(
     from guard.policy.explanation import explain as steps_of
     from guard.policy.policy import Usage, decide, load_policy
 
-    loaded = _settled(load_policy(policy), certificate)
+    loaded = _with_certificate(load_policy(policy), certificate)
     section = None if tool is None else _tool_section(loaded, tool)
     if tool is not None:
         (plan,) = loaded.plans_for(route, [tool])
@@ -170,9 +170,9 @@ def _other_section(policy: Policy, tool: str, section: str | None) -> str:
     return f"tools has no '{tool}', so {taken}. {did_you_mean(tool, policy.tools)}".rstrip()
 
 
-def _settled(policy: Policy, certificate: str | None) -> Policy:
+def _with_certificate(policy: Policy, certificate: str | None) -> Policy:
     """The policy with certified thresholds, as far as that can be judged without model and scorer."""
-    from guard.policy.certificate import check_certificate, chosen_certificates, settled_policy
+    from guard.policy.certificate import apply_certificates, check_certificate, chosen_certificates
     from guard.policy.guarantee import promises
 
     wanted = promises(policy)
@@ -181,7 +181,7 @@ def _settled(policy: Policy, certificate: str | None) -> Policy:
     given = chosen_certificates(policy, certificate)
     for route, promise in wanted.items():
         check_certificate(policy, given, route, promise)
-    return settled_policy(policy, given)
+    return apply_certificates(policy, given)
 
 
 def _promises(policy: Policy, certificate: str | None) -> list[dict[str, Any]]:
@@ -189,12 +189,12 @@ def _promises(policy: Policy, certificate: str | None) -> list[dict[str, Any]]:
     from guard.policy.guarantee import promises
 
     known = certificate is not None or policy.certificate is not None
-    settled = _settled(policy, certificate) if known else policy
+    certified = _with_certificate(policy, certificate) if known else policy
     return [
         {
             "route": route,
             **asdict(promise),
-            "threshold": settled.plan(route).rules[0].below if known else None,
+            "threshold": certified.plan(route).rules[0].below if known else None,
         }
         for route, promise in promises(policy).items()
     ]

@@ -19,7 +19,7 @@ from guard.errors import PolicyError
 from guard.files import checked_json as sealed
 from guard.policy.bounds import percent, upper_bound
 from guard.policy.document import Promise
-from guard.policy.guarantee import Settled, procedure_sha256, promises, where, with_thresholds
+from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, procedure_sha256, promises, where
 from guard.policy.policy import Policy
 from guard.scoring.scorer_file import Binding, DataSet, Facts
 
@@ -50,8 +50,8 @@ class Answering(_Part):
     template_options: Facts = Field(default_factory=dict)
 
 
-class Basis(_Part):
-    """What a certificate was made with.
+class Fingerprint(_Part):
+    """What a certificate is bound to: models, scorers and rules.
 
     Attributes:
         own: the model that is asked, and its scorer.
@@ -69,7 +69,7 @@ class Basis(_Part):
         """Digest of all of it."""
         return sealed.digest(self.model_dump(mode="json"))
 
-    def differences(self, now: Basis) -> list[str]:
+    def differences(self, now: Fingerprint) -> list[str]:
         """What is not as it was, in words, most telling first."""
         found = _changes("the model's", self.own, now.own)
         for name in sorted({*self.fallbacks, *now.fallbacks}):
@@ -88,8 +88,8 @@ class Certificate(_Part):
 
     Attributes:
         route: of the policy; None for calls without one.
-        policy: its name, for people; not part of the basis.
-        basis: what the threshold holds for.
+        policy: its name, for people; not part of the fingerprint.
+        fingerprint: what the threshold holds for.
         data: what it was certified on, for people and audits.
         grader: that labelled the answers.
         seed: of the rows that gave the grid.
@@ -110,7 +110,7 @@ class Certificate(_Part):
     tested: Count
     seed: Count
     grader: str
-    basis: Basis
+    fingerprint: Fingerprint
     data: Annotated[list[DataSet], FailFast(), Field(max_length=1000)]
     created_by: str
 
@@ -229,14 +229,14 @@ def certified_policy(
     policy: Policy,
     certificates: Certificates | str | Path | None,
     *,
-    basis: Callable[[str | None], Basis],
+    fingerprint: Callable[[str | None], Fingerprint],
 ) -> Policy:
     """The policy with the thresholds of its promises, each from a valid certificate.
 
     Args:
         policy: a policy; one that promises nothing comes back as it is.
         certificates: or their file; by default the file that the policy names.
-        basis: what answers on a route, as it is now.
+        fingerprint: what answers on a route, as it is now.
 
     Raises:
         CertificateError: there is none for a route that promises something, or something differs from
@@ -246,20 +246,21 @@ def certified_policy(
     wanted = promises(policy)
     if not wanted:
         return policy
-    now = {route: basis(route) for route in wanted}
-    if certificates is None and all(_is_based_on(policy, route, now[route].sha256) for route in wanted):
+    now = {route: fingerprint(route) for route in wanted}
+    if certificates is None and all(_is_bound_to(policy, route, now[route].sha256) for route in wanted):
         return policy  # it has its thresholds already, for just this
     given = chosen_certificates(policy, certificates)
     for route, promise in wanted.items():
         check_certificate(policy, given, route, promise, now=now[route])
-    return settled_policy(policy, given)
+    return apply_certificates(policy, given)
 
 
-def settled_policy(policy: Policy, given: Certificates) -> Policy:
+def apply_certificates(policy: Policy, given: Certificates) -> Policy:
     """The policy with the thresholds of these certificates, one for each of its promises."""
     certificates = {route: given.by_route[route] for route in promises(policy)}
-    return with_thresholds(
-        policy, {route: Settled(each.threshold, each.basis.sha256) for route, each in certificates.items()}
+    return apply_thresholds(
+        policy,
+        {route: CertifiedThreshold(each.threshold, each.fingerprint.sha256) for route, each in certificates.items()},
     )
 
 
@@ -295,7 +296,7 @@ def chosen_certificates(policy: Policy, certificates: Certificates | str | Path 
 
 
 def check_certificate(
-    policy: Policy, certificates: Certificates, route: str | None, promise: Promise, *, now: Basis | None = None
+    policy: Policy, certificates: Certificates, route: str | None, promise: Promise, *, now: Fingerprint | None = None
 ) -> Certificate:
     """The certificate for a route.
 
@@ -317,8 +318,8 @@ def check_certificate(
         )
     differing = _promise_changes(certificate, promise)
     if now is not None:
-        differing += certificate.basis.differences(now)
-    elif certificate.basis.procedure_sha256 != procedure_sha256(policy, route):
+        differing += certificate.fingerprint.differences(now)
+    elif certificate.fingerprint.procedure_sha256 != procedure_sha256(policy, route):
         differing.append(_OTHER_RULES)
     if differing:
         raise CertificateError(
@@ -357,5 +358,5 @@ def _short(value: object) -> str:
     return f"{text[:12]}..." if len(text) == 64 else text
 
 
-def _is_based_on(policy: Policy, route: str | None, basis: str) -> bool:
-    return all(line.basis == basis for line in policy.plan(route).rules if line.promise)
+def _is_bound_to(policy: Policy, route: str | None, fingerprint: str) -> bool:
+    return all(line.fingerprint == fingerprint for line in policy.plan(route).rules if line.promise)

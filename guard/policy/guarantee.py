@@ -85,25 +85,25 @@ def _meaning(rule: CompiledRule) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class CertifiedThreshold:
     """The threshold of one route's promise, and the digest of all that it was certified for."""
 
     threshold: float
-    basis: str
+    fingerprint: str
 
 
-def with_thresholds(policy: Policy, settled: Mapping[str | None, Settled]) -> Policy:
+def apply_thresholds(policy: Policy, thresholds: Mapping[str | None, CertifiedThreshold]) -> Policy:
     """The policy with the thresholds that certificates give, by route.
 
     Args:
         policy: with a promise on each of these routes.
-        settled: by route.
+        thresholds: by route.
 
     Raises:
         PolicyError: a threshold is not below that of the next rule.
     """
     plans = dict(policy.plans)
-    for route, given in settled.items():
+    for route, given in thresholds.items():
         plan = policy.plan(route)
         limit = ceiling(plan)
         if not 0.0 < given.threshold < limit:
@@ -113,7 +113,7 @@ def with_thresholds(policy: Policy, settled: Mapping[str | None, Settled]) -> Po
                 why="thresholds must rise from rule to rule",
                 fix="Certify this policy, or raise the later thresholds",
             )
-        plans[route] = _with_threshold(plan, given)
+        plans[route] = _apply_threshold(plan, given)
     return replace(policy, plans=MappingProxyType(plans))
 
 
@@ -132,9 +132,12 @@ def where(policy: Policy, route: str | None) -> str:
 
 
 def _accepting_nothing(rule: CompiledRule) -> CompiledRule:
-    return replace(rule, below=0.0, promise=None, basis=None)
+    return replace(rule, below=0.0, promise=None, fingerprint=None)
 
 
-def _with_threshold(plan: RoutePlan, given: Settled) -> RoutePlan:
-    rules = (replace(rule, below=given.threshold, basis=given.basis) if rule.promise else rule for rule in plan.rules)
+def _apply_threshold(plan: RoutePlan, given: CertifiedThreshold) -> RoutePlan:
+    rules = (
+        replace(rule, below=given.threshold, fingerprint=given.fingerprint) if rule.promise else rule
+        for rule in plan.rules
+    )
     return replace(plan, rules=tuple(rules))

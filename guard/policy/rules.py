@@ -40,7 +40,7 @@ class CompiledRule:
             while the certificate that the threshold comes from is missing.
         settings: for the loop to carry out.
         promise: what the certificate must promise; None where the policy itself gives the threshold.
-        basis: digest of the model and scorer that the certificate is for, once there is one.
+        fingerprint: digest of the model and scorer that the certificate is for, once there is one.
     """
 
     name: str
@@ -48,12 +48,12 @@ class CompiledRule:
     below: float
     settings: Settings
     promise: Promise | None = None
-    basis: str | None = None
+    fingerprint: str | None = None
 
     @property
     def is_uncertified(self) -> bool:
         """Whether its threshold is still to come from a certificate (see `guard.policy.guarantee`)."""
-        return self.promise is not None and self.basis is None
+        return self.promise is not None and self.fingerprint is None
 
     @property
     def condition(self) -> str:

@@ -14,7 +14,7 @@ import tenacity
 from guard.engines import EMBEDDED, load_engine
 from guard.engines.base import BaseEngine, Engine
 from guard.errors import InputError, ScorerError, did_you_mean
-from guard.policy.certificate import Answering, Basis, Certificates, certified_policy, needed_certificates
+from guard.policy.certificate import Answering, Certificates, Fingerprint, certified_policy, needed_certificates
 from guard.policy.guarantee import fallbacks_of, procedure_sha256
 from guard.policy.policy import Policy, load_policy
 from guard.records import Attempt, CapturePoint, Limits, Outcome, Prompt, Sampling, Score
@@ -90,7 +90,7 @@ class Guard:
         }
         self._check_fallbacks(policy)
         self._check_ood_score(policy)
-        self.policy = certified_policy(policy, certificate, basis=partial(self.basis, policy))
+        self.policy = certified_policy(policy, certificate, fingerprint=partial(self.fingerprint, policy))
         self.handlers = self._with_builtin_handlers(as_named("handlers", handlers, HANDLERS), store)
         if policy.mode == "enforce":
             check_handlers(policy.handler_names(), self.handlers)
@@ -209,11 +209,11 @@ class Guard:
         tenacity.Retrying(**call.bounds)(call.attempt)
         return tuple(call.state.attempts)
 
-    def basis(self, policy: Policy, route: str | None = None) -> Basis:
+    def fingerprint(self, policy: Policy, route: str | None = None) -> Fingerprint:
         """What a certificate for a route of this policy, with this model and scorer, holds for."""
-        return Basis(
+        return Fingerprint(
             own=_answering(self.engine, self.scorer, self.template_options),
-            fallbacks={name: _source_basis(self.sources[name]) for name in fallbacks_of(policy.plan(route))},
+            fallbacks={name: _source_fingerprint(self.sources[name]) for name in fallbacks_of(policy.plan(route))},
             procedure_sha256=procedure_sha256(policy, route),
         )
 
@@ -340,7 +340,7 @@ def _answering(engine: Engine, scorer: Scorer | None, options: Mapping[str, Any]
     return Answering(model=binding, scorer_sha256=scorer.sha256 if scorer else None, template_options=dict(options))
 
 
-def _source_basis(source: Source | FallbackFunction) -> Answering | None:
+def _source_fingerprint(source: Source | FallbackFunction) -> Answering | None:
     if not isinstance(source, Source):
         return None
     return _answering(source.engine, source.scorer, source.template_options)

@@ -27,7 +27,7 @@ from guard.data.recording import Skipped
 from guard.data.sets import DataSource
 from guard.errors import InputError
 from guard.policy.certificate import CertificateError
-from guard.policy.guarantee import Settled, ceiling, trial_policy, with_thresholds
+from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, ceiling, trial_policy
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Floats, Limits, Prompt
 from guard.runtime.guard import Guard
@@ -41,8 +41,8 @@ def policy(body: str) -> Policy:
     return parse_policy(f"version: 1\nname: test\n{body}")
 
 
-def settled(of: Policy, threshold: float, basis: str) -> Policy:
-    return with_thresholds(of, {None: Settled(threshold, basis)})
+def settled(of: Policy, threshold: float, fingerprint: str) -> Policy:
+    return apply_thresholds(of, {None: CertifiedThreshold(threshold, fingerprint)})
 
 
 @settings(max_examples=20, deadline=None)
@@ -51,11 +51,11 @@ def test_a_trial_run_foretells_what_real_calls_give_at_any_threshold(seed: int, 
     promising, rows = policy(body), questions(8)
     threshold = max(share * min(ceiling(promising.plan()), 1.0) * 0.999, 0.001)
     trial_guard = guard(trial_policy(promising), seed)
-    basis = trial_guard.basis(promising).sha256
-    with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+    fingerprint = trial_guard.fingerprint(promising).sha256
+    with TrialJournal(":memory:", trial_guard.fingerprint(promising)) as journal:
         assert len(list(run_trials(trial_guard, rows, journal, route=None))) == len(rows)
         trials = trials_of(attempted_rows(rows, journal), grade=grade)
-    real = guard(settled(promising, threshold, basis), seed, lambda case: None)
+    real = guard(settled(promising, threshold, fingerprint), seed, lambda case: None)
     accepted = errors = 0
     for _, row in rows:
         assert isinstance(row, Question)
@@ -78,7 +78,7 @@ def test_what_counts_where_there_is_no_score() -> None:
         engine = AnsweringEngine(lambda prompt, number: ("no", 0.5))
         engine.activations_at = no_layers
         trial_guard = Guard(engine, confidence_scorer(), trial_policy(promising))
-        with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+        with TrialJournal(":memory:", trial_guard.fingerprint(promising)) as journal:
             list(run_trials(trial_guard, questions(1), journal, route=None))
             assert trials_of(attempted_rows(questions(1), journal), grade=grade).at(0.9) == counted
 
@@ -92,8 +92,8 @@ def test_a_callables_answer_counts_as_accepted_whatever_the_threshold() -> None:
         fallbacks={"other": lambda prompt: "yes"},
         handlers={"desk": print},
     )
-    assert trial_guard.basis(promising).fallbacks == {"other": None}
-    with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+    assert trial_guard.fingerprint(promising).fallbacks == {"other": None}
+    with TrialJournal(":memory:", trial_guard.fingerprint(promising)) as journal:
         (row,) = run_trials(trial_guard, questions(1), journal, route=None)
         assert isinstance(row, TrialRow)
         assert row.attempts[-1] == TrialAttempt("yes", None, released=True)
@@ -101,28 +101,28 @@ def test_a_callables_answer_counts_as_accepted_whatever_the_threshold() -> None:
     assert trials.at(0.01) == (1, 0)
 
 
-def test_a_run_goes_on_where_it_was_and_belongs_to_its_basis(tmp_path: Path) -> None:
+def test_a_run_goes_on_where_it_was_and_belongs_to_its_fingerprint(tmp_path: Path) -> None:
     promising, rows, path = policy(LADDER), questions(6), tmp_path / "j"
     first = guard(trial_policy(promising), 1)
-    with TrialJournal(path, first.basis(promising)) as journal:
+    with TrialJournal(path, first.fingerprint(promising)) as journal:
         stopped = run_trials(first, rows, journal, route=None)
         next(stopped), next(stopped)
         with pytest.raises(InputError, match="Another run may be using it"):
-            TrialJournal(path, first.basis(promising))
+            TrialJournal(path, first.fingerprint(promising))
     again = guard(trial_policy(promising), 1)
-    with TrialJournal(path, again.basis(promising)) as journal:
+    with TrialJournal(path, again.fingerprint(promising)) as journal:
         assert len(list(run_trials(again, rows, journal, route=None))) == 4
         assert list(run_trials(again, rows, journal, route=None)) == []
         whole = attempted_rows(rows, journal)
     fresh = guard(trial_policy(promising), 1)
-    with TrialJournal(tmp_path / "other", fresh.basis(promising)) as journal:
+    with TrialJournal(tmp_path / "other", fresh.fingerprint(promising)) as journal:
         list(run_trials(fresh, rows, journal, route=None))
         assert attempted_rows(rows, journal) == whole, "the same as a run in one piece"
     changed = policy(LADDER.replace("times: 2", "times: 1"))
     with pytest.raises(
         InputError, match=r"answers of another run.*the rules, on_error, truncated, empty or the budget are others"
     ):
-        TrialJournal(path, guard(trial_policy(changed), 1).basis(changed))
+        TrialJournal(path, guard(trial_policy(changed), 1).fingerprint(changed))
 
 
 def test_attempts_are_not_used_for_other_questions_with_the_same_ids() -> None:
@@ -130,26 +130,26 @@ def test_attempts_are_not_used_for_other_questions_with_the_same_ids() -> None:
     trial_guard = guard(trial_policy(promising), 0)
     rows = questions(2)
     other = [(name, replace(row, question="Another?")) for name, row in rows]  # type: ignore[call-arg]
-    with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+    with TrialJournal(":memory:", trial_guard.fingerprint(promising)) as journal:
         list(run_trials(trial_guard, rows, journal, route=None))
         with pytest.raises(InputError, match=r"holds answers to other questions.*2 rows"):
             list(run_trials(trial_guard, other, journal, route=None))
 
 
 def test_files_that_are_no_journal(tmp_path: Path) -> None:
-    basis = guard(trial_policy(policy(ONCE)), 0).basis(policy(ONCE))
+    fingerprint = guard(trial_policy(policy(ONCE)), 0).fingerprint(policy(ONCE))
     (tmp_path / "text").write_text("not a database, but long enough to be taken for one" * 100)
     with pytest.raises(InputError, match="Cannot use the journal"):
-        TrialJournal(tmp_path / "text", basis)
+        TrialJournal(tmp_path / "text", fingerprint)
     with pytest.raises(InputError, match="Cannot use the journal"):
-        TrialJournal(tmp_path / "no" / "folder", basis)
+        TrialJournal(tmp_path / "no" / "folder", fingerprint)
 
 
 def test_a_question_that_is_too_long_is_left_out_and_named(tmp_path: Path) -> None:
     promising = policy(ONCE)
     rows: list[tuple[str, Row]] = [*questions(1), ("set", Question(id="long", question="x" * 500, answers=("y",)))]
     trial_guard = guard(trial_policy(promising), 0)
-    with TrialJournal(tmp_path / "j", trial_guard.basis(promising)) as journal:
+    with TrialJournal(tmp_path / "j", trial_guard.fingerprint(promising)) as journal:
         _, skipped = run_trials(trial_guard, rows, journal, route=None)
         assert isinstance(skipped, Skipped)
         assert "500 tokens" in skipped.reason
@@ -164,14 +164,14 @@ def test_given_responses_are_scored_as_they_are_unless_the_policy_asks_again() -
     promising = policy(ONCE)
     engine = AnsweringEngine(lambda prompt, number: ("Paris", 0.2))
     trial_guard = Guard(engine, confidence_scorer(), trial_policy(promising))
-    with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+    with TrialJournal(":memory:", trial_guard.fingerprint(promising)) as journal:
         (row,) = run_trials(trial_guard, rows, journal, route=None)
         assert isinstance(row, TrialRow)
         assert row.attempts[0].p_wrong == trial_guard.score(Prompt.chat("What?"), "Paris").p_wrong
         assert trials_of(attempted_rows(rows, journal), grade=grade).at(1.0) == (1, 1)
     again = policy(RETRY_ONLY)
     with (
-        TrialJournal(":memory:", guard(trial_policy(again), 0).basis(again)) as journal,
+        TrialJournal(":memory:", guard(trial_policy(again), 0).fingerprint(again)) as journal,
         pytest.raises(InputError, match="'set/a' is a given response, and the policy may ask again"),
     ):
         list(run_trials(guard(trial_policy(again), 0), rows, journal, route=None))

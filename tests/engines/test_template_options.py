@@ -113,7 +113,7 @@ def test_a_scorers_file_says_which_options_it_was_calibrated_with() -> None:
 def test_a_certificate_is_of_one_set_of_options(engine: TemplatedEngine) -> None:
     scorer = scorer_with({})
     plain, other = (Guard(engine, scorer, POLICY, template_options=each) for each in ({}, {"enable_thinking": False}))
-    assert plain.basis(POLICY).sha256 != other.basis(POLICY).sha256
+    assert plain.fingerprint(POLICY).sha256 != other.fingerprint(POLICY).sha256
 
 
 def test_the_command_line_reads_values_as_json_or_text() -> None:

@@ -273,7 +273,7 @@ def test_a_certified_policy_goes_to_another_guard_of_the_same_model_only() -> No
 def test_a_threshold_must_leave_the_next_rule_something() -> None:
     given = certificates(certificate(policy(), threshold=0.6))
     with pytest.raises(PolicyError, match=r"certified threshold 0\.6 is not below 0\.6, where the next rule"):
-        certified_policy(policy(), given, basis=lambda route: given.by_route[None].basis)
+        certified_policy(policy(), given, fingerprint=lambda route: given.by_route[None].fingerprint)
 
 
 # -- files -------------------------------------------------------------------------------------

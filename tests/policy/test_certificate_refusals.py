@@ -21,7 +21,7 @@ from guard.data.questions import LabelledResponse, Row
 from guard.errors import GuardError, PolicyError, ScorerError
 from guard.files import checked_json as sealed
 from guard.policy.certificate import CertificateError, check_certificate, parse_certificates
-from guard.policy.guarantee import Settled, promises, trial_policy, with_thresholds
+from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, promises, trial_policy
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Floats, Prompt
 from guard.runtime.guard import Guard
@@ -156,8 +156,8 @@ def test_a_threshold_that_falls_on_the_next_rules_stays_below_it() -> None:
 @pytest.mark.parametrize("threshold", [0.6, 0.61, 0.0, -0.1, float("nan")])
 def test_a_threshold_outside_of_its_rule_is_refused(threshold: float) -> None:
     with pytest.raises(PolicyError, match=r"not below 0\.6"):
-        with_thresholds(policy(RULES), {None: Settled(threshold, "a" * 64)})
-    fitting = with_thresholds(policy(RULES), {None: Settled(np.nextafter(0.6, 0.0), "a" * 64)})
+        apply_thresholds(policy(RULES), {None: CertifiedThreshold(threshold, "a" * 64)})
+    fitting = apply_thresholds(policy(RULES), {None: CertifiedThreshold(np.nextafter(0.6, 0.0), "a" * 64)})
     assert fitting.plan().rules[0].below < 0.6
 
 
@@ -165,7 +165,7 @@ def test_a_threshold_outside_of_its_rule_is_refused(threshold: float) -> None:
 
 
 def tried(chosen: Policy, trial_guard: Guard, rows: list[tuple[str, Row]]) -> list[Any]:
-    with TrialJournal(":memory:", trial_guard.basis(chosen)) as journal:
+    with TrialJournal(":memory:", trial_guard.fingerprint(chosen)) as journal:
         return list(run_trials(trial_guard, rows, journal, route=None))
 
 
@@ -198,7 +198,7 @@ def test_a_given_response_that_cannot_be_scored_counts_as_on_error_says(
     rows: list[tuple[str, Row]] = [
         ("set", LabelledResponse(id="a", prompt=Prompt.chat("What?"), response="Rome", wrong=True))
     ]
-    with TrialJournal(":memory:", trial_guard.basis(chosen)) as journal:
+    with TrialJournal(":memory:", trial_guard.fingerprint(chosen)) as journal:
         (row,) = run_trials(trial_guard, rows, journal, route=None)
         trials = trials_of(attempted_rows(rows, journal), grade=grade)
     assert isinstance(row, TrialRow)

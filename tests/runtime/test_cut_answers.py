@@ -16,7 +16,7 @@ from guard.certification.trials import TrialJournal, attempted_rows, run_trials
 from guard.cli.policy import app
 from guard.data.questions import LabelledResponse, Question
 from guard.data.sqlite_journal import row_key
-from guard.policy.certificate import Basis
+from guard.policy.certificate import Fingerprint
 from guard.policy.defects import Defect, defects_of
 from guard.policy.guarantee import asks_again, fallbacks_of, procedure_sha256, trial_policy
 from guard.policy.policy import InvalidPolicyError, Policy, decide, decide_error, json_schema, load_policy, parse_policy
@@ -389,8 +389,8 @@ def test_the_trial_run_treats_cut_answers_as_the_policy_does(tmp_path: Path, set
 
     rows: list[tuple[str, Any]] = [("d", Question(id=str(n), question=f"q{n}", answers=("yes",))) for n in range(4)]
     trial_guard = Guard(engine(), confidence_scorer(), trial_policy(promising))
-    basis: Basis = trial_guard.basis(promising)
-    with TrialJournal(tmp_path / "j", basis) as journal:
+    fingerprint: Fingerprint = trial_guard.fingerprint(promising)
+    with TrialJournal(tmp_path / "j", fingerprint) as journal:
         list(run_trials(trial_guard, rows, journal, route=None))
         answered = attempted_rows(rows, journal)
     enforced = policy(f"rules: [{{accept: {{below: 0.5}}}}, {{abstain: {{}}}}]\n{setting}")
@@ -409,7 +409,7 @@ def test_a_given_response_that_is_blank_is_below_no_threshold(tmp_path: Path) ->
         for number, text in enumerate(["yes", " "])
     ]
     guard = Guard(saying("yes"), confidence_scorer(), trial_policy(promising))
-    with TrialJournal(tmp_path / "j", guard.basis(promising)) as journal:
+    with TrialJournal(tmp_path / "j", guard.fingerprint(promising)) as journal:
         list(run_trials(guard, rows, journal, route=None))
         (said,), (blank,) = (each.attempts for each in attempted_rows(rows, journal))
     assert said.p_wrong is not None

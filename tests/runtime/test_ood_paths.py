@@ -26,7 +26,7 @@ from guard.langchain import RetractedError, guarded
 from guard.langchain.attempts.model_calls import ModelCall, judge
 from guard.langchain.chat.chat_guard import ChatGuard
 from guard.langchain.metadata import read_score, score_metadata, with_metadata
-from guard.policy.guarantee import Settled, trial_policy, with_thresholds
+from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, trial_policy
 from guard.policy.policy import Calls, Policy, Usage, parse_policy
 from guard.records import Action, Floats, Limits, Prompt, Score, Signals
 from guard.runtime.guard import Guard
@@ -114,11 +114,11 @@ def test_a_trial_run_foretells_what_real_calls_give(seed: int, out_of_distributi
         ("set", Question(id=str(number), question=f"Question {number}?", answers=("yes",))) for number in range(10)
     ]
     trial_guard = guard(trial_policy(promising), seed)
-    with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+    with TrialJournal(":memory:", trial_guard.fingerprint(promising)) as journal:
         list(run_trials(trial_guard, rows, journal, route=None))
         trials = trials_of(attempted_rows(rows, journal), grade=grade)
-    basis = trial_guard.basis(promising).sha256
-    real = guard(with_thresholds(promising, {None: Settled(threshold, basis)}), seed)
+    fingerprint = trial_guard.fingerprint(promising).sha256
+    real = guard(apply_thresholds(promising, {None: CertifiedThreshold(threshold, fingerprint)}), seed)
     accepted = errors = 0
     for _, row in rows:
         assert isinstance(row, Question)
@@ -135,7 +135,7 @@ def test_given_responses_to_out_of_distribution_questions_are_accepted_at_no_thr
         for number in range(30)
     ]
     trial_guard = guard(trial_policy(promising))
-    with TrialJournal(":memory:", trial_guard.basis(promising)) as journal:
+    with TrialJournal(":memory:", trial_guard.fingerprint(promising)) as journal:
         kept = list(run_trials(trial_guard, rows, journal, route=None))
     strange = [_is_odd(f"Question {number}?") for number in range(30)]
     scored = [each.attempts[0].p_wrong is not None for each in kept]  # type: ignore[union-attr]

@@ -50,7 +50,7 @@ def certificate(of: Policy, *, route: str | None = None, guard: Guard | None = N
         "tested": 30,
         "seed": 0,
         "grader": "by the row",
-        "basis": made.basis(of, route),
+        "fingerprint": made.fingerprint(of, route),
         "data": [DataSet(name="fresh", sha256="d" * 64, rows=1100, wrong=300)],
         "created_by": "guard 0.1.0",
     }
