@@ -1,4 +1,4 @@
-"""``guard certify``: fresh labelled questions in, a threshold that keeps a promise out."""
+"""``guard certify``: fresh labelled questions in, a threshold that meets a risk guarantee out."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from guard.data.questions import Row
     from guard.data.sets import DataSource
     from guard.policy.certificate import Certificate, Certificates
-    from guard.policy.document import Promise
+    from guard.policy.document import RiskGuarantee
     from guard.policy.policy import Policy
     from guard.runtime.guard import Guard
     from guard.scoring.scorer import Scorer
@@ -76,12 +76,12 @@ def certify(
     journal: Annotated[Path | None, typer.Option(help="Where answers are kept; by default OUT.journal.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the threshold that keeps a policy's promise, on questions that the scorer was not fitted on.
+    """Find the threshold that meets a policy's risk guarantee, on questions that the scorer was not fitted on.
 
-    The policy says what is promised: accept: {max_error_rate: 0.05, confidence: 0.9}. All attempts that it
+    The policy says what is guaranteed: accept: {max_error_rate: 0.05, confidence: 0.9}. All attempts that it
     could make are made. Can be stopped at any moment; the same command goes on where it was.
 
-    Exit code 0 with a certificate, 12 when no threshold can be shown to keep the promise.
+    Exit code 0 with a certificate, 12 when no threshold can be shown to meet the risk guarantee.
     """
     from guard.certification.fixed_sequence import Certified
     from guard.certification.fixed_sequence import certify as find_threshold
@@ -93,7 +93,7 @@ def certify(
 
     check_writable(out, "certificate")
     chosen = load_policy(policy)
-    promise = _promise(chosen, route, risk, confidence)
+    guarantee = _guarantee(chosen, route, risk, confidence)
     before = _certificates_in(out)
     grader_function = load_grader(grader) if grader else grade
     sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
@@ -112,8 +112,8 @@ def certify(
     trials = trials_of(answered, grade=grader_function)
     result = find_threshold(
         trials,
-        risk=promise.max_error_rate,
-        confidence=promise.confidence,
+        risk=guarantee.max_error_rate,
+        confidence=guarantee.confidence,
         seed=seed,
         ceiling=ceiling(chosen.plan(route)),
     )
@@ -132,27 +132,27 @@ def _check_some(answered: Sequence[object], notes: Sequence[str]) -> None:
         )
 
 
-def _promise(policy: Policy, route: str | None, risk: float | None, confidence: float | None) -> Promise:
-    """What the policy promises on the route; the options may only repeat it."""
-    from guard.policy.guarantee import promise_of, where
+def _guarantee(policy: Policy, route: str | None, risk: float | None, confidence: float | None) -> RiskGuarantee:
+    """What the policy guarantees on the route; the options may only repeat it."""
+    from guard.policy.guarantee import guarantee_of, where
 
-    promise = promise_of(policy.plan(route))
-    if promise is None:
+    guarantee = guarantee_of(policy.plan(route))
+    if guarantee is None:
         raise InputError(
-            f"The policy {where(policy, route)} promises nothing",
+            f"The policy {where(policy, route)} has no risk guarantee",
             fix=f"Write its accept rule as accept: {{max_error_rate: {risk or 0.05}, confidence: {confidence or 0.9}}}",
         )
     for option, given, wanted in (
-        ("--risk", risk, promise.max_error_rate),
-        ("--confidence", confidence, promise.confidence),
+        ("--risk", risk, guarantee.max_error_rate),
+        ("--confidence", confidence, guarantee.confidence),
     ):
         if given is not None and given != wanted:
             raise InputError(
-                f"{option} is {given:g}, but the policy {where(policy, route)} promises {promise}",
+                f"{option} is {given:g}, but the policy {where(policy, route)} guarantees {guarantee}",
                 why="the certificate would not hold for it",
                 fix=f"Change one of them, or leave {option} out",
             )
-    return promise
+    return guarantee
 
 
 def _certificates_in(out: Path) -> Certificates:

@@ -36,7 +36,7 @@ def check(
 ) -> None:
     """Find mistakes in policies: one line each, with file, line and column. Exit code 2 if any.
 
-    For a policy that promises an error rate it also says whether its certificate fits its rules. Whether it
+    For a policy that guarantees an error rate it also says whether its certificate fits its rules. Whether it
     fits model and scorer is checked when they are loaded.
     """
     reports = [_check(file, certificate) for file in files]
@@ -173,30 +173,30 @@ def _other_section(policy: Policy, tool: str, section: str | None) -> str:
 def _with_certificate(policy: Policy, certificate: str | None) -> Policy:
     """The policy with certified thresholds, as far as that can be judged without model and scorer."""
     from guard.policy.certificate import apply_certificates, check_certificate, chosen_certificates
-    from guard.policy.guarantee import promises
+    from guard.policy.guarantee import guarantees
 
-    wanted = promises(policy)
+    wanted = guarantees(policy)
     if not wanted:
         return policy
     given = chosen_certificates(policy, certificate)
-    for route, promise in wanted.items():
-        check_certificate(policy, given, route, promise)
+    for route, guarantee in wanted.items():
+        check_certificate(policy, given, route, guarantee)
     return apply_certificates(policy, given)
 
 
-def _promises(policy: Policy, certificate: str | None) -> list[dict[str, Any]]:
-    """What the policy promises, with the certified thresholds where it has a certificate."""
-    from guard.policy.guarantee import promises
+def _guarantees(policy: Policy, certificate: str | None) -> list[dict[str, Any]]:
+    """What the policy guarantees, with the certified thresholds where it has a certificate."""
+    from guard.policy.guarantee import guarantees
 
     known = certificate is not None or policy.certificate is not None
     certified = _with_certificate(policy, certificate) if known else policy
     return [
         {
             "route": route,
-            **asdict(promise),
+            **asdict(guarantee),
             "threshold": certified.plan(route).rules[0].below if known else None,
         }
-        for route, promise in promises(policy).items()
+        for route, guarantee in guarantees(policy).items()
     ]
 
 
@@ -204,10 +204,10 @@ def _check(file: str, certificate: str | None) -> dict[str, Any]:
     """What is wrong with one policy, as a JSON object."""
     from guard.policy.policy import InvalidPolicyError, load_policy
 
-    report: dict[str, Any] = {"file": file, "valid": False, "problems": [], "promises": [], "notes": []}
+    report: dict[str, Any] = {"file": file, "valid": False, "problems": [], "guarantees": [], "notes": []}
     try:
         policy = load_policy(file)
-        report["promises"] = _promises(policy, certificate)
+        report["guarantees"] = _guarantees(policy, certificate)
         report["notes"] = _notes(policy)
     except InvalidPolicyError as error:
         report["problems"] = [{**asdict(problem), "text": str(problem)} for problem in error.problems]
@@ -242,7 +242,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         return [problem["text"] for problem in report["problems"]]
     routes = f", routes {', '.join(report['routes'])}" if report["routes"] else ""
     fine = f"{report['file']}: fine ({report['name']}, {report['rules']} rules{routes})"
-    more = [*map(_promise_line, report["promises"]), *_need_lines(report["needs"])]
+    more = [*map(_guarantee_line, report["guarantees"]), *_need_lines(report["needs"])]
     more += [f"note: {note}" for note in report["notes"]]
     return [fine, *(f"{report['file']}: {line}" for line in more)]
 
@@ -260,12 +260,12 @@ def _notes(policy: Policy) -> list[str]:
     ]
 
 
-def _promise_line(promise: dict[str, Any]) -> str:
-    place = "" if promise["route"] is None else f"route {promise['route']}: "
-    wanted = f"max_error_rate {promise['max_error_rate']:g} at confidence {promise['confidence']:g}"
-    if promise["threshold"] is None:
+def _guarantee_line(guarantee: dict[str, Any]) -> str:
+    place = "" if guarantee["route"] is None else f"route {guarantee['route']}: "
+    wanted = f"max_error_rate {guarantee['max_error_rate']:g} at confidence {guarantee['confidence']:g}"
+    if guarantee["threshold"] is None:
         return f"{place}{wanted} needs a certificate; make one with guard certify"
-    return f"{place}{wanted} is certified for p_wrong < {promise['threshold']:.4g}"
+    return f"{place}{wanted} is certified for p_wrong < {guarantee['threshold']:.4g}"
 
 
 def _decision_json(decision: Decision) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 
 
 def passes(errors: int, accepted: int, risk: float, confidence: float) -> bool:
-    """Whether so few errors would be too unlikely if the risk were higher than promised."""
+    """Whether the errors are too few for the risk to be higher than ``risk``, at this confidence."""
     return binomial_cdf(errors, accepted, risk) <= 1 - confidence
 
 

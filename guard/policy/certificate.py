@@ -1,8 +1,8 @@
-"""Certificates: thresholds that keep a promise, as a file, bound to all that they hold for.
+"""Certificates: thresholds that meet a risk guarantee, as a file, bound to all that they hold for.
 
 A certificate is worth something only for the model, the scorer and the rules that it was made with,
 and on questions like those that it was made from. The first three are checked wherever a policy with
-a promise is loaded; any difference voids it. The file is plain JSON, read strictly and with limits.
+a risk guarantee is loaded; any difference voids it. The file is plain JSON, read strictly and with limits.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, mo
 from guard.errors import PolicyError
 from guard.files import checked_json as sealed
 from guard.policy.bounds import percent, upper_bound
-from guard.policy.document import Promise
-from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, procedure_sha256, promises, where
+from guard.policy.document import RiskGuarantee
+from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, guarantees, procedure_sha256, where
 from guard.policy.policy import Policy
 from guard.scoring.scorer_file import Binding, DataSet, Facts
 
@@ -84,7 +84,7 @@ class Fingerprint(_Part):
 
 
 class Certificate(_Part):
-    """One promise and the threshold that keeps it; figures as in `guard.certification.fixed_sequence.Certified`.
+    """One risk guarantee and the threshold that meets it; figures as in `guard.certification.fixed_sequence.Certified`.
 
     Attributes:
         route: of the policy; None for calls without one.
@@ -126,12 +126,12 @@ class Certificate(_Part):
         return self
 
     @property
-    def promise(self) -> Promise:
-        """What it promises."""
-        return Promise(self.risk, self.confidence)
+    def guarantee(self) -> RiskGuarantee:
+        """The guarantee that the threshold meets."""
+        return RiskGuarantee(self.risk, self.confidence)
 
     def explain(self) -> str:
-        """The promise in one sentence."""
+        """The risk guarantee in one sentence."""
         return (
             f"Of the answers with p_wrong below {self.threshold:.4g}, {percent(self.coverage)} of all, at most "
             f"{percent(self.risk)} are wrong, with confidence {percent(self.confidence)} "
@@ -231,33 +231,33 @@ def certified_policy(
     *,
     fingerprint: Callable[[str | None], Fingerprint],
 ) -> Policy:
-    """The policy with the thresholds of its promises, each from a valid certificate.
+    """The policy with the thresholds of its risk guarantees, each from a valid certificate.
 
     Args:
-        policy: a policy; one that promises nothing comes back as it is.
+        policy: a policy; one that has no risk guarantee comes back as it is.
         certificates: or their file; by default the file that the policy names.
         fingerprint: what answers on a route, as it is now.
 
     Raises:
-        CertificateError: there is none for a route that promises something, or something differs from
+        CertificateError: there is none for a route that has a risk guarantee, or something differs from
             what it was made with; the text names what.
         PolicyError: a threshold does not fit between those of the policy.
     """
-    wanted = promises(policy)
+    wanted = guarantees(policy)
     if not wanted:
         return policy
     now = {route: fingerprint(route) for route in wanted}
     if certificates is None and all(_is_bound_to(policy, route, now[route].sha256) for route in wanted):
         return policy  # it has its thresholds already, for just this
     given = chosen_certificates(policy, certificates)
-    for route, promise in wanted.items():
-        check_certificate(policy, given, route, promise, now=now[route])
+    for route, guarantee in wanted.items():
+        check_certificate(policy, given, route, guarantee, now=now[route])
     return apply_certificates(policy, given)
 
 
 def apply_certificates(policy: Policy, given: Certificates) -> Policy:
-    """The policy with the thresholds of these certificates, one for each of its promises."""
-    certificates = {route: given.by_route[route] for route in promises(policy)}
+    """The policy with the thresholds of these certificates, one for each of its risk guarantees."""
+    certificates = {route: given.by_route[route] for route in guarantees(policy)}
     return apply_thresholds(
         policy,
         {route: CertifiedThreshold(each.threshold, each.fingerprint.sha256) for route, each in certificates.items()},
@@ -286,9 +286,9 @@ def chosen_certificates(policy: Policy, certificates: Certificates | str | Path 
         return certificates
     source = certificates if certificates is not None else policy.certificate
     if source is None:
-        route, promise = next(iter(promises(policy).items()))
+        route, guarantee = next(iter(guarantees(policy).items()))
         raise CertificateError(
-            f"The policy {where(policy, route)} promises {promise}, and there is no certificate for it",
+            f"The policy {where(policy, route)} guarantees {guarantee}, and there is no certificate for it",
             fix="Make one with guard certify, then name it in the policy ('certificate: FILE') or give it with "
             "--certificate or certificate=",
         )
@@ -296,19 +296,24 @@ def chosen_certificates(policy: Policy, certificates: Certificates | str | Path 
 
 
 def check_certificate(
-    policy: Policy, certificates: Certificates, route: str | None, promise: Promise, *, now: Fingerprint | None = None
+    policy: Policy,
+    certificates: Certificates,
+    route: str | None,
+    guarantee: RiskGuarantee,
+    *,
+    now: Fingerprint | None = None,
 ) -> Certificate:
     """The certificate for a route.
 
     Args:
-        policy: has a promise on the route.
+        policy: has a risk guarantee on the route.
         certificates: to be searched.
         route: the route.
-        promise: what the policy promises there.
+        guarantee: of the policy on that route.
         now: what answers there; None to judge as far as that is possible without model and scorer.
 
     Raises:
-        CertificateError: there is none, or it is for another promise, other rules, model or scorer.
+        CertificateError: there is none, or it is for another risk guarantee, other rules, model or scorer.
     """
     certificate = certificates.by_route.get(route)
     if certificate is None:
@@ -316,7 +321,7 @@ def check_certificate(
         raise CertificateError(
             f"'{certificates.where}' has no certificate for {where(policy, route)}", why=f"it has: {held}", fix=_AGAIN
         )
-    differing = _promise_changes(certificate, promise)
+    differing = _guarantee_changes(certificate, guarantee)
     if now is not None:
         differing += certificate.fingerprint.differences(now)
     elif certificate.fingerprint.procedure_sha256 != procedure_sha256(policy, route):
@@ -330,10 +335,10 @@ def check_certificate(
     return certificate
 
 
-def _promise_changes(certificate: Certificate, promise: Promise) -> list[str]:
+def _guarantee_changes(certificate: Certificate, guarantee: RiskGuarantee) -> list[str]:
     pairs = (
-        ("max_error_rate", certificate.risk, promise.max_error_rate),
-        ("confidence", certificate.confidence, promise.confidence),
+        ("max_error_rate", certificate.risk, guarantee.max_error_rate),
+        ("confidence", certificate.confidence, guarantee.confidence),
     )
     return [f"{name} was {there:g}, is {here:g}" for name, there, here in pairs if there != here]
 
@@ -359,4 +364,4 @@ def _short(value: object) -> str:
 
 
 def _is_bound_to(policy: Policy, route: str | None, fingerprint: str) -> bool:
-    return all(line.fingerprint == fingerprint for line in policy.plan(route).rules if line.promise)
+    return all(rule.fingerprint == fingerprint for rule in policy.plan(route).rules if rule.guarantee)

@@ -283,7 +283,7 @@ def _check_rules(source: Source) -> Iterator[Problem]:
     sections = list(_sections(source.data))
     for section in sections:
         yield from _check_order(source, section)
-        yield from _check_promises(source, section)
+        yield from _check_guarantees(source, section)
         yield from _check_names(source, section)
         yield from _check_attempts(source, section)
     declared = source.data.get("fallbacks")
@@ -365,7 +365,7 @@ def _check_order(source: Source, section: _Section) -> Iterator[Problem]:
             )
         else:
             strictest = rule.action
-        if rule.promise:  # its threshold comes later, and is checked against the others then
+        if rule.guarantee:  # its threshold comes later, and is checked against the others then
             continue
         if below is None:
             all_of = label
@@ -378,17 +378,18 @@ def _check_order(source: Source, section: _Section) -> Iterator[Problem]:
         yield source.problem(last[0], _no_end(last[1].settings.below))
 
 
-def _check_promises(source: Source, section: _Section) -> Iterator[Problem]:
-    """A promise is about all accepted answers, so no other rule may accept any."""
+def _check_guarantees(source: Source, section: _Section) -> Iterator[Problem]:
+    """A risk guarantee is about all accepted answers, so no other rule may accept any."""
     accepting = [(at, rule) for at, rule in _own_rules(section) if rule and rule.action is Action.ACCEPT]
-    if not any(rule.promise for _, rule in accepting):
+    if not any(rule.guarantee for _, rule in accepting):
         return
     if section.prefix[:1] == ("tools",):
-        at = next(at for at, rule in accepting if rule.promise)
-        message = "a promise cannot be certified for answers that call a tool. Give the tool's rule a 'below'"
+        at = next(at for at, rule in accepting if rule.guarantee)
+        message = "a risk guarantee cannot be certified for answers that call a tool. Give the tool's rule a 'below'"
         yield source.problem((*at, "accept", "max_error_rate"), message)
     for at, _ in accepting[1:]:
-        message = f"{location_text(accepting[0][0])} accepts too, and a promise is about all accepted answers. Keep one"
+        first = location_text(accepting[0][0])
+        message = f"{first} accepts too, but a risk guarantee covers all accepted answers. Keep one"
         yield source.problem(at, message)
 
 

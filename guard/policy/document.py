@@ -131,7 +131,7 @@ Settings = Accept | Retry | Fallback | Escalate | Abstain
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class RiskGuarantee:
     """Of the accepted answers at most a share ``max_error_rate`` is wrong, with this confidence."""
 
     max_error_rate: float
@@ -161,12 +161,12 @@ class AcceptRule(Accept):
         description="Largest share of wrong answers among the accepted; a certificate gives the threshold.",
     )
     confidence: float | None = Field(
-        default=None, ge=0.5, lt=1, description="With which max_error_rate must be promised."
+        default=None, ge=0.5, lt=1, description="Probability with which max_error_rate must hold."
     )
     name: RuleName = None
 
     @model_validator(mode="after")
-    def _threshold_or_promise(self) -> AcceptRule:
+    def _threshold_or_guarantee(self) -> AcceptRule:
         if (self.max_error_rate is None) != (self.confidence is None):
             there, missing = "max_error_rate", "confidence"
             if self.max_error_rate is None:
@@ -178,11 +178,11 @@ class AcceptRule(Accept):
         return self
 
     @property
-    def promise(self) -> Promise | None:
-        """What is promised of the accepted answers, if anything."""
+    def guarantee(self) -> RiskGuarantee | None:
+        """The risk guarantee about the accepted answers, if the rule has one."""
         if self.max_error_rate is None or self.confidence is None:
             return None
-        return Promise(self.max_error_rate, self.confidence)
+        return RiskGuarantee(self.max_error_rate, self.confidence)
 
 
 class RetryRule(Retry):
@@ -287,9 +287,9 @@ class Rule(_OneAction):
         return settings
 
     @property
-    def promise(self) -> Promise | None:
-        """What the rule promises, where a certificate is to give its threshold."""
-        return self.accept.promise if self.accept else None
+    def guarantee(self) -> RiskGuarantee | None:
+        """The risk guarantee for which a certificate gives the threshold; None where the rule states a threshold."""
+        return self.accept.guarantee if self.accept else None
 
 
 class OnError(_OneAction):

@@ -1,4 +1,4 @@
-"""Rules that promise an error rate: which routes have one, what a certificate must fit, its thresholds.
+"""Rules that guarantee an error rate: which routes have one, what a certificate must fit, its thresholds.
 
 ``accept: {max_error_rate: 0.05, confidence: 0.9}`` says what shall hold and leaves the threshold to a
 certificate (`guard.policy.certificate`). Until there is one, such a policy decides nothing.
@@ -16,34 +16,34 @@ from typing import Any
 
 from guard.errors import PolicyError
 from guard.policy.defects import DEFECTS
-from guard.policy.document import Promise
+from guard.policy.document import RiskGuarantee
 from guard.policy.policy import CompiledRule, Fallback, Policy, Retry, RoutePlan
 
 
-def promises(policy: Policy) -> dict[str | None, Promise]:
-    """What is promised on each route that has a promise; None stands for calls without a route."""
-    found = {route: promise_of(plan) for route, plan in policy.plans.items()}
-    return {route: promise for route, promise in found.items() if promise}
+def guarantees(policy: Policy) -> dict[str | None, RiskGuarantee]:
+    """What is guaranteed on each route that has a risk guarantee; None stands for calls without a route."""
+    found = {route: guarantee_of(plan) for route, plan in policy.plans.items()}
+    return {route: guarantee for route, guarantee in found.items() if guarantee}
 
 
-def refuse_promises(policy: Policy, *, caller: str) -> None:
-    """Raise where the policy promises something that no certificate covers when this caller decides by it."""
-    for route, promise in promises(policy).items():
+def refuse_guarantees(policy: Policy, *, caller: str) -> None:
+    """Raise where the policy has a risk guarantee that no certificate covers when this caller decides by it."""
+    for route, guarantee in guarantees(policy).items():
         raise PolicyError(
-            f"The policy {where(policy, route)} promises {promise}, and no certificate covers {caller}",
+            f"The policy {where(policy, route)} guarantees {guarantee}, and no certificate covers {caller}",
             why="its calls and prompts are not those that were certified",
             fix="Ask by Guard, or write the threshold as a number",
         )
 
 
-def promise_of(plan: RoutePlan) -> Promise | None:
-    """What the accept rule of a plan promises, if anything."""
-    return next((rule.promise for rule in plan.rules if rule.promise), None)
+def guarantee_of(plan: RoutePlan) -> RiskGuarantee | None:
+    """Return the risk guarantee of a plan's accept rule, if it has one."""
+    return next((rule.guarantee for rule in plan.rules if rule.guarantee), None)
 
 
 def ceiling(plan: RoutePlan) -> float:
-    """Where the rule after the promise begins: its threshold stays below this. Infinity if anywhere."""
-    later = [rule.below for rule in plan.rules if not rule.promise]
+    """Where the rule after the risk guarantee begins: its threshold stays below this. Infinity if anywhere."""
+    later = [rule.below for rule in plan.rules if not rule.guarantee]
     return later[0] if later else math.inf
 
 
@@ -59,7 +59,7 @@ def asks_again(plan: RoutePlan) -> bool:
 
 
 def procedure_sha256(policy: Policy, route: str | None) -> str:
-    """Digest of all that decides which answers a route lets through, but for its promise and threshold.
+    """Digest of all that decides which answers a route lets through, but for its risk guarantee and threshold.
 
     Names, descriptions, other routes and the mode are left out: a policy may be watched in shadow mode
     first and enforced later.
@@ -78,15 +78,15 @@ def procedure_sha256(policy: Policy, route: str | None) -> str:
 
 
 def _meaning(rule: CompiledRule) -> dict[str, Any]:
-    promised = {"name", "below", "max_error_rate", "confidence"}
-    settings = rule.settings.model_dump(mode="json", by_alias=True, exclude=promised)
-    below = None if rule.promise or rule.below == math.inf else rule.below
-    return {"action": rule.action, "below": below, "promises": rule.promise is not None, "settings": settings}
+    stated = {"name", "below", "max_error_rate", "confidence"}
+    settings = rule.settings.model_dump(mode="json", by_alias=True, exclude=stated)
+    below = None if rule.guarantee or rule.below == math.inf else rule.below
+    return {"action": rule.action, "below": below, "guarantees": rule.guarantee is not None, "settings": settings}
 
 
 @dataclass(frozen=True, slots=True)
 class CertifiedThreshold:
-    """The threshold of one route's promise, and the digest of all that it was certified for."""
+    """The threshold of one route's risk guarantee, and the digest of all that it was certified for."""
 
     threshold: float
     fingerprint: str
@@ -96,7 +96,7 @@ def apply_thresholds(policy: Policy, thresholds: Mapping[str | None, CertifiedTh
     """The policy with the thresholds that certificates give, by route.
 
     Args:
-        policy: with a promise on each of these routes.
+        policy: with a risk guarantee on each of these routes.
         thresholds: by route.
 
     Raises:
@@ -118,9 +118,9 @@ def apply_thresholds(policy: Policy, thresholds: Mapping[str | None, CertifiedTh
 
 
 def trial_policy(policy: Policy) -> Policy:
-    """The policy with rules in place of promises that accept nothing, to see all attempts it could make."""
+    """The policy with rules in place of risk guarantees that accept nothing, to see all attempts it could make."""
     plans = {
-        route: replace(plan, rules=tuple(_accepting_nothing(rule) if rule.promise else rule for rule in plan.rules))
+        route: replace(plan, rules=tuple(_accepting_nothing(rule) if rule.guarantee else rule for rule in plan.rules))
         for route, plan in policy.plans.items()
     }
     return replace(policy, mode="enforce", plans=MappingProxyType(plans))
@@ -132,12 +132,12 @@ def where(policy: Policy, route: str | None) -> str:
 
 
 def _accepting_nothing(rule: CompiledRule) -> CompiledRule:
-    return replace(rule, below=0.0, promise=None, fingerprint=None)
+    return replace(rule, below=0.0, guarantee=None, fingerprint=None)
 
 
 def _apply_threshold(plan: RoutePlan, given: CertifiedThreshold) -> RoutePlan:
     rules = (
-        replace(rule, below=given.threshold, fingerprint=given.fingerprint) if rule.promise else rule
+        replace(rule, below=given.threshold, fingerprint=given.fingerprint) if rule.guarantee else rule
         for rule in plan.rules
     )
     return replace(plan, rules=tuple(rules))

@@ -62,7 +62,7 @@ class Policy:
         tools: what differs where an answer calls a tool, by its name; ``default`` is for all others.
         calls: which scores decide where there are several.
         streaming: ``hold`` an answer until its decision, or show it ``live``.
-        certificate: the file that gives the thresholds of promises; None where the document names none.
+        certificate: the file that gives the thresholds of risk guarantees; None where the document names none.
     """
 
     name: str
@@ -270,14 +270,14 @@ def _compiled(prefix: Location, rules: tuple[Rule, ...]) -> tuple[CompiledRule, 
             action=rule.action,
             below=_threshold(rule),
             settings=rule.settings,
-            promise=rule.promise,
+            guarantee=rule.guarantee,
         )
         for number, rule in enumerate(rules)
     )
 
 
 def _threshold(rule: Rule) -> float:
-    if rule.promise:
+    if rule.guarantee:
         return 0.0
     return math.inf if rule.settings.below is None else rule.settings.below
 
@@ -403,7 +403,7 @@ def _by_defect(plan: RoutePlan, defect: Defect, rule: CompiledRule, p_wrong: flo
 
 
 def _by_rules(rules: tuple[CompiledRule, ...], p_wrong: float, usage: Usage) -> Decision:
-    if rules[0].is_uncertified:  # a promise is always the first rule
+    if rules[0].is_uncertified:  # a risk guarantee is always the first rule
         raise uncertified(rules[0])
     passed: list[CompiledRule] = []
     for rule in rules:
@@ -428,7 +428,7 @@ def uncertified(rule: CompiledRule) -> PolicyError:
     """The error of deciding by a rule that has no threshold yet."""
     return PolicyError(
         f"{rule.name} has no threshold yet",
-        why=f"it promises {rule.promise}, and only a certificate can say below which score that holds",
+        why=f"it guarantees {rule.guarantee}, and only a certificate can say below which score that holds",
         fix="Make one with guard certify, and give it with the policy's 'certificate' or --certificate",
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from guard.policy.defects import Defect
-from guard.policy.document import Abstain, Budget, Fallback, Promise, Retry, Settings
+from guard.policy.document import Abstain, Budget, Fallback, Retry, RiskGuarantee, Settings
 from guard.records import Action
 
 
@@ -39,7 +39,7 @@ class CompiledRule:
         below: holds where p_wrong is less than this; infinity where it takes every answer, 0 (no answer)
             while the certificate that the threshold comes from is missing.
         settings: for the loop to carry out.
-        promise: what the certificate must promise; None where the policy itself gives the threshold.
+        guarantee: what the certificate must support; None where the policy itself gives the threshold.
         fingerprint: digest of the model and scorer that the certificate is for, once there is one.
     """
 
@@ -47,19 +47,19 @@ class CompiledRule:
     action: Action
     below: float
     settings: Settings
-    promise: Promise | None = None
+    guarantee: RiskGuarantee | None = None
     fingerprint: str | None = None
 
     @property
     def is_uncertified(self) -> bool:
         """Whether its threshold is still to come from a certificate (see `guard.policy.guarantee`)."""
-        return self.promise is not None and self.fingerprint is None
+        return self.guarantee is not None and self.fingerprint is None
 
     @property
     def condition(self) -> str:
         """The condition in one piece, as ``p_wrong < 0.25``."""
         if self.is_uncertified:
-            return f"p_wrong < threshold for {self.promise}"
+            return f"p_wrong < threshold for {self.guarantee}"
         return "always" if self.below == math.inf else f"p_wrong < {self.below:g}"
 
     def why_exhausted(self, usage: Usage) -> str | None:

@@ -69,13 +69,13 @@ class Guard:
             force_scorer: take a scorer that was fitted on another model; its scores are marked.
             handler_timeout_s: deadline of each handler, in seconds.
             certificate: what ``guard certify`` wrote, or its file: gives the thresholds of a policy that
-                promises an error rate; by default the file that the policy names.
+                guarantees an error rate; by default the file that the policy names.
             template_options: variables of the model's chat template, such as ``{"enable_thinking": False}``;
                 by default those of the calibration.
 
         Raises:
             ScorerMismatchError: the scorer was fitted on another model.
-            CertificateError: a policy with a promise, and no certificate that holds for it.
+            CertificateError: a policy with a risk guarantee, and no certificate that holds for it.
             ScorerError: the policy needs ood_score, which a scorer does not give.
             InputError: the policy names a fallback or handler that is not known, or the model's chat
                 template does not read one of the options.

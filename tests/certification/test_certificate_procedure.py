@@ -48,14 +48,14 @@ def settled(of: Policy, threshold: float, fingerprint: str) -> Policy:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([LADDER, RETRY_ONLY, ONCE]), st.floats(0.01, 1))
 def test_a_trial_run_foretells_what_real_calls_give_at_any_threshold(seed: int, body: str, share: float) -> None:
-    promising, rows = policy(body), questions(8)
-    threshold = max(share * min(ceiling(promising.plan()), 1.0) * 0.999, 0.001)
-    trial_guard = guard(trial_policy(promising), seed)
-    fingerprint = trial_guard.fingerprint(promising).sha256
-    with TrialJournal(":memory:", trial_guard.fingerprint(promising)) as journal:
+    certifiable, rows = policy(body), questions(8)
+    threshold = max(share * min(ceiling(certifiable.plan()), 1.0) * 0.999, 0.001)
+    trial_guard = guard(trial_policy(certifiable), seed)
+    fingerprint = trial_guard.fingerprint(certifiable).sha256
+    with TrialJournal(":memory:", trial_guard.fingerprint(certifiable)) as journal:
         assert len(list(run_trials(trial_guard, rows, journal, route=None))) == len(rows)
         trials = trials_of(attempted_rows(rows, journal), grade=grade)
-    real = guard(settled(promising, threshold, fingerprint), seed, lambda case: None)
+    real = guard(settled(certifiable, threshold, fingerprint), seed, lambda case: None)
     accepted = errors = 0
     for _, row in rows:
         assert isinstance(row, Question)
@@ -74,26 +74,26 @@ def test_what_counts_where_there_is_no_score() -> None:
 
     for on_error, counted in (("accept", (1, 1)), ("abstain", (0, 0)), ("fallback: {text: Sorry.}", (0, 0))):
         action = on_error if ":" in on_error else f"{on_error}: {{}}"
-        promising = policy(f"{ONCE}on_error:\n  {action}\n")
+        certifiable = policy(f"{ONCE}on_error:\n  {action}\n")
         engine = AnsweringEngine(lambda prompt, number: ("no", 0.5))
         engine.activations_at = no_layers
-        trial_guard = Guard(engine, confidence_scorer(), trial_policy(promising))
-        with TrialJournal(":memory:", trial_guard.fingerprint(promising)) as journal:
+        trial_guard = Guard(engine, confidence_scorer(), trial_policy(certifiable))
+        with TrialJournal(":memory:", trial_guard.fingerprint(certifiable)) as journal:
             list(run_trials(trial_guard, questions(1), journal, route=None))
             assert trials_of(attempted_rows(questions(1), journal), grade=grade).at(0.9) == counted
 
 
 def test_a_callables_answer_counts_as_accepted_whatever_the_threshold() -> None:
-    promising = policy(LADDER.replace("below: 0.7, times: 2, temperature: 0", "below: 0.1, times: 1"))
+    certifiable = policy(LADDER.replace("below: 0.7, times: 2, temperature: 0", "below: 0.1, times: 1"))
     trial_guard = Guard(
         AnsweringEngine(lambda prompt, number: ("no", 0.5)),
         confidence_scorer(),
-        trial_policy(promising),
+        trial_policy(certifiable),
         fallbacks={"other": lambda prompt: "yes"},
         handlers={"desk": print},
     )
-    assert trial_guard.fingerprint(promising).fallbacks == {"other": None}
-    with TrialJournal(":memory:", trial_guard.fingerprint(promising)) as journal:
+    assert trial_guard.fingerprint(certifiable).fallbacks == {"other": None}
+    with TrialJournal(":memory:", trial_guard.fingerprint(certifiable)) as journal:
         (row,) = run_trials(trial_guard, questions(1), journal, route=None)
         assert isinstance(row, TrialRow)
         assert row.attempts[-1] == TrialAttempt("yes", None, released=True)
@@ -102,20 +102,20 @@ def test_a_callables_answer_counts_as_accepted_whatever_the_threshold() -> None:
 
 
 def test_a_run_goes_on_where_it_was_and_belongs_to_its_fingerprint(tmp_path: Path) -> None:
-    promising, rows, path = policy(LADDER), questions(6), tmp_path / "j"
-    first = guard(trial_policy(promising), 1)
-    with TrialJournal(path, first.fingerprint(promising)) as journal:
+    certifiable, rows, path = policy(LADDER), questions(6), tmp_path / "j"
+    first = guard(trial_policy(certifiable), 1)
+    with TrialJournal(path, first.fingerprint(certifiable)) as journal:
         stopped = run_trials(first, rows, journal, route=None)
         next(stopped), next(stopped)
         with pytest.raises(InputError, match="Another run may be using it"):
-            TrialJournal(path, first.fingerprint(promising))
-    again = guard(trial_policy(promising), 1)
-    with TrialJournal(path, again.fingerprint(promising)) as journal:
+            TrialJournal(path, first.fingerprint(certifiable))
+    again = guard(trial_policy(certifiable), 1)
+    with TrialJournal(path, again.fingerprint(certifiable)) as journal:
         assert len(list(run_trials(again, rows, journal, route=None))) == 4
         assert list(run_trials(again, rows, journal, route=None)) == []
         whole = attempted_rows(rows, journal)
-    fresh = guard(trial_policy(promising), 1)
-    with TrialJournal(tmp_path / "other", fresh.fingerprint(promising)) as journal:
+    fresh = guard(trial_policy(certifiable), 1)
+    with TrialJournal(tmp_path / "other", fresh.fingerprint(certifiable)) as journal:
         list(run_trials(fresh, rows, journal, route=None))
         assert attempted_rows(rows, journal) == whole, "the same as a run in one piece"
     changed = policy(LADDER.replace("times: 2", "times: 1"))
@@ -126,11 +126,11 @@ def test_a_run_goes_on_where_it_was_and_belongs_to_its_fingerprint(tmp_path: Pat
 
 
 def test_attempts_are_not_used_for_other_questions_with_the_same_ids() -> None:
-    promising = policy(ONCE)
-    trial_guard = guard(trial_policy(promising), 0)
+    certifiable = policy(ONCE)
+    trial_guard = guard(trial_policy(certifiable), 0)
     rows = questions(2)
     other = [(name, replace(row, question="Another?")) for name, row in rows]  # type: ignore[call-arg]
-    with TrialJournal(":memory:", trial_guard.fingerprint(promising)) as journal:
+    with TrialJournal(":memory:", trial_guard.fingerprint(certifiable)) as journal:
         list(run_trials(trial_guard, rows, journal, route=None))
         with pytest.raises(InputError, match=r"holds answers to other questions.*2 rows"):
             list(run_trials(trial_guard, other, journal, route=None))
@@ -146,10 +146,10 @@ def test_files_that_are_no_journal(tmp_path: Path) -> None:
 
 
 def test_a_question_that_is_too_long_is_left_out_and_named(tmp_path: Path) -> None:
-    promising = policy(ONCE)
+    certifiable = policy(ONCE)
     rows: list[tuple[str, Row]] = [*questions(1), ("set", Question(id="long", question="x" * 500, answers=("y",)))]
-    trial_guard = guard(trial_policy(promising), 0)
-    with TrialJournal(tmp_path / "j", trial_guard.fingerprint(promising)) as journal:
+    trial_guard = guard(trial_policy(certifiable), 0)
+    with TrialJournal(tmp_path / "j", trial_guard.fingerprint(certifiable)) as journal:
         _, skipped = run_trials(trial_guard, rows, journal, route=None)
         assert isinstance(skipped, Skipped)
         assert "500 tokens" in skipped.reason
@@ -161,10 +161,10 @@ def test_given_responses_are_scored_as_they_are_unless_the_policy_asks_again() -
     rows: list[tuple[str, Row]] = [
         ("set", LabelledResponse(id="a", prompt=Prompt.chat("What?"), response="Paris", wrong=True))
     ]
-    promising = policy(ONCE)
+    certifiable = policy(ONCE)
     engine = AnsweringEngine(lambda prompt, number: ("Paris", 0.2))
-    trial_guard = Guard(engine, confidence_scorer(), trial_policy(promising))
-    with TrialJournal(":memory:", trial_guard.fingerprint(promising)) as journal:
+    trial_guard = Guard(engine, confidence_scorer(), trial_policy(certifiable))
+    with TrialJournal(":memory:", trial_guard.fingerprint(certifiable)) as journal:
         (row,) = run_trials(trial_guard, rows, journal, route=None)
         assert isinstance(row, TrialRow)
         assert row.attempts[0].p_wrong == trial_guard.score(Prompt.chat("What?"), "Paris").p_wrong
@@ -305,10 +305,10 @@ def test_a_killed_run_goes_on(smollm2_path: Path, data: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--policy", "balanced"], "The policy 'balanced' promises nothing"),
+        (["--policy", "balanced"], "The policy 'balanced' has no risk guarantee"),
         (
             ["--policy", "certified", "--risk", "0.1"],
-            "--risk is 0.1, but the policy 'certified' promises max_error_rate",
+            "--risk is 0.1, but the policy 'certified' guarantees max_error_rate",
         ),
         (["--policy", "certified", "--confidence", "0.5"], "leave --confidence out"),
         (["--policy", "certified", "--route", "x"], "has no route 'x'"),

@@ -379,7 +379,7 @@ def test_calibrate_refuses_options_before_a_model_is_loaded(
 
 # -- certify -------------------------------------------------------------------------------------
 
-PROMISE = "[{accept: {max_error_rate: 0.2, confidence: 0.9}}, {abstain: {text: No.}}]"
+GUARANTEE = "[{accept: {max_error_rate: 0.2, confidence: 0.9}}, {abstain: {text: No.}}]"
 
 
 def certifying(scorer: Path, data: Path, tmp_path: Path, rules: str, *lines: str) -> list[str | Path]:
@@ -403,7 +403,7 @@ def test_certify_writes_a_certificate_that_ask_goes_by(
     run: Run, loads: Any, scorer: Path, data: Path, tmp_path: Path
 ) -> None:
     loader = loads(half_right)
-    asked = certifying(scorer, data, tmp_path, PROMISE)
+    asked = certifying(scorer, data, tmp_path, GUARANTEE)
     told = run(*asked)
     assert told.code == 0, told.words
     assert "at most 20 % are wrong, with confidence 90 %" in told.words
@@ -427,20 +427,20 @@ def test_certify_keeps_the_other_routes_of_its_file(
     run: Run, loads: Any, scorer: Path, data: Path, tmp_path: Path
 ) -> None:
     loads(half_right)
-    routes = f"routes: {{strict: {{rules: {PROMISE.replace('0.2', '0.25')}}}}}"
-    assert run(*certifying(scorer, data, tmp_path, PROMISE, routes)).code == 0
+    routes = f"routes: {{strict: {{rules: {GUARANTEE.replace('0.2', '0.25')}}}}}"
+    assert run(*certifying(scorer, data, tmp_path, GUARANTEE, routes)).code == 0
     journal = tmp_path / "strict.journal"
-    told = run(*certifying(scorer, data, tmp_path, PROMISE, routes), "--route", "strict", "--journal", journal)
+    told = run(*certifying(scorer, data, tmp_path, GUARANTEE, routes), "--route", "strict", "--journal", journal)
     assert told.code == 0, told.words
     held = load_certificates(tmp_path / "c.json").by_route
     assert {route: each.risk for route, each in held.items()} == {None: 0.2, "strict": 0.25}
 
 
-def test_certify_says_where_no_threshold_keeps_the_promise(
+def test_certify_says_where_no_threshold_keeps_the_risk_guarantee(
     run: Run, loads: Any, scorer: Path, data: Path, tmp_path: Path
 ) -> None:
     loads(half_right)
-    asked = certifying(scorer, data, tmp_path, PROMISE.replace("0.2", "0.001"))
+    asked = certifying(scorer, data, tmp_path, GUARANTEE.replace("0.2", "0.001"))
     told = run(*asked)
     assert told.code == 12
     assert "Not certifiable" in told.words
@@ -460,7 +460,7 @@ def test_certify_counts_a_question_once_and_leaves_out_what_the_scorer_has_seen(
     fresh = tmp_path / "fresh.jsonl"
     more = [{"id": f"f{n}", "question": f"What is {n} + 1?", "answers": [str(n + 1)]} for n in range(1000, 1100)]
     fresh.write_text("\n".join(map(json.dumps, [*more, {**more[0], "id": "again", "question": "what is 1000  + 1?"}])))
-    told = run(*certifying(fitted, data, tmp_path, PROMISE), "--data", fresh, "--json")
+    told = run(*certifying(fitted, data, tmp_path, GUARANTEE), "--data", fresh, "--json")
     assert told.code in (0, 12), told.words
     left_out = " ".join(told.json["left_out"])
     assert "which the scorer was fitted or calibrated on" in left_out
@@ -472,10 +472,10 @@ def test_certify_counts_a_question_once_and_leaves_out_what_the_scorer_has_seen(
 @pytest.mark.parametrize(
     ("rules", "arguments", "words"),
     [
-        ("[accept]", [], "promises nothing"),
-        (PROMISE, ["--risk", "0.1"], "--risk is 0.1, but the policy 'test' promises"),
-        (PROMISE, ["--confidence", "0.5"], "leave --confidence out"),
-        (PROMISE, ["--route", "x"], "has no route 'x'"),
+        ("[accept]", [], "has no risk guarantee"),
+        (GUARANTEE, ["--risk", "0.1"], "--risk is 0.1, but the policy 'test' guarantees"),
+        (GUARANTEE, ["--confidence", "0.5"], "leave --confidence out"),
+        (GUARANTEE, ["--route", "x"], "has no route 'x'"),
     ],
 )
 def test_what_cannot_be_certified_is_said_before_a_model_is_loaded(
@@ -492,7 +492,7 @@ def test_certify_hands_no_case_to_anybody_and_needs_questions(
 ) -> None:
     monkeypatch.setenv("GUARD_STORE", str(tmp_path / "reviews.db"))
     loads(half_right)
-    rules = PROMISE.replace("{abstain: {text: No.}}", "{escalate: {to: [review, desk]}}")
+    rules = GUARANTEE.replace("{abstain: {text: No.}}", "{escalate: {to: [review, desk]}}")
     assert run(*certifying(scorer, data, tmp_path, rules)).code in (0, 12)
     assert not (tmp_path / "reviews.db").exists()
     long = tmp_path / "long.jsonl"

@@ -77,7 +77,7 @@ def test_check_as_json(bad: Path) -> None:
     assert wrong["problems"][0]["location"] == "rules[0].accept.below"
     assert "No such file" in missing["problems"][0]["message"]
     assert fine == {
-        "file": "strict", "valid": True, "problems": [], "promises": [], "notes": [], "name": "strict", "rules": 2,
+        "file": "strict", "valid": True, "problems": [], "guarantees": [], "notes": [], "name": "strict", "rules": 2,
             "routes": [],
             "needs": {"handlers": [], "fallbacks": [], "agent": []},
     }  # fmt: skip

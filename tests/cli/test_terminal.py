@@ -208,7 +208,7 @@ def test_files_and_names_in_errors_cannot_steer_the_terminal(tmp_path: Path, kin
     data.write_text(json.dumps({"id": evil, "question": evil, evil: 1, "grader": evil}) + "\n" + evil + "\n", "utf-8")
     scorer = tmp_path / "scorer.json"
     scorer.write_text(json.dumps({evil: evil, "format": evil, "model": {evil: 1}}))
-    promise = ("--risk", "0.1", "--confidence", "0.9")
+    guarantee = ("--risk", "0.1", "--confidence", "0.9")
     commands = {
         "scorer": ("ask", "x", "--scorer", str(scorer)),
         "calibrate": ("calibrate", "--data", str(data), "--out", str(tmp_path / "out.json")),
@@ -221,7 +221,7 @@ def test_files_and_names_in_errors_cannot_steer_the_terminal(tmp_path: Path, kin
             str(scorer),
             "--out",
             str(tmp_path / "c.json"),
-            *promise,
+            *guarantee,
         ),
         "evaluate": ("evaluate", str(tmp_path / "\x1b[2Jtable.parquet"), "--out", str(tmp_path / "out.html")),
         "record": ("record", "--data", str(data), "--out", str(tmp_path / "out.parquet")),

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_certificates import LADDER, PROMISE, certificate, certificates, engine, policy, written
+from made_certificates import GUARANTEE, LADDER, certificate, certificates, engine, policy, written
 from scripted import confidence_scorer, scripted_model, tiny_artefact
 
 from guard.errors import InputError, PolicyError
@@ -23,7 +23,7 @@ from guard.policy.certificate import (
     parse_certificates,
 )
 from guard.policy.explanation import explain
-from guard.policy.guarantee import procedure_sha256, promises, trial_policy
+from guard.policy.guarantee import guarantees, procedure_sha256, trial_policy
 from guard.policy.policy import (
     InvalidPolicyError,
     builtin_policies,
@@ -56,22 +56,22 @@ def problems(body: str) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-# -- policies that promise ---------------------------------------------------------------------
+# -- policies with a risk guarantee ---------------------------------------------------------------------
 
 
-def test_a_policy_with_a_promise_decides_nothing_without_a_certificate() -> None:
-    promising = policy()
-    for attempt in (lambda: decide(promising, p_wrong=0.01), lambda: explain(promising, 0.01)):
+def test_a_policy_with_a_risk_guarantee_decides_nothing_without_a_certificate() -> None:
+    certifiable = policy()
+    for attempt in (lambda: decide(certifiable, p_wrong=0.01), lambda: explain(certifiable, 0.01)):
         with pytest.raises(PolicyError, match=r"rules\[0\] \(accept\) has no threshold yet.*guard certify"):
             attempt()
-    assert decide_error(promising, error="x").action is Action.ABSTAIN, "which needs no threshold"
+    assert decide_error(certifiable, error="x").action is Action.ABSTAIN, "which needs no threshold"
 
 
-def test_promises_are_by_route_and_inherited() -> None:
-    found = promises(policy(ROUTES + "  other: {budget: {attempts: 3}}\n"))
-    told = {route: (promise.max_error_rate, promise.confidence) for route, promise in found.items()}
+def test_risk_guarantees_are_by_route_and_inherited() -> None:
+    found = guarantees(policy(ROUTES + "  other: {budget: {attempts: 3}}\n"))
+    told = {route: (guarantee.max_error_rate, guarantee.confidence) for route, guarantee in found.items()}
     assert told == {None: (0.05, 0.9), "medical": (0.01, 0.95), "other": (0.05, 0.9)}
-    assert promises(load_policy("balanced")) == {}
+    assert guarantees(load_policy("balanced")) == {}
 
 
 @pytest.mark.parametrize(
@@ -88,26 +88,26 @@ def test_promises_are_by_route_and_inherited() -> None:
         ("{max_eror_rate: 0.05, confidence: 0.9}", "Did you mean 'max_error_rate'?"),
     ],
 )
-def test_promises_that_are_written_wrongly(settings_text: str, words: str) -> None:
+def test_risk_guarantees_that_are_written_wrongly(settings_text: str, words: str) -> None:
     found = problems(f"rules:\n  - accept: {settings_text}\n  - abstain\n")
     assert any(words in problem for problem in found), found
     assert found[0].startswith("<policy>:4:")
 
 
-def test_nothing_else_may_accept_beside_a_promise() -> None:
-    (told,) = problems(f"rules:\n{PROMISE}\n  - accept: {{below: 0.3}}\n  - abstain\n")
-    assert told == ("<policy>:5:5: rules[0] accepts too, and a promise is about all accepted answers. Keep one")
+def test_nothing_else_may_accept_beside_a_risk_guarantee() -> None:
+    (told,) = problems(f"rules:\n{GUARANTEE}\n  - accept: {{below: 0.3}}\n  - abstain\n")
+    assert told == ("<policy>:5:5: rules[0] accepts too, but a risk guarantee covers all accepted answers. Keep one")
 
 
-def test_a_promise_is_not_the_last_rule_and_not_for_tools() -> None:
-    (told,) = problems(f"rules:\n{PROMISE}\n")
+def test_a_risk_guarantee_is_not_the_last_rule_and_not_for_tools() -> None:
+    (told,) = problems(f"rules:\n{GUARANTEE}\n")
     assert "the last rule must take every answer" in told
-    (told,) = problems(f"rules:\n  - abstain\ntools:\n  delete:\n    rules:\n    {PROMISE}\n      - abstain\n")
+    (told,) = problems(f"rules:\n  - abstain\ntools:\n  delete:\n    rules:\n    {GUARANTEE}\n      - abstain\n")
     assert told.startswith("<policy>:8:")
-    assert "a promise cannot be certified for answers that call a tool" in told
+    assert "a risk guarantee cannot be certified for answers that call a tool" in told
 
 
-def test_the_schema_knows_promises() -> None:
+def test_the_schema_knows_risk_guarantees() -> None:
     validator = jsonschema.Draft202012Validator(json_schema())
 
     def is_valid(accept: dict[str, object]) -> bool:
@@ -122,8 +122,8 @@ def test_the_schema_knows_promises() -> None:
     assert not is_valid({"max_error_rate": 5, "confidence": 0.9})
 
 
-def test_the_builtin_policy_promises() -> None:
-    assert {str(promise) for promise in promises(load_policy("certified")).values()} == {
+def test_the_builtin_policy_has_a_risk_guarantee() -> None:
+    assert {str(guarantee) for guarantee in guarantees(load_policy("certified")).values()} == {
         "max_error_rate 0.05 at confidence 0.9"
     }
     assert "guard certify" in builtin_policies()["certified"].read_text()
@@ -153,14 +153,14 @@ def test_the_threshold_comes_from_the_certificate() -> None:
 
 
 def test_each_route_needs_its_own() -> None:
-    promising = policy(ROUTES)
-    whole, medical = certificate(promising), certificate(promising, route="medical", threshold=0.04)
-    guard = Guard(engine(0.1), confidence_scorer(), promising, certificate=certificates(whole, medical))
+    certifiable = policy(ROUTES)
+    whole, medical = certificate(certifiable), certificate(certifiable, route="medical", threshold=0.04)
+    guard = Guard(engine(0.1), confidence_scorer(), certifiable, certificate=certificates(whole, medical))
     assert guard.ask("What?").action is Action.ACCEPT
     assert guard.ask("What?", route="medical").action is Action.ESCALATE
     assert guard.ask("What?", route="chat").action is Action.ACCEPT
     with pytest.raises(CertificateError, match=r"no certificate for 'test', route 'medical'.*calls without a route"):
-        Guard(engine(), confidence_scorer(), promising, certificate=certificates(whole))
+        Guard(engine(), confidence_scorer(), certifiable, certificate=certificates(whole))
 
 
 def test_shadow_mode_needs_it_too_and_enforcing_later_does_not_void_it() -> None:
@@ -177,7 +177,7 @@ def test_a_guard_cannot_be_had_without_a_certificate() -> None:
     with pytest.raises(CertificateError) as caught:
         Guard(engine(), confidence_scorer(), policy())
     told = str(caught.value)
-    assert "'test' promises max_error_rate 0.05 at confidence 0.9" in told
+    assert "'test' guarantees max_error_rate 0.05 at confidence 0.9" in told
     assert "guard certify" in told
     assert "--certificate" in told
 
@@ -191,7 +191,7 @@ def test_that_it_is_missing_is_said_before_a_model_is_loaded(tmp_path: Path) -> 
         Guard.load(tmp_path / "no-such-model.gguf", scorer=scorer, policy=policy(), certificate=tmp_path / "no.json")
 
 
-def test_a_policy_that_promises_nothing_ignores_certificates() -> None:
+def test_a_policy_that_risk_guarantees_nothing_ignores_certificates() -> None:
     plain = policy("certificate: nowhere.json\nrules:\n  - accept: {below: 0.5}\n  - abstain\n")
     assert Guard(engine(), confidence_scorer(), plain).ask("What?").accepted
 
@@ -280,13 +280,13 @@ def test_a_threshold_must_leave_the_next_rule_something() -> None:
 
 
 def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
-    promising = policy(ROUTES)
-    first = certificates(certificate(promising))
-    both = first.with_one(certificate(promising, route="medical", threshold=0.04))
+    certifiable = policy(ROUTES)
+    first = certificates(certificate(certifiable))
+    both = first.with_one(certificate(certifiable, route="medical", threshold=0.04))
     both.save(tmp_path / "c.json")
     back = load_certificates(tmp_path / "c.json")
     assert back.by_route == both.by_route
-    replaced = back.with_one(certificate(promising, threshold=0.3))
+    replaced = back.with_one(certificate(certifiable, threshold=0.3))
     assert [each.threshold for each in replaced.by_route.values()] == [0.3, 0.04]
     assert [file.name for file in tmp_path.iterdir()] == ["c.json"]
     with pytest.raises(CertificateError, match="Cannot write the certificate"):

@@ -21,7 +21,7 @@ from guard.data.questions import LabelledResponse, Row
 from guard.errors import GuardError, PolicyError, ScorerError
 from guard.files import checked_json as sealed
 from guard.policy.certificate import CertificateError, check_certificate, parse_certificates
-from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, promises, trial_policy
+from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, guarantees, trial_policy
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Floats, Prompt
 from guard.runtime.guard import Guard
@@ -93,9 +93,9 @@ LAXER = {
 def test_changed_rules_void_a_certificate_also_where_no_model_is_loaded(change: str) -> None:
     own, other = policy(RULES), policy(LAXER[change])
     given = certificates(certificate(own))
-    assert check_certificate(own, given, None, promises(own)[None]).threshold == 0.25
+    assert check_certificate(own, given, None, guarantees(own)[None]).threshold == 0.25
     with pytest.raises(CertificateError, match="the budget are others"):
-        check_certificate(other, given, None, promises(other)[None])
+        check_certificate(other, given, None, guarantees(other)[None])
 
 
 @pytest.mark.parametrize("command", ["check", "explain"])

@@ -95,7 +95,7 @@ def tells(error: InvalidPolicyError, text: str) -> None:
 
 
 def works(policy: Policy) -> None:
-    """The promises that hold for every policy that is read."""
+    """The risk guarantees that hold for every policy that is read."""
     policy.name.encode()
     for route in (None, *policy.routes):
         lines = policy.plan(route).rules

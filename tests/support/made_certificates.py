@@ -10,14 +10,14 @@ from typing import Any
 from scripted import AnsweringEngine, confidence_scorer, scripted_model
 
 from guard.policy.certificate import Certificate, Certificates
-from guard.policy.guarantee import promises, trial_policy
+from guard.policy.guarantee import guarantees, trial_policy
 from guard.policy.policy import Policy, parse_policy
 from guard.runtime.guard import Guard
 from guard.scoring.scorer_file import DataSet
 
-PROMISE = "  - accept: {max_error_rate: 0.05, confidence: 0.9}"
+GUARANTEE = "  - accept: {max_error_rate: 0.05, confidence: 0.9}"
 LADDER = f"""rules:
-{PROMISE}
+{GUARANTEE}
   - retry: {{below: 0.6, times: 1}}
   - abstain: {{text: I do not know.}}
 """
@@ -34,12 +34,12 @@ def engine(p_wrong: float = 0.1, **model: object) -> AnsweringEngine:
 def certificate(of: Policy, *, route: str | None = None, guard: Guard | None = None, **changes: Any) -> Certificate:
     """A certificate for the scripted model, with made-up but consistent figures."""
     made = guard or Guard(engine(), confidence_scorer(), trial_policy(of))
-    promise = promises(of)[route]
+    guarantee = guarantees(of)[route]
     fields: dict[str, Any] = {
         "route": route,
         "policy": of.name,
-        "risk": promise.max_error_rate,
-        "confidence": promise.confidence,
+        "risk": guarantee.max_error_rate,
+        "confidence": guarantee.confidence,
         "threshold": 0.25,
         "coverage": 0.4,
         "n": 1000,

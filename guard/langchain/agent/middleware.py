@@ -39,7 +39,7 @@ from guard.langchain.call_options import NAMES, joined, read_config, read_mappin
 from guard.langchain.chain.guarded_run import DECISION_EVENT
 from guard.langchain.metadata import KEY, with_metadata
 from guard.langchain.tracing import escalation_metadata, marked_event
-from guard.policy.guarantee import refuse_promises
+from guard.policy.guarantee import refuse_guarantees
 from guard.policy.policy import Policy, load_policy
 from guard.review.handlers import (
     HANDLERS,
@@ -123,7 +123,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             handler_timeout_s: deadline of each handler, in seconds.
 
         Raises:
-            PolicyError: no such policy or route, it is wrong, or it promises an error rate, which no
+            PolicyError: no such policy or route, it is wrong, or it guarantees an error rate, which no
                 certificate covers here.
             InputError: a fallback or handler that the policy names is not there, a fallback that it
                 declares has no scorer, or it streams live.
@@ -350,7 +350,7 @@ class _Parts:
         """The checked rules; errors as for `GuardMiddleware`."""
         chosen = load_policy(policy)
         chosen.check_route(route)
-        refuse_promises(chosen, caller="an agent")
+        refuse_guarantees(chosen, caller="an agent")
         _refuse_live(chosen)
         return Rules(
             policy=chosen,

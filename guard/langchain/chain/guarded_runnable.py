@@ -38,7 +38,7 @@ from guard.langchain.call_options import NAMES, SPECS, joined, read_config, spli
 from guard.langchain.chain.chain_call import ChainCall
 from guard.langchain.chain.guarded_run import GuardedOutcome, GuardedRun
 from guard.langchain.tracing import escalation_metadata, marked_run
-from guard.policy.guarantee import refuse_promises
+from guard.policy.guarantee import refuse_guarantees
 from guard.policy.policy import Calls, Policy, load_policy
 from guard.review.handlers import HANDLERS, Handler, as_named, check_handlers, log_handler
 from guard.runtime.call_state import CallState
@@ -88,7 +88,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
         """Bad policies, routes and names are found here, not in the first call that needs them."""
         policy = self.resolved_policy()
         policy.check_route(self.route)
-        refuse_promises(policy, caller="a chain")
+        refuse_guarantees(policy, caller="a chain")
         self.joined(policy)
         for name in policy.fallback_names():
             self.fallback(name)
@@ -331,7 +331,7 @@ def guarded(
         handler_timeout_s: deadline of each handler, in seconds.
 
     Raises:
-        PolicyError: the policy is wrong, has no such route, or promises an error rate, which no certificate
+        PolicyError: the policy is wrong, has no such route, or guarantees an error rate, which no certificate
             covers here.
         InputError: a fallback or handler that the policy names is missing, or the chain contains a step
             that saves answers by itself (a conversation history, a graph with a checkpointer or a store),
