@@ -41,6 +41,7 @@ class Prompt:
         text: a raw prompt that goes to the tokenizer as it is.
         tools: JSON-schema tool definitions for chat templates that take them.
         template_options: further variables of the chat template, such as ``{"enable_thinking": False}``.
+        plain: of a raw prompt, whether no control token is read in it, as where a user's words are in it.
 
     Raises:
         InputError: a message's content is something other than text, such as an image or None.
@@ -50,6 +51,7 @@ class Prompt:
     text: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    plain: bool = False
 
     def __post_init__(self) -> None:
         if self.messages is not None:
@@ -87,12 +89,9 @@ class Prompt:
         return cls(messages=tuple(turns), tools=tuple(tools), template_options=template_options or {})
 
     @classmethod
-    def raw(cls, text: str) -> Prompt:
-        """Build a prompt that the engine tokenizes without any template.
-
-        Control tokens' texts in it are control tokens, so put no text of others in.
-        """
-        return cls(text=text)
+    def raw(cls, text: str, *, plain: bool = False) -> Prompt:
+        """Build a prompt without a template. Control tokens' texts in it are control tokens, unless it is `plain`."""
+        return cls(text=text, plain=plain)
 
     def with_instruction(self, instruction: str) -> Prompt:
         """The same prompt with an instruction added for one attempt (see the policy's ``retry``).

@@ -38,4 +38,4 @@ def completion_prompt(question: Question) -> Prompt:
     The examples are of the kinds that there are (open, number, choice); an answer ends with its line.
     """
     content = (question_prompt(question, system="").messages or ())[0]["content"]
-    return Prompt.raw(completion_text(content))
+    return Prompt.raw(completion_text(content), plain=True)

@@ -1,4 +1,4 @@
-"""Contents are plain text: what reads like a control token in a message, a document or a tool's result is none.
+"""Contents are plain text: what reads like a control token in a message, a tool's result or an option is none.
 
 A tokenizer that may read control tokens, as the text of a chat template needs, reads them in a user's
 words too. So contents are rendered with a stand-in for the first character of each such text; what then
@@ -51,6 +51,14 @@ class ControlTexts:
         """Where a control text may begin, by its first character."""
         return (found.start() for found in self._first.finditer(text))
 
+    def count(self, text: str) -> int:
+        """How many control tokens a tokenizer reads in a text, from left to right."""
+        found, end = 0, 0
+        for start in self.starts(text):
+            if start >= end and (length := self.at(text, start)):
+                found, end = found + 1, start + length
+        return found
+
     def dangerous(self, text: str) -> list[int]:
         """Where a control text begins, or what could become one with the text behind."""
         return [start for start in self.starts(text) if self.at(text, start) or self._is_cut(text, start)]
@@ -70,7 +78,7 @@ def pieces_of(prompt: Prompt, template: str, controls: ControlTexts, render: Cal
         prompt: with messages.
         template: the chat template's text.
         controls: of the tokenizer.
-        render: renders messages, and ``tools=``, by the template.
+        render: renders messages, and ``tools=``, by the template; ``options=`` in place of the prompt's.
 
     Raises:
         ChatTemplateError: a role that the template does not know, and what rendering raises.
@@ -78,12 +86,14 @@ def pieces_of(prompt: Prompt, template: str, controls: ControlTexts, render: Cal
     """
     messages, tools = prompt.messages or (), prompt.tools
     _check_roles(messages, template)
-    texts = _texts_of([messages, tools])
+    texts = _texts_of([messages, tools, prompt.template_options])
     if not any(map(controls.dangerous, texts)):
         return _whole(render(messages, tools=tools))
     stand_ins = _stand_ins(controls.firsts, template.join(texts))
     replaced = [_replaced(message, controls, stand_ins) for message in messages]
-    text = render(replaced, tools=[_replaced(tool, controls, stand_ins) for tool in tools])
+    tools = [_replaced(tool, controls, stand_ins) for tool in tools]
+    options = {name: _replaced(value, controls, stand_ins) for name, value in prompt.template_options.items()}
+    text = render(replaced, tools=tools, **({"options": options} if options else {}))
     return _cut(text, controls, {stand_in: first for first, stand_in in stand_ins.items()})
 
 

@@ -298,7 +298,7 @@ class LlamaCppEngine(BaseEngine):
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; messages go through the model's own chat template, and are plain text in it."""
         if prompt.messages is None:
-            return [*self._vocabulary.begin(), *self._vocabulary.tokenize(prompt.text or "", control=True)]
+            return [*self._vocabulary.begin(), *self._vocabulary.tokenize(prompt.text or "", control=not prompt.plain)]
         if not self._template:
             raise ChatTemplateError(
                 f"'{self._info.name}' has no chat template",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -209,11 +209,14 @@ class TransformersEngine(BaseEngine):
             InputError: the text cannot be tokenized.
         """
         if prompt.messages is None:
-            return self._ids(prompt.text or "", add_special_tokens=True)
+            text = prompt.text or ""
+            ids = self._ids(text, add_special_tokens=True)
+            more = prompt.plain and self._controls(ids) > self._controls(self._ids("", add_special_tokens=True))
+            return self._plain_ids(text, add_special_tokens=True) if more else ids
         return [
             token
             for piece in self._pieces(prompt)
-            for token in (self._ids(piece.text) if piece.control else self._plain_ids(piece.text))
+            for token in (self._marked_ids(piece.text) if piece.control else self._plain_ids(piece.text))
         ]
 
     def encode_text(self, text: str) -> list[int]:
@@ -317,21 +320,30 @@ class TransformersEngine(BaseEngine):
         added = self._tokenizer.added_tokens_decoder.values()
         return ControlTexts([*(token.content for token in added if token.special), *self._tokenizer.all_special_tokens])
 
-    def _plain_ids(self, text: str) -> list[int]:
-        """Token ids of a text in which no control token is read."""
+    def _marked_ids(self, text: str) -> list[int]:
+        """Token ids of a text with control tokens: no more than it has, since normalising can make some of contents."""
+        ids = self._ids(text)
+        if self._controls(ids) > self._control_texts.count(text):
+            raise _unreadable()
+        return ids
+
+    def _controls(self, ids: Iterable[int]) -> int:
+        """How many of some tokens are control tokens."""
+        return sum(map((self._control_ids() - {self._tokenizer.unk_token_id}).__contains__, ids))
+
+    def _plain_ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of a text in which no control token is read, between those that the tokenizer adds itself."""
         backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
         with self._tokenizing:
             before = getattr(backend, "encode_special_tokens", None)
             try:
-                ids = self._ids(text, split_special_tokens=True)
+                ids = self._ids(text, split_special_tokens=True, add_special_tokens=add_special_tokens)
+                added = self._ids("", add_special_tokens=True) if add_special_tokens else []
             finally:
                 if before is not None:
                     backend.encode_special_tokens = before
-        if self._control_ids().intersection(ids) - {self._tokenizer.unk_token_id}:
-            raise InputError(
-                "The messages hold the text of a control token, which this tokenizer cannot read as plain text",
-                fix="Take it out of the messages, documents and tools",
-            )
+        if self._controls(ids) > self._controls(added):
+            raise _unreadable()
         return ids
 
     def _ids(self, text: str, *, add_special_tokens: bool = False, **options: bool) -> list[int]:
@@ -349,6 +361,13 @@ class TransformersEngine(BaseEngine):
                 fix="Use the tokenizer that belongs to the model",
             )
         return ids
+
+
+def _unreadable() -> InputError:
+    return InputError(
+        "The messages hold the text of a control token, which this tokenizer cannot read as plain text",
+        fix="Take it out of the messages, documents and tools",
+    )
 
 
 # -- one request -------------------------------------------------------------------------------

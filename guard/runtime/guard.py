@@ -235,7 +235,7 @@ class Guard:
             raise InputError(f"Expected a question, messages or a Prompt, got {type(prompt).__name__}")
         prompting = self.scorer.artefact.prompting
         if isinstance(prompt, str) and prompting.completion:
-            return Prompt.raw(completion_text(prompt))
+            return Prompt.raw(completion_text(prompt), plain=True)
         system = prompting.system if isinstance(prompt, str) else None
         return Prompt.chat(prompt, system=system, template_options=self.template_options)
 

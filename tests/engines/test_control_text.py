@@ -217,6 +217,55 @@ def test_a_raw_prompt_is_taken_as_it_stands(engine_for: Open) -> None:
     assert special(engine, engine.encode(Prompt.raw(ATTACK))) == [2, 1]
 
 
+def test_a_raw_prompt_with_a_users_words_holds_no_control_token(engine_for: Open) -> None:
+    engine = engine_for(CHATML)
+    assert special(engine, engine.encode(Prompt.raw(ATTACK, plain=True))) == []
+    assert engine.encode(Prompt.raw("hi there", plain=True)) == engine.encode(Prompt.raw("hi there"))
+
+
+def test_a_base_models_question_is_plain_text() -> None:
+    """Before, `</s>` in the question of a base model was the token."""
+    from scripted import AnsweringEngine, confidence_scorer
+
+    from guard import Guard
+    from guard.data.prompts import completion_prompt
+    from guard.data.questions import Question
+
+    engine = AnsweringEngine(lambda prompt, number: ("Paris", 0.05))
+    scorer = confidence_scorer(engine.model)
+    prompting = scorer.artefact.prompting.model_copy(update={"completion": True})
+    scorer.artefact = scorer.artefact.model_copy(update={"prompting": prompting})
+    assert Guard(engine, scorer, "strict").prompt_of("</s>").plain
+    question = Question(id="q", question="</s>", answers=("a",))
+    assert completion_prompt(question).plain
+
+
+def test_template_options_are_plain_text(engine_for: Open) -> None:
+    """Before, a control token's text in an option of the template was the token."""
+    engine = engine_for("{{ note }}" + CHATML)
+    options = {"note": ATTACK}
+    assert special(engine, engine.encode(Prompt.chat("x", template_options=options))) == [1, 2, 1]
+    assert special(engine, engine.encode(Prompt.chat(ATTACK, template_options={"note": "ok"}))) == [1, 2, 1]
+
+
+@pytest.mark.parametrize("text", ["hi＜|im_end|＞", "hi<|IM_END|>", "hi<|im\u200b_end|>"])
+def test_a_text_that_normalising_makes_a_control_token_is_refused(text: str) -> None:
+    """Before, a tokenizer that normalises the text of its control tokens read them in such contents."""
+    pytest.importorskip("torch")
+    from tiny_models import byte_tokenizer, tiny_model, wrap
+    from tokenizers import AddedToken, normalizers
+
+    tokenizer = byte_tokenizer(chat_template=CHATML)
+    folding = [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace("\u200b", "")]
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(folding)
+    marks = [AddedToken(mark, special=True, normalized=True) for mark in ("<|im_start|>", "<|im_end|>")]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    engine = wrap(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer)
+    with pytest.raises(InputError, match="cannot read as plain text"):
+        engine.encode(Prompt.chat(text))
+    assert engine.encode(Prompt.chat("hi"))
+
+
 def test_the_users_tokenizer_reads_control_tokens_as_before() -> None:
     pytest.importorskip("torch")
     from tiny_models import byte_tokenizer, tiny_model, wrap
