@@ -27,6 +27,7 @@ from guard.engines.chat_template import check_options
 from guard.engines.detokenizer import Detokenizer
 from guard.engines.fair_queue import POLL_S, Interrupt, Ticket, Turnstile
 from guard.engines.growing import AnswerReader, GrowingAnswer
+from guard.engines.run_steps import advance, chunks, drain
 from guard.engines.sampling import TokenSignals, choose, signals_of
 from guard.errors import EngineError, InputError, PromptTooLongError
 from guard.records import (
@@ -238,7 +239,7 @@ class BaseEngine(ABC):
         request = self._request(prompt, sampling, limits, observer, cancel, replay)
         self._encode(request)
         with self._turn(request) as queue_s:
-            return _drain(self._run(request, queue_s))
+            return drain(self._run(request, queue_s))
 
     async def agenerate(
         self,
@@ -280,7 +281,7 @@ class BaseEngine(ABC):
         request = self._request(prompt, sampling, limits, observer, cancel, None)
         self._encode(request)
         with self._turn(request) as queue_s:
-            generation = yield from _chunks(self._run(request, queue_s))
+            generation = yield from chunks(self._run(request, queue_s))
             yield Chunk("", generation)
 
     async def astream(
@@ -397,7 +398,7 @@ class BaseEngine(ABC):
     @staticmethod
     def _advance_for(run: Generator[str, None, Generation], ticket: Ticket) -> str | Generation:
         try:
-            return _advance(run)
+            return advance(run)
         finally:
             ticket.working -= 1
 
@@ -409,7 +410,7 @@ class BaseEngine(ABC):
 
     def _run_and_leave(self, run: Generator[str, None, Generation], ticket: Ticket) -> Generation:
         try:
-            return _drain(run)
+            return drain(run)
         finally:
             self._turnstile.leave(ticket)
 
@@ -481,30 +482,3 @@ class BaseEngine(ABC):
                 f"The prompt has {len(tokens)} tokens, the context holds {room}",
                 fix="Shorten the prompt, or build the engine with a larger context_tokens",
             )
-
-
-def _drain(run: Generator[str, None, Generation]) -> Generation:
-    while True:
-        piece = _advance(run)
-        if isinstance(piece, Generation):
-            return piece
-
-
-def _advance(run: Generator[str, None, Generation]) -> str | Generation:
-    """The next piece of text, or the generation at the end (StopIteration cannot cross threads)."""
-    try:
-        return next(run)
-    except StopIteration as end:
-        generation: Generation = end.value
-        return generation
-
-
-def _chunks(run: Generator[str, None, Generation]) -> Generator[Chunk, None, Generation]:
-    try:
-        while True:
-            piece = _advance(run)
-            if isinstance(piece, Generation):
-                return piece
-            yield Chunk(piece)
-    finally:
-        run.close()
