@@ -26,6 +26,8 @@ from guard.cli.record import record
 from guard.cli.score import score
 from guard.errors import GuardError
 
+__all__ = ["app", "main"]
+
 app = typer.Typer(
     name="guard",
     help="Know when a local language model is wrong, and do something about it.",

@@ -7,3 +7,60 @@ across engines or precisions; `measures` judges the probabilities that come out;
 intervals on every difference; `summary` makes of all this the `result` that is kept (JSON), and `figures`
 and `report` show it.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guard._faces import lazy_face
+
+if TYPE_CHECKING:
+    from guard.evaluation.measures import (
+        Measure,
+        measure_named,
+    )
+    from guard.evaluation.methods import (
+        methods_for,
+    )
+    from guard.evaluation.predictions import (
+        Predictions,
+    )
+    from guard.evaluation.protocol import (
+        Method,
+        Table,
+    )
+    from guard.evaluation.report import (
+        render,
+    )
+    from guard.evaluation.result import (
+        EvaluationResult,
+    )
+
+__all__ = [
+    "EvaluationResult",
+    "Measure",
+    "Method",
+    "Predictions",
+    "Table",
+    "measure_named",
+    "methods_for",
+    "render",
+]
+
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "measures": (
+            "Measure",
+            "measure_named",
+        ),
+        "methods": ("methods_for",),
+        "predictions": ("Predictions",),
+        "protocol": (
+            "Method",
+            "Table",
+        ),
+        "report": ("render",),
+        "result": ("EvaluationResult",),
+    },
+)

@@ -1,0 +1,138 @@
+"""The house stays in order: short functions, short modules, packages with faces, tests where their code is."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+from statistics import median, quantiles
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE, TESTS = ROOT / "guard", ROOT / "tests"
+
+#: Everything at the top of the package, in the order of the data; a new room needs a reason and a line here.
+MODULES = {"_faces", "checked", "content", "errors", "records"}
+PACKAGES = {
+    *("files", "engines", "scoring", "policy", "review", "runtime"),
+    *("data", "calibration", "certification", "evaluation"),
+    *("langchain", "cli"),
+}
+
+#: Folders of tests that mirror no package: shared code, and programs that pytest does not collect.
+OTHER_FOLDERS = {"support", "mutants", "fuzz"}
+#: Tests of several packages, of the repository, or of a module at the top of the package.
+TOP_TESTS = {
+    *("test_checked", "test_docs", "test_errors", "test_examples", "test_house", "test_imports", "test_mutants"),
+    "test_packaging",
+}
+
+MEDIAN, NINTH_DECILE, LONGEST_MODULE = 6, 17, 500
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def body_lines(function: Function) -> int:
+    """The lines of a function after its signature and its docstring; 0 where it has nothing else."""
+    body = function.body[1:] if ast.get_docstring(function, clean=False) is not None else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def lengths() -> list[int]:
+    functions = (node for tree in trees().values() for node in ast.walk(tree) if isinstance(node, Function))
+    return [lines for function in functions if (lines := body_lines(function))]
+
+
+def folders(parent: Path) -> set[str]:
+    """The folders that have a module in them, at any depth."""
+    return {path.name for path in parent.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+
+
+def modules(parent: Path) -> set[str]:
+    return {path.stem for path in parent.glob("*.py")}
+
+
+def test_functions_are_short() -> None:
+    found = lengths()
+    assert len(found) > 1000
+    assert median(found) <= MEDIAN
+    assert quantiles(found, n=10)[-1] <= NINTH_DECILE
+
+
+def test_modules_are_short() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in trees()}
+    long = {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > LONGEST_MODULE}
+    assert not long, "split them by meaning"
+
+
+def test_the_top_of_the_package_is_listed() -> None:
+    assert modules(PACKAGE) - {"__init__"} == MODULES
+    assert folders(PACKAGE) == PACKAGES
+
+
+def test_tests_mirror_the_packages() -> None:
+    assert folders(TESTS) - OTHER_FOLDERS == PACKAGES
+    assert modules(TESTS) - {"conftest"} <= TOP_TESTS
+    deeper = [path for package in PACKAGES for path in (TESTS / package).glob("*/**/test_*.py")]
+    assert all((PACKAGE / path.parent.relative_to(TESTS)).is_dir() for path in deeper), deeper
+
+
+def test_a_tests_name_is_unique_so_that_no_folder_hides_another() -> None:
+    names = [path.stem for path in TESTS.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_tests_import_no_other_tests() -> None:
+    """What several need is in tests/support."""
+    imports = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in TESTS.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in imported(node)
+        if name.split(".")[-1].startswith("test_") or name == "conftest"
+    ]
+    assert not imports
+
+
+def imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+
+
+def packages() -> list[str]:
+    """Every package, with dots."""
+    return [".".join(path.parent.relative_to(ROOT).parts) for path in trees() if path.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("name", packages())
+def test_a_package_says_what_lives_there(name: str) -> None:
+    docstring = ast.get_docstring(trees()[ROOT / Path(*name.split("."), "__init__.py")])
+    assert docstring
+    assert len(docstring.split()) >= 4
+
+
+@pytest.mark.parametrize("name", ["guard", *(f"guard.{name}" for name in sorted(PACKAGES))])
+def test_a_package_has_a_face(name: str) -> None:
+    """Each public name is listed once (ruff keeps the order); what is not on the list is internal."""
+    tree = trees()[ROOT / Path(*name.split("."), "__init__.py")]
+    values = [
+        node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        for node in tree.body
+        if "__all__" in assigned(node)
+    ]
+    assert len(values) == 1, f"{name} has no __all__"
+    assert values[0] is not None
+    listed = ast.literal_eval(values[0])
+    assert len(listed) == len(set(listed))
+
+
+def assigned(node: ast.stmt) -> list[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
