@@ -1,1 +1,1 @@
-"""."""
+"""Chains: any runnable as a guarded one, repeated as the policy says. Internal."""
