@@ -33,17 +33,16 @@ from guard.engines.base import BaseEngine
 from guard.policy.policy import decide, load_policy
 from guard.records import Limits, Prompt
 from guard.runtime.guard import Guard, capture_point_of
+from guard.scoring.provenance import Binding, Prompting
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 from guard.scoring.scorer_file import (
     FORMAT,
     FORMAT_VERSION,
     Artefact,
-    Binding,
     Calibration,
     Linear,
     LinearProbe,
     Model,
-    Prompting,
     Schema,
     Trees,
 )

@@ -16,8 +16,8 @@ import numpy as np
 
 from guard.data.answers import Answers
 from guard.scoring.metrics import Metrics, metrics_of
+from guard.scoring.provenance import Binding
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
-from guard.scoring.scorer_file import Binding
 
 
 def main() -> None:

@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from itertools import compress
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from guard.checked import real_number, whole_number
 from guard.content import plain_turn
 from guard.errors import InputError
 
-Floats = NDArray[np.float32]
+if TYPE_CHECKING:  # numpy takes 150 ms to load, and a prompt or a policy needs none
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: An array of float32.
+Floats: TypeAlias = "NDArray[np.float32]"
 
 #: Where in a transformer block activations are read: the MLP's output before the residual add,
 #: the residual stream after the whole block, or both, all MLPs before all blocks.
@@ -259,13 +262,12 @@ class Generation:
         """Position of the answer's first token; T where there is none."""
         if self.in_answer is None:
             return 0
-        return int(np.argmax(self.in_answer)) if self.in_answer.any() else len(self.token_ids)
+        return int(self.in_answer.argmax()) if self.in_answer.any() else len(self.token_ids)
 
     @property
     def answer_token_ids(self) -> tuple[int, ...]:
         """The answer's tokens, without those of thoughts."""
-        kept = slice(None) if self.in_answer is None else self.in_answer
-        return tuple(np.array(self.token_ids, np.int64)[kept].tolist())
+        return self.token_ids if self.in_answer is None else tuple(compress(self.token_ids, self.in_answer))
 
     def signals(self, signature: Signature) -> Signals:
         """What a scorer sees of the answer.

@@ -33,6 +33,21 @@ def test_listing_its_names_loads_nothing_heavy() -> None:
     assert loaded_by("import guard; dir(guard)").isdisjoint(HEAVY)
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from guard import Prompt; Prompt.chat('Hello')",
+        "from guard import Limits, Sampling, Score, Outcome; Limits(max_tokens=9)",
+        "from guard import decide, load_policy; decide(load_policy('balanced'), p_wrong=0.1)",
+        "import sys; sys.argv = ['guard', 'policy', 'check', 'balanced']; from guard.cli import main; main()",
+        "import sys; sys.argv = 'guard policy explain strict --score .3'.split(); from guard.cli import main; main()",
+    ],
+)
+def test_prompts_and_policies_load_no_numpy(code: str) -> None:
+    numerical = {"numpy", "scipy", "sklearn", "torch", "lightgbm"}
+    assert loaded_by(code).isdisjoint(numerical)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["calibrate", "--help"], ["review", "--help"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = f"import sys; sys.argv = ['guard', *{arguments}]; from guard.cli import main; main()"

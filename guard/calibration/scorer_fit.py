@@ -19,8 +19,9 @@ from guard.data.sqlite_journal import row_key
 from guard.errors import CalibrationError, InputError, did_you_mean
 from guard.scoring.metrics import AtThreshold, Gain, Metrics, Probabilities, at_thresholds, brier_gain, metrics_of
 from guard.scoring.ood import StoredOodDetector, fit_ood_detector
+from guard.scoring.provenance import Binding, DataSet, Prompting
 from guard.scoring.scorer import Evaluator, Scorer
-from guard.scoring.scorer_file import FORMAT, FORMAT_VERSION, Artefact, Binding, DataSet, Model, Prompting, Schema
+from guard.scoring.scorer_file import FORMAT, FORMAT_VERSION, Artefact, Model, Schema
 from guard.scoring.signature import GROUPS, FeatureSchema, feature_vector
 
 #: Disjoint, grouped by question. Fitting holds out parts of its own share by itself.

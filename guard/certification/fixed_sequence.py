@@ -25,7 +25,7 @@ from guard.checked import checked_seed
 from guard.errors import InputError
 from guard.policy.bounds import least_accepted, lower_bound, passes, percent, upper_bound
 
-Floats = NDArray[np.float64]
+Doubles = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 # The next six were chosen by simulation, on scores of real and made-up models, for the coverage that
@@ -60,7 +60,7 @@ class Trials:
             fallback that is trusted without one.
     """
 
-    p_wrong: Floats
+    p_wrong: Doubles
     wrong: Flags
     released: Flags
 
@@ -73,7 +73,7 @@ class Trials:
             raise InputError("A score in the trials is no probability from 0 to 1")
 
     @classmethod
-    def from_scores(cls, p_wrong: Sequence[float] | Floats, wrong: Sequence[bool] | Flags) -> Self:
+    def from_scores(cls, p_wrong: Sequence[float] | Doubles, wrong: Sequence[bool] | Flags) -> Self:
         """Trials of one attempt each, from scores and labels of shape (n,)."""
         scores = np.asarray(p_wrong, np.float64).reshape(-1, 1)
         return cls(scores, np.asarray(wrong, np.bool_).reshape(-1, 1), np.zeros(scores.shape, np.bool_))
@@ -98,7 +98,7 @@ class Trials:
         return int(some.sum()), int((some & wrong).sum())
 
     @property
-    def scores(self) -> Floats:
+    def scores(self) -> Doubles:
         """Shape (n,): the threshold above which a question gets an answer; 0 where it always does."""
         lowest = np.where(self.released, 0.0, self.p_wrong).min(axis=1)
         return np.asarray(np.minimum(lowest, 1.0), np.float64)
@@ -220,7 +220,7 @@ def check_promise(risk: float, confidence: float) -> None:
         raise InputError(f"A confidence is at least 0.5 and below 1, got {confidence}", fix="Write 0.9 for 90 %")
 
 
-def grid(scores: Floats, n: int, risk: float, confidence: float, ceiling: float = math.inf) -> Floats:
+def grid(scores: Doubles, n: int, risk: float, confidence: float, ceiling: float = math.inf) -> Doubles:
     """Thresholds from strict to lax, for n labels that are independent of these scores.
 
     Args:
@@ -260,12 +260,12 @@ def _expected_counts(n: int, grid_rows: int, risk: float, confidence: float) -> 
     yield float(n)
 
 
-def _log_odds(p_wrong: Floats) -> Floats:
+def _log_odds(p_wrong: Doubles) -> Doubles:
     inside = np.clip(p_wrong, 1e-12, 1 - 1e-12)
     return np.asarray(np.log(inside) - np.log1p(-inside), np.float64)
 
 
-def _walk(fresh: Trials, thresholds: Floats, risk: float, confidence: float, grid_rows: int) -> Certified | None:
+def _walk(fresh: Trials, thresholds: Doubles, risk: float, confidence: float, grid_rows: int) -> Certified | None:
     """Test thresholds in turn until one fails; the last that passed."""
     deployed: tuple[float, int, int] | None = None
     tested = 0
@@ -283,7 +283,7 @@ def _walk(fresh: Trials, thresholds: Floats, risk: float, confidence: float, gri
 
 
 def _not_certifiable(
-    trials: Trials, scores: Floats, fresh: Trials, risk: float, confidence: float, ceiling: float
+    trials: Trials, scores: Doubles, fresh: Trials, risk: float, confidence: float, ceiling: float
 ) -> NotCertifiable:
     curve = list(_curve(trials, ceiling))
     best = min(curve, key=lambda point: (point[1] / point[0], -point[0]))
@@ -314,7 +314,7 @@ def _curve(trials: Trials, ceiling: float) -> Iterator[tuple[int, int]]:
         yield len(trials), int(trials.wrong[:, 0].sum())
 
 
-def _possible_risk(scores: Floats, fresh: Trials, risk: float, confidence: float, ceiling: float) -> float | None:
+def _possible_risk(scores: Doubles, fresh: Trials, risk: float, confidence: float, ceiling: float) -> float | None:
     for step in range(math.floor(risk / RISK_STEP) + 1, round(1 / RISK_STEP)):
         larger = round(step * RISK_STEP, 6)
         if _walk(fresh, grid(scores, len(fresh), larger, confidence, ceiling), larger, confidence, len(scores)):

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from guard.data.recording import Skipped
     from guard.data.sets import DataSource
     from guard.scoring.metrics import AtThreshold, Gain, Metrics
-    from guard.scoring.scorer_file import DataSet
+    from guard.scoring.provenance import DataSet
 
 _FEATURES = ("combined", "ilis", "logprob")
 
@@ -150,7 +150,7 @@ def _truncated(splits: dict[str, Any]) -> int:
 
 
 def _data_sets(sources: Sequence[DataSource], splits: dict[str, Any]) -> list[DataSet]:
-    from guard.scoring.scorer_file import DataSet
+    from guard.scoring.provenance import DataSet
 
     labelled = [each for members in splits.values() for each in members]
     return [

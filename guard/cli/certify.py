@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from guard.policy.document import RiskGuarantee
     from guard.policy.policy import Policy
     from guard.runtime.guard import Guard
+    from guard.scoring.provenance import DataSet
     from guard.scoring.scorer import Scorer
-    from guard.scoring.scorer_file import DataSet
 
 #: What the shell is told when there is no such threshold.
 EXIT_CODE = 12
@@ -234,7 +234,7 @@ def _ask_all(guard: Guard, rows: list[tuple[str, Row]], journal: Any, route: str
 
 
 def _data_sets(sources: Sequence[DataSource], answered: Sequence[AttemptedRow], trials: Trials) -> list[DataSet]:
-    from guard.scoring.scorer_file import DataSet
+    from guard.scoring.provenance import DataSet
 
     first_wrong = trials.wrong[:, 0]
     return [

@@ -62,7 +62,7 @@ class Answers:
     ) -> Self:
         """The answers to these rows that a journal has, graded; skipped rows and unknown ones are left out.
 
-        Left out as well is an answer that the model gives no probability (a replayed response may be one).
+        Left out as well is an answer that the model gives no probability (a given response may be one).
 
         Args:
             journal: an open journal.

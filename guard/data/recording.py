@@ -391,9 +391,9 @@ def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None) -> _Asked:
     residual = None
     if lens is not None:
         observer = residual = ResidualObserver(signature, layers=run.model.layers)
-    prompt, replay = _put(row, run)
+    prompt, completion = _put(row, run)
     limits = Limits(max_tokens=run.max_tokens, stop=run.stop)
-    generation = engine.generate(prompt, sampling=Sampling(), limits=limits, observer=observer, replay=replay)
+    generation = engine.generate(prompt, sampling=Sampling(), limits=limits, observer=observer, completion=completion)
     if generation.capture_error:
         raise CaptureError(generation.capture_error)
     signals = generation.signals(signature.signature())

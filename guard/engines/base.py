@@ -25,7 +25,7 @@ import numpy as np
 from guard.engines import witness
 from guard.engines.chat_template import check_options
 from guard.engines.detokenizer import Detokenizer
-from guard.engines.fair_queue import POLL_S, Interrupt, Ticket, Turnstile
+from guard.engines.fair_queue import POLL_S, FairQueue, Interrupt, Ticket
 from guard.engines.growing import AnswerReader, GrowingAnswer
 from guard.engines.run_steps import advance, chunks, drain
 from guard.engines.sampling import TokenSignals, choose, signals_of
@@ -82,7 +82,7 @@ class Engine(Protocol):
         limits: Limits = ...,
         observer: Observer | None = ...,
         cancel: threading.Event | None = ...,
-        replay: str | None = ...,
+        completion: str | None = ...,
     ) -> Generation:
         """Answer a prompt; see `BaseEngine.generate`."""
 
@@ -93,7 +93,7 @@ class Engine(Protocol):
         sampling: Sampling = ...,
         limits: Limits = ...,
         observer: Observer | None = ...,
-        replay: str | None = ...,
+        completion: str | None = ...,
     ) -> Generation:
         """The same without blocking the event loop."""
 
@@ -131,7 +131,7 @@ class Request:
     limits: Limits
     observer: Observer | None
     interrupt: Interrupt
-    replay: str | None = None
+    completion: str | None = None
     tokens: Sequence[int] = ()  # of the prompt
 
 
@@ -148,7 +148,7 @@ class BaseEngine(ABC):
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._turnstile = Turnstile()
+        self._queue = FairQueue()
         # Not the event loop's own pool: synchronous callers who wait for this engine can fill that
         # one, and the task whose turn it is would never get a thread.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="guard-engine")
@@ -179,7 +179,7 @@ class BaseEngine(ABC):
 
     @abstractmethod
     def _end_token(self) -> int:
-        """The token that ends an answer, for replays."""
+        """The token that ends an answer, for given completions."""
 
     @abstractmethod
     def _session(self, *, capture: bool, interrupt: Interrupt) -> AbstractContextManager[Session]:
@@ -217,7 +217,7 @@ class BaseEngine(ABC):
         limits: Limits = Limits(),  # noqa: B008 - frozen
         observer: Observer | None = None,
         cancel: threading.Event | None = None,
-        replay: str | None = None,
+        completion: str | None = None,
     ) -> Generation:
         """Answer a prompt.
 
@@ -227,16 +227,16 @@ class BaseEngine(ABC):
             limits: token limit, stop strings, deadline (queueing included).
             observer: gets the activations of every forward pass that chooses a token.
             cancel: set it from another thread to stop.
-            replay: run this text as if the model had answered so (teacher forcing), for scoring
+            completion: run this text as if the model had answered so (teacher forcing), for scoring
                 an answer that exists already.
 
         Raises:
             PromptTooLongError, ChatTemplateError: the prompt cannot be put to this model, or has no room
-                beside it for the answer to replay.
+                left for the completion.
             EngineTimeoutError, CancelledError: ended from outside.
             EngineError: the engine failed.
         """
-        request = self._request(prompt, sampling, limits, observer, cancel, replay)
+        request = self._request(prompt, sampling, limits, observer, cancel, completion)
         self._encode(request)
         with self._turn(request) as queue_s:
             return drain(self._run(request, queue_s))
@@ -248,11 +248,11 @@ class BaseEngine(ABC):
         sampling: Sampling = Sampling(),  # noqa: B008
         limits: Limits = Limits(),  # noqa: B008
         observer: Observer | None = None,
-        replay: str | None = None,
+        completion: str | None = None,
     ) -> Generation:
         """`generate` without blocking the event loop; cancelling the task stops the generation."""
         cancel = threading.Event()
-        request = self._request(prompt, sampling, limits, observer, cancel, replay)
+        request = self._request(prompt, sampling, limits, observer, cancel, completion)
         await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, request)
         ticket, queue_s = await self._aturn(request)
         # The worker gives the ticket back: a cancelled task must not let the next request in
@@ -334,15 +334,15 @@ class BaseEngine(ABC):
         limits: Limits,
         observer: Observer | None,
         cancel: threading.Event | None,
-        replay: str | None,
+        completion: str | None,
     ) -> Request:
         self._check_process()
-        if observer is None and replay is None:  # a caller who scores the answer observes the layers
+        if observer is None and completion is None:  # a caller who scores the answer observes the layers
             witness.begin(None).say(None)
         if sampling.temperature > 0 and sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(32))
         interrupt = Interrupt(time.monotonic(), limits.timeout_s, cancel)
-        return Request(prompt, sampling, limits, observer, interrupt, replay)
+        return Request(prompt, sampling, limits, observer, interrupt, completion)
 
     def _check_process(self) -> None:
         """A fork copies an engine without its threads, and whoever asks it there waits forever."""
@@ -362,17 +362,17 @@ class BaseEngine(ABC):
     @contextmanager
     def _turn(self, request: Request) -> Iterator[float]:
         """Wait for the engine; gives the seconds that took."""
-        ticket = self._turnstile.ticket()
+        ticket = self._queue.acquire()
         try:
             self._wait(ticket, request.interrupt)
             yield time.monotonic() - request.interrupt.started
         finally:
-            self._turnstile.leave(ticket)
+            self._queue.release(ticket)
 
     def _wait(self, ticket: Ticket, interrupt: Interrupt) -> None:
         while not ticket.done():
             interrupt.check()
-            self._turnstile.look()
+            self._queue.poll()
             poll = 0.05 if interrupt.cancel is not None else POLL_S
             limits = [seconds for seconds in (poll, interrupt.remaining_s) if seconds is not None]
             try:
@@ -381,17 +381,17 @@ class BaseEngine(ABC):
                 continue
 
     async def _aturn(self, request: Request) -> tuple[Ticket, float]:
-        ticket = self._turnstile.ticket(asyncio.get_running_loop())
+        ticket = self._queue.acquire(asyncio.get_running_loop())
         try:
             turn = asyncio.wrap_future(ticket)
             while not turn.done():
                 request.interrupt.check()
-                self._turnstile.look()
+                self._queue.poll()
                 left = request.interrupt.remaining_s
                 # `wait` cancels nothing: `leave` must see the ticket as it is.
                 await asyncio.wait([turn], timeout=POLL_S if left is None else min(left, POLL_S))
         except BaseException:
-            self._turnstile.leave(ticket)
+            self._queue.release(ticket)
             raise
         return ticket, time.monotonic() - request.interrupt.started
 
@@ -406,13 +406,13 @@ class BaseEngine(ABC):
         try:
             run.close()
         finally:
-            self._turnstile.leave(ticket)
+            self._queue.release(ticket)
 
     def _run_and_leave(self, run: Generator[str, None, Generation], ticket: Ticket) -> Generation:
         try:
             return drain(run)
         finally:
-            self._turnstile.leave(ticket)
+            self._queue.release(ticket)
 
     def _run(self, request: Request, queue_s: float) -> Generator[str, None, Generation]:
         """Decode one request; yields text that is safe to show, returns the generation."""
@@ -420,7 +420,7 @@ class BaseEngine(ABC):
         started = time.monotonic()
         tokens = request.tokens
         room = self.model.context_tokens - len(tokens)
-        forced = self._forced(request.replay, room, tokens)
+        forced = self._forced(request.completion, room, tokens)
         max_tokens = min(room, request.limits.max_tokens) if forced is None else len(forced)
         stop = request.limits.stop if forced is None else ()
         reading = self._reader.reading(tokens, stop=stop, tools=bool(request.prompt.tools))
@@ -457,17 +457,17 @@ class BaseEngine(ABC):
     def _reader(self) -> AnswerReader:
         return AnswerReader(self.chat_template or "", self._token_id, self._detokenizer, self._is_end)
 
-    def _forced(self, replay: str | None, room: int, prompt: Sequence[int]) -> list[int] | None:
-        """The tokens of a replayed answer, its end included; a part of it would be scored as another answer.
+    def _forced(self, completion: str | None, room: int, prompt: Sequence[int]) -> list[int] | None:
+        """Return the tokens of a given completion with its end token; None without one.
 
-        Where the prompt opens a thought, that is closed first: the answer is replayed as an answer.
+        Where the prompt opens a thought, the thought is closed first, so that the completion counts as the answer.
         """
-        if replay is None:
+        if completion is None:
             return None
-        forced = [*self._reader.closing(prompt, self.encode_text), *self.encode_text(replay), self._end_token()]
+        forced = [*self._reader.closing(prompt, self.encode_text), *self.encode_text(completion), self._end_token()]
         if len(forced) > room:
             raise PromptTooLongError(
-                f"The answer to replay has {len(forced)} tokens with its end",
+                f"The completion has {len(forced)} tokens with its end",
                 why=f"beside the prompt the context of {self.model.context_tokens} tokens has room for {room}",
                 fix="Shorten the prompt or the answer, or build the engine with a larger context_tokens",
             )

@@ -31,7 +31,7 @@ class BytesDetokenizer:
         return self._decoder.decode(b"", final=True)
 
 
-class SafeText:
+class StopStringFilter:
     """Answer text so far, holding back whatever could still turn out to be a stop string."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:

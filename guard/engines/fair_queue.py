@@ -37,7 +37,7 @@ class Ticket(Future[None]):
         return self.loop is not None and self.loop.is_closed() and not self.working
 
 
-class Turnstile:
+class FairQueue:
     """First come, first served access for threads and tasks alike (`threading.Lock` is not fair)."""
 
     def __init__(self) -> None:
@@ -45,15 +45,15 @@ class Turnstile:
         self._waiting: deque[Ticket] = deque()
         self._holder: Ticket | None = None
 
-    def ticket(self, loop: asyncio.AbstractEventLoop | None = None) -> Ticket:
-        """Queue up; give the ticket back with `leave`."""
+    def acquire(self, loop: asyncio.AbstractEventLoop | None = None) -> Ticket:
+        """Queue up and return the ticket, which is done when its turn comes; give it back with `release`."""
         ticket = Ticket(loop)
         with self._mutex:
             self._waiting.append(ticket)
             self._admit()
         return ticket
 
-    def leave(self, ticket: Ticket) -> None:
+    def release(self, ticket: Ticket) -> None:
         """Give the ticket back, whether its turn has come or not, and let the next one in."""
         with self._mutex:
             if ticket in self._waiting:
@@ -62,7 +62,7 @@ class Turnstile:
                 self._holder = None
                 self._admit()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Let the next one in where the holder is dead. Waiters call this now and then."""
         with self._mutex:
             self._admit()

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from guard.engines.detokenizer import Detokenizer, SafeText
+from guard.engines.detokenizer import Detokenizer, StopStringFilter
 from guard.engines.sampling import TokenSignals
 from guard.engines.thinking import Splitter, thinking_of
 from guard.engines.tool_marks import TOOL_MARKS
@@ -122,7 +122,7 @@ class GrowingAnswer:
             answered: called for each such token but the end token.
         """
         self._reading, self._observer, self._answered = reading, observer, answered
-        self._text = SafeText(reading.stop)
+        self._text = StopStringFilter(reading.stop)
         self._tokens: list[int] = []
         self._signals: list[TokenSignals] = []
         self._in_answer: list[bool] = []
@@ -211,7 +211,7 @@ class GrowingAnswer:
     def _retract(self) -> None:
         """What came before was a thought; its layers were folded into the answer's."""
         self._capture_error = _UNMARKED
-        self._text = SafeText(self._reading.stop)
+        self._text = StopStringFilter(self._reading.stop)
         self._in_answer = [False] * len(self)
 
     # -- which tokens are the answer's ---------------------------------------------------------

@@ -372,7 +372,7 @@ class LlamaCppEngine(BaseEngine):
             return after[0]
         end = self._vocabulary.eos
         if end < 0:
-            raise EngineError(f"'{self._info.name}' names no end token", why="an answer that is replayed ends with one")
+            raise EngineError(f"'{self._info.name}' names no end token", why="a completion ends with it")
         return end
 
     @contextmanager

@@ -246,7 +246,7 @@ class TransformersEngine(BaseEngine):
         if self._end is None:
             raise EngineError(
                 "The tokenizer and the model name no end token",
-                why="an answer that is replayed ends with one",
+                why="a completion ends with it",
                 fix="Set tokenizer.eos_token before building the engine",
             )
         return self._end

@@ -21,7 +21,7 @@ from guard.policy.bounds import percent, upper_bound
 from guard.policy.document import RiskGuarantee
 from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, guarantees, procedure_sha256, where
 from guard.policy.policy import Policy
-from guard.scoring.scorer_file import Binding, DataSet, Facts
+from guard.scoring.provenance import Binding, DataSet, Facts
 
 FORMAT: Literal["guard-certificate"] = "guard-certificate"
 FORMAT_VERSION = 1

@@ -22,8 +22,8 @@ from guard.review.handlers import HANDLERS, Handler, as_named, check_handlers, l
 from guard.runtime.base_models import COMPLETION_STOP, completion_text
 from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.loop import Call, FallbackFunction, Source, score_of
+from guard.scoring.provenance import Binding
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
-from guard.scoring.scorer_file import Binding
 from guard.scoring.signature import SignatureObserver
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class Guard:
             CaptureError: its signals could not be recorded.
         """
         observer = self._observer()
-        generation = self.engine.generate(self.prompt_of(prompt), observer=observer, replay=response)
+        generation = self.engine.generate(self.prompt_of(prompt), observer=observer, completion=response)
         return score_of(generation, observer, self.scorer)
 
     def prompt_of(self, prompt: PromptLike) -> Prompt:

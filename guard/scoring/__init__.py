@@ -17,9 +17,7 @@ if TYPE_CHECKING:
         parse_scorer,
         shipped_scorer,
     )
-    from guard.scoring.scorer_file import (
-        Artefact,
-    )
+    from guard.scoring.scorer_file import Artefact
     from guard.scoring.signature import (
         FeatureSchema,
         SignatureObserver,

@@ -22,17 +22,8 @@ from guard.files import checked_json as sealed
 from guard.records import CapturePoint, ModelInfo, Score, Signals
 from guard.scoring.ood import OodDetector
 from guard.scoring.probe import normalised
-from guard.scoring.scorer_file import (
-    FORMAT,
-    FORMAT_VERSION,
-    MAX_BYTES,
-    Artefact,
-    Binding,
-    Linear,
-    LinearProbe,
-    Model,
-    Trees,
-)
+from guard.scoring.provenance import Binding
+from guard.scoring.scorer_file import FORMAT, FORMAT_VERSION, MAX_BYTES, Artefact, Linear, LinearProbe, Model, Trees
 from guard.scoring.signature import FeatureSchema, feature_vector
 
 

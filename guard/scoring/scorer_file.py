@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
     FailFast,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
-from guard.records import CapturePoint, Floats, ModelInfo
+from guard.records import Floats
 from guard.scoring.arrays import array_of, array_text
 from guard.scoring.ood import StoredOodDetector
+from guard.scoring.provenance import Binding, DataSet, Facts, Part, Prompting
 from guard.scoring.signature import ACTIVATION_TOKENS, FeatureSchema
 
 FORMAT: Literal["guard-scorer"] = "guard-scorer"
@@ -39,58 +35,7 @@ Numbers = Annotated[list[Number], FailFast()]  # without it, a million bad items
 Integers = Annotated[list[int], FailFast()]
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """Refuse what could not be written out again: infinities and very deep nesting."""
-    if depth > 8:
-        raise ValueError("nested too deeply")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a number is not finite")
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
-        _plain(part, depth + 1)
-    return value
-
-
-#: Facts for people and other tools, which scoring does not read.
-Facts = Annotated[dict[str, Any], AfterValidator(_plain)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Binding(_Part):
-    """What a scorer was fitted on; see `ModelInfo` for the fields."""
-
-    engine: str
-    architecture: str
-    quantization: str
-    weights_sha256: str
-    tokenizer_sha256: str
-    chat_template_sha256: str
-    layers: int
-    width: int
-    capture_point: CapturePoint
-    template_date: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_no_date(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Most templates write no date, and their scorers' files do not speak of it."""
-        return {name: value for name, value in dump(self).items() if (name, value) != ("template_date", None)}
-
-    @property
-    def engine_options(self) -> dict[str, str]:
-        """What an engine is loaded with, beside its defaults, so that it records and asks as in calibration."""
-        point = {"capture_point": str(self.capture_point)} if self.capture_point != "mlp" else {}
-        return {**point, "template_date": self.template_date} if self.template_date else point
-
-    @classmethod
-    def of(cls, model: ModelInfo, capture_point: CapturePoint) -> Self:
-        """The binding of a loaded model."""
-        fields = {name: getattr(model, name) for name in cls.model_fields if name != "capture_point"}
-        return cls(**fields, capture_point=capture_point)
-
-
-class Schema(_Part):
+class Schema(Part):
     """The stored form of a `FeatureSchema`."""
 
     layers: Annotated[int, Field(ge=2, le=1024)]
@@ -111,33 +56,7 @@ class Schema(_Part):
         )
 
 
-class Prompting(_Part):
-    """How the questions of the calibration data were put; `guard ask` asks the same way."""
-
-    system: str
-    max_tokens: Annotated[int, Field(ge=1)]
-    #: Variables of the model's chat template, such as ``{"enable_thinking": false}``.
-    template_options: Facts = Field(default_factory=dict)
-    #: Asked by a text to continue, as base models are (see `guard.data.prompts.completion_text`).
-    completion: bool = False
-
-    @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without options there is no entry for them, nor one for chat messages."""
-        written: dict[str, Any] = write(self)
-        return {k: v for k, v in written.items() if v or k not in ("template_options", "completion")}
-
-
-class DataSet(_Part):
-    """One file of calibration data."""
-
-    name: str
-    sha256: str
-    rows: int
-    wrong: int
-
-
-class Linear(_Part):
+class Linear(Part):
     """Log-odds = intercept + sum over features of coefficient x (value - mean) / scale."""
 
     features: Integers
@@ -153,7 +72,7 @@ class Linear(_Part):
         return self
 
 
-class Trees(_Part):
+class Trees(Part):
     """Regression trees, all nodes in one table. A leaf has feature -1; children follow their parent."""
 
     roots: Integers
@@ -185,7 +104,7 @@ class Trees(_Part):
         return self
 
 
-class LinearProbe(_Part):
+class LinearProbe(Part):
     """Log-odds = sum over tokens, layers and coordinates of weight x normalised activation.
 
     The tokens are those of `Signature.activations`; see `guard.scoring.probe.normalised`.
@@ -218,14 +137,14 @@ class LinearProbe(_Part):
         return array_of(self.weights, math.prod(shape)).reshape(shape)
 
 
-class Calibration(_Part):
+class Calibration(Part):
     """Probability = logistic(slope x log-odds + intercept), fitted on held-out answers (Platt)."""
 
     slope: Annotated[Number, Field(gt=0)]
     intercept: Number
 
 
-class Model(_Part):
+class Model(Part):
     """Log-odds of a linear base model, a linear probe of the layers and trees, summed, then calibrated.
 
     Any part may be missing.
@@ -237,7 +156,7 @@ class Model(_Part):
     calibration: Calibration
 
 
-class Artefact(_Part):
+class Artefact(Part):
     """The whole file."""
 
     format: Literal["guard-scorer"]

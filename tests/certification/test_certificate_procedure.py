@@ -31,8 +31,8 @@ from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, ceiling
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Floats, Limits, Prompt
 from guard.runtime.guard import Guard
+from guard.scoring.provenance import DataSet
 from guard.scoring.scorer import Scorer, shipped_scorer
-from guard.scoring.scorer_file import DataSet
 
 EMBEDDED = pytest.mark.model
 

@@ -20,8 +20,8 @@ from guard.data.questions import Question
 from guard.engines.llama_cpp import LlamaCppEngine
 from guard.errors import CalibrationError, GuardError, InputError
 from guard.runtime.guard import Guard
+from guard.scoring.provenance import Prompting
 from guard.scoring.scorer import Scorer, load_scorer
-from guard.scoring.scorer_file import Prompting
 
 pytestmark = pytest.mark.model
 

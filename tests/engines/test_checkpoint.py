@@ -344,7 +344,7 @@ def test_the_embedded_model_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert answer.text == answer.text.strip()
         assert rows.shape == (answer.completion_tokens, 30, 576)
         assert engine.model.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-        replayed = engine.generate(Prompt.chat("What is the capital of France?"), replay=answer.text)
+        replayed = engine.generate(Prompt.chat("What is the capital of France?"), completion=answer.text)
         assert replayed.token_ids == answer.token_ids
         np.testing.assert_allclose(replayed.logprobs, answer.logprobs, atol=1e-5)
 

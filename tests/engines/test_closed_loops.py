@@ -43,7 +43,7 @@ def test_a_task_that_waited_for_its_turn(engine: AnsweringEngine) -> None:
     loop = asyncio.new_event_loop()
     task = loop.create_task(engine.agenerate(Prompt.raw("?")))
     loop.run_until_complete(asyncio.sleep(0.1))
-    assert len(engine._turnstile._waiting) == 1
+    assert len(engine._queue._waiting) == 1
     leave(loop, task)
     go.set()
     holder.join(20)

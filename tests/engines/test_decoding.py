@@ -132,7 +132,7 @@ class Gate:
 
 
 def queued(engine: ScriptedEngine) -> int:
-    return len(engine._turnstile._waiting)
+    return len(engine._queue._waiting)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -241,7 +241,7 @@ def test_a_character_cut_short_becomes_a_replacement_character() -> None:
 def test_replay_runs_a_given_answer_and_its_end() -> None:
     engine = ScriptedEngine([b"a", b"b"])
     recording = Recording()
-    answer = engine.generate(QUESTION, replay="b!", observer=recording, limits=Limits(stop=("!",), max_tokens=1))
+    answer = engine.generate(QUESTION, completion="b!", observer=recording, limits=Limits(stop=("!",), max_tokens=1))
     assert answer.token_ids == (ord("b"), ord("!"), END)
     assert (answer.text, answer.finish_reason, len(recording.seen)) == ("b!", "stop", 3)
     # Passes 1 and 2 would have chosen the script; in pass 3 the end is what the model would have said.
@@ -251,10 +251,10 @@ def test_replay_runs_a_given_answer_and_its_end() -> None:
 
 def test_a_replay_that_does_not_fit_is_refused_whole() -> None:
     engine = ScriptedEngine([b"a"], context_tokens=len(QUESTION.question) + 4)
-    fitting = engine.generate(QUESTION, replay="abc")
+    fitting = engine.generate(QUESTION, completion="abc")
     assert (fitting.text, fitting.finish_reason, fitting.completion_tokens) == ("abc", "stop", 4)
-    with pytest.raises(PromptTooLongError, match=r"answer to replay has 5 tokens.*8 tokens has room for 4"):
-        engine.generate(QUESTION, replay="abcd")
+    with pytest.raises(PromptTooLongError, match=r"completion has 5 tokens.*8 tokens has room for 4"):
+        engine.generate(QUESTION, completion="abcd")
     assert engine.captured == [False], "nothing of the long answer was run"
     assert engine.generate(QUESTION).text == "a", "the engine is free"
 

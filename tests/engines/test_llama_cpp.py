@@ -127,7 +127,7 @@ def test_streams_and_tasks_give_the_same_answer(smollm2: LlamaCppEngine) -> None
 def test_a_replay_is_the_generation_again(smollm2: LlamaCppEngine) -> None:
     said, given = Recording(), Recording()
     answer = smollm2.generate(SHORT, limits=Limits(max_tokens=16), observer=said)
-    replayed = smollm2.generate(SHORT, replay=answer.text, observer=given)
+    replayed = smollm2.generate(SHORT, completion=answer.text, observer=given)
     assert (replayed.text, replayed.token_ids) == (answer.text, answer.token_ids)
     np.testing.assert_array_equal(replayed.logprobs, answer.logprobs)
     np.testing.assert_array_equal(given.stack, said.stack)
@@ -136,7 +136,7 @@ def test_a_replay_is_the_generation_again(smollm2: LlamaCppEngine) -> None:
 @pytest.mark.model
 def test_a_replay_ends_as_the_model_would(smollm2: LlamaCppEngine) -> None:
     """The vocabulary has several end tokens; a wrong one makes every replayed answer look unlikely."""
-    replayed = smollm2.generate(QUESTION, replay=ANSWER)
+    replayed = smollm2.generate(QUESTION, completion=ANSWER)
     assert smollm2._vocabulary.piece(replayed.token_ids[-1]) == b""
     assert smollm2._vocabulary.text_of(replayed.token_ids[-1]) == "<|im_end|>"
     assert replayed.logprobs[-1] > -1
@@ -180,7 +180,7 @@ def test_a_prompt_of_several_batches(smollm2: LlamaCppEngine, llama: Any) -> Non
 @pytest.mark.model
 def test_limits_stop_strings_and_seeds(smollm2: LlamaCppEngine) -> None:
     assert smollm2.generate(QUESTION, limits=Limits(max_tokens=3)).finish_reason == "length"
-    stopped = smollm2.generate(QUESTION, replay=None, limits=Limits(max_tokens=12, stop=("e",)))
+    stopped = smollm2.generate(QUESTION, completion=None, limits=Limits(max_tokens=12, stop=("e",)))
     assert stopped.finish_reason == "stop_string"
     assert "e" not in stopped.text
     warm, limits = Sampling(temperature=1.5, seed=5), Limits(max_tokens=8)
@@ -194,7 +194,7 @@ def test_limits_stop_strings_and_seeds(smollm2: LlamaCppEngine) -> None:
 @pytest.mark.model
 @pytest.mark.parametrize("text", ["Zürich — 日本語 🙂🏳️‍🌈 ß", "a\0b", "  two  spaces ", "\n\n", "<|im_end|>", "e\u0301"])
 def test_answers_in_any_script(smollm2: LlamaCppEngine, text: str) -> None:
-    assert smollm2.generate(QUESTION, replay=text).text == text
+    assert smollm2.generate(QUESTION, completion=text).text == text
 
 
 @pytest.mark.model
@@ -485,7 +485,7 @@ def test_a_closed_engine_says_so(tiny_path: Path) -> None:
     engine.close()
     for use in (
         lambda: engine.generate(Prompt.chat("hi")),
-        lambda: engine.generate(Prompt.raw("hi"), replay="you"),
+        lambda: engine.generate(Prompt.raw("hi"), completion="you"),
         lambda: list(engine.stream(Prompt.raw("hi"))),
         lambda: engine.encode(Prompt.chat("hi")),
         lambda: engine.encode_text("hi"),
@@ -579,7 +579,7 @@ def test_chat_templates(tmp_path: Path, tiny_path: Path) -> None:
         assert engine.chat_template is None
         assert engine.model.chat_template_sha256 == hashlib.sha256(b"").hexdigest()
         assert engine.generate(Prompt.raw("hi"), limits=Limits(max_tokens=2)).completion_tokens
-        assert engine.generate(Prompt.raw("hi"), replay="you").token_ids[-1] == SPECIAL.index("<|im_end|>")
+        assert engine.generate(Prompt.raw("hi"), completion="you").token_ids[-1] == SPECIAL.index("<|im_end|>")
     with LlamaCppEngine.load(bare, chat_template="Q: {{ messages[0].content }}\nA:") as engine:
         assert engine.encode(Prompt.chat("hi")) == engine.encode(Prompt.raw("Q: hi\nA:"))
     with LlamaCppEngine.load(tiny_path, chat_template="") as engine, pytest.raises(ChatTemplateError):
@@ -587,14 +587,14 @@ def test_chat_templates(tmp_path: Path, tiny_path: Path) -> None:
     with LlamaCppEngine.load(tiny_path, chat_template="{{ raise_exception('no system') }}") as engine:
         with pytest.raises(ChatTemplateError, match="no system"):
             engine.generate(Prompt.chat("hi"))
-        assert engine.generate(Prompt.raw("hi"), replay="x").token_ids[-1] == 2, "the file's end token"
+        assert engine.generate(Prompt.raw("hi"), completion="x").token_ids[-1] == 2, "the file's end token"
 
 
 @pytest.mark.parametrize("end", SPECIAL)
 def test_the_end_of_an_answer_is_the_templates(tiny_path: Path, end: str) -> None:
     template = "{% for m in messages %}{{ m.content }}" + end + "{% endfor %}"
     with LlamaCppEngine.load(tiny_path, chat_template=template) as engine:
-        last = engine.generate(Prompt.chat("hi"), replay="you").token_ids[-1]
+        last = engine.generate(Prompt.chat("hi"), completion="you").token_ids[-1]
     # <|im_start|> ends nothing: the file's end token is taken in its place.
     assert SPECIAL[last] == (end if end != "<|im_start|>" else "<|im_end|>")
 
@@ -794,7 +794,7 @@ def test_layers_are_those_of_transformers(smollm2_path: Path, theirs: Any, point
     activations rounded to 8 bits, so the two agree to about a hundredth and no more."""
     recording, observers = Recording(), (SignatureObserver(), SignatureObserver())
     with LlamaCppEngine.load(smollm2_path, context_tokens=512, threads=1, capture_point=point) as engine:
-        answer = engine.generate(QUESTION, replay=ANSWER, observer=recording)
+        answer = engine.generate(QUESTION, completion=ANSWER, observer=recording)
         prompt = engine.encode(QUESTION)
     fed = [*prompt, *answer.token_ids[:-1]]
     expected = layers_in_torch(theirs, fed, len(prompt) - 1, point)

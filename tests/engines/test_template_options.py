@@ -14,8 +14,8 @@ from guard.langchain.chat.chat_guard import ChatGuard
 from guard.policy.policy import parse_policy
 from guard.records import Prompt
 from guard.runtime.guard import Guard
+from guard.scoring.provenance import Prompting
 from guard.scoring.scorer import Scorer, parse_scorer
-from guard.scoring.scorer_file import Prompting
 
 #: In the form of Qwen 3's template.
 TEMPLATE = (

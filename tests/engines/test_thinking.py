@@ -262,7 +262,7 @@ def test_a_thought_that_the_prompt_opens_is_a_thought() -> None:
 
 def test_an_answer_is_replayed_behind_the_thought_that_the_prompt_opens() -> None:
     seen = Recording()
-    answer = engine_saying("", MarkedEngine).generate(Prompt.raw("why?<think>\n"), replay="Paris", observer=seen)
+    answer = engine_saying("", MarkedEngine).generate(Prompt.raw("why?<think>\n"), completion="Paris", observer=seen)
     assert (answer.text, answer.reasoning) == ("Paris", None)
     assert bytes(answer.answer_token_ids[:-1]) == b"Paris"
     assert len(seen.seen) == 6

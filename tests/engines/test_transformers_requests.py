@@ -422,7 +422,7 @@ def test_replaying_an_answer_gives_the_signals_of_generating_it(engine: Transfor
     first, second = Recording(), Recording()
     answer = engine.generate(QUESTION, observer=first, limits=SHORT)
     # A random model's text need not be made of the tokens that the tokenizer would choose.
-    replayed = engine.generate(QUESTION, replay=answer.text, observer=second)
+    replayed = engine.generate(QUESTION, completion=answer.text, observer=second)
     pairs = zip(answer.token_ids, replayed.token_ids, strict=False)
     same = next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), len(answer.token_ids))
     assert same >= 3
@@ -439,7 +439,7 @@ def test_replay_needs_an_end_token() -> None:
     tokenizer = sentencepiece_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(EngineError, match="no end token"):
-        wrap(model, tokenizer).generate(Prompt.raw("Hello"), replay="world")
+        wrap(model, tokenizer).generate(Prompt.raw("Hello"), completion="world")
 
 
 def test_many_threads_get_the_answers_of_one(engine: TransformersEngine) -> None:

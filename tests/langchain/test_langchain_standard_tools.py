@@ -15,8 +15,8 @@ from scripted import tiny_artefact
 from scripted_tools import MODEL, ToolEngine
 
 from guard.langchain.chat.chat_guard import ChatGuard
+from guard.scoring.provenance import Prompting
 from guard.scoring.scorer import Scorer
-from guard.scoring.scorer_file import Prompting
 
 
 def _scorer() -> Scorer:

@@ -23,8 +23,9 @@ from guard.errors import CaptureError, InputError, ScorerError, ScorerMismatchEr
 from guard.files.checked_json import digest
 from guard.records import ModelInfo, Signals
 from guard.scoring import scorer as scorer_module
+from guard.scoring.provenance import Binding
 from guard.scoring.scorer import Evaluator, Scorer, load_scorer, log_odds_of, logistic, parse_scorer
-from guard.scoring.scorer_file import Artefact, Binding, Calibration, Linear, LinearProbe, Model, Trees, linear_of
+from guard.scoring.scorer_file import Artefact, Calibration, Linear, LinearProbe, Model, Trees, linear_of
 from guard.scoring.signature import SignatureObserver
 
 

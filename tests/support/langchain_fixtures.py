@@ -12,8 +12,9 @@ from guard.errors import MissingExtraError
 from guard.langchain.chat.chat_guard import ChatGuard
 from guard.langchain.chat.shared_engines import shared_engine
 from guard.policy.policy import Policy, parse_policy
+from guard.scoring.provenance import Binding, Prompting
 from guard.scoring.scorer import Scorer
-from guard.scoring.scorer_file import FORMAT_VERSION, Artefact, Binding, Calibration, Linear, Model, Prompting, Schema
+from guard.scoring.scorer_file import FORMAT_VERSION, Artefact, Calibration, Linear, Model, Schema
 from guard.scoring.signature import FeatureSchema
 
 #: Rules that force each action, whatever the score.

@@ -13,7 +13,7 @@ from guard.policy.certificate import Certificate, Certificates
 from guard.policy.guarantee import guarantees, trial_policy
 from guard.policy.policy import Policy, parse_policy
 from guard.runtime.guard import Guard
-from guard.scoring.scorer_file import DataSet
+from guard.scoring.provenance import DataSet
 
 GUARANTEE = "  - accept: {max_error_rate: 0.05, confidence: 0.9}"
 LADDER = f"""rules:

@@ -14,18 +14,9 @@ from guard.engines.base import BaseEngine
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.engines.fair_queue import Interrupt
 from guard.records import CapturePoint, Floats, ModelInfo, Prompt
+from guard.scoring.provenance import Binding, Prompting
 from guard.scoring.scorer import Scorer
-from guard.scoring.scorer_file import (
-    FORMAT_VERSION,
-    Artefact,
-    Binding,
-    Calibration,
-    Linear,
-    Model,
-    Prompting,
-    Schema,
-    Trees,
-)
+from guard.scoring.scorer_file import FORMAT_VERSION, Artefact, Calibration, Linear, Model, Schema, Trees
 from guard.scoring.signature import GROUPS, FeatureSchema
 
 END = 256

@@ -65,7 +65,7 @@ class _WatchedEngine(BaseEngine):
     def __init__(self, engine: BaseEngine, scorer: Scorer, observer: SignatureObserver, watch: Watch) -> None:
         super().__init__()
         self._engine = engine
-        self._process, self._turnstile = engine._process, engine._turnstile
+        self._process, self._queue = engine._process, engine._queue
         self.capture_point = engine.capture_point
         self._growing = _GrowingAnswer(scorer, observer, watch)
 

@@ -1,0 +1,96 @@
+"""What a scorer was made from: model, prompts and data. Part of scorer files and of certificates; loads no numpy."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+
+from guard.records import CapturePoint, ModelInfo
+
+
+class Part(BaseModel):
+    """A part of a file: unknown keys, other types and later changes are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Refuse what could not be written out again: infinities and very deep nesting."""
+    if depth > 8:
+        raise ValueError("nested too deeply")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number is not finite")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        _plain(part, depth + 1)
+    return value
+
+
+#: Facts for people and other tools, which scoring does not read.
+Facts = Annotated[dict[str, Any], AfterValidator(_plain)]
+
+
+class Binding(Part):
+    """What a scorer was fitted on; see `ModelInfo` for the fields."""
+
+    engine: str
+    architecture: str
+    quantization: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    chat_template_sha256: str
+    layers: int
+    width: int
+    capture_point: CapturePoint
+    template_date: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_no_date(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Most templates write no date, and their scorers' files do not speak of it."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("template_date", None)}
+
+    @property
+    def engine_options(self) -> dict[str, str]:
+        """What an engine is loaded with, beside its defaults, so that it records and asks as in calibration."""
+        point = {"capture_point": str(self.capture_point)} if self.capture_point != "mlp" else {}
+        return {**point, "template_date": self.template_date} if self.template_date else point
+
+    @classmethod
+    def of(cls, model: ModelInfo, capture_point: CapturePoint) -> Self:
+        """The binding of a loaded model."""
+        fields = {name: getattr(model, name) for name in cls.model_fields if name != "capture_point"}
+        return cls(**fields, capture_point=capture_point)
+
+
+class Prompting(Part):
+    """How the questions of the calibration data were put; `guard ask` asks the same way."""
+
+    system: str
+    max_tokens: Annotated[int, Field(ge=1)]
+    #: Variables of the model's chat template, such as ``{"enable_thinking": false}``.
+    template_options: Facts = Field(default_factory=dict)
+    #: Asked by a text to continue, as base models are (see `guard.data.prompts.completion_text`).
+    completion: bool = False
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without options there is no entry for them, nor one for chat messages."""
+        written: dict[str, Any] = write(self)
+        return {k: v for k, v in written.items() if v or k not in ("template_options", "completion")}
+
+
+class DataSet(Part):
+    """One file of calibration data."""
+
+    name: str
+    sha256: str
+    rows: int
+    wrong: int
