@@ -57,3 +57,11 @@ def _text_of_block(block: Any, role: str) -> str:
 
 def _named(content: Any) -> str:
     return "missing" if content is None else f"a {type(content).__name__}"
+
+
+def instructed_text(text: str, instruction: str) -> str:
+    """Return a raw prompt with an instruction, which goes before a last line such as "Answer:"."""
+    before, newline, cue = text.rpartition("\n")
+    if newline and cue.rstrip().endswith(":"):
+        return f"{before}\n{instruction}\n{cue}"
+    return f"{text}\n{instruction}\n"

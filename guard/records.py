@@ -14,7 +14,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from guard.checked import real_number, whole_number
-from guard.content import plain_turn
+from guard.content import instructed_text, plain_turn
 from guard.errors import InputError
 
 if TYPE_CHECKING:  # numpy takes 150 ms to load, and a prompt or a policy needs none
@@ -99,10 +99,10 @@ class Prompt:
     def with_instruction(self, instruction: str) -> Prompt:
         """The same prompt with an instruction added for one attempt (see the policy's ``retry``).
 
-        It is added to what the user said last: a tool's result and the model's own words stay theirs.
+        It is added to the user's last message; in a raw text it goes before a last line such as "Answer:".
         """
         if self.messages is None:
-            return replace(self, text=f"{self.text}\n{instruction}\n")
+            return replace(self, text=instructed_text(self.text or "", instruction))
         turns = [dict(turn) for turn in self.messages]
         asked = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
         if asked is None:

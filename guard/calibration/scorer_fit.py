@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from guard.calibration.fitting import MIN_ANSWERS, Examples, Features, fit_model, schema_for
 from guard.checked import checked_seed
-from guard.data.graders import Grader
-from guard.data.questions import LabelledResponse, Row, split_questions
+from guard.data.graders import Grader, is_wrong
+from guard.data.questions import Row, split_questions
 from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import CalibrationError, InputError, did_you_mean
@@ -170,16 +170,12 @@ def split_labelled(
     splits = split_questions([row for _, row in rows], seed=seed, shares=SPLIT_SHARES)
     return {
         name: [
-            Labelled(record, _is_wrong(row, record.answer, grade))
+            Labelled(record, is_wrong(row, record.answer, grade))
             for row in members
             if isinstance(record := journal.record(row_key(by_row[id(row)], row)), Record)
         ]
         for name, members in splits.items()
     }
-
-
-def _is_wrong(row: Row, answer: str, grade: Grader) -> bool:
-    return row.wrong if isinstance(row, LabelledResponse) else not grade(row, answer)
 
 
 def _check_names(features: str, without: Sequence[str]) -> None:

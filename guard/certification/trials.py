@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from guard.certification.fixed_sequence import Trials
-from guard.data.graders import Grader
-from guard.data.prompts import completion_prompt, question_prompt
+from guard.data.graders import Grader, is_wrong
+from guard.data.prompts import completion_prompt, question_prompt, with_default_options
 from guard.data.questions import LabelledResponse, Row
 from guard.data.recording import Skipped
 from guard.data.sqlite_journal import JournalFile, asked_digest, row_key
@@ -203,7 +203,7 @@ def trials_of(answered: Sequence[AttemptedRow], *, grade: Grader) -> Trials:
     for at, each in enumerate(answered):
         for number, tried in enumerate(each.attempts):
             p_wrong[at, number] = np.inf if tried.p_wrong is None else tried.p_wrong
-            wrong[at, number] = tried.answer is None or _is_wrong(each.row, tried.answer, grade)
+            wrong[at, number] = tried.answer is None or is_wrong(each.row, tried.answer, grade)
             released[at, number] = tried.released
     return Trials(p_wrong, wrong, released)
 
@@ -219,7 +219,7 @@ def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[TrialAttempt, 
         )
         return tuple(TrialAttempt.of(attempt, plan) for attempt in guard.attempts(prompt, route=route))
     try:
-        score = guard.score(replace(row.prompt, template_options=guard.template_options), row.response)
+        score = guard.score(with_default_options(row.prompt, guard.template_options), row.response)
     except CaptureError as error:
         decision = decide_error(guard.policy, error=str(error), route=route, defects=defects_of(row.response, None))
         return (TrialAttempt(row.response, None, released=decision.action is Action.ACCEPT),)
@@ -234,10 +234,6 @@ def _comparable(score: Score | None, plan: RoutePlan, defects: Collection[Defect
     if ood is not None and (score.ood_score is None or score.ood_score > ood.above):
         return None
     return score.p_wrong
-
-
-def _is_wrong(row: Row, answer: str, grade: Grader) -> bool:
-    return row.wrong if isinstance(row, LabelledResponse) else not grade(row, answer)
 
 
 def _read(stored: dict[str, Any]) -> TrialAttempt:

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.data.columns import ARRAYS, KINDS, RAGGED, VALUES, Columns, array_shapes, offsets_of
-from guard.data.graders import Grader
+from guard.data.graders import Grader, is_wrong
 from guard.data.parquet_file import read_columns, write_columns
-from guard.data.questions import LabelledResponse, Row, question_identity
+from guard.data.questions import Row, question_identity
 from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import InputError
@@ -80,7 +80,7 @@ class Answers:
         for key, row in by_key.items():
             record = journal.record(key)
             if isinstance(record, Record) and _has_probability(record.signals):
-                wrong = row.wrong if isinstance(row, LabelledResponse) else not grade(row, record.answer)
+                wrong = is_wrong(row, record.answer, grade)
                 builder.add(record, group=question_identity(row), wrong=wrong)
         if not len(builder):
             raise InputError(f"'{journal.path}' has none of these answers", fix="Record them first")

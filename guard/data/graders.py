@@ -17,7 +17,7 @@ from typing import Any
 from guard.data.doubts import CONJUNCTIONS, doubted, taken_back
 from guard.data.math_answers import boxed, equivalent, final_answer
 from guard.data.number_words import in_digits
-from guard.data.questions import GRADER_NAMES, LETTERS, Question
+from guard.data.questions import GRADER_NAMES, LETTERS, LabelledResponse, Question, Row
 from guard.data.stated_number import is_number, same_number, stated_number
 from guard.engines.thinking import without_thoughts
 from guard.errors import InputError, MissingExtraError
@@ -51,6 +51,11 @@ def grade(question: Question, answer: str, *, grader: str | None = None) -> bool
             fix="Name it yourself: --grader module:function, or grader=",
         )
     return load_grader(named)(question, without_thoughts(answer))
+
+
+def is_wrong(row: Row, answer: str, grader: Grader) -> bool:
+    """Return the label of an answer to a row: a labelled response has its own, a question is graded."""
+    return row.wrong if isinstance(row, LabelledResponse) else not grader(row, answer)
 
 
 def grader_for(question: Question) -> str:
@@ -377,10 +382,11 @@ _MAX_REPEATS = 10_000
 
 
 def grade_regex(question: Question, answer: str) -> bool:
-    """Whether ``meta.answer_regex`` matches somewhere in the answer (letter case ignored).
+    """Return whether the answer states what ``meta.answer_regex`` matches (letter case ignored).
 
+    Every match must stand in a sentence without a word of denial or doubt (see `guard.data.doubts`).
     An answer that equals an accepted one is right as well, since patterns do not cover all of them.
-    The pattern must be valid for Python's `re`, and has a second for one answer.
+    The pattern must be valid for Python's `re`, and has one second for each answer.
 
     Raises:
         InputError: there is no pattern, or it is not valid, too large or too slow.
@@ -390,8 +396,9 @@ def grade_regex(question: Question, answer: str) -> bool:
     if not isinstance(pattern, str):
         raise InputError(f"Question {question.id!r} has no 'answer_regex' in its meta, as the grader 'regex' needs")
     try:
-        matched = _compiled(pattern).search(answer, timeout=REGEX_SECONDS) is not None
-        return matched or normalise(answer) in map(normalise, question.answers)
+        matches = list(_compiled(pattern).finditer(answer, timeout=REGEX_SECONDS))
+        stated = bool(matches) and all(_is_stated(answer, *match.span()) for match in matches)
+        return stated or normalise(answer) in map(normalise, question.answers)
     except TimeoutError as error:
         raise InputError(
             f"The answer_regex of question {question.id!r} searched one answer for {REGEX_SECONDS:g} s",
@@ -399,6 +406,18 @@ def grade_regex(question: Question, answer: str) -> bool:
         ) from error
     except _PatternError as error:
         raise InputError(f"The answer_regex of question {question.id!r} cannot be used", why=str(error)) from error
+
+
+_SENTENCE_BREAK = re.compile(r"(?<=\w{4}[.!?])\s|(?<=[!?])\s|(?<=[。！？])|\n")
+
+
+def _is_stated(answer: str, start: int, end: int) -> bool:
+    """Whether the sentence around a match asserts it: no question, no denial, no alternative, not withdrawn."""
+    before = _SENTENCE_BREAK.split(answer[:start])[-1]
+    after, *rest = _SENTENCE_BREAK.split(answer[end:], maxsplit=1)
+    if after.rstrip().endswith(("?", "？")) or taken_back("".join(rest)):
+        return False
+    return not doubted(f"{before} _ {after}")
 
 
 class _PatternError(Exception):

@@ -6,6 +6,7 @@ Calibration and use must ask alike, so there is one way for all.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from guard.data.questions import LETTERS, Question
@@ -39,3 +40,8 @@ def completion_prompt(question: Question) -> Prompt:
     """
     content = (question_prompt(question, system="").messages or ())[0]["content"]
     return Prompt.raw(completion_text(content), plain=True)
+
+
+def with_default_options(prompt: Prompt, options: Mapping[str, Any]) -> Prompt:
+    """Return the prompt of a labelled response with a run's template options; its own options take precedence."""
+    return replace(prompt, template_options={**options, **prompt.template_options})

@@ -15,7 +15,7 @@ import math
 import string
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -35,7 +35,10 @@ _QUESTION_KEYS = (
     *("id", "question", "answers", "choices", "answer_index"),
     *("context", "category", "grader", "meta"),
 )
-_RESPONSE_KEYS = ("id", "prompt", "response", "wrong", "label", "category", "meta")
+_RESPONSE_KEYS = (
+    *("id", "prompt", "response", "wrong", "label", "category", "meta"),
+    *("tools", "template_options"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +159,14 @@ def read_rows(
         raise _bad_rows(path, bad)
     if not rows:
         raise InputError(f"{path} has no usable row", why=f"line {bad[0].line}: {bad[0].reason}" if bad else "")
-    if limit is not None and len(rows) > limit:
-        drawn = sorted(range(len(rows)), key=lambda at: position(seed, rows[at].id))[:limit]
-        rows = [rows[at] for at in sorted(drawn)]
-    return ReadResult(tuple(rows), tuple(bad))
+    return ReadResult(tuple(draw_rows(rows, limit=limit, seed=seed)), tuple(bad))
 
 
 def _check_label(row: LabelledResponse, line: int, labels: dict[str, tuple[int, bool]]) -> None:
     """One prompt and response cannot be both right and wrong; who made the labels must say which."""
-    said = json.dumps([row.prompt.messages, row.prompt.tools, row.response, row.model], sort_keys=True, default=str)
+    prompt = row.prompt
+    asked = [prompt.messages, prompt.tools, prompt.template_options]
+    said = json.dumps([*asked, row.response, row.model], sort_keys=True, default=str)
     before, wrong = labels.setdefault(said, (line, row.wrong))
     if wrong != row.wrong:
         words = ("right", "wrong")
@@ -198,8 +200,16 @@ def split_questions(rows: Sequence[RowT], *, seed: int, shares: Mapping[str, flo
     return parts
 
 
+def draw_rows(rows: Sequence[RowT], *, limit: int | None, seed: int) -> Sequence[RowT]:
+    """Return at most ``limit`` rows, drawn by their ids, in their old order; all rows where it is None."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    drawn = sorted(range(len(rows)), key=lambda at: position(seed, rows[at].id))[:limit]
+    return [rows[at] for at in sorted(drawn)]
+
+
 def position(seed: int, text: str) -> float:
-    """A number in [0, 1) that depends on the text and the seed only."""
+    """Return a number in [0, 1) that depends only on the text and the seed."""
     digest = hashlib.sha256(f"{seed}\0{text}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
@@ -363,7 +373,11 @@ def _response(row: Mapping[str, Any]) -> LabelledResponse:
     _check_keys(row, _RESPONSE_KEYS)
     return LabelledResponse(
         id=_id(row),
-        prompt=_required(row, "prompt", _prompt, _RESPONSE_KEYS),
+        prompt=replace(
+            _required(row, "prompt", _prompt, _RESPONSE_KEYS),
+            tools=_optional(row, "tools", _mappings) or (),
+            template_options=_optional(row, "template_options", _mapping) or {},
+        ),
         response=_required(row, "response", _text, _RESPONSE_KEYS),
         wrong=_label(row),
         category=_optional(row, "category", _filled_text),
@@ -454,6 +468,12 @@ def _mapping(value: Any, key: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise _RowError(f"{key!r} must be an object, got {_kind(value)}")
     return value
+
+
+def _mappings(value: Any, key: str) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(value, list):
+        raise _RowError(f"{key!r} must be a list of objects, got {_kind(value)}")
+    return tuple(_mapping(item, f"{key}[{at}]") for at, item in enumerate(value))
 
 
 def _prompt(value: Any, key: str) -> Prompt:

@@ -12,7 +12,7 @@ import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.data.logit_lens import LENS_SIGNALS, Lens, Residual, ResidualObserver
-from guard.data.prompts import completion_prompt, question_prompt
+from guard.data.prompts import completion_prompt, question_prompt, with_default_options
 from guard.data.questions import LabelledResponse, Question, Row
 from guard.data.sqlite_journal import JournalFile, asked_digest, row_key
 from guard.engines.base import Engine, Observer
@@ -415,7 +415,7 @@ def _sample(engine: Engine, row: Row, run: Run, count: int) -> tuple[str, ...]:
 
 def _put(row: Row, run: Run) -> tuple[Prompt, str | None]:
     if not isinstance(row, Question):
-        return replace(row.prompt, template_options=run.template_options), row.response
+        return with_default_options(row.prompt, run.template_options), row.response
     if run.completion:
         return completion_prompt(row), None
     return question_prompt(row, system=run.system, template_options=run.template_options), None

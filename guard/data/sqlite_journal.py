@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from guard.data.prompts import question_prompt
 from guard.data.questions import Question, Row
@@ -29,8 +29,11 @@ def asked_digest(row: Row) -> str:
     """
     prompt = question_prompt(row, system="") if isinstance(row, Question) else row.prompt
     response = None if isinstance(row, Question) else row.response
-    put = json.dumps([prompt.messages, prompt.text, response], sort_keys=True, default=str)
-    return hashlib.sha256(put.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    content: list[Any] = [prompt.messages, prompt.text, response]
+    if prompt.tools or prompt.template_options:
+        content += [prompt.tools, prompt.template_options]
+    canonical = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 class JournalFile(ABC):

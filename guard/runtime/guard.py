@@ -220,10 +220,14 @@ class Guard:
     def score(self, prompt: PromptLike, response: str) -> Score:
         """Score an answer that exists already, by running the model over it.
 
+        A base model continues "Answer:", so its answer to a question begins with a space; it is added.
+
         Raises:
             CaptureError: its signals could not be recorded.
         """
         observer = self._observer()
+        if isinstance(prompt, str) and self.scorer.artefact.prompting.completion and not response[:1].isspace():
+            response = f" {response}"
         generation = self.engine.generate(self.prompt_of(prompt), observer=observer, completion=response)
         return score_of(generation, observer, self.scorer)
 

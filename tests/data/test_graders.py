@@ -440,6 +440,29 @@ def test_regex() -> None:
     check("regex", question, right=right, wrong=["Ionia", "Titan", ""])
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "It is not Europa.",
+        "Anything but Io",
+        "Europa or Titan",
+        "Neither Io nor Callisto.",
+        "Not Dr. Galilei's Europa",
+        "Es ist nicht Europa.",
+        "Europa. No, wait, it is Titan.",
+        "Is it Io?",
+        "It is Io. It is not Callisto.",
+    ],
+)
+def test_a_match_that_is_denied_or_in_doubt_is_no_statement(answer: str) -> None:
+    assert not grade(patterned(r"\bIo\b|Europa|Callisto"), answer)
+
+
+@pytest.mark.parametrize("answer", ["It is not Titan. It is Europa.", "Io!", "Jupiter has several. Europa is one"])
+def test_doubt_in_another_sentence_is_none(answer: str) -> None:
+    assert grade(patterned(r"\bIo\b|Europa|Callisto"), answer)
+
+
 def test_a_catastrophic_pattern_is_stopped() -> None:
     started = time.monotonic()
     with pytest.raises(InputError, match=r"'q1' searched one answer for 1 s"):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guard.data.prompts import completion_prompt, question_prompt
+from guard.data.prompts import completion_prompt, question_prompt, with_default_options
 from guard.data.questions import (
     LabelledResponse,
     Question,
@@ -23,6 +23,7 @@ from guard.data.questions import (
     read_rows,
     split_questions,
 )
+from guard.data.sqlite_journal import asked_digest
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
 from guard.errors import InputError
 from guard.files.json_lines import MAX_LINE_BYTES
@@ -490,3 +491,31 @@ def test_the_model_of_an_exported_review_is_read(read: Read) -> None:
     ).rows
     assert isinstance(row, LabelledResponse)
     assert row.model == "tiny"
+
+
+def test_a_replayed_case_keeps_its_tools_and_template_options(read: Read) -> None:
+    tools = [{"type": "function", "function": {"name": "search"}}]
+    case = {"id": "1", "prompt": [{"role": "user", "content": "Who?"}], "response": "Ann", "label": 0}
+    own = {**case, "id": "2", "tools": tools, "template_options": {"enable_thinking": False}}
+    plain, replayed = read([case, own]).rows
+    assert isinstance(plain, LabelledResponse)
+    assert isinstance(replayed, LabelledResponse)
+    assert replayed.prompt == Prompt.chat("Who?", tools=tools, template_options={"enable_thinking": False})
+    assert plain.prompt == Prompt.chat("Who?")
+    assert asked_digest(plain) != asked_digest(replayed)
+    shared = with_default_options(replayed.prompt, {"enable_thinking": True, "today": "1 May"})
+    assert shared.template_options == {"enable_thinking": False, "today": "1 May"}
+    assert shared.tools == replayed.prompt.tools
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"tools": "search"}, "'tools' must be a list of objects"),
+        ({"tools": ["search"]}, r"'tools\[0\]' must be an object"),
+        ({"template_options": ["a"]}, "'template_options' must be an object"),
+        ({"template_option": {"a": 1}}, "unknown key 'template_option'"),
+    ],
+)
+def test_tools_and_template_options_of_another_type_are_refused(read: Read, change: dict[str, Any], why: str) -> None:
+    assert re.search(why, reason(read, {"prompt": "Who?", "response": "Ann", "label": 0, **change}))

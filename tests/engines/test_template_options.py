@@ -11,7 +11,7 @@ from guard.cli.output import template_options
 from guard.engines.chat_template import option_names, render
 from guard.errors import GuardError, InputError
 from guard.langchain.chat.chat_guard import ChatGuard
-from guard.policy.policy import parse_policy
+from guard.policy.policy import load_policy, parse_policy
 from guard.records import Prompt
 from guard.runtime.guard import Guard
 from guard.scoring.provenance import Prompting
@@ -190,3 +190,28 @@ def test_an_instruction_is_added_to_what_the_user_said_last(roles: list[str], at
 def test_without_a_user_an_instruction_is_a_turn_of_its_own() -> None:
     told = Prompt.chat([{"role": "system", "content": "x"}]).with_instruction("Check it.")
     assert (told.messages or ())[-1] == {"role": "user", "content": "Check it."}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Question: 1+1?\nAnswer:", "Question: 1+1?\nCheck it.\nAnswer:"),
+        ("Question: 1+1?\nAnswer: ", "Question: 1+1?\nCheck it.\nAnswer: "),
+        ("Once upon a time", "Once upon a time\nCheck it.\n"),
+        ("Answer:", "Answer:\nCheck it.\n"),
+    ],
+)
+def test_in_a_raw_text_an_instruction_goes_before_the_line_that_the_model_continues(text: str, told: str) -> None:
+    assert Prompt.raw(text).with_instruction("Check it.") == Prompt.raw(told)
+
+
+def test_a_given_answer_of_a_base_model_begins_with_a_space() -> None:
+    prompting = Prompting(system="", max_tokens=16, completion=True)
+    scorer = Scorer(tiny_artefact(scripted_model()).model_copy(update={"prompting": prompting}))
+    guard = Guard(AnsweringEngine(lambda prompt, number: (" yellow", 0.1)), scorer, load_policy("shadow"))
+    generated = guard.ask("A lemon?").p_wrong
+    assert generated is not None
+    for response in ("yellow", " yellow"):
+        assert guard.score("A lemon?", response).p_wrong == pytest.approx(generated)
+    raw = guard.prompt_of("A lemon?")
+    assert guard.score(raw, "yellow").p_wrong > 2 * generated  # a raw prompt is the caller's, and so is its answer

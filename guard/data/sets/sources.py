@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guard.checked import checked_seed
-from guard.data.questions import BadRow, Question, Row, bad_rows_error, position, read_rows
+from guard.data.questions import BadRow, Question, Row, bad_rows_error, draw_rows, read_rows
 from guard.data.sets.named import SETS, NamedSet, RowError, UnfitRowError
 from guard.data.sets.native import download, find_files, is_own_format, read_native
 from guard.errors import InputError, did_you_mean
@@ -174,10 +174,7 @@ def _load(
         own = _own_file(files[0], limit=limit, seed=seed, on_bad=on_bad)
         return dataclasses.replace(own, name=name, rows=_graded(own.rows, named.grader), named=named)
     rows, bad = _convert_all(named, files, on_bad=on_bad)
-    if limit is not None and len(rows) > limit:
-        drawn = sorted(range(len(rows)), key=lambda at: position(seed, rows[at].id))[:limit]
-        rows = [rows[at] for at in sorted(drawn)]
-    return DataSource(name, tuple(rows), tuple(bad), _sha256(files), named)
+    return DataSource(name, tuple(draw_rows(rows, limit=limit, seed=seed)), tuple(bad), _sha256(files), named)
 
 
 def _graded(rows: Sequence[Row], grader: str | None) -> tuple[Row, ...]:
