@@ -409,7 +409,7 @@ def test_a_kill_while_the_journal_is_made_leaves_no_half_header(tmp_path: Path, 
     """The process ends at the n-th statement; the next run must be able to go on."""
     code = (
         "import os, sqlite3, sys\n"
-        f"sys.path[:0] = {[str(Path(__file__).parents[1] / 'support')]!r}\n"
+        f"sys.path[:0] = {[str(Path(__file__).parents[1] / 'support'), str(Path(__file__).parent)]!r}\n"
         "from guard.data.recording import Journal\n"
         "import test_recording\n"
         "class Dying(sqlite3.Connection):\n"
@@ -436,7 +436,7 @@ def test_a_kill_while_the_journal_is_made_leaves_no_half_header(tmp_path: Path, 
 
 #: The command line as it is, but for a line in a file for each question that is put to the model,
 #: and on one core: llama.cpp's threads spin, and on a busy machine wait for one another for minutes.
-TOLD = """
+LOGGED = """
 import os, sys
 from guard.engines.base import BaseEngine
 from guard.cli import main
@@ -444,10 +444,10 @@ if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 log = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 generate = BaseEngine.generate
-def told(self, prompt, **options):
+def logged(self, prompt, **options):
     os.write(log, (prompt.question + "\\n").encode())
     return generate(self, prompt, **options)
-BaseEngine.generate = told
+BaseEngine.generate = logged
 main()
 """
 KILLED = "KILLED"
@@ -480,7 +480,7 @@ def start(folder: Path, name: str) -> subprocess.Popen[bytes]:
     arguments = ["calibrate", "--data", str(folder / "sums.jsonl"), "--out", str(folder / name / "scorer.json")]
     arguments += ["--system", "Sum.", "--max-tokens", "3"]
     return subprocess.Popen(
-        [sys.executable, "-c", TOLD, str(folder / name / "asked"), *arguments],
+        [sys.executable, "-c", LOGGED, str(folder / name / "asked"), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd=folder,
