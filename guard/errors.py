@@ -99,6 +99,10 @@ class CancelledError(EngineError):
     exit_code = 5
 
 
+class ForkError(EngineError):
+    """The engine was loaded before this process was forked. A fault of the program, which no policy decides on."""
+
+
 class CaptureError(EngineError):
     """The layers' activations could not be recorded for this generation."""
 

@@ -29,7 +29,7 @@ from guard.engines.fair_queue import POLL_S, FairQueue, Interrupt, Ticket
 from guard.engines.growing import AnswerReader, GrowingAnswer
 from guard.engines.run_steps import advance, chunks, drain
 from guard.engines.sampling import TokenSignals, choose, signals_of
-from guard.errors import EngineError, InputError, PromptTooLongError
+from guard.errors import ForkError, InputError, PromptTooLongError
 from guard.records import (
     CapturePoint,
     Chunk,
@@ -347,7 +347,7 @@ class BaseEngine(ABC):
     def _check_process(self) -> None:
         """A fork copies an engine without its threads, and whoever asks it there waits forever."""
         if os.getpid() != self._process:
-            raise EngineError(
+            raise ForkError(
                 "The engine was loaded before this process was forked",
                 why="a fork has none of the threads that the model computes with",
                 fix="Load it after the fork, in each worker, or 'spawn' processes (gunicorn: no --preload)",

@@ -91,9 +91,9 @@ def pieces_of(prompt: Prompt, template: str, controls: ControlTexts, render: Cal
         return _whole(render(messages, tools=tools))
     stand_ins = _stand_ins(controls.firsts, template.join(texts))
     replaced = [_replaced(message, controls, stand_ins) for message in messages]
-    tools = [_replaced(tool, controls, stand_ins) for tool in tools]
+    plain_tools = [_replaced(tool, controls, stand_ins) for tool in tools]
     options = {name: _replaced(value, controls, stand_ins) for name, value in prompt.template_options.items()}
-    text = render(replaced, tools=tools, **({"options": options} if options else {}))
+    text = render(replaced, tools=plain_tools, **({"options": options} if options else {}))
     return _cut(text, controls, {stand_in: first for first, stand_in in stand_ins.items()})
 
 

@@ -228,8 +228,9 @@ class Guard:
         observer = self._observer()
         if isinstance(prompt, str) and self.scorer.artefact.prompting.completion and not response[:1].isspace():
             response = f" {response}"
-        generation = self.engine.generate(self.prompt_of(prompt), observer=observer, completion=response)
-        return score_of(generation, observer, self.scorer)
+        asked = self.prompt_of(prompt)
+        generation = self.engine.generate(asked, observer=observer, completion=response)
+        return score_of(generation, observer, self.scorer, asked)
 
     def prompt_of(self, prompt: PromptLike) -> Prompt:
         """The prompt that a question, messages or a prompt stand for."""

@@ -18,6 +18,7 @@ from guard.errors import (
     CancelledError,
     CaptureError,
     ChatTemplateError,
+    ForkError,
     InputError,
     PromptTooLongError,
     ScorerError,
@@ -70,8 +71,10 @@ class Source:
         return replace(prompt, template_options=self.template_options)
 
 
-def score_of(generation: Generation, observer: SignatureObserver, scorer: Scorer) -> Score:
-    """Score a generation whose activations an observer has seen; of a sampled one as uncalibrated.
+def score_of(generation: Generation, observer: SignatureObserver, scorer: Scorer, prompt: Prompt) -> Score:
+    """Score the answer to a prompt, whose activations an observer has seen.
+
+    The score of a sampled answer is uncalibrated, and that of one under other template options than the scorer's.
 
     Raises:
         CaptureError: the activations are missing or not finite.
@@ -79,7 +82,8 @@ def score_of(generation: Generation, observer: SignatureObserver, scorer: Scorer
     if generation.capture_error:
         raise CaptureError("The layers were not recorded", why=generation.capture_error)
     score = scorer.score(generation.signals(observer.signature()))
-    return score if generation.sampling.is_greedy else replace(score, calibrated=False)
+    same_options = prompt.messages is None or prompt.template_options == scorer.artefact.prompting.template_options
+    return score if generation.sampling.is_greedy and same_options else replace(score, calibrated=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,7 @@ class AttemptPlan:
             )
         assert result.generation is not None
         assert result.observer is not None
-        return score_of(result.generation, result.observer, self.source.scorer)
+        return score_of(result.generation, result.observer, self.source.scorer, self.prompt)
 
     def _observer(self) -> SignatureObserver:
         assert self.source is not None
@@ -269,7 +273,7 @@ class Call:
         """
         state = self.state
         question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not state.attempts
-        if question or isinstance(error, CancelledError) or state.shadow:
+        if question or isinstance(error, CancelledError | ForkError) or state.shadow:
             raise error
         state.note_use()
         decision = self._decide(None, describe_error(error), ())

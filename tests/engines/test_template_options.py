@@ -89,6 +89,23 @@ def test_a_guard_asks_with_the_options_of_the_calibration_unless_others_are_give
     assert engine.asked[-1].question.endswith("</think>high")
 
 
+def test_a_score_under_other_options_than_the_scorers_is_uncalibrated(engine: TemplatedEngine) -> None:
+    """Before, it said calibrated, though the options change the prompt that calibration asked."""
+    scorer = scorer_with({"enable_thinking": False})
+    guard, options = Guard(engine, scorer, POLICY), {"enable_thinking": True}
+    chat = ChatGuard(engine=engine, scorer=scorer)
+
+    def calibrated(**given: Any) -> list[bool | None]:
+        outcome, message = guard.ask("why?", **given), chat.invoke("why?", **given)
+        score = outcome.attempts[0].score
+        return [score.calibrated if score else None, message.response_metadata["guard"]["calibrated"]]
+
+    assert calibrated() == [True, True]
+    assert calibrated(template_options=options) == [False, False]
+    assert guard.score("why?", "yes").calibrated
+    assert not Guard(engine, scorer, POLICY, template_options=options).score("why?", "yes").calibrated
+
+
 @pytest.mark.parametrize("name", ["template_options", "chat_template_kwargs"])
 def test_a_chat_model_takes_them_under_either_name(engine: TemplatedEngine, name: str) -> None:
     settings: dict[str, Any] = {name: {"enable_thinking": False}}

@@ -101,3 +101,22 @@ def test_a_watched_engine_in_a_fork() -> None:
         return Watch(lambda _: True).over(engine, confidence_scorer(), observer).generate(QUESTION)
 
     assert "loaded before this process was forked" in in_a_fork(watched)
+
+
+def test_a_guard_in_a_fork_raises_whatever_its_policy_says_of_errors() -> None:
+    """Before, the policy's `on_error` answered in each worker of a server, so that nobody learnt of the mistake."""
+    import asyncio
+
+    from scripted import AnsweringEngine, confidence_scorer
+
+    from guard import Guard, parse_policy
+    from guard.langchain import ChatGuard, guarded
+
+    rules = "rules:\n  - accept: {below: 0.5}\n  - abstain: {text: dunno}\non_error: abstain\n"
+    policy = parse_policy(f"version: 1\nname: closed\n{rules}")
+    engine = AnsweringEngine(lambda _prompt, _number: ("yes", 0.1))
+    guard = Guard(engine, confidence_scorer(engine.model), policy)
+    chain = guarded(ChatGuard(engine=engine, scorer=confidence_scorer(engine.model)), policy=policy)
+    asks = (lambda: guard.ask("Where?"), lambda: asyncio.run(guard.aask("Where?")), lambda: chain.invoke("Where?"))
+    for ask in asks:
+        assert "loaded before this process was forked" in in_a_fork(ask)

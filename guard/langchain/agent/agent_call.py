@@ -20,6 +20,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from guard.errors import (
     CancelledError,
     ChatTemplateError,
+    ForkError,
     InputError,
     PromptTooLongError,
 )
@@ -194,7 +195,7 @@ class AgentCall:
         quotes = may_quote(error, calls)
         # What the first attempt could be asked, a later one may not: its fallback or instruction is the policy's.
         question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.state.attempts
-        if (question and not quotes) or isinstance(error, CancelledError) or self.state.shadow:
+        if (question and not quotes) or isinstance(error, CancelledError | ForkError) or self.state.shadow:
             raise error
         self.response = None
         scored = [call.scored for call in calls if call.scored]

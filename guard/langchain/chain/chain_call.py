@@ -19,6 +19,7 @@ from guard.errors import (
     CancelledError,
     ChatTemplateError,
     EscalationError,
+    ForkError,
     GuardError,
     InputError,
     PromptTooLongError,
@@ -169,7 +170,7 @@ class ChainCall:
     def _judge_error(self, error: Exception) -> Verdict:
         """There is no answer: bad questions and the chain's own errors are the caller's, the rest the policy's."""
         question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.state.attempts
-        settled = isinstance(error, CancelledError | AbstainedError | EscalationError)
+        settled = isinstance(error, CancelledError | ForkError | AbstainedError | EscalationError)
         if question or settled or not isinstance(error, GuardError) or self.state.shadow:
             raise error
         verdict = judge_failure(self.state.policy, str(error), route=self.state.route, usage=self.state.usage)

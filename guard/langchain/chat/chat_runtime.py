@@ -144,7 +144,7 @@ class Runtime:
             content.pop("content"),
             **content,
             usage_metadata=_usage(generation),
-            response_metadata=self._metadata(generation, observer),
+            response_metadata=self._metadata(asked, generation, observer),
         )
 
     def _last_chunks(
@@ -161,13 +161,13 @@ class Runtime:
             message=AIMessageChunk(
                 content="",
                 usage_metadata=_usage(generation),
-                response_metadata=self._metadata(generation, observer),
+                response_metadata=self._metadata(asked, generation, observer),
                 chunk_position="last",
             )
         )
 
-    def _metadata(self, generation: Generation, observer: SignatureObserver) -> dict[str, Any]:
-        score, error = self._score(generation, observer)
+    def _metadata(self, asked: Asked, generation: Generation, observer: SignatureObserver) -> dict[str, Any]:
+        score, error = self._score(asked, generation, observer)
         signature = None if generation.capture_error or error else observer.signature()
         scored = score_metadata(
             model=self.engine.model.name,
@@ -181,10 +181,12 @@ class Runtime:
         )
         return {**self._named(), "finish_reason": generation.finish_reason, KEY: scored}
 
-    def _score(self, generation: Generation, observer: SignatureObserver) -> tuple[Score | None, str | None]:
+    def _score(
+        self, asked: Asked, generation: Generation, observer: SignatureObserver
+    ) -> tuple[Score | None, str | None]:
         """A failure to score is data for a policy, never the loss of the answer."""
         try:
-            return score_of(generation, observer, self.scorer), None
+            return score_of(generation, observer, self.scorer, asked.prompt), None
         except GuardError as error:
             return None, str(error)
         except Exception as error:  # noqa: BLE001 - fail closed: whatever it was, there is no score
