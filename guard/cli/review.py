@@ -30,7 +30,7 @@ from guard.cli.review_tables import (
 )
 from guard.cli.terminal import one_line, shown
 from guard.errors import InputError, ReviewError, did_you_mean
-from guard.files.private_files import replacing_privately
+from guard.files.write_whole import replacing
 
 if TYPE_CHECKING:
     from guard.review.records import Draft
@@ -242,7 +242,7 @@ def _write_lines(rows: Iterable[dict[str, Any]], out: Path) -> Counter[str]:
         raise InputError(f"'{out}' is not a file", fix="Give a file's path with --out")
     models: Counter[str] = Counter()
     try:
-        with replacing_privately(out) as part, part.open("w", encoding="utf-8") as file:
+        with replacing(out, private=True) as part, part.open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 models[row["model"]] += 1

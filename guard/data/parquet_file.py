@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from guard.data.columns import ARRAYS, KINDS, RAGGED, Columns, array_shapes, offsets_of
 from guard.errors import InputError, did_you_mean, missing_extra
-from guard.files.private_files import replacing_privately
+from guard.files.write_whole import replacing
 
 FORMAT, FORMAT_VERSION = "guard-answers", 2
 
@@ -45,7 +45,7 @@ def write_columns(columns: Columns, path: Path) -> None:
     options = {"compression": "zstd", "use_dictionary": ["dataset"], "write_statistics": False}
     try:
         with (
-            replacing_privately(path) as scratch,
+            replacing(path, private=True) as scratch,
             pyarrow.parquet.ParquetWriter(scratch, schema, write_page_checksum=True, **options) as writer,
         ):
             for start in range(0, len(columns), step):

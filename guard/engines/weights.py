@@ -6,12 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from guard.errors import ModelFileError, did_you_mean
 from guard.files.private_files import create_private_folder
+from guard.files.write_whole import write_whole
 
 #: How many pieces of a file are compared before its hash is taken from the cache, and the bytes of each.
 _SAMPLES, _SAMPLE_BYTES = 64, 2**14
@@ -116,10 +116,6 @@ def _read_cache(cached: Path, identity: Mapping[str, str | int]) -> str | None:
 
 
 def _write_cache(cached: Path, entry: Mapping[str, str | int]) -> None:
-    """Write beside the target and rename, so that another process never reads half an entry."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # without a cache the file is hashed again
         create_private_folder(cached.parent)
-        with tempfile.TemporaryDirectory(dir=cached.parent) as own:
-            written = Path(own) / cached.name
-            written.write_text(json.dumps(entry))
-            os.replace(written, cached)
+        write_whole(cached, json.dumps(entry), private=True)

@@ -16,7 +16,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from guard.errors import PolicyError
-from guard.files import checked_json as sealed
+from guard.files import checked_json
+from guard.files.write_whole import write_whole
 from guard.policy.bounds import percent, upper_bound
 from guard.policy.document import RiskGuarantee
 from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, guarantees, procedure_sha256, where
@@ -67,7 +68,7 @@ class Fingerprint(_Part):
     @property
     def sha256(self) -> str:
         """Digest of all of it."""
-        return sealed.digest(self.model_dump(mode="json"))
+        return checked_json.digest(self.model_dump(mode="json"))
 
     def differences(self, now: Fingerprint) -> list[str]:
         """What is not as it was, in words, most telling first."""
@@ -172,14 +173,10 @@ class Certificates:
         """
         ordered = sorted(self.by_route.values(), key=lambda each: (each.route is not None, each.route or ""))
         content = _File(format=FORMAT, format_version=FORMAT_VERSION, certificates=ordered).model_dump(mode="json")
-        text = json.dumps({**content, "sha256": sealed.digest(content)}, ensure_ascii=False, indent=1)
-        file = Path(path)
-        scratch = file.with_name(f".{file.name}.part")
+        text = json.dumps({**content, "sha256": checked_json.digest(content)}, ensure_ascii=False, indent=1)
         try:
-            scratch.write_text(text + "\n", encoding="utf-8")
-            scratch.replace(file)
+            write_whole(Path(path), text + "\n")
         except OSError as error:
-            scratch.unlink(missing_ok=True)
             why = error.strerror or str(error)
             raise CertificateError(f"Cannot write the certificate '{path}'", why=why) from error
 
@@ -194,23 +191,23 @@ def load_certificates(path: str | Path) -> Certificates:
     Raises:
         CertificateError: it is missing, unreadable, too large, damaged, or no certificate.
     """
-    return parse_certificates(sealed.read_bytes(path, _KIND), where=str(path))
+    return parse_certificates(checked_json.read_bytes(path, _KIND), where=str(path))
 
 
 def parse_certificates(data: bytes, *, where: str = "<certificate>") -> Certificates:
     """Read certificates from a file's bytes; see `load_certificates`."""
-    content, claimed = sealed.parse(data, _KIND, where=where)
+    content, claimed = checked_json.parse(data, _KIND, where=where)
     try:
         file = _File.model_validate(content)
     except ValidationError as error:
-        raise sealed.invalid(error, _KIND, where=where) from error
-    if claimed != sealed.digest(file.model_dump(mode="json")):
-        raise sealed.damaged(_KIND, where=where)
+        raise checked_json.invalid(error, _KIND, where=where) from error
+    if claimed != checked_json.digest(file.model_dump(mode="json")):
+        raise checked_json.damaged(_KIND, where=where)
     return Certificates(where, {each.route: each for each in file.certificates})
 
 
 _MAKE = "Make one with guard certify"
-_KIND = sealed.Kind(
+_KIND = checked_json.Kind(
     name="certificate",
     format=FORMAT,
     version=FORMAT_VERSION,

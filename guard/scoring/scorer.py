@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from guard.errors import CaptureError, InputError, ScorerError, ScorerMismatchError
-from guard.files import checked_json as sealed
+from guard.files import checked_json
+from guard.files.write_whole import write_whole
 from guard.records import CapturePoint, ModelInfo, Score, Signals
 from guard.scoring.ood import OodDetector
 from guard.scoring.probe import normalised
@@ -39,7 +40,7 @@ class Scorer:
     def __init__(self, artefact: Artefact, *, calibrated: bool = True) -> None:
         self.artefact = artefact
         self.calibrated = calibrated
-        self.sha256 = sealed.digest(_content(artefact))
+        self.sha256 = checked_json.digest(_content(artefact))
         self._model = _Calibrated(artefact.model)
         self._baseline = _Calibrated(artefact.baseline) if artefact.baseline else None
         self._ood_detector = OodDetector.of(artefact.ood_detector) if artefact.ood_detector else None
@@ -92,15 +93,11 @@ class Scorer:
 
     def save(self, path: str | Path) -> None:
         """Write the artefact, whole or not at all."""
-        file = Path(path)
         content = {**_content(self.artefact), "sha256": self.sha256}
-        scratch = file.with_name(f".{file.name}.part")
         try:
-            scratch.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
-            scratch.replace(file)
+            write_whole(Path(path), json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n")
         except OSError as error:
-            scratch.unlink(missing_ok=True)
-            raise InputError(f"Cannot write the scorer to '{file}'", why=error.strerror or str(error)) from error
+            raise InputError(f"Cannot write the scorer to '{path}'", why=error.strerror or str(error)) from error
 
 
 def load_scorer(path: str | Path) -> Scorer:
@@ -109,18 +106,18 @@ def load_scorer(path: str | Path) -> Scorer:
     Raises:
         ScorerError: missing, damaged, of another format, or inconsistent in itself.
     """
-    return parse_scorer(sealed.read_bytes(path, _KIND), where=str(path))
+    return parse_scorer(checked_json.read_bytes(path, _KIND), where=str(path))
 
 
 def parse_scorer(data: bytes, *, where: str = "<scorer>") -> Scorer:
     """Build a scorer from an artefact's bytes; see `load_scorer`."""
-    content, claimed = sealed.parse(data, _KIND, where=where)
+    content, claimed = checked_json.parse(data, _KIND, where=where)
     try:
         scorer = Scorer(Artefact.model_validate(content))
     except (ValidationError, InputError, OverflowError) as error:
-        raise sealed.invalid(error, _KIND, where=where) from error
+        raise checked_json.invalid(error, _KIND, where=where) from error
     if claimed != scorer.sha256:
-        raise sealed.damaged(_KIND, where=where)
+        raise checked_json.damaged(_KIND, where=where)
     return scorer
 
 
@@ -130,7 +127,7 @@ def shipped_scorer() -> Path:
 
 
 _REFIT = "Fit it again with guard calibrate, or fetch the file again"
-_KIND = sealed.Kind(
+_KIND = checked_json.Kind(
     name="scorer",
     format=FORMAT,
     version=FORMAT_VERSION,

@@ -11,7 +11,7 @@ import pytest
 from made_cases import make_escalation
 
 from guard.data.sqlite_journal import JournalFile
-from guard.files.private_files import replacing_privately
+from guard.files.write_whole import replacing, write_whole
 from guard.review.store import Store
 
 
@@ -49,7 +49,7 @@ def test_files_with_prompts_are_their_owners_only(tmp_path: Path, make: Callable
 def test_an_old_file_that_others_can_read_is_replaced_by_a_private_one(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     path.write_text("old")
-    with replacing_privately(path) as part:
+    with replacing(path, private=True) as part:
         assert stat.S_IMODE(part.stat().st_mode) == 0o600
         part.write_text("new")
         assert path.read_text() == "old"
@@ -62,7 +62,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path.write_text("old")
 
     def fail() -> None:
-        with replacing_privately(path) as part:
+        with replacing(path, private=True) as part:
             part.write_text("half")
             tmp_path.write_text("fails")
 
@@ -70,3 +70,33 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without that, a power cut can leave an empty file under the new name."""
+    path, steps = tmp_path / "scorer.json", list[str]()
+    flush, replace = os.fsync, Path.replace
+
+    def note_flush(descriptor: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else f"file of {os.fstat(descriptor).st_size}"
+        steps.append(kind)
+        flush(descriptor)
+
+    def note_replace(self: Path, target: Path) -> Path:
+        steps.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_flush)
+    monkeypatch.setattr(Path, "replace", note_replace)
+    write_whole(path, "new")
+    assert steps == ["file of 3", "rename", "folder"]
+    assert path.read_text() == "new"
+
+
+def test_whole_files_are_private_where_asked_only(tmp_path: Path) -> None:
+    write_whole(tmp_path / "open", b"1")
+    write_whole(tmp_path / "private", b"1", private=True)
+    assert {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {
+        "open": 0o666,
+        "private": 0o600,
+    }

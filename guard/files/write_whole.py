@@ -1,0 +1,52 @@
+"""Writing a file whole or not at all: beside its place, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def write_whole(path: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Write a file, so that its path has the old content or all of the new one at any time, also after a power cut.
+
+    Args:
+        path: of the file; its folder exists.
+        content: text is written as UTF-8.
+        private: only the owner may read and write the file (mode 0600); otherwise the umask decides.
+
+    Raises:
+        OSError: the file cannot be written; the old one is untouched.
+    """
+    with replacing(path, private=private) as part:
+        part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """Give a new, empty file beside the path, which takes its place at the end, or is removed on an error.
+
+    For writers that need a path of their own; see `write_whole`. A private file is private even where
+    the one it replaces was not.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    try:
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
+        yield part
+        _flush(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    with suppress(OSError):  # some file systems cannot flush a folder; the file itself is whole
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
