@@ -15,9 +15,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from guard.calibration.procedure import calibrate
+    from guard.certification.procedure import certify
+    from guard.data.procedure import record
+    from guard.data.progress import Progress
     from guard.engines import load_engine
     from guard.engines.base import Engine
     from guard.errors import GuardError
+    from guard.evaluation.procedure import evaluate
     from guard.policy.policy import Policy, decide, load_policy, parse_policy
     from guard.records import (
         Action,
@@ -40,6 +45,11 @@ if TYPE_CHECKING:
 __version__: str
 
 _HOMES = {
+    "guard.calibration.procedure": ("calibrate",),
+    "guard.certification.procedure": ("certify",),
+    "guard.data.procedure": ("record",),
+    "guard.data.progress": ("Progress",),
+    "guard.evaluation.procedure": ("evaluate",),
     "guard.engines": ("load_engine",),
     "guard.engines.base": ("Engine",),
     "guard.errors": ("GuardError",),
@@ -74,6 +84,7 @@ __all__ = [
     "Limits",
     "Outcome",
     "Policy",
+    "Progress",
     "Prompt",
     "ReviewQueue",
     "Sampling",
@@ -81,11 +92,15 @@ __all__ = [
     "Scorer",
     "Signature",
     "Store",
+    "calibrate",
+    "certify",
     "decide",
+    "evaluate",
     "load_engine",
     "load_policy",
     "load_scorer",
     "parse_policy",
+    "record",
 ]
 
 

@@ -1,12 +1,13 @@
-"""Checks numbers where they are set: what Python would take for a number, but is none, is refused there."""
+"""Check values where they are set: a value that Python would take for a number, but is none, is refused there."""
 
 from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
-from guard.errors import InputError
+from guard.errors import InputError, did_you_mean
 
 #: Largest seed of folds and trees: LightGBM takes 31 bits.
 MAX_SEED = 2**31 - 1
@@ -45,3 +46,14 @@ def checked_seed(seed: Any) -> int:
 
 def _range(least: int, most: int) -> str:
     return f"at least {least}" if most >= 2**63 - 1 else f"from {least} to {most}"
+
+
+def checked_choice(name: str, value: str, known: Sequence[str]) -> str:
+    """Return a value that is one of the known ones.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    if value not in known:
+        raise InputError(f"Unknown {name} '{value}'", fix=did_you_mean(value, known))
+    return value

@@ -76,6 +76,8 @@ def test_a_module_loads_its_own_heavy_library_only(name: str, heavy: tuple[str, 
 
 @pytest.mark.parametrize("name", guard.__all__)
 def test_every_public_name_is_there(name: str) -> None:
+    if name == "calibrate":
+        pytest.importorskip("lightgbm")
     assert getattr(guard, name).__name__ == name
     assert getattr(guard, name).__doc__
     assert name in dir(guard)

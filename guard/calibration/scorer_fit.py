@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.calibration.fitting import MIN_ANSWERS, Examples, Features, fit_model, schema_for
+from guard.calibration.splits import SPLIT_SHARES
 from guard.checked import checked_seed
 from guard.data.graders import Grader, is_wrong
 from guard.data.questions import Row, split_questions
@@ -23,9 +24,6 @@ from guard.scoring.provenance import Binding, DataSet, Prompting
 from guard.scoring.scorer import Evaluator, Scorer
 from guard.scoring.scorer_file import FORMAT, FORMAT_VERSION, Artefact, Model, Schema
 from guard.scoring.signature import GROUPS, FeatureSchema, feature_vector
-
-#: Disjoint, grouped by question. Fitting holds out parts of its own share by itself.
-SPLIT_SHARES = {"fit": 0.8, "test": 0.2}
 
 #: Fewest answers, and fewest of each label, that the test split must have.
 MIN_SPLIT, MIN_CLASS = 20, 5
@@ -79,6 +77,28 @@ def check_enough_rows(rows: Sequence[Row], *, seed: int) -> None:
         )
 
 
+def check_parts(features: str, without: Sequence[str]) -> None:
+    """Check what the score is made of.
+
+    Args:
+        features: ``combined``, ``ilis`` or ``logprob``.
+        without: parts of the default score to leave out, of `PARTS`.
+
+    Raises:
+        InputError: unknown features or parts, or nothing is left.
+    """
+    known = ("combined", "ilis", "logprob")
+    if features not in known:
+        raise InputError(f"There are no features '{features}'", fix=did_you_mean(features, known))
+    for name in without:
+        if name not in PARTS:
+            raise InputError(f"The score has no part '{name}'", fix=did_you_mean(name, PARTS))
+    if without and features != "combined":
+        raise InputError(f"Nothing can be left out of '{features}'", fix="Leave parts out of 'combined'")
+    if set(GROUPS) <= set(without):
+        raise InputError("All feature groups are left out", fix=f"Keep one of {', '.join(GROUPS)}")
+
+
 def fit_scorer(
     splits: Mapping[str, Sequence[Labelled]],
     *,
@@ -104,7 +124,7 @@ def fit_scorer(
         InputError: unknown features or parts.
     """
     checked_seed(seed)
-    _check_names(features, without)
+    check_parts(features, without)
     schema = schema_for(features, layers=run.model.layers, temperatures=run.temperatures, without=tuple(without))
     examples = {
         name: _examples(records, schema, activations=name == "fit" and "activations" not in without)
@@ -176,19 +196,6 @@ def split_labelled(
         ]
         for name, members in splits.items()
     }
-
-
-def _check_names(features: str, without: Sequence[str]) -> None:
-    known = ("combined", "ilis", "logprob")
-    if features not in known:
-        raise InputError(f"There are no features '{features}'", fix=did_you_mean(features, known))
-    for name in without:
-        if name not in PARTS:
-            raise InputError(f"The score has no part '{name}'", fix=did_you_mean(name, PARTS))
-    if without and features != "combined":
-        raise InputError(f"Nothing can be left out of '{features}'", fix="Leave parts out of 'combined'")
-    if set(GROUPS) <= set(without):
-        raise InputError("All feature groups are left out", fix=f"Keep one of {', '.join(GROUPS)}")
 
 
 def _check_test(wrong: NDArray[np.bool_]) -> None:

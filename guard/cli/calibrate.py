@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.asking import (
-    DataSpecs,
-    GraderName,
-    Limit,
-    MaxTokens,
-    OnBad,
-    System,
-    Tau,
-    bad_rows_of,
-    check_choice,
-    check_writable,
-    how_to_ask,
-    read_data,
-    rows_of,
-    run_of,
-)
+from guard.cli.data_options import DataSpecs, GraderName, Journal, Limit, MaxTokens, OnBad, System, Tau
 from guard.cli.output import (
     AsJson,
     ContextTokens,
@@ -37,24 +22,19 @@ from guard.cli.output import (
     console,
     engine_options,
     print_json,
+    template_options,
 )
-from guard.cli.progress import under_progress
+from guard.cli.progress import ProgressBars
 from guard.cli.terminal import shown
 
 if TYPE_CHECKING:
-    from guard.calibration.scorer_fit import Fitted
-    from guard.data.questions import BadRow
-    from guard.data.recording import Skipped
-    from guard.data.sets import DataSource
+    from guard.calibration.procedure import CalibrationResult
     from guard.scoring.metrics import AtThreshold, Gain, Metrics
-    from guard.scoring.provenance import DataSet
-
-_FEATURES = ("combined", "ilis", "logprob")
 
 
 def calibrate(
     data: DataSpecs,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the scorer is written.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The scorer file to write.")],
     model: ModelName = "smollm2",
     engine: Engine = None,
     dtype: Dtype = None,
@@ -65,7 +45,7 @@ def calibrate(
     grader: GraderName = None,
     on_bad: OnBad = "stop",
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of samples, splits and trees.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of samples, splits and trees.")] = 0,
     system: System = None,
     max_tokens: MaxTokens = None,
     template_option: TemplateOptions = None,
@@ -74,115 +54,63 @@ def calibrate(
     ] = None,
     tau: Tau = None,
     capture_point: Annotated[str, typer.Option(help="Where activations are read: mlp or block.")] = "mlp",
-    journal: Annotated[Path | None, typer.Option(help="Where answers are kept; by default OUT.journal.")] = None,
+    journal: Journal = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask labelled questions, learn from the answers how to score, and say how well that works.
+    """Ask labelled questions, fit a scorer on the answers, and print its metrics on held-out questions.
 
-    Can be stopped at any moment; the same command goes on where it was.
+    The command is resumable: run it again after an interruption, and it asks only what it has not asked yet.
     """
-    from guard.calibration.scorer_fit import check_enough_rows, fit_scorer, split_labelled
-    from guard.data.graders import grade, load_grader
-    from guard.data.recording import Journal, of_this_model, record_rows, template_date_of
-    from guard.data.sqlite_journal import row_key
-    from guard.engines import load_engine
-    from guard.runtime.guard import capture_point_of
+    from guard.calibration.procedure import calibrate as run
 
-    check_choice("--features", features, _FEATURES)
-    check_writable(out, "scorer")
-    grader_function = load_grader(grader) if grader else grade
-    check_choice("--capture-point", capture_point, ("mlp", "block"))
-    sources = read_data(data, on_bad=on_bad, limit=limit, seed=seed)
-    if max_tokens is None or system is None:
-        how_to_ask(sources, system=system, max_tokens=max_tokens)  # better said before the model is loaded
-    rows, bad = rows_of(sources), bad_rows_of(sources)
-    check_enough_rows([row for _, row in rows], seed=seed)
-    kept = journal or out.with_name(f"{out.name}.journal")
-    loading = engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)
-    asked_on = {"template_date": template_date_of(kept)}
-    with load_engine(model, engine=engine, capture_point=capture_point, **loading, **asked_on) as loaded:
-        rows, others = of_this_model(rows, loaded.model.name)
-        if others:
-            check_enough_rows([row for _, row in rows], seed=seed)
-        run = run_of(
-            loaded, sources, system, max_tokens, tau, None, template_option, capture_point=capture_point_of(loaded)
+    with ProgressBars() as progress:
+        result = run(
+            data,
+            out=out,
+            model=model,
+            engine=engine,
+            engine_options=engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context),
+            features=features,  # type: ignore[arg-type]
+            without=without or (),
+            grader=grader,
+            on_bad=on_bad,  # type: ignore[arg-type]
+            limit=limit,
+            seed=seed,
+            system=system,
+            max_tokens=max_tokens,
+            template_options=template_options(template_option),
+            tau=tau or (1.0,),
+            capture_point=capture_point,  # type: ignore[arg-type]
+            journal=journal,
+            progress=progress,
         )
-        with Journal(kept, run) as answers:
-            under_progress(record_rows(loaded, rows, answers, run=run), rows=rows, known=answers.keys())
-            skipped = answers.skipped({row_key(dataset, row) for dataset, row in rows})
-            splits = split_labelled(rows, answers, grade=grader_function, seed=seed)
-    fitted = fit_scorer(
-        splits,
-        run=run,
-        data=_data_sets(sources, splits),
-        features=features,  # type: ignore[arg-type]
-        without=tuple(without or ()),
-        seed=seed,
-    )
-    fitted.scorer.save(out)
-    _report(fitted, out, bad, skipped, others, truncated=_truncated(splits), as_json=as_json)
-
-
-def _report(
-    fitted: Fitted,
-    out: Path,
-    bad: list[tuple[Path, BadRow]],
-    skipped: list[Skipped],
-    others: Mapping[str, int],
-    *,
-    truncated: int,
-    as_json: bool,
-) -> None:
     if as_json:
-        print_json({**_json(fitted, out, bad, skipped), "truncated": truncated, "other_models": dict(others)})
+        print_json(_json(result))
     else:
-        _print(fitted, out, bad, skipped)
-        if truncated:
-            share = f"{truncated} of {sum(fitted.scorer.artefact.split_sizes.values())} answers"
-            console().print(f"{share} were cut at their token limit; they are labelled like the others", style="dim")
-        for name, count in others.items():
-            console().print(shown(f"left out {count} responses of another model, {name}", "yellow"))
+        _print(result)
 
 
-def _truncated(splits: dict[str, Any]) -> int:
-    """How many of the labelled answers are cut."""
-    return sum(each.record.finish_reason == "length" for members in splits.values() for each in members)
-
-
-def _data_sets(sources: Sequence[DataSource], splits: dict[str, Any]) -> list[DataSet]:
-    from guard.scoring.provenance import DataSet
-
-    labelled = [each for members in splits.values() for each in members]
-    return [
-        DataSet(
-            name=source.name,
-            sha256=source.sha256,
-            rows=sum(each.record.dataset == source.name for each in labelled),
-            wrong=sum(each.wrong for each in labelled if each.record.dataset == source.name),
-        )
-        for source in sources
-    ]
-
-
-def _json(fitted: Fitted, out: Path, bad: list[tuple[Path, BadRow]], skipped: list[Skipped]) -> dict[str, Any]:
-    artefact = fitted.scorer.artefact
+def _json(result: CalibrationResult) -> dict[str, Any]:
+    fitted, artefact = result.fitted, result.fitted.scorer.artefact
     return {
-        "out": str(out),
+        "out": str(result.out),
         "sha256": fitted.scorer.sha256,
         "features": artefact.features,
         "splits": artefact.split_sizes,
         **artefact.metrics,
         "brier_gain": fitted.brier_gain and asdict(fitted.brier_gain),
         "thresholds": [asdict(each) for each in fitted.thresholds],
-        "bad_rows": [{"file": str(file), "line": row.line, "reason": row.reason} for file, row in bad],
-        "skipped": [{"key": each.key, "reason": each.reason} for each in skipped],
+        "bad_rows": [{"file": str(file), "line": row.line, "reason": row.reason} for file, row in result.bad_rows],
+        "skipped": [{"key": each.key, "reason": each.reason} for each in result.skipped],
+        "truncated": result.truncated,
+        "other_models": dict(result.other_models),
     }
 
 
-def _print(fitted: Fitted, out: Path, bad: list[tuple[Path, BadRow]], skipped: list[Skipped]) -> None:
+def _print(result: CalibrationResult) -> None:
     from rich.table import Table
 
-    screen = console()
+    screen, fitted = console(), result.fitted
     table = Table(title="Held-out questions (the test split)", title_justify="left")
     table.add_column("score")
     for name in ("n", "wrong", "AUROC", "AUPRC", "Brier", "ECE"):
@@ -195,11 +123,21 @@ def _print(fitted: Fitted, out: Path, bad: list[tuple[Path, BadRow]], skipped: l
     if fitted.brier_gain:
         screen.print(_gain_line(fitted.brier_gain))
     _print_thresholds(fitted.thresholds)
-    for file, row in bad:
+    _print_left_out(result)
+    screen.print(f"Scorer written to {result.out}", markup=False)
+
+
+def _print_left_out(result: CalibrationResult) -> None:
+    screen = console()
+    for file, row in result.bad_rows:
         screen.print(f"left out {file}:{row.line}: {row.reason}", style="yellow", markup=False)
-    for each in skipped:
+    for each in result.skipped:
         screen.print(f"left out {each.key}: {each.reason}", style="yellow", markup=False)
-    screen.print(f"Scorer written to {out}", markup=False)
+    if result.truncated:
+        share = f"{result.truncated} of {sum(result.fitted.scorer.artefact.split_sizes.values())} answers"
+        screen.print(f"{share} were cut at their token limit; they are labelled like the others", style="dim")
+    for name, count in result.other_models.items():
+        screen.print(shown(f"left out {count} responses of another model, {name}", "yellow"))
 
 
 def _cells(metrics: Metrics) -> list[str]:
@@ -208,7 +146,7 @@ def _cells(metrics: Metrics) -> list[str]:
 
 
 def _gain_line(gain: Gain) -> str:
-    words = "cannot be told from chance" if gain.verdict == "not told apart" else f"is surely {gain.verdict}"
+    words = "no significant difference" if gain.verdict == "not told apart" else f"significantly {gain.verdict}"
     interval = f"{gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
     return f"Brier against log-probabilities alone: {words} ({interval}; above 0 is better)."
 
@@ -216,11 +154,11 @@ def _gain_line(gain: Gain) -> str:
 def _print_thresholds(thresholds: Sequence[AtThreshold]) -> None:
     from rich.table import Table
 
-    table = Table(title="What a rule accept: {below: ...} would have let through", title_justify="left")
-    for name in ("below", "accepted", "of these wrong"):
+    table = Table(title="Answers that a rule accept: {below: ...} would accept", title_justify="left")
+    for name in ("below", "accepted", "wrong of these"):
         table.add_column(name, justify="right")
     for each in thresholds:
         share = f"{each.wrong} ({each.wrong / each.accepted:.0%})" if each.accepted else "-"
         table.add_row(f"{each.below:g}", f"{each.accepted} of {each.n}", share)
     console().print(table)
-    console().print("An error rate that is promised needs fresh labels: guard certify.", style="dim")
+    console().print("A guaranteed error rate needs fresh labels: guard certify.", style="dim")

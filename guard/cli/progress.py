@@ -1,9 +1,8 @@
-"""How far a long command is: bars on a terminal, a line a minute in a log."""
+"""Progress of a long command: bars on a terminal, a line per minute in a log."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
 from guard.cli.output import console
@@ -11,13 +10,13 @@ from guard.cli.output import console
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from guard.data.questions import Row
+    from guard.data.progress import Progress
 
-#: Seconds between two lines of the same work, where nobody watches a bar.
+#: Seconds between two lines about the same work, where standard error is no terminal.
 EVERY = 60.0
 
 
-class Progress:
+class ProgressBars:
     """Bars on standard error, one for each kind of work; without a terminal, lines."""
 
     def __init__(self) -> None:
@@ -28,7 +27,7 @@ class Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bars = Bars(*columns, console=self._console, disable=not self._console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, float] = {}
+        self._printed: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -37,34 +36,18 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def __call__(self, work: str, done: int, total: int) -> None:
-        """So many pieces of some work are done."""
+    def __call__(self, progress: Progress) -> None:
+        """Show the state of one kind of work; a progress callback of the library."""
         if not self._console.is_terminal:
-            self._tell(work, done, total)
+            self._print(progress)
             return
-        if work not in self._tasks:
-            self._tasks[work] = self._bars.add_task(work, total=total)
-        self._bars.update(self._tasks[work], completed=done)
+        if progress.work not in self._tasks:
+            self._tasks[progress.work] = self._bars.add_task(progress.work, total=progress.total)
+        self._bars.update(self._tasks[progress.work], completed=progress.done)
 
-    def _tell(self, work: str, done: int, total: int) -> None:
-        now, last = time.monotonic(), self._told.get(work)
-        if last is None or done >= total or now - last >= EVERY:
-            self._told[work] = now
-            self._console.print(f"{work}: {done} of {total}", markup=False, soft_wrap=True)
-
-
-def under_progress(asked: Iterable[object], *, rows: Sequence[tuple[str, Row]], known: set[str]) -> None:
-    """Work through an iterator of questions and say how far it is.
-
-    Args:
-        asked: yields once for each of the rows that is not known yet.
-        rows: all that there are.
-        known: keys of those that were asked before.
-    """
-    from guard.data.sqlite_journal import row_key
-
-    done = sum(row_key(dataset, row) in known for dataset, row in rows)
-    with Progress() as progress:
-        progress("asking", done, len(rows))
-        for number, _ in enumerate(asked, start=done + 1):
-            progress("asking", number, len(rows))
+    def _print(self, progress: Progress) -> None:
+        now, last = time.monotonic(), self._printed.get(progress.work)
+        if last is None or progress.done >= progress.total or now - last >= EVERY:
+            self._printed[progress.work] = now
+            line = f"{progress.work}: {progress.done} of {progress.total}"
+            self._console.print(line, markup=False, soft_wrap=True)

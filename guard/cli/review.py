@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from guard.cli.asking import check_choice
+from guard.checked import checked_choice
 from guard.cli.output import AsJson, StoreUrl, console, print_json
 from guard.cli.review_tables import (
     answer_of,
@@ -138,7 +138,7 @@ def edit(
     """Put a better answer in place of the model's, and say whether the model's was right or wrong."""
     by = _reviewer(reviewer)
     if draft is not None:
-        check_choice("--draft", draft, _DRAFTS)
+        checked_choice("--draft", draft, _DRAFTS)
     with _opened(store) as reviews:
         chosen = _chosen(reviews, name, "Edit", yes=yes or as_json)
         if draft is None and chosen.answer is not None and _someone_is_there(as_json):

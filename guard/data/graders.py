@@ -89,6 +89,24 @@ def load_grader(name: str) -> Grader:
     return _checked(name, load_function(name, "grader", GRADER_NAMES))
 
 
+def choose_grader(grader: str | Grader | None) -> tuple[Grader, str]:
+    """Return the grader that a caller means, and its name for artefacts.
+
+    Args:
+        grader: a name or ``module:function`` as for `load_grader`; a function of the caller's own; None for the
+            grader of each question.
+
+    Raises:
+        InputError: as `load_grader`.
+    """
+    if grader is None:
+        return grade, "by the row"
+    if isinstance(grader, str):
+        return load_grader(grader), grader
+    name = f"{grader.__module__}:{grader.__qualname__}"
+    return _checked(name, grader), name
+
+
 def _checked(name: str, function: Callable[[Question, str], Any]) -> Grader:
     def users_own(question: Question, answer: str) -> bool:
         try:

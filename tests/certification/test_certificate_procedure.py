@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from made_trials import LADDER, ONCE, RETRY_ONLY, guard, questions
 from scripted import AnsweringEngine, confidence_scorer, scripted_model, tiny_artefact
 
+from guard.calibration.splits import SPLIT_SHARES
+from guard.certification.procedure import fresh_rows
 from guard.certification.trials import TrialAttempt, TrialJournal, TrialRow, attempted_rows, run_trials, trials_of
-from guard.cli.certify import _usable
 from guard.data.graders import grade
 from guard.data.questions import LabelledResponse, Question, Row, split_questions
 from guard.data.recording import Skipped
@@ -181,9 +182,6 @@ def test_given_responses_are_scored_as_they_are_unless_the_policy_asks_again() -
 
 
 def test_what_the_scorer_was_fitted_on_is_left_out() -> None:
-    pytest.importorskip("lightgbm", reason="knowing calibration's split needs what calibration needs")
-    from guard.calibration.scorer_fit import SPLIT_SHARES
-
     rows = questions(200)
     known = DataSet(name="set", sha256="a" * 64, rows=200, wrong=80)
     scorer = Scorer(tiny_artefact(scripted_model()).model_copy(update={"data": [known], "seed": 3}))
@@ -192,7 +190,7 @@ def test_what_the_scorer_was_fitted_on_is_left_out() -> None:
         DataSource(name, tuple(row for _, row in content), (), sha256)
         for name, content, sha256 in (("set", rows, known.sha256), ("other", fresh, "b" * 64))
     ]
-    kept, notes = _usable(sources, scorer)
+    kept, notes = fresh_rows(sources, scorer)
     held_out = split_questions([row for _, row in rows], seed=3, shares=SPLIT_SHARES)["test"]
     assert [row for _, row in kept] == [*held_out, *(row for _, row in fresh)]
     assert 20 < len(held_out) < 60

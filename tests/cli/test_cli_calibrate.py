@@ -45,9 +45,9 @@ def test_enough_rows_pass() -> None:
 @pytest.mark.parametrize(
     ("gain", "said"),
     [
-        (Gain(0.02, 0.01, 0.03), "is surely better (+0.020, 95 % interval +0.010 to +0.030"),
-        (Gain(-0.02, -0.03, -0.01), "is surely worse (-0.020"),
-        (Gain(-0.01, -0.03, 0.01), "cannot be told from chance (-0.010"),
+        (Gain(0.02, 0.01, 0.03), "significantly better (+0.020, 95 % interval +0.010 to +0.030"),
+        (Gain(-0.02, -0.03, -0.01), "significantly worse (-0.020"),
+        (Gain(-0.01, -0.03, 0.01), "no significant difference (-0.010"),
     ],
 )
 def test_noise_is_called_noise(gain: Gain, said: str) -> None:

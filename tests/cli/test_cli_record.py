@@ -22,9 +22,10 @@ from tiny_gguf import LAYERS, write_tiny_gguf
 from typer.testing import CliRunner
 
 from guard.cli import app
-from guard.cli.asking import how_to_ask, read_data, rows_in_turn
 from guard.data.answers import Answers
+from guard.data.question_sets import read_sets, round_robin
 from guard.data.recording import Journal
+from guard.data.run_settings import how_to_ask
 from guard.data.sets import SETS
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
 from guard.errors import ChatTemplateError, GuardError, InputError, MissingExtraError
@@ -77,7 +78,7 @@ def test_answers_are_recorded_set_by_set_in_turn(tmp_path: Path, model: str, set
     metadata = table.metadata
     assert (metadata["capture_point"], metadata["max_tokens"], metadata["completion"]) == ("mlp", 4, False)
     assert (metadata["system"], metadata["stop"], metadata["grader"]) == (SHORT_ANSWER_SYSTEM, [], "by the row")
-    assert metadata["data.small.sha256"] == read_data([sets[3]], on_bad="stop", limit=None, seed=0)[0].sha256
+    assert metadata["data.small.sha256"] == read_sets([sets[3]], on_bad="stop", limit=None, seed=0)[0].sha256
     assert told["out"] == str(tmp_path / "a.parquet")
     assert (told["n"], told["residual"], told["completion"]) == (10, True, False)
     assert [(each["name"], each["n"], each["wrong"]) for each in told["sets"]] == [("big", 7, 7), ("small", 3, 3)]
@@ -144,7 +145,7 @@ def test_named_sets_bring_their_own_way_of_asking(tmp_path: Path) -> None:
 
     def asked(*names: str, system: str | None = None, max_tokens: int | None = None) -> tuple[str, int]:
         specs = [f"{name}@{tmp_path}" if name in SETS else str(tmp_path / f"{name}.jsonl.gz") for name in names]
-        return how_to_ask(read_data(specs, on_bad="stop", limit=None, seed=0), system=system, max_tokens=max_tokens)
+        return how_to_ask(read_sets(specs, on_bad="stop", limit=None, seed=0), system=system, max_tokens=max_tokens)
 
     gsm8k = SETS["gsm8k"]
     assert gsm8k.system != SHORT_ANSWER_SYSTEM
@@ -161,11 +162,11 @@ def test_named_sets_bring_their_own_way_of_asking(tmp_path: Path) -> None:
 
 
 def test_rows_take_turns(tmp_path: Path) -> None:
-    sources = read_data(
+    sources = read_sets(
         [write_set(tmp_path, name, n) for name, n in (("a", 1), ("b", 3))], on_bad="stop", limit=None, seed=0
     )
-    assert [name for name, _ in rows_in_turn(sources)] == ["a", "b", "b", "b"]
-    assert rows_in_turn([]) == []
+    assert [name for name, _ in round_robin(sources)] == ["a", "b", "b", "b"]
+    assert round_robin([]) == []
 
 
 # -- stopping and going on ---------------------------------------------------------------------

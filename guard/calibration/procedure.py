@@ -1,0 +1,157 @@
+"""From labelled questions to a scorer file: ask, grade, split, fit, test, save."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from guard import engines
+from guard.calibration.fitting import Features
+from guard.calibration.scorer_fit import Fitted, Labelled, check_enough_rows, check_parts, fit_scorer, split_labelled
+from guard.checked import checked_choice, checked_seed
+from guard.data.graders import Grader, choose_grader
+from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
+from guard.data.question_sets import DataSpecs, bad_rows_of, data_sets, read_sets, rows_of
+from guard.data.questions import BadRow, Row
+from guard.data.recording import Journal, Skipped, of_this_model, record_rows, template_date_of
+from guard.data.run_settings import how_to_ask, settings_of_run
+from guard.data.sets import DataSource, OnBad
+from guard.data.sqlite_journal import row_key
+from guard.files.output_file import check_writable, journal_of
+from guard.runtime.guard import capture_point_of
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """A scorer, how it does on held-out questions, and what was left out.
+
+    Attributes:
+        out: the scorer file.
+        fitted: the scorer with its metrics on the test split.
+        bad_rows: rows that cannot be used, each with its file; only with ``on_bad="skip"``.
+        skipped: rows that the model could not be asked, such as prompts that exceed its context.
+        other_models: number of given responses that belong to another model, by that model's name.
+        truncated: number of labelled answers that were cut at their token limit. They are labelled like the others.
+    """
+
+    out: Path
+    fitted: Fitted
+    bad_rows: tuple[tuple[Path, BadRow], ...]
+    skipped: tuple[Skipped, ...]
+    other_models: Mapping[str, int]
+    truncated: int
+
+
+def calibrate(
+    data: DataSpecs,
+    *,
+    out: str | Path,
+    model: str | Path = engines.EMBEDDED,
+    engine: str | None = None,
+    engine_options: Mapping[str, Any] | None = None,
+    features: Features = "combined",
+    without: Sequence[str] = (),
+    grader: str | Grader | None = None,
+    on_bad: OnBad = "stop",
+    limit: int | None = None,
+    seed: int = 0,
+    system: str | None = None,
+    max_tokens: int | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    tau: Sequence[float] = (1.0,),
+    capture_point: Literal["mlp", "block"] = "mlp",
+    journal: str | Path | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> CalibrationResult:
+    """Ask labelled questions, fit a scorer on the answers, and test it on held-out questions.
+
+    ``guard calibrate`` calls this function: the same arguments give the same file, byte for byte. Answers are kept in a
+    journal, one transaction per question, so that an interrupted run can be repeated without asking anything twice.
+
+    Args:
+        data: one or several JSON Lines files or named sets (``NAME@FOLDER``, ``hub:NAME``).
+        out: where the scorer is written, as JSON.
+        model: ``smollm2`` (the embedded model), a GGUF file, or a model folder.
+        engine: ``llama.cpp`` or ``transformers``, where both can load the model.
+        engine_options: for the engine's ``load``, such as ``{"threads": 4, "context_tokens": 8192}``.
+        features: ``combined`` (the default score), ``ilis`` (the published score) or ``logprob``.
+        without: parts of the default score to leave out, such as ``map`` or ``activations``.
+        grader: ``text``, ``number``, ``choice``, ``regex``, ``module:function`` or a function of question and answer;
+            by default each question's own.
+        on_bad: ``stop`` raises where a row cannot be used, ``skip`` leaves the row out.
+        limit: maximal number of rows of each data set, drawn by ``seed``.
+        seed: of samples, splits and trees, from 0 to 2**31 - 1.
+        system: system message of every question, empty for none; by default that of the data sets.
+        max_tokens: token limit of an answer; by default that of the data sets, mostly 32.
+        template_options: variables of the model's chat template, such as ``{"enable_thinking": False}``.
+        tau: temperatures of the signature's softmax.
+        capture_point: where activations are read, ``mlp`` or ``block``.
+        journal: where answers are kept; by default ``OUT.journal``.
+        progress: called with a `guard.Progress` before the first question and after each answer.
+
+    Returns:
+        the scorer with its metrics on the test split, and what was left out.
+
+    Raises:
+        InputError: data, output, options or journal cannot be used.
+        CalibrationError: there are too few rows or labels, or the score carries no signal.
+        ModelFileError, EngineError: the model cannot be loaded or fails.
+
+    Example:
+        >>> import guard
+        >>> result = guard.calibrate("questions.jsonl", out="scorer.json", model="model.gguf")  # doctest: +SKIP
+        >>> result.fitted.test.auroc  # doctest: +SKIP
+        0.87
+        >>> guard.calibrate("no.jsonl", out="scorer.json")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        guard.errors.InputError: ...
+    """
+    out = Path(out)
+    check_parts(features, without)
+    check_writable(out, "scorer")
+    grade, _ = choose_grader(grader)
+    checked_choice("capture_point", capture_point, ("mlp", "block"))
+    checked_seed(seed)
+    sources = read_sets(data, on_bad=on_bad, limit=limit, seed=seed)
+    if max_tokens is None or system is None:
+        how_to_ask(sources, system=system, max_tokens=max_tokens)  # refuse before the model is loaded
+    check_enough_rows([row for _, row in rows_of(sources)], seed=seed)
+    kept = journal_of(out, journal)
+    loading = {**(engine_options or {}), "template_date": template_date_of(kept)}
+    with engines.load_engine(model, engine=engine, capture_point=capture_point, **loading) as loaded:
+        rows, others = _own_rows(sources, loaded.model.name, seed)
+        run = settings_of_run(
+            loaded,
+            sources,
+            system=system,
+            max_tokens=max_tokens,
+            tau=tau,
+            completion=None,
+            template_options=template_options,
+            capture_point=capture_point_of(loaded),
+        )
+        with Journal(kept, run) as answers:
+            asked = record_rows(loaded, rows, answers, run=run)
+            ask_with_progress(asked, rows=rows, known=answers.keys(), progress=progress)
+            skipped = answers.skipped({row_key(dataset, row) for dataset, row in rows})
+            splits = split_labelled(rows, answers, grade=grade, seed=seed)
+    labelled = [each for members in splits.values() for each in members]
+    summaries = data_sets(sources, ((each.record.dataset, each.wrong) for each in labelled))
+    fitted = fit_scorer(splits, run=run, data=summaries, features=features, without=tuple(without), seed=seed)
+    fitted.scorer.save(out)
+    return CalibrationResult(out, fitted, bad_rows_of(sources), tuple(skipped), others, _truncated(labelled))
+
+
+def _own_rows(sources: Sequence[DataSource], model: str, seed: int) -> tuple[list[tuple[str, Row]], Counter[str]]:
+    """Return the rows without other models' responses, if they are still enough."""
+    rows, others = of_this_model(rows_of(sources), model)
+    if others:
+        check_enough_rows([row for _, row in rows], seed=seed)
+    return rows, others
+
+
+def _truncated(labelled: Sequence[Labelled]) -> int:
+    return sum(each.record.finish_reason == "length" for each in labelled)

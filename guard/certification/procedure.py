@@ -1,0 +1,249 @@
+"""From fresh labelled questions to a certificate: choose fresh rows, make every attempt, grade, certify, save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import guard
+from guard.calibration.splits import SPLIT_SHARES
+from guard.certification.fixed_sequence import Certified, NotCertifiable
+from guard.certification.fixed_sequence import certify as find_threshold
+from guard.certification.trials import TrialJournal, attempted_rows, run_trials, trials_of
+from guard.checked import checked_seed
+from guard.data.graders import Grader, choose_grader
+from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
+from guard.data.prompts import question_prompt
+from guard.data.question_sets import DataSpecs, bad_rows_of, data_sets, read_sets, rows_of
+from guard.data.questions import Question, Row, split_questions
+from guard.data.recording import Skipped, of_this_model
+from guard.data.sets import DataSource, OnBad
+from guard.data.sqlite_journal import row_key
+from guard.engines import EMBEDDED
+from guard.errors import InputError
+from guard.files.output_file import check_writable, journal_of
+from guard.policy.certificate import Certificate, Certificates, load_certificates
+from guard.policy.document import RiskGuarantee
+from guard.policy.guarantee import ceiling, guarantee_of, trial_policy, where
+from guard.policy.policy import Policy, load_policy
+from guard.runtime.guard import Guard
+from guard.scoring.scorer import Scorer
+
+
+@dataclass(frozen=True, slots=True)
+class CertificationResult:
+    """A certificate, or the reason why there is none.
+
+    Attributes:
+        out: the certificate file; not written without a certificate.
+        certificate: what was certified; None where no threshold can be certified.
+        not_certifiable: why no threshold can be certified, and what would help; None with a certificate.
+        left_out: rows that were not used, each with its reason.
+    """
+
+    out: Path
+    certificate: Certificate | None
+    not_certifiable: NotCertifiable | None
+    left_out: tuple[str, ...]
+
+    def explain(self) -> str:
+        """Return the certificate, or the reason for none, as sentences."""
+        found = self.certificate or self.not_certifiable
+        return found.explain() if found else ""
+
+
+def certify(
+    data: DataSpecs,
+    *,
+    out: str | Path,
+    model: str | Path = EMBEDDED,
+    scorer: str | Path | None = None,
+    policy: str | Path | Policy = "certified",
+    route: str | None = None,
+    risk: float | None = None,
+    confidence: float | None = None,
+    engine: str | None = None,
+    engine_options: Mapping[str, Any] | None = None,
+    grader: str | Grader | None = None,
+    on_bad: OnBad = "stop",
+    limit: int | None = None,
+    seed: int = 0,
+    template_options: Mapping[str, Any] | None = None,
+    journal: str | Path | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> CertificationResult:
+    """Find the threshold that meets a policy's risk guarantee, on questions that the scorer was not fitted on.
+
+    The policy states the guarantee: ``accept: {max_error_rate: 0.05, confidence: 0.9}``. The model makes every attempt
+    that the policy could make. ``guard certify`` calls this function: the same arguments give the same file, byte for
+    byte. Attempts are kept in a journal, one transaction per question, so that an interrupted run can be repeated
+    without asking anything twice.
+
+    Args:
+        data: one or several JSON Lines files or named sets (``NAME@FOLDER``, ``hub:NAME``).
+        out: the certificate file; certificates for other routes in it are kept.
+        model: ``smollm2`` (the embedded model), a GGUF file, or a model folder.
+        scorer: what `guard.calibrate` wrote; may be left out for the embedded model.
+        policy: a file, a built-in name, or a `Policy`.
+        route: section of the policy that is certified.
+        risk: must be the policy's ``max_error_rate``, from 0 to 1; may be left out.
+        confidence: must be the policy's, from 0 to 1; may be left out.
+        engine: ``llama.cpp`` or ``transformers``, where both can load the model.
+        engine_options: for the engine's ``load``, such as ``{"threads": 4, "context_tokens": 8192}``.
+        grader: ``text``, ``number``, ``choice``, ``regex``, ``module:function`` or a function of question and answer;
+            by default each question's own.
+        on_bad: ``stop`` raises where a row cannot be used, ``skip`` leaves the row out.
+        limit: maximal number of rows of each data set, drawn by ``seed``.
+        seed: of samples and of the rows that place the thresholds, from 0 to 2**31 - 1.
+        template_options: variables of the model's chat template; by default those of the calibration.
+        journal: where attempts are kept; by default ``OUT.journal``.
+        progress: called with a `guard.Progress` before the first question and after each.
+
+    Returns:
+        the certificate, or the reason why no threshold can be certified.
+
+    Raises:
+        InputError: the policy states no guarantee, or data, output, options or journal cannot be used.
+        CertificateError: the output is something else than a certificate file.
+        ScorerMismatchError: the scorer was fitted on another model.
+        ModelFileError, EngineError: the model cannot be loaded or fails.
+
+    Example:
+        >>> import guard
+        >>> result = guard.certify("fresh.jsonl", out="certificate.json", policy="policy.yaml")  # doctest: +SKIP
+        >>> result.certificate.threshold if result.certificate else result.explain()  # doctest: +SKIP
+        0.31
+        >>> guard.certify("fresh.jsonl", out="certificate.json", policy="balanced")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        guard.errors.InputError: ...
+    """
+    out = Path(out)
+    check_writable(out, "certificate")
+    chosen = load_policy(policy)
+    guarantee = _guarantee(chosen, route, risk, confidence)
+    before = load_certificates(out) if out.exists() else Certificates(str(out), {})
+    grade, grader_name = choose_grader(grader)
+    checked_seed(seed)
+    sources = read_sets(data, on_bad=on_bad, limit=limit, seed=seed)
+    with Guard.load(
+        model,
+        scorer=scorer,
+        policy=trial_policy(chosen),
+        engine=engine,
+        engine_options=engine_options,
+        handlers=dict.fromkeys(chosen.handler_names(), _no_handler),
+        template_options=template_options,
+    ) as loaded:
+        rows, notes = _rows_to_ask(sources, loaded)
+        fingerprint = loaded.fingerprint(chosen, route)
+        with TrialJournal(journal_of(out, journal), fingerprint) as answers:
+            asked = run_trials(loaded, rows, answers, route=route)
+            ask_with_progress(asked, rows=rows, known=answers.keys(), progress=progress)
+            notes += _skipped(rows, answers)
+            answered = attempted_rows(rows, answers)
+    _check_some(answered, notes)
+    trials = trials_of(answered, grade=grade)
+    result = find_threshold(
+        trials,
+        risk=guarantee.max_error_rate,
+        confidence=guarantee.confidence,
+        seed=seed,
+        ceiling=ceiling(chosen.plan(route)),
+    )
+    if not isinstance(result, Certified):
+        return CertificationResult(out, None, result, tuple(notes))
+    labels = zip((each.dataset for each in answered), map(bool, trials.wrong[:, 0]), strict=True)
+    certificate = Certificate(
+        route=route,
+        policy=chosen.name,
+        **asdict(result),
+        coverage=result.coverage,
+        seed=seed,
+        grader=grader_name,
+        fingerprint=fingerprint,
+        data=data_sets(sources, labels),
+        created_by=f"guard {guard.__version__}",
+    )
+    before.with_one(certificate).save(out)
+    return CertificationResult(out, certificate, None, tuple(notes))
+
+
+def _no_handler(_: object) -> None:
+    """Stand in for every handler: a trial hands no case to anybody."""
+
+
+def _check_some(answered: Sequence[object], notes: Sequence[str]) -> None:
+    if not answered:
+        raise InputError(
+            "There is no question to certify on", why="; ".join(notes), fix="Give fresh labelled questions"
+        )
+
+
+def _guarantee(policy: Policy, route: str | None, risk: float | None, confidence: float | None) -> RiskGuarantee:
+    """Return what the policy guarantees on the route; the options may only repeat it."""
+    guarantee = guarantee_of(policy.plan(route))
+    if guarantee is None:
+        raise InputError(
+            f"The policy {where(policy, route)} has no risk guarantee",
+            fix=f"Write its accept rule as accept: {{max_error_rate: {risk or 0.05}, confidence: {confidence or 0.9}}}",
+        )
+    for option, given, wanted in (
+        ("--risk", risk, guarantee.max_error_rate),
+        ("--confidence", confidence, guarantee.confidence),
+    ):
+        if given is not None and given != wanted:
+            raise InputError(
+                f"{option} is {given:g}, but the policy {where(policy, route)} guarantees {guarantee}",
+                why="the certificate would not hold for it",
+                fix=f"Change one of them, or leave {option} out",
+            )
+    return guarantee
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+def _rows_to_ask(sources: Sequence[DataSource], guard: Guard) -> tuple[list[tuple[str, Row]], list[str]]:
+    rows, notes = fresh_rows(sources, guard.scorer)
+    rows, others = of_this_model(rows, guard.engine.model.name)
+    notes += [f"{count} responses of another model, {name}" for name, count in others.items()]
+    notes += [f"{file}:{row.line}: {row.reason}" for file, row in bad_rows_of(sources)]
+    return rows, notes
+
+
+def fresh_rows(sources: Sequence[DataSource], scorer: Scorer) -> tuple[list[tuple[str, Row]], list[str]]:
+    """Return the rows that a scorer was not fitted on, each question once, and notes about the others.
+
+    Of a file that the scorer was fitted on, the test split is fresh.
+    """
+    used = {each.sha256 for each in scorer.artefact.data}
+    rows, notes = rows_of(sources), []
+    for source in sources:
+        if source.sha256 in used:
+            held_out = _held_out(source.rows, scorer.artefact.seed)
+            before = len(rows)
+            rows = [(name, row) for name, row in rows if name != source.name or id(row) in held_out]
+            what = f"{before - len(rows)} questions of {source.name}"
+            notes.append(f"{what}, which the scorer was fitted or calibrated on")
+    distinct = {" ".join(_question(row).casefold().split()): (dataset, row) for dataset, row in reversed(rows)}
+    kept = {id(row) for _, row in distinct.values()}
+    if len(kept) < len(rows):
+        notes.append(f"{len(rows) - len(kept)} questions that were there already: repeats are no fresh evidence")
+    return [(dataset, row) for dataset, row in rows if id(row) in kept], notes
+
+
+def _held_out(rows: Sequence[Row], seed: int) -> set[int]:
+    """Return the part of a calibration file that only measured the scorer."""
+    return {id(row) for row in split_questions(rows, seed=seed, shares=SPLIT_SHARES)["test"]}
+
+
+def _question(row: Row) -> str:
+    return question_prompt(row).question if isinstance(row, Question) else row.prompt.question
+
+
+def _skipped(rows: Sequence[tuple[str, Row]], journal: TrialJournal) -> list[str]:
+    """Return the questions that the model could not be asked."""
+    records = (journal.row(row_key(dataset, row)) for dataset, row in rows)
+    return [f"{record.key}: {record.reason}" for record in records if isinstance(record, Skipped)]
