@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from guard.data.procedure import record
     from guard.data.progress import Progress
     from guard.engines import load_engine
-    from guard.engines.base import Engine
+    from guard.engines.protocols import Engine
     from guard.errors import GuardError
     from guard.evaluation.procedure import evaluate
     from guard.policy.policy import Policy, decide, load_policy, parse_policy
@@ -51,7 +51,7 @@ _HOMES = {
     "guard.data.progress": ("Progress",),
     "guard.evaluation.procedure": ("evaluate",),
     "guard.engines": ("load_engine",),
-    "guard.engines.base": ("Engine",),
+    "guard.engines.protocols": ("Engine",),
     "guard.errors": ("GuardError",),
     "guard.review.handlers": ("ReviewQueue",),
     "guard.runtime.guard": ("Guard",),

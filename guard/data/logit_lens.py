@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.engines.base import Engine, Observer
+from guard.engines.protocols import Engine, Observer
 from guard.errors import CaptureError, InputError, missing_extra
 from guard.records import Floats, Limits, Prompt
 

@@ -23,7 +23,7 @@ from guard.data.logit_lens import LENS_SIGNALS, Lens, Residual, ResidualObserver
 from guard.data.prompts import completion_prompt, question_prompt, with_default_options
 from guard.data.questions import LabelledResponse, Question, Row
 from guard.data.sqlite_journal import JournalFile, asked_digest, row_key
-from guard.engines.base import Engine, Observer
+from guard.engines.protocols import Engine, Observer
 from guard.errors import CaptureError, InputError, PromptTooLongError
 from guard.records import (
     CapturePoint,

@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING
 from guard._faces import lazy_face
 
 if TYPE_CHECKING:
-    from guard.engines.base import (
-        BaseEngine,
-        Engine,
-        Observer,
-        Session,
-    )
+    from guard.engines.base import BaseEngine
     from guard.engines.loading import (
         EMBEDDED,
         embedded_model,
         load_engine,
     )
+    from guard.engines.protocols import Engine, Observer, Session
 
 __all__ = [
     "EMBEDDED",
@@ -36,8 +32,8 @@ __all__ = [
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
-        "base": (
-            "BaseEngine",
+        "base": ("BaseEngine",),
+        "protocols": (
             "Engine",
             "Observer",
             "Session",

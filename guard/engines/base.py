@@ -18,7 +18,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Self
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from guard.engines.chat_template import check_options
 from guard.engines.detokenizer import Detokenizer
 from guard.engines.fair_queue import POLL_S, FairQueue, Interrupt, Ticket
 from guard.engines.growing import AnswerReader, GrowingAnswer
+from guard.engines.protocols import Observer, Session
 from guard.engines.run_steps import advance, chunks, drain
 from guard.engines.sampling import TokenSignals, choose, signals_of
 from guard.errors import ForkError, InputError, PromptTooLongError
@@ -34,92 +35,12 @@ from guard.records import (
     CapturePoint,
     Chunk,
     FinishReason,
-    Floats,
     Generation,
     Limits,
     ModelInfo,
     Prompt,
     Sampling,
 )
-
-
-@runtime_checkable
-class Observer(Protocol):
-    """Gets each generated token's activations, as they come, so that they never pile up."""
-
-    def observe(self, activations: Floats) -> None:
-        """Take the activations of the forward pass that chose one token of the answer, its end included.
-
-        Tokens of a thought before the answer are not observed.
-
-        Args:
-            activations: shape (L, D), float32; valid only during the call.
-        """
-
-
-class Session(Protocol):
-    """One request's use of a model, from an empty context."""
-
-    def feed(self, tokens: Sequence[int]) -> Floats:
-        """Run tokens through the model; return the last one's logits, shape (V,), until the next call."""
-
-    def activations(self) -> Floats:
-        """The last fed token's activations, shape (L, D); raises CaptureError where they are missing."""
-
-
-class Engine(Protocol):
-    """What guard needs of an engine. `BaseEngine` implements all but the model itself."""
-
-    @property
-    def model(self) -> ModelInfo:
-        """What is loaded."""
-
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        sampling: Sampling = ...,
-        limits: Limits = ...,
-        observer: Observer | None = ...,
-        cancel: threading.Event | None = ...,
-        completion: str | None = ...,
-    ) -> Generation:
-        """Answer a prompt; see `BaseEngine.generate`."""
-
-    async def agenerate(
-        self,
-        prompt: Prompt,
-        *,
-        sampling: Sampling = ...,
-        limits: Limits = ...,
-        observer: Observer | None = ...,
-        completion: str | None = ...,
-    ) -> Generation:
-        """The same without blocking the event loop."""
-
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        sampling: Sampling = ...,
-        limits: Limits = ...,
-        observer: Observer | None = ...,
-        cancel: threading.Event | None = ...,
-    ) -> Iterator[Chunk]:
-        """Answer a prompt piece by piece."""
-
-    def astream(
-        self,
-        prompt: Prompt,
-        *,
-        sampling: Sampling = ...,
-        limits: Limits = ...,
-        observer: Observer | None = ...,
-    ) -> AsyncIterator[Chunk]:
-        """The same without blocking the event loop."""
-
-    def close(self) -> None:
-        """Free what the engine loaded itself."""
 
 
 @dataclass(slots=True)
@@ -319,7 +240,7 @@ class BaseEngine(ABC):
                 step.add_done_callback(lambda done: done.cancelled() or done.exception())
                 self._worker.submit(self._close_and_leave, run, ticket)
 
-    def __enter__(self) -> BaseEngine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

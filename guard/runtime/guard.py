@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 import tenacity
 
 from guard.engines import EMBEDDED, load_engine
-from guard.engines.base import BaseEngine, Engine
+from guard.engines.base import BaseEngine
+from guard.engines.protocols import Engine
 from guard.errors import InputError, ScorerError, did_you_mean
 from guard.policy.certificate import Answering, Certificates, Fingerprint, certified_policy, needed_certificates
 from guard.policy.guarantee import fallbacks_of, procedure_sha256

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import tenacity
 
-from guard.engines.base import Engine
+from guard.engines.protocols import Engine
 from guard.errors import (
     CancelledError,
     CaptureError,

@@ -23,8 +23,8 @@ from langchain_core.tools import tool
 from langchain_fixtures import ABSTAIN, ACCEPT, chat, embedded, policy, scorer_for
 from pydantic import BaseModel, ValidationError
 
-from guard.engines.base import Session
 from guard.engines.llama_cpp import LlamaCppEngine
+from guard.engines.protocols import Session
 from guard.errors import (
     AbstainedError,
     CaptureError,

@@ -26,7 +26,8 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from guard.engines import EMBEDDED
-from guard.engines.base import BaseEngine, Engine
+from guard.engines.base import BaseEngine
+from guard.engines.protocols import Engine
 from guard.engines.witness import begin
 from guard.errors import EngineError, InputError, ScorerError, did_you_mean
 from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings

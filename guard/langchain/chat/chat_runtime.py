@@ -14,7 +14,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 
-from guard.engines.base import Engine
+from guard.engines.protocols import Engine
 from guard.errors import GuardError
 from guard.langchain.attempts.attempt_settings import ATTEMPT
 from guard.langchain.attempts.complete_json import unmendable

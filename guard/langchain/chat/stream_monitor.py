@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from guard.engines.base import BaseEngine, Engine, Session
+from guard.engines.base import BaseEngine
 from guard.engines.detokenizer import Detokenizer
 from guard.engines.fair_queue import Interrupt
+from guard.engines.protocols import Engine, Session
 from guard.engines.sampling import TokenSignals
 from guard.errors import AbstainedError, GuardError
 from guard.records import ModelInfo, Outcome, Prompt, Score, Signals

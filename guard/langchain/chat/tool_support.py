@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from guard.engines.base import BaseEngine, Engine
+from guard.engines.base import BaseEngine
+from guard.engines.protocols import Engine
 from guard.errors import ChatTemplateError
 from guard.langchain.chat.tool_calls import HERMES, ToolFormat, format_names, tool_format
 from guard.records import Prompt

@@ -1,0 +1,88 @@
+"""What guard needs of an engine, and what an engine needs of its callers: protocols, without any of their code."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from guard.records import Chunk, Floats, Generation, Limits, ModelInfo, Prompt, Sampling
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Gets each generated token's activations, as they come, so that they never pile up."""
+
+    def observe(self, activations: Floats) -> None:
+        """Take the activations of the forward pass that chose one token of the answer, its end included.
+
+        Tokens of a thought before the answer are not observed.
+
+        Args:
+            activations: shape (L, D), float32; valid only during the call.
+        """
+
+
+class Session(Protocol):
+    """One request's use of a model, from an empty context."""
+
+    def feed(self, tokens: Sequence[int]) -> Floats:
+        """Run tokens through the model; return the last one's logits, shape (V,), until the next call."""
+
+    def activations(self) -> Floats:
+        """The last fed token's activations, shape (L, D); raises CaptureError where they are missing."""
+
+
+class Engine(Protocol):
+    """What guard needs of an engine. `BaseEngine` implements all but the model itself."""
+
+    @property
+    def model(self) -> ModelInfo:
+        """What is loaded."""
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: Sampling = ...,
+        limits: Limits = ...,
+        observer: Observer | None = ...,
+        cancel: threading.Event | None = ...,
+        completion: str | None = ...,
+    ) -> Generation:
+        """Answer a prompt; see `BaseEngine.generate`."""
+
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: Sampling = ...,
+        limits: Limits = ...,
+        observer: Observer | None = ...,
+        completion: str | None = ...,
+    ) -> Generation:
+        """The same without blocking the event loop."""
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: Sampling = ...,
+        limits: Limits = ...,
+        observer: Observer | None = ...,
+        cancel: threading.Event | None = ...,
+    ) -> Iterator[Chunk]:
+        """Answer a prompt piece by piece."""
+
+    def astream(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: Sampling = ...,
+        limits: Limits = ...,
+        observer: Observer | None = ...,
+    ) -> AsyncIterator[Chunk]:
+        """The same without blocking the event loop."""
+
+    def close(self) -> None:
+        """Free what the engine loaded itself."""
