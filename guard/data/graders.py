@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from guard.data.computed_answers import computed_equal
 from guard.data.doubts import CONJUNCTIONS, doubted, taken_back
 from guard.data.math_answers import boxed, equivalent, final_answer
 from guard.data.number_words import in_digits
@@ -279,12 +280,17 @@ def grade_number(question: Question, answer: str) -> bool:
 
 
 def grade_math(question: Question, answer: str) -> bool:
-    """The final answer, as a rule in ``\\boxed{...}``, is an accepted one in another notation at most.
+    """Return whether the final answer, usually in ``\\boxed{...}``, equals an accepted one.
 
-    See `guard.data.math_answers` for where a final answer is looked for, and what counts as the same.
+    The notation is compared first (`guard.data.math_answers`). Where that differs, the values are compared
+    (`guard.data.computed_answers`), if the extra ``math`` is installed.
     """
     said = final_answer(answer)
-    return said is not None and any(equivalent(gold, said) for gold in question.answers)
+    if said is None:
+        return False
+    return any(equivalent(gold, said) for gold in question.answers) or any(
+        computed_equal(gold, said) for gold in question.answers
+    )
 
 
 # -- choice ------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""Final answers in LaTeX, as competition mathematics has them: found in a text, and compared.
+"""Final answers in LaTeX, as in competition mathematics: found in a text, and compared by their notation.
 
-Nothing is computed: two answers are the same when their notation, evened out, is the same, or when
-both are plain numbers of the same value. docs/reference/data.md says what that misses.
+Nothing is computed here: two answers are equivalent when their normalised notation is the same, or when both are
+plain numbers of the same value. `guard.data.computed_answers` computes the rest, if the extra ``math`` is installed.
+Numbers are read here and not by `guard.data.stated_number`, which knows no ``\\frac`` and compares as floats.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ _UNITS = re.compile(
     rf"(?<=[\d}})])\s*(?:{_TEXT}|{_UNIT_WORDS}(?:\s+{_UNIT_WORDS})*)\s*(?:\^\s*\{{?\s*[23]\s*\}}?)?\s*$"
 )
 #: The name that is given to an answer: ``x =``, ``f(x) =``, ``x \in``.
-_NAMED = re.compile(r"^[A-Za-z](?:_\{?\w\}?)?(?:\([A-Za-z]\))?(?:=|\\in(?![A-Za-z]))(?=[^=]*$)")
+NAMED = re.compile(r"^[A-Za-z](?:_\{?\w\}?)?(?:\([A-Za-z]\))?(?:=|\\in(?![A-Za-z]))(?=[^=]*$)")
 
 
 def normalise_latex(answer: str) -> str:
@@ -174,7 +175,7 @@ def _value(text: str) -> Fraction | None:
 
 def _same(one: str, other: str) -> bool:
     """For texts that are evened out."""
-    one, other = (_single(_unwrapped(_NAMED.sub("", text))) for text in (one, other))
+    one, other = (_single(_unwrapped(NAMED.sub("", text))) for text in (one, other))
     if one == other:
         return one != ""
     values = _value(one), _value(other)
