@@ -155,6 +155,15 @@ class ReviewError(InputError):
     """A review does not exist or has been decided already."""
 
 
+def error_text(error: BaseException) -> str:
+    """Return what an error says; its type's name where it says nothing, or fails when it is asked."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a foreign error's own code
+        text = ""
+    return text or type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``Did you mean 'x'?`` for the nearest known name, or the list of known names."""
     names = sorted(set(known))

@@ -15,6 +15,9 @@ _ENGLISH = frozenset(
     | {"excluding", "excludes", "instead", "rather", "than", "or", "either", "but", "unknown", "unsure", "cannot"}
     | {"wrong", "incorrect", "false", "untrue", "mistaken", "hardly", "barely", "scarcely", "unlikely", "doubt"}
     | {"doubtful", "doubted", "impossible", "contrary", "vs", "versus", "anti", "denies", "denied", "deny"}
+    | {"maybe", "perhaps", "possibly", "though", "although", "however", "whereas", "if", "unless", "myth", "lacks"}
+    | {"former", "formerly", "previously", "opposite", "near", "nearby", "besides", "beside", "rival", "lack"}
+    | {"neighbour", "neighbor", "everyone", "everybody", "eliminate", "least", "twice", "half", "fewer"}
 )
 #: Contractions without their apostrophe.
 _CONTRACTIONS = frozenset(
@@ -38,7 +41,10 @@ _CJK = re.compile(
 )
 #: "far from", "at least" and their kin: harmless as single words.
 _PHRASES = re.compile(
-    r"\b(?:far from|other than|at least|at most|up to|as (?:many|much) as|as (?:few|little) as|out of the question)\b"
+    r"\b(?:far from|other than|at least|at most|up to|as (?:many|much) as|as (?:few|little) as|out of the question"
+    r"|used to|(?:some|many|most|people|they) (?:people )?(?:say|think|believe|claim)|rules? out|ruled out|is out"
+    r"|(?:north|south|east|west|outskirts|moon|moons|son|daughter|wife|husband|father|mother|pupil|rival) of)\b"
+    r"|[✗✘❌→⇒]"
 )
 _TAKEN_BACK = re.compile(r"[\W_]*(?:no|nope|not|wait|actually|sorry|correction|scratch that|oops)\b", re.IGNORECASE)
 #: Joins names where it stands beside one: "Paris and London", "Paris und London".

@@ -136,6 +136,7 @@ _FOLDED = str.maketrans(
 _ARTICLES = frozenset({"a", "an", "the"})
 #: Words after which a short answer is the statement of its sentence: "the symbol is H".
 _LEADS = frozenset({"is", "was", "are", "were", "be", "answer", "answers", "called", "named"})
+_COPULAS = frozenset({"is", "was", "are", "were"})
 _YES_NO = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 #: Words before a date or a number that make another one of it.
 _COMPARISONS = frozenset(
@@ -217,8 +218,12 @@ def _holds(answer: list[str], gold: list[str], *, gold_was_asked: bool) -> bool:
     extra = len(answer) - len(gold)
     if not 0 < extra <= MAX_EXTRA_WORDS:
         return False
+    verbs = [place for place, word in enumerate(answer) if word in _COPULAS]
     for start in range(extra + 1):
         end = start + len(gold)
+        # Of two statements the first is the answer: "The capital is Lyon; Paris is the largest city."
+        if len(verbs) > 1 and start != verbs[0] + 1:
+            continue
         if answer[start:end] != gold or doubted(" ".join([*answer[:start], "_", *answer[end:]])):
             continue
         # What is short (a symbol, a digit) or taken from the question occurs by chance.
@@ -240,7 +245,7 @@ def _has_neighbour(before: list[str], gold: list[str], after: list[str]) -> bool
     if not (gold[0][0].isdigit() and before) and not (gold[-1][-1].isdigit() and after):
         return False
     return (
-        (after[:1] != [] and (after[0] in {"percent", "to"} or after[0][0].isdigit()))
+        (after[:1] != [] and (after[0] in {"percent", "to", "bc", "bce"} or after[0][0].isdigit()))
         or (before != [] and (before[-1] in _COMPARISONS or before[-1][-1].isdigit()))
         or (before[-1:] == ["to"] and before[-2:-1] != [] and before[-2][-1].isdigit())
     )

@@ -96,7 +96,9 @@ def same_number(said: Number, gold: Number) -> bool:
 
 _MARK = re.compile(r"(?:####|\\boxed\s*\{|\banswer\s*(?:is\b|:|=)|\btotal\s+is\b)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|[!?。！？]|\.(?=\s|$)")
-_BETWEEN = re.compile(r"\b(?:between|zwischen|entre|tra|fra|mellan|mellem|между|over|under|above|below)\b", re.I)
+_BETWEEN = re.compile(
+    r"\b(?:nearly|almost|between|zwischen|entre|tra|fra|mellan|mellem|между|over|under|above|below)\b", re.I
+)
 #: What makes the digits after it a part of something else: a name, an exponent, an index.
 _PART_BEFORE = re.compile(r"(?:[^\W\d_぀-ヿ㐀-鿿가-힣][-‐]?|[_^]\{?)$")
 _JOINED = "|".join(sorted(CONJUNCTIONS))
@@ -105,7 +107,8 @@ _MORE_BEFORE = re.compile(
     rf"""(?:\d[.,:'’]|\d[^\S\n]+|[\d)}}%°][^\S\n]*[a-z%°$€£]{{0,12}}[^\S\n]*[-–—~〜+*×÷/^·⋅,;&][^\S\n]*
     |[\d)][^\S\n]*x[^\S\n]*
     |\d[^\S\n]*[^\W\d]{{0,12}}[^\S\n]*(?:{_JOINED}|to|bis|до|[和与跟とや至到]|から)[^\S\n]*
-    |\bper[^\S\n]*|[±√≠<>≤≥∓≈!][=]?\s*|\\(?:sqrt|pm|mp|neq?|leq?|geq?|lt|gt)\s*\{{?\s*)$""",
+    |\bper[^\S\n]*|\d[^\S\n]+in[^\S\n]+|\b(?:step|figure|note|equation|example|log|ln|sin|cos|tan|mod)[^\S\n]*
+    |[±√≠<>≤≥∓≈!][=]?\s*|\\(?:sqrt|pm|mp|neq?|leq?|geq?|lt|gt)\s*\{{?\s*)$""",
     re.VERBOSE | re.IGNORECASE,
 )
 _MORE_AFTER = re.compile(
@@ -113,7 +116,7 @@ _MORE_AFTER = re.compile(
     |[^\S\n]*[-–—~〜,;&][^\S\n]*[$€£¥]?\d
     |[:'’.]\d|\d
     |[^\S\n]*[^\W\d]{{0,12}}[^\S\n]*\b(?:{_JOINED}|to|bis|до)[^\S\n]+[$€£¥]?\d
-    |[^\S\n]*x[^\S\n]*\d|[xyni]\b|\s*(?:以上|以下|未満|未满|超|余|多)""",
+    |[^\S\n]*x[^\S\n]*\d|[xyni]\b|-?ish\b|\s*(?:squared|cubed)\b|\s*(?:以上|以下|未満|未满|超|余|多)""",
     re.VERBOSE | re.IGNORECASE,
 )
 

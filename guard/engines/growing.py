@@ -13,6 +13,7 @@ from guard.engines.detokenizer import Detokenizer, StopStringFilter
 from guard.engines.sampling import TokenSignals
 from guard.engines.thinking import Splitter, thinking_of
 from guard.engines.tool_marks import TOOL_MARKS
+from guard.errors import error_text
 from guard.records import FinishReason, Floats, Generation, Sampling
 
 #: Tokens of the prompt's end that are looked at for a thought that the template has opened.
@@ -235,7 +236,7 @@ class GrowingAnswer:
         try:
             return activations().copy()
         except Exception as error:  # noqa: BLE001 - as in `_note`
-            self._capture_error = _message(error)
+            self._capture_error = error_text(error)
             return None
 
     def _release(self) -> None:
@@ -255,12 +256,8 @@ class GrowingAnswer:
             if layers is not None:
                 self._observer.observe(layers)
         except Exception as error:  # noqa: BLE001 - whatever fails here, the policy decides
-            self._capture_error = _message(error)
+            self._capture_error = error_text(error)
 
 
 def _same(activations: Floats | None) -> Floats | None:
     return activations
-
-
-def _message(error: Exception) -> str:
-    return str(error) or type(error).__name__

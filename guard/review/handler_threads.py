@@ -49,6 +49,8 @@ class _Task:
     def run(self) -> None:
         try:
             result = self.context.run(self.work)
+        except StopIteration as error:  # which asyncio cannot carry: its task would wait for ever
+            self.future.set_exception(RuntimeError("StopIteration was raised").with_traceback(error.__traceback__))
         except BaseException as error:  # noqa: BLE001 - a thread's error must reach the caller
             self.future.set_exception(error)
         else:

@@ -15,7 +15,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from guard.errors import EscalationError, InputError, did_you_mean
+from guard.errors import EscalationError, InputError, did_you_mean, error_text
 from guard.records import Escalation
 from guard.review import handler_threads
 from guard.review.handler_threads import MOST, HangingError
@@ -289,8 +289,7 @@ def _delivery(escalation: Escalation, to: Sequence[str], ended: Mapping[str, _En
 
 
 def _sentence(name: str, error: BaseException) -> str:
-    text = str(error).rstrip(".")
-    if isinstance(error, _NotDone | HangingError):
-        return f"{name}: {text}"
-    kind = type(error).__name__
-    return f"{name}: {kind}: {text}" if text else f"{name}: {kind}"
+    text, kind = error_text(error).rstrip("."), type(error).__name__
+    return (
+        f"{name}: {text}" if text == kind or isinstance(error, _NotDone | HangingError) else f"{name}: {kind}: {text}"
+    )

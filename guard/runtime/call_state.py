@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from guard.errors import AbstainedError, GuardError
+from guard.errors import AbstainedError, GuardError, error_text
 from guard.policy.defects import Defect
 from guard.policy.document import Abstain, Budget, Escalate, Fallback, Retry, Settings
 from guard.policy.policy import NO_USAGE, Policy, Usage, decide_error
@@ -221,7 +221,7 @@ class CallState:
 
 def describe_error(error: Exception) -> str:
     """Describe an error in one sentence, for records; one that is not guard's own with its type."""
-    return str(error) if isinstance(error, GuardError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, GuardError) else f"{type(error).__name__}: {error_text(error)}"
 
 
 def _p_wrong(attempt: Attempt) -> float | None:

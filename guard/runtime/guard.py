@@ -276,6 +276,8 @@ class Guard:
         template_options: Mapping[str, Any] | None = None,
     ) -> Call:
         self.policy.check_route(route)
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise InputError(f"metadata must be a mapping, got {type(metadata).__name__}")
         limits = limits or self.limits
         state = CallState(self.policy, route)
         built = self.prompt_of(prompt)

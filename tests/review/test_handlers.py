@@ -130,6 +130,29 @@ def test_a_failure_is_reported_and_the_others_still_run(call: Call, failing: Han
     assert taken.cases == [CASE]
 
 
+class Unspeakable(Exception):
+    """An error that fails when it is asked what it says."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize(("error", "said"), [(Unspeakable(), "Unspeakable"), (StopIteration(5), "StopIteration")])
+def test_an_odd_error_of_a_handler_is_its_own_and_the_case_is_delivered(
+    call: Call, error: Exception, said: str
+) -> None:
+    """Before, the first ended the call, though another handler had taken the case; asyncio waited out the second."""
+
+    def odd(_: Escalation) -> None:
+        raise error
+
+    delivery = call(CASE, handlers={"odd": odd, "good": lambda _: "taken"}, to=("odd", "good"), timeout_s=60)
+    assert delivery.delivered == ("good",)
+    (sentence,) = delivery.errors
+    assert said in sentence
+    assert "not done" not in sentence
+
+
 def test_a_handler_that_exits_does_not_end_the_caller() -> None:
     delivery = escalate(CASE, handlers={"x": lambda _: sys.exit(3), "a": Recorder()}, to=["x", "a"])
     assert delivery == Delivery(("a",), ("x: SystemExit: 3",))

@@ -15,7 +15,7 @@ from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 
 from guard.engines.protocols import Engine
-from guard.errors import GuardError
+from guard.errors import GuardError, error_text
 from guard.langchain.attempts.attempt_settings import ATTEMPT
 from guard.langchain.attempts.complete_json import unmendable
 from guard.langchain.chat.tool_calls import HERMES, ToolFormat, parse_tool_calls
@@ -190,7 +190,7 @@ class Runtime:
         except GuardError as error:
             return None, str(error)
         except Exception as error:  # noqa: BLE001 - fail closed: whatever it was, there is no score
-            return None, f"{type(error).__name__}: {error}"
+            return None, f"{type(error).__name__}: {error_text(error)}"
 
     def _named(self) -> dict[str, Any]:
         return {"model_name": self.engine.model.name, "model_provider": "guard"}
