@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -337,13 +336,12 @@ def test_comparing_is_reflexive_and_symmetric(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["(", "{", "((,", "\\frac", "\\boxed{", "$", "1,", "answer is ", "\\text{", "[("])
-def test_long_nonsense_is_compared_in_no_time(part: str) -> None:
-    started = time.perf_counter()
+@pytest.mark.timeout(60)  # a comparison that backtracks takes hours
+def test_long_nonsense_is_compared_without_backtracking(part: str) -> None:
     for length in (390, 100_000):
         text = part * (length // len(part))
         equivalent(text + "1", "1" + text)
         final_answer(text)
-    assert time.perf_counter() - started < 2
 
 
 # -- choice --------------------------------------------------------------------------------------
@@ -463,11 +461,10 @@ def test_doubt_in_another_sentence_is_none(answer: str) -> None:
     assert grade(patterned(r"\bIo\b|Europa|Callisto"), answer)
 
 
+@pytest.mark.timeout(60)  # without the limit it takes longer than anybody waits
 def test_a_catastrophic_pattern_is_stopped() -> None:
-    started = time.monotonic()
     with pytest.raises(InputError, match=r"'q1' searched one answer for 1 s"):
         grade(patterned(r"(a+)+$"), "a" * 5000 + "!")
-    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(
@@ -607,11 +604,10 @@ def test_any_answer_is_graded(answer: str) -> None:
 @pytest.mark.parametrize(
     "answer", ["1" * 100_000, "9," * 50_000, "a " * 50_000, "-" * 50_000, ". " * 50_000, "(" * 50_000]
 )
-def test_long_answers_are_graded_at_once(answer: str) -> None:
-    started = time.monotonic()
+@pytest.mark.timeout(60)  # what is quadratic in an answer's length takes longer
+def test_long_answers_are_graded(answer: str) -> None:
     for question in (ask("Paris"), ask("12"), ask("b", choices=("a", "b"), answer_index=1)):
         grade(question, answer)
-    assert time.monotonic() - started < 5
 
 
 # -- the open question sets ----------------------------------------------------------------------------
