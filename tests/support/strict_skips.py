@@ -1,20 +1,21 @@
 """A gate on skipped tests: with ``--strict-skips`` a run fails where a test is skipped for a reason not listed here.
 
 Without it a missing wheel turns hundreds of tests into skips, and the run is green. ``make test`` installs everything
-and demands the gate; a run in a smaller environment leaves it out.
+and demands the gate; a run in a smaller environment leaves it out. Where PostgreSQL is required (see
+`postgresql_server`) and cannot be started, the run ends before its first test.
 """
 
 from __future__ import annotations
 
 import re
 
+import postgresql_server
 import pytest
 
 #: Reasons that a complete environment may still have.
 ALLOWED = (
     r"root may (write anywhere|read everything)",
     r"(the shared question sets|the copies of real sets) are not here",
-    r"no PostgreSQL server: .*",
     # langchain-tests skips what a model says that it cannot do; test_langchain_standard counts what ran.
     r"[Mm]odel .*(does not|doesn't) support",
     r"does not support",
@@ -23,11 +24,23 @@ ALLOWED = (
     r"init_from_env_params not specified|Model is not serializable|VCR not set up",
     r"`?\w+`? (is|are) not (supported|set)",
 )
+#: Allowed where nobody requires the server.
+NO_POSTGRESQL = r"no PostgreSQL server: .*"
+
 _unexpected: list[str] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--strict-skips", action="store_true", help="fail where a test is skipped for an unlisted reason")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--strict-skips"):
+        return
+    try:
+        postgresql_server.is_available()
+    except RuntimeError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -42,8 +55,12 @@ def _note(report: pytest.TestReport | pytest.CollectReport) -> None:
     if not report.skipped or hasattr(report, "wasxfail"):
         return
     reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    if not any(re.search(allowed, reason) for allowed in ALLOWED):
+    if not any(re.search(allowed, reason) for allowed in _allowed()):
         _unexpected.append(f"{report.nodeid}: {reason}")
+
+
+def _allowed() -> tuple[str, ...]:
+    return ALLOWED if postgresql_server.SETTING == "required" else (*ALLOWED, NO_POSTGRESQL)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
