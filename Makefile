@@ -14,13 +14,14 @@ export CFLAGS += $(WITHOUT_AMX)
 export CXXFLAGS += $(WITHOUT_AMX)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants lint types check bench clean
+.PHONY: help demo test mutants lint types contracts check lock bench clean
 
 help:
 	@echo "make demo    ask the embedded model a dozen questions, score the answers, act on them"
-	@echo "make test    run all tests"
+	@echo "make test    run all tests and hold the coverage; TESTS=PATH runs some, without coverage"
 	@echo "make mutants check that the tests notice when guard fails open"
-	@echo "make check   lint and strict type check"
+	@echo "make check   lint, strict type check, import contracts"
+	@echo "make lock    write the versions of this environment to requirements-dev.lock"
 	@echo "make bench   measure what guarding costs"
 
 $(BIN)/python:
@@ -45,7 +46,7 @@ demo: $(VENV)/.demo
 
 # BLAS threads wait actively, as llama.cpp's do: beside each other both get many times slower.
 test: $(VENV)/.dev
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --strict-skips $(TESTS)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --strict-skips $(if $(TESTS),,--cov) $(TESTS)
 
 # Names of mutants, or their beginning, in MUTANTS; all by default.
 mutants: $(VENV)/.dev
@@ -58,7 +59,15 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-check: lint types
+contracts: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+check: lint types contracts
+
+# torch's version without the build's label (+cpu), which not every index has.
+lock: $(VENV)/.dev
+	{ echo "# Versions that the tests last passed with (Python 3.11, Linux). Written by 'make lock'."; \
+	  $(PIP) freeze --exclude-editable | grep -v ' @ ' | sed 's/+cpu$$//'; } > requirements-dev.lock
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead.py
