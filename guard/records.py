@@ -24,8 +24,7 @@ if TYPE_CHECKING:  # numpy takes 150 ms to load, and a prompt or a policy needs 
 #: An array of float32.
 Floats: TypeAlias = "NDArray[np.float32]"
 
-#: Where in a transformer block activations are read: the MLP's output before the residual add,
-#: the residual stream after the whole block, or both, all MLPs before all blocks.
+#: Where activations are read in a block: MLP output before the residual add, the block's output, or both, MLPs first.
 CapturePoint = Literal["mlp", "block", "mlp+block"]
 
 #: An end token, a stop string, or the end of the room: the token limit or a full context.
