@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -33,20 +34,13 @@ from guard.engines.base import BaseEngine
 from guard.policy.policy import decide, load_policy
 from guard.records import Limits, Prompt
 from guard.runtime.guard import Guard, capture_point_of
-from guard.scoring.provenance import Binding, Prompting
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
-from guard.scoring.scorer_file import (
-    FORMAT,
-    FORMAT_VERSION,
-    Artefact,
-    Calibration,
-    Linear,
-    LinearProbe,
-    Model,
-    Schema,
-    Trees,
-)
+from guard.scoring.scorer_file import Calibration, Linear, LinearProbe, Model, Trees
 from guard.scoring.signature import ACTIVATION_TOKENS, FeatureSchema, SignatureObserver
+
+# The scorer file of the tests: its parts other than the model have no influence on time.
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+from scripted import tiny_artefact
 
 QUESTIONS = (
     "Write a long story about a ship that is lost in the fog.",
@@ -227,7 +221,7 @@ def _decision_us(*, times: int = 20_000) -> float:
 
 
 def _scorer(engine: BaseEngine, embedded: bool) -> Scorer:
-    """The shipped scorer where it fits, else one of the same size with random numbers: only time counts."""
+    """Return the shipped scorer for its own model, else one of the same size with random numbers."""
     point = capture_point_of(engine)
     if embedded and engine.model.engine == "llama.cpp":
         return load_scorer(shipped_scorer()).for_model(engine.model, point)
@@ -235,30 +229,13 @@ def _scorer(engine: BaseEngine, embedded: bool) -> Scorer:
     schema = FeatureSchema(layers=engine.model.layers)
     shape = (len(ACTIVATION_TOKENS), engine.model.layers, engine.model.width)
     start = Linear(features=list(range(7)), mean=[0.0] * 7, scale=[1.0] * 7, coefficients=[0.1] * 7, intercept=0.0)
-    artefact = Artefact(
-        format=FORMAT,
-        format_version=FORMAT_VERSION,
-        binding=Binding.of(engine.model, point),
-        features="combined",
-        schema=Schema.of(schema),
-        feature_names=list(schema.names),
-        prompting=Prompting(system="", max_tokens=64),
-        data=[],
-        split_sizes={},
-        seed=0,
-        settings={},
-        versions={},
-        metrics={},
-        model=Model(
-            base=start,
-            probe=LinearProbe.of(rng.normal(size=shape).astype(np.float32)),
-            trees=_stumps(200, len(schema.names), rng),
-            calibration=Calibration(slope=1.0, intercept=0.0),
-        ),
-        baseline=None,
-        ood_detector=None,
+    model = Model(
+        base=start,
+        probe=LinearProbe.of(rng.normal(size=shape).astype(np.float32)),
+        trees=_stumps(200, len(schema.names), rng),
+        calibration=Calibration(slope=1.0, intercept=0.0),
     )
-    return Scorer(artefact)
+    return Scorer(tiny_artefact(engine.model, point).model_copy(update={"model": model, "baseline": None}))
 
 
 def _stumps(count: int, features: int, rng: np.random.Generator) -> Trees:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
+from scripted import tiny_artefact
 
 from guard.engines import embedded_model
 from guard.engines.base import BaseEngine
@@ -12,10 +13,9 @@ from guard.errors import MissingExtraError
 from guard.langchain.chat.chat_guard import ChatGuard
 from guard.langchain.chat.shared_engines import shared_engine
 from guard.policy.policy import Policy, parse_policy
-from guard.scoring.provenance import Binding, Prompting
+from guard.scoring.provenance import Prompting
 from guard.scoring.scorer import Scorer
-from guard.scoring.scorer_file import FORMAT_VERSION, Artefact, Calibration, Linear, Model, Schema
-from guard.scoring.signature import FeatureSchema
+from guard.scoring.scorer_file import Calibration, Linear, Model
 
 #: Rules that force each action, whatever the score.
 ACCEPT = "[accept]"
@@ -37,29 +37,11 @@ def embedded(engine: str = "llama.cpp") -> BaseEngine:
 
 def scorer_for(engine: BaseEngine, *, system: str = "", max_tokens: int = 8) -> Scorer:
     """A scorer that finds an answer the likelier wrong, the less likely its tokens were."""
-    schema = FeatureSchema(layers=engine.model.layers, aggregates=("mean",), groups=("logprob",))
     start = Linear(features=[0], mean=[0.0], scale=[1.0], coefficients=[-4.0], intercept=-1.0)
     model = Model(base=start, probe=None, trees=None, calibration=Calibration(slope=1.0, intercept=0.0))
-    return Scorer(
-        Artefact(
-            format="guard-scorer",
-            format_version=FORMAT_VERSION,
-            binding=Binding.of(engine.model, engine.capture_point),
-            features="logprob",
-            schema=Schema.of(schema),
-            feature_names=list(schema.names),
-            prompting=Prompting(system=system, max_tokens=max_tokens),
-            data=[],
-            split_sizes={},
-            seed=0,
-            settings={},
-            versions={},
-            metrics={},
-            model=model,
-            baseline=None,
-            ood_detector=None,
-        )
-    )
+    changes = {"features": "logprob", "prompting": Prompting(system=system, max_tokens=max_tokens)}
+    artefact = tiny_artefact(engine.model, engine.capture_point, aggregates=("mean",), groups=("logprob",))
+    return Scorer(artefact.model_copy(update={**changes, "model": model, "baseline": None}))
 
 
 def chat(engine: str = "llama.cpp", **settings: object) -> ChatGuard:

@@ -17,7 +17,7 @@ from guard.records import CapturePoint, Floats, ModelInfo, Prompt
 from guard.scoring.provenance import Binding, Prompting
 from guard.scoring.scorer import Scorer
 from guard.scoring.scorer_file import FORMAT_VERSION, Artefact, Calibration, Linear, Model, Schema, Trees
-from guard.scoring.signature import GROUPS, FeatureSchema
+from guard.scoring.signature import AGGREGATES, GROUPS, FeatureSchema
 
 END = 256
 LAYERS, WIDTH = 3, 8
@@ -134,10 +134,11 @@ def tiny_artefact(
     *,
     trees: Trees | None = None,
     groups: tuple[str, ...] = GROUPS,
+    aggregates: tuple[str, ...] = AGGREGATES,
     temperatures: tuple[float, ...] = (1.0,),
 ) -> Artefact:
     """A made artefact: log-odds from the mean log-probability, and the given trees."""
-    schema = FeatureSchema(layers=model.layers, temperatures=temperatures, groups=groups)
+    schema = FeatureSchema(layers=model.layers, temperatures=temperatures, aggregates=aggregates, groups=groups)
     start = Linear(features=[0], mean=[0.0], scale=[1.0], coefficients=[SLOPE], intercept=INTERCEPT)
     calibration = Calibration(slope=1.0, intercept=0.0)
     return Artefact(
