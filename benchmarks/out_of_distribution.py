@@ -35,7 +35,7 @@ from guard.data.sqlite_journal import row_key
 from guard.engines import load_engine
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
 from guard.records import Signals
-from guard.runtime.guard import capture_point_of
+from guard.runtime.sources import capture_point_of
 from guard.scoring.ood import OodDetector, fit_ood_detector
 
 #: An input whose score is above one of these counts as out of distribution.

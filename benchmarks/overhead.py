@@ -33,7 +33,8 @@ from guard.engines import embedded_model
 from guard.engines.base import BaseEngine
 from guard.policy.policy import decide, load_policy
 from guard.records import Limits, Prompt
-from guard.runtime.guard import Guard, capture_point_of
+from guard.runtime.guard import Guard
+from guard.runtime.sources import capture_point_of
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 from guard.scoring.scorer_file import Calibration, Linear, LinearProbe, Model, Trees
 from guard.scoring.signature import ACTIVATION_TOKENS, FeatureSchema, SignatureObserver

@@ -117,7 +117,7 @@ def _store() -> Check:
 def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Check]:
     """Load, check the scorer's binding, and answer: each step only if the one before went well."""
     from guard.engines import EMBEDDED, load_engine
-    from guard.runtime.guard import capture_point_of
+    from guard.runtime.sources import capture_point_of
     from guard.scoring.scorer import load_scorer, shipped_scorer
 
     try:

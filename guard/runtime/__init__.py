@@ -1,6 +1,7 @@
 """The guarded call: generate, score, decide, act; bounded in attempts, tokens and time.
 
-`Guard` is the way in. `loop` runs a call, `call_state` keeps its state.
+`Guard` is the way in. `loop` describes a call in steps, `steps` runs it with or without an event loop, `call_state`
+keeps its state, `sources` and `resources` are what it works with. Everything but the names below is internal.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from guard.runtime.guard import (
         Guard,
     )
-    from guard.runtime.loop import (
+    from guard.runtime.sources import (
         Source,
     )
 
@@ -26,6 +27,6 @@ __getattr__, __dir__ = lazy_face(
     __name__,
     {
         "guard": ("Guard",),
-        "loop": ("Source",),
+        "sources": ("Source",),
     },
 )

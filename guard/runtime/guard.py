@@ -1,7 +1,11 @@
-"""The guard: a model, a scorer and a policy behind one call. The loop itself is in `guard.runtime.loop`."""
+"""The guard: a model, a scorer and a policy behind one call.
+
+`Guard.ask` builds a `guard.runtime.loop.Call`, whose `steps` are the whole way from the prompt to the outcome.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -9,29 +13,36 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import tenacity
-
 from guard.engines import EMBEDDED, load_engine
-from guard.engines.base import BaseEngine
 from guard.engines.protocols import Engine
-from guard.errors import InputError, ScorerError, did_you_mean
+from guard.errors import InputError, ScorerError
 from guard.policy.certificate import Answering, Certificates, Fingerprint, certified_policy, needed_certificates
 from guard.policy.guarantee import fallbacks_of, procedure_sha256
 from guard.policy.policy import Policy, load_policy
-from guard.records import Attempt, CapturePoint, Limits, Outcome, Prompt, Sampling, Score
-from guard.review.handlers import HANDLERS, Handler, as_named, check_handlers, log_handler
+from guard.records import Attempt, Limits, Outcome, Prompt, Sampling, Score
+from guard.review.handlers import HANDLERS, Handler, as_named
 from guard.runtime.base_models import COMPLETION_STOP, completion_text
 from guard.runtime.call_state import OWN_ENGINE, CallState
-from guard.runtime.loop import Call, FallbackFunction, Source, score_of
+from guard.runtime.loop import Call
+from guard.runtime.resources import Resources, all_handlers
+from guard.runtime.sources import (
+    FALLBACKS,
+    FallbackFunction,
+    Source,
+    bind_scorer,
+    capture_point_of,
+    check_source,
+    checked_options,
+    declared_sources,
+    loading_options,
+    missing_fallback,
+)
+from guard.runtime.steps import adrive, drive
 from guard.scoring.provenance import Binding
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
-from guard.scoring.signature import SignatureObserver
 
 if TYPE_CHECKING:
     from guard.review.store import Store
-
-#: What fallbacks are, for errors.
-FALLBACKS = "guards, sources or functions of one Prompt"
 
 #: What can be asked: a question, chat messages, or a prompt.
 PromptLike = str | Iterable[Mapping[str, Any]] | Prompt
@@ -82,20 +93,49 @@ class Guard:
                 template does not read one of the options.
         """
         policy = load_policy(policy)
-        self._loaded = ExitStack()  # engines that `load` loaded
-        self.engine = engine
-        self.scorer = scorer.for_model(engine.model, capture_point_of(engine), force=force_scorer)
-        self.template_options = checked_options(engine, self.scorer, template_options)
-        self.sources: dict[str, Source | FallbackFunction] = {
-            name: _source(name, target) for name, target in as_named("fallbacks", fallbacks, FALLBACKS).items()
-        }
-        self._check_fallbacks(policy)
-        self._check_ood_score(policy)
-        self.policy = certified_policy(policy, certificate, fingerprint=partial(self.fingerprint, policy))
-        self.handlers = self._with_builtin_handlers(as_named("handlers", handlers, HANDLERS), store)
-        if policy.mode == "enforce":
-            check_handlers(policy.handler_names(), self.handlers)
-        self.handler_timeout_s = handler_timeout_s
+        self._owned = ExitStack()  # what was loaded or opened here, and is closed here
+        own = Source(OWN_ENGINE, engine, bind_scorer(scorer, engine, force=force_scorer))
+        self.template_options = checked_options(engine, scorer, template_options)
+        sources = _checked_sources(as_named("fallbacks", fallbacks, FALLBACKS), policy)
+        _check_ood_scores(policy, own, sources)
+        fingerprint = partial(_fingerprint, own, sources, self.template_options, policy)
+        self.policy = certified_policy(policy, certificate, fingerprint=fingerprint)
+        given = as_named("handlers", handlers, HANDLERS)
+        taking = all_handlers(self.policy, given, partial(self._opened, store))
+        self._resources = Resources(own, sources, taking, handler_timeout_s)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the guard's own model."""
+        return self._resources.own.engine
+
+    @property
+    def scorer(self) -> Scorer:
+        """The scorer of the guard's own model."""
+        scorer = self._resources.own.scorer
+        assert scorer is not None
+        return scorer
+
+    @property
+    def sources(self) -> Mapping[str, Source | FallbackFunction]:
+        """The fallbacks by the names that the policy knows them by."""
+        return self._resources.fallbacks
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The handlers of escalations by name."""
+        return self._resources.handlers
+
+    def with_scorer(self, scorer: Scorer) -> Guard:
+        """Return a guard that shares all parts with this one but its scorer. It owns nothing: close this one.
+
+        Args:
+            scorer: for the same model; it is not checked again.
+        """
+        twin = copy.copy(self)
+        twin._owned = ExitStack()
+        twin._resources = replace(self._resources, own=replace(self._resources.own, scorer=scorer))
+        return twin
 
     @classmethod
     def load(
@@ -135,9 +175,12 @@ class Guard:
         given = as_named("fallbacks", fallbacks, FALLBACKS)
         as_named("handlers", handlers, HANDLERS)  # before the weights are loaded
         with ExitStack() as loaded:
-            options = {**fitted.artefact.binding.engine_options, **(engine_options or {})}
-            own = loaded.enter_context(load_engine(model, engine=engine, **options))
-            declared = _declared_fallbacks(chosen, leave_out=given, loaded=loaded)
+
+            def load(model: str | Path, options: Mapping[str, Any], engine: str | None = None) -> Engine:
+                return loaded.enter_context(load_engine(model, engine=engine, **options))
+
+            own = load(model, loading_options(fitted, engine_options), engine)
+            declared = declared_sources(chosen, given=given, load=load)
             guard = cls(
                 own,
                 fitted,
@@ -149,7 +192,7 @@ class Guard:
                 certificate=certificate,
                 template_options=template_options,
             )
-            guard._loaded = loaded.pop_all()
+            guard._owned.push(loaded.pop_all())
             return guard
 
     def ask(
@@ -180,8 +223,7 @@ class Guard:
             CancelledError: cancelled from outside.
         """
         call = self._call(prompt, route, sampling, limits, metadata, template_options)
-        tenacity.Retrying(**call.bounds)(call.attempt)
-        return call.finish()
+        return drive(call.steps())
 
     async def aask(
         self,
@@ -195,28 +237,23 @@ class Guard:
     ) -> Outcome:
         """`ask` without blocking the event loop; cancelling the task stops the generation."""
         call = self._call(prompt, route, sampling, limits, metadata, template_options)
-        await tenacity.AsyncRetrying(**call.bounds)(call.aattempt)
-        return await call.afinish()
+        return await adrive(call.steps())
 
     def attempts(
         self, prompt: PromptLike, *, route: str | None = None, limits: Limits | None = None
     ) -> tuple[Attempt, ...]:
-        """All attempts of a guarded call, without carrying out its last decision: nobody is told anything.
+        """Make the attempts of a guarded call without carrying out its last decision; no handler gets the case.
 
         Raises:
             InputError, PromptTooLongError, ChatTemplateError: the question cannot be put.
         """
         call = self._call(prompt, route, Sampling(), limits, None)
-        tenacity.Retrying(**call.bounds)(call.attempt)
+        drive(call.attempts())
         return tuple(call.state.attempts)
 
     def fingerprint(self, policy: Policy, route: str | None = None) -> Fingerprint:
-        """What a certificate for a route of this policy, with this model and scorer, holds for."""
-        return Fingerprint(
-            own=_answering(self.engine, self.scorer, self.template_options),
-            fallbacks={name: _source_fingerprint(self.sources[name]) for name in fallbacks_of(policy.plan(route))},
-            procedure_sha256=procedure_sha256(policy, route),
-        )
+        """Return what a certificate for a route of this policy, with this model and scorer, is bound to."""
+        return _fingerprint(self._resources.own, self.sources, self.template_options, policy, route)
 
     def score(self, prompt: PromptLike, response: str) -> Score:
         """Score an answer that exists already, by running the model over it.
@@ -226,12 +263,13 @@ class Guard:
         Raises:
             CaptureError: its signals could not be recorded.
         """
-        observer = self._observer()
+        own = self._resources.own
+        observer = own.observer()
         if isinstance(prompt, str) and self.scorer.artefact.prompting.completion and not response[:1].isspace():
             response = f" {response}"
         asked = self.prompt_of(prompt)
-        generation = self.engine.generate(asked, observer=observer, completion=response)
-        return score_of(generation, observer, self.scorer, asked)
+        generation = own.engine.generate(asked, observer=observer, completion=response)
+        return own.score(generation, observer, asked)
 
     def prompt_of(self, prompt: PromptLike) -> Prompt:
         """The prompt that a question, messages or a prompt stand for."""
@@ -252,11 +290,11 @@ class Guard:
         return Limits(max_tokens=prompting.max_tokens, stop=COMPLETION_STOP if prompting.completion else ())
 
     def close(self) -> None:
-        """Free the engines, and close the store if it was opened here."""
-        self.engine.close()
-        self._loaded.close()
-        if self._owned_store is not None:
-            self._owned_store.close()
+        """Close what this guard has loaded itself: the engines of `Guard.load`, and the store if it was opened here.
+
+        An engine or a `Store` that was passed in is its owner's to close.
+        """
+        self._owned.close()
 
     def __enter__(self) -> Self:
         return self
@@ -283,101 +321,65 @@ class Guard:
         built = self.prompt_of(prompt)
         if template_options:
             built = replace(built, template_options={**built.template_options, **template_options})
-        return Call(self, built, sampling, limits, dict(metadata or {}), state)
+        return Call(self._resources, built, sampling, limits, dict(metadata or {}), state)
 
-    def _observer(self) -> SignatureObserver:
-        return SignatureObserver(temperatures=self.scorer.schema.temperatures)
+    def _opened(self, store: Store | str | Path | None) -> Store:
+        """Return the store for ``review``; one that is opened here is closed with the guard."""
+        from guard.review.store import Store
 
-    def _check_fallbacks(self, policy: Policy) -> None:
-        for name in policy.fallback_names():
-            if name not in self.sources:
-                raise InputError(
-                    f"The policy '{policy.name}' falls back to '{name}', which is not there",
-                    fix=did_you_mean(name, self.sources) or "Pass it in fallbacks=, or declare it in the policy",
-                )
-
-    def _check_ood_score(self, policy: Policy) -> None:
-        """Every score that the policy decides on must have the ood_score that it needs."""
-        if not policy.needs_ood_score:
-            return
-        sources = {name: self.sources[name] for name in policy.fallback_names()}
-        fallbacks = {name: source.scorer for name, source in sources.items() if isinstance(source, Source)}
-        for name, scorer in {OWN_ENGINE: self.scorer, **fallbacks}.items():
-            if scorer is not None and scorer.artefact.ood_detector is None:
-                raise ScorerError(
-                    f"The policy '{policy.name}' needs ood_score, which the scorer of '{name}' does not give",
-                    why="it was fitted on too few answers, or put together without that part",
-                    fix="Run guard calibrate on more questions, or remove 'out_of_distribution' from the policy",
-                )
-
-    def _with_builtin_handlers(
-        self, given: Mapping[str, Handler], store: Store | str | Path | None
-    ) -> dict[str, Handler]:
-        handlers: dict[str, Handler] = {"log": log_handler, **given}
-        self._owned_store: Store | None = None
-        enforced = self.policy.mode == "enforce"  # in shadow mode nothing is handed to anybody
-        if enforced and "review" in self.policy.handler_names() and "review" not in given:
-            from guard.review.handlers import ReviewQueue
-            from guard.review.store import Store
-
-            if not isinstance(store, Store):
-                store = self._owned_store = Store.open(store)
-            handlers["review"] = ReviewQueue(store)
-        return handlers
+        if isinstance(store, Store):
+            return store
+        opened = Store.open(store)
+        self._owned.callback(opened.close)
+        return opened
 
 
-def capture_point_of(engine: Engine) -> CapturePoint:
-    """Where an engine records; the MLP's output unless it says otherwise."""
-    return getattr(engine, "capture_point", "mlp")
+def _checked_sources(
+    given: Mapping[str, Guard | Source | FallbackFunction], policy: Policy
+) -> dict[str, Source | FallbackFunction]:
+    """Check the fallbacks; those that a rule names must be there."""
+    own = {name: target._resources.own if isinstance(target, Guard) else target for name, target in given.items()}
+    sources = {name: check_source(name, target) for name, target in own.items()}
+    for name in policy.fallback_names():
+        if name not in sources:
+            raise missing_fallback(policy, name, sources, fix="Pass it in fallbacks=, or declare it in the policy")
+    return sources
 
 
-def checked_options(engine: Engine, scorer: Scorer, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The template options to ask with: those given, or else those of the calibration.
-
-    Raises:
-        InputError: the model's chat template does not read one of them.
-    """
-    options = dict(scorer.artefact.prompting.template_options if given is None else given)
-    if isinstance(engine, BaseEngine):
-        engine.check_template_options(options)
-    return options
-
-
-def _answering(engine: Engine, scorer: Scorer | None, options: Mapping[str, Any]) -> Answering:
-    binding = Binding.of(engine.model, capture_point_of(engine))
-    return Answering(model=binding, scorer_sha256=scorer.sha256 if scorer else None, template_options=dict(options))
+def _check_ood_scores(policy: Policy, own: Source, fallbacks: Mapping[str, Source | FallbackFunction]) -> None:
+    """Every score that the policy decides on must have the ood_score that it needs."""
+    if not policy.needs_ood_score:
+        return
+    for source in (own, *(fallbacks[name] for name in policy.fallback_names())):
+        if isinstance(source, Source) and source.scorer is not None and source.scorer.artefact.ood_detector is None:
+            raise ScorerError(
+                f"The policy '{policy.name}' needs ood_score, which the scorer of '{source.name}' does not give",
+                why="it was fitted on too few answers, or put together without that part",
+                fix="Run guard calibrate on more questions, or remove 'out_of_distribution' from the policy",
+            )
 
 
-def _source_fingerprint(source: Source | FallbackFunction) -> Answering | None:
-    if not isinstance(source, Source):
-        return None
-    return _answering(source.engine, source.scorer, source.template_options)
+def _fingerprint(
+    own: Source,
+    fallbacks: Mapping[str, Source | FallbackFunction],
+    template_options: Mapping[str, Any],
+    policy: Policy,
+    route: str | None,
+) -> Fingerprint:
+    named = {name: fallbacks[name] for name in fallbacks_of(policy.plan(route))}
+    return Fingerprint(
+        own=_answering(own, template_options),
+        fallbacks={
+            name: _answering(source, source.template_options) if isinstance(source, Source) else None
+            for name, source in named.items()
+        },
+        procedure_sha256=procedure_sha256(policy, route),
+    )
 
 
-def _source(name: str, target: Guard | Source | FallbackFunction) -> Source | FallbackFunction:
-    """A fallback under the name that the policy knows it by; its scorer must fit its engine too."""
-    if name == OWN_ENGINE:
-        raise InputError(f"A fallback cannot be called '{name}', which stands for the guard's own model")
-    if isinstance(target, Guard | Source):
-        engine, scorer = target.engine, target.scorer
-        if scorer is not None:
-            scorer = scorer.for_model(engine.model, capture_point_of(engine), force=not scorer.calibrated)
-        return Source(name, engine, scorer)
-    if not callable(target):
-        raise InputError(f"The fallback '{name}' is no Guard, Source or callable", why=f"got {type(target).__name__}")
-    return target
-
-
-def _declared_fallbacks(policy: Policy, *, leave_out: Mapping[str, Any], loaded: ExitStack) -> dict[str, Source]:
-    """Load the engines that the policy itself declares and that a rule falls back to."""
-    return {
-        name: _load_source(name, policy.fallbacks[name].model, policy.fallbacks[name].scorer, loaded)
-        for name in policy.fallback_names()
-        if name in policy.fallbacks and name not in leave_out
-    }
-
-
-def _load_source(name: str, model: str, scorer: str | None, loaded: ExitStack) -> Source:
-    fitted = load_scorer(scorer) if scorer else None
-    options: dict[str, Any] = {**fitted.artefact.binding.engine_options} if fitted else {}
-    return Source(name, loaded.enter_context(load_engine(model, **options)), fitted)
+def _answering(source: Source, options: Mapping[str, Any]) -> Answering:
+    return Answering(
+        model=Binding.of(source.engine.model, capture_point_of(source.engine)),
+        scorer_sha256=source.scorer.sha256 if source.scorer else None,
+        template_options=dict(options),
+    )

@@ -1,33 +1,20 @@
-"""The loop of one guarded call: generate, sign, score, decide; bounded in attempts, tokens and time.
+"""One guarded call of an engine: generate, score, decide, until the policy is satisfied; then act.
 
-Decisions are pure (`guard.policy.policy`); a `Call` plans each attempt, settles it, and in the end carries
-out the last decision. The call's state is in its `CallState`.
+`Call.steps` is the whole call, read from top to bottom. Decisions are pure (`guard.policy.policy`); the call's
+state is in its `CallState`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import Any, cast
 
-import tenacity
-
-from guard.engines.protocols import Engine
-from guard.errors import (
-    CancelledError,
-    CaptureError,
-    ChatTemplateError,
-    ForkError,
-    InputError,
-    PromptTooLongError,
-    ScorerError,
-)
+from guard.errors import InputError
 from guard.policy.defects import Defect, defects_of
 from guard.policy.document import Fallback, Retry
-from guard.policy.policy import decide, decide_error
 from guard.records import (
-    Action,
     Attempt,
     Decision,
     Escalation,
@@ -39,51 +26,13 @@ from guard.records import (
     Sampling,
     Score,
 )
-from guard.review.handlers import aescalate, escalate
-from guard.runtime.call_state import OWN_ENGINE, CallState, describe_error
+from guard.review.handlers import NOBODY, aescalate, escalate
+from guard.runtime.call_state import CallState, describe_error
 from guard.runtime.deadline import acall_within, call_within
-from guard.scoring.scorer import Scorer
+from guard.runtime.resources import Resources
+from guard.runtime.sources import FallbackFunction, Source
+from guard.runtime.steps import Step, Steps
 from guard.scoring.signature import SignatureObserver
-
-if TYPE_CHECKING:
-    from guard.runtime.guard import Guard
-
-#: A fallback that is no engine: it answers a prompt by its own means, and its answer is final.
-#: May be a coroutine function.
-FallbackFunction = Callable[[Prompt], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """An engine with the scorer that fits it. Without a scorer its answers count as failed scoring."""
-
-    name: str
-    engine: Engine
-    scorer: Scorer | None
-
-    @property
-    def template_options(self) -> Mapping[str, Any]:
-        """Those that the scorer was calibrated with."""
-        return self.scorer.artefact.prompting.template_options if self.scorer else {}
-
-    def own_prompt(self, prompt: Prompt) -> Prompt:
-        """Another model's prompt for this one: its chat template has options of its own."""
-        return replace(prompt, template_options=self.template_options)
-
-
-def score_of(generation: Generation, observer: SignatureObserver, scorer: Scorer, prompt: Prompt) -> Score:
-    """Score the answer to a prompt, whose activations an observer has seen.
-
-    The score of a sampled answer is uncalibrated, and that of one under other template options than the scorer's.
-
-    Raises:
-        CaptureError: the activations are missing or not finite.
-    """
-    if generation.capture_error:
-        raise CaptureError("The layers were not recorded", why=generation.capture_error)
-    score = scorer.score(generation.signals(observer.signature()))
-    same_options = prompt.messages is None or prompt.template_options == scorer.artefact.prompting.template_options
-    return score if generation.sampling.is_greedy and same_options else replace(score, calibrated=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +83,7 @@ class AttemptPlan:
         """Get the answer."""
         if self.source is None:
             return self._answered(call_within(self._function(), self.prompt, self._seconds, name=self.name))
-        observer = self._observer()
+        observer = self.source.observer()
         generation = self.source.engine.generate(
             self.prompt, sampling=self.sampling, limits=self.limits, observer=observer
         )
@@ -144,7 +93,7 @@ class AttemptPlan:
         """`run` without blocking the event loop."""
         if self.source is None:
             return self._answered(await acall_within(self._function(), self.prompt, self._seconds, name=self.name))
-        observer = self._observer()
+        observer = self.source.observer()
         generation = await self.source.engine.agenerate(
             self.prompt, sampling=self.sampling, limits=self.limits, observer=observer
         )
@@ -154,18 +103,9 @@ class AttemptPlan:
         """The score of what came back; None for a callable's answer, which is final."""
         if self.source is None:
             return None
-        if self.source.scorer is None:
-            raise ScorerError(
-                f"The fallback '{self.name}' has no scorer", fix="Fit one with guard calibrate and declare it"
-            )
         assert result.generation is not None
         assert result.observer is not None
-        return score_of(result.generation, result.observer, self.source.scorer, self.prompt)
-
-    def _observer(self) -> SignatureObserver:
-        assert self.source is not None
-        scorer = self.source.scorer
-        return SignatureObserver(temperatures=scorer.schema.temperatures if scorer else (1.0,))
+        return self.source.score(result.generation, result.observer, self.prompt)
 
     @property
     def _seconds(self) -> float:
@@ -185,63 +125,56 @@ class AttemptPlan:
 
 @dataclass(slots=True)
 class Call:
-    """One guarded call: plans each attempt, settles it, and carries out the last decision."""
+    """One guarded call."""
 
-    guard: Guard
+    resources: Resources
     prompt: Prompt
     sampling: Sampling
     limits: Limits
     metadata: dict[str, Any]
     state: CallState
 
-    @property
-    def bounds(self) -> dict[str, Any]:
-        """For tenacity: go on while the policy wants another attempt, within the budget."""
-        return {
-            "retry": tenacity.retry_if_result(lambda goes_on: bool(goes_on)),
-            "stop": tenacity.stop_after_attempt(self.state.budget.attempts),
-            "wait": tenacity.wait_none(),
-            "retry_error_callback": lambda _: None,
-        }
+    def steps(self) -> Steps[Outcome]:
+        """Make attempts until the policy wants no other, then carry out its last decision."""
+        yield from self.attempts()
+        self.state.check_abstention()
+        delivery = NOBODY
+        if self.state.escalate_to:
+            delivery = yield self._escalate()
+        return self.state.outcome(delivery=delivery)
+
+    def attempts(self) -> Steps[None]:
+        """Make attempts until the policy wants no other; the budget bounds them."""
+        for _ in range(self.state.budget.attempts):
+            plan = self._plan()
+            try:
+                result = yield Step(plan.run, plan.arun)
+            except Exception as error:  # noqa: BLE001 - becomes the policy's action, or is raised there
+                wants_another = self._fail(plan, error)
+            else:
+                wants_another = self._settle(plan, result)
+            if not wants_another:
+                return
 
     # -- one attempt ---------------------------------------------------------------------------
 
-    def attempt(self) -> bool:
-        """Generate, sign, score, decide; whether to go on."""
-        plan = self._plan()
-        try:
-            result = plan.run()
-        except Exception as error:  # noqa: BLE001 - becomes the policy's action, or is raised there
-            return self._fail(plan, error)
-        return self._settle(plan, result)
-
-    async def aattempt(self) -> bool:
-        """`attempt` without blocking the event loop."""
-        plan = self._plan()
-        try:
-            result = await plan.arun()
-        except Exception as error:  # noqa: BLE001 - as above
-            return self._fail(plan, error)
-        return self._settle(plan, result)
-
     def _plan(self) -> AttemptPlan:
-        """What to run next: the model, or what the last decision says."""
-        settings, limits = self.state.settings, self._limits_left()
+        """Return what to run next: the model, or what the last decision says."""
+        settings, limits, resources = self.state.settings, self._limits_left(), self.resources
         if isinstance(settings, Fallback) and settings.to is not None:
-            target = self.guard.sources[settings.to]
+            target = resources.fallbacks[settings.to]
             if isinstance(target, Source):
                 return AttemptPlan(target, target.own_prompt(self.prompt), self.sampling, limits)
             return AttemptPlan(None, self.prompt, self.sampling, limits, function=(settings.to, target))
-        own = Source(OWN_ENGINE, self.guard.engine, self.guard.scorer)
         if isinstance(settings, Retry):
             instruction = settings.instruction
             prompt = self.prompt.with_instruction(instruction) if instruction else self.prompt
             limits = self._limits_left(settings.max_tokens)
-            return AttemptPlan(own, prompt, settings.sampling(self.state.usage.retries), limits)
-        return AttemptPlan(own, self.prompt, self.sampling, limits)
+            return AttemptPlan(resources.own, prompt, settings.sampling(self.state.usage.retries), limits)
+        return AttemptPlan(resources.own, self.prompt, self.sampling, limits)
 
     def _limits_left(self, max_tokens: int | None = None) -> Limits:
-        """The call's limits, within what is left of the policy's budget; shadow mode changes nothing.
+        """Return the call's limits, within what is left of the policy's budget; shadow mode changes nothing.
 
         Args:
             max_tokens: of the attempt, in place of the call's.
@@ -257,7 +190,7 @@ class Call:
         return replace(self.limits, max_tokens=tokens, timeout_s=min(seconds, self.limits.timeout_s or seconds))
 
     def _settle(self, plan: AttemptPlan, result: Result) -> bool:
-        """Score what came back and decide about it."""
+        """Score what came back and decide about it; return whether another attempt follows."""
         self.state.note_use(prompt_tokens=result.prompt_tokens, completion_tokens=result.completion_tokens)
         error = None
         try:
@@ -267,28 +200,16 @@ class Call:
         return self._keep(plan, result, score, self._decide(score, error, result.defects), error)
 
     def _fail(self, plan: AttemptPlan, error: Exception) -> bool:
-        """There is no answer: bad questions are the caller's, the rest is the policy's.
-
-        Once the model has answered, the question was good; what fails then is the policy's too.
-        """
-        state = self.state
-        question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not state.attempts
-        if question or isinstance(error, CancelledError | ForkError) or state.shadow:
-            raise error
-        state.note_use()
-        decision = self._decide(None, describe_error(error), ())
-        if decision.action is Action.ACCEPT:  # there is nothing to accept
-            raise error
-        return self._keep(plan, None, None, decision, describe_error(error))
+        """Decide where there is no answer, or raise what is the caller's fault."""
+        self.state.note_use()
+        return self._keep(plan, None, None, self.state.decide_failure(error), describe_error(error))
 
     def _decide(self, score: Score | None, error: str | None, defects: tuple[Defect, ...]) -> Decision:
-        state = self.state
-        context: dict[str, Any] = {"route": state.route, "usage": state.usage, "defects": defects}
         if error is not None:
-            return decide_error(state.policy, error=error, **context)
-        if score is None:  # a callable has answered
-            return state.trusted(defects)
-        return decide(state.policy, p_wrong=score.p_wrong, ood_score=score.ood_score, **context)
+            return self.state.decide_error(error, defects=defects)
+        if score is None:  # a function has answered
+            return self.state.trusted(defects)
+        return self.state.decide(score, defects=defects)
 
     def _keep(
         self, plan: AttemptPlan, result: Result | None, score: Score | None, decision: Decision, error: str | None
@@ -311,32 +232,21 @@ class Call:
 
     # -- the last decision ---------------------------------------------------------------------
 
-    def finish(self) -> Outcome:
-        """Carry out the last decision."""
-        state, guard = self.state, self.guard
-        state.check_abstention()
-        if not state.escalate_to:
-            return state.outcome()
-        delivery = escalate(
-            self._escalation(), handlers=guard.handlers, to=state.escalate_to, timeout_s=guard.handler_timeout_s
-        )
-        return state.outcome(delivery=delivery)
+    def _escalate(self) -> Step:
+        """Hand the case to the handlers that the policy names."""
+        resources = self.resources
+        given: dict[str, Any] = {
+            "handlers": resources.handlers,
+            "to": self.state.escalate_to,
+            "timeout_s": resources.handler_timeout_s,
+        }
+        case = self._case()
+        return Step(partial(escalate, case, **given), partial(aescalate, case, **given))
 
-    async def afinish(self) -> Outcome:
-        """`finish` without blocking the event loop."""
-        state, guard = self.state, self.guard
-        state.check_abstention()
-        if not state.escalate_to:
-            return state.outcome()
-        delivery = await aescalate(
-            self._escalation(), handlers=guard.handlers, to=state.escalate_to, timeout_s=guard.handler_timeout_s
-        )
-        return state.outcome(delivery=delivery)
-
-    def _escalation(self) -> Escalation:
+    def _case(self) -> Escalation:
         return self.state.escalation(
             question=self.prompt.question,
             prompt=self.prompt,
-            model=self.guard.engine.model.name,
+            model=self.resources.own.engine.model.name,
             metadata=self.metadata,
         )

@@ -43,7 +43,7 @@ from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
 from guard.langchain.chat.shared_engines import shared_engine
 from guard.records import Limits, Prompt, Sampling
 from guard.runtime.guard import Guard
-from guard.runtime.loop import score_of
+from guard.runtime.sources import score_of
 from guard.scoring.signature import SignatureObserver
 
 pytestmark = pytest.mark.model

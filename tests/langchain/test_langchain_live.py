@@ -19,7 +19,7 @@ from guard.errors import AbstainedError
 from guard.langchain import RetractedError, guarded
 from guard.langchain.chat.stream_monitor import TOKENS_BETWEEN, Watch
 from guard.records import Action, Limits, Prompt, Score
-from guard.runtime.loop import score_of
+from guard.runtime.sources import score_of
 from guard.scoring.signature import SignatureObserver
 
 PROMPT = ChatPromptTemplate.from_messages([("human", "{q}")])

@@ -34,7 +34,7 @@ from guard.policy.policy import (
 )
 from guard.records import Action
 from guard.runtime.guard import Guard
-from guard.runtime.loop import Source
+from guard.runtime.sources import Source
 from guard.scoring.scorer import Scorer
 
 ROUTES = f"""{LADDER}

@@ -22,7 +22,7 @@ from guard.policy.guarantee import asks_again, fallbacks_of, procedure_sha256, t
 from guard.policy.policy import InvalidPolicyError, Policy, decide, decide_error, json_schema, load_policy, parse_policy
 from guard.records import Action, Escalation, Limits, Outcome, Prompt, Sampling
 from guard.runtime.guard import Guard
-from guard.runtime.loop import Source
+from guard.runtime.sources import Source
 
 RULES = "rules: [{accept: {below: 0.5}}, {abstain: {text: By the rules.}}]\n"
 CLOSED = f"{RULES}on_error: {{abstain: {{text: On error.}}}}\n"

@@ -40,8 +40,8 @@ from guard.errors import (
 )
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Escalation, Floats, Limits, Outcome, Prompt, Sampling
-from guard.runtime.guard import Guard, capture_point_of
-from guard.runtime.loop import Source
+from guard.runtime.guard import Guard
+from guard.runtime.sources import Source, capture_point_of
 from guard.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -614,13 +614,6 @@ def test_scoring_an_answer_that_exists() -> None:
     engine.activations_at = lambda prompt, number: np.zeros((LAYERS, WIDTH), np.float32)
     with pytest.raises(Exception, match="not recorded"):
         guard.score("why?", "42")
-
-
-def test_closing_frees_the_engine() -> None:
-    engine = scripted(("42", 0.1))
-    with guarded(engine) as guard:
-        guard.ask("why?")
-    assert engine.closed == 1
 
 
 # -- shadow mode -------------------------------------------------------------------------------

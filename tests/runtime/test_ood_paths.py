@@ -30,7 +30,7 @@ from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, trial_p
 from guard.policy.policy import Calls, Policy, Usage, parse_policy
 from guard.records import Action, Floats, Limits, Prompt, Score, Signals
 from guard.runtime.guard import Guard
-from guard.runtime.loop import Source
+from guard.runtime.sources import Source
 from guard.scoring.ood import fit_ood_detector
 from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver

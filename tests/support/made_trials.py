@@ -12,7 +12,7 @@ from guard.policy.policy import Policy
 from guard.records import Prompt
 from guard.review.handlers import Handler
 from guard.runtime.guard import Guard
-from guard.runtime.loop import Source
+from guard.runtime.sources import Source
 
 LADDER = """rules:
   - accept: {max_error_rate: 0.1, confidence: 0.9}

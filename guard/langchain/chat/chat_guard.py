@@ -43,8 +43,8 @@ from guard.langchain.messages import chat_turns
 from guard.policy.policy import load_policy
 from guard.records import Limits, Prompt, Sampling
 from guard.review.handlers import HANDLERS, as_named
-from guard.runtime.guard import FALLBACKS, Guard, capture_point_of, checked_options
-from guard.runtime.loop import Source
+from guard.runtime.guard import Guard
+from guard.runtime.sources import FALLBACKS, bind_scorer, checked_options, declared_sources, loading_options
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 
 #: What a call may set in place of the model's own fields.
@@ -176,12 +176,12 @@ class ChatGuard(RoutedChatModel):
         if not isinstance(fitted, Scorer):
             fitted = load_scorer(shipped_scorer() if fitted is None else fitted)
         engine = self._engine(fitted)
-        scorer = fitted.for_model(engine.model, capture_point_of(engine), force=self.force_scorer)
+        scorer = bind_scorer(fitted, engine, force=self.force_scorer)
         return Runtime(engine, scorer, self._make_guard(engine, scorer))
 
     def _engine(self, fitted: Scorer) -> Engine:
         if self.engine is None or isinstance(self.engine, str):
-            options = {**fitted.artefact.binding.engine_options, **(self.engine_options or {})}
+            options = loading_options(fitted, self.engine_options)
             return shared_engine(self.model, engine=self.engine, options=options)
         ready: Engine = self.engine
         return ready
@@ -202,11 +202,9 @@ class ChatGuard(RoutedChatModel):
                 f"The policy '{policy.name}' streams live, and a model that decides by itself holds its answers",
                 fix="Write streaming: hold, or put guarded(model, policy=...) around a model without a policy",
             )
-        declared = {
-            name: _declared_source(name, target.model, load_scorer(target.scorer) if target.scorer else None)
-            for name, target in policy.fallbacks.items()
-            if name not in self.fallbacks and name in policy.fallback_names()
-        }
+        declared = declared_sources(
+            policy, given=self.fallbacks, load=lambda model, options: shared_engine(model, options=options)
+        )
         return Guard(
             engine,
             scorer,
@@ -483,10 +481,3 @@ class ChatGuard(RoutedChatModel):
             "wait": tenacity.wait_none(),
             "reraise": True,
         }
-
-
-def _declared_source(name: str, model: str, scorer: Scorer | None) -> Source:
-    """A fallback that the policy declares, loaded as its scorer was calibrated."""
-    return Source(
-        name, shared_engine(model, options=scorer.artefact.binding.engine_options if scorer else None), scorer
-    )

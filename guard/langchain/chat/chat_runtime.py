@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, closing
@@ -23,7 +22,7 @@ from guard.langchain.messages import REASONING
 from guard.langchain.metadata import KEY, decision_metadata, score_metadata
 from guard.records import Generation, Limits, Outcome, Prompt, Sampling, Score, Signals, Signature
 from guard.runtime.call_state import OWN_ENGINE
-from guard.runtime.loop import score_of
+from guard.runtime.sources import score_of
 from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver
 
@@ -134,9 +133,8 @@ class Runtime:
     def _keeping_signature(self) -> tuple[Guard, _SignatureKeeper]:
         """The guard, with a scorer of this one call that remembers the signature it has read."""
         assert self.guard is not None
-        guard = copy.copy(self.guard)
-        guard.scorer = keeper = _SignatureKeeper(self.scorer)
-        return guard, keeper
+        keeper = _SignatureKeeper(self.scorer)
+        return self.guard.with_scorer(keeper), keeper
 
     def _message(self, asked: Asked, generation: Generation, observer: SignatureObserver) -> AIMessage:
         content = _parsed(asked, generation.text, generation.reasoning)

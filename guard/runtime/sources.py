@@ -1,0 +1,165 @@
+"""Who can answer in a guarded call: engines with their scorers, and functions.
+
+Guards, chat models and chains load and check their sources here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from guard.engines.base import BaseEngine
+from guard.engines.protocols import Engine
+from guard.errors import CaptureError, InputError, ScorerError, did_you_mean
+from guard.policy.policy import Policy
+from guard.records import CapturePoint, Generation, Prompt, Score
+from guard.runtime.call_state import OWN_ENGINE
+from guard.scoring.scorer import Scorer, load_scorer
+from guard.scoring.signature import SignatureObserver
+
+#: A fallback that is no engine: it answers a prompt by its own means, and its answer is final.
+#: May be a coroutine function.
+FallbackFunction = Callable[[Prompt], Any]
+
+#: What fallbacks are, for errors.
+FALLBACKS = "guards, sources or functions of one Prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An engine with the scorer that fits it. Without a scorer its answers count as failed scoring."""
+
+    name: str
+    engine: Engine
+    scorer: Scorer | None
+
+    @property
+    def template_options(self) -> Mapping[str, Any]:
+        """Those that the scorer was calibrated with."""
+        return self.scorer.artefact.prompting.template_options if self.scorer else {}
+
+    def own_prompt(self, prompt: Prompt) -> Prompt:
+        """Return another model's prompt for this one: its chat template has options of its own."""
+        return replace(prompt, template_options=self.template_options)
+
+    def observer(self) -> SignatureObserver:
+        """Return an observer of one generation, which records what the scorer reads."""
+        return SignatureObserver(temperatures=self.scorer.schema.temperatures if self.scorer else (1.0,))
+
+    def score(self, generation: Generation, observer: SignatureObserver, prompt: Prompt) -> Score:
+        """Score this engine's answer to a prompt; errors as for `score_of`.
+
+        Raises:
+            ScorerError: there is no scorer.
+        """
+        if self.scorer is None:
+            raise ScorerError(
+                f"The fallback '{self.name}' has no scorer", fix="Fit one with guard calibrate and declare it"
+            )
+        return score_of(generation, observer, self.scorer, prompt)
+
+
+def score_of(generation: Generation, observer: SignatureObserver, scorer: Scorer, prompt: Prompt) -> Score:
+    """Score the answer to a prompt, whose activations an observer has recorded.
+
+    The score is uncalibrated where the answer was sampled, or the template options are not those of the calibration.
+
+    Raises:
+        CaptureError: the activations are missing or not finite.
+    """
+    if generation.capture_error:
+        raise CaptureError("The layers were not recorded", why=generation.capture_error)
+    score = scorer.score(generation.signals(observer.signature()))
+    same_options = prompt.messages is None or prompt.template_options == scorer.artefact.prompting.template_options
+    return score if generation.sampling.is_greedy and same_options else replace(score, calibrated=False)
+
+
+# -- engines and their scorers -----------------------------------------------------------------
+
+
+def capture_point_of(engine: Engine) -> CapturePoint:
+    """Return where an engine records: the MLP's output unless it says otherwise."""
+    return getattr(engine, "capture_point", "mlp")
+
+
+def bind_scorer(scorer: Scorer, engine: Engine, *, force: bool = False) -> Scorer:
+    """Return the scorer for an engine's answers; see `Scorer.for_model`.
+
+    Raises:
+        ScorerMismatchError: fitted on another model or at another capture point, and not forced.
+    """
+    return scorer.for_model(engine.model, capture_point_of(engine), force=force)
+
+
+def loading_options(scorer: Scorer | None, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the options to load an engine with, so that it records and prompts as in the scorer's calibration.
+
+    Args:
+        scorer: of the engine's answers, if there is one.
+        given: the caller's own options, which win.
+    """
+    return {**(scorer.artefact.binding.engine_options if scorer else {}), **(given or {})}
+
+
+def checked_options(engine: Engine, scorer: Scorer, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the template options to ask with: those given, or else those of the calibration.
+
+    Raises:
+        InputError: the model's chat template does not read one of them.
+    """
+    options = dict(scorer.artefact.prompting.template_options if given is None else given)
+    if isinstance(engine, BaseEngine):
+        engine.check_template_options(options)
+    return options
+
+
+# -- fallbacks by name -------------------------------------------------------------------------
+
+
+def check_source(name: str, target: Source | FallbackFunction) -> Source | FallbackFunction:
+    """Return a fallback under the name that the policy knows it by; its scorer must fit its engine.
+
+    Raises:
+        InputError: the name is the model's own, or the target is neither a source nor callable.
+        ScorerMismatchError: the scorer was fitted on another model.
+    """
+    if name == OWN_ENGINE:
+        raise InputError(f"A fallback cannot be called '{name}', which stands for the guard's own model")
+    if isinstance(target, Source):
+        scorer = target.scorer
+        if scorer is not None:
+            scorer = bind_scorer(scorer, target.engine, force=not scorer.calibrated)
+        return Source(name, target.engine, scorer)
+    if not callable(target):
+        raise InputError(f"The fallback '{name}' is no Guard, Source or callable", why=f"got {type(target).__name__}")
+    return target
+
+
+def declared_sources(
+    policy: Policy, *, given: Mapping[str, Any], load: Callable[[str, dict[str, Any]], Engine]
+) -> dict[str, Source]:
+    """Load the engines that a policy declares and that one of its rules falls back to.
+
+    Args:
+        policy: names them.
+        given: fallbacks that the caller gives; they take the place of declared ones.
+        load: loads a model with the options that its scorer needs. What it loads is its caller's to close.
+    """
+    wanted = [name for name in policy.fallback_names() if name in policy.fallbacks and name not in given]
+    return {name: _declared(name, policy, load) for name in wanted}
+
+
+def _declared(name: str, policy: Policy, load: Callable[[str, dict[str, Any]], Engine]) -> Source:
+    declared = policy.fallbacks[name]
+    scorer = load_scorer(declared.scorer) if declared.scorer else None
+    return Source(name, load(declared.model, loading_options(scorer)), scorer)
+
+
+def missing_fallback(policy: Policy, name: str, known: Mapping[str, Any], *, why: str = "", fix: str) -> InputError:
+    """Return the error of a policy that falls back to a name which nobody has given or declared."""
+    return InputError(
+        f"The policy '{policy.name}' falls back to '{name}', which is not there",
+        why=why,
+        fix=did_you_mean(name, known) or fix,
+    )
