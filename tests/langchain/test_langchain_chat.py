@@ -130,10 +130,11 @@ def test_the_score_is_that_of_the_engines_own_generation() -> None:
     message = model().invoke("Name a colour.")
     scorer, engine = scorer_for(embedded()), embedded()
     observer = SignatureObserver()
-    generation = engine.generate(Prompt.chat("Name a colour."), limits=Limits(8), observer=observer)
+    prompt = Prompt.chat("Name a colour.")
+    generation = engine.generate(prompt, limits=Limits(8), observer=observer)
     scored = read_score(message)
     assert scored is not None
-    assert scored.p_wrong == score_of(generation, observer, scorer).p_wrong
+    assert scored.p_wrong == score_of(generation, observer, scorer, prompt).p_wrong
     assert message.content == generation.text
     summary = message.response_metadata["guard"]["signature"]
     divergences = observer.signature().maps[0, observer.signature().aggregates.index("mean")]

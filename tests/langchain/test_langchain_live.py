@@ -94,7 +94,7 @@ def test_an_answer_over_the_line_is_stopped_while_it_grows(how: str) -> None:
     observer = SignatureObserver()
     prompt = Prompt.chat(ASKED["q"])
     start = embedded().generate(prompt, limits=Limits(TOKENS_BETWEEN), observer=observer)
-    expected = score_of(start, observer, scorer_for(embedded())).p_wrong
+    expected = score_of(start, observer, scorer_for(embedded()), prompt).p_wrong
     assert error.outcome.p_wrong == pytest.approx(expected, rel=1e-6)
     assert "".join(chunks) == start.text[: len("".join(chunks))]
 
@@ -185,5 +185,6 @@ def test_running_scores_are_those_of_answers_that_end_there() -> None:
     wanted = []
     for tokens in (3, 6, 9):
         own = SignatureObserver()
-        wanted.append(score_of(engine.generate(prompt, limits=Limits(tokens), observer=own), own, scorer).p_wrong)
+        answer = engine.generate(prompt, limits=Limits(tokens), observer=own)
+        wanted.append(score_of(answer, own, scorer, prompt).p_wrong)
     assert np.allclose(seen, wanted, rtol=1e-6)

@@ -72,7 +72,7 @@ def test_an_engine_that_was_passed_in_stays_open(tmp_path: Path) -> None:
 
 def test_a_store_is_closed_by_who_opened_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[Store] = []
-    monkeypatch.setattr(Store, "close", closed.append)
+    monkeypatch.setattr(Store, "close", lambda store: closed.append(store))
     made(store=Store.open(tmp_path / "given.db"))[0].close()
     assert not closed
     guarded, _ = made(store=tmp_path / "reviews.db")
