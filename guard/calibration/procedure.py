@@ -21,7 +21,7 @@ from guard.data.run_settings import how_to_ask, settings_of_run
 from guard.data.sets import DataSource, OnBad
 from guard.data.sqlite_journal import row_key
 from guard.files.output_file import check_writable, journal_of
-from guard.runtime.guard import capture_point_of
+from guard.runtime.sources import capture_point_of
 
 
 @dataclass(frozen=True, slots=True)
