@@ -60,7 +60,7 @@ def langchain_oldest(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
-@nox.parametrize("extra", USES)
+@nox.parametrize("extra", list(USES))
 def wheel(session: nox.Session, extra: str) -> None:
     """The built wheel, with each extra alone: it imports, finds its data files, and does what the extra is for."""
     dist = Path(session.create_tmp()) / "dist"
