@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, contextmanager
@@ -53,6 +53,7 @@ class Request:
     observer: Observer | None
     interrupt: Interrupt
     completion: str | None = None
+    on_token: Callable[[TokenSignals], None] | None = None
     tokens: Sequence[int] = ()  # of the prompt
 
 
@@ -125,9 +126,6 @@ class BaseEngine(ABC):
         """Id of the single token, special ones included, with exactly this text."""
         return None
 
-    def _answered(self, signals: TokenSignals) -> None:  # noqa: B027 - most engines have nothing to do
-        """Called for each token of the answer when it is known to be one, before its text is shown."""
-
     # -- what every engine offers --------------------------------------------------------------
 
     def generate(
@@ -197,9 +195,17 @@ class BaseEngine(ABC):
         limits: Limits = Limits(),  # noqa: B008
         observer: Observer | None = None,
         cancel: threading.Event | None = None,
+        on_token: Callable[[TokenSignals], None] | None = None,
     ) -> Iterator[Chunk]:
-        """Answer piece by piece; the last chunk has the `Generation`. Closing the iterator cancels."""
+        """Answer piece by piece; the last chunk has the `Generation`. Closing the iterator cancels.
+
+        Args:
+            prompt, sampling, limits, observer, cancel: as for `generate`.
+            on_token: called for each token of the answer except the end token, before its text is yielded; an
+                exception that it raises ends the stream.
+        """
         request = self._request(prompt, sampling, limits, observer, cancel, None)
+        request.on_token = on_token
         self._encode(request)
         with self._turn(request) as queue_s:
             generation = yield from chunks(self._run(request, queue_s))
@@ -212,10 +218,12 @@ class BaseEngine(ABC):
         sampling: Sampling = Sampling(),  # noqa: B008
         limits: Limits = Limits(),  # noqa: B008
         observer: Observer | None = None,
+        on_token: Callable[[TokenSignals], None] | None = None,
     ) -> AsyncIterator[Chunk]:
         """`stream` without blocking the event loop."""
         cancel = threading.Event()
         request = self._request(prompt, sampling, limits, observer, cancel, None)
+        request.on_token = on_token
         await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, request)
         ticket, queue_s = await self._aturn(request)
         run = self._run(request, queue_s)
@@ -346,7 +354,7 @@ class BaseEngine(ABC):
         stop = request.limits.stop if forced is None else ()
         reading = self._reader.reading(tokens, stop=stop, tools=bool(request.prompt.tools))
         observer = request.observer
-        answer = GrowingAnswer(reading, observer, self._answered)
+        answer = GrowingAnswer(reading, observer, request.on_token)
         finish: FinishReason = "length"
         rng = np.random.default_rng(request.sampling.seed)
 

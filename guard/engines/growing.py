@@ -115,14 +115,16 @@ class GrowingAnswer:
         stopped: whether by a stop string.
     """
 
-    def __init__(self, reading: Reading, observer: Observing | None, answered: Callable[[TokenSignals], None]) -> None:
+    def __init__(
+        self, reading: Reading, observer: Observing | None, on_token: Callable[[TokenSignals], None] | None
+    ) -> None:
         """
         Args:
             reading: from tokens to text.
             observer: gets the layers of each token of the answer.
-            answered: called for each such token but the end token.
+            on_token: called for each such token except the end token.
         """
-        self._reading, self._observer, self._answered = reading, observer, answered
+        self._reading, self._observer, self._on_token = reading, observer, on_token or _ignore
         self._text = StopStringFilter(reading.stop)
         self._tokens: list[int] = []
         self._signals: list[TokenSignals] = []
@@ -223,7 +225,7 @@ class GrowingAnswer:
             case "answer":
                 self._release()
                 self._note(at, activations)
-                self._answered(self._signals[at])
+                self._on_token(self._signals[at])
             case "thought":
                 self._held.clear()
             case "undecided":
@@ -244,7 +246,7 @@ class GrowingAnswer:
         held, self._held = self._held, []
         for each in held:
             self._note(each.at, partial(_same, each.activations))
-            self._answered(self._signals[each.at])
+            self._on_token(self._signals[each.at])
 
     def _note(self, at: int, activations: Callable[[], Floats | None]) -> None:
         """Hand a token's layers over. A failure is data for the policy, never the loss of the answer."""
@@ -257,6 +259,10 @@ class GrowingAnswer:
                 self._observer.observe(layers)
         except Exception as error:  # noqa: BLE001 - whatever fails here, the policy decides
             self._capture_error = error_text(error)
+
+
+def _ignore(_: TokenSignals) -> None:
+    """Take a token that nobody asked for."""
 
 
 def _same(activations: Floats | None) -> Floats | None:

@@ -14,13 +14,13 @@ from guard.errors import missing_extra
 if TYPE_CHECKING:
     from guard.langchain.agent.middleware import GuardMiddleware
     from guard.langchain.attempts.accounting import unguarded
+    from guard.langchain.attempts.stream_monitor import RetractedError
     from guard.langchain.attempts.trusted_fallbacks import trusted
     from guard.langchain.chain.guarded_run import GuardedOutcome
     from guard.langchain.chain.guarded_runnable import GuardedRunnable, guarded
     from guard.langchain.chain.run_once import once
     from guard.langchain.chat.chat_guard import ChatGuard
     from guard.langchain.chat.shared_engines import close_engines, shared_engine
-    from guard.langchain.chat.stream_monitor import RetractedError
     from guard.langchain.metadata import ScoredCall, decision_metadata, read_score, score_metadata
 
 #: What the extra installs.
@@ -32,7 +32,7 @@ _HOMES = {
     "GuardMiddleware": "agent.middleware",
     "GuardedOutcome": "chain.guarded_run",
     "GuardedRunnable": "chain.guarded_runnable",
-    "RetractedError": "chat.stream_monitor",
+    "RetractedError": "attempts.stream_monitor",
     "ScoredCall": "metadata",
     "close_engines": "chat.shared_engines",
     "decision_metadata": "metadata",

@@ -1,4 +1,4 @@
-"""LangChain's messages -> guard's prompt."""
+"""Conversion of LangChain messages to guard's prompts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from langchain_core.messages import (
 from guard.content import text_of_content
 from guard.errors import InputError
 
-#: Where a message has the thought that came before it, as with other providers.
+#: Key of a message's ``additional_kwargs`` for the reasoning before it, as with other providers.
 REASONING = "reasoning_content"
 
 
 def chat_turns(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """Messages in the form that chat templates read.
+    """Return messages in the form that chat templates read.
 
     Raises:
-        InputError: a message holds something other than text, or is of a kind that no template has.
+        InputError: a message contains something other than text, or has a type that no template knows.
     """
     return [_turn(message) for message in messages]
 
@@ -37,40 +37,40 @@ def _turn(message: BaseMessage) -> dict[str, Any]:
         case SystemMessage():
             return {"role": "system", "content": text_of(message)}
         case HumanMessage():
-            named = {"name": message.name} if message.name else {}
-            return {"role": "user", "content": text_of(message), **named}
+            name = {"name": message.name} if message.name else {}
+            return {"role": "user", "content": text_of(message), **name}
         case AIMessage():
-            calls = [_called(call) for call in message.tool_calls]
+            calls = [_call(call) for call in message.tool_calls]
             turn: dict[str, Any] = {"role": "assistant", "content": text_of(message)}
             thought = reasoning_of(message)
-            # Templates decide themselves which of their own earlier thoughts a model reads again.
+            # Templates decide which of its earlier reasoning a model reads again.
             turn |= {REASONING: thought} if thought else {}
             return {**turn, "tool_calls": calls} if calls else turn
         case ToolMessage():
-            named = {"name": message.name} if message.name else {}
-            return {"role": "tool", "content": text_of(message), "tool_call_id": message.tool_call_id, **named}
+            name = {"name": message.name} if message.name else {}
+            return {"role": "tool", "content": text_of(message), "tool_call_id": message.tool_call_id, **name}
         case FunctionMessage():
             return {"role": "tool", "content": text_of(message), "name": message.name}
         case ChatMessage():
             return {"role": message.role, "content": text_of(message)}
-    raise InputError(f"A {type(message).__name__} cannot be put to a model")
+    raise InputError(f"A {type(message).__name__} cannot be sent to a model")
 
 
-def _called(call: ToolCall) -> dict[str, Any]:
+def _call(call: ToolCall) -> dict[str, Any]:
     return {"type": "function", "id": call["id"], "function": {"name": call["name"], "arguments": call["args"]}}
 
 
 def reasoning_of(output: Any) -> str | None:
-    """What a model thought before a message; None where it did not, or for anything else."""
+    """Return the reasoning before a message; None without reasoning, and for anything that is no message."""
     thought = output.additional_kwargs.get(REASONING) if isinstance(output, AIMessage) else None
     return thought if isinstance(thought, str) else None
 
 
 def text_of(message: BaseMessage) -> str:
-    """The text of a message.
+    """Return the text of a message.
 
     Raises:
-        InputError: it holds an image, a file, or another block that is no text.
+        InputError: it contains an image, a file, or another block that is not text.
     """
     role = "assistant" if isinstance(message, AIMessage) else message.type
     return text_of_content(message.content, role=role)

@@ -1,21 +1,21 @@
-"""What a scored model writes on its messages, and how a wrapper reads it.
+"""Score metadata on messages: written by scored models, read by wrappers.
 
-Every `AIMessage` of a model that guard scores has ``response_metadata["guard"]``, a plain mapping that
-survives JSON, checkpoints and traces. This module is the only place that knows its keys:
+Every `AIMessage` of a model that guard scores has ``response_metadata["guard"]``, a plain mapping that survives JSON,
+checkpoints and traces. Its keys, which only this module uses:
 
-    p_wrong            probability of being wrong, or None where there is no score
-    baseline_p_wrong   what the token log-probabilities alone would say, or None
+    p_wrong            probability of being wrong, or None without a score
+    baseline_p_wrong   the same from token log-probabilities alone, or None
     ood_score            share of the calibration answers that are more usual, or None
     calibrated         False when the scorer was forced onto another model
-    error              why there is no score, or None
-    tokens             tokens generated, the end token included
+    error              reason why there is no score, or None
+    tokens             generated tokens, including the end token
     prompt_tokens      tokens of the prompt
     signature          {layers, tokens, kl_mean, kl_max, kl_max_pair}, or None
     model              the model's name
-    score_seconds      time to make features and score, or None
+    score_seconds      seconds for features and score, or None
     sampling           {temperature, top_p, top_k, seed}
-    finish_reason      stop, stop_string, or length where the answer is cut; None where that is not known
-    decision           only where a policy has decided inside the model:
+    finish_reason      stop, stop_string, or length (truncated); None if unknown
+    decision           only if a policy decided inside the model:
                        {action, rule, reason, decision_id, route, policy}
 """
 
@@ -36,27 +36,27 @@ from guard.records import Decision, FinishReason, Outcome, Sampling, Score, Sign
 #: The key within ``response_metadata``.
 KEY = "guard"
 
-#: Where other providers say how an answer ended, and what they call the token limit.
+#: Keys under which other providers report how an answer ended, and their names for the token limit.
 _ENDINGS, _LIMITS = ("finish_reason", "stop_reason", "done_reason"), frozenset({"length", "max_tokens", "model_length"})
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredCall:
-    """One model call as its message tells of it.
+    """The score metadata of one message.
 
     Attributes:
-        p_wrong: probability of being wrong; None where there is no usable score.
-        baseline_p_wrong: what the token log-probabilities alone would say.
+        p_wrong: probability of being wrong; None without a usable score.
+        baseline_p_wrong: the same from token log-probabilities alone.
         calibrated: False when the scorer was forced onto another model.
-        error: why there is no score; None exactly where ``p_wrong`` is a probability.
-        tokens: tokens generated.
-        prompt_tokens: tokens read.
+        error: reason why there is no score; None exactly if ``p_wrong`` is a probability.
+        tokens: generated tokens.
+        prompt_tokens: tokens of the prompt.
         model: the model's name.
-        score_seconds: time to make features and score, in seconds.
-        sampling: how tokens were chosen.
-        decision: what a policy inside the model decided, or None.
+        score_seconds: time for features and score, in seconds.
+        sampling: sampling parameters of the answer.
+        decision: decision of a policy inside the model, or None.
         ood_score: share of the calibration answers that are more usual; None where it is not known.
-        finish_reason: how the answer ended; None where it is not known.
+        finish_reason: reason why the answer ended; None if unknown.
     """
 
     p_wrong: float | None
@@ -90,18 +90,18 @@ def score_metadata(
     decision: Mapping[str, Any] | None = None,
     finish_reason: FinishReason | None = None,
 ) -> dict[str, Any]:
-    """What goes under ``response_metadata["guard"]``.
+    """Return the value of ``response_metadata["guard"]``.
 
     Args:
         model: the model's name.
-        score: None where scoring failed; then ``error`` says why.
-        error: why there is no score.
-        tokens: tokens generated, the end token included.
+        score: None if scoring failed; then ``error`` says why.
+        error: reason why there is no score.
+        tokens: generated tokens, including the end token.
         prompt_tokens: tokens of the prompt.
-        signature: summarised, since the maps of one answer are larger than most conversations.
-        sampling: how tokens were chosen.
-        decision: see `decision_metadata`; only where a policy has decided.
-        finish_reason: how the answer ended; ``length`` means that it is cut.
+        signature: only its summary is kept; the maps of one answer are larger than most conversations.
+        sampling: sampling parameters of the answer.
+        decision: see `decision_metadata`; only if a policy has decided.
+        finish_reason: reason why the answer ended; ``length`` means that it is truncated.
     """
     content: dict[str, Any] = {
         "p_wrong": score.p_wrong if score else None,
@@ -123,7 +123,7 @@ def score_metadata(
 def decision_metadata(
     decision: Decision | Outcome, *, decision_id: str, route: str | None, policy: str
 ) -> dict[str, Any]:
-    """What was decided, as it stands under ``response_metadata["guard"]["decision"]``."""
+    """Return the value of ``response_metadata["guard"]["decision"]``."""
     return {
         "action": decision.action.value,
         "rule": decision.rule,
@@ -135,7 +135,7 @@ def decision_metadata(
 
 
 def signature_summary(signature: Signature) -> dict[str, Any]:
-    """The layers' disagreement in a few numbers, in nats, of the map averaged over the answer."""
+    """Return the layer divergences in a few numbers, in nats, of the map averaged over the answer."""
     aggregate = signature.aggregates.index("mean") if "mean" in signature.aggregates else 0
     divergences = signature.maps[0, aggregate]
     layers = divergences.shape[-1]
@@ -143,7 +143,7 @@ def signature_summary(signature: Signature) -> dict[str, Any]:
     return {
         "layers": layers,
         "tokens": signature.tokens,
-        # The diagonal is zero and counts for nothing.
+        # The diagonal is zero and does not count.
         "kl_mean": float(divergences.sum() / (layers * (layers - 1))),
         "kl_max": float(divergences[row, column]),
         "kl_max_pair": [row, column],
@@ -151,11 +151,11 @@ def signature_summary(signature: Signature) -> dict[str, Any]:
 
 
 def read_score(message: BaseMessage) -> ScoredCall | None:
-    """What a message says of its own score.
+    """Return the score metadata of a message.
 
     Returns:
-        None where the message is not of a scored model. Metadata that is there but cannot be used
-        (a score that is no probability, a key of the wrong type) gives a call with ``error`` set.
+        None if the message is not from a scored model. Invalid metadata (a score that is not a probability, a value of
+        the wrong type) gives a call with ``error`` set.
     """
     content = message.response_metadata.get(KEY) if isinstance(message, AIMessage) else None
     if content is None:
@@ -165,9 +165,9 @@ def read_score(message: BaseMessage) -> ScoredCall | None:
     p_wrong, error = _probability(content.get("p_wrong")), content.get("error")
     ended = content.get("finish_reason")
     if ended is not None and ended not in get_args(FinishReason):
-        return _unreadable(f"the finish reason {ended!r:.50} is not known")
+        return _unreadable(f"the finish reason {ended!r:.50} is unknown")
     if p_wrong is None and not error:
-        error = f"the score {content.get('p_wrong')!r:.50} is no probability"
+        error = f"the score {content.get('p_wrong')!r:.50} is not a probability"
     decision = content.get("decision")
     return ScoredCall(
         p_wrong=None if error else p_wrong,
@@ -186,19 +186,19 @@ def read_score(message: BaseMessage) -> ScoredCall | None:
 
 
 def finish_reason_of(message: BaseMessage) -> FinishReason | None:
-    """How a message ended, by guard's metadata or that of another provider; None where that is not known.
+    """Return how a message ended, by guard's or another provider's metadata; None if unknown.
 
-    Of another provider only the limit is told apart: its other words mean different things.
+    Of other providers only the token limit is recognised, since their other values have different meanings.
     """
     scored = read_score(message)
     if scored is not None:
         return scored.finish_reason
-    said = (message.response_metadata.get(name) for name in _ENDINGS)
-    return "length" if any(str(ending).lower() in _LIMITS for ending in said) else None
+    endings = (message.response_metadata.get(name) for name in _ENDINGS)
+    return "length" if any(str(ending).lower() in _LIMITS for ending in endings) else None
 
 
 def message_defects(message: BaseMessage) -> tuple[Defect, ...]:
-    """What is wrong with the form of a message; one that calls tools, or shows something, is not empty."""
+    """Return the defects of a message. One that calls tools or contains other content is not empty."""
     calls = isinstance(message, AIMessage) and bool(message.tool_calls or message.invalid_tool_calls)
     blocks = [] if isinstance(message.content, str) else message.content
     shows = any(isinstance(block, dict) and block.get("type") not in ("text", *ASIDE) for block in blocks)
@@ -206,7 +206,7 @@ def message_defects(message: BaseMessage) -> tuple[Defect, ...]:
 
 
 def with_metadata(message: AIMessage, **changes: Any) -> AIMessage:
-    """A copy of a message with some of its guard metadata added or changed."""
+    """Return a copy of a message with some of its guard metadata added or changed."""
     content = {**(message.response_metadata.get(KEY) or {}), **changes}
     return message.model_copy(update={"response_metadata": {**message.response_metadata, KEY: content}})
 
@@ -230,7 +230,7 @@ def _count(value: Any) -> int:
 
 
 def _sampling(value: Any) -> Sampling:
-    """The sampling that a message was made with; the default where it cannot be told."""
+    """Return the sampling parameters of a message; the defaults if they are unreadable."""
     known = {field.name for field in fields(Sampling)}
     try:
         return Sampling(**{name: setting for name, setting in dict(value).items() if name in known})

@@ -28,7 +28,7 @@ from langchain_core.runnables.config import merge_configs
 from langchain_core.tracers import BaseTracer
 
 from guard.errors import InputError, did_you_mean
-from guard.langchain.attempts.buffered_run import CALLBACKS
+from guard.langchain.attempts.callback_buffer import CALLBACKS
 
 #: A piece of a secret of this many characters counts as a leak.
 PIECE = 12

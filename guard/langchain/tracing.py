@@ -1,6 +1,6 @@
-"""What traces show of guarding: tags and metadata of the guard's own runs and events.
+"""Tags, metadata and names of the guard's own runs and events in traces.
 
-They are not handed down, so the runs of a guarded chain have their own tags and metadata and no others.
+They are not inherited: the runs inside a guarded chain keep their own tags and metadata.
 """
 
 from __future__ import annotations
@@ -11,33 +11,37 @@ from langchain_core.runnables.config import ensure_config, get_callback_manager_
 from guard.policy.policy import Policy
 from guard.records import Action
 
-#: Tag of the guard's runs and events; events have one for their action too, such as ``guard:accept``.
+#: Tag of the guard's runs and events; events also have a tag for their action, such as ``guard:accept``.
 TAG = "guard"
+
+#: Names of the custom events of a guarded call.
+DECISION_EVENT = "guard_decision"
+RETRACTED_EVENT = "guard_retracted"
 
 
 def marked_run(config: RunnableConfig | None, policy: Policy, route: str | None) -> RunnableConfig:
-    """The config of a guarded run, whose traces say by what it is decided."""
+    """Return the config of a guarded run, with its policy, mode and route in the traces."""
     config = ensure_config(config)
     manager = get_callback_manager_for_config(config)
     manager.add_tags([TAG], inherit=False)
-    about = {"guard_policy": policy.name, "guard_mode": policy.mode}
-    manager.add_metadata(about if route is None else {**about, "guard_route": route}, inherit=False)
+    metadata = {"guard_policy": policy.name, "guard_mode": policy.mode}
+    manager.add_metadata(metadata if route is None else {**metadata, "guard_route": route}, inherit=False)
     return {**config, "callbacks": manager}  # not by patch_config, which would drop the run's name and id
 
 
 def marked_event(config: RunnableConfig, action: Action) -> RunnableConfig:
-    """The config for the event of a decision."""
+    """Return the config for the event of a decision."""
     return {**config, "tags": [*(config.get("tags") or ()), TAG, f"{TAG}:{action}"]}
 
 
 def escalation_metadata(config: RunnableConfig) -> dict[str, str | int | float | bool | None]:
-    """The plain values of a run's metadata, without those that LangChain's own machinery puts there."""
+    """Return the plain values of a run's metadata, without those that LangChain adds itself."""
     return {
         key: value
         for key, value in (config.get("metadata") or {}).items()
-        if (value is None or isinstance(value, str | int | float | bool)) and not key.startswith(_MACHINERY)
+        if (value is None or isinstance(value, str | int | float | bool)) and not key.startswith(_OWN_PREFIXES)
     }
 
 
-#: How the names of such values begin.
-_MACHINERY = ("__", "langgraph_", "checkpoint_", "ls_", "lc_")
+#: Prefixes of the keys that LangChain adds.
+_OWN_PREFIXES = ("__", "langgraph_", "checkpoint_", "ls_", "lc_")

@@ -164,7 +164,7 @@ def test_a_retry_of_the_chain_samples_the_first_attempt_and_the_agents_own_rule_
     assert first.sampling == outer.sampling
     assert second.sampling is None, "the request's own settings decide"
     assert first.instruction == second.instruction == "Think."
-    assert first.memory is second.memory is outer.memory
+    assert first.once_cache is second.once_cache is outer.once_cache
 
 
 @HOW

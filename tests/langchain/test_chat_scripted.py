@@ -32,7 +32,7 @@ from guard.errors import (
 )
 from guard.langchain import ChatGuard, GuardedOutcome, RetractedError, guarded, read_score
 from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
-from guard.langchain.chat.stream_monitor import TOKENS_BETWEEN
+from guard.langchain.attempts.stream_monitor import TOKENS_BETWEEN
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Chunk, Escalation, Limits, Prompt, Sampling
 from guard.runtime.guard import Guard
@@ -426,7 +426,7 @@ def test_a_broken_tool_call_is_no_call(how: str) -> None:
 def test_tools_that_the_template_leaves_out_are_refused() -> None:
     loaded = AnsweringEngine(lambda prompt, number: ("x", 0.3))
     model = ChatGuard(model="scripted", engine=loaded, scorer=confidence_scorer())
-    with pytest.raises(ChatTemplateError, match="no place for tools"):
+    with pytest.raises(ChatTemplateError, match="does not support tools"):
         model.bind_tools([ADD])
 
 

@@ -17,7 +17,7 @@ from scripted import AnsweringEngine, confidence_scorer
 from scripted_chat import ScriptedChat, said
 
 from guard.langchain import ChatGuard, GuardMiddleware, guarded, trusted
-from guard.langchain.attempts.complete_json import CutAnswerError, whole_json
+from guard.langchain.attempts.complete_json import IncompleteAnswerError, complete_json
 from guard.langchain.metadata import KEY, finish_reason_of, message_defects, read_score
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Prompt
@@ -155,13 +155,13 @@ def test_a_chains_retry_may_have_more_room() -> None:
 
 @every_way
 def test_a_live_stream_that_ends_cut_is_taken_back(run: Run) -> None:
-    from guard.langchain.chat.stream_monitor import RetractedError
+    from guard.langchain.attempts.stream_monitor import RetractedError
 
     live = guarded(chat("Paris, not Lyon.", max_tokens=5), policy=policy(f"{CLOSED}streaming: live"))
     if run in (invoke, ainvoke):
         assert run(live, "q").content == "On error."
         return
-    with pytest.raises(RetractedError, match="The answer is cut"):
+    with pytest.raises(RetractedError, match="The answer is truncated"):
         run(live, "q")
 
 
@@ -252,7 +252,7 @@ WHOLE = '{"name": "Paris", "dose": 150}'
 @pytest.mark.parametrize("method", ["json_schema", "json_mode"])
 def test_json_that_was_cut_is_no_object(run: Run, schema: Any, method: Any) -> None:
     for max_tokens in (1, 10, 28, 29, len(WHOLE)):  # the last of these lacks only the end token
-        with pytest.raises(OutputParserException, match="The answer is cut"):
+        with pytest.raises(OutputParserException, match="The answer is truncated"):
             run(chat(WHOLE, max_tokens=max_tokens).with_structured_output(schema, method=method), "q")
     whole = run(chat(WHOLE).with_structured_output(schema, method=method), "q")
     assert (whole if isinstance(whole, dict) else whole.model_dump()) == {"name": "Paris", "dose": 150}
@@ -275,13 +275,13 @@ def test_json_that_was_cut_is_no_object(run: Run, schema: Any, method: Any) -> N
     ],
 )
 def test_json_that_does_not_close_or_is_not_one_text_is_no_object(run: Run, schema: Any, text: str) -> None:
-    with pytest.raises(CutAnswerError, match="not one whole JSON text"):
+    with pytest.raises(IncompleteAnswerError, match="not one complete JSON text"):
         run(chat(text).with_structured_output(schema), "q")
 
 
 def test_an_answer_that_nests_without_end_is_no_object() -> None:
-    with pytest.raises(CutAnswerError, match="not one whole JSON text"):
-        whole_json(AIMessage("[" * 100_000))
+    with pytest.raises(IncompleteAnswerError, match="not one complete JSON text"):
+        complete_json(AIMessage("[" * 100_000))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_cut_list_loses_nothing_in_silence(run: Run) -> None:
     model = chat(text, max_tokens=30).with_structured_output(Allergies, include_raw=True)
     result = run(model, "q")
     assert result["parsed"] is None
-    assert isinstance(result["parsing_error"], CutAnswerError)
+    assert isinstance(result["parsing_error"], IncompleteAnswerError)
     assert result["raw"].content == text[:30]
     assert result["raw"].response_metadata[KEY]["p_wrong"] is not None
 
@@ -324,7 +324,7 @@ def test_a_guarded_chain_decides_about_json_that_was_cut_and_quotes_nothing_of_i
         assert run(guarded(chain, policy=policy()), "q") == "On error."
         outcome = guarded(chain, policy=policy()).with_outcome().invoke("q").outcome
         assert "Paris" not in repr(outcome)
-        with pytest.raises(CutAnswerError):
+        with pytest.raises(IncompleteAnswerError):
             run(guarded(chain, policy=policy(f"{RULES}on_error: accept\ntruncated: accept")), "q")
     bad = guarded(chat(WHOLE, max_tokens=28, p_wrong=0.9).with_structured_output(Dose), policy=policy())
     assert run(bad, "q") == "On error."
@@ -339,7 +339,7 @@ MENDABLE = '<tool_call>{"name": "Dose", "arguments": "{\\"name\\": \\"Paris\\", 
 def test_a_call_that_was_cut_is_no_object(run: Run, schema: Any) -> None:
     method: Any = {"method": "function_calling"}
     for text, max_tokens in ((CALL, len(CALL) - 14), (CALL, len(CALL)), (MENDABLE, 200)):
-        with pytest.raises(CutAnswerError):
+        with pytest.raises(IncompleteAnswerError):
             run(chat(text, max_tokens=max_tokens).with_structured_output(schema, **method), "q")
     whole = run(chat(CALL).with_structured_output(schema, **method), "q")
     assert (whole if isinstance(whole, dict) else whole.model_dump()) == {"name": "Paris", "dose": 150}

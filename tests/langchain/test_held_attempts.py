@@ -297,7 +297,7 @@ def test_without_ones_own_the_review_queue_takes_the_case(tmp_path: Any) -> None
         policy=policy("[{escalate: {to: [review], reply: Wait.}}]"),
         store=tmp_path / "reviews.db",
     )
-    assert isinstance(safe.all_handlers()["review"], ReviewQueue)
+    assert isinstance(safe.rules().handlers()["review"], ReviewQueue)
     safe.invoke(ASKED)
     with Store.open(tmp_path / "reviews.db") as store:
         assert [review.answer for review in store.reviews()] == [SECRET]

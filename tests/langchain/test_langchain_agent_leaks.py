@@ -40,8 +40,8 @@ from scripted_chat import ScriptedChat, said
 
 from guard.errors import AbstainedError, EngineError
 from guard.langchain import GuardMiddleware
-from guard.langchain.chain.guarded_run import DECISION_EVENT
 from guard.langchain.testing import assert_nothing_leaks
+from guard.langchain.tracing import DECISION_EVENT
 from guard.policy.policy import Policy
 
 REJECTED: dict[str, tuple[Policy, list[Any]]] = {

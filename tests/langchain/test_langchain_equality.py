@@ -19,7 +19,7 @@ from langchain_fixtures import ACCEPT, chat, policy
 from scripted_chat import ScriptedChat, said
 
 from guard.langchain import guarded
-from guard.langchain.attempts.buffered_run import CALLBACKS
+from guard.langchain.attempts.callback_buffer import CALLBACKS
 
 pytestmark = pytest.mark.model
 

@@ -17,7 +17,7 @@ from scripted_chat import ScriptedChat, said
 
 from guard.errors import AbstainedError
 from guard.langchain import RetractedError, guarded
-from guard.langchain.chat.stream_monitor import TOKENS_BETWEEN, Watch
+from guard.langchain.attempts.stream_monitor import TOKENS_BETWEEN, StreamMonitor
 from guard.records import Action, Limits, Prompt, Score
 from guard.runtime.sources import score_of
 from guard.scoring.signature import SignatureObserver
@@ -179,9 +179,9 @@ def test_running_scores_are_those_of_answers_that_end_there() -> None:
         seen.append(score.p_wrong)
         return True
 
-    watched = Watch(accepts, every=3).over(engine, scorer, observer)
+    on_token = StreamMonitor(accepts, every=3).for_answer(scorer, observer)
     prompt = Prompt.chat("Write about the sea.")
-    list(watched.stream(prompt, limits=Limits(10), observer=observer))
+    list(engine.stream(prompt, limits=Limits(10), observer=observer, on_token=on_token))
     wanted = []
     for tokens in (3, 6, 9):
         own = SignatureObserver()

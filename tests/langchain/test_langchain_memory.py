@@ -98,7 +98,7 @@ def _wrapped(chain: Any) -> dict[str, Any]:
 def test_a_history_inside_of_a_chain_is_refused_when_it_is_guarded_or_before_the_model_is_asked(where: str) -> None:
     store: Store = {}
     chat = model()
-    with pytest.raises(InputError, match=r"history cannot be inside.*Put the history around"):
+    with pytest.raises(InputError, match=r"cannot contain a conversation history.*Put the history around"):
         guarded(_wrapped(with_history(PROMPT | chat, store))[where], policy=POLICY).invoke({"q": "?"}, SESSION)
     assert prompts(chat) == []
     assert [message for history in store.values() for message in history.messages] == []
@@ -107,12 +107,12 @@ def test_a_history_inside_of_a_chain_is_refused_when_it_is_guarded_or_before_the
 def test_what_is_seen_in_a_chain_is_refused_when_it_is_guarded() -> None:
     chains = _wrapped(with_history(PROMPT | model(), {}))
     for chain in chains.values():
-        with pytest.raises(InputError, match="history cannot be inside"):
+        with pytest.raises(InputError, match="cannot contain a conversation history"):
             guarded(chain, policy=POLICY)
 
 
 def test_a_history_inside_of_a_fallback_is_refused() -> None:
-    with pytest.raises(InputError, match="history cannot be inside"):
+    with pytest.raises(InputError, match="cannot contain a conversation history"):
         guarded(PROMPT | model(), policy=POLICY, fallbacks={"other": with_history(PROMPT | model(), {})})
 
 
@@ -132,7 +132,7 @@ def test_a_history_that_nothing_can_see_is_refused_before_the_model_is_asked(how
     chat = model()
     holder = Holder(with_history(PROMPT | chat, store))
     safe = guarded(RunnableLambda(lambda asked: holder(asked)), policy=POLICY)
-    with pytest.raises(InputError, match="history cannot be inside"):
+    with pytest.raises(InputError, match="cannot contain a conversation history"):
         _run(safe, how)
     assert prompts(chat) == []
     assert all(not history.messages for history in store.values())

@@ -52,7 +52,7 @@ from guard.errors import (
     ScorerError,
 )
 from guard.langchain import ChatGuard, GuardMiddleware, trusted
-from guard.langchain.chain.guarded_run import DECISION_EVENT
+from guard.langchain.tracing import DECISION_EVENT
 from guard.policy.policy import Policy
 from guard.records import Escalation
 from guard.review.store import Store
@@ -201,7 +201,7 @@ def test_the_callers_mistakes_are_raised_and_those_of_a_fallback_are_the_policys
 
 
 def test_a_model_without_scores_is_refused() -> None:
-    with pytest.raises(InputError, match=r"ScriptedChat have no score.*ChatGuard"):
+    with pytest.raises(InputError, match=r"ScriptedChat does not score its answers.*ChatGuard"):
         ask(agent(ScriptedChat(script=[AIMessage(SECRET)]), ABSTAIN))
 
 
@@ -375,26 +375,26 @@ def test_a_question_in_place_of_a_review_leaves_the_answer_unseen() -> None:
         (True, "a bool"),
         ([APPROVE], "a list"),
         ({"decision": [APPROVE]}, "a dict with decision"),
-        ({"decisions": APPROVE}, "cannot be read|1 actions"),
-        ({"decisions": "approve"}, "cannot be read"),
+        ({"decisions": APPROVE}, "cannot be parsed|1 actions"),
+        ({"decisions": "approve"}, "cannot be parsed"),
         ({"decisions": []}, "0 decisions for 1"),
         ({"decisions": [APPROVE, APPROVE]}, "2 decisions for 1"),
         ({"decisions": [APPROVE], "force": True}, "with decisions, force"),
         ({"decisions": ["approve"]}, "needs a 'type'"),
         ({"decisions": [{}]}, "needs a 'type'"),
         ({"decisions": [{"type": "aprove"}]}, "Did you mean 'approve'"),
-        ({"decisions": [{"type": "accept"}]}, "'accept' is no decision"),
+        ({"decisions": [{"type": "accept"}]}, "'accept' is not an allowed decision"),
         ({"decisions": [{"type": ["approve"]}]}, "needs a 'type'"),
-        ({"decisions": [{"type": "approve", "message": "but"}]}, "'approve' takes no 'message'"),
+        ({"decisions": [{"type": "approve", "message": "but"}]}, "'approve' has no key 'message'"),
         ({"decisions": [{"type": "edit"}]}, "'edit' needs 'edited_action'"),
         ({"decisions": [{"type": "edit", "edited_action": "x"}]}, "needs 'name' and 'args'"),
         ({"decisions": [{"type": "edit", "edited_action": {"name": "answer"}}]}, "needs 'name' and 'args'"),
-        ({"decisions": [{"type": "edit", "edited_action": {"name": "x", "args": {"text": "y"}}}]}, "cannot be of 'x'"),
+        ({"decisions": [{"type": "edit", "edited_action": {"name": "x", "args": {"text": "y"}}}]}, "cannot name 'x'"),
         ({"decisions": [{"type": "edit", "edited_action": {"name": "answer", "args": {"text": " "}}}]}, "must be"),
         ({"decisions": [{"type": "edit", "edited_action": {"name": "answer", "args": {"txt": "y"}}}]}, "must be"),
         (
             {"decisions": [{"type": "edit", "edited_action": {"name": "answer", "args": {"text": "y"}, "id": 1}}]},
-            "and nothing else",
+            "and no other key",
         ),
         (
             {"decisions": [{"type": "edit", "edited_action": {"name": "answer", "args": {"text": "y", "to": "z"}}}]},
@@ -402,12 +402,12 @@ def test_a_question_in_place_of_a_review_leaves_the_answer_unseen() -> None:
         ),
         (
             {"decisions": [{"type": "edit", "edited_action": {"name": "answer", "args": {"text": "y"}}, "force": 1}]},
-            "'edit' takes no 'force'",
+            "'edit' has no key 'force'",
         ),
-        ({"decisions": [APPROVE | {"edited_action": {"name": "answer", "args": {"text": "y"}}}]}, "takes no"),
+        ({"decisions": [APPROVE | {"edited_action": {"name": "answer", "args": {"text": "y"}}}]}, "has no key"),
         ({"decisions": [{"type": "respond"}]}, "'respond' needs 'message'"),
-        ({"decisions": [{"type": "respond", "message": ""}]}, "must be a text"),
-        ({"decisions": [{"type": "reject", "message": 3}]}, "must be a text"),
+        ({"decisions": [{"type": "respond", "message": ""}]}, "must be a non-empty text"),
+        ({"decisions": [{"type": "reject", "message": 3}]}, "must be a non-empty text"),
         ({"decisions": [{"type": "reject", "mesage": "no"}]}, "Did you mean 'message'"),
     ],
 )
@@ -449,7 +449,7 @@ def test_a_failed_model_can_be_reviewed_but_not_approved() -> None:
     (asked,) = ask(graph)["__interrupt__"]
     assert asked.value["review_configs"][0]["allowed_decisions"] == ["reject", "respond"]
     assert "could not be scored" in asked.value["action_requests"][0]["description"]
-    assert "'approve' is no decision" in reply(graph, APPROVE)["__interrupt__"][0].value["error"]
+    assert "'approve' is not an allowed decision" in reply(graph, APPROVE)["__interrupt__"][0].value["error"]
     assert last(reply(graph, {"type": "respond", "message": "By hand."})).text == "By hand."
 
 
@@ -675,7 +675,7 @@ def test_interrupts_from_within_the_model_call_pass_through() -> None:
         ),
         (lambda: GuardMiddleware(policy(FALLBACK), fallbacks={"bigger": "gpt"}), InputError, "must be a chat model"),
         (lambda: GuardMiddleware(policy("[escalate: {to: lg}]")), InputError, "Did you mean 'log'"),
-        (lambda: GuardMiddleware(PAUSE, handlers={"interrupt": print}), InputError, "cannot be a handler"),
+        (lambda: GuardMiddleware(PAUSE, handlers={"interrupt": print}), InputError, "cannot name a handler"),
         (lambda: GuardMiddleware(policy("[abstain]", "streaming: live")), InputError, "streams live.*hold"),
         (
             lambda: GuardMiddleware(policy(FALLBACK, "fallbacks: {bigger: {model: smollm2}}")),

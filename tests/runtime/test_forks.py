@@ -7,7 +7,6 @@ import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -86,21 +85,6 @@ def test_a_transformers_engine_in_a_fork() -> None:
 
     with wrap(tiny_model("llama")) as engine:
         check(engine)
-
-
-def test_a_watched_engine_in_a_fork() -> None:
-    from scripted import AnsweringEngine, confidence_scorer
-
-    from guard.langchain.chat.stream_monitor import Watch
-    from guard.scoring.signature import SignatureObserver
-
-    engine = AnsweringEngine(lambda _prompt, _number: ("yes", 0.1))
-    observer: Any = SignatureObserver(temperatures=(1.0,))
-
-    def watched() -> object:
-        return Watch(lambda _: True).over(engine, confidence_scorer(), observer).generate(QUESTION)
-
-    assert "loaded before this process was forked" in in_a_fork(watched)
 
 
 def test_a_guard_in_a_fork_raises_whatever_its_policy_says_of_errors() -> None:

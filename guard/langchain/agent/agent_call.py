@@ -1,7 +1,7 @@
-"""One guarded model call of an agent: which request comes next, what is decided about each answer.
+"""One guarded model call of an agent: the next request, and the decision about each answer.
 
-As in `guard.runtime.loop`, deciding is pure and bounded in attempts, tokens and time; here the model is called
-by the agent, and an answer may call tools.
+As in `guard.runtime.loop`, decisions are pure and bounded in attempts, tokens and time. Here the agent calls the model,
+and an answer may call tools.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from guard.errors import (
     InputError,
     PromptTooLongError,
 )
-from guard.langchain.agent.pending_review import Draft, spoken
+from guard.langchain.agent.pending_review import PendingReview, with_text
 from guard.langchain.attempts.accounting import is_answer
+from guard.langchain.attempts.attempt_run import AttemptResult
 from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
-from guard.langchain.attempts.model_calls import ModelCall, Verdict, asked_text, judge, judge_failure, may_quote
+from guard.langchain.attempts.model_calls import ModelCall, Verdict, judge, judge_failure, may_quote, prompt_text
 from guard.langchain.messages import chat_turns, reasoning_of
 from guard.langchain.metadata import (
     KEY,
@@ -45,16 +46,25 @@ from guard.review.handlers import Delivery, Handler
 from guard.runtime.call_state import OWN_ENGINE, CallState, describe_error
 from guard.runtime.deadline import late
 
-#: The escalation target that is a pause of the agent.
+#: The escalation target that pauses the agent.
 INTERRUPT = "interrupt"
 
-#: What the caller gets for a rejected answer where the policy gives no text.
+#: Text that replaces a rejected answer if the policy has no text.
 REJECTED = "A reviewer rejected the answer."
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What an agent's model calls are decided by; shared by all calls, so nothing here changes."""
+class AgentRules:
+    """The settings of a `GuardMiddleware`, shared by all calls.
+
+    Attributes:
+        policy: decides.
+        route: section of the policy, or None.
+        fallbacks: chat models by name.
+        handlers: escalation handlers by name.
+        handler_timeout_s: deadline of each handler, in seconds.
+        trusted: names of the fallbacks whose answers are final without a score.
+    """
 
     policy: Policy
     route: str | None
@@ -65,41 +75,41 @@ class Rules:
 
     @property
     def may_pause(self) -> bool:
-        """Whether some rule of the policy pauses the agent."""
+        """Whether some rule of the policy can pause the agent."""
         return self.policy.mode == "enforce" and INTERRUPT in self.policy.handler_names()
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a model call ends.
+    """The end of a guarded model call.
 
     Attributes:
-        response: for the agent: the model's own, or one that says something in its place.
-        draft: what waits for a person, sealed; None where nothing does.
-        ends: whether the agent has to be ended with it, since it would ask the model again otherwise. Where
-            it would not, the hooks of other middleware see the text first.
+        response: response for the agent: the model's own, or one with a text in its place.
+        pending: token of the review that is pending; None if there is none.
+        ends: whether the agent must end here, because it would call the model again otherwise. If it would not, the
+            hooks of other middleware see the text first.
     """
 
     response: ModelResponse[Any]
-    draft: str | None = None
+    pending: str | None = None
     ends: bool = False
 
 
 @dataclass(slots=True)
 class AgentCall:
-    """The state of one guarded model call.
+    """One guarded model call.
 
     Attributes:
-        rules: decide about it.
-        request: what the agent asks.
-        metadata: of the agent's run, for those who take an escalation.
-        state: of this call.
-        attempt_started: on the clock of `time.monotonic`.
-        prompts: what scored models read in the last attempt, by what they were asked.
-        response: of the last attempt; None where the model failed.
+        rules: the settings of the middleware.
+        request: the agent's request.
+        metadata: metadata of the agent's run, for escalation handlers.
+        state: attempts and usage of this call.
+        attempt_started: start of the last attempt on the clock of `time.monotonic`.
+        prompts: prompts as scored models read them in the last attempt, by `prompt_text` of the call.
+        response: response of the last attempt; None if the model failed.
     """
 
-    rules: Rules
+    rules: AgentRules
     request: ModelRequest[Any]
     metadata: Mapping[str, Any]
     state: CallState
@@ -110,7 +120,7 @@ class AgentCall:
     # -- one attempt ---------------------------------------------------------------------------
 
     def next_request(self) -> ModelRequest[Any]:
-        """What the model is asked next: as the agent wanted, or as the last decision says."""
+        """Return the next request: the agent's own, or the one that the last decision asks for."""
         self.attempt_started = time.monotonic()
         settings, request = self.state.settings, self.request
         if isinstance(settings, Fallback) and settings.to is not None:
@@ -125,27 +135,33 @@ class AgentCall:
                 request = request.override(messages=_instructed(request.messages, settings.instruction))
         return request
 
-    def limits(self) -> AttemptSettings:
-        """What is left of the budget for the next answer, within that of a guarded chain around the agent."""
+    def attempt_settings(self) -> AttemptSettings:
+        """Return the settings of the next attempt, within the budget of a guarded chain around the agent."""
         state, outer = self.state, ATTEMPT.get() or AttemptSettings()
         tokens, deadline = max(1, state.budget.tokens - state.tokens_used), state.deadline
-        limits = replace(
+        settings = replace(
             outer,
-            # A retry of ours is sampled as its own rule says, not as that of the chain around it.
+            # The middleware's own retry is sampled by its own rule, not by that of the chain around it.
             sampling=None if state.usage.retries else outer.sampling,
             token_limit=None if state.usage.retries else outer.token_limit,
             max_tokens=min(tokens, outer.max_tokens or tokens),
             deadline=min(deadline, outer.deadline or deadline),
         )
-        self.prompts = limits.prompts
-        return limits
+        self.prompts = settings.prompts
+        return settings
 
-    def settle(self, response: ModelResponse[Any], calls: Sequence[ModelCall]) -> bool:
-        """Decide about an answer; whether another attempt follows.
+    def record_result(self, result: AttemptResult) -> bool:
+        """Decide about an attempt; return whether another follows (see `record_response`, `record_failure`)."""
+        if result.error is not None:
+            return self.record_failure(result.error, result.calls)
+        return self.record_response(result.output, result.calls)
+
+    def record_response(self, response: ModelResponse[Any], calls: Sequence[ModelCall]) -> bool:
+        """Decide about an answer; return whether another attempt follows.
 
         Args:
-            response: of the model's step.
-            calls: of the models that answered in it.
+            response: response of the model's step.
+            calls: model calls in that step.
 
         Raises:
             InputError: the model does not score its answers.
@@ -160,17 +176,17 @@ class AgentCall:
         tools = self._tools(message)
         error = None if message else "the model gave no message"
         if message and call is None:
-            error = self._unscored(tools)
+            error = self._unscored_error(tools)
         elif call is not None:
             error = call.error
         if message and error is None:
-            error = self._unaccounted(message, calls)
+            error = self._provenance_error(message, calls)
         if self.state.late and error is None:
             error = str(late(self.state.source))
         defects = message_defects(message) if message else ()
         if error is not None:
             decision = self._decide_error(error, tools, defects)
-        elif call is None:  # a fallback without scores has answered
+        elif call is None:  # an unscored fallback has answered
             decision = self.state.trusted(defects)
         else:
             state = self.state
@@ -183,17 +199,17 @@ class AgentCall:
                 tools=tools,
                 defects=defects,
             )
-        return self._keep(_said(message) if message else None, call, decision, error)
+        return self._keep(_answer_text(message) if message else None, call, decision, error)
 
-    def fail(self, error: Exception, calls: Sequence[ModelCall]) -> bool:
-        """There is no answer: what the caller did wrong is raised, the rest is the policy's.
+    def record_failure(self, error: Exception, calls: Sequence[ModelCall]) -> bool:
+        """Decide that there is no answer; return whether another attempt follows. Raise errors that are the caller's.
 
         Args:
-            error: of the model, or of a step after it.
-            calls: of models that had answered before.
+            error: exception of the model, or of a step after it.
+            calls: model calls that had finished before.
         """
         quotes = may_quote(error, calls)
-        # What the first attempt could be asked, a later one may not: its fallback or instruction is the policy's.
+        # If a later attempt cannot be asked, the policy's fallback or instruction is the cause, not the caller.
         question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.state.attempts
         if (question and not quotes) or isinstance(error, CancelledError | ForkError) or self.state.shadow:
             raise error
@@ -204,23 +220,23 @@ class AgentCall:
             completion_tokens=sum(one.tokens for one in scored),
         )
         verdict = self._judge_failure(error, calls if quotes else ())
-        if verdict.decision.action is Action.ACCEPT:  # there is nothing to accept; an answer that it quotes may be told
+        if verdict.decision.action is Action.ACCEPT:  # nothing to accept; an answer that it quotes was accepted
             raise error
         text = f"{type(error).__name__} after the model had answered" if quotes else describe_error(error)
         return self._keep(None, verdict.call.scored if verdict.call else None, verdict.decision, text)
 
     def _judge_failure(self, error: Exception, calls: Sequence[ModelCall]) -> Verdict:
-        """Decide by the scores of what was answered, as the error may quote it, or that there is no answer."""
+        """Decide by the scores of the answers that the error may quote, or, without any, that there is no answer."""
         state = self.state
         if not calls:
             return judge_failure(state.policy, describe_error(error), route=state.route, usage=state.usage)
         return judge(state.policy, calls, join=Calls(), route=state.route, usage=state.usage)
 
-    def _unscored(self, tools: Sequence[str]) -> str | None:
-        """What is wrong with an answer that says nothing of its score."""
+    def _unscored_error(self, tools: Sequence[str]) -> str | None:
+        """Return why an answer without score metadata cannot be used."""
         if self.state.source == OWN_ENGINE:
             raise InputError(
-                f"The answers of {type(self.request.model).__name__} have no score",
+                f"{type(self.request.model).__name__} does not score its answers",
                 why="they have no response_metadata['guard']",
                 fix="Give create_agent a ChatGuard as its model",
             )
@@ -230,19 +246,19 @@ class AgentCall:
             return f"'{self.state.source}' gives no scores and is not declared as trusted"
         return None
 
-    def _unaccounted(self, message: AIMessage, calls: Sequence[ModelCall]) -> str | None:
-        """What is wrong with an answer that may not be what the model has said."""
-        unheard = [call.failure for call in calls if call.unheard]
-        if unheard:
-            return unheard[0]
+    def _provenance_error(self, message: AIMessage, calls: Sequence[ModelCall]) -> str | None:
+        """Return why an answer may differ from what the model generated."""
+        unaccounted = [call.failure for call in calls if call.unaccounted]
+        if unaccounted:
+            return unaccounted[0]
         if not is_answer(message, calls):
-            return "the answer is not what the model has said: something between it and the guard has changed it"
+            return "the answer differs from what the model generated: something before the guard changed it"
         return None
 
     def _decide_error(self, error: str, tools: Sequence[str], defects: Sequence[Defect]) -> Decision:
         state = self.state
-        about: dict[str, Any] = {"route": state.route, "usage": state.usage, "tools": tools, "defects": defects}
-        return decide_error(state.policy, error=error, **about)
+        given: dict[str, Any] = {"route": state.route, "usage": state.usage, "tools": tools, "defects": defects}
+        return decide_error(state.policy, error=error, **given)
 
     def _keep(self, answer: str | None, call: ScoredCall | None, decision: Decision, error: str | None) -> bool:
         return self.state.keep(
@@ -256,12 +272,12 @@ class AgentCall:
                 seconds=time.monotonic() - self.attempt_started,
                 sampling=call.sampling if call else Sampling(),
                 error=error,
-                finish_reason=call.finish_reason if call else self._foreign_ending(),
+                finish_reason=call.finish_reason if call else self._unscored_finish_reason(),
                 reasoning=reasoning_of(self._message()),
             )
         )
 
-    def _foreign_ending(self) -> FinishReason | None:
+    def _unscored_finish_reason(self) -> FinishReason | None:
         message = self._message()
         return finish_reason_of(message) if message else None
 
@@ -269,51 +285,51 @@ class AgentCall:
 
     @property
     def handlers(self) -> tuple[str, ...]:
-        """The handlers that the case is handed to; the agent's pause is none of them."""
+        """Handlers that receive the case; the agent's pause is not one of them."""
         return tuple(name for name in self.state.escalate_to if name != INTERRUPT)
 
     @property
     def pauses(self) -> bool:
-        """Whether the agent pauses for a person."""
+        """Whether the agent pauses for a reviewer."""
         return INTERRUPT in self.state.escalate_to
 
     def ending(self, delivery: Delivery) -> Ending:
         """Carry out the last decision.
 
         Args:
-            delivery: who took the case; nobody where it was for no handler.
+            delivery: handlers that accepted the case.
 
         Raises:
-            AbstainedError: where the policy says so.
+            AbstainedError: the policy says so.
         """
         if self.state.released and self.response is not None:
             return Ending(self.response)
         self.state.check_abstention()
-        message = self._noted(delivery)
-        response: ModelResponse[Any] = ModelResponse(result=[spoken(message, self.state.reply or "")])
+        message = self._with_decision(delivery)
+        response: ModelResponse[Any] = ModelResponse(result=[with_text(message, self.state.reply or "")])
         if not self.pauses:
             return Ending(response, ends=self._loops)
-        return Ending(response, draft=self._draft(message).seal())
+        return Ending(response, pending=self._pending_review(message).to_token())
 
     def event(self) -> dict[str, Any]:
-        """What listeners are told of the decision; nothing of the answer."""
+        """Return the decision as callbacks receive it; it contains no text of the answer."""
         state, last = self.state, self.state.attempts[-1]
         return {
-            **self._told(),
+            **self._decision_metadata(),
             "p_wrong": last.score.p_wrong if last.score else None,
             "mode": state.policy.mode,
             "source": last.source,
             "attempts": len(state.attempts),
             "finish_reason": last.finish_reason,
-            "tokens": state.tokens_used,  # of all attempts; listeners hear of the released one only
+            "tokens": state.tokens_used,  # of all attempts; callbacks report only the released one
             "tools": list(self._tools(self._message())),
         }
 
     def _prompt(self) -> Prompt:
-        """What the model read, or what it was asked where it does not say what it made of that."""
+        """Return the prompt as the model read it, or the request if the model does not report that."""
         request = self.request
         system = [SystemMessage(request.system_prompt)] if request.system_prompt else []
-        if (read := self.prompts.get(asked_text([*system, *request.messages]))) is not None:
+        if (read := self.prompts.get(prompt_text([*system, *request.messages]))) is not None:
             return read
         return Prompt.chat(
             chat_turns(request.messages),
@@ -322,7 +338,7 @@ class AgentCall:
         )
 
     def escalation(self) -> Escalation:
-        """The case for a person."""
+        """Return the case for escalation handlers."""
         request = self.request
         call = self._scored()
         return self.state.escalation(
@@ -332,15 +348,15 @@ class AgentCall:
             metadata=self.metadata,
         )
 
-    def _draft(self, message: AIMessage) -> Draft:
+    def _pending_review(self, message: AIMessage) -> PendingReview:
         rest = [other for other in self.response.result if not isinstance(other, AIMessage)] if self.response else []
         last = self.state.attempts[-1]
-        return Draft(
+        return PendingReview(
             messages=(message, *rest),
             structured=self.response.structured_response if self.response else None,
             tools=self._tool_names(),
-            about={
-                **self._told(),
+            context={
+                **self._decision_metadata(),
                 "p_wrong": last.score.p_wrong if last.score else None,
                 "finish_reason": last.finish_reason,
                 "question": _question(self.request.messages),
@@ -352,24 +368,24 @@ class AgentCall:
 
     @property
     def _loops(self) -> bool:
-        """Whether the agent asks the model again until it has a structured response."""
+        """Whether the agent calls the model until it has a structured response."""
         return self.request.response_format is not None
 
-    def _noted(self, delivery: Delivery) -> AIMessage:
-        """The last answer, or an empty one, with what was decided about it."""
+    def _with_decision(self, delivery: Delivery) -> AIMessage:
+        """Return the last answer, or an empty one, with the decision in its metadata."""
         message = self._message() or AIMessage(content="", id=f"guard-{self.state.decision_id}")
-        noted = {**(message.response_metadata.get(KEY) or {"p_wrong": None}), "decision": self._told()}
+        metadata = {**(message.response_metadata.get(KEY) or {"p_wrong": None}), "decision": self._decision_metadata()}
         if self.state.attempts[-1].error:
-            noted["error"] = self.state.attempts[-1].error
+            metadata["error"] = self.state.attempts[-1].error
         if delivery.delivered or delivery.errors:
-            noted["decision"] |= {
+            metadata["decision"] |= {
                 "escalated_to": list(delivery.delivered),
                 "receipts": {name: str(receipt) for name, receipt in delivery.receipts.items()},
                 "errors": list(delivery.errors),
             }
-        return message.model_copy(update={"response_metadata": {**message.response_metadata, KEY: noted}})
+        return message.model_copy(update={"response_metadata": {**message.response_metadata, KEY: metadata}})
 
-    def _told(self) -> dict[str, Any]:
+    def _decision_metadata(self) -> dict[str, Any]:
         state = self.state
         return decision_metadata(
             state.decision, decision_id=state.decision_id, route=state.route, policy=state.policy.name
@@ -391,7 +407,7 @@ class AgentCall:
         )
 
     def _tools(self, message: AIMessage | None) -> tuple[str, ...]:
-        """Names of the tools that an answer calls. A structured response is an answer, though made by a call."""
+        """Return the names of the tools that an answer calls; a structured response is not a call."""
         called = [call["name"] for call in message.tool_calls] if message else []
         if self.request.response_format is not None:
             known = self._tool_names()
@@ -400,23 +416,23 @@ class AgentCall:
 
 
 def _instructed(messages: list[AnyMessage], instruction: str) -> list[AnyMessage]:
-    """The messages with an instruction for one attempt: added to the user's last, or a turn of its own."""
+    """Return the messages with an instruction, appended to the user's last message or as a message of its own."""
     last = messages[-1] if messages else None
     if not isinstance(last, HumanMessage):
         return [*messages, HumanMessage(content=instruction)]
     own, added = last.content, f"\n\n{instruction}"
-    told = f"{own}{added}" if isinstance(own, str) else [*own, {"type": "text", "text": added}]
-    return [*messages[:-1], last.model_copy(update={"content": told})]
+    content: Any = f"{own}{added}" if isinstance(own, str) else [*own, {"type": "text", "text": added}]
+    return [*messages[:-1], last.model_copy(update={"content": content})]
 
 
-def _said(message: AIMessage) -> str:
-    """An answer as one text, its tool calls included."""
+def _answer_text(message: AIMessage) -> str:
+    """Return an answer as one text, including its tool calls."""
     calls = [f"{call['name']}({json.dumps(call['args'], default=str)})" for call in message.tool_calls]
     return "\n".join(part for part in (message.text, *calls) if part)
 
 
 def _question(messages: Sequence[AnyMessage]) -> str:
-    """The last thing that a person said."""
+    """Return the text of the user's last message."""
     asked = [message for message in messages if isinstance(message, HumanMessage)]
     return str(asked[-1].text) if asked else ""
 

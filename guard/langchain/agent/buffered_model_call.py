@@ -1,4 +1,4 @@
-"""Runs an agent's model call so that nobody hears of its answer before it is released."""
+"""Runs an agent's model call with its callbacks buffered until its answer is released."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from langchain_core.runnables.config import (
     patch_config,
 )
 
+from guard.langchain.attempts.attempt_run import AttemptResult, arun_attempt, run_attempt
 from guard.langchain.attempts.attempt_settings import AttemptSettings
-from guard.langchain.attempts.buffered_run import Ran, arun_held, run_held
 
 if TYPE_CHECKING:
     from langchain.agents.middleware import ModelRequest, ModelResponse
@@ -25,35 +25,39 @@ if TYPE_CHECKING:
     AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
 
 
-def call_model(handler: Handler, request: ModelRequest[Any], attempt: AttemptSettings, *, hold: bool) -> Ran:
+def call_model(
+    handler: Handler, request: ModelRequest[Any], attempt: AttemptSettings, *, buffered: bool
+) -> AttemptResult:
     """Call the model within an agent's step.
 
     Args:
-        handler: calls it.
-        request: for it.
-        attempt: what is left of the budget.
-        hold: whether listeners wait for the tape; otherwise they hear everything at once.
+        handler: calls the model.
+        request: passed to the handler.
+        attempt: settings of the attempt, with what is left of the budget.
+        buffered: hold back callbacks; False sends them at once.
     """
     config = ensure_config()
     config = patch_config(config, callbacks=get_callback_manager_for_config(config))
-    asked = _without_callbacks(request) if hold else request
-    ran = run_held(_Step(handler), asked, config, attempt, stream=False, options={}, hold=hold)
-    return _with_own_listeners(ran, request) if hold else ran
+    input = _without_callbacks(request) if buffered else request
+    result = run_attempt(_Step(handler), input, config, attempt, stream=False, options={}, buffered=buffered)
+    return _with_model_handlers(result, request) if buffered else result
 
 
 async def acall_model(
-    handler: AsyncHandler, request: ModelRequest[Any], attempt: AttemptSettings, *, hold: bool
-) -> Ran:
+    handler: AsyncHandler, request: ModelRequest[Any], attempt: AttemptSettings, *, buffered: bool
+) -> AttemptResult:
     """`call_model` without blocking the event loop."""
     config = ensure_config()
     config = patch_config(config, callbacks=get_async_callback_manager_for_config(config))
-    asked = _without_callbacks(request) if hold else request
-    ran = await arun_held(_AsyncStep(handler), asked, config, attempt, stream=False, options={}, hold=hold)
-    return _with_own_listeners(ran, request) if hold else ran
+    input = _without_callbacks(request) if buffered else request
+    result = await arun_attempt(
+        _AsyncStep(handler), input, config, attempt, stream=False, options={}, buffered=buffered
+    )
+    return _with_model_handlers(result, request) if buffered else result
 
 
 class _Step(Runnable[Any, Any]):
-    """The agent's model call as a runnable, without a run of its own in traces."""
+    """An agent's model call as a runnable without its own run in traces."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -73,16 +77,16 @@ class _AsyncStep(_Step):
 
 
 def _without_callbacks(request: ModelRequest[Any]) -> ModelRequest[Any]:
-    """The request for a copy of the model that nobody listens to; the model itself stays as it is."""
+    """Return the request with a copy of its model that has no callbacks; the model itself is unchanged."""
     if not request.model.callbacks:
         return request
     return request.override(model=request.model.model_copy(update={"callbacks": None}))
 
 
-def _with_own_listeners(ran: Ran, request: ModelRequest[Any]) -> Ran:
-    """Let listeners that are attached to the model itself hear the tape too."""
+def _with_model_handlers(result: AttemptResult, request: ModelRequest[Any]) -> AttemptResult:
+    """Return the result with the model's own callback handlers added to those of its buffer."""
     callbacks = request.model.callbacks
     own = callbacks.handlers if isinstance(callbacks, BaseCallbackManager) else callbacks or []
-    listeners: list[BaseCallbackHandler] = ran.tape.listeners
-    listeners.extend(one for one in own if not any(one is known for known in listeners))
-    return ran
+    handlers: list[BaseCallbackHandler] = result.buffer.handlers
+    handlers.extend(one for one in own if not any(one is known for known in handlers))
+    return result

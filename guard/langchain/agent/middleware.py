@@ -2,8 +2,8 @@
 
     agent = create_agent(ChatGuard(model="smollm2"), tools, middleware=[GuardMiddleware("policy.yaml")])
 
-Put it last in the list of middleware; an agent with another order is refused
-(see `guard.langchain.agent.middleware_order`).
+Put it last in the middleware list; an agent with another order is refused (see
+`guard.langchain.agent.middleware_order`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
-from langchain.agents.middleware import types as langchain_types
 from langchain.agents.middleware.types import PrivateStateAttr
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.language_models import BaseChatModel
@@ -30,15 +29,15 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from guard.errors import EscalationError, InputError, did_you_mean
-from guard.langchain.agent.agent_call import INTERRUPT, AgentCall, Ending, Rules
+from guard.langchain.agent.agent_call import INTERRUPT, AgentCall, AgentRules, Ending
 from guard.langchain.agent.buffered_model_call import acall_model, call_model
 from guard.langchain.agent.middleware_order import refuse_wrong_order
-from guard.langchain.agent.pending_review import Draft, ask, reviewed
-from guard.langchain.attempts.trusted_fallbacks import Trusted, steps_of, trusted_names
+from guard.langchain.agent.pending_review import PendingReview, request_review, reviewed
+from guard.langchain.attempts.trusted_fallbacks import TrustedFallback, fallback_steps, trusted_names
 from guard.langchain.call_options import NAMES, joined, read_config, read_mapping
-from guard.langchain.chain.guarded_run import DECISION_EVENT
 from guard.langchain.metadata import KEY, with_metadata
-from guard.langchain.tracing import escalation_metadata, marked_event
+from guard.langchain.tracing import DECISION_EVENT, escalation_metadata, marked_event
+from guard.langchain.upstream_internals import extended_model_response, has_checkpointer
 from guard.policy.guarantee import refuse_guarantees
 from guard.policy.policy import Policy, load_policy
 from guard.review.handlers import (
@@ -59,41 +58,40 @@ if TYPE_CHECKING:
 
 
 class Turn(TypedDict):
-    """What the model's step tells the step after it.
+    """What the model's step passes to the step after it.
 
     Attributes:
-        draft: the answer that waits for a person, sealed; or None.
-        ends: whether the agent has to be ended here.
+        pending: token of the pending review, or None.
+        ends: whether the agent must end here.
     """
 
-    draft: str | None
+    pending: str | None
     ends: bool
 
 
 class GuardState(AgentState[Any]):
-    """The agent's state with what the guard keeps between two steps."""
+    """The agent's state with the guard's private entry between two steps."""
 
     guard_turn: NotRequired[Annotated[Turn | None, PrivateStateAttr]]
 
 
 class GuardMiddleware(AgentMiddleware[GuardState, Any]):
-    """Scores each model call of an agent and acts on it by a policy.
+    """Applies a policy to each model call of an agent.
 
-    Nothing of an answer is visible before its decision, in the state, in streams or by callbacks. The
-    policy's actions mean:
+    Before the decision nothing of an answer is visible in the state, in streams or to callbacks. The policy's actions:
 
-    - ``accept``: the agent goes on with the model's message, untouched.
-    - ``retry``: the model is called again, with the rule's sampling and instruction.
+    - ``accept``: the agent continues with the model's message, unchanged.
+    - ``retry``: the model is called again with the rule's sampling and instruction.
     - ``fallback``: another chat model is called, or the rule's text is the answer.
     - ``abstain``: the agent ends with the rule's text, or with `AbstainedError`.
-    - ``escalate``: the handlers get the case. With ``interrupt`` among them the agent pauses for a
-      person, who approves, edits, rejects or responds; the model is not called again for it. Without,
-      the agent ends with the rule's reply.
+    - ``escalate``: the handlers receive the case. With ``interrupt`` among them the agent pauses for a reviewer, who
+      approves, edits, rejects or responds; the model is not called again. Without it the agent ends with the rule's
+      reply.
 
-    Each decision is told to listeners by the custom event ``guard_decision``. In shadow mode nothing is
-    held back or changed; the event tells what would have been done.
+    Each decision is sent to callbacks as the custom event ``guard_decision``. In shadow mode nothing is held back or
+    changed; the event reports what enforcement would do.
 
-    Holds no state of a call: one object can serve several agents and many threads.
+    Holds no state of a call: one instance can serve several agents and threads.
     """
 
     state_schema = GuardState
@@ -103,47 +101,46 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         policy: str | Path | Policy = "balanced",
         *,
         route: str | None = None,
-        fallbacks: Mapping[str, BaseChatModel | Trusted] | None = None,
+        fallbacks: Mapping[str, BaseChatModel | TrustedFallback] | None = None,
         handlers: Mapping[str, Handler] | None = None,
         store: Store | str | Path | None = None,
         handler_timeout_s: float = 10.0,
     ) -> None:
         """
         Args:
-            policy: a file, a built-in, or a `Policy`; its ``tools`` hold for answers that call tools.
-            route: name of a section of the policy. A run may name another route and another policy, as
-                ``configurable`` keys of its config or in its context.
-            fallbacks: chat models for the policy's ``fallback: {to: NAME}``. One that scores its answers
-                is decided about by the same policy. The answer of any other is final where it is declared
-                `trusted`, and else a failure of scoring. Engines that the
-                policy declares itself are loaded here, unless you give a model of that name.
-            handlers: for the policy's ``escalate: {to: [NAME]}``; ``log`` and ``review`` are there
-                already unless you give your own. ``interrupt`` is the pause and no handler.
-            store: where ``review`` keeps its cases; by default the user's data folder.
+            policy: a file, a built-in, or a `Policy`; its ``tools`` apply to answers that call tools.
+            route: name of a section of the policy. A run may name another route and policy, as ``configurable`` keys
+                of its config or in its context.
+            fallbacks: chat models for the policy's ``fallback: {to: NAME}``. The same policy decides about one that
+                scores its answers. The answer of another is final if it is declared `trusted`, and a scoring failure
+                otherwise. Engines that the policy declares are loaded here, unless you pass a model of that name.
+            handlers: for the policy's ``escalate: {to: [NAME]}``; ``log`` and ``review`` are built in unless you
+                pass your own. ``interrupt`` is the pause, not a handler.
+            store: the store of ``review``; by default in the user's data folder.
             handler_timeout_s: deadline of each handler, in seconds.
 
         Raises:
-            PolicyError: no such policy or route, it is wrong, or it guarantees an error rate, which no
-                certificate covers here.
-            InputError: a fallback or handler that the policy names is not there, a fallback that it
-                declares has no scorer, or it streams live.
+            PolicyError: no such policy or route, it is invalid, or it has a risk guarantee, which no certificate covers
+                here.
+            InputError: a fallback or handler that the policy names is missing, a declared fallback has no scorer, or
+                the policy streams live.
             ScorerError, EngineError: a declared fallback cannot be loaded.
         """
         super().__init__()
-        self._made_of = _Parts(
+        self._settings = _Settings(
             as_named("fallbacks", fallbacks, "chat models"),
             as_named("handlers", handlers, HANDLERS),
             store,
             handler_timeout_s,
         )
-        self._rules = self._made_of.rules(policy, route)
+        self._rules = self._settings.rules(policy, route)
 
     @property
     def name(self) -> str:
-        """The name of its steps in the agent's graph.
+        """The name of the guard's steps in the agent's graph.
 
         Raises:
-            InputError: the agent that is being built has it in the wrong place of its list of middleware.
+            InputError: another middleware follows it in the list of the agent that is being built.
         """
         refuse_wrong_order(self)
         return super().name
@@ -153,21 +150,21 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> Any:
-        """Call the model until an answer is decided about, and carry the decision out.
+        """Call the model until the policy asks for no other attempt, and carry out the decision.
 
         Raises:
-            InputError: the model does not score its answers, or the policy may pause the agent and
-                there is no checkpointer.
-            AbstainedError, EscalationError: as the policy says.
+            InputError: the model does not score its answers, or the policy can pause the agent and there is no
+                checkpointer.
+            AbstainedError, EscalationError: according to the policy.
         """
         call = self._begin(request)
-        goes_on = True
-        while goes_on:
-            ran = call_model(handler, call.next_request(), call.limits(), hold=not call.state.shadow)
-            goes_on = call.fail(ran.error, ran.calls) if ran.error else call.settle(ran.output, ran.calls)
+        again = True
+        while again:
+            result = call_model(handler, call.next_request(), call.attempt_settings(), buffered=not call.state.shadow)
+            again = call.record_result(result)
             if call.state.released:
-                ran.tape.play()
-        dispatch_custom_event(DECISION_EVENT, call.event(), config=_told(call))
+                result.buffer.flush()
+        dispatch_custom_event(DECISION_EVENT, call.event(), config=_event_config(call))
         return _result(call.ending(self._deliver(call)))
 
     async def awrap_model_call(
@@ -175,40 +172,42 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
     ) -> Any:
         """`wrap_model_call` without blocking the event loop."""
         call = self._begin(request)
-        goes_on = True
-        while goes_on:
-            ran = await acall_model(handler, call.next_request(), call.limits(), hold=not call.state.shadow)
-            goes_on = call.fail(ran.error, ran.calls) if ran.error else call.settle(ran.output, ran.calls)
+        again = True
+        while again:
+            result = await acall_model(
+                handler, call.next_request(), call.attempt_settings(), buffered=not call.state.shadow
+            )
+            again = call.record_result(result)
             if call.state.released:
-                await ran.tape.aplay()
-        await adispatch_custom_event(DECISION_EVENT, call.event(), config=_told(call))
+                await result.buffer.aflush()
+        await adispatch_custom_event(DECISION_EVENT, call.event(), config=_event_config(call))
         return _result(call.ending(await self._adeliver(call)))
 
     def _begin(self, request: ModelRequest[Any]) -> AgentCall:
         config = get_config()
         configurable = config.get("configurable") or {}
         rules = self._rules_for(config, request.runtime)
-        # Without a checkpointer a pause would be none: the agent would just go on.
-        if rules.may_pause and not configurable.get("__pregel_checkpointer"):
+        # Without a checkpointer the agent would continue instead of pausing.
+        if rules.may_pause and not has_checkpointer(configurable):
             raise InputError(
-                f"The policy '{rules.policy.name}' may pause the agent for a person",
-                why="the agent has no checkpointer, so it could not be resumed",
+                f"The policy '{rules.policy.name}' can pause the agent for a reviewer",
+                why="the agent has no checkpointer, so it cannot be resumed",
                 fix="Give create_agent a checkpointer, such as langgraph's InMemorySaver()",
             )
         state = CallState(rules.policy, rules.route)
         thread = {"thread_id": configurable["thread_id"]} if "thread_id" in configurable else {}
         return AgentCall(rules, request, {**escalation_metadata(config), **thread}, state)
 
-    def _rules_for(self, config: RunnableConfig, runtime: Runtime[Any] | None) -> Rules:
-        """The rules of one run, which may name a route and a policy in its config or its context."""
+    def _rules_for(self, config: RunnableConfig, runtime: Runtime[Any] | None) -> AgentRules:
+        """Return the rules of one run, which may name a route and a policy in its config or its context."""
         context = getattr(runtime, "context", None)
         named = joined(read_config(config), read_mapping(_as_mapping(context), "key of the context"))
         if not named:
             return self._rules
-        return self._made_of.rules(named.policy or self._rules.policy, named.route or self._rules.route)
+        return self._settings.rules(named.policy or self._rules.policy, named.route or self._rules.route)
 
     def _deliver(self, call: AgentCall) -> Delivery:
-        """Hand the case to the handlers that the policy names."""
+        """Pass the case to the handlers that the policy names."""
         if not call.handlers:
             return NOBODY
         rules = call.rules
@@ -217,7 +216,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
                 call.escalation(), handlers=rules.handlers, to=call.handlers, timeout_s=rules.handler_timeout_s
             )
         except EscalationError as error:
-            return _left_to_the_pause(call, error)
+            return _undelivered_before_pause(call, error)
 
     async def _adeliver(self, call: AgentCall) -> Delivery:
         """`_deliver` without blocking the event loop."""
@@ -229,13 +228,13 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
                 call.escalation(), handlers=rules.handlers, to=call.handlers, timeout_s=rules.handler_timeout_s
             )
         except EscalationError as error:
-            return _left_to_the_pause(call, error)
+            return _undelivered_before_pause(call, error)
 
     # -- after the model -----------------------------------------------------------------------
 
     @hook_config(can_jump_to=["end"])
     def after_model(self, state: GuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """Pause for a person where an answer waits for one, and put what they say in its place."""
+        """Pause for a reviewer if a review is pending, and insert the reviewed answer."""
         update = _after(state)
         for message in _reviewed_messages(update):
             ReviewedAnswer(message=message).invoke([])
@@ -251,13 +250,13 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
 
 
 class ReviewedAnswer(BaseChatModel):
-    """Says a reviewed answer, so that streams show it.
+    """Emits a reviewed answer, so that streams show it.
 
-    LangGraph's message stream shows each message id once, and the placeholder has had this one. A model
-    that streams is shown regardless. It costs no tokens and reports none.
+    LangGraph's message stream shows each message id once, and the placeholder has used this one. A streaming model is
+    always shown. It reports no tokens.
 
     Attributes:
-        message: what is said.
+        message: the reviewed answer.
     """
 
     message: AIMessage
@@ -283,19 +282,19 @@ class ReviewedAnswer(BaseChatModel):
         )
 
 
-def _told(call: AgentCall) -> RunnableConfig:
+def _event_config(call: AgentCall) -> RunnableConfig:
     return marked_event(ensure_config(), call.state.decision.action)
 
 
 def _after(state: GuardState) -> dict[str, Any] | None:
-    """The update of the state after the model's step; pauses the agent where a draft waits."""
-    turn = state.get("guard_turn") or _carried(state["messages"])
+    """Return the state update after the model's step; pause the agent if a review is pending."""
+    turn = state.get("guard_turn") or _turn_in_metadata(state["messages"])
     if turn is None:
         return None
-    if turn["draft"] is None:
+    if turn["pending"] is None:
         return {"guard_turn": None, "jump_to": "end"} if turn["ends"] else None
-    draft = Draft.unseal(turn["draft"])
-    return {"guard_turn": None, **reviewed(draft, ask(draft))}
+    review = PendingReview.from_token(turn["pending"])
+    return {"guard_turn": None, **reviewed(review, request_review(review))}
 
 
 def _reviewed_messages(update: Mapping[str, Any] | None) -> list[AIMessage]:
@@ -303,59 +302,59 @@ def _reviewed_messages(update: Mapping[str, Any] | None) -> list[AIMessage]:
     return [message for message in messages if isinstance(message, AIMessage)]
 
 
-#: Lets a model's step write private state. Before langchain 1.2.9 there was no such thing.
-_Extended: Any = getattr(langchain_types, "ExtendedModelResponse", None)
+#: By which a model's step writes private state; None before langchain 1.2.9.
+_EXTENDED_RESPONSE: Any = extended_model_response()
 
 
 def _result(ending: Ending) -> Any:
-    """What the model's step gives the agent, with a word to the step after it."""
-    waits = ending.draft is not None or ending.ends
-    turn = Turn(draft=ending.draft, ends=ending.ends) if waits else None
-    if _Extended is not None:
-        return _Extended(ending.response, Command(update={"guard_turn": turn}))
-    if turn is not None:  # the message that stands in the answer's place has to carry it
+    """Return the result of the model's step, with the turn for the step after it."""
+    follows = ending.pending is not None or ending.ends
+    turn = Turn(pending=ending.pending, ends=ending.ends) if follows else None
+    if _EXTENDED_RESPONSE is not None:
+        return _EXTENDED_RESPONSE(ending.response, Command(update={"guard_turn": turn}))
+    if turn is not None:  # without private state, the message in the answer's place carries it
         (message,) = ending.response.result
         return ModelResponse(result=[with_metadata(cast(AIMessage, message), turn=turn)])
     return ending.response
 
 
-def _carried(messages: Sequence[BaseMessage]) -> Turn | None:
-    """What the last message carries for want of private state."""
-    if _Extended is not None or not messages:
+def _turn_in_metadata(messages: Sequence[BaseMessage]) -> Turn | None:
+    """Return the turn that the last message carries in its metadata, for versions without private state."""
+    if _EXTENDED_RESPONSE is not None or not messages:
         return None
     turn: Turn | None = (messages[-1].response_metadata.get(KEY) or {}).get("turn")
     return turn
 
 
-def _left_to_the_pause(call: AgentCall, error: EscalationError) -> Delivery:
-    """No handler took the case: the person for whom the agent pauses still has it, if it pauses."""
+def _undelivered_before_pause(call: AgentCall, error: EscalationError) -> Delivery:
+    """Return an empty delivery if the agent pauses, since its reviewer still gets the case; raise otherwise."""
     if not call.pauses:
         raise error
     return Delivery((), (str(error),))
 
 
-# -- the parts ---------------------------------------------------------------------------------
+# -- settings ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
-    """What rules are made of, besides a policy and a route."""
+class _Settings:
+    """The settings of a middleware besides the policy and the route, which a run may change."""
 
-    fallbacks: Mapping[str, BaseChatModel | Trusted]
+    fallbacks: Mapping[str, BaseChatModel | TrustedFallback]
     handlers: Mapping[str, Handler]
     store: Store | str | Path | None
     handler_timeout_s: float
 
-    def rules(self, policy: str | Path | Policy, route: str | None) -> Rules:
-        """The checked rules; errors as for `GuardMiddleware`."""
+    def rules(self, policy: str | Path | Policy, route: str | None) -> AgentRules:
+        """Return the checked rules; errors as for `GuardMiddleware`."""
         chosen = load_policy(policy)
         chosen.check_route(route)
         refuse_guarantees(chosen, caller="an agent")
         _refuse_live(chosen)
-        return Rules(
+        return AgentRules(
             policy=chosen,
             route=route,
-            fallbacks=MappingProxyType(_all_fallbacks(chosen, steps_of(self.fallbacks))),
+            fallbacks=MappingProxyType(_all_fallbacks(chosen, fallback_steps(self.fallbacks))),
             handlers=MappingProxyType(_all_handlers(chosen, self.handlers, self.store)),
             handler_timeout_s=self.handler_timeout_s,
             trusted=trusted_names(self.fallbacks),
@@ -363,7 +362,7 @@ class _Parts:
 
 
 def _as_mapping(context: Any) -> Mapping[str, Any]:
-    """The context of a run: a mapping, or an object with attributes."""
+    """Return the context of a run, which is a mapping or an object with attributes, as a mapping."""
     if isinstance(context, Mapping):
         return context
     return {name: getattr(context, name) for name in NAMES if hasattr(context, name)}
@@ -372,14 +371,14 @@ def _as_mapping(context: Any) -> Mapping[str, Any]:
 def _refuse_live(policy: Policy) -> None:
     if policy.streaming == "live" and policy.mode == "enforce":  # in shadow mode everything streams as it comes
         raise InputError(
-            f"The policy '{policy.name}' streams live, and an agent's answers are held",
-            why="text that was shown can neither wait for a person nor give way to a retry",
+            f"The policy '{policy.name}' streams live, but an agent's answers are held",
+            why="text that was shown cannot wait for a reviewer or be replaced by a retry",
             fix="Write streaming: hold, or put guarded() around a chain that streams",
         )
 
 
 def _all_fallbacks(policy: Policy, given: Mapping[str, BaseChatModel]) -> dict[str, BaseChatModel]:
-    """The chat models by name, with those of the engines that the policy declares."""
+    """Return the chat models by name, with those that the policy declares."""
     for name, model in given.items():
         if not isinstance(model, BaseChatModel):
             raise InputError(f"The fallback '{name}' must be a chat model", why=f"it is a {type(model).__name__}")
@@ -388,7 +387,7 @@ def _all_fallbacks(policy: Policy, given: Mapping[str, BaseChatModel]) -> dict[s
 
 
 def _declared_fallback(policy: Policy, name: str, given: Mapping[str, BaseChatModel]) -> BaseChatModel:
-    """A chat model on an engine that the policy declares; it shares the engine with other models of the process."""
+    """Return a chat model on an engine that the policy declares; models in the process share engines."""
     target = policy.fallbacks.get(name)
     if target is None:
         raise InputError(
@@ -398,7 +397,7 @@ def _declared_fallback(policy: Policy, name: str, given: Mapping[str, BaseChatMo
     if target.scorer is None:
         raise InputError(
             f"The policy '{policy.name}' declares the fallback '{name}' without a scorer",
-            why="none of its answers could be decided about",
+            why="the policy could decide about none of its answers",
             fix=f"Write fallbacks.{name}.scorer, or pass a chat model: fallbacks={{'{name}': ...}}",
         )
     from guard.langchain.chat.chat_guard import ChatGuard
@@ -407,11 +406,11 @@ def _declared_fallback(policy: Policy, name: str, given: Mapping[str, BaseChatMo
 
 
 def _all_handlers(policy: Policy, given: Mapping[str, Handler], store: Store | str | Path | None) -> dict[str, Handler]:
-    """The handlers by name, with those that are always there."""
+    """Return the handlers by name, with the built-in ones."""
     if INTERRUPT in given:
-        raise InputError(f"'{INTERRUPT}' is the agent's pause and cannot be a handler", fix="Give it another name")
+        raise InputError(f"'{INTERRUPT}' is the agent's pause and cannot name a handler", fix="Give it another name")
     handlers: dict[str, Handler] = {"log": log_handler, **given}
-    if policy.mode == "shadow":  # nothing is handed to anybody
+    if policy.mode == "shadow":  # nothing is escalated
         return handlers
     named = [name for name in policy.handler_names() if name != INTERRUPT]
     if "review" in named and "review" not in given:

@@ -1,14 +1,13 @@
-"""Puts one answer of an agent before a person, and carries out what the person says.
+"""Requests a person's review of one answer of an agent, and applies the reviewer's decisions.
 
-The request and the reply have the form of LangChain's own human-in-the-loop middleware, so that the
-same review pages work for both:
+The request and the reply have the form of LangChain's human-in-the-loop middleware, so that the same review pages work
+for both:
 
     {"action_requests": [{"name", "args", "description"}], "review_configs": [...], "guard": {...}}
     {"decisions": [{"type": "approve"}]}
 
-An answer that calls tools is one action a call. Any other answer is one action named ``answer`` with
-the argument ``text``. A reply that does not fit is refused and asked for again, never taken for an
-approval.
+Each tool call of an answer is one action. Any other answer is one action named ``answer`` with the argument ``text``.
+An invalid reply is refused and requested again; it never counts as an approval.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from langgraph.types import interrupt
 from guard.errors import ReviewError, did_you_mean
 from guard.langchain.metadata import KEY, with_metadata
 
-#: The action's name and its argument where an answer calls no tool.
+#: Name and argument of the action for an answer that calls no tool.
 ANSWER, TEXT = "answer", "text"
 
-#: What a person may say, with the keys of each besides ``type``: (needed, optional).
+#: A reviewer's possible decisions, with the (required, optional) keys of each besides ``type``.
 _KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "approve": (frozenset(), frozenset()),
     "edit": (frozenset({"edited_action"}), frozenset()),
@@ -39,47 +38,47 @@ _KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """An answer that waits for a person.
+class PendingReview:
+    """An answer that waits for a reviewer.
 
     Attributes:
-        messages: what the model call gave: the answer, and a tool message where it is structured.
-        structured: the structured response that was parsed from it, or None.
-        tools: names of the tools that the agent has; an edited call must be of one of them.
-        about: what the reviewer is told: question, p_wrong, rule, reason and so on.
-        rejected_text: what the caller gets where the answer is rejected.
-        failed: whether there is no answer, since the model failed.
-        loops: whether the agent would ask the model again for a structured response.
+        messages: messages of the model call: the answer, and a tool message for a structured response.
+        structured: the parsed structured response, or None.
+        tools: names of the agent's tools; an edited call must name one of them.
+        context: information for the reviewer: question, p_wrong, rule, reason and more.
+        rejected_text: text that replaces a rejected answer.
+        failed: whether there is no answer because the model failed.
+        loops: whether the agent would call the model again for a structured response.
     """
 
     messages: tuple[BaseMessage, ...]
     structured: Any
     tools: tuple[str, ...]
-    about: Mapping[str, Any]
+    context: Mapping[str, Any]
     rejected_text: str
     failed: bool = False
     loops: bool = False
 
-    def seal(self) -> str:
-        """The draft as text that shows nothing of the answer: streams of the state's values pass it on."""
+    def to_token(self) -> str:
+        """Return the review as text that does not show the answer, since streams of the state's values contain it."""
         content = {name: getattr(self, name) for name in self.__dataclass_fields__}
         _, data = JsonPlusSerializer().dumps_typed({**content, "messages": list(self.messages)})
         return base64.b85encode(zlib.compress(data)).decode()
 
     @classmethod
-    def unseal(cls, sealed: str) -> Draft:
-        """The draft that `seal` made the text of.
+    def from_token(cls, token: str) -> PendingReview:
+        """Return the review that `to_token` encoded.
 
         Raises:
-            ReviewError: the text is damaged.
+            ReviewError: the token is damaged.
         """
         try:
-            data = zlib.decompress(base64.b85decode(sealed))
+            data = zlib.decompress(base64.b85decode(token))
             content = JsonPlusSerializer().loads_typed(("msgpack", data))
-            draft = cls(**content)
+            review = cls(**content)
         except (ValueError, TypeError, zlib.error) as error:
             raise ReviewError("The answer under review cannot be read from the checkpoint", why=str(error)) from error
-        return replace(draft, messages=tuple(draft.messages), tools=tuple(draft.tools))
+        return replace(review, messages=tuple(review.messages), tools=tuple(review.tools))
 
     @property
     def message(self) -> AIMessage:
@@ -88,7 +87,7 @@ class Draft:
 
     @property
     def is_structured(self) -> bool:
-        """Whether it is a structured response, which can be approved or rejected only."""
+        """Whether the answer is a structured response, which can only be approved or rejected."""
         return self.structured is not None or len(self.messages) > 1
 
     @property
@@ -98,142 +97,146 @@ class Draft:
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """What the reviewer may decide."""
+        """The decisions that the reviewer may make."""
         if self.failed:
             return ("reject", "respond")
         return ("approve", "reject") if self.is_structured else tuple(_KEYS)
 
     def request(self) -> dict[str, Any]:
-        """What the reviewer gets: a `HITLRequest`, with ``guard`` saying what is in doubt."""
+        """Return the reviewer's request: a `HITLRequest` with the context under ``guard``."""
         actions = [{"name": call["name"], "args": call["args"]} for call in self.message.tool_calls]
         if not actions:
             actions = [{"name": ANSWER, "args": {TEXT: self.message.text}}]
-        description = _description(self.about, self.message.text if self.message.tool_calls else "")
+        description = _description(self.context, self.message.text if self.message.tool_calls else "")
         names = dict.fromkeys(action["name"] for action in actions)
         return {
             "action_requests": [{**action, "description": description} for action in actions],
             "review_configs": [{"action_name": name, "allowed_decisions": list(self.allowed)} for name in names],
-            KEY: dict(self.about),
+            KEY: dict(self.context),
         }
 
 
-def ask(draft: Draft) -> list[Mapping[str, Any]]:
-    """Pause the agent until a person has decided; one checked decision for each action.
+def request_review(review: PendingReview) -> list[Mapping[str, Any]]:
+    """Pause the agent until a reviewer has decided; return one checked decision for each action.
 
-    A reply that is refused stays in the checkpoint, so raising an error for it would end the thread for
-    good. The agent pauses again instead, and the request says in ``error`` what was wrong.
+    A refused reply stays in the checkpoint, so an exception would end the thread for good. Instead the agent pauses
+    again, and the ``error`` of the request says what was wrong.
     """
-    request = draft.request()
+    request = review.request()
     while True:
         reply = interrupt(request)
         try:
-            return read_reply(reply, draft)
+            return read_reply(reply, review)
         except ReviewError as error:
-            request = {**draft.request(), "error": str(error)}
+            request = {**review.request(), "error": str(error)}
 
 
 # -- the reply ---------------------------------------------------------------------------------
 
 
-def read_reply(reply: Any, draft: Draft) -> list[Mapping[str, Any]]:
-    """Check what a person has said, whole.
+def read_reply(reply: Any, review: PendingReview) -> list[Mapping[str, Any]]:
+    """Check a reviewer's reply as a whole.
 
     Raises:
-        ReviewError: it is not of the form ``{"decisions": [...]}`` with one allowed decision an action.
+        ReviewError: it is not of the form ``{"decisions": [...]}`` with one allowed decision per action.
     """
     decisions = reply.get("decisions") if isinstance(reply, Mapping) else None
     if not isinstance(decisions, Sequence) or isinstance(decisions, str) or len(reply) != 1:
-        form = 'Resume with {"decisions": [{"type": "approve"}]}, one decision an action'
-        raise ReviewError("The review cannot be read", why=f"it is {_shown(reply)}", fix=form)
-    actions = max(1, len(draft.message.tool_calls))
+        form = 'Resume with {"decisions": [{"type": "approve"}]}, one decision per action'
+        raise ReviewError("The review cannot be parsed", why=f"it is {_shown(reply)}", fix=form)
+    actions = max(1, len(review.message.tool_calls))
     if len(decisions) != actions:
         raise ReviewError(f"The review has {len(decisions)} decisions for {actions} actions", fix="Give one each")
     for decision in decisions:
-        _check(decision, draft)
+        _check(decision, review)
     return list(decisions)
 
 
-def _check(decision: Any, draft: Draft) -> None:
+def _check(decision: Any, review: PendingReview) -> None:
     kind = decision.get("type") if isinstance(decision, Mapping) else None
     if not isinstance(kind, str):
-        raise ReviewError("A decision needs a 'type'", why=f"it is {_shown(decision)}", fix=_known(draft))
-    if kind not in draft.allowed:
-        raise ReviewError(f"'{kind:.40}' is no decision that is allowed here", fix=did_you_mean(kind, draft.allowed))
+        raise ReviewError("A decision needs a 'type'", why=f"it is {_shown(decision)}", fix=_known(review))
+    if kind not in review.allowed:
+        raise ReviewError(f"'{kind:.40}' is not an allowed decision here", fix=did_you_mean(kind, review.allowed))
     needed, optional = _KEYS[kind]
     given = {str(key) for key in decision} - {"type"}
     for key in sorted(given - needed - optional):
-        raise ReviewError(f"'{kind}' takes no '{key:.40}'", fix=did_you_mean(key, needed | optional) or "Leave it out")
+        raise ReviewError(
+            f"'{kind}' has no key '{key:.40}'", fix=did_you_mean(key, needed | optional) or "Leave it out"
+        )
     for key in sorted(needed - given):
         raise ReviewError(f"'{kind}' needs '{key}'")
     message = decision.get("message", "-")
     if not isinstance(message, str) or not message.strip():
-        raise ReviewError(f"The 'message' of '{kind}' must be a text", why=f"it is {_shown(message)}")
+        raise ReviewError(f"The 'message' of '{kind}' must be a non-empty text", why=f"it is {_shown(message)}")
     if kind == "edit":
-        _check_edit(decision["edited_action"], draft)
+        _check_edit(decision["edited_action"], review)
 
 
-def _check_edit(action: Any, draft: Draft) -> None:
+def _check_edit(action: Any, review: PendingReview) -> None:
     name, args = (action.get("name"), action.get("args")) if isinstance(action, Mapping) else (None, None)
     if not isinstance(name, str) or not isinstance(args, Mapping) or len(action) != 2:
-        raise ReviewError("'edited_action' needs 'name' and 'args', and nothing else", why=f"it is {_shown(action)}")
-    known = draft.tools if draft.calls else (ANSWER,)
+        raise ReviewError("'edited_action' needs 'name' and 'args', and no other key", why=f"it is {_shown(action)}")
+    known = review.tools if review.calls else (ANSWER,)
     if name not in known:
-        raise ReviewError(f"An edit cannot be of '{name:.40}'", fix=did_you_mean(name, known))
+        raise ReviewError(f"An edit cannot name '{name:.40}'", fix=did_you_mean(name, known))
     text = args.get(TEXT)
-    if not draft.calls and (set(args) != {TEXT} or not isinstance(text, str) or not text.strip()):
+    if not review.calls and (set(args) != {TEXT} or not isinstance(text, str) or not text.strip()):
         raise ReviewError(f"The args of an edited answer must be {{'{TEXT}': TEXT}}", why=f"they are {_shown(args)}")
 
 
-def _known(draft: Draft) -> str:
-    return f"Allowed: {', '.join(draft.allowed)}"
+def _known(review: PendingReview) -> str:
+    return f"Allowed: {', '.join(review.allowed)}"
 
 
 def _shown(value: Any) -> str:
-    """The kind of a value, for errors; the value itself may be an answer."""
+    """Return the type of a value, for errors; the value itself may be an answer."""
     keys = f" with {', '.join(sorted(str(key)[:40] for key in list(value)[:5]))}" if isinstance(value, Mapping) else ""
     return "nothing" if value is None else f"a {type(value).__name__}{keys}"
 
 
-def _description(about: Mapping[str, Any], text: str) -> str:
-    p_wrong = about.get("p_wrong")
+def _description(context: Mapping[str, Any], text: str) -> str:
+    p_wrong = context.get("p_wrong")
     doubt = "could not be scored" if p_wrong is None else f"is wrong with probability {p_wrong:.2f}"
-    lines = [f"This answer {doubt}: {about['reason']}", f"Question: {about['question']}"]
+    lines = [f"This answer {doubt}: {context['reason']}", f"Question: {context['question']}"]
     return "\n".join([*lines, f"The model also said: {text}"] if text else lines)
 
 
-# -- carrying it out ---------------------------------------------------------------------------
+# -- applying the decisions -------------------------------------------------------------------
 
 
-def reviewed(draft: Draft, decisions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The update of the agent's state: the reviewed answer, under the same message id."""
-    noted = with_metadata(draft.message, review={"decisions": [dict(decision) for decision in decisions]})
-    if draft.calls:
-        return {"messages": _reviewed_calls(draft, noted, decisions)}
+def reviewed(review: PendingReview, decisions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the update of the agent's state: the reviewed answer, under the same message id."""
+    message = with_metadata(review.message, review={"decisions": [dict(decision) for decision in decisions]})
+    if review.calls:
+        return {"messages": _reviewed_calls(review, message, decisions)}
     (decision,) = decisions
     if decision["type"] == "approve":
-        rest = [message for message in draft.messages if message is not draft.message]
-        structured = {} if draft.structured is None else {"structured_response": draft.structured}
-        return {"messages": [noted, *rest], **structured}
-    # The person has had the last word: a loop for structured output must not ask the model again. Where there
-    # is none, the agent ends by itself, when the hooks of other middleware have seen the text.
-    ends = {"jump_to": "end"} if draft.loops else {}
-    return {"messages": [spoken(noted, _text(decision, draft))], **ends}
+        rest = [one for one in review.messages if one is not review.message]
+        structured = {} if review.structured is None else {"structured_response": review.structured}
+        return {"messages": [message, *rest], **structured}
+    # The reviewer's decision is final, so a loop for structured output must not call the model again. Without such a
+    # loop the agent ends by itself after the hooks of other middleware have seen the text.
+    ends = {"jump_to": "end"} if review.loops else {}
+    return {"messages": [with_text(message, _text(decision, review))], **ends}
 
 
-def _text(decision: Mapping[str, Any], draft: Draft) -> str:
+def _text(decision: Mapping[str, Any], review: PendingReview) -> str:
     match decision["type"]:
         case "edit":
             return str(decision["edited_action"]["args"][TEXT])
         case "respond":
             return str(decision["message"])
-    return draft.rejected_text
+    return review.rejected_text
 
 
-def _reviewed_calls(draft: Draft, message: AIMessage, decisions: Sequence[Mapping[str, Any]]) -> list[BaseMessage]:
-    """The message with its edited calls, and an answer for each call that shall not run."""
+def _reviewed_calls(
+    review: PendingReview, message: AIMessage, decisions: Sequence[Mapping[str, Any]]
+) -> list[BaseMessage]:
+    """Return the message with its edited calls, and a tool message for each call that must not run."""
     calls: list[ToolCall] = []
     answers: list[BaseMessage] = []
-    for call, decision in zip(draft.calls, decisions, strict=True):
+    for call, decision in zip(review.calls, decisions, strict=True):
         match decision["type"]:
             case "edit":
                 edited = decision["edited_action"]
@@ -242,8 +245,8 @@ def _reviewed_calls(draft: Draft, message: AIMessage, decisions: Sequence[Mappin
                 answers.append(_tool_answer(call, str(decision["message"]), "success"))
             case "reject":
                 reason = f" The reason: {decision['message']}" if "message" in decision else ""
-                told = f"A reviewer rejected the call of {call['name']}. It was not run; do not call it again.{reason}"
-                answers.append(_tool_answer(call, told, "error"))
+                text = f"A reviewer rejected the call of {call['name']}. It was not run; do not call it again.{reason}"
+                answers.append(_tool_answer(call, text, "error"))
         calls.append(call)
     return [message.model_copy(update={"tool_calls": calls}), *answers]
 
@@ -252,10 +255,10 @@ def _tool_answer(call: ToolCall, content: str, status: Any) -> ToolMessage:
     return ToolMessage(content=content, name=call["name"], tool_call_id=call["id"] or "", status=status)
 
 
-def spoken(message: AIMessage, text: str) -> AIMessage:
-    """A message that says this text in place of the model's, under the same id.
+def with_text(message: AIMessage, text: str) -> AIMessage:
+    """Return a message with this text in place of the model's, under the same id.
 
-    Whatever may still hold the model's words is left out: tool calls, log-probabilities, raw replies.
+    Everything that may contain the model's words is dropped: tool calls, log-probabilities, raw replies.
     """
     kept = ("model_name", "model_provider", KEY)
     return AIMessage(

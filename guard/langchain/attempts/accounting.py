@@ -1,4 +1,4 @@
-"""Whether what comes out of an attempt is what its accounted model calls have said."""
+"""Checks that the output of an attempt comes from its accounted model calls."""
 
 from __future__ import annotations
 
@@ -15,51 +15,53 @@ from guard.langchain.attempts.model_calls import ModelCall
 #: Stands for a part of an output that cannot be compared with an answer.
 _UNKNOWN = object()
 
-#: A call that the attempt was not told of.
-UNHEARD = ModelCall((), frozenset(), None, unheard=True)
+#: A call that no callback of the attempt reported.
+UNACCOUNTED = ModelCall((), frozenset(), None, unaccounted=True)
 
 
 def all_calls(
-    heard: tuple[ModelCall, ...], opened: OpenCall, *, asked: Any, output: Any, error: Exception | None
+    reported: tuple[ModelCall, ...], opened: OpenCall, *, input: Any, output: Any, error: Exception | None
 ) -> tuple[ModelCall, ...]:
-    """The calls of an attempt, with one more where a model has answered that it was not told of.
+    """Return the calls of an attempt, with an unaccounted one if a model answered without being reported.
 
-    Where such an answer is surely of this attempt, it counts. Where it may be of another part of the program
-    it counts unless this attempt's output is, word for word, what its own scored calls have said, and none of
-    them was asked with the other answer in its prompt.
+    An unreported answer that certainly belongs to this attempt counts. One that may belong to another part of the
+    program counts too, unless this attempt's output is word for word what its own scored calls said and the prompt of
+    none of them contains the other answer.
 
     Args:
-        heard: by callbacks.
-        opened: what else was noticed.
-        asked: the input of the attempt.
-        output: of the attempt.
-        error: that came in its place, and that may quote any answer.
+        reported: calls that callbacks reported.
+        opened: unreported answers that were noticed.
+        input: input of the attempt.
+        output: output of the attempt.
+        error: exception that replaced the output; it may quote any answer.
     """
     if opened.own:
-        return (*heard, UNHEARD)
+        return (*reported, UNACCOUNTED)
     if not opened.possible:
-        return heard
-    apart = error is None and _said_by(heard, output, asked) and not _fed(heard, opened)
-    return heard if apart else (*heard, UNHEARD)
+        return reported
+    separate = error is None and _consists_of(reported, output, input) and not _read_by(reported, opened)
+    return reported if separate else (*reported, UNACCOUNTED)
 
 
 def is_answer(message: AIMessage, calls: Sequence[ModelCall]) -> bool:
-    """Whether a message says what one of the calls has answered."""
+    """Return whether a message repeats the answer of one of the calls."""
     return any(call.message is not None and _same(message, call.message) for call in calls)
 
 
-def _said_by(calls: Sequence[ModelCall], output: Any, asked: Any) -> bool:
+def _consists_of(calls: Sequence[ModelCall], output: Any, input: Any) -> bool:
+    """Return whether every text of an output is an answer of the scored calls or a part of the input."""
     known: list[Any] = [call.message for call in calls if call.scored and call.message is not None]
-    given = dict(_leaves(asked))
-    # A question may stand anywhere in the output. Parts of an input may not: an answer can be one of its choices.
-    known += [asked] if isinstance(asked, str) else []
+    given = dict(_leaves(input))
+    # A question may appear anywhere in the output. A part of an input may not, since an answer can be one of its
+    # choices.
+    known += [input] if isinstance(input, str) else []
     leaves = [*_leaves(output)]
     return bool(leaves) and all(any(_same(leaf, one) for one in (*known, given.get(path))) for path, leaf in leaves)
 
 
-def _fed(calls: Sequence[ModelCall], opened: OpenCall) -> bool:
-    """Whether an answer that may be of this attempt was read by one of its calls."""
-    prompts = "\n".join(str(getattr(one, "content", one)) for call in calls for one in call.asked)
+def _read_by(calls: Sequence[ModelCall], opened: OpenCall) -> bool:
+    """Return whether one of the calls read an answer that may belong to this attempt."""
+    prompts = "\n".join(str(getattr(one, "content", one)) for call in calls for one in call.inputs)
     texts = [None if pieces is None else "".join(pieces).strip() for pieces in opened.possible]
     return any(text is None or (text and text in prompts) for text in texts)
 
@@ -81,7 +83,7 @@ def _calls(message: BaseMessage) -> list[tuple[Any, Any]]:
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The texts and messages in a value, with where they stand; what is neither cannot be compared."""
+    """Yield the texts and messages in a value with their paths; anything else is not comparable."""
     if isinstance(value, str | BaseMessage):
         yield path, value
     elif isinstance(value, Mapping):

@@ -1,81 +1,40 @@
-"""What one attempt of a guarded call tells the steps that run in it.
+"""Settings that one attempt of a guarded call passes to the steps that run in it.
 
-A retry asks the same chain again, differently. The chain is not ours to change, so the difference
-travels beside it, in a context variable: threads and tasks that LangChain starts for the attempt
-inherit it, other calls never see it, and nothing of it shows in the caller's config, tags or metadata.
+A retry runs the same chain with other settings. The settings travel beside the chain, in a context variable: threads
+and tasks that LangChain starts for the attempt inherit it, other calls never see it, and the caller's config, tags and
+metadata stay unchanged.
 """
 
 from __future__ import annotations
 
-import copy
-import threading
 import time
-from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from guard.langchain.attempts.once_cache import OnceCache
 from guard.records import Limits, Prompt, Sampling
 
 if TYPE_CHECKING:
     from langchain_core.chat_history import BaseChatMessageHistory
 
-    from guard.langchain.chat.stream_monitor import Watch
-
-
-class Memory:
-    """Results of steps that must run once in a guarded call, whatever its attempts. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._entries: dict[str, list[tuple[Any, Future[Any]]]] = {}
-
-    def claim(self, step: str, key: Any) -> tuple[Future[Any], bool]:
-        """The result of a step for an input, and whether the caller is the one who has to make it."""
-        with self._mutex:
-            entries = self._entries.setdefault(step, [])
-            for known, result in entries:
-                if _same(known, key):
-                    return result, False
-            result = Future()
-            entries.append((_copied(key), result))
-            return result, True
-
-    def forget(self, step: str, result: Future[Any]) -> None:
-        """Let a step that failed run again."""
-        with self._mutex:
-            self._entries[step] = [entry for entry in self._entries[step] if entry[1] is not result]
-
-
-def _copied(key: Any) -> Any:
-    """A copy: the chain may change its input after the step has read it."""
-    try:
-        return copy.deepcopy(key)
-    except Exception:  # noqa: BLE001 - a lock or a client in it: then the thing itself stands for it
-        return key
-
-
-def _same(known: Any, key: Any) -> bool:
-    try:
-        return bool(known == key)
-    except Exception:  # noqa: BLE001 - arrays and the like, which are not simply equal or unequal
-        return known is key
+    from guard.langchain.attempts.stream_monitor import StreamMonitor
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptSettings:
-    """How the models in one attempt are to answer.
+    """How the models in one attempt answer.
 
     Attributes:
-        sampling: in place of the model's own; None leaves that as it is.
-        instruction: added to the prompt.
-        max_tokens: what is left of the budget for one answer; None is no limit.
-        token_limit: of one answer, in place of the model's own; None leaves that as it is.
-        deadline: when the budget's seconds are over, on the clock of `time.monotonic`; None is never.
-        memory: of the steps that run once, shared by all attempts of the guarded call.
-        history: of the conversation around the guarded call, if there is one.
-        watch: looks at a streamed answer as it grows, where the policy streams live.
-        prompts: what scored models read in the end (system message, tools, instructions), by what they were asked.
+        sampling: replaces the model's own; None keeps it.
+        instruction: appended to the prompt.
+        max_tokens: token budget that is left for one answer; None is no limit.
+        token_limit: replaces the model's own token limit of one answer; None keeps it.
+        deadline: end of the budget's seconds on the clock of `time.monotonic`; None is never.
+        once_cache: results of steps that run once, shared by all attempts of the guarded call.
+        history: conversation history around the guarded call, if there is one.
+        monitor: scores a streamed answer while it grows; set where the policy streams live.
+        prompts: prompts as scored models read them (system message, tools, instructions), by `prompt_text` of the call.
     """
 
     sampling: Sampling | None = None
@@ -83,17 +42,17 @@ class AttemptSettings:
     max_tokens: int | None = None
     token_limit: int | None = None
     deadline: float | None = None
-    memory: Memory = field(default_factory=Memory)
+    once_cache: OnceCache = field(default_factory=OnceCache)
     history: BaseChatMessageHistory | None = None
-    watch: Watch | None = None
+    monitor: StreamMonitor | None = None
     prompts: dict[str, Prompt] = field(default_factory=dict)
 
     def prompt(self, own: Prompt) -> Prompt:
-        """The prompt to answer in place of a model's own."""
+        """Return a model's own prompt with the attempt's instruction."""
         return own.with_instruction(self.instruction) if self.instruction else own
 
     def limits(self, own: Limits) -> Limits:
-        """The limits of one answer: a model's own, or those of this attempt, within the budget."""
+        """Return the limits of one answer: the attempt's or the model's own, within the budget."""
         tokens = self.token_limit or own.max_tokens
         tokens = tokens if self.max_tokens is None else max(1, min(tokens, self.max_tokens))
         if self.deadline is None:
@@ -102,5 +61,5 @@ class AttemptSettings:
         return replace(own, max_tokens=tokens, timeout_s=min(left, own.timeout_s or left))
 
 
-#: The attempt that the running code is part of; None outside of guarded calls.
+#: The attempt that the running code is part of; None outside guarded calls.
 ATTEMPT: ContextVar[AttemptSettings | None] = ContextVar("guard_attempt", default=None)

@@ -1,7 +1,7 @@
-"""Refuses structured answers that are cut: half of an object is another object.
+"""Refuses truncated structured answers: half of an object is another object.
 
-LangChain's parsers close what is open in a JSON text, for streams: ``{"dose": 15`` of ``{"dose": 150}``
-becomes a dose of 15. Here an answer is parsed only where it came to its end and all of it is JSON.
+LangChain's parsers close an incomplete JSON text, for streams: ``{"dose": 15`` of ``{"dose": 150}`` becomes a dose of
+15. Here an answer is parsed only if it is complete and all of it is JSON.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from guard.langchain.metadata import finish_reason_of
 _FENCES = (re.compile(r"```(?:json)?\s(.*)```", re.DOTALL | re.IGNORECASE), re.compile(r"```json\s(.*)", re.DOTALL))
 
 
-class CutAnswerError(GuardError, OutputParserException):
-    """A structured answer is cut or does not close. Quotes nothing of the answer."""
+class IncompleteAnswerError(GuardError, OutputParserException):
+    """A structured answer is truncated or its JSON does not close. The text quotes nothing of the answer."""
 
 
-def whole_json(message: AIMessage) -> AIMessage:
-    """Return the message with its JSON text alone; a fence of backticks and words around it are dropped.
+def complete_json(message: AIMessage) -> AIMessage:
+    """Return the message with only its JSON text; a code fence and the words around it are dropped.
 
     Raises:
-        CutAnswerError: the answer was cut, or is not one JSON text with each key once.
+        IncompleteAnswerError: the answer is truncated, or is not one JSON text without duplicate keys.
     """
     _check_end(message)
     text = str(message.text)
@@ -40,27 +40,29 @@ def whole_json(message: AIMessage) -> AIMessage:
         except (ValueError, RecursionError):
             continue
         return message.model_copy(update={"content": candidate.strip()})
-    raise CutAnswerError("The answer is not one whole JSON text", fix="Look at the raw message: include_raw=True")
+    raise IncompleteAnswerError(
+        "The answer is not one complete JSON text", fix="Look at the raw message: include_raw=True"
+    )
 
 
-def whole_calls(message: AIMessage) -> AIMessage:
-    """Return the message, whose tool calls are whole.
+def complete_tool_calls(message: AIMessage) -> AIMessage:
+    """Return the message if its tool calls are complete.
 
     Raises:
-        CutAnswerError: the answer was cut, or has a tool call that cannot be read.
+        IncompleteAnswerError: the answer is truncated, or has a tool call that cannot be parsed.
     """
     _check_end(message)
     if message.invalid_tool_calls:
-        raise CutAnswerError(
-            "A tool call of the answer cannot be read", fix="Look at the raw message: include_raw=True"
+        raise IncompleteAnswerError(
+            "A tool call of the answer cannot be parsed", fix="Look at the raw message: include_raw=True"
         )
     return message
 
 
 def _check_end(message: AIMessage) -> None:
     if finish_reason_of(message) == "length":
-        raise CutAnswerError(
-            "The answer is cut",
+        raise IncompleteAnswerError(
+            "The answer is truncated",
             why="it reached its token limit or the end of the context",
             fix="Raise max_tokens",
         )
@@ -78,35 +80,37 @@ def _loads(text: str) -> Any:
     return DECODER.decode(text)
 
 
-def _refused(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("duplicate key")
     return dict(pairs)
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is beyond every number")
+        raise ValueError(f"{text} is not finite")
     return number
 
 
-#: Reads JSON as it stands: each key once, and no NaN or infinity, however it is written.
-DECODER = json.JSONDecoder(strict=False, parse_constant=_refused, parse_float=_finite, object_pairs_hook=_each_once)
+#: Parses JSON strictly: no duplicate keys, no NaN and no infinity in any notation.
+DECODER = json.JSONDecoder(
+    strict=False, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates
+)
 
 
-def unmendable(arguments: str | None) -> str:
-    """Return the arguments of an invalid call so that no merging of chunks makes a valid call of them.
+def unrepairable(arguments: str | None) -> str:
+    """Return the arguments of an invalid call in a form that merging of chunks cannot turn into a valid call.
 
-    LangChain closes what is open in the arguments of merged chunks, and takes none at all for an empty object.
+    LangChain closes incomplete arguments of merged chunks, and reads missing arguments as an empty object.
     """
     text = arguments or ""
     try:
-        mended = parse_partial_json(text) if text else {}
+        repaired = parse_partial_json(text) if text else {}
     except ValueError:
         return text
-    return json.dumps(text, ensure_ascii=False) if isinstance(mended, dict) else text
+    return json.dumps(text, ensure_ascii=False) if isinstance(repaired, dict) else text

@@ -1,15 +1,13 @@
-"""Steps that write down what a chain has said before its answer is decided on.
+"""Refuses steps that store a chain's answer before the policy has decided about it.
 
-A conversation history, a graph's checkpoints or its store, and the memory of the older chains are written
-while the chain runs. A rejected answer would stay there, and the next attempt would read it. What can be
-found in a chain is refused when it is guarded; a history that is found only while it runs, before the model
-is asked.
+Conversation histories, a graph's checkpoints and store, and the memory of older chains are written while the chain
+runs. A rejected answer would stay there and the next attempt would read it. What can be found in a chain is refused
+when the chain is guarded; a history that is only visible at run time is refused before the model is called.
 """
 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
@@ -24,19 +22,17 @@ from pydantic import BaseModel
 
 from guard.errors import InputError
 from guard.langchain.attempts.attempt_settings import ATTEMPT
+from guard.langchain.upstream_internals import MESSAGE_HISTORY, is_graph
 
-#: Where LangChain puts the history of a conversation in a config.
-_HISTORY = "message_history"
-
-#: How many parts of a collection are looked at; one that is longer is data.
-_MOST = 1000
+#: Number of elements of a collection that are searched; a longer collection is data.
+_MAX_ELEMENTS = 1000
 
 _AROUND = "Put the history around the guarded chain: RunnableWithMessageHistory(guarded(chain, ...), ...)"
 _NODE = "Guard the node that answers, or use GuardMiddleware in an agent"
 
 
 def refuse_stateful(runnable: Any) -> None:
-    """Look for such steps in a chain, at any depth that can be seen.
+    """Search a chain for such steps, at any depth that is visible.
 
     Raises:
         InputError: there is one.
@@ -52,7 +48,7 @@ def refuse_stateful(runnable: Any) -> None:
 
 
 def refuse_inner_history(config: RunnableConfig | None) -> None:
-    """Look at the config of a model call for a history that was opened within the guarded call.
+    """Check the config of a model call for a history that was opened inside the guarded call.
 
     Raises:
         InputError: there is one.
@@ -64,71 +60,66 @@ def refuse_inner_history(config: RunnableConfig | None) -> None:
 
 
 def history_of(config: RunnableConfig | None) -> BaseChatMessageHistory | None:
-    """The history of the conversation that a run is part of."""
-    history = (ensure_config(config).get("configurable") or {}).get(_HISTORY)
+    """Return the history of the conversation that a run is part of."""
+    history = (ensure_config(config).get("configurable") or {}).get(MESSAGE_HISTORY)
     return history if isinstance(history, BaseChatMessageHistory) else None
 
 
 def _refuse(step: Any) -> None:
     if isinstance(step, RunnableWithMessageHistory):
         raise _history_inside()
-    if _is_graph(step) and step.checkpointer:
+    if is_graph(step) and step.checkpointer:
         raise InputError(
             "A graph with a checkpointer cannot be guarded from outside",
-            why="it has saved its answer before the answer is decided on",
+            why="it saves its answer before the policy decides about it",
             fix=_NODE,
         )
-    if _is_graph(step) and step.store is not None:
+    if is_graph(step) and step.store is not None:
         raise InputError(
             "A graph with a store cannot be guarded from outside",
-            why="what its nodes have put there stays, whatever is decided about the answer",
+            why="what its nodes write there stays, whatever the policy decides about the answer",
             fix=f"{_NODE}; or give the store to the graph around the guarded one",
         )
     if isinstance(step, Runnable) and hasattr(getattr(step, "memory", None), "save_context"):
         raise InputError(
             f"A {type(step).__name__} with a memory cannot be guarded from outside",
-            why="it has saved its answer before the answer is decided on",
+            why="it saves its answer before the policy decides about it",
             fix="Keep the conversation around the guarded chain",
         )
 
 
 def _history_inside() -> InputError:
     return InputError(
-        "A conversation history cannot be inside of a guarded chain",
+        "A guarded chain cannot contain a conversation history",
         why="rejected answers would stay in it, and the next attempt would read them",
         fix=_AROUND,
     )
 
 
-def _is_graph(step: Any) -> bool:
-    module = sys.modules.get("langgraph.pregel")
-    return module is not None and isinstance(step, module.Pregel)
-
-
 def _parts(step: Any) -> Iterator[Any]:
-    """What a step is made of. A guarded chain was looked at when it was built."""
+    """Yield the parts of a step. A guarded chain was searched when it was built."""
     if isinstance(step, Mapping):
-        yield from islice(step.values(), _MOST)
+        yield from islice(step.values(), _MAX_ELEMENTS)
     elif isinstance(step, list | tuple | set | frozenset):
-        yield from islice(step, _MOST)
+        yield from islice(step, _MAX_ELEMENTS)
     elif isinstance(step, partial):
         yield from (step.func, *step.args, *step.keywords.values())
     elif isinstance(step, RunnableLambda):
         yield from step.deps
         yield from (getattr(step, name, None) for name in ("func", "afunc"))
-    elif _is_graph(step):
+    elif is_graph(step):
         yield from (node.bound for node in step.nodes.values())
         yield from (graph for _, graph in step.get_subgraphs(recurse=False))
     elif inspect.ismethod(step):
         yield step.__self__
     elif inspect.isfunction(step):
-        yield from _used_by(step)
+        yield from _references(step)
     elif isinstance(step, Runnable) and not _is_guarded(step):
         yield from (dict(step) if isinstance(step, BaseModel) else getattr(step, "__dict__", {})).values()
 
 
-def _used_by(function: Any) -> Iterator[Any]:
-    """What a function refers to: by its names, and by attributes of them where its source can be read."""
+def _references(function: Any) -> Iterator[Any]:
+    """Yield what a function refers to by name, and by attribute where its source can be read."""
     try:
         variables = inspect.getclosurevars(function)
     except ValueError:  # a variable that has no value yet
@@ -137,4 +128,4 @@ def _used_by(function: Any) -> Iterator[Any]:
 
 
 def _is_guarded(step: Any) -> bool:
-    return "resolved_policy" in dir(type(step))
+    return getattr(type(step), "guard_boundary", False)

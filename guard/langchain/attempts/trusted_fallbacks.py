@@ -1,4 +1,4 @@
-"""Fallbacks whose answers are final without a score, since their owner says so."""
+"""Fallbacks whose answers are final without a score, because the caller declares it."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Trusted:
-    """A fallback that is declared to be trusted. Build one with `trusted`.
+class TrustedFallback:
+    """A fallback that is declared trusted. Create one with `trusted`.
 
     Attributes:
-        step: what answers.
+        step: runnable or chat model that answers.
     """
 
     step: Any
 
 
-def trusted(step: Any) -> Trusted:
-    """Declare that what a fallback says is final although no model of guard's has scored it.
+def trusted(step: Any) -> TrustedFallback:
+    """Declare that a fallback's answer is final although guard has not scored it.
 
         guarded(chain, policy="policy.yaml", fallbacks={"book": trusted(look_up)})
 
-    Without this an answer that no scored model has given is a failure of scoring, and ``on_error`` decides. A
-    scored model in a trusted fallback is still decided on.
+    Without this declaration an unscored answer is a scoring failure, and ``on_error`` decides. The policy still decides
+    about a scored model inside a trusted fallback.
 
     Args:
-        step: for `guarded` anything that LangChain can run; for `GuardMiddleware` a chat model.
+        step: anything that LangChain can run, for `guarded`; a chat model, for `GuardMiddleware`.
     """
-    return Trusted(step)
+    return TrustedFallback(step)
 
 
-def steps_of(fallbacks: Mapping[str, Any]) -> dict[str, Any]:
-    """The fallbacks without their declarations."""
-    return {name: step.step if isinstance(step, Trusted) else step for name, step in fallbacks.items()}
+def fallback_steps(fallbacks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fallbacks by name, without their declarations."""
+    return {name: step.step if isinstance(step, TrustedFallback) else step for name, step in fallbacks.items()}
 
 
 def trusted_names(fallbacks: Mapping[str, Any]) -> frozenset[str]:
-    """Names of the fallbacks that are declared to be trusted."""
-    return frozenset(name for name, step in fallbacks.items() if isinstance(step, Trusted))
+    """Return the names of the trusted fallbacks."""
+    return frozenset(name for name, step in fallbacks.items() if isinstance(step, TrustedFallback))

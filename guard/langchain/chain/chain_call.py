@@ -1,7 +1,7 @@
-"""One guarded call of a chain: plans each attempt, settles it, and carries out the last decision.
+"""One guarded call of a chain: plans each attempt and decides about its result.
 
-The counterpart of `guard.runtime.loop` for chains, whose answers are whatever the chain gives. The call's state
-is here and in its `CallState`; the runnable itself holds none.
+The counterpart of `guard.runtime.loop` for chains, whose answers have any type. The state of the call is kept here and
+in its `CallState`; the runnable itself has none.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from langchain_core.messages import BaseMessage, get_buffer_string
 from langchain_core.runnables import Runnable
@@ -19,18 +19,18 @@ from guard.errors import (
     CancelledError,
     ChatTemplateError,
     EscalationError,
-    ForkError,
     GuardError,
     InputError,
     PromptTooLongError,
 )
-from guard.langchain.attempts.attempt_settings import AttemptSettings, Memory
-from guard.langchain.attempts.buffered_run import Ran
-from guard.langchain.attempts.complete_json import CutAnswerError
-from guard.langchain.attempts.model_calls import ModelCall, Verdict, asked_text, judge, judge_failure, may_quote
-from guard.langchain.attempts.trusted_fallbacks import trusted_names
+from guard.langchain.attempts.attempt_run import AttemptResult
+from guard.langchain.attempts.attempt_settings import AttemptSettings
+from guard.langchain.attempts.complete_json import IncompleteAnswerError
+from guard.langchain.attempts.model_calls import ModelCall, Verdict, judge, judge_failure, may_quote, prompt_text
+from guard.langchain.attempts.once_cache import OnceCache
+from guard.langchain.attempts.stream_monitor import RetractedError, StreamMonitor
+from guard.langchain.chain.chain_rules import ChainRules
 from guard.langchain.chain.replies import text_of_output
-from guard.langchain.chat.stream_monitor import RetractedError, Watch
 from guard.langchain.messages import chat_turns, reasoning_of
 from guard.langchain.metadata import message_defects
 from guard.policy.defects import Defect
@@ -41,19 +41,16 @@ from guard.review.handlers import NOBODY, Delivery
 from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.deadline import late
 
-if TYPE_CHECKING:
-    from guard.langchain.chain.guarded_runnable import GuardedRunnable
-
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """One attempt to be run.
+class ChainAttempt:
+    """One attempt to run.
 
     Attributes:
         source: ``model`` for the chain itself, or the name of a fallback.
         runnable: the chain or the fallback.
-        settings: for the models inside.
-        started: on the clock of `time.monotonic`.
+        settings: settings for the models in it.
+        started: start on the clock of `time.monotonic`.
     """
 
     source: str
@@ -64,124 +61,126 @@ class Plan:
 
 @dataclass(slots=True)
 class ChainCall:
-    """The state of one guarded call.
+    """One guarded call.
 
     Attributes:
-        guarded: what was called.
-        state: of this call.
-        asked: the chain's input.
-        metadata: of the run, for those who take an escalation.
-        live: whether the answer streams before it is decided on, so that nothing can be tried again.
+        rules: the settings of the guarded chain.
+        state: attempts and usage of this call.
+        input: the chain's input.
+        metadata: metadata of the run, for escalation handlers.
+        live: whether the answer streams before it is decided, so that nothing can be retried.
+        once_cache: results of steps that run once in this call.
     """
 
-    guarded: GuardedRunnable[Any, Any]
+    rules: ChainRules
     state: CallState
-    asked: Any
+    input: Any
     metadata: Mapping[str, Any]
     live: bool = False
-    memory: Memory = field(default_factory=Memory)
+    once_cache: OnceCache = field(default_factory=OnceCache)
     _call: ModelCall | None = None
-    _ran: Ran | None = None
+    _result: AttemptResult | None = None
     _prompts: Mapping[str, Prompt] = field(default_factory=dict)
 
     @property
-    def ran(self) -> Ran:
-        """The last attempt."""
-        assert self._ran is not None
-        return self._ran
+    def result(self) -> AttemptResult:
+        """The result of the last attempt."""
+        assert self._result is not None
+        return self._result
 
     # -- one attempt ---------------------------------------------------------------------------
 
-    def plan(self) -> Plan:
-        """What to run next: the chain, or what the last decision says."""
+    def next_attempt(self) -> ChainAttempt:
+        """Return the attempt to run next: the chain, or what the last decision asks for."""
         state, settings = self.state, self.state.settings
         attempt = AttemptSettings(
             max_tokens=max(1, state.budget.tokens - state.tokens_used),
             deadline=state.deadline,
-            memory=self.memory,
-            watch=self._watch() if self.live else None,
+            once_cache=self.once_cache,
+            monitor=self._monitor() if self.live else None,
         )
         if isinstance(settings, Fallback) and settings.to is not None:
-            return Plan(settings.to, self.guarded.fallback(settings.to), attempt)
+            return ChainAttempt(settings.to, self.rules.fallback(settings.to), attempt)
         if isinstance(settings, Retry):
             sampling = settings.sampling(state.usage.retries)
             again = replace(
                 attempt, sampling=sampling, instruction=settings.instruction, token_limit=settings.max_tokens
             )
-            return Plan(OWN_ENGINE, self.guarded.runnable, again)
-        return Plan(OWN_ENGINE, self.guarded.runnable, attempt)
+            return ChainAttempt(OWN_ENGINE, self.rules.runnable, again)
+        return ChainAttempt(OWN_ENGINE, self.rules.runnable, attempt)
 
-    def settle(self, plan: Plan, ran: Ran) -> bool:
-        """Decide about what came back; whether to go on.
+    def record_result(self, attempt: ChainAttempt, result: AttemptResult) -> bool:
+        """Decide about a result; return whether another attempt follows.
 
         Raises:
-            Exception: the chain's own error, where it is the caller's: the question was bad, or it came
-                before any model had answered, so that it can tell nothing of an answer.
+            Exception: an error of the chain that is the caller's: the question was invalid, or no model had answered
+                yet, so that the error reveals nothing of an answer.
         """
-        self._ran, self._prompts = ran, plan.settings.prompts
-        known = [call.scored for call in ran.calls if call.scored]
+        self._result, self._prompts = result, attempt.settings.prompts
+        known = [call.scored for call in result.calls if call.scored]
         prompt_tokens, tokens = sum(one.prompt_tokens for one in known), sum(one.tokens for one in known)
-        # The reader of a live answer has seen it; another one cannot take its place.
+        # The reader of a live stream has seen the answer, so another one cannot replace it.
         self.state.note_use(prompt_tokens=prompt_tokens, completion_tokens=tokens, last=self.live)
-        verdict = self._judge(plan, ran)
+        verdict = self._judge(attempt, result)
         self._call = verdict.call
         scored = verdict.call.scored if verdict.call else None
         return self.state.keep(
             Attempt(
-                answer=_answer(ran),
-                source=plan.source,
-                score=_score(verdict, ran.error),
+                answer=_answer(result),
+                source=attempt.source,
+                score=_score(verdict, result.error),
                 decision=verdict.decision,
                 prompt_tokens=prompt_tokens,
                 completion_tokens=tokens,
-                seconds=time.monotonic() - plan.started,
-                sampling=scored.sampling if scored else plan.settings.sampling or Sampling(),
+                seconds=time.monotonic() - attempt.started,
+                sampling=scored.sampling if scored else attempt.settings.sampling or Sampling(),
                 error=verdict.error,
-                finish_reason=_finish_reason(verdict, ran),
-                reasoning=reasoning_of(ran.output) if ran.error is None else None,
+                finish_reason=_finish_reason(verdict, result),
+                reasoning=reasoning_of(result.output) if result.error is None else None,
             )
         )
 
-    def _judge(self, plan: Plan, ran: Ran) -> Verdict:
+    def _judge(self, attempt: ChainAttempt, result: AttemptResult) -> Verdict:
         policy, route, usage = self.state.policy, self.state.route, self.state.usage
-        if isinstance(ran.error, RetractedError) and ran.error.score is not None:
-            score = ran.error.score
+        error, calls, join = result.error, result.calls, self.rules.join
+        if isinstance(error, RetractedError) and error.score is not None:
+            score = error.score
             decision = decide(policy, p_wrong=score.p_wrong, ood_score=score.ood_score, route=route, usage=usage)
-            return Verdict(decision, next((call for call in ran.calls if call.cut), None), None)
-        if self.state.late and not self.live and ran.error is None:
-            return self._judge_error(late(plan.source))
-        if isinstance(ran.error, CutAnswerError):
-            verdict = judge(policy, ran.calls, join=self.guarded.joined(policy), route=route, usage=usage)
-            # However good its score, there is no object to accept.
-            return self._judge_error(ran.error) if verdict.decision.action is Action.ACCEPT else verdict
-        if ran.error is not None and not may_quote(ran.error, ran.calls):
-            return self._judge_error(ran.error)
-        if plan.source != OWN_ENGINE and ran.error is None and not any(c.scored or c.unheard for c in ran.calls):
-            return self._judge_unscored(plan.source, ran)
-        return judge(policy, ran.calls, join=self.guarded.joined(policy), route=route, usage=usage)
+            return Verdict(decision, next((call for call in calls if call.abandoned), None), None)
+        if self.state.late and not self.live and error is None:
+            return self._judge_error(late(attempt.source))
+        if isinstance(error, IncompleteAnswerError):
+            verdict = judge(policy, calls, join=join, route=route, usage=usage)
+            # However good the score, there is no object to accept.
+            return self._judge_error(error) if verdict.decision.action is Action.ACCEPT else verdict
+        if error is not None and not may_quote(error, calls):
+            return self._judge_error(error)
+        fallback = attempt.source != OWN_ENGINE
+        if fallback and error is None and not any(call.scored or call.unaccounted for call in calls):
+            return self._judge_unscored(attempt.source, result)
+        return judge(policy, calls, join=join, route=route, usage=usage)
 
-    def _judge_unscored(self, source: str, ran: Ran) -> Verdict:
-        """A fallback in which no model of guard's has answered is final where it is declared so."""
-        if source in trusted_names(self.guarded.fallbacks):
-            return Verdict(self.state.trusted(_output_defects(ran)), None, None)
+    def _judge_unscored(self, source: str, result: AttemptResult) -> Verdict:
+        """Decide about a fallback in which no scored model answered; it is final if it is declared trusted."""
+        if self.rules.trusts(source):
+            return Verdict(self.state.trusted(_output_defects(result)), None, None)
         why = f"no scored model answered in the fallback '{source}', which is not declared as trusted"
         return judge_failure(self.state.policy, why, route=self.state.route, usage=self.state.usage)
 
     def _judge_error(self, error: Exception) -> Verdict:
-        """There is no answer: bad questions and the chain's own errors are the caller's, the rest the policy's."""
+        """Decide that there is no answer, or raise an error that is the caller's."""
         question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.state.attempts
-        settled = isinstance(error, CancelledError | ForkError | AbstainedError | EscalationError)
-        if question or settled or not isinstance(error, GuardError) or self.state.shadow:
+        decided = isinstance(error, CancelledError | ForkError | AbstainedError | EscalationError)
+        if question or decided or not isinstance(error, GuardError) or self.state.shadow:
             raise error
         verdict = judge_failure(self.state.policy, str(error), route=self.state.route, usage=self.state.usage)
         if verdict.decision.action is Action.ACCEPT:  # there is nothing to accept
             raise error
         return verdict
 
-    def _watch(self) -> Watch | None:
-        """A look at the growing answer, where every model call counts. Which one is last is not known yet."""
-        policy, route = self.state.policy, self.state.route
-        join = self.guarded.joined(policy)
+    def _monitor(self) -> StreamMonitor | None:
+        """Return the monitor of a growing answer if every call counts; which call is last is not known yet."""
+        policy, route, join = self.state.policy, self.state.route, self.rules.join
         if join.join != "worst" or join.tag is not None:
             return None
         usage = replace(self.state.usage, exhausted=True)
@@ -190,12 +189,12 @@ class ChainCall:
             decision = decide(policy, p_wrong=score.p_wrong, ood_score=score.ood_score, route=route, usage=usage)
             return decision.action is Action.ACCEPT
 
-        return Watch(accepts)
+        return StreamMonitor(accepts)
 
     # -- the last decision ---------------------------------------------------------------------
 
     def outcome(self, *, delivery: Delivery = NOBODY) -> Outcome:
-        """What was done. Texts that were not accepted are not in it: they go to people only."""
+        """Return the outcome. It contains no rejected text: that goes to escalation handlers only."""
         state = self.state
         shown = [replace(attempt, answer=None, reasoning=None) for attempt in state.attempts]
         if state.released:
@@ -203,31 +202,31 @@ class ChainCall:
         return state.outcome(attempts=shown, delivery=delivery)
 
     def escalation(self) -> Escalation:
-        """The case for a person, with the answer that was not accepted."""
+        """Return the case for escalation handlers, with the rejected answer."""
         prompt = self._prompt()
         return self.state.escalation(
-            question=self.asked if isinstance(self.asked, str) else prompt.question,
+            question=self.input if isinstance(self.input, str) else prompt.question,
             prompt=prompt,
             model=self._call.scored.model if self._call and self._call.scored else "",
             metadata=dict(self.metadata),
         )
 
     def _prompt(self) -> Prompt:
-        """What the deciding model was asked, or the chain's input where no model was."""
+        """Return the prompt of the deciding model, or the chain's input if no model decided."""
         if self._call is None:
-            return Prompt.raw(text_of_output(self.asked))
-        asked = self._call.asked
-        if all(isinstance(message, BaseMessage) for message in asked) and asked_text(asked) in self._prompts:
-            return self._prompts[asked_text(asked)]
-        if not all(isinstance(message, BaseMessage) for message in asked):
-            return Prompt.raw("\n".join(map(str, asked)))
+            return Prompt.raw(text_of_output(self.input))
+        inputs = self._call.inputs
+        if not all(isinstance(message, BaseMessage) for message in inputs):
+            return Prompt.raw("\n".join(map(str, inputs)))
+        if prompt_text(inputs) in self._prompts:
+            return self._prompts[prompt_text(inputs)]
         try:
-            return Prompt.chat(chat_turns(asked))
-        except InputError:  # images, files: people get a description of them
-            return Prompt.raw(get_buffer_string(list(asked)))
+            return Prompt.chat(chat_turns(inputs))
+        except InputError:  # images and files: handlers get a description
+            return Prompt.raw(get_buffer_string(list(inputs)))
 
     def event(self) -> dict[str, Any]:
-        """The last decision as listeners get it; it holds no text of an answer."""
+        """Return the last decision as callbacks receive it; it contains no text of an answer."""
         state = self.state
         last, decision = state.attempts[-1], state.decision
         return {
@@ -249,30 +248,32 @@ class ChainCall:
         }
 
 
-def _answer(ran: Ran) -> str | None:
-    """The output as text; of a live answer that was stopped, what was shown of it."""
-    was_stopped = isinstance(ran.error, RetractedError) and bool(ran.chunks)
-    return text_of_output(ran.output) if ran.error is None or was_stopped else None
+def _answer(result: AttemptResult) -> str | None:
+    """Return the output as text; for a stopped live answer, the text that was shown."""
+    was_stopped = isinstance(result.error, RetractedError) and bool(result.chunks)
+    return text_of_output(result.output) if result.error is None or was_stopped else None
 
 
-def _output_defects(ran: Ran) -> tuple[Defect, ...]:
-    """What is wrong with the form of an answer that no model of guard's gave."""
-    cut: tuple[Defect, ...] = ("truncated",) if any("truncated" in call.defects for call in ran.calls) else ()
-    if isinstance(ran.output, BaseMessage):
-        return message_defects(ran.output) or cut
-    blank = isinstance(ran.output, str) and not ran.output.strip()
-    return (*cut, "empty") if blank else cut
+def _output_defects(result: AttemptResult) -> tuple[Defect, ...]:
+    """Return the defects of an answer that no scored model gave."""
+    truncated: tuple[Defect, ...] = ()
+    if any("truncated" in call.defects for call in result.calls):
+        truncated = ("truncated",)
+    if isinstance(result.output, BaseMessage):
+        return message_defects(result.output) or truncated
+    blank = isinstance(result.output, str) and not result.output.strip()
+    return (*truncated, "empty") if blank else truncated
 
 
-def _finish_reason(verdict: Verdict, ran: Ran) -> FinishReason | None:
-    """How the answer ended that was decided on."""
+def _finish_reason(verdict: Verdict, result: AttemptResult) -> FinishReason | None:
+    """Return how the answer ended that was decided about."""
     if verdict.call is not None:
         return verdict.call.finish_reason
-    return ran.calls[-1].finish_reason if ran.calls and ran.error is None else None
+    return result.calls[-1].finish_reason if result.calls and result.error is None else None
 
 
 def _score(verdict: Verdict, error: Exception | None) -> Score | None:
-    """The score that the decision was made on."""
+    """Return the score that the decision rests on."""
     p_wrong = verdict.decision.p_wrong
     if isinstance(error, RetractedError):
         return error.score

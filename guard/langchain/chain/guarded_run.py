@@ -1,4 +1,4 @@
-"""Carries a guarded call of a chain out: runs its attempts, releases or drops them, acts, reports."""
+"""Runs a guarded call of a chain: its attempts, the release of its answer, escalation and events."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ from langchain_core.runnables import RunnableConfig
 
 from guard.engines.witness import open_call
 from guard.errors import EngineTimeoutError
-from guard.langchain.attempts.buffered_run import Ran, Tape, arun_held, heard, passed_on, ran_so, run_held
-from guard.langchain.chain.chain_call import ChainCall, Plan
+from guard.langchain.attempts.attempt_run import (
+    AttemptResult,
+    arun_attempt,
+    attempt_result,
+    open_passthrough,
+    run_attempt,
+    unless_graph_signal,
+)
+from guard.langchain.attempts.callback_buffer import CallbackBuffer
+from guard.langchain.attempts.stream_monitor import RetractedError
+from guard.langchain.chain.chain_call import ChainAttempt, ChainCall
 from guard.langchain.chain.replies import gives_messages, reply_message
-from guard.langchain.chat.stream_monitor import RetractedError
-from guard.langchain.tracing import marked_event
+from guard.langchain.tracing import DECISION_EVENT, RETRACTED_EVENT, marked_event
 from guard.records import Outcome
 from guard.review.handlers import aescalate, escalate
 from guard.runtime.call_state import OWN_ENGINE
 from guard.runtime.deadline import await_within, run_within
 
-#: Names of the events that listeners get of a guarded call.
-DECISION_EVENT = "guard_decision"
-RETRACTED_EVENT = "guard_retracted"
-
 
 @dataclass(frozen=True, slots=True)
 class GuardedOutcome:
-    """What a guarded chain gives where the outcome is asked for.
+    """The result of a guarded chain with its outcome.
 
     Attributes:
-        output: the chain's output, or what stands in its place.
-        outcome: the decision, its score, and every attempt. Texts that were not accepted are not in it.
+        output: the chain's output, or what replaces it.
+        outcome: the decision, its score, and every attempt. It contains no rejected text.
     """
 
     output: Any
@@ -44,11 +48,11 @@ class GuardedOutcome:
 
 @dataclass(frozen=True, slots=True)
 class GuardedRun:
-    """One guarded call in LangChain's terms.
+    """One guarded call as a LangChain run.
 
     Attributes:
-        call: its state.
-        config: of the children of the guarded run.
+        call: state of the call.
+        config: config for the children of the guarded run.
         options: keyword arguments for the chain.
     """
 
@@ -58,135 +62,137 @@ class GuardedRun:
 
     @property
     def streams_live(self) -> bool:
-        """Whether a stream is to be shown before it is decided on."""
+        """Whether a stream is shown before it is decided."""
         return self.call.state.shadow or self.call.state.policy.streaming == "live"
 
     @property
-    def _told(self) -> RunnableConfig:
+    def _event_config(self) -> RunnableConfig:
         return marked_event(self.config, self.call.state.decision.action)
 
-    # -- decided first ---------------------------------------------------------------------------
+    # -- decided before it is shown --------------------------------------------------------------
 
     def run(self, *, stream: bool) -> list[Any]:
-        """Run until the policy is content; gives the chunks for the caller (one, unless streamed)."""
+        """Run attempts until the policy asks for no other; return the chunks for the caller (one unless streamed)."""
         while True:
-            plan = self.call.plan()
-            ran = self._ran(plan, stream=stream)
+            attempt = self.call.next_attempt()
+            result = self._run(attempt, stream=stream)
             try:
-                goes_on = self.call.settle(plan, ran)
+                again = self.call.record_result(attempt, result)
             except Exception:
-                if not ran.calls:  # no model has answered, so the error may be traced as any other
-                    ran.tape.play()
+                if not result.calls:  # no model has answered, so the error may appear in traces
+                    result.buffer.flush()
                 raise
             if self.call.state.released:
-                ran.tape.play()
-            dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
-            if not goes_on:
+                result.buffer.flush()
+            dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._event_config)
+            if not again:
                 return self._finish(self._escalate(), stream=stream)
 
     async def arun(self, *, stream: bool) -> list[Any]:
         """`run` without blocking the event loop."""
         while True:
-            plan = self.call.plan()
-            ran = await self._aran(plan, stream=stream)
+            attempt = self.call.next_attempt()
+            result = await self._arun(attempt, stream=stream)
             try:
-                goes_on = self.call.settle(plan, ran)
+                again = self.call.record_result(attempt, result)
             except Exception:
-                if not ran.calls:
-                    await ran.tape.aplay()
+                if not result.calls:
+                    await result.buffer.aflush()
                 raise
             if self.call.state.released:
-                await ran.tape.aplay()
-            await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
-            if not goes_on:
+                await result.buffer.aflush()
+            await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._event_config)
+            if not again:
                 return self._finish(await self._aescalate(), stream=stream)
 
-    def _ran(self, plan: Plan, *, stream: bool) -> Ran:
-        """Run an attempt. A fallback is left behind where it is late; nobody has heard of it."""
-        work = partial(run_held, plan.runnable, self.call.asked, self.config, plan.settings, **self._ways(stream))
-        if plan.source == OWN_ENGINE:
+    def _run(self, attempt: ChainAttempt, *, stream: bool) -> AttemptResult:
+        """Run an attempt. A late fallback is abandoned; none of its callbacks has been sent."""
+        work = partial(run_attempt, attempt.runnable, self.call.input, self.config, attempt.settings)
+        work = partial(work, **self._run_options(stream))
+        if attempt.source == OWN_ENGINE:
             return work()
-        key = self.call.guarded.fallbacks[plan.source]
+        key = self.call.rules.fallbacks[attempt.source]
         try:
-            return run_within(key, work, self.call.state.seconds_left, name=plan.source)
+            return run_within(key, work, self.call.state.seconds_left, name=attempt.source)
         except EngineTimeoutError as error:
-            return Ran((), error, (), Tape([]))
+            return AttemptResult((), error, (), CallbackBuffer([]))
 
-    async def _aran(self, plan: Plan, *, stream: bool) -> Ran:
-        """`_ran` without blocking the event loop; a fallback that is late is cancelled."""
-        work = arun_held(plan.runnable, self.call.asked, self.config, plan.settings, **self._ways(stream))
-        if plan.source == OWN_ENGINE:
+    async def _arun(self, attempt: ChainAttempt, *, stream: bool) -> AttemptResult:
+        """`_run` without blocking the event loop; a late fallback is cancelled."""
+        options = self._run_options(stream)
+        work = arun_attempt(attempt.runnable, self.call.input, self.config, attempt.settings, **options)
+        if attempt.source == OWN_ENGINE:
             return await work
         try:
-            return await await_within(work, self.call.state.seconds_left, name=plan.source)
+            return await await_within(work, self.call.state.seconds_left, name=attempt.source)
         except EngineTimeoutError as error:
-            return Ran((), error, (), Tape([]))
+            return AttemptResult((), error, (), CallbackBuffer([]))
 
-    def _ways(self, stream: bool) -> dict[str, Any]:
-        return {"stream": stream, "options": self.options, "hold": not self.call.state.shadow}
+    def _run_options(self, stream: bool) -> dict[str, Any]:
+        return {"stream": stream, "options": self.options, "buffered": not self.call.state.shadow}
 
-    # -- shown first -----------------------------------------------------------------------------
+    # -- shown before it is decided --------------------------------------------------------------
 
-    def live(self) -> Iterator[Any]:
-        """Show the chain's stream as it comes; an end that does not hold is an error, with an event."""
+    def stream_live(self) -> Iterator[Any]:
+        """Yield the chain's chunks at once; a rejected answer ends in an event and `RetractedError`."""
         self.call.live = not self.call.state.shadow
-        plan, hidden = self.call.plan(), self.call.guarded.return_outcome
+        attempt, hidden = self.call.next_attempt(), self.call.rules.return_outcome
         opened = open_call()
-        log, config, context = heard(self.config, plan.settings, opened)
+        log, config, context = open_passthrough(self.config, attempt.settings, opened)
         chunks: list[Any] = []
         error: Exception | None = None
-        stream = context.run(plan.runnable.stream, self.call.asked, config, **self.options)
+        stream = context.run(attempt.runnable.stream, self.call.input, config, **self.options)
         try:
             while (chunk := context.run(next, stream, _END)) is not _END:
                 chunks.append(chunk)
                 if not hidden:
                     yield chunk
-        except Exception as failure:  # noqa: BLE001 - the policy decides what becomes of it
-            error = passed_on(failure)
+        except Exception as failure:  # noqa: BLE001 - the policy decides what happens
+            error = unless_graph_signal(failure)
         finally:
             context.run(_close, stream)
             opened.close()
-        self.call.settle(plan, ran_so(chunks, error, log, opened, asked=self.call.asked, tape=Tape([])))
-        dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
+        result = attempt_result(chunks, error, log, opened, input=self.call.input, buffer=CallbackBuffer([]))
+        self.call.record_result(attempt, result)
+        dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._event_config)
         outcome = self._escalate()
         if not self.call.state.released:
-            dispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self._told)
+            dispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self._event_config)
             raise self._retracted(outcome)
         yield from self._finish(outcome, stream=True)[0 if hidden else len(chunks) :]
 
-    async def alive(self) -> AsyncGenerator[Any, None]:
-        """`live` without blocking the event loop."""
+    async def astream_live(self) -> AsyncGenerator[Any, None]:
+        """`stream_live` without blocking the event loop."""
         self.call.live = not self.call.state.shadow
-        plan, hidden = self.call.plan(), self.call.guarded.return_outcome
+        attempt, hidden = self.call.next_attempt(), self.call.rules.return_outcome
         opened = open_call()
-        log, config, context = heard(self.config, plan.settings, opened)
+        log, config, context = open_passthrough(self.config, attempt.settings, opened)
         chunks: list[Any] = []
         error: Exception | None = None
-        stream = context.run(plan.runnable.astream, self.call.asked, config, **self.options)
+        stream = context.run(attempt.runnable.astream, self.call.input, config, **self.options)
         try:
             while (chunk := await asyncio.create_task(_next(stream), context=context)) is not _END:
                 chunks.append(chunk)
                 if not hidden:
                     yield chunk
         except Exception as failure:  # noqa: BLE001 - as above
-            error = passed_on(failure)
+            error = unless_graph_signal(failure)
         finally:
             await asyncio.create_task(_aclose(stream), context=context)
             opened.close()
-        self.call.settle(plan, ran_so(chunks, error, log, opened, asked=self.call.asked, tape=Tape([])))
-        await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._told)
+        result = attempt_result(chunks, error, log, opened, input=self.call.input, buffer=CallbackBuffer([]))
+        self.call.record_result(attempt, result)
+        await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._event_config)
         outcome = await self._aescalate()
         if not self.call.state.released:
-            await adispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self._told)
+            await adispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self._event_config)
             raise self._retracted(outcome)
         for chunk in self._finish(outcome, stream=True)[0 if hidden else len(chunks) :]:
             yield chunk
 
     def _retracted(self, outcome: Outcome) -> RetractedError:
         policy = self.call.state.policy.name
-        error = RetractedError(
-            f"The answer was taken back by the policy '{policy}' ({outcome.rule})", why=outcome.reason
-        )
+        error = RetractedError(f"The policy '{policy}' retracted the answer ({outcome.rule})", why=outcome.reason)
         error.outcome = outcome
         return error
 
@@ -207,29 +213,29 @@ class GuardedRun:
         return self.call.outcome(delivery=delivery)
 
     def _handling(self) -> dict[str, Any]:
-        guarded = self.call.guarded
-        return {"handlers": guarded.all_handlers(), "timeout_s": guarded.handler_timeout_s}
+        rules = self.call.rules
+        return {"handlers": rules.handlers(), "timeout_s": rules.handler_timeout_s}
 
     def _finish(self, outcome: Outcome, *, stream: bool) -> list[Any]:
-        """The chunks for the caller: the chain's own, or what the policy puts in their place."""
-        guarded, ran = self.call.guarded, self.call.ran
+        """Return the chunks for the caller: the chain's own, or what the policy puts in their place."""
+        rules, result = self.call.rules, self.call.result
         if self.call.state.released:
-            if ran.error is not None:
-                raise ran.error
-            return [GuardedOutcome(ran.output, outcome)] if guarded.return_outcome else list(ran.chunks)
+            if result.error is not None:
+                raise result.error
+            return [GuardedOutcome(result.output, outcome)] if rules.return_outcome else list(result.chunks)
         self.call.state.check_abstention()
-        value = self._in_place(outcome, chunk=stream and not guarded.return_outcome)
-        if guarded.return_outcome:
+        value = self._replacement(outcome, chunk=stream and not rules.return_outcome)
+        if rules.return_outcome:
             return [GuardedOutcome(value, outcome)]
         return [] if stream and value is None else [value]
 
-    def _in_place(self, outcome: Outcome, *, chunk: bool) -> Any:
-        """What the caller gets in place of an answer."""
-        guarded, ran = self.call.guarded, self.call.ran
-        if guarded.output is not None:
-            return guarded.output(outcome)
-        messages = isinstance(ran.output, BaseMessage) or (not ran.chunks and gives_messages(guarded.runnable))
-        return reply_message(outcome, policy=self.call.state.policy.name, chunk=chunk) if messages else outcome.answer
+    def _replacement(self, outcome: Outcome, *, chunk: bool) -> Any:
+        """Return what the caller gets in place of a rejected answer."""
+        rules, result = self.call.rules, self.call.result
+        if rules.output is not None:
+            return rules.output(outcome)
+        messages = isinstance(result.output, BaseMessage) or (not result.chunks and gives_messages(rules.runnable))
+        return reply_message(outcome, policy=rules.policy.name, chunk=chunk) if messages else outcome.answer
 
 
 _END = object()
@@ -240,7 +246,7 @@ async def _next(stream: AsyncIterator[Any]) -> Any:
 
 
 def _close(stream: Iterator[Any]) -> None:
-    """End a stream that is left early; a plain iterator has nothing to end."""
+    """Close a stream that is left early; a plain iterator needs no closing."""
     if isinstance(stream, Generator):
         stream.close()
 

@@ -1,9 +1,8 @@
-"""A policy's text in the form of a chain's output, and a chain's output as text."""
+"""Conversion of a policy's text to a chain's output type, and of a chain's output to text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, BaseMessage
@@ -12,12 +11,9 @@ from langchain_core.runnables import Runnable
 from guard.langchain.metadata import KEY, decision_metadata, score_metadata
 from guard.records import Outcome
 
-#: Makes what the caller gets in place of an answer.
-Output = Callable[[Outcome], Any]
-
 
 def text_of_output(output: Any) -> str:
-    """A chain's output as a person would read it."""
+    """Return a chain's output as a person would read it."""
     if isinstance(output, str):
         return output
     if isinstance(output, BaseMessage):
@@ -29,7 +25,7 @@ def text_of_output(output: Any) -> str:
 
 
 def gives_messages(runnable: Runnable[Any, Any]) -> bool:
-    """Whether a chain ends in a message, as far as it says so."""
+    """Return whether a chain's declared output type is a message."""
     try:
         kind: Any = runnable.OutputType
     except TypeError:
@@ -38,7 +34,7 @@ def gives_messages(runnable: Runnable[Any, Any]) -> bool:
 
 
 def reply_message(outcome: Outcome, *, policy: str, chunk: bool) -> AIMessage:
-    """The policy's text as a message that tells of its decision."""
+    """Return the policy's text as a message with the decision in its metadata."""
     last = outcome.attempts[-1]
     guard = score_metadata(
         model=last.source,

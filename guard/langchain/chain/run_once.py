@@ -1,10 +1,10 @@
-"""Steps that run once in a guarded call, however often its chain is tried again.
+"""Steps that run once in a guarded call, however often its chain is retried.
 
     chain = {"context": once(retriever), "question": itemgetter("question")} | prompt | model
 
-A retry runs the whole chain again, and so every step in it. A step that costs money, changes something
-or must not change its mind is wrapped: in one guarded call it runs once for each input, and later
-attempts get the result of the first. Outside of guarded calls the step is as it was.
+A retry runs the whole chain again, and with it every step. Wrap a step that costs money, has side effects or must
+return the same result: in one guarded call it runs once per input, and later attempts get the first result. Outside
+guarded calls a wrapped step is unchanged.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, ConfigDict, Field
 
 from guard.errors import CancelledError, InputError
+from guard.langchain.attempts.attempt_run import join_chunks
 from guard.langchain.attempts.attempt_settings import ATTEMPT
-from guard.langchain.attempts.buffered_run import join_chunks
 
 _Result = TypeVar("_Result")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -33,17 +33,17 @@ _Tool = TypeVar("_Tool", bound=StructuredTool)
 
 
 class RunOnce(RunnableSerializable[Input, Output]):
-    """A step that remembers its result for the length of one guarded call. Build one with `once`."""
+    """A step whose results are cached for one guarded call. Create one with `once`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     bound: Any
-    """The step itself."""
+    """The step."""
     step_id: str = Field(default_factory=lambda: uuid.uuid4().hex)
-    """Tells this step from others; copies and pickles of it are the same step."""
+    """Identifies the step; copies and pickles of it are the same step."""
 
     def invoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
-        """Run the step, or give the result that it gave for this input."""
+        """Run the step, or return its earlier result for this input."""
         output: Output = join_chunks(
             _once(self.step_id, (input, kwargs), lambda: [self.bound.invoke(input, config, **kwargs)])
         )
@@ -59,7 +59,7 @@ class RunOnce(RunnableSerializable[Input, Output]):
         return output
 
     def stream(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Output]:
-        """Stream the step the first time, and the chunks that it gave after that."""
+        """Stream the step the first time; later yield the same chunks."""
         yield from _once(self.step_id, (input, kwargs), lambda: list(self.bound.stream(input, config, **kwargs)))
 
     async def astream(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Output]:
@@ -73,27 +73,27 @@ class RunOnce(RunnableSerializable[Input, Output]):
 
     @property
     def InputType(self) -> Any:
-        """The step's."""
+        """The step's input type."""
         return self.bound.InputType
 
     @property
     def OutputType(self) -> Any:
-        """The step's."""
+        """The step's output type."""
         return self.bound.OutputType
 
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
-        """The step's."""
+        """Return the input schema of the step."""
         schema: type[BaseModel] = self.bound.get_input_schema(config)
         return schema
 
     def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
-        """The step's."""
+        """Return the output schema of the step."""
         schema: type[BaseModel] = self.bound.get_output_schema(config)
         return schema
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:
-        """The step's."""
+        """The step's config specs."""
         specs: list[ConfigurableFieldSpec] = self.bound.config_specs
         return specs
 
@@ -105,18 +105,18 @@ def once(step: Runnable[Input, Output]) -> Runnable[Input, Output]: ...
 @overload
 def once(step: _Function) -> _Function: ...
 def once(step: Any) -> Any:
-    """A step that runs once in a guarded call for each input.
+    """Return a step that runs once per input in a guarded call.
 
     Args:
-        step: a runnable (a retriever, say), a tool made with ``@tool``, or a function, plain or
-            ``async``, of a `RunnableLambda` or a tool.
+        step: a runnable (such as a retriever), a tool made with ``@tool``, or the function of a `RunnableLambda` or a
+            tool, plain or ``async``.
 
     Returns:
-        The same kind of thing. What a later attempt gets is the very object that the first one got. A
-        step that fails is not remembered.
+        A step of the same type. Later attempts get the same object as the first. The result of a step that fails is
+        not kept.
 
     Raises:
-        InputError: a tool of another make, or something that cannot be run.
+        InputError: the tool is not made from a function, or the step cannot be run.
     """
     if isinstance(step, StructuredTool):
         functions = {"func": step.func, "coroutine": step.coroutine}
@@ -140,7 +140,7 @@ def _function_once(function: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(function)
 
     def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The arguments by name, without those that LangChain adds and that differ from run to run."""
+        """Return the arguments by name, without those that LangChain adds for each run."""
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         added = ("config", "run_manager", "callbacks")
@@ -157,7 +157,7 @@ def _function_once(function: Callable[..., Any]) -> Callable[..., Any]:
     return acall if inspect.iscoroutinefunction(function) else call
 
 
-# -- remembering -------------------------------------------------------------------------------
+# -- caching -----------------------------------------------------------------------------------
 
 
 def _once(step: str, key: Any, run: Callable[[], _Result]) -> _Result:
@@ -165,9 +165,9 @@ def _once(step: str, key: Any, run: Callable[[], _Result]) -> _Result:
     if attempt is None:
         return run()
     result: Future[_Result]
-    result, is_ours = attempt.memory.claim(step, key)
-    if is_ours:
-        with _making(step, result):
+    result, reserved = attempt.once_cache.get_or_reserve(step, key)
+    if reserved:
+        with _producing(step, result):
             result.set_result(run())
     return result.result()
 
@@ -177,22 +177,22 @@ async def _aonce(step: str, key: Any, run: Callable[[], Awaitable[_Result]]) -> 
     if attempt is None:
         return await run()
     result: Future[_Result]
-    result, is_ours = attempt.memory.claim(step, key)
-    if is_ours:
-        with _making(step, result):
+    result, reserved = attempt.once_cache.get_or_reserve(step, key)
+    if reserved:
+        with _producing(step, result):
             result.set_result(await run())
     return await asyncio.shield(asyncio.wrap_future(result))
 
 
 @contextmanager
-def _making(step: str, result: Future[Any]) -> Iterator[None]:
-    """Makes a result. Where that fails, those who wait for it fail too, and the next one tries again."""
+def _producing(step: str, result: Future[Any]) -> Iterator[None]:
+    """Produce a reserved result. If that fails, waiting runs fail too, and the next run tries again."""
     try:
         yield
     except BaseException as error:
         attempt = ATTEMPT.get()
         assert attempt is not None
-        attempt.memory.forget(step, result)
+        attempt.once_cache.discard(step, result)
         cancelled = CancelledError("The step was cancelled while another run waited for its result")
         result.set_exception(error if isinstance(error, Exception) else cancelled)
         raise

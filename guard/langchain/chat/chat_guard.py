@@ -1,11 +1,11 @@
-"""A LangChain chat model on any of guard's engines, whose every answer carries its score.
+"""A LangChain chat model on any of guard's engines; each answer carries its score.
 
     model = ChatGuard(model="smollm2", max_tokens=64)
     message = model.invoke("What is the capital of France?")
     message.response_metadata["guard"]["p_wrong"]
 
-Without a policy the model only scores, and a wrapper around the chain decides (`guarded`,
-`GuardMiddleware`). With a policy it decides by itself, and the message is what the policy gives.
+Without a policy the model only scores, and a wrapper decides (`guarded`, `GuardMiddleware`). With a policy the model
+decides itself, and the message is the policy's result.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from guard.engines.protocols import Engine
 from guard.engines.witness import begin
 from guard.errors import EngineError, InputError, ScorerError, did_you_mean
 from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
-from guard.langchain.attempts.model_calls import MODEL_TYPE, asked_text
+from guard.langchain.attempts.model_calls import MODEL_TYPE, prompt_text
 from guard.langchain.call_options import NAMES, split_options
-from guard.langchain.chat.chat_runtime import Asked, Runtime, whole_chunks
+from guard.langchain.chat.answer_messages import ChatRequest, message_chunks
+from guard.langchain.chat.chat_runtime import ChatRuntime
 from guard.langchain.chat.routed_model import RoutedChatModel
 from guard.langchain.chat.shared_engines import shared_engine
 from guard.langchain.chat.structured_output import json_instruction, structured, tool_instruction
@@ -47,13 +48,13 @@ from guard.runtime.guard import Guard
 from guard.runtime.sources import FALLBACKS, bind_scorer, checked_options, declared_sources, loading_options
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 
-#: What a call may set in place of the model's own fields.
+#: Settings that a call may override.
 _SAMPLING = ("temperature", "top_p", "top_k", "seed")
 _CALL_SETTINGS = frozenset({*_SAMPLING, "max_tokens", "timeout"})
-#: What LangChain itself passes on to a call.
+#: Options that LangChain passes to a call.
 _CALL_OPTIONS = frozenset(
     {"tools", "tool_choice", "response_format", "strict", "parallel_tool_calls", "stream"}
-    # Variables of the chat template, under either name.
+    # Variables of the chat template, under both names.
     | {"template_options", "chat_template_kwargs"}
 )
 
@@ -61,10 +62,10 @@ _CALL_NAMES = _CALL_SETTINGS | _CALL_OPTIONS | frozenset(NAMES)
 
 
 class ChatGuard(RoutedChatModel):
-    """A chat model on a local engine that scores its own answers.
+    """A chat model on a local engine that scores its answers.
 
-    Safe under threads and asyncio; its copies share one engine. Every message has the score and the
-    signature's summary in ``response_metadata["guard"]`` (see `guard.langchain.metadata`).
+    Safe under threads and asyncio; copies share one engine. Every message has the score and a summary of the signature
+    in ``response_metadata["guard"]`` (see `guard.langchain.metadata`).
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
@@ -72,11 +73,11 @@ class ChatGuard(RoutedChatModel):
     model: str = Field(default=EMBEDDED)
     """``smollm2`` (the embedded model), a GGUF file, or a model folder."""
     scorer: Any = Field(default=None, repr=False)
-    """What ``guard calibrate`` wrote, or a `Scorer`; may be left out for the embedded model."""
+    """A scorer file of ``guard calibrate``, or a `Scorer`; optional for the embedded model."""
     force_scorer: bool = False
-    """Take a scorer that was fitted on another model; its scores are marked."""
+    """Use a scorer that was fitted on another model; its scores are marked as uncalibrated."""
     engine: Any = Field(default=None, repr=False)
-    """``llama.cpp`` or ``transformers`` where both can load the model, or a loaded engine."""
+    """``llama.cpp`` or ``transformers`` if both can load the model, or a loaded engine."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """For the engine's ``load``, such as ``{"context_tokens": 8192}``."""
 
@@ -88,37 +89,37 @@ class ChatGuard(RoutedChatModel):
     max_tokens: int | None = None
     """Token limit of an answer; by default that of the calibration."""
     timeout: float | None = None
-    """Seconds that one answer may take, queueing included."""
+    """Seconds that one answer may take, including the queue."""
     stop: list[str] | None = None
-    """Texts that end an answer."""
+    """Stop strings."""
     max_retries: int = Field(default=2, ge=0)
-    """How often a generation is tried again that the engine failed on; streams are not."""
+    """Number of retries after an engine error; streams are not retried."""
     streaming: bool = False
-    """Answer through the stream even where the caller invokes."""
+    """Stream internally even if the caller invokes."""
     system: str | None = None
-    """System message of conversations without one; by default the one of the calibration, "" is none."""
+    """System message for conversations without one; by default that of the calibration, ``""`` for none."""
     template_options: dict[str, Any] | None = Field(default=None, alias="chat_template_kwargs")
     """Variables of the chat template, such as ``{"enable_thinking": False}``; by default those of the calibration.
 
-    ``chat_template_kwargs`` is the same under the name that servers of models use."""
+    ``chat_template_kwargs`` is the same under the name that model servers use."""
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """Not used: a local model has none. Taken, since programs that build models by name pass it."""
+    """Ignored, since a local model has none; accepted because programs that build models by name pass it."""
 
     route: str | None = None
-    """Name of a section of the policy, for calls that name none."""
+    """Section of the policy for calls that name none."""
     fallbacks: dict[str, Any] = Field(default_factory=dict, repr=False)
     handlers: dict[str, Any] = Field(default_factory=dict, repr=False)
     store: Any = Field(default=None, repr=False)
-    """``fallbacks``, ``handlers`` and ``store`` are for the policy's actions; see `Guard`."""
+    """``fallbacks``, ``handlers`` and ``store`` are used by the policy's actions; see `Guard`."""
 
-    _ready: Runtime | None = PrivateAttr(default=None)
+    _ready: ChatRuntime | None = PrivateAttr(default=None)
 
     # -- building ------------------------------------------------------------------------------
 
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, values: Any) -> Any:
-        """Misspelt settings are errors; pydantic would drop them."""
+        """Refuse misspelt settings, which pydantic would drop."""
         if isinstance(values, dict):
             known = {*cls.model_fields, *(info.alias for info in cls.model_fields.values() if info.alias)}
             for name in values:
@@ -126,7 +127,7 @@ class ChatGuard(RoutedChatModel):
                     raise InputError(f"ChatGuard has no setting '{name}'", fix=did_you_mean(str(name), known))
             as_named("fallbacks", values.get("fallbacks"), FALLBACKS)
             as_named("handlers", values.get("handlers"), HANDLERS)
-            # As they are given: pydantic would make a number of a text and of a truth value.
+            # Before pydantic converts texts and booleans to numbers.
             Sampling(**{name: values[name] for name in _SAMPLING if name in values})
             if values.get("max_tokens") is not None:
                 Limits(values["max_tokens"])
@@ -135,7 +136,7 @@ class ChatGuard(RoutedChatModel):
 
     @model_validator(mode="after")
     def _load(self) -> Self:
-        """Bad settings, models and policies are found here, not in the first call."""
+        """Refuse invalid settings, models and policies when the model is built, not in the first call."""
         self._sampling({})
         self._limits(None, {})
         self._runtime()
@@ -144,11 +145,11 @@ class ChatGuard(RoutedChatModel):
 
     @classmethod
     def from_guard(cls, guard: Guard, *, decides: bool = True, **settings: Any) -> Self:
-        """A chat model on a guard's engine and scorer.
+        """Return a chat model on a guard's engine and scorer.
 
         Args:
-            guard: stays the caller's to close.
-            decides: by the guard's policy, with its fallbacks and handlers; else the model only scores.
+            guard: remains the caller's to close.
+            decides: decide by the guard's policy, with its fallbacks and handlers; otherwise only score.
             settings: other fields, such as ``temperature``.
         """
         acting = {"policy": guard.policy, "fallbacks": guard.sources, "handlers": guard.handlers} if decides else {}
@@ -160,24 +161,24 @@ class ChatGuard(RoutedChatModel):
         }
         return cls(**{**parts, **acting, "force_scorer": not guard.scorer.calibrated, **settings})
 
-    def _runtime(self) -> Runtime:
+    def _runtime(self) -> ChatRuntime:
         if self._ready is None:
             self._ready = self._make_runtime()
         return self._ready
 
-    def _make_runtime(self) -> Runtime:
+    def _make_runtime(self) -> ChatRuntime:
         if self.scorer is None and self.model != EMBEDDED:
             raise ScorerError(
                 f"There is no scorer for '{self.model}'",
                 why="only the embedded model comes with one",
-                fix="Fit one with guard calibrate and give its file as scorer=",
+                fix="Fit one with guard calibrate and pass its file as scorer=",
             )
         fitted = self.scorer
         if not isinstance(fitted, Scorer):
             fitted = load_scorer(shipped_scorer() if fitted is None else fitted)
         engine = self._engine(fitted)
         scorer = bind_scorer(fitted, engine, force=self.force_scorer)
-        return Runtime(engine, scorer, self._make_guard(engine, scorer))
+        return ChatRuntime(engine, scorer, self._make_guard(engine, scorer))
 
     def _engine(self, fitted: Scorer) -> Engine:
         if self.engine is None or isinstance(self.engine, str):
@@ -192,14 +193,14 @@ class ChatGuard(RoutedChatModel):
                 raise InputError(
                     f"There is no policy for the route '{self.route:.60}'",
                     why="a ChatGuard without a policy does not decide",
-                    fix="Build it with policy=, or name the route in a call of what decides around it",
+                    fix="Build it with policy=, or name the route in a call of the wrapper that decides",
                 )
             return None
         policy = load_policy(self.policy)
         policy.check_route(self.route)
         if policy.streaming == "live":
             raise InputError(
-                f"The policy '{policy.name}' streams live, and a model that decides by itself holds its answers",
+                f"The policy '{policy.name}' streams live, but a model with its own policy holds its answers",
                 fix="Write streaming: hold, or put guarded(model, policy=...) around a model without a policy",
             )
         declared = declared_sources(
@@ -217,16 +218,16 @@ class ChatGuard(RoutedChatModel):
         )
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Pickles hold the settings; the engine is loaded again, or shared, where they are opened."""
+        """Return the settings only; the engine is loaded or shared again after unpickling."""
         if self.engine is not None and not isinstance(self.engine, str):
-            raise InputError("A ChatGuard on a loaded engine cannot be pickled", fix="Give model= and engine= by name")
+            raise InputError("A ChatGuard on a loaded engine cannot be pickled", fix="Pass model= and engine= by name")
         return {**super().__getstate__(), "__pydantic_private__": {"_ready": None}}
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Engines, locks and stores are shared by copies, not copied."""
+        """Return a copy that shares engines, locks and stores."""
         return self.model_copy()
 
-    # -- what LangChain asks of a chat model -----------------------------------------------------
+    # -- methods that LangChain requires of a chat model ------------------------------------------
 
     @property
     def _llm_type(self) -> str:
@@ -247,7 +248,7 @@ class ChatGuard(RoutedChatModel):
         }
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        """What traces show of the model."""
+        """Return the model's parameters for traces."""
         params = LangSmithParams(
             ls_provider="guard",
             ls_model_name=kwargs.get("model", self.model),
@@ -263,13 +264,13 @@ class ChatGuard(RoutedChatModel):
         return params
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        """Key of LangChain's cache: the retry of a guarded chain must not get the first answer again."""
+        """Return the key of LangChain's cache; a retry of a guarded chain must not get the first answer from it."""
         own = super()._get_llm_string(stop=stop, **kwargs)
         attempt = ATTEMPT.get()
         return own if attempt is None else f"{own}---{attempt.sampling}{attempt.instruction}{attempt.token_limit}"
 
     def get_token_ids(self, text: str) -> list[int]:
-        """The model's own tokens of a text."""
+        """Return the model's own tokens of a text."""
         engine = self._runtime().engine
         if self.custom_get_token_ids is None and isinstance(engine, BaseEngine):
             return engine.encode_text(text)
@@ -282,14 +283,14 @@ class ChatGuard(RoutedChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        called, kwargs = self._called(kwargs)
-        asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
+        called, kwargs = self._for_call(kwargs)
+        request, runtime = self._request(messages, stop, kwargs), called._runtime()
         run = run_manager.run_id if run_manager else None
-        answering = begin(run, asked_text(messages), decided=runtime.guard is not None)
+        answering = begin(run, prompt_text(messages), decided=runtime.guard is not None)
         if runtime.guard is None:
-            message: AIMessage = tenacity.Retrying(**self._engine_retries())(runtime.answer, asked)
+            message: AIMessage = tenacity.Retrying(**self._engine_retries())(runtime.answer, request)
         else:
-            message = runtime.decided(asked, called.route)
+            message = runtime.decided(request, called.route)
         answering.say(message.text)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -300,14 +301,14 @@ class ChatGuard(RoutedChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        called, kwargs = self._called(kwargs)
-        asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
+        called, kwargs = self._for_call(kwargs)
+        request, runtime = self._request(messages, stop, kwargs), called._runtime()
         run = run_manager.run_id if run_manager else None
-        answering = begin(run, asked_text(messages), decided=runtime.guard is not None)
+        answering = begin(run, prompt_text(messages), decided=runtime.guard is not None)
         if runtime.guard is None:
-            message: AIMessage = await tenacity.AsyncRetrying(**self._engine_retries())(runtime.aanswer, asked)
+            message: AIMessage = await tenacity.AsyncRetrying(**self._engine_retries())(runtime.aanswer, request)
         else:
-            message = await runtime.adecided(asked, called.route)
+            message = await runtime.adecided(request, called.route)
         answering.say(message.text)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -318,14 +319,14 @@ class ChatGuard(RoutedChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        called, kwargs = self._called(kwargs)
-        asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
+        called, kwargs = self._for_call(kwargs)
+        request, runtime = self._request(messages, stop, kwargs), called._runtime()
         run = run_manager.run_id if run_manager else None
-        answering = begin(run, asked_text(messages), decided=runtime.guard is not None)
-        if runtime.guard is not None:  # what a policy has not decided on does not leave
-            chunks: Iterator[ChatGenerationChunk] = iter(whole_chunks(runtime.decided(asked, called.route)))
+        answering = begin(run, prompt_text(messages), decided=runtime.guard is not None)
+        if runtime.guard is not None:  # nothing is streamed before the policy's decision
+            chunks: Iterator[ChatGenerationChunk] = iter(message_chunks(runtime.decided(request, called.route)))
         else:
-            chunks = runtime.stream(asked)
+            chunks = runtime.stream(request)
         for chunk in chunks:
             answering.say(chunk.text)
             if run_manager is not None:
@@ -339,18 +340,18 @@ class ChatGuard(RoutedChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        called, kwargs = self._called(kwargs)
-        asked, runtime = self._asked(messages, stop, kwargs), called._runtime()
+        called, kwargs = self._for_call(kwargs)
+        request, runtime = self._request(messages, stop, kwargs), called._runtime()
         run = run_manager.run_id if run_manager else None
-        answering = begin(run, asked_text(messages), decided=runtime.guard is not None)
+        answering = begin(run, prompt_text(messages), decided=runtime.guard is not None)
         if runtime.guard is not None:
-            for chunk in whole_chunks(await runtime.adecided(asked, called.route)):
+            for chunk in message_chunks(await runtime.adecided(request, called.route)):
                 answering.say(chunk.text)
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
                 yield chunk
             return
-        async with aclosing(runtime.astream(asked)) as chunks:
+        async with aclosing(runtime.astream(request)) as chunks:
             async for chunk in chunks:
                 answering.say(chunk.text)
                 if run_manager is not None:
@@ -366,18 +367,18 @@ class ChatGuard(RoutedChatModel):
         tool_choice: str | bool | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """A model that may call tools. Its calls are read from the answer after that was scored.
+        """Return a model that may call tools. Tool calls are parsed after the answer is scored.
 
         Args:
-            tools: as everywhere in LangChain.
-            tool_choice: ``auto``, ``none``, ``any`` (or True, ``required``), or a tool's name. The model
-                is asked for it in the prompt; nothing forces its hand.
+            tools: tools in any form that LangChain accepts.
+            tool_choice: ``auto``, ``none``, ``any`` (or True, ``required``), or a tool's name. The prompt asks for it;
+                decoding is not constrained.
             kwargs: bound to the model as well.
 
         Raises:
-            ChatTemplateError: the model's chat template has no place for tools, or the model writes its
-                calls in a form that guard does not read.
-            InputError: ``tool_choice`` names a tool that is not there.
+            ChatTemplateError: the model's chat template does not support tools, or guard cannot parse the model's form
+                of tool calls.
+            InputError: ``tool_choice`` names an unknown tool.
         """
         formatted = [convert_to_openai_tool(tool) for tool in tools]
         if formatted:
@@ -395,16 +396,15 @@ class ChatGuard(RoutedChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """A model whose answers are objects.
+        """Return a model whose answers are objects.
 
         Args:
             schema: a pydantic class, a `TypedDict`, a JSON Schema, or a tool's definition.
-            include_raw: give ``{"raw": message, "parsed": ..., "parsing_error": ...}``; the score is on
-                the raw message.
-            method: ``json_schema`` puts the schema into the prompt and reads the answer's JSON;
-                ``json_mode`` does not show the schema, so say in the prompt what you want;
-                ``function_calling`` needs a chat template with tools.
-            strict: taken for compatibility; decoding is not constrained by any method.
+            include_raw: return ``{"raw": message, "parsed": ..., "parsing_error": ...}``; the score is on the raw
+                message.
+            method: ``json_schema`` puts the schema into the prompt and parses the answer's JSON; ``json_mode`` leaves
+                the schema to your prompt; ``function_calling`` needs a chat template with tools.
+            strict: accepted for compatibility; no method constrains decoding.
             kwargs: bound to the model as well.
 
         Raises:
@@ -415,35 +415,35 @@ class ChatGuard(RoutedChatModel):
 
     # -- one call ------------------------------------------------------------------------------
 
-    def _called(self, options: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
-        """The model as one call wants it, and the call's other keyword arguments."""
+    def _for_call(self, options: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """Return the model with the route and policy of one call, and the call's other keyword arguments."""
         named, rest = split_options(options)
         if not named:
             return self, rest
         called = self.model_copy(update=named.changes())
         guard = self._runtime().guard
         if guard is None or called.policy != self.policy:
-            called._ready = None  # another policy, which is read now
+            called._ready = None  # another policy, which is loaded now
         else:
             guard.policy.check_route(called.route)
         called._runtime()
         return called, rest
 
-    def _asked(self, messages: list[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]) -> Asked:
-        """What an engine is asked for one call, with what an attempt of a guarded chain changes."""
+    def _request(self, messages: list[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]) -> ChatRequest:
+        """Return the request for an engine, with the changes of a guarded chain's attempt."""
         for name in options:
             if name not in _CALL_SETTINGS and name not in _CALL_OPTIONS:
-                raise InputError(f"A call of ChatGuard takes no '{name}'", fix=did_you_mean(name, _CALL_NAMES))
+                raise InputError(f"A call of ChatGuard has no option '{name}'", fix=did_you_mean(name, _CALL_NAMES))
         attempt = ATTEMPT.get() or AttemptSettings()
         tools = [] if options.get("tool_choice") == "none" else list(options.get("tools") or ())
         names = [tool["function"]["name"] for tool in tools]
         prompt = Prompt.chat(
             chat_turns(messages), system=self._system(), tools=tools, template_options=self._options(options)
         )
-        for told in (tool_instruction(options.get("tool_choice"), names), json_instruction(options)):
-            prompt = prompt.with_instruction(told) if told else prompt
-        prompt = attempt.prompts[asked_text(messages)] = attempt.prompt(prompt)
-        return Asked(
+        for instruction in (tool_instruction(options.get("tool_choice"), names), json_instruction(options)):
+            prompt = prompt.with_instruction(instruction) if instruction else prompt
+        prompt = attempt.prompts[prompt_text(messages)] = attempt.prompt(prompt)
+        return ChatRequest(
             prompt=prompt,
             sampling=attempt.sampling or self._sampling(options),
             limits=attempt.limits(self._limits(stop, options)),
@@ -457,7 +457,7 @@ class ChatGuard(RoutedChatModel):
         return self._runtime().scorer.artefact.prompting.system if own is None else own
 
     def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Variables of the chat template for one call: a call's own beside the model's."""
+        """Return the chat-template variables of one call: the model's with the call's own."""
         runtime, own = self._runtime(), options.get("template_options", options.get("chat_template_kwargs"))
         given = checked_options(runtime.engine, runtime.scorer, self.template_options)
         return {**given, **(own or {})}
@@ -470,11 +470,11 @@ class ChatGuard(RoutedChatModel):
         if max_tokens is None:
             max_tokens = self._runtime().scorer.artefact.prompting.max_tokens
         ends: Any = (self.stop if stop is None else stop) or ()
-        stops: Any = ends if isinstance(ends, str) else tuple(ends)  # a text would be taken for its characters
+        stops: Any = ends if isinstance(ends, str) else tuple(ends)  # tuple() of a text would give its characters
         return Limits(max_tokens, stops, options.get("timeout", self.timeout))
 
     def _engine_retries(self) -> dict[str, Any]:
-        """For tenacity. Only an engine's own failure is worth another try; the others would fail again."""
+        """Return the arguments for tenacity. Only an engine's own failure is retried; other errors would recur."""
         return {
             "retry": tenacity.retry_if_exception(lambda error: type(error) is EngineError),
             "stop": tenacity.stop_after_attempt(self.max_retries + 1),

@@ -1,7 +1,7 @@
-"""A chat model whose calls may name a route and a policy, in the config too.
+"""A chat model whose calls may name a route and a policy, also in the config.
 
-LangChain gives a model's own methods the keyword arguments of a call only. Here what the config names
-becomes a keyword argument, on every way into the model.
+LangChain passes only keyword arguments to a model's own methods. This class turns the names of the config into keyword
+arguments in every entry point.
 """
 
 from __future__ import annotations
@@ -25,63 +25,62 @@ class RoutedChatModel(BaseChatModel):
     """Base of `ChatGuard`."""
 
     policy: Any = None
-    """A file, a built-in name or a `Policy`: the model decides by itself. None: it only scores."""
+    """A file, a built-in name or a `Policy` by which the model decides; None to only score."""
     field_ids: frozenset[str] = Field(default=frozenset(), repr=False, exclude=True)
-    """Keys of `configurable_fields`, which may be similar to ours."""
+    """Keys of `configurable_fields`, which may resemble ``route`` and ``policy``."""
 
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
-        """See LangChain's.
+        """See LangChain.
 
         Raises:
-            InputError, PolicyError: the call names a route or a policy that is not there, or a key that
-                is not known.
+            InputError, PolicyError: the call names an unknown route, policy or key.
         """
         return super().invoke(input, config, **self._with_named(config, kwargs))
 
     async def ainvoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AIMessage:
-        """See LangChain's."""
+        """See LangChain."""
         return await super().ainvoke(input, config, **self._with_named(config, kwargs))
 
     def stream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
-        """See LangChain's."""
+        """See LangChain."""
         yield from super().stream(input, config, **self._with_named(config, kwargs))
 
     async def astream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
-        """See LangChain's."""
+        """See LangChain."""
         stream = super().astream(input, config, **self._with_named(config, kwargs))
         async with aclosing(stream) as chunks:  # type: ignore[type-var] # LangChain's is a generator
             async for chunk in chunks:
                 yield chunk
 
     def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """See LangChain's."""
+        """See LangChain."""
         return super().stream_events(input, config, **self._with_named(config, kwargs))
 
     def astream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """See LangChain's."""
+        """See LangChain."""
         return super().astream_events(input, config, **self._with_named(config, kwargs))
 
     def configurable_fields(self, **kwargs: AnyConfigurableField) -> RunnableSerializable[LanguageModelInput, Any]:
-        """See LangChain's. ``route`` and ``policy`` need none, unless you want other keys for them."""
+        """See LangChain. ``route`` and ``policy`` need no field unless you want other keys for them."""
         ids = {field.id for field in kwargs.values() if isinstance(field, ConfigurableField) and field.id}
         twin = self.model_copy(update={"field_ids": self.field_ids | ids})
         return super(RoutedChatModel, twin).configurable_fields(**kwargs)
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:
-        """The route and the policy, where the model decides."""
+        """The route and the policy, if the model decides."""
         return [] if self.policy is None else [spec for spec in SPECS if spec.id not in self.field_ids]
 
     def _with_named(self, config: RunnableConfig | None, options: dict[str, Any]) -> dict[str, Any]:
-        """The keyword arguments of a call, with what its config names.
+        """Return the keyword arguments of a call with the names in its config.
 
-        A model without a policy in a guarded chain leaves the names alone: the chain has read them.
+        A model without a policy in a guarded chain ignores the names, since the chain has read them.
         """
         refuse_inner_history(config)
         if self.policy is None and ATTEMPT.get() is not None:

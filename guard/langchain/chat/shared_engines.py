@@ -1,4 +1,4 @@
-"""Engines that chat models share: one for each model, engine and set of options in a process.
+"""Engines shared by chat models: one per model, engine and set of options in a process.
 
 LangChain copies models freely (`bind`, `configurable_fields`, pickles); weights are loaded once.
 """
@@ -20,33 +20,33 @@ _engines: dict[str, BaseEngine] = {}
 
 
 def shared_engine(model: str, *, engine: str | None = None, options: Mapping[str, Any] | None = None) -> BaseEngine:
-    """The engine of a model, loaded when it is first asked for.
+    """Return the engine of a model; load it on first use.
 
     Args:
         model: ``smollm2``, a GGUF file, or a model folder.
         engine: ``llama.cpp`` or ``transformers``.
-        options: of the engine's ``load``.
+        options: options of the engine's ``load``.
 
     Raises:
-        InputError: the options cannot be told apart from others (they are not plain values).
+        InputError: the options are not plain values, so that they cannot be compared.
         EngineError, MissingExtraError: as for `guard.engines.load_engine`.
     """
     try:
         key = json.dumps([model, engine, dict(options or {})], sort_keys=True)
     except (TypeError, ValueError) as error:
         raise InputError("engine_options must be plain values", why=str(error)) from error
-    with _mutex:  # held while loading: two threads must not load the same weights
+    with _mutex:  # held while loading, so that two threads do not load the same weights
         if key not in _engines:
             _engines[key] = load_engine(model, engine=engine, **(options or {}))
         return _engines[key]
 
 
 def close_engines() -> None:
-    """Free every shared engine. A chat model that is used afterwards loads its own again."""
+    """Free every shared engine; a chat model that is used afterwards loads its engine again."""
     with _mutex:
         while _engines:
             _engines.popitem()[1].close()
 
 
-# While the interpreter still stands: when the engines are collected, what frees them may be gone already.
+# Before the interpreter shuts down: at garbage collection the functions that free engines may be gone.
 atexit.register(close_engines)

@@ -1,8 +1,8 @@
-"""Objects as answers: what the prompt is told, and how the answer's JSON is read.
+"""Structured output: the instruction in the prompt and the parser of the answer's JSON.
 
-Nothing constrains the decoding. An answer that is not of the schema is a parsing error, as with any
-model that is only asked for JSON, and so is one that is cut (`guard.langchain.attempts.complete_json`); its score is on
-the raw message all the same.
+Decoding is not constrained. An answer that does not follow the schema is a parsing error, as with any model that is
+only asked for JSON, and so is a truncated one (`guard.langchain.attempts.complete_json`); the score is on
+the raw message in any case.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from langchain_core.language_models import BaseChatModel
 from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
@@ -20,18 +21,15 @@ from pydantic import BaseModel
 from pydantic.v1 import BaseModel as BaseModelV1
 
 from guard.errors import InputError, did_you_mean
-from guard.langchain.attempts.complete_json import whole_calls, whole_json
-
-if TYPE_CHECKING:
-    from guard.langchain.chat.chat_guard import ChatGuard
+from guard.langchain.attempts.complete_json import complete_json, complete_tool_calls
 
 _METHODS = ("json_schema", "json_mode", "function_calling")
 
 
 def structured(
-    model: ChatGuard, schema: dict[str, Any] | type, *, include_raw: bool, method: str, **kwargs: Any
+    model: BaseChatModel, schema: dict[str, Any] | type, *, include_raw: bool, method: str, **kwargs: Any
 ) -> Runnable[Any, Any]:
-    """See `ChatGuard.with_structured_output`."""
+    """Return a model whose answers are objects; see `ChatGuard.with_structured_output`."""
     if method not in _METHODS:
         raise InputError(f"Unknown method '{method}' of structured output", fix=did_you_mean(method, _METHODS))
     traced = {"ls_structured_output_format": {"kwargs": {"method": method}, "schema": schema}}
@@ -44,10 +42,10 @@ def structured(
             parser = PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
         else:
             parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-        parser = RunnableLambda(whole_calls) | parser
+        parser = RunnableLambda(complete_tool_calls) | parser
     else:
         bound = model.bind(response_format=_format(schema, method), **traced, **kwargs)
-        parser = RunnableLambda(whole_json) | _json_parser(schema, is_class)
+        parser = RunnableLambda(complete_json) | _json_parser(schema, is_class)
     return _with_raw(bound, parser) if include_raw else bound | parser
 
 
@@ -66,18 +64,18 @@ def _with_raw(bound: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable
     parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     unparsed = RunnablePassthrough.assign(parsed=lambda _: None)
     either: Runnable[Any, Any] = parsed.with_fallbacks([unparsed], exception_key="parsing_error")
-    # In a stream, fallbacks cover the first chunk only, and that would be the raw message: parsed as a whole.
+    # In a stream, fallbacks cover only the first chunk, which would be the raw message. So it is parsed as a whole.
     return RunnableMap(raw=bound) | RunnableLambda(either.invoke, afunc=either.ainvoke)
 
 
-# -- what the prompt is told -------------------------------------------------------------------
+# -- instructions ------------------------------------------------------------------------------
 
 
 def json_instruction(options: Mapping[str, Any]) -> str | None:
-    """What a call's ``response_format`` means in words.
+    """Return the instruction for a call's ``response_format``.
 
     Raises:
-        InputError: a format that is not known.
+        InputError: the format is unknown.
     """
     wanted = options.get("response_format")
     if wanted is None:
@@ -95,7 +93,7 @@ def json_instruction(options: Mapping[str, Any]) -> str | None:
 
 
 def tool_instruction(choice: str | bool | Mapping[str, Any] | None, names: Sequence[str]) -> str | None:
-    """What a ``tool_choice`` means in words.
+    """Return the instruction for a ``tool_choice``.
 
     Raises:
         InputError: it names a tool that was not offered.
@@ -107,5 +105,5 @@ def tool_instruction(choice: str | bool | Mapping[str, Any] | None, names: Seque
     if choice in (True, "any", "required"):
         return "Answer by calling one of the tools." if names else None
     if choice not in names:
-        raise InputError(f"tool_choice names '{choice}', which is no tool here", fix=did_you_mean(str(choice), names))
+        raise InputError(f"tool_choice names '{choice}', which was not offered", fix=did_you_mean(str(choice), names))
     return f"Answer by calling the tool {choice}."

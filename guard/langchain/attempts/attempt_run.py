@@ -1,0 +1,174 @@
+"""Runs one attempt of a chain and collects its output, its model calls and its callbacks.
+
+With ``buffered=True`` nothing of the attempt reaches a listener (see `guard.langchain.attempts.callback_buffer`) until
+the caller flushes the result's buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from contextvars import Context
+from dataclasses import dataclass, replace
+from typing import Any
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import set_config_context
+
+from guard.engines.witness import OPEN_CALL, OpenCall, open_call
+from guard.langchain.attempts.accounting import all_calls
+from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
+from guard.langchain.attempts.callback_buffer import CallbackBuffer, buffering, passthrough
+from guard.langchain.attempts.model_calls import CallLog, ModelCall
+from guard.langchain.attempts.stateful_steps import history_of
+from guard.langchain.upstream_internals import clear_handlers, is_graph_signal, without_tracing
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptResult:
+    """The result of one attempt.
+
+    Attributes:
+        chunks: the output: one chunk, or several if it was streamed.
+        error: exception that the chain raised in place of (the rest of) the output.
+        calls: the model calls of the attempt.
+        buffer: callbacks that no handler has received yet.
+    """
+
+    chunks: tuple[Any, ...]
+    error: Exception | None
+    calls: tuple[ModelCall, ...]
+    buffer: CallbackBuffer
+
+    @property
+    def output(self) -> Any:
+        """The chunks joined as LangChain joins them; None if there are none."""
+        return join_chunks(self.chunks)
+
+
+def join_chunks(chunks: Sequence[Any]) -> Any:
+    """Add chunks up; return the last one if they cannot be added."""
+    if not chunks:
+        return None
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        try:
+            whole = whole + chunk
+        except TypeError:
+            return chunks[-1]
+    return whole
+
+
+def run_attempt(
+    runnable: Runnable[Any, Any],
+    input: Any,
+    config: RunnableConfig,
+    attempt: AttemptSettings,
+    *,
+    stream: bool,
+    options: dict[str, Any],
+    buffered: bool = True,
+) -> AttemptResult:
+    """Run one attempt.
+
+    Args:
+        runnable: the chain.
+        input: the chain's input.
+        config: config for the children of the guarded run.
+        attempt: settings for the models in the chain.
+        stream: stream the chain, so that its chunks can be passed on unchanged.
+        options: keyword arguments of the call.
+        buffered: hold back callbacks; False sends them at once and only logs the model calls.
+
+    Raises:
+        BaseException: exceptions that are no `Exception` (cancellation) and LangGraph's signals (interrupts).
+    """
+    buffer, log, child = buffering(config) if buffered else passthrough(config)
+    chunks: list[Any] = []
+
+    def run() -> None:
+        with without_tracing() if buffered else nullcontext():
+            if stream:
+                chunks.extend(runnable.stream(input, child, **options))
+            else:
+                chunks.append(runnable.invoke(input, child, **options))
+
+    error, opened = None, open_call()
+    with set_config_context(child) as context, closing(opened):
+        _prepare(context, attempt, opened, buffered=buffered)
+        try:
+            context.run(run)
+        except Exception as failure:  # noqa: BLE001 - the policy decides what happens
+            error = unless_graph_signal(failure)
+    return attempt_result(chunks, error, log, opened, input=input, buffer=buffer)
+
+
+async def arun_attempt(
+    runnable: Runnable[Any, Any],
+    input: Any,
+    config: RunnableConfig,
+    attempt: AttemptSettings,
+    *,
+    stream: bool,
+    options: dict[str, Any],
+    buffered: bool = True,
+) -> AttemptResult:
+    """`run_attempt` without blocking the event loop."""
+    buffer, log, child = buffering(config) if buffered else passthrough(config)
+    chunks: list[Any] = []
+
+    async def run() -> None:
+        with without_tracing() if buffered else nullcontext():
+            if stream:
+                chunks.extend([chunk async for chunk in runnable.astream(input, child, **options)])
+            else:
+                chunks.append(await runnable.ainvoke(input, child, **options))
+
+    error, opened = None, open_call()
+    with set_config_context(child) as context, closing(opened):
+        _prepare(context, attempt, opened, buffered=buffered)
+        try:
+            await asyncio.create_task(run(), context=context)
+        except Exception as failure:  # noqa: BLE001 - as above
+            error = unless_graph_signal(failure)
+    return attempt_result(chunks, error, log, opened, input=input, buffer=buffer)
+
+
+def attempt_result(
+    chunks: Sequence[Any],
+    error: Exception | None,
+    log: CallLog,
+    opened: OpenCall,
+    *,
+    input: Any,
+    buffer: CallbackBuffer,
+) -> AttemptResult:
+    """Return the result of a finished attempt, with the model calls that no callback reported."""
+    calls = all_calls(log.all(), opened, input=input, output=join_chunks(chunks), error=error)
+    return AttemptResult(tuple(chunks), error, calls, buffer)
+
+
+def open_passthrough(
+    config: RunnableConfig, attempt: AttemptSettings, opened: OpenCall
+) -> tuple[CallLog, RunnableConfig, Context]:
+    """Return the call log, config and context of an attempt whose callbacks are sent at once."""
+    _, log, child = passthrough(config)
+    with set_config_context(child) as context:
+        context = context.copy()  # it outlives this block, which removes the config at its end
+    _prepare(context, attempt, opened, buffered=False)
+    return log, child, context
+
+
+def _prepare(context: Context, attempt: AttemptSettings, opened: OpenCall, *, buffered: bool) -> None:
+    context.run(ATTEMPT.set, replace(attempt, history=context.run(history_of, None)))
+    context.run(OPEN_CALL.set, opened)
+    if buffered:
+        clear_handlers(context)
+
+
+def unless_graph_signal(error: Exception) -> Exception:
+    """Return an error of the chain; raise LangGraph's signals, which the outer graph must receive."""
+    if is_graph_signal(error):
+        raise error
+    return error
