@@ -161,7 +161,7 @@ def test_a_live_stream_that_ends_cut_is_taken_back(run: Run) -> None:
     if run in (invoke, ainvoke):
         assert run(live, "q").content == "On error."
         return
-    with pytest.raises(RetractedError, match="The answer is truncated"):
+    with pytest.raises(RetractedError, match="The answer is cut"):
         run(live, "q")
 
 

@@ -68,7 +68,7 @@ class ModelCall:
         if self.abandoned:
             return "an answer was abandoned before its end"
         if self.scored is None:
-            return "a model call in the chain has no score: guard does not score its model"
+            return "a model call in the chain has no score: its model is not scored by guard"
         return self.scored.error
 
 

@@ -19,6 +19,7 @@ from guard.errors import (
     CancelledError,
     ChatTemplateError,
     EscalationError,
+    ForkError,
     GuardError,
     InputError,
     PromptTooLongError,
