@@ -23,12 +23,13 @@ from typing import Any, get_args
 
 import numpy as np
 
-from guard.engines.base import BaseEngine, Session
+from guard.engines.base import BaseEngine
 from guard.engines.chat_template import after_answer, clock, reads_the_clock, render
 from guard.engines.control_text import pieces_of
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.engines.fair_queue import Interrupt
 from guard.engines.gguf import GgufHeader, read_gguf
+from guard.engines.protocols import Session
 from guard.engines.sampling import checked_logits
 from guard.engines.system_role import with_system_placed
 from guard.engines.weights import weight_file, weights_sha256
