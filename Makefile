@@ -14,12 +14,13 @@ export CFLAGS += $(WITHOUT_AMX)
 export CXXFLAGS += $(WITHOUT_AMX)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants lint types contracts check lock bench clean
+.PHONY: help demo test mutants fuzz lint types contracts check lock bench clean
 
 help:
 	@echo "make demo    ask the embedded model a dozen questions, score the answers, act on them"
 	@echo "make test    run all tests and hold the coverage; TESTS=PATH runs some, without coverage"
 	@echo "make mutants check that the tests notice when guard fails open"
+	@echo "make fuzz    attack every target with hostile inputs, SECONDS each"
 	@echo "make check   lint, strict type check, import contracts"
 	@echo "make lock    write the versions of this environment to requirements-dev.lock"
 	@echo "make bench   measure what guarding costs"
@@ -51,6 +52,11 @@ test: $(VENV)/.dev
 # Names of mutants, or their beginning, in MUTANTS; all by default.
 mutants: $(VENV)/.dev
 	$(BIN)/python -m tests.mutants $(MUTANTS)
+
+# SECONDS for each target; names of targets in TARGETS, all by default.
+SECONDS ?= 60
+fuzz: $(VENV)/.dev
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/fuzz/session.py --seconds $(SECONDS) $(TARGETS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -78,3 +78,10 @@ def mutants(session: nox.Session) -> None:
     """Every fail-open mutant of tests/mutants is killed by the tests named beside it."""
     session.install("-e", f".[{EXTRAS}]", "--group", "dev")
     session.run("python", "-m", "tests.mutants", *session.posargs)
+
+
+@nox.session(python="3.11")
+def fuzz(session: nox.Session) -> None:
+    """Hostile inputs for every target; ``nox -s fuzz -- --seconds 300`` gives each five minutes."""
+    session.install("-e", f".[{EXTRAS}]", "--group", "dev")
+    session.run("python", "tests/fuzz/session.py", *session.posargs)

@@ -207,7 +207,7 @@ def _unknown(location: Location) -> str:
         where = f" in {location_text(place)}" if place else ""
         if place[-1:] == ("out_of_distribution",) and key in _keys(OutOfDistributionAction):
             return f"'{key}' belongs behind 'then', as in 'out_of_distribution: {{above: 0.99, then: {key}}}'"
-        if key == "above" and place[-1] in _RULES:
+        if key == "above" and place and place[-1] in _RULES:
             return (
                 f"'above'{where} is not known: rules go by 'below'. They are tried in turn, the first that holds "
                 "decides, so what is above comes after"

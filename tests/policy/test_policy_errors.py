@@ -390,3 +390,9 @@ def test_the_schema_is_plain_json_without_null_fields() -> None:
 def test_what_people_write_first_is_answered_with_what_to_write(rule: str, said: str) -> None:
     text = f"version: 1\nname: p\nrules:\n  - {rule}\n  - abstain\non_error:\n  abstain\n"
     assert any(said in problem.message for problem in problems_of(text)), problems_of(text)
+
+
+def test_above_at_the_top_of_a_policy_is_an_unknown_key() -> None:
+    """Found by fuzzing: an IndexError."""
+    with pytest.raises(InvalidPolicyError, match="unknown key 'above'"):
+        parse_policy("version: 1\nname: x\nabove: 0.5\nrules: [abstain]\n")
