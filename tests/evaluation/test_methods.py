@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from scripted import END, WIDTH, AnsweringEngine, layers_of, scripted_model
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
+import guard
 from guard.cli import app
 from guard.data.answers import Answers
 from guard.data.logit_lens import Lens
@@ -237,3 +239,31 @@ def test_the_command_tests_on_new_sets(answers: Answers, tmp_path: Path) -> None
         ([str(files["n"]), "--new", str(files["n"]), "--protocol", "held-out datasets"], "are of one model"),
     ):
         assert told in str(run(*arguments).exception)
+
+
+def test_evaluate_writes_the_commands_files_but_for_times(
+    answers: Answers, tmp_path: Path
+) -> None:
+    records = tmp_path / "r.parquet"
+    answers.write(records)
+    protocol = "within-dataset cross-validation"
+    out = tmp_path / "a.html"
+    given = ["--out", str(out), "--draws", "100", "--no-parts", "--seed", "3", "--protocol", protocol]
+    assert CliRunner().invoke(app, ["evaluate", str(records), *given]).exit_code == 0
+    first = json.loads(out.with_suffix(".json").read_text())
+    seen: list[guard.Progress] = []
+    found = guard.evaluate(records, out=out, draws=100, parts=False, seed=3, protocol=protocol, progress=seen.append)
+    second = json.loads(out.with_suffix(".json").read_text())
+    assert seen[-1].work.endswith(f": {protocol}")
+    assert json.loads(found.to_json()) == second
+    assert without_times(first) == without_times(second)
+    (line,) = second["provenance"]["commands"]
+    assert line == (f"guard evaluate {records} --out {out} --protocol '{protocol}' --no-parts --draws 100 --seed 3")
+
+
+def without_times(result: dict[str, Any]) -> dict[str, Any]:
+    del result["provenance"]["created"]
+    for model in result["models"]:
+        for method in model["methods"]:
+            method.pop("seconds", None)
+    return result

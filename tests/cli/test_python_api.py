@@ -1,0 +1,168 @@
+"""`guard.calibrate`, `record`, `certify` and `evaluate` do what the commands do: same files, same journals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scripted import AnsweringEngine, confidence_scorer, scripted_model
+from tiny_gguf import write_tiny_gguf
+from typer.testing import CliRunner
+
+import guard
+import guard.engines
+import guard.runtime.guard
+from guard.cli import app
+from guard.data.answers import Answers
+from guard.errors import GuardError, InputError
+from guard.records import Prompt
+
+MODEL = "scripted.gguf"
+
+
+class InterruptedByCallerError(Exception):
+    """What a caller's own callback raises."""
+
+
+def interrupt_after(count: int) -> Callable[[guard.Progress], None]:
+    def callback(progress: guard.Progress) -> None:
+        if progress.done == count:
+            raise InterruptedByCallerError
+
+    return callback
+
+
+def command(*arguments: str | Path) -> str:
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    if isinstance(done.exception, GuardError):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def half_right(prompt: Prompt, number: int) -> tuple[str, float]:
+    """Right where the score is low, mostly; the same for the same question."""
+    n = int(prompt.question.split()[2])
+    p_wrong = float(np.random.default_rng(n).uniform(0.05, 0.95))
+    wrong = np.random.default_rng(n + 10_000).random() < p_wrong**2
+    return (str(n + 1 + wrong), p_wrong)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[AnsweringEngine]:
+    """The engines that were loaded, scripted ones."""
+    engines: list[AnsweringEngine] = []
+
+    def load(model: str | Path, **_: Any) -> AnsweringEngine:
+        engines.append(AnsweringEngine(half_right, model=scripted_model(name=str(model))))
+        return engines[-1]
+
+    for module in (guard.engines, guard.runtime.guard):
+        monkeypatch.setattr(module, "load_engine", load)
+    return engines
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    rows = [{"id": f"q{n}", "question": f"What is {n} + 1?", "answers": [str(n + 1)]} for n in range(240)]
+    file = tmp_path / "sums.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+def test_calibrate_writes_the_commands_file_after_an_interruption_too(
+    asked: list[AnsweringEngine], sums: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lightgbm")
+    command("calibrate", "--data", sums, "--out", tmp_path / "a.json", "--model", MODEL, "--features", "logprob")
+    with pytest.raises(InterruptedByCallerError):
+        guard.calibrate(sums, out=tmp_path / "b.json", model=MODEL, features="logprob", progress=interrupt_after(100))
+    seen: list[guard.Progress] = []
+    result = guard.calibrate(sums, out=tmp_path / "b.json", model=MODEL, features="logprob", progress=seen.append)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert [len(engine.asked) for engine in asked] == [240, 100, 140]
+    assert seen == [guard.Progress("asking", done, 240) for done in range(100, 241)]
+    assert result.fitted.test.n == result.fitted.scorer.artefact.split_sizes["test"]
+    assert (result.bad_rows, result.skipped, result.other_models, result.truncated) == ((), (), {}, 0)
+
+
+def test_certify_writes_the_commands_file_after_an_interruption_too(
+    asked: list[AnsweringEngine], sums: Path, tmp_path: Path
+) -> None:
+    policy, scorer = tmp_path / "policy.yaml", tmp_path / "scorer.json"
+    confidence_scorer().save(scorer)
+    rules = "[{accept: {max_error_rate: 0.2, confidence: 0.9}}, {abstain: {text: No.}}]"
+    policy.write_text(f"version: 1\nname: test\nrules: {rules}\n")
+    options: dict[str, Any] = {"model": MODEL, "scorer": scorer, "policy": policy}
+    command(
+        *("certify", "--data", sums, "--out", tmp_path / "a.json", "--model", MODEL),
+        *("--scorer", scorer, "--policy", policy),
+    )
+    with pytest.raises(InterruptedByCallerError):
+        guard.certify(sums, out=tmp_path / "b.json", **options, progress=interrupt_after(100))
+    result = guard.certify(sums, out=tmp_path / "b.json", **options)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert [len(engine.asked) for engine in asked] == [240, 100, 140]
+    assert result.certificate is not None
+    assert result.explain() == result.certificate.explain()
+    policy.write_text(policy.read_text().replace("0.2", "0.001"))
+    refused = guard.certify(sums, out=tmp_path / "c.json", **options)
+    assert refused.certificate is None
+    assert "Not certifiable" in refused.explain()
+    assert not (tmp_path / "c.json").exists()
+
+
+def test_record_writes_the_commands_file_from_the_same_journal(sums: Path, tmp_path: Path) -> None:
+    """Answers take different times in two runs, so both write from one journal: the function begins it."""
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("pyarrow")
+    model = write_tiny_gguf(tmp_path / "tiny.gguf")
+    journal = tmp_path / "j"
+    options: dict[str, Any] = {"limit": 8, "max_tokens": 4, "engine_options": {"threads": 1}, "journal": journal}
+    with pytest.raises(InterruptedByCallerError):
+        guard.record(sums, out=tmp_path / "b", model=model, **options, progress=interrupt_after(3))
+    told = command(
+        *("record", "--data", sums, "--out", tmp_path / "a", "--model", model, "--limit", "8", "--json"),
+        *("--max-tokens", "4", "--threads", "1", "--journal", journal),
+    )
+    result = guard.record(sums, out=tmp_path / "b", model=model, **options)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert json.loads(told)["n"] == len(result.answers) == 8
+    assert result.answers.key.tolist() == Answers.read(tmp_path / "a").key.tolist()
+
+
+def test_a_grader_may_be_a_function(asked: list[AnsweringEngine], sums: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lightgbm")
+    with pytest.raises(InputError, match=r"The grader 'test_python_api:.*<lambda>' must return True or False"):
+        guard.calibrate(
+            sums, out=tmp_path / "a.json", model=MODEL, features="logprob", grader=lambda question, answer: 1
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"features": "ilsi"}, "Did you mean 'ilis'"),
+        ({"without": ("mapp",)}, "Did you mean 'map'"),
+        ({"capture_point": "mpl"}, "Did you mean 'mlp'"),
+        ({"on_bad": "skp"}, "Did you mean 'skip'"),
+        ({"grader": "numbr"}, "number"),
+        ({"seed": -1}, "seed must be"),
+    ],
+)
+def test_options_are_refused_before_a_model_is_loaded(
+    asked: list[AnsweringEngine], sums: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    pytest.importorskip("lightgbm")
+    with pytest.raises(InputError, match=words):
+        guard.calibrate(sums, out=tmp_path / "a.json", model=MODEL, **options)
+    assert asked == []
+
+
+def test_no_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="There is no data set"):
+        guard.record([], out=tmp_path / "a")
