@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.certification.fixed_sequence import Certified, NotCertifiable, Trials, certify
+from guard.certification.fixed_sequence import Certified, NotCertifiable, Trials, find_threshold
 from guard.policy.bounds import upper_bound
 
 #: Two-sided, of everything that is counted in the draws.
@@ -134,7 +134,7 @@ def measure(world: World, risk: float, confidence: float, n: int, draws: int, se
     for number in range(draws):
         rng = np.random.default_rng([seed, number])
         labels, test = world.draw(rng, n), world.draw(rng, n)
-        result = certify(labels, risk=risk, confidence=confidence, seed=number)
+        result = find_threshold(labels, risk=risk, confidence=confidence, seed=number)
         counts["naive"] += int(world.at(_naive_threshold(labels, risk))[1] > risk)
         counts["agree"] += _mapie_agrees(labels, result, number)
         if isinstance(result, Certified):

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 from guard._faces import lazy_face
 
 if TYPE_CHECKING:
+    from guard.calibration.procedure import (
+        CalibrationResult,
+        calibrate,
+    )
     from guard.calibration.scorer_fit import (
         Fitted,
         Labelled,
@@ -17,14 +21,20 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "CalibrationResult",
     "Fitted",
     "Labelled",
+    "calibrate",
     "fit_scorer",
 ]
 
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "procedure": (
+            "CalibrationResult",
+            "calibrate",
+        ),
         "scorer_fit": (
             "Fitted",
             "Labelled",

@@ -15,24 +15,34 @@ if TYPE_CHECKING:
         Certified,
         NotCertifiable,
         Trials,
+        find_threshold,
+    )
+    from guard.certification.procedure import (
+        CertificationResult,
         certify,
     )
 
 __all__ = [
+    "CertificationResult",
     "Certified",
     "NotCertifiable",
     "Trials",
     "certify",
+    "find_threshold",
 ]
 
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "procedure": (
+            "CertificationResult",
+            "certify",
+        ),
         "fixed_sequence": (
             "Certified",
             "NotCertifiable",
             "Trials",
-            "certify",
+            "find_threshold",
         ),
     },
 )

@@ -185,7 +185,7 @@ class NotCertifiable:
         return " ".join(told)
 
 
-def certify(
+def find_threshold(
     trials: Trials, *, risk: float, confidence: float, seed: int = 0, ceiling: float = math.inf
 ) -> Certified | NotCertifiable:
     """Find the laxest threshold that keeps the promise.
@@ -226,7 +226,7 @@ def grid(scores: Doubles, n: int, risk: float, confidence: float, ceiling: float
     Args:
         scores: shape (grid rows,).
         n: labels that the thresholds will be tested on.
-        risk, confidence, ceiling: as for `certify`.
+        risk, confidence, ceiling: as for `find_threshold`.
 
     Returns:
         Shape (thresholds,), rising; at quantiles of the scores, interpolated in log-odds.

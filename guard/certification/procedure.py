@@ -9,8 +9,7 @@ from typing import Any
 
 import guard
 from guard.calibration.splits import SPLIT_SHARES
-from guard.certification.fixed_sequence import Certified, NotCertifiable
-from guard.certification.fixed_sequence import certify as find_threshold
+from guard.certification.fixed_sequence import Certified, NotCertifiable, find_threshold
 from guard.certification.trials import TrialJournal, attempted_rows, run_trials, trials_of
 from guard.checked import checked_seed
 from guard.data.graders import Grader, choose_grader

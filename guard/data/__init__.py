@@ -18,6 +18,14 @@ if TYPE_CHECKING:
         grader_for,
         load_grader,
     )
+    from guard.data.procedure import (
+        RecordingResult,
+        record,
+    )
+    from guard.data.progress import (
+        Progress,
+        ProgressCallback,
+    )
     from guard.data.questions import (
         LabelledResponse,
         Question,
@@ -31,18 +39,30 @@ if TYPE_CHECKING:
 __all__ = [
     "Answers",
     "LabelledResponse",
+    "Progress",
+    "ProgressCallback",
     "Question",
     "Record",
+    "RecordingResult",
     "grade",
     "grader_for",
     "load_grader",
     "read_rows",
+    "record",
     "record_rows",
 ]
 
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "progress": (
+            "Progress",
+            "ProgressCallback",
+        ),
+        "procedure": (
+            "RecordingResult",
+            "record",
+        ),
         "answers": ("Answers",),
         "graders": (
             "grade",

@@ -46,6 +46,11 @@ def load_engine(
         ModelFileError: no such model.
         MissingExtraError: the engine's packages are not installed.
         InputError: an unknown engine's name, a dtype for llama.cpp, or gpu_layers for transformers.
+
+    Example:
+        >>> with load_engine("smollm2", threads=1) as engine:
+        ...     engine.model.layers
+        30
     """
     path = embedded_model() if str(model) == EMBEDDED else Path(model)
     if not path.exists():

@@ -156,6 +156,10 @@ def load_policy(source: str | Path | Policy) -> Policy:
         InputError: it is none of these.
         PolicyError: no such policy, or the file cannot be read.
         InvalidPolicyError: the file's text is wrong; every problem has its line and column.
+
+    Example:
+        >>> load_policy("balanced").mode
+        'enforce'
     """
     if isinstance(source, Policy):
         return source
@@ -181,6 +185,11 @@ def parse_policy(text: str, *, where: str = "<policy>") -> Policy:
 
     Raises:
         InvalidPolicyError: the text is wrong; every problem has its line and column.
+
+    Example:
+        >>> policy = parse_policy("{version: 1, name: mine, rules: [{accept: {below: 0.3}}, {abstain: {}}]}")
+        >>> [rule.action.value for rule in policy.plan().rules]
+        ['accept', 'abstain']
     """
     document, problems = read_document(read_yaml(text, where=where))
     if problems or document is None:
@@ -327,6 +336,13 @@ def decide(
 
     Raises:
         PolicyError: the policy has no such route, or a threshold that is to come from a certificate.
+
+    Example:
+        >>> policy = parse_policy("{version: 1, name: mine, rules: [{accept: {below: 0.3}}, {abstain: {}}]}")
+        >>> decide(policy, p_wrong=0.1).action.value, decide(policy, p_wrong=0.9).action.value
+        ('accept', 'abstain')
+        >>> decide(policy, p_wrong=None).action.value  # an answer without a score is never accepted
+        'abstain'
     """
     if p_wrong is None:
         error = "the answer has no score"

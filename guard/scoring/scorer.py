@@ -105,6 +105,11 @@ def load_scorer(path: str | Path) -> Scorer:
 
     Raises:
         ScorerError: missing, damaged, of another format, or inconsistent in itself.
+
+    Example:
+        >>> from guard.scoring import shipped_scorer
+        >>> load_scorer(shipped_scorer()).artefact.features
+        'combined'
     """
     return parse_scorer(checked_json.read_bytes(path, _KIND), where=str(path))
 

@@ -18,7 +18,7 @@ from guard.certification.fixed_sequence import (
     Certified,
     NotCertifiable,
     Trials,
-    certify,
+    find_threshold,
     grid,
 )
 from guard.errors import InputError
@@ -100,7 +100,7 @@ def test_labels_do_not_move_the_grid_rows() -> None:
     """The rows that give the thresholds are chosen before any label is looked at, and not counted."""
     first = trials(1, 1000)
     flipped = Trials(first.p_wrong, ~first.wrong, first.released)
-    for result in (certify(first, risk=0.1, confidence=0.9), certify(flipped, risk=0.1, confidence=0.9)):
+    for result in (find_threshold(first, risk=0.1, confidence=0.9), find_threshold(flipped, risk=0.1, confidence=0.9)):
         assert (result.n, result.grid_rows) == (900, round(GRID_SHARE * 1000))
 
 
@@ -108,8 +108,8 @@ def test_labels_do_not_move_the_grid_rows() -> None:
 @given(st.integers(0, 10_000), st.integers(MIN_ROWS, 400), RISKS, CONFIDENCES)
 def test_what_is_certified_is_supported_by_its_own_counts(seed: int, n: int, risk: float, confidence: float) -> None:
     given_trials = trials(seed, n)
-    result = certify(given_trials, risk=risk, confidence=confidence, seed=seed)
-    assert result == certify(given_trials, risk=risk, confidence=confidence, seed=seed), "repeatable"
+    result = find_threshold(given_trials, risk=risk, confidence=confidence, seed=seed)
+    assert result == find_threshold(given_trials, risk=risk, confidence=confidence, seed=seed), "repeatable"
     if isinstance(result, Certified):
         assert passes(result.errors, result.accepted, risk, confidence)
         assert result.errors / result.accepted <= result.bound <= risk + 1e-9
@@ -123,7 +123,7 @@ def test_what_is_certified_is_supported_by_its_own_counts(seed: int, n: int, ris
 
 @given(st.floats(0.05, 0.95))
 def test_no_threshold_reaches_the_ceiling(ceiling: float) -> None:
-    result = certify(trials(3, 400), risk=0.4, confidence=0.9, ceiling=ceiling)
+    result = find_threshold(trials(3, 400), risk=0.4, confidence=0.9, ceiling=ceiling)
     assert isinstance(result, NotCertifiable) or result.threshold < ceiling
 
 
@@ -134,7 +134,7 @@ def test_no_threshold_reaches_the_ceiling(ceiling: float) -> None:
 def test_broken_promises_are_as_rare_as_promised(risk: float, confidence: float, sharpness: float) -> None:
     draws, broken = 250, 0
     for seed in range(draws):
-        result = certify(trials(seed, 600, sharpness=sharpness), risk=risk, confidence=confidence, seed=seed)
+        result = find_threshold(trials(seed, 600, sharpness=sharpness), risk=risk, confidence=confidence, seed=seed)
         if isinstance(result, Certified):
             broken += true_risk(result.threshold, sharpness=sharpness) > risk
     # With a true rate of 1 - confidence, more would be seen in one of a thousand runs of this test.
@@ -147,7 +147,7 @@ def test_worthless_scores_certify_nothing_more_often_than_promised() -> None:
     for seed in range(150):
         rng = np.random.default_rng(seed)
         worthless = Trials.from_scores(rng.random(300), rng.random(300) < 0.11)
-        certified += isinstance(certify(worthless, risk=0.1, confidence=0.9, seed=seed), Certified)
+        certified += isinstance(find_threshold(worthless, risk=0.1, confidence=0.9, seed=seed), Certified)
     assert certified <= binom.ppf(0.999, 150, 0.1)
 
 
@@ -171,7 +171,7 @@ def test_coverage_comes_near_the_oracles() -> None:
     oracle = beta.cdf(low, 0.45, 1.0)
     reached = []
     for seed in range(60):
-        result = certify(trials(seed, 2000), risk=0.05, confidence=0.9, seed=seed)
+        result = find_threshold(trials(seed, 2000), risk=0.05, confidence=0.9, seed=seed)
         reached.append(beta.cdf(result.threshold, 0.45, 1.0) if isinstance(result, Certified) else 0.0)
     assert np.mean(reached) > 0.8 * oracle
 
@@ -185,7 +185,7 @@ def test_mapie_takes_the_same_walk(seed: int) -> None:
     """MAPIE's fixed-sequence controller on the same rows and thresholds: same p-values, same deployed one."""
     risk_control = pytest.importorskip("mapie.risk_control")
     drawn, risk, confidence = trials(seed, 1500), 0.1, 0.9
-    ours = certify(drawn, risk=risk, confidence=confidence, seed=seed)
+    ours = find_threshold(drawn, risk=risk, confidence=confidence, seed=seed)
     order = np.random.default_rng(seed).permutation(1500)
     fresh = drawn.take(order[150:])
     thresholds = grid(drawn.take(order[:150]).scores, len(fresh), risk, confidence)
@@ -220,7 +220,7 @@ def test_mapie_takes_the_same_walk(seed: int) -> None:
 
 def test_a_hopeless_model_is_told_so() -> None:
     rng = np.random.default_rng(0)
-    result = certify(Trials.from_scores(rng.random(500), rng.random(500) < 0.4), risk=0.05, confidence=0.9)
+    result = find_threshold(Trials.from_scores(rng.random(500), rng.random(500) < 0.4), risk=0.05, confidence=0.9)
     assert isinstance(result, NotCertifiable)
     assert result.labels_needed is None
     assert result.hopeless
@@ -231,12 +231,12 @@ def test_a_hopeless_model_is_told_so() -> None:
 
 
 def test_too_few_labels_are_told_how_many_would_do_and_these_do() -> None:
-    few = certify(trials(0, 60), risk=0.05, confidence=0.9)
+    few = find_threshold(trials(0, 60), risk=0.05, confidence=0.9)
     assert isinstance(few, NotCertifiable)
     assert few.labels_needed is not None
     assert f"About {few.labels_needed:,} labels" in few.explain()
     enough = [
-        isinstance(certify(trials(seed, few.labels_needed), risk=0.05, confidence=0.9), Certified)
+        isinstance(find_threshold(trials(seed, few.labels_needed), risk=0.05, confidence=0.9), Certified)
         for seed in range(1, 31)
     ]
     assert np.mean(enough) > 0.5
@@ -246,7 +246,7 @@ def test_too_few_labels_are_told_how_many_would_do_and_these_do() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_more_labels_are_named_than_there_were(n: int, seed: int) -> None:
     """46 labels that did not suffice are no hint to take about 46."""
-    result = certify(trials(seed, n), risk=0.02, confidence=0.95)
+    result = find_threshold(trials(seed, n), risk=0.02, confidence=0.95)
     assert isinstance(result, NotCertifiable)
     if result.labels_needed is not None:
         assert result.labels_needed > n
@@ -256,7 +256,7 @@ def test_few_labels_do_not_show_that_no_number_would_do() -> None:
     """One wrong answer of 20 is no more than 5 % and as little a proof of more."""
     wrong = np.zeros(20, np.bool_)
     wrong[3] = True
-    result = certify(Trials.from_scores(np.full(20, 0.5), wrong), risk=0.05, confidence=0.9)
+    result = find_threshold(Trials.from_scores(np.full(20, 0.5), wrong), risk=0.05, confidence=0.9)
     assert isinstance(result, NotCertifiable)
     assert (result.labels_needed, result.hopeless) == (None, False)
     assert "These are too few to say whether more would do" in result.explain()
@@ -272,15 +272,15 @@ def test_the_lower_bound_is_scipys(errors: int, accepted: int) -> None:
 
 def test_the_possible_risk_is_certified_by_the_same_labels() -> None:
     drawn = trials(0, 300, sharpness=4.0)
-    result = certify(drawn, risk=0.02, confidence=0.9)
+    result = find_threshold(drawn, risk=0.02, confidence=0.9)
     assert isinstance(result, NotCertifiable)
     assert result.possible_risk is not None
-    assert isinstance(certify(drawn, risk=result.possible_risk, confidence=0.9), Certified)
+    assert isinstance(find_threshold(drawn, risk=result.possible_risk, confidence=0.9), Certified)
 
 
 def test_where_every_answer_is_wrong_no_risk_is_possible() -> None:
     rng = np.random.default_rng(0)
-    result = certify(Trials.from_scores(rng.random(100), np.ones(100, np.bool_)), risk=0.05, confidence=0.9)
+    result = find_threshold(Trials.from_scores(rng.random(100), np.ones(100, np.bool_)), risk=0.05, confidence=0.9)
     assert isinstance(result, NotCertifiable)
     assert (result.possible_risk, result.labels_needed, result.best_error_rate) == (None, None, 1.0)
 
@@ -320,7 +320,7 @@ def test_retrying_selects_lucky_answers_and_the_procedures_certificate_knows() -
         labels, truth = drawn(seed, 800), drawn(seed + 1000, 20_000)
         alone = Trials(labels.p_wrong[:, :1], labels.wrong[:, :1], labels.released[:, :1])
         for kind, given_trials in (("alone", alone), ("whole", labels)):
-            result = certify(given_trials, risk=0.1, confidence=0.9, seed=seed)
+            result = find_threshold(given_trials, risk=0.1, confidence=0.9, seed=seed)
             if isinstance(result, Certified):
                 accepted, errors = truth.at(result.threshold)
                 broke = errors / accepted > 0.1
@@ -345,12 +345,12 @@ def test_retrying_selects_lucky_answers_and_the_procedures_certificate_knows() -
 )
 def test_promises_that_cannot_be_made(risk: float, confidence: float, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        certify(trials(0, 100), risk=risk, confidence=confidence)
+        find_threshold(trials(0, 100), risk=risk, confidence=confidence)
 
 
 def test_trials_that_are_none() -> None:
     with pytest.raises(InputError, match="at least 20"):
-        certify(trials(0, 19), risk=0.1, confidence=0.9)
+        find_threshold(trials(0, 19), risk=0.1, confidence=0.9)
     with pytest.raises(InputError, match="no probability"):
         Trials.from_scores([0.1, 1.5], [True, False])
     with pytest.raises(InputError, match="no probability"):

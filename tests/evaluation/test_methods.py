@@ -241,9 +241,7 @@ def test_the_command_tests_on_new_sets(answers: Answers, tmp_path: Path) -> None
         assert told in str(run(*arguments).exception)
 
 
-def test_evaluate_writes_the_commands_files_but_for_times(
-    answers: Answers, tmp_path: Path
-) -> None:
+def test_evaluate_writes_the_commands_files_but_for_times(answers: Answers, tmp_path: Path) -> None:
     records = tmp_path / "r.parquet"
     answers.write(records)
     protocol = "within-dataset cross-validation"

@@ -13,7 +13,7 @@ from made_trials import LADDER, ONCE, guard, questions
 from scripted import AnsweringEngine, confidence_scorer
 from typer.testing import CliRunner
 
-from guard.certification.fixed_sequence import Certified, Trials, certify, grid, passes
+from guard.certification.fixed_sequence import Certified, Trials, find_threshold, grid, passes
 from guard.certification.trials import TrialAttempt, TrialJournal, TrialRow, attempted_rows, run_trials, trials_of
 from guard.cli import app
 from guard.data.graders import grade
@@ -140,10 +140,10 @@ def test_the_walk_ends_at_the_first_threshold_that_fails(seed: int) -> None:
     p_wrong = np.random.default_rng(seed).random(3000)
     wrong = (p_wrong > 0.2) & (p_wrong < 0.26)
     assert wrong.mean() < 0.08
-    result = certify(Trials.from_scores(p_wrong, wrong), risk=0.1, confidence=0.9, seed=seed)
+    result = find_threshold(Trials.from_scores(p_wrong, wrong), risk=0.1, confidence=0.9, seed=seed)
     assert isinstance(result, Certified)
     assert 0.1 < result.threshold < 0.26
-    all_pass = certify(Trials.from_scores(p_wrong, wrong & False), risk=0.1, confidence=0.9, seed=seed)
+    all_pass = find_threshold(Trials.from_scores(p_wrong, wrong & False), risk=0.1, confidence=0.9, seed=seed)
     assert isinstance(all_pass, Certified)
     assert all_pass.threshold > 0.9
 
