@@ -24,7 +24,8 @@ PACKAGES = {
 OTHER_FOLDERS = {"support", "mutants", "fuzz"}
 #: Tests of several packages, of the repository, or of a module at the top of the package.
 TOP_TESTS = {
-    *("test_checked", "test_docs", "test_errors", "test_examples", "test_house", "test_imports", "test_mutants"),
+    *("test_checked", "test_docs", "test_doctests", "test_errors", "test_examples", "test_house", "test_imports"),
+    "test_mutants",
     *("test_packaging", "test_skip_gate"),
 }
 
