@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
@@ -137,3 +138,10 @@ def test_a_package_has_a_face(name: str) -> None:
 def assigned(node: ast.stmt) -> list[str]:
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+@pytest.mark.parametrize("file", ["Makefile", "noxfile.py", ".ci/run", "CONTRIBUTING.md"])
+def test_paths_that_tools_and_contributors_are_given_exist(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    paths = re.findall(r"(?<![\w/-])(?:tests|guard|docs|benchmarks|policies)/[\w./-]*\w", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []

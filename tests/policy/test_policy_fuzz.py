@@ -66,7 +66,7 @@ KEYS = [
     *("instruction", "to", "text", "reply", "raise", "attempts", "tokens", "seconds", "model", "scorer", "bigger"),
 ]
 
-many = settings(max_examples=1500, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
 
 
 def check(text: str) -> Policy | None:
