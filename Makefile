@@ -14,7 +14,7 @@ export CFLAGS += $(WITHOUT_AMX)
 export CXXFLAGS += $(WITHOUT_AMX)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants fuzz lint types contracts check lock bench clean
+.PHONY: help demo test mutants fuzz lint types contracts check docs lock bench clean
 
 help:
 	@echo "make demo    ask the embedded model a dozen questions, score the answers, act on them"
@@ -23,6 +23,7 @@ help:
 	@echo "make fuzz    attack every target with hostile inputs, SECONDS each"
 	@echo "make check   lint, strict type check, import contracts"
 	@echo "make lock    write the versions of this environment to requirements-dev.lock"
+	@echo "make docs    build the documentation site in build/site"
 	@echo "make bench   measure what guarding costs"
 
 $(BIN)/python:
@@ -38,6 +39,10 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) install --quiet --editable '.[smollm2,transformers,int4,calibrate,evaluate,datasets,math,langchain,plots,postgresql]' --group dev
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(PIP) install --quiet --group docs
 	@touch $@
 
 demo: $(VENV)/.demo
@@ -74,6 +79,11 @@ check: lint types contracts
 lock: $(VENV)/.dev
 	{ echo "# Versions that the tests last passed with (Python 3.11, Linux). Written by 'make lock'."; \
 	  $(PIP) freeze --exclude-editable | grep -v ' @ ' | sed 's/+cpu$$//'; } > requirements-dev.lock
+
+# Warnings are errors (strict in mkdocs.yml). The built site loads nothing from elsewhere.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "Open build/site/index.html"
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead.py

@@ -1,5 +1,7 @@
 """Draw the packages and their imports, from the code, as docs/explanation/architecture.svg.
 
+An arrow that follows from others is left out: where a imports b, b imports c and a imports c, there is no a to c.
+
 python docs/explanation/draw_architecture.py
 """
 
@@ -23,12 +25,12 @@ ROWS = (
     ("ground", ("files", "records", "errors")),
 )
 _EVERYWHERE = ("records", "errors")
-WIDTH, ROW, BOX, GAP = 960, 118, 74, 18
+WIDTH, ROW, BOX, GAP = 960, 124, 84, 18
 _COLOURS = {"faces": "#dfe7fd", "laboratory": "#fdf0d5", "production": "#d8f3dc", "ground": "#eeeeee"}
 
 
 def sentence_of(package: str) -> str:
-    """The first sentence of a package's or module's docstring."""
+    """Return the first sentence of a package's or module's docstring."""
     path = ROOT / "guard" / package
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
@@ -36,7 +38,7 @@ def sentence_of(package: str) -> str:
 
 
 def imports() -> set[tuple[str, str]]:
-    """Which package imports which, straight; records and errors are left out, since all import them."""
+    """Return which package imports which directly, without records and errors, which all import."""
     graph = grimp.build_graph("guard", exclude_type_checking_imports=True)
     packages = [name for _, names in ROWS for name in names]
     found = set()
@@ -48,8 +50,22 @@ def imports() -> set[tuple[str, str]]:
     return found
 
 
+def not_implied(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return the arrows that no longer way makes superfluous (the transitive reduction)."""
+
+    def reached_from(name: str) -> set[str]:
+        after = {end for start, end in arrows if start == name}
+        return after.union(*map(reached_from, after))
+
+    return {
+        (start, end)
+        for start, end in arrows
+        if not any(end in reached_from(other) for begin, other in arrows if begin == start and other != end)
+    }
+
+
 def places() -> dict[str, tuple[float, float, float]]:
-    """Left edge, top and width of each box."""
+    """Return the left edge, top and width of each box."""
     found = {}
     for row, (_, names) in enumerate(ROWS):
         width = (WIDTH - GAP * (len(names) + 1)) / len(names)
@@ -66,8 +82,8 @@ def _box(name: str, kind: str, place: tuple[float, float, float]) -> str:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     text = "".join(
-        f'<text x="{x + 10:.0f}" y="{y + 40 + 15 * n:.0f}" class="says">{escape(line)}</text>'
-        for n, line in enumerate(lines[:3])
+        f'<text x="{x + 10:.0f}" y="{y + 37 + 14 * n:.0f}" class="says">{escape(line)}</text>'
+        for n, line in enumerate(lines[:4])
     )
     return (
         f'<rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{BOX}" rx="6" fill="{_COLOURS[kind]}"/>'
@@ -91,10 +107,10 @@ def _within(x: float, left: float, width: float) -> float:
 
 
 def drawing() -> str:
-    """The picture as SVG text."""
+    """Return the picture as SVG text."""
     at = places()
     boxes = [_box(name, kind, at[name]) for kind, names in ROWS for name in names]
-    arrows = [_arrow(at[one], at[other]) for one, other in sorted(imports())]
+    arrows = [_arrow(at[one], at[other]) for one, other in sorted(not_implied(imports()))]
     height = GAP + ROW * len(ROWS) - (ROW - BOX) + GAP
     style = (
         "text{font-family:system-ui,sans-serif;fill:#1b1b1b}.name{font-size:15px;font-weight:600}.says{font-size:12px}"

@@ -100,7 +100,7 @@ def calibrate(
         CalibrationError: there are too few rows or labels, or the score carries no signal.
         ModelFileError, EngineError: the model cannot be loaded or fails.
 
-    Example:
+    Examples:
         >>> import guard
         >>> result = guard.calibrate("questions.jsonl", out="scorer.json", model="model.gguf")  # doctest: +SKIP
         >>> result.fitted.test.auroc  # doctest: +SKIP

@@ -109,7 +109,7 @@ def certify(
         ScorerMismatchError: the scorer was fitted on another model.
         ModelFileError, EngineError: the model cannot be loaded or fails.
 
-    Example:
+    Examples:
         >>> import guard
         >>> result = guard.certify("fresh.jsonl", out="certificate.json", policy="policy.yaml")  # doctest: +SKIP
         >>> result.certificate.threshold if result.certificate else result.explain()  # doctest: +SKIP

@@ -103,7 +103,7 @@ def record(
         MissingExtraError: pyarrow is not installed.
         ModelFileError, EngineError: the model cannot be loaded or fails.
 
-    Example:
+    Examples:
         >>> import guard
         >>> result = guard.record(["a.jsonl", "b.jsonl"], out="answers.parquet", samples=5)  # doctest: +SKIP
         >>> result.answers.wrong.mean()  # doctest: +SKIP

@@ -47,7 +47,7 @@ def load_engine(
         MissingExtraError: the engine's packages are not installed.
         InputError: an unknown engine's name, a dtype for llama.cpp, or gpu_layers for transformers.
 
-    Example:
+    Examples:
         >>> with load_engine("smollm2", threads=1) as engine:
         ...     engine.model.layers
         30

@@ -71,7 +71,7 @@ def evaluate(
         InputError: neither or both of records and results are given, files cannot be read or do not belong together,
             or options exclude one another.
 
-    Example:
+    Examples:
         >>> import guard
         >>> found = guard.evaluate("answers.parquet", out="report.html", draws=200)  # doctest: +SKIP
         >>> [verdict.outcome for model in found.models for verdict in model.verdicts]  # doctest: +SKIP

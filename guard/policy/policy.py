@@ -157,7 +157,7 @@ def load_policy(source: str | Path | Policy) -> Policy:
         PolicyError: no such policy, or the file cannot be read.
         InvalidPolicyError: the file's text is wrong; every problem has its line and column.
 
-    Example:
+    Examples:
         >>> load_policy("balanced").mode
         'enforce'
     """
@@ -186,7 +186,7 @@ def parse_policy(text: str, *, where: str = "<policy>") -> Policy:
     Raises:
         InvalidPolicyError: the text is wrong; every problem has its line and column.
 
-    Example:
+    Examples:
         >>> policy = parse_policy("{version: 1, name: mine, rules: [{accept: {below: 0.3}}, {abstain: {}}]}")
         >>> [rule.action.value for rule in policy.plan().rules]
         ['accept', 'abstain']
@@ -337,7 +337,7 @@ def decide(
     Raises:
         PolicyError: the policy has no such route, or a threshold that is to come from a certificate.
 
-    Example:
+    Examples:
         >>> policy = parse_policy("{version: 1, name: mine, rules: [{accept: {below: 0.3}}, {abstain: {}}]}")
         >>> decide(policy, p_wrong=0.1).action.value, decide(policy, p_wrong=0.9).action.value
         ('accept', 'abstain')

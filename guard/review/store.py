@@ -238,10 +238,12 @@ class Store:
         """Put a better answer in place of the model's.
 
         Args:
-            name, reviewer, note: as in `approve`.
+            name: as in `approve`.
             answer: the better answer.
             draft: whether the model's own answer was right (such as right, but wordy) or wrong; it
                 becomes the label. None only where the model gave no answer.
+            reviewer: as in `approve`.
+            note: as in `approve`.
 
         Raises:
             ReviewError: as for `approve`, where the answer is the model's own or empty, or ``draft`` is missing.

@@ -161,7 +161,12 @@ class Guard:
             policy: a file, a built-in (``strict``, ``balanced``, ``permissive``, ``shadow``), or a `Policy`.
             engine: ``llama.cpp`` or ``transformers``, where both can load the model.
             engine_options: for the engine's ``load``, such as ``{"context_tokens": 8192}``.
-            fallbacks, handlers, store, force_scorer, certificate, template_options: see `Guard`.
+            fallbacks: see `Guard`.
+            handlers: see `Guard`.
+            store: see `Guard`.
+            force_scorer: see `Guard`.
+            certificate: see `Guard`.
+            template_options: see `Guard`.
         """
         if scorer is None and str(model) != EMBEDDED:
             raise ScorerError(

@@ -106,7 +106,7 @@ def load_scorer(path: str | Path) -> Scorer:
     Raises:
         ScorerError: missing, damaged, of another format, or inconsistent in itself.
 
-    Example:
+    Examples:
         >>> from guard.scoring import shipped_scorer
         >>> load_scorer(shipped_scorer()).artefact.features
         'combined'

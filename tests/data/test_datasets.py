@@ -596,10 +596,10 @@ def test_a_spec_that_means_nothing_is_explained(
 def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lay_out("gsm8k", tmp_path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtraError, match=r"pyarrow is not installed. Run: pip install 'guard\[datasets\]'"):
+    with pytest.raises(MissingExtraError, match=r"pyarrow is not installed. Run: pip install 'ilis-guard\[datasets\]'"):
         load("gsm8k", tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingExtraError, match=r"huggingface_hub is not installed. .*'guard\[datasets\]'"):
+    with pytest.raises(MissingExtraError, match=r"huggingface_hub is not installed. .*'ilis-guard\[datasets\]'"):
         load_set("gsm8k")
 
 
