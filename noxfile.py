@@ -32,7 +32,7 @@ USES = {
 }
 #: The oldest versions that pyproject.toml admits of what the core and LangChain need.
 OLDEST = (
-    *("numpy==1.26.*", "pydantic==2.8.*", "pyyaml==6.0.*", "jinja2==3.1.6", "tenacity==8.3.*", "sqlalchemy==2.0.*"),
+    *("numpy==1.26.*", "pydantic==2.8.*", "pyyaml==6.0.*", "jinja2==3.1.6", "sqlalchemy==2.0.*"),
     *("alembic==1.13.*", "typer==0.15.*", "rich==13.7.*", "platformdirs==4.0.*"),
 )
 
