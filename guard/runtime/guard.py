@@ -24,7 +24,7 @@ from guard.review.handlers import HANDLERS, Handler, as_named
 from guard.runtime.base_models import COMPLETION_STOP, completion_text
 from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.loop import Call
-from guard.runtime.resources import Resources, all_handlers
+from guard.runtime.resources import Resources, all_handlers, open_store
 from guard.runtime.sources import (
     FALLBACKS,
     FallbackFunction,
@@ -330,12 +330,9 @@ class Guard:
 
     def _opened(self, store: Store | str | Path | None) -> Store:
         """Return the store for ``review``; one that is opened here is closed with the guard."""
-        from guard.review.store import Store
-
-        if isinstance(store, Store):
-            return store
-        opened = Store.open(store)
-        self._owned.callback(opened.close)
+        opened = open_store(store)
+        if opened is not store:
+            self._owned.callback(opened.close)
         return opened
 
 

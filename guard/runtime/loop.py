@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, cast
 
 from guard.errors import InputError
@@ -26,10 +25,10 @@ from guard.records import (
     Sampling,
     Score,
 )
-from guard.review.handlers import NOBODY, aescalate, escalate
+from guard.review.handlers import NOBODY
 from guard.runtime.call_state import CallState, describe_error
 from guard.runtime.deadline import acall_within, call_within
-from guard.runtime.resources import Resources
+from guard.runtime.resources import Resources, escalation_step
 from guard.runtime.sources import FallbackFunction, Source
 from guard.runtime.steps import Step, Steps
 from guard.scoring.signature import SignatureObserver
@@ -139,8 +138,9 @@ class Call:
         yield from self.attempts()
         self.state.check_abstention()
         delivery = NOBODY
-        if self.state.escalate_to:
-            delivery = yield self._escalate()
+        if to := self.state.escalate_to:
+            resources = self.resources
+            delivery = yield escalation_step(self._case(), resources.handlers, to, resources.handler_timeout_s)
         return self.state.outcome(delivery=delivery)
 
     def attempts(self) -> Steps[None]:
@@ -231,17 +231,6 @@ class Call:
         )
 
     # -- the last decision ---------------------------------------------------------------------
-
-    def _escalate(self) -> Step:
-        """Hand the case to the handlers that the policy names."""
-        resources = self.resources
-        given: dict[str, Any] = {
-            "handlers": resources.handlers,
-            "to": self.state.escalate_to,
-            "timeout_s": resources.handler_timeout_s,
-        }
-        case = self._case()
-        return Step(partial(escalate, case, **given), partial(aescalate, case, **given))
 
     def _case(self) -> Escalation:
         return self.state.escalation(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from guard.policy.policy import Policy
-from guard.review.handlers import Handler, ReviewQueue, check_handlers, log_handler
+from guard.records import Escalation
+from guard.review.handlers import Handler, ReviewQueue, aescalate, check_handlers, escalate, log_handler
 from guard.runtime.sources import FallbackFunction, Source
+from guard.runtime.steps import Step
 
 if TYPE_CHECKING:
     from guard.review.store import Store
@@ -53,3 +57,16 @@ def all_handlers(
         handlers["review"] = ReviewQueue(open_store())
     check_handlers(named, handlers)
     return handlers
+
+
+def open_store(store: Store | str | Path | None) -> Store:
+    """Return a store that was passed in, or open it; by default the one in the user's data folder."""
+    from guard.review.store import Store
+
+    return store if isinstance(store, Store) else Store.open(store)
+
+
+def escalation_step(case: Escalation, handlers: Mapping[str, Handler], to: Sequence[str], timeout_s: float) -> Step:
+    """Hand a case to handlers; the step gives the `Delivery`. Errors as for `guard.review.handlers.escalate`."""
+    options: dict[str, Any] = {"handlers": handlers, "to": to, "timeout_s": timeout_s}
+    return Step(partial(escalate, case, **options), partial(aescalate, case, **options))

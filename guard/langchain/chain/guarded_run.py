@@ -28,9 +28,10 @@ from guard.langchain.chain.chain_call import ChainAttempt, ChainCall
 from guard.langchain.chain.replies import gives_messages, reply_message
 from guard.langchain.tracing import DECISION_EVENT, RETRACTED_EVENT, marked_event
 from guard.records import Outcome
-from guard.review.handlers import aescalate, escalate
 from guard.runtime.call_state import OWN_ENGINE
 from guard.runtime.deadline import await_within, run_within
+from guard.runtime.resources import escalation_step
+from guard.runtime.steps import Step, Steps, adrive, drive
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,37 +74,30 @@ class GuardedRun:
 
     def run(self, *, stream: bool) -> list[Any]:
         """Run attempts until the policy asks for no other; return the chunks for the caller (one unless streamed)."""
-        while True:
+        return drive(self._steps(stream=stream))
+
+    async def arun(self, *, stream: bool) -> list[Any]:
+        """`run` without blocking the event loop."""
+        return await adrive(self._steps(stream=stream))
+
+    def _steps(self, *, stream: bool) -> Steps[list[Any]]:
+        """Run attempts until the policy asks for no other, then carry out its last decision."""
+        again = True
+        while again:
             attempt = self.call.next_attempt()
-            result = self._run(attempt, stream=stream)
+            result = yield Step(partial(self._run, attempt, stream=stream), partial(self._arun, attempt, stream=stream))
+            flush = Step(result.buffer.flush, result.buffer.aflush)
             try:
                 again = self.call.record_result(attempt, result)
             except Exception:
                 if not result.calls:  # no model has answered, so the error may appear in traces
-                    result.buffer.flush()
+                    yield flush
                 raise
             if self.call.state.released:
-                result.buffer.flush()
-            dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._event_config)
-            if not again:
-                return self._finish(self._escalate(), stream=stream)
-
-    async def arun(self, *, stream: bool) -> list[Any]:
-        """`run` without blocking the event loop."""
-        while True:
-            attempt = self.call.next_attempt()
-            result = await self._arun(attempt, stream=stream)
-            try:
-                again = self.call.record_result(attempt, result)
-            except Exception:
-                if not result.calls:
-                    await result.buffer.aflush()
-                raise
-            if self.call.state.released:
-                await result.buffer.aflush()
-            await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._event_config)
-            if not again:
-                return self._finish(await self._aescalate(), stream=stream)
+                yield flush
+            yield self._event(DECISION_EVENT)
+        outcome = yield from self._escalation()
+        return self._finish(outcome, stream=stream)
 
     def _run(self, attempt: ChainAttempt, *, stream: bool) -> AttemptResult:
         """Run an attempt. A late fallback is abandoned; none of its callbacks has been sent."""
@@ -153,13 +147,7 @@ class GuardedRun:
             context.run(_close, stream)
             opened.close()
         result = attempt_result(chunks, error, log, opened, input=self.call.input, buffer=CallbackBuffer([]))
-        self.call.record_result(attempt, result)
-        dispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._event_config)
-        outcome = self._escalate()
-        if not self.call.state.released:
-            dispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self._event_config)
-            raise self._retracted(outcome)
-        yield from self._finish(outcome, stream=True)[0 if hidden else len(chunks) :]
+        yield from drive(self._end_live(attempt, result))[0 if hidden else len(chunks) :]
 
     async def astream_live(self) -> AsyncGenerator[Any, None]:
         """`stream_live` without blocking the event loop."""
@@ -181,14 +169,18 @@ class GuardedRun:
             await asyncio.create_task(_aclose(stream), context=context)
             opened.close()
         result = attempt_result(chunks, error, log, opened, input=self.call.input, buffer=CallbackBuffer([]))
-        self.call.record_result(attempt, result)
-        await adispatch_custom_event(DECISION_EVENT, self.call.event(), config=self._event_config)
-        outcome = await self._aescalate()
-        if not self.call.state.released:
-            await adispatch_custom_event(RETRACTED_EVENT, self.call.event(), config=self._event_config)
-            raise self._retracted(outcome)
-        for chunk in self._finish(outcome, stream=True)[0 if hidden else len(chunks) :]:
+        for chunk in (await adrive(self._end_live(attempt, result)))[0 if hidden else len(chunks) :]:
             yield chunk
+
+    def _end_live(self, attempt: ChainAttempt, result: AttemptResult) -> Steps[list[Any]]:
+        """Decide about an answer that was shown as it came, and carry the decision out."""
+        self.call.record_result(attempt, result)
+        yield self._event(DECISION_EVENT)
+        outcome = yield from self._escalation()
+        if not self.call.state.released:
+            yield self._event(RETRACTED_EVENT)
+            raise self._retracted(outcome)
+        return self._finish(outcome, stream=True)
 
     def _retracted(self, outcome: Outcome) -> RetractedError:
         policy = self.call.state.policy.name
@@ -198,23 +190,18 @@ class GuardedRun:
 
     # -- the end -----------------------------------------------------------------------------------
 
-    def _escalate(self) -> Outcome:
-        to = self.call.state.escalate_to
+    def _escalation(self) -> Steps[Outcome]:
+        """Pass the case to the handlers that the policy names, if it escalates; return the outcome."""
+        to, rules = self.call.state.escalate_to, self.call.rules
         if not to:
             return self.call.outcome()
-        delivery = escalate(self.call.escalation(), to=to, **self._handling())
+        delivery = yield escalation_step(self.call.escalation(), rules.handlers(), to, rules.handler_timeout_s)
         return self.call.outcome(delivery=delivery)
 
-    async def _aescalate(self) -> Outcome:
-        to = self.call.state.escalate_to
-        if not to:
-            return self.call.outcome()
-        delivery = await aescalate(self.call.escalation(), to=to, **self._handling())
-        return self.call.outcome(delivery=delivery)
-
-    def _handling(self) -> dict[str, Any]:
-        rules = self.call.rules
-        return {"handlers": rules.handlers(), "timeout_s": rules.handler_timeout_s}
+    def _event(self, name: str) -> Step:
+        """Send an event about the last decision."""
+        event = partial(dispatch_custom_event, name, self.call.event(), config=self._event_config)
+        return Step(event, partial(adispatch_custom_event, name, self.call.event(), config=self._event_config))
 
     def _finish(self, outcome: Outcome, *, stream: bool) -> list[Any]:
         """Return the chunks for the caller: the chain's own, or what the policy puts in their place."""
