@@ -9,7 +9,7 @@ Whose such an answer is can be known in one case: where the context variable is 
 a thread without a context it may be of any call that was open when it began. It is of none of them if
 
 - some guarded call was told of it by callbacks,
-- a policy of its own has decided on it (`Guard.ask`, a ``ChatGuard`` with a policy), or
+- a policy of its own has decided on it (`Guard.ask`, a ``ChatGuard`` with a policy, but not in shadow mode), or
 - the code says so (`unguarded`).
 
 That it runs on the same event loop says nothing: a task that was started before may serve a queue.
@@ -133,3 +133,14 @@ def unguarded() -> Iterator[None]:
         yield
     finally:
         _outside.reset(token)
+
+
+@contextmanager
+def accounted() -> Iterator[None]:
+    """Say that the model calls in this block are known to the guarded call around them, by a call of their own."""
+    opened, outside = OPEN_CALL.set(None), _outside.set(True)
+    try:
+        yield
+    finally:
+        _outside.reset(outside)
+        OPEN_CALL.reset(opened)

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from guard.engines import witness
 from guard.errors import InputError
 from guard.policy.defects import Defect, defects_of
 from guard.policy.document import Fallback, Retry
@@ -191,6 +192,8 @@ class Call:
 
     def _settle(self, plan: AttemptPlan, result: Result) -> bool:
         """Score what came back and decide about it; return whether another attempt follows."""
+        if self.state.shadow:  # nothing is decided here: a guarded call around this one must know of the answer
+            witness.begin(None).say(result.text)
         self.state.note_use(prompt_tokens=result.prompt_tokens, completion_tokens=result.completion_tokens)
         error = None
         try:

@@ -271,6 +271,8 @@ def test_json_that_was_cut_is_no_object(run: Run, schema: Any, method: Any) -> N
         '{"name": "Paris", "dose": 15, "dose": 150}',
         '{"name": "Paris", "dose": NaN}',
         '```json\n{"name": "Paris", "dose": 15}\n```\n```json\n{"name": "Lyon", "dose": 1}\n```',
+        'Not ```json\n{"name": "Paris", "dose": 15}\n```, but {"name": "Paris", "dose": 150}',
+        '{"name": "\\ud800", "dose": 15}',
         "Paris",
     ],
 )

@@ -256,13 +256,14 @@ def test_quotation_marks_elsewhere_do_not_hide_a_call(family: str, around: str) 
     ("family", "text"),
     [
         ("hermes", '<tool_call>{"name": "add", "arguments": {}, "parameters": {"a": 2}}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "add", "arguments": {"note": "\\ud800"}}</tool_call>'),
         (
             "qwen-coder",
             "<function=add><parameter=note><function=add><parameter=a>9</parameter></function></parameter></function>",
         ),
     ],
 )
-def test_a_call_that_has_two_readings_is_invalid(family: str, text: str) -> None:
+def test_a_call_that_has_two_readings_or_no_text_is_invalid(family: str, text: str) -> None:
     answer = parse_tool_calls(text, ["add"], form(family), tools=[ADD])
     assert (answer.calls, len(answer.invalid)) == ((), 1)
 

@@ -472,3 +472,31 @@ def test_an_agents_answer_that_a_hidden_call_gave_is_a_failure_of_scoring(hide: 
         return message.model_copy(update={"content": hide(chat, "bad")})
 
     assert agent_step(ScriptedChat(script=[said("Paris", 0.05)]), replaced) == "Not accounted for."
+
+
+SHADOW = policy(RULES, ERROR, "mode: shadow")
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream"])
+def test_an_answer_of_a_shadow_policy_inside_of_a_chain_is_not_decided_on(how: str) -> None:
+    """Before, `Guard.ask` in shadow mode counted as a call that a policy had decided on, and its text was released."""
+    chat = model()
+    inner = Guard(chat.engine, confidence_scorer(chat.engine.model), SHADOW)
+    chain = chat | RunnableLambda(lambda _: inner.ask("bad").answer)
+    assert run(guarded(chain, policy=POLICY), how) == "Not accounted for."
+    enforced = Guard(chat.engine, confidence_scorer(chat.engine.model), POLICY)
+    chain = chat | RunnableLambda(lambda _: enforced.ask("good").answer)
+    assert run(guarded(chain, policy=POLICY), how) == "Paris"
+
+
+@pytest.mark.parametrize("mode", ["mode: enforce", "mode: shadow"])
+def test_a_visible_model_with_a_policy_is_judged_by_its_score(mode: str) -> None:
+    safe = guarded(model(policy=policy(RULES, ERROR, mode)) | StrOutputParser(), policy=POLICY)
+    assert safe.invoke("good") == "Paris"
+    assert safe.invoke("bad") != "Lyon"
+
+
+def test_a_hidden_model_with_a_shadow_policy_is_not_accounted_for() -> None:
+    hidden = model(policy=SHADOW)
+    chain = model() | RunnableLambda(lambda _: in_a_pool(hidden, "bad"))
+    assert guarded(chain, policy=POLICY).invoke("good") == "Not accounted for."

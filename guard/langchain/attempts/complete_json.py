@@ -72,12 +72,15 @@ def _candidates(text: str) -> Iterator[str]:
     yield text
     for fence in _FENCES:
         match = fence.search(text)
-        if match:
+        # JSON beside the fence is another answer: "Not ```json {...}```, but {...}".
+        if match and "{" not in text[: match.start()] + text[match.end() :]:
             yield match.group(1)
 
 
 def _loads(text: str) -> Any:
-    return DECODER.decode(text)
+    value = DECODER.decode(text)
+    json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, but no text
+    return value
 
 
 def _refuse_constant(name: str) -> Any:

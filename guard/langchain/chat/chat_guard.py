@@ -286,7 +286,7 @@ class ChatGuard(RoutedChatModel):
         called, kwargs = self._for_call(kwargs)
         request, runtime = self._request(messages, stop, kwargs), called._runtime()
         run = run_manager.run_id if run_manager else None
-        answering = begin(run, prompt_text(messages), decided=runtime.guard is not None)
+        answering = begin(run, prompt_text(messages), decided=runtime.decides)
         if runtime.guard is None:
             message: AIMessage = tenacity.Retrying(**self._engine_retries())(runtime.answer, request)
         else:
@@ -304,7 +304,7 @@ class ChatGuard(RoutedChatModel):
         called, kwargs = self._for_call(kwargs)
         request, runtime = self._request(messages, stop, kwargs), called._runtime()
         run = run_manager.run_id if run_manager else None
-        answering = begin(run, prompt_text(messages), decided=runtime.guard is not None)
+        answering = begin(run, prompt_text(messages), decided=runtime.decides)
         if runtime.guard is None:
             message: AIMessage = await tenacity.AsyncRetrying(**self._engine_retries())(runtime.aanswer, request)
         else:
@@ -322,7 +322,7 @@ class ChatGuard(RoutedChatModel):
         called, kwargs = self._for_call(kwargs)
         request, runtime = self._request(messages, stop, kwargs), called._runtime()
         run = run_manager.run_id if run_manager else None
-        answering = begin(run, prompt_text(messages), decided=runtime.guard is not None)
+        answering = begin(run, prompt_text(messages), decided=runtime.decides)
         if runtime.guard is not None:  # nothing is streamed before the policy's decision
             chunks: Iterator[ChatGenerationChunk] = iter(message_chunks(runtime.decided(request, called.route)))
         else:
@@ -343,7 +343,7 @@ class ChatGuard(RoutedChatModel):
         called, kwargs = self._for_call(kwargs)
         request, runtime = self._request(messages, stop, kwargs), called._runtime()
         run = run_manager.run_id if run_manager else None
-        answering = begin(run, prompt_text(messages), decided=runtime.guard is not None)
+        answering = begin(run, prompt_text(messages), decided=runtime.decides)
         if runtime.guard is not None:
             for chunk in message_chunks(await runtime.adecided(request, called.route)):
                 answering.say(chunk.text)

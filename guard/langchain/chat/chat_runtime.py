@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from guard.engines.base import BaseEngine
 from guard.engines.protocols import Engine
+from guard.engines.witness import accounted
 from guard.errors import GuardError, error_text
 from guard.langchain.attempts.attempt_settings import ATTEMPT
 from guard.langchain.chat.answer_messages import (
@@ -46,6 +47,11 @@ class ChatRuntime:
     engine: Engine
     scorer: Scorer
     guard: Guard | None
+
+    @property
+    def decides(self) -> bool:
+        """Whether a policy of its own decides what leaves the model; a shadow policy only records."""
+        return self.guard is not None and self.guard.policy.mode == "enforce"
 
     def answer(self, request: ChatRequest) -> AIMessage:
         """Generate and score an answer."""
@@ -93,13 +99,15 @@ class ChatRuntime:
     def decided(self, request: ChatRequest, route: str | None) -> AIMessage:
         """Return the message that the guard's policy decides on."""
         guard, scorer = self._recording_guard()
-        outcome = guard.ask(request.prompt, route=route, sampling=request.sampling, limits=request.limits)
+        with nullcontext() if self.decides else accounted():
+            outcome = guard.ask(request.prompt, route=route, sampling=request.sampling, limits=request.limits)
         return self._decided_message(request, outcome, scorer.signature)
 
     async def adecided(self, request: ChatRequest, route: str | None) -> AIMessage:
         """`decided` without blocking the event loop."""
         guard, scorer = self._recording_guard()
-        outcome = await guard.aask(request.prompt, route=route, sampling=request.sampling, limits=request.limits)
+        with nullcontext() if self.decides else accounted():
+            outcome = await guard.aask(request.prompt, route=route, sampling=request.sampling, limits=request.limits)
         return self._decided_message(request, outcome, scorer.signature)
 
     # -- parts of an answer --------------------------------------------------------------------

@@ -95,6 +95,8 @@ def _json_at(text: str, at: int) -> tuple[Any, int] | None:
     start = at + len(text[at:]) - len(text[at:].lstrip())
     try:
         value, end = DECODER.raw_decode(text, start)
+        if "\\u" in text:  # half of a surrogate pair is JSON, but no text
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
     return value, end
