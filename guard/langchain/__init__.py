@@ -1,7 +1,8 @@
-"""guard in LangChain: a chat model that scores itself, any chain as a guarded one, agents.
+"""guard for LangChain: a chat model that scores its answers, guarded chains, and middleware for agents.
 
-Names are imported when they are first used, so that a program with ``langchain-core`` alone can use
-all that does not need the agents' package.
+Names are imported on first use, so that everything except `GuardMiddleware` works with ``langchain-core`` alone. Public
+are the names here and `guard.langchain.testing`; the packages ``attempts``, ``chat``, ``chain`` and ``agent`` are
+internal.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from guard.errors import missing_extra
 if TYPE_CHECKING:
     from guard.langchain.agent.middleware import GuardMiddleware
     from guard.langchain.attempts.accounting import unguarded
+    from guard.langchain.attempts.complete_json import IncompleteAnswerError
     from guard.langchain.attempts.stream_monitor import RetractedError
     from guard.langchain.attempts.trusted_fallbacks import trusted
     from guard.langchain.chain.guarded_run import GuardedOutcome
@@ -26,12 +28,13 @@ if TYPE_CHECKING:
 #: What the extra installs.
 _PACKAGES = ("langchain_core", "langchain", "langgraph", "langsmith")
 
-#: Where each public name lives.
+#: Module of each public name.
 _HOMES = {
     "ChatGuard": "chat.chat_guard",
     "GuardMiddleware": "agent.middleware",
     "GuardedOutcome": "chain.guarded_run",
     "GuardedRunnable": "chain.guarded_runnable",
+    "IncompleteAnswerError": "attempts.complete_json",
     "RetractedError": "attempts.stream_monitor",
     "ScoredCall": "metadata",
     "close_engines": "chat.shared_engines",
@@ -50,6 +53,7 @@ __all__ = [
     "GuardMiddleware",
     "GuardedOutcome",
     "GuardedRunnable",
+    "IncompleteAnswerError",
     "RetractedError",
     "ScoredCall",
     "close_engines",
@@ -74,12 +78,12 @@ def __getattr__(name: str) -> Any:
 
 
 def _missing(error: ModuleNotFoundError) -> Exception:
-    """The error that says what to install; one of another module stays as it is."""
+    """Return the error that says what to install; an error of another module is returned unchanged."""
     root = (error.name or "").partition(".")[0]
     return missing_extra(root.replace("_", "-"), "langchain") if root in _PACKAGES else error
 
 
-try:  # whatever is imported from here, by whatever way, needs it
+try:  # everything here needs it
     importlib.import_module("langchain_core")
 except ModuleNotFoundError as error:
     raise _missing(error) from error

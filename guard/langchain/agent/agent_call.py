@@ -18,11 +18,7 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemM
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from guard.errors import (
-    CancelledError,
-    ChatTemplateError,
-    ForkError,
     InputError,
-    PromptTooLongError,
 )
 from guard.langchain.agent.pending_review import PendingReview, with_text
 from guard.langchain.attempts.accounting import is_answer
@@ -38,9 +34,8 @@ from guard.langchain.metadata import (
     message_defects,
     read_score,
 )
-from guard.policy.defects import Defect
 from guard.policy.document import Fallback, Retry
-from guard.policy.policy import Calls, Policy, decide, decide_error
+from guard.policy.policy import Calls, Policy, decide
 from guard.records import Action, Attempt, Decision, Escalation, FinishReason, Prompt, Sampling, Score
 from guard.review.handlers import Delivery, Handler
 from guard.runtime.call_state import OWN_ENGINE, CallState, describe_error
@@ -185,7 +180,7 @@ class AgentCall:
             error = str(late(self.state.source))
         defects = message_defects(message) if message else ()
         if error is not None:
-            decision = self._decide_error(error, tools, defects)
+            decision = self.state.decide_error(error, tools=tools, defects=defects)
         elif call is None:  # an unscored fallback has answered
             decision = self.state.trusted(defects)
         else:
@@ -209,9 +204,7 @@ class AgentCall:
             calls: model calls that had finished before.
         """
         quotes = may_quote(error, calls)
-        # If a later attempt cannot be asked, the policy's fallback or instruction is the cause, not the caller.
-        question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.state.attempts
-        if (question and not quotes) or isinstance(error, CancelledError | ForkError) or self.state.shadow:
+        if self.state.is_callers(error, answered=quotes):
             raise error
         self.response = None
         scored = [call.scored for call in calls if call.scored]
@@ -237,7 +230,7 @@ class AgentCall:
         if self.state.source == OWN_ENGINE:
             raise InputError(
                 f"{type(self.request.model).__name__} does not score its answers",
-                why="they have no response_metadata['guard']",
+                why="its messages have no response_metadata['guard']",
                 fix="Give create_agent a ChatGuard as its model",
             )
         if tools and self.state.policy.tools:
@@ -254,11 +247,6 @@ class AgentCall:
         if not is_answer(message, calls):
             return "the answer differs from what the model generated: something before the guard changed it"
         return None
-
-    def _decide_error(self, error: str, tools: Sequence[str], defects: Sequence[Defect]) -> Decision:
-        state = self.state
-        given: dict[str, Any] = {"route": state.route, "usage": state.usage, "tools": tools, "defects": defects}
-        return decide_error(state.policy, error=error, **given)
 
     def _keep(self, answer: str | None, call: ScoredCall | None, decision: Decision, error: str | None) -> bool:
         return self.state.keep(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict, cast
@@ -28,7 +29,7 @@ from langgraph.config import get_config
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
-from guard.errors import EscalationError, InputError, did_you_mean
+from guard.errors import EscalationError, InputError
 from guard.langchain.agent.agent_call import INTERRUPT, AgentCall, AgentRules, Ending
 from guard.langchain.agent.buffered_model_call import acall_model, call_model
 from guard.langchain.agent.middleware_order import refuse_wrong_order
@@ -47,11 +48,11 @@ from guard.review.handlers import (
     Handler,
     aescalate,
     as_named,
-    check_handlers,
     escalate,
-    log_handler,
 )
 from guard.runtime.call_state import CallState
+from guard.runtime.resources import all_handlers
+from guard.runtime.sources import missing_fallback
 
 if TYPE_CHECKING:
     from guard.review.store import Store
@@ -390,10 +391,7 @@ def _declared_fallback(policy: Policy, name: str, given: Mapping[str, BaseChatMo
     """Return a chat model on an engine that the policy declares; models in the process share engines."""
     target = policy.fallbacks.get(name)
     if target is None:
-        raise InputError(
-            f"The policy '{policy.name}' falls back to '{name}', which is not there",
-            fix=did_you_mean(name, given) or f"Pass a chat model: fallbacks={{'{name}': ...}}",
-        )
+        raise missing_fallback(policy, name, given, fix=f"Pass a chat model: fallbacks={{'{name}': ...}}")
     if target.scorer is None:
         raise InputError(
             f"The policy '{policy.name}' declares the fallback '{name}' without a scorer",
@@ -409,14 +407,10 @@ def _all_handlers(policy: Policy, given: Mapping[str, Handler], store: Store | s
     """Return the handlers by name, with the built-in ones."""
     if INTERRUPT in given:
         raise InputError(f"'{INTERRUPT}' is the agent's pause and cannot name a handler", fix="Give it another name")
-    handlers: dict[str, Handler] = {"log": log_handler, **given}
-    if policy.mode == "shadow":  # nothing is escalated
-        return handlers
-    named = [name for name in policy.handler_names() if name != INTERRUPT]
-    if "review" in named and "review" not in given:
-        from guard.review.handlers import ReviewQueue
-        from guard.review.store import Store
+    return all_handlers(policy, given, partial(_open_store, store), others=(INTERRUPT,))
 
-        handlers["review"] = ReviewQueue(store if isinstance(store, Store) else Store.open(store))
-    check_handlers(named, handlers)
-    return handlers
+
+def _open_store(store: Store | str | Path | None) -> Store:
+    from guard.review.store import Store
+
+    return store if isinstance(store, Store) else Store.open(store)

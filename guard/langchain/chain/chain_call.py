@@ -16,13 +16,9 @@ from langchain_core.runnables import Runnable
 
 from guard.errors import (
     AbstainedError,
-    CancelledError,
-    ChatTemplateError,
     EscalationError,
-    ForkError,
     GuardError,
     InputError,
-    PromptTooLongError,
 )
 from guard.langchain.attempts.attempt_run import AttemptResult
 from guard.langchain.attempts.attempt_settings import AttemptSettings
@@ -170,9 +166,8 @@ class ChainCall:
 
     def _judge_error(self, error: Exception) -> Verdict:
         """Decide that there is no answer, or raise an error that is the caller's."""
-        question = isinstance(error, InputError | PromptTooLongError | ChatTemplateError) and not self.state.attempts
-        decided = isinstance(error, CancelledError | ForkError | AbstainedError | EscalationError)
-        if question or decided or not isinstance(error, GuardError) or self.state.shadow:
+        decided = isinstance(error, AbstainedError | EscalationError)  # by a guard inside the chain
+        if decided or not isinstance(error, GuardError) or self.state.is_callers(error):
             raise error
         verdict = judge_failure(self.state.policy, str(error), route=self.state.route, usage=self.state.usage)
         if verdict.decision.action is Action.ACCEPT:  # there is nothing to accept

@@ -9,11 +9,11 @@ from typing import Any
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import coerce_to_runnable
 
-from guard.errors import InputError, did_you_mean
 from guard.langchain.attempts.trusted_fallbacks import fallback_steps, trusted_names
 from guard.policy.policy import Calls, Policy
 from guard.records import Outcome
 from guard.review.handlers import Handler
+from guard.runtime.sources import missing_fallback
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,9 @@ class ChainRules:
         """
         if name not in self.fallbacks:
             declared = name in self.policy.fallbacks
-            raise InputError(
-                f"The policy '{self.policy.name}' falls back to '{name}', which is not there",
-                why="an engine that a policy declares cannot replace a chain" if declared else "",
-                fix=did_you_mean(name, self.fallbacks) or "Give a runnable of that name in fallbacks=",
-            )
+            why = "an engine that a policy declares cannot replace a chain" if declared else ""
+            fix = "Pass a runnable of that name in fallbacks="
+            raise missing_fallback(self.policy, name, self.fallbacks, why=why, fix=fix)
         runnable: Runnable[Any, Any] = coerce_to_runnable(fallback_steps(self.fallbacks)[name])
         return runnable
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -43,6 +43,7 @@ from guard.policy.guarantee import refuse_guarantees
 from guard.policy.policy import Calls, Policy, load_policy
 from guard.review.handlers import HANDLERS, Handler, as_named, check_handlers, log_handler
 from guard.runtime.call_state import CallState
+from guard.runtime.resources import all_handlers
 
 if TYPE_CHECKING:
     from langchain_core.runnables.graph import Graph
@@ -121,12 +122,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
 
     def _all_handlers(self) -> dict[str, Handler]:
         """Return the handlers by name, with the built-in ones."""
-        handlers: dict[str, Handler] = {"log": log_handler, **self.handlers}
-        if "review" in self.rules().policy.handler_names() and "review" not in handlers:
-            from guard.review.handlers import ReviewQueue
-
-            handlers["review"] = ReviewQueue(_opened(self.store))
-        return handlers
+        return all_handlers(self.rules().policy, self.handlers, partial(_opened, self.store))
 
     def with_outcome(self) -> GuardedRunnable[Input, Any]:
         """Return the same chain with a `GuardedOutcome` (the output and its outcome) in place of the output."""
