@@ -13,11 +13,14 @@ import pytest
 from embedded_model import smollm2_file
 from scripted import tiny_artefact
 
+from guard.engines import trial_load
 from guard.scoring.scorer import Scorer
 from guard.scoring.scorer_file import Trees
 
 if TYPE_CHECKING:
     from guard.engines.llama_cpp import LlamaCppEngine
+
+_RUN_TRIAL = trial_load.run_trial
 
 pytest_plugins = ["strict_skips"]
 
@@ -34,6 +37,20 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_trials() -> Iterator[None]:
+    """Tests write hundreds of tiny models; a child process for each would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial_load, "run_trial", lambda file, options: None)
+        yield
+
+
+@pytest.fixture
+def real_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first load in a child process, as users have it."""
+    monkeypatch.setattr(trial_load, "run_trial", _RUN_TRIAL)
 
 
 @pytest.fixture(scope="session")

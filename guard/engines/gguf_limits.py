@@ -110,9 +110,11 @@ def _of_heads(values: _Values) -> Iterator[str]:
 
 def _of_tokens(metadata: Mapping[str, Any]) -> Iterator[str]:
     model, tokens = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.tokens")
-    if isinstance(model, str) and model not in _TOKENIZERS:
+    if model is not None and not isinstance(model, str):
+        yield f"tokenizer.ggml.model is a {type(model).__name__}, not a text"
+    elif model is not None and model not in _TOKENIZERS:
         yield f"tokenizer.ggml.model is {model!r:.60}, which has no text"
-    if model == "llama" and isinstance(tokens, Sequence) and not isinstance(tokens, str):
+    elif model == "llama" and isinstance(tokens, Sequence) and not isinstance(tokens, str):
         missing = _missing_bytes(tokens)
         if missing:
             yield f"tokenizer.ggml.tokens has none for the byte {missing[0]}"

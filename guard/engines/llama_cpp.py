@@ -32,6 +32,7 @@ from guard.engines.gguf import GgufHeader, read_gguf
 from guard.engines.protocols import Session
 from guard.engines.sampling import checked_logits
 from guard.engines.system_role import with_system_placed
+from guard.engines.trial_load import check_survives
 from guard.engines.weights import weight_file, weights_sha256
 from guard.errors import (
     ChatTemplateError,
@@ -142,6 +143,7 @@ class LlamaCppEngine(BaseEngine):
         capture_point: CapturePoint = "mlp",
         chat_template: str | None = None,
         template_date: str | None = None,
+        trial_load: bool = True,
     ) -> LlamaCppEngine:
         """Load a GGUF file.
 
@@ -153,10 +155,12 @@ class LlamaCppEngine(BaseEngine):
             capture_point: ``mlp`` (the MLP's output before the residual add), ``block`` or ``mlp+block``.
             chat_template: Jinja text to use in place of the file's own.
             template_date: what a chat template that writes the date writes, as 2026-11-25; by default today.
+            trial_load: load a file in a child process first, once, since llama.cpp ends the process over some
+                damaged files; False for files that you trust.
 
         Raises:
             InputError: context_tokens or threads below 1, or an unknown capture point.
-            ModelFileError: missing, truncated, or not a GGUF that llama.cpp reads.
+            ModelFileError: missing, truncated, not a GGUF that llama.cpp reads, or one that ends the process.
             UnsupportedArchitectureError: the layers were not found in the model's graph.
             OutOfMemoryError: the model or its context does not fit.
         """
@@ -165,6 +169,13 @@ class LlamaCppEngine(BaseEngine):
                 raise InputError(f"{what} must be at least 1, got {number}")
         file = weight_file(path)
         header = read_gguf(file)
+        if trial_load:
+            check_survives(
+                file,
+                weights_sha256=_split_sha256(file),
+                binding_version=llama_cpp.__version__,
+                options={"context_tokens": context_tokens, "gpu_layers": gpu_layers, "capture_point": capture_point},
+            )
         model = _load_model(file, gpu_layers)
         context = llama_cpp.llama_context_default_params()
         context.n_ctx = min(context_tokens, llama_cpp.llama_model_n_ctx_train(model))

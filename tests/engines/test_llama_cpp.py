@@ -708,7 +708,7 @@ for path in sys.argv[1:]:
         print("refused", path, flush=True)
         continue
     try:
-        with LlamaCppEngine.load(path) as engine:
+        with LlamaCppEngine.load(path, trial_load=False) as engine:
             engine.generate(Prompt.raw("hi the"), limits=Limits(max_tokens=3))
             print("works", path, flush=True)
     except GuardError as error:

@@ -1,8 +1,11 @@
 """Fuzz the loading of GGUF files: change tiny files, load each in a child process, report those that end it.
 
     python tests/fuzz/gguf_loading.py --files 5000 --seed 1 --out found/
+    python tests/fuzz/gguf_loading.py --files 5000 --seed 1 --out found/ --without-trial
 
 A file may be refused or may load; it must not end the process, hang, or raise anything but a GuardError.
+Loading has a trial in a child process, as users have it. Without the trial, the reader alone is tested, and what
+ends the process there are files for which the trial is needed.
 What does is kept in the folder, and listed by the last line that llama.cpp wrote.
 """
 
@@ -26,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from tiny_gguf import write_tiny_gguf
 
 #: Seconds for a child's whole batch, and bytes of memory that it may ask for.
-SECONDS, MEMORY = 240, 8 * 2**30
+SECONDS, MEMORY = 1200, 8 * 2**30
 BATCH = 40
 
 LOADER = """
@@ -36,7 +39,7 @@ from guard.engines.gguf import read_gguf
 from guard.engines.llama_cpp import LlamaCppEngine
 from guard.errors import GuardError
 from guard.records import Limits, Prompt
-for path in sys.argv[2:]:
+for path in sys.argv[3:]:
     print("begin", path, flush=True)
     try:
         read_gguf(path)
@@ -44,11 +47,13 @@ for path in sys.argv[2:]:
         print("refused", path, flush=True)
         continue
     try:
-        with LlamaCppEngine.load(path, threads=1, gpu_layers=0, context_tokens=64) as engine:
+        options = {"threads": 1, "gpu_layers": 0, "context_tokens": 64, "trial_load": sys.argv[2] == "trial"}
+        with LlamaCppEngine.load(path, **options) as engine:
             engine.generate(Prompt.raw("hi the"), limits=Limits(max_tokens=3))
             print("works", path, flush=True)
     except GuardError as error:
-        print("error", type(error).__name__, flush=True)
+        stopped = "ends the process" in str(error) or "took more than" in str(error)
+        print("stopped" if stopped else "error", type(error).__name__, flush=True)
 """
 
 Value = tuple[int, Any]
@@ -283,12 +288,12 @@ def changed_files(bases: Sequence[bytes], rng: random.Random) -> Iterator[bytes]
 # -- loading ---------------------------------------------------------------------------------------
 
 
-def load_all(paths: Sequence[Path]) -> tuple[Counter[str], list[tuple[Path, str]]]:
+def load_all(paths: Sequence[Path], *, trial: bool) -> tuple[Counter[str], list[tuple[Path, str]]]:
     """How the files ended, and those that ended the process, each with its last words."""
     ends: Counter[str] = Counter()
     fatal: list[tuple[Path, str]] = []
     while paths:
-        said, error = _load(paths)
+        said, error = _load(paths, trial)
         begun = said.count("begin ")
         ends.update(line.split()[0] for line in said.splitlines() if not line.startswith("begin"))
         if error is None:
@@ -298,8 +303,8 @@ def load_all(paths: Sequence[Path]) -> tuple[Counter[str], list[tuple[Path, str]
     return ends, fatal
 
 
-def _load(paths: Sequence[Path]) -> tuple[str, str | None]:
-    command = [sys.executable, "-c", LOADER, str(MEMORY), *map(str, paths)]
+def _load(paths: Sequence[Path], trial: bool) -> tuple[str, str | None]:
+    command = [sys.executable, "-c", LOADER, str(MEMORY), "trial" if trial else "direct", *map(str, paths)]
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+", errors="replace") as log:
         try:
@@ -322,6 +327,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base", type=Path, action="append", default=[], help="further GGUF files to change")
+    parser.add_argument("--without-trial", action="store_true", help="load in the first process at once")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(options.seed)
@@ -337,7 +343,7 @@ def main() -> None:
             paths = [Path(folder) / f"{options.seed}-{number}.gguf" for number in range(start, start + BATCH)]
             for path in paths:
                 path.write_bytes(next(files))
-            batch, fatal = load_all(paths)
+            batch, fatal = load_all(paths, trial=not options.without_trial)
             ends.update(batch)
             for path, reason in fatal:
                 reasons[reason] += 1
