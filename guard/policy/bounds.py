@@ -6,7 +6,7 @@ import math
 
 
 def passes(errors: int, accepted: int, risk: float, confidence: float) -> bool:
-    """Whether the errors are too few for the risk to be higher than ``risk``, at this confidence."""
+    """Return whether the errors are few enough to rule out an error rate above ``risk`` at this confidence."""
     return binomial_cdf(errors, accepted, risk) <= 1 - confidence
 
 
@@ -25,7 +25,7 @@ def binomial_cdf(successes: int, trials: int, rate: float) -> float:
 
 
 def _lower_tail(successes: int, trials: int, rate: float) -> float:
-    """The sum of terms that fall from the first on, since successes <= trials x rate."""
+    """Return the sum of terms that fall from the first on, since successes <= trials x rate."""
     log_term = (
         math.lgamma(trials + 1)
         - math.lgamma(successes + 1)
@@ -44,7 +44,7 @@ def _lower_tail(successes: int, trials: int, rate: float) -> float:
 
 
 def least_accepted(errors: int, risk: float, confidence: float) -> int:
-    """The fewest accepted answers that pass with so many errors."""
+    """Return the smallest number of accepted answers that passes with this number of errors."""
     low, high = errors, errors + 1
     while not passes(errors, high, risk, confidence):
         low, high = high, 2 * high
@@ -71,5 +71,5 @@ def lower_bound(errors: int, accepted: int, confidence: float) -> float:
 
 
 def percent(share: float) -> str:
-    """A share as people write it: ``5 %``, ``12.5 %``."""
+    """Return a share as people write it: ``5 %``, ``12.5 %``."""
     return f"{100 * share:.4g} %"

@@ -71,7 +71,7 @@ class Fingerprint(_Part):
         return checked_json.digest(self.model_dump(mode="json"))
 
     def differences(self, now: Fingerprint) -> list[str]:
-        """What is not as it was, in words, most telling first."""
+        """Return what has changed since, in words, the most important first."""
         found = _changes("the model's", self.own, now.own)
         for name in sorted({*self.fallbacks, *now.fallbacks}):
             there, here = self.fallbacks.get(name), now.fallbacks.get(name)
@@ -123,7 +123,7 @@ class Certificate(_Part):
             raise ValueError("coverage is not accepted / n")
         # A threshold that its own counts do not support was written by no guard.
         if upper_bound(self.errors, self.accepted, self.confidence) > self.risk + 1e-9:
-            raise ValueError("so many errors do not support this risk at this confidence")
+            raise ValueError("this number of errors does not support this risk at this confidence")
         return self
 
     @property
@@ -132,7 +132,7 @@ class Certificate(_Part):
         return RiskGuarantee(self.risk, self.confidence)
 
     def explain(self) -> str:
-        """The risk guarantee in one sentence."""
+        """Return the risk guarantee in one sentence."""
         return (
             f"Of the answers with p_wrong below {self.threshold:.4g}, {percent(self.coverage)} of all, at most "
             f"{percent(self.risk)} are wrong, with confidence {percent(self.confidence)} "
@@ -228,7 +228,7 @@ def certified_policy(
     *,
     fingerprint: Callable[[str | None], Fingerprint],
 ) -> Policy:
-    """The policy with the thresholds of its risk guarantees, each from a valid certificate.
+    """Return the policy with the thresholds of its risk guarantees, each from a valid certificate.
 
     Args:
         policy: a policy; one that has no risk guarantee comes back as it is.
@@ -253,7 +253,7 @@ def certified_policy(
 
 
 def apply_certificates(policy: Policy, given: Certificates) -> Policy:
-    """The policy with the thresholds of these certificates, one for each of its risk guarantees."""
+    """Return the policy with the thresholds of these certificates, one for each of its risk guarantees."""
     certificates = {route: given.by_route[route] for route in guarantees(policy)}
     return apply_thresholds(
         policy,
@@ -264,7 +264,7 @@ def apply_certificates(policy: Policy, given: Certificates) -> Policy:
 def needed_certificates(
     policy: Policy, certificates: Certificates | str | Path | None
 ) -> Certificates | str | Path | None:
-    """Read what the policy needs before a model is loaded: that there is no certificate is better said first.
+    """Read the certificates that a policy needs before a model is loaded, so that a missing one is reported first.
 
     Raises:
         CertificateError: as `chosen_certificates`.
@@ -274,7 +274,7 @@ def needed_certificates(
 
 
 def chosen_certificates(policy: Policy, certificates: Certificates | str | Path | None) -> Certificates:
-    """The certificates that were handed over, or those that the policy names.
+    """Return the certificates that were passed in, or those that the policy names.
 
     Raises:
         CertificateError: there are none, or they cannot be read.
@@ -300,7 +300,7 @@ def check_certificate(
     *,
     now: Fingerprint | None = None,
 ) -> Certificate:
-    """The certificate for a route.
+    """Return the certificate for a route.
 
     Args:
         policy: has a risk guarantee on the route.

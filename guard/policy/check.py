@@ -1,4 +1,4 @@
-"""Checks a policy's data as a whole and says what is wrong in words, with the place of each problem."""
+"""Checks a policy's data as a whole and reports each problem in words, with its position."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _ON_ERROR: dict[str, type[BaseModel]] = {
 }
 _DEFECT_ACTIONS: dict[str, type[BaseModel]] = {**_ON_ERROR, "retry": Retry}
 _NOT_FOR_OOD = {
-    "accept": "leave the section out where such inputs are to be treated as others",
+    "accept": "leave the section out to treat such inputs like others",
     "retry": "the input would be the same again",
 }
 _NAME_WANTED = "must be a name: one line, no control characters, no spaces around it"
@@ -117,7 +117,7 @@ def read_document(source: Source) -> tuple[Document | None, list[Problem]]:
 
 
 def rule_label(location: Location, rule: Rule) -> str:
-    """A rule's own name, or its place and action: ``rules[2] (escalate)``."""
+    """Return a rule's own name, or its place and action: ``rules[2] (escalate)``."""
     return rule.settings.name or f"{location_text(location)} ({rule.action})"
 
 
@@ -127,7 +127,7 @@ def _is_echo(details: ErrorDetails) -> bool:
 
 
 def _is_action(location: Location) -> bool:
-    """Whether the key there is an action, which may go without settings; no other key may."""
+    """Return whether the key there is an action, which may go without settings; no other key may."""
     match location:
         case ("rules", int(), _) | ("routes" | "tools", _, "rules", int(), _):
             return True
@@ -164,7 +164,7 @@ def _translate(details: ErrorDetails, source: Source) -> Problem:
 
 
 def _shown(value: Any) -> str:
-    """A value as one short piece of a sentence."""
+    """Return a value as one short piece of a sentence."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (Mapping, tuple)):
@@ -194,8 +194,7 @@ def _missing(location: Location) -> str:
     key, place = location[-1], location_text(location[:-1])
     if key == "below":
         return (
-            f"{location[-2]} needs 'below'. It can be used up, so it cannot be the rule that takes every "
-            "answer; let escalate or abstain follow"
+            f"{location[-2]} needs 'below': it is limited, so it cannot be the last rule. End with escalate or abstain"
         )
     return f"'{key}' is missing" + (f" in {place}" if place else "")
 
@@ -328,7 +327,7 @@ def _section(data: Mapping[str, Any], prefix: Location, whole: _Section | None) 
 
 
 def _is_unfinished(entry: Any) -> bool:
-    """Whether a setting has nothing behind it: such a rule must not be taken for one without it."""
+    """Return whether a setting has nothing behind it: such a rule must not be taken for one without it."""
     bodies = entry.values() if isinstance(entry, Mapping) else ()
     return any(value is None for body in bodies if isinstance(body, Mapping) for value in body.values())
 
@@ -341,7 +340,7 @@ def _read(model: type[_Model], data: Any) -> _Model | None:
 
 
 def _own_rules(section: _Section) -> Iterator[tuple[Location, Rule | None]]:
-    """The rules written in this section, not those that are taken over."""
+    """Return the rules written in this section, not those that are taken over."""
     return ((at, rule) for at, rule in section.rules if at[: len(section.prefix)] == section.prefix)
 
 
@@ -360,8 +359,8 @@ def _check_order(source: Source, section: _Section) -> Iterator[Problem]:
         if SEVERITY[rule.action] < SEVERITY[strictest]:
             yield source.problem(
                 location,
-                f"{rule.action} must not come after {strictest}: answers likelier wrong would be treated "
-                "less carefully. The order is accept, retry, fallback, then escalate and abstain",
+                f"{rule.action} must not come after {strictest}: rules must not become more lenient as "
+                "p_wrong rises. The order is accept, retry, fallback, then escalate and abstain",
             )
         else:
             strictest = rule.action
@@ -379,7 +378,7 @@ def _check_order(source: Source, section: _Section) -> Iterator[Problem]:
 
 
 def _check_guarantees(source: Source, section: _Section) -> Iterator[Problem]:
-    """A risk guarantee is about all accepted answers, so no other rule may accept any."""
+    """A risk guarantee covers all accepted answers, so no other rule may accept any."""
     accepting = [(at, rule) for at, rule in _own_rules(section) if rule and rule.action is Action.ACCEPT]
     if not any(rule.guarantee for _, rule in accepting):
         return
@@ -394,7 +393,7 @@ def _check_guarantees(source: Source, section: _Section) -> Iterator[Problem]:
 
 
 def _no_end(below: float | None) -> str:
-    message = "the last rule must take every answer: let an escalate or abstain without 'below' follow"
+    message = "the last rule must take every answer: end with escalate or abstain without 'below'"
     if below == 1:
         message += ". 'below: 1' does not take every answer, since p_wrong may be exactly 1"
     return message
@@ -436,7 +435,7 @@ def _check_attempts(source: Source, section: _Section) -> Iterator[Problem]:
 
 
 def _check_fallbacks(source: Source, sections: Sequence[_Section], declared: Mapping[str, Any]) -> Iterator[Problem]:
-    """Names may be handed over from Python, but one that looks misspelt is taken for a slip."""
+    """Fallbacks may be passed in from Python, but a name close to a declared one is reported as misspelt."""
     slips: dict[str, bool] = {}
     for location, name in (named for section in sections for named in _fallback_names(section)):
         # Comparing spellings is slow: an absurd number of names must not keep the reader waiting.

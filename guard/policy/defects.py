@@ -1,4 +1,4 @@
-"""What is wrong with the form of an answer: cut at a limit, or empty."""
+"""Defects of an answer's form: truncated at a limit, or empty."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from guard.records import Action, Sampling
 
-#: How careful each action is. Rules must not become less careful as answers become likelier wrong;
-#: whether a person or nobody answers is the author's choice, so the last two are equals.
+#: Severity of each action. Rules must not become more lenient as p_wrong rises; whether a person answers or
+#: nobody does is the author's choice, so the last two are equal.
 SEVERITY = {Action.ACCEPT: 0, Action.RETRY: 1, Action.FALLBACK: 2, Action.ESCALATE: 3, Action.ABSTAIN: 3}
 
 #: Each is a loaded model; more would be a mistake.
@@ -74,7 +74,7 @@ class Retry(_Strict):
     )
 
     def sampling(self, retry: int) -> Sampling:
-        """How tokens are chosen in the given retry, counted from 1.
+        """Return how tokens are chosen in the given retry, counted from 1.
 
         Each retry has a seed of its own: with the same one it would give the same answer again.
         """
@@ -141,7 +141,7 @@ class RiskGuarantee:
         return f"max_error_rate {self.max_error_rate:g} at confidence {self.confidence:g}"
 
 
-# The same actions as rules, with a threshold and a name. Retries and fallbacks can be used up, so
+# The same actions as rules, with a threshold and a name. Retries and fallbacks are limited, so
 # they always need a threshold: the rule that takes every answer must be another one.
 
 

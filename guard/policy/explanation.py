@@ -47,7 +47,7 @@ def explain(
         route: name given by the caller.
         ood_score: share of the calibration answers that are more usual, from 0 to 1; a policy with an
             ``out_of_distribution`` section needs it.
-        usage: what the call has used up.
+        usage: of the call so far.
 
     Raises:
         PolicyError: the policy has no such route, the score is no probability, or ood_score is no share.

@@ -1,6 +1,6 @@
 """Rules that guarantee an error rate: which routes have one, what a certificate must fit, its thresholds.
 
-``accept: {max_error_rate: 0.05, confidence: 0.9}`` says what shall hold and leaves the threshold to a
+``accept: {max_error_rate: 0.05, confidence: 0.9}`` states the risk guarantee and leaves the threshold to a
 certificate (`guard.policy.certificate`). Until there is one, such a policy decides nothing.
 """
 
@@ -21,7 +21,7 @@ from guard.policy.policy import CompiledRule, Fallback, Policy, Retry, RoutePlan
 
 
 def guarantees(policy: Policy) -> dict[str | None, RiskGuarantee]:
-    """What is guaranteed on each route that has a risk guarantee; None stands for calls without a route."""
+    """Return what is guaranteed on each route that has a risk guarantee; None stands for calls without a route."""
     found = {route: guarantee_of(plan) for route, plan in policy.plans.items()}
     return {route: guarantee for route, guarantee in found.items() if guarantee}
 
@@ -42,7 +42,7 @@ def guarantee_of(plan: RoutePlan) -> RiskGuarantee | None:
 
 
 def ceiling(plan: RoutePlan) -> float:
-    """Where the rule after the risk guarantee begins: its threshold stays below this. Infinity if anywhere."""
+    """Return where the rule after the risk guarantee begins: its threshold stays below this. Infinity if anywhere."""
     later = [rule.below for rule in plan.rules if not rule.guarantee]
     return later[0] if later else math.inf
 
@@ -54,7 +54,7 @@ def fallbacks_of(plan: RoutePlan) -> tuple[str, ...]:
 
 
 def asks_again(plan: RoutePlan) -> bool:
-    """Whether a plan may have a question answered more than once."""
+    """Return whether a plan may have a question answered more than once."""
     return bool(fallbacks_of(plan)) or any(isinstance(rule.settings, Retry) for rule in plan.all_rules)
 
 
@@ -93,7 +93,7 @@ class CertifiedThreshold:
 
 
 def apply_thresholds(policy: Policy, thresholds: Mapping[str | None, CertifiedThreshold]) -> Policy:
-    """The policy with the thresholds that certificates give, by route.
+    """Return the policy with the thresholds that certificates give, by route.
 
     Args:
         policy: with a risk guarantee on each of these routes.
@@ -118,7 +118,7 @@ def apply_thresholds(policy: Policy, thresholds: Mapping[str | None, CertifiedTh
 
 
 def trial_policy(policy: Policy) -> Policy:
-    """The policy with rules in place of risk guarantees that accept nothing, to see all attempts it could make."""
+    """Return the policy with rules that accept nothing in place of risk guarantees, so that it makes all attempts."""
     plans = {
         route: replace(plan, rules=tuple(_accepting_nothing(rule) if rule.guarantee else rule for rule in plan.rules))
         for route, plan in policy.plans.items()
@@ -127,7 +127,7 @@ def trial_policy(policy: Policy) -> Policy:
 
 
 def where(policy: Policy, route: str | None) -> str:
-    """The policy or its route, in words."""
+    """Return the policy or its route, in words."""
     return f"'{policy.name}'" if route is None else f"'{policy.name}', route '{route}',"
 
 

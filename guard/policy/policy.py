@@ -3,9 +3,9 @@
     policy = load_policy("balanced")
     decision = decide(policy, p_wrong=0.31)
 
-Deciding is pure; carrying a decision out is the work of the loop. Rules are tried in turn and the
-first that holds decides. A rule that is used up (retries, a fallback that has answered, a spent
-budget) is passed over, and the next one, which is never less careful, decides in its place.
+Deciding is pure; `guard.runtime.loop` carries decisions out. Rules are tried in order, and the first that holds
+decides. An exhausted rule (no retries left, a fallback that has answered, no budget left) is skipped, and the next
+one, which is never more lenient, decides in its place.
 """
 
 from __future__ import annotations
@@ -88,15 +88,15 @@ class Policy:
 
     @property
     def needs_ood_score(self) -> bool:
-        """Whether it says what to do with out-of-distribution inputs, so that scores must have an ood_score."""
+        """Whether some route has an ``out_of_distribution`` section, so that scores must have an ood_score."""
         return any(plan.out_of_distribution for plan in self.plans.values())
 
     def plan(self, route: str | None = None) -> RoutePlan:
-        """The plan for a route.
+        """Return the plan for a route.
 
         Raises:
             PolicyError: the policy has no such route. The rules of calls without a route are never
-                taken in its place: they may well be less careful.
+                used in its place: they may be more lenient.
         """
         plan = self.plans.get(route) if route is None or isinstance(route, str) else None
         if plan is None:
@@ -105,7 +105,7 @@ class Policy:
         return plan
 
     def plans_for(self, route: str | None, tools: Iterable[str]) -> tuple[RoutePlan, ...]:
-        """The plans of an answer that calls these tools, one each; of one that calls none, the route's.
+        """Return the plans of an answer that calls these tools, one each; of one that calls none, the route's.
 
         Raises:
             PolicyError: as for `plan`.
@@ -124,15 +124,15 @@ class Policy:
         self.plan(route)
 
     def budget_for(self, route: str | None = None) -> Budget:
-        """The budget of one guarded call; errors as for `plan`."""
+        """Return the budget of one guarded call; errors as for `plan`."""
         return self.plan(route).budget
 
     def fallback_names(self) -> tuple[str, ...]:
-        """Every engine or callable that some rule falls back to, sorted."""
+        """Return every engine or callable that some rule falls back to, sorted."""
         return tuple(sorted({s.to for s in self._settings() if isinstance(s, Fallback) and s.to is not None}))
 
     def handler_names(self) -> tuple[str, ...]:
-        """Every escalation handler that some rule names, sorted."""
+        """Return every escalation handler that some rule names, sorted."""
         return tuple(sorted({name for s in self._settings() if isinstance(s, Escalate) for name in s.to}))
 
     def _settings(self) -> Iterator[Settings]:
@@ -198,7 +198,7 @@ def parse_policy(text: str, *, where: str = "<policy>") -> Policy:
 
 
 def builtin_policies() -> dict[str, Path]:
-    """The files of the built-in policies by name."""
+    """Return the files of the built-in policies by name."""
     package = Path(__file__).parent
     # The wheel has the folder inside the package, a source checkout at its top.
     for folder in (package / "builtin", package.parents[1] / "policies"):
@@ -208,7 +208,7 @@ def builtin_policies() -> dict[str, Path]:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of policy files, for editors."""
+    """Return the JSON Schema of policy files, for editors."""
     schema = Document.model_json_schema(schema_generator=NullFree)
     return {"$schema": NullFree.schema_dialect, **schema}
 
@@ -328,14 +328,14 @@ def decide(
         ood_score: share of the calibration answers that are more usual. Used only where the policy has an
             ``out_of_distribution`` section, and then a missing one is a failure of scoring too.
         route: name given by the caller.
-        usage: what this call has used up.
+        usage: of this call so far.
         tools: names of the tools that the answer calls. Each is decided on by its own section of the
-            policy's ``tools``, and the most careful decision is taken; of equals the first.
+            policy's ``tools``, and the strictest decision is taken; of equals the first.
         defects: of the answer (`guard.records.defects_of`). ``truncated`` and ``empty`` of the policy decide
             about them before the score is looked at.
 
     Raises:
-        PolicyError: the policy has no such route, or a threshold that is to come from a certificate.
+        PolicyError: the policy has no such route, or a threshold that needs a certificate.
 
     Examples:
         >>> policy = parse_policy("{version: 1, name: mine, rules: [{accept: {below: 0.3}}, {abstain: {}}]}")
@@ -378,10 +378,10 @@ def decide_error(
     """Say what to do where generating, recording or scoring failed.
 
     Args:
-        policy: the rules; its ``on_error`` decides. A fallback that is used up becomes an abstention.
+        policy: the rules; its ``on_error`` decides. An exhausted fallback becomes an abstention.
         error: what failed, in one sentence.
         route: name given by the caller.
-        usage: what this call has used up.
+        usage: of this call so far.
         tools: names of the tools that the answer calls, as for `decide`.
         defects: of the answer, if there is one; they decide before ``on_error``, as for `decide`.
 
@@ -406,7 +406,7 @@ _DEFECTS: Mapping[Defect, str] = {
 def _by_defects(
     plans: tuple[RoutePlan, ...], defects: Collection[Defect], p_wrong: float | None, usage: Usage
 ) -> Decision | None:
-    """What is done with an answer for its form; None where its score may decide."""
+    """Return what is done with an answer for its form; None where its score may decide."""
     stops = [(plan, stop) for plan in plans if (stop := plan.stopped_by(defects))]
     decisions = [_by_defect(plan, *stop, p_wrong, usage) for plan, stop in stops]
     return _strictest(decisions) if decisions else None
@@ -441,7 +441,7 @@ def _by_ood_rule(ood: OutOfDistributionRule, ood_score: float, p_wrong: float, u
 
 
 def uncertified(rule: CompiledRule) -> PolicyError:
-    """The error of deciding by a rule that has no threshold yet."""
+    """Return the error of deciding by a rule that has no threshold yet."""
     return PolicyError(
         f"{rule.name} has no threshold yet",
         why=f"it guarantees {rule.guarantee}, and only a certificate can say below which score that holds",

@@ -1,4 +1,4 @@
-"""The parts of a policy that decide: rules with their thresholds, and what a call has used up of them."""
+"""The parts of a policy that decide: rules with their thresholds, and how much of them a call has used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from guard.records import Action
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a guarded call has used up so far.
+    """The retries, fallbacks and budget that a guarded call has used so far.
 
     Attributes:
         retries: retries made.
@@ -52,7 +52,7 @@ class CompiledRule:
 
     @property
     def is_uncertified(self) -> bool:
-        """Whether its threshold is still to come from a certificate (see `guard.policy.guarantee`)."""
+        """Whether its threshold needs a certificate that is not there yet (see `guard.policy.guarantee`)."""
         return self.guarantee is not None and self.fingerprint is None
 
     @property
@@ -63,13 +63,13 @@ class CompiledRule:
         return "always" if self.below == math.inf else f"p_wrong < {self.below:g}"
 
     def why_exhausted(self, usage: Usage) -> str | None:
-        """Why the rule is passed over in this call, or None where it is not."""
+        """Return why the rule is skipped in this call, or None if it is not."""
         settings = self.settings
         if isinstance(settings, Retry):
             if usage.retries >= settings.times:
                 return f"{self.name} has used its {_count(settings.times, 'retry', 'retries')}"
             return f"{self.name} is skipped because the budget is exhausted" if usage.exhausted else None
-        # A fixed text costs nothing, so only engines and callables can be used up.
+        # A fixed text costs nothing, so only engines and callables can be exhausted.
         if isinstance(settings, Fallback) and settings.to is not None:
             if settings.to in usage.fallbacks:
                 return f"{self.name} is skipped because '{settings.to}' was already used"
@@ -104,7 +104,7 @@ class RoutePlan:
         on_error: taken where there is no score.
         budget: of one guarded call.
         out_of_distribution: looked at before the rules; None where ood_score does not matter.
-        truncated: taken where an answer is cut; None where the policy does not say.
+        truncated: taken where an answer is truncated; None where the policy does not say.
         empty: taken where an answer is blank; likewise.
     """
 
@@ -122,17 +122,17 @@ class RoutePlan:
         return (*self.rules, self.on_error, *(rule for rule in written if rule is not None))
 
     def defect_rule(self, defect: Defect) -> CompiledRule:
-        """What is done with a defective answer: what the policy says, or else what it does on an error."""
+        """Return the rule for a defective answer: the written one, or else ``on_error`` unless that accepts."""
         written = self.truncated if defect == "truncated" else self.empty
         return self._closed_on_error if written is None else written
 
     def stopped_by(self, defects: Iterable[Defect]) -> tuple[Defect, CompiledRule] | None:
-        """The first defect that keeps the rules from deciding, and what is done then; None where none does."""
+        """Return the first defect that keeps the rules from deciding, and what is done then; None where none does."""
         rules = ((defect, self.defect_rule(defect)) for defect in defects)
         return next(((defect, rule) for defect, rule in rules if rule.action is not Action.ACCEPT), None)
 
     def instead_of(self, rule: CompiledRule, usage: Usage) -> CompiledRule:
-        """What is done where a rule outside of the rules is used up: as on an error, or else nothing."""
+        """Return the rule for when one outside of ``rules`` is exhausted: ``on_error``, or else an abstention."""
         if rule.why_exhausted(usage) is None:
             return rule
         closed = self._closed_on_error
@@ -140,7 +140,7 @@ class RoutePlan:
 
     @property
     def _closed_on_error(self) -> CompiledRule:
-        """``on_error``, but for acceptance: that says of answers without a score nothing of cut ones."""
+        """``on_error``, unless it accepts: accepting unscored answers does not extend to truncated ones."""
         return _abstaining(self.on_error) if self.on_error.action is Action.ACCEPT else self.on_error
 
 

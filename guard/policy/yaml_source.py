@@ -107,7 +107,7 @@ class Source:
     problems: list[Problem] = field(default_factory=list)
 
     def problem(self, location: Location, message: str, *, at_key: bool = False) -> Problem:
-        """A problem with the value (or the key) at a location, or with the nearest one around it."""
+        """Return a problem with the value (or the key) at a location, or with the nearest one around it."""
         marks = self.keys if at_key and location in self.keys else self.values
         around = location
         while around and around not in marks:
@@ -235,7 +235,7 @@ def _compose(text: str, where: str) -> tuple[yaml.Node | None, list[Problem]]:
         fatal = position, f"the character U+{ord(text[error.position]):04X} is not allowed in YAML"
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        # What was never closed is found missing at the end; it is mended where it was opened.
+        # An unclosed bracket is found at the end of the text; report where it was opened.
         if mark is not None and mark.index >= len(text) and error.context_mark is not None:
             mark = error.context_mark
         fatal = _position(mark), f"not valid here: {_reason(error)}"

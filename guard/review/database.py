@@ -74,7 +74,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that sees one state of the database.
+        """Return a transaction that sees one state of the database.
 
         Raises:
             StoreError: the database failed.
@@ -84,7 +84,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that is on disk when the block has ended; an exception rolls it back.
+        """Return a transaction that is on disk when the block has ended; an exception rolls it back.
 
         Raises:
             StoreError: the database failed.
@@ -93,7 +93,7 @@ class Database:
             yield connection
 
     def insert_new(self, table: Table) -> sqlite.Insert | postgresql.Insert:
-        """An insert that leaves rows alone whose unique columns exist already."""
+        """Return an insert that leaves rows alone whose unique columns exist already."""
         if self.engine.dialect.name == "sqlite":
             return sqlite.insert(table).on_conflict_do_nothing()
         return postgresql.insert(table).on_conflict_do_nothing()
@@ -207,19 +207,19 @@ def _prepare(path: Path, *, create: bool) -> None:
         raise StoreError(
             f"There is no review store '{path}'", fix="Check the path; the first escalation to it makes it"
         )
-    # Prompts and answers are for nobody else's eyes.
+    # Prompts and answers are private to this user.
     create_private_folder(path.parent)
     create_private(path)
 
 
 def _writable(path: Path) -> bool:
-    """Whether this user may write the file, and the write-ahead log beside it."""
+    """Return whether this user may write the file, and the write-ahead log beside it."""
     effective = os.access in os.supports_effective_ids
     return all(os.access(place, os.W_OK, effective_ids=effective) for place in (path, path.parent))
 
 
 def _read_only_address(path: Path) -> str:
-    """The URI of a database that can only be read.
+    """Return the URI of a database that can only be read.
 
     Reading one whose log is not there would need to make that log; it is read as a file that nobody
     changes. Where there is a log, another process writes, and SQLite follows it.

@@ -118,7 +118,7 @@ def _serve(key: Hashable, task: _Task | None) -> None:
 
 
 def _next(key: Hashable, done: _Task) -> _Task | None:
-    """What a thread does after a task; the lane ends with its last one."""
+    """Return what a thread does after a task; the lane ends with its last one."""
     lane = _lanes.get(key, _Lane())
     lane.running.discard(done)
     while lane.waiting:
@@ -132,7 +132,7 @@ def _next(key: Hashable, done: _Task) -> _Task | None:
 
 
 def _key(handler: Callable[..., object]) -> Hashable:
-    """What stands for a handler. One that cannot be hashed lives as long as its lane, so its id is its own."""
+    """Return what stands for a handler. One that cannot be hashed lives as long as its lane, so its id is its own."""
     try:
         hash(handler)
     except TypeError:

@@ -1,8 +1,8 @@
-"""Handing a case to people or programs: named handlers, each with a deadline.
+"""Escalation to people or programs: named handlers, each with a deadline.
 
-A handler is any callable, plain or ``async``, on one frozen `Escalation`. It has taken the case when
-it returns; it has not when it raises or is late. The call counts as escalated when one has taken it.
-What it returns, such as a ticket's number, is its receipt.
+A handler is a callable, plain or ``async``, with one argument, a frozen `Escalation`. It accepts the case by
+returning, and fails by raising or by missing its deadline. The call is escalated once one handler has accepted.
+The value that it returns, such as a ticket number, is its receipt.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Delivery:
     receipts: Mapping[str, object] = field(default_factory=dict)
 
 
-#: What became of a case that was for nobody.
+#: The delivery of a case that no handler gets.
 NOBODY = Delivery((), ())
 
 
@@ -104,7 +104,7 @@ HANDLERS = "functions of one Escalation"
 
 
 def as_named(argument: str, given: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
-    """Things that a policy names, as they were handed over by these names; nothing for None.
+    """Check and copy a mapping from names in a policy to what they stand for; None is an empty one.
 
     Args:
         argument: of the function that got them, such as ``handlers``.
@@ -132,14 +132,14 @@ def escalate(
     """Hand a case to handlers, all at the same time, and wait for them.
 
     Each handler runs in a daemon thread of its own, an ``async`` one on an event loop of its own.
-    A plain handler that is late cannot be stopped: its thread goes on, and may still take the case
+    A plain handler that is late cannot be stopped: its thread continues, and may still accept the case
     after it was reported as late, but it does not keep the process from ending. Once all its threads
     (`guard.review.handler_threads.MOST`) are late, further cases fail at once for it. An ``async`` one is cancelled.
 
     Args:
         escalation: the case.
         handlers: all handlers by name.
-        to: names of those that shall take it.
+        to: names of the handlers that get it.
         timeout_s: seconds that each has.
 
     Returns:
@@ -190,7 +190,7 @@ async def aescalate(
 
 
 class _NotDone(Exception):
-    """What befell a handler from outside, as against an error of its own (such as its TimeoutError)."""
+    """A failure from outside of a handler, unlike an exception that it raises itself (such as its TimeoutError)."""
 
 
 def _late(timeout_s: float) -> _NotDone:

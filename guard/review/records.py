@@ -20,7 +20,7 @@ from guard.records import Attempt, Escalation, Prompt
 #: Metadata and messages that nest deeper are cut off here; this also ends a cycle.
 _DEPTH = 64
 
-#: What a reviewer says of the model's own answer.
+#: A reviewer's verdict on the model's own answer.
 Draft = Literal["right", "wrong"]
 
 
@@ -139,7 +139,7 @@ VERDICT = {
 
 
 def row_of(escalation: Escalation) -> dict[str, Any]:
-    """A case as a row of ``reviews``, without the id."""
+    """Return a case as a row of ``reviews``, without the id."""
     prompt = escalation.prompt
     row = {
         **repeat_row_of(escalation),
@@ -162,7 +162,7 @@ def row_of(escalation: Escalation) -> dict[str, Any]:
 
 
 def repeat_row_of(escalation: Escalation) -> dict[str, Any]:
-    """A case as a row of ``review_repeats``, without the review that it repeats."""
+    """Return a case as a row of ``review_repeats``, without the review that it repeats."""
     return {
         "decision_id": text_of(escalation.decision_id),
         "created_at": _utc(escalation.created_at),
@@ -175,7 +175,7 @@ def repeat_row_of(escalation: Escalation) -> dict[str, Any]:
 
 
 def _fingerprint(row: Mapping[str, Any]) -> str:
-    """The same for cases that a person would decide in the same way."""
+    """Return the same for cases that a person would decide in the same way."""
     same = [row[name] for name in ("prompt", "question", "answer", "policy", "model", "route")]
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
@@ -206,7 +206,7 @@ def _attempt(attempt: Attempt) -> Any:
 
 
 def review_of(row: sa.Row[Any]) -> Review:
-    """The review of a row, whose verdict must be the one in the trail.
+    """Return the review of a row, whose verdict must be the one in the trail.
 
     Raises:
         StoreError: it is not: somebody has changed one of the two past guard.
@@ -241,14 +241,14 @@ def _check_verdict(values: dict[str, Any]) -> None:
 
 
 def repeat_of(row: sa.Row[Any]) -> Repeat:
-    """The record of a row of ``review_repeats``."""
+    """Return the record of a row of ``review_repeats``."""
     values = dict(row._mapping)
     del values["review_id"]
     return Repeat(attempts=tuple(values.pop("attempts")), metadata=dict(values.pop("metadata")), **values)
 
 
 def labelled_of(review: Review) -> dict[str, Any]:
-    """A decided review as a row for `guard calibrate`."""
+    """Return a decided review as a row for `guard calibrate`."""
     messages = review.prompt.messages
     row: dict[str, Any] = {
         "id": review.id,
@@ -275,7 +275,7 @@ def labelled_of(review: Review) -> dict[str, Any]:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """The value in JSON's types; what JSON lacks becomes its text, so that no case is refused for it."""
+    """Return the value in JSON's types; what JSON lacks becomes its text, so that no case is refused for it."""
     if value is None or isinstance(value, bool):
         return value
     if depth > _DEPTH:
@@ -311,5 +311,5 @@ def _utc(time: str) -> str:
 
 
 def now() -> str:
-    """The present time in that form."""
+    """Return the present time in that form."""
     return datetime.now(UTC).isoformat(timespec="microseconds")

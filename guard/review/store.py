@@ -136,8 +136,8 @@ class Store:
         Args:
             status: only these; a `ReviewStatus` or its name.
             route: only these.
-            limit: at most so many.
-            offset: leave out so many at the beginning.
+            limit: the largest number of reviews to return.
+            offset: the number of reviews to skip.
 
         Raises:
             InputError: an unknown status, or a limit or offset out of range.
@@ -150,7 +150,7 @@ class Store:
             return _reviews(connection, query)
 
     def count(self, *, status: str | None = None, route: str | None = None) -> int:
-        """How many reviews there are; arguments as in `reviews`."""
+        """Return how many reviews there are; arguments as in `reviews`."""
         query = sa.select(sa.func.count()).select_from(REVIEWS).where(*_matching(status, route))
         with self._database.read() as connection:
             return int(connection.scalar(query) or 0)
@@ -165,14 +165,14 @@ class Store:
             return _find(connection, name)
 
     def history(self, name: str) -> list[ReviewEvent]:
-        """A review's audit trail, oldest first; ``name`` as in `review`."""
+        """Return a review's audit trail, oldest first; ``name`` as in `review`."""
         with self._database.read() as connection:
             columns = [EVENTS.c[field] for field in ReviewEvent.__dataclass_fields__]
             query = sa.select(*columns).where(EVENTS.c.review_id == _find(connection, name).id)
             return [ReviewEvent(*row) for row in connection.execute(query.order_by(EVENTS.c.number))]
 
     def repeats(self, name: str) -> list[Repeat]:
-        """The identical cases that came in while a review waited, oldest first; ``name`` as in `review`."""
+        """Return the identical cases that came in while a review waited, oldest first; ``name`` as in `review`."""
         with self._database.read() as connection:
             query = sa.select(REPEATS).where(REPEATS.c.review_id == _find(connection, name).id)
             rows = connection.execute(query.order_by(REPEATS.c.created_at, REPEATS.c.decision_id))
@@ -306,13 +306,13 @@ def _first(connection: Connection, condition: sa.ColumnElement[bool]) -> Review 
 
 
 def _by_decision(connection: Connection, decision_id: str | None) -> Review | None:
-    """The review of a guarded call, its own or the one that it repeats."""
+    """Return the review of a guarded call, its own or the one that it repeats."""
     repeated = sa.select(REPEATS.c.review_id).where(REPEATS.c.decision_id == decision_id)
     return _first(connection, sa.or_(REVIEWS.c.decision_id == decision_id, REVIEWS.c.id.in_(repeated)))
 
 
 def _find(connection: Connection, name: str) -> Review:
-    """A review by its id, a beginning of it, or a decision id."""
+    """Return a review by its id, a beginning of it, or a decision id."""
     key = _typed(name)
     if (found := _named(connection, name)) is not None:
         return found
@@ -329,14 +329,14 @@ def _find(connection: Connection, name: str) -> Review:
 
 
 def _exactly(connection: Connection, name: str) -> Review:
-    """A review by its whole id or a decision id; a beginning could be a slip, and a decision is final."""
+    """Return a review by its whole id or a decision id; a beginning could be a slip, and a decision is final."""
     if (found := _named(connection, name)) is not None:
         return found
     raise _unknown(connection, name)
 
 
 def _locked(connection: Connection, name: str) -> Review:
-    """The review, which nobody else can decide until the transaction ends (SQLite has locked it all)."""
+    """Return the review, which nobody else can decide until the transaction ends (SQLite has locked it all)."""
     review = _exactly(connection, name)
     connection.execute(sa.select(REVIEWS.c.id).where(REVIEWS.c.id == review.id).with_for_update())
     return _exactly(connection, review.id)
@@ -381,7 +381,7 @@ def _record(connection: Connection, review_id: str, event: dict[str, str | None]
 
 
 def _checked_draft(review: Review, draft: str | None) -> str | None:
-    """What the reviewer says of the model's answer; only where there is one."""
+    """Return what the reviewer says of the model's answer; only where there is one."""
     if review.answer is None:
         return None
     if draft not in ("right", "wrong"):

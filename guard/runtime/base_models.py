@@ -16,6 +16,6 @@ _EXAMPLES = (
 
 
 def completion_text(question: str) -> str:
-    """The text that a base model continues with its answer to a question."""
+    """Return the text that a base model continues with its answer to a question."""
     blocks = [f"Question: {asked}\nAnswer: {answer}" for asked, answer in _EXAMPLES]
     return "\n\n".join([*blocks, f"Question: {question}\nAnswer:"])

@@ -85,7 +85,7 @@ class CallState:
 
     @property
     def settings(self) -> Settings | None:
-        """What the last decision says about the next attempt; None before the first."""
+        """The settings of the last decision for the next attempt; None before the first."""
         return self.attempts[-1].decision.settings if self.attempts else None
 
     @property
@@ -223,7 +223,7 @@ class CallState:
         attempts: Sequence[Attempt] | None = None,
         delivery: Delivery = NOBODY,
     ) -> Outcome:
-        """What was done.
+        """Return the outcome of the call.
 
         Args:
             attempts: as the caller may see them; by default as they are.
@@ -248,7 +248,7 @@ class CallState:
         )
 
     def escalation(self, *, question: str, prompt: Prompt, model: str, metadata: Mapping[str, Any]) -> Escalation:
-        """The case for a person, with the answer that was not accepted."""
+        """Return the case for a person, with the answer that was not accepted."""
         last = self.attempts[-1]
         return Escalation(
             decision_id=self.decision_id,

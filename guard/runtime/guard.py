@@ -277,7 +277,7 @@ class Guard:
         return own.score(generation, observer, asked)
 
     def prompt_of(self, prompt: PromptLike) -> Prompt:
-        """The prompt that a question, messages or a prompt stand for."""
+        """Return the prompt that a question, messages or a prompt stand for."""
         if isinstance(prompt, Prompt):
             return prompt
         if not isinstance(prompt, Iterable):

@@ -100,7 +100,7 @@ class AttemptPlan:
         return Result(generation.text, generation.sampling, generation, observer)
 
     def score(self, result: Result) -> Score | None:
-        """The score of what came back; None for a callable's answer, which is final."""
+        """Return the score of what came back; None for a callable's answer, which is final."""
         if self.source is None:
             return None
         assert result.generation is not None

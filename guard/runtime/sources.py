@@ -157,7 +157,7 @@ def _declared(name: str, policy: Policy, load: Callable[[str, dict[str, Any]], E
 
 
 def missing_fallback(policy: Policy, name: str, known: Mapping[str, Any], *, why: str = "", fix: str) -> InputError:
-    """Return the error of a policy that falls back to a name which nobody has given or declared."""
+    """Return the error of a policy that falls back to an unknown name."""
     return InputError(
         f"The policy '{policy.name}' falls back to '{name}', which is not there",
         why=why,

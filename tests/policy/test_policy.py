@@ -415,9 +415,9 @@ def test_deciding_keeps_its_promises(text: str, one: float, other: float, usage:
     policy = parse_policy(text)
     low, high = sorted((one, other))
     at_low, at_high = decide(policy, p_wrong=low, usage=usage), decide(policy, p_wrong=high, usage=usage)
-    # Likelier wrong is never treated less carefully, whatever is used up.
+    # Rules do not become more lenient as p_wrong rises, whatever is exhausted.
     assert CARE[at_low.action] <= CARE[at_high.action]
-    # What is used up makes the decision more careful, never less.
+    # An exhausted rule makes the decision stricter, never more lenient.
     assert CARE[decide(policy, p_wrong=low).action] <= CARE[at_low.action]
     # Same input, same decision.
     assert decide(policy, p_wrong=low, usage=usage) == at_low

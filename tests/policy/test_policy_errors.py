@@ -139,7 +139,7 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     "top_k": (minimal("[retry: {below: 0.5, top_k: ⟦-1}, abstain]"), ["top_k must be at least 0"]),
     "seed": (minimal("[retry: {below: 0.5, seed: ⟦-1}, abstain]"), ["seed must be at least 0"]),
     "instruction": (minimal('[retry: {below: 0.5, instruction: ⟦""}, abstain]'), ["instruction must not be empty"]),
-    "retry without below": (minimal("[retry: ⟦{times: 1}]"), ["retry needs 'below'. It can be used up"]),
+    "retry without below": (minimal("[retry: ⟦{times: 1}]"), ["retry needs 'below': it is limited"]),
     "fallback without below": (minimal("[fallback: ⟦{text: x}]"), ["fallback needs 'below'"]),
     "bare retry": (minimal("[⟦retry]"), ["retry needs 'below'"]),
     "fallback without target": (minimal("[fallback: ⟦{below: 0.5}, abstain]"), ["exactly one of 'to' and 'text'"]),
@@ -170,7 +170,7 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     ),
     "accept after abstain": (
         minimal("[abstain: {below: 0.3}, ⟦accept: {below: 0.5}, escalate]"),
-        ["accept must not come after abstain: answers likelier wrong would be treated less carefully"],
+        ["accept must not come after abstain: rules must not become more lenient as p_wrong rises"],
     ),
     "retry after fallback": (
         minimal("[fallback: {below: 0.3, to: b}, ⟦retry: {below: 0.5}, escalate]"),

@@ -32,7 +32,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def current(connection: Connection) -> str | None:
-    """The database's revision; None where there is no review store yet."""
+    """Return the database's revision; None where there is no review store yet."""
     if not sa.inspect(connection).has_table(VERSION_TABLE):
         return None
     revision = connection.scalar(sa.select(sa.column("version_num")).select_from(sa.table(VERSION_TABLE)))
