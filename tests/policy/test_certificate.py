@@ -319,7 +319,7 @@ def changed(**values: Any) -> bytes:
         (b'{"format": "guard-certificate", "format_version": 2}', "has format version 2"),
         (b'{"format": "guard-certificate", "format_version": 1}', "certificates: Field required"),
         (changed(threshold=0.3), "is damaged"),
-        (changed(errors=200), "do not support this risk"),
+        (changed(errors=200), "does not support this risk"),
         (changed(errors=500), "do not fit one another"),
         (changed(coverage=0.9), "coverage is not accepted / n"),
         (changed(threshold=1.5), "less than or equal to 1"),
