@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from guard.checked import real_number, whole_number
 from guard.content import instructed_text, plain_turn
 from guard.errors import InputError
+from guard.outcome_export import OutcomeExport
 
 if TYPE_CHECKING:  # numpy takes 150 ms to load, and a prompt or a policy needs none
     import numpy as np
@@ -33,9 +34,7 @@ FinishReason = Literal["stop", "stop_string", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model is asked: chat messages (templated by the engine) or a raw text.
-
-    Exactly one of ``messages`` and ``text`` is set. Build one with `Prompt.chat` or `Prompt.raw`.
+    """What the model is asked: chat messages or a raw text, made by `Prompt.chat` or `Prompt.raw`; one of both is set.
 
     Attributes:
         messages: chat messages, each a mapping with at least ``role`` and ``content``, which is a text;
@@ -219,8 +218,7 @@ class Generation:
     the end-of-answer token too, since its pass is the one that reads the last answer token.
 
     Attributes:
-        text: the answer, without thoughts, stop strings and special tokens; empty where the model
-            never got beyond its thought.
+        text: the answer, without thoughts, stop strings and special tokens; empty after an unfinished thought.
         token_ids: shape (T,).
         logprobs: shape (T,), natural log of the chosen token's probability at temperature 1.
         entropies: shape (T,), nats, of the full next-token distribution at temperature 1.
@@ -233,8 +231,7 @@ class Generation:
         capture_error: why the activations of this answer are missing, or None.
         reasoning: what the model thought before it answered, by its own marks; None where it did not.
         in_answer: shape (T,), whether a token is the answer's (its end token too) or a thought's.
-            Scores look at the answer alone: a scorer learns from whole answers, and among hundreds of
-            tokens of thought, which may weigh and drop the wrong one, its own few would not be seen.
+            Scores read the answer alone, as in calibration: hundreds of tokens of thought would outweigh it.
     """
 
     text: str
@@ -301,8 +298,7 @@ class Signature:
         temperatures: softmax temperatures, in the order of the first axis.
         aggregates: ``first``, ``last``, ``mean``, ``max`` over the answer's tokens.
         tokens: how many tokens were aggregated.
-        activations: shape (3, L, D), float32; the activations that all this was made from, of the
-            first and the last token and their mean over all tokens.
+        activations: shape (3, L, D), float32; of the first token, the last, and their mean over all tokens.
     """
 
     maps: Floats
@@ -334,12 +330,10 @@ class Score:
 
     Attributes:
         p_wrong: probability of being wrong, from 0 (right) to 1 (wrong).
-        calibrated: False when the scorer was forced onto a model that it was not fitted on, and when the
-            answer was sampled: calibration answers are greedy.
+        calibrated: False for a scorer forced onto another model, and for sampled answers: calibration is greedy.
         baseline_p_wrong: what the token log-probabilities alone would say, for comparison.
         seconds: time to make features and score, in seconds.
-        ood_score: share of the calibration answers that are more usual than this one, from 0 to 1;
-            None where the scorer does not know.
+        ood_score: share of the calibration answers that are nearer to the calibration data, 0 to 1; None where unknown.
     """
 
     p_wrong: float
@@ -392,9 +386,8 @@ class Attempt:
         seconds: generation and scoring, in seconds.
         sampling: how tokens were chosen.
         error: the failure that took the place of a score.
-        finish_reason: how the generation ended; ``length`` means that the answer is cut. None where
-            nothing was generated, or where the source does not say.
-        reasoning: what the model thought before it answered; None where it did not, or is not known.
+        finish_reason: how the generation ended (``length``: the answer is cut); None where unknown.
+        reasoning: the model's thoughts before the answer; None without any, or where unknown.
     """
 
     answer: str | None
@@ -446,8 +439,8 @@ class Escalation:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a guarded call gives back.
+class Outcome(OutcomeExport):
+    """The result of a guarded call; `to_dict` and `to_json` give it as plain data.
 
     Attributes:
         answer: the text for the caller: the model's, a fallback's, or the policy's; may be None.
@@ -480,6 +473,12 @@ class Outcome:
     errors: tuple[str, ...] = ()
     seconds: float = 0.0
     receipts: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def ood_score(self) -> float | None:
+        """Out-of-distribution score, from 0 to 1, of the answer that the decision is about; None where unknown."""
+        score = self.attempts[-1].score if self.attempts else None
+        return score.ood_score if score else None
 
     @property
     def accepted(self) -> bool:

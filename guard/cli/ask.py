@@ -31,7 +31,7 @@ from guard.cli.terminal import shown
 from guard.errors import InputError
 
 if TYPE_CHECKING:
-    from guard.records import Attempt, Outcome
+    from guard.records import Outcome
 
 #: What the shell is told when the caller did not get an answer.
 EXIT_CODES = {"abstain": 10, "escalate": 11}
@@ -83,7 +83,7 @@ def ask(
         limits = replace(usual, max_tokens=max_tokens or usual.max_tokens, timeout_s=timeout)
         outcome = guard.ask(text, route=route, limits=limits)
     if as_json:
-        print_json(outcome_json(outcome))
+        print_json(outcome.to_dict())
     else:
         _print(outcome)
     raise typer.Exit(EXIT_CODES.get(outcome.action.value, 0))
@@ -102,48 +102,6 @@ def _handlers(given: list[str]) -> dict[str, Any]:
             raise InputError(f"--handler gives '{name}' twice", fix="Give each handler once")
         handlers[name] = load_function(function, "handler")
     return handlers
-
-
-def outcome_json(outcome: Outcome) -> dict[str, Any]:
-    """An outcome for programs; the documented form of ``guard ask --json``."""
-    return {
-        "answer": outcome.answer,
-        "action": outcome.action.value,
-        "rule": outcome.rule,
-        "reason": outcome.reason,
-        "p_wrong": outcome.p_wrong,
-        "finish_reason": outcome.finish_reason,
-        "decision_id": outcome.decision_id,
-        "route": outcome.route,
-        "mode": outcome.mode,
-        "would_be": outcome.would_be.action.value if outcome.would_be else None,
-        "escalated_to": list(outcome.escalated_to),
-        "receipts": dict(outcome.receipts),
-        "errors": list(outcome.errors),
-        "seconds": outcome.seconds,
-        "reasoning": outcome.reasoning,
-        "attempts": [_attempt_json(attempt) for attempt in outcome.attempts],
-    }
-
-
-def _attempt_json(attempt: Attempt) -> dict[str, Any]:
-    score = attempt.score
-    return {
-        "answer": attempt.answer,
-        "source": attempt.source,
-        "p_wrong": score.p_wrong if score else None,
-        "baseline_p_wrong": score.baseline_p_wrong if score else None,
-        "calibrated": score.calibrated if score else None,
-        "action": attempt.decision.action.value,
-        "rule": attempt.decision.rule,
-        "prompt_tokens": attempt.prompt_tokens,
-        "completion_tokens": attempt.completion_tokens,
-        "seconds": attempt.seconds,
-        "seed": attempt.sampling.seed,
-        "error": attempt.error,
-        "finish_reason": attempt.finish_reason,
-        "reasoning": attempt.reasoning,
-    }
 
 
 def _print(outcome: Outcome) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guard.cli.ask import outcome_json, trail
+from guard.cli.ask import trail
 from guard.cli.output import AsJson, PolicyName, StoreUrl, console, print_json
 from guard.cli.terminal import one_line, shown
 from guard.errors import InputError
@@ -50,7 +50,7 @@ def demo(
     if as_json:
         print_json(
             [
-                {"question": each.question.question, "right": each.first_is_right, **outcome_json(each.outcome)}
+                {"question": each.question.question, "right": each.first_is_right, **each.outcome.to_dict()}
                 for each in done
             ]
         )
