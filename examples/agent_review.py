@@ -2,10 +2,9 @@
 
     python agent_review.py
 
-SmolLM2 was not trained to call tools and its chat template has no place for them. So a few lines of
-Python (`ToolCaller`) write the tool calls here, and SmolLM2 does the rest for real: it scores each call
-by reading it, and it writes and scores the final answer. With a model that calls tools, such as Qwen,
-give `ChatGuard` to `create_agent` and leave `ToolCaller` out.
+SmolLM2 was not trained to call tools, and its chat template does not support them. A few lines of Python (`ToolCaller`)
+write the tool calls here, and SmolLM2 does the rest: it scores each call, and it writes and scores the final answer.
+With a model that calls tools, such as Qwen, pass `ChatGuard` to `create_agent` and leave `ToolCaller` out.
 """
 
 from __future__ import annotations

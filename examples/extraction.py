@@ -1,4 +1,4 @@
-"""Facts from texts as objects; where the model is not sure, nothing is extracted.
+"""Facts from texts as objects; if the model is not sure, nothing is extracted.
 
 python extraction.py "Maria, who is 31, moved to Lisbon."
 """

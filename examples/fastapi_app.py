@@ -1,4 +1,4 @@
-"""A web service that answers only what it may answer.
+"""A web service that returns only answers that its policy accepts.
 
 uvicorn fastapi_app:app
 curl -s localhost:8000/ask -H 'content-type: application/json' -d '{"question": "Who wrote Faust?"}'

@@ -1,11 +1,11 @@
-"""A LangGraph graph that pauses for a person and goes on after the process has ended.
+"""A LangGraph graph that pauses for a person and continues in another process.
 
     python langgraph_review.py ask 1 "Who wrote Faust?"       # pauses, and the process ends
     python langgraph_review.py waiting 1                      # what thread 1 waits for
-    python langgraph_review.py decide 1 "It was Goethe."      # another process goes on
+    python langgraph_review.py decide 1 "It was Goethe."      # another process continues
     python langgraph_review.py decide 1 approve
 
-The pause is in the file that ``--database`` names; the model is called once, before it.
+The file ``--database`` stores the paused graph; the model is called once, before the pause.
 """
 
 from __future__ import annotations

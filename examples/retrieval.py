@@ -1,12 +1,12 @@
-"""Questions with and without a collection of texts: what was found decides what is answered.
+"""Questions with and without a retrieved text: the retrieved text decides what is answered.
 
     python retrieval.py "Where was Marie Curie born?"
 
-Each question is asked twice, from memory and with the text that fits best. The model is surer, and right
-more often, where the answer is before its eyes; the policy is the same.
+Each question is asked twice: alone, and with the best matching text. With the answer in the prompt the model is more
+certain and more often right; the policy is the same.
 
-The vectors are TF-IDF weights, made in a few lines without another model, so that the example runs
-anywhere; put any LangChain embedding in their place.
+The vectors are TF-IDF weights, computed in a few lines without another model, so that the example runs anywhere;
+replace them with any LangChain embedding.
 """
 
 from __future__ import annotations
