@@ -47,7 +47,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def oldest(session: nox.Session) -> None:
     """Tests that need no model and no torch, on the oldest dependencies of the core."""
-    session.install("-e", ".[calibrate]", *OLDEST)
+    session.install("-e", ".[calibrate,llama,langchain]", *OLDEST)
     session.install("pytest", "pytest-asyncio", "pytest-timeout", "pytest-socket", "hypothesis", "jsonschema", "scipy")
     light = ("tests/policy", "tests/runtime", "tests/scoring", "tests/review")
     session.run("pytest", *light, "-m", "not model and not torch")

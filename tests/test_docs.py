@@ -9,14 +9,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pages import NAMES, PAGES
 from pydantic import BaseModel
 
 from guard.policy import Certificate, load_policy, parse_policy
 from guard.scoring import Artefact, load_scorer, shipped_scorer
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 #: Words of a private dialect, each of which has a plain one.
 DIALECT = ("told", "heard", "silent", "loud", "loudest", "anew", "befell", "goes on", "so many", "is to be")

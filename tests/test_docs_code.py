@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import typer.main
-from test_docs import NAMES, PAGES
+from pages import NAMES, PAGES
 
 from guard.cli import app
 from guard.policy import parse_policy
