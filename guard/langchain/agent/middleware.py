@@ -46,13 +46,12 @@ from guard.review.handlers import (
     NOBODY,
     Delivery,
     Handler,
-    aescalate,
     as_named,
-    escalate,
 )
 from guard.runtime.call_state import CallState
-from guard.runtime.resources import all_handlers
+from guard.runtime.resources import all_handlers, escalation_step, open_store
 from guard.runtime.sources import missing_fallback
+from guard.runtime.steps import Step, Steps, adrive, drive
 
 if TYPE_CHECKING:
     from guard.review.store import Store
@@ -158,31 +157,38 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
                 checkpointer.
             AbstainedError, EscalationError: according to the policy.
         """
-        call = self._begin(request)
-        again = True
-        while again:
-            result = call_model(handler, call.next_request(), call.attempt_settings(), buffered=not call.state.shadow)
-            again = call.record_result(result)
-            if call.state.released:
-                result.buffer.flush()
-        dispatch_custom_event(DECISION_EVENT, call.event(), config=_event_config(call))
-        return _result(call.ending(self._deliver(call)))
+        return drive(self._steps(request, handler))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> Any:
         """`wrap_model_call` without blocking the event loop."""
+        return await adrive(self._steps(request, handler))
+
+    def _steps(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Steps[Any]:
+        """Call the model until the policy asks for no other attempt, then carry out its last decision.
+
+        Args:
+            request: what the agent asks.
+            handler: calls the model; a coroutine function where `adrive` runs the steps.
+        """
         call = self._begin(request)
         again = True
         while again:
-            result = await acall_model(
-                handler, call.next_request(), call.attempt_settings(), buffered=not call.state.shadow
+            asked, buffered = (handler, call.next_request(), call.attempt_settings()), not call.state.shadow
+            result = yield Step(
+                partial(call_model, *asked, buffered=buffered), partial(acall_model, *asked, buffered=buffered)
             )
             again = call.record_result(result)
             if call.state.released:
-                await result.buffer.aflush()
-        await adispatch_custom_event(DECISION_EVENT, call.event(), config=_event_config(call))
-        return _result(call.ending(await self._adeliver(call)))
+                yield Step(result.buffer.flush, result.buffer.aflush)
+        event, config = call.event(), _event_config(call)
+        yield Step(
+            partial(dispatch_custom_event, DECISION_EVENT, event, config=config),
+            partial(adispatch_custom_event, DECISION_EVENT, event, config=config),
+        )
+        delivery = yield from _delivery(call)
+        return _result(call.ending(delivery))
 
     def _begin(self, request: ModelRequest[Any]) -> AgentCall:
         config = get_config()
@@ -206,30 +212,6 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         if not named:
             return self._rules
         return self._settings.rules(named.policy or self._rules.policy, named.route or self._rules.route)
-
-    def _deliver(self, call: AgentCall) -> Delivery:
-        """Pass the case to the handlers that the policy names."""
-        if not call.handlers:
-            return NOBODY
-        rules = call.rules
-        try:
-            return escalate(
-                call.escalation(), handlers=rules.handlers, to=call.handlers, timeout_s=rules.handler_timeout_s
-            )
-        except EscalationError as error:
-            return _undelivered_before_pause(call, error)
-
-    async def _adeliver(self, call: AgentCall) -> Delivery:
-        """`_deliver` without blocking the event loop."""
-        if not call.handlers:
-            return NOBODY
-        rules = call.rules
-        try:
-            return await aescalate(
-                call.escalation(), handlers=rules.handlers, to=call.handlers, timeout_s=rules.handler_timeout_s
-            )
-        except EscalationError as error:
-            return _undelivered_before_pause(call, error)
 
     # -- after the model -----------------------------------------------------------------------
 
@@ -327,6 +309,20 @@ def _turn_in_metadata(messages: Sequence[BaseMessage]) -> Turn | None:
     return turn
 
 
+def _delivery(call: AgentCall) -> Steps[Delivery]:
+    """Pass the case to the handlers that the policy names."""
+    if not call.handlers:
+        return NOBODY
+    rules = call.rules
+    try:
+        delivery: Delivery = yield escalation_step(
+            call.escalation(), rules.handlers, call.handlers, rules.handler_timeout_s
+        )
+    except EscalationError as error:
+        return _undelivered_before_pause(call, error)
+    return delivery
+
+
 def _undelivered_before_pause(call: AgentCall, error: EscalationError) -> Delivery:
     """Return an empty delivery if the agent pauses, since its reviewer still gets the case; raise otherwise."""
     if not call.pauses:
@@ -407,10 +403,4 @@ def _all_handlers(policy: Policy, given: Mapping[str, Handler], store: Store | s
     """Return the handlers by name, with the built-in ones."""
     if INTERRUPT in given:
         raise InputError(f"'{INTERRUPT}' is the agent's pause and cannot name a handler", fix="Give it another name")
-    return all_handlers(policy, given, partial(_open_store, store), others=(INTERRUPT,))
-
-
-def _open_store(store: Store | str | Path | None) -> Store:
-    from guard.review.store import Store
-
-    return store if isinstance(store, Store) else Store.open(store)
+    return all_handlers(policy, given, partial(open_store, store), others=(INTERRUPT,))
