@@ -28,6 +28,7 @@ from guard.policy.document import RiskGuarantee
 from guard.policy.guarantee import ceiling, guarantee_of, trial_policy, where
 from guard.policy.policy import Policy, load_policy
 from guard.runtime.guard import Guard
+from guard.runtime.sources import FallbackFunction, Source
 from guard.scoring.scorer import Scorer
 
 
@@ -65,6 +66,7 @@ def certify(
     confidence: float | None = None,
     engine: str | None = None,
     engine_options: Mapping[str, Any] | None = None,
+    fallbacks: Mapping[str, Guard | Source | FallbackFunction] | None = None,
     grader: str | Grader | None = None,
     on_bad: OnBad = "stop",
     limit: int | None = None,
@@ -91,6 +93,8 @@ def certify(
         confidence: must be the policy's, from 0 to 1; may be left out.
         engine: ``llama.cpp`` or ``transformers``, where both can load the model.
         engine_options: for the engine's ``load``, such as ``{"threads": 4, "context_tokens": 8192}``.
+        fallbacks: for the policy's ``fallback: {to: NAME}``, as for `Guard`. A certificate cannot check a function of
+            the caller: certify again when it changes.
         grader: ``text``, ``number``, ``choice``, ``regex``, ``module:function`` or a function of question and answer;
             by default each question's own.
         on_bad: ``stop`` raises where a row cannot be used, ``skip`` leaves the row out.
@@ -132,6 +136,7 @@ def certify(
         policy=trial_policy(chosen),
         engine=engine,
         engine_options=engine_options,
+        fallbacks=fallbacks,
         handlers=dict.fromkeys(chosen.handler_names(), _no_handler),
         template_options=template_options,
     ) as loaded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from guard.cli.output import (
     ContextTokens,
     Dtype,
     Engine,
+    Fallbacks,
     Force,
     GpuLayers,
     ModelName,
@@ -26,9 +27,9 @@ from guard.cli.output import (
     engine_options,
     print_json,
     template_options,
+    user_functions,
 )
 from guard.cli.terminal import shown
-from guard.errors import InputError
 
 if TYPE_CHECKING:
     from guard.records import Outcome
@@ -50,6 +51,7 @@ def ask(
     gpu_layers: GpuLayers = None,
     context: ContextTokens = None,
     store: StoreUrl = None,
+    fallback: Fallbacks = None,
     handler: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=MODULE:FUNCTION", help="A handler of your own that the policy names; repeatable."),
@@ -74,7 +76,8 @@ def ask(
         engine=engine,
         engine_options=engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context),
         store=store,
-        handlers=_handlers(handler or []),
+        fallbacks=user_functions("fallback", fallback),
+        handlers=user_functions("handler", handler),
         force_scorer=force,
         certificate=certificate,
         template_options=template_options(template_option),
@@ -87,21 +90,6 @@ def ask(
     else:
         _print(outcome)
     raise typer.Exit(EXIT_CODES.get(outcome.action.value, 0))
-
-
-def _handlers(given: list[str]) -> dict[str, Any]:
-    """The user's own handlers by the names that the policy has for them."""
-    from guard.files.user_code import load_function
-
-    handlers: dict[str, Any] = {}
-    for each in given:
-        name, equals, function = each.partition("=")
-        if not (name and equals and function):
-            raise InputError(f"--handler {each!r} cannot be read", fix="Write --handler NAME=MODULE:FUNCTION")
-        if name in handlers:
-            raise InputError(f"--handler gives '{name}' twice", fix="Give each handler once")
-        handlers[name] = load_function(function, "handler")
-    return handlers
 
 
 def _print(outcome: Outcome) -> None:

@@ -14,6 +14,7 @@ from guard.cli.output import (
     ContextTokens,
     Dtype,
     Engine,
+    Fallbacks,
     GpuLayers,
     ModelName,
     PolicyName,
@@ -24,6 +25,7 @@ from guard.cli.output import (
     engine_options,
     print_json,
     template_options,
+    user_functions,
 )
 from guard.cli.progress import ProgressBars
 
@@ -48,6 +50,7 @@ def certify(
     threads: Threads = None,
     gpu_layers: GpuLayers = None,
     context: ContextTokens = None,
+    fallback: Fallbacks = None,
     grader: GraderName = None,
     on_bad: OnBad = "stop",
     template_option: TemplateOptions = None,
@@ -78,6 +81,7 @@ def certify(
             confidence=confidence,
             engine=engine,
             engine_options=engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context),
+            fallbacks=user_functions("fallback", fallback),
             grader=grader,
             on_bad=on_bad,  # type: ignore[arg-type]
             limit=limit,

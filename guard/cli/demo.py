@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guard.cli.ask import trail
-from guard.cli.output import AsJson, PolicyName, StoreUrl, console, print_json
+from guard.cli.output import (
+    AsJson,
+    ContextTokens,
+    GpuLayers,
+    PolicyName,
+    StoreUrl,
+    Threads,
+    console,
+    engine_options,
+    print_json,
+)
 from guard.cli.terminal import one_line, shown
 from guard.errors import InputError
 
@@ -25,6 +35,9 @@ _BESIDE = 2 + 2 + 5 + 2 + 13 + 2 + 8
 
 def demo(
     policy: PolicyName = "balanced",
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    context: ContextTokens = None,
     store: StoreUrl = None,
     svg: Annotated[Path | None, typer.Option(help="Also write what is shown as a picture.")] = None,
     as_json: AsJson = False,
@@ -39,7 +52,8 @@ def demo(
     place = store if store is not None else str(store_path())
     out = console()
     done: list[Shown] = []
-    with Guard.load(policy=policy, store=place) as guard:
+    loading = engine_options(dtype=None, threads=threads, gpu_layers=gpu_layers, context=context)
+    with Guard.load(policy=policy, engine_options=loading, store=place) as guard:
         title = f"SmolLM2-135M-Instruct, policy '{guard.policy.name}'"
         if not as_json:
             out.print(shown(f"{title}\n", "dim"))

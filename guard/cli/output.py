@@ -47,6 +47,14 @@ ContextTokens = Annotated[
     int | None,
     typer.Option("--context", min=1, help="Tokens of prompt and answer together; by default 4096 or what fits."),
 ]
+Fallbacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fallback",
+        metavar="NAME=MODULE:FUNCTION",
+        help="A function of your own that answers where the policy falls back to NAME; repeatable.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force-scorer", help="Use a scorer of another model; scores are marked.")]
 StoreUrl = Annotated[
     str | None,
@@ -85,6 +93,29 @@ def _json_or_text(value: str) -> Any:
 
 def _refused(constant: str) -> NoReturn:
     raise ValueError(constant)
+
+
+def user_functions(option: str, given: list[str] | None) -> dict[str, Any]:
+    """Return the user's own functions by the names that the policy has for them.
+
+    Args:
+        option: ``handler`` or ``fallback``.
+        given: texts such as ``NAME=MODULE:FUNCTION``.
+
+    Raises:
+        InputError: a text cannot be read, a name comes twice, or there is no such function.
+    """
+    from guard.files.user_code import load_function
+
+    functions: dict[str, Any] = {}
+    for each in given or ():
+        name, equals, function = each.partition("=")
+        if not (name and equals and function):
+            raise InputError(f"--{option} {each!r} cannot be read", fix=f"Write --{option} NAME=MODULE:FUNCTION")
+        if name in functions:
+            raise InputError(f"--{option} gives '{name}' twice", fix=f"Give each {option} once")
+        functions[name] = load_function(function, option)
+    return functions
 
 
 def engine_options(

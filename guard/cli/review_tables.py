@@ -87,15 +87,21 @@ def attempts_table(review: Review) -> Table:
     table.add_column("#", no_wrap=True, justify="right")
     table.add_column("source", no_wrap=True, max_width=12, overflow="ellipsis")
     table.add_column("p(wrong)", no_wrap=True, justify="right")
+    table.add_column("ended", no_wrap=True)
     table.add_column("then", no_wrap=True)
     table.add_column("rule", no_wrap=True, max_width=14, overflow="ellipsis")
     table.add_column("answer", overflow="fold", min_width=16)
     for number, attempt in enumerate(review.attempts, start=1):
         answer = attempt["answer"] if attempt["answer"] is not None else f"({attempt['error']})"
         cells = [str(number), attempt["source"], _probability(attempt["p_wrong"])]
-        cells += [attempt["action"], attempt["rule"], answer]
+        cells += [_ended(attempt), attempt["action"], attempt["rule"], answer]
         table.add_row(*map(shown, cells))
     return table
+
+
+def _ended(attempt: Mapping[str, Any]) -> str:
+    """How an answer ended: ``stop``, ``stop_string``, ``length`` (cut), or a dash where that is unknown."""
+    return str(attempt.get("finish_reason") or "-")
 
 
 def decision_table(review: Review, history: list[ReviewEvent]) -> Table:

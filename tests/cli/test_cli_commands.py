@@ -256,6 +256,25 @@ def test_a_bad_row_has_an_error_and_no_score_and_the_others_are_scored(
     assert first["p_wrong"] == pytest.approx(last["p_wrong"]) == pytest.approx(0.3, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["library", "libary"])
+def test_ask_falls_back_to_a_function_of_the_users_own(
+    run: Run, loads: Any, scorer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "books.py").write_text("def answer(prompt):\n    return 'by the book'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    loader = loads(lambda prompt, number: ("perhaps", 0.6))
+    rules = "[{accept: {below: 0.5}}, {fallback: {below: 0.9, to: library}}, {abstain: {text: No.}}]"
+    told = run(
+        *("ask", "Why?", "--model", MODEL, "--scorer", scorer, "--policy", policy(tmp_path, rules)),
+        *("--fallback", f"{name}=books:answer", "--json"),
+    )
+    if name == "library":
+        assert (told.code, told.json["answer"], told.json["attempts"][-1]["source"]) == (0, "by the book", "library")
+    else:
+        assert (told.code, loader.asked) == (2, 0)
+        assert "library" in told.words
+
+
 # -- demo ----------------------------------------------------------------------------------------
 
 
@@ -269,14 +288,15 @@ def shipped(monkeypatch: pytest.MonkeyPatch, scorer: Path) -> None:
 @pytest.mark.usefixtures("shipped")
 def test_demo_shows_every_question_and_what_became_of_it(run: Run, loads: Any, tmp_path: Path) -> None:
     scores = (0.05, 0.45, 0.97)
-    loads(lambda prompt, number: ("who knows", scores[number % 3]))
+    loader = loads(lambda prompt, number: ("who knows", scores[number % 3]))
     chosen = policy(
         tmp_path,
         "[{accept: {below: 0.3}}, {escalate: {below: 0.6, to: [review], reply: Wait.}}, {abstain: {text: No.}}]",
     )
     picture = tmp_path / "demo.svg"
-    told = run("demo", "--policy", chosen, "--store", tmp_path / "reviews.db", "--svg", picture)
+    told = run("demo", "--policy", chosen, "--store", tmp_path / "reviews.db", "--svg", picture, "--threads", "1")
     assert told.code == 0, told.words
+    assert loader.options[0]["threads"] == 1
     asked = [each.question for each in QUESTIONS]
     assert all(question.split()[-1] in told.words for question in asked)
     assert "who knows" in told.words

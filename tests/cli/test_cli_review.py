@@ -123,6 +123,16 @@ def test_show_has_everything_a_reviewer_needs(shell: Shell, store: Store, case: 
         assert part in decided
 
 
+def test_show_says_which_attempt_was_cut(shell: Shell, store: Store) -> None:
+    """How the other ended is not known; the table still fits into 80 columns."""
+    failed, answered = make_escalation().attempts
+    case = store.add(make_escalation(attempts=(failed, replace(answered, finish_reason="length"))))
+    text = shell("show", case.id)
+    (cut,) = (line for line in text.splitlines() if " length " in line)
+    assert "Lyon" in cut
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
 def test_show_as_json(shell: Shell, case: Review) -> None:
     shown = shell.json("show", case.id)
     assert shown["prompt"]["messages"][1] == {"role": "user", "content": "Question 1?"}

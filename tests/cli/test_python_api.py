@@ -116,6 +116,34 @@ def test_certify_writes_the_commands_file_after_an_interruption_too(
     assert not (tmp_path / "c.json").exists()
 
 
+def test_certify_counts_the_answers_of_a_function_as_the_command_does(
+    asked: list[AnsweringEngine], sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "books_of_sums.py").write_text(
+        "def answer(prompt):\n    return str(int(prompt.question.split()[2]) + 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    policy, scorer = tmp_path / "policy.yaml", tmp_path / "scorer.json"
+    confidence_scorer().save(scorer)
+    rules = "[{accept: {max_error_rate: 0.2, confidence: 0.9}}, {fallback: {below: 0.99, to: books}}, {abstain: {text: No.}}]"
+    policy.write_text(f"version: 1\nname: test\nrules: {rules}\n")
+    command(
+        *("certify", "--data", sums, "--out", tmp_path / "a.json", "--model", MODEL, "--scorer", scorer),
+        *("--policy", policy, "--fallback", "books=books_of_sums:answer"),
+    )
+    result = guard.certify(
+        sums,
+        out=tmp_path / "b.json",
+        model=MODEL,
+        scorer=scorer,
+        policy=policy,
+        fallbacks={"books": lambda prompt: str(int(prompt.question.split()[2]) + 1)},
+    )
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert result.certificate is not None
+    assert result.certificate.coverage == 1.0, "a function's answer is always given"
+
+
 def test_record_writes_the_commands_file_from_the_same_journal(sums: Path, tmp_path: Path) -> None:
     """Answers take different times in two runs, so both write from one journal: the function begins it."""
     pytest.importorskip("llama_cpp")

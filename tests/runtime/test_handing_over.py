@@ -13,7 +13,7 @@ from scripted import AnsweringEngine, confidence_scorer
 from scripted_chat import ScriptedChat, said
 from typer.testing import CliRunner
 
-from guard.cli.ask import _handlers
+from guard.cli.output import user_functions
 from guard.cli.policy import app as policy_commands
 from guard.errors import InputError
 from guard.langchain import ChatGuard, GuardMiddleware, guarded
@@ -144,7 +144,7 @@ def test_an_agents_case_has_the_system_message_that_the_model_read() -> None:
 def test_a_handler_of_ones_own_is_named_as_module_and_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "desk.py").write_text("def open_ticket(case):\n    return f'OPS {case.question}'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    handlers = _handlers(["ticket=desk:open_ticket"])
+    handlers = user_functions("handler", ["ticket=desk:open_ticket"])
     assert list(handlers) == ["ticket"]
     assert handlers["ticket"].__module__ == "desk"
 
@@ -162,7 +162,7 @@ def test_a_handler_of_ones_own_is_named_as_module_and_function(tmp_path: Path, m
 )
 def test_a_handler_that_cannot_be_had_is_said_at_once(given: list[str], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        _handlers(given)
+        user_functions("handler", given)
 
 
 @pytest.mark.model

@@ -1,0 +1,150 @@
+"""List every option of the Python API beside the command line, LangChain and the policy, as docs/reference/options.md.
+
+python docs/reference/list_options.py
+
+An option that one side has and another lacks needs a reason in `REASONS`: without one the list is not made.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+import guard
+from guard.cli import app
+from guard.langchain import ChatGuard
+from guard.policy.document import Document
+
+OUT = Path(__file__).with_name("options.md")
+COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+ENGINE = {"dtype", "threads", "gpu_layers", "context"}
+
+#: Title, command, and the functions that do the same in Python.
+TASKS: tuple[tuple[str, str, tuple[Callable[..., Any], ...]], ...] = (
+    ("Ask", "ask", (guard.Guard.load, guard.Guard.ask)),
+    ("Score", "score", (guard.Guard.load, guard.Guard.score)),
+    ("Calibrate", "calibrate", (guard.calibrate,)),
+    ("Record", "record", (guard.record,)),
+    ("Certify", "certify", (guard.certify,)),
+    ("Evaluate", "evaluate", (guard.evaluate,)),
+)
+#: Parameters of commands that have another name in Python.
+RENAMED = {
+    "again": "results",
+    "fallback": "fallbacks",
+    "files": "prompt",
+    "force": "force_scorer",
+    "handler": "handlers",
+    "question": "prompt",
+    "template_option": "template_options",
+}
+#: Parameters of commands that are part of one parameter in Python.
+PART_OF = {**dict.fromkeys(ENGINE, "engine_options"), "max_tokens": "limits", "timeout": "limits"}
+#: What the policy says about the same thing.
+IN_POLICY = {
+    "certificate": "`certificate:`",
+    "confidence": "`accept: {confidence}`",
+    "fallbacks": "`fallbacks:` (engines), `fallback: {to}`",
+    "handlers": "`escalate: {to}`",
+    "limits": "`budget:`",
+    "risk": "`accept: {max_error_rate}`",
+    "route": "`routes:`",
+    "sampling": "`retry: {temperature, top_p}`",
+}
+#: Settings of ChatGuard by the name that `Guard` has for them.
+IN_CHAT = {"limits": "`max_tokens`, `timeout`, `stop`", "sampling": "`temperature`, `top_p`, `top_k`, `seed`"}
+
+#: Why the command line lacks an option of Python.
+NOT_ON_COMMAND_LINE = {
+    "fallbacks": "a command scores without deciding: the policy is `shadow`",
+    "handlers": "a command scores without deciding: the policy is `shadow`",
+    "certificate": "a command scores without deciding: the policy is `shadow`",
+    "store": "a command scores without deciding: the policy is `shadow`",
+    "policy": "a command scores without deciding: the policy is `shadow`",
+    "metadata": "attached to a case by a program, which knows the caller",
+    "progress": "the command draws a progress bar",
+    "response": "`response` of each row",
+    "sampling": "a first answer is greedy, as in calibration; the policy's retries sample",
+}
+#: Why Python lacks an option of the command line.
+NOT_IN_PYTHON = {"as_json": "Python returns records; `guard.cli` prints them"}
+#: Why ChatGuard lacks an option of `Guard`.
+NOT_IN_CHAT = {
+    "certificate": "named in the policy (`certificate:`)",
+    "prompt": "the argument of `invoke` and `stream`",
+    "metadata": "the `metadata` of the run's config",
+}
+#: Why what a policy sets is no option.
+POLICY_ONLY = (
+    "What is decided is set in the policy alone, so that one reviewed file says what happens to an answer: {names}."
+)
+
+
+def python_options(functions: tuple[Callable[..., Any], ...]) -> list[str]:
+    names = [name for each in functions for name in inspect.signature(each).parameters]
+    return list(dict.fromkeys(name for name in names if name not in ("self", "cls")))
+
+
+def command_options(command: str) -> dict[str, list[str]]:
+    """Return the options of a command as they are written, by their names in Python."""
+    found: dict[str, list[str]] = {}
+    python = python_options(next(functions for _, name, functions in TASKS if name == command))
+    for each in COMMANDS[command].params:
+        if each.name == "help":
+            continue
+        name = RENAMED.get(each.name, each.name)
+        if name not in python:
+            name = PART_OF.get(each.name, name)
+        written = max(each.opts, key=len) if each.param_type_name == "option" else each.name.upper()
+        found.setdefault(name, []).append(f"`{written}`")
+    return found
+
+
+def rows(command: str, functions: tuple[Callable[..., Any], ...]) -> list[list[str]]:
+    """Return one row per option: Python, command line, ChatGuard (of ``ask``), policy.
+
+    Raises:
+        KeyError: one side lacks the option, and no reason is given.
+    """
+    python, shell = python_options(functions), command_options(command)
+    chat = set(ChatGuard.model_fields)
+    table = []
+    for name in [*python, *(each for each in shell if each not in python)]:
+        left = f"`{name}`" if name in python else f"({NOT_IN_PYTHON[name]})"
+        row = [left, ", ".join(shell[name]) if name in shell else f"({NOT_ON_COMMAND_LINE[name]})"]
+        if command == "ask":
+            row.append(_in_chat(name, chat) if name in python else "")
+        table.append([*row, IN_POLICY.get(name, "")])
+    return table
+
+
+def _in_chat(name: str, chat: set[str]) -> str:
+    return f"`{name}`" if name in chat and name not in NOT_IN_CHAT else IN_CHAT.get(name) or f"({NOT_IN_CHAT[name]})"
+
+
+def page() -> str:
+    parts = [
+        "# Options of Python, the command line, LangChain and the policy",
+        "This list is made from the signatures (`python docs/reference/list_options.py`), and a test compares them. In "
+        "parentheses stands why an option is missing. `engine_options` of Python is one mapping, since engines have "
+        'different options: `{"dtype", "threads", "gpu_layers", "context_tokens"}`.',
+    ]
+    for title, command, functions in TASKS:
+        names = " and ".join(f"`{_qualified(each)}`" for each in functions)
+        head = [names, f"`guard {command}`", *(["`ChatGuard`"] if command == "ask" else []), "policy"]
+        lines = [head, ["---"] * len(head), *rows(command, functions)]
+        parts += [f"## {title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    names = ", ".join(f"`{name}:`" for name in Document.model_fields)
+    return "\n\n".join([*parts, "## Policy", POLICY_ONLY.format(names=names)]) + "\n"
+
+
+def _qualified(function: Callable[..., Any]) -> str:
+    return function.__qualname__ if "." in function.__qualname__ else f"guard.{function.__name__}"
+
+
+if __name__ == "__main__":
+    OUT.write_text(page(), encoding="utf-8")
