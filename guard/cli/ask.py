@@ -34,7 +34,7 @@ from guard.cli.terminal import shown
 if TYPE_CHECKING:
     from guard.records import Outcome
 
-#: What the shell is told when the caller did not get an answer.
+#: Exit codes where the caller did not get an answer.
 EXIT_CODES = {"abstain": 10, "escalate": 11}
 
 
@@ -114,7 +114,7 @@ def _print(outcome: Outcome) -> None:
 
 
 def trail(outcome: Outcome) -> str:
-    """What was done in turn, such as ``retry, accept``."""
+    """Return the actions in order, such as ``retry, accept``."""
     steps = [attempt.decision.action.value for attempt in outcome.attempts[:-1]]
     last = f"accept (would {outcome.would_be.action})" if outcome.would_be else outcome.action.value
     return ", ".join([*steps, last])

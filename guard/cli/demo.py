@@ -42,7 +42,7 @@ def demo(
     svg: Annotated[Path | None, typer.Option(help="Also write what is shown as a picture.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the embedded model a dozen questions, and show what becomes of each answer and whether it is right.
+    """Ask the embedded model a dozen questions, and show what guard does with each answer and whether it is right.
 
     The questions and their right answers are fixed. Cases go to a store of the demo's own, unless you give one.
     """
@@ -75,7 +75,7 @@ def demo(
 
 
 def _print_one(out: Console, each: Shown) -> None:
-    """The question, and one line an attempt, as soon as it is decided."""
+    """Print the question, and one line per attempt, as soon as it is decided."""
     out.print(shown(one_line(each.question.question), "bold"))
     steps = trail(each.outcome).split(", ")
     for attempt, step in zip(each.outcome.attempts, steps, strict=True):

@@ -44,7 +44,7 @@ class Check:
 
     name: str
     ok: bool | None
-    told: str
+    detail: str
 
 
 def doctor(
@@ -64,7 +64,7 @@ def doctor(
         options = engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)
         checks += _model(model, scorer, {"engine": engine, **options})
     if as_json:
-        print_json({"checks": [{"name": c.name, "ok": c.ok, "told": c.told} for c in checks]})
+        print_json({"checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks]})
     else:
         _print(checks)
     raise typer.Exit(4 if any(check.ok is False for check in checks) else 0)
@@ -83,13 +83,13 @@ def _packages() -> list[Check]:
 def _installed(packages: tuple[str, ...], extra: str) -> tuple[bool | None, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    told = []
+    detail = []
     for package in packages:
         try:
-            told.append(f"{package} {version(package)}")
+            detail.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             return None, f"{package} is not installed (pip install 'ilis-guard[{extra}]')"
-    return True, ", ".join(told)
+    return True, ", ".join(detail)
 
 
 def _cpu() -> Check:
@@ -98,10 +98,10 @@ def _cpu() -> Check:
     except GuardError as error:
         return Check("llama.cpp", None, str(error))
     used = [name for name, value in cpu_features().items() if value == "1" and not name.startswith("AMX")]
-    told = f"{physical_cores()} cores, uses {' '.join(used)}"
+    detail = f"{physical_cores()} cores, uses {' '.join(used)}"
     if has_amx_kernels():
-        told += f"; not its AMX kernels, which may crash: build it with {WITHOUT_AMX} for more speed"
-    return Check("llama.cpp", True, told)
+        detail += f"; not its AMX kernels, which may crash: build it with {WITHOUT_AMX} for more speed"
+    return Check("llama.cpp", True, detail)
 
 
 def _store() -> Check:
@@ -126,11 +126,11 @@ def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Chec
         return [Check("model", False, str(error))]
     with engine:
         info = engine.model
-        told = f"{info.name}: {info.architecture}, {info.quantization}, {info.layers} layers of {info.width}"
-        checks = [Check("model", True, f"{told}, on {info.engine}")]
+        detail = f"{info.name}: {info.architecture}, {info.quantization}, {info.layers} layers of {info.width}"
+        checks = [Check("model", True, f"{detail}, on {info.engine}")]
         if info.chat_template_sha256 == sha256(b"").hexdigest():
-            told = "none: a base model, asked by a text to continue; chats, tools and LangChain need one"
-            checks.append(Check("chat template", None, told))
+            detail = "none: a base model, asked by a text to continue; chats, tools and LangChain need one"
+            checks.append(Check("chat template", None, detail))
         if scorer is None and model != EMBEDDED:
             return [*checks, Check("scorer", None, "none given; fit one with guard calibrate")]
         try:
@@ -143,7 +143,7 @@ def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Chec
 
 
 def _calibrated_with(scorer: object) -> dict[str, str]:
-    """What the engine is loaded with for this scorer; what is wrong with the scorer is said later."""
+    """Return the engine options of the scorer; a later check reports problems of the scorer."""
     from guard.scoring.scorer import load_scorer
 
     try:
@@ -161,8 +161,8 @@ def _answers(engine: object, scorer: object) -> Check:
     if attempt.score is None:
         return Check("answer", False, attempt.error or "no score")
     rate = attempt.completion_tokens / attempt.seconds
-    told = f"{attempt.answer!r}, p(wrong) {attempt.score.p_wrong:.0%}, {rate:.0f} tokens a second"
-    return Check("answer", True, f"{told}, scored in {attempt.score.seconds * 1000:.1f} ms")
+    detail = f"{attempt.answer!r}, p(wrong) {attempt.score.p_wrong:.0%}, {rate:.0f} tokens a second"
+    return Check("answer", True, f"{detail}, scored in {attempt.score.seconds * 1000:.1f} ms")
 
 
 def _print(checks: list[Check]) -> None:
@@ -172,5 +172,5 @@ def _print(checks: list[Check]) -> None:
     table = Table(show_header=False, box=None, padding=(0, 1))
     marks = {True: Text("ok", "green"), False: Text("fails", "bold red"), None: Text("-", "dim")}
     for check in checks:
-        table.add_row(marks[check.ok], shown(check.name), shown(check.told))
+        table.add_row(marks[check.ok], shown(check.name), shown(check.detail))
     console().print(table)

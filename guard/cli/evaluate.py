@@ -37,14 +37,16 @@ def evaluate(
         ),
     ] = None,
     parts: Annotated[bool, typer.Option(help="Fit guard's own score with each part left out.")] = True,
-    per_set: Annotated[int | None, typer.Option(min=10, help="At most so many answers of each data set.")] = None,
-    draws: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of folds, methods and resamples.")] = 0,
-    title: Annotated[str, typer.Option(help="Of the report.")] = "How well does it know when it is wrong?",
-    notes: Annotated[Path | None, typer.Option(help="What was tried and did not work: JSON, {title: text}.")] = None,
+    per_set: Annotated[int | None, typer.Option(min=10, help="Maximal number of answers of each data set.")] = None,
+    draws: Annotated[int, typer.Option(min=100, help="Number of bootstrap resamples.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of folds, methods and resamples.")] = 0,
+    title: Annotated[str, typer.Option(help="Title of the report.")] = "How well does it know when it is wrong?",
+    notes: Annotated[
+        Path | None, typer.Option(help="What was tried and did not work: a JSON file, {title: text}.")
+    ] = None,
     again: Annotated[
         list[Path] | None,
-        typer.Option("--from", help="Show numbers that were computed before, in place of records; repeatable."),
+        typer.Option("--from", help="Show the numbers of an earlier evaluation, in place of records; repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -34,7 +34,7 @@ def check(
     certificate: CertificateFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find mistakes in policies: one line each, with file, line and column. Exit code 2 if any.
+    """Check policies; print one line per mistake, with file, line and column. Exit code 2 if any.
 
     For a policy that guarantees an error rate it also says whether its certificate fits its rules. Whether it
     fits model and scorer is checked when they are loaded.
@@ -128,7 +128,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a copy of a built-in policy, to be changed."""
+    """Write a copy of a built-in policy for you to change."""
     from guard.policy.policy import builtin_policies
 
     builtin = builtin_policies()
@@ -158,20 +158,20 @@ def list_policies(*, as_json: AsJson = False) -> None:
 
 
 def _tool_section(policy: Policy, tool: str) -> str | None:
-    """The section of the policy's tools that is for this tool; None where it is treated as other answers."""
+    """Return the section of the policy for this tool; None where the tool has none."""
     from guard.policy.policy import ANY_TOOL
 
     return next((name for name in (tool, ANY_TOOL) if name in policy.tools), None)
 
 
 def _other_section(policy: Policy, tool: str, section: str | None) -> str:
-    """Says that a tool has no rules of its own, since its name may be misspelt."""
+    """Say that a tool has no rules of its own, since its name may be misspelt."""
     taken = "the rules are those of other answers" if section is None else f"tools.{section} is taken"
     return f"tools has no '{tool}', so {taken}. {did_you_mean(tool, policy.tools)}".rstrip()
 
 
 def _with_certificate(policy: Policy, certificate: str | None) -> Policy:
-    """The policy with certified thresholds, as far as that can be judged without model and scorer."""
+    """Return the policy with certified thresholds, as far as that can be judged without model and scorer."""
     from guard.policy.certificate import apply_certificates, check_certificate, chosen_certificates
     from guard.policy.guarantee import guarantees
 
@@ -185,7 +185,7 @@ def _with_certificate(policy: Policy, certificate: str | None) -> Policy:
 
 
 def _guarantees(policy: Policy, certificate: str | None) -> list[dict[str, Any]]:
-    """What the policy guarantees, with the certified thresholds where it has a certificate."""
+    """Return what the policy guarantees, with the certified thresholds where it has a certificate."""
     from guard.policy.guarantee import guarantees
 
     known = certificate is not None or policy.certificate is not None
@@ -201,7 +201,7 @@ def _guarantees(policy: Policy, certificate: str | None) -> list[dict[str, Any]]
 
 
 def _check(file: str, certificate: str | None) -> dict[str, Any]:
-    """What is wrong with one policy, as a JSON object."""
+    """Return the problems of one policy as a JSON object."""
     from guard.policy.policy import InvalidPolicyError, load_policy
 
     report: dict[str, Any] = {"file": file, "valid": False, "problems": [], "guarantees": [], "notes": []}
@@ -220,7 +220,7 @@ def _check(file: str, certificate: str | None) -> dict[str, Any]:
 
 
 def _needs(policy: Policy) -> dict[str, list[str]]:
-    """What has to be handed over with the policy: handlers and fallbacks that it names and does not declare."""
+    """Return the handlers and fallbacks that the policy names and does not declare."""
     return {
         "handlers": [name for name in policy.handler_names() if name not in ("log", "review", "interrupt")],
         "fallbacks": [name for name in policy.fallback_names() if name not in policy.fallbacks],
@@ -248,7 +248,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
 
 
 def _notes(policy: Policy) -> list[str]:
-    """What is allowed and hardly meant: a retry that can only give the same answer again."""
+    """Return warnings: retries that can only give the same answer again."""
     from guard.policy.document import Retry
 
     return [

@@ -63,7 +63,7 @@ def list_reviews(
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """List reviews, those that have waited longest first."""
+    """List reviews, oldest first."""
     if status not in _STATUSES:
         raise InputError(f"There is no status '{status}'", fix=did_you_mean(status, _STATUSES))
     only = None if status == "all" else status
@@ -83,7 +83,7 @@ def list_reviews(
 
 @app.command()
 def show(name: ReviewId, *, store: StoreUrl = None, as_json: AsJson = False) -> None:
-    """Show one review: prompt, answer, score, rule, metadata, attempts, and what became of it.
+    """Show one review: prompt, answer, score, rule, metadata, attempts and decision.
 
     Four characters of an id will do where no other id begins with them.
     """
@@ -110,7 +110,7 @@ def approve(
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let the model's answer stand."""
+    """Approve the model's answer."""
     by = _reviewer(reviewer)
     with _opened(store) as reviews:
         chosen = _chosen(reviews, name, "Approve", yes=yes or as_json)
@@ -135,7 +135,7 @@ def edit(
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a better answer in place of the model's, and say whether the model's was right or wrong."""
+    """Replace the model's answer with a better one, and label the model's as right or wrong."""
     by = _reviewer(reviewer)
     if draft is not None:
         checked_choice("--draft", draft, _DRAFTS)
@@ -160,7 +160,7 @@ def reject(
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say that the answer is wrong."""
+    """Reject the model's answer as wrong."""
     by = _reviewer(reviewer)
     with _opened(store) as reviews:
         chosen = _chosen(reviews, name, "Reject", yes=yes or as_json)
@@ -179,7 +179,7 @@ def export(
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write decided reviews as labelled JSON Lines, for `guard calibrate`. The file is readable for you only."""
+    """Write decided reviews as labelled JSON Lines, for `guard calibrate`. Only you can read the file."""
     with _opened(store) as reviews:
         rows = reviews.labelled(route=route, model=model)
         if out is None:
@@ -256,7 +256,7 @@ def _someone_is_there(as_json: bool) -> bool:
 
 
 def _chosen(store: Store, name: str, verb: str, *, yes: bool) -> Review:
-    """The review to decide: shown and confirmed where a person is there, else named by its whole id."""
+    """Return the review to decide: confirmed at a terminal, else named by its whole id."""
     from guard.review.store import ID_LENGTH
 
     review = store.review(name)

@@ -20,18 +20,18 @@ _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def age(time: str, now: datetime | None = None) -> str:
-    """How long ago an ISO 8601 time is, in its largest unit, such as ``3 d``."""
+    """Return how long ago an ISO 8601 time is, in its largest unit, such as ``3 d``."""
     seconds = max(0, int(((now or datetime.now(UTC)) - datetime.fromisoformat(time)).total_seconds()))
     return next((f"{seconds // size} {unit}" for unit, size in _UNITS if seconds >= size), "now")
 
 
 def when(time: str) -> str:
-    """Date and minute of an ISO 8601 time, in UTC as it is kept."""
+    """Return date and minute of an ISO 8601 time, in UTC as it is kept."""
     return f"{time[:16].replace('T', ' ')} UTC"
 
 
 def list_table(reviews: list[Review], *, with_status: bool) -> Table:
-    """One line a review: id, age, score, question and answer."""
+    """Return one line per review: id, age, score, question and answer."""
     from rich import box
     from rich.table import Table
 
@@ -52,7 +52,7 @@ def list_table(reviews: list[Review], *, with_status: bool) -> Table:
 
 
 def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
-    """All that a person needs to decide a case."""
+    """Return all that a person needs to decide a case."""
     return _fields(
         [
             ("id", review.id),
@@ -73,13 +73,13 @@ def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
 
 
 def short_case_table(review: Review) -> Table:
-    """What is about to be decided."""
+    """Return what a person is about to decide."""
     fields = [("id", review.id), ("question", review.question), ("answer", answer_of(review))]
     return _fields([*fields, ("p(wrong)", _probability(review.p_wrong))])
 
 
 def attempts_table(review: Review) -> Table:
-    """One line an attempt."""
+    """Return one line per attempt."""
     from rich import box
     from rich.table import Table
 
@@ -100,12 +100,12 @@ def attempts_table(review: Review) -> Table:
 
 
 def _ended(attempt: Mapping[str, Any]) -> str:
-    """How an answer ended: ``stop``, ``stop_string``, ``length`` (cut), or a dash where that is unknown."""
+    """Return how an answer ended: ``stop``, ``stop_string``, ``length`` (cut), or a dash where that is unknown."""
     return str(attempt.get("finish_reason") or "-")
 
 
 def decision_table(review: Review, history: list[ReviewEvent]) -> Table:
-    """What became of a case."""
+    """Return the decision about a case and its history."""
     trail = "\n".join(f"{when(event.at)}  {event.what} by {event.who}" for event in history)
     return _fields(
         [
@@ -119,7 +119,7 @@ def decision_table(review: Review, history: list[ReviewEvent]) -> Table:
 
 
 def answer_of(review: Review) -> str:
-    """The model's answer, or what stands for it."""
+    """Return the model's answer, or what stands for it."""
     return review.answer if review.answer is not None else "(none: generation failed)"
 
 

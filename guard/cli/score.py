@@ -44,7 +44,7 @@ def score(
     force: Force = False,
     template_option: TemplateOptions = None,
 ) -> None:
-    """Score answers, one JSON object a line in, one a line out.
+    """Score answers: one JSON object per line in, one per line out.
 
     A row has "prompt" (a text or chat messages) and, if the answer exists already, "response"; without
     one the model answers. Rows that cannot be scored come out with "error"; then the exit code is 3.
@@ -101,7 +101,7 @@ def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Numbers and contents of the lines of a file, or of standard input."""
+    """Return numbers and contents of the lines of a file, or of standard input."""
     from guard.files.json_lines import check_json_lines, read_lines, split_lines
 
     if str(file) == "-":
@@ -111,7 +111,7 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _row(line: bytes | None, where: str) -> dict[str, Any]:
-    """A row as it is scored; with "error" where it cannot be."""
+    """Return a row to score; with "error" where it cannot be."""
     from guard.data.questions import read_object
 
     try:

@@ -88,7 +88,7 @@ def test_a_base_model_is_certified(model: Path, scorer: Path, tmp_path: Path) ->
 def test_doctor_says_what_a_base_model_lacks(model: Path) -> None:
     _, shown = run("doctor", "--model", str(model), "--json")
     checks = {check["name"]: check for check in json.loads(shown)["checks"]}
-    assert "base model" in checks["chat template"]["told"]
+    assert "base model" in checks["chat template"]["detail"]
 
 
 def test_a_run_that_fails_before_its_first_row_leaves_no_journal(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def test_show_says_which_attempt_was_cut(shell: Shell, store: Store) -> None:
     case = store.add(make_escalation(attempts=(failed, replace(answered, finish_reason="length"))))
     text = shell("show", case.id)
     (cut,) = (line for line in text.splitlines() if " length " in line)
-    assert "Lyon" in cut
+    assert "escalate" in cut
     assert max(len(line) for line in text.splitlines()) <= 80
 
 

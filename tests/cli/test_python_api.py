@@ -125,7 +125,8 @@ def test_certify_counts_the_answers_of_a_function_as_the_command_does(
     monkeypatch.syspath_prepend(tmp_path)
     policy, scorer = tmp_path / "policy.yaml", tmp_path / "scorer.json"
     confidence_scorer().save(scorer)
-    rules = "[{accept: {max_error_rate: 0.2, confidence: 0.9}}, {fallback: {below: 0.99, to: books}}, {abstain: {text: No.}}]"
+    fallback = "{fallback: {below: 0.99, to: books}}"
+    rules = f"[{{accept: {{max_error_rate: 0.2, confidence: 0.9}}}}, {fallback}, {{abstain: {{text: No.}}}}]"
     policy.write_text(f"version: 1\nname: test\nrules: {rules}\n")
     command(
         *("certify", "--data", sums, "--out", tmp_path / "a.json", "--model", MODEL, "--scorer", scorer),

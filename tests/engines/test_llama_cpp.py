@@ -862,7 +862,7 @@ def test_doctor_tells_how_to_build_without_amx(monkeypatch: pytest.MonkeyPatch) 
     doctor = importlib.import_module("guard.cli.doctor")
     for info, wanted in ((b"AVX2 = 1 | AMX_INT8 = 1 |", True), (b"AVX2 = 1 |", False)):
         monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda info=info: info)
-        told = doctor._cpu().told
+        told = doctor._cpu().detail
         assert ("-mno-amx-int8" in told) is wanted
         assert "uses AVX2" in told
         assert "AMX_INT8" not in told
