@@ -69,18 +69,18 @@ for file in "$@"; do
 done
 guard evaluate "${results[@]}" --notes "$root/docs/evidence/notes.json" --out "$out/report.html"
 
-# Do the promises hold on these answers?
-promise() {
+# Does the risk guarantee hold on these answers?
+risk_guarantee() {
     local name=$1 of=$2
     shift 2
-    python "$root/benchmarks/scores.py" "$out/$name.parquet" "$out/promise-$name-scores.jsonl.gz"
-    python "$root/benchmarks/promise.py" --scores "$out/promise-$name-scores.jsonl.gz" "$@" --of "$of, thirteen sets" \
-        --out "$root/benchmarks/results/promise-$name.json"
+    python "$root/benchmarks/scores.py" "$out/$name.parquet" "$out/risk-guarantee-$name-scores.jsonl.gz"
+    python "$root/benchmarks/risk_guarantee.py" --scores "$out/risk-guarantee-$name-scores.jsonl.gz" "$@" --of "$of, thirteen sets" \
+        --out "$root/benchmarks/results/risk-guarantee-$name.json"
 }
-promise smollm2 "SmolLM2-135M-Instruct Q4_1" --risk 0.2 --risk 0.3 --risk 0.4 --risk 0.5 --risk 0.6 --risk 0.7
+risk_guarantee smollm2 "SmolLM2-135M-Instruct Q4_1" --risk 0.2 --risk 0.3 --risk 0.4 --risk 0.5 --risk 0.6 --risk 0.7
 for file in "$@"; do
     name=$(basename "$file" .gguf)
-    promise "$name" "$name" --risk 0.05 --risk 0.1 --risk 0.2 --risk 0.3 --risk 0.4
+    risk_guarantee "$name" "$name" --risk 0.05 --risk 0.1 --risk 0.2 --risk 0.3 --risk 0.4
 done
 
 python "$root/benchmarks/tables.py" "$out/report.json"

@@ -1,4 +1,4 @@
-"""Scores of recorded answers, each by a fit that did not see its question: what `promise.py` draws from.
+"""Scores of recorded answers, each by a fit that did not see its question: what `risk_guarantee.py` draws from.
 
     python benchmarks/scores.py records.parquet scores.jsonl.gz
     python benchmarks/scores.py records.parquet scores.jsonl.gz --sets countries sciq

@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py [REPORT.json]
 
-From docs/evidence/figures.json and benchmarks/results/ (`promise.py`, `overhead.py`). With the JSON that
+From docs/evidence/figures.json and benchmarks/results/ (`risk_guarantee.py`, `overhead.py`). With the JSON that
 `guard evaluate` writes beside its report, figures.json is first written from it: means, intervals and verdicts, without
 curves and single cells, which belong in the report. A test compares the documents with these figures.
 """
@@ -78,12 +78,12 @@ def report(result: EvaluationResult) -> str:
                 "fitted and that have right and wrong answers; one over fewer sets than others says so and cannot be "
                 f"compared with them. Gains below are over common sets:\n\n{shifts}\n"
             )
-        parts.append(f"What had to be shown (gain and 95 % interval, paired bootstrap):\n\n{_verdicts(model)}")
+        parts.append(f"Claims (gain and 95 % interval, paired bootstrap):\n\n{_verdicts(model)}")
         parts.append("\n".join(_groups(model)) + "\n")
     return "\n".join(part for part in parts if part.strip())
 
 
-def promises(files: Sequence[Path]) -> str:
+def risk_guarantees(files: Sequence[Path]) -> str:
     """The certificates' tables: what a thousand certifications of recorded scores came to."""
     parts = []
     for file in files:
@@ -216,7 +216,9 @@ def filled() -> dict[Path, str]:
         ROOT / "README.md": {"evidence": overview(result)},
         ROOT / "docs" / "reference" / "engines.md": {"cost": costs()},
         ROOT / "docs" / "evidence" / "README.md": {"evidence": report(result)},
-        ROOT / "docs" / "how-to" / "certificates.md": {"promises": promises(sorted(MEASURED.glob("promise-*.json")))},
+        ROOT / "docs" / "how-to" / "certificates.md": {
+            "risk-guarantees": risk_guarantees(sorted(MEASURED.glob("risk-guarantee-*.json")))
+        },
     }
     return {document: _with_figures(document, named) for document, named in figures.items()}
 

@@ -4,7 +4,7 @@
     python benchmarks/unseen.py records.parquet
 
 Scores recorded answers of the embedded model with the shipped scorer, and with the token
-log-probabilities alone that were fitted beside it, and prints both for each set that it never saw.
+log-probabilities alone that were fitted beside it, and prints both for each unseen set.
 """
 
 from __future__ import annotations

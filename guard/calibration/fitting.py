@@ -1,12 +1,14 @@
-"""Arrays of labelled answers -> a calibrated model.
+"""Fit a calibrated model to arrays of labelled answers.
 
-The default score is one logistic regression over what the output shows (log-probabilities, margins,
-length) and what the layers say (`guard.scoring.probe`), and a LightGBM correction from the layers' signature.
-What the regression reads and how loud the layers may speak is not chosen but averaged over, not at all
-included. Answers that were held out decide how much each way counts, whether the layers are heard at all,
-and how much of the correction is kept. Where whole data sets can be held out all ways count the same: what was
-best on some sets is often not on the next (docs/evidence/notes.json).
-The probability is calibrated on the same answers; then all is fitted again on everything.
+The default score is a logistic regression on the output's features (log-probabilities, margins, length) and on a
+linear probe of the activations (`guard.scoring.probe`), with a LightGBM correction from the layers' signature.
+
+The score averages regressions with different output features and prior scales of the probe, including one without a
+probe, instead of selecting one. Held-out answers decide the weight of each regression, whether the probe is used at
+all, and how much of the correction is kept. With enough data sets, folds are whole data sets and all regressions have
+the same weight: what is best on some data sets often is not on the next (docs/evidence/notes.json).
+
+The probability is calibrated on the held-out answers; then everything is fitted again on all answers.
 """
 
 from __future__ import annotations
@@ -43,20 +45,20 @@ LogOdds = Doubles
 MIN_ANSWERS, MIN_CLASS = 40, 5
 
 FOLDS = 5
-#: From so many data sets on, folds are whole sets.
+#: Fewest data sets for folds that are whole data sets.
 MIN_SETS = 4
 
-#: Variances that the layers' read-out has beside the output's features, which have 1 each, in the regressions whose
-#: mean is taken. A regression without a read-out is one of them.
-STRENGTHS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
-#: A further one where single answers are held out, and tell what it is worth.
-LOUDEST = 30.0
-#: Where regressions have weights, what counts less than this share of the best is left out.
+#: Prior scales of the probe in the averaged regressions: its variance, where each output feature has 1. With 0 a
+#: regression has no probe.
+PRIOR_SCALES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
+#: One more prior scale where folds are single answers, which can tell what it is worth.
+LARGEST_PRIOR_SCALE = 30.0
+#: Regressions with a weight below this share of the largest are left out.
 LEAST_WEIGHT = 0.01
-#: How far calibration is expected to move slope and intercept: as standard deviations around 1 and 0.
+#: Prior standard deviation of the calibration's slope around 1 and of its intercept around 0.
 CALIBRATION_SPREAD = 0.3
 
-#: A start from log-odds, weak learners, and shrinkage: trees that do not harm transfer.
+#: LightGBM's initial score is the base model's log-odds; weak learners and shrinkage keep transfer intact.
 TREE_SETTINGS: dict[str, Any] = {
     "objective": "binary",
     "num_leaves": 6,
@@ -70,7 +72,7 @@ TREE_SETTINGS: dict[str, Any] = {
     "force_row_wise": True,
     "num_threads": 1,
 }
-#: Numbers of trees that are tried, as a correction and alone, and shares of the correction.
+#: Candidate numbers of trees, as a correction and alone, and candidate shares of the correction.
 CORRECTION_ROUNDS, ROUNDS = (25, 50, 100), (50, 100, 200, 400)
 SHRINKAGES = (0.5, 1.0)
 
@@ -79,10 +81,10 @@ _GROUPS: dict[Features, tuple[str, ...]] = {
     "ilis": ("map",),
     "logprob": ("logprob",),
 }
-#: Tokens whose maps and norms are read. The published score reads the last one.
+#: Tokens whose maps and norms are features. The published score uses the last one.
 _AGGREGATES: dict[Features, tuple[str, ...]] = {"combined": ("last", "mean"), "ilis": ("last",), "logprob": ("last",)}
-#: What the regressions of the start read of the output.
-_START_GROUPS: dict[Features, tuple[tuple[str, ...], ...]] = {
+#: Groups of output features in the base model's regressions.
+_BASE_GROUPS: dict[Features, tuple[tuple[str, ...], ...]] = {
     "combined": (("logprob",), ("logprob", "margin", "length")),
     "ilis": (),
     "logprob": (("logprob",),),
@@ -97,8 +99,8 @@ class Examples:
         x: shape (n, features), in a schema's order.
         wrong: shape (n,).
         dataset: shape (n,).
-        activations: shape (n, A, L, D), as in `Signature.activations`; None leaves the read-out out.
-        products: of the activations; made where missing.
+        activations: shape (n, A, L, D), as in `Signature.activations`; None fits no probe.
+        products: inner products of the activations; computed where missing.
     """
 
     x: Floats
@@ -113,11 +115,11 @@ class Examples:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedModel:
-    """A model and how it came about.
+    """A fitted model with its settings.
 
     Attributes:
-        model: calibrated.
-        settings: what was chosen, for the artefact.
+        model: the calibrated model.
+        settings: the selected settings, for the scorer file.
     """
 
     model: Model
@@ -127,7 +129,7 @@ class FittedModel:
 def schema_for(
     features: Features, *, layers: int, temperatures: tuple[float, ...], without: tuple[str, ...] = ()
 ) -> FeatureSchema:
-    """The features of a kind of score, some groups left out."""
+    """Return the features of a kind of score without some groups."""
     groups = tuple(group for group in _GROUPS[features] if group not in without)
     return FeatureSchema(layers=layers, temperatures=temperatures, aggregates=_AGGREGATES[features], groups=groups)
 
@@ -135,17 +137,17 @@ def schema_for(
 def fit_model(
     examples: Examples, schema: FeatureSchema, *, features: Features = "combined", seed: int = 0
 ) -> FittedModel:
-    """Fit and calibrate.
+    """Fit and calibrate a model.
 
     Args:
-        examples: to learn from; all of them are used for everything.
-        schema: of ``examples.x``.
+        examples: labelled answers; all of them are used for fitting, selection and calibration.
+        schema: the features of ``examples.x``.
         features: the kind of score.
-        seed: of folds and trees.
+        seed: seed of folds and trees.
 
     Raises:
-        CalibrationError: too few labels of one kind, features or activations that are not finite or all the same,
-            or a score that carries no signal.
+        CalibrationError: there are too few labels of one kind, features or activations are not finite or all the
+            same, or the score carries no signal.
     """
     _check_enough(examples.wrong)
     _check_finite(examples)
@@ -154,22 +156,22 @@ def fit_model(
     elif examples.products is None:
         examples = replace(examples, products=probe.InnerProducts(probe.inner_products(examples.activations)))
     folds = list(_folds(examples, seed))
-    told: dict[str, Any] = {"folds": "data sets" if _by_set(examples) else "answers"}
+    settings: dict[str, Any] = {"folds": "data sets" if _by_set(examples) else "answers"}
     regressions = _regressions(examples, features, schema)
     by_regression = _held_out(examples, regressions, folds)
     weights = _weights(by_regression, regressions, examples)
     held_out = weights @ by_regression
     kept = np.flatnonzero(weights)
-    start = _Start.fit(examples, np.arange(len(examples)), [regressions[at] for at in kept])
-    linear, linear_probe = start.parts(examples, weights[kept])
-    told |= {"regressions": [regressions[at].told(weights[at]) for at in kept]}
+    base = _BaseModel.fit(examples, np.arange(len(examples)), [regressions[at] for at in kept])
+    linear, linear_probe = base.parts(examples, weights[kept])
+    settings |= {"regressions": [regressions[at].settings(weights[at]) for at in kept]}
     trees: Trees | None = None
     if features != "logprob":
         alone = not linear.features and linear_probe is None
         held_out, trees, chosen = _fit_trees(examples, schema, held_out, folds, seed, alone=alone)
-        told |= chosen
+        settings |= chosen
     calibration = _calibrate(held_out, examples.wrong)
-    return FittedModel(Model(base=linear, probe=linear_probe, trees=trees, calibration=calibration), told)
+    return FittedModel(Model(base=linear, probe=linear_probe, trees=trees, calibration=calibration), settings)
 
 
 def _check_enough(wrong: NDArray[np.bool_]) -> None:
@@ -178,7 +180,7 @@ def _check_enough(wrong: NDArray[np.bool_]) -> None:
         raise CalibrationError(
             "Too few labels to fit a scorer",
             why=f"there are {len(wrong)} answers, {int(wrong.sum())} of them wrong; "
-            f"it needs at least {MIN_ANSWERS} answers, {MIN_CLASS} right and {MIN_CLASS} wrong",
+            f"a scorer needs at least {MIN_ANSWERS} answers, {MIN_CLASS} right and {MIN_CLASS} wrong",
             fix="Give more questions, or a mix of easier and harder ones",
         )
 
@@ -192,15 +194,15 @@ def _check_finite(examples: Examples) -> None:
             raise CalibrationError(
                 f"The {what} of {len(bad)} of {len(values)} answers are not finite numbers",
                 why=f"the first of them is answer {bad[0] + 1}",
-                fix="Record these answers again; where it stays, the model computes NaN (try another dtype)",
+                fix="Record these answers again. If it happens again, the model computes NaN: try another dtype",
             )
 
 
-# -- what is held out --------------------------------------------------------------------------
+# -- folds --------------------------------------------------------------------------
 
 
 def _by_set(examples: Examples) -> bool:
-    """Whether whole data sets can be held out: enough of them, and both labels in the rest."""
+    """Return whether folds can be whole data sets: there are enough, and the rest always has both labels."""
     sets = np.unique(examples.dataset)
     if len(sets) < MIN_SETS:
         return False
@@ -211,7 +213,7 @@ def _by_set(examples: Examples) -> bool:
 
 
 def _folds(examples: Examples, seed: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Pairs of rows to learn from and rows held out."""
+    """Yield pairs of training rows and held-out rows."""
     if not _by_set(examples):
         splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
         yield from splitter.split(examples.wrong, examples.wrong)
@@ -222,55 +224,56 @@ def _folds(examples: Examples, seed: int) -> Iterator[tuple[NDArray[np.intp], ND
         rest = examples.wrong[~out]
         if MIN_CLASS <= rest.sum() <= len(rest) - MIN_CLASS:
             yield np.flatnonzero(~out), np.flatnonzero(out)
-        else:  # these sets together hold nearly all answers of one kind: one at a time
+        else:  # these data sets together hold nearly all answers of one kind: hold out one at a time
             for name in part:
                 yield np.flatnonzero(examples.dataset != name), np.flatnonzero(examples.dataset == name)
 
 
-# -- the start: output and layers in one logistic regression -----------------------------------
+# -- the base model: output features and probe in one logistic regression ----------------------
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Regression:
-    """What one logistic regression reads.
+    """The inputs of one logistic regression.
 
     Attributes:
-        groups: of the output's features.
-        columns: of these features.
-        strength: of the read-out; 0 for none.
+        groups: groups of output features.
+        columns: columns of these features.
+        prior_scale: prior scale of the probe; 0 for a regression without a probe.
     """
 
     groups: tuple[str, ...]
     columns: NDArray[np.intp]
-    strength: float
+    prior_scale: float
 
-    def told(self, weight: float) -> dict[str, Any]:
-        """For the artefact."""
-        return {"reads": list(self.groups), "probe": self.strength, "weight": round(float(weight), 4)}
+    def settings(self, weight: float) -> dict[str, Any]:
+        """Return the settings for the scorer file."""
+        return {"reads": list(self.groups), "probe": self.prior_scale, "weight": round(float(weight), 4)}
 
 
 def _regressions(examples: Examples, features: Features, schema: FeatureSchema) -> list[_Regression]:
-    """All ways to read the output, without what is left out, at all strengths; one that reads nothing if need be."""
-    kept = dict.fromkeys(tuple(group for group in each if group in schema.groups) for each in _START_GROUPS[features])
+    """Return a regression for each set of output groups and each prior scale; at least one, even without features."""
+    kept = dict.fromkeys(tuple(group for group in each if group in schema.groups) for each in _BASE_GROUPS[features])
     read = [groups for groups in kept if groups] or [()]
-    strengths: tuple[float, ...] = (0.0,)
+    scales: tuple[float, ...] = (0.0,)
     if examples.products is not None:
-        strengths = STRENGTHS if _by_set(examples) else (*STRENGTHS, LOUDEST)
-    return [_Regression(groups, schema.columns(groups), strength) for groups in read for strength in strengths]
+        scales = PRIOR_SCALES if _by_set(examples) else (*PRIOR_SCALES, LARGEST_PRIOR_SCALE)
+    return [_Regression(groups, schema.columns(groups), scale) for groups in read for scale in scales]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Start:
-    """Logistic regressions on the same answers; their weighted mean is one, too.
+class _BaseModel:
+    """Logistic regressions on the same answers; their weighted mean is again a logistic regression.
 
     Attributes:
-        columns: shape (c,), of the features that any of them reads.
-        mean, scale: shape (c,), of these features.
+        columns: shape (c,), the features that any of them uses.
+        mean, scale: shape (c,), for standardising these features.
         coefficients: shape (regressions, c).
         intercepts: shape (regressions,).
-        landmarks: examples that the read-outs are made of.
-        combinations: shape (len(landmarks), regressions), the read-outs as combinations of them; None without any.
-        offsets: shape (regressions,), of the read-outs; see `parts`.
+        landmarks: examples whose activations span the probes.
+        combinations: shape (len(landmarks), regressions), each probe as a combination of the landmarks; None if no
+            regression has a probe.
+        offsets: shape (regressions,), offsets of the probes; see `parts`.
     """
 
     columns: NDArray[np.intp]
@@ -283,31 +286,31 @@ class _Start:
     offsets: Doubles
 
     @classmethod
-    def fit(cls, examples: Examples, rows: NDArray[np.intp], regressions: Sequence[_Regression]) -> _Start:
-        """Fit each on some of the examples."""
+    def fit(cls, examples: Examples, rows: NDArray[np.intp], regressions: Sequence[_Regression]) -> _BaseModel:
+        """Fit each regression on some of the examples."""
         wrong = examples.wrong[rows]
         columns = np.unique(np.concatenate([each.columns for each in regressions]))
         x = examples.x[np.ix_(rows, columns)].astype(np.float64)
         mean, scale = x.mean(axis=0), x.std(axis=0)
         scale[scale == 0] = 1.0
         inputs, count = (x - mean) / scale, len(columns)
-        heard = any(each.strength for each in regressions)
-        seen = examples.products.projected(rows) if examples.products is not None and heard else None
+        uses_probe = any(each.prior_scale for each in regressions)
+        seen = examples.products.projected(rows) if examples.products is not None and uses_probe else None
         coefficients = np.zeros((len(regressions), count if seen is None else count + seen.values.shape[1]))
         intercepts = np.zeros(len(regressions))
         for at, each in enumerate(regressions):
             used = np.flatnonzero(np.isin(columns, each.columns))
-            wide, loud = inputs[:, used], np.sqrt(each.strength)
-            if seen is not None and each.strength:
-                wide = np.hstack([wide, loud * seen.values])
+            wide, scaling = inputs[:, used], np.sqrt(each.prior_scale)
+            if seen is not None and each.prior_scale:
+                wide = np.hstack([wide, scaling * seen.values])
                 used = np.concatenate([used, np.arange(count, coefficients.shape[1])])
             if not len(used):
-                # Neither output nor layers: the share of wrong answers. That of these rows would be the higher, the
-                # lower that of the rows held out is, and so rank them backwards.
+                # No features: the share of wrong answers, of all examples. The share of these rows is the higher, the
+                # lower that of the held-out rows is, and would rank them backwards.
                 intercepts[at] = log_odds_of(float(examples.wrong.mean()))
                 continue
             model = LogisticRegression(C=1.0, solver="newton-cholesky").fit(wide, wrong)
-            coefficients[at, used] = np.where(used < count, 1.0, loud) * model.coef_[0]
+            coefficients[at, used] = np.where(used < count, 1.0, scaling) * model.coef_[0]
             intercepts[at] = model.intercept_[0]
         linear = (columns, mean, scale, coefficients[:, :count], intercepts)
         if seen is None:
@@ -316,7 +319,7 @@ class _Start:
         return cls(*linear, seen.landmarks, combinations, seen.components.offset(combinations))
 
     def log_odds(self, examples: Examples, rows: NDArray[np.intp]) -> Doubles:
-        """Of some examples by each regression, shape (regressions, len(rows))."""
+        """Return each regression's log-odds of some examples, shape (regressions, len(rows))."""
         inputs = (examples.x[np.ix_(rows, self.columns)].astype(np.float64) - self.mean) / self.scale
         values = inputs @ self.coefficients.T + self.intercepts
         if self.combinations is not None and examples.products is not None:
@@ -324,7 +327,7 @@ class _Start:
         return np.asarray(values.T)
 
     def parts(self, examples: Examples, weights: Doubles) -> tuple[Linear, LinearProbe | None]:
-        """The weighted mean as the artefact holds it; the read-out's offset goes into the intercept."""
+        """Return the weighted mean as the scorer file stores it; the probe's offset goes into the intercept."""
         intercept = float(weights @ (self.intercepts - self.offsets))
         linear = linear_of(self.columns, self.mean, self.scale, weights @ self.coefficients, intercept)
         if self.combinations is None or examples.activations is None:
@@ -338,18 +341,19 @@ def _held_out(
     regressions: Sequence[_Regression],
     folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
 ) -> Doubles:
-    """Log-odds of all examples by each regression, fitted without them, shape (regressions, n)."""
+    """Return each regression's cross-fitted log-odds of all examples, shape (regressions, n)."""
     values = np.zeros((len(regressions), len(examples)))
     for learn, out in folds:
-        values[:, out] = _Start.fit(examples, learn, regressions).log_odds(examples, out)
+        values[:, out] = _BaseModel.fit(examples, learn, regressions).log_odds(examples, out)
     return values
 
 
 def _weights(held_out: Doubles, regressions: Sequence[_Regression], examples: Examples) -> Doubles:
-    """How much each regression counts, together 1; the layers nothing where answers are surely better off without.
+    """Return the weight of each regression; they add up to 1.
 
-    The same for all where whole sets are held out. Otherwise less, the more standard errors a loss is above the
-    least, and below `LEAST_WEIGHT` nothing.
+    All weights are the same where folds are whole data sets. Otherwise a weight falls with the number of standard
+    errors between the regression's loss and the least loss, and is 0 below `LEAST_WEIGHT`. Where the regressions
+    without a probe are surely better, all others get 0.
     """
     weights = np.ones(len(regressions))
     if not _by_set(examples):
@@ -359,17 +363,17 @@ def _weights(held_out: Doubles, regressions: Sequence[_Regression], examples: Ex
         weights = np.exp(-above.mean(axis=1) / np.maximum(errors, 1e-12))
         weights[weights < LEAST_WEIGHT] = 0.0
     weights /= weights.sum()
-    silent = np.where([each.strength == 0 for each in regressions], weights, 0.0)
-    if not silent.any():
+    without_probe = np.where([each.prior_scale == 0 for each in regressions], weights, 0.0)
+    if not without_probe.any():
         return weights
-    silent /= silent.sum()
-    return silent if _surely_better(silent @ held_out, weights @ held_out, examples) else weights
+    without_probe /= without_probe.sum()
+    return without_probe if _surely_better(without_probe @ held_out, weights @ held_out, examples) else weights
 
 
 def _surely_better(new: LogOdds, old: LogOdds, examples: Examples) -> bool:
-    """Whether held-out log-odds have a loss that is lower by more than its standard error.
+    """Return whether the new held-out log-odds have a loss that is lower by more than its standard error.
 
-    Sets are the units where whole sets were held out: many answers of few sets say little of the next set.
+    Data sets are the units where folds are whole data sets: many answers of few data sets say little about the next.
     """
     gains = _losses(old, examples.wrong) - _losses(new, examples.wrong)
     if _by_set(examples):
@@ -378,7 +382,7 @@ def _surely_better(new: LogOdds, old: LogOdds, examples: Examples) -> bool:
 
 
 def _losses(log_odds: LogOdds, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Log loss of each answer."""
+    """Return the log loss of each answer."""
     return np.logaddexp(0.0, np.where(wrong, -log_odds, log_odds))
 
 
@@ -388,50 +392,57 @@ def _losses(log_odds: LogOdds, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
 def _fit_trees(
     examples: Examples,
     schema: FeatureSchema,
-    start: LogOdds,
+    base: LogOdds,
     folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
     seed: int,
     *,
     alone: bool,
 ) -> tuple[LogOdds, Trees | None, dict[str, Any]]:
-    """LightGBM from held-out log-odds: held-out log-odds with it, the trees, what was chosen.
+    """Fit LightGBM on top of held-out log-odds.
 
     Args:
-        start: held-out log-odds to correct, shape (n,).
-        alone: the start is the share of wrong answers, so that the trees are all there is.
+        examples: labelled answers.
+        schema: the features of ``examples.x``.
+        base: held-out log-odds to correct, shape (n,).
+        folds: pairs of training rows and held-out rows.
+        seed: seed of the trees.
+        alone: the base is the share of wrong answers only, so that the trees are the whole model.
+
+    Returns:
+        held-out log-odds with the correction, the trees (None for no correction), and the selected settings.
     """
     columns = schema.columns([group for group in schema.groups if alone or group != "logprob"])
     if not len(columns):
-        return start, None, {"rounds": 0, "shrinkage": 0.0}
+        return base, None, {"rounds": 0, "shrinkage": 0.0}
     x = np.ascontiguousarray(examples.x[:, columns])
     numbers = ROUNDS if alone else CORRECTION_ROUNDS
     corrections = np.zeros((len(numbers), len(examples)))
-    data = lightgbm.Dataset(x, examples.wrong, init_score=start, free_raw_data=False).construct()
+    data = lightgbm.Dataset(x, examples.wrong, init_score=base, free_raw_data=False).construct()
     for learn, out in folds:
         booster = _boost(data.subset(learn.tolist()), seed, rounds=numbers[-1])
         for at, rounds in enumerate(numbers):
             corrections[at, out] = booster.predict(x[out], raw_score=True, num_iteration=rounds)
     choices = [
-        (rounds, share, start + share * corrections[at])
+        (rounds, share, base + share * corrections[at])
         for at, rounds in enumerate(numbers)
         for share in ((1.0,) if alone else SHRINKAGES)
     ]
     rounds, share, held_out = min(choices, key=lambda choice: float(_losses(choice[2], examples.wrong).mean()))
-    if not alone and not _surely_better(held_out, start, examples):
-        share, held_out = 0.0, start
-    told = {**TREE_SETTINGS, "seed": seed, "rounds": rounds if share else 0, "shrinkage": share}
+    if not alone and not _surely_better(held_out, base, examples):
+        share, held_out = 0.0, base
+    settings = {**TREE_SETTINGS, "seed": seed, "rounds": rounds if share else 0, "shrinkage": share}
     if not share:
-        return held_out, None, told
+        return held_out, None, settings
     booster = _boost(data, seed, rounds=rounds)
-    return held_out, _trees_of(booster, columns, share), told
+    return held_out, _trees_from(booster, columns, share), settings
 
 
 def _boost(data: Any, seed: int, *, rounds: int) -> Any:
     return lightgbm.train({**TREE_SETTINGS, "seed": seed, "verbosity": -1}, data, num_boost_round=rounds)
 
 
-def _trees_of(booster: Any, columns: NDArray[np.intp], shrinkage: float) -> Trees:
-    """LightGBM's trees as one table of nodes, in vector positions, leaves times the shrinkage."""
+def _trees_from(booster: Any, columns: NDArray[np.intp], shrinkage: float) -> Trees:
+    """Return LightGBM's trees as one table of nodes, with feature vector positions and shrunk leaves."""
     table: dict[str, list[Any]] = {name: [] for name in ("roots", "feature", "threshold", "left", "right", "value")}
     for tree in booster.dump_model()["tree_info"]:
         table["roots"].append(len(table["feature"]))
@@ -457,9 +468,9 @@ def _add_node(table: dict[str, list[Any]], node: Mapping[str, Any], columns: NDA
 
 
 def _calibrate(held_out: LogOdds, wrong: NDArray[np.bool_]) -> Calibration:
-    """Platt scaling: a logistic regression on held-out log-odds, which are expected to be about right as they are.
+    """Return Platt scaling: a logistic regression on held-out log-odds, with a prior around the identity.
 
-    So that few answers, or a score that hardly tells anything, cannot turn it far.
+    The prior keeps few answers, or a weak score, from moving it far.
     """
 
     def loss(moved: Doubles) -> tuple[float, Doubles]:

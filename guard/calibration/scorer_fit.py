@@ -1,4 +1,4 @@
-"""Labelled records -> a scorer, bound to the model that they come from, and how well it does."""
+"""Fit a scorer to labelled records, bind it to their model, and test it on held-out questions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PARTS = (*GROUPS, "activations")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
-    """A record and whether its answer was wrong."""
+    """A record, and whether its answer is wrong."""
 
     record: Record
     wrong: bool
@@ -42,15 +42,15 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A fitted scorer and how it does on the questions that it never saw.
+    """A fitted scorer with its metrics on held-out questions.
 
     Attributes:
         scorer: ready to save and use.
         test: metrics on the test split.
-        baseline: the same of token log-probabilities alone, on the same split. Only with
-            ``features="combined"``, and None where they do not tell wrong answers from right ones.
-        brier_gain: how much lower the score's Brier score is than the baseline's; None without one.
-        thresholds: what thresholds would have accepted of the test split.
+        baseline: metrics of token log-probabilities alone on the same split. Only with ``features="combined"``, and
+            None where log-probabilities carry no signal.
+        brier_gain: the baseline's Brier score minus the scorer's, with its interval; None without a baseline.
+        thresholds: the answers of the test split that thresholds would accept.
     """
 
     scorer: Scorer
@@ -61,7 +61,7 @@ class Fitted:
 
 
 def check_enough_rows(rows: Sequence[Row], *, seed: int) -> None:
-    """Refuse rows that are too few for `fit_scorer`, before anything is asked.
+    """Refuse rows that are too few for `fit_scorer`, before the model is asked.
 
     Raises:
         CalibrationError: a split has fewer rows than it needs answers.
@@ -71,9 +71,9 @@ def check_enough_rows(rows: Sequence[Row], *, seed: int) -> None:
     if any(sizes[name] < needed[name] for name in needed):
         raise CalibrationError(
             f"{len(rows)} questions are too few to fit and test a scorer",
-            why=f"{sizes['fit']} of them would fit it and {sizes['test']} test it; it needs at least "
-            f"{needed['fit']} and {needed['test']}, and {MIN_CLASS} right and {MIN_CLASS} wrong answers in each",
-            fix="Give at least 150 questions; some hundreds make a score that is worth something",
+            why=f"{sizes['fit']} of them are for fitting and {sizes['test']} for testing; the minimum is "
+            f"{needed['fit']} and {needed['test']}, with {MIN_CLASS} right and {MIN_CLASS} wrong answers in each part",
+            fix="Give at least 150 questions; a useful scorer needs some hundreds",
         )
 
 
@@ -112,15 +112,15 @@ def fit_scorer(
 
     Args:
         splits: labelled records by split, named as in `SPLIT_SHARES`, disjoint by question.
-        run: how the records were made; the scorer is bound to its model.
-        data: what the records come from, for the artefact.
-        features: ``combined`` (the default score), ``ilis`` (the published score: the signature
-            alone, LightGBM), or ``logprob`` (log-probabilities alone).
+        run: the run that made the records; the scorer is bound to its model.
+        data: the data sets of the records, for the scorer file.
+        features: ``combined`` (the default score), ``ilis`` (the published score: LightGBM on the signature alone) or
+            ``logprob`` (log-probabilities alone).
         without: parts of the default score to leave out, of `PARTS`.
-        seed: of folds and trees.
+        seed: seed of folds and trees.
 
     Raises:
-        CalibrationError: too few labels of one kind in a split, or a score that carries no signal.
+        CalibrationError: a split has too few labels of one kind, or the score carries no signal.
         InputError: unknown features or parts.
     """
     checked_seed(seed)
@@ -162,9 +162,9 @@ def fit_scorer(
     measured = metrics_of(scores, wrong)
     compared = None if others is None else metrics_of(others, wrong)
     gain = None if others is None else brier_gain(scores, others, wrong)
-    told = {"test": asdict(measured), **({"baseline": asdict(compared)} if compared else {})}
+    metrics = {"test": asdict(measured), **({"baseline": asdict(compared)} if compared else {})}
     return Fitted(
-        Scorer(artefact.model_copy(update={"metrics": told})), measured, compared, gain, at_thresholds(scores, wrong)
+        Scorer(artefact.model_copy(update={"metrics": metrics})), measured, compared, gain, at_thresholds(scores, wrong)
     )
 
 
@@ -173,14 +173,13 @@ def split_labelled(
 ) -> dict[str, list[Labelled]]:
     """Label the journal's answers to these rows and split them, disjoint by question.
 
-    Labels are made here and not when the question is asked, so that a better grader needs no
-    second run of the model.
+    Labels are made here and not when the question is asked, so that a better grader needs no second run of the model.
 
     Args:
-        rows: pairs of data set name and row; rows that the journal does not have are left out.
+        rows: pairs of data set name and row; rows that are not in the journal are left out.
         journal: the model's answers.
-        grade: whether an answer to a question is right.
-        seed: of the split.
+        grade: returns whether an answer to a question is right.
+        seed: seed of the split.
 
     Raises:
         InputError: the journal has an answer to something else under a row's key.
@@ -204,7 +203,7 @@ def _check_test(wrong: NDArray[np.bool_]) -> None:
         raise CalibrationError(
             "Too few labels to test a scorer",
             why=f"the test split has {len(wrong)} answers, {int(wrong.sum())} of them wrong; "
-            f"it needs at least {MIN_SPLIT} answers, {MIN_CLASS} right and {MIN_CLASS} wrong",
+            f"the minimum is {MIN_SPLIT} answers, {MIN_CLASS} right and {MIN_CLASS} wrong",
             fix="Give more questions, or a mix of easier and harder ones",
         )
 
@@ -215,7 +214,7 @@ def _examples(labelled: Sequence[Labelled], schema: FeatureSchema, *, activation
         x=np.array([feature_vector(each, schema) for each in signals], np.float32).reshape(len(signals), schema.size),
         wrong=np.array([each.wrong for each in labelled], np.bool_),
         dataset=np.array([each.record.dataset for each in labelled], np.str_),
-        # In half precision, as journals keep them: there can be gigabytes.
+        # In half precision, as in journals, since there can be gigabytes.
         activations=np.stack([to_float16(each.signature.activations) for each in signals])
         if activations and signals
         else None,
@@ -223,22 +222,22 @@ def _examples(labelled: Sequence[Labelled], schema: FeatureSchema, *, activation
 
 
 def _baseline(examples: Examples, schema: FeatureSchema, seed: int) -> Model | None:
-    """Token log-probabilities alone, on the same answers."""
+    """Fit the baseline, token log-probabilities alone, to the same answers."""
     if "logprob" not in schema.groups:
         return None
     try:
         return fit_model(examples, schema, features="logprob", seed=seed).model
-    except CalibrationError:  # no signal in them is no reason to refuse a score that has some
+    except CalibrationError:  # the score may carry a signal where log-probabilities do not
         return None
 
 
 def _ood_detector(labelled: Sequence[Labelled], seed: int) -> StoredOodDetector | None:
-    """What is usual, of three quarters of the answers, held against the last quarter."""
+    """Fit the out-of-distribution detector on three quarters of the answers, with the last quarter as its reference."""
     signals = [labelled[at].record.signals for at in np.random.default_rng(seed).permutation(len(labelled))]
     cut = len(signals) * 3 // 4
     try:
         return fit_ood_detector(signals[:cut], signals[cut:]).stored()
-    except CalibrationError:  # too few answers to say what is usual are enough for a score
+    except CalibrationError:  # too few answers for a detector can be enough for a score
         return None
 
 

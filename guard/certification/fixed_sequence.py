@@ -1,12 +1,11 @@
-"""From scores and labels to a threshold that keeps a promise; pure, and no statistics library needed.
+"""Find a threshold with a risk guarantee from scores and labels; pure, without a statistics library.
 
-The promise: of the answers that are accepted, at most a share ``risk`` is wrong, with the given
-``confidence``. It is made by fixed-sequence testing (Bauer 1991; Angelopoulos et al., "Learn then
-Test", arXiv:2110.01052; Jung et al., "Trust or Escalate", arXiv:2407.18370): thresholds are fixed in
-advance, from strict to lax, and tested one after the other on fresh labels, each against the
-hypothesis that it breaks the promise. The first that cannot be shown to keep it ends the walk, and
-the last that passed is deployed. A threshold that breaks the promise is then deployed with a
-probability of at most 1 - confidence, whatever the scores are worth.
+The guarantee: at most a share ``risk`` of the accepted answers is wrong, with the given ``confidence``. The method is
+fixed-sequence testing (Bauer 1991; Angelopoulos et al., "Learn then Test", arXiv:2110.01052; Jung et al., "Trust or
+Escalate", arXiv:2407.18370). Thresholds are fixed in advance, from strict to lax, and tested in turn on fresh labels,
+each against the hypothesis that its risk is too high. The sequence ends at the first test that fails; the last
+threshold that passed is certified. The probability of certifying a threshold whose risk is too high is at most
+1 - confidence, whatever the quality of the scores.
 
 The thresholds come from the scores of a small part of the rows, whose labels are not used.
 """
@@ -28,35 +27,35 @@ from guard.policy.bounds import least_accepted, lower_bound, passes, percent, up
 Doubles = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# The next six were chosen by simulation, on scores of real and made-up models, for the coverage that
-# is reached at 300 to 5,000 labels (benchmarks/promise.py measures it). Any choice keeps the promise.
+# The next six were selected by simulation, on scores of real and synthetic models, for coverage with 300 to 5,000
+# labels (measured by benchmarks/risk_guarantee.py). The guarantee holds for any choice.
 
-#: Share of the rows that only give the grid of thresholds.
+#: Share of the rows that are used for the grid of thresholds only.
 GRID_SHARE = 0.1
-#: Each threshold accepts about this many times as many answers as the one before.
+#: Ratio of the numbers of answers that two neighbouring thresholds accept.
 GRID_STEP = 1.02
-#: The walk begins where at least this share of the answers is accepted, or so many of the rows that give
-#: the grid (the place of the very first of them is mostly chance) ...
+#: The sequence begins where at least this share of the answers is accepted, and at least this many of the grid rows
+#: (the position of the very first of them is mostly chance) ...
 START_SHARE, START_RANK = 0.03, 3
-#: ... and where so many of them may be wrong, as long as that is not more than the second share.
+#: ... and where this many of them may be wrong, unless that accepts more than the second share.
 START_ERRORS, START_SHARE_OF_ERRORS = 4, 0.1
 
-#: Steps in which the smallest risk that could be certified is looked for.
+#: Step size of the search for the smallest risk that could be certified.
 RISK_STEP = 0.005
-#: Fewest rows that make a certificate: half of them for the grid, and that is no grid.
+#: Fewest rows for a certificate: half of them make the grid.
 MIN_ROWS = 20
-#: Chance that the number of labels named for a next time suffices, in standard deviations (80 %).
+#: Probability that the estimated number of labels suffices, in standard deviations (80 %).
 _LIKELY = 0.84
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trials:
-    """What the whole procedure did with each question, whatever the threshold: all its attempts.
+    """All attempts of the whole procedure at each question, for any threshold.
 
     Attributes:
         p_wrong: shape (n, attempts); score of each attempt in turn, infinity where there is none.
         wrong: shape (n, attempts); whether its answer is wrong.
-        released: shape (n, attempts); given to the caller whatever its score, as the answer of a
+        released: shape (n, attempts); whether the answer is given to the caller whatever its score, such as that of a
             fallback that is trusted without one.
     """
 
@@ -70,11 +69,11 @@ class Trials:
             raise InputError(f"Trials need three arrays of one shape (n, attempts), got {sorted(shapes)}")
         scored = self.p_wrong[np.isfinite(self.p_wrong)]
         if np.isnan(self.p_wrong).any() or ((scored < 0) | (scored > 1)).any():
-            raise InputError("A score in the trials is no probability from 0 to 1")
+            raise InputError("A score in the trials is not a probability from 0 to 1")
 
     @classmethod
     def from_scores(cls, p_wrong: Sequence[float] | Doubles, wrong: Sequence[bool] | Flags) -> Self:
-        """Trials of one attempt each, from scores and labels of shape (n,)."""
+        """Make trials of one attempt each from scores and labels of shape (n,)."""
         scores = np.asarray(p_wrong, np.float64).reshape(-1, 1)
         return cls(scores, np.asarray(wrong, np.bool_).reshape(-1, 1), np.zeros(scores.shape, np.bool_))
 
@@ -82,14 +81,14 @@ class Trials:
         return len(self.p_wrong)
 
     def take(self, rows: NDArray[np.intp]) -> Trials:
-        """Some of the rows, in the given order."""
+        """Return some of the rows, in the given order."""
         return Trials(self.p_wrong[rows], self.wrong[rows], self.released[rows])
 
     def at(self, threshold: float) -> tuple[int, int]:
-        """How many questions get an accepted answer at a threshold, and how many of these a wrong one.
+        """Return how many questions get an accepted answer at a threshold, and how many of these answers are wrong.
 
-        The first attempt with ``p_wrong < threshold`` is accepted, as `guard.policy.policy.decide` does where
-        the accept rule comes first; later attempts are then never made.
+        The first attempt with ``p_wrong < threshold`` is accepted, as in `guard.policy.policy.decide` where the accept
+        rule comes first; later attempts are never made.
         """
         accepted = (self.p_wrong < threshold) | self.released
         some = accepted.any(axis=1)
@@ -99,26 +98,26 @@ class Trials:
 
     @property
     def scores(self) -> Doubles:
-        """Shape (n,): the threshold above which a question gets an answer; 0 where it always does."""
+        """The threshold above which each question gets an answer, shape (n,); 0 where it always does."""
         lowest = np.where(self.released, 0.0, self.p_wrong).min(axis=1)
         return np.asarray(np.minimum(lowest, 1.0), np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Certified:
-    """A threshold that keeps the promise.
+    """A threshold with a risk guarantee.
 
     Attributes:
         threshold: answers with ``p_wrong`` below it are accepted.
-        n: fresh labelled questions that it was tested on.
-        accepted: how many of them got an accepted answer.
-        errors: how many of those were wrong.
-        bound: upper end of the one-sided Clopper-Pearson interval of the share of wrong answers among
-            the accepted, at this confidence; at most ``risk``.
-        risk: the promised share.
-        confidence: of the promise.
-        grid_rows: further questions, used to place the thresholds.
-        tested: thresholds that were tested, the one that ended the walk included.
+        n: number of fresh labelled questions in the test.
+        accepted: number of these with an accepted answer.
+        errors: number of accepted answers that are wrong.
+        bound: upper end of the one-sided Clopper-Pearson interval of the share of wrong answers among the accepted,
+            at this confidence; at most ``risk``.
+        risk: the guaranteed share.
+        confidence: confidence of the guarantee.
+        grid_rows: number of further questions, used to place the thresholds.
+        tested: number of tested thresholds, including the one that failed.
     """
 
     threshold: float
@@ -139,18 +138,18 @@ class Certified:
 
 @dataclass(frozen=True, slots=True)
 class NotCertifiable:
-    """No threshold can be shown to keep the promise with these labels.
+    """These labels certify no threshold.
 
     Attributes:
         risk, confidence, n, grid_rows: as in `Certified`.
-        possible_risk: smallest risk that these labels would have certified at this confidence, in steps
-            of `RISK_STEP`; None if none below 1. Chosen with the labels in hand, so it is a hint and no
-            promise: certify it with fresh ones.
-        labels_needed: labels, more than there were, that would likely suffice if answers stay as they were here;
-            None where no threshold had a low enough share of wrong answers.
-        best_error_rate: lowest share of wrong answers at any threshold that accepts enough to tell.
+        possible_risk: smallest risk that these labels would certify at this confidence, in steps of `RISK_STEP`; None
+            if there is none below 1. It is selected on these labels, so it is a hint and no guarantee: certify it
+            with fresh ones.
+        labels_needed: estimated number of labels, above the present one, that would suffice for answers of the same
+            quality; None where no threshold has a low enough share of wrong answers.
+        best_error_rate: lowest share of wrong answers at any threshold that accepts enough answers to estimate it.
         best_coverage: share of the questions that is accepted there.
-        hopeless: no number of labels would do: at every such threshold the share of wrong answers is above
+        hopeless: no number of labels would suffice: at every such threshold the share of wrong answers is above
             ``risk`` even at the lower end of its one-sided interval.
     """
 
@@ -165,44 +164,44 @@ class NotCertifiable:
     hopeless: bool
 
     def explain(self) -> str:
-        """What the numbers say, in a few sentences."""
-        told = [
-            f"Not certifiable: with {self.n + self.grid_rows:,} labels no threshold can be shown to let through at "
-            f"most {percent(self.risk)} wrong answers at confidence {percent(self.confidence)}."
+        """Return the result in a few sentences."""
+        sentences = [
+            f"Not certifiable: {self.n + self.grid_rows:,} labels certify no threshold for a risk of "
+            f"{percent(self.risk)} at confidence {percent(self.confidence)}."
         ]
         if self.possible_risk is not None:
-            told.append(f"The smallest risk that these labels could certify is {percent(self.possible_risk)}.")
+            sentences.append(f"The smallest risk that these labels could certify is {percent(self.possible_risk)}.")
         if self.labels_needed is not None:
-            told.append(
-                f"About {self.labels_needed:,} labels would likely suffice, if those answers are as good as these."
+            sentences.append(
+                f"About {self.labels_needed:,} labels would likely suffice, for answers of the same quality."
             )
         else:
-            verdict = "No number of labels would" if self.hopeless else "These are too few to say whether more would do"
-            told.append(
-                f"{verdict}: the best {percent(self.best_coverage)} of the answers are "
-                f"wrong in {percent(self.best_error_rate)} of the cases."
+            verdict = "No number of labels would suffice" if self.hopeless else "More labels may or may not suffice"
+            sentences.append(
+                f"{verdict}: of the best {percent(self.best_coverage)} of the answers, "
+                f"{percent(self.best_error_rate)} are wrong."
             )
-        return " ".join(told)
+        return " ".join(sentences)
 
 
 def find_threshold(
     trials: Trials, *, risk: float, confidence: float, seed: int = 0, ceiling: float = math.inf
 ) -> Certified | NotCertifiable:
-    """Find the laxest threshold that keeps the promise.
+    """Find the laxest threshold with a risk guarantee.
 
     Args:
-        trials: fresh labelled questions, drawn like those that will be asked, none of which the scorer
-            was fitted or calibrated on.
+        trials: fresh labelled questions from the distribution of future ones; the scorer was not fitted or calibrated
+            on any of them.
         risk: largest share of wrong answers among the accepted, between 0 and 1.
-        confidence: probability with which the promise holds, at least 0.5 and below 1.
-        seed: decides which rows give the thresholds.
-        ceiling: thresholds stay below it: where the policy's next rule begins.
+        confidence: confidence of the guarantee, at least 0.5 and below 1.
+        seed: decides which rows make the grid of thresholds.
+        ceiling: upper limit of thresholds: where the policy's next rule begins.
 
     Raises:
-        InputError: a value out of range, or fewer than `MIN_ROWS` rows.
+        InputError: a value is out of range, or there are fewer than `MIN_ROWS` rows.
     """
     checked_seed(seed)
-    check_promise(risk, confidence)
+    check_guarantee(risk, confidence)
     if len(trials) < MIN_ROWS:
         raise InputError(f"A certificate needs at least {MIN_ROWS} labelled answers, got {len(trials)}")
     order = np.random.default_rng(seed).permutation(len(trials))
@@ -212,8 +211,8 @@ def find_threshold(
     return found or _not_certifiable(trials, scores, fresh, risk, confidence, ceiling)
 
 
-def check_promise(risk: float, confidence: float) -> None:
-    """Raise InputError where a promise cannot be made of these numbers."""
+def check_guarantee(risk: float, confidence: float) -> None:
+    """Raise InputError where these numbers make no risk guarantee."""
     if not 0.0 < risk < 1.0:
         raise InputError(f"A risk is a share above 0 and below 1, got {risk}", fix="Write 0.05 for 5 %")
     if not 0.5 <= confidence < 1.0:
@@ -221,30 +220,30 @@ def check_promise(risk: float, confidence: float) -> None:
 
 
 def grid(scores: Doubles, n: int, risk: float, confidence: float, ceiling: float = math.inf) -> Doubles:
-    """Thresholds from strict to lax, for n labels that are independent of these scores.
+    """Return thresholds from strict to lax, for n labels that are independent of these scores.
 
     Args:
         scores: shape (grid rows,).
-        n: labels that the thresholds will be tested on.
+        n: number of labels in the test.
         risk, confidence, ceiling: as for `find_threshold`.
 
     Returns:
-        Shape (thresholds,), rising; at quantiles of the scores, interpolated in log-odds.
+        Thresholds, shape (thresholds,), rising: quantiles of the scores, interpolated in log-odds.
     """
     counts = list(_expected_counts(n, len(scores), risk, confidence))
     log_odds = _log_odds(np.sort(scores))
     ranks = np.array(counts) / n * (len(scores) + 1) - 1
     thresholds = 1 / (1 + np.exp(-np.interp(ranks, np.arange(len(scores)), log_odds)))
     below = thresholds[thresholds < ceiling]
-    if len(below) < len(thresholds):  # the laxest that the policy leaves room for
+    if len(below) < len(thresholds):  # the laxest threshold below the ceiling
         below = np.append(below, np.nextafter(ceiling, 0.0))
     return np.unique(below)
 
 
 def _expected_counts(n: int, grid_rows: int, risk: float, confidence: float) -> Iterator[float]:
-    """Acceptances that are expected at each threshold.
+    """Yield the expected number of accepted answers at each threshold.
 
-    A walk that begins too early ends by one early error; one that begins too late has nothing to test.
+    A sequence that begins too early ends at one early error; one that begins too late has nothing to test.
     """
     some_errors = 1.1 * least_accepted(START_ERRORS, risk, confidence)
     start = max(
@@ -301,7 +300,7 @@ def _not_certifiable(
 
 
 def _curve(trials: Trials, ceiling: float) -> Iterator[tuple[int, int]]:
-    """Accepted and wrong answers at thresholds that accept enough of them to tell."""
+    """Yield numbers of accepted and wrong answers at thresholds that accept enough answers for an estimate."""
     fewest = max(MIN_ROWS // 2, round(START_SHARE * len(trials)))
     ordered = np.sort(trials.scores)
     step = max(1, len(trials) // 100)
@@ -310,7 +309,7 @@ def _curve(trials: Trials, ceiling: float) -> Iterator[tuple[int, int]]:
         accepted, errors = trials.at(min(float(above), ceiling))
         if accepted:
             yield accepted, errors
-    if not trials.at(ceiling)[0]:  # the policy's other rules leave no room for any answer
+    if not trials.at(ceiling)[0]:  # the policy's next rule takes every answer
         yield len(trials), int(trials.wrong[:, 0].sum())
 
 
@@ -323,7 +322,7 @@ def _possible_risk(scores: Doubles, fresh: Trials, risk: float, confidence: floa
 
 
 def _labels_needed(curve: list[tuple[int, int]], rows: int, risk: float, confidence: float) -> int | None:
-    """The fewest labels, more than there were, with which some point of the risk-coverage curve would likely pass."""
+    """Return the fewest labels, above the present number, for some point of the risk-coverage curve to pass."""
     needed: list[float] = []
     for accepted, errors in curve:
         rate = (errors + 0.5) / (accepted + 1)  # an observed rate of 0 is not 0
@@ -336,13 +335,13 @@ def _labels_needed(curve: list[tuple[int, int]], rows: int, risk: float, confide
 
 
 def _two_digits(number: int) -> int:
-    """The next number, rounded up, whose digits but two are zeros: it is an estimate."""
+    """Return the number rounded up to two significant digits, since it is an estimate."""
     unit = int(10 ** max(0, len(str(number)) - 2))
     return -(-number // unit) * unit
 
 
 def _accepted_needed(rate: float, risk: float, confidence: float) -> int:
-    """Accepted answers with which a true error rate below the risk would likely pass."""
+    """Return the number of accepted answers for a true error rate below the risk to likely pass."""
 
     def suffices(accepted: int) -> bool:
         likely = accepted * rate + _LIKELY * math.sqrt(accepted * rate * (1 - rate))

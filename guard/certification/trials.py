@@ -1,11 +1,11 @@
-"""Put labelled questions through a guard's whole procedure, and keep every attempt that it could make.
+"""Run a guard's whole procedure on labelled questions, and keep every attempt that it could make.
 
-With a rule that accepts nothing in place of the promise, a guarded call goes on as long as the policy's
-other rules and its budget let it. Whatever threshold is chosen later, the real call makes these same
-attempts up to the first that is accepted. So one run is enough to see every threshold's answers.
+A trial run replaces the rule with the risk guarantee by one that accepts nothing, so a guarded call continues as long
+as the policy's other rules and its budget allow. For any threshold, a real call makes the same attempts up to the
+first accepted one. One trial run therefore shows the answers for every threshold.
 
-Attempts are kept in a SQLite file, one transaction a question: a run can be killed at any moment and
-goes on where it was. Labels are made afterwards, so that a better grader needs no second run.
+Attempts are kept in a SQLite file, one transaction per question, so a killed run can be resumed. Labels are made
+afterwards, so a better grader needs no second run.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ from guard.runtime.guard import Guard
 
 @dataclass(frozen=True, slots=True)
 class TrialAttempt:
-    """One attempt, as far as a certificate needs it.
+    """One attempt, reduced to what a certificate needs.
 
     Attributes:
-        answer: what came back; None where generating failed.
-        p_wrong: its score; None where there is none, and where no threshold accepts it: the answer is cut
-            or empty, or the input is out of distribution.
-        released: given to the caller whatever a threshold says: ``on_error: accept``, or a callable's answer.
+        answer: the answer; None where generation failed.
+        p_wrong: its score; None where there is none, and where no threshold accepts the attempt: the answer is cut or
+            empty, or the input is out of distribution.
+        released: whether the answer is given to the caller at any threshold: by ``on_error: accept``, or as a
+            callable's answer.
     """
 
     answer: str | None
@@ -50,15 +51,15 @@ class TrialAttempt:
     released: bool
 
     @classmethod
-    def of(cls, attempt: Attempt, plan: RoutePlan) -> Self:
-        """The part of an attempt that is kept."""
+    def from_attempt(cls, attempt: Attempt, plan: RoutePlan) -> Self:
+        """Return the part of an attempt that is kept."""
         p_wrong = _comparable(attempt.score, plan, defects_of(attempt.answer or "", attempt.finish_reason))
         return cls(attempt.answer, p_wrong, attempt.decision.action is Action.ACCEPT)
 
 
 @dataclass(frozen=True, slots=True)
 class TrialRow:
-    """All attempts at one question, with the digest of what was asked (`guard.data.sqlite_journal.asked_digest`)."""
+    """All attempts at one question, with the digest of its prompt (`guard.data.sqlite_journal.asked_digest`)."""
 
     key: str
     attempts: tuple[TrialAttempt, ...]
@@ -79,15 +80,15 @@ class TrialJournal(JournalFile):
             raise
 
     def keys(self) -> set[str]:
-        """Keys of all rows that were put to the model, skipped ones included."""
+        """Return the keys of all rows in the journal, including skipped ones."""
         with self._translated():
             return {key for (key,) in self._db.execute("SELECT key FROM trials")}
 
     def check_questions(self, rows: Sequence[tuple[str, Row]]) -> None:
-        """Refuse rows that have the key of attempts at something else.
+        """Refuse rows whose key belongs to attempts at another question.
 
         Raises:
-            InputError: a row is not what was asked under its key.
+            InputError: a row differs from what was asked under its key.
         """
         with self._translated():
             stored = dict(self._db.execute("SELECT key, asked FROM trials"))
@@ -102,7 +103,7 @@ class TrialJournal(JournalFile):
             )
 
     def row(self, key: str) -> TrialRow | Skipped | None:
-        """What is known of one row; None if it was not asked yet."""
+        """Return one row's attempts or the reason for skipping it; None if it is not in the journal."""
         with self._translated():
             found = self._db.execute("SELECT attempts, skipped, asked FROM trials WHERE key = ?", (key,)).fetchone()
         if found is None:
@@ -146,7 +147,7 @@ class TrialJournal(JournalFile):
 def run_trials(
     guard: Guard, rows: Sequence[tuple[str, Row]], journal: TrialJournal, *, route: str | None
 ) -> Iterator[TrialRow | Skipped]:
-    """Put every row that the journal does not have yet to the guard; yields each as it is kept.
+    """Ask the guard every row that is not in the journal; yield each row once it is stored.
 
     Args:
         guard: with the policy that `guard.policy.guarantee.trial_policy` gives.
@@ -155,16 +156,16 @@ def run_trials(
         route: of the policy.
 
     Raises:
-        InputError: given responses, and a policy that would have other answers made, which nobody labelled; or
-            the journal has attempts at something else under a row's key.
+        InputError: a row is a given response and the policy may ask again, which gives answers without labels; or the
+            journal has attempts at another question under a row's key.
     """
     if asks_again(guard.policy.plan(route)):
         for dataset, row in rows:
             if isinstance(row, LabelledResponse):
                 raise InputError(
                     f"'{row_key(dataset, row)}' is a given response, and the policy may ask again",
-                    why="the label of one answer says nothing about the others that the policy would have made",
-                    fix="Certify on questions with their accepted answers, or without retries and fallbacks",
+                    why="its label says nothing about the further answers of retries and fallbacks",
+                    fix="Certify with questions and accepted answers, or a policy without retries and fallbacks",
                 )
     journal.check_questions(rows)
     known = journal.keys()
@@ -183,7 +184,7 @@ def run_trials(
 
 @dataclass(frozen=True, slots=True)
 class AttemptedRow:
-    """A row of a data set, with all attempts at it."""
+    """A row of a data set with all attempts at it."""
 
     dataset: str
     row: Row
@@ -191,13 +192,13 @@ class AttemptedRow:
 
 
 def attempted_rows(rows: Sequence[tuple[str, Row]], journal: TrialJournal) -> list[AttemptedRow]:
-    """The rows that were put to the guard; skipped and unknown ones are left out."""
+    """Return the rows that have attempts in the journal."""
     found = ((dataset, row, journal.row(row_key(dataset, row))) for dataset, row in rows)
     return [AttemptedRow(dataset, row, known.attempts) for dataset, row, known in found if isinstance(known, TrialRow)]
 
 
 def trials_of(answered: Sequence[AttemptedRow], *, grade: Grader) -> Trials:
-    """Label the attempts at at least one row; a row of the result for each of these, in their order."""
+    """Label the attempts; the result has one row for each of these rows, of which there is at least one."""
     shape = len(answered), max(len(each.attempts) for each in answered)
     p_wrong, wrong, released = np.full(shape, np.inf), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     for at, each in enumerate(answered):
@@ -217,7 +218,7 @@ def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[TrialAttempt, 
             if prompting.completion
             else question_prompt(row, system=prompting.system, template_options=guard.template_options)
         )
-        return tuple(TrialAttempt.of(attempt, plan) for attempt in guard.attempts(prompt, route=route))
+        return tuple(TrialAttempt.from_attempt(attempt, plan) for attempt in guard.attempts(prompt, route=route))
     try:
         score = guard.score(with_default_options(row.prompt, guard.template_options), row.response)
     except CaptureError as error:
@@ -227,7 +228,7 @@ def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[TrialAttempt, 
 
 
 def _comparable(score: Score | None, plan: RoutePlan, defects: Collection[Defect]) -> float | None:
-    """The p_wrong that a threshold is compared with; None where it does not come to that."""
+    """Return the p_wrong to compare with a threshold; None where another rule decides before."""
     if score is None or plan.stopped_by(defects) is not None:
         return None
     ood = plan.out_of_distribution

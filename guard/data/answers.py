@@ -1,9 +1,9 @@
-"""Recorded answers as columns: what every method of an evaluation reads, and the file that they are kept in.
+"""Recorded answers as columns: the input of every method of an evaluation, and the file format.
 
     journal (one row a question, resumable) -> Answers -> Parquet file -> Answers -> methods
 
-A table that `Answers.take` gives shares the columns of the one it was taken from: evaluating takes hundreds
-of parts of one table, and the activations alone may be gigabytes.
+`Answers.take` returns a table that shares its columns with the original: an evaluation takes hundreds of parts of one
+table, and the activations alone can be gigabytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from guard.records import Floats, Signals
 from guard.scoring.probe import InnerProducts
 from guard.scoring.signature import FeatureSchema
 
-#: Facts that may differ between answers of the same run, whole or by what they begin with.
+#: Metadata, by name or prefix, that can differ between answers of the same run.
 _CIRCUMSTANCES = ("model.name", "model.context_tokens", "date", "machine", "versions.", "data.")
 
 
@@ -42,8 +42,8 @@ class Answers:
     """Labelled answers of one model; a `guard.evaluation.protocol.Table`.
 
     Attributes:
-        columns: of the whole table that these answers belong to.
-        rows: shape (n,), which of it are meant, in which order.
+        columns: columns of the whole table.
+        rows: shape (n,), the rows of the table that these answers are, in order.
     """
 
     columns: Columns
@@ -60,15 +60,15 @@ class Answers:
         *,
         metadata: Mapping[str, Any] | None = None,
     ) -> Self:
-        """The answers to these rows that a journal has, graded; skipped rows and unknown ones are left out.
+        """Return a journal's answers to these rows with labels, without skipped and unknown rows.
 
-        Left out as well is an answer that the model gives no probability (a given response may be one).
+        Answers to which the model gives no probability are left out, too; a given response can be one.
 
         Args:
             journal: an open journal.
             rows: pairs of data set name and row.
-            grade: says whether an answer is right.
-            metadata: more of them, JSON values, beside those of the run.
+            grade: returns whether an answer is right.
+            metadata: further metadata, as JSON values, beside those of the run.
 
         Raises:
             InputError: the journal is damaged, has none of these rows, or a row cannot be graded.
@@ -88,15 +88,15 @@ class Answers:
 
     @classmethod
     def whole(cls, columns: Columns) -> Self:
-        """All answers of some columns."""
+        """Return all answers of some columns."""
         return cls(columns, np.arange(len(columns)))
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read what `write` wrote.
+        """Read a file of `write`.
 
         Raises:
-            InputError: there is no such file, or it is damaged, of something else, or of a later version.
+            InputError: the file does not exist, is damaged, has another format or a later version.
             MissingExtraError: pyarrow is not installed.
         """
         return cls.whole(read_columns(Path(path).expanduser()))
@@ -105,7 +105,7 @@ class Answers:
         """Write a Parquet file, whole or not at all; docs/how-to/recording.md describes its columns.
 
         Raises:
-            InputError: it cannot be written there.
+            InputError: the file cannot be written.
             MissingExtraError: pyarrow is not installed.
         """
         write_columns(self._gathered, Path(path).expanduser())
@@ -116,22 +116,22 @@ class Answers:
         return len(self.rows)
 
     def take(self, index: NDArray[np.intp]) -> Self:
-        """The rows of these indices, in this order; nothing is copied."""
+        """Return the rows of these indices, in this order, without a copy."""
         return type(self)(self.columns, self.rows[index])
 
     @property
     def layers(self) -> int:
-        """L, the model's layers."""
+        """Number of layers, L."""
         return int(self.columns.norms.shape[-1])
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """T temperatures, of the maps."""
+        """Temperatures of the maps."""
         return self.columns.temperatures
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Of the run, flat; see `run_metadata`."""
+        """Metadata of the run, flat; see `run_metadata`."""
         return self.columns.metadata
 
     @property
@@ -156,17 +156,17 @@ class Answers:
 
     @property
     def tokens(self) -> NDArray[np.int64]:
-        """Tokens of each answer, its end included, shape (n,)."""
+        """Number of tokens of each answer, including its end token, shape (n,)."""
         return np.diff(self.columns.offsets)[self.rows]
 
     @property
     def prompt_tokens(self) -> NDArray[np.int32]:
-        """Tokens of each prompt, shape (n,)."""
+        """Number of tokens of each prompt, shape (n,)."""
         return self.columns.prompt_tokens[self.rows]
 
     @property
     def finish_reason(self) -> NDArray[np.str_]:
-        """How each answer ended, as in `Generation`, shape (n,); empty where that is not known."""
+        """How each answer ended, as in `Generation`, shape (n,); empty where unknown."""
         return self.columns.finish_reason[self.rows]
 
     @property
@@ -176,17 +176,17 @@ class Answers:
 
     @property
     def seconds(self) -> NDArray[np.float64]:
-        """Time that each answer took, shape (n,)."""
+        """Generation time of each answer in seconds, shape (n,)."""
         return self.columns.seconds[self.rows]
 
     @property
     def answer(self) -> NDArray[np.object_]:
-        """The answers' texts, shape (n,). Methods compare them; no report shows them."""
+        """Texts of the answers, shape (n,). Methods compare them; no report shows them."""
         return self.columns.answer[self.rows]
 
     @property
     def samples(self) -> tuple[tuple[str, ...], ...]:
-        """The further answers that were sampled; empty where none were."""
+        """Further sampled answers to each question; empty where there are none."""
         return tuple(self.columns.samples[at] for at in self.rows)
 
     @property
@@ -215,13 +215,13 @@ class Answers:
         return None if self.columns.path is None else self._part(self.columns.path)
 
     def signals(self, at: int) -> Signals:
-        """All that a scorer sees of one answer."""
+        """Return all inputs of a scorer for one answer."""
         return self.columns.signals(int(self.rows[at]))
 
     def features(self, schema: FeatureSchema) -> Floats:
-        """Features of all answers, shape (n, features), as `guard.scoring.signature.feature_vector` makes them.
+        """Return the features of all answers, shape (n, features); see `guard.scoring.signature.feature_vector`.
 
-        Made once for a whole table and shared with all that is taken from it.
+        They are computed once for a whole table and shared with all parts of it.
 
         Raises:
             InputError: an answer lacks a feature, such as a map of that temperature.
@@ -230,7 +230,7 @@ class Answers:
 
     @cached_property
     def products(self) -> InnerProducts:
-        """Between these answers' activations; made once for a whole table and shared with all that is taken from it."""
+        """Inner products of these answers' activations, computed once for a whole table and shared with its parts."""
         return InnerProducts(self.columns.products, self.rows)
 
     @cached_property
@@ -246,13 +246,13 @@ class Answers:
 
 
 def concatenate(tables: Sequence[Answers]) -> Answers:
-    """One table of several of the same run, with columns of its own.
+    """Join tables of the same run into one with its own columns.
 
-    Of one table it gives one that shares nothing with what that was taken from. The residual stream's
-    signals are kept only where all tables have them, metadata only where all say the same.
+    The result shares no memory with the tables, also where there is only one. The residual stream's signals are kept
+    only if all tables have them, and metadata only where all tables agree.
 
     Raises:
-        InputError: there is no table, they are of different runs, or have an answer in common.
+        InputError: there is no table, or tables are of different runs or have an answer in common.
     """
     if not tables:
         raise InputError("There is no table of answers")
@@ -288,9 +288,9 @@ def _check_same_run(tables: Sequence[Answers]) -> None:
 
 
 def run_metadata(run: Run) -> dict[str, Any]:
-    """What was recorded with what, and where, flat; the values are JSON's.
+    """Return the metadata of a run, flat, as JSON values.
 
-    Those of `Run.fields`, and ``model.name``, ``versions.*``, ``date`` (ISO 8601, UTC) and ``machine``.
+    These are the fields of `Run.fields`, and ``model.name``, ``versions.*``, ``date`` (ISO 8601, UTC) and ``machine``.
     """
     packages = ("ilis-guard", "numpy", "math-verify", *_PACKAGES.get(run.model.engine, ()))
     return {
@@ -317,7 +317,7 @@ def _version(package: str) -> str | None:
 
 
 class _Builder:
-    """Columns that grow record by record; the large ones are made at once, for all that may come."""
+    """Columns that grow record by record; the large arrays are allocated once for the capacity."""
 
     def __init__(self, metadata: Mapping[str, Any], capacity: int) -> None:
         self._metadata = metadata
@@ -332,7 +332,7 @@ class _Builder:
         return len(self._values)
 
     def add(self, record: Record, *, group: str, wrong: bool) -> None:
-        """Take one answer."""
+        """Add one answer."""
         signature, at = record.signals.signature, len(self)
         self._arrays["maps"][at] = signature.maps
         self._arrays["norms"][at] = signature.norms
@@ -348,7 +348,7 @@ class _Builder:
         self._values.append((record.key, record.dataset, group, record.answer, wrong, seconds, prompt_tokens, ended))
 
     def columns(self) -> Columns:
-        """All that was taken."""
+        """Return the columns of all added answers."""
         made: dict[str, Any] = {name: array[: len(self)] for name, array in self._arrays.items()}
         if not self._residual:
             made |= {"lens": None, "path": None}

@@ -1,4 +1,4 @@
-"""The columns of recorded answers, and what is made of them once for all parts of a table."""
+"""The columns of recorded answers, with features that are computed once and shared by all parts of a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from guard.records import Floats, Signals, Signature
 from guard.scoring.probe import inner_products
 from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATES, FeatureSchema, feature_vector
 
-#: Columns of one value each, with their kinds in memory; of one value a token; of one array each.
+#: Columns of one value per answer, with their types in memory; of one value per token; of one array per answer.
 KINDS: Mapping[str, type] = {
     "key": object,
     "dataset": np.str_,
@@ -42,11 +42,11 @@ class Columns:
         answer, samples: as in `Answers`.
         offsets: shape (n + 1,); tokens of answer i are ``offsets[i]`` to ``offsets[i + 1]`` of the next three.
         logprobs, entropies, margins: shape (all tokens,), as in `Generation`.
-        maps, norms: shapes (n, T, A, L, L) and (n, A, L), as in `Signature`. The maps are float32: rounded to
-            half of that, layers that nearly agree would lose up to a seventh of what sets answers apart.
+        maps, norms: shapes (n, T, A, L, L) and (n, A, L), as in `Signature`. The maps are float32: in half
+            precision, layers that nearly agree would lose up to a seventh of the differences between answers.
         activations: shape (n, 3, L, D), float16.
         lens, path: shapes (n, 2, 3, L) and (n, 2, 2, L), as in `Residual`; None where not recorded.
-        metadata: of the run, flat; see `guard.data.answers.run_metadata`.
+        metadata: metadata of the run, flat; see `guard.data.answers.run_metadata`.
     """
 
     key: NDArray[np.object_]
@@ -74,7 +74,7 @@ class Columns:
         return len(self.key)
 
     def take(self, rows: NDArray[np.intp]) -> Columns:
-        """A copy of these rows, in this order."""
+        """Return a copy of these rows, in this order."""
         tokens = np.diff(self.offsets)[rows]
         starts = np.cumsum(tokens) - tokens  # of the rows' tokens in the copy
         at = np.arange(tokens.sum()) + np.repeat(self.offsets[rows] - starts, tokens)
@@ -87,11 +87,11 @@ class Columns:
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """Of the maps."""
+        """Temperatures of the maps."""
         return tuple(self.metadata["temperatures"])
 
     def signals(self, at: int) -> Signals:
-        """All that a scorer sees of one answer."""
+        """Return all inputs of a scorer for one answer."""
         tokens = slice(self.offsets[at], self.offsets[at + 1])
         signature = Signature(
             maps=self.maps[at],
@@ -104,7 +104,7 @@ class Columns:
         return Signals(self.logprobs[tokens], self.entropies[tokens], self.margins[tokens], signature)
 
     def features(self, schema: FeatureSchema) -> Floats:
-        """Features of all answers, shape (n, features). Kept group by group: kinds of scores share groups."""
+        """Return the features of all answers, shape (n, features); groups are cached and shared by kinds of scores."""
         parts = [FeatureSchema(schema.layers, schema.temperatures, schema.aggregates, (x,)) for x in schema.groups]
         return np.hstack([self._block(part) for part in parts])
 
@@ -126,12 +126,12 @@ class Columns:
 
 
 def offsets_of(tokens: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Where each answer's tokens begin, and where the last one's end, shape (n + 1,)."""
+    """Return the start of each answer's tokens, and the end of the last one's, shape (n + 1,)."""
     return np.concatenate([[0], np.cumsum(tokens, dtype=np.int64)])
 
 
 def array_shapes(metadata: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and kind of one answer's part of each of `ARRAYS`, from the metadata of its run."""
+    """Return the shape and type of one answer's array in each of `ARRAYS`, from the metadata of its run."""
     layers, width, temperatures = metadata["model.layers"], metadata["model.width"], len(metadata["temperatures"])
     return {
         "maps": ((temperatures, len(AGGREGATES), layers, layers), "<f4"),

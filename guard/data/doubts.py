@@ -1,7 +1,7 @@
-"""Words that can turn an answer which holds the right one into a wrong one.
+"""Words that can make an answer wrong although it contains the right one.
 
 A denial ("couldn't be Paris"), an alternative ("A or B"), a comparison ("more than 5") in one of the
-languages that small models answer in. Graders that find one of these say wrong.
+languages that small models answer in. Graders treat such answers as wrong.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _OTHER_LANGUAGES = frozenset(
 )
 #: Words of doubt, in lower case, without accents and apostrophes.
 DOUBTS = _ENGLISH | _CONTRACTIONS | _OTHER_LANGUAGES
-#: The same in languages that put no spaces around words.
+#: The same for languages without spaces between words.
 _CJK = re.compile(
     "[不没沒非未否勿或]|还是|還是|除了|以外|または|あるいは|もしくは|それとも|ない|ません|なく|なかった|じゃ|か[、？?]|ですか"
     "|아니|아닌|아닙|않|또는|혹은|못|거나"
 )
-#: "far from", "at least" and their kin: harmless as single words.
+#: Phrases such as "far from" and "at least", whose single words are harmless.
 _PHRASES = re.compile(
     r"\b(?:far from|other than|at least|at most|up to|as (?:many|much) as|as (?:few|little) as|out of the question"
     r"|used to|(?:some|many|most|people|they) (?:people )?(?:say|think|believe|claim)|rules? out|ruled out|is out"
@@ -47,16 +47,16 @@ _PHRASES = re.compile(
     r"|[✗✘❌→⇒]"
 )
 _TAKEN_BACK = re.compile(r"[\W_]*(?:no|nope|not|wait|actually|sorry|correction|scratch that|oops)\b", re.IGNORECASE)
-#: Joins names where it stands beside one: "Paris and London", "Paris und London".
+#: Words that join two names: "Paris and London", "Paris und London".
 CONJUNCTIONS = frozenset({"and", "und", "et", "y", "e", "och", "og", "en", "и", "oraz", "ve"})
 
 
 def doubted(text: str, *, allowed: Collection[str] = ()) -> bool:
-    """Whether a text holds a word of doubt, in any of the languages known here.
+    """Return whether a text has a word of doubt in any known language.
 
     Args:
         text: a sentence, without the answer that it states.
-        allowed: words that are no doubt here.
+        allowed: words that do not count as doubt.
     """
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text)).casefold()
     plain = re.sub(r"[\u0300-\u036f'’ʼ`´]", "", plain)
@@ -67,5 +67,5 @@ def doubted(text: str, *, allowed: Collection[str] = ()) -> bool:
 
 
 def taken_back(following: str) -> bool:
-    """Whether the text after a statement begins by taking it back: "No, wait ..."."""
+    """Return whether the text after a statement withdraws it: "No, wait ..."."""
     return _TAKEN_BACK.match(following) is not None

@@ -1,7 +1,7 @@
-"""What the residual stream shows on its way through the layers: logit lens and path geometry.
+"""Signals of the residual stream by layer: logit lens and path geometry.
 
-Other methods than guard's own need these (`guard.evaluation.methods`), so they are recorded for
-comparison, and only where an engine captures ``mlp+block``.
+guard's own score does not use them. They are recorded for other methods (`guard.evaluation.methods`), and only where
+an engine captures ``mlp+block``.
 
 Sources: logit-lens entropies as in TriLens (arXiv:2606.01033), of whose three streams this reads
 the residual one; step lengths and angles as in chain-of-embedding (arXiv:2410.13640).
@@ -21,12 +21,12 @@ from guard.engines.protocols import Engine, Observer
 from guard.errors import CaptureError, InputError, missing_extra
 from guard.records import Floats, Limits, Prompt
 
-#: What the logit lens says of each layer: its entropy in nats, the log-probability of the token
-#: that was chosen in the end, and whether that token is the layer's first choice.
+#: The logit lens at each layer: its entropy in nats, the log-probability of the generated token, and whether that
+#: token is the layer's most likely one.
 LENS_SIGNALS = ("entropy", "logprob", "agrees")
 
-#: Nats by which the lens at the last layer may differ from the engine's own output: quantized
-#: engines round the activations of their last product, we do not.
+#: Tolerance in nats between the lens at the last layer and the engine's own output: quantised engines round the
+#: activations of their last product, the lens does not.
 _TOLERANCE = 0.15
 
 
@@ -46,7 +46,7 @@ class Residual:
 
 
 class Lens:
-    """The model's own way from the residual stream to token probabilities.
+    """The model's own mapping from the residual stream to token probabilities.
 
     Args:
         norm: weights of the last RMS norm, shape (D,).
@@ -64,14 +64,14 @@ class Lens:
 
     @classmethod
     def load(cls, engine: Engine, path: Path) -> Self:
-        """Read the lens of a GGUF model, and hold it against what the engine itself puts out.
+        """Read the lens of a GGUF model, and check it against the engine's own output.
 
         Args:
             engine: the loaded model, with capture point ``mlp+block``.
             path: its file.
 
         Raises:
-            InputError: the model ends otherwise than by an RMS norm and an unembedding.
+            InputError: the model does not end with an RMS norm and an unembedding.
         """
         try:
             from gguf import GGUFReader
@@ -86,8 +86,8 @@ class Lens:
             names = LENS_SIGNALS[:2]
             each = [f"{name} {a:.3f}, the model {b:.3f}" for name, a, b in zip(names, ours, theirs, strict=True)]
             raise InputError(
-                f"The logit lens of '{path.name}' is not understood",
-                why=f"at the last layer it gives {'; '.join(each)}",
+                f"The logit lens of '{path.name}' does not match the model",
+                why=f"at the last layer the lens has {'; '.join(each)}",
                 fix="Record without it",
             )
         return lens
@@ -113,19 +113,19 @@ class Lens:
         )
 
     def logits(self, states: Floats) -> Floats:
-        """Token logits, shape (n, V), of residual states, shape (n, D)."""
+        """Return the token logits, shape (n, V), of residual states, shape (n, D)."""
         rms = np.sqrt(np.mean(np.square(states, dtype=np.float64), axis=1) + self._epsilon)
         logits: Floats = (states / rms[:, None].astype(np.float32) * self._norm) @ self._unembedding.T / self._scale
         return self._softcap * np.tanh(logits / self._softcap) if self._softcap else logits
 
     def signals(self, states: Floats, token: int) -> Floats:
-        """The `LENS_SIGNALS` of one token's states, shape (L, D) -> (3, L)."""
+        """Return the `LENS_SIGNALS` of one token's states, shape (L, D) -> (3, L)."""
         logits = self.logits(states)  # of all layers at once: the matrix is read from memory once
         return np.array([_signals(row, token) for row in logits], np.float32).T
 
 
 class ResidualObserver:
-    """Takes an engine's ``mlp+block`` activations apart: MLPs to the signature, blocks kept here."""
+    """Splits an engine's ``mlp+block`` activations: MLPs go to the signature's observer, blocks are kept here."""
 
     def __init__(self, mlp: Observer | None, *, layers: int) -> None:
         self._mlp, self._layers = mlp, layers
@@ -134,7 +134,7 @@ class ResidualObserver:
         self._sum: NDArray[np.float64] = np.zeros((0, 0))
 
     def observe(self, activations: Floats) -> None:
-        """Take one token's activations, shape (2 L, D)."""
+        """Record one token's activations, shape (2 L, D)."""
         if self._mlp is not None:
             self._mlp.observe(activations[: self._layers])
         self._last = activations[self._layers :].copy()
@@ -144,7 +144,7 @@ class ResidualObserver:
         self._tokens += 1
 
     def residual(self, lens: Lens, *, tokens: tuple[int, int]) -> Residual:
-        """The signals of the tokens seen so far, of which the first and the last are named.
+        """Return the signals of the recorded tokens, given the ids of the first and the last.
 
         Raises:
             CaptureError: the stream is not finite or all zero at a layer.
@@ -155,7 +155,7 @@ class ResidualObserver:
 
 
 def path_geometry(states: Floats) -> Floats:
-    """Lengths and angles of the steps between layers, shape (L, D) -> (2, L); see `Residual`.
+    """Return lengths and angles of the steps between layers, shape (L, D) -> (2, L); see `Residual`.
 
     Raises:
         CaptureError: a state has no length or no direction.
@@ -181,6 +181,6 @@ def _signals(logits: Floats, token: int) -> Sequence[float]:
 
 
 def _header_numbers(reader: Any, names: Sequence[str]) -> Mapping[str, float]:
-    """Numbers of the header, by the part of their name behind the architecture's."""
+    """Return numbers of the header by name, without the architecture's prefix."""
     fields = {name.partition(".")[2]: field for name, field in reader.fields.items()}
     return {name: float(fields[name].contents()) for name in names if name in fields}

@@ -1,6 +1,6 @@
-"""How questions are put to a model: as chat messages, or as a text to continue.
+"""Prompts for questions: chat messages, or a text to continue.
 
-Calibration and use must ask alike, so there is one way for all.
+Calibration and production use the same prompts.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from guard.runtime.base_models import CHOICE_INSTRUCTION, completion_text
 def question_prompt(
     question: Question, *, system: str = SHORT_ANSWER_SYSTEM, template_options: Mapping[str, Any] | None = None
 ) -> Prompt:
-    """What the model is asked: the passage if there is one, the question, then lettered choices.
+    """Return the chat prompt of a question: the passage if there is one, the question, then lettered choices.
 
     Args:
-        question: to ask.
+        question: the question.
         system: the system message; the empty string for none.
         template_options: variables of the model's chat template.
     """
@@ -34,9 +34,9 @@ def question_prompt(
 
 
 def completion_prompt(question: Question) -> Prompt:
-    """The same for a base model, which continues a text: solved examples, then the question.
+    """Return the prompt for a base model, which continues a text: solved examples, then the question.
 
-    The examples are of the kinds that there are (open, number, choice); an answer ends with its line.
+    The examples cover open, number and choice questions; an answer ends with its line.
     """
     content = (question_prompt(question, system="").messages or ())[0]["content"]
     return Prompt.raw(completion_text(content), plain=True)

@@ -1,7 +1,7 @@
-"""Put labelled questions to a model once, and keep every answer with its signals.
+"""Ask a model labelled questions once, and keep every answer with its signals.
 
-The file is a SQLite journal: one transaction a question, so that a run can be killed at any moment
-and goes on where it was, without asking anything twice. All fitting and evaluating reads from it.
+The file is a SQLite journal with one transaction per question. A run can be killed at any moment and resumes without
+asking anything twice. Fitting and evaluation read from this file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from guard.records import (
 )
 from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATES, SignatureObserver
 
-#: Of a journal's tables.
+#: Format version of a journal's tables.
 _FORMAT = "3"
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS header (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -57,7 +57,7 @@ _TEMPLATE_DATE = "model.template_date"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What makes two runs comparable; a journal belongs to one of these.
+    """The settings that make two runs comparable; a journal belongs to one run.
 
     Attributes:
         model: the engine's model.
@@ -81,7 +81,7 @@ class Run:
     template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def fields(self) -> dict[str, str]:
-        """Flat, as stored in a journal's header."""
+        """Return the settings, flat, as stored in a journal's header."""
         flat = {**asdict(self), **{f"model.{key}": value for key, value in asdict(self.model).items()}}
         del flat["model"], flat["model.name"], flat["model.context_tokens"]
         if self.model.template_date is None:  # as with most templates
@@ -91,7 +91,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """One question, the model's answer to it, and what the layers said meanwhile.
+    """One question, the model's answer to it, and the signals of the pass.
 
     Attributes:
         key: ``dataset/id``, unique in a journal.
@@ -122,7 +122,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A row that could not be put to the model, why, and the digest of what would have been put."""
+    """A row that the model could not be asked, the reason, and the digest of its prompt."""
 
     key: str
     reason: str
@@ -154,22 +154,22 @@ class Journal(JournalFile):
         return self._run
 
     def keys(self) -> set[str]:
-        """Keys of all rows that were put to the model, skipped ones included."""
+        """Return the keys of all rows in the journal, including skipped ones."""
         with self._translated():
             return {key for (key,) in self._db.execute("SELECT key FROM answers")}
 
     def check_questions(self, rows: Iterable[tuple[str, Row]]) -> None:
-        """Refuse rows that have the key of an answer to something else.
+        """Refuse rows whose key belongs to an answer to another question.
 
         Raises:
-            InputError: a row is not what was asked under its key.
+            InputError: a row differs from what was asked under its key.
         """
         with self._translated():
             stored = dict(self._db.execute("SELECT key, asked FROM answers"))
         self._check_asked(rows, stored)
 
     def append(self, record: Record) -> None:
-        """Keep an answer; it is safe on disk when this returns."""
+        """Store an answer; it is safe on disk when this returns."""
         signals, signature = record.signals, record.signals.signature
         blobs = [signals.logprobs, signals.entropies, signals.margins, signature.maps, signature.norms]
         residual = record.residual
@@ -191,11 +191,11 @@ class Journal(JournalFile):
         )
 
     def skip(self, skipped: Skipped, *, dataset: str) -> None:
-        """Keep the fact that a row cannot be put to this model."""
+        """Store the reason why the model cannot be asked a row."""
         self._insert(skipped.key, dataset, "", "", skipped.reason, *[None] * 11, skipped.asked, None)
 
     def record(self, key: str) -> Record | Skipped | None:
-        """What is known of one row; None if it was not asked yet."""
+        """Return one row's record or the reason for skipping it; None if it is not in the journal."""
         with self._translated():
             row = self._db.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
         try:
@@ -206,13 +206,13 @@ class Journal(JournalFile):
             ) from error
 
     def skipped(self, keys: Collection[str]) -> list[Skipped]:
-        """Those of these rows that cannot be put to the model, in the order in which that was found."""
+        """Return the skipped ones of these rows, in the order in which they were skipped."""
         with self._translated():
             found = self._db.execute("SELECT key, skipped, asked FROM answers WHERE skipped IS NOT NULL").fetchall()
         return [Skipped(*each) for each in found if each[0] in keys]
 
     def records(self, keys: Sequence[str]) -> list[Record]:
-        """The records of these rows in this order, skipped and unknown ones left out."""
+        """Return the records of these rows in this order, without skipped and unknown ones."""
         found = (self.record(key) for key in keys)
         return [record for record in found if isinstance(record, Record)]
 
@@ -260,7 +260,7 @@ class Journal(JournalFile):
 
     def _set_up(self) -> None:
         self._claim(("header", "answers"))
-        # Tables and header at once: a journal without its whole header would fit no run.
+        # Tables and header in one transaction: a journal with half a header would match no run.
         self._db.execute("BEGIN IMMEDIATE")
         for statement in _SCHEMA:
             self._db.execute(statement)
@@ -293,9 +293,9 @@ def _texts(stored: str | None) -> tuple[str, ...]:
 
 
 def of_this_model(rows: Sequence[tuple[str, Row]], model: str) -> tuple[list[tuple[str, Row]], Counter[str]]:
-    """The rows without responses that other models gave, and how many of these each model gave.
+    """Return the rows without other models' responses, and the number of these by model.
 
-    A scorer learns how its own model is wrong; another model's answers teach it something else.
+    A scorer must learn from its own model's errors only.
     """
     others = Counter(
         row.model for _, row in rows if isinstance(row, LabelledResponse) and row.model not in (None, model)
@@ -305,12 +305,12 @@ def of_this_model(rows: Sequence[tuple[str, Row]], model: str) -> tuple[list[tup
 
 
 def template_date_of(journal: str | Path) -> str | None:
-    """The date that the chat template wrote in a journal's prompts; None where it wrote none, or there is no journal.
+    """Return the date in the prompts of a journal; None if the chat template writes none or there is no journal.
 
-    A run that goes on another day is asked with the same prompts.
+    A run that is resumed on another day uses the same prompts.
     """
     try:
-        # To be written too, though nothing is: a connection that may only read leaves files behind.
+        # Opened for writing although nothing is written: a read-only connection leaves files behind.
         with contextlib.closing(sqlite3.connect(f"{Path(journal).resolve().as_uri()}?mode=rw", uri=True)) as db:
             found = db.execute("SELECT value FROM header WHERE name = ?", (_TEMPLATE_DATE,)).fetchone()
         return str(json.loads(found[0])) if found else None
@@ -328,7 +328,7 @@ def record_rows(
     samples: int = 0,
     sampled_rows: int = 0,
 ) -> Iterator[Record | Skipped]:
-    """Put every row that the journal does not have yet to the model; yields each as it is kept.
+    """Ask the model every row that is not in the journal; yield each row once it is stored.
 
     Args:
         engine: a loaded engine; its model is the run's.
@@ -337,11 +337,11 @@ def record_rows(
         run: how questions are put.
         lens: reads the residual stream, for an engine whose capture point is ``mlp+block``.
         samples: further answers to each of the first ``sampled_rows`` questions of each data set,
-            sampled at temperature 1; what methods that ask again cost and give.
+            sampled at temperature 1, for methods that use several answers.
         sampled_rows: see there.
 
     Raises:
-        InputError: the journal has an answer to something else under a row's key.
+        InputError: the journal has an answer to another question under a row's key.
     """
     journal.check_questions(rows)
     known = journal.keys()
@@ -407,7 +407,7 @@ def _sample(engine: Engine, row: Row, run: Run, count: int) -> tuple[str, ...]:
         return ()
     prompt, _ = _put(row, run)
     limits = Limits(max_tokens=run.max_tokens, stop=run.stop)
-    # Seeds of their own for each question: with the same ones, all questions share their luck.
+    # Each question has its own seeds: with common seeds the samples of all questions would be correlated.
     start = zlib.crc32(row.id.encode())
     draws = (Sampling(temperature=1.0, seed=start + draw) for draw in range(count))
     return tuple(engine.generate(prompt, sampling=draw, limits=limits).text for draw in draws)
@@ -422,6 +422,6 @@ def _put(row: Row, run: Run) -> tuple[Prompt, str | None]:
 
 
 def to_float16(activations: Floats) -> NDArray[np.float16]:
-    """In half the space; a massive activation beyond its range becomes the largest value."""
+    """Convert to half precision; a massive activation beyond its range becomes the largest value."""
     largest = np.finfo(np.float16).max
     return np.clip(activations, -largest, largest).astype("<f2")

@@ -1,4 +1,4 @@
-"""A SQLite file that one run writes, a transaction a row, so that it can be killed at any moment."""
+"""A SQLite file that one run writes with one transaction per row, so that it can be killed at any moment."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from guard.files.private_files import create_private
 
 
 def row_key(dataset: str, row: Row) -> str:
-    """A row's key in a journal."""
+    """Return a row's key in a journal."""
     return f"{dataset}/{row.id}"
 
 
 def asked_digest(row: Row) -> str:
-    """32 hexadecimal digits of what a row puts to a model: passage, question and choices, or prompt and response.
+    """Return a digest of what a row asks a model: passage, question and choices, or prompt and response.
 
-    Accepted answers and graders are not part of it: they may get better, and the model's answer stays what it is.
+    It has 32 hexadecimal digits. Accepted answers and graders are not part of it, since they can be improved without
+    changing the model's answer.
     """
     prompt = question_prompt(row, system="") if isinstance(row, Question) else row.prompt
     response = None if isinstance(row, Question) else row.response
@@ -37,7 +38,7 @@ def asked_digest(row: Row) -> str:
 
 
 class JournalFile(ABC):
-    """What journals share: opening, one writer at a time, errors that say what to do."""
+    """The common part of journals: opening, one writer at a time, errors with a fix."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -51,7 +52,7 @@ class JournalFile(ABC):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close; a file that was made for a run that failed before its first row is not left behind."""
+        """Close the file; delete it if it is new and the run failed before its first row."""
         useless = kind is not None and self._is_new and not self.keys()
         self._db.close()
         if useless:
@@ -59,27 +60,27 @@ class JournalFile(ABC):
 
     @abstractmethod
     def keys(self) -> set[str]:
-        """Keys of all rows that were put to the model."""
+        """Return the keys of all rows in the journal."""
 
     def _claim(self, tables: Iterable[str]) -> None:
-        """Keep other writers out, and refuse a file that has other tables than these."""
+        """Lock the file for other writers, and refuse a file with other tables."""
         # One writer at a time, and a commit survives the death of the process.
         self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         there = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if there - set(tables):
-            raise InputError(f"'{self.path}' is a database of something else", fix="Give another file")
+            raise InputError(f"'{self.path}' is a database with other content", fix="Give another file")
 
     def _check_asked(self, rows: Iterable[tuple[str, Row]], stored: Mapping[str, str]) -> None:
-        """Raise where a row has the key of something else that was asked."""
+        """Raise InputError where a row's key belongs to another question."""
         digests = ((row_key(dataset, row), asked_digest(row)) for dataset, row in rows)
         other = [key for key, digest in digests if stored.get(key, digest) != digest]
         if other:
             count = "1 row" if len(other) == 1 else f"{len(other)} rows"
             raise InputError(
-                f"'{self.path}' holds answers to other questions",
-                why=f"{count} of the data have the id of a row that asked something else, the first is '{other[0]}'",
+                f"'{self.path}' has answers to other questions",
+                why=f"{count} of the data have the id of a different row in the journal; the first is '{other[0]}'",
                 fix="Give another file with --journal, or other ids to the rows that changed",
             )
 

@@ -155,7 +155,7 @@ def claims(*, shifts: Sequence[str] = ()) -> tuple[Claim, ...]:
     rivals = ("log-probabilities", "linear probe", "ILIS")
     beats = [
         Claim(f"better than {rival} on {sets} ({measure})", setting, measure, rival)
-        for setting, sets in ((LEAVE_ONE_OUT, "data sets it never saw"), (HELD_OUT, "new data sets"))
+        for setting, sets in ((LEAVE_ONE_OUT, "unseen data sets"), (HELD_OUT, "new data sets"))
         for rival in rivals
         for measure in ("AUROC", "AUPRC (wrong)")
     ]

@@ -1,7 +1,7 @@
-"""One HTML file of an evaluation: tables, figures, verdicts, provenance; nothing is fetched from elsewhere.
+"""Render an evaluation as one HTML file: tables, figures, verdicts, provenance; nothing is loaded from elsewhere.
 
-The page is made from the result alone. What a table or a figure means is said beside it in a sentence,
-since the reader may not know the measure; what is missing is said too.
+The page is made from the result alone. Each table and figure has a sentence that explains it, and missing results
+are listed.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from guard.evaluation.measures import AUROC, MEASURES, TRANSFER_MEASURES, Measur
 from guard.evaluation.predictions import HELD_OUT, LEAVE_ONE_OUT, PAIRWISE, SAMPLED, SHIFT, WITHIN
 from guard.evaluation.result import EvaluationResult, Missing, ModelResult, SettingResult, Verdict
 
-#: How many methods stand in figures that need room for each; the rest are in a fold below.
+#: Number of methods in figures with a panel per method; further methods are in a collapsed section.
 _IN_SIGHT = 6
 
 _GUIDES = {
-    WITHIN: "Fitted and tested on the same kind of question, in folds; no question is in two folds.",
-    LEAVE_ONE_OUT: "Fitted on all data sets but one and tested on that one: what a new kind of question gets.",
-    PAIRWISE: "Fitted on one data set and tested on each other one: the hardest transfer, and the noisiest.",
-    HELD_OUT: "Fitted on all data sets and tested on further ones that were recorded separately.",
-    SAMPLED: "Leave-one-dataset-out on the answers whose questions were sampled again: methods that read samples.",
+    WITHIN: "Cross-validation within each data set; no question is in two folds.",
+    LEAVE_ONE_OUT: "Fitted on all data sets but one, tested on that one: the quality on a new kind of question.",
+    PAIRWISE: "Fitted on one data set, tested on each other one: the hardest and noisiest transfer.",
+    HELD_OUT: "Fitted on all data sets, tested on further ones that were recorded separately.",
+    SAMPLED: "Leave-one-dataset-out on the answers with further samples, for methods that use these.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One place of a table: the value, its interval, and whether it is the best of its column."""
+    """One cell of a table: the value, its interval, and whether it is the best of its column."""
 
     text: str
     interval: str
@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of the page: column heads with the direction that is better, and rows."""
+    """A table of the page: column heads with the better direction, and rows."""
 
     caption: str
     head: tuple[str, ...]
@@ -61,7 +61,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure with the sentence that says how to read it; folded where it is one of many."""
+    """A figure with a sentence that explains it; folded where it is one of many."""
 
     title: str
     guide: str
@@ -84,7 +84,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """One model's records on the page; those of one model may be there twice, so the title counts them."""
+    """One model's records on the page; the title has the number of answers, since a model can be there twice."""
 
     anchor: str
     title: str
@@ -137,7 +137,7 @@ def _section(anchor: str, result: ModelResult, setting: SettingResult) -> Sectio
 
 
 def _merged(missing: Sequence[Missing]) -> tuple[Missing, ...]:
-    """One line for a method and a reason, with all the sets it is about."""
+    """Merge the entries of one method and one reason into one, with all their test sets."""
     tests: dict[tuple[str, str], list[str]] = {}
     for each in missing:
         tests.setdefault((each.method, each.reason), []).append(each.test)
@@ -154,14 +154,14 @@ def _means(result: ModelResult, setting: SettingResult, measures: Sequence[Measu
         found = [setting.score(card.name, measure.name) for card in result.methods]
         columns.append(_column([each.estimate if each else None for each in found], result, measure))
     return Table(
-        caption=f"Mean over {setting.cells} {cells} with 95 % intervals; the best one-pass value is marked.",
+        caption=f"Mean over {setting.cells} {cells} with 95 % intervals; the best one-pass value is bold.",
         head=tuple(_unbroken(f"{measure.name}\u00a0{measure.arrow}") for measure in measures),
         rows=_rows(result, setting, columns),
     )
 
 
 def _per_set(result: ModelResult, setting: SettingResult, measure: Measure) -> Table:
-    """One measure, set by set."""
+    """Make the table of one measure by test set."""
     values = {(each.method, each.test): each.value for each in setting.per_cell if each.measure == measure.name}
     sets = list(dict.fromkeys(each.test for each in setting.per_cell))
     columns = [
@@ -174,7 +174,7 @@ def _per_set(result: ModelResult, setting: SettingResult, measure: Measure) -> T
 
 
 def _column(estimates: Sequence[Estimate | None], result: ModelResult, measure: Measure) -> list[Cell]:
-    """Cells of one measure; the best is sought among methods that need no pass more."""
+    """Make the cells of one measure; only one-pass methods compete for the best value."""
     cheap = [
         round(each.value, 3)
         for each, card in zip(estimates, result.methods, strict=True)
@@ -199,7 +199,7 @@ def _rows(result: ModelResult, setting: SettingResult, columns: Sequence[Sequenc
 
 
 def _gains(result: ModelResult, setting: SettingResult) -> Table:
-    """guard's own method against each other one; a gain is marked where its interval is above zero."""
+    """Make the table of gains of guard's own method; a gain is bold where its interval is above zero."""
     gains = {(each.against, each.measure): each.gain for each in setting.comparisons}
     measures = list(dict.fromkeys(each.measure for each in setting.comparisons))
     rows = []
@@ -214,8 +214,8 @@ def _gains(result: ModelResult, setting: SettingResult) -> Table:
             cells.append(Cell(_signed(gain.estimate.value), f"{_interval_text(gain.estimate)}\n{wins}".strip(), sure))
         rows.append(Row(f"against {card.name}", False, tuple(cells)))
     return Table(
-        caption=f"How much better {result.own} is (above 0 is better, whichever direction the measure has): mean "
-        "difference, paired 95 % interval, and on how many test sets it is better; sure gains are marked.",
+        caption=f"Gain of {result.own} over each method (above 0 is better, for any measure): mean "
+        "difference, paired 95 % interval, and number of test sets with a gain; bold where the interval is above 0.",
         head=tuple(_unbroken(name) for name in measures),
         rows=tuple(rows),
     )
@@ -232,12 +232,12 @@ def _interval_text(estimate: Estimate | None) -> str:
 
 
 def _plain(value: float) -> str:
-    """Three decimals, without the nought that every value would begin with."""
+    """Format with three decimals, without the leading zero."""
     return re.sub(r"^(\D?)0\.", r"\1.", f"{round(value, 3) + 0.0:.3f}").replace("-", "−")
 
 
 def _unbroken(head: str) -> str:
-    """A column's head that breaks between words only."""
+    """Format a column head that breaks between words only."""
     return head.replace("-", "\u2011").replace(" %", "\u00a0%")
 
 
@@ -258,9 +258,9 @@ def _setting_pictures(result: ModelResult, setting: SettingResult) -> list[Pictu
         return []
     pictures = [
         Picture(
-            "Methods side by side",
-            "Dots are means over test sets, bars their 95 % intervals; best at the top by the first panel. Intervals "
-            "that overlap can still hide a sure difference, since methods share their answers: see the table of gains.",
+            "Comparison of methods",
+            "Dots are means over test sets, bars are 95 % intervals, sorted by the first panel. Overlapping intervals "
+            "do not exclude a significant difference, since methods share their answers: see the table of gains.",
             Markup(figures.dots(setting, result.methods, result.own, [each.name for each in TRANSFER_MEASURES])),
         )
     ]
@@ -270,8 +270,8 @@ def _setting_pictures(result: ModelResult, setting: SettingResult) -> list[Pictu
         pictures.append(
             Picture(
                 "Risk and coverage",
-                "From left to right fewer answers are accepted, the least doubtful ones; the lower a line, the fewer "
-                "of them are wrong. Dotted: a score that knows every label; dashed: accepting at random.",
+                "The share of wrong answers among the accepted, by coverage; lower is better. Dotted: a score that "
+                "knows every label; dashed: accepting at random.",
                 Markup(figures.risk_coverage(setting, result.own, names[: _IN_SIGHT + 1])),
             )
         )
@@ -280,7 +280,7 @@ def _setting_pictures(result: ModelResult, setting: SettingResult) -> list[Pictu
 
 
 def _shift_pictures(result: ModelResult, setting: SettingResult) -> list[Picture]:
-    """Of one of several shifts: all of them side by side at the first, each one's own figures in a fold."""
+    """Make the figures of one of several shifts: the first has the comparison of all, each has its own in a fold."""
     several = [each for each in result.settings if each.setting.startswith(f"{SHIFT}: ")]
     if setting not in several or len(several) < 2:
         return []
@@ -290,11 +290,11 @@ def _shift_pictures(result: ModelResult, setting: SettingResult) -> list[Picture
     run = {score.method for score in setting.scores}
     names = [card.name for card in result.methods if card.name in run]
     guide = (
-        "One line a precision or engine that the model was tested on; fitted on the same records throughout. "
-        "Dots are means over test sets, bars their 95 % intervals."
+        "One line for each precision or engine in the test; all methods are fitted on the same records. Dots are means "
+        "over test sets, bars are 95 % intervals."
     )
     measures = [each.name for each in TRANSFER_MEASURES]
-    return [Picture("Shifts side by side", guide, Markup(figures.shifts(several, result.own, names, measures))), *own]
+    return [Picture("Comparison of shifts", guide, Markup(figures.shifts(several, result.own, names, measures))), *own]
 
 
 def _transfer_pictures(result: ModelResult, setting: SettingResult) -> list[Picture]:
@@ -304,8 +304,8 @@ def _transfer_pictures(result: ModelResult, setting: SettingResult) -> list[Pict
         if any(each.method == card.name and each.value is not None for each in setting.per_cell)
     ]
     guide = (
-        "Row: fitted on; column: tested on; the darker, the better. The diagonal (bold) is within a set. A column that "
-        "stays dark is a set on which every training serves."
+        "Rows: training set; columns: test set; darker is better. The diagonal (bold) is within-dataset "
+        "cross-validation."
     )
     return [
         Picture(title, guide, Markup(figures.transfer(result, part)), folded)
@@ -315,8 +315,8 @@ def _transfer_pictures(result: ModelResult, setting: SettingResult) -> list[Pict
 
 def _reliability_pictures(result: ModelResult, setting: SettingResult) -> list[Picture]:
     guide = (
-        "Each dot is a tenth of the answers: on the diagonal, stated probabilities come true; above it, answers "
-        "are wrong more often than stated."
+        "Each dot is a tenth of the answers. On the diagonal, predicted probabilities match the observed error rate; "
+        "above it, answers are wrong more often than predicted."
     )
     return [
         Picture(title, guide, Markup(figures.reliability_diagrams(setting, result.own, part)), folded)
@@ -325,7 +325,7 @@ def _reliability_pictures(result: ModelResult, setting: SettingResult) -> list[P
 
 
 def _in_sight(title: str, names: Sequence[str]) -> list[tuple[str, Sequence[str], bool]]:
-    """The first methods, and the rest for a fold, each with a title."""
+    """Divide methods into the first ones and the rest, for a fold, each with a title."""
     first, rest = names[:_IN_SIGHT], names[_IN_SIGHT:]
     parts: list[tuple[str, Sequence[str], bool]] = [(title, first, False)] if first else []
     return [*parts, (f"{title} of {', '.join(rest)}", rest, True)] if rest else parts
@@ -336,17 +336,17 @@ def _model_pictures(result: ModelResult) -> list[Picture]:
     if any(each.gain.estimate.value is not None for each in result.groups):
         pictures.append(
             Picture(
-                "What each group of features adds",
-                "The gain of the whole over the whole without the group, with paired 95 % intervals; right of the line "
-                "the group helps.",
+                "Contribution of each group of features",
+                "The gain of the full score over the score without the group, with paired 95 % intervals; right of the "
+                "line the group helps.",
                 Markup(figures.group_gains(result.groups)),
             )
         )
     if result.importance is not None:
         pictures.append(
             Picture(
-                "Which layers count",
-                "Each place is one ordered pair of layers; bars in the margins add up a column or a row.",
+                "Importance of layers",
+                "Each cell is one ordered pair of layers; bars in the margins are sums of a column or a row.",
                 Markup(figures.layer_map(result.importance)),
             )
         )
@@ -356,8 +356,7 @@ def _model_pictures(result: ModelResult) -> list[Picture]:
         pictures.append(
             Picture(
                 "Cost and quality",
-                "Model passes from left to right, quality upwards; measured time for one answer's score stands beside "
-                "a method where it was taken.",
+                "Quality by number of model passes, with the measured time of one answer's score where there is one.",
                 Markup(figures.cost(dearest, result.methods, result.own)),
             )
         )
@@ -365,5 +364,5 @@ def _model_pictures(result: ModelResult) -> list[Picture]:
 
 
 def slug(text: str) -> str:
-    """A text as an anchor of the page."""
+    """Return a text as an anchor of the page."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

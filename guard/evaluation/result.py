@@ -31,14 +31,14 @@ _LIBRARIES = ("numpy", "scipy", "scikit-learn", "lightgbm", "torch", "transforme
 
 @dataclass(frozen=True, slots=True)
 class MethodCard:
-    """A method, for the reader.
+    """A method as it is listed in a report.
 
     Attributes:
         name: short label.
         kind: guard's own, a baseline, a control, or a costly reference.
         passes: model passes in units of one answer.
-        seconds: measured cost of one answer's score, generation of extra answers included; None
-            where it was not measured.
+        seconds: measured time of one answer's score, including the generation of extra answers; None where it was not
+            measured.
     """
 
     name: str
@@ -49,7 +49,7 @@ class MethodCard:
 
 @dataclass(frozen=True, slots=True)
 class DatasetCard:
-    """A data set: how many answers, and the share of them that is wrong."""
+    """A data set: its number of answers and the share of wrong ones."""
 
     name: str
     n: int
@@ -71,7 +71,7 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One measure of one method, mean over the cells of a protocol (``cells`` of them)."""
+    """One measure of one method: the mean over the cells of a protocol, whose number is ``cells``."""
 
     method: str
     measure: str
@@ -92,7 +92,7 @@ class CellScore:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How much better guard's own method is than another."""
+    """The gain of guard's own method over another."""
 
     against: str
     measure: str
@@ -101,7 +101,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A method that could not be fitted or applied, and why."""
+    """A method that could not be fitted or applied, with the reason."""
 
     method: str
     train: str
@@ -111,7 +111,7 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Share wrong at each of `COVERAGES`, mean over the test sets."""
+    """Share of wrong answers at each of `COVERAGES`, mean over the test sets."""
 
     name: str
     risk: tuple[float, ...]
@@ -119,7 +119,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """Stated against observed, over the answers of all test sets together."""
+    """Predicted against observed error rates, over the answers of all test sets together."""
 
     method: str
     bins: tuple[ReliabilityBin, ...]
@@ -127,18 +127,18 @@ class Reliability:
 
 @dataclass(frozen=True, slots=True)
 class SettingResult:
-    """All of one protocol.
+    """All results of one protocol.
 
     Attributes:
         setting: as in `Predictions`.
-        cells: how many (train, test) pairs.
-        scores: mean over cells, by method and measure.
-        per_cell: the values behind the means.
+        cells: number of (train, test) pairs.
+        scores: means over cells, by method and measure.
+        per_cell: the values of single cells.
         comparisons: guard's own method against each other one.
-        missing: what was not recorded.
+        missing: methods without results.
         curves: of the methods that were recorded on every cell; empty for pairwise transfer.
-        oracle, random: the curves of a score that knows all labels, and of none.
-        reliability: of the same methods as the curves.
+        oracle, random: the curves of a score that knows all labels, and of accepting at random.
+        reliability: reliability of the same methods as the curves.
     """
 
     setting: str
@@ -153,18 +153,18 @@ class SettingResult:
     reliability: tuple[Reliability, ...]
 
     def score(self, method: str, measure: str) -> Score | None:
-        """The mean of one measure of one method; None where there is none."""
+        """Return the mean of one measure of one method; None where there is none."""
         found = (each for each in self.scores if (each.method, each.measure) == (method, measure))
         return next(found, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """Two methods whose difference is what a group of features adds.
+    """Two methods that differ in one group of features.
 
     Attributes:
         group: name of the features.
-        full: method that has them.
+        full: method with these features.
         without: the same method without them.
     """
 
@@ -175,7 +175,7 @@ class Ablation:
 
 @dataclass(frozen=True, slots=True)
 class GroupGain:
-    """What a group of features adds in one protocol."""
+    """The gain from a group of features in one protocol."""
 
     group: str
     setting: str
@@ -185,10 +185,10 @@ class GroupGain:
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """How much each ordered pair of layers counts.
+    """The importance of each ordered pair of layers.
 
     Attributes:
-        meaning: of a value, such as ``sum of the trees' gains``.
+        meaning: meaning of a value, such as ``sum of the trees' gains``.
         values: shape (L, L); row i, column j belongs to KL(layer i || layer j).
     """
 
@@ -198,16 +198,16 @@ class Importance:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Something that the evaluation has to show of guard's own method.
+    """A claim about guard's own method that the evaluation tests.
 
     Attributes:
-        text: for the reader.
-        setting: the protocol it speaks of.
-        measure: the measure it speaks of.
-        against: a method, or None for the best baseline by this measure.
-        margin: the least gain, in the measure's unit; below 0 it is what may be lost.
+        text: the claim in words.
+        setting: the protocol.
+        measure: the measure.
+        against: the other method, or None for the best baseline by this measure.
+        margin: the least gain, in the measure's unit; below 0 it is the largest loss.
         certain: whether the whole interval must lie above the margin, not only the value.
-        everywhere: whether each single cell must reach the margin; the worst one is told, with its own interval.
+        everywhere: whether each single cell must reach the margin; the verdict then has the worst cell's gain.
     """
 
     text: str
@@ -221,14 +221,14 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a claim.
+    """The result of testing a claim.
 
     Attributes:
         claim: the claim.
-        against: the method it was compared with.
-        estimate: the gain; of the worst cell where the claim speaks of every cell.
-        outcome: ``reached``; ``not shown`` where the value is above the margin but its interval is
-            not; ``not reached``; ``not recorded``.
+        against: the method of the comparison.
+        estimate: the gain, of the worst cell where the claim is about every cell.
+        outcome: ``reached``; ``not shown`` where the value is above the margin but its interval is not;
+            ``not reached``; ``not recorded``.
     """
 
     claim: Claim
@@ -239,19 +239,19 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class ModelResult:
-    """All that was found with one model.
+    """All results of one model.
 
     Attributes:
         model: the model.
-        records: digest of the answers that were evaluated, and of their labels.
+        records: digest of the evaluated answers and their labels.
         own: name of guard's own method.
-        datasets: what was tested on.
-        methods: in the order of tables, guard's own first.
-        settings: by protocol.
-        groups: what each group of features adds.
-        importance: of the layer pairs, where the method has such a thing.
-        verdicts: what became of the claims.
-        draws: bootstrap resamples behind each interval.
+        datasets: the test sets.
+        methods: the methods in the order of tables, guard's own first.
+        settings: results by protocol.
+        groups: gains from each group of features.
+        importance: importance of the layer pairs, where the method has one.
+        verdicts: results of the claims.
+        draws: number of bootstrap resamples behind each interval.
     """
 
     model: ModelCard
@@ -266,19 +266,19 @@ class ModelResult:
     draws: int
 
     def setting(self, name: str) -> SettingResult | None:
-        """One protocol's results; None where it was not run."""
+        """Return one protocol's results; None where it was not run."""
         return next((each for each in self.settings if each.setting == name), None)
 
     @property
     def answers(self) -> int:
-        """Recorded answers of all data sets."""
+        """Number of recorded answers of all data sets."""
         return sum(each.n for each in self.datasets)
 
     def joined(self, other: ModelResult) -> ModelResult:
-        """This and what other protocols found with the same records.
+        """Return this result joined with other protocols' results of the same records.
 
         Raises:
-            InputError: a protocol is in both, or the number of resamples is another.
+            InputError: a protocol is in both, or the numbers of resamples differ.
         """
         if self.draws != other.draws:
             raise InputError(f"Two results of {self.model.name} have {self.draws} and {other.draws} draws")
@@ -301,14 +301,14 @@ class ModelResult:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where the numbers come from.
+    """The origin of the numbers.
 
     Attributes:
         created: ISO 8601, UTC.
-        commands: that make the result anew, in order.
-        versions: of Python and the libraries that matter.
-        seeds: by what they are for.
-        machine: processor and operating system; no name of the machine.
+        commands: commands that reproduce the result, in order.
+        versions: versions of Python and the relevant libraries.
+        seeds: seeds by purpose.
+        machine: processor and operating system, without the name of the machine.
     """
 
     created: str
@@ -319,7 +319,7 @@ class Provenance:
 
     @classmethod
     def here(cls, *, commands: Sequence[str], seeds: Mapping[str, int]) -> Provenance:
-        """Of this process, now."""
+        """Return the provenance of a result that this process makes now."""
         versions = {"Python": platform.python_version()}
         for library in ("ilis-guard", *_LIBRARIES):
             try:
@@ -333,7 +333,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A finding in words: what was tried and did not work, say."""
+    """A finding in words, such as a negative result."""
 
     title: str
     text: str
@@ -341,13 +341,13 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """One evaluation, ready to be kept and shown.
+    """One evaluation, ready to be stored and shown.
 
     Attributes:
-        title: of the report.
-        models: one for each model.
-        did_not_work: what was tried in vain.
-        provenance: how it was made.
+        title: title of the report.
+        models: the results of each model.
+        did_not_work: negative results.
+        provenance: origin of the numbers.
     """
 
     title: str
@@ -356,15 +356,15 @@ class EvaluationResult:
     provenance: Provenance
 
     def to_json(self) -> str:
-        """As JSON text, for keeping; `from_json` gives an equal result back."""
+        """Return the result as JSON text; `from_json` returns an equal result."""
         return _ADAPTER.dump_json(self, indent=1).decode()
 
     @classmethod
     def from_json(cls, text: str) -> EvaluationResult:
-        """Read what `to_json` gave.
+        """Read the JSON text of `to_json`.
 
         Raises:
-            InputError: not JSON, or not an evaluation; the text names the field.
+            InputError: the text is not JSON or not an evaluation; the message names the field.
         """
         try:
             return _ADAPTER.validate_json(text)
@@ -372,7 +372,7 @@ class EvaluationResult:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise InputError(
-                "This is no result of guard evaluate", why=f"{where}: {first['msg']}".lstrip(": ")
+                "This is not a result of guard evaluate", why=f"{where}: {first['msg']}".lstrip(": ")
             ) from error
 
 

@@ -117,7 +117,7 @@ def test_the_read_out_adds_what_the_activations_know(landmarks: int, monkeypatch
     labelled = made(900, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
     fitted = fit(labelled)
     assert fitted.baseline is not None
-    assert max(each["probe"] for each in fitted.scorer.artefact.settings["regressions"]) == fitting.LOUDEST
+    assert max(each["probe"] for each in fitted.scorer.artefact.settings["regressions"]) == fitting.LARGEST_PRIOR_SCALE
     assert fitted.test.auroc > fitted.baseline.auroc + 0.1
     assert fitted.test.brier < fitted.baseline.brier - 0.02
     weights = fitted.scorer.artefact.model.probe
@@ -162,8 +162,8 @@ def test_where_sets_are_held_out_all_regressions_count_the_same(monkeypatch: pyt
     for number in range(5):
         labelled += made(150, seed=number, by_logprob=1.0, by_map=0.0, by_activations=2.0, dataset=f"s{number}")
 
-    def log_odds(*strengths: float) -> list[float]:
-        monkeypatch.setattr(fitting, "STRENGTHS", strengths)
+    def log_odds(*scales: float) -> list[float]:
+        monkeypatch.setattr(fitting, "PRIOR_SCALES", scales)
         artefact = fit(labelled, seed=1).scorer.artefact
         assert artefact.settings["folds"] == "data sets"
         assert artefact.model.base is not None

@@ -133,7 +133,7 @@ def test_attempts_are_not_used_for_other_questions_with_the_same_ids() -> None:
     other = [(name, replace(row, question="Another?")) for name, row in rows]  # type: ignore[call-arg]
     with TrialJournal(":memory:", trial_guard.fingerprint(certifiable)) as journal:
         list(run_trials(trial_guard, rows, journal, route=None))
-        with pytest.raises(InputError, match=r"holds answers to other questions.*2 rows"):
+        with pytest.raises(InputError, match=r"has answers to other questions.*2 rows"):
             list(run_trials(trial_guard, other, journal, route=None))
 
 
@@ -202,7 +202,7 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     p_wrong = rng.beta(0.45, 1.0, 2000)
     rows = [{"p_wrong": float(p), "wrong": bool(rng.random() < p)} for p in p_wrong]
     (tmp_path / "scores.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    script = Path(__file__).parents[2] / "benchmarks" / "promise.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "risk_guarantee.py"
     told = subprocess.run(
         [
             *(sys.executable, str(script), "--scores", str(tmp_path / "scores.jsonl"), "--risk", "0.1"),
@@ -278,7 +278,7 @@ def test_not_certifiable_has_its_own_exit_code_and_says_what_would_help(
     told = run("certify", "--policy", file, "--data", data, "--out", out)
     assert told.returncode == 12, told.stderr
     text = " ".join(told.stdout.split())
-    assert "Not certifiable: with 28 labels no threshold can be shown to let through at most 1 % wrong" in text
+    assert "Not certifiable: 28 labels certify no threshold for a risk of 1 %" in text
     assert "labels" in text
     assert not out.exists()
     result = json.loads(run("certify", "--policy", file, "--data", data, "--out", out, "--json").stdout)

@@ -1,4 +1,4 @@
-"""The promise holds: simulations with known truth, a second library, and invariants."""
+"""The risk guarantee holds: simulations with known truth, a second library, and invariants."""
 
 from __future__ import annotations
 
@@ -127,11 +127,11 @@ def test_no_threshold_reaches_the_ceiling(ceiling: float) -> None:
     assert isinstance(result, NotCertifiable) or result.threshold < ceiling
 
 
-# -- the promise -------------------------------------------------------------------------------
+# -- the guarantee -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("risk", "confidence", "sharpness"), [(0.05, 0.9, 1.0), (0.1, 0.8, 1.0), (0.3, 0.9, 4.0)])
-def test_broken_promises_are_as_rare_as_promised(risk: float, confidence: float, sharpness: float) -> None:
+def test_the_guarantee_is_violated_as_rarely_as_stated(risk: float, confidence: float, sharpness: float) -> None:
     draws, broken = 250, 0
     for seed in range(draws):
         result = find_threshold(trials(seed, 600, sharpness=sharpness), risk=risk, confidence=confidence, seed=seed)
@@ -141,8 +141,8 @@ def test_broken_promises_are_as_rare_as_promised(risk: float, confidence: float,
     assert broken <= binom.ppf(0.999, draws, 1 - confidence)
 
 
-def test_worthless_scores_certify_nothing_more_often_than_promised() -> None:
-    """The promise needs no good score: here scores and labels have nothing to do with one another."""
+def test_worthless_scores_certify_nothing_more_often_than_stated() -> None:
+    """The guarantee needs no good score: here scores and labels have nothing to do with one another."""
     certified = 0
     for seed in range(150):
         rng = np.random.default_rng(seed)
@@ -151,7 +151,7 @@ def test_worthless_scores_certify_nothing_more_often_than_promised() -> None:
     assert certified <= binom.ppf(0.999, 150, 0.1)
 
 
-def test_the_naive_threshold_breaks_the_same_promise_half_of_the_time() -> None:
+def test_the_naive_threshold_violates_the_same_guarantee_half_of_the_time() -> None:
     """Why all this is needed: the laxest threshold whose observed error rate is low enough."""
     broken = 0
     for seed in range(200):
@@ -226,8 +226,8 @@ def test_a_hopeless_model_is_told_so() -> None:
     assert result.hopeless
     assert result.possible_risk is not None
     assert 0.3 < result.possible_risk < 0.8
-    assert "No number of labels would" in result.explain()
-    assert "at most 5 %" in result.explain()
+    assert "No number of labels would suffice" in result.explain()
+    assert "a risk of 5 %" in result.explain()
 
 
 def test_too_few_labels_are_told_how_many_would_do_and_these_do() -> None:
@@ -259,7 +259,7 @@ def test_few_labels_do_not_show_that_no_number_would_do() -> None:
     result = find_threshold(Trials.from_scores(np.full(20, 0.5), wrong), risk=0.05, confidence=0.9)
     assert isinstance(result, NotCertifiable)
     assert (result.labels_needed, result.hopeless) == (None, False)
-    assert "These are too few to say whether more would do" in result.explain()
+    assert "More labels may or may not suffice" in result.explain()
     assert "No number" not in result.explain()
 
 
@@ -343,7 +343,7 @@ def test_retrying_selects_lucky_answers_and_the_procedures_certificate_knows() -
         (0.05, 0.4, "0.5"),
     ],
 )
-def test_promises_that_cannot_be_made(risk: float, confidence: float, words: str) -> None:
+def test_guarantees_that_cannot_be_given(risk: float, confidence: float, words: str) -> None:
     with pytest.raises(InputError, match=words):
         find_threshold(trials(0, 100), risk=risk, confidence=confidence)
 
@@ -351,9 +351,9 @@ def test_promises_that_cannot_be_made(risk: float, confidence: float, words: str
 def test_trials_that_are_none() -> None:
     with pytest.raises(InputError, match="at least 20"):
         find_threshold(trials(0, 19), risk=0.1, confidence=0.9)
-    with pytest.raises(InputError, match="no probability"):
+    with pytest.raises(InputError, match="not a probability"):
         Trials.from_scores([0.1, 1.5], [True, False])
-    with pytest.raises(InputError, match="no probability"):
+    with pytest.raises(InputError, match="not a probability"):
         Trials.from_scores([0.1, math.nan], [True, False])
     with pytest.raises(InputError, match="one shape"):
         Trials.from_scores([0.1, 0.2], [True])
@@ -364,8 +364,8 @@ def test_trials_that_are_none() -> None:
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_documented_measurement_is_the_recorded_one_and_the_promise_held() -> None:
-    recorded = json.loads((ROOT / "benchmarks" / "results" / "promise-smollm2.json").read_text())
+def test_the_documented_measurement_is_the_recorded_one_and_the_guarantee_held() -> None:
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "risk-guarantee-smollm2.json").read_text())
     told = (ROOT / "docs" / "how-to" / "certificates.md").read_text(encoding="utf-8")
     for row in recorded["results"]:
         low, high = row["broken_interval"]

@@ -107,7 +107,9 @@ def test_a_model_whose_lens_is_not_understood_is_recorded_without(tmp_path: Path
     table, told = record(tmp_path / "a", "--model", str(odd), *sets)
     assert table.lens is None
     (note,) = told["notes"]
-    assert note.startswith("Recorded without the residual stream. The logit lens of 'odd.gguf' is not understood")
+    assert note.startswith(
+        "Recorded without the residual stream. The logit lens of 'odd.gguf' does not match the model"
+    )
     assert len(table) == 10
 
 

@@ -309,7 +309,7 @@ def test_files_of_something_else_are_refused(answers: Answers, tmp_path: Path) -
     (tmp_path / "empty").touch()
     (tmp_path / "a.parquet").touch()
     for name, told in (
-        ("other", "holds no recorded answers"),
+        ("other", "has no recorded answers"),
         ("text", "is damaged"),
         ("empty", "is damaged"),
         ("b.parquet", "There is no file.*Did you mean 'a.parquet'"),
@@ -342,15 +342,15 @@ def changed(path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"format": "other"}, "holds no recorded answers"),
+        ({"format": "other"}, "has no recorded answers"),
         ({"format_version": 99}, "version 99.*Upgrade guard"),
         ({"sha256": "0" * 64}, "checksum of its header"),
-        ({"metadata": {"model.layers": 4}}, "columns are not those"),
-        ({"metadata": {"model.layers": 10**9}}, "no sizes"),
-        ({"metadata": {"model.width": "8"}}, "no sizes"),
-        ({"metadata": {"temperatures": []}}, "no numbers"),
-        ({"metadata": {"temperatures": ["1", "2"]}}, "no numbers"),
-        ({"columns": {"wrong": None}}, "columns are not those"),
+        ({"metadata": {"model.layers": 4}}, "columns do not match"),
+        ({"metadata": {"model.layers": 10**9}}, "not a valid size"),
+        ({"metadata": {"model.width": "8"}}, "not a valid size"),
+        ({"metadata": {"temperatures": []}}, "not numbers"),
+        ({"metadata": {"temperatures": ["1", "2"]}}, "not numbers"),
+        ({"columns": {"wrong": None}}, "columns do not match"),
         ({"columns": {"norms": [np.full((4, LAYERS), np.nan, "<f4").tobytes()] * 4}}, "'norms' has values"),
         ({"columns": {"logprobs": [[]] * 4}}, "differ in length"),
         ({"columns": {name: [[]] * 4 for name in RAGGED}}, "without tokens"),

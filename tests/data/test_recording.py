@@ -557,7 +557,7 @@ def test_a_journal_is_not_used_for_other_questions_with_the_same_ids(tmp_path: P
     again = engine()
     with Journal(tmp_path / "j", RUN) as journal:
         list(record_rows(engine(), ROWS[:2], journal, run=RUN))
-        with pytest.raises(InputError, match=r"holds answers to other questions.*1 row .*first is 'd/0'.*--journal"):
+        with pytest.raises(InputError, match=r"has answers to other questions.*1 row .*first is 'd/0'.*--journal"):
             list(record_rows(again, [("d", other), *ROWS[1:]], journal, run=RUN))
     assert asked(again) == []
 
@@ -565,7 +565,7 @@ def test_a_journal_is_not_used_for_other_questions_with_the_same_ids(tmp_path: P
 def test_a_skipped_row_is_not_another_row_with_its_id(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", RUN) as journal:
         list(record_rows(engine(), [("d", Question("0", "x" * 500, ("yes",)))], journal, run=RUN))
-        with pytest.raises(InputError, match="holds answers to other questions"):
+        with pytest.raises(InputError, match="has answers to other questions"):
             list(record_rows(engine(), ROWS, journal, run=RUN))
 
 

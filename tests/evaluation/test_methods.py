@@ -114,7 +114,7 @@ def test_an_evaluation_has_all_protocols_and_verdicts(answers: Answers) -> None:
     ]
     assert "sampled again" in settings[4]
     verdicts = {(each.claim.text, each.claim.measure): each.outcome for each in result.verdicts}
-    told = "better than log-probabilities on data sets it never saw (AUROC)"
+    told = "better than log-probabilities on unseen data sets (AUROC)"
     assert verdicts[told, "AUROC"] == "reached"
     costs = {card.name: card.seconds for card in result.methods}
     assert costs["self-consistency (5 samples)"] is not None

@@ -190,16 +190,16 @@ def test_every_figure_is_a_drawing_with_a_name(page: str) -> None:
 
 def test_titles_count_answers_since_one_model_may_be_recorded_twice(page: str) -> None:
     assert "Gemma 3 Q8_0, 180 answers</h2>" in page
-    assert "Gemma 3 Q8_0, 180 answers: what had to be shown" not in page, "it has no claims"
+    assert "Gemma 3 Q8_0, 180 answers: claims" not in page, "it has no claims"
 
 
 def test_several_shifts_stand_side_by_side_and_their_own_figures_in_folds(page: str) -> None:
     sections = page.split("<h3 ")[1:]
     first, second = (part for part in sections if re.search(r">Shift: ", part.split("</h3>")[0]))
-    assert "Shifts side by side" in first.split("<details")[0]
+    assert "Comparison of shifts" in first.split("<details")[0]
     for part in (first, second):
-        assert "Methods side by side" not in part.split("<details")[0]
-        assert "Methods side by side" in part
+        assert "Comparison of methods" not in part.split("<details")[0]
+        assert "Comparison of methods" in part
     assert ">llama.cpp Q8_0 to transformers int4<" in first
 
 

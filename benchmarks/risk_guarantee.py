@@ -1,6 +1,6 @@
 """Does the promise hold, and how much coverage does it cost? Certify many resamples of real scores.
 
-    python benchmarks/promise.py --scores scores.jsonl.gz --risk 0.05 --risk 0.1 --out promise.json
+    python benchmarks/risk_guarantee.py --scores scores.jsonl.gz --risk 0.05 --risk 0.1 --out promise.json
 
 Each line of the scores is one answer: {"p_wrong": 0.31, "wrong": true}. All of them together are taken
 for the world: what is below a threshold there is its true error rate. Then, a thousand times, labels
@@ -217,7 +217,7 @@ def _line(measured: Measured) -> str:
 def _told(arguments: argparse.Namespace, wrong: NDArray[np.bool_], results: list[Measured]) -> dict[str, object]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["python", "benchmarks/promise.py", *sys.argv[1:]],
+        "command": ["python", "benchmarks/risk_guarantee.py", *sys.argv[1:]],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("ilis-guard", "numpy")}},
         "scores": {
             "file": arguments.scores.name,
