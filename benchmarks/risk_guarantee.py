@@ -1,12 +1,12 @@
-"""Does the promise hold, and how much coverage does it cost? Certify many resamples of real scores.
+"""Test the risk guarantee and measure its coverage: certify many resamples of real scores.
 
-    python benchmarks/risk_guarantee.py --scores scores.jsonl.gz --risk 0.05 --risk 0.1 --out promise.json
+    python benchmarks/risk_guarantee.py --scores scores.jsonl.gz --risk 0.05 --risk 0.1 --out risk-guarantee.json
 
-Each line of the scores is one answer: {"p_wrong": 0.31, "wrong": true}. All of them together are taken
-for the world: what is below a threshold there is its true error rate. Then, a thousand times, labels
-are drawn from it (with replacement) and certified, and it is counted how often the certified threshold
-breaks the promise in that world, and in a test draw of its own. The oracle's threshold is the laxest
-that keeps the promise in the world; no procedure that sees only labels can count on more coverage.
+Each line of the scores is one answer: {"p_wrong": 0.31, "wrong": true}. All answers together are the
+population, which has a true error rate below each threshold. The program draws labels from it with replacement a
+thousand times, certifies a threshold, and counts how often its risk is too high in the population, and in a separate
+test draw. The oracle's threshold is the laxest with a low enough risk in the population; no procedure that sees only
+labels can count on more coverage.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class World:
         return accepted / len(self.p_wrong), float(self.errors[accepted]) / max(accepted, 1)
 
     def oracle(self, risk: float) -> float:
-        """The largest coverage whose true error rate keeps the promise."""
+        """Return the largest coverage with a true error rate within the risk."""
         thresholds = np.unique(np.append(self.p_wrong, np.inf))
         return max((coverage for coverage, rate in map(self.at, thresholds) if rate <= risk), default=0.0)
 
@@ -66,15 +66,15 @@ class Measured:
     """What came out at one risk.
 
     Attributes:
-        broken: share of draws whose certified threshold breaks the promise in the world.
+        broken: share of draws whose certified threshold has a higher risk in the population.
         broken_interval: its Monte Carlo interval (Clopper-Pearson).
-        holds: whether that interval leaves room for the promised 1 - confidence or less.
-        test_broken: share of draws that see more errors than promised in a test draw of n answers; above
+        holds: whether that interval includes 1 - confidence or less.
+        test_broken: share of draws that see more errors than guaranteed in a test draw of n answers; above
             ``broken``, since a draw scatters about its true rate.
         naive_broken: of the laxest threshold whose observed error rate is low enough, for comparison.
         certified: share of draws with a certificate.
         coverage: mean, with 0 where there is no certificate.
-        oracle: largest coverage that keeps the promise.
+        oracle: largest coverage within the risk.
         share_of_oracle: coverage / oracle; None where the oracle accepts nothing.
         mapie_agrees: share of draws where MAPIE's fixed-sequence procedure deploys the same threshold for
             the same p-values; None where MAPIE is not installed.
@@ -110,7 +110,7 @@ def main() -> None:
     p_wrong, wrong = read_scores(arguments.scores)
     world = World.of(p_wrong, wrong)
     print(f"{len(wrong)} answers, {wrong.mean():.0%} wrong; {arguments.draws} draws of {arguments.labels} labels")
-    print("risk  promise broken [95 %]        naive  certified  coverage  oracle  share  MAPIE")
+    print("risk  violated [95 %]              naive  certified  coverage  oracle  share  MAPIE")
     results = []
     for risk in arguments.risk:
         measured = measure(world, risk, arguments.confidence, arguments.labels, arguments.draws, arguments.seed)

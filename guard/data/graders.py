@@ -1,8 +1,7 @@
-"""Whether an answer is right, decided without another model.
+"""Graders: decide without another model whether an answer is right.
 
-Graders are pure functions of a question and an answer. None is perfect; docs/reference/data.md says what each
-takes for right and where it errs. When in doubt they say wrong: a wrong answer that passes teaches
-the scorer to trust it.
+Graders are pure functions of a question and an answer. None is perfect; docs/reference/data.md describes what each one
+accepts and its known errors. In doubt an answer is wrong: a wrong answer that passes teaches the scorer to trust it.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from guard.engines.thinking import without_thoughts
 from guard.errors import InputError, MissingExtraError
 from guard.files.user_code import load_function
 
-#: Takes a question and a model's answer, and says whether the answer is right.
+#: Takes a question and a model's answer, and returns whether the answer is right.
 Grader = Callable[[Question, str], bool]
 
-#: How many words an answer may have beside the accepted ones that it contains.
+#: Most words of an answer beside those of the accepted answer in it.
 MAX_EXTRA_WORDS = 15
-#: Seconds that a pattern of the user may search one answer.
+#: Time limit in seconds for the search of one answer with a user's pattern.
 REGEX_SECONDS = 1.0
 
 
 def grade(question: Question, answer: str, *, grader: str | None = None) -> bool:
-    """Whether an answer is right. Thoughts that are written into its text are no part of it.
+    """Return whether an answer is right. Thoughts in its text are not part of it.
 
     Args:
         question: with its accepted answers.
@@ -48,7 +47,7 @@ def grade(question: Question, answer: str, *, grader: str | None = None) -> bool
     if grader is None and ":" in named:
         raise InputError(
             f"Question {question.id!r} names code as its grader, {named!r:.80}",
-            why="importing it would run what stands in a data file",
+            why="importing it would run code that a data file names",
             fix="Name it yourself: --grader module:function, or grader=",
         )
     return load_grader(named)(question, without_thoughts(answer))
@@ -60,7 +59,7 @@ def is_wrong(row: Row, answer: str, grader: Grader) -> bool:
 
 
 def grader_for(question: Question) -> str:
-    """The question's own grader, or else the usual one.
+    """Return the question's own grader, or the default one.
 
     ``choice`` where there are choices, ``regex`` where ``meta`` has an ``answer_regex``, ``number``
     where all accepted answers are numbers in digits, ``text`` for all others.
@@ -78,7 +77,7 @@ def grader_for(question: Question) -> str:
 
 @functools.lru_cache(maxsize=64)
 def load_grader(name: str) -> Grader:
-    """A grader by its name, or the user's own function as ``module:function``.
+    """Return a grader by its name, or the user's own function as ``module:function``.
 
     The user's function is called as ``function(question, answer)`` and returns True or False.
 
@@ -149,9 +148,9 @@ _COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\
 
 
 def normalise(text: str) -> str:
-    """Letter case, accents, articles, punctuation, number words and spacing evened out.
+    """Normalise letter case, accents, articles, punctuation, number words and spacing.
 
-    Signs that carry meaning stay: decimal points, minus signs before digits, colons between digits, ``+``,
+    Signs with a meaning stay: decimal points, minus signs before digits, colons between digits, ``+``,
     ``#``, ``$``.
     """
     text = unicodedata.normalize("NFKD", text).casefold().translate(_FOLDED)
@@ -168,7 +167,7 @@ def normalise(text: str) -> str:
 
 
 def grade_text(question: Question, answer: str) -> bool:
-    """Equal to an accepted answer after `normalise`, or a short sentence that holds one.
+    """Return whether an answer equals an accepted one after `normalise`, or is a short sentence that states one.
 
     A longer answer is judged by its first sentence. An answer with a word of doubt or denial
     (``not``, ``or``, ``than`` ...), or with a second name beside the first, must be equal.
@@ -273,7 +272,7 @@ def _cjk_states(gold: str, sentence: str) -> bool:
 
 
 def grade_number(question: Question, answer: str) -> bool:
-    """Equal in value to an accepted answer, within a millionth; see `guard.data.stated_number`."""
+    """Return whether an answer states an accepted value, within a millionth; see `guard.data.stated_number`."""
     said = stated_number(answer)
     if said is None:
         return False
@@ -319,7 +318,7 @@ _LONE_LETTER = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z])")
 
 
 def grade_choice(question: Question, answer: str) -> bool:
-    """The right choice's letter or text, and no other choice's.
+    """Return whether an answer has the right choice's letter or text, and no other choice's.
 
     Raises:
         InputError: the question has no choices.
@@ -450,7 +449,7 @@ def _is_stated(answer: str, start: int, end: int) -> bool:
 
 
 class _PatternError(Exception):
-    """Why a pattern is not searched with."""
+    """The reason why a pattern cannot be used."""
 
 
 @functools.lru_cache(maxsize=512)

@@ -14,7 +14,7 @@ from guard.data.doubts import doubted
 
 #: Words that join the parts of a list of solutions.
 _LISTED = ("or", "oder", "ou")
-#: A final answer that is longer is compared as it is.
+#: Longer final answers are compared without normalisation.
 MAX_ANSWER = 400
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
@@ -26,7 +26,7 @@ _PLAIN_NUMBER = re.compile(r"-?(?<![\w.])\d[\d,]*(?:\.\d+)?(?:/\d+)?(?![\w^\\])"
 
 
 def boxed(text: str) -> str | None:
-    """What stands in the last ``\\boxed{...}``; None without one, or where its end is missing."""
+    """Return the content of the last ``\\boxed{...}``; None without one, or where its end is missing."""
     found = list(_BOX.finditer(text))
     if not found:
         return None
@@ -44,7 +44,7 @@ def boxed(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str | None:
-    """The answer that a text ends with, or None.
+    """Return the answer that a text ends with, or None.
 
     The last box counts; else what follows the last "answer is" or "answer:" in its sentence; else
     the last formula of the last line, or that line. Of words around a single number the number is
@@ -76,7 +76,7 @@ def _is_denied(text: str, boxes: list[re.Match[str]]) -> bool:
 
 
 def equivalent(one: str, other: str) -> bool:
-    """Whether two final answers are the same (see the module)."""
+    """Return whether two final answers are equivalent in notation."""
     if one.strip() == other.strip():
         return bool(one.strip())
     if max(len(one), len(other)) > MAX_ANSWER:
@@ -132,7 +132,7 @@ NAMED = re.compile(r"^[A-Za-z](?:_\{?\w\}?)?(?:\([A-Za-z]\))?(?:=|\\in(?![A-Za-z
 
 
 def normalise_latex(answer: str) -> str:
-    """One notation for what is written in several ways; spaces, units and names are dropped."""
+    """Return an answer in one notation, without spaces, units and names."""
     text = re.sub("|".join(map(re.escape, _SIGNS)), lambda at: _SIGNS[at[0]], answer)
     for pattern, better in _COMMANDS:
         text = pattern.sub(better, text)
@@ -174,7 +174,7 @@ def _value(text: str) -> Fraction | None:
 
 
 def _same(one: str, other: str) -> bool:
-    """For texts that are evened out."""
+    """Compare normalised texts."""
     one, other = (_single(_unwrapped(NAMED.sub("", text))) for text in (one, other))
     if one == other:
         return one != ""

@@ -1,4 +1,4 @@
-"""English and Chinese number words as digits: ``twenty-one`` is 21, ``three hundred million`` is 300000000."""
+"""Convert English and Chinese number words to digits: ``twenty-one`` is 21, ``three hundred million`` is 300000000."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORDS = frozenset({*_UNITS, *_TENS, *_LARGE, "hundred"})
 
 
 def in_digits(words: Sequence[str]) -> list[str]:
-    """The words with each number that is written out, or ends in a magnitude ("3 million"), as one in digits.
+    """Return the words with each number in words, or with a magnitude ("3 million"), replaced by digits.
 
     Args:
         words: in lower case, hyphens taken apart.
@@ -99,7 +99,7 @@ def _written(value: Decimal) -> str:
 
 
 def chinese_value(text: str) -> int | None:
-    """The value of Chinese numerals (``二十一``); None where they are not written in the usual order."""
+    """Return the value of Chinese numerals (``二十一``); None if they are not in the standard order."""
     total = section = 0
     digit: int | None = None
     for sign in text:

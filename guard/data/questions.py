@@ -1,7 +1,7 @@
 """Labelled data: questions with accepted answers, or responses with labels, as JSON Lines.
 
-Every bad row is named by its line and the reason; whether that ends the reading is the caller's
-choice. docs/reference/data.md describes the format.
+Each bad row is reported with its line and the reason; the caller decides whether that is an error.
+docs/reference/data.md describes the format.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from guard.errors import InputError, did_you_mean
 from guard.files.json_lines import MAX_LINE_BYTES, check_json_lines, read_lines
 from guard.records import Prompt
 
-#: Choices are lettered, so there are at most as many as letters.
+#: Choices have letters, so this is also their largest number.
 LETTERS = string.ascii_uppercase
-#: Graders that come with guard, which a row may name. The user's own (``module:function``) is code, and is named
-#: by who runs guard alone.
+#: Built-in graders, which a row can name. A user's own (``module:function``) is code; only the caller can name it.
 GRADER_NAMES = ("text", "number", "math", "choice", "regex")
 _SHOWN_BAD_ROWS = 5
 
@@ -47,13 +46,13 @@ class Question:
 
     Attributes:
         id: unique in its file.
-        question: the text that is asked.
-        answers: accepted answers; any one is right.
-        choices: what to choose from, or None for an open question.
-        answer_index: place of the right choice, or None.
+        question: the text of the question.
+        answers: accepted answers; each of them is right.
+        choices: the choices, or None for an open question.
+        answer_index: index of the right choice, or None.
         context: a passage to read first, or None.
-        category: for tables, or None.
-        grader: how to grade it, or None for the usual one (see `guard.data.graders.grader_for`).
+        category: category for tables, or None.
+        grader: name of the grader, or None for the default one (see `guard.data.graders.grader_for`).
         meta: further values, such as ``answer_regex``.
     """
 
@@ -70,16 +69,16 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class LabelledResponse:
-    """A response that somebody has judged already.
+    """A response with a label.
 
     Attributes:
         id: unique in its file.
-        prompt: what the model was asked.
-        response: what it said.
+        prompt: the prompt of the response.
+        response: the model's text.
         wrong: the label.
-        category: for tables, or None.
+        category: category for tables, or None.
         meta: further values.
-        model: name of the model that said it, as ``guard review export`` writes it, or None where it is not known.
+        model: name of the model, as ``guard review export`` writes it, or None where it is unknown.
     """
 
     id: str
@@ -98,7 +97,7 @@ _ValueT = TypeVar("_ValueT")
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A line that could not be used: its number, from 1, and the reason."""
+    """A line that cannot be used: its number, from 1, and the reason."""
 
     line: int
     reason: str
@@ -106,20 +105,20 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
-    """The rows of a file in its order, and the lines that could not be used."""
+    """The rows of a file in their order, and the lines that cannot be used."""
 
     rows: tuple[Row, ...]
     bad: tuple[BadRow, ...]
 
 
 class _RowError(Exception):
-    """Why one row cannot be used; becomes the reason of a `BadRow`."""
+    """The reason why one row cannot be used, for a `BadRow`."""
 
 
 def read_rows(
     path: str | Path, *, on_bad: Literal["stop", "skip"] = "stop", limit: int | None = None, seed: int = 0
 ) -> ReadResult:
-    """Read a JSON Lines file, plain or gzip-compressed; blank lines are passed over.
+    """Read a JSON Lines file, plain or gzip-compressed; blank lines are ignored.
 
     Args:
         path: of the file.
@@ -130,7 +129,7 @@ def read_rows(
 
     Raises:
         InputError: the file cannot be read, has no usable row, or has bad rows and ``on_bad`` is
-            ``stop``; then the text names the first of them as ``file:line: reason``.
+            ``stop``; the message names the first of them as ``file:line: reason``.
     """
     checked_seed(seed)
     if on_bad not in ("stop", "skip"):
@@ -163,7 +162,7 @@ def read_rows(
 
 
 def _check_label(row: LabelledResponse, line: int, labels: dict[str, tuple[int, bool]]) -> None:
-    """One prompt and response cannot be both right and wrong; who made the labels must say which."""
+    """Refuse a prompt and response that the file labels both right and wrong."""
     prompt = row.prompt
     asked = [prompt.messages, prompt.tools, prompt.template_options]
     said = json.dumps([*asked, row.response, row.model], sort_keys=True, default=str)
@@ -174,20 +173,18 @@ def _check_label(row: LabelledResponse, line: int, labels: dict[str, tuple[int, 
 
 
 def split_questions(rows: Sequence[RowT], *, seed: int, shares: Mapping[str, float]) -> dict[str, list[RowT]]:
-    """Divide rows into disjoint parts, so that no question stands in two of them.
+    """Divide rows into disjoint parts, so that no question is in two of them.
 
-    Rows with the same text (passage included; case, spaces and end punctuation aside) stay
-    together. Where a row goes depends on its text, the seed and the shares only: rows that are
-    added later move none of the others.
+    Rows with the same text (including the passage; without case, spaces and end punctuation) stay together. A row's
+    part depends only on its text, the seed and the shares, so that rows added later do not move others.
 
     Args:
         rows: questions or responses.
-        seed: for another division.
-        shares: part to its share, such as ``{"fit": 0.8, "test": 0.2}``; they add up to 1. Real
-            shares differ from these by chance.
+        seed: seed of the division.
+        shares: share by part, such as ``{"fit": 0.8, "test": 0.2}``; they add up to 1. Actual shares vary by chance.
 
     Raises:
-        InputError: the shares are not above 0 or do not add up to 1.
+        InputError: a share is not above 0, or they do not add up to 1.
     """
     checked_seed(seed)
     if not shares or any(not share > 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
@@ -215,7 +212,7 @@ def position(seed: int, text: str) -> float:
 
 
 def question_identity(row: Row) -> str:
-    """32 hexadecimal digits that rows share where `split_questions` takes their question for the same."""
+    """Return 32 hexadecimal digits, the same for rows that `split_questions` treats as one question."""
     return hashlib.sha256(_normalised(row).encode()).hexdigest()[:32]
 
 
@@ -233,7 +230,7 @@ def _bad_rows(path: str | Path, bad: Sequence[BadRow]) -> InputError:
 
 
 def bad_rows_error(reasons: Sequence[str]) -> InputError:
-    """The error for rows that cannot be used: the first reasons, one a line, and how to do without these rows."""
+    """Return the error for rows that cannot be used, with the first reasons, one per line."""
     more = [f"and {len(reasons) - _SHOWN_BAD_ROWS} more"] if len(reasons) > _SHOWN_BAD_ROWS else []
     count = "1 bad row" if len(reasons) == 1 else f"{len(reasons)} bad rows"
     shown = "\n".join([*reasons[:_SHOWN_BAD_ROWS], *more])
@@ -255,10 +252,10 @@ def _parse(content: bytes | None) -> Row:
 
 
 def read_object(content: bytes | None) -> dict[str, Any]:
-    """The JSON object of a line, read strictly.
+    """Return the JSON object of a line, read strictly.
 
     Raises:
-        InputError: it is none, or holds what is no JSON or no text (NaN, half of a surrogate pair).
+        InputError: the line is not an object, or has invalid JSON or text (NaN, half of a surrogate pair).
     """
     try:
         if content is None:
@@ -334,7 +331,7 @@ def _question(row: Mapping[str, Any]) -> Question:
 def _right_choice(
     choices: tuple[str, ...], index: int | None, answers: tuple[str, ...] | None
 ) -> tuple[int, tuple[str, ...]]:
-    """The place of the right choice and the accepted answers, one of which may be left out."""
+    """Return the index of the right choice and the accepted answers; the row needs only one of them."""
     if not 2 <= len(choices) <= len(LETTERS):
         raise _RowError(f"has {len(choices)} choices; from 2 to {len(LETTERS)} can be lettered")
     if len(set(choices)) < len(choices):
@@ -364,9 +361,9 @@ def _check_grader(question: Question) -> None:
     if grader not in GRADER_NAMES:
         raise _RowError(f"has the unknown grader {grader!r:.50}. {did_you_mean(grader, GRADER_NAMES)}")
     if grader == "choice" and question.choices is None:
-        raise _RowError("is to be graded by 'choice' but has no 'choices'")
+        raise _RowError("has the grader 'choice' but no 'choices'")
     if grader == "regex" and not isinstance(question.meta.get("answer_regex"), str):
-        raise _RowError("is to be graded by 'regex' but has no text 'answer_regex' in 'meta'")
+        raise _RowError("has the grader 'regex' but no text 'answer_regex' in 'meta'")
 
 
 def _response(row: Mapping[str, Any]) -> LabelledResponse:
@@ -406,7 +403,7 @@ def _label(row: Mapping[str, Any]) -> bool:
 
 
 def _id(row: Mapping[str, Any]) -> str:
-    """The row's own id, or one made of its content, which is the same in every run."""
+    """Return the row's own id, or a hash of its content."""
     if (given := row.get("id")) is None:
         canonical = json.dumps(row, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
@@ -419,7 +416,7 @@ def _id(row: Mapping[str, Any]) -> str:
 
 
 def _check_keys(row: Mapping[str, Any], known: Sequence[str]) -> None:
-    """A misspelt optional key must not be passed over; other unknown keys are the user's own."""
+    """Refuse misspelt optional keys; other unknown keys are the user's own."""
     absent = [key for key in known if row.get(key) is None]
     for key in row:
         if key not in known and difflib.get_close_matches(key, absent, n=1, cutoff=0.75):
@@ -491,7 +488,7 @@ def _prompt(value: Any, key: str) -> Prompt:
 
 
 def _kind(value: Any) -> str:
-    """What a JSON value is, in JSON's words."""
+    """Return the kind of a JSON value in JSON's terms."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""The number that an answer states, and whether two numbers are the same.
+"""Read the number that an answer states, and compare numbers.
 
 In doubt there is none: denials, alternatives, ranges, bounds, times and formulas state no number.
-docs/reference/data.md lists what is understood.
+docs/reference/data.md lists the supported forms.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from guard.data.doubts import CONJUNCTIONS, doubted, taken_back
 from guard.data.number_words import CHINESE, chinese_value, in_digits
 
-#: Largest relative difference between two numbers that are the same.
+#: Largest relative difference between equal numbers.
 _RELATIVE_TOLERANCE = 1e-6
 
 
@@ -75,12 +75,12 @@ _POWER_OF_TEN = re.compile(r"(?<![\d.,x×*·⋅] )(?<![\d.,x×*·⋅])10\s?\^\s?
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a number in digits and nothing else."""
+    """Return whether a text is a number in digits and nothing else."""
     return NUMBER.fullmatch(text.strip()) is not None
 
 
 def same_number(said: Number, gold: Number) -> bool:
-    """Equal in value within a millionth, and not of two different units.
+    """Return whether two numbers are equal within a millionth and have no different units.
 
     A percent sign on one side only is taken for either meaning (50 or 0.5).
     """
@@ -122,7 +122,7 @@ _MORE_AFTER = re.compile(
 
 
 def stated_number(text: str) -> Number | None:
-    """The number that a text states as its answer; None where it states none, or not surely one.
+    """Return the number that a text states as its answer; None in doubt.
 
     It is the first after the last "answer is", "answer:", "total is", "####" or ``\\boxed{``, or else the
     last of the text. A text without digits may name one number in words.

@@ -1,9 +1,9 @@
-"""Paired bootstrap: how sure a mean over test sets, or a difference of two methods, is.
+"""Paired bootstrap: intervals for means over test sets and for differences of two methods.
 
-Answers are drawn anew within each test set, whole questions at a time, and all methods are judged on
-the same draws, so that what makes a set hard cancels out of a difference. The fitted methods and the
-choice of data sets stay as they are: an interval speaks of other answers on these sets, not of other
-sets. Each answer keeps its rank; a draw only counts how often it is there.
+Answers are resampled within each test set, by question, and all methods are measured on the same draws, so that the
+difficulty of a set cancels out of a difference. Methods are not refitted and data sets are not resampled: an interval
+is about other answers to these data sets, not about other data sets. Each answer keeps its rank; a draw only changes
+its count.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from guard.evaluation.measures import Measure
 from guard.evaluation.predictions import Predictions
 from guard.scoring.metrics import Ranked
 
-#: Draws times answers that are judged at once; arrays of this size stay in a processor's cache.
+#: Draws times answers that are measured at once; arrays of this size fit into a processor's cache.
 _CHUNK = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its interval; None where it is not defined (a set with right answers only, say).
+    """A value with its interval; None where it is not defined, such as for right answers only.
 
     Attributes:
-        value: on the answers as they are.
+        value: on the original answers.
         low, high: percentile interval over the draws, by default of 95 %.
     """
 
@@ -41,12 +41,12 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """How much better one method is than another, whichever direction is better.
+    """The gain of one method over another; above 0 is better, for measures of either direction.
 
     Attributes:
-        estimate: mean over test sets of the difference, above 0 where the first method is better.
-        better: test sets on which the first method is better.
-        cells: test sets (pairs of training and test set for pairwise transfer) that both methods could be judged on.
+        estimate: mean difference over test sets, above 0 where the first method is better.
+        better: number of test sets on which the first method is better.
+        cells: number of test sets (of pairs of sets for pairwise transfer) with results of both methods.
     """
 
     estimate: Estimate
@@ -56,12 +56,12 @@ class Gain:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bootstrap:
-    """Every measure of every method on every cell, as it is and in every draw.
+    """Every measure of every method on every cell, for the original answers and for each draw.
 
     Attributes:
         cells: (train, test) of each cell.
         methods: names.
-        measures: what was measured.
+        measures: the measures.
         values: shape (methods, cells, measures); nan where not recorded or not defined.
         draws: shape (methods, cells, measures, draws).
         level: of the intervals, such as 0.95.
@@ -75,16 +75,16 @@ class Bootstrap:
     level: float
 
     def value(self, method: str, cell: tuple[str, str], measure: str) -> float | None:
-        """One measure of one method on one cell; None where not recorded or not defined.
+        """Return one measure of one method on one cell; None where not recorded or not defined.
 
         Raises:
-            InputError: no such method, cell or measure.
+            InputError: there is no such method, cell or measure.
         """
         found = self.values[self._method(method), self._cell(cell), self._measure(measure)]
         return None if np.isnan(found) else float(found)
 
     def mean(self, method: str, measure: str) -> tuple[Estimate, int]:
-        """The mean over cells where the measure is defined, and how many these are.
+        """Return the mean over the cells where the measure is defined, and the number of these.
 
         Raises:
             InputError: no such method or measure.
@@ -95,7 +95,7 @@ class Bootstrap:
         return self._estimate(values, draws, self.measures[column]), int(defined.sum())
 
     def gain(self, method: str, against: str, measure: str, *, cell: tuple[str, str] | None = None) -> Gain:
-        """How much better the first method is, on the cells where both could be judged, or on one of them.
+        """Return the gain of the first method on the cells with results of both, or on one of them.
 
         Raises:
             InputError: no such method, measure or cell.
@@ -113,7 +113,7 @@ class Bootstrap:
         if not len(values):
             return Estimate(None, None, None)
         with warnings.catch_warnings():
-            # A draw of a tiny set may hold right answers only; it says nothing of that set.
+            # A draw of a tiny set can have right answers only, and then no value for that set.
             warnings.simplefilter("ignore", RuntimeWarning)
             means = np.nanmean(draws, axis=0)
             tail = (1 - self.level) / 2
@@ -147,20 +147,20 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Bootstrap:
-    """Judge all methods on all cells, on the answers as they are and on resamples of them.
+    """Measure all methods on all cells, on the original answers and on resamples.
 
-    Draws depend on the seed, the test set's name and its questions only, so the same draws are made
-    for every training set and every protocol.
+    Draws depend only on the seed, the test set's name and its questions, so they are the same for all training sets and
+    protocols.
 
     Args:
         predictions: cells of one protocol.
-        measures: what to measure.
-        draws: how many resamples.
-        seed: of the draws.
-        level: of the intervals.
+        measures: the measures.
+        draws: number of resamples.
+        seed: seed of the draws.
+        level: level of the intervals.
 
     Raises:
-        InputError: no predictions, fewer than one draw, or a level that is not between 0 and 1.
+        InputError: there are no predictions, fewer than one draw, or the level is not between 0 and 1.
     """
     if not predictions or draws < 1 or not 0 < level < 1:
         raise InputError(
@@ -181,9 +181,9 @@ def bootstrap(
 
 
 def resamples(group: NDArray[np.intp], *, draws: int, seed: int) -> NDArray[np.int32]:
-    """How often each row is in each draw, shape (draws, n).
+    """Return the count of each row in each draw, shape (draws, n).
 
-    Groups, numbered from 0, are drawn with replacement, as many as there are; rows follow their group.
+    Groups, numbered from 0, are drawn with replacement, the same number as in the original; rows follow their group.
     """
     groups = int(group.max()) + 1
     chosen = np.random.default_rng(seed).integers(groups, size=(draws, groups))
@@ -198,7 +198,7 @@ def _judged(
     counts: NDArray[np.int32],
     measures: Sequence[Measure],
 ) -> NDArray[np.float64]:
-    """All measures in all draws, shape (measures, draws)."""
+    """Return all measures in all draws, shape (measures, draws)."""
     step = max(1, _CHUNK // len(wrong))
     parts = []
     for start in range(0, len(counts), step):

@@ -1,4 +1,4 @@
-"""Which protocols and methods an evaluation runs, and what it has to show."""
+"""Run the protocols and methods of an evaluation, and test its claims."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OWN = "guard"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is run.
+    """The parts of an evaluation.
 
     Attributes:
         protocols: which of `PROTOCOLS`. Each single set is trained on, which is the square of the work, and
@@ -64,7 +64,7 @@ class Plan:
         whole_number("draws", self.draws, least=1)
 
 
-#: Fewest answers that were asked again, to say anything of methods that do.
+#: Fewest answers with samples for an evaluation of methods that use these.
 MIN_SAMPLED = 200
 
 #: Methods that are trained on each single set, and tested under shifts.
@@ -151,7 +151,7 @@ def _predictions(
 
 
 def claims(*, shifts: Sequence[str] = ()) -> tuple[Claim, ...]:
-    """What guard's own score has to show."""
+    """Return the claims about guard's own score."""
     rivals = ("log-probabilities", "linear probe", "ILIS")
     beats = [
         Claim(f"better than {rival} on {sets} ({measure})", setting, measure, rival)
@@ -197,7 +197,7 @@ def claims(*, shifts: Sequence[str] = ()) -> tuple[Claim, ...]:
 
 
 def model_card(table: Answers) -> ModelCard:
-    """The model that gave the answers."""
+    """Return the card of the model of the answers."""
     names = ("name", "engine", "architecture", "quantization", "weights_sha256", "layers", "width")
     return ModelCard(**{name: table.metadata[f"model.{name}"] for name in names})
 

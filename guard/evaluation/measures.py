@@ -1,6 +1,6 @@
 """The measures that the evaluation shows, each with its direction, unit and source.
 
-The arithmetic is in `guard.scoring.metrics`, which calibration uses too; here is what a reader must know of it.
+The arithmetic is in `guard.scoring.metrics`, which calibration uses, too.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Direction = Literal["higher", "lower"]
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One way to judge probabilities of being wrong against labels.
+    """One measure of the probabilities that answers are wrong, against labels.
 
     Attributes:
-        name: as it stands in tables.
+        name: name in tables.
         direction: whether ``higher`` or ``lower`` is better.
         unit: ``chance``, ``share``, ``squared probability`` ... of the value, for the report.
         function: from ranked answers to one value for each row of them, shape (draws,).
@@ -55,7 +55,7 @@ class Measure:
         return "↑" if self.direction == "higher" else "↓"
 
     def value(self, p_wrong: Probabilities, wrong: Labels) -> float:
-        """The measure of one score, from arrays of shape (n,); nan where it is not defined.
+        """Return the measure of one score, from arrays of shape (n,); nan where it is not defined.
 
         Raises:
             InputError: no answers, shapes that differ, or a score that is not a number.
@@ -133,9 +133,9 @@ E_AURC = Measure(
 
 
 def coverage_at(risk: float) -> Measure:
-    """The share of answers that can be accepted with at most this share wrong among them.
+    """Return the measure: the largest share of answers that can be accepted with at most this share of wrong ones.
 
-    The threshold is the best in hindsight: no promise for new answers, which is what certificates are for.
+    The threshold is selected on the same answers. It gives no guarantee for new ones; certificates do.
 
     Raises:
         InputError: a risk that is not between 0 and 1.
@@ -152,7 +152,7 @@ def coverage_at(risk: float) -> Measure:
 
 
 def risk_at(coverage: float) -> Measure:
-    """The share wrong when this share of the answers, the least doubtful, is accepted.
+    """Return the measure: the share of wrong answers when this share of the answers, by lowest score, is accepted.
 
     Raises:
         InputError: a coverage that is not between 0 and 1.
@@ -184,10 +184,10 @@ TRANSFER_MEASURES: tuple[Measure, ...] = (AUROC, AUPRC_WRONG, BRIER)
 
 
 def measure_named(name: str) -> Measure:
-    """Look a measure up by its name.
+    """Return a measure by its name.
 
     Raises:
-        InputError: no such measure.
+        InputError: there is no such measure.
     """
     for measure in MEASURES:
         if measure.name == name:
@@ -211,7 +211,7 @@ class ReliabilityBin:
 
 
 def reliability(p_wrong: Probabilities, wrong: Labels, *, bins: int = 10) -> tuple[ReliabilityBin, ...]:
-    """The bins whose gaps ECE averages, empty ones left out; arrays have shape (n,).
+    """Return the non-empty bins of ECE; arrays have shape (n,).
 
     Raises:
         InputError: no answers, shapes that differ, or a score that is not a number.
@@ -231,7 +231,9 @@ def reliability(p_wrong: Probabilities, wrong: Labels, *, bins: int = 10) -> tup
 
 
 def risk_curve(p_wrong: Probabilities, wrong: Labels, coverages: NDArray[np.float64]) -> Probabilities:
-    """Share wrong at each coverage, expected over the order of equal scores; same shape as ``coverages``.
+    """Return the share of wrong answers at each coverage, in expectation over the order of equal scores.
+
+    The result has the shape of ``coverages``.
 
     Raises:
         InputError: no answers, shapes that differ, or a score that is not a number.

@@ -1,7 +1,7 @@
-"""The methods that are compared, each a way to tell wrong answers from right ones.
+"""The compared methods; each predicts whether answers are wrong.
 
-All are trained on the same answers and all give probabilities. Where a method has something to
-choose (a probe its layer, guard whether it hears the layers), it chooses on the training answers only.
+All methods are trained on the same answers and return probabilities. Selection (the layer of a probe, the weights of
+guard's regressions) uses the training answers only.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FEW, MANY, PROBE = 1.0, 1e-2, 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What `guard calibrate` fits."""
+    """The score that `guard calibrate` fits."""
 
     name: str = "guard"
     features: Features = "combined"
@@ -90,8 +90,8 @@ class Regression:
     """Logistic regression on standardised columns of an answer's signals.
 
     Attributes:
-        columns: gives them, shape (n, k), or raises InputError where they were not recorded.
-        inverse_penalty: of the ridge.
+        columns: returns the columns, shape (n, k); raises InputError where they were not recorded.
+        inverse_penalty: inverse ridge penalty.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Regression:
     inverse_penalty: float = FEW
 
     def fit(self, table: Table, *, seed: int) -> Fitted:
-        """Fit; the seed plays no part."""
+        """Fit the regression; the seed is not used."""
         del seed
         model = _regression(self.inverse_penalty)
         _train(model, self.columns(_answers(table)), table.wrong)
@@ -118,48 +118,48 @@ class _FittedRegression:
 
 
 def log_probabilities(answers: Answers) -> Columns:
-    """Mean, least, first and last log-probability; mean, largest and first entropy."""
+    """Return mean, least, first and last log-probability, and mean, largest and first entropy."""
     return _group(answers, "logprob")
 
 
 def entropies(answers: Answers) -> Columns:
-    """The entropies among them."""
+    """Return mean, largest and first entropy."""
     return _group(answers, "logprob")[:, 4:]
 
 
 def margins(answers: Answers) -> Columns:
-    """Mean, least and first margin between the two likeliest tokens."""
+    """Return mean, least and first margin between the two most likely tokens."""
     return _group(answers, "margin")
 
 
 def lengths(answers: Answers) -> Columns:
-    """Logarithm of the number of tokens."""
+    """Return the logarithm of the number of tokens."""
     return _group(answers, "length")
 
 
 def log_maps(answers: Answers) -> Columns:
-    """The signature's logarithm at temperature 1, of the first and the last token."""
+    """Return the signature's logarithm at temperature 1, of the first and the last token."""
     schema = FeatureSchema(layers=answers.layers, aggregates=("first", "last"), groups=("map",))
     return answers.features(schema).astype(np.float64)
 
 
 def lens_entropies(answers: Answers) -> Columns:
-    """Entropy of the logit lens at each layer, first and last token (TriLens, residual stream)."""
+    """Return the entropy of the logit lens at each layer, first and last token (TriLens, residual stream)."""
     return _recorded(answers.lens, "lens")[:, :, 0].reshape(len(answers), -1).astype(np.float64)
 
 
 def lens_agreement(answers: Answers) -> Columns:
-    """What the logit lens makes of the chosen token at each layer: log-probability, and first choice or not."""
+    """Return the generated token's log-probability in the logit lens of each layer, and whether it ranks first."""
     return _recorded(answers.lens, "lens")[:, :, 1:].reshape(len(answers), -1).astype(np.float64)
 
 
 def embedding_path(answers: Answers) -> Columns:
-    """Lengths and angles of the steps between layers, last token and mean (chain-of-embedding)."""
+    """Return lengths and angles of the steps between layers, last token and mean (chain-of-embedding)."""
     return _recorded(answers.path, "path").reshape(len(answers), -1).astype(np.float64)
 
 
 def update_geometry(answers: Answers) -> Columns:
-    """Angle of each MLP update to the sum of those before it, and its relative size (arXiv:2605.22864)."""
+    """Return the angle of each MLP update to the sum of those before it, and its relative size (arXiv:2605.22864)."""
     columns = []
     for token in (0, 1):
         updates = answers.activations[:, token].astype(np.float32)
@@ -187,7 +187,7 @@ class LinearProbe:
     passes: float = 1.0
 
     def fit(self, table: Table, *, seed: int) -> Fitted:
-        """Choose the layer, fit."""
+        """Select the layer and fit."""
         answers = _answers(table)
         layers = sorted({int(depth * (answers.layers - 1)) for depth in PROBE_DEPTHS})
         best = max(layers, key=lambda layer: _cross_validated(_LayerColumns(layer)(answers), table.wrong, seed))
@@ -217,16 +217,15 @@ def _cross_validated(columns: Columns, wrong: NDArray[np.bool_], seed: int) -> f
 
 
 def agreement(answers: Answers) -> Columns:
-    """Share of the sampled answers that say the same as the given one (self-consistency)."""
+    """Return the share of the sampled answers that equal the given one (self-consistency)."""
     pairs = zip(answers.answer, _sampled(answers), strict=True)
     return np.array([[np.mean([_same(text, other) for other in others])] for text, others in pairs])
 
 
 def sampled_entropy(answers: Answers) -> Columns:
-    """Entropy of the sampled answers, equal texts taken together.
+    """Return the entropy of the sampled answers, with equal texts in one class.
 
-    Semantic entropy puts together what means the same; of answers of a few words that is nearly
-    what is the same text.
+    Semantic entropy has one class per meaning; for answers of a few words, that is nearly one class per text.
     """
     shares = [np.array(list(Counter(map(normalise, others)).values())) / len(others) for others in _sampled(answers)]
     return np.array([[-float(share @ np.log(share))] for share in shares])
@@ -248,7 +247,7 @@ Which = Literal["all", "parts", "sampling"]
 
 
 def methods_for(which: Which) -> tuple[Method, ...]:
-    """The methods of a comparison.
+    """Return the methods of a comparison.
 
     Args:
         which: ``all`` single-pass methods; ``parts``: guard's own with each part left out;

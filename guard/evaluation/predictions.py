@@ -1,4 +1,4 @@
-"""What methods said about test sets: the records between protocols and their summary, and their names."""
+"""Predictions of methods on test sets, and the names of the protocols."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ LEAVE_ONE_OUT, WITHIN, PAIRWISE, HELD_OUT, SHIFT, SAMPLES = PROTOCOLS = (
     "shift",
     "samples",
 )
-#: What the last one's results are called: the first again, on some of the answers.
+#: The setting of the last protocol's results: the first protocol on the answers with samples.
 SAMPLED = f"{LEAVE_ONE_OUT}, answers that were sampled again"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """What all methods said about one test set after one kind of training.
+    """The predictions of all methods on one test set after one kind of training.
 
     Attributes:
         setting: one of `PROTOCOLS`; ``shift: NAME`` of a shift, `SAMPLED` of samples.
         train: the data set(s) or the precision that was trained on.
         test: the data set that was tested on.
         wrong: shape (n,), whether each answer is wrong.
-        group: shape (n,), which answers share a question.
-        p_wrong: by method, shape (n,); never from a training that saw the row's question.
-        missing: by method that could not be fitted or applied, the reason.
+        group: shape (n,), the same number for answers to the same question.
+        p_wrong: predictions by method, shape (n,), of fits without the row's question.
+        missing: reasons by method, for methods that could not be fitted or applied.
     """
 
     setting: str
@@ -48,7 +48,7 @@ class Predictions:
     missing: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; `from_json` gives exactly the same record back."""
+        """Return plain values; `from_json` returns exactly the same record."""
         return {
             "setting": self.setting,
             "train": self.train,
@@ -61,7 +61,7 @@ class Predictions:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Predictions:
-        """Read what `to_json` gave.
+        """Read the values of `to_json`.
 
         Raises:
             InputError: a field is missing, or the columns differ in length.
@@ -80,12 +80,12 @@ class Predictions:
 
 
 def predictions_to_json(predictions: Sequence[Predictions]) -> str:
-    """All predictions as one JSON text."""
+    """Return all predictions as one JSON text."""
     return json.dumps([each.to_json() for each in predictions], allow_nan=False)
 
 
 def predictions_from_json(text: str) -> tuple[Predictions, ...]:
-    """Read what `predictions_to_json` gave.
+    """Read the text of `predictions_to_json`.
 
     Raises:
         InputError: not JSON, or not predictions.

@@ -1,4 +1,4 @@
-"""Who is trained on what and tested on what. Pure: tables go in, probabilities come out.
+"""The protocols: which answers methods are trained and tested on. Pure: tables in, probabilities out.
 
 The protocols, from friendly to hard:
 
@@ -8,8 +8,8 @@ The protocols, from friendly to hard:
     held-out datasets                  fitted on all data sets, tested on separately recorded ones
     shift                              fitted on one precision or engine, tested on another; no question in both
 
-What comes out keeps every answer's probability, so that two methods can be compared answer by answer.
-It holds no question and no answer: questions become numbers that only say which rows belong together.
+The result has every answer's probability, so that two methods can be compared answer by answer. It has no texts:
+questions become numbers that identify rows of the same question.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Table(Protocol):
 
     @property
     def group(self) -> NDArray[np.str_]:
-        """Identity of each answer's question, shape (n,); equal questions must not be parted."""
+        """Identity of each answer's question, shape (n,); folds keep answers to the same question together."""
 
     def __len__(self) -> int: ...
 
     def take(self, index: NDArray[np.intp]) -> Self:
-        """The rows of these indices, in this order."""
+        """Return the rows of these indices, in this order."""
 
 
 TableT = TypeVar("TableT", bound=Table)
@@ -60,46 +60,46 @@ class Fitted(Protocol):
     """A method after training."""
 
     def p_wrong(self, table: Table) -> NDArray[np.float64]:
-        """Calibrated probability of being wrong of each answer, shape (n,).
+        """Return the calibrated probability that each answer is wrong, shape (n,).
 
         Raises:
-            InputError: the table lacks a signal that the method reads.
+            InputError: the table lacks a signal that the method needs.
         """
 
 
 class Method(Protocol):
-    """A way to tell wrong answers from right ones."""
+    """A method that predicts whether answers are wrong."""
 
     @property
     def name(self) -> str:
-        """Short label, unique among the methods of a run."""
+        """Short label, unique in a run."""
 
     @property
     def kind(self) -> Kind:
-        """guard's own, a baseline, a control (should be poor), or a costly reference."""
+        """guard's own, a baseline, a control (expected to be poor), or a costly reference."""
 
     @property
     def passes(self) -> float:
-        """Model passes in units of one answer: 1 is free, 6 means sampling five answers more."""
+        """Model passes in units of one answer: 1 costs nothing more, 6 means five further samples."""
 
     def fit(self, table: Table, *, seed: int) -> Fitted:
         """Train on labelled answers.
 
         Raises:
-            InputError: the table lacks a signal that the method reads, or too few answers.
+            InputError: the table lacks a signal that the method needs, or has too few answers.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a progress callback gets before each piece of work.
+    """The state that a progress callback gets before each piece of work.
 
     Attributes:
         setting: the protocol, as in `Predictions`.
         method: name of the method.
-        test: the set that is next; ``all other sets`` where one training serves several.
-        done: pieces finished.
-        total: pieces in this protocol.
+        test: the next test set; ``all other sets`` where one fit serves several.
+        done: number of finished pieces.
+        total: number of pieces in this protocol.
     """
 
     setting: str
@@ -122,17 +122,17 @@ def within_dataset(
 
     Args:
         table: labelled answers of one model.
-        methods: what to compare.
+        methods: the methods to compare.
         folds: parts of each set; each part is scored by a fit on the others.
-        seed: of the folds and of the methods.
+        seed: seed of folds and methods.
         progress: called before each piece of work.
 
     Returns:
         One record for each data set, in the order of their names.
 
     Raises:
-        InputError: fewer questions than folds in a set, or two methods of one name.
-        ScorerError: a method gave something else than probabilities.
+        InputError: a data set has fewer questions than folds, or two methods have one name.
+        ScorerError: a method returned other values than probabilities.
     """
     sets = datasets_of(table)
     report = _reporter(progress, WITHIN, len(sets) * len(_checked(methods)))
@@ -150,7 +150,7 @@ def leave_one_dataset_out(
 ) -> tuple[Predictions, ...]:
     """Train on all data sets but one, test on that one.
 
-    Questions of the test set that other sets hold too are left out of the training. Arguments,
+    Questions of the test set that other sets have, too, are left out of the training. Arguments,
     result and errors are those of `within_dataset`, without folds; at least two sets are needed.
     """
     sets = _several(table)
@@ -169,8 +169,8 @@ def pairwise_transfer(
 ) -> tuple[Predictions, ...]:
     """Train on one data set, test on each other set; the diagonal is what `within_dataset` gives.
 
-    Test questions that the training set holds too are not tested on, so that a cell may have fewer
-    answers than its set, and is left out where none remain. Arguments, result (one record for each
+    Questions that the training set has, too, are left out of the test, so a cell can have fewer answers than its set. A
+    cell without any is left out. Arguments, result (one record for each
     ordered pair) and errors are those of `within_dataset`, without folds; at least two sets are needed.
     """
     sets = _several(table)
@@ -187,17 +187,17 @@ def pairwise_transfer(
 def held_out_datasets(
     table: Table, new: Table, methods: Sequence[Method], *, seed: int = 0, progress: Progress | None = None
 ) -> tuple[Predictions, ...]:
-    """Train on all data sets, test on each set of another table: sets that had no part in anything.
+    """Train on all data sets, test on each data set of another table.
 
-    New questions that the training sets hold too are not tested on. Arguments, result (one record for
+    Questions that the training sets have, too, are left out of the test. Arguments, result (one record for
     each new set) and errors are those of `within_dataset`, without folds; a set in both tables is an error.
     """
     both = set(datasets_of(table)) & set(datasets_of(new))
     if both:
         raise InputError(
             f"The data set {min(both)!r} is in the records and in the new ones",
-            why="a new set is one that nothing was fitted on",
-            fix="Leave it out of one of them, or give its other half a name of its own.",
+            why="a held-out data set must not be used for fitting",
+            fix="Leave it out of one of them, or rename it",
         )
     fits = _fits(_checked(methods), table, _reporter(progress, HELD_OUT, len(methods)), seed=seed)
     return tuple(_tested(HELD_OUT, "all sets", table, new, methods, fits))
@@ -214,23 +214,24 @@ def shift(
 ) -> tuple[Predictions, ...]:
     """Train on records of one precision or engine, test on those of others, within each data set.
 
-    The tables usually hold the same questions: each is tested by the fit that it was left out of, so that
-    no fit saw it under any precision. One fit serves all tests.
+    The tables usually have the same questions. Each question is tested with a fit that has not seen it under any
+    precision. One fit serves all tests.
 
     Args:
         train: labelled answers of the model as it was calibrated.
         shifted: labelled answers of the model as it is used, by name of the shift (``Q8_0 to Q4_K_M``).
-        methods: what to compare.
+        methods: the methods to compare.
         folds: parts of each set.
-        seed: of the folds and of the methods.
+        seed: seed of folds and methods.
         progress: called before each piece of work.
 
     Returns:
         One record for each data set and each shift that has it.
 
     Raises:
-        InputError: no set in common, fewer questions than folds, or two methods of one name.
-        ScorerError: a method gave something else than probabilities.
+        InputError: the tables have no data set in common, a data set has fewer questions than folds, or two methods
+            have one name.
+        ScorerError: a method returned other values than probabilities.
     """
     sets = datasets_of(train)
     for name, test in shifted.items():
@@ -260,7 +261,7 @@ def shift(
 
 
 def datasets_of(table: Table) -> tuple[str, ...]:
-    """Names of the data sets of a table, sorted.
+    """Return the names of the data sets of a table, sorted.
 
     Raises:
         InputError: the table has no rows.
@@ -271,7 +272,7 @@ def datasets_of(table: Table) -> tuple[str, ...]:
 
 
 def capped(table: TableT, *, per_set: int, seed: int = 0) -> TableT:
-    """At most this many answers of each set, drawn question by question, in their old order.
+    """Return at most this many answers of each set, drawn question by question, in their original order.
 
     Questions are taken in random order while all their answers still fit.
 
@@ -292,7 +293,7 @@ def capped(table: TableT, *, per_set: int, seed: int = 0) -> TableT:
 
 
 def folds_of(group: NDArray[np.str_], wrong: NDArray[np.bool_], *, folds: int, seed: int) -> NDArray[np.intp]:
-    """The fold of each row, shape (n,); rows of one group share it.
+    """Return the fold of each row, shape (n,); rows of one group share it.
 
     Groups are shuffled, ordered by their share of wrong answers, and dealt out like cards, so that
     folds differ by at most one group of each kind.

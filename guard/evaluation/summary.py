@@ -1,4 +1,4 @@
-"""From predictions to a result: means with intervals, gains, curves, verdicts."""
+"""Summarise predictions: means with intervals, gains, curves, verdicts."""
 
 from __future__ import annotations
 
@@ -49,24 +49,24 @@ def summarise(
     draws: int = 1000,
     seed: int = 0,
 ) -> ModelResult:
-    """Judge what the protocols gave for one model.
+    """Summarise the predictions of one model under all protocols.
 
     Args:
-        predictions: of all protocols that were run.
-        methods: those that the protocols compared.
-        model: that gave the answers.
+        predictions: predictions under all protocols.
+        methods: the compared methods.
+        model: the model of the answers.
         own: name of guard's own method.
-        records: digest of the answers that were evaluated, so that other results of them can be joined.
-        hidden: methods that serve ablations only and stay out of tables.
-        seconds: measured cost of a score, by method.
-        ablations: pairs of methods that show what features add.
-        importance: of the layer pairs.
-        claims: what has to be shown.
-        draws: bootstrap resamples.
-        seed: of the resamples.
+        records: digest of the evaluated answers, for joining their results.
+        hidden: methods for ablations only, which are left out of tables.
+        seconds: measured time of a score, by method.
+        ablations: pairs of methods that differ in one group of features.
+        importance: importance of the layer pairs.
+        claims: the claims to test.
+        draws: number of bootstrap resamples.
+        seed: seed of the resamples.
 
     Raises:
-        InputError: no predictions, or a name that is none of the methods'.
+        InputError: there are no predictions, or a name belongs to no method.
     """
     compared = [name for pair in ablations for name in (pair.full, pair.without)]
     claimed = [claim.against for claim in claims if claim.against is not None]
@@ -95,7 +95,7 @@ def summarise(
 
 
 def _cards(methods: Sequence[Method], own: str, seconds: Mapping[str, float]) -> tuple[MethodCard, ...]:
-    """Of the methods in tables, guard's own first."""
+    """Return the cards of the methods in tables, guard's own first."""
     return tuple(
         MethodCard(each.name, each.kind, float(each.passes), seconds.get(each.name))
         for each in sorted(methods, key=lambda method: method.name != own)
@@ -169,7 +169,7 @@ def _group_gains(setting: str, found: Bootstrap, ablations: Sequence[Ablation]) 
 
 
 def _verdict(claim: Claim, found: Bootstrap | None, methods: Sequence[MethodCard], own: str) -> Verdict:
-    """Compare the gain with the claim's margin; against several rivals, with the best of them."""
+    """Compare the gain with the claim's margin; among several other methods, use the best one."""
     rivals = [claim.against] if claim.against else [card.name for card in methods if card.kind == "baseline"]
     gains = {name: found.gain(own, name, claim.measure).estimate for name in rivals} if found else {}
     recorded = {name: gain.value for name, gain in gains.items() if gain.value is not None}
@@ -190,9 +190,9 @@ def _outcome(claim: Claim, gain: Estimate) -> Outcome:
 
 
 def _worst_cell(found: Bootstrap, own: str, rivals: Sequence[str], measure: str) -> tuple[Estimate, str]:
-    """The least gain over any rival on any cell, with the rival and the test set in words.
+    """Return the least gain over any other method on any cell, and that method and test set in words.
 
-    Its interval is that of this one comparison; that it is the worst of many, the interval does not know.
+    The interval is that of this one comparison, without a correction for selecting the worst of many.
     """
     gains = [
         (found.gain(own, name, measure, cell=cell).estimate, f"{name} on {cell[1]}")

@@ -364,7 +364,7 @@ def test_files_that_are_no_journals(tmp_path: Path) -> None:
         ("text", "not a database"),
         ("folder", "Cannot use"),
         ("missing/j", "Cannot use"),
-        ("other.db", "something else"),
+        ("other.db", "other content"),
     ):
         with pytest.raises(InputError, match=told):
             Journal(tmp_path / name, RUN)
