@@ -1,11 +1,11 @@
-"""The route and the policy that one call names, whichever way LangChain has for it.
+"""The route and the policy that a call names, in any of LangChain's ways.
 
     safe.invoke(question, route="medication")
     safe.invoke(question, config={"configurable": {"route": "medication"}})
     safe.with_config(configurable={"route": "medication"})
     safe.bind(route="medication")
 
-A name that is misspelt is refused. A route that is ignored would answer under the wrong rules.
+Misspelt names are refused: an ignored route would apply the wrong rules.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from langchain_core.runnables.utils import ConfigurableFieldSpec
 from guard.errors import InputError
 from guard.policy.policy import Policy
 
-#: What a call may name.
+#: Names that a call may set.
 NAMES = ("route", "policy")
 
-#: What a misspelt key is compared with, and the name that was meant.
+#: Words that a misspelt key is compared with, and the name that each stands for.
 _CONFUSED = {"route": "route", "routes": "route", "policy": "policy", "policies": "policy"}
 
-#: A key that is this similar to one of ours is taken for a misspelling of it.
+#: Similarity from which a key counts as a misspelling.
 _SIMILAR = 0.8
 
-#: What `config_schema` shows of a runnable that takes a route and a policy.
+#: Config specs of a runnable that accepts a route and a policy.
 SPECS = (
     ConfigurableFieldSpec(
         id="route", annotation=str | None, name="Route", description="Section of the policy.", default=None
@@ -44,11 +44,11 @@ SPECS = (
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What one call names.
+    """The route and the policy that one call names.
 
     Attributes:
-        route: a section of the policy; None where the call names none.
-        policy: in place of the runnable's own; None where the call names none.
+        route: section of the policy, or None.
+        policy: replaces the runnable's own; None keeps that.
     """
 
     route: str | None = None
@@ -58,34 +58,34 @@ class Named:
         return self.route is not None or self.policy is not None
 
     def changes(self) -> dict[str, Any]:
-        """The named settings, for a copy of the runnable."""
+        """Return the named settings, for a copy of the runnable."""
         return {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
 
 
 def split_options(options: Mapping[str, Any], *, own: Collection[str] = ()) -> tuple[Named, dict[str, Any]]:
-    """Take route and policy out of a call's keyword arguments.
+    """Split a call's keyword arguments into route and policy, and the rest.
 
     Args:
-        options: of the call.
-        own: settings that are fixed when the runnable is made, so that a call cannot change them.
+        options: keyword arguments of the call.
+        own: settings of the runnable that a call cannot change.
 
     Raises:
-        InputError: a misspelt name, or a setting that is no call's.
+        InputError: a misspelt name, or a setting that a call cannot change.
     """
     for name in options:
         if name in own and name not in NAMES:
-            raise InputError(f"A call takes no '{name}'", why="it is a setting of the guarded runnable")
+            raise InputError(f"A call cannot set '{name}'", why="it is a setting of the guarded runnable")
         _refuse_misspelt(name, "keyword argument", taken=())
     rest = {name: value for name, value in options.items() if name not in NAMES}
     return _read(options), rest
 
 
 def read_config(config: RunnableConfig | None, *, taken: Collection[str] = ()) -> Named:
-    """What the ``configurable`` part of a call's config names.
+    """Return what the ``configurable`` part of a call's config names.
 
     Args:
-        config: of the call; that of the run around it is read too, as everywhere in LangChain.
-        taken: keys that belong to others, however similar to ours.
+        config: config of the call; that of the enclosing run is read too, as everywhere in LangChain.
+        taken: keys of other runnables, which are never misspellings.
 
     Raises:
         InputError: a misspelt name.
@@ -94,12 +94,12 @@ def read_config(config: RunnableConfig | None, *, taken: Collection[str] = ()) -
 
 
 def read_mapping(given: Mapping[str, Any], kind: str, *, taken: Collection[str] = ()) -> Named:
-    """What a mapping names, whose other keys belong to others.
+    """Return what a mapping names; its other keys belong to others.
 
     Args:
-        given: such as the context of an agent's run.
-        kind: of its keys, for errors.
-        taken: keys that belong to others, however similar to ours.
+        given: mapping, such as the context of an agent's run.
+        kind: kind of its keys, for errors.
+        taken: keys of other runnables, which are never misspellings.
 
     Raises:
         InputError: a misspelt name.
@@ -109,11 +109,11 @@ def read_mapping(given: Mapping[str, Any], kind: str, *, taken: Collection[str] 
     return _read(given)
 
 
-def joined(*several: Named) -> Named:
-    """One name out of several places.
+def merged(*several: Named) -> Named:
+    """Merge what several places name.
 
     Raises:
-        InputError: two places name different things.
+        InputError: two places name different values.
     """
     chosen: dict[str, Any] = {}
     for name in NAMES:
@@ -127,7 +127,7 @@ def joined(*several: Named) -> Named:
 def _read(given: Mapping[str, Any]) -> Named:
     route, policy = given.get("route"), given.get("policy")
     if route is not None and not isinstance(route, str):
-        raise InputError("A route is named by a text", why=f"got {type(route).__name__}")
+        raise InputError("A route must be a text", why=f"got {type(route).__name__}")
     return Named(route, policy)
 
 
@@ -139,6 +139,6 @@ def _refuse_misspelt(key: Any, kind: str, *, taken: Collection[str]) -> None:
     if near:
         raise InputError(
             f"There is no {kind} '{key:.40}'",
-            why="a route or a policy that is misspelt would be ignored",
+            why="a misspelt route or policy would be ignored",
             fix=f"Did you mean '{_CONFUSED[near[0]]}'? A key that the chain declares (config_specs) passes",
         )

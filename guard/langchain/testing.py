@@ -1,12 +1,11 @@
-"""For tests: proof that no rejected text has left a runnable by any channel that LangChain has.
+"""Test helper: asserts that no rejected text leaves a runnable by any of LangChain's channels.
 
     def test_nothing_leaks():
         rejected = chain.invoke(question)              # the same chain, unguarded
         assert_nothing_leaks(guarded(chain, policy="strict"), question, secrets=[rejected])
 
-The runnable is run once for each channel: what it returns, streams, raises, logs, prints, tells its
-callbacks, its tracers and the streams of events and graphs is searched for the secrets, and for any
-longer piece of them.
+The runnable is run once per channel. What it returns, streams, raises, logs and prints, and what it sends to callbacks,
+tracers and the streams of events and graphs, is searched for the secrets and for any longer piece of them.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from langchain_core.tracers import BaseTracer
 from guard.errors import InputError, did_you_mean
 from guard.langchain.attempts.callback_buffer import CALLBACKS
 
-#: A piece of a secret of this many characters counts as a leak.
+#: Number of characters from which a piece of a secret counts as a leak.
 PIECE = 12
 
 _MAX_DEPTH = 14
@@ -38,21 +37,21 @@ _MAX_DEPTH = 14
 
 @dataclass(slots=True)
 class Seen:
-    """Every text that came out of a runnable.
+    """All texts that left a runnable.
 
     Attributes:
-        texts: by channel and place, in order; the place says in which event, under which keys.
+        texts: texts by channel and place, in order; the place names the event and the keys.
     """
 
     texts: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, channel: str, place: str, value: Any) -> None:
-        """Take every text in a value."""
+        """Add every text in a value."""
         for where, text in _texts(value, place, _MAX_DEPTH, set()):
             self.texts[channel, where].append(text)
 
     def leaks(self, secrets: Iterable[str], *, allowed: Iterable[str] = ()) -> Iterator[str]:
-        """Where a secret, or a piece of one, is seen; texts that came in pieces are put together."""
+        """Yield the places of secrets and pieces of them; texts that were streamed are joined first."""
         known = "\n".join(allowed)
         pieces = {piece for secret in secrets for piece in _pieces(secret) if piece not in known}
         for (channel, place), texts in self.texts.items():
@@ -72,25 +71,23 @@ def assert_nothing_leaks(
     channels: Collection[str] | None = None,
     config: RunnableConfig | None = None,
 ) -> Seen:
-    """Prove that a runnable keeps secrets, by running it once for each channel.
+    """Assert that a runnable keeps secrets, by running it once per channel.
 
     Args:
         runnable: such as a guarded chain whose policy rejects the answer.
         input: for the runnable.
-        secrets: texts that must not come out, such as the rejected answer; or a function that gives
-            them when all runs are over.
-        allowed: texts that may come out although they have pieces in common with a secret. What is in
-            the input may.
-        channels: some of `CHANNELS`; all that the installed packages have by default.
-        config: for every run.
+        secrets: texts that must not leave, such as the rejected answer; or a function that returns them after all runs.
+        allowed: texts that may leave although they share pieces with a secret. Texts of the input may, too.
+        channels: names from `CHANNELS`; by default all that the installed packages support.
+        config: config of every run.
 
     Returns:
-        All that was seen.
+        All texts that left the runnable.
 
     Raises:
-        AssertionError: something leaked; says what, where and by which channel.
-        InputError: an unknown channel, no secret that could be told from the input, or a running event
-            loop (channels run loops of their own).
+        AssertionError: something leaked; the text names what, where and by which channel.
+        InputError: an unknown channel, no secret that differs from the input, or a running event loop (channels run
+            their own loops).
     """
     chosen = [*(available_channels() if channels is None else channels)]
     for name in chosen:
@@ -98,7 +95,7 @@ def assert_nothing_leaks(
             raise InputError(f"There is no channel '{name}'", fix=did_you_mean(name, CHANNELS))
     seen = Seen()
     for name in chosen:
-        _watch(name, _Run(runnable, input, config or {}, name, seen))
+        _run_channel(name, _Run(runnable, input, config or {}, name, seen))
     hidden = secrets() if callable(secrets) else secrets
     asked = [text for _, text in _texts(input, "input", _MAX_DEPTH, set())]
     known = [*allowed, *asked]
@@ -111,7 +108,7 @@ def assert_nothing_leaks(
 
 
 def available_channels() -> list[str]:
-    """The channels that can be tried with the packages that are installed."""
+    """Return the channels that the installed packages support."""
     with contextlib.suppress(ImportError):
         import langgraph.graph  # noqa: F401
 
@@ -135,12 +132,12 @@ class _Run:
     def see(self, place: str, value: Any) -> None:
         self.seen.add(self.channel, place, value)
 
-    def heard_by(self, handler: BaseCallbackHandler) -> RunnableConfig:
+    def config_for(self, handler: BaseCallbackHandler) -> RunnableConfig:
         return merge_configs(self.config, {"callbacks": [handler]})
 
 
-def _watch(name: str, run: _Run) -> None:
-    """Run once, and take note of what is returned, raised, logged and printed."""
+def _run_channel(name: str, run: _Run) -> None:
+    """Run once, and record what is returned, raised, logged and printed."""
     printed = io.StringIO()
     logged = _Logged(run)
     root = logging.getLogger()
@@ -214,34 +211,34 @@ async def _log(run: _Run) -> None:
 
 def _callbacks(run: _Run) -> None:
     handler = _handler(BaseCallbackHandler, lambda name, values: run.see(name, values))
-    run.see("output", run.runnable.invoke(run.input, run.heard_by(handler)))
+    run.see("output", run.runnable.invoke(run.input, run.config_for(handler)))
 
 
 def _stream_callbacks(run: _Run) -> None:
     handler = _handler(BaseCallbackHandler, lambda name, values: run.see(name, values))
-    for chunk in run.runnable.stream(run.input, run.heard_by(handler)):
+    for chunk in run.runnable.stream(run.input, run.config_for(handler)):
         run.see("chunk", chunk)
 
 
 async def _async_callbacks(run: _Run) -> None:
     handler = _async_handler(lambda name, values: run.see(name, values))
-    run.see("output", await run.runnable.ainvoke(run.input, run.heard_by(handler)))
+    run.see("output", await run.runnable.ainvoke(run.input, run.config_for(handler)))
 
 
 async def _astream_callbacks(run: _Run) -> None:
     handler = _async_handler(lambda name, values: run.see(name, values))
-    async for chunk in run.runnable.astream(run.input, run.heard_by(handler)):
+    async for chunk in run.runnable.astream(run.input, run.config_for(handler)):
         run.see("chunk", chunk)
 
 
 def _tracer(run: _Run) -> None:
     tracer = _Tracer(run)
-    run.see("output", run.runnable.invoke(run.input, run.heard_by(tracer)))
+    run.see("output", run.runnable.invoke(run.input, run.config_for(tracer)))
 
 
 async def _atracer(run: _Run) -> None:
     tracer = _Tracer(run)
-    async for chunk in run.runnable.astream(run.input, run.heard_by(tracer)):
+    async for chunk in run.runnable.astream(run.input, run.config_for(tracer)):
         run.see("chunk", chunk)
 
 
@@ -267,7 +264,7 @@ async def _agraph(run: _Run) -> None:
 
 _GRAPH_MODES = ["values", "updates", "messages", "custom", "debug"]
 
-#: Every way in which text can leave a runnable, by name.
+#: Channels by which text can leave a runnable, by name.
 CHANNELS: Mapping[str, Callable[[_Run], Awaitable[None] | None]] = {
     "invoke": _invoke,
     "ainvoke": _ainvoke,
@@ -292,7 +289,7 @@ CHANNELS: Mapping[str, Callable[[_Run], Awaitable[None] | None]] = {
 
 
 def _node_of(run: _Run) -> Any:
-    """A graph in which the runnable is a step."""
+    """Return a graph in which the runnable is a step."""
     from langchain_core.runnables import RunnableLambda
     from langgraph.graph import START, StateGraph
 
@@ -315,16 +312,16 @@ def _handler(base: type[Any], see: Callable[[str, Any], None]) -> Any:
 
 def _async_handler(see: Callable[[str, Any], None]) -> Any:
     def listening(name: str) -> Callable[..., Awaitable[None]]:
-        async def hear(_: Any, *args: Any, **kwargs: Any) -> None:
+        async def receive(_: Any, *args: Any, **kwargs: Any) -> None:
             see(name, [args, kwargs])
 
-        return hear
+        return receive
 
     return type("AsyncListener", (AsyncCallbackHandler,), {name: listening(name) for name in CALLBACKS})()
 
 
 class _Tracer(BaseTracer):
-    """Takes note of each run as tracing services get it: when it begins, and when it ends."""
+    """Records each run as tracing services receive it, at its start and at its end."""
 
     def __init__(self, run: _Run) -> None:
         super().__init__()
@@ -339,7 +336,7 @@ class _Tracer(BaseTracer):
         super()._end_trace(run)
 
     def _persist_run(self, run: Any) -> None:
-        """Nothing is kept beyond what was noted."""
+        """Keep nothing else."""
 
 
 class _Logged(logging.Handler):
@@ -355,7 +352,7 @@ class _Logged(logging.Handler):
 
 
 def _pieces(secret: str) -> list[str]:
-    """A secret's longer pieces; the whole where it is short."""
+    """Return a secret's pieces of `PIECE` characters; the whole secret if it is shorter."""
     secret = secret.strip()
     if len(secret) <= PIECE:
         return [secret] if secret else []
@@ -363,7 +360,7 @@ def _pieces(secret: str) -> list[str]:
 
 
 def _texts(value: Any, place: str, depth: int, above: set[int]) -> Iterator[tuple[str, str]]:
-    """Every text within a value, with its place."""
+    """Yield every text in a value with its place."""
     if isinstance(value, str):
         yield place, value
         return

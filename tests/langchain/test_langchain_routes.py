@@ -139,7 +139,7 @@ def test_the_error_of_a_misspelling_says_what_was_meant() -> None:
 
 @pytest.mark.parametrize("name", ["scores", "fallbacks", "handlers", "return_outcome", "store"])
 def test_a_setting_of_the_guarded_chain_is_no_keyword_of_a_call(name: str) -> None:
-    with pytest.raises(InputError, match=f"takes no '{name}'"):
+    with pytest.raises(InputError, match=f"cannot set '{name}'"):
         guarded(chain(), policy=ROUTED).invoke({"q": "?"}, **{name: "last"})
 
 

@@ -35,7 +35,7 @@ from guard.langchain.agent.buffered_model_call import acall_model, call_model
 from guard.langchain.agent.middleware_order import refuse_wrong_order
 from guard.langchain.agent.pending_review import PendingReview, request_review, reviewed
 from guard.langchain.attempts.trusted_fallbacks import TrustedFallback, fallback_steps, trusted_names
-from guard.langchain.call_options import NAMES, joined, read_config, read_mapping
+from guard.langchain.call_options import NAMES, merged, read_config, read_mapping
 from guard.langchain.metadata import KEY, with_metadata
 from guard.langchain.tracing import DECISION_EVENT, escalation_metadata, marked_event
 from guard.langchain.upstream_internals import extended_model_response, has_checkpointer
@@ -208,7 +208,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
     def _rules_for(self, config: RunnableConfig, runtime: Runtime[Any] | None) -> AgentRules:
         """Return the rules of one run, which may name a route and a policy in its config or its context."""
         context = getattr(runtime, "context", None)
-        named = joined(read_config(config), read_mapping(_as_mapping(context), "key of the context"))
+        named = merged(read_config(config), read_mapping(_as_mapping(context), "key of the context"))
         if not named:
             return self._rules
         return self._settings.rules(named.policy or self._rules.policy, named.route or self._rules.route)

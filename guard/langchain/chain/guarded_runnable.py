@@ -34,7 +34,7 @@ from guard.errors import InputError
 from guard.langchain.attempts.attempt_run import join_chunks
 from guard.langchain.attempts.stateful_steps import refuse_stateful
 from guard.langchain.attempts.trusted_fallbacks import fallback_steps
-from guard.langchain.call_options import NAMES, SPECS, joined, read_config, split_options
+from guard.langchain.call_options import NAMES, SPECS, merged, read_config, split_options
 from guard.langchain.chain.chain_call import ChainCall
 from guard.langchain.chain.chain_rules import ChainRules
 from guard.langchain.chain.guarded_run import GuardedOutcome, GuardedRun
@@ -144,7 +144,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
     def _called(self, config: RunnableConfig | None, options: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
         """Return the chain with the route and policy of one call, and the keyword arguments for the inner chain."""
         by_keyword, rest = split_options(options, own=type(self).model_fields)
-        named = joined(by_keyword, read_config(config, taken=self._declared_keys()))
+        named = merged(by_keyword, read_config(config, taken=self._declared_keys()))
         if not named:
             return self, rest
         return type(self)(**{**self._settings(), "policy": self.rules().policy, **named.changes()}), rest

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from guard.langchain.attempts.attempt_settings import ATTEMPT
 from guard.langchain.attempts.stateful_steps import refuse_inner_history
-from guard.langchain.call_options import SPECS, joined, read_config, split_options
+from guard.langchain.call_options import SPECS, merged, read_config, split_options
 
 
 class RoutedChatModel(BaseChatModel):
@@ -86,4 +86,4 @@ class RoutedChatModel(BaseChatModel):
         if self.policy is None and ATTEMPT.get() is not None:
             return options
         by_keyword, rest = split_options(options)
-        return {**rest, **joined(by_keyword, read_config(config, taken=self.field_ids)).changes()}
+        return {**rest, **merged(by_keyword, read_config(config, taken=self.field_ids)).changes()}
