@@ -232,7 +232,7 @@ def _scorer(engine: BaseEngine, embedded: bool) -> Scorer:
     start = Linear(features=list(range(7)), mean=[0.0] * 7, scale=[1.0] * 7, coefficients=[0.1] * 7, intercept=0.0)
     model = Model(
         base=start,
-        probe=LinearProbe.of(rng.normal(size=shape).astype(np.float32)),
+        probe=LinearProbe.from_array(rng.normal(size=shape).astype(np.float32)),
         trees=_stumps(200, len(schema.names), rng),
         calibration=Calibration(slope=1.0, intercept=0.0),
     )

@@ -333,7 +333,7 @@ class _BaseModel:
         if self.combinations is None or examples.activations is None:
             return linear, None
         activations = examples.activations[self.landmarks]
-        return linear, LinearProbe.of(probe.weights_of(self.combinations @ weights, activations))
+        return linear, LinearProbe.from_array(probe.weights_of(self.combinations @ weights, activations))
 
 
 def _held_out(

@@ -136,9 +136,9 @@ def fit_scorer(
     artefact = Artefact(
         format=FORMAT,
         format_version=FORMAT_VERSION,
-        binding=Binding.of(run.model, run.capture_point),
+        binding=Binding.from_model(run.model, run.capture_point),
         features=features,
-        schema=Schema.of(schema),
+        schema=Schema.from_schema(schema),
         feature_names=list(schema.names),
         prompting=Prompting(
             system=run.system,
@@ -247,7 +247,7 @@ def _scores(model: Model, labelled: Sequence[Labelled], examples: Examples) -> P
     rows = zip(examples.x.astype(np.float64), labelled, strict=True)
     log_odds = np.array([evaluator.log_odds(x, each.record.signals.signature.activations) for x, each in rows])
     calibration = model.calibration
-    return np.asarray(1.0 / (1.0 + np.exp(-(calibration.slope * log_odds + calibration.intercept))))
+    return np.asarray(1.0 / (1.0 + np.exp(-(calibration.log_odds(log_odds)))))
 
 
 def _versions() -> dict[str, str]:

@@ -202,6 +202,6 @@ def _judged(
     step = max(1, _CHUNK // len(wrong))
     parts = []
     for start in range(0, len(counts), step):
-        ranked = Ranked.of(p_wrong, wrong, counts=counts[start : start + step])
+        ranked = Ranked.from_scores(p_wrong, wrong, counts=counts[start : start + step])
         parts.append(np.stack([measure.function(ranked) for measure in measures]))
     return np.concatenate(parts, axis=1)

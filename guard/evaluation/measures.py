@@ -60,7 +60,7 @@ class Measure:
         Raises:
             InputError: no answers, shapes that differ, or a score that is not a number.
         """
-        return float(self.function(Ranked.of(p_wrong, wrong))[0])
+        return float(self.function(Ranked.from_scores(p_wrong, wrong))[0])
 
 
 AUROC = Measure(
@@ -216,7 +216,7 @@ def reliability(p_wrong: Probabilities, wrong: Labels, *, bins: int = 10) -> tup
     Raises:
         InputError: no answers, shapes that differ, or a score that is not a number.
     """
-    ranked = Ranked.of(p_wrong, wrong)
+    ranked = Ranked.from_scores(p_wrong, wrong)
     edges = metrics.bin_edges(ranked, bins=bins)[0]
     total, errors = ranked.total[0], ranked.wrong[0]
     return tuple(
@@ -238,5 +238,5 @@ def risk_curve(p_wrong: Probabilities, wrong: Labels, coverages: NDArray[np.floa
     Raises:
         InputError: no answers, shapes that differ, or a score that is not a number.
     """
-    ranked = Ranked.of(p_wrong, wrong)
+    ranked = Ranked.from_scores(p_wrong, wrong)
     return np.array([metrics.risk_at_coverage(ranked, coverage=float(each))[0] for each in coverages])

@@ -79,7 +79,7 @@ class _FittedModel:
         evaluator = Evaluator(model.base, model.trees, model.probe)
         rows = zip(answers.features(self.schema).astype(np.float64), answers.activations, strict=True)
         log_odds = np.array([evaluator.log_odds(x, activations) for x, activations in rows])
-        return _probability(model.calibration.slope * log_odds + model.calibration.intercept)
+        return _probability(model.calibration.log_odds(log_odds))
 
 
 # -- one logistic regression on some columns ---------------------------------------------------

@@ -381,7 +381,7 @@ def _fingerprint(
 
 def _answering(source: Source, options: Mapping[str, Any]) -> Answering:
     return Answering(
-        model=Binding.of(source.engine.model, capture_point_of(source.engine)),
+        model=Binding.from_model(source.engine.model, capture_point_of(source.engine)),
         scorer_sha256=source.scorer.sha256 if source.scorer else None,
         template_options=dict(options),
     )

@@ -11,12 +11,12 @@ import numpy as np
 from guard.records import Floats
 
 
-def array_text(array: Floats) -> str:
+def array_to_text(array: Floats) -> str:
     """An array's values in C order; the shape is not kept."""
     return base64.b64encode(array.astype("<f4").tobytes()).decode("ascii")
 
 
-def array_of(text: str, size: int) -> Floats:
+def array_from_text(text: str, size: int) -> Floats:
     """The values again, shape (size,).
 
     Raises:

@@ -124,7 +124,7 @@ def at_thresholds(p_wrong: Probabilities, wrong: Labels) -> tuple[AtThreshold, .
 
 def expected_calibration_error(p_wrong: Probabilities, wrong: Labels, *, bins: int = 10) -> float:
     """`calibration_error` of one score, from arrays of shape (n,)."""
-    return float(calibration_error(Ranked.of(p_wrong, wrong), bins=bins)[0])
+    return float(calibration_error(Ranked.from_scores(p_wrong, wrong), bins=bins)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ class Ranked:
     wrong: Counts
 
     @classmethod
-    def of(cls, p_wrong: Probabilities, wrong: Labels, *, counts: NDArray[np.int32] | None = None) -> Ranked:
+    def from_scores(cls, p_wrong: Probabilities, wrong: Labels, *, counts: NDArray[np.int32] | None = None) -> Ranked:
         """Rank n answers.
 
         Args:

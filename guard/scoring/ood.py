@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from guard.errors import CalibrationError, CaptureError
 from guard.records import Floats, Signals
-from guard.scoring.arrays import array_of, array_text
+from guard.scoring.arrays import array_from_text, array_to_text
 from guard.scoring.probe import normalised
 from guard.scoring.signature import ACTIVATION_TOKENS
 
@@ -70,7 +70,7 @@ class StoredOodDetector(BaseModel):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        detector = OodDetector.of(self)
+        detector = OodDetector.from_stored(self)
         with np.errstate(over="ignore", invalid="ignore"):
             products = detector.directions @ detector.directions.swapaxes(1, 2)
         if not (np.abs(products - np.eye(self.components)) < 1e-3).all():
@@ -146,15 +146,15 @@ class OodDetector:
             components=self.directions.shape[1],
             width=self.means.shape[1],
             answers=self.answers,
-            means=array_text(self.means),
-            directions=array_text(self.directions),
-            centres=array_text(self.centres),
-            spreads=array_text(self.spreads),
-            distances=array_text(self.distances),
+            means=array_to_text(self.means),
+            directions=array_to_text(self.directions),
+            centres=array_to_text(self.centres),
+            spreads=array_to_text(self.spreads),
+            distances=array_to_text(self.distances),
         )
 
     @classmethod
-    def of(cls, stored: StoredOodDetector) -> Self:
+    def from_stored(cls, stored: StoredOodDetector) -> Self:
         """From the stored form.
 
         Raises:
@@ -163,11 +163,11 @@ class OodDetector:
         views, width = len(stored.layers), stored.width
         return cls(
             layers=tuple(stored.layers),
-            means=array_of(stored.means, views * width).reshape(views, width),
-            directions=array_of(stored.directions, views * stored.components * width).reshape(views, -1, width),
-            centres=array_of(stored.centres, views),
-            spreads=array_of(stored.spreads, views),
-            distances=array_of(stored.distances, min(stored.answers, MAX_DISTANCES)),
+            means=array_from_text(stored.means, views * width).reshape(views, width),
+            directions=array_from_text(stored.directions, views * stored.components * width).reshape(views, -1, width),
+            centres=array_from_text(stored.centres, views),
+            spreads=array_from_text(stored.spreads, views),
+            distances=array_from_text(stored.distances, min(stored.answers, MAX_DISTANCES)),
             answers=stored.answers,
         )
 

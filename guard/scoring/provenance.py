@@ -64,7 +64,7 @@ class Binding(Part):
         return {**point, "template_date": self.template_date} if self.template_date else point
 
     @classmethod
-    def of(cls, model: ModelInfo, capture_point: CapturePoint) -> Self:
+    def from_model(cls, model: ModelInfo, capture_point: CapturePoint) -> Self:
         """The binding of a loaded model."""
         fields = {name: getattr(model, name) for name in cls.model_fields if name != "capture_point"}
         return cls(**fields, capture_point=capture_point)

@@ -43,7 +43,7 @@ class Scorer:
         self.sha256 = checked_json.digest(_content(artefact))
         self._model = _Calibrated(artefact.model)
         self._baseline = _Calibrated(artefact.baseline) if artefact.baseline else None
-        self._ood_detector = OodDetector.of(artefact.ood_detector) if artefact.ood_detector else None
+        self._ood_detector = OodDetector.from_stored(artefact.ood_detector) if artefact.ood_detector else None
 
     @property
     def schema(self) -> FeatureSchema:
@@ -77,7 +77,7 @@ class Scorer:
         Raises:
             ScorerMismatchError: fitted on something else; the text names each field that differs.
         """
-        fitted, given = self.artefact.binding, Binding.of(model, capture_point)
+        fitted, given = self.artefact.binding, Binding.from_model(model, capture_point)
         differing = [name for name in Binding.model_fields if getattr(fitted, name) != getattr(given, name)]
         if not differing:
             return self
@@ -186,7 +186,7 @@ class _Calibrated:
     def probability(self, vector: NDArray[np.float64], activations: NDArray[np.floating]) -> float:
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
             log_odds = self._evaluator.log_odds(vector, activations)
-        calibrated = self._calibration.slope * log_odds + self._calibration.intercept
+        calibrated = self._calibration.log_odds(log_odds)
         if not math.isfinite(calibrated):
             raise ScorerError("The score is not finite", why="the scorer's numbers are too large", fix=_REFIT)
         return logistic(calibrated)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from guard.records import Floats
-from guard.scoring.arrays import array_of, array_text
+from guard.scoring.arrays import array_from_text, array_to_text
 from guard.scoring.ood import StoredOodDetector
 from guard.scoring.provenance import Binding, DataSet, Facts, Part, Prompting
 from guard.scoring.signature import ACTIVATION_TOKENS, FeatureSchema
@@ -32,6 +32,7 @@ MAX_BYTES, MAX_TREES, MAX_DEPTH = 32 * 2**20, 20_000, 64
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Numbers = Annotated[list[Number], FailFast()]  # without it, a million bad items are a million errors
+Values = TypeVar("Values", float, NDArray[np.float64])
 Integers = Annotated[list[int], FailFast()]
 
 
@@ -45,7 +46,7 @@ class Schema(Part):
     version: int
 
     @classmethod
-    def of(cls, schema: FeatureSchema) -> Self:
+    def from_schema(cls, schema: FeatureSchema) -> Self:
         """The stored form of a schema."""
         return cls(
             layers=schema.layers,
@@ -120,10 +121,10 @@ class LinearProbe(Part):
     weights: str
 
     @classmethod
-    def of(cls, weights: Floats) -> Self:
+    def from_array(cls, weights: Floats) -> Self:
         """From an array of shape (tokens, layers, width)."""
         tokens, layers, width = weights.shape
-        return cls(tokens=tokens, layers=layers, width=width, weights=array_text(weights))
+        return cls(tokens=tokens, layers=layers, width=width, weights=array_to_text(weights))
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -134,7 +135,7 @@ class LinearProbe(Part):
     def array(self) -> Floats:
         """Shape (tokens, layers, width)."""
         shape = (self.tokens, self.layers, self.width)
-        return array_of(self.weights, math.prod(shape)).reshape(shape)
+        return array_from_text(self.weights, math.prod(shape)).reshape(shape)
 
 
 class Calibration(Part):
@@ -142,6 +143,10 @@ class Calibration(Part):
 
     slope: Annotated[Number, Field(gt=0)]
     intercept: Number
+
+    def log_odds(self, raw: Values) -> Values:
+        """Return calibrated log-odds, of one answer or of an array."""
+        return self.slope * raw + self.intercept
 
 
 class Model(Part):

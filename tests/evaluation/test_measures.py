@@ -162,7 +162,7 @@ def test_counts_are_repetitions(measure: Measure) -> None:
     """A row of counts gives what the answers would give, each written down so many times."""
     p_wrong, wrong = scores(2, digits=2, count=60)
     counts = np.random.default_rng(0).integers(0, 4, size=(5, 60)).astype(np.int32)
-    together = measure.function(Ranked.of(p_wrong, wrong, counts=counts))
+    together = measure.function(Ranked.from_scores(p_wrong, wrong, counts=counts))
     apart = [measure.value(np.repeat(p_wrong, row), np.repeat(wrong, row)) for row in counts]
     assert together == pytest.approx(apart)
 
@@ -256,7 +256,7 @@ def test_brier_and_calibration_error_are_for_probabilities(outside: float) -> No
     scores, wrong = np.array([0.2, outside, 0.4]), np.array([False, True, False])
     for measure in (brier, calibration_error):
         with pytest.raises(InputError, match=r"probabilities from 0 to 1: got"):
-            measure(Ranked.of(scores, wrong))
+            measure(Ranked.from_scores(scores, wrong))
     for function in (metrics_of, expected_calibration_error):
         with pytest.raises(InputError, match=r"probabilities from 0 to 1"):
             function(scores, wrong)

@@ -238,7 +238,7 @@ def test_activations_that_say_nothing_are_refused(
 
 
 def test_a_stored_detector_gives_the_same_scores(world: _World, detector: OodDetector) -> None:
-    read = OodDetector.of(StoredOodDetector.model_validate_json(detector.stored().model_dump_json()))
+    read = OodDetector.from_stored(StoredOodDetector.model_validate_json(detector.stored().model_dump_json()))
     answers = world.answers(20) + world.answers(20, off=1)
     assert [read.ood_score(a) for a in answers] == [detector.ood_score(a) for a in answers]
     assert read.stored() == detector.stored()

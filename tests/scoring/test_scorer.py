@@ -545,7 +545,9 @@ def signals_of_layers(activations: Any) -> Signals:
 
 def probe_artefact(weights: Any) -> Artefact:
     artefact = tiny_artefact(scripted_model())
-    return artefact.model_copy(update={"model": artefact.model.model_copy(update={"probe": LinearProbe.of(weights)})})
+    return artefact.model_copy(
+        update={"model": artefact.model.model_copy(update={"probe": LinearProbe.from_array(weights)})}
+    )
 
 
 def test_the_linear_probe_is_the_product_with_normalised_activations(tmp_path: Path) -> None:
@@ -577,14 +579,14 @@ def test_the_linear_probe_is_the_product_with_normalised_activations(tmp_path: P
     ],
 )
 def test_damaged_probes_are_refused(changes: dict[str, Any], told: str) -> None:
-    content = LinearProbe.of(np.ones((1, 2, 1), np.float32)).model_dump()
+    content = LinearProbe.from_array(np.ones((1, 2, 1), np.float32)).model_dump()
     with pytest.raises(ValueError, match=told):
         LinearProbe.model_validate({**content, **changes})
 
 
 def test_probes_must_be_finite_and_fit_the_model() -> None:
     with pytest.raises(ValueError, match="not finite"):
-        LinearProbe.of(np.full((1, 2, 1), np.nan, np.float32))
+        LinearProbe.from_array(np.full((1, 2, 1), np.nan, np.float32))
     artefact = probe_artefact(np.ones((3, LAYERS, WIDTH + 1), np.float32))
     with pytest.raises(ValueError, match="does not have the shape of the model"):
         Artefact.model_validate(artefact.model_dump(by_alias=True))

@@ -144,9 +144,9 @@ def tiny_artefact(
     return Artefact(
         format="guard-scorer",
         format_version=FORMAT_VERSION,
-        binding=Binding.of(model, capture_point),
+        binding=Binding.from_model(model, capture_point),
         features="combined",
-        schema=Schema.of(schema),
+        schema=Schema.from_schema(schema),
         feature_names=list(schema.names),
         prompting=Prompting(system="Answer with as few words as possible. No explanation.", max_tokens=16),
         data=[],
