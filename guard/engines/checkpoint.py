@@ -1,4 +1,4 @@
-"""Hugging Face models: read from disk, and what is to be known of a loaded one.
+"""Hugging Face models: reading from disk, and the properties of a loaded one.
 
 Used by the transformers engine only, which sees to it that torch and transformers are there.
 """

@@ -208,7 +208,7 @@ class LlamaCppEngine(BaseEngine):
         The engine makes a context of its own with the same settings (and so needs memory for a
         second KV cache); the `Llama` stays exactly as it is and can be used in between. Close it
         only after the engine. Flash attention is as in `load` unless the `Llama` has it on: off is
-        only its default, which cannot be told from a wish, and scores would differ by it.
+        only its default, which looks the same as a choice, and scores would differ by it.
 
         Raises:
             InputError: not a `Llama`, or one that is closed, has no weights, or carries a LoRA

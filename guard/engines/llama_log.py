@@ -60,5 +60,7 @@ def memory_or_engine_error(log: list[str], what: str) -> EngineError:
 
 
 def _last_complaint(log: list[str]) -> str:
-    told = [line.strip() for line in "".join(log).splitlines() if re.search(r"error|fail|unable|unknown", line, re.I)]
-    return told[0] if told else "it gave no reason"
+    complaints = [
+        line.strip() for line in "".join(log).splitlines() if re.search(r"error|fail|unable|unknown", line, re.I)
+    ]
+    return complaints[0] if complaints else "it gave no reason"

@@ -45,7 +45,7 @@ class RenderRequest:
 
     Attributes:
         template: jinja2 source.
-        variables: plain JSON values by name; None to be told the names that the template reads instead.
+        variables: plain JSON values by name; None to get the names that the template reads instead.
         now: what the template's clock shows.
         max_seconds: after which the process is ended.
         max_characters: the longest text that is made.

@@ -232,7 +232,7 @@ class HarmonySplitter:
         return answer
 
     def _step(self) -> str | None:
-        """What the next part of the held text gives to the answer; None where nothing can be told yet."""
+        """Return what the next part of the held text adds to the answer; None while that is undecided."""
         match self._state:
             case "start":
                 return self._begin()

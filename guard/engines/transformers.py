@@ -73,7 +73,7 @@ class TransformersEngine(BaseEngine):
         self._tokenizing = threading.RLock()  # prompts are encoded by many threads; reading plain text sets a switch
         self._layers = checkpoint.layer_names(lm, capture_point)
         # In inference mode a model may keep tensors that autograd refuses later: a user's model
-        # that goes on training must not find any.
+        # may be trained further must not have any.
         self._no_grad = torch.inference_mode if owned else torch.no_grad
         vocabulary = tokenizer.get_vocab()
         self._ends, self._end = checkpoint.end_tokens(lm, tokenizer, vocabulary, self._after_answer())
@@ -399,7 +399,7 @@ class _Recorder:
                 hidden = output[0] if isinstance(output, tuple | list) else output
                 self._rows[layer].copy_(hidden.detach()[..., -1, :].reshape(-1))
                 self._seen.add(layer)
-            except Exception as error:  # noqa: BLE001 - the answer goes on; activations() says so
+            except Exception as error:  # noqa: BLE001 - the answer is still generated; activations() raises
                 self._failure = self._failure or (self._names[layer], error)
 
         return record
@@ -410,8 +410,8 @@ class _Recorder:
             name, error = self._failure
             raise CaptureError(f"The output of '{name}' could not be recorded", why=f"{error}") from error
         if len(self._seen) < len(self._names):
-            silent = next(name for layer, name in enumerate(self._names) if layer not in self._seen)
-            raise CaptureError(f"'{silent}' had no part in the forward pass")
+            unused = next(name for layer, name in enumerate(self._names) if layer not in self._seen)
+            raise CaptureError(f"'{unused}' had no part in the forward pass")
         rows: Floats = self._rows.numpy()
         return rows
 

@@ -1,4 +1,4 @@
-"""Notices answers of guard's models that the guarded call around them was not told of.
+"""Notices answers of guard's models that no callback reports to the guarded call around them.
 
 A guarded call learns of the model calls in it from callbacks and context variables. Neither reaches a thread
 that is started without its context (``ThreadPoolExecutor.submit``, ``loop.run_in_executor``), and callbacks
@@ -8,7 +8,7 @@ here as well, and each guarded call that is open meanwhile learns of those that 
 Whose such an answer is can be known in one case: where the context variable is there, it is of that call. In
 a thread without a context it may be of any call that was open when it began. It is of none of them if
 
-- some guarded call was told of it by callbacks,
+- callbacks reported it to some guarded call,
 - a policy of its own has decided on it (`Guard.ask`, a ``ChatGuard`` with a policy, but not in shadow mode), or
 - the code says so (`unguarded`).
 
@@ -26,7 +26,7 @@ from uuid import UUID
 
 _mutex = threading.Lock()
 _open: list[OpenCall] = []
-#: Runs that some guarded call was told of by callbacks and that have not begun to answer, with what they ask.
+#: Runs that callbacks reported to some guarded call and that have not begun to answer, with what they ask.
 _told: dict[UUID, str] = {}
 _outside: ContextVar[bool] = ContextVar("guard_outside", default=False)
 
@@ -63,7 +63,7 @@ def open_call() -> OpenCall:
 
 
 def expect(run: UUID, asked: str) -> None:
-    """A guarded call was told by callbacks that a model will answer in this run."""
+    """Note that callbacks reported to a guarded call that a model will answer in this run."""
     with _mutex:
         _told[run] = asked
 
@@ -102,8 +102,8 @@ def begin(run: UUID | None, asked: str | None = None, *, decided: bool = False) 
 
     Args:
         run: its id for callbacks; None where it is not known: LangChain does not tell it to streams.
-        asked: what the model is asked, by which such a run is found among those that were told of. Where
-            two ask the same, it does not matter which is taken for which: one remains if one was not told of.
+        asked: what the model is asked, by which such a run is found among the reported ones. Where
+            two ask the same, it does not matter which is taken for which: one remains if one was not reported.
         decided: whether a policy of its own decides on the answer.
     """
     with _mutex:

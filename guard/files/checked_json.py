@@ -43,7 +43,7 @@ class Kind:
 
 
 def read_bytes(path: str | Path, kind: Kind) -> bytes:
-    """A file's bytes, at most as many as its kind may have."""
+    """Return a file's bytes; raise the kind's error where there is no such file or it is too large."""
     try:
         file = Path(path).expanduser()
         if file.exists() and not file.is_file():
@@ -61,7 +61,7 @@ def read_bytes(path: str | Path, kind: Kind) -> bytes:
 
 
 def parse(data: bytes, kind: Kind, *, where: str) -> tuple[dict[str, Any], Any]:
-    """The content and the checksum that it claims, which is to be held against `digest` of what is made of it."""
+    """Return the content and the checksum that it claims, for comparison with `digest` of the parsed content."""
     try:
         text = data.decode("utf-8")
         content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_few_keys)
@@ -81,17 +81,17 @@ def parse(data: bytes, kind: Kind, *, where: str) -> tuple[dict[str, Any], Any]:
 
 
 def invalid(error: Exception, kind: Kind, *, where: str) -> GuardError:
-    """The error for content that is of the right kind and still makes no sense."""
+    """Return the error for content of the right kind that is invalid."""
     return kind.error(f"'{where}' is not a valid {kind.name}", why=_first_problem(error), fix=kind.broken)
 
 
 def damaged(kind: Kind, *, where: str) -> GuardError:
-    """The error for content that is not what was written."""
+    """Return the error for content that differs from what was written."""
     return kind.error(f"'{where}' is damaged", why="its checksum does not match its content", fix=kind.broken)
 
 
 def digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of some content, whatever the order of its keys, in hex."""
+    """Return the SHA-256 of the content in hex, independent of the order of keys."""
     canonical = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 

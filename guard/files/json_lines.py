@@ -39,7 +39,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
 
 
 def split_lines(stream: IO[bytes] | gzip.GzipFile, *, most: float = math.inf) -> Iterator[tuple[int, bytes | None]]:
-    """`read_lines` of an open file, which may hold at most so many bytes.
+    """Yield the same as `read_lines` for an open file of at most `most` bytes.
 
     Raises:
         InputError: it holds more.

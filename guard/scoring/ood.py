@@ -1,4 +1,4 @@
-"""How unlike the calibration data an input is, from the pass that chose the answer's first token.
+"""Out-of-distribution score of an input, from the pass that chose the answer's first token.
 
 That pass has read the whole prompt and nothing of the answer. In a few layers its activation is set
 against those of the calibration answers: what of it lies outside of their principal components is
@@ -29,7 +29,7 @@ DEPTHS = (0.3, 0.4)
 #: takes some answers to be made of.
 COMPONENTS, ANSWERS_PER_COMPONENT = 20, 4
 
-#: Fewest answers of each part. A share of .99 takes at least a hundred calibration answers to be told.
+#: Fewest answers of each part. A score of .99 needs at least a hundred calibration answers.
 MIN_ANSWERS = 20
 
 #: Distances of calibration answers that are kept; of more, evenly spaced quantiles.
@@ -87,7 +87,7 @@ class StoredOodDetector(BaseModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OodDetector:
-    """What the calibration answers look like in V layers, and how far from that they are themselves.
+    """Detector of out-of-distribution inputs: subspaces of activations in V layers, and distances from them.
 
     Attributes:
         layers: the V layers that are looked at, from 0.
@@ -107,10 +107,10 @@ class OodDetector:
     answers: int
 
     def ood_score(self, signals: Signals) -> float:
-        """The share of the calibration answers that are nearer to the calibration data than this one.
+        """Return the share of the calibration answers that are nearer to the calibration data than this one.
 
         Of n calibration answers the nearest has 1 / (n + 1), which is the least there is, and the
-        farthest n / (n + 1). Beyond that it goes on rising towards 1 with the distance, so that such
+        farthest n / (n + 1). Beyond that it rises towards 1 with the distance, so that such
         answers can still be ranked.
 
         Raises:
@@ -125,7 +125,7 @@ class OodDetector:
         return float(np.interp(distance, self.distances, shares))
 
     def distance(self, signals: Signals) -> float:
-        """Log of the energy outside of the components, standardised, mean of the layers; larger is farther.
+        """Return the log energy outside of the components, standardised, mean of the layers; larger is farther.
 
         Raises:
             CaptureError: as for `ood_score`.
@@ -173,7 +173,7 @@ class OodDetector:
 
 
 def fit_ood_detector(fit: Sequence[Signals], calibrate: Sequence[Signals]) -> OodDetector:
-    """Learn what calibration answers look like. No labels are needed.
+    """Fit a detector on calibration answers. No labels are needed.
 
     Args:
         fit: answers that the components are made of.
@@ -186,7 +186,7 @@ def fit_ood_detector(fit: Sequence[Signals], calibrate: Sequence[Signals]) -> Oo
     """
     if min(len(fit), len(calibrate)) < MIN_ANSWERS:
         raise CalibrationError(
-            "Too few answers to say what is usual",
+            "Too few answers to fit the out-of-distribution detector",
             why=f"got {len(fit)} to fit and {len(calibrate)} to calibrate, the least is {MIN_ANSWERS} of each",
             fix="Give more questions",
         )

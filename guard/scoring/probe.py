@@ -1,8 +1,8 @@
-"""What the layers' activations themselves say: one linear linear probe over all layers at once.
+"""One linear probe over the activations of all layers.
 
-Each layer's activations are divided by their root mean square, so that no layer speaks louder than
-another and nothing is fitted to their scale. The linear probe is a single vector of weights; fitting
-works on the answers' inner products, which are few, and not on the coordinates, which are many.
+Each layer's activations are divided by their root mean square, so that all layers have equal weight and
+nothing is fitted to their scale. The probe is a single vector of weights; fitting works on the answers'
+inner products, which are few, and not on the coordinates, which are many.
 """
 
 from __future__ import annotations

@@ -320,7 +320,7 @@ def _check_temperatures(temperatures: tuple[float, ...]) -> None:
         raise InputError(f"Temperatures must be above 0 and below a million, got {temperatures}")
     # Features are named by them.
     if len({f"{tau:g}" for tau in temperatures}) < len(temperatures):
-        raise InputError(f"Each temperature once, told apart by six digits; got {temperatures}")
+        raise InputError(f"Temperatures must differ in their first six digits, got {temperatures}")
 
 
 def _check_known(what: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
@@ -328,4 +328,4 @@ def _check_known(what: str, names: tuple[str, ...], known: tuple[str, ...]) -> N
         if name not in known:
             raise InputError(f"Unknown {what} '{name}'", fix=did_you_mean(name, known))
     if not names or len(set(names)) != len(names):
-        raise InputError(f"Each {what} once, and at least one; got {names}")
+        raise InputError(f"Give each {what} once, and at least one; got {names}")

@@ -299,7 +299,7 @@ def _table(results: list[list[dict[str, Any]]]) -> list[list[str]]:
         {row["kind"]: [f"{row['auroc']:.3f}", *map(_percent, row["flagged"])] for row in rows} for rows in results
     ]
     kinds = list(dict.fromkeys(kind for column in columns for kind in column))
-    return [[cell for column in columns for cell in column.get(kind, ["not asked", "", ""])] for kind in kinds]
+    return [[cell for column in columns for cell in column.get(kind, ["not tested", "", ""])] for kind in kinds]
 
 
 def _percent(share: float) -> str:

@@ -223,7 +223,7 @@ def test_impossible_temperatures(temperatures: tuple[float, ...]) -> None:
 
 
 def test_temperatures_must_differ_in_their_names() -> None:
-    with pytest.raises(InputError, match="told apart"):
+    with pytest.raises(InputError, match="must differ"):
         FeatureSchema(layers=L, temperatures=(1.0, 1.0000001))
 
 
