@@ -19,6 +19,7 @@ from program import run_guard
 from rich.table import Table
 
 from guard.cli import output
+from guard.cli.screen import Screen
 from guard.cli.terminal import json_visible, one_line, shown, visible
 from guard.errors import GuardError, InputError
 from guard.records import Action, Outcome
@@ -230,3 +231,18 @@ def test_files_and_names_in_errors_cannot_steer_the_terminal(tmp_path: Path, kin
     assert run.returncode != 0
     assert not unseen(run.stdout + run.stderr)
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_errors_break_between_words_on_a_terminal_and_stay_whole_elsewhere(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"word{number}" for number in range(40)]
+    stream = io.StringIO()
+    screen = Screen(file=stream, width=50, force_terminal=terminal, color_system=None)
+    monkeypatch.setattr(output, "console", lambda *, stderr=False: screen)
+    output._print_error(" ".join(words))
+    lines = stream.getvalue().splitlines()
+    assert " ".join(lines).split() == ["error:", *words], "no word is broken"
+    assert (len(lines) > 5) is terminal
+    assert not terminal or max(map(len, lines)) <= 50
