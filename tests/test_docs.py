@@ -57,8 +57,6 @@ def test_no_blank_is_left_unfilled(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_pages_use_the_fields_words(page: Path) -> None:
-    if page.parent.name == "evidence":
-        pytest.skip("not yet rewritten")
     text = " ".join(prose(page).split())
     assert re.findall(rf"\b(?:{'|'.join(DIALECT)})\b", text, re.IGNORECASE) == []
 
