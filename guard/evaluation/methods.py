@@ -258,7 +258,7 @@ def methods_for(which: Which) -> tuple[Method, ...]:
         return own, *(
             Own(f"guard without {label}", without=without, kind="baseline")
             for label, without in (
-                ("the read-out", ("activations",)),
+                ("the all-layer probe", ("activations",)),
                 ("the signature", ("map", "norms")),
                 ("margins and length", ("margin", "length")),
                 ("log-probabilities", ("logprob", "margin", "length")),

@@ -75,11 +75,11 @@ def test_what_the_layers_know_is_found_and_carried_to_other_sets(answers: Answer
 
 def test_parts_that_are_left_out_are_missed(answers: Answers) -> None:
     parts = {method.name: method for method in methods_for("parts")}
-    found = leave_one_dataset_out(answers, [parts["guard"], parts["guard without the read-out"]], seed=0)
+    found = leave_one_dataset_out(answers, [parts["guard"], parts["guard without the all-layer probe"]], seed=0)
     for each in found:
         full = roc_auc_score(each.wrong, each.p_wrong["guard"])
         assert full > 0.8
-        without = each.p_wrong.get("guard without the read-out")  # refused where nothing is left to learn from
+        without = each.p_wrong.get("guard without the all-layer probe")  # refused where nothing is left to learn from
         assert without is None or roc_auc_score(each.wrong, without) < full - 0.15
 
 
