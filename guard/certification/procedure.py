@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import guard
 from guard.calibration.splits import SPLIT_SHARES
 from guard.certification.fixed_sequence import Certified, NotCertifiable, find_threshold
 from guard.certification.trials import TrialJournal, attempted_rows, run_trials, trials_of
@@ -168,7 +168,7 @@ def certify(
         grader=grader_name,
         fingerprint=fingerprint,
         data=data_sets(sources, labels),
-        created_by=f"guard {guard.__version__}",
+        created_by=f"guard {version('ilis-guard')}",
     )
     before.with_one(certificate).save(out)
     return CertificationResult(out, certificate, None, tuple(notes))
