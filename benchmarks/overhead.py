@@ -189,7 +189,7 @@ def _ms_per_token(run: Callable[[Prompt], int], prompt: Prompt) -> float:
 
 
 def _memory(guard: Guard, tokens: int) -> float:
-    """Growth of the process over one guarded answer of so many tokens, in MB."""
+    """Growth of the process over one guarded answer of a given number of tokens, in MB."""
     limits = Limits(max_tokens=tokens)
     prompt = Prompt.raw("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,")
     guard.ask(prompt, limits=Limits(max_tokens=8))

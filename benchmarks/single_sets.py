@@ -1,4 +1,4 @@
-"""On which single sets does another method beat guard's score, and is it beyond chance?
+"""On which single sets does another method beat guard's score, and is the difference significant?
 
     python benchmarks/single_sets.py records.parquet
     python benchmarks/single_sets.py records.parquet --set opentdb --method "linear probe"

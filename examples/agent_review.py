@@ -96,7 +96,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main(scorer: Any = None) -> dict[str, Any]:
-    """Ask for a payment; a person makes it smaller, and the agent goes on."""
+    """Ask for a payment; a person makes it smaller, and the agent continues."""
     guard = Guard.load("smollm2", scorer=scorer)
     model = ToolCaller(guard=guard, model=ChatGuard.from_guard(guard, decides=False, max_tokens=24))
     agent = create_agent(

@@ -54,8 +54,8 @@ class Questions:
 
     def review(self, state: State) -> State:
         """Pause. What the person says, in this process or a later one, is the answer."""
-        told = {"question": state["question"], "draft": state["draft"], "p_wrong": state["p_wrong"]}
-        decision = interrupt(told)
+        case = {"question": state["question"], "draft": state["draft"], "p_wrong": state["p_wrong"]}
+        decision = interrupt(case)
         return {"answer": state["draft"] if decision == "approve" else str(decision), "waits": False}
 
 

@@ -12,7 +12,7 @@ ASIDE = frozenset({"tool_use", "tool_call", "invalid_tool_call", "function_call"
 
 
 def text_of_content(content: Any, *, role: str, calls_tools: bool = False) -> str:
-    """The text of one message.
+    """Return the text of one message.
 
     Args:
         content: a text, or a list of texts and of blocks such as ``{"type": "text", "text": "..."}``.
@@ -35,7 +35,7 @@ def text_of_content(content: Any, *, role: str, calls_tools: bool = False) -> st
 
 
 def plain_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """A chat message whose content is one text; see `text_of_content`."""
+    """Return a chat message whose content is one text; see `text_of_content`."""
     calls = bool(turn.get("tool_calls"))
     return {**turn, "content": text_of_content(turn.get("content"), role=str(turn.get("role")), calls_tools=calls)}
 

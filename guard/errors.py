@@ -174,5 +174,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def missing_extra(package: str, extra: str) -> MissingExtraError:
-    """The one sentence for an optional dependency that is not installed."""
+    """Return the error for an optional dependency that is not installed."""
     return MissingExtraError(f"{package} is not installed", fix=f"Run: pip install 'ilis-guard[{extra}]'")

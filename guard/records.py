@@ -95,7 +95,7 @@ class Prompt:
         return cls(text=text, plain=plain)
 
     def with_instruction(self, instruction: str) -> Prompt:
-        """The same prompt with an instruction added for one attempt (see the policy's ``retry``).
+        """Return the same prompt with an instruction added for one attempt (see the policy's ``retry``).
 
         It is added to the user's last message; in a raw text it goes before a last line such as "Answer:".
         """
@@ -266,7 +266,7 @@ class Generation:
         return self.token_ids if self.in_answer is None else tuple(compress(self.token_ids, self.in_answer))
 
     def signals(self, signature: Signature) -> Signals:
-        """What a scorer sees of the answer.
+        """Return what a scorer sees of the answer.
 
         Args:
             signature: of the answer's tokens, as an observer saw them.

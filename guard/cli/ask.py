@@ -82,8 +82,8 @@ def ask(
         certificate=certificate,
         template_options=template_options(template_option),
     ) as guard:
-        usual = guard.limits
-        limits = replace(usual, max_tokens=max_tokens or usual.max_tokens, timeout_s=timeout)
+        own = guard.limits
+        limits = replace(own, max_tokens=max_tokens or own.max_tokens, timeout_s=timeout)
         outcome = guard.ask(text, route=route, limits=limits)
     if as_json:
         print_json(outcome.to_dict())

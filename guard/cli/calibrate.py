@@ -146,7 +146,7 @@ def _cells(metrics: Metrics) -> list[str]:
 
 
 def _gain_line(gain: Gain) -> str:
-    words = "no significant difference" if gain.verdict == "not told apart" else f"significantly {gain.verdict}"
+    words = f"significantly {gain.verdict}" if gain.verdict in ("better", "worse") else gain.verdict
     interval = f"{gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
     return f"Brier against log-probabilities alone: {words} ({interval}; above 0 is better)."
 

@@ -101,7 +101,7 @@ def _description(done: Sequence[Shown]) -> str:
 
 
 def _decided_on(each: Shown) -> Attempt:
-    """The model's own last answer."""
+    """Return the model's own last answer."""
     return [attempt for attempt in each.outcome.attempts if attempt.source == OWN_ENGINE][-1]
 
 
@@ -115,7 +115,7 @@ def _cut(text: str, letters: int) -> str:
 
 
 def _end(text: str, letters: int) -> str:
-    """The end of a text's first clause, where a sentence says what was asked for."""
+    """Return the end of a text's first clause, where a sentence says what was asked for."""
     line = one_line(text)
     if len(line) > letters:
         line = line.partition(",")[0]

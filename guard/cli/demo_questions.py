@@ -53,7 +53,7 @@ class Shown:
     outcome: Outcome
 
     def right(self, attempt: Attempt) -> bool:
-        """Whether an attempt's answer is one of those that were fixed beforehand."""
+        """Return whether an attempt's answer is one of those that were fixed beforehand."""
         return attempt.answer is not None and grade(self.question, attempt.answer)
 
     @property
@@ -96,11 +96,11 @@ class Worth:
         return self.answers - self.given
 
     def without(self) -> str:
-        """What the caller gets without guard, after "Without guard: "."""
+        """Return what the caller gets without guard, after "Without guard: "."""
         return f"{self.answers} answers, {_count(self.wrong)} wrong"
 
     def with_guard(self) -> str:
-        """What the caller gets with guard, after "With guard: "."""
+        """Return what the caller gets with guard, after "With guard: "."""
         held = f"{self.held} held back ({_count(self.held_right)} right)"
         return f"{self.given} answers, {_count(self.given_wrong)} wrong; {held}"
 
@@ -127,7 +127,7 @@ def run(guard: Guard) -> Iterator[Shown]:
 
 
 def store_path() -> Path:
-    """Where the demo keeps its cases: never among the user's own, which become labels."""
+    """Return where the demo keeps its cases: never among the user's own, which become labels."""
     from platformdirs import user_cache_path
 
     return user_cache_path("guard") / "demo-reviews.db"

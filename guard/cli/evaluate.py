@@ -132,7 +132,7 @@ def _tables(result: ModelResult, setting: SettingResult) -> Iterator[Table]:
 
 
 def _cells(setting: SettingResult, measures: Sequence[str]) -> dict[str, set[tuple[str, str]]]:
-    """Where each method has a value of each of these measures that any method has there."""
+    """Return where each method has a value of each of these measures that any method has there."""
     values = {(each.method, each.measure, each.train, each.test): each.value for each in setting.per_cell}
     methods = {each.method for each in setting.per_cell}
     places = {(each.train, each.test) for each in setting.per_cell}

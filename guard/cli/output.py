@@ -68,7 +68,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 
 
 def template_options(given: list[str] | None) -> dict[str, Any] | None:
-    """What ``--template-option`` says; None where it was not given. Values are JSON, or else texts.
+    """Return what ``--template-option`` says; None where it was not given. Values are JSON, or else texts.
 
     Raises:
         InputError: one is not KEY=VALUE, or a key comes twice.

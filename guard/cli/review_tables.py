@@ -124,7 +124,7 @@ def answer_of(review: Review) -> str:
 
 
 def _prompt_fields(prompt: Prompt, question: str) -> list[tuple[str, str | None]]:
-    """What the model read besides the question: system message, earlier turns, passages, tools."""
+    """Return what the model read besides the question: system message, earlier turns, passages, tools."""
     if prompt.messages is None:
         return [("prompt", prompt.text if prompt.text != question else None)]
     turns = [(str(turn["role"]), _content(turn)) for turn in prompt.messages]
@@ -135,7 +135,7 @@ def _prompt_fields(prompt: Prompt, question: str) -> list[tuple[str, str | None]
 
 
 def _content(turn: Mapping[str, Any]) -> str:
-    """A message's text, and whatever else it has, such as tool calls."""
+    """Return a message's text, and whatever else it has, such as tool calls."""
     content = turn["content"] if isinstance(turn["content"], str) else _as_json(turn["content"])
     rest = {key: value for key, value in turn.items() if key not in ("role", "content")}
     return "\n".join(part for part in (content, _as_json(rest) if rest else "") if part)

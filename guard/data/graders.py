@@ -20,7 +20,7 @@ from guard.data.number_words import in_digits
 from guard.data.questions import GRADER_NAMES, LETTERS, LabelledResponse, Question, Row
 from guard.data.stated_number import is_number, same_number, stated_number
 from guard.engines.thinking import without_thoughts
-from guard.errors import InputError, MissingExtraError
+from guard.errors import InputError, missing_extra
 from guard.files.user_code import load_function
 
 #: Takes a question and a model's answer, and returns whether the answer is right.
@@ -211,7 +211,7 @@ def _first_sentence(answer: str) -> tuple[str, str]:
 
 
 def _holds(answer: list[str], gold: list[str], *, gold_was_asked: bool) -> bool:
-    """Whether the answer's words hold the gold words as its statement."""
+    """Return whether the answer's words hold the gold words as its statement."""
     if len(gold) == 1 and gold[0] in _YES_NO:
         return answer[:1] == gold and _YES_NO[gold[0]] not in answer
     extra = len(answer) - len(gold)
@@ -236,7 +236,7 @@ def _holds(answer: list[str], gold: list[str], *, gold_was_asked: bool) -> bool:
 
 
 def _has_neighbour(before: list[str], gold: list[str], after: list[str]) -> bool:
-    """Whether what stands beside a match makes a list, a range or another number of it."""
+    """Return whether what stands beside a match makes a list, a range or another number of it."""
     if after[:1] and after[0] in CONJUNCTIONS and not _NEW_STATEMENT.intersection(after[1:2]):
         return True
     if len(before) > 1 and before[-1] in CONJUNCTIONS:
@@ -259,7 +259,7 @@ _CJK_END = re.compile(
 
 
 def _cjk_states(gold: str, sentence: str) -> bool:
-    """Whether a Chinese, Japanese or Korean sentence ends by stating an accepted answer: 首都は東京です。"""
+    """Return whether a Chinese, Japanese or Korean sentence ends by stating an accepted answer: 首都は東京です。"""
     said, wanted = (unicodedata.normalize("NFKC", text).strip().casefold() for text in (sentence, gold))
     if not wanted or not _CJK_SIGN.search(said) or said.count(wanted) != 1:
         return False
@@ -329,14 +329,14 @@ def grade_choice(question: Question, answer: str) -> bool:
 
 
 def _chosen_part(answer: str) -> str:
-    """What stands in a box if there is one; full-width letters as plain ones."""
+    """Return what stands in a box if there is one; full-width letters as plain ones."""
     box = boxed(answer)
     part = _without_markup(unicodedata.normalize("NFKC", answer if box is None else box)).strip()
     return part[1:-1] if part[:1] == part[-1:] == "$" else part
 
 
 def _picked(choices: tuple[str, ...], answer: str) -> int | None:
-    """The place of the choice that an answer picks, or None."""
+    """Return the place of the choice that an answer picks, or None."""
     if len(answer.strip(" .()[]*\"'")) != 1 and (exact := _exact_choice(choices, answer)) is not None:
         return exact
     letter = None if _SEVERAL_LETTERS.match(answer) else _letter(answer)
@@ -350,7 +350,7 @@ def _picked(choices: tuple[str, ...], answer: str) -> int | None:
 
 
 def _letter(answer: str) -> tuple[str, str] | None:
-    """The letter that an answer gives, and the rest of its line; None where it gives none."""
+    """Return the letter that an answer gives, and the rest of its line; None where it gives none."""
     if _CJK_SIGN.search(answer):
         letters = _LONE_LETTER.findall(answer)
         return (letters[0], _LONE_LETTER.sub(" ", answer)) if len(letters) == 1 else None
@@ -365,7 +365,7 @@ def _letter(answer: str) -> tuple[str, str] | None:
 
 
 def _is_disputed(rest: str, choices: tuple[str, ...], picked: int) -> bool:
-    """Whether the rest of the line denies the letter, or gives another one as well."""
+    """Return whether the rest of the line denies the letter, or gives another one as well."""
     own = normalise(choices[picked])
     others = {letter for letter in _LONE_LETTER.findall(rest) if LETTERS.index(letter) < len(choices)} - {"A", "I"}
     named = f" {normalise(rest)} ".replace(f" {own} ", " _ ")
@@ -379,7 +379,7 @@ def _exact_choice(choices: tuple[str, ...], answer: str) -> int | None:
 
 
 def _named_choice(choices: tuple[str, ...], answer: str) -> int | None:
-    """The one choice whose text the answer is or holds, where no other is held and nothing is denied."""
+    """Return the one choice whose text the answer is or holds, where no other is held and nothing is denied."""
     if (exact := _exact_choice(choices, answer)) is not None:
         return exact
     texts = [normalise(choice) for choice in choices]
@@ -440,7 +440,7 @@ _SENTENCE_BREAK = re.compile(r"(?<=\w{4}[.!?])\s|(?<=[!?])\s|(?<=[。！？])|\n
 
 
 def _is_stated(answer: str, start: int, end: int) -> bool:
-    """Whether the sentence around a match asserts it: no question, no denial, no alternative, not withdrawn."""
+    """Return whether the sentence around a match asserts it: no question, no denial, no alternative, not withdrawn."""
     before = _SENTENCE_BREAK.split(answer[:start])[-1]
     after, *rest = _SENTENCE_BREAK.split(answer[end:], maxsplit=1)
     if after.rstrip().endswith(("?", "？")) or taken_back("".join(rest)):
@@ -454,11 +454,11 @@ class _PatternError(Exception):
 
 @functools.lru_cache(maxsize=512)
 def _compiled(pattern: str) -> Any:
-    """The pattern for ``regex``, which unlike `re` can stop, but writes out counted repetitions."""
+    """Return the pattern for ``regex``, which unlike `re` can stop, but writes out counted repetitions."""
     try:
         import regex  # type: ignore[import-untyped]
     except ImportError as error:
-        raise MissingExtraError("regex is not installed", fix="Run: pip install regex") from error
+        raise missing_extra("regex", "calibrate") from error
     counts = [int(upper or lower or 1) for lower, upper in re.findall(r"\{(\d*)(?:,(\d*))?\}", pattern)]
     if len(pattern) > _MAX_PATTERN or math.prod(max(1, count) for count in counts) > _MAX_REPEATS:
         raise _PatternError("it is too large, or its {counts} multiply to too much")

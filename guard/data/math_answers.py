@@ -68,7 +68,7 @@ def final_answer(text: str) -> str | None:
 
 
 def _is_denied(text: str, boxes: list[re.Match[str]]) -> bool:
-    """Whether the words around the last box deny it, or offer it beside another one."""
+    """Return whether the words around the last box deny it, or offer it beside another one."""
     box = boxes[-1]
     before = re.split(r"[.,;:\n]", text[: box.start()])[-1]
     after = re.split(r"[.,;:\n]", text[box.end() :].partition("}")[2])[0]
@@ -160,7 +160,7 @@ _SLASHED = re.compile(rf"(?!\\begin)(-?){_SIDE}/{_SIDE}")
 
 
 def _value(text: str) -> Fraction | None:
-    """A plain number's value: a decimal, a fraction or a mixed number."""
+    """Return a plain number's value: a decimal, a fraction or a mixed number."""
     match = _NUMBER.fullmatch(text)
     if match is None:
         return None
@@ -221,7 +221,7 @@ def _same_lists(one: str, other: str) -> bool:
 
 
 def _items(text: str) -> tuple[str, list[str]]:
-    """The brackets around a list, none for a set or a bare list, and its parts."""
+    """Return the brackets around a list, none for a set or a bare list, and its parts."""
     if text[:1] in ("(", "[", _OPEN) and _closing(text) == len(text) - 1:
         kind = "" if text[0] == _OPEN else text[0] + text[-1]
         return kind, _parts(text[1:-1])
@@ -251,7 +251,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _closing(text: str) -> int:
-    """Where the bracket that a text begins with is closed; an interval may close with another kind."""
+    """Return where the bracket that a text begins with is closed; an interval may close with another kind."""
     depth = 0
     for at, sign in enumerate(text):
         depth += (sign in "([{" or sign == _OPEN) - (sign in ")]}" or sign == _CLOSE)

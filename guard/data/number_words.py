@@ -42,7 +42,7 @@ def in_digits(words: Sequence[str]) -> list[str]:
 
 
 def _number_at(words: Sequence[str], at: int) -> tuple[str | None, int]:
-    """The longest number that begins at a word, and where it ends; None where none begins."""
+    """Return the longest number that begins at a word, and where it ends; None where none begins."""
     total, last_large = Decimal(0), 10**18
     found = None
     while True:
@@ -67,7 +67,7 @@ def _past_and(words: Sequence[str], at: int) -> int:
 
 
 def _below_thousand(words: Sequence[str], at: int) -> tuple[Decimal | None, int]:
-    """A number below a thousand, or any in digits; a bare "hundred" or "million" stands for one of them."""
+    """Return a number below a thousand, or any in digits; a bare "hundred" or "million" stands for one of them."""
     if at >= len(words):
         return None, at
     if _DIGITS.fullmatch(words[at]):

@@ -185,7 +185,7 @@ def _check_counts(file: Any) -> None:
 
 
 def _from_binary(column: Any, kind: str) -> NDArray[Any]:
-    """The values of a column of fixed-size bytes, without their shape."""
+    """Return the values of a column of fixed-size bytes, without their shape."""
     array = column.combine_chunks()
     size = array.type.byte_width
     data = np.frombuffer(array.buffers()[1], np.uint8)

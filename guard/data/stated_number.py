@@ -153,18 +153,18 @@ def _words_in_digits(text: str) -> str:
 
 
 def _numbers(text: str, start: int = 0) -> list[re.Match[str]]:
-    """Digits that are a number of their own, from a place on."""
+    """Return digits that are a number of their own, from a place on."""
     return [match for match in NUMBER.finditer(text, start) if not _PART_BEFORE.search(_before(match, text, 3))]
 
 
 def _before(match: re.Match[str], text: str, count: int) -> str:
-    """The signs before a number; a space that the match begins with is one of them."""
+    """Return the signs before a number; a space that the match begins with is one of them."""
     start = match.end() - len(match[0].lstrip())
     return text[max(0, start - count) : start]
 
 
 def _is_statement(match: re.Match[str], text: str) -> bool:
-    """Whether the sentence says that this number is the answer, and nothing takes it back."""
+    """Return whether the sentence says that this number is the answer, and nothing takes it back."""
     before, after = _before(match, text, 60), text[match.end() : match.end() + 60]
     if _MORE_BEFORE.search(before) or _MORE_AFTER.match(after) or _is_difference(match, before):
         return False
@@ -177,7 +177,7 @@ def _is_statement(match: re.Match[str], text: str) -> bool:
 
 
 def _is_difference(match: re.Match[str], before: str) -> bool:
-    """Whether the sign is rather a minus between two things, or a dash: "10 - 5", "Total - 5"."""
+    """Return whether the sign is rather a minus between two things, or a dash: "10 - 5", "Total - 5"."""
     sign = match["sign"]
     if not sign or sign == "+":
         return False
@@ -200,7 +200,7 @@ def _value(match: re.Match[str], text: str) -> Number | None:
 
 
 def _decimal(digits: str) -> float:
-    """What digits are worth: a comma groups by three, or else is the decimal sign."""
+    """Return the value of digits: a comma groups by three, or else is the decimal sign."""
     digits = re.sub(r"[ '’]", "", digits)
     if _GROUPED_BY_COMMA.fullmatch(digits):
         return float(digits.replace(",", ""))

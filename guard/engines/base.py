@@ -93,15 +93,15 @@ class BaseEngine(ABC):
 
     @abstractmethod
     def _detokenizer(self) -> Detokenizer:
-        """A fresh detokenizer for one answer."""
+        """Return a fresh detokenizer for one answer."""
 
     @abstractmethod
     def _is_end(self, token: int) -> bool:
-        """Whether a token ends the answer."""
+        """Return whether a token ends the answer."""
 
     @abstractmethod
     def _end_token(self) -> int:
-        """The token that ends an answer, for given completions."""
+        """Return the token that ends an answer, for given completions."""
 
     @abstractmethod
     def _session(self, *, capture: bool, interrupt: Interrupt) -> AbstractContextManager[Session]:

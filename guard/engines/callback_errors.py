@@ -46,16 +46,16 @@ class KeptError:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        usual = sys.unraisablehook
+        default = sys.unraisablehook
 
         def keep(report: Any) -> None:
             if _CTYPES in (report.err_msg or "") and report.exc_value is not None:
                 self.keep(report.exc_value)
             else:
-                usual(report)
+                default(report)
 
         sys.unraisablehook = keep
         try:
             yield
         finally:
-            sys.unraisablehook = usual
+            sys.unraisablehook = default

@@ -31,7 +31,7 @@ def render(
     options: Mapping[str, Any] | None = None,
     now: datetime | None = None,
 ) -> str:
-    """The text that a chat template makes of messages.
+    """Render messages with a chat template.
 
     Args:
         template: jinja2 source, as in a model's ``tokenizer.chat_template``.
@@ -69,7 +69,7 @@ def render(
 
 
 def reads_the_clock(template: str) -> bool:
-    """Whether a template may write the date: only ``strftime_now`` shows it one."""
+    """Return whether a template may write the date: only ``strftime_now`` shows it one."""
     return "strftime_now" in template
 
 
@@ -136,7 +136,7 @@ def check_options(template: str, options: Mapping[str, Any]) -> None:
 
 
 def option_names(template: str) -> tuple[str, ...]:
-    """The variables that a template reads and that a caller may set, in alphabetical order.
+    """Return the variables that a template reads and that a caller may set, in alphabetical order.
 
     Raises:
         ChatTemplateError: the template is not valid.
@@ -148,7 +148,7 @@ def option_names(template: str) -> tuple[str, ...]:
 
 
 def _explained(error: RenderError) -> ChatTemplateError:
-    """What a failed rendering means, with the template's line where it is known."""
+    """Return what a failed rendering means, with the template's line where it is known."""
     what, fix = _SAID[error.kind]
     place = f" in line {error.line}" if error.line else ""
     return ChatTemplateError(f"The chat template {what}{place}", why=error.why, fix=fix)

@@ -127,7 +127,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _locate(path: str | Path, gguf_file: str | None) -> tuple[Path, Path | None]:
-    """The model's folder, and the GGUF file in it that was asked for."""
+    """Return the model's folder, and the GGUF file in it that was asked for."""
     place = Path(path).expanduser()
     if place.suffix == ".gguf" and not place.is_dir():
         if gguf_file is not None:
@@ -161,7 +161,7 @@ def _files_sha256(files: Sequence[Path]) -> str:
 
 
 def _config(folder: Path, source: Mapping[str, Any]) -> Any:
-    """The configuration of a decoder-only model that this transformers knows."""
+    """Return the configuration of a decoder-only model that this transformers knows."""
     if "gguf_file" not in source:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind not in transformers.CONFIG_MAPPING:
@@ -259,7 +259,7 @@ def _quantize_on_cpu(model: Any) -> None:
 
 
 def _int4_settings() -> Any:
-    """The weight-only setting whose kernel runs on a CPU; torchao moved it in 0.17."""
+    """Return the weight-only setting whose kernel runs on a CPU; torchao moved it in 0.17."""
     try:
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
     except ImportError:
@@ -273,7 +273,7 @@ def _int4_settings() -> Any:
 
 
 def layer_names(model: Any, capture_point: CapturePoint) -> list[str]:
-    """Names of the modules whose output is recorded, one a layer and capture point.
+    """Return names of the modules whose output is recorded, one a layer and capture point.
 
     Raises:
         UnsupportedArchitectureError: an encoder-decoder, no language modelling head, or unknown names.
@@ -310,7 +310,7 @@ def _own_name(name: str) -> str:
 def end_tokens(
     model: Any, tokenizer: Any, vocabulary: Mapping[str, int], after_answer: int | None
 ) -> tuple[frozenset[int], int | None]:
-    """All tokens that end an answer, and the one that this model ends its turn with (None: no end).
+    """Return all tokens that end an answer, and the one that this model ends its turn with (None: no end).
 
     Args:
         model: its settings may name some.
@@ -329,7 +329,7 @@ def end_tokens(
 
 
 def context_limit(config: Any, asked: int | None) -> int:
-    """Tokens of prompt and answer together; see `TransformersEngine.load`."""
+    """Return tokens of prompt and answer together; see `TransformersEngine.load`."""
     text = config.get_text_config()
     stated = [getattr(text, key, None) for key in _CONTEXT_KEYS]
     own = next((value for value in stated if isinstance(value, int) and value > 0), None)
@@ -343,7 +343,7 @@ def context_limit(config: Any, asked: int | None) -> int:
 
 
 def quantization_name(model: Any) -> str:
-    """The type that the weights are kept in, or the method that quantized them."""
+    """Return the type that the weights are kept in, or the method that quantized them."""
     settings = getattr(model.config, "quantization_config", None)
     if settings is None:
         return str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -352,7 +352,7 @@ def quantization_name(model: Any) -> str:
 
 
 def template_text(tokenizer: Any) -> str:
-    """The chat template as one text; several named ones in the order of their names; or empty."""
+    """Return the chat template as one text; several named ones in the order of their names; or empty."""
     template = tokenizer.chat_template or ""
     return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
 
@@ -394,7 +394,7 @@ def tensors_sha256(model: Any) -> str:
 
 
 def _plain_tensors(name: str, tensor: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """A tensor, or the tensors that a quantized one consists of. Other state (settings) is left out."""
+    """Return a tensor, or the tensors that a quantized one consists of. Other state (settings) is left out."""
     if hasattr(tensor, "__tensor_flatten__"):
         parts, _ = tensor.__tensor_flatten__()
         for part in sorted(parts):
@@ -459,6 +459,6 @@ def _out_of_memory() -> OutOfMemoryError:
 
 
 def _why(error: Exception) -> str:
-    """The first line of a foreign error; some libraries print pages."""
+    """Return the first line of a foreign error; some libraries print pages."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]

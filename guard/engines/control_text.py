@@ -48,11 +48,11 @@ class ControlTexts:
         return next((length for length in self._lengths if text[start : start + length] in self._texts), 0)
 
     def starts(self, text: str) -> Iterator[int]:
-        """Where a control text may begin, by its first character."""
+        """Return where a control text may begin, by its first character."""
         return (found.start() for found in self._first.finditer(text))
 
     def count(self, text: str) -> int:
-        """How many control tokens a tokenizer reads in a text, from left to right."""
+        """Return how many control tokens a tokenizer reads in a text, from left to right."""
         found, end = 0, 0
         for start in self.starts(text):
             if start >= end and (length := self.at(text, start)):
@@ -60,7 +60,7 @@ class ControlTexts:
         return found
 
     def dangerous(self, text: str) -> list[int]:
-        """Where a control text begins, or what could become one with the text behind."""
+        """Return where a control text begins, or what could become one with the text behind."""
         return [start for start in self.starts(text) if self.at(text, start) or self._is_cut(text, start)]
 
     def _is_cut(self, text: str, start: int) -> bool:
@@ -72,7 +72,7 @@ class ControlTexts:
 
 
 def pieces_of(prompt: Prompt, template: str, controls: ControlTexts, render: Callable[..., str]) -> list[Piece]:
-    """A chat prompt as text, cut where a content's text must not be read as control tokens.
+    """Return a chat prompt as text, cut where a content's text must not be read as control tokens.
 
     Args:
         prompt: with messages.
@@ -107,12 +107,12 @@ def _check_roles(messages: Iterable[Mapping[str, Any]], template: str) -> None:
 
 
 def _is_named(role: object, template: str) -> bool:
-    """Whether a template's text has a role as a word in quotes."""
+    """Return whether a template's text has a role as a word in quotes."""
     return isinstance(role, str) and bool(re.fullmatch(r"[\w-]+", role) and re.search(rf"""['"]{role}['"]""", template))
 
 
 def _texts_of(value: Any) -> list[str]:
-    """All texts in JSON values, keys included."""
+    """Return all texts in JSON values, keys included."""
     try:
         return list(_walk(value))
     except RecursionError as error:
@@ -131,7 +131,7 @@ def _walk(value: Any) -> Iterator[str]:
 
 
 def _stand_ins(firsts: Iterable[str], taken: str) -> dict[str, str]:
-    """A character for each first character of a control text, none of which is in use."""
+    """Return a character for each first character of a control text, none of which is in use."""
     used = set(taken)
     free = [chr(code) for code in _STAND_INS if chr(code) not in used]
     if len(free) < len(set(firsts)):

@@ -100,5 +100,5 @@ class Interrupt:
             raise self.timed_out()
 
     def timed_out(self) -> EngineTimeoutError:
-        """The error that says the deadline has passed."""
+        """Return the error that says the deadline has passed."""
         return EngineTimeoutError(f"No answer within {self.timeout_s:g} s", fix="Raise timeout_s, or lower max_tokens")

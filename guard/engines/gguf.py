@@ -401,7 +401,7 @@ class _Reader:
         return StringArray(bytes(self._loaded[first:at]), starts)
 
     def _check_known_keys(self, metadata: Mapping[str, GgufValue]) -> None:
-        """Types and lengths that llama.cpp takes for granted, and dies on."""
+        """Check types and lengths that llama.cpp takes for granted, and dies on."""
         architecture = metadata.get("general.architecture")
         if not isinstance(architecture, str) or not architecture:
             raise self._malformed("general.architecture is missing or not a text")

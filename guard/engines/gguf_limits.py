@@ -37,7 +37,7 @@ _EQUAL_HEADS, _FULL_ROTATION = frozenset(_EQUAL_HEADS_NAMES.split()), frozenset(
 
 
 def broken_limits(metadata: Mapping[str, Any], architecture: str) -> Iterator[str]:
-    """What of a header llama.cpp would not survive, each as a sentence without its end."""
+    """Return what of a header llama.cpp would not survive, each as a sentence without its end."""
     values = _Values(metadata, architecture)
     yield from _of_blocks(values)
     yield from _of_norms(values)
@@ -57,7 +57,7 @@ class _Values:
         return f"{self.architecture}.{name}"
 
     def number(self, name: str, default: int = 0) -> int:
-        """A whole number, of an array its largest; the default where it is missing or of another type."""
+        """Return a whole number, of an array its largest; the default where it is missing or of another type."""
         value = self.metadata.get(self.key(name))
         if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu":
             return int(value.max())
@@ -121,6 +121,6 @@ def _of_tokens(metadata: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _missing_bytes(tokens: Sequence[str]) -> list[int]:
-    """Bytes that neither have a token of their own nor are one; llama.cpp looks them up without asking."""
+    """Return bytes that neither have a token of their own nor are one; llama.cpp looks them up without asking."""
     known = set(tokens)
     return [byte for byte in range(256) if f"<0x{byte:02X}>" not in known and (byte > 127 or chr(byte) not in known)]

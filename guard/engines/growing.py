@@ -86,7 +86,7 @@ class AnswerReader:
         )
 
     def closing(self, prompt: Sequence[int], encode: Callable[[str], list[int]]) -> list[int]:
-        """The tokens that close the thought which a prompt opens; none where it opens none."""
+        """Return the tokens that close the thought which a prompt opens; none where it opens none."""
         mark = self._thinking.closing(self._text_end(prompt))
         if mark is None:
             return []
@@ -182,7 +182,7 @@ class GrowingAnswer:
     def generation(
         self, finish: FinishReason, *, prompt_tokens: int, sampling: Sampling, queue_s: float, seconds: float
     ) -> Generation:
-        """The whole answer; see `Generation`."""
+        """Return the whole answer; see `Generation`."""
         signals = self._signals
         return Generation(
             text=self._text.shown,
@@ -232,7 +232,7 @@ class GrowingAnswer:
                 self._held.append(_Held(at, self._kept(activations)))
 
     def _kept(self, activations: Callable[[], Floats]) -> Floats | None:
-        """A copy of layers that may be needed later."""
+        """Return a copy of layers that may be needed later."""
         if self._observer is None or self._capture_error is not None:
             return None
         try:

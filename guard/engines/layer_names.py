@@ -50,7 +50,7 @@ _SHOWN = 12
 
 
 def find_layers(names: Iterable[str], templates: Sequence[str], layers: int | None) -> list[str]:
-    """The name of each layer's output, in order.
+    """Return the name of each layer's output, in order.
 
     Args:
         names: every name the model has (modules, or nodes of its graph).
@@ -89,7 +89,7 @@ def _unsupported(names: Sequence[str], wanted: range, missing: Sequence[int]) ->
 
 
 def summarise(names: Iterable[str]) -> str:
-    """Names on one line: layers' numbers become ``{n}``, and of many kinds the most frequent are shown."""
+    """Return names on one line: layers' numbers become ``{n}``, and of many kinds the most frequent are shown."""
     kinds = Counter(re.sub(r"(?<![A-Za-z0-9])[0-9]+(?![A-Za-z0-9])", "{n}", name) for name in names if name)
     if not kinds:
         return "none"

@@ -373,7 +373,7 @@ class LlamaCppEngine(BaseEngine):
         return self._vocabulary.is_end(token)
 
     def _end_token(self) -> int:
-        """What the chat template writes behind an answer, since that is what the model has learnt.
+        """Return what the chat template writes behind an answer, since that is what the model has learnt.
 
         The file's end-of-text token otherwise. llama.cpp's own end-of-turn token is a guess by name,
         which in models that have several is not always the one that they end with.
@@ -451,7 +451,7 @@ def _load_model(file: Path, gpu_layers: int) -> Any:
 
 
 def physical_cores() -> int:
-    """Cores this process may use; hyper-threads count once, since llama.cpp's threads spin."""
+    """Return cores this process may use; hyper-threads count once, since llama.cpp's threads spin."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     siblings = set()
     for cpu in allowed:
@@ -467,7 +467,7 @@ def cpu_features() -> dict[str, str]:
 
 
 def has_amx_kernels() -> bool:
-    """Whether this build of llama.cpp has AMX kernels, which engines keep it from using.
+    """Return whether this build of llama.cpp has AMX kernels, which engines keep it from using.
 
     Compiled by GCC 12, they end the process: it drops most of the tile configuration as never read (llama.cpp's
     issue 20824 and pull request 26954). Weights in buffers of the ordinary kind never reach them.

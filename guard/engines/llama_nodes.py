@@ -20,7 +20,7 @@ _DENSE, _EXPERTS = ("ffn_up", "ffn_gate"), ("ffn_moe_topk", "ffn_moe_out", "ffn_
 
 
 def find_nodes(names: Sequence[str], point: str, layers: int) -> list[str]:
-    """The node to read in each layer.
+    """Return the node to read in each layer.
 
     Args:
         names: of all nodes of the graph, in its order; some may occur twice.

@@ -22,7 +22,7 @@ from guard.records import Floats
 
 
 def _load_ggml() -> Any:
-    """The library that owns the tensors; its three accessors need no knowledge of struct layouts."""
+    """Return the library that owns the tensors; its three accessors need no knowledge of struct layouts."""
     folder = Path(llama_cpp.__file__).parent / "lib"
     ggml = load_shared_library("ggml-base", folder)
     ggml.ggml_get_name.argtypes, ggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
@@ -84,7 +84,7 @@ class Tap:
         self._active = False
 
     def read(self) -> Floats:
-        """Activations of the last evaluation, shape (L, D), overwritten by the next."""
+        """Return activations of the last evaluation, shape (L, D), overwritten by the next."""
         if self._failure or len(self._seen) != len(self._rows):
             raise CaptureError(
                 "The layers' activations could not be read",

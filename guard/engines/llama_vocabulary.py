@@ -55,7 +55,7 @@ class Vocabulary:
         return list(tokens[:count])
 
     def begin(self) -> list[int]:
-        """The beginning-of-text token, where the model wants one.
+        """Return the beginning-of-text token, where the model wants one.
 
         llama.cpp's own way of adding it would add an end-of-text token as well, to a prompt that is
         not at its end, where the file says ``add_eos_token``.
@@ -64,7 +64,7 @@ class Vocabulary:
             return [self.bos] if self.bos >= 0 and llama_cpp.llama_vocab_get_add_bos(self._vocab) else []
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token in an answer; none for a control token."""
+        """Return the bytes of a token in an answer; none for a control token."""
         size = llama_cpp.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, False)
         if size < 0:  # a token longer than the buffer; the size it needs is -size
             self._buffer = ctypes.create_string_buffer(-size)
@@ -72,19 +72,19 @@ class Vocabulary:
         return self._buffer.raw[:size]
 
     def text_of(self, token: int) -> str:
-        """A token as the file writes it; empty for a negative one."""
+        """Return a token as the file writes it; empty for a negative one."""
         if token < 0:
             return ""
         text: bytes | None = llama_cpp.llama_vocab_get_text(self._vocab, token)
         return (text or b"").decode(errors="replace")
 
     def bos_and_eos(self) -> tuple[str, str]:
-        """Texts of the beginning-of-text and end-of-text tokens, for chat templates."""
+        """Return texts of the beginning-of-text and end-of-text tokens, for chat templates."""
         with self._open():
             return self.text_of(self.bos), self.text_of(self.eos)
 
     def is_end(self, token: int) -> bool:
-        """Whether a token ends an answer."""
+        """Return whether a token ends an answer."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     @cached_property

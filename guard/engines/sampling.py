@@ -27,7 +27,7 @@ class TokenSignals(NamedTuple):
 
 
 def checked_logits(logits: Floats, *, fix: str) -> Floats:
-    """The same logits, where a token can be chosen from them.
+    """Return the same logits, where a token can be chosen from them.
 
     Args:
         logits: shape (V,), raw; single tokens may be masked with -inf.
@@ -46,7 +46,7 @@ def checked_logits(logits: Floats, *, fix: str) -> Floats:
 
 
 def signals_of(logits: Floats, token: int) -> TokenSignals:
-    """Signals of a chosen token.
+    """Return signals of a chosen token.
 
     Args:
         logits: shape (V,), raw.
@@ -68,7 +68,7 @@ def signals_of(logits: Floats, token: int) -> TokenSignals:
 
 
 def choose(logits: Floats, sampling: Sampling, rng: np.random.Generator) -> int:
-    """The next token: the likeliest, or drawn at a temperature from the top-k and top-p tokens.
+    """Return the next token: the likeliest, or drawn at a temperature from the top-k and top-p tokens.
 
     Args:
         logits: shape (V,), raw.
@@ -86,7 +86,7 @@ def choose(logits: Floats, sampling: Sampling, rng: np.random.Generator) -> int:
 
 
 def _top_k(logits: Floats, k: int) -> NDArray[np.intp]:
-    """Ids of the k largest logits (all for k = 0), largest first, ties by id."""
+    """Return ids of the k largest logits (all for k = 0), largest first, ties by id."""
     ids = np.arange(len(logits))
     if 0 < k < len(logits):
         kth = np.partition(logits, len(logits) - k)[len(logits) - k]
@@ -95,7 +95,7 @@ def _top_k(logits: Floats, k: int) -> NDArray[np.intp]:
 
 
 def _top_p(probabilities: NDArray[np.float64], p: float) -> slice:
-    """The shortest run of sorted probabilities whose sum reaches p; always at least one."""
+    """Return the shortest run of sorted probabilities whose sum reaches p; always at least one."""
     if p >= 1.0:
         return slice(None)
     return slice(0, int(np.searchsorted(np.cumsum(probabilities), p)) + 1)

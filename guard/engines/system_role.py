@@ -21,7 +21,7 @@ Support = Literal["taken", "refused", "left out"]
 
 
 def with_system_placed(prompt: Prompt, template: str, *, bos_token: str, eos_token: str) -> Prompt:
-    """The prompt in a form that its template takes.
+    """Return the prompt in a form that its template takes.
 
     Args:
         prompt: chat messages.
@@ -50,7 +50,7 @@ def _in_front(system: str, turns: list[Mapping[str, Any]]) -> list[Mapping[str, 
 
 @lru_cache(maxsize=32)
 def system_support(template: str, bos_token: str, eos_token: str) -> Support:
-    """What a template does with a system message, found by rendering small chats."""
+    """Return what a template does with a system message, found by rendering small chats."""
 
     def asked(*systems: str) -> str:
         turns = [*({"role": "system", "content": text} for text in systems), {"role": "user", "content": "Question"}]

@@ -233,7 +233,7 @@ def _text(request: RenderRequest) -> str:
 
 
 def _address_space() -> int:
-    """Bytes that this process has now; 0 where the system does not say, and enforces no limit either."""
+    """Return bytes that this process has now; 0 where the system does not say, and enforces no limit either."""
     try:
         with open("/proc/self/statm", encoding="ascii") as statm:
             return int(statm.read().split()[0]) * resource.getpagesize()

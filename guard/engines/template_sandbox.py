@@ -42,7 +42,7 @@ class RenderError(Exception):
 
 
 def render_template(template: str, variables: Mapping[str, Any], *, now: datetime, max_characters: int) -> str:
-    """The text that a template makes of its variables.
+    """Render a template with its variables.
 
     Args:
         template: jinja2 source.
@@ -62,7 +62,7 @@ def render_template(template: str, variables: Mapping[str, Any], *, now: datetim
 
 @lru_cache(maxsize=32)
 def variables_of(template: str) -> frozenset[str]:
-    """Names that a template reads and does not set itself, `render_template`'s own included.
+    """Return names that a template reads and does not set itself, `render_template`'s own included.
 
     Nothing of it is run, but constants are computed, whatever that takes.
 
@@ -108,7 +108,7 @@ class _RefusedError(TemplateError):
 
 
 def _explained(error: Exception) -> RenderError:
-    """What a failed rendering means, with the template's line where it is known."""
+    """Return what a failed rendering means, with the template's line where it is known."""
     if isinstance(error, RenderError):
         return error
     line = _line_of(error)

@@ -36,7 +36,7 @@ class Marks:
         return self.tokens or (self.opening, self.closing)
 
     def is_open(self, prompt_end: str) -> bool:
-        """Whether a prompt that ends so has opened a thought."""
+        """Return whether a prompt that ends so has opened a thought."""
         return prompt_end.rstrip().endswith(self.opening)
 
 
@@ -81,7 +81,7 @@ class Splitter(Protocol):
         """Take a piece; gives what is certainly answer. ``token``: the piece is a mark's own token."""
 
     def finish(self, piece: str) -> str:
-        """The same for the last piece, and whatever was held back."""
+        """Do the same for the last piece, and whatever was held back."""
 
     @property
     def reasoning(self) -> str | None:
@@ -315,12 +315,12 @@ class Thinking:
         return TaggedSplitter(self.marks, prompt_end=prompt_end)
 
     def closing(self, prompt_end: str) -> str | None:
-        """The mark that closes the thought which the prompt opens; None where it opens none."""
+        """Return the mark that closes the thought which the prompt opens; None where it opens none."""
         return next((each.closing for each in self.marks if each.is_open(prompt_end)), None)
 
 
 def thinking_of(template: str, token_id: Callable[[str], int | None]) -> Thinking:
-    """What a model's chat template and vocabulary say of its thoughts.
+    """Return what a model's chat template and vocabulary say of its thoughts.
 
     Args:
         template: source of the chat template; empty where there is none.
@@ -339,7 +339,7 @@ def _is_used(marks: Marks, template: str, token_id: Callable[[str], int | None])
 
 
 def without_thoughts(text: str) -> str:
-    """An answer's text without the thoughts that are written into it, closed or cut.
+    """Return an answer's text without the thoughts that are written into it, closed or cut.
 
     For texts that come from elsewhere: a thought that ends without having begun counts as well, since
     many services write the opening mark into the prompt.

@@ -301,7 +301,7 @@ class TransformersEngine(BaseEngine):
         return self._tokenizer.bos_token or "", self._tokenizer.eos_token or ""
 
     def _after_answer(self) -> int | None:
-        """The control token that the chat template writes behind an answer."""
+        """Return the control token that the chat template writes behind an answer."""
         if not self._tokenizer.chat_template:
             return None
         try:
@@ -328,7 +328,7 @@ class TransformersEngine(BaseEngine):
         return ids
 
     def _controls(self, ids: Iterable[int]) -> int:
-        """How many of some tokens are control tokens."""
+        """Return how many of some tokens are control tokens."""
         return sum(map((self._control_ids() - {self._tokenizer.unk_token_id}).__contains__, ids))
 
     def _plain_ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
@@ -384,7 +384,7 @@ class _Recorder:
         self._armed = False
 
     def arm(self, armed: bool) -> None:
-        """Whether the next pass is recorded; what the last one recorded is forgotten."""
+        """Set whether the next pass is recorded, and discard what the last one recorded."""
         self._armed = armed
         self._seen.clear()
         self._failure = None
@@ -438,13 +438,13 @@ class _Session:
         return checked_logits(logits.float().cpu().numpy(), fix="Load it with dtype float32 or bfloat16")
 
     def activations(self) -> Floats:
-        """The last pass's activations; see `guard.engines.base.Session`."""
+        """Return the last pass's activations; see `guard.engines.base.Session`."""
         if self._recorder is None:
             raise CaptureError("Nothing is recorded in a request without an observer")
         return self._recorder.rows()
 
     def _run(self, tokens: Sequence[int]) -> Any:
-        """Logits of the last position, shape (V,), on the model's device."""
+        """Return the logits of the last position, shape (V,), on the model's device."""
         with checkpoint.run_errors(), self._no_grad():
             for arguments, last in self._passes.of(tokens):
                 self._interrupt.check()
@@ -481,7 +481,7 @@ class _Detokenizer:
         return new
 
     def flush(self) -> str:
-        """What is left, with replacement characters for what never became a character."""
+        """Return what is left, with replacement characters for what never became a character."""
         return self._decode(self._window)[len(self._context_text) :]
 
     def _decode(self, tokens: Sequence[int]) -> str:

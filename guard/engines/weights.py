@@ -18,7 +18,7 @@ _SAMPLES, _SAMPLE_BYTES = 64, 2**14
 
 
 def weight_file(path: str | os.PathLike[str]) -> Path:
-    """The path of a regular file.
+    """Return the path of a regular file.
 
     Raises:
         ModelFileError: there is none; the text names the nearest file of the folder.
@@ -39,7 +39,7 @@ def weight_file(path: str | os.PathLike[str]) -> Path:
 
 
 def unreadable(file: Path, error: Exception) -> ModelFileError:
-    """The error for a file that the system does not let us read."""
+    """Return the error for a file that the system does not let us read."""
     why = getattr(error, "strerror", None) or str(error)
     return ModelFileError(f"Cannot read {str(file)!r}", why=why, fix="Check the path and its permissions")
 

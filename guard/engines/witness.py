@@ -27,7 +27,7 @@ from uuid import UUID
 _mutex = threading.Lock()
 _open: list[OpenCall] = []
 #: Runs that callbacks reported to some guarded call and that have not begun to answer, with what they ask.
-_told: dict[UUID, str] = {}
+_announced: dict[UUID, str] = {}
 _outside: ContextVar[bool] = ContextVar("guard_outside", default=False)
 
 
@@ -65,13 +65,13 @@ def open_call() -> OpenCall:
 def expect(run: UUID, asked: str) -> None:
     """Note that callbacks reported to a guarded call that a model will answer in this run."""
     with _mutex:
-        _told[run] = asked
+        _announced[run] = asked
 
 
 def forget(run: UUID) -> None:
-    """The run has ended, perhaps from a cache, so that no model has answered."""
+    """Note that the run has ended, perhaps from a cache, so that no model has answered."""
     with _mutex:
-        _told.pop(run, None)
+        _announced.pop(run, None)
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class Answering:
     _reported: bool = False
 
     def say(self, text: str | None) -> None:
-        """A piece of the answer is out; None is a text that is not known."""
+        """Note a piece of the answer that is out; None is a text that is not known."""
         if text:
             self._pieces.append(text)
         if self._reported:
@@ -98,19 +98,19 @@ class Answering:
 
 
 def begin(run: UUID | None, asked: str | None = None, *, decided: bool = False) -> Answering:
-    """A model is asked.
+    """Note that a model begins to answer.
 
     Args:
-        run: its id for callbacks; None where it is not known: LangChain does not tell it to streams.
+        run: its id for callbacks; None where it is not known: LangChain does not pass it to streams.
         asked: what the model is asked, by which such a run is found among the reported ones. Where
             two ask the same, it does not matter which is taken for which: one remains if one was not reported.
         decided: whether a policy of its own decides on the answer.
     """
     with _mutex:
         if run is None and asked is not None:
-            run = next((told for told, prompt in _told.items() if prompt == asked), None)
-        if run in _told:
-            del _told[run]
+            run = next((each for each, prompt in _announced.items() if prompt == asked), None)
+        if run in _announced:
+            del _announced[run]
             return Answering()
         possible = tuple(_open)
     own = OPEN_CALL.get()

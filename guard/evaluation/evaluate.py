@@ -133,7 +133,7 @@ def _predictions(
     shifted: Mapping[str, Answers],
     progress: Progress | None,
 ) -> list[Predictions]:
-    """What all protocols but the samples say."""
+    """Return what all protocols but the samples say."""
     crossed = [method for method in methods if method.name in CROSSED]
     seed, run = plan.seed, plan.protocols
     found: list[Predictions] = []
@@ -243,7 +243,7 @@ def _seconds(table: Answers, methods: Sequence[Method], *, seed: int) -> dict[st
 
 
 def _importance(table: Answers, *, seed: int) -> Importance:
-    """Weights of the linear model over the signature's logarithm, first and last token together."""
+    """Return weights of the linear model over the signature's logarithm, first and last token together."""
     fitted = Regression("map", log_maps, inverse_penalty=1e-4).fit(table, seed=seed)
     weights = np.abs(fitted.model[-1].coef_[0]).reshape(2, -1).sum(axis=0)  # type: ignore[attr-defined]
     values = np.zeros((table.layers, table.layers))

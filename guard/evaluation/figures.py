@@ -1,7 +1,7 @@
 """The report's figures, each one SVG text to be put into the page.
 
 One look for all: light ground, few lines, the words beside the thing they name. guard's own method is
-blue; what it is compared with is grey, unless lines must be told apart, then in the colours of Okabe
+blue; other methods are grey, or, where lines must be distinguished, have the colours of Okabe
 and Ito, which colour-blind readers can tell apart. Text stays text (searchable, and in the reader's
 own font); so boxes leave room for fonts a little wider than the one that was measured with.
 """
@@ -66,7 +66,7 @@ _BLUES = LinearSegmentedColormap.from_list("paper to blue", ["#f7f5ef", "#bcd7e6
 
 
 def dots(setting: SettingResult, methods: Sequence[MethodCard], own: str, measures: Sequence[str]) -> str:
-    """Methods as dots with intervals, one panel for each measure, sorted by the first."""
+    """Draw methods as dots with intervals, one panel for each measure, sorted by the first."""
     sign = measure_named(measures[0]).sign
 
     def rank(card: MethodCard) -> float:
@@ -282,7 +282,7 @@ def _points(bins: Sequence[ReliabilityBin]) -> list[tuple[float, float, int]]:
 
 
 def layer_map(importance: Importance) -> str:
-    """How much each ordered pair of layers counts, and each layer by itself in the margins."""
+    """Draw how much each ordered pair of layers counts, and each layer by itself in the margins."""
     values = np.array(importance.values)
     layers = len(values)
     with mpl.rc_context(_STYLE):
@@ -309,7 +309,7 @@ def layer_map(importance: Importance) -> str:
 
 
 def group_gains(groups: Sequence[GroupGain], measures: Sequence[str] = ("AUROC", "Brier")) -> str:
-    """What each group of features adds, one panel for each measure, one row for each protocol."""
+    """Draw what each group of features adds, one panel for each measure, one row for each protocol."""
     labels = list(dict.fromkeys(each.group for each in groups))
     settings = list(dict.fromkeys(each.setting for each in groups))
     colours = dict(zip(settings, (OWN, *OTHERS, *[MUTED] * len(settings)), strict=False))
@@ -409,12 +409,12 @@ def _cost_point(axis: Axes, place: int, card: MethodCard, estimate: Estimate, wh
 
 
 def duration(seconds: float) -> str:
-    """Seconds or milliseconds, to three digits at most."""
+    """Return seconds or milliseconds, to three digits at most."""
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The figure as an ``svg`` element with a title, and ids of its own so that a page can hold many."""
+    """Return the figure as an ``svg`` element with a title, and ids of its own so that a page can hold many."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()

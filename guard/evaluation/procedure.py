@@ -233,11 +233,11 @@ def _shift_name(table: Answers, other: Answers) -> str:
 
 def _command(records: Sequence[Path], out: Path, options: Mapping[str, object]) -> str:
     """Return the command line that does the same, without what is left at its default."""
-    usual = {"parts": True, "draws": 1000, "seed": 0, "title": TITLE}
+    defaults = {"parts": True, "draws": 1000, "seed": 0, "title": TITLE}
     words = ["guard", "evaluate", *map(str, records), "--out", str(out)]
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
-        if value == usual.get(name) or value in (None, ()):
+        if value == defaults.get(name) or value in (None, ()):
             continue
         if name == "parts":
             words.append("--no-parts")

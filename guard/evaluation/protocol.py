@@ -317,7 +317,7 @@ def folds_of(group: NDArray[np.str_], wrong: NDArray[np.bool_], *, folds: int, s
 
 
 def _folds_like(group: NDArray[np.str_], fold: NDArray[np.intp], other: NDArray[np.str_]) -> NDArray[np.intp]:
-    """The folds of other rows by those of the same questions; a new question may be in any."""
+    """Return the folds of other rows by those of the same questions; a new question may be in any."""
     known = dict(zip(group.tolist(), fold.tolist(), strict=True))
     return np.array([known.get(name, 0) for name in other.tolist()], np.intp)
 
@@ -401,7 +401,7 @@ def _fit_or_reason(method: Method, train: Table, *, seed: int) -> Fitted | Input
 def _fits(
     methods: Sequence[Method], train: Table, report: Callable[[str, str], None], *, seed: int
 ) -> dict[str, Fitted | InputError]:
-    """One training of each method, for tests on several sets."""
+    """Return one training of each method, for tests on several sets."""
     fits: dict[str, Fitted | InputError] = {}
     for method in methods:
         report(method.name, "all other sets")

@@ -94,7 +94,7 @@ class Chapter:
 
 
 def render(result: EvaluationResult) -> str:
-    """The report as one HTML text.
+    """Render the report as one HTML text.
 
     Raises:
         MissingExtraError: matplotlib is not installed (raised when this module is imported).

@@ -1,7 +1,7 @@
-"""What is kept of an evaluation: every number that the report shows, and where it comes from.
+"""The result of an evaluation: every number in the report, and its provenance.
 
 A result is small (no answer, no single probability) and is read back from its JSON exactly, so that
-the report can be made anew, or two runs compared, long after the records are gone.
+the report can be rendered again, or two runs compared, after the records are gone.
 """
 
 from __future__ import annotations

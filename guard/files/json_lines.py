@@ -98,7 +98,7 @@ def check_json_lines(path: Path) -> None:
 
 
 def _other_kind(start: bytes) -> tuple[str, str] | None:
-    """What a file is by its beginning, and what to do; None for JSON Lines and what is not known."""
+    """Return what a file is by its beginning, and what to do; None for JSON Lines and what is not known."""
     first = start.lstrip().split(b"\n", 1)[0].rstrip()
     if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or start[1:4:2] == b"\0\0" or start[:4:2] == b"\0\0":
         return "UTF-16", "Convert it: iconv -f UTF-16 -t UTF-8 FILE"

@@ -1,6 +1,6 @@
 """Every use of private names of langchain-core, langchain, langgraph and langsmith, in one place.
 
-None of these is covered by the packages' compatibility promise. `tests/langchain/test_upstream_internals.py` is the
+None of these is covered by the packages' compatibility policy. `tests/langchain/test_upstream_internals.py` is the
 contract: it fails where a version no longer has a name or no longer behaves as this module assumes, and
 `tests/langchain/oldest.sh` runs it with the oldest supported versions.
 

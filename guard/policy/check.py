@@ -226,7 +226,7 @@ def _unknown(location: Location) -> str:
 
 
 def _known_keys(place: Location) -> Sequence[str] | None:
-    """Keys that a mapping may have, or None where its key is an action."""
+    """Return keys that a mapping may have, or None where its key is an action."""
     match place:
         case ():
             return _keys(Document)

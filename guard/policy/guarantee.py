@@ -48,7 +48,7 @@ def ceiling(plan: RoutePlan) -> float:
 
 
 def fallbacks_of(plan: RoutePlan) -> tuple[str, ...]:
-    """Engines and callables that a plan may fall back to, sorted."""
+    """Return engines and callables that a plan may fall back to, sorted."""
     settings = [rule.settings for rule in plan.all_rules]
     return tuple(sorted({each.to for each in settings if isinstance(each, Fallback) and each.to is not None}))
 

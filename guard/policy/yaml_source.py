@@ -116,7 +116,7 @@ class Source:
         return Problem(self.where, line, column, message, location_text(location))
 
     def without_value(self) -> Iterator[Location]:
-        """Keys that nothing was written behind."""
+        """Return the keys that have no value."""
         for location in self.keys:
             value = self.data
             for step in location:

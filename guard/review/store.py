@@ -156,7 +156,7 @@ class Store:
             return int(connection.scalar(query) or 0)
 
     def review(self, name: str) -> Review:
-        """One review by its id, an unambiguous beginning of it, or its decision id.
+        """Return one review by its id, an unambiguous beginning of it, or its decision id.
 
         Raises:
             ReviewError: there is none, or more than one.

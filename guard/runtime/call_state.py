@@ -212,7 +212,7 @@ class CallState:
         return None
 
     def check_abstention(self) -> None:
-        """Raise AbstainedError where the policy wants that in place of an answer."""
+        """Raise AbstainedError if the policy abstains by raising."""
         decision = self.decision
         if isinstance(decision.settings, Abstain) and decision.settings.raises and not self.shadow:
             raise AbstainedError(f"The policy '{self.policy.name}' abstained ({decision.rule})", why=decision.reason)

@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 def late(name: str) -> EngineTimeoutError:
     """Return the error of an answer that is not there when the budget's seconds are over."""
     return EngineTimeoutError(
-        f"'{name}' did not answer in time", why="the budget of the call is spent", fix="Raise budget.seconds"
+        f"'{name}' did not answer in time", why="the budget of the call is exhausted", fix="Raise budget.seconds"
     )
 
 

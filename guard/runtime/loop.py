@@ -135,7 +135,7 @@ class Call:
     state: CallState
 
     def steps(self) -> Steps[Outcome]:
-        """Make attempts until the policy wants no other, then carry out its last decision."""
+        """Make attempts until the policy asks for no further one, then carry out its last decision."""
         yield from self.attempts()
         self.state.check_abstention()
         delivery = NOBODY
@@ -145,16 +145,16 @@ class Call:
         return self.state.outcome(delivery=delivery)
 
     def attempts(self) -> Steps[None]:
-        """Make attempts until the policy wants no other; the budget bounds them."""
+        """Make attempts until the policy asks for no further one; the budget bounds them."""
         for _ in range(self.state.budget.attempts):
             plan = self._plan()
             try:
                 result = yield Step(plan.run, plan.arun)
             except Exception as error:  # noqa: BLE001 - becomes the policy's action, or is raised there
-                wants_another = self._fail(plan, error)
+                another = self._fail(plan, error)
             else:
-                wants_another = self._settle(plan, result)
-            if not wants_another:
+                another = self._score_and_decide(plan, result)
+            if not another:
                 return
 
     # -- one attempt ---------------------------------------------------------------------------
@@ -190,7 +190,7 @@ class Call:
         seconds = max(0.001, state.deadline - time.monotonic())
         return replace(self.limits, max_tokens=tokens, timeout_s=min(seconds, self.limits.timeout_s or seconds))
 
-    def _settle(self, plan: AttemptPlan, result: Result) -> bool:
+    def _score_and_decide(self, plan: AttemptPlan, result: Result) -> bool:
         """Score what came back and decide about it; return whether another attempt follows."""
         if self.state.shadow:  # nothing is decided here: a guarded call around this one must know of the answer
             witness.begin(None).say(result.text)

@@ -12,12 +12,12 @@ from guard.records import Floats
 
 
 def array_to_text(array: Floats) -> str:
-    """An array's values in C order; the shape is not kept."""
+    """Return an array's values in C order; the shape is not kept."""
     return base64.b64encode(array.astype("<f4").tobytes()).decode("ascii")
 
 
 def array_from_text(text: str, size: int) -> Floats:
-    """The values again, shape (size,).
+    """Return the values again, shape (size,).
 
     Raises:
         ValueError: they are not as many, no base64, or not finite.

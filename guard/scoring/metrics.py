@@ -46,7 +46,7 @@ class Metrics:
 
 
 def metrics_of(p_wrong: Probabilities, wrong: Labels) -> Metrics:
-    """The metrics of one score that calibration shows, from arrays of shape (n,).
+    """Return the metrics of one score that calibration shows, from arrays of shape (n,).
 
     AUROC and AUPRC are nan where all answers are right or all are wrong.
 
@@ -77,14 +77,14 @@ class Gain:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, or ``not told apart`` where the interval holds 0."""
+        """``better``, ``worse``, or ``no significant difference`` where the interval includes 0."""
         if self.low <= 0 <= self.high:
-            return "not told apart"
+            return "no significant difference"
         return "better" if self.value > 0 else "worse"
 
 
 def brier_gain(p_wrong: Probabilities, other: Probabilities, wrong: Labels) -> Gain:
-    """How much lower the Brier score is than another score's, paired answer by answer; arrays of shape (n,).
+    """Return how much lower the Brier score is than another score's, paired answer by answer; arrays of shape (n,).
 
     The interval is the normal one of a mean: differences of squared errors are bounded by 1.
     """
@@ -115,7 +115,7 @@ class AtThreshold:
 
 
 def at_thresholds(p_wrong: Probabilities, wrong: Labels) -> tuple[AtThreshold, ...]:
-    """The same answers at some thresholds, strict to lax; arrays of shape (n,)."""
+    """Return the same answers at some thresholds, strict to lax; arrays of shape (n,)."""
     return tuple(
         AtThreshold(below, int((p_wrong < below).sum()), int(wrong[p_wrong < below].sum()), len(wrong))
         for below in _SHOWN_THRESHOLDS
@@ -247,7 +247,7 @@ def brier(ranked: Ranked) -> Probabilities:
 
 
 def _probabilities(ranked: Ranked) -> Probabilities:
-    """The scores, which must be between 0 and 1: any other has no squared error or calibration to speak of."""
+    """Return the scores, which must be between 0 and 1: any other has no squared error or calibration to speak of."""
     outside = ranked.scores[(ranked.scores < 0) | (ranked.scores > 1)]
     if len(outside):
         raise InputError(
@@ -277,7 +277,7 @@ def calibration_error(ranked: Ranked, *, bins: int = 10) -> Probabilities:
 
 
 def bin_edges(ranked: Ranked, *, bins: int) -> NDArray[np.intp]:
-    """Where equally filled bins begin and end, as indices of distinct scores, shape (draws, bins + 1).
+    """Return where equally filled bins begin and end, as indices of distinct scores, shape (draws, bins + 1).
 
     The first ``n % bins`` bins get one answer more. A bin whose answers all share the score of an
     earlier one is empty.
@@ -299,7 +299,7 @@ def aurc(ranked: Ranked) -> Probabilities:
 
 
 def oracle_aurc(ranked: Ranked) -> Probabilities:
-    """The least `aurc` that any score could have: all right answers before all wrong ones."""
+    """Return the least `aurc` that any score could have: all right answers before all wrong ones."""
     harmonic = _harmonic(int(ranked.n.max()))
     right = ranked.n - ranked.n_wrong
     return np.asarray((ranked.n_wrong - right * (harmonic[ranked.n] - harmonic[right])) / ranked.n)
@@ -311,7 +311,7 @@ def excess_aurc(ranked: Ranked) -> Probabilities:
 
 
 def prediction_rejection_ratio(ranked: Ranked) -> Probabilities:
-    """How much of the way from random rejection (0) to the oracle's (1) the score goes, by area."""
+    """Return how much of the way from random rejection (0) to the oracle's (1) the score goes, by area."""
     random = ranked.n_wrong / ranked.n
     return _ratio(random - aurc(ranked), random - oracle_aurc(ranked))
 

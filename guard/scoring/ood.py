@@ -140,7 +140,7 @@ class OodDetector:
         return float(standardised.mean())
 
     def stored(self) -> StoredOodDetector:
-        """The form that stands in a scorer's file."""
+        """Return the form that stands in a scorer's file."""
         return StoredOodDetector(
             layers=list(self.layers),
             components=self.directions.shape[1],

@@ -26,7 +26,7 @@ _NO_SPREAD = 1e-7
 
 
 def normalised(activations: NDArray[np.floating]) -> Floats:
-    """Activations over their root mean square, shape (..., D), so that each vector has length 1.
+    """Return activations over their root mean square, shape (..., D), so that each vector has length 1.
 
     Raises:
         CaptureError: a layer's activations are all zero or not finite.
@@ -73,7 +73,7 @@ class Components:
     scale: float
 
     def of(self, products: Floats) -> Floats:
-        """Components of other answers, shape (m, k), from their inner products with these, (m, n)."""
+        """Return components of other answers, shape (m, k), from their inner products with these, (m, n)."""
         centred = products - products.mean(axis=1, keepdims=True) - self.means + self.means.mean()
         return np.asarray(centred @ self.directions / np.float32(self.scale))
 
@@ -159,7 +159,7 @@ class InnerProducts:
 
 
 def weights_of(combination: NDArray[np.floating], activations: NDArray[np.floating]) -> Floats:
-    """The linear probe that a combination of answers stands for.
+    """Return the linear probe that a combination of answers stands for.
 
     Args:
         combination: shape (n,).

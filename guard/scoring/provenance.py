@@ -65,7 +65,7 @@ class Binding(Part):
 
     @classmethod
     def from_model(cls, model: ModelInfo, capture_point: CapturePoint) -> Self:
-        """The binding of a loaded model."""
+        """Return the binding of a loaded model."""
         fields = {name: getattr(model, name) for name in cls.model_fields if name != "capture_point"}
         return cls(**fields, capture_point=capture_point)
 

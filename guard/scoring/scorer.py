@@ -51,7 +51,7 @@ class Scorer:
         return self.artefact.feature_schema
 
     def score(self, signals: Signals) -> Score:
-        """The probability that an answer is wrong.
+        """Return the probability that an answer is wrong.
 
         Raises:
             CaptureError: the signals lack what the scorer's features need.
@@ -127,7 +127,7 @@ def parse_scorer(data: bytes, *, where: str = "<scorer>") -> Scorer:
 
 
 def shipped_scorer() -> Path:
-    """The scorer for the embedded model (SmolLM2-135M-Instruct, Q4_1, on llama.cpp)."""
+    """Return the scorer for the embedded model (SmolLM2-135M-Instruct, Q4_1, on llama.cpp)."""
     return Path(str(files("guard") / "scoring" / "shipped" / "smollm2-135m-instruct-q4_1.json"))
 
 
@@ -223,7 +223,7 @@ def logistic(log_odds: float) -> float:
 
 
 def log_odds_of(p_wrong: float) -> float:
-    """The inverse of `logistic`, for p strictly between 0 and 1."""
+    """Return the inverse of `logistic`, for p strictly between 0 and 1."""
     return math.log(p_wrong) - math.log1p(-p_wrong)
 
 

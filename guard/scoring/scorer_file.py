@@ -1,7 +1,7 @@
 """What a scorer's file says: plain numbers, checked for shape and sense before anything is made of them.
 
 One JSON file of numbers: a linear model over token log-probabilities, a linear probe of the
-layers' activations, regression trees that correct both, a calibration curve, and what is usual.
+layers' activations, regression trees that correct both, a calibration curve, and an out-of-distribution detector.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Schema(Part):
 
     @classmethod
     def from_schema(cls, schema: FeatureSchema) -> Self:
-        """The stored form of a schema."""
+        """Return the stored form of a schema."""
         return cls(
             layers=schema.layers,
             temperatures=list(schema.temperatures),
@@ -209,7 +209,7 @@ class Artefact(Part):
 
     @cached_property
     def feature_schema(self) -> FeatureSchema:
-        """The schema as the signature module wants it."""
+        """The schema in the form that the signature module takes."""
         schema = self.schema_
         return FeatureSchema(
             layers=schema.layers,
@@ -231,7 +231,7 @@ def linear_of(
     coefficients: NDArray[np.floating],
     intercept: float,
 ) -> Linear:
-    """A `Linear` from arrays, each shape (features,)."""
+    """Return a `Linear` from arrays, each shape (features,)."""
     return Linear(
         features=[int(at) for at in features],
         mean=[float(x) for x in mean],

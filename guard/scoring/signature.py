@@ -82,7 +82,7 @@ class FeatureSchema:
         return tuple(names)
 
     def columns(self, groups: Iterable[str]) -> NDArray[np.intp]:
-        """Positions of the features of some groups in the vector."""
+        """Return positions of the features of some groups in the vector."""
         wanted = set(groups)
         return np.array([at for at, name in enumerate(self.names) if name.split(".")[0] in wanted], np.intp)
 
@@ -116,7 +116,7 @@ class SignatureObserver:
         self._tokens += 1
 
     def signature(self) -> Signature:
-        """The signature of the tokens seen so far.
+        """Return the signature of the tokens seen so far.
 
         Raises:
             CaptureError: no token was seen.
@@ -208,7 +208,7 @@ def log_rms(activations: NDArray[Any]) -> Floats:
 
 
 def feature_vector(signals: Signals, schema: FeatureSchema) -> Floats:
-    """The features of one answer, shape (len(schema.names),), float32, in the schema's order.
+    """Return the features of one answer, shape (len(schema.names),), float32, in the schema's order.
 
     Raises:
         CaptureError: the signature lacks a layer, temperature or aggregate that the schema names.

@@ -159,7 +159,7 @@ def test_a_threshold_does_not_part_equal_scores() -> None:
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
 def test_counts_are_repetitions(measure: Measure) -> None:
-    """A row of counts gives what the answers would give, each written down so many times."""
+    """A row of counts gives what the answers would give, each repeated by its count."""
     p_wrong, wrong = scores(2, digits=2, count=60)
     counts = np.random.default_rng(0).integers(0, 4, size=(5, 60)).astype(np.int32)
     together = measure.function(Ranked.from_scores(p_wrong, wrong, counts=counts))
@@ -269,7 +269,7 @@ def test_a_brier_score_that_differs_by_chance_is_called_neither_better_nor_worse
     truth = rng.random(46)
     wrong = rng.random(46) < truth
     noise = np.clip(truth + rng.normal(size=46) * 0.1, 0, 1)
-    assert brier_gain(truth, noise, wrong).verdict == "not told apart"
+    assert brier_gain(truth, noise, wrong).verdict == "no significant difference"
     sure = brier_gain(truth, np.full(46, 0.9), wrong)
     assert sure.verdict == "better"
     assert brier_gain(np.full(46, 0.9), truth, wrong).verdict == "worse"
@@ -285,7 +285,7 @@ def test_the_interval_of_a_brier_gain_holds_nothing_about_as_often_as_it_says() 
     held = []
     for _ in range(500):
         one, other = rng.random((2, 60))
-        held.append(brier_gain(one, other, rng.random(60) < 0.5).verdict == "not told apart")
+        held.append(brier_gain(one, other, rng.random(60) < 0.5).verdict == "no significant difference")
     assert 0.92 < np.mean(held) < 0.98
 
 

@@ -44,7 +44,7 @@ def local() -> MadeMethod:
 
 @dataclass(frozen=True)
 class Careless:
-    """Gives what it is told to, whatever the table."""
+    """Gives fixed probabilities, whatever the table."""
 
     p: NDArray[np.float64]
     name: str = "careless"

@@ -88,7 +88,9 @@ def test_a_late_callable_is_left_behind(stuck: threading.Event, kind: str, is_as
     }
     outcome = ask(guard_with(fallbacks[kind]), is_async)
     assert (outcome.answer, outcome.rule) == ("On error.", "on_error")
-    assert outcome.errors == ("'other' did not answer in time: the budget of the call is spent. Raise budget.seconds.",)
+    assert outcome.errors == (
+        "'other' did not answer in time: the budget of the call is exhausted. Raise budget.seconds.",
+    )
     assert not stuck.is_set(), "nobody has waited for it"
 
 

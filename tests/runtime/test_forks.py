@@ -65,7 +65,7 @@ def check(engine: BaseEngine) -> None:
         assert "after the fork" in said
         assert "spawn" in said
     assert in_a_fork(close) == "closed."
-    assert engine.generate(QUESTION, limits=SHORT).token_ids == answer.token_ids, "the parent goes on"
+    assert engine.generate(QUESTION, limits=SHORT).token_ids == answer.token_ids, "the parent still answers"
 
 
 def test_a_llama_cpp_engine_in_a_fork(tmp_path: Path) -> None:

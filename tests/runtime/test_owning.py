@@ -29,7 +29,7 @@ fallbacks:
 
 
 class Loader:
-    """Loads scripted engines, which record where they are told to."""
+    """Loads scripted engines, which record at the given capture point."""
 
     def __init__(self) -> None:
         self.engines: dict[str, AnsweringEngine] = {}

@@ -81,7 +81,7 @@ def _text(row: Mapping[str, Any], key: str, *, may_be_empty: bool = False) -> st
 
 
 def _passage(row: Mapping[str, Any], key: str) -> str:
-    """A text whose lines stay."""
+    """Return a text whose lines stay."""
     _text(row, key)
     return str(row[key]).strip()
 
@@ -95,7 +95,7 @@ def _texts(row: Mapping[str, Any], key: str, *, may_be_empty: bool = False) -> t
 
 
 def _label(row: Mapping[str, Any], key: str, labels: str) -> int:
-    """The place of a label, which is a number in one format and a text in another."""
+    """Return the place of a label, which is a number in one format and a text in another."""
     value = row.get(key)
     allowed = labels.split()
     if isinstance(value, bool) or str(value) not in allowed:

@@ -24,7 +24,7 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 
 
 def find_files(named: NamedSet, split: str, folder: Path) -> tuple[Path, ...]:
-    """The files of one split in a folder, which may also be one file.
+    """Return the files of one split in a folder, which may also be one file.
 
     Looked for are: the layout of the set's repository; its files without their folder; one file
     called after the split; a file in guard's own format called after the set.
@@ -103,7 +103,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def download(named: NamedSet, split: str, *, revision: str | None = None) -> Path:
-    """The folder of a set's files in the user's Hugging Face cache; fetched where they are not there.
+    """Return the folder of a set's files in the user's Hugging Face cache; fetched where they are not there.
 
     Args:
         named: the set.
@@ -138,7 +138,7 @@ def download(named: NamedSet, split: str, *, revision: str | None = None) -> Pat
 
 
 def fetch_by_hand(named: NamedSet, split: str) -> str:
-    """What to do where guard cannot fetch a set."""
+    """Return what to do where guard cannot fetch a set."""
     patterns = [pattern.format(split=split) for pattern in named.files]
     if named.on_hub:
         wanted = patterns[0] if len(patterns) == 1 else f"*/{PurePosixPath(patterns[0]).name}"
@@ -151,7 +151,7 @@ def fetch_by_hand(named: NamedSet, split: str) -> str:
 
 
 def read_native(path: Path, *, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[NativeRow]:
-    """The rows of a Parquet, JSON Lines (plain or gzip), JSON or CSV file, one after another.
+    """Return the rows of a Parquet, JSON Lines (plain or gzip), JSON or CSV file, one after another.
 
     Args:
         path: of the file; its name tells the format.
@@ -177,7 +177,7 @@ def read_native(path: Path, *, columns: Sequence[str], optional: Sequence[str] =
 
 
 def is_own_format(path: Path) -> bool:
-    """Whether a file is in guard's own format, by its first row; no native one has these keys."""
+    """Return whether a file is in guard's own format, by its first row; no native one has these keys."""
     if not path.name.casefold().endswith((".jsonl", ".jsonl.gz")):
         return False
     for _, content in read_lines(path):

@@ -48,7 +48,7 @@ class DataSource:
 
 
 def get_set(name: str) -> NamedSet:
-    """A named set.
+    """Return a named set.
 
     Raises:
         InputError: there is none of this name.
@@ -68,7 +68,7 @@ def load_set(
     revision: str | None = None,
     on_bad: OnBad = "stop",
 ) -> tuple[Row, ...]:
-    """The questions of a named set.
+    """Return the questions of a named set.
 
     Open questions with the same text become one with all their answers, and repeats of a choice are
     dropped. Rows that the set's makers are known to have got wrong (a choice that stands there
@@ -104,7 +104,7 @@ def resolve(
     revision: str | None = None,
     on_bad: OnBad = "stop",
 ) -> DataSource:
-    """What a user means by a ``--data`` argument.
+    """Return what a user means by a ``--data`` argument.
 
     Args:
         spec: ``FILE`` (guard's own JSON Lines), ``NAME@FOLDER`` (a named set in a folder) or
@@ -178,7 +178,7 @@ def _load(
 
 
 def _graded(rows: Sequence[Row], grader: str | None) -> tuple[Row, ...]:
-    """The set's grader for open questions that name none."""
+    """Return the set's grader for open questions that name none."""
     if grader is None:
         return tuple(rows)
     return tuple(
@@ -215,7 +215,7 @@ def _convert_all(
 
 
 def _merged(known: Question | None, question: Question) -> Question:
-    """One question for all rows that ask the same."""
+    """Return one question for all rows that ask the same."""
     if known is None:
         return question
     if known.choices is None:

@@ -91,7 +91,7 @@ class ToolFormat:
 
 
 def _json_at(text: str, at: int) -> tuple[Any, int] | None:
-    """The JSON value at a position and the position behind it; None where there is none."""
+    """Return the JSON value at a position and the position behind it; None where there is none."""
     start = at + len(text[at:]) - len(text[at:].lstrip())
     try:
         value, end = DECODER.raw_decode(text, start)
@@ -103,7 +103,7 @@ def _json_at(text: str, at: int) -> tuple[Any, int] | None:
 
 
 def _behind(text: str, at: int, pattern: str) -> int:
-    """The position behind a pattern, with the white space before it; as it was where it is not there."""
+    """Return the position behind a pattern, with the white space before it; as it was where it is not there."""
     match = re.compile(rf"\s*(?:{pattern})").match(text, at)
     return match.end() if match else at
 
@@ -116,7 +116,7 @@ def _cut_at(text: str, at: int, closing: str, why: str, name: str | None = None)
 
 
 def _entries(value: Any) -> list[_Written]:
-    """The calls that a JSON value stands for; empty where it is none."""
+    """Return the calls that a JSON value stands for; empty where it is none."""
     entries = value if isinstance(value, list) else [value]
     found = [_entry(entry) for entry in entries]
     return [each for each in found if each] if all(found) else []
@@ -135,7 +135,7 @@ _NO_CALL = "not the JSON of a tool call"
 
 
 def _json_calls(closing: str) -> _Read:
-    """Reads JSON of the form {"name": ..., "arguments": {...}}, or a list of such, and a closing mark."""
+    """Read JSON of the form {"name": ..., "arguments": {...}}, or a list of such, and a closing mark."""
 
     def read(text: str, at: int, _: Mapping[str, Mapping[str, Any]]) -> tuple[list[_Written], int]:
         found = _json_at(text, at)
@@ -148,7 +148,7 @@ def _json_calls(closing: str) -> _Read:
 
 
 def _named_json(name: str, closing: str) -> _Read:
-    """Reads a name by its pattern, the JSON object of arguments, and a closing mark."""
+    """Read a name by its pattern, the JSON object of arguments, and a closing mark."""
     pattern = re.compile(name)
 
     def read(text: str, at: int, _: Mapping[str, Mapping[str, Any]]) -> tuple[list[_Written], int]:
@@ -164,7 +164,7 @@ def _named_json(name: str, closing: str) -> _Read:
 
 
 def _mistral(text: str, at: int, types: Mapping[str, Mapping[str, Any]]) -> tuple[list[_Written], int]:
-    """A list of JSON calls, or a name with its arguments (newer models)."""
+    """Read a list of JSON calls, or a name with its arguments (newer models)."""
     if text[at:].lstrip().startswith(("[", "{")):
         return _json_calls(r"(?=\[TOOL_CALLS\])|\Z")(text, at, types)
     name = r"\s*(?P<name>[\w.-]+)\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\])?\s*(?=\{)"
@@ -184,7 +184,7 @@ def _llama(text: str, at: int, types: Mapping[str, Mapping[str, Any]]) -> tuple[
 
 
 def _tagged_arguments(name: str, argument: str, closing: str) -> _Read:
-    """Reads a name and arguments that are each written between tags; their types are the tool's."""
+    """Read a name and arguments that are each written between tags; their types are the tool's."""
     head, each, end = re.compile(name), re.compile(argument, re.DOTALL), re.compile(closing)
     opening = argument.partition("(?P<key>")[0]  # in a value it is another call, cut at this one's end
 
@@ -208,7 +208,7 @@ def _tagged_arguments(name: str, argument: str, closing: str) -> _Read:
 
 
 def _typed(value: str, schema: Any) -> Any:
-    """A value that was written without quotes: a text where the tool takes one, JSON otherwise."""
+    """Return a value that was written without quotes: a text where the tool takes one, JSON otherwise."""
     text = value.removeprefix("\n").removesuffix("\n")
     kind = schema.get("type") if isinstance(schema, Mapping) else None
     if kind == "string" or (isinstance(kind, list) and "string" in kind):
@@ -283,14 +283,14 @@ _SIGNS = (
 
 
 def tool_format(template: str) -> ToolFormat | None:
-    """How a model writes its tool calls, by its chat template; None where guard does not read that form."""
+    """Return how a model writes its tool calls, by its chat template; None where guard does not read that form."""
     found = (name for signs, name in _SIGNS if all(sign in template for sign in signs))
     name = next(found, None)
     return None if name is None else _FORMATS[name]
 
 
 def format_names() -> tuple[str, ...]:
-    """The forms that are read, for people."""
+    """Return the forms that are read, for people."""
     return tuple(each.name for each in _FORMATS.values())
 
 
@@ -312,8 +312,8 @@ def parse_tool_calls(
         names: of the tools that were offered.
         form: of the model; for some an answer that is nothing but the JSON of calls is such as well.
         tools: definitions of the tools, for forms that write arguments without types.
-        demanded: whether the model was told to call a tool. An answer that is nothing but one fence of JSON
-            is then the call that it was told to make; otherwise it shows one.
+        demanded: whether the request requires a tool call. An answer that is nothing but one fence of JSON
+            is then that call; otherwise it only shows one.
     """
     offered, types = tuple(names), _types(tools)
     fenced = _FENCED.match(text) if demanded else None
@@ -343,7 +343,7 @@ def parse_tool_calls(
 
 
 def _in_quotes(before: str, call: str, behind: str) -> bool:
-    """Whether a call stands between two straight quotation marks of one line, the second behind it or in it.
+    """Return whether a call stands between two straight quotation marks of one line, the second behind it or in it.
 
     A call that reads on to the end of the answer, as Llama's do, has taken the second mark in.
     """
@@ -356,7 +356,7 @@ def _in_quotes(before: str, call: str, behind: str) -> bool:
 
 
 def _bare(text: str, form: ToolFormat, offered: Sequence[str]) -> list[_Written]:
-    """The calls of an answer that is nothing else; empty where it is no such answer."""
+    """Return the calls of an answer that is nothing else; empty where it is no such answer."""
     if not form.bare or not text.strip().startswith(("{", "[")):
         return []
     if form is _FORMATS["llama"]:  # this is its form, so that a call of another tool is none of text
@@ -399,6 +399,6 @@ def _new_id() -> str:
 
 
 def _types(tools: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The schemas of each tool's arguments, by name."""
+    """Return the schemas of each tool's arguments, by name."""
     functions = [tool.get("function", tool) for tool in tools]
     return {each["name"]: (each.get("parameters") or {}).get("properties") or {} for each in functions}
