@@ -1,4 +1,4 @@
-"""llama.cpp, through llama-cpp-python: any GGUF that its graph builder knows.
+"""llama.cpp, through llama-cpp-python: GGUF files of decoder-only models.
 
 Activations come from the scheduler's evaluation callback: llama.cpp asks for each node of its
 graph whether we want it, and stops there with the data ready. Node names are the layer templates

@@ -1,4 +1,4 @@
-"""The Hugging Face engine: any decoder-only causal language model, through transformers.
+"""The Hugging Face engine: decoder-only causal language models, through transformers.
 
 Activations come from forward hooks that exist only while a request runs. A model object that the
 user has loaded is left exactly as it was: no hook, flag, setting or weight is changed for longer

@@ -1,7 +1,6 @@
 """LangChain's standard suites for a model whose chat template has tools: nothing that needs them is skipped.
 
-The model is scripted, so this is about the way from the prompt to the parsed call; what a real model of
-1.5 billion parameters makes of the suites is in docs/how-to/langchain.md.
+The model is scripted, so this is about the way from the prompt to the parsed call; docs/how-to/langchain.md has the counts.
 """
 
 from __future__ import annotations
