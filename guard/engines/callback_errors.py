@@ -3,14 +3,21 @@
 Python runs signal handlers between any two of its instructions, the first of a callback included,
 and prints what they raise there as "ignored". So that Ctrl-C ends a request, it is kept until the
 C function has returned, and raised then.
+
+Elsewhere such an exception passes through code that takes a failure for data. That code asks
+`is_from_signal_handler` first.
 """
 
 from __future__ import annotations
 
+import functools
+import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import CodeType
 from typing import Any
 
 #: How Python's reports of exceptions in ctypes callbacks begin, after "Exception ignored".
@@ -59,3 +66,19 @@ class KeptError:
             yield
         finally:
             sys.unraisablehook = default
+
+
+def is_from_signal_handler(error: BaseException) -> bool:
+    """Return whether a Python signal handler raised an error, so that nothing has failed but the call must end."""
+    codes = {code for number in signal.valid_signals() if (code := _code_of(signal.getsignal(number)))}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _code_of(handler: Any) -> CodeType | None:
+    """Return the code of a handler: a function, method, partial or callable object; None for the default handlers."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if callable(handler) and not hasattr(handler, "__code__"):
+        handler = type(handler).__call__
+    code = getattr(handler, "__code__", None)
+    return code if isinstance(code, CodeType) else None

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from guard.engines.callback_errors import is_from_signal_handler
 from guard.engines.detokenizer import Detokenizer, StopStringFilter
 from guard.engines.sampling import TokenSignals
 from guard.engines.thinking import Splitter, thinking_of
@@ -237,8 +238,8 @@ class GrowingAnswer:
             return None
         try:
             return activations().copy()
-        except Exception as error:  # noqa: BLE001 - as in `_note`
-            self._capture_error = error_text(error)
+        except Exception as error:  # noqa: BLE001 - see `_fail`
+            self._fail(error)
             return None
 
     def _release(self) -> None:
@@ -257,8 +258,14 @@ class GrowingAnswer:
             layers = activations()
             if layers is not None:
                 self._observer.observe(layers)
-        except Exception as error:  # noqa: BLE001 - whatever fails here, the policy decides
-            self._capture_error = error_text(error)
+        except Exception as error:  # noqa: BLE001 - see `_fail`
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Whatever fails while layers are recorded, the policy decides; what a signal handler raises is no failure."""
+        if is_from_signal_handler(error):
+            raise error
+        self._capture_error = error_text(error)
 
 
 def _ignore(_: TokenSignals) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from guard.engines.base import BaseEngine
+from guard.engines.callback_errors import is_from_signal_handler
 from guard.engines.chat_template import after_answer, clock, reads_the_clock, render
 from guard.engines.control_text import ControlTexts, Piece, pieces_of
 from guard.engines.detokenizer import Detokenizer
@@ -399,7 +400,9 @@ class _Recorder:
                 hidden = output[0] if isinstance(output, tuple | list) else output
                 self._rows[layer].copy_(hidden.detach()[..., -1, :].reshape(-1))
                 self._seen.add(layer)
-            except Exception as error:  # noqa: BLE001 - the answer is still generated; activations() raises
+            except Exception as error:  # the answer is still generated; activations() raises
+                if is_from_signal_handler(error):
+                    raise
                 self._failure = self._failure or (self._names[layer], error)
 
         return record

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from guard.engines import witness
+from guard.engines.callback_errors import is_from_signal_handler
 from guard.errors import InputError
 from guard.policy.defects import Defect, defects_of
 from guard.policy.document import Fallback, Retry
@@ -198,7 +199,9 @@ class Call:
         error = None
         try:
             score = plan.score(result)
-        except Exception as failure:  # noqa: BLE001 - fail closed: the policy says what happens
+        except Exception as failure:  # fail closed: the policy says what happens
+            if is_from_signal_handler(failure):
+                raise
             score, error = None, describe_error(failure)
         return self._keep(plan, result, score, self._decide(score, error, result.defects), error)
 

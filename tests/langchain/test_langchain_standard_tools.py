@@ -1,6 +1,7 @@
 """LangChain's standard suites for a model whose chat template has tools: nothing that needs them is skipped.
 
-The model is scripted, so this is about the way from the prompt to the parsed call; docs/how-to/langchain.md has the counts.
+The model is scripted, so this is about the way from the prompt to the parsed call. The counts are in
+docs/how-to/langchain.md.
 """
 
 from __future__ import annotations

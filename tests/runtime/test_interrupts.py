@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ pytest.importorskip("gguf")
 pytest.importorskip("pyarrow")
 
 from recording_observer import Recording
-from scripted import tiny_artefact
+from scripted import AnsweringEngine, confidence_scorer, tiny_artefact
 from tiny_gguf import write_tiny_gguf
 
-from guard.engines.callback_errors import KeptError
+from guard import Guard, parse_policy
+from guard.engines.callback_errors import KeptError, is_from_signal_handler
 from guard.engines.llama_cpp import LlamaCppEngine
 from guard.records import Limits, Prompt
 from guard.review.store import Store
@@ -87,6 +89,58 @@ def test_a_signal_while_a_layer_is_copied_is_not_a_failed_capture(engine: LlamaC
     engine._tap._copy = interrupted  # type: ignore[method-assign]
     with pytest.raises(AlarmError):
         engine.generate(QUESTION, limits=Limits(max_tokens=8), observer=Recording())
+
+
+@pytest.mark.usefixtures("raising_handler")
+@pytest.mark.parametrize("place", ["pass", "layers", "score"])
+def test_what_a_signal_handler_raises_ends_a_guarded_call_and_the_policy_decides_nothing(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            if state["armed"]:
+                signal.raise_signal(signal.SIGALRM)
+            return function(*arguments)
+
+        return run
+
+    state = {"armed": True}
+    engine = AnsweringEngine(lambda _prompt, _number: ("yes", 0.1))
+    scorer = confidence_scorer(engine.model)
+    owner, name = {"pass": (engine, "on_feed"), "layers": (engine, "activations_at"), "score": (scorer, "score")}[place]
+    monkeypatch.setattr(owner, name, interrupted(getattr(owner, name)))
+    rules = "rules: [{accept: {below: 0.5}}, abstain]\non_error: {abstain: {text: dunno}}\n"
+    guard = Guard(engine, scorer, parse_policy(f"version: 1\nname: t\n{rules}"))
+    with pytest.raises(AlarmError, match="time is up"):
+        guard.ask("Where?")
+    state["armed"] = False
+    assert guard.ask("Where?").answer == "yes", "the engine is as it was"
+
+
+class Raising:
+    """Handlers of every kind."""
+
+    def method(self, *_: Any) -> None:
+        raise AlarmError
+
+    __call__ = method
+
+
+@pytest.mark.parametrize(
+    "handler", [Raising().method, Raising(), functools.partial(Raising().method, 1), lambda *_: Raising().method()]
+)
+def test_a_handler_of_any_kind_is_recognized_and_other_errors_are_not(handler: Any) -> None:
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(AlarmError) as caught:
+            signal.raise_signal(signal.SIGALRM)
+        assert is_from_signal_handler(caught.value)
+        assert not is_from_signal_handler(AlarmError())
+        with pytest.raises(ZeroDivisionError) as other:
+            _ = 1 / 0
+        assert not is_from_signal_handler(other.value)
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_the_first_exception_is_kept_and_raised_once() -> None:
