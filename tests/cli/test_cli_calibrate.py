@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,16 @@ def test_too_few_rows_are_said_before_the_model_is_loaded(tmp_path: Path) -> Non
     assert isinstance(done.exception, CalibrationError), done.output
     assert "20 questions are too few to fit and test a scorer" in str(done.exception)
     assert [path.name for path in tmp_path.iterdir()] == ["few.jsonl"]
+
+
+def test_a_missing_extra_is_named_before_anything_is_done(tmp_path: Path) -> None:
+    """After ``make demo`` this is what is missing."""
+    program = "import sys; sys.modules['lightgbm'] = None; from guard.cli import main; main()"
+    options = ["calibrate", "--data", "none.jsonl", "--out", "scorer.json"]
+    run = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 4, run.stderr
+    assert "pip install 'ilis-guard[calibrate]'" in run.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_enough_rows_pass() -> None:
