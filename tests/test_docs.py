@@ -61,6 +61,16 @@ def test_pages_use_the_fields_words(page: Path) -> None:
     assert re.findall(rf"\b(?:{'|'.join(DIALECT)})\b", text, re.IGNORECASE) == []
 
 
+@pytest.mark.parametrize("file", ["guard/**/*.py", "docs/evidence/notes.json", "policies/*.yaml", "examples/*.py"])
+def test_sources_use_the_fields_words(file: str) -> None:
+    """Docstrings, comments, messages and names."""
+    sources = list(ROOT.glob(file))
+    assert sources
+    text = re.compile(rf"\b(?:{'|'.join(DIALECT)})\b", re.IGNORECASE)
+    found = {str(source.relative_to(ROOT)): text.findall(source.read_text(encoding="utf-8")) for source in sources}
+    assert {name: words for name, words in found.items() if words} == {}
+
+
 def test_nothing_tells_users_to_install_the_other_distribution() -> None:
     """The name ``guard`` on the index belongs to another project, whose module would shadow ours."""
     command = [

@@ -42,6 +42,11 @@ def grade(question: Question, answer: str, *, grader: str | None = None) -> bool
 
     Raises:
         InputError: the grader is not known, cannot grade this question, or is code that the question names.
+
+    Examples:
+        >>> question = Question(id="1", question="What is the capital of France?", answers=("Paris",))
+        >>> grade(question, "It is Paris."), grade(question, "It is not Paris.")
+        (True, False)
     """
     named = grader or grader_for(question)
     if grader is None and ":" in named:
@@ -63,6 +68,10 @@ def grader_for(question: Question) -> str:
 
     ``choice`` where there are choices, ``regex`` where ``meta`` has an ``answer_regex``, ``number``
     where all accepted answers are numbers in digits, ``text`` for all others.
+
+    Examples:
+        >>> grader_for(Question(id="1", question="What is 2 + 3?", answers=("5",)))
+        'number'
     """
     if question.grader:
         return question.grader

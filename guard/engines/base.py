@@ -397,7 +397,7 @@ class BaseEngine(ABC):
         if len(forced) > room:
             raise PromptTooLongError(
                 f"The completion has {len(forced)} tokens with its end",
-                why=f"beside the prompt the context of {self.model.context_tokens} tokens has room for {room}",
+                why=f"after the prompt, the context of {self.model.context_tokens} tokens has room for {room}",
                 fix="Shorten the prompt or the answer, or build the engine with a larger context_tokens",
             )
         return forced

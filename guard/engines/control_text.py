@@ -157,7 +157,7 @@ def _cut(text: str, controls: ControlTexts, firsts: Mapping[str, str]) -> list[P
     if any(f"\\u{ord(stand_in):04x}" in text.lower() for stand_in in firsts):
         raise InputError(
             "The messages hold the text of a control token, which this chat template writes with escapes",
-            fix="Take such texts out of the messages, documents and tools",
+            fix="Remove such texts from the messages, documents and tools",
         )
     restored = "".join(firsts.get(character, character) for character in text)
     marks: list[tuple[int, int]] = []

@@ -215,7 +215,7 @@ class GgufHeader:
             raise ModelFileError(
                 f"{self.path}: the header needs {key}, a number above 0",
                 why=found,
-                fix="Use a file with a language model in it",
+                fix="Use a file that contains a language model",
             )
         return value
 

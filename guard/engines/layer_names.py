@@ -84,7 +84,7 @@ def _unsupported(names: Sequence[str], wanted: range, missing: Sequence[int]) ->
     return UnsupportedArchitectureError(
         what,
         why=f"the names found are {summarise(names)}",
-        fix="Use a decoder-only language model with its head on, or ask for this architecture to be added",
+        fix="Use a decoder-only language model with its output head, or ask for this architecture to be added",
     )
 
 

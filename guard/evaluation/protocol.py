@@ -305,7 +305,7 @@ def folds_of(group: NDArray[np.str_], wrong: NDArray[np.bool_], *, folds: int, s
     names, index = np.unique(group, return_inverse=True)
     if not 2 <= folds <= len(names):
         raise InputError(
-            f"{len(names)} different questions cannot be parted into {folds} folds",
+            f"{len(names)} different questions cannot be split into {folds} folds",
             fix="Take at least 2 folds, and at least as many questions of each set as folds.",
         )
     share_wrong = np.bincount(index, wrong) / np.bincount(index)
@@ -385,7 +385,7 @@ def _fit(method: Method, train: Table, *, seed: int) -> Fitted:
     if not len(train) or train.wrong.all() or not train.wrong.any():
         kind = "wrong" if len(train) and train.wrong.all() else "right"
         raise InputError(
-            "Nothing can be learnt from this training set",
+            "A score cannot be fitted on this training set",
             why=f"all of its {len(train)} answers are {kind}" if len(train) else "it is empty",
         )
     return method.fit(train, seed=seed)

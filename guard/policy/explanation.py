@@ -51,6 +51,12 @@ def explain(
 
     Raises:
         PolicyError: the policy has no such route, the score is no probability, or ood_score is no share.
+
+    Examples:
+        >>> from guard.policy import parse_policy
+        >>> policy = parse_policy("{version: 1, name: mine, rules: [{accept: {below: 0.3}}, {abstain: {}}]}")
+        >>> [step.why for step in explain(policy, 0.5)]
+        ['0.5 is not below 0.3', 'the first rule that holds']
     """
     if not 0.0 <= p_wrong <= 1.0:
         raise PolicyError(f"A score is a probability from 0 to 1, got {p_wrong}")

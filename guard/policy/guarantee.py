@@ -32,7 +32,7 @@ def refuse_guarantees(policy: Policy, *, caller: str) -> None:
         raise PolicyError(
             f"The policy {where(policy, route)} guarantees {guarantee}, and no certificate covers {caller}",
             why="its calls and prompts are not those that were certified",
-            fix="Ask by Guard, or write the threshold as a number",
+            fix="Ask through a Guard, or write the threshold as a number",
         )
 
 

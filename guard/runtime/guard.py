@@ -356,7 +356,7 @@ def _check_ood_scores(policy: Policy, own: Source, fallbacks: Mapping[str, Sourc
         if isinstance(source, Source) and source.scorer is not None and source.scorer.artefact.ood_detector is None:
             raise ScorerError(
                 f"The policy '{policy.name}' needs ood_score, which the scorer of '{source.name}' does not give",
-                why="it was fitted on too few answers, or put together without that part",
+                why="it was fitted on too few answers, or built without that part",
                 fix="Run guard calibrate on more questions, or remove 'out_of_distribution' from the policy",
             )
 

@@ -115,7 +115,13 @@ def load_scorer(path: str | Path) -> Scorer:
 
 
 def parse_scorer(data: bytes, *, where: str = "<scorer>") -> Scorer:
-    """Build a scorer from an artefact's bytes; see `load_scorer`."""
+    """Build a scorer from an artefact's bytes; see `load_scorer`.
+
+    Examples:
+        >>> from guard.scoring import shipped_scorer
+        >>> parse_scorer(shipped_scorer().read_bytes()).artefact.features
+        'combined'
+    """
     content, claimed = checked_json.parse(data, _KIND, where=where)
     try:
         scorer = Scorer(Artefact.model_validate(content))
@@ -127,7 +133,12 @@ def parse_scorer(data: bytes, *, where: str = "<scorer>") -> Scorer:
 
 
 def shipped_scorer() -> Path:
-    """Return the scorer for the embedded model (SmolLM2-135M-Instruct, Q4_1, on llama.cpp)."""
+    """Return the path of the scorer for the embedded model (SmolLM2-135M-Instruct, Q4_1, on llama.cpp).
+
+    Examples:
+        >>> shipped_scorer().name
+        'smollm2-135m-instruct-q4_1.json'
+    """
     return Path(str(files("guard") / "scoring" / "shipped" / "smollm2-135m-instruct-q4_1.json"))
 
 

@@ -163,7 +163,7 @@ class _Fold:
 
 
 def pairwise_kl(activations: NDArray[Any], *, temperature: float = 1.0) -> NDArray[Any]:
-    """Directed KL divergences between the layers' softmaxed activations.
+    """Return the directed KL divergences between the layers' softmaxed activations.
 
     KL(p_i || p_j) = A_j - A_i - p_i . (z_j - z_i), with z = x / temperature and A = logsumexp(z):
     one matrix product, and no clamping with an epsilon.
@@ -174,6 +174,11 @@ def pairwise_kl(activations: NDArray[Any], *, temperature: float = 1.0) -> NDArr
 
     Returns:
         shape (L, L), nats, non-negative, zero diagonal; entry i, j is KL(p_i || p_j).
+
+    Examples:
+        >>> layers = np.log([[0.5, 0.5], [0.75, 0.25]])
+        >>> pairwise_kl(layers).round(4).tolist()
+        [[0.0, 0.1438], [0.1308, 0.0]]
     """
     z = activations / activations.dtype.type(temperature)
     z -= z.max(axis=1, keepdims=True)

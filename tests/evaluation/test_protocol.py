@@ -71,7 +71,7 @@ def test_folds_never_part_a_question(rows: list[tuple[int, bool]], folds: int, s
     group = np.array([f"q{number}" for number, _ in rows])
     wrong = np.array([label for _, label in rows])
     if len(set(group)) < folds:
-        with pytest.raises(InputError, match="cannot be parted into"):
+        with pytest.raises(InputError, match="cannot be split into"):
             folds_of(group, wrong, folds=folds, seed=seed)
         return
     fold = folds_of(group, wrong, folds=folds, seed=seed)
@@ -232,7 +232,7 @@ def test_bad_runs_are_refused() -> None:
         within_dataset(table, [output(), output()])
     with pytest.raises(InputError, match="no method"):
         within_dataset(table, [])
-    with pytest.raises(InputError, match="9 different questions cannot be parted into 10 folds"):
+    with pytest.raises(InputError, match="9 different questions cannot be split into 10 folds"):
         within_dataset(table, [output()], folds=10)
     with pytest.raises(InputError, match="got only 'trivia'"):
         leave_one_dataset_out(table.take(np.flatnonzero(table.dataset == "trivia")), [output()])

@@ -302,7 +302,7 @@ _ALL = (
         max_tokens=8,
         citation="Zhao et al. 2018, WinoBias, arXiv:1804.06876, in the form of Orgad et al. 2024, arXiv:2410.02707",
         licence="MIT (both repositories)",
-        notes="Two choices in the order of the alphabet. The category tells type, and for or against the stereotype.",
+        notes="Two choices in alphabetical order. The category says the type, and for or against the stereotype.",
     ),
     NamedSet(
         name="imdb",
