@@ -147,7 +147,7 @@ def test_all_to_new_is_fitted_once_on_all_and_tested_on_new_questions_of_new_set
 
 def test_all_to_new_refuses_a_set_that_was_fitted_on_and_says_which_method_cannot_be_tested() -> None:
     table = made_table(SETS, n=30)
-    with pytest.raises(InputError, match=r"'trivia' is in the records and in the new ones: .* fitted on"):
+    with pytest.raises(InputError, match=r"'trivia' is in the records and in the new ones: .* used for fitting"):
         held_out_datasets(table, made_table(("law", "trivia"), n=9), [output()])
     new = made_table(("law",), n=30, seed=1)
     bare = MadeTable(new.dataset, new.wrong, new.group, {"output": new.signals["output"]})
