@@ -55,7 +55,7 @@ _REASONS = {
     "55P03": _LOCKED,
     "53100": _FULL,
     "25006": ("it is read-only", "Give a user and a server that may write"),
-    "42501": ("permission is denied", "Let this user create and change tables in the schema"),
+    "42501": ("permission is denied", "Open the store as the owner of its tables, and grant this user what it needs"),
 }
 
 

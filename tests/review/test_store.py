@@ -7,6 +7,7 @@ import importlib.util
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sqlite3
 import stat
@@ -60,6 +61,41 @@ def url(request: pytest.FixtureRequest, path: Path) -> str:
         connection.exec_driver_sql("CREATE SCHEMA public")
     engine.dispose()
     return scratch
+
+
+#: The statements of the page that says which rights an application needs.
+GRANTS = re.search(
+    r"```sql\n(.*?)```", (Path(__file__).parents[2] / "docs/how-to/review.md").read_text("utf-8"), re.DOTALL
+)
+
+
+@ON_POSTGRESQL
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_the_documented_role_can_do_the_work_and_cannot_touch_the_trail(url: str) -> None:
+    assert GRANTS is not None
+    with Store.open(url) as owner, owner._database.write() as connection:
+        for statement in filter(str.strip, GRANTS[1].split(";")):
+            connection.exec_driver_sql(statement)
+    with Store.open(
+        sa.make_url(url).set(username="guard_app", password="change this").render_as_string(hide_password=False)
+    ) as store:
+        first, second = (store.add(make_escalation(number)) for number in range(2))
+        store.add(make_escalation(0, decision_id="again"))
+        store.reject(second.id, reviewer="ann")
+        assert store.approve(first.id, reviewer="ann").status is ReviewStatus.APPROVED
+        assert len(store.repeats(first.id)) == 1
+        for statement in (
+            "ALTER TABLE reviews DISABLE TRIGGER USER",
+            "TRUNCATE review_events",
+            "DELETE FROM reviews",
+            "UPDATE review_events SET who = 'bob'",
+            "DROP TABLE review_repeats",
+        ):
+            with pytest.raises(StoreError, match="permission is denied"), store._database.write() as connection:
+                connection.exec_driver_sql(statement)
+    with Store.open(url) as owner, owner._database.write() as connection:
+        connection.exec_driver_sql("DROP OWNED BY guard_app")
+        connection.exec_driver_sql("DROP ROLE guard_app")
 
 
 @pytest.fixture
