@@ -23,6 +23,8 @@ name: service
 rules:
   - accept: {below: 0.5}
   - abstain: {text: I do not know.}
+on_error:
+  abstain: {text: I do not know.}
 routes:
   careful:
     rules: [accept: {below: 0.1}, abstain: {text: I do not know.}]

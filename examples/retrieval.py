@@ -47,6 +47,8 @@ name: texts
 rules:
   - accept: {below: 0.6}
   - abstain: {text: I do not know.}
+on_error:                     # an answer that is cut at its limit, too
+  abstain: {text: I do not know.}
 """
 RULES = parse_policy(POLICY)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,9 @@ from guard.scoring.scorer_file import Trees
 
 if TYPE_CHECKING:
     from guard.engines.llama_cpp import LlamaCppEngine
+
+# A process started in the background ignores Ctrl-C, and so do its children; tests of Ctrl-C need the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _RUN_TRIAL = trial_load.run_trial
 

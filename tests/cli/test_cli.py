@@ -118,7 +118,8 @@ def test_every_command_that_loads_a_model_takes_a_dtype(command: str, smollm2_pa
     del smollm2_path
     pytest.importorskip("pyarrow")
     rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"id": "1", "question": "What is the capital of France?", "answers": ["Paris"], "prompt": "Hi"}\n')
+    row = '{"id": "%d", "question": "What is %d + 1?", "answers": ["Paris"], "prompt": "Hi"}\n'
+    rows.write_text("".join(row % (number, number) for number in range(150)))  # as many as calibrate asks for
     asked = {"ask": ["Hi"], "score": [str(rows)]}.get(command, ["--data", str(rows), "--out", str(tmp_path / "out")])
     done = guard(command, *asked, "--dtype", "int4")
     assert done.returncode == 2, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,19 @@ def test_certify_counts_the_answers_of_a_function_as_the_command_does(
     assert result.certificate.coverage == 1.0, "a function's answer is always given"
 
 
-def test_record_writes_the_commands_file_from_the_same_journal(sums: Path, tmp_path: Path) -> None:
+class StoppedClock(datetime):
+    """Files hold the date at which they were written."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        return datetime(2026, 11, 25, tzinfo=tz)
+
+
+def test_record_writes_the_commands_file_from_the_same_journal(
+    sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Answers take different times in two runs, so both write from one journal: the function begins it."""
+    monkeypatch.setattr("guard.data.answers.datetime", StoppedClock)
     pytest.importorskip("llama_cpp")
     pytest.importorskip("pyarrow")
     model = write_tiny_gguf(tmp_path / "tiny.gguf")

@@ -168,7 +168,7 @@ def test_a_lens_that_differs_from_the_model_is_refused(tiny: Path, wrong: Any, m
     """The first has all of the entropy right and only the tokens wrong."""
     right = Lens._of
     monkeypatch.setattr(Lens, "_of", lambda reader: wrong(right(reader)))
-    with load(tiny) as engine, pytest.raises(InputError, match=r"not understood.*Record without it"):
+    with load(tiny) as engine, pytest.raises(InputError, match=r"does not match the model.*Record without it"):
         Lens.load(engine, tiny)
 
 

@@ -18,7 +18,7 @@ ALLOWED = (
     r"(the shared question sets|the copies of real sets) are not here",
     # langchain-tests skips what a model says that it cannot do; test_langchain_standard counts what ran.
     r"[Mm]odel .*(does not|doesn't) support",
-    r"does not support",
+    r"does not (explicitly )?support",
     r"not supported",
     r"Test requires .*",
     r"init_from_env_params not specified|Model is not serializable|VCR not set up",
