@@ -75,7 +75,7 @@ def forget(run: UUID) -> None:
 
 
 @dataclass(slots=True)
-class Answering:
+class AnswerWitness:
     """A model that is about to answer, and the guarded calls that would not know of it."""
 
     own: OpenCall | None = None
@@ -97,7 +97,7 @@ class Answering:
                 opened.possible.append(None if text is None else self._pieces)
 
 
-def begin(run: UUID | None, asked: str | None = None, *, decided: bool = False) -> Answering:
+def begin(run: UUID | None, asked: str | None = None, *, decided: bool = False) -> AnswerWitness:
     """Note that a model begins to answer.
 
     Args:
@@ -111,14 +111,14 @@ def begin(run: UUID | None, asked: str | None = None, *, decided: bool = False) 
             run = next((each for each, prompt in _announced.items() if prompt == asked), None)
         if run in _announced:
             del _announced[run]
-            return Answering()
+            return AnswerWitness()
         possible = tuple(_open)
     own = OPEN_CALL.get()
     if own is not None:
-        return Answering(own)
+        return AnswerWitness(own)
     if decided or _outside.get():
-        return Answering()
-    return Answering(None, possible)
+        return AnswerWitness()
+    return AnswerWitness(None, possible)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from guard.evaluation.predictions import (
 )
 from guard.evaluation.protocol import (
     Method,
-    Progress,
+    StepCallback,
     held_out_datasets,
     leave_one_dataset_out,
     pairwise_transfer,
@@ -77,7 +77,7 @@ def evaluate(
     *,
     new: Answers | None = None,
     shifted: Mapping[str, Answers] | None = None,
-    progress: Progress | None = None,
+    progress: StepCallback | None = None,
 ) -> ModelResult:
     """Run all protocols on one model's records.
 
@@ -131,7 +131,7 @@ def _predictions(
     parts: Sequence[Method],
     new: Answers | None,
     shifted: Mapping[str, Answers],
-    progress: Progress | None,
+    progress: StepCallback | None,
 ) -> list[Predictions]:
     """Return what all protocols but the samples say."""
     crossed = [method for method in methods if method.name in CROSSED]
@@ -208,7 +208,7 @@ def _digest(table: Answers) -> str:
     return sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def _sampled(table: Answers, *, seed: int, progress: Progress | None) -> list[Predictions]:
+def _sampled(table: Answers, *, seed: int, progress: StepCallback | None) -> list[Predictions]:
     """Methods that ask again beside those that do not, on the answers that were asked again."""
     asked = _asked_again(table)
     if len(asked) < MIN_SAMPLED:

@@ -29,7 +29,7 @@ from guard.scoring.scorer import Evaluator
 from guard.scoring.scorer_file import Model
 from guard.scoring.signature import FeatureSchema
 
-Columns = NDArray[np.float64]
+Doubles = NDArray[np.float64]
 
 #: Where in the depth of a model the linear probe looks; the best is chosen on the training answers.
 PROBE_DEPTHS = (0.4, 0.55, 0.7, 0.85)
@@ -74,7 +74,7 @@ class _FittedModel:
     model: Model
     schema: FeatureSchema
 
-    def p_wrong(self, table: Table) -> Columns:
+    def p_wrong(self, table: Table) -> Doubles:
         answers, model = _answers(table), self.model
         evaluator = Evaluator(model.base, model.trees, model.probe)
         rows = zip(answers.features(self.schema).astype(np.float64), answers.activations, strict=True)
@@ -95,7 +95,7 @@ class Regression:
     """
 
     name: str
-    columns: Callable[[Answers], Columns]
+    columns: Callable[[Answers], Doubles]
     kind: Kind = "baseline"
     passes: float = 1.0
     inverse_penalty: float = FEW
@@ -111,54 +111,54 @@ class Regression:
 @dataclass(frozen=True, slots=True)
 class _FittedRegression:
     model: Pipeline
-    columns: Callable[[Answers], Columns]
+    columns: Callable[[Answers], Doubles]
 
-    def p_wrong(self, table: Table) -> Columns:
+    def p_wrong(self, table: Table) -> Doubles:
         return np.asarray(self.model.predict_proba(self.columns(_answers(table)))[:, 1])
 
 
-def log_probabilities(answers: Answers) -> Columns:
+def log_probabilities(answers: Answers) -> Doubles:
     """Return mean, least, first and last log-probability, and mean, largest and first entropy."""
     return _group(answers, "logprob")
 
 
-def entropies(answers: Answers) -> Columns:
+def entropies(answers: Answers) -> Doubles:
     """Return mean, largest and first entropy."""
     return _group(answers, "logprob")[:, 4:]
 
 
-def margins(answers: Answers) -> Columns:
+def margins(answers: Answers) -> Doubles:
     """Return mean, least and first margin between the two most likely tokens."""
     return _group(answers, "margin")
 
 
-def lengths(answers: Answers) -> Columns:
+def lengths(answers: Answers) -> Doubles:
     """Return the logarithm of the number of tokens."""
     return _group(answers, "length")
 
 
-def log_maps(answers: Answers) -> Columns:
+def log_maps(answers: Answers) -> Doubles:
     """Return the signature's logarithm at temperature 1, of the first and the last token."""
     schema = FeatureSchema(layers=answers.layers, aggregates=("first", "last"), groups=("map",))
     return answers.features(schema).astype(np.float64)
 
 
-def lens_entropies(answers: Answers) -> Columns:
+def lens_entropies(answers: Answers) -> Doubles:
     """Return the entropy of the logit lens at each layer, first and last token (TriLens, residual stream)."""
     return _recorded(answers.lens, "lens")[:, :, 0].reshape(len(answers), -1).astype(np.float64)
 
 
-def lens_agreement(answers: Answers) -> Columns:
+def lens_agreement(answers: Answers) -> Doubles:
     """Return the generated token's log-probability in the logit lens of each layer, and whether it ranks first."""
     return _recorded(answers.lens, "lens")[:, :, 1:].reshape(len(answers), -1).astype(np.float64)
 
 
-def embedding_path(answers: Answers) -> Columns:
+def embedding_path(answers: Answers) -> Doubles:
     """Return lengths and angles of the steps between layers, last token and mean (chain-of-embedding)."""
     return _recorded(answers.path, "path").reshape(len(answers), -1).astype(np.float64)
 
 
-def update_geometry(answers: Answers) -> Columns:
+def update_geometry(answers: Answers) -> Doubles:
     """Return the angle of each MLP update to the sum of those before it, and its relative size (arXiv:2605.22864)."""
     columns = []
     for token in (0, 1):
@@ -198,11 +198,11 @@ class LinearProbe:
 class _LayerColumns:
     layer: int
 
-    def __call__(self, answers: Answers) -> Columns:
+    def __call__(self, answers: Answers) -> Doubles:
         return answers.activations[:, :2, self.layer].reshape(len(answers), -1).astype(np.float64)
 
 
-def _cross_validated(columns: Columns, wrong: NDArray[np.bool_], seed: int) -> float:
+def _cross_validated(columns: Doubles, wrong: NDArray[np.bool_], seed: int) -> float:
     folds = min(3, int(wrong.sum()), int((~wrong).sum()))
     if folds < 2:
         return 0.5
@@ -216,13 +216,13 @@ def _cross_validated(columns: Columns, wrong: NDArray[np.bool_], seed: int) -> f
 # -- asking again ------------------------------------------------------------------------------
 
 
-def agreement(answers: Answers) -> Columns:
+def agreement(answers: Answers) -> Doubles:
     """Return the share of the sampled answers that equal the given one (self-consistency)."""
     pairs = zip(answers.answer, _sampled(answers), strict=True)
     return np.array([[np.mean([_same(text, other) for other in others])] for text, others in pairs])
 
 
-def sampled_entropy(answers: Answers) -> Columns:
+def sampled_entropy(answers: Answers) -> Doubles:
     """Return the entropy of the sampled answers, with equal texts in one class.
 
     Semantic entropy has one class per meaning; for answers of a few words, that is nearly one class per text.
@@ -292,7 +292,7 @@ def _answers(table: Table) -> Answers:
     return table
 
 
-def _group(answers: Answers, group: str) -> Columns:
+def _group(answers: Answers, group: str) -> Doubles:
     return answers.features(FeatureSchema(layers=answers.layers, groups=(group,))).astype(np.float64)
 
 
@@ -306,11 +306,11 @@ def _regression(inverse_penalty: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, max_iter=1000))
 
 
-def _train(model: Pipeline, columns: Columns, wrong: NDArray[np.bool_]) -> None:
+def _train(model: Pipeline, columns: Doubles, wrong: NDArray[np.bool_]) -> None:
     if not 0 < wrong.sum() < len(wrong):
         raise InputError("All training answers are right, or all are wrong")
     model.fit(columns, wrong)
 
 
-def _probability(log_odds: Columns) -> Columns:
+def _probability(log_odds: Doubles) -> Doubles:
     return np.asarray(expit(log_odds))

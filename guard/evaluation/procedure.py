@@ -15,7 +15,7 @@ from guard.errors import InputError
 from guard.evaluation.evaluate import Plan, model_card
 from guard.evaluation.evaluate import evaluate as run_protocols
 from guard.evaluation.predictions import HELD_OUT, PROTOCOLS, SHIFT
-from guard.evaluation.protocol import Step, capped
+from guard.evaluation.protocol import ProtocolStep, capped
 from guard.evaluation.report import render
 from guard.evaluation.result import EvaluationResult, ModelCard, ModelResult, Note, Provenance
 from guard.files.output_file import check_writable
@@ -184,8 +184,8 @@ def _run(
     return models
 
 
-def _steps_of(table: Answers, progress: ProgressCallback) -> Callable[[Step], None]:
-    def report(step: Step) -> None:
+def _steps_of(table: Answers, progress: ProgressCallback) -> Callable[[ProtocolStep], None]:
+    def report(step: ProtocolStep) -> None:
         progress(Progress(f"{table.metadata['model.name']}: {step.setting}", step.done + 1, step.total))
 
     return report

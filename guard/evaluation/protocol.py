@@ -91,7 +91,7 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ProtocolStep:
     """The state that a progress callback gets before each piece of work.
 
     Attributes:
@@ -109,14 +109,14 @@ class Step:
     total: int
 
 
-Progress = Callable[[Step], None]
+StepCallback = Callable[[ProtocolStep], None]
 
 
 # -- protocols ---------------------------------------------------------------------------------
 
 
 def within_dataset(
-    table: Table, methods: Sequence[Method], *, folds: int = 5, seed: int = 0, progress: Progress | None = None
+    table: Table, methods: Sequence[Method], *, folds: int = 5, seed: int = 0, progress: StepCallback | None = None
 ) -> tuple[Predictions, ...]:
     """Cross-fit every method within each data set.
 
@@ -146,7 +146,7 @@ def within_dataset(
 
 
 def leave_one_dataset_out(
-    table: Table, methods: Sequence[Method], *, seed: int = 0, progress: Progress | None = None
+    table: Table, methods: Sequence[Method], *, seed: int = 0, progress: StepCallback | None = None
 ) -> tuple[Predictions, ...]:
     """Train on all data sets but one, test on that one.
 
@@ -165,7 +165,7 @@ def leave_one_dataset_out(
 
 
 def pairwise_transfer(
-    table: Table, methods: Sequence[Method], *, seed: int = 0, progress: Progress | None = None
+    table: Table, methods: Sequence[Method], *, seed: int = 0, progress: StepCallback | None = None
 ) -> tuple[Predictions, ...]:
     """Train on one data set, test on each other set; the diagonal is what `within_dataset` gives.
 
@@ -185,7 +185,7 @@ def pairwise_transfer(
 
 
 def held_out_datasets(
-    table: Table, new: Table, methods: Sequence[Method], *, seed: int = 0, progress: Progress | None = None
+    table: Table, new: Table, methods: Sequence[Method], *, seed: int = 0, progress: StepCallback | None = None
 ) -> tuple[Predictions, ...]:
     """Train on all data sets, test on each data set of another table.
 
@@ -210,7 +210,7 @@ def shift(
     *,
     folds: int = 5,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: StepCallback | None = None,
 ) -> tuple[Predictions, ...]:
     """Train on records of one precision or engine, test on those of others, within each data set.
 
@@ -344,13 +344,13 @@ def _checked(methods: Sequence[Method]) -> Sequence[Method]:
     return methods
 
 
-def _reporter(progress: Progress | None, setting: str, total: int) -> Callable[[str, str], None]:
+def _reporter(progress: StepCallback | None, setting: str, total: int) -> Callable[[str, str], None]:
     done = 0
 
     def report(method: str, test: str) -> None:
         nonlocal done
         if progress is not None:
-            progress(Step(setting=setting, method=method, test=test, done=done, total=total))
+            progress(ProtocolStep(setting=setting, method=method, test=test, done=done, total=total))
         done += 1
 
     return report

@@ -18,7 +18,7 @@ from guard.evaluation import figures
 from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.measures import AUROC, MEASURES, TRANSFER_MEASURES, Measure
 from guard.evaluation.predictions import HELD_OUT, LEAVE_ONE_OUT, PAIRWISE, SAMPLED, SHIFT, WITHIN
-from guard.evaluation.result import EvaluationResult, Missing, ModelResult, SettingResult, Verdict
+from guard.evaluation.result import ClaimVerdict, EvaluationResult, Missing, ModelResult, SettingResult
 
 #: Number of methods in figures with a panel per method; further methods are in a collapsed section.
 _IN_SIGHT = 6
@@ -245,7 +245,7 @@ def _signed(value: float | None) -> str:
     return "–" if value is None else ("+" if round(value, 3) > 0 else "") + _plain(value)
 
 
-def _verdict_class(verdict: Verdict) -> str:
+def _verdict_class(verdict: ClaimVerdict) -> str:
     return {"reached": "yes", "not reached": "no"}.get(verdict.outcome, "open")
 
 

@@ -21,7 +21,7 @@ from guard.evaluation.bootstrap import Estimate, Gain
 from guard.evaluation.measures import ReliabilityBin
 from guard.evaluation.protocol import Kind
 
-Outcome = Literal["reached", "not shown", "not reached", "not recorded"]
+ClaimOutcome = Literal["reached", "not shown", "not reached", "not recorded"]
 
 #: Where risk-coverage curves are drawn; below five in a hundred a few answers decide.
 COVERAGES = tuple(round(0.01 * each, 2) for each in range(5, 101))
@@ -70,7 +70,7 @@ class ModelCard:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class MethodScore:
     """One measure of one method: the mean over the cells of a protocol, whose number is ``cells``."""
 
     method: str
@@ -143,7 +143,7 @@ class SettingResult:
 
     setting: str
     cells: int
-    scores: tuple[Score, ...]
+    scores: tuple[MethodScore, ...]
     per_cell: tuple[CellScore, ...]
     comparisons: tuple[Comparison, ...]
     missing: tuple[Missing, ...]
@@ -152,7 +152,7 @@ class SettingResult:
     random: Curve | None
     reliability: tuple[Reliability, ...]
 
-    def score(self, method: str, measure: str) -> Score | None:
+    def score(self, method: str, measure: str) -> MethodScore | None:
         """Return the mean of one measure of one method; None where there is none."""
         found = (each for each in self.scores if (each.method, each.measure) == (method, measure))
         return next(found, None)
@@ -220,7 +220,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ClaimVerdict:
     """The result of testing a claim.
 
     Attributes:
@@ -234,7 +234,7 @@ class Verdict:
     claim: Claim
     against: str
     estimate: Estimate
-    outcome: Outcome
+    outcome: ClaimOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ class ModelResult:
     settings: tuple[SettingResult, ...]
     groups: tuple[GroupGain, ...]
     importance: Importance | None
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[ClaimVerdict, ...]
     draws: int
 
     def setting(self, name: str) -> SettingResult | None:

@@ -16,20 +16,20 @@ from guard.evaluation.result import (
     Ablation,
     CellScore,
     Claim,
+    ClaimOutcome,
+    ClaimVerdict,
     Comparison,
     Curve,
     DatasetCard,
     GroupGain,
     Importance,
     MethodCard,
+    MethodScore,
     Missing,
     ModelCard,
     ModelResult,
-    Outcome,
     Reliability,
-    Score,
     SettingResult,
-    Verdict,
 )
 from guard.scoring.metrics import Labels, Probabilities
 
@@ -130,7 +130,7 @@ def _setting(
     return SettingResult(
         setting=setting,
         cells=len(cells),
-        scores=tuple(Score(name, each, *found.mean(name, each)) for name in methods for each in measures),
+        scores=tuple(MethodScore(name, each, *found.mean(name, each)) for name in methods for each in measures),
         per_cell=tuple(
             CellScore(cell.train, cell.test, name, each, found.value(name, (cell.train, cell.test), each))
             for cell in cells
@@ -168,21 +168,21 @@ def _group_gains(setting: str, found: Bootstrap, ablations: Sequence[Ablation]) 
     ]
 
 
-def _verdict(claim: Claim, found: Bootstrap | None, methods: Sequence[MethodCard], own: str) -> Verdict:
+def _verdict(claim: Claim, found: Bootstrap | None, methods: Sequence[MethodCard], own: str) -> ClaimVerdict:
     """Compare the gain with the claim's margin; among several other methods, use the best one."""
     rivals = [claim.against] if claim.against else [card.name for card in methods if card.kind == "baseline"]
     gains = {name: found.gain(own, name, claim.measure).estimate for name in rivals} if found else {}
     recorded = {name: gain.value for name, gain in gains.items() if gain.value is not None}
     if found is None or not recorded:
-        return Verdict(claim, claim.against or "best baseline", Estimate(None, None, None), "not recorded")
+        return ClaimVerdict(claim, claim.against or "best baseline", Estimate(None, None, None), "not recorded")
     if claim.everywhere:
         gain, against = _worst_cell(found, own, rivals, claim.measure)
-        return Verdict(claim, against, gain, _outcome(claim, gain))
+        return ClaimVerdict(claim, against, gain, _outcome(claim, gain))
     against = min(recorded, key=lambda name: recorded[name])
-    return Verdict(claim, against, gains[against], _outcome(claim, gains[against]))
+    return ClaimVerdict(claim, against, gains[against], _outcome(claim, gains[against]))
 
 
-def _outcome(claim: Claim, gain: Estimate) -> Outcome:
+def _outcome(claim: Claim, gain: Estimate) -> ClaimOutcome:
     if gain.value is None or gain.value <= claim.margin:
         return "not reached"
     surest = gain.low if claim.certain else gain.value

@@ -21,7 +21,7 @@ from guard.evaluation.bootstrap import bootstrap, resamples
 from guard.evaluation.measures import AUROC, BRIER, ECE, MEASURES, Ranked
 from guard.evaluation.predictions import Predictions, predictions_from_json, predictions_to_json
 from guard.evaluation.protocol import (
-    Step,
+    ProtocolStep,
     capped,
     folds_of,
     held_out_datasets,
@@ -241,7 +241,7 @@ def test_bad_runs_are_refused() -> None:
 
 
 def test_progress_tells_each_step() -> None:
-    steps: list[Step] = []
+    steps: list[ProtocolStep] = []
     leave_one_dataset_out(made_table(SETS, n=20), [output(), local()], progress=steps.append)
     assert [(step.test, step.method) for step in steps] == [(name, m) for name in SETS for m in ("output", "local")]
     assert [step.done for step in steps] == list(range(6))
