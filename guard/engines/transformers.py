@@ -253,12 +253,12 @@ class TransformersEngine(BaseEngine):
         return self._end
 
     @contextmanager
-    def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[_Session]:
+    def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[_ModelSession]:
         lm = self._open()
         # Each flag by itself, not lm.eval(): parts may be frozen in eval mode, and train() may be
         # overridden to do more than set flags.
         training = [module for module in lm.modules() if module.training]
-        recorder = _Recorder(self._layers, self._info.width) if capture else None
+        recorder = _LayerRecorder(self._layers, self._info.width) if capture else None
         hooks: list[Any] = []
         try:
             for module in training:
@@ -266,7 +266,7 @@ class TransformersEngine(BaseEngine):
             if recorder is not None:
                 for layer, name in enumerate(self._layers):
                     hooks.append(lm.get_submodule(name).register_forward_hook(recorder.hook(layer)))
-            yield _Session(lm, recorder, interrupt, self._no_grad)
+            yield _ModelSession(lm, recorder, interrupt, self._no_grad)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -374,7 +374,7 @@ def _unreadable() -> InputError:
 # -- one request -------------------------------------------------------------------------------
 
 
-class _Recorder:
+class _LayerRecorder:
     """Keeps each layer's output at the last position, for the passes that it is armed for."""
 
     def __init__(self, names: Sequence[str], width: int) -> None:
@@ -419,13 +419,13 @@ class _Recorder:
         return rows
 
 
-class _Session:
+class _ModelSession:
     """One request's passes through a model, with its key-value cache."""
 
     def __init__(
         self,
         lm: Any,
-        recorder: _Recorder | None,
+        recorder: _LayerRecorder | None,
         interrupt: Interrupt,
         no_grad: Callable[[], AbstractContextManager[Any]],
     ) -> None:

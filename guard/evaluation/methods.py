@@ -24,7 +24,7 @@ from guard.calibration.fitting import Examples, Features, fit_model, schema_for
 from guard.data.answers import Answers
 from guard.data.graders import normalise
 from guard.errors import CalibrationError, InputError
-from guard.evaluation.protocol import Fitted, Kind, Method, Table
+from guard.evaluation.protocol import Fitted, Method, MethodKind, Table
 from guard.scoring.scorer import Evaluator
 from guard.scoring.scorer_file import Model
 from guard.scoring.signature import FeatureSchema
@@ -47,7 +47,7 @@ class Own:
     name: str = "guard"
     features: Features = "combined"
     without: tuple[str, ...] = ()
-    kind: Kind = "guard"
+    kind: MethodKind = "guard"
     passes: float = 1.0
 
     def fit(self, table: Table, *, seed: int) -> Fitted:
@@ -96,7 +96,7 @@ class Regression:
 
     name: str
     columns: Callable[[Answers], Doubles]
-    kind: Kind = "baseline"
+    kind: MethodKind = "baseline"
     passes: float = 1.0
     inverse_penalty: float = FEW
 
@@ -183,7 +183,7 @@ class LinearProbe:
     """
 
     name: str = "linear probe"
-    kind: Kind = "baseline"
+    kind: MethodKind = "baseline"
     passes: float = 1.0
 
     def fit(self, table: Table, *, seed: int) -> Fitted:

@@ -26,7 +26,7 @@ from guard.checked import checked_seed
 from guard.errors import InputError, ScorerError
 from guard.evaluation.predictions import HELD_OUT, LEAVE_ONE_OUT, PAIRWISE, SHIFT, WITHIN, Predictions
 
-Kind = Literal["guard", "baseline", "control", "reference"]
+MethodKind = Literal["guard", "baseline", "control", "reference"]
 
 #: Probabilities nearer than this count as equal; it keeps files small and reading them back exact.
 DECIMALS = 7
@@ -75,7 +75,7 @@ class Method(Protocol):
         """Short label, unique in a run."""
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> MethodKind:
         """guard's own, a baseline, a control (expected to be poor), or a costly reference."""
 
     @property

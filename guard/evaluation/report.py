@@ -42,7 +42,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PageRow:
     """One line of a table; ``own`` marks guard's method."""
 
     label: str
@@ -51,12 +51,12 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class PageTable:
     """A table of the page: column heads with the better direction, and rows."""
 
     caption: str
     head: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[PageRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +70,15 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class PageSection:
     """One protocol of one model on the page."""
 
     anchor: str
     title: str
     guide: str
-    tables: tuple[Table, ...]
+    tables: tuple[PageTable, ...]
     pictures: tuple[Picture, ...]
-    per_set: tuple[Table, ...]
+    per_set: tuple[PageTable, ...]
     missing: tuple[Missing, ...]
 
 
@@ -89,7 +89,7 @@ class Chapter:
     anchor: str
     title: str
     result: ModelResult
-    sections: tuple[Section, ...]
+    sections: tuple[PageSection, ...]
     pictures: tuple[Picture, ...]
 
 
@@ -120,10 +120,10 @@ def _chapter(number: int, result: ModelResult) -> Chapter:
     return Chapter(anchor, title, result, sections, tuple(_model_pictures(result)))
 
 
-def _section(anchor: str, result: ModelResult, setting: SettingResult) -> Section:
+def _section(anchor: str, result: ModelResult, setting: SettingResult) -> PageSection:
     measures = TRANSFER_MEASURES if setting.setting == PAIRWISE else MEASURES
     shifted = "Fitted on one precision or engine, tested on another, within each data set; no question is in both."
-    return Section(
+    return PageSection(
         anchor=f"{anchor}-{slug(setting.setting)}",
         title=setting.setting[0].upper() + setting.setting[1:],
         guide=_GUIDES.get(setting.setting, shifted),
@@ -147,20 +147,20 @@ def _merged(missing: Sequence[Missing]) -> tuple[Missing, ...]:
 # -- tables ------------------------------------------------------------------------------------
 
 
-def _means(result: ModelResult, setting: SettingResult, measures: Sequence[Measure]) -> Table:
+def _means(result: ModelResult, setting: SettingResult, measures: Sequence[Measure]) -> PageTable:
     cells = "pairs of training and test set" if setting.setting == PAIRWISE else "test sets"
     columns = []
     for measure in measures:
         found = [setting.score(card.name, measure.name) for card in result.methods]
         columns.append(_column([each.estimate if each else None for each in found], result, measure))
-    return Table(
+    return PageTable(
         caption=f"Mean over {setting.cells} {cells} with 95 % intervals; the best one-pass value is bold.",
         head=tuple(_unbroken(f"{measure.name}\u00a0{measure.arrow}") for measure in measures),
         rows=_rows(result, setting, columns),
     )
 
 
-def _per_set(result: ModelResult, setting: SettingResult, measure: Measure) -> Table:
+def _per_set(result: ModelResult, setting: SettingResult, measure: Measure) -> PageTable:
     """Make the table of one measure by test set."""
     values = {(each.method, each.test): each.value for each in setting.per_cell if each.measure == measure.name}
     sets = list(dict.fromkeys(each.test for each in setting.per_cell))
@@ -168,7 +168,7 @@ def _per_set(result: ModelResult, setting: SettingResult, measure: Measure) -> T
         _column([Estimate(values.get((card.name, name)), None, None) for card in result.methods], result, measure)
         for name in sets
     ]
-    return Table(
+    return PageTable(
         caption=f"{measure.name} {measure.arrow} by test set", head=tuple(sets), rows=_rows(result, setting, columns)
     )
 
@@ -189,16 +189,16 @@ def _column(estimates: Sequence[Estimate | None], result: ModelResult, measure: 
     return cells
 
 
-def _rows(result: ModelResult, setting: SettingResult, columns: Sequence[Sequence[Cell]]) -> tuple[Row, ...]:
+def _rows(result: ModelResult, setting: SettingResult, columns: Sequence[Sequence[Cell]]) -> tuple[PageRow, ...]:
     run = {score.method for score in setting.scores}
     return tuple(
-        Row(card.name, card.name == result.own, tuple(column[place] for column in columns))
+        PageRow(card.name, card.name == result.own, tuple(column[place] for column in columns))
         for place, card in enumerate(result.methods)
         if card.name in run
     )
 
 
-def _gains(result: ModelResult, setting: SettingResult) -> Table:
+def _gains(result: ModelResult, setting: SettingResult) -> PageTable:
     """Make the table of gains of guard's own method; a gain is bold where its interval is above zero."""
     gains = {(each.against, each.measure): each.gain for each in setting.comparisons}
     measures = list(dict.fromkeys(each.measure for each in setting.comparisons))
@@ -212,8 +212,8 @@ def _gains(result: ModelResult, setting: SettingResult) -> Table:
             sure = gain.estimate.low is not None and gain.estimate.low > 0
             wins = f"{gain.better} of {gain.cells}" if gain.cells else ""
             cells.append(Cell(_signed(gain.estimate.value), f"{_interval_text(gain.estimate)}\n{wins}".strip(), sure))
-        rows.append(Row(f"against {card.name}", False, tuple(cells)))
-    return Table(
+        rows.append(PageRow(f"against {card.name}", False, tuple(cells)))
+    return PageTable(
         caption=f"Gain of {result.own} over each method (above 0 is better, for any measure): mean "
         "difference, paired 95 % interval, and number of test sets with a gain; bold where the interval is above 0.",
         head=tuple(_unbroken(name) for name in measures),

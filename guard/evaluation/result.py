@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from guard.errors import InputError
 from guard.evaluation.bootstrap import Estimate, Gain
 from guard.evaluation.measures import ReliabilityBin
-from guard.evaluation.protocol import Kind
+from guard.evaluation.protocol import MethodKind
 
 ClaimOutcome = Literal["reached", "not shown", "not reached", "not recorded"]
 
@@ -42,7 +42,7 @@ class MethodCard:
     """
 
     name: str
-    kind: Kind
+    kind: MethodKind
     passes: float
     seconds: float | None
 

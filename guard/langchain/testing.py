@@ -95,7 +95,7 @@ def assert_nothing_leaks(
             raise InputError(f"There is no channel '{name}'", fix=did_you_mean(name, CHANNELS))
     seen = Seen()
     for name in chosen:
-        _run_channel(name, _Run(runnable, input, config or {}, name, seen))
+        _run_channel(name, _ChannelRun(runnable, input, config or {}, name, seen))
     hidden = secrets() if callable(secrets) else secrets
     asked = [text for _, text in _texts(input, "input", _MAX_DEPTH, set())]
     known = [*allowed, *asked]
@@ -120,7 +120,7 @@ def available_channels() -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _ChannelRun:
     """One run of the runnable for one channel."""
 
     runnable: Runnable[Any, Any]
@@ -136,7 +136,7 @@ class _Run:
         return merge_configs(self.config, {"callbacks": [handler]})
 
 
-def _run_channel(name: str, run: _Run) -> None:
+def _run_channel(name: str, run: _ChannelRun) -> None:
     """Run once, and record what is returned, raised, logged and printed."""
     printed = io.StringIO()
     logged = _Logged(run)
@@ -164,85 +164,85 @@ async def _finish(result: Awaitable[None]) -> None:
     await result
 
 
-def _invoke(run: _Run) -> None:
+def _invoke(run: _ChannelRun) -> None:
     run.see("output", run.runnable.invoke(run.input, run.config))
 
 
-async def _ainvoke(run: _Run) -> None:
+async def _ainvoke(run: _ChannelRun) -> None:
     run.see("output", await run.runnable.ainvoke(run.input, run.config))
 
 
-def _batch(run: _Run) -> None:
+def _batch(run: _ChannelRun) -> None:
     run.see("output", run.runnable.batch([run.input], run.config, return_exceptions=True))
 
 
-async def _abatch(run: _Run) -> None:
+async def _abatch(run: _ChannelRun) -> None:
     run.see("output", await run.runnable.abatch([run.input], run.config, return_exceptions=True))
 
 
-def _stream(run: _Run) -> None:
+def _stream(run: _ChannelRun) -> None:
     for chunk in run.runnable.stream(run.input, run.config):
         run.see("chunk", chunk)
 
 
-async def _astream(run: _Run) -> None:
+async def _astream(run: _ChannelRun) -> None:
     async for chunk in run.runnable.astream(run.input, run.config):
         run.see("chunk", chunk)
 
 
-def _transform(run: _Run) -> None:
+def _transform(run: _ChannelRun) -> None:
     for chunk in run.runnable.transform(iter([run.input]), run.config):
         run.see("chunk", chunk)
 
 
-def _events(version: Any) -> Callable[[_Run], Awaitable[None]]:
-    async def watch(run: _Run) -> None:
+def _events(version: Any) -> Callable[[_ChannelRun], Awaitable[None]]:
+    async def watch(run: _ChannelRun) -> None:
         async for event in run.runnable.astream_events(run.input, run.config, version=version):
             run.see(event["event"], event)
 
     return watch
 
 
-async def _log(run: _Run) -> None:
+async def _log(run: _ChannelRun) -> None:
     async for patch in run.runnable.astream_log(run.input, run.config):
         for operation in patch.ops:
             run.see("operation", operation)
 
 
-def _callbacks(run: _Run) -> None:
+def _callbacks(run: _ChannelRun) -> None:
     handler = _handler(BaseCallbackHandler, lambda name, values: run.see(name, values))
     run.see("output", run.runnable.invoke(run.input, run.config_for(handler)))
 
 
-def _stream_callbacks(run: _Run) -> None:
+def _stream_callbacks(run: _ChannelRun) -> None:
     handler = _handler(BaseCallbackHandler, lambda name, values: run.see(name, values))
     for chunk in run.runnable.stream(run.input, run.config_for(handler)):
         run.see("chunk", chunk)
 
 
-async def _async_callbacks(run: _Run) -> None:
+async def _async_callbacks(run: _ChannelRun) -> None:
     handler = _async_handler(lambda name, values: run.see(name, values))
     run.see("output", await run.runnable.ainvoke(run.input, run.config_for(handler)))
 
 
-async def _astream_callbacks(run: _Run) -> None:
+async def _astream_callbacks(run: _ChannelRun) -> None:
     handler = _async_handler(lambda name, values: run.see(name, values))
     async for chunk in run.runnable.astream(run.input, run.config_for(handler)):
         run.see("chunk", chunk)
 
 
-def _tracer(run: _Run) -> None:
+def _tracer(run: _ChannelRun) -> None:
     tracer = _Tracer(run)
     run.see("output", run.runnable.invoke(run.input, run.config_for(tracer)))
 
 
-async def _atracer(run: _Run) -> None:
+async def _atracer(run: _ChannelRun) -> None:
     tracer = _Tracer(run)
     async for chunk in run.runnable.astream(run.input, run.config_for(tracer)):
         run.see("chunk", chunk)
 
 
-def _debug(run: _Run) -> None:
+def _debug(run: _ChannelRun) -> None:
     before = get_debug()
     set_debug(True)
     try:
@@ -251,12 +251,12 @@ def _debug(run: _Run) -> None:
         set_debug(before)
 
 
-def _graph(run: _Run) -> None:
+def _graph(run: _ChannelRun) -> None:
     for chunk in _node_of(run).stream({"value": None}, run.config, stream_mode=_GRAPH_MODES, subgraphs=True):
         run.see("chunk", chunk)
 
 
-async def _agraph(run: _Run) -> None:
+async def _agraph(run: _ChannelRun) -> None:
     graph = _node_of(run)
     async for chunk in graph.astream({"value": None}, run.config, stream_mode=_GRAPH_MODES, subgraphs=True):
         run.see("chunk", chunk)
@@ -265,7 +265,7 @@ async def _agraph(run: _Run) -> None:
 _GRAPH_MODES = ["values", "updates", "messages", "custom", "debug"]
 
 #: Channels by which text can leave a runnable, by name.
-CHANNELS: Mapping[str, Callable[[_Run], Awaitable[None] | None]] = {
+CHANNELS: Mapping[str, Callable[[_ChannelRun], Awaitable[None] | None]] = {
     "invoke": _invoke,
     "ainvoke": _ainvoke,
     "batch": _batch,
@@ -288,7 +288,7 @@ CHANNELS: Mapping[str, Callable[[_Run], Awaitable[None] | None]] = {
 }
 
 
-def _node_of(run: _Run) -> Any:
+def _node_of(run: _ChannelRun) -> Any:
     """Return a graph in which the runnable is a step."""
     from langchain_core.runnables import RunnableLambda
     from langgraph.graph import START, StateGraph
@@ -323,7 +323,7 @@ def _async_handler(see: Callable[[str, Any], None]) -> Any:
 class _Tracer(BaseTracer):
     """Records each run as tracing services receive it, at its start and at its end."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: _ChannelRun) -> None:
         super().__init__()
         self._run = run
 
@@ -340,7 +340,7 @@ class _Tracer(BaseTracer):
 
 
 class _Logged(logging.Handler):
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: _ChannelRun) -> None:
         super().__init__(logging.DEBUG)
         self._run = run
 

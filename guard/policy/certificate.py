@@ -39,11 +39,11 @@ class CertificateError(PolicyError):
     """A certificate is missing, damaged, or not for this policy, model or scorer."""
 
 
-class _Part(BaseModel):
+class _CertificatePart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Answering(_Part):
+class Answering(_CertificatePart):
     """An engine's model, the scorer of its answers, and the options of its chat template."""
 
     model: Binding
@@ -51,7 +51,7 @@ class Answering(_Part):
     template_options: Facts = Field(default_factory=dict)
 
 
-class Fingerprint(_Part):
+class Fingerprint(_CertificatePart):
     """What a certificate is bound to: models, scorers and rules.
 
     Attributes:
@@ -84,7 +84,7 @@ class Fingerprint(_Part):
         return found
 
 
-class Certificate(_Part):
+class Certificate(_CertificatePart):
     """One risk guarantee and the threshold that meets it; figures as in `guard.certification.fixed_sequence.Certified`.
 
     Attributes:
@@ -140,7 +140,7 @@ class Certificate(_Part):
         )
 
 
-class _File(_Part):
+class _File(_CertificatePart):
     format: Literal["guard-certificate"]
     format_version: int
     certificates: Annotated[list[Certificate], FailFast(), Field(min_length=1, max_length=MAX_CERTIFICATES)]

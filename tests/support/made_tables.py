@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from guard.errors import InputError
-from guard.evaluation.protocol import Kind
+from guard.evaluation.protocol import MethodKind
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class MadeMethod:
 
     name: str
     columns: tuple[str, ...]
-    kind: Kind = "baseline"
+    kind: MethodKind = "baseline"
     passes: float = 1.0
     seen: list[frozenset[str]] = field(default_factory=list)
 

@@ -39,7 +39,7 @@ def call_model(
     config = ensure_config()
     config = patch_config(config, callbacks=get_callback_manager_for_config(config))
     input = _without_callbacks(request) if buffered else request
-    result = run_attempt(_Step(handler), input, config, attempt, stream=False, options={}, buffered=buffered)
+    result = run_attempt(_ModelStep(handler), input, config, attempt, stream=False, options={}, buffered=buffered)
     return _with_model_handlers(result, request) if buffered else result
 
 
@@ -51,12 +51,12 @@ async def acall_model(
     config = patch_config(config, callbacks=get_async_callback_manager_for_config(config))
     input = _without_callbacks(request) if buffered else request
     result = await arun_attempt(
-        _AsyncStep(handler), input, config, attempt, stream=False, options={}, buffered=buffered
+        _AsyncModelStep(handler), input, config, attempt, stream=False, options={}, buffered=buffered
     )
     return _with_model_handlers(result, request) if buffered else result
 
 
-class _Step(Runnable[Any, Any]):
+class _ModelStep(Runnable[Any, Any]):
     """An agent's model call as a runnable without its own run in traces."""
 
     def __init__(self, handler: Handler) -> None:
@@ -66,8 +66,8 @@ class _Step(Runnable[Any, Any]):
         return self._handler(input)
 
 
-class _AsyncStep(_Step):
-    """`_Step` for an agent that runs on an event loop."""
+class _AsyncModelStep(_ModelStep):
+    """`_ModelStep` for an agent that runs on an event loop."""
 
     def __init__(self, handler: AsyncHandler) -> None:
         self._async_handler = handler

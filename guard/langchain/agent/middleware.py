@@ -127,7 +127,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             ScorerError, EngineError: a declared fallback cannot be loaded.
         """
         super().__init__()
-        self._settings = _Settings(
+        self._settings = _MiddlewareSettings(
             as_named("fallbacks", fallbacks, "chat models"),
             as_named("handlers", handlers, HANDLERS),
             store,
@@ -334,7 +334,7 @@ def _undelivered_before_pause(call: AgentCall, error: EscalationError) -> Delive
 
 
 @dataclass(frozen=True, slots=True)
-class _Settings:
+class _MiddlewareSettings:
     """The settings of a middleware besides the policy and the route, which a run may change."""
 
     fallbacks: Mapping[str, BaseChatModel | TrustedFallback]

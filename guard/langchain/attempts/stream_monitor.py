@@ -53,11 +53,11 @@ class StreamMonitor:
             scorer: scores the tokens so far.
             observer: observer of the same answer.
         """
-        return _GrowingAnswer(scorer, observer, self).add
+        return _MonitoredAnswer(scorer, observer, self).add
 
 
 @dataclass(slots=True)
-class _GrowingAnswer:
+class _MonitoredAnswer:
     """The tokens so far; the observer has their activations."""
 
     scorer: Scorer
