@@ -16,7 +16,7 @@ import pytest
 ALLOWED = (
     r"root may (write anywhere|read everything)",
     r"(the shared question sets|the copies of real sets) are not here",
-    # langchain-tests skips what a model says that it cannot do; test_langchain_standard counts what ran.
+    # langchain-tests skips what a model says that it cannot do; the counts are in docs/how-to/langchain.md.
     r"[Mm]odel .*(does not|doesn't) support",
     r"does not (explicitly )?support",
     r"not supported",
