@@ -17,7 +17,8 @@ nox.options.error_on_missing_interpreters = False
 
 PYTHONS = ["3.11", "3.12", "3.13"]
 EXTRAS = "smollm2,transformers,int4,calibrate,evaluate,datasets,math,langchain,plots,postgresql"
-#: Each extra, and a program that uses what it brings.
+#: Each extra, and a program that uses what it brings. Not `transformers` and `int4`: an unpinned torch is several GB of
+#: CUDA libraries; the session `tests` installs both extras.
 USES = {
     "": "import guard; guard.load_policy('balanced'); print(guard.__version__)",
     "llama": "import guard.engines.llama_cpp",

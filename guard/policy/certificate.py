@@ -341,7 +341,7 @@ def _guarantee_changes(certificate: Certificate, guarantee: RiskGuarantee) -> li
 
 
 _AGAIN = "Certify it again: guard certify"
-_OTHER_RULES = "the rules, on_error, truncated, empty or the budget are others"
+_OTHER_RULES = "the rules, on_error, truncated, empty or the budget differs"
 
 
 def _changes(whose: str, there: Answering, here: Answering) -> list[str]:

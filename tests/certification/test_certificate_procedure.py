@@ -121,7 +121,7 @@ def test_a_run_goes_on_where_it_was_and_belongs_to_its_fingerprint(tmp_path: Pat
         assert attempted_rows(rows, journal) == whole, "the same as a run in one piece"
     changed = policy(LADDER.replace("times: 2", "times: 1"))
     with pytest.raises(
-        InputError, match=r"answers of another run.*the rules, on_error, truncated, empty or the budget are others"
+        InputError, match=r"answers of another run.*the rules, on_error, truncated, empty or the budget differs"
     ):
         TrialJournal(path, guard(trial_policy(changed), 1).fingerprint(changed))
 

@@ -201,14 +201,18 @@ def test_a_policy_that_risk_guarantees_nothing_ignores_certificates() -> None:
     [
         (LADDER.replace("0.05", "0.06"), {}, "max_error_rate was 0.05, is 0.06"),
         (LADDER.replace("0.9}", "0.8}"), {}, "confidence was 0.9, is 0.8"),
-        (LADDER.replace("times: 1", "times: 2"), {}, "the rules, on_error, truncated, empty or the budget are others"),
+        (
+            LADDER.replace("times: 1", "times: 2"),
+            {},
+            "the rules, on_error, truncated, empty or the budget differs",
+        ),
         (
             LADDER.replace("below: 0.6", "below: 0.7"),
             {},
-            "the rules, on_error, truncated, empty or the budget are others",
+            "the rules, on_error, truncated, empty or the budget differs",
         ),
-        (LADDER + "budget: {attempts: 3}\n", {}, "the rules, on_error, truncated, empty or the budget are others"),
-        (LADDER + "on_error: escalate\n", {}, "the rules, on_error, truncated, empty or the budget are others"),
+        (LADDER + "budget: {attempts: 3}\n", {}, "the rules, on_error, truncated, empty or the budget differs"),
+        (LADDER + "on_error: escalate\n", {}, "the rules, on_error, truncated, empty or the budget differs"),
         (LADDER, {"weights_sha256": "e" * 64}, "weights_sha256 was aaaaaaaaaaaa..., is eeeeeeeeeeee..."),
         (LADDER, {"quantization": "Q4_1"}, "quantization was none, is Q4_1"),
         (LADDER, {"chat_template_sha256": "f" * 64}, "chat_template_sha256"),
