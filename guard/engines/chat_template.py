@@ -2,7 +2,8 @@
 
 A template is a program that comes with the weights. It sees plain JSON values only, runs in jinja2's
 sandbox (`guard.engines.template_sandbox`), and does so in a process of its own that the kernel bounds
-in time and memory (`guard.engines.template_process`).
+in time and memory (`guard.engines.template_process`). Written here, because llama.cpp must give the same prompt, byte
+for byte, without transformers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Whose turn it is at an engine, and for how long: fair queueing, deadlines, cancellation."""
+"""Whose turn it is at an engine, and for how long: fair queueing, deadlines, cancellation.
+
+Written here, because no lock of the standard library is fair to threads and event loops at once.
+"""
 
 from __future__ import annotations
 

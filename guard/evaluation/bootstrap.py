@@ -4,6 +4,8 @@ Answers are resampled within each test set, by question, and all methods are mea
 difficulty of a set cancels out of a difference. Methods are not refitted and data sets are not resampled: an interval
 is about other answers to these data sets, not about other data sets. Each answer keeps its rank; a draw only changes
 its count.
+
+Written here, because SciPy's bootstrap has no clusters and recomputes each measure for every draw.
 """
 
 from __future__ import annotations

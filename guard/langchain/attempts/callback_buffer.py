@@ -3,6 +3,7 @@
 Streams, ``astream_events``, LangGraph's streams, tracers and all other listeners follow a chain through callbacks.
 During an attempt a recorder replaces all of them. If the attempt is accepted, the buffer is flushed: each event is sent
 with the ids, parents, tags and metadata that it was made with. Otherwise the buffer is dropped.
+Written here, because LangChain cannot hold callbacks back.
 
 Handlers attached to a step inside the chain (a model's own ``callbacks``, ``step.with_config``) are part of that step
 and see what it sees.
