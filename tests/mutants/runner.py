@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 LIST = Path(__file__).with_name("list.toml")
 
 #: What the tests need of the repository.
-COPIED = ("guard", "policies", "tests", "pyproject.toml")
+COPIED = ("guard", "policies", "tests", "docs", "pyproject.toml")
 
 #: pytest's exit codes: all tests passed, and some failed. Any other is a mistake in the list or the machine.
 PASSED, FAILED = 0, 1
