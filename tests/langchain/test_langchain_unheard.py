@@ -44,7 +44,7 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
 def _nothing_stays_open() -> Iterator[None]:
     yield
     assert not witness._open
-    assert not witness._told
+    assert not witness._announced
 
 
 def model(**settings: Any) -> ChatGuard:
