@@ -10,7 +10,7 @@ from rich.console import Console
 
 from guard.cli.evaluate import _tables
 from guard.evaluation.bootstrap import Estimate
-from guard.evaluation.result import CellScore, ModelResult, Score, SettingResult
+from guard.evaluation.result import CellScore, MethodScore, ModelResult, SettingResult
 
 #: What each method gets on three sets; "half" was not recorded on the easy one.
 VALUES = {
@@ -24,7 +24,11 @@ def shown(values: dict[str, dict[str, float]]) -> list[str]:
     setting = SettingResult(
         setting="within-dataset cross-validation",
         cells=3,
-        scores=tuple(Score(name, "AUROC", Estimate(None, None, None), len(sets)) for name, sets in values.items()),
+        scores=tuple(
+            MethodScore(name, "AUROC", Estimate(None, None, None), len(sets)) for name, sets in values.items()
+        ),
+            MethodScore(name, "AUROC", Estimate(None, None, None), len(sets)) for name, sets in values.items()
+        ),
         per_cell=tuple(
             CellScore(name, name, method, "AUROC", sets.get(name))
             for method, sets in values.items()
