@@ -27,8 +27,6 @@ def shown(values: dict[str, dict[str, float]]) -> list[str]:
         scores=tuple(
             MethodScore(name, "AUROC", Estimate(None, None, None), len(sets)) for name, sets in values.items()
         ),
-            MethodScore(name, "AUROC", Estimate(None, None, None), len(sets)) for name, sets in values.items()
-        ),
         per_cell=tuple(
             CellScore(name, name, method, "AUROC", sets.get(name))
             for method, sets in values.items()
