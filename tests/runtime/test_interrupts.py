@@ -30,6 +30,8 @@ from guard.records import Limits, Prompt
 from guard.review.store import Store
 from guard.scoring.scorer import Scorer
 
+pytestmark = pytest.mark.no_cover
+
 QUESTION = Prompt.chat("Where?")
 CONTEXT = 4096
 
