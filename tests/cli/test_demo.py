@@ -76,8 +76,10 @@ def test_an_answer_that_a_retry_gave_counts_as_it_came_out(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
     monkeypatch.setenv("COLUMNS", "80")
+    # The session's data folder holds the cases of other tests.
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr(Guard, "load", lambda **given: scripted_guard(given["store"]))
 
     def run(*arguments: str) -> str:
