@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.data.answers import Answers, concatenate
-from guard.evaluation.methods import Own
+from guard.evaluation.methods import GuardMethod
 from guard.evaluation.protocol import folds_of
 
 FOLDS = 5
@@ -30,7 +30,7 @@ def out_of_fold(table: Answers, *, seed: int) -> NDArray[np.float64]:
     scores = np.empty(len(table))
     for number in range(FOLDS):
         out = fold == number
-        fitted = Own().fit(table.take(np.flatnonzero(~out)), seed=seed)
+        fitted = GuardMethod().fit(table.take(np.flatnonzero(~out)), seed=seed)
         scores[out] = fitted.p_wrong(table.take(np.flatnonzero(out)))
     return scores
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # numpy takes 150 ms to load, and a prompt or a policy needs 
 
 #: An array of float32.
 Floats: TypeAlias = "NDArray[np.float32]"
+#: An array of float64.
+Doubles: TypeAlias = "NDArray[np.float64]"
 
 #: Where activations are read in a block: MLP output before the residual add, the block's output, or both, MLPs first.
 CapturePoint = Literal["mlp", "block", "mlp+block"]
@@ -181,10 +183,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What identifies a loaded model; a scorer is bound to these fields.
+    """What identifies a loaded model. A scorer file keeps what it is bound to as `guard.scoring.provenance.Binding`.
 
     Attributes:
-        name: for people; not part of the binding.
+        name: for people; a scorer is not bound to it.
         engine: ``llama.cpp`` or ``transformers``.
         architecture: the family the engine recognised, such as ``llama`` or ``qwen2``.
         quantization: such as ``Q4_1``, ``float32`` or ``int4``.
@@ -193,7 +195,7 @@ class ModelInfo:
         chat_template_sha256: of the template's text; of the empty string where there is none.
         layers: number of blocks whose MLP output is recorded (L).
         width: size of one MLP output (D).
-        context_tokens: how many tokens prompt and answer may have together.
+        context_tokens: how many tokens prompt and answer may have together; a scorer is not bound to it.
         template_date: the date that the chat template writes, as 2026-11-25; None where it writes none.
     """
 

@@ -12,7 +12,7 @@ from scripted import AnsweringEngine, confidence_scorer
 from guard.certification.fixed_sequence import Trials, find_threshold
 from guard.data.questions import Question, read_rows, split_questions
 from guard.errors import InputError
-from guard.evaluation.evaluate import Plan
+from guard.evaluation.evaluate import EvaluationPlan
 from guard.policy.policy import InvalidPolicyError, parse_policy
 from guard.records import Limits, Sampling
 from guard.runtime.guard import Guard
@@ -37,7 +37,7 @@ def chat(**settings: Any) -> Any:
         lambda seed: chat(temperature=0.5, seed=seed),
         lambda seed: chat(temperature=0.5).invoke("q", seed=seed),
         lambda seed: find_threshold(TRIALS, risk=0.5, confidence=0.5, seed=seed),
-        lambda seed: Plan(seed=seed),
+        lambda seed: EvaluationPlan(seed=seed),
         lambda seed: split_questions(ROWS, seed=seed, shares={"a": 0.5, "b": 0.5}),
         lambda seed: read_rows("nowhere.jsonl", seed=seed),
     ],

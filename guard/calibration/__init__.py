@@ -15,14 +15,14 @@ if TYPE_CHECKING:
         calibrate,
     )
     from guard.calibration.scorer_fit import (
-        Fitted,
+        FittedScorer,
         Labelled,
         fit_scorer,
     )
 
 __all__ = [
     "CalibrationResult",
-    "Fitted",
+    "FittedScorer",
     "Labelled",
     "calibrate",
     "fit_scorer",
@@ -36,7 +36,7 @@ __getattr__, __dir__ = lazy_face(
             "calibrate",
         ),
         "scorer_fit": (
-            "Fitted",
+            "FittedScorer",
             "Labelled",
             "fit_scorer",
         ),

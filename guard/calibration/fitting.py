@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import CalibrationError, missing_extra
-from guard.records import Floats
+from guard.records import Doubles, Floats
 from guard.scoring import probe
 from guard.scoring.scorer import log_odds_of
 from guard.scoring.scorer_file import Calibration, Linear, LinearProbe, Model, Trees, linear_of
@@ -38,8 +38,7 @@ except ImportError as error:
     raise missing_extra("lightgbm or scikit-learn", "calibrate") from error
 
 Features = Literal["combined", "ilis", "logprob"]
-Doubles = NDArray[np.float64]
-LogOdds = Doubles
+LogOdds: TypeAlias = Doubles
 
 #: Fewest answers, and fewest of each label, to fit anything.
 MIN_ANSWERS, MIN_CLASS = 40, 5

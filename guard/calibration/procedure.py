@@ -10,7 +10,14 @@ from typing import Any, Literal
 
 from guard import engines
 from guard.calibration.fitting import Features
-from guard.calibration.scorer_fit import Fitted, Labelled, check_enough_rows, check_parts, fit_scorer, split_labelled
+from guard.calibration.scorer_fit import (
+    FittedScorer,
+    Labelled,
+    check_enough_rows,
+    check_parts,
+    fit_scorer,
+    split_labelled,
+)
 from guard.checked import checked_choice, checked_seed
 from guard.data.graders import Grader, choose_grader
 from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
@@ -38,7 +45,7 @@ class CalibrationResult:
     """
 
     out: Path
-    fitted: Fitted
+    fitted: FittedScorer
     bad_rows: tuple[tuple[Path, BadRow], ...]
     skipped: tuple[Skipped, ...]
     other_models: Mapping[str, int]

@@ -18,7 +18,7 @@ from guard.data.questions import Row, split_questions
 from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import CalibrationError, InputError, did_you_mean
-from guard.scoring.metrics import AtThreshold, Gain, Metrics, Probabilities, at_thresholds, brier_gain, metrics_of
+from guard.scoring.metrics import AtThreshold, BrierGain, Metrics, Probabilities, at_thresholds, brier_gain, metrics_of
 from guard.scoring.ood import StoredOodDetector, fit_ood_detector
 from guard.scoring.provenance import Binding, DataSet, Prompting
 from guard.scoring.scorer import Evaluator, Scorer
@@ -41,7 +41,7 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FittedScorer:
     """A fitted scorer with its metrics on held-out questions.
 
     Attributes:
@@ -56,7 +56,7 @@ class Fitted:
     scorer: Scorer
     test: Metrics
     baseline: Metrics | None
-    brier_gain: Gain | None
+    brier_gain: BrierGain | None
     thresholds: tuple[AtThreshold, ...]
 
 
@@ -107,7 +107,7 @@ def fit_scorer(
     features: Features = "combined",
     without: Sequence[str] = (),
     seed: int = 0,
-) -> Fitted:
+) -> FittedScorer:
     """Fit, calibrate and test a scorer.
 
     Args:
@@ -163,7 +163,7 @@ def fit_scorer(
     compared = None if others is None else metrics_of(others, wrong)
     gain = None if others is None else brier_gain(scores, others, wrong)
     metrics = {"test": asdict(measured), **({"baseline": asdict(compared)} if compared else {})}
-    return Fitted(
+    return FittedScorer(
         Scorer(artefact.model_copy(update={"metrics": metrics})), measured, compared, gain, at_thresholds(scores, wrong)
     )
 

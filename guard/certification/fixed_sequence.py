@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from guard.checked import checked_seed
 from guard.errors import InputError
 from guard.policy.bounds import least_accepted, lower_bound, passes, percent, upper_bound
+from guard.records import Doubles
 
-Doubles = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 # The next six were selected by simulation, on scores of real and synthetic models, for coverage with 300 to 5,000

@@ -29,7 +29,7 @@ from guard.cli.terminal import shown
 
 if TYPE_CHECKING:
     from guard.calibration.procedure import CalibrationResult
-    from guard.scoring.metrics import AtThreshold, Gain, Metrics
+    from guard.scoring.metrics import AtThreshold, BrierGain, Metrics
 
 
 def calibrate(
@@ -145,7 +145,7 @@ def _cells(metrics: Metrics) -> list[str]:
     return [str(metrics.n), f"{metrics.wrong:.0%}", *(f"{value:.3f}" for value in values)]
 
 
-def _gain_line(gain: Gain) -> str:
+def _gain_line(gain: BrierGain) -> str:
     words = f"significantly {gain.verdict}" if gain.verdict in ("better", "worse") else gain.verdict
     interval = f"{gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
     return f"Brier against log-probabilities alone: {words} ({interval}; above 0 is better)."

@@ -39,7 +39,7 @@ _CIRCUMSTANCES = ("model.name", "model.context_tokens", "date", "machine", "vers
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Labelled answers of one model; a `guard.evaluation.protocol.Table`.
+    """Labelled answers of one model; a `guard.evaluation.protocol.AnswerTable`.
 
     Attributes:
         columns: columns of the whole table.

@@ -19,7 +19,7 @@ _RELATIVE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class StatedNumber:
     """A number as it was written.
 
     Attributes:
@@ -79,7 +79,7 @@ def is_number(text: str) -> bool:
     return NUMBER.fullmatch(text.strip()) is not None
 
 
-def same_number(said: Number, gold: Number) -> bool:
+def same_number(said: StatedNumber, gold: StatedNumber) -> bool:
     """Return whether two numbers are equal within a millionth and have no different units.
 
     A percent sign on one side only is taken for either meaning (50 or 0.5).
@@ -121,7 +121,7 @@ _MORE_AFTER = re.compile(
 )
 
 
-def stated_number(text: str) -> Number | None:
+def stated_number(text: str) -> StatedNumber | None:
     """Return the number that a text states as its answer; None in doubt.
 
     It is the first after the last "answer is", "answer:", "total is", "####" or ``\\boxed{``, or else the
@@ -185,7 +185,7 @@ def _is_difference(match: re.Match[str], before: str) -> bool:
     return left.isdigit() or left in tuple(")}%") or (left.isalpha() and sign != sign.strip())
 
 
-def _value(match: re.Match[str], text: str) -> Number | None:
+def _value(match: re.Match[str], text: str) -> StatedNumber | None:
     value = _decimal(match["digits"])
     if match["exponent"]:
         power = re.sub(r"\s?[x×*·⋅]\s?10\s?\^|[{}\seE]", "", match["exponent"]).replace("−", "-")
@@ -196,7 +196,7 @@ def _value(match: re.Match[str], text: str) -> Number | None:
     value = (value + float(match["whole"] or 0)) * _magnitude(match)
     if match["sign"] and match["sign"][0] != "+":
         value = -value
-    return Number(value, bool(match["percent"]), _unit(text[match.end() :])) if math.isfinite(value) else None
+    return StatedNumber(value, bool(match["percent"]), _unit(text[match.end() :])) if math.isfinite(value) else None
 
 
 def _decimal(digits: str) -> float:

@@ -1,6 +1,6 @@
 """How good scores are: measures, protocols, intervals, figures, one report.
 
-    records -> Table -> protocol (fit, predict) -> Predictions -> bootstrap -> summary -> result -> report
+    records -> AnswerTable -> protocol (fit, predict) -> Predictions -> bootstrap -> summary -> result -> report
 
 `protocol` says what a method and a table are, and fits and tests methods within sets, across sets and
 across engines or precisions; `measures` judges the probabilities that come out; `bootstrap` puts paired
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
         Predictions,
     )
     from guard.evaluation.protocol import (
+        AnswerTable,
         Method,
-        Table,
     )
     from guard.evaluation.report import (
         render,
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AnswerTable",
     "EvaluationResult",
     "Measure",
     "Method",
     "Predictions",
-    "Table",
     "measure_named",
     "methods_for",
     "render",
@@ -58,7 +58,7 @@ __getattr__, __dir__ = lazy_face(
         "predictions": ("Predictions",),
         "protocol": (
             "Method",
-            "Table",
+            "AnswerTable",
         ),
         "report": ("render",),
         "result": ("EvaluationResult",),

@@ -42,7 +42,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Gain:
+class PairedGain:
     """The gain of one method over another; above 0 is better, for measures of either direction.
 
     Attributes:
@@ -96,7 +96,7 @@ class Bootstrap:
         values, draws = self.values[row, defined, column], self.draws[row, defined, column]
         return self._estimate(values, draws, self.measures[column]), int(defined.sum())
 
-    def gain(self, method: str, against: str, measure: str, *, cell: tuple[str, str] | None = None) -> Gain:
+    def gain(self, method: str, against: str, measure: str, *, cell: tuple[str, str] | None = None) -> PairedGain:
         """Return the gain of the first method on the cells with results of both, or on one of them.
 
         Raises:
@@ -109,7 +109,7 @@ class Bootstrap:
         draws = sign * (self.draws[first, at, column] - self.draws[second, at, column])
         defined = ~np.isnan(values)
         estimate = self._estimate(values[defined], draws[defined], self.measures[column])
-        return Gain(estimate=estimate, better=int((values[defined] > 0).sum()), cells=int(defined.sum()))
+        return PairedGain(estimate=estimate, better=int((values[defined] > 0).sum()), cells=int(defined.sum()))
 
     def _estimate(self, values: NDArray[np.float64], draws: NDArray[np.float64], measure: Measure) -> Estimate:
         if not len(values):

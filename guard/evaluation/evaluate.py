@@ -12,7 +12,7 @@ import numpy as np
 from guard.checked import checked_seed, whole_number
 from guard.data.answers import Answers
 from guard.errors import InputError
-from guard.evaluation.methods import LinearProbe, Own, Regression, log_maps, methods_for
+from guard.evaluation.methods import GuardMethod, LinearProbeMethod, RegressionMethod, log_maps, methods_for
 from guard.evaluation.predictions import (
     HELD_OUT,
     LEAVE_ONE_OUT,
@@ -40,7 +40,7 @@ OWN = "guard"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EvaluationPlan:
     """The parts of an evaluation.
 
     Attributes:
@@ -73,7 +73,7 @@ CROSSED = (OWN, "log-probabilities", "linear probe", "ILIS")
 
 def evaluate(
     table: Answers,
-    plan: Plan,
+    plan: EvaluationPlan,
     *,
     new: Answers | None = None,
     shifted: Mapping[str, Answers] | None = None,
@@ -126,7 +126,7 @@ def evaluate(
 
 def _predictions(
     table: Answers,
-    plan: Plan,
+    plan: EvaluationPlan,
     methods: Sequence[Method],
     parts: Sequence[Method],
     new: Answers | None,
@@ -164,7 +164,7 @@ def claims(*, shifts: Sequence[str] = ()) -> tuple[Claim, ...]:
         for setting, where in ((LEAVE_ONE_OUT, ""), (HELD_OUT, " on new data sets"))
         for rival in rivals
     ]
-    probe = LinearProbe().name
+    probe = LinearProbeMethod().name
     paper = [
         Claim(
             "the paper's transfer margin over a probe: 2.86 points of AUPRC",
@@ -230,7 +230,7 @@ def _seconds(table: Answers, methods: Sequence[Method], *, seed: int) -> dict[st
     costs = {}
     for method in methods:
         sample = asked if method.kind == "reference" else some
-        if not len(sample) or len(np.unique(sample.wrong)) < 2 or (isinstance(method, Own) and method.without):
+        if not len(sample) or len(np.unique(sample.wrong)) < 2 or (isinstance(method, GuardMethod) and method.without):
             continue
         try:
             fitted = method.fit(sample, seed=seed)
@@ -244,7 +244,7 @@ def _seconds(table: Answers, methods: Sequence[Method], *, seed: int) -> dict[st
 
 def _importance(table: Answers, *, seed: int) -> Importance:
     """Return weights of the linear model over the signature's logarithm, first and last token together."""
-    fitted = Regression("map", log_maps, inverse_penalty=1e-4).fit(table, seed=seed)
+    fitted = RegressionMethod("map", log_maps, inverse_penalty=1e-4).fit(table, seed=seed)
     weights = np.abs(fitted.model[-1].coef_[0]).reshape(2, -1).sum(axis=0)  # type: ignore[attr-defined]
     values = np.zeros((table.layers, table.layers))
     values[~np.eye(table.layers, dtype=bool)] = weights

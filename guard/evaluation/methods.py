@@ -24,12 +24,11 @@ from guard.calibration.fitting import Examples, Features, fit_model, schema_for
 from guard.data.answers import Answers
 from guard.data.graders import normalise
 from guard.errors import CalibrationError, InputError
-from guard.evaluation.protocol import Fitted, Method, MethodKind, Table
+from guard.evaluation.protocol import AnswerTable, FittedMethod, Method, MethodKind
+from guard.records import Doubles
 from guard.scoring.scorer import Evaluator
 from guard.scoring.scorer_file import Model
 from guard.scoring.signature import FeatureSchema
-
-Doubles = NDArray[np.float64]
 
 #: Where in the depth of a model the linear probe looks; the best is chosen on the training answers.
 PROBE_DEPTHS = (0.4, 0.55, 0.7, 0.85)
@@ -41,7 +40,7 @@ FEW, MANY, PROBE = 1.0, 1e-2, 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class GuardMethod:
     """The score that `guard calibrate` fits."""
 
     name: str = "guard"
@@ -50,7 +49,7 @@ class Own:
     kind: MethodKind = "guard"
     passes: float = 1.0
 
-    def fit(self, table: Table, *, seed: int) -> Fitted:
+    def fit(self, table: AnswerTable, *, seed: int) -> FittedMethod:
         """Fit all parts; see `guard.calibration.fitting.fit_model`."""
         answers = _answers(table)
         schema = schema_for(self.features, layers=answers.layers, temperatures=(1.0,), without=self.without)
@@ -66,15 +65,15 @@ class Own:
             fitted = fit_model(examples, schema, features=self.features, seed=seed)
         except CalibrationError as error:
             raise InputError(str(error)) from error
-        return _FittedModel(fitted.model, schema)
+        return _FittedGuardMethod(fitted.model, schema)
 
 
 @dataclass(frozen=True, slots=True)
-class _FittedModel:
+class _FittedGuardMethod:
     model: Model
     schema: FeatureSchema
 
-    def p_wrong(self, table: Table) -> Doubles:
+    def p_wrong(self, table: AnswerTable) -> Doubles:
         answers, model = _answers(table), self.model
         evaluator = Evaluator(model.base, model.trees, model.probe)
         rows = zip(answers.features(self.schema).astype(np.float64), answers.activations, strict=True)
@@ -86,7 +85,7 @@ class _FittedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Regression:
+class RegressionMethod:
     """Logistic regression on standardised columns of an answer's signals.
 
     Attributes:
@@ -100,7 +99,7 @@ class Regression:
     passes: float = 1.0
     inverse_penalty: float = FEW
 
-    def fit(self, table: Table, *, seed: int) -> Fitted:
+    def fit(self, table: AnswerTable, *, seed: int) -> FittedMethod:
         """Fit the regression; the seed is not used."""
         del seed
         model = _regression(self.inverse_penalty)
@@ -113,7 +112,7 @@ class _FittedRegression:
     model: Pipeline
     columns: Callable[[Answers], Doubles]
 
-    def p_wrong(self, table: Table) -> Doubles:
+    def p_wrong(self, table: AnswerTable) -> Doubles:
         return np.asarray(self.model.predict_proba(self.columns(_answers(table)))[:, 1])
 
 
@@ -176,7 +175,7 @@ def update_geometry(answers: Answers) -> Doubles:
 
 
 @dataclass(frozen=True, slots=True)
-class LinearProbe:
+class LinearProbeMethod:
     """Logistic regression on one layer's activations of the first and last token.
 
     The layer is the one of `PROBE_DEPTHS` with the best AUROC over folds of the training answers.
@@ -186,12 +185,12 @@ class LinearProbe:
     kind: MethodKind = "baseline"
     passes: float = 1.0
 
-    def fit(self, table: Table, *, seed: int) -> Fitted:
+    def fit(self, table: AnswerTable, *, seed: int) -> FittedMethod:
         """Select the layer and fit."""
         answers = _answers(table)
         layers = sorted({int(depth * (answers.layers - 1)) for depth in PROBE_DEPTHS})
         best = max(layers, key=lambda layer: _cross_validated(_LayerColumns(layer)(answers), table.wrong, seed))
-        return Regression(self.name, _LayerColumns(best), inverse_penalty=PROBE).fit(table, seed=seed)
+        return RegressionMethod(self.name, _LayerColumns(best), inverse_penalty=PROBE).fit(table, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +252,10 @@ def methods_for(which: Which) -> tuple[Method, ...]:
         which: ``all`` single-pass methods; ``parts``: guard's own with each part left out;
             ``sampling``: those that ask again, and what they stand beside.
     """
-    own, base = Own(), Regression("log-probabilities", log_probabilities)
+    own, base = GuardMethod(), RegressionMethod("log-probabilities", log_probabilities)
     if which == "parts":
         return own, *(
-            Own(f"guard without {label}", without=without, kind="baseline")
+            GuardMethod(f"guard without {label}", without=without, kind="baseline")
             for label, without in (
                 ("the all-layer probe", ("activations",)),
                 ("the signature", ("map", "norms")),
@@ -266,27 +265,27 @@ def methods_for(which: Which) -> tuple[Method, ...]:
         )
     if which == "sampling":
         again = (("self-consistency (5 samples)", agreement), ("answer entropy (5 samples)", sampled_entropy))
-        return own, base, *(Regression(name, columns, kind="reference", passes=6.0) for name, columns in again)
+        return own, base, *(RegressionMethod(name, columns, kind="reference", passes=6.0) for name, columns in again)
     return (
         own,
         base,
-        Regression("entropy", entropies),
-        Regression("margin", margins),
-        LinearProbe(),
-        Own("ILIS", features="ilis", kind="baseline"),
-        Regression("ILIS map, linear", log_maps, inverse_penalty=1e-4),
-        Regression("lens entropies", lens_entropies, inverse_penalty=MANY),
-        Regression("lens agreement", lens_agreement, inverse_penalty=MANY),
-        Regression("chain of embedding", embedding_path, inverse_penalty=MANY),
-        Regression("update geometry", update_geometry, inverse_penalty=MANY),
-        Regression("length", lengths, kind="control"),
+        RegressionMethod("entropy", entropies),
+        RegressionMethod("margin", margins),
+        LinearProbeMethod(),
+        GuardMethod("ILIS", features="ilis", kind="baseline"),
+        RegressionMethod("ILIS map, linear", log_maps, inverse_penalty=1e-4),
+        RegressionMethod("lens entropies", lens_entropies, inverse_penalty=MANY),
+        RegressionMethod("lens agreement", lens_agreement, inverse_penalty=MANY),
+        RegressionMethod("chain of embedding", embedding_path, inverse_penalty=MANY),
+        RegressionMethod("update geometry", update_geometry, inverse_penalty=MANY),
+        RegressionMethod("length", lengths, kind="control"),
     )
 
 
 # -- parts -------------------------------------------------------------------------------------
 
 
-def _answers(table: Table) -> Answers:
+def _answers(table: AnswerTable) -> Answers:
     if not isinstance(table, Answers):
         raise InputError(f"These methods read recorded answers, got {type(table).__name__}")
     return table

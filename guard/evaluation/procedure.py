@@ -12,7 +12,7 @@ from guard.checked import checked_choice, whole_number
 from guard.data.answers import Answers, concatenate
 from guard.data.progress import Progress, ProgressCallback, ignore_progress
 from guard.errors import InputError
-from guard.evaluation.evaluate import Plan, model_card
+from guard.evaluation.evaluate import EvaluationPlan, model_card
 from guard.evaluation.evaluate import evaluate as run_protocols
 from guard.evaluation.predictions import HELD_OUT, PROTOCOLS, SHIFT
 from guard.evaluation.protocol import ProtocolStep, capped
@@ -90,7 +90,7 @@ def evaluate(
     if earlier:
         found = _joined([EvaluationResult.from_json(_text(file)) for file in earlier], title, texts)
     else:
-        plan = Plan(protocols=protocols, parts=parts, draws=draws, seed=seed)
+        plan = EvaluationPlan(protocols=protocols, parts=parts, draws=draws, seed=seed)
         models = _run(fresh, new, shifted, plan, per_set, progress)
         given: dict[str, object] = {
             "shift": shifted,
@@ -165,7 +165,7 @@ def _run(
     records: Sequence[Path],
     new: str | Path | None,
     shifts: Sequence[Path],
-    plan: Plan,
+    plan: EvaluationPlan,
     per_set: int | None,
     progress: ProgressCallback,
 ) -> list[ModelResult]:

@@ -32,7 +32,7 @@ MethodKind = Literal["guard", "baseline", "control", "reference"]
 DECIMALS = 7
 
 
-class Table(Protocol):
+class AnswerTable(Protocol):
     """Recorded answers as columns."""
 
     @property
@@ -53,13 +53,13 @@ class Table(Protocol):
         """Return the rows of these indices, in this order."""
 
 
-TableT = TypeVar("TableT", bound=Table)
+TableT = TypeVar("TableT", bound=AnswerTable)
 
 
-class Fitted(Protocol):
+class FittedMethod(Protocol):
     """A method after training."""
 
-    def p_wrong(self, table: Table) -> NDArray[np.float64]:
+    def p_wrong(self, table: AnswerTable) -> NDArray[np.float64]:
         """Return the calibrated probability that each answer is wrong, shape (n,).
 
         Raises:
@@ -82,7 +82,7 @@ class Method(Protocol):
     def passes(self) -> float:
         """Model passes in units of one answer: 1 costs nothing more, 6 means five further samples."""
 
-    def fit(self, table: Table, *, seed: int) -> Fitted:
+    def fit(self, table: AnswerTable, *, seed: int) -> FittedMethod:
         """Train on labelled answers.
 
         Raises:
@@ -116,7 +116,12 @@ StepCallback = Callable[[ProtocolStep], None]
 
 
 def within_dataset(
-    table: Table, methods: Sequence[Method], *, folds: int = 5, seed: int = 0, progress: StepCallback | None = None
+    table: AnswerTable,
+    methods: Sequence[Method],
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    progress: StepCallback | None = None,
 ) -> tuple[Predictions, ...]:
     """Cross-fit every method within each data set.
 
@@ -146,7 +151,7 @@ def within_dataset(
 
 
 def leave_one_dataset_out(
-    table: Table, methods: Sequence[Method], *, seed: int = 0, progress: StepCallback | None = None
+    table: AnswerTable, methods: Sequence[Method], *, seed: int = 0, progress: StepCallback | None = None
 ) -> tuple[Predictions, ...]:
     """Train on all data sets but one, test on that one.
 
@@ -165,7 +170,7 @@ def leave_one_dataset_out(
 
 
 def pairwise_transfer(
-    table: Table, methods: Sequence[Method], *, seed: int = 0, progress: StepCallback | None = None
+    table: AnswerTable, methods: Sequence[Method], *, seed: int = 0, progress: StepCallback | None = None
 ) -> tuple[Predictions, ...]:
     """Train on one data set, test on each other set; the diagonal is what `within_dataset` gives.
 
@@ -185,7 +190,12 @@ def pairwise_transfer(
 
 
 def held_out_datasets(
-    table: Table, new: Table, methods: Sequence[Method], *, seed: int = 0, progress: StepCallback | None = None
+    table: AnswerTable,
+    new: AnswerTable,
+    methods: Sequence[Method],
+    *,
+    seed: int = 0,
+    progress: StepCallback | None = None,
 ) -> tuple[Predictions, ...]:
     """Train on all data sets, test on each data set of another table.
 
@@ -204,8 +214,8 @@ def held_out_datasets(
 
 
 def shift(
-    train: Table,
-    shifted: Mapping[str, Table],
+    train: AnswerTable,
+    shifted: Mapping[str, AnswerTable],
     methods: Sequence[Method],
     *,
     folds: int = 5,
@@ -238,7 +248,7 @@ def shift(
         if not set(sets) & set(datasets_of(test)):
             known = ", ".join(sets)
             raise InputError(f"The tables of the shift {name!r} have no data set in common", why=f"trained on: {known}")
-    cells: dict[str, list[tuple[str, Table]]] = {}
+    cells: dict[str, list[tuple[str, AnswerTable]]] = {}
     for each in sets:
         parts = [(name, test.take(np.flatnonzero(test.dataset == each))) for name, test in shifted.items()]
         cells[each] = [(name, part) for name, part in parts if len(part)]
@@ -249,7 +259,7 @@ def shift(
             continue
         seen = train.take(np.flatnonzero(train.dataset == each))
         fold = folds_of(seen.group, seen.wrong, folds=folds, seed=seed)
-        fits: dict[tuple[str, int], Fitted | InputError] = {}
+        fits: dict[tuple[str, int], FittedMethod | InputError] = {}
         for name, new in tests:
             same = _folds_like(seen.group, fold, new.group)
             score = partial(_cross_fitted, train=seen, train_fold=fold, test=new, test_fold=same, seed=seed, fits=fits)
@@ -260,7 +270,7 @@ def shift(
 # -- parts of tables ---------------------------------------------------------------------------
 
 
-def datasets_of(table: Table) -> tuple[str, ...]:
+def datasets_of(table: AnswerTable) -> tuple[str, ...]:
     """Return the names of the data sets of a table, sorted.
 
     Raises:
@@ -322,7 +332,7 @@ def _folds_like(group: NDArray[np.str_], fold: NDArray[np.intp], other: NDArray[
     return np.array([known.get(name, 0) for name in other.tolist()], np.intp)
 
 
-def _several(table: Table) -> tuple[str, ...]:
+def _several(table: AnswerTable) -> tuple[str, ...]:
     sets = datasets_of(table)
     if len(sets) < 2:
         raise InputError(
@@ -360,7 +370,7 @@ def _predictions(
     setting: str,
     train: str,
     test: str,
-    rows: Table,
+    rows: AnswerTable,
     methods: Sequence[Method],
     score: Callable[[Method], NDArray[np.float64]],
     report: Callable[[str, str], None] | None,
@@ -381,7 +391,7 @@ def _predictions(
     )
 
 
-def _fit(method: Method, train: Table, *, seed: int) -> Fitted:
+def _fit(method: Method, train: AnswerTable, *, seed: int) -> FittedMethod:
     if not len(train) or train.wrong.all() or not train.wrong.any():
         kind = "wrong" if len(train) and train.wrong.all() else "right"
         raise InputError(
@@ -391,7 +401,7 @@ def _fit(method: Method, train: Table, *, seed: int) -> Fitted:
     return method.fit(train, seed=seed)
 
 
-def _fit_or_reason(method: Method, train: Table, *, seed: int) -> Fitted | InputError:
+def _fit_or_reason(method: Method, train: AnswerTable, *, seed: int) -> FittedMethod | InputError:
     try:
         return _fit(method, train, seed=seed)
     except InputError as error:
@@ -399,10 +409,10 @@ def _fit_or_reason(method: Method, train: Table, *, seed: int) -> Fitted | Input
 
 
 def _fits(
-    methods: Sequence[Method], train: Table, report: Callable[[str, str], None], *, seed: int
-) -> dict[str, Fitted | InputError]:
+    methods: Sequence[Method], train: AnswerTable, report: Callable[[str, str], None], *, seed: int
+) -> dict[str, FittedMethod | InputError]:
     """Return one training of each method, for tests on several sets."""
-    fits: dict[str, Fitted | InputError] = {}
+    fits: dict[str, FittedMethod | InputError] = {}
     for method in methods:
         report(method.name, "all other sets")
         fits[method.name] = _fit_or_reason(method, train, seed=seed)
@@ -412,10 +422,10 @@ def _fits(
 def _tested(
     setting: str,
     source: str,
-    train: Table,
-    tests: Table,
+    train: AnswerTable,
+    tests: AnswerTable,
     methods: Sequence[Method],
-    fits: Mapping[str, Fitted | InputError],
+    fits: Mapping[str, FittedMethod | InputError],
 ) -> Iterator[Predictions]:
     """What these fits say of each set of a table, without the questions of their training; none where none remain."""
     new = tests.take(np.flatnonzero(~np.isin(tests.group, train.group)))
@@ -424,26 +434,28 @@ def _tested(
         yield _predictions(setting, source, target, test, methods, partial(_applied, fitted=fits, test=test), None)
 
 
-def _applied(method: Method, *, fitted: Mapping[str, Fitted | InputError], test: Table) -> NDArray[np.float64]:
+def _applied(
+    method: Method, *, fitted: Mapping[str, FittedMethod | InputError], test: AnswerTable
+) -> NDArray[np.float64]:
     found = fitted[method.name]
     if isinstance(found, InputError):
         raise found
     return _scores(method, found, test)
 
 
-def _trained_and_tested(method: Method, *, train: Table, test: Table, seed: int) -> NDArray[np.float64]:
+def _trained_and_tested(method: Method, *, train: AnswerTable, test: AnswerTable, seed: int) -> NDArray[np.float64]:
     return _scores(method, _fit(method, train, seed=seed), test)
 
 
 def _cross_fitted(
     method: Method,
     *,
-    train: Table,
+    train: AnswerTable,
     train_fold: NDArray[np.intp],
-    test: Table,
+    test: AnswerTable,
     test_fold: NDArray[np.intp],
     seed: int,
-    fits: dict[tuple[str, int], Fitted | InputError] | None = None,
+    fits: dict[tuple[str, int], FittedMethod | InputError] | None = None,
 ) -> NDArray[np.float64]:
     """Score each fold by a fit on the others; fits that serve several tests are kept in ``fits``."""
     kept = {} if fits is None else fits
@@ -456,7 +468,7 @@ def _cross_fitted(
     return p_wrong
 
 
-def _scores(method: Method, fitted: Fitted, test: Table) -> NDArray[np.float64]:
+def _scores(method: Method, fitted: FittedMethod, test: AnswerTable) -> NDArray[np.float64]:
     p_wrong = np.asarray(fitted.p_wrong(test), np.float64)
     if p_wrong.shape != (len(test),) or not ((p_wrong >= 0) & (p_wrong <= 1)).all():
         raise ScorerError(

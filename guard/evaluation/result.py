@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from guard.errors import InputError
-from guard.evaluation.bootstrap import Estimate, Gain
+from guard.evaluation.bootstrap import Estimate, PairedGain
 from guard.evaluation.measures import ReliabilityBin
 from guard.evaluation.protocol import MethodKind
 
@@ -96,7 +96,7 @@ class Comparison:
 
     against: str
     measure: str
-    gain: Gain
+    gain: PairedGain
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class GroupGain:
     group: str
     setting: str
     measure: str
-    gain: Gain
+    gain: PairedGain
 
 
 @dataclass(frozen=True, slots=True)

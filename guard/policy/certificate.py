@@ -22,7 +22,7 @@ from guard.policy.bounds import percent, upper_bound
 from guard.policy.document import RiskGuarantee
 from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, guarantees, procedure_sha256, where
 from guard.policy.policy import Policy
-from guard.scoring.provenance import Binding, DataSet, Facts
+from guard.scoring.provenance import Binding, DataSet, PlainDict
 
 FORMAT: Literal["guard-certificate"] = "guard-certificate"
 FORMAT_VERSION = 1
@@ -48,7 +48,7 @@ class Answering(_CertificatePart):
 
     model: Binding
     scorer_sha256: Digest | None
-    template_options: Facts = Field(default_factory=dict)
+    template_options: PlainDict = Field(default_factory=dict)
 
 
 class Fingerprint(_CertificatePart):

@@ -68,7 +68,7 @@ def metrics_of(p_wrong: Probabilities, wrong: Labels) -> Metrics:
 
 
 @dataclass(frozen=True, slots=True)
-class Gain:
+class BrierGain:
     """By how much one score is better than another on the same answers, with a 95 % interval."""
 
     value: float
@@ -83,14 +83,14 @@ class Gain:
         return "better" if self.value > 0 else "worse"
 
 
-def brier_gain(p_wrong: Probabilities, other: Probabilities, wrong: Labels) -> Gain:
+def brier_gain(p_wrong: Probabilities, other: Probabilities, wrong: Labels) -> BrierGain:
     """Return how much lower the Brier score is than another score's, paired answer by answer; arrays of shape (n,).
 
     The interval is the normal one of a mean: differences of squared errors are bounded by 1.
     """
     gains = (other - wrong) ** 2 - (p_wrong - wrong) ** 2
     value, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
-    return Gain(value, value - 1.96 * error, value + 1.96 * error)
+    return BrierGain(value, value - 1.96 * error, value + 1.96 * error)
 
 
 #: Thresholds that are shown after calibration.

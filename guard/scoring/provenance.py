@@ -34,12 +34,15 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return value
 
 
-#: Facts for people and other tools, which scoring does not read.
-Facts = Annotated[dict[str, Any], AfterValidator(_plain)]
+#: JSON values for people and other tools; scoring does not read them.
+PlainDict = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class Binding(Part):
-    """What a scorer was fitted on; see `ModelInfo` for the fields."""
+    """What a scorer file is bound to: the fields of `ModelInfo` that must match, and the capture point.
+
+    `ModelInfo` describes a loaded model; its name and its context length may differ from those in calibration.
+    """
 
     engine: str
     architecture: str
@@ -76,7 +79,7 @@ class Prompting(Part):
     system: str
     max_tokens: Annotated[int, Field(ge=1)]
     #: Variables of the model's chat template, such as ``{"enable_thinking": false}``.
-    template_options: Facts = Field(default_factory=dict)
+    template_options: PlainDict = Field(default_factory=dict)
     #: Asked by a text to continue, as base models are (see `guard.data.prompts.completion_text`).
     completion: bool = False
 

@@ -21,7 +21,7 @@ from pydantic import (
 from guard.records import Floats
 from guard.scoring.arrays import array_from_text, array_to_text
 from guard.scoring.ood import StoredOodDetector
-from guard.scoring.provenance import Binding, DataSet, Facts, Part, Prompting
+from guard.scoring.provenance import Binding, DataSet, Part, PlainDict, Prompting
 from guard.scoring.signature import ACTIVATION_TOKENS, FeatureSchema
 
 FORMAT: Literal["guard-scorer"] = "guard-scorer"
@@ -32,7 +32,7 @@ MAX_BYTES, MAX_TREES, MAX_DEPTH = 32 * 2**20, 20_000, 64
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Numbers = Annotated[list[Number], FailFast()]  # without it, a million bad items are a million errors
-Values = TypeVar("Values", float, NDArray[np.float64])
+LogOddsT = TypeVar("LogOddsT", float, NDArray[np.float64])
 Integers = Annotated[list[int], FailFast()]
 
 
@@ -144,7 +144,7 @@ class Calibration(Part):
     slope: Annotated[Number, Field(gt=0)]
     intercept: Number
 
-    def log_odds(self, raw: Values) -> Values:
+    def log_odds(self, raw: LogOddsT) -> LogOddsT:
         """Return calibrated log-odds, of one answer or of an array."""
         return self.slope * raw + self.intercept
 
@@ -174,9 +174,9 @@ class Artefact(Part):
     data: Annotated[list[DataSet], FailFast()]
     split_sizes: dict[str, int]
     seed: int
-    settings: Facts
+    settings: PlainDict
     versions: dict[str, str]
-    metrics: Facts
+    metrics: PlainDict
     model: Model
     baseline: Model | None
     ood_detector: StoredOodDetector | None

@@ -21,7 +21,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 from guard.calibration import fitting
 from guard.calibration import scorer_fit as calibration
 from guard.calibration.fitting import Features
-from guard.calibration.scorer_fit import SPLIT_SHARES, Fitted, Labelled, fit_scorer, split_labelled
+from guard.calibration.scorer_fit import SPLIT_SHARES, FittedScorer, Labelled, fit_scorer, split_labelled
 from guard.data.questions import LabelledResponse, Question, Row
 from guard.data.recording import Journal, Record, Run, record_rows
 from guard.errors import CalibrationError, InputError
@@ -72,7 +72,7 @@ def splits_of(labelled: Sequence[Labelled]) -> dict[str, list[Labelled]]:
 
 def fit(
     labelled: Sequence[Labelled], *, features: Features = "combined", without: Sequence[str] = (), seed: int = 0
-) -> Fitted:
+) -> FittedScorer:
     return fit_scorer(splits_of(labelled), run=RUN, data=[], features=features, without=without, seed=seed)
 
 

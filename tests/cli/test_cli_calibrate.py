@@ -14,12 +14,12 @@ pytest.importorskip("sklearn")
 
 from typer.testing import CliRunner
 
-from guard.calibration.scorer_fit import AtThreshold, Fitted, check_enough_rows
+from guard.calibration.scorer_fit import AtThreshold, FittedScorer, check_enough_rows
 from guard.cli import app
 from guard.cli.calibrate import _gain_line, _print_thresholds
 from guard.data.questions import Question
 from guard.errors import CalibrationError
-from guard.scoring.metrics import Gain
+from guard.scoring.metrics import BrierGain
 
 
 def questions(count: int) -> list[Question]:
@@ -57,12 +57,12 @@ def test_enough_rows_pass() -> None:
 @pytest.mark.parametrize(
     ("gain", "said"),
     [
-        (Gain(0.02, 0.01, 0.03), "significantly better (+0.020, 95 % interval +0.010 to +0.030"),
-        (Gain(-0.02, -0.03, -0.01), "significantly worse (-0.020"),
-        (Gain(-0.01, -0.03, 0.01), "no significant difference (-0.010"),
+        (BrierGain(0.02, 0.01, 0.03), "significantly better (+0.020, 95 % interval +0.010 to +0.030"),
+        (BrierGain(-0.02, -0.03, -0.01), "significantly worse (-0.020"),
+        (BrierGain(-0.01, -0.03, 0.01), "no significant difference (-0.010"),
     ],
 )
-def test_noise_is_called_noise(gain: Gain, said: str) -> None:
+def test_noise_is_called_noise(gain: BrierGain, said: str) -> None:
     assert said in _gain_line(gain)
 
 
@@ -73,4 +73,4 @@ def test_thresholds_are_shown_at_the_end(capsys: pytest.CaptureFixture[str]) -> 
     assert "20 of 50" in shown
     assert "1 (5%)" in shown
     assert "guard certify" in shown
-    assert {"thresholds", "brier_gain"} <= set(Fitted.__dataclass_fields__)
+    assert {"thresholds", "brier_gain"} <= set(FittedScorer.__dataclass_fields__)

@@ -25,7 +25,7 @@ from guard.data.logit_lens import Lens
 from guard.data.questions import Question, Row
 from guard.data.recording import Journal, Run, record_rows
 from guard.errors import InputError
-from guard.evaluation.evaluate import CROSSED, MIN_SAMPLED, Plan, evaluate
+from guard.evaluation.evaluate import CROSSED, MIN_SAMPLED, EvaluationPlan, evaluate
 from guard.evaluation.methods import methods_for
 from guard.evaluation.protocol import leave_one_dataset_out
 
@@ -104,7 +104,7 @@ def test_methods_read_recorded_answers_only(answers: Answers) -> None:
 def test_an_evaluation_has_all_protocols_and_verdicts(answers: Answers) -> None:
     assert len(answers) >= MIN_SAMPLED
     other = Answers.whole(replace(answers.columns, metadata={**answers.columns.metadata, "model.quantization": "Q2_K"}))
-    result = evaluate(answers, Plan(draws=100, parts=False), shifted={"Q4 to Q2": other})
+    result = evaluate(answers, EvaluationPlan(draws=100, parts=False), shifted={"Q4 to Q2": other})
     settings = [setting.setting for setting in result.settings]
     assert settings[:4] == [
         "leave-one-dataset-out",
