@@ -22,9 +22,8 @@ if TYPE_CHECKING:  # numpy takes 150 ms to load, and a prompt or a policy needs 
     import numpy as np
     from numpy.typing import NDArray
 
-#: An array of float32.
+#: Arrays of float32 and of float64.
 Floats: TypeAlias = "NDArray[np.float32]"
-#: An array of float64.
 Doubles: TypeAlias = "NDArray[np.float64]"
 
 #: Where activations are read in a block: MLP output before the residual add, the block's output, or both, MLPs first.
