@@ -1,8 +1,9 @@
-"""Code in the documents runs: Python programs, policies, and the arguments of guard commands.
+"""Code in the documents runs: Python programs, policies, rows of data, and the arguments of guard commands.
 
 A Python block runs in the order of its page, in one namespace and one folder. A block that a comment
 ``<!-- not run: REASON -->`` stands before is compiled only, and its imports must exist; so are all blocks of a page
 that has ``<!-- python not run: REASON -->``. ``<!-- needs model -->`` runs a page's blocks on the embedded model.
+A block of a language that no test reads is an error.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -20,9 +22,14 @@ import typer.main
 from pages import NAMES, PAGES
 
 from guard.cli import app
+from guard.data.questions import read_rows
 from guard.policy import parse_policy
 
 FENCE = re.compile(r"((?:^<!-- [^\n]* -->\n+)?)^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+#: `sql` is run by tests/review/test_store.py. `text` is what commands print, with figures that vary.
+LANGUAGES = {"python", "yaml", "json", "toml", "console", "sql", "text"}
+#: What a part of a policy leaves out.
+REQUIRED = {"version": "1", "name": "part", "rules": "[abstain]"}
 #: Files that programs in the documents read.
 QUESTIONS = "".join(f'{{"question": "What is {n} + 1?", "answers": ["{n + 1}"]}}\n' for n in range(40))
 
@@ -93,30 +100,45 @@ def test_every_block_that_does_not_run_says_why() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_each_block_has_a_language_that_tests_read(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    found = [language for _, language, _ in FENCE.findall(text)]
+    assert 2 * len(found) == len(re.findall("^```", text, re.MULTILINE)), "a fence without a language"
+    assert set(found) <= LANGUAGES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_no_code_is_outside_fences(page: Path) -> None:
+    """Nothing would read an indented block."""
+    assert re.findall(r"\n\n {4}\S.*", FENCE.sub("", page.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_policies_in_the_documents_are_valid(page: Path) -> None:
+    """A block that shows a part of a policy is completed by what is required."""
     for mark, text in fenced(page, "yaml"):
-        if "not run: " not in mark and re.search(r"^(version|rules): ?", text, re.MULTILINE):
-            parse_policy(text if "version: " in text else f"version: 1\nname: part\n{text}")
+        if "not run: " in mark:
+            continue
+        missing = {key: value for key, value in REQUIRED.items() if not re.search(f"^{key}:", text, re.MULTILINE)}
+        parse_policy(text + "".join(f"{key}: {value}\n" for key, value in missing.items()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_rows_in_the_documents_are_read(page: Path, tmp_path: Path) -> None:
+    for _, text in fenced(page, "json"):
+        rows = re.sub(r"\n ", " ", text)  # a row that is broken over lines
+        file = tmp_path / "rows.jsonl"
+        file.write_text(rows, encoding="utf-8")
+        assert len(read_rows(file).rows) == len(rows.splitlines())
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The arguments of each guard command of a page: in console blocks, and in indented ones."""
-    for mark, language, text in FENCE.findall(page.read_text(encoding="utf-8")):
-        if language in ("console", "sh", "bash") and "not run: " not in mark:
-            yield from _commands(text)
-    outside = FENCE.sub("", page.read_text(encoding="utf-8"))
-    yield from _commands("\n".join(re.findall(r"^ {4}(.*)$", outside, re.MULTILINE)))
-
-
-def _commands(text: str) -> Iterator[list[str]]:
-    for line in text.replace("\\\n", " ").splitlines():
-        words = (
-            shlex.split(line.removeprefix("$ "), comments=True) if "guard " in line and line.count('"') % 2 == 0 else []
-        )
-        for sign in ("|", ">"):
-            words = words[: words.index(sign)] if sign in words and words.index(sign) > 0 else words
-        if words and words[0] in ("guard", ".venv/bin/guard"):
-            yield words[1:]
+    """The arguments of each guard command of a page's console blocks."""
+    for mark, text in fenced(page, "console"):
+        for line in text.replace("\\\n", " ").splitlines():
+            command = re.match(r"\$ (?:.* \| )?((?:\.venv/bin/)?guard [^|>]*)", line)
+            if command and "not run: " not in mark:
+                yield shlex.split(command[1], comments=True)[1:]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -137,4 +159,10 @@ def _parse(command: Any, name: str, words: list[str]) -> None:
 
 
 def test_commands_are_found() -> None:
-    assert sum(1 for page in PAGES for _ in commands(page)) > 20
+    assert sum(1 for page in PAGES for _ in commands(page)) > 30
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_settings_of_a_package_are_toml(page: Path) -> None:
+    for _, text in fenced(page, "toml"):
+        assert tomllib.loads(text)
