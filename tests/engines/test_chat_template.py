@@ -298,6 +298,7 @@ def test_processes_are_kept_warm_and_no_more_than_a_few() -> None:
     assert [idle._process.pid for idle in template_process._pool._idle] == warm
 
 
+@pytest.mark.no_cover
 def test_ctrl_c_while_a_template_renders_loses_only_that_rendering() -> None:
     """The half of a reply that is left in a pipe must never be read as the next prompt."""
     alarm = threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))

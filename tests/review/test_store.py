@@ -481,7 +481,7 @@ def test_killing_the_process_loses_no_accepted_case(path: Path) -> None:
         lines += process.stdout.readlines()
         assert process.wait() == -signal.SIGKILL
         accepted += [int(line) for line in lines if line.endswith("\n")]
-    assert len(accepted) > 100
+    assert len(accepted) >= 15, "three runs of four wait for their first case"
     assert raw(path, "PRAGMA integrity_check") == [("ok",)]
     with Store.open(path) as store:
         for number in accepted:
