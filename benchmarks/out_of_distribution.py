@@ -44,7 +44,7 @@ THRESHOLDS = (0.95, 0.99)
 #: Shares of the sets' answers: fit, calibrate, and the rest to look at.
 FIT, CALIBRATE = 0.5, 0.25
 
-Answers = dict[str, list[Signals]]
+SignalsBySet = dict[str, list[Signals]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def _arguments() -> argparse.Namespace:
 # -- answers -----------------------------------------------------------------------------------
 
 
-def _record(arguments: argparse.Namespace) -> tuple[Answers, Answers, dict[str, Any]]:
+def _record(arguments: argparse.Namespace) -> tuple[SignalsBySet, SignalsBySet, dict[str, Any]]:
     """Signals of the sets' answers and of the unlike inputs, by set and kind, and metadata of the run."""
     sets: dict[str, Sequence[Row]] = {}
     for file in arguments.data:
@@ -149,9 +149,9 @@ def _record(arguments: argparse.Namespace) -> tuple[Answers, Answers, dict[str, 
             return _answers(journal, sets), _answers(journal, unlike), metadata
 
 
-def _answers(journal: Journal, rows: Mapping[str, Sequence[Row]]) -> Answers:
+def _answers(journal: Journal, rows: Mapping[str, Sequence[Row]]) -> SignalsBySet:
     """Signals by set; rows that could not be put to the model (too long, say) are left out."""
-    found: Answers = {}
+    found: SignalsBySet = {}
     for name, members in rows.items():
         records = (journal.record(row_key(name, row)) for row in members)
         found[name] = [record.signals for record in records if isinstance(record, Record)]
@@ -179,7 +179,7 @@ class Division:
     known: NDArray[np.float64]
 
     @classmethod
-    def of(cls, usual: Answers, *, seed: int, without: str | None = None) -> Division:
+    def of(cls, usual: SignalsBySet, *, seed: int, without: str | None = None) -> Division:
         pool = [answer for name, answers in usual.items() if name != without for answer in answers]
         order = np.random.default_rng(seed).permutation(len(pool))
         cuts = [int(FIT * len(pool)), int((FIT + CALIBRATE) * len(pool))]
@@ -209,7 +209,7 @@ def _found(kind: str, answers: list[Signals], divisions: list[Division]) -> Foun
     )
 
 
-def _cost(usual: Answers) -> dict[str, Any]:
+def _cost(usual: SignalsBySet) -> dict[str, Any]:
     pool = [answer for answers in usual.values() for answer in answers]
     detector = fit_ood_detector(pool[::2], pool[1::2])
     times = []

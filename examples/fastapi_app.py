@@ -32,7 +32,7 @@ budget: {attempts: 1, seconds: 20}
 """
 
 
-class Question(BaseModel):
+class AskRequest(BaseModel):
     """What is asked."""
 
     question: str = Field(min_length=1, max_length=2000)
@@ -72,7 +72,7 @@ def create_app(scorer: Any = None) -> FastAPI:
         return JSONResponse({"error": str(error)}, status_code=code)
 
     @service.post("/ask")
-    async def ask(asked: Question, request: Request) -> Answer:
+    async def ask(asked: AskRequest, request: Request) -> Answer:
         guard: Guard = request.app.state.guard
         outcome = await guard.aask(asked.question, route=asked.route, limits=Limits(max_tokens=32))
         return Answer(

@@ -9,16 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.data_options import DataSpecs, GraderName, Journal, Limit, MaxTokens, OnBad, System, Tau
+from guard.cli.data_options import (
+    DataOption,
+    GraderOption,
+    JournalOption,
+    LimitOption,
+    MaxTokensOption,
+    OnBadOption,
+    SystemOption,
+    TauOption,
+)
 from guard.cli.output import (
-    AsJson,
-    ContextTokens,
-    Dtype,
-    Engine,
-    GpuLayers,
-    ModelName,
-    TemplateOptions,
-    Threads,
+    ContextOption,
+    DtypeOption,
+    EngineOption,
+    GpuLayersOption,
+    JsonOption,
+    ModelOption,
+    TemplateOption,
+    ThreadsOption,
     console,
     engine_options,
     print_json,
@@ -33,29 +42,29 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    data: DataSpecs,
+    data: DataOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="The scorer file to write.")],
-    model: ModelName = "smollm2",
-    engine: Engine = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
-    context: ContextTokens = None,
+    model: ModelOption = "smollm2",
+    engine: EngineOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
+    context: ContextOption = None,
     features: Annotated[str, typer.Option(help="combined, ilis (the published score alone) or logprob.")] = "combined",
-    grader: GraderName = None,
-    on_bad: OnBad = "stop",
-    limit: Limit = None,
+    grader: GraderOption = None,
+    on_bad: OnBadOption = "stop",
+    limit: LimitOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of samples, splits and trees.")] = 0,
-    system: System = None,
-    max_tokens: MaxTokens = None,
-    template_option: TemplateOptions = None,
+    system: SystemOption = None,
+    max_tokens: MaxTokensOption = None,
+    template_option: TemplateOption = None,
     without: Annotated[
         list[str] | None, typer.Option(help="Leave a part of the score out, such as map or activations; repeatable.")
     ] = None,
-    tau: Tau = None,
+    tau: TauOption = None,
     capture_point: Annotated[str, typer.Option(help="Where activations are read: mlp or block.")] = "mlp",
-    journal: Journal = None,
-    as_json: AsJson = False,
+    journal: JournalOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask labelled questions, fit a scorer on the answers, and print its metrics on held-out questions.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-DataSpecs = Annotated[
+DataOption = Annotated[
     list[str],
     typer.Option(
         "--data",
@@ -16,20 +16,24 @@ DataSpecs = Annotated[
         help="JSON Lines file (.gz too), or a named set: NAME@FOLDER or hub:NAME; repeatable.",
     ),
 ]
-GraderName = Annotated[
+GraderOption = Annotated[
     str | None,
     typer.Option("--grader", help="text, number, choice, regex or module:function; by default each row's own."),
 ]
-OnBad = Annotated[str, typer.Option("--on-bad", help="What to do with bad rows: stop or skip.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Maximal number of rows of each set, drawn by seed.")]
-System = Annotated[
+OnBadOption = Annotated[str, typer.Option("--on-bad", help="What to do with bad rows: stop or skip.")]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Maximal number of rows of each set, drawn by seed.")
+]
+SystemOption = Annotated[
     str | None, typer.Option("--system", help="System message of every question; empty for none. By default the set's.")
 ]
-MaxTokens = Annotated[
+MaxTokensOption = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="Token limit of an answer. By default the set's, mostly 32.")
 ]
-Tau = Annotated[
+TauOption = Annotated[
     list[float] | None,
     typer.Option("--tau", help="Temperature of the signature's softmax, by default 1; repeatable."),
 ]
-Journal = Annotated[Path | None, typer.Option("--journal", help="Where answers are kept; by default OUT.journal.")]
+JournalOption = Annotated[
+    Path | None, typer.Option("--journal", help="Where answers are kept; by default OUT.journal.")
+]

@@ -9,12 +9,12 @@ import typer
 
 from guard.cli.ask import trail
 from guard.cli.output import (
-    AsJson,
-    ContextTokens,
-    GpuLayers,
-    PolicyName,
-    StoreUrl,
-    Threads,
+    ContextOption,
+    GpuLayersOption,
+    JsonOption,
+    PolicyOption,
+    StoreOption,
+    ThreadsOption,
     console,
     engine_options,
     print_json,
@@ -34,13 +34,13 @@ _BESIDE = 2 + 2 + 5 + 2 + 13 + 2 + 8
 
 
 def demo(
-    policy: PolicyName = "balanced",
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
-    context: ContextTokens = None,
-    store: StoreUrl = None,
+    policy: PolicyOption = "balanced",
+    threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
+    context: ContextOption = None,
+    store: StoreOption = None,
     svg: Annotated[Path | None, typer.Option(help="Also write what is shown as a picture.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask the embedded model a dozen questions, and show what guard does with each answer and whether it is right.
 

@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from guard.cli.output import (
-    AsJson,
-    ContextTokens,
-    Dtype,
-    Engine,
-    GpuLayers,
-    ModelName,
-    ScorerFile,
-    Threads,
+    ContextOption,
+    DtypeOption,
+    EngineOption,
+    GpuLayersOption,
+    JsonOption,
+    ModelOption,
+    ScorerOption,
+    ThreadsOption,
     console,
     engine_options,
     print_json,
@@ -48,15 +48,15 @@ class Check:
 
 
 def doctor(
-    model: ModelName = "smollm2",
-    scorer: ScorerFile = None,
-    engine: Engine = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
-    context: ContextTokens = None,
+    model: ModelOption = "smollm2",
+    scorer: ScorerOption = None,
+    engine: EngineOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
+    context: ContextOption = None,
     load: Annotated[bool, typer.Option(help="Load the model and answer one question.")] = True,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check this installation. Exit code 4 when the model or its scorer does not work."""
     checks = [_python(), *_packages(), _cpu(), _store()]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guard.cli.output import AsJson, console, print_json
+from guard.cli.output import JsonOption, console, print_json
 from guard.cli.progress import ProgressBars
 from guard.cli.terminal import shown
 
@@ -48,7 +48,7 @@ def evaluate(
         list[Path] | None,
         typer.Option("--from", help="Show the numbers of an earlier evaluation, in place of records; repeatable."),
     ] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare guard's score with others on recorded answers: within data sets, across them, under shifts."""
     from guard.evaluation.procedure import evaluate as run

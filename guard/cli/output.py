@@ -16,18 +16,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 #: Options that several commands share.
-ModelName = Annotated[
+ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="GGUF file, model folder, or smollm2 (the embedded model).")
 ]
-ScorerFile = Annotated[
+ScorerOption = Annotated[
     str | None, typer.Option("--scorer", "-s", help="What guard calibrate wrote; not needed for smollm2.")
 ]
-PolicyName = Annotated[str, typer.Option("--policy", "-p", help="Policy file or built-in name.")]
-CertificateFile = Annotated[
+PolicyOption = Annotated[str, typer.Option("--policy", "-p", help="Policy file or built-in name.")]
+CertificateOption = Annotated[
     str | None, typer.Option("--certificate", help="What guard certify wrote; by default what the policy names.")
 ]
-Engine = Annotated[str | None, typer.Option("--engine", help="llama.cpp or transformers, where both can load it.")]
-TemplateOptions = Annotated[
+EngineOption = Annotated[
+    str | None, typer.Option("--engine", help="llama.cpp or transformers, where both can load it.")
+]
+TemplateOption = Annotated[
     list[str] | None,
     typer.Option(
         "--template-option",
@@ -35,19 +37,19 @@ TemplateOptions = Annotated[
         help="Variable of the model's chat template, such as enable_thinking=false; repeatable.",
     ),
 ]
-Dtype = Annotated[
+DtypeOption = Annotated[
     str | None, typer.Option("--dtype", help="Of transformers: float32 (by default), bfloat16, float16 or int4.")
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; by default one a core.")]
-GpuLayers = Annotated[
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; by default one a core.")]
+GpuLayersOption = Annotated[
     int | None,
     typer.Option("--gpu-layers", min=-1, help="Of llama.cpp: layers on the GPU; by default (-1) all, 0 for none."),
 ]
-ContextTokens = Annotated[
+ContextOption = Annotated[
     int | None,
     typer.Option("--context", min=1, help="Tokens of prompt and answer together; by default 4096 or what fits."),
 ]
-Fallbacks = Annotated[
+FallbackOption = Annotated[
     list[str] | None,
     typer.Option(
         "--fallback",
@@ -55,8 +57,8 @@ Fallbacks = Annotated[
         help="A function of your own that answers where the policy falls back to NAME; repeatable.",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force-scorer", help="Use a scorer of another model; scores are marked.")]
-StoreUrl = Annotated[
+ForceOption = Annotated[bool, typer.Option("--force-scorer", help="Use a scorer of another model; scores are marked.")]
+StoreOption = Annotated[
     str | None,
     typer.Option(
         "--store",
@@ -64,7 +66,7 @@ StoreUrl = Annotated[
         help="SQLite file or database URL; by default $GUARD_STORE, else reviews.db in your data folder.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def template_options(given: list[str] | None) -> dict[str, Any] | None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.output import AsJson, CertificateFile, console, print_json
+from guard.cli.output import CertificateOption, JsonOption, console, print_json
 from guard.cli.terminal import one_line, say, shown
 from guard.errors import InputError, PolicyError, did_you_mean
 
 if TYPE_CHECKING:
-    from guard.policy.explanation import Step
+    from guard.policy.explanation import ExplainedRule
     from guard.policy.policy import Policy
     from guard.records import Decision
 
@@ -24,15 +24,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-PolicySource = Annotated[str, typer.Argument(metavar="POLICY", help="A policy file, or the name of a built-in policy.")]
+PolicyArgument = Annotated[
+    str, typer.Argument(metavar="POLICY", help="A policy file, or the name of a built-in policy.")
+]
 
 
 @app.command()
 def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Policy files, or names of built-in policies.")],
     *,
-    certificate: CertificateFile = None,
-    as_json: AsJson = False,
+    certificate: CertificateOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Check policies; print one line per mistake, with file, line and column. Exit code 2 if any.
 
@@ -51,7 +53,7 @@ def check(
 
 
 @app.command()
-def schema(*, as_json: AsJson = False) -> None:
+def schema(*, as_json: JsonOption = False) -> None:
     """Print the JSON Schema of policy files, for editors."""
     from guard.policy.policy import json_schema
 
@@ -63,7 +65,7 @@ def schema(*, as_json: AsJson = False) -> None:
 
 @app.command()
 def explain(
-    policy: PolicySource,
+    policy: PolicyArgument,
     *,
     score: Annotated[float, typer.Option(metavar="P", help="Probability of the answer being wrong, from 0 to 1.")],
     ood_score: Annotated[
@@ -72,8 +74,8 @@ def explain(
     ] = None,
     route: Annotated[str | None, typer.Option(metavar="ROUTE", help="Route that the caller names.")] = None,
     tool: Annotated[str | None, typer.Option(metavar="TOOL", help="Tool that the answer calls.")] = None,
-    certificate: CertificateFile = None,
-    as_json: AsJson = False,
+    certificate: CertificateOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show which rule decides on an answer with this score, and why the others don't."""
     from guard.policy.defects import DEFECTS
@@ -126,7 +128,7 @@ def init(
     *,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write. [default: NAME.yaml]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a copy of a built-in policy for you to change."""
     from guard.policy.policy import builtin_policies
@@ -143,7 +145,7 @@ def init(
 
 
 @app.command("list")
-def list_policies(*, as_json: AsJson = False) -> None:
+def list_policies(*, as_json: JsonOption = False) -> None:
     """List the built-in policies."""
     from guard.policy.policy import builtin_policies, load_policy
 
@@ -277,7 +279,7 @@ def _decision_json(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _print_steps(steps: list[Step]) -> None:
+def _print_steps(steps: list[ExplainedRule]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -7,16 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.data_options import DataSpecs, GraderName, Journal, Limit, MaxTokens, OnBad, System, Tau
+from guard.cli.data_options import (
+    DataOption,
+    GraderOption,
+    JournalOption,
+    LimitOption,
+    MaxTokensOption,
+    OnBadOption,
+    SystemOption,
+    TauOption,
+)
 from guard.cli.output import (
-    AsJson,
-    ContextTokens,
-    Dtype,
-    Engine,
-    GpuLayers,
-    ModelName,
-    TemplateOptions,
-    Threads,
+    ContextOption,
+    DtypeOption,
+    EngineOption,
+    GpuLayersOption,
+    JsonOption,
+    ModelOption,
+    TemplateOption,
+    ThreadsOption,
     console,
     engine_options,
     print_json,
@@ -30,22 +39,22 @@ if TYPE_CHECKING:
 
 
 def record(
-    data: DataSpecs,
+    data: DataOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file of answers to write, Parquet.")],
-    model: ModelName = "smollm2",
-    engine: Engine = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
-    context: ContextTokens = None,
-    grader: GraderName = None,
-    on_bad: OnBad = "stop",
-    limit: Limit = None,
+    model: ModelOption = "smollm2",
+    engine: EngineOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
+    context: ContextOption = None,
+    grader: GraderOption = None,
+    on_bad: OnBadOption = "stop",
+    limit: LimitOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the rows that are drawn.")] = 0,
-    system: System = None,
-    max_tokens: MaxTokens = None,
-    template_option: TemplateOptions = None,
-    tau: Tau = None,
+    system: SystemOption = None,
+    max_tokens: MaxTokensOption = None,
+    template_option: TemplateOption = None,
+    tau: TauOption = None,
     samples: Annotated[int, typer.Option(min=0, max=100, help="Number of further answers to sample.")] = 0,
     sampled_rows: Annotated[int, typer.Option(min=1, help="Number of questions of each set that get samples.")] = 200,
     completion: Annotated[
@@ -53,9 +62,9 @@ def record(
         typer.Option("--completion/--chat", help="Let it continue a text; by default where it has no chat template."),
     ] = None,
     lens: Annotated[bool, typer.Option(help="Record the residual stream too (a GGUF on llama.cpp).")] = True,
-    journal: Journal = None,
+    journal: JournalOption = None,
     partial: Annotated[bool, typer.Option("--partial", help="Ask nothing and write what the journal has.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask labelled questions once, and keep what all methods of guard evaluate need.
 

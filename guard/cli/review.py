@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from guard.checked import checked_choice
-from guard.cli.output import AsJson, StoreUrl, console, print_json
+from guard.cli.output import JsonOption, StoreOption, console, print_json
 from guard.cli.review_tables import (
     answer_of,
     attempts_table,
@@ -45,11 +45,11 @@ app = typer.Typer(
 _DRAFTS = ("right", "wrong")
 _STATUSES = ("pending", "approved", "edited", "rejected", "all")
 
-ReviewId = Annotated[str, typer.Argument(metavar="ID", help="The review's id, or the decision id.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Decide without asking; needs the whole id.")]
-Reviewer = Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; by default your login name.")]
-Note = Annotated[str | None, typer.Option(metavar="TEXT", help="A note to keep with the decision.")]
-Route = Annotated[str | None, typer.Option(metavar="ROUTE", help="Only this route.")]
+ReviewArgument = Annotated[str, typer.Argument(metavar="ID", help="The review's id, or the decision id.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Decide without asking; needs the whole id.")]
+ReviewerOption = Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; by default your login name.")]
+NoteOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A note to keep with the decision.")]
+RouteOption = Annotated[str | None, typer.Option(metavar="ROUTE", help="Only this route.")]
 
 
 @app.command("list")
@@ -58,10 +58,10 @@ def list_reviews(
     status: Annotated[
         str, typer.Option(metavar="STATUS", help="pending, approved, edited, rejected or all.")
     ] = "pending",
-    route: Route = None,
+    route: RouteOption = None,
     limit: Annotated[int, typer.Option(help="Show at most this many.")] = 20,
-    store: StoreUrl = None,
-    as_json: AsJson = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List reviews, oldest first."""
     if status not in _STATUSES:
@@ -82,7 +82,7 @@ def list_reviews(
 
 
 @app.command()
-def show(name: ReviewId, *, store: StoreUrl = None, as_json: AsJson = False) -> None:
+def show(name: ReviewArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Show one review: prompt, answer, score, rule, metadata, attempts and decision.
 
     Four characters of an id will do where no other id begins with them.
@@ -102,13 +102,13 @@ def show(name: ReviewId, *, store: StoreUrl = None, as_json: AsJson = False) -> 
 
 @app.command()
 def approve(
-    name: ReviewId,
+    name: ReviewArgument,
     *,
-    reviewer: Reviewer = None,
-    note: Note = None,
-    yes: Yes = False,
-    store: StoreUrl = None,
-    as_json: AsJson = False,
+    reviewer: ReviewerOption = None,
+    note: NoteOption = None,
+    yes: YesOption = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Approve the model's answer."""
     by = _reviewer(reviewer)
@@ -120,7 +120,7 @@ def approve(
 
 @app.command()
 def edit(
-    name: ReviewId,
+    name: ReviewArgument,
     *,
     answer: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The better answer; without it $EDITOR opens.")
@@ -129,11 +129,11 @@ def edit(
         str | None,
         typer.Option(metavar="LABEL", help="Whether the model's own answer was right (but wordy, say) or wrong."),
     ] = None,
-    reviewer: Reviewer = None,
-    note: Note = None,
-    yes: Yes = False,
-    store: StoreUrl = None,
-    as_json: AsJson = False,
+    reviewer: ReviewerOption = None,
+    note: NoteOption = None,
+    yes: YesOption = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Replace the model's answer with a better one, and label the model's as right or wrong."""
     by = _reviewer(reviewer)
@@ -151,14 +151,14 @@ def edit(
 
 @app.command()
 def reject(
-    name: ReviewId,
+    name: ReviewArgument,
     *,
     answer: Annotated[str | None, typer.Option(metavar="TEXT", help="The right answer, if known.")] = None,
-    reviewer: Reviewer = None,
-    note: Note = None,
-    yes: Yes = False,
-    store: StoreUrl = None,
-    as_json: AsJson = False,
+    reviewer: ReviewerOption = None,
+    note: NoteOption = None,
+    yes: YesOption = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Reject the model's answer as wrong."""
     by = _reviewer(reviewer)
@@ -172,12 +172,12 @@ def reject(
 def export(
     *,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here; by default to standard output.")] = None,
-    route: Route = None,
+    route: RouteOption = None,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Only this model's answers, as a scorer needs them.")
     ] = None,
-    store: StoreUrl = None,
-    as_json: AsJson = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write decided reviews as labelled JSON Lines, for `guard calibrate`. Only you can read the file."""
     with _opened(store) as reviews:

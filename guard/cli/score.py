@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guard.cli.output import (
-    ContextTokens,
-    Dtype,
-    Engine,
-    Force,
-    GpuLayers,
-    ModelName,
-    ScorerFile,
-    TemplateOptions,
-    Threads,
+    ContextOption,
+    DtypeOption,
+    EngineOption,
+    ForceOption,
+    GpuLayersOption,
+    ModelOption,
+    ScorerOption,
+    TemplateOption,
+    ThreadsOption,
     engine_options,
     print_json,
     template_options,
@@ -34,15 +34,15 @@ _WANTED = 'Give {"prompt": "...", "response": "..."} on each line.'
 
 def score(
     files: Annotated[list[Path], typer.Argument(help="JSON Lines; - reads standard input.")],
-    model: ModelName = "smollm2",
-    scorer: ScorerFile = None,
-    engine: Engine = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
-    context: ContextTokens = None,
-    force: Force = False,
-    template_option: TemplateOptions = None,
+    model: ModelOption = "smollm2",
+    scorer: ScorerOption = None,
+    engine: EngineOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
+    context: ContextOption = None,
+    force: ForceOption = False,
+    template_option: TemplateOption = None,
 ) -> None:
     """Score answers: one JSON object per line in, one per line out.
 

@@ -38,7 +38,7 @@ _EQUAL_HEADS, _FULL_ROTATION = frozenset(_EQUAL_HEADS_NAMES.split()), frozenset(
 
 def broken_limits(metadata: Mapping[str, Any], architecture: str) -> Iterator[str]:
     """Return what of a header llama.cpp would not survive, each as a sentence without its end."""
-    values = _Values(metadata, architecture)
+    values = _Hyperparameters(metadata, architecture)
     yield from _of_blocks(values)
     yield from _of_norms(values)
     yield from _of_experts(values)
@@ -47,7 +47,7 @@ def broken_limits(metadata: Mapping[str, Any], architecture: str) -> Iterator[st
 
 
 @dataclass(frozen=True, slots=True)
-class _Values:
+class _Hyperparameters:
     """Hyperparameters by their names without the architecture."""
 
     metadata: Mapping[str, Any]
@@ -64,7 +64,7 @@ class _Values:
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
-def _of_blocks(values: _Values) -> Iterator[str]:
+def _of_blocks(values: _Hyperparameters) -> Iterator[str]:
     blocks = values.number("block_count", 1)
     if not 1 <= blocks <= MAX_BLOCKS:
         yield f"{values.key('block_count')} is {blocks}, from 1 to {MAX_BLOCKS} are loaded"
@@ -75,14 +75,14 @@ def _of_blocks(values: _Values) -> Iterator[str]:
         yield f"{values.key('rope.scaling.type')} is {scaling!r:.60}, which is not known"
 
 
-def _of_norms(values: _Values) -> Iterator[str]:
+def _of_norms(values: _Hyperparameters) -> Iterator[str]:
     for name in ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "attention.group_norm_epsilon"):
         epsilon = values.metadata.get(values.key(name))
         if isinstance(epsilon, float) and not 0 <= epsilon < float("inf"):
             yield f"{values.key(name)} is {epsilon}, which is no small number above 0"
 
 
-def _of_experts(values: _Values) -> Iterator[str]:
+def _of_experts(values: _Hyperparameters) -> Iterator[str]:
     experts, used = values.number("expert_count"), values.number("expert_used_count")
     groups, used_groups = values.number("expert_group_count"), values.number("expert_group_used_count")
     if not 0 <= experts <= MAX_EXPERTS:
@@ -95,7 +95,7 @@ def _of_experts(values: _Values) -> Iterator[str]:
         yield f"{values.key('expert_group_used_count')} is {used_groups} of {groups} groups of {experts} experts"
 
 
-def _of_heads(values: _Values) -> Iterator[str]:
+def _of_heads(values: _Hyperparameters) -> Iterator[str]:
     heads, width = values.number("attention.head_count"), values.number("embedding_length")
     if heads < 1 or width < 1:
         return

@@ -39,7 +39,7 @@ from guard.policy.document import (
     Rule,
     ToolRules,
 )
-from guard.policy.yaml_source import MAX_PROBLEMS, Location, Problem, Source, location_text
+from guard.policy.yaml_source import MAX_PROBLEMS, Location, Problem, YamlSource, location_text
 from guard.records import Action
 
 _RULES: dict[str, type[BaseModel]] = {
@@ -89,10 +89,10 @@ _SHARES = frozenset({"below", "above", "max_error_rate", "confidence"})
 _THEN: Location = ("out_of_distribution", "then")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _BOOLEAN_1_1 = frozenset({"yes", "no", "on", "off", "y", "n"})
-_Model = TypeVar("_Model", bound=BaseModel)
+_ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 
-def read_document(source: Source) -> tuple[Document | None, list[Problem]]:
+def read_document(source: YamlSource) -> tuple[Document | None, list[Problem]]:
     """Check a policy's data against the models, and its rules against one another.
 
     Returns:
@@ -143,7 +143,7 @@ def _is_action(location: Location) -> bool:
 # -- what the models found, in words -----------------------------------------------------------
 
 
-def _translate(details: ErrorDetails, source: Source) -> Problem:
+def _translate(details: ErrorDetails, source: YamlSource) -> Problem:
     location, kind = details["loc"], details["type"]
     if kind == "missing":
         return source.problem(location, _missing(location))
@@ -278,7 +278,7 @@ class _Section:
     attempts: int | None
 
 
-def _check_rules(source: Source) -> Iterator[Problem]:
+def _check_rules(source: YamlSource) -> Iterator[Problem]:
     sections = list(_sections(source.data))
     for section in sections:
         yield from _check_order(source, section)
@@ -332,7 +332,7 @@ def _is_unfinished(entry: Any) -> bool:
     return any(value is None for body in bodies if isinstance(body, Mapping) for value in body.values())
 
 
-def _read(model: type[_Model], data: Any) -> _Model | None:
+def _read(model: type[_ModelT], data: Any) -> _ModelT | None:
     try:
         return model.model_validate(data)
     except ValidationError:
@@ -344,7 +344,7 @@ def _own_rules(section: _Section) -> Iterator[tuple[Location, Rule | None]]:
     return ((at, rule) for at, rule in section.rules if at[: len(section.prefix)] == section.prefix)
 
 
-def _check_order(source: Source, section: _Section) -> Iterator[Problem]:
+def _check_order(source: YamlSource, section: _Section) -> Iterator[Problem]:
     reached, reached_by, strictest, all_of = 0.0, "", Action.ACCEPT, ""
     last: tuple[Location, Rule | None] | None = None
     for last in _own_rules(section):
@@ -377,7 +377,7 @@ def _check_order(source: Source, section: _Section) -> Iterator[Problem]:
         yield source.problem(last[0], _no_end(last[1].settings.below))
 
 
-def _check_guarantees(source: Source, section: _Section) -> Iterator[Problem]:
+def _check_guarantees(source: YamlSource, section: _Section) -> Iterator[Problem]:
     """A risk guarantee covers all accepted answers, so no other rule may accept any."""
     accepting = [(at, rule) for at, rule in _own_rules(section) if rule and rule.action is Action.ACCEPT]
     if not any(rule.guarantee for _, rule in accepting):
@@ -399,7 +399,7 @@ def _no_end(below: float | None) -> str:
     return message
 
 
-def _check_names(source: Source, section: _Section) -> Iterator[Problem]:
+def _check_names(source: YamlSource, section: _Section) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     for location, rule in _own_rules(section):
         name = rule.settings.name if rule else None
@@ -411,7 +411,7 @@ def _check_names(source: Source, section: _Section) -> Iterator[Problem]:
         seen.setdefault(name, location_text(location))
 
 
-def _check_attempts(source: Source, section: _Section) -> Iterator[Problem]:
+def _check_attempts(source: YamlSource, section: _Section) -> Iterator[Problem]:
     """Retries and fallbacks that the budget never leaves room for can never fire."""
     if section.attempts is None:
         return
@@ -434,7 +434,9 @@ def _check_attempts(source: Source, section: _Section) -> Iterator[Problem]:
         yield source.problem(place, message)
 
 
-def _check_fallbacks(source: Source, sections: Sequence[_Section], declared: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_fallbacks(
+    source: YamlSource, sections: Sequence[_Section], declared: Mapping[str, Any]
+) -> Iterator[Problem]:
     """Fallbacks may be passed in from Python, but a name close to a declared one is reported as misspelt."""
     slips: dict[str, bool] = {}
     for location, name in (named for section in sections for named in _fallback_names(section)):

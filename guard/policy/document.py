@@ -127,7 +127,7 @@ class Abstain(_Strict):
         return self
 
 
-Settings = Accept | Retry | Fallback | Escalate | Abstain
+ActionSettings = Accept | Retry | Fallback | Escalate | Abstain
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from guard.records import Action
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ExplainedRule:
     """How one rule took part in a decision.
 
     Attributes:
@@ -38,7 +38,7 @@ def explain(
     *,
     ood_score: float | None = None,
     usage: Usage = NO_USAGE,
-) -> list[Step]:
+) -> list[ExplainedRule]:
     """Show how each rule takes part in the decision on a score, and before them the ``out_of_distribution`` section.
 
     Args:
@@ -65,7 +65,7 @@ def explain(
     plan = policy.plan(route)
     if plan.rules[0].is_uncertified:
         raise uncertified(plan.rules[0])
-    steps: list[Step] = []
+    steps: list[ExplainedRule] = []
     decided: CompiledRule | None = None
     if plan.out_of_distribution is not None:
         steps.append(_ood_step(policy, plan.out_of_distribution, ood_score, usage))
@@ -83,12 +83,12 @@ def explain(
             why = "the next rule that holds" if passed_over else "the first rule that holds"
         else:
             why = f"{decided.name} comes first" if decided else ""
-        steps.append(Step(rule.name, rule.action, rule.condition, holds, decides, why))
+        steps.append(ExplainedRule(rule.name, rule.action, rule.condition, holds, decides, why))
         decided = rule if decides else decided
     return steps
 
 
-def _ood_step(policy: Policy, ood: OutOfDistributionRule, ood_score: float | None, usage: Usage) -> Step:
+def _ood_step(policy: Policy, ood: OutOfDistributionRule, ood_score: float | None, usage: Usage) -> ExplainedRule:
     rule = ood.rule
     if ood_score is None:
         raise PolicyError(
@@ -100,4 +100,4 @@ def _ood_step(policy: Policy, ood: OutOfDistributionRule, ood_score: float | Non
     why = f"{ood_score:.4g} is {'' if holds else 'not '}above {ood.above:g}"
     exhausted = rule.why_exhausted(usage) if holds else None
     action = Action.ABSTAIN if exhausted else rule.action
-    return Step(rule.name, action, ood.condition, holds, holds, f"{why}; {exhausted}" if exhausted else why)
+    return ExplainedRule(rule.name, action, ood.condition, holds, holds, f"{why}; {exhausted}" if exhausted else why)

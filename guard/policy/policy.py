@@ -26,6 +26,7 @@ from guard.policy.document import (
     SEVERITY,
     Abstain,
     Accept,
+    ActionSettings,
     Budget,
     Calls,
     DefectAction,
@@ -38,7 +39,6 @@ from guard.policy.document import (
     OutOfDistribution,
     Retry,
     Rule,
-    Settings,
 )
 from guard.policy.rules import NO_USAGE, CompiledRule, OutOfDistributionRule, RoutePlan, ToolPlan, Usage
 from guard.policy.yaml_source import InvalidPolicyError, Location, Problem, location_text, read_text, read_yaml
@@ -135,7 +135,7 @@ class Policy:
         """Return every escalation handler that some rule names, sorted."""
         return tuple(sorted({name for s in self._settings() if isinstance(s, Escalate) for name in s.to}))
 
-    def _settings(self) -> Iterator[Settings]:
+    def _settings(self) -> Iterator[ActionSettings]:
         for plan in self.plans.values():
             yield from (rule.settings for rule in plan.all_rules)
         for section in self.tools.values():
@@ -475,6 +475,7 @@ __all__ = [
     "NO_USAGE",
     "Abstain",
     "Accept",
+    "ActionSettings",
     "Budget",
     "Calls",
     "CompiledRule",
@@ -486,7 +487,6 @@ __all__ = [
     "Problem",
     "Retry",
     "RoutePlan",
-    "Settings",
     "ToolPlan",
     "Usage",
     "builtin_policies",

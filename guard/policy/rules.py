@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from guard.policy.defects import Defect
-from guard.policy.document import Abstain, Budget, Fallback, Retry, RiskGuarantee, Settings
+from guard.policy.document import Abstain, ActionSettings, Budget, Fallback, Retry, RiskGuarantee
 from guard.records import Action
 
 
@@ -46,7 +46,7 @@ class CompiledRule:
     name: str
     action: Action
     below: float
-    settings: Settings
+    settings: ActionSettings
     guarantee: RiskGuarantee | None = None
     fingerprint: str | None = None
 

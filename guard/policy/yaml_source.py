@@ -89,7 +89,7 @@ class InvalidPolicyError(PolicyError):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class YamlSource:
     """A policy's data and where each part of it stands in the text.
 
     Attributes:
@@ -154,7 +154,7 @@ def read_text(path: Path) -> str:
         raise InvalidPolicyError.of([problem]) from error
 
 
-def read_yaml(text: str, *, where: str) -> Source:
+def read_yaml(text: str, *, where: str) -> YamlSource:
     """Read the YAML of a policy.
 
     Args:
@@ -173,7 +173,7 @@ def read_yaml(text: str, *, where: str) -> Source:
         line, column = (1, 1) if root is None else _position(root.start_mark)
         message = f"a policy is a mapping with 'version', 'name' and 'rules'; {found}"
         raise InvalidPolicyError.of([*problems, Problem(where, line, column, message)])
-    source = Source(where, {}, problems=problems)
+    source = YamlSource(where, {}, problems=problems)
     source.data.update(_plain(root, (), source))
     return source
 
@@ -270,7 +270,7 @@ def _kind(node: yaml.Node) -> str:
     return "a single value"
 
 
-def _plain(node: yaml.Node, location: Location, source: Source) -> Any:
+def _plain(node: yaml.Node, location: Location, source: YamlSource) -> Any:
     """Turn a node into plain data; lists become tuples, since policies are frozen."""
     source.values[location] = _position(node.start_mark)
     if isinstance(node, yaml.ScalarNode):
@@ -280,7 +280,7 @@ def _plain(node: yaml.Node, location: Location, source: Source) -> Any:
     return tuple(_plain(item, (*location, number), source) for number, item in enumerate(node.value))
 
 
-def _mapping(node: yaml.MappingNode, location: Location, source: Source) -> dict[str, Any]:
+def _mapping(node: yaml.MappingNode, location: Location, source: YamlSource) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
         position = _position(key_node.start_mark)
@@ -308,7 +308,7 @@ def _has_surrogate(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _scalar(node: yaml.ScalarNode, location: Location, source: Source) -> str | int | float | bool | None:
+def _scalar(node: yaml.ScalarNode, location: Location, source: YamlSource) -> str | int | float | bool | None:
     text: str = node.value
     if node.style is not None:  # quoted or a block: text, whatever it looks like
         if _has_surrogate(text):

@@ -25,7 +25,7 @@ from guard.errors import (
     error_text,
 )
 from guard.policy.defects import Defect
-from guard.policy.document import Abstain, Budget, Escalate, Fallback, Retry, Settings
+from guard.policy.document import Abstain, ActionSettings, Budget, Escalate, Fallback, Retry
 from guard.policy.policy import NO_USAGE, Policy, Usage, decide, decide_error
 from guard.records import Action, Attempt, Decision, Escalation, Outcome, Prompt, Score
 from guard.review.handlers import NOBODY, Delivery
@@ -85,7 +85,7 @@ class CallState:
         return not self.shadow and time.monotonic() >= self.deadline
 
     @property
-    def settings(self) -> Settings | None:
+    def settings(self) -> ActionSettings | None:
         """The settings of the last decision for the next attempt; None before the first."""
         return self.attempts[-1].decision.settings if self.attempts else None
 

@@ -27,7 +27,7 @@ from guard.data.graders import grade, grader_for
 from guard.data.prompts import question_prompt
 from guard.data.questions import GRADER_NAMES, Question, read_rows
 from guard.data.sets import SETS, DataSource, get_set, load_set, resolve
-from guard.data.sets.named import RowError, UnfitRowError
+from guard.data.sets.named import MalformedRowError, UnfitRowError
 from guard.errors import InputError, MissingExtraError
 
 pa = pytest.importorskip("pyarrow")
@@ -513,7 +513,7 @@ def test_no_row_breaks_a_converter(name: str, data: st.DataObject) -> None:
     )
     try:
         question = named.convert(row)
-    except (RowError, UnfitRowError):
+    except (MalformedRowError, UnfitRowError):
         return
     assert question.answers
     assert all(answer.strip() for answer in question.answers)

@@ -56,7 +56,7 @@ class NamedSet:
     own_names: tuple[str, ...] = ()
 
 
-class RowError(Exception):
+class MalformedRowError(Exception):
     """Why a row is not as the set's rows are; the file is damaged, or of something else."""
 
 
@@ -70,13 +70,13 @@ class UnfitRowError(Exception):
 def _text(row: Mapping[str, Any], key: str, *, may_be_empty: bool = False) -> str:
     value = row.get(key)
     if not isinstance(value, str):
-        raise RowError(f"{key!r} must be a text, got {_kind(value)}")
+        raise MalformedRowError(f"{key!r} must be a text, got {_kind(value)}")
     if not value.strip() and not may_be_empty:
-        raise RowError(f"{key!r} is empty")
+        raise MalformedRowError(f"{key!r} is empty")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise RowError(f"{key!r} has half of a surrogate pair, which is no character") from error
+        raise MalformedRowError(f"{key!r} has half of a surrogate pair, which is no character") from error
     return " ".join(value.split())
 
 
@@ -89,7 +89,7 @@ def _passage(row: Mapping[str, Any], key: str) -> str:
 def _texts(row: Mapping[str, Any], key: str, *, may_be_empty: bool = False) -> tuple[str, ...]:
     values = row.get(key)
     if not isinstance(values, list) or not values:
-        raise RowError(f"{key!r} must be a list of texts, got {_kind(values)}")
+        raise MalformedRowError(f"{key!r} must be a list of texts, got {_kind(values)}")
     items = {f"{key}[{at}]": value for at, value in enumerate(values)}
     return tuple(_text(items, each, may_be_empty=may_be_empty) for each in items)
 
@@ -100,7 +100,7 @@ def _label(row: Mapping[str, Any], key: str, labels: str) -> int:
     allowed = labels.split()
     if isinstance(value, bool) or str(value) not in allowed:
         shown = str(value) if isinstance(value, int) else "another text" if isinstance(value, str) else _kind(value)
-        raise RowError(f"{key!r} must be one of {', '.join(allowed)}; got {shown}")
+        raise MalformedRowError(f"{key!r} must be one of {', '.join(allowed)}; got {shown}")
     return allowed.index(str(value))
 
 
@@ -140,10 +140,10 @@ def _choice(
 def _triviaqa(row: Mapping[str, Any]) -> Question:
     answer = row.get("answer")
     if not isinstance(answer, Mapping):
-        raise RowError(f"'answer' must be an object, got {_kind(answer)}")
+        raise MalformedRowError(f"'answer' must be an object, got {_kind(answer)}")
     value = _text(answer, "value")
     if value == "<unk>":
-        raise RowError("has no answer, as in the test split")
+        raise MalformedRowError("has no answer, as in the test split")
     aliases = _texts(answer, "aliases") if answer.get("aliases") else ()
     return _open(_text(row, "question"), [value, *aliases])
 
@@ -165,7 +165,7 @@ def _winogrande(row: Mapping[str, Any]) -> Question:
     if sentence.count("_") != 1:
         raise UnfitRowError("has no blank (_), or several")
     if row.get("answer") == "":
-        raise RowError("has no answer, as in the test split")
+        raise MalformedRowError("has no answer, as in the test split")
     options = _text(row, "option1"), _text(row, "option2")
     return _choice(f"What does the blank _ stand for? {sentence}", options, _label(row, "answer", "1 2"))
 
@@ -212,7 +212,7 @@ def _mmlu(row: Mapping[str, Any]) -> Question:
     if not all(choices):
         raise UnfitRowError("has an empty choice")
     if len(choices) != 4:
-        raise RowError(f"has {len(choices)} choices in place of 4")
+        raise MalformedRowError(f"has {len(choices)} choices in place of 4")
     letters = isinstance(row.get("answer"), str)
     right = _label(row, "answer", "A B C D" if letters else "0 1 2 3")
     subject = _text(row, "subject") if row.get("subject") is not None else None
@@ -226,7 +226,7 @@ def _natural_questions(row: Mapping[str, Any]) -> Question:
 def _gsm8k(row: Mapping[str, Any]) -> Question:
     found = re.search(r"####\s*(-?[\d,]+(?:\.\d+)?)\s*$", _passage(row, "answer"))
     if found is None:
-        raise RowError("'answer' does not end with #### and a number")
+        raise MalformedRowError("'answer' does not end with #### and a number")
     return _open(_text(row, "question"), [found[1].replace(",", "")], grader="number")
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from guard.checked import checked_seed
 from guard.data.questions import BadRow, Question, Row, bad_rows_error, draw_rows, read_rows
-from guard.data.sets.named import SETS, NamedSet, RowError, UnfitRowError
+from guard.data.sets.named import SETS, MalformedRowError, NamedSet, UnfitRowError
 from guard.data.sets.native import download, find_files, is_own_format, read_native
 from guard.errors import InputError, did_you_mean
 
@@ -199,10 +199,10 @@ def _convert_all(
         for number, row in read_native(path, columns=named.columns, optional=named.optional):
             try:
                 if isinstance(row, str):
-                    raise RowError(row)
+                    raise MalformedRowError(row)
                 question = named.convert(row)
                 found[question.id] = _merged(found.get(question.id), question)
-            except RowError as error:
+            except MalformedRowError as error:
                 bad.append((path, BadRow(number, str(error))))
             except UnfitRowError as error:
                 unfit.append((path, BadRow(number, str(error))))

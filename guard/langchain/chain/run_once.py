@@ -27,7 +27,7 @@ from guard.errors import CancelledError, InputError
 from guard.langchain.attempts.attempt_run import join_chunks
 from guard.langchain.attempts.attempt_settings import ATTEMPT
 
-_Result = TypeVar("_Result")
+_ResultT = TypeVar("_ResultT")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Tool = TypeVar("_Tool", bound=StructuredTool)
 
@@ -160,11 +160,11 @@ def _function_once(function: Callable[..., Any]) -> Callable[..., Any]:
 # -- caching -----------------------------------------------------------------------------------
 
 
-def _once(step: str, key: Any, run: Callable[[], _Result]) -> _Result:
+def _once(step: str, key: Any, run: Callable[[], _ResultT]) -> _ResultT:
     attempt = ATTEMPT.get()
     if attempt is None:
         return run()
-    result: Future[_Result]
+    result: Future[_ResultT]
     result, reserved = attempt.once_cache.get_or_reserve(step, key)
     if reserved:
         with _producing(step, result):
@@ -172,11 +172,11 @@ def _once(step: str, key: Any, run: Callable[[], _Result]) -> _Result:
     return result.result()
 
 
-async def _aonce(step: str, key: Any, run: Callable[[], Awaitable[_Result]]) -> _Result:
+async def _aonce(step: str, key: Any, run: Callable[[], Awaitable[_ResultT]]) -> _ResultT:
     attempt = ATTEMPT.get()
     if attempt is None:
         return await run()
-    result: Future[_Result]
+    result: Future[_ResultT]
     result, reserved = attempt.once_cache.get_or_reserve(step, key)
     if reserved:
         with _producing(step, result):
