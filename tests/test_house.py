@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
@@ -29,6 +31,11 @@ TOP_TESTS = {
     *("test_mutants", "test_outcome_export"),
     *("test_packaging", "test_skip_gate"),
 }
+
+#: The detokenizer of transformers is private, and one of guard's `Detokenizer`.
+ONE_MEANING = {"Detokenizer"}
+#: Classes of several tests with one name: objects that a model is to fill, and doubles with one purpose each.
+TEST_DOUBLES = {"City"}
 
 MEDIAN, NINTH_DECILE, LONGEST_MODULE = 6, 17, 500
 
@@ -71,6 +78,42 @@ def test_modules_are_short() -> None:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in trees()}
     long = {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > LONGEST_MODULE}
     assert not long, "split them by meaning"
+
+
+def defined(node: ast.AST) -> Iterator[str]:
+    """The classes and aliases of types that a statement defines, without leading underscores."""
+    if isinstance(node, ast.ClassDef):
+        yield node.name.lstrip("_")
+    elif isinstance(node, ast.Assign | ast.AnnAssign) and not is_type_variable(node.value):
+        yield from (name.lstrip("_") for name in assigned(node) if re.fullmatch(r"_?([A-Z][a-z]+)+", name))
+
+
+def is_type_variable(value: ast.expr | None) -> bool:
+    return isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "TypeVar"
+
+
+def modules_by_class(*folders: str) -> dict[str, set[str]]:
+    """The modules that define each class or alias at their top."""
+    found = defaultdict(set)
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for name in defined(node):
+                found[name].add(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    found = modules_by_class("guard", "examples", "benchmarks")
+    several = {name: places for name, places in found.items() if len(places) > 1}
+    assert not {name: places for name, places in several.items() if name not in ONE_MEANING}
+    assert several.keys() >= ONE_MEANING, "shorten the list"
+
+
+def test_no_test_gives_a_class_the_name_of_another() -> None:
+    found, guards = modules_by_class("tests"), modules_by_class("guard", "examples", "benchmarks")
+    several = {name: places for name, places in found.items() if len(places) > 1 or name in guards}
+    assert not {name: places for name, places in several.items() if name not in TEST_DOUBLES}
+    assert several.keys() >= TEST_DOUBLES, "shorten the list"
 
 
 def test_the_top_of_the_package_is_listed() -> None:

@@ -622,7 +622,7 @@ def hub(tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[st
     files = {path.relative_to(tmp_path / "hub").as_posix(): path for path in (tmp_path / "hub").rglob("*.parquet")}
     asked: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class FileServer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = self.path.split("?")[0]
             asked.append(f"{self.command} {path}")
@@ -658,7 +658,7 @@ def hub(tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[st
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FileServer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def run(code: str, **more: str) -> subprocess.CompletedProcess[str]:

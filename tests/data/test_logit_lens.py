@@ -173,12 +173,12 @@ def test_a_lens_that_differs_from_the_model_is_refused(tiny: Path, wrong: Any, m
 
 
 def test_a_model_with_another_end_is_refused(tiny: Path) -> None:
-    class Reader:
+    class LensReader:
         tensors = ()
         fields: dict[str, Any] = {}  # noqa: RUF012
 
     with pytest.raises(InputError, match="does not end by an RMS norm"):
-        Lens._of(Reader())
+        Lens._of(LensReader())
 
 
 # -- the embedded model ------------------------------------------------------------------------

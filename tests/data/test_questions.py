@@ -32,11 +32,11 @@ from guard.records import Prompt
 QA = Path(__file__).resolve().parents[3] / "shared" / "data" / "qa"
 GOOD = {"id": "1", "question": "Capital of France?", "answers": ["Paris"]}
 
-Read = Callable[..., ReadResult]
+ReadFile = Callable[..., ReadResult]
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Read:
+def read(tmp_path: Path) -> ReadFile:
     path = tmp_path / "data.jsonl"
 
     def read(content: bytes | list[Any], **options: Any) -> ReadResult:
@@ -48,7 +48,7 @@ def read(tmp_path: Path) -> Read:
     return read
 
 
-def reason(read: Read, line: bytes | dict[str, Any]) -> str:
+def reason(read: ReadFile, line: bytes | dict[str, Any]) -> str:
     """Why a line is refused, when it stands between good ones."""
     raw = line if isinstance(line, bytes) else json.dumps(line).encode()
     good = [json.dumps({**GOOD, "id": name}).encode() for name in ("before", "after")]
@@ -62,7 +62,7 @@ def reason(read: Read, line: bytes | dict[str, Any]) -> str:
 # -- what is read --------------------------------------------------------------------------------
 
 
-def test_a_question_with_everything(read: Read) -> None:
+def test_a_question_with_everything(read: ReadFile) -> None:
     row = {
         "id": "x1",
         "question": "Which is a planet?",
@@ -97,7 +97,7 @@ def test_a_question_with_everything(read: Read) -> None:
         ({"choices": None, "answer_index": None, "answers": ["x"]}, None, ("x",)),
     ],
 )
-def test_what_can_be_left_out(read: Read, row: dict[str, Any], index: int | None, answers: tuple[str, ...]) -> None:
+def test_what_can_be_left_out(read: ReadFile, row: dict[str, Any], index: int | None, answers: tuple[str, ...]) -> None:
     (found,) = read([{"question": "q", **row}]).rows
     assert isinstance(found, Question)
     assert (found.answer_index, found.answers) == (index, answers)
@@ -114,7 +114,7 @@ def test_what_can_be_left_out(read: Read, row: dict[str, Any], index: int | None
         ({"label": "right"}, False),
     ],
 )
-def test_labelled_responses(read: Read, label: dict[str, Any], wrong: bool) -> None:
+def test_labelled_responses(read: ReadFile, label: dict[str, Any], wrong: bool) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
     rows = read([{"prompt": "2 + 2?", "response": "4", **label}, {"prompt": messages, "response": "", **label}]).rows
     first, second = rows
@@ -124,7 +124,7 @@ def test_labelled_responses(read: Read, label: dict[str, Any], wrong: bool) -> N
     assert (second.prompt, second.response, second.wrong) == (Prompt.chat(messages), "", wrong)
 
 
-def test_plain_and_gzip_files_bom_and_blank_lines_read_alike(read: Read) -> None:
+def test_plain_and_gzip_files_bom_and_blank_lines_read_alike(read: ReadFile) -> None:
     rows = [{**GOOD, "id": str(at)} for at in range(3)]
     lines = [json.dumps(row).encode() for row in rows]
     expected = read(b"\n".join(lines))
@@ -137,12 +137,12 @@ def test_plain_and_gzip_files_bom_and_blank_lines_read_alike(read: Read) -> None
         assert read(content) == expected
 
 
-def test_line_numbers_count_blank_lines(read: Read) -> None:
+def test_line_numbers_count_blank_lines(read: ReadFile) -> None:
     with pytest.raises(InputError, match=r"data\.jsonl:3: is not JSON"):
         read(b"\n" + json.dumps(GOOD).encode() + b"\nnonsense\n")
 
 
-def test_ids_are_made_of_the_content(read: Read) -> None:
+def test_ids_are_made_of_the_content(read: ReadFile) -> None:
     row = {"question": "q", "answers": ["a"]}
     (one,), (same,) = read([row]).rows, read([dict(reversed(row.items()))]).rows
     (other,) = read([{**row, "answers": ["b"]}]).rows
@@ -224,12 +224,12 @@ def test_ids_are_made_of_the_content(read: Read) -> None:
         ({**GOOD, "id": "before"}, "repeats the id or the content of line 1"),
     ],
 )
-def test_a_bad_row_is_named_with_its_reason(read: Read, line: bytes | dict[str, Any], said: str) -> None:
+def test_a_bad_row_is_named_with_its_reason(read: ReadFile, line: bytes | dict[str, Any], said: str) -> None:
     found = reason(read, line)
     assert re.search(said, found), found
 
 
-def test_stopping_lists_the_first_bad_rows_and_counts_the_rest(read: Read) -> None:
+def test_stopping_lists_the_first_bad_rows_and_counts_the_rest(read: ReadFile) -> None:
     with pytest.raises(InputError, match="7 bad rows") as caught:
         read(json.dumps(GOOD).encode() + b"\n1" * 7)
     first, *reasons, more, fix = str(caught.value).split("\n")
@@ -239,14 +239,14 @@ def test_stopping_lists_the_first_bad_rows_and_counts_the_rest(read: Read) -> No
     assert "data.jsonl:7" not in str(caught.value)
 
 
-def test_an_error_shows_no_question_and_no_answer(read: Read) -> None:
+def test_an_error_shows_no_question_and_no_answer(read: ReadFile) -> None:
     row = {"question": "secret question", "answers": ["secret answer", 1]}
     assert "secret" not in reason(read, row)
     assert "secret" not in reason(read, b'{"question": "secret question", "answers": [}')
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"1\n2\n"])
-def test_a_file_without_rows_is_an_error_in_both_modes(read: Read, content: bytes) -> None:
+def test_a_file_without_rows_is_an_error_in_both_modes(read: ReadFile, content: bytes) -> None:
     for on_bad in ("stop", "skip"):
         with pytest.raises(InputError):
             read(content, on_bad=on_bad)
@@ -268,14 +268,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             read_rows(damaged)
 
 
-def test_wrong_options(read: Read) -> None:
+def test_wrong_options(read: ReadFile) -> None:
     with pytest.raises(InputError, match="on_bad"):
         read([GOOD], on_bad="ignore")
     with pytest.raises(InputError, match="limit"):
         read([GOOD], limit=0)
 
 
-def test_thousands_of_bad_lines_each_with_a_reason(read: Read) -> None:
+def test_thousands_of_bad_lines_each_with_a_reason(read: ReadFile) -> None:
     random_ = random.Random(0)
     samples = [
         {**GOOD, "choices": ["Paris", "Rome"], "answer_index": 0, "meta": {"a": [1.5, None, {"b": "é"}]}},
@@ -321,7 +321,7 @@ def rows_of(count: int) -> list[dict[str, Any]]:
     return [{"id": f"q{at}", "question": f"Question {at}?", "answers": ["a"]} for at in range(count)]
 
 
-def test_a_sample_is_repeatable_in_order_and_nearly_the_same_with_more_rows(read: Read) -> None:
+def test_a_sample_is_repeatable_in_order_and_nearly_the_same_with_more_rows(read: ReadFile) -> None:
     sample = [row.id for row in read(rows_of(400), limit=40).rows]
     assert sample == [row.id for row in read(rows_of(400), limit=40).rows]
     assert len(set(sample)) == 40
@@ -380,7 +380,7 @@ def test_rows_have_one_identity_where_splits_keep_them_together() -> None:
 SHARES = {"fit": 0.5, "stop": 0.1, "calibrate": 0.2, "test": 0.2}
 
 
-def test_splits_are_disjoint_complete_and_near_their_shares(read: Read) -> None:
+def test_splits_are_disjoint_complete_and_near_their_shares(read: ReadFile) -> None:
     rows = read(rows_of(4000)).rows
     parts = split_questions(rows, seed=0, shares=SHARES)
     assert list(parts) == list(SHARES)
@@ -390,7 +390,7 @@ def test_splits_are_disjoint_complete_and_near_their_shares(read: Read) -> None:
         assert len(parts[name]) == pytest.approx(share * 4000, abs=4 * (4000 * share * (1 - share)) ** 0.5)
 
 
-def test_splits_do_not_move_when_rows_are_added(read: Read) -> None:
+def test_splits_do_not_move_when_rows_are_added(read: ReadFile) -> None:
     few, many = read(rows_of(100)).rows, read(rows_of(300)).rows
     before = split_questions(few, seed=3, shares=SHARES)
     after = split_questions(list(reversed(many)), seed=3, shares=SHARES)
@@ -399,7 +399,7 @@ def test_splits_do_not_move_when_rows_are_added(read: Read) -> None:
     assert split_questions(few, seed=4, shares=SHARES) != before
 
 
-def test_the_same_question_in_other_words_of_print_stays_together(read: Read) -> None:
+def test_the_same_question_in_other_words_of_print_stays_together(read: ReadFile) -> None:
     forms = ["What is  the capital of France?", "what is the capital of France", "WHAT IS THE CAPITAL OF FRANCE ?"]
     for seed in range(20):
         rows = read([{"question": text, "answers": [str(at)]} for at, text in enumerate(forms)]).rows
@@ -412,7 +412,7 @@ def test_the_same_question_in_other_words_of_print_stays_together(read: Read) ->
 
 
 @pytest.mark.parametrize("shares", [{}, {"a": 0.5}, {"a": 1.2, "b": -0.2}, {"a": 1.0, "b": 0.0}, {"a": float("nan")}])
-def test_impossible_shares(read: Read, shares: dict[str, float]) -> None:
+def test_impossible_shares(read: ReadFile, shares: dict[str, float]) -> None:
     with pytest.raises(InputError, match="add up to 1"):
         split_questions(read([GOOD]).rows, seed=0, shares=shares)
 
@@ -473,7 +473,7 @@ def test_gzip_of_real_rows_is_read_however_large(tmp_path: Path) -> None:
     assert len(read_rows(path).rows) == 20_000
 
 
-def test_a_response_that_is_labelled_both_ways_is_refused_with_its_lines(read: Read) -> None:
+def test_a_response_that_is_labelled_both_ways_is_refused_with_its_lines(read: ReadFile) -> None:
     """Nobody but who made the labels can say which one is right."""
     rows = [
         {"id": f"{at}", "prompt": "Hi", "response": "Ho", "wrong": wrong}
@@ -485,7 +485,7 @@ def test_a_response_that_is_labelled_both_ways_is_refused_with_its_lines(read: R
     assert len(read(b"\n".join(json.dumps(row).encode() for row in other)).rows) == 3
 
 
-def test_the_model_of_an_exported_review_is_read(read: Read) -> None:
+def test_the_model_of_an_exported_review_is_read(read: ReadFile) -> None:
     (row,) = read(
         b'{"prompt": "Hi", "response": "Ho", "label": 1, "model": "tiny", "policy": "p", "verdict": "reject"}'
     ).rows
@@ -493,7 +493,7 @@ def test_the_model_of_an_exported_review_is_read(read: Read) -> None:
     assert row.model == "tiny"
 
 
-def test_a_replayed_case_keeps_its_tools_and_template_options(read: Read) -> None:
+def test_a_replayed_case_keeps_its_tools_and_template_options(read: ReadFile) -> None:
     tools = [{"type": "function", "function": {"name": "search"}}]
     case = {"id": "1", "prompt": [{"role": "user", "content": "Who?"}], "response": "Ann", "label": 0}
     own = {**case, "id": "2", "tools": tools, "template_options": {"enable_thinking": False}}
@@ -517,5 +517,7 @@ def test_a_replayed_case_keeps_its_tools_and_template_options(read: Read) -> Non
         ({"template_option": {"a": 1}}, "unknown key 'template_option'"),
     ],
 )
-def test_tools_and_template_options_of_another_type_are_refused(read: Read, change: dict[str, Any], why: str) -> None:
+def test_tools_and_template_options_of_another_type_are_refused(
+    read: ReadFile, change: dict[str, Any], why: str
+) -> None:
     assert re.search(why, reason(read, {"prompt": "Who?", "response": "Ann", "label": 0, **change}))

@@ -107,7 +107,7 @@ class ScriptedSession:
         return np.full((2, 3), self.passes, np.float32)
 
 
-class Recording:
+class CopyObserver:
     """An observer that keeps copies."""
 
     def __init__(self) -> None:
@@ -147,7 +147,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_an_answer_ends_with_the_end_token_and_counts_its_pass() -> None:
     engine = ScriptedEngine([b"to ", b"be", b"."])
-    recording = Recording()
+    recording = CopyObserver()
     answer = engine.generate(QUESTION, observer=recording)
     assert (answer.text, answer.finish_reason, answer.prompt_tokens) == ("to be.", "stop", 4)
     assert answer.token_ids == (257, 258, 259, END)
@@ -240,7 +240,7 @@ def test_a_character_cut_short_becomes_a_replacement_character() -> None:
 
 def test_replay_runs_a_given_answer_and_its_end() -> None:
     engine = ScriptedEngine([b"a", b"b"])
-    recording = Recording()
+    recording = CopyObserver()
     answer = engine.generate(QUESTION, completion="b!", observer=recording, limits=Limits(stop=("!",), max_tokens=1))
     assert answer.token_ids == (ord("b"), ord("!"), END)
     assert (answer.text, answer.finish_reason, len(recording.seen)) == ("b!", "stop", 3)
@@ -260,13 +260,13 @@ def test_a_replay_that_does_not_fit_is_refused_whole() -> None:
 
 
 def test_a_failing_observer_costs_the_capture_not_the_answer() -> None:
-    class Failing(Recording):
+    class FailingObserver(CopyObserver):
         def observe(self, activations: Floats) -> None:
             super().observe(activations)
             if len(self.seen) == 2:
                 raise CaptureError("layer 1 is missing")
 
-    failing = Failing()
+    failing = FailingObserver()
     answer = ScriptedEngine([b"a", b"b", b"c"]).generate(QUESTION, observer=failing)
     assert answer.text == "abc"
     assert answer.capture_error == "layer 1 is missing."

@@ -189,7 +189,7 @@ class MarkedEngine(AnsweringEngine):
     def _session(self, *, capture: bool, interrupt: Any) -> Any:
         engine = self
 
-        class Session:
+        class ThinkingSession:
             passes = 0
 
             def feed(self, tokens: Sequence[int]) -> Floats:
@@ -204,7 +204,7 @@ class MarkedEngine(AnsweringEngine):
 
         from contextlib import nullcontext
 
-        return nullcontext(Session())
+        return nullcontext(ThinkingSession())
 
 
 def engine_saying(text: str, kind: type[AnsweringEngine] = AnsweringEngine) -> AnsweringEngine:

@@ -20,7 +20,7 @@ from tiny_models import (  # noqa: E402
     LAYERS,
     QUESTION,
     SHORT,
-    Recording,
+    RowRecording,
     blocks_and_norm,
     byte_tokenizer,
     one_thread,  # noqa: F401 - a fixture
@@ -105,7 +105,7 @@ def test_a_failure_in_any_layer_leaves_nothing_behind(layer: int, call: int) -> 
         failing = model.model.layers[layer].mlp.down_proj
         handle = failing.register_forward_pre_hook(Fault(call, RuntimeError("bad layer")))
         with pytest.raises(EngineError, match=r"failed in a forward pass: RuntimeError: bad layer"):
-            engine.generate(QUESTION, observer=Recording(), limits=SHORT)
+            engine.generate(QUESTION, observer=RowRecording(), limits=SHORT)
         handle.remove()
     assert record(engine)[0].text == record(wrap(tiny_model("llama")))[0].text
 
@@ -116,7 +116,7 @@ def test_a_keyboard_interrupt_within_a_layer_leaves_nothing_behind() -> None:
     with untouched(model):
         handle = model.transformer.h[1].mlp.register_forward_pre_hook(Fault(3, KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            engine.generate(QUESTION, observer=Recording())
+            engine.generate(QUESTION, observer=RowRecording())
         handle.remove()
 
 
@@ -124,7 +124,7 @@ def test_a_stream_closed_midway_leaves_nothing_behind() -> None:
     model = tiny_model("llama")
     engine = wrap(model)
     with untouched(model):
-        stream = engine.stream(QUESTION, observer=Recording())
+        stream = engine.stream(QUESTION, observer=RowRecording())
         next(stream)
         assert any(part._forward_hooks for part in model.modules()), "hooks live while a request does"
         stream.close()
@@ -134,7 +134,7 @@ async def test_a_cancelled_astream_leaves_nothing_behind() -> None:
     model = tiny_model("llama")
     engine = wrap(model)
     with untouched(model):
-        stream = engine.astream(QUESTION, observer=Recording(), limits=Limits(max_tokens=400))
+        stream = engine.astream(QUESTION, observer=RowRecording(), limits=Limits(max_tokens=400))
         consumer = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         consumer.cancel()
@@ -154,7 +154,7 @@ def test_a_timeout_leaves_nothing_behind() -> None:
     engine = wrap(model)
     slow(model)
     with untouched(model), pytest.raises(EngineTimeoutError, match=r"0\.15 s"):
-        engine.generate(QUESTION, observer=Recording(), limits=Limits(max_tokens=400, timeout_s=0.15))
+        engine.generate(QUESTION, observer=RowRecording(), limits=Limits(max_tokens=400, timeout_s=0.15))
 
 
 def test_cancelling_from_another_thread_leaves_nothing_behind() -> None:
@@ -162,7 +162,7 @@ def test_cancelling_from_another_thread_leaves_nothing_behind() -> None:
     engine = wrap(model)
     slow(model)
     cancel = threading.Event()
-    recording = Recording()
+    recording = RowRecording()
     with untouched(model):
         threading.Timer(0.1, cancel.set).start()
         with pytest.raises(CancelledError):
@@ -197,7 +197,7 @@ def test_a_model_in_training_is_run_without_dropout_and_put_back(kind: str) -> N
     blocks, _ = blocks_and_norm(model)
     blocks[1].eval()  # some parts frozen, as in fine-tuning
     before = everything(model)
-    answer = engine.generate(QUESTION, limits=SHORT, observer=Recording())
+    answer = engine.generate(QUESTION, limits=SHORT, observer=RowRecording())
     np.testing.assert_array_equal(answer.logprobs, expected.logprobs)
     assert everything(model) == before
     failing = model.get_submodule(engine._layers[2]).register_forward_pre_hook(Fault(2, ValueError("bad")))
@@ -213,7 +213,7 @@ def test_a_model_goes_on_training_afterwards() -> None:
     model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=32)
     model.config.max_position_embeddings = 256
     engine = wrap(model)
-    engine.generate(Prompt.raw("x" * 60), observer=Recording(), limits=SHORT)
+    engine.generate(Prompt.raw("x" * 60), observer=RowRecording(), limits=SHORT)
     assert not any(tensor.is_inference() for tensor in model.buffers())
     model.train()
     model(torch.arange(40)[None]).logits.sum().backward()
@@ -248,7 +248,7 @@ def test_a_layer_that_is_skipped_is_reported_and_the_answer_goes_on() -> None:
     model = tiny_model("llama")
     engine = wrap(model)
     model.model.layers[1].forward = lambda hidden_states, **_: hidden_states
-    recording = Recording()
+    recording = RowRecording()
     answer = engine.generate(QUESTION, observer=recording, limits=SHORT)
     assert answer.capture_error == "'model.layers.1.mlp' had no part in the forward pass."
     assert answer.completion_tokens == SHORT.max_tokens
@@ -260,7 +260,7 @@ def test_a_failing_hook_is_reported_and_the_answer_goes_on() -> None:
     expected = wrap(model).generate(QUESTION, limits=SHORT)
     model.config.hidden_size = 7
     with untouched(model):
-        answer = wrap(model).generate(QUESTION, observer=Recording(), limits=SHORT)
+        answer = wrap(model).generate(QUESTION, observer=RowRecording(), limits=SHORT)
     assert answer.capture_error is not None
     assert "output of 'model.layers.0.mlp' could not be recorded" in answer.capture_error
     assert answer.token_ids == expected.token_ids
@@ -319,7 +319,7 @@ def test_streams_give_the_text_of_generate(engine: TransformersEngine) -> None:
 
 
 async def test_the_async_twins_give_the_same(engine: TransformersEngine) -> None:
-    recordings = [Recording(), Recording(), Recording()]
+    recordings = [RowRecording(), RowRecording(), RowRecording()]
     whole = engine.generate(QUESTION, observer=recordings[0], limits=SHORT)
     answer = await engine.agenerate(QUESTION, observer=recordings[1], limits=SHORT)
     chunks = [chunk async for chunk in engine.astream(QUESTION, observer=recordings[2], limits=SHORT)]
@@ -419,7 +419,7 @@ async def test_plain_text_and_control_tokens_are_read_at_the_same_time() -> None
 
 
 def test_replaying_an_answer_gives_the_signals_of_generating_it(engine: TransformersEngine) -> None:
-    first, second = Recording(), Recording()
+    first, second = RowRecording(), RowRecording()
     answer = engine.generate(QUESTION, observer=first, limits=SHORT)
     # A random model's text need not be made of the tokens that the tokenizer would choose.
     replayed = engine.generate(QUESTION, completion=answer.text, observer=second)
@@ -446,7 +446,7 @@ def test_many_threads_get_the_answers_of_one(engine: TransformersEngine) -> None
     prompts = [Prompt.chat(f"Question {number}?") for number in range(16)]
 
     def ask(prompt: Prompt) -> tuple[tuple[int, ...], Any, Any]:
-        recording = Recording()
+        recording = RowRecording()
         answer = engine.generate(prompt, observer=recording, limits=Limits(max_tokens=8))
         return answer.token_ids, answer.logprobs, np.stack(recording.rows)
 

@@ -99,7 +99,7 @@ def page(result: EvaluationResult) -> str:
     return render(result)
 
 
-class Reader(HTMLParser):
+class ReportReader(HTMLParser):
     """Tags with their attributes, ids, links and rows of tables; complains about tags that do not match."""
 
     VOID = frozenset({"meta", "br"})
@@ -145,7 +145,7 @@ class Reader(HTMLParser):
 
 
 def test_the_page_is_whole_and_asks_for_nothing_from_elsewhere(page: str) -> None:
-    reader = Reader(page)
+    reader = ReportReader(page)
     assert reader.open == []
     assert reader.tags.isdisjoint({"script", "link", "iframe", "object"})
     assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in reader.references)
@@ -154,7 +154,7 @@ def test_the_page_is_whole_and_asks_for_nothing_from_elsewhere(page: str) -> Non
 
 
 def test_links_and_ids_of_the_page_fit_together(page: str) -> None:
-    reader = Reader(page)
+    reader = ReportReader(page)
     assert len(reader.ids) == len(set(reader.ids))
     links = [reference[1:] for reference in reader.references if reference.startswith("#")]
     assert set(links) <= set(reader.ids)
@@ -162,7 +162,7 @@ def test_links_and_ids_of_the_page_fit_together(page: str) -> None:
 
 
 def test_names_from_outside_are_text_and_never_markup(page: str) -> None:
-    reader = Reader(page)
+    reader = ReportReader(page)
     for tag in ("<i>", "<small></small>", "<log-probabilities>", "<worth>", "<divided>"):
         assert tag not in page
     assert "i" not in reader.tags
@@ -204,14 +204,14 @@ def test_several_shifts_stand_side_by_side_and_their_own_figures_in_folds(page: 
 
 
 def test_what_was_not_recorded_is_shown_with_its_reason(page: str) -> None:
-    rows = [[text for _, text in row] for row in Reader(page).rows]
+    rows = [[text for _, text in row] for row in ReportReader(page).rows]
     reasons = [row for row in rows if row[0] == "samples" and "no signal 'absent'" in row[-1]]
     assert len(reasons) == 5, "once in each protocol"
     assert "samples (not recorded)" in page
 
 
 def test_the_table_shows_the_means_and_marks_the_best(page: str, result: EvaluationResult) -> None:
-    means = [row for row in Reader(page).rows if row[0][1] == "guard" and len(row) == 1 + len(MEASURES)]
+    means = [row for row in ReportReader(page).rows if row[0][1] == "guard" and len(row) == 1 + len(MEASURES)]
     setting = result.models[0].settings[0]
     shown = dict(zip([measure.name for measure in MEASURES], means[0][1:], strict=True))
     for name in ("AUROC", "Brier"):
@@ -256,7 +256,7 @@ def test_a_result_without_anything_recorded_still_makes_a_page() -> None:
     ]
     result = summarise(predictions, nothing, model=CARD, own="guard", draws=5)
     page = render(EvaluationResult("Nothing", (result,), (), PROVENANCE))
-    assert Reader(page).open == []
+    assert ReportReader(page).open == []
     assert "no signal &#39;absent&#39;" in page
     assert "<svg" not in page
 
@@ -266,7 +266,7 @@ def test_sets_of_right_answers_only_make_a_page_too() -> None:
     right = MadeTable(table.dataset, table.wrong & (table.dataset == SETS[0]), table.group, table.signals)
     predictions = [*pairwise_transfer(right, METHODS[:2]), *leave_one_dataset_out(right, METHODS[:2])]
     result = summarise(predictions, METHODS[:2], model=CARD, own="guard", draws=5)
-    assert Reader(render(EvaluationResult("Right", (result,), (), PROVENANCE))).open == []
+    assert ReportReader(render(EvaluationResult("Right", (result,), (), PROVENANCE))).open == []
 
 
 # -- the result --------------------------------------------------------------------------------

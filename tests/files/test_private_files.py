@@ -22,13 +22,13 @@ def generous_umask() -> Iterator[None]:
     os.umask(before)
 
 
-class Journal(JournalFile):
+class PlainJournal(JournalFile):
     def keys(self) -> set[str]:
         return {"a row"}
 
 
 def make_journal(folder: Path) -> None:
-    with Journal(folder / "answers.journal") as journal:
+    with PlainJournal(folder / "answers.journal") as journal:
         journal._claim(())
         journal._db.execute("CREATE TABLE rows (prompt TEXT)")
 

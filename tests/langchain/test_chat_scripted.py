@@ -41,7 +41,7 @@ SECRET = "BADWORD"
 WAYS = pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])
 
 
-class Engine(AnsweringEngine):
+class StreamKeepingEngine(AnsweringEngine):
     """The scripted engine with a place for tools in its template; it keeps every stream that it opens."""
 
     def __init__(self, script: Script, **model: object) -> None:
@@ -73,12 +73,12 @@ class Engine(AnsweringEngine):
         return self.streams[-1]  # type: ignore[no-any-return]
 
 
-def engine(*answers: tuple[str, float]) -> Engine:
+def engine(*answers: tuple[str, float]) -> StreamKeepingEngine:
     """Answers in turn; the last one for ever."""
-    return Engine(lambda prompt, number: answers[min(number, len(answers) - 1)])
+    return StreamKeepingEngine(lambda prompt, number: answers[min(number, len(answers) - 1)])
 
 
-def chat(loaded: Engine, **settings: Any) -> ChatGuard:
+def chat(loaded: StreamKeepingEngine, **settings: Any) -> ChatGuard:
     return ChatGuard(**{"model": "scripted", "engine": loaded, "scorer": confidence_scorer(), **settings})
 
 
@@ -268,7 +268,7 @@ def test_bad_settings_are_found_when_the_model_is_built(settings: Any, error: An
 
 
 def test_a_scorer_of_another_model_is_refused_or_marked() -> None:
-    other = Engine(lambda prompt, number: ("Paris", 0.3), weights_sha256="0" * 64)
+    other = StreamKeepingEngine(lambda prompt, number: ("Paris", 0.3), weights_sha256="0" * 64)
     with pytest.raises(ScorerMismatchError):
         chat(other)
     scored = read_score(chat(other, force_scorer=True).invoke("Why?"))
@@ -512,7 +512,7 @@ HALF = "[{accept: {below: 0.5}}, {abstain: {text: No.}}]"
 LONG = f"{SECRET} is what it says at some length"
 
 
-def live(loaded: Engine, rules: str, how: str, **settings: Any) -> tuple[str, Exception | None]:
+def live(loaded: StreamKeepingEngine, rules: str, how: str, **settings: Any) -> tuple[str, Exception | None]:
     """The text that was shown, and the error that ended the stream."""
     safe = guarded(PROMPT | chat(loaded, max_tokens=60) | StrOutputParser(), policy=policy(rules, LIVE), **settings)
     shown: list[str] = []

@@ -30,7 +30,7 @@ def policy(body: str = CLOSED) -> Policy:
     return parse_policy(f"version: 1\nname: test\n{body}")
 
 
-class ToolEngine(AnsweringEngine):
+class ToolTemplateEngine(AnsweringEngine):
     """Shows the model its tools."""
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -39,11 +39,11 @@ class ToolEngine(AnsweringEngine):
 
 def chat(*texts: str, p_wrong: float = 0.05, **settings: Any) -> ChatGuard:
     """Says these texts in turn, the last one for good."""
-    engine = ToolEngine(lambda prompt, number: (texts[min(number, len(texts) - 1)], p_wrong))
+    engine = ToolTemplateEngine(lambda prompt, number: (texts[min(number, len(texts) - 1)], p_wrong))
     return ChatGuard(engine=engine, scorer=confidence_scorer(engine.model), **{"max_tokens": 200, **settings})
 
 
-Run = Callable[[Any, Any], Any]
+RunChain = Callable[[Any, Any], Any]
 
 
 def invoke(runnable: Any, asked: Any) -> Any:
@@ -79,7 +79,7 @@ every_way = pytest.mark.parametrize("run", [invoke, ainvoke, stream, astream])
 
 @every_way
 @pytest.mark.parametrize("deciding", [True, False])
-def test_a_message_says_how_its_answer_ended(run: Run, deciding: bool) -> None:
+def test_a_message_says_how_its_answer_ended(run: RunChain, deciding: bool) -> None:
     settings = {"policy": policy(f"{CLOSED}truncated: accept")} if deciding else {}
     for max_tokens, ending in ((5, "length"), (50, "stop")):
         message = run(chat("Paris, not Lyon.", max_tokens=max_tokens, **settings), "q")
@@ -89,7 +89,7 @@ def test_a_message_says_how_its_answer_ended(run: Run, deciding: bool) -> None:
 
 
 @every_way
-def test_a_model_that_decides_withholds_a_cut_answer_and_says_why(run: Run) -> None:
+def test_a_model_that_decides_withholds_a_cut_answer_and_says_why(run: RunChain) -> None:
     message = run(chat("Paris, not Lyon.", max_tokens=5, policy=policy()), "q")
     assert (message.content, message.response_metadata["finish_reason"]) == ("On error.", "length")
     assert message.response_metadata[KEY]["decision"]["reason"].startswith("The answer is cut")
@@ -135,7 +135,7 @@ def ended(message: AIMessage, ending: str) -> AIMessage:
 
 
 @every_way
-def test_a_chain_does_not_accept_a_cut_or_an_empty_answer(run: Run) -> None:
+def test_a_chain_does_not_accept_a_cut_or_an_empty_answer(run: RunChain) -> None:
     safe = guarded(chat("Paris, not Lyon.", max_tokens=5), policy=policy())
     assert run(safe, "q").content == "On error."
     outcome = safe.with_outcome().invoke("q").outcome
@@ -154,7 +154,7 @@ def test_a_chains_retry_may_have_more_room() -> None:
 
 
 @every_way
-def test_a_live_stream_that_ends_cut_is_taken_back(run: Run) -> None:
+def test_a_live_stream_that_ends_cut_is_taken_back(run: RunChain) -> None:
     from guard.langchain.attempts.stream_monitor import RetractedError
 
     live = guarded(chat("Paris, not Lyon.", max_tokens=5), policy=policy(f"{CLOSED}streaming: live"))
@@ -196,7 +196,7 @@ def agent(*answers: AIMessage, body: str = CLOSED) -> tuple[ScriptedChat, Any]:
 
 
 @pytest.mark.parametrize("way", [invoke, ainvoke])
-def test_an_agent_does_not_accept_a_cut_or_an_empty_answer(way: Run) -> None:
+def test_an_agent_does_not_accept_a_cut_or_an_empty_answer(way: RunChain) -> None:
     for answer in (ended(said("Paris, not", 0.1), "length"), said("", 0.1)):
         _, guarded_agent = agent(answer)
         final = way(guarded_agent, {"messages": [HumanMessage("q")]})["messages"][-1]
@@ -250,7 +250,7 @@ WHOLE = '{"name": "Paris", "dose": 150}'
 @every_way
 @pytest.mark.parametrize("schema", SCHEMAS)
 @pytest.mark.parametrize("method", ["json_schema", "json_mode"])
-def test_json_that_was_cut_is_no_object(run: Run, schema: Any, method: Any) -> None:
+def test_json_that_was_cut_is_no_object(run: RunChain, schema: Any, method: Any) -> None:
     for max_tokens in (1, 10, 28, 29, len(WHOLE)):  # the last of these lacks only the end token
         with pytest.raises(OutputParserException, match="The answer is truncated"):
             run(chat(WHOLE, max_tokens=max_tokens).with_structured_output(schema, method=method), "q")
@@ -276,7 +276,7 @@ def test_json_that_was_cut_is_no_object(run: Run, schema: Any, method: Any) -> N
         "Paris",
     ],
 )
-def test_json_that_does_not_close_or_is_not_one_text_is_no_object(run: Run, schema: Any, text: str) -> None:
+def test_json_that_does_not_close_or_is_not_one_text_is_no_object(run: RunChain, schema: Any, text: str) -> None:
     with pytest.raises(IncompleteAnswerError, match="not one complete JSON text"):
         run(chat(text).with_structured_output(schema), "q")
 
@@ -309,7 +309,7 @@ def test_backticks_within_a_string_are_not_a_fence() -> None:
 
 
 @every_way
-def test_a_cut_list_loses_nothing_in_silence(run: Run) -> None:
+def test_a_cut_list_loses_nothing_in_silence(run: RunChain) -> None:
     text = '{"allergies": ["penicillin", "latex"], "note": "severe"}'
     model = chat(text, max_tokens=30).with_structured_output(Allergies, include_raw=True)
     result = run(model, "q")
@@ -320,7 +320,7 @@ def test_a_cut_list_loses_nothing_in_silence(run: Run) -> None:
 
 
 @every_way
-def test_a_guarded_chain_decides_about_json_that_was_cut_and_quotes_nothing_of_it(run: Run) -> None:
+def test_a_guarded_chain_decides_about_json_that_was_cut_and_quotes_nothing_of_it(run: RunChain) -> None:
     for text, max_tokens in ((WHOLE, 28), ('{"name": "Paris", "dose": 15', 200)):
         chain = chat(text, max_tokens=max_tokens).with_structured_output(Dose)
         assert run(guarded(chain, policy=policy()), "q") == "On error."
@@ -338,7 +338,7 @@ MENDABLE = '<tool_call>{"name": "Dose", "arguments": "{\\"name\\": \\"Paris\\", 
 
 @every_way
 @pytest.mark.parametrize("schema", SCHEMAS)
-def test_a_call_that_was_cut_is_no_object(run: Run, schema: Any) -> None:
+def test_a_call_that_was_cut_is_no_object(run: RunChain, schema: Any) -> None:
     method: Any = {"method": "function_calling"}
     for text, max_tokens in ((CALL, len(CALL) - 14), (CALL, len(CALL)), (MENDABLE, 200)):
         with pytest.raises(IncompleteAnswerError):
@@ -351,7 +351,7 @@ def test_a_call_that_was_cut_is_no_object(run: Run, schema: Any) -> None:
 @pytest.mark.parametrize(
     "text", [MENDABLE, MENDABLE.replace("15", ""), CALL.replace('{"name": "Paris", "dose": 150}', '""')]
 )
-def test_streaming_does_not_mend_a_call_that_cannot_be_read(run: Run, text: str) -> None:
+def test_streaming_does_not_mend_a_call_that_cannot_be_read(run: RunChain, text: str) -> None:
     message = run(chat(text).bind_tools([Dose]), "q")
     assert message.tool_calls == []
     assert len(message.invalid_tool_calls) == 1

@@ -22,7 +22,7 @@ RETRY = (
 )
 
 
-class Own(BaseCallbackHandler):
+class CallersListener(BaseCallbackHandler):
     """One caller's listener."""
 
     def __init__(self) -> None:
@@ -52,8 +52,8 @@ def by_question(messages: Any) -> Any:
     return said(f"answer {number}", score_of(number))
 
 
-def callers() -> tuple[list[dict[str, str]], list[RunnableConfig], list[Own]]:
-    listeners = [Own() for _ in range(MANY)]
+def callers() -> tuple[list[dict[str, str]], list[RunnableConfig], list[CallersListener]]:
+    listeners = [CallersListener() for _ in range(MANY)]
     configs: list[RunnableConfig] = [
         {"callbacks": [listener], "metadata": {"user": number}, "tags": [f"t{number}"]}
         for number, listener in enumerate(listeners)
@@ -86,7 +86,7 @@ def test_sixty_four_calls_do_not_mix(how: str) -> None:
         check_own(number, result, listener)
 
 
-def check_own(number: int, result: GuardedOutcome, listener: Own) -> None:
+def check_own(number: int, result: GuardedOutcome, listener: CallersListener) -> None:
     accepted = score_of(number) < 0.5
     assert result.output.strip() == (f"answer {number}" if accepted else "No.")
     assert result.outcome.p_wrong == score_of(number)

@@ -76,7 +76,7 @@ def _sum(chunks: list[Any]) -> Any:
 WAYS = pytest.mark.parametrize("how", ["invoke", "ainvoke", "batch", "abatch", "stream", "astream"])
 
 
-class Listener(BaseCallbackHandler):
+class EventListener(BaseCallbackHandler):
     """Keeps custom events and the names of what else it hears."""
 
     def __init__(self) -> None:
@@ -214,7 +214,7 @@ def test_reviews_are_kept_in_the_store(tmp_path: Path) -> None:
 
 @WAYS
 def test_in_shadow_mode_nothing_changes_and_the_decision_is_told(how: str) -> None:
-    listener = Listener()
+    listener = EventListener()
     safe = guarded(text_chain(said("Rome", 0.9)), policy=policy(ABSTAIN, "mode: shadow"))
     assert run(safe, how, config={"callbacks": [listener]}).strip() == "Rome"
     ((name, event),) = listener.events
@@ -265,7 +265,7 @@ def test_the_outcome_is_there_when_asked_for(how: str) -> None:
 
 @WAYS
 def test_each_decision_is_an_event(how: str) -> None:
-    listener = Listener()
+    listener = EventListener()
     safe = guarded(text_chain(said("Rome", 0.9), said("Paris", 0.2)), policy=policy(RETRY))
     run(safe, how, config={"callbacks": [listener]})
     assert [name for name, _ in listener.events] == ["guard_decision"] * 2
@@ -277,7 +277,7 @@ def test_each_decision_is_an_event(how: str) -> None:
     assert [text.strip() for text in listener.ended] == ["Paris"]
 
 
-class Marks(BaseCallbackHandler):
+class TagKeeper(BaseCallbackHandler):
     """Keeps the tags and metadata of runs and events by name."""
 
     def __init__(self) -> None:
@@ -296,7 +296,7 @@ class Marks(BaseCallbackHandler):
 
 @WAYS
 def test_traces_say_by_what_a_run_is_decided_and_only_the_guards_own(how: str) -> None:
-    marks, route = Marks(), "routes: {careful: {rules: [{accept: {below: 0.3}}, {abstain: {text: No.}}]}}"
+    marks, route = TagKeeper(), "routes: {careful: {rules: [{accept: {below: 0.3}}, {abstain: {text: No.}}]}}"
     safe = guarded(text_chain(said("Paris", 0.2)), policy=policy(RETRY, route), route="careful")
     config = {"callbacks": [marks], "tags": ["mine"], "metadata": {"user": 7}, "run_name": "top"}
     run(safe, how, config=config)

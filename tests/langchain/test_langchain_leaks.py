@@ -45,11 +45,11 @@ def answers_of(chain: Runnable[Any, Any]) -> list[str]:
     """What the models in a chain say, unguarded."""
     said = []
 
-    class Listener(BaseCallbackHandler):
+    class LeakListener(BaseCallbackHandler):
         def on_llm_end(self, response: Any, **_: Any) -> None:
             said.append(response.generations[0][0].text)
 
-    chain.invoke(QUESTION, {"callbacks": [Listener()]})
+    chain.invoke(QUESTION, {"callbacks": [LeakListener()]})
     return said
 
 

@@ -33,7 +33,7 @@ def chain() -> Runnable[Any, Any]:
     return PROMPT | chat(max_tokens=3 * TOKENS_BETWEEN) | StrOutputParser()
 
 
-class Listener(BaseCallbackHandler):
+class LiveListener(BaseCallbackHandler):
     def __init__(self) -> None:
         self.events: list[str] = []
         self.tokens = 0
@@ -70,7 +70,7 @@ HOW = pytest.mark.parametrize("how", ["stream", "astream"])
 @HOW
 @pytest.mark.model
 def test_an_answer_that_holds_streams_as_the_chain_does(how: str) -> None:
-    listener = Listener()
+    listener = LiveListener()
     chunks, error = streamed(guarded(chain(), policy=policy(ACCEPT, LIVE)), how, {"callbacks": [listener]})
     assert error is None
     assert chunks == list(chain().stream(ASKED))
@@ -81,7 +81,7 @@ def test_an_answer_that_holds_streams_as_the_chain_does(how: str) -> None:
 @HOW
 @pytest.mark.model
 def test_an_answer_over_the_line_is_stopped_while_it_grows(how: str) -> None:
-    listener = Listener()
+    listener = LiveListener()
     safe = guarded(chain(), policy=policy(ABSTAIN, LIVE))
     chunks, error = streamed(safe, how, {"callbacks": [listener]})
     assert isinstance(error, RetractedError)
@@ -154,7 +154,7 @@ def test_a_stream_that_fails_is_an_error_as_ever(how: str) -> None:
 
 
 def test_other_ways_of_asking_hold_the_answer() -> None:
-    listener = Listener()
+    listener = LiveListener()
     scripted = ScriptedChat(script=[said("Rome", 0.9)])
     safe = guarded(PROMPT | scripted | StrOutputParser(), policy=policy(HALF, LIVE))
     assert safe.invoke(ASKED, {"callbacks": [listener]}) == "No."

@@ -39,7 +39,7 @@ POLICY = policy("[{accept: {below: 0.5}}, {retry: {below: 0.97, times: 1}}, {abs
 PROMPT = ChatPromptTemplate.from_messages([MessagesPlaceholder("past"), ("human", "{q}")])
 SESSION = {"configurable": {"session_id": "s"}}
 
-Store = dict[str, InMemoryChatMessageHistory]
+Histories = dict[str, InMemoryChatMessageHistory]
 
 
 def model(p_wrong: float = 0.96, text: str = SECRET) -> ChatGuard:
@@ -47,7 +47,7 @@ def model(p_wrong: float = 0.96, text: str = SECRET) -> ChatGuard:
     return ChatGuard(engine=engine, scorer=confidence_scorer(engine.model), system="", max_tokens=32)
 
 
-def with_history(chain: Any, store: Store) -> Any:
+def with_history(chain: Any, store: Histories) -> Any:
     return RunnableWithMessageHistory(
         chain,
         lambda session_id: store.setdefault(session_id, InMemoryChatMessageHistory()),
@@ -96,7 +96,7 @@ def _wrapped(chain: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("where", _wrapped(with_history(PROMPT | model(), {})))
 def test_a_history_inside_of_a_chain_is_refused_when_it_is_guarded_or_before_the_model_is_asked(where: str) -> None:
-    store: Store = {}
+    store: Histories = {}
     chat = model()
     with pytest.raises(InputError, match=r"cannot contain a conversation history.*Put the history around"):
         guarded(_wrapped(with_history(PROMPT | chat, store))[where], policy=POLICY).invoke({"q": "?"}, SESSION)
@@ -128,7 +128,7 @@ class Holder:
 
 @pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])
 def test_a_history_that_nothing_can_see_is_refused_before_the_model_is_asked(how: str) -> None:
-    store: Store = {}
+    store: Histories = {}
     chat = model()
     holder = Holder(with_history(PROMPT | chat, store))
     safe = guarded(RunnableLambda(lambda asked: holder(asked)), policy=POLICY)
@@ -159,7 +159,7 @@ def _run(safe: Runnable[Any, Any], how: str) -> Any:
 @pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])
 def test_a_history_around_a_guarded_chain_keeps_what_the_caller_got(how: str) -> None:
     for answer, p_wrong, kept in (("Paris", 0.1, "Paris"), (SECRET, 0.96, "I cannot say.")):
-        store: Store = {}
+        store: Histories = {}
         chat = model(p_wrong, answer)
         conversation = with_history(guarded(PROMPT | chat, policy=POLICY), store)
         for _ in range(2):
@@ -206,7 +206,7 @@ def test_a_chain_with_a_memory_is_refused() -> None:
         guarded(RunnablePassthrough() | Conversation(), policy=POLICY)
 
 
-class Seen(InMemorySaver):
+class KeepingSaver(InMemorySaver):
     """Keeps all that was ever saved, as text."""
 
     def __init__(self) -> None:
@@ -222,9 +222,9 @@ class Seen(InMemorySaver):
         super().put_writes(*given, **named)
 
 
-def around(inner: Any) -> tuple[Any, Seen]:
+def around(inner: Any) -> tuple[Any, KeepingSaver]:
     """A graph with a checkpointer, whose node is a guarded graph."""
-    saver = Seen()
+    saver = KeepingSaver()
     safe = guarded(inner, policy=POLICY, output=lambda outcome: {"messages": [("ai", outcome.answer)]})
     return graph(safe, checkpointer=saver), saver
 

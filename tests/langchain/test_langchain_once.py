@@ -202,7 +202,7 @@ def test_a_pickled_step_is_the_same_step() -> None:
 
 
 def test_what_cannot_be_wrapped_is_refused() -> None:
-    class Own(BaseTool):
+    class OwnTool(BaseTool):
         name: str = "own"
         description: str = "does something"
 
@@ -210,7 +210,7 @@ def test_what_cannot_be_wrapped_is_refused() -> None:
             return "done"
 
     with pytest.raises(InputError, match="the tool 'own'"):
-        once(Own())
+        once(OwnTool())
     with pytest.raises(InputError, match="got int"):
         once(3)  # type: ignore[call-overload]
 

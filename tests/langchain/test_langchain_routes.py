@@ -26,7 +26,7 @@ STRICT = policy("[{abstain: {text: Never.}}]", name="strictest")
 PROMPT = ChatPromptTemplate.from_messages([("human", "{q}")])
 
 #: A call with this input, config and these keyword arguments, and what it gives as one text.
-Call = Callable[[Any, Any, Any, dict[str, Any]], str]
+CallWith = Callable[[Any, Any, Any, dict[str, Any]], str]
 
 
 def _text(parts: list[Any]) -> str:
@@ -43,7 +43,7 @@ async def _events(safe: Any, asked: Any, config: Any, options: dict[str, Any]) -
     return _text([root[-1]["data"]["output"]])
 
 
-INTERFACES: dict[str, Call] = {
+INTERFACES: dict[str, CallWith] = {
     "invoke": lambda safe, asked, config, options: _text([safe.invoke(asked, config, **options)]),
     "ainvoke": lambda safe, asked, config, options: _text([asyncio.run(safe.ainvoke(asked, config, **options))]),
     "batch": lambda safe, asked, config, options: _text(safe.batch([asked], [config or {}], **options)),

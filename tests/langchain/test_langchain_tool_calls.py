@@ -313,7 +313,7 @@ def test_hostile_texts_do_not_hold_the_reader_up(piece: str) -> None:
 # -- in a chat model -----------------------------------------------------------------------------
 
 
-class ToolEngine(AnsweringEngine):
+class TemplateEngine(AnsweringEngine):
     """Has a chat template with tools."""
 
     template = TEMPLATES["hermes"]
@@ -327,7 +327,7 @@ class ToolEngine(AnsweringEngine):
 
 
 def model(text: str, template: str = TEMPLATES["hermes"]) -> ChatGuard:
-    engine = ToolEngine(lambda prompt, number: (text, 0.05), model=scripted_model(context_tokens=4000))
+    engine = TemplateEngine(lambda prompt, number: (text, 0.05), model=scripted_model(context_tokens=4000))
     engine.template = template
     return ChatGuard(engine=engine, scorer=confidence_scorer(engine.model), max_tokens=400)
 

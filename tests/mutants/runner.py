@@ -88,7 +88,7 @@ class Mutant:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class MutantResult:
     """What became of a mutant; ``problem`` is None where it was killed."""
 
     mutant: Mutant
@@ -216,7 +216,7 @@ def _run_pytest(copy: str, nodes: list[str], output: str) -> None:
     os._exit(int(code) if imported.startswith(copy) or code != PASSED else WRONG_CODE)
 
 
-def kill(mutant: Mutant, copy: Path) -> Result:
+def kill(mutant: Mutant, copy: Path) -> MutantResult:
     """Make the change and run its tests."""
     started = time.monotonic()
     with applied(mutant, copy):
@@ -228,7 +228,7 @@ def kill(mutant: Mutant, copy: Path) -> Result:
         problem = f"its tests took more than {TIMEOUT_S} s"
     elif code != FAILED:
         problem = f"its tests could not run (pytest gave {code}):\n{output[-1500:]}"
-    return Result(mutant, problem, time.monotonic() - started)
+    return MutantResult(mutant, problem, time.monotonic() - started)
 
 
 def check_baseline(mutants: Sequence[Mutant], copy: Path) -> str | None:
@@ -241,14 +241,14 @@ def check_baseline(mutants: Sequence[Mutant], copy: Path) -> str | None:
     return f"Tests were skipped, so they can kill nothing:\n{output[-3000:]}" if skipped else None
 
 
-def run_all(mutants: Sequence[Mutant], jobs: int) -> Iterator[Result]:
+def run_all(mutants: Sequence[Mutant], jobs: int) -> Iterator[MutantResult]:
     """Kill mutants, several at a time, each in a copy of its own."""
     with TemporaryDirectory(prefix="guard-mutants-") as folder:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(jobs):
             copies.put(copy_repository(Path(folder) / str(number)))
 
-        def work(mutant: Mutant) -> Result:
+        def work(mutant: Mutant) -> MutantResult:
             copy = copies.get()
             try:
                 return kill(mutant, copy)

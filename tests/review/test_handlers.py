@@ -35,7 +35,7 @@ from guard.review.store import Store
 
 CASE = make_escalation(3)
 
-Call = Callable[..., Delivery]
+Deliver = Callable[..., Delivery]
 
 
 def escalate_async(
@@ -56,12 +56,12 @@ def escalate_within_a_loop(
 
 
 @pytest.fixture(params=[escalate, escalate_async, escalate_within_a_loop])
-def call(request: pytest.FixtureRequest) -> Call:
-    function: Call = request.param
+def call(request: pytest.FixtureRequest) -> Deliver:
+    function: Deliver = request.param
     return function
 
 
-class Recorder:
+class Keeper:
     """A handler that keeps what it gets."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Recorder:
         self.cases.append(escalation)
 
 
-class AsyncRecorder(Recorder):
+class AsyncRecorder(Keeper):
     async def __call__(self, escalation: Escalation) -> None:  # type: ignore[override]
         await asyncio.sleep(0)
         self.cases.append(escalation)
@@ -93,20 +93,20 @@ async def fail_async(_: Escalation) -> None:
     raise ConnectionError("the pager is down.")
 
 
-def test_a_handler_gets_the_one_record(call: Call) -> None:
-    taken = Recorder()
+def test_a_handler_gets_the_one_record(call: Deliver) -> None:
+    taken = Keeper()
     assert call(CASE, handlers={"a": taken}, to=["a"]) == Delivery(("a",), ())
     assert taken.cases == [CASE]
 
 
-def test_only_the_named_handlers_run_each_once_in_order(call: Call) -> None:
-    handlers = {name: Recorder() for name in "abc"}
+def test_only_the_named_handlers_run_each_once_in_order(call: Deliver) -> None:
+    handlers = {name: Keeper() for name in "abc"}
     assert call(CASE, handlers=handlers, to=["c", "a", "c"]).delivered == ("c", "a")
     assert [len(handlers[name].cases) for name in "abc"] == [1, 0, 1]
 
 
 @pytest.mark.parametrize("make", ["function", "partial", "object", "lambda"])
-def test_async_handlers_of_all_kinds_are_awaited(call: Call, make: str) -> None:
+def test_async_handlers_of_all_kinds_are_awaited(call: Deliver, make: str) -> None:
     taken = AsyncRecorder()
 
     async def function(escalation: Escalation, _: int = 0) -> None:
@@ -123,8 +123,8 @@ def test_async_handlers_of_all_kinds_are_awaited(call: Call, make: str) -> None:
 
 
 @pytest.mark.parametrize("failing", [fail, fail_async])
-def test_a_failure_is_reported_and_the_others_still_run(call: Call, failing: Handler) -> None:
-    taken = Recorder()
+def test_a_failure_is_reported_and_the_others_still_run(call: Deliver, failing: Handler) -> None:
+    taken = Keeper()
     delivery = call(CASE, handlers={"pager": failing, "a": taken}, to=["pager", "a"])
     assert delivery == Delivery(("a",), ("pager: ConnectionError: the pager is down",))
     assert taken.cases == [CASE]
@@ -139,7 +139,7 @@ class Unspeakable(Exception):
 
 @pytest.mark.parametrize(("error", "said"), [(Unspeakable(), "Unspeakable"), (StopIteration(5), "StopIteration")])
 def test_an_odd_error_of_a_handler_is_its_own_and_the_case_is_delivered(
-    call: Call, error: Exception, said: str
+    call: Deliver, error: Exception, said: str
 ) -> None:
     """Before, the first ended the call, though another handler had taken the case; asyncio waited out the second."""
 
@@ -154,12 +154,12 @@ def test_an_odd_error_of_a_handler_is_its_own_and_the_case_is_delivered(
 
 
 def test_a_handler_that_exits_does_not_end_the_caller() -> None:
-    delivery = escalate(CASE, handlers={"x": lambda _: sys.exit(3), "a": Recorder()}, to=["x", "a"])
+    delivery = escalate(CASE, handlers={"x": lambda _: sys.exit(3), "a": Keeper()}, to=["x", "a"])
     assert delivery == Delivery(("a",), ("x: SystemExit: 3",))
 
 
-def test_a_slow_handler_is_late_and_the_others_are_not_held_up(call: Call, release: threading.Event) -> None:
-    taken, together = Recorder(), threading.Barrier(2)
+def test_a_slow_handler_is_late_and_the_others_are_not_held_up(call: Deliver, release: threading.Event) -> None:
+    taken, together = Keeper(), threading.Barrier(2)
     met: list[int] = []
 
     def slow(_: Escalation) -> None:
@@ -171,7 +171,7 @@ def test_a_slow_handler_is_late_and_the_others_are_not_held_up(call: Call, relea
     assert sorted(met) == [0, 1]
 
 
-def test_a_late_async_handler_is_cancelled(call: Call) -> None:
+def test_a_late_async_handler_is_cancelled(call: Deliver) -> None:
     cancelled = threading.Event()
 
     async def slow(_: Escalation) -> None:
@@ -181,23 +181,23 @@ def test_a_late_async_handler_is_cancelled(call: Call) -> None:
             cancelled.set()
             raise
 
-    delivery = call(CASE, handlers={"slow": slow, "a": Recorder()}, to=["slow", "a"], timeout_s=0.2)
+    delivery = call(CASE, handlers={"slow": slow, "a": Keeper()}, to=["slow", "a"], timeout_s=0.2)
     assert delivery.errors == ("slow: not done within 0.2 s",)
     assert cancelled.wait(5)
 
 
-def test_a_handlers_own_timeout_is_told_from_its_deadline(call: Call) -> None:
+def test_a_handlers_own_timeout_is_told_from_its_deadline(call: Deliver) -> None:
     def times_out(_: Escalation) -> None:
         raise TimeoutError("no answer from the pager")
 
     async def times_out_async(_: Escalation) -> None:
         raise TimeoutError
 
-    delivery = call(CASE, handlers={"s": times_out, "c": times_out_async, "a": Recorder()}, to=["s", "c", "a"])
+    delivery = call(CASE, handlers={"s": times_out, "c": times_out_async, "a": Keeper()}, to=["s", "c", "a"])
     assert delivery.errors == ("s: TimeoutError: no answer from the pager", "c: TimeoutError")
 
 
-def test_when_nobody_takes_it_the_error_says_what_each_said(call: Call, release: threading.Event) -> None:
+def test_when_nobody_takes_it_the_error_says_what_each_said(call: Deliver, release: threading.Event) -> None:
     handlers = {"pager": fail, "slow": lambda _: release.wait(20)}
     with pytest.raises(EscalationError) as caught:
         call(CASE, handlers=handlers, to=["pager", "slow", "mail"], timeout_s=0.2)
@@ -207,23 +207,23 @@ def test_when_nobody_takes_it_the_error_says_what_each_said(call: Call, release:
     assert "Question" not in said
 
 
-def test_no_handler_at_all(call: Call) -> None:
+def test_no_handler_at_all(call: Deliver) -> None:
     with pytest.raises(EscalationError, match="the policy names none"):
-        call(CASE, handlers={"a": Recorder()}, to=[])
+        call(CASE, handlers={"a": Keeper()}, to=[])
 
 
-def test_an_unknown_name_does_not_lose_the_case(call: Call) -> None:
-    delivery = call(CASE, handlers={"a": Recorder()}, to=["b", "a"])
+def test_an_unknown_name_does_not_lose_the_case(call: Deliver) -> None:
+    delivery = call(CASE, handlers={"a": Keeper()}, to=["b", "a"])
     assert delivery == Delivery(("a",), ("b: there is no such handler",))
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
-def test_a_deadline_that_makes_no_sense(call: Call, timeout_s: float) -> None:
+def test_a_deadline_that_makes_no_sense(call: Deliver, timeout_s: float) -> None:
     with pytest.raises(InputError, match="timeout_s"):
-        call(CASE, handlers={"a": Recorder()}, to=["a"], timeout_s=timeout_s)
+        call(CASE, handlers={"a": Keeper()}, to=["a"], timeout_s=timeout_s)
 
 
-def test_context_variables_go_along(call: Call) -> None:
+def test_context_variables_go_along(call: Deliver) -> None:
     trace: contextvars.ContextVar[str] = contextvars.ContextVar("trace", default="none")
     seen = []
     token = trace.set("trace-1")
@@ -238,17 +238,22 @@ def test_no_more_threads_is_that_handlers_failure(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(EscalationError, match="can't start new thread"):
-        escalate(CASE, handlers={"a": Recorder()}, to=["a"])
+        escalate(CASE, handlers={"a": Keeper()}, to=["a"])
 
 
 # -- receipts ----------------------------------------------------------------------------------
 
 
-def test_what_a_handler_returns_is_its_receipt(call: Call) -> None:
+def test_what_a_handler_returns_is_its_receipt(call: Deliver) -> None:
     async def ticket(_: Escalation) -> str:
         return "OPS-17"
 
-    handlers: dict[str, Handler] = {"ticket": ticket, "plain": lambda _: {"url": "x"}, "a": Recorder(), "bad": fail}
+    handlers: dict[str, Handler] = {
+        "ticket": ticket,
+        "plain": lambda _: {"url": "x"},
+        "a": Keeper(),
+        "bad": fail,
+    }
     delivery = call(CASE, handlers=handlers, to=list(handlers))
     assert delivery.receipts == {"ticket": "OPS-17", "plain": {"url": "x"}}
     assert delivery.delivered == ("ticket", "plain", "a")
@@ -261,8 +266,8 @@ def threads_of_handlers() -> int:
     return sum(thread.name == "guard-escalation" for thread in threading.enumerate())
 
 
-def test_a_handler_that_hangs_costs_a_few_threads_and_no_other_handler(call: Call, release: threading.Event) -> None:
-    taken = Recorder()
+def test_a_handler_that_hangs_costs_a_few_threads_and_no_other_handler(call: Deliver, release: threading.Event) -> None:
+    taken = Keeper()
     handlers = {"hangs": lambda _: release.wait(60), "a": taken}
     before = threads_of_handlers()
     deliveries = [
@@ -277,7 +282,7 @@ def test_a_handler_that_hangs_costs_a_few_threads_and_no_other_handler(call: Cal
         call(CASE, handlers=handlers, to=["hangs"], timeout_s=5)  # closed, and at once
 
 
-def test_a_handler_that_recovers_takes_cases_again(call: Call) -> None:
+def test_a_handler_that_recovers_takes_cases_again(call: Deliver) -> None:
     gate, taken = threading.Event(), []
 
     def slow(escalation: Escalation) -> None:
@@ -442,7 +447,7 @@ async def test_a_handler_that_ignores_its_cancellation_does_not_keep_us() -> Non
             except asyncio.CancelledError:
                 continue
 
-    handlers = {"stubborn": stubborn, "a": Recorder()}
+    handlers = {"stubborn": stubborn, "a": Keeper()}
     delivery = await asyncio.wait_for(aescalate(CASE, handlers=handlers, to=["stubborn", "a"], timeout_s=0.2), 20)
     assert delivery.errors == ("stubborn: not done within 0.2 s",)
     stop.set()
@@ -472,7 +477,7 @@ async def test_a_handler_that_is_cancelled_from_outside_is_an_error() -> None:
     async def cancels_itself(_: Escalation) -> None:
         raise asyncio.CancelledError
 
-    delivery = await aescalate(CASE, handlers={"c": cancels_itself, "a": Recorder()}, to=["c", "a"])
+    delivery = await aescalate(CASE, handlers={"c": cancels_itself, "a": Keeper()}, to=["c", "a"])
     assert delivery == Delivery(("a",), ("c: cancelled",))
 
 
@@ -515,7 +520,7 @@ def test_the_log_line_has_no_prompt_and_no_answer(caplog: pytest.LogCaptureFixtu
     ]
 
 
-def test_the_review_queue_keeps_each_case_once(call: Call, tmp_path: Path) -> None:
+def test_the_review_queue_keeps_each_case_once(call: Deliver, tmp_path: Path) -> None:
     with Store.open(tmp_path / "reviews.db") as store:
         handlers = {"review": ReviewQueue(store)}
         for _ in range(2):
@@ -525,7 +530,7 @@ def test_the_review_queue_keeps_each_case_once(call: Call, tmp_path: Path) -> No
         assert [review.decision_id for review in store.reviews()] == ["decision-3"]
 
 
-def test_a_store_that_fails_is_an_error_of_the_call(call: Call, tmp_path: Path) -> None:
+def test_a_store_that_fails_is_an_error_of_the_call(call: Deliver, tmp_path: Path) -> None:
     path = tmp_path / "reviews.db"
     with Store.open(path) as store:
         with store._database.write() as connection:

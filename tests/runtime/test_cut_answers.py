@@ -225,11 +225,11 @@ def saying(*texts: str, p_wrong: float = 0.1, context: int = 400) -> AnsweringEn
     return AnsweringEngine(lambda prompt, number: (texts[min(number, len(texts) - 1)], p_wrong), model=model)
 
 
-Ask = Callable[..., Outcome]
+AskCut = Callable[..., Outcome]
 
 
 @pytest.fixture(params=["ask", "aask"])
-def ask(request: pytest.FixtureRequest) -> Ask:
+def ask(request: pytest.FixtureRequest) -> AskCut:
     def sync(guard: Guard, **options: Any) -> Outcome:
         return guard.ask("why?", **options)
 
@@ -239,7 +239,7 @@ def ask(request: pytest.FixtureRequest) -> Ask:
     return sync if request.param == "ask" else loop
 
 
-def test_an_answer_cut_at_its_limit_is_not_accepted(ask: Ask) -> None:
+def test_an_answer_cut_at_its_limit_is_not_accepted(ask: AskCut) -> None:
     outcome = ask(guarded(saying("Paris, not Lyon.")), limits=Limits(max_tokens=5))
     assert (outcome.answer, outcome.action, outcome.rule) == ("On error.", Action.ABSTAIN, "on_error")
     assert outcome.reason == "The answer is cut: it reached its token limit or the end of the context"
@@ -248,7 +248,7 @@ def test_an_answer_cut_at_its_limit_is_not_accepted(ask: Ask) -> None:
     assert outcome.errors == ()
 
 
-def test_an_answer_cut_by_the_end_of_the_context_is_not_accepted(ask: Ask) -> None:
+def test_an_answer_cut_by_the_end_of_the_context_is_not_accepted(ask: AskCut) -> None:
     outcome = ask(guarded(saying("Never 50 mg.", context=10)), limits=Limits(max_tokens=100))
     assert (outcome.answer, outcome.finish_reason) == ("On error.", "length")
 
@@ -257,19 +257,19 @@ def test_an_answer_cut_by_the_end_of_the_context_is_not_accepted(ask: Ask) -> No
     ("text", "limits", "finish_reason"),
     [("", Limits(), "stop"), (" \n", Limits(), "stop"), ("Paris", Limits(stop=("P",)), "stop_string")],
 )
-def test_an_empty_answer_is_not_accepted(ask: Ask, text: str, limits: Limits, finish_reason: str) -> None:
+def test_an_empty_answer_is_not_accepted(ask: AskCut, text: str, limits: Limits, finish_reason: str) -> None:
     outcome = ask(guarded(saying(text)), limits=limits)
     assert (outcome.answer, outcome.reason) == ("On error.", "The answer is empty")
     assert outcome.finish_reason == finish_reason
 
 
-def test_a_whole_answer_says_how_it_ended(ask: Ask) -> None:
+def test_a_whole_answer_says_how_it_ended(ask: AskCut) -> None:
     assert ask(guarded(saying("Paris"))).finish_reason == "stop"
     stopped = ask(guarded(saying("Paris, not Lyon")), limits=Limits(stop=(",",)))
     assert (stopped.answer, stopped.finish_reason) == ("Paris", "stop_string")
 
 
-def test_a_retry_may_have_more_room(ask: Ask) -> None:
+def test_a_retry_may_have_more_room(ask: AskCut) -> None:
     body = f"{CLOSED}truncated: {{retry: {{temperature: 0, max_tokens: 30}}}}"
     outcome = ask(guarded(saying("Paris, not Lyon.")), limits=Limits(max_tokens=5))
     assert not outcome.accepted
@@ -283,7 +283,7 @@ def test_a_retry_may_have_more_room(ask: Ask) -> None:
     assert (poor.answer, poor.attempts[-1].finish_reason) == ("On error.", "length"), "within the budget"
 
 
-def test_a_person_learns_that_the_answer_was_cut(ask: Ask, tmp_path: Path) -> None:
+def test_a_person_learns_that_the_answer_was_cut(ask: AskCut, tmp_path: Path) -> None:
     from guard.review.store import Store
 
     cases: list[Escalation] = []
@@ -297,21 +297,21 @@ def test_a_person_learns_that_the_answer_was_cut(ask: Ask, tmp_path: Path) -> No
     assert (review.rule, review.attempts[0]["finish_reason"]) == ("truncated", "length")
 
 
-def test_a_cut_answer_that_could_not_be_scored_is_not_accepted_on_error(ask: Ask) -> None:
+def test_a_cut_answer_that_could_not_be_scored_is_not_accepted_on_error(ask: AskCut) -> None:
     guard = guarded(saying("Paris, not Lyon."), f"{RULES}on_error: accept")
     guard.scorer.score = lambda signals: 1 / 0  # type: ignore[method-assign, assignment, return-value]
     assert ask(guard, limits=Limits(max_tokens=30)).answer == "Paris, not Lyon."
     assert ask(guard, limits=Limits(max_tokens=5)).answer is None
 
 
-def test_shadow_mode_gives_a_cut_answer_and_says_what_would_be_done(ask: Ask) -> None:
+def test_shadow_mode_gives_a_cut_answer_and_says_what_would_be_done(ask: AskCut) -> None:
     outcome = ask(guarded(saying("Paris, not Lyon."), f"mode: shadow\n{CLOSED}"), limits=Limits(max_tokens=5))
     assert (outcome.answer, outcome.finish_reason) == ("Paris", "length")
     assert outcome.would_be is not None
     assert outcome.would_be.action is Action.ABSTAIN
 
 
-def test_a_fallbacks_cut_or_empty_answer_is_not_accepted_either(ask: Ask) -> None:
+def test_a_fallbacks_cut_or_empty_answer_is_not_accepted_either(ask: AskCut) -> None:
     body = "rules: [{accept: {below: 0.2}}, {fallback: {below: 0.9, to: other}}, {abstain: {}}]\n"
     body += "on_error: {abstain: {text: On error.}}\n"
     bigger = saying("Paris, not Lyon.", p_wrong=0.05)

@@ -505,7 +505,7 @@ def test_recording_that_fails_at_any_token_is_never_accepted(ask: Ask, token: in
     assert ask(guarded(engine)).accepted
 
 
-class Failing(Scorer):
+class FailingScorer(Scorer):
     """A scorer that fails, or gives what is no probability."""
 
     def __init__(self, failure: Exception | float) -> None:
@@ -522,15 +522,15 @@ class Failing(Scorer):
     "failure", [ScorerError("damaged"), ZeroDivisionError("oops"), float("nan"), -0.1, 1.5, float("inf")]
 )
 def test_scoring_that_fails_is_never_accepted(ask: Ask, failure: Exception | float) -> None:
-    outcome = ask(guarded(scripted(("42", 0.05)), scorer=Failing(failure)))
+    outcome = ask(guarded(scripted(("42", 0.05)), scorer=FailingScorer(failure)))
     assert (outcome.answer, outcome.action, outcome.rule) == ("Not checked.", Action.ESCALATE, "on_error")
-    without = ask(guarded(scripted(("42", 0.05)), "rules: [{accept: {}}]", scorer=Failing(failure)))
+    without = ask(guarded(scripted(("42", 0.05)), "rules: [{accept: {}}]", scorer=FailingScorer(failure)))
     assert (without.answer, without.action) == (None, Action.ABSTAIN), "closed where the policy says nothing"
 
 
 def test_a_policy_may_accept_what_was_not_scored_but_not_what_is_not_there(ask: Ask) -> None:
     body = "rules: [{accept: {}}]\non_error: {accept: {}}"
-    outcome = ask(guarded(scripted(("42", 0.05)), body, scorer=Failing(ScorerError("damaged"))))
+    outcome = ask(guarded(scripted(("42", 0.05)), body, scorer=FailingScorer(ScorerError("damaged"))))
     assert (outcome.answer, outcome.action, outcome.rule) == ("42", Action.ACCEPT, "on_error")
     assert "damaged" in outcome.errors[0]
     engine = scripted(("42", 0.05))
@@ -657,7 +657,7 @@ def test_shadow_mode_needs_no_handlers_and_never_raises(ask: Ask) -> None:
 @pytest.mark.parametrize("on_error", ["abstain: {raise: true}", "escalate: {to: [desk]}", "fallback: {to: other}"])
 def test_shadow_mode_returns_the_answer_even_where_scoring_fails(ask: Ask, on_error: str) -> None:
     body = f"mode: shadow\nrules: [{{accept: {{}}}}]\non_error: {{{on_error}}}"
-    outcome = ask(guarded(scripted(("42", 0.1)), body, scorer=Failing(RuntimeError("oops"))))
+    outcome = ask(guarded(scripted(("42", 0.1)), body, scorer=FailingScorer(RuntimeError("oops"))))
     assert (outcome.answer, outcome.action, outcome.p_wrong) == ("42", Action.ACCEPT, None)
     assert outcome.would_be is not None
     assert outcome.would_be.rule == "on_error"

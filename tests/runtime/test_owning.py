@@ -28,7 +28,7 @@ fallbacks:
 """
 
 
-class Loader:
+class Loaders:
     """Loads scripted engines, which record at the given capture point."""
 
     def __init__(self) -> None:
@@ -42,8 +42,8 @@ class Loader:
 
 
 @pytest.fixture
-def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
-    loads = Loader()
+def loader(monkeypatch: pytest.MonkeyPatch) -> Loaders:
+    loads = Loaders()
     monkeypatch.setattr(guard.runtime.guard, "load_engine", loads)
     return loads
 
@@ -80,7 +80,7 @@ def test_a_store_is_closed_by_who_opened_it(tmp_path: Path, monkeypatch: pytest.
     assert [store.place for store in closed] == [str(tmp_path / "reviews.db")]
 
 
-def test_what_was_loaded_is_closed_once(loader: Loader, scorer_file: Any) -> None:
+def test_what_was_loaded_is_closed_once(loader: Loaders, scorer_file: Any) -> None:
     file = scorer_file()
     passed = AnsweringEngine(lambda prompt, number: ("yes", 0.1))
     policy = parse_policy(FALLING_BACK.replace("SCORER", str(file)))
@@ -95,7 +95,7 @@ def test_what_was_loaded_is_closed_once(loader: Loader, scorer_file: Any) -> Non
     assert passed.closed == 0
 
 
-def test_what_was_loaded_is_closed_where_loading_fails(loader: Loader, scorer_file: Any) -> None:
+def test_what_was_loaded_is_closed_where_loading_fails(loader: Loaders, scorer_file: Any) -> None:
     other = scorer_file("block")
     policy = parse_policy(FALLING_BACK.replace("SCORER", str(other)))
     with pytest.raises(ScorerMismatchError):
@@ -104,7 +104,7 @@ def test_what_was_loaded_is_closed_where_loading_fails(loader: Loader, scorer_fi
 
 
 @pytest.mark.parametrize("point", ["mlp", "block"])
-def test_each_engine_records_where_its_own_scorer_was_fitted(loader: Loader, scorer_file: Any, point: Any) -> None:
+def test_each_engine_records_where_its_own_scorer_was_fitted(loader: Loaders, scorer_file: Any, point: Any) -> None:
     other = "block" if point == "mlp" else "mlp"
     policy = parse_policy(FALLING_BACK.replace("SCORER", str(scorer_file(other))))
     with Guard.load("model.gguf", scorer=scorer_file(point), policy=policy) as guarded:

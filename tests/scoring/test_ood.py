@@ -42,7 +42,7 @@ def _signals(activations: NDArray[Any]) -> Signals:
     return Signals(one, one, one, signature)
 
 
-class _World:
+class _FlatWorld:
     """Answers whose activations lie near a random flat of a few dimensions, in each layer another."""
 
     def __init__(self, *, layers: int = LAYERS, width: int = WIDTH, seed: int = 0) -> None:
@@ -63,17 +63,17 @@ class _World:
 
 
 @pytest.fixture(scope="module")
-def world() -> _World:
-    return _World()
+def world() -> _FlatWorld:
+    return _FlatWorld()
 
 
 @pytest.fixture(scope="module")
-def calibration(world: _World) -> list[Signals]:
+def calibration(world: _FlatWorld) -> list[Signals]:
     return world.answers(300)
 
 
 @pytest.fixture(scope="module")
-def detector(world: _World, calibration: list[Signals]) -> OodDetector:
+def detector(world: _FlatWorld, calibration: list[Signals]) -> OodDetector:
     return fit_ood_detector(world.answers(400), calibration)
 
 
@@ -88,19 +88,19 @@ def test_a_calibration_answer_gets_the_share_of_those_before_it(
     assert shares == pytest.approx(np.arange(1, 301) / 301, abs=5e-4)
 
 
-def test_answers_like_the_calibration_answers_have_even_shares(world: _World, detector: OodDetector) -> None:
+def test_answers_like_the_calibration_answers_have_even_shares(world: _FlatWorld, detector: OodDetector) -> None:
     shares = [detector.ood_score(answer) for answer in world.answers(300)]
     assert kstest(shares, "uniform").pvalue > 0.01
 
 
-def test_the_answers_that_the_components_are_made_of_seem_nearer_than_they_are(world: _World) -> None:
+def test_the_answers_that_the_components_are_made_of_seem_nearer_than_they_are(world: _FlatWorld) -> None:
     """Why distances come from answers of their own."""
     fit = world.answers(70)
     detector = fit_ood_detector(fit, world.answers(300))
     assert np.mean([detector.ood_score(answer) for answer in fit]) < 0.45
 
 
-def test_answers_off_the_flats_are_beyond_all_and_still_ranked(world: _World, detector: OodDetector) -> None:
+def test_answers_off_the_flats_are_beyond_all_and_still_ranked(world: _FlatWorld, detector: OodDetector) -> None:
     shares = [float(np.mean([detector.ood_score(a) for a in world.answers(20, off=off)])) for off in (0.4, 0.8, 1.5, 3)]
     assert shares[0] > 300 / 301
     assert shares == sorted(shares)
@@ -112,19 +112,19 @@ def test_nothing_is_lost_between_the_farthest_and_beyond(detector: OodDetector) 
     """The tail begins where the calibration answers end."""
     nearer = replace(detector, distances=detector.distances - np.float32(1e-5))
     farthest = detector.distances[-1]
-    answer = _World(seed=3).answer()
+    answer = _FlatWorld(seed=3).answer()
     assert nearer.distance(answer) > farthest  # another world's answer is beyond all
     shift = np.float32(detector.distance(answer) - farthest - 1e-4)
     just_beyond = replace(detector, distances=detector.distances + shift)
     assert just_beyond.ood_score(answer) == pytest.approx(300 / 301, abs=1e-5)
 
 
-def test_nothing_is_more_usual_than_the_nearest(detector: OodDetector, world: _World) -> None:
+def test_nothing_is_more_usual_than_the_nearest(detector: OodDetector, world: _FlatWorld) -> None:
     far = replace(detector, distances=detector.distances + np.float32(1000))
     assert far.ood_score(world.answer()) == pytest.approx(1 / 301)
 
 
-def test_distances_agree_with_reconstruction_by_another_library(world: _World) -> None:
+def test_distances_agree_with_reconstruction_by_another_library(world: _FlatWorld) -> None:
     fit, calibrate = world.answers(300), world.answers(100)
     detector = fit_ood_detector(fit, calibrate)
     assert detector.layers == (3, 4)
@@ -146,7 +146,7 @@ def test_distances_agree_with_reconstruction_by_another_library(world: _World) -
 # -- what it looks at --------------------------------------------------------------------------
 
 
-def test_only_direction_and_only_the_first_token_count(world: _World, detector: OodDetector) -> None:
+def test_only_direction_and_only_the_first_token_count(world: _FlatWorld, detector: OodDetector) -> None:
     answer = world.answer()
     activations = answer.signature.activations
     scales = np.array([0.01, 1, 100])[:, None, None] * np.linspace(0.1, 10, LAYERS)[None, :, None]
@@ -156,7 +156,7 @@ def test_only_direction_and_only_the_first_token_count(world: _World, detector: 
     assert detector.ood_score(_signals(others)) == expected
 
 
-def test_each_of_its_layers_counts(world: _World, detector: OodDetector) -> None:
+def test_each_of_its_layers_counts(world: _FlatWorld, detector: OodDetector) -> None:
     answer, strange = world.answer(), world.answer(off=1)
     for layer in detector.layers:
         mixed = answer.signature.activations.copy()
@@ -166,17 +166,17 @@ def test_each_of_its_layers_counts(world: _World, detector: OodDetector) -> None
 
 @pytest.mark.parametrize(("layers", "expected"), [(2, (1,)), (3, (1,)), (18, (5, 7)), (30, (9, 12))])
 def test_the_layers_stand_at_the_same_depth_in_all_models(layers: int, expected: tuple[int, ...]) -> None:
-    world = _World(layers=layers)
+    world = _FlatWorld(layers=layers)
     assert fit_ood_detector(world.answers(40), world.answers(20)).layers == expected
 
 
-def test_few_answers_give_few_components(world: _World) -> None:
+def test_few_answers_give_few_components(world: _FlatWorld) -> None:
     detector = fit_ood_detector(world.answers(MIN_ANSWERS), world.answers(MIN_ANSWERS))
     assert detector.directions.shape == (2, 5, WIDTH)
     assert np.mean([detector.ood_score(answer) for answer in world.answers(20, off=3)]) > 0.9
 
 
-def test_many_calibration_answers_are_kept_as_quantiles(world: _World, detector: OodDetector) -> None:
+def test_many_calibration_answers_are_kept_as_quantiles(world: _FlatWorld, detector: OodDetector) -> None:
     calibration = world.answers(MAX_DISTANCES + 500)
     many = fit_ood_detector(world.answers(100), calibration)
     assert len(many.distances) == MAX_DISTANCES
@@ -185,7 +185,7 @@ def test_many_calibration_answers_are_kept_as_quantiles(world: _World, detector:
     assert many.ood_score(world.answer(off=2)) > 2500 / 2501
 
 
-def test_fitting_twice_gives_the_same(world: _World, calibration: list[Signals]) -> None:
+def test_fitting_twice_gives_the_same(world: _FlatWorld, calibration: list[Signals]) -> None:
     fit = world.answers(60)
     assert fit_ood_detector(fit, calibration).stored() == fit_ood_detector(fit, calibration).stored()
 
@@ -194,18 +194,18 @@ def test_fitting_twice_gives_the_same(world: _World, calibration: list[Signals])
 
 
 @pytest.mark.parametrize(("fit", "calibrate"), [(0, 100), (MIN_ANSWERS - 1, 100), (100, MIN_ANSWERS - 1)])
-def test_too_few_answers_are_refused(world: _World, fit: int, calibrate: int) -> None:
+def test_too_few_answers_are_refused(world: _FlatWorld, fit: int, calibrate: int) -> None:
     with pytest.raises(CalibrationError, match=f"got {fit} to fit and {calibrate} to calibrate"):
         fit_ood_detector(world.answers(fit), world.answers(calibrate))
 
 
-def test_equal_answers_are_refused(world: _World) -> None:
+def test_equal_answers_are_refused(world: _FlatWorld) -> None:
     with pytest.raises(CalibrationError, match="all the same"):
         fit_ood_detector([world.answer()] * 30, [world.answer()] * 30)
 
 
-def test_answers_of_two_models_are_refused(world: _World) -> None:
-    other = _World(width=WIDTH + 1)
+def test_answers_of_two_models_are_refused(world: _FlatWorld) -> None:
+    other = _FlatWorld(width=WIDTH + 1)
     with pytest.raises(CaptureError, match="differ in shape"):
         fit_ood_detector([*world.answers(30), other.answer()], world.answers(30))
     with pytest.raises(CaptureError, match="differ in shape"):
@@ -224,7 +224,7 @@ def test_answers_of_two_models_are_refused(world: _World) -> None:
     ],
 )
 def test_activations_that_say_nothing_are_refused(
-    world: _World, detector: OodDetector, change: Callable[[NDArray[Any]], NDArray[Any]], message: str
+    world: _FlatWorld, detector: OodDetector, change: Callable[[NDArray[Any]], NDArray[Any]], message: str
 ) -> None:
     answer = world.answer()
     with np.errstate(invalid="ignore"):
@@ -237,7 +237,7 @@ def test_activations_that_say_nothing_are_refused(
 # -- storing -----------------------------------------------------------------------------------
 
 
-def test_a_stored_detector_gives_the_same_scores(world: _World, detector: OodDetector) -> None:
+def test_a_stored_detector_gives_the_same_scores(world: _FlatWorld, detector: OodDetector) -> None:
     read = OodDetector.from_stored(StoredOodDetector.model_validate_json(detector.stored().model_dump_json()))
     answers = world.answers(20) + world.answers(20, off=1)
     assert [read.ood_score(a) for a in answers] == [detector.ood_score(a) for a in answers]
@@ -245,7 +245,7 @@ def test_a_stored_detector_gives_the_same_scores(world: _World, detector: OodDet
 
 
 def test_it_is_small_for_a_model_of_thirty_layers() -> None:
-    world = _World(layers=30, width=576)
+    world = _FlatWorld(layers=30, width=576)
     stored = fit_ood_detector(world.answers(60), world.answers(700)).stored()
     assert len(stored.model_dump_json()) < 150_000
 

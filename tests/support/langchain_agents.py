@@ -98,14 +98,14 @@ class Everything(BaseCallbackHandler):
         return lambda *arguments, **keywords: self.heard.append(f"{name} {arguments} {keywords}")
 
 
-Step = Callable[[Any, Any, dict[str, Any]], list[Any]]
+AgentStep = Callable[[Any, Any, dict[str, Any]], list[Any]]
 
 
-def sync_channel(mode: str) -> Step:
+def sync_channel(mode: str) -> AgentStep:
     return lambda graph, given, config: list(graph.stream(given, config, stream_mode=mode, subgraphs=True))
 
 
-def async_channel(mode: str) -> Step:
+def async_channel(mode: str) -> AgentStep:
     async def collect(graph: Any, given: Any, config: dict[str, Any]) -> list[Any]:
         stream: AsyncIterator[Any] = graph.astream(given, config, stream_mode=mode)
         return [part async for part in stream]
@@ -113,7 +113,7 @@ def async_channel(mode: str) -> Step:
     return lambda graph, given, config: asyncio.run(collect(graph, given, config))
 
 
-def events(version: str) -> Step:
+def events(version: str) -> AgentStep:
     async def collect(graph: Any, given: Any, config: dict[str, Any]) -> list[Any]:
         return [event async for event in graph.astream_events(given, config, version=version)]
 
@@ -129,7 +129,7 @@ def third_protocol(graph: Any, given: Any, config: dict[str, Any]) -> list[Any]:
 
 
 MODES = ("values", "updates", "messages", "custom", "tasks", "checkpoints", "debug")
-CHANNELS: dict[str, Step] = {
+CHANNELS: dict[str, AgentStep] = {
     "invoke": invoked,
     **{f"stream {mode}": sync_channel(mode) for mode in MODES},
     **{f"astream {mode}": async_channel(mode) for mode in MODES},

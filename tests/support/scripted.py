@@ -83,10 +83,10 @@ class AnsweringEngine(BaseEngine):
         return END
 
     @contextmanager
-    def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[_Session]:
+    def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[_AnsweringSession]:
         assert self._mutex.acquire(blocking=False), "two requests at once"
         try:
-            yield _Session(self, interrupt)
+            yield _AnsweringSession(self, interrupt)
         finally:
             self._mutex.release()
 
@@ -94,7 +94,7 @@ class AnsweringEngine(BaseEngine):
         self.closed += 1
 
 
-class _Session:
+class _AnsweringSession:
     def __init__(self, engine: AnsweringEngine, interrupt: Interrupt) -> None:
         self.engine, self.interrupt, self.passes = engine, interrupt, 0
 

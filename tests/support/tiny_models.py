@@ -185,7 +185,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-class Recording:
+class RowRecording:
     """An observer that keeps copies."""
 
     def __init__(self) -> None:
@@ -202,7 +202,7 @@ def wrap(model: Any, tokenizer: Any = None, *, capture_point: CapturePoint = "ml
 
 def record(engine: TransformersEngine, limits: Limits = SHORT) -> tuple[Generation, Floats]:
     """An answer with its activations, shape (T, L, D)."""
-    recording = Recording()
+    recording = RowRecording()
     answer = engine.generate(QUESTION, observer=recording, limits=limits)
     assert answer.capture_error is None
     return answer, np.stack(recording.rows)
