@@ -16,12 +16,12 @@ import typer.main
 
 import guard
 from guard.cli import app
+from guard.cli.engine_options import OPTIONS
 from guard.langchain import ChatGuard
 from guard.policy.document import Document
 
 OUT = Path(__file__).with_name("options.md")
 COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-ENGINE = {"dtype", "threads", "gpu_layers", "context"}
 
 #: Title, command, and the functions that do the same in Python.
 TASKS: tuple[tuple[str, str, tuple[Callable[..., Any], ...]], ...] = (
@@ -43,7 +43,7 @@ RENAMED = {
     "template_option": "template_options",
 }
 #: Parameters of commands that are part of one parameter in Python.
-PART_OF = {**dict.fromkeys(ENGINE, "engine_options"), "max_tokens": "limits", "timeout": "limits"}
+PART_OF = {**dict.fromkeys(OPTIONS, "engine_options"), "max_tokens": "limits", "timeout": "limits"}
 #: What the policy says about the same thing.
 IN_POLICY = {
     "certificate": "`certificate:`",
@@ -131,7 +131,7 @@ def page() -> str:
         "# Options of Python, the command line, LangChain and the policy",
         "This list is made from the signatures (`python docs/reference/list_options.py`), and a test compares them. In "
         "parentheses stands why an option is missing. `engine_options` of Python is one mapping, since engines have "
-        'different options: `{"dtype", "threads", "gpu_layers", "context_tokens"}`.',
+        f"different options: {', '.join(f'`{name}`' for name in OPTIONS)}.",
     ]
     for title, command, functions in TASKS:
         names = " and ".join(f"`{_qualified(each)}`" for each in functions)

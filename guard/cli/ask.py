@@ -8,23 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
 from guard.cli.output import (
     CertificateOption,
-    ContextOption,
-    DtypeOption,
-    EngineOption,
     FallbackOption,
     ForceOption,
-    GpuLayersOption,
     JsonOption,
     ModelOption,
     PolicyOption,
     ScorerOption,
     StoreOption,
     TemplateOption,
-    ThreadsOption,
     console,
-    engine_options,
     print_json,
     template_options,
     user_functions,
@@ -38,6 +33,7 @@ if TYPE_CHECKING:
 EXIT_CODES = {"abstain": 10, "escalate": 11}
 
 
+@loads_a_model()
 def ask(
     question: Annotated[str, typer.Argument(help="The question; - reads standard input.")],
     model: ModelOption = "smollm2",
@@ -46,10 +42,7 @@ def ask(
     certificate: CertificateOption = None,
     route: Annotated[str | None, typer.Option(help="Section of the policy, such as medical.")] = None,
     engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
-    gpu_layers: GpuLayersOption = None,
-    context: ContextOption = None,
+    engine_options: EngineOptions = None,
     store: StoreOption = None,
     fallback: FallbackOption = None,
     handler: Annotated[
@@ -74,7 +67,7 @@ def ask(
         scorer=scorer,
         policy=policy,
         engine=engine,
-        engine_options=engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context),
+        engine_options=engine_options,
         store=store,
         fallbacks=user_functions("fallback", fallback),
         handlers=user_functions("handler", handler),

@@ -19,17 +19,12 @@ from guard.cli.data_options import (
     SystemOption,
     TauOption,
 )
+from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
 from guard.cli.output import (
-    ContextOption,
-    DtypeOption,
-    EngineOption,
-    GpuLayersOption,
     JsonOption,
     ModelOption,
     TemplateOption,
-    ThreadsOption,
     console,
-    engine_options,
     print_json,
     template_options,
 )
@@ -41,15 +36,13 @@ if TYPE_CHECKING:
     from guard.scoring.metrics import AtThreshold, BrierGain, Metrics
 
 
+@loads_a_model()
 def calibrate(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="The scorer file to write.")],
     model: ModelOption = "smollm2",
     engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
-    gpu_layers: GpuLayersOption = None,
-    context: ContextOption = None,
+    engine_options: EngineOptions = None,
     features: Annotated[str, typer.Option(help="combined, ilis (the published score alone) or logprob.")] = "combined",
     grader: GraderOption = None,
     on_bad: OnBadOption = "stop",
@@ -78,7 +71,7 @@ def calibrate(
             out=out,
             model=model,
             engine=engine,
-            engine_options=engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context),
+            engine_options=engine_options,
             features=features,  # type: ignore[arg-type]
             without=without or (),
             grader=grader,

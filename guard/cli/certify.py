@@ -9,20 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guard.cli.data_options import DataOption, GraderOption, JournalOption, LimitOption, OnBadOption
+from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
 from guard.cli.output import (
-    ContextOption,
-    DtypeOption,
-    EngineOption,
     FallbackOption,
-    GpuLayersOption,
     JsonOption,
     ModelOption,
     PolicyOption,
     ScorerOption,
     TemplateOption,
-    ThreadsOption,
     console,
-    engine_options,
     print_json,
     template_options,
     user_functions,
@@ -36,6 +31,7 @@ if TYPE_CHECKING:
 EXIT_CODE = 12
 
 
+@loads_a_model()
 def certify(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Certificate file; other routes in it are kept.")],
@@ -46,10 +42,7 @@ def certify(
     risk: Annotated[float | None, typer.Option(help="Must be the policy's max_error_rate; may be left out.")] = None,
     confidence: Annotated[float | None, typer.Option(help="Must be the policy's; may be left out.")] = None,
     engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
-    gpu_layers: GpuLayersOption = None,
-    context: ContextOption = None,
+    engine_options: EngineOptions = None,
     fallback: FallbackOption = None,
     grader: GraderOption = None,
     on_bad: OnBadOption = "stop",
@@ -80,7 +73,7 @@ def certify(
             risk=risk,
             confidence=confidence,
             engine=engine,
-            engine_options=engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context),
+            engine_options=engine_options,
             fallbacks=user_functions("fallback", fallback),
             grader=grader,
             on_bad=on_bad,  # type: ignore[arg-type]

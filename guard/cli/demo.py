@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guard.cli.ask import trail
+from guard.cli.engine_options import EngineOptions, loads_a_model
 from guard.cli.output import (
-    ContextOption,
-    GpuLayersOption,
     JsonOption,
     PolicyOption,
     StoreOption,
-    ThreadsOption,
     console,
-    engine_options,
     print_json,
 )
 from guard.cli.terminal import one_line, shown
@@ -33,11 +30,10 @@ _STYLES = {"accept": "green", "retry": "yellow", "fallback": "cyan", "escalate":
 _BESIDE = 2 + 2 + 5 + 2 + 13 + 2 + 8
 
 
+@loads_a_model(without=("dtype", "device"))
 def demo(
     policy: PolicyOption = "balanced",
-    threads: ThreadsOption = None,
-    gpu_layers: GpuLayersOption = None,
-    context: ContextOption = None,
+    engine_options: EngineOptions = None,
     store: StoreOption = None,
     svg: Annotated[Path | None, typer.Option(help="Also write what is shown as a picture.")] = None,
     as_json: JsonOption = False,
@@ -52,8 +48,7 @@ def demo(
     place = store if store is not None else str(store_path())
     out = console()
     done: list[Shown] = []
-    loading = engine_options(dtype=None, threads=threads, gpu_layers=gpu_layers, context=context)
-    with Guard.load(policy=policy, engine_options=loading, store=place) as guard:
+    with Guard.load(policy=policy, engine_options=engine_options, store=place) as guard:
         title = f"SmolLM2-135M-Instruct, policy '{guard.policy.name}'"
         if not as_json:
             out.print(shown(f"{title}\n", "dim"))

@@ -9,17 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
 from guard.cli.output import (
-    ContextOption,
-    DtypeOption,
-    EngineOption,
-    GpuLayersOption,
     JsonOption,
     ModelOption,
     ScorerOption,
-    ThreadsOption,
     console,
-    engine_options,
     print_json,
 )
 from guard.cli.terminal import shown
@@ -47,22 +42,19 @@ class Check:
     detail: str
 
 
+@loads_a_model()
 def doctor(
     model: ModelOption = "smollm2",
     scorer: ScorerOption = None,
     engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
-    gpu_layers: GpuLayersOption = None,
-    context: ContextOption = None,
+    engine_options: EngineOptions = None,
     load: Annotated[bool, typer.Option(help="Load the model and answer one question.")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Check this installation. Exit code 4 when the model or its scorer does not work."""
     checks = [_python(), *_packages(), _cpu(), _store()]
     if load:
-        options = engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)
-        checks += _model(model, scorer, {"engine": engine, **options})
+        checks += _model(model, scorer, {"engine": engine, **(engine_options or {})})
     if as_json:
         print_json({"checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks]})
     else:

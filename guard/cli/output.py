@@ -26,9 +26,6 @@ PolicyOption = Annotated[str, typer.Option("--policy", "-p", help="Policy file o
 CertificateOption = Annotated[
     str | None, typer.Option("--certificate", help="What guard certify wrote; by default what the policy names.")
 ]
-EngineOption = Annotated[
-    str | None, typer.Option("--engine", help="llama.cpp or transformers, where both can load it.")
-]
 TemplateOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -36,18 +33,6 @@ TemplateOption = Annotated[
         metavar="KEY=VALUE",
         help="Variable of the model's chat template, such as enable_thinking=false; repeatable.",
     ),
-]
-DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="Of transformers: float32 (by default), bfloat16, float16 or int4.")
-]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; by default one a core.")]
-GpuLayersOption = Annotated[
-    int | None,
-    typer.Option("--gpu-layers", min=-1, help="Of llama.cpp: layers on the GPU; by default (-1) all, 0 for none."),
-]
-ContextOption = Annotated[
-    int | None,
-    typer.Option("--context", min=1, help="Tokens of prompt and answer together; by default 4096 or what fits."),
 ]
 FallbackOption = Annotated[
     list[str] | None,
@@ -118,14 +103,6 @@ def user_functions(option: str, given: list[str] | None) -> dict[str, Any]:
             raise InputError(f"--{option} gives '{name}' twice", fix=f"Give each {option} once")
         functions[name] = load_function(function, option)
     return functions
-
-
-def engine_options(
-    *, dtype: str | None, threads: int | None, gpu_layers: int | None, context: int | None
-) -> dict[str, Any]:
-    """Return what was given of the options of an engine's ``load``; what was not is left to the engine."""
-    given = {"dtype": dtype, "threads": threads, "gpu_layers": gpu_layers, "context_tokens": context}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def console(*, stderr: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:

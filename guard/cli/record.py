@@ -17,17 +17,12 @@ from guard.cli.data_options import (
     SystemOption,
     TauOption,
 )
+from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
 from guard.cli.output import (
-    ContextOption,
-    DtypeOption,
-    EngineOption,
-    GpuLayersOption,
     JsonOption,
     ModelOption,
     TemplateOption,
-    ThreadsOption,
     console,
-    engine_options,
     print_json,
     template_options,
 )
@@ -38,15 +33,13 @@ if TYPE_CHECKING:
     from guard.data.procedure import RecordingResult
 
 
+@loads_a_model()
 def record(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file of answers to write, Parquet.")],
     model: ModelOption = "smollm2",
     engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
-    gpu_layers: GpuLayersOption = None,
-    context: ContextOption = None,
+    engine_options: EngineOptions = None,
     grader: GraderOption = None,
     on_bad: OnBadOption = "stop",
     limit: LimitOption = None,
@@ -79,7 +72,7 @@ def record(
             out=out,
             model=model,
             engine=engine,
-            engine_options=engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context),
+            engine_options=engine_options,
             grader=grader,
             on_bad=on_bad,  # type: ignore[arg-type]
             limit=limit,

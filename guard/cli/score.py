@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
 from guard.cli.output import (
-    ContextOption,
-    DtypeOption,
-    EngineOption,
     ForceOption,
-    GpuLayersOption,
     ModelOption,
     ScorerOption,
     TemplateOption,
-    ThreadsOption,
-    engine_options,
     print_json,
     template_options,
 )
@@ -32,15 +27,13 @@ if TYPE_CHECKING:
 _WANTED = 'Give {"prompt": "...", "response": "..."} on each line.'
 
 
+@loads_a_model()
 def score(
     files: Annotated[list[Path], typer.Argument(help="JSON Lines; - reads standard input.")],
     model: ModelOption = "smollm2",
     scorer: ScorerOption = None,
     engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
-    gpu_layers: GpuLayersOption = None,
-    context: ContextOption = None,
+    engine_options: EngineOptions = None,
     force: ForceOption = False,
     template_option: TemplateOption = None,
 ) -> None:
@@ -53,10 +46,9 @@ def score(
 
     rows = list(_rows(files))
     failed = False
-    loading = engine_options(dtype=dtype, threads=threads, gpu_layers=gpu_layers, context=context)
     loaded: dict[str, Any] = {
         "engine": engine,
-        "engine_options": loading,
+        "engine_options": engine_options,
         "force_scorer": force,
         "template_options": template_options(template_option),
     }

@@ -51,6 +51,7 @@ except ImportError as error:
 
 from guard.engines.llama_log import captured_log, load_error, memory_or_engine_error
 from guard.engines.llama_nodes import find_nodes
+from guard.engines.llama_settings import DEFAULT_CACHE_TYPE, check_settings, precision, set_attention
 from guard.engines.llama_tap import Tap
 from guard.engines.llama_vocabulary import Vocabulary
 
@@ -124,7 +125,8 @@ class LlamaCppEngine(BaseEngine):
             nodes = self._find_nodes(header)
             self._tap.want(nodes)
             room = llama_cpp.llama_n_ctx(self._context)  # rounded up to whole blocks
-            self._info = self._describe(header, min(room, context_params.n_ctx or room))
+            quantization = precision(header.quantization, context_params)
+            self._info = self._describe(header, quantization, min(room, context_params.n_ctx or room))
         except BaseException:
             llama_cpp.llama_free(self._context)
             self._context = None
@@ -140,6 +142,9 @@ class LlamaCppEngine(BaseEngine):
         context_tokens: int = DEFAULT_CONTEXT_TOKENS,
         threads: int | None = None,
         gpu_layers: int = -1,
+        flash_attention: bool | None = None,
+        type_k: str = DEFAULT_CACHE_TYPE,
+        type_v: str = DEFAULT_CACHE_TYPE,
         capture_point: CapturePoint = "mlp",
         chat_template: str | None = None,
         template_date: str | None = None,
@@ -152,6 +157,9 @@ class LlamaCppEngine(BaseEngine):
             context_tokens: room for prompt and answer; at most what the model was trained on.
             threads: of llama.cpp; by default one for each physical core.
             gpu_layers: layers put on a GPU where llama.cpp was built with one; -1 is all.
+            flash_attention: by default llama.cpp uses it where model and device support it.
+            type_k, type_v: of the key-value cache: ``f16``, or ``f32``, ``bf16``, ``q8_0``, ``q5_1``, ``q5_0``,
+                ``q4_1``, ``q4_0``, ``iq4_nl``. Part of the model's quantization, which a scorer is bound to.
             capture_point: ``mlp`` (the MLP's output before the residual add), ``block`` or ``mlp+block``.
             chat_template: Jinja text to use in place of the file's own.
             template_date: what a chat template that writes the date writes, as 2026-11-25; by default today.
@@ -159,14 +167,15 @@ class LlamaCppEngine(BaseEngine):
                 damaged files; False for files that you trust.
 
         Raises:
-            InputError: context_tokens or threads below 1, or an unknown capture point.
+            InputError: an option out of its range, a cache type or capture point that is not known.
             ModelFileError: missing, truncated, not a GGUF that llama.cpp reads, or one that ends the process.
             UnsupportedArchitectureError: the layers were not found in the model's graph.
             OutOfMemoryError: the model or its context does not fit.
         """
-        for what, number in (("context_tokens", context_tokens), ("threads", threads)):
-            if number is not None and number < 1:
-                raise InputError(f"{what} must be at least 1, got {number}")
+        check_settings(context_tokens=context_tokens, threads=threads, gpu_layers=gpu_layers)
+        context = llama_cpp.llama_context_default_params()
+        attention: dict[str, Any] = {"flash_attention": flash_attention, "type_k": type_k, "type_v": type_v}
+        set_attention(context, **attention)
         file = weight_file(path)
         header = read_gguf(file)
         if trial_load:
@@ -174,10 +183,10 @@ class LlamaCppEngine(BaseEngine):
                 file,
                 weights_sha256=_split_sha256(file),
                 binding_version=llama_cpp.__version__,
-                options={"context_tokens": context_tokens, "gpu_layers": gpu_layers, "capture_point": capture_point},
+                options={"context_tokens": context_tokens, "gpu_layers": gpu_layers, "capture_point": capture_point}
+                | attention,
             )
         model = _load_model(file, gpu_layers)
-        context = llama_cpp.llama_context_default_params()
         context.n_ctx = min(context_tokens, llama_cpp.llama_model_n_ctx_train(model))
         context.n_threads = context.n_threads_batch = threads or physical_cores()
         try:
@@ -274,13 +283,13 @@ class LlamaCppEngine(BaseEngine):
                 f"'{header.architecture}' {what}; guard reads decoder-only models, which write token by token"
             )
 
-    def _describe(self, header: GgufHeader, context_tokens: int) -> ModelInfo:
+    def _describe(self, header: GgufHeader, quantization: str, context_tokens: int) -> ModelInfo:
         template = self._template or ""
         return ModelInfo(
             name=str(header.metadata.get("general.name") or self._path.stem),
             engine="llama.cpp",
             architecture=header.architecture,
-            quantization=header.quantization,
+            quantization=quantization,
             weights_sha256=_split_sha256(self._path),
             tokenizer_sha256=header.tokenizer_sha256,
             chat_template_sha256=sha256(template.encode()).hexdigest(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "guard.engines"
 
 BUILT_IN = ("llama.cpp", "transformers")
+
+#: Options that one of them has and the other lacks; the other is not imported to say so.
+ONLY_OF = {
+    "llama.cpp": ("chat_template", "flash_attention", "gpu_layers", "trial_load", "type_k", "type_v"),
+    "transformers": ("device", "dtype", "gguf_file"),
+}
 
 #: The embedded model: its name, the package that holds it, and the file therein.
 EMBEDDED = "smollm2"
@@ -56,15 +64,17 @@ def load_engine(
         ModelFileError: no such model.
         MissingExtraError: the engine's packages are not installed.
         EngineError: a registered engine cannot be imported, or is no engine.
-        InputError: an unknown engine's name, a dtype for llama.cpp, or an option of the other built-in engine.
+        InputError: an unknown engine's name, a dtype for llama.cpp, or an option that the engine does not have.
 
     Examples:
         >>> with load_engine("smollm2", threads=1) as engine:
         ...     engine.model.layers
         30
     """
+    if dtype is not None:
+        options["dtype"] = dtype
     if engine is not None and engine not in BUILT_IN:
-        return _load_registered(engine, model, options if dtype is None else {**options, "dtype": dtype})
+        return _load_registered(engine, model, options)
     path = embedded_model() if str(model) == EMBEDDED else Path(model)
     if not path.exists():
         raise ModelFileError(
@@ -72,32 +82,55 @@ def load_engine(
             fix=f"Give a GGUF file, a model folder, or '{EMBEDDED}' for the embedded model",
         )
     if (engine or ("transformers" if path.is_dir() else "llama.cpp")) == "transformers":
-        return _load_transformers(path, options if dtype is None else {**options, "dtype": dtype})
-    if dtype is not None:
-        raise InputError(
-            f"A GGUF on llama.cpp cannot be loaded as {dtype}",
-            why="it has the precision that it is stored in",
-            fix="Leave --dtype out, or add --engine transformers",
-        )
-    from guard.engines.llama_cpp import LlamaCppEngine
-
+        return _load_transformers(path, options)
     # The embedded model comes with an installed package, which is trusted as code is.
     trusted = {"trial_load": False} if str(model) == EMBEDDED else {}
-    return LlamaCppEngine.load(path, **{**trusted, **options})
+    return _load_llama_cpp(path, {**trusted, **options})
 
 
 def _load_transformers(path: Path, options: dict[str, Any]) -> BaseEngine:
+    _check_not_of("llama.cpp", "transformers", options)
     from guard.engines.transformers import TransformersEngine
 
-    if "gpu_layers" in options:
-        raise InputError(
-            "Only llama.cpp puts single layers on a GPU",
-            why="transformers loads the whole model on one device",
-            fix="Leave --gpu-layers out",
-        )
-    if "trial_load" in options:
-        raise InputError("Only llama.cpp loads a file in a child process first", fix="Leave trial_load out")
+    _check_known("transformers", TransformersEngine, options)
     return TransformersEngine.load(path, **options)
+
+
+def _load_llama_cpp(path: Path, options: dict[str, Any]) -> BaseEngine:
+    if "dtype" in options:
+        raise InputError(
+            f"A GGUF on llama.cpp cannot be loaded as {options['dtype']}",
+            why="it has the precision that it is stored in",
+            fix="Leave --dtype out, or add --engine transformers",
+        )
+    _check_not_of("transformers", "llama.cpp", options)
+    from guard.engines.llama_cpp import LlamaCppEngine
+
+    _check_known("llama.cpp", LlamaCppEngine, options)
+    return LlamaCppEngine.load(path, **options)
+
+
+def _check_not_of(other: str, engine: str, options: Iterable[str]) -> None:
+    """Refuse an option of the other built-in engine."""
+    for option in options:
+        if option in ONLY_OF[other]:
+            written = option.replace("_", "-")
+            raise InputError(
+                f"The engine {engine} has no option '{option}'",
+                why=f"only {other} has it",
+                fix=f"Leave {option} (--{written}) out",
+            )
+
+
+def _check_known(engine: str, loaded_by: Any, options: Iterable[str]) -> None:
+    """Refuse an option that an engine's ``load`` does not take; one that takes any checks them itself."""
+    _, *taken = inspect.signature(loaded_by.load).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in taken):
+        return
+    known = [each.name for each in taken]
+    for option in options:
+        if option not in known:
+            raise InputError(f"The engine {engine} has no option '{option}'", fix=did_you_mean(option, known))
 
 
 def _load_registered(name: str, model: str | Path, options: dict[str, Any]) -> BaseEngine:
@@ -124,6 +157,7 @@ def _load_registered(name: str, model: str | Path, options: dict[str, Any]) -> B
             f"The engine '{name}' of {_distribution(point)} is no engine",
             why=f"'{point.value}' is not a subclass of guard.engines.BaseEngine with a classmethod 'load'",
         )
+    _check_known(name, registered, options)
     engine: BaseEngine = registered.load(model, **options)
     return engine
 

@@ -160,7 +160,7 @@ class Guard:
             scorer: what ``guard calibrate`` wrote; may be left out for the embedded model.
             policy: a file, a built-in (``strict``, ``balanced``, ``permissive``, ``shadow``), or a `Policy`.
             engine: ``llama.cpp`` or ``transformers``, where both can load the model.
-            engine_options: for the engine's ``load``, such as ``{"context_tokens": 8192}``.
+            engine_options: for the engine's ``load``, such as ``{"context_tokens": 8192, "gpu_layers": 20}``.
             fallbacks: see `Guard`.
             handlers: see `Guard`.
             store: see `Guard`.

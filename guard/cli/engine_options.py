@@ -1,0 +1,97 @@
+"""Options of the commands that load a model: those of an engine's ``load``, declared once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+EngineOption = Annotated[
+    str | None, typer.Option("--engine", help="llama.cpp or transformers, where both can load it.")
+]
+
+#: By their names in an engine's ``load``, in the order in which ``--help`` shows them.
+OPTIONS: Mapping[str, Any] = {
+    "dtype": Annotated[
+        str | None, typer.Option("--dtype", help="Of transformers: float32 (by default), bfloat16, float16 or int4.")
+    ],
+    "device": Annotated[
+        str | None,
+        typer.Option("--device", help="Of transformers: such as cuda:0; by default CUDA if there is one."),
+    ],
+    "threads": Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; by default one a core.")],
+    "gpu_layers": Annotated[
+        int | None,
+        typer.Option("--gpu-layers", min=-1, help="Of llama.cpp: layers on the GPU; by default (-1) all, 0 for none."),
+    ],
+    "flash_attention": Annotated[
+        bool | None,
+        typer.Option(
+            "--flash-attention/--no-flash-attention",
+            help="Of llama.cpp: fused attention; by default where model and device support it.",
+        ),
+    ],
+    "type_k": Annotated[
+        str | None,
+        typer.Option("--type-k", metavar="TYPE", help="Of llama.cpp: type of cached keys; f16 (by default), q8_0, ..."),
+    ],
+    "type_v": Annotated[
+        str | None,
+        typer.Option("--type-v", metavar="TYPE", help="Of llama.cpp: type of cached values, as for --type-k."),
+    ],
+    "context_tokens": Annotated[
+        int | None,
+        typer.Option("--context", min=1, help="Tokens of prompt and answer together; by default 4096 or what fits."),
+    ],
+    "trial_load": Annotated[
+        bool | None,
+        typer.Option(
+            "--trial-load/--no-trial-load",
+            help="Of llama.cpp: load a file that is new here in a child process first (by default); not for smollm2.",
+        ),
+    ],
+}
+
+#: What was given of them; see `loads_a_model`.
+EngineOptions = Mapping[str, Any] | None
+
+_Command = Callable[..., None]
+
+
+def loads_a_model(*, without: Collection[str] = ()) -> Callable[[_Command], _Command]:
+    """Give a command the options of an engine's ``load``.
+
+    Args:
+        without: names of options that the command does not take.
+
+    Returns:
+        a decorator. The command has a parameter ``engine_options``, in whose place the options stand, and gets there
+        what was given of them; what was not is left to the engine.
+    """
+    names = [name for name in OPTIONS if name not in without]
+
+    def decorate(command: _Command) -> _Command:
+        def run(**arguments: Any) -> None:
+            given = {name: arguments.pop(name) for name in names}
+            command(**arguments, engine_options={name: value for name, value in given.items() if value is not None})
+
+        parameters = [*_parameters(command, names)]
+        run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _parameters(command: _Command, names: Collection[str]) -> Iterator[inspect.Parameter]:
+    """Yield a command's parameters, the engine's options in the place of ``engine_options``."""
+    hints = get_type_hints(command, include_extras=True)
+    for each in inspect.signature(command).parameters.values():
+        if each.name == "engine_options":
+            for name in names:
+                yield inspect.Parameter(name, each.KEYWORD_ONLY, default=None, annotation=OPTIONS[name])
+        else:
+            yield each.replace(kind=each.KEYWORD_ONLY, annotation=hints[each.name])
