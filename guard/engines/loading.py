@@ -114,11 +114,8 @@ def _check_not_of(other: str, engine: str, options: Iterable[str]) -> None:
     """Refuse an option of the other built-in engine."""
     for option in options:
         if option in ONLY_OF[other]:
-            written = option.replace("_", "-")
             raise InputError(
-                f"The engine {engine} has no option '{option}'",
-                why=f"only {other} has it",
-                fix=f"Leave {option} (--{written}) out",
+                f"The engine {engine} has no option '{option}'", why=f"only {other} has it", fix=f"Leave {option} out"
             )
 
 
