@@ -19,6 +19,7 @@ from guard.data.math_answers import boxed, equivalent, final_answer
 from guard.data.number_words import in_digits
 from guard.data.questions import GRADER_NAMES, LETTERS, LabelledResponse, Question, Row
 from guard.data.stated_number import is_number, same_number, stated_number
+from guard.engines.callback_errors import is_from_signal_handler
 from guard.engines.thinking import without_thoughts
 from guard.errors import InputError, missing_extra
 from guard.files.user_code import load_function
@@ -121,6 +122,8 @@ def _checked(name: str, function: Callable[[Question, str], Any]) -> Grader:
         try:
             right = function(question, answer)
         except Exception as error:
+            if is_from_signal_handler(error):
+                raise
             raise InputError(
                 f"The grader {name!r} failed on question {question.id!r}",
                 why=f"{type(error).__name__}: {error}",

@@ -5,7 +5,7 @@ and prints what they raise there as "ignored". So that Ctrl-C ends a request, it
 C function has returned, and raised then.
 
 Elsewhere such an exception passes through code that takes a failure for data. That code asks
-`is_from_signal_handler` first.
+`is_from_signal_handler` first, or `signal_handler_error` where other code may have raised another error from it.
 """
 
 from __future__ import annotations
@@ -72,6 +72,18 @@ def is_from_signal_handler(error: BaseException) -> bool:
     """Return whether a Python signal handler raised an error, so that nothing has failed but the call must end."""
     codes = {code for number in signal.valid_signals() if (code := _code_of(signal.getsignal(number)))}
     return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def signal_handler_error(error: BaseException) -> BaseException | None:
+    """Return what a Python signal handler raised: an error itself or one of its causes; None where neither is."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if is_from_signal_handler(cause):
+            return cause
+        seen.add(id(cause))
+        cause = cause.__cause__
+    return None
 
 
 def _code_of(handler: Any) -> CodeType | None:

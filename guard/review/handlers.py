@@ -15,6 +15,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from guard.engines.callback_errors import is_from_signal_handler
 from guard.errors import EscalationError, InputError, did_you_mean, error_text
 from guard.records import Escalation
 from guard.review import handler_threads
@@ -211,6 +212,8 @@ def _ended(run: Future[object] | asyncio.Future[object], timeout_s: float) -> _E
     if run.cancelled():
         return _End(_NotDone("cancelled"))
     error = run.exception()
+    if error is not None and is_from_signal_handler(error):
+        raise error
     return _End(error) if error is not None else _End(receipt=run.result())
 
 

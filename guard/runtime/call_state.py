@@ -160,17 +160,15 @@ class CallState:
     def is_callers(self, error: Exception, *, answered: bool = False) -> bool:
         """Return whether an error is for the caller, and not for the policy to decide about.
 
-        That is a cancellation, a program that forks, any error in shadow mode, what a signal handler raises before
-        there is an answer, and a bad question. Only the first attempt asks the caller's own question: what fails later,
-        fails by the policy's instruction or fallback.
+        That is a cancellation, a program that forks, any error in shadow mode, what a signal handler raises, and a bad
+        question. Only the first attempt asks the caller's own question: what fails later, fails by the policy's
+        instruction or fallback.
 
         Args:
             error: of an attempt.
             answered: whether the model had answered before, so that the question was not at fault.
         """
-        if self.shadow or isinstance(error, CancelledError | ForkError):
-            return True
-        if not answered and is_from_signal_handler(error):
+        if self.shadow or isinstance(error, CancelledError | ForkError) or is_from_signal_handler(error):
             return True
         return isinstance(error, BAD_QUESTION) and not self.attempts and not answered
 

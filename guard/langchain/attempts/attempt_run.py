@@ -16,6 +16,7 @@ from typing import Any
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
 
+from guard.engines.callback_errors import signal_handler_error
 from guard.engines.witness import OPEN_CALL, OpenCall, open_call
 from guard.langchain.attempts.accounting import all_calls
 from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
@@ -82,7 +83,8 @@ def run_attempt(
         buffered: hold back callbacks; False sends them at once and only logs the model calls.
 
     Raises:
-        BaseException: exceptions that are no `Exception` (cancellation) and LangGraph's signals (interrupts).
+        BaseException: exceptions that are no `Exception` (cancellation), LangGraph's signals (interrupts), and what a
+            Python signal handler raised.
     """
     buffer, log, child = buffering(config) if buffered else passthrough(config)
     chunks: list[Any] = []
@@ -100,7 +102,7 @@ def run_attempt(
         try:
             context.run(run)
         except Exception as failure:  # noqa: BLE001 - the policy decides what happens
-            error = unless_graph_signal(failure)
+            error = failure_for_policy(failure)
     return attempt_result(chunks, error, log, opened, input=input, buffer=buffer)
 
 
@@ -131,7 +133,7 @@ async def arun_attempt(
         try:
             await asyncio.create_task(run(), context=context)
         except Exception as failure:  # noqa: BLE001 - as above
-            error = unless_graph_signal(failure)
+            error = failure_for_policy(failure)
     return attempt_result(chunks, error, log, opened, input=input, buffer=buffer)
 
 
@@ -167,8 +169,16 @@ def _prepare(context: Context, attempt: AttemptSettings, opened: OpenCall, *, bu
         clear_handlers(context)
 
 
-def unless_graph_signal(error: Exception) -> Exception:
-    """Return an error of the chain; raise LangGraph's signals, which the outer graph must receive."""
+def failure_for_policy(error: Exception) -> Exception:
+    """Return an error of the chain.
+
+    Raises:
+        Exception: what is no failure of the chain: LangGraph's signals, which the outer graph must receive, and what a
+            signal handler raised, for the caller. An error that the chain raised from it may quote an answer, and is
+            not shown.
+    """
     if is_graph_signal(error):
         raise error
+    if (raised := signal_handler_error(error)) is not None:
+        raise raised from raised.__cause__
     return error

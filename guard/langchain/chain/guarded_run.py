@@ -18,9 +18,9 @@ from guard.langchain.attempts.attempt_run import (
     AttemptResult,
     arun_attempt,
     attempt_result,
+    failure_for_policy,
     open_passthrough,
     run_attempt,
-    unless_graph_signal,
 )
 from guard.langchain.attempts.callback_buffer import CallbackBuffer
 from guard.langchain.attempts.stream_monitor import RetractedError
@@ -142,7 +142,7 @@ class GuardedRun:
                 if not hidden:
                     yield chunk
         except Exception as failure:  # noqa: BLE001 - the policy decides what happens
-            error = unless_graph_signal(failure)
+            error = failure_for_policy(failure)
         finally:
             context.run(_close, stream)
             opened.close()
@@ -164,7 +164,7 @@ class GuardedRun:
                 if not hidden:
                     yield chunk
         except Exception as failure:  # noqa: BLE001 - as above
-            error = unless_graph_signal(failure)
+            error = failure_for_policy(failure)
         finally:
             await asyncio.create_task(_aclose(stream), context=context)
             opened.close()

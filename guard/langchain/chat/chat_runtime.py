@@ -11,9 +11,9 @@ from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGenerationChunk
 
 from guard.engines.base import BaseEngine
+from guard.engines.callback_errors import is_from_signal_handler
 from guard.engines.protocols import Engine
 from guard.engines.witness import accounted
-from guard.errors import GuardError, error_text
 from guard.langchain.attempts.attempt_settings import ATTEMPT
 from guard.langchain.chat.answer_messages import (
     ChatRequest,
@@ -25,7 +25,7 @@ from guard.langchain.chat.answer_messages import (
 )
 from guard.langchain.metadata import KEY, decision_metadata, score_metadata
 from guard.records import Chunk, Generation, Outcome, Score, Signals, Signature
-from guard.runtime.call_state import OWN_ENGINE
+from guard.runtime.call_state import OWN_ENGINE, describe_error
 from guard.runtime.sources import score_of
 from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver
@@ -172,10 +172,10 @@ class ChatRuntime:
         """Return the score or the reason why there is none; a scoring failure never loses the answer."""
         try:
             return score_of(generation, observer, self.scorer, request.prompt), None
-        except GuardError as error:
-            return None, str(error)
-        except Exception as error:  # noqa: BLE001 - fail closed: there is no score
-            return None, f"{type(error).__name__}: {error_text(error)}"
+        except Exception as error:  # fail closed: there is no score
+            if is_from_signal_handler(error):
+                raise
+            return None, describe_error(error)
 
     def _model_metadata(self) -> dict[str, Any]:
         return {"model_name": self.engine.model.name, "model_provider": "guard"}
