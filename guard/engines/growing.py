@@ -132,6 +132,7 @@ class GrowingAnswer:
         self._in_answer: list[bool] = []
         self._held: list[_Held] = []
         self._capture_error: str | None = None
+        self._retractions = 0
         self._closed = self.ended = False
 
     def __len__(self) -> int:
@@ -176,6 +177,7 @@ class GrowingAnswer:
         splitter = self._reading.splitter
         left = self._reading.detokenizer.flush()
         rest = splitter.finish(left.rstrip("\N{REPLACEMENT CHARACTER}") if cut else left)
+        self._check_retractions()
         if splitter.place != "thought":
             self._release()
         return self._text.finish(rest)
@@ -208,13 +210,15 @@ class GrowingAnswer:
         mark = reading.marks.get(token)
         piece = reading.detokenizer.push(token) if mark is None else mark
         answer = reading.splitter.push(piece, token=mark is not None)
-        if reading.splitter.retracted and self._capture_error is None:
-            self._retract()
+        self._check_retractions()
         return answer
 
-    def _retract(self) -> None:
-        """What came before was a thought; its layers were folded into the answer's."""
-        self._capture_error = _UNMARKED
+    def _check_retractions(self) -> None:
+        """Where what came before was a thought, take it back; its layers were folded into the answer's."""
+        if self._reading.splitter.retractions == self._retractions:
+            return
+        self._retractions = self._reading.splitter.retractions
+        self._capture_error = self._capture_error or _UNMARKED
         self._text = StopStringFilter(self._reading.stop)
         self._in_answer = [False] * len(self)
 

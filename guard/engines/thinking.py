@@ -24,11 +24,14 @@ class Marks:
         opening: begins a thought.
         closing: ends it.
         tokens: texts of the single tokens that the marks are made of, where a vocabulary has them.
+        words: whether prompts ask for these marks, too, so that they may be a format which the caller parses. They
+            count only for models whose template or vocabulary has them.
     """
 
     opening: str
     closing: str
     tokens: tuple[str, ...] = ()
+    words: bool = False
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -40,7 +43,7 @@ class Marks:
         return prompt_end.rstrip().endswith(self.opening)
 
 
-#: Qwen 3, DeepSeek R1, GLM, SmolLM 3 and most others. Read whether the template names it or not.
+#: Qwen 3, DeepSeek R1, GLM, SmolLM 3 and most others.
 THINK = Marks("<think>", "</think>")
 
 #: All that are known.
@@ -53,10 +56,10 @@ MARKS = (
     Marks("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
     Marks("<longcat_think>", "</longcat_think>"),
     Marks("◁think▷", "◁/think▷"),  # Kimi-VL
-    Marks("<thought>", "</thought>"),  # EXAONE Deep
-    Marks("<thinking>", "</thinking>"),
-    Marks("<reasoning>", "</reasoning>"),
-    Marks("Here is my thought process:", "Here is my response:"),  # Granite 3.2
+    Marks("<thought>", "</thought>", words=True),  # EXAONE Deep
+    Marks("<thinking>", "</thinking>", words=True),
+    Marks("<reasoning>", "</reasoning>", words=True),
+    Marks("Here is my thought process:", "Here is my response:", words=True),  # Granite 3.2
 )
 
 _CHANNEL, _MESSAGE, _START = "<|channel|>", "<|message|>", "<|start|>"
@@ -71,11 +74,11 @@ class Splitter(Protocol):
 
     Attributes:
         place: where the newest piece belongs.
-        retracted: a thought ended that nothing had begun: what was given as answer before it was none.
+        retractions: how often a thought ended that nothing had begun: what was given as answer before it was none.
     """
 
     place: Place
-    retracted: bool
+    retractions: int
 
     def push(self, piece: str, *, token: bool = False) -> str:
         """Take a piece; gives what is certainly answer. ``token``: the piece is a mark's own token."""
@@ -93,7 +96,8 @@ class TaggedSplitter:
 
     An opening mark counts at the beginning of the answer, white space aside, or straight after another
     thought; further on only where the model wrote it as the token that it is, since an answer may well
-    quote it. White space around thoughts belongs to them.
+    quote it. A closing mark without an opening one ends a thought where it is such a token, or stands as
+    `UnopenedThought` says. White space around thoughts belongs to them.
     """
 
     def __init__(self, marks: Iterable[Marks] = (THINK,), *, prompt_end: str = "") -> None:
@@ -103,7 +107,8 @@ class TaggedSplitter:
             prompt_end: the end of the prompt's text; templates may open the thought themselves.
         """
         self._marks = tuple(marks)
-        self.retracted = False
+        self._unopened = UnopenedThought(self._marks)
+        self.retractions = 0
         self._thoughts: list[str] = []
         self._held = self._thought = self._shown = ""
         self._answering = self._after_thought = False
@@ -126,6 +131,9 @@ class TaggedSplitter:
 
     def finish(self, piece: str) -> str:
         answer = self.push(piece)
+        if self._answering and self._ends_unopened(self._shown, last=True):
+            self.place = "thought"
+            return ""
         if self._inside is not None:
             self._thought += self._held
         elif self._held.strip() or not self._after_thought:
@@ -138,7 +146,7 @@ class TaggedSplitter:
         """What a mark's own token means in the middle of an answer; gives the text before it."""
         before, self._held = self._held, ""
         if any(each.closing == piece for each in self._marks):
-            self.retracted = self.retracted or bool((self._shown + before).strip())
+            self.retractions += bool((self._shown + before).strip())
             self._thought, self._shown = self._shown + before, ""
             self._inside = next(each for each in self._marks if each.closing == piece)
             return ""
@@ -156,8 +164,11 @@ class TaggedSplitter:
                     return answer
             elif self._answering:
                 self.place = "answer"
-                answer, self._held = answer + self._held, ""
-                return answer
+                if not self._ends_unopened(self._shown + answer):
+                    safe = len(self._held) - self._unopened.may_begin(self._held)
+                    answer, self._held = answer + self._held[:safe], self._held[safe:]
+                    return answer
+                answer = ""
             elif not self._enter():
                 return answer
 
@@ -173,6 +184,17 @@ class TaggedSplitter:
         self._thoughts.append((self._thought + self._held[:at]).strip().removeprefix(marks.opening))
         self._held, self._thought = self._held[at + len(marks.closing) :], ""
         self._inside, self._after_thought, self._answering = None, True, False
+        return True
+
+    def _ends_unopened(self, before: str, *, last: bool = False) -> bool:
+        """Return whether the held text ends a thought that nothing has opened, and take that thought out."""
+        found = self._unopened.find(before, self._held, last=last)
+        if found is None:
+            return False
+        self.retractions += 1
+        self._thoughts.append((before + self._held[: found.start()]).strip())
+        self._held, self._shown = self._held[found.end() :], ""
+        self._after_thought, self._answering = True, False
         return True
 
     def _enter(self) -> bool:
@@ -202,7 +224,7 @@ class HarmonySplitter:
     """
 
     def __init__(self, *, prompt_end: str = "") -> None:
-        self.retracted = False
+        self.retractions = 0
         self._thoughts: list[str] = []
         self._held = self._shown = ""
         self._state: Literal["start", "header", "answer", "thought"] = "start"
@@ -294,6 +316,49 @@ def begins(text: str, marks: Iterable[str]) -> int:
     return next((size for size in sizes if any(mark.startswith(text[-size:]) for mark in known)), 0)
 
 
+class UnopenedThought:
+    """Finds the closing mark of a thought that nothing has opened, written as plain text.
+
+    Such a mark ends a thought where it stands alone on its line or straight behind the end of a sentence, with nothing
+    behind it on the line. In a sentence, in code, or behind its opening mark it is text: an answer may explain it.
+    """
+
+    def __init__(self, marks: Iterable[Marks]) -> None:
+        # A mark that is a sentence is an ordinary line, too.
+        self._openings = {each.closing: each.opening for each in marks if " " not in each.closing}
+        closings = "|".join(map(re.escape, self._openings))
+        self._mark = re.compile(rf"(?P<mark>{closings})[ \t]*(?:\r?\n|\Z)")
+        self._at_end = re.compile(rf"(?:{closings})[ \t]*\r?\Z")
+
+    def find(self, before: str, text: str, *, last: bool) -> re.Match[str] | None:
+        """Return the mark in a text.
+
+        Args:
+            before: the answer before the text.
+            text: the newest part.
+            last: whether nothing follows, so that the text's end is the end of a line.
+        """
+        for found in self._mark.finditer(text):
+            said = before + text[: found.start()]
+            ends = found.group().endswith("\n") or (last and found.end() == len(text))
+            if ends and said.strip() and self._is_unopened(said, found.group("mark")):
+                return found
+        return None
+
+    def may_begin(self, text: str) -> int:
+        """Return the length of the end of a text that may become such a mark."""
+        found = self._at_end.search(text)
+        return len(text) - found.start() if found else begins(text, self._openings)
+
+    def _is_unopened(self, said: str, closing: str) -> bool:
+        line = said.rpartition("\n")[2].strip()
+        in_code = sum(each.lstrip().startswith(("```", "~~~")) for each in said.splitlines()) % 2
+        return (not line or said[-1] in _SENTENCE_ENDS) and self._openings[closing] not in said and not in_code
+
+
+_SENTENCE_ENDS = ".!?…。！？"
+
+
 @dataclass(frozen=True, slots=True)
 class Thinking:
     """How a loaded model marks its thoughts.
@@ -327,7 +392,7 @@ def thinking_of(template: str, token_id: Callable[[str], int | None]) -> Thinkin
         token_id: of the single token with exactly this text, or None.
     """
     harmony = all(mark in template or token_id(mark) is not None for mark in (_CHANNEL, _MESSAGE, _START))
-    used = () if harmony else tuple(each for each in MARKS if each is THINK or _is_used(each, template, token_id))
+    used = () if harmony else tuple(each for each in MARKS if not each.words or _is_used(each, template, token_id))
     texts = _HARMONY if harmony else tuple(text for each in used for text in each.texts)
     found = {text: token_id(text) for text in texts}
     return Thinking(used, harmony, {token: text for text, token in found.items() if token is not None})

@@ -35,11 +35,15 @@ HARMONY = (
 
 def split(text: str, sizes: Sequence[int], splitter: Splitter) -> tuple[str, str | None]:
     """Answer and thought of a text that comes in pieces of these sizes."""
-    answer, at = "", 0
+    answer, at, pieces = "", 0, []
     for size in sizes:
-        answer += splitter.push(text[at : at + size])
+        pieces.append(text[at : at + size])
         at += size
-    return answer + splitter.push(text[at:]) + splitter.finish(""), splitter.reasoning
+    for take, piece in (*((splitter.push, each) for each in (*pieces, text[at:])), (splitter.finish, "")):
+        before = splitter.retractions
+        given = take(piece)
+        answer = given if splitter.retractions > before else answer + given
+    return answer, splitter.reasoning
 
 
 SIZES = st.lists(st.integers(1, 5), max_size=60)
@@ -107,12 +111,51 @@ def test_channels_are_told_apart_however_the_text_comes(
 
 @settings(max_examples=300)
 @given(
-    st.lists(st.sampled_from(["<think>", "</think>", "<thi", "nk>", " ", "\n", "a", "<", "/"])).map("".join),
+    st.lists(st.sampled_from(["<think>", "</think>", "<thi", "nk>", " ", "\n", "\r", "a", "a.", "<", "/", "```"])).map(
+        "".join
+    ),
     SIZES,
 )
 def test_the_pieces_make_no_difference(text: str, sizes: list[int]) -> None:
     whole = TaggedSplitter()
-    assert split(text, sizes, TaggedSplitter()) == (whole.push(text) + whole.finish(""), whole.reasoning)
+    assert split(text, sizes, TaggedSplitter()) == (whole.finish(text), whole.reasoning)
+
+
+CLOSED = [
+    ("Lyon? No.\n</think>\n\nParis", "Paris", "Lyon? No."),
+    ("Lyon? No.</think>\nParis", "Paris", "Lyon? No."),
+    ("Lyon? No.\n  </think> \t\r\nParis", "Paris", "Lyon? No."),
+    ("Lyon?\n</think>\nNo.\n</think>\nParis", "Paris", "Lyon?\n\nNo."),
+    ("Lyon?\n</think>\n<think>No.</think>Paris", "Paris", "Lyon?\n\nNo."),
+    ("<think>a</think>Lyon?\n</think>\nParis", "Paris", "a\n\nLyon?"),
+    ("Is it Paris?\n</think>", "", "Is it Paris?"),
+    ("Is it Paris?\n</think>\n", "", "Is it Paris?"),
+    ("里昂？不。</think>\n巴黎", "巴黎", "里昂？不。"),
+    ("Lyon?\n[/THINK]\nParis", "Paris", "Lyon?"),
+]
+
+#: Answers that write the mark.
+QUOTED = [
+    "</think>",
+    "Close it with </think> and go on.",
+    "The tag is </think>\nNo more.",
+    "Write\n<think>\na\n</think>\nThen answer.",
+    "Write\n```\na\n</think>\n```\nThen answer.",
+    "a\n</think>b",
+    "a\n</thin",
+    "a\n</thinking>\nb",
+]
+
+
+@settings(max_examples=40)
+@given(sizes=SIZES)
+@pytest.mark.parametrize(("text", "answer", "thought"), [*CLOSED, *((text, text, None) for text in QUOTED)])
+def test_a_thought_that_only_plain_text_closes_is_taken_out_and_a_quoted_mark_is_not(
+    text: str, answer: str, thought: str | None, sizes: list[int]
+) -> None:
+    splitter = thinking_of("", lambda _: None).splitter("<|im_start|>assistant\n")
+    assert split(text, sizes, splitter) == (answer, thought)
+    assert bool(splitter.retractions) == (thought is not None)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +166,10 @@ def test_the_pieces_make_no_difference(text: str, sizes: list[int]) -> None:
         ("<|channel>thought", "<|turn>model\n", "<|channel>thought\nHm.\n<channel|>Paris", "Paris", "Hm."),
         ("<|START_THINKING|>", "", "<|START_THINKING|>Hm.<|END_THINKING|>Paris", "Paris", "Hm."),
         ("<thought>", "", "<thought>Hm.</thought>Paris", "Paris", "Hm."),
+        ("<thought>", "", "Hm.\n</thought>\nParis", "Paris", "Hm."),
+        ("", "", "Hm.\n</thought>\nParis", "Hm.\n</thought>\nParis", None),
+        ("", "", "[THINK]Hm.[/THINK]Paris", "Paris", "Hm."),
+        ("", "", "<|START_THINKING|>Hm.<|END_THINKING|>Paris", "Paris", "Hm."),
         ("", "", "<thought>Hm.</thought>Paris", "<thought>Hm.</thought>Paris", None),
         ("", "<|im_start|>assistant\n<think>\n", "Hm.\n</think>\n\nParis", "Paris", "Hm."),
         ("", "<｜Assistant｜><think>\n", "Hm. Is it", "", "Hm. Is it"),
@@ -281,6 +328,29 @@ def test_a_thought_that_ends_without_having_begun_is_taken_out_and_not_scored() 
     assert (answer.text, answer.reasoning) == ("Paris", "Lyon? No.")
     assert answer.capture_error is not None
     assert guard.ask("q").answer == "It failed."
+
+
+@pytest.mark.parametrize("text", [text for text, answer, _ in CLOSED if answer])
+def test_a_thought_that_plain_text_closes_is_not_scored(text: str) -> None:
+    engine = engine_saying(text)
+    guard = Guard(engine, confidence_scorer(engine.model), POLICY)
+    limits = Limits(max_tokens=200)
+    outcome = guard.ask("q", limits=limits)
+    assert (outcome.answer, outcome.p_wrong) == ("It failed.", None)
+    pieces = list(engine.stream(Prompt.raw("q"), limits=limits))
+    assert pieces[-1].generation is not None
+    assert "</think>" not in pieces[-1].generation.text
+
+
+def test_a_thought_is_taken_back_where_the_capture_had_failed_before() -> None:
+    """Before, an earlier failure of the capture left the thought in the answer."""
+
+    class Failing(Recording):
+        def observe(self, activations: Any) -> None:
+            raise ValueError("no layers")
+
+    answer = engine_saying("Lyon? No.</think>Paris", MarkedEngine).generate(Prompt.raw("q"), observer=Failing())
+    assert (answer.text, answer.reasoning, answer.capture_error) == ("Paris", "Lyon? No.", "no layers")
 
 
 def test_channels_whose_tokens_the_detokenizer_leaves_out_are_told_apart() -> None:

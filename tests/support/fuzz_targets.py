@@ -307,8 +307,11 @@ def _splitter(text: str) -> Splitter:
 
 def _check_thoughts(text: str) -> None:
     whole, pieces = _splitter(text), _splitter(text)
-    at_once = whole.finish(text)
-    by_signs = "".join(map(pieces.push, text)) + pieces.finish("")
+    at_once, by_signs = whole.finish(text), ""
+    for take, sign in (*((pieces.push, sign) for sign in text), (pieces.finish, "")):
+        before = pieces.retractions
+        given = take(sign)
+        by_signs = given if pieces.retractions > before else by_signs + given
     assert at_once == by_signs
     assert whole.reasoning == pieces.reasoning
     assert not any(at_once.lstrip().startswith(each.opening) for each in MARKS) or text.startswith("<|")
