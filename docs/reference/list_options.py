@@ -80,7 +80,7 @@ NOT_IN_CHAT = {
 }
 #: Why what a policy sets is no option.
 POLICY_ONLY = (
-    "What is decided is set in the policy alone, so that one reviewed file says what happens to an answer: {names}."
+    "Decisions are configured in the policy only, so that one reviewed file says what happens to an answer: {names}."
 )
 
 
@@ -129,9 +129,9 @@ def _in_chat(name: str, chat: set[str]) -> str:
 def page() -> str:
     parts = [
         "# Options of Python, the command line, LangChain and the policy",
-        "This list is made from the signatures (`python docs/reference/list_options.py`), and a test compares them. In "
-        "parentheses stands why an option is missing. `engine_options` of Python is one mapping, since engines have "
-        f"different options: {', '.join(f'`{name}`' for name in OPTIONS)}.",
+        "`python docs/reference/list_options.py` generates this list from the signatures, and a test compares them. "
+        "Where an option is missing, the reason is given in parentheses. In Python, `engine_options` is one mapping, "
+        f"since engines have different options: {', '.join(f'`{name}`' for name in OPTIONS)}.",
     ]
     for title, command, functions in TASKS:
         names = " and ".join(f"`{_qualified(each)}`" for each in functions)
