@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,8 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+
+from guard.cli.doctor import _PACKAGES
 
 pytest.importorskip("hatchling")
 
@@ -93,3 +96,12 @@ def test_the_metadata_say_what_it_is(metadata: Message) -> None:
     classifiers = metadata.get_all("Classifier") or []
     assert {f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)} <= set(classifiers)
     assert set(metadata.get_all("Provides-Extra") or []) == set(project["optional-dependencies"])
+
+
+def test_doctor_lists_every_extra() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = settings["project"]["optional-dependencies"]
+    assert set(_PACKAGES) == set(extras)
+    for extra, packages in _PACKAGES.items():
+        brought = {re.split(r"[\[>=<]", each)[0] for each in extras[extra]}
+        assert set(packages) <= brought, extra

@@ -1,4 +1,4 @@
-"""Find a threshold with a risk guarantee from scores and labels; pure, without a statistics library.
+"""Find a threshold with a risk guarantee from scores and labels. Pure; needs NumPy only.
 
 The guarantee: at most a share ``risk`` of the accepted answers is wrong, with the given ``confidence``. The method is
 fixed-sequence testing (Bauer 1991; Angelopoulos et al., "Learn then Test", arXiv:2110.01052; Jung et al., "Trust or
@@ -8,6 +8,8 @@ threshold that passed is certified. The probability of certifying a threshold wh
 1 - confidence, whatever the quality of the scores.
 
 The thresholds come from the scores of a small part of the rows, whose labels are not used.
+
+Written here, because MAPIE has no retries and fallbacks; without these it deploys the same threshold (a test compares).
 """
 
 from __future__ import annotations

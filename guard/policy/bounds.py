@@ -1,4 +1,7 @@
-"""Exact binomial bounds (Clopper and Pearson, 1934) on an error rate; pure, no statistics library needed."""
+"""Exact binomial bounds (Clopper and Pearson, 1934) on an error rate.
+
+Written here, because reading a certificate must not need SciPy; a test compares the values with SciPy's.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Policies are a small, safe part of YAML. Anchors, tags and duplicate keys are refused, and only plain
 decimal notation is a number: what YAML 1.1 and 1.2 readers disagree on (``yes``, ``010``, ``1:30``,
 ``0x1F``, ``.nan``) stays text, so that it is refused wherever a number or a boolean belongs and never
-turns silently into another value.
+turns silently into another value. PyYAML parses; values are built here, because its constructors keep no positions.
 """
 
 from __future__ import annotations
