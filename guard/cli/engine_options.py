@@ -57,10 +57,10 @@ OPTIONS: Mapping[str, Any] = {
 #: What was given of them; see `loads_a_model`.
 EngineOptions = Mapping[str, Any] | None
 
-_Command = Callable[..., None]
+_CommandFunction = Callable[..., None]
 
 
-def loads_a_model(*, without: Collection[str] = ()) -> Callable[[_Command], _Command]:
+def loads_a_model(*, without: Collection[str] = ()) -> Callable[[_CommandFunction], _CommandFunction]:
     """Give a command the options of an engine's ``load``.
 
     Args:
@@ -72,7 +72,7 @@ def loads_a_model(*, without: Collection[str] = ()) -> Callable[[_Command], _Com
     """
     names = [name for name in OPTIONS if name not in without]
 
-    def decorate(command: _Command) -> _Command:
+    def decorate(command: _CommandFunction) -> _CommandFunction:
         def run(**arguments: Any) -> None:
             given = {name: arguments.pop(name) for name in names}
             command(**arguments, engine_options={name: value for name, value in given.items() if value is not None})
@@ -86,7 +86,7 @@ def loads_a_model(*, without: Collection[str] = ()) -> Callable[[_Command], _Com
     return decorate
 
 
-def _parameters(command: _Command, names: Collection[str]) -> Iterator[inspect.Parameter]:
+def _parameters(command: _CommandFunction, names: Collection[str]) -> Iterator[inspect.Parameter]:
     """Yield a command's parameters, the engine's options in the place of ``engine_options``."""
     hints = get_type_hints(command, include_extras=True)
     for each in inspect.signature(command).parameters.values():
