@@ -200,7 +200,7 @@ class _Loaded:
 
 def _load_with_lens(model: str | Path, options: dict[str, Any]) -> tuple[BaseEngine, Lens]:
     path = engines.embedded_model() if str(model) == engines.EMBEDDED else Path(model)
-    if options["engine"] == "transformers" or path.is_dir():
+    if options["engine"] not in (None, "llama.cpp") or path.is_dir():
         raise InputError("Only a GGUF file on llama.cpp has a logit lens here")
     engine = engines.load_engine(model, capture_point="mlp+block", **options)
     try:

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from guard.engines.callback_errors import is_from_signal_handler
 from guard.engines.gguf import read_gguf
 from guard.engines.layer_names import BLOCK_TEMPLATES, MLP_TEMPLATES, find_layers
+from guard.engines.weight_files import refuse_redirection, weight_files
 from guard.engines.weights import weights_sha256
 from guard.errors import (
     EngineError,
@@ -103,7 +104,7 @@ def read_checkpoint(path: str | Path, *, gguf_file: str | None, dtype: str, devi
         read_gguf(gguf)  # a damaged header has one clear error, whatever transformers makes of it
         # Whole, since transformers looks for a bare name in the working directory first.
         source["gguf_file"] = str(gguf.resolve())
-    weights = [gguf] if gguf is not None else _weight_files(folder)
+    weights = [gguf] if gguf is not None else weight_files(folder)
     with _read_errors(gguf or folder):
         config = _config(folder, source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **source)
@@ -146,14 +147,6 @@ def _locate(path: str | Path, gguf_file: str | None) -> tuple[Path, Path | None]
     return place, None
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        files = sorted(folder.glob(pattern))
-        if files:
-            return files
-    raise ModelFileError(f"{folder} has no weights", why="no .safetensors and no pytorch_model*.bin in it")
-
-
 def _files_sha256(files: Sequence[Path]) -> str:
     hashes = [weights_sha256(file) for file in files]
     if len(files) == 1:
@@ -164,7 +157,9 @@ def _files_sha256(files: Sequence[Path]) -> str:
 def _config(folder: Path, source: Mapping[str, Any]) -> Any:
     """Return the configuration of a decoder-only model that this transformers knows."""
     if "gguf_file" not in source:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        refuse_redirection(folder, stated)
+        kind = stated.get("model_type")
         if kind not in transformers.CONFIG_MAPPING:
             raise UnsupportedArchitectureError(
                 f"transformers {transformers.__version__} knows no model type '{kind}'",
