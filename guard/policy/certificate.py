@@ -122,8 +122,12 @@ class Certificate(_CertificatePart):
         if abs(self.coverage - self.accepted / self.n) > 1e-9:
             raise ValueError("coverage is not accepted / n")
         # A threshold that its own counts do not support was written by no guard.
-        if upper_bound(self.errors, self.accepted, self.confidence) > self.risk + 1e-9:
+        if (bound := upper_bound(self.errors, self.accepted, self.confidence)) > self.risk + 1e-9:
             raise ValueError("this number of errors does not support this risk at this confidence")
+        if abs(self.bound - bound) > 1e-9:
+            raise ValueError("bound is not that of these errors among the accepted")
+        if sum(each.rows for each in self.data) != self.n + self.grid_rows:
+            raise ValueError("the rows of the data are not n + grid_rows")
         return self
 
     @property
@@ -352,6 +356,9 @@ def _changes(whose: str, there: Answering, here: Answering) -> list[str]:
             found.append(f"{whose} {name} was {_short(was)}, is {_short(now)}")
     if there.scorer_sha256 != here.scorer_sha256:
         found.append(f"{whose} scorer was {_short(there.scorer_sha256)}, is {_short(here.scorer_sha256)}")
+    before, after = (json.dumps(each.template_options, sort_keys=True) for each in (there, here))
+    if before != after:  # as JSON, since true is no 1 to a template
+        found.append(f"{whose} template options were {before:.100}, are {after:.100}")
     return found
 
 

@@ -17,7 +17,7 @@ from guard.engines import EMBEDDED, load_engine
 from guard.engines.protocols import Engine
 from guard.errors import InputError, ScorerError
 from guard.policy.certificate import Answering, Certificates, Fingerprint, certified_policy, needed_certificates
-from guard.policy.guarantee import fallbacks_of, procedure_sha256
+from guard.policy.guarantee import fallbacks_of, procedure_sha256, refuse_guarantees
 from guard.policy.policy import Policy, load_policy
 from guard.records import Attempt, Limits, Outcome, Prompt, Sampling, Score
 from guard.review.handlers import HANDLERS, Handler, as_named
@@ -131,7 +131,11 @@ class Guard:
 
         Args:
             scorer: for the same model; it is not checked again.
+
+        Raises:
+            PolicyError: the policy has a risk guarantee; its certificate is bound to this guard's scorer.
         """
+        refuse_guarantees(self.policy, caller="another scorer")
         twin = copy.copy(self)
         twin._owned = ExitStack()
         twin._resources = replace(self._resources, own=replace(self._resources.own, scorer=scorer))

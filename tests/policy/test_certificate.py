@@ -300,7 +300,7 @@ def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_a_certificate_explains_itself() -> None:
     assert certificate(policy()).explain() == (
         "Of the answers with p_wrong below 0.25, 40 % of all, at most 5 % are wrong, with confidence 90 % "
-        "(0 of 400 in 1,000 fresh labels; bound 0.6 %)."
+        "(0 of 400 in 1,000 fresh labels; bound 0.574 %)."
     )
 
 

@@ -18,7 +18,7 @@ from guard.certification.trials import TrialAttempt, TrialJournal, TrialRow, att
 from guard.cli import app
 from guard.data.graders import grade
 from guard.data.questions import LabelledResponse, Row
-from guard.errors import GuardError, PolicyError, ScorerError
+from guard.errors import GuardError, InputError, PolicyError, ScorerError
 from guard.files import checked_json as sealed
 from guard.policy.certificate import CertificateError, check_certificate, parse_certificates
 from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, guarantees, trial_policy
@@ -66,12 +66,46 @@ def test_two_certificates_for_one_route_are_refused() -> None:
         parse_certificates(resealed({**content, "certificates": [first, {**first, "threshold": 0.9}]}))
 
 
-@pytest.mark.parametrize("key", ["threshold", "risk", "accepted"])
-def test_a_certificate_that_was_changed_and_sealed_again_must_still_add_up(key: str) -> None:
+OTHER_DATA = [{"name": "fresh", "sha256": "d" * 64, "rows": 99, "wrong": 3}]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("threshold", 0.0), ("risk", 0.001), ("accepted", 5), ("bound", 0.0), ("bound", 1.0), ("data", OTHER_DATA)],
+)
+def test_a_certificate_that_was_changed_and_sealed_again_must_still_add_up(key: str, value: Any) -> None:
     content = written()
-    content["certificates"][0][key] = {"threshold": 0.0, "risk": 0.001, "accepted": 5}[key]
+    content["certificates"][0][key] = value
     with pytest.raises(CertificateError, match="is not a valid certificate"):
         parse_certificates(resealed(content))
+
+
+@pytest.mark.parametrize("options", [{"enable_thinking": True}, {"enable_thinking": 0}, {}])
+def test_other_template_options_void_a_certificate_and_its_journal(options: dict[str, Any], tmp_path: Path) -> None:
+    """Compared as JSON: to a template 0 is another value than false."""
+    own = policy()
+    made = Guard(AnsweringEngine(lambda *_: ("", 0.1)), confidence_scorer(), trial_policy(own)).fingerprint(own)
+    there, here = (
+        made.model_copy(update={"own": made.own.model_copy(update={"template_options": each})})
+        for each in ({"enable_thinking": False}, options)
+    )
+    given = certificates(certificate(own, fingerprint=there))
+    guarantee = guarantees(own)[None]
+    assert check_certificate(own, given, None, guarantee, now=there).threshold == 0.25
+    with pytest.raises(CertificateError, match="model's template options were .* are "):
+        check_certificate(own, given, None, guarantee, now=here)
+    with TrialJournal(tmp_path / "trials.journal", there):
+        pass
+    with pytest.raises(InputError, match="answers of another run.*template options"):
+        TrialJournal(tmp_path / "trials.journal", here)
+
+
+def test_a_certificate_does_not_hold_for_another_scorer_of_the_same_guard() -> None:
+    own = policy()
+    certified = Guard(AnsweringEngine(lambda *_: ("Paris", 0.1)), confidence_scorer(), own, certificate=certificates(certificate(own)))
+    assert certified.ask("Where?").answer == "Paris"
+    with pytest.raises(PolicyError, match="no certificate covers another scorer"):
+        certified.with_scorer(confidence_scorer())
 
 
 # -- rules, without a model --------------------------------------------------------------------

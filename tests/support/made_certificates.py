@@ -9,6 +9,7 @@ from typing import Any
 
 from scripted import AnsweringEngine, confidence_scorer, scripted_model
 
+from guard.policy.bounds import upper_bound
 from guard.policy.certificate import Certificate, Certificates
 from guard.policy.guarantee import guarantees, trial_policy
 from guard.policy.policy import Policy, parse_policy
@@ -45,7 +46,7 @@ def certificate(of: Policy, *, route: str | None = None, guard: Guard | None = N
         "n": 1000,
         "accepted": 400,
         "errors": 0,
-        "bound": 0.006,
+        "bound": upper_bound(changes.get("errors", 0), changes.get("accepted", 400), guarantee.confidence),
         "grid_rows": 100,
         "tested": 30,
         "seed": 0,
