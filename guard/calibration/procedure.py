@@ -142,7 +142,7 @@ def calibrate(
         )
         with Journal(kept, run) as answers:
             asked = record_rows(loaded, rows, answers, run=run)
-            ask_with_progress(asked, rows=rows, known=answers.keys(), progress=progress)
+            ask_with_progress(asked, rows=rows, known=answers.answered(), progress=progress)
             skipped = answers.skipped({row_key(dataset, row) for dataset, row in rows})
             splits = split_labelled(rows, answers, grade=grade, seed=seed)
     labelled = [each for members in splits.values() for each in members]

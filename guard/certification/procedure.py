@@ -144,7 +144,7 @@ def certify(
         fingerprint = loaded.fingerprint(chosen, route)
         with TrialJournal(journal_of(out, journal), fingerprint) as answers:
             asked = run_trials(loaded, rows, answers, route=route)
-            ask_with_progress(asked, rows=rows, known=answers.keys(), progress=progress)
+            ask_with_progress(asked, rows=rows, known=answers.answered(), progress=progress)
             notes += _skipped(rows, answers)
             answered = attempted_rows(rows, answers)
     _check_some(answered, notes)

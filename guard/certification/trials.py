@@ -84,6 +84,11 @@ class TrialJournal(JournalFile):
         with self._translated():
             return {key for (key,) in self._db.execute("SELECT key FROM trials")}
 
+    def answered(self) -> set[str]:
+        """Return the keys of the rows that have attempts; skipped ones are asked again."""
+        with self._translated():
+            return {key for (key,) in self._db.execute("SELECT key FROM trials WHERE skipped IS NULL")}
+
     def check_questions(self, rows: Sequence[tuple[str, Row]]) -> None:
         """Refuse rows whose key belongs to attempts at another question.
 
@@ -147,7 +152,7 @@ class TrialJournal(JournalFile):
 def run_trials(
     guard: Guard, rows: Sequence[tuple[str, Row]], journal: TrialJournal, *, route: str | None
 ) -> Iterator[TrialRow | Skipped]:
-    """Ask the guard every row that is not in the journal; yield each row once it is stored.
+    """Ask the guard every row that has no attempts in the journal; yield each row once it is stored.
 
     Args:
         guard: with the policy that `guard.policy.guarantee.trial_policy` gives.
@@ -168,7 +173,7 @@ def run_trials(
                     fix="Certify with questions and accepted answers, or a policy without retries and fallbacks",
                 )
     journal.check_questions(rows)
-    known = journal.keys()
+    known = journal.answered()
     for dataset, row in rows:
         key = row_key(dataset, row)
         if key in known:

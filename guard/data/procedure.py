@@ -136,7 +136,7 @@ def record(
             if not partial:
                 sampling = {"samples": samples, "sampled_rows": sampled_rows}
                 asked = record_rows(loaded.engine, rows, answers, run=run, lens=loaded.lens, **sampling)
-                ask_with_progress(asked, rows=rows, known=answers.keys(), progress=progress)
+                ask_with_progress(asked, rows=rows, known=answers.answered(), progress=progress)
             metadata = _metadata(sources, grader=grader_name, limit=limit, seed=seed)
             table = Answers.from_journal(answers, rows, grade, metadata=metadata)
             skipped = answers.skipped({row_key(name, row) for name, row in rows})

@@ -158,6 +158,11 @@ class Journal(JournalFile):
         with self._translated():
             return {key for (key,) in self._db.execute("SELECT key FROM answers")}
 
+    def answered(self) -> set[str]:
+        """Return the keys of the rows that have an answer; skipped ones are asked again."""
+        with self._translated():
+            return {key for (key,) in self._db.execute("SELECT key FROM answers WHERE skipped IS NULL")}
+
     def check_questions(self, rows: Iterable[tuple[str, Row]]) -> None:
         """Refuse rows whose key belongs to an answer to another question.
 
@@ -328,7 +333,7 @@ def record_rows(
     samples: int = 0,
     sampled_rows: int = 0,
 ) -> Iterator[Record | Skipped]:
-    """Ask the model every row that is not in the journal; yield each row once it is stored.
+    """Ask the model every row that has no answer in the journal; yield each row once it is stored.
 
     Args:
         engine: a loaded engine; its model is the run's.
@@ -344,7 +349,7 @@ def record_rows(
         InputError: the journal has an answer to another question under a row's key.
     """
     journal.check_questions(rows)
-    known = journal.keys()
+    known = journal.answered()
     seen: Counter[str] = Counter()
     for dataset, row in rows:
         key = row_key(dataset, row)

@@ -62,6 +62,13 @@ class JournalFile(ABC):
     def keys(self) -> set[str]:
         """Return the keys of all rows in the journal."""
 
+    @abstractmethod
+    def answered(self) -> set[str]:
+        """Return the keys of the rows that need not be asked again.
+
+        A skipped row is tried again by each run: the next may have a larger context.
+        """
+
     def _claim(self, tables: Iterable[str]) -> None:
         """Lock the file for other writers, and refuse a file with other tables."""
         # One writer at a time, and a commit survives the death of the process.

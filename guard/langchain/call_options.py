@@ -26,7 +26,10 @@ from guard.policy.policy import Policy
 NAMES = ("route", "policy")
 
 #: Words that a misspelt key is compared with, and the name that each stands for.
-_CONFUSED = {"route": "route", "routes": "route", "policy": "policy", "policies": "policy"}
+_CONFUSED = {
+    **dict.fromkeys(("route", "routes", "route_name", "policy_route", ""), "route"),  # "": the key 'guard'
+    **dict.fromkeys(("policy", "policies", "policy_name", "policy_file", "policy_path"), "policy"),
+}
 
 #: Similarity from which a key counts as a misspelling.
 _SIMILAR = 0.8
@@ -134,7 +137,7 @@ def _read(given: Mapping[str, Any]) -> Named:
 def _refuse_misspelt(key: Any, kind: str, *, taken: Collection[str]) -> None:
     if key in NAMES or key in taken or not isinstance(key, str):
         return
-    plain = key.casefold().removeprefix("guard").strip("_- ")
+    plain = key.casefold().removeprefix("guard").strip("_-.: ")
     near = difflib.get_close_matches(plain, _CONFUSED, n=1, cutoff=_SIMILAR)
     if near:
         raise InputError(

@@ -25,10 +25,11 @@ from langsmith.run_helpers import tracing_context
 #: The key under which LangChain puts a conversation's history into the ``configurable`` part of a config.
 MESSAGE_HISTORY = "message_history"
 
-#: Keys of a LangGraph config: the outer graph's stream, its runtime (with the stream writer), and its checkpointer.
+#: Keys of a LangGraph config: the outer graph's stream, its runtime (with stream writer and store), checkpointer, cache.
 GRAPH_STREAM = "__pregel_stream"
 GRAPH_RUNTIME = "__pregel_runtime"
 GRAPH_CHECKPOINTER = "__pregel_checkpointer"
+GRAPH_CACHE = "__pregel_cache"
 
 #: Marker class of handlers that want model events in LangChain's newer form; None before it existed.
 V2_STREAMING_HANDLER: type[Any] | None = getattr(_streaming, "_V2StreamingCallbackHandler", None)
@@ -69,21 +70,31 @@ def with_buffered_channels(
 ) -> dict[str, Any]:
     """Return a config's ``configurable`` part with LangGraph's outgoing channels replaced.
 
-    The checkpointer is removed: an inner graph would save rejected answers and resume from them. Interrupts still work,
-    since the outer graph is the one that is resumed.
+    The checkpointer and the cache are removed: an inner graph would save rejected answers and resume from them.
+    Interrupts still work, since the outer graph is the one that is resumed.
 
     Args:
         configurable: of the attempt's config.
         buffer_channel: returns the replacement of a channel's send function.
     """
     changed = dict(configurable)
-    changed.pop(GRAPH_CHECKPOINTER, None)
+    for key in (GRAPH_CHECKPOINTER, GRAPH_CACHE):
+        changed.pop(key, None)
     stream, runtime = changed.get(GRAPH_STREAM), changed.get(GRAPH_RUNTIME)
     if stream is not None:
         changed[GRAPH_STREAM] = type(stream)(buffer_channel(stream), stream.modes)
     if runtime is not None:
         changed[GRAPH_RUNTIME] = runtime.override(stream_writer=buffer_channel(runtime.stream_writer))
     return changed
+
+
+def with_store(configurable: Mapping[str, Any], replaced: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return a config's ``configurable`` part with the outer graph's store replaced, where there is one."""
+    runtime = configurable.get(GRAPH_RUNTIME)
+    store = getattr(runtime, "store", None)
+    if runtime is None or store is None:
+        return dict(configurable)
+    return {**configurable, GRAPH_RUNTIME: runtime.override(store=replaced(store))}
 
 
 def has_checkpointer(configurable: Mapping[str, Any]) -> bool:

@@ -156,6 +156,7 @@ def test_a_question_that_is_too_long_is_left_out_and_named(tmp_path: Path) -> No
         assert "500 tokens" in skipped.reason
         assert len(attempted_rows(rows, journal)) == 1
         assert journal.row("set/long") == skipped
+        assert list(run_trials(trial_guard, rows, journal, route=None)) == [skipped], "a larger context could do it"
 
 
 def test_given_responses_are_scored_as_they_are_unless_the_policy_asks_again() -> None:

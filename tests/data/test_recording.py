@@ -146,22 +146,38 @@ def test_the_same_id_in_two_data_sets_is_two_questions(tmp_path: Path) -> None:
         assert journal.keys() == {"d/0", "e/0"}
 
 
-def test_prompts_that_are_too_long_are_skipped_for_good(tmp_path: Path) -> None:
-    long = Question(id="long", question="x" * 500, answers=("yes",))
-    rows = [ROWS[0], ("d", long), ROWS[1]]
+LONG = Question(id="long", question="x" * 500, answers=("yes",))
+
+
+def test_prompts_that_are_too_long_are_skipped_and_named(tmp_path: Path) -> None:
+    rows = [ROWS[0], ("d", LONG), ROWS[1]]
     first, second = engine(), engine()
     with Journal(tmp_path / "j", RUN) as journal:
         records = list(record_rows(first, rows, journal, run=RUN))
         assert [type(record) for record in records] == [Record, Skipped, Record]
-        assert list(record_rows(second, rows, journal, run=RUN)) == []
         skipped = journal.record("d/long")
         assert isinstance(skipped, Skipped)
+        assert list(record_rows(second, rows, journal, run=RUN)) == [skipped]
         assert "500 tokens, the context holds 400" in skipped.reason
         assert journal.record("d/unknown") is None
         assert journal.skipped({"d/0", "d/long"}) == [skipped]
         assert journal.skipped({"d/0"}) == []
         assert [record.key for record in journal.records(["d/1", "d/long", "d/unknown", "d/0"])] == ["d/1", "d/0"]
-    assert "x" * 500 not in asked(second)
+    assert asked(second) == []
+
+
+def test_a_run_with_a_larger_context_asks_what_the_one_before_had_to_skip(tmp_path: Path) -> None:
+    """Else a larger --context would change nothing, and nothing would say so."""
+    rows = [ROWS[0], ("d", LONG)]
+    larger = AnsweringEngine(lambda prompt, number: ("yes", 0.1), model=scripted_model(context_tokens=4000))
+    with Journal(tmp_path / "j", RUN) as journal:
+        list(record_rows(engine(), rows, journal, run=RUN))
+        assert journal.answered() == {"d/0"}
+        (answered,) = record_rows(larger, rows, journal, run=RUN)
+        assert isinstance(answered, Record)
+        assert answered.key == "d/long"
+        assert journal.skipped({"d/long"}) == []
+        assert list(record_rows(larger, rows, journal, run=RUN)) == []
 
 
 def test_an_answer_without_its_layers_is_skipped(tmp_path: Path) -> None:

@@ -21,10 +21,12 @@ from langchain_core.runnables import (
 )
 from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_fixtures import policy
+from langgraph.cache.memory import InMemoryCache
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import get_store
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.store.memory import InMemoryStore
-from langgraph.types import Command, interrupt
+from langgraph.types import CachePolicy, Command, interrupt
 from scripted import AnsweringEngine, confidence_scorer
 from scripted_chat import ScriptedChat, said
 
@@ -139,16 +141,20 @@ def test_a_history_that_nothing_can_see_is_refused_before_the_model_is_asked(how
 
 
 def _run(safe: Runnable[Any, Any], how: str) -> Any:
+    return _run_with(safe, how, {"q": "?"})
+
+
+def _run_with(safe: Runnable[Any, Any], how: str, given: dict[str, Any]) -> Any:
     match how:
         case "invoke":
-            return safe.invoke({"q": "?"}, SESSION)
+            return safe.invoke(given, SESSION)
         case "ainvoke":
-            return asyncio.run(safe.ainvoke({"q": "?"}, SESSION))
+            return asyncio.run(safe.ainvoke(given, SESSION))
         case "stream":
-            return list(safe.stream({"q": "?"}, SESSION))
+            return list(safe.stream(given, SESSION))
 
     async def collected() -> list[Any]:
-        return [chunk async for chunk in safe.astream({"q": "?"}, SESSION)]
+        return [chunk async for chunk in safe.astream(given, SESSION)]
 
     return asyncio.run(collected())
 
@@ -180,14 +186,16 @@ def answering(chat: Any) -> Any:
     return lambda state: {"messages": [chat.invoke(state["messages"])]}
 
 
-SAVING = [{"checkpointer": InMemorySaver()}, {"checkpointer": True}, {"store": InMemoryStore()}]
+SAVING = [
+    {"checkpointer": InMemorySaver()}, {"checkpointer": True}, {"store": InMemoryStore()}, {"cache": InMemoryCache()}
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("options", SAVING, ids=["checkpointer", "inherited checkpointer", "store"])
+@pytest.mark.parametrize("options", SAVING, ids=["checkpointer", "inherited checkpointer", "store", "cache"])
 def test_a_graph_that_saves_itself_is_refused_at_any_depth(options: dict[str, Any]) -> None:
     saving = graph(answering(model()), **options)
     for chain in (saving, RunnablePassthrough() | saving, graph(saving), graph(lambda state: saving.invoke(state))):
-        with pytest.raises(InputError, match=r"A graph with a (checkpointer|store) cannot be guarded"):
+        with pytest.raises(InputError, match=r"A graph with a (checkpointer|store|cache) cannot be guarded"):
             guarded(chain, policy=POLICY)
     guarded(graph(answering(model())), policy=POLICY)
 
@@ -252,3 +260,57 @@ def test_an_interrupt_in_a_guarded_graph_is_resumed_by_the_graph_around_it() -> 
     (asked,) = outer.invoke({"messages": [("user", "?")]}, THREAD)["__interrupt__"]
     assert asked.value == "sure?"
     assert outer.invoke(Command(resume="yes"), THREAD)["messages"][-1].text == "Paris, yes"
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])
+def test_a_chain_that_appends_to_its_input_leaves_nothing_there_and_retries_do_not_read_it(how: str) -> None:
+    chat = model()
+
+    def remembering(asked: dict[str, Any]) -> Any:
+        answer = chat.invoke([*asked["past"], ("human", asked["q"])])
+        asked["past"].append(("ai", answer.text))
+        return answer
+
+    given: dict[str, Any] = {"q": "?", "past": []}
+    safe = guarded(RunnableLambda(remembering), policy=POLICY)
+    _run_with(safe, how, given)
+    assert given == {"q": "?", "past": []}
+    assert [len(prompt.messages or ()) for prompt in prompts(chat)] == [1, 1]
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+def test_a_guarded_graph_reads_the_store_of_the_graph_around_it_and_cannot_write_there(how: str) -> None:
+    store = InMemoryStore()
+    store.put(("facts",), "city", {"name": "Paris"})
+
+    def node(p_wrong: float, *, writes: bool) -> Any:
+        def answer(state: Any) -> Any:
+            known = get_store().get(("facts",), "city")
+            said_by = ScriptedChat(script=lambda _: said(SECRET, p_wrong)).invoke(state["messages"])
+            if writes:
+                get_store().put(("facts",), "answer", {"text": said_by.text})
+            return {"messages": [said_by, ("ai", known.value["name"] if known else "?")]}
+
+        return answer
+
+    def asked(p_wrong: float, *, writes: bool) -> Any:
+        safe = guarded(graph(node(p_wrong, writes=writes)), policy=POLICY, output=lambda _: {"messages": [("ai", "No.")]})
+        outer = graph(safe, store=store)
+        given = {"messages": [("user", "?")]}
+        return outer.invoke(given) if how == "invoke" else asyncio.run(outer.ainvoke(given))
+
+    assert asked(0.1, writes=False)["messages"][-1].text == "Paris"
+    with pytest.raises(InputError, match="cannot write to the graph's store"):
+        asked(0.1, writes=True)
+    assert asked(0.96, writes=True)["messages"][-1].text == "No."
+    assert [item.key for item in store.search(("facts",))] == ["city"]
+
+
+def test_the_cache_of_the_graph_around_keeps_nothing_of_a_rejected_answer() -> None:
+    cache = InMemoryCache()
+    chat = ScriptedChat(script=lambda _: said(SECRET, 0.96))
+    inner = StateGraph(MessagesState).add_node("answer", answering(chat), cache_policy=CachePolicy())
+    safe = guarded(inner.add_edge(START, "answer").compile(), policy=POLICY, output=lambda _: {"messages": []})
+    graph(safe, cache=cache).invoke({"messages": [("user", "?")]})
+    assert len(chat.asked) == 2, "the retry asks the model again"
+    assert SECRET not in repr(cache._cache)

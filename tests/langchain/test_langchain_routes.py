@@ -127,6 +127,26 @@ def test_what_is_misspelt_is_refused_by_a_guarded_chain_and_by_a_chat_guard(
             call(safe, asked, named, way=way, interface=interface)
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        *({name: "medication"} for name in ("route_name", "routeName", "policy_route", "guard.route", "guard:route")),
+        *({name: "strict"} for name in ("policy_name", "policy_file", "policyPath", "guard-policy")),
+        {"guard": {"route": "medication"}},
+    ],
+    ids=str,
+)
+def test_names_that_people_expect_instead_are_refused_too(named: dict[str, Any]) -> None:
+    for safe, asked in ((guarded(chain(), policy=ROUTED), {"q": "?"}), (chat_guard(policy=ROUTED), "?")):
+        with pytest.raises(InputError, match="Did you mean '(route|policy)'"):
+            safe.invoke(asked, {"configurable": named})
+
+
+@pytest.mark.parametrize("key", ["session_id", "thread_id", "user_id", "tenant", "guardian", "garden", "model"])
+def test_keys_that_mean_something_else_pass(key: str) -> None:
+    assert guarded(chain(), policy=ROUTED).invoke({"q": "?"}, {"configurable": {key: "x"}}) == "Two pills"
+
+
 def test_the_error_of_a_misspelling_says_what_was_meant() -> None:
     safe = guarded(chain(), policy=ROUTED)
     with pytest.raises(InputError, match=r"keyword argument 'rout'.*Did you mean 'route'"):

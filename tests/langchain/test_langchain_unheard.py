@@ -500,3 +500,17 @@ def test_a_hidden_model_with_a_shadow_policy_is_not_accounted_for() -> None:
     hidden = model(policy=SHADOW)
     chain = model() | RunnableLambda(lambda _: in_a_pool(hidden, "bad"))
     assert guarded(chain, policy=POLICY).invoke("good") == "Not accounted for."
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])
+def test_an_answer_that_a_chain_writes_into_its_own_input_is_no_part_of_the_question(how: str) -> None:
+    chat = model()
+
+    def chain(asked: dict[str, Any]) -> str:
+        chat.invoke("good")
+        asked["notes"].append(in_a_pool(chat, "bad"))
+        return str(asked["notes"][-1])
+
+    given: dict[str, Any] = {"q": "good", "notes": []}
+    assert run(guarded(RunnableLambda(chain), policy=POLICY), how, given) == "Not accounted for."
+    assert given == {"q": "good", "notes": []}

@@ -61,6 +61,19 @@ def join_chunks(chunks: Sequence[Any]) -> Any:
     return whole
 
 
+def own_containers(value: Any) -> Any:
+    """Return a copy of the dictionaries and lists of an input, for one attempt.
+
+    A chain that appends to its input would leave a rejected answer there, for the next attempt and the caller, and
+    could pass off any text as a part of the question.
+    """
+    if type(value) is dict:
+        return {key: own_containers(each) for key, each in value.items()}
+    if type(value) is list:
+        return [own_containers(each) for each in value]
+    return value
+
+
 def run_attempt(
     runnable: Runnable[Any, Any],
     input: Any,
@@ -92,9 +105,9 @@ def run_attempt(
     def run() -> None:
         with without_tracing() if buffered else nullcontext():
             if stream:
-                chunks.extend(runnable.stream(input, child, **options))
+                chunks.extend(runnable.stream(own_containers(input), child, **options))
             else:
-                chunks.append(runnable.invoke(input, child, **options))
+                chunks.append(runnable.invoke(own_containers(input), child, **options))
 
     error, opened = None, open_call()
     with set_config_context(child) as context, closing(opened):
@@ -123,9 +136,9 @@ async def arun_attempt(
     async def run() -> None:
         with without_tracing() if buffered else nullcontext():
             if stream:
-                chunks.extend([chunk async for chunk in runnable.astream(input, child, **options)])
+                chunks.extend([chunk async for chunk in runnable.astream(own_containers(input), child, **options)])
             else:
-                chunks.append(await runnable.ainvoke(input, child, **options))
+                chunks.append(await runnable.ainvoke(own_containers(input), child, **options))
 
     error, opened = None, open_call()
     with set_config_context(child) as context, closing(opened):

@@ -30,6 +30,7 @@ from guard.langchain.upstream_internals import (
     scoped_handlers,
     streams_outputs,
     with_buffered_channels,
+    with_store,
 )
 
 #: Every callback, with the attribute by which a handler opts out of it.
@@ -281,7 +282,7 @@ def buffering(config: RunnableConfig) -> tuple[CallbackBuffer, CallLog, Runnable
     manager = manager.copy()
     manager.set_handlers([_recorder(buffer, log), *_inert_handlers()])
     buffered = patch_config(config, callbacks=manager)
-    buffered["configurable"] = with_buffered_channels(config.get("configurable") or {}, buffer.channel)
+    buffered["configurable"] = with_buffered_channels(_configurable(config), buffer.channel)
     return buffer, log, buffered
 
 
@@ -292,7 +293,20 @@ def passthrough(config: RunnableConfig) -> tuple[CallbackBuffer, CallLog, Runnab
     log = CallLog()
     manager = manager.copy()
     manager.add_handler(_Recorder(None, log))
-    return CallbackBuffer([]), log, patch_config(config, callbacks=manager)
+    passed = patch_config(config, callbacks=manager)
+    passed["configurable"] = _configurable(config)
+    return CallbackBuffer([]), log, passed
+
+
+def _configurable(config: RunnableConfig) -> dict[str, Any]:
+    """Return the ``configurable`` part for an attempt, which may read an outer graph's store only."""
+    return with_store(config.get("configurable") or {}, _read_only)
+
+
+def _read_only(store: Any) -> Any:
+    from guard.langchain.attempts.read_only_store import read_only  # a graph runs, so langgraph is there
+
+    return read_only(store)
 
 
 def _handlers(manager: BaseCallbackManager) -> list[BaseCallbackHandler]:

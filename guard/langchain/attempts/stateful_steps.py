@@ -1,6 +1,6 @@
 """Refuses steps that store a chain's answer before the policy has decided about it.
 
-Conversation histories, a graph's checkpoints and store, and the memory of older chains are written while the chain
+Conversation histories, a graph's checkpoints, store and cache, and the memory of older chains are written while the chain
 runs. A rejected answer would stay there and the next attempt would read it. What can be found in a chain is refused
 when the chain is guarded; a history that is only visible at run time is refused before the model is called.
 """
@@ -79,6 +79,12 @@ def _refuse(step: Any) -> None:
             "A graph with a store cannot be guarded from outside",
             why="what its nodes write there stays, whatever the policy decides about the answer",
             fix=f"{_NODE}; or give the store to the graph around the guarded one",
+        )
+    if is_graph(step) and getattr(step, "cache", None) is not None:
+        raise InputError(
+            "A graph with a cache cannot be guarded from outside",
+            why="it keeps what its nodes return before the policy decides, and retries would get the rejected answer",
+            fix=f"{_NODE}; wrap steps that must not run twice in once(...)",
         )
     if isinstance(step, Runnable) and hasattr(getattr(step, "memory", None), "save_context"):
         raise InputError(

@@ -20,6 +20,7 @@ from guard.langchain.attempts.attempt_run import (
     attempt_result,
     failure_for_policy,
     open_passthrough,
+    own_containers,
     run_attempt,
 )
 from guard.langchain.attempts.callback_buffer import CallbackBuffer
@@ -135,7 +136,7 @@ class GuardedRun:
         log, config, context = open_passthrough(self.config, attempt.settings, opened)
         chunks: list[Any] = []
         error: Exception | None = None
-        stream = context.run(attempt.runnable.stream, self.call.input, config, **self.options)
+        stream = context.run(attempt.runnable.stream, own_containers(self.call.input), config, **self.options)
         try:
             while (chunk := context.run(next, stream, _END)) is not _END:
                 chunks.append(chunk)
@@ -157,7 +158,7 @@ class GuardedRun:
         log, config, context = open_passthrough(self.config, attempt.settings, opened)
         chunks: list[Any] = []
         error: Exception | None = None
-        stream = context.run(attempt.runnable.astream, self.call.input, config, **self.options)
+        stream = context.run(attempt.runnable.astream, own_containers(self.call.input), config, **self.options)
         try:
             while (chunk := await asyncio.create_task(_next(stream), context=context)) is not _END:
                 chunks.append(chunk)
