@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+import unicodedata
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,10 +29,13 @@ _UNSEEN = (
 _EMOJI = "#*0-9\xa9\xae\u203c-\u2059\u2100-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
 _HIDDEN = re.compile(f"(?<![{_EMOJI}])\ufe0f|[{_UNSEEN}]")
 
+#: Most combining marks on one character; a stack of more draws over the lines above and below.
+_MAX_MARKS = 6
+
 
 def visible(text: str) -> str:
     """Return the text with each character that steers or hides shown by its code; lines stay lines."""
-    return _HIDDEN.sub(_code, text)
+    return _shown(text, _code)
 
 
 def one_line(text: str) -> str:
@@ -52,8 +57,23 @@ def say(text: str) -> None:
 
 def json_visible(text: str) -> str:
     """Return JSON text of the same value, in which what `visible` would change is escaped as JSON escapes it."""
-    return _HIDDEN.sub(lambda found: json.dumps(found.group())[1:-1], text)
+    return _shown(text, lambda character: json.dumps(character)[1:-1])
 
 
-def _code(found: re.Match[str]) -> str:
-    return found.group().encode("unicode_escape").decode("ascii")
+def _shown(text: str, code: Callable[[str], str]) -> str:
+    return _unstacked(_HIDDEN.sub(lambda found: code(found.group()), text), code)
+
+
+def _unstacked(text: str, code: Callable[[str], str]) -> str:
+    """Return the text with the marks beyond `_MAX_MARKS` on one character shown by their codes."""
+    if text.isascii():
+        return text
+    pieces, height = [], 0
+    for character in text:
+        height = height + 1 if unicodedata.category(character) in ("Mn", "Me") else 0
+        pieces.append(character if height <= _MAX_MARKS else code(character))
+    return "".join(pieces)
+
+
+def _code(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -43,5 +43,10 @@ def completion_prompt(question: Question) -> Prompt:
 
 
 def with_default_options(prompt: Prompt, options: Mapping[str, Any]) -> Prompt:
-    """Return the prompt of a labelled response with a run's template options; its own options take precedence."""
+    """Return the prompt of a labelled response with a run's template options; its own options take precedence.
+
+    A raw prompt has no template, and stays as it is.
+    """
+    if prompt.messages is None:
+        return prompt
     return replace(prompt, template_options={**options, **prompt.template_options})

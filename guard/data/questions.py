@@ -20,6 +20,18 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from guard.checked import checked_seed
+from guard.data.row_values import (
+    BadValueError,
+    kind_of,
+    read_filled_text,
+    read_mapping,
+    read_mappings,
+    read_prompt,
+    read_text,
+    read_texts,
+    read_truth,
+    read_whole_number,
+)
 from guard.errors import InputError, did_you_mean
 from guard.files.json_lines import MAX_LINE_BYTES, check_json_lines, read_lines
 from guard.records import Prompt
@@ -35,6 +47,7 @@ _QUESTION_KEYS = (
     *("context", "category", "grader", "meta"),
 )
 _RESPONSE_KEYS = (
+    *("raw", "control_tokens"),
     *("id", "prompt", "response", "wrong", "label", "category", "meta"),
     *("tools", "template_options"),
 )
@@ -111,10 +124,6 @@ class ReadResult:
     bad: tuple[BadRow, ...]
 
 
-class _RowError(Exception):
-    """The reason why one row cannot be used, for a `BadRow`."""
-
-
 def read_rows(
     path: str | Path, *, on_bad: Literal["stop", "skip"] = "stop", limit: int | None = None, seed: int = 0
 ) -> ReadResult:
@@ -146,10 +155,10 @@ def read_rows(
         try:
             row = _parse(content)
             if row.id in lines_by_id:
-                raise _RowError(f"repeats the id or the content of line {lines_by_id[row.id]}")
+                raise BadValueError(f"repeats the id or the content of line {lines_by_id[row.id]}")
             if isinstance(row, LabelledResponse):
                 _check_label(row, line, labels)
-        except _RowError as error:
+        except BadValueError as error:
             bad.append(BadRow(line, str(error)))
         else:
             lines_by_id[row.id] = line
@@ -164,12 +173,12 @@ def read_rows(
 def _check_label(row: LabelledResponse, line: int, labels: dict[str, tuple[int, bool]]) -> None:
     """Refuse a prompt and response that the file labels both right and wrong."""
     prompt = row.prompt
-    asked = [prompt.messages, prompt.tools, prompt.template_options]
+    asked = [prompt.messages, prompt.text, prompt.tools, prompt.template_options]
     said = json.dumps([*asked, row.response, row.model], sort_keys=True, default=str)
     before, wrong = labels.setdefault(said, (line, row.wrong))
     if wrong != row.wrong:
         words = ("right", "wrong")
-        raise _RowError(f"is labelled {words[row.wrong]}; line {before} labels the same response {words[wrong]}")
+        raise BadValueError(f"is labelled {words[row.wrong]}; line {before} labels the same response {words[wrong]}")
 
 
 def split_questions(rows: Sequence[RowT], *, seed: int, shares: Mapping[str, float]) -> dict[str, list[RowT]]:
@@ -220,7 +229,7 @@ def _normalised(row: Row) -> str:
     if isinstance(row, Question):
         text = f"{row.context or ''}\n{row.question}"
     else:
-        turns = row.prompt.messages or ()
+        turns = row.prompt.messages or ({"role": "user", "content": row.prompt.text or ""},)
         text = "\n".join(str(turn["content"]) for turn in turns if turn["role"] != "system")
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" ?!.")
 
@@ -242,10 +251,10 @@ def bad_rows_error(reasons: Sequence[str]) -> InputError:
 
 def _parse(content: bytes | None) -> Row:
     if content is None:
-        raise _RowError(f"the line is longer than {MAX_LINE_BYTES} bytes")
+        raise BadValueError(f"the line is longer than {MAX_LINE_BYTES} bytes")
     row = _json_object(content)
     if "question" in row and "response" in row:
-        raise _RowError("has both 'question' and 'response'; a row is one or the other")
+        raise BadValueError("has both 'question' and 'response'; a row is one or the other")
     if "response" in row or ("prompt" in row and "question" not in row):
         return _response(row)
     return _question(row)
@@ -259,9 +268,9 @@ def read_object(content: bytes | None) -> dict[str, Any]:
     """
     try:
         if content is None:
-            raise _RowError(f"is longer than {MAX_LINE_BYTES} bytes")
+            raise BadValueError(f"is longer than {MAX_LINE_BYTES} bytes")
         return _json_object(content)
-    except _RowError as error:
+    except BadValueError as error:
         raise InputError(f"The row {error}") from error
 
 
@@ -272,57 +281,57 @@ def _json_object(content: bytes) -> dict[str, Any]:
         if "\\u" in text:  # half of a surrogate pair is JSON, but no text
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise _RowError(f"is not UTF-8 (byte {error.start + 1} of the line)") from error
+        raise BadValueError(f"is not UTF-8 (byte {error.start + 1} of the line)") from error
     except UnicodeEncodeError as error:
-        raise _RowError("has half of a surrogate pair, which is no character") from error
+        raise BadValueError("has half of a surrogate pair, which is no character") from error
     except json.JSONDecodeError as error:
-        raise _RowError(f"is not JSON: {error.msg} in column {error.colno}") from error
+        raise BadValueError(f"is not JSON: {error.msg} in column {error.colno}") from error
     except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
-        raise _RowError("is nested too deeply, or has a number that is too long") from error
+        raise BadValueError("is nested too deeply, or has a number that is too long") from error
     if not isinstance(row, dict):
-        raise _RowError(f"is {_kind(row)}, not an object; write one JSON object a line")
+        raise BadValueError(f"is {kind_of(row)}, not an object; write one JSON object a line")
     return row
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise _RowError(f"has {name}, which is not JSON")
+    raise BadValueError(f"has {name}, which is not JSON")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise _RowError("has a number that is too large")
+        raise BadValueError("has a number that is too large")
     return number
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise _RowError("has the same key twice")
+        raise BadValueError("has the same key twice")
     return values
 
 
 def _question(row: Mapping[str, Any]) -> Question:
     _check_keys(row, _QUESTION_KEYS)
-    question = _required(row, "question", _filled_text, _QUESTION_KEYS)
-    choices = _optional(row, "choices", _texts)
-    index = _optional(row, "answer_index", _whole_number)
+    question = _required(row, "question", read_filled_text, _QUESTION_KEYS)
+    choices = _optional(row, "choices", read_texts)
+    index = _optional(row, "answer_index", read_whole_number)
     if choices is None:
         if index is not None:
-            raise _RowError("has 'answer_index' but no 'choices'")
-        answers = _required(row, "answers", _texts, _QUESTION_KEYS)
+            raise BadValueError("has 'answer_index' but no 'choices'")
+        answers = _required(row, "answers", read_texts, _QUESTION_KEYS)
     else:
-        index, answers = _right_choice(choices, index, _optional(row, "answers", _texts))
+        index, answers = _right_choice(choices, index, _optional(row, "answers", read_texts))
     found = Question(
         id=_id(row),
         question=question,
         answers=answers,
         choices=choices,
         answer_index=index,
-        context=_optional(row, "context", _filled_text),
-        category=_optional(row, "category", _filled_text),
-        grader=_optional(row, "grader", _filled_text),
-        meta=_optional(row, "meta", _mapping) or {},
+        context=_optional(row, "context", read_filled_text),
+        category=_optional(row, "category", read_filled_text),
+        grader=_optional(row, "grader", read_filled_text),
+        meta=_optional(row, "meta", read_mapping) or {},
     )
     _check_grader(found)
     return found
@@ -333,22 +342,22 @@ def _right_choice(
 ) -> tuple[int, tuple[str, ...]]:
     """Return the index of the right choice and the accepted answers; the row needs only one of them."""
     if not 2 <= len(choices) <= len(LETTERS):
-        raise _RowError(f"has {len(choices)} choices; from 2 to {len(LETTERS)} can be lettered")
+        raise BadValueError(f"has {len(choices)} choices; from 2 to {len(LETTERS)} can be lettered")
     if len(set(choices)) < len(choices):
-        raise _RowError("has the same choice twice")
+        raise BadValueError("has the same choice twice")
     if index is None:
         if answers is None:
-            raise _RowError("needs 'answer_index' or 'answers' beside its choices")
+            raise BadValueError("needs 'answer_index' or 'answers' beside its choices")
         right = [at for at, choice in enumerate(choices) if choice in answers]
         if len(right) != 1:
-            raise _RowError(f"has {len(right)} choices among its 'answers'; name the right one: 'answer_index'")
+            raise BadValueError(f"has {len(right)} choices among its 'answers'; name the right one: 'answer_index'")
         index = right[0]
     if not 0 <= index < len(choices):
-        raise _RowError(f"has answer_index {index}, but {len(choices)} choices (counted from 0)")
+        raise BadValueError(f"has answer_index {index}, but {len(choices)} choices (counted from 0)")
     if answers is None:
         return index, (choices[index],)
     if choices[index] not in answers:
-        raise _RowError("has a right choice that is not among its 'answers'")
+        raise BadValueError("has a right choice that is not among its 'answers'")
     return index, answers
 
 
@@ -357,13 +366,13 @@ def _check_grader(question: Question) -> None:
     if grader is None:
         return
     if ":" in grader:
-        raise _RowError(f"names code as its grader, {grader!r:.50}, which data may not; give it with --grader")
+        raise BadValueError(f"names code as its grader, {grader!r:.50}, which data may not; give it with --grader")
     if grader not in GRADER_NAMES:
-        raise _RowError(f"has the unknown grader {grader!r:.50}. {did_you_mean(grader, GRADER_NAMES)}")
+        raise BadValueError(f"has the unknown grader {grader!r:.50}. {did_you_mean(grader, GRADER_NAMES)}")
     if grader == "choice" and question.choices is None:
-        raise _RowError("has the grader 'choice' but no 'choices'")
+        raise BadValueError("has the grader 'choice' but no 'choices'")
     if grader == "regex" and not isinstance(question.meta.get("answer_regex"), str):
-        raise _RowError("has the grader 'regex' but no text 'answer_regex' in 'meta'")
+        raise BadValueError("has the grader 'regex' but no text 'answer_regex' in 'meta'")
 
 
 def _response(row: Mapping[str, Any]) -> LabelledResponse:
@@ -371,35 +380,35 @@ def _response(row: Mapping[str, Any]) -> LabelledResponse:
     return LabelledResponse(
         id=_id(row),
         prompt=replace(
-            _required(row, "prompt", _prompt, _RESPONSE_KEYS),
-            tools=_optional(row, "tools", _mappings) or (),
-            template_options=_optional(row, "template_options", _mapping) or {},
+            _raw_prompt(row) or _required(row, "prompt", read_prompt, _RESPONSE_KEYS),
+            tools=_optional(row, "tools", read_mappings) or (),
+            template_options=_optional(row, "template_options", read_mapping) or {},
         ),
-        response=_required(row, "response", _text, _RESPONSE_KEYS),
+        response=_required(row, "response", read_text, _RESPONSE_KEYS),
         wrong=_label(row),
-        category=_optional(row, "category", _filled_text),
-        meta=_optional(row, "meta", _mapping) or {},
-        model=_optional(row, "model", _filled_text),
+        category=_optional(row, "category", read_filled_text),
+        meta=_optional(row, "meta", read_mapping) or {},
+        model=_optional(row, "model", read_filled_text),
     )
 
 
 def _label(row: Mapping[str, Any]) -> bool:
     wrong, label = row.get("wrong"), row.get("label")
     if wrong is not None and label is not None:
-        raise _RowError("has both 'wrong' and 'label'; give one")
+        raise BadValueError("has both 'wrong' and 'label'; give one")
     if wrong is not None:
         if not isinstance(wrong, bool):
-            raise _RowError(f"'wrong' must be true or false, got {_kind(wrong)}")
+            raise BadValueError(f"'wrong' must be true or false, got {kind_of(wrong)}")
         return wrong
     if label is None:
-        raise _RowError("misses 'wrong' (true or false)")
+        raise BadValueError("misses 'wrong' (true or false)")
     if isinstance(label, bool):
-        raise _RowError("'label' must not be true or false, which could mean either; use 'wrong'")
+        raise BadValueError("'label' must not be true or false, which could mean either; use 'wrong'")
     if label in (0, 1):
         return bool(label)
     if label in ("right", "wrong"):
         return bool(label == "wrong")
-    raise _RowError('\'label\' must be 1 or "wrong", or 0 or "right"')
+    raise BadValueError('\'label\' must be 1 or "wrong", or 0 or "right"')
 
 
 def _id(row: Mapping[str, Any]) -> str:
@@ -409,7 +418,7 @@ def _id(row: Mapping[str, Any]) -> str:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
     if isinstance(given, int) and not isinstance(given, bool):
         return str(given)
-    return _filled_text(given, "id")
+    return read_filled_text(given, "id")
 
 
 # -- values ------------------------------------------------------------------------------------
@@ -420,14 +429,14 @@ def _check_keys(row: Mapping[str, Any], known: Sequence[str]) -> None:
     absent = [key for key in known if row.get(key) is None]
     for key in row:
         if key not in known and difflib.get_close_matches(key, absent, n=1, cutoff=0.75):
-            raise _RowError(f"has the unknown key {key!r:.50}. {did_you_mean(key, absent)}")
+            raise BadValueError(f"has the unknown key {key!r:.50}. {did_you_mean(key, absent)}")
 
 
 def _required(row: Mapping[str, Any], key: str, read: Callable[[Any, str], _ValueT], known: Sequence[str]) -> _ValueT:
     value = row.get(key)
     if value is None:
         near = difflib.get_close_matches(key, [other for other in row if other not in known], n=1)
-        raise _RowError(f"misses {key!r}" + (f"; is it {near[0]!r:.50}?" if near else ""))
+        raise BadValueError(f"misses {key!r}" + (f"; is it {near[0]!r:.50}?" if near else ""))
     return read(value, key)
 
 
@@ -435,63 +444,14 @@ def _optional(row: Mapping[str, Any], key: str, read: Callable[[Any, str], _Valu
     return None if (value := row.get(key)) is None else read(value, key)
 
 
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str):
-        raise _RowError(f"{key!r} must be a text, got {_kind(value)}")
-    return value
-
-
-def _filled_text(value: Any, key: str) -> str:
-    if not _text(value, key).strip():
-        raise _RowError(f"{key!r} is empty")
-    return str(value)
-
-
-def _texts(value: Any, key: str) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise _RowError(f"{key!r} must be a list of texts, got {_kind(value)}")
-    if not value:
-        raise _RowError(f"{key!r} is empty")
-    return tuple(_filled_text(item, f"{key}[{at}]") for at, item in enumerate(value))
-
-
-def _whole_number(value: Any, key: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _RowError(f"{key!r} must be a whole number, got {_kind(value)}")
-    return value
-
-
-def _mapping(value: Any, key: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise _RowError(f"{key!r} must be an object, got {_kind(value)}")
-    return value
-
-
-def _mappings(value: Any, key: str) -> tuple[Mapping[str, Any], ...]:
-    if not isinstance(value, list):
-        raise _RowError(f"{key!r} must be a list of objects, got {_kind(value)}")
-    return tuple(_mapping(item, f"{key}[{at}]") for at, item in enumerate(value))
-
-
-def _prompt(value: Any, key: str) -> Prompt:
-    if isinstance(value, str):
-        return Prompt.chat(_filled_text(value, key))
-    if not isinstance(value, list) or not value:
-        raise _RowError(f"{key!r} must be a text or a list of messages, got {_kind(value)}")
-    for at, turn in enumerate(value):
-        turn = _mapping(turn, f"{key}[{at}]")
-        for part in ("role", "content"):
-            if part not in turn:
-                raise _RowError(f"'{key}[{at}]' misses {part!r}")
-            _text(turn[part], f"{key}[{at}].{part}")
-    return Prompt.chat(value)
-
-
-def _kind(value: Any) -> str:
-    """Return the kind of a JSON value in JSON's terms."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a truth value"
-    names = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
-    return "an empty list" if value == [] else names[type(value)]
+def _raw_prompt(row: Mapping[str, Any]) -> Prompt | None:
+    """Return the prompt of a row that is put without the chat template; None for others."""
+    raw, control = (_optional(row, key, read_truth) or False for key in ("raw", "control_tokens"))
+    if not raw:
+        if control:
+            raise BadValueError("has 'control_tokens' without 'raw'; contents of messages never have any")
+        return None
+    text = _required(row, "prompt", read_filled_text, _RESPONSE_KEYS)
+    if row.get("tools") or row.get("template_options"):
+        raise BadValueError("has 'raw' with 'tools' or 'template_options', which only a chat template reads")
+    return Prompt.raw(text, plain=not control)

@@ -110,8 +110,9 @@ def _check_completion(
         raise InputError(
             "A text to continue uses no chat template", fix="Leave --template-option (template_options=) out"
         )
-    if any(isinstance(row, LabelledResponse) for source in sources for row in source.rows):
+    rows = (row for source in sources for row in source.rows)
+    if any(isinstance(row, LabelledResponse) and row.prompt.messages is not None for row in rows):
         raise InputError(
             "Responses to chat messages cannot be given to a model that is asked by a text to continue",
-            fix="Give questions with accepted answers",
+            fix='Give questions with accepted answers, or responses to texts ("raw": true)',
         )

@@ -33,7 +33,8 @@ def _shards(index: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         outside = [name for name in names if Path(name).name != name or name in ("", "..")]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ModelFileError(f"{index} cannot be read", why=type(error).__name__, fix="Fetch the model again") from error
+        why = type(error).__name__
+        raise ModelFileError(f"{index} cannot be read", why=why, fix="Fetch the model again") from error
     if outside:
         raise ModelFileError(f"{index} names weights outside of its folder", why=f"'{outside[0]:.100}'")
     return [index.with_name(name) for name in names]

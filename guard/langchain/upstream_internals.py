@@ -25,7 +25,7 @@ from langsmith.run_helpers import tracing_context
 #: The key under which LangChain puts a conversation's history into the ``configurable`` part of a config.
 MESSAGE_HISTORY = "message_history"
 
-#: Keys of a LangGraph config: the outer graph's stream, its runtime (with stream writer and store), checkpointer, cache.
+#: Keys of a LangGraph config: the outer graph's stream, runtime (with stream writer and store), checkpointer, cache.
 GRAPH_STREAM = "__pregel_stream"
 GRAPH_RUNTIME = "__pregel_runtime"
 GRAPH_CHECKPOINTER = "__pregel_checkpointer"

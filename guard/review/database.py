@@ -184,7 +184,7 @@ def _open_sqlite(url: URL, *, create: bool, timeout_s: float) -> Database:
             why="reviews have to outlive the process",
             fix="Give a file's path",
         )
-    path = Path(name).expanduser().absolute()
+    path = _path(name)
     with translated(str(path)):
         _prepare(path, create=create)
         read_only = not _writable(path)
@@ -196,6 +196,15 @@ def _open_sqlite(url: URL, *, create: bool, timeout_s: float) -> Database:
     event.listen(engine, "connect", lambda raw, _: configure(raw))
     event.listen(engine, "begin", _begin)
     return Database(engine, str(path), read_only=read_only)
+
+
+def _path(name: str) -> Path:
+    try:
+        if "\0" in name:
+            raise ValueError("it has a NUL")
+        return Path(name).expanduser().absolute()
+    except (ValueError, RuntimeError) as error:  # RuntimeError: no such user's home
+        raise StoreError("The review store's path cannot be used", why=str(error), fix="Give another path") from error
 
 
 def _prepare(path: Path, *, create: bool) -> None:

@@ -153,6 +153,7 @@ def row_of(escalation: Escalation) -> dict[str, Any]:
                 "text": prompt.text,
                 "tools": prompt.tools,
                 "template_options": prompt.template_options,
+                "plain": prompt.plain,
             }
         ),
         "answer": text_of(escalation.answer),
@@ -218,7 +219,13 @@ def review_of(row: sa.Row[Any]) -> Review:
     messages = None if prompt["messages"] is None else tuple(prompt["messages"])
     del values["fingerprint"]
     return Review(
-        prompt=Prompt(messages, prompt["text"], tuple(prompt["tools"]), prompt.get("template_options") or {}),
+        prompt=Prompt(
+            messages,
+            prompt["text"],
+            tuple(prompt["tools"]),
+            prompt.get("template_options") or {},
+            plain=prompt.get("plain", False),
+        ),
         attempts=tuple(values.pop("attempts")),
         metadata=dict(values.pop("metadata")),
         status=ReviewStatus(values.pop("status")),
@@ -267,6 +274,8 @@ def labelled_of(review: Review) -> dict[str, Any]:
     more = {
         "tools": [dict(tool) for tool in review.prompt.tools],
         "template_options": dict(review.prompt.template_options),
+        "raw": messages is None,
+        "control_tokens": messages is None and not review.prompt.plain,
     }
     return row | {name: value for name, value in more.items() if value}
 
@@ -287,10 +296,18 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {text_of(str(key)): _plain(item, depth + 1) for key, item in value.items()}
+        return {text_of(_str(key)): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes | bytearray):
         return [_plain(item, depth + 1) for item in value]
-    return text_of(str(value))
+    return text_of(_str(value))
+
+
+def _str(value: Any) -> str:
+    """Return a value's text, or its class where it has none: the case is worth more than a detail of it."""
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - code of others
+        return f"<{type(value).__name__}>"
 
 
 def text_of(text: str | None) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from guard.checked import whole_number
 from guard.errors import InputError, ReviewError, StoreError, did_you_mean
 from guard.records import Escalation
 from guard.review import database
@@ -142,8 +143,7 @@ class Store:
         Raises:
             InputError: an unknown status, or a limit or offset out of range.
         """
-        if limit < 1 or offset < 0:
-            raise InputError(f"limit must be at least 1 and offset at least 0, got {limit} and {offset}")
+        limit, offset = whole_number("limit", limit, least=1), whole_number("offset", offset, least=0)
         query = _selected().where(*_matching(status, route))
         query = query.order_by(REVIEWS.c.created_at, REVIEWS.c.id).limit(limit).offset(offset)
         with self._database.read() as connection:
@@ -196,6 +196,7 @@ class Store:
             ``verdict``, ``better`` (the reviewer's answer in place of the model's, or None), ``note``,
             ``reviewer``, and ``tools`` where the prompt has some.
         """
+        page = whole_number("page", page, least=1)
         order = sa.tuple_(REVIEWS.c.decided_at, REVIEWS.c.id)
         query = _selected().where(
             # A case that has a verdict in the trail and none in the review must be found, not left out.
@@ -317,7 +318,7 @@ def _find(connection: Connection, name: str) -> Review:
     if (found := _named(connection, name)) is not None:
         return found
     near: list[Review] = []
-    if len(key) >= SHORTEST:
+    if SHORTEST <= len(key) <= ID_LENGTH:
         begins = REVIEWS.c.id.startswith(key, autoescape=True)
         near = _reviews(connection, _selected().where(begins).order_by(REVIEWS.c.id).limit(6))
     if len(near) == 1:

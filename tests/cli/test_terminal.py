@@ -57,6 +57,16 @@ def test_variation_selectors_that_could_carry_a_message_are_shown() -> None:
     assert visible("x\U000e0101") == "x\\U000e0101"
 
 
+def test_marks_that_pile_up_over_other_lines_are_shown() -> None:
+    """Seven and more on one letter reach into the lines around, such as that with the score."""
+    piled = "e" + "\u0301" * 9 + "\u20dd"
+    assert visible(piled) == "e" + "\u0301" * 6 + "\\u0301" * 3 + "\\u20dd"
+    assert visible("x" + "\u0301" * 200).count("\u0301") <= 12
+    assert json.loads(json_visible(json.dumps(piled, ensure_ascii=False))) == piled
+    for word in ("בְּרֵאשִׁ֖ית", "Việt", "ที่นี่", "हिन्दी"):
+        assert visible(word) == word
+
+
 @given(st.text(st.characters()))
 def test_visible_text_is_seen_whole_and_stays_the_same(text: str) -> None:
     seen = visible(text)

@@ -521,3 +521,34 @@ def test_tools_and_template_options_of_another_type_are_refused(
     read: ReadFile, change: dict[str, Any], why: str
 ) -> None:
     assert re.search(why, reason(read, {"prompt": "Who?", "response": "Ann", "label": 0, **change}))
+
+
+def test_a_raw_prompt_is_put_as_it_stands_and_has_control_tokens_only_where_that_is_said(read: Read) -> None:
+    case = {"prompt": "Question: Who?\nAnswer:", "response": "Ann", "label": 0, "raw": True}
+    plain, special = read([{**case, "id": "1"}, {**case, "id": "2", "control_tokens": True}]).rows
+    assert isinstance(plain, LabelledResponse)
+    assert isinstance(special, LabelledResponse)
+    assert plain.prompt == Prompt.raw("Question: Who?\nAnswer:", plain=True)
+    assert special.prompt == Prompt.raw("Question: Who?\nAnswer:")
+    assert with_default_options(plain.prompt, {"enable_thinking": True}) == plain.prompt
+
+
+def test_responses_to_different_texts_are_different_questions(read: Read) -> None:
+    case = {"response": "Ann", "raw": True}
+    first, second = read([{**case, "prompt": "Who?", "label": 0}, {**case, "prompt": "Which?", "label": 1}]).rows
+    assert question_identity(first) != question_identity(second)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"raw": "yes"}, "'raw' must be true or false"),
+        ({"raw": 1}, "'raw' must be true or false"),
+        ({"control_tokens": True}, "'control_tokens' without 'raw'"),
+        ({"raw": True, "prompt": [{"role": "user", "content": "Who?"}]}, "'prompt' must be a text"),
+        ({"raw": True, "tools": [{"type": "function"}]}, "which only a chat template reads"),
+        ({"raw": True, "prompt": " "}, "'prompt' is empty"),
+    ],
+)
+def test_a_raw_prompt_that_is_none_is_a_bad_row(read: Read, change: dict[str, Any], why: str) -> None:
+    assert re.search(why, reason(read, {"prompt": "Who?", "response": "Ann", "label": 0, **change}))

@@ -85,7 +85,7 @@ def _index_to_another_folder(folder: Path, other: Path) -> None:
 
     (folder / "model.safetensors").rename(folder / "decoy.safetensors")
     with safe_open(other / "model.safetensors", "pt") as file:
-        names = {key: "../other/model.safetensors" for key in file.keys()}  # noqa: SIM118 - no mapping
+        names = dict.fromkeys(file.keys(), "../other/model.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
 
 

@@ -294,7 +294,9 @@ def test_a_guarded_graph_reads_the_store_of_the_graph_around_it_and_cannot_write
         return answer
 
     def asked(p_wrong: float, *, writes: bool) -> Any:
-        safe = guarded(graph(node(p_wrong, writes=writes)), policy=POLICY, output=lambda _: {"messages": [("ai", "No.")]})
+        safe = guarded(
+            graph(node(p_wrong, writes=writes)), policy=POLICY, output=lambda _: {"messages": [("ai", "No.")]}
+        )
         outer = graph(safe, store=store)
         given = {"messages": [("user", "?")]}
         return outer.invoke(given) if how == "invoke" else asyncio.run(outer.ainvoke(given))

@@ -138,7 +138,7 @@ def test_what_is_misspelt_is_refused_by_a_guarded_chain_and_by_a_chat_guard(
 )
 def test_names_that_people_expect_instead_are_refused_too(named: dict[str, Any]) -> None:
     for safe, asked in ((guarded(chain(), policy=ROUTED), {"q": "?"}), (chat_guard(policy=ROUTED), "?")):
-        with pytest.raises(InputError, match="Did you mean '(route|policy)'"):
+        with pytest.raises(InputError, match=r"Did you mean '(route|policy)'"):
             safe.invoke(asked, {"configurable": named})
 
 

@@ -92,17 +92,19 @@ def test_other_template_options_void_a_certificate_and_its_journal(options: dict
     given = certificates(certificate(own, fingerprint=there))
     guarantee = guarantees(own)[None]
     assert check_certificate(own, given, None, guarantee, now=there).threshold == 0.25
-    with pytest.raises(CertificateError, match="model's template options were .* are "):
+    with pytest.raises(CertificateError, match=r"model's template options were .* are "):
         check_certificate(own, given, None, guarantee, now=here)
     with TrialJournal(tmp_path / "trials.journal", there):
         pass
-    with pytest.raises(InputError, match="answers of another run.*template options"):
+    with pytest.raises(InputError, match=r"answers of another run.*template options"):
         TrialJournal(tmp_path / "trials.journal", here)
 
 
 def test_a_certificate_does_not_hold_for_another_scorer_of_the_same_guard() -> None:
     own = policy()
-    certified = Guard(AnsweringEngine(lambda *_: ("Paris", 0.1)), confidence_scorer(), own, certificate=certificates(certificate(own)))
+    certified = Guard(
+        AnsweringEngine(lambda *_: ("Paris", 0.1)), confidence_scorer(), own, certificate=certificates(certificate(own))
+    )
     assert certified.ask("Where?").answer == "Paris"
     with pytest.raises(PolicyError, match="no certificate covers another scorer"):
         certified.with_scorer(confidence_scorer())

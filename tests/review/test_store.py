@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import multiprocessing
 import os
 import random
@@ -32,6 +33,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_cases import make_escalation
 
+from guard.data.questions import LabelledResponse, read_rows
 from guard.errors import GuardError, InputError, MissingExtraError, ReviewError, StoreError
 from guard.records import Prompt
 from guard.review import database, migrations
@@ -172,6 +174,15 @@ def test_metadata_that_json_lacks_is_kept_as_text(store: Store) -> None:
     }
 
 
+def test_a_case_is_kept_whatever_its_metadata_is(store: Store) -> None:
+    class Mute:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    kept = store.review(store.add(make_escalation(metadata={"a": Mute(), "b": {Mute(): 1}})).id).metadata
+    assert kept == {"a": "<Mute>", "b": {"<Mute>": 1}}
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(text=st.text(st.characters()), number=st.integers(min_value=0))
 def test_any_text_is_accepted(store: Store, text: str, number: int) -> None:
@@ -218,7 +229,11 @@ def test_listing_filters_pages_and_orders(store: Store) -> None:
     assert (store.count(), store.count(status="pending"), store.count(route="even")) == (4, 3, 2)
 
 
-@pytest.mark.parametrize("options", [{"limit": 0}, {"offset": -1}, {"status": "aproved"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"limit": 0}, {"offset": -1}, {"status": "aproved"}, {"limit": 2**70}, {"offset": 2**70}, {"limit": "3"}],
+    ids=str,
+)
 def test_listing_refuses_what_makes_no_sense(store: Store, options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         store.reviews(**options)
@@ -437,8 +452,34 @@ def test_labels_for_calibration(store: Store) -> None:
         "note": "the capital",
         "reviewer": "ann",
     }
-    assert rows[3]["prompt"] == "2+2="
+    assert {key: rows[3][key] for key in ("prompt", "raw", "control_tokens")} == {
+        "prompt": "2+2=",
+        "raw": True,
+        "control_tokens": True,
+    }
     assert [row["id"] for row in store.labelled(route="medical")] == [ids[1], ids[0], ids[2]]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Prompt.chat("a\u2028b\x85c\rd\ne\u202e", system="Be brief."),
+        Prompt.chat([{"role": "user", "content": "a", "name": "ann"}, {"role": "tool", "content": "5", "name": "f"}]),
+        Prompt.chat("q", tools=[{"type": "function"}], template_options={"n": [1, {"a": None}]}),
+        Prompt.raw("Question: x\nAnswer:"),
+        Prompt.raw("Question: x\nAnswer:", plain=True),
+    ],
+    ids=["separators", "keys", "tools", "raw", "raw and plain"],
+)
+def test_what_calibration_reads_of_an_exported_case_is_the_prompt_that_the_model_had(
+    store: Store, prompt: Prompt, tmp_path: Path
+) -> None:
+    store.approve(store.add(make_escalation(prompt=prompt)).id, reviewer="ann")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in store.labelled()]
+    (tmp_path / "labels.jsonl").write_text("".join(lines), "utf-8")
+    (row,) = read_rows(tmp_path / "labels.jsonl").rows
+    assert isinstance(row, LabelledResponse)
+    assert (row.prompt, row.response, row.wrong) == (prompt, make_escalation().answer, False)
 
 
 # -- durability --------------------------------------------------------------------------------
@@ -531,8 +572,15 @@ REPLACEMENTS = [
     "REPLACE INTO reviews (id, decision_id, created_at, policy, model, question, prompt, rule, reason, attempts, "
     "metadata, status, fingerprint) SELECT 'x', 'x', 'x', 'x', 'x', 'x', prompt, 'x', 'x', attempts, metadata, "
     "'pending', fingerprint FROM reviews WHERE status = 'pending'",
+    "REPLACE INTO reviews (rowid, id, decision_id, created_at, policy, model, question, prompt, rule, reason, "
+    "attempts, metadata, status) SELECT rowid, 'x', 'x', 'x', 'x', 'x', 'x', prompt, 'x', 'x', attempts, metadata, "
+    "'pending' FROM reviews WHERE status = 'approved'",
+    "REPLACE INTO review_repeats (rowid, decision_id, review_id, created_at, rule, reason, attempts, metadata) "
+    "SELECT rowid, 'x', review_id, 'x', 'x', 'x', attempts, metadata FROM review_repeats",
     "REPLACE INTO review_repeats SELECT decision_id, review_id, 'x', p_wrong, 'x', reason, attempts, metadata "
     "FROM review_repeats",
+    "UPDATE OR REPLACE reviews SET rowid = (SELECT rowid FROM reviews WHERE status = 'approved') "
+    "WHERE status = 'pending'",
 ]
 
 
@@ -984,6 +1032,12 @@ def test_another_programs_database_is_left_alone(path: Path) -> None:
     with pytest.raises(StoreError, match="another program"):
         Store.open(path)
     assert path.read_bytes() == before
+
+
+def test_a_path_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
+    for path in (f"{tmp_path}/a\0b", "~no such user/reviews.db"):
+        with pytest.raises(StoreError, match="path cannot be used"):
+            Store.open(path)
 
 
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:

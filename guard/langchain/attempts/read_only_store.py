@@ -1,7 +1,7 @@
 """The store of an outer graph as a guarded chain sees it: to be read, not to be written.
 
-What a node writes during an attempt would stay there, whatever the policy decides about the answer, and the next attempt
-could read it.
+What a node writes during an attempt would stay there, whatever the policy decides about the answer, and the next
+attempt could read it.
 """
 
 from __future__ import annotations

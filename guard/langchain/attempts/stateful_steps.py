@@ -1,8 +1,8 @@
 """Refuses steps that store a chain's answer before the policy has decided about it.
 
-Conversation histories, a graph's checkpoints, store and cache, and the memory of older chains are written while the chain
-runs. A rejected answer would stay there and the next attempt would read it. What can be found in a chain is refused
-when the chain is guarded; a history that is only visible at run time is refused before the model is called.
+Conversation histories, a graph's checkpoints, store and cache, and the memory of older chains are written while the
+chain runs. A rejected answer would stay there and the next attempt would read it. What can be found in a chain is
+refused when the chain is guarded; a history that is only visible at run time is refused before the model is called.
 """
 
 from __future__ import annotations

@@ -88,10 +88,10 @@ def _guard_sqlite() -> None:
     # REPLACE would delete what is there, past the triggers that forbid deleting.
     _ignore(
         "reviews",
-        "id = NEW.id OR decision_id = NEW.decision_id",
+        "rowid = NEW.rowid OR id = NEW.id OR decision_id = NEW.decision_id",
         "status = 'pending' AND fingerprint = NEW.fingerprint",
     )
-    _ignore("review_repeats", "decision_id = NEW.decision_id")
+    _ignore("review_repeats", "rowid = NEW.rowid OR decision_id = NEW.decision_id")
     _abort(
         "review_events_no_replace",
         "BEFORE INSERT ON review_events",

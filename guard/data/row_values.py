@@ -1,0 +1,88 @@
+"""Values of a data row, each checked; errors say what the row has in JSON's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from guard.records import Prompt
+
+
+class BadValueError(Exception):
+    """The reason why one row cannot be used, for a `BadRow`."""
+
+
+def read_text(value: Any, key: str) -> str:
+    """Return a text."""
+    if not isinstance(value, str):
+        raise BadValueError(f"{key!r} must be a text, got {kind_of(value)}")
+    return value
+
+
+def read_filled_text(value: Any, key: str) -> str:
+    """Return a text that has more than blanks."""
+    if not read_text(value, key).strip():
+        raise BadValueError(f"{key!r} is empty")
+    return str(value)
+
+
+def read_texts(value: Any, key: str) -> tuple[str, ...]:
+    """Return a list of such texts, which is not empty."""
+    if not isinstance(value, list):
+        raise BadValueError(f"{key!r} must be a list of texts, got {kind_of(value)}")
+    if not value:
+        raise BadValueError(f"{key!r} is empty")
+    return tuple(read_filled_text(item, f"{key}[{at}]") for at, item in enumerate(value))
+
+
+def read_whole_number(value: Any, key: str) -> int:
+    """Return a whole number."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise BadValueError(f"{key!r} must be a whole number, got {kind_of(value)}")
+    return value
+
+
+def read_mapping(value: Any, key: str) -> Mapping[str, Any]:
+    """Return an object."""
+    if not isinstance(value, dict):
+        raise BadValueError(f"{key!r} must be an object, got {kind_of(value)}")
+    return value
+
+
+def read_mappings(value: Any, key: str) -> tuple[Mapping[str, Any], ...]:
+    """Return a list of objects."""
+    if not isinstance(value, list):
+        raise BadValueError(f"{key!r} must be a list of objects, got {kind_of(value)}")
+    return tuple(read_mapping(item, f"{key}[{at}]") for at, item in enumerate(value))
+
+
+def read_prompt(value: Any, key: str) -> Prompt:
+    """Return a prompt of one question or of messages."""
+    if isinstance(value, str):
+        return Prompt.chat(read_filled_text(value, key))
+    if not isinstance(value, list) or not value:
+        raise BadValueError(f"{key!r} must be a text or a list of messages, got {kind_of(value)}")
+    for at, turn in enumerate(value):
+        turn = read_mapping(turn, f"{key}[{at}]")
+        for part in ("role", "content"):
+            if part not in turn:
+                raise BadValueError(f"'{key}[{at}]' misses {part!r}")
+            read_text(turn[part], f"{key}[{at}].{part}")
+    return Prompt.chat(value)
+
+
+def read_truth(value: Any, key: str) -> bool:
+    """Return a truth value."""
+    if not isinstance(value, bool):
+        raise BadValueError(f"{key!r} must be true or false, got {kind_of(value)}")
+    return value
+
+
+def kind_of(value: Any) -> str:
+    """Return the kind of a JSON value in JSON's terms."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a truth value"
+    names = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
+    return "an empty list" if value == [] else names[type(value)]
