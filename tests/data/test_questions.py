@@ -523,7 +523,7 @@ def test_tools_and_template_options_of_another_type_are_refused(
     assert re.search(why, reason(read, {"prompt": "Who?", "response": "Ann", "label": 0, **change}))
 
 
-def test_a_raw_prompt_is_put_as_it_stands_and_has_control_tokens_only_where_that_is_said(read: Read) -> None:
+def test_a_raw_prompt_is_put_as_it_stands_and_has_control_tokens_only_where_that_is_said(read: ReadFile) -> None:
     case = {"prompt": "Question: Who?\nAnswer:", "response": "Ann", "label": 0, "raw": True}
     plain, special = read([{**case, "id": "1"}, {**case, "id": "2", "control_tokens": True}]).rows
     assert isinstance(plain, LabelledResponse)
@@ -533,7 +533,7 @@ def test_a_raw_prompt_is_put_as_it_stands_and_has_control_tokens_only_where_that
     assert with_default_options(plain.prompt, {"enable_thinking": True}) == plain.prompt
 
 
-def test_responses_to_different_texts_are_different_questions(read: Read) -> None:
+def test_responses_to_different_texts_are_different_questions(read: ReadFile) -> None:
     case = {"response": "Ann", "raw": True}
     first, second = read([{**case, "prompt": "Who?", "label": 0}, {**case, "prompt": "Which?", "label": 1}]).rows
     assert question_identity(first) != question_identity(second)
@@ -550,5 +550,5 @@ def test_responses_to_different_texts_are_different_questions(read: Read) -> Non
         ({"raw": True, "prompt": " "}, "'prompt' is empty"),
     ],
 )
-def test_a_raw_prompt_that_is_none_is_a_bad_row(read: Read, change: dict[str, Any], why: str) -> None:
+def test_a_raw_prompt_that_is_none_is_a_bad_row(read: ReadFile, change: dict[str, Any], why: str) -> None:
     assert re.search(why, reason(read, {"prompt": "Who?", "response": "Ann", "label": 0, **change}))
