@@ -44,8 +44,16 @@ SESSION = {"configurable": {"session_id": "s"}}
 Histories = dict[str, InMemoryChatMessageHistory]
 
 
+class KeepingEngine(AnsweringEngine):
+    """Keeps each prompt with all its messages."""
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        self.prompts = [*getattr(self, "prompts", ()), prompt]
+        return super().encode(prompt)
+
+
 def model(p_wrong: float = 0.96, text: str = SECRET) -> ChatGuard:
-    engine = AnsweringEngine(lambda prompt, number: (text, p_wrong))
+    engine = KeepingEngine(lambda prompt, number: (text, p_wrong))
     return ChatGuard(engine=engine, scorer=confidence_scorer(engine.model), system="", max_tokens=32)
 
 
@@ -60,8 +68,7 @@ def with_history(chain: Any, store: Histories) -> Any:
 
 def prompts(chat: BaseChatModel) -> list[Prompt]:
     assert isinstance(chat, ChatGuard)
-    asked: list[Prompt] = chat.engine.asked
-    return asked
+    return getattr(chat.engine, "prompts", [])
 
 
 # -- a history inside of a guarded chain -------------------------------------------------------------
@@ -172,6 +179,7 @@ def test_a_history_around_a_guarded_chain_keeps_what_the_caller_got(how: str) ->
             _run(conversation, how)
         assert [message.text for message in store["s"].messages] == ["?", kept] * 2
         read = [turn["content"] for prompt in prompts(chat) for turn in prompt.messages or ()]
+        assert kept in read, "the second question comes with the first and what was answered to it"
         assert SECRET not in "".join(map(str, read))
 
 
