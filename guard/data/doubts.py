@@ -18,6 +18,7 @@ _ENGLISH = frozenset(
     | {"maybe", "perhaps", "possibly", "though", "although", "however", "whereas", "if", "unless", "myth", "lacks"}
     | {"former", "formerly", "previously", "opposite", "near", "nearby", "besides", "beside", "rival", "lack"}
     | {"neighbour", "neighbor", "everyone", "everybody", "eliminate", "least", "twice", "half", "fewer"}
+    | {"guess", "allegedly", "supposedly", "reportedly", "apparently", "presumably", "might", "tempting", "trap"}
 )
 #: Contractions without their apostrophe.
 _CONTRACTIONS = frozenset(
@@ -39,14 +40,42 @@ _CJK = re.compile(
     "[不没沒非未否勿或]|还是|還是|除了|以外|または|あるいは|もしくは|それとも|ない|ません|なく|なかった|じゃ|か[、？?]|ですか"
     "|아니|아닌|아닙|않|또는|혹은|못|거나"
 )
+#: Denials, which a "no" may go on with: "No, it is not."
+DENIALS = _CONTRACTIONS | {"no", "not", "never", "neither", "nor", "none", "nothing", "cannot", "without", "false"}
+DENIALS |= {"wrong", "incorrect", "untrue"}
 #: Phrases such as "far from" and "at least", whose single words are harmless.
 _PHRASES = re.compile(
     r"\b(?:far from|other than|at least|at most|up to|as (?:many|much) as|as (?:few|little) as|out of the question"
     r"|used to|(?:some|many|most|people|they) (?:people )?(?:say|think|believe|claim)|rules? out|ruled out|is out"
-    r"|(?:north|south|east|west|outskirts|moon|moons|son|daughter|wife|husband|father|mother|pupil|rival) of)\b"
-    r"|[✗✘❌→⇒]"
+    r"|(?:north|south|east|west|outskirts|moon|moons|son|daughter|wife|husband|father|mother|pupil|rival) of"
+    r"|until (?:recently|then|lately)|no longer|next door|(?:followed|preceded|influenced|inspired|taught"
+    r"|replaced|succeeded"
+    r"|defeated|beaten) by|(?:close|next|similar|compared|adjacent|prior) (?:to|with)|second (?:only )?to)\b"
+    r"|^\W*when\b|[✗✘❌→⇒]"
 )
-_TAKEN_BACK = re.compile(r"[\W_]*(?:no|nope|not|wait|actually|sorry|correction|scratch that|oops)\b", re.IGNORECASE)
+#: What makes an answer an example of many: "cities such as Paris", "Jupiter etc."
+_EXAMPLES = re.compile(
+    r"\b(?:such as|for (?:example|instance)|e\.? ?g|includ(?:e|es|ing|ed)|among(?:st)? (?:others?|them|which"
+    r"|these|those)"
+    r"|inter alia|etc|and (?:so (?:on|forth)|the like|others?|more|many|several)|et al|especially|particularly"
+    r"|for one|any|anything|anyone|anywhere|(?:one|1) (?:option|possibility|candidate|example)|an example|examples"
+    r"|z\.? ?b|zum beispiel|beispielsweise|usw|u\.? ?a|unter anderem|par exemple|p\.? ?ex|notamment"
+    r"|entre autres|tels? que"
+    r"|por ejemplo|p\.? ?ej|entre otr[oa]s|incluyendo|incluid[oa]|per esempio|ad esempio|ecc|tra cui"
+    r"|por exemplo|entre outr[oa]s"
+    r"|bijvoorbeeld|bv|enzovoort|till exempel|t\.? ?ex|na przyklad|np|например|в том числе|и т\.? ?д|и др)\b"
+    r"|例えば|たとえば|例如|比如|譬如|など|等(?![于於])|예를 들어|예컨대|같은"
+)
+_TAKEN_BACK = re.compile(
+    r"^[\W_]*(?:no|nope|not|wait|actually|sorry|correction|scratch that|oops|hmm|on (?:second|reflection)\w*"
+    r"|rather|or)\b"
+    r"|\b(?:(?:not|n['’]t|never) (?:\w+ )?(?:sure|certain|know|confident|positive)|(?:un|in)correct|unsure|uncertain"
+    r"|(?:could|might|may|must|am|was) be (?:wrong|mistaken)|(?:am|was|is|['’]s) (?:wrong|mistaken|incorrect|false)"
+    r"|just (?:kidding|guess\w*|a guess)|only a guess|joking|my (?:mistake|bad|error)|i (?:meant?|guess|apologi[sz]e)"
+    r"|on second thought|let me (?:correct|rephrase|re-?check|think|re-?consider)|made (?:a|an) (?:mistake|error)"
+    r"|correct(?:ed)? answer is|(?:it|that|answer) should (?:have been|be))\b",
+    re.IGNORECASE,
+)
 #: Words that join two names: "Paris and London", "Paris und London".
 CONJUNCTIONS = frozenset({"and", "und", "et", "y", "e", "och", "og", "en", "и", "oraz", "ve"})
 
@@ -61,11 +90,11 @@ def doubted(text: str, *, allowed: Collection[str] = ()) -> bool:
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text)).casefold()
     plain = re.sub(r"[\u0300-\u036f'’ʼ`´]", "", plain)
     words = set(re.findall(r"[^\W_]+", plain)) - set(allowed)
-    if not DOUBTS.isdisjoint(words) or _PHRASES.search(plain):
+    if not DOUBTS.isdisjoint(words) or _PHRASES.search(plain) or _EXAMPLES.search(plain):
         return True
     return _CJK.search(unicodedata.normalize("NFKC", text)) is not None
 
 
 def taken_back(following: str) -> bool:
-    """Return whether the text after a statement withdraws it: "No, wait ..."."""
-    return _TAKEN_BACK.match(following) is not None
+    """Return whether the text after a statement withdraws it: "No, wait ...", "I am not sure."."""
+    return _TAKEN_BACK.search(following) is not None

@@ -16,9 +16,13 @@ from typing import Any
 from guard.data.computed_answers import computed_equal
 from guard.data.doubts import CONJUNCTIONS, doubted, taken_back
 from guard.data.math_answers import boxed, equivalent, final_answer
-from guard.data.number_words import in_digits
+from guard.data.normalised import normalise
+from guard.data.number_labels import has_month, without_days
 from guard.data.questions import GRADER_NAMES, LETTERS, LabelledResponse, Question, Row
-from guard.data.stated_number import is_number, same_number, stated_number
+from guard.data.sentences import first_sentence
+from guard.data.stated_number import fits_question, is_number, same_number, stated_number
+from guard.data.whole_phrase import is_whole_phrase
+from guard.data.yes_no import is_yes_or_no, says
 from guard.engines.callback_errors import is_from_signal_handler
 from guard.engines.thinking import without_thoughts
 from guard.errors import InputError, missing_extra
@@ -140,42 +144,19 @@ def _checked(name: str, function: Callable[[Question, str], Any]) -> Grader:
 
 # -- text --------------------------------------------------------------------------------------
 
-_FOLDED = str.maketrans(
-    {"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "ı": "i", "ð": "d", "þ": "th", "&": " and ", "%": " percent "}
-    | {"−": "-", "–": " ", "—": " ", "_": " ", "/": " "}
-)  # fmt: skip
-_ARTICLES = frozenset({"a", "an", "the"})
 #: Words after which a short answer is the statement of its sentence: "the symbol is H".
 _LEADS = frozenset({"is", "was", "are", "were", "be", "answer", "answers", "called", "named"})
 _COPULAS = frozenset({"is", "was", "are", "were"})
-_YES_NO = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 #: Words before a date or a number that make another one of it.
 _COMPARISONS = frozenset(
     {"before", "after", "since", "until", "till", "over", "under", "above", "below", "beyond", "past", "between"}
-    | {"pre", "post", "nearly", "almost", "vor", "nach", "seit", "avant", "apres", "antes", "despues"}
+    | {"by", "of", "pre", "post", "nearly", "almost", "vor", "nach", "seit", "avant", "apres", "antes", "despues"}
 )
 #: Words after "and" that begin another statement, and no second answer.
 _NEW_STATEMENT = frozenset({"it", "is", "was", "he", "she", "they", "this", "that", "there", "its", "his", "her"})
+#: Spanish and French ones.
+_ARTICLES = frozenset({"el", "la", "le", "l", "los", "las", "les", "un", "una", "une"})
 _COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
-
-
-def normalise(text: str) -> str:
-    """Normalise letter case, accents, articles, punctuation, number words and spacing.
-
-    Signs with a meaning stay: decimal points, minus signs before digits, colons between digits, ``+``,
-    ``#``, ``$``.
-    """
-    text = unicodedata.normalize("NFKD", text).casefold().translate(_FOLDED)
-    text = re.sub(r"[\u0300-\u036f]", "", text)
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)|(?<=\w)-|-(?!\d)", lambda at: "" if at[0] == "." else " ", text)
-    text = re.sub(r"(?<!\d):|:(?!\d)", " ", text)
-    kept = (
-        character for character in text if character in ".-#:" or not unicodedata.category(character).startswith("P")
-    )
-    words = in_digits("".join(kept).split())
-    # An answer may be nothing but signs ("*") or an article ("A").
-    return " ".join([word for word in words if word not in _ARTICLES] or words) or text.strip()
 
 
 def grade_text(question: Question, answer: str) -> bool:
@@ -188,12 +169,25 @@ def grade_text(question: Question, answer: str) -> bool:
     accepted = {normalise(gold) for gold in question.answers} - {""}
     if normalise(answer) in accepted:
         return True
-    first, rest = _first_sentence(answer)
-    if first.endswith(("?", "？")) or taken_back(rest):
+    first, rest = first_sentence(answer)
+    if first.endswith(("?", "？")) or taken_back(rest) or _lists_more(rest, accepted):
         return False
-    if normalise(first) in accepted:
+    if normalise(first) in accepted and not is_yes_or_no(normalise(first).split()):
         return True
     return _states_one(question, answer, first, accepted) or any(_cjk_states(gold, first) for gold in question.answers)
+
+
+def _lists_more(rest: str, accepted: set[str]) -> bool:
+    """Return whether the next line is another short name, as in a list."""
+    line = rest.strip().split("\n", 1)[0].strip(" -*•\t")
+    words = line.split()
+    return (
+        rest.startswith("\n")
+        and 0 < len(words) < 4
+        and words[0].istitle()
+        and line[-1].isalpha()
+        and (normalise(line) not in accepted)
+    )
 
 
 def _without_markup(answer: str) -> str:
@@ -208,24 +202,28 @@ def _states_one(question: Question, answer: str, first: str, accepted: set[str])
     if not any("/" in gold for gold in question.answers):  # "London/Paris" names two
         answer, first = (re.sub(r"(?<=[^\W\d])\s*/\s*(?=[^\W\d])", " or ", text) for text in (answer, first))
     whole = answer.strip()
+    if "year" in asked:
+        first, whole = without_days(first), without_days(whole)
+    accepted = {gold for gold in accepted if not _is_known_closer(gold, first, accepted)}
     return any(
-        _holds(normalise(sentence).split(), gold.split(), gold_was_asked=f" {gold} " in asked)
+        says(whole, gold)
+        if is_yes_or_no(gold.split())
+        else _holds(normalise(sentence).split(), gold.split(), asked=asked)
+        and is_whole_phrase(sentence, gold.split(), asked=question.question)
         for sentence in {first} | ({whole} if not whole.endswith("?") else set())
         for gold in accepted
     )
 
 
-def _first_sentence(answer: str) -> tuple[str, str]:
-    """Up to the first line end or full stop, unless that follows a short word (``Dr.``); and the rest."""
-    line, _, more = answer.strip().partition("\n")
-    parts = re.split(r"(?<=\w{4}[.!?])\s+|(?<=[!?])\s+|(?<=[。！？])", line, maxsplit=1)
-    return parts[0], f"{parts[1] if len(parts) > 1 else ''}\n{more}"
+def _is_known_closer(year: str, sentence: str, accepted: set[str]) -> bool:
+    """Return whether an answer gives a month beside a year for which an accepted answer has the month as well."""
+    if not re.fullmatch(r"\d{4}", year) or not has_month(sentence):
+        return False
+    return any(year in gold.split() and has_month(gold) for gold in accepted)
 
 
-def _holds(answer: list[str], gold: list[str], *, gold_was_asked: bool) -> bool:
+def _holds(answer: list[str], gold: list[str], *, asked: str) -> bool:
     """Return whether the answer's words hold the gold words as its statement."""
-    if len(gold) == 1 and gold[0] in _YES_NO:
-        return answer[:1] == gold and _YES_NO[gold[0]] not in answer
     extra = len(answer) - len(gold)
     if not 0 < extra <= MAX_EXTRA_WORDS:
         return False
@@ -239,9 +237,10 @@ def _holds(answer: list[str], gold: list[str], *, gold_was_asked: bool) -> bool:
             continue
         # What is short (a symbol, a digit) or taken from the question occurs by chance.
         if len("".join(gold)) < 3:
-            found = end == len(answer) and answer[start - 1] in _LEADS
+            behind = " ".join(["", *answer[end : end + 1], ""]) in asked and gold[0].isdigit()  # "There are 7 dwarfs"
+            found = (end == len(answer) or behind) and (start == 0 or answer[start - 1] in _LEADS)
         else:
-            found = not gold_was_asked or start == 0 or end == len(answer)
+            found = f" {' '.join(gold)} " not in asked or start == 0 or end == len(answer)
         if found and not _has_neighbour(answer[:start], gold, answer[end:]):
             return True
     return False
@@ -249,14 +248,18 @@ def _holds(answer: list[str], gold: list[str], *, gold_was_asked: bool) -> bool:
 
 def _has_neighbour(before: list[str], gold: list[str], after: list[str]) -> bool:
     """Return whether what stands beside a match makes a list, a range or another number of it."""
-    if after[:1] and after[0] in CONJUNCTIONS and not _NEW_STATEMENT.intersection(after[1:2]):
+    statement = _NEW_STATEMENT | (_ARTICLES if after[:1] == ["en"] else set())  # Dutch "and", Spanish and French "in"
+    if after[:1] and after[0] in CONJUNCTIONS and not statement.intersection(after[1:2]):
         return True
     if len(before) > 1 and before[-1] in CONJUNCTIONS:
         return True
     if not (gold[0][0].isdigit() and before) and not (gold[-1][-1].isdigit() and after):
         return False
     return (
-        (after[:1] != [] and (after[0] in {"percent", "to", "bc", "bce"} or after[0][0].isdigit()))
+        (
+            after[:1] != []
+            and (after[0] in {"percent", "to", "bc", "bce", "on", "onwards", "onward", "ish"} or after[0][0].isdigit())
+        )
         or (before != [] and (before[-1] in _COMPARISONS or before[-1][-1].isdigit()))
         or (before[-1:] == ["to"] and before[-2:-1] != [] and before[-2][-1].isdigit())
     )
@@ -285,8 +288,8 @@ def _cjk_states(gold: str, sentence: str) -> bool:
 
 def grade_number(question: Question, answer: str) -> bool:
     """Return whether an answer states an accepted value, within a millionth; see `guard.data.stated_number`."""
-    said = stated_number(answer)
-    if said is None:
+    said = stated_number(answer, question=question.question)
+    if said is None or not fits_question(said, question.question):
         return False
     golds = [gold for gold in map(stated_number, question.answers) if gold is not None]
     return any(same_number(said, gold) for gold in golds)
@@ -312,7 +315,7 @@ def grade_math(question: Question, answer: str) -> bool:
 # -- choice ------------------------------------------------------------------------------------
 
 _LETTER_FIRST = re.compile(
-    r"(?:(?:so|therefore|thus),?\s+)?(?:the\s+)?(?:(?:correct|right|best)\s+)?"
+    r"(?:(?:so|therefore|thus),?\s+)?(?:(?:i|we)(?:['’]d|\s+would)?\s+(?:choose|pick|select|say|go\s+with)\s+)?(?:the\s+)?(?:(?:correct|right|best)\s+)?"
     r"(?:(?:answer|option|choice|letter)\b(?:\s+(?:is|would\s+be))?\s*:?\s*(?:option\s+|choice\s+)?)?"
     r"[\[(\"'*]*(?P<letter>[A-Za-z])(?:[\])\"'*]*(?:$|[.):,;\n]|\s+(?=[-–—:(\n])|\s+(?:is|ist|est|es|and|or)\b))",
     re.IGNORECASE,
@@ -337,7 +340,7 @@ def grade_choice(question: Question, answer: str) -> bool:
     """
     if question.choices is None or question.answer_index is None:
         raise InputError(f"Question {question.id!r} has no choices, as the grader 'choice' needs")
-    return _picked(question.choices, _chosen_part(answer)) == question.answer_index
+    return _picked(question, question.choices, _chosen_part(answer)) == question.answer_index
 
 
 def _chosen_part(answer: str) -> str:
@@ -347,18 +350,18 @@ def _chosen_part(answer: str) -> str:
     return part[1:-1] if part[:1] == part[-1:] == "$" else part
 
 
-def _picked(choices: tuple[str, ...], answer: str) -> int | None:
+def _picked(question: Question, choices: tuple[str, ...], answer: str) -> int | None:
     """Return the place of the choice that an answer picks, or None."""
     if len(answer.strip(" .()[]*\"'")) != 1 and (exact := _exact_choice(choices, answer)) is not None:
         return exact
     letter = None if _SEVERAL_LETTERS.match(answer) else _letter(answer)
     if letter is None:
-        return None if _SEVERAL_LETTERS.match(answer) else _named_choice(choices, answer)
+        return None if _SEVERAL_LETTERS.match(answer) else _named_choice(question, choices, answer)
     said, rest = letter
     picked = LETTERS.index(said.upper())
     if picked >= len(choices) or _is_disputed(rest, choices, picked):
         return None
-    return picked if _named_choice(choices, rest) in (None, picked) else None
+    return picked if _named_choice(question, choices, rest) in (None, picked) else None
 
 
 def _letter(answer: str) -> tuple[str, str] | None:
@@ -390,7 +393,7 @@ def _exact_choice(choices: tuple[str, ...], answer: str) -> int | None:
     return plain.index(said) if plain.count(said) == 1 else None
 
 
-def _named_choice(choices: tuple[str, ...], answer: str) -> int | None:
+def _named_choice(question: Question, choices: tuple[str, ...], answer: str) -> int | None:
     """Return the one choice whose text the answer is or holds, where no other is held and nothing is denied."""
     if (exact := _exact_choice(choices, answer)) is not None:
         return exact
@@ -405,7 +408,13 @@ def _named_choice(choices: tuple[str, ...], answer: str) -> int | None:
         if _is_held(texts[at], rest):
             held.append(at)
             rest = rest.replace(f" {texts[at]} ", " \0 ")
-    return held[0] if len(held) == 1 and not doubted(rest) else None
+    if len(held) != 1:
+        return None
+    text = texts[held[0]]
+    if is_yes_or_no([text]):
+        return held[0] if says(answer, text) else None
+    whole = is_whole_phrase(answer, text.split(), asked=question.question)
+    return held[0] if whole and not doubted(rest) else None
 
 
 def _is_held(text: str, answer: str) -> bool:

@@ -12,6 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 
 from guard.data.doubts import CONJUNCTIONS, doubted, taken_back
+from guard.data.number_labels import counts_nothing, without_days
 from guard.data.number_words import CHINESE, chinese_value, in_digits
 
 #: Largest relative difference between equal numbers.
@@ -95,6 +96,11 @@ def same_number(said: StatedNumber, gold: StatedNumber) -> bool:
 # -- which number is stated --------------------------------------------------------------------
 
 _MARK = re.compile(r"(?:####|\\boxed\s*\{|\banswer\s*(?:is\b|:|=)|\btotal\s+is\b)", re.IGNORECASE)
+_NO_ANSWER = re.compile(
+    r"\b(?:i (?:do not|don['’]?t) know|no idea|i(?: a|['’])m not sure|unable to|(?:can(?:not|['’]?t)"
+    r"|can not) (?:answer|say|tell))\b",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"\n|[!?。！？]|\.(?=\s|$)")
 _BETWEEN = re.compile(
     r"\b(?:nearly|almost|between|zwischen|entre|tra|fra|mellan|mellem|между|over|under|above|below)\b", re.I
@@ -106,7 +112,7 @@ _JOINED = "|".join(sorted(CONJUNCTIONS))
 _MORE_BEFORE = re.compile(
     rf"""(?:\d[.,:'’]|\d[^\S\n]+|[\d)}}%°][^\S\n]*[a-z%°$€£]{{0,12}}[^\S\n]*[-–—~〜+*×÷/^·⋅,;&][^\S\n]*
     |[\d)][^\S\n]*x[^\S\n]*
-    |\d[^\S\n]*[^\W\d]{{0,12}}[^\S\n]*(?:{_JOINED}|to|bis|до|[和与跟とや至到]|から)[^\S\n]*
+    |\d[^\S\n]*(?:[^\W\d]{{0,12}}[^\S\n]+)?(?:(?:{_JOINED}|to|bis|до)\b|[^\W\d]{{0,6}}(?:[和与跟とや至到]|から))[^\S\n]*
     |\bper[^\S\n]*|\d[^\S\n]+in[^\S\n]+|\b(?:step|figure|note|equation|example|log|ln|sin|cos|tan|mod)[^\S\n]*
     |[±√≠<>≤≥∓≈!][=]?\s*|\\(?:sqrt|pm|mp|neq?|leq?|geq?|lt|gt)\s*\{{?\s*)$""",
     re.VERBOSE | re.IGNORECASE,
@@ -116,27 +122,46 @@ _MORE_AFTER = re.compile(
     |[^\S\n]*[-–—~〜,;&][^\S\n]*[$€£¥]?\d
     |[:'’.]\d|\d
     |[^\S\n]*[^\W\d]{{0,12}}[^\S\n]*\b(?:{_JOINED}|to|bis|до)[^\S\n]+[$€£¥]?\d
-    |[^\S\n]*x[^\S\n]*\d|[xyni]\b|-?ish\b|\s*(?:squared|cubed)\b|\s*(?:以上|以下|未満|未满|超|余|多)""",
+    |[^\S\n]*x[^\S\n]*\d|[xyni]\b|[\s-]?ish\b|\s*(?:squared|cubed)\b|\s*(?:以上|以下|未満|未满|超|余|多)""",
     re.VERBOSE | re.IGNORECASE,
 )
 
 
-def stated_number(text: str) -> StatedNumber | None:
+def stated_number(text: str, *, question: str | None = None) -> StatedNumber | None:
     """Return the number that a text states as its answer; None in doubt.
 
     It is the first after the last "answer is", "answer:", "total is", "####" or ``\\boxed{``, or else the
     last of the text. A text without digits may name one number in words.
+
+    Args:
+        text: of the answer, or an accepted value.
+        question: that was asked; labels, ordinals and dates (`guard.data.number_labels`) are numbers only where it asks
+            for them. None for an accepted value.
     """
     text = _plain(text)
+    if "year" in (question or "").casefold():
+        text = without_days(text)
     if not re.search(r"\d", text):
         text = _words_in_digits(text)
         if len(_numbers(text)) != 1:
             return None
     text = _MINUS_WORD.sub("-", text)
     marks = list(_MARK.finditer(text))
+    if not marks and _NO_ANSWER.search(text):
+        return None
     after = _numbers(text, marks[-1].end()) if marks else []
     found = after[:1] or _numbers(text)[-1:]
-    return _value(found[0], text) if found and _is_statement(found[0], text) else None
+    if not found or not _is_statement(found[0], text) or _is_label(found[0], text, question):
+        return None
+    return _value(found[0], text)
+
+
+def _is_label(match: re.Match[str], text: str, question: str | None) -> bool:
+    if question is None:
+        return False
+    before, core = _before(match, text, 60), match["digits"]
+    after = "" if match["suffix"] or match["cjk"] else text[match.end() : match.end() + 60]
+    return counts_nothing(before.rsplit("\n", 1)[-1], core, after.split("\n", 1)[0], question)
 
 
 def _plain(text: str) -> str:
@@ -229,6 +254,7 @@ _UNITS = {
     **dict.fromkeys(("foot", "feet", "ft"), "foot"),
     **dict.fromkeys(("inch", "inches"), "inch"),
     **dict.fromkeys(("yard", "yards"), "yard"),
+    **dict.fromkeys(("mph", "kmh", "kph"), "speed"),
     **dict.fromkeys(("kg", "kilogram", "kilograms"), "kg"),
     **dict.fromkeys(("g", "gram", "grams"), "g"),
     **dict.fromkeys(("mg", "milligram", "milligrams"), "mg"),
@@ -246,6 +272,13 @@ _UNITS = {
     **dict.fromkeys(("cent", "cents"), "cent"),
     **dict.fromkeys(("euro", "euros"), "euro"),
 }
+
+
+def fits_question(number: StatedNumber, question: str) -> bool:
+    """Return whether a number has no other unit than the question asks for, as "60 hours" to "how many minutes"."""
+    match = re.search(r"\bhow many ([a-z]+)|\b(?:which|what) (year)\b", question, re.IGNORECASE)
+    asked = _UNITS.get((match[1] or match[2]).casefold(), "") if match else ""
+    return not (asked and number.unit) or asked == number.unit
 
 
 def _unit(after: str) -> str:

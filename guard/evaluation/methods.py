@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from guard.calibration.fitting import Examples, Features, fit_model, schema_for
 from guard.data.answers import Answers
-from guard.data.graders import normalise
+from guard.data.normalised import normalise
 from guard.errors import CalibrationError, InputError
 from guard.evaluation.protocol import AnswerTable, FittedMethod, Method, MethodKind
 from guard.records import Doubles

@@ -1,0 +1,19 @@
+"""Where the first sentence of an answer ends."""
+
+from __future__ import annotations
+
+import re
+
+_END = re.compile(r"(?<=\w{4}[.!?])\s+|(?<=[!?])\s+|(?<=^yes\.)\s+|(?<=^no\.)\s+|(?<=[。！？])", re.IGNORECASE)
+
+
+def first_sentence(answer: str) -> tuple[str, str]:
+    """Return the answer up to its first line end or full stop, and the rest. After a short word (``Dr.``) is none.
+
+    Examples:
+        >>> first_sentence("Dr. Jekyll did it. Or Mr. Hyde.")
+        ('Dr. Jekyll did it.', 'Or Mr. Hyde.\\n')
+    """
+    line, _, more = answer.strip().partition("\n")
+    parts = _END.split(line, maxsplit=1)
+    return parts[0], f"{parts[1] if len(parts) > 1 else ''}\n{more}"
