@@ -64,7 +64,7 @@ def test_pages_use_the_fields_words(page: Path) -> None:
 @pytest.mark.parametrize("file", ["guard/**/*.py", "docs/evidence/notes.json", "policies/*.yaml", "examples/*.py"])
 def test_sources_use_the_fields_words(file: str) -> None:
     """Docstrings, comments, messages and names."""
-    sources = list(ROOT.glob(file))
+    sources = [source for source in ROOT.glob(file) if source.name != "phrase_words.py"]  # which lists words of answers
     assert sources
     text = re.compile(rf"\b(?:{'|'.join(DIALECT)})\b", re.IGNORECASE)
     found = {str(source.relative_to(ROOT)): text.findall(source.read_text(encoding="utf-8")) for source in sources}

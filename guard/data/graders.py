@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from guard.data.cjk_answers import CJK_SIGN, states_at_end
 from guard.data.computed_answers import computed_equal
 from guard.data.doubts import CONJUNCTIONS, doubted, taken_back
 from guard.data.math_answers import boxed, equivalent, final_answer
@@ -174,7 +175,9 @@ def grade_text(question: Question, answer: str) -> bool:
         return False
     if normalise(first) in accepted and not is_yes_or_no(normalise(first).split()):
         return True
-    return _states_one(question, answer, first, accepted) or any(_cjk_states(gold, first) for gold in question.answers)
+    return _states_one(question, answer, first, accepted) or any(
+        states_at_end(gold, first) for gold in question.answers
+    )
 
 
 def _lists_more(rest: str, accepted: set[str]) -> bool:
@@ -202,17 +205,22 @@ def _states_one(question: Question, answer: str, first: str, accepted: set[str])
     if not any("/" in gold for gold in question.answers):  # "London/Paris" names two
         answer, first = (re.sub(r"(?<=[^\W\d])\s*/\s*(?=[^\W\d])", " or ", text) for text in (answer, first))
     whole = answer.strip()
-    if "year" in asked:
-        first, whole = without_days(first), without_days(whole)
     accepted = {gold for gold in accepted if not _is_known_closer(gold, first, accepted)}
     return any(
         says(whole, gold)
         if is_yes_or_no(gold.split())
         else _holds(normalise(sentence).split(), gold.split(), asked=asked)
         and is_whole_phrase(sentence, gold.split(), asked=question.question)
-        for sentence in {first} | ({whole} if not whole.endswith("?") else set())
         for gold in accepted
+        for sentence in _sentences(
+            first, whole, plain_year="year" in asked and re.fullmatch(r"\d{4}", gold) is not None
+        )
     )
+
+
+def _sentences(first: str, whole: str, *, plain_year: bool) -> set[str]:
+    sentences = {first} | ({whole} if not whole.endswith("?") else set())
+    return {without_days(sentence) for sentence in sentences} if plain_year else sentences
 
 
 def _is_known_closer(year: str, sentence: str, accepted: set[str]) -> bool:
@@ -265,24 +273,6 @@ def _has_neighbour(before: list[str], gold: list[str], after: list[str]) -> bool
     )
 
 
-# Languages that put no spaces between words: what an accepted answer may stand beside.
-_CJK_SIGN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
-_CJK_LEAD = re.compile(r"(?:^|[\W_]|[はが：:]|[是为為叫])[\s「『“\"'(（《]*$")
-_CJK_END = re.compile(
-    r"[」』”\"')）》]*(?:です|でした|だ|だった|である|になります|입니다|이다|예요|이에요|이었습니다|였습니다)?[\s。．.!！]*$"
-)
-
-
-def _cjk_states(gold: str, sentence: str) -> bool:
-    """Return whether a Chinese, Japanese or Korean sentence ends by stating an accepted answer: 首都は東京です。"""
-    said, wanted = (unicodedata.normalize("NFKC", text).strip().casefold() for text in (sentence, gold))
-    if not wanted or not _CJK_SIGN.search(said) or said.count(wanted) != 1:
-        return False
-    before, _, after = said.partition(wanted)
-    found = _CJK_LEAD.search(before) and _CJK_END.fullmatch(after)
-    return bool(found) and not doubted(f"{before} _ {after}")
-
-
 # -- number ------------------------------------------------------------------------------------
 
 
@@ -315,7 +305,8 @@ def grade_math(question: Question, answer: str) -> bool:
 # -- choice ------------------------------------------------------------------------------------
 
 _LETTER_FIRST = re.compile(
-    r"(?:(?:so|therefore|thus),?\s+)?(?:(?:i|we)(?:['’]d|\s+would)?\s+(?:choose|pick|select|say|go\s+with)\s+)?(?:the\s+)?(?:(?:correct|right|best)\s+)?"
+    r"(?:(?:so|therefore|thus),?\s+)?(?:(?:i|we)(?:['’]d|\s+would)?\s+(?:choose|pick|select|say|go\s+with)\s+)?"
+    r"(?:the\s+)?(?:(?:correct|right|best)\s+)?"
     r"(?:(?:answer|option|choice|letter)\b(?:\s+(?:is|would\s+be))?\s*:?\s*(?:option\s+|choice\s+)?)?"
     r"[\[(\"'*]*(?P<letter>[A-Za-z])(?:[\])\"'*]*(?:$|[.):,;\n]|\s+(?=[-–—:(\n])|\s+(?:is|ist|est|es|and|or)\b))",
     re.IGNORECASE,
@@ -366,7 +357,7 @@ def _picked(question: Question, choices: tuple[str, ...], answer: str) -> int | 
 
 def _letter(answer: str) -> tuple[str, str] | None:
     """Return the letter that an answer gives, and the rest of its line; None where it gives none."""
-    if _CJK_SIGN.search(answer):
+    if CJK_SIGN.search(answer):
         letters = _LONE_LETTER.findall(answer)
         return (letters[0], _LONE_LETTER.sub(" ", answer)) if len(letters) == 1 else None
     first = re.search(r"\w", answer)

@@ -65,7 +65,7 @@ KINDS = words(
 MADE_OF = words(
     """
     made composed consists consist consisting comprised built formed kind type sort form species breed instance
-    part capital speaking because all most think thinking heard thought symbol name title abbreviation formula
+    part capital speaking because all most think thinking thought symbol name title abbreviation formula
     city town village state country nation province county region district continent island islands lake kingdom
     republic empire colour color element metal gas planet year month ville ciudad cidade stadt citta pais pays
     """
@@ -126,13 +126,13 @@ FOLLOWING = words(
     van op jest w z byl это в на и является был была которая который находится
     """
 )
-#: Verbs that may follow an answer as the subject of its sentence; regular ones are told by their ending.
+#: Verbs that may follow an answer as the subject of its sentence; regular ones are recognised by their ending.
 VERBS = words(
     """
     wrote won sang sung became become made built led left began ran came went got gave took saw said did drew
     drove fell fought found flew grew held kept knew lay lost met paid put read rose sold sent set shot sat slept
-    spoke spent stood swam taught thought threw told understood wore wound bore beat bought brought caught chose
-    dug ate froze hid hit hung says tells died remain rust flow live lie form make give orbit
+    spoke spent stood swam taught thought threw understood wore wound bore beat bought brought caught chose
+    dug ate froze hid hit hung says told tells died remain rust flow live lie form make give orbit
     """
 )
 #: Adjectives that leave a thing what it is: "the human heart", "plain water".
@@ -165,7 +165,7 @@ COUNTRIES = words(
     nicaragua niger nigeria norway oman pakistan palau panama paraguay peru philippines poland portugal qatar
     romania russia rwanda samoa scotland senegal serbia seychelles singapore slovakia slovenia somalia spain sudan
     suriname sweden switzerland syria taiwan tajikistan tanzania thailand togo tonga tunisia turkey turkmenistan
-    tuvalu uganda ukraine uruguay uzbekistan vanuatu vatican venezuela vietnam wales yemen zambia zimbabwe america europe
-    asia africa
+    tuvalu uganda ukraine uruguay uzbekistan vanuatu vatican venezuela vietnam wales yemen zambia zimbabwe america
+    europe asia africa
     """
 )
