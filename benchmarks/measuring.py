@@ -120,7 +120,7 @@ def scorer_for(engine: BaseEngine, *, shipped: bool, layers: bool = True) -> Sco
     if shipped and layers and engine.model.engine == "llama.cpp":
         return load_scorer(shipped_scorer()).for_model(engine.model, point)
     model = _random_model(engine) if layers else Model(base=_start(), calibration=Calibration(slope=1.0, intercept=0.0))
-    return Scorer(tiny_artefact(engine.model, point).model_copy(update={"model": model, "baseline": None}))
+    return Scorer(tiny_artefact(engine.model, point).model_copy(update={"scores": {"guard": model}}))
 
 
 def _start() -> Linear:

@@ -28,7 +28,6 @@ from guard.engines.base import BaseEngine
 from guard.policy.policy import decide, load_policy
 from guard.records import Limits, Prompt
 from guard.runtime.guard import Guard
-from guard.scoring.signature import SignatureObserver
 
 QUESTIONS = (
     "Write a long story about a ship that is lost in the fog.",
@@ -175,7 +174,7 @@ def _memory(guard: Guard, tokens: int) -> float:
 
 def _score_ms(guard: Guard, *, times: int = 1000) -> float:
     """Median time to turn one answer's signals into a score."""
-    observer = SignatureObserver(temperatures=guard.scorer.schema.temperatures)
+    observer = guard.scorer.observer()
     prompt = Prompt.chat("What is the capital of France?")
     answer = guard.engine.generate(prompt, limits=Limits(max_tokens=16), observer=observer)
     signals = answer.signals(observer.signature())

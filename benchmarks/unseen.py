@@ -50,7 +50,7 @@ def _check_model(scorer: Scorer, table: Answers) -> None:
 def _measured(scorer: Scorer, answers: Answers) -> tuple[Metrics, Metrics]:
     scores = [scorer.score(answers.signals(at)) for at in range(len(answers))]
     ours = metrics_of(np.array([score.p_wrong for score in scores]), answers.wrong)
-    return ours, metrics_of(np.array([score.baseline_p_wrong for score in scores], float), answers.wrong)
+    return ours, metrics_of(np.array([score.scores["log-probabilities"].p_wrong for score in scores]), answers.wrong)
 
 
 def _print(name: str, ours: Metrics, baseline: Metrics) -> None:

@@ -24,21 +24,11 @@ if TYPE_CHECKING:
     from guard.errors import GuardError
     from guard.evaluation.procedure import evaluate
     from guard.policy.policy import Policy, decide, load_policy, parse_policy
-    from guard.records import (
-        Action,
-        Decision,
-        Escalation,
-        Generation,
-        Limits,
-        Outcome,
-        Prompt,
-        Sampling,
-        Score,
-        Signature,
-    )
+    from guard.records import Action, Decision, Escalation, Generation, Limits, Outcome, Prompt, Sampling, Signature
     from guard.review.handlers import ReviewQueue
     from guard.review.store import Store
     from guard.runtime.guard import Guard
+    from guard.scores import Score
     from guard.scoring.scorer import Scorer, load_scorer
 
 #: Version of the installed distribution, ``ilis-guard``.
@@ -65,9 +55,9 @@ _HOMES = {
         "Outcome",
         "Prompt",
         "Sampling",
-        "Score",
         "Signature",
     ),
+    "guard.scores": ("Score",),
     "guard.scoring.scorer": ("Scorer", "load_scorer"),
     "guard.review.store": ("Store",),
 }

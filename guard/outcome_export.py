@@ -18,10 +18,11 @@ class OutcomeExport:
 
         The keys are the attributes' names. Of the score, the attempts and ``would_be``:
 
-        - ``ood_score`` belongs to the answer that the decision is about, as ``p_wrong`` does;
-        - each of ``attempts`` has its score (``p_wrong``, ``ood_score``, ``baseline_p_wrong``, ``calibrated``,
-          ``score_seconds``; None without a score), its decision (``action``, ``rule``, ``reason``), and its sampling
-          (``temperature``, ``top_p``, ``top_k``, ``seed``) beside its own attributes;
+        - ``ood_score`` and ``scores`` belong to the answer that the decision is about, as ``p_wrong`` does; ``scores``
+          has every probability that the scorer gives, by score, with what it reads;
+        - each of ``attempts`` has its score (``p_wrong``, ``decides``: the name of the score that it is, ``scores``,
+          ``ood_score``, ``calibrated``, ``score_seconds``; None without a score), its decision (``action``, ``rule``,
+          ``reason``), and its sampling (``temperature``, ``top_p``, ``top_k``, ``seed``) beside its own attributes;
         - ``would_be`` is None, or a dict of ``action``, ``rule``, ``reason`` and ``p_wrong``.
 
         Receipts that are no plain data stand there as texts.
@@ -30,6 +31,7 @@ class OutcomeExport:
         return {
             "action": self.action.value,
             **{name: getattr(self, name) for name in names},
+            "scores": readings(self.scores),
             "would_be": _decision(self.would_be) if self.would_be else None,
             "escalated_to": list(self.escalated_to),
             "receipts": _plain(self.receipts),
@@ -42,6 +44,11 @@ class OutcomeExport:
     def to_json(self, *, indent: int | None = None) -> str:
         """Return `to_dict` as JSON text. Characters beyond ASCII are escaped."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+
+def readings(scores: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
+    """Return scores as plain data: by name, each with ``p_wrong`` and what it ``reads``."""
+    return {name: {"p_wrong": each.p_wrong, "reads": list(each.reads)} for name, each in scores.items()}
 
 
 def _decision(decision: Any) -> dict[str, Any]:
@@ -58,10 +65,9 @@ def _attempt(attempt: Any) -> dict[str, Any]:
     own = ("answer", "source", "prompt_tokens", "completion_tokens", "seconds", "error", "finish_reason", "reasoning")
     return {
         **{name: getattr(attempt, name) for name in own},
-        **{
-            name: getattr(score, name) if score else None
-            for name in ("p_wrong", "ood_score", "baseline_p_wrong", "calibrated")
-        },
+        **{name: getattr(score, name) if score else None for name in ("p_wrong", "ood_score", "calibrated")},
+        "decides": score.decides if score else None,
+        "scores": readings(score.scores) if score else {},
         "score_seconds": score.seconds if score else None,
         "action": attempt.decision.action.value,
         "rule": attempt.decision.rule,

@@ -17,6 +17,7 @@ from guard.checked import real_number, whole_number
 from guard.content import instructed_text, plain_turn
 from guard.errors import InputError
 from guard.outcome_export import OutcomeExport
+from guard.scores import Score, ScoreName, ScoreReading
 
 if TYPE_CHECKING:  # numpy takes 150 ms to load, and a prompt or a policy needs none
     import numpy as np
@@ -325,25 +326,6 @@ class Signals:
     signature: Signature
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How likely an answer is wrong.
-
-    Attributes:
-        p_wrong: probability of being wrong, from 0 (right) to 1 (wrong).
-        calibrated: False for a scorer forced onto another model, and for sampled answers: calibration is greedy.
-        baseline_p_wrong: what the token log-probabilities alone would say, for comparison.
-        seconds: time to make features and score, in seconds.
-        ood_score: share of the calibration answers that are nearer to the calibration data, 0 to 1; None where unknown.
-    """
-
-    p_wrong: float
-    calibrated: bool
-    baseline_p_wrong: float | None
-    seconds: float
-    ood_score: float | None = None
-
-
 class Action(StrEnum):
     """What can be done with an answer."""
 
@@ -480,6 +462,12 @@ class Outcome(OutcomeExport):
         """Out-of-distribution score, from 0 to 1, of the answer that the decision is about; None where unknown."""
         score = self.attempts[-1].score if self.attempts else None
         return score.ood_score if score else None
+
+    @property
+    def scores(self) -> Mapping[ScoreName, ScoreReading]:
+        """Every probability of the answer that the decision is about, by score; empty where there is none."""
+        score = self.attempts[-1].score if self.attempts else None
+        return score.scores if score else {}
 
     @property
     def accepted(self) -> bool:

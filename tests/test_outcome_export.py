@@ -9,10 +9,19 @@ from typing import Any
 
 import pytest
 
-from guard.records import Action, Attempt, Decision, Outcome, Sampling, Score
+from guard.records import Action, Attempt, Decision, Outcome, Sampling
+from guard.scores import Score, ScoreReading
 
 DECISION = Decision(Action.ESCALATE, "doubtful", "p_wrong 0.6 is not below 0.5", 0.6)
-SCORE = Score(p_wrong=0.6, calibrated=True, baseline_p_wrong=0.5, seconds=0.001, ood_score=0.97)
+SCORES = {
+    "guard": ScoreReading(0.6, ("log-probabilities", "activations")),
+    "ilis": ScoreReading(0.5, ("signature (last token)",)),
+}
+PLAIN_SCORES = {
+    "guard": {"p_wrong": 0.6, "reads": ["log-probabilities", "activations"]},
+    "ilis": {"p_wrong": 0.5, "reads": ["signature (last token)"]},
+}
+SCORE = Score(p_wrong=0.6, calibrated=True, seconds=0.001, ood_score=0.97, scores=SCORES)
 ATTEMPT = Attempt(
     answer="Rome",
     source="model",
@@ -51,6 +60,7 @@ def test_an_outcome_as_a_dict() -> None:
         "reason": "p_wrong 0.6 is not below 0.5",
         "p_wrong": 0.6,
         "ood_score": 0.97,
+        "scores": PLAIN_SCORES,
         "finish_reason": "stop",
         "decision_id": "a1",
         "route": "money",
@@ -73,7 +83,8 @@ def test_an_outcome_as_a_dict() -> None:
                 "reasoning": "Italy",
                 "p_wrong": 0.6,
                 "ood_score": 0.97,
-                "baseline_p_wrong": 0.5,
+                "decides": "guard",
+                "scores": PLAIN_SCORES,
                 "calibrated": True,
                 "score_seconds": 0.001,
                 "action": "escalate",

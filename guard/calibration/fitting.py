@@ -13,15 +13,16 @@ The probability is calibrated on the held-out answers; then everything is fitted
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import CalibrationError, missing_extra
 from guard.records import Doubles, Floats
+from guard.scores import ScoreName
 from guard.scoring import probe
 from guard.scoring.scorer import log_odds_of
 from guard.scoring.scorer_file import Calibration, Linear, LinearProbe, Model, Trees, linear_of
@@ -37,8 +38,10 @@ try:
 except ImportError as error:
     raise missing_extra("lightgbm or scikit-learn", "calibrate") from error
 
-Features = Literal["combined", "ilis", "logprob"]
 LogOdds: TypeAlias = Doubles
+
+#: Tokens whose maps and norms are features.
+TOKENS = ("last", "mean")
 
 #: Fewest answers, and fewest of each label, to fit anything.
 MIN_ANSWERS, MIN_CLASS = 40, 5
@@ -75,18 +78,19 @@ TREE_SETTINGS: dict[str, Any] = {
 CORRECTION_ROUNDS, ROUNDS = (25, 50, 100), (50, 100, 200, 400)
 SHRINKAGES = (0.5, 1.0)
 
-_GROUPS: dict[Features, tuple[str, ...]] = {
-    "combined": ("logprob", "margin", "length", "norms", "map"),
+#: Groups of features that the trees of each score read.
+_TREE_GROUPS: dict[ScoreName, tuple[str, ...]] = {
+    "guard": ("margin", "length", "norms", "map"),
     "ilis": ("map",),
-    "logprob": ("logprob",),
+    "log-probabilities": (),
 }
-#: Tokens whose maps and norms are features. The published score uses the last one.
-_AGGREGATES: dict[Features, tuple[str, ...]] = {"combined": ("last", "mean"), "ilis": ("last",), "logprob": ("last",)}
+#: Tokens whose maps and norms the trees read. The published method reads the last one.
+_TREE_TOKENS: dict[ScoreName, tuple[str, ...]] = {"guard": TOKENS, "ilis": ("last",), "log-probabilities": ()}
 #: Groups of output features in the base model's regressions.
-_BASE_GROUPS: dict[Features, tuple[tuple[str, ...], ...]] = {
-    "combined": (("logprob",), ("logprob", "margin", "length")),
+_BASE_GROUPS: dict[ScoreName, tuple[tuple[str, ...], ...]] = {
+    "guard": (("logprob",), ("logprob", "margin", "length")),
     "ilis": (),
-    "logprob": (("logprob",),),
+    "log-probabilities": (("logprob",),),
 }
 
 
@@ -125,23 +129,26 @@ class FittedModel:
     settings: Mapping[str, Any]
 
 
-def schema_for(
-    features: Features, *, layers: int, temperatures: tuple[float, ...], without: tuple[str, ...] = ()
-) -> FeatureSchema:
-    """Return the features of a kind of score without some groups."""
-    groups = tuple(group for group in _GROUPS[features] if group not in without)
-    return FeatureSchema(layers=layers, temperatures=temperatures, aggregates=_AGGREGATES[features], groups=groups)
+def schema_for(*, layers: int, temperatures: tuple[float, ...]) -> FeatureSchema:
+    """Return the features that scores are fitted on."""
+    return FeatureSchema(layers=layers, temperatures=temperatures, aggregates=TOKENS)
 
 
 def fit_model(
-    examples: Examples, schema: FeatureSchema, *, features: Features = "combined", seed: int = 0
+    examples: Examples,
+    schema: FeatureSchema,
+    *,
+    score: ScoreName = "guard",
+    without: Collection[str] = (),
+    seed: int = 0,
 ) -> FittedModel:
     """Fit and calibrate a model.
 
     Args:
         examples: labelled answers; all of them are used for fitting, selection and calibration.
         schema: the features of ``examples.x``.
-        features: the kind of score.
+        score: the score that the model is for.
+        without: groups of features that it does not read.
         seed: seed of folds and trees.
 
     Raises:
@@ -150,13 +157,13 @@ def fit_model(
     """
     _check_enough(examples.wrong)
     _check_finite(examples)
-    if features != "combined" or examples.activations is None:
+    if score != "guard" or examples.activations is None:
         examples = replace(examples, activations=None, products=None)
     elif examples.products is None:
         examples = replace(examples, products=probe.InnerProducts(probe.inner_products(examples.activations)))
     folds = list(_folds(examples, seed))
     settings: dict[str, Any] = {"folds": "data sets" if _by_set(examples) else "answers"}
-    regressions = _regressions(examples, features, schema)
+    regressions = _regressions(examples, score, schema, without)
     by_regression = _held_out(examples, regressions, folds)
     weights = _weights(by_regression, regressions, examples)
     held_out = weights @ by_regression
@@ -165,9 +172,10 @@ def fit_model(
     linear, linear_probe = base.parts(examples, weights[kept])
     settings |= {"regressions": [regressions[at].settings(weights[at]) for at in kept]}
     trees: Trees | None = None
-    if features != "logprob":
+    if score != "log-probabilities":
         alone = not linear.features and linear_probe is None
-        held_out, trees, chosen = _fit_trees(examples, schema, held_out, folds, seed, alone=alone)
+        columns = schema.columns([name for name in _TREE_GROUPS[score] if name not in without], _TREE_TOKENS[score])
+        held_out, trees, chosen = _fit_trees(examples, columns, held_out, folds, seed, alone=alone)
         settings |= chosen
     calibration = _calibrate(held_out, examples.wrong)
     return FittedModel(Model(base=linear, probe=linear_probe, trees=trees, calibration=calibration), settings)
@@ -250,9 +258,11 @@ class _Regression:
         return {"reads": list(self.groups), "probe": self.prior_scale, "weight": round(float(weight), 4)}
 
 
-def _regressions(examples: Examples, features: Features, schema: FeatureSchema) -> list[_Regression]:
+def _regressions(
+    examples: Examples, score: ScoreName, schema: FeatureSchema, without: Collection[str]
+) -> list[_Regression]:
     """Return a regression for each set of output groups and each prior scale; at least one, even without features."""
-    kept = dict.fromkeys(tuple(group for group in each if group in schema.groups) for each in _BASE_GROUPS[features])
+    kept = dict.fromkeys(tuple(group for group in each if group not in without) for each in _BASE_GROUPS[score])
     read = [groups for groups in kept if groups] or [()]
     scales: tuple[float, ...] = (0.0,)
     if examples.products is not None:
@@ -390,7 +400,7 @@ def _losses(log_odds: LogOdds, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 def _fit_trees(
     examples: Examples,
-    schema: FeatureSchema,
+    columns: NDArray[np.intp],
     base: LogOdds,
     folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
     seed: int,
@@ -401,7 +411,7 @@ def _fit_trees(
 
     Args:
         examples: labelled answers.
-        schema: the features of ``examples.x``.
+        columns: the features that the trees read.
         base: held-out log-odds to correct, shape (n,).
         folds: pairs of training rows and held-out rows.
         seed: seed of the trees.
@@ -410,7 +420,6 @@ def _fit_trees(
     Returns:
         held-out log-odds with the correction, the trees (None for no correction), and the selected settings.
     """
-    columns = schema.columns([group for group in schema.groups if alone or group != "logprob"])
     if not len(columns):
         return base, None, {"rounds": 0, "shrinkage": 0.0}
     x = np.ascontiguousarray(examples.x[:, columns])

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guard import engines
-from guard.calibration.fitting import Features
 from guard.calibration.scorer_fit import (
     FittedScorer,
     Labelled,
@@ -59,7 +58,6 @@ def calibrate(
     model: str | Path = engines.EMBEDDED,
     engine: str | None = None,
     engine_options: Mapping[str, Any] | None = None,
-    features: Features = "combined",
     without: Sequence[str] = (),
     grader: str | Grader | None = None,
     on_bad: OnBad = "stop",
@@ -84,8 +82,7 @@ def calibrate(
         model: ``smollm2`` (the embedded model), a GGUF file, or a model folder.
         engine: ``llama.cpp`` or ``transformers``, where both can load the model.
         engine_options: for the engine's ``load``, such as ``{"threads": 4, "context_tokens": 8192}``.
-        features: ``combined`` (the default score), ``ilis`` (the published score) or ``logprob``.
-        without: parts of the default score to leave out, such as ``map`` or ``activations``.
+        without: parts of guard's own score to leave out, such as ``map`` or ``activations``.
         grader: ``text``, ``number``, ``choice``, ``regex``, ``module:function`` or a function of question and answer;
             by default each question's own.
         on_bad: ``stop`` raises where a row cannot be used, ``skip`` leaves the row out.
@@ -104,20 +101,20 @@ def calibrate(
 
     Raises:
         InputError: data, output, options or journal cannot be used.
-        CalibrationError: there are too few rows or labels, or the score carries no signal.
+        CalibrationError: there are too few rows or labels, or guard's own score carries no signal.
         ModelFileError, EngineError: the model cannot be loaded or fails.
 
     Examples:
         >>> import guard
         >>> result = guard.calibrate("questions.jsonl", out="scorer.json", model="model.gguf")  # doctest: +SKIP
-        >>> result.fitted.test.auroc  # doctest: +SKIP
+        >>> result.fitted.metrics["guard"].auroc  # doctest: +SKIP
         0.87
         >>> guard.calibrate("no.jsonl", out="scorer.json")  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
         guard.errors.InputError: ...
     """
     out = Path(out)
-    check_parts(features, without)
+    check_parts(without)
     check_writable(out, "scorer")
     grade, _ = choose_grader(grader)
     checked_choice("capture_point", capture_point, ("mlp", "block"))
@@ -147,7 +144,7 @@ def calibrate(
             splits = split_labelled(rows, answers, grade=grade, seed=seed)
     labelled = [each for members in splits.values() for each in members]
     summaries = data_sets(sources, ((each.record.dataset, each.wrong) for each in labelled))
-    fitted = fit_scorer(splits, run=run, data=summaries, features=features, without=tuple(without), seed=seed)
+    fitted = fit_scorer(splits, run=run, data=summaries, without=tuple(without), seed=seed)
     fitted.scorer.save(out)
     return CalibrationResult(out, fitted, bad_rows_of(sources), tuple(skipped), others, _truncated(labelled))
 

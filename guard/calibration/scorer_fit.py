@@ -10,7 +10,7 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.calibration.fitting import MIN_ANSWERS, Examples, Features, fit_model, schema_for
+from guard.calibration.fitting import MIN_ANSWERS, Examples, FittedModel, fit_model, schema_for
 from guard.calibration.splits import SPLIT_SHARES
 from guard.checked import checked_seed
 from guard.data.graders import Grader, is_wrong
@@ -18,6 +18,7 @@ from guard.data.questions import Row, split_questions
 from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import CalibrationError, InputError, did_you_mean
+from guard.scores import SCORE_NAMES, ScoreName
 from guard.scoring.metrics import AtThreshold, BrierGain, Metrics, Probabilities, at_thresholds, brier_gain, metrics_of
 from guard.scoring.ood import StoredOodDetector, fit_ood_detector
 from guard.scoring.provenance import Binding, DataSet, Prompting
@@ -28,7 +29,7 @@ from guard.scoring.signature import GROUPS, FeatureSchema, feature_vector
 #: Fewest answers, and fewest of each label, that the test split must have.
 MIN_SPLIT, MIN_CLASS = 20, 5
 
-#: What can be left out of the default score: groups of features, and the linear probe of the layers.
+#: What can be left out of guard's own score: groups of features, and the linear probe of the layers.
 PARTS = (*GROUPS, "activations")
 
 
@@ -46,16 +47,16 @@ class FittedScorer:
 
     Attributes:
         scorer: ready to save and use.
-        test: metrics on the test split.
-        baseline: metrics of token log-probabilities alone on the same split. Only with ``features="combined"``, and
-            None where log-probabilities carry no signal.
-        brier_gain: the baseline's Brier score minus the scorer's, with its interval; None without a baseline.
-        thresholds: the answers of the test split that thresholds would accept.
+        metrics: of each of its scores on the test split.
+        absent: why a score is not in the scorer, by its name.
+        brier_gain: the Brier score of log-probabilities alone minus that of guard's own score, with its interval; None
+            where log-probabilities carry no signal.
+        thresholds: the answers of the test split that thresholds on guard's own score would accept.
     """
 
     scorer: Scorer
-    test: Metrics
-    baseline: Metrics | None
+    metrics: Mapping[ScoreName, Metrics]
+    absent: Mapping[ScoreName, str]
     brier_gain: BrierGain | None
     thresholds: tuple[AtThreshold, ...]
 
@@ -77,24 +78,18 @@ def check_enough_rows(rows: Sequence[Row], *, seed: int) -> None:
         )
 
 
-def check_parts(features: str, without: Sequence[str]) -> None:
-    """Check what the score is made of.
+def check_parts(without: Sequence[str]) -> None:
+    """Check what is left out of guard's own score.
 
     Args:
-        features: ``combined``, ``ilis`` or ``logprob``.
-        without: parts of the default score to leave out, of `PARTS`.
+        without: parts to leave out, of `PARTS`.
 
     Raises:
-        InputError: unknown features or parts, or nothing is left.
+        InputError: unknown parts, or nothing is left.
     """
-    known = ("combined", "ilis", "logprob")
-    if features not in known:
-        raise InputError(f"There are no features '{features}'", fix=did_you_mean(features, known))
     for name in without:
         if name not in PARTS:
             raise InputError(f"The score has no part '{name}'", fix=did_you_mean(name, PARTS))
-    if without and features != "combined":
-        raise InputError(f"Nothing can be left out of '{features}'", fix="Leave parts out of 'combined'")
     if set(GROUPS) <= set(without):
         raise InputError("All feature groups are left out", fix=f"Keep one of {', '.join(GROUPS)}")
 
@@ -104,40 +99,39 @@ def fit_scorer(
     *,
     run: Run,
     data: Sequence[DataSet],
-    features: Features = "combined",
     without: Sequence[str] = (),
     seed: int = 0,
 ) -> FittedScorer:
-    """Fit, calibrate and test a scorer.
+    """Fit, calibrate and test a scorer with all its scores.
 
     Args:
         splits: labelled records by split, named as in `SPLIT_SHARES`, disjoint by question.
         run: the run that made the records; the scorer is bound to its model.
         data: the data sets of the records, for the scorer file.
-        features: ``combined`` (the default score), ``ilis`` (the published score: LightGBM on the signature alone) or
-            ``logprob`` (log-probabilities alone).
-        without: parts of the default score to leave out, of `PARTS`.
+        without: parts of guard's own score to leave out, of `PARTS`.
         seed: seed of folds and trees.
 
     Raises:
-        CalibrationError: a split has too few labels of one kind, or the score carries no signal.
-        InputError: unknown features or parts.
+        CalibrationError: a split has too few labels of one kind, or guard's own score carries no signal.
+        InputError: unknown parts.
     """
     checked_seed(seed)
-    check_parts(features, without)
-    schema = schema_for(features, layers=run.model.layers, temperatures=run.temperatures, without=tuple(without))
+    check_parts(without)
+    schema = schema_for(layers=run.model.layers, temperatures=run.temperatures)
     examples = {
         name: _examples(records, schema, activations=name == "fit" and "activations" not in without)
         for name, records in splits.items()
     }
     _check_test(examples["test"].wrong)
-    fitted = fit_model(examples["fit"], schema, features=features, seed=seed)
-    baseline = _baseline(examples["fit"], schema, seed) if features == "combined" else None
+    fitted, absent = fit_scores(examples["fit"], schema, without=without, seed=seed)
+    models = {name: each.model for name, each in fitted.items()}
+    wrong = examples["test"].wrong
+    p_wrong = {name: _p_wrong(model, splits["test"], examples["test"]) for name, model in models.items()}
+    metrics = {name: metrics_of(each, wrong) for name, each in p_wrong.items()}
     artefact = Artefact(
         format=FORMAT,
         format_version=FORMAT_VERSION,
         binding=Binding.from_model(run.model, run.capture_point),
-        features=features,
         schema=Schema.from_schema(schema),
         feature_names=list(schema.names),
         prompting=Prompting(
@@ -149,23 +143,36 @@ def fit_scorer(
         data=list(data),
         split_sizes={name: len(each) for name, each in examples.items()},
         seed=seed,
-        settings=dict(fitted.settings),
+        settings={name: dict(each.settings) for name, each in fitted.items()},
         versions=_versions(),
-        metrics={},
-        model=fitted.model,
-        baseline=baseline,
+        metrics={name: asdict(each) for name, each in metrics.items()},
+        scores=models,
         ood_detector=_ood_detector(splits["fit"], seed),
     )
-    wrong = examples["test"].wrong
-    scores = _scores(fitted.model, splits["test"], examples["test"])
-    others = _scores(baseline, splits["test"], examples["test"]) if baseline else None
-    measured = metrics_of(scores, wrong)
-    compared = None if others is None else metrics_of(others, wrong)
-    gain = None if others is None else brier_gain(scores, others, wrong)
-    metrics = {"test": asdict(measured), **({"baseline": asdict(compared)} if compared else {})}
-    return FittedScorer(
-        Scorer(artefact.model_copy(update={"metrics": metrics})), measured, compared, gain, at_thresholds(scores, wrong)
-    )
+    own, others = p_wrong["guard"], p_wrong.get("log-probabilities")
+    gain = None if others is None else brier_gain(own, others, wrong)
+    return FittedScorer(Scorer(artefact), metrics, absent, gain, at_thresholds(own, wrong))
+
+
+def fit_scores(
+    examples: Examples, schema: FeatureSchema, *, without: Sequence[str], seed: int
+) -> tuple[dict[ScoreName, FittedModel], dict[ScoreName, str]]:
+    """Fit every score to the same answers.
+
+    Returns:
+        the fitted models, and why a score could not be fitted: guard's own may carry a signal where another does not.
+
+    Raises:
+        CalibrationError: guard's own score cannot be fitted.
+    """
+    fitted: dict[ScoreName, FittedModel] = {"guard": fit_model(examples, schema, without=without, seed=seed)}
+    absent: dict[ScoreName, str] = {}
+    for name in SCORE_NAMES[1:]:
+        try:
+            fitted[name] = fit_model(examples, schema, score=name, seed=seed)
+        except CalibrationError as error:
+            absent[name] = str(error)
+    return fitted, absent
 
 
 def split_labelled(
@@ -221,16 +228,6 @@ def _examples(labelled: Sequence[Labelled], schema: FeatureSchema, *, activation
     )
 
 
-def _baseline(examples: Examples, schema: FeatureSchema, seed: int) -> Model | None:
-    """Fit the baseline, token log-probabilities alone, to the same answers."""
-    if "logprob" not in schema.groups:
-        return None
-    try:
-        return fit_model(examples, schema, features="logprob", seed=seed).model
-    except CalibrationError:  # the score may carry a signal where log-probabilities do not
-        return None
-
-
 def _ood_detector(labelled: Sequence[Labelled], seed: int) -> StoredOodDetector | None:
     """Fit the out-of-distribution detector on three quarters of the answers, with the last quarter as its reference."""
     signals = [labelled[at].record.signals for at in np.random.default_rng(seed).permutation(len(labelled))]
@@ -241,7 +238,7 @@ def _ood_detector(labelled: Sequence[Labelled], seed: int) -> StoredOodDetector 
         return None
 
 
-def _scores(model: Model, labelled: Sequence[Labelled], examples: Examples) -> Probabilities:
+def _p_wrong(model: Model, labelled: Sequence[Labelled], examples: Examples) -> Probabilities:
     """p_wrong of each answer."""
     evaluator = Evaluator(model.base, model.trees, model.probe)
     rows = zip(examples.x.astype(np.float64), labelled, strict=True)

@@ -30,8 +30,9 @@ from guard.policy.defects import Defect, defects_of
 from guard.policy.guarantee import asks_again
 from guard.policy.policy import decide_error
 from guard.policy.rules import RoutePlan
-from guard.records import Action, Attempt, Score
+from guard.records import Action, Attempt
 from guard.runtime.guard import Guard
+from guard.scores import Score
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from guard.cli.output import (
     template_options,
     user_functions,
 )
-from guard.cli.terminal import shown
+from guard.cli.terminal import scores_line, shown
+from guard.outcome_export import readings
 
 if TYPE_CHECKING:
     from guard.records import Outcome
@@ -92,6 +93,9 @@ def _print(outcome: Outcome) -> None:
     line = f"p(wrong) {_percent(outcome.p_wrong)}  {trail(outcome)}  rule: {outcome.rule}"
     out.print(shown(line, "dim"))
     out.print(shown(outcome.reason, "dim"))
+    score = outcome.attempts[-1].score if outcome.attempts else None
+    if score and score.scores:
+        out.print(shown(f"scores: {scores_line(readings(score.scores), score.decides)}", "dim"))
     for name, receipt in outcome.receipts.items():
         if name != "review":
             out.print(shown(f"{name}: {receipt}", "dim"))

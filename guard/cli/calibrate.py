@@ -43,7 +43,6 @@ def calibrate(
     model: ModelOption = "smollm2",
     engine: EngineOption = None,
     engine_options: EngineOptions = None,
-    features: Annotated[str, typer.Option(help="combined, ilis (the published score alone) or logprob.")] = "combined",
     grader: GraderOption = None,
     on_bad: OnBadOption = "stop",
     limit: LimitOption = None,
@@ -52,7 +51,8 @@ def calibrate(
     max_tokens: MaxTokensOption = None,
     template_option: TemplateOption = None,
     without: Annotated[
-        list[str] | None, typer.Option(help="Leave a part of the score out, such as map or activations; repeatable.")
+        list[str] | None,
+        typer.Option(help="Leave a part of guard's own score out, such as map or activations; repeatable."),
     ] = None,
     tau: TauOption = None,
     capture_point: Annotated[str, typer.Option(help="Where activations are read: mlp or block.")] = "mlp",
@@ -72,7 +72,6 @@ def calibrate(
             model=model,
             engine=engine,
             engine_options=engine_options,
-            features=features,  # type: ignore[arg-type]
             without=without or (),
             grader=grader,
             on_bad=on_bad,  # type: ignore[arg-type]
@@ -97,9 +96,9 @@ def _json(result: CalibrationResult) -> dict[str, Any]:
     return {
         "out": str(result.out),
         "sha256": fitted.scorer.sha256,
-        "features": artefact.features,
         "splits": artefact.split_sizes,
-        **artefact.metrics,
+        "metrics": artefact.metrics,
+        "absent": dict(fitted.absent),
         "brier_gain": fitted.brier_gain and asdict(fitted.brier_gain),
         "thresholds": [asdict(each) for each in fitted.thresholds],
         "bad_rows": [{"file": str(file), "line": row.line, "reason": row.reason} for file, row in result.bad_rows],
@@ -117,9 +116,8 @@ def _print(result: CalibrationResult) -> None:
     table.add_column("score")
     for name in ("n", "wrong", "AUROC", "AUPRC", "Brier", "ECE"):
         table.add_column(name, justify="right")
-    table.add_row(fitted.scorer.artefact.features, *_cells(fitted.test))
-    if fitted.baseline:
-        table.add_row("log-probabilities alone", *_cells(fitted.baseline))
+    for name, metrics in fitted.metrics.items():
+        table.add_row(name, *_cells(metrics))
     screen.print(table)
     screen.print("AUROC, AUPRC: higher is better. Brier, ECE: lower is better. Positive: wrong.", style="dim")
     if fitted.brier_gain:
@@ -131,6 +129,8 @@ def _print(result: CalibrationResult) -> None:
 
 def _print_left_out(result: CalibrationResult) -> None:
     screen = console()
+    for score, reason in result.fitted.absent.items():
+        screen.print(shown(f"no score '{score}' in the scorer: {reason}", "yellow"))
     for file, row in result.bad_rows:
         screen.print(f"left out {file}:{row.line}: {row.reason}", style="yellow", markup=False)
     for each in result.skipped:

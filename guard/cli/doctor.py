@@ -131,7 +131,7 @@ def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Chec
             return [*checks, Check("scorer", None, "none given; fit one with guard calibrate")]
         try:
             fitted = load_scorer(scorer or shipped_scorer()).for_model(info, capture_point_of(engine))
-            checks.append(Check("scorer", True, f"valid for this model, {fitted.artefact.features}"))
+            checks.append(Check("scorer", True, f"valid for this model, gives {', '.join(fitted.artefact.scores)}"))
             checks.append(_answers(engine, fitted))
         except GuardError as error:
             checks.append(Check("scorer", False, str(error)))

@@ -101,6 +101,7 @@ def explain(
                 "route": route,
                 "tool": tool,
                 "tool_section": section,
+                "decides_on": loaded.score,
                 "score": score,
                 "ood_score": ood_score,
                 "steps": [asdict(step) for step in steps],
@@ -112,6 +113,8 @@ def explain(
         return
     if tool is not None and section != tool:
         say(_other_section(loaded, tool, section))
+    if loaded.score != "guard":
+        say(f"p_wrong is the score '{loaded.score}'.")
     _print_steps(steps)
     say(f"{decision.action}: {decision.reason}.")
     if when_exhausted.rule != decision.rule:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from guard.cli.terminal import one_line, shown
+from guard.cli.terminal import one_line, scores_line, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,6 +66,7 @@ def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
             ("question", review.question),
             ("answer", answer_of(review)),
             ("p(wrong)", _probability(review.p_wrong)),
+            ("scores", _scores(review)),
             ("rule", f"{review.rule}: {review.reason}"),
             ("metadata", _as_json(review.metadata) if review.metadata else None),
         ]
@@ -152,6 +153,16 @@ def _as_json(value: Any) -> str:
 
 def _probability(p_wrong: float | None) -> str:
     return "-" if p_wrong is None else f"{p_wrong:.3f}"
+
+
+def _scores(review: Review) -> str | None:
+    """Return every probability of the answer that was not accepted, with what each reads."""
+    last = review.attempts[-1] if review.attempts else {}
+    scores = last.get("scores") or {}
+    lines = [
+        f"{scores_line({name: each}, last.get('decides'))}: {', '.join(each['reads'])}" for name, each in scores.items()
+    ]
+    return "\n".join(lines) or None
 
 
 def _fields(pairs: Iterable[tuple[str, str | None]]) -> Table:

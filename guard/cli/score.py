@@ -19,10 +19,11 @@ from guard.cli.output import (
     template_options,
 )
 from guard.errors import GuardError, InputError, ScorerError
+from guard.outcome_export import readings
 
 if TYPE_CHECKING:
-    from guard.records import Score
     from guard.runtime.guard import Guard
+    from guard.scores import Score
 
 _WANTED = 'Give {"prompt": "...", "response": "..."} on each line.'
 
@@ -71,7 +72,7 @@ def _scored(guard: Guard, row: dict[str, Any]) -> dict[str, Any]:
         "id": row["id"],
         "answer": answer,
         "p_wrong": score.p_wrong,
-        "baseline_p_wrong": score.baseline_p_wrong,
+        "scores": readings(score.scores),
         "calibrated": score.calibrated,
         "finish_reason": finish_reason,
     }

@@ -11,8 +11,8 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -48,6 +48,12 @@ def shown(text: object, style: str = "") -> Text:
     from rich.text import Text
 
     return Text(visible(str(text)), style)
+
+
+def scores_line(scores: Mapping[str, Mapping[str, Any]], decides: str | None) -> str:
+    """Return the probabilities of an answer in one line, such as ``guard 0.310 (decides), ilis 0.522``."""
+    each = (f"{name} {one['p_wrong']:.3f}{' (decides)' if name == decides else ''}" for name, one in scores.items())
+    return ", ".join(each)
 
 
 def say(text: str) -> None:

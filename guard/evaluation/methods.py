@@ -20,12 +20,13 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from guard.calibration.fitting import Examples, Features, fit_model, schema_for
+from guard.calibration.fitting import Examples, fit_model, schema_for
 from guard.data.answers import Answers
 from guard.data.normalised import normalise
 from guard.errors import CalibrationError, InputError
 from guard.evaluation.protocol import AnswerTable, FittedMethod, Method, MethodKind
 from guard.records import Doubles
+from guard.scores import ScoreName
 from guard.scoring.scorer import Evaluator
 from guard.scoring.scorer_file import Model
 from guard.scoring.signature import FeatureSchema
@@ -41,10 +42,10 @@ FEW, MANY, PROBE = 1.0, 1e-2, 1e-3
 
 @dataclass(frozen=True, slots=True)
 class GuardMethod:
-    """The score that `guard calibrate` fits."""
+    """A score that `guard calibrate` fits."""
 
     name: str = "guard"
-    features: Features = "combined"
+    score: ScoreName = "guard"
     without: tuple[str, ...] = ()
     kind: MethodKind = "guard"
     passes: float = 1.0
@@ -52,8 +53,8 @@ class GuardMethod:
     def fit(self, table: AnswerTable, *, seed: int) -> FittedMethod:
         """Fit all parts; see `guard.calibration.fitting.fit_model`."""
         answers = _answers(table)
-        schema = schema_for(self.features, layers=answers.layers, temperatures=(1.0,), without=self.without)
-        read = self.features == "combined" and "activations" not in self.without
+        schema = schema_for(layers=answers.layers, temperatures=(1.0,))
+        read = self.score == "guard" and "activations" not in self.without
         examples = Examples(
             x=answers.features(schema),
             wrong=answers.wrong,
@@ -62,7 +63,7 @@ class GuardMethod:
             products=answers.products if read else None,
         )
         try:
-            fitted = fit_model(examples, schema, features=self.features, seed=seed)
+            fitted = fit_model(examples, schema, score=self.score, without=self.without, seed=seed)
         except CalibrationError as error:
             raise InputError(str(error)) from error
         return _FittedGuardMethod(fitted.model, schema)
@@ -272,7 +273,7 @@ def methods_for(which: Which) -> tuple[Method, ...]:
         RegressionMethod("entropy", entropies),
         RegressionMethod("margin", margins),
         LinearProbeMethod(),
-        GuardMethod("ILIS", features="ilis", kind="baseline"),
+        GuardMethod("ILIS", score="ilis", kind="baseline"),
         RegressionMethod("ILIS map, linear", log_maps, inverse_penalty=1e-4),
         RegressionMethod("lens entropies", lens_entropies, inverse_penalty=MANY),
         RegressionMethod("lens agreement", lens_agreement, inverse_penalty=MANY),

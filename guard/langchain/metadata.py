@@ -4,13 +4,14 @@ Every `AIMessage` of a model that guard scores has ``response_metadata["guard"]`
 checkpoints and traces. Its keys, which only this module uses:
 
     p_wrong            probability of being wrong, or None without a score
-    baseline_p_wrong   the same from token log-probabilities alone, or None
-    ood_score            share of the calibration answers that are more usual, or None
+    decides            name of the score that it is: guard, ilis or log-probabilities
+    scores             every probability that the scorer gives, by score: {p_wrong, reads}; empty without a score
+    ood_score          share of the calibration answers that are more usual, or None
     calibrated         False when the scorer was forced onto another model
     error              reason why there is no score, or None
     tokens             generated tokens, including the end token
     prompt_tokens      tokens of the prompt
-    signature          {layers, tokens, kl_mean, kl_max, kl_max_pair}, or None
+    signature          {layers, tokens, over, kl_mean, kl_max, kl_max_pair}; None where no score reads a map
     model              the model's name
     score_seconds      seconds for features and score, or None
     sampling           {temperature, top_p, top_k, seed}
@@ -22,16 +23,19 @@ checkpoints and traces. Its keys, which only this module uses:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
 import numpy as np
 from langchain_core.messages import AIMessage, BaseMessage
 
 from guard.content import ASIDE
-from guard.errors import InputError
+from guard.errors import InputError, ScorerError
+from guard.outcome_export import readings
 from guard.policy.defects import Defect, defects_of
-from guard.records import Decision, FinishReason, Outcome, Sampling, Score, Signature
+from guard.records import Decision, FinishReason, Outcome, Sampling, Signature
+from guard.scores import SCORE_NAMES, Score, ScoreName, ScoreReading
+from guard.scoring.signature import AGGREGATE_WORDS
 
 #: The key within ``response_metadata``.
 KEY = "guard"
@@ -45,8 +49,7 @@ class ScoredCall:
     """The score metadata of one message.
 
     Attributes:
-        p_wrong: probability of being wrong; None without a usable score.
-        baseline_p_wrong: the same from token log-probabilities alone.
+        p_wrong: probability of being wrong, by the score of this name; None without a usable score.
         calibrated: False when the scorer was forced onto another model.
         error: reason why there is no score; None exactly if ``p_wrong`` is a probability.
         tokens: generated tokens.
@@ -57,10 +60,11 @@ class ScoredCall:
         decision: decision of a policy inside the model, or None.
         ood_score: share of the calibration answers that are more usual; None where it is not known.
         finish_reason: reason why the answer ended; None if unknown.
+        decides: name of the score that ``p_wrong`` is.
+        scores: every probability that the scorer gives, by score.
     """
 
     p_wrong: float | None
-    baseline_p_wrong: float | None
     calibrated: bool
     error: str | None
     tokens: int
@@ -71,11 +75,32 @@ class ScoredCall:
     decision: Mapping[str, Any] | None = None
     ood_score: float | None = None
     finish_reason: FinishReason | None = None
+    decides: ScoreName = "guard"
+    scores: Mapping[ScoreName, ScoreReading] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
         """Whether the call has no usable score, so that a policy's ``on_error`` decides."""
         return self.error is not None
+
+    def deciding(self, name: ScoreName) -> Score:
+        """Return the score with the probability that a policy decides on.
+
+        Raises:
+            ScorerError: there is no score of that name.
+        """
+        if self.p_wrong is None:
+            raise ScorerError("The answer has no score", why=self.error or "")
+        seconds = self.score_seconds or 0.0
+        return Score(self.p_wrong, self.calibrated, seconds, self.ood_score, self.scores, self.decides).deciding(name)
+
+    def why_lacking(self, name: ScoreName) -> str | None:
+        """Return why there is no score of that name, or None if there is."""
+        try:
+            self.deciding(name)
+        except ScorerError as error:
+            return str(error)
+        return None
 
 
 def score_metadata(
@@ -105,13 +130,14 @@ def score_metadata(
     """
     content: dict[str, Any] = {
         "p_wrong": score.p_wrong if score else None,
-        "baseline_p_wrong": score.baseline_p_wrong if score else None,
+        "decides": score.decides if score else None,
+        "scores": readings(score.scores) if score else {},
         "ood_score": score.ood_score if score else None,
         "calibrated": score.calibrated if score else False,
         "error": None if score else error or "the answer has no score",
         "tokens": tokens,
         "prompt_tokens": prompt_tokens,
-        "signature": signature_summary(signature) if signature else None,
+        "signature": signature_summary(signature) if signature and signature.aggregates else None,
         "model": model,
         "score_seconds": score.seconds if score else None,
         "sampling": asdict(sampling),
@@ -135,14 +161,15 @@ def decision_metadata(
 
 
 def signature_summary(signature: Signature) -> dict[str, Any]:
-    """Return the layer divergences in a few numbers, in nats, of the map averaged over the answer."""
-    aggregate = signature.aggregates.index("mean") if "mean" in signature.aggregates else 0
+    """Return the layer divergences in a few numbers, in nats, of the map averaged over the answer, or else the last."""
+    aggregate = signature.aggregates.index("mean") if "mean" in signature.aggregates else len(signature.aggregates) - 1
     divergences = signature.maps[0, aggregate]
     layers = divergences.shape[-1]
     row, column = divmod(int(np.argmax(divergences)), layers)
     return {
         "layers": layers,
         "tokens": signature.tokens,
+        "over": AGGREGATE_WORDS[signature.aggregates[aggregate]],
         # The diagonal is zero and does not count.
         "kl_mean": float(divergences.sum() / (layers * (layers - 1))),
         "kl_max": float(divergences[row, column]),
@@ -168,10 +195,12 @@ def read_score(message: BaseMessage) -> ScoredCall | None:
         return _unreadable(f"the finish reason {ended!r:.50} is unknown")
     if p_wrong is None and not error:
         error = f"the score {content.get('p_wrong')!r:.50} is not a probability"
+    decides = content.get("decides") or "guard"
+    if decides not in SCORE_NAMES:
+        return _unreadable(f"the score {decides!r:.50} is unknown")
     decision = content.get("decision")
     return ScoredCall(
         p_wrong=None if error else p_wrong,
-        baseline_p_wrong=_probability(content.get("baseline_p_wrong")),
         calibrated=content.get("calibrated") is True,
         error=str(error) if error else None,
         tokens=_count(content.get("tokens")),
@@ -182,6 +211,8 @@ def read_score(message: BaseMessage) -> ScoredCall | None:
         decision=decision if isinstance(decision, Mapping) else None,
         ood_score=_probability(content.get("ood_score")),
         finish_reason=ended,
+        decides=decides,
+        scores=_readings(content.get("scores")),
     )
 
 
@@ -212,7 +243,20 @@ def with_metadata(message: AIMessage, **changes: Any) -> AIMessage:
 
 
 def _unreadable(error: str) -> ScoredCall:
-    return ScoredCall(None, None, False, error, 0, 0, "", None, Sampling())
+    return ScoredCall(None, False, error, 0, 0, "", None, Sampling())
+
+
+def _readings(value: Any) -> dict[ScoreName, ScoreReading]:
+    """Return the probabilities by score; what is unreadable is left out."""
+    found = value if isinstance(value, Mapping) else {}
+    return {name: each for name in SCORE_NAMES if (each := _reading(found.get(name))) is not None}
+
+
+def _reading(value: Any) -> ScoreReading | None:
+    p_wrong = _probability(value.get("p_wrong")) if isinstance(value, Mapping) else None
+    reads = value.get("reads") if isinstance(value, Mapping) else None
+    texts = tuple(map(str, reads)) if isinstance(reads, list | tuple) else ()
+    return None if p_wrong is None else ScoreReading(p_wrong, texts)
 
 
 def _number(value: Any) -> float | None:
@@ -231,7 +275,7 @@ def _count(value: Any) -> int:
 
 def _sampling(value: Any) -> Sampling:
     """Return the sampling parameters of a message; the defaults if they are unreadable."""
-    known = {field.name for field in fields(Sampling)}
+    known = {each.name for each in fields(Sampling)}
     try:
         return Sampling(**{name: setting for name, setting in dict(value).items() if name in known})
     except (TypeError, ValueError, InputError):

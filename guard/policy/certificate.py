@@ -22,10 +22,11 @@ from guard.policy.bounds import percent, upper_bound
 from guard.policy.document import RiskGuarantee
 from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, guarantees, procedure_sha256, where
 from guard.policy.policy import Policy
+from guard.scores import ScoreName
 from guard.scoring.provenance import Binding, DataSet, PlainDict
 
 FORMAT: Literal["guard-certificate"] = "guard-certificate"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_BYTES = 2**20
 #: As many as a policy may have routes, and one for calls without a route.
 MAX_CERTIFICATES = 501
@@ -58,11 +59,13 @@ class Fingerprint(_CertificatePart):
         own: the model that is asked, and its scorer.
         fallbacks: the same of each fallback that the rules name; None for a callable, whose behaviour
             nothing can vouch for.
+        score: the score that the rules read.
         procedure_sha256: of the rules; see `guard.policy.guarantee.procedure_sha256`.
     """
 
     own: Answering
     fallbacks: Annotated[dict[str, Answering | None], Field(max_length=200)]
+    score: ScoreName
     procedure_sha256: Digest
 
     @property
@@ -79,9 +82,12 @@ class Fingerprint(_CertificatePart):
                 found.append(f"the fallback '{name}' is another kind of thing")
             elif there is not None and here is not None:
                 found += _changes(f"the fallback {name}'s", there, here)
-        if self.procedure_sha256 != now.procedure_sha256:
-            found.append(_OTHER_RULES)
-        return found
+        return found + self.rule_differences(now.score, now.procedure_sha256)
+
+    def rule_differences(self, score: ScoreName, procedure_sha256: str) -> list[str]:
+        """Return what has changed in the policy since, in words."""
+        found = [f"the policy's score was {self.score}, is {score}"] if self.score != score else []
+        return [*found, _OTHER_RULES] if self.procedure_sha256 != procedure_sha256 else found
 
 
 class Certificate(_CertificatePart):
@@ -137,8 +143,9 @@ class Certificate(_CertificatePart):
 
     def explain(self) -> str:
         """Return the risk guarantee in one sentence."""
+        of = "" if self.fingerprint.score == "guard" else f" (score {self.fingerprint.score})"
         return (
-            f"Of the answers with p_wrong below {self.threshold:.4g}, {percent(self.coverage)} of all, at most "
+            f"Of the answers with p_wrong{of} below {self.threshold:.4g}, {percent(self.coverage)} of all, at most "
             f"{percent(self.risk)} are wrong, with confidence {percent(self.confidence)} "
             f"({self.errors} of {self.accepted} in {self.n:,} fresh labels; bound {percent(self.bound)})."
         )
@@ -325,8 +332,8 @@ def check_certificate(
     differing = _guarantee_changes(certificate, guarantee)
     if now is not None:
         differing += certificate.fingerprint.differences(now)
-    elif certificate.fingerprint.procedure_sha256 != procedure_sha256(policy, route):
-        differing.append(_OTHER_RULES)
+    else:
+        differing += certificate.fingerprint.rule_differences(policy.score, procedure_sha256(policy, route))
     if differing:
         raise CertificateError(
             f"The certificate '{certificates.where}' does not hold for the policy {where(policy, route)}",

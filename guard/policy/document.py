@@ -15,6 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticCustomError, core_schema
 
 from guard.records import Action, Sampling
+from guard.scores import ScoreName
 
 #: Severity of each action. Rules must not become more lenient as p_wrong rises; whether a person answers or
 #: nobody does is the author's choice, so the last two are equal.
@@ -398,6 +399,11 @@ class Document(_Strict):
     description: Text | None = Field(default=None, description="For people.")
     mode: Literal["enforce", "shadow"] = Field(
         default="enforce", description="shadow records what would have been done and changes nothing."
+    )
+    score: ScoreName = Field(
+        default="guard",
+        description="The score that p_wrong is: guard's own, the published method (ilis) alone, or log-probabilities "
+        "alone.",
     )
     rules: tuple[Rule, ...] = Field(
         min_length=1, max_length=100, description="Tried in turn; the first that holds decides."

@@ -43,8 +43,9 @@ from guard.policy.document import (
 from guard.policy.rules import NO_USAGE, CompiledRule, OutOfDistributionRule, RoutePlan, ToolPlan, Usage
 from guard.policy.yaml_source import InvalidPolicyError, Location, Problem, location_text, read_text, read_yaml
 from guard.records import Action, Decision
+from guard.scores import ScoreName
 
-#: The section of a policy's ``tools`` that is for tools without a section of their own.
+#: The section of ``tools`` for those without one.
 ANY_TOOL = "default"
 
 
@@ -63,6 +64,7 @@ class Policy:
         calls: which scores decide where there are several.
         streaming: ``hold`` an answer until its decision, or show it ``live``.
         certificate: the file that gives the thresholds of risk guarantees; None where the document names none.
+        score: the score that p_wrong is.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Policy:
     calls: Calls = field(default_factory=Calls)
     streaming: Literal["hold", "live"] = "hold"
     certificate: str | None = None
+    score: ScoreName = "guard"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles: the read-only views of the mappings allow neither by themselves."""
@@ -264,6 +267,7 @@ def _policy(document: Document) -> Policy:
         calls=document.calls,
         streaming=document.streaming,
         certificate=document.certificate,
+        score=document.score,
     )
 
 
@@ -323,7 +327,7 @@ def decide(
 
     Args:
         policy: the rules.
-        p_wrong: probability of the answer being wrong. None, NaN or anything outside 0 to 1 is a
+        p_wrong: probability of the answer being wrong, by the policy's score. None, NaN or anything outside 0 to 1 is a
             failure of scoring, and ``on_error`` decides.
         ood_score: share of the calibration answers that are more usual. Used only where the policy has an
             ``out_of_distribution`` section, and then a missing one is a failure of scoring too.
@@ -344,12 +348,9 @@ def decide(
         >>> decide(policy, p_wrong=None).action.value  # an answer without a score is never accepted
         'abstain'
     """
-    if p_wrong is None:
-        error = "the answer has no score"
-        return decide_error(policy, error=error, route=route, usage=usage, tools=tools, defects=defects)
-    p_wrong = float(p_wrong)  # a NumPy float32 would be compared in its own precision
-    if not 0.0 <= p_wrong <= 1.0:
-        error = f"the score {p_wrong} is no probability"
+    # As a float: a NumPy float32 would be compared in its own precision.
+    if p_wrong is None or not 0.0 <= (p_wrong := float(p_wrong)) <= 1.0:
+        error = "the answer has no score" if p_wrong is None else f"the score {p_wrong} is no probability"
         return decide_error(policy, error=error, route=route, usage=usage, tools=tools, defects=defects)
     plans = policy.plans_for(route, tools)
     stopped = _by_defects(plans, defects, p_wrong, usage)

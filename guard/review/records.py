@@ -15,6 +15,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from guard.errors import InputError, StoreError
+from guard.outcome_export import readings
 from guard.records import Attempt, Escalation, Prompt
 
 #: Metadata and messages that nest deeper are cut off here; this also ends a cycle.
@@ -50,9 +51,10 @@ class Review:
         p_wrong: its probability of being wrong; None when scoring failed.
         rule: the rule that fired.
         reason: one sentence.
-        attempts: all attempts, in order, each with ``answer``, ``source``, ``p_wrong``,
-            ``calibrated``, ``action``, ``rule``, ``reason``, ``prompt_tokens``,
-            ``completion_tokens``, ``seconds``, ``sampling``, ``error``, ``finish_reason``.
+        attempts: all attempts, in order, each with ``answer``, ``source``, ``p_wrong``, ``decides`` (the name of the
+            score that it is), ``scores`` (all that the scorer gives, with what each reads), ``calibrated``,
+            ``action``, ``rule``, ``reason``, ``prompt_tokens``, ``completion_tokens``, ``seconds``, ``sampling``,
+            ``error``, ``finish_reason``.
         metadata: what the caller attached; values that JSON lacks are kept as their text.
         status: pending, or what the reviewer decided.
         draft: whether the model's answer was right or wrong, as the reviewer says; None while
@@ -188,6 +190,8 @@ def _attempt(attempt: Attempt) -> Any:
             "answer": attempt.answer,
             "source": attempt.source,
             "p_wrong": score.p_wrong if score else None,
+            "decides": score.decides if score else None,
+            "scores": readings(score.scores) if score else {},
             "calibrated": score.calibrated if score else None,
             "action": decision.action,
             "rule": decision.rule,

@@ -27,8 +27,9 @@ from guard.errors import (
 from guard.policy.defects import Defect
 from guard.policy.document import Abstain, ActionSettings, Budget, Escalate, Fallback, Retry
 from guard.policy.policy import NO_USAGE, Policy, Usage, decide, decide_error
-from guard.records import Action, Attempt, Decision, Escalation, Outcome, Prompt, Score
+from guard.records import Action, Attempt, Decision, Escalation, Outcome, Prompt
 from guard.review.handlers import NOBODY, Delivery
+from guard.scores import Score
 
 #: The name of the guard's own engine or chain among the sources of attempts.
 OWN_ENGINE = "model"

@@ -19,7 +19,7 @@ from guard.errors import InputError, ScorerError
 from guard.policy.certificate import Answering, Certificates, Fingerprint, certified_policy, needed_certificates
 from guard.policy.guarantee import fallbacks_of, procedure_sha256, refuse_guarantees
 from guard.policy.policy import Policy, load_policy
-from guard.records import Attempt, Limits, Outcome, Prompt, Sampling, Score
+from guard.records import Attempt, Limits, Outcome, Prompt, Sampling
 from guard.review.handlers import HANDLERS, Handler, as_named
 from guard.runtime.base_models import COMPLETION_STOP, completion_text
 from guard.runtime.call_state import OWN_ENGINE, CallState
@@ -31,6 +31,7 @@ from guard.runtime.sources import (
     Source,
     bind_scorer,
     capture_point_of,
+    check_gives,
     check_source,
     checked_options,
     declared_sources,
@@ -38,6 +39,7 @@ from guard.runtime.sources import (
     missing_fallback,
 )
 from guard.runtime.steps import adrive, drive
+from guard.scores import Score
 from guard.scoring.provenance import Binding
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 
@@ -88,7 +90,7 @@ class Guard:
         Raises:
             ScorerMismatchError: the scorer was fitted on another model.
             CertificateError: a policy with a risk guarantee, and no certificate that holds for it.
-            ScorerError: the policy needs ood_score, which a scorer does not give.
+            ScorerError: the policy needs a score or the ood_score, and a scorer does not give it.
             InputError: the policy names a fallback or handler that is not known, or the model's chat
                 template does not read one of the options.
         """
@@ -97,7 +99,7 @@ class Guard:
         own = Source(OWN_ENGINE, engine, bind_scorer(scorer, engine, force=force_scorer))
         self.template_options = checked_options(engine, scorer, template_options)
         sources = _checked_sources(as_named("fallbacks", fallbacks, FALLBACKS), policy)
-        _check_ood_scores(policy, own, sources)
+        _check_scores(policy, own, sources)
         fingerprint = partial(_fingerprint, own, sources, self.template_options, policy)
         self.policy = certified_policy(policy, certificate, fingerprint=fingerprint)
         given = as_named("handlers", handlers, HANDLERS)
@@ -265,7 +267,7 @@ class Guard:
         return _fingerprint(self._resources.own, self.sources, self.template_options, policy, route)
 
     def score(self, prompt: PromptLike, response: str) -> Score:
-        """Score an answer that exists already, by running the model over it.
+        """Score an answer that exists already, by running the model over it; p_wrong is by the policy's score.
 
         A base model continues "Answer:", so its answer to a question begins with a space; it is added.
 
@@ -278,7 +280,7 @@ class Guard:
             response = f" {response}"
         asked = self.prompt_of(prompt)
         generation = own.engine.generate(asked, observer=observer, completion=response)
-        return own.score(generation, observer, asked)
+        return own.score(generation, observer, asked).deciding(self.policy.score)
 
     def prompt_of(self, prompt: PromptLike) -> Prompt:
         """Return the prompt that a question, messages or a prompt stand for."""
@@ -352,17 +354,11 @@ def _checked_sources(
     return sources
 
 
-def _check_ood_scores(policy: Policy, own: Source, fallbacks: Mapping[str, Source | FallbackFunction]) -> None:
-    """Every score that the policy decides on must have the ood_score that it needs."""
-    if not policy.needs_ood_score:
-        return
+def _check_scores(policy: Policy, own: Source, fallbacks: Mapping[str, Source | FallbackFunction]) -> None:
+    """Every scorer must give the score that the policy decides on, and the ood_score that it needs."""
     for source in (own, *(fallbacks[name] for name in policy.fallback_names())):
-        if isinstance(source, Source) and source.scorer is not None and source.scorer.artefact.ood_detector is None:
-            raise ScorerError(
-                f"The policy '{policy.name}' needs ood_score, which the scorer of '{source.name}' does not give",
-                why="it was fitted on too few answers, or built without that part",
-                fix="Run guard calibrate on more questions, or remove 'out_of_distribution' from the policy",
-            )
+        if isinstance(source, Source) and source.scorer is not None:
+            check_gives(source.scorer, policy, whose=source.name)
 
 
 def _fingerprint(
@@ -379,6 +375,7 @@ def _fingerprint(
             name: _answering(source, source.template_options) if isinstance(source, Source) else None
             for name, source in named.items()
         },
+        score=policy.score,
         procedure_sha256=procedure_sha256(policy, route),
     )
 

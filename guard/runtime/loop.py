@@ -15,24 +15,14 @@ from guard.engines.callback_errors import is_from_signal_handler
 from guard.errors import InputError
 from guard.policy.defects import Defect, defects_of
 from guard.policy.document import Fallback, Retry
-from guard.records import (
-    Attempt,
-    Decision,
-    Escalation,
-    FinishReason,
-    Generation,
-    Limits,
-    Outcome,
-    Prompt,
-    Sampling,
-    Score,
-)
+from guard.records import Attempt, Decision, Escalation, FinishReason, Generation, Limits, Outcome, Prompt, Sampling
 from guard.review.handlers import NOBODY
 from guard.runtime.call_state import CallState, describe_error
 from guard.runtime.deadline import acall_within, call_within
 from guard.runtime.resources import Resources, escalation_step
 from guard.runtime.sources import FallbackFunction, Source
 from guard.runtime.steps import Step, Steps
+from guard.scores import Score
 from guard.scoring.signature import SignatureObserver
 
 
@@ -198,12 +188,17 @@ class Call:
         self.state.note_use(prompt_tokens=result.prompt_tokens, completion_tokens=result.completion_tokens)
         error = None
         try:
-            score = plan.score(result)
+            score = self._scored(plan, result)
         except Exception as failure:  # fail closed: the policy says what happens
             if is_from_signal_handler(failure):
                 raise
             score, error = None, describe_error(failure)
         return self._keep(plan, result, score, self._decide(score, error, result.defects), error)
+
+    def _scored(self, plan: AttemptPlan, result: Result) -> Score | None:
+        """Return the score with the probability that the policy decides on."""
+        score = plan.score(result)
+        return score and score.deciding(self.state.policy.score)
 
     def _fail(self, plan: AttemptPlan, error: Exception) -> bool:
         """Decide where there is no answer, or raise what is the caller's fault."""

@@ -13,8 +13,9 @@ from guard.engines.base import BaseEngine
 from guard.engines.protocols import Engine
 from guard.errors import CaptureError, InputError, ScorerError, did_you_mean
 from guard.policy.policy import Policy
-from guard.records import CapturePoint, Generation, Prompt, Score
+from guard.records import CapturePoint, Generation, Prompt
 from guard.runtime.call_state import OWN_ENGINE
+from guard.scores import Score
 from guard.scoring.scorer import Scorer, load_scorer
 from guard.scoring.signature import SignatureObserver
 
@@ -45,7 +46,7 @@ class Source:
 
     def observer(self) -> SignatureObserver:
         """Return an observer of one generation, which records what the scorer reads."""
-        return SignatureObserver(temperatures=self.scorer.schema.temperatures if self.scorer else (1.0,))
+        return self.scorer.observer() if self.scorer else SignatureObserver(aggregates=())
 
     def score(self, generation: Generation, observer: SignatureObserver, prompt: Prompt) -> Score:
         """Score this engine's answer to a prompt; errors as for `score_of`.
@@ -90,6 +91,33 @@ def bind_scorer(scorer: Scorer, engine: Engine, *, force: bool = False) -> Score
         ScorerMismatchError: fitted on another model or at another capture point, and not forced.
     """
     return scorer.for_model(engine.model, capture_point_of(engine), force=force)
+
+
+def check_gives(scorer: Scorer, policy: Policy, *, whose: str) -> None:
+    """Refuse a scorer that does not give what a policy decides on.
+
+    Args:
+        scorer: of the answers that are decided on.
+        policy: decides.
+        whose: name of the source, for messages.
+
+    Raises:
+        ScorerError: it does not give the policy's score, or the ood_score that the policy needs.
+    """
+    given = scorer.artefact.scores
+    if policy.score not in given:
+        raise ScorerError(
+            f"The policy '{policy.name}' decides on the score '{policy.score}', which the scorer of '{whose}' does "
+            "not give",
+            why=f"it gives {', '.join(given)}; the others carried no signal when it was fitted",
+            fix="Write score: guard in the policy, or run guard calibrate on more questions",
+        )
+    if policy.needs_ood_score and scorer.artefact.ood_detector is None:
+        raise ScorerError(
+            f"The policy '{policy.name}' needs ood_score, which the scorer of '{whose}' does not give",
+            why="it was fitted on too few answers, or built without that part",
+            fix="Run guard calibrate on more questions, or remove 'out_of_distribution' from the policy",
+        )
 
 
 def loading_options(scorer: Scorer | None, given: Mapping[str, Any] | None = None) -> dict[str, Any]:

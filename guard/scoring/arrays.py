@@ -1,4 +1,4 @@
-"""Arrays as text, for artefacts in JSON: little-endian float32 in base64. Reading trusts nothing."""
+"""Arrays as text, for artefacts in JSON: little-endian float32 in base64. ScoreReading trusts nothing."""
 
 from __future__ import annotations
 

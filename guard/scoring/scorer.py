@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from pydantic import ValidationError
 from guard.errors import CaptureError, InputError, ScorerError, ScorerMismatchError
 from guard.files import checked_json
 from guard.files.write_whole import write_whole
-from guard.records import CapturePoint, ModelInfo, Score, Signals
+from guard.records import CapturePoint, ModelInfo, Signals
+from guard.scores import Score, ScoreReading
 from guard.scoring.ood import OodDetector
 from guard.scoring.probe import normalised
 from guard.scoring.provenance import Binding
 from guard.scoring.scorer_file import FORMAT, FORMAT_VERSION, MAX_BYTES, Artefact, Linear, LinearProbe, Model, Trees
-from guard.scoring.signature import FeatureSchema, feature_vector
+from guard.scoring.signature import SignatureObserver, feature_vector
 
 
 class Scorer:
@@ -41,29 +43,40 @@ class Scorer:
         self.artefact = artefact
         self.calibrated = calibrated
         self.sha256 = checked_json.digest(_content(artefact))
-        self._model = _Calibrated(artefact.model)
-        self._baseline = _Calibrated(artefact.baseline) if artefact.baseline else None
+        used = {at for model in artefact.scores.values() for at in model.features_used}
+        self._schema, positions = artefact.feature_schema.narrowed(used)
+        self._models = {
+            name: (_Calibrated(model, positions), artefact.reads(name)) for name, model in artefact.scores.items()
+        }
         self._ood_detector = OodDetector.from_stored(artefact.ood_detector) if artefact.ood_detector else None
 
-    @property
-    def schema(self) -> FeatureSchema:
-        """The features that this scorer reads."""
-        return self.artefact.feature_schema
+    def observer(self) -> SignatureObserver:
+        """Return an observer of one answer, which computes the maps of the tokens that the scores read, and no other.
+
+        Examples:
+            >>> load_scorer(shipped_scorer()).observer().aggregates
+            ('last',)
+        """
+        schema = self._schema
+        return SignatureObserver(temperatures=schema.temperatures, aggregates=schema.signature_tokens)
 
     def score(self, signals: Signals) -> Score:
-        """Return the probability that an answer is wrong.
+        """Return the probabilities that an answer is wrong; the one that decides is guard's own.
 
         Raises:
             CaptureError: the signals lack what the scorer's features need.
             ScorerError: the artefact's numbers are so large that the score is no number.
         """
         started = time.perf_counter()
-        vector = feature_vector(signals, self.schema).astype(np.float64)
+        vector = feature_vector(signals, self._schema).astype(np.float64)
         activations = signals.signature.activations
-        p_wrong = self._model.probability(vector, activations)
-        baseline = self._baseline.probability(vector, activations) if self._baseline else None
+        scores = {
+            name: ScoreReading(model.probability(vector, activations), reads)
+            for name, (model, reads) in self._models.items()
+        }
         ood_score = self._ood_detector.ood_score(signals) if self._ood_detector else None
-        return Score(p_wrong, self.calibrated, baseline, time.perf_counter() - started, ood_score)
+        seconds = time.perf_counter() - started
+        return Score(scores["guard"].p_wrong, self.calibrated, seconds, ood_score, scores)
 
     def for_model(self, model: ModelInfo, capture_point: CapturePoint, *, force: bool = False) -> Scorer:
         """This scorer for a loaded model.
@@ -108,8 +121,8 @@ def load_scorer(path: str | Path) -> Scorer:
 
     Examples:
         >>> from guard.scoring import shipped_scorer
-        >>> load_scorer(shipped_scorer()).artefact.features
-        'combined'
+        >>> sorted(load_scorer(shipped_scorer()).artefact.scores)
+        ['guard', 'ilis', 'log-probabilities']
     """
     return parse_scorer(checked_json.read_bytes(path, _KIND), where=str(path))
 
@@ -119,8 +132,8 @@ def parse_scorer(data: bytes, *, where: str = "<scorer>") -> Scorer:
 
     Examples:
         >>> from guard.scoring import shipped_scorer
-        >>> parse_scorer(shipped_scorer().read_bytes()).artefact.features
-        'combined'
+        >>> parse_scorer(shipped_scorer().read_bytes()).artefact.reads("log-probabilities")
+        ('log-probabilities',)
     """
     content, claimed = checked_json.parse(data, _KIND, where=where)
     try:
@@ -158,14 +171,28 @@ _KIND = checked_json.Kind(
 class Evaluator:
     """The log-odds of a model's parts, in arrays."""
 
-    def __init__(self, base: Linear | None, trees: Trees | None, probe: LinearProbe | None = None) -> None:
+    def __init__(
+        self,
+        base: Linear | None,
+        trees: Trees | None,
+        probe: LinearProbe | None = None,
+        *,
+        positions: NDArray[np.intp] | None = None,
+    ) -> None:
+        """
+        Args:
+            base: the linear model.
+            trees: the regression trees.
+            probe: the linear probe.
+            positions: where each feature of the model stands in the vectors; by default where the model says.
+        """
         self._base = base
         if base:
-            self._at = np.array(base.features, np.intp)
+            self._at = _placed(base.features, positions)
             with np.errstate(over="ignore", invalid="ignore"):  # huge numbers make a score that is refused
                 self._weights = np.array(base.coefficients, np.float64) / np.array(base.scale, np.float64)
                 self._offset = base.intercept - float(self._weights @ np.array(base.mean, np.float64))
-        self._trees = _Forest(trees) if trees and trees.roots else None
+        self._trees = _Forest(trees, positions) if trees and trees.roots else None
         self._probe = probe.array if probe else None
 
     def log_odds(self, vector: NDArray[np.float64], activations: NDArray[np.floating] | None = None) -> float:
@@ -190,8 +217,8 @@ class Evaluator:
 class _Calibrated:
     """A `Model` ready to evaluate."""
 
-    def __init__(self, model: Model) -> None:
-        self._evaluator = Evaluator(model.base, model.trees, model.probe)
+    def __init__(self, model: Model, positions: NDArray[np.intp]) -> None:
+        self._evaluator = Evaluator(model.base, model.trees, model.probe, positions=positions)
         self._calibration = model.calibration
 
     def probability(self, vector: NDArray[np.float64], activations: NDArray[np.floating]) -> float:
@@ -203,12 +230,19 @@ class _Calibrated:
         return logistic(calibrated)
 
 
+def _placed(features: Sequence[int], positions: NDArray[np.intp] | None) -> NDArray[np.intp]:
+    """Return where the features of a model stand in a vector."""
+    at = np.array(features, np.intp)
+    return at if positions is None else positions[at]
+
+
 class _Forest:
     """All trees walked at once, a level at a time."""
 
-    def __init__(self, trees: Trees) -> None:
+    def __init__(self, trees: Trees, positions: NDArray[np.intp] | None) -> None:
         self._roots = np.array(trees.roots, np.intp)
-        self._feature = np.array(trees.feature, np.intp)
+        feature = np.array(trees.feature, np.intp)
+        self._feature = np.where(feature < 0, -1, _placed(trees.feature, positions))
         self._threshold = np.array(trees.threshold, np.float64)
         self._left = np.array(trees.left, np.intp)
         self._right = np.array(trees.right, np.intp)

@@ -1,7 +1,7 @@
 """What a scorer's file says: plain numbers, checked for shape and sense before anything is made of them.
 
-One JSON file of numbers: a linear model over token log-probabilities, a linear probe of the
-layers' activations, regression trees that correct both, a calibration curve, and an out-of-distribution detector.
+One JSON file of numbers: for each score a linear model, a linear probe of the layers' activations, regression trees
+and a calibration curve, as far as it has them; and an out-of-distribution detector.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from pydantic import (
 )
 
 from guard.records import Floats
+from guard.scores import ScoreName
 from guard.scoring.arrays import array_from_text, array_to_text
 from guard.scoring.ood import StoredOodDetector
 from guard.scoring.provenance import Binding, DataSet, Part, PlainDict, Prompting
-from guard.scoring.signature import ACTIVATION_TOKENS, FeatureSchema
+from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATE_WORDS, WORDS, FeatureSchema
 
 FORMAT: Literal["guard-scorer"] = "guard-scorer"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 #: What a stranger's file may cost us: larger ones are refused before anything is made of them.
 MAX_BYTES, MAX_TREES, MAX_DEPTH = 32 * 2**20, 20_000, 64
@@ -160,14 +161,30 @@ class Model(Part):
     trees: Trees | None
     calibration: Calibration
 
+    @property
+    def features_used(self) -> set[int]:
+        """Positions of the features that the base model or a tree reads."""
+        return {*(self.base.features if self.base else []), *(at for at in self.nodes if at >= 0)}
+
+    @property
+    def nodes(self) -> list[int]:
+        """The feature of each node of the trees; -1 of a leaf."""
+        return self.trees.feature if self.trees else []
+
 
 class Artefact(Part):
-    """The whole file."""
+    """The whole file.
+
+    Attributes:
+        schema_: the features that the models number.
+        scores: the model of each score; guard's own is always there.
+        settings: how each score was fitted, by its name.
+        metrics: of each score on held-out questions, by its name.
+    """
 
     format: Literal["guard-scorer"]
     format_version: int
     binding: Binding
-    features: Literal["combined", "ilis", "logprob"]
     schema_: Schema = Field(alias="schema")
     feature_names: Annotated[list[str], FailFast()]
     prompting: Prompting
@@ -177,8 +194,7 @@ class Artefact(Part):
     settings: PlainDict
     versions: dict[str, str]
     metrics: PlainDict
-    model: Model
-    baseline: Model | None
+    scores: dict[ScoreName, Model]
     ood_detector: StoredOodDetector | None
 
     @model_validator(mode="after")
@@ -190,20 +206,20 @@ class Artefact(Part):
             raise ValueError("feature_names are not as many as the schema's features")
         if list(self.feature_schema.names) != self.feature_names:
             raise ValueError("feature_names do not follow from the schema")
-        probe = self.model.probe
-        if probe and (probe.tokens, probe.layers, probe.width) != (
-            len(ACTIVATION_TOKENS),
-            self.binding.layers,
-            self.binding.width,
-        ):
-            raise ValueError("the linear probe does not have the shape of the model's activations")
+        if "guard" not in self.scores:
+            raise ValueError("guard's own score is missing")
+        shape = (len(ACTIVATION_TOKENS), self.binding.layers, self.binding.width)
+        for model in self.scores.values():
+            probe = model.probe
+            if probe and (probe.tokens, probe.layers, probe.width) != shape:
+                raise ValueError("the linear probe does not have the shape of the model's activations")
         detector = self.ood_detector
         if detector and (max(detector.layers) >= self.binding.layers or detector.width != self.binding.width):
             raise ValueError("the out-of-distribution detector's layers or width are not the model's")
-        for model in (self.model, self.baseline):
-            if model and any(not -1 <= at < len(self.feature_names) for at in _features_used(model)):
+        for model in self.scores.values():
+            if any(not -1 <= at < len(self.feature_names) for at in (*model.features_used, *model.nodes)):
                 raise ValueError("a feature index is out of range")
-            if model and model.base and min(model.base.features, default=0) < 0:
+            if model.base and min(model.base.features, default=0) < 0:
                 raise ValueError("a feature index is negative")
         return self
 
@@ -219,9 +235,15 @@ class Artefact(Part):
             version=schema.version,
         )
 
-
-def _features_used(model: Model) -> list[int]:
-    return [*(model.base.features if model.base else []), *(model.trees.feature if model.trees else [])]
+    def reads(self, name: ScoreName) -> tuple[str, ...]:
+        """Return what of an answer a score is made of, in words."""
+        model = self.scores[name]
+        schema, _ = self.feature_schema.narrowed(model.features_used)
+        groups = schema.groups if model.features_used else ()
+        words = [WORDS[group] for group in groups]
+        if schema.signature_tokens and groups:
+            words[-1] += f" ({', '.join(AGGREGATE_WORDS[each] for each in schema.aggregates)})"
+        return (*words, *(("activations",) if model.probe else ()))
 
 
 def linear_of(

@@ -8,7 +8,7 @@ which folds each token in as it comes, so that memory does not grow with the ans
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -21,7 +21,14 @@ from guard.records import Floats, Signals, Signature
 #: Raised when the meaning or the order of any feature changes; part of every artefact.
 SCHEMA_VERSION = 1
 
-AGGREGATES = ("first", "last", "mean", "max")
+#: Aggregates over an answer's tokens, and what each is called where people read.
+AGGREGATE_WORDS = {
+    "first": "first token",
+    "last": "last token",
+    "mean": "mean over tokens",
+    "max": "maximum over tokens",
+}
+AGGREGATES = tuple(AGGREGATE_WORDS)
 
 #: What is kept of the activations themselves.
 ACTIVATION_TOKENS = ("first", "last", "mean")
@@ -29,8 +36,15 @@ ACTIVATION_TOKENS = ("first", "last", "mean")
 #: Multiply-adds of a matrix product below which OpenBLAS uses one thread (it begins at 4 x 65,536).
 _BLAS_STAYS_SERIAL = 200_000
 
-#: Feature groups, in the order in which they stand in the vector.
-GROUPS = ("logprob", "margin", "length", "norms", "map")
+#: Feature groups, in the order in which they stand in the vector, and what each is called where people read.
+WORDS = {
+    "logprob": "log-probabilities",
+    "margin": "margins",
+    "length": "length",
+    "norms": "norms",
+    "map": "signature",
+}
+GROUPS = tuple(WORDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +95,39 @@ class FeatureSchema:
             names += [f"{group}.{name}" for name in _NAMERS[group](self)]
         return tuple(names)
 
-    def columns(self, groups: Iterable[str]) -> NDArray[np.intp]:
-        """Return positions of the features of some groups in the vector."""
-        wanted = set(groups)
-        return np.array([at for at, name in enumerate(self.names) if name.split(".")[0] in wanted], np.intp)
+    @property
+    def signature_tokens(self) -> tuple[str, ...]:
+        """The aggregates over tokens whose maps and norms are features; empty where none is."""
+        return self.aggregates if {"norms", "map"} & set(self.groups) else ()
+
+    def columns(self, groups: Iterable[str], aggregates: Iterable[str] = AGGREGATES) -> NDArray[np.intp]:
+        """Return positions of the features of some groups, and of some aggregates in them, in the vector."""
+        wanted, tokens = set(groups), set(aggregates)
+        kinds = [_kind(name) for name in self.names]
+        kept = [at for at, kind in enumerate(kinds) if kind.group in wanted and kind.aggregate in (None, *tokens)]
+        return np.array(kept, np.intp)
+
+    def narrowed(self, columns: Iterable[int]) -> tuple[FeatureSchema, NDArray[np.intp]]:
+        """Return the smallest schema that has some of the features, and where each feature stands in it.
+
+        Args:
+            columns: positions of the features that are needed.
+
+        Returns:
+            the schema, and shape (size,): new positions of all features, -1 for those that it does not have.
+        """
+        names = self.names
+        kinds = [_kind(names[at]) for at in columns]
+        groups, tokens = {kind.group for kind in kinds}, {kind.aggregate for kind in kinds}
+        heats = {kind.temperature for kind in kinds}
+        small = replace(
+            self,
+            groups=tuple(name for name in self.groups if name in groups) or self.groups[:1],
+            aggregates=tuple(name for name in self.aggregates if name in tokens) or self.aggregates[:1],
+            temperatures=tuple(tau for tau in self.temperatures if f"{tau:g}" in heats) or self.temperatures[:1],
+        )
+        at = {name: position for position, name in enumerate(small.names)}
+        return small, np.array([at.get(name, -1) for name in names], np.intp)
 
 
 class SignatureObserver:
@@ -92,13 +135,22 @@ class SignatureObserver:
 
     All tokens count, from the pass over the prompt's end that chose the first one to the pass that
     chose the end of the answer. The rule looks at nothing but the answer itself.
+
+    A map costs a matrix product, so only the maps of the tokens that are read are computed: those of the first and
+    the last token when the signature is asked for, those of every token for the mean and the maximum.
+
+    Attributes:
+        temperatures: of the maps.
+        aggregates: the tokens whose maps and norms are read; empty where none is.
     """
 
     def __init__(self, *, temperatures: tuple[float, ...] = (1.0,), aggregates: tuple[str, ...] = AGGREGATES) -> None:
         _check_temperatures(temperatures)
-        _check_known("aggregate", aggregates, AGGREGATES)
-        self._temperatures = temperatures
-        self._aggregates = aggregates
+        if aggregates:
+            _check_known("aggregate", aggregates, AGGREGATES)
+        self.temperatures = temperatures
+        self.aggregates = aggregates
+        self._reads_every_token = bool({"mean", "max"} & set(aggregates))
         self._tokens = 0
         self._maps = _Fold(aggregates)
         self._norms = _Fold(aggregates)
@@ -106,11 +158,11 @@ class SignatureObserver:
 
     def observe(self, activations: Floats) -> None:
         """Take one token's activations, shape (L, D)."""
-        maps = np.stack([pairwise_kl(activations, temperature=tau) for tau in self._temperatures])
         norms = log_rms(activations)
-        if not (np.isfinite(maps).all() and np.isfinite(norms).all()):
-            raise CaptureError(f"Token {self._tokens} has activations that are not finite or all zero")
-        self._maps.add(maps)
+        if not np.isfinite(norms).all():
+            raise _unusable(self._tokens)
+        if self._reads_every_token:
+            self._maps.add(self._maps_of(activations, self._tokens))
         self._norms.add(norms)
         self._activations.add(activations.copy())
         self._tokens += 1
@@ -123,15 +175,33 @@ class SignatureObserver:
         """
         if self._tokens == 0:
             raise CaptureError("No token's activations were recorded")
-        maps = self._maps.aggregate().swapaxes(0, 1)
+        activations = self._activations.aggregate()
+        maps = self._maps.aggregate() if self._reads_every_token else self._maps_of_ends(activations)
         return Signature(
-            maps=np.ascontiguousarray(maps),
+            maps=np.ascontiguousarray(maps.swapaxes(0, 1)),
             norms=self._norms.aggregate(),
-            activations=self._activations.aggregate(),
-            temperatures=self._temperatures,
-            aggregates=self._aggregates,
+            activations=activations,
+            temperatures=self.temperatures,
+            aggregates=self.aggregates,
             tokens=self._tokens,
         )
+
+    def _maps_of_ends(self, activations: Floats) -> Floats:
+        """Return the maps of the first and the last token, as far as they are read, shape (aggregates, taus, L, L)."""
+        layers, at = activations.shape[1], {"first": 0, "last": self._tokens - 1}
+        ends = [self._maps_of(activations[ACTIVATION_TOKENS.index(name)], at[name]) for name in self.aggregates]
+        return np.array(ends, np.float32).reshape(len(ends), len(self.temperatures), layers, layers)
+
+    def _maps_of(self, activations: Floats, token: int) -> Floats:
+        """Return one token's maps, shape (temperatures, L, L)."""
+        maps = np.stack([pairwise_kl(activations, temperature=tau) for tau in self.temperatures])
+        if not np.isfinite(maps).all():
+            raise _unusable(token)
+        return maps
+
+
+def _unusable(token: int) -> CaptureError:
+    return CaptureError(f"Token {token} has activations that are not finite or all zero")
 
 
 class _Fold:
@@ -159,7 +229,7 @@ class _Fold:
             "max": self._max,
             "mean": self._sum / self._count,
         }
-        return np.stack([values[name].astype(np.float32) for name in self._names])
+        return np.array([values[name].astype(np.float32) for name in self._names], np.float32)
 
 
 def pairwise_kl(activations: NDArray[Any], *, temperature: float = 1.0) -> NDArray[Any]:
@@ -228,6 +298,25 @@ def feature_vector(signals: Signals, schema: FeatureSchema) -> Floats:
 
 
 # -- feature groups: a namer and a builder each ------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _FeatureKind:
+    """What a feature's name says: its group, and of maps and norms over which tokens and at which temperature."""
+
+    group: str
+    aggregate: str | None = None
+    temperature: str | None = None
+
+
+def _kind(name: str) -> _FeatureKind:
+    group, *parts = name.split(".")
+    if group == "norms":
+        return _FeatureKind(group, parts[0])
+    if group == "map":
+        *heat, aggregate, _ = parts  # a temperature may have a point of its own
+        return _FeatureKind(group, aggregate, ".".join(heat))
+    return _FeatureKind(group)
 
 
 _LOGPROB_NAMES = ("mean", "min", "first", "last", "entropy_mean", "entropy_max", "entropy_first")

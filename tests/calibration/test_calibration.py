@@ -20,12 +20,12 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from guard.calibration import fitting
 from guard.calibration import scorer_fit as calibration
-from guard.calibration.fitting import Features
 from guard.calibration.scorer_fit import SPLIT_SHARES, FittedScorer, Labelled, fit_scorer, split_labelled
 from guard.data.questions import LabelledResponse, Question, Row
 from guard.data.recording import Journal, Record, Run, record_rows
 from guard.errors import CalibrationError, InputError
 from guard.records import Prompt, Signals, Signature
+from guard.scores import SCORE_NAMES, ScoreName
 from guard.scoring import probe
 from guard.scoring.metrics import expected_calibration_error, metrics_of
 from guard.scoring.scorer import Evaluator, load_scorer
@@ -70,10 +70,8 @@ def splits_of(labelled: Sequence[Labelled]) -> dict[str, list[Labelled]]:
     }
 
 
-def fit(
-    labelled: Sequence[Labelled], *, features: Features = "combined", without: Sequence[str] = (), seed: int = 0
-) -> FittedScorer:
-    return fit_scorer(splits_of(labelled), run=RUN, data=[], features=features, without=without, seed=seed)
+def fit(labelled: Sequence[Labelled], *, without: Sequence[str] = (), seed: int = 0) -> FittedScorer:
+    return fit_scorer(splits_of(labelled), run=RUN, data=[], without=without, seed=seed)
 
 
 # -- what is learnt ----------------------------------------------------------------------------
@@ -81,13 +79,12 @@ def fit(
 
 def test_the_layers_add_to_log_probabilities_where_they_know_more() -> None:
     fitted = fit(made(2500, seed=0, by_logprob=1.5, by_map=1.5))
-    assert fitted.baseline is not None
-    assert fitted.test.n == fitted.baseline.n == 500
-    assert fitted.test.auroc > fitted.baseline.auroc + 0.03
-    assert fitted.test.brier < fitted.baseline.brier
-    assert fitted.test.auroc > 0.75
-    assert fitted.test.ece < 0.08
-    settings = fitted.scorer.artefact.settings
+    assert fitted.metrics["guard"].n == fitted.metrics["log-probabilities"].n == 500
+    assert fitted.metrics["guard"].auroc > fitted.metrics["log-probabilities"].auroc + 0.03
+    assert fitted.metrics["guard"].brier < fitted.metrics["log-probabilities"].brier
+    assert fitted.metrics["guard"].auroc > 0.75
+    assert fitted.metrics["guard"].ece < 0.08
+    settings = fitted.scorer.artefact.settings["guard"]
     assert settings["shrinkage"] > 0
     assert settings["rounds"] > 5
 
@@ -95,19 +92,20 @@ def test_the_layers_add_to_log_probabilities_where_they_know_more() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_layers_that_know_nothing_do_little_harm(seed: int) -> None:
     fitted = fit(made(1200, seed=seed, by_logprob=2.0, by_map=0.0))
-    assert fitted.baseline is not None
-    assert fitted.test.auroc > fitted.baseline.auroc - 0.02
-    assert fitted.test.brier < fitted.baseline.brier + 0.01
+    assert fitted.metrics["guard"].auroc > fitted.metrics["log-probabilities"].auroc - 0.02
+    assert fitted.metrics["guard"].brier < fitted.metrics["log-probabilities"].brier + 0.01
 
 
 def test_nothing_of_a_useless_correction_is_kept() -> None:
     """Noise helps held-out answers by chance now and then, but not always."""
     fits = [fit(made(500, seed=seed, by_logprob=2.0, by_map=0.0)) for seed in range(4)]
-    dropped = [fitted.scorer.artefact for fitted in fits if fitted.scorer.artefact.settings["shrinkage"] == 0.0]
+    dropped = [
+        fitted.scorer.artefact for fitted in fits if fitted.scorer.artefact.settings["guard"]["shrinkage"] == 0.0
+    ]
     assert dropped
     for artefact in dropped:
-        assert artefact.model.trees is None
-        assert artefact.settings["rounds"] == 0
+        assert artefact.scores["guard"].trees is None
+        assert artefact.settings["guard"]["rounds"] == 0
 
 
 @pytest.mark.parametrize("landmarks", [probe.LANDMARKS, 300], ids=["all", "some"])
@@ -116,32 +114,34 @@ def test_the_read_out_adds_what_the_activations_know(landmarks: int, monkeypatch
     monkeypatch.setattr(probe, "LANDMARKS", landmarks)
     labelled = made(900, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
     fitted = fit(labelled)
-    assert fitted.baseline is not None
-    assert max(each["probe"] for each in fitted.scorer.artefact.settings["regressions"]) == fitting.LARGEST_PRIOR_SCALE
-    assert fitted.test.auroc > fitted.baseline.auroc + 0.1
-    assert fitted.test.brier < fitted.baseline.brier - 0.02
-    weights = fitted.scorer.artefact.model.probe
+    assert (
+        max(each["probe"] for each in fitted.scorer.artefact.settings["guard"]["regressions"])
+        == fitting.LARGEST_PRIOR_SCALE
+    )
+    assert fitted.metrics["guard"].auroc > fitted.metrics["log-probabilities"].auroc + 0.1
+    assert fitted.metrics["guard"].brier < fitted.metrics["log-probabilities"].brier - 0.02
+    weights = fitted.scorer.artefact.scores["guard"].probe
     assert weights is not None
     assert np.unravel_index(np.abs(weights.array).sum(axis=0).argmax(), (LAYERS, WIDTH)) == (1, 0)
     without = fit(labelled, without=("activations",))
-    assert without.scorer.artefact.model.probe is None
-    assert without.test.auroc < fitted.test.auroc - 0.1
+    assert without.scorer.artefact.scores["guard"].probe is None
+    assert without.metrics["guard"].auroc < fitted.metrics["guard"].auroc - 0.1
 
 
 def test_the_layers_alone_can_be_a_score() -> None:
     labelled = made(900, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
     fitted = fit(labelled, without=("logprob", "margin", "length"))
-    model = fitted.scorer.artefact.model
+    model = fitted.scorer.artefact.scores["guard"]
     assert model.base is not None
     assert model.base.features == []
     assert model.probe is not None
-    assert fitted.test.auroc > 0.7
+    assert fitted.metrics["guard"].auroc > 0.7
 
 
 def test_without_activations_their_products_are_not_read() -> None:
     """A linear probe could not be stored."""
     labelled = made(300, seed=5, by_logprob=1.0, by_map=0.0, by_activations=2.0)
-    schema = fitting.schema_for("combined", layers=LAYERS, temperatures=(1.0,))
+    schema = fitting.schema_for(layers=LAYERS, temperatures=(1.0,))
     signals = [each.record.signals for each in labelled]
     activations = np.stack([each.signature.activations for each in signals])
     examples = fitting.Examples(
@@ -165,10 +165,10 @@ def test_where_sets_are_held_out_all_regressions_count_the_same(monkeypatch: pyt
     def log_odds(*scales: float) -> list[float]:
         monkeypatch.setattr(fitting, "PRIOR_SCALES", scales)
         artefact = fit(labelled, seed=1).scorer.artefact
-        assert artefact.settings["folds"] == "data sets"
-        assert artefact.model.base is not None
-        evaluator = Evaluator(artefact.model.base, None, artefact.model.probe)
-        schema = fitting.schema_for("combined", layers=LAYERS, temperatures=(1.0,))
+        assert artefact.settings["guard"]["folds"] == "data sets"
+        assert artefact.scores["guard"].base is not None
+        evaluator = Evaluator(artefact.scores["guard"].base, None, artefact.scores["guard"].probe)
+        schema = fitting.schema_for(layers=LAYERS, temperatures=(1.0,))
         signals = [each.record.signals for each in labelled[:20]]
         return [evaluator.log_odds(feature_vector(each, schema), each.signature.activations) for each in signals]
 
@@ -220,12 +220,12 @@ def test_calibration_is_moved_by_as_much_as_answers_tell(answers: int, slope: fl
     assert found.intercept == pytest.approx(0.0, abs=0.3 if answers < 100 else 0.05)
 
 
-@pytest.mark.parametrize("features", ["ilis", "combined"])
-def test_trees_alone_start_from_the_share_of_wrong_answers(features: Features) -> None:
+@pytest.mark.parametrize("score", ["ilis", "guard"])
+def test_trees_alone_start_from_the_share_of_wrong_answers(score: ScoreName) -> None:
     """So that calibration has only a little to move, however few answers there are."""
     labelled = made(120, seed=11, by_logprob=0.0, by_map=3.0)
-    without = ("logprob", "margin", "length", "activations") if features == "combined" else ()
-    model = fit(labelled, features=features, without=without).scorer.artefact.model
+    without = ("logprob", "margin", "length", "activations")
+    model = fit(labelled, without=without).scorer.artefact.scores[score]
     assert model.base is not None
     assert model.base.features == []
     assert model.trees is not None
@@ -241,14 +241,14 @@ def test_how_much_of_a_held_out_set_is_wrong_does_not_speak_against_trees_alone(
         labelled += [each for each in answers if each.wrong][: 20 + 25 * number]
         labelled += [each for each in answers if not each.wrong][: 120 - 25 * number]
     np.random.default_rng(0).shuffle(labelled)
-    artefact = fit(labelled, features="ilis").scorer.artefact
-    assert artefact.settings["folds"] == "data sets"
-    assert artefact.model.calibration.slope > 0.5
+    artefact = fit(labelled, without=("logprob", "margin", "length", "activations")).scorer.artefact
+    assert artefact.settings["ilis"]["folds"] == "data sets"
+    assert artefact.scores["ilis"].calibration.slope > 0.5
 
 
 def test_a_score_without_trees_can_do_without_features_for_them() -> None:
     model = fit(made(500, seed=6, by_logprob=2.0, by_map=0.0), without=("map", "norms", "margin", "length"))
-    assert model.scorer.artefact.model.trees is None
+    assert model.scorer.artefact.scores["guard"].trees is None
 
 
 @pytest.mark.parametrize("sign", [-1.0, 0.0])
@@ -265,7 +265,7 @@ def test_what_misleads_from_set_to_set_is_not_kept() -> None:
         sign = 1 if number % 2 else -1
         labelled += made(150, seed=number, by_logprob=2.0, by_map=0.0, by_activations=sign * 3.0, dataset=f"s{number}")
     labelled = [labelled[at] for at in np.random.default_rng(0).permutation(len(labelled))]
-    settings = fit(labelled).scorer.artefact.settings
+    settings = fit(labelled).scorer.artefact.settings["guard"]
     assert settings["folds"] == "data sets"
     assert {each["probe"] for each in settings["regressions"]} == {0.0}
 
@@ -284,47 +284,49 @@ def test_a_gain_on_one_set_of_five_is_not_sure(sets: int, *, sure: bool) -> None
 def test_parts_can_be_left_out() -> None:
     labelled = made(500, seed=6, by_logprob=2.0, by_map=0.0)
     artefact = fit(labelled, without=("map", "norms")).scorer.artefact
-    assert {name.split(".")[0] for name in artefact.feature_names} == {"logprob", "margin", "length"}
-    assert [each["reads"] for each in artefact.settings["regressions"]][-1] == ["logprob", "margin", "length"]
-    kept = fit(labelled, without=("margin", "length")).scorer.artefact.settings["regressions"]
+    assert artefact.scores["guard"].trees is None or artefact.reads("guard")[:3] == (
+        "log-probabilities",
+        "margins",
+        "length",
+    )
+    assert not any("signature" in each or "norms" in each for each in artefact.reads("guard"))
+    assert [each["reads"] for each in artefact.settings["guard"]["regressions"]][-1] == ["logprob", "margin", "length"]
+    kept = fit(labelled, without=("margin", "length")).scorer.artefact.settings["guard"]["regressions"]
     assert {tuple(each["reads"]) for each in kept} == {("logprob",)}
     with pytest.raises(InputError, match=r"no part 'maps'.*Did you mean 'map'"):
         fit(labelled, without=("maps",))
     with pytest.raises(InputError, match="All feature groups are left out"):
         fit(labelled, without=("logprob", "margin", "length", "norms", "map"))
-    with pytest.raises(InputError, match="Nothing can be left out of 'ilis'"):
-        fit(labelled, features="ilis", without=("map",))
 
 
-def test_the_published_score_reads_the_maps_alone() -> None:
-    fitted = fit(made(1500, seed=1, by_logprob=2.0, by_map=2.0), features="ilis")
+def test_the_published_score_reads_the_last_tokens_map_alone() -> None:
+    fitted = fit(made(1500, seed=1, by_logprob=2.0, by_map=2.0), without=("map",))
     artefact = fitted.scorer.artefact
-    assert artefact.features == "ilis"
-    assert artefact.model.base is not None
-    assert artefact.model.base.features == []
-    assert artefact.model.trees is not None
-    assert {name.split(".")[0] for name in artefact.feature_names} == {"map"}
-    assert artefact.settings["shrinkage"] == 1.0
-    assert fitted.baseline is None
-    assert fitted.test.auroc > 0.65
+    model = artefact.scores["ilis"]
+    assert model.base is not None
+    assert model.base.features == []
+    assert model.trees is not None
+    assert model.probe is None
+    assert {artefact.feature_names[at].rsplit(".", 1)[0] for at in model.features_used} == {"map.1.last"}
+    assert artefact.reads("ilis") == ("signature (last token)",)
+    assert artefact.settings["ilis"]["shrinkage"] == 1.0
+    assert fitted.metrics["ilis"].auroc > 0.65
 
 
 def test_log_probabilities_alone_have_no_trees() -> None:
-    labelled = made(1000, seed=2, by_logprob=2.0, by_map=1.0)
-    fitted, combined = fit(labelled, features="logprob"), fit(labelled)
-    artefact = fitted.scorer.artefact
-    assert artefact.model.trees is None
-    assert artefact.model.base is not None
-    assert fitted.baseline is artefact.baseline is None
-    assert fitted.test == combined.baseline, "it is what the combined score is compared with"
+    artefact = fit(made(1000, seed=2, by_logprob=2.0, by_map=1.0)).scorer.artefact
+    model = artefact.scores["log-probabilities"]
+    assert (model.trees, model.probe) == (None, None)
+    assert artefact.reads("log-probabilities") == ("log-probabilities",)
 
 
 def test_log_probabilities_that_say_nothing_are_no_reason_to_refuse() -> None:
     refused = 0
     for seed in range(6):
         fitted = fit(made(1500, seed=seed, by_logprob=0.0, by_map=3.0))
-        assert fitted.test.auroc > 0.7
-        refused += fitted.baseline is None
+        assert fitted.metrics["guard"].auroc > 0.7
+        refused += "does not rank" in fitted.absent.get("log-probabilities", "")
+        assert set(fitted.metrics) == set(fitted.scorer.artefact.scores)
     assert refused > 0, "none of these seeds has a baseline without signal: choose others"
 
 
@@ -337,14 +339,12 @@ def test_saved_metrics_are_those_of_the_saved_scorer(tmp_path: Path) -> None:
     scores = [loaded.score(each.record.signals) for each in test]
     wrong = np.array([each.wrong for each in test])
     again = metrics_of(np.array([score.p_wrong for score in scores]), wrong)
-    assert again.auroc == pytest.approx(fitted.test.auroc, abs=1e-12)
-    assert again.brier == pytest.approx(fitted.test.brier, abs=1e-12)
-    baseline = metrics_of(np.array([score.baseline_p_wrong for score in scores], np.float64), wrong)
-    assert fitted.baseline is not None
-    assert baseline.auroc == pytest.approx(fitted.baseline.auroc, abs=1e-12)
-    told = loaded.artefact.metrics
-    assert told["test"]["brier"] == fitted.test.brier
-    assert told["baseline"]["auroc"] == fitted.baseline.auroc
+    assert again.auroc == pytest.approx(fitted.metrics["guard"].auroc, abs=1e-12)
+    assert again.brier == pytest.approx(fitted.metrics["guard"].brier, abs=1e-12)
+    for name in SCORE_NAMES:
+        alone = metrics_of(np.array([score.scores[name].p_wrong for score in scores]), wrong)
+        assert alone.auroc == pytest.approx(fitted.metrics[name].auroc, abs=1e-12)
+        assert loaded.artefact.metrics[name]["brier"] == fitted.metrics[name].brier
     assert loaded.artefact.split_sizes == {"fit": 800, "test": 200}
     assert loaded.artefact.prompting.system == "Be brief."
     assert loaded.artefact.prompting.max_tokens == 8
@@ -383,12 +383,7 @@ def test_a_score_that_ranks_backwards_is_refused() -> None:
         labelled += made(100, seed=number, by_logprob=sign * 4.0, by_map=0.0, dataset=f"s{number}")
     labelled = [labelled[at] for at in np.random.default_rng(0).permutation(len(labelled))]
     with pytest.raises(CalibrationError, match="does not rank"):
-        fit(labelled, features="logprob")
-
-
-def test_unknown_features_get_a_suggestion() -> None:
-    with pytest.raises(InputError, match="Did you mean 'combined'"):
-        fit(made(10, seed=0, by_logprob=1.0, by_map=0.0), features="combine")  # type: ignore[arg-type]
+        fit(labelled, without=("activations", "norms", "map", "margin", "length"))
 
 
 # -- splits ------------------------------------------------------------------------------------
@@ -523,7 +518,7 @@ def test_labels_of_one_kind_have_no_ranking(value: bool) -> None:
 @pytest.mark.parametrize("where", ["x", "activations"])
 def test_what_is_not_finite_is_named_before_anything_is_fitted(where: str, value: float) -> None:
     rng = np.random.default_rng(0)
-    schema = fitting.schema_for("combined", layers=LAYERS, temperatures=(1.0,))
+    schema = fitting.schema_for(layers=LAYERS, temperatures=(1.0,))
     arrays = {
         "x": rng.normal(size=(80, schema.size)).astype(np.float32),
         "activations": rng.normal(size=(80, 3, LAYERS, WIDTH)).astype(np.float32),
@@ -536,7 +531,7 @@ def test_what_is_not_finite_is_named_before_anything_is_fitted(where: str, value
 
 def test_activations_that_are_all_the_same_are_named() -> None:
     rng = np.random.default_rng(0)
-    schema = fitting.schema_for("combined", layers=LAYERS, temperatures=(1.0,))
+    schema = fitting.schema_for(layers=LAYERS, temperatures=(1.0,))
     same = np.broadcast_to(rng.normal(size=(3, LAYERS, WIDTH)).astype(np.float32), (80, 3, LAYERS, WIDTH))
     x = rng.normal(size=(80, schema.size)).astype(np.float32)
     examples = fitting.Examples(x, rng.random(80) < 0.5, np.full(80, "d"), same)

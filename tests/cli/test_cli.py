@@ -65,7 +65,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["score", "no-such-file.jsonl"], 2, "no-such-file.jsonl"),
         (["calibrate", "--data", "no-such.jsonl", "--out", "s.json"], 2, "no-such.jsonl"),
         (["calibrate", "--data", "x.jsonl", "--out", "no/such/folder/s.json"], 2, "folder that exists"),
-        (["calibrate", "--data", "x.jsonl", "--out", "s.json", "--features", "ilsi"], 2, "Did you mean 'ilis'?"),
+        (["calibrate", "--data", "x.jsonl", "--out", "s.json", "--without", "maps"], 2, "Did you mean 'map'?"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_its_code(arguments: list[str], code: int, words: str) -> None:

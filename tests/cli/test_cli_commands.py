@@ -129,6 +129,7 @@ def test_ask_prints_what_the_policy_gives_and_why(
     told = run(*asked, "--store", tmp_path / "reviews.db")
     assert (told.code, told.out.splitlines()[0]) == (code, said)
     assert f"p(wrong) {p_wrong:.0%} {trail} rule:" in told.words
+    assert f"scores: guard {p_wrong:.3f} (decides), log-probabilities {p_wrong:.3f}" in told.words
     assert ("Paris" in told.out) == (code == 0)
     assert all(engine.closed for engine in loader.engines)
     if code == 11:
@@ -340,19 +341,21 @@ def test_calibrate_fits_says_how_well_and_goes_on_where_it_was(
     loader = loads(half_right)
     out = tmp_path / "fitted.json"
     asked = ("calibrate", "--data", data, "--out", out, "--model", MODEL)
-    told = run(*asked, "--features", "logprob")
+    told = run(*asked)
     assert told.code == 0, told.words
     assert "Held-out questions" in told.words
     assert "AUROC" in told.words
+    for score in ("guard", "ilis", "log-probabilities"):
+        assert f"│ {score} │" in told.words or f"no score '{score}' in the scorer" in told.words
     assert f"Scorer written to {out}" in told.words
     assert loader.asked == 240
     fitted = load_scorer(out)
     assert fitted.artefact.data[0].rows == 240
-    again = run(*asked, "--features", "logprob", "--json")
+    again = run(*asked, "--json")
     assert (again.code, loader.asked) == (0, 240), "from the journal, without asking anything"
     assert again.json["splits"] == fitted.artefact.split_sizes
     assert again.json["truncated"] == 0
-    short = ("--features", "logprob", "--max-tokens", "2", "--journal", tmp_path / "short.journal")
+    short = ("--max-tokens", "2", "--journal", tmp_path / "short.journal")
     words, truncated = run(*asked, *short).words, run(*asked, *short, "--json").json["truncated"]
     assert 0 < truncated <= 240
     assert f"{truncated} of 240 answers were cut at their token limit" in words
@@ -366,7 +369,7 @@ def test_calibrate_names_what_it_left_out(run: Command, loads: Any, tmp_path: Pa
     file = tmp_path / "bad.jsonl"
     long = json.dumps({"id": "long", "question": "What is 1 + 1? " + "x" * 500, "answers": ["2"]})
     file.write_text(f"{sums(240)}\n{{\n{long}")
-    asked = ("calibrate", "--data", file, "--out", tmp_path / "s.json", "--model", MODEL, "--features", "logprob")
+    asked = ("calibrate", "--data", file, "--out", tmp_path / "s.json", "--model", MODEL)
     stopped = run(*asked)
     assert stopped.code == 2
     assert not (tmp_path / "s.json").exists()
@@ -382,7 +385,7 @@ def test_calibrate_names_what_it_left_out(run: Command, loads: Any, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--features", "ilsi"], "Did you mean 'ilis'?"),
+        (["--without", "maps"], "Did you mean 'map'?"),
         (["--capture-point", "mpl"], "Did you mean 'mlp'?"),
         (["--grader", "numbr"], "number"),
         (["--on-bad", "skp"], "Did you mean 'skip'?"),
@@ -475,7 +478,7 @@ def test_certify_counts_a_question_once_and_leaves_out_what_the_scorer_has_seen(
     pytest.importorskip("lightgbm")
     loader = loads(half_right)
     fitted = tmp_path / "fitted.json"
-    assert run("calibrate", "--data", data, "--out", fitted, "--model", MODEL, "--features", "logprob").code == 0
+    assert run("calibrate", "--data", data, "--out", fitted, "--model", MODEL).code == 0
     asked_before = loader.asked
     fresh = tmp_path / "fresh.jsonl"
     more = [{"id": f"f{n}", "question": f"What is {n} + 1?", "answers": [str(n + 1)]} for n in range(1000, 1100)]

@@ -63,7 +63,7 @@ def test_check_prints_each_problem_on_a_line_and_goes_on(bad: Path) -> None:
         f"{bad}:4:21: rules[0].accept.below must be a number, got 'yes'",
         f"{bad}:5:5: unknown action 'abstian'. Did you mean 'abstain'?",
         "nope: There is no policy 'nope', built in or in a file of that name. "
-        "Known: balanced, certified, permissive, shadow, strict.",
+        "Known: balanced, certified, ilis, permissive, shadow, strict.",
         "strict: fine (strict, 2 rules)",
     ]
 

@@ -79,15 +79,15 @@ def test_calibrate_writes_the_commands_file_after_an_interruption_too(
     asked: list[AnsweringEngine], sums: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("lightgbm")
-    command("calibrate", "--data", sums, "--out", tmp_path / "a.json", "--model", MODEL, "--features", "logprob")
+    command("calibrate", "--data", sums, "--out", tmp_path / "a.json", "--model", MODEL)
     with pytest.raises(InterruptedByCallerError):
-        guard.calibrate(sums, out=tmp_path / "b.json", model=MODEL, features="logprob", progress=interrupt_after(100))
+        guard.calibrate(sums, out=tmp_path / "b.json", model=MODEL, progress=interrupt_after(100))
     seen: list[guard.Progress] = []
-    result = guard.calibrate(sums, out=tmp_path / "b.json", model=MODEL, features="logprob", progress=seen.append)
+    result = guard.calibrate(sums, out=tmp_path / "b.json", model=MODEL, progress=seen.append)
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert [len(engine.asked) for engine in asked] == [240, 100, 140]
     assert seen == [guard.Progress("asking", done, 240) for done in range(100, 241)]
-    assert result.fitted.test.n == result.fitted.scorer.artefact.split_sizes["test"]
+    assert result.fitted.metrics["guard"].n == result.fitted.scorer.artefact.split_sizes["test"]
     assert (result.bad_rows, result.skipped, result.other_models, result.truncated) == ((), (), {}, 0)
 
 
@@ -179,15 +179,12 @@ def test_record_writes_the_commands_file_from_the_same_journal(
 def test_a_grader_may_be_a_function(asked: list[AnsweringEngine], sums: Path, tmp_path: Path) -> None:
     pytest.importorskip("lightgbm")
     with pytest.raises(InputError, match=r"The grader 'test_python_api:.*<lambda>' must return True or False"):
-        guard.calibrate(
-            sums, out=tmp_path / "a.json", model=MODEL, features="logprob", grader=lambda question, answer: 1
-        )
+        guard.calibrate(sums, out=tmp_path / "a.json", model=MODEL, grader=lambda question, answer: 1)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"features": "ilsi"}, "Did you mean 'ilis'"),
         ({"without": ("mapp",)}, "Did you mean 'map'"),
         ({"capture_point": "mpl"}, "Did you mean 'mlp'"),
         ({"on_bad": "skp"}, "Did you mean 'skip'"),

@@ -19,7 +19,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel
-from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model
+from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model, tiny_artefact
 
 from guard.errors import (
     AbstainedError,
@@ -36,6 +36,8 @@ from guard.langchain.attempts.stream_monitor import TOKENS_BETWEEN
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Chunk, Escalation, Limits, Prompt, Sampling
 from guard.runtime.guard import Guard
+from guard.scoring.scorer import Scorer
+from guard.scoring.scorer_file import Trees
 
 SECRET = "BADWORD"
 WAYS = pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])
@@ -82,6 +84,15 @@ def chat(loaded: StreamKeepingEngine, **settings: Any) -> ChatGuard:
     return ChatGuard(**{"model": "scripted", "engine": loaded, "scorer": confidence_scorer(), **settings})
 
 
+def map_reading_scorer() -> Scorer:
+    """The scripted scorer, with a tree that reads a map and changes nothing."""
+    at = tiny_artefact(scripted_model()).feature_names.index("map.1.last.0>1")
+    stump = Trees(
+        roots=[0], feature=[at, -1, -1], threshold=[0.0] * 3, left=[1, 0, 0], right=[2, 0, 0], value=[0.0] * 3
+    )
+    return Scorer(tiny_artefact(scripted_model(), trees=stump))
+
+
 def policy(rules: str, *lines: str) -> Policy:
     return parse_policy("\n".join(["version: 1", "name: test", f"rules: {rules}", *lines]))
 
@@ -110,7 +121,7 @@ def ask(model: Runnable[Any, Any], how: str, question: Any = "Why?") -> Any:
 
 @WAYS
 def test_an_answer_carries_its_score_usage_and_signature(how: str) -> None:
-    message = ask(chat(engine(("Paris", 0.3))), how)
+    message = ask(chat(engine(("Paris", 0.3)), scorer=map_reading_scorer()), how)
     scored = read_score(message)
     assert scored is not None
     assert message.text == "Paris"

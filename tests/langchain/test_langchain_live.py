@@ -18,8 +18,9 @@ from scripted_chat import ScriptedChat, said
 from guard.errors import AbstainedError
 from guard.langchain import RetractedError, guarded
 from guard.langchain.attempts.stream_monitor import TOKENS_BETWEEN, StreamMonitor
-from guard.records import Action, Limits, Prompt, Score
+from guard.records import Action, Limits, Prompt
 from guard.runtime.sources import score_of
+from guard.scores import Score
 from guard.scoring.signature import SignatureObserver
 
 PROMPT = ChatPromptTemplate.from_messages([("human", "{q}")])

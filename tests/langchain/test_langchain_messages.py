@@ -24,7 +24,8 @@ from guard.langchain.chat.structured_output import json_instruction, tool_instru
 from guard.langchain.chat.tool_calls import parse_tool_calls
 from guard.langchain.messages import chat_turns
 from guard.langchain.metadata import KEY, read_score, score_metadata, with_metadata
-from guard.records import Sampling, Score
+from guard.records import Sampling
+from guard.scores import Score, ScoreName, ScoreReading
 
 CALL = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
 
@@ -198,22 +199,25 @@ def test_a_response_format_is_put_in_words() -> None:
 @settings(max_examples=100)
 @given(
     p_wrong=st.floats(0, 1),
-    baseline=st.none() | st.floats(0, 1),
+    ilis=st.none() | st.floats(0, 1),
     calibrated=st.booleans(),
     tokens=st.integers(0, 10**6),
     seed=st.none() | st.integers(0, 2**32),
 )
 def test_what_is_written_is_read(
-    p_wrong: float, baseline: float | None, calibrated: bool, tokens: int, seed: int | None
+    p_wrong: float, ilis: float | None, calibrated: bool, tokens: int, seed: int | None
 ) -> None:
     sampling = Sampling(0.5, 0.9, 3, seed)
-    content = score_metadata(
-        model="m", score=Score(p_wrong, calibrated, baseline, 0.1), tokens=tokens, prompt_tokens=7, sampling=sampling
-    )
+    scores: dict[ScoreName, ScoreReading] = {"guard": ScoreReading(p_wrong, ("activations",))}
+    if ilis is not None:
+        scores["ilis"] = ScoreReading(ilis, ())
+    score = Score(p_wrong, calibrated, 0.1, scores=scores)
+    content = score_metadata(model="m", score=score, tokens=tokens, prompt_tokens=7, sampling=sampling)
     message = AIMessage("x", response_metadata={KEY: json.loads(json.dumps(content))})
     read = read_score(message)
     assert read is not None
-    assert (read.p_wrong, read.baseline_p_wrong, read.calibrated) == (p_wrong, baseline, calibrated)
+    assert (read.p_wrong, read.scores, read.calibrated) == (p_wrong, scores, calibrated)
+    assert read.deciding("guard") == score
     assert (read.tokens, read.prompt_tokens, read.sampling, read.error) == (tokens, 7, sampling, None)
     assert not read.failed
 

@@ -38,7 +38,7 @@ from guard.policy.policy import (
 from guard.records import Action, Sampling
 
 REPOSITORY = Path(__file__).parents[2]
-BUILTIN = ("balanced", "certified", "permissive", "shadow", "strict")
+BUILTIN = ("balanced", "certified", "ilis", "permissive", "shadow", "strict")
 
 #: Every action and every key, so that a test can change one thing.
 FULL = """\

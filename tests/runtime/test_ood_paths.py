@@ -28,9 +28,10 @@ from guard.langchain.chat.chat_guard import ChatGuard
 from guard.langchain.metadata import read_score, score_metadata, with_metadata
 from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, trial_policy
 from guard.policy.policy import Calls, Policy, Usage, parse_policy
-from guard.records import Action, Floats, Limits, Prompt, Score, Signals
+from guard.records import Action, Floats, Limits, Prompt, Signals
 from guard.runtime.guard import Guard
 from guard.runtime.sources import Source
+from guard.scores import Score
 from guard.scoring.ood import fit_ood_detector
 from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver
@@ -152,7 +153,7 @@ def with_ood_score(message: AIMessage, ood_score: Any) -> AIMessage:
 
 
 def test_a_message_has_its_ood_score() -> None:
-    content = score_metadata(model="m", score=Score(0.1, True, None, 0.0, 0.97))
+    content = score_metadata(model="m", score=Score(0.1, True, 0.0, 0.97))
     call = read_score(AIMessage("x", response_metadata={"guard": content}))
     assert call is not None
     assert (call.p_wrong, call.ood_score) == (0.1, 0.97)

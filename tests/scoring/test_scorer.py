@@ -125,15 +125,15 @@ def test_the_linear_start_is_scikit_learns() -> None:
 def test_start_and_trees_add_up_and_calibration_comes_last() -> None:
     artefact = tiny_artefact(scripted_model(), trees=STUMPS)
     model = Model(
-        base=artefact.model.base, probe=None, trees=STUMPS, calibration=Calibration(slope=0.5, intercept=-1.0)
+        base=artefact.scores["guard"].base, probe=None, trees=STUMPS, calibration=Calibration(slope=0.5, intercept=-1.0)
     )
-    scored = Scorer(artefact.model_copy(update={"model": model})).score(signals())
+    scored = Scorer(artefact.model_copy(update={"scores": {**artefact.scores, "guard": model}})).score(signals())
     vector = scorer_module.feature_vector(signals(), artefact.feature_schema).astype(np.float64)
-    start, trees = Evaluator(artefact.model.base, None), Evaluator(None, STUMPS)
+    start, trees = Evaluator(artefact.scores["guard"].base, None), Evaluator(None, STUMPS)
     assert trees.log_odds(vector) in {-0.75, -0.25, 0.25, 0.75}
     log_odds = start.log_odds(vector) + trees.log_odds(vector)
     assert scored.p_wrong == pytest.approx(1 / (1 + math.exp(1.0 - 0.5 * log_odds)), abs=1e-12)
-    assert scored.baseline_p_wrong == pytest.approx(logistic(start.log_odds(vector)), abs=1e-12)
+    assert scored.scores["log-probabilities"].p_wrong == pytest.approx(logistic(start.log_odds(vector)), abs=1e-12)
     assert scored.calibrated
     assert 0 < scored.seconds < 1
 
@@ -141,9 +141,9 @@ def test_start_and_trees_add_up_and_calibration_comes_last() -> None:
 def test_a_model_without_parts_says_its_intercept() -> None:
     artefact = tiny_artefact(scripted_model())
     model = Model(base=None, probe=None, trees=None, calibration=Calibration(slope=1.0, intercept=log_odds_of(0.3)))
-    scored = Scorer(artefact.model_copy(update={"model": model, "baseline": None})).score(signals())
+    scored = Scorer(artefact.model_copy(update={"scores": {"guard": model}})).score(signals())
     assert scored.p_wrong == pytest.approx(0.3)
-    assert scored.baseline_p_wrong is None
+    assert list(scored.scores) == ["guard"]
 
 
 @pytest.mark.parametrize("log_odds", [-1e6, -745.0, -30.0, 0.0, 30.0, 745.0, 1e6])
@@ -181,7 +181,7 @@ def test_a_saved_scorer_is_the_same_one(scorer: Scorer, saved: Path) -> None:
     assert loaded.sha256 == scorer.sha256 == json.loads(saved.read_bytes())["sha256"]
     for seed in range(20):
         ours, theirs = scorer.score(signals(seed)), loaded.score(signals(seed))
-        assert (ours.p_wrong, ours.baseline_p_wrong) == (theirs.p_wrong, theirs.baseline_p_wrong)
+        assert (ours.p_wrong, ours.scores) == (theirs.p_wrong, theirs.scores)
     before = saved.read_bytes()
     loaded.save(saved)
     assert saved.read_bytes() == before
@@ -196,7 +196,7 @@ def test_layout_of_the_file_does_not_matter(scorer: Scorer, saved: Path) -> None
 
 def test_a_changed_number_is_damage(saved: Path) -> None:
     content = json.loads(saved.read_bytes())
-    content["model"]["trees"]["value"][1] = -0.4
+    content["scores"]["guard"]["trees"]["value"][1] = -0.4
     saved.write_text(json.dumps(content))
     with pytest.raises(ScorerError, match="checksum"):
         load_scorer(saved)
@@ -446,7 +446,7 @@ def chain(depth: int, roots: int) -> dict[str, list[Any]]:
 @pytest.mark.parametrize(("depth", "roots", "told"), [(50_000, 10, "deeper"), (10, 50_000, "more than")])
 def test_trees_that_never_end_are_refused(saved: Path, depth: int, roots: int, told: str) -> None:
     content = json.loads(saved.read_bytes())
-    content["model"]["trees"] = chain(depth, roots)
+    content["scores"]["guard"]["trees"] = chain(depth, roots)
     with pytest.raises(ScorerError, match=told):
         parse_scorer(sealed(content))
 
@@ -460,13 +460,13 @@ def test_trees_that_never_end_are_refused(saved: Path, depth: int, roots: int, t
 )
 def test_trees_that_are_no_trees(saved: Path, column: str, at: int, value: Any) -> None:
     content = json.loads(saved.read_bytes())
-    content["model"]["trees"][column][at] = value
+    content["scores"]["guard"]["trees"][column][at] = value
     assert check(sealed(content)) is None
 
 
 def test_a_negative_feature_of_the_start_is_refused(saved: Path) -> None:
     content = json.loads(saved.read_bytes())
-    content["model"]["base"]["features"] = [-1]
+    content["scores"]["guard"]["base"]["features"] = [-1]
     assert check(sealed(content)) is None
 
 
@@ -481,7 +481,7 @@ def test_another_schema_version_is_refused(saved: Path) -> None:
 @pytest.mark.parametrize("key", ["intercept", "note"])
 def test_numbers_that_are_none(saved: Path, text: str, key: str) -> None:
     content = json.loads(saved.read_bytes())
-    place = content["model"]["base"] if key == "intercept" else content["settings"]
+    place = content["scores"]["guard"]["base"] if key == "intercept" else content["settings"]
     place[key] = 987654.25
     data = sealed(content)
     assert check(data) is not None
@@ -495,7 +495,9 @@ def test_the_same_key_twice_is_refused(saved: Path) -> None:
 
 def test_numbers_so_large_that_there_is_no_score(saved: Path) -> None:
     content = json.loads(saved.read_bytes())
-    content["model"]["base"].update(features=[0, 1], mean=[0.0] * 2, scale=[1e-308] * 2, coefficients=[1e308, -1e308])
+    content["scores"]["guard"]["base"].update(
+        features=[0, 1], mean=[0.0] * 2, scale=[1e-308] * 2, coefficients=[1e308, -1e308]
+    )
     scorer = parse_scorer(sealed(content))
     with pytest.raises(ScorerError, match="not finite"):
         scorer.score(signals())
@@ -545,9 +547,8 @@ def signals_of_layers(activations: Any) -> Signals:
 
 def probe_artefact(weights: Any) -> Artefact:
     artefact = tiny_artefact(scripted_model())
-    return artefact.model_copy(
-        update={"model": artefact.model.model_copy(update={"probe": LinearProbe.from_array(weights)})}
-    )
+    model = artefact.scores["guard"].model_copy(update={"probe": LinearProbe.from_array(weights)})
+    return artefact.model_copy(update={"scores": {"guard": model}})
 
 
 def test_the_linear_probe_is_the_product_with_normalised_activations(tmp_path: Path) -> None:

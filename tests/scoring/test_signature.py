@@ -17,6 +17,7 @@ from scipy.stats import entropy
 
 from guard.errors import CaptureError, InputError
 from guard.records import Floats, Signals, Signature
+from guard.scoring import signature as signature_module
 from guard.scoring.signature import (
     AGGREGATES,
     GROUPS,
@@ -376,3 +377,49 @@ def test_equal_layers_give_finite_features() -> None:
     features = by_name(Signals(one, one, one, signature), FeatureSchema(layers=L))
     assert features["map.1.mean.0>1"] == pytest.approx(np.log(1e-6))
     assert features["norms.mean.0"] == 0.0
+
+
+# -- which maps are computed -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("aggregates", "products"), [((), 0), (("last",), 1), (("first", "last"), 2), (("mean",), 5), (AGGREGATES, 5)]
+)
+def test_only_the_maps_of_tokens_that_are_read_are_computed(
+    monkeypatch: pytest.MonkeyPatch, aggregates: tuple[str, ...], products: int
+) -> None:
+    computed = []
+    real = signature_module.pairwise_kl
+    monkeypatch.setattr(signature_module, "pairwise_kl", lambda *a, **k: computed.append(1) or real(*a, **k))
+    observer, whole = SignatureObserver(aggregates=aggregates), SignatureObserver()
+    answer = np.random.default_rng(0).normal(size=(5, L, 16)).astype(np.float32)
+    for token in answer:
+        observer.observe(token.copy())
+    made, counted = observer.signature(), len(computed)
+    for token in answer:
+        whole.observe(token.copy())
+    wanted = whole.signature()
+    assert counted == products
+    rows = [AGGREGATES.index(name) for name in aggregates]
+    np.testing.assert_array_equal(made.maps, wanted.maps[:, rows])
+    np.testing.assert_array_equal(made.norms.reshape(-1, L), wanted.norms[rows])
+    np.testing.assert_array_equal(made.activations, wanted.activations)
+
+
+def test_the_last_tokens_map_follows_a_growing_answer() -> None:
+    """Live streams ask for the signature while the answer grows."""
+    observer = SignatureObserver(aggregates=("last",))
+    for token in np.random.default_rng(1).normal(size=(4, L, 16)).astype(np.float32):
+        observer.observe(token)
+        np.testing.assert_array_equal(observer.signature().maps[0, 0], pairwise_kl(token.copy()))
+
+
+def test_a_narrowed_schema_has_the_features_that_are_needed_and_no_other_group() -> None:
+    schema = FeatureSchema(layers=3, temperatures=(0.25, 1.0), aggregates=("last", "mean"))
+    names = schema.names
+    wanted = [names.index("map.0.25.last.0>2"), names.index("logprob.min"), names.index("map.0.25.last.2>1")]
+    small, positions = schema.narrowed(wanted)
+    assert (small.groups, small.aggregates, small.temperatures) == (("logprob", "map"), ("last",), (0.25,))
+    assert [small.names[positions[at]] for at in wanted] == [names[at] for at in wanted]
+    assert positions[names.index("map.1.last.0>2")] == positions[names.index("length.log_tokens")] == -1
+    assert (small.signature_tokens, schema.narrowed([0])[0].signature_tokens) == (("last",), ())

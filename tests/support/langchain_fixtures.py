@@ -39,9 +39,9 @@ def scorer_for(engine: BaseEngine, *, system: str = "", max_tokens: int = 8) -> 
     """A scorer that finds an answer the likelier wrong, the less likely its tokens were."""
     start = Linear(features=[0], mean=[0.0], scale=[1.0], coefficients=[-4.0], intercept=-1.0)
     model = Model(base=start, probe=None, trees=None, calibration=Calibration(slope=1.0, intercept=0.0))
-    changes = {"features": "logprob", "prompting": Prompting(system=system, max_tokens=max_tokens)}
+    prompting = Prompting(system=system, max_tokens=max_tokens)
     artefact = tiny_artefact(engine.model, engine.capture_point, aggregates=("mean",), groups=("logprob",))
-    return Scorer(artefact.model_copy(update={**changes, "model": model, "baseline": None}))
+    return Scorer(artefact.model_copy(update={"prompting": prompting, "scores": {"guard": model}}))
 
 
 def chat(engine: str = "llama.cpp", **settings: object) -> ChatGuard:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from guard.records import Action, Attempt, Decision, Escalation, Prompt, Sampling, Score
+from guard.records import Action, Attempt, Decision, Escalation, Prompt, Sampling
+from guard.scores import Score, ScoreReading
+
+#: Every score of the made attempts.
+SCORES = {
+    "guard": ScoreReading(0.75, ("log-probabilities", "activations")),
+    "ilis": ScoreReading(0.5, ("signature (last token)",)),
+}
 
 
 def make_escalation(number: int = 0, **changes: Any) -> Escalation:
@@ -14,7 +21,7 @@ def make_escalation(number: int = 0, **changes: Any) -> Escalation:
     attempt = Attempt(
         answer=f"Answer {number} " + "x" * 500,
         source="model",
-        score=Score(0.75, calibrated=True, baseline_p_wrong=0.5, seconds=0.001),
+        score=Score(0.75, calibrated=True, seconds=0.001, scores=SCORES),
         decision=decision,
         prompt_tokens=20,
         completion_tokens=9,

@@ -133,11 +133,12 @@ def tiny_artefact(
     capture_point: CapturePoint = "mlp",
     *,
     trees: Trees | None = None,
+    ilis: Model | None = None,
     groups: tuple[str, ...] = GROUPS,
     aggregates: tuple[str, ...] = AGGREGATES,
     temperatures: tuple[float, ...] = (1.0,),
 ) -> Artefact:
-    """A made artefact: log-odds from the mean log-probability, and the given trees."""
+    """A made artefact: log-odds from the mean log-probability, and the given trees; ILIS where a model is given."""
     schema = FeatureSchema(layers=model.layers, temperatures=temperatures, aggregates=aggregates, groups=groups)
     start = Linear(features=[0], mean=[0.0], scale=[1.0], coefficients=[SLOPE], intercept=INTERCEPT)
     calibration = Calibration(slope=1.0, intercept=0.0)
@@ -145,7 +146,6 @@ def tiny_artefact(
         format="guard-scorer",
         format_version=FORMAT_VERSION,
         binding=Binding.from_model(model, capture_point),
-        features="combined",
         schema=Schema.from_schema(schema),
         feature_names=list(schema.names),
         prompting=Prompting(system="Answer with as few words as possible. No explanation.", max_tokens=16),
@@ -155,8 +155,11 @@ def tiny_artefact(
         settings={},
         versions={},
         metrics={},
-        model=Model(base=start, probe=None, trees=trees, calibration=calibration),
-        baseline=Model(base=start, probe=None, trees=None, calibration=calibration),
+        scores={
+            "guard": Model(base=start, probe=None, trees=trees, calibration=calibration),
+            "log-probabilities": Model(base=start, probe=None, trees=None, calibration=calibration),
+            **({"ilis": ilis} if ilis else {}),
+        },
         ood_detector=None,
     )
 

@@ -14,12 +14,13 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import Field, PrivateAttr
 
 from guard.langchain.metadata import score_metadata
-from guard.records import Sampling, Score
+from guard.records import Sampling
+from guard.scores import Score
 
 
 def said(text: str, p_wrong: float | None, *calls: tuple[str, dict[str, Any]], error: str | None = None) -> AIMessage:
     """A scored answer; ``p_wrong`` None is a failure of scoring."""
-    score = None if p_wrong is None else Score(p_wrong, True, None, 0.001)
+    score = None if p_wrong is None else Score(p_wrong, True, 0.001)
     sampling = Sampling(temperature=0.0, seed=1)
     content = score_metadata(model="scripted", score=score, error=error, tokens=5, prompt_tokens=7, sampling=sampling)
     return AIMessage(

@@ -36,10 +36,11 @@ from guard.langchain.metadata import (
 )
 from guard.policy.document import Fallback, Retry
 from guard.policy.policy import Calls, Policy, decide
-from guard.records import Action, Attempt, Decision, Escalation, FinishReason, Prompt, Sampling, Score
+from guard.records import Action, Attempt, Decision, Escalation, FinishReason, Prompt, Sampling
 from guard.review.handlers import Delivery, Handler
 from guard.runtime.call_state import OWN_ENGINE, CallState, describe_error
 from guard.runtime.deadline import late
+from guard.scores import Score, ScoreName
 
 #: The escalation target that pauses the agent.
 INTERRUPT = "interrupt"
@@ -173,7 +174,7 @@ class AgentCall:
         if message and call is None:
             error = self._unscored_error(tools)
         elif call is not None:
-            error = call.error
+            error = call.error or call.why_lacking(self.state.policy.score)
         if message and error is None:
             error = self._provenance_error(message, calls)
         if self.state.late and error is None:
@@ -187,7 +188,7 @@ class AgentCall:
             state = self.state
             decision = decide(
                 state.policy,
-                p_wrong=call.p_wrong,
+                p_wrong=call.deciding(state.policy.score).p_wrong,
                 ood_score=call.ood_score,
                 route=state.route,
                 usage=state.usage,
@@ -253,7 +254,7 @@ class AgentCall:
             Attempt(
                 answer=answer,
                 source=self.state.source,
-                score=_score(call),
+                score=_score(call, self.state.policy.score),
                 decision=decision,
                 prompt_tokens=call.prompt_tokens if call else 0,
                 completion_tokens=call.tokens if call else 0,
@@ -425,7 +426,6 @@ def _question(messages: Sequence[AnyMessage]) -> str:
     return str(asked[-1].text) if asked else ""
 
 
-def _score(call: ScoredCall | None) -> Score | None:
-    if call is None or call.p_wrong is None:
-        return None
-    return Score(call.p_wrong, call.calibrated, call.baseline_p_wrong, call.score_seconds or 0.0, call.ood_score)
+def _score(call: ScoredCall | None, name: ScoreName) -> Score | None:
+    known = call is not None and call.p_wrong is not None and call.why_lacking(name) is None
+    return call.deciding(name) if call is not None and known else None

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 
 from guard.engines import witness
-from guard.errors import ChatTemplateError, GuardError, InputError, PromptTooLongError
+from guard.errors import ChatTemplateError, GuardError, InputError, PromptTooLongError, ScorerError
 from guard.langchain.metadata import ScoredCall, finish_reason_of, message_defects, read_score
 from guard.policy.defects import Defect
 from guard.policy.document import SEVERITY
@@ -184,9 +184,12 @@ def _judge_one(policy: Policy, call: ModelCall, route: str | None, usage: Usage)
     if call.failure is not None:
         return _failed(policy, call.failure, call, route, usage)
     assert call.scored is not None
-    scored = call.scored
+    try:
+        score = call.scored.deciding(policy.score)
+    except ScorerError as error:
+        return _failed(policy, str(error), call, route, usage)
     given: dict[str, Any] = {"route": route, "usage": usage, "tools": call.tools, "defects": call.defects}
-    decision = decide(policy, p_wrong=scored.p_wrong, ood_score=scored.ood_score, **given)
+    decision = decide(policy, p_wrong=score.p_wrong, ood_score=score.ood_score, **given)
     return Verdict(decision, call, None)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from guard.engines.sampling import TokenSignals
 from guard.errors import AbstainedError, GuardError
-from guard.records import Outcome, Score, Signals
+from guard.records import Outcome, Signals
+from guard.scores import Score, ScoreName
 from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver
 
@@ -40,10 +41,12 @@ class StreamMonitor:
 
     Attributes:
         accepts: returns whether the policy would accept an answer with this score.
+        score: name of the score that the policy decides on.
         every: tokens between two scores.
     """
 
     accepts: Callable[[Score], bool]
+    score: ScoreName = "guard"
     every: int = TOKENS_BETWEEN
 
     def for_answer(self, scorer: Scorer, observer: SignatureObserver) -> Callable[[TokenSignals], None]:
@@ -93,6 +96,6 @@ class _MonitoredAnswer:
                 np.array([token.margin for token in self.tokens], np.float32),
                 signature,
             )
-            return self.scorer.score(signals)
+            return self.scorer.score(signals).deciding(self.monitor.score)
         except GuardError:
             return None

@@ -33,10 +33,11 @@ from guard.langchain.metadata import message_defects
 from guard.policy.defects import Defect
 from guard.policy.document import Fallback, Retry
 from guard.policy.policy import decide
-from guard.records import Action, Attempt, Escalation, FinishReason, Outcome, Prompt, Sampling, Score
+from guard.records import Action, Attempt, Escalation, FinishReason, Outcome, Prompt, Sampling
 from guard.review.handlers import NOBODY, Delivery
 from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.deadline import late
+from guard.scores import Score, ScoreName
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class ChainCall:
             Attempt(
                 answer=_answer(result),
                 source=attempt.source,
-                score=_score(verdict, result.error),
+                score=_score(verdict, result.error, self.state.policy.score),
                 decision=verdict.decision,
                 prompt_tokens=prompt_tokens,
                 completion_tokens=tokens,
@@ -185,7 +186,7 @@ class ChainCall:
             decision = decide(policy, p_wrong=score.p_wrong, ood_score=score.ood_score, route=route, usage=usage)
             return decision.action is Action.ACCEPT
 
-        return StreamMonitor(accepts)
+        return StreamMonitor(accepts, policy.score)
 
     # -- the last decision ---------------------------------------------------------------------
 
@@ -268,13 +269,9 @@ def _finish_reason(verdict: Verdict, result: AttemptResult) -> FinishReason | No
     return result.calls[-1].finish_reason if result.calls and result.error is None else None
 
 
-def _score(verdict: Verdict, error: Exception | None) -> Score | None:
-    """Return the score that the decision rests on."""
-    p_wrong = verdict.decision.p_wrong
+def _score(verdict: Verdict, error: Exception | None, name: ScoreName) -> Score | None:
+    """Return the score of this name that the decision rests on."""
     if isinstance(error, RetractedError):
         return error.score
     scored = verdict.call.scored if verdict.call else None
-    if p_wrong is None or scored is None:
-        return None
-    seconds = scored.score_seconds or 0.0
-    return Score(p_wrong, scored.calibrated, scored.baseline_p_wrong, seconds, scored.ood_score)
+    return None if verdict.decision.p_wrong is None or scored is None else scored.deciding(name)

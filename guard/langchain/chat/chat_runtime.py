@@ -24,9 +24,10 @@ from guard.langchain.chat.answer_messages import (
     usage,
 )
 from guard.langchain.metadata import KEY, decision_metadata, score_metadata
-from guard.records import Chunk, Generation, Outcome, Score, Signals, Signature
+from guard.records import Chunk, Generation, Outcome, Signals, Signature
 from guard.runtime.call_state import OWN_ENGINE, describe_error
 from guard.runtime.sources import score_of
+from guard.scores import Score
 from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver
 
@@ -113,7 +114,7 @@ class ChatRuntime:
     # -- parts of an answer --------------------------------------------------------------------
 
     def _observer(self) -> SignatureObserver:
-        return SignatureObserver(temperatures=self.scorer.schema.temperatures)
+        return self.scorer.observer()
 
     def _stream_options(self, request: ChatRequest, observer: SignatureObserver) -> dict[str, Any]:
         """Return the options of a stream, with a monitor if a guarded chain around the model streams live.
@@ -219,6 +220,9 @@ class _RecordingScorer(Scorer):
         self.artefact, self.calibrated, self.sha256 = scorer.artefact, scorer.calibrated, scorer.sha256
         self.signature: Signature | None = None
         self._scorer = scorer
+
+    def observer(self) -> SignatureObserver:
+        return self._scorer.observer()
 
     def score(self, signals: Signals) -> Score:
         self.signature = signals.signature

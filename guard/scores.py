@@ -1,0 +1,59 @@
+"""How likely an answer is wrong: the probabilities that one scorer gives, and the one that a policy decides on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from guard.errors import ScorerError
+
+#: The scores of a scorer: guard's own, the published method (ILIS) alone, and token log-probabilities alone.
+ScoreName = Literal["guard", "ilis", "log-probabilities"]
+SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreReading:
+    """One calibrated probability of being wrong.
+
+    Attributes:
+        p_wrong: from 0 (right) to 1 (wrong).
+        reads: what of the answer it is made of, such as ``log-probabilities`` or ``signature (last token)``.
+    """
+
+    p_wrong: float
+    reads: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely an answer is wrong.
+
+    Attributes:
+        p_wrong: probability of being wrong, from 0 (right) to 1 (wrong); that of the score named ``decides``.
+        calibrated: False for a scorer forced onto another model, and for sampled answers: calibration is greedy.
+        seconds: time to make features and score, in seconds.
+        ood_score: share of the calibration answers that are nearer to the calibration data, 0 to 1; None where unknown.
+        scores: every probability that the scorer gives, by name.
+        decides: name of the score that the policy decides on.
+    """
+
+    p_wrong: float
+    calibrated: bool
+    seconds: float
+    ood_score: float | None = None
+    scores: Mapping[ScoreName, ScoreReading] = field(default_factory=dict)
+    decides: ScoreName = "guard"
+
+    def deciding(self, name: ScoreName) -> Score:
+        """Return this with the probability that a policy decides on.
+
+        Raises:
+            ScorerError: the scorer does not give that score.
+        """
+        if name == self.decides:
+            return self
+        if name not in self.scores:
+            raise ScorerError(f"The answer has no score '{name}'", why=f"its scorer gives {', '.join(self.scores)}")
+        return replace(self, p_wrong=self.scores[name].p_wrong, decides=name)

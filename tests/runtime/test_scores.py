@@ -1,0 +1,207 @@
+"""Three scores of one answer, and the one that a policy decides on, in guards, certificates, chains and agents."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from langchain_agents import agent, ask, last
+from langchain_core.messages import AIMessage
+from langchain_fixtures import policy as chain_policy
+from made_cases import make_escalation
+from scripted import INTERCEPT, SLOPE, AnsweringEngine, confidence_scorer, scripted_model, tiny_artefact
+from scripted_chat import ScriptedChat, said
+
+from guard.certification.trials import TrialJournal, run_trials
+from guard.data.questions import LabelledResponse, Question, Row
+from guard.errors import ScorerError
+from guard.langchain import guarded
+from guard.langchain.attempts.model_calls import ModelCall, judge
+from guard.langchain.chat.chat_guard import ChatGuard
+from guard.langchain.metadata import read_score, with_metadata
+from guard.policy.certificate import CertificateError
+from guard.policy.explanation import explain
+from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, trial_policy
+from guard.policy.policy import Calls, Policy, Usage, load_policy, parse_policy
+from guard.policy.yaml_source import InvalidPolicyError
+from guard.records import Action, Prompt
+from guard.review.records import repeat_row_of
+from guard.runtime.guard import Guard
+from guard.runtime.sources import Source
+from guard.scores import SCORE_NAMES, Score, ScoreReading
+from guard.scoring.scorer import Scorer, log_odds_of, logistic
+from guard.scoring.scorer_file import Calibration, Linear, Model
+
+#: By how much ILIS is surer that an answer is wrong than guard's own score, in log-odds.
+SURER = 2.0
+
+
+def surer(p_wrong: float) -> float:
+    """What ILIS says where guard's own score says p_wrong."""
+    return logistic(log_odds_of(p_wrong) + SURER)
+
+
+def scorer() -> Scorer:
+    """The scripted scorer with an ILIS that is surer of everything."""
+    base = Linear(features=[0], mean=[0.0], scale=[1.0], coefficients=[SLOPE], intercept=INTERCEPT + SURER)
+    ilis = Model(base=base, probe=None, trees=None, calibration=Calibration(slope=1.0, intercept=0.0))
+    return Scorer(tiny_artefact(scripted_model(), ilis=ilis))
+
+
+def policy(*lines: str) -> Policy:
+    return parse_policy("\n".join(["version: 1", "name: test", *lines]))
+
+
+RULES = "rules: [accept: {below: 0.5}, abstain: {text: No.}]"
+
+
+def engine(p_wrong: float = 0.3) -> AnsweringEngine:
+    return AnsweringEngine(lambda prompt, number: ("yes", p_wrong))
+
+
+def guard(*lines: str, p_wrong: float = 0.3) -> Guard:
+    return Guard(engine(p_wrong), scorer(), policy(*lines))
+
+
+# -- one answer --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCORE_NAMES)
+def test_an_outcome_has_every_score_and_the_policy_decides_on_one(name: str) -> None:
+    outcome = guard(RULES, f"score: {name}").ask("Really?")
+    assert {score: each.p_wrong for score, each in outcome.scores.items()} == pytest.approx(
+        {"guard": 0.3, "ilis": surer(0.3), "log-probabilities": 0.3}, abs=1e-4
+    )
+    assert all(each.reads == ("log-probabilities",) for each in outcome.scores.values())
+    assert outcome.p_wrong == outcome.scores[name].p_wrong == outcome.attempts[0].decision.p_wrong  # type: ignore[index]
+    assert outcome.action is (Action.ABSTAIN if name == "ilis" else Action.ACCEPT)
+    told = json.loads(outcome.to_json())
+    assert told["attempts"][0]["decides"] == name
+    assert told["scores"] == told["attempts"][0]["scores"]
+    assert told["scores"]["ilis"]["p_wrong"] == pytest.approx(surer(0.3), abs=1e-4)
+
+
+def test_a_given_answer_is_scored_by_the_policys_score() -> None:
+    plain, ilis = (guard(RULES, *lines).score("Really?", "yes") for lines in ((), ("score: ilis",)))
+    assert (plain.decides, ilis.decides) == ("guard", "ilis")
+    assert ilis.p_wrong == plain.scores["ilis"].p_wrong == pytest.approx(logistic(log_odds_of(plain.p_wrong) + SURER))
+
+
+def test_a_policy_that_names_no_score_decides_on_guards_own() -> None:
+    assert policy(RULES).score == "guard"
+    assert policy(RULES).sha256 == policy(RULES, "score: guard").sha256 != policy(RULES, "score: ilis").sha256
+
+
+def test_an_unknown_score_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(
+        InvalidPolicyError, match=r"must be 'guard', 'ilis' or 'log-probabilities'.*Did you mean 'ilis'"
+    ):
+        policy(RULES, "score: ilsi")
+
+
+def test_a_scorer_without_the_score_is_refused_before_a_question_is_asked() -> None:
+    with pytest.raises(
+        ScorerError, match=r"decides on the score 'ilis', which the scorer of 'model' does not give"
+    ) as told:
+        Guard(engine(), confidence_scorer(), policy(RULES, "score: ilis"))
+    assert "it gives guard, log-probabilities" in str(told.value)
+    falling = policy("rules: [fallback: {below: 1.0, to: other}, abstain]", "score: ilis")
+    with pytest.raises(ScorerError, match="the scorer of 'other' does not give"):
+        Guard(engine(), scorer(), falling, fallbacks={"other": Source("other", engine(), confidence_scorer())})
+
+
+def test_a_score_that_is_missing_is_never_another_one() -> None:
+    score = Score(0.1, True, 0.0, scores={"guard": ScoreReading(0.1, ())})
+    with pytest.raises(ScorerError, match=r"no score 'ilis'.*its scorer gives guard"):
+        score.deciding("ilis")
+
+
+def test_a_review_keeps_every_score() -> None:
+    (failed, attempt) = repeat_row_of(make_escalation())["attempts"]
+    assert attempt["decides"] == "guard"
+    assert attempt["scores"]["ilis"] == {"p_wrong": 0.5, "reads": ["signature (last token)"]}
+    assert (failed["decides"], failed["scores"]) == (None, {})
+
+
+# -- certificates ------------------------------------------------------------------------------
+
+ASKED: list[tuple[str, Row]] = [
+    ("set", Question(id=str(n), question=f"Question {n}?", answers=("yes",))) for n in range(4)
+]
+GIVEN: list[tuple[str, Row]] = [
+    ("given", LabelledResponse(id=str(n), prompt=Prompt.raw(f"Question {n}?"), response="yes", wrong=False))
+    for n in range(3)
+]
+
+
+@pytest.mark.parametrize("rows", [ASKED, GIVEN], ids=["asked", "given"])
+def test_a_trial_run_keeps_the_score_that_the_policy_decides_on(rows: list[tuple[str, Row]]) -> None:
+    kept = {}
+    for name in ("guard", "ilis"):
+        promising = policy("rules: [accept: {max_error_rate: 0.1, confidence: 0.9}, abstain]", f"score: {name}")
+        trial = Guard(engine(), scorer(), trial_policy(promising))
+        with TrialJournal(":memory:", trial.fingerprint(promising)) as journal:
+            found = list(run_trials(trial, rows, journal, route=None))
+        kept[name] = [row.attempts[0].p_wrong for row in found]  # type: ignore[union-attr]
+    assert kept["ilis"] == pytest.approx([surer(p_wrong) for p_wrong in kept["guard"]])
+
+
+def test_a_certificate_of_another_score_does_not_hold() -> None:
+    lines = "rules: [accept: {max_error_rate: 0.1, confidence: 0.9}, abstain]"
+    own, other = policy(lines), policy(lines, "score: ilis")
+    made = Guard(engine(), scorer(), trial_policy(own))
+    there, here = made.fingerprint(own), made.fingerprint(other)
+    assert there.differences(here) == ["the policy's score was guard, is ilis"]
+    certified = apply_thresholds(other, {None: CertifiedThreshold(0.5, there.sha256)})
+    with pytest.raises(CertificateError):  # bound to the other score: a certificate is asked for again
+        Guard(engine(), scorer(), certified)
+
+
+def test_the_built_in_policy_decides_on_the_published_method_alone() -> None:
+    loaded = load_policy("ilis")
+    assert loaded.score == "ilis"
+    bound = Guard(engine(), scorer(), trial_policy(loaded)).fingerprint(loaded).sha256
+    certified = apply_thresholds(loaded, {None: CertifiedThreshold(0.5, bound)})
+    for p_wrong, action in ((0.05, Action.ACCEPT), (0.3, Action.ESCALATE)):
+        asked = Guard(engine(p_wrong), scorer(), certified, handlers={"review": lambda case: 1}).ask("Really?")
+        assert asked.action is action, "by ILIS, which is surer that it is wrong"
+    assert explain(certified, surer(0.3))[0].holds is False
+
+
+# -- chains and agents -------------------------------------------------------------------------
+
+
+def with_ilis(message: AIMessage, p_wrong: Any) -> AIMessage:
+    return with_metadata(message, scores={"ilis": {"p_wrong": p_wrong, "reads": ["signature (last token)"]}})
+
+
+@pytest.mark.parametrize(
+    ("ilis", "action"), [(0.1, Action.ACCEPT), (0.9, Action.ABSTAIN), (None, Action.ESCALATE), ("0.1", Action.ESCALATE)]
+)
+def test_a_chain_decides_on_the_policys_score_of_each_call(ilis: Any, action: Action) -> None:
+    chosen = chain_policy("[accept: {below: 0.5}, abstain]", "score: ilis", "on_error: escalate")
+    usual = ModelCall((), frozenset(), read_score(with_ilis(said("x", 0.9), 0.05)))
+    calls = [usual, replace(usual, scored=read_score(with_ilis(said("y", 0.1), ilis)))]
+    assert judge(chosen, calls, join=Calls(), route=None, usage=Usage()).decision.action is action
+
+
+def test_an_agent_decides_on_the_policys_score() -> None:
+    chosen = chain_policy("[accept: {below: 0.5}, abstain: {text: No.}]", "score: ilis")
+    good, bad, none = with_ilis(said("Hello.", 0.9), 0.1), with_ilis(said("Hello.", 0.1), 0.9), said("Hello.", 0.1)
+    shown = [last(ask(agent(ScriptedChat(script=[message]), chosen))).text for message in (good, bad, none)]
+    assert shown[:2] == ["Hello.", "No."]
+    assert shown[2] != "Hello.", "without that score the answer is not given"
+
+
+@pytest.mark.parametrize("streaming", ["hold", "live"])
+def test_a_guarded_chat_model_is_judged_by_the_policys_score(streaming: str) -> None:
+    chosen = chain_policy("[accept: {below: 0.5}, abstain: {text: No.}]", "score: ilis", f"streaming: {streaming}")
+    for p_wrong, text in ((0.05, "yes"), (0.3, "No.")):
+        chain = guarded(ChatGuard(engine=engine(p_wrong), scorer=scorer()), policy=chosen)
+        assert chain.invoke("Really?").text == text
+    message = ChatGuard(engine=engine(), scorer=scorer()).invoke("Really?")
+    content = message.response_metadata["guard"]
+    assert content["scores"]["ilis"]["p_wrong"] == pytest.approx(surer(0.3), abs=1e-4)
+    assert (content["decides"], content["signature"]) == ("guard", None), "no score reads a map"
