@@ -156,7 +156,7 @@ def _gain_line(gain: BrierGain) -> str:
 def _print_thresholds(thresholds: Sequence[AtThreshold]) -> None:
     from rich.table import Table
 
-    table = Table(title="Answers that a rule accept: {below: ...} would accept", title_justify="left")
+    table = Table(title="Effect of accept: {below: ...}", title_justify="left")
     for name in ("below", "accepted", "wrong of these"):
         table.add_column(name, justify="right")
     for each in thresholds:
