@@ -93,13 +93,13 @@ def counts_nothing(before: str, digits: str, after: str, question: str) -> bool:
         >>> counts_nothing("Chapter ", "5", "", "In which chapter does the whale appear?")
         False
     """
-    asked = _Asked(frozenset(normalise(question).split()), frozenset(_sought(question)))
+    asked = _AskedFor(frozenset(normalise(question).split()), frozenset(_sought(question)))
     dated = _is_date_or_time(before, digits, after, asked.words)
     return dated or _is_label(before, asked) or _is_term(after, asked)
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _AskedFor:
     """The words of a question, and those behind "which" or "what"."""
 
     words: frozenset[str]
@@ -110,7 +110,7 @@ def _sought(question: str) -> list[str]:
     return [word for match in _WHICH.finditer(question) for word in normalise(match[1]).split()]
 
 
-def _is_label(before: str, asked: _Asked) -> bool:
+def _is_label(before: str, asked: _AskedFor) -> bool:
     if _HASH.search(before) or _MULTIPLE.search(before):
         return True
     match = _WORD_BEFORE.search(before)
@@ -135,7 +135,7 @@ def _is_date_or_time(before: str, digits: str, after: str, asked: frozenset[str]
     return _TIME.match(after) is not None and asked.isdisjoint({"time", "hour", "when", "oclock", "clock"})
 
 
-def _is_term(after: str, asked: _Asked) -> bool:
+def _is_term(after: str, asked: _AskedFor) -> bool:
     ordinal = _ORDINAL.match(after)
     if ordinal:
         return not ordinal[1] or normalise(ordinal[1]) not in asked.sought
