@@ -45,6 +45,8 @@ class Prompt:
         tools: JSON-schema tool definitions for chat templates that take them.
         template_options: further variables of the chat template, such as ``{"enable_thinking": False}``.
         plain: of a raw prompt, whether no control token is read in it, as where a user's words are in it.
+        cache_key: engines reuse what they have read of earlier prompts only where this is equal: give each tenant a
+            key of its own, so that nobody learns of another's prompts by how fast an answer comes.
 
     Raises:
         InputError: a message's content is something other than text, such as an image or None.
@@ -55,6 +57,7 @@ class Prompt:
     tools: tuple[Mapping[str, Any], ...] = ()
     template_options: Mapping[str, Any] = field(default_factory=dict)
     plain: bool = False
+    cache_key: str | None = None
 
     def __post_init__(self) -> None:
         if self.messages is not None:

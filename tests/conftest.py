@@ -68,13 +68,13 @@ def smollm2_path() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_path: Path) -> Iterator[LlamaCppEngine]:
-    """The embedded model on llama.cpp. Tests share it and must leave it open.
+    """The embedded model on llama.cpp, deterministic. Tests share it and must leave it open.
 
     It has one thread: several spin, and on a busy machine wait for one another for minutes.
     """
     from guard.engines.llama_cpp import LlamaCppEngine
 
-    with LlamaCppEngine.load(smollm2_path, context_tokens=2048, threads=1) as engine:
+    with LlamaCppEngine.load(smollm2_path, context_tokens=2048, threads=1, deterministic=True) as engine:
         yield engine
 
 

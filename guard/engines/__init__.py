@@ -1,7 +1,8 @@
 """Engines run a model and read its layers: llama.cpp and transformers behind one protocol.
 
 `load_engine` loads one by file, folder or name. To add an engine, subclass `BaseEngine`, which has the decoding loop,
-fair queueing, streaming, deadlines and cancellation. Everything else here is internal.
+slots, streaming, deadlines and cancellation; it is handed a `Feed` for each sequence and gives a `Row` back.
+Everything else here is internal.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ from guard._faces import lazy_face
 
 if TYPE_CHECKING:
     from guard.engines.base import BaseEngine
+    from guard.engines.batch import Feed, Row, Start
     from guard.engines.loading import (
         EMBEDDED,
         embedded_model,
         load_engine,
     )
-    from guard.engines.protocols import Engine, Observer, Session
+    from guard.engines.protocols import Engine, Observer
 
 __all__ = [
     "EMBEDDED",
     "BaseEngine",
     "Engine",
+    "Feed",
     "Observer",
-    "Session",
+    "Row",
+    "Start",
     "embedded_model",
     "load_engine",
 ]
@@ -33,10 +37,10 @@ __getattr__, __dir__ = lazy_face(
     __name__,
     {
         "base": ("BaseEngine",),
+        "batch": ("Feed", "Row", "Start"),
         "protocols": (
             "Engine",
             "Observer",
-            "Session",
         ),
         "loading": (
             "EMBEDDED",

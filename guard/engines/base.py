@@ -1,7 +1,8 @@
-"""What every engine shares: the decoding loop, fair queueing, streaming, deadlines, cancellation.
+"""What every engine shares: the decoding loop, slots, streaming, deadlines, cancellation.
 
 An engine only says how to tokenize, how to feed tokens through its model, and what its layers put
-out; everything that could differ between engines by accident is here once.
+out; everything that could differ between engines by accident is here once. `generate`, `agenerate`, `stream` and
+`astream` are four ways to read what one thread, the engine's, writes (see `guard.engines.engine_loop`).
 """
 
 from __future__ import annotations
@@ -12,68 +13,46 @@ import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 
-import numpy as np
-
 from guard.engines import witness
+from guard.engines.batch import Feed, Row, Start
 from guard.engines.chat_template import check_options
 from guard.engines.detokenizer import Detokenizer
-from guard.engines.fair_queue import POLL_S, FairQueue, Interrupt, Ticket
-from guard.engines.growing import AnswerReader, GrowingAnswer
-from guard.engines.protocols import Observer, Session
-from guard.engines.run_steps import advance, chunks, drain
-from guard.engines.sampling import TokenSignals, choose, signals_of
+from guard.engines.engine_loop import EngineLoop
+from guard.engines.growing import AnswerReader
+from guard.engines.protocols import Observer
+from guard.engines.request import Interrupt, Outbox, Request
+from guard.engines.sampling import TokenSignals
+from guard.engines.slots import Reuse
 from guard.errors import ForkError, InputError, PromptTooLongError
-from guard.records import (
-    CapturePoint,
-    Chunk,
-    FinishReason,
-    Generation,
-    Limits,
-    ModelInfo,
-    Prompt,
-    Sampling,
-)
-
-
-@dataclass(slots=True)
-class Request:
-    """What one call asks of the engine."""
-
-    prompt: Prompt
-    sampling: Sampling
-    limits: Limits
-    observer: Observer | None
-    interrupt: Interrupt
-    completion: str | None = None
-    on_token: Callable[[TokenSignals], None] | None = None
-    tokens: Sequence[int] = ()  # of the prompt
+from guard.records import CapturePoint, Chunk, Generation, Limits, ModelInfo, Prompt, Sampling
 
 
 class BaseEngine(ABC):
-    """Engine over a model that serves one request at a time.
+    """Engine over a model.
 
-    Safe under threads and asyncio: requests queue, first come, first served. A stream holds the
-    engine until it is exhausted or closed, so finish or close one before asking again from the
-    same thread.
+    Safe under threads and asyncio: requests wait for a slot, first come, first served. A subclass with one slot
+    sees one request at a time; one with several gets them together, to evaluate in one pass.
     """
 
     #: Where activations are read.
     capture_point: CapturePoint
 
+    #: How many sequences the model can continue in one pass.
+    slots: int = 1
+    #: What of earlier requests' tokens the model can use again.
+    reuse: Reuse = "nothing"
+
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._queue = FairQueue()
-        # Not the event loop's own pool: synchronous callers who wait for this engine can fill that
-        # one, and the task whose turn it is would never get a thread.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="guard-engine")
+        self._loop = EngineLoop(self)
+        # Not the event loop's own pool: a template that takes its time must not keep that busy.
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="guard-encoder")
 
     # -- what an engine implements -------------------------------------------------------------
@@ -104,12 +83,21 @@ class BaseEngine(ABC):
         """Return the token that ends an answer, for given completions."""
 
     @abstractmethod
-    def _session(self, *, capture: bool, interrupt: Interrupt) -> AbstractContextManager[Session]:
-        """Open the model for one request; on leaving, whatever was attached is detached."""
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+        """Run tokens of some sequences through the model, in one pass.
+
+        Called in the engine's thread only, as are `_begin`, `_release` and `_forget`.
+
+        Args:
+            feeds: at most one for each slot, and `batch_tokens` tokens together.
+
+        Returns:
+            one row for each feed that chooses a token, in order; valid until the next call.
+        """
 
     @abstractmethod
-    def close(self) -> None:
-        """Free what the engine loaded itself."""
+    def _free(self) -> None:
+        """Free what the engine loaded itself; no thread uses it any more. May be called again."""
 
     # -- what an engine says where it knows ----------------------------------------------------
 
@@ -125,6 +113,29 @@ class BaseEngine(ABC):
     def _token_id(self, text: str) -> int | None:
         """Id of the single token, special ones included, with exactly this text."""
         return None
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that all slots have room for together."""
+        return self.model.context_tokens
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that one pass may have, at most. A longer prompt is read in several."""
+        return 512
+
+    def _begin(self, start: Start) -> int:
+        """Prepare a slot for a request; return how many tokens of its prompt are in it already.
+
+        At most `Start.keep`, which is 0 where nothing can be used again.
+        """
+        return start.keep
+
+    def _release(self, slot: int) -> None:  # noqa: B027 - most have nothing to do
+        """Detach what was attached for the slot's request. Its tokens stay, where they can be used again."""
+
+    def _forget(self, slot: int | None) -> None:  # noqa: B027
+        """Drop the tokens of a slot, or of all slots for None."""
 
     # -- what every engine offers --------------------------------------------------------------
 
@@ -144,7 +155,7 @@ class BaseEngine(ABC):
             prompt: messages or raw text.
             sampling: greedy by default.
             limits: token limit, stop strings, deadline (queueing included).
-            observer: gets the activations of every forward pass that chooses a token.
+            observer: gets the activations of every forward pass that chooses a token, in the engine's thread.
             cancel: set it from another thread to stop.
             completion: run this text as if the model had answered so (teacher forcing), for scoring
                 an answer that exists already.
@@ -155,10 +166,10 @@ class BaseEngine(ABC):
             EngineTimeoutError, CancelledError: ended from outside.
             EngineError: the engine failed.
         """
-        request = self._request(prompt, sampling, limits, observer, cancel, completion)
+        request = self._request(prompt, sampling, limits, observer, cancel=cancel, completion=completion)
         self._encode(request)
-        with self._turn(request) as queue_s:
-            return drain(self._run(request, queue_s))
+        with self._submitted(request) as outbox:
+            return _generation(outbox.next(request.interrupt))
 
     async def agenerate(
         self,
@@ -170,22 +181,11 @@ class BaseEngine(ABC):
         completion: str | None = None,
     ) -> Generation:
         """`generate` without blocking the event loop; cancelling the task stops the generation."""
-        cancel = threading.Event()
-        request = self._request(prompt, sampling, limits, observer, cancel, completion)
-        await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, request)
-        ticket, queue_s = await self._aturn(request)
-        # The worker gives the ticket back: a cancelled task must not let the next request in
-        # while the model is still finishing its token.
-        ticket.working += 1
-        work = asyncio.get_running_loop().run_in_executor(
-            self._worker, self._run_and_leave, self._run(request, queue_s), ticket
-        )
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            cancel.set()
-            work.add_done_callback(lambda done: done.exception())
-            raise
+        loop = asyncio.get_running_loop()
+        request = self._request(prompt, sampling, limits, observer, loop=loop, completion=completion)
+        await loop.run_in_executor(self._encoder, self._encode, request)
+        with self._submitted(request) as outbox:
+            return _generation(await outbox.anext(request.interrupt))
 
     def stream(
         self,
@@ -199,17 +199,19 @@ class BaseEngine(ABC):
     ) -> Iterator[Chunk]:
         """Answer piece by piece; the last chunk has the `Generation`. Closing the iterator cancels.
 
+        The answer is generated whether its pieces are taken or not.
+
         Args:
             prompt, sampling, limits, observer, cancel: as for `generate`.
-            on_token: called for each token of the answer except the end token, before its text is yielded; an
-                exception that it raises ends the stream.
+            on_token: called in the engine's thread for each token of the answer except the end token, before its
+                text is yielded; an exception that it raises ends the stream.
         """
-        request = self._request(prompt, sampling, limits, observer, cancel, None)
-        request.on_token = on_token
+        request = self._request(prompt, sampling, limits, observer, cancel=cancel, on_token=on_token, streamed=True)
         self._encode(request)
-        with self._turn(request) as queue_s:
-            generation = yield from chunks(self._run(request, queue_s))
-            yield Chunk("", generation)
+        with self._submitted(request) as outbox:
+            while isinstance(item := outbox.next(request.interrupt), str):
+                yield Chunk(item)
+        yield Chunk("", item)
 
     async def astream(
         self,
@@ -221,32 +223,18 @@ class BaseEngine(ABC):
         on_token: Callable[[TokenSignals], None] | None = None,
     ) -> AsyncIterator[Chunk]:
         """`stream` without blocking the event loop."""
-        cancel = threading.Event()
-        request = self._request(prompt, sampling, limits, observer, cancel, None)
-        request.on_token = on_token
-        await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, request)
-        ticket, queue_s = await self._aturn(request)
-        run = self._run(request, queue_s)
-        ticket.abandoned = run.close
-        step: asyncio.Future[str | Generation] | None = None
         loop = asyncio.get_running_loop()
-        try:
-            while True:
-                ticket.working += 1
-                step = loop.run_in_executor(self._worker, self._advance_for, run, ticket)
-                piece = await asyncio.shield(step)
-                if isinstance(piece, Generation):
-                    yield Chunk("", piece)
-                    return
-                yield Chunk(piece)
-        finally:
-            if step is None or step.done():
-                self._close_and_leave(run, ticket)
-            else:  # cancelled while a token is being computed: the worker cleans up when it is done
-                cancel.set()
-                ticket.working += 1
-                step.add_done_callback(lambda done: done.cancelled() or done.exception())
-                self._worker.submit(self._close_and_leave, run, ticket)
+        request = self._request(prompt, sampling, limits, observer, loop=loop, on_token=on_token, streamed=True)
+        await loop.run_in_executor(self._encoder, self._encode, request)
+        with self._submitted(request) as outbox:
+            while isinstance(item := await outbox.anext(request.interrupt), str):
+                yield Chunk(item)
+        yield Chunk("", item)
+
+    def close(self) -> None:
+        """Free what the engine loaded itself. Requests that are being answered end with an error."""
+        if os.getpid() == self._process:  # a fork has no thread to end, and nothing that it may free
+            self._loop.close(self._free)
 
     def __enter__(self) -> Self:
         return self
@@ -262,16 +250,18 @@ class BaseEngine(ABC):
         sampling: Sampling,
         limits: Limits,
         observer: Observer | None,
-        cancel: threading.Event | None,
-        completion: str | None,
+        *,
+        cancel: threading.Event | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        **settings: Any,
     ) -> Request:
         self._check_process()
-        if observer is None and completion is None:  # a caller who scores the answer observes the layers
+        if observer is None and settings.get("completion") is None:  # who scores the answer observes the layers
             witness.begin(None).say(None)
         if sampling.temperature > 0 and sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(32))
         interrupt = Interrupt(time.monotonic(), limits.timeout_s, cancel)
-        return Request(prompt, sampling, limits, observer, interrupt, completion)
+        return Request(prompt, sampling, limits, observer, interrupt, Outbox(loop), **settings)
 
     def _check_process(self) -> None:
         """A fork copies an engine without its threads, and whoever asks it there waits forever."""
@@ -283,104 +273,23 @@ class BaseEngine(ABC):
             )
 
     def _encode(self, request: Request) -> None:
-        """Make the prompt's tokens before the engine's turn: a chat template may take its time."""
+        """Make the tokens in the caller's thread: a chat template may take its time."""
         request.interrupt.check()
         request.tokens = self.encode(request.prompt)
         self._check_room(request.tokens)
+        room = self.model.context_tokens - len(request.tokens)
+        request.forced = self._forced(request.completion, room, request.tokens)
+        request.max_tokens = min(room, request.limits.max_tokens) if request.forced is None else len(request.forced)
 
     @contextmanager
-    def _turn(self, request: Request) -> Iterator[float]:
-        """Wait for the engine; gives the seconds that took."""
-        ticket = self._queue.acquire()
+    def _submitted(self, request: Request) -> Iterator[Outbox]:
+        """Let a request run; on leaving, its reader is gone."""
+        self._loop.submit(request)
         try:
-            self._wait(ticket, request.interrupt)
-            yield time.monotonic() - request.interrupt.started
+            yield request.outbox
         finally:
-            self._queue.release(ticket)
-
-    def _wait(self, ticket: Ticket, interrupt: Interrupt) -> None:
-        while not ticket.done():
-            interrupt.check()
-            self._queue.poll()
-            poll = 0.05 if interrupt.cancel is not None else POLL_S
-            limits = [seconds for seconds in (poll, interrupt.remaining_s) if seconds is not None]
-            try:
-                ticket.result(timeout=min(limits, default=None))
-            except FutureTimeoutError:
-                continue
-
-    async def _aturn(self, request: Request) -> tuple[Ticket, float]:
-        ticket = self._queue.acquire(asyncio.get_running_loop())
-        try:
-            turn = asyncio.wrap_future(ticket)
-            while not turn.done():
-                request.interrupt.check()
-                self._queue.poll()
-                left = request.interrupt.remaining_s
-                # `wait` cancels nothing: `leave` must see the ticket as it is.
-                await asyncio.wait([turn], timeout=POLL_S if left is None else min(left, POLL_S))
-        except BaseException:
-            self._queue.release(ticket)
-            raise
-        return ticket, time.monotonic() - request.interrupt.started
-
-    @staticmethod
-    def _advance_for(run: Generator[str, None, Generation], ticket: Ticket) -> str | Generation:
-        try:
-            return advance(run)
-        finally:
-            ticket.working -= 1
-
-    def _close_and_leave(self, run: Generator[str, None, Generation], ticket: Ticket) -> None:
-        try:
-            run.close()
-        finally:
-            self._queue.release(ticket)
-
-    def _run_and_leave(self, run: Generator[str, None, Generation], ticket: Ticket) -> Generation:
-        try:
-            return drain(run)
-        finally:
-            self._queue.release(ticket)
-
-    def _run(self, request: Request, queue_s: float) -> Generator[str, None, Generation]:
-        """Decode one request; yields text that is safe to show, returns the generation."""
-        request.interrupt.check()
-        started = time.monotonic()
-        tokens = request.tokens
-        room = self.model.context_tokens - len(tokens)
-        forced = self._forced(request.completion, room, tokens)
-        max_tokens = min(room, request.limits.max_tokens) if forced is None else len(forced)
-        stop = request.limits.stop if forced is None else ()
-        reading = self._reader.reading(tokens, stop=stop, tools=bool(request.prompt.tools))
-        observer = request.observer
-        answer = GrowingAnswer(reading, observer, request.on_token)
-        finish: FinishReason = "length"
-        rng = np.random.default_rng(request.sampling.seed)
-
-        with self._session(capture=observer is not None, interrupt=request.interrupt) as session:
-            fed: Sequence[int] = tokens
-            while len(answer) < max_tokens:
-                request.interrupt.check()
-                logits = session.feed(fed)
-                token = choose(logits, request.sampling, rng) if forced is None else forced[len(answer)]
-                safe = answer.push(token, signals_of(logits, token), session.activations)
-                if safe:
-                    yield safe
-                if answer.ended:
-                    finish = "stop_string" if answer.stopped else "stop"
-                    break
-                fed = (token,)
-        rest = answer.finish(cut=finish == "length")
-        if rest:
-            yield rest
-        return answer.generation(
-            finish,
-            prompt_tokens=len(tokens),
-            sampling=request.sampling,
-            queue_s=queue_s,
-            seconds=time.monotonic() - started,
-        )
+            if os.getpid() == self._process:
+                self._loop.leave(request)
 
     @cached_property
     def _reader(self) -> AnswerReader:
@@ -411,3 +320,9 @@ class BaseEngine(ABC):
                 f"The prompt has {len(tokens)} tokens, the context holds {room}",
                 fix="Shorten the prompt, or build the engine with a larger context_tokens",
             )
+
+
+def _generation(item: str | Generation) -> Generation:
+    """Return what comes out of a request of which no pieces are wanted."""
+    assert isinstance(item, Generation)
+    return item

@@ -18,7 +18,6 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from guard.engines.callback_errors import is_from_signal_handler
 from guard.engines.gguf import read_gguf
 from guard.engines.layer_names import BLOCK_TEMPLATES, MLP_TEMPLATES, find_layers
 from guard.engines.weight_files import refuse_redirection, weight_files
@@ -408,14 +407,12 @@ def _sha256(text: str) -> str:
 
 @contextmanager
 def run_errors() -> Iterator[None]:
-    """Whatever stops a model while it runs, as a guard error; what a signal handler raises stays as it is."""
+    """Whatever stops a model while it runs, as a guard error."""
     try:
         yield
     except GuardError:
         raise
     except Exception as error:
-        if is_from_signal_handler(error):
-            raise
         if _is_memory(error):
             raise _out_of_memory() from error
         raise EngineError("The model failed in a forward pass", why=_why(error)) from error

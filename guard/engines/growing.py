@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 
-from guard.engines.callback_errors import is_from_signal_handler
 from guard.engines.detokenizer import Detokenizer, StopStringFilter
 from guard.engines.sampling import TokenSignals
 from guard.engines.thinking import Splitter, thinking_of
@@ -266,9 +265,7 @@ class GrowingAnswer:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Whatever fails while layers are recorded, the policy decides; what a signal handler raises is no failure."""
-        if is_from_signal_handler(error):
-            raise error
+        """Whatever fails while layers are recorded, the policy decides."""
         self._capture_error = error_text(error)
 
 

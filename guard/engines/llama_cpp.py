@@ -15,22 +15,19 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
 from guard.engines.base import BaseEngine
+from guard.engines.batch import Feed, Row, Start
 from guard.engines.chat_template import after_answer, clock, reads_the_clock, render
 from guard.engines.control_text import pieces_of
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
-from guard.engines.fair_queue import Interrupt
+from guard.engines.engine_loop import closed_error
 from guard.engines.gguf import GgufHeader, read_gguf
-from guard.engines.protocols import Session
-from guard.engines.sampling import checked_logits
+from guard.engines.slots import Reuse
 from guard.engines.system_role import with_system_placed
 from guard.engines.trial_load import check_survives
 from guard.engines.weights import weight_file, weights_sha256
@@ -42,46 +39,23 @@ from guard.errors import (
     did_you_mean,
     missing_extra,
 )
-from guard.records import CapturePoint, Floats, ModelInfo, Prompt
+from guard.records import CapturePoint, ModelInfo, Prompt
 
 try:
     import llama_cpp
 except ImportError as error:
     raise missing_extra("llama-cpp-python", "llama") from error
 
-from guard.engines.llama_log import captured_log, load_error, memory_or_engine_error
+from guard.engines.llama_context import LlamaContext
+from guard.engines.llama_log import captured_log, load_error
 from guard.engines.llama_nodes import find_nodes
 from guard.engines.llama_settings import DEFAULT_CACHE_TYPE, check_settings, precision, set_attention
-from guard.engines.llama_tap import Tap
 from guard.engines.llama_vocabulary import Vocabulary
-
-#: Tokens of a prompt that are evaluated at once; between them deadlines and cancellation are checked.
-BATCH_TOKENS = 512
 
 DEFAULT_CONTEXT_TOKENS = 4096
 
-
-@dataclass(slots=True)
-class _LlamaSession:
-    """One request in the engine's context."""
-
-    engine: LlamaCppEngine
-    capture: bool
-    interrupt: Interrupt
-
-    def feed(self, tokens: Sequence[int]) -> Floats:
-        tap, batch = self.engine._tap, self.engine._batch_tokens
-        for start in range(0, len(tokens), batch):
-            self.interrupt.check()
-            if self.capture and start + batch >= len(tokens):
-                tap.start()
-            else:
-                tap.stop()
-            self.engine._evaluate(tokens[start : start + batch])
-        return self.engine._logits()
-
-    def activations(self) -> Floats:
-        return self.engine._tap.read()
+#: Requests that are answered at the same time, and conversations that are remembered.
+DEFAULT_SLOTS = 16
 
 
 class LlamaCppEngine(BaseEngine):
@@ -101,6 +75,9 @@ class LlamaCppEngine(BaseEngine):
         chat_template: str | None,
         owner: Any = None,
         template_date: str | None = None,
+        slots: int = DEFAULT_SLOTS,
+        cache_tokens: int | None = None,
+        deterministic: bool = False,
     ) -> None:
         super().__init__()
         if capture_point not in get_args(CapturePoint):
@@ -111,26 +88,29 @@ class LlamaCppEngine(BaseEngine):
         self._now = clock(template_date)
         # Nothing may use the model's memory once it is freed, and nothing may free it while it is used.
         self._handles = threading.RLock()
-        self._closed = self._in_session = False
         self._model = model
         self._owner = owner  # the user's Llama: kept alive, closed by nobody but the user
         self._path = path
         self._vocabulary = Vocabulary(llama_cpp.llama_model_get_vocab(model), self._open)
         self._template = chat_template if chat_template is not None else header.chat_template
-        self._tap = Tap(llama_cpp.llama_model_n_embd(model))
-        self._context = self._make_context(context_params)
-        # llama.cpp ends the process when a batch is larger than its own idea of it.
-        self._batch_tokens = llama_cpp.llama_n_batch(self._context)
+        room = context_params.n_ctx  # 0 is what the model was trained on
+        context_params.n_ctx = max(room, cache_tokens or 0) if room else room
+        self._context: LlamaContext | None = LlamaContext(model, context_params, 1 if deterministic else slots)
+        self.slots, self._cells, self._batch_tokens = (
+            self._context.slots,
+            self._context.cells,
+            self._context.batch_tokens,
+        )
         try:
-            nodes = self._find_nodes(header)
-            self._tap.want(nodes)
-            room = llama_cpp.llama_n_ctx(self._context)  # rounded up to whole blocks
+            self.reuse = self._find_nodes(header)
             quantization = precision(header.quantization, context_params)
-            self._info = self._describe(header, quantization, min(room, context_params.n_ctx or room))
+            self._info = self._describe(header, quantization, min(self._context.cells, room or self._context.cells))
         except BaseException:
-            llama_cpp.llama_free(self._context)
+            self._context.free()
             self._context = None
             raise
+        if deterministic:
+            self.reuse = "nothing"
 
     # -- building ------------------------------------------------------------------------------
 
@@ -149,12 +129,15 @@ class LlamaCppEngine(BaseEngine):
         chat_template: str | None = None,
         template_date: str | None = None,
         trial_load: bool = True,
+        slots: int = DEFAULT_SLOTS,
+        cache_tokens: int | None = None,
+        deterministic: bool = False,
     ) -> LlamaCppEngine:
         """Load a GGUF file.
 
         Args:
             path: the file, or the first file of a split model.
-            context_tokens: room for prompt and answer; at most what the model was trained on.
+            context_tokens: room for prompt and answer of one request; at most what the model was trained on.
             threads: of llama.cpp; by default one for each physical core.
             gpu_layers: layers put on a GPU where llama.cpp was built with one; -1 is all.
             flash_attention: by default llama.cpp uses it where model and device support it.
@@ -165,6 +148,10 @@ class LlamaCppEngine(BaseEngine):
             template_date: what a chat template that writes the date writes, as 2026-11-25; by default today.
             trial_load: load a file in a child process first, once, since llama.cpp ends the process over some
                 damaged files; False for files that you trust.
+            slots: requests that are answered at the same time, and conversations whose tokens are kept.
+            cache_tokens: room that all of these have together; by default, and at least, context_tokens.
+            deterministic: answer one request at a time, each from an empty cache. Scores then are the same to the
+                last bit whatever else is asked; otherwise they depend on it by rounding.
 
         Raises:
             InputError: an option out of its range, a cache type or capture point that is not known.
@@ -176,6 +163,7 @@ class LlamaCppEngine(BaseEngine):
         context = llama_cpp.llama_context_default_params()
         attention: dict[str, Any] = {"flash_attention": flash_attention, "type_k": type_k, "type_v": type_v}
         set_attention(context, **attention)
+        _check_positive(slots=slots, cache_tokens=cache_tokens)
         file = weight_file(path)
         header = read_gguf(file)
         if trial_load:
@@ -198,6 +186,9 @@ class LlamaCppEngine(BaseEngine):
                 capture_point=capture_point,
                 chat_template=chat_template,
                 template_date=template_date,
+                slots=slots,
+                cache_tokens=cache_tokens,
+                deterministic=deterministic,
             )
         except BaseException:
             llama_cpp.llama_model_free(model)
@@ -211,6 +202,9 @@ class LlamaCppEngine(BaseEngine):
         capture_point: CapturePoint = "mlp",
         chat_template: str | None = None,
         template_date: str | None = None,
+        slots: int = DEFAULT_SLOTS,
+        cache_tokens: int | None = None,
+        deterministic: bool = False,
     ) -> LlamaCppEngine:
         """Use the weights of a `Llama` that is loaded already.
 
@@ -223,6 +217,7 @@ class LlamaCppEngine(BaseEngine):
             InputError: not a `Llama`, or one that is closed, has no weights, or carries a LoRA
                 adapter, which belongs to its own context and would be missing here.
         """
+        _check_positive(slots=slots, cache_tokens=cache_tokens)
         if not isinstance(llama, llama_cpp.Llama):
             raise InputError(f"Expected a llama_cpp.Llama, got {type(llama).__name__}")
         if llama._model.model is None or llama.model_params.vocab_only:
@@ -245,31 +240,19 @@ class LlamaCppEngine(BaseEngine):
             chat_template=chat_template,
             owner=llama,
             template_date=template_date,
+            slots=slots,
+            cache_tokens=cache_tokens,
+            deterministic=deterministic,
         )
 
-    def _make_context(self, params: Any) -> Any:
-        params.n_batch = params.n_ubatch = BATCH_TOKENS
-        params.n_seq_max = 1
-        # A Llama that was built for embeddings attends and answers differently.
-        params.embeddings = False
-        params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_UNSPECIFIED
-        params.attention_type = llama_cpp.LLAMA_ATTENTION_TYPE_UNSPECIFIED
-        params.cb_eval = self._tap.callback
-        with captured_log() as log:
-            context = llama_cpp.llama_init_from_model(self._model, params)
-        if not context:
-            raise memory_or_engine_error(log, f"llama.cpp made no context of {params.n_ctx} tokens")
-        return context
-
-    def _find_nodes(self, header: GgufHeader) -> list[str]:
+    def _find_nodes(self, header: GgufHeader) -> Reuse:
         self._check_kind(header)
-        first = max(self._vocabulary.bos, 0)
-        with self._tap.listing() as names:
-            self._evaluate([first])
-        self._forget()
+        context = self._opened()
+        names, reuse = context.inspect(max(self._vocabulary.bos, 0))
         layers = llama_cpp.llama_model_n_layer(self._model)
         points = self.capture_point.split("+")
-        return [node for point in points for node in find_nodes(names, point, layers)]
+        context.tap.want([node for point in points for node in find_nodes(names, point, layers)], rows=self.slots)
+        return reuse
 
     def _check_kind(self, header: GgufHeader) -> None:
         """Refuse what does not write one token after another."""
@@ -348,26 +331,27 @@ class LlamaCppEngine(BaseEngine):
         tokens = self._vocabulary.tokenize(text, control=True)
         return tokens[0] if len(tokens) == 1 and self._vocabulary.text_of(tokens[0]) == text else None
 
-    def close(self) -> None:
-        """Free the context, and the model if this engine loaded it.
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that all slots have room for together."""
+        return self._cells
 
-        A request that is being answered ends with an error at its next token, and frees them.
-        """
-        with self._handles:
-            self._closed = True
-            if not self._in_session:
-                self._free()
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that one pass may have, at most."""
+        return self._batch_tokens
 
     def _free(self) -> None:
-        context, self._context = self._context, None
-        if context is None or os.getpid() != self._process:
-            return  # in a fork llama.cpp would wait for threads that are not there
-        if self._owner is None:
-            llama_cpp.llama_free(context)
-            llama_cpp.llama_model_free(self._model)
-        elif self._owner._model.model is not None:
-            # Once the user has freed the model, its context cannot be freed safely any more.
-            llama_cpp.llama_free(context)
+        with self._handles:
+            context, self._context = self._context, None
+            if context is None:
+                return
+            if self._owner is None:
+                context.free()
+                llama_cpp.llama_model_free(self._model)
+            elif self._owner._model.model is not None:
+                # Once the user has freed the model, its context cannot be freed safely any more.
+                context.free()
 
     def __del__(self) -> None:
         if getattr(self, "_context", None) is not None:
@@ -397,47 +381,31 @@ class LlamaCppEngine(BaseEngine):
         return end
 
     @contextmanager
-    def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[Session]:
-        with self._open():
-            self._in_session = True
-        try:
-            self._forget()
-            yield _LlamaSession(self, capture, interrupt)
-        finally:
-            self._tap.stop()
-            with self._handles:
-                self._in_session = False
-                if self._closed:
-                    self._free()
-
-    @contextmanager
     def _open(self) -> Iterator[None]:
         """Keep the model from being closed meanwhile."""
         with self._handles:
-            self._check_open()
+            self._opened()
             yield
 
-    def _evaluate(self, tokens: Sequence[int]) -> None:
-        self._check_open()
-        array = (llama_cpp.llama_token * len(tokens))(*tokens)
-        with self._tap.evaluating():
-            status = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(array, len(tokens)))
-        if status != 0:
-            raise EngineError(f"llama.cpp could not evaluate {len(tokens)} tokens", why=f"llama_decode gave {status}")
+    def _opened(self) -> LlamaContext:
+        if self._context is None or (self._owner is not None and self._owner._model.model is None):
+            raise closed_error()
+        return self._context
 
-    def _logits(self) -> Floats:
-        pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
-        if not pointer:
-            raise EngineError("llama.cpp gave no logits")
-        logits = np.ctypeslib.as_array(pointer, shape=(self._vocabulary.size,))
-        return checked_logits(logits, fix="Check the file, or use another quantization of the model")
+    def _begin(self, start: Start) -> int:
+        return self._opened().begin(start)
 
-    def _forget(self) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+        return self._opened().evaluate(feeds)
 
-    def _check_open(self) -> None:
-        if self._closed or (self._owner is not None and self._owner._model.model is None):
-            raise EngineError("The engine or its model has been closed", fix="Build a new engine")
+    def _forget(self, slot: int | None) -> None:
+        self._opened().forget(slot)
+
+
+def _check_positive(**numbers: int | None) -> None:
+    for what, number in numbers.items():
+        if number is not None and number < 1:
+            raise InputError(f"{what} must be at least 1, got {number}")
 
 
 def _load_model(file: Path, gpu_layers: int) -> Any:

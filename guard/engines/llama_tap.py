@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -41,29 +41,46 @@ def _load_ggml() -> Any:
 _ggml = _load_ggml()
 
 
+class Place(NamedTuple):
+    """Where a token's row is in a pass.
+
+    Attributes:
+        token: its position in the batch, and so the row of nodes that have one for each token.
+        output: its position among the tokens whose logits are wanted, which is the row in the last layer: llama.cpp
+            drops the others on its way there.
+    """
+
+    token: int
+    output: int
+
+
 class Tap:
-    """The evaluation callback: copies the last row of each wanted node, or lists all node names."""
+    """The evaluation callback: copies some rows of each wanted node, or lists all node names."""
 
     def __init__(self, width: int) -> None:
         self._row_bytes = 4 * width
         self._width = width
-        #: Wanted nodes by name, and the address in the buffer that each one's row goes to.
-        self._rows: dict[bytes, int] = {}
-        self._active = False
+        #: Wanted nodes by name, and the layer of each.
+        self._layers: dict[bytes, int] = {}
+        #: Rows to copy from the next evaluation, and how many tokens and outputs it has.
+        self._places: Sequence[Place] = ()
+        self._tokens = self._outputs = 0
         #: Nodes read in this evaluation. Of two with the same name the first is read.
         self._seen: set[bytes] = set()
         self._names: list[str] | None = None
         self._failure: str | None = None
         #: What a signal handler raised while llama.cpp was evaluating.
         self._kept = KeptError()
-        self._buffer = np.empty((0, width), np.float32)
+        self._buffer = np.empty((0, 0, width), np.float32)
+        self._address = 0
         #: For llama_context_params.cb_eval; must live as long as the context.
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
 
-    def want(self, nodes: Sequence[str]) -> None:
-        """Choose the nodes to copy, in the order of the layers."""
-        self._buffer = np.empty((len(nodes), self._width), np.float32)
-        self._rows = {name.encode(): self._buffer[row].ctypes.data for row, name in enumerate(nodes)}
+    def want(self, nodes: Sequence[str], rows: int) -> None:
+        """Choose the nodes to copy, in the order of the layers, and how many rows of each at most."""
+        self._layers = {name.encode(): layer for layer, name in enumerate(nodes)}
+        self._buffer = np.empty((rows, len(nodes), self._width), np.float32)
+        self._address = self._buffer.ctypes.data
 
     @contextmanager
     def listing(self) -> Iterator[Sequence[str]]:
@@ -74,27 +91,24 @@ class Tap:
         finally:
             self._names = None
 
-    def start(self) -> None:
-        """Copy from the next evaluation on."""
-        self._active, self._failure = True, None
+    def start(self, places: Sequence[Place], tokens: int, outputs: int) -> None:
+        """Copy these rows from the next evaluation, which has this many tokens and outputs; with none, nothing."""
+        self._places, self._tokens, self._outputs, self._failure = places, tokens, outputs, None
         self._seen.clear()
 
-    def stop(self) -> None:
-        """Copy nothing."""
-        self._active = False
-
-    def read(self) -> Floats:
-        """Return activations of the last evaluation, shape (L, D), overwritten by the next."""
-        if self._failure or len(self._seen) != len(self._rows):
+    def read(self, row: int) -> Floats:
+        """Return one row's activations in the last evaluation, shape (L, D), overwritten by the next."""
+        if self._failure or len(self._seen) != len(self._layers):
             raise CaptureError(
                 "The layers' activations could not be read",
-                why=self._failure or f"{len(self._seen)} of {len(self._rows)} layers were seen",
+                why=self._failure or f"{len(self._seen)} of {len(self._layers)} layers were seen",
             )
-        return self._buffer
+        activations: Floats = self._buffer[row]
+        return activations
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Surround each evaluation: what a signal handler raises in the callback is raised on leaving."""
+        """Surround each evaluation: what the callback, or a signal handler in it, raises is raised on leaving."""
         with self._kept.raised_after():
             yield
 
@@ -114,12 +128,16 @@ class Tap:
         if self._names is not None:
             self._names.append(name.decode(errors="replace"))
             return False
-        return self._active and name in self._rows and name not in self._seen
+        return bool(self._places) and name in self._layers and name not in self._seen
 
     def _copy(self, tensor: int) -> None:
-        name = _ggml.ggml_get_name(tensor)
-        size = _ggml.ggml_nbytes(tensor)
-        if size != 4 * _ggml.ggml_nelements(tensor) or size < self._row_bytes:
+        name, size = _ggml.ggml_get_name(tensor), _ggml.ggml_nbytes(tensor)
+        rows, rest = divmod(size, self._row_bytes)
+        if rest or size != 4 * _ggml.ggml_nelements(tensor) or rows not in (self._tokens, self._outputs):
             raise CaptureError(f"Node {name.decode(errors='replace')} is not a float32 tensor of width {self._width}")
-        _ggml.ggml_backend_tensor_get(tensor, self._rows[name], size - self._row_bytes, self._row_bytes)
+        address = self._address + self._layers[name] * self._row_bytes
+        for number, place in enumerate(self._places):
+            row = place.token if rows == self._tokens else place.output
+            to = address + number * len(self._layers) * self._row_bytes
+            _ggml.ggml_backend_tensor_get(tensor, to, row * self._row_bytes, self._row_bytes)
         self._seen.add(name)

@@ -9,7 +9,7 @@ decoding loop is replaced by a function that keeps what was prepared), and the m
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,48 +30,51 @@ _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 class Passes:
-    """The arguments of a request's forward passes, in order."""
+    """The arguments of a request's forward passes, in order; each is made when the pass before it has run.
 
-    def __init__(self, lm: Any, device: torch.device) -> None:
+    Args:
+        lm: the model.
+        device: where its tokens have to be.
+        prompt: all tokens of the prompt.
+
+    Raises:
+        Exception: whatever the model's own preparation raises, here and in the methods.
+    """
+
+    def __init__(self, lm: Any, device: torch.device, prompt: Sequence[int]) -> None:
         self._lm = lm
-        self._ids = torch.empty(1, 0, dtype=torch.long, device=device)
-        self._settings: dict[str, Any] = {}
+        self._ids = torch.tensor([list(prompt)], dtype=torch.long, device=device)
+        self._prompt_tokens, self._fed = len(prompt), 0
+        self._settings = _prepared(lm, self._ids)
+        self._positions = self._settings.get("position_ids")
+        self._whole = lm.prepare_inputs_for_generation(self._ids, is_first_iteration=True, **self._settings)
+        #: How many of the prompt's tokens one pass may have: all, where the model reads parts differently.
+        self.part_tokens = PREFILL_TOKENS if _may_split(lm, self._whole) else len(prompt)
 
-    def of(self, tokens: Sequence[int]) -> Iterator[tuple[dict[str, Any], bool]]:
-        """Return arguments of each pass that reads these tokens after those before, and whether it is the last of them.
-
-        Each is made when the pass before it has run. The prompt comes first.
-
-        Raises:
-            Exception: whatever the model's own preparation raises.
-        """
-        first = self._ids.shape[1] == 0
-        added = torch.tensor([list(tokens)], dtype=torch.long, device=self._ids.device)
-        self._ids = torch.cat([self._ids, added], dim=1)
-        if first:
-            self._settings = _prepared(self._lm, self._ids)
-            yield from self._parts()
-        else:
-            new = added.shape[1] if self._settings.get("use_cache") else None
-            yield self._lm.prepare_inputs_for_generation(self._ids, next_sequence_length=new, **self._settings), True
+    def of(self, tokens: Sequence[int]) -> dict[str, Any]:
+        """Return the arguments of the pass that reads these tokens after those before."""
+        start, self._fed = self._fed, self._fed + len(tokens)
+        if len(tokens) == self._prompt_tokens and start == 0:
+            return dict(self._whole)
+        return self._part(start, self._fed) if self._fed <= self._prompt_tokens else self._following(tokens)
 
     def after(self, output: Any) -> None:
-        """Take note of what the last pass gave: its cache, and that one token follows."""
-        self._settings = self._lm._update_model_kwargs_for_generation(output, self._settings)
+        """Note what a pass gave: once the prompt is read, its cache, and that one token follows."""
+        if self._fed >= self._prompt_tokens:
+            self._settings = self._lm._update_model_kwargs_for_generation(output, self._settings)
 
-    def _parts(self) -> Iterator[tuple[dict[str, Any], bool]]:
-        """Return the prompt, in parts where the model reads them as it would the whole."""
-        length, positions = self._ids.shape[1], self._settings.get("position_ids")
-        whole = self._lm.prepare_inputs_for_generation(self._ids, is_first_iteration=True, **self._settings)
-        if length <= PREFILL_TOKENS or not _may_split(self._lm, whole):
-            yield whole, True
-            return
-        for start in range(0, length, PREFILL_TOKENS):
-            end = min(start + PREFILL_TOKENS, length)
-            ids, part = self._ids[:, start:end], self._settings
-            if positions is not None:
-                part = {**part, "position_ids": positions[..., start:end]}
-            yield self._lm.prepare_inputs_for_generation(ids, is_first_iteration=True, **part), end == length
+    def _part(self, start: int, end: int) -> dict[str, Any]:
+        part = self._settings
+        if self._positions is not None:
+            part = {**part, "position_ids": self._positions[..., start:end]}
+        return dict(self._lm.prepare_inputs_for_generation(self._ids[:, start:end], is_first_iteration=True, **part))
+
+    def _following(self, tokens: Sequence[int]) -> dict[str, Any]:
+        added = torch.tensor([list(tokens)], dtype=torch.long, device=self._ids.device)
+        self._ids = torch.cat([self._ids, added], dim=1)
+        new = added.shape[1] if self._settings.get("use_cache") else None
+        prepared = self._lm.prepare_inputs_for_generation(self._ids, next_sequence_length=new, **self._settings)
+        return dict(prepared)
 
 
 def _prepared(lm: Any, ids: torch.Tensor) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from typing import Protocol, runtime_checkable
 
 from guard.records import Chunk, Floats, Generation, Limits, ModelInfo, Prompt, Sampling
@@ -21,16 +21,6 @@ class Observer(Protocol):
         Args:
             activations: shape (L, D), float32; valid only during the call.
         """
-
-
-class Session(Protocol):
-    """One request's use of a model, from an empty context."""
-
-    def feed(self, tokens: Sequence[int]) -> Floats:
-        """Run tokens through the model; return the last one's logits, shape (V,), until the next call."""
-
-    def activations(self) -> Floats:
-        """Return the last fed token's activations, shape (L, D); raises CaptureError where they are missing."""
 
 
 class Engine(Protocol):

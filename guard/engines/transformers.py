@@ -10,17 +10,16 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
 from guard.engines.base import BaseEngine
-from guard.engines.callback_errors import is_from_signal_handler
+from guard.engines.batch import Feed, Row, Start
 from guard.engines.chat_template import after_answer, clock, reads_the_clock, render
 from guard.engines.control_text import ControlTexts, Piece, pieces_of
 from guard.engines.detokenizer import Detokenizer
-from guard.engines.fair_queue import Interrupt
 from guard.engines.sampling import checked_logits
 from guard.engines.system_role import with_system_placed
 from guard.errors import (
@@ -40,7 +39,7 @@ except ImportError as error:
     raise missing_extra(error.name or "transformers", "transformers") from error
 
 from guard.engines import checkpoint
-from guard.engines.passes import Passes
+from guard.engines.passes import PREFILL_TOKENS, Passes
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -69,6 +68,7 @@ class TransformersEngine(BaseEngine):
             )
         self.capture_point = capture_point
         self._lm = lm
+        self._current: _ModelRequest | None = None
         self._tokenizer = tokenizer
         self._now = clock(template_date)
         self._tokenizing = threading.RLock()  # prompts are encoded by many threads; reading plain text sets a switch
@@ -228,7 +228,7 @@ class TransformersEngine(BaseEngine):
         token = self._tokenizer.get_added_vocab().get(text)
         return token if isinstance(token, int) else None
 
-    def close(self) -> None:
+    def _free(self) -> None:
         """Let go of the model; what `load` loaded is freed, a wrapped model stays with its owner."""
         self._lm = None
         gc.collect()
@@ -252,26 +252,26 @@ class TransformersEngine(BaseEngine):
             )
         return self._end
 
-    @contextmanager
-    def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[_ModelSession]:
-        lm = self._open()
-        # Each flag by itself, not lm.eval(): parts may be frozen in eval mode, and train() may be
-        # overridden to do more than set flags.
-        training = [module for module in lm.modules() if module.training]
-        recorder = _LayerRecorder(self._layers, self._info.width) if capture else None
-        hooks: list[Any] = []
-        try:
-            for module in training:
-                module.training = False
-            if recorder is not None:
-                for layer, name in enumerate(self._layers):
-                    hooks.append(lm.get_submodule(name).register_forward_hook(recorder.hook(layer)))
-            yield _ModelSession(lm, recorder, interrupt, self._no_grad)
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for module in training:
-                module.training = True
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of the prompt that one pass may have; the request that runs knows."""
+        return self._current.part_tokens if self._current is not None else PREFILL_TOKENS
+
+    def _begin(self, start: Start) -> int:
+        recorder = _LayerRecorder(self._layers, self._info.width) if start.capture else None
+        self._current = _ModelRequest(self._open(), recorder, self._no_grad)
+        self._current.begin(start.prompt)
+        return 0
+
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+        self._open()
+        assert self._current is not None
+        return [self._current.evaluate(feed) for feed in feeds][: feeds[-1].chooses]
+
+    def _release(self, slot: int) -> None:
+        request, self._current = self._current, None
+        if request is not None:
+            request.detach()
 
     def _open(self) -> Any:
         if self._lm is None:
@@ -400,12 +400,15 @@ class _LayerRecorder:
                 hidden = output[0] if isinstance(output, tuple | list) else output
                 self._rows[layer].copy_(hidden.detach()[..., -1, :].reshape(-1))
                 self._seen.add(layer)
-            except Exception as error:  # the answer is still generated; activations() raises
-                if is_from_signal_handler(error):
-                    raise
+            except Exception as error:  # noqa: BLE001 - the answer is still generated; activations() raises
                 self._failure = self._failure or (self._names[layer], error)
 
         return record
+
+    def hooks(self, lm: Any) -> Iterator[Any]:
+        """Register a hook at each layer of a model."""
+        for layer, name in enumerate(self._names):
+            yield lm.get_submodule(name).register_forward_hook(self.hook(layer))
 
     def rows(self) -> Floats:
         """Shape (L, D); the same memory for every pass."""
@@ -419,43 +422,64 @@ class _LayerRecorder:
         return rows
 
 
-class _ModelSession:
+class _ModelRequest:
     """One request's passes through a model, with its key-value cache."""
 
     def __init__(
-        self,
-        lm: Any,
-        recorder: _LayerRecorder | None,
-        interrupt: Interrupt,
-        no_grad: Callable[[], AbstractContextManager[Any]],
+        self, lm: Any, recorder: _LayerRecorder | None, no_grad: Callable[[], AbstractContextManager[Any]]
     ) -> None:
-        self._lm = lm
-        self._recorder = recorder
-        self._interrupt = interrupt
-        self._no_grad = no_grad
-        self._passes = Passes(lm, lm.get_input_embeddings().weight.device)
+        self._lm, self._recorder, self._no_grad = lm, recorder, no_grad
+        self._passes: Any = None
+        self._logits: Any = None
+        self._hooks: list[Any] = []
+        # Each flag by itself, not lm.eval(): parts may be frozen in eval mode, and train() may be
+        # overridden to do more than set flags.
+        self._training = [module for module in lm.modules() if module.training]
 
-    def feed(self, tokens: Sequence[int]) -> Floats:
-        """Run tokens through the model; see `guard.engines.base.Session`."""
-        logits = self._run(tokens)
-        return checked_logits(logits.float().cpu().numpy(), fix="Load it with dtype float32 or bfloat16")
+    @property
+    def part_tokens(self) -> int:
+        """See `Passes`."""
+        return int(self._passes.part_tokens)
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Switch dropout off, add hooks where an observer reads the layers, and prepare the first pass."""
+        for module in self._training:
+            module.training = False
+        if self._recorder is not None:
+            for hook in self._recorder.hooks(self._lm):
+                self._hooks.append(hook)
+        with checkpoint.run_errors(), self._no_grad():
+            self._passes = Passes(self._lm, self._lm.get_input_embeddings().weight.device, prompt)
+
+    def detach(self) -> None:
+        """Leave the model as it was."""
+        for hook in self._hooks:
+            hook.remove()
+        for module in self._training:
+            module.training = True
+
+    def evaluate(self, feed: Feed) -> Row:
+        """Run tokens through the model; what it says is valid until the next call."""
+        with checkpoint.run_errors(), self._no_grad():
+            arguments = self._passes.of(feed.tokens)
+            if self._recorder is not None:
+                self._recorder.arm(feed.capture)
+            output = self._lm(**{**arguments, "return_dict": True})
+            self._passes.after(output)
+            self._logits = output.logits[0, -1]
+        return self
+
+    def logits(self) -> Floats:
+        """Return the last position's logits; see `guard.engines.batch.Row`."""
+        with checkpoint.run_errors(), self._no_grad():
+            logits = self._logits.float().cpu().numpy()
+        return checked_logits(logits, fix="Load it with dtype float32 or bfloat16")
 
     def activations(self) -> Floats:
-        """Return the last pass's activations; see `guard.engines.base.Session`."""
+        """Return the last pass's activations; see `guard.engines.batch.Row`."""
         if self._recorder is None:
             raise CaptureError("Nothing is recorded in a request without an observer")
         return self._recorder.rows()
-
-    def _run(self, tokens: Sequence[int]) -> Any:
-        """Return the logits of the last position, shape (V,), on the model's device."""
-        with checkpoint.run_errors(), self._no_grad():
-            for arguments, last in self._passes.of(tokens):
-                self._interrupt.check()
-                if self._recorder is not None:
-                    self._recorder.arm(last)
-                output = self._lm(**{**arguments, "return_dict": True})
-            self._passes.after(output)
-            return output.logits[0, -1]
 
 
 class _Detokenizer:

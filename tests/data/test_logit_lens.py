@@ -189,7 +189,8 @@ def test_both_streams_together_change_nothing_of_the_mlps(smollm2: LlamaCppEngin
     limits, prompt = Limits(max_tokens=6), Prompt.chat("Which planet is the largest?")
     mlp = SignatureObserver()
     plain = smollm2.generate(prompt, limits=limits, observer=mlp)
-    with LlamaCppEngine.load(smollm2_path, context_tokens=2048, threads=1, capture_point="mlp+block") as engine:
+    options = {"context_tokens": 2048, "threads": 1, "deterministic": True}
+    with LlamaCppEngine.load(smollm2_path, capture_point="mlp+block", **options) as engine:  # type: ignore[arg-type]
         assert engine.model == smollm2.model
         lens = Lens.load(engine, smollm2_path)
         split = SignatureObserver()

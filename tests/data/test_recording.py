@@ -25,7 +25,6 @@ from guard.data.prompts import completion_prompt
 from guard.data.questions import LabelledResponse, Question, Row, split_questions
 from guard.data.recording import Journal, Record, Run, Skipped, of_this_model, record_rows, template_date_of
 from guard.data.sqlite_journal import row_key
-from guard.engines.fair_queue import Interrupt
 from guard.errors import EngineError, InputError
 from guard.records import Prompt
 
@@ -197,7 +196,7 @@ def test_an_answer_without_its_layers_is_skipped(tmp_path: Path) -> None:
 def test_a_failing_engine_ends_the_run_and_loses_nothing(tmp_path: Path) -> None:
     failing = engine()
 
-    def fail(number: int, interrupt: Interrupt) -> None:
+    def fail(number: int) -> None:
         if len(failing.asked) == 4:
             raise EngineError("no electricity")
 

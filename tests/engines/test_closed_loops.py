@@ -32,7 +32,7 @@ def leave(loop: asyncio.AbstractEventLoop, task: asyncio.Task[object]) -> None:
 def test_a_task_that_waited_for_its_turn(engine: AnsweringEngine) -> None:
     held, go = threading.Event(), threading.Event()
 
-    def wait(number: int, _: object) -> None:
+    def wait(number: int) -> None:
         held.set()
         go.wait(20)
 
@@ -43,7 +43,7 @@ def test_a_task_that_waited_for_its_turn(engine: AnsweringEngine) -> None:
     loop = asyncio.new_event_loop()
     task = loop.create_task(engine.agenerate(Prompt.raw("?")))
     loop.run_until_complete(asyncio.sleep(0.1))
-    assert len(engine._queue._waiting) == 1
+    assert engine._loop.waiting == 1
     leave(loop, task)
     go.set()
     holder.join(20)
@@ -53,7 +53,7 @@ def test_a_task_that_waited_for_its_turn(engine: AnsweringEngine) -> None:
 def test_a_task_whose_answer_was_being_generated(engine: AnsweringEngine) -> None:
     held, go = threading.Event(), threading.Event()
 
-    def wait(number: int, _: object) -> None:
+    def wait(number: int) -> None:
         held.set()
         go.wait(20)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 
 import numpy as np
 import pytest
@@ -15,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard.engines.base import BaseEngine
+from guard.engines.batch import Feed, Row, Start
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
-from guard.engines.fair_queue import Interrupt
 from guard.errors import (
     CancelledError,
     CaptureError,
@@ -44,9 +46,10 @@ class ScriptedEngine(BaseEngine):
         super().__init__()
         self.pieces = [*pieces]
         self.context_tokens = context_tokens
-        self.on_feed: Callable[[int, Interrupt], None] = lambda number, interrupt: None
+        self.on_feed: Callable[[int], None] = lambda number: None
         self.on_encode: Callable[[Prompt], None] = lambda prompt: None
-        self.open_sessions = 0
+        self.open_requests = self.passes = 0
+        self.part_tokens = 10**6
         self.captured: list[bool] = []
         self.served: list[str] = []
 
@@ -73,38 +76,38 @@ class ScriptedEngine(BaseEngine):
     def _end_token(self) -> int:
         return END
 
-    @contextmanager
-    def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[ScriptedSession]:
-        self.open_sessions += 1
-        assert self.open_sessions == 1, "two requests at once"
-        self.captured.append(capture)
-        try:
-            yield ScriptedSession(self, interrupt)
-        finally:
-            self.open_sessions -= 1
+    @property
+    def batch_tokens(self) -> int:
+        return self.part_tokens
 
-    def close(self) -> None:
-        """Nothing was loaded."""
-
-
-class ScriptedSession:
-    def __init__(self, engine: ScriptedEngine, interrupt: Interrupt) -> None:
-        self.engine = engine
-        self.interrupt = interrupt
+    def _begin(self, start: Start) -> int:
+        self.open_requests += 1
+        assert self.open_requests == 1, "two requests at once"
+        self.captured.append(start.capture)
+        self.served.append(bytes(start.prompt).decode())
         self.passes = 0
+        return 0
 
-    def feed(self, tokens: Sequence[int]) -> Floats:
-        if self.passes == 0:
-            self.engine.served.append(bytes(tokens).decode())
-        self.engine.on_feed(self.passes, self.interrupt)
-        script = [END + 1 + number for number in range(len(self.engine.pieces))] + [END]
-        logits = np.zeros(END + 1 + len(self.engine.pieces), np.float32)
-        logits[script[min(self.passes, len(script) - 1)]] = 8.0
-        self.passes += 1
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+        (feed,) = feeds
+        self.on_feed(self.passes)
+        self.passes += feed.chooses
+        return [self] if feed.chooses else []
+
+    def _release(self, slot: int) -> None:
+        self.open_requests -= 1
+
+    def logits(self) -> Floats:
+        script = [END + 1 + number for number in range(len(self.pieces))] + [END]
+        logits = np.zeros(END + 1 + len(self.pieces), np.float32)
+        logits[script[min(self.passes - 1, len(script) - 1)]] = 8.0
         return logits
 
     def activations(self) -> Floats:
         return np.full((2, 3), self.passes, np.float32)
+
+    def _free(self) -> None:
+        """Nothing was loaded."""
 
 
 class CopyObserver:
@@ -125,14 +128,14 @@ class Gate:
         self.opened = threading.Event()
         engine.on_feed = self
 
-    def __call__(self, number: int, interrupt: Interrupt) -> None:
+    def __call__(self, number: int) -> None:
         if number == 0:
             self.reached.set()
             assert self.opened.wait(20)
 
 
 def queued(engine: ScriptedEngine) -> int:
-    return len(engine._queue._waiting)
+    return engine._loop.waiting
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -286,15 +289,15 @@ def test_the_seed_that_was_drawn_repeats_the_answer() -> None:
 def test_a_failing_engine_serves_the_next_request() -> None:
     engine = ScriptedEngine([b"a"])
 
-    def fail(number: int, interrupt: Interrupt) -> None:
+    def fail(number: int) -> None:
         raise EngineError("no electricity")
 
     engine.on_feed = fail
     with pytest.raises(EngineError, match="no electricity"):
         engine.generate(QUESTION)
-    engine.on_feed = lambda number, interrupt: None
+    engine.on_feed = lambda number: None
     assert engine.generate(QUESTION).text == "a"
-    assert engine.open_sessions == 0
+    assert engine.open_requests == 0
 
 
 # -- deadlines and cancellation ----------------------------------------------------------------
@@ -302,29 +305,110 @@ def test_a_failing_engine_serves_the_next_request() -> None:
 
 def test_a_deadline_ends_a_generation() -> None:
     engine = ScriptedEngine([b"x"] * 400)
-    engine.on_feed = lambda number, interrupt: time.sleep(0.01)
+    engine.on_feed = lambda number: time.sleep(0.01)
     with pytest.raises(EngineTimeoutError, match=r"No answer within 0\.1 s"):
         engine.generate(QUESTION, limits=Limits(max_tokens=400, timeout_s=0.1))
-    assert engine.open_sessions == 0
+    assert engine.open_requests == 0
 
 
 def test_cancelling_ends_a_generation() -> None:
     engine = ScriptedEngine([b"x"] * 400)
     cancel = threading.Event()
-    engine.on_feed = lambda number, interrupt: cancel.set() if number == 5 else None
+    engine.on_feed = lambda number: cancel.set() if number == 5 else None
     with pytest.raises(CancelledError):
         engine.generate(QUESTION, cancel=cancel)
-    assert engine.open_sessions == 0
+    assert engine.open_requests == 0
 
 
-def test_a_closed_stream_lets_the_next_request_in() -> None:
-    engine = ScriptedEngine([b"a", b"b", b"c"])
-    stream = engine.stream(QUESTION)
+def test_a_closed_stream_ends_its_request_at_the_next_step() -> None:
+    engine = ScriptedEngine([b"a"] * 400)
+    engine.on_feed = lambda number: time.sleep(0.002)
+    stream = engine.stream(QUESTION, limits=Limits(max_tokens=400))
     assert next(stream).text == "a"
-    assert engine.open_sessions == 1
-    stream.close()
-    assert engine.open_sessions == 0
+    assert engine.open_requests == 1
+    stream.close()  # type: ignore[attr-defined]
+    assert engine.open_requests == 0
+    assert engine.passes < 400
+    assert engine.generate(QUESTION, limits=Limits(max_tokens=3)).text == "aaa"
+
+
+def test_streams_that_nobody_reads_hold_up_nobody() -> None:
+    engine = ScriptedEngine([b"a", b"b", b"c"])
+    left = [engine.stream(QUESTION) for _ in range(3)]
+    assert [next(stream).text for stream in left] == ["a"] * 3
     assert engine.generate(QUESTION).text == "abc"
+    assert ["".join(chunk.text for chunk in stream) for stream in left] == ["bc"] * 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ZeroDivisionError()])
+def test_what_on_token_raises_ends_its_own_request_only(error: BaseException) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    engine = ScriptedEngine([b"a"])
+    with pytest.raises(type(error)):
+        list(engine.stream(QUESTION, on_token=fail))
+    assert engine.open_requests == 0
+    assert engine.generate(QUESTION).text == "a"
+
+
+def test_an_observer_that_asks_its_own_engine_is_refused_and_waits_for_nobody() -> None:
+    engine = ScriptedEngine([b"a"])
+
+    class Asking(Recording):
+        def observe(self, activations: Floats) -> None:
+            engine.generate(QUESTION)
+
+    answer = engine.generate(QUESTION, observer=Asking())
+    assert answer.text == "a"
+    assert "asks the engine that calls it" in str(answer.capture_error)
+
+
+def test_observers_and_on_token_run_in_the_callers_context() -> None:
+    engine, tenant = ScriptedEngine([b"a"]), ContextVar("tenant", default="nobody")
+    seen: list[str] = []
+
+    class Looking(Recording):
+        def observe(self, activations: Floats) -> None:
+            seen.append(tenant.get())
+
+    def ask(name: str) -> None:
+        tenant.set(name)
+        list(engine.stream(QUESTION, observer=Looking(), on_token=lambda _: seen.append(tenant.get())))
+
+    for name in ("ann", "bob"):
+        copy_context().run(ask, name)
+    assert seen == ["ann"] * 3 + ["bob"] * 3
+
+
+def test_closing_ends_what_runs_and_what_waits() -> None:
+    engine = ScriptedEngine([b"a"] * 50)
+    gate = Gate(engine)
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(engine.generate, QUESTION, limits=Limits(max_tokens=50)) for _ in range(3)]
+        assert gate.reached.wait(20)
+        until(lambda: queued(engine) == 2)
+        closing = pool.submit(engine.close)
+        gate.opened.set()
+        closing.result(20)
+        for answer in asked:
+            with pytest.raises(EngineError, match="closed"):
+                answer.result(20)
+    with pytest.raises(EngineError, match="closed"):
+        engine.generate(QUESTION)
+    assert engine.open_requests == 0
+
+
+def test_an_engine_that_nobody_uses_is_freed_with_its_thread() -> None:
+    engine = ScriptedEngine([b"a"])
+    engine.generate(QUESTION)
+    thread, there = engine._loop._thread, weakref.ref(engine)
+    assert thread is not None
+    del engine
+    gc.collect()
+    assert there() is None
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 # -- the queue ---------------------------------------------------------------------------------
@@ -490,9 +574,9 @@ async def test_a_cancelled_task_computes_no_further_token() -> None:
     engine = ScriptedEngine([b"a"] * 200)
     gate, passes = Gate(engine), list[tuple[str, int]]()
 
-    def counted(number: int, interrupt: Interrupt) -> None:
+    def counted(number: int) -> None:
         passes.append((engine.served[-1], number))
-        gate(number, interrupt)
+        gate(number)
 
     engine.on_feed = counted
     task = asyncio.ensure_future(engine.agenerate(Prompt.raw("first"), limits=Limits(max_tokens=200)))
@@ -518,48 +602,42 @@ async def test_a_closed_astream_lets_the_next_request_in() -> None:
     stream = engine.astream(QUESTION)
     assert (await anext(stream)).text == "a"
     await stream.aclose()  # type: ignore[attr-defined]
-    assert engine.open_sessions == 0
     assert (await asyncio.wait_for(engine.agenerate(QUESTION), 20)).text == "abc"
+    assert engine.open_requests == 0
 
 
-async def test_an_astream_cancelled_within_a_pass_lets_the_next_request_in() -> None:
+async def test_an_astream_cancelled_within_a_long_prompt_lets_the_next_request_in() -> None:
     engine = ScriptedEngine([b"a", b"b", b"c"])
-    waiting, stopped = threading.Event(), threading.Event()
+    engine.part_tokens = 4
+    gate, parts = Gate(engine), list[int]()
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
 
-    def long_pass(number: int, interrupt: Interrupt) -> None:
-        """As an engine that reads a long prompt in pieces, checking in between."""
-        waiting.set()
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                interrupt.check()
-            except CancelledError:
-                stopped.set()
-                raise
-            time.sleep(0.005)
+    def counted(number: int) -> None:
+        parts.append(number)
+        gate(number)
 
     async def consume() -> None:
-        async for _ in engine.astream(Prompt.raw("first")):
+        async for _ in engine.astream(Prompt.raw("first" * 20)):
             pass
 
-    engine.on_feed = long_pass
+    engine.on_feed = counted
     task = asyncio.ensure_future(consume())
-    await asyncio.to_thread(waiting.wait, 20)
+    await asyncio.to_thread(gate.reached.wait, 20)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await asyncio.to_thread(stopped.wait, 5), "the pass goes on although nobody wants its answer"
-    engine.on_feed = lambda number, interrupt: None
-    assert (await asyncio.wait_for(engine.agenerate(Prompt.raw("second")), 20)).text == "abc"
-    assert engine.open_sessions == 0
+    gate.opened.set()
+    assert (await asyncio.wait_for(engine.agenerate(Prompt.raw("2nd")), 20)).text == "abc"
+    assert parts[:2] == [0, 0]
+    assert len(parts) == 5, "the part that was running is the last of the first prompt"
+    assert engine.open_requests == 0
     assert complaints == []
 
 
 def test_a_stream_cancelled_in_a_loop_that_ends_frees_the_engine() -> None:
     engine = ScriptedEngine([b"a", b"b"])
-    engine.on_feed = lambda number, interrupt: time.sleep(0.05)
+    engine.on_feed = lambda number: time.sleep(0.05)
 
     async def give_up() -> None:
         async for _ in engine.astream(QUESTION):
@@ -568,4 +646,4 @@ def test_a_stream_cancelled_in_a_loop_that_ends_frees_the_engine() -> None:
     with pytest.raises(TimeoutError):
         asyncio.run(asyncio.wait_for(give_up(), 0.02))
     assert engine.generate(QUESTION, limits=Limits(timeout_s=20)).text == "ab"
-    assert engine.open_sessions == 0
+    assert engine.open_requests == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from recording_observer import Recording
 from scripted import END, AnsweringEngine, confidence_scorer, scripted_model
 
+from guard.engines.batch import Feed, Row
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.engines.thinking import HarmonySplitter, Splitter, TaggedSplitter, thinking_of, without_thoughts
 from guard.policy.policy import parse_policy
@@ -233,25 +233,19 @@ class MarkedEngine(AnsweringEngine):
     def _detokenizer(self) -> Detokenizer:
         return BytesDetokenizer(lambda token: bytes([token]) if token < END else b"")
 
-    def _session(self, *, capture: bool, interrupt: Any) -> Any:
-        engine = self
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+        (feed,) = feeds
+        self.passes = 1 if feed.position == 0 else self.passes + 1
+        return [self]
 
-        class ThinkingSession:
-            passes = 0
+    def logits(self) -> Floats:
+        script = [*self.encode_marked(self.script(Prompt.raw(""), 0)[0]), END]
+        logits = np.zeros(400, np.float32)
+        logits[script[min(self.passes - 1, len(script) - 1)]] = 9.0
+        return logits
 
-            def feed(self, tokens: Sequence[int]) -> Floats:
-                script = [*engine.encode_marked(engine.script(Prompt.raw(""), 0)[0]), END]
-                logits = np.zeros(400, np.float32)
-                logits[script[min(self.passes, len(script) - 1)]] = 9.0
-                self.passes += 1
-                return logits
-
-            def activations(self) -> Floats:
-                return np.random.default_rng(self.passes).normal(size=(3, 8)).astype(np.float32)
-
-        from contextlib import nullcontext
-
-        return nullcontext(ThinkingSession())
+    def activations(self) -> Floats:
+        return np.random.default_rng(self.passes).normal(size=(3, 8)).astype(np.float32)
 
 
 def engine_saying(text: str, kind: type[AnsweringEngine] = AnsweringEngine) -> AnsweringEngine:

@@ -314,7 +314,7 @@ def test_the_systems_message_and_token_limit_are_those_of_the_calibration() -> N
 def test_an_engines_failure_is_tried_again_and_its_refusals_are_not(how: str) -> None:
     failures: list[Exception] = [EngineError("hiccup"), EngineError("hiccup")]
 
-    def feed(number: int, interrupt: Any) -> None:
+    def feed(number: int) -> None:
         if failures:
             raise failures.pop()
 
@@ -334,7 +334,7 @@ async def test_a_cancelled_call_stops_the_engine() -> None:
     loaded, passes = engine(("a" * 50, 0.3)), list[tuple[str, int]]()
     reached, opened = threading.Event(), threading.Event()
 
-    def feed(number: int, interrupt: Any) -> None:
+    def feed(number: int) -> None:
         passes.append((loaded.asked[-1].question, number))
         if not opened.is_set() and number == 1:
             reached.set()

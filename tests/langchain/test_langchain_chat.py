@@ -23,8 +23,8 @@ from langchain_core.tools import tool
 from langchain_fixtures import ABSTAIN, ACCEPT, chat, embedded, policy, scorer_for
 from pydantic import BaseModel, ValidationError
 
+from guard.engines.batch import Feed, Row
 from guard.engines.llama_cpp import LlamaCppEngine
-from guard.engines.protocols import Session
 from guard.errors import (
     AbstainedError,
     CaptureError,
@@ -78,34 +78,27 @@ class SayingEngine(LlamaCppEngine):
     def that_says(cls, text: str, template: str = TOOL_TEMPLATE) -> SayingEngine:
         from guard.engines import embedded_model
 
-        engine = cls.load(embedded_model(), context_tokens=1024, chat_template=template)
+        engine = cls.load(embedded_model(), context_tokens=1024, chat_template=template, deterministic=True)
         engine.saying = text  # type: ignore[attr-defined]
         return engine  # type: ignore[return-value]
 
-    def _session(self, **settings: Any) -> Any:
-        return _Saying(super()._session(**settings), [*self.encode_text(self.saying), self._end_token()])
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+        if feeds[0].position == 0:
+            self._left = iter([*self.encode_text(self.saying), self._end_token()])
+        return [_Saying(row, next(self._left)) for row in super()._evaluate(feeds)]
 
 
 class _Saying:
-    """A session whose logits leave only the next token of the text."""
+    """A row whose logits leave only the next token of the text."""
 
-    def __init__(self, opened: Any, tokens: Sequence[int]) -> None:
-        self._opened, self._tokens = opened, iter(tokens)
+    def __init__(self, row: Row, token: int) -> None:
+        self._row, self._token = row, token
+        self.activations = row.activations
 
-    def __enter__(self) -> Session:
-        self._session = self._opened.__enter__()
-        return self  # type: ignore[return-value]
-
-    def __exit__(self, *error: Any) -> Any:
-        return self._opened.__exit__(*error)
-
-    def feed(self, tokens: Sequence[int]) -> Any:
-        logits = self._session.feed(tokens).copy()
-        logits[next(self._tokens)] = logits.max() + 5
+    def logits(self) -> Any:
+        logits = self._row.logits().copy()
+        logits[self._token] = logits.max() + 5
         return logits
-
-    def activations(self) -> Any:
-        return self._session.activations()
 
 
 @pytest.fixture

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from guard.engines.base import BaseEngine
+from guard.engines.batch import Feed, Row, Start
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
-from guard.engines.fair_queue import Interrupt
 from guard.records import CapturePoint, Floats, ModelInfo, Prompt
 from guard.scoring.provenance import Binding, Prompting
 from guard.scoring.scorer import Scorer
@@ -58,10 +56,10 @@ class AnsweringEngine(BaseEngine):
         self.script = script
         self.asked: list[Prompt] = []
         self.closed = 0
-        self.on_feed: Callable[[int, Interrupt], None] = lambda number, interrupt: None
+        self.on_feed: Callable[[int], None] = lambda number: None
         self.activations_at: Callable[[Prompt, int], Floats] = layers_of
         self._info = model or scripted_model()
-        self._mutex = threading.Lock()
+        self._answer: _ScriptedAnswer | None = None
 
     @property
     def model(self) -> ModelInfo:
@@ -82,33 +80,48 @@ class AnsweringEngine(BaseEngine):
     def _end_token(self) -> int:
         return END
 
-    @contextmanager
-    def _session(self, *, capture: bool, interrupt: Interrupt) -> Iterator[_AnsweringSession]:
-        assert self._mutex.acquire(blocking=False), "two requests at once"
-        try:
-            yield _AnsweringSession(self, interrupt)
-        finally:
-            self._mutex.release()
+    @property
+    def batch_tokens(self) -> int:
+        return 10**6
+
+    def _begin(self, start: Start) -> int:
+        assert self._answer is None, "two requests at once"
+        self._answer = _ScriptedAnswer(self)
+        return 0
+
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+        (feed,) = feeds
+        assert self._answer is not None
+        return [self._answer.feed(feed.tokens)]
+
+    def _release(self, slot: int) -> None:
+        self._answer = None
 
     def close(self) -> None:
         self.closed += 1
 
+    def _free(self) -> None:
+        """Nothing was loaded."""
 
-class _AnsweringSession:
-    def __init__(self, engine: AnsweringEngine, interrupt: Interrupt) -> None:
-        self.engine, self.interrupt, self.passes = engine, interrupt, 0
 
-    def feed(self, tokens: Sequence[int]) -> Floats:
+class _ScriptedAnswer:
+    def __init__(self, engine: AnsweringEngine) -> None:
+        self.engine, self.passes = engine, 0
+
+    def feed(self, tokens: Sequence[int]) -> Row:
         engine = self.engine
         if self.passes == 0:
             self.prompt = Prompt.raw(bytes(tokens).decode())
             engine.asked.append(self.prompt)
             text, p_wrong = engine.script(self.prompt, len(engine.asked) - 1)
             self.tokens, self.logit = [*text.encode(), END], logit_for(p_wrong)
-        engine.on_feed(self.passes, self.interrupt)
-        logits = np.zeros(END + 1, np.float32)
-        logits[self.tokens[min(self.passes, len(self.tokens) - 1)]] = self.logit
+        engine.on_feed(self.passes)
         self.passes += 1
+        return self
+
+    def logits(self) -> Floats:
+        logits = np.zeros(END + 1, np.float32)
+        logits[self.tokens[min(self.passes - 1, len(self.tokens) - 1)]] = self.logit
         return logits
 
     def activations(self) -> Floats:

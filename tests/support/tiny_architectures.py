@@ -20,7 +20,7 @@ import numpy as np
 from llama_cpp import llama_cpp as bindings
 from tiny_gguf import SPECIAL, byte_alphabet
 
-from guard.engines.fair_queue import Interrupt
+from guard.engines.batch import Feed
 from guard.engines.gguf import read_gguf
 from guard.engines.llama_cpp import LlamaCppEngine
 from guard.engines.llama_log import captured_log, load_error
@@ -268,13 +268,9 @@ def read_layers(header: Path, *, changed: int | None = None) -> tuple[Any, Any]:
     """
     global _changed
     _changed = f"blk.{changed}.ffn" if changed is not None else None
-    forever = Interrupt(0.0, None, None)
-    with (
-        make_engine(header, capture_point="mlp+block") as engine,
-        engine._session(capture=True, interrupt=forever) as session,
-    ):
-        session.feed([5, 6, 7])
-        rows = session.activations().copy()
+    with make_engine(header, capture_point="mlp+block") as engine:
+        (row,) = engine._evaluate([Feed(0, [5, 6, 7], 0, chooses=True, capture=True)])
+        rows = row.activations().copy()
     return rows[: len(rows) // 2], rows[len(rows) // 2 :]
 
 

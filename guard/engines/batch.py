@@ -1,0 +1,88 @@
+"""What an engine's scheduler hands to its model, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from guard.records import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A request that takes a slot.
+
+    Attributes:
+        slot: its number, from 0.
+        prompt: all tokens of the prompt.
+        keep: how many of the prompt's first tokens the slot, or `source`, already holds.
+        source: the slot that holds them, where it is another one.
+        capture: whether an observer reads the layers.
+    """
+
+    slot: int
+    prompt: Sequence[int]
+    keep: int = 0
+    source: int | None = None
+    capture: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Tokens that one sequence is continued by in this step.
+
+    Attributes:
+        slot: of the sequence.
+        tokens: the next tokens, at least one.
+        position: of the first of them in the sequence; 0 begins a new one.
+        chooses: whether a token is chosen after the last of them, so that its logits are needed.
+        capture: whether the layers of the last of them are needed.
+    """
+
+    slot: int
+    tokens: Sequence[int]
+    position: int
+    chooses: bool
+    capture: bool
+
+
+class Row(Protocol):
+    """What the model says after the last token of a `Feed`; valid until the next step."""
+
+    def logits(self) -> Floats:
+        """Return the raw logits, shape (V,)."""
+
+    def activations(self) -> Floats:
+        """Return the layers' activations, shape (L, D); raises CaptureError where they are missing."""
+
+
+#: Tokens of prompts in a step that continues answers too, so that these need not wait for long.
+PROMPT_TOKENS_BESIDE_ANSWERS = 128
+
+
+def share_out(pending: Sequence[int], tokens: int) -> list[int]:
+    """Return how many tokens each sequence is continued by in the next step.
+
+    Answers are continued by a token each; prompts are read in what is left, first come, first served.
+
+    Args:
+        pending: how many tokens each sequence has still to read, in the order in which they came.
+        tokens: how many one step may have.
+
+    Examples:
+        >>> share_out([1, 700, 30, 1], tokens=512)
+        [1, 128, 0, 1]
+        >>> share_out([700, 30], tokens=512)
+        [512, 0]
+        >>> share_out([40, 30], tokens=512)
+        [40, 30]
+    """
+    counts = [min(count, 1) if count <= 1 else 0 for count in pending]
+    answers = sum(counts)
+    left = min(tokens - answers, PROMPT_TOKENS_BESIDE_ANSWERS if answers else tokens)
+    for at, count in enumerate(pending):
+        if count > 1:
+            counts[at] = min(count, left)
+            left -= counts[at]
+    return counts

@@ -1,0 +1,307 @@
+"""The thread that owns a model: requests join and leave between its steps.
+
+Each step continues all running answers by a token and the prompts by a part, in one pass of the model. Callers, in
+whatever thread or event loop, only put requests in and read what comes out: a caller that is slow, has left or
+has died holds up nobody.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import signal
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from guard.engines.batch import Feed, Row, Start, share_out
+from guard.engines.request import POLL_S, Item, Request
+from guard.engines.running import Running
+from guard.engines.slots import Placement, SlotTable, common_prefix
+from guard.errors import CancelledError, EngineError, GuardError, InputError
+
+if TYPE_CHECKING:
+    from guard.engines.base import BaseEngine
+
+#: A request waits for an earlier prompt that is still being read if at least as many more of its tokens are the same.
+WORTH_WAITING = 64
+
+#: Loops with a thread, which has to end before the interpreter does.
+_loops: weakref.WeakSet[EngineLoop] = weakref.WeakSet()
+
+
+class EngineLoop:
+    """Runs an engine's requests in a thread of its own, which starts with the first of them.
+
+    The thread keeps the engine alive only while there is something to do.
+    """
+
+    def __init__(self, engine: BaseEngine) -> None:
+        self._engine = weakref.ref(engine, self._wake)
+        self._changed = threading.Condition()
+        self._waiting: deque[Request] = deque()
+        self._running: list[Running] = []
+        self._table: SlotTable | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._at_end: Callable[[], None] = _nothing
+        #: How many tokens the model has evaluated.
+        self.evaluated = 0
+
+    # -- for callers -----------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """How many requests have no slot yet."""
+        with self._changed:
+            return len(self._waiting)
+
+    def submit(self, request: Request) -> None:
+        """Put a request in; what becomes of it is in its outbox.
+
+        Raises:
+            EngineError: the engine is closed.
+            InputError: an observer or ``on_token`` of another request asks, which would wait for itself.
+        """
+        if threading.current_thread() is self._thread:
+            raise InputError(
+                "An observer or on_token asks the engine that calls it", fix="Ask once the answer is complete"
+            )
+        with self._changed:
+            if self._closed:
+                raise closed_error()
+            self._waiting.append(request)
+            if self._thread is None:
+                self._start()
+            self._changed.notify_all()
+
+    def leave(self, request: Request) -> None:
+        """Say that nobody reads a request's outbox any more; harmless where it has ended.
+
+        A thread waits until the model has let go of the request, which takes a step at most; a task does not.
+        """
+        outbox = request.outbox
+        outbox.abandon()
+        self._pop(request)
+        while not outbox.in_task and self._thread not in (None, threading.current_thread()):
+            if outbox.ended.wait(POLL_S):
+                return
+
+    def close(self, at_end: Callable[[], None]) -> None:
+        """End all requests with an error, and the thread.
+
+        Args:
+            at_end: called when no thread uses the model any more.
+        """
+        with self._changed:
+            self._closed, self._at_end = True, at_end
+            thread = self._thread
+            self._changed.notify_all()
+        if thread is None:
+            at_end()
+        elif thread is not threading.current_thread():
+            thread.join()
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="guard-engine", daemon=True)
+        _loops.add(self)
+        self._thread.start()
+
+    def _wake(self, _: object) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        # Signals are for the threads of the program, whose handlers run in the main one.
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while self._has_work():
+            engine = self._engine()
+            if engine is not None:
+                self._serve(engine)
+            del engine  # one that nobody else uses is freed here
+        self._end_waiting(closed_error())
+        with self._changed:
+            self._thread = None
+        self._at_end()
+
+    def _has_work(self) -> bool:
+        """Wait for a request; return False once there can be none."""
+        with self._changed:
+            while not (self._waiting or self._closed or self._engine() is None):
+                self._changed.wait()
+            return not self._closed and self._engine() is not None
+
+    def _serve(self, engine: BaseEngine) -> None:
+        """Make steps until nothing is left to do."""
+        try:
+            while self._waiting or self._running:
+                if self._closed:
+                    raise closed_error()
+                self._step(engine)
+        except BaseException as error:  # noqa: BLE001 - the callers raise it
+            self._end_running(engine, error)
+            self._end_waiting(error)
+
+    # -- one step --------------------------------------------------------------------------------
+
+    def _step(self, engine: BaseEngine) -> None:
+        """Let requests in, and continue those that run by one pass."""
+        self._end_interrupted(engine)
+        self._admit(engine)
+        counts = share_out([running.pending for running in self._running], engine.batch_tokens)
+        turns = [(running, running.feed(count)) for running, count in zip(self._running, counts, strict=True) if count]
+        if not turns:
+            return
+        try:
+            rows = iter(engine._evaluate([feed for _, feed in turns]))
+        except BaseException as error:  # noqa: BLE001 - the callers raise it
+            self._forget_all(engine)
+            self._end_running(engine, error)
+            return
+        for running, feed in turns:
+            self._slots(engine).extend(feed.slot, feed.tokens)
+            self.evaluated += len(feed.tokens)
+            self._take(engine, running, feed, next(rows) if feed.chooses else None)
+
+    def _take(self, engine: BaseEngine, running: Running, feed: Feed, row: Row | None) -> None:
+        try:
+            running.take(feed, row)
+        except BaseException as error:  # noqa: BLE001 - its caller raises it, and the others continue
+            self._end(engine, running, error)
+        else:
+            if running.done is not None:
+                self._end(engine, running, running.done)
+
+    # -- requests join ---------------------------------------------------------------------------
+
+    def _admit(self, engine: BaseEngine) -> None:
+        """Give slots to waiting requests, first come, first served."""
+        while request := self._first():
+            table = self._slots(engine)
+            if self._is_about_to_share(table, request):
+                return
+            placement = table.place(request.tokens, request.room, request.prompt.cache_key)
+            if placement is None:
+                return
+            if self._pop(request):
+                self._begin(engine, request, placement)
+            else:  # its caller has just left
+                table.release(placement.slot)
+
+    def _first(self) -> Request | None:
+        with self._changed:
+            return self._waiting[0] if self._waiting else None
+
+    def _pop(self, request: Request) -> bool:
+        """Take a request out of the queue; return whether it was still there."""
+        with self._changed:
+            if request not in self._waiting:
+                return False
+            self._waiting.remove(request)
+            if request.outbox.abandoned:
+                request.outbox.ended.set()
+            return not request.outbox.abandoned
+
+    def _is_about_to_share(self, table: SlotTable, request: Request) -> bool:
+        """Return whether an earlier prompt that is still being read has much more in common with a request's."""
+        key, tokens = request.prompt.cache_key, request.tokens
+        unread = [each.unread for each in self._running if each.request.prompt.cache_key == key]
+        if not table.copies or not any(unread):
+            return False
+        soon = max(common_prefix(prompt, tokens) for prompt in unread)
+        return soon >= max(table.shared(slot, tokens, key) for slot in table.slots) + WORTH_WAITING
+
+    def _begin(self, engine: BaseEngine, request: Request, placement: Placement) -> None:
+        running = Running(request, placement.slot, engine._reader)
+        self._running.append(running)
+        start = Start(placement.slot, request.tokens, placement.keep, placement.source, request.observer is not None)
+        try:
+            kept = engine._begin(start)
+            for slot in placement.evicted:
+                engine._forget(slot)
+        except BaseException as error:  # noqa: BLE001 - its caller raises it
+            self._slots(engine).shorten(placement.slot, 0)
+            self._end(engine, running, error)
+        else:
+            self._slots(engine).shorten(placement.slot, kept)
+            running.begin(kept)
+
+    # -- requests leave --------------------------------------------------------------------------
+
+    def _end_interrupted(self, engine: BaseEngine) -> None:
+        """End what was cancelled, is late, or is read by nobody."""
+        for running in [*self._running]:
+            if error := _interruption(running.request):
+                self._end(engine, running, error)
+        with self._changed:
+            waiting = [*self._waiting]
+        for request in waiting:
+            if (error := _interruption(request)) and self._pop(request):
+                _close(request, error)
+
+    def _end_running(self, engine: BaseEngine, item: Item) -> None:
+        for running in [*self._running]:
+            self._end(engine, running, item)
+
+    def _end_waiting(self, item: Item) -> None:
+        while request := self._first():
+            if self._pop(request):
+                _close(request, item)
+
+    def _end(self, engine: BaseEngine, running: Running, item: Item) -> None:
+        """Free a slot, and hand over what became of its request."""
+        self._running.remove(running)
+        try:
+            engine._release(running.slot)
+        except BaseException as error:  # noqa: BLE001 - its caller raises it
+            item = error
+        self._slots(engine).release(running.slot)
+        _close(running.request, item)
+
+    def _forget_all(self, engine: BaseEngine) -> None:
+        """After a pass that failed, nobody knows what the model's memory holds."""
+        self._slots(engine).clear()
+        with contextlib.suppress(EngineError):  # it is closed
+            engine._forget(None)
+
+    def _slots(self, engine: BaseEngine) -> SlotTable:
+        if self._table is None:
+            self._table = SlotTable(engine.slots, engine.cache_tokens, engine.reuse)
+        return self._table
+
+
+def closed_error() -> EngineError:
+    """Return the error of those who use an engine that is closed."""
+    return EngineError("The engine or its model has been closed", fix="Build a new engine")
+
+
+def _interruption(request: Request) -> BaseException | None:
+    """Return why a request has to end now; None where it need not."""
+    if request.outbox.abandoned:
+        return CancelledError("The request was cancelled")
+    try:
+        request.interrupt.check()
+    except GuardError as error:
+        return error
+    return None
+
+
+def _close(request: Request, item: Item) -> None:
+    request.outbox.ended.set()
+    request.outbox.put(item)
+
+
+def _nothing() -> None:
+    """Nothing is left to do."""
+
+
+@atexit.register
+def _end_loops() -> None:
+    """No thread may run a model while the interpreter ends; nobody is left to read what it writes."""
+    for loop in [*_loops]:
+        loop.close(_nothing)

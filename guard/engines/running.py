@@ -1,0 +1,100 @@
+"""One request while its answer is generated: what it feeds next, and what it makes of a pass."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from guard.engines.batch import Feed, Row
+from guard.engines.growing import AnswerReader, GrowingAnswer
+from guard.engines.request import Request
+from guard.engines.sampling import choose, signals_of
+from guard.records import FinishReason, Generation
+
+
+class Running:
+    """A request that has a slot.
+
+    Attributes:
+        slot: its number.
+        done: the generation, once the answer is complete.
+    """
+
+    def __init__(self, request: Request, slot: int, reader: AnswerReader) -> None:
+        """
+        Args:
+            request: what is asked.
+            slot: where it runs.
+            reader: of the model's answers.
+        """
+        self.request, self.slot = request, slot
+        self.done: Generation | None = None
+        self._started = time.monotonic()
+        self._position, self._next = 0, request.tokens
+        self._rng = np.random.default_rng(request.sampling.seed)
+        stop = request.limits.stop if request.forced is None else ()
+        reading = reader.reading(request.tokens, stop=stop, tools=bool(request.prompt.tools))
+        self._answer = GrowingAnswer(reading, request.observer, request.on_token)
+
+    @property
+    def pending(self) -> int:
+        """How many tokens are evaluated before the next one is chosen."""
+        return len(self._next)
+
+    @property
+    def unread(self) -> list[int]:
+        """The prompt, as long as it has not been evaluated."""
+        return self.request.tokens if self._position < len(self.request.tokens) else []
+
+    def begin(self, held: int) -> None:
+        """Leave out the prompt's first tokens, which the slot holds already."""
+        self._position, self._next = held, self.request.tokens[held:]
+
+    def feed(self, count: int) -> Feed:
+        """Return the next tokens, at most as many as given."""
+        tokens = self._next[:count]
+        chooses = len(tokens) == len(self._next)
+        return Feed(self.slot, tokens, self._position, chooses, chooses and self.request.observer is not None)
+
+    def take(self, feed: Feed, row: Row | None) -> None:
+        """Go on after a pass: choose the next token where the pass ends with one, and hand on its text.
+
+        Args:
+            feed: what this request was continued by.
+            row: what the model says after its last token; None in the middle of a prompt.
+
+        Raises:
+            Exception: what the model's output, the observer or ``on_token`` raise; it ends this request.
+        """
+        self._position += len(feed.tokens)
+        self._next = self._next[len(feed.tokens) :]
+        if row is not None:
+            self.request.context.run(self._choose, row)
+
+    def _choose(self, row: Row) -> None:
+        request, answer = self.request, self._answer
+        logits = row.logits()
+        forced = request.forced
+        token = choose(logits, request.sampling, self._rng) if forced is None else forced[len(answer)]
+        self._show(answer.push(token, signals_of(logits, token), row.activations))
+        self._next = [token]
+        if answer.ended:
+            self._finish("stop_string" if answer.stopped else "stop")
+        elif len(answer) == request.max_tokens:
+            self._finish("length")
+
+    def _finish(self, reason: FinishReason) -> None:
+        request = self.request
+        self._show(self._answer.finish(cut=reason == "length"))
+        self.done = self._answer.generation(
+            reason,
+            prompt_tokens=len(request.tokens),
+            sampling=request.sampling,
+            queue_s=self._started - request.interrupt.started,
+            seconds=time.monotonic() - self._started,
+        )
+
+    def _show(self, text: str) -> None:
+        if text and self.request.streamed:
+            self.request.outbox.put(text)
