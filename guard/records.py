@@ -45,8 +45,7 @@ class Prompt:
         tools: JSON-schema tool definitions for chat templates that take them.
         template_options: further variables of the chat template, such as ``{"enable_thinking": False}``.
         plain: of a raw prompt, whether no control token is read in it, as where a user's words are in it.
-        cache_key: engines reuse what they have read of earlier prompts only where this is equal: give each tenant a
-            key of its own, so that nobody learns of another's prompts by how fast an answer comes.
+        cache_key: whose prompts may speed it up: only those with the same key, so that timing tells nothing of others'.
 
     Raises:
         InputError: a message's content is something other than text, such as an image or None.
@@ -72,6 +71,7 @@ class Prompt:
         system: str | None = None,
         tools: Iterable[Mapping[str, Any]] = (),
         template_options: Mapping[str, Any] | None = None,
+        cache_key: str | None = None,
     ) -> Prompt:
         """Build a chat prompt from one user message or a list of messages.
 
@@ -79,7 +79,7 @@ class Prompt:
             messages: the user's text, or messages with ``role`` and ``content``.
             system: put in front as a system message, unless the messages begin with one.
             tools: tool definitions, in the form that the model's chat template expects.
-            template_options: further variables of the chat template.
+            template_options, cache_key: as in `Prompt`.
 
         Raises:
             InputError: no message, a message without ``role`` or ``content``, or content that is no text.
@@ -92,12 +92,12 @@ class Prompt:
             raise InputError("A chat prompt needs at least one message")
         if system and turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": system})
-        return cls(messages=tuple(turns), tools=tuple(tools), template_options=template_options or {})
+        return cls(tuple(turns), None, tuple(tools), template_options or {}, cache_key=cache_key)
 
     @classmethod
-    def raw(cls, text: str, *, plain: bool = False) -> Prompt:
+    def raw(cls, text: str, *, plain: bool = False, cache_key: str | None = None) -> Prompt:
         """Build a prompt without a template. Control tokens' texts in it are control tokens, unless it is `plain`."""
-        return cls(text=text, plain=plain)
+        return cls(text=text, plain=plain, cache_key=cache_key)
 
     def with_instruction(self, instruction: str) -> Prompt:
         """Return the same prompt with an instruction added for one attempt (see the policy's ``retry``).
@@ -200,6 +200,7 @@ class ModelInfo:
         width: size of one MLP output (D).
         context_tokens: how many tokens prompt and answer may have together; a scorer is not bound to it.
         template_date: the date that the chat template writes, as 2026-11-25; None where it writes none.
+        deterministic: whether each request runs alone, from an empty cache; if not, others move its scores by rounding.
     """
 
     name: str
@@ -213,6 +214,7 @@ class ModelInfo:
     width: int
     context_tokens: int
     template_date: str | None = None
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -367,8 +369,7 @@ class Attempt:
         source: ``model``, or the name of the fallback that answered.
         score: None when scoring failed; then ``error`` says why.
         decision: what the policy said about this attempt.
-        prompt_tokens: tokens read.
-        completion_tokens: tokens generated.
+        prompt_tokens, completion_tokens: tokens read, and tokens generated.
         seconds: generation and scoring, in seconds.
         sampling: how tokens were chosen.
         error: the failure that took the place of a score.
@@ -399,11 +400,9 @@ class Escalation:
         prompt: the whole prompt.
         answer: the answer that was not accepted; None when generation itself failed.
         p_wrong: its score; None when scoring failed.
-        rule: the rule that fired.
-        reason: one sentence.
+        rule, reason: the rule that fired, and why in one sentence.
         route: the caller's route, or None.
-        policy: the policy's name.
-        model: the model's name.
+        policy, model: their names.
         attempts: all attempts so far.
         metadata: what the caller attached to the call.
         created_at: ISO 8601, UTC.
@@ -431,8 +430,7 @@ class Outcome(OutcomeExport):
     Attributes:
         answer: the text for the caller: the model's, a fallback's, or the policy's; may be None.
         action: what was done. In shadow mode always ``accept``.
-        rule: the rule that decided.
-        reason: one sentence.
+        rule, reason: the rule that decided, and why in one sentence.
         p_wrong: score of the answer that the decision is about; None when there was none.
         decision_id: identifies this call in logs, the review queue and traces.
         route: the caller's route, or None.

@@ -141,7 +141,7 @@ def certify(
         template_options=template_options,
     ) as loaded:
         rows, notes = _rows_to_ask(sources, loaded)
-        fingerprint = loaded.fingerprint(chosen, route)
+        fingerprint, deterministic = loaded.fingerprint(chosen, route), loaded.engine.model.deterministic
         with TrialJournal(journal_of(out, journal), fingerprint) as answers:
             asked = run_trials(loaded, rows, answers, route=route)
             ask_with_progress(asked, rows=rows, known=answers.answered(), progress=progress)
@@ -168,6 +168,7 @@ def certify(
         grader=grader_name,
         fingerprint=fingerprint,
         data=data_sets(sources, labels),
+        deterministic=deterministic,
         created_by=f"guard {version('ilis-guard')}",
     )
     before.with_one(certificate).save(out)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from guard.engines.growing import AnswerReader
+from guard.engines.slots import Reuse
 from guard.records import Floats
 
 
@@ -55,6 +57,37 @@ class Row(Protocol):
 
     def activations(self) -> Floats:
         """Return the layers' activations, shape (L, D); raises CaptureError where they are missing."""
+
+
+class Model(Protocol):
+    """What the engine's thread uses of an engine; `guard.engines.BaseEngine` says more of each."""
+
+    slots: int
+    reuse: Reuse
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that one pass may have, at most."""
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that all slots have room for together."""
+
+    @property
+    def _reader(self) -> AnswerReader:
+        """Makes text of tokens."""
+
+    def _begin(self, start: Start) -> int:
+        """Prepare a slot for a request; return how many tokens of its prompt are in it already."""
+
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+        """Run tokens of some sequences through the model, in one pass."""
+
+    def _release(self, slot: int) -> None:
+        """Detach what was attached for the slot's request."""
+
+    def _forget(self, slot: int | None) -> None:
+        """Drop the tokens of a slot, or of all slots for None."""
 
 
 #: Tokens of prompts in a step that continues answers too, so that these need not wait for long.

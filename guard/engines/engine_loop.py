@@ -14,16 +14,12 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from guard.engines.batch import Feed, Row, Start, share_out
+from guard.engines.batch import Feed, Model, Row, Start, share_out
 from guard.engines.request import POLL_S, Item, Request
 from guard.engines.running import Running
 from guard.engines.slots import Placement, SlotTable, common_prefix
 from guard.errors import CancelledError, EngineError, GuardError, InputError
-
-if TYPE_CHECKING:
-    from guard.engines.base import BaseEngine
 
 #: A request waits for an earlier prompt that is still being read if at least as many more of its tokens are the same.
 WORTH_WAITING = 64
@@ -38,7 +34,7 @@ class EngineLoop:
     The thread keeps the engine alive only while there is something to do.
     """
 
-    def __init__(self, engine: BaseEngine) -> None:
+    def __init__(self, engine: Model) -> None:
         self._engine = weakref.ref(engine, self._wake)
         self._changed = threading.Condition()
         self._waiting: deque[Request] = deque()
@@ -136,7 +132,7 @@ class EngineLoop:
                 self._changed.wait()
             return not self._closed and self._engine() is not None
 
-    def _serve(self, engine: BaseEngine) -> None:
+    def _serve(self, engine: Model) -> None:
         """Make steps until nothing is left to do."""
         try:
             while self._waiting or self._running:
@@ -149,7 +145,7 @@ class EngineLoop:
 
     # -- one step --------------------------------------------------------------------------------
 
-    def _step(self, engine: BaseEngine) -> None:
+    def _step(self, engine: Model) -> None:
         """Let requests in, and continue those that run by one pass."""
         self._end_interrupted(engine)
         self._admit(engine)
@@ -168,7 +164,7 @@ class EngineLoop:
             self.evaluated += len(feed.tokens)
             self._take(engine, running, feed, next(rows) if feed.chooses else None)
 
-    def _take(self, engine: BaseEngine, running: Running, feed: Feed, row: Row | None) -> None:
+    def _take(self, engine: Model, running: Running, feed: Feed, row: Row | None) -> None:
         try:
             running.take(feed, row)
         except BaseException as error:  # noqa: BLE001 - its caller raises it, and the others continue
@@ -179,7 +175,7 @@ class EngineLoop:
 
     # -- requests join ---------------------------------------------------------------------------
 
-    def _admit(self, engine: BaseEngine) -> None:
+    def _admit(self, engine: Model) -> None:
         """Give slots to waiting requests, first come, first served."""
         while request := self._first():
             table = self._slots(engine)
@@ -216,7 +212,7 @@ class EngineLoop:
         soon = max(common_prefix(prompt, tokens) for prompt in unread)
         return soon >= max(table.shared(slot, tokens, key) for slot in table.slots) + WORTH_WAITING
 
-    def _begin(self, engine: BaseEngine, request: Request, placement: Placement) -> None:
+    def _begin(self, engine: Model, request: Request, placement: Placement) -> None:
         running = Running(request, placement.slot, engine._reader)
         self._running.append(running)
         start = Start(placement.slot, request.tokens, placement.keep, placement.source, request.observer is not None)
@@ -233,7 +229,7 @@ class EngineLoop:
 
     # -- requests leave --------------------------------------------------------------------------
 
-    def _end_interrupted(self, engine: BaseEngine) -> None:
+    def _end_interrupted(self, engine: Model) -> None:
         """End what was cancelled, is late, or is read by nobody."""
         for running in [*self._running]:
             if error := _interruption(running.request):
@@ -244,7 +240,7 @@ class EngineLoop:
             if (error := _interruption(request)) and self._pop(request):
                 _close(request, error)
 
-    def _end_running(self, engine: BaseEngine, item: Item) -> None:
+    def _end_running(self, engine: Model, item: Item) -> None:
         for running in [*self._running]:
             self._end(engine, running, item)
 
@@ -253,7 +249,7 @@ class EngineLoop:
             if self._pop(request):
                 _close(request, item)
 
-    def _end(self, engine: BaseEngine, running: Running, item: Item) -> None:
+    def _end(self, engine: Model, running: Running, item: Item) -> None:
         """Free a slot, and hand over what became of its request."""
         self._running.remove(running)
         try:
@@ -263,13 +259,13 @@ class EngineLoop:
         self._slots(engine).release(running.slot)
         _close(running.request, item)
 
-    def _forget_all(self, engine: BaseEngine) -> None:
+    def _forget_all(self, engine: Model) -> None:
         """After a pass that failed, nobody knows what the model's memory holds."""
         self._slots(engine).clear()
         with contextlib.suppress(EngineError):  # it is closed
             engine._forget(None)
 
-    def _slots(self, engine: BaseEngine) -> SlotTable:
+    def _slots(self, engine: Model) -> SlotTable:
         if self._table is None:
             self._table = SlotTable(engine.slots, engine.cache_tokens, engine.reuse)
         return self._table

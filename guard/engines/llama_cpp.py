@@ -15,6 +15,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -104,7 +105,8 @@ class LlamaCppEngine(BaseEngine):
         try:
             self.reuse = self._find_nodes(header)
             quantization = precision(header.quantization, context_params)
-            self._info = self._describe(header, quantization, min(self._context.cells, room or self._context.cells))
+            info = self._describe(header, quantization, min(self._context.cells, room or self._context.cells))
+            self._info = replace(info, deterministic=deterministic)
         except BaseException:
             self._context.free()
             self._context = None

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -20,17 +19,15 @@ from guard.engines.batch import Feed, Row, Start
 from guard.engines.chat_template import after_answer, clock, reads_the_clock, render
 from guard.engines.control_text import ControlTexts, Piece, pieces_of
 from guard.engines.detokenizer import Detokenizer
-from guard.engines.sampling import checked_logits
 from guard.engines.system_role import with_system_placed
 from guard.errors import (
-    CaptureError,
     ChatTemplateError,
     EngineError,
     InputError,
     did_you_mean,
     missing_extra,
 )
-from guard.records import CapturePoint, Floats, ModelInfo, Prompt
+from guard.records import CapturePoint, ModelInfo, Prompt
 
 try:
     import torch
@@ -39,7 +36,8 @@ except ImportError as error:
     raise missing_extra(error.name or "transformers", "transformers") from error
 
 from guard.engines import checkpoint
-from guard.engines.passes import PREFILL_TOKENS, Passes
+from guard.engines.model_request import LayerRecorder, ModelRequest
+from guard.engines.passes import PREFILL_TOKENS
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -68,7 +66,7 @@ class TransformersEngine(BaseEngine):
             )
         self.capture_point = capture_point
         self._lm = lm
-        self._current: _ModelRequest | None = None
+        self._current: ModelRequest | None = None
         self._tokenizer = tokenizer
         self._now = clock(template_date)
         self._tokenizing = threading.RLock()  # prompts are encoded by many threads; reading plain text sets a switch
@@ -258,8 +256,8 @@ class TransformersEngine(BaseEngine):
         return self._current.part_tokens if self._current is not None else PREFILL_TOKENS
 
     def _begin(self, start: Start) -> int:
-        recorder = _LayerRecorder(self._layers, self._info.width) if start.capture else None
-        self._current = _ModelRequest(self._open(), recorder, self._no_grad)
+        recorder = LayerRecorder(self._layers, self._info.width) if start.capture else None
+        self._current = ModelRequest(self._open(), recorder, self._no_grad)
         self._current.begin(start.prompt)
         return 0
 
@@ -369,117 +367,6 @@ def _unreadable() -> InputError:
         "The messages hold the text of a control token, which this tokenizer cannot read as plain text",
         fix="Take it out of the messages, documents and tools",
     )
-
-
-# -- one request -------------------------------------------------------------------------------
-
-
-class _LayerRecorder:
-    """Keeps each layer's output at the last position, for the passes that it is armed for."""
-
-    def __init__(self, names: Sequence[str], width: int) -> None:
-        self._names = names
-        self._rows = torch.empty(len(names), width, dtype=torch.float32)
-        self._seen: set[int] = set()
-        self._failure: tuple[str, Exception] | None = None
-        self._armed = False
-
-    def arm(self, armed: bool) -> None:
-        """Set whether the next pass is recorded, and discard what the last one recorded."""
-        self._armed = armed
-        self._seen.clear()
-        self._failure = None
-
-    def hook(self, layer: int) -> Callable[[Any, Any, Any], None]:
-        """A forward hook that changes nothing and never raises."""
-
-        def record(_module: Any, _inputs: Any, output: Any) -> None:
-            if not self._armed:
-                return
-            try:
-                hidden = output[0] if isinstance(output, tuple | list) else output
-                self._rows[layer].copy_(hidden.detach()[..., -1, :].reshape(-1))
-                self._seen.add(layer)
-            except Exception as error:  # noqa: BLE001 - the answer is still generated; activations() raises
-                self._failure = self._failure or (self._names[layer], error)
-
-        return record
-
-    def hooks(self, lm: Any) -> Iterator[Any]:
-        """Register a hook at each layer of a model."""
-        for layer, name in enumerate(self._names):
-            yield lm.get_submodule(name).register_forward_hook(self.hook(layer))
-
-    def rows(self) -> Floats:
-        """Shape (L, D); the same memory for every pass."""
-        if self._failure is not None:
-            name, error = self._failure
-            raise CaptureError(f"The output of '{name}' could not be recorded", why=f"{error}") from error
-        if len(self._seen) < len(self._names):
-            unused = next(name for layer, name in enumerate(self._names) if layer not in self._seen)
-            raise CaptureError(f"'{unused}' had no part in the forward pass")
-        rows: Floats = self._rows.numpy()
-        return rows
-
-
-class _ModelRequest:
-    """One request's passes through a model, with its key-value cache."""
-
-    def __init__(
-        self, lm: Any, recorder: _LayerRecorder | None, no_grad: Callable[[], AbstractContextManager[Any]]
-    ) -> None:
-        self._lm, self._recorder, self._no_grad = lm, recorder, no_grad
-        self._passes: Any = None
-        self._logits: Any = None
-        self._hooks: list[Any] = []
-        # Each flag by itself, not lm.eval(): parts may be frozen in eval mode, and train() may be
-        # overridden to do more than set flags.
-        self._training = [module for module in lm.modules() if module.training]
-
-    @property
-    def part_tokens(self) -> int:
-        """See `Passes`."""
-        return int(self._passes.part_tokens)
-
-    def begin(self, prompt: Sequence[int]) -> None:
-        """Switch dropout off, add hooks where an observer reads the layers, and prepare the first pass."""
-        for module in self._training:
-            module.training = False
-        if self._recorder is not None:
-            for hook in self._recorder.hooks(self._lm):
-                self._hooks.append(hook)
-        with checkpoint.run_errors(), self._no_grad():
-            self._passes = Passes(self._lm, self._lm.get_input_embeddings().weight.device, prompt)
-
-    def detach(self) -> None:
-        """Leave the model as it was."""
-        for hook in self._hooks:
-            hook.remove()
-        for module in self._training:
-            module.training = True
-
-    def evaluate(self, feed: Feed) -> Row:
-        """Run tokens through the model; what it says is valid until the next call."""
-        with checkpoint.run_errors(), self._no_grad():
-            arguments = self._passes.of(feed.tokens)
-            if self._recorder is not None:
-                self._recorder.arm(feed.capture)
-            output = self._lm(**{**arguments, "return_dict": True})
-            self._passes.after(output)
-            self._logits = output.logits[0, -1]
-        return self
-
-    def logits(self) -> Floats:
-        """Return the last position's logits; see `guard.engines.batch.Row`."""
-        with checkpoint.run_errors(), self._no_grad():
-            logits = self._logits.float().cpu().numpy()
-        return checked_logits(logits, fix="Load it with dtype float32 or bfloat16")
-
-    def activations(self) -> Floats:
-        """Return the last pass's activations; see `guard.engines.batch.Row`."""
-        if self._recorder is None:
-            raise CaptureError("Nothing is recorded in a request without an observer")
-        return self._recorder.rows()
 
 
 class _Detokenizer:

@@ -100,6 +100,8 @@ class Certificate(_CertificatePart):
         data: what it was certified on, for people and audits.
         grader: that labelled the answers.
         seed: of the rows that gave the grid.
+        deterministic: whether the model answered each request alone, from an empty cache. If not, the requests that
+            a score shares a pass with move it by rounding, in the trials as in use.
         created_by: the guard version.
     """
 
@@ -119,6 +121,7 @@ class Certificate(_CertificatePart):
     grader: str
     fingerprint: Fingerprint
     data: Annotated[list[DataSet], FailFast(), Field(max_length=1000)]
+    deterministic: bool
     created_by: str
 
     @model_validator(mode="after")

@@ -215,6 +215,7 @@ class Guard:
         limits: Limits | None = None,
         metadata: Mapping[str, Any] | None = None,
         template_options: Mapping[str, Any] | None = None,
+        cache_key: str | None = None,
     ) -> Outcome:
         """Answer, score, decide, act.
 
@@ -226,6 +227,7 @@ class Guard:
             limits: of each attempt; by default the token limit of the calibration.
             metadata: goes to escalation handlers and the review queue.
             template_options: variables of the model's chat template for this call, beside the guard's own.
+            cache_key: of the caller: what the model has read of a prompt is reused for prompts with the same key only.
 
         Raises:
             AbstainedError: where the policy says ``abstain: {raise: true}``.
@@ -233,7 +235,7 @@ class Guard:
             InputError, PromptTooLongError, ChatTemplateError: the question cannot be put.
             CancelledError: cancelled from outside.
         """
-        call = self._call(prompt, route, sampling, limits, metadata, template_options)
+        call = self._call(prompt, route, sampling, limits, metadata, template_options, cache_key)
         return drive(call.steps())
 
     async def aask(
@@ -245,9 +247,10 @@ class Guard:
         limits: Limits | None = None,
         metadata: Mapping[str, Any] | None = None,
         template_options: Mapping[str, Any] | None = None,
+        cache_key: str | None = None,
     ) -> Outcome:
         """`ask` without blocking the event loop; cancelling the task stops the generation."""
-        call = self._call(prompt, route, sampling, limits, metadata, template_options)
+        call = self._call(prompt, route, sampling, limits, metadata, template_options, cache_key)
         return await adrive(call.steps())
 
     def attempts(
@@ -323,6 +326,7 @@ class Guard:
         limits: Limits | None,
         metadata: Mapping[str, Any] | None,
         template_options: Mapping[str, Any] | None = None,
+        cache_key: str | None = None,
     ) -> Call:
         self.policy.check_route(route)
         if metadata is not None and not isinstance(metadata, Mapping):
@@ -332,6 +336,8 @@ class Guard:
         built = self.prompt_of(prompt)
         if template_options:
             built = replace(built, template_options={**built.template_options, **template_options})
+        if cache_key is not None:
+            built = replace(built, cache_key=cache_key)
         return Call(self._resources, built, sampling, limits, dict(metadata or {}), state)
 
     def _opened(self, store: Store | str | Path | None) -> Store:

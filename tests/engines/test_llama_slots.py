@@ -325,7 +325,7 @@ def test_layers_of_the_embedded_model_in_a_shared_pass_are_those_alone(smollm2: 
         layers = [row.activations().copy() for row in together._evaluate(feeds)]
         continued = [
             Feed(slot, [40 + slot], len(tokens), chooses=True, capture=True) for slot, tokens in enumerate(prompts)
-        ]  # noqa: E501
+        ]
         after = [row.activations().copy() for row in together._evaluate(continued)]
     with LlamaCppEngine.load(embedded_model(), context_tokens=1024, threads=1, deterministic=True) as apart:
         for feed, ours, next_ours in zip(feeds, layers, after, strict=True):

@@ -258,7 +258,7 @@ CHANGES: dict[str, Any] = {
 
 
 def test_the_binding_is_all_that_identifies_a_model() -> None:
-    assert set(CHANGES) == {field.name for field in fields(ModelInfo)} - {"name", "context_tokens"}
+    assert set(CHANGES) == {field.name for field in fields(ModelInfo)} - {"name", "context_tokens", "deterministic"}
     assert set(CHANGES) == set(Binding.model_fields) - {"capture_point"}
 
 

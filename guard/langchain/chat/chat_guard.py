@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import tenacity
@@ -50,7 +51,7 @@ from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 
 #: Settings that a call may override.
 _SAMPLING = ("temperature", "top_p", "top_k", "seed")
-_CALL_SETTINGS = frozenset({*_SAMPLING, "max_tokens", "timeout"})
+_CALL_SETTINGS = frozenset({*_SAMPLING, "max_tokens", "timeout", "cache_key"})
 #: Options that LangChain passes to a call.
 _CALL_OPTIONS = frozenset(
     {"tools", "tool_choice", "response_format", "strict", "parallel_tool_calls", "stream"}
@@ -98,6 +99,8 @@ class ChatGuard(RoutedChatModel):
     """Stream internally even if the caller invokes."""
     system: str | None = None
     """System message for conversations without one; by default that of the calibration, ``""`` for none."""
+    cache_key: str | None = None
+    """What the model has read of a prompt is reused for prompts with the same key only; see `Prompt`."""
     template_options: dict[str, Any] | None = Field(default=None, alias="chat_template_kwargs")
     """Variables of the chat template, such as ``{"enable_thinking": False}``; by default those of the calibration.
 
@@ -440,6 +443,7 @@ class ChatGuard(RoutedChatModel):
         prompt = Prompt.chat(
             chat_turns(messages), system=self._system(), tools=tools, template_options=self._options(options)
         )
+        prompt = replace(prompt, cache_key=options.get("cache_key", self.cache_key))
         for instruction in (tool_instruction(options.get("tool_choice"), names), json_instruction(options)):
             prompt = prompt.with_instruction(instruction) if instruction else prompt
         prompt = attempt.prompts[prompt_text(messages)] = attempt.prompt(prompt)
