@@ -437,8 +437,7 @@ class Outcome(OutcomeExport):
         mode: ``enforce`` or ``shadow``.
         would_be: in shadow mode the decision that would have been carried out, else None.
         attempts: every generation, in order, each with its score and timing.
-        escalated_to: the handlers that took the case.
-        receipts: what they returned, by name, such as a ticket's number or URL; the review's id from ``review``.
+        escalated_to, receipts: the handlers that took the case, and what they returned: a ticket's URL, a review's id.
         errors: failures of hooks, scoring or handlers, each in one sentence.
         seconds: the whole call, in seconds.
     """

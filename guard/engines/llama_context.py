@@ -37,7 +37,7 @@ class LlamaContext:
         self._vocabulary_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         # Their batches are split by sequence, and their rows do not keep the order.
         recurrent = llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
-        self.slots = 1 if recurrent else slots
+        self.slots = 1 if recurrent else min(slots, params.n_ctx or slots)
         self.handle = self._make(model, params)
         # llama.cpp ends the process when a batch is larger than its own idea of it.
         self.batch_tokens: int = llama_cpp.llama_n_batch(self.handle)

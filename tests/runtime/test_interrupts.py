@@ -83,13 +83,13 @@ def test_what_a_signal_handler_raises_comes_out_of_generate(engine: LlamaCppEngi
 
 @pytest.mark.usefixtures("raising_handler")
 def test_a_signal_while_a_layer_is_copied_is_not_a_failed_capture(engine: LlamaCppEngine) -> None:
-    copy = engine._tap._copy
+    copy = engine._context.tap._copy
 
     def interrupted(tensor: int) -> None:
         copy(tensor)
         os.kill(os.getpid(), signal.SIGALRM)
 
-    engine._tap._copy = interrupted  # type: ignore[method-assign]
+    engine._context.tap._copy = interrupted  # type: ignore[method-assign]
     with pytest.raises(AlarmError):
         engine.generate(QUESTION, limits=Limits(max_tokens=8), observer=Recording())
 
