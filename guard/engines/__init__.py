@@ -1,7 +1,7 @@
 """Engines run a model and read its layers: llama.cpp and transformers behind one protocol.
 
 `load_engine` loads one by file, folder or name. To add an engine, subclass `BaseEngine`, which has the decoding loop,
-slots, streaming, deadlines and cancellation; it is handed a `Feed` for each sequence and gives a `Row` back.
+slots, streaming, deadlines and cancellation; it is handed a `Feed` for each sequence and gives a `PassRow` back.
 Everything else here is internal.
 """
 
@@ -13,7 +13,7 @@ from guard._faces import lazy_face
 
 if TYPE_CHECKING:
     from guard.engines.base import BaseEngine
-    from guard.engines.batch import Feed, Row, Start
+    from guard.engines.batch import Feed, PassRow, Start
     from guard.engines.loading import (
         EMBEDDED,
         embedded_model,
@@ -27,7 +27,7 @@ __all__ = [
     "Engine",
     "Feed",
     "Observer",
-    "Row",
+    "PassRow",
     "Start",
     "embedded_model",
     "load_engine",
@@ -37,7 +37,7 @@ __getattr__, __dir__ = lazy_face(
     __name__,
     {
         "base": ("BaseEngine",),
-        "batch": ("Feed", "Row", "Start"),
+        "batch": ("Feed", "PassRow", "Start"),
         "protocols": (
             "Engine",
             "Observer",

@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from guard.engines import witness
-from guard.engines.batch import Feed, Row, Start
+from guard.engines.batch import Feed, PassRow, Start
 from guard.engines.chat_template import check_options
 from guard.engines.detokenizer import Detokenizer
 from guard.engines.engine_loop import EngineLoop
@@ -83,7 +83,7 @@ class BaseEngine(ABC):
         """Return the token that ends an answer, for given completions."""
 
     @abstractmethod
-    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
         """Run tokens of some sequences through the model, in one pass.
 
         Called in the engine's thread only, as are `_begin`, `_release` and `_forget`.

@@ -49,7 +49,7 @@ class Feed:
     capture: bool
 
 
-class Row(Protocol):
+class PassRow(Protocol):
     """What the model says after the last token of a `Feed`; valid until the next step."""
 
     def logits(self) -> Floats:
@@ -59,7 +59,7 @@ class Row(Protocol):
         """Return the layers' activations, shape (L, D); raises CaptureError where they are missing."""
 
 
-class Model(Protocol):
+class BatchModel(Protocol):
     """What the engine's thread uses of an engine; `guard.engines.BaseEngine` says more of each."""
 
     slots: int
@@ -80,7 +80,7 @@ class Model(Protocol):
     def _begin(self, start: Start) -> int:
         """Prepare a slot for a request; return how many tokens of its prompt are in it already."""
 
-    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
         """Run tokens of some sequences through the model, in one pass."""
 
     def _release(self, slot: int) -> None:

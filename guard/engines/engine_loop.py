@@ -15,9 +15,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
-from guard.engines.batch import Feed, Model, Row, Start, share_out
+from guard.engines.batch import BatchModel, Feed, PassRow, Start, share_out
 from guard.engines.request import POLL_S, Item, Request
-from guard.engines.running import Running
+from guard.engines.running import RunningAnswer
 from guard.engines.slots import Placement, SlotTable, common_prefix
 from guard.errors import CancelledError, EngineError, GuardError, InputError
 
@@ -34,11 +34,11 @@ class EngineLoop:
     The thread keeps the engine alive only while there is something to do.
     """
 
-    def __init__(self, engine: Model) -> None:
+    def __init__(self, engine: BatchModel) -> None:
         self._engine = weakref.ref(engine, self._wake)
         self._changed = threading.Condition()
         self._waiting: deque[Request] = deque()
-        self._running: list[Running] = []
+        self._running: list[RunningAnswer] = []
         self._table: SlotTable | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -132,7 +132,7 @@ class EngineLoop:
                 self._changed.wait()
             return not self._closed and self._engine() is not None
 
-    def _serve(self, engine: Model) -> None:
+    def _serve(self, engine: BatchModel) -> None:
         """Make steps until nothing is left to do."""
         try:
             while self._waiting or self._running:
@@ -145,7 +145,7 @@ class EngineLoop:
 
     # -- one step --------------------------------------------------------------------------------
 
-    def _step(self, engine: Model) -> None:
+    def _step(self, engine: BatchModel) -> None:
         """Let requests in, and continue those that run by one pass."""
         self._end_interrupted(engine)
         self._admit(engine)
@@ -164,7 +164,7 @@ class EngineLoop:
             self.evaluated += len(feed.tokens)
             self._take(engine, running, feed, next(rows) if feed.chooses else None)
 
-    def _take(self, engine: Model, running: Running, feed: Feed, row: Row | None) -> None:
+    def _take(self, engine: BatchModel, running: RunningAnswer, feed: Feed, row: PassRow | None) -> None:
         try:
             running.take(feed, row)
         except BaseException as error:  # noqa: BLE001 - its caller raises it, and the others continue
@@ -175,7 +175,7 @@ class EngineLoop:
 
     # -- requests join ---------------------------------------------------------------------------
 
-    def _admit(self, engine: Model) -> None:
+    def _admit(self, engine: BatchModel) -> None:
         """Give slots to waiting requests, first come, first served."""
         while request := self._first():
             table = self._slots(engine)
@@ -212,8 +212,8 @@ class EngineLoop:
         soon = max(common_prefix(prompt, tokens) for prompt in unread)
         return soon >= max(table.shared(slot, tokens, key) for slot in table.slots) + WORTH_WAITING
 
-    def _begin(self, engine: Model, request: Request, placement: Placement) -> None:
-        running = Running(request, placement.slot, engine._reader)
+    def _begin(self, engine: BatchModel, request: Request, placement: Placement) -> None:
+        running = RunningAnswer(request, placement.slot, engine._reader)
         self._running.append(running)
         start = Start(placement.slot, request.tokens, placement.keep, placement.source, request.observer is not None)
         try:
@@ -229,7 +229,7 @@ class EngineLoop:
 
     # -- requests leave --------------------------------------------------------------------------
 
-    def _end_interrupted(self, engine: Model) -> None:
+    def _end_interrupted(self, engine: BatchModel) -> None:
         """End what was cancelled, is late, or is read by nobody."""
         for running in [*self._running]:
             if error := _interruption(running.request):
@@ -240,7 +240,7 @@ class EngineLoop:
             if (error := _interruption(request)) and self._pop(request):
                 _close(request, error)
 
-    def _end_running(self, engine: Model, item: Item) -> None:
+    def _end_running(self, engine: BatchModel, item: Item) -> None:
         for running in [*self._running]:
             self._end(engine, running, item)
 
@@ -249,7 +249,7 @@ class EngineLoop:
             if self._pop(request):
                 _close(request, item)
 
-    def _end(self, engine: Model, running: Running, item: Item) -> None:
+    def _end(self, engine: BatchModel, running: RunningAnswer, item: Item) -> None:
         """Free a slot, and hand over what became of its request."""
         self._running.remove(running)
         try:
@@ -259,13 +259,13 @@ class EngineLoop:
         self._slots(engine).release(running.slot)
         _close(running.request, item)
 
-    def _forget_all(self, engine: Model) -> None:
+    def _forget_all(self, engine: BatchModel) -> None:
         """After a pass that failed, nobody knows what the model's memory holds."""
         self._slots(engine).clear()
         with contextlib.suppress(EngineError):  # it is closed
             engine._forget(None)
 
-    def _slots(self, engine: Model) -> SlotTable:
+    def _slots(self, engine: BatchModel) -> SlotTable:
         if self._table is None:
             self._table = SlotTable(engine.slots, engine.cache_tokens, engine.reuse)
         return self._table

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from guard.engines.batch import Feed, Start
 from guard.engines.llama_log import captured_log, memory_or_engine_error
-from guard.engines.llama_tap import Place, Tap
+from guard.engines.llama_tap import RowPlace, Tap
 from guard.engines.sampling import checked_logits
 from guard.engines.slots import Reuse
 from guard.errors import EngineError
@@ -35,9 +35,7 @@ class LlamaContext:
     def __init__(self, model: Any, params: Any, slots: int) -> None:
         self.tap = Tap(llama_cpp.llama_model_n_embd(model))
         self._vocabulary_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-        # Their batches are split by sequence, and their rows do not keep the order.
-        recurrent = llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
-        self.slots = 1 if recurrent else min(slots, params.n_ctx or slots)
+        self.slots = min(slots, params.n_ctx or slots) if _rows_keep_order(model, params) else 1
         self.handle = self._make(model, params)
         # llama.cpp ends the process when a batch is larger than its own idea of it.
         self.batch_tokens: int = llama_cpp.llama_n_batch(self.handle)
@@ -117,7 +115,7 @@ class LlamaContext:
         for feed in feeds:
             end += len(feed.tokens)
             if feed.chooses:
-                rows.append(LlamaRow(self, Place(end - 1, len(rows)), feed.capture, captured))
+                rows.append(LlamaRow(self, RowPlace(end - 1, len(rows)), feed.capture, captured))
                 captured += feed.capture
         return rows
 
@@ -130,9 +128,18 @@ class LlamaContext:
         return checked_logits(logits, fix="Check the file, or use another quantization of the model")
 
 
+def _rows_keep_order(model: Any, params: Any) -> bool:
+    """Return whether the rows of a batch with several sequences keep its order.
+
+    Batches of recurrent and hybrid models are split by sequence, and so are all where sequences cannot share cells.
+    """
+    recurrent = llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
+    return hasattr(params, "kv_unified") and not recurrent
+
+
 @dataclass(frozen=True, slots=True)
 class LlamaRow:
-    """See `guard.engines.batch.Row`.
+    """See `guard.engines.batch.PassRow`.
 
     Attributes:
         context: that has evaluated it.
@@ -142,7 +149,7 @@ class LlamaRow:
     """
 
     context: LlamaContext
-    place: Place
+    place: RowPlace
     capture: bool
     number: int
 

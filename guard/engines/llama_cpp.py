@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from guard.engines.base import BaseEngine
-from guard.engines.batch import Feed, Row, Start
+from guard.engines.batch import Feed, PassRow, Start
 from guard.engines.chat_template import after_answer, clock, reads_the_clock, render
 from guard.engines.control_text import pieces_of
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
@@ -397,7 +397,7 @@ class LlamaCppEngine(BaseEngine):
     def _begin(self, start: Start) -> int:
         return self._opened().begin(start)
 
-    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
         return self._opened().evaluate(feeds)
 
     def _forget(self, slot: int | None) -> None:

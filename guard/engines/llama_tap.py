@@ -41,7 +41,7 @@ def _load_ggml() -> Any:
 _ggml = _load_ggml()
 
 
-class Place(NamedTuple):
+class RowPlace(NamedTuple):
     """Where a token's row is in a pass.
 
     Attributes:
@@ -63,7 +63,7 @@ class Tap:
         #: Wanted nodes by name, and the layer of each.
         self._layers: dict[bytes, int] = {}
         #: Rows to copy from the next evaluation, and how many tokens and outputs it has.
-        self._places: Sequence[Place] = ()
+        self._places: Sequence[RowPlace] = ()
         self._tokens = self._outputs = 0
         #: Nodes read in this evaluation. Of two with the same name the first is read.
         self._seen: set[bytes] = set()
@@ -91,7 +91,7 @@ class Tap:
         finally:
             self._names = None
 
-    def start(self, places: Sequence[Place], tokens: int, outputs: int) -> None:
+    def start(self, places: Sequence[RowPlace], tokens: int, outputs: int) -> None:
         """Copy these rows from the next evaluation, which has this many tokens and outputs; with none, nothing."""
         self._places, self._tokens, self._outputs, self._failure = places, tokens, outputs, None
         self._seen.clear()

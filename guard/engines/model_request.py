@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from guard.engines import checkpoint
-from guard.engines.batch import Feed, Row
+from guard.engines.batch import Feed, PassRow
 from guard.engines.passes import Passes
 from guard.engines.sampling import checked_logits
 from guard.errors import CaptureError
@@ -100,7 +100,7 @@ class ModelRequest:
         for module in self._training:
             module.training = True
 
-    def evaluate(self, feed: Feed) -> Row:
+    def evaluate(self, feed: Feed) -> PassRow:
         """Run tokens through the model; what it says is valid until the next call."""
         with checkpoint.run_errors(), self._no_grad():
             arguments = self._passes.of(feed.tokens)
@@ -112,13 +112,13 @@ class ModelRequest:
         return self
 
     def logits(self) -> Floats:
-        """Return the last position's logits; see `guard.engines.batch.Row`."""
+        """Return the last position's logits; see `guard.engines.batch.PassRow`."""
         with checkpoint.run_errors(), self._no_grad():
             logits = self._logits.float().cpu().numpy()
         return checked_logits(logits, fix="Load it with dtype float32 or bfloat16")
 
     def activations(self) -> Floats:
-        """Return the last pass's activations; see `guard.engines.batch.Row`."""
+        """Return the last pass's activations; see `guard.engines.batch.PassRow`."""
         if self._recorder is None:
             raise CaptureError("Nothing is recorded in a request without an observer")
         return self._recorder.rows()

@@ -6,14 +6,14 @@ import time
 
 import numpy as np
 
-from guard.engines.batch import Feed, Row
+from guard.engines.batch import Feed, PassRow
 from guard.engines.growing import AnswerReader, GrowingAnswer
 from guard.engines.request import Request
 from guard.engines.sampling import choose, signals_of
 from guard.records import FinishReason, Generation
 
 
-class Running:
+class RunningAnswer:
     """A request that has a slot.
 
     Attributes:
@@ -57,7 +57,7 @@ class Running:
         chooses = len(tokens) == len(self._next)
         return Feed(self.slot, tokens, self._position, chooses, chooses and self.request.observer is not None)
 
-    def take(self, feed: Feed, row: Row | None) -> None:
+    def take(self, feed: Feed, row: PassRow | None) -> None:
         """Go on after a pass: choose the next token where the pass ends with one, and hand on its text.
 
         Args:
@@ -72,7 +72,7 @@ class Running:
         if row is not None:
             self.request.context.run(self._choose, row)
 
-    def _choose(self, row: Row) -> None:
+    def _choose(self, row: PassRow) -> None:
         request, answer = self.request, self._answer
         logits = row.logits()
         forced = request.forced

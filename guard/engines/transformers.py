@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from guard.engines.base import BaseEngine
-from guard.engines.batch import Feed, Row, Start
+from guard.engines.batch import Feed, PassRow, Start
 from guard.engines.chat_template import after_answer, clock, reads_the_clock, render
 from guard.engines.control_text import ControlTexts, Piece, pieces_of
 from guard.engines.detokenizer import Detokenizer
@@ -261,7 +261,7 @@ class TransformersEngine(BaseEngine):
         self._current.begin(start.prompt)
         return 0
 
-    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
         self._open()
         assert self._current is not None
         return [self._current.evaluate(feed) for feed in feeds][: feeds[-1].chooses]

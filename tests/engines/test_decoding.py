@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard.engines.base import BaseEngine
-from guard.engines.batch import Feed, Row, Start
+from guard.engines.batch import Feed, PassRow, Start
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.errors import (
     CancelledError,
@@ -88,7 +88,7 @@ class ScriptedEngine(BaseEngine):
         self.passes = 0
         return 0
 
-    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
         (feed,) = feeds
         self.on_feed(self.passes)
         self.passes += feed.chooses
@@ -355,7 +355,7 @@ def test_what_on_token_raises_ends_its_own_request_only(error: BaseException) ->
 def test_an_observer_that_asks_its_own_engine_is_refused_and_waits_for_nobody() -> None:
     engine = ScriptedEngine([b"a"])
 
-    class Asking(Recording):
+    class Asking(CopyObserver):
         def observe(self, activations: Floats) -> None:
             engine.generate(QUESTION)
 
@@ -368,7 +368,7 @@ def test_observers_and_on_token_run_in_the_callers_context() -> None:
     engine, tenant = ScriptedEngine([b"a"]), ContextVar("tenant", default="nobody")
     seen: list[str] = []
 
-    class Looking(Recording):
+    class Looking(CopyObserver):
         def observe(self, activations: Floats) -> None:
             seen.append(tenant.get())
 

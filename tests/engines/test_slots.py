@@ -125,7 +125,7 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 
 
 @dataclass
-class Running:
+class Arrived:
     slot: int
     prompt: list[int]
     room: int
@@ -143,10 +143,10 @@ class Arrivals(RuleBasedStateMachine):
         self.table = SlotTable(slots, cells, reuse)
         self.memory: dict[int, list[int]] = {number: [] for number in range(slots)}
         self.keys: dict[int, str | None] = {}
-        self.busy: dict[int, Running] = {}
+        self.busy: dict[int, Arrived] = {}
 
     @rule(target=running, prompt=TOKENS, answer=st.integers(1, 8), key=st.sampled_from([None, "ann", "bob"]))
-    def arrive(self, prompt: list[int], answer: int, key: str | None) -> Running | None:
+    def arrive(self, prompt: list[int], answer: int, key: str | None) -> Arrived | None:
         room = len(prompt) + answer
         before = {number: list(tokens) for number, tokens in self.memory.items()}
         placement = self.table.place(prompt, room, key)
@@ -165,12 +165,12 @@ class Arrivals(RuleBasedStateMachine):
         for number in placement.evicted:
             self.memory[number] = []
         self.keys[placement.slot] = key
-        arrived = Running(placement.slot, prompt, room, key, prompt[: placement.keep])
+        arrived = Arrived(placement.slot, prompt, room, key, prompt[: placement.keep])
         self.busy[placement.slot] = arrived
         return arrived
 
     @rule(running=running, count=st.integers(1, 5), token=st.integers(0, 2))
-    def go_on(self, running: Running | None, count: int, token: int) -> None:
+    def go_on(self, running: Arrived | None, count: int, token: int) -> None:
         if running is None or self.busy.get(running.slot) is not running:
             return
         tokens = (running.prompt[len(running.fed) :] or [token])[:count]
@@ -180,7 +180,7 @@ class Arrivals(RuleBasedStateMachine):
             self.table.extend(running.slot, tokens)
 
     @rule(running=consumes(running))
-    def leave(self, running: Running | None) -> None:
+    def leave(self, running: Arrived | None) -> None:
         if running is not None and self.busy.get(running.slot) is running:
             del self.busy[running.slot]
             self.table.release(running.slot)

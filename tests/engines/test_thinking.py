@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from recording_observer import Recording
 from scripted import END, AnsweringEngine, confidence_scorer, scripted_model
 
-from guard.engines.batch import Feed, Row
+from guard.engines.batch import Feed, PassRow
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.engines.thinking import HarmonySplitter, Splitter, TaggedSplitter, thinking_of, without_thoughts
 from guard.policy.policy import parse_policy
@@ -233,7 +233,7 @@ class MarkedEngine(AnsweringEngine):
     def _detokenizer(self) -> Detokenizer:
         return BytesDetokenizer(lambda token: bytes([token]) if token < END else b"")
 
-    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
         (feed,) = feeds
         self.passes = 1 if feed.position == 0 else self.passes + 1
         return [self]
@@ -340,7 +340,7 @@ def test_a_thought_is_taken_back_where_the_capture_had_failed_before() -> None:
     """Before, an earlier failure of the capture left the thought in the answer."""
 
     class Failing(Recording):
-        def observe(self, activations: Any) -> None:
+        def observe(self, activations: Floats) -> None:
             raise ValueError("no layers")
 
     answer = engine_saying("Lyon? No.</think>Paris", MarkedEngine).generate(Prompt.raw("q"), observer=Failing())

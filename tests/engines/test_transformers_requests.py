@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 import time
@@ -32,7 +33,7 @@ from tiny_models import (  # noqa: E402
 )
 
 from guard.engines import passes as forward_passes  # noqa: E402
-from guard.engines.transformers import TransformersEngine, _LayerRecorder  # noqa: E402
+from guard.engines.transformers import TransformersEngine  # noqa: E402
 from guard.errors import CancelledError, EngineError, EngineTimeoutError, OutOfMemoryError  # noqa: E402
 from guard.records import Limits, Prompt, Sampling  # noqa: E402
 
@@ -477,33 +478,14 @@ def raising_handler() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-class Interrupting:
-    """An activation during whose copy a signal arrives."""
-
-    def detach(self) -> Any:
-        signal.raise_signal(signal.SIGALRM)
-        raise AssertionError("the handler must raise")
-
-
 @pytest.mark.no_cover
 @pytest.mark.usefixtures("raising_handler")
-def test_what_a_signal_handler_raises_in_a_forward_hook_is_no_failed_capture() -> None:
-    recorder = _LayerRecorder(["first"], width=2)
-    recorder.arm(True)
-    with pytest.raises(AlarmError, match="time is up"):
-        recorder.hook(0)(None, None, Interrupting())
-    recorder.hook(0)(None, None, torch.ones(1, 1, 2))
-    assert recorder.rows().tolist() == [[1.0, 1.0]], "a failure would be raised here"
-
-
-@pytest.mark.no_cover
-@pytest.mark.usefixtures("raising_handler")
-def test_what_a_signal_handler_raises_in_a_forward_pass_is_no_engine_error() -> None:
+def test_what_a_signal_handler_raises_during_a_forward_pass_is_no_engine_error() -> None:
     """As an EngineError it would be retried by chat models, and decided by policies."""
     model = tiny_model("llama")
     engine = wrap(model)
     before = engine.generate(QUESTION, limits=SHORT).token_ids
-    handle = model.model.layers[1].register_forward_pre_hook(lambda *_: signal.raise_signal(signal.SIGALRM))
+    handle = model.model.layers[1].register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGALRM))
     with pytest.raises(AlarmError, match="time is up"):
         engine.generate(QUESTION, limits=SHORT)
     handle.remove()

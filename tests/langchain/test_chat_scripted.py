@@ -59,12 +59,12 @@ class StreamKeepingEngine(AnsweringEngine):
     @property
     def is_answering(self) -> bool:
         """Whether a request has the model."""
-        return self._mutex.locked()
+        return self._answer is not None
 
-    def _request(self, prompt: Any, sampling: Any, limits: Any, *rest: Any) -> Any:
+    def _request(self, prompt: Any, sampling: Any, limits: Any, *rest: Any, **settings: Any) -> Any:
         self.limits.append(limits)
         self.sampled.append(sampling)
-        return super()._request(prompt, sampling, limits, *rest)
+        return super()._request(prompt, sampling, limits, *rest, **settings)
 
     def stream(self, *given: Any, **options: Any) -> Iterator[Chunk]:
         self.streams.append(super().stream(*given, **options))
@@ -205,23 +205,46 @@ async def test_an_asynchronous_stream_that_is_left_early_closes_the_engines() ->
     assert done.text == "a long answer"
 
 
+class FifthPass:
+    """Keeps an engine in the fifth pass of a request until it is opened."""
+
+    def __init__(self, loaded: StreamKeepingEngine) -> None:
+        self.loaded, self.opened, self.passes = loaded, threading.Event(), 0
+        loaded.on_feed = self
+
+    def __call__(self, number: int) -> None:
+        self.passes = number + 1
+        assert number < 4 or self.opened.wait(20)
+
+    def open(self) -> None:
+        self.loaded.on_feed = lambda number: None
+        self.opened.set()
+
+
 def test_a_guarded_live_stream_that_is_left_early_frees_the_engine() -> None:
     loaded = engine(("a long answer", 0.1))
+    gate = FifthPass(loaded)
     stream = guarded(PROMPT | chat(loaded) | StrOutputParser(), policy=policy(HALF, LIVE)).stream(ASKED)
     next(stream)
     assert loaded.is_answering
+    threading.Timer(0.1, gate.open).start()
     stream.close()  # type: ignore[attr-defined]
     assert not loaded.is_answering
+    assert gate.passes <= 5, "the pass that was running is the last"
     assert loaded.generate(Prompt.chat("Next?"), limits=Limits(timeout_s=20)).text == "a long answer"
 
 
 async def test_an_asynchronous_live_stream_that_is_left_early_frees_the_engine() -> None:
     loaded = engine(("a long answer", 0.1))
+    gate = FifthPass(loaded)
     stream = guarded(chat(loaded), policy=policy(HALF, LIVE)).astream("Why?")
     await anext(stream)
     assert loaded.is_answering
     await stream.aclose()  # type: ignore[attr-defined]
-    assert not loaded.is_answering, "at once, not when the garbage collector comes"
+    gate.open()
+    done = await asyncio.wait_for(loaded.agenerate(Prompt.chat("Next?")), 20)
+    assert done.text == "a long answer"
+    assert gate.passes <= 5, "at once, not when the garbage collector comes"
     # LangChain's own sequences leave the closing of their steps to the garbage collector.
     longer = guarded(PROMPT | chat(loaded) | StrOutputParser(), policy=policy(HALF, LIVE)).astream(ASKED)
     await anext(longer)

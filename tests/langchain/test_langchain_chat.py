@@ -23,7 +23,7 @@ from langchain_core.tools import tool
 from langchain_fixtures import ABSTAIN, ACCEPT, chat, embedded, policy, scorer_for
 from pydantic import BaseModel, ValidationError
 
-from guard.engines.batch import Feed, Row
+from guard.engines.batch import Feed, PassRow
 from guard.engines.llama_cpp import LlamaCppEngine
 from guard.errors import (
     AbstainedError,
@@ -82,7 +82,7 @@ class SayingEngine(LlamaCppEngine):
         engine.saying = text  # type: ignore[attr-defined]
         return engine  # type: ignore[return-value]
 
-    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
         if feeds[0].position == 0:
             self._left = iter([*self.encode_text(self.saying), self._end_token()])
         return [_Saying(row, next(self._left)) for row in super()._evaluate(feeds)]
@@ -91,7 +91,7 @@ class SayingEngine(LlamaCppEngine):
 class _Saying:
     """A row whose logits leave only the next token of the text."""
 
-    def __init__(self, row: Row, token: int) -> None:
+    def __init__(self, row: PassRow, token: int) -> None:
         self._row, self._token = row, token
         self.activations = row.activations
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from guard.engines.base import BaseEngine
-from guard.engines.batch import Feed, Row, Start
+from guard.engines.batch import Feed, PassRow, Start
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.records import CapturePoint, Floats, ModelInfo, Prompt
 from guard.scoring.provenance import Binding, Prompting
@@ -89,7 +89,7 @@ class AnsweringEngine(BaseEngine):
         self._answer = _ScriptedAnswer(self)
         return 0
 
-    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[Row]:
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
         (feed,) = feeds
         assert self._answer is not None
         return [self._answer.feed(feed.tokens)]
@@ -108,7 +108,7 @@ class _ScriptedAnswer:
     def __init__(self, engine: AnsweringEngine) -> None:
         self.engine, self.passes = engine, 0
 
-    def feed(self, tokens: Sequence[int]) -> Row:
+    def feed(self, tokens: Sequence[int]) -> PassRow:
         engine = self.engine
         if self.passes == 0:
             self.prompt = Prompt.raw(bytes(tokens).decode())
