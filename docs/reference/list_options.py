@@ -66,6 +66,7 @@ NOT_ON_COMMAND_LINE = {
     "store": "a command scores without deciding: the policy is `shadow`",
     "policy": "a command scores without deciding: the policy is `shadow`",
     "metadata": "attached to a case by a program, which knows the caller",
+    "cache_key": "a command answers one caller",
     "progress": "the command draws a progress bar",
     "response": "`response` of each row",
     "sampling": "a first answer is greedy, as in calibration; the policy's retries sample",
