@@ -43,7 +43,7 @@ OLDEST = (
     *("alembic==1.13.*", "typer==0.15.*", "rich==13.7.*", "platformdirs==4.0.*"),
     *("lightgbm==4.3.*", "scikit-learn==1.4.*", "scipy==1.11.*"),
     *("regex==2023.10.*", "pyarrow==15.*", "matplotlib==3.8.*"),
-    *("langchain-core==1.0.*", "langchain==1.0.*", "langgraph==1.0.*", "langsmith==0.3.45", "tenacity==8.3.*"),
+    *("langchain-core==1.0.*", "langchain==1.0.*", "langgraph==1.0.*", "langsmith==0.3.45"),
     *("langgraph-prebuilt<1.0.6", "langgraph-checkpoint==3.0.*"),  # pulled in; newer ones need a newer langgraph
 )
 

@@ -6,6 +6,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
@@ -32,10 +33,15 @@ TOP_TESTS = {
     *("test_packaging", "test_skip_gate"),
 }
 
+#: Longest body, in statements, that a function and its asynchronous twin may both have.
+LONGEST_TWIN = 6
+#: Twins that are the drivers of all others.
+DRIVERS = {"guard/runtime/steps.py: drive", "guard/runtime/steps.py: drive_stream"}
+
 #: The detokenizer of transformers is private, and one of guard's `Detokenizer`.
 ONE_MEANING = {"Detokenizer"}
-#: Classes of several tests with one name: objects that a model is to fill, and doubles with one purpose each.
-TEST_DOUBLES = {"City"}
+#: Classes of several tests with one name and one meaning: what a signal handler raises, and what a model is to fill.
+TEST_DOUBLES = {"AlarmError", "City"}
 
 MEDIAN, NINTH_DECILE, LONGEST_MODULE = 6, 17, 500
 
@@ -181,6 +187,66 @@ def test_a_package_has_a_face(name: str) -> None:
 def assigned(node: ast.stmt) -> list[str]:
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def functions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Function]]:
+    """Every function below a node, with the names of what it is in."""
+    for child in ast.iter_child_nodes(node):
+        name = prefix + child.name if isinstance(child, Function | ast.ClassDef) else prefix
+        if isinstance(child, Function):
+            yield name, child
+        yield from functions(child, f"{name}." if name != prefix else prefix)
+
+
+def twins() -> Iterator[tuple[str, Function, Function]]:
+    """Every function that has an asynchronous twin beside it: ``ask`` and ``aask``, ``_run`` and ``_arun``."""
+    for path, tree in trees().items():
+        known = dict(functions(tree))
+        for name, function in known.items():
+            scope, _, own = name.rpartition(".")
+            twin = re.sub(r"^(_*)", r"\1a", own)
+            other = known.get(f"{scope}.{twin}" if scope else twin)
+            if other is not None:
+                yield f"{path.relative_to(ROOT)}: {name}", function, other
+
+
+def statements(function: Function) -> list[ast.stmt]:
+    """Every statement of a body, inner ones included, without the docstring."""
+    body = function.body[1:] if ast.get_docstring(function, clean=False) is not None else function.body
+    return [node for statement in body for node in ast.walk(statement) if isinstance(node, ast.stmt)]
+
+
+def written_out(function: Function) -> str:
+    """A body without what makes it asynchronous."""
+    text = "\n".join(ast.unparse(statement) for statement in statements(function))
+    text = re.sub(r"\bawait |\basync ", "", text)
+    return re.sub(r"\b(_*)a(?=[a-z_]+\b)|Async", r"\1", text)
+
+
+def test_asynchronous_code_repeats_no_choreography() -> None:
+    """What both do is described once, in steps (`guard.runtime.steps`), and run by two drivers."""
+    found = list(twins())
+    assert len(found) > 20
+    repeated = [
+        name
+        for name, function, twin in found
+        if len(statements(function)) > LONGEST_TWIN
+        and SequenceMatcher(None, written_out(function), written_out(twin)).ratio() > 0.8
+    ]
+    assert {name for name in repeated if "guard/engines/" not in name} == DRIVERS
+
+
+def test_guarded_calls_decide_in_one_place() -> None:
+    """Loop, chain and agent decide through `CallState`; guard's face, the laboratory and the command line do not."""
+    importing = {
+        path.relative_to(PACKAGE).as_posix()
+        for path, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("guard.policy")
+        if {alias.name for alias in node.names} & {"decide", "decide_error"}
+    }
+    elsewhere = ("__init__.py", "policy/", "certification/", "cli/")
+    assert {name for name in importing if not name.startswith(elsewhere)} == {"runtime/call_state.py"}
 
 
 @pytest.mark.parametrize("file", ["Makefile", "noxfile.py", ".ci/run", "CONTRIBUTING.md"])

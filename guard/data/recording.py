@@ -384,13 +384,13 @@ def record_rows(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Asked:
+class _Recorded:
     generation: Generation
     signals: Signals
     residual: Residual | None
 
 
-def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None) -> _Asked:
+def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None) -> _Recorded:
     signature = SignatureObserver(temperatures=run.temperatures)
     observer: Observer = signature
     residual = None
@@ -404,7 +404,7 @@ def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None) -> _Asked:
     signals = generation.signals(signature.signature())
     ends = (generation.answer_token_ids[0], generation.answer_token_ids[-1])
     seen = residual.residual(lens, tokens=ends) if residual is not None and lens is not None else None
-    return _Asked(generation, signals, seen)
+    return _Recorded(generation, signals, seen)
 
 
 def _sample(engine: Engine, row: Row, run: Run, count: int) -> tuple[str, ...]:

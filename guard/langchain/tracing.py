@@ -5,11 +5,16 @@ They are not inherited: the runs inside a guarded chain keep their own tags and 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_callback_manager_for_config
 
 from guard.policy.policy import Policy
 from guard.records import Action
+from guard.runtime.steps import Step
 
 #: Tag of the guard's runs and events; events also have a tag for their action, such as ``guard:accept``.
 TAG = "guard"
@@ -32,6 +37,14 @@ def marked_run(config: RunnableConfig | None, policy: Policy, route: str | None)
 def marked_event(config: RunnableConfig, action: Action) -> RunnableConfig:
     """Return the config for the event of a decision."""
     return {**config, "tags": [*(config.get("tags") or ()), TAG, f"{TAG}:{action}"]}
+
+
+def event_step(name: str, event: dict[str, Any], config: RunnableConfig) -> Step:
+    """Send an event to the callbacks of a config."""
+    return Step(
+        partial(dispatch_custom_event, name, event, config=config),
+        partial(adispatch_custom_event, name, event, config=config),
+    )
 
 
 def escalation_metadata(config: RunnableConfig) -> dict[str, str | int | float | bool | None]:

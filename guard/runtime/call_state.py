@@ -130,7 +130,13 @@ class CallState:
     # -- deciding ------------------------------------------------------------------------------
 
     def decide(self, score: Score, *, tools: Iterable[str] = (), defects: Collection[Defect] = ()) -> Decision:
-        """Decide about a scored answer; see `guard.policy.policy.decide`."""
+        """Decide about a scored answer; see `guard.policy.policy.decide`.
+
+        Args:
+            score: of the answer.
+            tools: that the answer calls.
+            defects: of the answer.
+        """
         return decide(
             self.policy,
             p_wrong=score.p_wrong,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 from guard.errors import EngineTimeoutError
 from guard.review.handler_threads import start
+from guard.runtime.steps import Step, Steps, adrive, drive
 
 _T = TypeVar("_T")
 
@@ -42,8 +43,11 @@ def run_within(key: Callable[..., Any], work: Callable[[], _T], seconds: float, 
     return cast(_T, future.result())
 
 
-def call_within(function: Callable[[Any], Any], argument: Any, seconds: float, *, name: str) -> Any:
-    """Call a function, which may be asynchronous; errors as for `run_within`."""
+def call_step(function: Callable[[Any], Any], argument: Any, seconds: float, *, name: str) -> Step:
+    """Call a function, which may be asynchronous; errors as for `run_within`.
+
+    On an event loop, what is asynchronous runs on that loop and is cancelled when it is late.
+    """
 
     def work() -> Any:
         answer = function(argument)
@@ -51,19 +55,26 @@ def call_within(function: Callable[[Any], Any], argument: Any, seconds: float, *
             asyncio.run(await_within(_awaited(answer), seconds, name=name)) if inspect.isawaitable(answer) else answer
         )
 
-    return run_within(function, work, seconds, name=name)
-
-
-async def acall_within(function: Callable[[Any], Any], argument: Any, seconds: float, *, name: str) -> Any:
-    """`call_within` without blocking the event loop; what is asynchronous runs on it and is cancelled when late."""
-
-    async def work() -> Any:
+    async def awork() -> Any:
         if inspect.iscoroutinefunction(function):
             return await function(argument)
         answer: Any = await asyncio.wrap_future(start(function, partial(function, argument), seconds))
         return await answer if inspect.isawaitable(answer) else answer
 
-    return await await_within(work(), seconds, name=name)
+    return Step(
+        lambda: run_within(function, work, seconds, name=name), lambda: await_within(awork(), seconds, name=name)
+    )
+
+
+def step_within(key: Callable[..., Any], steps: Steps[_T], seconds: float, *, name: str) -> Step:
+    """Run a procedure as one step; errors as for `run_within`, whose key it takes.
+
+    Without an event loop a late procedure is abandoned; on one it is cancelled.
+    """
+    return Step(
+        lambda: run_within(key, partial(drive, steps), seconds, name=name),
+        lambda: await_within(adrive(steps), seconds, name=name),
+    )
 
 
 #: Cancelled tasks that have not ended yet; asyncio itself keeps no reference to them.

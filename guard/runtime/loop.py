@@ -18,10 +18,10 @@ from guard.policy.document import Fallback, Retry
 from guard.records import Attempt, Decision, Escalation, FinishReason, Generation, Limits, Outcome, Prompt, Sampling
 from guard.review.handlers import NOBODY
 from guard.runtime.call_state import CallState, describe_error
-from guard.runtime.deadline import acall_within, call_within
+from guard.runtime.deadline import call_step
 from guard.runtime.resources import Resources, escalation_step
-from guard.runtime.sources import FallbackFunction, Source
-from guard.runtime.steps import Step, Steps
+from guard.runtime.sources import FallbackFunction, Source, generation_step
+from guard.runtime.steps import Steps
 from guard.scores import Score
 from guard.scoring.signature import SignatureObserver
 
@@ -70,23 +70,13 @@ class AttemptPlan:
         """Where the answer comes from."""
         return self.source.name if self.source else cast(tuple[str, FallbackFunction], self.function)[0]
 
-    def run(self) -> Result:
+    def steps(self) -> Steps[Result]:
         """Get the answer."""
         if self.source is None:
-            return self._answered(call_within(self._function(), self.prompt, self._seconds, name=self.name))
+            return self._answered((yield call_step(self._function(), self.prompt, self._seconds, name=self.name)))
         observer = self.source.observer()
-        generation = self.source.engine.generate(
-            self.prompt, sampling=self.sampling, limits=self.limits, observer=observer
-        )
-        return Result(generation.text, generation.sampling, generation, observer)
-
-    async def arun(self) -> Result:
-        """`run` without blocking the event loop."""
-        if self.source is None:
-            return self._answered(await acall_within(self._function(), self.prompt, self._seconds, name=self.name))
-        observer = self.source.observer()
-        generation = await self.source.engine.agenerate(
-            self.prompt, sampling=self.sampling, limits=self.limits, observer=observer
+        generation: Generation = yield generation_step(
+            self.source.engine, self.prompt, sampling=self.sampling, limits=self.limits, observer=observer
         )
         return Result(generation.text, generation.sampling, generation, observer)
 
@@ -140,7 +130,7 @@ class Call:
         for _ in range(self.state.budget.attempts):
             plan = self._plan()
             try:
-                result = yield Step(plan.run, plan.arun)
+                result = yield from plan.steps()
             except Exception as error:  # noqa: BLE001 - becomes the policy's action, or is raised there
                 another = self._fail(plan, error)
             else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from guard.engines.base import BaseEngine
@@ -15,6 +16,7 @@ from guard.errors import CaptureError, InputError, ScorerError, did_you_mean
 from guard.policy.policy import Policy
 from guard.records import CapturePoint, Generation, Prompt
 from guard.runtime.call_state import OWN_ENGINE
+from guard.runtime.steps import Step
 from guard.scores import Score
 from guard.scoring.scorer import Scorer, load_scorer
 from guard.scoring.signature import SignatureObserver
@@ -74,6 +76,11 @@ def score_of(generation: Generation, observer: SignatureObserver, scorer: Scorer
     score = scorer.score(generation.signals(observer.signature()))
     same_options = prompt.messages is None or prompt.template_options == scorer.artefact.prompting.template_options
     return score if generation.sampling.is_greedy and same_options else replace(score, calibrated=False)
+
+
+def generation_step(engine: Engine, prompt: Prompt, **options: Any) -> Step:
+    """Return the step that generates an answer; options are those of `Engine.generate`."""
+    return Step(partial(engine.generate, prompt, **options), partial(engine.agenerate, prompt, **options))
 
 
 # -- engines and their scorers -----------------------------------------------------------------

@@ -8,11 +8,28 @@
     await adrive(answer())  # awaits afetch()
 
 The generator decides; a step is one thing that it waits for. What a step raises, the generator sees where it waits.
+
+A procedure that streams yields `Emit` steps too, and reads other streams as `Pieces`:
+
+    def shout(words: Pieces) -> Stream:
+        yield words.open
+        try:
+            while (word := (yield words.next)) is not END:
+                yield Emit(word.upper())
+        finally:
+            yield words.close
+
+    drive_stream(shout(words))  # an iterator
+    adrive_stream(shout(words))  # an asynchronous one
+
+Where the consumer leaves early, the procedure sees `ConsumerLeft` and can still take steps to clean up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -31,6 +48,13 @@ class Step:
 
     run: Callable[[], Any]
     arun: Callable[[], Awaitable[Any]]
+
+
+def step_in(context: Context | None, run: Callable[[], Any], arun: Callable[[], Coroutine[Any, Any, Any]]) -> Step:
+    """Return a step that runs in a context; None stands for that of the procedure."""
+    if context is None:
+        return Step(run, arun)
+    return Step(partial(context.run, run), lambda: asyncio.create_task(arun(), context=context))
 
 
 #: A procedure that ends with a value of type ``_R``.
@@ -67,3 +91,111 @@ async def adrive(steps: Steps[_R]) -> _R:
         return cast(_R, end.value)
     finally:
         steps.close()
+
+
+# -- streams -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """A value for the consumer of a stream."""
+
+    value: Any
+
+
+class ConsumerLeft(BaseException):
+    """The consumer has closed the stream. Unlike GeneratorExit it lets the procedure yield steps that clean up."""
+
+
+#: A procedure that gives its values one by one.
+Stream = Generator[Step | Emit, Any, None]
+
+#: Given by `Pieces.next` after the last piece.
+END = object()
+
+
+def drive_stream(steps: Stream) -> Generator[Any, None, None]:
+    """Run a procedure, blocking in each step, and yield its values."""
+    resume: Callable[[], Step | Emit] = partial(next, steps)
+    while True:
+        try:
+            step = resume()
+        except (StopIteration, ConsumerLeft):
+            return
+        try:
+            if isinstance(step, Emit):
+                yield step.value
+            resume = partial(steps.send, None if isinstance(step, Emit) else step.run())
+        except GeneratorExit:
+            resume = partial(steps.throw, ConsumerLeft())
+        except BaseException as error:  # noqa: BLE001 - the procedure cleans up, and raises it again
+            resume = partial(steps.throw, error)
+
+
+async def adrive_stream(steps: Stream) -> AsyncGenerator[Any, None]:
+    """`drive_stream` without blocking the event loop."""
+    resume: Callable[[], Step | Emit] = partial(next, steps)
+    while True:
+        try:
+            step = resume()
+        except (StopIteration, ConsumerLeft):
+            return
+        try:
+            if isinstance(step, Emit):
+                yield step.value
+            resume = partial(steps.send, None if isinstance(step, Emit) else await step.arun())
+        except GeneratorExit:
+            resume = partial(steps.throw, ConsumerLeft())
+        except BaseException as error:  # noqa: BLE001 - as above
+            resume = partial(steps.throw, error)
+
+
+@dataclass(slots=True)
+class Pieces:
+    """Another stream, read in steps: `open` once, `next` until it gives `END`, `close` at last.
+
+    Attributes:
+        start: opens it as an iterator.
+        astart: opens it as an asynchronous iterator.
+        context: the context that it runs in; None for the reader's.
+    """
+
+    start: Callable[[], Iterator[Any]]
+    astart: Callable[[], AsyncIterator[Any]]
+    context: Context | None = None
+    _stream: Any = None
+
+    @property
+    def open(self) -> Step:
+        """Open the stream."""
+        return step_in(self.context, self._open, self._aopen)
+
+    @property
+    def next(self) -> Step:
+        """Give the next piece, or `END`."""
+        return step_in(self.context, self._next, self._anext)
+
+    @property
+    def close(self) -> Step:
+        """Close the stream; a plain iterator needs no closing."""
+        return step_in(self.context, self._close, self._aclose)
+
+    def _open(self) -> None:
+        self._stream = self.start()
+
+    async def _aopen(self) -> None:
+        self._stream = self.astart()
+
+    def _next(self) -> Any:
+        return next(self._stream, END)
+
+    async def _anext(self) -> Any:
+        return await anext(self._stream, END)
+
+    def _close(self) -> None:
+        if isinstance(self._stream, Generator):
+            self._stream.close()
+
+    async def _aclose(self) -> None:
+        if isinstance(self._stream, AsyncGenerator):
+            await self._stream.aclose()

@@ -43,11 +43,11 @@ class CommandOutput(NamedTuple):
         return " ".join(f"{self.out} {self.err}".split())
 
 
-Command = Callable[..., CommandOutput]
+RunGuard = Callable[..., CommandOutput]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunGuard:
     """Run a command line as its entry point does."""
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -122,7 +122,7 @@ HALF = (
     [(0.1, 0, "Paris", "accept"), (0.9, 11, "Wait.", "escalate"), (0.97, 10, "No.", "abstain")],
 )
 def test_ask_prints_what_the_policy_gives_and_why(
-    run: Command, loads: Any, scorer: Path, tmp_path: Path, p_wrong: float, code: int, said: str, trail: str
+    run: RunGuard, loads: Any, scorer: Path, tmp_path: Path, p_wrong: float, code: int, said: str, trail: str
 ) -> None:
     loader = loads(lambda prompt, number: ("Paris", p_wrong))
     asked = ("ask", "Capital?", "--model", MODEL, "--scorer", scorer, "--policy", policy(tmp_path, HALF))
@@ -139,7 +139,7 @@ def test_ask_prints_what_the_policy_gives_and_why(
         assert f"guard review show {review.decision_id}" in told.words
 
 
-def test_ask_gives_programs_every_attempt(run: Command, loads: Any, scorer: Path, tmp_path: Path) -> None:
+def test_ask_gives_programs_every_attempt(run: RunGuard, loads: Any, scorer: Path, tmp_path: Path) -> None:
     loads(lambda prompt, number: (("Rome", 0.6), ("Paris", 0.2))[number])
     asked = ("ask", "-", "--model", MODEL, "--scorer", scorer, "--policy", policy(tmp_path, HALF))
     told = run(*asked, "--json", "--max-tokens", "9", "--timeout", "30", stdin="Capital?")
@@ -151,7 +151,7 @@ def test_ask_gives_programs_every_attempt(run: Command, loads: Any, scorer: Path
 
 
 def test_ask_says_that_there_is_no_answer_what_failed_and_that_scores_are_forced(
-    run: Command, loads: Any, tmp_path: Path
+    run: RunGuard, loads: Any, tmp_path: Path
 ) -> None:
     def fail(number: int, interrupt: Any) -> None:
         raise EngineError("out of order")
@@ -172,7 +172,7 @@ def test_ask_says_that_there_is_no_answer_what_failed_and_that_scores_are_forced
     assert "failure: out of order" in failed.words
 
 
-def test_ask_in_shadow_mode_says_what_would_be_done(run: Command, loads: Any, scorer: Path, tmp_path: Path) -> None:
+def test_ask_in_shadow_mode_says_what_would_be_done(run: RunGuard, loads: Any, scorer: Path, tmp_path: Path) -> None:
     loads(lambda prompt, number: ("Paris", 0.97))
     shadow = policy(tmp_path, HALF, "mode: shadow")
     told = run("ask", "Capital?", "--model", MODEL, "--scorer", scorer, "--policy", shadow)
@@ -180,7 +180,7 @@ def test_ask_in_shadow_mode_says_what_would_be_done(run: Command, loads: Any, sc
     assert "accept (would abstain)" in told.words
 
 
-def test_errors_are_one_sentence_or_json(run: Command, loads: Any, tmp_path: Path) -> None:
+def test_errors_are_one_sentence_or_json(run: RunGuard, loads: Any, tmp_path: Path) -> None:
     loader = loads(lambda prompt, number: ("Paris", 0.1))
     told = run("ask", "x", "--policy", "balancd")
     assert (told.code, loader.engines) == (2, [])
@@ -192,7 +192,9 @@ def test_errors_are_one_sentence_or_json(run: Command, loads: Any, tmp_path: Pat
 # -- score ---------------------------------------------------------------------------------------
 
 
-def test_score_scores_given_answers_and_asks_for_others(run: Command, loads: Any, scorer: Path, tmp_path: Path) -> None:
+def test_score_scores_given_answers_and_asks_for_others(
+    run: RunGuard, loads: Any, scorer: Path, tmp_path: Path
+) -> None:
     loads(lambda prompt, number: ("Paris", 0.3))
     rows = [
         {"id": "given", "prompt": "Capital?", "response": "Paris"},
@@ -212,7 +214,7 @@ def test_score_scores_given_answers_and_asks_for_others(run: Command, loads: Any
     assert run("score", "-", "--model", MODEL, "--scorer", scorer, stdin=json.dumps(rows[0])).code == 0
 
 
-def test_score_goes_on_after_a_row_that_cannot_be_scored(run: Command, loads: Any, scorer: Path) -> None:
+def test_score_goes_on_after_a_row_that_cannot_be_scored(run: RunGuard, loads: Any, scorer: Path) -> None:
     loads(lambda prompt, number: ("Paris", 0.3))
     rows = [{"id": 1, "prompt": "x" * 500, "response": "y"}, {"id": 2, "prompt": "Capital?"}]
     told = run("score", "-", "--model", MODEL, "--scorer", scorer, stdin="\n".join(map(json.dumps, rows)))
@@ -224,7 +226,7 @@ def test_score_goes_on_after_a_row_that_cannot_be_scored(run: Command, loads: An
 
 
 def test_score_says_of_an_answer_without_recorded_layers_that_it_has_no_score(
-    run: Command, loads: Any, scorer: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunGuard, loads: Any, scorer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads(lambda prompt, number: ("Paris", 0.3))
     monkeypatch.setattr("scripted.layers_of", lambda prompt, number: np.full((3, 8), np.nan, np.float32))
@@ -245,7 +247,7 @@ def test_score_says_of_an_answer_without_recorded_layers_that_it_has_no_score(
     ],
 )
 def test_a_bad_row_has_an_error_and_no_score_and_the_others_are_scored(
-    run: Command, loads: Any, scorer: Path, line: str, words: str
+    run: RunGuard, loads: Any, scorer: Path, line: str, words: str
 ) -> None:
     loads(lambda prompt, number: ("Paris", 0.3))
     rows = f'{{"prompt": "fine"}}\n{line}\n{{"prompt": "fine too"}}'
@@ -259,7 +261,7 @@ def test_a_bad_row_has_an_error_and_no_score_and_the_others_are_scored(
 
 @pytest.mark.parametrize("name", ["library", "libary"])
 def test_ask_falls_back_to_a_function_of_the_users_own(
-    run: Command, loads: Any, scorer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    run: RunGuard, loads: Any, scorer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     (tmp_path / "books.py").write_text("def answer(prompt):\n    return 'by the book'\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -287,7 +289,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch, scorer: Path) -> None:
 
 
 @pytest.mark.usefixtures("shipped")
-def test_demo_shows_every_question_and_what_became_of_it(run: Command, loads: Any, tmp_path: Path) -> None:
+def test_demo_shows_every_question_and_what_became_of_it(run: RunGuard, loads: Any, tmp_path: Path) -> None:
     scores = (0.05, 0.45, 0.97)
     loader = loads(lambda prompt, number: ("who knows", scores[number % 3]))
     chosen = policy(
@@ -335,7 +337,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_calibrate_fits_says_how_well_and_goes_on_where_it_was(
-    run: Command, loads: Any, data: Path, tmp_path: Path
+    run: RunGuard, loads: Any, data: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("lightgbm")
     loader = loads(half_right)
@@ -363,7 +365,7 @@ def test_calibrate_fits_says_how_well_and_goes_on_where_it_was(
     assert answered.json["p_wrong"] is not None
 
 
-def test_calibrate_names_what_it_left_out(run: Command, loads: Any, tmp_path: Path) -> None:
+def test_calibrate_names_what_it_left_out(run: RunGuard, loads: Any, tmp_path: Path) -> None:
     pytest.importorskip("lightgbm")
     loads(half_right)
     file = tmp_path / "bad.jsonl"
@@ -392,7 +394,7 @@ def test_calibrate_names_what_it_left_out(run: Command, loads: Any, tmp_path: Pa
     ],
 )
 def test_calibrate_refuses_options_before_a_model_is_loaded(
-    run: Command, loads: Any, data: Path, tmp_path: Path, arguments: list[str], words: str
+    run: RunGuard, loads: Any, data: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     loader = loads(half_right)
     told = run("calibrate", "--data", data, "--out", tmp_path / "s.json", "--model", MODEL, *arguments)
@@ -423,7 +425,7 @@ def certifying(scorer: Path, data: Path, tmp_path: Path, rules: str, *lines: str
 
 
 def test_certify_writes_a_certificate_that_ask_goes_by(
-    run: Command, loads: Any, scorer: Path, data: Path, tmp_path: Path
+    run: RunGuard, loads: Any, scorer: Path, data: Path, tmp_path: Path
 ) -> None:
     loader = loads(half_right)
     asked = certifying(scorer, data, tmp_path, GUARANTEE)
@@ -447,7 +449,7 @@ def test_certify_writes_a_certificate_that_ask_goes_by(
 
 
 def test_certify_keeps_the_other_routes_of_its_file(
-    run: Command, loads: Any, scorer: Path, data: Path, tmp_path: Path
+    run: RunGuard, loads: Any, scorer: Path, data: Path, tmp_path: Path
 ) -> None:
     loads(half_right)
     routes = f"routes: {{strict: {{rules: {GUARANTEE.replace('0.2', '0.25')}}}}}"
@@ -460,7 +462,7 @@ def test_certify_keeps_the_other_routes_of_its_file(
 
 
 def test_certify_says_where_no_threshold_keeps_the_risk_guarantee(
-    run: Command, loads: Any, scorer: Path, data: Path, tmp_path: Path
+    run: RunGuard, loads: Any, scorer: Path, data: Path, tmp_path: Path
 ) -> None:
     loads(half_right)
     asked = certifying(scorer, data, tmp_path, GUARANTEE.replace("0.2", "0.001"))
@@ -473,7 +475,7 @@ def test_certify_says_where_no_threshold_keeps_the_risk_guarantee(
 
 
 def test_certify_counts_a_question_once_and_leaves_out_what_the_scorer_has_seen(
-    run: Command, loads: Any, data: Path, tmp_path: Path
+    run: RunGuard, loads: Any, data: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("lightgbm")
     loader = loads(half_right)
@@ -502,7 +504,7 @@ def test_certify_counts_a_question_once_and_leaves_out_what_the_scorer_has_seen(
     ],
 )
 def test_what_cannot_be_certified_is_said_before_a_model_is_loaded(
-    run: Command, loads: Any, scorer: Path, data: Path, tmp_path: Path, rules: str, arguments: list[str], words: str
+    run: RunGuard, loads: Any, scorer: Path, data: Path, tmp_path: Path, rules: str, arguments: list[str], words: str
 ) -> None:
     loader = loads(half_right)
     told = run(*certifying(scorer, data, tmp_path, rules), *arguments)
@@ -511,7 +513,7 @@ def test_what_cannot_be_certified_is_said_before_a_model_is_loaded(
 
 
 def test_certify_hands_no_case_to_anybody_and_needs_questions(
-    run: Command, loads: Any, scorer: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunGuard, loads: Any, scorer: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GUARD_STORE", str(tmp_path / "reviews.db"))
     loads(half_right)

@@ -20,7 +20,7 @@ from guard.errors import EngineTimeoutError
 from guard.langchain import ChatGuard, GuardMiddleware, guarded, trusted
 from guard.policy.policy import parse_policy
 from guard.records import Outcome, Prompt
-from guard.runtime.deadline import acall_within, call_within
+from guard.runtime.deadline import call_step
 from guard.runtime.guard import Guard
 
 POLICY = parse_policy(
@@ -122,7 +122,7 @@ async def test_a_cancelled_call_cancels_an_asynchronous_callable() -> None:
             raise
         return "late"
 
-    task = asyncio.create_task(acall_within(answer, "q", LONG, name="other"))
+    task = asyncio.create_task(call_step(answer, "q", LONG, name="other").arun())
     await asyncio.wait_for(begun.wait(), LONG)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -142,7 +142,7 @@ async def test_a_callable_that_ignores_its_cancellation_is_not_waited_for() -> N
         return "late"
 
     with pytest.raises(EngineTimeoutError):
-        await acall_within(stubborn, "q", 0.05, name="other")
+        await call_step(stubborn, "q", 0.05, name="other").arun()
     over.set()
 
 
@@ -151,7 +151,7 @@ def test_a_callable_that_hangs_costs_a_bounded_number_of_threads(stuck: threadin
     before = threading.active_count()
     for _ in range(40):
         with pytest.raises((EngineTimeoutError, Exception)):
-            call_within(hanging, "q", 0.001, name="other")
+            call_step(hanging, "q", 0.001, name="other").run()
     assert threading.active_count() - before <= 16
 
 

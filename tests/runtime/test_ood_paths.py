@@ -27,8 +27,9 @@ from guard.langchain.attempts.model_calls import ModelCall, judge
 from guard.langchain.chat.chat_guard import ChatGuard
 from guard.langchain.metadata import read_score, score_metadata, with_metadata
 from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, trial_policy
-from guard.policy.policy import Calls, Policy, Usage, parse_policy
+from guard.policy.policy import Calls, Policy, parse_policy
 from guard.records import Action, Floats, Limits, Prompt, Signals
+from guard.runtime.call_state import CallState
 from guard.runtime.guard import Guard
 from guard.runtime.sources import Source
 from guard.scores import Score
@@ -175,7 +176,7 @@ def test_a_chain_looks_at_the_ood_score_of_each_call(ood_score: float | None, ac
     chosen = chain_policy("[accept]", OOD, "on_error: escalate")
     usual = ModelCall((), frozenset(), read_score(with_ood_score(said("x", 0.1), 0.2)))
     calls = [usual, replace(usual, scored=read_score(with_ood_score(said("y", 0.1), ood_score))), usual]
-    verdict = judge(chosen, calls, join=Calls(), route=None, usage=Usage())
+    verdict = judge(CallState(chosen, None), calls, join=Calls())
     assert (verdict.decision.action, verdict.decision.rule) == (action, rule)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import gc
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 import pytest
 
-from guard.runtime.steps import Step, Steps, adrive, drive
+from guard.runtime.steps import END, Emit, Pieces, Step, Steps, Stream, adrive, adrive_stream, drive, drive_stream
 
 Drive = Callable[[Steps[Any]], Any]
 
@@ -99,3 +101,117 @@ async def test_a_cancelled_procedure_is_not_continued() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not done
+
+
+# -- streams -----------------------------------------------------------------------------------
+
+Consume = Callable[[Stream], list[Any]]
+
+
+def agathered(steps: Stream) -> list[Any]:
+    async def gather() -> list[Any]:
+        return [value async for value in adrive_stream(steps)]
+
+    return asyncio.run(gather())
+
+
+def gathered(steps: Stream) -> list[Any]:
+    return list(drive_stream(steps))
+
+
+CONSUMERS = pytest.mark.parametrize("consumed", [gathered, agathered])
+
+
+def letters(closed: list[str], *, fail: bool = False, context: Context | None = None) -> Pieces:
+    """Two letters, perhaps followed by an error."""
+
+    def start() -> Iterator[str]:
+        try:
+            yield from "ab"
+            if fail:
+                raise ValueError("the source failed")
+        finally:
+            closed.append(CITY.get())
+
+    async def astart() -> AsyncIterator[str]:
+        for letter in start():
+            yield letter
+
+    return Pieces(start, astart, context)
+
+
+CITY: ContextVar[str] = ContextVar("city", default="Paris")
+
+
+def shouted(pieces: Pieces) -> Stream:
+    yield pieces.open
+    try:
+        while (piece := (yield pieces.next)) is not END:
+            yield Emit(piece.upper())
+    except ValueError as error:
+        yield Emit(str(error))
+    finally:
+        yield pieces.close
+
+
+def nested(pieces: Pieces) -> Stream:
+    """A procedure that has another one in it: closing it must reach the inner one's steps."""
+    yield Emit("first")
+    yield from shouted(pieces)
+
+
+@CONSUMERS
+def test_a_stream_emits_what_it_reads_and_closes_its_source(consumed: Consume) -> None:
+    closed: list[str] = []
+    assert consumed(nested(letters(closed))) == ["first", "A", "B"]
+    assert closed == ["Paris"]
+
+
+@CONSUMERS
+def test_an_error_of_the_source_is_raised_where_the_procedure_reads(consumed: Consume) -> None:
+    assert consumed(nested(letters([], fail=True))) == ["first", "A", "B", "the source failed"]
+
+
+@CONSUMERS
+def test_pieces_are_read_in_their_context(consumed: Consume) -> None:
+    closed: list[str] = []
+    context = copy_context()
+    context.run(CITY.set, "Lyon")
+    assert consumed(shouted(letters(closed, context=context))) == ["A", "B"]
+    assert closed == ["Lyon"]
+
+
+def test_a_consumer_that_leaves_closes_the_source_of_a_nested_procedure() -> None:
+    closed: list[str] = []
+    stream = drive_stream(nested(letters(closed)))
+    assert [next(stream), next(stream)] == ["first", "A"]
+    stream.close()
+    assert closed == ["Paris"]
+
+
+async def test_an_asynchronous_consumer_that_leaves_closes_the_source_of_a_nested_procedure() -> None:
+    closed: list[str] = []
+    stream = adrive_stream(nested(letters(closed)))
+    assert [await anext(stream), await anext(stream)] == ["first", "A"]
+    await stream.aclose()
+    gc.collect()
+    assert closed == ["Paris"]
+
+
+async def test_a_cancelled_stream_takes_its_last_steps() -> None:
+    reading, closed = asyncio.Event(), []
+
+    async def hang() -> AsyncIterator[str]:
+        try:
+            reading.set()
+            await asyncio.sleep(3600)
+            yield "never"
+        finally:
+            closed.append("closed")
+
+    task = asyncio.create_task(anext(adrive_stream(shouted(Pieces(lambda: iter(""), hang)))))
+    await reading.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert closed == ["closed"]

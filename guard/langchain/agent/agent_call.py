@@ -35,7 +35,7 @@ from guard.langchain.metadata import (
     read_score,
 )
 from guard.policy.document import Fallback, Retry
-from guard.policy.policy import Calls, Policy, decide
+from guard.policy.policy import Calls, Policy
 from guard.records import Action, Attempt, Decision, Escalation, FinishReason, Prompt, Sampling
 from guard.review.handlers import Delivery, Handler
 from guard.runtime.call_state import OWN_ENGINE, CallState, describe_error
@@ -185,16 +185,7 @@ class AgentCall:
         elif call is None:  # an unscored fallback has answered
             decision = self.state.trusted(defects)
         else:
-            state = self.state
-            decision = decide(
-                state.policy,
-                p_wrong=call.deciding(state.policy.score).p_wrong,
-                ood_score=call.ood_score,
-                route=state.route,
-                usage=state.usage,
-                tools=tools,
-                defects=defects,
-            )
+            decision = self.state.decide(call.deciding(self.state.policy.score), tools=tools, defects=defects)
         return self._keep(_answer_text(message) if message else None, call, decision, error)
 
     def record_failure(self, error: Exception, calls: Sequence[ModelCall]) -> bool:
@@ -221,10 +212,9 @@ class AgentCall:
 
     def _judge_failure(self, error: Exception, calls: Sequence[ModelCall]) -> Verdict:
         """Decide by the scores of the answers that the error may quote, or, without any, that there is no answer."""
-        state = self.state
         if not calls:
-            return judge_failure(state.policy, describe_error(error), route=state.route, usage=state.usage)
-        return judge(state.policy, calls, join=Calls(), route=state.route, usage=state.usage)
+            return judge_failure(self.state, describe_error(error))
+        return judge(self.state, calls, join=Calls())
 
     def _unscored_error(self, tools: Sequence[str]) -> str | None:
         """Return why an answer without score metadata cannot be used."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
+from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, BaseCallbackManager
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import (
     ensure_config,
@@ -14,8 +15,9 @@ from langchain_core.runnables.config import (
     patch_config,
 )
 
-from guard.langchain.attempts.attempt_run import AttemptResult, arun_attempt, run_attempt
+from guard.langchain.attempts.attempt_run import AttemptResult, attempt_steps
 from guard.langchain.attempts.attempt_settings import AttemptSettings
+from guard.runtime.steps import Step, Steps
 
 if TYPE_CHECKING:
     from langchain.agents.middleware import ModelRequest, ModelResponse
@@ -25,55 +27,42 @@ if TYPE_CHECKING:
     AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
 
 
-def call_model(
-    handler: Handler, request: ModelRequest[Any], attempt: AttemptSettings, *, buffered: bool
-) -> AttemptResult:
+def model_call_steps(
+    handler: Handler | AsyncHandler, request: ModelRequest[Any], attempt: AttemptSettings, *, buffered: bool
+) -> Steps[AttemptResult]:
     """Call the model within an agent's step.
 
     Args:
-        handler: calls the model.
+        handler: calls the model; a coroutine function where `adrive` runs the steps.
         request: passed to the handler.
         attempt: settings of the attempt, with what is left of the budget.
         buffered: hold back callbacks; False sends them at once.
     """
     config = ensure_config()
-    config = patch_config(config, callbacks=get_callback_manager_for_config(config))
+    manager = yield Step(partial(get_callback_manager_for_config, config), partial(_async_manager, config))
+    config = patch_config(config, callbacks=manager)
     input = _without_callbacks(request) if buffered else request
-    result = run_attempt(_ModelStep(handler), input, config, attempt, stream=False, options={}, buffered=buffered)
-    return _with_model_handlers(result, request) if buffered else result
-
-
-async def acall_model(
-    handler: AsyncHandler, request: ModelRequest[Any], attempt: AttemptSettings, *, buffered: bool
-) -> AttemptResult:
-    """`call_model` without blocking the event loop."""
-    config = ensure_config()
-    config = patch_config(config, callbacks=get_async_callback_manager_for_config(config))
-    input = _without_callbacks(request) if buffered else request
-    result = await arun_attempt(
-        _AsyncModelStep(handler), input, config, attempt, stream=False, options={}, buffered=buffered
+    result = yield from attempt_steps(
+        _ModelStep(handler), input, config, attempt, stream=False, options={}, buffered=buffered
     )
     return _with_model_handlers(result, request) if buffered else result
+
+
+async def _async_manager(config: RunnableConfig) -> AsyncCallbackManager:
+    return get_async_callback_manager_for_config(config)
 
 
 class _ModelStep(Runnable[Any, Any]):
     """An agent's model call as a runnable without its own run in traces."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Callable[[Any], Any]) -> None:
         self._handler = handler
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:
         return self._handler(input)
 
-
-class _AsyncModelStep(_ModelStep):
-    """`_ModelStep` for an agent that runs on an event loop."""
-
-    def __init__(self, handler: AsyncHandler) -> None:
-        self._async_handler = handler
-
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> ModelResponse[Any]:
-        return await self._async_handler(input)
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:
+        return await self._handler(input)
 
 
 def _without_callbacks(request: ModelRequest[Any]) -> ModelRequest[Any]:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
 from langchain.agents.middleware.types import PrivateStateAttr
-from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
@@ -31,13 +30,13 @@ from langgraph.types import Command
 
 from guard.errors import EscalationError, InputError
 from guard.langchain.agent.agent_call import INTERRUPT, AgentCall, AgentRules, Ending
-from guard.langchain.agent.buffered_model_call import acall_model, call_model
+from guard.langchain.agent.buffered_model_call import model_call_steps
 from guard.langchain.agent.middleware_order import refuse_wrong_order
 from guard.langchain.agent.pending_review import PendingReview, request_review, reviewed
 from guard.langchain.attempts.trusted_fallbacks import TrustedFallback, fallback_steps, trusted_names
 from guard.langchain.call_options import NAMES, merged, read_config, read_mapping
 from guard.langchain.metadata import KEY, with_metadata
-from guard.langchain.tracing import DECISION_EVENT, escalation_metadata, marked_event
+from guard.langchain.tracing import DECISION_EVENT, escalation_metadata, event_step, marked_event
 from guard.langchain.upstream_internals import extended_model_response, has_checkpointer
 from guard.policy.guarantee import refuse_guarantees
 from guard.policy.policy import Policy, load_policy
@@ -175,18 +174,12 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         call = self._begin(request)
         again = True
         while again:
-            asked, buffered = (handler, call.next_request(), call.attempt_settings()), not call.state.shadow
-            result = yield Step(
-                partial(call_model, *asked, buffered=buffered), partial(acall_model, *asked, buffered=buffered)
-            )
+            request, settings, buffered = call.next_request(), call.attempt_settings(), not call.state.shadow
+            result = yield from model_call_steps(handler, request, settings, buffered=buffered)
             again = call.record_result(result)
             if call.state.released:
-                yield Step(result.buffer.flush, result.buffer.aflush)
-        event, config = call.event(), _event_config(call)
-        yield Step(
-            partial(dispatch_custom_event, DECISION_EVENT, event, config=config),
-            partial(adispatch_custom_event, DECISION_EVENT, event, config=config),
-        )
+                yield from result.buffer.flush()
+        yield event_step(DECISION_EVENT, call.event(), _event_config(call))
         delivery = yield from _delivery(call)
         return _result(call.ending(delivery))
 
@@ -218,18 +211,12 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
     @hook_config(can_jump_to=["end"])
     def after_model(self, state: GuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Pause for a reviewer if a review is pending, and insert the reviewed answer."""
-        update = _after(state)
-        for message in _reviewed_messages(update):
-            ReviewedAnswer(message=message).invoke([])
-        return update
+        return drive(_after_model(state))
 
     @hook_config(can_jump_to=["end"])
     async def aafter_model(self, state: GuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """`after_model` without blocking the event loop."""
-        update = _after(state)
-        for message in _reviewed_messages(update):
-            await ReviewedAnswer(message=message).ainvoke([])
-        return update
+        return await adrive(_after_model(state))
 
 
 class ReviewedAnswer(BaseChatModel):
@@ -267,6 +254,15 @@ class ReviewedAnswer(BaseChatModel):
 
 def _event_config(call: AgentCall) -> RunnableConfig:
     return marked_event(ensure_config(), call.state.decision.action)
+
+
+def _after_model(state: GuardState) -> Steps[dict[str, Any] | None]:
+    """Pause the agent if a review is pending, then show the reviewed answer to streams."""
+    update = _after(state)
+    for message in _reviewed_messages(update):
+        answer = ReviewedAnswer(message=message)
+        yield Step(partial(answer.invoke, []), partial(answer.ainvoke, []))
+    return update
 
 
 def _after(state: GuardState) -> dict[str, Any] | None:

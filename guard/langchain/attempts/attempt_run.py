@@ -6,11 +6,10 @@ the caller flushes the result's buffer.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from contextvars import Context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -24,6 +23,7 @@ from guard.langchain.attempts.callback_buffer import CallbackBuffer, buffering, 
 from guard.langchain.attempts.model_calls import CallLog, ModelCall
 from guard.langchain.attempts.stateful_steps import history_of
 from guard.langchain.upstream_internals import clear_handlers, is_graph_signal, without_tracing
+from guard.runtime.steps import Steps, step_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def own_containers(value: Any) -> Any:
     return value
 
 
-def run_attempt(
+def attempt_steps(
     runnable: Runnable[Any, Any],
     input: Any,
     config: RunnableConfig,
@@ -83,7 +83,7 @@ def run_attempt(
     stream: bool,
     options: dict[str, Any],
     buffered: bool = True,
-) -> AttemptResult:
+) -> Steps[AttemptResult]:
     """Run one attempt.
 
     Args:
@@ -100,54 +100,46 @@ def run_attempt(
             Python signal handler raised.
     """
     buffer, log, child = buffering(config) if buffered else passthrough(config)
-    chunks: list[Any] = []
-
-    def run() -> None:
-        with without_tracing() if buffered else nullcontext():
-            if stream:
-                chunks.extend(runnable.stream(own_containers(input), child, **options))
-            else:
-                chunks.append(runnable.invoke(own_containers(input), child, **options))
-
+    output = _Output(runnable, own_containers(input), child, options, stream=stream, traced=not buffered)
     error, opened = None, open_call()
     with set_config_context(child) as context, closing(opened):
         _prepare(context, attempt, opened, buffered=buffered)
         try:
-            context.run(run)
+            yield step_in(context, output.collect, output.acollect)
         except Exception as failure:  # noqa: BLE001 - the policy decides what happens
             error = failure_for_policy(failure)
-    return attempt_result(chunks, error, log, opened, input=input, buffer=buffer)
+    return attempt_result(output.chunks, error, log, opened, input=input, buffer=buffer)
 
 
-async def arun_attempt(
-    runnable: Runnable[Any, Any],
-    input: Any,
-    config: RunnableConfig,
-    attempt: AttemptSettings,
-    *,
-    stream: bool,
-    options: dict[str, Any],
-    buffered: bool = True,
-) -> AttemptResult:
-    """`run_attempt` without blocking the event loop."""
-    buffer, log, child = buffering(config) if buffered else passthrough(config)
-    chunks: list[Any] = []
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """Runs a runnable and collects the chunks of its output: one, or several if it streams."""
 
-    async def run() -> None:
-        with without_tracing() if buffered else nullcontext():
-            if stream:
-                chunks.extend([chunk async for chunk in runnable.astream(own_containers(input), child, **options)])
+    runnable: Runnable[Any, Any]
+    input: Any
+    config: RunnableConfig
+    options: dict[str, Any]
+    stream: bool
+    traced: bool
+    chunks: list[Any] = field(default_factory=list)
+
+    def collect(self) -> None:
+        with self._tracing():
+            if self.stream:
+                self.chunks.extend(self.runnable.stream(self.input, self.config, **self.options))
             else:
-                chunks.append(await runnable.ainvoke(own_containers(input), child, **options))
+                self.chunks.append(self.runnable.invoke(self.input, self.config, **self.options))
 
-    error, opened = None, open_call()
-    with set_config_context(child) as context, closing(opened):
-        _prepare(context, attempt, opened, buffered=buffered)
-        try:
-            await asyncio.create_task(run(), context=context)
-        except Exception as failure:  # noqa: BLE001 - as above
-            error = failure_for_policy(failure)
-    return attempt_result(chunks, error, log, opened, input=input, buffer=buffer)
+    async def acollect(self) -> None:
+        with self._tracing():
+            if self.stream:
+                async for chunk in self.runnable.astream(self.input, self.config, **self.options):
+                    self.chunks.append(chunk)
+            else:
+                self.chunks.append(await self.runnable.ainvoke(self.input, self.config, **self.options))
+
+    def _tracing(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.traced else without_tracing()
 
 
 def attempt_result(

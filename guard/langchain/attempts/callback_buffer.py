@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -32,6 +33,7 @@ from guard.langchain.upstream_internals import (
     with_buffered_channels,
     with_store,
 )
+from guard.runtime.steps import Step, Steps
 
 #: Every callback, with the attribute by which a handler opts out of it.
 CALLBACKS = {
@@ -127,7 +129,7 @@ class CallbackBuffer:
         """Return a function that buffers values for a graph's channel in place of sending them."""
         return lambda value: self.add(_ChannelValue(send, value))
 
-    def flush(self) -> None:
+    def flush(self) -> Steps[None]:
         """Deliver the events in order and empty the buffer."""
         outputs = _TappedOutputs(self.handlers)
         for event in self._take():
@@ -136,19 +138,9 @@ class CallbackBuffer:
             elif isinstance(event, _ChannelValue):
                 event.send()
             else:
-                handle_event(self.handlers, event.name, CALLBACKS[event.name], *event.arguments, **event.keywords)
-
-    async def aflush(self) -> None:
-        """`flush` for handlers that may be coroutines."""
-        outputs = _TappedOutputs(self.handlers)
-        for event in self._take():
-            if isinstance(event, _OutputChunk):
-                outputs.send(event)
-            elif isinstance(event, _ChannelValue):
-                event.send()
-            else:
-                await ahandle_event(
-                    self.handlers, event.name, CALLBACKS[event.name], *event.arguments, **event.keywords
+                call = (self.handlers, event.name, CALLBACKS[event.name], *event.arguments)
+                yield Step(
+                    partial(handle_event, *call, **event.keywords), partial(ahandle_event, *call, **event.keywords)
                 )
 
     def _take(self) -> list[_Buffered]:

@@ -16,8 +16,9 @@ from guard.errors import ChatTemplateError, GuardError, InputError, PromptTooLon
 from guard.langchain.metadata import ScoredCall, finish_reason_of, message_defects, read_score
 from guard.policy.defects import Defect
 from guard.policy.document import SEVERITY
-from guard.policy.policy import Calls, Policy, Usage, decide, decide_error
+from guard.policy.policy import Calls
 from guard.records import Decision, FinishReason
+from guard.runtime.call_state import CallState
 
 #: The ``_type`` by which callbacks identify a model that reports its answers to `guard.engines.witness`.
 MODEL_TYPE = "guard"
@@ -146,7 +147,7 @@ class Verdict:
     error: str | None
 
 
-def judge(policy: Policy, calls: Sequence[ModelCall], *, join: Calls, route: str | None, usage: Usage) -> Verdict:
+def judge(state: CallState, calls: Sequence[ModelCall], *, join: Calls) -> Verdict:
     """Decide about an attempt by the scores of its model calls.
 
     Each counting call is decided separately, so that tool rules apply to the answer that calls the tool. The strictest
@@ -154,16 +155,16 @@ def judge(policy: Policy, calls: Sequence[ModelCall], *, join: Calls, route: str
     """
     for call in calls:
         if call.unaccounted:  # its text may be the output, whatever is decided about the other calls
-            return _failed(policy, call.failure or "", call, route, usage)
+            return judge_failure(state, call.failure or "", call)
     counting = [call for call in calls if join.tag is None or join.tag in call.tags]
     if not counting:
         error = "no model call in the chain was scored"
         if calls and join.tag is not None:
             error = f"no model call in the chain has the tag '{join.tag}'"
-        return _failed(policy, error, None, route, usage)
+        return judge_failure(state, error)
     if join.join == "last":
         counting = counting[-1:]
-    return max((_judge_one(policy, call, route, usage) for call in counting), key=_severity)
+    return max((_judge_one(state, call) for call in counting), key=_severity)
 
 
 def may_quote(error: Exception, calls: Sequence[ModelCall]) -> bool:
@@ -175,27 +176,27 @@ def may_quote(error: Exception, calls: Sequence[ModelCall]) -> bool:
     return bool(calls) and (question or not isinstance(error, GuardError))
 
 
-def judge_failure(policy: Policy, error: str, *, route: str | None, usage: Usage) -> Verdict:
-    """Decide about an attempt that failed before its scores were known."""
-    return _failed(policy, error, None, route, usage)
+def judge_failure(state: CallState, error: str, call: ModelCall | None = None) -> Verdict:
+    """Decide about an attempt without a usable score.
+
+    Args:
+        state: of the guarded call.
+        error: reason why there is none.
+        call: the model call that it concerns; None where no call is known.
+    """
+    tools, defects = (call.tools, call.defects) if call else ((), ())
+    return Verdict(state.decide_error(error, tools=tools, defects=defects), call, error)
 
 
-def _judge_one(policy: Policy, call: ModelCall, route: str | None, usage: Usage) -> Verdict:
+def _judge_one(state: CallState, call: ModelCall) -> Verdict:
     if call.failure is not None:
-        return _failed(policy, call.failure, call, route, usage)
+        return judge_failure(state, call.failure, call)
     assert call.scored is not None
     try:
-        score = call.scored.deciding(policy.score)
+        score = call.scored.deciding(state.policy.score)
     except ScorerError as error:
-        return _failed(policy, str(error), call, route, usage)
-    given: dict[str, Any] = {"route": route, "usage": usage, "tools": call.tools, "defects": call.defects}
-    decision = decide(policy, p_wrong=score.p_wrong, ood_score=score.ood_score, **given)
-    return Verdict(decision, call, None)
-
-
-def _failed(policy: Policy, error: str, call: ModelCall | None, route: str | None, usage: Usage) -> Verdict:
-    given: dict[str, Any] = {"tools": call.tools, "defects": call.defects} if call else {}
-    return Verdict(decide_error(policy, error=error, route=route, usage=usage, **given), call, error)
+        return judge_failure(state, str(error), call)
+    return Verdict(state.decide(score, tools=call.tools, defects=call.defects), call, None)
 
 
 def _severity(verdict: Verdict) -> tuple[int, float]:

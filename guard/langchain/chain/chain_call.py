@@ -32,7 +32,6 @@ from guard.langchain.messages import chat_turns, reasoning_of
 from guard.langchain.metadata import message_defects
 from guard.policy.defects import Defect
 from guard.policy.document import Fallback, Retry
-from guard.policy.policy import decide
 from guard.records import Action, Attempt, Escalation, FinishReason, Outcome, Prompt, Sampling
 from guard.review.handlers import NOBODY, Delivery
 from guard.runtime.call_state import OWN_ENGINE, CallState
@@ -139,16 +138,13 @@ class ChainCall:
         )
 
     def _judge(self, attempt: ChainAttempt, result: AttemptResult) -> Verdict:
-        policy, route, usage = self.state.policy, self.state.route, self.state.usage
         error, calls, join = result.error, result.calls, self.rules.join
         if isinstance(error, RetractedError) and error.score is not None:
-            score = error.score
-            decision = decide(policy, p_wrong=score.p_wrong, ood_score=score.ood_score, route=route, usage=usage)
-            return Verdict(decision, next((call for call in calls if call.abandoned), None), None)
+            return Verdict(self.state.decide(error.score), next((call for call in calls if call.abandoned), None), None)
         if self.state.late and not self.live and error is None:
             return self._judge_error(late(attempt.source))
         if isinstance(error, IncompleteAnswerError):
-            verdict = judge(policy, calls, join=join, route=route, usage=usage)
+            verdict = judge(self.state, calls, join=join)
             # However good the score, there is no object to accept.
             return self._judge_error(error) if verdict.decision.action is Action.ACCEPT else verdict
         if error is not None and not may_quote(error, calls):
@@ -156,37 +152,32 @@ class ChainCall:
         fallback = attempt.source != OWN_ENGINE
         if fallback and error is None and not any(call.scored or call.unaccounted for call in calls):
             return self._judge_unscored(attempt.source, result)
-        return judge(policy, calls, join=join, route=route, usage=usage)
+        return judge(self.state, calls, join=join)
 
     def _judge_unscored(self, source: str, result: AttemptResult) -> Verdict:
         """Decide about a fallback in which no scored model answered; it is final if it is declared trusted."""
         if self.rules.trusts(source):
             return Verdict(self.state.trusted(_output_defects(result)), None, None)
         why = f"no scored model answered in the fallback '{source}', which is not declared as trusted"
-        return judge_failure(self.state.policy, why, route=self.state.route, usage=self.state.usage)
+        return judge_failure(self.state, why)
 
     def _judge_error(self, error: Exception) -> Verdict:
         """Decide that there is no answer, or raise an error that is the caller's."""
         decided = isinstance(error, AbstainedError | EscalationError)  # by a guard inside the chain
         if decided or not isinstance(error, GuardError) or self.state.is_callers(error):
             raise error
-        verdict = judge_failure(self.state.policy, str(error), route=self.state.route, usage=self.state.usage)
+        verdict = judge_failure(self.state, str(error))
         if verdict.decision.action is Action.ACCEPT:  # there is nothing to accept
             raise error
         return verdict
 
     def _monitor(self) -> StreamMonitor | None:
         """Return the monitor of a growing answer if every call counts; which call is last is not known yet."""
-        policy, route, join = self.state.policy, self.state.route, self.rules.join
+        join = self.rules.join
         if join.join != "worst" or join.tag is not None:
             return None
-        usage = replace(self.state.usage, exhausted=True)
-
-        def accepts(score: Score) -> bool:
-            decision = decide(policy, p_wrong=score.p_wrong, ood_score=score.ood_score, route=route, usage=usage)
-            return decision.action is Action.ACCEPT
-
-        return StreamMonitor(accepts, policy.score)
+        exhausted = replace(self.state, usage=replace(self.state.usage, exhausted=True))
+        return StreamMonitor(lambda score: exhausted.decide(score).action is Action.ACCEPT, exhausted.policy.score)
 
     # -- the last decision ---------------------------------------------------------------------
 

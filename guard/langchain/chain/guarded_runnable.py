@@ -44,6 +44,7 @@ from guard.policy.policy import Calls, Policy, load_policy
 from guard.review.handlers import HANDLERS, Handler, as_named, check_handlers, log_handler
 from guard.runtime.call_state import CallState
 from guard.runtime.resources import all_handlers
+from guard.runtime.steps import adrive, adrive_stream, drive, drive_stream
 
 if TYPE_CHECKING:
     from langchain_core.runnables.graph import Graph
@@ -167,7 +168,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
 
         def call(input: Input, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Output:
             output: Output
-            (output,) = called._run(input, config, options).run(stream=False)
+            (output,) = drive(called._run(input, config, options).steps(stream=False))
             return output
 
         return called._call_with_config(call, input, called._marked(config))
@@ -178,7 +179,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
 
         async def call(input: Input, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig) -> Output:
             output: Output
-            (output,) = await called._run(input, config, options).arun(stream=False)
+            (output,) = await adrive(called._run(input, config, options).steps(stream=False))
             return output
 
         return await called._acall_with_config(call, input, called._marked(config))
@@ -197,8 +198,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
         def run(
             input: Iterator[Input], run_manager: CallbackManagerForChainRun, config: RunnableConfig
         ) -> Iterator[Output]:
-            run = called._run(join_chunks(list(input)), config, options)
-            yield from run.stream_live() if run.streams_live else run.run(stream=True)
+            yield from drive_stream(called._run(join_chunks(list(input)), config, options).stream())
 
         yield from called._transform_stream_with_config(input, run, called._marked(config))
 
@@ -212,12 +212,8 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
             input: AsyncIterator[Input], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> AsyncIterator[Output]:
             run = called._run(join_chunks([chunk async for chunk in input]), config, options)
-            if run.streams_live:
-                async with aclosing(run.astream_live()) as live:
-                    async for chunk in live:
-                        yield chunk
-            else:
-                for chunk in await run.arun(stream=True):
+            async with aclosing(adrive_stream(run.stream())) as chunks:
+                async for chunk in chunks:
                     yield chunk
 
         stream = called._atransform_stream_with_config(input, run, called._marked(config))

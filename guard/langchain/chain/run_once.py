@@ -13,7 +13,7 @@ import asyncio
 import functools
 import inspect
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar, overload
@@ -26,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from guard.errors import CancelledError, InputError
 from guard.langchain.attempts.attempt_run import join_chunks
 from guard.langchain.attempts.attempt_settings import ATTEMPT
+from guard.runtime.steps import Step, Steps, adrive, drive
 
-_ResultT = TypeVar("_ResultT")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Tool = TypeVar("_Tool", bound=StructuredTool)
 
@@ -44,32 +44,37 @@ class RunOnce(RunnableSerializable[Input, Output]):
 
     def invoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
         """Run the step, or return its earlier result for this input."""
-        output: Output = join_chunks(
-            _once(self.step_id, (input, kwargs), lambda: [self.bound.invoke(input, config, **kwargs)])
-        )
+        output: Output = drive(self._result(input, config, kwargs))
         return output
 
     async def ainvoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
         """`invoke` without blocking the event loop."""
+        output: Output = await adrive(self._result(input, config, kwargs))
+        return output
 
-        async def run() -> list[Output]:
+    def _result(self, input: Input, config: RunnableConfig | None, kwargs: dict[str, Any]) -> Steps[Output]:
+        async def ainvoke() -> list[Output]:
             return [await self.bound.ainvoke(input, config, **kwargs)]
 
-        output: Output = join_chunks(await _aonce(self.step_id, (input, kwargs), run))
+        run = Step(lambda: [self.bound.invoke(input, config, **kwargs)], ainvoke)
+        output: Output = join_chunks((yield from _once(self.step_id, (input, kwargs), run)))
         return output
 
     def stream(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Output]:
         """Stream the step the first time; later yield the same chunks."""
-        yield from _once(self.step_id, (input, kwargs), lambda: list(self.bound.stream(input, config, **kwargs)))
+        yield from drive(self._chunks(input, config, kwargs))
 
     async def astream(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Output]:
         """`stream` without blocking the event loop."""
+        for chunk in await adrive(self._chunks(input, config, kwargs)):
+            yield chunk
 
-        async def run() -> list[Output]:
+    def _chunks(self, input: Input, config: RunnableConfig | None, kwargs: dict[str, Any]) -> Steps[list[Output]]:
+        async def astream() -> list[Output]:
             return [chunk async for chunk in self.bound.astream(input, config, **kwargs)]
 
-        for chunk in await _aonce(self.step_id, (input, kwargs), run):
-            yield chunk
+        run = Step(lambda: list(self.bound.stream(input, config, **kwargs)), astream)
+        return _once(self.step_id, (input, kwargs), run)
 
     @property
     def InputType(self) -> Any:
@@ -146,13 +151,17 @@ def _function_once(function: Callable[..., Any]) -> Callable[..., Any]:
         added = ("config", "run_manager", "callbacks")
         return {name: value for name, value in bound.arguments.items() if name not in added}
 
+    def calling(*args: Any, **kwargs: Any) -> Step:
+        call = functools.partial(function, *args, **kwargs)
+        return Step(call, call)
+
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return _once(step, key_of(args, kwargs), lambda: function(*args, **kwargs))
+        return drive(_once(step, key_of(args, kwargs), calling(*args, **kwargs)))
 
     @functools.wraps(function)
     async def acall(*args: Any, **kwargs: Any) -> Any:
-        return await _aonce(step, key_of(args, kwargs), lambda: function(*args, **kwargs))
+        return await adrive(_once(step, key_of(args, kwargs), calling(*args, **kwargs)))
 
     return acall if inspect.iscoroutinefunction(function) else call
 
@@ -160,28 +169,17 @@ def _function_once(function: Callable[..., Any]) -> Callable[..., Any]:
 # -- caching -----------------------------------------------------------------------------------
 
 
-def _once(step: str, key: Any, run: Callable[[], _ResultT]) -> _ResultT:
+def _once(step: str, key: Any, run: Step) -> Steps[Any]:
+    """Run a step, or wait for the result of the run that has reserved it in this guarded call."""
     attempt = ATTEMPT.get()
     if attempt is None:
-        return run()
-    result: Future[_ResultT]
+        return (yield run)
+    result: Future[Any]
     result, reserved = attempt.once_cache.get_or_reserve(step, key)
     if reserved:
         with _producing(step, result):
-            result.set_result(run())
-    return result.result()
-
-
-async def _aonce(step: str, key: Any, run: Callable[[], Awaitable[_ResultT]]) -> _ResultT:
-    attempt = ATTEMPT.get()
-    if attempt is None:
-        return await run()
-    result: Future[_ResultT]
-    result, reserved = attempt.once_cache.get_or_reserve(step, key)
-    if reserved:
-        with _producing(step, result):
-            result.set_result(await run())
-    return await asyncio.shield(asyncio.wrap_future(result))
+            result.set_result((yield run))
+    return (yield Step(result.result, lambda: asyncio.shield(asyncio.wrap_future(result))))
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Self
 
-import tenacity
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
@@ -29,7 +29,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 from guard.engines import EMBEDDED
 from guard.engines.base import BaseEngine
 from guard.engines.protocols import Engine
-from guard.engines.witness import begin
+from guard.engines.witness import AnswerWitness, begin
 from guard.errors import EngineError, InputError, ScorerError, did_you_mean
 from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
 from guard.langchain.attempts.model_calls import MODEL_TYPE, prompt_text
@@ -47,7 +47,10 @@ from guard.records import Limits, Prompt, Sampling
 from guard.review.handlers import HANDLERS, as_named
 from guard.runtime.guard import Guard
 from guard.runtime.sources import FALLBACKS, bind_scorer, checked_options, declared_sources, loading_options
+from guard.runtime.steps import Emit, Step, Steps, Stream, adrive, adrive_stream, drive, drive_stream
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
+
+RunManager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None
 
 #: Settings that a call may override.
 _SAMPLING = ("temperature", "top_p", "top_k", "seed")
@@ -286,16 +289,7 @@ class ChatGuard(RoutedChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        called, kwargs = self._for_call(kwargs)
-        request, runtime = self._request(messages, stop, kwargs), called._runtime()
-        run = run_manager.run_id if run_manager else None
-        answering = begin(run, prompt_text(messages), decided=runtime.decides)
-        if runtime.guard is None:
-            message: AIMessage = tenacity.Retrying(**self._engine_retries())(runtime.answer, request)
-        else:
-            message = runtime.decided(request, called.route)
-        answering.say(message.text)
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        return drive(self._result(messages, stop, run_manager, kwargs))
 
     async def _agenerate(
         self,
@@ -304,16 +298,7 @@ class ChatGuard(RoutedChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        called, kwargs = self._for_call(kwargs)
-        request, runtime = self._request(messages, stop, kwargs), called._runtime()
-        run = run_manager.run_id if run_manager else None
-        answering = begin(run, prompt_text(messages), decided=runtime.decides)
-        if runtime.guard is None:
-            message: AIMessage = await tenacity.AsyncRetrying(**self._engine_retries())(runtime.aanswer, request)
-        else:
-            message = await runtime.adecided(request, called.route)
-        answering.say(message.text)
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        return await adrive(self._result(messages, stop, run_manager, kwargs))
 
     def _stream(
         self,
@@ -322,19 +307,7 @@ class ChatGuard(RoutedChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        called, kwargs = self._for_call(kwargs)
-        request, runtime = self._request(messages, stop, kwargs), called._runtime()
-        run = run_manager.run_id if run_manager else None
-        answering = begin(run, prompt_text(messages), decided=runtime.decides)
-        if runtime.guard is not None:  # nothing is streamed before the policy's decision
-            chunks: Iterator[ChatGenerationChunk] = iter(message_chunks(runtime.decided(request, called.route)))
-        else:
-            chunks = runtime.stream(request)
-        for chunk in chunks:
-            answering.say(chunk.text)
-            if run_manager is not None:
-                run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
-            yield chunk
+        yield from drive_stream(self._chunks(messages, stop, run_manager, kwargs))
 
     async def _astream(
         self,
@@ -343,23 +316,56 @@ class ChatGuard(RoutedChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        called, kwargs = self._for_call(kwargs)
-        request, runtime = self._request(messages, stop, kwargs), called._runtime()
-        run = run_manager.run_id if run_manager else None
-        answering = begin(run, prompt_text(messages), decided=runtime.decides)
-        if runtime.guard is not None:
-            for chunk in message_chunks(await runtime.adecided(request, called.route)):
-                answering.say(chunk.text)
-                if run_manager is not None:
-                    await run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
-                yield chunk
-            return
-        async with aclosing(runtime.astream(request)) as chunks:
+        async with aclosing(adrive_stream(self._chunks(messages, stop, run_manager, kwargs))) as chunks:
             async for chunk in chunks:
-                answering.say(chunk.text)
-                if run_manager is not None:
-                    await run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
                 yield chunk
+
+    # -- one answer ----------------------------------------------------------------------------
+
+    def _result(
+        self, messages: list[BaseMessage], stop: list[str] | None, run_manager: RunManager, options: dict[str, Any]
+    ) -> Steps[ChatResult]:
+        """Generate and score an answer, or let the model's own policy decide about it."""
+        request, answering, called, runtime = self._begin(messages, stop, run_manager, options)
+        if runtime.guard is None:
+            message = yield from self._retried(partial(runtime.answer, request))
+        else:
+            message = yield from runtime.decided(request, called.route)
+        answering.say(message.text)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _chunks(
+        self, messages: list[BaseMessage], stop: list[str] | None, run_manager: RunManager, options: dict[str, Any]
+    ) -> Stream:
+        """Emit an answer as it grows; where the model's own policy decides, after the decision."""
+        request, answering, called, runtime = self._begin(messages, stop, run_manager, options)
+        emit = partial(_emit, answering, run_manager)
+        if runtime.guard is None:
+            yield from runtime.stream(request, emit)
+            return
+        message = yield from runtime.decided(request, called.route)
+        for chunk in message_chunks(message):
+            yield from emit(chunk)
+
+    def _begin(
+        self, messages: list[BaseMessage], stop: list[str] | None, run_manager: RunManager, options: dict[str, Any]
+    ) -> tuple[ChatRequest, AnswerWitness, Self, ChatRuntime]:
+        """Return the request, who witnesses its answer, and the model of this call with its runtime."""
+        called, options = self._for_call(options)
+        request, runtime = self._request(messages, stop, options), called._runtime()
+        run = run_manager.run_id if run_manager else None
+        return request, begin(run, prompt_text(messages), decided=runtime.decides), called, runtime
+
+    def _retried(self, attempt: Callable[[], Steps[AIMessage]]) -> Steps[AIMessage]:
+        """Try again after an engine's own failure; any other error would recur."""
+        retries = self.max_retries
+        while True:
+            try:
+                return (yield from attempt())
+            except EngineError as error:
+                if type(error) is not EngineError or not retries:
+                    raise
+                retries -= 1
 
     # -- tools and structure -------------------------------------------------------------------
 
@@ -477,11 +483,11 @@ class ChatGuard(RoutedChatModel):
         stops: Any = ends if isinstance(ends, str) else tuple(ends)  # tuple() of a text would give its characters
         return Limits(max_tokens, stops, options.get("timeout", self.timeout))
 
-    def _engine_retries(self) -> dict[str, Any]:
-        """Return the arguments for tenacity. Only an engine's own failure is retried; other errors would recur."""
-        return {
-            "retry": tenacity.retry_if_exception(lambda error: type(error) is EngineError),
-            "stop": tenacity.stop_after_attempt(self.max_retries + 1),
-            "wait": tenacity.wait_none(),
-            "reraise": True,
-        }
+
+def _emit(answering: AnswerWitness, run_manager: RunManager, chunk: ChatGenerationChunk) -> Stream:
+    """Report a chunk to the witness and to callbacks, then emit it."""
+    answering.say(chunk.text)
+    if run_manager is not None:
+        report: Callable[[], Any] = partial(run_manager.on_llm_new_token, str(chunk.message.content), chunk=chunk)
+        yield Step(report, report)
+    yield Emit(chunk)

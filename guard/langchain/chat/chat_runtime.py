@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage
@@ -24,9 +25,10 @@ from guard.langchain.chat.answer_messages import (
     usage,
 )
 from guard.langchain.metadata import KEY, decision_metadata, score_metadata
-from guard.records import Chunk, Generation, Outcome, Signals, Signature
+from guard.records import Generation, Outcome, Signals, Signature
 from guard.runtime.call_state import OWN_ENGINE, describe_error
-from guard.runtime.sources import score_of
+from guard.runtime.sources import generation_step, score_of
+from guard.runtime.steps import END, Pieces, Step, Steps, Stream
 from guard.scores import Score
 from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver
@@ -54,61 +56,46 @@ class ChatRuntime:
         """Whether a policy of its own decides what leaves the model; a shadow policy only records."""
         return self.guard is not None and self.guard.policy.mode == "enforce"
 
-    def answer(self, request: ChatRequest) -> AIMessage:
+    def answer(self, request: ChatRequest) -> Steps[AIMessage]:
         """Generate and score an answer."""
         observer = self._observer()
-        generation = self.engine.generate(
-            request.prompt, sampling=request.sampling, limits=request.limits, observer=observer
+        generation = yield generation_step(
+            self.engine, request.prompt, sampling=request.sampling, limits=request.limits, observer=observer
         )
         return self._message(request, generation, observer)
 
-    async def aanswer(self, request: ChatRequest) -> AIMessage:
-        """`answer` without blocking the event loop."""
-        observer = self._observer()
-        generation = await self.engine.agenerate(
-            request.prompt, sampling=request.sampling, limits=request.limits, observer=observer
-        )
-        return self._message(request, generation, observer)
+    def stream(self, request: ChatRequest, emit: Callable[[ChatGenerationChunk], Stream]) -> Stream:
+        """Emit an answer as chunks; the last ones have the tool calls, if there are any, and the score.
 
-    def stream(self, request: ChatRequest) -> Iterator[ChatGenerationChunk]:
-        """Stream an answer; the last chunks have the tool calls, if there are any, and the score."""
+        Args:
+            request: what is asked.
+            emit: emits one chunk.
+        """
         observer = self._observer()
-        pieces: Iterator[Chunk] = self.engine.stream(
-            request.prompt, **self._stream_options(request, observer), observer=observer
+        options = {**self._stream_options(request, observer), "observer": observer}
+        pieces = Pieces(
+            partial(self.engine.stream, request.prompt, **options),
+            partial(self.engine.astream, request.prompt, **options),
         )
-        with closing(pieces) as chunks:  # type: ignore[type-var] # every engine's stream is a generator
-            for chunk in chunks:
-                if chunk.generation is not None:
-                    yield from self._last_chunks(request, chunk.generation, observer)
-                elif not request.tools:
-                    yield text_chunk(chunk.text)
-
-    async def astream(self, request: ChatRequest) -> AsyncGenerator[ChatGenerationChunk, None]:
-        """`stream` without blocking the event loop."""
-        observer = self._observer()
-        pieces: AsyncIterator[Chunk] = self.engine.astream(
-            request.prompt, **self._stream_options(request, observer), observer=observer
-        )
-        async with aclosing(pieces) as chunks:  # type: ignore[type-var]
-            async for chunk in chunks:
+        yield pieces.open
+        try:
+            while (chunk := (yield pieces.next)) is not END:
                 if chunk.generation is not None:
                     for last in self._last_chunks(request, chunk.generation, observer):
-                        yield last
+                        yield from emit(last)
                 elif not request.tools:
-                    yield text_chunk(chunk.text)
+                    yield from emit(text_chunk(chunk.text))
+        finally:
+            yield pieces.close
 
-    def decided(self, request: ChatRequest, route: str | None) -> AIMessage:
+    def decided(self, request: ChatRequest, route: str | None) -> Steps[AIMessage]:
         """Return the message that the guard's policy decides on."""
         guard, scorer = self._recording_guard()
+        options: dict[str, Any] = {"route": route, "sampling": request.sampling, "limits": request.limits}
         with nullcontext() if self.decides else accounted():
-            outcome = guard.ask(request.prompt, route=route, sampling=request.sampling, limits=request.limits)
-        return self._decided_message(request, outcome, scorer.signature)
-
-    async def adecided(self, request: ChatRequest, route: str | None) -> AIMessage:
-        """`decided` without blocking the event loop."""
-        guard, scorer = self._recording_guard()
-        with nullcontext() if self.decides else accounted():
-            outcome = await guard.aask(request.prompt, route=route, sampling=request.sampling, limits=request.limits)
+            outcome = yield Step(
+                partial(guard.ask, request.prompt, **options), partial(guard.aask, request.prompt, **options)
+            )
         return self._decided_message(request, outcome, scorer.signature)
 
     # -- parts of an answer --------------------------------------------------------------------
