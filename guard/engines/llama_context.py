@@ -74,9 +74,10 @@ class LlamaContext:
         Some states have no beginning that could be kept without the rest: recurrent ones, and sliding windows that
         hold only the last tokens. The model shows it, evaluating two tokens.
         """
+        tokens = [token] * min(2, self.batch_tokens)
         with self.tap.listing() as names:
-            self.evaluate([Feed(0, [token, token], 0, chooses=True, capture=False)])
-        drops = llama_cpp.llama_memory_seq_rm(self._memory, 0, 1, -1)
+            self.evaluate([Feed(0, tokens, 0, chooses=True, capture=False)])
+        drops = len(tokens) > 1 and llama_cpp.llama_memory_seq_rm(self._memory, 0, 1, -1)
         self.forget(None)
         return names, "copy" if drops and not self._window else "continuation"
 
