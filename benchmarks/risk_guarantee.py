@@ -134,7 +134,7 @@ def measure(world: World, risk: float, confidence: float, n: int, draws: int, se
     for number in range(draws):
         rng = np.random.default_rng([seed, number])
         labels, test = world.draw(rng, n), world.draw(rng, n)
-        result = find_threshold(labels, risk=risk, confidence=confidence, seed=number)
+        result = find_threshold(labels, risk=risk, confidence=confidence, seed=number, estimate=False)
         counts["naive"] += int(world.at(_naive_threshold(labels, risk))[1] > risk)
         counts["agree"] += _mapie_agrees(labels, result, number)
         if isinstance(result, Certified):

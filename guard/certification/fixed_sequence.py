@@ -46,8 +46,12 @@ START_ERRORS, START_SHARE_OF_ERRORS = 4, 0.1
 RISK_STEP = 0.005
 #: Fewest rows for a certificate: half of them make the grid.
 MIN_ROWS = 20
-#: Probability that the estimated number of labels suffices, in standard deviations (80 %).
+#: Probability that the estimated number of labels suffices at one threshold, in standard deviations (80 %).
 _LIKELY = 0.84
+#: A number of labels is likely enough if this many, of so many sets drawn from the present labels, are certified.
+LIKELY, DRAWS = 48, 60
+#: The most labels for which that is tried.
+MOST_LABELS = 20_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,8 +151,13 @@ class NotCertifiable:
         possible_risk: smallest risk that these labels would certify at this confidence, in steps of `RISK_STEP`; None
             if there is none below 1. It is selected on these labels, so it is a hint and no guarantee: certify it
             with fresh ones.
-        labels_needed: estimated number of labels, above the present one, that would suffice for answers of the same
-            quality; None where no threshold has a low enough share of wrong answers.
+        labels_needed: estimated number of fresh labels, above the present one, that would likely certify ``risk`` if
+            future answers are like these: at least `LIKELY` of `DRAWS` sets of this size, drawn from these labels, do.
+            None where no threshold has a low enough share of wrong answers, no size that was tried is enough, or
+            no estimate was asked for.
+        needed_accepted, needed_errors: the accepted and the wrong answers at the threshold where the estimate began;
+            0 without an estimate. It is the most favourable one, so the true share is often higher.
+        needed_bound: upper end of the one-sided interval of that share, at this confidence; 1 without an estimate.
         best_error_rate: lowest share of wrong answers at any threshold that accepts enough answers to estimate it.
         best_coverage: share of the questions that is accepted there.
         hopeless: no number of labels would suffice: at every such threshold the share of wrong answers is above
@@ -161,6 +170,9 @@ class NotCertifiable:
     grid_rows: int
     possible_risk: float | None
     labels_needed: int | None
+    needed_accepted: int
+    needed_errors: int
+    needed_bound: float
     best_error_rate: float
     best_coverage: float
     hopeless: bool
@@ -172,11 +184,9 @@ class NotCertifiable:
             f"{percent(self.risk)} at confidence {percent(self.confidence)}."
         ]
         if self.possible_risk is not None:
-            sentences.append(f"The smallest risk that these labels could certify is {percent(self.possible_risk)}.")
+            sentences.append(f"The smallest risk that these same labels pass is {percent(self.possible_risk)}.")
         if self.labels_needed is not None:
-            sentences.append(
-                f"About {self.labels_needed:,} labels would likely suffice, for answers of the same quality."
-            )
+            sentences.append(self._explain_estimate(self.labels_needed))
         else:
             verdict = "No number of labels would suffice" if self.hopeless else "More labels may or may not suffice"
             sentences.append(
@@ -185,9 +195,25 @@ class NotCertifiable:
             )
         return " ".join(sentences)
 
+    def _explain_estimate(self, labels: int) -> str:
+        share = percent(self.needed_accepted / (self.n + self.grid_rows))
+        estimate = (
+            f"A fresh set of about {labels:,} would likely pass at {percent(self.risk)} if all answers are like these, "
+            f"of which the best {share} are wrong in {self.needed_errors} of {self.needed_accepted} cases"
+        )
+        if self.needed_bound <= self.risk:
+            return f"{estimate}."
+        return f"{estimate}. That is uncertain: up to {percent(self.needed_bound)} of the best may be wrong."
+
 
 def find_threshold(
-    trials: Trials, *, risk: float, confidence: float, seed: int = 0, ceiling: float = math.inf
+    trials: Trials,
+    *,
+    risk: float,
+    confidence: float,
+    seed: int = 0,
+    ceiling: float = math.inf,
+    estimate: bool = True,
 ) -> Certified | NotCertifiable:
     """Find the laxest threshold with a risk guarantee.
 
@@ -198,6 +224,7 @@ def find_threshold(
         confidence: confidence of the guarantee, at least 0.5 and below 1.
         seed: decides which rows make the grid of thresholds.
         ceiling: upper limit of thresholds: where the policy's next rule begins.
+        estimate: whether to estimate the labels needed where nothing is certified, which takes up to some seconds.
 
     Raises:
         InputError: a value is out of range, or there are fewer than `MIN_ROWS` rows.
@@ -207,10 +234,15 @@ def find_threshold(
     if len(trials) < MIN_ROWS:
         raise InputError(f"A certificate needs at least {MIN_ROWS} labelled answers, got {len(trials)}")
     order = np.random.default_rng(seed).permutation(len(trials))
-    size = max(MIN_ROWS // 2, round(GRID_SHARE * len(trials)))
-    scores, fresh = trials.take(order[:size]).scores, trials.take(order[size:])
-    found = _walk(fresh, grid(scores, len(fresh), risk, confidence, ceiling), risk, confidence, size)
-    return found or _not_certifiable(trials, scores, fresh, risk, confidence, ceiling)
+    scores, fresh = _divided(trials, order)
+    found = _walk(fresh, grid(scores, len(fresh), risk, confidence, ceiling), risk, confidence, len(scores))
+    return found or _not_certifiable(trials, scores, fresh, risk, confidence, ceiling, estimate)
+
+
+def _divided(trials: Trials, order: NDArray[np.intp]) -> tuple[Doubles, Trials]:
+    """Return the scores of the rows that make the grid, and the rows of the test."""
+    size = max(MIN_ROWS // 2, round(GRID_SHARE * len(order)))
+    return trials.take(order[:size]).scores, trials.take(order[size:])
 
 
 def check_guarantee(risk: float, confidence: float) -> None:
@@ -284,17 +316,22 @@ def _walk(fresh: Trials, thresholds: Doubles, risk: float, confidence: float, gr
 
 
 def _not_certifiable(
-    trials: Trials, scores: Doubles, fresh: Trials, risk: float, confidence: float, ceiling: float
+    trials: Trials, scores: Doubles, fresh: Trials, risk: float, confidence: float, ceiling: float, estimate: bool
 ) -> NotCertifiable:
     curve = list(_curve(trials, ceiling))
     best = min(curve, key=lambda point: (point[1] / point[0], -point[0]))
+    least, needed = _labels_needed(curve, len(trials), risk, confidence)
+    labels = _likely_enough(trials, least, risk, confidence, ceiling) if estimate and least is not None else None
     return NotCertifiable(
         risk=risk,
         confidence=confidence,
         n=len(fresh),
         grid_rows=len(scores),
         possible_risk=_possible_risk(scores, fresh, risk, confidence, ceiling),
-        labels_needed=_labels_needed(curve, len(trials), risk, confidence),
+        labels_needed=labels,
+        needed_accepted=needed[0] if labels is not None else 0,
+        needed_errors=needed[1] if labels is not None else 0,
+        needed_bound=upper_bound(needed[1], needed[0], confidence) if labels is not None else 1.0,
         best_error_rate=best[1] / best[0],
         best_coverage=best[0] / len(trials),
         hopeless=all(lower_bound(errors, accepted, confidence) > risk for accepted, errors in curve),
@@ -323,17 +360,41 @@ def _possible_risk(scores: Doubles, fresh: Trials, risk: float, confidence: floa
     return None
 
 
-def _labels_needed(curve: list[tuple[int, int]], rows: int, risk: float, confidence: float) -> int | None:
-    """Return the fewest labels, above the present number, for some point of the risk-coverage curve to pass."""
-    needed: list[float] = []
+def _labels_needed(
+    curve: list[tuple[int, int]], rows: int, risk: float, confidence: float
+) -> tuple[int | None, tuple[int, int]]:
+    """Return the fewest labels, above the present number, for some point of the curve to pass, and that point.
+
+    That point would likely pass its own test. The sequence may end before it.
+    """
+    needed: list[tuple[float, tuple[int, int]]] = []
     for accepted, errors in curve:
         rate = (errors + 0.5) / (accepted + 1)  # an observed rate of 0 is not 0
         if rate < risk:
             fresh = _accepted_needed(rate, risk, confidence) * rows / accepted
-            needed.append(max(fresh + MIN_ROWS // 2, fresh / (1 - GRID_SHARE)))
+            needed.append((max(fresh + MIN_ROWS // 2, fresh / (1 - GRID_SHARE)), (accepted, errors)))
     if not needed:
-        return None
-    return _two_digits(max(rows + 1, math.ceil(min(needed))))
+        return None, (0, 0)
+    labels, point = min(needed)
+    return _two_digits(max(rows + 1, math.ceil(labels))), point
+
+
+def _likely_enough(trials: Trials, least: int, risk: float, confidence: float, ceiling: float) -> int | None:
+    """Return a number of labels, at least the given one, of which most sets drawn from these trials are certified."""
+    rng = np.random.default_rng(0)
+    labels = least
+    while labels <= min(MOST_LABELS, 30 * least):
+        failed = 0
+        for _ in range(DRAWS):
+            scores, fresh = _divided(trials, rng.integers(0, len(trials), labels))
+            thresholds = grid(scores, len(fresh), risk, confidence, ceiling)
+            failed += _walk(fresh, thresholds, risk, confidence, len(scores)) is None
+            if failed > DRAWS - LIKELY:
+                break
+        else:
+            return labels
+        labels = _two_digits(math.ceil(labels * 1.25))
+    return None
 
 
 def _two_digits(number: int) -> int:

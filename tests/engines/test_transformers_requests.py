@@ -18,6 +18,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from alarm import AlarmError, raising_handler  # noqa: E402, F401 - a fixture
 from tiny_models import (  # noqa: E402
     LAYERS,
     QUESTION,
@@ -462,20 +463,6 @@ def test_many_threads_get_the_answers_of_one(engine: TransformersEngine) -> None
 
 
 # -- signal handlers -----------------------------------------------------------------------------
-
-
-class AlarmError(Exception):
-    """What the handler below raises."""
-
-
-@pytest.fixture
-def raising_handler() -> Iterator[None]:
-    def handler(*_: Any) -> None:
-        raise AlarmError("time is up")
-
-    before = signal.signal(signal.SIGALRM, handler)
-    yield
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.no_cover

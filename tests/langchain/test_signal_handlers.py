@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from alarm import AlarmError, raising_handler  # noqa: F401 - a fixture
 from langchain.agents.middleware import AgentMiddleware
 from langchain_agents import Around, ask, thread
 from langchain_agents import agent as agent_of
@@ -20,24 +20,10 @@ from scripted_chat import ScriptedChat, said
 from guard.langchain import ChatGuard, guarded
 from guard.records import Escalation
 
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.no_cover, pytest.mark.usefixtures("raising_handler")]
 
 RULES = "[{accept: {below: 0.5}}, {abstain: {text: No.}}]"
 FAILED = "on_error: {abstain: {text: failed}}"
-
-
-class AlarmError(Exception):
-    """What this file's handler raises."""
-
-
-@pytest.fixture(autouse=True)
-def raising_handler() -> Iterator[None]:
-    def handler(*_: Any) -> None:
-        raise AlarmError("time is up")
-
-    before = signal.signal(signal.SIGALRM, handler)
-    yield
-    signal.signal(signal.SIGALRM, before)
 
 
 def interrupt() -> None:

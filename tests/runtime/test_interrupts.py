@@ -20,6 +20,7 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 pytest.importorskip("pyarrow")
 
+from alarm import AlarmError, raising_handler  # noqa: F401 - a fixture
 from recording_observer import Recording
 from scripted import AnsweringEngine, confidence_scorer, tiny_artefact
 from tiny_gguf import write_tiny_gguf
@@ -37,10 +38,6 @@ QUESTION = Prompt.chat("Where?")
 CONTEXT = 4096
 
 
-class AlarmError(Exception):
-    """What this file's handler raises."""
-
-
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_gguf(tmp_path_factory.mktemp("interrupts") / "tiny.gguf", context=CONTEXT)
@@ -50,17 +47,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(path: Path) -> Iterator[LlamaCppEngine]:
     with LlamaCppEngine.load(path, threads=1) as engine:
         yield engine  # type: ignore[misc]
-
-
-@pytest.fixture
-def raising_handler() -> Iterator[None]:
-    def handler(*_: Any) -> None:
-        raise AlarmError("time is up")
-
-    before = signal.signal(signal.SIGALRM, handler)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 def ask_until_interrupted(engine: LlamaCppEngine, seconds: float) -> None:
