@@ -48,7 +48,7 @@ RISK_STEP = 0.005
 MIN_ROWS = 20
 #: Probability that the estimated number of labels suffices at one threshold, in standard deviations (80 %).
 _LIKELY = 0.84
-#: A number of labels is likely enough if this many, of so many sets drawn from the present labels, are certified.
+#: A number of labels is likely enough if 48 of 60 sets of that size, drawn from the present labels, are certified.
 LIKELY, DRAWS = 48, 60
 #: The most labels for which that is tried.
 MOST_LABELS = 20_000
