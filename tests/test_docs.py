@@ -50,6 +50,17 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [f"{file}#{anchor}" for file, anchor in local if anchor and anchor not in anchors(file)] == []
 
 
+def test_the_site_renders_what_the_pages_use() -> None:
+    """Markdown that no extension knows is shown as it is written, without a warning."""
+    extensions = re.findall(r"^  - ([\w.]+)", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    marks = {"def_list": r"^:   ", "admonition": r"^!!! ", "tables": r"^\| --- ", "pymdownx.superfences": r"^```"}
+    used = {
+        name for name, mark in marks.items() if any(re.search(mark, page.read_text("utf-8"), re.M) for page in PAGES)
+    }
+    assert used == set(marks)
+    assert used <= set(extensions)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_no_blank_is_left_unfilled(page: Path) -> None:
     assert re.findall(r"@[A-Z]{3,}@", page.read_text(encoding="utf-8")) == []
