@@ -180,6 +180,11 @@ class Answers:
         return self.columns.seconds[self.rows]
 
     @property
+    def question(self) -> NDArray[np.object_]:
+        """Texts of the questions, shape (n,), as the text-only control reads them. No report shows them."""
+        return self.columns.question[self.rows]
+
+    @property
     def answer(self) -> NDArray[np.object_]:
         """Texts of the answers, shape (n,). Methods compare them; no report shows them."""
         return self.columns.answer[self.rows]
@@ -345,7 +350,8 @@ class _Builder:
             self._tokens[name].append(getattr(record.signals, name))
         self._samples.append(record.samples)
         seconds, prompt_tokens, ended = record.seconds, record.prompt_tokens, record.finish_reason or ""
-        self._values.append((record.key, record.dataset, group, record.answer, wrong, seconds, prompt_tokens, ended))
+        texts = (record.question, record.answer)
+        self._values.append((record.key, record.dataset, group, *texts, wrong, seconds, prompt_tokens, ended))
 
     def columns(self) -> Columns:
         """Return the columns of all added answers."""

@@ -21,6 +21,7 @@ KINDS: Mapping[str, type] = {
     "key": object,
     "dataset": np.str_,
     "group": np.str_,
+    "question": object,
     "answer": object,
     "wrong": np.bool_,
     "seconds": np.float64,
@@ -39,7 +40,7 @@ class Columns:
     Attributes:
         key: shape (n,), ``dataset/id``, texts.
         dataset, group, wrong, seconds, prompt_tokens, finish_reason: as in `Answers`.
-        answer, samples: as in `Answers`.
+        question, answer, samples: as in `Answers`.
         offsets: shape (n + 1,); tokens of answer i are ``offsets[i]`` to ``offsets[i + 1]`` of the next three.
         logprobs, entropies, margins: shape (all tokens,), as in `Generation`.
         maps, norms: shapes (n, T, A, L, L) and (n, A, L), as in `Signature`. The maps are float32: in half
@@ -56,6 +57,7 @@ class Columns:
     seconds: NDArray[np.float64]
     prompt_tokens: NDArray[np.int32]
     finish_reason: NDArray[np.str_]
+    question: NDArray[np.object_]
     answer: NDArray[np.object_]
     samples: tuple[tuple[str, ...], ...]
     offsets: NDArray[np.int64]

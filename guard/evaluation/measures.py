@@ -114,6 +114,23 @@ PRR = Measure(
     meaning="Area gained by rejecting in the score's order, from 0 (random) to 1 (the oracle).",
     source="Malinin et al. 2017; areas of the retained answers' risk, as in LM-Polygraph (Fadeeva et al. 2023)",
 )
+EQUAL_WIDTH_ECE = Measure(
+    name="ECE (equal width)",
+    direction="lower",
+    unit="probability",
+    function=metrics.equal_width_calibration_error,
+    meaning="Mean gap between stated probability and share wrong, over ten bins of equal width, as in most papers.",
+    source="Guo et al. 2017",
+    inflated=True,
+)
+HALF_PRR = Measure(
+    name="PRR to one half",
+    direction="higher",
+    unit="share of the oracle's gain",
+    function=metrics.half_rejection_ratio,
+    meaning="PRR where at most half of the answers is rejected, from 0 (random) to 1 (the oracle).",
+    source="as LM-Polygraph prints it since 0.5 (Vashurin et al. 2025)",
+)
 AURC = Measure(
     name="AURC",
     direction="lower",
@@ -129,6 +146,16 @@ E_AURC = Measure(
     function=metrics.excess_aurc,
     meaning="AURC above that of the oracle, which knows every label.",
     source="Geifman, Uziel and El-Yaniv 2019",
+)
+
+
+AUGRC = Measure(
+    name="AUGRC",
+    direction="lower",
+    unit="share of all answers",
+    function=metrics.augrc,
+    meaning="Share of all answers that are accepted and wrong, averaged over all coverages.",
+    source="Traub et al. 2024",
 )
 
 
@@ -175,7 +202,7 @@ def _check_share(name: str, value: float) -> None:
 
 #: All that tables show, in their order.
 MEASURES: tuple[Measure, ...] = (
-    *(AUROC, AUPRC_WRONG, AUPRC_RIGHT, BRIER, ECE, PRR, AURC, E_AURC),
+    *(AUROC, AUPRC_WRONG, AUPRC_RIGHT, BRIER, ECE, EQUAL_WIDTH_ECE, PRR, HALF_PRR, AURC, E_AURC, AUGRC),
     *(coverage_at(0.05), coverage_at(0.1), coverage_at(0.2), risk_at(0.8)),
 )
 

@@ -276,6 +276,19 @@ def calibration_error(ranked: Ranked, *, bins: int = 10) -> Probabilities:
     return np.asarray(np.abs(np.diff(at_edges, axis=1)).sum(axis=1) / ranked.n)
 
 
+def equal_width_calibration_error(ranked: Ranked, *, bins: int = 10) -> Probabilities:
+    """Return `calibration_error` over bins of equal width, as most papers and libraries print it.
+
+    Raises:
+        InputError: a score is no probability.
+    """
+    _probabilities(ranked)
+    bin_of = np.minimum((ranked.scores * bins).astype(np.intp), bins - 1)
+    excess = ranked.total * ranked.scores - ranked.wrong
+    gaps = [np.abs(excess[:, bin_of == number].sum(axis=1)) for number in range(bins)]
+    return np.asarray(np.sum(gaps, axis=0) / ranked.n)
+
+
 def bin_edges(ranked: Ranked, *, bins: int) -> NDArray[np.intp]:
     """Return where equally filled bins begin and end, as indices of distinct scores, shape (draws, bins + 1).
 
@@ -298,6 +311,16 @@ def aurc(ranked: Ranked) -> Probabilities:
     return ranked.mean_risk
 
 
+def augrc(ranked: Ranked) -> Probabilities:
+    """Mean, over k = 1 .. n, of the share of all answers that are wrong and among the k least doubtful.
+
+    Unlike `aurc`, it does not weigh the few first answers most (Traub et al. 2024). Ties as there.
+    """
+    errors_before = ranked.accepted_wrong - ranked.wrong
+    pooled = ranked.total * errors_before + ranked.wrong * (ranked.total + 1) / 2
+    return np.asarray(pooled.sum(axis=1) / ranked.n.astype(np.float64) ** 2)
+
+
 def oracle_aurc(ranked: Ranked) -> Probabilities:
     """Return the least `aurc` that any score could have: all right answers before all wrong ones."""
     harmonic = _harmonic(int(ranked.n.max()))
@@ -314,6 +337,29 @@ def prediction_rejection_ratio(ranked: Ranked) -> Probabilities:
     """Return how much of the way from random rejection (0) to the oracle's (1) the score goes, by area."""
     random = ranked.n_wrong / ranked.n
     return _ratio(random - aurc(ranked), random - oracle_aurc(ranked))
+
+
+def half_rejection_ratio(ranked: Ranked) -> Probabilities:
+    """Return `prediction_rejection_ratio` where at most one half of the answers is rejected."""
+    begin = -(-ranked.n // 2)
+    right = ranked.n - ranked.n_wrong
+    harmonic = _harmonic(int(ranked.n.max()))
+    count, first = ranked.n - begin + 1, np.maximum(begin, right + 1)
+    # The oracle accepts all right answers first: the k-th answer beyond them has risk (k - right) / k.
+    met = np.maximum(ranked.n - first + 1, 0)
+    oracle = (met - right * np.where(met > 0, harmonic[ranked.n] - harmonic[first - 1], 0.0)) / count
+    random = ranked.n_wrong / ranked.n
+    return _ratio(random - _mean_risk_from(ranked, begin, harmonic) / count, random - oracle)
+
+
+def _mean_risk_from(ranked: Ranked, begin: Counts, harmonic: Probabilities) -> Probabilities:
+    """Return the sum, over k = begin .. n, of the share wrong among the k least doubtful; see `aurc` for ties."""
+    before, errors_before = ranked.accepted - ranked.total, ranked.accepted_wrong - ranked.wrong
+    share = _ratio(ranked.wrong, ranked.total, empty=0.0)
+    first = np.clip(begin[:, None], before + 1, ranked.accepted + 1)
+    summed = share * (ranked.accepted - first + 1)
+    summed = summed + (errors_before - share * before) * (harmonic[ranked.accepted] - harmonic[first - 1])
+    return np.asarray(summed.sum(axis=1))
 
 
 def coverage_at_risk(ranked: Ranked, *, risk: float) -> Probabilities:

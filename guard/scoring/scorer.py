@@ -54,8 +54,8 @@ class Scorer:
         """Return an observer of one answer, which computes the maps of the tokens that the scores read, and no other.
 
         Examples:
-            >>> load_scorer(shipped_scorer()).observer().aggregates
-            ('last',)
+            >>> load_scorer(shipped_scorer()).observer().aggregates  # no score of it reads a map
+            ()
         """
         schema = self._schema
         return SignatureObserver(temperatures=schema.temperatures, aggregates=schema.signature_tokens)
@@ -122,7 +122,7 @@ def load_scorer(path: str | Path) -> Scorer:
     Examples:
         >>> from guard.scoring import shipped_scorer
         >>> sorted(load_scorer(shipped_scorer()).artefact.scores)
-        ['guard', 'ilis', 'log-probabilities']
+        ['guard', 'log-probabilities']
     """
     return parse_scorer(checked_json.read_bytes(path, _KIND), where=str(path))
 

@@ -18,6 +18,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from guard.errors import InputError
 from guard.evaluation.measures import (
+    AUGRC,
     AUPRC_RIGHT,
     AUPRC_WRONG,
     AURC,
@@ -25,6 +26,8 @@ from guard.evaluation.measures import (
     BRIER,
     E_AURC,
     ECE,
+    EQUAL_WIDTH_ECE,
+    HALF_PRR,
     MEASURES,
     PRR,
     Measure,
@@ -125,6 +128,40 @@ def test_excess_and_ratio_come_from_the_best_and_the_mean_order(rows: list[tuple
     own = AURC.value(p_wrong, wrong)
     assert E_AURC.value(p_wrong, wrong) == pytest.approx(own - oracle)
     assert PRR.value(p_wrong, wrong) == pytest.approx((random - own) / (random - oracle))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCORED)
+def test_the_generalised_risk_is_the_mean_over_the_orders_of_ties(rows: list[tuple[int, bool]]) -> None:
+    p_wrong, wrong = arrays(rows)
+    n = len(rows)
+    mean = over_orders(p_wrong, wrong, lambda ordered: math.fsum(sum(ordered[:k]) / n for k in range(1, n + 1)) / n)
+    assert AUGRC.value(p_wrong, wrong) == pytest.approx(mean)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCORED)
+def test_rejection_to_one_half_looks_at_the_curve_from_half_of_the_answers_on(rows: list[tuple[int, bool]]) -> None:
+    p_wrong, wrong = arrays(rows)
+    begin = math.ceil(len(rows) / 2)
+
+    def half(ordered: list[bool]) -> float:
+        return math.fsum(risks(ordered)[begin - 1 :]) / (len(rows) - begin + 1)
+
+    every = [half(list(order)) for order in itertools.permutations(wrong.tolist())]
+    oracle, random = min(every), math.fsum(every) / len(every)
+    own = over_orders(p_wrong, wrong, half)
+    assert HALF_PRR.value(p_wrong, wrong) == pytest.approx((random - own) / (random - oracle))
+
+
+@pytest.mark.parametrize("digits", [1, 12])
+def test_scikit_learns_calibration_curve_agrees_on_bins_of_equal_width(digits: int) -> None:
+    p_wrong, wrong = scores(0, digits=digits, count=200)
+    p_wrong = np.clip(p_wrong + 0.003, 0, 1)  # no score on an edge, where the two round differently
+    share, mean = calibration_curve(wrong, p_wrong, n_bins=10, strategy="uniform")
+    counts = np.histogram(p_wrong, bins=np.linspace(0, 1, 11))[0]
+    expected = (np.abs(share - mean) * counts[counts > 0]).sum() / len(wrong)
+    assert EQUAL_WIDTH_ECE.value(p_wrong, wrong) == pytest.approx(expected)
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,146 @@
+"""Controls: methods that read nothing of the model's layers, and peers as they stand, without a label.
+
+A score that beats log-probabilities may still know no more than the texts say: which kind of question it is, how long
+the answer is, how the two look. A score must be above what these methods reach.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from guard.data.answers import Answers
+from guard.errors import InputError
+from guard.evaluation.protocol import AnswerTable, FittedMethod, MethodKind
+from guard.records import Doubles
+
+#: What a question asks for, by its words; the first that matches is its category.
+CATEGORIES: dict[str, str] = {
+    "choice": r"(?m)^\s*\(?[A-D][).:]\s",
+    "how many": r"\bhow (many|much|long|old|far)\b",
+    "sum": r"\d\s*[-+*/x]\s*\d",
+    "when": r"\b(when|what year|which year|what date)\b",
+    "who": r"\b(who|whom|whose)\b",
+    "where": r"\b(where|which country|what country|what city|capital)\b",
+    "why": r"\b(why|how)\b",
+    "yes or no": r"(?i)^\s*(is|are|was|were|do|does|did|can|could|has|have|will)\b",
+    "what": r"\b(what|which)\b",
+}
+
+
+def question_categories(answers: Answers) -> Doubles:
+    """Return the category of each question as one column each, and the logarithm of its number of words."""
+    columns = np.zeros((len(answers), len(CATEGORIES) + 1))
+    for row, question in enumerate(answers.question):
+        found = (at for at, pattern in enumerate(CATEGORIES.values()) if re.search(pattern, question, re.IGNORECASE))
+        if (category := next(found, None)) is not None:
+            columns[row, category] = 1.0
+        columns[row, -1] = np.log1p(len(question.split()))
+    return columns
+
+
+# -- text only ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TextMethod:
+    """Logistic regression on the texts alone: TF-IDF of the question and of the answer, and their similarity."""
+
+    name: str = "text only"
+    kind: MethodKind = "control"
+    passes: float = 0.0
+
+    def fit(self, table: AnswerTable, *, seed: int) -> FittedMethod:
+        """Fit vocabulary and regression; the seed is not used.
+
+        Raises:
+            InputError: all training answers are right, or all are wrong, or the texts have no word.
+        """
+        del seed
+        answers = _recorded(table)
+        if not 0 < answers.wrong.sum() < len(answers):
+            raise InputError("All training answers are right, or all are wrong")
+        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=50_000)
+        letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, max_features=50_000)
+        try:
+            words.fit(answers.question)
+            letters.fit([*answers.question, *answers.answer])
+        except ValueError as error:
+            raise InputError("The texts have no words to learn from", why=str(error)) from error
+        fitted = _FittedTextMethod(words, letters, LogisticRegression(C=1.0, max_iter=1000))
+        fitted.model.fit(fitted.columns(answers), answers.wrong)
+        return fitted
+
+
+@dataclass(frozen=True, slots=True)
+class _FittedTextMethod:
+    words: Any
+    letters: Any
+    model: LogisticRegression
+
+    def columns(self, answers: Answers) -> Any:
+        """Return a sparse matrix: words of the question, letters of the answer, and the similarity of the two."""
+        asked, answered = (self.letters.transform(texts) for texts in (answers.question, answers.answer))
+        similarity = np.asarray(asked.multiply(answered).sum(axis=1)).reshape(-1, 1)
+        return sparse.hstack([self.words.transform(answers.question), answered, sparse.csr_matrix(similarity)]).tocsr()
+
+    def p_wrong(self, table: AnswerTable) -> Doubles:
+        return np.asarray(self.model.predict_proba(self.columns(_recorded(table)))[:, 1])
+
+
+# -- peers as they stand -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceProbability:
+    """One minus the probability of the whole answer, without a fit: the peers' maximum sequence probability."""
+
+    name: str = "sequence probability, unfitted"
+    kind: MethodKind = "baseline"
+    passes: float = 1.0
+
+    def fit(self, table: AnswerTable, *, seed: int) -> FittedMethod:
+        """Return itself: there is nothing to fit."""
+        del seed
+        _recorded(table)
+        return self
+
+    def p_wrong(self, table: AnswerTable) -> Doubles:
+        """Return one minus the product of the tokens' probabilities."""
+        return np.array([-np.expm1(each.sum()) for each in _logprobs(table)])
+
+
+@dataclass(frozen=True, slots=True)
+class LeastTokenProbability:
+    """One minus the least token probability, without a fit: the peers' minimum token probability."""
+
+    name: str = "least token probability, unfitted"
+    kind: MethodKind = "baseline"
+    passes: float = 1.0
+
+    def fit(self, table: AnswerTable, *, seed: int) -> FittedMethod:
+        """Return itself: there is nothing to fit."""
+        del seed
+        _recorded(table)
+        return self
+
+    def p_wrong(self, table: AnswerTable) -> Doubles:
+        """Return one minus the least probability of a token."""
+        return np.array([-np.expm1(each.min()) for each in _logprobs(table)])
+
+
+def _logprobs(table: AnswerTable) -> list[Doubles]:
+    columns, rows = _recorded(table).columns, _recorded(table).rows
+    return [columns.logprobs[columns.offsets[at] : columns.offsets[at + 1]].astype(np.float64) for at in rows]
+
+
+def _recorded(table: AnswerTable) -> Answers:
+    if not isinstance(table, Answers):
+        raise InputError(f"These methods read recorded answers, got {type(table).__name__}")
+    return table
