@@ -4,8 +4,8 @@
 
 For a scorer that was fitted before scorers gave three scores, and whose answers are gone. The journal is one of
 `guard record` or `guard calibrate` on the same model, with the same data files, so that the questions fall into the
-same splits: ILIS is fitted on answers of the fit split and measured on the test split. The scorer's settings say on how many
-answers it was fitted.
+same splits: ILIS is fitted on answers of the fit split and measured on the test split. The scorer's settings say on how
+many answers it was fitted.
 """
 
 from __future__ import annotations

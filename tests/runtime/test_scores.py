@@ -24,10 +24,11 @@ from guard.langchain.metadata import read_score, with_metadata
 from guard.policy.certificate import CertificateError
 from guard.policy.explanation import explain
 from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, trial_policy
-from guard.policy.policy import Calls, Policy, Usage, load_policy, parse_policy
+from guard.policy.policy import Calls, Policy, load_policy, parse_policy
 from guard.policy.yaml_source import InvalidPolicyError
 from guard.records import Action, Prompt
 from guard.review.records import repeat_row_of
+from guard.runtime.call_state import CallState
 from guard.runtime.guard import Guard
 from guard.runtime.sources import Source
 from guard.scores import SCORE_NAMES, Score, ScoreReading
@@ -184,7 +185,7 @@ def test_a_chain_decides_on_the_policys_score_of_each_call(ilis: Any, action: Ac
     chosen = chain_policy("[accept: {below: 0.5}, abstain]", "score: ilis", "on_error: escalate")
     usual = ModelCall((), frozenset(), read_score(with_ilis(said("x", 0.9), 0.05)))
     calls = [usual, replace(usual, scored=read_score(with_ilis(said("y", 0.1), ilis)))]
-    assert judge(chosen, calls, join=Calls(), route=None, usage=Usage()).decision.action is action
+    assert judge(CallState(chosen, None), calls, join=Calls()).decision.action is action
 
 
 def test_an_agent_decides_on_the_policys_score() -> None:
