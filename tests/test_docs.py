@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,30 @@ def test_the_documented_number_of_graded_pairs_is_theirs() -> None:
     text = " ".join(prose(ROOT / "docs" / "reference" / "data.md").split())
     assert f"{len(pairs):,} labelled answers" in text
     assert f"of {len(right)} right ones they miss {missed}, of {len(wrong):,} wrong ones they pass {passed}" in text
+
+
+# -- what guard refuses --------------------------------------------------------------------------
+
+REFUSALS = (ROOT / "docs" / "evidence" / "refusals.md").read_text(encoding="utf-8")
+
+
+def test_every_test_that_the_page_of_refusals_names_is_there() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", REFUSALS)
+    assert len(named) > 100
+
+    def is_there(file: str, name: str) -> bool:
+        path = ROOT / "tests" / file
+        return (
+            path.is_file() and re.search(rf"^(async def|def|class) {name}\b", path.read_text("utf-8"), re.M) is not None
+        )
+
+    assert [f"{file}::{name}" for file, name in named if not is_there(file, name)] == []
+
+
+def test_the_page_of_refusals_leaves_out_no_number_and_names_mutants_that_are_there() -> None:
+    rows = [line.strip("| ").split(" | ") for line in REFUSALS.splitlines() if re.match(r"\| \d", line)]
+    assert [int(row[0]) for row in rows] == list(range(1, 42))
+    listed = tomllib.loads((ROOT / "tests" / "mutants" / "list.toml").read_text("utf-8"))["mutant"]
+    named = {name for row in rows for name in re.findall(r"`([a-z]+(?:-[a-z]+)+)`", row[-1])}
+    assert len(named) > 40
+    assert named <= {mutant["name"] for mutant in listed}

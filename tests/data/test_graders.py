@@ -550,6 +550,19 @@ def test_a_function_of_the_users_own(own_module: str) -> None:
     assert not grade(ask("Paris"), "paris", grader=name)
 
 
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("<think>\nParis\n</think>\nLyon", False),
+        ("<think>Is it Paris? Let me think about", False),
+        ("<think>Not Lyon.</think>Paris", True),
+        ("<think>The answer is Lyon.</think>\n\nParis.", True),
+    ],
+)
+def test_what_a_model_only_thought_is_not_its_answer(answer: str, right: bool) -> None:
+    assert grade(Question(id="1", question="Capital of France?", answers=("Paris",)), answer) is right
+
+
 def test_a_question_may_not_name_code(own_module: str) -> None:
     with pytest.raises(InputError, match=r"'q1' names code as its grader.*--grader"):
         grade(ask("Paris", grader=f"{own_module}:same"), "Paris")

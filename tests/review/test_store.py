@@ -460,6 +460,12 @@ def test_labels_for_calibration(store: Store) -> None:
     assert [row["id"] for row in store.labelled(route="medical")] == [ids[1], ids[0], ids[2]]
 
 
+def test_a_right_answer_that_was_only_shortened_is_exported_as_right(store: Store) -> None:
+    for number, draft in enumerate(("right", "wrong")):
+        store.edit(store.add(make_escalation(number)).id, answer="Paris", draft=draft, reviewer="ann")  # type: ignore[arg-type]
+    assert [(row["label"], row["verdict"]) for row in store.labelled()] == [(0, "edited"), (1, "edited")]
+
+
 @pytest.mark.parametrize(
     "prompt",
     [
@@ -612,6 +618,19 @@ def test_the_trail_cannot_be_emptied_or_replaced(store: Store, kept: list[Any]) 
         with contextlib.suppress(StoreError), store._database.write() as connection:
             connection.exec_driver_sql(statement)
         assert known(store) == kept, statement
+
+
+@pytest.mark.parametrize("statement", REPLACEMENTS)
+def test_another_program_cannot_replace_a_case(path: Path, statement: str) -> None:
+    """Without foreign keys, which only guard's own connections switch on, nothing but the triggers holds a row."""
+    with Store.open(path) as store:
+        store.add(make_escalation(0))
+        store.add(make_escalation(0, decision_id="again"))
+        store.approve(store.add(make_escalation(1)).id, reviewer="bob")
+        kept = known(store)
+        with contextlib.closing(sqlite3.connect(path)) as other, contextlib.suppress(sqlite3.Error), other:
+            other.execute(statement)
+        assert known(store) == kept
 
 
 def test_a_case_cannot_come_in_decided(store: Store, kept: list[Any]) -> None:
