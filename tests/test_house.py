@@ -41,7 +41,7 @@ DRIVERS = {"guard/runtime/steps.py: drive", "guard/runtime/steps.py: drive_strea
 #: The detokenizer of transformers is private, and one of guard's `Detokenizer`.
 ONE_MEANING = {"Detokenizer"}
 #: Classes of several tests with one name and one meaning: what a signal handler raises, and what a model is to fill.
-TEST_DOUBLES = {"AlarmError", "City"}
+TEST_DOUBLES = {"City"}
 
 MEDIAN, NINTH_DECILE, LONGEST_MODULE = 6, 17, 500
 
