@@ -213,19 +213,21 @@ class EngineLoop:
         return soon >= max(table.shared(slot, tokens, key) for slot in table.slots) + WORTH_WAITING
 
     def _begin(self, engine: BatchModel, request: Request, placement: Placement) -> None:
-        running = RunningAnswer(request, placement.slot, engine._reader)
-        self._running.append(running)
-        start = Start(placement.slot, request.tokens, placement.keep, placement.source, request.observer is not None)
+        slot, table = placement.slot, self._slots(engine)
+        start = Start(slot, request.tokens, placement.keep, placement.source, request.observer is not None)
         try:
+            running = RunningAnswer(request, slot, engine._reader)
             kept = engine._begin(start)
-            for slot in placement.evicted:
-                engine._forget(slot)
+            for number in placement.evicted:  # now that what they had in common with the prompt is copied
+                engine._forget(number)
         except BaseException as error:  # noqa: BLE001 - its caller raises it
-            self._slots(engine).shorten(placement.slot, 0)
-            self._end(engine, running, error)
-        else:
-            self._slots(engine).shorten(placement.slot, kept)
-            running.begin(kept)
+            table.shorten(slot, 0)
+            self._free_slot(engine, slot)
+            _close(request, error)
+            return
+        table.shorten(slot, kept)
+        running.begin(kept)
+        self._running.append(running)
 
     # -- requests leave --------------------------------------------------------------------------
 
@@ -252,12 +254,17 @@ class EngineLoop:
     def _end(self, engine: BatchModel, running: RunningAnswer, item: Item) -> None:
         """Free a slot, and hand over what became of its request."""
         self._running.remove(running)
+        _close(running.request, self._free_slot(engine, running.slot) or item)
+
+    def _free_slot(self, engine: BatchModel, slot: int) -> BaseException | None:
+        """Let go of a slot; return what the engine raises meanwhile."""
         try:
-            engine._release(running.slot)
-        except BaseException as error:  # noqa: BLE001 - its caller raises it
-            item = error
-        self._slots(engine).release(running.slot)
-        _close(running.request, item)
+            engine._release(slot)
+        except BaseException as error:  # noqa: BLE001 - a caller raises it
+            return error
+        finally:
+            self._slots(engine).release(slot)
+        return None
 
     def _forget_all(self, engine: BatchModel) -> None:
         """After a pass that failed, nobody knows what the model's memory holds."""

@@ -340,6 +340,28 @@ def test_streams_that_nobody_reads_hold_up_nobody() -> None:
     assert ["".join(chunk.text for chunk in stream) for stream in left] == ["bc"] * 3
 
 
+def test_a_request_that_cannot_begin_ends_alone_and_frees_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ScriptedEngine([b"a"])
+    gate = Gate(engine)
+
+    def fail(start: Start) -> int:
+        raise EngineError("no room at the inn")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(engine.generate, QUESTION)
+        assert gate.reached.wait(20)
+        second = pool.submit(engine.generate, Prompt.raw("second"))
+        until(lambda: queued(engine) == 1)
+        monkeypatch.setattr(engine, "_begin", fail)
+        gate.opened.set()
+        assert first.result(20).text == "a"
+        with pytest.raises(EngineError, match="no room"):
+            second.result(20)
+    monkeypatch.undo()
+    engine.open_requests = 0  # `_release` has counted one that never began
+    assert engine.generate(QUESTION).text == "a"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ZeroDivisionError()])
 def test_what_on_token_raises_ends_its_own_request_only(error: BaseException) -> None:
     def fail(_: object) -> None:
