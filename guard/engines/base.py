@@ -44,8 +44,10 @@ class BaseEngine(ABC):
     #: Where activations are read.
     capture_point: CapturePoint
 
-    #: How many sequences the model can continue in one pass.
+    #: How many sequences the model can continue in one pass, or remember where it continues one at a time.
     slots: int = 1
+    #: Whether a request waits for the one before it to end.
+    one_at_a_time: bool = False
     #: What of earlier requests' tokens the model can use again.
     reuse: Reuse = "nothing"
 
@@ -54,6 +56,11 @@ class BaseEngine(ABC):
         self._loop = EngineLoop(self)
         # Not the event loop's own pool: a template that takes its time must not keep that busy.
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="guard-encoder")
+
+    @property
+    def at_once(self) -> int:
+        """How many requests are answered at the same time."""
+        return 1 if self.one_at_a_time else self.slots
 
     # -- what an engine implements -------------------------------------------------------------
 

@@ -63,6 +63,7 @@ class BatchModel(Protocol):
     """What the engine's thread uses of an engine; `guard.engines.BaseEngine` says more of each."""
 
     slots: int
+    one_at_a_time: bool
     reuse: Reuse
 
     @property
@@ -97,7 +98,8 @@ PROMPT_TOKENS_BESIDE_ANSWERS = 128
 def share_out(pending: Sequence[int], tokens: int) -> list[int]:
     """Return how many tokens each sequence is continued by in the next step.
 
-    Answers are continued by a token each; prompts are read in what is left, first come, first served.
+    Answers are continued by a token each. Half of what is left is shared by the prompts, so that a short one need not
+    wait until the long ones before it are read; the other half goes to the first.
 
     Args:
         pending: how many tokens each sequence has still to read, in the order in which they came.
@@ -105,17 +107,17 @@ def share_out(pending: Sequence[int], tokens: int) -> list[int]:
 
     Examples:
         >>> share_out([1, 700, 30, 1], tokens=512)
-        [1, 128, 0, 1]
+        [1, 98, 30, 1]
         >>> share_out([700, 30], tokens=512)
-        [512, 0]
+        [482, 30]
         >>> share_out([40, 30], tokens=512)
         [40, 30]
     """
     counts = [min(count, 1) if count <= 1 else 0 for count in pending]
-    answers = sum(counts)
+    answers, prompts = sum(counts), [at for at, count in enumerate(pending) if count > 1]
     left = min(tokens - answers, PROMPT_TOKENS_BESIDE_ANSWERS if answers else tokens)
-    for at, count in enumerate(pending):
-        if count > 1:
-            counts[at] = min(count, left)
-            left -= counts[at]
+    for share in (left // (2 * len(prompts) or 1), left):
+        for at in prompts:
+            more = min(pending[at] - counts[at], share, left)
+            counts[at], left = counts[at] + more, left - more
     return counts

@@ -177,7 +177,7 @@ class EngineLoop:
 
     def _admit(self, engine: BatchModel) -> None:
         """Give slots to waiting requests, first come, first served."""
-        while request := self._first():
+        while (request := self._first()) and not (engine.one_at_a_time and self._running):
             table = self._slots(engine)
             if self._is_about_to_share(table, request):
                 return
