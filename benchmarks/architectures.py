@@ -213,11 +213,12 @@ def _prompt() -> list[int]:
 def _compared(engine: TransformersEngine, theirs: list[int]) -> dict[str, str]:
     engine._ends = frozenset()
     engine.encode = lambda prompt: _prompt()  # type: ignore[method-assign]
-    whole, recorded = passes.PREFILL_TOKENS, _Rows()
+    whole, recorded, limits = passes.PREFILL_TOKENS, _Rows(), Limits(max_tokens=TOKENS)
     try:
-        answer = engine.generate(Prompt.raw("x"), limits=Limits(max_tokens=TOKENS), observer=recorded)
+        answer = engine.generate(Prompt.raw("x"), limits=limits, observer=recorded)
         passes.PREFILL_TOKENS = 5
-        parts = engine.generate(Prompt.raw("x"), limits=Limits(max_tokens=TOKENS))
+        parts = engine.generate(Prompt(text="x", cache_key="parts"), limits=limits)
+        kept = _kept(engine)
     except GuardError as error:
         return {"result": "wrong", "why": str(error)[:200]}
     finally:
@@ -228,7 +229,29 @@ def _compared(engine: TransformersEngine, theirs: list[int]) -> dict[str, str]:
         return {"result": "wrong", "why": "a prompt in parts is another prompt"}
     if answer.capture_error or len(recorded.rows) != TOKENS:
         return {"result": "wrong", "why": f"not recorded: {answer.capture_error}"}
-    return {}
+    return kept
+
+
+def _kept(engine: TransformersEngine) -> dict[str, str]:
+    """What of an earlier prompt is used again: its beginning, all of it where it is continued, or nothing."""
+    other = [*_prompt()[:-4], 5, 6, 7, 8]
+    used = {}
+    for what, earlier, later in (("beginning", _prompt(), other), ("continuation", other[:8], other)):
+        alone, whole = _asked(engine, later, f"{what} alone", tokens=4)
+        _asked(engine, earlier, what, tokens=1)
+        shared, evaluated = _asked(engine, later, what, tokens=4)
+        if not np.allclose(shared, alone, atol=1e-3):
+            return {"result": "wrong", "why": f"what was kept of an earlier prompt ({what}) is not what would be read"}
+        used[what] = evaluated < whole
+    return {"kept": next((what for what in used if used[what]), "nothing")}
+
+
+def _asked(engine: TransformersEngine, prompt: list[int], key: str, *, tokens: int) -> tuple[Any, int]:
+    """Return the log-probabilities of an answer, and how many tokens were evaluated for it."""
+    engine.encode = lambda _: prompt  # type: ignore[method-assign]
+    before = engine._loop.evaluated
+    answer = engine.generate(Prompt(text="x", cache_key=key), limits=Limits(max_tokens=tokens))
+    return answer.logprobs, engine._loop.evaluated - before
 
 
 def _beside(model: Any, captured: str) -> str:
@@ -270,8 +293,23 @@ def page() -> str:
     lines = [f"transformers {content['transformers']}, {len(families)} model types.", ""]
     for result, said in _SAID.items():
         names = [kind for kind, found in families.items() if found["result"] == result]
-        lines += [f"**{said}** ({len(names)}): {', '.join(f'`{name}`' for name in names) or 'none'}.", ""]
-    return "\n".join(lines)
+        lines += [f"**{said}** ({len(names)}): {_listed(names)}.", ""]
+    lines += ["Of an earlier prompt, the right ones [use again](../explanation/sharing.md#transformers):", ""]
+    for kept, said in _KEPT.items():
+        names = [kind for kind, found in families.items() if found.get("kept") == kept]
+        lines.append(f"- {said} ({len(names)}){'' if kept == 'beginning' else f': {_listed(names)}'}")
+    return "\n".join([*lines, "", ""])
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"
+
+
+_KEPT = {
+    "beginning": "the beginning, also where the rest differs",
+    "continuation": "all of it, where the later prompt continues it",
+    "nothing": "nothing: they read a prompt at once, or have no cache",
+}
 
 
 _SAID = {

@@ -388,6 +388,16 @@ def tensors_sha256(model: Any) -> str:
     return digest.hexdigest()
 
 
+def model_version(model: Any) -> int:
+    """Return a number that changes when a parameter is written to, added or replaced, or a hook is."""
+    tensors = [(id(each), 0 if each.is_inference() else each._version) for each in model.parameters()]
+    hooks = [
+        (*module._forward_hooks, *module._forward_pre_hooks, id(module.__dict__.get("forward")))
+        for module in model.modules()
+    ]
+    return hash((*tensors, *hooks))
+
+
 def _plain_tensors(name: str, tensor: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Return a tensor, or the tensors that a quantized one consists of. Other state (settings) is left out."""
     if hasattr(tensor, "__tensor_flatten__"):

@@ -83,15 +83,31 @@ class ModelRequest:
         """See `Passes`."""
         return int(self._passes.part_tokens)
 
-    def begin(self, prompt: Sequence[int]) -> None:
-        """Switch dropout off, add hooks where an observer reads the layers, and prepare the first pass."""
+    @property
+    def cache(self) -> tuple[Any, int]:
+        """The cache, and how many tokens it has read; None and 0 before `begin` is done."""
+        return (None, 0) if self._passes is None else (self._passes.cache, self._passes.fed)
+
+    def begin(self, prompt: Sequence[int], cache: Any, kept: int) -> int:
+        """Switch dropout off, add hooks where an observer reads the layers, and prepare the first pass.
+
+        Args:
+            prompt: all of its tokens.
+            cache: of its first tokens; None for an empty one.
+            kept: how many these are.
+
+        Returns:
+            how many of them need not be read again.
+        """
         for module in self._training:
             module.training = False
         if self._recorder is not None:
             for hook in self._recorder.hooks(self._lm):
                 self._hooks.append(hook)
         with checkpoint.run_errors(), self._no_grad():
-            self._passes = Passes(self._lm, self._lm.get_input_embeddings().weight.device, prompt)
+            device = self._lm.get_input_embeddings().weight.device
+            self._passes = Passes(self._lm, device, prompt, cache=cache, kept=kept)
+        return int(self._passes.fed)
 
     def detach(self) -> None:
         """Leave the model as it was."""

@@ -36,31 +36,55 @@ class Passes:
         lm: the model.
         device: where its tokens have to be.
         prompt: all tokens of the prompt.
+        cache: what an earlier request left, which has read the first tokens of the prompt.
+        kept: how many of them.
 
     Raises:
         Exception: whatever the model's own preparation raises, here and in the methods.
     """
 
-    def __init__(self, lm: Any, device: torch.device, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, lm: Any, device: torch.device, prompt: Sequence[int], *, cache: Any = None, kept: int = 0
+    ) -> None:
         self._lm = lm
         self._ids = torch.tensor([list(prompt)], dtype=torch.long, device=device)
-        self._prompt_tokens, self._fed = len(prompt), 0
+        self._prompt_tokens = len(prompt)
         self._settings = _prepared(lm, self._ids)
         self._positions = self._settings.get("position_ids")
         self._whole = lm.prepare_inputs_for_generation(self._ids, is_first_iteration=True, **self._settings)
+        may_split = _may_split(lm, self._whole)
         #: How many of the prompt's tokens one pass may have: all, where the model reads parts differently.
-        self.part_tokens = PREFILL_TOKENS if _may_split(lm, self._whole) else len(prompt)
+        self.part_tokens = PREFILL_TOKENS if may_split else len(prompt)
+        #: How many tokens the cache has read. A prefix that is there already is a part that was read before.
+        self.fed = kept if may_split and self._takes(cache) else 0
+
+    @property
+    def cache(self) -> Any:
+        """What the passes have filled; None where the model has no cache."""
+        return self._settings.get(self._cache_name or "")
+
+    @property
+    def _cache_name(self) -> str | None:
+        return next((name for name in _CACHE_NAMES if self._settings.get(name) is not None), None)
+
+    def _takes(self, cache: Any) -> bool:
+        """Put a cache in the place of the empty one that was prepared, if it is of the same kind."""
+        name = self._cache_name
+        if name is None or type(cache) is not type(self._settings[name]):
+            return False
+        self._settings = {**self._settings, name: cache}
+        return True
 
     def of(self, tokens: Sequence[int]) -> dict[str, Any]:
         """Return the arguments of the pass that reads these tokens after those before."""
-        start, self._fed = self._fed, self._fed + len(tokens)
+        start, self.fed = self.fed, self.fed + len(tokens)
         if len(tokens) == self._prompt_tokens and start == 0:
             return dict(self._whole)
-        return self._part(start, self._fed) if self._fed <= self._prompt_tokens else self._following(tokens)
+        return self._part(start, self.fed) if self.fed <= self._prompt_tokens else self._following(tokens)
 
     def after(self, output: Any) -> None:
         """Note what a pass gave: once the prompt is read, its cache, and that one token follows."""
-        if self._fed >= self._prompt_tokens:
+        if self.fed >= self._prompt_tokens:
             self._settings = self._lm._update_model_kwargs_for_generation(output, self._settings)
 
     def _part(self, start: int, end: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
+from guard.checked import whole_number
 from guard.engines.base import BaseEngine
 from guard.engines.batch import Feed, PassRow, Start
 from guard.engines.chat_template import after_answer, clock, reads_the_clock, render
@@ -36,14 +37,20 @@ except ImportError as error:
     raise missing_extra(error.name or "transformers", "transformers") from error
 
 from guard.engines import checkpoint
+from guard.engines.kept_caches import KeptCaches
 from guard.engines.model_request import LayerRecorder, ModelRequest
 from guard.engines.passes import PREFILL_TOKENS
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
+#: Conversations whose tokens are kept.
+DEFAULT_SLOTS = 4
+
 
 class TransformersEngine(BaseEngine):
     """A Hugging Face model as an engine. Build one with `load` or `wrap`."""
+
+    one_at_a_time = True
 
     def __init__(
         self,
@@ -57,6 +64,9 @@ class TransformersEngine(BaseEngine):
         capture_point: CapturePoint,
         owned: bool,
         template_date: str | None = None,
+        slots: int = DEFAULT_SLOTS,
+        cache_tokens: int | None = None,
+        deterministic: bool = False,
     ) -> None:
         super().__init__()
         if capture_point not in get_args(CapturePoint):
@@ -67,6 +77,11 @@ class TransformersEngine(BaseEngine):
         self.capture_point = capture_point
         self._lm = lm
         self._current: ModelRequest | None = None
+        whole_number("slots", slots, least=1)
+        self.slots, self.reuse = (1, "nothing") if deterministic else (slots, "copy")
+        self._caches = KeptCaches()
+        self._cells = 0 if cache_tokens is None else whole_number("cache_tokens", cache_tokens, least=1)
+        self._owned, self._version = owned, 0
         self._tokenizer = tokenizer
         self._now = clock(template_date)
         self._tokenizing = threading.RLock()  # prompts are encoded by many threads; reading plain text sets a switch
@@ -88,6 +103,7 @@ class TransformersEngine(BaseEngine):
             width=lm.config.get_text_config().hidden_size,
             context_tokens=checkpoint.context_limit(lm.config, context_tokens),
             template_date=f"{self._now:%Y-%m-%d}" if reads_the_clock(checkpoint.template_text(tokenizer)) else None,
+            deterministic=deterministic,
         )
 
     @classmethod
@@ -102,6 +118,9 @@ class TransformersEngine(BaseEngine):
         capture_point: CapturePoint = "mlp",
         threads: int | None = None,
         template_date: str | None = None,
+        slots: int = DEFAULT_SLOTS,
+        cache_tokens: int | None = None,
+        deterministic: bool = False,
     ) -> TransformersEngine:
         """Load a model from disk; nothing is ever downloaded and no code of the model's is run.
 
@@ -116,6 +135,9 @@ class TransformersEngine(BaseEngine):
             capture_point: where activations are read.
             threads: CPU threads of torch, for the whole process.
             template_date: what a chat template that writes the date writes, as 2026-11-25; by default today.
+            slots: conversations whose tokens are kept; requests are answered one at a time.
+            cache_tokens: tokens of all these together, at most; by default, and at least, those of the context.
+            deterministic: answer each request from an empty cache, so that scores are the same to the bit.
 
         Raises:
             ModelFileError: a file is missing, truncated or of another kind.
@@ -137,6 +159,9 @@ class TransformersEngine(BaseEngine):
             capture_point=capture_point,
             owned=True,
             template_date=template_date,
+            slots=slots,
+            cache_tokens=cache_tokens,
+            deterministic=deterministic,
         )
 
     @classmethod
@@ -149,6 +174,9 @@ class TransformersEngine(BaseEngine):
         name: str | None = None,
         context_tokens: int | None = None,
         template_date: str | None = None,
+        slots: int = DEFAULT_SLOTS,
+        cache_tokens: int | None = None,
+        deterministic: bool = False,
     ) -> TransformersEngine:
         """Use a model that is loaded already, and leave it as it is. Reads all weights once, to hash them.
 
@@ -158,7 +186,7 @@ class TransformersEngine(BaseEngine):
             tokenizer: its tokenizer.
             capture_point: where activations are read.
             name: for people; by default the name that the model was loaded by.
-            context_tokens, template_date: as for `load`.
+            context_tokens, template_date, slots, cache_tokens, deterministic: as for `load`.
 
         Raises:
             InputError: not a model, or not a tokenizer.
@@ -184,6 +212,9 @@ class TransformersEngine(BaseEngine):
             capture_point=capture_point,
             owned=False,
             template_date=template_date,
+            slots=slots,
+            cache_tokens=cache_tokens,
+            deterministic=deterministic,
         )
 
     @property
@@ -229,6 +260,7 @@ class TransformersEngine(BaseEngine):
     def _free(self) -> None:
         """Let go of the model; what `load` loaded is freed, a wrapped model stays with its owner."""
         self._lm = None
+        self._caches.forget(None)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -251,6 +283,11 @@ class TransformersEngine(BaseEngine):
         return self._end
 
     @property
+    def cache_tokens(self) -> int:
+        """Tokens that all slots have room for together."""
+        return max(self._cells, self._info.context_tokens)
+
+    @property
     def batch_tokens(self) -> int:
         """Tokens of the prompt that one pass may have; the request that runs knows."""
         return self._current.part_tokens if self._current is not None else PREFILL_TOKENS
@@ -258,8 +295,17 @@ class TransformersEngine(BaseEngine):
     def _begin(self, start: Start) -> int:
         recorder = LayerRecorder(self._layers, self._info.width) if start.capture else None
         self._current = ModelRequest(self._open(), recorder, self._no_grad)
-        self._current.begin(start.prompt)
-        return 0
+        self._check_version()
+        with checkpoint.run_errors(), self._no_grad():
+            cache = self._caches.beginning(start)
+        return self._current.begin(start.prompt, cache, start.keep)
+
+    def _check_version(self) -> None:
+        """Drop what was computed with other weights or hooks: an owner may change a wrapped model in between."""
+        version = 0 if self._owned else checkpoint.model_version(self._open())
+        if version != self._version:
+            self._caches.forget(None)
+        self._version = version
 
     def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
         self._open()
@@ -270,6 +316,10 @@ class TransformersEngine(BaseEngine):
         request, self._current = self._current, None
         if request is not None:
             request.detach()
+            self._caches.keep(slot, *request.cache)
+
+    def _forget(self, slot: int | None) -> None:
+        self._caches.forget(slot)
 
     def _open(self) -> Any:
         if self._lm is None:

@@ -194,7 +194,7 @@ def test_cancelling_within_a_long_prompt_does_not_wait_for_its_end(monkeypatch: 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_model_in_training_is_run_without_dropout_and_put_back(kind: str) -> None:
     model = tiny_model(kind, **({"attention_dropout": 0.5} if kind == "llama" else {}))
-    engine = wrap(model)
+    engine = wrap(model, deterministic=True)
     expected = engine.generate(QUESTION, limits=SHORT)
     model.train()
     blocks, _ = blocks_and_norm(model)
@@ -300,7 +300,7 @@ def test_a_closed_engine_says_so_and_leaves_a_wrapped_model_alone() -> None:
 
 @pytest.fixture(scope="module")
 def engine() -> TransformersEngine:
-    return wrap(tiny_model("qwen3", seed=3, scale=4.0))
+    return wrap(tiny_model("qwen3", seed=3, scale=4.0), deterministic=True)
 
 
 def test_sampling_is_repeatable_by_its_seed(engine: TransformersEngine) -> None:

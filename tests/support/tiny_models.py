@@ -13,7 +13,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from guard.engines.transformers import TransformersEngine
-from guard.records import CapturePoint, Floats, Generation, Limits, Prompt
+from guard.records import Floats, Generation, Limits, Prompt
 
 WIDTH, LAYERS, CONTEXT = 32, 3, 512
 
@@ -196,8 +196,8 @@ class RowRecording:
         self.rows.append(activations.copy())
 
 
-def wrap(model: Any, tokenizer: Any = None, *, capture_point: CapturePoint = "mlp") -> TransformersEngine:
-    return TransformersEngine.wrap(model, tokenizer or byte_tokenizer(), capture_point=capture_point)
+def wrap(model: Any, tokenizer: Any = None, **options: Any) -> TransformersEngine:
+    return TransformersEngine.wrap(model, tokenizer or byte_tokenizer(), **options)
 
 
 def record(engine: TransformersEngine, limits: Limits = SHORT) -> tuple[Generation, Floats]:
