@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.data.in_order import in_order
 from guard.data.logit_lens import LENS_SIGNALS, Lens, Residual, ResidualObserver
 from guard.data.prompts import completion_prompt, question_prompt, with_default_options
 from guard.data.questions import LabelledResponse, Question, Row
@@ -335,6 +337,8 @@ def record_rows(
 ) -> Iterator[Record | Skipped]:
     """Ask the model every row that has no answer in the journal; yield each row once it is stored.
 
+    An engine that answers several requests at the same time is asked several rows at once; they are stored in order.
+
     Args:
         engine: a loaded engine; its model is the run's.
         rows: pairs of data set name and row.
@@ -349,38 +353,62 @@ def record_rows(
         InputError: the journal has an answer to another question under a row's key.
     """
     journal.check_questions(rows)
-    known = journal.answered()
+    wanted = _wanted(rows, journal.answered(), samples=samples, sampled_rows=sampled_rows)
+    # The lens multiplies by the whole vocabulary: in several threads at once that takes longer, not shorter.
+    at_once = 1 if lens is not None else getattr(engine, "at_once", 1)
+
+    def asked(each: _Wanted, cancel: threading.Event) -> Record | Skipped:
+        return _result_of(engine, each, run, lens, cancel)
+
+    with contextlib.closing(in_order(asked, wanted, at_once=at_once)) as found:
+        for each, result in zip(wanted, found, strict=True):
+            if isinstance(result, Record):
+                journal.append(result)
+            else:
+                journal.skip(result, dataset=each.dataset)
+            yield result
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A row that has no answer yet, and how many further answers it gets."""
+
+    dataset: str
+    row: Row
+    samples: int
+
+
+def _wanted(rows: Sequence[tuple[str, Row]], known: set[str], *, samples: int, sampled_rows: int) -> list[_Wanted]:
     seen: Counter[str] = Counter()
+    wanted = {}
     for dataset, row in rows:
-        key = row_key(dataset, row)
         seen[dataset] += 1
-        if key in known:
-            continue
-        try:
-            asked = _ask(engine, row, run, lens)
-            again = _sample(engine, row, run, samples if seen[dataset] <= sampled_rows else 0)
-        except (PromptTooLongError, CaptureError) as error:
-            skipped = Skipped(key, str(error), asked_digest(row))
-            journal.skip(skipped, dataset=dataset)
-            known.add(key)
-            yield skipped
-            continue
-        record = Record(
-            key=key,
-            dataset=dataset,
-            question=row.question if isinstance(row, Question) else row.prompt.question,
-            answer=asked.generation.text,
-            signals=asked.signals,
-            seconds=asked.generation.seconds,
-            residual=asked.residual,
-            samples=again,
-            prompt_tokens=asked.generation.prompt_tokens,
-            asked=asked_digest(row),
-            finish_reason=asked.generation.finish_reason,
-        )
-        journal.append(record)
-        known.add(key)
-        yield record
+        key = row_key(dataset, row)
+        if key not in known and key not in wanted:
+            wanted[key] = _Wanted(dataset, row, samples if seen[dataset] <= sampled_rows else 0)
+    return [*wanted.values()]
+
+
+def _result_of(engine: Engine, each: _Wanted, run: Run, lens: Lens | None, cancel: threading.Event) -> Record | Skipped:
+    row, key = each.row, row_key(each.dataset, each.row)
+    try:
+        asked = _ask(engine, row, run, lens, cancel)
+        again = _sample(engine, row, run, each.samples, cancel)
+    except (PromptTooLongError, CaptureError) as error:
+        return Skipped(key, str(error), asked_digest(row))
+    return Record(
+        key=key,
+        dataset=each.dataset,
+        question=row.question if isinstance(row, Question) else row.prompt.question,
+        answer=asked.generation.text,
+        signals=asked.signals,
+        seconds=asked.generation.seconds,
+        residual=asked.residual,
+        samples=again,
+        prompt_tokens=asked.generation.prompt_tokens,
+        asked=asked_digest(row),
+        finish_reason=asked.generation.finish_reason,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -390,7 +418,7 @@ class _Recorded:
     residual: Residual | None
 
 
-def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None) -> _Recorded:
+def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None, cancel: threading.Event) -> _Recorded:
     signature = SignatureObserver(temperatures=run.temperatures)
     observer: Observer = signature
     residual = None
@@ -398,7 +426,7 @@ def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None) -> _Recorded:
         observer = residual = ResidualObserver(signature, layers=run.model.layers)
     prompt, completion = _put(row, run)
     limits = Limits(max_tokens=run.max_tokens, stop=run.stop)
-    generation = engine.generate(prompt, sampling=Sampling(), limits=limits, observer=observer, completion=completion)
+    generation = engine.generate(prompt, limits=limits, observer=observer, cancel=cancel, completion=completion)
     if generation.capture_error:
         raise CaptureError(generation.capture_error)
     signals = generation.signals(signature.signature())
@@ -407,7 +435,7 @@ def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None) -> _Recorded:
     return _Recorded(generation, signals, seen)
 
 
-def _sample(engine: Engine, row: Row, run: Run, count: int) -> tuple[str, ...]:
+def _sample(engine: Engine, row: Row, run: Run, count: int, cancel: threading.Event) -> tuple[str, ...]:
     if not isinstance(row, Question):  # a given response has no second one
         return ()
     prompt, _ = _put(row, run)
@@ -415,7 +443,7 @@ def _sample(engine: Engine, row: Row, run: Run, count: int) -> tuple[str, ...]:
     # Each question has its own seeds: with common seeds the samples of all questions would be correlated.
     start = zlib.crc32(row.id.encode())
     draws = (Sampling(temperature=1.0, seed=start + draw) for draw in range(count))
-    return tuple(engine.generate(prompt, sampling=draw, limits=limits).text for draw in draws)
+    return tuple(engine.generate(prompt, sampling=draw, limits=limits, cancel=cancel).text for draw in draws)
 
 
 def _put(row: Row, run: Run) -> tuple[Prompt, str | None]:

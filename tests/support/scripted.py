@@ -59,7 +59,7 @@ class AnsweringEngine(BaseEngine):
         self.on_feed: Callable[[int], None] = lambda number: None
         self.activations_at: Callable[[Prompt, int], Floats] = layers_of
         self._info = model or scripted_model()
-        self._answer: _ScriptedAnswer | None = None
+        self._answers: dict[int, _ScriptedAnswer] = {}
 
     @property
     def model(self) -> ModelInfo:
@@ -85,17 +85,15 @@ class AnsweringEngine(BaseEngine):
         return 10**6
 
     def _begin(self, start: Start) -> int:
-        assert self._answer is None, "two requests at once"
-        self._answer = _ScriptedAnswer(self)
+        assert len(self._answers) < self.slots, "too many requests at once"
+        self._answers[start.slot] = _ScriptedAnswer(self)
         return 0
 
     def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
-        (feed,) = feeds
-        assert self._answer is not None
-        return [self._answer.feed(feed.tokens)]
+        return [self._answers[feed.slot].feed(feed.tokens) for feed in feeds]
 
     def _release(self, slot: int) -> None:
-        self._answer = None
+        del self._answers[slot]
 
     def close(self) -> None:
         self.closed += 1
