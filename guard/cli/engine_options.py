@@ -45,6 +45,18 @@ OPTIONS: Mapping[str, Any] = {
         int | None,
         typer.Option("--context", min=1, help="Tokens of prompt and answer together; by default 4096 or what fits."),
     ],
+    "slots": Annotated[
+        int | None,
+        typer.Option("--slots", min=1, help="Requests at the same time (llama.cpp: 16), and conversations kept."),
+    ],
+    "cache_tokens": Annotated[
+        int | None,
+        typer.Option("--cache-tokens", min=1, help="Tokens of all slots together; by default those of --context."),
+    ],
+    "deterministic": Annotated[
+        bool | None,
+        typer.Option("--deterministic", help="One request at a time, from an empty cache: scores equal to the bit."),
+    ],
     "trial_load": Annotated[
         bool | None,
         typer.Option(
