@@ -24,7 +24,7 @@ help:
 	@echo "make check   lint, strict type check, import contracts"
 	@echo "make lock    write the versions of this environment to requirements-dev.lock"
 	@echo "make docs    build the documentation site in build/site"
-	@echo "make bench   measure what guarding costs"
+	@echo "make bench   measure what guarding costs, in a quarter of an hour; SERVER=PATH compares with llama.cpp's server"
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "guard needs Python 3.11 or newer")'
@@ -89,8 +89,9 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "Open build/site/index.html"
 
+# SERVER names the program that benchmarks/llama_server.sh builds, to compare with llama.cpp's own server.
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/overhead.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/costs.sh $(SERVER)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -60,8 +60,9 @@ class Crowd:
     def guard(self, engine: BaseEngine) -> Guard:
         return Guard(engine, scorer_for(engine, shipped=self.embedded), load_policy("shadow"))
 
-    def round(self, engine: BaseEngine) -> Round:
-        numbers = [next(self._numbers) for _ in range(self.requests)]
+    def round(self, engine: BaseEngine, pair: int) -> Round:
+        """Return the requests of a pair; the warm-up, number -1, has few."""
+        numbers = [next(self._numbers) for _ in range(self.requests if pair >= 0 else 16)]
         prompts = [_prompt(number) for number in numbers]
         lengths = [SHORTEST + 7 * number % (LONGEST - SHORTEST + 1) for number in numbers]
         return Round(prompts, [engine.encode(prompt) for prompt in prompts], lengths)
@@ -105,12 +106,18 @@ def throughput(crowd: Crowd, clients: int, *, pairs: int, server: Path | None) -
         engine = open_.enter_context(crowd.loaded(slots=clients, cache_tokens=CELLS))
         guard = crowd.guard(engine)
 
-        def guarded(_: int) -> float:
-            return asked(guard, crowd.round(engine), clients)
+        def guarded(pair: int) -> float:
+            return asked(guard, crowd.round(engine, pair), clients)
 
         def against(name: str, other: Callable[[Round], float], wanted: str, times: int = pairs) -> Ratio:
             return compared(
-                what, name, guarded, lambda _: other(crowd.round(engine)), unit=unit, pairs=times, wanted=wanted
+                what,
+                name,
+                guarded,
+                lambda pair: other(crowd.round(engine, pair)),
+                unit=unit,
+                pairs=times,
+                wanted=wanted,
             )
 
         bare = BareBatch(crowd.model, **common)

@@ -32,6 +32,9 @@ COSTS = {
     "smollm2-transformers.json": "SmolLM2-135M float32, transformers",
 }
 
+#: What was measured where requests share an engine, in the documents' order; a file for each model.
+SHARED = ("conversations", "clients", "threads", "recordings", "stability")
+
 #: What people call a model whose file calls it otherwise.
 NAMES = {
     "Smollm2 135M 8k Lc100K Mix1 Ep2": "SmolLM2-135M-Instruct",
@@ -107,14 +110,38 @@ def risk_guarantees(files: Sequence[Path]) -> str:
 
 def costs() -> str:
     """What guarding costs, by engine."""
-    ratios = ("guarded / library's own generation", "guarded / guard's loop without capture")
+    ratios = ("guarded / library's own generation", "guarded / guard's loop without capture", "log-probabilities only")
     lines = _header("model and engine", *ratios, "bare ms per token", "scoring an answer, ms", "date")
     for file, name in COSTS.items():
         told = json.loads((MEASURED / file).read_text(encoding="utf-8"))
         shown = [f"{x['median']:.3f} ({x['smallest']:.2f} to {x['largest']:.2f})" for x in told["ratios"]]
-        rest = (f"{told['ratios'][0]['bare_ms_per_token']:.1f}", f"{told['score_ms']:.2f}", told["date"][:10])
+        shown += [""] * (len(ratios) - len(shown))
+        rest = (f"{told['ratios'][0]['bare']:.1f}", f"{told['score_ms']:.2f}", told["date"][:10])
         lines.append(_row(name, *shown, *rest))
     return "\n".join(lines) + "\n"
+
+
+def shared_costs(folder: Path = MEASURED) -> str:
+    """What guarding costs where requests share an engine: conversations, clients, threads, recordings."""
+    parts = []
+    for file in sorted(each for kind in SHARED for each in folder.glob(f"{kind}-*.json")):
+        told = json.loads(file.read_text(encoding="utf-8"))
+        model, lines = told["model"], []
+        ratios = [each for each in told["found"] if "median" in each]
+        if ratios:
+            lines += _header("what", "against", "guarded", "bare", "ratio", "wanted")
+        for each in ratios:
+            figures = [f"{each[name]:.3g} {each['unit']}" for name in ("guarded", "bare")]
+            spread = f"{each['median']:.3f} ({each['smallest']:.2f} to {each['largest']:.2f})"
+            lines.append(_row(each["what"], each["against"], *figures, spread, each["wanted"]))
+        single = [each for each in told["found"] if "value" in each]
+        if single:
+            lines += ["", *_header("what", "", "")] if lines else _header("what", "", "")
+        lines += [_row(each["what"], f"{each['value']:.4g} {each['unit']}".strip(), each["note"]) for each in single]
+        name = NAMES.get(model["name"], model["name"])
+        parts.append(f"{name}, {model['quantization']}, on {model['engine']} ({told['date'][:10]}):\n")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
 
 
 def _methods(model: ModelResult, setting: str) -> str:
@@ -214,7 +241,7 @@ def filled() -> dict[Path, str]:
     result = EvaluationResult.from_json(RESULT.read_text(encoding="utf-8"))
     figures = {
         ROOT / "README.md": {"evidence": overview(result)},
-        ROOT / "docs" / "reference" / "engines.md": {"cost": costs()},
+        ROOT / "docs" / "reference" / "engines.md": {"cost": costs(), "shared-cost": shared_costs()},
         ROOT / "docs" / "evidence" / "README.md": {"evidence": report(result)},
         ROOT / "docs" / "how-to" / "certificates.md": {
             "risk-guarantees": risk_guarantees(sorted(MEASURED.glob("risk-guarantee-*.json")))

@@ -19,7 +19,7 @@ from guard.policy.policy import load_policy
 from guard.records import Limits, Prompt
 from guard.runtime.guard import Guard
 
-REQUESTS, TOKENS = 16, 32
+REQUESTS, TOKENS = 16, 16
 
 
 def main() -> None:
