@@ -17,11 +17,21 @@ import typer.main
 import guard
 from guard.cli import app
 from guard.cli.engine_options import OPTIONS
-from guard.langchain import ChatGuard
+from guard.langchain import ChatGuard, GuardMiddleware, guarded
+from guard.policy import explain
 from guard.policy.document import Document
+from guard.review.store import Store
 
 OUT = Path(__file__).with_name("options.md")
-COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+_APP: Any = typer.main.get_command(app)
+COMMANDS: Mapping[str, Any] = {
+    **_APP.commands,
+    **{
+        f"{group} {name}": each
+        for group in ("review", "policy")
+        for name, each in _APP.commands[group].commands.items()
+    },
+}
 
 #: Title, command, and the functions that do the same in Python.
 TASKS: tuple[tuple[str, str, tuple[Callable[..., Any], ...]], ...] = (
@@ -31,7 +41,30 @@ TASKS: tuple[tuple[str, str, tuple[Callable[..., Any], ...]], ...] = (
     ("Record", "record", (guard.record,)),
     ("Certify", "certify", (guard.certify,)),
     ("Evaluate", "evaluate", (guard.evaluate,)),
+    ("List reviews", "review list", (Store.open, Store.reviews)),
+    ("Read a review", "review show", (Store.open, Store.review)),
+    ("Approve an answer", "review approve", (Store.open, Store.approve)),
+    ("Edit an answer", "review edit", (Store.open, Store.edit)),
+    ("Reject an answer", "review reject", (Store.open, Store.reject)),
+    ("Export labels", "review export", (Store.open, Store.labelled)),
+    ("Explain a decision", "policy explain", (explain,)),
 )
+#: What guards, beside `Guard`: each option of one, by the columns of the table.
+GUARDS: Mapping[str, Callable[..., Any]] = {
+    "Guard": guard.Guard.__init__,
+    "guarded": guarded,
+    "GuardMiddleware": GuardMiddleware.__init__,
+}
+#: Why one of these lacks an option of another.
+NOT_IN_GUARDS = {
+    **dict.fromkeys(("engine", "scorer", "force_scorer", "template_options"), "of the `ChatGuard` in it"),
+    "certificate": "no certificate covers a chain or an agent",
+    "runnable": "it is the model",
+    "route": "of each call (`ask`)",
+    "scores": "it decides about one answer",
+    "output": "the `Outcome`, or the message",
+    "return_outcome": "`ask` returns it; an agent has the event `guard_decision`",
+}
 #: Parameters of commands that have another name in Python.
 RENAMED = {
     "again": "results",
@@ -44,6 +77,7 @@ RENAMED = {
 }
 #: Parameters of commands that are part of one parameter in Python.
 PART_OF = {**dict.fromkeys(OPTIONS, "engine_options"), "max_tokens": "limits", "timeout": "limits"}
+PART_OF |= {"store": "url", "score": "p_wrong"}  # of `Store.open`, and of an explanation
 #: What the policy says about the same thing.
 IN_POLICY = {
     "certificate": "`certificate:`",
@@ -69,12 +103,25 @@ NOT_ON_COMMAND_LINE = {
     "cache_key": "a command answers one caller",
     "progress": "the command draws a progress bar",
     "response": "`response` of each row",
+    "create": "only the user's own store is created; a store that is named must exist",
+    "handler_timeout_s": "ten seconds",
+    "offset": "`--limit`, `--status` and `--route` narrow the list",
+    "page": "the export reads page by page",
+    "timeout_s": "eight seconds",
+    "usage": "the first answer; the explanation shows the later rules too",
     "sampling": "a first answer is greedy, as in calibration; the policy's retries sample",
 }
 #: Why Python lacks an option of the command line.
-NOT_IN_PYTHON = {"as_json": "Python returns records; `guard.cli` prints them"}
+NOT_IN_PYTHON = {
+    "as_json": "Python returns records; `guard.cli` prints them",
+    "certificate": "`guard.policy.certificate.certified_policy` gives a policy with its thresholds",
+    "out": "Python returns the rows",
+    "tool": "`guard.policy.explain` explains a route; a tool's rules are a plan of their own",
+    "yes": "a program asks nobody to confirm",
+}
 #: Why ChatGuard lacks an option of `Guard`.
 NOT_IN_CHAT = {
+    "handler_timeout_s": "ten seconds",
     "certificate": "named in the policy (`certificate:`)",
     "prompt": "the argument of `invoke` and `stream`",
     "metadata": "the `metadata` of the run's config",
@@ -139,8 +186,23 @@ def page() -> str:
         head = [names, f"`guard {command}`", *(["`ChatGuard`"] if command == "ask" else []), "policy"]
         lines = [head, ["---"] * len(head), *rows(command, functions)]
         parts += [f"## {title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    parts += ["## Guards", _guards()]
     names = ", ".join(f"`{name}:`" for name in Document.model_fields)
     return "\n\n".join([*parts, "## Policy", POLICY_ONLY.format(names=names)]) + "\n"
+
+
+def _guards() -> str:
+    """Return the table of the options of `Guard`, a guarded chain and an agent's middleware.
+
+    Raises:
+        KeyError: one lacks an option, and no reason is given.
+    """
+    options = {name: python_options((each,)) for name, each in GUARDS.items()}
+    lines = [[*(f"`{name}`" for name in GUARDS), "policy"], ["---"] * (len(GUARDS) + 1)]
+    for option in dict.fromkeys(option for each in options.values() for option in each):
+        cells = [f"`{option}`" if option in each else f"({NOT_IN_GUARDS[option]})" for each in options.values()]
+        lines.append([*cells, IN_POLICY.get(option, "")])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _qualified(function: Callable[..., Any]) -> str:

@@ -156,6 +156,7 @@ class Guard:
         handlers: Mapping[str, Handler] | None = None,
         store: Store | str | Path | None = None,
         force_scorer: bool = False,
+        handler_timeout_s: float = 10.0,
         certificate: Certificates | str | Path | None = None,
         template_options: Mapping[str, Any] | None = None,
     ) -> Self:
@@ -171,6 +172,7 @@ class Guard:
             handlers: see `Guard`.
             store: see `Guard`.
             force_scorer: see `Guard`.
+            handler_timeout_s: see `Guard`.
             certificate: see `Guard`.
             template_options: see `Guard`.
         """
@@ -200,6 +202,7 @@ class Guard:
                 handlers=handlers,
                 store=store,
                 force_scorer=force_scorer,
+                handler_timeout_s=handler_timeout_s,
                 certificate=certificate,
                 template_options=template_options,
             )
