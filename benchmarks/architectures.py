@@ -112,7 +112,56 @@ _OWN: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
-    "zamba": {"mamba_expand": 2, "attention_hidden_size": 64, "attention_head_dim": 16, "num_key_value_heads": 4},
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2, "mlp_layer_types": ["sparse"] * 4},
+    "cohere_compass_text": {
+        "layer_types": ["full_attention"] * 4,
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
+    },
+    "dots3_note_text": {"per_layer_config": {}, "head_dim": 16, "swa_head_dim": 16},
+    "inkling2_text": {"layer_types": ["hybrid_sliding", "hybrid"] * 2, "unpadded_vocab_size": VOCABULARY},
+    "inkling2_loop_text": {"layer_types": ["hybrid_sliding", "hybrid"] * 2, "unpadded_vocab_size": VOCABULARY},
+    "qwen4_exp_text": {
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8},
+        "indexer_compress_ratio": 4,
+        "hc_count": 2,
+        "hc_lowrank": 8,
+        "ple_embed_dim": 32,
+    },
+    "reformer": {
+        "axial_pos_embds": False,
+        "is_decoder": True,
+        "hidden_size": 32,
+        "attention_head_size": 8,
+        "num_attention_heads": 4,
+        "attn_layers": ["local", "lsh"] * 2,
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
+        "num_buckets": 4,
+    },
+    "xlm": {"emb_dim": 32, "causal": True, "is_encoder": False, "n_heads": 4, "n_layers": 4},
+    "xlstm": {"num_heads": 4, "embedding_dim": 64, "hidden_size": 64, "qk_dim_factor": 1.0, "v_dim_factor": 1.0},
+    "zamba2": {
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "hybrid_layer_ids": [1, 3],
+    },
+    "zaya": {"num_attention_heads": 8, "head_dim": 8, "num_experts_per_tok": 1},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+    },
+    "zamba": {
+        "num_hidden_layers": 6,
+        "attn_layer_period": 3,
+        "attn_layer_offset": 2,
+        "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2,
+        "mamba_expand": 2,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "num_key_value_heads": 4,
+    },
 }
 
 
@@ -140,9 +189,10 @@ def _arguments(kept: Any) -> dict[str, Any]:
     found = {name: _VALUES[name] for name in usual if name in _VALUES and _is_number(usual[name])}
     if "kv_lora_rank" in usual:  # latent attention has as many heads for keys as for queries
         found["num_key_value_heads"] = found["num_attention_heads"]
-    for name, sub in getattr(kept, "sub_configs", {}).items():
-        if hasattr(sub, "model_type") and sub.model_type in transformers.CONFIG_MAPPING:
-            found[name] = _arguments(sub)
+    for name in getattr(kept, "sub_configs", {}):
+        kind = (usual.get(name) or {}).get("model_type")
+        if kind in transformers.CONFIG_MAPPING:
+            found[name] = {**_arguments(transformers.CONFIG_MAPPING[kind]), **_OWN.get(kind, {}), "model_type": kind}
     return found
 
 
@@ -298,7 +348,9 @@ def page() -> str:
     for kept, said in _KEPT.items():
         names = [kind for kind, found in families.items() if found.get("kept") == kept]
         lines.append(f"- {said} ({len(names)}){'' if kept == 'beginning' else f': {_listed(names)}'}")
-    return "\n".join([*lines, "", ""])
+    unknown = [kind for kind, found in families.items() if found["result"] == "unknown"]
+    rows = [f"| `{kind}` | {_REASONS.get(kind) or families[kind]['why']} |" for kind in unknown]
+    return "\n".join([*lines, "", "| unknown | why |", "| --- | --- |", *rows, ""])
 
 
 def _listed(names: list[str]) -> str:
@@ -309,6 +361,19 @@ _KEPT = {
     "beginning": "the beginning, also where the rest differs",
     "continuation": "all of it, where the later prompt continues it",
     "nothing": "nothing: they read a prompt at once, or have no cache",
+}
+
+
+#: Why no small one can be run of some, beside what transformers says.
+_REASONS = {
+    "blt": "reads bytes in patches of its own; transformers builds no generation cache for it",
+    "dots3_note": "no small composite can be built; its text part, `dots3_note_text`, is right",
+    "gemma3n": "its vision tower needs the package `timm`; its text part, `gemma3n_text`, is right",
+    "gemma4_assistant": "a draft model, which reads its target model's cache",
+    "gemma4_unified_assistant": "a draft model, which reads its target model's cache",
+    "musicgen": "makes sound: `generate()` returns no text",
+    "musicgen_melody": "makes sound: `generate()` returns no text",
+    "xlm": "transformers runs it as an encoder only",
 }
 
 

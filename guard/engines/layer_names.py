@@ -14,6 +14,7 @@ from guard.errors import UnsupportedArchitectureError
 MLP_TEMPLATES = (
     "transformer.h.{n}.mlp.dense_4h_to_h",
     "transformer.blocks.{n}.ffn.down_proj",
+    "transformer.blocks.{n}.ffn",
     "model.layers.{n}.mlp",
     "model.layers.{n}.feed_forward",
     "model.layers.{n}.block_sparse_moe",
