@@ -282,9 +282,66 @@ def test_a_fence_is_a_call_only_where_one_was_demanded() -> None:
 def test_code_within_a_call_and_before_it_does_not_hide_it() -> None:
     arguments = {"note": "use `x` and\n```py\n1\n``` </tool_call> > y"}
     call = json.dumps({"name": "add", "arguments": arguments})
-    answer = parse_tool_calls(f"I use `add`, it is ``a ` b`` long.\n<tool_call>{call}</tool_call> Done.", ["add"])
+    answer = parse_tool_calls(f"I use `add`, it is ``a ` b`` long.\n<tool_call>{call}</tool_call>", ["add"])
     assert [each["args"] for each in answer.calls] == [arguments]
-    assert answer.text == "I use `add`, it is ``a ` b`` long.\n Done."
+    assert answer.text == "I use `add`, it is ``a ` b`` long."
+
+
+@pytest.mark.parametrize("family", sorted({*WRITTEN} - {"llama", "mistral", "harmony"}))
+@pytest.mark.parametrize(
+    "around",
+    [
+        "For example, one could call: {} This adds 1 to it.",
+        "The format is {}, with the arguments as JSON.",
+        "Do not call {}!",
+        "{}\n\nwould add it. Shall I?",
+        "First {} then {} and you are done.",
+        "{}\n`that` is how.",
+    ],
+)
+def test_a_call_with_text_behind_it_is_an_example_and_invalid(family: str, around: str) -> None:
+    """In every family's form calls end the answer; text before them is common ("I look it up.")."""
+    text = around.replace("{}", WRITTEN[family])
+    count = around.count("{}")
+    answer = parse_tool_calls(text, ["add"], form(family), tools=[ADD])
+    assert (answer.calls, len(answer.invalid)) == ((), count)
+    assert all("may be an example" in str(each["error"]) for each in answer.invalid)
+    told = parse_tool_calls(text, ["add"], form(family), tools=[ADD], around="any")
+    assert (len(told.calls), told.invalid) == (count, ())
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "harmony"])
+def test_a_family_whose_calls_have_no_closing_mark_has_no_calls_with_text_behind_them(family: str) -> None:
+    text = f"For example: {WRITTEN[family]} adds it."
+    assert parse_tool_calls(text, ["add"], form(family), tools=[ADD]).calls == ()
+
+
+@pytest.mark.parametrize("family", sorted(WRITTEN))
+def test_text_before_a_call_is_allowed_unless_it_is_forbidden(family: str) -> None:
+    text = f"I look it up.\n{WRITTEN[family]}"
+    assert len(parse_tool_calls(text, ["add"], form(family), tools=[ADD]).calls) == 1
+    alone = parse_tool_calls(text, ["add"], form(family), tools=[ADD], around="none")
+    assert (alone.calls, len(alone.invalid)) == ((), 1)
+    assert len(parse_tool_calls(WRITTEN[family], ["add"], form(family), tools=[ADD], around="none").calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "text", "calls"),
+    [
+        ("before", f"I add.\n{CALL}", 1),
+        ("before", f"{CALL} adds.", 0),
+        ("none", f"I add.\n{CALL}", 0),
+        ("none", f"<think>I add.</think>\n{CALL}\n", 1),
+        ("any", f"{CALL} adds.", 1),
+    ],
+)
+@pytest.mark.parametrize("how", ["invoke", "stream"])
+def test_a_chat_model_says_where_text_may_stand_beside_calls(setting: Any, text: str, calls: int, how: str) -> None:
+    bound = model(text, text_around_calls=setting).bind_tools([ADD])
+    message: Any = bound.invoke("q") if how == "invoke" else None
+    for chunk in bound.stream("q") if how == "stream" else ():
+        message = chunk if message is None else message + chunk
+    assert (len(message.tool_calls), len(message.invalid_tool_calls)) == (calls, 1 - calls)
 
 
 @settings(max_examples=300)
@@ -326,10 +383,10 @@ class TemplateEngine(AnsweringEngine):
         return [*(prompt.question + json.dumps([dict(tool) for tool in prompt.tools])).encode()]
 
 
-def model(text: str, template: str = TEMPLATES["hermes"]) -> ChatGuard:
+def model(text: str, template: str = TEMPLATES["hermes"], **settings: Any) -> ChatGuard:
     engine = TemplateEngine(lambda prompt, number: (text, 0.05), model=scripted_model(context_tokens=4000))
     engine.template = template
-    return ChatGuard(engine=engine, scorer=confidence_scorer(engine.model), max_tokens=400)
+    return ChatGuard(engine=engine, scorer=confidence_scorer(engine.model), max_tokens=400, **settings)
 
 
 @pytest.mark.parametrize("how", ["invoke", "stream"])

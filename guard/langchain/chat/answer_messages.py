@@ -13,7 +13,7 @@ from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 
 from guard.langchain.attempts.complete_json import unrepairable
-from guard.langchain.chat.tool_calls import HERMES, ToolFormat, parse_tool_calls
+from guard.langchain.chat.tool_calls import HERMES, TextAroundCalls, ToolFormat, parse_tool_calls
 from guard.langchain.messages import REASONING
 from guard.records import Limits, Prompt, Sampling
 
@@ -29,6 +29,7 @@ class ChatRequest:
         tools: names of the tools that the model may call.
         form: form in which the model writes tool calls.
         demanded: whether the prompt asks for a tool call.
+        around: where the answer may have text beside its tool calls.
     """
 
     prompt: Prompt
@@ -37,6 +38,7 @@ class ChatRequest:
     tools: tuple[str, ...]
     form: ToolFormat = HERMES
     demanded: bool = False
+    around: TextAroundCalls = "before"
 
 
 def parse_answer(request: ChatRequest, text: str, reasoning: str | None) -> dict[str, Any]:
@@ -45,7 +47,9 @@ def parse_answer(request: ChatRequest, text: str, reasoning: str | None) -> dict
     if not request.tools:
         return {"content": text, "additional_kwargs": kept}
     tools = request.prompt.tools
-    answer = parse_tool_calls(text, request.tools, request.form, tools=tools, demanded=request.demanded)
+    answer = parse_tool_calls(
+        text, request.tools, request.form, tools=tools, demanded=request.demanded, around=request.around
+    )
     found = bool(answer.calls or answer.invalid)
     return {
         "content": answer.text,

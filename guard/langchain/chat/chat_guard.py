@@ -39,7 +39,7 @@ from guard.langchain.chat.chat_runtime import ChatRuntime
 from guard.langchain.chat.routed_model import RoutedChatModel
 from guard.langchain.chat.shared_engines import shared_engine
 from guard.langchain.chat.structured_output import json_instruction, structured, tool_instruction
-from guard.langchain.chat.tool_calls import HERMES
+from guard.langchain.chat.tool_calls import HERMES, TextAroundCalls
 from guard.langchain.chat.tool_support import check_tools, form_of
 from guard.langchain.messages import chat_turns
 from guard.policy.policy import load_policy
@@ -108,6 +108,9 @@ class ChatGuard(RoutedChatModel):
     """Variables of the chat template, such as ``{"enable_thinking": False}``; by default those of the calibration.
 
     ``chat_template_kwargs`` is the same under the name that model servers use."""
+    text_around_calls: TextAroundCalls = "before"
+    """Where an answer may have text beside its tool calls: ``none``, ``before`` them, or ``any``. Calls with text
+    elsewhere are invalid and are not carried out, since they may be examples."""
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     """Ignored, since a local model has none; accepted because programs that build models by name pass it."""
 
@@ -460,6 +463,7 @@ class ChatGuard(RoutedChatModel):
             tools=tuple(names),
             form=form_of(self._runtime().engine, self.model) if names else HERMES,
             demanded=tool_instruction(options.get("tool_choice"), names) is not None,
+            around=self.text_around_calls,
         )
 
     def _system(self) -> str | None:

@@ -1,7 +1,8 @@
 """An answer's text -> the tool calls that its model has written, in the form of its family.
 
 A call is what the model wrote as one: nothing in a thought, in code, in a quotation is, and no tool that
-was not offered can be called. What cannot be read is kept as an invalid call and never carried out.
+was not offered can be called. In every family's form calls end the answer, so calls with text behind them are an
+example or a story. What cannot be read is kept as an invalid call and never carried out.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from langchain_core.messages import InvalidToolCall, ToolCall
 from langchain_core.messages.tool import invalid_tool_call, tool_call
@@ -35,6 +36,9 @@ _QUOTED = (
 _QUOTE_BEFORE = re.compile(r"(?:^|(?<=[\s(\[{:]))([\"'])[^\"']*\Z")
 #: Signs of a line, before and behind a call, that are searched for quotation marks.
 _NEAR = 500
+
+#: Where an answer may have text beside its calls: nowhere, before them only, or anywhere.
+TextAroundCalls = Literal["none", "before", "any"]
 
 _FENCED = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
 
@@ -178,7 +182,9 @@ def _llama(text: str, at: int, types: Mapping[str, Mapping[str, Any]]) -> tuple[
         found = _json_at(text, at)
         read = _entries(found[0]) if found else []
         if found is None or not read:
-            return [*calls, _Written(None, text[at:].strip(), _NO_CALL)], len(text)
+            if calls:  # what follows is text, or a call that was cut
+                return calls, at
+            return [_Written(None, text[at:].strip(), _NO_CALL)], len(text)
         calls, at = [*calls, *read], _behind(text, found[1], ";")
     return calls or [_Written(None, "", _NO_CALL)], len(text)
 
@@ -304,6 +310,7 @@ def parse_tool_calls(
     *,
     tools: Sequence[Mapping[str, Any]] = (),
     demanded: bool = False,
+    around: TextAroundCalls = "before",
 ) -> ParsedAnswer:
     """Find the tool calls in an answer.
 
@@ -314,6 +321,7 @@ def parse_tool_calls(
         tools: definitions of the tools, for forms that write arguments without types.
         demanded: whether the request requires a tool call. An answer that is nothing but one fence of JSON
             is then that call; otherwise it only shows one.
+        around: where text may stand beside the calls; elsewhere it makes them invalid.
     """
     offered, types = tuple(names), _types(tools)
     fenced = _FENCED.match(text) if demanded else None
@@ -322,24 +330,36 @@ def parse_tool_calls(
         return _answer("", bare, offered)
     pattern = re.compile(rf"{_QUOTED}|(?P<begin>{form.begin})|{form.dropped}", re.DOTALL | re.MULTILINE)
     dropped = re.compile(form.dropped)
-    rest, written, at, done = "", [], 0, 0
+    rest, written, at, done, before_last = "", [], 0, 0, 0
     while match := pattern.search(text, at):
         rest += text[at : match.start()]
         at = match.end()
         if match.group("begin") is not None:
             calls, at = form.read(text, at, types)
-            around = (text[max(done, match.start() - _NEAR) : match.start()], text[at : at + _NEAR])
-            before, behind = (dropped.sub("", each) for each in around)
+            near = (text[max(done, match.start() - _NEAR) : match.start()], text[at : at + _NEAR])
+            before, behind = (dropped.sub("", each) for each in near)
             done = at
             if _in_quotes(before, text[match.start() : at], behind):
                 rest += text[match.start() : at]
             else:
                 written += calls
+                before_last = len(rest)
         elif not dropped.fullmatch(match.group()):
             rest += match.group()
     if not written:
         return ParsedAnswer(text)
-    return _answer((rest + text[at:]).strip(), written, offered)
+    rest += text[at:]
+    error = _misplaced(rest[:before_last], rest[before_last:], around)
+    return _answer(rest.strip(), [replace(each, error=each.error or error) for each in written], offered)
+
+
+def _misplaced(before: str, behind: str, around: TextAroundCalls) -> str | None:
+    """Return why calls with such text beside them are not carried out; None where they are."""
+    if around != "any" and behind.strip():
+        return "text follows the call, so that it may be an example; text_around_calls='any' would carry it out"
+    if around == "none" and before.strip():
+        return "text precedes the call, and text_around_calls is 'none'"
+    return None
 
 
 def _in_quotes(before: str, call: str, behind: str) -> bool:
@@ -360,8 +380,8 @@ def _bare(text: str, form: ToolFormat, offered: Sequence[str]) -> list[_Written]
     if not form.bare or not text.strip().startswith(("{", "[")):
         return []
     if form is _FORMATS["llama"]:  # this is its form, so that a call of another tool is none of text
-        calls, _ = _llama(text, 0, {})
-        return calls if all(each.error is None for each in calls) else []
+        calls, end = _llama(text, 0, {})
+        return calls if not text[end:].strip() and all(each.error is None for each in calls) else []
     found = _json_at(text, 0)
     calls = _entries(found[0]) if found and not text[found[1] :].strip() else []
     return calls if all(_made(each, offered)["type"] == "tool_call" for each in calls) else []
