@@ -100,6 +100,16 @@ def test_the_least_recently_used_conversation_is_evicted_when_cells_run_out() ->
     assert [bool(table.slots[number].tokens) for number in (old, middle, new)] == [False, True, True]
 
 
+def test_the_prefix_that_a_request_takes_over_needs_its_room_before_idle_slots() -> None:
+    table = SlotTable(4, 24, "copy")
+    old = answered(table, list(range(11)), [11])
+    new = answered(table, [99] * 7, [99])
+    placement = table.place([*range(6), 50, 51], 17, None)
+    assert placement is not None
+    assert (placement.keep, placement.source, placement.evicted) == (6, old, (new,))
+    assert table.used + table.reserved == 12 + 11
+
+
 def test_a_request_waits_where_busy_ones_may_need_the_room() -> None:
     table = SlotTable(4, 30, "copy")
     first = table.place(HELLO, 20, None)
