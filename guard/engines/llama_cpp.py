@@ -50,7 +50,13 @@ except ImportError as error:
 from guard.engines.llama_context import LlamaContext
 from guard.engines.llama_log import captured_log, load_error
 from guard.engines.llama_nodes import find_nodes
-from guard.engines.llama_settings import DEFAULT_CACHE_TYPE, check_settings, precision, set_attention
+from guard.engines.llama_settings import (
+    DEFAULT_CACHE_TYPE,
+    check_settings,
+    precision,
+    set_attention,
+    set_wrapped_attention,
+)
 from guard.engines.llama_vocabulary import Vocabulary
 
 DEFAULT_CONTEXT_TOKENS = 4096
@@ -201,6 +207,7 @@ class LlamaCppEngine(BaseEngine):
         cls,
         llama: llama_cpp.Llama,
         *,
+        flash_attention: bool | None = None,
         capture_point: CapturePoint = "mlp",
         chat_template: str | None = None,
         template_date: str | None = None,
@@ -212,8 +219,13 @@ class LlamaCppEngine(BaseEngine):
 
         The engine makes a context of its own with the same settings (and so needs memory for a
         second KV cache); the `Llama` stays exactly as it is and can be used in between. Close it
-        only after the engine. Flash attention is as in `load` unless the `Llama` has it on: off is
-        only its default, which looks the same as a choice, and scores would differ by it.
+        only after the engine.
+
+        Args:
+            llama: with its weights.
+            flash_attention: by default on where the `Llama` has it on, and otherwise as in `load`: off is only the
+                default of a `Llama`, which looks the same as a choice, and moves p_wrong by some hundredths.
+            capture_point, chat_template, template_date, slots, cache_tokens, deterministic: as for `load`.
 
         Raises:
             InputError: not a `Llama`, or one that is closed, has no weights, or carries a LoRA
@@ -230,9 +242,7 @@ class LlamaCppEngine(BaseEngine):
                 fix="Merge the adapter into the GGUF",
             )
         context = type(llama.context_params).from_buffer_copy(llama.context_params)
-        # Its arithmetic moves p_wrong by some hundredths. Older bindings have a switch that is off in `load` too.
-        if hasattr(context, "flash_attn_type") and context.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED:
-            context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+        set_wrapped_attention(context, flash_attention)
         return cls(
             model=llama.model,
             header=read_gguf(Path(llama.model_path)),

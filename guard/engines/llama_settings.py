@@ -54,6 +54,30 @@ def set_attention(context: Any, *, flash_attention: bool | None, type_k: str, ty
         _switch(context, flash_attention)
 
 
+def set_wrapped_attention(context: Any, flash_attention: bool | None) -> None:
+    """Write into a copy of a `Llama`'s parameters how attention is computed.
+
+    Args:
+        context: ``llama_context_params``, as the owner's `Llama` has them.
+        flash_attention: None leaves it on where the owner has it on. Off is only the default of a `Llama`, which
+            looks the same as a choice, so that it is left to llama.cpp, as for a model that is loaded.
+
+    Examples:
+        >>> params = llama_cpp.llama_context_default_params()
+        >>> set_wrapped_attention(params, False)
+        >>> params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        True
+        >>> set_wrapped_attention(params, None)
+        >>> params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+        True
+    """
+    if flash_attention is not None:
+        _switch(context, flash_attention)
+    # Older bindings have a switch that is off in `load` too.
+    elif getattr(context, "flash_attn_type", None) == getattr(llama_cpp, "LLAMA_FLASH_ATTN_TYPE_DISABLED", "none"):
+        context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+
+
 def _switch(context: Any, on: bool) -> None:
     if hasattr(context, "flash_attn_type"):
         names = (llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED)
