@@ -458,11 +458,10 @@ def _without_mlps(header: Path) -> Any:
     """What is read of a model whose MLPs add nothing, of shape (L, D)."""
     global _silent
     _silent = re.compile(rb"blk\.\d+\.ffn_down")
-    forever = Interrupt(0.0, None, None)
     try:
-        with make_engine(header) as engine, engine._session(capture=True, interrupt=forever) as session:
-            session.feed([5, 6, 7])
-            return session.activations().copy()
+        with make_engine(header) as engine:
+            (row,) = engine._evaluate([Feed(0, [5, 6, 7], 0, chooses=True, capture=True)])
+            return row.activations().copy()
     finally:
         _silent = None
 
