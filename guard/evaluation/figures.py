@@ -21,7 +21,16 @@ from guard.errors import missing_extra
 from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.measures import ReliabilityBin, measure_named
 from guard.evaluation.predictions import PAIRWISE, SHIFT, WITHIN
-from guard.evaluation.result import COVERAGES, Curve, GroupGain, Importance, MethodCard, ModelResult, SettingResult
+from guard.evaluation.result import (
+    COVERAGES,
+    Curve,
+    GroupGain,
+    Importance,
+    MethodCard,
+    ModelResult,
+    Pooled,
+    SettingResult,
+)
 
 try:
     import matplotlib as mpl
@@ -203,6 +212,32 @@ def risk_coverage(setting: SettingResult, own: str, methods: Sequence[str]) -> s
         axis.grid(axis="y")
         _end_labels(axis, ends, own=own, top=top)
         return _svg(figure, f"{setting.setting}: risk against coverage")
+
+
+def one_threshold(pooled: Pooled) -> str:
+    """Draw the share wrong among the accepted by the share accepted, with the headline's point; narrow, for phones."""
+    coverage = np.array(COVERAGES) * 100
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.6, 3.9), layout="constrained")
+        axis = figure.subplots()
+        axis.plot(coverage, np.array(pooled.oracle.risk) * 100, color=MUTED, linestyle=":", linewidth=1.5)
+        axis.axhline(pooled.wrong * 100, color=MUTED, linestyle="--", linewidth=1.3)
+        axis.plot(coverage, np.array(pooled.curve.risk) * 100, color=OWN, linewidth=2.6)
+        top = 118 * max(pooled.wrong, *pooled.curve.risk, 0.01)
+        axis.text(40, pooled.wrong * 100 + 0.02 * top, "without a score", color=MUTED)
+        axis.text(60, 100 * pooled.curve.risk[55] + 0.04 * top, "this score", color=OWN, ha="right", fontweight="bold")
+        axis.text(99, 0.02 * top, "best possible", color=MUTED, ha="right")
+        if (point := pooled.headline) is not None and point.coverage.value is not None:
+            x, y = 100 * point.coverage.value, 100 * point.risk
+            axis.plot([x, x], [0, y], color=INK, linewidth=1, linestyle=":")
+            axis.plot([x], [y], "o", color=OWN, markersize=8, markeredgecolor=GROUND, zorder=3)
+            axis.annotate(
+                f"{x:.0f} % at {y:.0f} % wrong", (x, y), (x + 2, max(y - 0.09 * top, 0.03 * top)), fontweight="bold"
+            )
+        axis.set(xlim=(0, 100), ylim=(0, top), xlabel="share of answers accepted, %")
+        axis.set_ylabel("share wrong among them, %")
+        axis.grid(axis="y")
+        return _svg(figure, "Share wrong among accepted answers, by the share accepted")
 
 
 def _present(curve: Curve | None) -> tuple[Curve, ...]:

@@ -83,6 +83,22 @@ class PageSection:
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """What a reader sees first of a model: one sentence and one picture.
+
+    Attributes:
+        accept, wrong: the two numbers of the sentence as text; None where no threshold is worth naming.
+        lead: what stands below it.
+        svg: the picture.
+    """
+
+    accept: str | None
+    wrong: str | None
+    lead: str
+    svg: Markup
+
+
+@dataclass(frozen=True, slots=True)
 class Chapter:
     """One model's records on the page; the title has the number of answers, since a model can be there twice."""
 
@@ -91,6 +107,7 @@ class Chapter:
     result: ModelResult
     sections: tuple[PageSection, ...]
     pictures: tuple[Picture, ...]
+    opening: Opening | None
 
 
 def render(result: EvaluationResult) -> str:
@@ -117,7 +134,28 @@ def _chapter(number: int, result: ModelResult) -> Chapter:
     anchor = slug(f"{number} {result.model.name} {result.model.quantization}")
     sections = tuple(_section(anchor, result, setting) for setting in result.settings)
     title = f"{result.model.name} {result.model.quantization}, {result.answers:,} answers"
-    return Chapter(anchor, title, result, sections, tuple(_model_pictures(result)))
+    return Chapter(anchor, title, result, sections, tuple(_model_pictures(result)), _opening(result))
+
+
+def _opening(result: ModelResult) -> Opening | None:
+    """Make the headline: what one threshold over all test sets accepts."""
+    pooled = result.pooled
+    if pooled is None:
+        return None
+    lead = f"Of all {pooled.answers:,} answers to {pooled.sets} test sets, {_percent(pooled.wrong)} are wrong."
+    svg = Markup(figures.one_threshold(pooled))
+    point = pooled.headline
+    if point is None or point.coverage.value is None:
+        least = _percent(pooled.points[-1].risk)
+        return Opening(None, None, f"{lead} No threshold keeps the share of wrong answers at {least}.", svg)
+    low, high = (_percent(each or 0.0) for each in (point.coverage.low, point.coverage.high))
+    how = f"{lead} One threshold for all of them, chosen in hindsight (95\u00a0% interval {low} to {high})"
+    lead = f"{how}; guard certify guarantees a rate for new answers."
+    return Opening(_percent(point.coverage.value), _percent(point.risk), lead, svg)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}\u00a0%"
 
 
 def _section(anchor: str, result: ModelResult, setting: SettingResult) -> PageSection:

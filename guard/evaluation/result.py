@@ -25,6 +25,8 @@ ClaimOutcome = Literal["reached", "not shown", "not reached", "not recorded"]
 
 #: Where risk-coverage curves are drawn; below five in a hundred a few answers decide.
 COVERAGES = tuple(round(0.01 * each, 2) for each in range(5, 101))
+#: Least share of accepted answers that a headline names.
+LEAST_COVERAGE = 0.05
 
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "lightgbm", "torch", "transformers", "llama-cpp-python")
 
@@ -238,6 +240,42 @@ class ClaimVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class PooledPoint:
+    """The largest share of answers that one threshold accepts with at most this share of wrong ones."""
+
+    risk: float
+    coverage: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """What one threshold on guard's own score gives over the answers of all test sets together.
+
+    Attributes:
+        setting: the protocol.
+        sets: number of test sets.
+        answers: number of answers.
+        wrong: share of wrong answers.
+        points: accepted shares, by rising risk.
+        curve: share wrong among the accepted, by coverage.
+        oracle: the same of a score that knows every label.
+    """
+
+    setting: str
+    sets: int
+    answers: int
+    wrong: float
+    points: tuple[PooledPoint, ...]
+    curve: Curve
+    oracle: Curve
+
+    @property
+    def headline(self) -> PooledPoint | None:
+        """The point of least risk that accepts one answer in twenty at least; None where none does."""
+        return next((each for each in self.points if (each.coverage.value or 0.0) >= LEAST_COVERAGE), None)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelResult:
     """All results of one model.
 
@@ -252,6 +290,7 @@ class ModelResult:
         importance: importance of the layer pairs, where the method has one.
         verdicts: results of the claims.
         draws: number of bootstrap resamples behind each interval.
+        pooled: one threshold over all test sets; None where no protocol has predictions of guard's own method.
     """
 
     model: ModelCard
@@ -264,6 +303,7 @@ class ModelResult:
     importance: Importance | None
     verdicts: tuple[ClaimVerdict, ...]
     draws: int
+    pooled: Pooled | None = None
 
     def setting(self, name: str) -> SettingResult | None:
         """Return one protocol's results; None where it was not run."""
@@ -296,6 +336,7 @@ class ModelResult:
             groups=self.groups + other.groups,
             importance=self.importance or other.importance,
             verdicts=self.verdicts + other.verdicts,
+            pooled=self.pooled or other.pooled,
         )
 
 

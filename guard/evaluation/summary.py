@@ -9,6 +9,7 @@ import numpy as np
 from guard.errors import InputError, did_you_mean
 from guard.evaluation.bootstrap import Bootstrap, Estimate, bootstrap
 from guard.evaluation.measures import MEASURES, TRANSFER_MEASURES, reliability, risk_curve
+from guard.evaluation.pooled import pooled
 from guard.evaluation.predictions import PAIRWISE, Predictions
 from guard.evaluation.protocol import Method
 from guard.evaluation.result import (
@@ -91,6 +92,7 @@ def summarise(
         importance=importance,
         verdicts=tuple(_verdict(claim, judged.get(claim.setting), cards, own) for claim in claims),
         draws=draws,
+        pooled=pooled(predictions, own, seed=seed),
     )
 
 

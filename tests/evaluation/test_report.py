@@ -23,6 +23,7 @@ from guard.errors import InputError
 from guard.evaluation.bootstrap import bootstrap
 from guard.evaluation.figures import spread
 from guard.evaluation.measures import MEASURES
+from guard.evaluation.pooled import pooled
 from guard.evaluation.predictions import Predictions
 from guard.evaluation.protocol import leave_one_dataset_out, pairwise_transfer, shift, within_dataset
 from guard.evaluation.report import render
@@ -179,8 +180,8 @@ def test_names_from_outside_are_text_and_never_markup(page: str) -> None:
 def test_every_figure_is_a_drawing_with_a_name(page: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     # Dots, risk and reliability of four protocols; dots and heatmaps of pairwise transfer; shifts side by side; three
-    # inside the score. The second model: dots, risk and reliability of one; cost.
-    assert len(drawings) == (4 * 3 + 2 + 1 + 3) + (3 + 1)
+    # inside the score. The second model: dots, risk and reliability of one; cost. One opens each model.
+    assert len(drawings) == (4 * 3 + 2 + 1 + 3) + (3 + 1) + 2
     for drawing in drawings:
         root = ElementTree.fromstring(drawing)
         assert root.attrib["role"] == "img"
@@ -223,6 +224,40 @@ def test_the_table_shows_the_means_and_marks_the_best(page: str, result: Evaluat
         known = {name: each.estimate.value for name, each in values.items() if each and each.estimate.value is not None}
         best = (max if name == "AUROC" else min)(known, key=lambda each: known[each])
         assert (shown[name][0] == "best") == (best == "guard")
+
+
+def test_the_page_opens_with_one_sentence_and_one_picture(page: str, result: EvaluationResult) -> None:
+    """From one threshold over the answers of all sets, by the method under test."""
+    opening = result.models[0].pooled
+    assert opening is not None
+    assert (opening.setting, opening.sets) == ("leave-one-dataset-out", len(SETS))
+    point = opening.headline
+    assert point is not None
+    assert point.coverage.value is not None
+    headline = f"With this model you can accept <b>{100 * point.coverage.value:.0f}\u00a0%</b> of answers at "
+    assert headline + f"<b>{100 * point.risk:.0f}\u00a0%</b> wrong." in page
+    before_folds = page[page.index("<main>") : page.index("<details")]
+    assert before_folds.count("<svg") == len(result.models)
+    assert before_folds.count("<h1") == 1
+
+
+def test_the_headline_is_one_threshold_and_no_mean_over_sets() -> None:
+    """One set is easy and all right, the other is hopeless; scores do not tell them apart within the sets."""
+    easy, hard = np.linspace(0.1, 0.2, 50), np.linspace(0.8, 0.9, 150)
+    group = np.arange(150)
+    cells = [
+        Predictions("leave-one-dataset-out", "b", "a", np.zeros(50, bool), group[:50], {"guard": easy}, {}),
+        Predictions("leave-one-dataset-out", "a", "b", np.ones(150, bool), group, {"guard": hard}, {}),
+    ]
+    found = pooled(cells, "guard", seed=0)
+    assert found is not None
+    assert (found.answers, found.wrong) == (200, 0.75)
+    assert [each.coverage.value for each in found.points] == pytest.approx([0.26, 0.275, 0.31, 0.355], abs=0.006)
+    assert found.curve.risk[-1] == 0.75
+    assert pooled(cells, "other", seed=0) is None
+    hopeless = pooled(cells[1:], "guard", seed=0)
+    assert hopeless is not None
+    assert hopeless.headline is None
 
 
 def test_provenance_and_what_did_not_work_are_on_the_page(page: str) -> None:
