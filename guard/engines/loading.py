@@ -35,6 +35,10 @@ def embedded_model() -> Path:
 
     Raises:
         MissingExtraError: the package is not installed.
+
+    Examples:
+        >>> embedded_model().suffix
+        '.gguf'
     """
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:

@@ -127,6 +127,10 @@ def unguarded() -> Iterator[None]:
 
     A server needs it where it asks a ``ChatGuard`` without a policy while guarded chains whose output is
     parsed run elsewhere. Inside of a guarded call it changes nothing.
+
+    Examples:
+        >>> with unguarded():
+        ...     pass  # model.invoke(question)
     """
     token = _outside.set(True)
     try:

@@ -215,6 +215,10 @@ def measure_named(name: str) -> Measure:
 
     Raises:
         InputError: there is no such measure.
+
+    Examples:
+        >>> measure_named("AUROC").name
+        'AUROC'
     """
     for measure in MEASURES:
         if measure.name == name:

@@ -253,6 +253,10 @@ def methods_for(which: Which) -> tuple[Method, ...]:
     Args:
         which: ``all`` single-pass methods; ``parts``: guard's own with each part left out;
             ``sampling``: those that ask again, and what they stand beside.
+
+    Examples:
+        >>> methods_for("all")[0].name
+        'guard'
     """
     own, base = GuardMethod(), RegressionMethod("log-probabilities", log_probabilities)
     if which == "parts":

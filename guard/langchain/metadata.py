@@ -127,6 +127,10 @@ def score_metadata(
         sampling: sampling parameters of the answer.
         decision: see `decision_metadata`; only if a policy has decided.
         finish_reason: reason why the answer ended; ``length`` means that it is truncated.
+
+    Examples:
+        >>> score_metadata(model="tiny", score=Score(0.1, True, 0.0))["p_wrong"]
+        0.1
     """
     content: dict[str, Any] = {
         "p_wrong": score.p_wrong if score else None,
@@ -149,7 +153,14 @@ def score_metadata(
 def decision_metadata(
     decision: Decision | Outcome, *, decision_id: str, route: str | None, policy: str
 ) -> dict[str, Any]:
-    """Return the value of ``response_metadata["guard"]["decision"]``."""
+    """Return the value of ``response_metadata["guard"]["decision"]``.
+
+    Examples:
+        >>> from guard import decide, load_policy
+        >>> decision = decide(load_policy("strict"), p_wrong=0.9)
+        >>> decision_metadata(decision, decision_id="1", route=None, policy="strict")["action"]
+        'abstain'
+    """
     return {
         "action": decision.action.value,
         "rule": decision.rule,
@@ -183,6 +194,13 @@ def read_score(message: BaseMessage) -> ScoredCall | None:
     Returns:
         None if the message is not from a scored model. Invalid metadata (a score that is not a probability, a value of
         the wrong type) gives a call with ``error`` set.
+
+    Examples:
+        >>> metadata = score_metadata(model="tiny", score=Score(0.1, True, 0.0))
+        >>> read_score(AIMessage("Paris", response_metadata={"guard": metadata})).p_wrong
+        0.1
+        >>> read_score(AIMessage("Paris")) is None
+        True
     """
     content = message.response_metadata.get(KEY) if isinstance(message, AIMessage) else None
     if content is None:

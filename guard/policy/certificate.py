@@ -204,6 +204,11 @@ def load_certificates(path: str | Path) -> Certificates:
 
     Raises:
         CertificateError: it is missing, unreadable, too large, damaged, or no certificate.
+
+    Examples:
+        >>> load_certificates("missing.json")
+        Traceback (most recent call last):
+        guard.errors.CertificateError: ...
     """
     return parse_certificates(checked_json.read_bytes(path, _KIND), where=str(path))
 

@@ -201,7 +201,12 @@ def parse_policy(text: str, *, where: str = "<policy>") -> Policy:
 
 
 def builtin_policies() -> dict[str, Path]:
-    """Return the files of the built-in policies by name."""
+    """Return the files of the built-in policies by name.
+
+    Examples:
+        >>> sorted(builtin_policies())[:2]
+        ['balanced', 'certified']
+    """
     package = Path(__file__).parent
     # The wheel has the folder inside the package, a source checkout at its top.
     for folder in (package / "builtin", package.parents[1] / "policies"):
@@ -211,7 +216,12 @@ def builtin_policies() -> dict[str, Path]:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of policy files, for editors."""
+    """Return the JSON Schema of policy files, for editors.
+
+    Examples:
+        >>> json_schema()["type"]
+        'object'
+    """
     schema = Document.model_json_schema(schema_generator=NullFree)
     return {"$schema": NullFree.schema_dialect, **schema}
 
@@ -388,6 +398,10 @@ def decide_error(
 
     Raises:
         PolicyError: the policy has no such route.
+
+    Examples:
+        >>> decide_error(load_policy("strict"), error="out of memory").action.value
+        'abstain'
     """
     plans = policy.plans_for(route, tools)
     stopped = _by_defects(plans, defects, None, usage)

@@ -51,7 +51,13 @@ NOBODY = Delivery((), ())
 
 
 def log_handler(escalation: Escalation) -> None:
-    """Write one line to the logger ``guard.review.handlers``; never the prompt or the answer."""
+    """Write one line to the logger ``guard.review.handlers``; never the prompt or the answer.
+
+    Examples:
+        >>> from guard import load_policy
+        >>> load_policy("balanced").handler_names()
+        ('review',)
+    """
     _log.warning(
         "escalated decision=%s route=%r p_wrong=%s rule=%r",
         escalation.decision_id,

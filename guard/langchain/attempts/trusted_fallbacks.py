@@ -28,6 +28,11 @@ def trusted(step: Any) -> TrustedFallback:
 
     Args:
         step: anything that LangChain can run, for `guarded`; a chat model, for `GuardMiddleware`.
+
+    Examples:
+        >>> fallback = trusted(lambda question: "See the handbook.")
+        >>> fallback.step("What is the code?")
+        'See the handbook.'
     """
     return TrustedFallback(step)
 

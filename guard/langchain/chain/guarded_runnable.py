@@ -315,6 +315,13 @@ def guarded(
         InputError: a fallback or handler that the policy names is missing, or the chain contains a step that stores
             answers itself (a conversation history, a graph with a checkpointer or a store), where a guard around it
             cannot remove them.
+
+    Examples:
+        A chain without a scored model is never accepted:
+
+        >>> chain = guarded(str.upper, policy="strict")
+        >>> chain.with_outcome().invoke("hello").outcome.action.value
+        'abstain'
     """
     return GuardedRunnable(
         runnable=coerce_to_runnable(runnable),

@@ -122,6 +122,12 @@ def once(step: Any) -> Any:
 
     Raises:
         InputError: the tool is not made from a function, or the step cannot be run.
+
+    Examples:
+        >>> from langchain_core.runnables import RunnableLambda
+        >>> retriever = once(RunnableLambda(lambda question: [f"a document about {question}"]))
+        >>> retriever.invoke("Paris")
+        ['a document about Paris']
     """
     if isinstance(step, StructuredTool):
         functions = {"func": step.func, "coroutine": step.coroutine}

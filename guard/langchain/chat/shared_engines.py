@@ -30,6 +30,11 @@ def shared_engine(model: str, *, engine: str | None = None, options: Mapping[str
     Raises:
         InputError: the options are not plain values, so that they cannot be compared.
         EngineError, MissingExtraError: as for `guard.engines.load_engine`.
+
+    Examples:
+        >>> shared_engine("smollm2", options={"threads": object()})
+        Traceback (most recent call last):
+        guard.errors.InputError: ...
     """
     try:
         key = json.dumps([model, engine, dict(options or {})], sort_keys=True)
@@ -42,7 +47,11 @@ def shared_engine(model: str, *, engine: str | None = None, options: Mapping[str
 
 
 def close_engines() -> None:
-    """Free every shared engine; a chat model that is used afterwards loads its engine again."""
+    """Free every shared engine; a chat model that is used afterwards loads its engine again.
+
+    Examples:
+        >>> close_engines()
+    """
     with _mutex:
         while _engines:
             _engines.popitem()[1].close()
