@@ -157,9 +157,9 @@ def decision_metadata(
 
     Examples:
         >>> from guard import decide, load_policy
-        >>> decision = decide(load_policy("strict"), p_wrong=0.9)
+        >>> decision = decide(load_policy("strict"), p_wrong=0.01)
         >>> decision_metadata(decision, decision_id="1", route=None, policy="strict")["action"]
-        'abstain'
+        'accept'
     """
     return {
         "action": decision.action.value,

@@ -40,6 +40,7 @@ from guard.policy.document import (
     Retry,
     Rule,
 )
+from guard.policy.policy_files import builtin_policies, find_policy
 from guard.policy.rules import NO_USAGE, CompiledRule, OutOfDistributionRule, RoutePlan, ToolPlan, Usage
 from guard.policy.yaml_source import InvalidPolicyError, Location, Problem, location_text, read_text, read_yaml
 from guard.records import Action, Decision
@@ -172,7 +173,7 @@ def load_policy(source: str | Path | Policy) -> Policy:
             why="a policy's rules are checked with line and column, so they are read from YAML",
             fix="Write a file, or give parse_policy(TEXT) of guard.policy",
         )
-    path = _find(source)
+    path = find_policy(source)
     policy = parse_policy(read_text(path), where=str(path))
     if policy.certificate is None:
         return policy
@@ -200,21 +201,6 @@ def parse_policy(text: str, *, where: str = "<policy>") -> Policy:
     return _policy(document)
 
 
-def builtin_policies() -> dict[str, Path]:
-    """Return the files of the built-in policies by name.
-
-    Examples:
-        >>> sorted(builtin_policies())[:2]
-        ['balanced', 'certified']
-    """
-    package = Path(__file__).parent
-    # The wheel has the folder inside the package, a source checkout at its top.
-    for folder in (package / "builtin", package.parents[1] / "policies"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    raise PolicyError("The built-in policies are missing", why=f"no {folder}", fix="Install guard again")
-
-
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of policy files, for editors.
 
@@ -224,17 +210,6 @@ def json_schema() -> dict[str, Any]:
     """
     schema = Document.model_json_schema(schema_generator=NullFree)
     return {"$schema": NullFree.schema_dialect, **schema}
-
-
-def _find(source: str | Path) -> Path:
-    builtin = builtin_policies()
-    if isinstance(source, str) and source in builtin:
-        return builtin[source]
-    path = Path(source)
-    if not source or (path.parent == Path() and not path.suffix and not path.exists()):
-        what = f"There is no policy '{source}', built in or in a file of that name"
-        raise PolicyError(what, fix=did_you_mean(str(source), builtin))
-    return path
 
 
 def _policy(document: Document) -> Policy:
@@ -401,7 +376,7 @@ def decide_error(
 
     Examples:
         >>> decide_error(load_policy("strict"), error="out of memory").action.value
-        'abstain'
+        'escalate'
     """
     plans = policy.plans_for(route, tools)
     stopped = _by_defects(plans, defects, None, usage)

@@ -54,9 +54,11 @@ def log_handler(escalation: Escalation) -> None:
     """Write one line to the logger ``guard.review.handlers``; never the prompt or the answer.
 
     Examples:
+        Built-in policies name it:
+
         >>> from guard import load_policy
         >>> load_policy("balanced").handler_names()
-        ('review',)
+        ('log', 'review')
     """
     _log.warning(
         "escalated decision=%s route=%r p_wrong=%s rule=%r",

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard.errors import PolicyError
-from guard.policy import policy as policies
+from guard.policy import policy_files as policies
 from guard.policy.explanation import explain
 from guard.policy.policy import (
     Abstain,

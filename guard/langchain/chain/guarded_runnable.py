@@ -319,7 +319,9 @@ def guarded(
     Examples:
         A chain without a scored model is never accepted:
 
-        >>> chain = guarded(str.upper, policy="strict")
+        >>> from guard import parse_policy
+        >>> policy = parse_policy("{version: 1, name: mine, rules: [{accept: {below: 0.3}}, {abstain: {}}]}")
+        >>> chain = guarded(str.upper, policy=policy)
         >>> chain.with_outcome().invoke("hello").outcome.action.value
         'abstain'
     """
