@@ -1,0 +1,208 @@
+"""The engine's thread with many slots, on a model whose next token depends on all tokens of its own sequence."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import threading
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from guard.engines.base import BaseEngine
+from guard.engines.batch import Feed, PassRow, Start
+from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
+from guard.errors import CancelledError, EngineError, EngineTimeoutError
+from guard.records import Floats, Generation, Limits, ModelInfo, Prompt, Sampling
+
+END = 256
+TWENTY = Limits(max_tokens=20)
+
+
+class RememberingEngine(BaseEngine):
+    """Keeps the tokens of each slot as llama.cpp does, and refuses what does not fit them."""
+
+    capture_point = "mlp"
+    reuse = "copy"
+
+    def __init__(self, slots: int = 4, *, cells: int = 400, pairs_are_slow: bool = False) -> None:
+        super().__init__()
+        self.slots, self.cells, self.pairs_are_slow = slots, cells, pairs_are_slow
+        self.memory: dict[int, list[int]] = {number: [] for number in range(slots)}
+        self.passes: list[list[Feed]] = []
+        self.fail_at = -1
+
+    @property
+    def model(self) -> ModelInfo:
+        return ModelInfo("remembering", "test", "none", "none", "", "", "", 2, 3, 200)
+
+    @property
+    def cache_tokens(self) -> int:
+        return self.cells
+
+    @property
+    def batch_tokens(self) -> int:
+        return 16
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        return [*prompt.question.encode()]
+
+    def encode_text(self, text: str) -> list[int]:
+        return [*text.encode()]
+
+    def _detokenizer(self) -> Detokenizer:
+        return BytesDetokenizer(lambda token: bytes([token]))
+
+    def _is_end(self, token: int) -> bool:
+        return token == END
+
+    def _end_token(self) -> int:
+        return END
+
+    def _begin(self, start: Start) -> int:
+        held = self.memory[start.slot if start.source is None else start.source][: start.keep]
+        assert held == list(start.prompt[: start.keep])
+        self.memory[start.slot] = list(held)
+        return start.keep
+
+    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
+        self.passes.append(list(feeds))
+        if len(self.passes) == self.fail_at:
+            raise EngineError("no electricity")
+        assert len({feed.slot for feed in feeds}) == len(feeds)
+        assert sum(len(feed.tokens) for feed in feeds) <= self.batch_tokens
+        for feed in feeds:
+            assert len(self.memory[feed.slot]) == feed.position
+            self.memory[feed.slot] += feed.tokens
+        return [SequenceRow(self.memory[feed.slot]) for feed in feeds if feed.chooses]
+
+    def _forget(self, slot: int | None) -> None:
+        for number in self.memory if slot is None else [slot]:
+            self.memory[number] = []
+
+    def _free(self) -> None:
+        """Nothing was loaded."""
+
+
+class SequenceRow:
+    def __init__(self, tokens: list[int]) -> None:
+        self.rng = np.random.default_rng(zlib.crc32(bytes(token % 256 for token in tokens)))
+
+    def logits(self) -> Floats:
+        return self.rng.normal(size=END + 1).astype(np.float32)
+
+    def activations(self) -> Floats:
+        return self.rng.normal(size=(2, 3)).astype(np.float32)
+
+
+class SumObserver:
+    def __init__(self) -> None:
+        self.total = 0.0
+
+    def observe(self, activations: Floats) -> None:
+        self.total += float(activations.sum())
+
+
+def question(number: int) -> Prompt:
+    """Some begin alike, some are longer than a pass, some have a key."""
+    return Prompt.raw(f"{'common instruction, ' * (number % 3)}question {number}", cache_key=(None, "ann")[number % 2])
+
+
+def settings(number: int) -> dict[str, Any]:
+    sampling = Sampling(temperature=1.0, seed=number) if number % 2 else Sampling()
+    return {"sampling": sampling, "limits": Limits(max_tokens=3 + number, stop=("e",) if number % 5 == 0 else ())}
+
+
+def alone(number: int) -> tuple[tuple[int, ...], str, float]:
+    seen = SumObserver()
+    answer = RememberingEngine(1).generate(question(number), observer=seen, **settings(number))
+    return answer.token_ids, answer.text, seen.total
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 16])
+@pytest.mark.parametrize("how", ["threads", "tasks"])
+def test_sixteen_at_once_get_the_answers_and_layers_of_one(how: str, slots: int) -> None:
+    engine, seen = RememberingEngine(slots), [SumObserver() for _ in range(16)]
+    if how == "threads":
+        with ThreadPoolExecutor(16) as pool:
+            ask = lambda n: engine.generate(question(n), observer=seen[n], **settings(n))  # noqa: E731
+            answers = list(pool.map(ask, range(16)))
+    else:
+
+        async def tasks() -> list[Generation]:
+            return await asyncio.gather(
+                *(engine.agenerate(question(n), observer=seen[n], **settings(n)) for n in range(16))
+            )
+
+        answers = asyncio.run(tasks())
+    found = [(a.token_ids, a.text, s.total) for a, s in zip(answers, seen, strict=True)]
+    assert found == [alone(n) for n in range(16)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whoever_comes_and_goes_the_others_get_their_answers(seed: int) -> None:
+    """Streams that are left, cancelled and late requests, a pass that fails: memory and answers stay right."""
+    engine, draw = RememberingEngine(4, cells=250), random.Random(seed)
+    engine.fail_at = 40
+    kinds = [draw.choice(["answer", "leave", "cancel", "late"]) for _ in range(40)]
+
+    def ask(number: int) -> Generation | None:
+        with contextlib.suppress(CancelledError, EngineTimeoutError, EngineError):
+            if kinds[number] == "leave":
+                stream = engine.stream(question(number), limits=TWENTY)
+                next(stream)
+                stream.close()  # type: ignore[attr-defined]
+            elif kinds[number] == "cancel":
+                cancel = threading.Event()
+                cancel.set()
+                engine.generate(question(number), limits=TWENTY, cancel=cancel)
+            elif kinds[number] == "late":
+                engine.generate(question(number), limits=Limits(max_tokens=20, timeout_s=0.001))
+            else:
+                return engine.generate(question(number), **settings(number))
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(40)))
+    for number, answer in enumerate(answers):
+        assert answer is None or answer.token_ids == alone(number)[0]
+    assert sum(answer is not None for answer in answers) >= kinds.count("answer") - 4, (
+        "one pass failed, of four at most"
+    )
+    table = engine._loop._table
+    assert table is not None
+    assert not any(slot.busy for slot in table.slots)
+    assert all(not slot.tokens or slot.tokens == engine.memory[slot.number] for slot in table.slots)
+    assert engine.generate(question(1), **settings(1)).token_ids == alone(1)[0]
+
+
+def test_a_long_prompt_does_not_keep_answers_waiting() -> None:
+    engine = RememberingEngine(4)
+    with ThreadPoolExecutor(2) as pool:
+        stream = engine.stream(Prompt.raw("short"), limits=Limits(max_tokens=60), sampling=Sampling(1.0, seed=4))
+        next(stream)
+        long = pool.submit(engine.generate, Prompt.raw("long " * 30), limits=Limits(max_tokens=1))
+        pieces = 1 + len(list(stream))
+        long.result(20)
+    assert pieces > 20, "this seed has a short answer: choose another"
+    shared = [feeds for feeds in engine.passes if len(feeds) == 2]
+    assert len(shared) >= 2, "the prompt is read in parts beside the answer"
+
+
+def test_two_answers_take_turns_where_a_pass_over_two_is_slow_and_more_share_passes() -> None:
+    sampling = Sampling(1.0, seed=1)
+    for count, sizes in ((2, {1}), (3, {1, 2, 3})):
+        engine = RememberingEngine(4, pairs_are_slow=True)
+        with ThreadPoolExecutor(4) as pool:
+            prompts = [Prompt.raw(f"{number}") for number in range(count)]
+            answers = list(pool.map(lambda p: engine.generate(p, limits=TWENTY, sampling=sampling), prompts))  # noqa: B023
+        assert [a.token_ids for a in answers] == [
+            RememberingEngine(1).generate(p, limits=TWENTY, sampling=sampling).token_ids for p in prompts
+        ]
+        continued = {len(feeds) for feeds in engine.passes if all(len(feed.tokens) == 1 for feed in feeds)}
+        assert continued <= sizes
