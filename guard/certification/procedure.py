@@ -79,8 +79,8 @@ def certify(
 
     The policy states the guarantee: ``accept: {max_error_rate: 0.05, confidence: 0.9}``. The model makes every attempt
     that the policy could make. ``guard certify`` calls this function: the same arguments give the same file, byte for
-    byte. Attempts are kept in a journal, one transaction per question, so that an interrupted run can be repeated
-    without asking anything twice.
+    byte, if the policy's sampled retries have a ``seed``. Attempts are kept in a journal, one transaction per question,
+    so that an interrupted run can be repeated without asking anything twice.
 
     Args:
         data: one or several JSON Lines files or named sets (``NAME@FOLDER``, ``hub:NAME``).

@@ -13,6 +13,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, Runnable, RunnableLambda
 from langchain_fixtures import policy
+from pydantic import BaseModel
 from scripted import AnsweringEngine, confidence_scorer
 from scripted_chat import ScriptedChat, said
 
@@ -310,4 +311,28 @@ def test_an_agent_takes_route_and_policy_from_the_context_of_the_run(interface: 
 def test_what_is_misspelt_is_refused_by_an_agent(interface: str, named: dict[str, Any]) -> None:
     for how in ({"config": {"configurable": named}}, {"context": named}):
         with pytest.raises(InputError):
+            agent_says(guarded_agent(), interface, **how)
+
+
+@dataclass(slots=True)
+class MisspeltContext:
+    rout: str = "medication"
+
+
+class MisspeltModel(BaseModel):
+    polcy: str = "strict"
+
+
+@AGENTS
+@pytest.mark.parametrize("context", [MisspeltContext(), MisspeltModel()], ids=lambda context: type(context).__name__)
+def test_what_is_misspelt_in_the_object_of_a_context_is_refused_too(interface: str, context: Any) -> None:
+    with pytest.raises(InputError, match=r"There is no key of the context '(rout|polcy)'"):
+        agent_says(guarded_agent(context_schema=type(context)), interface, context=context)
+
+
+@AGENTS
+@pytest.mark.parametrize("named", [{"route": ""}, {"policy": ""}], ids=str)
+def test_an_empty_name_is_none_and_an_error(interface: str, named: dict[str, Any]) -> None:
+    for how in ({"config": {"configurable": named}}, {"context": named}):
+        with pytest.raises(PolicyError, match=r"no (route|policy) ''"):
             agent_says(guarded_agent(), interface, **how)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -204,7 +204,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         named = merged(read_config(config), read_mapping(_as_mapping(context), "key of the context"))
         if not named:
             return self._rules
-        return self._settings.rules(named.policy or self._rules.policy, named.route or self._rules.route)
+        policy = self._rules.policy if named.policy is None else named.policy
+        return self._settings.rules(policy, self._rules.route if named.route is None else named.route)
 
     # -- after the model -----------------------------------------------------------------------
 
@@ -358,7 +359,9 @@ def _as_mapping(context: Any) -> Mapping[str, Any]:
     """Return the context of a run, which is a mapping or an object with attributes, as a mapping."""
     if isinstance(context, Mapping):
         return context
-    return {name: getattr(context, name) for name in NAMES if hasattr(context, name)}
+    slots = [field.name for field in fields(context)] if is_dataclass(context) else []
+    names = [*NAMES, *slots, *getattr(context, "__dict__", {})]
+    return {name: getattr(context, name) for name in names if hasattr(context, name)}
 
 
 def _refuse_live(policy: Policy) -> None:
