@@ -19,7 +19,17 @@ from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import CalibrationError, InputError, did_you_mean
 from guard.scores import SCORE_NAMES, ScoreName
-from guard.scoring.metrics import AtThreshold, BrierGain, Metrics, Probabilities, at_thresholds, brier_gain, metrics_of
+from guard.scoring.metrics import (
+    AtThreshold,
+    BrierGain,
+    CutAndWhole,
+    Metrics,
+    Probabilities,
+    at_thresholds,
+    brier_gain,
+    cut_and_whole,
+    metrics_of,
+)
 from guard.scoring.ood import StoredOodDetector, fit_ood_detector
 from guard.scoring.provenance import Binding, DataSet, Prompting
 from guard.scoring.scorer import Evaluator, Scorer
@@ -52,6 +62,7 @@ class FittedScorer:
         brier_gain: the Brier score of log-probabilities alone minus that of guard's own score, with its interval; None
             where log-probabilities carry no signal.
         thresholds: the answers of the test split that thresholds on guard's own score would accept.
+        apart: guard's own score on the test split's answers that were cut at their token limit, and on the others.
     """
 
     scorer: Scorer
@@ -59,6 +70,7 @@ class FittedScorer:
     absent: Mapping[ScoreName, str]
     brier_gain: BrierGain | None
     thresholds: tuple[AtThreshold, ...]
+    apart: CutAndWhole
 
 
 def check_enough_rows(rows: Sequence[Row], *, seed: int) -> None:
@@ -151,7 +163,9 @@ def fit_scorer(
     )
     own, others = p_wrong["guard"], p_wrong.get("log-probabilities")
     gain = None if others is None else brier_gain(own, others, wrong)
-    return FittedScorer(Scorer(artefact), metrics, absent, gain, at_thresholds(own, wrong))
+    cut = np.array([each.record.finish_reason == "length" for each in splits["test"]], np.bool_)
+    apart = cut_and_whole(own, wrong, cut)
+    return FittedScorer(Scorer(artefact), metrics, absent, gain, at_thresholds(own, wrong), apart)
 
 
 def fit_scores(

@@ -104,6 +104,7 @@ def _json(result: CalibrationResult) -> dict[str, Any]:
         "bad_rows": [{"file": str(file), "line": row.line, "reason": row.reason} for file, row in result.bad_rows],
         "skipped": [{"key": each.key, "reason": each.reason} for each in result.skipped],
         "truncated": result.truncated,
+        "apart": asdict(fitted.apart),
         "other_models": dict(result.other_models),
     }
 
@@ -135,6 +136,11 @@ def _print_left_out(result: CalibrationResult) -> None:
         screen.print(f"left out {file}:{row.line}: {row.reason}", style="yellow", markup=False)
     for each in result.skipped:
         screen.print(f"left out {each.key}: {each.reason}", style="yellow", markup=False)
+    for name, part in (("cut", result.fitted.apart.cut), ("whole", result.fitted.apart.whole)):
+        if result.truncated and part is not None:
+            rank = "" if part.auroc is None else f", AUROC {part.auroc:.3f}"
+            shares = f"{part.wrong:.0%} wrong, mean p(wrong) {part.p_wrong:.0%}"
+            screen.print(f"{name} answers of the test split: {part.n}, {shares}{rank}", style="dim")
     if result.truncated:
         share = f"{result.truncated} of {sum(result.fitted.scorer.artefact.split_sizes.values())} answers"
         screen.print(f"{share} were cut at their token limit; they are labelled like the others", style="dim")

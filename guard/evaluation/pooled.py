@@ -15,7 +15,7 @@ from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.measures import risk_curve
 from guard.evaluation.predictions import HELD_OUT, LEAVE_ONE_OUT, WITHIN, Predictions
 from guard.evaluation.result import COVERAGES, Curve, Pooled, PooledPoint
-from guard.scoring.metrics import Labels, Probabilities, Ranked, coverage_at_risk
+from guard.scoring.metrics import CutAndWhole, Labels, Probabilities, Ranked, coverage_at_risk, cut_and_whole
 
 #: Shares of wrong answers among the accepted that a headline may name; the least that accepts enough is taken.
 RISKS = (0.05, 0.1, 0.2, 0.3)
@@ -53,7 +53,13 @@ def _pooled(setting: str, cells: Sequence[Predictions], own: str, seed: int) -> 
         points=tuple(PooledPoint(risk, _coverage(p_wrong, wrong, ranked, risk)) for risk in RISKS),
         curve=_curve("this score", p_wrong, wrong),
         oracle=_curve("best possible", wrong.astype(np.float64), wrong),
+        apart=_apart(cells, p_wrong, wrong),
     )
+
+
+def _apart(cells: Sequence[Predictions], p_wrong: Probabilities, wrong: Labels) -> CutAndWhole | None:
+    known = [each.cut for each in cells if each.cut is not None]
+    return cut_and_whole(p_wrong, wrong, np.concatenate(known)) if len(known) == len(cells) else None
 
 
 def _counts(cells: Sequence[Predictions], seed: int) -> NDArray[np.int32]:

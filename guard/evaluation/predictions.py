@@ -37,6 +37,7 @@ class Predictions:
         group: shape (n,), the same number for answers to the same question.
         p_wrong: predictions by method, shape (n,), of fits without the row's question.
         missing: reasons by method, for methods that could not be fitted or applied.
+        cut: shape (n,), whether each answer was cut at its token limit; None where that was not recorded.
     """
 
     setting: str
@@ -46,6 +47,7 @@ class Predictions:
     group: NDArray[np.intp]
     p_wrong: Mapping[str, NDArray[np.float64]]
     missing: Mapping[str, str]
+    cut: NDArray[np.bool_] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` returns exactly the same record."""
@@ -57,6 +59,7 @@ class Predictions:
             "group": self.group.tolist(),
             "p_wrong": {name: values.tolist() for name, values in self.p_wrong.items()},
             "missing": dict(self.missing),
+            "cut": None if self.cut is None else self.cut.astype(int).tolist(),
         }
 
     @classmethod
@@ -69,14 +72,17 @@ class Predictions:
         try:
             wrong = np.array(value["wrong"], np.bool_)
             group = np.array(value["group"], np.intp)
+            cut = None if value["cut"] is None else np.array(value["cut"], np.bool_)
             p_wrong = {str(name): np.array(each, np.float64) for name, each in value["p_wrong"].items()}
             names = {name: str(value[name]) for name in ("setting", "train", "test")}
             missing = {str(name): str(reason) for name, reason in value["missing"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError("These are no predictions of guard evaluate", why=repr(error)) from error
-        if {each.shape for each in (wrong, group, *p_wrong.values())} != {(len(wrong),)}:
+        if {each.shape for each in (wrong, group, *([] if cut is None else [cut]), *p_wrong.values())} != {
+            (len(wrong),)
+        }:
             raise InputError(f"Predictions on {names['test']!r} have columns of different lengths")
-        return cls(wrong=wrong, group=group, p_wrong=p_wrong, missing=missing, **names)
+        return cls(wrong=wrong, group=group, p_wrong=p_wrong, missing=missing, cut=cut, **names)
 
 
 def predictions_to_json(predictions: Sequence[Predictions]) -> str:

@@ -386,9 +386,8 @@ def _predictions(
         except InputError as error:
             missing[method.name] = str(error)
     group = np.unique(rows.group, return_inverse=True)[1].astype(np.intp)
-    return Predictions(
-        setting, train, test, wrong=np.asarray(rows.wrong, np.bool_), group=group, p_wrong=p_wrong, missing=missing
-    )
+    wrong, cut = np.asarray(rows.wrong, np.bool_), getattr(rows, "truncated", None)
+    return Predictions(setting, train, test, wrong=wrong, group=group, p_wrong=p_wrong, missing=missing, cut=cut)
 
 
 def _fit(method: Method, train: AnswerTable, *, seed: int) -> FittedMethod:

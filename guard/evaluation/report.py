@@ -18,7 +18,7 @@ from guard.evaluation import figures
 from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.measures import AUROC, MEASURES, TRANSFER_MEASURES, Measure
 from guard.evaluation.predictions import HELD_OUT, LEAVE_ONE_OUT, PAIRWISE, SAMPLED, SHIFT, WITHIN
-from guard.evaluation.result import ClaimVerdict, EvaluationResult, Missing, ModelResult, SettingResult
+from guard.evaluation.result import ClaimVerdict, EvaluationResult, Missing, ModelResult, Pooled, SettingResult
 
 #: Number of methods in figures with a panel per method; further methods are in a collapsed section.
 _IN_SIGHT = 6
@@ -90,12 +90,14 @@ class Opening:
         accept, wrong: the two numbers of the sentence as text; None where no threshold is worth naming.
         lead: what stands below it.
         svg: the picture.
+        cut: what the score says of answers that were cut at their token limit, apart; empty where there are none.
     """
 
     accept: str | None
     wrong: str | None
     lead: str
     svg: Markup
+    cut: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +149,27 @@ def _opening(result: ModelResult) -> Opening | None:
     point = pooled.headline
     if point is None or point.coverage.value is None:
         least = _percent(pooled.points[-1].risk)
-        return Opening(None, None, f"{lead} No threshold keeps the share of wrong answers at {least}.", svg)
+        return Opening(
+            None, None, f"{lead} No threshold keeps the share of wrong answers at {least}.", svg, _cut(pooled)
+        )
     low, high = (_percent(each or 0.0) for each in (point.coverage.low, point.coverage.high))
     how = f"{lead} One threshold for all of them, chosen in hindsight (95\u00a0% interval {low} to {high})"
     lead = f"{how}; guard certify guarantees a rate for new answers."
-    return Opening(_percent(point.coverage.value), _percent(point.risk), lead, svg)
+    return Opening(_percent(point.coverage.value), _percent(point.risk), lead, svg, _cut(pooled))
+
+
+def _cut(pooled: Pooled) -> str:
+    """Return a sentence about cut answers and one about the others; empty where no answer is cut."""
+    apart = pooled.apart
+    if apart is None or apart.cut is None:
+        return ""
+    parts = (("cut at their token limit", apart.cut), ("whole", apart.whole))
+    said = [
+        f"{part.n:,} answers are {name}: {_percent(part.wrong)} of them wrong, mean p(wrong) {_percent(part.p_wrong)}"
+        for name, part in parts
+        if part is not None
+    ]
+    return ". ".join(said) + "."
 
 
 def _percent(share: float) -> str:

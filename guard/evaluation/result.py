@@ -20,6 +20,7 @@ from guard.errors import InputError
 from guard.evaluation.bootstrap import Estimate, PairedGain
 from guard.evaluation.measures import ReliabilityBin
 from guard.evaluation.protocol import MethodKind
+from guard.scoring.metrics import CutAndWhole
 
 ClaimOutcome = Literal["reached", "not shown", "not reached", "not recorded"]
 
@@ -259,6 +260,7 @@ class Pooled:
         points: accepted shares, by rising risk.
         curve: share wrong among the accepted, by coverage.
         oracle: the same of a score that knows every label.
+        apart: the score on answers that were cut at their token limit, and on the others; None where not recorded.
     """
 
     setting: str
@@ -268,6 +270,7 @@ class Pooled:
     points: tuple[PooledPoint, ...]
     curve: Curve
     oracle: Curve
+    apart: CutAndWhole | None = None
 
     @property
     def headline(self) -> PooledPoint | None:

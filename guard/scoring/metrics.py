@@ -122,6 +122,44 @@ def at_thresholds(p_wrong: Probabilities, wrong: Labels) -> tuple[AtThreshold, .
     )
 
 
+@dataclass(frozen=True, slots=True)
+class PartOfAnswers:
+    """What a score says of some of the answers.
+
+    Attributes:
+        n: how many they are.
+        wrong: share of wrong ones.
+        p_wrong: mean probability that the score gives them.
+        auroc: of ranking them; None where all are right or all are wrong.
+    """
+
+    n: int
+    wrong: float
+    p_wrong: float
+    auroc: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CutAndWhole:
+    """Answers that were cut at their token limit, and whole ones; None where there are none of a kind."""
+
+    cut: PartOfAnswers | None
+    whole: PartOfAnswers | None
+
+
+def cut_and_whole(p_wrong: Probabilities, wrong: Labels, cut: Labels) -> CutAndWhole:
+    """Report cut answers apart: a mean over both hides that a score was fitted on whole ones; arrays of shape (n,)."""
+    return CutAndWhole(_part(p_wrong[cut], wrong[cut]), _part(p_wrong[~cut], wrong[~cut]))
+
+
+def _part(p_wrong: Probabilities, wrong: Labels) -> PartOfAnswers | None:
+    if not len(wrong):
+        return None
+    one_kind = wrong.all() or not wrong.any()
+    rank = None if one_kind else float(auroc(Ranked.from_scores(p_wrong, wrong))[0])
+    return PartOfAnswers(len(wrong), float(wrong.mean()), float(p_wrong.mean()), rank)
+
+
 def expected_calibration_error(p_wrong: Probabilities, wrong: Labels, *, bins: int = 10) -> float:
     """`calibration_error` of one score, from arrays of shape (n,)."""
     return float(calibration_error(Ranked.from_scores(p_wrong, wrong), bins=bins)[0])

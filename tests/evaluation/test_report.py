@@ -38,6 +38,7 @@ from guard.evaluation.result import (
     Provenance,
 )
 from guard.evaluation.summary import summarise
+from guard.scoring.metrics import PartOfAnswers
 
 SETS = ("arithmetic", "countries <b>", "trivia & $x^2$")
 CARD = ModelCard("SmolLM2 <small>", "llama.cpp", "llama", "Q4_1", "ab12" * 16, 3, 576)
@@ -258,6 +259,24 @@ def test_the_headline_is_one_threshold_and_no_mean_over_sets() -> None:
     hopeless = pooled(cells[1:], "guard", seed=0)
     assert hopeless is not None
     assert hopeless.headline is None
+
+
+def test_cut_answers_are_told_apart_from_whole_ones() -> None:
+    wrong, p_wrong = np.array([True, True, False, True]), np.array([0.9, 0.7, 0.1, 0.5])
+    cut = np.array([True, True, False, False])
+    cell = Predictions("leave-one-dataset-out", "b", "a", wrong, np.arange(4), {"guard": p_wrong}, {}, cut)
+    assert Predictions.from_json(cell.to_json()).cut is not None
+    found = pooled([cell], "guard", seed=0)
+    assert found is not None
+    assert found.apart is not None
+    assert found.apart.cut == PartOfAnswers(2, 1.0, pytest.approx(0.8), None)
+    assert found.apart.whole == PartOfAnswers(2, 0.5, pytest.approx(0.3), 1.0)
+    model = replace(second_model(), pooled=found)
+    shown = render(EvaluationResult("A score", (model,), (), PROVENANCE))
+    assert "2 answers are cut at their token limit: 100\u00a0% of them wrong, mean p(wrong) 80\u00a0%." in shown
+    unknown = pooled([replace(cell, cut=None)], "guard", seed=0)
+    assert unknown is not None
+    assert unknown.apart is None
 
 
 def test_provenance_and_what_did_not_work_are_on_the_page(page: str) -> None:
