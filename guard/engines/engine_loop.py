@@ -24,6 +24,9 @@ from guard.errors import CancelledError, EngineError, GuardError, InputError
 #: A request waits for an earlier prompt that is still being read if at least as many more of its tokens are the same.
 WORTH_WAITING = 64
 
+#: Signals of a thread's own faults.
+_FAULTS = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS")
+
 #: Loops with a thread, which has to end before the interpreter does.
 _loops: weakref.WeakSet[EngineLoop] = weakref.WeakSet()
 
@@ -113,9 +116,7 @@ class EngineLoop:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        # Signals are for the threads of the program, whose handlers run in the main one.
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        _leave_signals_to_others()
         while self._has_work():
             engine = self._engine()
             if engine is not None:
@@ -280,6 +281,13 @@ class EngineLoop:
         if self._table is None:
             self._table = SlotTable(engine.slots, engine.cache_tokens, engine.reuse)
         return self._table
+
+
+def _leave_signals_to_others() -> None:
+    """Let Ctrl-C and other signals wake the main thread, where their handlers run; a crash is still a crash here."""
+    if hasattr(signal, "pthread_sigmask"):
+        faults = {getattr(signal, name) for name in _FAULTS if hasattr(signal, name)}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
 
 
 def closed_error() -> EngineError:

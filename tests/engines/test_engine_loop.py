@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 import threading
 import zlib
 from collections.abc import Sequence
@@ -179,6 +180,20 @@ def test_whoever_comes_and_goes_the_others_get_their_answers(seed: int) -> None:
     assert not any(slot.busy for slot in table.slots)
     assert all(not slot.tokens or slot.tokens == engine.memory[slot.number] for slot in table.slots)
     assert engine.generate(question(1), **settings(1)).token_ids == alone(1)[0]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="there are no signal masks here")
+def test_signals_are_left_to_other_threads_and_faults_are_not() -> None:
+    masks: list[set[int]] = []
+
+    class MaskObserver:
+        def observe(self, activations: Floats) -> None:
+            masks.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+
+    RememberingEngine().generate(question(1), observer=MaskObserver(), limits=Limits(max_tokens=1))
+    assert {signal.SIGINT, signal.SIGTERM, signal.SIGALRM} <= masks[0]
+    assert not {signal.SIGSEGV, signal.SIGABRT} & masks[0]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_a_long_prompt_does_not_keep_answers_waiting() -> None:
