@@ -12,6 +12,7 @@ from typing import Any, Self
 from guard import engines
 from guard.checked import checked_seed, whole_number
 from guard.data.answers import Answers
+from guard.data.asked_alone import asked_alone
 from guard.data.graders import Grader, choose_grader
 from guard.data.logit_lens import Lens
 from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
@@ -132,16 +133,19 @@ def record(
             template_options=template_options,
             capture_point="mlp",
         )
+        alone: Sequence[str] = ()
         with Journal(kept, run) as answers:
             if not partial:
-                sampling = {"samples": samples, "sampled_rows": sampled_rows}
+                sampling, known = {"samples": samples, "sampled_rows": sampled_rows}, answers.answered()
                 asked = record_rows(loaded.engine, rows, answers, run=run, lens=loaded.lens, **sampling)
-                ask_with_progress(asked, rows=rows, known=answers.answered(), progress=progress)
+                ask_with_progress(asked, rows=rows, known=known, progress=progress)
+                new = [pair for pair in rows if row_key(*pair) not in known]
+                alone = () if loaded.lens else asked_alone(loaded.engine, new, answers)
             metadata = _metadata(sources, grader=grader_name, limit=limit, seed=seed)
             table = Answers.from_journal(answers, rows, grade, metadata=metadata)
             skipped = answers.skipped({row_key(name, row) for name, row in rows})
     table.write(out)
-    notes = [*loaded.notes, *_notes(table, rows, skipped, samples, sampled_rows)]
+    notes = [*loaded.notes, *alone, *_notes(table, rows, skipped, samples, sampled_rows)]
     notes += [f"left out {count} responses of another model, {name}" for name, count in others.items()]
     left_out = [f"{file}:{bad.line}: {bad.reason}" for file, bad in bad_rows_of(sources)]
     left_out += [f"{each.key}: {each.reason}" for each in skipped]

@@ -424,7 +424,7 @@ def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None, cancel: threadin
     residual = None
     if lens is not None:
         observer = residual = ResidualObserver(signature, layers=run.model.layers)
-    prompt, completion = _put(row, run)
+    prompt, completion = prompt_of_row(row, run)
     limits = Limits(max_tokens=run.max_tokens, stop=run.stop)
     generation = engine.generate(prompt, limits=limits, observer=observer, cancel=cancel, completion=completion)
     if generation.capture_error:
@@ -438,7 +438,7 @@ def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None, cancel: threadin
 def _sample(engine: Engine, row: Row, run: Run, count: int, cancel: threading.Event) -> tuple[str, ...]:
     if not isinstance(row, Question):  # a given response has no second one
         return ()
-    prompt, _ = _put(row, run)
+    prompt, _ = prompt_of_row(row, run)
     limits = Limits(max_tokens=run.max_tokens, stop=run.stop)
     # Each question has its own seeds: with common seeds the samples of all questions would be correlated.
     start = zlib.crc32(row.id.encode())
@@ -446,7 +446,8 @@ def _sample(engine: Engine, row: Row, run: Run, count: int, cancel: threading.Ev
     return tuple(engine.generate(prompt, sampling=draw, limits=limits, cancel=cancel).text for draw in draws)
 
 
-def _put(row: Row, run: Run) -> tuple[Prompt, str | None]:
+def prompt_of_row(row: Row, run: Run) -> tuple[Prompt, str | None]:
+    """Return the prompt of a row, and the answer if it is given."""
     if not isinstance(row, Question):
         return with_default_options(row.prompt, run.template_options), row.response
     if run.completion:

@@ -93,8 +93,8 @@ def test_answers_are_recorded_set_by_set_in_turn(tmp_path: Path, model: str, set
 
 
 def test_the_lens_changes_nothing_of_the_signature(tmp_path: Path, model: str, sets: list[str]) -> None:
-    both, _ = record(tmp_path / "both", "--model", model, *sets)
-    alone, told = record(tmp_path / "alone", "--model", model, *sets, "--no-lens")
+    both, _ = record(tmp_path / "both", "--model", model, *sets, "--deterministic")
+    alone, told = record(tmp_path / "alone", "--model", model, *sets, "--deterministic", "--no-lens")
     assert alone.lens is None
     assert (told["residual"], told["notes"]) == (False, [])
     for name in ("key", "answer", "maps", "norms", "activations"):
@@ -177,7 +177,7 @@ def test_rows_take_turns(tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_goes_on_and_may_be_written_as_it_is(
     tmp_path: Path, model: str, sets: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["--model", model, *sets]
+    arguments = ["--model", model, *sets, "--deterministic"]
     whole, _ = record(tmp_path / "whole", *arguments)
     keep, kept = Journal.append, []
 

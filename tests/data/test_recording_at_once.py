@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scripted import AnsweringEngine, scripted_model
 
+from guard.data.asked_alone import asked_alone
 from guard.data.in_order import in_order
 from guard.data.questions import Question, Row
 from guard.data.recording import Journal, Record, Run, Skipped, record_rows
@@ -135,3 +136,32 @@ def test_an_error_comes_in_its_turn() -> None:
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ValueError, match="two"):
         next(results)
+
+
+# -- what rounding changed ---------------------------------------------------------------------
+
+
+def noted(path: Path, engine: AnsweringEngine) -> tuple[str, ...]:
+    rows: list[tuple[str, Row]] = [
+        ("d", Question(id=f"{number}", question=f"why {number}", answers=("yes",))) for number in range(60)
+    ]
+    with Journal(path, RUN) as journal:
+        list(record_rows(engine, rows, journal, run=RUN))
+        return asked_alone(engine, rows, journal)
+
+
+def test_a_few_answers_are_asked_again_alone_and_the_differing_ones_counted(tmp_path: Path) -> None:
+    same = engine(4)
+    assert noted(tmp_path / "same", same) == (
+        "Recorded 4 at a time. Of 3 answers asked again alone, 0 differ, by rounding.",
+    )
+    assert len(same.asked) == 63
+    changing = engine(4)
+    changing.script = lambda _, number: ("no" if number == 61 else "yes", 0.3)
+    assert noted(tmp_path / "changing", changing)[0].endswith("Of 3 answers asked again alone, 1 differ, by rounding.")
+
+
+def test_an_engine_that_answers_one_at_a_time_is_not_asked_again(tmp_path: Path) -> None:
+    alone = engine(1)
+    assert noted(tmp_path / "j", alone) == ()
+    assert len(alone.asked) == 60
