@@ -119,12 +119,16 @@ def scorer_for(engine: BaseEngine, *, shipped: bool, layers: bool = True) -> Sco
     point = capture_point_of(engine)
     if shipped and layers and engine.model.engine == "llama.cpp":
         return load_scorer(shipped_scorer()).for_model(engine.model, point)
-    model = _random_model(engine) if layers else Model(base=_start(), calibration=Calibration(slope=1.0, intercept=0.0))
+    model = _random_model(engine) if layers else _start_alone()
     return Scorer(tiny_artefact(engine.model, point).model_copy(update={"scores": {"guard": model}}))
 
 
 def _start() -> Linear:
     return Linear(features=list(range(7)), mean=[0.0] * 7, scale=[1.0] * 7, coefficients=[0.1] * 7, intercept=0.0)
+
+
+def _start_alone() -> Model:
+    return Model(base=_start(), probe=None, trees=None, calibration=Calibration(slope=1.0, intercept=0.0))
 
 
 def _random_model(engine: BaseEngine) -> Model:
@@ -211,7 +215,8 @@ def print_ratios(title: str, found: Iterable[Ratio | Figure | str], *, about: di
 
     screen = Console(width=140)
     screen.print(f"{about['date']}, {about['machine']}, {about['versions']}", style="dim")
-    table = Table(title=title)
+    screen.print(title, style="bold")
+    table = Table()
     for column in ("what", "against", "guarded", "bare", "unit", "ratio", "smallest", "largest", "pairs", "wanted"):
         table.add_column(column, justify="left" if column in ("what", "against", "unit") else "right")
     rest: list[str] = []
@@ -220,7 +225,8 @@ def print_ratios(title: str, found: Iterable[Ratio | Figure | str], *, about: di
             table.add_row(*_cells(each))
         else:
             rest.append(each if isinstance(each, str) else _sentence(each))
-    screen.print(table)
+    if table.row_count:
+        screen.print(table)
     for line in rest:
         screen.print(line)
 

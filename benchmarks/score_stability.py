@@ -3,15 +3,14 @@
     python benchmarks/score_stability.py --data QUESTIONS.jsonl.gz [--data ...] [--limit 1000] [--clients 16]
 
 Each question is answered alone from an empty cache (`deterministic=True`), then by several clients at once, where
-prompts share prefixes and passes. The first answers are also scored again in the crowd, so that the scores of the same
-texts are compared where the crowd's own answers differ.
+prompts share prefixes and passes. Scores are compared where both gave the same text; decisions over all questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,53 +29,52 @@ from guard.runtime.guard import Guard
 POLICIES = ("strict", "balanced", "permissive")
 
 
-def moved(alone: NDArray[np.float64], crowd: NDArray[np.float64]) -> list[Figure]:
+@dataclass(frozen=True)
+class Answered:
+    """What was answered to each question: its text, and the score."""
+
+    texts: list[str]
+    p_wrong: NDArray[np.float64]
+
+
+def moved(alone: Answered, crowd: Answered) -> list[Figure]:
     """Return how far the scores of the same answers are apart, and which decisions differ."""
-    apart = np.abs(alone - crowd)
+    same = np.array([one == other for one, other in zip(alone.texts, crowd.texts, strict=True)])
+    apart = np.abs(alone.p_wrong - crowd.p_wrong)[same]
     figures = [
-        Figure("largest change of p_wrong", float(apart.max()), ""),
+        Figure("answers", len(same), ""),
+        Figure("greedy answers that are the same text", 100 * float(same.mean()), "%"),
+        Figure("largest change of p_wrong", float(apart.max(initial=0)), "", "of the same texts"),
         Figure("99th percentile", float(np.quantile(apart, 0.99)), ""),
         Figure("median", float(np.median(apart)), ""),
     ]
     for name in POLICIES:
         policy = load_policy(name)
-        actions = [[decide(policy, p_wrong=float(each)).action for each in scores] for scores in (alone, crowd)]
+        actions = [
+            [decide(policy, p_wrong=float(each)).action for each in answered.p_wrong] for answered in (alone, crowd)
+        ]
         flipped = np.mean([one is not other for one, other in zip(*actions, strict=True)])
         figures.append(Figure(f"decisions that change under '{name}'", 100 * float(flipped), "%"))
     return figures
 
 
-def measure(model: Path, prompts: Sequence[Prompt], *, embedded: bool, threads: int, clients: int) -> list[Figure]:
-    def loaded(**options: bool | int) -> LlamaCppEngine:
-        return LlamaCppEngine.load(model, threads=threads, trial_load=False, **options)  # type: ignore[arg-type]
-
-    def guard_on(engine: LlamaCppEngine) -> Guard:
-        return Guard(engine, scorer_for(engine, shipped=embedded), load_policy("shadow"))
-
-    with loaded(deterministic=True) as engine:
-        first = [_asked(guard_on(engine))(prompt) for prompt in prompts]
-    with loaded(slots=clients) as engine, ThreadPoolExecutor(clients) as pool:
-        crowd = guard_on(engine)
-        again = list(pool.map(_asked(crowd), prompts))
-        scored = list(pool.map(lambda pair: crowd.score(*pair).p_wrong, _pairs(prompts, first)))
-    same = np.array([one == other for (one, _), (other, _) in zip(first, again, strict=True)])
-    return [
-        Figure("answers", len(prompts), ""),
-        Figure("greedy answers that are the same text", 100 * float(same.mean()), "%"),
-        *moved(np.array([p_wrong for _, p_wrong in first]), np.array(scored)),
-    ]
-
-
-def _asked(guard: Guard) -> Callable[[Prompt], tuple[str, float]]:
+def answered(guard: Guard, prompts: Sequence[Prompt], clients: int) -> Answered:
     def ask(prompt: Prompt) -> tuple[str, float]:
         attempt = guard.ask(prompt, limits=guard.limits).attempts[0]
-        return attempt.answer, attempt.score.p_wrong if attempt.score else 1.0
+        return attempt.answer or "", attempt.score.p_wrong if attempt.score else 1.0
 
-    return ask
+    with ThreadPoolExecutor(clients) as pool:
+        texts, scores = zip(*pool.map(ask, prompts), strict=True)
+    return Answered([*texts], np.array(scores))
 
 
-def _pairs(prompts: Sequence[Prompt], first: Sequence[tuple[str, float]]) -> list[tuple[Prompt, str]]:
-    return [(prompt, answer) for prompt, (answer, _) in zip(prompts, first, strict=True)]
+def measure(model: Path, prompts: Sequence[Prompt], *, embedded: bool, threads: int, clients: int) -> list[Figure]:
+    found = []
+    for options, asking in (({"deterministic": True}, 1), ({"slots": clients}, clients)):
+        with LlamaCppEngine.load(model, threads=threads, trial_load=False, **options) as engine:
+            guard = Guard(engine, scorer_for(engine, shipped=embedded), load_policy("shadow"))
+            found.append(answered(guard, prompts, asking))
+    return moved(*found)
 
 
 def main() -> None:
