@@ -330,6 +330,19 @@ def test_the_systems_message_and_token_limit_are_those_of_the_calibration() -> N
     assert loaded.limits[0].max_tokens == confidence_scorer().artefact.prompting.max_tokens
 
 
+@WAYS
+def test_a_models_cache_key_reaches_the_engine_and_a_call_may_have_its_own(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, keys = engine(("Paris", 0.3)), list[str | None]()
+    encode = loaded.encode
+    model = chat(loaded, cache_key="ann")
+    monkeypatch.setattr(loaded, "encode", lambda prompt: keys.append(prompt.cache_key) or encode(prompt))
+    ask(model, how)
+    ask(model.bind(cache_key="bob"), how)
+    assert [*dict.fromkeys(keys)] == ["ann", "bob"]
+
+
 # -- failures ------------------------------------------------------------------------------------
 
 

@@ -670,6 +670,23 @@ def test_shadow_mode_raises_what_the_engine_raises(ask: Ask) -> None:
         ask(guarded(engine, f"mode: shadow\n{LADDER}"))
 
 
+@pytest.mark.parametrize("given", ["call", "prompt"])
+def test_a_callers_cache_key_reaches_every_attempt_of_its_call_and_no_other(
+    given: str, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = scripted(("no", 0.4), ("yes", 0.05))
+    keys: list[str | None] = []
+    encode = engine.encode
+    monkeypatch.setattr(engine, "encode", lambda prompt: keys.append(prompt.cache_key) or encode(prompt))
+    guard = guarded(engine, "rules: [{accept: {below: 0.3}}, {retry: {below: 0.6}}, abstain]")
+    if given == "call":
+        ask(guard, "why?", cache_key="ann")
+    else:
+        ask(guard, Prompt.chat("why?", cache_key="ann"))
+    ask(guard, "why?")
+    assert keys == ["ann", "ann", None]
+
+
 # -- many at once ------------------------------------------------------------------------------
 
 
