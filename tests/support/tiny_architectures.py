@@ -28,7 +28,7 @@ from guard.engines.llama_cpp import LlamaCppEngine
 from guard.engines.llama_log import captured_log, load_error
 from guard.engines.llama_nodes import find_nodes
 from guard.engines.llama_tap import _ggml
-from guard.errors import GuardError, UnsupportedArchitectureError
+from guard.errors import CaptureError, GuardError, UnsupportedArchitectureError
 from guard.records import CapturePoint
 
 CONTEXT = 128
@@ -479,7 +479,7 @@ def verdict(architecture: str, *, experts: bool, folder: Path) -> dict[str, str]
         if is_whole_output(header):
             return {"verdict": "right", "why": ""}
         why = "the residual stream does not change by what is read alone"
-    except UnsupportedArchitectureError:
+    except (UnsupportedArchitectureError, CaptureError):
         why = "there is no node for the residual stream to check it by"
     if is_the_only_way(header):
         return {"verdict": "right", "why": "by the graph"}
