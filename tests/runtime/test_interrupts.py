@@ -146,15 +146,21 @@ def test_the_first_exception_is_kept_and_raised_once() -> None:
         pass
 
 
-#: Sends this process a real SIGINT in the middle of the n-th evaluation.
+#: Sends this process a real SIGINT in the middle of the n-th evaluation after so many recorded rows.
 INTERRUPTED = """
     import os, signal, sys
+    from guard.data.recording import Journal
     from guard.engines.llama_tap import Tap
     from guard.cli import main
 
-    on_node, left = Tap._wanted, [int(sys.argv.pop(1))]
+    on_node, append, left = Tap._wanted, Journal.append, [int(sys.argv.pop(1))]
+    rows = [int(sys.argv.pop(1))]
+    def appended(journal, record):
+        append(journal, record)
+        rows[0] -= 1
+    Journal.append = appended
     def wanted(tap, name):
-        left[0] -= name == b"l_out-1"
+        left[0] -= name == b"l_out-1" and rows[0] <= 0
         if left[0] == 0:
             left[0] -= 1
             os.kill(os.getpid(), signal.SIGINT)
@@ -164,9 +170,12 @@ INTERRUPTED = """
 """
 
 
-def run(evaluations: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command line, interrupted in its n-th evaluation; the first is the engine's own when it is built."""
-    command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(evaluations), *map(str, arguments)]
+def run(evaluations: int, *arguments: str | Path, rows: int = 0) -> subprocess.CompletedProcess[str]:
+    """The command line, interrupted in an evaluation after these rows; the first is the engine's own when it is built.
+
+    Rows are asked together, so that the number of evaluations alone says nothing of the rows that are recorded.
+    """
+    command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(evaluations), str(rows), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -190,7 +199,7 @@ def test_long_commands_end_with_130_and_keep_the_rows_before(
 ) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(f'{{"id": "{n}", "question": "q{n}?", "answers": ["a"]}}\n' for n in range(160)))
-    done = run(11, command, "--model", path, "--data", data, "--out", tmp_path / out, "--max-tokens", "4")
+    done = run(1, command, "--model", path, "--data", data, "--out", tmp_path / out, "--max-tokens", "4", rows=3)
     assert done.returncode == 130, done.stderr
     (journal,) = tmp_path.glob("*journal*")
     with contextlib.closing(sqlite3.connect(journal)) as database:
@@ -201,11 +210,11 @@ def test_long_commands_end_with_130_and_keep_the_rows_before(
 
 def test_a_row_that_was_interrupted_is_asked_again(path: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data.jsonl", tmp_path / "out.parquet"
-    data.write_text("".join(f'{{"id": "{n}", "question": "q{n}?", "answers": ["a"]}}\n' for n in range(4)))
+    data.write_text("".join(f'{{"id": "{n}", "question": "q{n}?", "answers": ["a"]}}\n' for n in range(40)))
     arguments = ("record", "--model", path, "--data", data, "--out", out, "--max-tokens", "4")
-    assert run(11, *arguments).returncode == 130
+    assert run(1, *arguments, rows=3).returncode == 130
     done = run(10**6, *arguments, "--json")
     assert done.returncode == 0, done.stderr
     from pyarrow import parquet
 
-    assert parquet.read_table(out).num_rows == 4
+    assert parquet.read_table(out).num_rows == 40
