@@ -20,7 +20,7 @@ import numpy as np
 from guard.calibration.fitting import Examples, fit_model
 from guard.calibration.scorer_fit import Labelled, split_labelled
 from guard.data.graders import choose_grader
-from guard.data.question_sets import read_sets, rows_of
+from guard.data.question_sets import list_rows, read_sets
 from guard.data.recording import Journal, Run
 from guard.records import ModelInfo
 from guard.scoring.metrics import metrics_of
@@ -79,7 +79,7 @@ def _splits(scorer: Scorer, journal: Path, data: list[Path], tau: tuple[float, .
         max_tokens=artefact.prompting.max_tokens,
         temperatures=tau,
     )
-    rows = rows_of(read_sets(data, seed=artefact.seed))
+    rows = list_rows(read_sets(data, seed=artefact.seed))
     grade, _ = choose_grader(None)
     with Journal(journal, run) as answers:
         return split_labelled(rows, answers, grade=grade, seed=artefact.seed)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from guard.engines.base import BaseEngine
-from guard.runtime.sources import capture_point_of
+from guard.runtime.sources import find_capture_point
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 from guard.scoring.scorer_file import Calibration, Linear, LinearProbe, Model, Trees
 from guard.scoring.signature import ACTIVATION_TOKENS, FeatureSchema
@@ -116,7 +116,7 @@ def scorer_for(engine: BaseEngine, *, shipped: bool, layers: bool = True) -> Sco
         shipped: whether the model is the embedded one.
         layers: False for a scorer that reads log-probabilities only.
     """
-    point = capture_point_of(engine)
+    point = find_capture_point(engine)
     if shipped and layers and engine.model.engine == "llama.cpp":
         return load_scorer(shipped_scorer()).for_model(engine.model, point)
     model = _random_model(engine) if layers else _start_alone()

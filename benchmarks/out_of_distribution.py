@@ -35,7 +35,7 @@ from guard.data.sqlite_journal import row_key
 from guard.engines import load_engine
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
 from guard.records import Signals
-from guard.runtime.sources import capture_point_of
+from guard.runtime.sources import find_capture_point
 from guard.scoring.ood import OodDetector, fit_ood_detector
 
 #: An input whose score is above one of these counts as out of distribution.
@@ -130,7 +130,7 @@ def _record(arguments: argparse.Namespace) -> tuple[SignalsBySet, SignalsBySet, 
     with load_engine(arguments.model, threads=arguments.threads) as engine:
         run = Run(
             model=engine.model,
-            capture_point=capture_point_of(engine),
+            capture_point=find_capture_point(engine),
             system=SHORT_ANSWER_SYSTEM,
             max_tokens=arguments.max_tokens,
             temperatures=tuple(arguments.tau or (1.0,)),

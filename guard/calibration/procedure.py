@@ -20,14 +20,14 @@ from guard.calibration.scorer_fit import (
 from guard.checked import checked_choice, checked_seed
 from guard.data.graders import Grader, choose_grader
 from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
-from guard.data.question_sets import DataSpecs, bad_rows_of, data_sets, read_sets, rows_of
+from guard.data.question_sets import DataSpecs, data_sets, list_bad_rows, list_rows, read_sets
 from guard.data.questions import BadRow, Row
-from guard.data.recording import Journal, Skipped, of_this_model, record_rows, template_date_of
+from guard.data.recording import Journal, Skipped, find_template_date, of_this_model, record_rows
 from guard.data.run_settings import how_to_ask, settings_of_run
 from guard.data.sets import DataSource, OnBad
 from guard.data.sqlite_journal import row_key
-from guard.files.output_file import check_writable, journal_of
-from guard.runtime.sources import capture_point_of
+from guard.files.output_file import check_writable, choose_journal
+from guard.runtime.sources import find_capture_point
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +122,9 @@ def calibrate(
     sources = read_sets(data, on_bad=on_bad, limit=limit, seed=seed)
     if max_tokens is None or system is None:
         how_to_ask(sources, system=system, max_tokens=max_tokens)  # refuse before the model is loaded
-    check_enough_rows([row for _, row in rows_of(sources)], seed=seed)
-    kept = journal_of(out, journal)
-    loading = {**(engine_options or {}), "template_date": template_date_of(kept)}
+    check_enough_rows([row for _, row in list_rows(sources)], seed=seed)
+    kept = choose_journal(out, journal)
+    loading = {**(engine_options or {}), "template_date": find_template_date(kept)}
     with engines.load_engine(model, engine=engine, capture_point=capture_point, **loading) as loaded:
         rows, others = _own_rows(sources, loaded.model.name, seed)
         run = settings_of_run(
@@ -135,7 +135,7 @@ def calibrate(
             tau=tau,
             completion=None,
             template_options=template_options,
-            capture_point=capture_point_of(loaded),
+            capture_point=find_capture_point(loaded),
         )
         with Journal(kept, run) as answers:
             asked = record_rows(loaded, rows, answers, run=run)
@@ -146,12 +146,12 @@ def calibrate(
     summaries = data_sets(sources, ((each.record.dataset, each.wrong) for each in labelled))
     fitted = fit_scorer(splits, run=run, data=summaries, without=tuple(without), seed=seed)
     fitted.scorer.save(out)
-    return CalibrationResult(out, fitted, bad_rows_of(sources), tuple(skipped), others, _truncated(labelled))
+    return CalibrationResult(out, fitted, list_bad_rows(sources), tuple(skipped), others, _truncated(labelled))
 
 
 def _own_rows(sources: Sequence[DataSource], model: str, seed: int) -> tuple[list[tuple[str, Row]], Counter[str]]:
     """Return the rows without other models' responses, if they are still enough."""
-    rows, others = of_this_model(rows_of(sources), model)
+    rows, others = of_this_model(list_rows(sources), model)
     if others:
         check_enough_rows([row for _, row in rows], seed=seed)
     return rows, others

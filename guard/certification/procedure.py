@@ -10,22 +10,22 @@ from typing import Any
 
 from guard.calibration.splits import SPLIT_SHARES
 from guard.certification.fixed_sequence import Certified, NotCertifiable, find_threshold
-from guard.certification.trials import TrialJournal, attempted_rows, run_trials, trials_of
+from guard.certification.trials import TrialJournal, attempted_rows, label_trials, run_trials
 from guard.checked import checked_seed
 from guard.data.graders import Grader, choose_grader
 from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
 from guard.data.prompts import question_prompt
-from guard.data.question_sets import DataSpecs, bad_rows_of, data_sets, read_sets, rows_of
+from guard.data.question_sets import DataSpecs, data_sets, list_bad_rows, list_rows, read_sets
 from guard.data.questions import Question, Row, split_questions
 from guard.data.recording import Skipped, of_this_model
 from guard.data.sets import DataSource, OnBad
 from guard.data.sqlite_journal import row_key
 from guard.engines import EMBEDDED
 from guard.errors import InputError
-from guard.files.output_file import check_writable, journal_of
+from guard.files.output_file import check_writable, choose_journal
 from guard.policy.certificate import Certificate, Certificates, load_certificates
 from guard.policy.document import RiskGuarantee
-from guard.policy.guarantee import ceiling, guarantee_of, trial_policy, where
+from guard.policy.guarantee import ceiling, find_guarantee, trial_policy, where
 from guard.policy.policy import Policy, load_policy
 from guard.runtime.guard import Guard
 from guard.runtime.sources import FallbackFunction, Source
@@ -142,13 +142,13 @@ def certify(
     ) as loaded:
         rows, notes = _rows_to_ask(sources, loaded)
         fingerprint, deterministic = loaded.fingerprint(chosen, route), loaded.engine.model.deterministic
-        with TrialJournal(journal_of(out, journal), fingerprint) as answers:
+        with TrialJournal(choose_journal(out, journal), fingerprint) as answers:
             asked = run_trials(loaded, rows, answers, route=route)
             ask_with_progress(asked, rows=rows, known=answers.answered(), progress=progress)
             notes += _skipped(rows, answers)
             answered = attempted_rows(rows, answers)
     _check_some(answered, notes)
-    trials = trials_of(answered, grade=grade)
+    trials = label_trials(answered, grade=grade)
     result = find_threshold(
         trials,
         risk=guarantee.max_error_rate,
@@ -188,7 +188,7 @@ def _check_some(answered: Sequence[object], notes: Sequence[str]) -> None:
 
 def _guarantee(policy: Policy, route: str | None, risk: float | None, confidence: float | None) -> RiskGuarantee:
     """Return what the policy guarantees on the route; the options may only repeat it."""
-    guarantee = guarantee_of(policy.plan(route))
+    guarantee = find_guarantee(policy.plan(route))
     if guarantee is None:
         raise InputError(
             f"The policy {where(policy, route)} has no risk guarantee",
@@ -214,7 +214,7 @@ def _rows_to_ask(sources: Sequence[DataSource], guard: Guard) -> tuple[list[tupl
     rows, notes = fresh_rows(sources, guard.scorer)
     rows, others = of_this_model(rows, guard.engine.model.name)
     notes += [f"{count} responses of another model, {name}" for name, count in others.items()]
-    notes += [f"{file}:{row.line}: {row.reason}" for file, row in bad_rows_of(sources)]
+    notes += [f"{file}:{row.line}: {row.reason}" for file, row in list_bad_rows(sources)]
     return rows, notes
 
 
@@ -224,7 +224,7 @@ def fresh_rows(sources: Sequence[DataSource], scorer: Scorer) -> tuple[list[tupl
     Of a file that the scorer was fitted on, the test split is fresh.
     """
     used = {each.sha256 for each in scorer.artefact.data}
-    rows, notes = rows_of(sources), []
+    rows, notes = list_rows(sources), []
     for source in sources:
         if source.sha256 in used:
             held_out = _held_out(source.rows, scorer.artefact.seed)

@@ -26,7 +26,7 @@ from guard.data.recording import Skipped
 from guard.data.sqlite_journal import JournalFile, asked_digest, row_key
 from guard.errors import CaptureError, InputError, PromptTooLongError
 from guard.policy.certificate import Fingerprint
-from guard.policy.defects import Defect, defects_of
+from guard.policy.defects import Defect, find_defects
 from guard.policy.guarantee import asks_again
 from guard.policy.policy import decide_error
 from guard.policy.rules import RoutePlan
@@ -54,7 +54,7 @@ class TrialAttempt:
     @classmethod
     def from_attempt(cls, attempt: Attempt, plan: RoutePlan) -> Self:
         """Return the part of an attempt that is kept."""
-        p_wrong = _comparable(attempt.score, plan, defects_of(attempt.answer or "", attempt.finish_reason))
+        p_wrong = _comparable(attempt.score, plan, find_defects(attempt.answer or "", attempt.finish_reason))
         return cls(attempt.answer, p_wrong, attempt.decision.action is Action.ACCEPT)
 
 
@@ -203,7 +203,7 @@ def attempted_rows(rows: Sequence[tuple[str, Row]], journal: TrialJournal) -> li
     return [AttemptedRow(dataset, row, known.attempts) for dataset, row, known in found if isinstance(known, TrialRow)]
 
 
-def trials_of(answered: Sequence[AttemptedRow], *, grade: Grader) -> Trials:
+def label_trials(answered: Sequence[AttemptedRow], *, grade: Grader) -> Trials:
     """Label the attempts; the result has one row for each of these rows, of which there is at least one."""
     shape = len(answered), max(len(each.attempts) for each in answered)
     p_wrong, wrong, released = np.full(shape, np.inf), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
@@ -228,9 +228,9 @@ def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[TrialAttempt, 
     try:
         score = guard.score(with_default_options(row.prompt, guard.template_options), row.response)
     except CaptureError as error:
-        decision = decide_error(guard.policy, error=str(error), route=route, defects=defects_of(row.response, None))
+        decision = decide_error(guard.policy, error=str(error), route=route, defects=find_defects(row.response, None))
         return (TrialAttempt(row.response, None, released=decision.action is Action.ACCEPT),)
-    return (TrialAttempt(row.response, _comparable(score, plan, defects_of(row.response, None)), released=False),)
+    return (TrialAttempt(row.response, _comparable(score, plan, find_defects(row.response, None)), released=False),)
 
 
 def _comparable(score: Score | None, plan: RoutePlan, defects: Collection[Defect]) -> float | None:

@@ -113,7 +113,7 @@ def _store() -> Check:
 def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Check]:
     """Load, check the scorer's binding, and answer: each step only if the one before went well."""
     from guard.engines import EMBEDDED, load_engine
-    from guard.runtime.sources import capture_point_of
+    from guard.runtime.sources import find_capture_point
     from guard.scoring.scorer import load_scorer, shipped_scorer
 
     try:
@@ -130,7 +130,7 @@ def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Chec
         if scorer is None and model != EMBEDDED:
             return [*checks, Check("scorer", None, "none given; fit one with guard calibrate")]
         try:
-            fitted = load_scorer(scorer or shipped_scorer()).for_model(info, capture_point_of(engine))
+            fitted = load_scorer(scorer or shipped_scorer()).for_model(info, find_capture_point(engine))
             checks.append(Check("scorer", True, f"valid for this model, gives {', '.join(fitted.artefact.scores)}"))
             checks.append(_answers(engine, fitted))
         except GuardError as error:

@@ -21,10 +21,10 @@ import typer
 from guard.checked import checked_choice
 from guard.cli.output import JsonOption, StoreOption, console, print_json
 from guard.cli.review_tables import (
-    answer_of,
     attempts_table,
     case_table,
     decision_table,
+    describe_answer,
     list_table,
     short_case_table,
 )
@@ -285,6 +285,6 @@ def _report(review: Review, *, as_json: bool) -> None:
         print_json(asdict(review))
         return
     console().print(shown(f"{review.id} {review.status} by {review.reviewer}"), soft_wrap=True)
-    case = shown(one_line(f"{review.question} -> {answer_of(review)}"), "dim")
+    case = shown(one_line(f"{review.question} -> {describe_answer(review)}"), "dim")
     case.truncate(console().width, overflow="ellipsis")
     console().print(case)

@@ -46,7 +46,7 @@ def list_table(reviews: list[Review], *, with_status: bool) -> Table:
     table.add_column("answer", no_wrap=True, overflow="ellipsis", ratio=2)
     for review in reviews:
         cells = [review.id, age(review.created_at), *([review.status.value] if with_status else [])]
-        cells += [review.route or "-", _probability(review.p_wrong), review.question, answer_of(review)]
+        cells += [review.route or "-", _probability(review.p_wrong), review.question, describe_answer(review)]
         table.add_row(*(shown(one_line(cell)) for cell in cells))
     return table
 
@@ -64,7 +64,7 @@ def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
             ("model", review.model),
             *_prompt_fields(review.prompt, review.question),
             ("question", review.question),
-            ("answer", answer_of(review)),
+            ("answer", describe_answer(review)),
             ("p(wrong)", _probability(review.p_wrong)),
             ("scores", _scores(review)),
             ("rule", f"{review.rule}: {review.reason}"),
@@ -75,7 +75,7 @@ def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
 
 def short_case_table(review: Review) -> Table:
     """Return what a person is about to decide."""
-    fields = [("id", review.id), ("question", review.question), ("answer", answer_of(review))]
+    fields = [("id", review.id), ("question", review.question), ("answer", describe_answer(review))]
     return _fields([*fields, ("p(wrong)", _probability(review.p_wrong))])
 
 
@@ -119,7 +119,7 @@ def decision_table(review: Review, history: list[ReviewEvent]) -> Table:
     )
 
 
-def answer_of(review: Review) -> str:
+def describe_answer(review: Review) -> str:
     """Return the model's answer, or what stands for it."""
     return review.answer if review.answer is not None else "(none: generation failed)"
 

@@ -22,7 +22,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.data.columns import ARRAYS, KINDS, RAGGED, VALUES, Columns, array_shapes, offsets_of
+from guard.data.columns import ARRAYS, KINDS, RAGGED, VALUES, Columns, array_shapes, to_offsets
 from guard.data.graders import Grader, is_wrong
 from guard.data.parquet_file import read_columns, write_columns
 from guard.data.questions import Row, question_identity
@@ -277,7 +277,7 @@ def concatenate(tables: Sequence[Answers]) -> Answers:
         Columns(
             **joined,
             samples=tuple(each for part in parts for each in part.samples),
-            offsets=offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
+            offsets=to_offsets(np.concatenate([np.diff(part.offsets) for part in parts])),
             metadata={name: first[name] for name in first if all(x.metadata.get(name) == first[name] for x in tables)},
         )
     )
@@ -362,7 +362,7 @@ class _Builder:
             made[name] = np.array(values, KINDS[name])
         for name in RAGGED:
             made[name] = np.concatenate(self._tokens[name])
-        offsets = offsets_of(np.array([len(each) for each in self._tokens[RAGGED[0]]]))
+        offsets = to_offsets(np.array([len(each) for each in self._tokens[RAGGED[0]]]))
         return Columns(**made, samples=tuple(self._samples), offsets=offsets, metadata=self._metadata)
 
 

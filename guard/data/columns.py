@@ -85,7 +85,7 @@ class Columns:
             array = getattr(self, name)
             taken[name] = None if array is None else array[rows]
         samples = tuple(self.samples[row] for row in rows)
-        return Columns(**taken, samples=samples, offsets=offsets_of(tokens), metadata=self.metadata)
+        return Columns(**taken, samples=samples, offsets=to_offsets(tokens), metadata=self.metadata)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -127,7 +127,7 @@ class Columns:
         return inner_products(self.activations)
 
 
-def offsets_of(tokens: NDArray[np.integer]) -> NDArray[np.int64]:
+def to_offsets(tokens: NDArray[np.integer]) -> NDArray[np.int64]:
     """Return the start of each answer's tokens, and the end of the last one's, shape (n + 1,)."""
     return np.concatenate([[0], np.cumsum(tokens, dtype=np.int64)])
 

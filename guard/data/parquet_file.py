@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.data.columns import ARRAYS, KINDS, RAGGED, Columns, array_shapes, offsets_of
+from guard.data.columns import ARRAYS, KINDS, RAGGED, Columns, array_shapes, to_offsets
 from guard.errors import InputError, did_you_mean, missing_extra
 from guard.files.write_whole import replacing
 
@@ -174,7 +174,7 @@ def _read_groups(file: Any, shapes: Mapping[str, tuple[tuple[int, ...], str]], m
     columns: dict[str, Any] = {"lens": None, "path": None, **arrays}
     columns |= {name: np.array(values[name], kind) for name, kind in KINDS.items()}
     columns |= {name: np.concatenate([np.zeros(0, np.float32), *parts]) for name, parts in tokens.items()}
-    return Columns(**columns, samples=tuple(samples), offsets=offsets_of(lengths[RAGGED[0]]), metadata=metadata)
+    return Columns(**columns, samples=tuple(samples), offsets=to_offsets(lengths[RAGGED[0]]), metadata=metadata)
 
 
 def _check_counts(file: Any) -> None:

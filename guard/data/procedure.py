@@ -16,15 +16,15 @@ from guard.data.asked_alone import asked_alone
 from guard.data.graders import Grader, choose_grader
 from guard.data.logit_lens import Lens
 from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
-from guard.data.question_sets import DataSpecs, bad_rows_of, read_sets, round_robin
+from guard.data.question_sets import DataSpecs, list_bad_rows, read_sets, round_robin
 from guard.data.questions import Question, Row
-from guard.data.recording import Journal, Skipped, of_this_model, record_rows, template_date_of
+from guard.data.recording import Journal, Skipped, find_template_date, of_this_model, record_rows
 from guard.data.run_settings import settings_of_run
 from guard.data.sets import DataSource, OnBad
 from guard.data.sqlite_journal import row_key
 from guard.engines.base import BaseEngine
 from guard.errors import InputError, UnsupportedArchitectureError, missing_extra
-from guard.files.output_file import check_writable, journal_of
+from guard.files.output_file import check_writable, choose_journal
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,8 +119,8 @@ def record(
     grade, grader_name = choose_grader(grader)
     _check_counts(seed, samples, sampled_rows)
     sources = read_sets(data, on_bad=on_bad, limit=limit, seed=seed)
-    kept = _existing_if(partial, journal_of(out, journal))
-    options = {"engine": engine, **(engine_options or {}), "template_date": template_date_of(kept)}
+    kept = _existing_if(partial, choose_journal(out, journal))
+    options = {"engine": engine, **(engine_options or {}), "template_date": find_template_date(kept)}
     with _Loaded.load(model, options, lens=lens and not partial) as loaded:
         rows, others = of_this_model(round_robin(sources), loaded.engine.model.name)
         run = settings_of_run(
@@ -147,7 +147,7 @@ def record(
     table.write(out)
     notes = [*loaded.notes, *alone, *_notes(table, rows, skipped, samples, sampled_rows)]
     notes += [f"left out {count} responses of another model, {name}" for name, count in others.items()]
-    left_out = [f"{file}:{bad.line}: {bad.reason}" for file, bad in bad_rows_of(sources)]
+    left_out = [f"{file}:{bad.line}: {bad.reason}" for file, bad in list_bad_rows(sources)]
     left_out += [f"{each.key}: {each.reason}" for each in skipped]
     return RecordingResult(out, table, tuple(notes), tuple(left_out))
 

@@ -45,7 +45,7 @@ def read_sets(
     return tuple(sources)
 
 
-def rows_of(sources: Sequence[DataSource]) -> list[tuple[str, Row]]:
+def list_rows(sources: Sequence[DataSource]) -> list[tuple[str, Row]]:
     """Return the rows of all sets, each with the name of its set, set by set."""
     return [(source.name, row) for source in sources for row in source.rows]
 
@@ -56,7 +56,7 @@ def round_robin(sources: Sequence[DataSource]) -> list[tuple[str, Row]]:
     return [pair for turn in turns for pair in turn if pair is not None]
 
 
-def bad_rows_of(sources: Sequence[DataSource]) -> tuple[tuple[Path, BadRow], ...]:
+def list_bad_rows(sources: Sequence[DataSource]) -> tuple[tuple[Path, BadRow], ...]:
     """Return the rows of all sets that cannot be used, each with its file."""
     return tuple(problem for source in sources for problem in source.bad)
 

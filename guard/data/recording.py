@@ -311,7 +311,7 @@ def of_this_model(rows: Sequence[tuple[str, Row]], model: str) -> tuple[list[tup
     return kept, Counter({name: count for name, count in others.items() if name is not None})
 
 
-def template_date_of(journal: str | Path) -> str | None:
+def find_template_date(journal: str | Path) -> str | None:
     """Return the date in the prompts of a journal; None if the chat template writes none or there is no journal.
 
     A run that is resumed on another day uses the same prompts.

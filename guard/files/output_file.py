@@ -17,6 +17,6 @@ def check_writable(out: Path, what: str) -> None:
         raise InputError(f"Cannot write the {what} to '{out}'", fix="Give a file in a folder that exists")
 
 
-def journal_of(out: Path, journal: str | Path | None) -> Path:
+def choose_journal(out: Path, journal: str | Path | None) -> Path:
     """Return the journal of a procedure: the given file, or ``OUT.journal`` beside its output."""
     return out.with_name(f"{out.name}.journal") if journal is None else Path(journal)

@@ -42,7 +42,7 @@ def _turn(message: BaseMessage) -> dict[str, Any]:
         case AIMessage():
             calls = [_call(call) for call in message.tool_calls]
             turn: dict[str, Any] = {"role": "assistant", "content": text_of(message)}
-            thought = reasoning_of(message)
+            thought = read_reasoning(message)
             # Templates decide which of its earlier reasoning a model reads again.
             turn |= {REASONING: thought} if thought else {}
             return {**turn, "tool_calls": calls} if calls else turn
@@ -60,7 +60,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"type": "function", "id": call["id"], "function": {"name": call["name"], "arguments": call["args"]}}
 
 
-def reasoning_of(output: Any) -> str | None:
+def read_reasoning(output: Any) -> str | None:
     """Return the reasoning before a message; None without reasoning, and for anything that is no message."""
     thought = output.additional_kwargs.get(REASONING) if isinstance(output, AIMessage) else None
     return thought if isinstance(thought, str) else None

@@ -32,7 +32,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from guard.content import ASIDE
 from guard.errors import InputError, ScorerError
 from guard.outcome_export import readings
-from guard.policy.defects import Defect, defects_of
+from guard.policy.defects import Defect, find_defects
 from guard.records import Decision, FinishReason, Outcome, Sampling, Signature
 from guard.scores import SCORE_NAMES, Score, ScoreName, ScoreReading
 from guard.scoring.signature import AGGREGATE_WORDS
@@ -234,7 +234,7 @@ def read_score(message: BaseMessage) -> ScoredCall | None:
     )
 
 
-def finish_reason_of(message: BaseMessage) -> FinishReason | None:
+def read_finish_reason(message: BaseMessage) -> FinishReason | None:
     """Return how a message ended, by guard's or another provider's metadata; None if unknown.
 
     Of other providers only the token limit is recognised, since their other values have different meanings.
@@ -251,7 +251,7 @@ def message_defects(message: BaseMessage) -> tuple[Defect, ...]:
     calls = isinstance(message, AIMessage) and bool(message.tool_calls or message.invalid_tool_calls)
     blocks = [] if isinstance(message.content, str) else message.content
     shows = any(isinstance(block, dict) and block.get("type") not in ("text", *ASIDE) for block in blocks)
-    return defects_of("something" if calls or shows else str(message.text), finish_reason_of(message))
+    return find_defects("something" if calls or shows else str(message.text), read_finish_reason(message))
 
 
 def with_metadata(message: AIMessage, **changes: Any) -> AIMessage:

@@ -252,12 +252,12 @@ def _debug(run: _ChannelRun) -> None:
 
 
 def _graph(run: _ChannelRun) -> None:
-    for chunk in _node_of(run).stream({"value": None}, run.config, stream_mode=_GRAPH_MODES, subgraphs=True):
+    for chunk in _make_node(run).stream({"value": None}, run.config, stream_mode=_GRAPH_MODES, subgraphs=True):
         run.see("chunk", chunk)
 
 
 async def _agraph(run: _ChannelRun) -> None:
-    graph = _node_of(run)
+    graph = _make_node(run)
     async for chunk in graph.astream({"value": None}, run.config, stream_mode=_GRAPH_MODES, subgraphs=True):
         run.see("chunk", chunk)
 
@@ -288,7 +288,7 @@ CHANNELS: Mapping[str, Callable[[_ChannelRun], Awaitable[None] | None]] = {
 }
 
 
-def _node_of(run: _ChannelRun) -> Any:
+def _make_node(run: _ChannelRun) -> Any:
     """Return a graph in which the runnable is a step."""
     from langchain_core.runnables import RunnableLambda
     from langgraph.graph import START, StateGraph

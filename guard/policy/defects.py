@@ -18,7 +18,7 @@ _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Me"})
 _BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 
 
-def defects_of(text: str, finish_reason: FinishReason | None) -> tuple[Defect, ...]:
+def find_defects(text: str, finish_reason: FinishReason | None) -> tuple[Defect, ...]:
     """Return what is wrong with the form of an answer, whatever its score.
 
     Args:

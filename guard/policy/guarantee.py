@@ -22,7 +22,7 @@ from guard.policy.policy import CompiledRule, Fallback, Policy, Retry, RoutePlan
 
 def guarantees(policy: Policy) -> dict[str | None, RiskGuarantee]:
     """Return what is guaranteed on each route that has a risk guarantee; None stands for calls without a route."""
-    found = {route: guarantee_of(plan) for route, plan in policy.plans.items()}
+    found = {route: find_guarantee(plan) for route, plan in policy.plans.items()}
     return {route: guarantee for route, guarantee in found.items() if guarantee}
 
 
@@ -36,7 +36,7 @@ def refuse_guarantees(policy: Policy, *, caller: str) -> None:
         )
 
 
-def guarantee_of(plan: RoutePlan) -> RiskGuarantee | None:
+def find_guarantee(plan: RoutePlan) -> RiskGuarantee | None:
     """Return the risk guarantee of a plan's accept rule, if it has one."""
     return next((rule.guarantee for rule in plan.rules if rule.guarantee), None)
 
@@ -47,7 +47,7 @@ def ceiling(plan: RoutePlan) -> float:
     return later[0] if later else math.inf
 
 
-def fallbacks_of(plan: RoutePlan) -> tuple[str, ...]:
+def find_fallbacks(plan: RoutePlan) -> tuple[str, ...]:
     """Return engines and callables that a plan may fall back to, sorted."""
     settings = [rule.settings for rule in plan.all_rules]
     return tuple(sorted({each.to for each in settings if isinstance(each, Fallback) and each.to is not None}))
@@ -55,7 +55,7 @@ def fallbacks_of(plan: RoutePlan) -> tuple[str, ...]:
 
 def asks_again(plan: RoutePlan) -> bool:
     """Return whether a plan may have a question answered more than once."""
-    return bool(fallbacks_of(plan)) or any(isinstance(rule.settings, Retry) for rule in plan.all_rules)
+    return bool(find_fallbacks(plan)) or any(isinstance(rule.settings, Retry) for rule in plan.all_rules)
 
 
 def procedure_sha256(policy: Policy, route: str | None) -> str:

@@ -320,7 +320,7 @@ def decide(
         usage: of this call so far.
         tools: names of the tools that the answer calls. Each is decided on by its own section of the
             policy's ``tools``, and the strictest decision is taken; of equals the first.
-        defects: of the answer (`guard.records.defects_of`). ``truncated`` and ``empty`` of the policy decide
+        defects: of the answer (`guard.records.find_defects`). ``truncated`` and ``empty`` of the policy decide
             about them before the score is looked at.
 
     Raises:

@@ -140,11 +140,11 @@ VERDICT = {
 # -- from cases to rows ------------------------------------------------------------------------
 
 
-def row_of(escalation: Escalation) -> dict[str, Any]:
+def to_row(escalation: Escalation) -> dict[str, Any]:
     """Return a case as a row of ``reviews``, without the id."""
     prompt = escalation.prompt
     row = {
-        **repeat_row_of(escalation),
+        **to_repeat_row(escalation),
         "route": text_of(escalation.route),
         "policy": text_of(escalation.policy),
         "model": text_of(escalation.model),
@@ -164,7 +164,7 @@ def row_of(escalation: Escalation) -> dict[str, Any]:
     return {**row, "fingerprint": _fingerprint(row)}
 
 
-def repeat_row_of(escalation: Escalation) -> dict[str, Any]:
+def to_repeat_row(escalation: Escalation) -> dict[str, Any]:
     """Return a case as a row of ``review_repeats``, without the review that it repeats."""
     return {
         "decision_id": text_of(escalation.decision_id),
@@ -210,7 +210,7 @@ def _attempt(attempt: Attempt) -> Any:
 # -- from rows to records ----------------------------------------------------------------------
 
 
-def review_of(row: sa.Row[Any]) -> Review:
+def to_review(row: sa.Row[Any]) -> Review:
     """Return the review of a row, whose verdict must be the one in the trail.
 
     Raises:
@@ -251,14 +251,14 @@ def _check_verdict(values: dict[str, Any]) -> None:
         )
 
 
-def repeat_of(row: sa.Row[Any]) -> Repeat:
+def to_repeat(row: sa.Row[Any]) -> Repeat:
     """Return the record of a row of ``review_repeats``."""
     values = dict(row._mapping)
     del values["review_id"]
     return Repeat(attempts=tuple(values.pop("attempts")), metadata=dict(values.pop("metadata")), **values)
 
 
-def labelled_of(review: Review) -> dict[str, Any]:
+def to_labelled_row(review: Review) -> dict[str, Any]:
     """Return a decided review as a row for `guard calibrate`."""
     messages = review.prompt.messages
     row: dict[str, Any] = {

@@ -26,13 +26,13 @@ from guard.review.records import (
     Review,
     ReviewEvent,
     ReviewStatus,
-    labelled_of,
     now,
-    repeat_of,
-    repeat_row_of,
-    review_of,
-    row_of,
     text_of,
+    to_labelled_row,
+    to_repeat,
+    to_repeat_row,
+    to_review,
+    to_row,
 )
 
 __all__ = ["ALPHABET", "ID_LENGTH", "SHORTEST", "Repeat", "Review", "ReviewEvent", "ReviewStatus", "Store"]
@@ -107,7 +107,7 @@ class Store:
             StoreError: it could not be written.
             InputError: ``created_at`` is not an ISO 8601 time.
         """
-        row = row_of(escalation)
+        row = to_row(escalation)
         with self._database.write() as connection:
             known = _by_decision(connection, row["decision_id"])
             while known is None:
@@ -123,7 +123,7 @@ class Store:
         same = sa.and_(REVIEWS.c.fingerprint == row["fingerprint"], REVIEWS.c.status == _PENDING)
         if (open_one := _first(connection, same)) is None:
             return None
-        repeat = {**repeat_row_of(escalation), "review_id": open_one.id}
+        repeat = {**to_repeat_row(escalation), "review_id": open_one.id}
         connection.execute(self._database.insert_new(REPEATS).values(repeat))
         return _first(connection, REVIEWS.c.id == open_one.id)
 
@@ -176,7 +176,7 @@ class Store:
         with self._database.read() as connection:
             query = sa.select(REPEATS).where(REPEATS.c.review_id == _find(connection, name).id)
             rows = connection.execute(query.order_by(REPEATS.c.created_at, REPEATS.c.decision_id))
-            return [repeat_of(row) for row in rows]
+            return [to_repeat(row) for row in rows]
 
     def labelled(
         self, *, route: str | None = None, model: str | None = None, page: int = 500
@@ -210,7 +210,7 @@ class Store:
             # No transaction stays open between pages: the reader may be slow.
             with self._database.read() as connection:
                 reviews = _reviews(connection, query if after is None else query.where(order > after))
-            yield from map(labelled_of, reviews)
+            yield from map(to_labelled_row, reviews)
             if len(reviews) < page:
                 return
             after = (str(reviews[-1].decided_at), reviews[-1].id)
@@ -297,7 +297,7 @@ def _selected() -> sa.Select[Any]:
 
 def _reviews(connection: Connection, query: sa.Select[Any]) -> list[Review]:
     try:
-        return [review_of(row) for row in connection.execute(query)]
+        return [to_review(row) for row in connection.execute(query)]
     except (KeyError, TypeError, ValueError) as error:  # no column has a form that `add` gives it
         raise StoreError("A review is damaged", why=str(error), fix="Restore the store from a backup") from error
 

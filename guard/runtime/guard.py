@@ -17,7 +17,7 @@ from guard.engines import EMBEDDED, load_engine
 from guard.engines.protocols import Engine
 from guard.errors import InputError, ScorerError
 from guard.policy.certificate import Answering, Certificates, Fingerprint, certified_policy, needed_certificates
-from guard.policy.guarantee import fallbacks_of, procedure_sha256, refuse_guarantees
+from guard.policy.guarantee import find_fallbacks, procedure_sha256, refuse_guarantees
 from guard.policy.policy import Policy, load_policy
 from guard.records import Attempt, Limits, Outcome, Prompt, Sampling
 from guard.review.handlers import HANDLERS, Handler, as_named
@@ -30,11 +30,11 @@ from guard.runtime.sources import (
     FallbackFunction,
     Source,
     bind_scorer,
-    capture_point_of,
     check_gives,
     check_source,
     checked_options,
     declared_sources,
+    find_capture_point,
     loading_options,
     missing_fallback,
 )
@@ -284,11 +284,11 @@ class Guard:
         observer = own.observer()
         if isinstance(prompt, str) and self.scorer.artefact.prompting.completion and not response[:1].isspace():
             response = f" {response}"
-        asked = self.prompt_of(prompt)
+        asked = self.to_prompt(prompt)
         generation = own.engine.generate(asked, observer=observer, completion=response)
         return own.score(generation, observer, asked).deciding(self.policy.score)
 
-    def prompt_of(self, prompt: PromptLike) -> Prompt:
+    def to_prompt(self, prompt: PromptLike) -> Prompt:
         """Return the prompt that a question, messages or a prompt stand for."""
         if isinstance(prompt, Prompt):
             return prompt
@@ -336,7 +336,7 @@ class Guard:
             raise InputError(f"metadata must be a mapping, got {type(metadata).__name__}")
         limits = limits or self.limits
         state = CallState(self.policy, route)
-        built = self.prompt_of(prompt)
+        built = self.to_prompt(prompt)
         if template_options:
             built = replace(built, template_options={**built.template_options, **template_options})
         if cache_key is not None:
@@ -377,7 +377,7 @@ def _fingerprint(
     policy: Policy,
     route: str | None,
 ) -> Fingerprint:
-    named = {name: fallbacks[name] for name in fallbacks_of(policy.plan(route))}
+    named = {name: fallbacks[name] for name in find_fallbacks(policy.plan(route))}
     return Fingerprint(
         own=_answering(own, template_options),
         fallbacks={
@@ -391,7 +391,7 @@ def _fingerprint(
 
 def _answering(source: Source, options: Mapping[str, Any]) -> Answering:
     return Answering(
-        model=Binding.from_model(source.engine.model, capture_point_of(source.engine)),
+        model=Binding.from_model(source.engine.model, find_capture_point(source.engine)),
         scorer_sha256=source.scorer.sha256 if source.scorer else None,
         template_options=dict(options),
     )

@@ -13,7 +13,7 @@ from typing import Any, cast
 from guard.engines import witness
 from guard.engines.callback_errors import is_from_signal_handler
 from guard.errors import InputError
-from guard.policy.defects import Defect, defects_of
+from guard.policy.defects import Defect, find_defects
 from guard.policy.document import Fallback, Retry
 from guard.records import Attempt, Decision, Escalation, FinishReason, Generation, Limits, Outcome, Prompt, Sampling
 from guard.review.handlers import NOBODY
@@ -43,7 +43,7 @@ class Result:
     @property
     def defects(self) -> tuple[Defect, ...]:
         """What is wrong with the form of the answer."""
-        return defects_of(self.text, self.finish_reason)
+        return find_defects(self.text, self.finish_reason)
 
     @property
     def prompt_tokens(self) -> int:

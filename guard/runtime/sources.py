@@ -51,7 +51,7 @@ class Source:
         return self.scorer.observer() if self.scorer else SignatureObserver(aggregates=())
 
     def score(self, generation: Generation, observer: SignatureObserver, prompt: Prompt) -> Score:
-        """Score this engine's answer to a prompt; errors as for `score_of`.
+        """Score this engine's answer to a prompt; errors as for `score_generation`.
 
         Raises:
             ScorerError: there is no scorer.
@@ -60,10 +60,10 @@ class Source:
             raise ScorerError(
                 f"The fallback '{self.name}' has no scorer", fix="Fit one with guard calibrate and declare it"
             )
-        return score_of(generation, observer, self.scorer, prompt)
+        return score_generation(generation, observer, self.scorer, prompt)
 
 
-def score_of(generation: Generation, observer: SignatureObserver, scorer: Scorer, prompt: Prompt) -> Score:
+def score_generation(generation: Generation, observer: SignatureObserver, scorer: Scorer, prompt: Prompt) -> Score:
     """Score the answer to a prompt, whose activations an observer has recorded.
 
     The score is uncalibrated where the answer was sampled, or the template options are not those of the calibration.
@@ -86,7 +86,7 @@ def generation_step(engine: Engine, prompt: Prompt, **options: Any) -> Step:
 # -- engines and their scorers -----------------------------------------------------------------
 
 
-def capture_point_of(engine: Engine) -> CapturePoint:
+def find_capture_point(engine: Engine) -> CapturePoint:
     """Return where an engine records: the MLP's output unless it says otherwise."""
     return getattr(engine, "capture_point", "mlp")
 
@@ -97,7 +97,7 @@ def bind_scorer(scorer: Scorer, engine: Engine, *, force: bool = False) -> Score
     Raises:
         ScorerMismatchError: fitted on another model or at another capture point, and not forced.
     """
-    return scorer.for_model(engine.model, capture_point_of(engine), force=force)
+    return scorer.for_model(engine.model, find_capture_point(engine), force=force)
 
 
 def check_gives(scorer: Scorer, policy: Policy, *, whose: str) -> None:

@@ -21,7 +21,7 @@ from scripted import AnsweringEngine, confidence_scorer, scripted_model, tiny_ar
 
 from guard.calibration.splits import SPLIT_SHARES
 from guard.certification.procedure import fresh_rows
-from guard.certification.trials import TrialAttempt, TrialJournal, TrialRow, attempted_rows, run_trials, trials_of
+from guard.certification.trials import TrialAttempt, TrialJournal, TrialRow, attempted_rows, label_trials, run_trials
 from guard.data.graders import grade
 from guard.data.questions import LabelledResponse, Question, Row, split_questions
 from guard.data.recording import Skipped
@@ -55,7 +55,7 @@ def test_a_trial_run_foretells_what_real_calls_give_at_any_threshold(seed: int, 
     fingerprint = trial_guard.fingerprint(certifiable).sha256
     with TrialJournal(":memory:", trial_guard.fingerprint(certifiable)) as journal:
         assert len(list(run_trials(trial_guard, rows, journal, route=None))) == len(rows)
-        trials = trials_of(attempted_rows(rows, journal), grade=grade)
+        trials = label_trials(attempted_rows(rows, journal), grade=grade)
     real = guard(settled(certifiable, threshold, fingerprint), seed, lambda case: None)
     accepted = errors = 0
     for _, row in rows:
@@ -81,7 +81,7 @@ def test_what_counts_where_there_is_no_score() -> None:
         trial_guard = Guard(engine, confidence_scorer(), trial_policy(certifiable))
         with TrialJournal(":memory:", trial_guard.fingerprint(certifiable)) as journal:
             list(run_trials(trial_guard, questions(1), journal, route=None))
-            assert trials_of(attempted_rows(questions(1), journal), grade=grade).at(0.9) == counted
+            assert label_trials(attempted_rows(questions(1), journal), grade=grade).at(0.9) == counted
 
 
 def test_a_callables_answer_counts_as_accepted_whatever_the_threshold() -> None:
@@ -98,7 +98,7 @@ def test_a_callables_answer_counts_as_accepted_whatever_the_threshold() -> None:
         (row,) = run_trials(trial_guard, questions(1), journal, route=None)
         assert isinstance(row, TrialRow)
         assert row.attempts[-1] == TrialAttempt("yes", None, released=True)
-        trials = trials_of(attempted_rows(questions(1), journal), grade=grade)
+        trials = label_trials(attempted_rows(questions(1), journal), grade=grade)
     assert trials.at(0.01) == (1, 0)
 
 
@@ -170,7 +170,7 @@ def test_given_responses_are_scored_as_they_are_unless_the_policy_asks_again() -
         (row,) = run_trials(trial_guard, rows, journal, route=None)
         assert isinstance(row, TrialRow)
         assert row.attempts[0].p_wrong == trial_guard.score(Prompt.chat("What?"), "Paris").p_wrong
-        assert trials_of(attempted_rows(rows, journal), grade=grade).at(1.0) == (1, 1)
+        assert label_trials(attempted_rows(rows, journal), grade=grade).at(1.0) == (1, 1)
     again = policy(RETRY_ONLY)
     with (
         TrialJournal(":memory:", guard(trial_policy(again), 0).fingerprint(again)) as journal,

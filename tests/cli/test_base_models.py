@@ -61,7 +61,7 @@ def test_a_base_model_is_asked_by_a_text(model: Path, scorer: Path) -> None:
     assert code == 0
     assert json.loads(shown)["p_wrong"] is not None
     with Guard.load(model, scorer=scorer, policy="shadow", engine_options={"threads": 1}) as guard:
-        assert guard.prompt_of("Is 1?") == completion_prompt(Question("1", "Is 1?", ("a",)))
+        assert guard.to_prompt("Is 1?") == completion_prompt(Question("1", "Is 1?", ("a",)))
         assert guard.limits.stop == ("\n",)
 
 

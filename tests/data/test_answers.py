@@ -36,7 +36,7 @@ RUN = Run(model=scripted_model(), capture_point="mlp", system="Be brief.", max_t
 LONG = Question(id="long", question="x" * 500, answers=("no",))
 
 
-def rows_of(name: str, count: int) -> list[tuple[str, Row]]:
+def list_rows(name: str, count: int) -> list[tuple[str, Row]]:
     """Questions of which every third is answered right, and a given response."""
     rows: list[tuple[str, Row]] = [
         (name, Question(id=f"{number}", question=f"{name} {number}?", answers=("yes" if number % 3 == 0 else "no",)))
@@ -87,14 +87,14 @@ def same(left: Columns, right: Columns) -> bool:
 
 @pytest.fixture
 def answers(tmp_path: Path) -> Answers:
-    return recorded(tmp_path / "j", [*rows_of("d", 7), *rows_of("e", 5)], lens=True, samples=2)[0]
+    return recorded(tmp_path / "j", [*list_rows("d", 7), *list_rows("e", 5)], lens=True, samples=2)[0]
 
 
 # -- from a journal ----------------------------------------------------------------------------
 
 
 def test_columns_are_the_records(tmp_path: Path) -> None:
-    rows = [*rows_of("d", 7), ("d", LONG), *rows_of("e", 5), *rows_of("d", 2)]
+    rows = [*list_rows("d", 7), ("d", LONG), *list_rows("e", 5), *list_rows("d", 2)]
     answers, records = recorded(tmp_path / "j", rows, lens=True, samples=2, grader="mine")
     records = list({record.key: record for record in records}.values())
     assert len(answers) == len(records) == 14, "rows that are given twice are there once, skipped ones not at all"
@@ -142,7 +142,7 @@ def test_questions_with_the_same_text_are_of_one_group(tmp_path: Path) -> None:
 
 
 def test_metadata_is_flat_and_gives_model_versions_and_place(tmp_path: Path) -> None:
-    metadata = recorded(tmp_path / "j", rows_of("d", 1), grader="mine")[0].metadata
+    metadata = recorded(tmp_path / "j", list_rows("d", 1), grader="mine")[0].metadata
     assert metadata["model.name"] == "scripted"
     assert metadata["model.layers"] == LAYERS
     assert metadata["temperatures"] == [0.5, 1.0]
@@ -152,7 +152,7 @@ def test_metadata_is_flat_and_gives_model_versions_and_place(tmp_path: Path) -> 
 
 
 def test_an_answer_without_a_probability_is_left_out(tmp_path: Path) -> None:
-    rows = rows_of("d", 3)
+    rows = list_rows("d", 3)
     _, records = recorded(tmp_path / "j", rows)
     signals = replace(records[1].signals, logprobs=np.full_like(records[1].signals.logprobs, -np.inf))
     with Journal(tmp_path / "j", RUN) as journal:
@@ -162,7 +162,7 @@ def test_an_answer_without_a_probability_is_left_out(tmp_path: Path) -> None:
 
 
 def test_the_residual_stream_is_there_only_where_all_answers_have_it(tmp_path: Path) -> None:
-    rows = rows_of("d", 4)
+    rows = list_rows("d", 4)
     recorded(tmp_path / "j", rows[:2])
     answers, records = recorded(tmp_path / "j", rows, lens=True)
     assert [record.residual is None for record in records] == [True, True, False, False, False]
@@ -172,9 +172,9 @@ def test_the_residual_stream_is_there_only_where_all_answers_have_it(tmp_path: P
 
 
 def test_a_journal_without_these_answers_is_refused(tmp_path: Path) -> None:
-    recorded(tmp_path / "j", rows_of("d", 2))
+    recorded(tmp_path / "j", list_rows("d", 2))
     with Journal(tmp_path / "j", RUN) as journal:
-        for rows in ([], rows_of("other", 3), [("d", LONG)]):
+        for rows in ([], list_rows("other", 3), [("d", LONG)]):
             with pytest.raises(InputError, match="has none of these answers"):
                 Answers.from_journal(journal, rows, says_yes)
         journal.skip(Skipped("d/long", "too long", asked_digest(LONG)), dataset="d")
@@ -194,7 +194,7 @@ SCHEMAS = [
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_features_are_those_that_the_scorer_makes(tmp_path: Path, schema: FeatureSchema) -> None:
-    answers, records = recorded(tmp_path / "j", rows_of("d", 7))
+    answers, records = recorded(tmp_path / "j", list_rows("d", 7))
     expected = np.stack([feature_vector(record.signals, schema) for record in records])
     np.testing.assert_array_equal(answers.features(schema), expected)
     some = np.array([5, 0, 5])
@@ -248,7 +248,7 @@ def test_a_file_gives_back_every_bit(
     tmp_path: Path, lens: bool, group_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table_file, "_GROUP_BYTES", group_bytes)
-    rows = [*rows_of("d", 7), *rows_of("Größe, 尺", 5)]
+    rows = [*list_rows("d", 7), *list_rows("Größe, 尺", 5)]
     answers, _ = recorded(tmp_path / "j", rows, lens=lens, samples=2, **{"data.d.sha256": "f" * 64})
     answers.write(tmp_path / "a.parquet")
     again = Answers.read(str(tmp_path / "a.parquet"))
@@ -358,7 +358,7 @@ def changed(path: Path, **changes: Any) -> Path:
     ],
 )
 def test_sound_files_with_wrong_content_are_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
-    answers, _ = recorded(tmp_path / "j", rows_of("d", 3))
+    answers, _ = recorded(tmp_path / "j", list_rows("d", 3))
     assert [*answers.tokens] == [4, 5, 6, 3]
     answers.write(tmp_path / "a")
     with pytest.raises(InputError, match=told):
@@ -373,7 +373,7 @@ def test_a_file_of_answers_is_its_owners_only(answers: Answers, tmp_path: Path) 
 
 
 def test_a_file_without_a_header_sum_is_read(tmp_path: Path) -> None:
-    answers, _ = recorded(tmp_path / "j", rows_of("d", 3))
+    answers, _ = recorded(tmp_path / "j", list_rows("d", 3))
     answers.write(tmp_path / "a")
     table = pyarrow.parquet.read_table(tmp_path / "a")
     told = json.loads(table.schema.metadata[b"guard"])
@@ -413,7 +413,7 @@ def test_damaged_files_are_read_right_or_refused(answers: Answers, tmp_path: Pat
 
 
 def test_tables_of_one_run_become_one(tmp_path: Path) -> None:
-    rows = [*rows_of("d", 4), *rows_of("e", 3), *rows_of("f", 2)]
+    rows = [*list_rows("d", 4), *list_rows("e", 3), *list_rows("f", 2)]
     whole, _ = recorded(tmp_path / "whole", rows, lens=True, **{"data.seed": 0})
     tables = [
         recorded(tmp_path / name, [row for row in rows if row[0] == name], lens=True, **{"data.seed": number})[0]
@@ -440,7 +440,7 @@ def test_one_table_alone_loses_what_it_was_taken_from(answers: Answers) -> None:
 
 
 def test_tables_of_different_runs_or_with_the_same_answer_are_refused(tmp_path: Path) -> None:
-    first, _ = recorded(tmp_path / "1", rows_of("d", 3), grader="a")
+    first, _ = recorded(tmp_path / "1", list_rows("d", 3), grader="a")
     with pytest.raises(InputError, match="'d/0' is in two"):
         concatenate([first, first])
     for number, (run, grader, told) in enumerate(
@@ -450,16 +450,16 @@ def test_tables_of_different_runs_or_with_the_same_answer_are_refused(tmp_path: 
             (RUN, "b", "grader: 'a' and 'b'"),
         )
     ):
-        other, _ = recorded(tmp_path / f"other{number}", rows_of("e", 2), run=run, grader=grader)
+        other, _ = recorded(tmp_path / f"other{number}", list_rows("e", 2), run=run, grader=grader)
         with pytest.raises(InputError, match=told):
             concatenate([first, other])
     renamed = replace(RUN, model=scripted_model(name="moved.gguf", context_tokens=300))
-    assert len(concatenate([first, recorded(tmp_path / "2", rows_of("e", 2), run=renamed, grader="a")[0]])) == 7
+    assert len(concatenate([first, recorded(tmp_path / "2", list_rows("e", 2), run=renamed, grader="a")[0]])) == 7
     with pytest.raises(InputError, match="no table"):
         concatenate([])
 
 
 def test_the_residual_stream_is_dropped_where_a_table_lacks_it(tmp_path: Path) -> None:
-    with_lens, _ = recorded(tmp_path / "1", rows_of("d", 2), lens=True)
-    without, _ = recorded(tmp_path / "2", rows_of("e", 2))
+    with_lens, _ = recorded(tmp_path / "1", list_rows("d", 2), lens=True)
+    without, _ = recorded(tmp_path / "2", list_rows("e", 2))
     assert concatenate([with_lens, without]).lens is None

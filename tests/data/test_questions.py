@@ -317,18 +317,18 @@ def test_noise_is_never_a_foreign_error(tmp_path_factory: pytest.TempPathFactory
 # -- sampling, prompts, splits ---------------------------------------------------------------------
 
 
-def rows_of(count: int) -> list[dict[str, Any]]:
+def list_rows(count: int) -> list[dict[str, Any]]:
     return [{"id": f"q{at}", "question": f"Question {at}?", "answers": ["a"]} for at in range(count)]
 
 
 def test_a_sample_is_repeatable_in_order_and_nearly_the_same_with_more_rows(read: ReadFile) -> None:
-    sample = [row.id for row in read(rows_of(400), limit=40).rows]
-    assert sample == [row.id for row in read(rows_of(400), limit=40).rows]
+    sample = [row.id for row in read(list_rows(400), limit=40).rows]
+    assert sample == [row.id for row in read(list_rows(400), limit=40).rows]
     assert len(set(sample)) == 40
     assert sample == sorted(sample, key=lambda name: int(name[1:]))
-    assert sample != [row.id for row in read(rows_of(400), limit=40, seed=1).rows]
-    assert len(set(sample) & {row.id for row in read(rows_of(410), limit=40).rows}) >= 36
-    assert len(read(rows_of(5), limit=40).rows) == 5
+    assert sample != [row.id for row in read(list_rows(400), limit=40, seed=1).rows]
+    assert len(set(sample) & {row.id for row in read(list_rows(410), limit=40).rows}) >= 36
+    assert len(read(list_rows(5), limit=40).rows) == 5
 
 
 def test_the_prompt_of_an_open_question() -> None:
@@ -381,7 +381,7 @@ SHARES = {"fit": 0.5, "stop": 0.1, "calibrate": 0.2, "test": 0.2}
 
 
 def test_splits_are_disjoint_complete_and_near_their_shares(read: ReadFile) -> None:
-    rows = read(rows_of(4000)).rows
+    rows = read(list_rows(4000)).rows
     parts = split_questions(rows, seed=0, shares=SHARES)
     assert list(parts) == list(SHARES)
     ids = [row.id for part in parts.values() for row in part]
@@ -391,7 +391,7 @@ def test_splits_are_disjoint_complete_and_near_their_shares(read: ReadFile) -> N
 
 
 def test_splits_do_not_move_when_rows_are_added(read: ReadFile) -> None:
-    few, many = read(rows_of(100)).rows, read(rows_of(300)).rows
+    few, many = read(list_rows(100)).rows, read(list_rows(300)).rows
     before = split_questions(few, seed=3, shares=SHARES)
     after = split_questions(list(reversed(many)), seed=3, shares=SHARES)
     for name, part in before.items():

@@ -23,7 +23,7 @@ from scripted import END, LAYERS, WIDTH, AnsweringEngine, layers_of, scripted_mo
 from guard.data.logit_lens import Lens, path_geometry
 from guard.data.prompts import completion_prompt
 from guard.data.questions import LabelledResponse, Question, Row, split_questions
-from guard.data.recording import Journal, Record, Run, Skipped, of_this_model, record_rows, template_date_of
+from guard.data.recording import Journal, Record, Run, Skipped, find_template_date, of_this_model, record_rows
 from guard.data.sqlite_journal import row_key
 from guard.errors import EngineError, InputError
 from guard.records import Prompt
@@ -114,10 +114,10 @@ def test_a_journal_goes_on_without_asking_twice(tmp_path: Path) -> None:
 
 def test_a_run_that_goes_on_another_day_is_asked_with_the_journals_date(tmp_path: Path) -> None:
     dated = replace(RUN, model=scripted_model(template_date="2026-11-25"))
-    assert template_date_of(tmp_path / "j") is None
+    assert find_template_date(tmp_path / "j") is None
     with Journal(tmp_path / "j", dated):
         pass
-    assert template_date_of(tmp_path / "j") == "2026-11-25"
+    assert find_template_date(tmp_path / "j") == "2026-11-25"
     assert [path.name for path in tmp_path.iterdir()] == ["j"]
     with (
         pytest.raises(InputError, match="template_date"),
@@ -126,9 +126,9 @@ def test_a_run_that_goes_on_another_day_is_asked_with_the_journals_date(tmp_path
         pass
     with Journal(tmp_path / "undated", RUN):
         pass
-    assert template_date_of(tmp_path / "undated") is None
+    assert find_template_date(tmp_path / "undated") is None
     (tmp_path / "other").write_text("no journal")
-    assert template_date_of(tmp_path / "other") is None
+    assert find_template_date(tmp_path / "other") is None
 
 
 def test_the_same_row_given_twice_is_asked_once(tmp_path: Path) -> None:

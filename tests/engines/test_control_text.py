@@ -237,7 +237,7 @@ def test_a_base_models_question_is_plain_text() -> None:
     scorer = confidence_scorer(engine.model)
     prompting = scorer.artefact.prompting.model_copy(update={"completion": True})
     scorer.artefact = scorer.artefact.model_copy(update={"prompting": prompting})
-    assert Guard(engine, scorer, "strict").prompt_of("</s>").plain
+    assert Guard(engine, scorer, "strict").to_prompt("</s>").plain
     question = Question(id="q", question="</s>", answers=("a",))
     assert completion_prompt(question).plain
 

@@ -230,5 +230,5 @@ def test_a_given_answer_of_a_base_model_begins_with_a_space() -> None:
     assert generated is not None
     for response in ("yellow", " yellow"):
         assert guard.score("A lemon?", response).p_wrong == pytest.approx(generated)
-    raw = guard.prompt_of("A lemon?")
+    raw = guard.to_prompt("A lemon?")
     assert guard.score(raw, "yellow").p_wrong > 2 * generated  # a raw prompt is the caller's, and so is its answer

@@ -18,7 +18,7 @@ from scripted_chat import ScriptedChat, said
 
 from guard.langchain import ChatGuard, GuardMiddleware, guarded, trusted
 from guard.langchain.attempts.complete_json import IncompleteAnswerError, complete_json
-from guard.langchain.metadata import KEY, finish_reason_of, message_defects, read_score
+from guard.langchain.metadata import KEY, message_defects, read_finish_reason, read_score
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Prompt
 
@@ -85,7 +85,7 @@ def test_a_message_says_how_its_answer_ended(run: RunChain, deciding: bool) -> N
         message = run(chat("Paris, not Lyon.", max_tokens=max_tokens, **settings), "q")
         assert message.response_metadata["finish_reason"] == ending
         assert message.response_metadata[KEY]["finish_reason"] == ending
-        assert finish_reason_of(message) == ending
+        assert read_finish_reason(message) == ending
 
 
 @every_way

@@ -43,7 +43,7 @@ from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
 from guard.langchain.chat.shared_engines import shared_engine
 from guard.records import Limits, Prompt, Sampling
 from guard.runtime.guard import Guard
-from guard.runtime.sources import score_of
+from guard.runtime.sources import score_generation
 from guard.scoring.signature import SignatureObserver
 
 pytestmark = pytest.mark.model
@@ -127,7 +127,7 @@ def test_the_score_is_that_of_the_engines_own_generation() -> None:
     generation = engine.generate(prompt, limits=Limits(8), observer=observer)
     scored = read_score(message)
     assert scored is not None
-    assert scored.p_wrong == score_of(generation, observer, scorer, prompt).p_wrong
+    assert scored.p_wrong == score_generation(generation, observer, scorer, prompt).p_wrong
     assert message.content == generation.text
     summary = message.response_metadata["guard"]["signature"]
     divergences = observer.signature().maps[0, observer.signature().aggregates.index("mean")]
@@ -172,11 +172,11 @@ def test_an_answer_that_cannot_be_scored_is_there_with_the_reason(monkeypatch: p
     def fail(*_: Any) -> Any:
         raise CaptureError("no layers")
 
-    monkeypatch.setattr("guard.langchain.chat.chat_runtime.score_of", fail)
+    monkeypatch.setattr("guard.langchain.chat.chat_runtime.score_generation", fail)
     scored = read_score(model().invoke("Name a colour."))
     assert scored is not None
     assert (scored.p_wrong, scored.error) == (None, "no layers.")
-    monkeypatch.setattr("guard.langchain.chat.chat_runtime.score_of", lambda *_: 1 / 0)
+    monkeypatch.setattr("guard.langchain.chat.chat_runtime.score_generation", lambda *_: 1 / 0)
     scored = read_score(model().invoke("Name a colour."))
     assert scored is not None
     assert scored.error == "ZeroDivisionError: division by zero"

@@ -42,14 +42,14 @@ class CallersListener(BaseCallbackHandler):
         self.decisions.append(data["p_wrong"])
 
 
-def score_of(number: int) -> float:
+def score_generation(number: int) -> float:
     return (number % 10) / 10
 
 
 def by_question(messages: Any) -> Any:
     """An answer and a score that follow from the question; a retry says so."""
     number = int(messages[-1].content.split()[0])
-    return said(f"answer {number}", score_of(number))
+    return said(f"answer {number}", score_generation(number))
 
 
 def callers() -> tuple[list[dict[str, str]], list[RunnableConfig], list[CallersListener]]:
@@ -87,10 +87,10 @@ def test_sixty_four_calls_do_not_mix(how: str) -> None:
 
 
 def check_own(number: int, result: GuardedOutcome, listener: CallersListener) -> None:
-    accepted = score_of(number) < 0.5
+    accepted = score_generation(number) < 0.5
     assert result.output.strip() == (f"answer {number}" if accepted else "No.")
-    assert result.outcome.p_wrong == score_of(number)
-    assert listener.decisions == [score_of(number)] * (1 if accepted else 2)
+    assert result.outcome.p_wrong == score_generation(number)
+    assert listener.decisions == [score_generation(number)] * (1 if accepted else 2)
     assert listener.answers == ([f"answer {number}"] if accepted else [])
     assert listener.prompts == ([f"{number} apples"] if accepted else [])
     assert listener.users == ({number} if accepted else set())
@@ -128,4 +128,4 @@ def test_a_cancelled_call_leaves_the_others_alone() -> None:
         if number % 2 == 0:
             assert isinstance(result, asyncio.CancelledError)
         else:
-            assert str(result).strip() == (f"answer {number}" if score_of(number) < 0.5 else "No.")
+            assert str(result).strip() == (f"answer {number}" if score_generation(number) < 0.5 else "No.")

@@ -19,7 +19,7 @@ from guard.errors import AbstainedError
 from guard.langchain import RetractedError, guarded
 from guard.langchain.attempts.stream_monitor import TOKENS_BETWEEN, StreamMonitor
 from guard.records import Action, Limits, Prompt
-from guard.runtime.sources import score_of
+from guard.runtime.sources import score_generation
 from guard.scores import Score
 from guard.scoring.signature import SignatureObserver
 
@@ -95,7 +95,7 @@ def test_an_answer_over_the_line_is_stopped_while_it_grows(how: str) -> None:
     observer = SignatureObserver()
     prompt = Prompt.chat(ASKED["q"])
     start = embedded().generate(prompt, limits=Limits(TOKENS_BETWEEN), observer=observer)
-    expected = score_of(start, observer, scorer_for(embedded()), prompt).p_wrong
+    expected = score_generation(start, observer, scorer_for(embedded()), prompt).p_wrong
     assert error.outcome.p_wrong == pytest.approx(expected, rel=1e-6)
     assert "".join(chunks) == start.text[: len("".join(chunks))]
 
@@ -187,5 +187,5 @@ def test_running_scores_are_those_of_answers_that_end_there() -> None:
     for tokens in (3, 6, 9):
         own = SignatureObserver()
         answer = engine.generate(prompt, limits=Limits(tokens), observer=own)
-        wanted.append(score_of(answer, own, scorer, prompt).p_wrong)
+        wanted.append(score_generation(answer, own, scorer, prompt).p_wrong)
     assert np.allclose(seen, wanted, rtol=1e-6)

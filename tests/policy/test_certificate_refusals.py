@@ -14,7 +14,7 @@ from scripted import AnsweringEngine, confidence_scorer
 from typer.testing import CliRunner
 
 from guard.certification.fixed_sequence import Certified, Trials, find_threshold, grid, passes
-from guard.certification.trials import TrialAttempt, TrialJournal, TrialRow, attempted_rows, run_trials, trials_of
+from guard.certification.trials import TrialAttempt, TrialJournal, TrialRow, attempted_rows, label_trials, run_trials
 from guard.cli import app
 from guard.data.graders import grade
 from guard.data.questions import LabelledResponse, Row
@@ -236,7 +236,7 @@ def test_a_given_response_that_cannot_be_scored_counts_as_on_error_says(
     ]
     with TrialJournal(":memory:", trial_guard.fingerprint(chosen)) as journal:
         (row,) = run_trials(trial_guard, rows, journal, route=None)
-        trials = trials_of(attempted_rows(rows, journal), grade=grade)
+        trials = label_trials(attempted_rows(rows, journal), grade=grade)
     assert isinstance(row, TrialRow)
     assert row.attempts == (TrialAttempt("Rome", None, released=released),)
     assert trials.at(0.01) == trials.at(1.0) == counted

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from guard.cli.policy import app
 from guard.errors import PolicyError
 from guard.policy.explanation import explain
-from guard.policy.guarantee import asks_again, fallbacks_of, procedure_sha256
+from guard.policy.guarantee import asks_again, find_fallbacks, procedure_sha256
 from guard.policy.policy import InvalidPolicyError, Policy, Usage, decide, json_schema, parse_policy
 from guard.records import Action, Floats, Prompt, Signals
 from guard.runtime.guard import Guard
@@ -164,7 +164,7 @@ def test_its_fallback_asks_again() -> None:
     policy = parse_policy(
         "version: 1\nname: x\nrules: [abstain]\nout_of_distribution: {above: 0.9, then: {fallback: {to: bigger}}}"
     )
-    assert fallbacks_of(policy.plan()) == ("bigger",)
+    assert find_fallbacks(policy.plan()) == ("bigger",)
     assert asks_again(policy.plan())
 
 

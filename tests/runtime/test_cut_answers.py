@@ -17,8 +17,8 @@ from guard.cli.policy import app
 from guard.data.questions import LabelledResponse, Question
 from guard.data.sqlite_journal import row_key
 from guard.policy.certificate import Fingerprint
-from guard.policy.defects import Defect, defects_of
-from guard.policy.guarantee import asks_again, fallbacks_of, procedure_sha256, trial_policy
+from guard.policy.defects import Defect, find_defects
+from guard.policy.guarantee import asks_again, find_fallbacks, procedure_sha256, trial_policy
 from guard.policy.policy import InvalidPolicyError, Policy, decide, decide_error, json_schema, load_policy, parse_policy
 from guard.records import Action, Escalation, Limits, Outcome, Prompt, Sampling
 from guard.runtime.guard import Guard
@@ -64,7 +64,7 @@ def decided(body: str, *defects: Defect, p_wrong: float = 0.1, **options: Any) -
 def test_an_answer_is_cut_by_its_limit_and_empty_where_it_is_blank(
     text: str, finish_reason: Any, defects: tuple[str, ...]
 ) -> None:
-    assert defects_of(text, finish_reason) == defects
+    assert find_defects(text, finish_reason) == defects
 
 
 # -- deciding ----------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_settings_change_what_a_policy_means_and_are_in_the_schema() -> None:
 def test_names_in_a_setting_are_known_to_who_builds_the_call() -> None:
     found = policy(f"{RULES}truncated: {{escalate: {{to: desk}}}}\nempty: {{fallback: {{to: other}}}}")
     assert (found.handler_names(), found.fallback_names()) == (("desk",), ("other",))
-    assert fallbacks_of(found.plan()) == ("other",)
+    assert find_fallbacks(found.plan()) == ("other",)
     assert asks_again(policy(f"{RULES}empty: retry").plan())
 
 

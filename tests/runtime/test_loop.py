@@ -40,7 +40,7 @@ from guard.errors import (
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Escalation, Floats, Limits, Outcome, Prompt, Sampling
 from guard.runtime.guard import Guard
-from guard.runtime.sources import Source, capture_point_of
+from guard.runtime.sources import Source, find_capture_point
 from guard.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -814,5 +814,5 @@ def test_loading_reads_where_the_scorer_was_fitted(tmp_path: Path, smollm2_path:
         Scorer(tiny_artefact(engine.model, "block")).save(tmp_path / "s.json")
     options = {"context_tokens": 256, "threads": 1}
     with Guard.load(smollm2_path, scorer=tmp_path / "s.json", engine_options=options) as guard:
-        assert capture_point_of(guard.engine) == "block"
+        assert find_capture_point(guard.engine) == "block"
         assert guard.ask("What is the capital of France?").p_wrong is not None

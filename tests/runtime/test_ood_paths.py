@@ -18,7 +18,7 @@ from langchain_fixtures import policy as chain_policy
 from scripted import LAYERS, WIDTH, AnsweringEngine, confidence_scorer, layers_of
 from scripted_chat import ScriptedChat, said
 
-from guard.certification.trials import TrialJournal, attempted_rows, run_trials, trials_of
+from guard.certification.trials import TrialJournal, attempted_rows, label_trials, run_trials
 from guard.data.graders import grade
 from guard.data.questions import LabelledResponse, Question, Row
 from guard.errors import ScorerError
@@ -118,7 +118,7 @@ def test_a_trial_run_foretells_what_real_calls_give(seed: int, out_of_distributi
     trial_guard = guard(trial_policy(promising), seed)
     with TrialJournal(":memory:", trial_guard.fingerprint(promising)) as journal:
         list(run_trials(trial_guard, rows, journal, route=None))
-        trials = trials_of(attempted_rows(rows, journal), grade=grade)
+        trials = label_trials(attempted_rows(rows, journal), grade=grade)
     fingerprint = trial_guard.fingerprint(promising).sha256
     real = guard(apply_thresholds(promising, {None: CertifiedThreshold(threshold, fingerprint)}), seed)
     accepted = errors = 0

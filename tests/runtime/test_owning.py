@@ -15,7 +15,7 @@ from guard.policy.policy import parse_policy
 from guard.records import Action
 from guard.review.store import Store
 from guard.runtime.guard import Guard
-from guard.runtime.sources import Source, capture_point_of
+from guard.runtime.sources import Source, find_capture_point
 from guard.scoring.scorer import Scorer
 
 REVIEWED = "version: 1\nname: test\nrules: [escalate: {to: review}]"
@@ -109,7 +109,7 @@ def test_each_engine_records_where_its_own_scorer_was_fitted(loader: Loaders, sc
     policy = parse_policy(FALLING_BACK.replace("SCORER", str(scorer_file(other))))
     with Guard.load("model.gguf", scorer=scorer_file(point), policy=policy) as guarded:
         fallback: Any = guarded.sources["bigger"]
-        assert (capture_point_of(guarded.engine), capture_point_of(fallback.engine)) == (point, other)
+        assert (find_capture_point(guarded.engine), find_capture_point(fallback.engine)) == (point, other)
         outcome = guarded.ask("why?")
     assert outcome.action in set(Action)
     assert all(attempt.score is not None for attempt in outcome.attempts)

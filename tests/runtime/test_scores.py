@@ -27,7 +27,7 @@ from guard.policy.guarantee import CertifiedThreshold, apply_thresholds, trial_p
 from guard.policy.policy import Calls, Policy, load_policy, parse_policy
 from guard.policy.yaml_source import InvalidPolicyError
 from guard.records import Action, Prompt
-from guard.review.records import repeat_row_of
+from guard.review.records import to_repeat_row
 from guard.runtime.call_state import CallState
 from guard.runtime.guard import Guard
 from guard.runtime.sources import Source
@@ -120,7 +120,7 @@ def test_a_score_that_is_missing_is_never_another_one() -> None:
 
 
 def test_a_review_keeps_every_score() -> None:
-    (failed, attempt) = repeat_row_of(make_escalation())["attempts"]
+    (failed, attempt) = to_repeat_row(make_escalation())["attempts"]
     assert attempt["decides"] == "guard"
     assert attempt["scores"]["ilis"] == {"p_wrong": 0.5, "reads": ["signature (last token)"]}
     assert (failed["decides"], failed["scores"]) == (None, {})

@@ -25,13 +25,13 @@ from guard.langchain.attempts.accounting import is_answer
 from guard.langchain.attempts.attempt_run import AttemptResult
 from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
 from guard.langchain.attempts.model_calls import ModelCall, Verdict, judge, judge_failure, may_quote, prompt_text
-from guard.langchain.messages import chat_turns, reasoning_of
+from guard.langchain.messages import chat_turns, read_reasoning
 from guard.langchain.metadata import (
     KEY,
     ScoredCall,
     decision_metadata,
-    finish_reason_of,
     message_defects,
+    read_finish_reason,
     read_score,
 )
 from guard.policy.document import Fallback, Retry
@@ -252,13 +252,13 @@ class AgentCall:
                 sampling=call.sampling if call else Sampling(),
                 error=error,
                 finish_reason=call.finish_reason if call else self._unscored_finish_reason(),
-                reasoning=reasoning_of(self._message()),
+                reasoning=read_reasoning(self._message()),
             )
         )
 
     def _unscored_finish_reason(self) -> FinishReason | None:
         message = self._message()
-        return finish_reason_of(message) if message else None
+        return read_finish_reason(message) if message else None
 
     # -- the last decision ---------------------------------------------------------------------
 

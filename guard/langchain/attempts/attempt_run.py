@@ -21,7 +21,7 @@ from guard.langchain.attempts.accounting import all_calls
 from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
 from guard.langchain.attempts.callback_buffer import CallbackBuffer, buffering, passthrough
 from guard.langchain.attempts.model_calls import CallLog, ModelCall
-from guard.langchain.attempts.stateful_steps import history_of
+from guard.langchain.attempts.stateful_steps import find_history
 from guard.langchain.upstream_internals import clear_handlers, is_graph_signal, without_tracing
 from guard.runtime.steps import Steps, step_in
 
@@ -168,7 +168,7 @@ def open_passthrough(
 
 
 def _prepare(context: Context, attempt: AttemptSettings, opened: OpenCall, *, buffered: bool) -> None:
-    context.run(ATTEMPT.set, replace(attempt, history=context.run(history_of, None)))
+    context.run(ATTEMPT.set, replace(attempt, history=context.run(find_history, None)))
     context.run(OPEN_CALL.set, opened)
     if buffered:
         clear_handlers(context)

@@ -17,7 +17,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.utils.json import parse_partial_json
 
 from guard.errors import GuardError
-from guard.langchain.metadata import finish_reason_of
+from guard.langchain.metadata import read_finish_reason
 
 _FENCES = (re.compile(r"```(?:json)?\s(.*)```", re.DOTALL | re.IGNORECASE), re.compile(r"```json\s(.*)", re.DOTALL))
 
@@ -60,7 +60,7 @@ def complete_tool_calls(message: AIMessage) -> AIMessage:
 
 
 def _check_end(message: AIMessage) -> None:
-    if finish_reason_of(message) == "length":
+    if read_finish_reason(message) == "length":
         raise IncompleteAnswerError(
             "The answer is truncated",
             why="it reached its token limit or the end of the context",

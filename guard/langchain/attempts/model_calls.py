@@ -13,7 +13,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 
 from guard.engines import witness
 from guard.errors import ChatTemplateError, GuardError, InputError, PromptTooLongError, ScorerError
-from guard.langchain.metadata import ScoredCall, finish_reason_of, message_defects, read_score
+from guard.langchain.metadata import ScoredCall, message_defects, read_finish_reason, read_score
 from guard.policy.defects import Defect
 from guard.policy.document import SEVERITY
 from guard.policy.policy import Calls
@@ -54,7 +54,7 @@ class ModelCall:
     @property
     def finish_reason(self) -> FinishReason | None:
         """Reason why the answer ended; None if unknown."""
-        return finish_reason_of(self.message) if self.message else None
+        return read_finish_reason(self.message) if self.message else None
 
     @property
     def defects(self) -> tuple[Defect, ...]:

@@ -54,12 +54,12 @@ def refuse_inner_history(config: RunnableConfig | None) -> None:
         InputError: there is one.
     """
     attempt = ATTEMPT.get()
-    history = history_of(config)
+    history = find_history(config)
     if attempt is not None and history is not None and history is not attempt.history:
         raise _history_inside()
 
 
-def history_of(config: RunnableConfig | None) -> BaseChatMessageHistory | None:
+def find_history(config: RunnableConfig | None) -> BaseChatMessageHistory | None:
     """Return the history of the conversation that a run is part of."""
     history = (ensure_config(config).get("configurable") or {}).get(MESSAGE_HISTORY)
     return history if isinstance(history, BaseChatMessageHistory) else None

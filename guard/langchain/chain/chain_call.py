@@ -28,7 +28,7 @@ from guard.langchain.attempts.once_cache import OnceCache
 from guard.langchain.attempts.stream_monitor import RetractedError, StreamMonitor
 from guard.langchain.chain.chain_rules import ChainRules
 from guard.langchain.chain.replies import text_of_output
-from guard.langchain.messages import chat_turns, reasoning_of
+from guard.langchain.messages import chat_turns, read_reasoning
 from guard.langchain.metadata import message_defects
 from guard.policy.defects import Defect
 from guard.policy.document import Fallback, Retry
@@ -133,7 +133,7 @@ class ChainCall:
                 sampling=scored.sampling if scored else attempt.settings.sampling or Sampling(),
                 error=verdict.error,
                 finish_reason=_finish_reason(verdict, result),
-                reasoning=reasoning_of(result.output) if result.error is None else None,
+                reasoning=read_reasoning(result.output) if result.error is None else None,
             )
         )
 

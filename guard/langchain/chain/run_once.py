@@ -150,7 +150,7 @@ def _function_once(function: Callable[..., Any]) -> Callable[..., Any]:
     step = uuid.uuid4().hex
     signature = inspect.signature(function)
 
-    def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def make_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the arguments by name, without those that LangChain adds for each run."""
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -163,11 +163,11 @@ def _function_once(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return drive(_once(step, key_of(args, kwargs), calling(*args, **kwargs)))
+        return drive(_once(step, make_key(args, kwargs), calling(*args, **kwargs)))
 
     @functools.wraps(function)
     async def acall(*args: Any, **kwargs: Any) -> Any:
-        return await adrive(_once(step, key_of(args, kwargs), calling(*args, **kwargs)))
+        return await adrive(_once(step, make_key(args, kwargs), calling(*args, **kwargs)))
 
     return acall if inspect.iscoroutinefunction(function) else call
 

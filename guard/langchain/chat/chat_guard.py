@@ -40,7 +40,7 @@ from guard.langchain.chat.routed_model import RoutedChatModel
 from guard.langchain.chat.shared_engines import shared_engine
 from guard.langchain.chat.structured_output import json_instruction, structured, tool_instruction
 from guard.langchain.chat.tool_calls import HERMES, TextAroundCalls
-from guard.langchain.chat.tool_support import check_tools, form_of
+from guard.langchain.chat.tool_support import check_tools, find_form
 from guard.langchain.messages import chat_turns
 from guard.policy.policy import load_policy
 from guard.records import Limits, Prompt, Sampling
@@ -461,7 +461,7 @@ class ChatGuard(RoutedChatModel):
             sampling=attempt.sampling or self._sampling(options),
             limits=attempt.limits(self._limits(stop, options)),
             tools=tuple(names),
-            form=form_of(self._runtime().engine, self.model) if names else HERMES,
+            form=find_form(self._runtime().engine, self.model) if names else HERMES,
             demanded=tool_instruction(options.get("tool_choice"), names) is not None,
             around=self.text_around_calls,
         )

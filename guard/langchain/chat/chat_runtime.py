@@ -27,7 +27,7 @@ from guard.langchain.chat.answer_messages import (
 from guard.langchain.metadata import KEY, decision_metadata, score_metadata
 from guard.records import Generation, Outcome, Signals, Signature
 from guard.runtime.call_state import OWN_ENGINE, describe_error
-from guard.runtime.sources import generation_step, score_of
+from guard.runtime.sources import generation_step, score_generation
 from guard.runtime.steps import END, Pieces, Step, Steps, Stream
 from guard.scores import Score
 from guard.scoring.scorer import Scorer
@@ -159,7 +159,7 @@ class ChatRuntime:
     ) -> tuple[Score | None, str | None]:
         """Return the score or the reason why there is none; a scoring failure never loses the answer."""
         try:
-            return score_of(generation, observer, self.scorer, request.prompt), None
+            return score_generation(generation, observer, self.scorer, request.prompt), None
         except Exception as error:  # fail closed: there is no score
             if is_from_signal_handler(error):
                 raise

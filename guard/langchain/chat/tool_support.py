@@ -11,7 +11,7 @@ from guard.langchain.chat.tool_calls import HERMES, ToolFormat, format_names, to
 from guard.records import Prompt
 
 
-def form_of(engine: Engine, name: str) -> ToolFormat:
+def find_form(engine: Engine, name: str) -> ToolFormat:
     """Return the form in which an engine's model writes tool calls.
 
     Args:
@@ -45,4 +45,4 @@ def check_tools(engine: Engine, name: str, tools: list[dict[str, Any]]) -> None:
             f"The chat template of '{name}' does not support tools",
             fix="Use a model that was trained to call tools, or with_structured_output(method='json_schema')",
         )
-    form_of(engine, name)
+    find_form(engine, name)
