@@ -117,7 +117,7 @@ def main() -> None:
         results.append(measured)
         print(_line(measured), flush=True)
     if arguments.out:
-        arguments.out.write_text(json.dumps(_told(arguments, wrong, results), indent=1) + "\n", encoding="utf-8")
+        arguments.out.write_text(json.dumps(_describe(arguments, wrong, results), indent=1) + "\n", encoding="utf-8")
 
 
 def read_scores(path: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -214,7 +214,7 @@ def _line(measured: Measured) -> str:
     return f"{measured.risk:4g}  {broken:28s} {numbers}  {share}  {agree}"
 
 
-def _told(arguments: argparse.Namespace, wrong: NDArray[np.bool_], results: list[Measured]) -> dict[str, object]:
+def _describe(arguments: argparse.Namespace, wrong: NDArray[np.bool_], results: list[Measured]) -> dict[str, object]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["python", "benchmarks/risk_guarantee.py", *sys.argv[1:]],

@@ -35,10 +35,10 @@ def main() -> None:
     methods = [each for each in methods_for("all") if each.name in run]
     for name in arguments.set or sorted(set(table.dataset.tolist())):
         (found,) = within_dataset(table.take(np.flatnonzero(table.dataset == name)), methods, seed=0)
-        print(f"{name:20s} {_told(found)}", flush=True)
+        print(f"{name:20s} {_describe(found)}", flush=True)
 
 
-def _told(found: Predictions) -> str:
+def _describe(found: Predictions) -> str:
     if OWN not in found.p_wrong:
         return f"{OWN} was not fitted: {found.missing[OWN]}"
     judged = bootstrap([found], [AUROC], draws=1000, seed=0)

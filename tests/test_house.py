@@ -122,6 +122,13 @@ def test_no_test_gives_a_class_the_name_of_another() -> None:
     assert several.keys() >= TEST_DOUBLES, "shorten the list"
 
 
+def test_names_use_standard_words() -> None:
+    """A reader looks for "reported", "resumes" and "again"."""
+    archaic = re.compile(r"def (\w*(?:_told|_heard|unheard|_hears|_anew|_befell|_goes_on)(?:_\w*)?)\(")
+    files = [path for folder in ("guard", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    assert not [name for path in files for name in archaic.findall(path.read_text(encoding="utf-8"))]
+
+
 def test_the_top_of_the_package_is_listed() -> None:
     assert modules(PACKAGE) - {"__init__"} == MODULES
     assert folders(PACKAGE) == PACKAGES

@@ -102,7 +102,7 @@ def test_a_callables_answer_counts_as_accepted_whatever_the_threshold() -> None:
     assert trials.at(0.01) == (1, 0)
 
 
-def test_a_run_goes_on_where_it_was_and_belongs_to_its_fingerprint(tmp_path: Path) -> None:
+def test_a_run_resumes_where_it_was_and_belongs_to_its_fingerprint(tmp_path: Path) -> None:
     certifiable, rows, path = policy(LADDER), questions(6), tmp_path / "j"
     first = guard(trial_policy(certifiable), 1)
     with TrialJournal(path, first.fingerprint(certifiable)) as journal:
@@ -288,7 +288,7 @@ def test_not_certifiable_has_its_own_exit_code_and_says_what_would_help(
 
 
 @EMBEDDED
-def test_a_killed_run_goes_on(smollm2_path: Path, data: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes(smollm2_path: Path, data: Path, tmp_path: Path) -> None:
     arguments = ["certify", "--policy", written(tmp_path, 0.95), "--data", data, "--out", tmp_path / "c.json"]
     process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = tmp_path / "c.json.journal-wal"

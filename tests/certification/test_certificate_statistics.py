@@ -222,7 +222,7 @@ def test_mapie_takes_the_same_walk(seed: int) -> None:
 # -- when nothing can be certified -------------------------------------------------------------
 
 
-def test_a_hopeless_model_is_told_so() -> None:
+def test_a_hopeless_model_is_not_certifiable() -> None:
     rng = np.random.default_rng(0)
     result = find_threshold(Trials.from_scores(rng.random(500), rng.random(500) < 0.4), risk=0.05, confidence=0.9)
     assert isinstance(result, NotCertifiable)
@@ -234,7 +234,7 @@ def test_a_hopeless_model_is_told_so() -> None:
     assert "a risk of 5 %" in result.explain()
 
 
-def test_too_few_labels_are_told_how_many_would_do_and_these_do() -> None:
+def test_too_few_labels_are_refused_with_how_many_would_do_and_these_do() -> None:
     few = find_threshold(trials(0, 60), risk=0.05, confidence=0.9)
     assert isinstance(few, NotCertifiable)
     assert few.labels_needed is not None

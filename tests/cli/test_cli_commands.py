@@ -214,7 +214,7 @@ def test_score_scores_given_answers_and_asks_for_others(
     assert run("score", "-", "--model", MODEL, "--scorer", scorer, stdin=json.dumps(rows[0])).code == 0
 
 
-def test_score_goes_on_after_a_row_that_cannot_be_scored(run: RunGuard, loads: Any, scorer: Path) -> None:
+def test_score_continues_after_a_row_that_cannot_be_scored(run: RunGuard, loads: Any, scorer: Path) -> None:
     loads(lambda prompt, number: ("Paris", 0.3))
     rows = [{"id": 1, "prompt": "x" * 500, "response": "y"}, {"id": 2, "prompt": "Capital?"}]
     told = run("score", "-", "--model", MODEL, "--scorer", scorer, stdin="\n".join(map(json.dumps, rows)))
@@ -336,7 +336,7 @@ def data(tmp_path: Path) -> Path:
     return file
 
 
-def test_calibrate_fits_says_how_well_and_goes_on_where_it_was(
+def test_calibrate_fits_says_how_well_and_resumes_where_it_was(
     run: RunGuard, loads: Any, data: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("lightgbm")

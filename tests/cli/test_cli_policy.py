@@ -56,7 +56,7 @@ def test_check_of_good_policies() -> None:
     ]
 
 
-def test_check_prints_each_problem_on_a_line_and_goes_on(bad: Path) -> None:
+def test_check_prints_each_problem_on_a_line_and_continues(bad: Path) -> None:
     result = run("check", bad, "nope", "strict")
     assert result.exit_code == 2
     assert result.stdout.splitlines() == [
@@ -174,7 +174,7 @@ def test_init_writes_a_policy_that_can_be_used(tmp_path: Path, monkeypatch: pyte
         assert load_policy(f"{name}.yaml").sha256 == load_policy(name).sha256
 
 
-def test_init_overwrites_only_when_told(tmp_path: Path) -> None:
+def test_init_overwrites_only_with_force(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("my work")
     assert "is there already" in str(refused("init", "strict", "--out", path))

@@ -174,7 +174,7 @@ def test_rows_take_turns(tmp_path: Path) -> None:
 # -- stopping and going on ---------------------------------------------------------------------
 
 
-def test_a_run_that_was_stopped_goes_on_and_may_be_written_as_it_is(
+def test_a_run_that_was_stopped_resumes_and_may_be_written_as_it_is(
     tmp_path: Path, model: str, sets: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["--model", model, *sets, "--deterministic"]
@@ -209,7 +209,7 @@ def test_a_run_that_was_stopped_goes_on_and_may_be_written_as_it_is(
     assert len(kept) == 10
 
 
-def test_a_better_grader_asks_nothing_anew(tmp_path: Path, model: str, sets: list[str]) -> None:
+def test_a_better_grader_asks_nothing_again(tmp_path: Path, model: str, sets: list[str]) -> None:
     first, _ = record(tmp_path / "a", "--model", model, *sets)
     assert first.wrong.all()
     (tmp_path / "lenient.py").write_text("def grade(question, answer):\n    return question.question[0] == 'b'\n")
@@ -224,7 +224,7 @@ def test_a_better_grader_asks_nothing_anew(tmp_path: Path, model: str, sets: lis
     assert [each["wrong"] for each in told["sets"]] == [0, 3]
 
 
-def test_what_is_left_out_is_told(tmp_path: Path, model: str) -> None:
+def test_what_is_left_out_is_reported(tmp_path: Path, model: str) -> None:
     long = json.dumps({"id": "long", "question": "x" * 2000, "answers": ["a"]})
     data = write_set(tmp_path, "set", 2, extra=[long, "no JSON"])
     table, told = record(tmp_path / "a", "--model", model, "--data", data, "--on-bad", "skip")
@@ -305,7 +305,7 @@ def test_transformers_models_are_recorded_without_the_lens(tmp_path: Path, sets:
 
 
 @pytest.mark.model
-def test_the_embedded_model_is_recorded_and_told_of(tmp_path: Path, smollm2_path: Path) -> None:
+def test_the_embedded_model_is_recorded_and_described(tmp_path: Path, smollm2_path: Path) -> None:
     """As a user runs it."""
     path = tmp_path / "sums.jsonl"
     path.write_text("\n".join(json.dumps({"question": f"{n} + {n} =", "answers": [str(2 * n)]}) for n in range(1, 4)))

@@ -448,7 +448,7 @@ def test_cells_that_miss_or_are_too_many_are_bad_rows(tmp_path: Path) -> None:
         ("math", {"solution": r"$\boxed{1"}, r"has no \\boxed answer"),
     ],
 )
-def test_known_faults_of_a_set_are_left_out_and_told(
+def test_known_faults_of_a_set_are_left_out_and_reported(
     name: str, change: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     """They stop nothing: the user of a published set cannot correct it."""
@@ -470,7 +470,7 @@ def test_the_same_question_is_asked_once(tmp_path: Path) -> None:
     assert [row.answers for row in load("natural_questions", path)] == [("1912", "in 1912", "1912 AD"), ("Ann Roe",)]
 
 
-def test_repeated_choices_are_dropped_but_contradictions_told(tmp_path: Path) -> None:
+def test_repeated_choices_are_dropped_but_contradictions_reported(tmp_path: Path) -> None:
     first = NATIVE["mmlu"][0]
     path = write(tmp_path / "rows.jsonl", [first, first, first | {"answer": 2}])
     source = resolve(f"mmlu@{path}")

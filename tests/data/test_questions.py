@@ -347,7 +347,7 @@ def test_the_prompt_of_a_choice_with_a_passage() -> None:
     )
 
 
-def test_the_prompt_of_a_base_model_shows_solved_questions_and_ends_where_it_goes_on() -> None:
+def test_the_prompt_of_a_base_model_shows_solved_questions_and_ends_where_it_continues() -> None:
     question = Question(
         id="1", question="Which one?", answers=("y",), choices=("x", "y"), answer_index=1, context="Read this."
     )

@@ -97,7 +97,7 @@ def test_a_massive_activation_does_not_become_infinite(tmp_path: Path) -> None:
     assert np.abs(kept.signals.signature.activations).max() == largest
 
 
-def test_a_journal_goes_on_without_asking_twice(tmp_path: Path) -> None:
+def test_a_journal_resumes_without_asking_twice(tmp_path: Path) -> None:
     first, second, third = engine(), engine(), engine()
     with Journal(tmp_path / "j", RUN) as journal:
         rows = record_rows(first, ROWS, journal, run=RUN)
@@ -112,7 +112,7 @@ def test_a_journal_goes_on_without_asking_twice(tmp_path: Path) -> None:
     assert asked(third) == []
 
 
-def test_a_run_that_goes_on_another_day_is_asked_with_the_journals_date(tmp_path: Path) -> None:
+def test_a_run_that_resumes_on_another_day_is_asked_with_the_journals_date(tmp_path: Path) -> None:
     dated = replace(RUN, model=scripted_model(template_date="2026-11-25"))
     assert find_template_date(tmp_path / "j") is None
     with Journal(tmp_path / "j", dated):
@@ -593,7 +593,7 @@ def test_better_answers_and_graders_need_no_second_run(tmp_path: Path) -> None:
     assert asked(again) == []
 
 
-def test_responses_of_other_models_are_told_apart_from_those_of_the_own_one() -> None:
+def test_responses_of_other_models_are_distinguished_from_those_of_the_own_one() -> None:
     """A scorer that learns from another model's answers learns how that one is wrong."""
     own = LabelledResponse("1", Prompt.chat("Hi"), "Ho", wrong=True, model="tiny")
     rows: list[tuple[str, Row]] = [

@@ -154,7 +154,7 @@ def test_a_model_that_is_not_in_memory_cannot_be_hashed() -> None:
         wrap(away)
 
 
-def test_tokenizers_and_templates_are_told_apart() -> None:
+def test_tokenizers_and_templates_are_distinguished() -> None:
     model = tiny_model("llama")
     plain = wrap(model).model
     assert wrap(model).model == plain

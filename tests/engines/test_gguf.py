@@ -576,7 +576,7 @@ def test_a_change_is_found_without_the_inodes_time(
 
 
 @pytest.mark.parametrize("entry", [b"", b"{", b"[]", b"[" * 100_000, b'{"sha256": "beef"}', b"\xff"])
-def test_a_damaged_cache_is_hashed_anew(cache: Path, write: Callable[..., Path], entry: bytes) -> None:
+def test_a_damaged_cache_is_hashed_again(cache: Path, write: Callable[..., Path], entry: bytes) -> None:
     path = write(b"weights")
     weights_sha256(path)
     (kept,) = cache.iterdir()

@@ -83,7 +83,7 @@ def test_a_missing_layer_is_named() -> None:
         find_layers(names, MLP_TEMPLATES, None)
 
 
-def test_an_unknown_architecture_is_told_what_was_found() -> None:
+def test_an_unknown_architecture_is_refused_with_what_was_found() -> None:
     with pytest.raises(UnsupportedArchitectureError) as caught:
         find_layers(tree("backbone.blocks", 48, "mixer", "norm"), MLP_TEMPLATES, 48)
     text = str(caught.value)

@@ -103,7 +103,7 @@ def test_tags_are_found_however_the_text_comes(text: str, answer: str, thought: 
         ("<|channel|>analysis to=python<|message|>print(1)", "", "print(1)"),
     ],
 )
-def test_channels_are_told_apart_however_the_text_comes(
+def test_channels_are_distinguished_however_the_text_comes(
     text: str, answer: str, thought: str | None, sizes: list[int]
 ) -> None:
     assert split(text, sizes, HarmonySplitter()) == (answer, thought)
@@ -347,7 +347,7 @@ def test_a_thought_is_taken_back_where_the_capture_had_failed_before() -> None:
     assert (answer.text, answer.reasoning, answer.capture_error) == ("Paris", "Lyon? No.", "no layers")
 
 
-def test_channels_whose_tokens_the_detokenizer_leaves_out_are_told_apart() -> None:
+def test_channels_whose_tokens_the_detokenizer_leaves_out_are_distinguished() -> None:
     class Harmony(MarkedEngine):
         tokens = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>")
 

@@ -210,7 +210,7 @@ def test_a_model_in_training_is_run_without_dropout_and_put_back(kind: str) -> N
     assert everything(model) == before
 
 
-def test_a_model_goes_on_training_afterwards() -> None:
+def test_a_model_continues_training_afterwards() -> None:
     """Dynamic RoPE keeps a tensor of the longest pass; it must be one that autograd takes."""
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 32}
     model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=32)
@@ -247,7 +247,7 @@ def test_no_hook_at_all_without_an_observer() -> None:
 # -- failures of the capture -------------------------------------------------------------------
 
 
-def test_a_layer_that_is_skipped_is_reported_and_the_answer_goes_on() -> None:
+def test_a_layer_that_is_skipped_is_reported_and_the_answer_continues() -> None:
     model = tiny_model("llama")
     engine = wrap(model)
     model.model.layers[1].forward = lambda hidden_states, **_: hidden_states
@@ -258,7 +258,7 @@ def test_a_layer_that_is_skipped_is_reported_and_the_answer_goes_on() -> None:
     assert recording.rows == []
 
 
-def test_a_failing_hook_is_reported_and_the_answer_goes_on() -> None:
+def test_a_failing_hook_is_reported_and_the_answer_continues() -> None:
     model = tiny_model("llama")
     expected = wrap(model).generate(QUESTION, limits=SHORT)
     model.config.hidden_size = 7

@@ -365,7 +365,7 @@ def test_curves_lie_between_the_oracle_and_end_at_the_share_wrong(result: Evalua
     assert set(setting.random.risk) == {setting.random.risk[-1]}, "the same at every coverage"
 
 
-def test_data_sets_are_told_with_their_share_wrong(result: EvaluationResult) -> None:
+def test_data_sets_are_listed_with_their_share_wrong(result: EvaluationResult) -> None:
     table = made_table(SETS, n=60)
     shown = {each.name: (each.n, each.wrong) for each in result.models[0].datasets}
     assert shown == {name: (60, table.wrong[table.dataset == name].mean()) for name in SETS}

@@ -204,7 +204,7 @@ def failing(make: Callable[[str], Exception], chosen: Policy, *p_wrong: float) -
 
 @HOW
 @MAKE
-def test_an_error_that_quotes_the_answer_is_told_only_where_the_answer_is(
+def test_an_error_that_quotes_the_answer_is_reported_only_where_the_answer_is(
     make: Callable[[str], Exception], how: str
 ) -> None:
     result = run(failing(make, ABSTAIN, 0.9), how)

@@ -80,7 +80,7 @@ CALLERS = pytest.mark.parametrize("error", [InputError, PromptTooLongError])
 
 @HOW
 @CALLERS
-def test_a_callers_error_after_an_answer_is_told_only_where_the_answer_is(how: str, error: Any) -> None:
+def test_a_callers_error_after_an_answer_is_reported_only_where_the_answer_is(how: str, error: Any) -> None:
     listener = Inside()
     given = run(guarded(failing(error, 0.9), policy=policy(HALF)), how, {"callbacks": [listener]})
     assert given == ["I cannot say."]

@@ -125,7 +125,7 @@ def listener(tree: Tree, base: type[BaseCallbackHandler]) -> Any:
     return type("Listener", (base,), {event: make(event) for event in CALLBACKS})()
 
 
-def heard_of(chain: Runnable[Any, Any], base: type[BaseCallbackHandler], how: str, name: str) -> Tree:
+def events_of(chain: Runnable[Any, Any], base: type[BaseCallbackHandler], how: str, name: str) -> Tree:
     tree = Tree()
     config: RunnableConfig = {**CONFIG, "run_name": name, "callbacks": [listener(tree, base)]}
 
@@ -150,8 +150,8 @@ def heard_of(chain: Runnable[Any, Any], base: type[BaseCallbackHandler], how: st
 @pytest.mark.parametrize("shape", ["message", "text", "lambda", "tools"])
 def test_callbacks_are_the_same_below_the_guard(shape: str, base: type[BaseCallbackHandler], how: str) -> None:
     make = chains()[shape]
-    bare = heard_of(make(), base, how, "chain")
-    safe = heard_of(guarded(make().with_config(run_name="chain"), policy=policy(ACCEPT)), base, how, "top")
+    bare = events_of(make(), base, how, "chain")
+    safe = events_of(guarded(make().with_config(run_name="chain"), policy=policy(ACCEPT)), base, how, "top")
     wanted = bare.below("/chain")
     assert len(wanted) >= 2
     assert safe.below("/top/chain") == wanted

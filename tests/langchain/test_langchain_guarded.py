@@ -181,7 +181,7 @@ def test_a_case_that_nobody_takes_is_an_error(how: str) -> None:
 
 
 @WAYS
-def test_handlers_may_be_async_and_a_late_one_is_told(how: str) -> None:
+def test_handlers_may_be_async_and_a_late_one_is_reported(how: str) -> None:
     taken: list[Any] = []
     over = threading.Event()
 
@@ -213,7 +213,7 @@ def test_reviews_are_kept_in_the_store(tmp_path: Path) -> None:
 
 
 @WAYS
-def test_in_shadow_mode_nothing_changes_and_the_decision_is_told(how: str) -> None:
+def test_in_shadow_mode_nothing_changes_and_the_decision_is_reported(how: str) -> None:
     listener = EventListener()
     safe = guarded(text_chain(said("Rome", 0.9)), policy=policy(ABSTAIN, "mode: shadow"))
     assert run(safe, how, config={"callbacks": [listener]}).strip() == "Rome"

@@ -153,7 +153,7 @@ def test_what_could_not_be_found_is_refused() -> None:
 # -- channels that LangChain opens by itself -----------------------------------------------------
 
 
-def test_a_parser_that_quotes_the_answer_is_silent() -> None:
+def test_a_parser_that_quotes_the_answer_reports_nothing() -> None:
     chain = PROMPT | model() | JsonOutputParser()
     safe = guarded(chain, policy=policy(ABSTAIN))
     assert_nothing_leaks(safe, QUESTION, secrets=_secrets("text"))
@@ -182,7 +182,7 @@ def _forget_environment() -> None:
 
 
 @pytest.mark.parametrize("mode", ["invoke", "ainvoke", "stream"])
-def test_tracing_by_environment_hears_nothing(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+def test_tracing_by_environment_receives_nothing(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     chain = shapes()["text"]
     (secret,) = _secrets("text")
     with traced(monkeypatch) as sent:
@@ -195,7 +195,7 @@ def test_tracing_by_environment_hears_nothing(monkeypatch: pytest.MonkeyPatch, m
         assert "I cannot say." in "".join(sent)
 
 
-def test_tracing_for_a_block_of_code_hears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_for_a_block_of_code_receives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     safe = guarded(shapes()["text"], policy=policy(ABSTAIN))
     (secret,) = _secrets("text")
     with traced(monkeypatch) as sent:

@@ -254,7 +254,7 @@ def test_a_case_that_nobody_takes_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("how", ["invoke", "ainvoke"])
-def test_a_late_handler_is_told_and_does_not_hold_the_agent_up(how: str) -> None:
+def test_a_late_handler_is_reported_and_does_not_hold_the_agent_up(how: str) -> None:
     over, cases = threading.Event(), list[Escalation]()
     guarded = GuardMiddleware(
         policy("[escalate: {to: [late, own], reply: Later.}]"),
@@ -349,7 +349,7 @@ def test_a_rejection_without_a_reply_has_a_text_of_its_own() -> None:
     assert last(reply(graph, {"type": "reject"})).text == "A reviewer rejected the answer."
 
 
-def test_a_conversation_goes_on_after_a_review() -> None:
+def test_a_conversation_continues_after_a_review() -> None:
     graph = agent(ScriptedChat(script=[said("One?", 0.9), said("Two.", 0.1), said("Three?", 0.9)]), PAUSE)
     ask(graph)
     reply(graph, APPROVE)
@@ -740,7 +740,7 @@ def test_a_fallback_that_the_policy_declares_is_loaded_and_decided_about(accepte
 
 
 @pytest.mark.model
-def test_a_real_retry_is_sampled_anew_within_the_budget(answer: str) -> None:
+def test_a_real_retry_is_sampled_again_within_the_budget(answer: str) -> None:
     chosen = policy(
         "[retry: {below: 1, times: 1, temperature: 1.5, seed: 5}, abstain: {text: No idea.}]",
         "budget: {tokens: 120}\ntruncated: accept",

@@ -147,7 +147,7 @@ def test_an_exception_of_a_signal_handler_in_an_async_escalation_handler_ends_th
 
 
 @pytest.mark.parametrize("streaming", ["hold", "live"])
-def test_a_step_that_catches_its_own_signal_goes_on(streaming: str) -> None:
+def test_a_step_that_catches_its_own_signal_continues(streaming: str) -> None:
     def bounded(value: str) -> str:
         try:
             interrupt()

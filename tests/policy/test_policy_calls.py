@@ -47,7 +47,7 @@ def test_the_defaults_are_the_careful_ones() -> None:
         ("streaming: true", "streaming must be 'hold' or 'live', got true"),
     ],
 )
-def test_mistakes_are_told_with_their_place(line: str, message: str) -> None:
+def test_mistakes_are_reported_with_their_place(line: str, message: str) -> None:
     with pytest.raises(InvalidPolicyError) as caught:
         parse_policy(policy_text(line))
     (problem,) = caught.value.problems

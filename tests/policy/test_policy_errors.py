@@ -267,7 +267,7 @@ def test_each_mistake_is_found_at_its_place(case: str) -> None:
         assert message in str(problem)
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     text, positions = marked(
         "version: 1\nname: ⟦5\nrules:\n  - accept: {below: ⟦yes}\n  - retry: {below: 0.5}\n"
         "  - escalate: {below: ⟦0.4}\n  - ⟦abstian\non_eror: x\n".replace("on_eror", "⟦on_eror")

@@ -223,7 +223,7 @@ def test_what_may_be_written_is_fine_for_editors_too(out_of_distribution: str) -
         ("", "8:1", "nothing is written behind 'out_of_distribution'"),
     ],
 )
-def test_mistakes_are_told_in_words_with_their_place(out_of_distribution: str, position: str, message: str) -> None:
+def test_mistakes_are_reported_in_words_with_their_place(out_of_distribution: str, position: str, message: str) -> None:
     with pytest.raises(InvalidPolicyError) as caught:
         with_section(out_of_distribution)
     (problem,) = caught.value.problems
@@ -341,7 +341,7 @@ LOOPED = parse_policy(
 
 
 @pytest.mark.parametrize("p_wrong", [0.1, 0.5])
-def test_a_guarded_call_about_something_unheard_of_ends_at_once(p_wrong: float) -> None:
+def test_a_guarded_call_about_something_out_of_distribution_ends_at_once(p_wrong: float) -> None:
     engine = engine_saying(p_wrong)
     outcome = Guard(engine, ood_scorer(), LOOPED).ask("What is on the moon?")
     assert (outcome.action, outcome.answer, outcome.rule) == (Action.ABSTAIN, "Never heard of.", "out_of_distribution")

@@ -186,7 +186,7 @@ def test_a_late_async_handler_is_cancelled(call: Deliver) -> None:
     assert cancelled.wait(5)
 
 
-def test_a_handlers_own_timeout_is_told_from_its_deadline(call: Deliver) -> None:
+def test_a_handlers_own_timeout_is_distinguished_from_its_deadline(call: Deliver) -> None:
     def times_out(_: Escalation) -> None:
         raise TimeoutError("no answer from the pager")
 

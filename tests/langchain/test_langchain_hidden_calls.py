@@ -233,7 +233,7 @@ def test_a_live_stream_with_a_hidden_call_is_taken_back() -> None:
             run(safe, how)
 
 
-def test_in_shadow_mode_a_hidden_call_is_told_and_nothing_changes() -> None:
+def test_in_shadow_mode_a_hidden_call_is_reported_and_nothing_changes() -> None:
     chat = model()
 
     def answer(asked: str) -> str:
