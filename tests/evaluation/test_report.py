@@ -261,7 +261,7 @@ def test_the_headline_is_one_threshold_and_no_mean_over_sets() -> None:
     assert hopeless.headline is None
 
 
-def test_cut_answers_are_told_apart_from_whole_ones() -> None:
+def test_cut_answers_are_distinguished_from_whole_ones() -> None:
     wrong, p_wrong = np.array([True, True, False, True]), np.array([0.9, 0.7, 0.1, 0.5])
     cut = np.array([True, True, False, False])
     cell = Predictions("leave-one-dataset-out", "b", "a", wrong, np.arange(4), {"guard": p_wrong}, {}, cut)
