@@ -15,7 +15,7 @@ from guard.langchain.chat.shared_engines import shared_engine
 from guard.policy.policy import Policy, parse_policy
 from guard.scoring.provenance import Prompting
 from guard.scoring.scorer import Scorer
-from guard.scoring.scorer_file import Calibration, Linear, Model
+from guard.scoring.scorer_file import Calibration, Linear, Model, Trees
 
 #: Rules that force each action, whatever the score.
 ACCEPT = "[accept]"
@@ -37,11 +37,23 @@ def embedded(engine: str = "llama.cpp") -> BaseEngine:
 
 
 def scorer_for(engine: BaseEngine, *, system: str = "", max_tokens: int = 8) -> Scorer:
-    """A scorer that finds an answer the likelier wrong, the less likely its tokens were."""
+    """A scorer that finds an answer the likelier wrong, the less likely its tokens were.
+
+    A tree reads the map, whose summary messages have, and adds nothing.
+    """
     start = Linear(features=[0], mean=[0.0], scale=[1.0], coefficients=[-4.0], intercept=-1.0)
-    model = Model(base=start, probe=None, trees=None, calibration=Calibration(slope=1.0, intercept=0.0))
+    nothing, first_divergence = [0.0] * 3, 7
+    tree = Trees(
+        roots=[0],
+        feature=[first_divergence, -1, -1],
+        threshold=nothing,
+        left=[1, 0, 0],
+        right=[2, 0, 0],
+        value=nothing,
+    )
+    model = Model(base=start, probe=None, trees=tree, calibration=Calibration(slope=1.0, intercept=0.0))
     prompting = Prompting(system=system, max_tokens=max_tokens)
-    artefact = tiny_artefact(engine.model, engine.capture_point, aggregates=("mean",), groups=("logprob",))
+    artefact = tiny_artefact(engine.model, engine.capture_point, aggregates=("mean",), groups=("logprob", "map"))
     return Scorer(artefact.model_copy(update={"prompting": prompting, "scores": {"guard": model}}))
 
 
