@@ -12,7 +12,7 @@ from guard.data.sqlite_journal import row_key
 from guard.engines.protocols import Engine
 from guard.records import Limits
 
-#: One in this many answers is asked again, and at most so many.
+#: One in `ONE_IN` answers is asked again, and at most `AT_MOST`.
 ONE_IN, AT_MOST = 20, 16
 
 
