@@ -67,5 +67,5 @@ class LlamaServer:
             f"http://127.0.0.1:{self._port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=600) as answer:
-            told: dict[str, Any] = json.load(answer)
-        return told
+            report: dict[str, Any] = json.load(answer)
+        return report

@@ -100,7 +100,7 @@ class CancelledError(EngineError):
 
 
 class ForkError(EngineError):
-    """The engine was loaded before this process was forked. A fault of the program, which no policy decides on."""
+    """The engine was loaded before this process was forked. The program is at fault; no policy decides about it."""
 
 
 class CaptureError(EngineError):

@@ -89,7 +89,7 @@ def _foot(done: Sequence[Shown], top: int) -> str:
 
 
 def _description(done: Sequence[Shown]) -> str:
-    """What the picture says, for those who hear it."""
+    """Describe the picture in text, for screen readers."""
     value, lines = worth(done), []
     for each in done:
         attempt = _decided_on(each)

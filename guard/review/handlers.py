@@ -140,9 +140,9 @@ def escalate(
 ) -> Delivery:
     """Hand a case to handlers, all at the same time, and wait for them.
 
-    Each handler runs in a daemon thread of its own, an ``async`` one on an event loop of its own.
-    A plain handler that is late cannot be stopped: its thread continues, and may still accept the case
-    after it was reported as late, but it does not keep the process from ending. Once all its threads
+    Each handler runs in its own daemon thread, an ``async`` one on its own event loop. A plain handler that is late
+    cannot be stopped: its thread continues and may accept the case after it was reported as late, but it does not
+    keep the process alive. Once all its threads
     (`guard.review.handler_threads.MOST`) are late, further cases fail at once for it. An ``async`` one is cancelled.
 
     Args:
@@ -152,10 +152,10 @@ def escalate(
         timeout_s: seconds that each has.
 
     Returns:
-        Who took it and who did not. A failure of some, while others took it, is not raised.
+        The handlers that accepted the case, and the errors of the others. An error is raised only if none accepted.
 
     Raises:
-        EscalationError: none took it; says what became of each.
+        EscalationError: no handler accepted the case; the message has the error of each.
         InputError: ``timeout_s`` is not above 0.
     """
     _check_timeout(timeout_s)

@@ -1,4 +1,4 @@
-"""Base models have no chat template: a question is put as a text that the model continues, behind solved examples."""
+"""Prompts for base models, which have no chat template: solved examples, then a question that the model continues."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from guard.scores import Score
 #: The name of the guard's own engine or chain among the sources of attempts.
 OWN_ENGINE = "model"
 
-#: Errors of a question that cannot be asked.
+#: Errors of an invalid question.
 BAD_QUESTION = (InputError, PromptTooLongError, ChatTemplateError)
 
 
@@ -72,7 +72,7 @@ class CallState:
 
     @property
     def deadline(self) -> float:
-        """When the budget's seconds are over, on the clock of `time.monotonic`."""
+        """The time at which the budget is exhausted, on the clock of `time.monotonic`."""
         return self.started + self.budget.seconds
 
     @property
@@ -82,7 +82,7 @@ class CallState:
 
     @property
     def late(self) -> bool:
-        """Whether an answer that comes now comes after the deadline; shadow mode knows none."""
+        """Whether the deadline has passed; shadow mode has none."""
         return not self.shadow and time.monotonic() >= self.deadline
 
     @property

@@ -1,4 +1,4 @@
-"""Bounds what cannot be interrupted by a deadline: a callable that is late is left behind, and its answer with it."""
+"""Deadlines for code that cannot be interrupted: a late callable is abandoned, and its answer is dropped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 def late(name: str) -> EngineTimeoutError:
-    """Return the error of an answer that is not there when the budget's seconds are over."""
+    """Return the error of an answer that is missing when the budget's time is exhausted."""
     return EngineTimeoutError(
         f"'{name}' did not answer in time", why="the budget of the call is exhausted", fix="Raise budget.seconds"
     )
@@ -28,7 +28,7 @@ def run_within(key: Callable[..., Any], work: Callable[[], _T], seconds: float, 
 
     Args:
         key: whose work it is; each has a bounded number of threads (`guard.review.handler_threads`).
-        work: is not interrupted where it is late, but nothing waits for it.
+        work: if it is late, it is not interrupted, but nothing waits for it.
         seconds: to wait.
         name: for the error.
 
@@ -82,7 +82,7 @@ _ending: set[asyncio.Task[Any]] = set()
 
 
 async def await_within(work: Coroutine[Any, Any, _T], seconds: float, *, name: str) -> _T:
-    """Await work, and cancel it without waiting where it is late; errors as for `run_within`."""
+    """Await work; if it is late, cancel it without waiting for its end. Errors as for `run_within`."""
     task = asyncio.create_task(work)
     try:
         await asyncio.wait({task}, timeout=seconds)

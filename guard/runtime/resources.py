@@ -1,4 +1,4 @@
-"""What guarded calls share: who answers, and who takes the cases that are escalated."""
+"""Resources that guarded calls share: engines, fallbacks and escalation handlers."""
 
 from __future__ import annotations
 

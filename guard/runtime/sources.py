@@ -1,4 +1,4 @@
-"""Who can answer in a guarded call: engines with their scorers, and functions.
+"""Sources of answers in a guarded call: engines with their scorers, and functions.
 
 Guards, chat models and chains load and check their sources here.
 """

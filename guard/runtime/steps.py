@@ -7,7 +7,8 @@
     drive(answer())  # calls fetch()
     await adrive(answer())  # awaits afetch()
 
-The generator decides; a step is one thing that it waits for. What a step raises, the generator sees where it waits.
+The generator decides; a step is one operation that it waits for. An exception of a step is raised in the generator
+where it waits.
 
 A procedure that streams yields `Emit` steps too, and reads other streams as `Pieces`:
 
@@ -39,7 +40,7 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that a procedure waits for.
+    """One operation that a procedure waits for.
 
     Attributes:
         run: does it, and blocks.
@@ -74,7 +75,7 @@ def drive(steps: Steps[_R]) -> _R:
     except StopIteration as end:
         return cast(_R, end.value)
     finally:
-        steps.close()  # what was interrupted cleans up now, not when it is collected
+        steps.close()  # an interrupted procedure cleans up now, not at garbage collection
 
 
 async def adrive(steps: Steps[_R]) -> _R:
