@@ -90,16 +90,14 @@ def risk_guarantees(files: Sequence[Path]) -> str:
     """The certificates' tables: what a thousand certifications of recorded scores came to."""
     parts = []
     for file in files:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        scores, first = content["scores"], content["results"][0]
+        data = json.loads(file.read_text(encoding="utf-8"))
+        scores, first = data["scores"], data["results"][0]
         parts.append(
             f"{scores['of']}: {scores['answers']:,} answers, {scores['wrong']:.0%} wrong; {first['draws']:,} draws of "
-            f"{first['n']:,} labels, confidence {first['confidence']:.0%} ({content['date'][:10]}).\n".replace(
-                "%", " %"
-            )
+            f"{first['n']:,} labels, confidence {first['confidence']:.0%} ({data['date'][:10]}).\n".replace("%", " %")
         )
         lines = _header("risk", "broken", "95 % interval", "naive", "certified", "coverage", "oracle", "share")
-        for each in content["results"]:
+        for each in data["results"]:
             low, high = each["broken_interval"]
             shares = [f"{each['risk']:.0%}", f"{each['broken']:.1%}", f"{low:.1%} to {high:.1%}"]
             shares += [f"{each['naive_broken']:.0%}", f"{each['certified']:.0%}"]
@@ -115,10 +113,10 @@ def costs() -> str:
     ratios = ("guarded / library's own generation", "guarded / guard's loop without capture", "log-probabilities only")
     lines = _header("model and engine", *ratios, "bare ms per token", "scoring an answer, ms", "date")
     for file, name in COSTS.items():
-        content = json.loads((MEASURED / file).read_text(encoding="utf-8"))
-        shown = [f"{x['median']:.3f} ({x['smallest']:.2f} to {x['largest']:.2f})" for x in content["ratios"]]
+        data = json.loads((MEASURED / file).read_text(encoding="utf-8"))
+        shown = [f"{x['median']:.3f} ({x['smallest']:.2f} to {x['largest']:.2f})" for x in data["ratios"]]
         shown += [""] * (len(ratios) - len(shown))
-        rest = (f"{content['ratios'][0]['bare']:.1f}", f"{content['score_ms']:.2f}", content["date"][:10])
+        rest = (f"{data['ratios'][0]['bare']:.1f}", f"{data['score_ms']:.2f}", data["date"][:10])
         lines.append(_row(name, *shown, *rest))
     return "\n".join(lines) + "\n"
 
@@ -127,21 +125,21 @@ def shared_costs(folder: Path = MEASURED) -> str:
     """What guarding costs where requests share an engine: conversations, clients, threads, recordings."""
     parts = []
     for file in sorted(each for kind in SHARED for each in folder.glob(f"{kind}-*.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        model, lines = content["model"], []
-        ratios = [each for each in content["found"] if "median" in each]
+        data = json.loads(file.read_text(encoding="utf-8"))
+        model, lines = data["model"], []
+        ratios = [each for each in data["found"] if "median" in each]
         if ratios:
             lines += _header("what", "against", "guarded", "bare", "ratio", "wanted")
         for each in ratios:
             figures = [f"{each[name]:.3g} {each['unit']}" for name in ("guarded", "bare")]
             spread = f"{each['median']:.3f} ({each['smallest']:.2f} to {each['largest']:.2f})"
             lines.append(_row(each["what"], each["against"], *figures, spread, each["wanted"]))
-        single = [each for each in content["found"] if "value" in each]
+        single = [each for each in data["found"] if "value" in each]
         if single:
             lines += ["", *_header("what", "", "")] if lines else _header("what", "", "")
         lines += [_row(each["what"], f"{each['value']:.4g} {each['unit']}".strip(), each["note"]) for each in single]
         name = NAMES.get(model["name"], model["name"])
-        parts.append(f"{name}, {model['quantization']}, on {model['engine']} ({content['date'][:10]}):\n")
+        parts.append(f"{name}, {model['quantization']}, on {model['engine']} ({data['date'][:10]}):\n")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
