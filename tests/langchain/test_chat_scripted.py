@@ -59,7 +59,7 @@ class StreamKeepingEngine(AnsweringEngine):
     @property
     def is_answering(self) -> bool:
         """Whether a request has the model."""
-        return self._answer is not None
+        return bool(self._answers)
 
     def _request(self, prompt: Any, sampling: Any, limits: Any, *rest: Any, **settings: Any) -> Any:
         self.limits.append(limits)
