@@ -14,7 +14,7 @@ from scripted import AnsweringEngine, confidence_scorer, scripted_model
 from guard.engines.thinking import HarmonySplitter
 from guard.errors import ChatTemplateError
 from guard.langchain.chat.chat_guard import ChatGuard
-from guard.langchain.chat.tool_calls import ToolFormat, parse_tool_calls, tool_format
+from guard.langchain.chat.tool_calls import TextAroundCalls, ToolFormat, parse_tool_calls, tool_format
 from guard.records import Prompt
 
 ADD = {
@@ -239,8 +239,14 @@ WRITTEN = {
 @pytest.mark.parametrize("family", sorted(WRITTEN))
 @pytest.mark.parametrize("around", ['You write "{}".', "You write '{}'.", "“{}”", '"Say {} to it"', "<pre>{}</pre>"])
 def test_no_familys_call_in_quotation_marks_is_carried_out(family: str, around: str) -> None:
-    """Before, quotation marks were known for one family only: seven others carried a quoted call out."""
-    assert parse_tool_calls(around.format(WRITTEN[family]), ["add"], form(family), tools=[ADD]).calls == ()
+    """Before, quotation marks were known for one family only: seven others carried a quoted call out.
+
+    Without the rule that text behind a call makes it invalid, the marks alone must do.
+    """
+    text = around.format(WRITTEN[family])
+    modes: tuple[TextAroundCalls, ...] = ("before", "any")
+    for allowed in modes:
+        assert parse_tool_calls(text, ["add"], form(family), tools=[ADD], around=allowed).calls == ()
 
 
 @pytest.mark.parametrize("family", sorted(WRITTEN))
