@@ -14,11 +14,12 @@ export CFLAGS += $(WITHOUT_AMX)
 export CXXFLAGS += $(WITHOUT_AMX)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants fuzz lint types contracts check docs lock bench clean
+.PHONY: help demo test coverage mutants fuzz lint types contracts check docs lock bench clean
 
 help:
 	@echo "make demo    ask the embedded model a dozen questions, score the answers, act on them"
-	@echo "make test    run all tests and hold the coverage; TESTS=PATH runs some, without coverage"
+	@echo "make test    run all tests, or some: make test TESTS=tests/policy"
+	@echo "make coverage  the tests with branch coverage, held above the floor"
 	@echo "make mutants check that the tests notice when guard fails open"
 	@echo "make fuzz    attack every target with hostile inputs, SECONDS each"
 	@echo "make check   lint, strict type check, import contracts"
@@ -50,10 +51,13 @@ demo: $(VENV)/.demo
 	@echo
 	@echo 'Now ask something yourself:  $(BIN)/guard ask "What is the capital of Italy?"'
 
-# BLAS threads wait actively, as llama.cpp's do: beside each other both get many times slower. The whole suite is held
-# above the coverage floor of pyproject.toml.
+# BLAS threads wait actively, as llama.cpp's do: beside each other both get many times slower.
 test: $(VENV)/.dev
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --strict-skips $(or $(TESTS),--cov)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --strict-skips $(TESTS)
+
+# Branch coverage, held above the floor of pyproject.toml. Not part of CI yet: all of it has been seen to pass in parts only.
+coverage: $(VENV)/.dev
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --strict-skips --cov $(TESTS)
 
 # Names of mutants, or their beginning, in MUTANTS; all by default.
 mutants: $(VENV)/.dev
