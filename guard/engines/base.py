@@ -51,9 +51,6 @@ class BaseEngine(ABC):
     #: What of earlier requests' tokens the model can use again.
     reuse: Reuse = "nothing"
 
-    #: Whether one pass over two tokens takes longer than two passes over one, so that two answers take turns.
-    pairs_are_slow: bool = False
-
     def __init__(self) -> None:
         self._process = os.getpid()
         self._loop = EngineLoop(self)

@@ -64,7 +64,6 @@ class BatchModel(Protocol):
 
     slots: int
     one_at_a_time: bool
-    pairs_are_slow: bool
     reuse: Reuse
 
     @property
@@ -122,22 +121,3 @@ def share_out(pending: Sequence[int], tokens: int) -> list[int]:
             more = min(pending[at] - counts[at], share, left)
             counts[at], left = counts[at] + more, left - more
     return counts
-
-
-def take_turns(counts: list[int], turn: int) -> list[int]:
-    """Return the same shares, where two answers and nothing else are continued: by one of them only.
-
-    For models on which one pass over two tokens takes longer than two passes over one.
-
-    Args:
-        counts: as `share_out` gives them.
-        turn: of this step; two steps that follow each other have different parities.
-
-    Examples:
-        >>> take_turns([1, 1], turn=0), take_turns([1, 1], turn=1), take_turns([1, 1, 1], turn=0)
-        ([1, 0], [0, 1], [1, 1, 1])
-    """
-    answers = [at for at, count in enumerate(counts) if count]
-    if len(answers) != 2 or sum(counts) != 2:
-        return counts
-    return [count if at == answers[turn % 2] else 0 for at, count in enumerate(counts)]

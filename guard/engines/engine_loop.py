@@ -15,7 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
-from guard.engines.batch import BatchModel, Feed, PassRow, Start, share_out, take_turns
+from guard.engines.batch import BatchModel, Feed, PassRow, Start, share_out
 from guard.engines.request import POLL_S, Item, Request
 from guard.engines.running import RunningAnswer
 from guard.engines.slots import Placement, SlotTable, common_prefix
@@ -46,7 +46,6 @@ class EngineLoop:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._at_end: Callable[[], None] = _nothing
-        self._turn = 0
         #: How many tokens the model has evaluated.
         self.evaluated = 0
 
@@ -152,9 +151,6 @@ class EngineLoop:
         self._end_interrupted(engine)
         self._admit(engine)
         counts = share_out([running.pending for running in self._running], engine.batch_tokens)
-        if engine.pairs_are_slow:
-            self._turn += 1
-            counts = take_turns(counts, self._turn)
         turns = [(running, running.feed(count)) for running, count in zip(self._running, counts, strict=True) if count]
         if not turns:
             return

@@ -31,9 +31,9 @@ class RememberingEngine(BaseEngine):
     capture_point = "mlp"
     reuse = "copy"
 
-    def __init__(self, slots: int = 4, *, cells: int = 400, pairs_are_slow: bool = False) -> None:
+    def __init__(self, slots: int = 4, *, cells: int = 400) -> None:
         super().__init__()
-        self.slots, self.cells, self.pairs_are_slow = slots, cells, pairs_are_slow
+        self.slots, self.cells = slots, cells
         self.memory: dict[int, list[int]] = {number: [] for number in range(slots)}
         self.passes: list[list[Feed]] = []
         self.fail_at = -1
@@ -207,17 +207,3 @@ def test_a_long_prompt_does_not_keep_answers_waiting() -> None:
     assert pieces > 20, "this seed has a short answer: choose another"
     shared = [feeds for feeds in engine.passes if len(feeds) == 2]
     assert len(shared) >= 2, "the prompt is read in parts beside the answer"
-
-
-def test_two_answers_take_turns_where_a_pass_over_two_is_slow_and_more_share_passes() -> None:
-    sampling = Sampling(1.0, seed=1)
-    for count, sizes in ((2, {1}), (3, {1, 2, 3})):
-        engine = RememberingEngine(4, pairs_are_slow=True)
-        with ThreadPoolExecutor(4) as pool:
-            prompts = [Prompt.raw(f"{number}") for number in range(count)]
-            answers = list(pool.map(lambda p: engine.generate(p, limits=TWENTY, sampling=sampling), prompts))  # noqa: B023
-        assert [a.token_ids for a in answers] == [
-            RememberingEngine(1).generate(p, limits=TWENTY, sampling=sampling).token_ids for p in prompts
-        ]
-        continued = {len(feeds) for feeds in engine.passes if all(len(feed.tokens) == 1 for feed in feeds)}
-        assert continued <= sizes
