@@ -17,15 +17,15 @@ export CXXFLAGS += $(WITHOUT_AMX)
 .PHONY: help demo test coverage mutants fuzz lint types contracts check docs lock bench clean
 
 help:
-	@echo "make demo    ask the embedded model a dozen questions, score the answers, act on them"
-	@echo "make test    run all tests, or some: make test TESTS=tests/policy"
-	@echo "make coverage  the tests with branch coverage, held above the floor"
-	@echo "make mutants check that the tests notice when guard fails open"
-	@echo "make fuzz    attack every target with hostile inputs, SECONDS each"
-	@echo "make check   lint, strict type check, import contracts"
-	@echo "make lock    write the versions of this environment to requirements-dev.lock"
-	@echo "make docs    build the documentation site in build/site"
-	@echo "make bench   measure what guarding costs, in a quarter of an hour; SERVER=PATH compares with llama.cpp's server"
+	@echo "make demo     ask the embedded model a dozen questions, score the answers, act on them"
+	@echo "make test     run all tests, or some: make test TESTS=tests/policy"
+	@echo "make coverage the tests with branch coverage, held above the floor"
+	@echo "make mutants  check that the tests notice when guard fails open"
+	@echo "make fuzz     attack every target with hostile inputs, SECONDS each"
+	@echo "make check    lint, strict type check, import contracts"
+	@echo "make lock     write the versions of this environment to requirements-dev.lock"
+	@echo "make docs     build the documentation site in build/site"
+	@echo "make bench    measure what guarding costs, in a quarter of an hour; SERVER=PATH compares with llama.cpp's server"
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "guard needs Python 3.11 or newer")'

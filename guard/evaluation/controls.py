@@ -7,6 +7,7 @@ the answer is, how the two look. A score must be above what these methods reach.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,10 +99,16 @@ class _FittedTextMethod:
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceProbability:
-    """One minus the probability of the whole answer, without a fit: the peers' maximum sequence probability."""
+class UnfittedProbability:
+    """One minus a probability that the answer's tokens give as they stand, without a fit.
 
-    name: str = "sequence probability, unfitted"
+    Attributes:
+        name: of the method.
+        read: the logarithm of that probability, from the tokens' log-probabilities.
+    """
+
+    name: str
+    read: Callable[[Doubles], float]
     kind: MethodKind = "baseline"
     passes: float = 1.0
 
@@ -112,27 +119,14 @@ class SequenceProbability:
         return self
 
     def p_wrong(self, table: AnswerTable) -> Doubles:
-        """Return one minus the product of the tokens' probabilities."""
-        return np.array([-np.expm1(each.sum()) for each in _logprobs(table)])
+        """Return one minus the probability of each answer."""
+        return np.array([-np.expm1(self.read(each)) for each in _logprobs(table)])
 
 
-@dataclass(frozen=True, slots=True)
-class LeastTokenProbability:
-    """One minus the least token probability, without a fit: the peers' minimum token probability."""
-
-    name: str = "least token probability, unfitted"
-    kind: MethodKind = "baseline"
-    passes: float = 1.0
-
-    def fit(self, table: AnswerTable, *, seed: int) -> FittedMethod:
-        """Return itself: there is nothing to fit."""
-        del seed
-        _recorded(table)
-        return self
-
-    def p_wrong(self, table: AnswerTable) -> Doubles:
-        """Return one minus the least probability of a token."""
-        return np.array([-np.expm1(each.min()) for each in _logprobs(table)])
+#: The peers' maximum sequence probability: the product of the tokens' probabilities.
+SEQUENCE_PROBABILITY = UnfittedProbability("sequence probability, unfitted", np.sum)
+#: The peers' minimum token probability.
+LEAST_TOKEN_PROBABILITY = UnfittedProbability("least token probability, unfitted", np.min)
 
 
 def _logprobs(table: AnswerTable) -> list[Doubles]:

@@ -24,7 +24,7 @@ from guard.calibration.fitting import Examples, fit_model, schema_for
 from guard.data.answers import Answers
 from guard.data.normalised import normalise
 from guard.errors import CalibrationError, InputError
-from guard.evaluation.controls import LeastTokenProbability, SequenceProbability, TextMethod, question_categories
+from guard.evaluation.controls import LEAST_TOKEN_PROBABILITY, SEQUENCE_PROBABILITY, TextMethod, question_categories
 from guard.evaluation.protocol import AnswerTable, FittedMethod, Method, MethodKind
 from guard.records import Doubles
 from guard.scores import ScoreName
@@ -284,8 +284,8 @@ def methods_for(which: Which) -> tuple[Method, ...]:
         RegressionMethod("lens agreement", lens_agreement, inverse_penalty=MANY),
         RegressionMethod("chain of embedding", embedding_path, inverse_penalty=MANY),
         RegressionMethod("update geometry", update_geometry, inverse_penalty=MANY),
-        SequenceProbability(),
-        LeastTokenProbability(),
+        SEQUENCE_PROBABILITY,
+        LEAST_TOKEN_PROBABILITY,
         RegressionMethod("length", lengths, kind="control"),
         RegressionMethod("question category", question_categories, kind="control"),
         TextMethod(),

@@ -14,18 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted import END, ByteEngine
 
-from guard.engines.base import BaseEngine
 from guard.engines.batch import Feed, PassRow, Start
-from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.errors import CancelledError, EngineError, EngineTimeoutError
 from guard.records import Floats, Generation, Limits, ModelInfo, Prompt, Sampling
 
-END = 256
 TWENTY = Limits(max_tokens=20)
 
 
-class RememberingEngine(BaseEngine):
+class RememberingEngine(ByteEngine):
     """Keeps the tokens of each slot as llama.cpp does, and refuses what does not fit them."""
 
     capture_point = "mlp"
@@ -49,21 +47,6 @@ class RememberingEngine(BaseEngine):
     @property
     def batch_tokens(self) -> int:
         return 16
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        return [*prompt.question.encode()]
-
-    def encode_text(self, text: str) -> list[int]:
-        return [*text.encode()]
-
-    def _detokenizer(self) -> Detokenizer:
-        return BytesDetokenizer(lambda token: bytes([token]))
-
-    def _is_end(self, token: int) -> bool:
-        return token == END
-
-    def _end_token(self) -> int:
-        return END
 
     def _begin(self, start: Start) -> int:
         held = self.memory[start.slot if start.source is None else start.source][: start.keep]

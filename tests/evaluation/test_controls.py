@@ -19,8 +19,8 @@ from guard.data.recording import Journal, Run, record_rows
 from guard.errors import InputError
 from guard.evaluation.controls import (
     CATEGORIES,
-    LeastTokenProbability,
-    SequenceProbability,
+    LEAST_TOKEN_PROBABILITY,
+    SEQUENCE_PROBABILITY,
     TextMethod,
     question_categories,
 )
@@ -77,8 +77,8 @@ def test_questions_have_categories_by_their_words(answers: Answers) -> None:
 
 
 def test_peers_as_they_stand_are_the_probabilities_of_the_tokens(answers: Answers) -> None:
-    sequence = SequenceProbability().fit(answers, seed=0).p_wrong(answers)
-    least = LeastTokenProbability().fit(answers, seed=0).p_wrong(answers)
+    sequence = SEQUENCE_PROBABILITY.fit(answers, seed=0).p_wrong(answers)
+    least = LEAST_TOKEN_PROBABILITY.fit(answers, seed=0).p_wrong(answers)
     for at in (0, 1, 7):
         probabilities = np.exp(answers.signals(at).logprobs.astype(float))
         assert sequence[at] == pytest.approx(1 - probabilities.prod())

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.language_models import BaseChatModel
 from langchain_fixtures import scorer_for
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
+from tool_suite import ToolSuite
 
 from guard.engines import load_engine
 from guard.engines.base import BaseEngine
-from guard.langchain.chat.chat_guard import ChatGuard
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -37,36 +36,12 @@ def loaded() -> BaseEngine:
     return load_engine(Path(os.environ[NAMED]), context_tokens=4096)
 
 
-class RealTools:
-    """What the suites ask about the model."""
-
-    @property
-    def chat_model_class(self) -> type[BaseChatModel]:
-        return ChatGuard
+class RealTools(ToolSuite):
+    """The model that is named."""
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"engine": loaded(), "scorer": scorer_for(loaded(), max_tokens=256)}
-
-    @property
-    def has_tool_calling(self) -> bool:
-        return True
-
-    @property
-    def has_structured_output(self) -> bool:
-        return True
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-    @property
-    def supports_model_override(self) -> bool:
-        return False
-
-    @property
-    def returns_usage_metadata(self) -> bool:
-        return True
 
 
 class TestUnitRealTools(RealTools, ChatModelUnitTests):

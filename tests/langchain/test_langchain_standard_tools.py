@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 from scripted import tiny_artefact
 from scripted_tools import MODEL, ToolEngine
+from tool_suite import ToolSuite
 
-from guard.langchain.chat.chat_guard import ChatGuard
 from guard.scoring.provenance import Prompting
 from guard.scoring.scorer import Scorer
 
@@ -25,36 +24,12 @@ def _scorer() -> Scorer:
     return Scorer(artefact.model_copy(update={"prompting": Prompting(system="", max_tokens=2000)}))
 
 
-class WithTools:
-    """What the suites ask about the model."""
-
-    @property
-    def chat_model_class(self) -> type[BaseChatModel]:
-        return ChatGuard
+class WithTools(ToolSuite):
+    """The scripted model."""
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"engine": ToolEngine(), "scorer": _scorer()}
-
-    @property
-    def has_tool_calling(self) -> bool:
-        return True
-
-    @property
-    def has_structured_output(self) -> bool:
-        return True
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-    @property
-    def supports_model_override(self) -> bool:
-        return False
-
-    @property
-    def returns_usage_metadata(self) -> bool:
-        return True
 
 
 class TestUnitWithTools(WithTools, ChatModelUnitTests):

@@ -42,10 +42,29 @@ def scripted_model(**changes: object) -> ModelInfo:
     return ModelInfo(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-class AnsweringEngine(BaseEngine):
+class ByteEngine(BaseEngine):
+    """An engine whose tokens 0 to 255 are bytes; 256 ends an answer."""
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        return [*prompt.question.encode()]
+
+    def encode_text(self, text: str) -> list[int]:
+        return [*text.encode()]
+
+    def _detokenizer(self) -> Detokenizer:
+        return BytesDetokenizer(lambda token: bytes([token]))
+
+    def _is_end(self, token: int) -> bool:
+        return token == END
+
+    def _end_token(self) -> int:
+        return END
+
+
+class AnsweringEngine(ByteEngine):
     """Answers by a script: from the prompt and the number of the request to a text and its p_wrong.
 
-    Tokens 0 to 255 are bytes, 256 ends an answer. ``on_feed`` runs before each pass with its number
+    ``on_feed`` runs before each pass with its number
     within the request, ``activations_at`` gives each pass's layers; tests fail and wait there.
     """
 
@@ -64,21 +83,6 @@ class AnsweringEngine(BaseEngine):
     @property
     def model(self) -> ModelInfo:
         return self._info
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        return [*prompt.question.encode()]
-
-    def encode_text(self, text: str) -> list[int]:
-        return [*text.encode()]
-
-    def _detokenizer(self) -> Detokenizer:
-        return BytesDetokenizer(lambda token: bytes([token]))
-
-    def _is_end(self, token: int) -> bool:
-        return token == END
-
-    def _end_token(self) -> int:
-        return END
 
     @property
     def batch_tokens(self) -> int:
