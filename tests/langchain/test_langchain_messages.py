@@ -19,9 +19,9 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
+from guard.engines.instructions import json_instruction, tool_instruction
+from guard.engines.tool_calls import parse_tool_calls
 from guard.errors import InputError
-from guard.langchain.chat.structured_output import json_instruction, tool_instruction
-from guard.langchain.chat.tool_calls import parse_tool_calls
 from guard.langchain.messages import chat_turns
 from guard.langchain.metadata import KEY, read_score, score_metadata, with_metadata
 from guard.records import Sampling

@@ -12,9 +12,9 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from scripted import AnsweringEngine, confidence_scorer, scripted_model
 
 from guard.engines.thinking import HarmonySplitter
+from guard.engines.tool_calls import TextAroundCalls, ToolFormat, parse_tool_calls, tool_format
 from guard.errors import ChatTemplateError
 from guard.langchain.chat.chat_guard import ChatGuard
-from guard.langchain.chat.tool_calls import TextAroundCalls, ToolFormat, parse_tool_calls, tool_format
 from guard.records import Prompt
 
 ADD = {

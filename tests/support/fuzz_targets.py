@@ -191,7 +191,7 @@ _CALL_PIECES = (
 
 
 def _check_calls(text: str) -> None:
-    from guard.langchain.chat.tool_calls import _FORMATS, parse_tool_calls
+    from guard.engines.tool_calls import _FORMATS, parse_tool_calls
 
     for form in _FORMATS.values():
         answer = parse_tool_calls(text, ["add"], form)

@@ -12,8 +12,8 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 
+from guard.engines.tool_calls import HERMES, TextAroundCalls, ToolFormat, parse_tool_calls
 from guard.langchain.attempts.complete_json import unrepairable
-from guard.langchain.chat.tool_calls import HERMES, TextAroundCalls, ToolFormat, parse_tool_calls
 from guard.langchain.messages import REASONING
 from guard.records import Limits, Prompt, Sampling
 

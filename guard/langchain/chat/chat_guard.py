@@ -28,7 +28,10 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from guard.engines import EMBEDDED
 from guard.engines.base import BaseEngine
+from guard.engines.instructions import json_instruction, tool_instruction
 from guard.engines.protocols import Engine
+from guard.engines.tool_calls import HERMES, TextAroundCalls
+from guard.engines.tool_support import check_tools, find_form
 from guard.engines.witness import AnswerWitness, begin
 from guard.errors import EngineError, InputError, ScorerError, did_you_mean
 from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
@@ -38,9 +41,7 @@ from guard.langchain.chat.answer_messages import ChatRequest, message_chunks
 from guard.langchain.chat.chat_runtime import ChatRuntime
 from guard.langchain.chat.routed_model import RoutedChatModel
 from guard.langchain.chat.shared_engines import shared_engine
-from guard.langchain.chat.structured_output import json_instruction, structured, tool_instruction
-from guard.langchain.chat.tool_calls import HERMES, TextAroundCalls
-from guard.langchain.chat.tool_support import check_tools, find_form
+from guard.langchain.chat.structured_output import structured
 from guard.langchain.messages import chat_turns
 from guard.policy.policy import load_policy
 from guard.records import Limits, Prompt, Sampling

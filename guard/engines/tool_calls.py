@@ -12,14 +12,11 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-from langchain_core.messages import InvalidToolCall, ToolCall
-from langchain_core.messages.tool import invalid_tool_call, tool_call
-
+from guard.engines.strict_json import DECODER
 from guard.engines.thinking import MARKS
 from guard.errors import did_you_mean
-from guard.langchain.attempts.complete_json import DECODER
 
 #: Thoughts, code (fenced, indented or within backticks) and quotations, whose text is never a call.
 _QUOTED = (
@@ -41,6 +38,25 @@ _NEAR = 500
 TextAroundCalls = Literal["none", "before", "any"]
 
 _FENCED = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
+
+
+class ToolCall(TypedDict):
+    """A call that can be carried out; LangChain's messages take it as it is."""
+
+    type: Literal["tool_call"]
+    id: str
+    name: str
+    args: dict[str, Any]
+
+
+class InvalidToolCall(TypedDict):
+    """What was meant as a call and is none; ``args`` is the text as it was written."""
+
+    type: Literal["invalid_tool_call"]
+    id: str
+    name: str | None
+    args: str
+    error: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,9 +425,9 @@ def _made(written: _Written, offered: Sequence[str]) -> ToolCall | InvalidToolCa
     if error is None and name not in offered:
         error = f"no tool '{name}' was offered. {did_you_mean(str(name), offered)}".strip()
     if error is None:
-        return tool_call(name=str(name), args=arguments, id=_new_id())
+        return ToolCall(type="tool_call", id=_new_id(), name=str(name), args=arguments)
     raw = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return invalid_tool_call(name=name, args=raw, id=_new_id(), error=error)
+    return InvalidToolCall(type="invalid_tool_call", id=_new_id(), name=name, args=raw, error=error)
 
 
 def _new_id() -> str:

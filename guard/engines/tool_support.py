@@ -6,8 +6,8 @@ from typing import Any
 
 from guard.engines.base import BaseEngine
 from guard.engines.protocols import Engine
+from guard.engines.tool_calls import HERMES, ToolFormat, format_names, tool_format
 from guard.errors import ChatTemplateError
-from guard.langchain.chat.tool_calls import HERMES, ToolFormat, format_names, tool_format
 from guard.records import Prompt
 
 
