@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from guard.calibration.procedure import calibrate
+    from guard.calibration.recorded import calibrate_records
     from guard.certification.procedure import certify
     from guard.data.procedure import record
     from guard.data.progress import Progress
@@ -36,6 +37,7 @@ __version__: str
 
 _HOMES = {
     "guard.calibration.procedure": ("calibrate",),
+    "guard.calibration.recorded": ("calibrate_records",),
     "guard.certification.procedure": ("certify",),
     "guard.data.procedure": ("record",),
     "guard.data.progress": ("Progress",),
@@ -83,6 +85,7 @@ __all__ = [
     "Signature",
     "Store",
     "calibrate",
+    "calibrate_records",
     "certify",
     "decide",
     "evaluate",

@@ -37,7 +37,7 @@ COMMANDS: Mapping[str, Any] = {
 TASKS: tuple[tuple[str, str, tuple[Callable[..., Any], ...]], ...] = (
     ("Ask", "ask", (guard.Guard.load, guard.Guard.ask)),
     ("Score", "score", (guard.Guard.load, guard.Guard.score)),
-    ("Calibrate", "calibrate", (guard.calibrate,)),
+    ("Calibrate", "calibrate", (guard.calibrate, guard.calibrate_records)),
     ("Record", "record", (guard.record,)),
     ("Certify", "certify", (guard.certify,)),
     ("Evaluate", "evaluate", (guard.evaluate,)),

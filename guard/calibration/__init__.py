@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         CalibrationResult,
         calibrate,
     )
+    from guard.calibration.recorded import calibrate_records
     from guard.calibration.scorer_fit import (
         FittedScorer,
         Labelled,
@@ -25,6 +26,7 @@ __all__ = [
     "FittedScorer",
     "Labelled",
     "calibrate",
+    "calibrate_records",
     "fit_scorer",
 ]
 
@@ -35,6 +37,7 @@ __getattr__, __dir__ = lazy_face(
             "CalibrationResult",
             "calibrate",
         ),
+        "recorded": ("calibrate_records",),
         "scorer_fit": (
             "FittedScorer",
             "Labelled",

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guard.cli.data_options import (
-    DataOption,
     GraderOption,
     JournalOption,
     LimitOption,
     MaxTokensOption,
     OnBadOption,
+    OptionalDataOption,
     SystemOption,
     TauOption,
 )
@@ -30,16 +30,25 @@ from guard.cli.output import (
 )
 from guard.cli.progress import ProgressBars
 from guard.cli.terminal import shown
+from guard.errors import InputError
 
 if TYPE_CHECKING:
     from guard.calibration.procedure import CalibrationResult
     from guard.scoring.metrics import AtThreshold, BrierGain, Metrics
 
 
+#: Options that mean something where the answers are recorded.
+_BESIDE_RECORDS = {"records", "out", "without", "seed", "as_json"}
+
+
 @loads_a_model()
 def calibrate(
-    data: DataOption,
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="The scorer file to write.")],
+    data: OptionalDataOption = None,
+    records: Annotated[
+        Path | None, typer.Option("--records", help="Fit on answers that guard record has recorded; asks nothing.")
+    ] = None,
     model: ModelOption = "smollm2",
     engine: EngineOption = None,
     engine_options: EngineOptions = None,
@@ -63,6 +72,14 @@ def calibrate(
 
     The command is resumable: run it again after an interruption, and it asks only what it has not asked yet.
     """
+    if records is not None:
+        _refuse_beside_records(ctx)
+        _show(_from_records(records, out=out, without=without or (), seed=seed), as_json=as_json)
+        return
+    if not data:
+        raise InputError(
+            "There is nothing to fit on", fix="Give labelled questions (--data) or recorded answers (--records)"
+        )
     from guard.calibration.procedure import calibrate as run
 
     with ProgressBars() as progress:
@@ -85,6 +102,27 @@ def calibrate(
             journal=journal,
             progress=progress,
         )
+    _show(result, as_json=as_json)
+
+
+def _from_records(records: Path, **options: Any) -> CalibrationResult:
+    from guard.calibration.recorded import calibrate_records
+
+    return calibrate_records(records, **options)
+
+
+def _refuse_beside_records(ctx: typer.Context) -> None:
+    """Refuse options about how to ask: the recorded answers have been asked already."""
+    for name in ctx.params.keys() - _BESIDE_RECORDS:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{option} does not go with --records", why="nothing is asked, and the labels are recorded"
+            )
+
+
+def _show(result: CalibrationResult, *, as_json: bool) -> None:
     if as_json:
         print_json(_json(result))
     else:

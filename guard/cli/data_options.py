@@ -7,15 +7,14 @@ from typing import Annotated
 
 import typer
 
-DataOption = Annotated[
-    list[str],
-    typer.Option(
-        "--data",
-        "-d",
-        metavar="SPEC",
-        help="JSON Lines file (.gz too), or a named set: NAME@FOLDER or hub:NAME; repeatable.",
-    ),
-]
+_DATA = typer.Option(
+    "--data",
+    "-d",
+    metavar="SPEC",
+    help="JSON Lines file (.gz too), or a named set: NAME@FOLDER or hub:NAME; repeatable.",
+)
+DataOption = Annotated[list[str], _DATA]
+OptionalDataOption = Annotated[list[str] | None, _DATA]
 GraderOption = Annotated[
     str | None,
     typer.Option("--grader", help="text, number, choice, regex or module:function; by default each row's own."),

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from guard.data.columns import ARRAYS, KINDS, RAGGED, VALUES, Columns, array_shapes, to_offsets
 from guard.data.graders import Grader, is_wrong
 from guard.data.parquet_file import read_columns, write_columns
-from guard.data.questions import Row, question_identity
+from guard.data.questions import Row, question_identity, split_text
 from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import InputError
-from guard.records import Floats, Signals
+from guard.records import Floats, ModelInfo, Signals
 from guard.scoring.probe import InnerProducts
 from guard.scoring.signature import FeatureSchema
 
@@ -81,7 +81,7 @@ class Answers:
             record = journal.record(key)
             if isinstance(record, Record) and _has_probability(record.signals):
                 wrong = is_wrong(row, record.answer, grade)
-                builder.add(record, group=question_identity(row), wrong=wrong)
+                builder.add(record, row, wrong=wrong)
         if not len(builder):
             raise InputError(f"'{journal.path}' has none of these answers", fix="Record them first")
         return cls.whole(builder.columns())
@@ -188,6 +188,11 @@ class Answers:
     def answer(self) -> NDArray[np.object_]:
         """Texts of the answers, shape (n,). Methods compare them; no report shows them."""
         return self.columns.answer[self.rows]
+
+    @property
+    def split_text(self) -> NDArray[np.object_]:
+        """Texts that decide the split of each question, shape (n,); see `guard.data.questions.split_text`."""
+        return self.columns.split_text[self.rows]
 
     @property
     def samples(self) -> tuple[tuple[str, ...], ...]:
@@ -308,6 +313,23 @@ def run_metadata(run: Run) -> dict[str, Any]:
     }
 
 
+def run_of(answers: Answers) -> Run:
+    """Return the run that some answers belong to: the inverse of `run_metadata`.
+
+    Raises:
+        InputError: the metadata lacks a setting, as that of joined recordings may.
+    """
+    metadata = {"model.template_date": None, **answers.metadata}
+    try:
+        model = ModelInfo(**{each.name: metadata[f"model.{each.name}"] for each in fields(ModelInfo)})
+        settings = {each.name: metadata[each.name] for each in fields(Run) if each.name != "model"}
+    except KeyError as error:
+        raise InputError("The recorded answers do not say how they were asked", why=f"{error} is missing") from error
+    for name in ("temperatures", "stop"):
+        settings[name] = tuple(settings[name])
+    return Run(model=model, **settings)
+
+
 _PACKAGES = {"llama.cpp": ("llama-cpp-python",), "transformers": ("transformers", "torch")}
 
 
@@ -336,7 +358,7 @@ class _Builder:
     def __len__(self) -> int:
         return len(self._values)
 
-    def add(self, record: Record, *, group: str, wrong: bool) -> None:
+    def add(self, record: Record, row: Row, *, wrong: bool) -> None:
         """Add one answer."""
         signature, at = record.signals.signature, len(self)
         self._arrays["maps"][at] = signature.maps
@@ -350,8 +372,8 @@ class _Builder:
             self._tokens[name].append(getattr(record.signals, name))
         self._samples.append(record.samples)
         seconds, prompt_tokens, ended = record.seconds, record.prompt_tokens, record.finish_reason or ""
-        texts = (record.question, record.answer)
-        self._values.append((record.key, record.dataset, group, *texts, wrong, seconds, prompt_tokens, ended))
+        texts = (question_identity(row), record.question, record.answer, split_text(row))
+        self._values.append((record.key, record.dataset, *texts, wrong, seconds, prompt_tokens, ended))
 
     def columns(self) -> Columns:
         """Return the columns of all added answers."""

@@ -23,6 +23,7 @@ KINDS: Mapping[str, type] = {
     "group": np.str_,
     "question": object,
     "answer": object,
+    "split_text": object,
     "wrong": np.bool_,
     "seconds": np.float64,
     "prompt_tokens": np.int32,
@@ -40,7 +41,7 @@ class Columns:
     Attributes:
         key: shape (n,), ``dataset/id``, texts.
         dataset, group, wrong, seconds, prompt_tokens, finish_reason: as in `Answers`.
-        question, answer, samples: as in `Answers`.
+        question, answer, split_text, samples: as in `Answers`.
         offsets: shape (n + 1,); tokens of answer i are ``offsets[i]`` to ``offsets[i + 1]`` of the next three.
         logprobs, entropies, margins: shape (all tokens,), as in `Generation`.
         maps, norms: shapes (n, T, A, L, L) and (n, A, L), as in `Signature`. The maps are float32: in half
@@ -59,6 +60,7 @@ class Columns:
     finish_reason: NDArray[np.str_]
     question: NDArray[np.object_]
     answer: NDArray[np.object_]
+    split_text: NDArray[np.object_]
     samples: tuple[tuple[str, ...], ...]
     offsets: NDArray[np.int64]
     logprobs: Floats

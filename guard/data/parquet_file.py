@@ -20,7 +20,7 @@ from guard.data.columns import ARRAYS, KINDS, RAGGED, Columns, array_shapes, to_
 from guard.errors import InputError, did_you_mean, missing_extra
 from guard.files.write_whole import replacing
 
-FORMAT, FORMAT_VERSION = "guard-answers", 3
+FORMAT, FORMAT_VERSION = "guard-answers", 4
 
 #: Key of guard's own entry in the file's metadata.
 _KEY = b"guard"

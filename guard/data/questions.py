@@ -205,12 +205,21 @@ def split_questions(rows: Sequence[RowT], *, seed: int, shares: Mapping[str, flo
     checked_seed(seed)
     if not shares or any(not share > 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
         raise InputError(f"Shares must be above 0 and add up to 1, got {dict(shares)}")
-    names, ends = list(shares), list(itertools.accumulate(shares.values()))
-    parts: dict[str, list[RowT]] = {name: [] for name in names}
+    parts: dict[str, list[RowT]] = {name: [] for name in shares}
     for row in rows:
-        at = bisect.bisect_right(ends, position(seed, _normalised(row)))
-        parts[names[min(at, len(names) - 1)]].append(row)
+        parts[split_of(split_text(row), seed=seed, shares=shares)].append(row)
     return parts
+
+
+def split_of(text: str, *, seed: int, shares: Mapping[str, float]) -> str:
+    """Return the part that the row of a `split_text` belongs to; see `split_questions`.
+
+    Examples:
+        >>> split_of("what is 1 + 1", seed=0, shares={"fit": 0.8, "test": 0.2})
+        'fit'
+    """
+    names, ends = list(shares), list(itertools.accumulate(shares.values()))
+    return names[min(bisect.bisect_right(ends, position(seed, text)), len(names) - 1)]
 
 
 def draw_rows(rows: Sequence[RowT], *, limit: int | None, seed: int) -> Sequence[RowT]:
@@ -229,10 +238,16 @@ def position(seed: int, text: str) -> float:
 
 def question_identity(row: Row) -> str:
     """Return 32 hexadecimal digits, the same for rows that `split_questions` treats as one question."""
-    return hashlib.sha256(_normalised(row).encode()).hexdigest()[:32]
+    return hashlib.sha256(split_text(row).encode()).hexdigest()[:32]
 
 
-def _normalised(row: Row) -> str:
+def split_text(row: Row) -> str:
+    """Return the text that decides a row's split: passage and question, or all turns, without case, spaces, end marks.
+
+    Examples:
+        >>> split_text(Question("1", "What is 1 + 1?", ("2",)))
+        'what is 1 + 1'
+    """
     if isinstance(row, Question):
         text = f"{row.context or ''}\n{row.question}"
     else:

@@ -18,7 +18,7 @@ from guard.calibration.scorer_fit import AtThreshold, FittedScorer, check_enough
 from guard.cli import app
 from guard.cli.calibrate import _gain_line, _print_thresholds
 from guard.data.questions import Question
-from guard.errors import CalibrationError
+from guard.errors import CalibrationError, InputError
 from guard.scoring.metrics import BrierGain
 
 
@@ -44,6 +44,24 @@ def test_a_missing_extra_is_named_before_anything_is_done(tmp_path: Path) -> Non
     run = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 4, run.stderr
     assert "pip install 'ilis-guard[calibrate]'" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--records", "a.parquet", "--data", "b.jsonl"], "--data does not go with --records"),
+        (["--records", "a.parquet", "--max-tokens", "8"], "--max-tokens does not go with --records"),
+        (["--records", "a.parquet", "--threads", "1"], "--threads does not go with --records"),
+        (["--records", "a.parquet", "--grader", "text"], "--grader does not go with --records"),
+        ([], "There is nothing to fit on"),
+        (["--records", "none.parquet"], "There is no file"),
+    ],
+)
+def test_what_recorded_answers_exclude_is_refused(options: list[str], said: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["calibrate", *options, "--out", str(tmp_path / "scorer.json")])
+    assert isinstance(done.exception, InputError), done.output
+    assert said in str(done.exception)
     assert list(tmp_path.iterdir()) == []
 
 

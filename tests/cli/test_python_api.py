@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,34 @@ def test_calibrate_writes_the_commands_file_after_an_interruption_too(
     assert seen == [guard.Progress("asking", done, 240) for done in range(100, 241)]
     assert result.fitted.metrics["guard"].n == result.fitted.scorer.artefact.split_sizes["test"]
     assert (result.bad_rows, result.skipped, result.other_models, result.truncated) == ((), (), {}, 0)
+
+
+def test_recorded_answers_give_the_scorer_of_the_same_questions_asked_by_calibrate(
+    asked: list[AnsweringEngine], sums: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lightgbm")
+    records = tmp_path / "answers.parquet"
+    more = tmp_path / "more.jsonl"
+    more.write_text(sums.read_text().replace("1?", "1 then?").replace('"id": "q', '"id": "m'))
+    guard.record([sums, more], out=records, model=MODEL, lens=False, journal=tmp_path / "asked.journal")
+    guard.calibrate([sums, more], out=tmp_path / "a.json", model=MODEL, journal=tmp_path / "asked.journal")
+    engines = len(asked)
+    command("calibrate", "--records", records, "--out", tmp_path / "b.json")
+    result = guard.calibrate_records(records, out=tmp_path / "c.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "c.json").read_bytes()
+    assert len(asked) == engines, "no model was loaded"
+    assert [each.name for each in result.fitted.scorer.artefact.data] == ["sums", "more"]
+
+
+def test_recorded_answers_of_unknown_files_are_refused_since_certificates_must_know_fresh_questions(
+    asked: list[AnsweringEngine], sums: Path, tmp_path: Path
+) -> None:
+    recorded = guard.record(sums, out=tmp_path / "answers.parquet", model=MODEL, lens=False).answers
+    metadata = {name: value for name, value in recorded.metadata.items() if name != "data.sums.sha256"}
+    Answers.whole(replace(recorded.columns, metadata=metadata)).write(tmp_path / "nameless.parquet")
+    with pytest.raises(InputError, match="do not say which file 'sums' was"):
+        guard.calibrate_records(tmp_path / "nameless.parquet", out=tmp_path / "scorer.json")
 
 
 def test_certify_writes_the_commands_file_after_an_interruption_too(
