@@ -33,6 +33,15 @@ _LABELS = words(
     страница номер
     """
 )
+#: Parts of books, laws and plays, which have a numeral or letter of their own before the number: "Chapter VIII, 8".
+_LOCATORS = words(
+    """
+    chapter part section item table question exercise lesson exhibit verse appendix volume book act scene article
+    canto sura surah psalm proposition definition axiom theorem lemma corollary clause paragraph figure fig problem
+    case unit schedule annex footnote note kapitel teil abschnitt buch frage aufgabe chapitre partie livre article
+    capitulo parte libro capitolo sezione глава часть книга ch sec vol art app para pt no rule law sonnet
+    """
+)
 #: Words that may stand before a number with a capital: "About 5", "USD 5".
 _OPENINGS = words(
     """
@@ -43,6 +52,11 @@ _OPENINGS = words(
     """
 )
 _WORD_BEFORE = re.compile(r"([^\W\d_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]+)\.?[^\S\n]*[#№]?[^\S\n]*$")
+_LOCATOR = re.compile(
+    r"([^\W\d_]+)\.?[^\S\n]+(?:(?P<roman>(?-i:[IVXLCDM]+))|[ivxlcdm]+|[a-z]|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)"
+    r"[^\S\n]*[,;:(\[–—-][^\S\n]*$",
+    re.IGNORECASE,
+)
 _HASH = re.compile(r"(?:(?<!#)[#№]|\bn[°º])[^\S\n]*$", re.IGNORECASE)
 _MULTIPLE = re.compile(
     r"\b(?:double|triple|quadruple|twice|thrice|multiples? of|divisible by|(?:root|third|quarter|half|fifth"
@@ -113,6 +127,8 @@ def _sought(question: str) -> list[str]:
 def _is_label(before: str, asked: _AskedFor) -> bool:
     if _HASH.search(before) or _MULTIPLE.search(before):
         return True
+    if _is_locator(before, asked.words):
+        return True
     match = _WORD_BEFORE.search(before)
     if match is None:
         return False
@@ -124,6 +140,14 @@ def _is_label(before: str, asked: _AskedFor) -> bool:
     known = word in _OPENINGS | BEFORE | COPULAS | HARMLESS | REPLIES or word.endswith("ly")
     is_month = _MONTH_BEFORE.search(before) is not None
     return not match[1].islower() and not known and not is_month
+
+
+def _is_locator(before: str, asked: frozenset[str]) -> bool:
+    """Return whether a number stands behind a place in a text: "Chapter VIII, 8", "Genesis I:12"."""
+    match = _LOCATOR.search(before)
+    if match is None or normalise(match[1]) in asked:
+        return False
+    return normalise(match[1]) in _LOCATORS or (match["roman"] is not None and match[1].istitle())
 
 
 def _is_date_or_time(before: str, digits: str, after: str, asked: frozenset[str]) -> bool:

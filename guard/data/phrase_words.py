@@ -143,6 +143,35 @@ HARMLESS = words(
     following only beautiful lovely renowned ancient modern current late early
     """
 )
+#: Adjectives of praise or fame, and professions, which leave a person or place who or what it is: "the gifted Mozart".
+#: Others may name another one ("the fictional Mozart", "the younger Mozart"), so they are not here.
+DESCRIPTIONS = words(
+    """
+    acclaimed admired biblical beloved brave brilliant celebrated charismatic charming cosmopolitan distinguished
+    eminent esteemed fabled famed gifted glamorous gorgeous historic iconic illustrious immortal incomparable
+    influential infamous inimitable magnificent marvellous marvelous mighty mythical mythological noble notable
+    noted notorious picturesque popular powerful prolific respected revered romantic splendid stunning sunny
+    talented unforgettable vibrant bustling virtuous visionary wise wonderful young giant starring featuring
+    northern southern eastern western tropical elegant dear academic activist adventurer agronomist alchemist
+    anarchist animator anthropologist archaeologist astrologer astrophysicist athlete aviator bacteriologist banker
+    bandit bassist biochemist botanist broadcaster businessman businesswoman cardiologist cartographer cartoonist
+    cellist chef choreographer cleric comic conductor conqueror criminal critic dancer dictator diplomat dramatist
+    drummer ecologist embryologist entrepreneur essayist fabulist feminist filmmaker friar gangster genius
+    geneticist geographer geologist geometer guitarist historian humanist humorist illustrator immunologist
+    industrialist judge lawyer linguist logician lyricist magician merchant microbiologist missionary monarch monk
+    naturalist navigator neurologist nun orator organist outlaw paleontologist pathologist philanthropist
+    philologist photographer pianist pilot pioneer pirate playwright polymath priest printmaker prodigy programmer
+    psychiatrist psychoanalyst publisher reformer revolutionary ruler sailor satirist scholar screenwriter seafarer
+    sociologist soldier soprano spy statesman stateswoman statistician suffragette surgeon surveyor tenor theologian
+    theorist tycoon violinist virologist virtuoso warlord warrior zoologist compositeur peintre ecrivain poete roi
+    reine compositor pintor escritor poeta rey reina compositore pittore scrittore re regina композитор писатель
+    поэт художник король
+    """
+)
+#: Two words joined by a hyphen that describe as those do.
+COMPOUNDS = frozenset({"well known", "best known", "world famous", "world renowned", "present day", "award winning"})
+#: Words before a kind that make another one of it: "the other composer Mozart".
+OTHER_ONES = words("other another different wrong unrelated rival similar fake false alternate imaginary impostor")
 #: Words that open an answer and name nothing.
 REPLIES = words(
     """
@@ -151,7 +180,8 @@ REPLIES = words(
     exactly i is ja oui si sim tak да voila bien claro
     """
 )
-#: Countries, as "Paris, France" or "Henry V of England" names them. Not those with many towns named after others.
+#: Countries, as "Paris, France" or "Henry V of England" names them.
+#: Not Georgia, which is also a state with many towns of such names.
 COUNTRIES = words(
     """
     afghanistan albania algeria andorra angola argentina armenia austria azerbaijan bahamas bahrain bangladesh
@@ -165,7 +195,14 @@ COUNTRIES = words(
     nicaragua niger nigeria norway oman pakistan palau panama paraguay peru philippines poland portugal qatar
     romania russia rwanda samoa scotland senegal serbia seychelles singapore slovakia slovenia somalia spain sudan
     suriname sweden switzerland syria taiwan tajikistan tanzania thailand togo tonga tunisia turkey turkmenistan
-    tuvalu uganda ukraine uruguay uzbekistan vanuatu vatican venezuela vietnam wales yemen zambia zimbabwe america
-    europe asia africa
+    tuvalu uganda ukraine uruguay uzbekistan vanuatu vatican venezuela vietnam wales yemen zambia zimbabwe
     """
+)
+CONTINENTS = words("america europe asia africa")
+#: Countries whose names are of several words, or shared with other places.
+OTHER_COUNTRIES = frozenset(
+    {"georgia", "usa", "us", "uk", "united states", "united kingdom", "great britain", "britain", "new zealand"}
+    | {"south africa", "saudi arabia", "czech republic", "costa rica", "el salvador", "sri lanka", "south korea"}
+    | {"north korea", "ivory coast", "dominican republic", "papua new guinea", "sierra leone", "burkina faso"}
+    | {"bosnia and herzegovina", "trinidad and tobago", "united arab emirates", "east timor", "cape verde"}
 )

@@ -14,13 +14,18 @@ from functools import lru_cache
 from guard.data.normalised import ARTICLES, normalise
 from guard.data.phrase_words import (
     BEFORE,
+    COMPOUNDS,
+    CONTINENTS,
     COPULAS,
     COUNTRIES,
+    DESCRIPTIONS,
     FOLLOWING,
     HARMLESS,
     KINDS,
     MADE_OF,
     NO_ADVERBS,
+    OTHER_COUNTRIES,
+    OTHER_ONES,
     OTHERS,
     PARTICLES,
     PREFIXES,
@@ -74,10 +79,25 @@ def is_whole_phrase(sentence: str, words: Sequence[str], *, asked: str) -> bool:
     if any(word[0].isdigit() for word in words):  # number words are read across words; see `_has_neighbour`
         return True
     said, context = _words_of(sentence), frozenset(normalise(asked).split())
+    around = _places_around(words, context)
     places = list(_places(said, words))
     return not places or any(
-        _left_is_free(said, start, context) and _right_is_free(said, start, end, context) for start, end in places
+        _left_is_free(said, start, context) and _right_is_free(said, start, end, context, around)
+        for start, end in places
     )
+
+
+def _places_around(words: Sequence[str], asked: frozenset[str]) -> frozenset[str]:
+    """Return the countries and continents that may follow an answer as the place where it is: "Málaga, Spain".
+
+    None follows a continent, and no country another country: "Georgia, France" names two places.
+    """
+    name = " ".join(words)
+    if name in CONTINENTS or "continent" in asked:
+        return frozenset()
+    if name in COUNTRIES | OTHER_COUNTRIES or "country" in asked:
+        return CONTINENTS | ({"usa"} if name == "georgia" and "country" not in asked else set())
+    return COUNTRIES | CONTINENTS | {"usa"}
 
 
 @lru_cache(maxsize=64)
@@ -127,7 +147,25 @@ def _left_is_free(said: Sequence[_Word], start: int, asked: frozenset[str]) -> b
         return at > 0 and said[at - 1].plain in {"looks", "seems", "sounds", "feels"}
     if word.plain in OTHERS and not (word.plain == "as" and at > 0 and said[at - 1].text.islower()):
         return False
-    return (has_article and not word.is_name) or _may_stand_before(word, said[start], asked)
+    if _JOINED.fullmatch(word.gap):
+        return at > 0 and _is_compound(said[at - 1].plain, word.plain)
+    return (has_article and not word.is_name) or (
+        _may_stand_before(word, said[start], asked) and not _is_another(said, at)
+    )
+
+
+def _is_compound(first: str, second: str) -> bool:
+    """Return whether two joined words describe a name: "the well-known Mozart", "the German-born Einstein"."""
+    return second == "born" or f"{first} {second}" in COMPOUNDS
+
+
+def _is_another(said: Sequence[_Word], at: int) -> bool:
+    """Return whether a word of the phrase that ends at a place says that it is another one: "the other composer"."""
+    while at >= 0 and said[at].plain and said[at].plain not in COPULAS:
+        if said[at].plain in OTHER_ONES:
+            return True
+        at -= 1
+    return False
 
 
 def _is_no_list(said: Sequence[_Word], at: int, gap: str, asked: frozenset[str]) -> bool:
@@ -143,9 +181,8 @@ def _may_stand_before(word: _Word, gold: _Word, asked: frozenset[str]) -> bool:
         return False
     if plain in BEFORE | COPULAS | KINDS | HARMLESS | REPLIES | asked or _is_adverb(word):
         return True
-    # A small word before a name is an adjective or a profession: "the great Mozart".
-    is_verb = plain in VERBS or (plain.endswith("ed") and plain not in {"renowned", "famed", "celebrated"})
-    return gold.is_name and not gold.first and word.text.islower() and not is_verb
+    # What a small word before a name says of it: "the gifted Mozart". An unknown one may make another of it.
+    return gold.is_name and plain in DESCRIPTIONS and (word.text.islower() or word.first)
 
 
 def _is_adverb(word: _Word) -> bool:
@@ -155,7 +192,7 @@ def _is_adverb(word: _Word) -> bool:
 # -- what stands behind ------------------------------------------------------------------------
 
 
-def _right_is_free(said: Sequence[_Word], start: int, end: int, asked: frozenset[str]) -> bool:
+def _right_is_free(said: Sequence[_Word], start: int, end: int, asked: frozenset[str], around: frozenset[str]) -> bool:
     at, gap = end, said[end].gap
     while at < len(said) - 1 and not said[at].plain:
         at += 1
@@ -169,19 +206,20 @@ def _right_is_free(said: Sequence[_Word], start: int, end: int, asked: frozenset
         if "+" in gap:
             return False
         in_brackets = "(" in gap and word.text[:1].isdigit()  # "(1564-1616)"
-        return not re.search("[,;(]", gap) or has_article or in_brackets or _may_follow_comma(word, asked)
+        return not re.search("[,;(]", gap) or has_article or in_brackets or _may_follow_comma(word, asked, around)
     if word.plain in PARTICLES:
         place = next((other for other in said[at + 1 :] if other.plain not in PARTICLES), said[-1])
-        return (not place.text[:1].isupper() and word.plain != "of") or place.plain in COUNTRIES | asked
+        return (not place.text[:1].isupper() and word.plain != "of") or place.plain in around | asked
     if has_article:
         return not word.text[:1].isupper()
     return _may_follow(said, start, at, asked)
 
 
-def _may_follow_comma(word: _Word, asked: frozenset[str]) -> bool:
+def _may_follow_comma(word: _Word, asked: frozenset[str], around: frozenset[str]) -> bool:
     """Return whether a word behind "Paris," is neither a second name nor another place's: "Paris, Texas"."""
     is_formula = len(word.text) < 4 and word.text[-1:].isdigit() and not word.text.isdigit()
-    return not word.is_name or is_formula or word.plain in FOLLOWING | KINDS | REPLIES | COUNTRIES | asked
+    known = (FOLLOWING - OTHER_COUNTRIES) | KINDS | REPLIES | around | asked
+    return not word.is_name or is_formula or word.plain in known
 
 
 def _may_follow(said: Sequence[_Word], start: int, at: int, asked: frozenset[str]) -> bool:

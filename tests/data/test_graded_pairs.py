@@ -31,7 +31,7 @@ def question_of(pair: dict[str, Any]) -> Question:
 
 def test_the_list_is_long_and_has_enough_of_each_kind() -> None:
     kinds = Counter((pair["grader"], pair["right"]) for pair in PAIRS)
-    assert len(PAIRS) >= 1_700
+    assert len(PAIRS) >= 2_000
     assert set(kinds) == {(grader, right) for grader in ("text", "number", "choice", "math") for right in (True, False)}
     assert min(kinds.values()) >= 15
 
