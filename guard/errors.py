@@ -155,6 +155,10 @@ class ReviewError(InputError):
     """A review does not exist or has been decided already."""
 
 
+class AccessError(InputError):
+    """A user, key, session or link does not exist or cannot be used, or a login failed."""
+
+
 def error_text(error: BaseException) -> str:
     """Return what an error says; its type's name where it says nothing, or fails when it is asked."""
     try:

@@ -19,7 +19,8 @@ OUT = Path(__file__).with_name("architecture.svg")
 ROWS = (
     ("faces", ("cli", "langchain")),
     ("laboratory", ("evaluation", "certification", "calibration", "data")),
-    ("production", ("runtime", "review")),
+    ("production", ("runtime", "access")),
+    ("production", ("review",)),
     ("production", ("policy", "scoring")),
     ("production", ("engines",)),
     ("ground", ("files", "records", "errors")),

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from guard.cli import policy, review
+from guard.cli import keys, policy, review, users
 from guard.cli.ask import ask
 from guard.cli.calibrate import calibrate
 from guard.cli.certify import certify
@@ -60,6 +60,8 @@ for command in (ask, demo, calibrate, certify, record, evaluate, score, doctor):
     app.command()(command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(review.app, name="review")
+app.add_typer(users.app, name="users")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

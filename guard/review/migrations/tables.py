@@ -73,3 +73,69 @@ REPEATS = Table(
     Column("metadata", sa.JSON, nullable=False),
     sa.Index("review_repeats_by_review", "review_id", "created_at", "decision_id"),
 )
+
+# -- who may use guard (`guard.access`) --------------------------------------------------------
+
+ACCESS_USERS = Table(
+    "access_users",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("grants", sa.JSON, nullable=False),
+    Column("password_hash", Text),
+    Column("created_at", Text, nullable=False),
+    Column("seen_at", Text),
+    Column("disabled_at", Text),
+)
+
+ACCESS_KEYS = Table(
+    "access_keys",
+    METADATA,
+    Column("prefix", Text, primary_key=True),
+    Column("secret_hash", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("grants", sa.JSON, nullable=False),
+    Column("requests_per_minute", sa.BigInteger),
+    Column("tokens_per_minute", sa.BigInteger),
+    Column("tokens_per_month", sa.BigInteger),
+    Column("used_tokens", sa.BigInteger, nullable=False, server_default="0"),
+    Column("used_month", Text),
+    Column("created_at", Text, nullable=False),
+    Column("seen_at", Text),
+    Column("ends_at", Text),
+    Column("revoked_at", Text),
+)
+sa.Index(
+    "access_keys_one_name",
+    ACCESS_KEYS.c.name,
+    unique=True,
+    sqlite_where=ACCESS_KEYS.c.revoked_at.is_(None),
+    postgresql_where=ACCESS_KEYS.c.revoked_at.is_(None),
+)
+
+ACCESS_SESSIONS = Table(
+    "access_sessions",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("access_users.id"), nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("seen_at", Text, nullable=False),
+    Column("ends_at", Text, nullable=False),
+    sa.Index("access_sessions_by_user", "user_id"),
+)
+
+ACCESS_LINKS = Table(
+    "access_links",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("access_users.id")),
+    Column("ends_at", Text, nullable=False),
+)
+
+ACCESS_FAILURES = Table(
+    "access_failures",
+    METADATA,
+    Column("login", Text, primary_key=True),
+    Column("tries", sa.BigInteger, nullable=False),
+    Column("at", Text, nullable=False),
+)

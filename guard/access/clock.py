@@ -1,0 +1,24 @@
+"""Times as the database keeps them: ISO 8601, UTC, of one length, so that texts sort as times do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+#: Returns the present time, aware of its zone.
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """Return the present time."""
+    return datetime.now(UTC)
+
+
+def stamp(time: datetime, later: timedelta = timedelta()) -> str:
+    """Return a time, or one so much later, as it is kept.
+
+    Examples:
+        >>> stamp(datetime(2026, 1, 2, tzinfo=UTC), timedelta(hours=3))
+        '2026-01-02T03:00:00.000000+00:00'
+    """
+    return (time + later).astimezone(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,204 @@
+"""Users, keys and sessions as frozen records. Secrets are in none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from guard.checked import whole_number
+from guard.errors import InputError, did_you_mean
+
+
+class Role(StrEnum):
+    """What somebody may do; `guard.access.authorisation` says what that is.
+
+    ``caller`` is for API keys: it asks the model. The others work on cases and settings.
+    """
+
+    CALLER = "caller"
+    VIEWER = "viewer"
+    REVIEWER = "reviewer"
+    LEAD = "lead"
+    AUDITOR = "auditor"
+    ADMIN = "admin"
+
+
+class Permission(StrEnum):
+    """One kind of thing that can be done."""
+
+    ASK = "ask"
+    SEE_CASES = "see cases"
+    DECIDE = "decide cases"
+    REASSIGN = "reassign and adjudicate cases"
+    SEE_INSIGHTS = "see insights"
+    CHANGE_POLICIES = "change policies"
+    READ_TRAIL = "read the audit trail"
+    ADMINISTER = "administer users and keys"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A role, on one route or on all.
+
+    Attributes:
+        role: what may be done.
+        route: the policy's route that it holds for; None for all routes, and for calls without one.
+
+    Raises:
+        InputError: ``admin`` with a route: users and keys belong to none.
+    """
+
+    role: Role
+    route: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role is Role.ADMIN and self.route is not None:
+            raise InputError("The role admin cannot be limited to a route", fix="Write admin")
+
+    @classmethod
+    def parse(cls, text: str) -> Grant:
+        """Read ``ROLE`` or ``ROLE:ROUTE``.
+
+        Raises:
+            InputError: there is no such role, or the route is empty.
+
+        Examples:
+            >>> Grant.parse("reviewer:medical")
+            Grant(role=<Role.REVIEWER: 'reviewer'>, route='medical')
+        """
+        role, colon, route = text.strip().partition(":")
+        if role not in list(Role):
+            raise InputError(f"There is no role '{role}'", fix=did_you_mean(role, Role))
+        if colon and not route.strip():
+            raise InputError(f"'{text}' names no route", fix=f"Write {role}, or {role}:ROUTE")
+        return cls(Role(role), route.strip() or None)
+
+    def __str__(self) -> str:
+        return self.role.value if self.route is None else f"{self.role.value}:{self.route}"
+
+
+def parse_grants(texts: Iterable[str]) -> tuple[Grant, ...]:
+    """Read grants such as ``lead`` and ``reviewer:medical``, each once, in a fixed order.
+
+    Raises:
+        InputError: one cannot be read, or there is none.
+
+    Examples:
+        >>> [str(grant) for grant in parse_grants(["reviewer:law", "lead", "lead"])]
+        ['lead', 'reviewer:law']
+    """
+    grants = {str(grant): grant for grant in map(Grant.parse, texts)}
+    if not grants:
+        raise InputError("At least one role is needed", fix=f"Known: {', '.join(Role)}")
+    return tuple(grants[text] for text in sorted(grants))
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who makes a request, as `guard.access.authorisation.may` needs it.
+
+    Attributes:
+        id: the user's or the key's name; it is written into the trail.
+        name: for people.
+        kind: ``user``, ``key``, or ``local`` for whoever sits at a console that knows no users yet.
+        grants: roles, each with its route.
+    """
+
+    id: str
+    name: str
+    kind: Literal["user", "key", "local"]
+    grants: tuple[Grant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A person with an account.
+
+    Attributes:
+        id: the login name, in lower case.
+        name: the name that others see.
+        grants: roles, each with its route.
+        has_password: whether one is set; without one only a link or a proxy lets the user in.
+        created_at, seen_at, disabled_at: ISO 8601, UTC; None for never.
+    """
+
+    id: str
+    name: str
+    grants: tuple[Grant, ...]
+    has_password: bool
+    created_at: str
+    seen_at: str | None
+    disabled_at: str | None
+
+    @property
+    def principal(self) -> Principal:
+        """The user as one who makes a request."""
+        return Principal(self.id, self.name, "user", self.grants)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """What an API key may use; None is no limit.
+
+    Attributes:
+        requests_per_minute: whole number above 0.
+        tokens_per_minute: prompt and completion tokens.
+        tokens_per_month: the quota: prompt and completion tokens in a calendar month of UTC.
+
+    Raises:
+        InputError: a limit is not a whole number above 0.
+    """
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_month: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("requests_per_minute", "tokens_per_minute", "tokens_per_month"):
+            if (value := getattr(self, name)) is not None:
+                whole_number(name, value, least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A program's key. The secret is shown once, when the key is made.
+
+    Attributes:
+        prefix: how the secret begins; public, names the key.
+        name: for people; unique among keys that are not revoked.
+        grants: roles, each with its route.
+        limits: what it may use.
+        used_tokens: in the present calendar month of UTC.
+        created_at, seen_at, ends_at, revoked_at: ISO 8601, UTC; None for never.
+    """
+
+    prefix: str
+    name: str
+    grants: tuple[Grant, ...]
+    limits: KeyLimits
+    used_tokens: int
+    created_at: str
+    seen_at: str | None
+    ends_at: str | None
+    revoked_at: str | None
+
+    @property
+    def principal(self) -> Principal:
+        """The key as one who makes a request."""
+        return Principal(self.prefix, self.name, "key", self.grants)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A signed-in user's session. The cookie's secret is not in it.
+
+    Attributes:
+        user: whose it is, with the roles of this moment.
+        created_at, ends_at: ISO 8601, UTC.
+    """
+
+    user: User
+    created_at: str
+    ends_at: str

@@ -1,0 +1,168 @@
+"""``guard users``: who may use the console, and what each may do there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guard.cli.output import JsonOption, StoreOption, console, print_json
+from guard.cli.terminal import one_line, shown
+
+if TYPE_CHECKING:
+    from guard.access.records import Grant, User
+    from guard.access.store import Access
+
+app = typer.Typer(
+    help="Accounts of the console: add, list, change roles, disable.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+LoginArgument = Annotated[str, typer.Argument(metavar="LOGIN", help="The name to sign in with.")]
+RolesArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="ROLE...", help="viewer, reviewer, lead, auditor or admin; ROLE:ROUTE for one route."),
+]
+UrlOption = Annotated[str, typer.Option("--url", metavar="URL", help="Where the console is, for the link.")]
+
+#: Where `guard console` listens unless it is given other addresses.
+CONSOLE_URL = "http://127.0.0.1:8766/console"
+
+
+@app.command()
+def add(
+    login: LoginArgument,
+    roles: RolesArgument,
+    *,
+    name: Annotated[str, typer.Option(metavar="NAME", help="The name that others see.")] = "",
+    url: UrlOption = CONSOLE_URL,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an account and print a link with which its user sets a password. It works once, for three days."""
+    with opened_access(store) as access:
+        user = access.users.add(login, name=name, grants=grants_of(roles))
+        link = _link(access, user, url)
+    if as_json:
+        print_json({**user_json(user), "link": link})
+        return
+    _print_link(user, link)
+
+
+@app.command()
+def link(
+    login: LoginArgument, *, url: UrlOption = CONSOLE_URL, store: StoreOption = None, as_json: JsonOption = False
+) -> None:
+    """Print a link with which a user sets a new password. It works once, for three days."""
+    with opened_access(store) as access:
+        user = access.users.get(login)
+        address = _link(access, user, url)
+    if as_json:
+        print_json({"id": user.id, "link": address})
+        return
+    _print_link(user, address)
+
+
+@app.command("list")
+def list_users(*, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """List accounts with their roles."""
+    with opened_access(store) as access:
+        users = access.users.all()
+    if as_json:
+        print_json([user_json(user) for user in users])
+        return
+    if not users:
+        console().print("No users. Start the console: it prints a link for the first account.")
+        return
+    rows = [[each.id, each.name, roles_of(each.grants), _state(each), _day(each.seen_at)] for each in users]
+    console().print(access_table(["Login", "Name", "Roles", "State", "Last seen"], rows))
+
+
+@app.command()
+def role(login: LoginArgument, roles: RolesArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Give a user these roles in place of the present ones."""
+    with opened_access(store) as access:
+        _report(access.users.set_grants(login, grants_of(roles)), as_json=as_json)
+
+
+@app.command()
+def disable(login: LoginArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Lock an account and end its sessions. Its verdicts stay."""
+    with opened_access(store) as access:
+        _report(access.users.disable(login), as_json=as_json)
+
+
+@app.command()
+def enable(login: LoginArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Open a disabled account again."""
+    with opened_access(store) as access:
+        _report(access.users.enable(login), as_json=as_json)
+
+
+# -- shared with ``guard keys`` ----------------------------------------------------------------
+
+
+@contextmanager
+def opened_access(url: str | None) -> Iterator[Access]:
+    """Open the store whose users and keys are meant; one that is named must exist."""
+    from guard.access.store import Access
+
+    with Access.open(url, create=url is None) as access:
+        yield access
+
+
+def grants_of(roles: list[str]) -> tuple[Grant, ...]:
+    """Return the grants of arguments such as ``reviewer:medical``."""
+    from guard.access.records import parse_grants
+
+    return parse_grants(roles)
+
+
+def roles_of(grants: tuple[Grant, ...]) -> str:
+    """Return roles for people."""
+    return ", ".join(map(str, grants))
+
+
+def access_table(heads: list[str], rows: list[list[str]]) -> Any:
+    """Return a table of users or keys."""
+    from rich.table import Table
+
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*(shown(one_line(cell)) for cell in row))
+    return table
+
+
+def user_json(user: User) -> dict[str, Any]:
+    """Return an account for programs."""
+    return {**asdict(user), "grants": [str(grant) for grant in user.grants]}
+
+
+def _link(access: Access, user: User, url: str) -> str:
+    return f"{url.rstrip('/')}/welcome/{access.links.for_password(user.id)}"
+
+
+def _print_link(user: User, link: str) -> None:
+    console().print(shown(f"With this link {user.name} sets a password; it works once, for three days:"))
+    console().print(shown(link), soft_wrap=True)
+
+
+def _report(user: User, *, as_json: bool) -> None:
+    if as_json:
+        print_json(user_json(user))
+        return
+    console().print(shown(f"{user.id}: {roles_of(user.grants)}, {_state(user)}"), soft_wrap=True)
+
+
+def _state(user: User) -> str:
+    if user.disabled_at is not None:
+        return "disabled"
+    return "active" if user.has_password else "no password yet"
+
+
+def _day(time: str | None) -> str:
+    return "never" if time is None else time[:10]
