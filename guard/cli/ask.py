@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
+from guard.cli.first_look import needs_a_scorer, show_first_look
 from guard.cli.output import (
     CertificateOption,
     FallbackOption,
@@ -25,6 +26,7 @@ from guard.cli.output import (
     user_functions,
 )
 from guard.cli.terminal import scores_line, shown
+from guard.errors import ScorerError
 from guard.outcome_export import readings
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ EXIT_CODES = {"abstain": 10, "escalate": 11}
 
 @loads_a_model()
 def ask(
+    ctx: typer.Context,
     question: Annotated[str, typer.Argument(help="The question; - reads standard input.")],
     model: ModelOption = "smollm2",
     scorer: ScorerOption = None,
@@ -58,11 +61,21 @@ def ask(
 ) -> None:
     """Answer a question, score the answer, and do what the policy says.
 
-    Exit code 0 with an answer, 10 when the policy abstained, 11 when it escalated.
+    Exit code 0 with an answer, 10 when the policy abstained, 11 when it escalated. A model without a scorer gives a
+    first look: its answer with label-free signals, about which no policy decides, and exit code 3.
     """
+    from guard.engines import EMBEDDED
     from guard.runtime.guard import Guard
 
     text = sys.stdin.read() if question == "-" else question
+    if scorer is None and model != EMBEDDED and not needs_a_scorer(ctx):
+        options = {
+            "max_tokens": max_tokens,
+            "timeout_s": timeout,
+            "template_options": template_options(template_option),
+        }
+        show_first_look(text, model, engine, engine_options, options, as_json=as_json)
+        raise typer.Exit(ScorerError.exit_code)
     with Guard.load(
         model,
         scorer=scorer,

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 from guard._faces import lazy_face
 
 if TYPE_CHECKING:
+    from guard.runtime.first_look import (
+        FirstLook,
+        take_first_look,
+    )
     from guard.runtime.guard import (
         Guard,
     )
@@ -19,13 +23,16 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "FirstLook",
     "Guard",
     "Source",
+    "take_first_look",
 ]
 
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "first_look": ("FirstLook", "take_first_look"),
         "guard": ("Guard",),
         "sources": ("Source",),
     },

@@ -18,7 +18,7 @@ from guard.cli import app
 from guard.data.prompts import completion_prompt
 from guard.data.questions import Question
 from guard.engines.llama_cpp import LlamaCppEngine
-from guard.errors import CalibrationError, GuardError, InputError
+from guard.errors import CalibrationError, GuardError, InputError, ScorerError
 from guard.runtime.guard import Guard
 from guard.scoring.provenance import Prompting
 from guard.scoring.scorer import Scorer, load_scorer
@@ -97,3 +97,19 @@ def test_a_run_that_fails_before_its_first_row_leaves_no_journal(tmp_path: Path)
     with pytest.raises(GuardError, match="refuses the messages"):
         run("calibrate", *options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["refusing.gguf", "rows.jsonl"]
+
+
+def test_a_model_without_a_scorer_gives_a_first_look_that_is_no_acceptance(model: Path) -> None:
+    code, shown = run("ask", "Is 1?", "--model", str(model), "--max-tokens", "4")
+    assert code == 3, "a program must not take the answer for an accepted one"
+    assert "uncalibrated: there is no scorer for this model" in shown
+    code, printed = run("ask", "Is 1?", "--model", str(model), "--max-tokens", "4", "--json")
+    look = json.loads(printed)
+    assert (code, look["p_wrong"], look["calibrated"]) == (3, None, False)
+    assert look["least_logprob"] <= look["mean_logprob"] <= 0 <= look["mean_entropy"] <= look["greatest_entropy"]
+
+
+@pytest.mark.parametrize("option", [["--policy", "strict"], ["--policy", "balanced"], ["--route", "medical"]])
+def test_no_policy_takes_a_first_look_for_a_probability(model: Path, option: list[str]) -> None:
+    with pytest.raises(ScorerError, match="There is no scorer for"):
+        run("ask", "Is 1?", "--model", str(model), *option)
