@@ -90,6 +90,24 @@ class Prompting(Part):
         return {k: v for k, v in written.items() if v or k not in ("template_options", "completion")}
 
 
+class Card(Part):
+    """What a person should know of a scorer before using it. People write it; scoring does not read it.
+
+    Attributes:
+        title: such as ``SmolLM2-135M-Instruct (Q4_1, llama.cpp), short answers``.
+        licence: of the scorer file.
+        data: licence of each data set of the calibration, by the set's name.
+        limits: where the scorer should not be trusted, one sentence each.
+        figures: what was measured on other data than the calibration's, one sentence each.
+    """
+
+    title: Annotated[str, Field(min_length=1, max_length=200)]
+    licence: Annotated[str, Field(min_length=1, max_length=200)]
+    data: dict[str, Annotated[str, Field(min_length=1, max_length=200)]]
+    limits: Annotated[list[str], Field(min_length=1, max_length=50)]
+    figures: Annotated[list[str], Field(max_length=50)] = Field(default_factory=list)
+
+
 class DataSet(Part):
     """One file of calibration data."""
 

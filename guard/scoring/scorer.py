@@ -10,7 +10,6 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from guard.scoring.ood import OodDetector
 from guard.scoring.probe import normalised
 from guard.scoring.provenance import Binding
 from guard.scoring.scorer_file import FORMAT, FORMAT_VERSION, MAX_BYTES, Artefact, Linear, LinearProbe, Model, Trees
+from guard.scoring.shelf import scorer_path, shipped_folder
 from guard.scoring.signature import SignatureObserver, feature_vector
 
 
@@ -116,6 +116,9 @@ class Scorer:
 def load_scorer(path: str | Path) -> Scorer:
     """Read a scorer artefact.
 
+    Args:
+        path: the file, or the name of a scorer on the shelf (see `guard.scoring.shelf`).
+
     Raises:
         ScorerError: missing, damaged, of another format, or inconsistent in itself.
 
@@ -124,7 +127,7 @@ def load_scorer(path: str | Path) -> Scorer:
         >>> sorted(load_scorer(shipped_scorer()).artefact.scores)
         ['guard', 'log-probabilities']
     """
-    return parse_scorer(checked_json.read_bytes(path, _KIND), where=str(path))
+    return parse_scorer(checked_json.read_bytes(scorer_path(path), _KIND), where=str(path))
 
 
 def parse_scorer(data: bytes, *, where: str = "<scorer>") -> Scorer:
@@ -152,7 +155,7 @@ def shipped_scorer() -> Path:
         >>> shipped_scorer().name
         'smollm2-135m-instruct-q4_1.json'
     """
-    return Path(str(files("guard") / "scoring" / "shipped" / "smollm2-135m-instruct-q4_1.json"))
+    return shipped_folder() / "smollm2-135m-instruct-q4_1.json"
 
 
 _REFIT = "Fit it again with guard calibrate, or fetch the file again"

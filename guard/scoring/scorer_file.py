@@ -22,11 +22,11 @@ from guard.records import Floats
 from guard.scores import ScoreName
 from guard.scoring.arrays import array_from_text, array_to_text
 from guard.scoring.ood import StoredOodDetector
-from guard.scoring.provenance import Binding, DataSet, Part, PlainDict, Prompting
+from guard.scoring.provenance import Binding, Card, DataSet, Part, PlainDict, Prompting
 from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATE_WORDS, WORDS, FeatureSchema
 
 FORMAT: Literal["guard-scorer"] = "guard-scorer"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 #: What a stranger's file may cost us: larger ones are refused before anything is made of them.
 MAX_BYTES, MAX_TREES, MAX_DEPTH = 32 * 2**20, 20_000, 64
@@ -180,6 +180,7 @@ class Artefact(Part):
         scores: the model of each score; guard's own is always there.
         settings: how each score was fitted, by its name.
         metrics: of each score on held-out questions, by its name.
+        card: what people should know, where somebody wrote it.
     """
 
     format: Literal["guard-scorer"]
@@ -196,6 +197,7 @@ class Artefact(Part):
     metrics: PlainDict
     scores: dict[ScoreName, Model]
     ood_detector: StoredOodDetector | None
+    card: Card | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -208,6 +210,8 @@ class Artefact(Part):
             raise ValueError("feature_names do not follow from the schema")
         if "guard" not in self.scores:
             raise ValueError("guard's own score is missing")
+        if self.card and self.card.data.keys() != {each.name for each in self.data}:
+            raise ValueError("the card's data sets are not those of the calibration")
         shape = (len(ACTIVATION_TOKENS), self.binding.layers, self.binding.width)
         for model in self.scores.values():
             probe = model.probe

@@ -1,0 +1,212 @@
+"""``guard scorers``: the shelf of scorers, with their cards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
+from guard.cli.output import JsonOption, console, print_json
+from guard.cli.terminal import say, shown
+from guard.errors import GuardError, InputError
+
+if TYPE_CHECKING:
+    from guard.scoring.scorer import Scorer
+
+app = typer.Typer(
+    help="List, fetch, check and describe scorers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+ScorerArgument = Annotated[str, typer.Argument(metavar="SCORER", help="A scorer file, or a name on the shelf.")]
+
+
+@app.command("list")
+def list_(*, as_json: JsonOption = False) -> None:
+    """List the scorers that come with guard and those in your own folder ($GUARD_SCORERS)."""
+    from guard.scoring.shelf import shelved
+
+    rows = [_row(name, path) for name, path in sorted(shelved().items())]
+    if as_json:
+        print_json(rows)
+    else:
+        _print_list(rows)
+
+
+@app.command()
+def pull(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A scorer file that you have downloaded or fitted.")],
+    *,
+    name: Annotated[str | None, typer.Option(help="Name on the shelf; by default the file's.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a scorer of this name.")] = False,
+) -> None:
+    """Check a scorer file and put it on your shelf; --scorer NAME then finds it."""
+    from guard.scoring.scorer import load_scorer
+    from guard.scoring.shelf import place_for
+
+    if not file.is_file():
+        raise InputError(f"There is no file '{file}'", fix="Download the scorer first; guard fetches nothing itself")
+    scorer = load_scorer(file)
+    place = place_for(file.stem if name is None else name)
+    if place.exists() and not replace:
+        raise InputError(f"'{place.stem}' is on the shelf already", fix="Give another --name, or --replace")
+    _write(scorer, place)
+    _print_card(place.stem, scorer)
+    say(f"On the shelf: --scorer {place.stem}")
+
+
+@app.command()
+@loads_a_model()
+def check(
+    scorer: ScorerArgument,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Also check that it fits this model.")] = None,
+    engine: EngineOption = None,
+    engine_options: EngineOptions = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a scorer file, show its card, and say what a published one should have and this one lacks.
+
+    Exit code 3 where the file is damaged or, with --model, was fitted on another model.
+    """
+    from guard.scoring.scorer import load_scorer
+
+    loaded = load_scorer(scorer)
+    if model is not None:
+        _check_fits(loaded, model, engine, engine_options)
+    lacks = list(_lacks(loaded))
+    if as_json:
+        print_json({**_facts(loaded), "card": _card(loaded), "fits_model": True if model else None, "lacks": lacks})
+        return
+    _print_card(scorer, loaded)
+    for each in lacks:
+        console().print(shown(f"lacks {each}", "yellow"))
+    say("The file is sound." if model is None else "The file is sound, and fits the model.")
+
+
+@app.command()
+def describe(
+    scorer: ScorerArgument,
+    card: Annotated[Path, typer.Argument(metavar="CARD", help="TOML: title, licence, limits, figures, [data].")],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The scorer file to write.")],
+) -> None:
+    """Write a scorer with a card. Its scores stay; its checksum changes, so certify after this."""
+    from guard.scoring.cards import read_card, with_card
+    from guard.scoring.scorer import load_scorer
+
+    loaded = load_scorer(scorer)
+    described = with_card(loaded, read_card(card, loaded))
+    described.save(out)
+    _print_card(str(out), described)
+
+
+def _check_fits(scorer: Scorer, model: str, engine: str | None, engine_options: EngineOptions) -> None:
+    from guard.engines import load_engine
+    from guard.runtime.sources import find_capture_point, loading_options
+
+    with load_engine(model, engine=engine, **loading_options(scorer, engine_options)) as loaded:
+        scorer.for_model(loaded.model, find_capture_point(loaded))
+
+
+def _lacks(scorer: Scorer) -> Iterator[str]:
+    """Yield what people expect of a published scorer, as far as this one does not have it."""
+    from guard.scores import SCORE_NAMES
+
+    artefact = scorer.artefact
+    if artefact.card is None:
+        yield "a card: guard scorers describe"
+    elif not artefact.card.figures:
+        yield "figures on data that it was not fitted on, in its card"
+    for name in SCORE_NAMES:
+        if name not in artefact.scores:
+            yield f"the score '{name}'"
+    if artefact.ood_detector is None:
+        yield "an out-of-distribution detector"
+
+
+def _write(scorer: Scorer, place: Path) -> None:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Cannot write to '{place.parent}'", why=error.strerror or str(error)) from error
+    scorer.save(place)
+
+
+def _row(name: str, path: Path) -> dict[str, Any]:
+    """Return what the list says of a scorer; ``error`` where its file cannot be used."""
+    from guard.scoring.scorer import load_scorer
+    from guard.scoring.shelf import shipped_folder
+
+    where = {"name": name, "path": str(path), "comes_with_guard": path.parent == shipped_folder()}
+    try:
+        return {**where, **_facts(load_scorer(path)), "error": None}
+    except GuardError as error:
+        return {**where, "error": str(error)}
+
+
+def _facts(scorer: Scorer) -> dict[str, Any]:
+    artefact, binding = scorer.artefact, scorer.artefact.binding
+    return {
+        "title": artefact.card.title if artefact.card else None,
+        "architecture": binding.architecture,
+        "quantization": binding.quantization,
+        "engine": binding.engine,
+        "weights_sha256": binding.weights_sha256,
+        "scores": list(artefact.scores),
+        "metrics": artefact.metrics,
+        "answers": sum(artefact.split_sizes.values()),
+        "sha256": scorer.sha256,
+    }
+
+
+def _card(scorer: Scorer) -> dict[str, Any] | None:
+    return scorer.artefact.card.model_dump() if scorer.artefact.card else None
+
+
+def _print_list(rows: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("name", "model", "scores", "answers", "AUROC", "Brier"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        if row["error"]:
+            table.add_row(shown(row["name"]), shown(row["error"], "red"))
+            continue
+        model = f"{row['architecture']}, {row['quantization']}, {row['engine']}"
+        figures = [_written(row["metrics"], "guard", name) for name in ("AUROC", "Brier")]
+        table.add_row(*map(shown, (row["name"], model, ", ".join(row["scores"]), row["answers"], *figures)))
+    console().print(table)
+
+
+def _written(metrics: dict[str, Any], score: str, name: str) -> str:
+    """Return a figure of a scorer file, which anybody may have written."""
+    figures = metrics.get(score)
+    value = figures.get(name.lower()) if isinstance(figures, dict) else None
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value) if isinstance(value, int) else "-"
+
+
+def _print_card(name: str, scorer: Scorer) -> None:
+    """Show what a person should know of a scorer; foreign text is shown, never obeyed."""
+    out, facts, card = console(), _facts(scorer), scorer.artefact.card
+    out.print(shown(card.title if card else name, "bold"))
+    out.print(shown(f"model: {facts['architecture']}, {facts['quantization']}, {facts['engine']}"))
+    out.print(shown(f"weights: {facts['weights_sha256']}"))
+    for score in facts["scores"]:
+        figures = [f"{key} {_written(facts['metrics'], score, key)}" for key in ("AUROC", "Brier", "ECE", "n")]
+        out.print(shown(f"{score}, on held-out questions of the same sets: {', '.join(figures)}"))
+    for each in scorer.artefact.data:
+        licence = f", {card.data[each.name]}" if card else ""
+        out.print(shown(f"data: {each.name}, {each.rows} answers, {each.wrong} wrong{licence}"))
+    if card:
+        out.print(shown(f"licence: {card.licence}"))
+        for label, lines in (("figure", card.figures), ("limit", card.limits)):
+            for line in lines:
+                out.print(shown(f"{label}: {line}"))

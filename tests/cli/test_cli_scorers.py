@@ -1,0 +1,159 @@
+"""``guard scorers``: what is on the shelf, what gets there, and what a card has to say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from scripted import confidence_scorer
+from typer.testing import CliRunner
+
+from guard.cli import app
+from guard.errors import GuardError, InputError, ScorerError
+from guard.scoring.provenance import Card, DataSet
+from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
+
+CARD = """
+title = "A model, short answers"
+licence = "CC0-1.0"
+limits = ["English only."]
+figures = ["On popqa: AUROC 0.7."]
+
+[data]
+sums = "CC BY 4.0"
+"""
+
+
+@pytest.fixture(autouse=True)
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GUARD_SCORERS", str(tmp_path / "shelf"))
+    return tmp_path / "shelf"
+
+
+@pytest.fixture
+def fitted(tmp_path: Path) -> Path:
+    """A scorer of one data set, without a card."""
+    data = [DataSet(name="sums", sha256="0" * 64, rows=90, wrong=30)]
+    path = tmp_path / "mine.json"
+    Scorer(confidence_scorer().artefact.model_copy(update={"data": data})).save(path)
+    return path
+
+
+def run(*arguments: str | Path) -> str:
+    done = CliRunner().invoke(app, ["scorers", *map(str, arguments)])
+    if isinstance(done.exception, GuardError):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_the_shelf_has_the_scorers_that_come_with_guard() -> None:
+    (row,) = json.loads(run("list", "--json"))
+    assert (row["name"], row["comes_with_guard"], row["error"]) == (shipped_scorer().stem, True, None)
+    assert row["sha256"] == load_scorer(shipped_scorer()).sha256
+    assert "0.8" in run("list")
+
+
+def test_the_card_of_the_shipped_scorer_says_data_licences_figures_and_limits() -> None:
+    shown = run("check", shipped_scorer().stem)
+    for said in ("data: countries, 942 answers, 526 wrong, ODbL 1.0", "licence: Apache-2.0", "limit: ", "figure: "):
+        assert said in shown
+
+
+def test_a_pulled_scorer_is_found_by_its_name(fitted: Path, shelf: Path) -> None:
+    assert "--scorer mine" in run("pull", fitted)
+    assert load_scorer("mine").sha256 == load_scorer(fitted).sha256
+    assert [row["name"] for row in json.loads(run("list", "--json"))] == ["mine", shipped_scorer().stem]
+    assert load_scorer(str(shelf / "mine.json")).sha256 == load_scorer("mine").sha256
+
+
+def test_a_file_goes_before_a_name_on_the_shelf(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("pull", fitted)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("no scorer")
+    with pytest.raises(ScorerError, match="is not a scorer"):
+        load_scorer("mine")
+
+
+def test_a_damaged_file_does_not_reach_the_shelf(fitted: Path, shelf: Path) -> None:
+    fitted.write_text(fitted.read_text().replace('"intercept":', '"intercept":1'))
+    with pytest.raises(ScorerError):
+        run("pull", fitted)
+    assert not shelf.exists()
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".hidden", "", "a" * 101])
+def test_a_name_cannot_leave_the_shelf(name: str, fitted: Path) -> None:
+    with pytest.raises(InputError, match="is no name for a scorer"):
+        run("pull", fitted, "--name", name)
+
+
+def test_a_pulled_scorer_cannot_replace_another_unasked_nor_the_shipped_one_at_all(fitted: Path) -> None:
+    run("pull", fitted)
+    with pytest.raises(InputError, match="'mine' is on the shelf already"):
+        run("pull", fitted)
+    run("pull", fitted, "--replace")
+    with pytest.raises(InputError, match="comes with guard"):
+        run("pull", fitted, "--name", shipped_scorer().stem, "--replace")
+
+
+def test_a_file_that_cannot_be_used_stands_in_the_list_with_its_reason(shelf: Path) -> None:
+    shelf.mkdir()
+    (shelf / "broken.json").write_text("{}")
+    rows = {row["name"]: row for row in json.loads(run("list", "--json"))}
+    assert "is not a scorer" in rows["broken"]["error"]
+    assert "broken" in run("list")
+
+
+def test_a_described_scorer_keeps_its_scores_and_gets_its_card(fitted: Path, tmp_path: Path) -> None:
+    card = tmp_path / "card.toml"
+    card.write_text(CARD)
+    out = tmp_path / "described.json"
+    assert "lacks a card: guard scorers describe" in run("check", fitted)
+    shown = run("describe", fitted, card, "--out", out)
+    before, after = load_scorer(fitted).artefact, load_scorer(out).artefact
+    assert after.model_copy(update={"card": None}) == before
+    assert after.card == Card(
+        title="A model, short answers",
+        licence="CC0-1.0",
+        data={"sums": "CC BY 4.0"},
+        limits=["English only."],
+        figures=["On popqa: AUROC 0.7."],
+    )
+    assert "data: sums, 90 answers, 30 wrong, CC BY 4.0" in shown
+    assert "lacks a card" not in run("check", out)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('sums = "CC BY 4.0"', "", "does not say the licence of the data set 'sums'"),
+        ("[data]", '[data]\nmore = "MIT"', "names the data set 'more'"),
+        ("licence", "license", "no field 'license'. Did you mean 'licence'"),
+        ('["English only."]', "[]", "limits"),
+        ('title = "A', 'title = A"', "no valid TOML"),
+    ],
+)
+def test_a_card_that_hides_something_is_refused(old: str, new: str, said: str, fitted: Path, tmp_path: Path) -> None:
+    card = tmp_path / "card.toml"
+    card.write_text(CARD.replace(old, new))
+    with pytest.raises(InputError) as caught:
+        run("describe", fitted, card, "--out", tmp_path / "out.json")
+    assert said in str(caught.value)
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_scorer_file_whose_card_leaves_a_data_set_out_is_not_read(fitted: Path, tmp_path: Path) -> None:
+    card = Card(title="t", licence="l", data={}, limits=["none"])
+    path = tmp_path / "half.json"
+    Scorer(load_scorer(fitted).artefact.model_copy(update={"card": card})).save(path)
+    with pytest.raises(ScorerError, match="the card's data sets are not those of the calibration"):
+        load_scorer(path)
+
+
+def test_a_strangers_card_cannot_steer_the_terminal(fitted: Path, tmp_path: Path) -> None:
+    (tmp_path / "card.toml").write_text(CARD.replace("English only.", "\\u001b]0;owned\\u0007 [bold]"), "utf-8")
+    shown = run("describe", fitted, tmp_path / "card.toml", "--out", tmp_path / "out.json")
+    assert "\x1b" not in shown
+    assert "[bold]" in shown
