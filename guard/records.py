@@ -375,6 +375,7 @@ class Attempt:
         error: the failure that took the place of a score.
         finish_reason: how the generation ended (``length``: the answer is cut); None where unknown.
         reasoning: the model's thoughts before the answer; None without any, or where unknown.
+        generation: what the engine reported, token by token; None of a function's answer and where a chain answered.
     """
 
     answer: str | None
@@ -388,6 +389,7 @@ class Attempt:
     error: str | None = None
     finish_reason: FinishReason | None = None
     reasoning: str | None = None
+    generation: Generation | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

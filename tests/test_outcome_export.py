@@ -107,7 +107,7 @@ def test_nothing_is_left_out() -> None:
     """A new attribute must be exported; the parts of an attempt have keys of their own."""
     assert {field.name for field in fields(Outcome)} <= set(OUTCOME.to_dict())
     attempt = OUTCOME.to_dict()["attempts"][0]
-    assert {field.name for field in fields(Attempt)} - {"score", "decision", "sampling"} <= set(attempt)
+    assert {field.name for field in fields(Attempt)} - {"score", "decision", "sampling", "generation"} <= set(attempt)
     assert {field.name for field in fields(Sampling)} <= set(attempt)
     assert {field.name for field in fields(Score)} - {"seconds"} <= set(attempt)
 

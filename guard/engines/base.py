@@ -238,6 +238,11 @@ class BaseEngine(ABC):
                 yield Chunk(item)
         yield Chunk("", item)
 
+    def token_texts(self, tokens: Sequence[int]) -> list[str]:
+        """Return the text that each token of an answer adds; empty within a character, which the last one gives."""
+        reading = self._detokenizer()
+        return [reading.push(token) for token in tokens]
+
     def close(self) -> None:
         """Free what the engine loaded itself. Requests that are being answered end with an error."""
         if os.getpid() == self._process:  # a fork has no thread to end, and nothing that it may free

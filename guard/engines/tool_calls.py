@@ -369,6 +369,25 @@ def parse_tool_calls(
     return _answer(rest.strip(), [replace(each, error=each.error or error) for each in written], offered)
 
 
+def offered_names(tools: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the names of tools, by their definitions."""
+    return tuple(str(tool.get("function", tool)["name"]) for tool in tools)
+
+
+def called_names(text: str, tools: Sequence[Mapping[str, Any]], form: ToolFormat) -> tuple[str, ...]:
+    """Return the offered tools that an answer calls, wherever text stands and whether the call can be read.
+
+    Args:
+        text: the answer.
+        tools: definitions of the tools that were offered.
+        form: of the model.
+    """
+    names = offered_names(tools)
+    found = parse_tool_calls(text, names, form, tools=tools, demanded=True, around="any")
+    called = [call["name"] for call in (*found.calls, *found.invalid)]
+    return tuple(name for name in dict.fromkeys(called) if name in names)
+
+
 def _misplaced(before: str, behind: str, around: TextAroundCalls) -> str | None:
     """Return why calls with such text beside them are not carried out; None where they are."""
     if around != "any" and behind.strip():

@@ -12,7 +12,9 @@ from typing import Any, cast
 
 from guard.engines import witness
 from guard.engines.callback_errors import is_from_signal_handler
-from guard.errors import InputError
+from guard.engines.tool_calls import called_names, offered_names
+from guard.engines.tool_support import find_form
+from guard.errors import ChatTemplateError, InputError
 from guard.policy.defects import Defect, find_defects
 from guard.policy.document import Fallback, Retry
 from guard.records import Attempt, Decision, Escalation, FinishReason, Generation, Limits, Outcome, Prompt, Sampling
@@ -87,6 +89,20 @@ class AttemptPlan:
         assert result.generation is not None
         assert result.observer is not None
         return self.source.score(result.generation, result.observer, self.prompt)
+
+    def called_tools(self, text: str) -> tuple[str, ...]:
+        """Return the tools that an answer calls, or seems to: the strictest of their rules decides.
+
+        Read more freely than by those who carry calls out, so that no way to write one escapes a tool's rule. Where
+        the model writes calls in a form that guard does not read, every tool counts as called.
+        """
+        if not self.prompt.tools or self.source is None:
+            return ()
+        try:
+            form = find_form(self.source.engine, self.name)
+        except ChatTemplateError:
+            return offered_names(self.prompt.tools)
+        return called_names(text, self.prompt.tools, form)
 
     @property
     def _seconds(self) -> float:
@@ -183,7 +199,7 @@ class Call:
             if is_from_signal_handler(failure):
                 raise
             score, error = None, describe_error(failure)
-        return self._keep(plan, result, score, self._decide(score, error, result.defects), error)
+        return self._keep(plan, result, score, self._decide(plan, result, score, error), error)
 
     def _scored(self, plan: AttemptPlan, result: Result) -> Score | None:
         """Return the score with the probability that the policy decides on."""
@@ -195,12 +211,15 @@ class Call:
         self.state.note_use()
         return self._keep(plan, None, None, self.state.decide_failure(error), describe_error(error))
 
-    def _decide(self, score: Score | None, error: str | None, defects: tuple[Defect, ...]) -> Decision:
+    def _decide(self, plan: AttemptPlan, result: Result, score: Score | None, error: str | None) -> Decision:
+        state, defects = self.state, result.defects
+        if score is None and error is None:  # a function has answered
+            return state.trusted(defects)
+        tools = plan.called_tools(result.text) if state.policy.tools else ()
         if error is not None:
-            return self.state.decide_error(error, defects=defects)
-        if score is None:  # a function has answered
-            return self.state.trusted(defects)
-        return self.state.decide(score, defects=defects)
+            return state.decide_error(error, tools=tools, defects=defects)
+        assert score is not None
+        return state.decide(score, tools=tools, defects=defects)
 
     def _keep(
         self, plan: AttemptPlan, result: Result | None, score: Score | None, decision: Decision, error: str | None
@@ -218,6 +237,7 @@ class Call:
                 error=error,
                 finish_reason=result.finish_reason if result else None,
                 reasoning=result.generation.reasoning if result and result.generation else None,
+                generation=result.generation if result else None,
             )
         )
 
