@@ -82,19 +82,34 @@ _ending: set[asyncio.Task[Any]] = set()
 
 
 async def await_within(work: Coroutine[Any, Any, _T], seconds: float, *, name: str) -> _T:
-    """Await work; if it is late, cancel it without waiting for its end. Errors as for `run_within`."""
+    """Await work; if it is late, cancel it without waiting for its end. Errors as for `run_within`.
+
+    Where the caller is cancelled, so is the work, which can clean up before the cancellation is raised.
+    """
     task = asyncio.create_task(work)
     try:
         await asyncio.wait({task}, timeout=seconds)
         if not task.done():
             raise late(name)
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait({task})
+        raise
     finally:
-        if not task.done():  # late, or the caller was cancelled
-            _ending.add(task)
-            task.add_done_callback(_ending.discard)
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            task.cancel()
+        _abandon(task)
     return task.result()
+
+
+def _abandon(task: asyncio.Task[Any]) -> None:
+    """Cancel a task that has not ended, and drop what it still gives."""
+    if task.done():
+        if not task.cancelled():
+            task.exception()
+        return
+    _ending.add(task)
+    task.add_done_callback(_ending.discard)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    task.cancel()
 
 
 async def _awaited(answer: Awaitable[_T]) -> _T:

@@ -17,7 +17,7 @@ from scripted import AnsweringEngine, confidence_scorer
 from scripted_chat import ScriptedChat, said
 
 from guard.errors import EngineTimeoutError
-from guard.langchain import ChatGuard, GuardMiddleware, guarded, trusted
+from guard.langchain import ChatGuard, GuardMiddleware, RetractedError, guarded, trusted
 from guard.policy.policy import parse_policy
 from guard.records import Outcome, Prompt
 from guard.runtime.deadline import call_step
@@ -187,17 +187,106 @@ def test_a_runnable_in_time_is_accepted(is_async: bool) -> None:
     assert result.output == "in time"
 
 
-@ways
-def test_a_chains_own_answer_that_is_late_is_not_accepted(is_async: bool) -> None:
+def sure() -> ChatGuard:
+    made = AnsweringEngine(lambda prompt, number: ("yes", 0.1))
+    return ChatGuard(engine=made, scorer=confidence_scorer(made.model), max_tokens=50)
+
+
+def late_chain() -> Any:
     def slow(message: Any) -> Any:
         time.sleep(1.6)
         return message
 
-    made = AnsweringEngine(lambda prompt, number: ("yes", 0.1))
-    model = ChatGuard(engine=made, scorer=confidence_scorer(made.model), max_tokens=50)
-    safe = guarded(model | RunnableLambda(slow), policy=POLICY, fallbacks={"other": trusted(str)})
+    return sure() | RunnableLambda(slow)
+
+
+@ways
+def test_a_chains_own_answer_that_is_late_is_not_accepted(is_async: bool) -> None:
+    safe = guarded(late_chain(), policy=POLICY, fallbacks={"other": trusted(str)})
     result = asyncio.run(safe.ainvoke("q")) if is_async else safe.invoke("q")
     assert (result.content if hasattr(result, "content") else result) == "On error."
+
+
+@pytest.mark.parametrize("kind", ["async", "blocking"])
+@pytest.mark.parametrize("stream", [False, True], ids=["ainvoke", "astream"])
+async def test_on_an_event_loop_a_hanging_step_of_a_chain_is_not_waited_for(
+    stuck: threading.Event, kind: str, stream: bool
+) -> None:
+    step = RunnableLambda(sleeping) if kind == "async" else RunnableLambda(blocking(stuck))
+    safe = guarded(sure() | step, policy=POLICY, fallbacks={"other": trusted(str)}).with_outcome()
+
+    async def streamed() -> Any:
+        return [chunk async for chunk in safe.astream("q")][-1]
+
+    try:
+        result = await asyncio.wait_for(streamed() if stream else safe.ainvoke("q"), LONG / 2)
+        assert not stuck.is_set()
+    finally:
+        stuck.set()  # LangChain's thread belongs to the loop, whose end would wait for it
+    assert (result.outcome.answer, result.outcome.rule) == ("On error.", "on_error")
+    assert "'model' did not answer in time" in result.outcome.errors[0]
+    assert result.outcome.attempts[0].completion_tokens > 0, "the model's call before it is known"
+
+
+async def test_a_cancelled_chain_has_cleaned_up_before_the_cancellation_goes_on() -> None:
+    begun, cleaned = asyncio.Event(), []
+
+    async def step(message: Any) -> Any:
+        begun.set()
+        try:
+            await asyncio.sleep(LONG)
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(message)
+
+    safe = guarded(sure() | RunnableLambda(step), policy=POLICY, fallbacks={"other": trusted(str)})
+    task = asyncio.create_task(safe.ainvoke("q"))
+    await asyncio.wait_for(begun.wait(), LONG)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(cleaned) == 1
+
+
+@ways
+def test_a_late_answer_that_was_shown_live_is_retracted(is_async: bool) -> None:
+    live = parse_policy(
+        "version: 1\nname: t\nstreaming: live\nrules: [{accept: {below: 0.2}}, {abstain: {}}]\n"
+        "on_error: {abstain: {text: On error.}}\nbudget: {seconds: 1.5}\n"
+    )
+    safe = guarded(late_chain(), policy=live)
+
+    async def astream() -> list[Any]:
+        return [chunk async for chunk in safe.astream("q")]
+
+    with pytest.raises(RetractedError, match="on_error"):
+        asyncio.run(astream()) if is_async else list(safe.stream("q"))
+
+
+@ways
+def test_a_policy_in_shadow_mode_has_no_deadline(is_async: bool) -> None:
+    shadow = parse_policy(
+        "version: 1\nname: t\nmode: shadow\nrules: [{accept: {below: 0.2}}, {abstain: {}}]\n"
+        "on_error: abstain\nbudget: {seconds: 1.5}\n"
+    )
+    safe = guarded(late_chain(), policy=shadow)
+    result = asyncio.run(safe.ainvoke("q")) if is_async else safe.invoke("q")
+    assert result.content == "yes"
+
+
+class HangingChat(ScriptedChat):
+    async def _agenerate(self, *args: Any, **options: Any) -> Any:
+        await asyncio.sleep(LONG)
+
+
+async def test_on_an_event_loop_an_agents_hanging_model_is_not_waited_for() -> None:
+    agent = create_agent(
+        HangingChat(script=[]),
+        [],
+        middleware=[GuardMiddleware(POLICY, fallbacks={"other": ScriptedChat(script=[])})],
+    )
+    result = await asyncio.wait_for(agent.ainvoke({"messages": [HumanMessage("q")]}), LONG / 2)
+    assert result["messages"][-1].content == "On error."
 
 
 def test_an_agents_late_answer_is_not_accepted() -> None:

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 
 def model_call_steps(
-    handler: Handler | AsyncHandler, request: ModelRequest[Any], attempt: AttemptSettings, *, buffered: bool
+    handler: Handler | AsyncHandler,
+    request: ModelRequest[Any],
+    attempt: AttemptSettings,
+    *,
+    buffered: bool,
+    name: str,
 ) -> Steps[AttemptResult]:
     """Call the model within an agent's step.
 
@@ -37,13 +42,14 @@ def model_call_steps(
         request: passed to the handler.
         attempt: settings of the attempt, with what is left of the budget.
         buffered: hold back callbacks; False sends them at once.
+        name: of the attempt's source, for the error of a late one.
     """
     config = ensure_config()
     manager = yield Step(partial(get_callback_manager_for_config, config), partial(_async_manager, config))
     config = patch_config(config, callbacks=manager)
     input = _without_callbacks(request) if buffered else request
     result = yield from attempt_steps(
-        _ModelStep(handler), input, config, attempt, stream=False, options={}, buffered=buffered
+        _ModelStep(handler), input, config, attempt, stream=False, options={}, buffered=buffered, name=name
     )
     return _with_model_handlers(result, request) if buffered else result
 

@@ -175,7 +175,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         again = True
         while again:
             request, settings, buffered = call.next_request(), call.attempt_settings(), not call.state.shadow
-            result = yield from model_call_steps(handler, request, settings, buffered=buffered)
+            source = call.state.source
+            result = yield from model_call_steps(handler, request, settings, buffered=buffered, name=source)
             again = call.record_result(result)
             if call.state.released:
                 yield from result.buffer.flush()

@@ -6,10 +6,12 @@ the caller flushes the result's buffer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from contextvars import Context
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -23,6 +25,8 @@ from guard.langchain.attempts.callback_buffer import CallbackBuffer, buffering, 
 from guard.langchain.attempts.model_calls import CallLog, ModelCall
 from guard.langchain.attempts.stateful_steps import find_history
 from guard.langchain.upstream_internals import clear_handlers, is_graph_signal, without_tracing
+from guard.runtime.call_state import OWN_ENGINE
+from guard.runtime.deadline import await_within
 from guard.runtime.steps import Steps, step_in
 
 
@@ -83,8 +87,12 @@ def attempt_steps(
     stream: bool,
     options: dict[str, Any],
     buffered: bool = True,
+    name: str = OWN_ENGINE,
 ) -> Steps[AttemptResult]:
     """Run one attempt.
+
+    On an event loop nothing waits for a buffered attempt past its deadline: it is cancelled, and its error is an
+    `EngineTimeoutError`. Without one its steps cannot be interrupted; whether it was late is for the caller to check.
 
     Args:
         runnable: the chain.
@@ -94,18 +102,20 @@ def attempt_steps(
         stream: stream the chain, so that its chunks can be passed on unchanged.
         options: keyword arguments of the call.
         buffered: hold back callbacks; False sends them at once and only logs the model calls.
+        name: of the attempt's source, for the error of a late one.
 
     Raises:
         BaseException: exceptions that are no `Exception` (cancellation), LangGraph's signals (interrupts), and what a
             Python signal handler raised.
     """
     buffer, log, child = buffering(config) if buffered else passthrough(config)
+    deadline = attempt.deadline if buffered else None
     output = _Output(runnable, own_containers(input), child, options, stream=stream, traced=not buffered)
     error, opened = None, open_call()
     with set_config_context(child) as context, closing(opened):
         _prepare(context, attempt, opened, buffered=buffered)
         try:
-            yield step_in(context, output.collect, output.acollect)
+            yield step_in(context, output.collect, partial(output.acollect_by, deadline, name))
         except Exception as failure:  # noqa: BLE001 - the policy decides what happens
             error = failure_for_policy(failure)
     return attempt_result(output.chunks, error, log, opened, input=input, buffer=buffer)
@@ -137,6 +147,12 @@ class _Output:
                     self.chunks.append(chunk)
             else:
                 self.chunks.append(await self.runnable.ainvoke(self.input, self.config, **self.options))
+
+    async def acollect_by(self, deadline: float | None, name: str) -> None:
+        if deadline is None:
+            await self.acollect()
+        else:
+            await await_within(self.acollect(), max(0.001, deadline - time.monotonic()), name=name)
 
     def _tracing(self) -> AbstractContextManager[None]:
         return nullcontext() if self.traced else without_tracing()

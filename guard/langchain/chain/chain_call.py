@@ -141,7 +141,7 @@ class ChainCall:
         error, calls, join = result.error, result.calls, self.rules.join
         if isinstance(error, RetractedError) and error.score is not None:
             return Verdict(self.state.decide(error.score), next((call for call in calls if call.abandoned), None), None)
-        if self.state.late and not self.live and error is None:
+        if self.state.late and error is None:
             return self._judge_error(late(attempt.source))
         if isinstance(error, IncompleteAnswerError):
             verdict = judge(self.state, calls, join=join)

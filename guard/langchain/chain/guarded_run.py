@@ -105,6 +105,7 @@ class GuardedRun:
             stream=stream,
             options=self.options,
             buffered=not state.shadow,
+            name=attempt.source,
         )
         if attempt.source == OWN_ENGINE:
             return (yield from steps)
