@@ -228,7 +228,7 @@ async def test_on_an_event_loop_a_hanging_step_of_a_chain_is_not_waited_for(
     assert result.outcome.attempts[0].completion_tokens > 0, "the model's call before it is known"
 
 
-async def test_a_cancelled_chain_has_cleaned_up_before_the_cancellation_goes_on() -> None:
+async def test_a_cancelled_chain_cleans_up_before_its_caller_is_cancelled() -> None:
     begun, cleaned = asyncio.Event(), []
 
     async def step(message: Any) -> Any:
