@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from guard.evaluation.procedure import evaluate
     from guard.policy.policy import Policy, decide, load_policy, parse_policy
     from guard.records import Action, Decision, Escalation, Generation, Limits, Outcome, Prompt, Sampling, Signature
+    from guard.response_format import ResponseFormat
     from guard.review.handlers import ReviewQueue
     from guard.review.store import Store
     from guard.runtime.guard import Guard
@@ -59,6 +60,7 @@ _HOMES = {
         "Sampling",
         "Signature",
     ),
+    "guard.response_format": ("ResponseFormat",),
     "guard.scores": ("Score",),
     "guard.scoring.scorer": ("Scorer", "load_scorer"),
     "guard.review.store": ("Store",),
@@ -78,6 +80,7 @@ __all__ = [
     "Policy",
     "Progress",
     "Prompt",
+    "ResponseFormat",
     "ReviewQueue",
     "Sampling",
     "Score",

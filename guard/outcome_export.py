@@ -65,6 +65,7 @@ def _attempt(attempt: Any) -> dict[str, Any]:
     own = ("answer", "source", "prompt_tokens", "completion_tokens", "seconds", "error", "finish_reason", "reasoning")
     return {
         **{name: getattr(attempt, name) for name in own},
+        "redirected": attempt.generation.redirected if attempt.generation else None,
         **{name: getattr(score, name) if score else None for name in ("p_wrong", "ood_score", "calibrated")},
         "decides": score.decides if score else None,
         "scores": readings(score.scores) if score else {},

@@ -17,6 +17,7 @@ from guard.checked import real_number, whole_number
 from guard.content import instructed_text, plain_turn
 from guard.errors import InputError
 from guard.outcome_export import OutcomeExport
+from guard.response_format import ResponseFormat
 from guard.scores import Score, ScoreName, ScoreReading
 
 if TYPE_CHECKING:  # numpy takes 150 ms to load, and a prompt or a policy needs none
@@ -46,6 +47,7 @@ class Prompt:
         template_options: further variables of the chat template, such as ``{"enable_thinking": False}``.
         plain: of a raw prompt, whether no control token is read in it, as where a user's words are in it.
         cache_key: whose prompts may speed it up: only those with the same key, so that timing tells nothing of others'.
+        response_format: the form that the answer must have; decoding is constrained to it.
 
     Raises:
         InputError: a message's content is something other than text, such as an image or None.
@@ -57,6 +59,7 @@ class Prompt:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     plain: bool = False
     cache_key: str | None = None
+    response_format: ResponseFormat | None = None
 
     def __post_init__(self) -> None:
         if self.messages is not None:
@@ -72,6 +75,7 @@ class Prompt:
         tools: Iterable[Mapping[str, Any]] = (),
         template_options: Mapping[str, Any] | None = None,
         cache_key: str | None = None,
+        response_format: ResponseFormat | None = None,
     ) -> Prompt:
         """Build a chat prompt from one user message or a list of messages.
 
@@ -79,7 +83,7 @@ class Prompt:
             messages: the user's text, or messages with ``role`` and ``content``.
             system: put in front as a system message, unless the messages begin with one.
             tools: tool definitions, in the form that the model's chat template expects.
-            template_options, cache_key: as in `Prompt`.
+            template_options, cache_key, response_format: as in `Prompt`.
 
         Raises:
             InputError: no message, a message without ``role`` or ``content``, or content that is no text.
@@ -92,7 +96,8 @@ class Prompt:
             raise InputError("A chat prompt needs at least one message")
         if system and turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": system})
-        return cls(tuple(turns), None, tuple(tools), template_options or {}, cache_key=cache_key)
+        further: Any = {"cache_key": cache_key, "response_format": response_format}
+        return cls(tuple(turns), None, tuple(tools), template_options or {}, **further)
 
     @classmethod
     def raw(cls, text: str, *, plain: bool = False, cache_key: str | None = None) -> Prompt:
@@ -239,6 +244,8 @@ class Generation:
         reasoning: what the model thought before it answered, by its own marks; None where it did not.
         in_answer: shape (T,), whether a token is the answer's (its end token too) or a thought's.
             Scores read the answer alone, as in calibration: hundreds of tokens of thought would outweigh it.
+        redirected: tokens whose likeliest choice the response format ruled out; None without a format. All signals are
+            of the whole distribution, before that.
     """
 
     text: str
@@ -254,6 +261,7 @@ class Generation:
     capture_error: str | None = None
     reasoning: str | None = None
     in_answer: NDArray[np.bool_] | None = None
+    redirected: int | None = None
 
     @property
     def completion_tokens(self) -> int:

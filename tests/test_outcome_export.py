@@ -81,6 +81,7 @@ def test_an_outcome_as_a_dict() -> None:
                 "error": None,
                 "finish_reason": "stop",
                 "reasoning": "Italy",
+                "redirected": None,
                 "p_wrong": 0.6,
                 "ood_score": 0.97,
                 "decides": "guard",

@@ -26,6 +26,7 @@ _PACKAGES = {
     "transformers": ("torch", "transformers", "gguf"),
     "int4": ("torchao",),
     "calibrate": ("lightgbm", "scikit-learn", "regex"),
+    "grammar": ("llguidance",),
     "math": ("math-verify",),
     "datasets": ("huggingface-hub", "pyarrow"),
     "evaluate": ("lightgbm", "scikit-learn", "scipy", "pyarrow", "matplotlib"),

@@ -23,6 +23,7 @@ from typing import Any, Self
 from guard.engines import witness
 from guard.engines.batch import Feed, PassRow, Start
 from guard.engines.chat_template import check_options
+from guard.engines.constraint import Grammars
 from guard.engines.detokenizer import Detokenizer
 from guard.engines.engine_loop import EngineLoop
 from guard.engines.growing import AnswerReader
@@ -120,6 +121,10 @@ class BaseEngine(ABC):
     def _token_id(self, text: str) -> int | None:
         """Id of the single token, special ones included, with exactly this text."""
         return None
+
+    def _grammar_vocabulary(self) -> Any:
+        """Return llguidance's view of the vocabulary (see `guard.engines.constraint.vocabulary_of`), for formats."""
+        raise InputError(f"The engine '{self.model.engine}' cannot answer in a response format")
 
     @property
     def cache_tokens(self) -> int:
@@ -292,6 +297,8 @@ class BaseEngine(ABC):
         room = self.model.context_tokens - len(request.tokens)
         request.forced = self._forced(request.completion, room, request.tokens)
         request.max_tokens = min(room, request.limits.max_tokens) if request.forced is None else len(request.forced)
+        if request.forced is None and request.prompt.response_format is not None:
+            request.constraint = self._grammars.constraint(request.prompt.response_format)
 
     @contextmanager
     def _submitted(self, request: Request) -> Iterator[Outbox]:
@@ -302,6 +309,10 @@ class BaseEngine(ABC):
         finally:
             if os.getpid() == self._process:
                 self._loop.leave(request)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self._grammar_vocabulary)
 
     @cached_property
     def _reader(self) -> AnswerReader:

@@ -141,6 +141,16 @@ class GrowingAnswer:
     def stopped(self) -> bool:
         return self._text.stopped
 
+    @property
+    def thinking(self) -> bool:
+        """Whether a thought is open, so that the next token is not the answer's."""
+        return self._reading.splitter.thinking
+
+    @property
+    def answer_tokens(self) -> int:
+        """How many tokens are the answer's, its end token included."""
+        return sum(self._in_answer)
+
     def push(self, token: int, signals: TokenSignals, activations: Callable[[], Floats]) -> str:
         """Take one token; gives the text that is safe to show.
 
@@ -182,7 +192,14 @@ class GrowingAnswer:
         return self._text.finish(rest)
 
     def generation(
-        self, finish: FinishReason, *, prompt_tokens: int, sampling: Sampling, queue_s: float, seconds: float
+        self,
+        finish: FinishReason,
+        *,
+        prompt_tokens: int,
+        sampling: Sampling,
+        queue_s: float,
+        seconds: float,
+        redirected: int | None = None,
     ) -> Generation:
         """Return the whole answer; see `Generation`."""
         signals = self._signals
@@ -200,6 +217,7 @@ class GrowingAnswer:
             capture_error=self._capture_error,
             reasoning=self._reading.splitter.reasoning,
             in_answer=np.array(self._in_answer, np.bool_),
+            redirected=redirected,
         )
 
     # -- text ----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from typing import Any, get_args
 from guard.engines.base import BaseEngine
 from guard.engines.batch import Feed, PassRow, Start
 from guard.engines.chat_template import after_answer, clock, reads_the_clock, render
+from guard.engines.constraint import vocabulary_of
 from guard.engines.control_text import pieces_of
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.engines.engine_loop import closed_error
@@ -391,6 +392,11 @@ class LlamaCppEngine(BaseEngine):
         if end < 0:
             raise EngineError(f"'{self._info.name}' names no end token", why="a completion ends with it")
         return end
+
+    def _grammar_vocabulary(self) -> Any:
+        with self._open():
+            pieces, ends = self._vocabulary.pieces(), self._vocabulary.ends()
+        return vocabulary_of(pieces, ends, self.encode_text)
 
     @contextmanager
     def _open(self) -> Iterator[None]:

@@ -71,6 +71,20 @@ class Vocabulary:
             return self.piece(token)
         return self._buffer.raw[:size]
 
+    def pieces(self) -> list[bytes]:
+        """Return the bytes of every token in an answer."""
+        buffer = ctypes.create_string_buffer(256)  # not the detokenizer's, which another thread writes to
+
+        def piece(token: int) -> bytes:
+            size = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+            return buffer.raw[:size] if size >= 0 else b""  # a longer token is not needed
+
+        return [piece(token) for token in range(self.size)]
+
+    def ends(self) -> list[int]:
+        """Return the tokens that end an answer."""
+        return [token for token in range(self.size) if self.is_end(token)]
+
     def text_of(self, token: int) -> str:
         """Return a token as the file writes it; empty for a negative one."""
         if token < 0:

@@ -11,6 +11,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
+from guard.engines.constraint import Constraint
 from guard.engines.protocols import Observer
 from guard.engines.sampling import TokenSignals
 from guard.errors import CancelledError, EngineTimeoutError
@@ -131,6 +132,7 @@ class Request:
         tokens: of the prompt.
         forced: tokens of a given completion, its end included; None where the model chooses.
         max_tokens: of the answer, within the model's context.
+        constraint: of an answer that must have a response format.
         context: of the caller, in which its observer and ``on_token`` run.
     """
 
@@ -146,6 +148,7 @@ class Request:
     tokens: list[int] = field(default_factory=list)
     forced: list[int] | None = None
     max_tokens: int = 0
+    constraint: Constraint | None = None
     context: Context = field(default_factory=copy_context)
 
     @property

@@ -10,7 +10,7 @@ from guard.engines.batch import Feed, PassRow
 from guard.engines.growing import AnswerReader, GrowingAnswer
 from guard.engines.request import Request
 from guard.engines.sampling import choose, signals_of
-from guard.records import FinishReason, Generation
+from guard.records import FinishReason, Floats, Generation
 
 
 class RunningAnswer:
@@ -75,8 +75,7 @@ class RunningAnswer:
     def _choose(self, row: PassRow) -> None:
         request, answer = self.request, self._answer
         logits = row.logits()
-        forced = request.forced
-        token = choose(logits, request.sampling, self._rng) if forced is None else forced[len(answer)]
+        token = self._next_token(logits) if request.forced is None else request.forced[len(answer)]
         self._show(answer.push(token, signals_of(logits, token), row.activations))
         self._next = [token]
         if answer.ended:
@@ -84,15 +83,27 @@ class RunningAnswer:
         elif len(answer) == request.max_tokens:
             self._finish("length")
 
+    def _next_token(self, logits: Floats) -> int:
+        """Choose the next token; outside of thoughts, among those that the response format allows."""
+        request, constraint = self.request, self.request.constraint
+        if constraint is None or self._answer.thinking:
+            return choose(logits, request.sampling, self._rng)
+        token = choose(constraint.mask(logits), request.sampling, self._rng)
+        constraint.take(token)
+        return token
+
     def _finish(self, reason: FinishReason) -> None:
-        request = self.request
+        request, constraint = self.request, self.request.constraint
         self._show(self._answer.finish(cut=reason == "length"))
+        if constraint is not None and reason != "length":
+            constraint.check_complete(self._answer.answer_tokens)
         self.done = self._answer.generation(
             reason,
             prompt_tokens=len(request.tokens),
             sampling=request.sampling,
             queue_s=self._started - request.interrupt.started,
             seconds=time.monotonic() - self._started,
+            redirected=None if constraint is None else constraint.redirected,
         )
 
     def _show(self, text: str) -> None:

@@ -87,6 +87,10 @@ class Splitter(Protocol):
         """Do the same for the last piece, and whatever was held back."""
 
     @property
+    def thinking(self) -> bool:
+        """Whether what comes next is certainly not the answer's."""
+
+    @property
     def reasoning(self) -> str | None:
         """The thoughts so far; None where there are none."""
 
@@ -115,6 +119,10 @@ class TaggedSplitter:
         opened = [each for each in self._marks if each.is_open(prompt_end)]
         self._inside: Marks | None = opened[0] if opened else None
         self.place: Place = "thought" if opened else "undecided"
+
+    @property
+    def thinking(self) -> bool:
+        return self._inside is not None
 
     @property
     def reasoning(self) -> str | None:
@@ -231,6 +239,10 @@ class HarmonySplitter:
         self.place: Place = "undecided"
         self.push(prompt_end.rpartition(f"{_START}assistant")[2] if f"{_START}assistant" in prompt_end else "")
         self._shown = ""
+
+    @property
+    def thinking(self) -> bool:
+        return self._state != "answer"
 
     @property
     def reasoning(self) -> str | None:

@@ -273,6 +273,20 @@ class TransformersEngine(BaseEngine):
     def _is_end(self, token: int) -> bool:
         return token in self._ends
 
+    def _grammar_vocabulary(self) -> Any:
+        self._end_token()  # raises where there is none
+        try:
+            from llguidance.hf import from_tokenizer
+        except ImportError as error:
+            raise missing_extra("llguidance", "grammar") from error
+        if not isinstance(self._tokenizer, transformers.PreTrainedTokenizerFast):
+            raise InputError(
+                "This tokenizer cannot be used with a response format",
+                why="llguidance reads fast tokenizers only, of the tokenizers package",
+            )
+        with self._tokenizing:  # a copy is made, and reading plain text sets a switch meanwhile
+            return from_tokenizer(self._tokenizer, eos_token=sorted(self._ends))
+
     def _end_token(self) -> int:
         if self._end is None:
             raise EngineError(

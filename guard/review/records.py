@@ -203,6 +203,7 @@ def _attempt(attempt: Attempt) -> Any:
             "error": attempt.error,
             "finish_reason": attempt.finish_reason,
             "reasoning": attempt.reasoning,
+            "redirected": attempt.generation.redirected if attempt.generation else None,
         }
     )
 

@@ -20,6 +20,7 @@ from guard.policy.certificate import Answering, Certificates, Fingerprint, certi
 from guard.policy.guarantee import find_fallbacks, procedure_sha256, refuse_guarantees
 from guard.policy.policy import Policy, load_policy
 from guard.records import Attempt, Limits, Outcome, Prompt, Sampling
+from guard.response_format import ResponseFormat
 from guard.review.handlers import HANDLERS, Handler, as_named
 from guard.runtime.base_models import COMPLETION_STOP, completion_text
 from guard.runtime.call_state import OWN_ENGINE, CallState
@@ -219,6 +220,7 @@ class Guard:
         metadata: Mapping[str, Any] | None = None,
         template_options: Mapping[str, Any] | None = None,
         cache_key: str | None = None,
+        response_format: ResponseFormat | None = None,
     ) -> Outcome:
         """Answer, score, decide, act.
 
@@ -231,6 +233,8 @@ class Guard:
             metadata: goes to escalation handlers and the review queue.
             template_options: variables of the model's chat template for this call, beside the guard's own.
             cache_key: of the caller: what the model has read of a prompt is reused for prompts with the same key only.
+            response_format: the form that each attempt's answer must have, such as ``ResponseFormat.json(schema)``;
+                decoding is constrained to it. Say in the question what is wanted, too.
 
         Raises:
             AbstainedError: where the policy says ``abstain: {raise: true}``.
@@ -238,7 +242,7 @@ class Guard:
             InputError, PromptTooLongError, ChatTemplateError: the question cannot be put.
             CancelledError: cancelled from outside.
         """
-        call = self._call(prompt, route, sampling, limits, metadata, template_options, cache_key)
+        call = self._call(prompt, route, sampling, limits, metadata, template_options, cache_key, response_format)
         return drive(call.steps())
 
     async def aask(
@@ -251,9 +255,10 @@ class Guard:
         metadata: Mapping[str, Any] | None = None,
         template_options: Mapping[str, Any] | None = None,
         cache_key: str | None = None,
+        response_format: ResponseFormat | None = None,
     ) -> Outcome:
         """`ask` without blocking the event loop; cancelling the task stops the generation."""
-        call = self._call(prompt, route, sampling, limits, metadata, template_options, cache_key)
+        call = self._call(prompt, route, sampling, limits, metadata, template_options, cache_key, response_format)
         return await adrive(call.steps())
 
     def attempts(
@@ -330,6 +335,7 @@ class Guard:
         metadata: Mapping[str, Any] | None,
         template_options: Mapping[str, Any] | None = None,
         cache_key: str | None = None,
+        response_format: ResponseFormat | None = None,
     ) -> Call:
         self.policy.check_route(route)
         if metadata is not None and not isinstance(metadata, Mapping):
@@ -341,6 +347,8 @@ class Guard:
             built = replace(built, template_options={**built.template_options, **template_options})
         if cache_key is not None:
             built = replace(built, cache_key=cache_key)
+        if response_format is not None:
+            built = replace(built, response_format=response_format)
         return Call(self._resources, built, sampling, limits, dict(metadata or {}), state)
 
     def _opened(self, store: Store | str | Path | None) -> Store:

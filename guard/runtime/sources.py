@@ -66,7 +66,8 @@ class Source:
 def score_generation(generation: Generation, observer: SignatureObserver, scorer: Scorer, prompt: Prompt) -> Score:
     """Score the answer to a prompt, whose activations an observer has recorded.
 
-    The score is uncalibrated where the answer was sampled, or the template options are not those of the calibration.
+    The score is uncalibrated where the answer was sampled, the template options are not those of the calibration, or
+    a response format has changed the answer.
 
     Raises:
         CaptureError: the activations are missing or not finite.
@@ -75,7 +76,8 @@ def score_generation(generation: Generation, observer: SignatureObserver, scorer
         raise CaptureError("The layers were not recorded", why=generation.capture_error)
     score = scorer.score(generation.signals(observer.signature()))
     same_options = prompt.messages is None or prompt.template_options == scorer.artefact.prompting.template_options
-    return score if generation.sampling.is_greedy and same_options else replace(score, calibrated=False)
+    as_fitted = generation.sampling.is_greedy and same_options and not generation.redirected
+    return score if as_fitted else replace(score, calibrated=False)
 
 
 def generation_step(engine: Engine, prompt: Prompt, **options: Any) -> Step:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from guard.engines.base import BaseEngine
 from guard.engines.batch import Feed, PassRow, Start
+from guard.engines.constraint import vocabulary_of
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.records import CapturePoint, Floats, ModelInfo, Prompt
 from guard.scoring.provenance import Binding, Prompting
@@ -56,6 +58,9 @@ class ByteEngine(BaseEngine):
 
     def _is_end(self, token: int) -> bool:
         return token == END
+
+    def _grammar_vocabulary(self) -> Any:
+        return vocabulary_of([*(bytes([byte]) for byte in range(END)), b""], [END], self.encode_text)
 
     def _end_token(self) -> int:
         return END
