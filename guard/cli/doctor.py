@@ -33,6 +33,8 @@ _PACKAGES = {
     "langchain": ("langchain-core", "langchain", "langgraph"),
     "plots": ("matplotlib",),
     "postgresql": ("psycopg",),
+    "console": ("fastapi", "uvicorn", "argon2-cffi"),
+    "audit": ("cryptography",),
 }
 #: Environment in which llama.cpp is built without AMX kernels, so that nothing has to be avoided at run time.
 WITHOUT_AMX = "CFLAGS=-mno-amx-int8 CXXFLAGS=-mno-amx-int8"

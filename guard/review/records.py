@@ -335,3 +335,27 @@ def _utc(time: str) -> str:
 def now() -> str:
     """Return the present time in that form."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def case_event(review: Review) -> dict[str, Any]:
+    """Return a case as an event of the audit log; arguments of `guard.audit.log.AuditLog.append`."""
+    names = ("route", "policy", "model", "p_wrong", "rule", "created_at")
+    fields = {name: getattr(review, name) for name in names}
+    texts = {"question": review.question, "prompt": _prompt_json(review.prompt), "answer": review.answer}
+    return {"subject": review.decision_id, "fields": {**fields, "review_id": review.id}, "texts": texts}
+
+
+def verdict_event(review: Review) -> dict[str, Any]:
+    """Return a verdict as an event of the audit log; arguments of `guard.audit.log.AuditLog.append`."""
+    names = ("draft", "reviewer", "decided_at")
+    fields = {name: getattr(review, name) for name in names}
+    return {
+        "subject": review.decision_id,
+        "fields": {**fields, "review_id": review.id, "status": review.status.value},
+        "texts": {"answer": review.answer, "final_answer": review.final_answer, "note": review.note},
+    }
+
+
+def _prompt_json(prompt: Prompt) -> str:
+    parts = {"messages": prompt.messages, "text": prompt.text, "tools": prompt.tools}
+    return json.dumps(parts, sort_keys=True, default=str)

@@ -14,6 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from guard.audit.events import Redaction
+from guard.audit.log import AuditLog
 from guard.checked import whole_number
 from guard.errors import InputError, ReviewError, StoreError, did_you_mean
 from guard.records import Escalation
@@ -26,6 +28,7 @@ from guard.review.records import (
     Review,
     ReviewEvent,
     ReviewStatus,
+    case_event,
     now,
     text_of,
     to_labelled_row,
@@ -33,6 +36,7 @@ from guard.review.records import (
     to_repeat_row,
     to_review,
     to_row,
+    verdict_event,
 )
 
 __all__ = ["ALPHABET", "ID_LENGTH", "SHORTEST", "Repeat", "Review", "ReviewEvent", "ReviewStatus", "Store"]
@@ -77,6 +81,15 @@ class Store:
         """
         return cls(database.connect(url, create=create, timeout_s=timeout_s))
 
+    def audit_log(self, *, keep_text: bool = False, redaction: Redaction | None = None) -> AuditLog:
+        """Return the audit log in this database; the store adds every case and verdict to it.
+
+        Args:
+            keep_text: see `guard.audit.log.AuditLog`; here as there the log has only hashes of texts by default.
+            redaction: see there.
+        """
+        return AuditLog(self._database, keep_text=keep_text, redaction=redaction)
+
     @property
     def place(self) -> str:
         """The file, or the URL without its password."""
@@ -116,6 +129,7 @@ class Store:
                 known = _by_decision(connection, row["decision_id"]) or self._repeated(connection, escalation, row)
                 if known is not None and known.id == row["id"]:
                     _record(connection, known.id, {"at": now(), "who": "guard", "what": "added"})
+                    self.audit_log().append_in(connection, "case", **case_event(known))
             return known
 
     def _repeated(self, connection: Connection, escalation: Escalation, row: dict[str, Any]) -> Review | None:
@@ -280,7 +294,9 @@ class Store:
             # The trail first: the database lets no verdict into the review that is not there.
             _record(connection, review.id, {kept: verdict[column] for column, kept in VERDICT.items()})
             connection.execute(sa.update(REVIEWS).where(REVIEWS.c.id == review.id).values(verdict))
-            return _exactly(connection, review.id)
+            decided = _exactly(connection, review.id)
+            self.audit_log().append_in(connection, "verdict", **verdict_event(decided))
+            return decided
 
 
 # -- queries -----------------------------------------------------------------------------------
