@@ -18,6 +18,7 @@ from guard.content import instructed_text, plain_turn
 from guard.errors import InputError
 from guard.outcome_export import OutcomeExport
 from guard.response_format import ResponseFormat
+from guard.review_terms import ReviewTerms
 from guard.scores import Score, ScoreName, ScoreReading
 
 if TYPE_CHECKING:  # numpy takes 150 ms to load, and a prompt or a policy needs none
@@ -409,13 +410,12 @@ class Escalation:
         question: the question's text, for people.
         prompt: the whole prompt.
         answer: the answer that was not accepted; None when generation itself failed.
-        p_wrong: its score; None when scoring failed.
+        p_wrong, scorer: its score, and name and digest of the scorer; None when scoring failed, or where unknown.
         rule, reason: the rule that fired, and why in one sentence.
-        route: the caller's route, or None.
-        policy, model: their names.
-        attempts: all attempts so far.
-        metadata: what the caller attached to the call.
+        route, policy, model: the caller's route, or None, and the names of policy and model.
+        attempts, metadata: all attempts so far, and what the caller attached to the call.
         created_at: ISO 8601, UTC.
+        terms: by when, how urgently and by how many people the case should be reviewed.
     """
 
     decision_id: str
@@ -431,6 +431,8 @@ class Escalation:
     attempts: tuple[Attempt, ...]
     metadata: Mapping[str, Any]
     created_at: str
+    terms: ReviewTerms = field(default_factory=ReviewTerms)
+    scorer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

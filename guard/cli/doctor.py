@@ -33,8 +33,6 @@ _PACKAGES = {
     "langchain": ("langchain-core", "langchain", "langgraph"),
     "plots": ("matplotlib",),
     "postgresql": ("psycopg",),
-    "console": ("fastapi", "uvicorn", "argon2-cffi"),
-    "audit": ("cryptography",),
 }
 #: Environment in which llama.cpp is built without AMX kernels, so that nothing has to be avoided at run time.
 WITHOUT_AMX = "CFLAGS=-mno-amx-int8 CXXFLAGS=-mno-amx-int8"
@@ -104,11 +102,12 @@ def _cpu() -> Check:
 
 
 def _store() -> Check:
+    from guard.review.pages import CaseFilter, counted
     from guard.review.store import Store
 
     try:
         with Store.open() as store:
-            return Check("review store", True, f"{store.count(status='pending')} waiting")
+            return Check("review store", True, f"{counted(store.count(CaseFilter(status='pending')))} waiting")
     except GuardError as error:
         return Check("review store", False, str(error))
 

@@ -66,10 +66,12 @@ def list_reviews(
     """List reviews, oldest first."""
     if status not in _STATUSES:
         raise InputError(f"There is no status '{status}'", fix=did_you_mean(status, _STATUSES))
+    from guard.review.pages import CaseFilter, counted
+
     only = None if status == "all" else status
     with _opened(store) as reviews:
         found = reviews.reviews(status=only, route=route, limit=limit)
-        total = reviews.count(status=only, route=route)
+        total = reviews.count(CaseFilter(status=only, route=route))
     if as_json:
         print_json({"total": total, "reviews": [asdict(review) for review in found]})
         return
@@ -78,7 +80,7 @@ def list_reviews(
         console().print(f"No {kind}reviews.")
         return
     console().print(list_table(found, with_status=only is None))
-    console().print(f"{len(found)} of {total} {kind}reviews. Read one: guard review show {found[0].id}")
+    console().print(f"{len(found)} of {counted(total)} {kind}reviews. Read one: guard review show {found[0].id}")
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """People in the loop: escalation handlers and the durable review queue.
 
-`Store` keeps cases in SQLite or PostgreSQL, `ReviewQueue` is the handler that puts them there.
+`Store` keeps cases in SQLite or PostgreSQL, `ReviewQueue` is the handler that puts them there. People claim and decide
+them through the store; callers get a `ReviewResult` by the decision id.
 """
 
 from __future__ import annotations
@@ -14,17 +15,27 @@ if TYPE_CHECKING:
         ReviewQueue,
         log_handler,
     )
+    from guard.review.pages import (
+        CaseFilter,
+        Page,
+    )
+    from guard.review.results import ReviewResult
     from guard.review.store import (
         Review,
         ReviewEvent,
         ReviewStatus,
         Store,
     )
+    from guard.review.verdicts import Opinion
 
 __all__ = [
+    "CaseFilter",
+    "Opinion",
+    "Page",
     "Review",
     "ReviewEvent",
     "ReviewQueue",
+    "ReviewResult",
     "ReviewStatus",
     "Store",
     "log_handler",
@@ -37,11 +48,17 @@ __getattr__, __dir__ = lazy_face(
             "ReviewQueue",
             "log_handler",
         ),
+        "pages": (
+            "CaseFilter",
+            "Page",
+        ),
+        "results": ("ReviewResult",),
         "store": (
             "Review",
             "ReviewEvent",
             "ReviewStatus",
             "Store",
         ),
+        "verdicts": ("Opinion",),
     },
 )

@@ -6,8 +6,9 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from guard.errors import InputError, StoreError, missing_extra
 from guard.files.private_files import create_private, create_private_folder
 from guard.review import migrations
+from guard.review.records import text_of_time
 
 #: Environment variable that names the default store.
 ENVIRONMENT = "GUARD_STORE"
@@ -69,6 +71,7 @@ class Database:
         self.engine = engine
         self.place = place
         self.read_only = read_only
+        self.clock: Callable[[Connection], datetime] = _clock(engine)
         self._inherited: list[sa.Pool] = []
         _DATABASES.add(self)
 
@@ -92,6 +95,14 @@ class Database:
         with self._transaction(writes=True) as connection:
             yield connection
 
+    def now(self, connection: Connection) -> str:
+        """Return the time by the one clock that all users of the database share, as the store keeps times.
+
+        That is PostgreSQL's own; processes that share an SQLite file are on one machine. Taken after a lock, it
+        is later than any time that was taken before the lock's last holder released it.
+        """
+        return text_of_time(self.clock(connection))
+
     def insert_new(self, table: Table) -> sqlite.Insert | postgresql.Insert:
         """Return an insert that leaves rows alone whose unique columns exist already."""
         if self.engine.dialect.name == "sqlite":
@@ -113,6 +124,13 @@ class Database:
             connection.execution_options(guard_writes=writes)
             with connection.begin():
                 yield connection
+
+
+def _clock(engine: Engine) -> Callable[[Connection], datetime]:
+    if engine.dialect.name == "sqlite":
+        return lambda _: datetime.now(UTC)
+    query = sa.select(sa.func.clock_timestamp())
+    return lambda connection: connection.execute(query).scalar_one()
 
 
 #: Databases that are open in this process.

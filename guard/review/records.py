@@ -7,8 +7,8 @@ import json
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from guard.errors import InputError, StoreError
 from guard.outcome_export import readings
 from guard.records import Attempt, Escalation, Prompt
+from guard.review_terms import PRIORITIES, LateAction, Priority
 
 #: Metadata and messages that nest deeper are cut off here; this also ends a cycle.
 _DEPTH = 64
@@ -32,6 +33,13 @@ class ReviewStatus(StrEnum):
     APPROVED = "approved"
     EDITED = "edited"
     REJECTED = "rejected"
+
+
+#: Seconds for which a decision can be undone; until they have passed nobody but reviewers learns of it.
+UNDO_S = 10.0
+
+#: What the database keeps for a priority, so that the most urgent sorts first.
+_RANKS: dict[Priority, int] = {name: rank for rank, name in enumerate(reversed(PRIORITIES))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +60,9 @@ class Review:
         rule: the rule that fired.
         reason: one sentence.
         attempts: all attempts, in order, each with ``answer``, ``source``, ``p_wrong``, ``decides`` (the name of the
-            score that it is), ``scores`` (all that the scorer gives, with what each reads), ``calibrated``,
-            ``action``, ``rule``, ``reason``, ``prompt_tokens``, ``completion_tokens``, ``seconds``, ``sampling``,
-            ``error``, ``finish_reason``.
+            score that it is), ``scores`` (all that the scorer gives, with what each reads), ``ood_score``,
+            ``calibrated``, ``action``, ``rule``, ``reason``, ``prompt_tokens``, ``completion_tokens``, ``seconds``,
+            ``sampling``, ``error``, ``finish_reason``.
         metadata: what the caller attached; values that JSON lacks are kept as their text.
         status: pending, or what the reviewer decided.
         draft: whether the model's answer was right or wrong, as the reviewer says; None while
@@ -64,6 +72,17 @@ class Review:
         note: the reviewer's note.
         decided_at: when.
         repeats: how many identical cases came in while this one waited; see `guard.review.store.Store.repeats`.
+        scorer: name and digest of the scorer that gave p_wrong, or None.
+        due_at: when the case is late; None where it may wait forever.
+        priority: ``high``, ``normal`` or ``low``.
+        reviews_wanted: 1, or 2 for a second opinion that does not see the first.
+        late: what the caller gets once the case is late.
+        claimed_by, claimed_until: who has the case, and until when; a claim that has ended counts for nothing.
+        assigned_to: the only person who may claim the case, or None.
+        opinions: how many have been given where two are wanted.
+        disputed: whether two opinions differ, so that a third person decides.
+        final_at: until when the decision can be undone. The caller gets nothing before.
+        late_at: when the case was found to be late: the caller has what `late` says, and a decision is a label only.
     """
 
     id: str
@@ -87,6 +106,26 @@ class Review:
     note: str | None
     decided_at: str | None
     repeats: int
+    scorer: str | None
+    due_at: str | None
+    priority: Priority
+    reviews_wanted: int
+    late: LateAction | None
+    claimed_by: str | None
+    claimed_until: str | None
+    assigned_to: str | None
+    opinions: int
+    disputed: bool
+    final_at: str | None
+    late_at: str | None
+
+    def holder(self, at: str) -> str | None:
+        """Return who has the case claimed at a time, or None.
+
+        Args:
+            at: ISO 8601, UTC.
+        """
+        return self.claimed_by if self.claimed_until is not None and self.claimed_until > at else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +134,7 @@ class Repeat:
 
     Attributes:
         decision_id: the guarded call that it came from.
-        created_at, p_wrong, rule, reason, attempts, metadata: as in `Review`.
+        created_at, p_wrong, rule, reason, attempts, metadata, due_at, late: as in `Review`.
     """
 
     decision_id: str
@@ -105,6 +144,8 @@ class Repeat:
     reason: str
     attempts: tuple[Mapping[str, Any], ...]
     metadata: Mapping[str, Any]
+    due_at: str | None
+    late: LateAction | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +154,12 @@ class ReviewEvent:
 
     Attributes:
         at: ISO 8601, UTC.
-        who: the reviewer; ``guard`` where the escalation itself added the case.
-        what: ``added``, ``approved``, ``edited`` or ``rejected``.
-        draft, final_answer, note: the decision, as in `Review`.
+        who: the reviewer; ``guard`` for what it does itself.
+        what: ``added``, ``claimed``, ``released``, ``skipped``, ``assigned``, ``opinion`` (one of two),
+            ``withdrawn`` (that opinion), ``approved``, ``edited``, ``rejected``, ``undone`` (that verdict), ``late``.
+        draft, final_answer, note: the decision or the opinion, as in `Review`.
+        verdict: of an opinion, ``approved``, ``edited`` or ``rejected``.
+        whom: to whom the case was assigned.
     """
 
     at: str
@@ -124,6 +168,14 @@ class ReviewEvent:
     draft: Draft | None
     final_answer: str | None
     note: str | None
+    verdict: str | None
+    whom: str | None
+
+    def blind(self) -> ReviewEvent:
+        """Return the event without what an opinion says."""
+        if self.what != "opinion":
+            return self
+        return replace(self, draft=None, final_answer=None, note=None, verdict=None)
 
 
 #: What a verdict consists of: the column of the review, and that of the trail.
@@ -135,6 +187,10 @@ VERDICT = {
     "final_answer": "final_answer",
     "note": "note",
 }
+
+
+#: Columns that serve the database alone.
+_NOT_SHOWN = ("fingerprint", "sort_key", "doubt", "number", "claimed_at")
 
 
 # -- from cases to rows ------------------------------------------------------------------------
@@ -160,15 +216,37 @@ def to_row(escalation: Escalation) -> dict[str, Any]:
         ),
         "answer": text_of(escalation.answer),
         "status": ReviewStatus.PENDING.value,
+        "scorer": text_of(escalation.scorer),
+        "priority": rank_of(escalation.terms.priority),
+        "reviews_wanted": escalation.terms.reviews,
     }
-    return {**row, "fingerprint": _fingerprint(row)}
+    return {**row, **_ordering(row), "fingerprint": _fingerprint(row)}
+
+
+def _ordering(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that cases are ordered by: those without a due time come last, the oldest first.
+
+    A case without a score is the most doubtful.
+    """
+    due, p_wrong = row["due_at"], row["p_wrong"]
+    return {"sort_key": due or f"none {row['created_at']}", "doubt": 2.0 if p_wrong is None else p_wrong}
+
+
+def rank_of(priority: Priority) -> int:
+    """Return what the database keeps for a priority."""
+    return _RANKS[priority]
 
 
 def to_repeat_row(escalation: Escalation) -> dict[str, Any]:
     """Return a case as a row of ``review_repeats``, without the review that it repeats."""
+    terms, created_at = escalation.terms, _utc(escalation.created_at)
+    late = (terms.late or LateAction()) if terms.within_s is not None else None
     return {
         "decision_id": text_of(escalation.decision_id),
-        "created_at": _utc(escalation.created_at),
+        "created_at": created_at,
+        "due_at": None if terms.within_s is None else later(created_at, terms.within_s),
+        "late_action": late.action if late else None,
+        "late_text": text_of(late.text) if late else None,
         "p_wrong": None if escalation.p_wrong is None else float(escalation.p_wrong),
         "rule": text_of(escalation.rule),
         "reason": text_of(escalation.reason),
@@ -192,6 +270,7 @@ def _attempt(attempt: Attempt) -> Any:
             "p_wrong": score.p_wrong if score else None,
             "decides": score.decides if score else None,
             "scores": readings(score.scores) if score else {},
+            "ood_score": score.ood_score if score else None,
             "calibrated": score.calibrated if score else None,
             "action": decision.action,
             "rule": decision.rule,
@@ -222,7 +301,8 @@ def to_review(row: sa.Row[Any]) -> Review:
     _check_verdict(values)
     prompt = values.pop("prompt")
     messages = None if prompt["messages"] is None else tuple(prompt["messages"])
-    del values["fingerprint"]
+    for name in _NOT_SHOWN:
+        del values[name]
     return Review(
         prompt=Prompt(
             messages,
@@ -234,15 +314,27 @@ def to_review(row: sa.Row[Any]) -> Review:
         attempts=tuple(values.pop("attempts")),
         metadata=dict(values.pop("metadata")),
         status=ReviewStatus(values.pop("status")),
+        priority=_priority(values.pop("priority")),
+        disputed=bool(values.pop("disputed")),
+        late=_late(values),
         **values,
     )
+
+
+def _priority(rank: int) -> Priority:
+    return next(name for name, each in _RANKS.items() if each == rank)
+
+
+def _late(values: dict[str, Any]) -> LateAction | None:
+    action, text = values.pop("late_action"), values.pop("late_text")
+    return None if action is None else LateAction(action, text)
 
 
 def _check_verdict(values: dict[str, Any]) -> None:
     """Compare, and take out of the row, what the trail says of the verdict."""
     kept = {column: values.pop(f"trail_{column}") for column in VERDICT}
-    if kept["status"] is None:
-        kept["status"] = ReviewStatus.PENDING.value
+    if kept["status"] in (None, "undone"):
+        kept = {**dict.fromkeys(kept), "status": ReviewStatus.PENDING.value}
     if any(values[column] != said for column, said in kept.items()):
         raise StoreError(
             f"The verdict of review {values['id']} is not the one in its audit trail",
@@ -256,7 +348,8 @@ def to_repeat(row: sa.Row[Any]) -> Repeat:
     """Return the record of a row of ``review_repeats``."""
     values = dict(row._mapping)
     del values["review_id"]
-    return Repeat(attempts=tuple(values.pop("attempts")), metadata=dict(values.pop("metadata")), **values)
+    attempts, metadata, late = tuple(values.pop("attempts")), dict(values.pop("metadata")), _late(values)
+    return Repeat(attempts=attempts, metadata=metadata, late=late, **values)
 
 
 def to_labelled_row(review: Review) -> dict[str, Any]:
@@ -328,34 +421,14 @@ def _utc(time: str) -> str:
         parsed = datetime.fromisoformat(time)
     except ValueError as error:
         raise InputError(f"created_at must be an ISO 8601 time, got {time!r:.60}") from error
-    aware = parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
-    return aware.astimezone(UTC).isoformat(timespec="microseconds")
+    return text_of_time(parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC))
 
 
-def now() -> str:
-    """Return the present time in that form."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+def text_of_time(time: datetime) -> str:
+    """Return a time in that form."""
+    return time.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def case_event(review: Review) -> dict[str, Any]:
-    """Return a case as an event of the audit log; arguments of `guard.audit.log.AuditLog.append`."""
-    names = ("route", "policy", "model", "p_wrong", "rule", "created_at")
-    fields = {name: getattr(review, name) for name in names}
-    texts = {"question": review.question, "prompt": _prompt_json(review.prompt), "answer": review.answer}
-    return {"subject": review.decision_id, "fields": {**fields, "review_id": review.id}, "texts": texts}
-
-
-def verdict_event(review: Review) -> dict[str, Any]:
-    """Return a verdict as an event of the audit log; arguments of `guard.audit.log.AuditLog.append`."""
-    names = ("draft", "reviewer", "decided_at")
-    fields = {name: getattr(review, name) for name in names}
-    return {
-        "subject": review.decision_id,
-        "fields": {**fields, "review_id": review.id, "status": review.status.value},
-        "texts": {"answer": review.answer, "final_answer": review.final_answer, "note": review.note},
-    }
-
-
-def _prompt_json(prompt: Prompt) -> str:
-    parts = {"messages": prompt.messages, "text": prompt.text, "tools": prompt.tools}
-    return json.dumps(parts, sort_keys=True, default=str)
+def later(time: str, seconds: float) -> str:
+    """Return the time that is a number of seconds later; both in that form."""
+    return text_of_time(datetime.fromisoformat(time) + timedelta(seconds=seconds))

@@ -14,46 +14,45 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from guard.audit.events import Redaction
-from guard.audit.log import AuditLog
 from guard.checked import whole_number
-from guard.errors import InputError, ReviewError, StoreError, did_you_mean
+from guard.errors import InputError
 from guard.records import Escalation
-from guard.review import database
+from guard.review import claims, database, pages, queries, results, verdicts
+from guard.review.claims import LEASE_S, checked_lease, person
 from guard.review.migrations.tables import EVENTS, REPEATS, REVIEWS
+from guard.review.pages import CaseFilter, Order, Page
+from guard.review.queries import ALPHABET, ID_LENGTH, SHORTEST
 from guard.review.records import (
-    VERDICT,
     Draft,
     Repeat,
     Review,
     ReviewEvent,
     ReviewStatus,
-    case_event,
-    now,
     text_of,
     to_labelled_row,
     to_repeat,
     to_repeat_row,
-    to_review,
     to_row,
-    verdict_event,
 )
+from guard.review.results import ReviewResult, Waiting
+from guard.review.verdicts import Opinion
 
-__all__ = ["ALPHABET", "ID_LENGTH", "SHORTEST", "Repeat", "Review", "ReviewEvent", "ReviewStatus", "Store"]
+__all__ = [
+    "ALPHABET",
+    "ID_LENGTH",
+    "SHORTEST",
+    "CaseFilter",
+    "Opinion",
+    "Page",
+    "Repeat",
+    "Review",
+    "ReviewEvent",
+    "ReviewResult",
+    "ReviewStatus",
+    "Store",
+]
 
-#: Crockford's base 32: no letter that can be taken for a digit.
-ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-ID_LENGTH = 6
-_AS_TYPED = str.maketrans({"o": "0", "i": "1", "l": "1"})
-
-
-# Queries get plain text: PostgreSQL's driver would write an enum's name in place of its value.
-_PENDING = ReviewStatus.PENDING.value
-
-#: The least of an id that stands for it: with fewer characters a slip of the finger names another case.
-SHORTEST = 4
-
-_VERDICTS = EVENTS.alias("verdicts")
+_EVERYTHING = CaseFilter()
 
 
 class Store:
@@ -80,15 +79,6 @@ class Store:
             MissingExtraError: a PostgreSQL URL without psycopg.
         """
         return cls(database.connect(url, create=create, timeout_s=timeout_s))
-
-    def audit_log(self, *, keep_text: bool = False, redaction: Redaction | None = None) -> AuditLog:
-        """Return the audit log in this database; the store adds every case and verdict to it.
-
-        Args:
-            keep_text: see `guard.audit.log.AuditLog`; here as there the log has only hashes of texts by default.
-            redaction: see there.
-        """
-        return AuditLog(self._database, keep_text=keep_text, redaction=redaction)
 
     @property
     def place(self) -> str:
@@ -122,52 +112,83 @@ class Store:
         """
         row = to_row(escalation)
         with self._database.write() as connection:
-            known = _by_decision(connection, row["decision_id"])
+            known = queries.by_decision(connection, row["decision_id"])
             while known is None:
-                row["id"] = "".join(secrets.choice(ALPHABET) for _ in range(ID_LENGTH))
-                connection.execute(self._database.insert_new(REVIEWS).values(row))
-                known = _by_decision(connection, row["decision_id"]) or self._repeated(connection, escalation, row)
-                if known is not None and known.id == row["id"]:
-                    _record(connection, known.id, {"at": now(), "who": "guard", "what": "added"})
-                    self.audit_log().append_in(connection, "case", **case_event(known))
+                known = self._repeated(connection, escalation, row) or self._new(connection, row)
             return known
 
+    def _new(self, connection: Connection, row: dict[str, Any]) -> Review | None:
+        """Add a case; None where its id was taken, or an identical case came in at this moment."""
+        row["id"] = "".join(secrets.choice(ALPHABET) for _ in range(ID_LENGTH))
+        number = sa.select(sa.func.coalesce(sa.func.max(REVIEWS.c.number), 0) + 1).scalar_subquery()
+        numbered = {**row, "number": number} if connection.dialect.name == "sqlite" else row
+        connection.execute(self._database.insert_new(REVIEWS).values(numbered))
+        known = queries.by_decision(connection, row["decision_id"])
+        if known is not None and known.id == row["id"]:
+            queries.record(connection, known.id, at=self._database.now(connection), who="guard", what="added")
+        return known
+
     def _repeated(self, connection: Connection, escalation: Escalation, row: dict[str, Any]) -> Review | None:
-        """Count a case on the open one that it repeats; None where there is none, as the id was taken."""
-        same = sa.and_(REVIEWS.c.fingerprint == row["fingerprint"], REVIEWS.c.status == _PENDING)
-        if (open_one := _first(connection, same)) is None:
+        """Count a case on the open one that it repeats; None where there is none."""
+        same = results.find_same(connection, row["fingerprint"], self._database.now(connection))
+        if same is None:
+            return None
+        open_one = queries.locked(connection, same.id)
+        at = self._database.now(connection)
+        if results.is_overdue(open_one, at):  # its caller has an answer; this one's has time
+            results.mark(connection, open_one, at)
+            return None
+        if not results.takes_repeats(open_one, at):
             return None
         repeat = {**to_repeat_row(escalation), "review_id": open_one.id}
         connection.execute(self._database.insert_new(REPEATS).values(repeat))
-        return _first(connection, REVIEWS.c.id == open_one.id)
+        return queries.exactly(connection, open_one.id)
 
     # -- reading -------------------------------------------------------------------------------
 
-    def reviews(
-        self, *, status: str | None = None, route: str | None = None, limit: int = 50, offset: int = 0
-    ) -> list[Review]:
-        """Reviews, those that have waited longest first.
+    def page(
+        self,
+        chosen: CaseFilter = _EVERYTHING,
+        *,
+        order: Order = "due",
+        after: str | None = None,
+        before: str | None = None,
+        limit: int = 50,
+    ) -> Page:
+        """Return a page of the queue; each page costs the same, however far down it is.
 
         Args:
-            status: only these; a `ReviewStatus` or its name.
-            route: only these.
+            chosen: which cases.
+            order: ``due`` (what is due first; cases that may wait forever come last, by age), ``doubtful`` (the
+                largest p_wrong first; no score counts as the most doubtful), ``oldest``, ``newest``, or ``decided``
+                (the newest verdict first).
+            after, before: `Page.after` or `Page.before` of another page with the same filter and order.
             limit: the largest number of reviews to return.
-            offset: the number of reviews to skip.
 
         Raises:
-            InputError: an unknown status, or a limit or offset out of range.
+            InputError: an argument or a value of the filter is not one of those that there are.
         """
-        limit, offset = whole_number("limit", limit, least=1), whole_number("offset", offset, least=0)
-        query = _selected().where(*_matching(status, route))
-        query = query.order_by(REVIEWS.c.created_at, REVIEWS.c.id).limit(limit).offset(offset)
+        limit = whole_number("limit", limit, least=1, most=1000)
         with self._database.read() as connection:
-            return _reviews(connection, query)
+            at = self._database.now(connection)
+            return pages.read_page(connection, chosen, at, order=order, after=after, before=before, limit=limit)
 
-    def count(self, *, status: str | None = None, route: str | None = None) -> int:
-        """Return how many reviews there are; arguments as in `reviews`."""
-        query = sa.select(sa.func.count()).select_from(REVIEWS).where(*_matching(status, route))
+    def reviews(self, *, status: str | None = None, route: str | None = None, limit: int = 50) -> list[Review]:
+        """Return the reviews that have waited longest; `page` has more filters and orders.
+
+        Raises:
+            InputError: an unknown status, or a limit out of range.
+        """
+        return list(self.page(CaseFilter(status=status, route=route), order="oldest", limit=limit).reviews)
+
+    def count(self, chosen: CaseFilter = _EVERYTHING) -> int:
+        """Return how many cases there are, exactly up to `guard.review.pages.COUNTED`; more are that and one.
+
+        Raises:
+            InputError: as for `page`.
+        """
         with self._database.read() as connection:
-            return int(connection.scalar(query) or 0)
+            return pages.read_count(connection, chosen, self._database.now(connection))
 
     def review(self, name: str) -> Review:
         """Return one review by its id, an unambiguous beginning of it, or its decision id.
@@ -176,26 +197,42 @@ class Store:
             ReviewError: there is none, or more than one.
         """
         with self._database.read() as connection:
-            return _find(connection, name)
+            return queries.find(connection, name)
 
-    def history(self, name: str) -> list[ReviewEvent]:
-        """Return a review's audit trail, oldest first; ``name`` as in `review`."""
+    def history(self, name: str, *, whole: bool = False) -> list[ReviewEvent]:
+        """Return a review's audit trail, oldest first; ``name`` as in `review`.
+
+        Args:
+            name: the review.
+            whole: also what opinions say while the case waits for another one; without it a second reviewer stays
+                blind.
+        """
         with self._database.read() as connection:
             columns = [EVENTS.c[field] for field in ReviewEvent.__dataclass_fields__]
-            query = sa.select(*columns).where(EVENTS.c.review_id == _find(connection, name).id)
-            return [ReviewEvent(*row) for row in connection.execute(query.order_by(EVENTS.c.number))]
+            review = queries.find(connection, name)
+            query = sa.select(*columns).where(EVENTS.c.review_id == review.id)
+            events = [ReviewEvent(*row) for row in connection.execute(query.order_by(EVENTS.c.number))]
+        return events if whole or verdicts.is_open_to_all(review) else [event.blind() for event in events]
+
+    def opinions(self, name: str) -> list[Opinion]:
+        """Return the opinions on a case that stand, in the order they were given; ``name`` as in `review`.
+
+        Show them to nobody who may still give one: a second opinion is blind.
+        """
+        with self._database.read() as connection:
+            return verdicts.opinions(connection, queries.find(connection, name).id)
 
     def repeats(self, name: str) -> list[Repeat]:
         """Return the identical cases that came in while a review waited, oldest first; ``name`` as in `review`."""
         with self._database.read() as connection:
-            query = sa.select(REPEATS).where(REPEATS.c.review_id == _find(connection, name).id)
+            query = sa.select(REPEATS).where(REPEATS.c.review_id == queries.find(connection, name).id)
             rows = connection.execute(query.order_by(REPEATS.c.created_at, REPEATS.c.decision_id))
             return [to_repeat(row) for row in rows]
 
     def labelled(
         self, *, route: str | None = None, model: str | None = None, page: int = 500
     ) -> Iterator[dict[str, Any]]:
-        """Decided reviews as rows for `guard calibrate`, in the order they were decided.
+        """Reviews whose decision is final as rows for `guard calibrate`, in the order they were decided.
 
         The label is what the reviewer said of the model's answer: 0 right (approved, or edited with
         ``draft="right"``), 1 wrong. Cases without an answer have nothing to label and are left out.
@@ -212,22 +249,83 @@ class Store:
         """
         page = whole_number("page", page, least=1)
         order = sa.tuple_(REVIEWS.c.decided_at, REVIEWS.c.id)
-        query = _selected().where(
-            # A case that has a verdict in the trail and none in the review must be found, not left out.
-            sa.or_(REVIEWS.c.status != _PENDING, _VERDICTS.c.what.is_not(None)),
-            REVIEWS.c.answer.is_not(None),
-            *_matching(None, route, model),
-        )
+        query = queries.selected().where(queries.has_verdict(), REVIEWS.c.answer.is_not(None))
+        for column, value in ((REVIEWS.c.route, route), (REVIEWS.c.model, model)):
+            query = query if value is None else query.where(column == text_of(value))
         query = query.order_by(REVIEWS.c.decided_at, REVIEWS.c.id).limit(page)
         after: tuple[str, str] | None = None
         while True:
             # No transaction stays open between pages: the reader may be slow.
             with self._database.read() as connection:
-                reviews = _reviews(connection, query if after is None else query.where(order > after))
-            yield from map(to_labelled_row, reviews)
+                at = self._database.now(connection)
+                reviews = queries.reviews_of(connection, query if after is None else query.where(order > after))
+            yield from (to_labelled_row(review) for review in reviews if str(review.final_at) <= at)
             if len(reviews) < page:
                 return
             after = (str(reviews[-1].decided_at), reviews[-1].id)
+
+    # -- claiming ------------------------------------------------------------------------------
+
+    def claim(self, name: str, *, reviewer: str, lease_s: float = LEASE_S) -> Review:
+        """Take a case, so that nobody else works on it until the lease ends; who has it already keeps it for longer.
+
+        Args:
+            name: the whole id, or the decision id.
+            reviewer: who takes it.
+            lease_s: seconds from now.
+
+        Raises:
+            ReviewError: no such case, decided, taken by or assigned to somebody else, or the reviewer has given
+                an opinion on it.
+            InputError: the lease is not above 0, or longer than a day.
+        """
+        who, lease_s = person(reviewer), checked_lease(lease_s)
+        with self._database.write() as connection:
+            return claims.claim(self._database, connection, name, who, lease_s)
+
+    def claim_next(self, *, reviewer: str, route: str | None = None, lease_s: float = LEASE_S) -> Review | None:
+        """Take the next case: one that the reviewer has already, else by priority and due time; late ones come last.
+
+        Cases that the reviewer has skipped or given an opinion on are left out. Any number of reviewers may ask at
+        once: each gets a case of their own.
+
+        Returns:
+            The case, or None where there is none for this reviewer.
+
+        Raises:
+            InputError: as for `claim`.
+        """
+        who, lease_s = person(reviewer), checked_lease(lease_s)
+        with self._database.write() as connection:
+            return claims.claim_next(self._database, connection, who, route, lease_s)
+
+    def release(self, name: str, *, reviewer: str) -> Review:
+        """Give a case back.
+
+        Raises:
+            ReviewError: the reviewer has not claimed it.
+        """
+        with self._database.write() as connection:
+            return claims.release(self._database, connection, name, person(reviewer), note=None, what="released")
+
+    def skip(self, name: str, *, reviewer: str, note: str | None = None) -> Review:
+        """Leave a case to others: it is given back, and `claim_next` does not offer it to the reviewer again.
+
+        Raises:
+            ReviewError: it is decided, or claimed by somebody else.
+        """
+        with self._database.write() as connection:
+            return claims.release(self._database, connection, name, person(reviewer), note=note, what="skipped")
+
+    def assign(self, name: str, *, to: str | None, by: str) -> Review:
+        """Reserve a case for one person, ending any claim; None opens it to everybody again.
+
+        Raises:
+            ReviewError: it is decided.
+        """
+        whom = None if to is None else person(to)
+        with self._database.write() as connection:
+            return claims.assign(self._database, connection, name, whom, person(by))
 
     # -- deciding ------------------------------------------------------------------------------
 
@@ -235,7 +333,9 @@ class Store:
         """Let the model's answer stand.
 
         Of several reviewers who decide at once exactly one succeeds; this holds for `edit` and
-        `reject` too.
+        `reject` too. The decision can be undone for ten seconds; nobody but reviewers learns of it before. Where two
+        reviews are wanted, the first two decisions are opinions: if they agree they are the verdict, otherwise a
+        third person's decision is.
 
         Args:
             name: the whole id, or the decision id; here as in `edit` and `reject` a part will not do.
@@ -243,7 +343,8 @@ class Store:
             note: to keep with the decision.
 
         Raises:
-            ReviewError: no such review, decided already (says by whom and when), or no answer.
+            ReviewError: no such review, decided already (says by whom and when), claimed by or assigned to somebody
+                else, no answer, or the reviewer has given an opinion on it.
         """
         return self._decide(name, ReviewStatus.APPROVED, None, "right", reviewer, note)
 
@@ -273,158 +374,65 @@ class Store:
         """
         return self._decide(name, ReviewStatus.REJECTED, answer, "wrong", reviewer, note)
 
+    def undo(self, name: str, *, reviewer: str) -> Review:
+        """Take back what the reviewer decided less than ten seconds ago; the case is theirs again.
+
+        Raises:
+            ReviewError: they decided nothing here, it is final, or an identical case has come in since.
+        """
+        with self._database.write() as connection:
+            return verdicts.undo(self._database, connection, name, person(reviewer))
+
     def _decide(
         self, name: str, status: ReviewStatus, answer: str | None, draft: str | None, reviewer: str, note: str | None
     ) -> Review:
-        if not reviewer.strip():
-            raise InputError("A decision needs the reviewer's name", fix="Give one with --reviewer")
+        who = person(reviewer)
         with self._database.write() as connection:
-            review = _locked(connection, name)
-            if review.status is not ReviewStatus.PENDING:
-                raise _decided_already(review)
-            _check_answer(review, status, answer)
-            verdict = {
-                "status": status.value,
-                "final_answer": review.answer if status is ReviewStatus.APPROVED else text_of(answer),
-                "draft": _checked_draft(review, draft),
-                "reviewer": text_of(reviewer.strip()),
-                "note": text_of(note),
-                "decided_at": now(),
-            }
-            # The trail first: the database lets no verdict into the review that is not there.
-            _record(connection, review.id, {kept: verdict[column] for column, kept in VERDICT.items()})
-            connection.execute(sa.update(REVIEWS).where(REVIEWS.c.id == review.id).values(verdict))
-            decided = _exactly(connection, review.id)
-            self.audit_log().append_in(connection, "verdict", **verdict_event(decided))
-            return decided
+            return verdicts.decide(
+                self._database, connection, name, status, answer=answer, draft=draft, who=who, note=note
+            )
 
+    # -- what callers get ----------------------------------------------------------------------
 
-# -- queries -----------------------------------------------------------------------------------
+    def result(self, name: str) -> ReviewResult:
+        """Return what became of a case for its caller, now.
 
+        Args:
+            name: the decision id of the guarded call, or the review's id.
 
-def _selected() -> sa.Select[Any]:
-    """Reviews, each with the verdict in its trail and the number of its repeats."""
-    repeats = sa.select(sa.func.count()).where(REPEATS.c.review_id == REVIEWS.c.id).scalar_subquery()
-    trail = [_VERDICTS.c[kept].label(f"trail_{column}") for column, kept in VERDICT.items()]
-    joined = sa.and_(_VERDICTS.c.review_id == REVIEWS.c.id, _VERDICTS.c.what != "added")
-    query = sa.select(REVIEWS, repeats.label("repeats"), *trail)
-    return query.select_from(REVIEWS.outerjoin(_VERDICTS, joined))
+        Raises:
+            ReviewError: there is no such case.
+        """
+        return results.read_result(self._database, name)
 
+    def wait(self, name: str, *, timeout_s: float | None = None) -> ReviewResult:
+        """Wait until a case is decided and past undoing, or late.
 
-def _reviews(connection: Connection, query: sa.Select[Any]) -> list[Review]:
-    try:
-        return [to_review(row) for row in connection.execute(query)]
-    except (KeyError, TypeError, ValueError) as error:  # no column has a form that `add` gives it
-        raise StoreError("A review is damaged", why=str(error), fix="Restore the store from a backup") from error
+        Args:
+            name: as in `result`. It works in any process, also after a restart.
+            timeout_s: seconds to wait at most; None for as long as it takes.
 
+        Returns:
+            The result; its state is ``waiting`` where the time was up first.
 
-def _first(connection: Connection, condition: sa.ColumnElement[bool]) -> Review | None:
-    return next(iter(_reviews(connection, _selected().where(condition).limit(1))), None)
+        Raises:
+            ReviewError: there is no such case.
+            InputError: a negative time.
+        """
+        return self._waiting(name, timeout_s).wait()
 
+    async def wait_async(self, name: str, *, timeout_s: float | None = None) -> ReviewResult:
+        """`wait` without blocking the event loop."""
+        return await self._waiting(name, timeout_s).wait_async()
 
-def _by_decision(connection: Connection, decision_id: str | None) -> Review | None:
-    """Return the review of a guarded call, its own or the one that it repeats."""
-    repeated = sa.select(REPEATS.c.review_id).where(REPEATS.c.decision_id == decision_id)
-    return _first(connection, sa.or_(REVIEWS.c.decision_id == decision_id, REVIEWS.c.id.in_(repeated)))
+    def _waiting(self, name: str, timeout_s: float | None) -> Waiting:
+        if timeout_s is not None and not timeout_s >= 0:
+            raise InputError(f"timeout_s must be at least 0, got {timeout_s}")
+        return Waiting(lambda: self.result(name), timeout_s)
 
+    def mark_late(self) -> int:
+        """Mark every case that is late, so that its trail and its notifications say so; return how many were.
 
-def _find(connection: Connection, name: str) -> Review:
-    """Return a review by its id, a beginning of it, or a decision id."""
-    key = _typed(name)
-    if (found := _named(connection, name)) is not None:
-        return found
-    near: list[Review] = []
-    if SHORTEST <= len(key) <= ID_LENGTH:
-        begins = REVIEWS.c.id.startswith(key, autoescape=True)
-        near = _reviews(connection, _selected().where(begins).order_by(REVIEWS.c.id).limit(6))
-    if len(near) == 1:
-        return near[0]
-    if near:
-        several = ", ".join(review.id for review in near[:5]) + (", ..." if len(near) > 5 else "")
-        raise ReviewError(f"'{name}' begins more than one review's id", why=several, fix="Type more of it")
-    raise _unknown(connection, name)
-
-
-def _exactly(connection: Connection, name: str) -> Review:
-    """Return a review by its whole id or a decision id; a beginning could be a slip, and a decision is final."""
-    if (found := _named(connection, name)) is not None:
-        return found
-    raise _unknown(connection, name)
-
-
-def _locked(connection: Connection, name: str) -> Review:
-    """Return the review, which nobody else can decide until the transaction ends (SQLite has locked it all)."""
-    review = _exactly(connection, name)
-    connection.execute(sa.select(REVIEWS.c.id).where(REVIEWS.c.id == review.id).with_for_update())
-    return _exactly(connection, review.id)
-
-
-def _named(connection: Connection, name: str) -> Review | None:
-    by_id = _first(connection, REVIEWS.c.id == _typed(name))
-    return by_id or _by_decision(connection, text_of(name.strip()))
-
-
-def _typed(name: str) -> str:
-    key = text_of(name.strip().lower().translate(_AS_TYPED)) or ""
-    if not key:
-        raise ReviewError("A review's id must not be empty", fix="Run: guard review list")
-    return key
-
-
-def _unknown(connection: Connection, name: str) -> ReviewError:
-    pending = sa.select(REVIEWS.c.id).where(REVIEWS.c.status == _PENDING)
-    ids = connection.scalars(pending.order_by(REVIEWS.c.created_at, REVIEWS.c.id).limit(20)).all()
-    key = _typed(name)
-    if any(known.startswith(key) for known in ids):
-        return ReviewError(f"'{name}' is too short to name a review", fix="Type the whole id; see guard review list")
-    hint = did_you_mean(key, ids) or "Run: guard review list --status all"
-    return ReviewError(f"There is no review '{name}'", fix=hint)
-
-
-def _matching(status: str | None, route: str | None, model: str | None = None) -> list[sa.ColumnElement[bool]]:
-    conditions = []
-    if status is not None:
-        if status not in list(ReviewStatus):
-            raise InputError(f"There is no status '{status}'", fix=did_you_mean(status, ReviewStatus))
-        conditions.append(REVIEWS.c.status == ReviewStatus(status).value)
-    for column, value in ((REVIEWS.c.route, route), (REVIEWS.c.model, model)):
-        if value is not None:
-            conditions.append(column == text_of(value))
-    return conditions
-
-
-def _record(connection: Connection, review_id: str, event: dict[str, str | None]) -> None:
-    connection.execute(sa.insert(EVENTS).values(review_id=review_id, **event))
-
-
-def _checked_draft(review: Review, draft: str | None) -> str | None:
-    """Return what the reviewer says of the model's answer; only where there is one."""
-    if review.answer is None:
-        return None
-    if draft not in ("right", "wrong"):
-        raise ReviewError(
-            f"The edit of review {review.id} must say whether the model's own answer was right or wrong",
-            why=f"it becomes a label for calibration, and draft is {draft!r:.40}",
-            fix="Give --draft right (such as right, but wordy) or --draft wrong",
-        )
-    return draft
-
-
-def _check_answer(review: Review, status: ReviewStatus, answer: str | None) -> None:
-    if status is ReviewStatus.APPROVED and review.answer is None:
-        raise ReviewError(
-            f"Review {review.id} has no answer to approve", why="generation failed", fix="Edit or reject it"
-        )
-    if status is ReviewStatus.EDITED and not (answer or "").strip():
-        raise ReviewError("An edited answer must not be empty", fix="Reject the review to give no answer")
-    if answer is not None and review.answer is not None and answer.strip() == review.answer.strip():
-        # It would be labelled wrong, which it is not.
-        raise ReviewError(f"The answer of review {review.id} is unchanged", fix="Approve it as it is")
-
-
-def _decided_already(review: Review) -> ReviewError:
-    return ReviewError(
-        f"Review {review.id} has been decided already",
-        why=f"{review.status} by {review.reviewer} at {review.decided_at}",
-        fix=f"See: guard review show {review.id}",
-    )
+        Callers need not wait for this: for them a case is late at its due time.
+        """
+        return results.mark_late(self._database)

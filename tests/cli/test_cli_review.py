@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import typer
 from made_cases import make_escalation
+from moved_clock import MovedClock
 from program import run_guard
 from typer.testing import CliRunner
 
@@ -347,6 +348,8 @@ def test_an_age_is_in_its_largest_unit(seconds: int, said: str) -> None:
 
 @pytest.fixture
 def decided(store: Store) -> list[Review]:
+    """Decisions that are final by now."""
+    MovedClock(store)
     names = [store.add(make_escalation(number, answer=f"Anträge {number}")).id for number in range(3)]
     return [
         store.approve(names[0], reviewer="bob"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import sqlalchemy as sa
 
@@ -64,8 +64,19 @@ def upgrade(connection: Connection, *, to: str = HEAD) -> None:
     revision = current(connection)
     check_versioned(sa.inspect(connection).get_table_names(), revision)
     check_known(revision)
-    if revision == to:
-        return
+    if revision != to:
+        _run("upgrade", connection, to)
+
+
+def downgrade(connection: Connection, *, to: str) -> None:
+    """Take a database back to an earlier revision, inside the caller's transaction.
+
+    What the earlier schema has no place for is lost. Revisions before 0003 cannot be reached.
+    """
+    _run("downgrade", connection, to)
+
+
+def _run(direction: Literal["upgrade", "downgrade"], connection: Connection, to: str) -> None:
     # Imported here: a store that is up to date opens without the cost of Alembic.
     from alembic import command
     from alembic.config import Config
@@ -74,7 +85,7 @@ def upgrade(connection: Connection, *, to: str = HEAD) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     with _ONE_AT_A_TIME:
-        command.upgrade(config, to)
+        getattr(command, direction)(config, to)
 
 
 def check_known(revision: str | None) -> None:

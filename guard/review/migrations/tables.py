@@ -1,9 +1,7 @@
 """The review store's tables, as the newest migration leaves them."""
 
 import sqlalchemy as sa
-from sqlalchemy import Column, ForeignKey, Table, Text
-
-from guard.audit.tables import METADATA as AUDIT_LOG
+from sqlalchemy import Column, ForeignKey, SmallInteger, Table, Text
 
 METADATA = sa.MetaData()
 
@@ -31,15 +29,47 @@ REVIEWS = Table(
     Column("decided_at", Text),
     Column("draft", Text),
     Column("fingerprint", Text),
+    # What the policy asks of reviewers.
+    Column("scorer", Text),
+    Column("due_at", Text),
+    Column("priority", SmallInteger, nullable=False, server_default="1"),
+    Column("reviews_wanted", SmallInteger, nullable=False, server_default="1"),
+    Column("late_action", Text),
+    Column("late_text", Text),
+    # By which cases are ordered and found.
+    Column("number", sa.BigInteger),
+    Column("sort_key", Text),
+    Column("doubt", sa.Float),
+    # What changes while a case waits.
+    Column("claimed_by", Text),
+    Column("claimed_at", Text),
+    Column("claimed_until", Text),
+    Column("assigned_to", Text),
+    Column("opinions", SmallInteger, nullable=False, server_default="0"),
+    Column("disputed", SmallInteger, nullable=False, server_default="0"),
+    Column("final_at", Text),
+    Column("late_at", Text),
     sa.Index("reviews_by_status", "status", "created_at", "id"),
+    sa.Index("reviews_by_due", "status", "sort_key", "id"),
+    sa.Index("reviews_by_route", "route", "status", "sort_key", "id"),
+    sa.Index("reviews_by_model", "model", "status", "sort_key", "id"),
+    sa.Index("reviews_by_doubt", "status", "doubt", "id"),
+    sa.Index("reviews_by_time", "created_at", "id"),
+    sa.Index("reviews_by_decision_time", "decided_at", "id"),
+    sa.Index("reviews_by_number", "number", unique=True),
 )
-sa.Index(
-    "reviews_open_once",
-    REVIEWS.c.fingerprint,
-    unique=True,
-    sqlite_where=REVIEWS.c.status == "pending",
-    postgresql_where=REVIEWS.c.status == "pending",
-)
+
+_OPEN = (REVIEWS.c.status == "pending") & REVIEWS.c.late_at.is_(None)
+
+
+def _partial(name: str, *columns: Column[object], where: sa.ColumnElement[bool], unique: bool = False) -> None:
+    sa.Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
+
+
+_partial("reviews_open_once", REVIEWS.c.fingerprint, where=_OPEN, unique=True)
+_partial("reviews_to_claim", REVIEWS.c.priority, REVIEWS.c.sort_key, REVIEWS.c.id, where=_OPEN)
+_partial("reviews_due", REVIEWS.c.due_at, where=_OPEN)
+_partial("reviews_claimed", REVIEWS.c.claimed_by, where=REVIEWS.c.claimed_by.is_not(None))
 
 EVENTS = Table(
     "review_events",
@@ -52,14 +82,9 @@ EVENTS = Table(
     Column("draft", Text),
     Column("final_answer", Text),
     Column("note", Text),
+    Column("verdict", Text),
+    Column("whom", Text),
     sa.Index("review_events_by_review", "review_id", "number"),
-)
-sa.Index(
-    "review_events_one_verdict",
-    EVENTS.c.review_id,
-    unique=True,
-    sqlite_where=EVENTS.c.what != "added",
-    postgresql_where=EVENTS.c.what != "added",
 )
 
 REPEATS = Table(
@@ -73,6 +98,9 @@ REPEATS = Table(
     Column("reason", Text, nullable=False),
     Column("attempts", sa.JSON, nullable=False),
     Column("metadata", sa.JSON, nullable=False),
+    Column("due_at", Text),
+    Column("late_action", Text),
+    Column("late_text", Text),
     sa.Index("review_repeats_by_review", "review_id", "created_at", "decision_id"),
 )
 
@@ -141,6 +169,3 @@ ACCESS_FAILURES = Table(
     Column("tries", sa.BigInteger, nullable=False),
     Column("at", Text, nullable=False),
 )
-
-for audit_table in AUDIT_LOG.sorted_tables:
-    audit_table.to_metadata(METADATA)

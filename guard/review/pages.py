@@ -1,0 +1,264 @@
+"""Pages of the queue: filters, orders, and paging by key, so that the last page comes as fast as the first."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from guard.errors import InputError, did_you_mean
+from guard.review.claims import claimable
+from guard.review.migrations.tables import REVIEWS
+from guard.review.queries import IS_PENDING, reviews_of, selected
+from guard.review.records import Review, ReviewStatus, rank_of, text_of
+from guard.review_terms import PRIORITIES, Priority
+
+Order = Literal["due", "doubtful", "oldest", "newest", "decided"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+
+#: Whose cases are meant, from the point of view of a reviewer.
+Claimed = Literal["free", "mine", "free or mine", "others"]
+CLAIMED: tuple[Claimed, ...] = get_args(Claimed)
+
+#: Cases that are counted one by one; with more, the count says only that.
+COUNTED = 10_000
+
+#: By which columns pages are ordered, and whether the largest comes first; ties by id.
+_COLUMNS = {
+    "due": (REVIEWS.c.sort_key, False),
+    "doubtful": (REVIEWS.c.doubt, True),
+    "oldest": (REVIEWS.c.created_at, False),
+    "newest": (REVIEWS.c.created_at, True),
+    "decided": (REVIEWS.c.decided_at, True),
+}
+_DECIDED = tuple(status.value for status in ReviewStatus if status is not ReviewStatus.PENDING)
+
+#: Found words up to this number are looked up; with more, cases in order are probed for them.
+_MANY = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class CaseFilter:
+    """Which cases are meant; what is None does not matter.
+
+    Attributes:
+        status: a `ReviewStatus`, its name, or ``decided`` for all but pending.
+        route, model, policy: only these.
+        priority: only this.
+        late: whether nobody decided in time.
+        second: whether a second opinion is wanted and the first is there.
+        disputed: whether two opinions differ.
+        claimed: ``free``, ``mine``, ``free or mine`` or ``others``; needs `viewer`.
+        offered: whether only cases that `viewer` may take and has neither skipped nor given an opinion on.
+        viewer: the reviewer who looks.
+        decided_by: whose verdicts.
+        since, until: created from the first, and before the second, of these ISO 8601 times in UTC.
+        text: words of the question or the answer; all must be there, the last may be the beginning of one.
+    """
+
+    status: str | None = None
+    route: str | None = None
+    model: str | None = None
+    policy: str | None = None
+    priority: Priority | None = None
+    late: bool | None = None
+    second: bool | None = None
+    disputed: bool | None = None
+    claimed: Claimed | None = None
+    offered: bool = False
+    viewer: str | None = None
+    decided_by: str | None = None
+    since: str | None = None
+    until: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some cases, in order.
+
+    Attributes:
+        reviews: the cases.
+        before, after: for `guard.review.store.Store.page`, to get what comes before and after them; None where
+            there is nothing. Text for addresses, such as ``2026-11-25T13:20:00.000000+00:00,k2m9xt``.
+    """
+
+    reviews: tuple[Review, ...]
+    before: str | None
+    after: str | None
+
+
+def read_page(
+    connection: Connection,
+    chosen: CaseFilter,
+    at: str,
+    *,
+    order: Order,
+    after: str | None,
+    before: str | None,
+    limit: int,
+) -> Page:
+    """Return a page of the queue; see `guard.review.store.Store.page`."""
+    if order not in ORDERS:
+        raise InputError(f"There is no order '{order}'", fix=did_you_mean(order, ORDERS))
+    if after is not None and before is not None:
+        raise InputError("A page comes after a case or before one, not both")
+    column, falls = _COLUMNS[order]
+    backwards = before is not None
+    query = selected().where(*conditions(connection, chosen, at))
+    if order == "decided":
+        query = query.where(column.is_not(None))
+    key = sa.tuple_(column, REVIEWS.c.id)
+    down = falls != backwards
+    if (cursor := before or after) is not None:
+        query = query.where(key < _key(cursor, order) if down else key > _key(cursor, order))
+    query = query.order_by(*(part.desc() if down else part.asc() for part in (column, REVIEWS.c.id)))
+    found = reviews_of(connection, query.limit(limit + 1))
+    more, rows = len(found) > limit, found[:limit]
+    if backwards:
+        rows.reverse()
+    there_before, there_after = (more, True) if backwards else (after is not None, more)
+    first, last = (_cursor(connection, rows[place].id, order) if rows else None for place in (0, -1))
+    return Page(tuple(rows), first if there_before else None, last if there_after else None)
+
+
+def read_count(connection: Connection, chosen: CaseFilter, at: str) -> int:
+    """Return how many cases there are, at most one more than `COUNTED`; see `guard.review.store.Store.count`."""
+    found = sa.select(sa.literal(1)).select_from(REVIEWS).where(*conditions(connection, chosen, at))
+    return int(connection.scalar(sa.select(sa.func.count()).select_from(found.limit(COUNTED + 1).subquery())) or 0)
+
+
+def counted(number: int) -> str:
+    """Return what `guard.review.store.Store.count` gave, in words.
+
+    Examples:
+        >>> counted(1234), counted(COUNTED + 1)
+        ('1,234', 'more than 10,000')
+    """
+    return f"{number:,}" if number <= COUNTED else f"more than {COUNTED:,}"
+
+
+def _cursor(connection: Connection, review_id: str, order: Order) -> str:
+    value = connection.scalar(sa.select(_COLUMNS[order][0]).where(REVIEWS.c.id == review_id))
+    return f"{value!r},{review_id}" if order == "doubtful" else f"{value},{review_id}"
+
+
+def _key(cursor: str, order: Order) -> sa.Tuple:
+    value, comma, review_id = (text_of(cursor) or "").rpartition(",")
+    try:
+        if not comma:
+            raise ValueError
+        at: Any = float(value) if order == "doubtful" else value
+    except ValueError:
+        raise InputError(f"'{cursor:.60}' is no place in the queue", fix="Begin with the first page") from None
+    kind = sa.Float() if order == "doubtful" else sa.Text()
+    return sa.tuple_(sa.literal(at, kind), sa.literal(review_id, sa.Text()))
+
+
+# -- filters -----------------------------------------------------------------------------------
+
+
+def conditions(connection: Connection, chosen: CaseFilter, at: str) -> list[sa.ColumnElement[bool]]:
+    """Return what holds for the cases of a filter at a time.
+
+    Raises:
+        InputError: a value is not one of those that there are.
+    """
+    found = [*_states(chosen, at), *_equal(chosen)]
+    if chosen.priority is not None:
+        if chosen.priority not in PRIORITIES:
+            fix = did_you_mean(chosen.priority, PRIORITIES)
+            raise InputError(f"There is no priority '{chosen.priority}'", fix=fix)
+        found.append(REVIEWS.c.priority == rank_of(chosen.priority))
+    if chosen.since is not None:
+        found.append(REVIEWS.c.created_at >= chosen.since)
+    if chosen.until is not None:
+        found.append(REVIEWS.c.created_at < chosen.until)
+    if chosen.claimed is not None or chosen.offered:
+        found.append(_by_claim(chosen, at))
+    if chosen.text is not None:
+        found.append(_by_text(connection, chosen.text))
+    return found
+
+
+def _equal(chosen: CaseFilter) -> list[sa.ColumnElement[bool]]:
+    wanted = {
+        REVIEWS.c.route: chosen.route,
+        REVIEWS.c.model: chosen.model,
+        REVIEWS.c.policy: chosen.policy,
+        REVIEWS.c.reviewer: chosen.decided_by,
+    }
+    return [column == text_of(value) for column, value in wanted.items() if value is not None]
+
+
+def _states(chosen: CaseFilter, at: str) -> list[sa.ColumnElement[bool]]:
+    found: list[sa.ColumnElement[bool]] = []
+    if chosen.status is not None:
+        found.append(_by_status(chosen.status))
+    if chosen.late is not None:
+        late = sa.and_(IS_PENDING, REVIEWS.c.due_at <= at)
+        found.append(late if chosen.late else sa.or_(REVIEWS.c.due_at.is_(None), REVIEWS.c.due_at > at))
+    if chosen.second is not None:
+        second = sa.and_(IS_PENDING, REVIEWS.c.opinions == 1)
+        found.append(second if chosen.second else ~second)
+    if chosen.disputed is not None:
+        found.append(REVIEWS.c.disputed == int(chosen.disputed))
+    return found
+
+
+def _by_status(status: str) -> sa.ColumnElement[bool]:
+    if status == "decided":
+        return REVIEWS.c.status.in_(_DECIDED)
+    if status not in list(ReviewStatus):
+        raise InputError(f"There is no status '{status}'", fix=did_you_mean(status, (*ReviewStatus, "decided")))
+    return REVIEWS.c.status == ReviewStatus(status).value
+
+
+def _by_claim(chosen: CaseFilter, at: str) -> sa.ColumnElement[bool]:
+    if chosen.viewer is None:
+        raise InputError("These cases depend on who looks", fix="Give viewer=")
+    if chosen.offered:
+        return sa.and_(IS_PENDING, claimable(chosen.viewer, at))
+    free = sa.or_(REVIEWS.c.claimed_until.is_(None), REVIEWS.c.claimed_until <= at)
+    mine = sa.and_(REVIEWS.c.claimed_by == chosen.viewer, REVIEWS.c.claimed_until > at)
+    match chosen.claimed:
+        case "free":
+            return free
+        case "mine":
+            return mine
+        case "free or mine":
+            return sa.or_(free, mine)
+        case "others":
+            return sa.and_(REVIEWS.c.claimed_by != chosen.viewer, REVIEWS.c.claimed_until > at)
+    raise InputError(f"There are no cases '{chosen.claimed}'", fix=did_you_mean(str(chosen.claimed), CLAIMED))
+
+
+# -- words -------------------------------------------------------------------------------------
+
+
+def _by_text(connection: Connection, text: str) -> sa.ColumnElement[bool]:
+    """Return the condition for cases with these words; they stand in the database's own index of words."""
+    words = re.findall(r"\w+", text_of(text) or "")
+    if not words:
+        raise InputError("The search has no word", fix="Give letters or digits")
+    if connection.dialect.name == "sqlite":
+        return _on_sqlite(connection, " ".join(f'"{word}"' for word in words) + "*")
+    there = sa.func.to_tsvector(
+        sa.literal_column("'simple'"),
+        REVIEWS.c.question + sa.literal_column("' '") + sa.func.coalesce(REVIEWS.c.answer, sa.literal_column("''")),
+    )
+    wanted = " & ".join(f"'{word}'" for word in words) + ":*"
+    return there.bool_op("@@")(sa.func.to_tsquery(sa.literal_column("'simple'"), wanted))
+
+
+def _on_sqlite(connection: Connection, wanted: str) -> sa.ColumnElement[bool]:
+    """Look rare words up; for common ones go through the cases in their order, which soon finds a page of them."""
+    matches = sa.text("review_words MATCH :wanted").bindparams(wanted=wanted)
+    rows: sa.Select[Any] = sa.select(sa.literal_column("rowid")).select_from(sa.text("review_words")).where(matches)
+    many = len(connection.execute(rows.limit(_MANY)).all()) == _MANY
+    if many:
+        return sa.exists(rows.where(sa.text("review_words.rowid = reviews.number")))
+    return REVIEWS.c.number.in_(rows)

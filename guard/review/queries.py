@@ -1,0 +1,161 @@
+"""Reading reviews out of the database: one by its name, or all that a condition holds for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from guard.errors import ReviewError, StoreError, did_you_mean
+from guard.review.migrations.tables import EVENTS, REPEATS, REVIEWS
+from guard.review.records import VERDICT, Review, ReviewStatus, text_of, to_review
+
+#: Crockford's base 32: no letter that can be taken for a digit.
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+ID_LENGTH = 6
+_AS_TYPED = str.maketrans({"o": "0", "i": "1", "l": "1"})
+
+#: The least of an id that stands for it: with fewer characters a slip of the finger names another case.
+SHORTEST = 4
+
+#: The condition for cases without a verdict. Written out, not bound: only then do partial indexes serve.
+IS_PENDING = REVIEWS.c.status == sa.literal_column("'pending'")
+
+#: Events that give a case a verdict, or take it back.
+_VERDICT_EVENTS = (*(status.value for status in ReviewStatus if status is not ReviewStatus.PENDING), "undone")
+
+_VERDICTS = EVENTS.alias("verdicts")
+_TRAIL = EVENTS.alias("trail")
+
+#: The number of a review's newest event that is a verdict or takes one back.
+_NEWEST = (
+    sa.select(sa.func.max(_TRAIL.c.number))
+    .where(_TRAIL.c.review_id == REVIEWS.c.id, _TRAIL.c.what.in_(_VERDICT_EVENTS))
+    .correlate(REVIEWS)
+    .scalar_subquery()
+)
+
+
+def selected() -> sa.Select[Any]:
+    """Return a query for reviews, each with the verdict in its trail and the number of its repeats."""
+    repeats = sa.select(sa.func.count()).where(REPEATS.c.review_id == REVIEWS.c.id).scalar_subquery()
+    trail = [_VERDICTS.c[kept].label(f"trail_{column}") for column, kept in VERDICT.items()]
+    query = sa.select(REVIEWS, repeats.label("repeats"), *trail)
+    return query.select_from(REVIEWS.outerjoin(_VERDICTS, _VERDICTS.c.number == _NEWEST))
+
+
+def reviews_of(connection: Connection, query: sa.Select[Any]) -> list[Review]:
+    """Return the reviews that a query made of `selected` finds.
+
+    Raises:
+        StoreError: a row is damaged.
+    """
+    try:
+        return [to_review(row) for row in connection.execute(query)]
+    except (KeyError, TypeError, ValueError, StopIteration) as error:  # no column has a form that `add` gives it
+        raise StoreError("A review is damaged", why=str(error), fix="Restore the store from a backup") from error
+
+
+def first(connection: Connection, condition: sa.ColumnElement[bool]) -> Review | None:
+    """Return one review that a condition holds for, or None."""
+    return next(iter(reviews_of(connection, selected().where(condition).limit(1))), None)
+
+
+def by_decision(connection: Connection, decision_id: str | None) -> Review | None:
+    """Return the review of a guarded call, its own or the one that it repeats."""
+    own = first(connection, REVIEWS.c.decision_id == decision_id)
+    if own is not None:
+        return own
+    repeated = sa.select(REPEATS.c.review_id).where(REPEATS.c.decision_id == decision_id)
+    return first(connection, REVIEWS.c.id == repeated.scalar_subquery())
+
+
+def find(connection: Connection, name: str) -> Review:
+    """Return a review by its id, a beginning of it, or a decision id.
+
+    Raises:
+        ReviewError: there is none, or more than one.
+    """
+    key = _typed(name)
+    if (found := _named(connection, name)) is not None:
+        return found
+    near = _near(connection, key) if SHORTEST <= len(key) <= ID_LENGTH and set(key) <= set(ALPHABET) else []
+    if len(near) == 1:
+        return near[0]
+    if near:
+        several = ", ".join(review.id for review in near[:5]) + (", ..." if len(near) > 5 else "")
+        raise ReviewError(f"'{name}' begins more than one review's id", why=several, fix="Type more of it")
+    raise _unknown(connection, name)
+
+
+def _near(connection: Connection, key: str) -> list[Review]:
+    """Return the first reviews whose id begins with a key, found as a range so that the index serves."""
+    lowest, highest = key.ljust(ID_LENGTH, ALPHABET[0]), key.ljust(ID_LENGTH, ALPHABET[-1])
+    query = selected().where(REVIEWS.c.id.between(lowest, highest)).order_by(REVIEWS.c.id)
+    return reviews_of(connection, query.limit(6))
+
+
+def exactly(connection: Connection, name: str) -> Review:
+    """Return a review by its whole id or a decision id; a beginning could be a slip, and decisions matter.
+
+    Raises:
+        ReviewError: there is none.
+    """
+    if (found := _named(connection, name)) is not None:
+        return found
+    raise _unknown(connection, name)
+
+
+def locked(connection: Connection, name: str) -> Review:
+    """Return the review, which nobody else can change until the transaction ends (SQLite has locked it all).
+
+    Raises:
+        ReviewError: as for `exactly`.
+    """
+    review = exactly(connection, name)
+    connection.execute(sa.select(REVIEWS.c.id).where(REVIEWS.c.id == review.id).with_for_update())
+    return exactly(connection, review.id)
+
+
+def _named(connection: Connection, name: str) -> Review | None:
+    by_id = first(connection, REVIEWS.c.id == _typed(name))
+    return by_id or by_decision(connection, text_of(name.strip()))
+
+
+def _typed(name: str) -> str:
+    key = text_of(name.strip().lower().translate(_AS_TYPED)) or ""
+    if not key:
+        raise ReviewError("A review's id must not be empty", fix="Run: guard review list")
+    return key
+
+
+def _unknown(connection: Connection, name: str) -> ReviewError:
+    pending = sa.select(REVIEWS.c.id).where(IS_PENDING)
+    ids = connection.scalars(pending.order_by(REVIEWS.c.created_at, REVIEWS.c.id).limit(20)).all()
+    key = _typed(name)
+    if any(known.startswith(key) for known in ids):
+        return ReviewError(f"'{name}' is too short to name a review", fix="Type the whole id; see guard review list")
+    hint = did_you_mean(key, ids) or "Run: guard review list --status all"
+    return ReviewError(f"There is no review '{name}'", fix=hint)
+
+
+def record(connection: Connection, review_id: str, **event: str | None) -> None:
+    """Add an event to a review's trail.
+
+    Args:
+        connection: of a transaction that writes.
+        review_id: whose trail.
+        event: the columns of the event: ``at``, ``who``, ``what`` and what belongs to it.
+    """
+    connection.execute(sa.insert(EVENTS).values(review_id=review_id, **event))
+
+
+def change(connection: Connection, review_id: str, **values: object) -> None:
+    """Set columns of a review; the database refuses what is not in the trail."""
+    connection.execute(sa.update(REVIEWS).where(REVIEWS.c.id == review_id).values(values))
+
+
+def has_verdict() -> sa.ColumnElement[bool]:
+    """Return the condition for cases that have a verdict, in themselves or in the trail: the two are compared."""
+    return sa.or_(~IS_PENDING, sa.and_(_VERDICTS.c.what.is_not(None), _VERDICTS.c.what != "undone"))

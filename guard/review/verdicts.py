@@ -1,0 +1,197 @@
+"""Verdicts: one person's decision, or two blind opinions and an adjudication where they differ; and undoing them.
+
+A verdict stands at once for reviewers and becomes final `UNDO_S` seconds later; until then nobody else learns of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from guard.errors import ReviewError
+from guard.review.claims import LEASE_S, check_free, decided_already, take
+from guard.review.database import Database
+from guard.review.migrations.tables import EVENTS, REVIEWS
+from guard.review.queries import IS_PENDING, change, exactly, locked, record
+from guard.review.records import UNDO_S, VERDICT, Draft, Review, ReviewStatus, later, text_of
+
+_UNDECIDED = {
+    "status": ReviewStatus.PENDING.value,
+    **dict.fromkeys(("final_answer", "draft", "reviewer", "note", "decided_at", "final_at")),
+}
+_FREE = dict.fromkeys(("claimed_by", "claimed_at", "claimed_until"))
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What one of two reviewers says of a case.
+
+    Attributes:
+        reviewer: whose it is.
+        at: when it was given.
+        verdict: ``approved``, ``edited`` or ``rejected``.
+        draft, final_answer, note: as in `guard.review.records.Review`.
+    """
+
+    reviewer: str
+    at: str
+    verdict: ReviewStatus
+    draft: Draft | None
+    final_answer: str | None
+    note: str | None
+
+    def agrees(self, other: Opinion) -> bool:
+        """Return whether the caller would get the same, and the label would be the same.
+
+        Examples:
+            >>> first = Opinion("ann", "", ReviewStatus.APPROVED, "right", "Paris", None)
+            >>> first.agrees(Opinion("bob", "", ReviewStatus.APPROVED, "right", "Paris ", "sure"))
+            True
+            >>> first.agrees(Opinion("bob", "", ReviewStatus.REJECTED, "wrong", None, None))
+            False
+        """
+        mine, others = ((each.verdict, each.draft, (each.final_answer or "").strip()) for each in (self, other))
+        return mine == others
+
+
+def decide(
+    database: Database,
+    connection: Connection,
+    name: str,
+    status: ReviewStatus,
+    *,
+    answer: str | None,
+    draft: str | None,
+    who: str,
+    note: str | None,
+) -> Review:
+    """Give a case a verdict, or one of two opinions; see `guard.review.store.Store.approve`."""
+    review = locked(connection, name)
+    at = database.now(connection)
+    check_free(connection, review, who, at)
+    _check_answer(review, status, answer)
+    verdict = {
+        "status": status.value,
+        "final_answer": review.answer if status is ReviewStatus.APPROVED else text_of(answer),
+        "draft": _checked_draft(review, draft),
+        "reviewer": who,
+        "note": text_of(note),
+        "decided_at": at,
+    }
+    if review.reviews_wanted > 1 and not review.disputed:
+        _give_opinion(connection, review, verdict)
+    else:
+        _settle(connection, review, verdict)
+    return exactly(connection, review.id)
+
+
+def _give_opinion(connection: Connection, review: Review, verdict: dict[str, Any]) -> None:
+    """Keep an opinion; the second one settles the case or, where the two differ, leaves it to a third person."""
+    before = opinions(connection, review.id)
+    kept = {VERDICT[column]: value for column, value in verdict.items() if column != "status"}
+    record(connection, review.id, what="opinion", verdict=verdict["status"], **kept)
+    given = opinions(connection, review.id)
+    disputed = len(given) > 1 and not given[0].agrees(given[1])
+    change(connection, review.id, opinions=len(given), disputed=int(disputed), assigned_to=None, **_FREE)
+    if before and not disputed:
+        _settle(connection, review, verdict)
+
+
+def _settle(connection: Connection, review: Review, verdict: dict[str, Any]) -> None:
+    # The trail first: the database lets no verdict into the review that is not there.
+    record(connection, review.id, **{kept: verdict[column] for column, kept in VERDICT.items()})
+    change(connection, review.id, **verdict, **_FREE, final_at=later(verdict["decided_at"], UNDO_S))
+
+
+def opinions(connection: Connection, review_id: str) -> list[Opinion]:
+    """Return the opinions that stand, in the order they were given; see `guard.review.store.Store.opinions`."""
+    query = sa.select(EVENTS).where(EVENTS.c.review_id == review_id, EVENTS.c.what.in_(("opinion", "withdrawn")))
+    standing: dict[str, Opinion] = {}
+    for row in connection.execute(query.order_by(EVENTS.c.number)):
+        if row.what == "opinion":
+            status = ReviewStatus(row.verdict)
+            standing[row.who] = Opinion(row.who, row.at, status, row.draft, row.final_answer, row.note)
+        else:
+            del standing[row.who]
+    return list(standing.values())
+
+
+def is_open_to_all(review: Review) -> bool:
+    """Return whether no blind opinion on a case can follow, so that those given may be shown."""
+    return review.status is not ReviewStatus.PENDING or review.disputed or review.opinions == 0
+
+
+def undo(database: Database, connection: Connection, name: str, who: str) -> Review:
+    """Take a verdict or an opinion back; see `guard.review.store.Store.undo`."""
+    review = locked(connection, name)
+    at = database.now(connection)
+    own = [each for each in opinions(connection, review.id) if each.reviewer == who]
+    if review.status is not ReviewStatus.PENDING:
+        _check_undoable(review, str(review.reviewer), str(review.final_at), who, at)
+        _check_alone(connection, review)
+        record(connection, review.id, at=at, who=who, what="undone")
+        change(connection, review.id, **_UNDECIDED)
+    elif own:
+        _check_undoable(review, who, later(own[0].at, UNDO_S), who, at)
+    else:
+        raise ReviewError(f"Review {review.id} has no decision of {who} to undo", fix="See: guard review list")
+    if own:
+        record(connection, review.id, at=at, who=who, what="withdrawn")
+        change(connection, review.id, opinions=review.opinions - 1, disputed=0)
+    if review.holder(at) is None:
+        take(connection, review.id, who, at, LEASE_S)
+    return exactly(connection, review.id)
+
+
+def _check_alone(connection: Connection, review: Review) -> None:
+    fingerprint = sa.select(REVIEWS.c.fingerprint).where(REVIEWS.c.id == review.id).scalar_subquery()
+    same = sa.and_(REVIEWS.c.fingerprint == fingerprint, IS_PENDING, REVIEWS.c.late_at.is_(None))
+    other = connection.scalar(sa.select(REVIEWS.c.id).where(same))
+    if other is not None and review.late_at is None:
+        raise ReviewError(
+            f"The decision on review {review.id} cannot be undone",
+            why=f"the same case waits as {other}",
+            fix="Decide that",
+        )
+
+
+def _check_undoable(review: Review, whose: str, until: str, who: str, at: str) -> None:
+    if whose != who:
+        raise decided_already(review)
+    if at >= until:
+        raise ReviewError(
+            f"The decision on review {review.id} is final",
+            why=f"it could be undone until {until}",
+            fix="The caller may have it already; tell them",
+        )
+
+
+# -- what a decision must have -----------------------------------------------------------------
+
+
+def _checked_draft(review: Review, draft: str | None) -> str | None:
+    """Return what the reviewer says of the model's answer; only where there is one."""
+    if review.answer is None:
+        return None
+    if draft not in ("right", "wrong"):
+        raise ReviewError(
+            f"The edit of review {review.id} must say whether the model's own answer was right or wrong",
+            why=f"it becomes a label for calibration, and draft is {draft!r:.40}",
+            fix="Give --draft right (such as right, but wordy) or --draft wrong",
+        )
+    return draft
+
+
+def _check_answer(review: Review, status: ReviewStatus, answer: str | None) -> None:
+    if status is ReviewStatus.APPROVED and review.answer is None:
+        raise ReviewError(
+            f"Review {review.id} has no answer to approve", why="generation failed", fix="Edit or reject it"
+        )
+    if status is ReviewStatus.EDITED and not (answer or "").strip():
+        raise ReviewError("An edited answer must not be empty", fix="Reject the review to give no answer")
+    if answer is not None and review.answer is not None and answer.strip() == review.answer.strip():
+        # It would be labelled wrong, which it is not.
+        raise ReviewError(f"The answer of review {review.id} is unchanged", fix="Approve it as it is")
