@@ -12,6 +12,9 @@ from guard.errors import InputError
 #: What a format is written in: JSON Schema, llguidance's dialect of Lark, or a regular expression of Rust.
 FormatKind = Literal["json_schema", "lark", "regex"]
 
+#: How JSON is written, for llguidance: its own default lets a model write white space without end.
+JSON_OPTIONS = {"whitespace_pattern": "[ ]?"}
+
 #: Longest schema or grammar, in characters: compiling a larger one takes long.
 MAX_CHARACTERS = 200_000
 

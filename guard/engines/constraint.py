@@ -14,7 +14,7 @@ import numpy as np
 
 from guard.errors import EngineError, InputError, missing_extra
 from guard.records import Floats
-from guard.response_format import ResponseFormat
+from guard.response_format import JSON_OPTIONS, ResponseFormat
 
 #: Characters of the compiler's message that an error shows.
 _SHOWN = 300
@@ -110,12 +110,10 @@ class Grammars:
 def compiled(wanted: ResponseFormat, tokenizer: Any) -> Any:
     """Return an ``LLMatcher``; errors as for `Grammars.constraint`."""
     guidance = _llguidance()
-    # The permissive default lets a model write white space for ever.
-    options = {"whitespace_pattern": r"[ ]?"}
     try:
         match wanted.kind:
             case "json_schema":
-                grammar = guidance.LLMatcher.grammar_from_json_schema(wanted.source, overrides=options)
+                grammar = guidance.LLMatcher.grammar_from_json_schema(wanted.source, overrides=JSON_OPTIONS)
             case "lark":
                 grammar = guidance.LLMatcher.grammar_from_lark(wanted.source)
             case "regex":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import END, AnsweringEngine, ByteEngine, confidence_scorer, scripted_model
+from noise import NoiseEngine
+from scripted import AnsweringEngine, ByteEngine, confidence_scorer
 
 from guard import Guard, ResponseFormat
-from guard.engines.batch import Feed, PassRow
-from guard.engines.constraint import vocabulary_of
 from guard.engines.sampling import signals_of
 from guard.errors import EngineError, InputError, MissingExtraError
-from guard.records import Floats, Limits, ModelInfo, Prompt, Sampling
+from guard.records import Limits, Prompt, Sampling
 
 SCHEMA = {
     "type": "object",
@@ -33,38 +31,6 @@ SCHEMA = {
     "additionalProperties": False,
 }
 ROOMY = Limits(max_tokens=300)
-
-
-class NoiseEngine(ByteEngine):
-    """Prefers tokens by chance, so that it writes no JSON of its own accord."""
-
-    capture_point = "mlp"
-
-    def __init__(self, seed: int = 0, *, missing: bytes = b"") -> None:
-        super().__init__()
-        self.rng, self.missing = np.random.default_rng(seed), missing
-        self.rows: list[Floats] = []
-
-    @property
-    def model(self) -> ModelInfo:
-        return scripted_model(context_tokens=4000)
-
-    def _grammar_vocabulary(self) -> Any:
-        pieces = [b"" if byte in self.missing else bytes([byte]) for byte in range(END)]
-        return vocabulary_of([*pieces, b""], [END], self.encode_text)
-
-    def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
-        self.rows += [self.rng.normal(size=END + 1).astype(np.float32) * 3 for feed in feeds if feed.chooses]
-        return [self for feed in feeds if feed.chooses]
-
-    def logits(self) -> Floats:
-        return self.rows[-1]
-
-    def activations(self) -> Floats:
-        return np.ones((3, 8), np.float32)
-
-    def _free(self) -> None:
-        """Nothing was loaded."""
 
 
 def asked(wanted: ResponseFormat, text: str = "why?") -> Prompt:

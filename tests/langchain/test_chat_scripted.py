@@ -514,7 +514,7 @@ def test_objects_come_back_as_their_schema_says(method: Any, text: str) -> None:
 
 def test_an_answer_of_another_shape_is_a_parsing_error() -> None:
     model = chat(engine(('{"nam": "Paris"}', 0.3)), max_tokens=60)
-    raw = model.with_structured_output(City, include_raw=True).invoke("Where?")
+    raw = model.with_structured_output(City, include_raw=True, strict=False).invoke("Where?")
     assert isinstance(raw, dict)
     assert raw["parsed"] is None
     assert raw["parsing_error"] is not None

@@ -280,7 +280,7 @@ def test_a_fence_is_a_call_only_where_one_was_demanded() -> None:
     assert [call["args"] for call in parse_tool_calls(fenced, ["add"], demanded=True).calls] == [{"a": 150}]
     assert parse_tool_calls(f"So:\n{fenced}", ["add"], demanded=True).calls == ()
     for choice, calls in (("auto", 0), (None, 0), ("any", 1), ("add", 1)):
-        message = model(fenced).bind_tools([ADD], tool_choice=choice).invoke("q")
+        message = model(fenced).bind_tools([ADD], tool_choice=choice, strict=False).invoke("q")
         assert isinstance(message, AIMessage)
         assert len(message.tool_calls) == calls
 
@@ -451,7 +451,7 @@ def test_a_class_of_pydantics_first_version_is_validated(method: Any) -> None:
     def answer(written: str) -> Any:
         call = f'<tool_call>{{"name": "Joke", "arguments": {written}}}</tool_call>'
         chat = model(written if method == "json_schema" else call)
-        return chat.with_structured_output(Joke, method=method).invoke("q")
+        return chat.with_structured_output(Joke, method=method, strict=False).invoke("q")
 
     assert answer('{"setup": "a", "stars": 3}') == Joke(setup="a", stars=3)
     with pytest.raises(ValueError, match="stars"):

@@ -28,7 +28,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from guard.engines import EMBEDDED
 from guard.engines.base import BaseEngine
-from guard.engines.instructions import json_instruction, tool_instruction
+from guard.engines.instructions import in_asked_form, tool_instruction
 from guard.engines.protocols import Engine
 from guard.engines.tool_calls import HERMES, TextAroundCalls
 from guard.engines.tool_support import check_tools, find_form
@@ -384,9 +384,9 @@ class ChatGuard(RoutedChatModel):
 
         Args:
             tools: tools in any form that LangChain accepts.
-            tool_choice: ``auto``, ``none``, ``any`` (or True, ``required``), or a tool's name. The prompt asks for it;
-                decoding is not constrained.
-            kwargs: bound to the model as well.
+            tool_choice: ``auto``, ``none``, ``any`` (or True, ``required``), or a tool's name. With the last two the
+                answer is one such call: decoding is constrained to it, unless ``strict`` is False.
+            kwargs: bound to the model as well, such as ``strict``.
 
         Raises:
             ChatTemplateError: the model's chat template does not support tools, or guard cannot parse the model's form
@@ -417,13 +417,14 @@ class ChatGuard(RoutedChatModel):
                 message.
             method: ``json_schema`` puts the schema into the prompt and parses the answer's JSON; ``json_mode`` leaves
                 the schema to your prompt; ``function_calling`` needs a chat template with tools.
-            strict: accepted for compatibility; no method constrains decoding.
+            strict: False only asks for the form, in the prompt; otherwise decoding is constrained to it.
             kwargs: bound to the model as well.
 
         Raises:
             ChatTemplateError: as for `bind_tools`, with ``function_calling``.
-            InputError: an unknown method.
+            InputError: an unknown method; in a call, a schema that cannot be compiled.
         """
+        kwargs |= {} if strict is None else {"strict": strict}
         return structured(self, schema, include_raw=include_raw, method=method, **kwargs)
 
     # -- one call ------------------------------------------------------------------------------
@@ -454,15 +455,15 @@ class ChatGuard(RoutedChatModel):
             chat_turns(messages), system=self._system(), tools=tools, template_options=self._options(options)
         )
         prompt = replace(prompt, cache_key=options.get("cache_key", self.cache_key))
-        for instruction in (tool_instruction(options.get("tool_choice"), names), json_instruction(options)):
-            prompt = prompt.with_instruction(instruction) if instruction else prompt
+        form = find_form(self._runtime().engine, self.model) if names else HERMES
+        prompt = in_asked_form(prompt, options, tools, form)
         prompt = attempt.prompts[prompt_text(messages)] = attempt.prompt(prompt)
         return ChatRequest(
             prompt=prompt,
             sampling=attempt.sampling or self._sampling(options),
             limits=attempt.limits(self._limits(stop, options)),
             tools=tuple(names),
-            form=find_form(self._runtime().engine, self.model) if names else HERMES,
+            form=form if prompt.response_format is None else HERMES,
             demanded=tool_instruction(options.get("tool_choice"), names) is not None,
             around=self.text_around_calls,
         )

@@ -1,8 +1,8 @@
 """Structured output: the instruction in the prompt and the parser of the answer's JSON.
 
-Decoding is not constrained. An answer that does not follow the schema is a parsing error, as with any model that is
-only asked for JSON, and so is a truncated one (`guard.langchain.attempts.complete_json`); the score is on
-the raw message in any case.
+Decoding is constrained to the schema, unless ``strict`` is False: then an answer of another form is a parsing error, as
+with any model that is only asked for JSON. So is a truncated one (`guard.langchain.attempts.complete_json`). The score
+is on the raw message in any case.
 """
 
 from __future__ import annotations
