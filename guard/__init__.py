@@ -1,4 +1,4 @@
-"""guard: know when a local language model is wrong, in the same forward pass, and act on it.
+"""guard: estimate in the same forward pass how likely a local language model is wrong, and act on it.
 
     from guard import Guard
 

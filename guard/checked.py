@@ -1,4 +1,4 @@
-"""Check values where they are set: a value that Python would take for a number, but is none, is refused there."""
+"""Checks of values when they are set: what Python would accept as a number although it is none is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def whole_number(name: str, value: Any, *, least: int, most: int = 2**63 - 1) ->
     """Return a whole number within its range.
 
     Raises:
-        InputError: it is a truth value, a text, a fraction, or out of range.
+        InputError: it is a boolean, a text, a fraction, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InputError(f"{name} must be a whole number, got {value!r:.60}")
@@ -32,7 +32,7 @@ def real_number(name: str, value: Any) -> float:
     """Return a finite number.
 
     Raises:
-        InputError: it is a truth value, a text, infinite or NaN.
+        InputError: it is a boolean, a text, infinite or NaN.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise InputError(f"{name} must be a number, got {value!r:.60}")
@@ -49,7 +49,7 @@ def _range(least: int, most: int) -> str:
 
 
 def checked_choice(name: str, value: str, known: Sequence[str]) -> str:
-    """Return a value that is one of the known ones.
+    """Return a value after checking that it is one of the known ones.
 
     Raises:
         InputError: it is none of them.

@@ -7,7 +7,7 @@ from typing import Any
 
 from guard.errors import InputError
 
-#: Blocks of an assistant's message that repeat or explain it, and are not part of its text.
+#: Types of blocks in an assistant's message that repeat or explain it and are not part of its text.
 ASIDE = frozenset({"tool_use", "tool_call", "invalid_tool_call", "function_call", "thinking", "reasoning"})
 
 
@@ -16,11 +16,11 @@ def text_of_content(content: Any, *, role: str, calls_tools: bool = False) -> st
 
     Args:
         content: a text, or a list of texts and of blocks such as ``{"type": "text", "text": "..."}``.
-        role: of the message; an assistant's may have blocks that repeat its tool calls or thoughts.
-        calls_tools: whether the message has tool calls; such a one may have no content.
+        role: role of the message; an assistant's may have blocks that repeat its tool calls or thoughts.
+        calls_tools: whether the message has tool calls and therefore needs no content.
 
     Raises:
-        InputError: something other than text, such as an image; nothing at all.
+        InputError: the content is missing, or is something other than text, such as an image.
     """
     if isinstance(content, str):
         return content
@@ -60,7 +60,7 @@ def _named(content: Any) -> str:
 
 
 def instructed_text(text: str, instruction: str) -> str:
-    """Return a raw prompt with an instruction, which goes before a last line such as "Answer:"."""
+    """Return a raw prompt with an instruction inserted before a last line such as "Answer:"."""
     before, newline, cue = text.rpartition("\n")
     if newline and cue.rstrip().endswith(":"):
         return f"{before}\n{instruction}\n{cue}"

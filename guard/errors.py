@@ -1,7 +1,7 @@
-"""The exception tree. Every error says what, which, why and what to do.
+"""The exception tree. Every error says what went wrong, with which value, why, and what to do.
 
-Each class also fixes the exit code that the command line ends with, so that scripts can tell a
-misspelt policy (2) from a missing engine (4) without reading prose.
+Each class also sets the command line's exit code, by which scripts distinguish a misspelt policy (2) from a missing
+engine (4).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class GuardError(Exception):
         return partial(type(self), self.what, why=self.why, fix=self.fix), ()
 
     def __str__(self) -> str:
-        if "\n" in self.why:  # several reasons, one a line
+        if "\n" in self.why:  # several reasons, one per line
             return "\n".join([f"{self.what.rstrip('.')}:", self.why, *filter(None, [self.fix and _sentence(self.fix)])])
         what = f"{self.what.rstrip('.')}: {self.why}" if self.why else self.what
         return " ".join(_sentence(part) for part in (what, self.fix) if part)
@@ -45,7 +45,7 @@ def _sentence(text: str) -> str:
 
 
 class InputError(GuardError):
-    """The caller handed over something that cannot be used (a value, a file, a row)."""
+    """The caller passed something that cannot be used: a value, a file, a row."""
 
     exit_code = 2
 
@@ -100,7 +100,9 @@ class CancelledError(EngineError):
 
 
 class ForkError(EngineError):
-    """The engine was loaded before this process was forked. The program is at fault; no policy decides about it."""
+    """The engine was loaded before this process was forked. This is a fault of the program, so no policy decides about
+    it.
+    """
 
 
 class CaptureError(EngineError):
@@ -130,17 +132,17 @@ class CalibrationError(GuardError):
 
 
 class PolicyError(InputError):
-    """A policy file is wrong; the text names file, line and column."""
+    """A policy file is wrong; the message names file, line and column."""
 
 
 class AbstainedError(GuardError):
-    """Raised in place of an answer where the policy says ``abstain: {raise: true}``."""
+    """Replaces an answer if the policy abstains by ``abstain: {raise: true}``."""
 
     exit_code = 10
 
 
 class EscalationError(GuardError):
-    """No escalation handler took the case."""
+    """No escalation handler accepted the case."""
 
     exit_code = 6
 
@@ -160,7 +162,7 @@ class AccessError(InputError):
 
 
 def error_text(error: BaseException) -> str:
-    """Return what an error says; its type's name where it says nothing, or fails when it is asked."""
+    """Return an error's message, or its type's name if the message is empty or cannot be read."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - a foreign error's own code

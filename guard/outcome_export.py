@@ -14,7 +14,7 @@ class OutcomeExport:
     __slots__ = ()
 
     def to_dict(self: Any) -> dict[str, Any]:
-        """Return everything about the call but the prompt, as dicts, lists, texts, numbers, booleans and None.
+        """Return everything about the call except the prompt, as dicts, lists, texts, numbers, booleans and None.
 
         The keys are the attributes' names. Of the score, the attempts and ``would_be``:
 
@@ -25,7 +25,7 @@ class OutcomeExport:
           ``reason``), and its sampling (``temperature``, ``top_p``, ``top_k``, ``seed``) beside its own attributes;
         - ``would_be`` is None, or a dict of ``action``, ``rule``, ``reason`` and ``p_wrong``.
 
-        Receipts that are no plain data stand there as texts.
+        Receipts that are not plain data become texts.
         """
         names = ("answer", "rule", "reason", "p_wrong", "ood_score", "finish_reason", "decision_id", "route", "mode")
         return {
@@ -47,7 +47,7 @@ class OutcomeExport:
 
 
 def readings(scores: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
-    """Return scores as plain data: by name, each with ``p_wrong`` and what it ``reads``."""
+    """Return scores as plain data: by name, each with its ``p_wrong`` and its inputs (``reads``)."""
     return {name: {"p_wrong": each.p_wrong, "reads": list(each.reads)} for name, each in scores.items()}
 
 
@@ -78,7 +78,7 @@ def _attempt(attempt: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """Return a handler's value as plain data; what JSON has no form for becomes a text."""
+    """Return a handler's value as plain data; values that JSON cannot represent become texts."""
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if depth < 8 and isinstance(value, Mapping):

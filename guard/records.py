@@ -1,8 +1,8 @@
-"""The frozen records that pass along the way from prompt to action.
+"""The frozen records on the way from prompt to action.
 
     Prompt -> Generation -> Signature -> Score -> Decision -> Outcome
 
-Every other module imports these; these import nothing of guard but its errors and the reading of contents.
+Every other module imports this one, which imports only guard's errors, scores and the reading of message contents.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from guard.response_format import ResponseFormat
 from guard.review_terms import ReviewTerms
 from guard.scores import Score, ScoreName, ScoreReading
 
-if TYPE_CHECKING:  # numpy takes 150 ms to load, and a prompt or a policy needs none
+if TYPE_CHECKING:  # loading numpy takes 150 ms, and a prompt or a policy does not need it
     import numpy as np
     from numpy.typing import NDArray
 
@@ -29,25 +29,27 @@ if TYPE_CHECKING:  # numpy takes 150 ms to load, and a prompt or a policy needs 
 Floats: TypeAlias = "NDArray[np.float32]"
 Doubles: TypeAlias = "NDArray[np.float64]"
 
-#: Where activations are read in a block: MLP output before the residual add, the block's output, or both, MLPs first.
+#: Where a block's activations are read: the MLP output before the residual add, the block's output, or both, MLPs
+#: first.
 CapturePoint = Literal["mlp", "block", "mlp+block"]
 
-#: An end token, a stop string, or the end of the room: the token limit or a full context.
+#: Why a generation ended: an end token, a stop string, or its length (the token limit or a full context).
 FinishReason = Literal["stop", "stop_string", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model is asked: chat messages or a raw text, made by `Prompt.chat` or `Prompt.raw`; one of both is set.
+    """A prompt: either chat messages or a raw text, built by `Prompt.chat` or `Prompt.raw`.
 
     Attributes:
-        messages: chat messages, each a mapping with at least ``role`` and ``content``, which is a text;
-            blocks of text are joined to one.
-        text: a raw prompt that goes to the tokenizer as it is.
+        messages: chat messages, each a mapping with at least ``role`` and ``content``. Contents are texts; blocks of
+            text are joined into one.
+        text: a raw prompt, passed to the tokenizer unchanged.
         tools: JSON-schema tool definitions for chat templates that take them.
         template_options: further variables of the chat template, such as ``{"enable_thinking": False}``.
-        plain: of a raw prompt, whether no control token is read in it, as where a user's words are in it.
-        cache_key: whose prompts may speed it up: only those with the same key, so that timing tells nothing of others'.
+        plain: for a raw prompt, whether control tokens in its text are treated as plain text, as needed for user input.
+        cache_key: only prompts with the same key share cached prefixes, so timing reveals nothing about the prompts of
+            others.
         response_format: the form that the answer must have; decoding is constrained to it.
 
     Raises:
@@ -82,12 +84,12 @@ class Prompt:
 
         Args:
             messages: the user's text, or messages with ``role`` and ``content``.
-            system: put in front as a system message, unless the messages begin with one.
+            system: system message, unless the messages begin with one.
             tools: tool definitions, in the form that the model's chat template expects.
             template_options, cache_key, response_format: as in `Prompt`.
 
         Raises:
-            InputError: no message, a message without ``role`` or ``content``, or content that is no text.
+            InputError: there is no message, a message lacks ``role`` or ``content``, or a content is not text.
         """
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         for number, turn in enumerate(turns):
@@ -102,11 +104,11 @@ class Prompt:
 
     @classmethod
     def raw(cls, text: str, *, plain: bool = False, cache_key: str | None = None) -> Prompt:
-        """Build a prompt without a template. Control tokens' texts in it are control tokens, unless it is `plain`."""
+        """Build a prompt without a template. Texts of control tokens become control tokens, unless it is `plain`."""
         return cls(text=text, plain=plain, cache_key=cache_key)
 
     def with_instruction(self, instruction: str) -> Prompt:
-        """Return the same prompt with an instruction added for one attempt (see the policy's ``retry``).
+        """Return the prompt with an instruction for one attempt (see the policy's ``retry``).
 
         It is added to the user's last message; in a raw text it goes before a last line such as "Answer:".
         """
@@ -122,7 +124,7 @@ class Prompt:
 
     @property
     def question(self) -> str:
-        """The text a person would call the question: the last user message, or the raw prompt."""
+        """The question as text: the last user message, or the raw prompt."""
         if self.messages is None:
             return self.text or ""
         asked = [turn for turn in self.messages if turn["role"] == "user"] or list(self.messages)
@@ -131,16 +133,16 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. The default is greedy.
+    """Sampling parameters. The default is greedy decoding.
 
     Attributes:
-        temperature: 0 is greedy; otherwise logits are divided by it before sampling.
-        top_p: smallest set of tokens whose probability reaches this (1 keeps all).
-        top_k: keep the k likeliest tokens (0 keeps all).
-        seed: makes sampling repeatable, 0 or more; None draws a fresh seed.
+        temperature: 0 for greedy decoding; otherwise logits are divided by it before sampling.
+        top_p: sample from the smallest set of tokens with at least this probability (1 keeps all).
+        top_k: sample from the k most likely tokens (0 keeps all).
+        seed: 0 or more, makes sampling repeatable; None draws a new seed.
 
     Raises:
-        InputError: a value is of another type, or out of range.
+        InputError: a value has another type or is out of range.
     """
 
     temperature: float = 0.0
@@ -161,18 +163,18 @@ class Sampling:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is always taken, as in calibration."""
+        """Whether the most likely token is always chosen, as in calibration."""
         return self.temperature == 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Where generation ends.
+    """Limits of a generation.
 
     Attributes:
-        max_tokens: at most this many tokens are generated.
+        max_tokens: largest number of generated tokens.
         stop: texts that end the answer; the text itself is not part of the answer.
-        timeout_s: seconds from the call, queueing included, after which `EngineTimeoutError` is raised.
+        timeout_s: seconds from the call, including its time in the queue, after which `EngineTimeoutError` is raised.
     """
 
     max_tokens: int = 256
@@ -192,21 +194,23 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What identifies a loaded model. A scorer file keeps what it is bound to as `guard.scoring.provenance.Binding`.
+    """Identity of a loaded model. A scorer file stores the part that it is bound to
+    (`guard.scoring.provenance.Binding`).
 
     Attributes:
         name: for people; a scorer is not bound to it.
         engine: ``llama.cpp`` or ``transformers``.
         architecture: the family the engine recognised, such as ``llama`` or ``qwen2``.
         quantization: such as ``Q4_1``, ``float32`` or ``int4``.
-        weights_sha256: of the weight file(s), or of the tensors of an object that was handed over.
+        weights_sha256: of the weight files, or of the tensors of a model that was passed in.
         tokenizer_sha256: of the vocabulary and merges.
-        chat_template_sha256: of the template's text; of the empty string where there is none.
+        chat_template_sha256: of the template's text; of the empty string without a template.
         layers: number of blocks whose MLP output is recorded (L).
         width: size of one MLP output (D).
-        context_tokens: how many tokens prompt and answer may have together; a scorer is not bound to it.
-        template_date: the date that the chat template writes, as 2026-11-25; None where it writes none.
-        deterministic: whether each request runs alone, from an empty cache; if not, others move its scores by rounding.
+        context_tokens: most tokens of prompt and answer together; a scorer is not bound to it.
+        template_date: the date that the chat template writes, such as 2026-11-25; None if it writes none.
+        deterministic: whether each request runs alone, from an empty cache; if not, other requests affect its scores by
+            rounding.
     """
 
     name: str
@@ -225,28 +229,28 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Generation:
-    """One answer of an engine, with the free signals of its forward passes.
+    """One answer of an engine, with the signals of its forward passes.
 
-    The token arrays have one entry for each forward pass that chose a token, in order; T counts
-    the end-of-answer token too, since its pass is the one that reads the last answer token.
+    The token arrays have one entry for each forward pass that chose a token, in order. T includes the end token, since
+    its pass reads the last token of the answer.
 
     Attributes:
-        text: the answer, without thoughts, stop strings and special tokens; empty after an unfinished thought.
+        text: the answer without thoughts, stop strings and special tokens; empty after an unfinished thought.
         token_ids: shape (T,).
         logprobs: shape (T,), natural log of the chosen token's probability at temperature 1.
         entropies: shape (T,), nats, of the full next-token distribution at temperature 1.
-        margins: shape (T,), log-probability of the likeliest token minus that of the second.
+        margins: shape (T,), log-probability of the most likely token minus that of the second.
         prompt_tokens: tokens of the prompt.
-        finish_reason: end token (``stop``), a stop string, or the token limit (``length``).
-        sampling: as it was carried out, with the seed that was drawn.
+        finish_reason: ``stop`` (end token), ``stop_string``, or ``length`` (token limit or full context).
+        sampling: sampling parameters, with the seed that was drawn.
         queue_s: seconds spent waiting for the engine.
-        seconds: seconds from the engine's turn to the last token.
+        seconds: seconds from the start of processing to the last token.
         capture_error: why the activations of this answer are missing, or None.
-        reasoning: what the model thought before it answered, by its own marks; None where it did not.
-        in_answer: shape (T,), whether a token is the answer's (its end token too) or a thought's.
-            Scores read the answer alone, as in calibration: hundreds of tokens of thought would outweigh it.
-        redirected: tokens whose likeliest choice the response format ruled out; None without a format. All signals are
-            of the whole distribution, before that.
+        reasoning: the model's thoughts before the answer, by its own marks; None without thoughts.
+        in_answer: shape (T,), whether a token belongs to the answer (including its end token) or to a thought. Scores
+            read the answer only, as in calibration; hundreds of tokens of thought would outweigh it.
+        redirected: tokens whose most likely choice the response format ruled out; None without a format. All signals
+            are of the whole distribution, before that.
     """
 
     text: str
@@ -266,26 +270,26 @@ class Generation:
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens generated, thoughts and the end token included."""
+        """Generated tokens, including thoughts and the end token."""
         return len(self.token_ids)
 
     @property
     def answer_start(self) -> int:
-        """Position of the answer's first token; T where there is none."""
+        """Position of the answer's first token; T without one."""
         if self.in_answer is None:
             return 0
         return int(self.in_answer.argmax()) if self.in_answer.any() else len(self.token_ids)
 
     @property
     def answer_token_ids(self) -> tuple[int, ...]:
-        """The answer's tokens, without those of thoughts."""
+        """Tokens of the answer, without those of thoughts."""
         return self.token_ids if self.in_answer is None else tuple(compress(self.token_ids, self.in_answer))
 
     def signals(self, signature: Signature) -> Signals:
-        """Return what a scorer sees of the answer.
+        """Return a scorer's inputs for the answer.
 
         Args:
-            signature: of the answer's tokens, as an observer saw them.
+            signature: signature of the answer's tokens, from an observer.
         """
         kept = slice(None) if self.in_answer is None else self.in_answer
         return Signals(self.logprobs[kept], self.entropies[kept], self.margins[kept], signature)
@@ -296,7 +300,7 @@ class Chunk:
     """A piece of a streamed answer. The last chunk has the whole generation and no text.
 
     Attributes:
-        text: text that is safe to show (never a part of a stop string).
+        text: text that can be shown (never a part of a stop string).
         generation: set on the last chunk only.
     """
 
@@ -306,15 +310,15 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Signature:
-    """The layers' disagreement over one answer.
+    """The disagreement between layers over one answer.
 
     Attributes:
         maps: shape (temperatures, aggregates, L, L), float32; entry i, j is KL(p_i || p_j) in nats.
         norms: shape (aggregates, L), float32; natural log of the RMS of each layer's activation.
         temperatures: softmax temperatures, in the order of the first axis.
         aggregates: ``first``, ``last``, ``mean``, ``max`` over the answer's tokens.
-        tokens: how many tokens were aggregated.
-        activations: shape (3, L, D), float32; of the first token, the last, and their mean over all tokens.
+        tokens: number of aggregated tokens.
+        activations: shape (3, L, D), float32; of the first token, of the last, and the mean over all tokens.
     """
 
     maps: Floats
@@ -327,7 +331,7 @@ class Signature:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Signals:
-    """All that a scorer sees of one answer.
+    """All inputs of a scorer for one answer.
 
     Attributes:
         logprobs, entropies, margins: shape (T,), as in `Generation`.
@@ -341,7 +345,7 @@ class Signals:
 
 
 class Action(StrEnum):
-    """What can be done with an answer."""
+    """An action on an answer."""
 
     ACCEPT = "accept"
     RETRY = "retry"
@@ -352,14 +356,14 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a policy says about one scored answer; carrying it out is the loop's work.
+    """A policy's decision about one answer; `guard.runtime.loop` carries it out.
 
     Attributes:
-        action: what to do.
-        rule: name of the rule that fired, as ``rules[0]`` or the rule's own ``name``.
-        reason: one sentence a person can read.
-        p_wrong: the score that was looked at; None when there was none.
-        settings: the rule's settings (a model of `guard.policy.policy`), for the loop to carry out.
+        action: the action.
+        rule: name of the rule that decided: its own ``name``, or its position such as ``rules[0]``.
+        reason: one sentence for people.
+        p_wrong: the score that was compared; None without one.
+        settings: settings of the action (a model of `guard.policy.document`).
     """
 
     action: Action
@@ -371,20 +375,20 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One generation within a guarded call, and what was thought of it.
+    """One generation within a guarded call, with its score and decision.
 
     Attributes:
         answer: the text that was generated.
         source: ``model``, or the name of the fallback that answered.
         score: None when scoring failed; then ``error`` says why.
-        decision: what the policy said about this attempt.
-        prompt_tokens, completion_tokens: tokens read, and tokens generated.
+        decision: the policy's decision about this attempt.
+        prompt_tokens, completion_tokens: number of tokens read, and generated.
         seconds: generation and scoring, in seconds.
-        sampling: how tokens were chosen.
-        error: the failure that took the place of a score.
-        finish_reason: how the generation ended (``length``: the answer is cut); None where unknown.
-        reasoning: the model's thoughts before the answer; None without any, or where unknown.
-        generation: what the engine reported, token by token; None of a function's answer and where a chain answered.
+        sampling: sampling parameters.
+        error: reason why there is no score, or None.
+        finish_reason: how the generation ended (``length``: the answer is truncated); None if unknown.
+        reasoning: the model's thoughts before the answer; None without any, or if unknown.
+        generation: what the engine reported, token by token; None for a function's answer and if a chain answered.
     """
 
     answer: str | None
@@ -403,18 +407,19 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Escalation:
-    """What an escalation handler gets: one case for a person.
+    """One case for a person, as escalation handlers get it: the question and what guard knows about the rejected
+    answer. The verdict is part of `guard.review.Review`, the stored form of a case in the review queue.
 
     Attributes:
-        decision_id: identifies the guarded call; handlers use it to be idempotent.
+        decision_id: id of the guarded call, by which handlers recognise a repeated case.
         question: the question's text, for people.
         prompt: the whole prompt.
-        answer: the answer that was not accepted; None when generation itself failed.
-        p_wrong, scorer: its score, and name and digest of the scorer; None when scoring failed, or where unknown.
-        rule, reason: the rule that fired, and why in one sentence.
+        answer: the answer that was not accepted; None if generation failed.
+        p_wrong, scorer: its score, and name and digest of the scorer; None if scoring failed, or if unknown.
+        rule, reason: the rule that decided, and why in one sentence.
         route, policy, model: the caller's route, or None, and the names of policy and model.
-        attempts, metadata: all attempts so far, and what the caller attached to the call.
-        created_at: ISO 8601, UTC.
+        attempts, metadata: all attempts so far, and the caller's metadata of the call.
+        created_at: time in ISO 8601, UTC.
         terms: by when, how urgently and by how many people the case should be reviewed.
     """
 
@@ -440,18 +445,18 @@ class Outcome(OutcomeExport):
     """The result of a guarded call; `to_dict` and `to_json` give it as plain data.
 
     Attributes:
-        answer: the text for the caller: the model's, a fallback's, or the policy's; may be None.
-        action: what was done. In shadow mode always ``accept``.
+        answer: text for the caller: the model's, a fallback's, or the policy's; may be None.
+        action: the action; always ``accept`` in shadow mode.
         rule, reason: the rule that decided, and why in one sentence.
-        p_wrong: score of the answer that the decision is about; None when there was none.
-        decision_id: identifies this call in logs, the review queue and traces.
+        p_wrong: score of the answer that the decision is about; None without one.
+        decision_id: id of this call in logs, the review queue and traces.
         route: the caller's route, or None.
         mode: ``enforce`` or ``shadow``.
-        would_be: in shadow mode the decision that would have been carried out, else None.
+        would_be: in shadow mode, the decision that enforcement would carry out; otherwise None.
         attempts: every generation, in order, each with its score and timing.
-        escalated_to, receipts: the handlers that took the case, and what they returned: a ticket's URL, a review's id.
-        errors: failures of hooks, scoring or handlers, each in one sentence.
-        seconds: the whole call, in seconds.
+        escalated_to, receipts: the handlers that accepted the case, and their return values, such as a review's id.
+        errors: failures of capture, scoring or handlers, each in one sentence.
+        seconds: time of the whole call, in seconds.
     """
 
     answer: str | None
@@ -471,13 +476,13 @@ class Outcome(OutcomeExport):
 
     @property
     def ood_score(self) -> float | None:
-        """Out-of-distribution score, from 0 to 1, of the answer that the decision is about; None where unknown."""
+        """Out-of-distribution score, from 0 to 1, of the answer that the decision is about; None if unknown."""
         score = self.attempts[-1].score if self.attempts else None
         return score.ood_score if score else None
 
     @property
     def scores(self) -> Mapping[ScoreName, ScoreReading]:
-        """Every probability of the answer that the decision is about, by score; empty where there is none."""
+        """Every probability of the answer that the decision is about, by score; empty without a score."""
         score = self.attempts[-1].score if self.attempts else None
         return score.scores if score else {}
 
@@ -488,12 +493,12 @@ class Outcome(OutcomeExport):
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """How the answer ended that the decision is about: ``length`` means that it is cut."""
+        """How the answer that the decision is about ended; ``length`` means that it is truncated."""
         return self.attempts[-1].finish_reason if self.attempts else None
 
     @property
     def reasoning(self) -> str | None:
-        """What the model thought before the answer that the caller got; None where it got no model's."""
+        """The model's thoughts before the answer that the caller got; None if that is not a model's answer."""
         if self.action not in (Action.ACCEPT, Action.FALLBACK) or not self.attempts:
             return None
         last = self.attempts[-1]

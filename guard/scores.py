@@ -1,4 +1,4 @@
-"""How likely an answer is wrong: the probabilities that one scorer gives, and the one that a policy decides on."""
+"""Scores of an answer: the probabilities that one scorer gives, and the one that a policy decides on."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Literal, get_args
 
 from guard.errors import ScorerError
 
-#: The scores of a scorer: guard's own, the published method (ILIS) alone, and token log-probabilities alone.
+#: Names of scores: guard's own, the published method (ILIS) alone, and token log-probabilities alone.
 ScoreName = Literal["guard", "ilis", "log-probabilities"]
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreReading:
-    """One calibrated probability of being wrong.
+    """One calibrated probability that an answer is wrong.
 
     Attributes:
         p_wrong: from 0 (right) to 1 (wrong).
-        reads: what of the answer it is made of, such as ``log-probabilities`` or ``signature (last token)``.
+        reads: its inputs, such as ``log-probabilities`` or ``signature (last token)``.
     """
 
     p_wrong: float
@@ -28,13 +28,13 @@ class ScoreReading:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How likely an answer is wrong.
+    """How likely an answer is wrong, by each of a scorer's scores.
 
     Attributes:
-        p_wrong: probability of being wrong, from 0 (right) to 1 (wrong); that of the score named ``decides``.
-        calibrated: False for a scorer forced onto another model, and for sampled answers: calibration is greedy.
-        seconds: time to make features and score, in seconds.
-        ood_score: share of the calibration answers that are nearer to the calibration data, 0 to 1; None where unknown.
+        p_wrong: probability that the answer is wrong, from 0 (right) to 1 (wrong), by the score named in ``decides``.
+        calibrated: False for a scorer forced onto another model, and for sampled answers, since calibration is greedy.
+        seconds: time for features and scores, in seconds.
+        ood_score: share of the calibration answers that are nearer to the calibration data, 0 to 1; None if unknown.
         scores: every probability that the scorer gives, by name.
         decides: name of the score that the policy decides on.
     """
@@ -47,10 +47,10 @@ class Score:
     decides: ScoreName = "guard"
 
     def deciding(self, name: ScoreName) -> Score:
-        """Return this with the probability that a policy decides on.
+        """Return the scores with another one deciding.
 
         Raises:
-            ScorerError: the scorer does not give that score.
+            ScorerError: the scorer does not give this score.
         """
         if name == self.decides:
             return self

@@ -235,7 +235,7 @@ def fresh_rows(sources: Sequence[DataSource], scorer: Scorer) -> tuple[list[tupl
     distinct = {" ".join(_question(row).casefold().split()): (dataset, row) for dataset, row in reversed(rows)}
     kept = {id(row) for _, row in distinct.values()}
     if len(kept) < len(rows):
-        notes.append(f"{len(rows) - len(kept)} questions that were there already: repeats are no fresh evidence")
+        notes.append(f"{len(rows) - len(kept)} repeated questions: repeats are no fresh evidence")
     return [(dataset, row) for dataset, row in rows if id(row) in kept], notes
 
 

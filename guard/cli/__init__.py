@@ -1,9 +1,8 @@
 """The command line. Commands are shells over the library; nothing heavy is imported to show help.
 
-Exit codes: 0 done; 1 unexpected failure; 2 bad input (arguments, files, policy); 3 a scorer does not
-fit or cannot be fitted; 4 an engine failed or a package is missing; 5 deadline or cancelled; 6 store
-or escalation failed; 10 abstained; 11 escalated (both of ``guard ask`` only); 12 not certifiable (of
-``guard certify``); 130 interrupted.
+Exit codes: 0 done; 1 unexpected failure; 2 bad input (arguments, files, policy); 3 a scorer does not match or cannot be
+fitted; 4 an engine failed or a package is missing; 5 deadline or cancelled; 6 store or escalation failed; 10 abstained;
+11 escalated (both only from ``guard ask``); 12 not certifiable (only from ``guard certify``); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="guard",
-    help="Know when a local language model is wrong, and do something about it.",
+    help="Estimate how likely a local language model's answers are wrong, and act on it.",
     epilog="Exit codes: 0 done, 2 bad input, 3 scorer, 4 engine, 5 deadline, 6 store, 10 abstained, 11 escalated, "
     "12 not certifiable.",
     no_args_is_help=True,
@@ -67,7 +66,7 @@ app.add_typer(scorers.app, name="scorers")
 
 def main() -> None:
     """Run the command line; every guard error becomes one message and its documented exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter gets its code
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a letter shows its code
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()

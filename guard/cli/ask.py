@@ -32,7 +32,7 @@ from guard.outcome_export import readings
 if TYPE_CHECKING:
     from guard.records import Outcome
 
-#: Exit codes where the caller did not get an answer.
+#: Exit codes if the caller did not get an answer.
 EXIT_CODES = {"abstain": 10, "escalate": 11}
 
 
@@ -51,15 +51,15 @@ def ask(
     fallback: FallbackOption = None,
     handler: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=MODULE:FUNCTION", help="A handler of your own that the policy names; repeatable."),
+        typer.Option(metavar="NAME=MODULE:FUNCTION", help="Your own handler for a name in the policy; repeatable."),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Token limit of an answer.")] = None,
     template_option: TemplateOption = None,
-    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds for each attempt.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="Time limit of each attempt, in seconds.")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a question, score the answer, and do what the policy says.
+    """Answer a question, score the answer, and act by the policy.
 
     Exit code 0 with an answer, 10 when the policy abstained, 11 when it escalated. A model without a scorer gives a
     first look: its answer with label-free signals, about which no policy decides, and exit code 3.

@@ -61,7 +61,7 @@ def calibrate(
     template_option: TemplateOption = None,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Leave a part of guard's own score out, such as map or activations; repeatable."),
+        typer.Option(help="Part of guard's own score to leave out, such as map or activations; repeatable."),
     ] = None,
     tau: TauOption = None,
     capture_point: Annotated[str, typer.Option(help="Where activations are read: mlp or block.")] = "mlp",
@@ -70,7 +70,7 @@ def calibrate(
 ) -> None:
     """Ask labelled questions, fit a scorer on the answers, and print its metrics on held-out questions.
 
-    The command is resumable: run it again after an interruption, and it asks only what it has not asked yet.
+    The command is resumable: after an interruption, run it again to continue where it stopped.
     """
     if records is not None:
         _refuse_beside_records(ctx)

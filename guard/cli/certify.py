@@ -55,8 +55,7 @@ def certify(
     """Find the threshold that meets a policy's risk guarantee, on questions that the scorer was not fitted on.
 
     The policy states the guarantee: accept: {max_error_rate: 0.05, confidence: 0.9}. The model makes every attempt that
-    the policy could make. The command is resumable: run it again after an interruption, and it asks only what it has
-    not asked yet.
+    the policy could make. The command is resumable: after an interruption, run it again to continue where it stopped.
 
     Exit code 0 with a certificate, 12 when no threshold can be certified.
     """

@@ -1,4 +1,4 @@
-"""Options of the commands that ask labelled questions."""
+"""Options of the commands that read labelled questions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GraderOption = Annotated[
 ]
 OnBadOption = Annotated[str, typer.Option("--on-bad", help="What to do with bad rows: stop or skip.")]
 LimitOption = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Maximal number of rows of each set, drawn by seed.")
+    int | None, typer.Option("--limit", min=1, help="Largest number of rows of each set, sampled by seed.")
 ]
 SystemOption = Annotated[
     str | None, typer.Option("--system", help="System message of every question; empty for none. By default the set's.")

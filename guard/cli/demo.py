@@ -1,4 +1,4 @@
-"""``guard demo``: a dozen questions to the embedded model, scored, decided and graded as they come."""
+"""``guard demo``: a dozen questions to the embedded model, each scored, decided and graded at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from guard.cli.demo_questions import Shown
 
 _STYLES = {"accept": "green", "retry": "yellow", "fallback": "cyan", "escalate": "magenta", "abstain": "red"}
-#: What stands beside an answer: margins, right or wrong, the score, the action.
+#: Width of the columns beside an answer: margins, right or wrong, score, action.
 _BESIDE = 2 + 2 + 5 + 2 + 13 + 2 + 8
 
 
@@ -35,12 +35,12 @@ def demo(
     policy: PolicyOption = "balanced",
     engine_options: EngineOptions = None,
     store: StoreOption = None,
-    svg: Annotated[Path | None, typer.Option(help="Also write what is shown as a picture.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Also write the output as an SVG picture.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the embedded model a dozen questions, and show what guard does with each answer and whether it is right.
+    """Ask the embedded model a dozen questions, and show guard's action on each answer and whether it is right.
 
-    The questions and their right answers are fixed. Cases go to a store of the demo's own, unless you give one.
+    The questions and their right answers are fixed. Cases go to the demo's own store unless you name one.
     """
     from guard.cli.demo_questions import run, store_path
     from guard.runtime.guard import Guard
@@ -70,7 +70,7 @@ def demo(
 
 
 def _print_one(out: Console, each: Shown) -> None:
-    """Print the question, and one line per attempt, as soon as it is decided."""
+    """Print the question, and one line per attempt, as soon as the call is decided."""
     out.print(shown(one_line(each.question.question), "bold"))
     steps = trail(each.outcome).split(", ")
     for attempt, step in zip(each.outcome.attempts, steps, strict=True):
@@ -97,7 +97,7 @@ def _print_end(out: Console, done: list[Shown], place: str) -> None:
     out.print(shown(f"With guard: {value.with_guard()}.", "bold"))
     out.print(f"{sum(each.outcome.seconds for each in done):.1f} s for {len(done)} questions.", style="dim")
     if any("review" in each.outcome.escalated_to for each in done):
-        out.print("\nWhat was escalated waits for a person, in a store of the demo's own:")
+        out.print("\nEscalated cases wait for a person in the demo's own store:")
         out.print(shown(f"  guard review list --store {place}", "bold"), soft_wrap=True)
 
 

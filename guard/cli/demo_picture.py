@@ -10,9 +10,9 @@ from guard.cli.terminal import one_line
 from guard.records import Attempt
 from guard.runtime.call_state import OWN_ENGINE
 
-#: In units of the picture, which is as wide as a phone's screen at half the size.
+#: Width in units of the picture; at half this size it fits a phone's screen.
 _WIDTH, _TOP, _ROW, _FOOT = 680, 92, 82, 104
-#: The longest question and answer that fit beside the rest, in letters.
+#: Longest question and answer that fit, in characters.
 _QUESTION, _ANSWER = 56, 36
 
 _STYLE = """svg{color-scheme:light dark}
@@ -35,7 +35,7 @@ def picture(done: Sequence[Shown], title: str) -> str:
     """Return the SVG of a demo.
 
     Args:
-        done: the questions with what became of them.
+        done: the questions with their outcomes.
         title: the model and the policy.
     """
     height = _TOP + _ROW * len(done) + _FOOT

@@ -1,7 +1,7 @@
-"""The demo: a dozen questions, what becomes of the answers, and what guarding was worth.
+"""The demo: a dozen questions, their outcomes, and the benefit of guarding.
 
-The questions and their accepted answers were fixed before a model was asked. They are of several kinds, from what
-a small model knows well to what it cannot know.
+The questions and their accepted answers were fixed before any model was asked. They range from what a small model knows
+well to what it cannot know.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ class Shown:
 
     Attributes:
         question: with its accepted answers.
-        outcome: what became of it.
+        outcome: outcome of the guarded call.
     """
 
     question: Question
     outcome: Outcome
 
     def right(self, attempt: Attempt) -> bool:
-        """Return whether an attempt's answer is one of those that were fixed beforehand."""
+        """Return whether an attempt's answer is an accepted one."""
         return attempt.answer is not None and grade(self.question, attempt.answer)
 
     @property
     def first_is_right(self) -> bool:
-        """Whether the answer is right that the caller would have got without guard."""
+        """Whether the answer that the caller would get without guard is right."""
         return self.right(self.outcome.attempts[0])
 
     @property
     def given(self) -> bool:
-        """Whether the caller got an answer of the model's."""
+        """Whether the caller got the model's answer."""
         return self.outcome.action is Action.ACCEPT
 
     @property
@@ -74,14 +74,14 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """What guarding was worth.
+    """The benefit of guarding.
 
     Attributes:
-        answers: of the model, all of which reach the caller without guard.
-        wrong: how many of these are wrong.
-        given: how many answers reach the caller with guard.
-        given_wrong: how many of these are wrong.
-        held_right: how many right answers were held back.
+        answers: number of the model's answers, all of which reach the caller without guard.
+        wrong: number of wrong ones among these.
+        given: number of answers that reach the caller with guard.
+        given_wrong: number of wrong ones among these.
+        held_right: number of right answers that were held back.
     """
 
     answers: int
@@ -92,7 +92,7 @@ class Worth:
 
     @property
     def held(self) -> int:
-        """How many answers were held back."""
+        """Number of answers that were held back."""
         return self.answers - self.given
 
     def without(self) -> str:
@@ -110,7 +110,7 @@ def _count(number: int) -> str:
 
 
 def worth(shown: Sequence[Shown]) -> Worth:
-    """Count what guarding was worth."""
+    """Return the benefit of guarding these questions."""
     return Worth(
         answers=len(shown),
         wrong=sum(not each.first_is_right for each in shown),
@@ -121,13 +121,13 @@ def worth(shown: Sequence[Shown]) -> Worth:
 
 
 def run(guard: Guard) -> Iterator[Shown]:
-    """Ask each question; the outcomes are whatever the model and its policy make of it."""
+    """Ask each question and yield its outcome."""
     for question in QUESTIONS:
         yield Shown(question, guard.ask(question.question))
 
 
 def store_path() -> Path:
-    """Return where the demo keeps its cases: never among the user's own, which become labels."""
+    """Return the path of the demo's store, apart from the user's own cases, which become labels."""
     from platformdirs import user_cache_path
 
     return user_cache_path("guard") / "demo-reviews.db"

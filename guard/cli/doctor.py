@@ -34,13 +34,13 @@ _PACKAGES = {
     "plots": ("matplotlib",),
     "postgresql": ("psycopg",),
 }
-#: Environment in which llama.cpp is built without AMX kernels, so that nothing has to be avoided at run time.
+#: Environment for building llama.cpp without AMX kernels, so that none need be avoided at run time.
 WITHOUT_AMX = "CFLAGS=-mno-amx-int8 CXXFLAGS=-mno-amx-int8"
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the report. ``ok`` is None where it is neither good nor bad."""
+    """One line of the report. ``ok`` is None if it is neither good nor bad."""
 
     name: str
     ok: bool | None
@@ -127,7 +127,7 @@ def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Chec
         detail = f"{info.name}: {info.architecture}, {info.quantization}, {info.layers} layers of {info.width}"
         checks = [Check("model", True, f"{detail}, on {info.engine}")]
         if info.chat_template_sha256 == sha256(b"").hexdigest():
-            detail = "none: a base model, asked by a text to continue; chats, tools and LangChain need one"
+            detail = "none: a base model, which continues a text; chats, tools and LangChain need one"
             checks.append(Check("chat template", None, detail))
         if scorer is None and model != EMBEDDED:
             return [*checks, Check("scorer", None, "none given; fit one with guard calibrate")]

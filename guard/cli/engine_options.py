@@ -12,38 +12,44 @@ EngineOption = Annotated[
     str | None, typer.Option("--engine", help="llama.cpp or transformers, where both can load it.")
 ]
 
-#: By their names in an engine's ``load``, in the order in which ``--help`` shows them.
+#: Options by their names in an engine's ``load``, in the order of ``--help``.
 OPTIONS: Mapping[str, Any] = {
     "dtype": Annotated[
-        str | None, typer.Option("--dtype", help="Of transformers: float32 (by default), bfloat16, float16 or int4.")
+        str | None, typer.Option("--dtype", help="transformers only: float32 (default), bfloat16, float16 or int4.")
     ],
     "device": Annotated[
         str | None,
-        typer.Option("--device", help="Of transformers: such as cuda:0; by default CUDA if there is one."),
+        typer.Option("--device", help="transformers only: device such as cuda:0; by default CUDA if available."),
     ],
-    "threads": Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; by default one a core.")],
+    "threads": Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; by default one per core.")],
     "gpu_layers": Annotated[
         int | None,
-        typer.Option("--gpu-layers", min=-1, help="Of llama.cpp: layers on the GPU; by default (-1) all, 0 for none."),
+        typer.Option(
+            "--gpu-layers", min=-1, help="llama.cpp only: layers on the GPU; -1 (default) for all, 0 for none."
+        ),
     ],
     "flash_attention": Annotated[
         bool | None,
         typer.Option(
             "--flash-attention/--no-flash-attention",
-            help="Of llama.cpp: fused attention; by default where model and device support it.",
+            help="llama.cpp only: fused attention; by default if model and device support it.",
         ),
     ],
     "type_k": Annotated[
         str | None,
-        typer.Option("--type-k", metavar="TYPE", help="Of llama.cpp: type of cached keys; f16 (by default), q8_0, ..."),
+        typer.Option("--type-k", metavar="TYPE", help="llama.cpp only: type of cached keys; f16 (default), q8_0, ..."),
     ],
     "type_v": Annotated[
         str | None,
-        typer.Option("--type-v", metavar="TYPE", help="Of llama.cpp: type of cached values, as for --type-k."),
+        typer.Option("--type-v", metavar="TYPE", help="llama.cpp only: type of cached values, as for --type-k."),
     ],
     "context_tokens": Annotated[
         int | None,
-        typer.Option("--context", min=1, help="Tokens of prompt and answer together; by default 4096 or what fits."),
+        typer.Option(
+            "--context",
+            min=1,
+            help="Tokens of prompt and answer together; by default 4096, or fewer if the model has fewer.",
+        ),
     ],
     "slots": Annotated[
         int | None,
@@ -66,7 +72,7 @@ OPTIONS: Mapping[str, Any] = {
     ],
 }
 
-#: What was given of them; see `loads_a_model`.
+#: The given options; see `loads_a_model`.
 EngineOptions = Mapping[str, Any] | None
 
 _CommandFunction = Callable[..., None]
@@ -79,8 +85,8 @@ def loads_a_model(*, without: Collection[str] = ()) -> Callable[[_CommandFunctio
         without: names of options that the command does not take.
 
     Returns:
-        a decorator. The command has a parameter ``engine_options``, in whose place the options stand, and gets there
-        what was given of them; what was not is left to the engine.
+        A decorator. The options replace the command's parameter ``engine_options``, which gets the given ones; the
+        others keep the engine's defaults.
     """
     names = [name for name in OPTIONS if name not in without]
 
@@ -99,7 +105,7 @@ def loads_a_model(*, without: Collection[str] = ()) -> Callable[[_CommandFunctio
 
 
 def _parameters(command: _CommandFunction, names: Collection[str]) -> Iterator[inspect.Parameter]:
-    """Yield a command's parameters, the engine's options in the place of ``engine_options``."""
+    """Yield a command's parameters, with the engine's options in place of ``engine_options``."""
     hints = get_type_hints(command, include_extras=True)
     for each in inspect.signature(command).parameters.values():
         if each.name == "engine_options":

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="The report, one HTML file.")],
-    records: Annotated[list[Path] | None, typer.Argument(help="What guard record wrote, one file a model.")] = None,
+    records: Annotated[list[Path] | None, typer.Argument(help="Files of guard record, one per model.")] = None,
     result: Annotated[Path | None, typer.Option(help="The numbers as JSON; by default OUT with .json.")] = None,
     shift: Annotated[
         list[Path] | None,
         typer.Option(help="Records of the first model under another precision or engine; repeatable."),
     ] = None,
     new: Annotated[
-        Path | None, typer.Option(help="Records of the first model on further data sets, to test on and not to fit on.")
+        Path | None, typer.Option(help="Records of the first model on further data sets, for testing only.")
     ] = None,
     protocol: Annotated[
         list[str] | None,
@@ -37,20 +37,20 @@ def evaluate(
         ),
     ] = None,
     parts: Annotated[bool, typer.Option(help="Fit guard's own score with each part left out.")] = True,
-    per_set: Annotated[int | None, typer.Option(min=10, help="Maximal number of answers of each data set.")] = None,
+    per_set: Annotated[int | None, typer.Option(min=10, help="Largest number of answers of each data set.")] = None,
     draws: Annotated[int, typer.Option(min=100, help="Number of bootstrap resamples.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of folds, methods and resamples.")] = 0,
     title: Annotated[str, typer.Option(help="Title of the report.")] = "How well does it know when it is wrong?",
     notes: Annotated[
-        Path | None, typer.Option(help="What was tried and did not work: a JSON file, {title: text}.")
+        Path | None, typer.Option(help="Notes on what was tried and did not work: a JSON file, {title: text}.")
     ] = None,
     again: Annotated[
         list[Path] | None,
-        typer.Option("--from", help="Show the numbers of an earlier evaluation, in place of records; repeatable."),
+        typer.Option("--from", help="Results of an earlier evaluation (JSON), in place of records; repeatable."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare guard's score with others on recorded answers: within data sets, across them, under shifts."""
+    """Compare guard's score with other methods on recorded answers: within data sets, across them, under shifts."""
     from guard.evaluation.procedure import evaluate as run
 
     with ProgressBars() as progress:
@@ -105,9 +105,9 @@ def _print(found: EvaluationResult, out: Path) -> None:
 
 
 def _tables(result: ModelResult, setting: SettingResult) -> Iterator[Table]:
-    """Means over the sets that all methods of a table have; methods that lack some sets have tables of their own.
+    """Return tables of means over the sets that all methods of a table have; methods that lack sets get their own.
 
-    A mean over fewer sets is another mean: in one table they would be taken for comparable.
+    Means over different sets are not comparable, so they are not shown in one table.
     """
     from rich.table import Table
 
@@ -132,7 +132,7 @@ def _tables(result: ModelResult, setting: SettingResult) -> Iterator[Table]:
 
 
 def _cells(setting: SettingResult, measures: Sequence[str]) -> dict[str, set[tuple[str, str]]]:
-    """Return where each method has a value of each of these measures that any method has there."""
+    """Return, for each method, the sets for which it has a value of every measure that some method has there."""
     values = {(each.method, each.measure, each.train, each.test): each.value for each in setting.per_cell}
     methods = {each.method for each in setting.per_cell}
     places = {(each.train, each.test) for each in setting.per_cell}

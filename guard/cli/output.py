@@ -15,16 +15,17 @@ from guard.errors import GuardError, InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Options that several commands share.
+#: Options shared by several commands.
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="GGUF file, model folder, or smollm2 (the embedded model).")
 ]
 ScorerOption = Annotated[
-    str | None, typer.Option("--scorer", "-s", help="What guard calibrate wrote; not needed for smollm2.")
+    str | None, typer.Option("--scorer", "-s", help="Scorer file of guard calibrate; not needed for smollm2.")
 ]
 PolicyOption = Annotated[str, typer.Option("--policy", "-p", help="Policy file or built-in name.")]
 CertificateOption = Annotated[
-    str | None, typer.Option("--certificate", help="What guard certify wrote; by default what the policy names.")
+    str | None,
+    typer.Option("--certificate", help="Certificate file of guard certify; by default the one that the policy names."),
 ]
 TemplateOption = Annotated[
     list[str] | None,
@@ -39,10 +40,12 @@ FallbackOption = Annotated[
     typer.Option(
         "--fallback",
         metavar="NAME=MODULE:FUNCTION",
-        help="A function of your own that answers where the policy falls back to NAME; repeatable.",
+        help="Your own function that answers when the policy falls back to NAME; repeatable.",
     ),
 ]
-ForceOption = Annotated[bool, typer.Option("--force-scorer", help="Use a scorer of another model; scores are marked.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force-scorer", help="Use a scorer of another model; scores are marked as uncalibrated.")
+]
 StoreOption = Annotated[
     str | None,
     typer.Option(
@@ -55,10 +58,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 
 
 def template_options(given: list[str] | None) -> dict[str, Any] | None:
-    """Return what ``--template-option`` says; None where it was not given. Values are JSON, or else texts.
+    """Return the given template options, or None. Values are JSON, or else texts.
 
     Raises:
-        InputError: one is not KEY=VALUE, or a key comes twice.
+        InputError: an option is not KEY=VALUE, or a key is repeated.
     """
     options: dict[str, Any] = {}
     for each in given or ():
@@ -83,14 +86,14 @@ def _refused(constant: str) -> NoReturn:
 
 
 def user_functions(option: str, given: list[str] | None) -> dict[str, Any]:
-    """Return the user's own functions by the names that the policy has for them.
+    """Return the user's own functions by their names in the policy.
 
     Args:
         option: ``handler`` or ``fallback``.
         given: texts such as ``NAME=MODULE:FUNCTION``.
 
     Raises:
-        InputError: a text cannot be read, a name comes twice, or there is no such function.
+        InputError: a text cannot be read, a name is repeated, or a function does not exist.
     """
     from guard.files.user_code import load_function
 
@@ -106,14 +109,16 @@ def user_functions(option: str, given: list[str] | None) -> dict[str, Any]:
 
 
 def console(*, stderr: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
-    """Return a rich console that shows what would steer a terminal; imported late, since JSON needs none."""
+    """Return a rich console that makes terminal control characters visible; imported late, since JSON output needs
+    none.
+    """
     from guard.cli.screen import Screen
 
     return Screen(stderr=stderr, file=file, width=width, highlight=False, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value on standard output, a line of its own."""
+    """Print one JSON value on standard output, as one line."""
     text = json_visible(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str))
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -123,7 +128,7 @@ def print_json(value: Any) -> None:
 
 
 def fail(error: GuardError) -> NoReturn:
-    """Print an error and leave with its exit code; as JSON where the command was asked for JSON."""
+    """Print an error, as JSON with ``--json``, and exit with its code."""
     if "--json" in sys.argv:
         kind = type(error).__name__
         print_json({"error": {"type": kind, "what": error.what, "why": error.why, "fix": error.fix}})
@@ -133,16 +138,16 @@ def fail(error: GuardError) -> NoReturn:
 
 
 def fail_unexpectedly() -> NoReturn:
-    """Print the traceback of the error that is being handled, which may quote anything, and leave with code 1."""
+    """Print the traceback of the current error, which may quote anything, and exit with code 1."""
     sys.stderr.write(visible(traceback.format_exc()))
     sys.exit(1)
 
 
 def _print_error(text: str) -> None:
-    """Further lines are indented: foreign text in an error must not pose as another message."""
+    """Print an error; further lines are indented, so that text in it cannot pose as another message."""
     from rich.text import Text
 
     error = Text.assemble(("error:", "bold red"), " ", shown(text.replace("\n", "\n  ")))
     screen = console(stderr=True)
-    # On a terminal lines are broken between words; in a file or pipe they stay whole.
+    # On a terminal, lines are wrapped between words; in a file or a pipe they stay whole.
     screen.print(error, soft_wrap=not screen.is_terminal)

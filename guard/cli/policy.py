@@ -1,4 +1,4 @@
-"""``guard policy``: check, explain and begin policies."""
+"""``guard policy``: check, explain and start policies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from guard.records import Decision
 
 app = typer.Typer(
-    help="Check, explain and begin policies.",
+    help="Check, explain and start policies.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -36,10 +36,10 @@ def check(
     certificate: CertificateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check policies; print one line per mistake, with file, line and column. Exit code 2 if any.
+    """Check policies; print one line per mistake, with file, line and column. Exit code 2 if there are any.
 
-    For a policy that guarantees an error rate it also says whether its certificate fits its rules. Whether it
-    fits model and scorer is checked when they are loaded.
+    For a policy that guarantees an error rate, the command also checks its certificate against its rules. Model and
+    scorer are checked when they are loaded.
     """
     reports = [_check(file, certificate) for file in files]
     if as_json:
@@ -70,14 +70,14 @@ def explain(
     score: Annotated[float, typer.Option(metavar="P", help="Probability of the answer being wrong, from 0 to 1.")],
     ood_score: Annotated[
         float | None,
-        typer.Option(metavar="N", help="Share of the calibration answers that are more usual, from 0 to 1."),
+        typer.Option(metavar="N", help="Out-of-distribution score of the input, from 0 to 1."),
     ] = None,
     route: Annotated[str | None, typer.Option(metavar="ROUTE", help="Route that the caller names.")] = None,
     tool: Annotated[str | None, typer.Option(metavar="TOOL", help="Tool that the answer calls.")] = None,
     certificate: CertificateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show which rule decides on an answer with this score, and why the others don't."""
+    """Show which rule decides on an answer with this score, and why the others do not."""
     from guard.policy.defects import DEFECTS
     from guard.policy.explanation import explain as steps_of
     from guard.policy.policy import Usage, decide, load_policy
@@ -129,11 +129,11 @@ def explain(
 def init(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A built-in policy; see guard policy list.")],
     *,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write. [default: NAME.yaml]")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write. [default: NAME.yaml]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a copy of a built-in policy for you to change."""
+    """Write a copy of a built-in policy to start from."""
     from guard.policy.policy import builtin_policies
 
     builtin = builtin_policies()
@@ -163,20 +163,20 @@ def list_policies(*, as_json: JsonOption = False) -> None:
 
 
 def _tool_section(policy: Policy, tool: str) -> str | None:
-    """Return the section of the policy for this tool; None where the tool has none."""
+    """Return the policy's section for this tool, or None."""
     from guard.policy.policy import ANY_TOOL
 
     return next((name for name in (tool, ANY_TOOL) if name in policy.tools), None)
 
 
 def _other_section(policy: Policy, tool: str, section: str | None) -> str:
-    """Say that a tool has no rules of its own, since its name may be misspelt."""
+    """Note that a tool has no rules of its own, since its name may be misspelt."""
     taken = "the rules are those of other answers" if section is None else f"tools.{section} is taken"
     return f"tools has no '{tool}', so {taken}. {did_you_mean(tool, policy.tools)}".rstrip()
 
 
 def _with_certificate(policy: Policy, certificate: str | None) -> Policy:
-    """Return the policy with certified thresholds, as far as that can be judged without model and scorer."""
+    """Return the policy with certified thresholds, as far as they can be checked without model and scorer."""
     from guard.policy.certificate import apply_certificates, check_certificate, chosen_certificates
     from guard.policy.guarantee import guarantees
 
@@ -190,7 +190,7 @@ def _with_certificate(policy: Policy, certificate: str | None) -> Policy:
 
 
 def _guarantees(policy: Policy, certificate: str | None) -> list[dict[str, Any]]:
-    """Return what the policy guarantees, with the certified thresholds where it has a certificate."""
+    """Return the policy's risk guarantees, with the certified thresholds if it has a certificate."""
     from guard.policy.guarantee import guarantees
 
     known = certificate is not None or policy.certificate is not None
@@ -216,7 +216,7 @@ def _check(file: str, certificate: str | None) -> dict[str, Any]:
         report["notes"] = _notes(policy)
     except InvalidPolicyError as error:
         report["problems"] = [{**asdict(problem), "text": str(problem)} for problem in error.problems]
-    except PolicyError as error:  # there is no text that it could have a place in
+    except PolicyError as error:  # there is no text to point into
         report["problems"] = [{"message": str(error), "text": f"{file}: {error}"}]
     else:
         report.update(valid=True, name=policy.name, rules=len(policy.plan().rules), routes=policy.routes)
@@ -253,7 +253,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
 
 
 def _notes(policy: Policy) -> list[str]:
-    """Return warnings: retries that can only give the same answer again."""
+    """Return warnings about retries that can only give the same answer again."""
     from guard.policy.document import Retry
 
     return [
@@ -300,7 +300,7 @@ def _write(path: Path, content: bytes, *, force: bool) -> None:
         with path.open("wb" if force else "xb") as file:
             file.write(content)
     except FileExistsError as error:
-        fix = "Choose another --out, or write over it with --force"
-        raise InputError(f"'{path}' is there already", fix=fix) from error
+        fix = "Choose another --out, or overwrite it with --force"
+        raise InputError(f"'{path}' already exists", fix=fix) from error
     except OSError as error:
         raise InputError(f"Cannot write '{path}'", why=error.strerror or str(error)) from error

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
     from guard.data.progress import Progress
 
-#: Seconds between two lines about the same work, where standard error is no terminal.
+#: Seconds between two lines about the same work if standard error is not a terminal.
 EVERY = 60.0
 
 
 class ProgressBars:
-    """Bars on standard error, one for each kind of work; without a terminal, lines."""
+    """Progress bars on standard error, one for each kind of work; lines without a terminal."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -37,7 +37,7 @@ class ProgressBars:
         self._bars.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Show the state of one kind of work; a progress callback of the library."""
+        """Show the state of one kind of work; this is a progress callback of the library."""
         if not self._console.is_terminal:
             self._print(progress)
             return

@@ -43,7 +43,7 @@ def record(
     grader: GraderOption = None,
     on_bad: OnBadOption = "stop",
     limit: LimitOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the rows that are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampled rows.")] = 0,
     system: SystemOption = None,
     max_tokens: MaxTokensOption = None,
     template_option: TemplateOption = None,
@@ -52,17 +52,21 @@ def record(
     sampled_rows: Annotated[int, typer.Option(min=1, help="Number of questions of each set that get samples.")] = 200,
     completion: Annotated[
         bool | None,
-        typer.Option("--completion/--chat", help="Let it continue a text; by default where it has no chat template."),
+        typer.Option(
+            "--completion/--chat", help="Let the model continue a text; by default only without a chat template."
+        ),
     ] = None,
     lens: Annotated[bool, typer.Option(help="Record the residual stream too (a GGUF on llama.cpp).")] = True,
     journal: JournalOption = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Ask nothing and write what the journal has.")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Ask nothing, and write the answers in the journal.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ask labelled questions once, and keep what all methods of guard evaluate need.
 
-    The command is resumable: run it again after an interruption, and it asks only what it has not asked yet; with
-    --partial it writes what it has. Data sets take turns, so that an interrupted run has about as many answers of each.
+    The command is resumable: after an interruption, run it again to continue where it stopped, or with --partial to
+        write the answers so far. Data sets take turns, so an interrupted run has about as many answers from each.
     """
     from guard.data.procedure import record as run
 

@@ -1,4 +1,4 @@
-"""``guard review``: list, read and decide what was escalated."""
+"""``guard review``: list, read and decide escalated cases."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from guard.review.store import Review, Store
 
 app = typer.Typer(
-    help="Look through what was escalated, and decide it.",
+    help="List, read and decide escalated cases.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -46,9 +46,11 @@ _DRAFTS = ("right", "wrong")
 _STATUSES = ("pending", "approved", "edited", "rejected", "all")
 
 ReviewArgument = Annotated[str, typer.Argument(metavar="ID", help="The review's id, or the decision id.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Decide without asking; needs the whole id.")]
-ReviewerOption = Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; by default your login name.")]
-NoteOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A note to keep with the decision.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Decide without confirmation; needs the whole id.")]
+ReviewerOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Name of the reviewer; by default your login name.")
+]
+NoteOption = Annotated[str | None, typer.Option(metavar="TEXT", help="Note to store with the decision.")]
 RouteOption = Annotated[str | None, typer.Option(metavar="ROUTE", help="Only this route.")]
 
 
@@ -59,7 +61,7 @@ def list_reviews(
         str, typer.Option(metavar="STATUS", help="pending, approved, edited, rejected or all.")
     ] = "pending",
     route: RouteOption = None,
-    limit: Annotated[int, typer.Option(help="Show at most this many.")] = 20,
+    limit: Annotated[int, typer.Option(help="Largest number of reviews to show.")] = 20,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -87,7 +89,7 @@ def list_reviews(
 def show(name: ReviewArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Show one review: prompt, answer, score, rule, metadata, attempts and decision.
 
-    Four characters of an id will do where no other id begins with them.
+    The first four characters of an id are enough if no other id begins with them.
     """
     with _opened(store) as reviews:
         review = reviews.review(name)
@@ -173,10 +175,10 @@ def reject(
 @app.command()
 def export(
     *,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here; by default to standard output.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write; by default standard output.")] = None,
     route: RouteOption = None,
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Only this model's answers, as a scorer needs them.")
+        str | None, typer.Option(metavar="MODEL", help="Export only answers of this model, as a scorer needs them.")
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -207,7 +209,7 @@ def export(
 def _opened(url: str | None) -> Iterator[Store]:
     from guard.review.store import Store
 
-    # A store named here and not found is a typing mistake; the user's own may not exist yet.
+    # A missing store that is named here is a mistake; the user's default store may not exist yet.
     with Store.open(url, create=url is None) as store:
         yield store
 
@@ -222,7 +224,7 @@ def _reviewer(name: str | None) -> str:
 
 
 def _from_editor(text: str) -> str:
-    """Let the user change a text in an editor; the file is theirs alone and removed afterwards."""
+    """Let the user edit a text in an editor; only the user can read the file, which is removed afterwards."""
     if not sys.stdin.isatty():
         raise InputError("The edited answer is missing", fix="Give it with --answer")
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
@@ -239,7 +241,7 @@ def _from_editor(text: str) -> str:
 
 
 def _write_lines(rows: Iterable[dict[str, Any]], out: Path) -> Counter[str]:
-    """Write JSON Lines so that the file is either the old one or the whole new one; rows by model."""
+    """Write JSON Lines atomically; return the number of rows by model."""
     if out.exists() and not out.is_file():
         raise InputError(f"'{out}' is not a file", fix="Give a file's path with --out")
     models: Counter[str] = Counter()
@@ -258,7 +260,7 @@ def _someone_is_there(as_json: bool) -> bool:
 
 
 def _chosen(store: Store, name: str, verb: str, *, yes: bool) -> Review:
-    """Return the review to decide: confirmed at a terminal, else named by its whole id."""
+    """Return the review to decide: confirmed on a terminal, otherwise named by its whole id."""
     from guard.review.store import ID_LENGTH
 
     review = store.review(name)
@@ -269,7 +271,7 @@ def _chosen(store: Store, name: str, verb: str, *, yes: bool) -> Review:
     elif len(name.strip()) < ID_LENGTH:
         raise ReviewError(
             f"'{one_line(name)}' is only the beginning of a review's id",
-            why="a decision is final, and nobody was asked to confirm it",
+            why="a decision is final and was not confirmed",
             fix=f"Give the whole id: {review.id}",
         )
     return review

@@ -1,4 +1,4 @@
-"""What ``guard review`` shows: the list, a case, what was decided. All text in it is shown by `shown`."""
+"""Tables of ``guard review``: the list, a case, a decision. `shown` makes all text in them visible."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def age(time: str, now: datetime | None = None) -> str:
 
 
 def when(time: str) -> str:
-    """Return date and minute of an ISO 8601 time, in UTC as it is kept."""
+    """Return date and minute of an ISO 8601 time, in UTC as stored."""
     return f"{time[:16].replace('T', ' ')} UTC"
 
 
@@ -52,7 +52,7 @@ def list_table(reviews: list[Review], *, with_status: bool) -> Table:
 
 
 def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
-    """Return all that a person needs to decide a case."""
+    """Return everything that a reviewer needs to decide a case."""
     return _fields(
         [
             ("id", review.id),
@@ -74,7 +74,7 @@ def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
 
 
 def short_case_table(review: Review) -> Table:
-    """Return what a person is about to decide."""
+    """Return a summary of the case that a reviewer is about to decide."""
     fields = [("id", review.id), ("question", review.question), ("answer", describe_answer(review))]
     return _fields([*fields, ("p(wrong)", _probability(review.p_wrong))])
 
@@ -101,7 +101,7 @@ def attempts_table(review: Review) -> Table:
 
 
 def _ended(attempt: Mapping[str, Any]) -> str:
-    """Return how an answer ended: ``stop``, ``stop_string``, ``length`` (cut), or a dash where that is unknown."""
+    """Return how an answer ended: ``stop``, ``stop_string``, ``length`` (truncated), or a dash if unknown."""
     return str(attempt.get("finish_reason") or "-")
 
 
@@ -120,12 +120,12 @@ def decision_table(review: Review, history: list[ReviewEvent]) -> Table:
 
 
 def describe_answer(review: Review) -> str:
-    """Return the model's answer, or what stands for it."""
+    """Return the model's answer, or a note in its place."""
     return review.answer if review.answer is not None else "(none: generation failed)"
 
 
 def _prompt_fields(prompt: Prompt, question: str) -> list[tuple[str, str | None]]:
-    """Return what the model read besides the question: system message, earlier turns, passages, tools."""
+    """Return the rest of the prompt: system message, earlier turns, passages, tools."""
     if prompt.messages is None:
         return [("prompt", prompt.text if prompt.text != question else None)]
     turns = [(str(turn["role"]), _content(turn)) for turn in prompt.messages]
@@ -136,7 +136,7 @@ def _prompt_fields(prompt: Prompt, question: str) -> list[tuple[str, str | None]
 
 
 def _content(turn: Mapping[str, Any]) -> str:
-    """Return a message's text, and whatever else it has, such as tool calls."""
+    """Return a message's text with its other content, such as tool calls."""
     content = turn["content"] if isinstance(turn["content"], str) else _as_json(turn["content"])
     rest = {key: value for key, value in turn.items() if key not in ("role", "content")}
     return "\n".join(part for part in (content, _as_json(rest) if rest else "") if part)
@@ -156,7 +156,7 @@ def _probability(p_wrong: float | None) -> str:
 
 
 def _scores(review: Review) -> str | None:
-    """Return every probability of the answer that was not accepted, with what each reads."""
+    """Return every probability of the answer that was not accepted, with its inputs."""
     last = review.attempts[-1] if review.attempts else {}
     scores = last.get("scores") or {}
     lines = [

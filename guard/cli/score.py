@@ -40,8 +40,8 @@ def score(
 ) -> None:
     """Score answers: one JSON object per line in, one per line out.
 
-    A row has "prompt" (a text or chat messages) and, if the answer exists already, "response"; without
-    one the model answers. Rows that cannot be scored come out with "error"; then the exit code is 3.
+    A row has "prompt" (a text or chat messages) and, for an existing answer, "response"; without one the model
+    answers. Rows that cannot be scored get an "error", and the exit code is 3.
     """
     from guard.runtime.guard import Guard
 
@@ -94,7 +94,7 @@ def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Return numbers and contents of the lines of a file, or of standard input."""
+    """Yield numbers and contents of the lines of a file or of standard input."""
     from guard.files.json_lines import check_json_lines, read_lines, split_lines
 
     if str(file) == "-":
@@ -104,7 +104,7 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _row(line: bytes | None, where: str) -> dict[str, Any]:
-    """Return a row to score; with "error" where it cannot be."""
+    """Return a row to score, or one with "error" if it cannot be scored."""
     from guard.data.questions import read_object
 
     try:

@@ -11,9 +11,9 @@ from guard.cli.terminal import visible
 
 
 class Screen(Console):
-    """A rich console whose every piece of text is `visible`, whoever wrote it and however it came here."""
+    """A rich console that passes all text through `visible`."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render with the codes of hidden characters in their place; rich's own controls stay as they are."""
+        """Render with hidden characters replaced by their codes; rich's own control codes are unchanged."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)

@@ -1,8 +1,8 @@
-"""The one way to a terminal for text that guard did not write: answers, ids, names, errors.
+"""Output of text that guard did not write (answers, ids, names, errors) to a terminal.
 
-Such text can hold commands to the terminal (escape sequences that move the cursor, set the title or the
-clipboard), reorder what is read (bidirectional controls), or hide words (zero-width and tag characters).
-Each such character is shown by its code, such as ``\\x1b`` or ``\\u202e``, so that the reader sees it.
+Such text can contain terminal commands (escape sequences that move the cursor, set the title or the clipboard), reorder
+text (bidirectional controls), or hide words (zero-width and tag characters). Each such character is shown by its code,
+such as ``\\x1b`` or ``\\u202e``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.text import Text
 
-#: Controls but newline and tab, line separators, lone surrogates, and what Unicode says to draw as nothing
+#: Control characters except newline and tab, line separators, lone surrogates, and characters without a glyph
 #: (Default_Ignorable_Code_Point: the bidirectional, zero-width, variation and tag characters).
 _UNSEEN = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
@@ -25,16 +25,16 @@ _UNSEEN = (
     "\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff0-\ufffb"
     "\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-# U+FE0F after a symbol asks for its emoji form, and hides nothing there. Answers are full of it.
+# U+FE0F after a symbol selects its emoji form and hides nothing. Answers often contain it.
 _EMOJI = "#*0-9\xa9\xae\u203c-\u2059\u2100-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
 _HIDDEN = re.compile(f"(?<![{_EMOJI}])\ufe0f|[{_UNSEEN}]")
 
-#: Most combining marks on one character; a stack of more draws over the lines above and below.
+#: Most combining marks on one character; a taller stack would overlap the neighbouring lines.
 _MAX_MARKS = 6
 
 
 def visible(text: str) -> str:
-    """Return the text with each character that steers or hides shown by its code; lines stay lines."""
+    """Return the text with control and hidden characters shown by their codes; line breaks are kept."""
     return _shown(text, _code)
 
 
@@ -44,7 +44,7 @@ def one_line(text: str) -> str:
 
 
 def shown(text: object, style: str = "") -> Text:
-    """Return a text for rich, laid out by what is seen; markup in it is no markup."""
+    """Return a text for rich, laid out by its visible form; markup in it has no effect."""
     from rich.text import Text
 
     return Text(visible(str(text)), style)
@@ -57,12 +57,12 @@ def scores_line(scores: Mapping[str, Mapping[str, Any]], decides: str | None) ->
 
 
 def say(text: str) -> None:
-    """Print lines on standard output, neither wrapped nor styled, but `visible`."""
+    """Print `visible` lines on standard output, without wrapping or style."""
     sys.stdout.write(visible(text) + "\n")
 
 
 def json_visible(text: str) -> str:
-    """Return JSON text of the same value, in which what `visible` would change is escaped as JSON escapes it."""
+    """Return JSON text of the same value with the characters that `visible` would change as JSON escapes."""
     return _shown(text, lambda character: json.dumps(character)[1:-1])
 
 
@@ -71,7 +71,7 @@ def _shown(text: str, code: Callable[[str], str]) -> str:
 
 
 def _unstacked(text: str, code: Callable[[str], str]) -> str:
-    """Return the text with the marks beyond `_MAX_MARKS` on one character shown by their codes."""
+    """Return the text with combining marks beyond `_MAX_MARKS` on one character shown by their codes."""
     if text.isascii():
         return text
     pieces, height = [], 0

@@ -1,6 +1,6 @@
-"""Reading and writing files: checksummed JSON, JSON Lines, files for their owner's eyes only.
+"""Reading and writing files: checksummed JSON, JSON Lines, and files that only their owner can read.
 
-Internal. Scorers and certificates are kept with it; it knows nothing of what they mean.
+Internal. Scorers and certificates use it; it does not know their meaning.
 """
 
 from __future__ import annotations

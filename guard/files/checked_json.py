@@ -1,4 +1,4 @@
-"""JSON files with a format, a version and a checksum: scorers and certificates. Reading trusts nothing."""
+"""JSON files with a format, a version and a checksum: scorers and certificates. Files are not trusted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from guard.errors import GuardError
 
-#: Keys of one object; a million of them would cost much before anything is checked.
+#: Most keys of one object; a million would take long before anything is checked.
 MAX_KEYS = 1000
 
 
@@ -22,14 +22,14 @@ class Kind:
     """A kind of file.
 
     Attributes:
-        name: in messages, such as ``scorer``.
-        format: value of its ``format`` key.
+        name: name in messages, such as ``scorer``.
+        format: value of the ``format`` key.
         version: of the format.
         max_bytes: a larger file is refused before it is parsed.
-        error: what is raised.
-        missing: what to do where there is no such file.
-        broken: what to do where it cannot be used.
-        outdated: what to do where it is of another version.
+        error: class of the errors.
+        missing: fix if the file does not exist.
+        broken: fix if the file cannot be used.
+        outdated: fix if the file has another version.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Kind:
 
 
 def read_bytes(path: str | Path, kind: Kind) -> bytes:
-    """Return a file's bytes; raise the kind's error where there is no such file or it is too large."""
+    """Return a file's bytes; raise the kind's error if the file does not exist or is too large."""
     try:
         file = Path(path).expanduser()
         if file.exists() and not file.is_file():
@@ -61,11 +61,11 @@ def read_bytes(path: str | Path, kind: Kind) -> bytes:
 
 
 def parse(data: bytes, kind: Kind, *, where: str) -> tuple[dict[str, Any], Any]:
-    """Return the content and the checksum that it claims, for comparison with `digest` of the parsed content."""
+    """Return the content and its stated checksum, to be compared with `digest` of the parsed content."""
     try:
         text = data.decode("utf-8")
         content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_few_keys)
-        if "\\u" in text:  # half of a surrogate pair is JSON, but no text
+        if "\\u" in text:  # half of a surrogate pair is valid JSON but not text
             json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise kind.error(f"'{where}' is not a {kind.name}", why=f"no valid JSON: {error}", fix=kind.broken) from error
@@ -81,12 +81,12 @@ def parse(data: bytes, kind: Kind, *, where: str) -> tuple[dict[str, Any], Any]:
 
 
 def invalid(error: Exception, kind: Kind, *, where: str) -> GuardError:
-    """Return the error for content of the right kind that is invalid."""
+    """Return the error for invalid content of the right kind."""
     return kind.error(f"'{where}' is not a valid {kind.name}", why=_first_problem(error), fix=kind.broken)
 
 
 def damaged(kind: Kind, *, where: str) -> GuardError:
-    """Return the error for content that differs from what was written."""
+    """Return the error for content that does not match its checksum."""
     return kind.error(f"'{where}' is damaged", why="its checksum does not match its content", fix=kind.broken)
 
 

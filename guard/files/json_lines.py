@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, plain or gzip-compressed: their lines, and what is no such file."""
+"""JSON Lines files, plain or gzip-compressed, and the recognition of other kinds of files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import IO
 
 from guard.errors import InputError, did_you_mean
 
-#: A line longer than this is taken for damage.
+#: Longest line in bytes; a longer one counts as damage.
 MAX_LINE_BYTES = 2**20
-#: What gzip data may unpack to: real rows shrink to a fifth or a tenth, a bomb to a thousandth.
+#: Largest ratio of unpacked to gzip data: real rows shrink to a fifth or a tenth, a bomb to a thousandth.
 _MOST_TIMES, _MOST_ANYWAY = 200, 2**22
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Line numbers from 1 and contents, blank lines left out; None for a line that is too long."""
+    """Yield line numbers from 1 and contents, without blank lines; None for a line that is too long."""
     try:
         with path.open("rb") as file:
             if file.peek(2)[:2] == b"\x1f\x8b":
@@ -42,7 +42,7 @@ def split_lines(stream: IO[bytes] | gzip.GzipFile, *, most: float = math.inf) ->
     """Yield the same as `read_lines` for an open file of at most `most` bytes.
 
     Raises:
-        InputError: it holds more.
+        InputError: the file holds more.
     """
     number = read = 0
     while content := stream.readline(MAX_LINE_BYTES + 1):
@@ -71,17 +71,17 @@ def _check_size(read: int, most: float) -> None:
         )
 
 
-# -- what is no JSON Lines ---------------------------------------------------------------------
+# -- files of other kinds ---------------------------------------------------------------------
 
 _BEGINNING = 4096
 _CSV_HEADER = re.compile(rb"[\w \"'-]+(?:[,;\t][\w \"'-]*)+\r?\n?")
 
 
 def check_json_lines(path: Path) -> None:
-    """Refuse a file of another known kind as a whole: its lines would all be bad rows.
+    """Refuse a file of another known kind, whose lines would all be bad rows.
 
     Raises:
-        InputError: it is a JSON document of several lines, CSV, UTF-16, Parquet or a zip archive, with what to do.
+        InputError: the file is a JSON document of several lines, CSV, UTF-16, Parquet or a zip archive.
     """
     try:
         with path.open("rb") as file:
@@ -90,7 +90,7 @@ def check_json_lines(path: Path) -> None:
             with gzip.open(path) as unpacked:
                 start = unpacked.read(_BEGINNING)
     except (OSError, ValueError, EOFError, zlib.error):
-        return  # reading it says so better
+        return  # reading reports it better
     kind = _other_kind(start.removeprefix(codecs.BOM_UTF8))
     if kind:
         what, fix = kind
@@ -98,7 +98,7 @@ def check_json_lines(path: Path) -> None:
 
 
 def _other_kind(start: bytes) -> tuple[str, str] | None:
-    """Return what a file is by its beginning, and what to do; None for JSON Lines and what is not known."""
+    """Return the kind of a file by its beginning, and a fix; None for JSON Lines and unknown kinds."""
     first = start.lstrip().split(b"\n", 1)[0].rstrip()
     if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or start[1:4:2] == b"\0\0" or start[:4:2] == b"\0\0":
         return "UTF-16", "Convert it: iconv -f UTF-16 -t UTF-8 FILE"

@@ -1,4 +1,4 @@
-"""The file that a long procedure writes at its end, checked before it begins."""
+"""Checks of the file that a long procedure writes at its end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from guard.errors import InputError
 
 
 def check_writable(out: Path, what: str) -> None:
-    """Check that a file can be written, before hours of work go into it.
+    """Check that a file can be written, before hours of work.
 
     Raises:
         InputError: the path is a folder, or its folder does not exist.

@@ -1,4 +1,4 @@
-"""Functions of the user's own, named as ``module:function`` by whoever runs a command (never by a data row)."""
+"""The user's own functions, named as ``module:function`` by the person who runs a command (never by a data row)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def load_function(name: str, what: str, known: Iterable[str] = ()) -> Callable[.
 
     Args:
         name: ``module:function``.
-        what: what it is for, such as ``grader``, for errors.
-        known: names that would do as well, for errors.
+        what: purpose of the function, such as ``grader``, for errors.
+        known: built-in names, for errors.
 
     Raises:
         InputError: the name has no colon, or there is no such module or function.
@@ -25,7 +25,7 @@ def load_function(name: str, what: str, known: Iterable[str] = ()) -> Callable[.
         raise InputError(f"Unknown {what} {name!r}", fix=did_you_mean(name, [*known, "module:function"]))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may fail in any way
+    except Exception as error:  # the user's module may raise anything
         raise InputError(
             f"Cannot import the module of the {what} {name!r}",
             why=f"{type(error).__name__}: {error}",

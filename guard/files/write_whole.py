@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all: beside its place, flushed to the disk, then renamed."""
+"""Atomic writing: a file is written beside its path, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes, *, private: bool = False) -> None:
-    """Write a file, so that its path has the old content or all of the new one at any time, also after a power cut.
+    """Write a file atomically: at any time, even after a power cut, its path has either the old or the whole new
+    content.
 
     Args:
-        path: of the file; its folder exists.
+        path: path of the file, in an existing folder.
         content: text is written as UTF-8.
         private: only the owner may read and write the file (mode 0600); otherwise the umask decides.
 
@@ -26,10 +27,10 @@ def write_whole(path: Path, content: str | bytes, *, private: bool = False) -> N
 
 @contextmanager
 def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
-    """Give a new, empty file beside the path, which takes its place at the end, or is removed on an error.
+    """Yield a new, empty file beside the path, which replaces it at the end, or is removed on an error.
 
-    For writers that need a path of their own; see `write_whole`. A private file is private even where
-    the one it replaces was not.
+    For writers that need a path; see `write_whole`. A private file is private even if the file that it replaces was
+    not.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
@@ -39,12 +40,12 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    with suppress(OSError):  # some file systems cannot flush a folder; the file itself is whole
+    with suppress(OSError):  # some file systems cannot flush a folder; the file itself is complete
         _flush(path.parent)
 
 
 def _flush(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

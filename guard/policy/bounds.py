@@ -13,7 +13,7 @@ def passes(errors: int, accepted: int, risk: float, confidence: float) -> bool:
     return binomial_cdf(errors, accepted, risk) <= 1 - confidence
 
 
-# -- when there is no such threshold -----------------------------------------------------------
+# -- bounds of a rate --------------------------------------------------------------------------
 
 
 def binomial_cdf(successes: int, trials: int, rate: float) -> float:

@@ -1,8 +1,8 @@
-"""Certificates: thresholds that meet a risk guarantee, as a file, bound to all that they hold for.
+"""Certificates: files of thresholds that meet a risk guarantee, bound to what they were certified for.
 
-A certificate is worth something only for the model, the scorer and the rules that it was made with,
-and on questions like those that it was made from. The first three are checked wherever a policy with
-a risk guarantee is loaded; any difference voids it. The file is plain JSON, read strictly and with limits.
+A certificate is valid only for the model, the scorer and the rules that it was made with, and for questions like its
+own. The first three are checked wherever a policy with a risk guarantee is loaded; any difference voids the
+certificate. The file is plain JSON, read strictly and with limits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from guard.scoring.provenance import Binding, DataSet, PlainDict
 FORMAT: Literal["guard-certificate"] = "guard-certificate"
 FORMAT_VERSION = 2
 MAX_BYTES = 2**20
-#: As many as a policy may have routes, and one for calls without a route.
+#: One for each route that a policy may have, and one for calls without a route.
 MAX_CERTIFICATES = 501
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -57,8 +57,8 @@ class Fingerprint(_CertificatePart):
 
     Attributes:
         own: the model that is asked, and its scorer.
-        fallbacks: the same of each fallback that the rules name; None for a callable, whose behaviour
-            nothing can vouch for.
+        fallbacks: model and scorer of each fallback that the rules name; None for a callable, whose behaviour cannot be
+            checked.
         score: the score that the rules read.
         procedure_sha256: of the rules; see `guard.policy.guarantee.procedure_sha256`.
     """
@@ -70,7 +70,7 @@ class Fingerprint(_CertificatePart):
 
     @property
     def sha256(self) -> str:
-        """Digest of all of it."""
+        """Digest of all of these."""
         return checked_json.digest(self.model_dump(mode="json"))
 
     def differences(self, now: Fingerprint) -> list[str]:
@@ -79,7 +79,7 @@ class Fingerprint(_CertificatePart):
         for name in sorted({*self.fallbacks, *now.fallbacks}):
             there, here = self.fallbacks.get(name), now.fallbacks.get(name)
             if (there is None) != (here is None) or (name in self.fallbacks) != (name in now.fallbacks):
-                found.append(f"the fallback '{name}' is another kind of thing")
+                found.append(f"the fallback '{name}' is now of another kind")
             elif there is not None and here is not None:
                 found += _changes(f"the fallback {name}'s", there, here)
         return found + self.rule_differences(now.score, now.procedure_sha256)
@@ -98,8 +98,8 @@ class Certificate(_CertificatePart):
         policy: its name, for people; not part of the fingerprint.
         fingerprint: what the threshold holds for.
         data: what it was certified on, for people and audits.
-        grader: that labelled the answers.
-        seed: of the rows that gave the grid.
+        grader: the grader that labelled the answers.
+        seed: seed of the rows that make the grid.
         deterministic: whether the model answered each request alone, from an empty cache. If not, the requests that
             a score shares a pass with move it by rounding, in the trials as in use.
         created_by: the guard version.
@@ -127,14 +127,14 @@ class Certificate(_CertificatePart):
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
         if not self.errors <= self.accepted <= self.n:
-            raise ValueError("errors, accepted and n do not fit one another")
+            raise ValueError("errors, accepted and n are inconsistent")
         if abs(self.coverage - self.accepted / self.n) > 1e-9:
             raise ValueError("coverage is not accepted / n")
-        # A threshold that its own counts do not support was written by no guard.
+        # guard writes no threshold that its own counts do not support.
         if (bound := upper_bound(self.errors, self.accepted, self.confidence)) > self.risk + 1e-9:
             raise ValueError("this number of errors does not support this risk at this confidence")
         if abs(self.bound - bound) > 1e-9:
-            raise ValueError("bound is not that of these errors among the accepted")
+            raise ValueError("bound does not match the errors among the accepted")
         if sum(each.rows for each in self.data) != self.n + self.grid_rows:
             raise ValueError("the rows of the data are not n + grid_rows")
         return self
@@ -180,7 +180,7 @@ class Certificates:
     by_route: Mapping[str | None, Certificate]
 
     def save(self, path: str | Path) -> None:
-        """Write them as one JSON file, whole or not at all.
+        """Write the certificates as one JSON file, atomically.
 
         Raises:
             CertificateError: the file cannot be written.
@@ -195,7 +195,7 @@ class Certificates:
             raise CertificateError(f"Cannot write the certificate '{path}'", why=why) from error
 
     def with_one(self, certificate: Certificate) -> Certificates:
-        """These, with the one for its route added or replaced."""
+        """Return these certificates with one added, in place of an earlier one for its route."""
         return Certificates(self.where, {**self.by_route, certificate.route: certificate})
 
 
@@ -203,7 +203,7 @@ def load_certificates(path: str | Path) -> Certificates:
     """Read a file that ``guard certify`` wrote.
 
     Raises:
-        CertificateError: it is missing, unreadable, too large, damaged, or no certificate.
+        CertificateError: it is missing, unreadable, too large, damaged, or not a certificate.
 
     Examples:
         >>> load_certificates("missing.json")
@@ -250,21 +250,21 @@ def certified_policy(
     """Return the policy with the thresholds of its risk guarantees, each from a valid certificate.
 
     Args:
-        policy: a policy; one that has no risk guarantee comes back as it is.
-        certificates: or their file; by default the file that the policy names.
-        fingerprint: what answers on a route, as it is now.
+        policy: the policy; one without a risk guarantee is returned unchanged.
+        certificates: the certificates, or their file; by default the file that the policy names.
+        fingerprint: returns the present model, scorer and rules of a route.
 
     Raises:
-        CertificateError: there is none for a route that has a risk guarantee, or something differs from
-            what it was made with; the text names what.
-        PolicyError: a threshold does not fit between those of the policy.
+        CertificateError: there is none for a route that has a risk guarantee, or something differs from what it was
+            made with. The message names the difference.
+        PolicyError: a threshold is not below that of the next rule.
     """
     wanted = guarantees(policy)
     if not wanted:
         return policy
     now = {route: fingerprint(route) for route in wanted}
     if certificates is None and all(_is_bound_to(policy, route, now[route].sha256) for route in wanted):
-        return policy  # it has its thresholds already, for just this
+        return policy  # it already has the thresholds for this fingerprint
     given = chosen_certificates(policy, certificates)
     for route, guarantee in wanted.items():
         check_certificate(policy, given, route, guarantee, now=now[route])
@@ -322,11 +322,11 @@ def check_certificate(
     """Return the certificate for a route.
 
     Args:
-        policy: has a risk guarantee on the route.
-        certificates: to be searched.
+        policy: a policy with a risk guarantee on the route.
+        certificates: the certificates to search.
         route: the route.
         guarantee: of the policy on that route.
-        now: what answers there; None to judge as far as that is possible without model and scorer.
+        now: the present model, scorer and rules; None checks only what needs no model and no scorer.
 
     Raises:
         CertificateError: there is none, or it is for another risk guarantee, other rules, model or scorer.
@@ -372,7 +372,7 @@ def _changes(whose: str, there: Answering, here: Answering) -> list[str]:
     if there.scorer_sha256 != here.scorer_sha256:
         found.append(f"{whose} scorer was {_short(there.scorer_sha256)}, is {_short(here.scorer_sha256)}")
     before, after = (json.dumps(each.template_options, sort_keys=True) for each in (there, here))
-    if before != after:  # as JSON, since true is no 1 to a template
+    if before != after:  # as JSON, since templates distinguish true from 1
         found.append(f"{whose} template options were {before:.100}, are {after:.100}")
     return found
 

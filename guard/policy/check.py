@@ -1,4 +1,4 @@
-"""Checks a policy's data as a whole and reports each problem in words, with its position."""
+"""Check a policy's data as a whole, and report each problem in words with its position."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _NOT_FOR_OOD = {
     "retry": "the input would be the same again",
 }
 _NAME_WANTED = "must be a name: one line, no control characters, no spaces around it"
-#: What pydantic's error types mean for the writer of a policy.
+#: Explanations of pydantic's error types for policy authors.
 _WANTED = {
     "string_type": "must be text",
     "string_unicode": "must be text",
@@ -84,7 +84,7 @@ _WANTED = {
     "too_short": "must not be empty",
     "too_long": "may have at most {max_length} entries",
 }
-#: Settings that are shares, which people like to write as percentages.
+#: Settings that are shares, which authors may write as percentages.
 _SHARES = frozenset({"below", "above", "max_error_rate", "confidence"})
 _THEN: Location = ("out_of_distribution", "then")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)")
@@ -102,7 +102,7 @@ def read_document(source: YamlSource) -> tuple[Document | None, list[Problem]]:
     judged = {(problem.line, problem.column) for problem in problems}
     for at in source.without_value():
         if not _is_action(at) and source.values[at] not in judged:
-            problems.append(source.problem(at, f"nothing is written behind '{at[-1]:.60}'", at_key=True))
+            problems.append(source.problem(at, f"there is no value after '{at[-1]:.60}'", at_key=True))
             judged |= {source.keys[at], source.values[at]}
     document = None
     try:
@@ -110,7 +110,7 @@ def read_document(source: YamlSource) -> tuple[Document | None, list[Problem]]:
     except ValidationError as error:
         details_of_all = error.errors(include_url=False)[:MAX_PROBLEMS]
         found = [_translate(details, source) for details in details_of_all if not _is_echo(details)]
-        # What is wrong where the YAML itself was wrong, or where nothing is, was judged already.
+        # Problems of broken YAML and of missing values are reported already.
         problems += [problem for problem in found if (problem.line, problem.column) not in judged]
     problems += _check_rules(source)
     return document, problems
@@ -122,12 +122,12 @@ def rule_label(location: Location, rule: Rule) -> str:
 
 
 def _is_echo(details: ErrorDetails) -> bool:
-    """Pydantic counts only valid entries: a list whose one entry is wrong is "too short" as well."""
+    """Return whether an error only follows from another: pydantic does not count invalid entries of a list."""
     return details["type"] == "too_short" and len(details["input"]) > 0
 
 
 def _is_action(location: Location) -> bool:
-    """Return whether the key there is an action, which may go without settings; no other key may."""
+    """Return whether the key at this location is an action; only an action needs no settings."""
     match location:
         case ("rules", int(), _) | ("routes" | "tools", _, "rules", int(), _):
             return True
@@ -140,7 +140,7 @@ def _is_action(location: Location) -> bool:
     return False
 
 
-# -- what the models found, in words -----------------------------------------------------------
+# -- problems found by the models, in words ----------------------------------------------------
 
 
 def _translate(details: ErrorDetails, source: YamlSource) -> Problem:
@@ -153,7 +153,7 @@ def _translate(details: ErrorDetails, source: YamlSource) -> Problem:
         return source.problem(location, details["msg"])
     if location == ("version",):
         found = _shown(details["input"])
-        return source.problem(location, f"version must be 1, the only one that this guard reads, got {found}")
+        return source.problem(location, f"version must be 1, the only version that this guard reads, got {found}")
     if location[-1] == "[key]":
         place, key = location[:-2], location[-2]
         wanted = _WANTED[kind].format_map(details.get("ctx", {}))
@@ -205,7 +205,7 @@ def _unknown(location: Location) -> str:
     if known is not None:
         where = f" in {location_text(place)}" if place else ""
         if place[-1:] == ("out_of_distribution",) and key in _keys(OutOfDistributionAction):
-            return f"'{key}' belongs behind 'then', as in 'out_of_distribution: {{above: 0.99, then: {key}}}'"
+            return f"'{key}' belongs under 'then', as in 'out_of_distribution: {{above: 0.99, then: {key}}}'"
         if key == "above" and place and place[-1] in _RULES:
             return (
                 f"'above'{where} is not known: rules go by 'below'. They are tried in turn, the first that holds "
@@ -255,12 +255,12 @@ def _keys(model: type[BaseModel]) -> list[str]:
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
-# -- what must hold between rules --------------------------------------------------------------
+# -- relations between rules -------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """The rules of the policy, of a route or of a tool, as far as each could be read alone.
+    """The rules of the policy, of a route or of a tool, as far as they could be read.
 
     Attributes:
         prefix: location of the section.
@@ -327,7 +327,7 @@ def _section(data: Mapping[str, Any], prefix: Location, whole: _Section | None) 
 
 
 def _is_unfinished(entry: Any) -> bool:
-    """Return whether a setting has nothing behind it: such a rule must not be taken for one without it."""
+    """Return whether a setting has no value; such a rule must not pass for one without the setting."""
     bodies = entry.values() if isinstance(entry, Mapping) else ()
     return any(value is None for body in bodies if isinstance(body, Mapping) for value in body.values())
 
@@ -340,7 +340,7 @@ def _read(model: type[_ModelT], data: Any) -> _ModelT | None:
 
 
 def _own_rules(section: _Section) -> Iterator[tuple[Location, Rule | None]]:
-    """Return the rules written in this section, not those that are taken over."""
+    """Return the rules written in this section, without inherited ones."""
     return ((at, rule) for at, rule in section.rules if at[: len(section.prefix)] == section.prefix)
 
 
@@ -364,7 +364,7 @@ def _check_order(source: YamlSource, section: _Section) -> Iterator[Problem]:
             )
         else:
             strictest = rule.action
-        if rule.guarantee:  # its threshold comes later, and is checked against the others then
+        if rule.guarantee:  # its threshold comes from a certificate and is checked then
             continue
         if below is None:
             all_of = label
@@ -378,7 +378,7 @@ def _check_order(source: YamlSource, section: _Section) -> Iterator[Problem]:
 
 
 def _check_guarantees(source: YamlSource, section: _Section) -> Iterator[Problem]:
-    """A risk guarantee covers all accepted answers, so no other rule may accept any."""
+    """Refuse other rules that accept beside a risk guarantee, which covers all accepted answers."""
     accepting = [(at, rule) for at, rule in _own_rules(section) if rule and rule.action is Action.ACCEPT]
     if not any(rule.guarantee for _, rule in accepting):
         return
@@ -412,7 +412,7 @@ def _check_names(source: YamlSource, section: _Section) -> Iterator[Problem]:
 
 
 def _check_attempts(source: YamlSource, section: _Section) -> Iterator[Problem]:
-    """Retries and fallbacks that the budget never leaves room for can never fire."""
+    """Refuse retries and fallbacks that the budget leaves no room for, since they can never fire."""
     if section.attempts is None:
         return
     room = section.attempts - 1
@@ -437,10 +437,10 @@ def _check_attempts(source: YamlSource, section: _Section) -> Iterator[Problem]:
 def _check_fallbacks(
     source: YamlSource, sections: Sequence[_Section], declared: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    """Fallbacks may be passed in from Python, but a name close to a declared one is reported as misspelt."""
+    """Report undeclared fallbacks whose name resembles a declared one; others may be passed in from Python."""
     slips: dict[str, bool] = {}
     for location, name in (named for section in sections for named in _fallback_names(section)):
-        # Comparing spellings is slow: an absurd number of names must not keep the reader waiting.
+        # Comparing spellings is slow, so an absurd number of names is not compared.
         if name not in declared and name not in slips and len(slips) < MAX_PROBLEMS:
             slips[name] = bool(difflib.get_close_matches(name, declared, n=1))
         if slips.get(name):

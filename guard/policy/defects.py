@@ -7,19 +7,19 @@ from typing import Literal, get_args
 
 from guard.records import FinishReason
 
-#: What makes an answer unfit to be judged by its score alone.
+#: Defects that keep the score alone from deciding about an answer.
 Defect = Literal["truncated", "empty"]
 
 DEFECTS: tuple[Defect, ...] = get_args(Defect)
 
-#: Unicode's categories of what draws nothing by itself: controls, formats, half surrogates, spaces, lone marks.
+#: Unicode categories of characters that draw nothing by themselves: controls, formats, surrogates, spaces, marks.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Me"})
-#: Letters and signs that are drawn as nothing: Hangul fillers, the empty Braille pattern.
+#: Invisible letters and symbols: Hangul fillers, the empty Braille pattern.
 _BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 
 
 def find_defects(text: str, finish_reason: FinishReason | None) -> tuple[Defect, ...]:
-    """Return what is wrong with the form of an answer, whatever its score.
+    """Return the defects of an answer's form, which do not depend on its score.
 
     Args:
         text: the whole answer; one without a visible character is ``empty``.
@@ -30,5 +30,5 @@ def find_defects(text: str, finish_reason: FinishReason | None) -> tuple[Defect,
 
 
 def _is_visible(character: str) -> bool:
-    ignorable = "\U000e0000" <= character <= "\U000e0fff"  # tags, and what is kept free beside them
+    ignorable = "\U000e0000" <= character <= "\U000e0fff"  # tags and the unassigned code points beside them
     return not ignorable and character not in _BLANK and unicodedata.category(character) not in _UNSEEN

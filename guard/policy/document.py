@@ -1,7 +1,7 @@
-"""What a policy document may contain: models that mirror the YAML one to one.
+"""The contents of a policy document: models that mirror the YAML one to one.
 
-The JSON Schema for editors is made from them. What a schema cannot say (thresholds rise, every rule
-can fire, something catches all) is in `guard.policy.check`.
+They generate the JSON Schema for editors. `guard.policy.check` checks what a schema cannot express: thresholds rise,
+every rule can fire, the last rule takes every answer.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pydantic_core import PydanticCustomError, core_schema
 from guard.records import Action, Sampling
 from guard.scores import ScoreName
 
-#: Severity of each action. Rules must not become more lenient as p_wrong rises; whether a person answers or
-#: nobody does is the author's choice, so the last two are equal.
+#: Severity of each action. Rules must not become more lenient as p_wrong rises. Escalation and abstention are equal,
+#: since the choice between them is the author's.
 SEVERITY = {Action.ACCEPT: 0, Action.RETRY: 1, Action.FALLBACK: 2, Action.ESCALATE: 3, Action.ABSTAIN: 3}
 
-#: Each is a loaded model; more would be a mistake.
+#: Each fallback is a loaded model, so a longer list would be a mistake.
 MAX_FALLBACKS = 20
 
 _NAME = {
@@ -32,8 +32,8 @@ _NAME = {
 }
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=_NAME["pattern"])]
 Text = Annotated[str, Field(min_length=1, max_length=10_000)]
-Below = Annotated[float, Field(gt=0, le=1, description="Holds where p_wrong is less than this.")]
-RuleName = Annotated[Name | None, Field(description="Shown in decisions and logs in place of the number.")]
+Below = Annotated[float, Field(gt=0, le=1, description="The rule applies if p_wrong is below this.")]
+RuleName = Annotated[Name | None, Field(description="Name of the rule in decisions and logs.")]
 
 
 def _one_or_many(value: Any) -> Any:
@@ -42,7 +42,7 @@ def _one_or_many(value: Any) -> Any:
 
 Handlers = Annotated[
     tuple[Name, ...],
-    Field(min_length=1, max_length=20, description="Who takes the case: one handler's name or a list."),
+    Field(min_length=1, max_length=20, description="Handlers that get the case: one name or a list."),
     BeforeValidator(_one_or_many),
     WithJsonSchema({"anyOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1, "uniqueItems": True}]}),
 ]
@@ -60,11 +60,11 @@ class Accept(_Strict):
 
 
 class Retry(_Strict):
-    """Ask the same model again, differently; the new answer is scored and decided on like the first."""
+    """Ask the same model again with other settings; the new answer is scored and decided on like the first."""
 
-    times: int = Field(default=1, ge=1, le=20, description="Retries that the whole call may have.")
+    times: int = Field(default=1, ge=1, le=20, description="Most retries of the whole call.")
     temperature: float = Field(default=0.7, ge=0, le=100, description="Sampling temperature; 0 is greedy.")
-    top_p: float = Field(default=0.95, gt=0, le=1, description="Smallest set of tokens that has this probability.")
+    top_p: float = Field(default=0.95, gt=0, le=1, description="Smallest set of tokens with this probability.")
     top_k: int = Field(default=0, ge=0, description="Keep the k likeliest tokens; 0 keeps all.")
     seed: int | None = Field(
         default=None, ge=0, lt=2**32, description="Seed of the first retry; later ones count up from it."
@@ -75,23 +75,23 @@ class Retry(_Strict):
     )
 
     def sampling(self, retry: int) -> Sampling:
-        """Return how tokens are chosen in the given retry, counted from 1.
+        """Return the sampling parameters of a retry, counted from 1.
 
-        Each retry has a seed of its own: with the same one it would give the same answer again.
+        Each retry has its own seed, since the same seed would give the same answer.
         """
         seed = None if self.seed is None else self.seed + retry - 1
         return Sampling(self.temperature, self.top_p, self.top_k, seed)
 
 
 class Fallback(_Strict):
-    """Take the answer of another engine, which is scored too, or a fixed text, which is final."""
+    """Return the answer of another engine, which is scored too, or a fixed text, which is final."""
 
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [{"required": ["to"]}, {"required": ["text"]}]},
     )
 
     to: Name | None = Field(default=None, description="Name of the engine or callable.")
-    text: Text | None = Field(default=None, description="The answer that the caller gets.")
+    text: Text | None = Field(default=None, description="Fixed answer for the caller.")
 
     @model_validator(mode="after")
     def _to_or_text(self) -> Fallback:
@@ -104,7 +104,7 @@ class Escalate(_Strict):
     """Hand the question and the answer to a person or a program."""
 
     to: Handlers = ("review",)
-    reply: Text | None = Field(default=None, description="What the caller gets meanwhile.")
+    reply: Text | None = Field(default=None, description="Reply to the caller meanwhile.")
 
     @model_validator(mode="after")
     def _each_once(self) -> Escalate:
@@ -118,7 +118,7 @@ class Abstain(_Strict):
 
     model_config = ConfigDict(json_schema_extra={"not": {"required": ["text", "raise"]}})
 
-    text: Text | None = Field(default=None, description="What the caller gets in place of an answer.")
+    text: Text | None = Field(default=None, description="Text for the caller in place of an answer.")
     raises: bool = Field(default=False, alias="raise", description="Raise AbstainedError in the caller's code.")
 
     @model_validator(mode="after")
@@ -133,7 +133,7 @@ ActionSettings = Accept | Retry | Fallback | Escalate | Abstain
 
 @dataclass(frozen=True, slots=True)
 class RiskGuarantee:
-    """Of the accepted answers at most a share ``max_error_rate`` is wrong, with this confidence."""
+    """With this confidence, at most a share ``max_error_rate`` of the accepted answers is wrong."""
 
     max_error_rate: float
     confidence: float
@@ -210,7 +210,7 @@ AnyRule = AcceptRule | RetryRule | FallbackRule | EscalateRule | AbstainRule
 
 
 class NullFree(GenerateJsonSchema):
-    """Makes the schema without null: in a policy a key with nothing behind it is a mistake."""
+    """Generates the schema without null, since a key without a value is a mistake in a policy."""
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])
@@ -226,7 +226,7 @@ class NullFree(GenerateJsonSchema):
 
 
 def _or_bare(*bare: str) -> Callable[[dict[str, Any]], None]:
-    """Amend the schema of a one-action mapping: a bare action's name, or no settings, will do too."""
+    """Amend the schema of a one-action mapping to allow the action's bare name and missing settings."""
 
     def amend(schema: dict[str, Any]) -> None:
         actions = schema["properties"]
@@ -243,7 +243,7 @@ class _OneAction(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _write_out(cls, value: Any) -> Any:
-        """Write the short forms out: ``abstain`` and ``abstain:`` mean ``abstain: {}``."""
+        """Expand the short forms: ``abstain`` and ``abstain:`` mean ``abstain: {}``."""
         if isinstance(value, str):
             return {value: {}}
         if isinstance(value, Mapping):
@@ -294,7 +294,7 @@ class Rule(_OneAction):
 
 
 class OnError(_OneAction):
-    """What is done where there is no score. Not a retry: what failed would most likely fail again."""
+    """The action if there is no score. Not a retry, since what failed would most likely fail again."""
 
     model_config = ConfigDict(json_schema_extra=_or_bare("accept", "escalate", "abstain"))
 
@@ -305,7 +305,7 @@ class OnError(_OneAction):
 
 
 class DefectAction(_OneAction):
-    """What is done with an answer that is cut or empty, whatever its score."""
+    """The action for a truncated or empty answer, whatever its score."""
 
     model_config = ConfigDict(json_schema_extra=_or_bare("accept", "retry", "escalate", "abstain"))
 
@@ -317,7 +317,7 @@ class DefectAction(_OneAction):
 
 
 class OutOfDistributionAction(_OneAction):
-    """What is done with an out-of-distribution input. Not a retry: the input would be the same again."""
+    """The action for an out-of-distribution input. Not a retry, since the input would be the same again."""
 
     model_config = ConfigDict(json_schema_extra=_or_bare("escalate", "abstain"))
 
@@ -327,31 +327,33 @@ class OutOfDistributionAction(_OneAction):
 
 
 class OutOfDistribution(_Strict):
-    """What is done where the input is unlike the calibration data, before any rule is looked at."""
+    """The section for inputs unlike the calibration data, which decides before the rules."""
 
     above: float = Field(
-        gt=0, lt=1, description="Holds where more than this share of the calibration answers is more usual."
+        gt=0,
+        lt=1,
+        description="Applies if more than this share of the calibration answers is nearer to the calibration data.",
     )
     then: OutOfDistributionAction
 
 
 class Budget(_Strict):
-    """What one guarded call may use up, all its attempts together."""
+    """Limits of one guarded call, for all its attempts together."""
 
-    attempts: int = Field(default=4, ge=1, le=100, description="Answers generated, the first one included.")
+    attempts: int = Field(default=4, ge=1, le=100, description="Generated answers, including the first.")
     tokens: int = Field(default=20_000, ge=1, description="Tokens of all prompts and answers together.")
     seconds: float = Field(default=120.0, gt=0, description="Wall time of the call.")
 
 
 class FallbackEngine(_Strict):
-    """Another model, for ``fallback: {to: ...}``."""
+    """Another model for ``fallback: {to: ...}``."""
 
     model: Text = Field(description="A GGUF file or the folder of a model.")
     scorer: Text | None = Field(default=None, description="The scorer fitted on that model.")
 
 
 class Route(_Strict):
-    """What differs where the caller names this route; what is left out is as without a route."""
+    """The rules if the caller names this route; missing sections are those of calls without a route."""
 
     rules: tuple[Rule, ...] | None = Field(default=None, min_length=1, max_length=100)
     on_error: OnError | None = None
@@ -362,14 +364,14 @@ class Route(_Strict):
 
 
 class ToolRules(_Strict):
-    """What holds where an answer calls this tool; what is left out is as for other answers."""
+    """The rules if an answer calls this tool; missing sections are those of other answers."""
 
     rules: tuple[Rule, ...] | None = Field(default=None, min_length=1, max_length=100)
     on_error: OnError | None = None
 
 
 class Calls(_Strict):
-    """Which scores decide where one guarded call makes several model calls, as a chain may."""
+    """Which scores decide if one guarded call makes several model calls, as chains do."""
 
     model_config = ConfigDict(
         json_schema_extra=lambda schema: schema.update(
@@ -378,27 +380,27 @@ class Calls(_Strict):
     )
 
     join: Literal["worst", "last"] = Field(
-        default="worst", description="worst: the likeliest to be wrong decides; last: the one that ended last."
+        default="worst", description="worst: the highest p_wrong decides; last: that of the call that ended last."
     )
     tag: Name | None = Field(default=None, description="Only calls of steps that have this tag count.")
 
     @model_validator(mode="before")
     @classmethod
     def _write_out(cls, value: Any) -> Any:
-        """Write the short form out: ``last`` means ``{join: last}``."""
+        """Expand the short form: ``last`` means ``{join: last}``."""
         return {"join": value} if isinstance(value, str) else value
 
 
 class Document(_Strict):
-    """A guard policy: what to do with an answer, given its probability of being wrong."""
+    """A guard policy: actions on an answer by its probability of being wrong."""
 
     model_config = ConfigDict(title="guard policy")
 
     version: Annotated[int, WithJsonSchema({"const": 1})] = Field(ge=1, le=1, description="Always 1.")
-    name: Name = Field(description="Names the policy in decisions and logs.")
+    name: Name = Field(description="Name of the policy in decisions and logs.")
     description: Text | None = Field(default=None, description="For people.")
     mode: Literal["enforce", "shadow"] = Field(
-        default="enforce", description="shadow records what would have been done and changes nothing."
+        default="enforce", description="shadow records what enforce would do and changes nothing."
     )
     score: ScoreName = Field(
         default="guard",
@@ -406,36 +408,36 @@ class Document(_Strict):
         "alone.",
     )
     rules: tuple[Rule, ...] = Field(
-        min_length=1, max_length=100, description="Tried in turn; the first that holds decides."
+        min_length=1, max_length=100, description="Tried in order; the first that applies decides."
     )
     on_error: OnError = Field(
         default_factory=lambda: OnError(abstain=Abstain()),
-        description="What is done where the answer could not be scored.",
+        description="The action if the answer could not be scored.",
     )
     truncated: DefectAction | None = Field(
         default=None,
-        description="What is done with an answer that was cut at its token limit or by the end of the context, "
-        "whatever its score; accept lets the rules decide. Left out: as on_error, but never accept.",
+        description="The action for an answer truncated by its token limit or the end of the context, whatever its "
+        "score; accept lets the rules decide. By default as on_error, but never accept.",
     )
     empty: DefectAction | None = Field(
         default=None,
-        description="What is done with a blank answer, whatever its score; accept lets the rules decide. "
-        "Left out: as on_error, but never accept.",
+        description="The action for a blank answer, whatever its score; accept lets the rules decide. "
+        "By default as on_error, but never accept.",
     )
     out_of_distribution: OutOfDistribution | None = Field(
         default=None,
-        description="What is done where the input is unlike the calibration data, whatever its score.",
+        description="The action for an input unlike the calibration data, whatever the score.",
     )
     budget: Budget = Budget()
-    calls: Calls = Field(default=Calls(), description="Which scores decide where there are several.")
+    calls: Calls = Field(default=Calls(), description="Which scores decide if there are several.")
     streaming: Literal["hold", "live"] = Field(
         default="hold",
-        description="hold: nothing of an answer leaves before its decision; live: text is shown as it comes, and "
-        "taken back if it turns out to be likely wrong.",
+        description="hold: nothing of an answer is shown before its decision; live: text is shown as it is "
+        "generated, and retracted if the answer is likely wrong.",
     )
     certificate: Text | None = Field(
         default=None,
-        description="What guard certify wrote: the thresholds of max_error_rate. Relative to this file.",
+        description="Certificate file of guard certify, with the thresholds of max_error_rate. Relative to this file.",
     )
     fallbacks: dict[Name, FallbackEngine] = Field(default={}, max_length=MAX_FALLBACKS)
     routes: dict[Name, Route] = Field(default={}, max_length=500)

@@ -1,4 +1,4 @@
-"""How each rule of a policy takes part in a decision, for people who write policies."""
+"""Explains to policy authors how each rule takes part in a decision."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def explain(
     ood_score: float | None = None,
     usage: Usage = NO_USAGE,
 ) -> list[ExplainedRule]:
-    """Show how each rule takes part in the decision on a score, and before them the ``out_of_distribution`` section.
+    """Explain how the ``out_of_distribution`` section and each rule take part in the decision on a score.
 
     Args:
         policy: the rules.
@@ -50,7 +50,7 @@ def explain(
         usage: of the call so far.
 
     Raises:
-        PolicyError: the policy has no such route, the score is no probability, or ood_score is no share.
+        PolicyError: the policy has no such route, the score is not a probability, or ood_score is not a share.
 
     Examples:
         >>> from guard.policy import parse_policy

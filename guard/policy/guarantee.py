@@ -21,13 +21,13 @@ from guard.policy.policy import CompiledRule, Fallback, Policy, Retry, RoutePlan
 
 
 def guarantees(policy: Policy) -> dict[str | None, RiskGuarantee]:
-    """Return what is guaranteed on each route that has a risk guarantee; None stands for calls without a route."""
+    """Return the risk guarantee of each route that has one; None stands for calls without a route."""
     found = {route: find_guarantee(plan) for route, plan in policy.plans.items()}
     return {route: guarantee for route, guarantee in found.items() if guarantee}
 
 
 def refuse_guarantees(policy: Policy, *, caller: str) -> None:
-    """Raise where the policy has a risk guarantee that no certificate covers when this caller decides by it."""
+    """Refuse a policy with a risk guarantee, for a caller whose use of the policy no certificate covers."""
     for route, guarantee in guarantees(policy).items():
         raise PolicyError(
             f"The policy {where(policy, route)} guarantees {guarantee}, and no certificate covers {caller}",
@@ -42,7 +42,7 @@ def find_guarantee(plan: RoutePlan) -> RiskGuarantee | None:
 
 
 def ceiling(plan: RoutePlan) -> float:
-    """Return where the rule after the risk guarantee begins: its threshold stays below this. Infinity if anywhere."""
+    """Return the upper limit of the certified threshold: where the next rule begins, or infinity."""
     later = [rule.below for rule in plan.rules if not rule.guarantee]
     return later[0] if later else math.inf
 
@@ -59,10 +59,10 @@ def asks_again(plan: RoutePlan) -> bool:
 
 
 def procedure_sha256(policy: Policy, route: str | None) -> str:
-    """Digest of all that decides which answers a route lets through, but for its risk guarantee and threshold.
+    """Return a digest of all that decides which answers a route releases, except its risk guarantee and threshold.
 
-    Names, descriptions, other routes and the mode are left out: a policy may be watched in shadow mode
-    first and enforced later.
+    Names, descriptions, other routes and the mode are left out, so a policy can run in shadow mode first and be
+    enforced later.
     """
     plan = policy.plan(route)
     parts: dict[str, Any] = {

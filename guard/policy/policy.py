@@ -1,4 +1,4 @@
-"""What to do with an answer, given its probability of being wrong: YAML -> rules -> Decision.
+"""Decide about an answer by its probability of being wrong: YAML -> rules -> Decision.
 
     policy = load_policy("balanced")
     decision = decide(policy, p_wrong=0.31)
@@ -46,7 +46,7 @@ from guard.policy.yaml_source import InvalidPolicyError, Location, Problem, loca
 from guard.records import Action, Decision
 from guard.scores import ScoreName
 
-#: The section of ``tools`` for those without one.
+#: The section of ``tools`` for tools without their own.
 ANY_TOOL = "default"
 
 
@@ -58,14 +58,14 @@ class Policy:
         name: as written in the document.
         description: for people; may be empty.
         mode: ``enforce``, or ``shadow``: the loop records decisions and changes nothing.
-        sha256: of what the document means, defaults written out; comments and layout don't matter.
+        sha256: digest of the document's content with its defaults; comments and layout do not count.
         fallbacks: engines that the document names.
         plans: by route; None is the plan of calls without a route.
-        tools: what differs where an answer calls a tool, by its name; ``default`` is for all others.
-        calls: which scores decide where there are several.
+        tools: plans for answers that call a tool, by its name; ``default`` is for all others.
+        calls: which scores decide if there are several.
         streaming: ``hold`` an answer until its decision, or show it ``live``.
-        certificate: the file that gives the thresholds of risk guarantees; None where the document names none.
-        score: the score that p_wrong is.
+        certificate: the file with the thresholds of risk guarantees; None if the document names none.
+        score: name of the score that the rules compare.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Policy:
 
     @property
     def needs_ood_score(self) -> bool:
-        """Whether some route has an ``out_of_distribution`` section, so that scores must have an ood_score."""
+        """Whether some route has an ``out_of_distribution`` section and therefore needs an ood_score."""
         return any(plan.out_of_distribution for plan in self.plans.values())
 
     def plan(self, route: str | None = None) -> RoutePlan:
@@ -109,7 +109,7 @@ class Policy:
         return plan
 
     def plans_for(self, route: str | None, tools: Iterable[str]) -> tuple[RoutePlan, ...]:
-        """Return the plans of an answer that calls these tools, one each; of one that calls none, the route's.
+        """Return one plan for each tool that an answer calls, or the route's plan if it calls none.
 
         Raises:
             PolicyError: as for `plan`.
@@ -153,8 +153,8 @@ def load_policy(source: str | Path | Policy) -> Policy:
     """Read a policy.
 
     Args:
-        source: the name of a built-in policy, or a file. Write ``./strict`` for a file of that name. A `Policy`
-            is returned as it is.
+        source: the name of a built-in policy, or a file; write ``./strict`` for a file of that name. A `Policy` is
+            returned unchanged.
 
     Raises:
         InputError: it is none of these.
@@ -185,7 +185,7 @@ def parse_policy(text: str, *, where: str = "<policy>") -> Policy:
 
     Args:
         text: the YAML.
-        where: the file, or what stands for it in messages.
+        where: name of the source in messages.
 
     Raises:
         InvalidPolicyError: the text is wrong; every problem has its line and column.
@@ -308,20 +308,20 @@ def decide(
     tools: Iterable[str] = (),
     defects: Collection[Defect] = (),
 ) -> Decision:
-    """Say what to do with an answer.
+    """Decide what to do with an answer.
 
     Args:
         policy: the rules.
-        p_wrong: probability of the answer being wrong, by the policy's score. None, NaN or anything outside 0 to 1 is a
-            failure of scoring, and ``on_error`` decides.
-        ood_score: share of the calibration answers that are more usual. Used only where the policy has an
-            ``out_of_distribution`` section, and then a missing one is a failure of scoring too.
+        p_wrong: probability that the answer is wrong, by the policy's score. None, NaN and values outside 0 to 1 count
+            as failed scoring, and ``on_error`` decides.
+        ood_score: share of the calibration answers that are closer to the calibration data. Used only by policies with
+            an ``out_of_distribution`` section, for which a missing one counts as failed scoring.
         route: name given by the caller.
         usage: of this call so far.
-        tools: names of the tools that the answer calls. Each is decided on by its own section of the
-            policy's ``tools``, and the strictest decision is taken; of equals the first.
-        defects: of the answer (`guard.records.find_defects`). ``truncated`` and ``empty`` of the policy decide
-            about them before the score is looked at.
+        tools: names of the tools that the answer calls. The section of each tool decides, and the strictest decision
+            wins; among equals, the first.
+        defects: defects of the answer (`guard.policy.defects.find_defects`). The policy's ``truncated`` and ``empty``
+            decide about them before the score does.
 
     Raises:
         PolicyError: the policy has no such route, or a threshold that needs a certificate.
@@ -361,7 +361,7 @@ def decide_error(
     tools: Iterable[str] = (),
     defects: Collection[Defect] = (),
 ) -> Decision:
-    """Say what to do where generating, recording or scoring failed.
+    """Decide after generation, capture or scoring failed.
 
     Args:
         policy: the rules; its ``on_error`` decides. An exhausted fallback becomes an abstention.
@@ -369,7 +369,7 @@ def decide_error(
         route: name given by the caller.
         usage: of this call so far.
         tools: names of the tools that the answer calls, as for `decide`.
-        defects: of the answer, if there is one; they decide before ``on_error``, as for `decide`.
+        defects: defects of the answer, if there is one; they decide before ``on_error``, as for `decide`.
 
     Raises:
         PolicyError: the policy has no such route.
@@ -396,7 +396,7 @@ _DEFECTS: Mapping[Defect, str] = {
 def _by_defects(
     plans: tuple[RoutePlan, ...], defects: Collection[Defect], p_wrong: float | None, usage: Usage
 ) -> Decision | None:
-    """Return what is done with an answer for its form; None where its score may decide."""
+    """Return the decision about a defective answer; None if its score may decide."""
     stops = [(plan, stop) for plan in plans if (stop := plan.stopped_by(defects))]
     decisions = [_by_defect(plan, *stop, p_wrong, usage) for plan, stop in stops]
     return _strictest(decisions) if decisions else None
@@ -431,7 +431,7 @@ def _by_ood_rule(ood: OutOfDistributionRule, ood_score: float, p_wrong: float, u
 
 
 def uncertified(rule: CompiledRule) -> PolicyError:
-    """Return the error of deciding by a rule that has no threshold yet."""
+    """Return the error for a rule without a threshold."""
     return PolicyError(
         f"{rule.name} has no threshold yet",
         why=f"it guarantees {rule.guarantee}, and only a certificate can say below which score that holds",

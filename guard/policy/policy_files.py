@@ -1,4 +1,4 @@
-"""Where policies are: the built-in ones by name, and files."""
+"""Finds policies: built-in ones by name, others as files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def builtin_policies() -> dict[str, Path]:
         ['balanced', 'certified']
     """
     package = Path(__file__).parent
-    # The wheel has the folder inside the package, a source checkout at its top.
+    # The folder is inside the package in the wheel, and at the top level in a source checkout.
     for folder in (package / "builtin", package.parents[1] / "policies"):
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
@@ -23,7 +23,7 @@ def builtin_policies() -> dict[str, Path]:
 
 
 def find_policy(source: str | Path) -> Path:
-    """Return the file of a policy that is named or given by its path.
+    """Return the file of a policy, given by its name or path.
 
     Raises:
         PolicyError: there is no such built-in policy or file.
@@ -33,6 +33,6 @@ def find_policy(source: str | Path) -> Path:
         return builtin[source]
     path = Path(source)
     if not source or (path.parent == Path() and not path.suffix and not path.exists()):
-        what = f"There is no policy '{source}', built in or in a file of that name"
+        what = f"There is no policy '{source}': no built-in policy and no file has that name"
         raise PolicyError(what, fix=did_you_mean(str(source), builtin))
     return path

@@ -36,11 +36,11 @@ class CompiledRule:
     Attributes:
         name: the rule's own name, or its place and action.
         action: what it does.
-        below: holds where p_wrong is less than this; infinity where it takes every answer, 0 (no answer)
-            while the certificate that the threshold comes from is missing.
-        settings: for the loop to carry out.
-        guarantee: what the certificate must support; None where the policy itself gives the threshold.
-        fingerprint: digest of the model and scorer that the certificate is for, once there is one.
+        below: the rule applies if p_wrong is below this. Infinity takes every answer; 0 takes none, as long as the
+            certificate with the threshold is missing.
+        settings: settings of the action.
+        guarantee: what the certificate must support; None if the policy states the threshold.
+        fingerprint: digest of what the certificate is bound to; None without one.
     """
 
     name: str
@@ -52,12 +52,12 @@ class CompiledRule:
 
     @property
     def is_uncertified(self) -> bool:
-        """Whether its threshold needs a certificate that is not there yet (see `guard.policy.guarantee`)."""
+        """Whether its threshold needs a certificate that is missing (see `guard.policy.guarantee`)."""
         return self.guarantee is not None and self.fingerprint is None
 
     @property
     def condition(self) -> str:
-        """The condition in one piece, as ``p_wrong < 0.25``."""
+        """The condition as text, such as ``p_wrong < 0.25``."""
         if self.is_uncertified:
             return f"p_wrong < threshold for {self.guarantee}"
         return "always" if self.below == math.inf else f"p_wrong < {self.below:g}"
@@ -79,11 +79,11 @@ class CompiledRule:
 
 @dataclass(frozen=True, slots=True)
 class OutOfDistributionRule:
-    """What is done with an input that is unlike the calibration data.
+    """The rule for inputs unlike the calibration data.
 
     Attributes:
-        above: holds where ood_score is more than this.
-        rule: what is done then.
+        above: the rule applies if ood_score is above this.
+        rule: the rule that then decides.
     """
 
     above: float
@@ -91,21 +91,21 @@ class OutOfDistributionRule:
 
     @property
     def condition(self) -> str:
-        """The condition in one piece, as ``ood_score > 0.99``."""
+        """The condition as text, such as ``ood_score > 0.99``."""
         return f"ood_score > {self.above:g}"
 
 
 @dataclass(frozen=True, slots=True)
 class RoutePlan:
-    """What holds for one route, or for calls without one.
+    """The rules of one route, or of calls without a route.
 
     Attributes:
-        rules: in the order in which they are tried; the last takes every answer.
-        on_error: taken where there is no score.
-        budget: of one guarded call.
-        out_of_distribution: looked at before the rules; None where ood_score does not matter.
-        truncated: taken where an answer is truncated; None where the policy does not say.
-        empty: taken where an answer is blank; likewise.
+        rules: rules in the order in which they are tried; the last takes every answer.
+        on_error: decides if there is no score.
+        budget: budget of one guarded call.
+        out_of_distribution: decides before the rules; None if ood_score does not matter.
+        truncated: decides about truncated answers; None if the policy has no such section.
+        empty: decides about blank answers; None likewise.
     """
 
     rules: tuple[CompiledRule, ...]
@@ -117,7 +117,7 @@ class RoutePlan:
 
     @property
     def all_rules(self) -> tuple[CompiledRule, ...]:
-        """Everything that may decide."""
+        """All rules that may decide."""
         written = (self.out_of_distribution.rule if self.out_of_distribution else None, self.truncated, self.empty)
         return (*self.rules, self.on_error, *(rule for rule in written if rule is not None))
 
@@ -127,12 +127,14 @@ class RoutePlan:
         return self._closed_on_error if written is None else written
 
     def stopped_by(self, defects: Iterable[Defect]) -> tuple[Defect, CompiledRule] | None:
-        """Return the first defect that keeps the rules from deciding, and what is done then; None where none does."""
+        """Return the first defect that keeps the rules from deciding, and the rule that decides instead; None without
+        one.
+        """
         rules = ((defect, self.defect_rule(defect)) for defect in defects)
         return next(((defect, rule) for defect, rule in rules if rule.action is not Action.ACCEPT), None)
 
     def instead_of(self, rule: CompiledRule, usage: Usage) -> CompiledRule:
-        """Return the rule for when one outside of ``rules`` is exhausted: ``on_error``, or else an abstention."""
+        """Return the rule that replaces an exhausted one outside ``rules``: ``on_error``, or else an abstention."""
         if rule.why_exhausted(usage) is None:
             return rule
         closed = self._closed_on_error
@@ -146,10 +148,10 @@ class RoutePlan:
 
 @dataclass(frozen=True, slots=True)
 class ToolPlan:
-    """What holds where an answer calls a tool, in place of the plan of other answers.
+    """The rules for answers that call a tool, in place of the plan of other answers.
 
     Attributes:
-        rules: as in `RoutePlan`; None where they are those of other answers.
+        rules: as in `RoutePlan`; None for those of other answers.
         on_error: likewise.
     """
 

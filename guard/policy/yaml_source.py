@@ -1,9 +1,9 @@
-"""Reads the text of a policy: strict YAML in, plain data with the position of every value out.
+"""Reads the text of a policy: strict YAML to plain data with the position of every value.
 
-Policies are a small, safe part of YAML. Anchors, tags and duplicate keys are refused, and only plain
-decimal notation is a number: what YAML 1.1 and 1.2 readers disagree on (``yes``, ``010``, ``1:30``,
-``0x1F``, ``.nan``) stays text, so that it is refused wherever a number or a boolean belongs and never
-turns silently into another value. PyYAML parses; values are built here, because its constructors keep no positions.
+Policies use a small, safe subset of YAML. Anchors, tags and duplicate keys are refused, and only plain decimal notation
+is a number. Notations on which YAML 1.1 and 1.2 disagree (``yes``, ``010``, ``1:30``, ``0x1F``, ``.nan``) stay text, so
+they are refused where a number or a boolean belongs and never silently become another value. PyYAML parses; values are
+built here, because its constructors keep no positions.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from guard.errors import PolicyError
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 MAX_NODES = 20_000
-#: More problems than a person would read; the rest are counted only.
+#: Most problems that are listed; the rest are only counted.
 MAX_PROBLEMS = 100
 
-#: Where a value is: ``("rules", 0, "accept", "below")``.
+#: Location of a value: ``("rules", 0, "accept", "below")``.
 Location = tuple[str | int, ...]
 #: Line and column, both from 1.
 Position = tuple[int, int]
@@ -37,16 +37,16 @@ _CONSTANTS: dict[str, bool | None] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-#: Longer ones cannot be a sensible setting, and Python refuses to read them at some length.
+#: Most digits of a number; longer ones make no sense, and Python refuses very long ones.
 _MAX_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a policy.
+    """One problem of a policy.
 
     Attributes:
-        where: the file, or what stands for it.
+        where: name of the source.
         line: from 1.
         column: from 1.
         message: what is wrong and what to do, in one or two sentences.
@@ -93,7 +93,7 @@ class YamlSource:
     """A policy's data and where each part of it stands in the text.
 
     Attributes:
-        where: the file, or what stands for it.
+        where: name of the source.
         data: dicts, tuples, strings, numbers, booleans and None.
         values: position of each value.
         keys: position of each key of a mapping, under the location of its value.
@@ -159,7 +159,7 @@ def read_yaml(text: str, *, where: str) -> YamlSource:
 
     Args:
         text: one YAML document, a mapping.
-        where: the file, or what stands for it in messages.
+        where: name of the source in messages.
 
     Raises:
         InvalidPolicyError: the text is too large, too deep, not YAML, or not one mapping. Smaller

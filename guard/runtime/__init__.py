@@ -1,7 +1,8 @@
-"""The guarded call: generate, score, decide, act; bounded in attempts, tokens and time.
+"""The guarded call: generate, score, decide, act, within bounds of attempts, tokens and time.
 
-`Guard` is the way in. `loop` describes a call in steps, `steps` runs it with or without an event loop, `call_state`
-keeps its state, `sources` and `resources` are what it works with. Everything but the names below is internal.
+`Guard` is the entry point. `loop` describes a call in steps, `steps` runs it with or without an event loop,
+`call_state` keeps its state, and `sources` and `resources` hold its engines and handlers. Everything except the names
+below is internal.
 """
 
 from __future__ import annotations

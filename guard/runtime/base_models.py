@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-#: What a multiple-choice question ends with, here and in calibration.
+#: Last line of a multiple-choice question, here and in calibration.
 CHOICE_INSTRUCTION = "Answer with the letter only."
-#: What ends a base model's answer.
+#: String that ends a base model's answer.
 COMPLETION_STOP = ("\n",)
-#: Solved examples for base models, made for this purpose: in no data set.
+#: Solved examples for base models, written for this purpose and part of no data set.
 _EXAMPLES = (
     ("What colour is a ripe lemon?", "yellow"),
     ("What is 3 + 4?", "7"),

@@ -1,4 +1,4 @@
-"""Deadlines for code that cannot be interrupted: a late callable is abandoned, and its answer is dropped."""
+"""Deadlines for code that cannot be interrupted: a late callable is abandoned and its result dropped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 def late(name: str) -> EngineTimeoutError:
-    """Return the error of an answer that is missing when the budget's time is exhausted."""
+    """Return the error for an answer that is missing when the budget's time is exhausted."""
     return EngineTimeoutError(
         f"'{name}' did not answer in time", why="the budget of the call is exhausted", fix="Raise budget.seconds"
     )
@@ -27,14 +27,14 @@ def run_within(key: Callable[..., Any], work: Callable[[], _T], seconds: float, 
     """Run work in a daemon thread, with the caller's context, and wait for it.
 
     Args:
-        key: whose work it is; each has a bounded number of threads (`guard.review.handler_threads`).
-        work: if it is late, it is not interrupted, but nothing waits for it.
-        seconds: to wait.
-        name: for the error.
+        key: owner of the work; each owner has a bounded number of threads (`guard.review.handler_threads`).
+        work: the function; if it is late, it keeps running and nothing waits for it.
+        seconds: longest time to wait.
+        name: name for the error.
 
     Raises:
-        EngineTimeoutError: it is late.
-        Exception: what the work raises.
+        EngineTimeoutError: the work is late.
+        Exception: the error of the work.
     """
     future = start(key, work, seconds)
     wait([future], timeout=seconds)
@@ -44,9 +44,9 @@ def run_within(key: Callable[..., Any], work: Callable[[], _T], seconds: float, 
 
 
 def call_step(function: Callable[[Any], Any], argument: Any, seconds: float, *, name: str) -> Step:
-    """Call a function, which may be asynchronous; errors as for `run_within`.
+    """Return a step that calls a function, which may be asynchronous; errors as for `run_within`.
 
-    On an event loop, what is asynchronous runs on that loop and is cancelled when it is late.
+    On an event loop, an asynchronous function runs on that loop and is cancelled when it is late.
     """
 
     def work() -> Any:
@@ -67,7 +67,7 @@ def call_step(function: Callable[[Any], Any], argument: Any, seconds: float, *, 
 
 
 def step_within(key: Callable[..., Any], steps: Steps[_T], seconds: float, *, name: str) -> Step:
-    """Run a procedure as one step; errors as for `run_within`, whose key it takes.
+    """Return a step that runs a procedure; key and errors as for `run_within`.
 
     Without an event loop a late procedure is abandoned; on one it is cancelled.
     """

@@ -1,6 +1,6 @@
-"""The guard: a model, a scorer and a policy behind one call.
+"""The guard: a model, a scorer and a policy in one object.
 
-`Guard.ask` builds a `guard.runtime.loop.Call`, whose `steps` are the whole way from the prompt to the outcome.
+`Guard.ask` builds a `guard.runtime.loop.Call`; its `steps` lead from the prompt to the outcome.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 if TYPE_CHECKING:
     from guard.review.store import Store
 
-#: What can be asked: a question, chat messages, or a prompt.
+#: Input of a call: a question, chat messages, or a prompt.
 PromptLike = str | Iterable[Mapping[str, Any]] | Prompt
 
 
 class Guard:
-    """A model that knows how likely each of its answers is wrong, and what to do about it.
+    """A model with a scorer of its answers and a policy that acts on the scores.
 
     Safe under threads and asyncio. Build one with `Guard.load`, or from parts.
     """
@@ -73,30 +73,30 @@ class Guard:
     ) -> None:
         """
         Args:
-            engine: answers.
-            scorer: must have been fitted on the engine's model.
-            policy: decides; a `Policy`, a built-in name or a file.
+            engine: the engine that answers.
+            scorer: a scorer that was fitted on the engine's model.
+            policy: a `Policy`, a built-in name or a file.
             fallbacks: for the policy's ``fallback: {to: NAME}``: other guards or sources (their engine
                 answers, their scorer scores, this policy decides) or callables (their answer is final).
-            handlers: for the policy's ``escalate: {to: [NAME]}``; ``log`` and ``review`` are there
-                already unless you give your own.
+            handlers: for the policy's ``escalate: {to: [NAME]}``; ``log`` and ``review`` are built in unless you pass
+                your own.
             store: where ``review`` keeps its cases; by default the user's data folder.
-            force_scorer: take a scorer that was fitted on another model; its scores are marked.
+            force_scorer: use a scorer that was fitted on another model; its scores are marked as uncalibrated.
             handler_timeout_s: deadline of each handler, in seconds.
-            certificate: what ``guard certify`` wrote, or its file: gives the thresholds of a policy that
-                guarantees an error rate; by default the file that the policy names.
+            certificate: certificates, or a file of ``guard certify``, with the thresholds of a policy that guarantees
+                an error rate; by default the file that the policy names.
             template_options: variables of the model's chat template, such as ``{"enable_thinking": False}``;
                 by default those of the calibration.
 
         Raises:
             ScorerMismatchError: the scorer was fitted on another model.
-            CertificateError: a policy with a risk guarantee, and no certificate that holds for it.
+            CertificateError: the policy has a risk guarantee and no valid certificate.
             ScorerError: the policy needs a score or the ood_score, and a scorer does not give it.
-            InputError: the policy names a fallback or handler that is not known, or the model's chat
-                template does not read one of the options.
+            InputError: the policy names an unknown fallback or handler, or the model's chat template does not use one
+                of the options.
         """
         policy = load_policy(policy)
-        self._owned = ExitStack()  # what was loaded or opened here, and is closed here
+        self._owned = ExitStack()  # loaded or opened here, so closed here
         own = Source(OWN_ENGINE, engine, bind_scorer(scorer, engine, force=force_scorer))
         self.template_options = checked_options(engine, scorer, template_options)
         sources = _checked_sources(as_named("fallbacks", fallbacks, FALLBACKS), policy)
@@ -121,19 +121,19 @@ class Guard:
 
     @property
     def sources(self) -> Mapping[str, Source | FallbackFunction]:
-        """The fallbacks by the names that the policy knows them by."""
+        """The fallbacks by their names in the policy."""
         return self._resources.fallbacks
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
-        """The handlers of escalations by name."""
+        """The escalation handlers by name."""
         return self._resources.handlers
 
     def with_scorer(self, scorer: Scorer) -> Guard:
-        """Return a guard that shares all parts with this one but its scorer. It owns nothing: close this one.
+        """Return a guard with another scorer that shares all other parts. It owns nothing: close this one.
 
         Args:
-            scorer: for the same model; it is not checked again.
+            scorer: scorer for the same model; it is not checked again.
 
         Raises:
             PolicyError: the policy has a risk guarantee; its certificate is bound to this guard's scorer.
@@ -165,7 +165,7 @@ class Guard:
 
         Args:
             model: ``smollm2`` (the embedded model), a GGUF file, or a model folder.
-            scorer: what ``guard calibrate`` wrote; may be left out for the embedded model.
+            scorer: a scorer file of ``guard calibrate``; optional for the embedded model.
             policy: a file, a built-in (``strict``, ``balanced``, ``permissive``, ``shadow``), or a `Policy`.
             engine: ``llama.cpp`` or ``transformers``, where both can load the model.
             engine_options: for the engine's ``load``, such as ``{"context_tokens": 8192, "gpu_layers": 20}``.
@@ -225,20 +225,19 @@ class Guard:
         """Answer, score, decide, act.
 
         Args:
-            prompt: a question, chat messages, or a `Prompt`. A question is put with the system
-                message that the scorer was calibrated with.
+            prompt: a question, chat messages, or a `Prompt`. A question gets the system message of the calibration.
             route: name of a section of the policy, such as ``medical``.
-            sampling: of the first attempt; greedy by default, as in calibration.
-            limits: of each attempt; by default the token limit of the calibration.
-            metadata: goes to escalation handlers and the review queue.
-            template_options: variables of the model's chat template for this call, beside the guard's own.
-            cache_key: of the caller: what the model has read of a prompt is reused for prompts with the same key only.
+            sampling: sampling parameters of the first attempt; greedy by default, as in calibration.
+            limits: limits of each attempt; by default the token limit of the calibration.
+            metadata: passed to escalation handlers and the review queue.
+            template_options: variables of the model's chat template for this call, in addition to the guard's own.
+            cache_key: key of the caller; the model's cache of a prompt is reused only for prompts with the same key.
             response_format: the form that each attempt's answer must have, such as ``ResponseFormat.json(schema)``;
-                decoding is constrained to it. Say in the question what is wanted, too.
+                decoding is constrained to it. The question should ask for that form, too.
 
         Raises:
-            AbstainedError: where the policy says ``abstain: {raise: true}``.
-            EscalationError: no handler took the case.
+            AbstainedError: the policy abstains by ``abstain: {raise: true}``.
+            EscalationError: no handler accepted the case.
             InputError, PromptTooLongError, ChatTemplateError: the question cannot be put.
             CancelledError: cancelled from outside.
         """
@@ -264,7 +263,7 @@ class Guard:
     def attempts(
         self, prompt: PromptLike, *, route: str | None = None, limits: Limits | None = None
     ) -> tuple[Attempt, ...]:
-        """Make the attempts of a guarded call without carrying out its last decision; no handler gets the case.
+        """Return the attempts of a guarded call without carrying out its last decision; no handler gets the case.
 
         Raises:
             InputError, PromptTooLongError, ChatTemplateError: the question cannot be put.
@@ -274,13 +273,13 @@ class Guard:
         return tuple(call.state.attempts)
 
     def fingerprint(self, policy: Policy, route: str | None = None) -> Fingerprint:
-        """Return what a certificate for a route of this policy, with this model and scorer, is bound to."""
+        """Return the fingerprint of a route: what a certificate is bound to."""
         return _fingerprint(self._resources.own, self.sources, self.template_options, policy, route)
 
     def score(self, prompt: PromptLike, response: str) -> Score:
-        """Score an answer that exists already, by running the model over it; p_wrong is by the policy's score.
+        """Score an existing answer by running the model over it; p_wrong is the policy's score.
 
-        A base model continues "Answer:", so its answer to a question begins with a space; it is added.
+        A base model continues "Answer:", so a space is added before its answer to a question.
 
         Raises:
             CaptureError: its signals could not be recorded.
@@ -294,7 +293,7 @@ class Guard:
         return own.score(generation, observer, asked).deciding(self.policy.score)
 
     def to_prompt(self, prompt: PromptLike) -> Prompt:
-        """Return the prompt that a question, messages or a prompt stand for."""
+        """Return the prompt for a question, messages or a prompt."""
         if isinstance(prompt, Prompt):
             return prompt
         if not isinstance(prompt, Iterable):
@@ -307,14 +306,14 @@ class Guard:
 
     @property
     def limits(self) -> Limits:
-        """Of an answer where none are given: those of the calibration."""
+        """Default limits of an answer: those of the calibration."""
         prompting = self.scorer.artefact.prompting
         return Limits(max_tokens=prompting.max_tokens, stop=COMPLETION_STOP if prompting.completion else ())
 
     def close(self) -> None:
-        """Close what this guard has loaded itself: the engines of `Guard.load`, and the store if it was opened here.
+        """Close what this guard loaded or opened itself: the engines of `Guard.load`, and the store.
 
-        An engine or a `Store` that was passed in is its owner's to close.
+        The caller closes an engine or a `Store` that was passed in.
         """
         self._owned.close()
 
@@ -352,7 +351,7 @@ class Guard:
         return Call(self._resources, built, sampling, limits, dict(metadata or {}), state)
 
     def _opened(self, store: Store | str | Path | None) -> Store:
-        """Return the store for ``review``; one that is opened here is closed with the guard."""
+        """Return the store for ``review``; a store opened here is closed with the guard."""
         opened = open_store(store)
         if opened is not store:
             self._owned.callback(opened.close)
@@ -362,7 +361,7 @@ class Guard:
 def _checked_sources(
     given: Mapping[str, Guard | Source | FallbackFunction], policy: Policy
 ) -> dict[str, Source | FallbackFunction]:
-    """Check the fallbacks; those that a rule names must be there."""
+    """Check the fallbacks, including that every fallback a rule names exists."""
     own = {name: target._resources.own if isinstance(target, Guard) else target for name, target in given.items()}
     sources = {name: check_source(name, target) for name, target in own.items()}
     for name in policy.fallback_names():
@@ -372,7 +371,7 @@ def _checked_sources(
 
 
 def _check_scores(policy: Policy, own: Source, fallbacks: Mapping[str, Source | FallbackFunction]) -> None:
-    """Every scorer must give the score that the policy decides on, and the ood_score that it needs."""
+    """Refuse scorers without the score that the policy decides on or the ood_score that it needs."""
     for source in (own, *(fallbacks[name] for name in policy.fallback_names())):
         if isinstance(source, Source) and source.scorer is not None:
             check_gives(source.scorer, policy, whose=source.name)

@@ -1,7 +1,7 @@
 """One guarded call of an engine: generate, score, decide, until the policy is satisfied; then act.
 
-`Call.steps` is the whole call, read from top to bottom. Decisions are pure (`guard.policy.policy`); the call's
-state is in its `CallState`.
+`Call.steps` is the whole call, read from top to bottom. Decisions are pure (`guard.policy.policy`); a `CallState` holds
+the state of the call.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from guard.scoring.signature import SignatureObserver
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What an attempt gave: a generation with what its layers said, or a callable's text."""
+    """The result of an attempt: a generation with the signature of its layers, or a callable's text."""
 
     text: str
     sampling: Sampling
@@ -39,12 +39,12 @@ class Result:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """How the generation ended; None of a callable's text."""
+        """How the generation ended; None for a callable's text."""
         return self.generation.finish_reason if self.generation else None
 
     @property
     def defects(self) -> tuple[Defect, ...]:
-        """What is wrong with the form of the answer."""
+        """Defects of the answer's form."""
         return find_defects(self.text, self.finish_reason)
 
     @property
@@ -58,7 +58,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class AttemptPlan:
-    """One attempt to be run: an engine with a scorer, or a callable that answers by itself."""
+    """One attempt to run: an engine with a scorer, or a callable."""
 
     source: Source | None
     prompt: Prompt
@@ -69,7 +69,7 @@ class AttemptPlan:
 
     @property
     def name(self) -> str:
-        """Where the answer comes from."""
+        """Name of the answer's source."""
         return self.source.name if self.source else cast(tuple[str, FallbackFunction], self.function)[0]
 
     def steps(self) -> Steps[Result]:
@@ -83,7 +83,7 @@ class AttemptPlan:
         return Result(generation.text, generation.sampling, generation, observer)
 
     def score(self, result: Result) -> Score | None:
-        """Return the score of what came back; None for a callable's answer, which is final."""
+        """Return the score of a result; None for a callable's answer, which is final."""
         if self.source is None:
             return None
         assert result.generation is not None
@@ -106,7 +106,7 @@ class AttemptPlan:
 
     @property
     def _seconds(self) -> float:
-        """What is left of the budget; a callable only answers where there is one."""
+        """Seconds left of the budget, for a callable."""
         assert self.limits.timeout_s is not None
         return self.limits.timeout_s
 
@@ -132,7 +132,7 @@ class Call:
     state: CallState
 
     def steps(self) -> Steps[Outcome]:
-        """Make attempts until the policy asks for no further one, then carry out its last decision."""
+        """Make attempts until the policy asks for no other, then carry out its last decision."""
         yield from self.attempts()
         self.state.check_abstention()
         delivery = NOBODY
@@ -142,7 +142,7 @@ class Call:
         return self.state.outcome(delivery=delivery)
 
     def attempts(self) -> Steps[None]:
-        """Make attempts until the policy asks for no further one; the budget bounds them."""
+        """Make attempts until the policy asks for no other; the budget bounds them."""
         for _ in range(self.state.budget.attempts):
             plan = self._plan()
             try:
@@ -157,7 +157,7 @@ class Call:
     # -- one attempt ---------------------------------------------------------------------------
 
     def _plan(self) -> AttemptPlan:
-        """Return what to run next: the model, or what the last decision says."""
+        """Return the next attempt: by the model, or as the last decision says."""
         settings, limits, resources = self.state.settings, self._limits_left(), self.resources
         if isinstance(settings, Fallback) and settings.to is not None:
             target = resources.fallbacks[settings.to]
@@ -172,10 +172,10 @@ class Call:
         return AttemptPlan(resources.own, self.prompt, self.sampling, limits)
 
     def _limits_left(self, max_tokens: int | None = None) -> Limits:
-        """Return the call's limits, within what is left of the policy's budget; shadow mode changes nothing.
+        """Return the call's limits, reduced to the remaining budget; shadow mode changes nothing.
 
         Args:
-            max_tokens: of the attempt, in place of the call's.
+            max_tokens: token limit of the attempt, in place of the call's.
         """
         state = self.state
         if state.shadow:
@@ -188,26 +188,26 @@ class Call:
         return replace(self.limits, max_tokens=tokens, timeout_s=min(seconds, self.limits.timeout_s or seconds))
 
     def _score_and_decide(self, plan: AttemptPlan, result: Result) -> bool:
-        """Score what came back and decide about it; return whether another attempt follows."""
-        if self.state.shadow:  # nothing is decided here: a guarded call around this one must know of the answer
+        """Score a result and decide about it; return whether another attempt follows."""
+        if self.state.shadow:  # not decided here: a guarded call around this one must learn of the answer
             witness.begin(None).say(result.text)
         self.state.note_use(prompt_tokens=result.prompt_tokens, completion_tokens=result.completion_tokens)
         error = None
         try:
             score = self._scored(plan, result)
-        except Exception as failure:  # fail closed: the policy says what happens
+        except Exception as failure:  # fail closed: the policy decides
             if is_from_signal_handler(failure):
                 raise
             score, error = None, describe_error(failure)
         return self._keep(plan, result, score, self._decide(plan, result, score, error), error)
 
     def _scored(self, plan: AttemptPlan, result: Result) -> Score | None:
-        """Return the score with the probability that the policy decides on."""
+        """Return the score that the policy decides on."""
         score = plan.score(result)
         return score and score.deciding(self.state.policy.score)
 
     def _fail(self, plan: AttemptPlan, error: Exception) -> bool:
-        """Decide where there is no answer, or raise what is the caller's fault."""
+        """Decide that there is no answer, or raise an error that is the caller's."""
         self.state.note_use()
         return self._keep(plan, None, None, self.state.decide_failure(error), describe_error(error))
 

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a guarded call works with; shared by all calls of a guard.
+    """The engines and handlers of a guarded call; shared by all calls of a guard.
 
     Attributes:
         own: the guard's own model and its scorer.
-        fallbacks: by the names that the policy knows them by.
-        handlers: of escalations, by name.
+        fallbacks: fallbacks by their names in the policy.
+        handlers: escalation handlers by name.
         handler_timeout_s: deadline of each handler, in seconds.
     """
 
@@ -38,16 +38,16 @@ class Resources:
 def all_handlers(
     policy: Policy, given: Mapping[str, Handler], open_store: Callable[[], Store], *, others: Collection[str] = ()
 ) -> dict[str, Handler]:
-    """Return the handlers by name: those given, ``log``, and ``review`` where the policy escalates to it.
+    """Return the handlers by name: the given ones, ``log``, and ``review`` if the policy escalates to it.
 
     Args:
-        policy: names the handlers. In shadow mode it hands nothing over, so none is checked or made.
-        given: by the caller; they take the place of built-in ones.
-        open_store: opens the store for ``review``; called only where that is needed.
-        others: names that the policy may use for something that is no handler.
+        policy: names the handlers. A shadow policy escalates nothing, so its handlers are neither checked nor made.
+        given: handlers of the caller; they replace built-in ones.
+        open_store: opens the store for ``review``; called only if needed.
+        others: names that the policy may use although they name no handler.
 
     Raises:
-        InputError: the policy names a handler that is not there or cannot be called.
+        InputError: the policy names a handler that is missing or not callable.
     """
     handlers: dict[str, Handler] = {"log": log_handler, **given}
     if policy.mode == "shadow":
@@ -67,6 +67,8 @@ def open_store(store: Store | str | Path | None) -> Store:
 
 
 def escalation_step(case: Escalation, handlers: Mapping[str, Handler], to: Sequence[str], timeout_s: float) -> Step:
-    """Hand a case to handlers; the step gives the `Delivery`. Errors as for `guard.review.handlers.escalate`."""
+    """Return the step that passes a case to handlers and gives the `Delivery`; errors as for
+    `guard.review.handlers.escalate`.
+    """
     options: dict[str, Any] = {"handlers": handlers, "to": to, "timeout_s": timeout_s}
     return Step(partial(escalate, case, **options), partial(aescalate, case, **options))

@@ -21,17 +21,16 @@ from guard.scores import Score
 from guard.scoring.scorer import Scorer, load_scorer
 from guard.scoring.signature import SignatureObserver
 
-#: A fallback that is no engine: it answers a prompt by its own means, and its answer is final.
-#: May be a coroutine function.
+#: A fallback that is a function of a prompt, plain or asynchronous; its answer is final.
 FallbackFunction = Callable[[Prompt], Any]
 
-#: What fallbacks are, for errors.
+#: Kinds of fallbacks, for errors.
 FALLBACKS = "guards, sources or functions of one Prompt"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An engine with the scorer that fits it. Without a scorer its answers count as failed scoring."""
+    """An engine with its scorer. Without a scorer its answers count as failed scoring."""
 
     name: str
     engine: Engine
@@ -39,15 +38,15 @@ class Source:
 
     @property
     def template_options(self) -> Mapping[str, Any]:
-        """Those that the scorer was calibrated with."""
+        """The template options of the scorer's calibration."""
         return self.scorer.artefact.prompting.template_options if self.scorer else {}
 
     def own_prompt(self, prompt: Prompt) -> Prompt:
-        """Return another model's prompt for this one: its chat template has options of its own."""
+        """Return another model's prompt with the template options of this one."""
         return replace(prompt, template_options=self.template_options)
 
     def observer(self) -> SignatureObserver:
-        """Return an observer of one generation, which records what the scorer reads."""
+        """Return an observer that records what the scorer reads of one generation."""
         return self.scorer.observer() if self.scorer else SignatureObserver(aggregates=())
 
     def score(self, generation: Generation, observer: SignatureObserver, prompt: Prompt) -> Score:
@@ -66,8 +65,8 @@ class Source:
 def score_generation(generation: Generation, observer: SignatureObserver, scorer: Scorer, prompt: Prompt) -> Score:
     """Score the answer to a prompt, whose activations an observer has recorded.
 
-    The score is uncalibrated where the answer was sampled, the template options are not those of the calibration, or
-    a response format has changed the answer.
+    The score is uncalibrated if the answer was sampled, the template options differ from the calibration's, or a
+    response format has changed the answer.
 
     Raises:
         CaptureError: the activations are missing or not finite.
@@ -89,7 +88,7 @@ def generation_step(engine: Engine, prompt: Prompt, **options: Any) -> Step:
 
 
 def find_capture_point(engine: Engine) -> CapturePoint:
-    """Return where an engine records: the MLP's output unless it says otherwise."""
+    """Return an engine's capture point; the MLP output unless the engine says otherwise."""
     return getattr(engine, "capture_point", "mlp")
 
 
@@ -103,15 +102,15 @@ def bind_scorer(scorer: Scorer, engine: Engine, *, force: bool = False) -> Score
 
 
 def check_gives(scorer: Scorer, policy: Policy, *, whose: str) -> None:
-    """Refuse a scorer that does not give what a policy decides on.
+    """Refuse a scorer without the scores that a policy decides on.
 
     Args:
-        scorer: of the answers that are decided on.
+        scorer: scorer of the answers.
         policy: decides.
-        whose: name of the source, for messages.
+        whose: name of the scorer's source, for messages.
 
     Raises:
-        ScorerError: it does not give the policy's score, or the ood_score that the policy needs.
+        ScorerError: it lacks the policy's score, or the ood_score that the policy needs.
     """
     given = scorer.artefact.scores
     if policy.score not in given:
@@ -130,17 +129,17 @@ def check_gives(scorer: Scorer, policy: Policy, *, whose: str) -> None:
 
 
 def loading_options(scorer: Scorer | None, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the options to load an engine with, so that it records and prompts as in the scorer's calibration.
+    """Return load options with which an engine records and prompts as in the scorer's calibration.
 
     Args:
-        scorer: of the engine's answers, if there is one.
-        given: the caller's own options, which win.
+        scorer: scorer of the engine's answers, if there is one.
+        given: the caller's own options, which take precedence.
     """
     return {**(scorer.artefact.binding.engine_options if scorer else {}), **(given or {})}
 
 
 def checked_options(engine: Engine, scorer: Scorer, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the template options to ask with: those given, or else those of the calibration.
+    """Return the template options: the given ones, or else those of the calibration.
 
     Raises:
         InputError: the model's chat template does not read one of them.
@@ -155,10 +154,10 @@ def checked_options(engine: Engine, scorer: Scorer, given: Mapping[str, Any] | N
 
 
 def check_source(name: str, target: Source | FallbackFunction) -> Source | FallbackFunction:
-    """Return a fallback under the name that the policy knows it by; its scorer must fit its engine.
+    """Check a fallback under its name in the policy, and return it; its scorer must fit its engine.
 
     Raises:
-        InputError: the name is the model's own, or the target is neither a source nor callable.
+        InputError: the name is reserved for the model, or the target is neither a source nor callable.
         ScorerMismatchError: the scorer was fitted on another model.
     """
     if name == OWN_ENGINE:
@@ -176,12 +175,12 @@ def check_source(name: str, target: Source | FallbackFunction) -> Source | Fallb
 def declared_sources(
     policy: Policy, *, given: Mapping[str, Any], load: Callable[[str, dict[str, Any]], Engine]
 ) -> dict[str, Source]:
-    """Load the engines that a policy declares and that one of its rules falls back to.
+    """Load the declared engines that some rule of a policy falls back to.
 
     Args:
-        policy: names them.
-        given: fallbacks that the caller gives; they take the place of declared ones.
-        load: loads a model with the options that its scorer needs. What it loads is its caller's to close.
+        policy: the policy that declares them.
+        given: fallbacks of the caller; they replace declared ones.
+        load: loads a model with the options that its scorer needs; the caller closes it.
     """
     wanted = [name for name in policy.fallback_names() if name in policy.fallbacks and name not in given]
     return {name: _declared(name, policy, load) for name in wanted}
@@ -196,7 +195,7 @@ def _declared(name: str, policy: Policy, load: Callable[[str, dict[str, Any]], E
 def missing_fallback(policy: Policy, name: str, known: Mapping[str, Any], *, why: str = "", fix: str) -> InputError:
     """Return the error of a policy that falls back to an unknown name."""
     return InputError(
-        f"The policy '{policy.name}' falls back to '{name}', which is not there",
+        f"The policy '{policy.name}' falls back to '{name}', which does not exist",
         why=why,
         fix=did_you_mean(name, known) or fix,
     )

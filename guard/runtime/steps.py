@@ -1,4 +1,4 @@
-"""Describes a procedure once, as a generator of steps, and runs it with or without an event loop.
+"""Runs a procedure, described once as a generator of steps, with or without an event loop.
 
     def answer() -> Steps[str]:
         text = yield Step(fetch, afetch)
@@ -7,8 +7,8 @@
     drive(answer())  # calls fetch()
     await adrive(answer())  # awaits afetch()
 
-The generator decides; a step is one operation that it waits for. An exception of a step is raised in the generator
-where it waits.
+The generator decides, and each step is one operation that it waits for. An exception of a step is raised in the
+generator at its ``yield``.
 
 A procedure that streams yields `Emit` steps too, and reads other streams as `Pieces`:
 
@@ -23,7 +23,7 @@ A procedure that streams yields `Emit` steps too, and reads other streams as `Pi
     drive_stream(shout(words))  # an iterator
     adrive_stream(shout(words))  # an asynchronous one
 
-Where the consumer leaves early, the procedure sees `ConsumerLeft` and can still take steps to clean up.
+If the consumer leaves early, the procedure gets `ConsumerLeft` and can still take steps to clean up.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Step:
     """One operation that a procedure waits for.
 
     Attributes:
-        run: does it, and blocks.
-        arun: does it without blocking the event loop.
+        run: carries out the operation, blocking.
+        arun: carries out the operation without blocking the event loop.
     """
 
     run: Callable[[], Any]
@@ -52,7 +52,7 @@ class Step:
 
 
 def step_in(context: Context | None, run: Callable[[], Any], arun: Callable[[], Coroutine[Any, Any, Any]]) -> Step:
-    """Return a step that runs in a context; None stands for that of the procedure."""
+    """Return a step that runs in a context; None is the procedure's own."""
     if context is None:
         return Step(run, arun)
     return Step(partial(context.run, run), lambda: asyncio.create_task(arun(), context=context))
@@ -108,10 +108,10 @@ class ConsumerLeft(BaseException):
     """The consumer has closed the stream. Unlike GeneratorExit it lets the procedure yield steps that clean up."""
 
 
-#: A procedure that gives its values one by one.
+#: A procedure that emits its values one by one.
 Stream = Generator[Step | Emit, Any, None]
 
-#: Given by `Pieces.next` after the last piece.
+#: Returned by `Pieces.next` after the last piece.
 END = object()
 
 
@@ -153,12 +153,12 @@ async def adrive_stream(steps: Stream) -> AsyncGenerator[Any, None]:
 
 @dataclass(slots=True)
 class Pieces:
-    """Another stream, read in steps: `open` once, `next` until it gives `END`, `close` at last.
+    """Another stream, read in steps: `open` once, `next` until it returns `END`, then `close`.
 
     Attributes:
         start: opens it as an iterator.
         astart: opens it as an asynchronous iterator.
-        context: the context that it runs in; None for the reader's.
+        context: context in which it runs; None for the reader's.
     """
 
     start: Callable[[], Iterator[Any]]
@@ -173,7 +173,7 @@ class Pieces:
 
     @property
     def next(self) -> Step:
-        """Give the next piece, or `END`."""
+        """Return the next piece, or `END`."""
         return step_in(self.context, self._next, self._anext)
 
     @property

@@ -256,7 +256,7 @@ def test_certify_then_ask_then_change_something(smollm2_path: Path, data: Path, 
     assert told.returncode == 0, told.stderr
     result = json.loads(told.stdout)
     assert (result["certified"], result["n"] + result["grid_rows"]) == (True, 28)
-    assert result["left_out"] == ["1 questions that were there already: repeats are no fresh evidence"]
+    assert result["left_out"] == ["1 repeated questions: repeats are no fresh evidence"]
     again = json.loads(run("certify", *asked, "--json").stdout)
     assert again == result, "from the journal, without asking anything"
     checked = run("policy", "check", file).stdout

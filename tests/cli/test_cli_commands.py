@@ -490,7 +490,7 @@ def test_certify_counts_a_question_once_and_leaves_out_what_the_scorer_has_seen(
     assert told.code in (0, 12), told.words
     left_out = " ".join(told.json["left_out"])
     assert "which the scorer was fitted or calibrated on" in left_out
-    assert "1 questions that were there already" in left_out
+    assert "1 repeated questions" in left_out
     held_out = load_scorer(fitted).artefact.split_sizes["test"]
     assert loader.asked - asked_before == held_out + 100
 

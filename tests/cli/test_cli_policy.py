@@ -62,7 +62,7 @@ def test_check_prints_each_problem_on_a_line_and_continues(bad: Path) -> None:
     assert result.stdout.splitlines() == [
         f"{bad}:4:21: rules[0].accept.below must be a number, got 'yes'",
         f"{bad}:5:5: unknown action 'abstian'. Did you mean 'abstain'?",
-        "nope: There is no policy 'nope', built in or in a file of that name. "
+        "nope: There is no policy 'nope': no built-in policy and no file has that name. "
         "Known: balanced, certified, ilis, permissive, shadow, strict.",
         "strict: fine (strict, 2 rules)",
     ]
@@ -177,7 +177,7 @@ def test_init_writes_a_policy_that_can_be_used(tmp_path: Path, monkeypatch: pyte
 def test_init_overwrites_only_with_force(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("my work")
-    assert "is there already" in str(refused("init", "strict", "--out", path))
+    assert "already exists" in str(refused("init", "strict", "--out", path))
     assert path.read_text() == "my work"
     assert "guard policy check" in printed("init", "strict", "--out", path, "--force")
     assert load_policy(path).name == "strict"

@@ -262,7 +262,7 @@ def test_another_fallback_model_voids_it() -> None:
     changed = engine(weights_sha256="e" * 64)
     with pytest.raises(CertificateError, match="the fallback other's weights_sha256"):
         with_fallback(Source("other", changed, confidence_scorer(changed.model)), certificate=given)
-    with pytest.raises(CertificateError, match="the fallback 'other' is another kind of thing"):
+    with pytest.raises(CertificateError, match="the fallback 'other' is now of another kind"):
         with_fallback(lambda prompt: "Paris", certificate=given)
 
 
@@ -324,7 +324,7 @@ def changed(**values: Any) -> bytes:
         (b'{"format": "guard-certificate", "format_version": 2}', "certificates: Field required"),
         (changed(threshold=0.3), "is damaged"),
         (changed(errors=200), "does not support this risk"),
-        (changed(errors=500), "do not fit one another"),
+        (changed(errors=500), "are inconsistent"),
         (changed(coverage=0.9), "coverage is not accepted / n"),
         (changed(threshold=1.5), "less than or equal to 1"),
         (changed(risk="0.05"), "certificates.0.risk"),

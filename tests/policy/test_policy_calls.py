@@ -42,7 +42,7 @@ def test_the_defaults_are_the_careful_ones() -> None:
         ("calls: {tgs: x}", "unknown key 'tgs' in calls. Did you mean 'tag'?"),
         ("calls: [worst]", "calls must be a mapping, got a list"),
         ("calls: {tag: ''}", "calls.tag must not be empty, got ''"),
-        ("calls:", "nothing is written behind 'calls'"),
+        ("calls:", "there is no value after 'calls'"),
         ("streaming: life", "streaming must be 'hold' or 'live', got 'life'. Did you mean 'live'?"),
         ("streaming: true", "streaming must be 'hold' or 'live', got true"),
     ],

@@ -202,7 +202,7 @@ def test_what_may_be_written_is_fine_for_editors_too(out_of_distribution: str) -
             "8:23",
             "unknown key 'abov' in out_of_distribution. Did you mean",
         ),
-        ("{above: 0.9, escalate: {to: log}, then: abstain}", "8:35", "'escalate' belongs behind 'then', as in "),
+        ("{above: 0.9, escalate: {to: log}, then: abstain}", "8:35", "'escalate' belongs under 'then', as in "),
         ("{above: 0.9, then: abstian}", "8:41", "unknown action 'abstian'. Did you mean 'abstain'?"),
         ("{above: 0.9, then: accept}", "8:41", "accept is not allowed in out_of_distribution: leave the section out"),
         (
@@ -217,10 +217,10 @@ def test_what_may_be_written_is_fine_for_editors_too(out_of_distribution: str) -
         ),
         ("{above: 0.9, then: {abstain: {}, escalate: {}}}", "8:41", "exactly one action here, found 'abstain' and"),
         ("{above: 0.9, then: {fallback: {}}}", "8:52", "fallback needs exactly one of 'to' and 'text'"),
-        ("{above: 0.9, then: {abstain: {text: }}}", "8:52", "nothing is written behind 'text'"),
-        ("{above: 0.9, then: }", "8:35", "nothing is written behind 'then'"),
+        ("{above: 0.9, then: {abstain: {text: }}}", "8:52", "there is no value after 'text'"),
+        ("{above: 0.9, then: }", "8:35", "there is no value after 'then'"),
         ("escalate", "8:22", "out_of_distribution must be a mapping, got 'escalate'"),
-        ("", "8:1", "nothing is written behind 'out_of_distribution'"),
+        ("", "8:1", "there is no value after 'out_of_distribution'"),
     ],
 )
 def test_mistakes_are_reported_in_words_with_their_place(out_of_distribution: str, position: str, message: str) -> None:

@@ -107,7 +107,7 @@ def test_another_call_or_a_worse_score_never_makes_it_less_careful(tools: list[s
         ("tools: {a: {rules: [accept: {below: 0.5}]}}", 4, "the last rule must take every answer"),
         ("tools:\n  a:\n    rules:\n    - accept: {below: 0.5}\n    - accept: {below: 0.4}\n    - abstain", 8, "rise"),
         ("tools: {a: {rules: [retry: {below: 0.5, times: 9}, abstain]}}", 4, "leaves room for 3"),
-        ("tools: {a: }", 4, "nothing is written behind 'a'"),
+        ("tools: {a: }", 4, "there is no value after 'a'"),
         ("tools: {a: {rules: []}}", 4, "must not be empty"),
         ("tools: {a: {on_error: {retry: {}}}}", 4, "retry is not allowed in on_error"),
         ("tools: [a]", 4, "tools must be a mapping"),

@@ -153,7 +153,7 @@ def test_a_defect_comes_before_an_out_of_distribution_input() -> None:
         ("{retry: {times: 9}}", 18, "{} asks for 9 retries, but budget.attempts leaves room for 3"),
         ("{fallback: {to: bigge}}", 18, "there is no fallback 'bigge' under 'fallbacks'. Did you mean 'bigger'?"),
         ("{accept: , abstain: }", None, "there must be exactly one action here, found 'abstain' and 'accept'"),
-        ("", None, "nothing is written behind '{}'"),
+        ("", None, "there is no value after '{}'"),
     ],
 )
 @pytest.mark.parametrize("place", ["", "routes: {a: {%s}}\n"])
