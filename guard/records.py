@@ -48,8 +48,7 @@ class Prompt:
         tools: JSON-schema tool definitions for chat templates that take them.
         template_options: further variables of the chat template, such as ``{"enable_thinking": False}``.
         plain: for a raw prompt, whether control tokens in its text are treated as plain text, as needed for user input.
-        cache_key: only prompts with the same key share cached prefixes, so timing reveals nothing about the prompts of
-            others.
+        cache_key: only prompts with the same key share cached prefixes, so timing reveals nothing to others.
         response_format: the form that the answer must have; decoding is constrained to it.
 
     Raises:
@@ -89,7 +88,7 @@ class Prompt:
             template_options, cache_key, response_format: as in `Prompt`.
 
         Raises:
-            InputError: there is no message, a message lacks ``role`` or ``content``, or a content is not text.
+            InputError: there is no message, or one lacks ``role`` or a textual ``content``.
         """
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         for number, turn in enumerate(turns):
@@ -247,10 +246,10 @@ class Generation:
         seconds: seconds from the start of processing to the last token.
         capture_error: why the activations of this answer are missing, or None.
         reasoning: the model's thoughts before the answer, by its own marks; None without thoughts.
-        in_answer: shape (T,), whether a token belongs to the answer (including its end token) or to a thought. Scores
-            read the answer only, as in calibration; hundreds of tokens of thought would outweigh it.
-        redirected: tokens whose most likely choice the response format ruled out; None without a format. All signals
-            are of the whole distribution, before that.
+        in_answer: shape (T,), whether a token belongs to the answer (including its end token) or to a thought, which
+            scores do not read.
+        redirected: tokens whose most likely choice the response format ruled out; signals are of the whole
+            distribution.
     """
 
     text: str
@@ -407,8 +406,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Escalation:
-    """One case for a person, as escalation handlers get it: the question and what guard knows about the rejected
-    answer. The verdict is part of `guard.review.Review`, the stored form of a case in the review queue.
+    """One rejected answer as handlers get it, before anybody has decided; `guard.review.Review` is its stored form.
 
     Attributes:
         decision_id: id of the guarded call, by which handlers recognise a repeated case.
