@@ -248,8 +248,7 @@ class Generation:
         reasoning: the model's thoughts before the answer, by its own marks; None without thoughts.
         in_answer: shape (T,), whether a token belongs to the answer (including its end token) or to a thought, which
             scores do not read.
-        redirected: tokens whose most likely choice the response format ruled out; signals are of the whole
-            distribution.
+        redirected: tokens whose most likely choice the response format ruled out; None without a format.
     """
 
     text: str
@@ -379,12 +378,11 @@ class Attempt:
     Attributes:
         answer: the text that was generated.
         source: ``model``, or the name of the fallback that answered.
-        score: None when scoring failed; then ``error`` says why.
+        score: None if scoring failed; then ``error`` says why.
         decision: the policy's decision about this attempt.
         prompt_tokens, completion_tokens: number of tokens read, and generated.
         seconds: generation and scoring, in seconds.
-        sampling: sampling parameters.
-        error: reason why there is no score, or None.
+        sampling, error: sampling parameters, and the reason why there is no score, or None.
         finish_reason: how the generation ended (``length``: the answer is truncated); None if unknown.
         reasoning: the model's thoughts before the answer; None without any, or if unknown.
         generation: what the engine reported, token by token; None for a function's answer and if a chain answered.
@@ -410,8 +408,7 @@ class Escalation:
 
     Attributes:
         decision_id: id of the guarded call, by which handlers recognise a repeated case.
-        question: the question's text, for people.
-        prompt: the whole prompt.
+        question, prompt: the question's text, for people, and the whole prompt.
         answer: the answer that was not accepted; None if generation failed.
         p_wrong, scorer: its score, and name and digest of the scorer; None if scoring failed, or if unknown.
         rule, reason: the rule that decided, and why in one sentence.

@@ -94,7 +94,6 @@ IN_CHAT = {"limits": "`max_tokens`, `timeout`, `stop`", "sampling": "`temperatur
 
 #: Why the command line lacks an option of Python.
 NOT_ON_COMMAND_LINE = {
-    "response_format": "a command prints the answer as text",
     "fallbacks": "a command scores without deciding: the policy is `shadow`",
     "handlers": "a command scores without deciding: the policy is `shadow`",
     "certificate": "a command scores without deciding: the policy is `shadow`",
