@@ -410,7 +410,7 @@ class Escalation:
         decision_id: id of the guarded call, by which handlers recognise a repeated case.
         question, prompt: the question's text, for people, and the whole prompt.
         answer: the answer that was not accepted; None if generation failed.
-        p_wrong, scorer: its score, and name and digest of the scorer; None if scoring failed, or if unknown.
+        p_wrong, scorer: its score, and the scorer's digest; None if scoring failed, or if unknown.
         rule, reason: the rule that decided, and why in one sentence.
         route, policy, model: the caller's route, or None, and the names of policy and model.
         attempts, metadata: all attempts so far, and the caller's metadata of the call.

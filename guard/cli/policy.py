@@ -79,6 +79,8 @@ def explain(
 ) -> None:
     """Show which rule decides on an answer with this score, and why the others do not."""
     from guard.policy.defects import DEFECTS
+    from guard.policy.document import Escalate
+    from guard.policy.explanation import describe_terms
     from guard.policy.explanation import explain as steps_of
     from guard.policy.policy import Usage, decide, load_policy
 
@@ -117,6 +119,8 @@ def explain(
         say(f"p_wrong is the score '{loaded.score}'.")
     _print_steps(steps)
     say(f"{decision.action}: {decision.reason}.")
+    if isinstance(decision.settings, Escalate):
+        say(describe_terms(decision.settings.terms))
     if when_exhausted.rule != decision.rule:
         say(f"Once the budget is exhausted: {when_exhausted.action}, by {when_exhausted.rule}.")
     for name, each in defective.items():

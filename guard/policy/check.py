@@ -30,6 +30,9 @@ from guard.policy.document import (
     Fallback,
     FallbackEngine,
     FallbackRule,
+    Late,
+    LateAbstain,
+    LateFallback,
     OnError,
     OutOfDistribution,
     OutOfDistributionAction,
@@ -55,10 +58,16 @@ _ON_ERROR: dict[str, type[BaseModel]] = {
     "escalate": Escalate,
     "abstain": Abstain,
 }
+_LATE: dict[str, type[BaseModel]] = {"abstain": LateAbstain, "fallback": LateFallback}
 _DEFECT_ACTIONS: dict[str, type[BaseModel]] = {**_ON_ERROR, "retry": Retry}
 _NOT_FOR_OOD = {
     "accept": "leave the section out to treat such inputs like others",
     "retry": "the input would be the same again",
+}
+_NOT_WHEN_LATE = {
+    "accept": "nobody has looked at the answer",
+    "retry": "the caller's call has ended",
+    "escalate": "the case stays in the queue, and late cases can notify whom you like",
 }
 _NAME_WANTED = "must be a name: one line, no control characters, no spaces around it"
 #: Explanations of pydantic's error types for policy authors.
@@ -134,6 +143,8 @@ def _is_action(location: Location) -> bool:
         case ("on_error", _) | ("routes" | "tools", _, "on_error", _):
             return True
         case ("truncated" | "empty", _) | ("routes", _, "truncated" | "empty", _):
+            return True
+        case (*_, "escalate", "late", _):
             return True
         case ("out_of_distribution", "then", _) | ("routes", _, "out_of_distribution", "then", _):
             return True
@@ -216,6 +227,10 @@ def _unknown(location: Location) -> str:
         if key in _RULES:  # but not one of those that are allowed, or it would be known
             return f"{key} is not allowed in out_of_distribution: {_NOT_FOR_OOD[key]}"
         return f"unknown action '{key:.60}'. {did_you_mean(key, _keys(OutOfDistributionAction))}"
+    if place[-1] == "late":
+        if key in _RULES:
+            return f"{key} is not allowed in late: {_NOT_WHEN_LATE[key]}"
+        return f"unknown action '{key:.60}'. {did_you_mean(key, _keys(Late))}"
     if key == "retry" and place[-1] == "on_error":
         return "retry is not allowed in on_error: what failed would most likely fail again"
     owners = [action for action, model in _RULES.items() if key in _keys(model)]
@@ -240,6 +255,10 @@ def _known_keys(place: Location) -> Sequence[str] | None:
             return _keys(Calls)
         case (*_, "out_of_distribution"):
             return _keys(OutOfDistribution)
+        case (*_, "late"):
+            return None
+        case (*_, "late", action):
+            return _keys(_LATE[str(action)])
         case (*_, "rules", int()) | (*_, "on_error" | "truncated" | "empty") | (*_, "then"):
             return None
         case (*_, "budget"):

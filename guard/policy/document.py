@@ -6,15 +6,18 @@ every rule can fire, the last rule takes every answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+import reprlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticCustomError, core_schema
 
+from guard.policy.strict import OneAction, Strict, or_bare
 from guard.records import Action, Sampling
+from guard.review_terms import LateAction, Priority, ReviewTerms
 from guard.scores import ScoreName
 
 #: Severity of each action. Rules must not become more lenient as p_wrong rises. Escalation and abstention are equal,
@@ -40,6 +43,25 @@ def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"([0-9]{1,6})\s?(s|min|h|d)")
+
+
+def _seconds(value: Any) -> Any:
+    """Return the seconds of a duration such as ``4h``."""
+    written = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if written is None or int(written[1]) == 0:
+        message = "within must be a time such as 30min, 4h or 2d (s, min, h or d), got {found}"
+        raise PydanticCustomError("guard", message, {"found": reprlib.repr(value)})
+    return float(int(written[1]) * _SECONDS[written[2]])
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    WithJsonSchema({"type": "string", "pattern": r"^0*[1-9][0-9]{0,5}\s?(s|min|h|d)$"}),
+]
+
 Handlers = Annotated[
     tuple[Name, ...],
     Field(min_length=1, max_length=20, description="Handlers that get the case: one name or a list."),
@@ -48,18 +70,43 @@ Handlers = Annotated[
 ]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+# -- what becomes of a case that nobody decides in time ----------------------------------------
+
+
+class LateAbstain(Strict):
+    """Give no answer, or a fixed text that is none."""
+
+    text: Text | None = Field(default=None, description="What the caller gets in place of an answer.")
+
+
+class LateFallback(Strict):
+    """Give a fixed text."""
+
+    text: Text = Field(description="The answer that the caller gets.")
+
+
+class Late(OneAction):
+    """What the caller gets of a case that nobody decided in time. Never the answer itself: nobody has looked at it."""
+
+    model_config = ConfigDict(json_schema_extra=or_bare("abstain"))
+
+    abstain: LateAbstain | None = None
+    fallback: LateFallback | None = None
+
+    @property
+    def terms(self) -> LateAction:
+        """The action as reviews keep it."""
+        return LateAction("abstain" if self.abstain else "fallback", self.settings.text)
 
 
 # -- actions and their settings ----------------------------------------------------------------
 
 
-class Accept(_Strict):
+class Accept(Strict):
     """Give the answer to the caller."""
 
 
-class Retry(_Strict):
+class Retry(Strict):
     """Ask the same model again with other settings; the new answer is scored and decided on like the first."""
 
     times: int = Field(default=1, ge=1, le=20, description="Most retries of the whole call.")
@@ -83,7 +130,7 @@ class Retry(_Strict):
         return Sampling(self.temperature, self.top_p, self.top_k, seed)
 
 
-class Fallback(_Strict):
+class Fallback(Strict):
     """Return the answer of another engine, which is scored too, or a fixed text, which is final."""
 
     model_config = ConfigDict(
@@ -100,20 +147,39 @@ class Fallback(_Strict):
         return self
 
 
-class Escalate(_Strict):
+class Escalate(Strict):
     """Hand the question and the answer to a person or a program."""
+
+    model_config = ConfigDict(json_schema_extra={"dependentRequired": {"late": ["within"]}})
 
     to: Handlers = ("review",)
     reply: Text | None = Field(default=None, description="Reply to the caller meanwhile.")
+    within: Duration | None = Field(default=None, description="Time for a person to decide, such as 4h or 30min.")
+    priority: Priority = Field(default="normal", description="Which cases reviewers get first.")
+    reviews: int = Field(
+        default=1, ge=1, le=2, description="2 for a blind second opinion, and a third person where the two differ."
+    )
+    late: Late | None = Field(
+        default=None, description="What the caller gets when nobody decided in time. Left out: abstain."
+    )
 
     @model_validator(mode="after")
     def _each_once(self) -> Escalate:
         if len(set(self.to)) < len(self.to):
             raise PydanticCustomError("guard", "'to' names a handler twice")
+        if self.late is not None and self.within is None:
+            message = "'late' needs 'within' beside it, as in escalate: {within: 4h, late: abstain}"
+            raise PydanticCustomError("guard", message)
         return self
 
+    @property
+    def terms(self) -> ReviewTerms:
+        """What is asked of reviewers."""
+        late = None if self.within is None else (self.late or Late(abstain=LateAbstain())).terms
+        return ReviewTerms(self.within, self.priority, self.reviews, late)
 
-class Abstain(_Strict):
+
+class Abstain(Strict):
     """Give no answer: a fixed text, nothing at all, or an exception."""
 
     model_config = ConfigDict(json_schema_extra={"not": {"required": ["text", "raise"]}})
@@ -225,55 +291,10 @@ class NullFree(GenerateJsonSchema):
 # -- the document ------------------------------------------------------------------------------
 
 
-def _or_bare(*bare: str) -> Callable[[dict[str, Any]], None]:
-    """Amend the schema of a one-action mapping to allow the action's bare name and missing settings."""
-
-    def amend(schema: dict[str, Any]) -> None:
-        actions = schema["properties"]
-        for action in bare:
-            actions[action] = {"anyOf": [actions[action], {"type": "null"}]}
-        mapping = {**schema, "minProperties": 1, "maxProperties": 1}
-        schema.clear()
-        schema.update(anyOf=[{"enum": list(bare)}, mapping])
-
-    return amend
-
-
-class _OneAction(_Strict):
-    @model_validator(mode="before")
-    @classmethod
-    def _write_out(cls, value: Any) -> Any:
-        """Expand the short forms: ``abstain`` and ``abstain:`` mean ``abstain: {}``."""
-        if isinstance(value, str):
-            return {value: {}}
-        if isinstance(value, Mapping):
-            return {key: {} if settings is None else settings for key, settings in value.items()}
-        return value
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> _OneAction:
-        if len(self.model_fields_set) != 1:
-            found = " and ".join(f"'{name}'" for name in sorted(self.model_fields_set)) or "none"
-            message = "there must be exactly one action here, found {found}"
-            raise PydanticCustomError("guard", message, {"found": found})
-        return self
-
-    @property
-    def action(self) -> Action:
-        """The one action."""
-        (name,) = self.model_fields_set
-        return Action(name)
-
-    @property
-    def settings(self) -> Any:
-        """The settings of the action."""
-        return getattr(self, self.action)
-
-
-class Rule(_OneAction):
+class Rule(OneAction):
     """One rule: an action, the threshold below which it is taken, and its settings."""
 
-    model_config = ConfigDict(json_schema_extra=_or_bare("accept", "escalate", "abstain"))
+    model_config = ConfigDict(json_schema_extra=or_bare("accept", "escalate", "abstain"))
 
     accept: AcceptRule | None = None
     retry: RetryRule | None = None
@@ -293,10 +314,10 @@ class Rule(_OneAction):
         return self.accept.guarantee if self.accept else None
 
 
-class OnError(_OneAction):
+class OnError(OneAction):
     """The action if there is no score. Not a retry, since what failed would most likely fail again."""
 
-    model_config = ConfigDict(json_schema_extra=_or_bare("accept", "escalate", "abstain"))
+    model_config = ConfigDict(json_schema_extra=or_bare("accept", "escalate", "abstain"))
 
     accept: Accept | None = None
     fallback: Fallback | None = None
@@ -304,10 +325,10 @@ class OnError(_OneAction):
     abstain: Abstain | None = None
 
 
-class DefectAction(_OneAction):
+class DefectAction(OneAction):
     """The action for a truncated or empty answer, whatever its score."""
 
-    model_config = ConfigDict(json_schema_extra=_or_bare("accept", "retry", "escalate", "abstain"))
+    model_config = ConfigDict(json_schema_extra=or_bare("accept", "retry", "escalate", "abstain"))
 
     accept: Accept | None = None
     retry: Retry | None = None
@@ -316,17 +337,17 @@ class DefectAction(_OneAction):
     abstain: Abstain | None = None
 
 
-class OutOfDistributionAction(_OneAction):
+class OutOfDistributionAction(OneAction):
     """The action for an out-of-distribution input. Not a retry, since the input would be the same again."""
 
-    model_config = ConfigDict(json_schema_extra=_or_bare("escalate", "abstain"))
+    model_config = ConfigDict(json_schema_extra=or_bare("escalate", "abstain"))
 
     fallback: Fallback | None = None
     escalate: Escalate | None = None
     abstain: Abstain | None = None
 
 
-class OutOfDistribution(_Strict):
+class OutOfDistribution(Strict):
     """The section for inputs unlike the calibration data, which decides before the rules."""
 
     above: float = Field(
@@ -337,7 +358,7 @@ class OutOfDistribution(_Strict):
     then: OutOfDistributionAction
 
 
-class Budget(_Strict):
+class Budget(Strict):
     """Limits of one guarded call, for all its attempts together."""
 
     attempts: int = Field(default=4, ge=1, le=100, description="Generated answers, including the first.")
@@ -345,14 +366,14 @@ class Budget(_Strict):
     seconds: float = Field(default=120.0, gt=0, description="Wall time of the call.")
 
 
-class FallbackEngine(_Strict):
+class FallbackEngine(Strict):
     """Another model for ``fallback: {to: ...}``."""
 
     model: Text = Field(description="A GGUF file or the folder of a model.")
     scorer: Text | None = Field(default=None, description="The scorer fitted on that model.")
 
 
-class Route(_Strict):
+class Route(Strict):
     """The rules if the caller names this route; missing sections are those of calls without a route."""
 
     rules: tuple[Rule, ...] | None = Field(default=None, min_length=1, max_length=100)
@@ -363,14 +384,14 @@ class Route(_Strict):
     budget: Budget | None = None
 
 
-class ToolRules(_Strict):
+class ToolRules(Strict):
     """The rules if an answer calls this tool; missing sections are those of other answers."""
 
     rules: tuple[Rule, ...] | None = Field(default=None, min_length=1, max_length=100)
     on_error: OnError | None = None
 
 
-class Calls(_Strict):
+class Calls(Strict):
     """Which scores decide if one guarded call makes several model calls, as chains do."""
 
     model_config = ConfigDict(
@@ -391,7 +412,7 @@ class Calls(_Strict):
         return {"join": value} if isinstance(value, str) else value
 
 
-class Document(_Strict):
+class Document(Strict):
     """A guard policy: actions on an answer by its probability of being wrong."""
 
     model_config = ConfigDict(title="guard policy")

@@ -8,6 +8,7 @@ from guard.errors import PolicyError
 from guard.policy.policy import NO_USAGE, CompiledRule, Policy, Usage, uncertified
 from guard.policy.rules import OutOfDistributionRule
 from guard.records import Action
+from guard.review_terms import ReviewTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +102,26 @@ def _ood_step(policy: Policy, ood: OutOfDistributionRule, ood_score: float | Non
     exhausted = rule.why_exhausted(usage) if holds else None
     action = Action.ABSTAIN if exhausted else rule.action
     return ExplainedRule(rule.name, action, ood.condition, holds, holds, f"{why}; {exhausted}" if exhausted else why)
+
+
+def describe_terms(terms: ReviewTerms) -> str:
+    """Say in one sentence or two what a policy asks of reviewers.
+
+    Examples:
+        >>> from guard.review_terms import LateAction, ReviewTerms
+        >>> describe_terms(ReviewTerms(14400.0, "high", 2, LateAction()))
+        'Two people review it, with high priority. After 4 h the caller gets no answer.'
+        >>> describe_terms(ReviewTerms())
+        'One person reviews it, with normal priority. It may wait forever.'
+    """
+    people = "Two people review it" if terms.reviews > 1 else "One person reviews it"
+    if terms.within_s is None or terms.late is None:
+        return f"{people}, with {terms.priority} priority. It may wait forever."
+    text = terms.late.text
+    gets = "no answer" if text is None else f"the text '{text}'"
+    return f"{people}, with {terms.priority} priority. After {_duration(terms.within_s)} the caller gets {gets}."
+
+
+def _duration(seconds: float) -> str:
+    units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+    return next(f"{seconds / size:g} {unit}" for unit, size in units if seconds % size == 0)

@@ -79,7 +79,8 @@ def procedure_sha256(policy: Policy, route: str | None) -> str:
 
 def _meaning(rule: CompiledRule) -> dict[str, Any]:
     stated = {"name", "below", "max_error_rate", "confidence"}
-    settings = rule.settings.model_dump(mode="json", by_alias=True, exclude=stated)
+    of_reviewers = {"within", "priority", "reviews", "late"}  # no answer gets through by them
+    settings = rule.settings.model_dump(mode="json", by_alias=True, exclude=stated | of_reviewers)
     below = None if rule.guarantee or rule.below == math.inf else rule.below
     return {"action": rule.action, "below": below, "guarantees": rule.guarantee is not None, "settings": settings}
 

@@ -72,7 +72,7 @@ class Review:
         note: the reviewer's note.
         decided_at: when.
         repeats: how many identical cases came in while this one waited; see `guard.review.store.Store.repeats`.
-        scorer: name and digest of the scorer that gave p_wrong, or None.
+        scorer: digest of the scorer that gave p_wrong, or None where unknown.
         due_at: when the case is late; None where it may wait forever.
         priority: ``high``, ``normal`` or ``low``.
         reviews_wanted: 1, or 2 for a second opinion that does not see the first.

@@ -29,6 +29,7 @@ from guard.policy.document import Abstain, ActionSettings, Budget, Escalate, Fal
 from guard.policy.policy import NO_USAGE, Policy, Usage, decide, decide_error
 from guard.records import Action, Attempt, Decision, Escalation, Outcome, Prompt
 from guard.review.handlers import NOBODY, Delivery
+from guard.review_terms import ReviewTerms
 from guard.scores import Score
 
 #: Name of the guard's own engine or chain among the sources of attempts.
@@ -257,9 +258,11 @@ class CallState:
             seconds=time.monotonic() - self.started,
         )
 
-    def escalation(self, *, question: str, prompt: Prompt, model: str, metadata: Mapping[str, Any]) -> Escalation:
+    def escalation(
+        self, *, question: str, prompt: Prompt, model: str, metadata: Mapping[str, Any], scorer: str | None = None
+    ) -> Escalation:
         """Return the case for a person, with the answer that was not accepted."""
-        last = self.attempts[-1]
+        last, settings = self.attempts[-1], self.decision.settings
         return Escalation(
             decision_id=self.decision_id,
             question=question,
@@ -274,6 +277,8 @@ class CallState:
             attempts=tuple(self.attempts),
             metadata=metadata,
             created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            terms=settings.terms if isinstance(settings, Escalate) else ReviewTerms(),
+            scorer=scorer,
         )
 
     def _action(self) -> Action:

@@ -244,9 +244,11 @@ class Call:
     # -- the last decision ---------------------------------------------------------------------
 
     def _case(self) -> Escalation:
+        scorer = self.resources.own.scorer
         return self.state.escalation(
             question=self.prompt.question,
             prompt=self.prompt,
             model=self.resources.own.engine.model.name,
             metadata=self.metadata,
+            scorer=f"sha256:{scorer.sha256}" if scorer else None,
         )

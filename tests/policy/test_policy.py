@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from guard.errors import PolicyError
 from guard.policy import policy_files as policies
 from guard.policy.explanation import explain
+from guard.policy.guarantee import procedure_sha256
 from guard.policy.policy import (
     Abstain,
     Accept,
@@ -32,10 +35,12 @@ from guard.policy.policy import (
     builtin_policies,
     decide,
     decide_error,
+    json_schema,
     load_policy,
     parse_policy,
 )
 from guard.records import Action, Sampling
+from guard.review_terms import LateAction, ReviewTerms
 
 REPOSITORY = Path(__file__).parents[2]
 BUILTIN = ("balanced", "certified", "ilis", "permissive", "shadow", "strict")
@@ -478,3 +483,44 @@ def test_policies_load_no_engine_and_no_rich() -> None:
 def test_decisions_can_be_pickled() -> None:
     decision = decide(parse_policy(FULL), p_wrong=0.3)
     assert pickle.loads(pickle.dumps(decision)) == decision  # noqa: S301
+
+
+# -- what is asked of reviewers ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("escalate", "terms"),
+    [
+        ("{}", ReviewTerms()),
+        ("{within: 90s}", ReviewTerms(90.0, late=LateAction())),
+        (
+            "{within: 4h, priority: high, reviews: 2, late: abstain}",
+            ReviewTerms(14_400.0, "high", 2, LateAction("abstain")),
+        ),
+        (
+            "{within: 2 d, late: {abstain: {text: Sorry.}}}",
+            ReviewTerms(172_800.0, late=LateAction("abstain", "Sorry.")),
+        ),
+        ("{within: 30min, late: {fallback: {text: No.}}}", ReviewTerms(1800.0, late=LateAction("fallback", "No."))),
+    ],
+)
+def test_a_policy_says_how_its_cases_are_reviewed(escalate: str, terms: ReviewTerms) -> None:
+    policy = parse_policy(
+        f"{{version: 1, name: mine, rules: [{{escalate: {escalate}}}], on_error: {{escalate: {escalate}}}}}"
+    )
+    plan = policy.plan()
+    for rule in (plan.rules[0], plan.on_error):
+        assert isinstance(rule.settings, Escalate)
+        assert rule.settings.terms == terms
+    Draft202012Validator(json_schema()).validate(
+        {"version": 1, "name": "mine", "rules": [{"escalate": yaml.safe_load(escalate)}]}
+    )
+
+
+def test_what_is_asked_of_reviewers_voids_no_certificate() -> None:
+    plain, asked = (
+        parse_policy(f"{{version: 1, name: mine, rules: [{{accept: {{below: 0.3}}}}, {{escalate: {settings}}}]}}")
+        for settings in ("{}", "{within: 4h, priority: low, reviews: 2, late: {fallback: {text: No.}}}")
+    )
+    assert procedure_sha256(plain, None) == procedure_sha256(asked, None)
+    assert plain.sha256 != asked.sha256

@@ -76,6 +76,28 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
         'version: ⟦"1"\nname: x\nrules: [abstain]',
         ["version must be 1, the only version that this guard reads, got '1'"],
     ),
+    "late alone": (minimal("[escalate: ⟦{late: abstain}]"), ["'late' needs 'within' beside it"]),
+    "within in words": (minimal("[escalate: {within: ⟦4 hours}]"), ["within must be a time such as 30min, 4h or 2d"]),
+    "within nothing": (minimal("[escalate: {within: ⟦0h}]"), ["within must be a time"]),
+    "within a number": (
+        minimal("[escalate: {within: ⟦14400}]"),
+        ["(s, min, h or d), got 14400"],
+    ),
+    "late accept": (
+        minimal("[escalate: {within: 4h, late: ⟦accept}]"),
+        ["accept is not allowed in late: nobody has looked at the answer"],
+    ),
+    "late retry": (minimal("[escalate: {within: 4h, late: {⟦retry: {}}}]"), ["retry is not allowed in late"]),
+    "late misspelt": (minimal("[escalate: {within: 4h, late: ⟦abstian}]"), ["Did you mean 'abstain'"]),
+    "late raises": (minimal("[escalate: {within: 4h, late: {abstain: {⟦raise: true}}}]"), ["unknown key 'raise'"]),
+    "late without text": (minimal("[escalate: {within: 4h, late: {fallback: ⟦{}}}]"), ["'text' is missing"]),
+    "late with two actions": (
+        minimal("[escalate: {within: 4h, late: ⟦{abstain: , fallback: {text: a}}}]"),
+        ["exactly one action here, found 'abstain' and 'fallback'"],
+    ),
+    "priority misspelt": (minimal("[escalate: {priority: ⟦hgih}]"), ["Did you mean 'high'"]),
+    "three reviews": (minimal("[escalate: {reviews: ⟦3}]"), ["reviews must be at most 2, got 3"]),
+    "within misspelt": (minimal("[escalate: {⟦withn: 3h}]"), ["Did you mean 'within'"]),
     "version float": ("version: ⟦1.0\nname: x\nrules: [abstain]", ["version must be 1"]),
     "version null": ("⟦version:\nname: x\nrules: [abstain]", ["there is no value after 'version'"]),
     "name number": ("version: 1\nname: ⟦5\nrules: [abstain]", ["name must be text, got 5. Put it in quotes"]),
@@ -362,6 +384,8 @@ def test_the_schema_takes_good_policies(validator: Any) -> None:
         "times 1.5", "retry without below", "bare retry", "fallback without target", "fallback with both",
         "escalate to nobody", "escalate twice to one", "abstain with both", "raise python", "on_error retry",
         "on_error below", "on_error null", "budget unknown", "fallback engine", "route unknown key", "route null",
+        "late alone", "within in words", "within nothing", "within a number", "late accept", "late retry",
+        "late raises", "late without text", "late with two actions", "priority misspelt", "three reviews",
     ],
 )  # fmt: skip
 def test_the_schema_refuses_what_it_can(validator: Any, case: str) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from guard.errors import (
 )
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Escalation, Floats, Limits, Outcome, Prompt, Sampling
+from guard.review_terms import LateAction
 from guard.runtime.guard import Guard
 from guard.runtime.sources import Source, find_capture_point
 from guard.scoring.scorer import Scorer
@@ -216,12 +218,15 @@ def test_the_log_is_there_and_says_nothing_of_the_answer(ask: Ask, caplog: pytes
 def test_escalation_to_the_review_queue(ask: Ask, tmp_path: Path) -> None:
     from guard.review.store import Store
 
-    body = "rules: [{escalate: {to: [review]}}]"
+    body = "rules: [{escalate: {to: [review], within: 4h, priority: high, reviews: 2, late: {abstain: {text: No.}}}}]"
     with guarded(scripted(("no", 0.7)), body, store=tmp_path / "reviews.db") as guard:
         outcome = ask(guard)
+        scorer = guard.scorer.sha256
     store = Store.open(tmp_path / "reviews.db")
     review = store.review(outcome.decision_id)
-    assert (review.question, review.answer) == ("why?", "no")
+    assert (review.question, review.answer, review.scorer) == ("why?", "no", f"sha256:{scorer}")
+    assert (review.priority, review.reviews_wanted, review.late) == ("high", 2, LateAction("abstain", "No."))
+    assert datetime.fromisoformat(str(review.due_at)) - datetime.fromisoformat(review.created_at) == timedelta(hours=4)
     store.close()
 
 
