@@ -31,7 +31,7 @@ MODULES = {
 PACKAGES = {
     *("files", "engines", "scoring", "policy", "review", "access", "runtime"),
     *("data", "calibration", "certification", "evaluation"),
-    *("langchain", "cli"),
+    *("langchain", "serve", "cli"),
 }
 
 #: Folders of tests that mirror no package: shared code, and programs that pytest does not collect.

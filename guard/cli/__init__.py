@@ -23,6 +23,7 @@ from guard.cli.evaluate import evaluate
 from guard.cli.output import fail, fail_unexpectedly
 from guard.cli.record import record
 from guard.cli.score import score
+from guard.cli.serve import serve
 from guard.errors import GuardError
 
 __all__ = ["app", "main"]
@@ -55,7 +56,7 @@ def _options(
     pass
 
 
-for command in (ask, demo, calibrate, certify, record, evaluate, score, doctor):
+for command in (ask, demo, calibrate, certify, record, evaluate, score, serve, doctor):
     app.command()(command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(review.app, name="review")

@@ -169,7 +169,13 @@ def _translate(details: ErrorDetails, source: YamlSource) -> Problem:
         place, key = location[:-2], location[-2]
         wanted = _WANTED[kind].format_map(details.get("ctx", {}))
         return source.problem(location[:-1], f"'{key:.60}' in {location_text(place)} {wanted}", at_key=True)
-    wanted = _WANTED.get(kind, details["msg"]).format_map(details.get("ctx", {}))
+    return value_problem(details, source)
+
+
+def value_problem(details: ErrorDetails, source: YamlSource) -> Problem:
+    """Return what is wrong with a value, in words, with its position."""
+    location = details["loc"]
+    wanted = _WANTED.get(details["type"], details["msg"]).format_map(details.get("ctx", {}))
     message = f"{location_text(location)} {wanted}, got {_shown(details['input'])}"
     return source.problem(location, message + _hint(details))
 

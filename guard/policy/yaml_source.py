@@ -154,12 +154,15 @@ def read_text(path: Path) -> str:
         raise InvalidPolicyError.of([problem]) from error
 
 
-def read_yaml(text: str, *, where: str) -> YamlSource:
-    """Read the YAML of a policy.
+def read_yaml(
+    text: str, *, where: str, wanted: str = "a policy is a mapping with 'version', 'name' and 'rules'"
+) -> YamlSource:
+    """Read the YAML of a policy, or of another file that is checked like one.
 
     Args:
         text: one YAML document, a mapping.
         where: name of the source in messages.
+        wanted: what the document should be, in messages.
 
     Raises:
         InvalidPolicyError: the text is too large, too deep, not YAML, or not one mapping. Smaller
@@ -171,7 +174,7 @@ def read_yaml(text: str, *, where: str) -> YamlSource:
     if not isinstance(root, yaml.MappingNode):
         found = "it is empty" if root is None else f"found {_kind(root)}"
         line, column = (1, 1) if root is None else _position(root.start_mark)
-        message = f"a policy is a mapping with 'version', 'name' and 'rules'; {found}"
+        message = f"{wanted}; {found}"
         raise InvalidPolicyError.of([*problems, Problem(where, line, column, message)])
     source = YamlSource(where, {}, problems=problems)
     source.data.update(_plain(root, (), source))

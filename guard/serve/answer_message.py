@@ -1,0 +1,139 @@
+"""An answer's parts as OpenAI's messages have them, and the refusal of one that lacks the form that was asked for.
+
+Where decoding is not constrained the form is checked all the same: JSON that is cut, malformed or against its
+schema, and tool calls that cannot be read, are an error, never an answer.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from guard.engines.strict_json import DECODER, json_text
+from guard.engines.tool_calls import ParsedAnswer, ToolCall, parse_tool_calls
+from guard.records import Action, Outcome
+from guard.serve.asked import Asked, WantedForm
+from guard.serve.json_schemas import follows
+from guard.serve.request_errors import RequestError
+from guard.serve.verdict import is_models
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerMessage:
+    """What the caller gets.
+
+    Attributes:
+        content: the text; None where there is none.
+        refusal: the policy's words where it gives no answer, else None.
+        calls: of tools.
+        reasoning: the model's thoughts before the answer, or None.
+        finish_reason: as OpenAI names it.
+    """
+
+    content: str | None
+    refusal: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+    reasoning: str | None = None
+    finish_reason: str = "stop"
+
+    def body(self) -> dict[str, Any]:
+        """Return the message of a response."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content, "refusal": self.refusal}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        if self.calls:
+            message["tool_calls"] = [call_body(call) for call in self.calls]
+        return message
+
+
+def call_body(call: ToolCall) -> dict[str, Any]:
+    """Return a tool call as OpenAI writes it.
+
+    Examples:
+        >>> call_body({"type": "tool_call", "id": "call_1", "name": "look", "args": {"at": 1}})["function"]
+        {'name': 'look', 'arguments': '{"at": 1}'}
+    """
+    arguments = json.dumps(call["args"], ensure_ascii=False)
+    return {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": arguments}}
+
+
+def answer_message(outcome: Outcome, asked: Asked, *, content_filter: bool = False) -> AnswerMessage:
+    """Return what the caller of a guarded call gets.
+
+    Args:
+        outcome: of the call.
+        asked: what was asked.
+        content_filter: end answers that the policy refused with ``content_filter`` in place of ``stop``.
+
+    Raises:
+        RequestError: the answer was accepted, but lacks the form that was asked for.
+    """
+    if is_models(outcome):
+        return read_answer(outcome.answer or "", outcome.finish_reason, asked.form, reasoning=outcome.reasoning)
+    refused = outcome.action is Action.ABSTAIN or asked.form.schema is not None
+    text = outcome.answer
+    words = text or f"The policy '{asked.target.guard.policy.name}' gives no answer ({outcome.rule})."
+    ending = "content_filter" if content_filter and outcome.action is Action.ABSTAIN else "stop"
+    return AnswerMessage(text if refused else text or "", words if refused else None, finish_reason=ending)
+
+
+def read_answer(text: str, ended: str | None, form: WantedForm, *, reasoning: str | None = None) -> AnswerMessage:
+    """Return the parts of a model's answer.
+
+    Args:
+        text: the answer.
+        ended: guard's finish reason.
+        form: that the answer must have.
+        reasoning: the model's thoughts before it.
+
+    Raises:
+        RequestError: it lacks that form.
+    """
+    cut = ended == "length"
+    if form.schema is not None:
+        return AnswerMessage(_checked_json(text, form, cut=cut), reasoning=reasoning)
+    if not form.tools:
+        return AnswerMessage(text, reasoning=reasoning, finish_reason="length" if cut else "stop")
+    parsed = parse_tool_calls(text, form.tools, form.reads, demanded=form.demanded)
+    _check_calls(parsed, form, cut=cut)
+    ending = "tool_calls" if parsed.calls else "length" if cut else "stop"
+    return AnswerMessage(parsed.text or None, None, parsed.calls, reasoning, ending)
+
+
+def _checked_json(text: str, form: WantedForm, *, cut: bool) -> str:
+    """Return an answer's JSON text."""
+    found = None if cut else json_text(text)
+    if found is None:
+        raise _unfit("The answer is not one complete JSON text", "it reached its token limit" if cut else "", "json")
+    value = DECODER.decode(found)
+    if not form.schema and not isinstance(value, dict):
+        raise _unfit("The answer is JSON, but no object", "", "json")
+    if form.schema and not follows(value, form.schema):
+        raise _unfit("The answer does not follow the JSON Schema", "", "json")
+    return found
+
+
+def _check_calls(parsed: ParsedAnswer, form: WantedForm, *, cut: bool) -> None:
+    """Refuse calls that cannot be carried out, and an answer without the call that was demanded."""
+    if parsed.invalid:
+        raise _unfit("A tool call of the answer cannot be carried out", parsed.invalid[0]["error"] or "", "tool_call")
+    if cut and parsed.calls:
+        raise _unfit("The answer with the tool call is cut", "it reached its token limit", "tool_call")
+    if form.demanded and not parsed.calls:
+        raise _unfit("The answer calls no tool, and tool_choice demands it", "", "tool_call")
+    if form.only is not None and any(call["name"] != form.only for call in parsed.calls):
+        raise _unfit(f"The answer calls another tool than '{form.only}'", "", "tool_call")
+    if not form.parallel and len(parsed.calls) > 1:
+        raise _unfit("The answer calls several tools, and parallel_tool_calls is false", "", "tool_call")
+
+
+def _unfit(what: str, why: str, kind: str) -> RequestError:
+    return RequestError(
+        what,
+        why=why,
+        fix="Raise the token limit" if "limit" in why else "",
+        status=422,
+        kind="guard_invalid_answer",
+        code=f"invalid_{kind}",
+    )

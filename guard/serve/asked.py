@@ -1,0 +1,267 @@
+"""What one request asks of a guard: prompt, sampling, limits, and the form that the answer must have."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from guard.engines.instructions import json_instruction, tool_instruction
+from guard.engines.strict_json import DECODER
+from guard.engines.tool_calls import HERMES, ToolFormat
+from guard.engines.tool_support import check_tools, find_form
+from guard.records import Limits, Prompt, Sampling
+from guard.response_format import ResponseFormat
+from guard.serve.bodies import AskingBody, ChatBody, CompletionBody, MessageBody, ToolChoice
+from guard.serve.json_schemas import checker
+from guard.serve.request_errors import RequestError
+from guard.serve.served_models import ModelRoute
+
+
+@dataclass(frozen=True, slots=True)
+class WantedForm:
+    """The form that an answer must have, beside being one.
+
+    Attributes:
+        schema: JSON Schema of the answer; None where it need not be JSON, empty where any object will do.
+        tools: names of the tools that it may call.
+        reads: how the model writes calls.
+        demanded: whether it must call a tool.
+        only: the tool that it must call, if one is named.
+        parallel: whether it may have several calls.
+    """
+
+    schema: Mapping[str, Any] | None = None
+    tools: tuple[str, ...] = ()
+    reads: ToolFormat = HERMES
+    demanded: bool = False
+    only: str | None = None
+    parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request to a guard.
+
+    Attributes:
+        target: who answers by which rules.
+        prompt: with everything that the request adds to it.
+        sampling: how tokens are chosen.
+        limits: of each attempt.
+        metadata: goes to handlers and the queue.
+        form: that the answer must have.
+        cache_key: whose prompts may speed this one up.
+        logprobs: whether the tokens' log-probabilities are wanted.
+        unguarded: whether no policy decides: a client's side request, from a key that may.
+    """
+
+    target: ModelRoute
+    prompt: Prompt
+    sampling: Sampling
+    limits: Limits
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    form: WantedForm = WantedForm()
+    cache_key: str | None = None
+    logprobs: bool = False
+    unguarded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a server allows of one request.
+
+    Attributes:
+        answer_tokens: of an answer, at most.
+        prompt_characters: of all messages together, at most.
+        seconds: for a request, the queue included.
+    """
+
+    answer_tokens: int = 4096
+    prompt_characters: int = 1_000_000
+    seconds: float = 300.0
+
+
+def asked_chat(body: ChatBody, target: ModelRoute, *, bounds: Bounds, key: str, metadata: Mapping[str, Any]) -> Asked:
+    """Return what a chat request asks.
+
+    Args:
+        body: of the request.
+        target: who answers.
+        bounds: of the server.
+        key: whose prompts may share what the model has read.
+        metadata: of the request, beside its own.
+
+    Raises:
+        RequestError, InputError: something is not offered, or cannot be put to the model.
+    """
+    body.check_offered()
+    form, tools = _form(body, target)
+    prompting = target.guard.scorer.artefact.prompting
+    options = {**target.guard.template_options, **(body.chat_template_kwargs or {})}
+    prompt = Prompt.chat(map(_turn, body.messages), system=prompting.system, tools=tools, template_options=options)
+    _check_length(prompt, bounds)
+    if form.schema is not None:
+        checker(form.schema)  # an invalid schema is the caller's fault, said before anything is generated
+        prompt = replace(prompt, response_format=ResponseFormat.json(form.schema or None))
+    for instruction in _instructions(body, form):
+        prompt = prompt.with_instruction(instruction)
+    return Asked(
+        target=target,
+        prompt=prompt,
+        sampling=_sampling(body),
+        limits=_limits(body.tokens(), body.stop, target, bounds),
+        metadata={**metadata, **(body.metadata or {})},
+        form=form,
+        cache_key=_cache_key(key, body.prompt_cache_key),
+        logprobs=bool(body.logprobs),
+    )
+
+
+def asked_completion(
+    body: CompletionBody, target: ModelRoute, *, bounds: Bounds, key: str, metadata: Mapping[str, Any]
+) -> Asked:
+    """Return what a request for a raw completion asks; arguments and errors as for `asked_chat`.
+
+    Control tokens' texts in the prompt are plain text: a client that joins a user's words to a prompt is safe.
+    """
+    body.check_offered()
+    texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if len(texts) != 1:
+        raise RequestError("A completion has one prompt", why=f"got {len(texts)}", param="prompt")
+    if body.logprobs not in (None, 0, False):
+        raise RequestError("logprobs is offered in /v1/chat/completions only", param="logprobs", code="unsupported")
+    prompt = Prompt.raw(texts[0], plain=True)
+    _check_length(prompt, bounds)
+    return Asked(
+        target=target,
+        prompt=prompt,
+        sampling=_sampling(body),
+        limits=_limits(body.max_tokens, body.stop, target, bounds),
+        metadata={**metadata, **(body.metadata or {})},
+        cache_key=_cache_key(key, body.prompt_cache_key),
+    )
+
+
+# -- parts of it -------------------------------------------------------------------------------
+
+
+def _turn(message: MessageBody) -> dict[str, Any]:
+    """Return a message in the form that chat templates read."""
+    role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
+    turn: dict[str, Any] = {"role": role, "content": _content(message)}
+    for name in ("name", "tool_call_id", "reasoning_content"):
+        if (value := getattr(message, name)) is not None:
+            turn[name] = value
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"type": "function", "id": call.id, "function": {"name": call.function.name, "arguments": _given(call)}}
+            for call in message.tool_calls
+        ]
+    return turn
+
+
+def _content(message: MessageBody) -> Any:
+    """Return a message's content. A refusal takes the place of one: it is what the caller was given."""
+    if message.content is None and message.role == "assistant":
+        return message.refusal or ""
+    if not isinstance(message.content, list):
+        return message.content
+    return [_block(block) for block in message.content]
+
+
+def _block(block: Any) -> Any:
+    if isinstance(block, dict) and block.get("type") in ("input_text", "output_text"):
+        return {"type": "text", "text": block.get("text")}
+    return block
+
+
+def _given(call: Any) -> Any:
+    """Return the arguments of an earlier call; templates write mappings."""
+    try:
+        given = DECODER.decode(call.function.arguments or "{}")
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise RequestError(
+            f"The arguments of the tool call '{call.id:.60}' are not a JSON object", param="messages.tool_calls"
+        )
+    return given
+
+
+def _check_length(prompt: Prompt, bounds: Bounds) -> None:
+    turns = prompt.messages or ()
+    length = len(prompt.text or "") + sum(len(str(turn.get("content", ""))) for turn in turns)
+    if length > bounds.prompt_characters:
+        raise RequestError(
+            f"The prompt has {length} characters",
+            why=f"this server takes {bounds.prompt_characters}",
+            code="context_length_exceeded",
+            param="messages",
+        )
+
+
+def _form(body: ChatBody, target: ModelRoute) -> tuple[WantedForm, list[dict[str, Any]]]:
+    """Return the form that the answer must have, and the tools for the prompt."""
+    offered = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
+    tools = [] if body.tool_choice == "none" else offered
+    names = tuple(tool["function"]["name"] for tool in tools)
+    if len(set(names)) < len(names):
+        raise RequestError("Two tools have the same name", param="tools")
+    schema = _schema(body)
+    if schema is not None and tools:
+        raise RequestError("response_format and tools cannot be combined", param="response_format", code="unsupported")
+    if not tools:
+        if body.tool_choice not in (None, "none", "auto"):
+            raise RequestError("tool_choice asks for a tool, and none is offered", param="tool_choice")
+        return WantedForm(schema), []
+    engine = target.guard.engine
+    check_tools(engine, target.model.name, tools)
+    only = body.tool_choice.function.name if isinstance(body.tool_choice, ToolChoice) else None
+    demanded = only is not None or body.tool_choice == "required"
+    tool_instruction(only, names)  # refuses a name that was not offered
+    parallel = body.parallel_tool_calls is not False
+    return WantedForm(schema, names, find_form(engine, target.model.name), demanded, only, parallel), tools
+
+
+def _schema(body: ChatBody) -> Mapping[str, Any] | None:
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return {}
+    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+        raise RequestError("A json_schema needs its 'schema'", param="response_format.json_schema")
+    return wanted.json_schema.schema_
+
+
+def _instructions(body: ChatBody, form: WantedForm) -> list[str]:
+    wanted = (
+        body.response_format.model_dump(by_alias=True) if form.schema is not None and body.response_format else None
+    )
+    choice: str | None = form.only or (body.tool_choice if isinstance(body.tool_choice, str) else None)
+    given = (tool_instruction(choice, form.tools), json_instruction({"response_format": wanted}))
+    return [instruction for instruction in given if instruction]
+
+
+def _sampling(body: AskingBody) -> Sampling:
+    given = {name: getattr(body, name) for name in ("temperature", "top_p", "top_k", "seed")}
+    return Sampling(**{name: value for name, value in given.items() if value is not None})
+
+
+def _limits(tokens: int | None, stop: str | list[str] | None, target: ModelRoute, bounds: Bounds) -> Limits:
+    own = target.guard.limits
+    if tokens is not None and tokens > bounds.answer_tokens:
+        raise RequestError(
+            f"max_tokens is {tokens}", why=f"this server allows {bounds.answer_tokens}", param="max_tokens"
+        )
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(stops) > 4:
+        raise RequestError(f"stop has {len(stops)} texts", why="at most 4 are allowed", param="stop")
+    wanted = min(target.model.max_tokens or own.max_tokens, bounds.answer_tokens) if tokens is None else tokens
+    return Limits(wanted, stops or own.stop, bounds.seconds)
+
+
+def _cache_key(key: str, named: str | None) -> str:
+    """Return whose prompts may speed this one up: the key's, and of those only the ones with the same name."""
+    return key if named is None else f"{key}:{hashlib.sha256(named.encode()).hexdigest()}"

@@ -1,0 +1,218 @@
+"""What clients send, as models. Unknown options are refused, and so are known ones that guard does not offer.
+
+Clients send OpenAI's options at their neutral values, such as ``n: 1``; those pass, and any other value is refused by
+name, since an option that is ignored is an answer to another question.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from guard.serve.request_errors import RequestError, not_offered
+
+Hold = Literal["comments", "headers"]
+
+#: Options of OpenAI's API that guard does not offer, with the values that change nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "top_logprobs": (0,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "echo": (False,),
+    "suffix": ("",),
+    **dict.fromkeys(
+        ("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options", "prompt_cache_retention"), ()
+    ),
+}
+
+
+class Body(BaseModel):
+    """Base of what clients send."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class GuardOptions(Body):
+    """What a request says to guard itself."""
+
+    route: str | None = Field(default=None, max_length=100, description="Section of the policy.")
+    policy: str | None = Field(default=None, max_length=100, description="One of the model's policies, by its name.")
+    hold: Hold | None = Field(default=None, description="What a held stream sends before the decision.")
+
+
+class StreamOptions(Body):
+    """Options of a stream."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class FunctionCall(Body):
+    """The function that an earlier answer called."""
+
+    name: str
+    arguments: str
+
+
+class CallInMessage(Body):
+    """A tool call in an earlier answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None
+
+
+class MessageBody(Body):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[str | dict[str, JsonValue]] | None = None
+    name: str | None = None
+    tool_calls: list[CallInMessage] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    audio: None = None
+    function_call: None = None
+    annotations: list[JsonValue] | None = None
+
+
+class FunctionBody(Body):
+    """A function that the model may call."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+
+class ToolBody(Body):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: FunctionBody
+
+
+class NamedFunction(Body):
+    """The name of a function."""
+
+    name: str
+
+
+class ToolChoice(Body):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class SchemaBody(Body):
+    """A JSON Schema that an answer must follow."""
+
+    name: str = "answer"
+    description: str | None = None
+    schema_: dict[str, JsonValue] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class FormatBody(Body):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaBody | None = None
+
+
+class AskingBody(Body):
+    """Options that all ways to ask share."""
+
+    model: str = Field(min_length=1, max_length=300)
+    guard: GuardOptions = Field(default_factory=GuardOptions)
+    stream: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    metadata: dict[str, JsonValue] | None = None
+    user: str | None = Field(default=None, max_length=500)
+    safety_identifier: str | None = Field(default=None, max_length=500)
+    prompt_cache_key: str | None = Field(default=None, max_length=500)
+
+    n: JsonValue = None
+    top_logprobs: JsonValue = None
+    frequency_penalty: JsonValue = None
+    presence_penalty: JsonValue = None
+    logit_bias: JsonValue = None
+    store: JsonValue = None
+    service_tier: JsonValue = None
+
+    def check_offered(self) -> None:
+        """Refuse the options that guard does not offer, unless they change nothing.
+
+        Raises:
+            RequestError: names the option.
+        """
+        for name, neutral in _NEUTRAL.items():
+            value = getattr(self, name, None)
+            if value is not None and not any(value == one and type(value) is type(one) for one in neutral):
+                if isinstance(value, float) and value in neutral:
+                    continue
+                raise not_offered(name, why=f"only {neutral[0]!r} is" if neutral else "")
+
+
+class _GeneratingBody(AskingBody):
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    max_tokens: int | None = None
+
+
+class ChatBody(_GeneratingBody):
+    """``POST /v1/chat/completions``."""
+
+    messages: list[MessageBody] = Field(min_length=1, max_length=2000)
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    tools: list[ToolBody] | None = Field(default=None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: FormatBody | None = None
+    chat_template_kwargs: dict[str, JsonValue] | None = None
+
+    modalities: JsonValue = None
+    audio: JsonValue = None
+    prediction: JsonValue = None
+    reasoning_effort: JsonValue = None
+    verbosity: JsonValue = None
+    web_search_options: JsonValue = None
+    prompt_cache_retention: JsonValue = None
+    functions: JsonValue = None
+    function_call: JsonValue = None
+
+    def tokens(self) -> int | None:
+        """Return the token limit, under either of its names.
+
+        Raises:
+            RequestError: both are given, and differ.
+        """
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise RequestError("max_tokens and max_completion_tokens differ", param="max_tokens", fix="Send one")
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class CompletionBody(_GeneratingBody):
+    """``POST /v1/completions``."""
+
+    prompt: str | list[str] = Field(max_length=10_000_000)
+    logprobs: JsonValue = None
+    echo: JsonValue = None
+    best_of: JsonValue = None
+    suffix: JsonValue = None

@@ -1,0 +1,95 @@
+"""Answers in the form of OpenAI's Chat Completions and Completions, whole and as events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from guard.serve.answer_message import call_body
+from guard.serve.event_stream import DONE, event
+from guard.serve.responder import ServedAnswer
+
+
+def chat_body(answered: ServedAnswer) -> dict[str, Any]:
+    """Return the body of an answer to ``/v1/chat/completions``."""
+    choice = {
+        "index": 0,
+        "message": answered.message.body(),
+        "logprobs": answered.logprobs,
+        "finish_reason": answered.message.finish_reason,
+    }
+    return {**_head(answered, "chat.completion"), "choices": [choice], "usage": answered.usage, "guard": answered.said}
+
+
+def chat_events(answered: ServedAnswer, *, include_usage: bool) -> Iterator[str]:
+    """Yield the events of an answer that has been decided on; the last chunk has the verdict."""
+    head = _head(answered, "chat.completion.chunk")
+    for delta in _deltas(answered):
+        logprobs = answered.logprobs if delta.get("content") else None
+        yield event({**head, "choices": [_chunk_choice(delta, logprobs=logprobs)], **_usage_so_far(include_usage)})
+    last = _chunk_choice({}, finish_reason=answered.message.finish_reason)
+    yield event({**head, "choices": [last], "guard": answered.said, **_usage_so_far(include_usage)})
+    if include_usage:
+        yield event({**head, "choices": [], "usage": answered.usage, "guard": answered.said})
+    yield DONE
+
+
+def completion_body(answered: ServedAnswer) -> dict[str, Any]:
+    """Return the body of an answer to ``/v1/completions``."""
+    return {
+        **_head(answered, "text_completion"),
+        "choices": [_completion_choice(answered.message.content or "", answered.message.finish_reason)],
+        "usage": answered.usage,
+        "guard": answered.said,
+    }
+
+
+def completion_events(answered: ServedAnswer, *, include_usage: bool) -> Iterator[str]:
+    """Yield the events of a raw completion that has been decided on."""
+    head = _head(answered, "text_completion")
+    if answered.message.content:
+        yield event({**head, "choices": [_completion_choice(answered.message.content, None)]})
+    last = _completion_choice("", answered.message.finish_reason)
+    yield event({**head, "choices": [last], "guard": answered.said})
+    if include_usage:
+        yield event({**head, "choices": [], "usage": answered.usage, "guard": answered.said})
+    yield DONE
+
+
+def _head(answered: ServedAnswer, kind: str) -> dict[str, Any]:
+    prefix = "cmpl" if kind == "text_completion" else "chatcmpl"
+    return {
+        "id": f"{prefix}-{answered.said['decision_id']}",
+        "object": kind,
+        "created": answered.created,
+        "model": answered.model,
+    }
+
+
+def _deltas(answered: ServedAnswer) -> Iterator[dict[str, Any]]:
+    """Yield the parts of a message: the role first, then what there is."""
+    message = answered.message
+    yield {"role": "assistant", "content": ""}
+    if message.reasoning:
+        yield {"reasoning_content": message.reasoning}
+    if message.content:
+        yield {"content": message.content}
+    if message.refusal:
+        yield {"refusal": message.refusal}
+    for index, call in enumerate(message.calls):
+        yield {"tool_calls": [{"index": index, **call_body(call)}]}
+
+
+def _chunk_choice(
+    delta: dict[str, Any], *, finish_reason: str | None = None, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _usage_so_far(include_usage: bool) -> dict[str, Any]:
+    """Return what chunks before the last say of usage where it was asked for."""
+    return {"usage": None} if include_usage else {}
+
+
+def _completion_choice(text: str, finish_reason: str | None) -> dict[str, Any]:
+    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}

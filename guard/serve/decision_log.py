@@ -1,0 +1,36 @@
+"""The newest decisions of this server by id: verdicts without texts."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+
+class DecisionLog:
+    """Verdicts of a server, each seen by the key that asked only.
+
+    Args:
+        most: that are kept; the oldest are dropped.
+
+    Examples:
+        >>> log = DecisionLog(1)
+        >>> log.add("key", {"decision_id": "a", "action": "accept"})
+        >>> log.find("a", "key")["action"], log.find("a", "another key")
+        ('accept', None)
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._verdicts: OrderedDict[str, tuple[str, Mapping[str, Any]]] = OrderedDict()
+
+    def add(self, owner: str, said: Mapping[str, Any]) -> None:
+        """Keep a verdict."""
+        self._verdicts[said["decision_id"]] = (owner, said)
+        while len(self._verdicts) > self._most:
+            self._verdicts.popitem(last=False)
+
+    def find(self, decision_id: str, owner: str) -> Mapping[str, Any] | None:
+        """Return a verdict; None where there is none that this key asked for."""
+        kept = self._verdicts.get(decision_id)
+        return kept[1] if kept is not None and kept[0] == owner else None

@@ -1,0 +1,127 @@
+"""Server-sent events whose work ends when the client leaves, and requests that are watched for that."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from guard.serve.asgi import AsgiReceive, AsgiSend
+from guard.serve.request_errors import to_request_error
+
+_T = TypeVar("_T")
+
+#: What keeps proxies from cutting a held stream; clients skip it.
+COMMENT = ": guarding\n\n"
+DONE = "data: [DONE]\n\n"
+
+
+class ClientLeft(Exception):
+    """The client has closed its connection before it had its answer."""
+
+
+def event(data: Mapping[str, Any], name: str | None = None) -> str:
+    """Return one event. JSON escapes line ends, so that no text of a model's ends the event.
+
+    Examples:
+        >>> event({"text": "a\\n\\ndata: b"})
+        'data: {"text": "a\\\\n\\\\ndata: b"}\\n\\n'
+    """
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {json.dumps(data, allow_nan=False)}\n\n"
+
+
+class EventStream(Response):
+    """Sends events as they come. Where the client leaves, or the server ends, their source is cancelled."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[str], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Any, receive: AsgiReceive, send: AsgiSend) -> None:
+        with suppress(ClientLeft):
+            await _unless_left(self._send(send), receive)
+
+    async def _send(self, send: AsgiSend) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for text in self._events:
+                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            if hasattr(self._events, "aclose"):
+                await self._events.aclose()
+
+
+async def unless_left(request: Request, work: Awaitable[_T]) -> _T:
+    """Await work, and cancel it where the client leaves.
+
+    Raises:
+        ClientLeft: it has left.
+    """
+    return await _unless_left(work, request.receive)
+
+
+async def _unless_left(work: Awaitable[_T], receive: AsgiReceive) -> _T:
+    running = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise ClientLeft
+        return running.result()
+    finally:
+        await cancelled(running)
+        await cancelled(watching)
+
+
+async def _disconnected(receive: AsgiReceive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def cancelled(task: asyncio.Future[Any]) -> None:
+    """Cancel a task and wait for its end; one that has ended stays as it is."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # it is known now, and not reported as forgotten
+
+
+async def first_seconds(task: asyncio.Task[Any], seconds: float | None) -> bool:
+    """Wait for a task, and return whether it has ended in these seconds; None waits for its end."""
+    await asyncio.wait({task}, timeout=seconds)
+    return task.done()
+
+
+async def held_events(
+    task: asyncio.Task[_T], every_s: float, write: Callable[[_T], Iterable[str]]
+) -> AsyncIterator[str]:
+    """Yield comments until an answer is decided on, then its events and the end, or an error and no end.
+
+    Args:
+        task: makes the answer; it is cancelled where the reader leaves.
+        every_s: seconds between two comments.
+        write: gives the answer's events.
+    """
+    try:
+        while not await first_seconds(task, every_s):
+            yield COMMENT
+        try:
+            events = [*write(task.result())]
+        except Exception as error:  # noqa: BLE001 - the status has been sent; the error is an event
+            yield event(to_request_error(error).body())
+            return
+        for text in events:
+            yield text
+    finally:
+        await cancelled(task)

@@ -1,0 +1,169 @@
+"""From a server's settings to a server: models loaded once, a guard for each policy, keys and queue opened."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from guard.access import Access
+from guard.engines import load_engine
+from guard.engines.protocols import Engine
+from guard.errors import InputError, did_you_mean
+from guard.files.user_code import load_function
+from guard.policy.policy import Policy, load_policy
+from guard.review.store import Store
+from guard.runtime.guard import Guard
+from guard.runtime.sources import declared_sources
+from guard.serve.config import ModelSection, ServeConfig
+from guard.serve.served_models import ServedModel, ServedModels
+from guard.serve.server import Server
+
+
+@contextmanager
+def loaded_server(config: ServeConfig) -> Iterator[Server]:
+    """Load what a server's settings name, and close it at the end.
+
+    Raises:
+        InputError: it would listen beyond loopback without keys, or a model's settings do not fit together.
+        GuardError: as for `Guard.load`.
+    """
+    needs_keys = check_listening(config)
+    with ExitStack() as opened:
+        policies = {name: _policies(model) for name, model in config.models.items()}
+        access = opened.enter_context(Access.open(config.store)) if needs_keys else None
+        if access is not None:
+            _check_keys(access, config)
+        queued = any(_uses_queue(policy) for own in policies.values() for policy in own.values())
+        store = opened.enter_context(Store.open(config.store)) if queued else None
+        models = {name: load_model(name, model, policies[name], store, opened) for name, model in config.models.items()}
+        yield Server.build(ServedModels(models), config.settings(), access=access, store=store)
+
+
+def check_listening(config: ServeConfig) -> bool:
+    """Return whether requests need a key.
+
+    Raises:
+        InputError: the server would listen beyond loopback without keys.
+    """
+    if is_loopback(config.listen.host):
+        return bool(config.keys)
+    if config.keys is False:
+        raise InputError(
+            f"The server would listen on {config.listen.host} without API keys",
+            why="whoever reaches it could use the model and fill the queue",
+            fix="Make keys with guard keys add NAME, and leave out keys: false (--no-keys)",
+        )
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address.
+
+    Examples:
+        >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0"), is_loopback("localhost")
+        (True, True, False, True)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_keys(access: Access, config: ServeConfig) -> None:
+    names = {key.name for key in access.keys.all() if key.revoked_at is None}
+    if not names:
+        raise InputError("There is no API key, and requests would need one", fix="Make one first: guard keys add NAME")
+    for name in config.unguarded_keys:
+        if name not in names:
+            raise InputError(
+                f"unguarded_keys names the key '{name}', which is not there", fix=did_you_mean(name, names)
+            )
+
+
+def _uses_queue(policy: Policy) -> bool:
+    return policy.mode == "enforce" and "review" in policy.handler_names()
+
+
+def _policies(model: ModelSection) -> dict[str, Policy]:
+    """Return a model's policies by the names that requests may give, that of other requests first."""
+    own = load_policy(model.policy)
+    named = {name: load_policy(source) for name, source in model.policies.items()}
+    return named if own.name in named and named[own.name] == own else {own.name: own, **_without(named, own.name)}
+
+
+def _without(named: Mapping[str, Policy], name: str) -> dict[str, Policy]:
+    if name in named:
+        raise InputError(
+            f"Two policies are called '{name}'", fix="Give the one in 'policies' another key, or rename the model's own"
+        )
+    return dict(named)
+
+
+def load_model(
+    name: str, model: ModelSection, policies: Mapping[str, Policy], store: Store | None, opened: ExitStack
+) -> ServedModel:
+    """Load a model once, and make a guard of each of its policies.
+
+    Args:
+        name: as clients write it.
+        model: its settings.
+        policies: by name; the first decides where requests name none.
+        store: for the queue.
+        opened: closes what is loaded here.
+    """
+    own, *others = policies
+    _check_background(name, model, policies[own])
+    functions = {
+        "handlers": {key: load_function(text, "handler") for key, text in model.handlers.items()},
+        "fallbacks": {key: load_function(text, "fallback") for key, text in model.fallbacks.items()},
+    }
+    first = opened.enter_context(
+        Guard.load(
+            model.model or name,
+            scorer=model.scorer,
+            policy=policies[own],
+            engine=model.engine,
+            engine_options=model.engine_options,
+            store=store,
+            force_scorer=model.force_scorer,
+            certificate=model.certificate,
+            template_options=model.template_options,
+            handlers=functions["handlers"],
+            fallbacks=functions["fallbacks"],
+        )
+    )
+    guards = {other: _another(first, policies[other], store, functions, opened) for other in others}
+    return ServedModel(name, {own: first, **guards}, own, model.background, model.max_tokens)
+
+
+def _check_background(name: str, model: ModelSection, policy: Policy) -> None:
+    if model.background is not None and model.background not in policy.routes:
+        raise InputError(
+            f"The model '{name}' has the background route '{model.background}', which its policy lacks",
+            fix=did_you_mean(model.background, policy.routes) or f"Write it into the policy '{policy.name}'",
+        )
+
+
+def _another(
+    first: Guard, policy: Policy, store: Store | None, functions: Mapping[str, Any], opened: ExitStack
+) -> Guard:
+    """Return a guard on the same engine and scorer with another policy."""
+
+    def load(model: str, options: dict[str, Any]) -> Engine:
+        engine: Engine = opened.enter_context(load_engine(model, **options))
+        return engine
+
+    load_declared: Callable[[str, dict[str, Any]], Engine] = load
+    given = functions["fallbacks"]
+    return Guard(
+        first.engine,
+        first.scorer,
+        policy,
+        fallbacks={**declared_sources(policy, given=given, load=load_declared), **given},
+        handlers=functions["handlers"],
+        store=store,
+        force_scorer=not first.scorer.calibrated,
+        template_options=first.template_options,
+    )

@@ -1,0 +1,45 @@
+"""``/v1/models``, ``/health`` and ``/ready``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from guard.serve.request_errors import RequestError
+from guard.serve.served_models import model_entry
+from guard.serve.server import Server
+from guard.serve.strict_route import StrictRoute
+
+
+def model_router(server: Server) -> APIRouter:
+    """Return the routes that say what is here and whether it works."""
+    router = APIRouter(route_class=StrictRoute)
+
+    @router.get("/v1/models", summary="List the models, each with each route")
+    async def models(request: Request) -> dict[str, Any]:
+        await server.caller(request)
+        entries = [model_entry(target, server.started) for target in server.models.targets()]
+        return {"object": "list", "data": entries}
+
+    @router.get("/v1/models/{model_id:path}", summary="Describe a model")
+    async def model(request: Request, model_id: str) -> dict[str, Any]:
+        await server.caller(request)
+        for target in server.models.targets():
+            if target.id == model_id:
+                return model_entry(target, server.started)
+        raise RequestError(f"There is no model '{model_id:.100}'", status=404, code="model_not_found", param="model")
+
+    @router.get("/health", summary="Whether the process lives")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/ready", summary="Whether requests should be sent here")
+    async def ready() -> Response:
+        full = server.responder.admission.is_full
+        status = "stopping" if not server.ready else "full" if full else "ready"
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+
+    return router

@@ -1,0 +1,158 @@
+"""From a request to an answer with its verdict: let in, asked, decided, recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from guard.records import Generation, Outcome
+from guard.serve.admission import Admission, RateLimits
+from guard.serve.answer_message import AnswerMessage, answer_message, read_answer
+from guard.serve.asked import Asked
+from guard.serve.callers import Caller
+from guard.serve.decision_log import DecisionLog
+from guard.serve.token_logprobs import token_logprobs
+from guard.serve.verdict import UNGUARDED, is_models, verdict
+
+
+@dataclass(frozen=True, slots=True)
+class ServedAnswer:
+    """An answer, ready to be written in any of the APIs' forms.
+
+    Attributes:
+        message: what the caller gets.
+        said: the verdict.
+        model: the model's id.
+        prompt_tokens, completion_tokens: of all attempts.
+        logprobs: of the answer's tokens, as OpenAI writes them; None where they are not wanted.
+        created: seconds since 1970.
+    """
+
+    message: AnswerMessage
+    said: Mapping[str, Any]
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    logprobs: dict[str, Any] | None
+    created: int
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """The tokens, as OpenAI writes them."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+class Watcher(Protocol):
+    """Sees what the server does, for metrics, traces and logs; texts are not its business."""
+
+    def answered(self, asked: Asked, said: Mapping[str, Any], outcome: Outcome | None, seconds: float) -> None:
+        """Take note of an answer."""
+
+    def failed(self, asked: Asked, error: BaseException, seconds: float) -> None:
+        """Take note of a request that got an error, or whose caller left."""
+
+
+@dataclass(slots=True)
+class Responder:
+    """Answers requests on one event loop.
+
+    Attributes:
+        admission: counts requests at the same time.
+        rates: counts each key's requests and tokens.
+        decisions: keeps verdicts.
+        watchers: see every answer and error.
+        charge: counts tokens towards a key's quota; None where there are no keys.
+        content_filter: as in `guard.serve.settings.ServeSettings`.
+    """
+
+    admission: Admission
+    rates: RateLimits
+    decisions: DecisionLog
+    watchers: tuple[Watcher, ...] = ()
+    charge: Any = None
+    content_filter: bool = False
+
+    async def answer(self, asked: Asked, caller: Caller) -> ServedAnswer:
+        """Answer a request; cancelling the task stops the generation.
+
+        Raises:
+            RequestError: the server has its fill, or the answer lacks the form that was asked for.
+            Exception: as for `Guard.ask`.
+        """
+        started = time.monotonic()
+        try:
+            with self.admission.admitted():
+                answered = await (self._unguarded(asked, caller) if asked.unguarded else self._guarded(asked, caller))
+        except BaseException as error:
+            for watcher in self.watchers:
+                watcher.failed(asked, error, time.monotonic() - started)
+            raise
+        return answered
+
+    async def _guarded(self, asked: Asked, caller: Caller) -> ServedAnswer:
+        started = time.monotonic()
+        outcome = await asked.target.guard.aask(
+            asked.prompt,
+            route=asked.target.route,
+            sampling=asked.sampling,
+            limits=asked.limits,
+            metadata=asked.metadata,
+            cache_key=asked.cache_key,
+        )
+        said = verdict(outcome, asked)
+        tokens = [sum(getattr(attempt, name) for attempt in outcome.attempts) for name in _TOKENS]
+        await self._record(asked, caller, said, outcome, sum(tokens), started)
+        last = outcome.attempts[-1]
+        return ServedAnswer(
+            message=answer_message(outcome, asked, content_filter=self.content_filter),
+            said=said,
+            model=asked.target.id,
+            prompt_tokens=tokens[0],
+            completion_tokens=tokens[1],
+            logprobs=self._logprobs(asked, last.generation if is_models(outcome) else None),
+            created=int(time.time()),
+        )
+
+    async def _unguarded(self, asked: Asked, caller: Caller) -> ServedAnswer:
+        """Answer without a policy; the verdict says so."""
+        started = time.monotonic()
+        prompt = replace(asked.prompt, cache_key=asked.cache_key)
+        engine = asked.target.guard.engine
+        generation = await engine.agenerate(prompt, sampling=asked.sampling, limits=asked.limits)
+        said = {"action": UNGUARDED, "p_wrong": None, "rule": None, "decision_id": str(uuid.uuid4()), "review_id": None}
+        tokens = (generation.prompt_tokens, generation.completion_tokens)
+        await self._record(asked, caller, said, None, sum(tokens), started)
+        message = read_answer(generation.text, generation.finish_reason, asked.form, reasoning=generation.reasoning)
+        logprobs = self._logprobs(asked, generation)
+        return ServedAnswer(message, said, asked.target.id, *tokens, logprobs, int(time.time()))
+
+    async def _record(
+        self,
+        asked: Asked,
+        caller: Caller,
+        said: Mapping[str, Any],
+        outcome: Outcome | None,
+        tokens: int,
+        started: float,
+    ) -> None:
+        self.decisions.add(caller.id, said)
+        self.rates.charge(caller, tokens)
+        for watcher in self.watchers:
+            watcher.answered(asked, said, outcome, time.monotonic() - started)
+        if self.charge is not None:
+            await asyncio.to_thread(self.charge, caller.id, tokens)
+
+    @staticmethod
+    def _logprobs(asked: Asked, generation: Generation | None) -> dict[str, Any] | None:
+        return token_logprobs(generation, asked.target.guard.engine) if asked.logprobs else None
+
+
+_TOKENS = ("prompt_tokens", "completion_tokens")

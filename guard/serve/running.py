@@ -1,0 +1,59 @@
+"""Runs a server until it is asked to end; requests that run get their time to finish."""
+
+from __future__ import annotations
+
+import socket
+
+from guard.errors import InputError, missing_extra
+from guard.serve.application import create_application
+from guard.serve.config import ServeConfig
+from guard.serve.loading import loaded_server
+
+
+def run_server(config: ServeConfig, *, announce: bool = True) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        config: of the server.
+        announce: print the address once it listens.
+
+    Raises:
+        InputError: nothing can listen on that address.
+        GuardError: as for `guard.serve.loading.loaded_server`.
+    """
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise missing_extra("uvicorn", "serve") from error
+    with loaded_server(config) as server:
+        application = create_application(server)
+        with _listening(config.listen.host, config.listen.port) as listening:
+            if announce:
+                print(f"guard serve listens on {_url(listening)}", flush=True)
+            settings = uvicorn.Config(
+                application,
+                access_log=False,  # it would have no decision ids
+                log_level="warning",
+                server_header=False,
+                h11_max_incomplete_event_size=65_536,
+                timeout_graceful_shutdown=max(1, round(server.settings.shutdown_seconds)),
+            )
+            uvicorn.Server(settings).run([listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise InputError(
+            f"Cannot listen on {host}:{port}", why=error.strerror or str(error), fix="Choose another --host or --port"
+        ) from error
+    return listening
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,0 +1,141 @@
+"""The models of a server by the names that clients know: each with its policies, on one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from guard.errors import did_you_mean
+from guard.runtime.guard import Guard
+from guard.serve.request_errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model with the policies that may decide about its answers.
+
+    Attributes:
+        name: as clients write it.
+        guards: a guard for each policy, by the name that clients may give; all share one engine.
+        policy: name of the policy of requests that name none.
+        background: route of clients' side requests; None where they are questions like others.
+        max_tokens: of an answer where the request names no limit; None for that of the calibration.
+    """
+
+    name: str
+    guards: Mapping[str, Guard]
+    policy: str
+    background: str | None = None
+    max_tokens: int | None = None
+
+    def guard(self, policy: str | None) -> Guard:
+        """Return the guard with a policy.
+
+        Raises:
+            RequestError: the server has no such policy for this model.
+        """
+        name = self.policy if policy is None else policy
+        if name not in self.guards:
+            raise RequestError(
+                f"The model '{self.name}' has no policy '{name:.60}' here",
+                fix=did_you_mean(name, self.guards),
+                code="policy_not_found",
+                param="guard.policy",
+            )
+        return self.guards[name]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRoute:
+    """Who answers a request, and by which rules.
+
+    Attributes:
+        model: that answers.
+        guard: of the model, with the policy that decides.
+        route: section of that policy, or None.
+    """
+
+    model: ServedModel
+    guard: Guard
+    route: str | None
+
+    @property
+    def id(self) -> str:
+        """The model's id as ``/v1/models`` lists it."""
+        return self.model.name if self.route is None else f"{self.model.name}:{self.route}"
+
+
+class ServedModels:
+    """All models of a server."""
+
+    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+        self._models = dict(models)
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models.values())
+
+    def targets(self) -> Iterator[ModelRoute]:
+        """Yield each model with each route of its own policy, and without one."""
+        for model in self:
+            guard = model.guard(None)
+            for route in (None, *guard.policy.routes):
+                yield ModelRoute(model, guard, route)
+
+    def find(self, name: str, *, policy: str | None = None, routes: Mapping[str, str | None]) -> ModelRoute:
+        """Return who answers.
+
+        Args:
+            name: of the model, with the route behind a colon or without.
+            policy: that decides; None for the model's own.
+            routes: the route by where it was given; None where it was not.
+
+        Raises:
+            RequestError: there is no such model, policy or route, or two places name different routes.
+        """
+        model, named = self._split(name)
+        route = _agreed({"model": named, **routes})
+        guard = model.guard(policy)
+        if route is not None and route not in guard.policy.routes:
+            raise RequestError(
+                f"The policy '{guard.policy.name}' has no route '{route:.60}'",
+                fix=did_you_mean(route, guard.policy.routes) or "It has no routes: leave the route out",
+                code="route_not_found",
+                param="guard.route",
+            )
+        return ModelRoute(model, guard, route)
+
+    def _split(self, name: str) -> tuple[ServedModel, str | None]:
+        if name in self._models:
+            return self._models[name], None
+        before, colon, route = name.rpartition(":")
+        if colon and before in self._models:
+            return self._models[before], route
+        raise RequestError(
+            f"There is no model '{name:.100}'",
+            fix=did_you_mean(before or name, self._models),
+            status=404,
+            code="model_not_found",
+            param="model",
+        )
+
+
+def _agreed(routes: Mapping[str, str | None]) -> str | None:
+    """Return the one route that is named."""
+    given = {place: route for place, route in routes.items() if route is not None}
+    if len(set(given.values())) > 1:
+        raise RequestError(
+            "The request names two different routes", why=", ".join(given), fix="Name it in one place", param="route"
+        )
+    return next(iter(given.values()), None)
+
+
+def model_entry(target: ModelRoute, created: int) -> dict[str, Any]:
+    """Return a model as ``/v1/models`` lists it."""
+    return {
+        "id": target.id,
+        "object": "model",
+        "created": created,
+        "owned_by": "guard",
+        "guard": {"policy": target.guard.policy.name, "route": target.route, "policies": sorted(target.model.guards)},
+    }

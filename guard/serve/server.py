@@ -1,0 +1,101 @@
+"""A server's parts, and what every route does with a request before it is asked."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+
+from guard.serve.admission import Admission, RateLimits
+from guard.serve.bodies import AskingBody
+from guard.serve.callers import Caller, find_caller
+from guard.serve.decision_log import DecisionLog
+from guard.serve.request_errors import RequestError
+from guard.serve.responder import Responder, Watcher
+from guard.serve.served_models import ModelRoute, ServedModels
+from guard.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from guard.access import Access
+    from guard.review.store import Store
+
+#: Never gets a prompt or an answer.
+log = logging.getLogger("guard.serve")
+
+#: Names the route of a request whose client can set headers only.
+ROUTE_HEADER = "x-guard-route"
+
+#: Under these names the queue's metadata says which key asked; a request cannot set them.
+KEY_METADATA = "guard_key"
+
+
+@dataclass(slots=True)
+class Server:
+    """What a server works with.
+
+    Attributes:
+        models: that answer.
+        settings: of the operator.
+        access: API keys; None where there are none.
+        store: of escalated cases; None where no policy escalates to ``review``.
+        responder: answers requests.
+        started: seconds since 1970.
+        ready: whether new requests should be sent here.
+    """
+
+    models: ServedModels
+    settings: ServeSettings
+    access: Access | None
+    store: Store | None
+    responder: Responder
+    started: int = field(default_factory=lambda: int(time.time()))
+    ready: bool = True
+
+    @classmethod
+    def build(
+        cls,
+        models: ServedModels,
+        settings: ServeSettings,
+        *,
+        access: Access | None = None,
+        store: Store | None = None,
+        watchers: Iterable[Watcher] = (),
+    ) -> Server:
+        """Return a server of these parts; they stay the caller's to close."""
+        responder = Responder(
+            admission=Admission(settings.most_requests),
+            rates=RateLimits(),
+            decisions=DecisionLog(settings.kept_decisions),
+            watchers=tuple(watchers),
+            charge=access.keys.charge if access is not None else None,
+            content_filter=settings.content_filter,
+        )
+        return cls(models, settings, access, store, responder)
+
+    async def caller(self, request: Request) -> Caller:
+        """Return who makes a request; errors as for `guard.serve.callers.find_caller`."""
+        return await find_caller(request, self.access)
+
+    def target(self, request: Request, body: AskingBody, caller: Caller) -> ModelRoute:
+        """Return who answers a request.
+
+        Raises:
+            RequestError: there is no such model, policy or route, or the key may not ask there.
+        """
+        named = request.headers.getlist(ROUTE_HEADER)
+        if len(named) > 1:
+            raise RequestError(f"The request has {len(named)} headers {ROUTE_HEADER}", fix="Send one", param="route")
+        routes = {"guard.route": body.guard.route, ROUTE_HEADER: named[0] if named else None}
+        target = self.models.find(body.model, policy=body.guard.policy, routes=routes)
+        caller.check_may_ask(target.route)
+        return target
+
+    def metadata(self, body: AskingBody, caller: Caller) -> dict[str, Any]:
+        """Return what the queue learns of a request beside its prompt."""
+        if KEY_METADATA in (body.metadata or {}):
+            raise RequestError(f"metadata may not have the key '{KEY_METADATA}'", param="metadata")
+        return {KEY_METADATA: caller.id, **({"user": body.user} if body.user else {})}

@@ -1,0 +1,41 @@
+"""What an operator sets, beside models and policies; `guard.serve.config` reads it from YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from guard.serve.asked import Bounds
+from guard.serve.bodies import Hold
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Settings of a server.
+
+    Attributes:
+        bounds: what one request may ask for.
+        most_requests: that are answered or wait at the same time; more get 429.
+        body_bytes: of a request, at most.
+        body_seconds: in which a request's body must have arrived.
+        hold: what a held stream sends before its decision: comment lines, or nothing, so that headers have the verdict.
+        comment_seconds: before and between the comment lines of a held stream.
+        content_filter: whether an abstention ends with ``content_filter`` in place of ``stop``.
+        unguarded_keys: names of API keys whose side requests are answered without a policy.
+        review_seconds: that a request may wait for a person's decision, at most.
+        shutdown_seconds: that running requests get when the server ends.
+        open_metrics: whether ``/metrics`` needs no key where the rest does.
+        kept_decisions: that ``/v1/guard/decisions`` knows, the newest.
+    """
+
+    bounds: Bounds = field(default_factory=Bounds)
+    most_requests: int = 128
+    body_bytes: int = 4_000_000
+    body_seconds: float = 30.0
+    hold: Hold = "comments"
+    comment_seconds: float = 10.0
+    content_filter: bool = False
+    unguarded_keys: tuple[str, ...] = ()
+    review_seconds: float = 60.0
+    shutdown_seconds: float = 30.0
+    open_metrics: bool = False
+    kept_decisions: int = 10_000

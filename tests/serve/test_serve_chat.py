@@ -1,0 +1,192 @@
+"""Chat completions over real HTTP: the verdict reaches the client, whole and streamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from served import Served, said, serving
+
+from guard.review.store import Store
+
+ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which city?"}]}
+
+
+@pytest.fixture(scope="module")
+def sure() -> Iterator[Served]:
+    with serving(said("Paris", 0.1)) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def unsure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    place = tmp_path_factory.mktemp("store") / "reviews.db"
+    with Store.open(place) as store, serving(said("Lyon, surely", 0.7), store=store) as served:
+        yield served
+
+
+def test_an_accepted_answer_comes_with_its_verdict_in_body_and_headers(sure: Served) -> None:
+    raw = sure.openai().chat.completions.with_raw_response.create(**ASK)
+    answer = raw.parse()
+    assert answer.choices[0].message.content == "Paris"
+    assert (answer.choices[0].finish_reason, answer.choices[0].message.refusal) == ("stop", None)
+    assert answer.guard["action"] == "accept"
+    assert answer.guard["p_wrong"] == pytest.approx(0.1, abs=1e-3)
+    assert raw.headers["x-guard-action"] == "accept"
+    assert raw.headers["x-guard-decision-id"] == answer.guard["decision_id"]
+    assert answer.usage.prompt_tokens == len("Which city?")
+    assert answer.usage.completion_tokens == len("Paris") + 1
+
+
+def test_an_abstention_is_the_policys_text_and_a_refusal(unsure: Served) -> None:
+    raw = unsure.openai().chat.completions.with_raw_response.create(**ASK)
+    choice = raw.parse().choices[0]
+    assert (choice.message.content, choice.message.refusal) == ("I cannot say.", "I cannot say.")
+    assert choice.finish_reason == "stop"
+    assert raw.headers["x-guard-action"] == "abstain"
+    assert "Lyon" not in raw.text
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"model": "tiny:desk"},
+        {"extra_body": {"guard": {"route": "desk"}}},
+        {"extra_headers": {"x-guard-route": "desk"}},
+    ],
+)
+def test_an_escalation_names_its_review_by_each_way_to_choose_a_route(unsure: Served, how: dict[str, Any]) -> None:
+    answer = unsure.openai().chat.completions.create(**{**ASK, **how})
+    assert answer.choices[0].message.content == "A person will look."
+    assert answer.choices[0].message.refusal is None
+    assert answer.guard["action"] == "escalate"
+    assert answer.guard["route"] == "desk"
+    assert unsure.server.store is not None
+    review = unsure.server.store.review(answer.guard["review_id"])
+    assert (review.answer, review.metadata["guard_key"]) == ("Lyon, surely", "local")
+
+
+def test_a_policy_that_raises_is_a_typed_error(unsure: Served) -> None:
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        unsure.openai().chat.completions.create(**{**ASK, "model": "tiny:raising"})
+    assert caught.value.body == {
+        "message": caught.value.body["message"],  # type: ignore[index]
+        "type": "guard_abstained",
+        "param": None,
+        "code": "abstained",
+    }
+    assert "Lyon" not in str(caught.value)
+
+
+def test_two_routes_in_one_request_are_refused(unsure: Served) -> None:
+    with pytest.raises(openai.BadRequestError, match="two different routes"):
+        unsure.openai().chat.completions.create(
+            **{**ASK, "model": "tiny:desk"}, extra_headers={"x-guard-route": "strict"}
+        )
+
+
+def test_a_held_stream_gives_role_first_verdict_last_and_usage(sure: Served) -> None:
+    stream = sure.openai().chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "Paris"
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-2].guard["action"] == "accept"
+    assert not chunks[-1].choices
+    assert chunks[-1].usage.completion_tokens == 6
+
+
+def events(text: str) -> list[str]:
+    return [block.removeprefix("data: ") for block in text.split("\n\n") if block.startswith("data: ")]
+
+
+def test_a_stream_ends_with_done_and_an_abstention_streams_its_refusal(unsure: Served) -> None:
+    with unsure.client() as client:
+        text = client.post("/v1/chat/completions", json={**ASK, "stream": True}).text
+    data = events(text)
+    assert data[-1] == "[DONE]"
+    deltas = [json.loads(each)["choices"][0]["delta"] for each in data[:-1]]
+    assert {"refusal": "I cannot say."} in deltas
+    assert "Lyon" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"temprature": 1}, "temprature"),
+        ({"n": 2}, "n"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"guard": {"rout": "desk"}}, "guard.rout"),
+        ({"temperature": -1}, None),
+        ({"temperature": "hot"}, "temperature"),
+        ({"messages": []}, "messages"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ],
+)
+def test_an_option_that_is_not_offered_is_refused_by_name(
+    sure: Served, changes: dict[str, Any], named: str | None
+) -> None:
+    with sure.client() as client:
+        response = client.post("/v1/chat/completions", json={**ASK, **changes})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == named
+
+
+def test_neutral_values_of_options_that_are_not_offered_pass(sure: Served) -> None:
+    neutral = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "store": False, "user": "ann"}
+    with sure.client() as client:
+        response = client.post("/v1/chat/completions", json={**ASK, **neutral})
+    assert response.status_code == 200, response.text
+
+
+def test_a_misspelt_model_gets_a_hint(sure: Served) -> None:
+    with pytest.raises(openai.NotFoundError, match="Did you mean 'tiny'"):
+        sure.openai().chat.completions.create(**{**ASK, "model": "tinny"})
+
+
+def test_a_prompt_that_is_too_long_says_so_as_openai_does(sure: Served) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        sure.openai().chat.completions.create(model="tiny", messages=[{"role": "user", "content": "a" * 500}])
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_models_are_listed_with_their_routes(sure: Served) -> None:
+    ids = [model.id for model in sure.openai().models.list()]
+    assert ids == ["tiny", "tiny:strict", "tiny:desk", "tiny:raising", "tiny:retried", "tiny:background"]
+    assert sure.openai().models.retrieve("tiny:desk").id == "tiny:desk"
+
+
+def test_logprobs_are_those_of_the_answers_tokens(sure: Served) -> None:
+    answer = sure.openai().chat.completions.create(**ASK, logprobs=True)
+    tokens = answer.choices[0].logprobs.content
+    assert "".join(token.token for token in tokens) == "Paris"
+    assert all(token.logprob < 0 for token in tokens)
+
+
+def test_a_raw_completion_is_guarded_too(sure: Served, unsure: Served) -> None:
+    answer = sure.openai().completions.create(model="tiny", prompt="The capital is")
+    assert (answer.choices[0].text, answer.guard["action"]) == ("Paris", "accept")
+    refused = unsure.openai().completions.create(model="tiny", prompt="The capital is")
+    assert refused.choices[0].text == "I cannot say."
+    stream = list(sure.openai().completions.create(model="tiny", prompt="The capital is", stream=True))
+    assert "".join(chunk.choices[0].text for chunk in stream) == "Paris"
+
+
+def test_health_and_readiness(sure: Served) -> None:
+    with sure.client() as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        assert client.get("/ready").json() == {"status": "ready"}
+
+
+def test_what_is_not_there_answers_in_openais_shape(sure: Served) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        sure.openai().embeddings.create(model="tiny", input="a")
+    assert caught.value.code == "unknown_url"

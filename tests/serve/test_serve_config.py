@@ -1,0 +1,79 @@
+"""A server's file is checked like a policy: lines, hints, and no listening beyond loopback without keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from guard.access import Access, Grant, Role
+from guard.errors import InputError
+from guard.serve.config import InvalidConfigError, ServeConfig, load_config, parse_config
+from guard.serve.loading import check_listening, loaded_server
+
+GOOD = "version: 1\nmodels:\n  smollm2:\n    policy: strict\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: {smollm2: {}}", "<server>:1:1: 'version' is missing"),
+        ("version: 1\nmodles: {a: {}}\nmodels: {a: {}}", "<server>:2:1: unknown key 'modles'. Did you mean 'models'?"),
+        (GOOD + "    polices: {}\n", "<server>:5:5: unknown key 'polices' in models.smollm2. Did you mean 'policies'?"),
+        (GOOD + "limits: {secnds: 3}\n", "<server>:5:10: unknown key 'secnds' in limits. Did you mean 'seconds'?"),
+        (GOOD + "limits: {seconds: 0}\n", "<server>:5:19: limits.seconds must be above 0, got 0"),
+        (GOOD + "streaming: {hold: header}\n", "Did you mean 'headers'?"),
+        (GOOD + "keys: yes\n", "keys must be true or false, got 'yes'. Write true or false"),
+        ("version: 1\nmodels: {'a b': {}}", "must be a name without spaces, colons and commas"),
+        ("version: 1\nmodels: {}", "models must not be empty"),
+        ("- a", "a server's file is a mapping with 'version' and 'models'; found a list"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(text: str, message: str) -> None:
+    with pytest.raises(InvalidConfigError) as caught:
+        parse_config(text)
+    assert message in str(caught.value)
+
+
+def test_paths_are_relative_to_the_file_and_names_stay_names(tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text(GOOD + "    scorer: s.json\n    policies: {ours: ours.yaml, b: balanced}\nstore: r.db\n")
+    config = load_config(file)
+    model = config.models["smollm2"]
+    assert (model.policy, model.policies["b"]) == ("strict", "balanced")
+    assert (model.scorer, model.policies["ours"]) == (str(tmp_path / "s.json"), str(tmp_path / "ours.yaml"))
+    assert config.store == str(tmp_path / "r.db")
+
+
+def listening(host: str, keys: str = "null") -> ServeConfig:
+    return parse_config(f"{GOOD}listen: {{host: '{host}'}}\nkeys: {keys}\n")
+
+
+def test_beyond_loopback_keys_are_needed() -> None:
+    assert check_listening(listening("0.0.0.0"))
+    assert not check_listening(listening("::1"))
+    assert check_listening(listening("127.0.0.1", "true"))
+    with pytest.raises(InputError, match="without API keys"):
+        check_listening(listening("192.168.1.5", "false"))
+
+
+def test_a_server_that_needs_keys_does_not_start_without_one(tmp_path: Path) -> None:
+    config = listening("0.0.0.0").model_copy(update={"store": str(tmp_path / "r.db")})
+    with pytest.raises(InputError, match="There is no API key"), loaded_server(config):
+        pass
+
+
+def test_a_key_that_may_ask_unguarded_must_be_there(tmp_path: Path) -> None:
+    store = str(tmp_path / "r.db")
+    with Access.open(store) as access:
+        access.keys.add("webui", grants=[Grant(Role.CALLER)])
+    changes = {"store": store, "unguarded_keys": ("web-ui",)}
+    config = listening("0.0.0.0").model_copy(update=changes)
+    with pytest.raises(InputError, match="Did you mean 'webui'"), loaded_server(config):
+        pass
+
+
+def test_a_background_route_must_be_in_the_policy() -> None:
+    config = parse_config(GOOD + "    background: titles\n")
+    with pytest.raises(InputError, match="background route 'titles'"), loaded_server(config):
+        pass

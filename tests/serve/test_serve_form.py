@@ -1,0 +1,170 @@
+"""Tools and JSON over HTTP: what lacks the form that was asked for is an error, never an answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import openai
+import pytest
+from pydantic import BaseModel
+from scripted import AnsweringEngine, scripted_model
+from served import said, serving
+
+from guard.records import Prompt
+
+MESSAGES = [{"role": "user", "content": "Go"}]
+LOOK = {
+    "type": "function",
+    "function": {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "integer"}}}},
+}
+PAY = {"type": "function", "function": {"name": "pay"}}
+CALL = '<tool_call>{"name": "look", "arguments": {"at": 3}}</tool_call>'
+SCHEMA = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "dose",
+        "strict": True,
+        "schema": {"type": "object", "properties": {"dose": {"type": "integer"}}, "required": ["dose"]},
+    },
+}
+
+
+class ToolReadingEngine(AnsweringEngine):
+    """Its template has the tools, as those of models that call some."""
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        return [*f"{prompt.question}{json.dumps([dict(tool) for tool in prompt.tools])}".encode()]
+
+
+def calling(answer: str) -> ToolReadingEngine:
+    return ToolReadingEngine(said(answer), model=scripted_model(context_tokens=4000))
+
+
+def ask(answer: str, **options: Any) -> Any:
+    with serving(engine=calling(answer)) as served:
+        return served.openai().chat.completions.create(model="tiny", messages=MESSAGES, **options)  # type: ignore[call-overload]
+
+
+def test_a_tool_call_is_read_and_its_result_can_be_sent_back() -> None:
+    with serving(engine=calling(CALL)) as served:
+        client = served.openai()
+        choice = client.chat.completions.create(model="tiny", messages=MESSAGES, tools=[LOOK]).choices[0]
+        call = choice.message.tool_calls[0]
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+        assert (call.function.name, json.loads(call.function.arguments)) == ("look", {"at": 3})
+        back = [*MESSAGES, choice.message, {"role": "tool", "tool_call_id": call.id, "content": "a cat"}]
+        assert client.chat.completions.create(model="tiny", messages=back, tools=[LOOK]).choices[0].message.tool_calls
+
+
+def test_a_streamed_tool_call_adds_up() -> None:
+    with serving(engine=calling(CALL)) as served:
+        stream = served.openai().chat.completions.create(model="tiny", messages=MESSAGES, tools=[LOOK], stream=True)
+        chunks = list(stream)
+    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+    assert [(call.index, call.function.name, call.function.arguments) for call in calls] == [(0, "look", '{"at": 3}')]
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("answer", "options"),
+    [
+        ('<tool_call>{"name": "look", "arguments": {"at": }}</tool_call>', {}),
+        ('<tool_call>{"name": "fly", "arguments": {}}</tool_call>', {}),
+        (f"{CALL} as in this example", {}),
+        ("I would rather talk.", {"tool_choice": "required"}),
+        (CALL, {"tools": [LOOK, PAY], "tool_choice": {"type": "function", "function": {"name": "pay"}}}),
+        (CALL + CALL, {"parallel_tool_calls": False}),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_cannot_be_carried_out_is_an_error(answer: str, options: dict[str, Any], stream: bool) -> None:
+    with pytest.raises(openai.APIError) as caught:
+        ask(answer, **{"tools": [LOOK], **options}, stream=stream)
+    assert (caught.value.code, caught.value.type) == ("invalid_tool_call", "guard_invalid_answer")
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        ('{"dose": 15', {"type": "json_object"}),
+        ("It is 15", {"type": "json_object"}),
+        ("[15]", {"type": "json_object"}),
+        ('{"dose": 1, "dose": 2}', {"type": "json_object"}),
+        ('{"dose": NaN}', {"type": "json_object"}),
+        ('{"dose": "15"}', SCHEMA),
+        ("{}", SCHEMA),
+    ],
+)
+def test_json_that_is_cut_malformed_or_against_its_schema_is_an_error(answer: str, wanted: dict[str, Any]) -> None:
+    """A function answers, whose text no grammar constrains."""
+    policy = "{version: 1, name: other, rules: [{fallback: {below: 1, to: other}}, abstain]}"
+    options = {"fallbacks": {"other": lambda prompt: answer}}
+    with serving(said('{"dose": 1}', 0.9), policies={"other": policy}, guard_options=options) as served:
+        create = served.openai().chat.completions.create
+        with pytest.raises(openai.UnprocessableEntityError) as caught:
+            create(model="tiny", messages=MESSAGES, response_format=wanted)
+    assert caught.value.code == "invalid_json"
+    assert "15" not in str(caught.value)
+
+
+def test_json_that_was_cut_at_its_limit_is_an_error_even_where_it_closes() -> None:
+    accepts_cut = "{version: 1, name: cut, rules: [accept], truncated: {accept: {}}}"
+    wanted = {"response_format": {"type": "json_object"}, "max_tokens": 8}
+    with serving(said('{"a": 1}' + " " * 9), policies={"cut": accepts_cut}) as served:
+        ask_it = served.openai().chat.completions.create
+        with pytest.raises(openai.UnprocessableEntityError) as caught:
+            ask_it(model="tiny", messages=MESSAGES, **wanted)
+    assert caught.value.code == "invalid_json"
+
+
+def test_a_models_answer_follows_the_schema_by_its_grammar() -> None:
+    with serving(said('{"dose": 15}')) as served:
+        create = served.openai().chat.completions.create
+        free = create(model="tiny", messages=MESSAGES, response_format=SCHEMA)
+        other = {"type": "object", "properties": {"dose": {"enum": ["none"]}}, "required": ["dose"]}
+        wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": other}}
+        forced = create(model="tiny", messages=MESSAGES, response_format=wanted, max_tokens=40)
+    assert (free.choices[0].message.content, free.guard["calibrated"]) == ('{"dose": 15}', True)
+    assert forced.guard["calibrated"] is False
+    assert forced.choices[0].message.refusal or json.loads(forced.choices[0].message.content) == {"dose": "none"}
+
+
+class Dose(BaseModel):
+    dose: int
+
+
+def test_the_clients_own_parsing_of_a_class_works() -> None:
+    with serving(said('{"dose": 15}')) as served:
+        answer = served.openai().chat.completions.parse(model="tiny", messages=MESSAGES, response_format=Dose)
+    assert answer.choices[0].message.parsed == Dose(dose=15)
+
+
+def test_an_abstention_is_a_refusal_for_callers_that_parse() -> None:
+    with serving(said('{"dose": 15}', 0.8)) as served:
+        answer = served.openai().chat.completions.parse(model="tiny", messages=MESSAGES, response_format=Dose)
+    assert (answer.choices[0].message.parsed, answer.choices[0].message.refusal) == (None, "I cannot say.")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nonsense"},
+        {"$ref": "https://example.org/x.json"},
+        {"$ref": "#"},
+        {"$ref": "#/nowhere"},
+    ],
+)
+def test_a_schema_that_cannot_be_followed_accepts_nothing(schema: dict[str, Any]) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"model": "tiny", "messages": MESSAGES, "response_format": wanted}
+    with serving(said('{"dose": 15}')) as served, served.client() as client:
+        response = client.post("/v1/chat/completions", json=body)
+    assert response.status_code in (400, 422) or response.json()["choices"][0]["message"]["refusal"]
+
+
+def test_a_cut_answer_says_length_where_the_policy_lets_it_pass() -> None:
+    policy = "{version: 1, name: cut, rules: [accept], truncated: {accept: {}}}"
+    with serving(said("Paris is large"), policies={"cut": policy}) as served:
+        choice = served.openai().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=5).choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("Paris", "length")
