@@ -130,19 +130,19 @@ def test_a_models_answer_follows_the_schema_by_its_grammar() -> None:
     assert forced.choices[0].message.refusal or json.loads(forced.choices[0].message.content) == {"dose": "none"}
 
 
-class Dose(BaseModel):
+class DoseAnswer(BaseModel):
     dose: int
 
 
 def test_the_clients_own_parsing_of_a_class_works() -> None:
     with serving(said('{"dose": 15}')) as served:
-        answer = served.openai().chat.completions.parse(model="tiny", messages=MESSAGES, response_format=Dose)
-    assert answer.choices[0].message.parsed == Dose(dose=15)
+        answer = served.openai().chat.completions.parse(model="tiny", messages=MESSAGES, response_format=DoseAnswer)
+    assert answer.choices[0].message.parsed == DoseAnswer(dose=15)
 
 
 def test_an_abstention_is_a_refusal_for_callers_that_parse() -> None:
     with serving(said('{"dose": 15}', 0.8)) as served:
-        answer = served.openai().chat.completions.parse(model="tiny", messages=MESSAGES, response_format=Dose)
+        answer = served.openai().chat.completions.parse(model="tiny", messages=MESSAGES, response_format=DoseAnswer)
     assert (answer.choices[0].message.parsed, answer.choices[0].message.refusal) == (None, "I cannot say.")
 
 
