@@ -90,7 +90,11 @@ IN_POLICY = {
     "sampling": "`retry: {temperature, top_p}`",
 }
 #: Settings of ChatGuard by the name that `Guard` has for them.
-IN_CHAT = {"limits": "`max_tokens`, `timeout`, `stop`", "sampling": "`temperature`, `top_p`, `top_k`, `seed`"}
+IN_CHAT = {
+    "limits": "`max_tokens`, `timeout`, `stop`",
+    "response_format": "`with_structured_output`",
+    "sampling": "`temperature`, `top_p`, `top_k`, `seed`",
+}
 
 #: Why the command line lacks an option of Python.
 NOT_ON_COMMAND_LINE = {
@@ -101,6 +105,7 @@ NOT_ON_COMMAND_LINE = {
     "policy": "a command scores without deciding: the policy is `shadow`",
     "metadata": "attached to a case by a program, which knows the caller",
     "cache_key": "a command answers one caller",
+    "response_format": "a command answers with a text",
     "progress": "the command draws a progress bar",
     "response": "`response` of each row",
     "create": "only the user's own store is created; a store that is named must exist",
