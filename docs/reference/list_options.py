@@ -106,6 +106,7 @@ NOT_ON_COMMAND_LINE = {
     "metadata": "attached to a case by a program, which knows the caller",
     "cache_key": "a command answers one caller",
     "response_format": "a command answers with a text",
+    "audit_log": "a command scores without deciding: the policy is `shadow`",
     "progress": "the command draws a progress bar",
     "response": "`response` of each row",
     "create": "only the user's own store is created; a store that is named must exist",

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from guard.cli import keys, policy, review, scorers, users
+from guard.cli import audit, keys, policy, review, scorers, users
 from guard.cli.ask import ask
 from guard.cli.calibrate import calibrate
 from guard.cli.certify import certify
@@ -63,6 +63,7 @@ app.add_typer(review.app, name="review")
 app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")
 app.add_typer(scorers.app, name="scorers")
+app.add_typer(audit.app, name="audit")
 
 
 def main() -> None:

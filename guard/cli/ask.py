@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +32,7 @@ from guard.outcome_export import readings
 
 if TYPE_CHECKING:
     from guard.records import Outcome
+    from guard.review.store import Store
 
 #: Exit codes if the caller did not get an answer.
 EXIT_CODES = {"abstain": 10, "escalate": 11}
@@ -57,6 +59,9 @@ def ask(
     template_option: TemplateOption = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Time limit of each attempt, in seconds.")] = None,
     force: ForceOption = False,
+    audit_log: Annotated[
+        bool, typer.Option("--audit-log", help="Write the decision to the store's audit log (guard audit).")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question, score the answer, and act by the policy.
@@ -76,19 +81,23 @@ def ask(
         }
         show_first_look(text, model, engine, engine_options, options, as_json=as_json)
         raise typer.Exit(ScorerError.exit_code)
-    with Guard.load(
-        model,
-        scorer=scorer,
-        policy=policy,
-        engine=engine,
-        engine_options=engine_options,
-        store=store,
-        fallbacks=user_functions("fallback", fallback),
-        handlers=user_functions("handler", handler),
-        force_scorer=force,
-        certificate=certificate,
-        template_options=template_options(template_option),
-    ) as guard:
+    with (
+        _opened(store) if audit_log else nullcontext() as opened,
+        Guard.load(
+            model,
+            scorer=scorer,
+            policy=policy,
+            engine=engine,
+            engine_options=engine_options,
+            store=opened or store,
+            audit_log=opened.audit_log() if opened else None,
+            fallbacks=user_functions("fallback", fallback),
+            handlers=user_functions("handler", handler),
+            force_scorer=force,
+            certificate=certificate,
+            template_options=template_options(template_option),
+        ) as guard,
+    ):
         own = guard.limits
         limits = replace(own, max_tokens=max_tokens or own.max_tokens, timeout_s=timeout)
         outcome = guard.ask(text, route=route, limits=limits)
@@ -97,6 +106,12 @@ def ask(
     else:
         _print(outcome)
     raise typer.Exit(EXIT_CODES.get(outcome.action.value, 0))
+
+
+def _opened(store: str | None) -> Store:
+    from guard.review.store import Store
+
+    return Store.open(store)
 
 
 def _print(outcome: Outcome) -> None:

@@ -35,6 +35,7 @@ _PACKAGES = {
     "postgresql": ("psycopg",),
     "serve": ("fastapi", "uvicorn", "jsonschema", "llguidance"),
     "console": ("fastapi", "uvicorn", "argon2-cffi", "python-multipart"),
+    "audit": ("cryptography",),
 }
 #: Environment for building llama.cpp without AMX kernels, so that none need be avoided at run time.
 WITHOUT_AMX = "CFLAGS=-mno-amx-int8 CXXFLAGS=-mno-amx-int8"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from guard.audit.log import add_entry
 from guard.errors import ReviewError, StoreError, did_you_mean
 from guard.review.migrations.tables import EVENTS, REPEATS, REVIEWS
 from guard.review.records import VERDICT, Review, ReviewStatus, text_of, to_review
@@ -24,6 +27,14 @@ IS_PENDING = REVIEWS.c.status == sa.literal_column("'pending'")
 
 #: Events that give a case a verdict, or take it back.
 _VERDICT_EVENTS = (*(status.value for status in ReviewStatus if status is not ReviewStatus.PENDING), "undone")
+
+#: Events that the audit log has too: what brings a case in, decides it or takes that back. Claims come and go.
+_LOGGED = frozenset({"added", "opinion", "withdrawn", "late", *_VERDICT_EVENTS})
+#: Columns of an event that are texts of people; the audit log has hashes of them.
+_TEXTS = ("final_answer", "note")
+#: Columns of a case that stand in its first entry as they are, and all that are read for it.
+_FIELDS = ("route", "policy", "model", "p_wrong", "rule", "created_at")
+_OF_THE_CASE = ("decision_id", "question", "prompt", "answer", *_FIELDS)
 
 _VERDICTS = EVENTS.alias("verdicts")
 _TRAIL = EVENTS.alias("trail")
@@ -149,6 +160,22 @@ def record(connection: Connection, review_id: str, **event: str | None) -> None:
         event: the columns of the event: ``at``, ``who``, ``what`` and what belongs to it.
     """
     connection.execute(sa.insert(EVENTS).values(review_id=review_id, **event))
+    if event["what"] in _LOGGED:
+        _log(connection, review_id, event)
+
+
+def _log(connection: Connection, review_id: str, event: Mapping[str, str | None]) -> None:
+    """Add an event to the audit log: a new case, or what a reviewer or the clock decided."""
+    query = sa.select(*(REVIEWS.c[name] for name in _OF_THE_CASE)).where(REVIEWS.c.id == review_id)
+    case = connection.execute(query).one()._asdict()
+    fields: dict[str, Any] = {"review_id": review_id, **{name: event[name] for name in event if name not in _TEXTS}}
+    if event["what"] == "added":
+        fields |= {name: case[name] for name in _FIELDS}
+        texts = {**case, "prompt": json.dumps(case["prompt"], sort_keys=True)}
+        texts = {name: texts[name] for name in ("question", "prompt", "answer")}
+    else:
+        texts = {name: event.get(name) for name in _TEXTS}
+    add_entry(connection, "review", case["decision_id"], fields, texts=texts)
 
 
 def change(connection: Connection, review_id: str, **values: object) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from guard.audit.events import Redaction
+from guard.audit.log import AuditLog
 from guard.checked import whole_number
 from guard.errors import InputError
 from guard.records import Escalation
@@ -79,6 +81,15 @@ class Store:
             MissingExtraError: a PostgreSQL URL without psycopg.
         """
         return cls(database.connect(url, create=create, timeout_s=timeout_s))
+
+    def audit_log(self, *, keep_text: bool = False, redaction: Redaction | None = None) -> AuditLog:
+        """Return the audit log in this database; the store adds every case and verdict to it.
+
+        Args:
+            keep_text: see `guard.audit.log.AuditLog`; here as there the log has only hashes of texts by default.
+            redaction: see there.
+        """
+        return AuditLog(self._database, keep_text=keep_text, redaction=redaction)
 
     @property
     def place(self) -> str:

@@ -24,6 +24,7 @@ from guard.response_format import ResponseFormat
 from guard.review.handlers import HANDLERS, Handler, as_named
 from guard.runtime.base_models import COMPLETION_STOP, completion_text
 from guard.runtime.call_state import OWN_ENGINE, CallState
+from guard.runtime.decision_log import log_policy
 from guard.runtime.loop import Call
 from guard.runtime.resources import Resources, all_handlers, open_store
 from guard.runtime.sources import (
@@ -45,6 +46,7 @@ from guard.scoring.provenance import Binding
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 
 if TYPE_CHECKING:
+    from guard.audit.log import AuditLog
     from guard.review.store import Store
 
 #: Input of a call: a question, chat messages, or a prompt.
@@ -70,6 +72,7 @@ class Guard:
         handler_timeout_s: float = 10.0,
         certificate: Certificates | str | Path | None = None,
         template_options: Mapping[str, Any] | None = None,
+        audit_log: AuditLog | None = None,
     ) -> None:
         """
         Args:
@@ -87,6 +90,8 @@ class Guard:
                 an error rate; by default the file that the policy names.
             template_options: variables of the model's chat template, such as ``{"enable_thinking": False}``;
                 by default those of the calibration.
+            audit_log: gets every decision before it is carried out, such as ``store.audit_log()``. Where it
+                cannot be written, the call raises `StoreError` and gives no answer.
 
         Raises:
             ScorerMismatchError: the scorer was fitted on another model.
@@ -105,7 +110,8 @@ class Guard:
         self.policy = certified_policy(policy, certificate, fingerprint=fingerprint)
         given = as_named("handlers", handlers, HANDLERS)
         taking = all_handlers(self.policy, given, partial(self._opened, store))
-        self._resources = Resources(own, sources, taking, handler_timeout_s)
+        self._resources = Resources(own, sources, taking, handler_timeout_s, audit_log)
+        log_policy(audit_log, self.policy)
 
     @property
     def engine(self) -> Engine:
@@ -160,6 +166,7 @@ class Guard:
         handler_timeout_s: float = 10.0,
         certificate: Certificates | str | Path | None = None,
         template_options: Mapping[str, Any] | None = None,
+        audit_log: AuditLog | None = None,
     ) -> Self:
         """Load model, scorer and policy by name or path.
 
@@ -176,6 +183,7 @@ class Guard:
             handler_timeout_s: see `Guard`.
             certificate: see `Guard`.
             template_options: see `Guard`.
+            audit_log: see `Guard`.
         """
         if scorer is None and str(model) != EMBEDDED:
             raise ScorerError(
@@ -206,6 +214,7 @@ class Guard:
                 handler_timeout_s=handler_timeout_s,
                 certificate=certificate,
                 template_options=template_options,
+                audit_log=audit_log,
             )
             guard._owned.push(loaded.pop_all())
             return guard

@@ -21,6 +21,7 @@ from guard.records import Attempt, Decision, Escalation, FinishReason, Generatio
 from guard.review.handlers import NOBODY
 from guard.runtime.call_state import CallState, describe_error
 from guard.runtime.deadline import call_step
+from guard.runtime.decision_log import log_decision
 from guard.runtime.resources import Resources, escalation_step
 from guard.runtime.sources import FallbackFunction, Source, generation_step
 from guard.runtime.steps import Steps
@@ -134,6 +135,7 @@ class Call:
     def steps(self) -> Steps[Outcome]:
         """Make attempts until the policy asks for no other, then carry out its last decision."""
         yield from self.attempts()
+        yield from log_decision(self.resources.audit_log, self.state, self._case)
         self.state.check_abstention()
         delivery = NOBODY
         if to := self.state.escalate_to:

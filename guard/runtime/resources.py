@@ -15,6 +15,7 @@ from guard.runtime.sources import FallbackFunction, Source
 from guard.runtime.steps import Step
 
 if TYPE_CHECKING:
+    from guard.audit.log import AuditLog
     from guard.review.store import Store
 
 
@@ -27,12 +28,14 @@ class Resources:
         fallbacks: fallbacks by their names in the policy.
         handlers: escalation handlers by name.
         handler_timeout_s: deadline of each handler, in seconds.
+        audit_log: gets every decision; None keeps none.
     """
 
     own: Source
     fallbacks: Mapping[str, Source | FallbackFunction]
     handlers: Mapping[str, Handler]
     handler_timeout_s: float
+    audit_log: AuditLog | None = None
 
 
 def all_handlers(

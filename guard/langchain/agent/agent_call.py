@@ -17,6 +17,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from guard.audit.log import AuditLog
 from guard.errors import (
     InputError,
 )
@@ -60,6 +61,7 @@ class AgentRules:
         handlers: escalation handlers by name.
         handler_timeout_s: deadline of each handler, in seconds.
         trusted: names of the fallbacks whose answers are final without a score.
+        audit_log: gets every decision; None keeps none.
     """
 
     policy: Policy
@@ -68,6 +70,7 @@ class AgentRules:
     handlers: Mapping[str, Handler]
     handler_timeout_s: float
     trusted: frozenset[str] = frozenset()
+    audit_log: AuditLog | None = None
 
     @property
     def may_pause(self) -> bool:

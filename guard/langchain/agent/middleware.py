@@ -48,11 +48,13 @@ from guard.review.handlers import (
     as_named,
 )
 from guard.runtime.call_state import CallState
+from guard.runtime.decision_log import log_decision
 from guard.runtime.resources import all_handlers, escalation_step, open_store
 from guard.runtime.sources import missing_fallback
 from guard.runtime.steps import Step, Steps, adrive, drive
 
 if TYPE_CHECKING:
+    from guard.audit.log import AuditLog
     from guard.review.store import Store
 
 
@@ -104,6 +106,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         handlers: Mapping[str, Handler] | None = None,
         store: Store | str | Path | None = None,
         handler_timeout_s: float = 10.0,
+        audit_log: AuditLog | None = None,
     ) -> None:
         """
         Args:
@@ -117,6 +120,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
                 pass your own. ``interrupt`` is the pause, not a handler.
             store: the store of ``review``; by default in the user's data folder.
             handler_timeout_s: deadline of each handler, in seconds.
+            audit_log: gets every decision before it is carried out. Where it cannot be written, the call raises
+                `StoreError` and gives no answer.
 
         Raises:
             PolicyError: no such policy or route, it is invalid, or it has a risk guarantee, which no certificate covers
@@ -131,6 +136,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             as_named("handlers", handlers, HANDLERS),
             store,
             handler_timeout_s,
+            audit_log,
         )
         self._rules = self._settings.rules(policy, route)
 
@@ -181,6 +187,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             if call.state.released:
                 yield from result.buffer.flush()
         yield event_step(DECISION_EVENT, call.event(), _event_config(call))
+        yield from log_decision(call.rules.audit_log, call.state, call.escalation)
         delivery = yield from _delivery(call)
         return _result(call.ending(delivery))
 
@@ -339,6 +346,7 @@ class _MiddlewareSettings:
     handlers: Mapping[str, Handler]
     store: Store | str | Path | None
     handler_timeout_s: float
+    audit_log: AuditLog | None
 
     def rules(self, policy: str | Path | Policy, route: str | None) -> AgentRules:
         """Return the checked rules; errors as for `GuardMiddleware`."""
@@ -353,6 +361,7 @@ class _MiddlewareSettings:
             handlers=MappingProxyType(_all_handlers(chosen, self.handlers, self.store)),
             handler_timeout_s=self.handler_timeout_s,
             trusted=trusted_names(self.fallbacks),
+            audit_log=self.audit_log,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import coerce_to_runnable
 
+from guard.audit.log import AuditLog
 from guard.langchain.attempts.trusted_fallbacks import fallback_steps, trusted_names
 from guard.policy.policy import Calls, Policy
 from guard.records import Outcome
@@ -30,6 +31,7 @@ class ChainRules:
         handler_timeout_s: deadline of each handler, in seconds.
         output: makes the output that replaces a rejected answer; None for the policy's text.
         return_outcome: whether the caller gets a `GuardedOutcome` in place of the output.
+        audit_log: gets every decision; None keeps none.
     """
 
     runnable: Runnable[Any, Any]
@@ -41,6 +43,7 @@ class ChainRules:
     handler_timeout_s: float
     output: Callable[[Outcome], Any] | None
     return_outcome: bool
+    audit_log: AuditLog | None
 
     def fallback(self, name: str) -> Runnable[Any, Any]:
         """Return a fallback by its name in the policy.

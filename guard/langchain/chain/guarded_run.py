@@ -27,6 +27,7 @@ from guard.langchain.tracing import DECISION_EVENT, RETRACTED_EVENT, event_step,
 from guard.records import Outcome
 from guard.runtime.call_state import OWN_ENGINE
 from guard.runtime.deadline import step_within
+from guard.runtime.decision_log import log_decision
 from guard.runtime.resources import escalation_step
 from guard.runtime.steps import END, Emit, Pieces, Step, Steps, Stream
 
@@ -168,6 +169,7 @@ class GuardedRun:
     def _escalation(self) -> Steps[Outcome]:
         """Pass the case to the handlers that the policy names, if it escalates; return the outcome."""
         to, rules = self.call.state.escalate_to, self.call.rules
+        yield from log_decision(rules.audit_log, self.call.state, self.call.escalation)
         if not to:
             return self.call.outcome()
         delivery = yield escalation_step(self.call.escalation(), rules.handlers(), to, rules.handler_timeout_s)

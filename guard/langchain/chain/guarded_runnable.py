@@ -49,6 +49,7 @@ from guard.runtime.steps import adrive, adrive_stream, drive, drive_stream
 if TYPE_CHECKING:
     from langchain_core.runnables.graph import Graph
 
+    from guard.audit.log import AuditLog
     from guard.review.store import Store
 
 Scores = Literal["worst", "last"] | Mapping[str, str] | Calls
@@ -83,6 +84,8 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
     return_outcome: bool = False
     """Return a `GuardedOutcome` in place of the output."""
     handler_timeout_s: float = Field(default=10.0, gt=0)
+    audit_log: Any = Field(default=None, repr=False)
+    """Gets every decision before it is carried out; an `AuditLog`."""
     field_ids: frozenset[str] = Field(default=frozenset(), repr=False)
     """Keys of `configurable_fields`, which may resemble ``route`` and ``policy``."""
 
@@ -119,6 +122,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
             handler_timeout_s=self.handler_timeout_s,
             output=self.output,
             return_outcome=self.return_outcome,
+            audit_log=self.audit_log,
         )
 
     def _all_handlers(self) -> dict[str, Handler]:
@@ -290,6 +294,7 @@ def guarded(
     output: Callable[..., Any] | None = None,
     return_outcome: bool = False,
     handler_timeout_s: float = 10.0,
+    audit_log: AuditLog | None = None,
 ) -> GuardedRunnable[Input, Output]:
     """Guard a chain that contains a scored model (`ChatGuard`).
 
@@ -308,6 +313,8 @@ def guarded(
             text (or None), as a message if the chain's output is a message.
         return_outcome: see `GuardedRunnable.with_outcome`.
         handler_timeout_s: deadline of each handler, in seconds.
+        audit_log: gets every decision before it is carried out. Where it cannot be written, the call raises
+            `StoreError` and gives no answer.
 
     Raises:
         PolicyError: the policy is invalid, has no such route, or has a risk guarantee, which no certificate covers
@@ -336,6 +343,7 @@ def guarded(
         output=output,
         return_outcome=return_outcome,
         handler_timeout_s=handler_timeout_s,
+        audit_log=audit_log,
     )
 
 

@@ -107,8 +107,7 @@ class ChatGuard(RoutedChatModel):
     """What the model has read of a prompt is reused for prompts with the same key only; see `Prompt`."""
     template_options: dict[str, Any] | None = Field(default=None, alias="chat_template_kwargs")
     """Variables of the chat template, such as ``{"enable_thinking": False}``; by default those of the calibration.
-
-    ``chat_template_kwargs`` is the same under the name that model servers use."""
+    Model servers call them ``chat_template_kwargs``."""
     text_around_calls: TextAroundCalls = "before"
     """Where an answer may have text beside its tool calls: ``none``, ``before`` them, or ``any``. Calls with text
     elsewhere are invalid and are not carried out, since they may be examples."""
@@ -120,7 +119,8 @@ class ChatGuard(RoutedChatModel):
     fallbacks: dict[str, Any] = Field(default_factory=dict, repr=False)
     handlers: dict[str, Any] = Field(default_factory=dict, repr=False)
     store: Any = Field(default=None, repr=False)
-    """``fallbacks``, ``handlers`` and ``store`` are used by the policy's actions; see `Guard`."""
+    audit_log: Any = Field(default=None, repr=False)
+    """``fallbacks``, ``handlers``, ``store`` and ``audit_log`` are used by the policy's actions; see `Guard`."""
 
     _ready: ChatRuntime | None = PrivateAttr(default=None)
 
@@ -223,6 +223,7 @@ class ChatGuard(RoutedChatModel):
             fallbacks={**declared, **self.fallbacks},
             handlers=self.handlers,
             store=self.store,
+            audit_log=self.audit_log,
             force_scorer=not scorer.calibrated,
             template_options=self.template_options,
         )

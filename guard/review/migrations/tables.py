@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from sqlalchemy import Column, ForeignKey, SmallInteger, Table, Text
 
+from guard.audit.tables import METADATA as AUDIT_LOG
+
 METADATA = sa.MetaData()
 
 REVIEWS = Table(
@@ -169,3 +171,6 @@ ACCESS_FAILURES = Table(
     Column("tries", sa.BigInteger, nullable=False),
     Column("at", Text, nullable=False),
 )
+
+for audit_table in AUDIT_LOG.sorted_tables:
+    audit_table.to_metadata(METADATA)

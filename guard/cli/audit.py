@@ -1,0 +1,154 @@
+"""``guard audit``: sign, check, prove and export the audit log."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guard.cli.output import JsonOption, StoreOption, console, print_json
+from guard.errors import InputError
+
+if TYPE_CHECKING:
+    from guard.audit.notes import PublicKey
+    from guard.review.store import Store
+
+app = typer.Typer(
+    help="Check that nothing in the audit log was changed, and prove what is in it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+SigningKeyOption = Annotated[
+    str | None, typer.Option("--signing-key", metavar="FILE", help="What guard audit key wrote; signs the checkpoint.")
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--key", metavar="KEY", help="The verifier key, NAME+HASH+KEY, that guard audit key printed."),
+]
+
+
+@app.command("key")
+def make_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; checkpoints carry it as their origin.")],
+    *,
+    out: Annotated[str, typer.Option(metavar="FILE", help="The new file for the signing key.")],
+) -> None:
+    """Make a signing key, and print the verifier key to give to whoever checks the log."""
+    from guard.audit.notes import SigningKey
+
+    key = SigningKey.generate(name)
+    key.save(out)
+    typer.echo(str(key.public))
+
+
+@app.command()
+def checkpoint(
+    *,
+    signing_key: SigningKeyOption = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write the note to this file as well.")] = None,
+    store: StoreOption = None,
+) -> None:
+    """Record the log's size and root, and print the note. Keep a copy where the database's owner cannot change it."""
+    from guard.audit.notes import SigningKey
+    from guard.files.write_whole import write_whole
+
+    key = SigningKey.load(signing_key) if signing_key else None
+    with _opened(store) as opened:
+        note = opened.audit_log().checkpoint(key)
+    if out:
+        write_whole(Path(out), note)
+    typer.echo(note, nl=False)
+
+
+@app.command()
+def verify(
+    *,
+    key: KeyOption = None,
+    copies: Annotated[
+        list[str] | None,
+        typer.Option("--checkpoint", metavar="FILE", help="A signed checkpoint that was kept elsewhere; repeatable."),
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every entry, kept text and checkpoint. Exits with 6 if anything was changed, removed or put in."""
+    with _opened(store) as opened:
+        notes = tuple(_read(copy) for copy in copies or ())
+        found = opened.audit_log().verify(key=_public(key), copies=notes)
+    if as_json:
+        print_json({**asdict(found), "root": found.root.hex(), "ok": found.ok})
+    else:
+        out = console()
+        for problem in found.problems:
+            out.print(f"Problem: {problem}.")
+        state = "is as it was written" if found.ok else "was tampered with"
+        out.print(
+            f"The log of {found.size} entries {state}: {found.checkpoints} checkpoints ({found.signed} signed "
+            f"by the key) and {found.texts} kept texts compared."
+        )
+        if found.ok and not copies:
+            out.print("Without a checkpoint from elsewhere (--checkpoint) this does not show that nothing was cut off.")
+    if not found.ok:
+        raise typer.Exit(6)
+
+
+@app.command()
+def prove(
+    subject: Annotated[str, typer.Argument(metavar="ID", help="A decision's id, or the number of an entry.")],
+    *,
+    store: StoreOption = None,
+) -> None:
+    """Print the proof, as JSON, that entries about a decision are in the tree of the latest checkpoint."""
+    with _opened(store) as opened:
+        log = opened.audit_log()
+        numbers = [int(subject)] if subject.isdecimal() else [each.number for each in log.entries(subject=subject)]
+        if not numbers:
+            raise InputError(f"The log has no entry about '{subject}'", fix="Give a decision's id")
+        proofs = [log.prove(number) for number in numbers]
+    for proof in proofs:
+        made = asdict(proof)
+        made["checkpoint"]["root"] = proof.checkpoint.root.hex()
+        print_json(made)
+
+
+@app.command()
+def export(*, store: StoreOption = None) -> None:
+    """Print the log as JSON Lines: entries, their hashes, and what is left of salts and texts."""
+    with _opened(store) as opened:
+        for line in opened.audit_log().export():
+            print_json(json.loads(line))
+
+
+@app.command()
+def erase(
+    *,
+    before: Annotated[str, typer.Option(metavar="TIME", help="ISO 8601, such as 2026-05-01T00:00:00+00:00.")],
+    store: StoreOption = None,
+) -> None:
+    """Erase the texts and salts of older entries. Entries and proofs stay; nobody can link them to a text any more."""
+    with _opened(store) as opened:
+        count = opened.audit_log().erase(before=before)
+    typer.echo(f"Erased {count} texts and salts of entries before {before}.")
+
+
+def _opened(store: str | None) -> Store:
+    from guard.review.store import Store
+
+    return Store.open(store, create=False)
+
+
+def _public(key: str | None) -> PublicKey | None:
+    from guard.audit.notes import PublicKey
+
+    return PublicKey.parse(key) if key else None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The checkpoint '{path}' cannot be read", why=str(error)) from error
