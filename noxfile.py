@@ -18,8 +18,8 @@ nox.options.error_on_missing_interpreters = False
 OTHER_PYTHONS = ["3.12", "3.13"]
 #: Left to itself, pip takes a CUDA build of several GB.
 TORCH = "torch==2.13.0"
-EXTRAS = "smollm2,transformers,int4,calibrate,evaluate,datasets,math,langchain,plots,postgresql,serve,console,audit,grammar"
 WITHOUT_TORCH = "llama,smollm2,calibrate,evaluate,datasets,math,langchain,plots,postgresql,serve,console,audit,grammar"
+EXTRAS = f"transformers,int4,{WITHOUT_TORCH}"
 TOOLS = [name for name in nox.project.dependency_groups(nox.project.load_toml(), "dev") if not name.startswith("torch")]
 #: Each extra, and a program that uses what it brings.
 USES = {

@@ -28,11 +28,11 @@ rules:
   - abstain: {raise: true}
 """
 
-Asked = Callable[[Guard], Outcome]
+EitherWay = Callable[[Guard], Outcome]
 
 
 @pytest.fixture(params=["ask", "aask"])
-def ask(request: pytest.FixtureRequest) -> Asked:
+def ask(request: pytest.FixtureRequest) -> EitherWay:
     return (
         (lambda guard: guard.ask("why?")) if request.param == "ask" else (lambda guard: asyncio.run(guard.aask("why?")))
     )
@@ -55,7 +55,7 @@ def decisions(log: AuditLog) -> list[dict[str, Any]]:
     return [event for event in events if event["kind"] == "decision"]
 
 
-def test_an_accepted_answer_has_an_entry_without_its_text(ask: Asked, store: Store) -> None:
+def test_an_accepted_answer_has_an_entry_without_its_text(ask: EitherWay, store: Store) -> None:
     log = store.audit_log()
     outcome = ask(guarded(log, ("42", 0.1)))
     (event,) = decisions(log)
@@ -67,7 +67,7 @@ def test_an_accepted_answer_has_an_entry_without_its_text(ask: Asked, store: Sto
 
 
 @pytest.mark.parametrize(("p_wrong", "action"), [(0.1, "accept"), (0.3, "accept"), (0.7, "escalate")])
-def test_the_entry_names_the_last_decision(ask: Asked, store: Store, p_wrong: float, action: str) -> None:
+def test_the_entry_names_the_last_decision(ask: EitherWay, store: Store, p_wrong: float, action: str) -> None:
     log = store.audit_log()
     outcome = ask(guarded(log, ("first", p_wrong), ("second", 0.05)))
     (event,) = decisions(log)
@@ -75,14 +75,14 @@ def test_the_entry_names_the_last_decision(ask: Asked, store: Store, p_wrong: fl
     assert event["attempts"] == len(outcome.attempts)
 
 
-def test_a_decision_that_raises_has_an_entry(ask: Asked, store: Store) -> None:
+def test_a_decision_that_raises_has_an_entry(ask: EitherWay, store: Store) -> None:
     log = store.audit_log()
     with pytest.raises(AbstainedError):
         ask(guarded(log, ("42", 0.9)))
     assert [event["action"] for event in decisions(log)] == ["abstain"]
 
 
-def test_an_escalation_that_nobody_takes_has_an_entry(ask: Asked, store: Store) -> None:
+def test_an_escalation_that_nobody_takes_has_an_entry(ask: EitherWay, store: Store) -> None:
     def absent(case: object) -> None:
         raise RuntimeError("nobody is here")
 
@@ -94,7 +94,7 @@ def test_an_escalation_that_nobody_takes_has_an_entry(ask: Asked, store: Store) 
     assert [event["action"] for event in decisions(log)] == ["escalate"]
 
 
-def test_the_entry_comes_before_the_handlers(ask: Asked, store: Store) -> None:
+def test_the_entry_comes_before_the_handlers(ask: EitherWay, store: Store) -> None:
     log = store.audit_log()
     seen: list[int] = []
     engine = AnsweringEngine(lambda prompt, number: ("42", 0.7))
@@ -103,14 +103,14 @@ def test_the_entry_comes_before_the_handlers(ask: Asked, store: Store) -> None:
     assert seen == [1]
 
 
-def test_a_shadow_policy_is_logged_as_such(ask: Asked, store: Store) -> None:
+def test_a_shadow_policy_is_logged_as_such(ask: EitherWay, store: Store) -> None:
     log = store.audit_log()
     ask(guarded(log, ("42", 0.9), rules=RULES + "mode: shadow\n"))
     (event,) = decisions(log)
     assert (event["mode"], event["action"]) == ("shadow", "abstain")
 
 
-def test_no_answer_is_given_without_an_entry(ask: Asked, store: Store) -> None:
+def test_no_answer_is_given_without_an_entry(ask: EitherWay, store: Store) -> None:
     guard = guarded(store.audit_log(), ("42", 0.1))
     with store._database.write() as connection:
         connection.exec_driver_sql("DROP TABLE audit_texts")
@@ -129,7 +129,7 @@ def test_a_policy_has_an_entry_when_it_changes(store: Store) -> None:
     assert events[0]["policy_sha256"] == events[2]["policy_sha256"] != events[1]["policy_sha256"]
 
 
-def test_kept_texts_are_those_of_the_call(ask: Asked, store: Store) -> None:
+def test_kept_texts_are_those_of_the_call(ask: EitherWay, store: Store) -> None:
     log = store.audit_log(keep_text=True)
     ask(guarded(log, ("forty-two", 0.1)))
     opened = json.loads(list(log.export())[-1])["openings"]
@@ -137,6 +137,6 @@ def test_kept_texts_are_those_of_the_call(ask: Asked, store: Store) -> None:
     assert log.verify().ok
 
 
-def test_a_guard_without_a_log_keeps_none(ask: Asked, store: Store) -> None:
+def test_a_guard_without_a_log_keeps_none(ask: EitherWay, store: Store) -> None:
     ask(guarded(None, ("42", 0.1)))
     assert len(store.audit_log()) == 0
