@@ -42,6 +42,9 @@ START_SHARE, START_RANK = 0.03, 3
 #: ... and where this many of them may be wrong, unless that accepts more than the second share.
 START_ERRORS, START_SHARE_OF_ERRORS = 4, 0.1
 
+#: A threshold is this much larger than the score where it is placed: more than rounding, less than scores differ by.
+ABOVE_TIES = 1 + 1e-9
+
 #: Step size of the search for the smallest risk that could be certified.
 RISK_STEP = 0.005
 #: Fewest rows for a certificate: half of them make the grid.
@@ -268,12 +271,14 @@ def grid(scores: Doubles, n: int, risk: float, confidence: float, ceiling: float
         risk, confidence, ceiling: as for `find_threshold`.
 
     Returns:
-        Thresholds, shape (thresholds,), rising: quantiles of the scores, interpolated in log-odds.
+        Thresholds, shape (thresholds,), rising: quantiles of the scores, interpolated in log-odds, and a trifle more,
+        so that they accept the answers with this very score. Many may have it.
     """
     counts = list(_expected_counts(n, len(scores), risk, confidence))
     log_odds = _log_odds(np.sort(scores))
     ranks = np.array(counts) / n * (len(scores) + 1) - 1
-    thresholds = 1 / (1 + np.exp(-np.interp(ranks, np.arange(len(scores)), log_odds)))
+    quantiles = 1 / (1 + np.exp(-np.interp(ranks, np.arange(len(scores)), log_odds)))
+    thresholds = np.minimum(quantiles * ABOVE_TIES, 1.0)
     below = thresholds[thresholds < ceiling]
     if len(below) < len(thresholds):  # the laxest threshold below the ceiling
         below = np.append(below, np.nextafter(ceiling, 0.0))

@@ -25,7 +25,7 @@ from guard.errors import InputError
 from guard.files.output_file import check_writable, choose_journal
 from guard.policy.certificate import Certificate, Certificates, load_certificates
 from guard.policy.document import RiskGuarantee
-from guard.policy.guarantee import ceiling, find_guarantee, trial_policy, where
+from guard.policy.guarantee import ceiling, find_guarantee, is_seeded, trial_policy, where
 from guard.policy.policy import Policy, load_policy
 from guard.runtime.guard import Guard
 from guard.runtime.sources import FallbackFunction, Source
@@ -169,6 +169,7 @@ def certify(
         fingerprint=fingerprint,
         data=data_sets(sources, labels),
         deterministic=deterministic,
+        seeded=is_seeded(chosen.plan(route)),
         created_by=f"guard {version('ilis-guard')}",
     )
     before.with_one(certificate).save(out)

@@ -7,9 +7,11 @@ fitted; 4 an engine failed or a package is missing; 5 deadline or cancelled; 6 s
 
 from __future__ import annotations
 
+import _thread
 import io
 import sys
-from typing import Annotated
+import threading
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +27,9 @@ from guard.cli.record import record
 from guard.cli.score import score
 from guard.cli.serve import serve
 from guard.errors import GuardError
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 __all__ = ["app", "main"]
 
@@ -70,6 +75,7 @@ def main() -> None:
     """Run the command line; every guard error becomes one message and its documented exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a letter shows its code
         sys.stdout.reconfigure(errors="backslashreplace")
+    sys.unraisablehook = _raise_interrupts_again
     try:
         app()
     except GuardError as error:
@@ -78,3 +84,12 @@ def main() -> None:
         sys.exit(130)
     except Exception:  # noqa: BLE001 - its text may be anybody's; Python would print it raw
         fail_unexpectedly()
+
+
+def _raise_interrupts_again(dropped: UnraisableHookArgs) -> None:
+    """Raise Ctrl-C again where Python has dropped it, since it came while a library's object was freed."""
+    if isinstance(dropped.exc_value, KeyboardInterrupt):
+        # Later and from another thread: raised in this hook it would be dropped again.
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(dropped)

@@ -266,7 +266,9 @@ def _chosen(store: Store, name: str, verb: str, *, yes: bool) -> Review:
     review = store.review(name)
     if sys.stdin.isatty() and not yes:
         console().print(short_case_table(review))
-        if not typer.confirm(f"{verb} it?"):
+        with _interruptible():
+            confirmed = typer.confirm(f"{verb} it?")
+        if not confirmed:
             raise typer.Exit(1)
     elif len(name.strip()) < ID_LENGTH:
         raise ReviewError(
@@ -280,8 +282,20 @@ def _chosen(store: Store, name: str, verb: str, *, yes: bool) -> Review:
 def _asked_for_draft() -> str:
     draft = ""
     while draft not in _DRAFTS:
-        draft = typer.prompt("Was the model's own answer right or wrong?").strip().lower()
+        with _interruptible():
+            draft = typer.prompt("Was the model's own answer right or wrong?").strip().lower()
     return draft
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C at a prompt end the command as anywhere else; typer makes an end of input of it, exit code 1."""
+    try:
+        yield
+    except typer.Abort as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _report(review: Review, *, as_json: bool) -> None:

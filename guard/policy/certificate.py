@@ -102,6 +102,8 @@ class Certificate(_CertificatePart):
         seed: seed of the rows that make the grid.
         deterministic: whether the model answered each request alone, from an empty cache. If not, the requests that
             a score shares a pass with move it by rounding, in the trials as in use.
+        seeded: whether each retry that samples has a seed. If not, retries draw other answers at each run, in the
+            trials as in use: the guarantee holds, but the same run gives another certificate.
         created_by: the guard version.
     """
 
@@ -122,6 +124,7 @@ class Certificate(_CertificatePart):
     fingerprint: Fingerprint
     data: Annotated[list[DataSet], FailFast(), Field(max_length=1000)]
     deterministic: bool
+    seeded: bool
     created_by: str
 
     @model_validator(mode="after")
@@ -145,12 +148,14 @@ class Certificate(_CertificatePart):
         return RiskGuarantee(self.risk, self.confidence)
 
     def explain(self) -> str:
-        """Return the risk guarantee in one sentence."""
+        """Return the risk guarantee in one sentence, and in a second what another run would change, if anything."""
         of = "" if self.fingerprint.score == "guard" else f" (score {self.fingerprint.score})"
+        unseeded = " Retries without a seed draw other answers at each run, so another run gives another certificate."
         return (
             f"Of the answers with p_wrong{of} below {self.threshold:.4g}, {percent(self.coverage)} of all, at most "
             f"{percent(self.risk)} are wrong, with confidence {percent(self.confidence)} "
             f"({self.errors} of {self.accepted} in {self.n:,} fresh labels; bound {percent(self.bound)})."
+            f"{'' if self.seeded else unseeded}"
         )
 
 

@@ -58,6 +58,12 @@ def asks_again(plan: RoutePlan) -> bool:
     return bool(find_fallbacks(plan)) or any(isinstance(rule.settings, Retry) for rule in plan.all_rules)
 
 
+def is_seeded(plan: RoutePlan) -> bool:
+    """Return whether each retry of a plan that samples has a seed, so that it gives the same answer at each run."""
+    retries = (rule.settings for rule in plan.all_rules if isinstance(rule.settings, Retry))
+    return all(each.seed is not None or each.sampling(1).is_greedy for each in retries)
+
+
 def procedure_sha256(policy: Policy, route: str | None) -> str:
     """Return a digest of all that decides which answers a route releases, except its risk guarantee and threshold.
 

@@ -314,6 +314,51 @@ def test_few_labels_do_not_show_that_no_number_would_do() -> None:
     assert "No number" not in result.explain()
 
 
+@pytest.mark.parametrize("score", [0.0, 1e-13, 0.3, 0.999])
+def test_where_all_scores_are_equal_the_estimate_is_true(score: float) -> None:
+    """A threshold just above the one score accepts everything: it is certified where the error rate is low enough."""
+    wrong = np.arange(100) < 2
+    refused = find_threshold(Trials.from_scores(np.full(100, score), wrong), risk=0.05, confidence=0.9)
+    assert isinstance(refused, NotCertifiable)
+    assert refused.labels_needed is not None
+    assert "would likely pass" in refused.explain()
+    certified = 0
+    for seed in range(40):
+        more = np.random.default_rng(seed).random(refused.labels_needed) < 0.02
+        found = find_threshold(Trials.from_scores(np.full(len(more), score), more), risk=0.05, confidence=0.9)
+        if isinstance(found, Certified):
+            certified += 1
+            assert (found.accepted, found.coverage) == (found.n, 1.0)
+    assert certified >= 28, "80 % of the sets, less what chance takes"
+
+
+def test_scores_of_1_are_never_accepted_and_no_number_is_promised() -> None:
+    result = find_threshold(Trials.from_scores(np.ones(400), np.zeros(400, np.bool_)), risk=0.05, confidence=0.9)
+    assert isinstance(result, NotCertifiable)
+    assert (result.labels_needed, result.possible_risk) == (None, None)
+    assert "would likely" not in result.explain()
+
+
+def test_a_threshold_accepts_the_answers_that_share_the_score_where_it_is_placed() -> None:
+    """Two scores: the guarantee is met at the lower one, which half of the answers have."""
+    rng = np.random.default_rng(0)
+    scores = rng.choice([0.2, 0.6], 1000)
+    wrong = rng.random(1000) < np.where(scores < 0.5, 0.01, 0.4)
+    found = find_threshold(Trials.from_scores(scores, wrong), risk=0.05, confidence=0.9)
+    assert isinstance(found, Certified)
+    assert 0.2 < found.threshold < 0.6
+    assert found.accepted > 400
+
+
+def test_with_tied_scores_the_guarantee_is_violated_as_rarely_as_stated() -> None:
+    violated = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        tied = Trials.from_scores(rng.choice([0.1, 0.2, 0.3], 300), rng.random(300) < 0.055)
+        violated += isinstance(find_threshold(tied, risk=0.05, confidence=0.9, estimate=False), Certified)
+    assert violated <= binom.ppf(0.9999, 400, 0.1)
+
+
 @pytest.mark.parametrize(("errors", "accepted"), [(0, 10), (1, 19), (5, 50), (10, 10)])
 def test_the_lower_bound_is_scipys(errors: int, accepted: int) -> None:
     beta = pytest.importorskip("scipy.stats").beta

@@ -23,7 +23,7 @@ from guard.policy.certificate import (
     parse_certificates,
 )
 from guard.policy.explanation import explain
-from guard.policy.guarantee import guarantees, procedure_sha256, trial_policy
+from guard.policy.guarantee import guarantees, is_seeded, procedure_sha256, trial_policy
 from guard.policy.policy import (
     InvalidPolicyError,
     builtin_policies,
@@ -302,6 +302,28 @@ def test_a_certificate_explains_itself() -> None:
         "Of the answers with p_wrong below 0.25, 40 % of all, at most 5 % are wrong, with confidence 90 % "
         "(0 of 400 in 1,000 fresh labels; bound 0.574 %)."
     )
+
+
+@pytest.mark.parametrize(
+    ("retry", "seeded"),
+    [
+        ("temperature: 0.7", False),
+        ("temperature: 0.7, seed: 3", True),
+        ("temperature: 0, instruction: Think.", True),
+        ("instruction: Think.", False),
+    ],
+)
+def test_a_certificate_says_whether_its_retries_are_random(retry: str, seeded: bool) -> None:
+    made = policy(f"rules:\n{GUARANTEE}\n  - retry: {{below: 0.6, {retry}}}\n  - abstain\n")
+    assert is_seeded(made.plan()) is seeded
+    explained = certificate(made, seeded=seeded).explain()
+    assert ("another run gives another certificate" in explained) is not seeded
+
+
+def test_retries_on_errors_and_defects_count_as_well() -> None:
+    rules = f"rules:\n{GUARANTEE}\n  - abstain\n"
+    assert is_seeded(policy(rules).plan())
+    assert not is_seeded(policy(f"{rules}truncated: {{retry: {{max_tokens: 200}}}}\n").plan())
 
 
 def changed(**values: Any) -> bytes:

@@ -54,6 +54,7 @@ def certificate(of: Policy, *, route: str | None = None, guard: Guard | None = N
         "fingerprint": made.fingerprint(of, route),
         "data": [DataSet(name="fresh", sha256="d" * 64, rows=1100, wrong=300)],
         "deterministic": False,
+        "seeded": True,
         "created_by": "guard 0.1.0",
     }
     return Certificate(**{**fields, **changes})
