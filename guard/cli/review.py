@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-import shlex
-import subprocess
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -19,7 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from guard.checked import checked_choice
+from guard.cli import review_work
 from guard.cli.output import JsonOption, StoreOption, console, print_json
+from guard.cli.review_options import (
+    DRAFTS,
+    NoteOption,
+    ReviewArgument,
+    ReviewerOption,
+    RouteOption,
+    YesOption,
+    ask_for_draft,
+    edit_in_editor,
+    interruptible,
+    open_store,
+    reviewer_name,
+)
 from guard.cli.review_tables import (
     attempts_table,
     case_table,
@@ -42,16 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_DRAFTS = ("right", "wrong")
 _STATUSES = ("pending", "approved", "edited", "rejected", "all")
-
-ReviewArgument = Annotated[str, typer.Argument(metavar="ID", help="The review's id, or the decision id.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Decide without confirmation; needs the whole id.")]
-ReviewerOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Name of the reviewer; by default your login name.")
-]
-NoteOption = Annotated[str | None, typer.Option(metavar="TEXT", help="Note to store with the decision.")]
-RouteOption = Annotated[str | None, typer.Option(metavar="ROUTE", help="Only this route.")]
 
 
 @app.command("list")
@@ -71,7 +70,7 @@ def list_reviews(
     from guard.review.pages import CaseFilter, counted
 
     only = None if status == "all" else status
-    with _opened(store) as reviews:
+    with open_store(store) as reviews:
         found = reviews.reviews(status=only, route=route, limit=limit)
         total = reviews.count(CaseFilter(status=only, route=route))
     if as_json:
@@ -91,7 +90,7 @@ def show(name: ReviewArgument, *, store: StoreOption = None, as_json: JsonOption
 
     The first four characters of an id are enough if no other id begins with them.
     """
-    with _opened(store) as reviews:
+    with open_store(store) as reviews:
         review = reviews.review(name)
         history, repeats = reviews.history(review.id), reviews.repeats(review.id)
     if as_json:
@@ -115,8 +114,8 @@ def approve(
     as_json: JsonOption = False,
 ) -> None:
     """Approve the model's answer."""
-    by = _reviewer(reviewer)
-    with _opened(store) as reviews:
+    by = reviewer_name(reviewer)
+    with open_store(store) as reviews:
         chosen = _chosen(reviews, name, "Approve", yes=yes or as_json)
         review = reviews.approve(chosen.id, reviewer=by, note=note)
     _report(review, as_json=as_json)
@@ -140,14 +139,14 @@ def edit(
     as_json: JsonOption = False,
 ) -> None:
     """Replace the model's answer with a better one, and label the model's as right or wrong."""
-    by = _reviewer(reviewer)
+    by = reviewer_name(reviewer)
     if draft is not None:
-        checked_choice("--draft", draft, _DRAFTS)
-    with _opened(store) as reviews:
+        checked_choice("--draft", draft, DRAFTS)
+    with open_store(store) as reviews:
         chosen = _chosen(reviews, name, "Edit", yes=yes or as_json)
         if draft is None and chosen.answer is not None and _someone_is_there(as_json):
-            draft = _asked_for_draft()
-        better = answer if answer is not None else _from_editor(chosen.answer or "")
+            draft = ask_for_draft()
+        better = answer if answer is not None else edit_in_editor(chosen.answer or "")
         label = cast("Draft | None", draft)
         review = reviews.edit(chosen.id, answer=better, draft=label, reviewer=by, note=note)
     _report(review, as_json=as_json)
@@ -165,8 +164,8 @@ def reject(
     as_json: JsonOption = False,
 ) -> None:
     """Reject the model's answer as wrong."""
-    by = _reviewer(reviewer)
-    with _opened(store) as reviews:
+    by = reviewer_name(reviewer)
+    with open_store(store) as reviews:
         chosen = _chosen(reviews, name, "Reject", yes=yes or as_json)
         review = reviews.reject(chosen.id, reviewer=by, note=note, answer=answer)
     _report(review, as_json=as_json)
@@ -184,7 +183,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write decided reviews as labelled JSON Lines, for `guard calibrate`. Only you can read the file."""
-    with _opened(store) as reviews:
+    with open_store(store) as reviews:
         rows = reviews.labelled(route=route, model=model)
         if out is None:
             for row in rows:
@@ -202,42 +201,13 @@ def export(
         console().print(shown(one_line(line), "yellow"), soft_wrap=True)
 
 
+app.command("next")(review_work.take_next)
+for command in (review_work.claim, review_work.release, review_work.skip, review_work.assign, review_work.undo):
+    app.command()(command)
+app.command()(review_work.stats)
+
+
 # -- helpers of the commands -------------------------------------------------------------------
-
-
-@contextmanager
-def _opened(url: str | None) -> Iterator[Store]:
-    from guard.review.store import Store
-
-    # A missing store that is named here is a mistake; the user's default store may not exist yet.
-    with Store.open(url, create=url is None) as store:
-        yield store
-
-
-def _reviewer(name: str | None) -> str:
-    if name is not None:
-        return name
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # no such user, as in some containers
-        raise InputError("The login name is unknown", fix="Give your name with --reviewer") from None
-
-
-def _from_editor(text: str) -> str:
-    """Let the user edit a text in an editor; only the user can read the file, which is removed afterwards."""
-    if not sys.stdin.isatty():
-        raise InputError("The edited answer is missing", fix="Give it with --answer")
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-    with tempfile.TemporaryDirectory(prefix="guard-review-") as folder:
-        path = Path(folder) / "answer.txt"
-        path.write_text(text, encoding="utf-8")
-        try:
-            subprocess.run([*shlex.split(editor), str(path)], check=True)
-            return path.read_text(encoding="utf-8").rstrip("\n")
-        except (OSError, ValueError, subprocess.CalledProcessError) as error:
-            raise InputError(
-                f"The editor '{editor}' failed", why=str(error), fix="Set EDITOR, or give --answer"
-            ) from error
 
 
 def _write_lines(rows: Iterable[dict[str, Any]], out: Path) -> Counter[str]:
@@ -266,7 +236,7 @@ def _chosen(store: Store, name: str, verb: str, *, yes: bool) -> Review:
     review = store.review(name)
     if sys.stdin.isatty() and not yes:
         console().print(short_case_table(review))
-        with _interruptible():
+        with interruptible():
             confirmed = typer.confirm(f"{verb} it?")
         if not confirmed:
             raise typer.Exit(1)
@@ -279,30 +249,15 @@ def _chosen(store: Store, name: str, verb: str, *, yes: bool) -> Review:
     return review
 
 
-def _asked_for_draft() -> str:
-    draft = ""
-    while draft not in _DRAFTS:
-        with _interruptible():
-            draft = typer.prompt("Was the model's own answer right or wrong?").strip().lower()
-    return draft
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C at a prompt end the command as anywhere else; typer makes an end of input of it, exit code 1."""
-    try:
-        yield
-    except typer.Abort as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
-
-
 def _report(review: Review, *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(review))
         return
-    console().print(shown(f"{review.id} {review.status} by {review.reviewer}"), soft_wrap=True)
+    done = "has one opinion; a second is wanted" if review.opinions == 1 else "has two that differ; a third decides"
+    says = done if review.reviewer is None else f"{review.status} by {review.reviewer}"
+    console().print(
+        shown(f"{review.id} {says}. To undo it within ten seconds: guard review undo {review.id}"), soft_wrap=True
+    )
     case = shown(one_line(f"{review.question} -> {describe_answer(review)}"), "dim")
     case.truncate(console().width, overflow="ellipsis")
     console().print(case)

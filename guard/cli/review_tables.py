@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from guard.records import Prompt
+    from guard.review.stats import QueueStats
     from guard.review.store import Repeat, Review, ReviewEvent
 
 #: Seconds of each unit of an age, largest first.
@@ -68,9 +69,33 @@ def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
             ("p(wrong)", _probability(review.p_wrong)),
             ("scores", _scores(review)),
             ("rule", f"{review.rule}: {review.reason}"),
+            ("due", _due(review)),
+            ("reviewers", _reviewers(review)),
             ("metadata", _as_json(review.metadata) if review.metadata else None),
         ]
     )
+
+
+def _due(review: Review) -> str | None:
+    """Return when a case is due and what comes after, with a priority that is not the usual one."""
+    priority = "" if review.priority == "normal" else f"{review.priority} priority"
+    if review.due_at is None:
+        return priority or None
+    gets = "no answer" if review.late is None or review.late.text is None else f"'{review.late.text}'"
+    return f"{when(review.due_at)}, then the caller gets {gets}" + (f"; {priority}" if priority else "")
+
+
+def _reviewers(review: Review) -> str | None:
+    """Return who has the case, and whether it wants another opinion."""
+    holder = review.holder(datetime.now(UTC).isoformat(timespec="microseconds"))
+    wants = {0: "two opinions are wanted", 1: "a second opinion is wanted"}.get(review.opinions, "")
+    parts = [
+        f"claimed by {holder} until {when(str(review.claimed_until))}" if holder else "",
+        f"assigned to {review.assigned_to}" if review.assigned_to else "",
+        "two opinions differ: a third person decides" if review.disputed else "",
+        wants if review.reviews_wanted > 1 and review.status == "pending" and not review.disputed else "",
+    ]
+    return "; ".join(part for part in parts if part) or None
 
 
 def short_case_table(review: Review) -> Table:
@@ -175,3 +200,49 @@ def _fields(pairs: Iterable[tuple[str, str | None]]) -> Table:
         if value is not None:
             table.add_row(shown(one_line(name)), shown(value))
     return table
+
+
+def stats_tables(figures: QueueStats) -> list[Table]:
+    """Return the queue in figures: what waits, who decides how much, how far people agree."""
+    tables = [_fields(_waiting(figures))]
+    if figures.by_reviewer:
+        tables.append(_reviewers_table(figures))
+    if figures.shared:
+        tables.append(_fields(_agreement(figures)))
+    return tables
+
+
+def _waiting(figures: QueueStats) -> list[tuple[str, str | None]]:
+    waiting = figures.by_status.get("pending", 0)
+    decided = sum(count for status, count in figures.by_status.items() if status != "pending")
+    oldest = f", the oldest for {age(figures.oldest)}" if figures.oldest else ""
+    states = f"{figures.claimed} claimed, {figures.late} late, {figures.disputed} disputed"
+    return [("waiting", f"{waiting}{oldest} ({states})"), ("decided", str(decided))]
+
+
+def _reviewers_table(figures: QueueStats) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    kinds = ("approved", "edited", "rejected", "opinion", "skipped")
+    table = Table(title="reviewers", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("name", no_wrap=True, max_width=24, overflow="ellipsis")
+    for kind in kinds:
+        table.add_column(kind, no_wrap=True, justify="right")
+    for name, counts in figures.by_reviewer.items():
+        table.add_row(shown(one_line(name)), *(str(counts.get(kind, 0)) for kind in kinds))
+    return table
+
+
+def _agreement(figures: QueueStats) -> list[tuple[str, str | None]]:
+    few = "too few cases to say"
+    pairs = [
+        (
+            " and ".join(each.reviewers),
+            f"{each.cases} cases, Cohen's kappa {few if each.kappa is None else f'{each.kappa:.2f}'}",
+        )
+        for each in figures.agreements
+    ]
+    alpha = few if figures.alpha is None else f"{figures.alpha:.2f}"
+    pairs.insert(0, ("agreement", f"{figures.shared} cases with two opinions, Krippendorff's alpha {alpha}"))
+    return [(name, text) for name, text in pairs]

@@ -37,6 +37,7 @@ from guard.review.records import (
     to_row,
 )
 from guard.review.results import ReviewResult, Waiting
+from guard.review.stats import QueueStats, read_stats
 from guard.review.verdicts import Opinion
 
 __all__ = [
@@ -200,6 +201,11 @@ class Store:
         """
         with self._database.read() as connection:
             return pages.read_count(connection, chosen, self._database.now(connection))
+
+    def stats(self) -> QueueStats:
+        """Return the queue in figures: what waits, who decides how much, and how far people agree."""
+        with self._database.read() as connection:
+            return read_stats(connection, self._database.now(connection))
 
     def review(self, name: str) -> Review:
         """Return one review by its id, an unambiguous beginning of it, or its decision id.

@@ -164,7 +164,10 @@ def test_answers_cannot_steer_the_terminal(shell: Shell, store: Store, subcomman
 
 
 def test_approve_by_the_login_name(shell: Shell, store: Store, case: Review) -> None:
-    assert shell("approve", case.id).splitlines() == [f"{case.id} approved by ann", "Question 1? -> Lyon"]
+    assert shell("approve", case.id).splitlines() == [
+        f"{case.id} approved by ann. To undo it within ten seconds: guard review undo {case.id}",
+        "Question 1? -> Lyon",
+    ]
     review = store.review(case.id)
     assert (review.status, review.final_answer, review.reviewer) == (ReviewStatus.APPROVED, "Lyon", "ann")
 

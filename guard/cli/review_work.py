@@ -1,0 +1,201 @@
+"""``guard review`` for people who work through the queue: next, claim, release, skip, assign, undo, stats."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guard.cli.output import JsonOption, StoreOption, console, print_json
+from guard.cli.review_options import (
+    NoteOption,
+    ReviewArgument,
+    ReviewerOption,
+    RouteOption,
+    ask_for_draft,
+    edit_in_editor,
+    interruptible,
+    open_store,
+    reviewer_name,
+)
+from guard.cli.review_tables import attempts_table, case_table, stats_tables
+from guard.cli.terminal import say
+from guard.errors import ReviewError
+
+if TYPE_CHECKING:
+    from guard.review.store import Review, Store
+
+MinutesOption = Annotated[float, typer.Option("--minutes", metavar="N", help="Keep the case for this long.")]
+
+_KEYS = "[a]pprove  [e]dit  [r]eject  [s]kip  [n]ote  [u]ndo the last one  [q]uit: "
+
+
+def take_next(
+    *,
+    route: RouteOption = None,
+    reviewer: ReviewerOption = None,
+    minutes: MinutesOption = 10.0,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take the next case and show it; on a terminal, decide it by key and go on to the one after it.
+
+    Nobody else gets the case until the time is up or you release it. What waits longest by priority and due time comes
+    first; cases that you have skipped are left out. In scripts, decide with guard review approve, edit or reject.
+    """
+    who = reviewer_name(reviewer)
+    with open_store(store) as reviews:
+        while (case := reviews.claim_next(reviewer=who, route=route, lease_s=60 * minutes)) is not None:
+            if as_json:
+                print_json(asdict(case))
+                return
+            console().print(case_table(case, reviews.repeats(case.id)))
+            if case.attempts:
+                console().print(attempts_table(case))
+            if not sys.stdin.isatty():
+                say(f"It is yours until {case.claimed_until}. Decide: guard review approve {case.id}")
+                return
+            if not _decide_by_key(reviews, case, who):
+                reviews.release(case.id, reviewer=who)
+                return
+    if as_json:
+        print_json(None)
+    else:
+        say("No case waits for you.")
+
+
+def claim(
+    name: ReviewArgument,
+    *,
+    reviewer: ReviewerOption = None,
+    minutes: MinutesOption = 10.0,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a case, or keep it for longer; nobody else gets it until the time is up."""
+    who = reviewer_name(reviewer)
+    _done(store, lambda reviews: reviews.claim(name, reviewer=who, lease_s=60 * minutes), as_json, f"claimed by {who}")
+
+
+def release(
+    name: ReviewArgument, *, reviewer: ReviewerOption = None, store: StoreOption = None, as_json: JsonOption = False
+) -> None:
+    """Give a case back."""
+    who = reviewer_name(reviewer)
+    _done(store, lambda reviews: reviews.release(name, reviewer=who), as_json, "is free")
+
+
+def skip(
+    name: ReviewArgument,
+    *,
+    reviewer: ReviewerOption = None,
+    note: NoteOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Leave a case to others; guard review next does not offer it to you again."""
+    who = reviewer_name(reviewer)
+    _done(store, lambda reviews: reviews.skip(name, reviewer=who, note=note), as_json, f"skipped by {who}")
+
+
+def assign(
+    name: ReviewArgument,
+    *,
+    to: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who may take it; without this, everybody may again.")
+    ] = None,
+    reviewer: ReviewerOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reserve a case for one person, ending any claim."""
+    who = reviewer_name(reviewer)
+    says = "is for everybody" if to is None else f"is for {to}"
+    _done(store, lambda reviews: reviews.assign(name, to=to, by=who), as_json, says)
+
+
+def undo(
+    name: ReviewArgument, *, reviewer: ReviewerOption = None, store: StoreOption = None, as_json: JsonOption = False
+) -> None:
+    """Take back your decision of the last ten seconds; the case is yours again."""
+    who = reviewer_name(reviewer)
+    _done(store, lambda reviews: reviews.undo(name, reviewer=who), as_json, "is undecided again, and yours")
+
+
+def stats(*, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Show how much waits, who has decided how much, and how far reviewers agree."""
+    with open_store(store) as reviews:
+        figures = reviews.stats()
+    if as_json:
+        print_json(asdict(figures))
+        return
+    for table in stats_tables(figures):
+        console().print(table)
+
+
+def _done(store: str | None, work: Callable[[Store], Review], as_json: bool, says: str) -> None:
+    with open_store(store) as reviews:
+        review = work(reviews)
+    if as_json:
+        print_json(asdict(review))
+    else:
+        say(f"{review.id} {says}")
+
+
+# -- by key ------------------------------------------------------------------------------------
+
+
+def _decide_by_key(reviews: Store, case: Review, who: str) -> bool:
+    """Let the reviewer decide one case; return whether they go on to the next."""
+    note: str | None = None
+    while True:
+        with interruptible():
+            key = typer.prompt(_KEYS, prompt_suffix="").strip().lower()[:1]
+            if key == "n":
+                note = typer.prompt("Note")
+        if key == "q":
+            return False
+        if key == "n":
+            continue
+        try:
+            if _carry_out(key, reviews, case, who, note):
+                return True
+        except ReviewError as error:
+            say(str(error))
+
+
+def _carry_out(key: str, reviews: Store, case: Review, who: str, note: str | None) -> bool:
+    """Do what a key says; return whether the case is dealt with."""
+    match key:
+        case "a":
+            reviews.approve(case.id, reviewer=who, note=note)
+        case "e":
+            answer = edit_in_editor(case.answer or "")
+            draft = ask_for_draft() if case.answer is not None else None
+            reviews.edit(case.id, answer=answer, draft=draft, reviewer=who, note=note)
+        case "r":
+            reviews.reject(case.id, reviewer=who, note=note)
+        case "s":
+            reviews.skip(case.id, reviewer=who, note=note)
+        case "u":
+            return _undo_last(reviews, case, who)
+        case _:
+            return False
+    say(f"{case.id}: done. u takes a decision back for ten seconds.")
+    return True
+
+
+def _undo_last(reviews: Store, case: Review, who: str) -> bool:
+    """Undo the reviewer's newest decision, and leave the present case for it."""
+    from guard.review.pages import CaseFilter
+
+    last = reviews.page(CaseFilter(decided_by=who), order="decided", limit=1).reviews
+    if not last:
+        raise ReviewError(f"{who} has decided nothing yet")
+    reviews.undo(last[0].id, reviewer=who)
+    reviews.release(case.id, reviewer=who)
+    say(f"{last[0].id} is undecided again.")
+    return True
