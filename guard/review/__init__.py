@@ -12,7 +12,10 @@ from guard._faces import lazy_face
 
 if TYPE_CHECKING:
     from guard.review.handlers import (
+        Decide,
+        PersonAnswer,
         ReviewQueue,
+        WaitingQueue,
         log_handler,
     )
     from guard.review.pages import (
@@ -30,14 +33,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaseFilter",
+    "Decide",
     "Opinion",
     "Page",
+    "PersonAnswer",
     "Review",
     "ReviewEvent",
     "ReviewQueue",
     "ReviewResult",
     "ReviewStatus",
     "Store",
+    "WaitingQueue",
     "log_handler",
 ]
 
@@ -45,7 +51,10 @@ __getattr__, __dir__ = lazy_face(
     __name__,
     {
         "handlers": (
+            "Decide",
+            "PersonAnswer",
             "ReviewQueue",
+            "WaitingQueue",
             "log_handler",
         ),
         "pages": (

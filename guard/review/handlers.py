@@ -31,6 +31,24 @@ _log = logging.getLogger("guard.review.handlers")
 
 
 @dataclass(frozen=True, slots=True)
+class PersonAnswer:
+    """A person's answer, which the caller gets in place of the model's: what `Decide` and `WaitingQueue` hand back.
+
+    Attributes:
+        text: the answer; None where there is none.
+        by: whose it is; None where unknown.
+        review_id: the case in the review queue; None where it is in none.
+    """
+
+    text: str | None
+    by: str | None = None
+    review_id: str | None = None
+
+    def __str__(self) -> str:
+        return self.review_id or "answered"
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """Who took a case.
 
@@ -44,6 +62,11 @@ class Delivery:
     delivered: tuple[str, ...]
     errors: tuple[str, ...]
     receipts: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def answer(self) -> PersonAnswer | None:
+        """The first answer of a person among the receipts, or None."""
+        return next((each for each in self.receipts.values() if isinstance(each, PersonAnswer)), None)
 
 
 #: The delivery of a case that no handler gets.
@@ -89,6 +112,69 @@ class ReviewQueue:
             StoreError: it could not be written.
         """
         return self.store.add(escalation).id
+
+
+@dataclass(frozen=True)
+class WaitingQueue:
+    """The handler that keeps a case for people, and waits for their decision: the caller gets the person's answer.
+
+    Give it under the name that the policy uses, with a ``handler_timeout_s`` above ``timeout_s``. Nothing is generated
+    again: a call that is cut off asks later, by its decision id (`guard.review.store.Store.result`).
+
+    Attributes:
+        store: where the cases are kept; it stays the caller's to close.
+        timeout_s: seconds to wait for a decision; then the receipt is the review's id, and the caller gets the
+            policy's reply. A case that becomes late meanwhile gives what the policy says of late ones.
+
+    Examples:
+        >>> from guard.review import WaitingQueue
+        >>> WaitingQueue(store=None, timeout_s=600.0).timeout_s  # handlers={"review": WaitingQueue(store, 600.0)}
+        600.0
+    """
+
+    store: Store
+    timeout_s: float
+
+    async def __call__(self, escalation: Escalation) -> PersonAnswer | str:
+        """Keep a case and wait; return the person's answer, or the review's id where nobody decided in time.
+
+        Raises:
+            StoreError: the case could not be written.
+        """
+        review = await asyncio.to_thread(self.store.add, escalation)
+        result = await self.store.wait_async(escalation.decision_id, timeout_s=self.timeout_s)
+        return PersonAnswer(result.answer, result.reviewer, review.id) if result.is_ready else review.id
+
+
+@dataclass(frozen=True)
+class Decide:
+    """The handler whose return value is the caller's answer: ask the pharmacist now.
+
+    Attributes:
+        function: takes one case, plain or ``async``; a text is the answer, None means that there is none.
+        by: whose answers these are.
+
+    Examples:
+        >>> from guard.review import Decide
+        >>> Decide(lambda case: "Ask your doctor.", by="pharmacist").by  # handlers={"pharmacist": Decide(...)}
+        'pharmacist'
+    """
+
+    function: Handler
+    by: str | None = None
+
+    async def __call__(self, escalation: Escalation) -> PersonAnswer:
+        """Ask, and return the answer.
+
+        Raises:
+            InputError: the function gave something else than a text or None.
+        """
+        plain = not _is_async(self.function)
+        answer = await asyncio.to_thread(self.function, escalation) if plain else self.function(escalation)
+        text = await answer if inspect.isawaitable(answer) else answer
+        if text is not None and not isinstance(text, str):
+            raise InputError(f"A decision must be a text or None, got a {type(text).__name__}")
+        return PersonAnswer(text, self.by)
 
 
 def check_handlers(names: Iterable[str], handlers: Mapping[str, Handler]) -> None:

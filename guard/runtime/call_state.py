@@ -222,6 +222,10 @@ class CallState:
                 return text
         return None
 
+    def reply_after(self, delivery: Delivery) -> str | None:
+        """Return what the caller gets in place of the model's answer: a person's, where one has answered already."""
+        return delivery.answer.text if delivery.answer else self.reply
+
     def check_abstention(self) -> None:
         """Raise AbstainedError if the policy abstains by raising."""
         decision = self.decision
@@ -242,7 +246,7 @@ class CallState:
         """
         last, decision = self.attempts[-1], self.decision
         return Outcome(
-            answer=last.answer if self.released else self.reply,
+            answer=last.answer if self.released else self.reply_after(delivery),
             action=self._action(),
             rule=decision.rule,
             reason=decision.reason,

@@ -21,7 +21,7 @@ from guard.policy.guarantee import find_fallbacks, procedure_sha256, refuse_guar
 from guard.policy.policy import Policy, load_policy
 from guard.records import Attempt, Limits, Outcome, Prompt, Sampling
 from guard.response_format import ResponseFormat
-from guard.review.handlers import HANDLERS, Handler, as_named
+from guard.review.handlers import HANDLERS, Handler, ReviewQueue, WaitingQueue, as_named
 from guard.runtime.base_models import COMPLETION_STOP, completion_text
 from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.decision_log import log_policy
@@ -47,6 +47,7 @@ from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 
 if TYPE_CHECKING:
     from guard.audit.log import AuditLog
+    from guard.review.results import ReviewResult
     from guard.review.store import Store
 
 #: Input of a call: a question, chat messages, or a prompt.
@@ -318,6 +319,31 @@ class Guard:
         """Default limits of an answer: those of the calibration."""
         prompting = self.scorer.artefact.prompting
         return Limits(max_tokens=prompting.max_tokens, stop=COMPLETION_STOP if prompting.completion else ())
+
+    def review_result(self, decision_id: str, *, wait_s: float = 0.0) -> ReviewResult:
+        """Return what people decided of an escalated call: its answer, or that it still waits, or that it is late.
+
+        Args:
+            decision_id: `Outcome.decision_id`, of this guard or of an earlier process with the same store.
+            wait_s: seconds to wait for a decision.
+
+        Raises:
+            ReviewError: the call is not in the queue.
+            InputError: no rule escalates to the built-in handler ``review``.
+        """
+        return self._queue.wait(decision_id, timeout_s=wait_s)
+
+    async def areview_result(self, decision_id: str, *, wait_s: float = 0.0) -> ReviewResult:
+        """`review_result` without blocking the event loop."""
+        return await self._queue.wait_async(decision_id, timeout_s=wait_s)
+
+    @property
+    def _queue(self) -> Store:
+        handlers = self.handlers.values()
+        queue = next((each for each in handlers if isinstance(each, ReviewQueue | WaitingQueue)), None)
+        if queue is None:
+            raise InputError("This guard has no review queue", why="its policy escalates to none")
+        return queue.store
 
     def close(self) -> None:
         """Close what this guard loaded or opened itself: the engines of `Guard.load`, and the store.

@@ -288,7 +288,9 @@ class AgentCall:
             return Ending(self.response)
         self.state.check_abstention()
         message = self._with_decision(delivery)
-        response: ModelResponse[Any] = ModelResponse(result=[with_text(message, self.state.reply or "")])
+        response: ModelResponse[Any] = ModelResponse(
+            result=[with_text(message, self.state.reply_after(delivery) or "")]
+        )
         if not self.pauses:
             return Ending(response, ends=self._loops)
         return Ending(response, pending=self._pending_review(message).to_token())
