@@ -1,4 +1,4 @@
-"""How far reviewers agree beyond chance, on labels without an order."""
+"""Chance-corrected agreement of reviewers, on labels without an order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def cohen_kappa(pairs: Iterable[tuple[Hashable, Hashable]]) -> float | None:
 
     Returns:
         1 for full agreement, 0 for as much as by chance; None without cases, and where both always say the same one
-        thing, so that nothing can be told from chance.
+        thing, since chance would explain that too.
 
     Examples:
         >>> cohen_kappa([("right", "right"), ("wrong", "wrong"), ("right", "wrong"), ("right", "right")])
