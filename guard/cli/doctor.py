@@ -33,7 +33,8 @@ _PACKAGES = {
     "langchain": ("langchain-core", "langchain", "langgraph"),
     "plots": ("matplotlib",),
     "postgresql": ("psycopg",),
-    "serve": ("fastapi", "uvicorn", "jsonschema", "llguidance"),
+    "serve": ("fastapi", "uvicorn", "jsonschema", "llguidance", "prometheus-client"),
+    "otel": ("opentelemetry-api", "opentelemetry-sdk"),
     "console": ("fastapi", "uvicorn", "argon2-cffi", "python-multipart"),
     "audit": ("cryptography",),
 }

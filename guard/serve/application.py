@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 
 from guard.serve.body_limits import BodyLimits
 from guard.serve.chat_routes import chat_router
+from guard.serve.guard_routes import guard_router
 from guard.serve.model_routes import model_router
 from guard.serve.server import Server
 from guard.serve.strict_route import error_response
@@ -35,7 +36,7 @@ def create_application(server: Server) -> FastAPI:
     # Their pages load scripts from elsewhere.
     application = FastAPI(title="guard serve", docs_url=None, redoc_url=None, lifespan=lifespan)
     application.router.redirect_slashes = False
-    for router in (chat_router(server), model_router(server)):
+    for router in (chat_router(server), model_router(server), guard_router(server)):
         application.include_router(router)
 
     @application.exception_handler(HTTPException)

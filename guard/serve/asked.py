@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -99,8 +99,8 @@ def asked_chat(body: ChatBody, target: ModelRoute, *, bounds: Bounds, key: str, 
     form, tools = _form(body, target)
     prompting = target.guard.scorer.artefact.prompting
     options = {**target.guard.template_options, **(body.chat_template_kwargs or {})}
-    prompt = Prompt.chat(map(_turn, body.messages), system=prompting.system, tools=tools, template_options=options)
-    _check_length(prompt, bounds)
+    prompt = Prompt.chat(chat_turns(body.messages), system=prompting.system, tools=tools, template_options=options)
+    check_length(prompt, bounds)
     if form.schema is not None:
         checker(form.schema)  # an invalid schema is the caller's fault, said before anything is generated
         prompt = replace(prompt, response_format=ResponseFormat.json(form.schema or None))
@@ -132,7 +132,7 @@ def asked_completion(
     if body.logprobs not in (None, 0, False):
         raise RequestError("logprobs is offered in /v1/chat/completions only", param="logprobs", code="unsupported")
     prompt = Prompt.raw(texts[0], plain=True)
-    _check_length(prompt, bounds)
+    check_length(prompt, bounds)
     return Asked(
         target=target,
         prompt=prompt,
@@ -144,6 +144,15 @@ def asked_completion(
 
 
 # -- parts of it -------------------------------------------------------------------------------
+
+
+def chat_turns(messages: Iterable[MessageBody]) -> list[dict[str, Any]]:
+    """Return messages in the form that chat templates read.
+
+    Raises:
+        RequestError: the arguments of an earlier tool call are not a JSON object.
+    """
+    return [_turn(message) for message in messages]
 
 
 def _turn(message: MessageBody) -> dict[str, Any]:
@@ -189,7 +198,12 @@ def _given(call: Any) -> Any:
     return given
 
 
-def _check_length(prompt: Prompt, bounds: Bounds) -> None:
+def check_length(prompt: Prompt, bounds: Bounds) -> None:
+    """Refuse a prompt that is longer than the server takes.
+
+    Raises:
+        RequestError: with the code ``context_length_exceeded``.
+    """
     turns = prompt.messages or ()
     length = len(prompt.text or "") + sum(len(str(turn.get("content", ""))) for turn in turns)
     if length > bounds.prompt_characters:

@@ -21,6 +21,7 @@ class Caller:
 
     Attributes:
         id: of the key; decisions and reviews are its own, and so is what the model remembers of prompts.
+        name: of the key, for its operator.
         principal: for `guard.access.may`.
         limits: of the key.
         used_tokens: of this month, when the request came.
@@ -28,6 +29,7 @@ class Caller:
 
     id: str
     principal: Principal
+    name: str = "local"
     limits: KeyLimits = field(default_factory=KeyLimits)
     used_tokens: int = 0
 
@@ -75,4 +77,4 @@ async def find_caller(request: Request, access: Access | None) -> Caller:
             code="invalid_api_key",
             headers={"www-authenticate": "Bearer"},
         )
-    return Caller(key.prefix, key.principal, key.limits, key.used_tokens)
+    return Caller(key.prefix, key.principal, key.name, key.limits, key.used_tokens)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from guard.serve.asked import Asked, asked_chat, asked_completion
+from guard.serve.asked import Asked, asked_chat, asked_completion, chat_turns
 from guard.serve.bodies import ChatBody, CompletionBody, Hold, StreamOptions
 from guard.serve.callers import Caller
 from guard.serve.chat_bodies import chat_body, chat_events, completion_body, completion_events
@@ -18,11 +19,15 @@ from guard.serve.event_stream import EventStream, cancelled, first_seconds, held
 from guard.serve.request_errors import RequestError
 from guard.serve.responder import ServedAnswer
 from guard.serve.server import Server
+from guard.serve.side_requests import find_side_request
 from guard.serve.strict_route import StrictRoute
 from guard.serve.verdict import verdict_headers
 
 #: Writes an answer that has been decided on as events.
 EventWriter = Callable[[ServedAnswer], Iterable[str]]
+
+#: The route of side requests where the model's settings name no other.
+BACKGROUND = "background"
 
 
 def chat_router(server: Server) -> APIRouter:
@@ -35,6 +40,7 @@ def chat_router(server: Server) -> APIRouter:
         target = server.target(request, body, caller)
         bounds, metadata = server.settings.bounds, server.metadata(body, caller)
         asked = asked_chat(body, target, bounds=bounds, key=caller.id, metadata=metadata)
+        asked = as_side_request(asked, body, server, caller)
         events = _writer(chat_events, body.stream_options)
         return await respond(server, request, asked, caller, _held(body, server), chat_body, events, limits)
 
@@ -48,6 +54,33 @@ def chat_router(server: Server) -> APIRouter:
         return await respond(server, request, asked, caller, _held(body, server), completion_body, events, limits)
 
     return router
+
+
+def as_side_request(asked: Asked, body: ChatBody, server: Server, caller: Caller) -> Asked:
+    """Return what to do with a chat program's own request; questions are returned as they are.
+
+    Raises:
+        RequestError: it is a side request, which nothing here may answer.
+    """
+    turns = chat_turns(body.messages)
+    found = find_side_request(turns)
+    if found is None:
+        return asked
+    known = server.responder.conversations
+    allowed = caller.name in server.settings.unguarded_keys and not asked.form.tools
+    if allowed and known is not None and found.conversation and known.has(caller.id, found.conversation):
+        return replace(asked, unguarded=True)
+    route = asked.target.model.background or BACKGROUND
+    if route not in asked.target.guard.policy.routes:
+        raise RequestError(
+            "This is a chat program's own request (for a title, tags or follow-ups), which this server does not answer",
+            fix=f"Turn it off there, or write a route '{route}' into the policy",
+            status=422,
+            kind="guard_side_request",
+            code="side_request",
+        )
+    caller.check_may_ask(route)
+    return replace(asked, target=replace(asked.target, route=route))
 
 
 async def admitted(server: Server, request: Request) -> tuple[Caller, dict[str, str]]:

@@ -105,6 +105,7 @@ class ServeConfig(_ConfigPart):
     unguarded_keys: tuple[str, ...] = Field(
         default=(), description="Names of API keys whose side requests are answered without a policy."
     )
+    opentelemetry: bool = Field(default=False, description="Traces and metrics for the process's providers.")
     metrics: MetricsSection = Field(default_factory=MetricsSection)
 
     def settings(self) -> ServeSettings:

@@ -12,11 +12,14 @@ from guard.engines import load_engine
 from guard.engines.protocols import Engine
 from guard.errors import InputError, did_you_mean
 from guard.files.user_code import load_function
+from guard.policy.document import Escalate
 from guard.policy.policy import Policy, load_policy
 from guard.review.store import Store
 from guard.runtime.guard import Guard
 from guard.runtime.sources import declared_sources
+from guard.serve.chat_routes import BACKGROUND
 from guard.serve.config import ModelSection, ServeConfig
+from guard.serve.decision_lines import DecisionLines
 from guard.serve.served_models import ServedModel, ServedModels
 from guard.serve.server import Server
 
@@ -38,7 +41,9 @@ def loaded_server(config: ServeConfig) -> Iterator[Server]:
         queued = any(_uses_queue(policy) for own in policies.values() for policy in own.values())
         store = opened.enter_context(Store.open(config.store)) if queued else None
         models = {name: load_model(name, model, policies[name], store, opened) for name, model in config.models.items()}
-        yield Server.build(ServedModels(models), config.settings(), access=access, store=store)
+        yield Server.build(
+            ServedModels(models), config.settings(), access=access, store=store, watchers=[DecisionLines()]
+        )
 
 
 def check_listening(config: ServeConfig) -> bool:
@@ -114,7 +119,8 @@ def load_model(
         opened: closes what is loaded here.
     """
     own, *others = policies
-    _check_background(name, model, policies[own])
+    for policy in policies.values():
+        _check_background(name, model, policy)
     functions = {
         "handlers": {key: load_function(text, "handler") for key, text in model.handlers.items()},
         "fallbacks": {key: load_function(text, "fallback") for key, text in model.fallbacks.items()},
@@ -139,6 +145,13 @@ def load_model(
 
 
 def _check_background(name: str, model: ModelSection, policy: Policy) -> None:
+    route = model.background or BACKGROUND
+    if route in policy.routes and any(isinstance(rule.settings, Escalate) for rule in policy.plan(route).all_rules):
+        raise InputError(
+            f"The route '{route}' of the policy '{policy.name}' escalates, and side requests go there",
+            why="a person would get titles and tags to review",
+            fix=f"Let it accept and abstain only, with an on_error of its own, or name another route for '{name}'",
+        )
     if model.background is not None and model.background not in policy.routes:
         raise InputError(
             f"The model '{name}' has the background route '{model.background}', which its policy lacks",

@@ -1,7 +1,8 @@
-"""``/v1/models``, ``/health`` and ``/ready``."""
+"""``/v1/models``, ``/health``, ``/ready`` and ``/metrics``."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -41,5 +42,14 @@ def model_router(server: Server) -> APIRouter:
         full = server.responder.admission.is_full
         status = "stopping" if not server.ready else "full" if full else "ready"
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+
+    @router.get("/metrics", summary="Numbers for Prometheus")
+    async def metrics(request: Request) -> Response:
+        if not server.settings.open_metrics:
+            await server.caller(request)
+        if server.metrics is None:
+            raise RequestError("This server keeps no metrics", status=404, code="unknown_url")
+        text = await asyncio.to_thread(server.metrics.text)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

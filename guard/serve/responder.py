@@ -15,6 +15,7 @@ from guard.serve.answer_message import AnswerMessage, answer_message, read_answe
 from guard.serve.asked import Asked
 from guard.serve.callers import Caller
 from guard.serve.decision_log import DecisionLog
+from guard.serve.side_requests import KnownConversations
 from guard.serve.token_logprobs import token_logprobs
 from guard.serve.verdict import UNGUARDED, is_models, verdict
 
@@ -71,6 +72,7 @@ class Responder:
         watchers: see every answer and error.
         charge: counts tokens towards a key's quota; None where there are no keys.
         content_filter: as in `guard.serve.settings.ServeSettings`.
+        conversations: what was accepted, for side requests; None where none is answered unguarded.
     """
 
     admission: Admission
@@ -79,6 +81,7 @@ class Responder:
     watchers: tuple[Watcher, ...] = ()
     charge: Any = None
     content_filter: bool = False
+    conversations: KnownConversations | None = None
 
     async def answer(self, asked: Asked, caller: Caller) -> ServedAnswer:
         """Answer a request; cancelling the task stops the generation.
@@ -111,6 +114,8 @@ class Responder:
         tokens = [sum(getattr(attempt, name) for attempt in outcome.attempts) for name in _TOKENS]
         await self._record(asked, caller, said, outcome, sum(tokens), started)
         last = outcome.attempts[-1]
+        if self.conversations is not None and outcome.accepted and outcome.mode == "enforce" and outcome.answer:
+            self.conversations.add(caller.id, asked.prompt, outcome.answer)
         return ServedAnswer(
             message=answer_message(outcome, asked, content_filter=self.content_filter),
             said=said,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 
 from guard.errors import InputError, missing_extra
 from guard.serve.application import create_application
 from guard.serve.config import ServeConfig
+from guard.serve.decision_lines import log as decisions
 from guard.serve.loading import loaded_server
 
 
@@ -25,6 +27,7 @@ def run_server(config: ServeConfig, *, announce: bool = True) -> None:
         import uvicorn
     except ImportError as error:
         raise missing_extra("uvicorn", "serve") from error
+    _log_decisions()
     with loaded_server(config) as server:
         application = create_application(server)
         with _listening(config.listen.host, config.listen.port) as listening:
@@ -39,6 +42,15 @@ def run_server(config: ServeConfig, *, announce: bool = True) -> None:
                 timeout_graceful_shutdown=max(1, round(server.settings.shutdown_seconds)),
             )
             uvicorn.Server(settings).run([listening])
+
+
+def _log_decisions() -> None:
+    """Write the lines of decisions as they are, to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    decisions.addHandler(handler)
+    decisions.setLevel(logging.INFO)
+    decisions.propagate = False
 
 
 def _listening(host: str, port: int) -> socket.socket:

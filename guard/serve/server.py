@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from guard.serve.admission import Admission, RateLimits
-from guard.serve.bodies import AskingBody
+from guard.serve.bodies import AskingBody, GuardOptions
 from guard.serve.callers import Caller, find_caller
 from guard.serve.decision_log import DecisionLog
+from guard.serve.metrics import ServeMetrics
 from guard.serve.request_errors import RequestError
 from guard.serve.responder import Responder, Watcher
 from guard.serve.served_models import ModelRoute, ServedModels
 from guard.serve.settings import ServeSettings
+from guard.serve.side_requests import KnownConversations
 
 if TYPE_CHECKING:
     from guard.access import Access
@@ -43,6 +45,7 @@ class Server:
         access: API keys; None where there are none.
         store: of escalated cases; None where no policy escalates to ``review``.
         responder: answers requests.
+        metrics: for Prometheus; None where they are not wanted.
         started: seconds since 1970.
         ready: whether new requests should be sent here.
     """
@@ -52,6 +55,7 @@ class Server:
     access: Access | None
     store: Store | None
     responder: Responder
+    metrics: ServeMetrics | None = None
     started: int = field(default_factory=lambda: int(time.time()))
     ready: bool = True
 
@@ -64,24 +68,40 @@ class Server:
         access: Access | None = None,
         store: Store | None = None,
         watchers: Iterable[Watcher] = (),
+        metrics: bool = True,
     ) -> Server:
-        """Return a server of these parts; they stay the caller's to close."""
+        """Return a server of these parts; they stay the caller's to close.
+
+        Args:
+            models: that answer.
+            settings: of the operator.
+            access, store: as in `Server`.
+            watchers: see every answer and error.
+            metrics: whether numbers are kept for Prometheus.
+        """
+        admission = Admission(settings.most_requests)
+        numbers = ServeMetrics(admission, store) if metrics else None
         responder = Responder(
-            admission=Admission(settings.most_requests),
+            admission=admission,
             rates=RateLimits(),
             decisions=DecisionLog(settings.kept_decisions),
-            watchers=tuple(watchers),
+            watchers=(*watchers, *([numbers] if numbers else [])),
             charge=access.keys.charge if access is not None else None,
             content_filter=settings.content_filter,
+            conversations=KnownConversations() if settings.unguarded_keys else None,
         )
-        return cls(models, settings, access, store, responder)
+        return cls(models, settings, access, store, responder, numbers)
 
     async def caller(self, request: Request) -> Caller:
         """Return who makes a request; errors as for `guard.serve.callers.find_caller`."""
         return await find_caller(request, self.access)
 
     def target(self, request: Request, body: AskingBody, caller: Caller) -> ModelRoute:
-        """Return who answers a request.
+        """Return who answers a request; errors as for `route`."""
+        return self.route(request, body.model, body.guard, caller)
+
+    def route(self, request: Request, model: str, options: GuardOptions, caller: Caller) -> ModelRoute:
+        """Return the model and the route that a request names.
 
         Raises:
             RequestError: there is no such model, policy or route, or the key may not ask there.
@@ -89,8 +109,8 @@ class Server:
         named = request.headers.getlist(ROUTE_HEADER)
         if len(named) > 1:
             raise RequestError(f"The request has {len(named)} headers {ROUTE_HEADER}", fix="Send one", param="route")
-        routes = {"guard.route": body.guard.route, ROUTE_HEADER: named[0] if named else None}
-        target = self.models.find(body.model, policy=body.guard.policy, routes=routes)
+        routes = {"guard.route": options.route, ROUTE_HEADER: named[0] if named else None}
+        target = self.models.find(model, policy=options.policy, routes=routes)
         caller.check_may_ask(target.route)
         return target
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import uvicorn
-from scripted import AnsweringEngine, Script, confidence_scorer
+from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model
 
 from guard.engines.protocols import Engine
 from guard.policy.policy import Policy, parse_policy
@@ -74,10 +74,15 @@ def serving(
     settings: ServeSettings | None = None,
     background: str | None = None,
     guard_options: Mapping[str, Any] | None = None,
+    context: int = 400,
     **parts: Any,
 ) -> Iterator[Served]:
     """Serve one model, ``tiny``, over real HTTP."""
-    own = engine if engine is not None else AnsweringEngine(script or said("Paris"))
+    own = (
+        engine
+        if engine is not None
+        else AnsweringEngine(script or said("Paris"), model=scripted_model(context_tokens=context))
+    )
     chosen = {
         name: parse_policy(text) if isinstance(text, str) else text
         for name, text in (policies or {"test": POLICY}).items()

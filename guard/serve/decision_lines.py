@@ -1,0 +1,51 @@
+"""One JSON line for each request on standard error: ids, verdicts and times, and no text of prompts or answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from guard.records import Outcome
+from guard.serve.asked import Asked
+from guard.serve.request_errors import to_request_error
+
+log = logging.getLogger("guard.serve.decisions")
+
+_OF_VERDICT = ("action", "rule", "p_wrong", "ood_score", "decision_id", "review_id", "attempts", "mode")
+
+
+class DecisionLines:
+    """Writes a line for each answer and each error."""
+
+    def answered(self, asked: Asked, said: Mapping[str, Any], outcome: Outcome | None, seconds: float) -> None:
+        """Log an answer."""
+        found = {name: said.get(name) for name in _OF_VERDICT}
+        tokens = {}
+        if outcome is not None:
+            attempts = outcome.attempts
+            tokens = {
+                "prompt_tokens": sum(attempt.prompt_tokens for attempt in attempts),
+                "completion_tokens": sum(attempt.completion_tokens for attempt in attempts),
+            }
+        self._write("answered", asked, {**found, **tokens, "seconds": round(seconds, 4)})
+
+    def failed(self, asked: Asked, error: BaseException, seconds: float) -> None:
+        """Log a request without an answer, by the error's class: its text may quote a prompt."""
+        code = to_request_error(error).code if isinstance(error, Exception) else "client_left"
+        self._write("failed", asked, {"error": type(error).__name__, "code": code, "seconds": round(seconds, 4)})
+
+    def _write(self, event: str, asked: Asked, values: Mapping[str, Any]) -> None:
+        target = asked.target
+        line = {
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "event": event,
+            "model": target.model.name,
+            "policy": target.guard.policy.name,
+            "route": target.route,
+            "key": asked.metadata.get("guard_key"),
+            **values,
+        }
+        log.info("%s", json.dumps(line, ensure_ascii=True))

@@ -1,0 +1,244 @@
+"""guard's own routes: scores of given answers, decisions, and what people decide; and LiteLLM's guardrail API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from starlette.requests import Request
+
+from guard.errors import ReviewError
+from guard.outcome_export import readings
+from guard.records import Action, Decision, Prompt
+from guard.review.results import ReviewResult
+from guard.runtime.call_state import CallState
+from guard.runtime.guard import PromptLike
+from guard.scores import Score
+from guard.serve.asked import chat_turns, check_length
+from guard.serve.bodies import Body, GuardOptions, MessageBody
+from guard.serve.callers import Caller
+from guard.serve.event_stream import unless_left
+from guard.serve.request_errors import RequestError
+from guard.serve.served_models import ModelRoute
+from guard.serve.server import KEY_METADATA, Server
+from guard.serve.strict_route import StrictRoute
+
+
+class ScoreBody(Body):
+    """``POST /v1/score``: how likely a given answer is wrong."""
+
+    model: str = Field(min_length=1, max_length=300)
+    messages: list[MessageBody] | None = Field(default=None, min_length=1, max_length=2000)
+    question: str | None = Field(default=None, min_length=1)
+    answer: str = Field(min_length=1)
+    guard: GuardOptions = Field(default_factory=GuardOptions)
+
+
+class GuardrailBody(BaseModel):
+    """LiteLLM's generic guardrail request; what guard does not read is left to LiteLLM."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    texts: list[str] = Field(default_factory=list, max_length=1000)
+    structured_messages: list[dict[str, JsonValue]] | None = None
+    input_type: Literal["request", "response"]
+    litellm_call_id: str | None = Field(default=None, max_length=300)
+    tool_calls: list[JsonValue] | None = None
+    images: list[JsonValue] | None = None
+    additional_provider_specific_params: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _CallsSeen:
+    """What LiteLLM's calls asked, since the answer comes without its question."""
+
+    prompts: OrderedDict[tuple[str, str], Prompt] = field(default_factory=OrderedDict)
+
+    def add(self, caller: Caller, call_id: str, prompt: Prompt) -> None:
+        self.prompts[caller.id, call_id] = prompt
+        while len(self.prompts) > 2000:
+            self.prompts.popitem(last=False)
+
+
+def guard_router(server: Server) -> APIRouter:
+    """Return guard's own routes."""
+    router = APIRouter(route_class=StrictRoute)
+    calls = _CallsSeen()
+
+    @router.post("/v1/score", summary="Score a given answer")
+    async def score(request: Request, body: ScoreBody) -> dict[str, Any]:
+        caller = await _admitted(server, request)
+        target = server.route(request, body.model, body.guard, caller)
+        scored = await unless_left(request, _scored(server, target, _question(body, server), body.answer))
+        return _score_body(target, scored)
+
+    @router.get("/v1/guard/decisions/{decision_id}", summary="Look up a verdict")
+    async def decision(request: Request, decision_id: str) -> Mapping[str, Any]:
+        caller = await server.caller(request)
+        said = server.responder.decisions.find(decision_id, caller.id)
+        if said is None:
+            raise _missing("decision", decision_id)
+        return {"object": "guard.decision", **said}
+
+    @router.get("/v1/guard/reviews/{name}", summary="Get what a person decided, or wait for it")
+    async def review(
+        request: Request, name: str, wait: Annotated[float, Query(ge=0, le=600, allow_inf_nan=False)] = 0.0
+    ) -> dict[str, Any]:
+        caller = await server.caller(request)
+        await asyncio.to_thread(_check_owner, server, name, caller)
+        assert server.store is not None
+        seconds = min(wait, server.settings.review_seconds)
+        return _review_body(await unless_left(request, server.store.wait_async(name, timeout_s=seconds)))
+
+    @router.post("/beta/litellm_basic_guardrail_api", summary="LiteLLM's generic guardrail API")
+    async def guardrail(request: Request, body: GuardrailBody) -> dict[str, Any]:
+        caller = await _admitted(server, request)
+        options = body.additional_provider_specific_params
+        own = GuardOptions(route=_text(options, "route"), policy=_text(options, "policy"))
+        name = _text(options, "model") or next(iter(server.models)).name
+        target = server.route(request, name, own, caller)
+        if body.input_type == "request":
+            if body.litellm_call_id is not None and (prompt := _litellm_prompt(body, server)) is not None:
+                calls.add(caller, body.litellm_call_id, prompt)
+            return {"action": "NONE"}
+        return await unless_left(request, _guardrail(server, target, body, calls, caller))
+
+    return router
+
+
+async def _admitted(server: Server, request: Request) -> Caller:
+    caller = await server.caller(request)
+    server.responder.rates.take(caller)
+    return caller
+
+
+# -- scores ------------------------------------------------------------------------------------
+
+
+def _question(body: ScoreBody, server: Server) -> PromptLike:
+    if (body.messages is None) == (body.question is None):
+        raise RequestError("Send either 'messages' or 'question'", param="messages")
+    if body.question is not None:
+        return body.question
+    prompt = Prompt.chat(chat_turns(body.messages or []))
+    check_length(prompt, server.settings.bounds)
+    return prompt
+
+
+async def _scored(server: Server, target: ModelRoute, question: PromptLike, answer: str) -> Score:
+    """Score an answer in a thread; the engine runs it over the model like a request of its own."""
+    guard = target.guard
+    if isinstance(question, Prompt) and question.messages is not None:
+        system = guard.scorer.artefact.prompting.system
+        question = Prompt.chat(question.messages, system=system, template_options=guard.template_options)
+    with server.responder.admission.admitted():
+        return await asyncio.to_thread(guard.score, question, answer)
+
+
+def _decided(target: ModelRoute, scored: Score, *, last: bool = False) -> Decision:
+    """Return what the policy says of a given answer.
+
+    Args:
+        target: with the policy and the route.
+        scored: of the answer.
+        last: whether nobody can answer again, so that rules for retries and fallbacks are passed over.
+    """
+    state = CallState(target.guard.policy, target.route)
+    state.note_use(last=last)
+    return state.decide(scored)
+
+
+def _score_body(target: ModelRoute, scored: Score) -> dict[str, Any]:
+    decision = _decided(target, scored)
+    return {
+        "object": "guard.score",
+        "model": target.id,
+        "p_wrong": scored.p_wrong,
+        "decides": scored.decides,
+        "scores": readings(scored.scores),
+        "ood_score": scored.ood_score,
+        "calibrated": scored.calibrated,
+        "decision": {"action": decision.action.value, "rule": decision.rule, "reason": decision.reason},
+    }
+
+
+# -- reviews -----------------------------------------------------------------------------------
+
+
+def _check_owner(server: Server, name: str, caller: Caller) -> None:
+    """Refuse a case that another key asked for as one that is not there."""
+    if server.store is None:
+        raise _missing("review", name)
+    try:
+        review = server.store.review(name)
+        asked = [review.metadata, *(repeat.metadata for repeat in server.store.repeats(name))]
+    except ReviewError as error:
+        raise _missing("review", name) from error
+    if not any(metadata.get(KEY_METADATA) == caller.id for metadata in asked):
+        raise _missing("review", name)
+
+
+def _review_body(result: ReviewResult) -> dict[str, Any]:
+    return {
+        "object": "guard.review",
+        "id": result.review_id,
+        "decision_id": result.decision_id,
+        "state": result.state,
+        "verdict": result.verdict.value if result.verdict else None,
+        "answer": result.answer,
+        "decided_at": result.decided_at,
+        "due_at": result.due_at,
+        "ready_at": result.ready_at,
+    }
+
+
+def _missing(what: str, name: str) -> RequestError:
+    return RequestError(f"There is no {what} '{name:.60}'", status=404, code=f"{what}_not_found")
+
+
+# -- LiteLLM -----------------------------------------------------------------------------------
+
+
+def _text(options: Mapping[str, Any], name: str) -> str | None:
+    value = options.get(name)
+    if value is not None and not isinstance(value, str):
+        raise RequestError(f"additional_provider_specific_params.{name} must be a text", param=name)
+    return value
+
+
+def _litellm_prompt(body: GuardrailBody, server: Server) -> Prompt | None:
+    """Return the conversation of a request; None where it has none that a model of text can read."""
+    try:
+        turns = chat_turns([MessageBody.model_validate(message) for message in body.structured_messages or ()])
+        prompt = Prompt.chat(turns)
+        check_length(prompt, server.settings.bounds)
+    except Exception:  # noqa: BLE001 - what cannot be read cannot be scored later, and is blocked then
+        return None
+    return prompt
+
+
+async def _guardrail(
+    server: Server, target: ModelRoute, body: GuardrailBody, calls: _CallsSeen, caller: Caller
+) -> dict[str, Any]:
+    """Decide about a model's answer; one whose question is not known, or that has more than text, is blocked."""
+    prompt = calls.prompts.get((caller.id, body.litellm_call_id or ""))
+    if prompt is None:
+        return _blocked("guard has not seen the question of this answer (use mode: [pre_call, post_call])")
+    if len(body.texts) != 1 or body.tool_calls or body.images or not body.texts[0].strip():
+        return _blocked("guard scores one text")
+    decision = _decided(target, await _scored(server, target, prompt, body.texts[0]), last=True)
+    if decision.action is Action.ACCEPT or target.guard.policy.mode == "shadow":
+        return {"action": "NONE"}
+    text = getattr(decision.settings, "text", None) or getattr(decision.settings, "reply", None)
+    if text:
+        return {"action": "GUARDRAIL_INTERVENED", "texts": [text]}
+    return _blocked(f"The policy '{target.guard.policy.name}' does not accept the answer ({decision.rule})")
+
+
+def _blocked(why: str) -> dict[str, Any]:
+    return {"action": "BLOCKED", "blocked_reason": why}

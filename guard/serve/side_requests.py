@@ -1,0 +1,110 @@
+"""Clients' side requests: titles, tags and follow-ups that a chat program asks of the same model for itself.
+
+A side request is no question of a person's, so no case of it is put into review. By default the policy's route
+``background`` decides about it. For a key that may, it is answered without a policy, but only where both hold:
+
+- the message is a known template from its first character to its last, with nothing but a conversation in it;
+- that conversation is one that this server has answered and accepted for the same key.
+
+A question that is wrapped in such a template is no such conversation, so it never gets an unguarded answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guard.records import Prompt
+
+_OPEN, _CLOSE = "<chat_history>\n", "\n</chat_history>"
+
+#: What begins the task of a side request; Open WebUI's users change the rest of its templates.
+_BEGINS = "### Task:\n"
+
+#: SHA-256 of the text around the conversation, a NUL in its place, of Open WebUI's own templates, and how many
+#: messages each takes from the conversation's end. Taken in November 2026 from a public copy of its
+#: ``open_webui/config.py``, which does not name the release; other releases' templates go to the route ``background``.
+TEMPLATES: Mapping[str, int] = {
+    "8490b40e5bfa2675f86dd20fe6f3605efbc307f088664f48a21c0d11537b0672": 2,  # title
+    "26be561b377308ecff7107d6293d7a166682cd6dc60699046150909a2a406f94": 6,  # tags
+    "d965f20f742a052390c62c987dbb31a3b1e53f6de81a904c23dd7aafae196878": 6,  # follow-ups
+}
+
+
+class KnownConversations:
+    """Conversations that were answered and accepted, by key: hashes of their ends as a client renders them.
+
+    Args:
+        most: ends that are kept; the oldest are dropped.
+    """
+
+    #: How many messages from the end a template may take.
+    _ENDS = tuple(sorted(set(TEMPLATES.values())))
+
+    def __init__(self, most: int = 30_000) -> None:
+        self._most = most
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+
+    def add(self, key: str, prompt: Prompt, answer: str) -> None:
+        """Remember a conversation with its accepted answer."""
+        turns = [turn for turn in prompt.messages or () if turn["role"] in ("user", "assistant")]
+        whole = [*turns, {"role": "assistant", "content": answer}]
+        for count in self._ENDS:
+            self._known[_digest(key, _rendered(whole[-count:]))] = None
+        while len(self._known) > self._most:
+            self._known.popitem(last=False)
+
+    def has(self, key: str, conversation: str) -> bool:
+        """Return whether this is the end of a conversation that was accepted for this key."""
+        return _digest(key, conversation) in self._known
+
+
+@dataclass(frozen=True, slots=True)
+class SideRequest:
+    """A side request.
+
+    Attributes:
+        conversation: that it is about; None where the message is no known template.
+    """
+
+    conversation: str | None
+
+
+def find_side_request(messages: Sequence[Mapping[str, Any]]) -> SideRequest | None:
+    """Return the side request that the messages are; None where they are a question.
+
+    Args:
+        messages: of the request, with texts as contents.
+
+    Examples:
+        >>> find_side_request([{"role": "user", "content": "Which city is the capital of France?"}]) is None
+        True
+        >>> asked = "### Task:\\nMake a title.\\n<chat_history>\\nUSER: Hi\\n</chat_history>"
+        >>> find_side_request([{"role": "user", "content": asked}])
+        SideRequest(conversation=None)
+    """
+    last = messages[-1]
+    text = last.get("content")
+    if last.get("role") != "user" or not isinstance(text, str) or not _looks_like_one(text):
+        return None
+    before, _, rest = text.partition(_OPEN)
+    conversation, _, behind = rest.rpartition(_CLOSE)
+    around = hashlib.sha256(f"{before}\0{behind}".encode()).hexdigest()
+    whole = around in TEMPLATES and len(messages) == 1
+    return SideRequest(conversation if whole else None)
+
+
+def _looks_like_one(text: str) -> bool:
+    return text.startswith(_BEGINS) and _OPEN in text and _CLOSE in text
+
+
+def _rendered(turns: Sequence[Mapping[str, Any]]) -> str:
+    """Write a conversation as Open WebUI does."""
+    return "\n".join(f"{str(turn['role']).upper()}: {turn['content']}" for turn in turns)
+
+
+def _digest(key: str, conversation: str) -> bytes:
+    return hashlib.sha256(f"{len(key)}:{key}{conversation}".encode()).digest()

@@ -1,0 +1,86 @@
+"""guard's own routes: scores of given answers, and LiteLLM's guardrail, which blocks what it cannot score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from served import Served, serving
+
+GUARDRAIL = "/beta/litellm_basic_guardrail_api"
+MESSAGES = [{"role": "user", "content": "Which city?"}]
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    def script(prompt: Any, number: int) -> tuple[str, float]:
+        return ("x" * 300, 0.8) if "doubtful" in prompt.question else ("Paris", 0.1)
+
+    with serving(script) as running:
+        yield running
+
+
+def post(served: Served, path: str, **body: Any) -> Any:
+    with served.client() as client:
+        return client.post(path, json=body).json()
+
+
+def test_a_given_answer_is_scored_and_decided_on(served: Served) -> None:
+    scored = post(served, "/v1/score", model="tiny", question="Which city?", answer="Paris")
+    assert scored["object"] == "guard.score"
+    assert scored["p_wrong"] == pytest.approx(0.1, abs=1e-2)
+    assert scored["decision"]["action"] == "accept"
+    strict = post(served, "/v1/score", model="tiny:strict", messages=MESSAGES, answer="Paris")
+    assert strict["decision"]["action"] == "abstain"
+
+
+@pytest.mark.parametrize("body", [{}, {"question": "a", "messages": MESSAGES}])
+def test_a_score_needs_one_question(served: Served, body: dict[str, Any]) -> None:
+    assert "error" in post(served, "/v1/score", model="tiny", answer="Paris", **body)
+
+
+def test_a_decision_is_found_by_its_id_and_has_no_text(served: Served) -> None:
+    decision_id = post(served, "/v1/chat/completions", model="tiny", messages=MESSAGES)["guard"]["decision_id"]
+    with served.client() as client:
+        found = client.get(f"/v1/guard/decisions/{decision_id}").json()
+        for path in ("x", "..%2f..%2fetc%2fpasswd", "%00", "a" * 3000):
+            assert client.get(f"/v1/guard/decisions/{path}").status_code == 404
+            assert client.get(f"/v1/guard/reviews/{path}").status_code == 404
+    assert (found["object"], found["action"]) == ("guard.decision", "accept")
+    assert "Paris" not in str(found)
+
+
+def test_litellm_gets_none_for_what_is_accepted_and_the_policys_text_for_the_rest(served: Served) -> None:
+    for call_id, question, expected in (
+        ("1", "Which city?", {"action": "NONE"}),
+        ("2", "A doubtful city?", {"action": "GUARDRAIL_INTERVENED", "texts": ["I cannot say."]}),
+    ):
+        asked = [{"role": "user", "content": question}]
+        first = post(
+            served,
+            GUARDRAIL,
+            texts=[question],
+            structured_messages=asked,
+            input_type="request",
+            litellm_call_id=call_id,
+        )
+        assert first == {"action": "NONE"}
+        assert post(served, GUARDRAIL, texts=["Paris"], input_type="response", litellm_call_id=call_id) == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"litellm_call_id": "unknown"},
+        {"texts": []},
+        {"texts": ["a", "b"]},
+        {"texts": [" "]},
+        {"tool_calls": [{"id": "1"}]},
+        {"images": ["a"]},
+    ],
+)
+def test_litellm_blocks_what_cannot_be_scored(served: Served, changes: dict[str, Any]) -> None:
+    post(served, GUARDRAIL, structured_messages=MESSAGES, input_type="request", litellm_call_id="3")
+    body = {"texts": ["Paris"], "input_type": "response", "litellm_call_id": "3", **changes}
+    assert post(served, GUARDRAIL, **body)["action"] == "BLOCKED"

@@ -1,0 +1,139 @@
+"""API keys over HTTP: missing, wrong, without the route; their limits; what tenants see of each other."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from served import Served, said, serving
+
+from guard.access import Access, Grant, KeyLimits, Role
+from guard.review.store import Store
+
+ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which city?"}]}
+DESK = {**ASK, "model": "tiny:desk"}
+
+
+class Keyed:
+    """A server with keys."""
+
+    def __init__(self, served: Served, access: Access, store: Store) -> None:
+        self.served, self.access, self.store = served, access, store
+
+    def key(self, name: str, *roles: Grant, limits: KeyLimits | None = None) -> str:
+        return self.access.keys.add(name, grants=roles or (Grant(Role.CALLER),), limits=limits)[1]
+
+    def post(self, key: str | None, body: dict[str, Any], path: str = "/v1/chat/completions") -> httpx.Response:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        with self.served.client(headers=headers) as client:
+            return client.post(path, json=body)
+
+    def get(self, key: str | None, path: str) -> httpx.Response:
+        with self.served.client(headers={} if key is None else {"authorization": f"Bearer {key}"}) as client:
+            return client.get(path)
+
+
+@pytest.fixture
+def keyed(tmp_path: Path) -> Iterator[Keyed]:
+    place = tmp_path / "reviews.db"
+    with (
+        Access.open(place) as access,
+        Store.open(place) as store,
+        serving(said("Lyon, surely", 0.4), access=access, store=store) as served,
+    ):
+        yield Keyed(served, access, store)
+
+
+def test_without_a_valid_key_nothing_is_answered(keyed: Keyed) -> None:
+    key = keyed.key("one")
+    wrong = key[:-1] + ("a" if key[-1] != "a" else "b")
+    for each in (None, "-", "sk-123", wrong, key + "x"):
+        assert keyed.post(each, ASK).status_code == 401
+        assert keyed.get(each, "/v1/models").status_code == 401
+        assert keyed.get(each, "/v1/guard/decisions/x").status_code == 401
+    keyed.access.keys.revoke("one")
+    refused = keyed.post(key, ASK)
+    assert refused.status_code == 401
+    assert refused.json()["error"]["code"] == "invalid_api_key"
+    assert key not in refused.text
+    assert not keyed.served.engine.asked
+
+
+def test_a_key_reaches_its_routes_only(keyed: Keyed) -> None:
+    key = keyed.key("desk only", Grant(Role.CALLER, "desk"))
+    assert keyed.post(key, DESK).status_code == 200
+    for body in (ASK, {**ASK, "model": "tiny:strict"}):
+        refused = keyed.post(key, body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "route_not_allowed")
+    viewer = keyed.key("viewer", Grant(Role.VIEWER))
+    assert keyed.post(viewer, ASK).status_code == 403
+
+
+def test_a_tenant_sees_neither_decisions_nor_reviews_of_another(keyed: Keyed) -> None:
+    mine, other = keyed.key("mine"), keyed.key("other")
+    said = keyed.post(mine, DESK).json()["guard"]
+    paths = [f"/v1/guard/decisions/{said['decision_id']}"]
+    paths += [f"/v1/guard/reviews/{said[name]}" for name in ("review_id", "decision_id")]
+    for path in paths:
+        assert keyed.get(mine, path).status_code == 200
+        assert keyed.get(other, path).status_code == 404
+    assert "Lyon" not in keyed.get(mine, paths[1]).text
+
+
+def test_the_caller_waits_for_the_person(keyed: Keyed) -> None:
+    key = keyed.key("mine")
+    review_id = keyed.post(key, DESK).json()["guard"]["review_id"]
+    assert keyed.get(key, f"/v1/guard/reviews/{review_id}?wait=0.05").json()["state"] == "waiting"
+    keyed.store.edit(review_id, answer="Paris", draft="wrong", reviewer="mira")
+    waiting = keyed.get(key, f"/v1/guard/reviews/{review_id}?wait=20").json()
+    assert (waiting["state"], waiting["answer"], waiting["verdict"]) == ("decided", "Paris", "edited")
+    assert "mira" not in str(waiting)
+
+
+def test_limits_of_requests_and_tokens(keyed: Keyed) -> None:
+    few = keyed.key("few", limits=KeyLimits(requests_per_minute=2))
+    first = keyed.post(few, ASK)
+    assert first.headers["x-ratelimit-limit-requests"] == "2"
+    assert first.headers["x-ratelimit-remaining-requests"] == "1"
+    assert keyed.post(few, ASK).status_code == 200
+    refused = keyed.post(few, ASK)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert 0 < int(refused.headers["retry-after"]) <= 60
+    tokens = keyed.key("tokens", limits=KeyLimits(tokens_per_minute=5))
+    assert keyed.post(tokens, ASK).status_code == 200
+    assert keyed.post(tokens, ASK).status_code == 429
+    month = keyed.key("month", limits=KeyLimits(tokens_per_month=5))
+    assert keyed.post(month, ASK).status_code == 200
+    spent = keyed.post(month, ASK)
+    assert (spent.status_code, spent.json()["error"]["code"]) == (429, "insufficient_quota")
+
+
+def test_prompts_of_two_keys_share_nothing(keyed: Keyed) -> None:
+    for name in ("one", "two"):
+        keyed.post(keyed.key(name), ASK)
+    prefixes = {key.prefix for key in keyed.access.keys.all()}
+    with pytest.raises(openai.BadRequestError, match="guard_key"):
+        keyed.served.openai(keyed.key("three")).chat.completions.create(**ASK, metadata={"guard_key": "one"})
+    assert len(prefixes) == 2
+
+
+def test_two_headers_of_one_name_are_refused(keyed: Keyed) -> None:
+    key = keyed.key("one")
+    host = keyed.served.url.removeprefix("http://")
+    for pairs, status in (
+        ([("authorization", f"Bearer {key}"), ("authorization", "Bearer other")], 401),
+        ([("authorization", f"Bearer {key}"), ("x-guard-route", "desk"), ("x-guard-route", "strict")], 400),
+    ):
+        connection = http.client.HTTPConnection(host, timeout=20)
+        connection.putrequest("POST", "/v1/chat/completions")
+        body = b'{"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}'
+        for name, value in [*pairs, ("content-type", "application/json"), ("content-length", str(len(body)))]:
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        assert connection.getresponse().status == status
+        connection.close()
