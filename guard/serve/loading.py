@@ -20,6 +20,7 @@ from guard.runtime.sources import declared_sources
 from guard.serve.chat_routes import BACKGROUND
 from guard.serve.config import ModelSection, ServeConfig
 from guard.serve.decision_lines import DecisionLines
+from guard.serve.responder import Watcher
 from guard.serve.served_models import ServedModel, ServedModels
 from guard.serve.server import Server
 
@@ -41,9 +42,8 @@ def loaded_server(config: ServeConfig) -> Iterator[Server]:
         queued = any(_uses_queue(policy) for own in policies.values() for policy in own.values())
         store = opened.enter_context(Store.open(config.store)) if queued else None
         models = {name: load_model(name, model, policies[name], store, opened) for name, model in config.models.items()}
-        yield Server.build(
-            ServedModels(models), config.settings(), access=access, store=store, watchers=[DecisionLines()]
-        )
+        watchers: list[Watcher] = [DecisionLines(), *([Telemetry()] if config.opentelemetry else [])]
+        yield Server.build(ServedModels(models), config.settings(), access=access, store=store, watchers=watchers)
 
 
 def check_listening(config: ServeConfig) -> bool:
