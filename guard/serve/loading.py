@@ -23,6 +23,7 @@ from guard.serve.decision_lines import DecisionLines
 from guard.serve.responder import Watcher
 from guard.serve.served_models import ServedModel, ServedModels
 from guard.serve.server import Server
+from guard.serve.telemetry import Telemetry
 
 
 @contextmanager
