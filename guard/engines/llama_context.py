@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ class LlamaContext:
         self._vocabulary_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self.slots = min(slots, params.n_ctx or slots) if _rows_keep_order(model, params) else 1
         self.handle = self._make(model, params)
+        self.tap.repeats = _repeats_of(self.handle)
         # llama.cpp ends the process when a batch is larger than its own idea of it.
         self.batch_tokens: int = llama_cpp.llama_n_batch(self.handle)
         self.cells: int = llama_cpp.llama_n_ctx(self.handle)  # rounded up to whole blocks
@@ -136,6 +137,13 @@ def _rows_keep_order(model: Any, params: Any) -> bool:
     """
     recurrent = llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
     return hasattr(params, "kv_unified") and not recurrent
+
+
+def _repeats_of(handle: Any) -> Callable[[], int] | None:
+    """Return what counts the evaluations of a context that use the graph of the one before; None in older bindings."""
+    if not any(field[0] == "n_reused" for field in llama_cpp.llama_perf_context_data._fields_):
+        return None
+    return lambda: int(llama_cpp.llama_perf_context(handle).n_reused)
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,7 @@ def test_the_first_exception_is_kept_and_raised_once() -> None:
 #: Sends this process a real SIGINT in the middle of the n-th evaluation after so many recorded rows.
 INTERRUPTED = """
     import os, signal, sys
+    os.environ["LLAMA_GRAPH_REUSE_DISABLE"] = "1"  # each evaluation asks for the names of all nodes
     from guard.data.recording import Journal
     from guard.engines.llama_tap import Tap
     from guard.cli import main
