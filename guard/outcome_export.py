@@ -19,7 +19,7 @@ class OutcomeExport:
         The keys are the attributes' names. Of the score, the attempts and ``would_be``:
 
         - ``ood_score`` and ``scores`` belong to the answer that the decision is about, as ``p_wrong`` does; ``scores``
-          has every probability that the scorer gives, by score, with what it reads;
+          has every probability that was computed, by score, with what it reads;
         - each of ``attempts`` has its score (``p_wrong``, ``decides``: the name of the score that it is, ``scores``,
           ``ood_score``, ``calibrated``, ``score_seconds``; None without a score), its decision (``action``, ``rule``,
           ``reason``), and its sampling (``temperature``, ``top_p``, ``top_k``, ``seed``) beside its own attributes;

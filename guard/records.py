@@ -477,7 +477,7 @@ class Outcome(OutcomeExport):
 
     @property
     def scores(self) -> Mapping[ScoreName, ScoreReading]:
-        """Every probability of the answer that the decision is about, by score; empty without a score."""
+        """The computed probabilities of the answer that the decision is about, by score; empty without a score."""
         score = self.attempts[-1].score if self.attempts else None
         return score.scores if score else {}
 

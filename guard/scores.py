@@ -35,7 +35,8 @@ class Score:
         calibrated: False for a scorer forced onto another model, and for sampled answers, since calibration is greedy.
         seconds: time for features and scores, in seconds.
         ood_score: share of the calibration answers that are nearer to the calibration data, 0 to 1; None if unknown.
-        scores: every probability that the scorer gives, by name.
+        scores: the probabilities that were computed, by name: the one that decides, and those that need nothing more
+            of the layers, or all where they are wanted (see `guard.Guard`).
         decides: name of the score that the policy decides on.
     """
 
@@ -55,5 +56,5 @@ class Score:
         if name == self.decides:
             return self
         if name not in self.scores:
-            raise ScorerError(f"The answer has no score '{name}'", why=f"its scorer gives {', '.join(self.scores)}")
+            raise ScorerError(f"The answer has no score '{name}'", why=f"computed: {', '.join(self.scores) or 'none'}")
         return replace(self, p_wrong=self.scores[name].p_wrong, decides=name)

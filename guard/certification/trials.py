@@ -10,7 +10,9 @@ afterwards, so a better grader needs no second run.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ import numpy as np
 
 from guard.certification.fixed_sequence import Trials
 from guard.data.graders import Grader, is_wrong
+from guard.data.in_order import in_order
 from guard.data.prompts import completion_prompt, question_prompt, with_default_options
 from guard.data.questions import LabelledResponse, Row
 from guard.data.recording import Skipped
@@ -155,6 +158,9 @@ def run_trials(
 ) -> Iterator[TrialRow | Skipped]:
     """Ask the guard every row that has no attempts in the journal; yield each row once it is stored.
 
+    An engine that answers several requests at the same time is asked several rows at once; they are stored in order.
+    Functions that are fallbacks are then called in several threads.
+
     Args:
         guard: with the policy that `guard.policy.guarantee.trial_policy` gives.
         rows: pairs of data set name and row.
@@ -175,17 +181,23 @@ def run_trials(
                 )
     journal.check_questions(rows)
     known = journal.answered()
-    for dataset, row in rows:
-        key = row_key(dataset, row)
-        if key in known:
-            continue
-        known.add(key)
-        try:
-            result: TrialRow | Skipped = TrialRow(key, _attempts(guard, row, route), asked_digest(row))
-        except PromptTooLongError as error:
-            result = Skipped(key, str(error), asked_digest(row))
-        journal.keep(result)
-        yield result
+    wanted = {key: row for dataset, row in rows if (key := row_key(dataset, row)) not in known}
+
+    def tried(each: tuple[str, Row], cancel: threading.Event) -> TrialRow | Skipped:
+        return _tried(guard, *each, route=route, cancel=cancel)
+
+    at_once = getattr(guard.engine, "at_once", 1)
+    with contextlib.closing(in_order(tried, wanted.items(), at_once=at_once)) as found:
+        for result in found:
+            journal.keep(result)
+            yield result
+
+
+def _tried(guard: Guard, key: str, row: Row, *, route: str | None, cancel: threading.Event) -> TrialRow | Skipped:
+    try:
+        return TrialRow(key, _attempts(guard, row, route, cancel), asked_digest(row))
+    except PromptTooLongError as error:
+        return Skipped(key, str(error), asked_digest(row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +227,7 @@ def label_trials(answered: Sequence[AttemptedRow], *, grade: Grader) -> Trials:
     return Trials(p_wrong, wrong, released)
 
 
-def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[TrialAttempt, ...]:
+def _attempts(guard: Guard, row: Row, route: str | None, cancel: threading.Event) -> tuple[TrialAttempt, ...]:
     plan = guard.policy.plan(route)
     if not isinstance(row, LabelledResponse):
         prompting = guard.scorer.artefact.prompting
@@ -224,7 +236,8 @@ def _attempts(guard: Guard, row: Row, route: str | None) -> tuple[TrialAttempt, 
             if prompting.completion
             else question_prompt(row, system=prompting.system, template_options=guard.template_options)
         )
-        return tuple(TrialAttempt.from_attempt(attempt, plan) for attempt in guard.attempts(prompt, route=route))
+        attempts = guard.attempts(prompt, route=route, cancel=cancel)
+        return tuple(TrialAttempt.from_attempt(attempt, plan) for attempt in attempts)
     try:
         score = guard.score(with_default_options(row.prompt, guard.template_options), row.response)
     except CaptureError as error:

@@ -96,6 +96,7 @@ def ask(
             force_scorer=force,
             certificate=certificate,
             template_options=template_options(template_option),
+            all_scores=True,
         ) as guard,
     ):
         own = guard.limits

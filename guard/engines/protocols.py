@@ -11,7 +11,10 @@ from guard.records import Chunk, Floats, Generation, Limits, ModelInfo, Prompt, 
 
 @runtime_checkable
 class Observer(Protocol):
-    """Gets each generated token's activations, as they come, so that they never pile up."""
+    """Gets each generated token's activations, as they come, so that they never pile up.
+
+    One with an attribute ``reads_layers`` that is False gets nothing from guard's engines, which then record none.
+    """
 
     def observe(self, activations: Floats) -> None:
         """Take the activations of the forward pass that chose one token of the answer, its end included.

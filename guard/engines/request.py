@@ -152,6 +152,11 @@ class Request:
     context: Context = field(default_factory=copy_context)
 
     @property
+    def reader(self) -> Observer | None:
+        """The observer, if it reads the layers."""
+        return self.observer if getattr(self.observer, "reads_layers", True) else None
+
+    @property
     def room(self) -> int:
         """Tokens of prompt and answer together, at most."""
         return len(self.tokens) + self.max_tokens

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -74,6 +75,7 @@ class Guard:
         certificate: Certificates | str | Path | None = None,
         template_options: Mapping[str, Any] | None = None,
         audit_log: AuditLog | None = None,
+        all_scores: bool = False,
     ) -> None:
         """
         Args:
@@ -93,6 +95,8 @@ class Guard:
                 by default those of the calibration.
             audit_log: gets every decision before it is carried out, such as ``store.audit_log()``. Where it
                 cannot be written, the call raises `StoreError` and gives no answer.
+            all_scores: compute every score that the scorers give. By default, the one that the policy decides on is
+                computed, and those that need nothing more of the layers; in shadow mode always all.
 
         Raises:
             ScorerMismatchError: the scorer was fitted on another model.
@@ -103,10 +107,12 @@ class Guard:
         """
         policy = load_policy(policy)
         self._owned = ExitStack()  # loaded or opened here, so closed here
-        own = Source(OWN_ENGINE, engine, bind_scorer(scorer, engine, force=force_scorer))
+        self._source = own = Source(OWN_ENGINE, engine, bind_scorer(scorer, engine, force=force_scorer))
         self.template_options = checked_options(engine, scorer, template_options)
         sources = _checked_sources(as_named("fallbacks", fallbacks, FALLBACKS), policy)
         _check_scores(policy, own, sources)
+        if not all_scores:
+            own, sources = _deciding(policy, own, sources)
         fingerprint = partial(_fingerprint, own, sources, self.template_options, policy)
         self.policy = certified_policy(policy, certificate, fingerprint=fingerprint)
         given = as_named("handlers", handlers, HANDLERS)
@@ -168,6 +174,7 @@ class Guard:
         certificate: Certificates | str | Path | None = None,
         template_options: Mapping[str, Any] | None = None,
         audit_log: AuditLog | None = None,
+        all_scores: bool = False,
     ) -> Self:
         """Load model, scorer and policy by name or path.
 
@@ -185,6 +192,7 @@ class Guard:
             certificate: see `Guard`.
             template_options: see `Guard`.
             audit_log: see `Guard`.
+            all_scores: see `Guard`.
         """
         if scorer is None and str(model) != EMBEDDED:
             raise ScorerError(
@@ -216,6 +224,7 @@ class Guard:
                 certificate=certificate,
                 template_options=template_options,
                 audit_log=audit_log,
+                all_scores=all_scores,
             )
             guard._owned.push(loaded.pop_all())
             return guard
@@ -271,14 +280,24 @@ class Guard:
         return await adrive(call.steps())
 
     def attempts(
-        self, prompt: PromptLike, *, route: str | None = None, limits: Limits | None = None
+        self,
+        prompt: PromptLike,
+        *,
+        route: str | None = None,
+        limits: Limits | None = None,
+        cancel: threading.Event | None = None,
     ) -> tuple[Attempt, ...]:
         """Return the attempts of a guarded call without carrying out its last decision; no handler gets the case.
 
+        Args:
+            prompt, route, limits: as for `ask`.
+            cancel: set it from another thread to stop.
+
         Raises:
             InputError, PromptTooLongError, ChatTemplateError: the question cannot be put.
+            CancelledError: ``cancel`` was set.
         """
-        call = self._call(prompt, route, Sampling(), limits, None)
+        call = replace(self._call(prompt, route, Sampling(), limits, None), cancel=cancel)
         drive(call.attempts())
         return tuple(call.state.attempts)
 
@@ -397,7 +416,7 @@ def _checked_sources(
     given: Mapping[str, Guard | Source | FallbackFunction], policy: Policy
 ) -> dict[str, Source | FallbackFunction]:
     """Check the fallbacks, including that every fallback a rule names exists."""
-    own = {name: target._resources.own if isinstance(target, Guard) else target for name, target in given.items()}
+    own = {name: target._source if isinstance(target, Guard) else target for name, target in given.items()}
     sources = {name: check_source(name, target) for name, target in own.items()}
     for name in policy.fallback_names():
         if name not in sources:
@@ -410,6 +429,14 @@ def _check_scores(policy: Policy, own: Source, fallbacks: Mapping[str, Source | 
     for source in (own, *(fallbacks[name] for name in policy.fallback_names())):
         if isinstance(source, Source) and source.scorer is not None:
             check_gives(source.scorer, policy, whose=source.name)
+
+
+def _deciding(
+    policy: Policy, own: Source, fallbacks: Mapping[str, Source | FallbackFunction]
+) -> tuple[Source, dict[str, Source | FallbackFunction]]:
+    """Return the sources with scorers that compute no more than the policy reads."""
+    narrowed = {name: each.deciding(policy) if isinstance(each, Source) else each for name, each in fallbacks.items()}
+    return own.deciding(policy), narrowed
 
 
 def _fingerprint(

@@ -6,6 +6,7 @@ the state of the call.
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -66,6 +67,7 @@ class AttemptPlan:
     sampling: Sampling
     limits: Limits
     function: tuple[str, FallbackFunction] | None = None
+    cancel: threading.Event | None = None
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -79,7 +81,12 @@ class AttemptPlan:
             return self._answered((yield call_step(self._function(), self.prompt, self._seconds, name=self.name)))
         observer = self.source.observer()
         generation: Generation = yield generation_step(
-            self.source.engine, self.prompt, sampling=self.sampling, limits=self.limits, observer=observer
+            self.source.engine,
+            self.prompt,
+            cancel=self.cancel,
+            sampling=self.sampling,
+            limits=self.limits,
+            observer=observer,
         )
         return Result(generation.text, generation.sampling, generation, observer)
 
@@ -131,6 +138,7 @@ class Call:
     limits: Limits
     metadata: dict[str, Any]
     state: CallState
+    cancel: threading.Event | None = None
 
     def steps(self) -> Steps[Outcome]:
         """Make attempts until the policy asks for no other, then carry out its last decision."""
@@ -146,7 +154,7 @@ class Call:
     def attempts(self) -> Steps[None]:
         """Make attempts until the policy asks for no other; the budget bounds them."""
         for _ in range(self.state.budget.attempts):
-            plan = self._plan()
+            plan = replace(self._plan(), cancel=self.cancel)
             try:
                 result = yield from plan.steps()
             except Exception as error:  # noqa: BLE001 - becomes the policy's action, or is raised there

@@ -5,6 +5,7 @@ Guards, chat models and chains load and check their sources here.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,9 +46,15 @@ class Source:
         """Return another model's prompt with the template options of this one."""
         return replace(prompt, template_options=self.template_options)
 
+    def deciding(self, policy: Policy) -> Source:
+        """Return this with a scorer that computes what a policy reads; a shadow policy records all that there is."""
+        if self.scorer is None or policy.mode == "shadow":
+            return self
+        return replace(self, scorer=self.scorer.giving(policy.score, ood_score=policy.needs_ood_score))
+
     def observer(self) -> SignatureObserver:
         """Return an observer that records what the scorer reads of one generation."""
-        return self.scorer.observer() if self.scorer else SignatureObserver(aggregates=())
+        return self.scorer.observer() if self.scorer else SignatureObserver(aggregates=(), reads_layers=False)
 
     def score(self, generation: Generation, observer: SignatureObserver, prompt: Prompt) -> Score:
         """Score this engine's answer to a prompt; errors as for `score_generation`.
@@ -79,9 +86,16 @@ def score_generation(generation: Generation, observer: SignatureObserver, scorer
     return score if as_fitted else replace(score, calibrated=False)
 
 
-def generation_step(engine: Engine, prompt: Prompt, **options: Any) -> Step:
-    """Return the step that generates an answer; options are those of `Engine.generate`."""
-    return Step(partial(engine.generate, prompt, **options), partial(engine.agenerate, prompt, **options))
+def generation_step(engine: Engine, prompt: Prompt, *, cancel: threading.Event | None = None, **options: Any) -> Step:
+    """Return the step that generates an answer; options are those of `Engine.generate`.
+
+    Args:
+        engine, prompt: who answers what.
+        cancel: stops a generation in a thread; a task is cancelled by itself.
+        options: further ones.
+    """
+    stop: dict[str, Any] = {} if cancel is None else {"cancel": cancel}
+    return Step(partial(engine.generate, prompt, **stop, **options), partial(engine.agenerate, prompt, **options))
 
 
 # -- engines and their scorers -----------------------------------------------------------------
@@ -112,7 +126,7 @@ def check_gives(scorer: Scorer, policy: Policy, *, whose: str) -> None:
     Raises:
         ScorerError: it lacks the policy's score, or the ood_score that the policy needs.
     """
-    given = scorer.artefact.scores
+    given = scorer.gives
     if policy.score not in given:
         raise ScorerError(
             f"The policy '{policy.name}' decides on the score '{policy.score}', which the scorer of '{whose}' does "
@@ -120,7 +134,7 @@ def check_gives(scorer: Scorer, policy: Policy, *, whose: str) -> None:
             why=f"it gives {', '.join(given)}; the others carried no signal when it was fitted",
             fix="Write score: guard in the policy, or run guard calibrate on more questions",
         )
-    if policy.needs_ood_score and scorer.artefact.ood_detector is None:
+    if policy.needs_ood_score and not scorer.gives_ood_score:
         raise ScorerError(
             f"The policy '{policy.name}' needs ood_score, which the scorer of '{whose}' does not give",
             why="it was fitted on too few answers, or built without that part",

@@ -6,12 +6,13 @@ stranger's file can run nothing, and scoring needs no machine-learning library.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from guard.errors import CaptureError, InputError, ScorerError, ScorerMismatchEr
 from guard.files import checked_json
 from guard.files.write_whole import write_whole
 from guard.records import CapturePoint, ModelInfo, Signals
-from guard.scores import Score, ScoreReading
+from guard.scores import Score, ScoreName, ScoreReading
 from guard.scoring.ood import OodDetector
 from guard.scoring.probe import normalised
 from guard.scoring.provenance import Binding
@@ -35,6 +36,7 @@ class Scorer:
 
     Attributes:
         artefact: what the file says, its origin and metrics included.
+        gives: names of the scores that it computes: all that the file has, or those that `giving` has left.
         calibrated: False when it was forced onto a model that it was not fitted on.
         sha256: of the file's content; certificates and audits refer to it.
     """
@@ -43,12 +45,57 @@ class Scorer:
         self.artefact = artefact
         self.calibrated = calibrated
         self.sha256 = checked_json.digest(_content(artefact))
-        used = {at for model in artefact.scores.values() for at in model.features_used}
-        self._schema, positions = artefact.feature_schema.narrowed(used)
+        detector = artefact.ood_detector
+        self._choose(tuple(artefact.scores), OodDetector.from_stored(detector) if detector else None)
+
+    def _choose(self, gives: tuple[ScoreName, ...], detector: OodDetector | None) -> None:
+        """Compute these scores, and the ood_score where there is a detector."""
+        models = {name: self.artefact.scores[name] for name in gives}
+        used = {at for model in models.values() for at in model.features_used}
+        self.gives, self._ood_detector = gives, detector
+        self._schema, positions = self.artefact.feature_schema.narrowed(used)
         self._models = {
-            name: (_Calibrated(model, positions), artefact.reads(name)) for name, model in artefact.scores.items()
+            name: (_Calibrated(model, positions), self.artefact.reads(name)) for name, model in models.items()
         }
-        self._ood_detector = OodDetector.from_stored(artefact.ood_detector) if artefact.ood_detector else None
+        self._reads_layers = detector is not None or any(self._layers_read(name) for name in gives)
+
+    @property
+    def gives_ood_score(self) -> bool:
+        """Whether scores have an ood_score."""
+        return self._ood_detector is not None
+
+    def giving(self, name: ScoreName, *, ood_score: bool = False) -> Self:
+        """Return this scorer for callers who decide on one score, without the work that only others need.
+
+        It gives that score and each other one that reads nothing more of the layers. Where no layer is read at all,
+        guard's engines record none.
+
+        Args:
+            name: of a score that the scorer gives.
+            ood_score: whether they need the ood_score as well. It is there in any case where layers are read.
+
+        Examples:
+            >>> scorer = load_scorer(shipped_scorer())
+            >>> scorer.giving("log-probabilities").observer().reads_layers
+            False
+            >>> scorer.giving("log-probabilities").gives, scorer.giving("guard").gives
+            (('log-probabilities',), ('guard', 'log-probabilities'))
+        """
+        read = self._layers_read(name) | (_LAYERS if ood_score else frozenset())
+        kept = tuple(each for each in self.gives if self._layers_read(each) <= read)
+        if kept == self.gives and (read or self._ood_detector is None):
+            return self
+        narrowed = copy.copy(self)
+        narrowed._choose(kept, self._ood_detector if read else None)
+        return narrowed
+
+    def _layers_read(self, name: ScoreName) -> frozenset[str]:
+        """Return what a score reads of the layers: nothing, the layers, or also the maps of some tokens."""
+        model = self.artefact.scores[name]
+        schema, _ = self.artefact.feature_schema.narrowed(model.features_used)
+        tokens = schema.signature_tokens if model.features_used else ()
+        maps = {f"{token} at {tau:g}" for token in tokens for tau in schema.temperatures}
+        return frozenset(maps) | (_LAYERS if maps or model.probe else frozenset())
 
     def observer(self) -> SignatureObserver:
         """Return an observer of one answer, which computes the maps of the tokens that the scores read, and no other.
@@ -58,10 +105,12 @@ class Scorer:
             ()
         """
         schema = self._schema
-        return SignatureObserver(temperatures=schema.temperatures, aggregates=schema.signature_tokens)
+        return SignatureObserver(
+            temperatures=schema.temperatures, aggregates=schema.signature_tokens, reads_layers=self._reads_layers
+        )
 
     def score(self, signals: Signals) -> Score:
-        """Return the probabilities that an answer is wrong; the one that decides is guard's own.
+        """Return the probabilities that an answer is wrong; guard's own decides, or the first where it is left out.
 
         Raises:
             CaptureError: the signals lack what the scorer's features need.
@@ -76,7 +125,8 @@ class Scorer:
         }
         ood_score = self._ood_detector.ood_score(signals) if self._ood_detector else None
         seconds = time.perf_counter() - started
-        return Score(scores["guard"].p_wrong, self.calibrated, seconds, ood_score, scores)
+        decides: ScoreName = "guard" if "guard" in scores else next(iter(scores))
+        return Score(scores[decides].p_wrong, self.calibrated, seconds, ood_score, scores, decides)
 
     def for_model(self, model: ModelInfo, capture_point: CapturePoint, *, force: bool = False) -> Scorer:
         """This scorer for a loaded model.
@@ -158,6 +208,8 @@ def shipped_scorer() -> Path:
     return shipped_folder() / "smollm2-135m-instruct-q4_1.json"
 
 
+#: What a score reads that reads any layer.
+_LAYERS = frozenset({"layers"})
 _REFIT = "Fit it again with guard calibrate, or fetch the file again"
 _KIND = checked_json.Kind(
     name="scorer",

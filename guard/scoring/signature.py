@@ -142,12 +142,20 @@ class SignatureObserver:
     Attributes:
         temperatures: of the maps.
         aggregates: the tokens whose maps and norms are read; empty where none is.
+        reads_layers: False where nothing of the layers is read; guard's engines then record none.
     """
 
-    def __init__(self, *, temperatures: tuple[float, ...] = (1.0,), aggregates: tuple[str, ...] = AGGREGATES) -> None:
+    def __init__(
+        self,
+        *,
+        temperatures: tuple[float, ...] = (1.0,),
+        aggregates: tuple[str, ...] = AGGREGATES,
+        reads_layers: bool = True,
+    ) -> None:
         _check_temperatures(temperatures)
         if aggregates:
             _check_known("aggregate", aggregates, AGGREGATES)
+        self.reads_layers = reads_layers
         self.temperatures = temperatures
         self.aggregates = aggregates
         self._reads_every_token = bool({"mean", "max"} & set(aggregates))
@@ -158,6 +166,8 @@ class SignatureObserver:
 
     def observe(self, activations: Floats) -> None:
         """Take one token's activations, shape (L, D)."""
+        if not self.reads_layers:  # an engine that records them all the same
+            return
         norms = log_rms(activations)
         if not np.isfinite(norms).all():
             raise _unusable(self._tokens)
@@ -168,11 +178,13 @@ class SignatureObserver:
         self._tokens += 1
 
     def signature(self) -> Signature:
-        """Return the signature of the tokens seen so far.
+        """Return the signature of the tokens seen so far; without any layer where none is read.
 
         Raises:
             CaptureError: no token was seen.
         """
+        if not self.reads_layers:
+            return _NOTHING_READ
         if self._tokens == 0:
             raise CaptureError("No token's activations were recorded")
         activations = self._activations.aggregate()
@@ -198,6 +210,17 @@ class SignatureObserver:
         if not np.isfinite(maps).all():
             raise _unusable(token)
         return maps
+
+
+#: What stands for the layers where no score reads them; whatever reads it all the same raises CaptureError.
+_NOTHING_READ = Signature(
+    maps=np.empty((0, 0, 0, 0), np.float32),
+    norms=np.empty((0, 0), np.float32),
+    activations=np.empty((0, 0, 0), np.float32),
+    temperatures=(),
+    aggregates=(),
+    tokens=0,
+)
 
 
 def _unusable(token: int) -> CaptureError:

@@ -46,6 +46,46 @@ def settled(of: Policy, threshold: float, fingerprint: str) -> Policy:
     return apply_thresholds(of, {None: CertifiedThreshold(threshold, fingerprint)})
 
 
+@pytest.mark.parametrize("body", [LADDER, RETRY_ONLY, ONCE])
+def test_several_questions_at_once_have_the_attempts_of_one_after_the_other(body: str) -> None:
+    certifiable, rows, together = policy(body), questions(24), set[int]()
+
+    def tried(slots: int) -> list[TrialRow | Skipped]:
+        trial_guard = guard(trial_policy(certifiable), 7)
+        engine = trial_guard.engine
+        assert isinstance(engine, AnsweringEngine)
+        engine.slots, engine.on_feed = slots, lambda _: together.add(len(engine._answers))
+        with TrialJournal(":memory:", trial_guard.fingerprint(certifiable)) as journal:
+            found = list(run_trials(trial_guard, rows, journal, route=None))
+            assert found == [journal.row(f"set/q{number}") for number in range(24)], "stored in the questions' order"
+        return found
+
+    one_by_one = tried(1)
+    assert together == {1}
+    assert tried(4) == one_by_one
+    assert max(together) > 1
+
+
+def test_an_error_in_a_trial_stops_those_beside_it_and_keeps_the_rows_before() -> None:
+    certifiable = policy(LADDER)
+    trial_guard = guard(trial_policy(certifiable), 7)
+    engine = trial_guard.engine
+    assert isinstance(engine, AnsweringEngine)
+    engine.slots, answer = 4, engine.script
+
+    def script(prompt: Prompt, number: int) -> tuple[str, float]:
+        if "Question 9?" in prompt.question:
+            raise InputError("no such question")
+        return answer(prompt, number)
+
+    engine.script = script
+    with TrialJournal(":memory:", trial_guard.fingerprint(certifiable)) as journal:
+        with pytest.raises(InputError, match="no such question"):
+            list(run_trials(trial_guard, questions(200), journal, route=None))
+        assert journal.answered() == {f"set/q{number}" for number in range(9)}
+    assert len(engine.asked) < 100, "the others were not asked to the end"
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([LADDER, RETRY_ONLY, ONCE]), st.floats(0.01, 1))
 def test_a_trial_run_foretells_what_real_calls_give_at_any_threshold(seed: int, body: str, share: float) -> None:

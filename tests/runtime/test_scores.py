@@ -16,7 +16,7 @@ from scripted_chat import ScriptedChat, said
 
 from guard.certification.trials import TrialJournal, run_trials
 from guard.data.questions import LabelledResponse, Question, Row
-from guard.errors import ScorerError
+from guard.errors import CaptureError, ScorerError
 from guard.langchain import guarded
 from guard.langchain.attempts.model_calls import ModelCall, judge
 from guard.langchain.chat.chat_guard import ChatGuard
@@ -115,8 +115,62 @@ def test_a_scorer_without_the_score_is_refused_before_a_question_is_asked() -> N
 
 def test_a_score_that_is_missing_is_never_another_one() -> None:
     score = Score(0.1, True, 0.0, scores={"guard": ScoreReading(0.1, ())})
-    with pytest.raises(ScorerError, match=r"no score 'ilis'.*its scorer gives guard"):
+    with pytest.raises(ScorerError, match=r"no score 'ilis'.*computed: guard"):
         score.deciding("ilis")
+
+
+def layered() -> Scorer:
+    """The scripted scorer whose own score reads the layers, and whose ILIS reads the map of the last token."""
+    artefact = confidence_scorer().artefact
+    (at,) = [at for at, name in enumerate(artefact.feature_names) if name == "map.1.last.0>1"]
+    base = Linear(features=[at], mean=[0.0], scale=[1.0], coefficients=[1.0], intercept=0.0)
+    ilis = Model(base=base, probe=None, trees=None, calibration=Calibration(slope=1.0, intercept=0.0))
+    return Scorer(artefact.model_copy(update={"scores": {**artefact.scores, "ilis": ilis}}))
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted", "computed"),
+    [
+        (("score: log-probabilities",), False, {"log-probabilities"}),
+        ((), False, {"guard", "log-probabilities"}),
+        (("score: ilis",), False, set(SCORE_NAMES)),
+        (("score: log-probabilities",), True, set(SCORE_NAMES)),
+        (("score: log-probabilities", "mode: shadow"), False, set(SCORE_NAMES)),
+    ],
+)
+def test_only_the_score_that_decides_is_computed_and_those_that_need_no_more(
+    lines: tuple[str, ...], wanted: bool, computed: set[str]
+) -> None:
+    asked, read = engine(), []
+    layers_at = asked.activations_at
+    asked.activations_at = lambda prompt, number: (read.append(number), layers_at(prompt, number))[1]
+    outcome = Guard(asked, layered(), policy(RULES, *lines), all_scores=wanted).ask("Really?")
+    assert set(outcome.scores) == computed
+    assert bool(read) is (computed != {"log-probabilities"}), "no layer is read that no score needs"
+    assert outcome.p_wrong is not None
+
+
+def test_layers_that_fail_are_on_error_where_the_policy_reads_them_and_nothing_where_it_does_not() -> None:
+    failing = engine(0.1)
+
+    def fail(*_: object) -> Any:
+        raise CaptureError("no layers today")
+
+    failing.activations_at = fail
+    rules = (RULES, "on_error: {abstain: {text: dunno}}")
+    assert Guard(failing, layered(), policy(*rules)).ask("Really?").answer == "dunno"
+    plain = Guard(failing, layered(), policy(*rules, "score: log-probabilities"))
+    assert plain.ask("Really?").answer == "yes"
+    assert plain.score("Really?", "yes").decides == "log-probabilities"
+
+
+def test_a_guard_that_computes_one_score_is_a_fallback_for_a_policy_that_decides_on_another() -> None:
+    other = Guard(engine(0.1), layered(), policy(RULES, "score: log-probabilities"))
+    falling = policy("rules: [accept: {below: 0.2}, fallback: {below: 1.0, to: other}, abstain]")
+    outcome = Guard(engine(0.9), layered(), falling, fallbacks={"other": other}).ask("Really?")
+    assert outcome.action is Action.FALLBACK
+    assert outcome.attempts[1].score is not None
+    assert outcome.attempts[1].score.decides == "guard"
 
 
 def test_a_review_keeps_every_score() -> None:

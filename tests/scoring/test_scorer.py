@@ -146,6 +146,24 @@ def test_a_model_without_parts_says_its_intercept() -> None:
     assert list(scored.scores) == ["guard"]
 
 
+def test_a_scorer_that_gives_one_score_reads_no_more_than_that() -> None:
+    whole = confidence_scorer()
+    plain = whole.giving("log-probabilities")
+    assert (whole.giving("guard"), plain.gives) == (whole, ("log-probabilities",))
+    assert (plain.sha256, plain.artefact) == (whole.sha256, whole.artefact)
+    assert not plain.observer().reads_layers
+    observer = plain.observer()
+    observer.observe(np.full((2, 4), np.nan, np.float32))  # an engine of another package reads them all the same
+    unread = replace(signals(), signature=observer.signature())
+    scored = plain.score(unread)
+    assert (scored.decides, list(scored.scores)) == ("log-probabilities", ["log-probabilities"])
+    assert scored.p_wrong == whole.score(signals()).scores["log-probabilities"].p_wrong
+    with pytest.raises(ScorerError, match="no score 'guard'"):
+        scored.deciding("guard")
+    with pytest.raises(CaptureError, match="needs activations"):
+        whole.score(unread)
+
+
 @pytest.mark.parametrize("log_odds", [-1e6, -745.0, -30.0, 0.0, 30.0, 745.0, 1e6])
 def test_logistic_does_not_overflow(log_odds: float) -> None:
     special = pytest.importorskip("scipy.special")

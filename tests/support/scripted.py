@@ -16,8 +16,8 @@ from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.records import CapturePoint, Floats, ModelInfo, Prompt
 from guard.scoring.provenance import Binding, Prompting
 from guard.scoring.scorer import Scorer
-from guard.scoring.scorer_file import FORMAT_VERSION, Artefact, Calibration, Linear, Model, Schema, Trees
-from guard.scoring.signature import AGGREGATES, GROUPS, FeatureSchema
+from guard.scoring.scorer_file import FORMAT_VERSION, Artefact, Calibration, Linear, LinearProbe, Model, Schema, Trees
+from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATES, GROUPS, FeatureSchema
 
 END = 256
 LAYERS, WIDTH = 3, 8
@@ -99,7 +99,7 @@ class AnsweringEngine(ByteEngine):
         return 0
 
     def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
-        return [self._answers[feed.slot].feed(feed.tokens) for feed in feeds]
+        return [row for feed in feeds if (row := self._answers[feed.slot].feed(feed))]
 
     def _release(self, slot: int) -> None:
         del self._answers[slot]
@@ -114,11 +114,15 @@ class AnsweringEngine(ByteEngine):
 class _ScriptedAnswer:
     def __init__(self, engine: AnsweringEngine) -> None:
         self.engine, self.passes = engine, 0
+        self.read: list[int] = []
 
-    def feed(self, tokens: Sequence[int]) -> PassRow:
+    def feed(self, feed: Feed) -> PassRow | None:
         engine = self.engine
+        self.read += feed.tokens
+        if not feed.chooses:
+            return None
         if self.passes == 0:
-            self.prompt = Prompt.raw(bytes(tokens).decode())
+            self.prompt = Prompt.raw(bytes(self.read).decode())
             engine.asked.append(self.prompt)
             text, p_wrong = engine.script(self.prompt, len(engine.asked) - 1)
             self.tokens, self.logit = [*text.encode(), END], logit_for(p_wrong)
@@ -185,5 +189,8 @@ def tiny_artefact(
 
 
 def confidence_scorer(model: ModelInfo | None = None) -> Scorer:
-    """The scorer that reads a script's p_wrong back."""
-    return Scorer(tiny_artefact(model or scripted_model()))
+    """The scorer that reads a script's p_wrong back; its own score reads the layers, without any weight."""
+    artefact = tiny_artefact(model or scripted_model())
+    nothing = np.zeros((len(ACTIVATION_TOKENS), artefact.binding.layers, artefact.binding.width), np.float32)
+    own = artefact.scores["guard"].model_copy(update={"probe": LinearProbe.from_array(nothing)})
+    return Scorer(artefact.model_copy(update={"scores": {**artefact.scores, "guard": own}}))
