@@ -14,10 +14,11 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 
 from guard.engines.batch import BatchModel, Feed, PassRow, Start, share_out
 from guard.engines.request import POLL_S, Item, Request
-from guard.engines.running import RunningAnswer
+from guard.engines.running import ANSWER_ROOM, RunningAnswer
 from guard.engines.slots import Placement, SlotTable, common_prefix
 from guard.errors import CancelledError, EngineError, GuardError, InputError
 
@@ -42,6 +43,9 @@ class EngineLoop:
         self._changed = threading.Condition()
         self._waiting: deque[Request] = deque()
         self._running: list[RunningAnswer] = []
+        #: Answers that had to give up their slots, in the order in which they came.
+        self._paused: list[RunningAnswer] = []
+        self._turns = count()
         self._table: SlotTable | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -136,12 +140,13 @@ class EngineLoop:
     def _serve(self, engine: BatchModel) -> None:
         """Make steps until nothing is left to do."""
         try:
-            while self._waiting or self._running:
+            while self._waiting or self._running or self._paused:
                 if self._closed:
                     raise closed_error()
                 self._step(engine)
         except BaseException as error:  # noqa: BLE001 - the callers raise it
             self._end_running(engine, error)
+            self._end_paused(error)
             self._end_waiting(error)
 
     # -- one step --------------------------------------------------------------------------------
@@ -149,6 +154,7 @@ class EngineLoop:
     def _step(self, engine: BatchModel) -> None:
         """Let requests in, and continue those that run by one pass."""
         self._end_interrupted(engine)
+        self._make_room(engine)
         self._admit(engine)
         counts = share_out([running.pending for running in self._running], engine.batch_tokens)
         turns = [(running, running.feed(count)) for running, count in zip(self._running, counts, strict=True) if count]
@@ -177,18 +183,43 @@ class EngineLoop:
     # -- requests join ---------------------------------------------------------------------------
 
     def _admit(self, engine: BatchModel) -> None:
-        """Give slots to waiting requests, first come, first served."""
-        while (request := self._first()) and not (engine.one_at_a_time and self._running):
-            table = self._slots(engine)
-            if self._is_about_to_share(table, request):
+        """Give slots to requests, first come, first served: to those that had one before, then to waiting ones."""
+        while not (engine.one_at_a_time and self._running):
+            if not (self._resume(engine) if self._paused else self._start_next(engine)):
                 return
-            placement = table.place(request.tokens, request.room, request.prompt.cache_key)
-            if placement is None:
-                return
-            if self._pop(request):
-                self._begin(engine, request, placement)
-            else:  # its caller has just left
-                table.release(placement.slot)
+
+    def _resume(self, engine: BatchModel) -> bool:
+        """Let the first paused answer continue; return whether there is room for it."""
+        running = self._paused[0]
+        placement = self._slots(engine).place(running.tokens, running.room, running.request.prompt.cache_key)
+        if placement is not None:
+            self._begin(engine, self._paused.pop(0), placement)
+        return placement is not None
+
+    def _start_next(self, engine: BatchModel) -> bool:
+        """Let the first waiting request begin; return False where there is none, or no room for it now."""
+        request, table = self._first(), self._slots(engine)
+        if request is None or self._is_about_to_share(table, request):
+            return False
+        room = min(request.room, len(request.tokens) + ANSWER_ROOM)
+        placement = table.place(request.tokens, room, request.prompt.cache_key)
+        if placement is None:
+            return False
+        if not self._pop(request):  # its caller has just left
+            table.release(placement.slot)
+        elif running := self._opened(engine, request, placement.slot):
+            self._begin(engine, running, placement)
+        return True
+
+    def _opened(self, engine: BatchModel, request: Request, slot: int) -> RunningAnswer | None:
+        """Return a request that has a slot now; None where it fails at once."""
+        try:
+            return RunningAnswer(request, slot, next(self._turns), engine._reader)
+        except BaseException as error:  # noqa: BLE001 - its caller raises it
+            self._slots(engine).shorten(slot, 0)
+            self._slots(engine).release(slot)
+            _close(request, error)
+            return None
 
     def _first(self) -> Request | None:
         with self._changed:
@@ -213,11 +244,10 @@ class EngineLoop:
         soon = max(common_prefix(prompt, tokens) for prompt in unread)
         return soon >= max(table.shared(slot, tokens, key) for slot in table.slots) + WORTH_WAITING
 
-    def _begin(self, engine: BatchModel, request: Request, placement: Placement) -> None:
-        slot, table = placement.slot, self._slots(engine)
-        start = Start(slot, request.tokens, placement.keep, placement.source, request.observer is not None)
+    def _begin(self, engine: BatchModel, running: RunningAnswer, placement: Placement) -> None:
+        slot, table, request = placement.slot, self._slots(engine), running.request
+        start = Start(slot, running.tokens, placement.keep, placement.source, request.reader is not None)
         try:
-            running = RunningAnswer(request, slot, engine._reader)
             kept = engine._begin(start)
             for number in placement.evicted:  # now that what they had in common with the prompt is copied
                 engine._forget(number)
@@ -227,8 +257,36 @@ class EngineLoop:
             _close(request, error)
             return
         table.shorten(slot, kept)
-        running.begin(kept)
+        running.begin(slot, kept)
         self._running.append(running)
+
+    # -- answers grow ----------------------------------------------------------------------------
+
+    def _make_room(self, engine: BatchModel) -> None:
+        """Let answers grow, first come, first served. For want of room the one that came last gives up its slot.
+
+        It continues once there is room again. So an answer takes the room that it fills, whatever its limit is, and
+        the request that came first is never held up by later ones.
+        """
+        for running in sorted(self._running, key=_turn):
+            while running in self._running and not self._has_room(engine, running):
+                self._pause(engine, max(self._running, key=_turn))
+
+    def _has_room(self, engine: BatchModel, running: RunningAnswer) -> bool:
+        table = self._slots(engine)
+        if len(running.tokens) <= table.slots[running.slot].room:
+            return True
+        evicted = table.grow(running.slot, running.room)
+        for number in evicted or ():
+            engine._forget(number)
+        return evicted is not None
+
+    def _pause(self, engine: BatchModel, running: RunningAnswer) -> None:
+        self._running.remove(running)
+        if error := self._free_slot(engine, running.slot):
+            _close(running.request, error)
+        else:
+            self._paused = sorted([*self._paused, running], key=_turn)
 
     # -- requests leave --------------------------------------------------------------------------
 
@@ -237,6 +295,10 @@ class EngineLoop:
         for running in [*self._running]:
             if error := _interruption(running.request):
                 self._end(engine, running, error)
+        for paused in [*self._paused]:
+            if error := _interruption(paused.request):
+                self._paused.remove(paused)
+                _close(paused.request, error)
         with self._changed:
             waiting = [*self._waiting]
         for request in waiting:
@@ -246,6 +308,10 @@ class EngineLoop:
     def _end_running(self, engine: BatchModel, item: Item) -> None:
         for running in [*self._running]:
             self._end(engine, running, item)
+
+    def _end_paused(self, item: Item) -> None:
+        while self._paused:
+            _close(self._paused.pop().request, item)
 
     def _end_waiting(self, item: Item) -> None:
         while request := self._first():
@@ -300,6 +366,10 @@ def _interruption(request: Request) -> BaseException | None:
     except GuardError as error:
         return error
     return None
+
+
+def _turn(running: RunningAnswer) -> int:
+    return running.turn
 
 
 def _close(request: Request, item: Item) -> None:

@@ -12,30 +12,38 @@ from guard.engines.request import Request
 from guard.engines.sampling import choose, signals_of
 from guard.records import FinishReason, Floats, Generation
 
+#: Tokens of an answer that room is kept for at a time.
+ANSWER_ROOM = 128
+
 
 class RunningAnswer:
-    """A request that has a slot.
+    """A request that has a slot, or has had one and waits for room.
 
     Attributes:
         slot: its number.
+        turn: larger than those of the requests that came before.
+        tokens: of the prompt, and of the answer as far as it is there.
         done: the generation, once the answer is complete.
     """
 
-    def __init__(self, request: Request, slot: int, reader: AnswerReader) -> None:
+    def __init__(self, request: Request, slot: int, turn: int, reader: AnswerReader) -> None:
         """
         Args:
             request: what is asked.
             slot: where it runs.
+            turn: larger than those of the requests that came before.
             reader: of the model's answers.
         """
-        self.request, self.slot = request, slot
+        self.request, self.slot, self.turn = request, slot, turn
+        self.tokens = [*request.tokens]
         self.done: Generation | None = None
         self._started = time.monotonic()
         self._position, self._next = 0, request.tokens
         self._rng = np.random.default_rng(request.sampling.seed)
         stop = request.limits.stop if request.forced is None else ()
         reading = reader.reading(request.tokens, stop=stop, tools=bool(request.prompt.tools))
-        self._answer = GrowingAnswer(reading, request.observer, request.on_token)
+        self._captures = request.reader is not None
+        self._answer = GrowingAnswer(reading, request.reader, request.on_token)
 
     @property
     def pending(self) -> int:
@@ -47,15 +55,20 @@ class RunningAnswer:
         """The prompt, as long as it has not been evaluated."""
         return self.request.tokens if self._position < len(self.request.tokens) else []
 
-    def begin(self, held: int) -> None:
-        """Leave out the prompt's first tokens, which the slot holds already."""
-        self._position, self._next = held, self.request.tokens[held:]
+    @property
+    def room(self) -> int:
+        """Tokens that it needs room for now: those that are there, and a part of the answer."""
+        return min(len(self.tokens) + ANSWER_ROOM, self.request.room)
+
+    def begin(self, slot: int, held: int) -> None:
+        """Leave out the first tokens, which its slot holds already."""
+        self.slot, self._position, self._next = slot, held, self.tokens[held:]
 
     def feed(self, count: int) -> Feed:
         """Return the next tokens, at most as many as given."""
         tokens = self._next[:count]
         chooses = len(tokens) == len(self._next)
-        return Feed(self.slot, tokens, self._position, chooses, chooses and self.request.observer is not None)
+        return Feed(self.slot, tokens, self._position, chooses, chooses and self._captures)
 
     def take(self, feed: Feed, row: PassRow | None) -> None:
         """Go on after a pass: choose the next token where the pass ends with one, and hand on its text.
@@ -78,6 +91,7 @@ class RunningAnswer:
         token = self._next_token(logits) if request.forced is None else request.forced[len(answer)]
         self._show(answer.push(token, signals_of(logits, token), row.activations))
         self._next = [token]
+        self.tokens.append(token)
         if answer.ended:
             self._finish("stop_string" if answer.stopped else "stop")
         elif len(answer) == request.max_tokens:

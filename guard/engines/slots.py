@@ -97,7 +97,7 @@ class SlotTable:
 
         Args:
             tokens: of its prompt. The last is never taken from a slot, since it has to be evaluated.
-            room: tokens of its prompt and its answer together, at most.
+            room: tokens of its prompt and of the beginning of its answer; see `grow`.
             key: its cache key.
         """
         free = [slot for slot in self.slots if not slot.busy]
@@ -114,6 +114,21 @@ class SlotTable:
             self.shorten(number, 0)
         target.key, target.room = key, room
         return Placement(target.number, keep, best.number if keep and best is not target else None, evicted)
+
+    def grow(self, number: int, room: int) -> tuple[int, ...] | None:
+        """Let a request fill its slot further; return the idle slots that are evicted for it, None without room.
+
+        Args:
+            number: of its slot.
+            room: tokens that it may fill the slot with from now on.
+        """
+        slot = self.slots[number]
+        evicted = self._evicted(room - slot.room, set(), slot)
+        if evicted is not None:
+            slot.room = room
+            for other in evicted:
+                self.shorten(other, 0)
+        return evicted
 
     def shared(self, slot: Slot, tokens: list[int], key: str | None) -> int:
         """Return how many of a prompt's first tokens a slot can give; the prompt's last one is never among them."""

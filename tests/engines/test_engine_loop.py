@@ -7,8 +7,9 @@ import contextlib
 import random
 import signal
 import threading
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,12 +30,14 @@ class RememberingEngine(ByteEngine):
     capture_point = "mlp"
     reuse = "copy"
 
-    def __init__(self, slots: int = 4, *, cells: int = 400) -> None:
+    def __init__(self, slots: int = 4, *, cells: int = 400, endless: bool = False) -> None:
         super().__init__()
+        self.endless = endless
         self.slots, self.cells = slots, cells
         self.memory: dict[int, list[int]] = {number: [] for number in range(slots)}
         self.passes: list[list[Feed]] = []
         self.fail_at = -1
+        self.before_pass: Callable[[], object] = lambda: None
 
     @property
     def model(self) -> ModelInfo:
@@ -55,6 +58,7 @@ class RememberingEngine(ByteEngine):
         return start.keep
 
     def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
+        self.before_pass()
         self.passes.append(list(feeds))
         if len(self.passes) == self.fail_at:
             raise EngineError("no electricity")
@@ -63,7 +67,7 @@ class RememberingEngine(ByteEngine):
         for feed in feeds:
             assert len(self.memory[feed.slot]) == feed.position
             self.memory[feed.slot] += feed.tokens
-        return [SequenceRow(self.memory[feed.slot]) for feed in feeds if feed.chooses]
+        return [SequenceRow(self.memory[feed.slot], self.endless) for feed in feeds if feed.chooses]
 
     def _forget(self, slot: int | None) -> None:
         for number in self.memory if slot is None else [slot]:
@@ -74,11 +78,14 @@ class RememberingEngine(ByteEngine):
 
 
 class SequenceRow:
-    def __init__(self, tokens: list[int]) -> None:
+    def __init__(self, tokens: list[int], endless: bool) -> None:
+        self.endless = endless
         self.rng = np.random.default_rng(zlib.crc32(bytes(token % 256 for token in tokens)))
 
     def logits(self) -> Floats:
-        return self.rng.normal(size=END + 1).astype(np.float32)
+        logits = self.rng.normal(size=END + 1).astype(np.float32)
+        logits[END] -= 100.0 * self.endless
+        return logits
 
     def activations(self) -> Floats:
         return self.rng.normal(size=(2, 3)).astype(np.float32)
@@ -90,6 +97,14 @@ class SumObserver:
 
     def observe(self, activations: Floats) -> None:
         self.total += float(activations.sum())
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if true():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it never happened")
 
 
 def question(number: int) -> Prompt:
@@ -162,7 +177,95 @@ def test_whoever_comes_and_goes_the_others_get_their_answers(seed: int) -> None:
     assert table is not None
     assert not any(slot.busy for slot in table.slots)
     assert all(not slot.tokens or slot.tokens == engine.memory[slot.number] for slot in table.slots)
+    engine.fail_at = -1  # where the others took fewer passes
     assert engine.generate(question(1), **settings(1)).token_ids == alone(1)[0]
+
+
+def test_answers_that_may_become_long_are_answered_together() -> None:
+    """A limit far beyond what is written keeps no room from others."""
+    engine, free = RememberingEngine(4, cells=500), threading.Event()
+    engine.before_pass = lambda: free.wait(20)
+    limits = Limits(max_tokens=10**6, stop=("e", "a", "7"))
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(engine.generate, question(n), limits=limits) for n in range(3)]
+        wait_until(lambda: engine._loop.waiting + len(engine._loop._running) == 3)
+        free.set()
+        found = [answer.result(20).token_ids for answer in answers]
+    assert max(map(len, engine.passes)) == 3, "three that could fill the whole context would not fit"
+    assert found == [RememberingEngine(1).generate(question(n), limits=limits).token_ids for n in range(3)]
+
+
+@pytest.mark.parametrize("how", ["threads", "tasks"])
+def test_for_want_of_room_who_came_last_waits_and_all_get_their_own_answers(how: str) -> None:
+    engine, free, seen = (
+        RememberingEngine(4, cells=300, endless=True),
+        threading.Event(),
+        [SumObserver() for _ in range(6)],
+    )
+    engine.before_pass = lambda: free.wait(20)
+    ended: list[int] = []
+
+    def settings_of(number: int) -> dict[str, Any]:
+        return {"sampling": Sampling(temperature=1.0, seed=number + 20), "limits": Limits(max_tokens=10**6)}
+
+    def ask(number: int) -> Generation:
+        answer = engine.generate(question(number), observer=seen[number], **settings_of(number))
+        ended.append(number)
+        return answer
+
+    paused: list[int] = []
+    pause = engine._loop._pause
+    engine._loop._pause = lambda engine, running: (paused.append(running.turn), pause(engine, running))[1]  # type: ignore[method-assign, func-returns-value]
+    if how == "threads":
+        with ThreadPoolExecutor(6) as pool:
+            asked = [pool.submit(ask, number) for number in range(6)]
+            wait_until(lambda: engine._loop.waiting + len(engine._loop._running) == 6)
+            free.set()
+            answers = [each.result(60) for each in asked]
+    else:
+        free.set()
+
+        async def tasks() -> list[Generation]:
+            each = (engine.agenerate(question(n), observer=seen[n], **settings_of(n)) for n in range(6))
+            return list(await asyncio.gather(*each))
+
+        answers = asyncio.run(tasks())
+    assert paused
+    assert 0 not in paused, "who came first is held up by nobody"
+    for number, answer in enumerate(answers):
+        alone_seen = SumObserver()
+        expected = RememberingEngine(1, endless=True).generate(
+            question(number), observer=alone_seen, **settings_of(number)
+        )
+        assert (answer.token_ids, answer.text) == (expected.token_ids, expected.text)
+        assert seen[number].total == alone_seen.total, "each token's layers are handed over once"
+
+
+def test_an_answer_that_waits_for_room_can_be_cancelled() -> None:
+    engine, limits = RememberingEngine(4, cells=300, endless=True), Limits(max_tokens=10**6)
+    stopped, free = threading.Event(), threading.Event()
+    waiting: list[int] = []
+
+    def hold() -> None:
+        if engine._loop._paused and not free.is_set():
+            waiting.append(len(engine._loop._paused))
+            free.wait(20)
+
+    engine.before_pass = hold
+    draw = Sampling(temperature=1.0, seed=22)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [
+            pool.submit(engine.generate, question(n), limits=limits, sampling=draw, cancel=stopped) for n in range(2)
+        ]
+        wait_until(lambda: bool(waiting))
+        stopped.set()
+        free.set()
+        for each in asked:
+            with pytest.raises(CancelledError):
+                each.result(20)
+    assert not engine._loop._paused
+    assert engine._loop._table is not None
+    assert not any(slot.busy for slot in engine._loop._table.slots)
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="there are no signal masks here")

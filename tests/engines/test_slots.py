@@ -129,6 +129,19 @@ def test_a_request_waits_where_all_slots_are_busy_and_takes_nothing_meanwhile() 
     assert table.slots[0].tokens == [*HELLO, 5]
 
 
+def test_a_busy_slot_grows_into_the_room_of_idle_ones_and_not_into_that_of_others() -> None:
+    table = SlotTable(3, 30, "copy")
+    idle = answered(table, [7] * 10, [])
+    first, second = (table.place([number], 5, None) for number in (1, 2))
+    assert first is not None
+    assert second is not None
+    assert table.grow(first.slot, 15) == ()
+    assert table.grow(first.slot, 25) == (idle,)
+    assert table.grow(second.slot, 6) is None
+    table.release(first.slot)
+    assert table.grow(second.slot, 30) == ()
+
+
 # -- whoever comes and goes --------------------------------------------------------------------------
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
@@ -188,6 +201,19 @@ class Arrivals(RuleBasedStateMachine):
             running.fed = [*running.fed, *tokens]
             self.memory[running.slot] = list(running.fed)
             self.table.extend(running.slot, tokens)
+
+    @rule(running=running, more=st.integers(1, 8))
+    def grow(self, running: Arrived | None, more: int) -> None:
+        if running is None or self.busy.get(running.slot) is not running:
+            return
+        evicted = self.table.grow(running.slot, running.room + more)
+        if evicted is None:
+            assert len(self.busy) > 1 or running.room + more > self.table.cells, "one that is alone may fill all"
+            return
+        assert not set(evicted) & set(self.busy)
+        running.room += more
+        for number in evicted:
+            self.memory[number] = []
 
     @rule(running=consumes(running))
     def leave(self, running: Arrived | None) -> None:
