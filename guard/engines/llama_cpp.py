@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -120,6 +121,8 @@ class LlamaCppEngine(BaseEngine):
             raise
         if deterministic:
             self.reuse = "nothing"
+        if owner is not None:
+            _close_before(owner, self)
 
     # -- building ------------------------------------------------------------------------------
 
@@ -219,8 +222,8 @@ class LlamaCppEngine(BaseEngine):
         """Use the weights of a `Llama` that is loaded already.
 
         The engine makes a context of its own with the same settings (and so needs memory for a
-        second KV cache); the `Llama` stays exactly as it is and can be used in between. Close it
-        only after the engine.
+        second KV cache); the `Llama` stays exactly as it is and can be used in between. Closing it
+        closes the engine first, and requests that are being answered end with an error.
 
         Args:
             llama: with its weights.
@@ -418,6 +421,20 @@ class LlamaCppEngine(BaseEngine):
 
     def _forget(self, slot: int | None) -> None:
         self._opened().forget(slot)
+
+
+def _close_before(owner: Any, engine: LlamaCppEngine) -> None:
+    """Close an engine before its `Llama` frees the model; a running pass would read memory that is gone.
+
+    Contexts of llama-cpp-python's own are closed in the same way.
+    """
+    held = weakref.ref(engine)
+
+    def close() -> None:
+        if (engine := held()) is not None:
+            engine.close()
+
+    owner._model._exit_stack.callback(close)
 
 
 def _check_positive(**numbers: int | None) -> None:

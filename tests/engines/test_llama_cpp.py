@@ -474,6 +474,30 @@ def test_a_llama_that_is_closed_before_its_engine(tiny_path: Path) -> None:
     engine.close()
 
 
+def test_a_llama_that_is_closed_while_its_engine_answers_ends_the_requests_first(tiny_path: Path) -> None:
+    """Its memory would be read by a running pass; a crash here ends the test run."""
+    for number in range(5):
+        llama = tiny_llama(tiny_path)
+        engine = LlamaCppEngine.wrap(llama)
+        limits, warm = Limits(max_tokens=400), Sampling(temperature=2.0, seed=number)
+
+        def ask(engine: LlamaCppEngine = engine, limits: Limits = limits, warm: Sampling = warm) -> str:
+            try:
+                return engine.generate(Prompt.chat("hi"), sampling=warm, limits=limits).text
+            except EngineError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(ask) for _ in range(4)]
+            time.sleep(0.01 * number)
+            llama.close()
+            assert engine._context is None
+            for answer in asked:
+                answer.result(30)
+        with pytest.raises(EngineError, match="closed"):
+            engine.generate(Prompt.chat("hi"))
+
+
 # -- closing -----------------------------------------------------------------------------------
 
 
