@@ -1,10 +1,13 @@
 """Several clients at once: tokens a second, longest waits, and memory.
 
-    python benchmarks/clients.py [--model FILE.gguf] [--pairs 3] [--server LLAMA_SERVER]
+    python benchmarks/clients.py [--model FILE.gguf] [--pairs 2] [--server LLAMA_SERVER] [--only 8 | 16 | rest]
 
 64 requests by 8 and by 16 clients, guarded, against a bare batched loop (`bare_batch.py`), against one at a time
-from an empty cache, and against llama.cpp's own server with as many slots, where `--server` names the program that
-`llama_server.sh` builds. No two requests begin alike, so that nothing is gained by a shared prefix.
+from an empty cache (16 of the requests, since its speed does not depend on their number), and against llama.cpp's own
+server with as many slots, where `--server` names the program that `llama_server.sh` builds. No two requests begin
+alike, so that nothing is gained by a shared prefix. Then the longest wait of a short request beside seven long prompts,
+and memory. With SmolLM2 and one pair it takes three minutes, with the server four; a 1.5B model takes five times as
+long, and `--only` runs a part.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ from guard.runtime.guard import Guard
 
 #: Requests of a round, tokens of the context that its clients share, and the shortest and the longest answer.
 REQUESTS, CELLS, SHORTEST, LONGEST = 64, 8192, 16, 48
+#: Requests that are enough where they are answered one at a time, and to warm up.
+ONE_BY_ONE, WARM_UP = 16, 8
 TOPICS = ("bread", "rain", "ships", "glass", "trains", "maps", "clocks", "salt")
 
 
@@ -42,6 +47,9 @@ class Round:
     prompts: Sequence[Prompt]
     tokens: Sequence[list[int]]
     lengths: Sequence[int]
+
+    def first(self, count: int) -> Round:
+        return Round(self.prompts[:count], self.tokens[:count], self.lengths[:count])
 
 
 @dataclass
@@ -62,7 +70,7 @@ class Crowd:
 
     def round(self, engine: BaseEngine, pair: int) -> Round:
         """Return the requests of a pair; the warm-up, number -1, has few."""
-        numbers = [next(self._numbers) for _ in range(self.requests if pair >= 0 else 16)]
+        numbers = [next(self._numbers) for _ in range(self.requests if pair >= 0 else WARM_UP)]
         prompts = [_prompt(number) for number in numbers]
         lengths = [SHORTEST + 7 * number % (LONGEST - SHORTEST + 1) for number in numbers]
         return Round(prompts, [engine.encode(prompt) for prompt in prompts], lengths)
@@ -109,14 +117,14 @@ def throughput(crowd: Crowd, clients: int, *, pairs: int, server: Path | None) -
         def guarded(pair: int) -> float:
             return asked(guard, crowd.round(engine, pair), clients)
 
-        def against(name: str, other: Callable[[Round], float], wanted: str, times: int = pairs) -> Ratio:
+        def against(name: str, other: Callable[[Round], float], wanted: str) -> Ratio:
             return compared(
                 what,
                 name,
                 guarded,
                 lambda pair: other(crowd.round(engine, pair)),
                 unit=unit,
-                pairs=times,
+                pairs=pairs,
                 wanted=wanted,
             )
 
@@ -130,7 +138,7 @@ def throughput(crowd: Crowd, clients: int, *, pairs: int, server: Path | None) -
         single = open_.enter_context(crowd.loaded(deterministic=True))
         one = crowd.guard(single)
         wanted = {8: ">= 1.6", 16: ">= 2.0"}[clients] if crowd.embedded else ""
-        found.append(against("one at a time", lambda asks: asked(one, asks, 1), wanted, max(1, pairs - 1)))
+        found.append(against("one at a time", lambda asks: asked(one, asks.first(ONE_BY_ONE), 1), wanted))
         if server is None:
             found.append(f"{what}: not compared with llama.cpp's own server, since no --server is named")
         else:
@@ -202,18 +210,21 @@ def memory(crowd: Crowd, *, requests: int = 500) -> list[Figure]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, pairs=3)
+    parser = arguments(__doc__, pairs=2)
     parser.add_argument("--server", type=Path, help="program that llama_server.sh built")
     parser.add_argument("--requests", type=int, default=REQUESTS)
+    parser.add_argument("--only", choices=("8", "16", "rest"), help="the clients of one number, or waits and memory")
     wanted = parser.parse_args()
     model = Path(wanted.model) if wanted.model else embedded_model()
     threads = wanted.threads or physical_cores()
     crowd = Crowd(model, wanted.model is None, threads, wanted.requests)
     found: list[Ratio | Figure | str] = []
     for clients in (8, 16):
-        found += throughput(crowd, clients, pairs=wanted.pairs, server=wanted.server)
-    found += longest_wait(crowd, times=wanted.pairs)
-    found += memory(crowd)
+        if wanted.only in (None, str(clients)):
+            found += throughput(crowd, clients, pairs=wanted.pairs, server=wanted.server)
+    if wanted.only in (None, "rest"):
+        found += longest_wait(crowd, times=wanted.pairs)
+        found += memory(crowd)
     with crowd.loaded() as engine:
         about = provenance(engine)
     print_ratios(f"Several clients, {threads} threads", found, about=about)

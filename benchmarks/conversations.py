@@ -2,18 +2,20 @@
 
     python benchmarks/conversations.py [--model FILE.gguf] [--pairs 3]
 
-Both against llama-cpp-python's own chat, which keeps the common prefix of two calls; answers of at most 24 tokens.
-Each side is fed its own answers, as a program would do.
+Both against llama-cpp-python's own chat, which keeps the common prefix of two calls. Each side is fed its own answers,
+as a program would do. The questions ask for more than the 24 tokens that an answer gets, so that both sides write as
+much; where one of them stops earlier, seconds are compared per token of the answers.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from measuring import Figure, Ratio, arguments, compared, print_ratios, provenance, scorer_for, seconds_of, write
+from measuring import Figure, Ratio, arguments, compared, print_ratios, provenance, scorer_for, write
 
 from guard.engines import embedded_model
 from guard.engines.llama_cpp import LlamaCppEngine, physical_cores
@@ -23,18 +25,18 @@ from guard.runtime.guard import Guard
 
 MAX_TOKENS = 24
 _RULES = " ".join(
-    f"Rule {number}: answer briefly and politely, and never mention shelf number {number * 7}."
+    f"Rule {number}: answer at length and politely, and never mention shelf number {number * 7}."
     for number in range(1, 41)
 )
 _QUESTIONS = (
-    "What is the capital of France?",
-    "And of Spain?",
-    "Who wrote Hamlet?",
-    "What is 3+4?",
-    "Name a river in Egypt.",
-    "What colour is the sky?",
-    "How many days has a week?",
-    "Who painted the Mona Lisa?",
+    "Tell me all that you know about Paris.",
+    "And about Madrid, in many sentences.",
+    "Tell the story of Hamlet in detail.",
+    "Explain step by step how to add 13 and 48.",
+    "Describe the course of the Nile.",
+    "Explain at length why the sky is blue.",
+    "Name the days of the week, and what people do on each.",
+    "Describe the Mona Lisa in every detail.",
 )
 _TOOLS = tuple(
     {
@@ -51,8 +53,8 @@ _TOOLS = tuple(
 _CALLS, _LINES = 6, 10
 
 Message = dict[str, Any]
-#: Answers messages, some of them with tools.
-Chat = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], str]
+#: Answers messages, some of them with tools: the text, and how many tokens it has.
+Chat = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], tuple[str, int]]
 
 
 def measure(guard: Guard, model: Path, *, threads: int, pairs: int) -> list[Ratio | Figure]:
@@ -62,15 +64,16 @@ def measure(guard: Guard, model: Path, *, threads: int, pairs: int) -> list[Rati
     context = guard.engine.model.context_tokens
     llama = llama_cpp.Llama(str(model), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False)
 
-    def library(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+    def library(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
         more: Any = {"tools": list(tools)} if tools else {}
         asked: Any = list(messages)
         answer: Any = llama.create_chat_completion(asked, max_tokens=MAX_TOKENS, temperature=0.0, **more)
-        return str(answer["choices"][0]["message"]["content"] or "")
+        return str(answer["choices"][0]["message"]["content"] or ""), answer["usage"]["completion_tokens"]
 
-    def guarded(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+    def guarded(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
         prompt = Prompt.chat(list(messages), tools=tuple(tools))
-        return guard.ask(prompt, limits=Limits(max_tokens=MAX_TOKENS)).attempts[0].answer
+        attempt = guard.ask(prompt, limits=Limits(max_tokens=MAX_TOKENS)).attempts[0]
+        return attempt.answer or "", attempt.completion_tokens
 
     try:
         return [
@@ -87,9 +90,9 @@ def _compared(
     found = compared(
         what,
         "llama-cpp-python's own chat",
-        lambda number: sum(run(guarded, number).seconds[1:]),
-        lambda number: sum(run(library, number).seconds[1:]),
-        unit="s",
+        lambda number: run(guarded, number).ms_per_token,
+        lambda number: run(library, number).ms_per_token,
+        unit="ms/token",
         pairs=pairs,
         wanted="<= 1.10",
     )
@@ -97,23 +100,32 @@ def _compared(
     engine = guard.engine
     assert isinstance(engine, LlamaCppEngine)
     tokens = len(engine.encode(Prompt.chat(last.messages, tools=tuple(last.tools))))
-    return [found, Figure(f"{what}: prompt at the end", tokens, "tokens")]
+    note = f"{sum(last.tokens[1:])} tokens of answers on guard's side, {len(last.tokens) - 1} calls"
+    return [found, Figure(f"{what}: prompt at the end", tokens, "tokens", note)]
 
 
 class _Dialogue:
-    """What one run of a dialogue said, and the seconds of each call."""
+    """What one run of a dialogue said, and the seconds and tokens of each answer."""
 
     def __init__(self, chat: Chat, system: str, tools: Sequence[Mapping[str, Any]] = ()) -> None:
         self._chat, self.tools = chat, tools
         self.messages: list[Message] = [{"role": "system", "content": system}]
         self.seconds: list[float] = []
+        self.tokens: list[int] = []
+
+    @property
+    def ms_per_token(self) -> float:
+        """Of all calls but the first, reading the prompts included."""
+        return 1000 * sum(self.seconds[1:]) / sum(self.tokens[1:])
 
     def call(self, role: str, content: str) -> None:
         """Add a message, and what the model answers to it."""
         self.messages.append({"role": role, "content": content})
-        answers: list[str] = []
-        self.seconds.append(seconds_of(lambda: answers.append(self._chat(self.messages, self.tools))))
-        self.messages.append({"role": "assistant", "content": answers[0]})
+        started = time.perf_counter()
+        answer, tokens = self._chat(self.messages, self.tools)
+        self.seconds.append(time.perf_counter() - started)
+        self.tokens.append(tokens)
+        self.messages.append({"role": "assistant", "content": answer})
 
 
 def _conversation(chat: Chat, number: int) -> _Dialogue:

@@ -60,6 +60,7 @@ NOT_IN_GUARDS = {
     **dict.fromkeys(("engine", "scorer", "force_scorer", "template_options"), "of the `ChatGuard` in it"),
     "certificate": "no certificate covers a chain or an agent",
     "runnable": "it is the model",
+    "all_scores": "the `ChatGuard` in it computes all",
     "route": "of each call (`ask`)",
     "scores": "it decides about one answer",
     "output": "the `Outcome`, or the message",
@@ -107,6 +108,7 @@ NOT_ON_COMMAND_LINE = {
     "cache_key": "a command answers one caller",
     "response_format": "a command answers with a text",
     "audit_log": "a command scores without deciding: the policy is `shadow`",
+    "all_scores": "`ask` and `score` compute all",
     "progress": "the command draws a progress bar",
     "response": "`response` of each row",
     "create": "only the user's own store is created; a store that is named must exist",
@@ -127,6 +129,7 @@ NOT_IN_PYTHON = {
 }
 #: Why ChatGuard lacks an option of `Guard`.
 NOT_IN_CHAT = {
+    "all_scores": "always all",
     "handler_timeout_s": "ten seconds",
     "certificate": "named in the policy (`certificate:`)",
     "prompt": "the argument of `invoke` and `stream`",

@@ -141,7 +141,7 @@ def _rows_keep_order(model: Any, params: Any) -> bool:
 
 def _repeats_of(handle: Any) -> Callable[[], int] | None:
     """Return what counts the evaluations of a context that use the graph of the one before; None in older bindings."""
-    if not any(field[0] == "n_reused" for field in llama_cpp.llama_perf_context_data._fields_):
+    if not hasattr(llama_cpp.llama_perf_context_data, "n_reused"):
         return None
     return lambda: int(llama_cpp.llama_perf_context(handle).n_reused)
 
