@@ -24,7 +24,18 @@ from pathlib import Path
 
 from bare_batch import BareBatch
 from llama_server import LlamaServer
-from measuring import Figure, Ratio, arguments, compared, print_ratios, provenance, resident_mb, scorer_for, write
+from measuring import (
+    CLOCK,
+    Figure,
+    Ratio,
+    arguments,
+    compared,
+    print_ratios,
+    provenance,
+    resident_mb,
+    scorer_for,
+    write,
+)
 
 from guard.engines import embedded_model
 from guard.engines.base import BaseEngine
@@ -93,16 +104,16 @@ def asked(guard: Guard, asks: Round, clients: int) -> float:
     def ask(prompt: Prompt, length: int) -> int:
         return guard.ask(prompt, limits=Limits(max_tokens=length)).attempts[0].completion_tokens
 
-    started = time.perf_counter()
+    started = CLOCK.now()
     with ThreadPoolExecutor(clients) as pool:
         tokens = sum(pool.map(ask, asks.prompts, asks.lengths))
-    return tokens / (time.perf_counter() - started)
+    return tokens / (CLOCK.now() - started)
 
 
 def timed(run: Callable[[], int]) -> float:
     """Return tokens a second."""
-    started = time.perf_counter()
-    return run() / (time.perf_counter() - started)
+    started = CLOCK.now()
+    return run() / (CLOCK.now() - started)
 
 
 def throughput(crowd: Crowd, clients: int, *, pairs: int, server: Path | None) -> list[Ratio | Figure | str]:

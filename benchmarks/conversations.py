@@ -9,13 +9,12 @@ much; where one of them stops earlier, seconds are compared per token of the ans
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from measuring import Figure, Ratio, arguments, compared, print_ratios, provenance, scorer_for, write
+from measuring import CLOCK, Figure, Ratio, arguments, compared, print_ratios, provenance, scorer_for, write
 
 from guard.engines import embedded_model
 from guard.engines.llama_cpp import LlamaCppEngine, physical_cores
@@ -121,9 +120,9 @@ class _Dialogue:
     def call(self, role: str, content: str) -> None:
         """Add a message, and what the model answers to it."""
         self.messages.append({"role": role, "content": content})
-        started = time.perf_counter()
+        started = CLOCK.now()
         answer, tokens = self._chat(self.messages, self.tools)
-        self.seconds.append(time.perf_counter() - started)
+        self.seconds.append(CLOCK.now() - started)
         self.tokens.append(tokens)
         self.messages.append({"role": "assistant", "content": answer})
 

@@ -21,7 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from measuring import Ratio, arguments, compared, print_ratios, provenance, resident_mb, scorer_for, write
+from measuring import CLOCK, Ratio, arguments, compared, print_ratios, provenance, resident_mb, scorer_for, write
 
 from guard.engines import embedded_model
 from guard.engines.base import BaseEngine
@@ -156,9 +156,9 @@ def _compare(
 
 
 def _ms_per_token(run: Callable[[Prompt], int], prompt: Prompt) -> float:
-    started = time.perf_counter()
+    started = CLOCK.now()
     tokens = run(prompt)
-    return (time.perf_counter() - started) * 1000 / tokens
+    return (CLOCK.now() - started) * 1000 / tokens
 
 
 def _memory(guard: Guard, tokens: int) -> float:
