@@ -3,17 +3,23 @@
     python benchmarks/conversations.py [--model FILE.gguf] [--pairs 3]
 
 Both against llama-cpp-python's own chat, which keeps the common prefix of two calls. Each side is fed its own answers,
-as a program would do. The questions ask for more than the 24 tokens that an answer gets, so that both sides write as
-much; where one of them stops earlier, seconds are compared per token of the answers.
+as a program would do. The questions ask for more than the 24 tokens that an answer gets (12 in the agent loop), so that
+both sides write as much; how many tokens each has written is printed. Milliseconds are per token of the answers,
+prompts included.
+
+llama-cpp-python keeps one conversation, so that guard's engine is fresh for each run. The same without flash attention,
+which llama-cpp-python does not use by default, and with two other conversations in the cache, with and without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 from measuring import CLOCK, Figure, Ratio, arguments, compared, print_ratios, provenance, scorer_for, write
 
 from guard.engines import embedded_model
@@ -22,7 +28,8 @@ from guard.policy.policy import load_policy
 from guard.records import Limits, Prompt
 from guard.runtime.guard import Guard
 
-MAX_TOKENS = 24
+#: Tokens of an answer, in a conversation and in the agent loop.
+ANSWER, CALL = 24, 12
 _RULES = " ".join(
     f"Rule {number}: answer at length and politely, and never mention shelf number {number * 7}."
     for number in range(1, 41)
@@ -52,54 +59,92 @@ _TOOLS = tuple(
 _CALLS, _LINES = 6, 10
 
 Message = dict[str, Any]
-#: Answers messages, some of them with tools: the text, and how many tokens it has.
-Chat = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], tuple[str, int]]
+#: Answers messages, some of them with tools, by so many tokens at most: the text, and how many tokens it has.
+Chat = Callable[[Sequence[Message], Sequence[Mapping[str, Any]], int], tuple[str, int]]
 
 
-def measure(guard: Guard, model: Path, *, threads: int, pairs: int) -> list[Ratio | Figure]:
-    """Both comparisons, turn 2 and later: the first reads the whole prompt on both sides."""
-    import llama_cpp
+@dataclass(frozen=True)
+class Sides:
+    """Guard's engine, fresh or with other conversations in its cache, and the library's own chat."""
 
-    context = guard.engine.model.context_tokens
-    llama = llama_cpp.Llama(str(model), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False)
+    loaded: Callable[..., LlamaCppEngine]
+    shipped: bool
+    library: Chat
+    pairs: int
 
-    def library(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
+    def guarded(
+        self, run: Callable[[Chat, int], _Dialogue], number: int, *, others: int = 0, **options: Any
+    ) -> _Dialogue:
+        """Run a dialogue on a fresh engine with some options, after as many others."""
+        with self.loaded(**options) as engine:
+            guard = Guard(engine, scorer_for(engine, shipped=self.shipped), load_policy("shadow"))
+
+            def chat(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], limit: int) -> tuple[str, int]:
+                prompt = Prompt.chat(list(messages), tools=tuple(tools))
+                attempt = guard.ask(prompt, limits=Limits(max_tokens=limit)).attempts[0]
+                return attempt.answer or "", attempt.completion_tokens
+
+            for other in range(others):
+                run(chat, 1000 + 10 * number + other)
+            return run(chat, number)
+
+
+def measure(sides: Sides) -> list[Ratio | Figure]:
+    """All comparisons, turn 2 and later: the first reads the whole prompt on both sides."""
+    talk, work = "conversation of eight turns, turns 2 to 8", "agent loop of six model calls, calls 2 to 6"
+    plain: dict[str, Any] = {"flash_attention": False}
+    return [
+        *_compared(talk, _conversation, sides, wanted="<= 1.10"),
+        *_compared(work, _agent, sides, wanted="<= 1.10"),
+        _compared(f"{talk}, without flash attention", _conversation, sides, wanted="<= 1.10", **plain)[0],
+        _compared(f"{work}, without flash attention", _agent, sides, wanted="<= 1.10", **plain)[0],
+        _compared(f"{talk}, two others in the cache", _conversation, sides, others=2)[0],
+        _compared(f"{talk}, two others in the cache, without flash attention", _conversation, sides, others=2, **plain)[
+            0
+        ],
+    ]
+
+
+def library_chat(llama: Any) -> Chat:
+    """Return the library's own chat."""
+
+    def library(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], limit: int) -> tuple[str, int]:
         more: Any = {"tools": list(tools)} if tools else {}
         asked: Any = list(messages)
-        answer: Any = llama.create_chat_completion(asked, max_tokens=MAX_TOKENS, temperature=0.0, **more)
+        answer: Any = llama.create_chat_completion(asked, max_tokens=limit, temperature=0.0, **more)
         return str(answer["choices"][0]["message"]["content"] or ""), answer["usage"]["completion_tokens"]
 
-    def guarded(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
-        prompt = Prompt.chat(list(messages), tools=tuple(tools))
-        attempt = guard.ask(prompt, limits=Limits(max_tokens=MAX_TOKENS)).attempts[0]
-        return attempt.answer or "", attempt.completion_tokens
-
-    try:
-        return [
-            *_compared("conversation of eight turns, turns 2 to 8", _conversation, guarded, library, guard, pairs),
-            *_compared("agent loop of six model calls, calls 2 to 6", _agent, guarded, library, guard, pairs),
-        ]
-    finally:
-        llama.close()
+    return library
 
 
 def _compared(
-    what: str, run: Callable[[Chat, int], _Dialogue], guarded: Chat, library: Chat, guard: Guard, pairs: int
+    what: str, run: Callable[[Chat, int], _Dialogue], sides: Sides, *, wanted: str = "", **settings: Any
 ) -> list[Ratio | Figure]:
+    ran: list[_Dialogue] = []
+    written = {"guard": 0, "the library": 0}
+
+    def guarded(number: int) -> float:
+        ran.append(sides.guarded(run, number, **settings))
+        written["guard"] += sum(ran[-1].tokens[1:])
+        return ran[-1].ms_per_token
+
+    def library(number: int) -> float:
+        theirs = run(sides.library, number)
+        written["the library"] += sum(theirs.tokens[1:])
+        return theirs.ms_per_token
+
     found = compared(
         what,
         "llama-cpp-python's own chat",
-        lambda number: run(guarded, number).ms_per_token,
-        lambda number: run(library, number).ms_per_token,
+        guarded,
+        library,
         unit="ms/token",
-        pairs=pairs,
-        wanted="<= 1.10",
+        pairs=sides.pairs,
+        wanted=wanted,
     )
-    last = run(guarded, pairs)
-    engine = guard.engine
-    assert isinstance(engine, LlamaCppEngine)
-    tokens = len(engine.encode(Prompt.chat(last.messages, tools=tuple(last.tools))))
-    note = f"{sum(last.tokens[1:])} tokens of answers on guard's side, {len(last.tokens) - 1} calls"
+    with sides.loaded() as engine:
+        tokens = len(engine.encode(Prompt.chat(ran[-1].messages, tools=tuple(ran[-1].tools))))
+    note = "tokens of answers: " + ", ".join(f"{count} by {who}" for who, count in written.items())
     return [found, Figure(f"{what}: prompt at the end", tokens, "tokens", note)]
 
 
@@ -107,7 +152,7 @@ class _Dialogue:
     """What one run of a dialogue said, and the seconds and tokens of each answer."""
 
     def __init__(self, chat: Chat, system: str, tools: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._chat, self.tools = chat, tools
+        self._chat, self.tools, self._limit = chat, tools, CALL if tools else ANSWER
         self.messages: list[Message] = [{"role": "system", "content": system}]
         self.seconds: list[float] = []
         self.tokens: list[int] = []
@@ -121,7 +166,7 @@ class _Dialogue:
         """Add a message, and what the model answers to it."""
         self.messages.append({"role": role, "content": content})
         started = CLOCK.now()
-        answer, tokens = self._chat(self.messages, self.tools)
+        answer, tokens = self._chat(self.messages, self.tools, self._limit)
         self.seconds.append(CLOCK.now() - started)
         self.tokens.append(tokens)
         self.messages.append({"role": "assistant", "content": answer})
@@ -150,12 +195,14 @@ def main() -> None:
     asked = arguments(__doc__, pairs=3).parse_args()
     model = Path(asked.model) if asked.model else embedded_model()
     threads = asked.threads or physical_cores()
-    with LlamaCppEngine.load(model, threads=threads, trial_load=False) as engine:
-        guard = Guard(engine, scorer_for(engine, shipped=asked.model is None), load_policy("shadow"))
-        found = measure(guard, model, threads=threads, pairs=asked.pairs)
-        about = provenance(engine)
-        print_ratios(f"Growing prompts, {threads} threads", found, about=about)
-        write({**about, "threads": threads, "found": [asdict(each) for each in found]}, asked.out)
+    loaded = partial(LlamaCppEngine.load, model, threads=threads, trial_load=False)
+    with loaded() as engine:
+        about, context = provenance(engine), engine.model.context_tokens
+    llama = llama_cpp.Llama(str(model), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False)
+    found = measure(Sides(loaded, asked.model is None, library_chat(llama), asked.pairs))
+    llama.close()
+    print_ratios(f"Growing prompts, {threads} threads", found, about=about)
+    write({**about, "threads": threads, "found": [asdict(each) for each in found]}, asked.out)
 
 
 if __name__ == "__main__":
