@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from guard.calibration.procedure import calibrate
+    from guard.calibration.rebinding import rebind
     from guard.calibration.recorded import calibrate_records
     from guard.certification.procedure import certify
     from guard.data.procedure import record
@@ -38,6 +39,7 @@ __version__: str
 
 _HOMES = {
     "guard.calibration.procedure": ("calibrate",),
+    "guard.calibration.rebinding": ("rebind",),
     "guard.calibration.recorded": ("calibrate_records",),
     "guard.certification.procedure": ("certify",),
     "guard.data.procedure": ("record",),
@@ -96,6 +98,7 @@ __all__ = [
     "load_policy",
     "load_scorer",
     "parse_policy",
+    "rebind",
     "record",
 ]
 

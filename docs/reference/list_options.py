@@ -38,6 +38,7 @@ TASKS: tuple[tuple[str, str, tuple[Callable[..., Any], ...]], ...] = (
     ("Ask", "ask", (guard.Guard.load, guard.Guard.ask)),
     ("Score", "score", (guard.Guard.load, guard.Guard.score)),
     ("Calibrate", "calibrate", (guard.calibrate, guard.calibrate_records)),
+    ("Rebind", "rebind", (guard.rebind,)),
     ("Record", "record", (guard.record,)),
     ("Certify", "certify", (guard.certify,)),
     ("Evaluate", "evaluate", (guard.evaluate,)),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         CalibrationResult,
         calibrate,
     )
+    from guard.calibration.rebinding import ReboundScorer, rebind
     from guard.calibration.recorded import calibrate_records
     from guard.calibration.scorer_fit import (
         FittedScorer,
@@ -25,9 +26,11 @@ __all__ = [
     "CalibrationResult",
     "FittedScorer",
     "Labelled",
+    "ReboundScorer",
     "calibrate",
     "calibrate_records",
     "fit_scorer",
+    "rebind",
 ]
 
 __getattr__, __dir__ = lazy_face(
@@ -37,6 +40,7 @@ __getattr__, __dir__ = lazy_face(
             "CalibrationResult",
             "calibrate",
         ),
+        "rebinding": ("ReboundScorer", "rebind"),
         "recorded": ("calibrate_records",),
         "scorer_fit": (
             "FittedScorer",

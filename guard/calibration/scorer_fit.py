@@ -34,13 +34,14 @@ from guard.scoring.ood import StoredOodDetector, fit_ood_detector
 from guard.scoring.provenance import Binding, DataSet, Prompting
 from guard.scoring.scorer import Evaluator, Scorer
 from guard.scoring.scorer_file import FORMAT, FORMAT_VERSION, Artefact, Model, Schema
-from guard.scoring.signature import GROUPS, FeatureSchema, feature_vector
+from guard.scoring.signature import FeatureSchema, feature_vector
 
 #: Fewest answers, and fewest of each label, that the test split must have.
 MIN_SPLIT, MIN_CLASS = 20, 5
 
 #: What can be left out of guard's own score: groups of features, and the linear probe of the layers.
-PARTS = (*GROUPS, "activations")
+_FEATURE_PARTS = ("logprob", "margin", "length", "norms", "map")
+PARTS = (*_FEATURE_PARTS, "activations")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,8 +103,8 @@ def check_parts(without: Sequence[str]) -> None:
     for name in without:
         if name not in PARTS:
             raise InputError(f"The score has no part '{name}'", fix=did_you_mean(name, PARTS))
-    if set(GROUPS) <= set(without):
-        raise InputError("All feature groups are left out", fix=f"Keep one of {', '.join(GROUPS)}")
+    if set(_FEATURE_PARTS) <= set(without):
+        raise InputError("All feature groups are left out", fix=f"Keep one of {', '.join(_FEATURE_PARTS)}")
 
 
 def fit_scorer(

@@ -23,6 +23,7 @@ from guard.cli.demo import demo
 from guard.cli.doctor import doctor
 from guard.cli.evaluate import evaluate
 from guard.cli.output import fail, fail_unexpectedly
+from guard.cli.rebind import rebind
 from guard.cli.record import record
 from guard.cli.score import score
 from guard.cli.serve import serve
@@ -61,7 +62,7 @@ def _options(
     pass
 
 
-for command in (ask, demo, calibrate, certify, record, evaluate, score, serve, doctor):
+for command in (ask, demo, calibrate, rebind, certify, record, evaluate, score, serve, doctor):
     app.command()(command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(review.app, name="review")

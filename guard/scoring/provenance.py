@@ -90,6 +90,27 @@ class Prompting(Part):
         return {k: v for k, v in written.items() if v or k not in ("template_options", "completion")}
 
 
+class Rebound(Part):
+    """How a scorer came to another precision or engine of its model.
+
+    Attributes:
+        fitted_on: the model that it was fitted on.
+        answers: number of answers by which the layers were lined up; no label was read.
+        apart_before, apart_after: mean absolute difference of p_wrong between the two models on the same answers,
+            without and with the alignment.
+        checked: number of labelled answers of the new model that it was checked on; 0 leaves it unchecked, and its
+            scores are marked as uncalibrated.
+        metrics: of each score on these answers.
+    """
+
+    fitted_on: Binding
+    answers: Annotated[int, Field(ge=1)]
+    apart_before: Annotated[float, Field(ge=0, le=1)]
+    apart_after: Annotated[float, Field(ge=0, le=1)]
+    checked: Annotated[int, Field(ge=0)]
+    metrics: PlainDict = Field(default_factory=dict)
+
+
 class Card(Part):
     """What a person should know of a scorer before using it. People write it; scoring does not read it.
 

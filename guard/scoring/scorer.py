@@ -37,13 +37,13 @@ class Scorer:
     Attributes:
         artefact: what the file says, its origin and metrics included.
         gives: names of the scores that it computes: all that the file has, or those that `giving` has left.
-        calibrated: False when it was forced onto a model that it was not fitted on.
+        calibrated: False when it was forced onto a model that it was not fitted on, or rebound and not checked.
         sha256: of the file's content; certificates and audits refer to it.
     """
 
     def __init__(self, artefact: Artefact, *, calibrated: bool = True) -> None:
         self.artefact = artefact
-        self.calibrated = calibrated
+        self.calibrated = calibrated and (artefact.rebound is None or artefact.rebound.checked > 0)
         self.sha256 = checked_json.digest(_content(artefact))
         detector = artefact.ood_detector
         self._choose(tuple(artefact.scores), OodDetector.from_stored(detector) if detector else None)

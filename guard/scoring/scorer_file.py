@@ -22,7 +22,7 @@ from guard.records import Floats
 from guard.scores import ScoreName
 from guard.scoring.arrays import array_from_text, array_to_text
 from guard.scoring.ood import StoredOodDetector
-from guard.scoring.provenance import Binding, Card, DataSet, Part, PlainDict, Prompting
+from guard.scoring.provenance import Binding, Card, DataSet, Part, PlainDict, Prompting, Rebound
 from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATE_WORDS, WORDS, FeatureSchema
 
 FORMAT: Literal["guard-scorer"] = "guard-scorer"
@@ -181,6 +181,7 @@ class Artefact(Part):
         settings: how each score was fitted, by its name.
         metrics: of each score on held-out questions, by its name.
         card: what people should know, where somebody wrote it.
+        rebound: how it came to the model of ``binding``, where it was fitted on another precision or engine.
     """
 
     format: Literal["guard-scorer"]
@@ -198,6 +199,7 @@ class Artefact(Part):
     scores: dict[ScoreName, Model]
     ood_detector: StoredOodDetector | None
     card: Card | None = None
+    rebound: Rebound | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -43,6 +43,7 @@ WORDS = {
     "length": "length",
     "norms": "norms",
     "map": "signature",
+    "extremes": "least log-probability and greatest entropy",
 }
 GROUPS = tuple(WORDS)
 
@@ -84,6 +85,7 @@ class FeatureSchema:
             "length": 1,
             "norms": rows * layers,
             "map": len(self.temperatures) * rows * layers * (layers - 1),
+            "extremes": len(_EXTREMES_NAMES),
         }
         return sum(sizes[group] for group in self.groups)
 
@@ -356,6 +358,20 @@ def _logprob_features(signals: Signals, _: FeatureSchema) -> Floats:
     return np.array(values, np.float32)
 
 
+_EXTREMES_NAMES = ("log_surprisal_max", "log_entropy_max")
+#: An answer of which every token is certain; below this, differences mean nothing.
+_CERTAIN = 1e-4
+
+
+def _extremes_names(_: FeatureSchema) -> tuple[str, ...]:
+    return _EXTREMES_NAMES
+
+
+def _extremes_features(signals: Signals, _: FeatureSchema) -> Floats:
+    # Logarithms, and few of them, transfer to other kinds of questions better than the statistics as they are.
+    return np.log(np.maximum(np.array([-signals.logprobs.min(), signals.entropies.max()], np.float32), _CERTAIN))
+
+
 _MARGIN_NAMES = ("mean", "min", "first")
 
 
@@ -422,6 +438,7 @@ _NAMERS = {
     "length": _length_names,
     "norms": _norms_names,
     "map": _map_names,
+    "extremes": _extremes_names,
 }
 _BUILDERS = {
     "logprob": _logprob_features,
@@ -429,6 +446,7 @@ _BUILDERS = {
     "length": _length_features,
     "norms": _norms_features,
     "map": _map_features,
+    "extremes": _extremes_features,
 }
 
 

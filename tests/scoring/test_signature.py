@@ -290,6 +290,8 @@ def test_each_feature_is_what_its_name_says() -> None:
         "margin.min": margins.min(),
         "margin.first": margins[0],
         "length.log_tokens": np.log(6),
+        "extremes.log_surprisal_max": np.log(-logprobs.min()),
+        "extremes.log_entropy_max": np.log(entropies.max()),
     }
     for at, aggregate in ((1, "last"), (0, "mean")):
         for i in range(L):

@@ -1,0 +1,81 @@
+"""``guard rebind``: a scorer of one model in, one of the same weights in another precision or engine out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guard.cli.data_options import DataOption
+from guard.cli.engine_options import EngineOptions, loads_a_model
+from guard.cli.output import JsonOption, ModelOption, console, print_json
+from guard.cli.terminal import shown
+
+if TYPE_CHECKING:
+    from guard.calibration.rebinding import ReboundScorer
+
+
+@loads_a_model()
+def rebind(
+    scorer: Annotated[str, typer.Argument(metavar="SCORER", help="A scorer file, or a name on the shelf.")],
+    data: DataOption,
+    to: Annotated[str, typer.Option("--to", help="The same weights in another precision, or the same file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The scorer file to write.")],
+    model: ModelOption = "smollm2",
+    to_engine: Annotated[str | None, typer.Option("--to-engine", help="Engine of the new model.")] = None,
+    engine_options: EngineOptions = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Check on labels; without, scores are marked as uncalibrated.")
+    ] = True,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximal number of questions of each data set.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which questions are drawn.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Move a scorer to another precision or engine of its model, by unlabelled answers that both models read.
+
+    A fine-tuned model is refused (exit code 3): its weights differ by more than rounding.
+    """
+    from guard.calibration.rebinding import rebind as run
+
+    result = run(
+        scorer,
+        data,
+        model=model,
+        to=to,
+        out=out,
+        to_engine=to_engine,
+        engine_options=engine_options,
+        check=check,
+        limit=limit,
+        seed=seed,
+    )
+    if as_json:
+        print_json(_json(result))
+    else:
+        _print(result)
+
+
+def _json(result: ReboundScorer) -> dict[str, Any]:
+    rebound = result.scorer.artefact.rebound
+    assert rebound is not None
+    return {
+        "out": str(result.out),
+        "sha256": result.scorer.sha256,
+        **rebound.model_dump(exclude={"fitted_on"}),
+        "forced": dict(result.forced),
+    }
+
+
+def _print(result: ReboundScorer) -> None:
+    rebound, out = result.scorer.artefact.rebound, console()
+    assert rebound is not None
+    apart = f"{rebound.apart_before:.3f} before, {rebound.apart_after:.3f} after"
+    out.print(shown(f"p(wrong) of {rebound.answers} answers in both models, mean difference: {apart}"))
+    for name, figures in rebound.metrics.items():
+        forced = result.forced[name]
+        values = (f"{key} {figures[key.lower()]:.3f} (forced {forced[key.lower()]:.3f})" for key in ("AUROC", "Brier"))
+        out.print(shown(f"{name}: {', '.join(values)} on {rebound.checked} labelled answers"))
+    if not rebound.checked:
+        out.print("unchecked: the scores are marked as uncalibrated", style="yellow")
+    out.print(shown(f"Scorer written to {result.out}"))
