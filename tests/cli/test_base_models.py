@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
+from documented_json import differences, documented
 from scripted import tiny_artefact
 from tiny_gguf import write_tiny_gguf
 from typer.testing import CliRunner
@@ -87,6 +88,7 @@ def test_a_base_model_is_certified(model: Path, scorer: Path, tmp_path: Path) ->
 
 def test_doctor_says_what_a_base_model_lacks(model: Path) -> None:
     _, shown = run("doctor", "--model", str(model), "--json")
+    assert not differences(json.loads(shown), documented("guard doctor --json"))
     checks = {check["name"]: check for check in json.loads(shown)["checks"]}
     assert "base model" in checks["chat template"]["detail"]
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from documented_json import differences, documented
 from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model
 
 import guard.engines
@@ -146,6 +147,7 @@ def test_ask_gives_programs_every_attempt(run: RunGuard, loads: Any, scorer: Pat
     assert told.code == 0
     outcome = told.json
     assert (outcome["answer"], outcome["action"]) == ("Paris", "accept")
+    assert not differences(outcome, documented("guard ask --json"))
     assert [attempt["action"] for attempt in outcome["attempts"]] == ["retry", "accept"]
     assert outcome["p_wrong"] == pytest.approx(0.2, abs=1e-5)
 
@@ -357,6 +359,7 @@ def test_calibrate_fits_says_how_well_and_resumes_where_it_was(
     assert (again.code, loader.asked) == (0, 240), "from the journal, without asking anything"
     assert again.json["splits"] == fitted.artefact.split_sizes
     assert again.json["truncated"] == 0
+    assert not differences(again.json, documented("guard calibrate --json"))
     short = ("--max-tokens", "2", "--journal", tmp_path / "short.journal")
     words, truncated = run(*asked, *short).words, run(*asked, *short, "--json").json["truncated"]
     assert 0 < truncated <= 240
@@ -438,6 +441,7 @@ def test_certify_writes_a_certificate_that_ask_goes_by(
     assert (certificate.n + certificate.grid_rows, loader.asked) == (240, 240)
     again = run(*asked, "--risk", "0.2", "--confidence", "0.9", "--json")
     assert (again.json["threshold"], loader.asked) == (certificate.threshold, 240), "from the journal"
+    assert not differences(again.json, documented("guard certify --json"))
     question = next(
         n for n in range(240) if abs(half_right(Prompt.raw(f"x x {n} "), 0)[1] - certificate.threshold) > 0.1
     )
@@ -473,6 +477,7 @@ def test_certify_says_where_no_threshold_keeps_the_risk_guarantee(
     assert not (tmp_path / "c.json").exists()
     result = run(*asked, "--json")
     assert (result.code, result.json["certified"]) == (12, False)
+    assert not differences(result.json, documented("guard certify --json", 1))
 
 
 def test_certify_counts_a_question_once_and_leaves_out_what_the_scorer_has_seen(

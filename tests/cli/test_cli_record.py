@@ -18,6 +18,7 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 pytest.importorskip("pyarrow")
 
+from documented_json import differences, documented
 from tiny_gguf import LAYERS, write_tiny_gguf
 from typer.testing import CliRunner
 
@@ -61,7 +62,9 @@ def record(out: Path, *arguments: str) -> tuple[Answers, dict[str, Any]]:
     if isinstance(shown.exception, GuardError):
         raise shown.exception
     assert shown.exit_code == 0, shown.output
-    return Answers.read(out), json.loads(shown.stdout)
+    told = json.loads(shown.stdout)
+    assert not differences(told, documented("guard record --json"))
+    return Answers.read(out), told
 
 
 # -- what is recorded --------------------------------------------------------------------------

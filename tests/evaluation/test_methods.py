@@ -14,6 +14,7 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("lightgbm")
 
 from click.testing import Result
+from documented_json import differences, documented
 from scripted import END, WIDTH, AnsweringEngine, layers_of, scripted_model
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
@@ -141,6 +142,7 @@ def test_the_command_writes_a_report_and_makes_it_again(answers: Answers, tmp_pa
     )
     assert done.exit_code == 0, done.output
     assert any(each["outcome"] == "reached" for each in json.loads(done.stdout)["verdicts"])
+    assert not differences(json.loads(done.stdout), documented("guard evaluate --json"))
     page = (tmp_path / "a.html").read_text()
     assert "It led nowhere." in page
     assert "yess" not in page, "no answer is shown"
