@@ -8,6 +8,9 @@ from typing import Any
 
 CLI = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
 
+#: Stands for ``{...}``: an object like the one before it, which may be missing.
+LIKEWISE: Any = {"...": None}
+
 #: Keys by name, each with the keys of the object (or of the objects in the list) that it holds, if the page shows them.
 Keys = dict[str, Any]
 
@@ -30,7 +33,9 @@ def _object(tokens: list[str]) -> tuple[Keys, list[str]]:
         keys[name] = None
         while tokens[0] not in (",", "}"):
             token, tokens = tokens[0], tokens[1:]
-            if token == "{":
+            if token == "{...}":
+                keys[name] = LIKEWISE
+            elif token == "{":
                 keys[name], tokens = _object(tokens)
             elif token == "[" and tokens[0] != "{":
                 tokens = tokens[tokens.index("]") + 1 :]
@@ -40,12 +45,12 @@ def _object(tokens: list[str]) -> tuple[Keys, list[str]]:
 
 def differences(printed: Any, keys: Keys | None, at: str = "") -> list[str]:
     """What is printed and not documented, or documented and not printed; a list is judged by its first object."""
-    if keys is None or printed is None or printed == []:
+    if keys in (None, LIKEWISE) or printed is None or printed == []:
         return []
     if isinstance(printed, list):
         return differences(printed[0], keys, f"{at}[0]")
     found = [f"{at}.{name} is not documented" for name in printed if name not in keys]
-    found += [f"{at}.{name} is not printed" for name in keys if name not in printed]
-    return found + [
-        each for name in printed if name in keys for each in differences(printed[name], keys[name], f"{at}.{name}")
-    ]
+    found += [f"{at}.{name} is not printed" for name in keys if name not in printed and keys[name] != LIKEWISE]
+    for name in printed.keys() & keys.keys():
+        found += differences(printed[name], keys[name], f"{at}.{name}")
+    return found
