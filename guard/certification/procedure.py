@@ -10,7 +10,7 @@ from typing import Any
 
 from guard.calibration.splits import SPLIT_SHARES
 from guard.certification.fixed_sequence import Certified, NotCertifiable, find_threshold
-from guard.certification.trials import TrialJournal, attempted_rows, label_trials, run_trials
+from guard.certification.trials import AttemptedRow, TrialJournal, attempted_rows, label_trials, run_trials
 from guard.checked import checked_seed
 from guard.data.graders import Grader, choose_grader
 from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
@@ -23,7 +23,7 @@ from guard.data.sqlite_journal import row_key
 from guard.engines import EMBEDDED
 from guard.errors import InputError
 from guard.files.output_file import check_writable, choose_journal
-from guard.policy.certificate import Certificate, Certificates, load_certificates
+from guard.policy.certificate import Certificate, Certificates, Fingerprint, load_certificates
 from guard.policy.document import RiskGuarantee
 from guard.policy.guarantee import ceiling, find_guarantee, is_seeded, trial_policy, where
 from guard.policy.policy import Policy, load_policy
@@ -140,25 +140,19 @@ def certify(
         handlers=dict.fromkeys(chosen.handler_names(), _no_handler),
         template_options=template_options,
     ) as loaded:
-        rows, notes = _rows_to_ask(sources, loaded)
-        fingerprint, deterministic = loaded.fingerprint(chosen, route), loaded.engine.model.deterministic
-        with TrialJournal(choose_journal(out, journal), fingerprint) as answers:
-            asked = run_trials(loaded, rows, answers, route=route)
-            ask_with_progress(asked, rows=rows, known=answers.answered(), progress=progress)
-            notes += _skipped(rows, answers)
-            answered = attempted_rows(rows, answers)
-    _check_some(answered, notes)
-    trials = label_trials(answered, grade=grade)
+        trial = _run_trial(loaded, chosen, sources, route, choose_journal(out, journal), progress)
+    _check_some(trial)
+    labels = label_trials(trial.rows, grade=grade)
     result = find_threshold(
-        trials,
+        labels,
         risk=guarantee.max_error_rate,
         confidence=guarantee.confidence,
         seed=seed,
         ceiling=ceiling(chosen.plan(route)),
     )
     if not isinstance(result, Certified):
-        return CertificationResult(out, None, result, tuple(notes))
-    labels = zip((each.dataset for each in answered), map(bool, trials.wrong[:, 0]), strict=True)
+        return CertificationResult(out, None, result, tuple(trial.left_out))
+    wrong = zip((each.dataset for each in trial.rows), map(bool, labels.wrong[:, 0]), strict=True)
     certificate = Certificate(
         route=route,
         policy=chosen.name,
@@ -166,25 +160,63 @@ def certify(
         coverage=result.coverage,
         seed=seed,
         grader=grader_name,
-        fingerprint=fingerprint,
-        data=data_sets(sources, labels),
-        deterministic=deterministic,
+        fingerprint=trial.fingerprint,
+        data=data_sets(sources, wrong),
+        deterministic=trial.deterministic,
         seeded=is_seeded(chosen.plan(route)),
         created_by=f"guard {version('ilis-guard')}",
     )
     before.with_one(certificate).save(out)
-    return CertificationResult(out, certificate, None, tuple(notes))
+    return CertificationResult(out, certificate, None, tuple(trial.left_out))
+
+
+# -- the trial ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """All attempts of a trial run.
+
+    Attributes:
+        rows: the rows with their attempts.
+        fingerprint: what a certificate from this run is bound to.
+        deterministic: whether each request ran alone, from an empty cache.
+        left_out: rows that were not used, each with its reason.
+    """
+
+    rows: Sequence[AttemptedRow]
+    fingerprint: Fingerprint
+    deterministic: bool
+    left_out: Sequence[str]
+
+
+def _run_trial(
+    guard: Guard,
+    policy: Policy,
+    sources: Sequence[DataSource],
+    route: str | None,
+    journal: Path,
+    progress: ProgressCallback,
+) -> _Trial:
+    """Make every attempt at the fresh rows that the journal does not have yet."""
+    rows, left_out = _rows_to_ask(sources, guard)
+    fingerprint = guard.fingerprint(policy, route)
+    with TrialJournal(journal, fingerprint) as answers:
+        asked = run_trials(guard, rows, answers, route=route)
+        ask_with_progress(asked, rows=rows, known=answers.answered(), progress=progress)
+        left_out += _skipped(rows, answers)
+        attempted = attempted_rows(rows, answers)
+    return _Trial(attempted, fingerprint, guard.engine.model.deterministic, left_out)
 
 
 def _no_handler(_: object) -> None:
     """Stand in for every handler: a trial hands no case to anybody."""
 
 
-def _check_some(answered: Sequence[object], notes: Sequence[str]) -> None:
-    if not answered:
-        raise InputError(
-            "There is no question to certify on", why="; ".join(notes), fix="Give fresh labelled questions"
-        )
+def _check_some(trial: _Trial) -> None:
+    if not trial.rows:
+        why = "; ".join(trial.left_out)
+        raise InputError("There is no question to certify on", why=why, fix="Give fresh labelled questions")
 
 
 def _guarantee(policy: Policy, route: str | None, risk: float | None, confidence: float | None) -> RiskGuarantee:

@@ -196,7 +196,7 @@ class Answers:
 
     @property
     def samples(self) -> tuple[tuple[str, ...], ...]:
-        """Further sampled answers to each question; empty where there are none."""
+        """Further sampled answers to each question; empty without any."""
         return tuple(self.columns.samples[at] for at in self.rows)
 
     @property

@@ -1,4 +1,4 @@
-"""Whether answers that were recorded several at a time are those of one at a time: a few of them are asked again."""
+"""Checks whether answers recorded several at a time equal those of one at a time, by asking a few of them again."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def asked_alone(engine: Engine, rows: Sequence[tuple[str, Row]], journal: Journa
     """Ask some rows again, each alone and from an empty cache; return a note of how many answers differ.
 
     Args:
-        engine: that gave the answers.
-        rows: that were asked in this run, as pairs of data set name and row.
-        journal: has the answers.
+        engine: the engine of the answers.
+        rows: rows that were asked in this run, as pairs of data set name and row.
+        journal: journal with the answers.
 
     Returns:
-        nothing for an engine that answers one request at a time, or where there are few rows.
+        no note for an engine that answers one request at a time, or if there are few rows.
     """
     at_once = getattr(engine, "at_once", 1)
     records = [(row, journal.record(row_key(dataset, row))) for dataset, row in rows if isinstance(row, Question)]

@@ -1,4 +1,4 @@
-"""Answers in languages that put no spaces between words: Chinese, Japanese, Korean."""
+"""Answers in languages without spaces between words: Chinese, Japanese, Korean."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 
 from guard.data.doubts import doubted
 
-#: A sign of one of these languages.
+#: A character of one of these languages.
 CJK_SIGN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
 _LEAD = re.compile(r"(?:^|[\W_]|[はが：:]|[是为為叫])[\s「『“\"'(（《]*$")
 _END = re.compile(

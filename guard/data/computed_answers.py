@@ -3,8 +3,8 @@
 For what `guard.data.math_answers.equivalent` cannot decide by notation: ``x+1`` and ``1+x``, ``\\sqrt{12}`` and
 ``2\\sqrt{3}``. Without the package nothing is computed, and such answers are wrong.
 
-Computing runs in a child process with limits on time and memory: ``9^{9^{9^9}}`` stops no other way. Only plain
-expressions are handed over, since math-verify drops words, units, subscripts and the order of lists.
+It runs in a child process with limits on time and memory, since nothing else stops ``9^{9^{9^9}}``. Only plain
+expressions are compared, because math-verify drops words, units, subscripts and the order of lists.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def compare(self, one: str, other: str) -> bool:
-        """Return what the child process replies; False where it breaks a limit, which ends it."""
+        """Return the child process's reply; False if it exceeds a limit, which ends it."""
         with self._mutex:
             reply = b""
             try:
@@ -80,7 +80,7 @@ class _Worker:
                 reply = _exchanged(self._process, json.dumps([one, other]).encode() + b"\n")
             except (OSError, TimeoutError):
                 return False
-            finally:  # also when Ctrl-C comes before the reply, which would be taken for that of the next request
+            finally:  # also on Ctrl-C before the reply, which would pass for the reply to the next request
                 if not reply:
                     self.close()
             return reply == b"true\n"
@@ -100,7 +100,7 @@ def _started() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # a traceback could show an answer
-        start_new_session=True,  # Ctrl-C in the terminal is for the parent to act on
+        start_new_session=True,  # the parent handles Ctrl-C in the terminal
     )
     if _line(process, MAX_START_SECONDS) != b"ready\n":
         process.kill()
@@ -116,7 +116,7 @@ def _exchanged(process: subprocess.Popen[bytes], request: bytes) -> bytes:
 
 
 def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
-    """Return the process's next line; empty where it has ended.
+    """Return the process's next line; empty if the process has ended.
 
     Raises:
         TimeoutError: there is none in this time.
@@ -132,7 +132,7 @@ atexit.register(lambda: _worker.close())
 
 
 def _after_fork() -> None:
-    """The parent's process stays the parent's."""
+    """Forget the child process after a fork: it belongs to the parent."""
     global _worker
     _worker = _Worker()
 
@@ -144,7 +144,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def serve() -> None:
-    """Compare what comes in until the other end closes. The main function of the child process."""
+    """Compare pairs from standard input until it closes. This is the main function of the child process."""
     import logging
     import resource
 

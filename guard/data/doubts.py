@@ -40,7 +40,7 @@ _CJK = re.compile(
     "[不没沒非未否勿或]|还是|還是|除了|以外|または|あるいは|もしくは|それとも|ない|ません|なく|なかった|じゃ|か[、？?]|ですか"
     "|아니|아닌|아닙|않|또는|혹은|못|거나"
 )
-#: Denials, which a "no" may go on with: "No, it is not."
+#: Denials that can follow a "no": "No, it is not."
 DENIALS = _CONTRACTIONS | {"no", "not", "never", "neither", "nor", "none", "nothing", "cannot", "without", "false"}
 DENIALS |= {"wrong", "incorrect", "untrue"}
 #: Phrases such as "far from" and "at least", whose single words are harmless.
@@ -53,7 +53,7 @@ _PHRASES = re.compile(
     r"|defeated|beaten) by|(?:close|next|similar|compared|adjacent|prior) (?:to|with)|second (?:only )?to)\b"
     r"|^\W*when\b|[✗✘❌→⇒]"
 )
-#: What makes an answer an example of many: "cities such as Paris", "Jupiter etc."
+#: Phrases that make an answer one example of many: "cities such as Paris", "Jupiter etc."
 _EXAMPLES = re.compile(
     r"\b(?:such as|for (?:example|instance)|e\.? ?g|includ(?:e|es|ing|ed)|among(?:st)? (?:others?|them|which"
     r"|these|those)"

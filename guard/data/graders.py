@@ -32,7 +32,7 @@ from guard.files.user_code import load_function
 #: Takes a question and a model's answer, and returns whether the answer is right.
 Grader = Callable[[Question, str], bool]
 
-#: Most words of an answer beside those of the accepted answer in it.
+#: Largest number of words of an answer besides those of the accepted answer.
 MAX_EXTRA_WORDS = 15
 #: Time limit in seconds for the search of one answer with a user's pattern.
 REGEX_SECONDS = 1.0
@@ -42,9 +42,9 @@ def grade(question: Question, answer: str, *, grader: str | None = None) -> bool
     """Return whether an answer is right. Thoughts in its text are not part of it.
 
     Args:
-        question: with its accepted answers.
+        question: the question with its accepted answers.
         answer: the model's text.
-        grader: by name; by default the question's own or the usual one for it.
+        grader: name of the grader; by default the question's own or its default one.
 
     Raises:
         InputError: the grader is not known, cannot grade this question, or is code that the question names.
@@ -105,7 +105,7 @@ def load_grader(name: str) -> Grader:
 
 
 def choose_grader(grader: str | Grader | None) -> tuple[Grader, str]:
-    """Return the grader that a caller means, and its name for artefacts.
+    """Return the grader that a caller names, and its name for artefacts.
 
     Args:
         grader: a name or ``module:function`` as for `load_grader`; a function of the caller's own; None for the
@@ -148,14 +148,14 @@ def _checked(name: str, function: Callable[[Question, str], Any]) -> Grader:
 #: Words after which a short answer is the statement of its sentence: "the symbol is H".
 _LEADS = frozenset({"is", "was", "are", "were", "be", "answer", "answers", "called", "named"})
 _COPULAS = frozenset({"is", "was", "are", "were"})
-#: Words before a date or a number that make another one of it.
+#: Words before a date or a number that change its meaning.
 _COMPARISONS = frozenset(
     {"before", "after", "since", "until", "till", "over", "under", "above", "below", "beyond", "past", "between"}
     | {"by", "of", "pre", "post", "nearly", "almost", "vor", "nach", "seit", "avant", "apres", "antes", "despues"}
 )
-#: Words after "and" that begin another statement, and no second answer.
+#: Words after "and" that begin another statement rather than a second answer.
 _NEW_STATEMENT = frozenset({"it", "is", "was", "he", "she", "they", "this", "that", "there", "its", "his", "her"})
-#: Spanish and French ones.
+#: The same in Spanish and French.
 _ARTICLES = frozenset({"el", "la", "le", "l", "los", "las", "les", "un", "una", "une"})
 _COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 
@@ -194,7 +194,7 @@ def _lists_more(rest: str, accepted: set[str]) -> bool:
 
 
 def _without_markup(answer: str) -> str:
-    """LaTeX commands around a text left out, dollar signs too where they come in pairs around it."""
+    """Return a text without the LaTeX commands and pairs of dollar signs around it."""
     if "\\" not in answer:
         return answer
     return re.sub(r"\$([^$\n]*)\$", r"\1", _COMMAND.sub(r"\1", _COMMAND.sub(r"\1", answer)))
@@ -224,14 +224,14 @@ def _sentences(first: str, whole: str, *, plain_year: bool) -> set[str]:
 
 
 def _is_known_closer(year: str, sentence: str, accepted: set[str]) -> bool:
-    """Return whether an answer gives a month beside a year for which an accepted answer has the month as well."""
+    """Return whether an answer gives a month and a year, and an accepted answer has the same month and year."""
     if not re.fullmatch(r"\d{4}", year) or not has_month(sentence):
         return False
     return any(year in gold.split() and has_month(gold) for gold in accepted)
 
 
 def _holds(answer: list[str], gold: list[str], *, asked: str) -> bool:
-    """Return whether the answer's words hold the gold words as its statement."""
+    """Return whether an answer's words state the accepted words."""
     extra = len(answer) - len(gold)
     if not 0 < extra <= MAX_EXTRA_WORDS:
         return False
@@ -243,7 +243,7 @@ def _holds(answer: list[str], gold: list[str], *, asked: str) -> bool:
             continue
         if answer[start:end] != gold or doubted(" ".join([*answer[:start], "_", *answer[end:]])):
             continue
-        # What is short (a symbol, a digit) or taken from the question occurs by chance.
+        # Short answers (a symbol, a digit) and words of the question also occur by chance.
         if len("".join(gold)) < 3:
             behind = " ".join(["", *answer[end : end + 1], ""]) in asked and gold[0].isdigit()  # "There are 7 dwarfs"
             found = (end == len(answer) or behind) and (start == 0 or answer[start - 1] in _LEADS)
@@ -255,7 +255,7 @@ def _holds(answer: list[str], gold: list[str], *, asked: str) -> bool:
 
 
 def _has_neighbour(before: list[str], gold: list[str], after: list[str]) -> bool:
-    """Return whether what stands beside a match makes a list, a range or another number of it."""
+    """Return whether the words beside a match make it a list, a range or another number."""
     statement = _NEW_STATEMENT | (_ARTICLES if after[:1] == ["en"] else set())  # Dutch "and", Spanish and French "in"
     if after[:1] and after[0] in CONJUNCTIONS and not statement.intersection(after[1:2]):
         return True
@@ -335,14 +335,14 @@ def grade_choice(question: Question, answer: str) -> bool:
 
 
 def _chosen_part(answer: str) -> str:
-    """Return what stands in a box if there is one; full-width letters as plain ones."""
+    """Return the content of a box if there is one, with full-width letters as plain ones."""
     box = boxed(answer)
     part = _without_markup(unicodedata.normalize("NFKC", answer if box is None else box)).strip()
     return part[1:-1] if part[:1] == part[-1:] == "$" else part
 
 
 def _picked(question: Question, choices: tuple[str, ...], answer: str) -> int | None:
-    """Return the place of the choice that an answer picks, or None."""
+    """Return the index of the choice that an answer picks, or None."""
     if len(answer.strip(" .()[]*\"'")) != 1 and (exact := _exact_choice(choices, answer)) is not None:
         return exact
     letter = None if _SEVERAL_LETTERS.match(answer) else _letter(answer)
@@ -356,7 +356,7 @@ def _picked(question: Question, choices: tuple[str, ...], answer: str) -> int | 
 
 
 def _letter(answer: str) -> tuple[str, str] | None:
-    """Return the letter that an answer gives, and the rest of its line; None where it gives none."""
+    """Return the letter that an answer gives, and the rest of its line; None without a letter."""
     if CJK_SIGN.search(answer):
         letters = _LONE_LETTER.findall(answer)
         return (letters[0], _LONE_LETTER.sub(" ", answer)) if len(letters) == 1 else None
@@ -385,7 +385,7 @@ def _exact_choice(choices: tuple[str, ...], answer: str) -> int | None:
 
 
 def _named_choice(question: Question, choices: tuple[str, ...], answer: str) -> int | None:
-    """Return the one choice whose text the answer is or holds, where no other is held and nothing is denied."""
+    """Return the only choice whose text the answer contains, unless something is denied."""
     if (exact := _exact_choice(choices, answer)) is not None:
         return exact
     texts = [normalise(choice) for choice in choices]
@@ -409,7 +409,7 @@ def _named_choice(question: Question, choices: tuple[str, ...], answer: str) -> 
 
 
 def _is_held(text: str, answer: str) -> bool:
-    """A digit is only stated after "is" and the like; a letter is no text here."""
+    """Return whether an answer states a choice's text; a digit only after "is" and the like, a letter never."""
     if len(text) > 1:
         return f" {text} " in answer
     return text.isdigit() and any(f" {lead} {text} " in answer for lead in _LEADS)
@@ -426,7 +426,7 @@ def grade_regex(question: Question, answer: str) -> bool:
 
     Every match must stand in a sentence without a word of denial or doubt (see `guard.data.doubts`).
     An answer that equals an accepted one is right as well, since patterns do not cover all of them.
-    The pattern must be valid for Python's `re`, and has one second for each answer.
+    The pattern must be valid for Python's `re`, and gets one second per answer.
 
     Raises:
         InputError: there is no pattern, or it is not valid, too large or too slow.

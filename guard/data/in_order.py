@@ -1,4 +1,4 @@
-"""Pieces of work in several threads, whose results come in the order of the pieces."""
+"""Work in several threads, with results in the order of the pieces of work."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Result = TypeVar("Result")
 def in_order(
     work: Callable[[Piece, threading.Event], Result], pieces: Iterable[Piece], *, at_once: int
 ) -> Generator[Result, None, None]:
-    """Do pieces of work, several at once; yield each one's result in the order of the pieces.
+    """Do several pieces of work at once; yield their results in the order of the pieces.
 
-    At most twice as many pieces are begun as results were taken, so that little is lost where it ends early.
+    At most twice ``at_once`` pieces are started ahead of the results, so little work is lost if the caller stops early.
 
     Args:
-        work: gets a piece, and an event that is set when nobody wants its result any more.
-        pieces: are taken one by one.
-        at_once: how many threads there are; with one, the work is done in the caller's.
+        work: function of a piece and of an event that is set when its result is no longer wanted.
+        pieces: pieces of work, taken one by one.
+        at_once: number of threads; with one, the work is done in the caller's thread.
 
     Raises:
-        Exception: whatever a piece of work raises, in its turn; the later ones are cancelled.
+        Exception: the error of a piece of work, in its turn; later pieces are cancelled.
 
     Examples:
         >>> [*in_order(lambda number, cancel: number**2, range(5), at_once=3)]

@@ -51,9 +51,9 @@ class Lens:
     Args:
         norm: weights of the last RMS norm, shape (D,).
         unembedding: shape (V, D).
-        epsilon: of the norm.
+        epsilon: epsilon of the norm.
         softcap: 0, or the bound that the model's logits are squashed to.
-        scale: that the model's logits are divided by.
+        scale: divisor of the model's logits.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Lens:
 
     def signals(self, states: Floats, token: int) -> Floats:
         """Return the `LENS_SIGNALS` of one token's states, shape (L, D) -> (3, L)."""
-        logits = self.logits(states)  # of all layers at once: the matrix is read from memory once
+        logits = self.logits(states)  # all layers at once, so the matrix is read from memory only once
         return np.array([_signals(row, token) for row in logits], np.float32).T
 
 

@@ -86,7 +86,7 @@ def equivalent(one: str, other: str) -> bool:
 
 
 def _stated(sentence: str) -> str:
-    """The one number of a sentence in words, or the whole of it; the whole, too, where a word puts it in doubt."""
+    """Return the only number of a sentence; the whole sentence without one, or if a word puts it in doubt."""
     numbers = _PLAIN_NUMBER.findall(sentence) if not doubted(sentence) else []
     return numbers[0] if len(numbers) == 1 and _WORD.search(sentence) else sentence.strip(" *")
 
@@ -97,7 +97,7 @@ def _inside(formula: re.Match[str]) -> str:
 
 # -- notation ------------------------------------------------------------------------------------
 
-#: What stands for ``\{`` and ``\}``, which are signs, and for ``\\``, which ends a matrix row.
+#: Placeholders for ``\{`` and ``\}``, which are signs, and for ``\\``, which ends a matrix row.
 _OPEN, _CLOSE, _ROW = "⦃", "⦄", "¶"
 _SIGNS = {
     **{"\\\\": _ROW, "\\{": _OPEN, "\\}": _CLOSE, "\\lbrace": _OPEN, "\\rbrace": _CLOSE, "\\$": "", "$": ""},
@@ -128,7 +128,7 @@ _UNIT_WORDS = (
 _UNITS = re.compile(
     rf"(?<=[\d}})])\s*(?:{_TEXT}|{_UNIT_WORDS}(?:\s+{_UNIT_WORDS})*)\s*(?:\^\s*\{{?\s*[23]\s*\}}?)?\s*$"
 )
-#: The name that is given to an answer: ``x =``, ``f(x) =``, ``x \in``.
+#: The left-hand side before an answer: ``x =``, ``f(x) =``, ``x \in``.
 NAMED = re.compile(r"^[A-Za-z](?:_\{?\w\}?)?(?:\([A-Za-z]\))?(?:=|\\in(?![A-Za-z]))(?=[^=]*$)")
 
 
@@ -206,7 +206,7 @@ def _same_matrices(one: str, other: str) -> bool:
 
 
 def _same_lists(one: str, other: str) -> bool:
-    """Tuples and intervals agree in order and brackets; sets and bare lists in any order."""
+    """Compare lists: tuples and intervals in order and with their brackets, sets and bare lists in any order."""
     (kind, items), (other_kind, other_items) = _items(one), _items(other)
     if kind != other_kind or len(items) != len(other_items) or (items == [one] and other_items == [other]):
         return False
@@ -230,7 +230,7 @@ def _items(text: str) -> tuple[str, list[str]]:
 
 
 def _parts(text: str) -> list[str]:
-    """Split at the commas that stand in no bracket."""
+    """Split at the commas outside brackets."""
     parts, depth = [""], 0
     for sign in text:
         depth += (sign in "([{" or sign == _OPEN) - (sign in ")]}" or sign == _CLOSE)
@@ -242,7 +242,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _unwrapped(text: str) -> str:
-    """Without brackets that hold a single thing."""
+    """Return a text without brackets around a single item."""
     while text[:1] + text[-1:] in ("()", "{}"):
         inside = text[1:-1]
         if _closing(text) != len(text) - 1 or len(_parts(inside)) > 1:
@@ -252,7 +252,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _closing(text: str) -> int:
-    """Return where the bracket that a text begins with is closed; an interval may close with another kind."""
+    """Return the position at which a text's first bracket closes; an interval may close with another kind."""
     depth = 0
     for at, sign in enumerate(text):
         depth += (sign in "([{" or sign == _OPEN) - (sign in ")]}" or sign == _CLOSE)

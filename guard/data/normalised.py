@@ -1,4 +1,4 @@
-"""Normalise a text, so that answers which differ in case, accents, articles or punctuation alone are equal."""
+"""Normalises texts, so that answers that differ only in case, accents, articles or punctuation are equal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FOLDED = str.maketrans(
     {"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "ı": "i", "ð": "d", "þ": "th", "&": " and ", "%": " percent "}
     | {"−": "-", "–": " ", "—": " ", "_": " ", "/": " "}
 )  # fmt: skip
-#: Left out.
+#: Words that are dropped.
 ARTICLES = frozenset({"a", "an", "the"})
 
 

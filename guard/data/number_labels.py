@@ -1,7 +1,7 @@
-"""Numbers that count nothing: ordinals, labels, dates and times ("5th", "Question 5", "May 5", "5 pm").
+"""Numbers that are not quantities: ordinals, labels, dates and times ("5th", "Question 5", "May 5", "5 pm").
 
-They state a number only where the question asks for such a one: "Chapter 5" if it has the word "chapter", "the 21st
-century" if it has the word "century".
+They are answers only if the question asks for them: "Chapter 5" if it has the word "chapter", "the 21st century" if it
+has the word "century".
 """
 
 from __future__ import annotations
@@ -93,12 +93,12 @@ _NEEDS_MORE = frozenset({"a", "an", "at"})
 
 
 def counts_nothing(before: str, digits: str, after: str, question: str) -> bool:
-    """Return whether a number is a label, an ordinal, a part of a date or a term for which the question does not ask.
+    """Return whether a number is a label, an ordinal or a part of a date or term that the question does not ask for.
 
     Args:
-        before: what stands in front of the number, on its line.
+        before: text before the number, on its line.
         digits: the number.
-        after: what follows it.
+        after: text after the number.
         question: the question's text.
 
     Examples:

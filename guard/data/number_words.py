@@ -61,13 +61,13 @@ def _number_at(words: Sequence[str], at: int) -> tuple[str | None, int]:
 
 
 def _past_and(words: Sequence[str], at: int) -> int:
-    """Past the "and" of "two thousand and three"."""
+    """Return the position after the "and" of "two thousand and three"."""
     joined = words[at : at + 1] == ["and"] and at + 1 < len(words) and words[at + 1] in WORDS - set(_LARGE)
     return at + 1 if joined else at
 
 
 def _below_thousand(words: Sequence[str], at: int) -> tuple[Decimal | None, int]:
-    """Return a number below a thousand, or any in digits; a bare "hundred" or "million" stands for one of them."""
+    """Return a number below a thousand, or any number in digits; a bare "hundred" or "million" counts as one."""
     if at >= len(words):
         return None, at
     if _DIGITS.fullmatch(words[at]):

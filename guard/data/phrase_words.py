@@ -1,4 +1,4 @@
-"""Words that may stand beside an accepted answer, and some that make a longer name of it.
+"""Words that may stand beside an accepted answer, and words that turn it into a longer name.
 
 All in lower case, without accents. They are of the languages that small models answer in, most of them English.
 """
@@ -35,7 +35,7 @@ BEFORE = words(
     ze в во на из с со у по город столица городе река
     """
 )
-#: Kinds and titles, which leave an answer what it is: "the planet Jupiter", "Sir Isaac Newton".
+#: Kinds and titles, which do not change an answer: "the planet Jupiter", "Sir Isaac Newton".
 KINDS = words(
     """
     city town village state country nation province county region district continent island islands river lake sea
@@ -61,7 +61,7 @@ KINDS = words(
     река планета столица hauptstadt capitale huvudstad hoofdstad stolica
     """
 )
-#: Words before "of" with which the answer is the thing itself: "the city of Paris", "made of iron".
+#: Words before "of" that do not change the answer: "the city of Paris", "made of iron".
 MADE_OF = words(
     """
     made composed consists consist consisting comprised built formed kind type sort form species breed instance
@@ -70,7 +70,7 @@ MADE_OF = words(
     republic empire colour color element metal gas planet year month ville ciudad cidade stadt citta pais pays
     """
 )
-#: Words before which nothing is stated: "Saturn, after Jupiter".
+#: Words after which nothing is stated: "Saturn, after Jupiter".
 OTHERS = words(
     """
     after before since until till like unlike than behind beyond below above under over around near against
@@ -78,14 +78,14 @@ OTHERS = words(
     como come dopo prima som efter jak po przed как после до
     """
 )
-#: Words before "to" with which the answer is the thing itself: "it refers to Paris".
+#: Words before "to" that do not change the answer: "it refers to Paris".
 TOWARDS = words(
     """
     refers refer belongs belong corresponds amounts changed renamed equal equals equivalent moved moves went goes
     go
     """
 )
-#: Words in "ly" that are no adverbs.
+#: Words ending in "ly" that are not adverbs.
 NO_ADVERBS = words(
     """
     holy ugly family italy sicily july jelly belly lily silly curly woolly early lovely supply reply fly
@@ -97,7 +97,7 @@ PARTICLES = words(
     of da de di van von der del della du des dos das el al la le les bin ibn ten ter af av zu y e in
     """
 )
-#: Words that make another name of the answer when they stand before it: "New Mexico", "West Virginia".
+#: Words that turn the answer into another name when they precede it: "New Mexico", "West Virginia".
 PREFIXES = words(
     """
     new north south east west northern southern eastern western central upper lower inner outer greater lesser
@@ -106,7 +106,7 @@ PREFIXES = words(
     proto white black red blue green yellow golden dark light heavy hard soft false fake mock fools
     """
 )
-#: Words that make another name of the answer when they follow it: "George Bush Jr.", "Henry V" and "Henry V II".
+#: Words that turn the answer into another name when they follow it: "George Bush Jr.", "Henry V" and "Henry V II".
 SUFFIXES = words(
     """
     jr sr junior senior ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi younger elder
@@ -135,7 +135,7 @@ VERBS = words(
     dug ate froze hid hit hung says told tells died remain rust flow live lie form make give orbit
     """
 )
-#: Adjectives that leave a thing what it is: "the human heart", "plain water".
+#: Adjectives that do not change a thing: "the human heart", "plain water".
 HARMLESS = words(
     """
     human plain pure ordinary common normal simple regular single same very chemical elemental famous legendary

@@ -1,4 +1,4 @@
-"""From labelled questions to one file of answers with all their signals, for evaluations."""
+"""From labelled questions to one file of answers with all their signals, for evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from guard.data.logit_lens import Lens
 from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
 from guard.data.question_sets import DataSpecs, list_bad_rows, read_sets, round_robin
 from guard.data.questions import Question, Row
-from guard.data.recording import Journal, Skipped, find_template_date, of_this_model, record_rows
+from guard.data.recording import Journal, Run, Skipped, find_template_date, of_this_model, record_rows
 from guard.data.run_settings import settings_of_run
 from guard.data.sets import DataSource, OnBad
 from guard.data.sqlite_journal import row_key
@@ -123,6 +123,7 @@ def record(
     options = {"engine": engine, **(engine_options or {}), "template_date": find_template_date(kept)}
     with _Loaded.load(model, options, lens=lens and not partial) as loaded:
         rows, others = of_this_model(round_robin(sources), loaded.engine.model.name)
+        notes: list[str] = [*loaded.notes]
         run = settings_of_run(
             loaded.engine,
             sources,
@@ -133,23 +134,35 @@ def record(
             template_options=template_options,
             capture_point="mlp",
         )
-        alone: Sequence[str] = ()
         with Journal(kept, run) as answers:
             if not partial:
-                sampling, known = {"samples": samples, "sampled_rows": sampled_rows}, answers.answered()
-                asked = record_rows(loaded.engine, rows, answers, run=run, lens=loaded.lens, **sampling)
-                ask_with_progress(asked, rows=rows, known=known, progress=progress)
-                new = [pair for pair in rows if row_key(*pair) not in known]
-                alone = () if loaded.lens else asked_alone(loaded.engine, new, answers)
+                sampling = {"samples": samples, "sampled_rows": sampled_rows}
+                notes += _ask(loaded, rows, answers, run, sampling, progress)
             metadata = _metadata(sources, grader=grader_name, limit=limit, seed=seed)
             table = Answers.from_journal(answers, rows, grade, metadata=metadata)
             skipped = answers.skipped({row_key(name, row) for name, row in rows})
     table.write(out)
-    notes = [*loaded.notes, *alone, *_notes(table, rows, skipped, samples, sampled_rows)]
+    notes += _notes(table, rows, skipped, samples, sampled_rows)
     notes += [f"left out {count} responses of another model, {name}" for name, count in others.items()]
     left_out = [f"{file}:{bad.line}: {bad.reason}" for file, bad in list_bad_rows(sources)]
     left_out += [f"{each.key}: {each.reason}" for each in skipped]
     return RecordingResult(out, table, tuple(notes), tuple(left_out))
+
+
+def _ask(
+    loaded: _Loaded,
+    rows: Sequence[tuple[str, Row]],
+    answers: Journal,
+    run: Run,
+    sampling: Mapping[str, int],
+    progress: ProgressCallback,
+) -> Sequence[str]:
+    """Ask the rows that have no answer yet; return notes on answers that depend on their neighbours."""
+    known = answers.answered()
+    asked = record_rows(loaded.engine, rows, answers, run=run, lens=loaded.lens, **sampling)
+    ask_with_progress(asked, rows=rows, known=known, progress=progress)
+    new = [pair for pair in rows if row_key(*pair) not in known]
+    return () if loaded.lens else asked_alone(loaded.engine, new, answers)
 
 
 def _check_pyarrow() -> None:
@@ -165,7 +178,7 @@ def _check_counts(seed: int, samples: int, sampled_rows: int) -> None:
 
 
 def _existing_if(partial: bool, journal: Path) -> Path:
-    """Where nothing is asked, a journal that does not exist is a misspelt one."""
+    """Refuse a missing journal if nothing is asked: its name is misspelt."""
     if partial and not journal.is_file():
         raise InputError(
             f"There is no journal '{journal}'", fix="Leave --partial (partial=) out to begin, or name the journal"
@@ -178,7 +191,7 @@ def _existing_if(partial: bool, journal: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A model, the lens that reads its residual stream, and notes where there is none."""
+    """A model with the lens that reads its residual stream, or with a note why it has none."""
 
     engine: BaseEngine
     lens: Lens | None

@@ -1,4 +1,4 @@
-"""How far a long procedure is: one record and one callback for calibrate, record, certify and evaluate."""
+"""Progress of a long procedure: one record and one callback for calibrate, record, certify and evaluate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Progress:
 
     Attributes:
         work: what is being done, such as ``asking`` or ``smollm2: within``.
-        done: number of finished pieces of this work; what a resumed journal has already counts as finished.
+        done: number of finished pieces of this work, including those in a resumed journal.
         total: number of all pieces of this work.
     """
 
@@ -35,13 +35,13 @@ def ignore_progress(progress: Progress) -> None:
 def ask_with_progress(
     answers: Iterable[object], *, rows: Sequence[tuple[str, Row]], known: set[str], progress: ProgressCallback
 ) -> None:
-    """Work through an iterator of answers and report each.
+    """Consume an iterator of answers and report each one.
 
     Args:
         answers: yields once for each row that is not known yet.
         rows: all rows, as pairs of data set name and row.
         known: keys of the rows that the journal has already.
-        progress: called first with what is known already, then after each answer.
+        progress: called first with the number of known answers, then after each answer.
     """
     done = sum(row_key(dataset, row) in known for dataset, row in rows)
     progress(Progress("asking", done, len(rows)))

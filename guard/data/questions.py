@@ -55,7 +55,7 @@ _RESPONSE_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question whose right answers are known.
+    """A question with its accepted answers.
 
     Attributes:
         id: unique in its file.

@@ -67,7 +67,7 @@ class Run:
         system: system message of every question; empty for none.
         max_tokens: limit of every answer.
         temperatures: of the signatures.
-        stop: strings that end an answer; for base models, which do not know when to.
+        stop: strings that end an answer, for base models, which do not stop by themselves.
         template_options: variables of the model's chat template, the same for every question.
         completion: ask by a raw text with solved examples instead of chat messages (see
             `guard.data.prompts.completion_prompt`); for models without a chat template.
@@ -102,11 +102,11 @@ class Record:
         answer: the model's (or the given) answer.
         signals: log-probabilities, entropies, margins, signature.
         seconds: time the answer took.
-        residual: what the residual stream showed; only where it was captured (``mlp+block``).
-        samples: further answers, sampled; only where they were asked for.
-        prompt_tokens: tokens of the prompt; 0 where nobody counted them.
-        asked: digest of what was put to the model; see `asked_digest`.
-        finish_reason: how the answer ended; ``length`` means that it is cut. It is labelled all the same.
+        residual: signals of the residual stream; None unless it was captured (``mlp+block``).
+        samples: further sampled answers, if they were requested.
+        prompt_tokens: tokens of the prompt; 0 if unknown.
+        asked: digest of what the model was asked; see `asked_digest`.
+        finish_reason: how the answer ended; ``length`` means that it is truncated. Truncated answers are labelled too.
     """
 
     key: str
@@ -321,7 +321,7 @@ def find_template_date(journal: str | Path) -> str | None:
         with contextlib.closing(sqlite3.connect(f"{Path(journal).resolve().as_uri()}?mode=rw", uri=True)) as db:
             found = db.execute("SELECT value FROM header WHERE name = ?", (_TEMPLATE_DATE,)).fetchone()
         return str(json.loads(found[0])) if found else None
-    except (sqlite3.Error, ValueError, TypeError):  # what is wrong with it is said where it is opened
+    except (sqlite3.Error, ValueError, TypeError):  # its problems are reported when it is opened
         return None
 
 
@@ -343,11 +343,11 @@ def record_rows(
         engine: a loaded engine; its model is the run's.
         rows: pairs of data set name and row.
         journal: where answers are kept.
-        run: how questions are put.
+        run: settings of the run.
         lens: reads the residual stream, for an engine whose capture point is ``mlp+block``.
-        samples: further answers to each of the first ``sampled_rows`` questions of each data set,
-            sampled at temperature 1, for methods that use several answers.
-        sampled_rows: see there.
+        samples: number of further answers, sampled at temperature 1, to each of the first ``sampled_rows`` questions of
+            each data set, for methods that use several answers.
+        sampled_rows: see ``samples``.
 
     Raises:
         InputError: the journal has an answer to another question under a row's key.
@@ -371,7 +371,7 @@ def record_rows(
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A row that has no answer yet, and how many further answers it gets."""
+    """A row without an answer, and its number of further answers."""
 
     dataset: str
     row: Row
@@ -436,7 +436,7 @@ def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None, cancel: threadin
 
 
 def _sample(engine: Engine, row: Row, run: Run, count: int, cancel: threading.Event) -> tuple[str, ...]:
-    if not isinstance(row, Question):  # a given response has no second one
+    if not isinstance(row, Question):  # a given response has no further samples
         return ()
     prompt, _ = prompt_of_row(row, run)
     limits = Limits(max_tokens=run.max_tokens, stop=run.stop)

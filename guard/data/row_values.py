@@ -1,4 +1,4 @@
-"""Values of a data row, each checked; errors say what the row has in JSON's terms."""
+"""Checked values of a data row; errors describe the row's value in JSON's terms."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def read_text(value: Any, key: str) -> str:
 
 
 def read_filled_text(value: Any, key: str) -> str:
-    """Return a text that has more than blanks."""
+    """Return a text that is not blank."""
     if not read_text(value, key).strip():
         raise BadValueError(f"{key!r} is empty")
     return str(value)
 
 
 def read_texts(value: Any, key: str) -> tuple[str, ...]:
-    """Return a list of such texts, which is not empty."""
+    """Return a list of such texts that is not empty."""
     if not isinstance(value, list):
         raise BadValueError(f"{key!r} must be a list of texts, got {kind_of(value)}")
     if not value:
@@ -57,7 +57,7 @@ def read_mappings(value: Any, key: str) -> tuple[Mapping[str, Any], ...]:
 
 
 def read_prompt(value: Any, key: str) -> Prompt:
-    """Return a prompt of one question or of messages."""
+    """Return a prompt from one question or from messages."""
     if isinstance(value, str):
         return Prompt.chat(read_filled_text(value, key))
     if not isinstance(value, list) or not value:
@@ -72,7 +72,7 @@ def read_prompt(value: Any, key: str) -> Prompt:
 
 
 def read_truth(value: Any, key: str) -> bool:
-    """Return a truth value."""
+    """Return a boolean."""
     if not isinstance(value, bool):
         raise BadValueError(f"{key!r} must be true or false, got {kind_of(value)}")
     return value

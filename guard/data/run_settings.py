@@ -1,4 +1,4 @@
-"""How a run asks its questions: what the caller gave, else what the data sets and the model ask for."""
+"""Settings of a run: those of the caller, or else those of the data sets and the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_TOKENS = 32
 
 
 def how_to_ask(sources: Sequence[DataSource], *, system: str | None, max_tokens: int | None) -> tuple[str, int]:
-    """Return the system message and the token limit: the given ones, else those that all data sets agree on.
+    """Return the system message and the token limit: the given ones, or else those that all data sets agree on.
 
     Raises:
         InputError: the data sets disagree, and nothing is given.
@@ -60,7 +60,7 @@ def settings_of_run(
     template_options: Mapping[str, Any] | None,
     capture_point: CapturePoint,
 ) -> Run:
-    """Return how a run asks: by chat messages, or, for a model without a chat template, by a text to continue.
+    """Return the settings of a run: chat messages, or a text to continue for a model without a chat template.
 
     Args:
         engine: the loaded model.
@@ -86,7 +86,7 @@ def settings_of_run(
     system, tokens = how_to_ask(sources, system=system, max_tokens=max_tokens)
     return Run(
         model=engine.model,
-        # Where the residual stream is read too, the signature is still of the MLPs alone.
+        # The signature reads the MLPs only, even if the residual stream is recorded too.
         capture_point=capture_point,
         system=system,
         max_tokens=tokens,

@@ -1,4 +1,4 @@
-"""Where the first sentence of an answer ends."""
+"""The end of an answer's first sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _END = re.compile(r"(?<=\w{4}[.!?])\s+|(?<=[!?])\s+|(?<=^yes\.)\s+|(?<=^no\.)\s+
 
 
 def first_sentence(answer: str) -> tuple[str, str]:
-    """Return the answer up to its first line end or full stop, and the rest. After a short word (``Dr.``) is none.
+    """Return the answer up to its first line end or full stop, and the rest. A short word (``Dr.``) ends no sentence.
 
     Examples:
         >>> first_sentence("Dr. Jekyll did it. Or Mr. Hyde.")

@@ -1,6 +1,6 @@
-"""Read the number that an answer states, and compare numbers.
+"""Reads the number that an answer states, and compares numbers.
 
-In doubt there is none: denials, alternatives, ranges, bounds, times and formulas state no number.
+In doubt there is none: denials, alternatives, ranges, bounds, times and formulas do not state a number.
 docs/reference/data.md lists the supported forms.
 """
 
@@ -105,10 +105,10 @@ _SENTENCE_END = re.compile(r"\n|[!?。！？]|\.(?=\s|$)")
 _BETWEEN = re.compile(
     r"\b(?:nearly|almost|between|zwischen|entre|tra|fra|mellan|mellem|между|over|under|above|below)\b", re.I
 )
-#: What makes the digits after it a part of something else: a name, an exponent, an index.
+#: Text that makes the digits after it a part of something else: a name, an exponent, an index.
 _PART_BEFORE = re.compile(r"(?:[^\W\d_぀-ヿ㐀-鿿가-힣][-‐]?|[_^]\{?)$")
 _JOINED = "|".join(sorted(CONJUNCTIONS))
-#: What makes of the number after it a range, a list, a bound, a time or a term.
+#: Text that makes the number after it a range, a list, a bound, a time or a term.
 _MORE_BEFORE = re.compile(
     rf"""(?:\d[.,:'’]|\d[^\S\n]+|[\d)}}%°][^\S\n]*[a-z%°$€£]{{0,12}}[^\S\n]*[-–—~〜+*×÷/^·⋅,;&][^\S\n]*
     |[\d)][^\S\n]*x[^\S\n]*
@@ -135,8 +135,8 @@ def stated_number(text: str, *, question: str | None = None) -> StatedNumber | N
 
     Args:
         text: of the answer, or an accepted value.
-        question: that was asked; labels, ordinals and dates (`guard.data.number_labels`) are numbers only where it asks
-            for them. None for an accepted value.
+        question: the question; labels, ordinals and dates (`guard.data.number_labels`) count only if it asks for them.
+            None for an accepted value.
     """
     text = _plain(text)
     if "year" in (question or "").casefold():
@@ -165,7 +165,7 @@ def _is_label(match: re.Match[str], text: str, question: str | None) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Compatible signs made one, exponents written with ``^``, emphasis removed."""
+    """Return a text with unified signs, exponents written with ``^``, and without emphasis."""
     text = _SUPERSCRIPT.sub(lambda at: "^" + unicodedata.normalize("NFKC", at[0]).replace("−", "-"), text)
     text = unicodedata.normalize("NFKC", text).replace("⁄", "/")
     text = re.sub(r"[*_`]{2,}|`", "", text)
@@ -178,7 +178,7 @@ def _words_in_digits(text: str) -> str:
 
 
 def _numbers(text: str, start: int = 0) -> list[re.Match[str]]:
-    """Return digits that are a number of their own, from a place on."""
+    """Yield the separate numbers from a position on."""
     return [match for match in NUMBER.finditer(text, start) if not _PART_BEFORE.search(_before(match, text, 3))]
 
 
@@ -189,7 +189,7 @@ def _before(match: re.Match[str], text: str, count: int) -> str:
 
 
 def _is_statement(match: re.Match[str], text: str) -> bool:
-    """Return whether the sentence says that this number is the answer, and nothing takes it back."""
+    """Return whether the sentence states this number as the answer and does not withdraw it."""
     before, after = _before(match, text, 60), text[match.end() : match.end() + 60]
     if _MORE_BEFORE.search(before) or _MORE_AFTER.match(after) or _is_difference(match, before):
         return False
@@ -202,7 +202,7 @@ def _is_statement(match: re.Match[str], text: str) -> bool:
 
 
 def _is_difference(match: re.Match[str], before: str) -> bool:
-    """Return whether the sign is rather a minus between two things, or a dash: "10 - 5", "Total - 5"."""
+    """Return whether the sign is a minus between two values, or a dash: "10 - 5", "Total - 5"."""
     sign = match["sign"]
     if not sign or sign == "+":
         return False
@@ -275,7 +275,9 @@ _UNITS = {
 
 
 def fits_question(number: StatedNumber, question: str) -> bool:
-    """Return whether a number has no other unit than the question asks for, as "60 hours" to "how many minutes"."""
+    """Return whether a number's unit, if any, is the one that the question asks for; "60 hours" does not answer "how
+    many minutes".
+    """
     match = re.search(r"\bhow many ([a-z]+)|\b(?:which|what) (year)\b", question, re.IGNORECASE)
     asked = _UNITS.get((match[1] or match[2]).casefold(), "") if match else ""
     return not (asked and number.unit) or asked == number.unit

@@ -1,7 +1,7 @@
-"""Whether an accepted answer stands in a sentence on its own, or is a part of a longer name.
+"""Checks whether an accepted answer stands alone in a sentence or is part of a longer name.
 
 "Paris" is a part of "Paris, Texas", "Port Paris", "Treaty of Paris" and "Paris Hilton"; "iron" of "iron oxide".
-What stands beside it must be a sign, a word of grammar, a title or a word of the question; in doubt the name is longer.
+Its neighbours must be punctuation, function words, titles or words of the question; in doubt the name is longer.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class _Word:
     """A word of a sentence.
 
     Attributes:
-        text: as it is written.
+        text: the word as written.
         plain: normalised; "" for an article.
-        gap: what stands between the word before and this one.
-        first: it begins the sentence.
+        gap: text between the previous word and this one.
+        first: whether it begins the sentence.
     """
 
     text: str
@@ -58,7 +58,7 @@ class _Word:
 
     @property
     def is_name(self) -> bool:
-        """It begins with a capital, or is a number."""
+        """Whether it begins with a capital or is a number."""
         return self.text[:1].isupper() or self.text[:1].isdigit()
 
 
@@ -68,7 +68,7 @@ def is_whole_phrase(sentence: str, words: Sequence[str], *, asked: str) -> bool:
     Args:
         sentence: as the model wrote it.
         words: of the accepted answer, normalised.
-        asked: the question, whose words make no other name of the answer.
+        asked: the question; its words do not turn the answer into another name.
 
     Examples:
         >>> is_whole_phrase("It is Paris.", ["paris"], asked="")
@@ -113,7 +113,7 @@ def _words_of(sentence: str) -> tuple[_Word, ...]:
 
 
 def _places(said: Sequence[_Word], words: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Where the words stand: the first word's place and the place behind the last."""
+    """Yield the positions of the words: the first word's and the one after the last."""
     for start, word in enumerate(said):
         end, left = start, list(words)
         while word.plain and left and end < len(said):
@@ -169,7 +169,7 @@ def _is_another(said: Sequence[_Word], at: int) -> bool:
 
 
 def _is_no_list(said: Sequence[_Word], at: int, gap: str, asked: frozenset[str]) -> bool:
-    """Return whether what stands before a comma or dash is not the first of two names."""
+    """Return whether the text before a comma or dash is not the first of two names."""
     word = said[at]
     known = word.plain in REPLIES | KINDS | asked or _is_adverb(word)
     return not word.is_name or known or ":" in gap or "." in gap or (at > 0 and not said[at - 1].plain)
@@ -216,7 +216,7 @@ def _right_is_free(said: Sequence[_Word], start: int, end: int, asked: frozenset
 
 
 def _may_follow_comma(word: _Word, asked: frozenset[str], around: frozenset[str]) -> bool:
-    """Return whether a word behind "Paris," is neither a second name nor another place's: "Paris, Texas"."""
+    """Return whether a word after "Paris," is neither a second name nor the name of another place: "Paris, Texas"."""
     is_formula = len(word.text) < 4 and word.text[-1:].isdigit() and not word.text.isdigit()
     known = (FOLLOWING - OTHER_COUNTRIES) | KINDS | REPLIES | around | asked
     return not word.is_name or is_formula or word.plain in known

@@ -1,4 +1,4 @@
-"""Whether an answer says yes or no, or excuses itself behind such a word."""
+"""Checks whether an answer says yes or no, or evades the question after such a word."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from guard.data.normalised import normalise
 from guard.data.sentences import first_sentence
 
 _OPPOSITES = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
-#: What may follow the word without a sign between: "No it is not".
+#: Words that may follow without punctuation: "No it is not".
 _SUBJECTS = frozenset(
     {"it", "he", "she", "they", "this", "that", "these", "those", "there", "we", "you", "its", "the", "a", "an", "not"}
     | {"never", "way", "sir", "madam", "thanks", "indeed", "they're", "is", "it's", "he's", "she's", "i"}
@@ -47,10 +47,10 @@ def is_yes_or_no(words: Sequence[str]) -> bool:
 
 
 def says(answer: str, gold: str) -> bool:
-    """Return whether an answer says the word first and neither takes it back nor excuses itself.
+    """Return whether an answer begins with the word and neither withdraws it nor evades the question.
 
     Args:
-        answer: of the model.
+        answer: the model's answer.
         gold: ``yes``, ``no``, ``true`` or ``false``.
 
     Examples:

@@ -1,8 +1,8 @@
-"""An answer's text -> the tool calls that its model has written, in the form of its family.
+"""Parses the tool calls in an answer's text, in the form of the model's family.
 
-A call is what the model wrote as one: nothing in a thought, in code, in a quotation is, and no tool that
-was not offered can be called. In every family's form calls end the answer, so calls with text behind them are an
-example or a story. What cannot be read is kept as an invalid call and never carried out.
+Nothing in a thought, in code or in a quotation is a call, and only offered tools can be called. In every family's form
+calls end the answer, so calls with text after them may be examples. Unreadable calls are kept as invalid calls and
+never carried out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from guard.engines.strict_json import DECODER
 from guard.engines.thinking import MARKS
 from guard.errors import did_you_mean
 
-#: Thoughts, code (fenced, indented or within backticks) and quotations, whose text is never a call.
+#: Thoughts, code (fenced, indented or in backticks) and quotations, whose text is never a call.
 _QUOTED = (
     "|".join(rf"(?i:{re.escape(each.opening)}).*?(?:(?i:{re.escape(each.closing)})|\Z)" for each in MARKS)
     + r"|<(?P<tag>(?i:code|pre|blockquote|q|quote|example|samp|kbd|xmp|script|textarea|del|s|tool_response))"
@@ -29,9 +29,9 @@ _QUOTED = (
     r"|^[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*>[^\n]*|(?:\A|(?<=\n\n))(?:(?:[ ]{4}|\t)[^\n]*(?:\n|\Z))+"
     r"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|「[^」]*」|『[^』]*』"
 )
-#: Marks of a quotation that may stand around a call, with or without other words of the sentence.
+#: Quotation marks that may enclose a call, with or without other words of the sentence.
 _QUOTE_BEFORE = re.compile(r"(?:^|(?<=[\s(\[{:]))([\"'])[^\"']*\Z")
-#: Signs of a line, before and behind a call, that are searched for quotation marks.
+#: Number of characters before and after a call, on its line, that are searched for quotation marks.
 _NEAR = 500
 
 #: Where an answer may have text beside its calls: nowhere, before them only, or anywhere.
@@ -61,12 +61,12 @@ class InvalidToolCall(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class ParsedAnswer:
-    """An answer, taken apart.
+    """The parts of an answer.
 
     Attributes:
-        text: what is left beside the tool calls.
+        text: the text beside the tool calls.
         calls: tool calls that can be carried out.
-        invalid: what was meant as a tool call and cannot be read, or calls no tool that was offered.
+        invalid: tool calls that cannot be read, or that call a tool that was not offered.
     """
 
     text: str
@@ -76,28 +76,28 @@ class ParsedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """A call as it was written: what it is named and given, or why it cannot be read."""
+    """A call as written: its name and arguments, or the reason why it cannot be read."""
 
     name: str | None
     arguments: Any
     error: str | None = None
 
 
-#: From a text, a position behind the mark that begins a call, and the types of arguments by tool, to
-#: the calls that are there and the position behind them.
+#: Takes a text, the position after the mark that begins a call, and the argument types by tool; returns the calls and
+#: the position after them.
 _Read = Callable[[str, int, Mapping[str, Mapping[str, Any]]], tuple[list[_Written], int]]
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """How a family of models writes its tool calls.
+    """The form in which a family of models writes tool calls.
 
     Attributes:
-        name: for people.
+        name: name for people.
         begin: pattern of the mark that a call begins with.
-        read: reads on behind it.
-        bare: whether an answer that is nothing but the JSON of calls is such.
-        dropped: pattern of marks around the calls, which are no text.
+        read: reads the text after that mark.
+        bare: whether an answer that is only the JSON of calls is a call.
+        dropped: pattern of marks around the calls that are not text.
     """
 
     name: str
@@ -111,7 +111,7 @@ class ToolFormat:
 
 
 def _json_at(text: str, at: int) -> tuple[Any, int] | None:
-    """Return the JSON value at a position and the position behind it; None where there is none."""
+    """Return the JSON value at a position and the position after it; None without one."""
     start = at + len(text[at:]) - len(text[at:].lstrip())
     try:
         value, end = DECODER.raw_decode(text, start)
@@ -123,20 +123,20 @@ def _json_at(text: str, at: int) -> tuple[Any, int] | None:
 
 
 def _behind(text: str, at: int, pattern: str) -> int:
-    """Return the position behind a pattern, with the white space before it; as it was where it is not there."""
+    """Return the position after white space and a pattern; the same position if the pattern is missing."""
     match = re.compile(rf"\s*(?:{pattern})").match(text, at)
     return match.end() if match else at
 
 
 def _cut_at(text: str, at: int, closing: str, why: str, name: str | None = None) -> tuple[list[_Written], int]:
-    """What is there up to the closing mark, or to the end, is no call."""
+    """Return the text up to the closing mark, or to the end, as an unreadable call."""
     match = re.compile(closing).search(text, at)
     body = text[at : match.start() if match else len(text)].strip()
     return [_Written(name, body, why)], match.end() if match else len(text)
 
 
 def _entries(value: Any) -> list[_Written]:
-    """Return the calls that a JSON value stands for; empty where it is none."""
+    """Return the calls that a JSON value describes; empty if it describes none."""
     entries = value if isinstance(value, list) else [value]
     found = [_entry(entry) for entry in entries]
     return [each for each in found if each] if all(found) else []
@@ -192,13 +192,13 @@ def _mistral(text: str, at: int, types: Mapping[str, Mapping[str, Any]]) -> tupl
 
 
 def _llama(text: str, at: int, types: Mapping[str, Mapping[str, Any]]) -> tuple[list[_Written], int]:
-    """JSON calls, divided by semicolons; the calls in Python of the built-in tools are not read."""
+    """Read JSON calls separated by semicolons; Python calls of built-in tools are not read."""
     calls: list[_Written] = []
     while text[at:].strip():
         found = _json_at(text, at)
         read = _entries(found[0]) if found else []
         if found is None or not read:
-            if calls:  # what follows is text, or a call that was cut
+            if calls:  # what follows is text or a truncated call
                 return calls, at
             return [_Written(None, text[at:].strip(), _NO_CALL)], len(text)
         calls, at = [*calls, *read], _behind(text, found[1], ";")
@@ -206,7 +206,7 @@ def _llama(text: str, at: int, types: Mapping[str, Mapping[str, Any]]) -> tuple[
 
 
 def _tagged_arguments(name: str, argument: str, closing: str) -> _Read:
-    """Read a name and arguments that are each written between tags; their types are the tool's."""
+    """Read a name and arguments between tags; the tool defines their types."""
     head, each, end = re.compile(name), re.compile(argument, re.DOTALL), re.compile(closing)
     opening = argument.partition("(?P<key>")[0]  # in a value it is another call, cut at this one's end
 
@@ -230,7 +230,7 @@ def _tagged_arguments(name: str, argument: str, closing: str) -> _Read:
 
 
 def _typed(value: str, schema: Any) -> Any:
-    """Return a value that was written without quotes: a text where the tool takes one, JSON otherwise."""
+    """Return a value written without quotes: a text if the tool takes a text, otherwise JSON."""
     text = value.removeprefix("\n").removesuffix("\n")
     kind = schema.get("type") if isinstance(schema, Mapping) else None
     if kind == "string" or (isinstance(kind, list) and "string" in kind):
@@ -287,7 +287,7 @@ _FORMATS = {
     "llama": ToolFormat("Llama 3", r"<\|python_tag\|>", _llama, bare=True),
 }
 
-#: What of a template's text shows which form its model writes, the surest first.
+#: Texts in a chat template that show the model's form, the most certain first.
 _SIGNS = (
     (("<|channel|>", "commentary"), "harmony"),
     (("[TOOL_CALLS]",), "mistral"),
@@ -305,14 +305,14 @@ _SIGNS = (
 
 
 def tool_format(template: str) -> ToolFormat | None:
-    """Return how a model writes its tool calls, by its chat template; None where guard does not read that form."""
+    """Return the form of a model's tool calls by its chat template; None if guard cannot read the form."""
     found = (name for signs, name in _SIGNS if all(sign in template for sign in signs))
     name = next(found, None)
     return None if name is None else _FORMATS[name]
 
 
 def format_names() -> tuple[str, ...]:
-    """Return the forms that are read, for people."""
+    """Return the names of the supported forms, for people."""
     return tuple(each.name for each in _FORMATS.values())
 
 
@@ -332,12 +332,12 @@ def parse_tool_calls(
 
     Args:
         text: the answer.
-        names: of the tools that were offered.
-        form: of the model; for some an answer that is nothing but the JSON of calls is such as well.
+        names: names of the offered tools.
+        form: form of the model; in some forms an answer that is only the JSON of calls is a call, too.
         tools: definitions of the tools, for forms that write arguments without types.
-        demanded: whether the request requires a tool call. An answer that is nothing but one fence of JSON
-            is then that call; otherwise it only shows one.
-        around: where text may stand beside the calls; elsewhere it makes them invalid.
+        demanded: whether the request requires a tool call. If so, an answer that is only one fence of JSON is that
+            call.
+        around: where the answer may have text beside the calls; text elsewhere makes them invalid.
     """
     offered, types = tuple(names), _types(tools)
     fenced = _FENCED.match(text) if demanded else None
@@ -389,7 +389,7 @@ def called_names(text: str, tools: Sequence[Mapping[str, Any]], form: ToolFormat
 
 
 def _misplaced(before: str, behind: str, around: TextAroundCalls) -> str | None:
-    """Return why calls with such text beside them are not carried out; None where they are."""
+    """Return why calls with this text beside them are not carried out; None if they are."""
     if around != "any" and behind.strip():
         return "text follows the call, so that it may be an example; text_around_calls='any' would carry it out"
     if around == "none" and before.strip():
@@ -398,9 +398,9 @@ def _misplaced(before: str, behind: str, around: TextAroundCalls) -> str | None:
 
 
 def _in_quotes(before: str, call: str, behind: str) -> bool:
-    """Return whether a call stands between two straight quotation marks of one line, the second behind it or in it.
+    """Return whether a call is between two straight quotation marks on one line, the second after or in the call.
 
-    A call that reads on to the end of the answer, as Llama's do, has taken the second mark in.
+    A call that extends to the end of the answer, as Llama's do, includes the second mark.
     """
     lines = before.rstrip().splitlines()
     mark = _QUOTE_BEFORE.search(lines[-1]) if lines else None
@@ -411,7 +411,7 @@ def _in_quotes(before: str, call: str, behind: str) -> bool:
 
 
 def _bare(text: str, form: ToolFormat, offered: Sequence[str]) -> list[_Written]:
-    """Return the calls of an answer that is nothing else; empty where it is no such answer."""
+    """Return the calls of an answer that consists only of calls; empty otherwise."""
     if not form.bare or not text.strip().startswith(("{", "[")):
         return []
     if form is _FORMATS["llama"]:  # this is its form, so that a call of another tool is none of text

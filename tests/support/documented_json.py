@@ -12,10 +12,10 @@ CLI = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
 LIKEWISE: Any = {"...": None}
 
 #: Keys by name, each with the keys of the object (or of the objects in the list) that it holds, if the page shows them.
-Keys = dict[str, Any]
+JsonKeys = dict[str, Any]
 
 
-def documented(heading: str, block: int = 0) -> Keys:
+def documented(heading: str, block: int = 0) -> JsonKeys:
     """The keys in one of the text blocks of a section."""
     section = CLI.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     found = re.findall(r"^```text\n(.*?)^```", section, re.M | re.S)[block]
@@ -25,9 +25,9 @@ def documented(heading: str, block: int = 0) -> Keys:
     return keys
 
 
-def _object(tokens: list[str]) -> tuple[Keys, list[str]]:
+def _object(tokens: list[str]) -> tuple[JsonKeys, list[str]]:
     """Read keys up to the closing brace; return them and what follows it."""
-    keys: Keys = {}
+    keys: JsonKeys = {}
     while tokens[0] != "}":
         name, tokens = tokens[0].strip('"'), tokens[1:]
         keys[name] = None
@@ -43,7 +43,7 @@ def _object(tokens: list[str]) -> tuple[Keys, list[str]]:
     return keys, tokens[1:]
 
 
-def differences(printed: Any, keys: Keys | None, at: str = "") -> list[str]:
+def differences(printed: Any, keys: JsonKeys | None, at: str = "") -> list[str]:
     """What is printed and not documented, or documented and not printed; a list is judged by its first object."""
     if keys in (None, LIKEWISE) or printed is None or printed == []:
         return []

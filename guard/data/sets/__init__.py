@@ -1,6 +1,6 @@
 """Data sets by name: the ten of the ILIS paper, from a folder or from the Hugging Face hub.
 
-`load_set` gives the rows of one; `resolve` turns what a user writes after ``--data`` into rows.
+`load_set` returns the rows of one; `resolve` reads the argument of ``--data``.
 docs/reference/data.md lists them.
 """
 

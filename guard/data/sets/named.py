@@ -1,4 +1,4 @@
-"""The ten data sets of the ILIS paper: where they live, and how their rows become questions."""
+"""The ten data sets of the ILIS paper: their sources, and the conversion of their rows to questions."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from guard.engines.system_messages import BOXED_SYSTEM, NUMBER_SYSTEM, SHORT_ANS
 
 @dataclass(frozen=True, slots=True)
 class NamedSet:
-    """A data set that guard knows by name.
+    """A data set with a name.
 
     Attributes:
-        name: as given to `guard.data.sets.load_set`.
-        repository: where its files live; on the Hugging Face hub, or on GitHub.
-        on_hub: whether guard can download it; the hub's sets only.
-        files: patterns of its files there, with ``{split}`` in place of the split. Each must be found.
-        split: the split that is taken where none is named.
+        name: name for `guard.data.sets.load_set`.
+        repository: repository of its files, on the Hugging Face hub or on GitHub.
+        on_hub: whether it is on the hub, so that guard can download it.
+        files: patterns of its files, with ``{split}`` in place of the split; each must match.
+        split: the default split.
         splits: the splits that have answers.
         columns: names that every row must have.
-        optional: further columns that are read where there are any.
-        convert: a native row to a question.
-        grader: what its questions are graded by, or None for the usual one (see
-            `guard.data.graders.grader_for`).
-        system: the system message to ask it with.
-        max_tokens: how long an answer to it may get.
+        optional: further columns, read if present.
+        convert: converts a native row to a question.
+        grader: name of its grader, or None for the default one (see `guard.data.graders.grader_for`).
+        system: its system message.
+        max_tokens: token limit of its answers.
         citation: the paper to cite.
-        licence: what the source says of its licence.
+        licence: licence stated by the source.
         notes: what to know before using it.
-        own_names: what a file in guard's own format may be called, without ``.jsonl``.
+        own_names: names of files in guard's own format, without ``.jsonl``.
     """
 
     name: str
@@ -57,11 +56,11 @@ class NamedSet:
 
 
 class MalformedRowError(Exception):
-    """Why a row is not as the set's rows are; the file is damaged, or of something else."""
+    """The reason why a row does not have the set's form; the file is damaged or another one."""
 
 
 class UnfitRowError(Exception):
-    """Why a row of the set, sound as it is, makes no question; it is left out."""
+    """The reason why a valid row of the set makes no question and is left out."""
 
 
 # -- values ------------------------------------------------------------------------------------
@@ -95,7 +94,7 @@ def _texts(row: Mapping[str, Any], key: str, *, may_be_empty: bool = False) -> t
 
 
 def _label(row: Mapping[str, Any], key: str, labels: str) -> int:
-    """Return the place of a label, which is a number in one format and a text in another."""
+    """Return the index of a label, which is a number in one format and a text in another."""
     value = row.get(key)
     allowed = labels.split()
     if isinstance(value, bool) or str(value) not in allowed:
@@ -112,7 +111,7 @@ def _kind(value: Any) -> str:
 
 
 def question_id(question: str, *, context: str | None = None, choices: Iterable[str] = ()) -> str:
-    """Made of what is asked, so that it is the same in every copy, split and order of the set."""
+    """Return an id made from the question, so that it is the same in every copy, split and order of the set."""
     return hashlib.sha256("\0".join([context or "", question, *choices]).encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""The files of a named set: found in a folder, fetched from the Hugging Face hub, and read row by row."""
+"""The files of a named set: in a folder or from the Hugging Face hub, read row by row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from guard.data.sets.named import NamedSet
 from guard.errors import InputError, did_you_mean, missing_extra
 from guard.files.json_lines import read_lines
 
-#: A row and its number (a line's in text files, from 1), or why it could not be read.
+#: A row with its number (that of its line in text files, from 1), or the reason why it cannot be read.
 NativeRow = tuple[int, Mapping[str, Any] | str]
 
 _SUFFIXES = ("parquet", "jsonl", "jsonl.gz", "json", "csv")
@@ -24,13 +24,13 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 
 
 def find_files(named: NamedSet, split: str, folder: Path) -> tuple[Path, ...]:
-    """Return the files of one split in a folder, which may also be one file.
+    """Return the files of one split in a folder; the path may also be a single file.
 
-    Looked for are: the layout of the set's repository; its files without their folder; one file
-    called after the split; a file in guard's own format called after the set.
+    It searches for the layout of the set's repository, its files without their folder, one file named after the split,
+    and a file in guard's own format named after the set.
 
     Raises:
-        InputError: there is no such folder, nothing in it, a part is missing, or several copies.
+        InputError: the folder does not exist or has no such file, a part is missing, or there are several copies.
     """
     if folder.is_file():
         return (folder,)
@@ -76,7 +76,7 @@ def _glob(folder: Path, pattern: str) -> list[Path]:
 
 
 def _check_whole(named: NamedSet, split: str, found: Sequence[Path], folder: Path) -> None:
-    """A set of which a part is missing would pass for the whole."""
+    """Refuse a set with a missing part, which would pass for the whole."""
     patterns = [pattern.format(split=split) for pattern in named.files]
     inside = [path.relative_to(folder).as_posix() for path in found]
     subjects = {name.split("/")[0] for name in inside}
@@ -103,11 +103,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def download(named: NamedSet, split: str, *, revision: str | None = None) -> Path:
-    """Return the folder of a set's files in the user's Hugging Face cache; fetched where they are not there.
+    """Return the folder of a set's files in the user's Hugging Face cache; download missing ones.
 
     Args:
         named: the set.
-        split: whose files are fetched.
+        split: the split to fetch.
         revision: a commit, branch or tag of the repository; its main branch by default.
 
     Raises:
@@ -127,7 +127,7 @@ def download(named: NamedSet, split: str, *, revision: str | None = None) -> Pat
             revision=revision,
             allow_patterns=[pattern.format(split=split) for pattern in named.files],
         )
-    except Exception as error:  # the client's errors come from several libraries, by its version
+    except Exception as error:  # the client's errors come from several libraries, depending on its version
         at = f" at revision {revision}" if revision else ""
         raise InputError(
             f"Cannot fetch '{named.name}' ({named.repository}{at}) from the Hugging Face hub",
@@ -138,7 +138,7 @@ def download(named: NamedSet, split: str, *, revision: str | None = None) -> Pat
 
 
 def fetch_by_hand(named: NamedSet, split: str) -> str:
-    """Return what to do where guard cannot fetch a set."""
+    """Return instructions for a set that guard cannot fetch."""
     patterns = [pattern.format(split=split) for pattern in named.files]
     if named.on_hub:
         wanted = patterns[0] if len(patterns) == 1 else f"*/{PurePosixPath(patterns[0]).name}"
@@ -154,12 +154,12 @@ def read_native(path: Path, *, columns: Sequence[str], optional: Sequence[str] =
     """Return the rows of a Parquet, JSON Lines (plain or gzip), JSON or CSV file, one after another.
 
     Args:
-        path: of the file; its name tells the format.
-        columns: what every row must have.
-        optional: further columns to read where there are any.
+        path: path of the file; its name determines the format.
+        columns: columns that every row must have.
+        optional: further columns, read if present.
 
     Raises:
-        InputError: the file cannot be read, is of no known format, or misses a column.
+        InputError: the file cannot be read, has an unknown format, or lacks a column.
         MissingExtraError: a Parquet file, and pyarrow is not installed.
     """
     suffix = path.name.casefold().removesuffix(".gz").rpartition(".")[2]
@@ -225,7 +225,7 @@ def _csv(path: Path, columns: Sequence[str]) -> Iterator[NativeRow]:
 
 
 def _json(path: Path, columns: Sequence[str]) -> Iterator[NativeRow]:
-    """One object a line, or one list of objects in all."""
+    """Read one object per line, or one list of objects."""
     with path.open("rb") as file:
         listed = file.read(100).lstrip().startswith(b"[")
     if not listed:

@@ -1,7 +1,7 @@
 """Data sets by name: the ten of the ILIS paper, from a folder or from the Hugging Face hub.
 
-`load_set` gives the rows of one; `resolve` turns what a user writes after ``--data`` into rows.
-docs/data.md lists the sets.
+`load_set` returns the rows of one; `resolve` reads the argument of ``--data``.
+docs/reference/data.md lists them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ OnBad = Literal["stop", "skip"]
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """What was read for one ``--data``.
+    """The data read for one ``--data``.
 
     Attributes:
         name: of the data set; answers are kept under it.
-        rows: what can be used, in the order of the files.
-        bad: the rows that are left out, each with its file, its number and the reason.
+        rows: usable rows, in the order of the files.
+        bad: rows that are left out, each with its file, its number and the reason.
         sha256: of the file's bytes; of several files, of their digests in order.
-        named: the named set, with the system message and answer length it should be asked with; None for a
-            file of the user's own.
+        named: the named set, with its system message and answer length; None for a file of the user's own.
     """
 
     name: str
@@ -70,9 +69,8 @@ def load_set(
 ) -> tuple[Row, ...]:
     """Return the questions of a named set.
 
-    Open questions with the same text become one with all their answers, and repeats of a choice are
-    dropped. Rows that the set's makers are known to have got wrong (a choice that stands there
-    twice) are left out.
+    Open questions with the same text become one with all their answers, and repeated questions with choices are
+    dropped. Known faulty rows (with the same choice twice) are left out.
 
     Args:
         name: one of `SETS`.
@@ -82,7 +80,7 @@ def load_set(
         limit: draw at most this many rows, as `guard.data.questions.read_rows` does.
         seed: decides which rows are drawn.
         revision: a commit, branch or tag on the hub.
-        on_bad: ``stop`` raises where a row is not as the set's rows are, ``skip`` leaves it out.
+        on_bad: ``stop`` raises if a row does not have the set's form, ``skip`` leaves the row out.
 
     Raises:
         InputError: the set, split or folder does not exist, a file is missing or damaged, or there
@@ -104,12 +102,12 @@ def resolve(
     revision: str | None = None,
     on_bad: OnBad = "stop",
 ) -> DataSource:
-    """Return what a user means by a ``--data`` argument.
+    """Read the data that a ``--data`` argument names.
 
     Args:
         spec: ``FILE`` (guard's own JSON Lines), ``NAME@FOLDER`` (a named set in a folder) or
             ``hub:NAME`` (a named set from the Hugging Face hub). After the name, ``:SPLIT`` chooses
-            another split. A file that exists is always taken as that file.
+            another split. The name of an existing file always means that file.
         limit: draw at most this many rows.
         seed: decides which rows are drawn.
         revision: a commit, branch or tag, for sets from the hub.
@@ -127,7 +125,7 @@ def resolve(
 
 
 def _named_spec(spec: str) -> tuple[str, str | None, str | None] | None:
-    """Name, split and folder (None for the hub); or None for what can only be a file."""
+    """Return name, split and folder (None for the hub); None if the text can only be a file."""
     from_hub = spec.startswith("hub:")
     wanted, at, folder = (spec.removeprefix("hub:"), "", "") if from_hub else spec.partition("@")
     match = _NAME.fullmatch(wanted)
@@ -178,7 +176,7 @@ def _load(
 
 
 def _graded(rows: Sequence[Row], grader: str | None) -> tuple[Row, ...]:
-    """Return the set's grader for open questions that name none."""
+    """Return the rows with the set's grader on open questions that name none."""
     if grader is None:
         return tuple(rows)
     return tuple(
@@ -215,7 +213,7 @@ def _convert_all(
 
 
 def _merged(known: Question | None, question: Question) -> Question:
-    """Return one question for all rows that ask the same."""
+    """Merge rows that ask the same question."""
     if known is None:
         return question
     if known.choices is None:
