@@ -224,7 +224,7 @@ def _sentences(first: str, whole: str, *, plain_year: bool) -> set[str]:
 
 
 def _is_known_closer(year: str, sentence: str, accepted: set[str]) -> bool:
-    """Return whether an answer gives a month and a year, and an accepted answer has the same month and year."""
+    """Return whether an answer gives a month and a year, and an accepted answer has that year with a month."""
     if not re.fullmatch(r"\d{4}", year) or not has_month(sentence):
         return False
     return any(year in gold.split() and has_month(gold) for gold in accepted)
