@@ -187,7 +187,7 @@ def test_errors_are_one_sentence_or_json(run: RunGuard, loads: Any, tmp_path: Pa
     told = run("ask", "x", "--policy", "balancd")
     assert (told.code, loader.engines) == (2, [])
     assert "Did you mean 'balanced'?" in told.words
-    error = run("ask", "x", "--model", MODEL, "--json").json["error"]
+    error = run("ask", "x", "--model", MODEL, "--policy", "strict", "--json").json["error"]
     assert (error["type"], "guard calibrate" in error["fix"]) == ("ScorerError", True)
 
 
