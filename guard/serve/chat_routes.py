@@ -1,10 +1,11 @@
-"""``/v1/chat/completions`` and ``/v1/completions``."""
+"""``/v1/chat/completions``, ``/v1/completions`` and ``/v1/responses``."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,16 +16,15 @@ from guard.serve.asked import Asked, asked_chat, asked_completion, chat_turns
 from guard.serve.bodies import ChatBody, CompletionBody, Hold, StreamOptions
 from guard.serve.callers import Caller
 from guard.serve.chat_bodies import chat_body, chat_events, completion_body, completion_events
-from guard.serve.event_stream import EventStream, cancelled, first_seconds, held_events, unless_left
+from guard.serve.event_stream import EventStream, cancelled, event, first_seconds, held_events, unless_left
 from guard.serve.request_errors import RequestError
 from guard.serve.responder import ServedAnswer
+from guard.serve.responses_answer import ResponseWriter
+from guard.serve.responses_body import ResponsesBody
 from guard.serve.server import Server
 from guard.serve.side_requests import find_side_request
 from guard.serve.strict_route import StrictRoute
 from guard.serve.verdict import verdict_headers
-
-#: Writes an answer that has been decided on as events.
-EventWriter = Callable[[ServedAnswer], Iterable[str]]
 
 #: The route of side requests where the model's settings name no other.
 BACKGROUND = "background"
@@ -41,8 +41,8 @@ def chat_router(server: Server) -> APIRouter:
         bounds, metadata = server.settings.bounds, server.metadata(body, caller)
         asked = asked_chat(body, target, bounds=bounds, key=caller.id, metadata=metadata)
         asked = as_side_request(asked, body, server, caller)
-        events = _writer(chat_events, body.stream_options)
-        return await respond(server, request, asked, caller, _held(body, server), chat_body, events, limits)
+        form = AnswerForm.of_chat(chat_body, chat_events, body.stream_options)
+        return await respond(server, request, asked, caller, _held(body, server), form, limits)
 
     @router.post("/v1/completions", summary="Continue a text")
     async def complete(request: Request, body: CompletionBody) -> Response:
@@ -50,10 +50,53 @@ def chat_router(server: Server) -> APIRouter:
         target = server.target(request, body, caller)
         bounds, metadata = server.settings.bounds, server.metadata(body, caller)
         asked = asked_completion(body, target, bounds=bounds, key=caller.id, metadata=metadata)
-        events = _writer(completion_events, body.stream_options)
-        return await respond(server, request, asked, caller, _held(body, server), completion_body, events, limits)
+        form = AnswerForm.of_chat(completion_body, completion_events, body.stream_options)
+        return await respond(server, request, asked, caller, _held(body, server), form, limits)
+
+    @router.post("/v1/responses", summary="Answer a conversation, in the form of Responses")
+    async def responses(request: Request, body: ResponsesBody) -> Response:
+        caller, limits = await admitted(server, request)
+        chat_request = body.to_chat()
+        target = server.target(request, chat_request, caller)
+        bounds, metadata = server.settings.bounds, server.metadata(chat_request, caller)
+        asked = asked_chat(chat_request, target, bounds=bounds, key=caller.id, metadata=metadata)
+        asked = as_side_request(asked, chat_request, server, caller)
+        writer = ResponseWriter(body)
+        hold = _held(chat_request, server)
+        return await respond(server, request, asked, caller, hold, AnswerForm.of_responses(writer), limits)
 
     return router
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """How an API writes answers.
+
+    Attributes:
+        body: the answer as a whole.
+        events: the answer, which has been decided on, as events.
+        error: the event of an error.
+    """
+
+    body: Callable[[ServedAnswer], dict[str, Any]]
+    events: Callable[[ServedAnswer], Iterable[str]]
+    error: Callable[[RequestError], str]
+
+    @classmethod
+    def of_chat(
+        cls,
+        body: Callable[[ServedAnswer], dict[str, Any]],
+        events: Callable[..., Iterable[str]],
+        options: StreamOptions | None,
+    ) -> AnswerForm:
+        """Return the form of Chat Completions and Completions."""
+        include_usage = options is not None and options.include_usage
+        return cls(body, partial(events, include_usage=include_usage), lambda error: event(error.body()))
+
+    @classmethod
+    def of_responses(cls, writer: ResponseWriter) -> AnswerForm:
+        """Return the form of Responses."""
+        return cls(writer.whole, writer.events, writer.error)
 
 
 def as_side_request(asked: Asked, body: ChatBody, server: Server, caller: Caller) -> Asked:
@@ -95,8 +138,7 @@ async def respond(
     asked: Asked,
     caller: Caller,
     hold: Hold | None,
-    body: Callable[[ServedAnswer], dict[str, Any]],
-    events: EventWriter,
+    form: AnswerForm,
     headers: dict[str, str],
 ) -> Response:
     """Answer a request, whole or as a stream that is held until its decision.
@@ -107,14 +149,13 @@ async def respond(
         asked: what is asked.
         caller: who asks.
         hold: what a stream sends before its decision; None where no stream is wanted.
-        body: writes the answer as a whole.
-        events: writes it as events.
+        form: how the answer is written.
         headers: of the response, beside the verdict.
     """
     work = server.responder.answer(asked, caller)
     if hold is None:
         answered = await unless_left(request, work)
-        return JSONResponse(body(answered), headers={**headers, **verdict_headers(answered.said)})
+        return JSONResponse(form.body(answered), headers={**headers, **verdict_headers(answered.said)})
     task, every = asyncio.create_task(work), server.settings.comment_seconds
     try:
         decided = await unless_left(request, first_seconds(task, None if hold == "headers" else every))
@@ -122,17 +163,10 @@ async def respond(
     except BaseException:
         await cancelled(task)
         raise
-    return EventStream(held_events(task, every, events), {**headers, **said})
+    return EventStream(held_events(task, every, form.events, form.error), {**headers, **said})
 
 
 def _held(body: ChatBody | CompletionBody, server: Server) -> Hold | None:
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options is allowed with stream: true only", param="stream_options")
     return (body.guard.hold or server.settings.hold) if body.stream else None
-
-
-def _writer(
-    events: Callable[..., Iterable[str]], options: StreamOptions | None
-) -> Callable[[ServedAnswer], Iterable[str]]:
-    include_usage = options is not None and options.include_usage
-    return lambda answered: events(answered, include_usage=include_usage)

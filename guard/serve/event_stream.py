@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from guard.serve.asgi import AsgiReceive, AsgiSend
-from guard.serve.request_errors import to_request_error
+from guard.serve.request_errors import RequestError, to_request_error
 
 _T = TypeVar("_T")
 
@@ -104,7 +104,10 @@ async def first_seconds(task: asyncio.Task[Any], seconds: float | None) -> bool:
 
 
 async def held_events(
-    task: asyncio.Task[_T], every_s: float, write: Callable[[_T], Iterable[str]]
+    task: asyncio.Task[_T],
+    every_s: float,
+    write: Callable[[_T], Iterable[str]],
+    write_error: Callable[[RequestError], str],
 ) -> AsyncIterator[str]:
     """Yield comments until an answer is decided on, then its events and the end, or an error and no end.
 
@@ -112,6 +115,7 @@ async def held_events(
         task: makes the answer; it is cancelled where the reader leaves.
         every_s: seconds between two comments.
         write: gives the answer's events.
+        write_error: gives the event of an error.
     """
     try:
         while not await first_seconds(task, every_s):
@@ -119,7 +123,7 @@ async def held_events(
         try:
             events = [*write(task.result())]
         except Exception as error:  # noqa: BLE001 - the status has been sent; the error is an event
-            yield event(to_request_error(error).body())
+            yield write_error(to_request_error(error))
             return
         for text in events:
             yield text

@@ -1,0 +1,207 @@
+"""``POST /v1/responses``: what clients send, as the chat request that it stands for. Nothing is kept in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue
+
+from guard.serve.bodies import AskingBody, Body, ChatBody
+from guard.serve.request_errors import RequestError, not_offered
+
+
+class InputMessage(Body):
+    """A message of the conversation so far."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[dict[str, JsonValue]]
+    id: str | None = None
+    status: str | None = None
+    phase: str | None = None
+
+
+class InputCall(Body):
+    """A function that the model called earlier."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    id: str | None = None
+    status: str | None = None
+
+
+class InputCallOutput(Body):
+    """What that function gave."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[dict[str, JsonValue]]
+    id: str | None = None
+    status: str | None = None
+
+
+class InputReasoning(Body):
+    """The model's thoughts at an earlier turn, which it does not read again."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[JsonValue] = Field(default_factory=list)
+    content: list[JsonValue] | None = None
+    encrypted_content: str | None = None
+    status: str | None = None
+
+
+InputItem = InputMessage | InputCall | InputCallOutput | InputReasoning
+
+
+class ResponseTool(Body):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+
+class ResponseToolChoice(Body):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    name: str
+
+
+class ResponseTextFormat(Body):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str = "answer"
+    description: str | None = None
+    schema_: dict[str, JsonValue] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseText(Body):
+    """How the answer is written."""
+
+    format: ResponseTextFormat = Field(default_factory=ResponseTextFormat)
+    verbosity: None = None
+
+
+#: Options that need memory between requests, or a model that guard does not run, at the values that change nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "previous_response_id": (),
+    "conversation": (),
+    "prompt": (),
+    "background": (False,),
+    "include": ([], ["reasoning.encrypted_content"]),
+    "truncation": ("disabled",),
+    "reasoning": ({},),
+    "max_tool_calls": (),
+}
+
+
+class ResponsesBody(AskingBody):
+    """``POST /v1/responses``. ``store`` is taken and not done: the answer says ``store: false``."""
+
+    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=2000)]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    tools: list[ResponseTool] | None = Field(default=None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    text: ResponseText | None = None
+
+    previous_response_id: JsonValue = None
+    conversation: JsonValue = None
+    prompt: JsonValue = None
+    background: JsonValue = None
+    include: JsonValue = None
+    truncation: JsonValue = None
+    reasoning: JsonValue = None
+    max_tool_calls: JsonValue = None
+
+    def to_chat(self) -> ChatBody:
+        """Return the chat request that this stands for.
+
+        Raises:
+            RequestError: an option that is not offered.
+        """
+        for name, neutral in _NEUTRAL.items():
+            if (value := getattr(self, name)) is not None and value not in neutral:
+                raise not_offered(name, why="nothing is kept between requests" if not neutral else "")
+        shared = {name: getattr(self, name) for name in AskingBody.model_fields if name != "store"}
+        return ChatBody.model_validate(
+            {
+                **{name: value for name, value in shared.items() if value is not None},
+                "guard": self.guard.model_dump(),
+                "messages": [*self._instructions(), *_messages(self.input)],
+                "max_completion_tokens": self.max_output_tokens,
+                "tools": [_tool(tool) for tool in self.tools or ()] or None,
+                "tool_choice": _choice(self.tool_choice),
+                "parallel_tool_calls": self.parallel_tool_calls,
+                "response_format": _format(self.text),
+            }
+        )
+
+    def _instructions(self) -> list[dict[str, Any]]:
+        return [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
+
+
+def _messages(items: str | list[InputItem]) -> Iterator[dict[str, Any]]:
+    """Yield the messages of the input; calls that follow one another are one message's."""
+    if isinstance(items, str):
+        yield {"role": "user", "content": items}
+        return
+    calls: list[dict[str, Any]] = []
+    for item in items:
+        if isinstance(item, InputCall):
+            function = {"name": item.name, "arguments": item.arguments}
+            calls.append({"id": item.call_id, "type": "function", "function": function})
+            continue
+        if calls:
+            yield {"role": "assistant", "content": None, "tool_calls": calls}
+            calls = []
+        if isinstance(item, InputMessage):
+            yield {"role": item.role, "content": _content(item.content)}
+        elif isinstance(item, InputCallOutput):
+            yield {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}
+    if calls:
+        yield {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def _content(content: str | list[dict[str, Any]]) -> Any:
+    """Return a message's text; a refusal is what the caller was given in place of one."""
+    if isinstance(content, str):
+        return content
+    return [_part(part) for part in content]
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    kind = part.get("type")
+    text = part.get("refusal") if kind == "refusal" else part.get("text")
+    if kind not in ("input_text", "output_text", "text", "refusal") or not isinstance(text, str):
+        raise RequestError(f"An input holds a part of type '{kind!s:.40}'", why="guard reads text only", param="input")
+    return {"type": "text", "text": text}
+
+
+def _tool(tool: ResponseTool) -> dict[str, Any]:
+    return {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
+
+
+def _choice(choice: str | ResponseToolChoice | None) -> Any:
+    if isinstance(choice, ResponseToolChoice):
+        return {"type": "function", "function": {"name": choice.name}}
+    return choice
+
+
+def _format(text: ResponseText | None) -> dict[str, Any] | None:
+    if text is None or text.format.type == "text":
+        return None
+    if text.format.type == "json_object":
+        return {"type": "json_object"}
+    schema = text.format.model_dump(by_alias=True, exclude={"type"}, exclude_none=True)
+    return {"type": "json_schema", "json_schema": schema}

@@ -1,0 +1,139 @@
+"""Hostile requests over real sockets: large, slow and deep bodies, paths, and anything that the description allows."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from served import Served, said, serving
+
+from guard.serve import ServeSettings
+
+ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which city?"}]}
+SMALL = ServeSettings(body_bytes=20_000, body_seconds=0.4)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serving(said("Paris"), settings=SMALL) as running:
+        yield running
+
+
+def raw(served: Served, data: bytes, *, more: bytes | None = None) -> bytes:
+    """Send bytes, and read to the end of the connection or until nothing comes."""
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(data)
+        if more is not None:
+            connection.sendall(more)
+        answer = b""
+        while not answer.endswith(b"}"):
+            piece = connection.recv(65536)
+            if not piece:
+                break
+            answer += piece
+        return answer
+
+
+def head(length: int | str, *headers: str) -> bytes:
+    lines = ["POST /v1/chat/completions HTTP/1.1", "host: a", "content-type: application/json", *headers]
+    return "\r\n".join([*lines, f"content-length: {length}", "", ""]).encode()
+
+
+def test_a_body_that_is_too_large_is_refused_by_its_length_and_by_its_bytes(served: Served) -> None:
+    assert b"413" in raw(served, head(10**9)).split(b"\r\n")[0]
+    with served.client() as client:
+        big = json.dumps({**ASK, "user": "a" * 30_000}).encode()
+        chunked = client.post("/v1/chat/completions", content=iter([big[:10_000], big[10_000:]]))
+    assert (chunked.status_code, chunked.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_a_body_that_does_not_come_is_given_up(served: Served) -> None:
+    answer = raw(served, head(100), more=b'{"model"')
+    assert b"408" in answer.split(b"\r\n")[0]
+    assert b"request_timeout" in answer
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 15_000,
+        b'{"a":' * 3000 + b"1" + b"}" * 3000,
+        b'{"model": "tiny", "messages": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"model": "tiny", "temperature": NaN, "messages": [{"role": "user", "content": "a"}]}',
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        b"\xff\xfe",
+        b"",
+        b"null",
+        b'"tiny"',
+        b'{"model": "tiny", "messages": [{"role": "user", "content": ' + b"9" * 5000 + b"}]}",
+    ],
+)
+def test_json_that_is_deep_or_broken_is_a_bad_request(served: Served, content: bytes) -> None:
+    with served.client(headers={"content-type": "application/json"}) as client:
+        for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/score"):
+            response = client.post(path, content=content)
+            assert response.status_code == 400, response.text
+            assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_two_lengths_and_both_kinds_of_length_are_no_request(served: Served) -> None:
+    body = json.dumps(ASK).encode()
+    two = raw(served, head(len(body), f"content-length: {len(body) - 1}"), more=body)
+    assert b" 400 " in two.split(b"\r\n")[0]
+    smuggled = b"0\r\n\r\nGET /metrics HTTP/1.1\r\nhost: a\r\n\r\n"
+    both = raw(served, head(len(smuggled), "transfer-encoding: chunked"), more=smuggled)
+    assert both.count(b"HTTP/1.1") <= 1 or b"guard_decisions" not in both
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//v1/models",
+        "/v1/models/../../metrics",
+        "/v1/models/%2e%2e%2f%2e%2e",
+        "/v1//models",
+        "/V1/models",
+        "/v1/models/",
+        "/docs",
+    ],
+)
+def test_other_paths_lead_nowhere(served: Served, path: str) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b" 404 " in answer.split(b"\r\n")[0]
+
+
+def test_a_rule_that_no_header_holds_is_escaped() -> None:
+    policy = '{version: 1, name: ünï, rules: [{accept: {name: "Ж x"}}]}'
+    with serving(said("Paris"), policies={"a": policy}) as served, served.client() as client:
+        response = client.post("/v1/chat/completions", json=ASK)
+    assert response.status_code == 200
+    assert response.headers["x-guard-rule"] == "%D0%96 x"
+
+
+#: Few examples for CI; a server error or a hang is a failure.
+SAMPLE = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
+
+
+def test_no_request_that_the_description_allows_is_a_server_error() -> None:
+    with serving(said("Paris")) as served:
+        described = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+        operations = [found.ok() for found in described.get_all_operations()]
+        assert len(operations) >= 12
+        for operation in operations:
+
+            @SAMPLE
+            @given(case=operation.as_strategy())
+            def check(case: schemathesis.Case) -> None:
+                response = case.call()
+                assert response.status_code < 500, response.text
+
+            check()
