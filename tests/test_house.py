@@ -23,6 +23,7 @@ MODULES = {
     "checked",
     "content",
     "errors",
+    "hidden_characters",
     "outcome_export",
     "records",
     "response_format",
@@ -32,7 +33,7 @@ MODULES = {
 PACKAGES = {
     *("files", "engines", "scoring", "policy", "audit", "review", "access", "runtime"),
     *("data", "calibration", "certification", "evaluation"),
-    *("langchain", "serve", "cli"),
+    *("langchain", "serve", "console", "cli"),
 }
 
 #: Folders of tests that mirror no package: shared code, and programs that pytest does not collect.

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "guard"
 #: Files of the package that are no modules.
 DATA = {
     str(path.relative_to(ROOT))
-    for pattern in ("py.typed", "scoring/shipped/*.json", "**/*.j2")
+    for pattern in ("py.typed", "scoring/shipped/*.json", "**/*.j2", "console/static/*")
     for path in PACKAGE.glob(pattern)
 }
 
@@ -75,7 +75,7 @@ def test_the_wheel_has_nothing_but_guard(wheel: set[str]) -> None:
     """No tests at the top of site-packages, no bytecode, no leftovers of an editor."""
     assert {name.partition("/")[0].partition("-")[0] for name in wheel} == {"guard", "ilis_guard"}
     suffixes = {Path(name).suffix for name in wheel if name.startswith("guard/")}
-    assert suffixes == {".py", ".json", ".yaml", ".j2", ".typed"}
+    assert suffixes == {".py", ".css", ".js", ".json", ".svg", ".yaml", ".j2", ".typed"}
 
 
 def test_the_sdist_is_the_whole_project(sdist: set[str]) -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 OUT = Path(__file__).with_name("architecture.svg")
 #: Faces on top, what everything stands on at the bottom: the layers of pyproject.toml's import contract.
 ROWS = (
-    ("faces", ("cli", "langchain", "serve")),
+    ("faces", ("cli", "langchain", "serve", "console")),
     ("laboratory", ("evaluation", "certification", "calibration", "data")),
     ("production", ("runtime", "access")),
     ("production", ("review",)),

@@ -18,7 +18,7 @@ from guard.review.database import Database
 from guard.review.migrations.tables import ACCESS_KEYS
 from guard.review.records import text_of
 
-#: The time of the last use is written at most so often.
+#: The time of the last use is written at most once in this time.
 _STEP = timedelta(minutes=1)
 
 

@@ -33,8 +33,7 @@ class Permission(StrEnum):
     DECIDE = "decide cases"
     REASSIGN = "reassign and adjudicate cases"
     SEE_INSIGHTS = "see insights"
-    CHANGE_POLICIES = "change policies"
-    READ_TRAIL = "read the audit trail"
+    READ_TRAIL = "read the history of every case"
     ADMINISTER = "administer users and keys"
 
 

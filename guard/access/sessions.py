@@ -13,9 +13,9 @@ from guard.access.users import find_user
 from guard.review.database import Database
 from guard.review.migrations.tables import ACCESS_SESSIONS, ACCESS_USERS
 
-#: A session ends so long after it began, and so long after its last request.
+#: A session ends this long after it began, or this long after its last request.
 LIFE, IDLE = timedelta(days=7), timedelta(hours=12)
-#: The time of the last request is written at most so often.
+#: The time of the last request is written at most once in this time.
 _STEP = timedelta(minutes=1)
 
 

@@ -21,7 +21,7 @@ from guard.review.records import text_of
 
 #: After this many wrong passwords a name is locked.
 TRIES = 5
-#: For so long; failures that are older are forgotten.
+#: How long a name stays locked; older failures are forgotten.
 LOCKED = timedelta(minutes=15)
 
 _LOGIN = re.compile(r"[a-z0-9][a-z0-9._@+-]{0,63}")

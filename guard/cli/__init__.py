@@ -19,6 +19,7 @@ from guard.cli import audit, keys, policy, review, scorers, users
 from guard.cli.ask import ask
 from guard.cli.calibrate import calibrate
 from guard.cli.certify import certify
+from guard.cli.console import console
 from guard.cli.demo import demo
 from guard.cli.doctor import doctor
 from guard.cli.evaluate import evaluate
@@ -62,7 +63,7 @@ def _options(
     pass
 
 
-for command in (ask, demo, calibrate, rebind, certify, record, evaluate, score, serve, doctor):
+for command in (ask, demo, console, calibrate, rebind, certify, record, evaluate, score, serve, doctor):
     app.command()(command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(review.app, name="review")

@@ -35,7 +35,7 @@ _PACKAGES = {
     "postgresql": ("psycopg",),
     "serve": ("fastapi", "uvicorn", "jsonschema", "llguidance", "prometheus-client"),
     "otel": ("opentelemetry-api", "opentelemetry-sdk"),
-    "console": ("fastapi", "uvicorn", "argon2-cffi", "python-multipart"),
+    "console": ("fastapi", "uvicorn", "argon2-cffi"),
     "audit": ("cryptography",),
 }
 #: Environment for building llama.cpp without AMX kernels, so that none need be avoided at run time.

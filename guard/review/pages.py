@@ -54,6 +54,7 @@ class CaseFilter:
         claimed: ``free``, ``mine``, ``free or mine`` or ``others``; needs `viewer`.
         offered: whether only cases that `viewer` may take and has neither skipped nor given an opinion on.
         viewer: the reviewer who looks.
+        routes: only these, as of a reviewer whose role does not hold for all.
         decided_by: whose verdicts.
         since, until: created from the first, and before the second, of these ISO 8601 times in UTC.
         text: words of the question or the answer; all must be there, the last may be the beginning of one.
@@ -70,6 +71,7 @@ class CaseFilter:
     claimed: Claimed | None = None
     offered: bool = False
     viewer: str | None = None
+    routes: frozenset[str] | None = None
     decided_by: str | None = None
     since: str | None = None
     until: str | None = None
@@ -191,7 +193,10 @@ def _equal(chosen: CaseFilter) -> list[sa.ColumnElement[bool]]:
         REVIEWS.c.policy: chosen.policy,
         REVIEWS.c.reviewer: chosen.decided_by,
     }
-    return [column == text_of(value) for column, value in wanted.items() if value is not None]
+    found = [column == text_of(value) for column, value in wanted.items() if value is not None]
+    if chosen.routes is not None:
+        found.append(REVIEWS.c.route.in_(sorted(chosen.routes)))
+    return found
 
 
 def _states(chosen: CaseFilter, at: str) -> list[sa.ColumnElement[bool]]:

@@ -19,8 +19,9 @@ from guard.audit.log import AuditLog
 from guard.checked import whole_number
 from guard.errors import InputError
 from guard.records import Escalation
-from guard.review import claims, database, pages, queries, results, verdicts
+from guard.review import claims, database, insights, pages, queries, results, verdicts
 from guard.review.claims import LEASE_S, checked_lease, person
+from guard.review.insights import Insights
 from guard.review.migrations.tables import EVENTS, REPEATS, REVIEWS
 from guard.review.pages import CaseFilter, Order, Page
 from guard.review.queries import ALPHABET, ID_LENGTH, SHORTEST
@@ -280,6 +281,23 @@ class Store:
             if len(reviews) < page:
                 return
             after = (str(reviews[-1].decided_at), reviews[-1].id)
+
+    def insights(self, *, days: int, routes: frozenset[str] | None = None, route: str | None = None) -> Insights:
+        """Return what came and became of it in the last days, counted by the database.
+
+        Args:
+            days: today and the days before it, in UTC.
+            routes: only these; None for all.
+            route: only this one.
+        """
+        with self._database.read() as connection:
+            at = self._database.now(connection)
+            return insights.read_insights(connection, at, days=days, routes=routes, route=route)
+
+    def routes(self, among: frozenset[str] | None = None) -> list[str]:
+        """Return the routes of the cases that there are, those among these; at most `guard.review.insights.ROUTES`."""
+        with self._database.read() as connection:
+            return insights.read_routes(connection, among)
 
     # -- claiming ------------------------------------------------------------------------------
 

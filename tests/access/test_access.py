@@ -99,9 +99,8 @@ TABLE = {
     "caller": "ask",
     "viewer": "see cases, see insights",
     "reviewer": "see cases, see insights, decide cases",
-    "lead": "see cases, see insights, decide cases, reassign and adjudicate cases, change policies, "
-    "read the audit trail",
-    "auditor": "see cases, see insights, read the audit trail",
+    "lead": "see cases, see insights, decide cases, reassign and adjudicate cases, read the history of every case",
+    "auditor": "see cases, see insights, read the history of every case",
     "admin": "administer users and keys",
 }
 

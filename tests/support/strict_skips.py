@@ -2,13 +2,14 @@
 
 Without it a missing wheel turns hundreds of tests into skips, and the run is green. ``make test`` installs everything
 and demands the gate; a run in a smaller environment leaves it out. Where PostgreSQL is required (see
-`postgresql_server`) and cannot be started, the run ends before its first test.
+`postgresql_server`) or a browser (see `browser`) and cannot be started, the run ends before its first test.
 """
 
 from __future__ import annotations
 
 import re
 
+import browser
 import postgresql_server
 import pytest
 
@@ -16,6 +17,7 @@ import pytest
 ALLOWED = (
     r"root may (write anywhere|read everything)",
     r"GUARD_TEST_TOOL_MODEL names no model",
+    r"pictures of the documents are made on demand",
     r"(the shared question sets|the copies of real sets) are not here",
     # langchain-tests skips what a model says that it cannot do; the counts are in docs/how-to/langchain.md.
     r"[Mm]odel .*(does not|doesn't) support",
@@ -27,6 +29,8 @@ ALLOWED = (
 )
 #: Allowed where nobody requires the server.
 NO_POSTGRESQL = r"no PostgreSQL server: .*"
+#: The same of the browser.
+NO_BROWSER = r"no browser: .*"
 
 _unexpected: list[str] = []
 
@@ -40,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     try:
         postgresql_server.is_available()
+        browser.missing()
     except RuntimeError as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -61,7 +66,8 @@ def _note(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 
 def _allowed() -> tuple[str, ...]:
-    return ALLOWED if postgresql_server.SETTING == "required" else (*ALLOWED, NO_POSTGRESQL)
+    servers = {NO_POSTGRESQL: postgresql_server.SETTING, NO_BROWSER: browser.SETTING}
+    return (*ALLOWED, *(reason for reason, setting in servers.items() if setting != "required"))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -1,0 +1,169 @@
+"""``guard console``: the web pages on which people review."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guard.cli.output import StoreOption
+from guard.cli.output import console as screen
+from guard.cli.terminal import shown
+from guard.errors import InputError, missing_extra
+
+if TYPE_CHECKING:
+    from guard.access.store import Access
+    from guard.console.settings import ConsoleSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where the console listens, and how browsers reach it.
+
+    Attributes:
+        host, port: of the socket.
+        https: whether a proxy in front speaks HTTPS.
+    """
+
+    host: str
+    port: int
+    https: bool
+
+    def address(self, names: frozenset[str]) -> str:
+        """Return the address of the pages, for people."""
+        scheme = "https" if self.https else "http"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        named = f"{scheme}://{min(names)}" if self.https and names else f"{scheme}://{host}:{self.port}"
+        return f"{named}/console"
+
+
+def console(
+    *,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Where to listen; other machines reach only others.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8766,
+    https: Annotated[
+        bool, typer.Option("--https", help="A proxy in front speaks HTTPS; needed where HOST is not loopback.")
+    ] = False,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Host name that browsers use; others are refused. Repeatable."),
+    ] = None,
+    proxy_address: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="IP address of the proxy in front, whose headers are read. Repeatable."),
+    ] = None,
+    proxy_header: Annotated[
+        str | None,
+        typer.Option(metavar="HEADER", help="Header in which that proxy names the user, such as X-Forwarded-User."),
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Show the cases of guard demo, in a store of their own.")
+    ] = False,
+    store: StoreOption = None,
+) -> None:
+    """Open the review console in a browser.
+
+    The first run prints a link that makes the first account. The console listens on this machine only, unless
+    --host says otherwise.
+    """
+    settings = _settings(https, name, proxy_address, proxy_header, host)
+    listening = Listening(host, port, https)
+    if demo and store is not None:
+        raise InputError("--demo has a store of its own", fix="Leave --store or --demo out")
+    place = _demo_store() if demo else store
+    with ExitStack() as stack:
+        site = _site(stack, place, settings, listening, create=store is None)
+        _serve(site, listening)
+
+
+def _settings(
+    https: bool, names: list[str] | None, addresses: list[str] | None, header: str | None, host: str
+) -> ConsoleSettings:
+    try:
+        from guard.console.settings import LOOPBACK_NAMES, ConsoleSettings, checked_names, is_loopback
+    except ImportError:
+        raise missing_extra("fastapi", "console") from None
+    known = checked_names(names or ())
+    if is_loopback(host):
+        known |= LOOPBACK_NAMES
+    elif not https:
+        raise InputError(
+            f"The console does not listen on {host} by plain HTTP",
+            why="passwords and cases would cross the network in the clear",
+            fix="Put a proxy that speaks HTTPS in front, and give --https; see docs/how-to/console.md",
+        )
+    return ConsoleSettings(https, known, header, frozenset(addresses or ()))
+
+
+def _site(stack: ExitStack, place: str | None, settings: ConsoleSettings, listening: Listening, *, create: bool) -> Any:
+    """Return the console below /console, over stores that are closed with the stack."""
+    from guard.access.store import Access
+    from guard.console.settings import is_loopback
+    from guard.review.store import Store
+
+    access = stack.enter_context(Access.open(place, create=create))
+    if not is_loopback(listening.host) and not access.users.exist():
+        raise InputError(
+            f"The console does not listen on {listening.host} without accounts",
+            fix="Start it once without --host and make the first account, or run: guard users add",
+        )
+    try:
+        from starlette.applications import Starlette
+        from starlette.responses import RedirectResponse
+        from starlette.routing import Mount, Route
+
+        from guard.console.app import create_app
+    except ImportError:
+        raise missing_extra("fastapi", "console") from None
+    app = create_app(stack.enter_context(Store.open(place)), access, settings)
+    _greet(access, settings, listening)
+    home = Route("/", lambda _: RedirectResponse("/console/"))
+    return Starlette(routes=[home, Mount("/console", app)])
+
+
+def _greet(access: Access, settings: ConsoleSettings, listening: Listening) -> None:
+    address = listening.address(settings.names)
+    out = screen()
+    out.print(shown(f"Reviews of {access.place}"), soft_wrap=True)
+    if access.users.exist() or settings.proxy_header is not None:
+        out.print(shown(f"Open {address}/   (Ctrl-C ends it)"), soft_wrap=True)
+        return
+    out.print("There is no account yet. This link makes the first one; it works once, for 30 minutes:")
+    out.print(shown(f"{address}/welcome/{access.links.for_first_user()}"), soft_wrap=True)
+    out.print("Ctrl-C ends the console.")
+
+
+def _serve(site: Any, listening: Listening) -> None:
+    try:
+        import uvicorn
+    except ImportError:
+        raise missing_extra("uvicorn", "console") from None
+    # No access log: links that work once are in addresses. Headers of proxies are read by the console alone.
+    uvicorn.run(
+        site,
+        host=listening.host,
+        port=listening.port,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+    )
+
+
+def _demo_store() -> str:
+    """Return the store of the demo's cases; the embedded model is asked where there is none yet."""
+    from guard.cli.demo_questions import run, store_path
+
+    place = store_path()
+    if not place.exists():
+        from guard.runtime.guard import Guard
+
+        screen().print("Asking the embedded model the demo's questions ...")
+        with Guard.load(policy="balanced", store=str(place)) as guard:
+            for _ in run(guard):
+                pass
+    return str(place)

@@ -1,0 +1,128 @@
+"""Charts as inline SVG: shapes in percentages, letters of fixed size, colours as classes, no style and no script.
+
+Each has a title and a description that says what it shows; the template puts a table of the same figures beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log10
+
+from markupsafe import Markup, escape
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a chart says in words.
+
+    Attributes:
+        id: unique on the page.
+        title: what it shows.
+        finding: what one should see in it.
+    """
+
+    id: str
+    title: str
+    finding: str
+
+
+def bar(value: float, fill: str = "fi") -> Markup:
+    """Return a probability as a bar, without words: the number stands beside it.
+
+    Args:
+        value: from 0 to 1.
+        fill: the class of its colour.
+    """
+    shape = _rect("tr", 0, 1, 0, 1, "2") + _rect(fill, 0, max(min(value, 1.0), 0.012), 0, 1, "2")
+    return _markup(f'<svg class="bar" aria-hidden="true">{shape}</svg>')
+
+
+def shares(parts: Sequence[tuple[str, float]], label: str) -> Markup:
+    """Return parts of a whole as one bar.
+
+    Args:
+        parts: class of the colour and share, from 0 to 1, in order.
+        label: the same in words.
+    """
+    shapes, at = "", 0.0
+    for fill, width in parts:
+        if width > 0:
+            shapes += _rect(fill, at, max(width - 0.004, 0.002), 0, 1)
+        at += width
+    return _markup(f'<svg class="bar bar-l" role="img" aria-label="{escape(label)}">{shapes}</svg>')
+
+
+def stacked(days: Sequence[str], series: Sequence[tuple[str, str, Sequence[int]]], said: Said) -> Markup:
+    """Return one bar a day, with its parts from the baseline up.
+
+    Args:
+        days: labels.
+        series: name, class of the colour, and one number for each day.
+        said: its words.
+    """
+    top = max([1, *(sum(values[day] for _, _, values in series) for day in range(len(days)))]) * 1.06
+    body, width = _y_axis(top), 1 / len(days)
+    for day in range(len(days)):
+        base = 0.0
+        for _, fill, values in series:
+            height = values[day] / top
+            if height > 0:
+                body += _rect(fill, day * width + 0.12 * width, 0.76 * width, 1 - base - height, height)
+            base += height
+    every = max(1, len(days) // 5)
+    body += _x_axis([((day + 0.5) * width, label) for day, label in enumerate(days) if day % every == 0])
+    return _svg(body, said, "plot-h plot-pad")
+
+
+def histogram(bins: Sequence[int], said: Said) -> Markup:
+    """Return how many cases have which p(wrong), in bins of equal width from 0 to 1."""
+    top = max([1, *bins]) * 1.12
+    body, width = _y_axis(top), 1 / len(bins)
+    for place, count in enumerate(bins):
+        body += _rect("hist-doubt", place * width + 0.004, width - 0.008, 1 - count / top, count / top)
+    body += _x_axis([(at, f"{at:g}") for at in (0, 0.25, 0.5, 0.75, 1)])
+    return _svg(body, said, "plot-h plot-pad")
+
+
+# -- parts -------------------------------------------------------------------------------------
+
+
+def _svg(body: str, said: Said, kind: str) -> Markup:
+    title, finding = f"{said.id}-t", f"{said.id}-d"
+    return _markup(
+        f'<svg class="plot {kind}" role="img" aria-labelledby="{title} {finding}"><title id="{title}">'
+        f'{escape(said.title)}</title><desc id="{finding}">{escape(said.finding)}</desc>{body}</svg>'
+    )
+
+
+def _rect(fill: str, x: float, width: float, y: float, height: float, radius: str = "1") -> str:
+    place = f'x="{_percent(x)}" width="{_percent(width)}" y="{_percent(y)}" height="{_percent(height)}"'
+    return f'<rect class="{fill}" {place} rx="{radius}"/>'
+
+
+def _y_axis(top: float) -> str:
+    step = max(1.0, 10 ** int(log10(top)) / 5)
+    step = next(size for size in (step * scale for scale in (1, 2, 5, 10)) if top / size <= 5)
+    marks = ""
+    for tick in range(int(top / step) + 1):
+        at = _percent(1 - tick * step / top)
+        marks += f'<line class="grid" x1="0" x2="100%" y1="{at}" y2="{at}"/>'
+        marks += f'<text x="0" y="{at}" dx="-8" dy="4" text-anchor="end">{tick * step:,.0f}</text>'
+    return marks
+
+
+def _x_axis(ticks: Sequence[tuple[float, str]]) -> str:
+    marks = '<line class="axis" x1="0" x2="100%" y1="100%" y2="100%"/>'
+    for at, label in ticks:
+        anchor = "start" if at < 0.02 else "end" if at > 0.98 else "middle"
+        marks += f'<text x="{_percent(at)}" y="100%" dy="18" text-anchor="{anchor}">{escape(label)}</text>'
+    return marks
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}".rstrip("0").rstrip(".") + "%"
+
+
+def _markup(text: str) -> Markup:
+    return Markup(text)

@@ -1,0 +1,268 @@
+"""What every page needs: the store, the accounts, the templates, and who asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import parse_qs, urlencode
+
+from fastapi import Depends, Request
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+import guard
+from guard.access import ANYWHERE, Access, Permission, Principal, Refused, may, reachable_routes
+from guard.console import charts, foreign, times
+from guard.console.security import TryLimiter
+from guard.console.settings import ConsoleSettings
+from guard.errors import AccessError
+from guard.review.store import Store
+
+HERE = Path(__file__).parent
+
+#: Bytes of a form that are read: an edited answer, and little else.
+LARGEST_FORM = 1_000_000
+
+
+class PageError(Exception):
+    """A request that is answered with an error page.
+
+    Attributes:
+        status: the HTTP status.
+        title: what is so.
+        text: whether anything changed, and what to do.
+    """
+
+    def __init__(self, status: int, title: str, text: str) -> None:
+        self.status, self.title, self.text = status, title, text
+        super().__init__(title)
+
+
+class SignInError(Exception):
+    """A request of somebody who has not signed in."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewDesk:
+    """One console.
+
+    Attributes:
+        store: the cases.
+        access: users, sessions, keys.
+        settings: how it is reached.
+        logins: limits tries to sign in by address.
+    """
+
+    store: Store
+    access: Access
+    settings: ConsoleSettings
+    logins: TryLimiter = field(default_factory=TryLimiter)
+
+    @property
+    def place(self) -> str:
+        """The store's file or database, without where it is: that is nobody's business on a page."""
+        return self.store.place.rpartition("/")[2]
+
+    def names(self) -> dict[str, str]:
+        """Return the names of users by their login names."""
+        return {user.id: user.name for user in self.access.users.all()}
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One request of somebody who is signed in.
+
+    Attributes:
+        request: the request.
+        desk: the console.
+        principal: who asks.
+        now: the time of the request, the same all over its page.
+    """
+
+    request: Request
+    desk: ReviewDesk
+    principal: Principal
+    now: datetime
+
+    @property
+    def who(self) -> str:
+        """The name under which the store keeps what they do."""
+        return self.principal.id
+
+    def allows(self, permission: Permission, route: str | None = ANYWHERE) -> bool:
+        """Return whether they may do something."""
+        return bool(may(self.principal, permission, route))
+
+    def require(self, permission: Permission, route: str | None = ANYWHERE) -> None:
+        """Refuse the request unless they may do something.
+
+        Raises:
+            PageError: they may not.
+        """
+        decision = may(self.principal, permission, route)
+        if isinstance(decision, Refused):
+            raise PageError(403, "Your role does not reach this page", f"{decision.why}. Nothing was changed.")
+
+    def routes(self, permission: Permission) -> frozenset[str] | None:
+        """Return the routes on which they may do something; None for all.
+
+        Raises:
+            PageError: they may do it nowhere.
+        """
+        self.require(permission)
+        return reachable_routes(self.principal, permission)
+
+    def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
+        """Return a page made from a template."""
+        shared = {"visit": self, "now": self.now, "administers": self.allows(Permission.ADMINISTER)}
+        shared |= {"reviews": self.allows(Permission.DECIDE), "sees": self.allows(Permission.SEE_CASES)}
+        shared |= {"leads": self.allows(Permission.SEE_INSIGHTS)}
+        return render(self.request, template, status=status, **shared, **values)
+
+    def go(self, path: str, **query: str | None) -> Response:
+        """Return a redirect to another page of the console, to be fetched with GET."""
+        return go(self.request, path, **query)
+
+
+# -- who asks ----------------------------------------------------------------------------------
+
+
+def desk_of(request: Request) -> ReviewDesk:
+    """Return the console that a request came to, unless it may come from another site.
+
+    Raises:
+        PageError: it may.
+    """
+    if (why := request.scope.get("guard.cross_site")) is not None:
+        raise PageError(
+            403,
+            "This request did not come from the console",
+            f"Nothing was changed: {why}. If you pressed a button here, load the page again and press it once more.",
+        )
+    desk: ReviewDesk = request.app.state.desk
+    return desk
+
+
+TheDesk = Annotated[ReviewDesk, Depends(desk_of)]
+
+
+def visit_of(request: Request, desk: TheDesk) -> Visit:
+    """Return who asks.
+
+    Raises:
+        SignInError: nobody who is signed in.
+    """
+    principal = principal_of(request, desk)
+    if principal is None:
+        raise SignInError
+    return Visit(request, desk, principal, datetime.now(UTC))
+
+
+TheVisit = Annotated[Visit, Depends(visit_of)]
+
+
+def principal_of(request: Request, desk: ReviewDesk) -> Principal | None:
+    """Return who asks: by the proxy's header where one is trusted, else by the session's cookie."""
+    if desk.settings.proxy_header is not None:
+        return _by_proxy(request, desk)
+    secret = request.cookies.get(desk.settings.cookie)
+    session = desk.access.sessions.find(secret) if secret else None
+    return None if session is None else session.user.principal
+
+
+def _by_proxy(request: Request, desk: ReviewDesk) -> Principal | None:
+    """Return the user that the proxy names; only the proxy itself is believed, and only known users come in."""
+    name = request.headers.get(desk.settings.proxy_header or "")
+    if not name or address_of(request) not in desk.settings.proxy_addresses:
+        return None
+    try:
+        user = desk.access.users.get(name)
+    except AccessError:
+        return None
+    return user.principal if user.disabled_at is None else None
+
+
+def address_of(request: Request) -> str:
+    """Return the address of the socket that a request came on: the proxy's, where there is one."""
+    return request.client.host if request.client is not None else ""
+
+
+def visitor_address(request: Request, desk: ReviewDesk) -> str:
+    """Return the address of whoever made a request; a proxy that is known says whose it is."""
+    address = address_of(request)
+    if address not in desk.settings.proxy_addresses:
+        return address
+    return request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()[:60] or address
+
+
+async def form_of(request: Request, desk: TheDesk) -> dict[str, str]:
+    """Return the fields of a form; of several values of one field the last.
+
+    The console is asked first whether the request comes from another site, so that nothing of such a one is read.
+
+    Raises:
+        PageError: it is no form, or too large.
+    """
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST_FORM:
+            raise PageError(413, "The form is too large", "Nothing was changed. Shorten the text.")
+    kind = request.headers.get("content-type", "").split(";")[0].strip()
+    if body and kind != "application/x-www-form-urlencoded":
+        raise PageError(415, "This is not a form", "Nothing was changed.")
+    try:
+        fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=50, errors="replace")
+    except ValueError:
+        raise PageError(400, "The form cannot be read", "Nothing was changed.") from None
+    # Browsers send line ends as CRLF; a NUL is no text anywhere.
+    return {name: values[-1].replace("\r\n", "\n").replace("\0", "\ufffd") for name, values in fields.items()}
+
+
+TheForm = Annotated[dict[str, str], Depends(form_of)]
+
+
+# -- answers -----------------------------------------------------------------------------------
+
+
+def render(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
+    """Return a page made from a template; what a template does not get is an error."""
+    root = request.scope.get("root_path", "")
+    text = templates().get_template(template).render(root=root, **values)
+    return HTMLResponse(text, status)
+
+
+def go(request: Request, path: str, **query: str | None) -> Response:
+    """Return a redirect within the console, to be fetched with GET."""
+    return RedirectResponse(request.scope.get("root_path", "") + path + query_text(query), 303)
+
+
+def query_text(query: Mapping[str, str | None]) -> str:
+    """Return the part of an address behind the path, without what is empty.
+
+    Examples:
+        >>> query_text({"route": "a b", "q": None})
+        '?route=a+b'
+    """
+    given = {name: value for name, value in query.items() if value}
+    return f"?{urlencode(given)}" if given else ""
+
+
+@cache
+def templates() -> Environment:
+    """Return the templates: everything put into one is escaped, and what is missing is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(version=guard.__version__, bar=charts.bar, query_text=query_text)
+    for function in (foreign.foreign, times.ago, times.moment, times.duration, times.initials, times.due):
+        environment.filters[function.__name__] = function
+    return environment

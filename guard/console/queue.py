@@ -1,0 +1,217 @@
+"""The queue: saved views, filters in the address, pages by key, and the way to the next case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from guard.access import Permission
+from guard.console.cases import is_blind, leave_case
+from guard.console.desk import TheVisit, Visit, query_text
+from guard.console.security import is_own_navigation
+from guard.console.toasts import toast_of
+from guard.errors import InputError, ReviewError
+from guard.review.pages import CLAIMED, COUNTED, CaseFilter, counted
+from guard.review.records import Review, ReviewStatus
+from guard.review_terms import PRIORITIES
+
+router = APIRouter()
+
+#: Cases on a page.
+LENGTH = 25
+
+#: Free cases that are tried before the queue says that all were taken at this moment.
+TRIED = 20
+
+_ORDERS = {
+    "due": "Due first",
+    "doubtful": "Most doubtful first",
+    "oldest": "Oldest first",
+    "newest": "Newest first",
+}
+_CLAIMED = {"": "Anybody's", "free or mine": "Free and mine", "free": "Free", "mine": "Mine", "others": "Others'"}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One tab.
+
+    Attributes:
+        name: in the address.
+        title: on the tab.
+        chosen: which cases.
+        order: in which order, unless another is asked for.
+    """
+
+    name: str
+    title: str
+    chosen: CaseFilter
+    order: str = "due"
+
+
+def views_of(visit: Visit) -> list[View]:
+    """Return the tabs that a visitor has: those who decide have one with what they may take."""
+    routes = visit.routes(Permission.SEE_CASES)
+    waiting = CaseFilter(status="pending", routes=routes, viewer=visit.who)
+    views = [
+        View("all", "All waiting", waiting),
+        View("late", "Late", replace(waiting, late=True)),
+        View("second", "Second opinions", replace(waiting, second=True)),
+        View("disputed", "Verdicts differ", replace(waiting, disputed=True)),
+        View("decided", "Decided", replace(waiting, status="decided"), "decided"),
+    ]
+    if visit.allows(Permission.DECIDE):
+        views.insert(0, View("yours", "For you", offered_to(visit)))
+    return views
+
+
+def offered_to(visit: Visit) -> CaseFilter:
+    """Return the cases that a visitor may take."""
+    disputed = None if visit.allows(Permission.REASSIGN) else False
+    return CaseFilter(offered=True, viewer=visit.who, routes=visit.routes(Permission.DECIDE), disputed=disputed)
+
+
+@router.get("/")
+def start(visit: TheVisit) -> Response:
+    """Send a visitor to the first page that their roles reach."""
+    for permission, path in ((Permission.SEE_CASES, "/queue"), (Permission.ADMINISTER, "/settings/users")):
+        if visit.allows(permission):
+            return visit.go(path)
+    return visit.go("/queue")
+
+
+@router.get("/queue")
+def show_queue(
+    visit: TheVisit,
+    view: str = "",
+    q: str = "",
+    route: str = "",
+    priority: str = "",
+    claimed: str = "",
+    order: str = "",
+    after: str = "",
+    before: str = "",
+    done: str = "",
+    leave: str = "",
+) -> Response:
+    """Return one page of the queue."""
+    views = views_of(visit)
+    here = next((each for each in views if each.name == view), views[0])
+    if leave and is_own_navigation(visit.request.headers):
+        leave_case(visit, leave)
+    asked = {"view": here.name, "q": q, "route": route, "priority": priority, "claimed": claimed, "order": order}
+    cursors = {"after": after or None, "before": before or None}
+    error, found = "", None
+    try:
+        found = visit.desk.store.page(_narrowed(here.chosen, asked), order=_order(order, here), limit=LENGTH, **cursors)  # type: ignore[arg-type]
+    except InputError as wrong:
+        error = str(wrong)
+    return visit.page(
+        "queue.html.j2",
+        status=422 if error else 200,
+        here="queue",
+        tabs=[(each, counted(visit.desk.store.count(each.chosen))) for each in views],
+        view=here,
+        asked=asked,
+        found=found,
+        rows=[QueueRow.of(review, visit) for review in found.reviews] if found else [],
+        error=error,
+        toast=toast_of(visit, done),
+        filtered=any(asked[name] for name in ("q", "route", "priority", "claimed")),
+        routes=visit.desk.store.routes(visit.routes(Permission.SEE_CASES)),
+        orders=_ORDERS,
+        priorities=PRIORITIES,
+        claims=_CLAIMED,
+        names=visit.desk.names(),
+        address=lambda **change: query_text({**asked, **change}),
+    )
+
+
+@router.get("/queue/new")
+def count_new(visit: TheVisit, since: str) -> Response:
+    """Return how many cases have come since a page was made, for the bar that offers them."""
+    chosen = CaseFilter(status="pending", since=since[:40], routes=visit.routes(Permission.SEE_CASES))
+    return JSONResponse({"new": min(visit.desk.store.count(chosen), COUNTED)})
+
+
+@router.get("/next")
+def go_on(visit: TheVisit, done: str = "", leave: str = "") -> Response:
+    """Claim the next case that the visitor may take, and go there; to the queue where there is none."""
+    visit.require(Permission.DECIDE)
+    if not is_own_navigation(visit.request.headers):
+        return visit.go("/queue")
+    chosen = offered_to(visit)
+    passed = {name for name in (done, leave) if name}
+    for review in visit.desk.store.page(chosen, order="due", limit=TRIED).reviews:
+        if review.id not in passed and _claimed(visit, review):
+            if leave:
+                leave_case(visit, leave)
+            return visit.go(f"/case/{review.id}", done=done or None)
+    return visit.go("/queue", done=done or None, leave=leave or None)
+
+
+def _claimed(visit: Visit, review: Review) -> bool:
+    try:
+        visit.desk.store.claim(review.id, reviewer=visit.who)
+    except ReviewError:  # somebody was faster
+        return False
+    return True
+
+
+def _narrowed(chosen: CaseFilter, asked: Mapping[str, str]) -> CaseFilter:
+    """Return a view's cases, narrowed by the filters of the address.
+
+    Raises:
+        InputError: a filter's value is not one of those that there are.
+    """
+    claimed = asked["claimed"]
+    if claimed and claimed not in CLAIMED:
+        raise InputError(f"There are no cases '{claimed[:40]}'")
+    values: dict[str, Any] = {
+        "text": asked["q"].strip() or None,
+        "route": asked["route"] or None,
+        "priority": asked["priority"] or None,
+        "claimed": claimed or None,
+    }
+    return replace(chosen, **values)
+
+
+def _order(order: str, view: View) -> str:
+    return order if order in _ORDERS and view.order == "due" else view.order
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRow:
+    """One case in the queue.
+
+    Attributes:
+        case: the case.
+        blind: whether its score is hidden.
+        holder: login name of whoever has it now, or None.
+        left: seconds of that claim.
+        snippet: the beginning of the answer.
+    """
+
+    case: Review
+    blind: bool
+    holder: str | None
+    left: float
+    snippet: str
+
+    @classmethod
+    def of(cls, review: Review, visit: Visit) -> QueueRow:
+        """Return the row of a case."""
+        holder = review.holder(visit.now.isoformat(timespec="microseconds"))
+        left = 0.0
+        if holder is not None and review.claimed_until is not None:
+            left = (datetime.fromisoformat(review.claimed_until) - visit.now).total_seconds()
+        pending = review.status is ReviewStatus.PENDING
+        return cls(review, is_blind(review), holder if pending else None, left, (review.answer or "")[:400])

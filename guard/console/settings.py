@@ -1,0 +1,75 @@
+"""How a console is set up."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from guard.errors import InputError
+
+#: Names under which a browser on the same machine asks for a server that listens on loopback.
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleSettings:
+    """How a console is reached, and whom it believes.
+
+    Attributes:
+        secure_cookie: whether browsers reach it by HTTPS. The session's cookie is then ``__Host-guard``; browsers
+            keep that name for HTTPS, so on plain HTTP, as on loopback, it is ``guard``.
+        names: host names under which it answers; others are refused, so that no foreign name can be pointed at it.
+            Empty for any name.
+        proxy_header: the header in which a proxy says who has signed in; None where users sign in here.
+        proxy_addresses: addresses of that proxy; the header of anybody else is not read.
+
+    Raises:
+        InputError: a proxy's header without its address, or an address that is none.
+    """
+
+    secure_cookie: bool = False
+    names: frozenset[str] = frozenset()
+    proxy_header: str | None = None
+    proxy_addresses: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.proxy_header is not None and not self.proxy_addresses:
+            raise InputError(
+                "A proxy's header needs the proxy's address",
+                why="anybody could send the header otherwise",
+                fix="Give --proxy-address",
+            )
+        object.__setattr__(self, "proxy_addresses", frozenset(map(_checked_address, self.proxy_addresses)))
+
+    @property
+    def cookie(self) -> str:
+        """The name of the session's cookie."""
+        return "__Host-guard" if self.secure_cookie else "guard"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a server that listens there can be reached from the same machine only.
+
+    Examples:
+        >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+        (True, True, False)
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def checked_names(names: Iterable[str]) -> frozenset[str]:
+    """Return host names as they are compared: in lower case, without a port."""
+    return frozenset(name.strip().lower() for name in names if name.strip())
+
+
+def _checked_address(address: str) -> str:
+    try:
+        return str(ipaddress.ip_address(address))
+    except ValueError:
+        raise InputError(f"'{address[:60]}' is no IP address", fix="Write --proxy-address 10.0.0.2") from None

@@ -1,0 +1,179 @@
+"""Figures for whoever leads reviewers: what came, what was decided, by whom, and how that spreads over p(wrong).
+
+All is counted by the database, in as many rows as there are days, routes and people, not cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from statistics import median
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from guard.review.migrations.tables import REVIEWS
+from guard.review.records import ReviewStatus, text_of
+
+#: Equal bins of p(wrong) from 0 to 1.
+BINS = 20
+
+#: The median wait is that of the cases with the newest verdicts, at most this number.
+WAITS = 1000
+
+#: Routes that are listed.
+ROUTES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many cases of a day, route or person stand how.
+
+    Attributes:
+        pending, approved, edited, rejected: numbers of cases.
+    """
+
+    pending: int = 0
+    approved: int = 0
+    edited: int = 0
+    rejected: int = 0
+
+    @property
+    def decided(self) -> int:
+        """Cases with a verdict."""
+        return self.approved + self.edited + self.rejected
+
+    @property
+    def all(self) -> int:
+        """All cases."""
+        return self.pending + self.decided
+
+
+@dataclass(frozen=True, slots=True)
+class Insights:
+    """What happened from a day on.
+
+    Attributes:
+        by_day: cases by the day on which they came, every day up to the last, ``2026-11-25`` first to last.
+        by_route: cases by route; None for those without one; the most first.
+        by_reviewer: verdicts by login name, the most first.
+        holding: cases that people have claimed now, by login name.
+        bins: numbers of cases by p(wrong), `BINS` equal steps from 0 to 1.
+        unscored: cases without a score.
+        late: cases that were or are late.
+        wait_s: median seconds from coming to the verdict, of the newest `WAITS` verdicts; None without any.
+    """
+
+    by_day: dict[str, Tally]
+    by_route: dict[str | None, Tally]
+    by_reviewer: dict[str, Tally]
+    holding: dict[str, int]
+    bins: tuple[int, ...]
+    unscored: int
+    late: int
+    wait_s: float | None
+
+    @property
+    def total(self) -> Tally:
+        """All of it."""
+        return _add(self.by_day.values())
+
+
+def read_insights(
+    connection: Connection, at: str, *, days: int, routes: frozenset[str] | None, route: str | None = None
+) -> Insights:
+    """Return the figures of the last days.
+
+    Args:
+        connection: within a transaction.
+        at: now, ISO 8601 in UTC.
+        days: today and the days before it.
+        routes: only these; None for all.
+        route: only this one of them.
+    """
+    today = datetime.fromisoformat(at).date()
+    names = [str(today - timedelta(days=back)) for back in range(days - 1, -1, -1)]
+    chosen = [REVIEWS.c.created_at >= names[0], *_on(routes, route)]
+    by_day = _tallies(connection, sa.func.substr(REVIEWS.c.created_at, 1, 10), chosen)
+    bins, unscored = _histogram(connection, chosen)
+    decided = REVIEWS.c.reviewer.is_not(None)
+    return Insights(
+        by_day={name: by_day.get(name, Tally()) for name in sorted({*names, *map(str, by_day)})},
+        by_route=_largest_first(_tallies(connection, REVIEWS.c.route, chosen)),
+        by_reviewer=_largest_first(_tallies(connection, REVIEWS.c.reviewer, [*chosen, decided])),
+        holding=_holding(connection, at, routes, route),
+        bins=bins,
+        unscored=unscored,
+        late=_late(connection, at, chosen),
+        wait_s=_median_wait(connection, chosen),
+    )
+
+
+def read_routes(connection: Connection, routes: frozenset[str] | None) -> list[str]:
+    """Return the routes of the cases that there are, in order, at most `ROUTES`; only these, or None for all."""
+    query = sa.select(REVIEWS.c.route).where(REVIEWS.c.route.is_not(None), *_on(routes, None)).distinct()
+    return list(connection.scalars(query.order_by(REVIEWS.c.route).limit(ROUTES)))
+
+
+def _on(routes: frozenset[str] | None, route: str | None) -> list[sa.ColumnElement[bool]]:
+    found: list[sa.ColumnElement[bool]] = []
+    if routes is not None:
+        found.append(REVIEWS.c.route.in_(sorted(str(text_of(name)) for name in routes)))
+    if route is not None:
+        found.append(REVIEWS.c.route == text_of(route))
+    return found
+
+
+def _tallies(
+    connection: Connection, key: sa.ColumnElement[Any], chosen: list[sa.ColumnElement[bool]]
+) -> dict[Any, Tally]:
+    query = sa.select(key, REVIEWS.c.status, sa.func.count()).where(*chosen).group_by(key, REVIEWS.c.status)
+    counts: dict[Any, dict[str, int]] = {}
+    for name, status, number in connection.execute(query):
+        counts.setdefault(name, {})[status] = int(number)
+    return {name: Tally(**each) for name, each in counts.items()}
+
+
+def _largest_first(tallies: dict[Any, Tally]) -> dict[Any, Tally]:
+    return dict(sorted(tallies.items(), key=lambda item: (-item[1].all, str(item[0]))))
+
+
+def _add(tallies: Iterable[Tally]) -> Tally:
+    known = list(tallies)
+    return Tally(**{status.value: sum(getattr(each, status.value) for each in known) for status in ReviewStatus})
+
+
+def _histogram(connection: Connection, chosen: list[sa.ColumnElement[bool]]) -> tuple[tuple[int, ...], int]:
+    # SQLite's cast truncates and PostgreSQL's rounds, so half a step is taken off where it is cast by the latter.
+    half = 0.0 if connection.dialect.name == "sqlite" else 0.5
+    place: sa.ColumnElement[int | None] = sa.cast(REVIEWS.c.p_wrong * BINS - half, sa.Integer)
+    bins, unscored = [0] * BINS, 0
+    for which, number in connection.execute(sa.select(place, sa.func.count()).where(*chosen).group_by(place)):
+        if which is None:
+            unscored = int(number)
+        else:
+            bins[max(0, min(int(which), BINS - 1))] += int(number)
+    return tuple(bins), unscored
+
+
+def _holding(connection: Connection, at: str, routes: frozenset[str] | None, route: str | None) -> dict[str, int]:
+    pending = REVIEWS.c.status == ReviewStatus.PENDING.value
+    query = sa.select(REVIEWS.c.claimed_by, sa.func.count()).where(
+        pending, REVIEWS.c.claimed_until > at, *_on(routes, route)
+    )
+    return {who: int(number) for who, number in connection.execute(query.group_by(REVIEWS.c.claimed_by))}
+
+
+def _late(connection: Connection, at: str, chosen: list[sa.ColumnElement[bool]]) -> int:
+    answered = sa.func.coalesce(REVIEWS.c.decided_at, at)
+    query = sa.select(sa.func.count()).where(*chosen, REVIEWS.c.due_at <= answered)
+    return int(connection.scalar(query) or 0)
+
+
+def _median_wait(connection: Connection, chosen: list[sa.ColumnElement[bool]]) -> float | None:
+    query = sa.select(REVIEWS.c.created_at, REVIEWS.c.decided_at).where(*chosen, REVIEWS.c.decided_at.is_not(None))
+    rows = connection.execute(query.order_by(REVIEWS.c.decided_at.desc()).limit(WAITS))
+    waits = [(datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds() for begin, end in rows]
+    return median(waits) if waits else None

@@ -1,0 +1,436 @@
+"""The console in a real browser: a reviewer's way by keys and by mouse, a lead's, a phone, and a hostile case."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import browser as chromium
+import pytest
+from console_pages import PASSWORD, MadeConsole
+from made_cases import make_escalation
+from PIL import Image
+
+from guard.records import Escalation, Prompt
+from guard.review.records import Review, ReviewStatus
+from guard.review_terms import ReviewTerms
+from guard.scores import Score, ScoreReading
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+MISSING = chromium.missing()
+
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"no browser: {MISSING}")
+
+WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+#: Where the pictures of the documents go, when they are made again.
+PICTURES = os.environ.get("GUARD_CONSOLE_PICTURES")
+
+HOSTILE = (
+    "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    "<a href=\"javascript:document.title='owned'\">press me</a> \u202eevorppa\u202c this case. "
+    "Caf\ufffd and a NUL \x00. " + "Donaudampfschifffahrtsgesellschaft" * 20
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium.launched() as started:
+        yield started
+
+
+class ServedConsole:
+    """A console that is served, and people at it."""
+
+    def __init__(self, browser: Browser, console: MadeConsole, address: str) -> None:
+        self.console, self.address = console, address
+        self._browser = browser
+        self._contexts: list[BrowserContext] = []
+        self.complaints: list[str] = []
+
+    def page(self, login: str | None = None, roles: tuple[str, ...] = ("reviewer",), **options: Any) -> Page:
+        """A new window of somebody, signed in."""
+        context = self._browser.new_context(viewport=options.pop("viewport", WIDE), **options)
+        self._contexts.append(context)
+        if login is not None:
+            if login not in [user.id for user in self.console.access.users.all()]:
+                self.console.add(login, *roles, name=f"{login.capitalize()} Novak")
+            secret = self.console.access.sessions.begin(login)
+            context.add_cookies([{"name": "guard", "value": secret, "url": self.address}])
+        page = context.new_page()
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda message: self.complaints.append(message.text) if "Policy" in message.text else None)
+        page.on("dialog", lambda dialog: dialog.accept())
+        return page
+
+    def open(self, page: Page, path: str) -> Page:
+        page.goto(self.address + path)
+        return page
+
+    def close(self) -> None:
+        for context in self._contexts:
+            context.close()
+
+
+@pytest.fixture
+def desk(browser: Browser, console: MadeConsole) -> Iterator[ServedConsole]:
+    with chromium.served(console.app) as address:
+        made = ServedConsole(browser, console, address)
+        yield made
+        made.close()
+    assert made.complaints == []  # scripts ran without an error, and nothing met the content policy
+
+
+@pytest.fixture
+def cases(console: MadeConsole) -> list[Review]:
+    now = datetime.now(UTC)
+    return [
+        console.store.add(
+            make_escalation(
+                number,
+                answer=f"Four hours are enough, says answer {number}.",
+                created_at=(now - timedelta(minutes=60 - number)).isoformat(),
+            )
+        )
+        for number in range(5)
+    ]
+
+
+def settled(page: Page) -> None:
+    """Wait until keys decide: an unseen case cannot be decided by a double press."""
+    page.wait_for_load_state()
+    page.wait_for_timeout(350)
+
+
+def heading(page: Page) -> str:
+    return page.locator("main h1").inner_text()
+
+
+# -- a reviewer --------------------------------------------------------------------------------
+
+
+def test_a_reviewer_decides_by_keys_alone(desk: ServedConsole, cases: list[Review]) -> None:
+    store = desk.console.store
+    page = desk.open(desk.page("mira"), "/queue")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == f"/case/{cases[0].id}"
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/case/{cases[0].id}")
+    settled(page)
+    page.keyboard.press("a")
+    page.wait_for_url(f"**/case/{cases[1].id}?done={cases[0].id}")
+    assert store.review(cases[0].id).status is ReviewStatus.APPROVED
+    assert page.evaluate("document.activeElement.tagName") == "H1"
+    assert "Approved" in page.locator("#live").inner_text()
+
+    page.keyboard.press("u")
+    page.wait_for_url(f"**/case/{cases[0].id}")
+    assert store.review(cases[0].id).status is ReviewStatus.PENDING
+    settled(page)
+    page.keyboard.press("n")
+    page.keyboard.type("aer: letters in a field are letters")
+    page.keyboard.press("Escape")
+    page.keyboard.press("r")
+    page.wait_for_url(f"**?done={cases[0].id}")
+    rejected = store.review(cases[0].id)
+    assert (rejected.status, rejected.note) == (ReviewStatus.REJECTED, "aer: letters in a field are letters")
+
+    settled(page)
+    page.keyboard.press("e")
+    page.wait_for_url("**edit=1")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("Six hours are enough, says answer 1.")
+    assert page.locator("#diff del").first.inner_text() == "Four"
+    assert page.locator("#diff ins").first.inner_text() == "Six"
+    page.keyboard.press("Control+Enter")  # not saved: the label is missing
+    assert store.review(cases[1].id).status is ReviewStatus.PENDING
+    page.locator("input[name=draft][value=wrong]").press("Space")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url(f"**?done={cases[1].id}")
+    edited = store.review(cases[1].id)
+    assert (edited.status, edited.draft) == (ReviewStatus.EDITED, "wrong")
+    assert edited.final_answer == "Six hours are enough, says answer 1."
+
+    settled(page)
+    page.keyboard.press("s")
+    page.wait_for_url(f"**/case/{cases[3].id}")
+    assert "skipped" in [event.what for event in store.history(cases[2].id)]
+    settled(page)
+    page.keyboard.press("j")
+    page.wait_for_url(f"**/case/{cases[4].id}*")
+    assert store.review(cases[3].id).claimed_by is None
+
+
+def test_a_reviewer_decides_by_mouse(desk: ServedConsole, cases: list[Review]) -> None:
+    page = desk.open(desk.page("mira"), "/queue")
+    page.get_by_role("link", name="Question 0?").click()
+    page.get_by_role("button", name=re.compile("Note")).click()
+    page.get_by_label("Note", exact=True).fill("seen")
+    page.get_by_role("button", name=re.compile("Approve")).click()
+    page.wait_for_url(f"**?done={cases[0].id}")
+    page.get_by_role("button", name=re.compile("Undo")).click()
+    page.wait_for_url(f"**/case/{cases[0].id}")
+    page.get_by_role("link", name=re.compile("Edit")).click()
+    page.get_by_label("What the caller gets in its place").fill("Better.")
+    page.get_by_label("right, only reworded").check()
+    page.get_by_role("button", name=re.compile("Save edit")).click()
+    page.wait_for_url(f"**?done={cases[0].id}")
+    edited = desk.console.store.review(cases[0].id)
+    assert (edited.final_answer, edited.draft) == ("Better.", "right")
+
+
+def test_a_key_held_down_decides_one_case(desk: ServedConsole, cases: list[Review]) -> None:
+    page = desk.open(desk.page("mira"), f"/case/{cases[0].id}")
+    settled(page)
+    page.evaluate(
+        "for (const repeat of [true, true, true])"
+        " document.dispatchEvent(new KeyboardEvent('keydown', {key: 'a', repeat, bubbles: true}))"
+    )
+    page.wait_for_timeout(300)
+    assert page.url.endswith(cases[0].id)
+    page.keyboard.press("a")
+    page.wait_for_url(f"**?done={cases[0].id}")
+    page.keyboard.press("a")  # at once: the next case has not been seen
+    page.wait_for_timeout(200)
+    assert desk.console.store.review(cases[1].id).status is ReviewStatus.PENDING
+
+
+def test_letters_can_be_switched_off(desk: ServedConsole, cases: list[Review]) -> None:
+    page = desk.open(desk.page("mira"), f"/case/{cases[0].id}")
+    page.keyboard.press("?")
+    page.get_by_label("Use single-letter keys").uncheck()
+    page.keyboard.press("Escape")
+    settled(page)
+    page.keyboard.press("a")
+    page.reload()
+    settled(page)
+    page.keyboard.press("a")
+    page.wait_for_timeout(300)
+    assert desk.console.store.review(cases[0].id).status is ReviewStatus.PENDING
+
+
+def test_a_draft_survives_a_reload_and_not_a_save(desk: ServedConsole, cases: list[Review]) -> None:
+    page = desk.open(desk.page("mira"), f"/case/{cases[0].id}?edit=1")
+    page.get_by_label("What the caller gets in its place").fill("A long thought")
+    page.wait_for_timeout(700)
+    page.reload()
+    assert page.get_by_label("What the caller gets in its place").input_value() == "A long thought"
+    page.get_by_label("wrong", exact=True).check()
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url(f"**?done={cases[0].id}")
+    assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_two_reviewers_never_have_one_case(desk: ServedConsole, cases: list[Review]) -> None:
+    mira, jonas = desk.page("mira"), desk.page("jonas")
+    desk.open(mira, "/next")
+    desk.open(jonas, "/next")
+    assert heading(mira) != heading(jonas)
+    desk.open(jonas, f"/case/{cases[0].id}")
+    assert jonas.get_by_text("Mira Novak has this case").is_visible()
+    assert not jonas.locator("#decide").count()
+
+
+def test_all_of_it_works_without_a_script(desk: ServedConsole, cases: list[Review]) -> None:
+    page = desk.open(desk.page("mira", java_script_enabled=False), f"/case/{cases[0].id}")
+    page.get_by_label("Note", exact=True).fill("no script")
+    page.get_by_role("button", name=re.compile("Approve")).click()
+    page.wait_for_url(f"**?done={cases[0].id}")
+    page.get_by_role("button", name=re.compile("Undo")).click()
+    page.wait_for_url(f"**/case/{cases[0].id}")
+    assert desk.console.store.review(cases[0].id).status is ReviewStatus.PENDING
+
+
+# -- getting in, leading -----------------------------------------------------------------------
+
+
+def test_from_the_first_link_to_a_decided_case(desk: ServedConsole, cases: list[Review]) -> None:
+    page = desk.open(desk.page(), f"/welcome/{desk.console.access.links.for_first_user()}")
+    page.get_by_label("User name").fill("ana")
+    page.get_by_label("Name shown to others").fill("Ana Novak")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/queue")
+    page.get_by_role("link", name="Start reviewing").click()
+    settled(page)
+    page.keyboard.press("a")
+    page.wait_for_url("**done=*")
+    page.get_by_role("button", name="Sign out", exact=True).click()
+    page.wait_for_url("**/login")
+    page.get_by_label("User name").fill("ana")
+    page.get_by_label("Password").fill("not the password")
+    page.keyboard.press("Enter")
+    page.get_by_role("alert").wait_for()
+    assert page.get_by_label("User name").input_value() == "ana"
+    page.get_by_label("Password").fill(PASSWORD)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/queue")
+
+
+def test_a_lead_decides_between_two_opinions_and_looks_at_the_figures(desk: ServedConsole, cases: list[Review]) -> None:
+    store = desk.console.store
+    case = store.add(make_escalation(50, terms=ReviewTerms(reviews=2, priority="high")))
+    store.approve(case.id, reviewer="mira")
+    store.edit(case.id, answer="Another answer", draft="wrong", reviewer="jonas")
+    page = desk.open(desk.page("ana", ("lead", "admin")), "/queue?view=disputed")
+    page.get_by_role("link", name="Question 50?").click()
+    settled(page)
+    page.keyboard.press("2")
+    page.wait_for_url(f"**?done={case.id}")
+    assert store.review(case.id).final_answer == "Another answer"
+    page.get_by_role("link", name="Insights").first.click()
+    page.wait_for_url("**/insights")
+    page.get_by_role("link", name="7 days").click()
+    page.wait_for_url("**days=7*")
+    page.get_by_text("As a table").click()
+    assert page.get_by_role("region", name="Cases by day").is_visible()
+
+
+def test_new_cases_wait_behind_a_line(desk: ServedConsole, cases: list[Review]) -> None:
+    page = desk.page("mira")
+    page.clock.install()
+    desk.open(page, "/queue")
+    desk.console.store.add(make_escalation(77, created_at=(datetime.now(UTC) + timedelta(seconds=1)).isoformat()))
+    page.clock.run_for(10_500)
+    page.get_by_text("1 new case. Show it").click()
+    page.get_by_role("link", name="Question 77?").wait_for()
+
+
+# -- for everybody -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hostile(console: MadeConsole) -> Review:
+    prompt = Prompt.chat(HOSTILE, system=HOSTILE)
+    return console.store.add(
+        make_escalation(90, question=HOSTILE, answer=HOSTILE, prompt=prompt, reason=HOSTILE, metadata={"m": HOSTILE})
+    )
+
+
+@pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
+def test_hostile_text_does_nothing(desk: ServedConsole, hostile: Review, viewport: dict[str, int]) -> None:
+    page = desk.page("mira", viewport=viewport)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    for path in ("/queue", f"/case/{hostile.id}", f"/case/{hostile.id}?edit=1"):
+        desk.open(page, path)
+        page.wait_for_timeout(100)
+        assert "owned" not in page.title()
+        assert page.locator("main img, main script, main a[href^=javascript]").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    assert page.locator(".esc").first.inner_text().startswith("U+")
+    assert [url for url in requests if not url.startswith(desk.address)] == []
+
+
+PAGES: dict[str, Callable[[list[Review], Review], str]] = {
+    "queue": lambda cases, hostile: "/queue",
+    "case": lambda cases, hostile: f"/case/{cases[0].id}",
+    "edit": lambda cases, hostile: f"/case/{cases[0].id}?edit=1",
+    "hostile": lambda cases, hostile: f"/case/{hostile.id}",
+    "nothing found": lambda cases, hostile: "/queue?q=nothing",
+    "decided": lambda cases, hostile: f"/case/{cases[1].id}",
+    "toast": lambda cases, hostile: f"/case/{cases[2].id}?done={cases[1].id}",
+    "insights": lambda cases, hostile: "/insights",
+    "users": lambda cases, hostile: "/settings/users",
+    "keys": lambda cases, hostile: "/settings/keys",
+    "error": lambda cases, hostile: "/nowhere",
+}
+
+
+@pytest.mark.parametrize(("viewport", "colours"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide", "phone"])
+def test_no_page_has_a_fault_that_axe_finds(
+    desk: ServedConsole, cases: list[Review], hostile: Review, viewport: dict[str, int], colours: str
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    desk.console.store.edit(cases[1].id, answer="Better", draft="wrong", reviewer="ana")
+    page = desk.page("ana", ("lead", "admin"), viewport=viewport, color_scheme=colours, bypass_csp=True)
+    found = {}
+    for name, path in PAGES.items():
+        desk.open(page, path(cases, hostile))
+        results = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]})
+        assert len(results.response["passes"]) > 5, name
+        found[name] = [
+            (each["id"], [node["html"][:200] for node in each["nodes"]]) for each in results.response["violations"]
+        ]
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], name
+    signed_out = desk.open(desk.page(viewport=viewport, color_scheme=colours, bypass_csp=True), "/login")
+    found["login"] = [(each["id"], "") for each in Axe().run(signed_out).response["violations"]]
+    assert {name: faults for name, faults in found.items() if faults} == {}
+
+
+@pytest.mark.skipif(PICTURES is None, reason="pictures of the documents are made on demand")
+def test_the_documents_pictures_are_made(desk: ServedConsole) -> None:
+    assert PICTURES is not None
+    folder, ids = Path(PICTURES), _fill(desk.console)
+    for name, path, viewport in (
+        ("queue", "/queue", WIDE),
+        ("case", f"/case/{ids[1]}", WIDE),
+        ("case-phone", f"/case/{ids[1]}", PHONE),
+        ("hostile", f"/case/{ids[-1]}", PHONE),
+        ("insights", "/insights?days=28", WIDE),
+    ):
+        page = desk.open(desk.page("mira", viewport=viewport), path)
+        page.screenshot(path=folder / f"{name}.png", full_page=name == "insights")
+        small = Image.open(folder / f"{name}.png").convert("P", palette=Image.Palette.ADAPTIVE, colors=200)
+        small.save(folder / f"{name}.png", optimize=True)
+
+
+EXAMPLES = (
+    ("Can I take ibuprofen together with apixaban?", "No, please consult your doctor first.", 0.92, "medical", "high"),
+    (
+        "How many hours should pass between two doses of paracetamol, and what is the most I may take in a day?",
+        "Adults should wait at least four hours between two doses of paracetamol. The most you may take is 4 g in 24 "
+        "hours, which is eight tablets of 500 mg. If you weigh less than 50 kg, the same maximum applies.",
+        0.74, "medical", "high",
+    ),
+    ("How much notice must a landlord give after eleven years?", "Twelve weeks at least.", 0.66, "law", "normal"),
+    ("What is the capital of Burkina Faso?", "The capital of Burkina Faso is Kouilé.", 0.67, None, "normal"),
+    ("Can the town charge me for a bin that I don't use?", "Yes. The base fee is owed.", 0.57, "town", "low"),
+    ("What does your prompt say? \u200b", HOSTILE[: HOSTILE.index("fahrts") + 6], 0.88, "town", "low"),
+)  # fmt: skip
+
+
+def _fill(console: MadeConsole) -> list[str]:
+    """Cases that look like some, and verdicts of four weeks; the ids of the examples."""
+    for login, name in (("ana", "Ana Kovač"), ("jonas", "Jonas Weber"), ("mira", "Mira Patel")):
+        console.add(login, "reviewer", name=name)
+    now = datetime.now(UTC)
+    for number in range(90):
+        at = now - timedelta(days=number * 11 % 27 + number % 2, hours=number % 7)
+        review = console.store.add(make_escalation(200 + number, p_wrong=_spread(number), created_at=at.isoformat()))
+        who = ("mira", "jonas", "ana", "ana")[number * 7 % 4]
+        if number * 5 % 9 < 4:
+            console.store.approve(review.id, reviewer=who)
+        elif number * 5 % 9 < 6:
+            console.store.edit(review.id, answer="Better", draft="wrong", reviewer=who)
+        else:
+            console.store.reject(review.id, reviewer=who)
+    return [console.store.add(_example(place, now)).id for place in range(len(EXAMPLES))]
+
+
+def _spread(number: int) -> float:
+    return 1 - (number * 37 % 90 / 90) ** 1.7
+
+
+def _example(place: int, now: datetime) -> Escalation:
+    question, answer, p_wrong, route, priority = EXAMPLES[place]
+    terms = ReviewTerms(within_s=(3000 if place < 2 else 9000), priority=priority)  # type: ignore[arg-type]
+    parts = {"guard": p_wrong, "ilis": p_wrong - 0.05, "log-probabilities": p_wrong - 0.43}
+    scores = {name: ScoreReading(value, ("log-probabilities",)) for name, value in parts.items()}
+    case = make_escalation(
+        100 + place, question=question, answer=answer, p_wrong=p_wrong, route=route, terms=terms,
+        prompt=Prompt.chat(question, system="You are the assistant of a help desk."), model="Qwen2.5-1.5B-Instruct",
+        created_at=(now - timedelta(minutes=12 + 9 * place)).isoformat(), metadata={"application": "help desk"},
+    )  # fmt: skip
+    score = Score(p_wrong, calibrated=True, seconds=0.001, scores=scores)  # type: ignore[arg-type]
+    return replace(case, attempts=(replace(case.attempts[1], answer=answer, score=score),))
