@@ -340,8 +340,8 @@ def test_comparing_is_reflexive_and_symmetric(one: str, other: str) -> None:
 def test_long_nonsense_is_compared_without_backtracking(part: str) -> None:
     for length in (390, 100_000):
         text = part * (length // len(part))
-        equivalent(text + "1", "1" + text)
-        final_answer(text)
+        assert equivalent(text + "1", "1" + text) == equivalent("1" + text, text + "1")
+        assert final_answer(text) != "2"
 
 
 # -- choice --------------------------------------------------------------------------------------
@@ -611,7 +611,7 @@ def test_any_answer_is_graded(answer: str) -> None:
         ask("x", meta={"answer_regex": "a|b"}),
     ]
     for question in questions:
-        assert grade(question, answer) in (True, False)
+        assert isinstance(grade(question, answer), bool)
 
 
 @pytest.mark.parametrize(
@@ -620,7 +620,7 @@ def test_any_answer_is_graded(answer: str) -> None:
 @pytest.mark.timeout(60)  # what is quadratic in an answer's length takes longer
 def test_long_answers_are_graded(answer: str) -> None:
     for question in (ask("Paris"), ask("12"), ask("b", choices=("a", "b"), answer_index=1)):
-        grade(question, answer)
+        assert not grade(question, answer)
 
 
 # -- the open question sets ----------------------------------------------------------------------------

@@ -238,6 +238,7 @@ def test_the_residual_stream_is_kept_beside_the_same_signature(tmp_path: Path) -
     with Journal(tmp_path / "both", RUN) as journal, Journal(tmp_path / "plain", RUN) as plain:
         list(record_rows(engine(), ROWS, plain, run=RUN))
         pairs = [(journal.record(key), plain.record(key)) for key in sorted(plain.keys())]
+    assert len(pairs) == len(ROWS)
     for ours, theirs in pairs:
         assert isinstance(ours, Record)
         assert isinstance(theirs, Record)

@@ -305,7 +305,9 @@ def test_pieces_of_text_add_up_to_the_tokenizers_text(name: str, data: st.DataOb
 def test_decoding_a_long_answer_looks_at_its_end_only() -> None:
     tokenizer = byte_tokenizer()
     detokenizer = module._Detokenizer(tokenizer)
-    for token in tokenizer("The quick brown fox jumps over the lazy dog. " * 20)["input_ids"]:
+    tokens = tokenizer("The quick brown fox jumps over the lazy dog. " * 20)["input_ids"]
+    assert len(tokens) > 100
+    for token in tokens:
         detokenizer.push(token)
         assert len(detokenizer._window) <= 2
 

@@ -77,6 +77,7 @@ def test_what_the_layers_know_is_found_and_carried_to_other_sets(answers: Answer
 def test_parts_that_are_left_out_are_missed(answers: Answers) -> None:
     parts = {method.name: method for method in methods_for("parts")}
     found = leave_one_dataset_out(answers, [parts["guard"], parts["guard without the all-layer probe"]], seed=0)
+    assert len(found) == len(SETS)
     for each in found:
         full = roc_auc_score(each.wrong, each.p_wrong["guard"])
         assert full > 0.8
@@ -87,6 +88,7 @@ def test_parts_that_are_left_out_are_missed(answers: Answers) -> None:
 def test_signals_that_were_not_recorded_are_named(answers: Answers) -> None:
     bare = Answers.whole(replace(answers.columns, lens=None, path=None, samples=((),) * len(answers)))
     found = leave_one_dataset_out(bare, (*methods_for("all"), *methods_for("sampling")[2:]), seed=0)
+    assert len(found) == len(SETS)
     for each in found:
         assert "logit lens" in each.missing["lens entropies"]
         assert "logit lens" in each.missing["chain of embedding"]

@@ -140,6 +140,9 @@ def test_between_two_others_the_later_one_is_found(name: str, tmp_path: Path) ->
     if not may:
         with pytest.raises(InputError, match=f"{name} comes after"):
             build(before, GuardMiddleware(ABSTAIN), make(tmp_path))
+    else:
+        graph = build(before, GuardMiddleware(ABSTAIN), make(tmp_path), answers=[said("Fine.", 0.1)] * 4)
+        assert "Fine." in str(ask(graph))
 
 
 def test_middleware_of_ones_own_is_judged_by_its_hooks() -> None:

@@ -158,6 +158,7 @@ def test_only_direction_and_only_the_first_token_count(world: _FlatWorld, detect
 
 def test_each_of_its_layers_counts(world: _FlatWorld, detector: OodDetector) -> None:
     answer, strange = world.answer(), world.answer(off=1)
+    assert len(detector.layers) > 0
     for layer in detector.layers:
         mixed = answer.signature.activations.copy()
         mixed[0, layer] = strange.signature.activations[0, layer]
