@@ -326,7 +326,7 @@ def layer_map(importance: Importance) -> str:
         above, corner, main, side = parts[0, 0], parts[0, 1], parts[1, 0], parts[1, 1]
         corner.set_axis_off()
         image = main.imshow(values, cmap=_BLUES, vmin=0, vmax=values.max() or 1, aspect="auto")
-        main.set(xlabel="layer j", ylabel="layer i, of KL(i ‖ j)")
+        main.set(xlabel="layer j", ylabel="layer i, of KL(i || j)")
         ticks = np.arange(0, layers, 5 if layers > 12 else 2)
         main.set_xticks(ticks)
         main.set_yticks(ticks)

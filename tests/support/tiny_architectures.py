@@ -21,6 +21,7 @@ import numpy as np
 from llama_cpp import llama_cpp as bindings
 from tiny_gguf import SPECIAL, byte_alphabet
 from tiny_graphs import Graph, decode, listening
+from tiny_rwkv6qwen2 import tensors
 
 from guard.engines.batch import Feed
 from guard.engines.gguf import read_gguf
@@ -154,6 +155,9 @@ _NGRAMS = {
     "ple.head_vocab_sizes": [VOCABULARY] * 4,
 }
 _ENCODER = {"attention.causal": False, "pooling_type": 1, "tokenizer.ggml.token_type_count": 2}
+
+#: The architecture whose tiny models are written as files; `tiny_rwkv6qwen2` says why.
+WRITTEN = "rwkv6qwen2"
 
 #: Sizes of vocabularies that some graphs have in their code.
 VOCABULARIES = {"chameleon": 10_240, "qwen3tts": 3_072}
@@ -293,8 +297,8 @@ def metadata_of(architecture: str, *, experts: bool) -> dict[str, Any]:
     return {**COMMON, **(EXPERTS if experts else {}), **SPECIFIC.get(architecture, {})}
 
 
-def write_metadata(path: Path, architecture: str, *, experts: bool) -> Path:
-    """A GGUF file without tensors: vocabulary and hyperparameters."""
+def write_metadata(path: Path, architecture: str, *, experts: bool, whole: bool = False) -> Path:
+    """A GGUF file with vocabulary and hyperparameters, and with tensors only where it is to be whole."""
     tokens = [*SPECIAL, *byte_alphabet()]
     tokens += [f"<{number}>" for number in range(len(tokens), VOCABULARIES.get(architecture, 0))]
     writer = gguf.GGUFWriter(path, architecture)
@@ -308,8 +312,13 @@ def write_metadata(path: Path, architecture: str, *, experts: bool) -> Path:
     writer.add_eos_token_id(2)
     for name, value in metadata_of(architecture, experts=experts).items():
         _add(writer, name if name.startswith(("xielu", "tokenizer")) else f"{architecture}.{name}", value)
+    if whole:
+        for name, values in tensors(metadata_of(architecture, experts=experts), len(tokens), _numbers).items():
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
+    if whole:
+        writer.write_tensors_to_file()
     writer.close()
     return path
 
@@ -350,6 +359,8 @@ def _fill(tensor: int, _: object) -> None:
 
 def make_model(header: Path) -> Any:
     """llama.cpp's handle of a model with random weights."""
+    if read_gguf(header).architecture == WRITTEN:
+        return _load_written(header)
 
     class InitParams(ctypes.Structure):
         _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
@@ -368,6 +379,17 @@ def make_model(header: Path) -> Any:
         model = make(metadata, _fill, None, params)
     if not model:
         raise load_error(header, log)
+    return model
+
+
+def _load_written(header: Path) -> Any:
+    path = write_metadata(header.with_name("whole.gguf"), WRITTEN, experts=False, whole=True)
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers, params.use_mmap = 0, False
+    with captured_log() as log:
+        model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise load_error(path, log)
     return model
 
 
