@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guard.cli import audit, keys, policy, review, scorers, users
+from guard.cli import audit, keys, policy, review, scorers, users, webhooks
 from guard.cli.ask import ask
 from guard.cli.calibrate import calibrate
 from guard.cli.certify import certify
@@ -67,6 +67,7 @@ for command in (ask, demo, console, calibrate, rebind, certify, record, evaluate
     app.command()(command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(review.app, name="review")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")
 app.add_typer(scorers.app, name="scorers")

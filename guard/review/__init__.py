@@ -1,7 +1,7 @@
 """People in the loop: escalation handlers and the durable review queue.
 
 `Store` keeps cases in SQLite or PostgreSQL, `ReviewQueue` is the handler that puts them there. People claim and decide
-them through the store; callers get a `ReviewResult` by the decision id.
+them through the store; callers get a `ReviewResult` by the decision id. `Endpoints` are notified by a `Deliverer`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING
 from guard._faces import lazy_face
 
 if TYPE_CHECKING:
+    from guard.review.delivery import Deliverer
+    from guard.review.endpoints import (
+        Endpoint,
+        Endpoints,
+    )
     from guard.review.handlers import (
         Decide,
         PersonAnswer,
@@ -34,6 +39,9 @@ if TYPE_CHECKING:
 __all__ = [
     "CaseFilter",
     "Decide",
+    "Deliverer",
+    "Endpoint",
+    "Endpoints",
     "Opinion",
     "Page",
     "PersonAnswer",
@@ -50,6 +58,11 @@ __all__ = [
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "delivery": ("Deliverer",),
+        "endpoints": (
+            "Endpoint",
+            "Endpoints",
+        ),
         "handlers": (
             "Decide",
             "PersonAnswer",

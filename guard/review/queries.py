@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from guard.audit.log import add_entry
 from guard.errors import ReviewError, StoreError, did_you_mean
 from guard.review.migrations.tables import EVENTS, REPEATS, REVIEWS
+from guard.review.outbox import notify
 from guard.review.records import VERDICT, Review, ReviewStatus, text_of, to_review
 
 #: Crockford's base 32: no letter that can be taken for a digit.
@@ -152,7 +153,7 @@ def _unknown(connection: Connection, name: str) -> ReviewError:
 
 
 def record(connection: Connection, review_id: str, **event: str | None) -> None:
-    """Add an event to a review's trail.
+    """Add an event to a review's trail, and to the outbox of who is notified of it.
 
     Args:
         connection: of a transaction that writes.
@@ -162,6 +163,7 @@ def record(connection: Connection, review_id: str, **event: str | None) -> None:
     connection.execute(sa.insert(EVENTS).values(review_id=review_id, **event))
     if event["what"] in _LOGGED:
         _log(connection, review_id, event)
+    notify(connection, review_id, event)
 
 
 def _log(connection: Connection, review_id: str, event: Mapping[str, str | None]) -> None:

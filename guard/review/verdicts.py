@@ -15,6 +15,7 @@ from guard.errors import ReviewError
 from guard.review.claims import LEASE_S, check_free, decided_already, take
 from guard.review.database import Database
 from guard.review.migrations.tables import EVENTS, REVIEWS
+from guard.review.outbox import cancel_verdict
 from guard.review.queries import IS_PENDING, change, exactly, locked, record
 from guard.review.records import UNDO_S, VERDICT, Draft, Review, ReviewStatus, later, text_of
 
@@ -127,7 +128,8 @@ def is_open_to_all(review: Review) -> bool:
 def undo(database: Database, connection: Connection, name: str, who: str) -> Review:
     """Take a verdict or an opinion back; see `guard.review.store.Store.undo`."""
     review = locked(connection, name)
-    at = database.now(connection)
+    cancel_verdict(connection, review.id, database.now(connection))
+    at = database.now(connection)  # after the locks: what a worker has taken was final by then
     own = [each for each in opinions(connection, review.id) if each.reviewer == who]
     if review.status is not ReviewStatus.PENDING:
         _check_undoable(review, str(review.reviewer), str(review.final_at), who, at)

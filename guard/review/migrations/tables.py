@@ -89,6 +89,42 @@ EVENTS = Table(
     sa.Index("review_events_by_review", "review_id", "number"),
 )
 
+ENDPOINTS = Table(
+    "endpoints",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("sealed", Text),
+    Column("events", sa.JSON, nullable=False),
+    Column("with_text", SmallInteger, nullable=False),
+    Column("allow_private", SmallInteger, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("off_at", Text),
+    Column("off_reason", Text),
+)
+
+OUTBOX = Table(
+    "outbox",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("endpoint", Text, ForeignKey("endpoints.name"), nullable=False),
+    Column("event", Text, nullable=False),
+    Column("review_id", Text, ForeignKey("reviews.id"), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    Column("next_at", Text),
+    Column("lease_until", Text),
+    Column("delivered_at", Text),
+    Column("dead_at", Text),
+    Column("cancelled_at", Text),
+    Column("last_error", Text),
+    sa.Index("outbox_next", "next_at"),
+    sa.Index("outbox_by_review", "review_id", "event"),
+    sa.Index("outbox_by_endpoint", "endpoint", "created_at"),
+)
+
 REPEATS = Table(
     "review_repeats",
     METADATA,

@@ -1,0 +1,210 @@
+"""``guard webhooks``: who is notified of what happens in the review queue, and the worker that sends it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from guard.checked import checked_choice
+from guard.cli.output import JsonOption, StoreOption, console, print_json, user_functions
+from guard.cli.review_options import open_store
+from guard.cli.review_tables import when
+from guard.cli.terminal import one_line, say, shown
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from guard.review.endpoints import Endpoint, EndpointKind
+    from guard.review.outbox import Message
+
+app = typer.Typer(
+    help="Notify other programs and people of what happens in the review queue.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")]
+
+
+@app.command()
+def add(
+    name: NameArgument,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A URL, a mail address, or what a function is for.")],
+    *,
+    kind: Annotated[str, typer.Option(metavar="KIND", help="webhook, slack, email or python.")] = "webhook",
+    event: Annotated[
+        list[str] | None, typer.Option(metavar="EVENT", help="Only this event, such as case.decided; repeatable.")
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Send question, answers and notes too.")] = False,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Allow an address in a private network, such as localhost.")
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add an endpoint. The secret of a webhook is printed once; its receiver verifies signatures with it."""
+    from guard.review.endpoints import KINDS, Endpoints
+
+    checked_choice("--kind", kind, KINDS)
+    with open_store(store) as reviews:
+        secret = Endpoints(reviews).add(
+            name,
+            target,
+            kind=cast("EndpointKind", kind),
+            events=event or (),
+            with_text=text,
+            allow_private=allow_private,
+        )
+    if as_json:
+        print_json({"name": name, "secret": secret})
+        return
+    say(f"{name} is notified from now on.")
+    if secret is not None:
+        say(f"Its secret, shown only now: {secret}")
+
+
+@app.command("list")
+def list_endpoints(
+    *,
+    dead: Annotated[bool, typer.Option("--dead", help="List dead letters instead.")] = False,
+    messages: Annotated[bool, typer.Option("--messages", help="List the newest messages instead.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List endpoints, or messages."""
+    from guard.review.endpoints import Endpoints
+
+    with open_store(store) as reviews:
+        endpoints = Endpoints(reviews)
+        found = endpoints.messages(dead=dead) if dead or messages else None
+        listed = endpoints.all() if found is None else []
+    if as_json:
+        print_json([asdict(each) for each in (listed if found is None else found)])
+    elif found is None:
+        console().print(_endpoints_table(listed) if listed else "No endpoints.")
+    else:
+        console().print(_messages_table(found) if found else "No messages.")
+
+
+@app.command()
+def rotate(name: NameArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Give a webhook a new secret; messages carry a signature of the last one too, until the next rotation."""
+    from guard.review.endpoints import Endpoints
+
+    with open_store(store) as reviews:
+        secret = Endpoints(reviews).rotate(name)
+    if as_json:
+        print_json({"name": name, "secret": secret})
+    else:
+        say(f"Its new secret, shown only now: {secret}")
+
+
+@app.command()
+def off(name: NameArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Switch an endpoint off; what is waiting for it waits."""
+    _switch(name, store, as_json, on=False)
+
+
+@app.command()
+def on(name: NameArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Switch an endpoint on again, as after it answered 410."""
+    _switch(name, store, as_json, on=True)
+
+
+@app.command()
+def replay(
+    messages: Annotated[
+        list[str] | None, typer.Argument(metavar="[MESSAGE]...", help="Ids of messages; without any, all dead letters.")
+    ] = None,
+    *,
+    endpoint: Annotated[str | None, typer.Option(metavar="NAME", help="Only messages to this endpoint.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send messages again, with the same ids."""
+    from guard.review.endpoints import Endpoints
+
+    with open_store(store) as reviews:
+        count = Endpoints(reviews).replay(*(messages or ()), endpoint=endpoint)
+    if as_json:
+        print_json({"messages": count})
+    else:
+        say(f"{count} to send again.")
+
+
+@app.command()
+def deliver(
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Send what is due now, and end.")] = False,
+    function: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODULE:FUNCTION", help="The function of a python endpoint; repeatable."),
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send what is due, and mark cases that are late, until Ctrl-C. Any number of these may run."""
+    from guard.review.delivery import Deliverer
+
+    functions = user_functions("--function", function)
+    with open_store(store) as reviews:
+        worker = Deliverer(reviews, functions)
+        tried = worker.deliver()
+        if not once:
+            worker.run(threading.Event())
+    if as_json:
+        print_json({"tried": tried})
+    else:
+        say(f"{tried} messages tried.")
+
+
+def _switch(name: str, store: str | None, as_json: bool, *, on: bool) -> None:
+    from guard.review.endpoints import Endpoints
+
+    with open_store(store) as reviews:
+        Endpoints(reviews).switch(name, on=on)
+    if as_json:
+        print_json({"name": name, "on": on})
+    else:
+        say(f"{name} is {'on' if on else 'off'}.")
+
+
+def _endpoints_table(endpoints: list[Endpoint]) -> Table:
+    rows = [
+        (
+            each.name,
+            each.kind,
+            each.address,
+            ", ".join(each.events) or "all",
+            "on" if each.off_at is None else f"off since {when(each.off_at)}: {each.off_reason}",
+        )
+        for each in endpoints
+    ]
+    return _table(("name", "kind", "address", "events", "state"), rows)
+
+
+def _messages_table(messages: list[Message]) -> Table:
+    rows = [(each.id, each.endpoint, each.event, each.review_id, str(each.attempts), _state(each)) for each in messages]
+    return _table(("message", "endpoint", "event", "case", "tries", "state"), rows)
+
+
+def _state(message: Message) -> str:
+    ended = {"delivered": message.delivered_at, "dead": message.dead_at, "cancelled": message.cancelled_at}
+    state = next((f"{name} {when(at)}" for name, at in ended.items() if at), f"next {when(str(message.next_at))}")
+    return f"{state} ({message.last_error})" if message.last_error else state
+
+
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(shown(one_line(cell)) for cell in row))
+    return table

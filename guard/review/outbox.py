@@ -1,0 +1,250 @@
+"""The outbox: messages that wait for their endpoints, written in the same transaction as the event itself.
+
+A verdict's message becomes due when the verdict is final, and is cancelled when it is undone. Each message has an id
+that stays the same on every try, so that receivers can drop what comes twice.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from guard.errors import InputError, did_you_mean
+from guard.review.database import Database
+from guard.review.migrations.tables import ENDPOINTS, OUTBOX, REPEATS, REVIEWS
+from guard.review.records import UNDO_S, later
+
+#: What an endpoint can be notified of, by what happens to a case.
+EVENTS_OF_TRAIL = {
+    "added": "case.created",
+    "claimed": "case.claimed",
+    "released": "case.released",
+    "skipped": "case.skipped",
+    "assigned": "case.assigned",
+    "approved": "case.decided",
+    "edited": "case.decided",
+    "rejected": "case.decided",
+    "undone": "case.undone",
+    "late": "case.late",
+}
+EVENTS: tuple[str, ...] = tuple(dict.fromkeys(EVENTS_OF_TRAIL.values()))
+
+#: Seconds between tries; after the last, a message is a dead letter. About three days in all.
+BACKOFF_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
+
+#: Share by which a pause is lengthened at random, so that tries do not come in waves.
+JITTER = 0.1
+
+#: Seconds that a worker has for a batch; then others may take it.
+LEASE_S = 120.0
+
+#: Decision ids of identical cases that a message names at most.
+_MOST_IDS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One event for one endpoint.
+
+    Attributes:
+        id: the same on every try.
+        endpoint: its name.
+        event: such as ``case.decided``.
+        review_id: the case.
+        body: what is sent, as JSON text.
+        created_at: when the event was.
+        attempts: tries so far, the present one included.
+        next_at: when it is tried again; None once that is over.
+        delivered_at, dead_at, cancelled_at: how it ended.
+        last_error: what went wrong on the last try.
+    """
+
+    id: str
+    endpoint: str
+    event: str
+    review_id: str
+    body: str
+    created_at: str
+    attempts: int
+    next_at: str | None
+    delivered_at: str | None
+    dead_at: str | None
+    cancelled_at: str | None
+    last_error: str | None
+
+
+_COLUMNS = [OUTBOX.c[name] for name in Message.__dataclass_fields__]
+
+
+def notify(connection: Connection, review_id: str, trail: Mapping[str, str | None]) -> None:
+    """Write an event of a case's trail for every endpoint that wants it.
+
+    Args:
+        connection: of the transaction that writes the event.
+        review_id: the case.
+        trail: the event, as in the trail.
+    """
+    event = EVENTS_OF_TRAIL.get(str(trail["what"]))
+    if event is None:
+        return
+    query = sa.select(ENDPOINTS.c.name, ENDPOINTS.c.with_text, ENDPOINTS.c.events).where(ENDPOINTS.c.off_at.is_(None))
+    wanted = [row for row in connection.execute(query) if not row.events or event in row.events]
+    if not wanted:
+        return
+    at = str(trail["at"])
+    due = later(at, UNDO_S) if event == "case.decided" else at
+    rows = [
+        {
+            "id": f"msg_{secrets.token_urlsafe(16)}",
+            "endpoint": row.name,
+            "event": event,
+            "review_id": review_id,
+            "body": _body(connection, review_id, event, trail, with_text=bool(row.with_text)),
+            "created_at": at,
+            "next_at": due,
+        }
+        for row in wanted
+    ]
+    connection.execute(sa.insert(OUTBOX), rows)
+
+
+def _body(
+    connection: Connection, review_id: str, event: str, trail: Mapping[str, str | None], *, with_text: bool
+) -> str:
+    """Return a message's text: ids and states only, unless the endpoint gets texts."""
+    case = connection.execute(sa.select(REVIEWS).where(REVIEWS.c.id == review_id)).one()
+    data: dict[str, Any] = {
+        "case": review_id,
+        "decision_ids": [case.decision_id, *_repeats(connection, review_id)],
+        "route": case.route,
+        "policy": case.policy,
+        "due": case.due_at,
+    }
+    if event == "case.decided":
+        data |= {"verdict": trail["what"], "decided_at": trail["at"]}
+    elif event in ("case.claimed", "case.assigned"):
+        data |= {"by": trail["who"], "to": trail.get("whom")}
+    elif event == "case.late":
+        data |= {"late": case.late_action}
+    if with_text:
+        data |= {"question": case.question, "answer": case.answer, "note": trail.get("note")}
+        data |= {"final_answer": trail.get("final_answer"), "reviewer": trail["who"]}
+    return json.dumps({"type": event, "timestamp": trail["at"], "data": data}, ensure_ascii=False)
+
+
+def _repeats(connection: Connection, review_id: str) -> Sequence[str]:
+    query = sa.select(REPEATS.c.decision_id).where(REPEATS.c.review_id == review_id)
+    return connection.scalars(query.order_by(REPEATS.c.created_at).limit(_MOST_IDS)).all()
+
+
+def cancel_verdict(connection: Connection, review_id: str, at: str) -> None:
+    """Take back the messages about a verdict that is being undone.
+
+    It holds their rows, so the time that decides whether undoing is allowed must be read afterwards: a worker that
+    has taken one did so when the verdict was final.
+    """
+    waiting = (OUTBOX.c.review_id == review_id, OUTBOX.c.event == "case.decided", OUTBOX.c.next_at.is_not(None))
+    connection.execute(sa.update(OUTBOX).where(*waiting).values(cancelled_at=at, next_at=None))
+
+
+# -- the worker's side -------------------------------------------------------------------------
+
+
+def lease(database: Database, callables: Collection[str], limit: int) -> list[Message]:
+    """Take messages that are due for a worker; nobody else gets them for `LEASE_S` seconds.
+
+    Args:
+        database: the store's.
+        callables: endpoints of kind ``python`` that this worker can call; others are left to other workers.
+        limit: the largest number.
+    """
+    with database.write() as connection:
+        at = database.now(connection)
+        mine = sa.or_(ENDPOINTS.c.kind != "python", ENDPOINTS.c.name.in_(callables))
+        query = sa.select(OUTBOX.c.id).join(ENDPOINTS, ENDPOINTS.c.name == OUTBOX.c.endpoint)
+        free = sa.or_(OUTBOX.c.lease_until.is_(None), OUTBOX.c.lease_until <= at)
+        query = query.where(OUTBOX.c.next_at <= at, free, ENDPOINTS.c.off_at.is_(None), mine)
+        query = query.order_by(OUTBOX.c.next_at).limit(limit).with_for_update(skip_locked=True, of=OUTBOX)
+        ids = list(connection.scalars(query))
+        taken = {"lease_until": later(at, LEASE_S), "attempts": OUTBOX.c.attempts + 1}
+        connection.execute(sa.update(OUTBOX).where(OUTBOX.c.id.in_(ids)).values(taken))
+        rows = connection.execute(sa.select(*_COLUMNS).where(OUTBOX.c.id.in_(ids)).order_by(OUTBOX.c.next_at))
+        return [Message(*row) for row in rows]
+
+
+def finish(database: Database, message: Message, error: str | None, *, gone: bool = False) -> None:
+    """Write down how a try ended.
+
+    Args:
+        database: the store's.
+        message: as `lease` gave it; where another worker has taken it since, nothing is written.
+        error: what went wrong; None where it was delivered.
+        gone: whether to switch the endpoint off.
+    """
+    with database.write() as connection:
+        at = database.now(connection)
+        same = (OUTBOX.c.id == message.id, OUTBOX.c.attempts == message.attempts, OUTBOX.c.next_at.is_not(None))
+        connection.execute(sa.update(OUTBOX).where(*same).values(_ending(message.attempts, error, at, gone)))
+        if gone:
+            _switch_off(connection, message.endpoint, at, str(error))
+
+
+def _ending(attempts: int, error: str | None, at: str, gone: bool) -> dict[str, Any]:
+    ended = {"lease_until": None, "last_error": error}
+    if error is None:
+        return {**ended, "delivered_at": at, "next_at": None}
+    pause = pause_after(attempts)
+    if gone or pause is None:
+        return {**ended, "dead_at": at, "next_at": None}
+    return {**ended, "next_at": later(at, pause)}
+
+
+def pause_after(attempts: int) -> float | None:
+    """Return the seconds until the next try; None where there is none.
+
+    Examples:
+        >>> 5 <= pause_after(1) <= 5.5, pause_after(10)
+        (True, None)
+    """
+    if attempts > len(BACKOFF_S):
+        return None
+    return BACKOFF_S[attempts - 1] * (1 + JITTER * random.random())
+
+
+def _switch_off(connection: Connection, name: str, at: str, reason: str) -> None:
+    on = (ENDPOINTS.c.name == name, ENDPOINTS.c.off_at.is_(None))
+    connection.execute(sa.update(ENDPOINTS).where(*on).values(off_at=at, off_reason=reason))
+
+
+# -- looking, and sending again ----------------------------------------------------------------
+
+
+def messages(connection: Connection, *, endpoint: str | None, dead: bool, limit: int) -> list[Message]:
+    """Return messages, the newest first; see `guard.review.endpoints.Endpoints.messages`."""
+    query = sa.select(*_COLUMNS)
+    if endpoint is not None:
+        query = query.where(OUTBOX.c.endpoint == endpoint)
+    if dead:
+        query = query.where(OUTBOX.c.dead_at.is_not(None))
+    query = query.order_by(OUTBOX.c.created_at.desc(), OUTBOX.c.id).limit(limit)
+    return [Message(*row) for row in connection.execute(query)]
+
+
+def replay(connection: Connection, at: str, names: Sequence[str], *, endpoint: str | None) -> int:
+    """Make messages due again; see `guard.review.endpoints.Endpoints.replay`."""
+    which = OUTBOX.c.id.in_(names) if names else OUTBOX.c.dead_at.is_not(None)
+    known = set(connection.scalars(sa.select(OUTBOX.c.id).where(OUTBOX.c.id.in_(names))))
+    if missing := [name for name in names if name not in known]:
+        raise InputError(f"There is no message '{missing[0]}'", fix=did_you_mean(missing[0], known))
+    query = sa.update(OUTBOX).where(which, OUTBOX.c.cancelled_at.is_(None), OUTBOX.c.next_at.is_(None))
+    if endpoint is not None:
+        query = query.where(OUTBOX.c.endpoint == endpoint)
+    again = {"next_at": at, "attempts": 0, "dead_at": None, "delivered_at": None, "lease_until": None}
+    return int(connection.execute(query.values(again)).rowcount)
