@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from guard.review.endpoints import Endpoint, EndpointKind
-    from guard.review.outbox import Message
+    from guard.review.outbox import Notification
 
 app = typer.Typer(
     help="Notify other programs and people of what happens in the review queue.",
@@ -27,12 +27,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")]
+EndpointArgument = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")]
 
 
 @app.command()
 def add(
-    name: NameArgument,
+    name: EndpointArgument,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A URL, a mail address, or what a function is for.")],
     *,
     kind: Annotated[str, typer.Option(metavar="KIND", help="webhook, slack, email or python.")] = "webhook",
@@ -91,7 +91,7 @@ def list_endpoints(
 
 
 @app.command()
-def rotate(name: NameArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
+def rotate(name: EndpointArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Give a webhook a new secret; messages carry a signature of the last one too, until the next rotation."""
     from guard.review.endpoints import Endpoints
 
@@ -104,13 +104,13 @@ def rotate(name: NameArgument, *, store: StoreOption = None, as_json: JsonOption
 
 
 @app.command()
-def off(name: NameArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
+def off(name: EndpointArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Switch an endpoint off; what is waiting for it waits."""
     _switch(name, store, as_json, on=False)
 
 
 @app.command()
-def on(name: NameArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
+def on(name: EndpointArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Switch an endpoint on again, as after it answered 410."""
     _switch(name, store, as_json, on=True)
 
@@ -187,12 +187,12 @@ def _endpoints_table(endpoints: list[Endpoint]) -> Table:
     return _table(("name", "kind", "address", "events", "state"), rows)
 
 
-def _messages_table(messages: list[Message]) -> Table:
+def _messages_table(messages: list[Notification]) -> Table:
     rows = [(each.id, each.endpoint, each.event, each.review_id, str(each.attempts), _state(each)) for each in messages]
     return _table(("message", "endpoint", "event", "case", "tries", "state"), rows)
 
 
-def _state(message: Message) -> str:
+def _state(message: Notification) -> str:
     ended = {"delivered": message.delivered_at, "dead": message.dead_at, "cancelled": message.cancelled_at}
     state = next((f"{name} {when(at)}" for name, at in ended.items() if at), f"next {when(str(message.next_at))}")
     return f"{state} ({message.last_error})" if message.last_error else state

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from guard.errors import GuardError, error_text
 from guard.review import outbox
 from guard.review.endpoints import Endpoint, Endpoints
-from guard.review.outbox import Message
+from guard.review.outbox import Notification
 from guard.review.sending import TIMEOUT_S, SendError, mail, post, sentence, signed_headers
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ class Deliverer:
                 _log.warning("delivery failed: %s", error)
             stop.wait(pause_s)
 
-    async def _send_all(self, batch: list[Message]) -> None:
+    async def _send_all(self, batch: list[Notification]) -> None:
         known = {endpoint.name: endpoint for endpoint in await asyncio.to_thread(self._endpoints.all)}
         await asyncio.gather(*(self._try(known[message.endpoint], message) for message in batch))
 
-    async def _try(self, endpoint: Endpoint, message: Message) -> None:
+    async def _try(self, endpoint: Endpoint, message: Notification) -> None:
         error: str | None = None
         gone = False
         try:
@@ -86,7 +86,7 @@ class Deliverer:
         if error is not None:
             _log.warning("message %s to '%s' failed: %s", message.id, endpoint.name, error)
 
-    async def _send(self, endpoint: Endpoint, message: Message) -> None:
+    async def _send(self, endpoint: Endpoint, message: Notification) -> None:
         match endpoint.kind:
             case "webhook":
                 kept = await asyncio.to_thread(self._endpoints.secrets, endpoint.name)
@@ -101,7 +101,7 @@ class Deliverer:
             case "python":
                 await self._call(self.callables[endpoint.name], message)
 
-    async def _call(self, function: Callable[[dict[str, Any]], object], message: Message) -> None:
+    async def _call(self, function: Callable[[dict[str, Any]], object], message: Notification) -> None:
         event = {"id": message.id, **json.loads(message.body)}
         async with asyncio.timeout(TIMEOUT_S):
             if inspect.iscoroutinefunction(function):

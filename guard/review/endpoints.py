@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from guard.errors import InputError, did_you_mean
 from guard.review import outbox
 from guard.review.migrations.tables import ENDPOINTS
-from guard.review.outbox import EVENTS, Message
+from guard.review.outbox import EVENTS, Notification
 from guard.review.records import text_of
 from guard.review.sealing import seal, unseal
 
@@ -136,7 +136,7 @@ class Endpoints:
             values = {"off_at": None, "off_reason": None} if on else off
             connection.execute(sa.update(ENDPOINTS).where(ENDPOINTS.c.name == name).values(values))
 
-    def messages(self, *, endpoint: str | None = None, dead: bool = False, limit: int = 50) -> list[Message]:
+    def messages(self, *, endpoint: str | None = None, dead: bool = False, limit: int = 50) -> list[Notification]:
         """Return messages, the newest first.
 
         Args:

@@ -50,7 +50,7 @@ _MOST_IDS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class Notification:
     """One event for one endpoint.
 
     Attributes:
@@ -80,7 +80,7 @@ class Message:
     last_error: str | None
 
 
-_COLUMNS = [OUTBOX.c[name] for name in Message.__dataclass_fields__]
+_COLUMNS = [OUTBOX.c[name] for name in Notification.__dataclass_fields__]
 
 
 def notify(connection: Connection, review_id: str, trail: Mapping[str, str | None]) -> None:
@@ -157,7 +157,7 @@ def cancel_verdict(connection: Connection, review_id: str, at: str) -> None:
 # -- the worker's side -------------------------------------------------------------------------
 
 
-def lease(database: Database, callables: Collection[str], limit: int) -> list[Message]:
+def lease(database: Database, callables: Collection[str], limit: int) -> list[Notification]:
     """Take messages that are due for a worker; nobody else gets them for `LEASE_S` seconds.
 
     Args:
@@ -176,10 +176,10 @@ def lease(database: Database, callables: Collection[str], limit: int) -> list[Me
         taken = {"lease_until": later(at, LEASE_S), "attempts": OUTBOX.c.attempts + 1}
         connection.execute(sa.update(OUTBOX).where(OUTBOX.c.id.in_(ids)).values(taken))
         rows = connection.execute(sa.select(*_COLUMNS).where(OUTBOX.c.id.in_(ids)).order_by(OUTBOX.c.next_at))
-        return [Message(*row) for row in rows]
+        return [Notification(*row) for row in rows]
 
 
-def finish(database: Database, message: Message, error: str | None, *, gone: bool = False) -> None:
+def finish(database: Database, message: Notification, error: str | None, *, gone: bool = False) -> None:
     """Write down how a try ended.
 
     Args:
@@ -226,7 +226,7 @@ def _switch_off(connection: Connection, name: str, at: str, reason: str) -> None
 # -- looking, and sending again ----------------------------------------------------------------
 
 
-def messages(connection: Connection, *, endpoint: str | None, dead: bool, limit: int) -> list[Message]:
+def messages(connection: Connection, *, endpoint: str | None, dead: bool, limit: int) -> list[Notification]:
     """Return messages, the newest first; see `guard.review.endpoints.Endpoints.messages`."""
     query = sa.select(*_COLUMNS)
     if endpoint is not None:
@@ -234,7 +234,7 @@ def messages(connection: Connection, *, endpoint: str | None, dead: bool, limit:
     if dead:
         query = query.where(OUTBOX.c.dead_at.is_not(None))
     query = query.order_by(OUTBOX.c.created_at.desc(), OUTBOX.c.id).limit(limit)
-    return [Message(*row) for row in connection.execute(query)]
+    return [Notification(*row) for row in connection.execute(query)]
 
 
 def replay(connection: Connection, at: str, names: Sequence[str], *, endpoint: str | None) -> int:

@@ -158,9 +158,14 @@ def test_what_fails_in_the_transaction_notifies_nobody(store: Store, endpoints: 
     hook(endpoints, receiver)
     name = store.add(make_escalation()).id
     before = endpoints.messages()
-    with pytest.raises(StoreError), store._database.write() as connection:
-        record(connection, name, at="2026-01-02", who="ann", what="claimed")
-        connection.exec_driver_sql("SELECT * FROM no_such_table")
+
+    def claim_and_fail() -> None:
+        with store._database.write() as connection:
+            record(connection, name, at="2026-01-02", who="ann", what="claimed")
+            connection.exec_driver_sql("SELECT * FROM no_such_table")
+
+    with pytest.raises(StoreError, match="no_such_table"):
+        claim_and_fail()
     assert endpoints.messages() == before
 
 
