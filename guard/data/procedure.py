@@ -22,7 +22,7 @@ from guard.data.recording import Journal, Run, Skipped, find_template_date, of_t
 from guard.data.run_settings import settings_of_run
 from guard.data.sets import DataSource, OnBad
 from guard.data.sqlite_journal import row_key
-from guard.engines.base import BaseEngine
+from guard.engines.asked import RequestEngine
 from guard.errors import InputError, UnsupportedArchitectureError, missing_extra
 from guard.files.output_file import check_writable, choose_journal
 
@@ -193,7 +193,7 @@ def _existing_if(partial: bool, journal: Path) -> Path:
 class _Loaded:
     """A model with the lens that reads its residual stream, or with a note why it has none."""
 
-    engine: BaseEngine
+    engine: RequestEngine
     lens: Lens | None
     notes: tuple[str, ...]
 
@@ -215,7 +215,7 @@ class _Loaded:
         self.engine.close()
 
 
-def _load_with_lens(model: str | Path, options: dict[str, Any]) -> tuple[BaseEngine, Lens]:
+def _load_with_lens(model: str | Path, options: dict[str, Any]) -> tuple[RequestEngine, Lens]:
     path = engines.embedded_model() if str(model) == engines.EMBEDDED else Path(model)
     if options["engine"] not in (None, "llama.cpp") or path.is_dir():
         raise InputError("Only a GGUF file on llama.cpp has a logit lens here")

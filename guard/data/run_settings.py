@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from guard.data.questions import LabelledResponse
 from guard.data.recording import Run
 from guard.data.sets import DataSource
-from guard.engines.base import BaseEngine
+from guard.engines.asked import RequestEngine
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
 from guard.errors import InputError
 from guard.records import CapturePoint
@@ -50,7 +50,7 @@ def _python(option: str) -> str:
 
 
 def settings_of_run(
-    engine: BaseEngine,
+    engine: RequestEngine,
     sources: Sequence[DataSource],
     *,
     system: str | None,
@@ -98,7 +98,7 @@ def settings_of_run(
 
 
 def _check_completion(
-    engine: BaseEngine, sources: Sequence[DataSource], system: str | None, options: Mapping[str, Any]
+    engine: RequestEngine, sources: Sequence[DataSource], system: str | None, options: Mapping[str, Any]
 ) -> None:
     if system:
         raise InputError(

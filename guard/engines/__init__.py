@@ -1,4 +1,4 @@
-"""Engines run a model and read its layers: llama.cpp and transformers behind one protocol.
+"""Engines run a model and read its layers, or ask a server for its log-probabilities, behind one protocol.
 
 `load_engine` loads one by file, folder or name. To add an engine, subclass `BaseEngine`, which has the decoding loop,
 slots, streaming, deadlines and cancellation; it is handed a `Feed` for each sequence and gives a `PassRow` back.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from guard._faces import lazy_face
 
 if TYPE_CHECKING:
+    from guard.engines.asked import RequestEngine
     from guard.engines.base import BaseEngine
     from guard.engines.batch import Feed, PassRow, Start
     from guard.engines.loading import (
@@ -28,6 +29,7 @@ __all__ = [
     "Feed",
     "Observer",
     "PassRow",
+    "RequestEngine",
     "Start",
     "embedded_model",
     "load_engine",
@@ -36,6 +38,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "asked": ("RequestEngine",),
         "base": ("BaseEngine",),
         "batch": ("Feed", "PassRow", "Start"),
         "protocols": (

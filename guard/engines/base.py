@@ -1,49 +1,36 @@
-"""What every engine shares: the decoding loop, slots, streaming, deadlines, cancellation.
+"""What every engine with a model of its own shares: the decoding loop, slots, formats, room.
 
 An engine only says how to tokenize, how to feed tokens through its model, and what its layers put
-out; everything that could differ between engines by accident is here once. `generate`, `agenerate`, `stream` and
-`astream` are four ways to read what one thread, the engine's, writes (see `guard.engines.engine_loop`).
+out; everything that could differ between engines by accident is here once. How callers ask it is in
+`guard.engines.asked`, how its thread answers in `guard.engines.engine_loop`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import secrets
-import threading
-import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
-from guard.engines import witness
+from guard.engines.asked import RequestEngine
 from guard.engines.batch import Feed, PassRow, Start
 from guard.engines.chat_template import check_options
 from guard.engines.constraint import Grammars
 from guard.engines.detokenizer import Detokenizer
 from guard.engines.engine_loop import EngineLoop
 from guard.engines.growing import AnswerReader
-from guard.engines.protocols import Observer
-from guard.engines.request import Interrupt, Outbox, Request
-from guard.engines.sampling import TokenSignals
+from guard.engines.request import Request
 from guard.engines.slots import Reuse
-from guard.errors import ForkError, InputError, PromptTooLongError
-from guard.records import CapturePoint, Chunk, Generation, Limits, ModelInfo, Prompt, Sampling
+from guard.errors import InputError, PromptTooLongError
+from guard.records import Prompt
 
 
-class BaseEngine(ABC):
+class BaseEngine(RequestEngine):
     """Engine over a model.
 
     Safe under threads and asyncio: requests wait for a slot, first come, first served. A subclass with one slot
     sees one request at a time; one with several gets them together, to evaluate in one pass.
     """
-
-    #: Where activations are read.
-    capture_point: CapturePoint
 
     #: How many sequences the model can continue in one pass, or remember where it continues one at a time.
     slots: int = 1
@@ -53,10 +40,8 @@ class BaseEngine(ABC):
     reuse: Reuse = "nothing"
 
     def __init__(self) -> None:
-        self._process = os.getpid()
         self._loop = EngineLoop(self)
-        # Not the event loop's own pool: a template that takes its time must not keep that busy.
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="guard-encoder")
+        super().__init__(self._loop)
 
     @property
     def at_once(self) -> int:
@@ -64,11 +49,6 @@ class BaseEngine(ABC):
         return 1 if self.one_at_a_time else self.slots
 
     # -- what an engine implements -------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def model(self) -> ModelInfo:
-        """What is loaded."""
 
     @abstractmethod
     def encode(self, prompt: Prompt) -> list[int]:
@@ -102,10 +82,6 @@ class BaseEngine(ABC):
         Returns:
             one row for each feed that chooses a token, in order; valid until the next call.
         """
-
-    @abstractmethod
-    def _free(self) -> None:
-        """Free what the engine loaded itself; no thread uses it any more. May be called again."""
 
     # -- what an engine says where it knows ----------------------------------------------------
 
@@ -143,151 +119,18 @@ class BaseEngine(ABC):
         """
         return start.keep
 
-    def _release(self, slot: int) -> None:  # noqa: B027 - most have nothing to do
+    def _release(self, slot: int) -> None:
         """Detach what was attached for the slot's request. Its tokens stay, where they can be used again."""
 
-    def _forget(self, slot: int | None) -> None:  # noqa: B027
+    def _forget(self, slot: int | None) -> None:
         """Drop the tokens of a slot, or of all slots for None."""
-
-    # -- what every engine offers --------------------------------------------------------------
-
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
-        limits: Limits = Limits(),  # noqa: B008 - frozen
-        observer: Observer | None = None,
-        cancel: threading.Event | None = None,
-        completion: str | None = None,
-    ) -> Generation:
-        """Answer a prompt.
-
-        Args:
-            prompt: messages or raw text.
-            sampling: greedy by default.
-            limits: token limit, stop strings, deadline (queueing included).
-            observer: gets the activations of every forward pass that chooses a token, in the engine's thread.
-            cancel: set it from another thread to stop.
-            completion: run this text as if the model had answered so (teacher forcing), for scoring
-                an answer that exists already.
-
-        Raises:
-            PromptTooLongError, ChatTemplateError: the prompt cannot be put to this model, or has no room
-                left for the completion.
-            EngineTimeoutError, CancelledError: ended from outside.
-            EngineError: the engine failed.
-        """
-        request = self._request(prompt, sampling, limits, observer, cancel=cancel, completion=completion)
-        self._encode(request)
-        with self._submitted(request) as outbox:
-            return _generation(outbox.next(request.interrupt))
-
-    async def agenerate(
-        self,
-        prompt: Prompt,
-        *,
-        sampling: Sampling = Sampling(),  # noqa: B008
-        limits: Limits = Limits(),  # noqa: B008
-        observer: Observer | None = None,
-        completion: str | None = None,
-    ) -> Generation:
-        """`generate` without blocking the event loop; cancelling the task stops the generation."""
-        loop = asyncio.get_running_loop()
-        request = self._request(prompt, sampling, limits, observer, loop=loop, completion=completion)
-        await loop.run_in_executor(self._encoder, self._encode, request)
-        with self._submitted(request) as outbox:
-            return _generation(await outbox.anext(request.interrupt))
-
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        sampling: Sampling = Sampling(),  # noqa: B008
-        limits: Limits = Limits(),  # noqa: B008
-        observer: Observer | None = None,
-        cancel: threading.Event | None = None,
-        on_token: Callable[[TokenSignals], None] | None = None,
-    ) -> Iterator[Chunk]:
-        """Answer piece by piece; the last chunk has the `Generation`. Closing the iterator cancels.
-
-        The answer is generated whether its pieces are taken or not.
-
-        Args:
-            prompt, sampling, limits, observer, cancel: as for `generate`.
-            on_token: called in the engine's thread for each token of the answer except the end token, before its
-                text is yielded; an exception that it raises ends the stream.
-        """
-        request = self._request(prompt, sampling, limits, observer, cancel=cancel, on_token=on_token, streamed=True)
-        self._encode(request)
-        with self._submitted(request) as outbox:
-            while isinstance(item := outbox.next(request.interrupt), str):
-                yield Chunk(item)
-        yield Chunk("", item)
-
-    async def astream(
-        self,
-        prompt: Prompt,
-        *,
-        sampling: Sampling = Sampling(),  # noqa: B008
-        limits: Limits = Limits(),  # noqa: B008
-        observer: Observer | None = None,
-        on_token: Callable[[TokenSignals], None] | None = None,
-    ) -> AsyncIterator[Chunk]:
-        """`stream` without blocking the event loop."""
-        loop = asyncio.get_running_loop()
-        request = self._request(prompt, sampling, limits, observer, loop=loop, on_token=on_token, streamed=True)
-        await loop.run_in_executor(self._encoder, self._encode, request)
-        with self._submitted(request) as outbox:
-            while isinstance(item := await outbox.anext(request.interrupt), str):
-                yield Chunk(item)
-        yield Chunk("", item)
 
     def token_texts(self, tokens: Sequence[int]) -> list[str]:
         """Return the text that each token of an answer adds; empty within a character, which the last one gives."""
         reading = self._detokenizer()
         return [reading.push(token) for token in tokens]
 
-    def close(self) -> None:
-        """Free what the engine loaded itself. Requests that are being answered end with an error."""
-        if os.getpid() == self._process:  # a fork has no thread to end, and nothing that it may free
-            self._loop.close(self._free)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     # -- how a request runs --------------------------------------------------------------------
-
-    def _request(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        limits: Limits,
-        observer: Observer | None,
-        *,
-        cancel: threading.Event | None = None,
-        loop: asyncio.AbstractEventLoop | None = None,
-        **settings: Any,
-    ) -> Request:
-        self._check_process()
-        if observer is None and settings.get("completion") is None:  # who scores the answer observes the layers
-            witness.begin(None).say(None)
-        if sampling.temperature > 0 and sampling.seed is None:
-            sampling = replace(sampling, seed=secrets.randbits(32))
-        interrupt = Interrupt(time.monotonic(), limits.timeout_s, cancel)
-        return Request(prompt, sampling, limits, observer, interrupt, Outbox(loop), **settings)
-
-    def _check_process(self) -> None:
-        """A fork copies an engine without its threads, and whoever asks it there waits forever."""
-        if os.getpid() != self._process:
-            raise ForkError(
-                "The engine was loaded before this process was forked",
-                why="a fork has none of the threads that the model computes with",
-                fix="Load it after the fork, in each worker, or 'spawn' processes (gunicorn: no --preload)",
-            )
 
     def _encode(self, request: Request) -> None:
         """Make the tokens in the caller's thread: a chat template may take its time."""
@@ -299,16 +142,6 @@ class BaseEngine(ABC):
         request.max_tokens = min(room, request.limits.max_tokens) if request.forced is None else len(request.forced)
         if request.forced is None and request.prompt.response_format is not None:
             request.constraint = self._grammars.constraint(request.prompt.response_format)
-
-    @contextmanager
-    def _submitted(self, request: Request) -> Iterator[Outbox]:
-        """Let a request run; on leaving, its reader is gone."""
-        self._loop.submit(request)
-        try:
-            yield request.outbox
-        finally:
-            if os.getpid() == self._process:
-                self._loop.leave(request)
 
     @cached_property
     def _grammars(self) -> Grammars:
@@ -343,9 +176,3 @@ class BaseEngine(ABC):
                 f"The prompt has {len(tokens)} tokens, the context holds {room}",
                 fix="Shorten the prompt, or build the engine with a larger context_tokens",
             )
-
-
-def _generation(item: str | Generation) -> Generation:
-    """Return what comes out of a request of which no pieces are wanted."""
-    assert isinstance(item, Generation)
-    return item

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from guard.errors import EngineError, InputError, ModelFileError, did_you_mean, missing_extra
 
 if TYPE_CHECKING:
-    from guard.engines.base import BaseEngine
+    from guard.engines.asked import RequestEngine
 
-#: Entry point group in which other distributions register engines: a name, and a class with `BaseEngine` as base.
+#: Entry point group in which other distributions register engines: a name, and a subclass of `BaseEngine`, or of
+#: `RequestEngine` where it has no decoding loop.
 ENTRY_POINTS = "guard.engines"
 
 BUILT_IN = ("llama.cpp", "transformers")
@@ -53,7 +54,7 @@ def engine_names() -> list[str]:
 
 def load_engine(
     model: str | Path, *, engine: str | None = None, dtype: str | None = None, **options: Any
-) -> BaseEngine:
+) -> RequestEngine:
     """Load a model by file, folder or name.
 
     Args:
@@ -92,7 +93,7 @@ def load_engine(
     return _load_llama_cpp(path, {**trusted, **options})
 
 
-def _load_transformers(path: Path, options: dict[str, Any]) -> BaseEngine:
+def _load_transformers(path: Path, options: dict[str, Any]) -> RequestEngine:
     _check_not_of("llama.cpp", "transformers", options)
     from guard.engines.transformers import TransformersEngine
 
@@ -100,7 +101,7 @@ def _load_transformers(path: Path, options: dict[str, Any]) -> BaseEngine:
     return TransformersEngine.load(path, **options)
 
 
-def _load_llama_cpp(path: Path, options: dict[str, Any]) -> BaseEngine:
+def _load_llama_cpp(path: Path, options: dict[str, Any]) -> RequestEngine:
     if "dtype" in options:
         raise InputError(
             f"A GGUF on llama.cpp cannot be loaded as {options['dtype']}",
@@ -134,9 +135,9 @@ def _check_known(engine: str, loaded_by: Any, options: Iterable[str]) -> None:
             raise InputError(f"The engine {engine} has no option '{option}'", fix=did_you_mean(option, known))
 
 
-def _load_registered(name: str, model: str | Path, options: dict[str, Any]) -> BaseEngine:
+def _load_registered(name: str, model: str | Path, options: dict[str, Any]) -> RequestEngine:
     """Load a model with an engine of another distribution."""
-    from guard.engines.base import BaseEngine
+    from guard.engines.asked import RequestEngine
 
     found = tuple(entry_points(group=ENTRY_POINTS, name=name))
     if not found:
@@ -153,13 +154,13 @@ def _load_registered(name: str, model: str | Path, options: dict[str, Any]) -> B
     except Exception as error:  # code of others may fail in any way
         why = f"{type(error).__name__}: {error}"
         raise EngineError(f"The engine '{name}' of {_distribution(point)} cannot be imported", why=why) from error
-    if not (isinstance(registered, type) and issubclass(registered, BaseEngine) and hasattr(registered, "load")):
+    if not (isinstance(registered, type) and issubclass(registered, RequestEngine) and hasattr(registered, "load")):
         raise EngineError(
             f"The engine '{name}' of {_distribution(point)} is no engine",
             why=f"'{point.value}' is not a subclass of guard.engines.BaseEngine with a classmethod 'load'",
         )
     _check_known(name, registered, options)
-    engine: BaseEngine = registered.load(model, **options)
+    engine: RequestEngine = registered.load(model, **options)
     return engine
 
 

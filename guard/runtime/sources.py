@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from guard.engines.base import BaseEngine
+from guard.engines.asked import RequestEngine
 from guard.engines.protocols import Engine
 from guard.errors import CaptureError, InputError, ScorerError, did_you_mean
 from guard.policy.policy import Policy
@@ -159,7 +159,7 @@ def checked_options(engine: Engine, scorer: Scorer, given: Mapping[str, Any] | N
         InputError: the model's chat template does not read one of them.
     """
     options = dict(scorer.artefact.prompting.template_options if given is None else given)
-    if isinstance(engine, BaseEngine):
+    if isinstance(engine, RequestEngine):
         engine.check_template_options(options)
     return options
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGenerationChunk
 
-from guard.engines.base import BaseEngine
+from guard.engines.asked import RequestEngine
 from guard.engines.callback_errors import is_from_signal_handler
 from guard.engines.protocols import Engine
 from guard.engines.witness import accounted
@@ -106,11 +106,11 @@ class ChatRuntime:
     def _stream_options(self, request: ChatRequest, observer: SignatureObserver) -> dict[str, Any]:
         """Return the options of a stream, with a monitor if a guarded chain around the model streams live.
 
-        Engines that are no `BaseEngine` take no ``on_token``; their answers are scored at the end only.
+        Engines that are no `RequestEngine` take no ``on_token``; their answers are scored at the end only.
         """
         options: dict[str, Any] = {"sampling": request.sampling, "limits": request.limits}
         attempt = ATTEMPT.get()
-        if attempt is None or attempt.monitor is None or not isinstance(self.engine, BaseEngine):
+        if attempt is None or attempt.monitor is None or not isinstance(self.engine, RequestEngine):
             return options
         return {**options, "on_token": attempt.monitor.for_answer(self.scorer, observer)}
 

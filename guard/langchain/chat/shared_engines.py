@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from guard.engines import load_engine
-from guard.engines.base import BaseEngine
+from guard.engines.asked import RequestEngine
 from guard.errors import InputError
 
 _mutex = threading.Lock()
-_engines: dict[str, BaseEngine] = {}
+_engines: dict[str, RequestEngine] = {}
 
 
-def shared_engine(model: str, *, engine: str | None = None, options: Mapping[str, Any] | None = None) -> BaseEngine:
+def shared_engine(model: str, *, engine: str | None = None, options: Mapping[str, Any] | None = None) -> RequestEngine:
     """Return the engine of a model; load it on first use.
 
     Args:
