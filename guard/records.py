@@ -29,8 +29,7 @@ if TYPE_CHECKING:  # loading numpy takes 150 ms, and a prompt or a policy does n
 Floats: TypeAlias = "NDArray[np.float32]"
 Doubles: TypeAlias = "NDArray[np.float64]"
 
-#: Where a block's activations are read: the MLP output before the residual add, the block's output, or both, MLPs
-#: first.
+#: Where a block's activations are read: the MLP's output before the residual add, the block's, or both, MLPs first.
 CapturePoint = Literal["mlp", "block", "mlp+block"]
 
 #: Why a generation ended: an end token, a stop string, or its length (the token limit or a full context).
@@ -198,7 +197,7 @@ class ModelInfo:
 
     Attributes:
         name: for people; a scorer is not bound to it.
-        engine: ``llama.cpp`` or ``transformers``.
+        engine: ``llama.cpp``, ``transformers`` or ``openai``.
         architecture: the family the engine recognised, such as ``llama`` or ``qwen2``.
         quantization: such as ``Q4_1``, ``float32`` or ``int4``.
         weights_sha256: of the weight files, or of the tensors of a model that was passed in.
@@ -208,8 +207,8 @@ class ModelInfo:
         width: size of one MLP output (D).
         context_tokens: most tokens of prompt and answer together; a scorer is not bound to it.
         template_date: the date that the chat template writes, such as 2026-11-25; None if it writes none.
-        deterministic: whether each request runs alone, from an empty cache; if not, other requests affect its scores by
-            rounding.
+        deterministic: whether each request runs alone, from an empty cache; if not, others affect its scores slightly.
+        served: what a server says of the model behind it; its hashes then stand for nothing.
     """
 
     name: str
@@ -224,6 +223,7 @@ class ModelInfo:
     context_tokens: int
     template_date: str | None = None
     deterministic: bool = False
+    served: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

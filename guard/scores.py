@@ -10,6 +10,8 @@ from guard.errors import ScorerError
 
 #: Names of scores: guard's own, the published method (ILIS) alone, and token log-probabilities alone.
 ScoreName = Literal["guard", "ilis", "log-probabilities"]
+#: What the score of a served model reads, in place of ``log-probabilities``: entropies are of the likeliest tokens.
+SERVED = "log-probabilities (likeliest tokens)"
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 
 
@@ -50,10 +52,13 @@ class Score:
     def deciding(self, name: ScoreName) -> Score:
         """Return the scores with another one deciding.
 
+        A policy that names no score names ``guard``; of a served model, which shows no layers, that is its only score.
+
         Raises:
             ScorerError: the scorer does not give this score.
         """
-        if name == self.decides:
+        served = name == "guard" and any(SERVED in each.reads for each in self.scores.values())
+        if served or name == self.decides:
             return self
         if name not in self.scores:
             raise ScorerError(f"The answer has no score '{name}'", why=f"computed: {', '.join(self.scores) or 'none'}")

@@ -26,7 +26,7 @@ from guard.scores import ScoreName
 from guard.scoring import probe
 from guard.scoring.scorer import log_odds_of
 from guard.scoring.scorer_file import Calibration, Linear, LinearProbe, Model, Trees, linear_of
-from guard.scoring.signature import FeatureSchema
+from guard.scoring.signature import GROUPS, FeatureSchema
 
 try:
     import lightgbm
@@ -131,7 +131,8 @@ class FittedModel:
 
 def schema_for(*, layers: int, temperatures: tuple[float, ...]) -> FeatureSchema:
     """Return the features that scores are fitted on."""
-    return FeatureSchema(layers=layers, temperatures=temperatures, aggregates=TOKENS)
+    groups = GROUPS if layers else ("logprob", "margin", "length")
+    return FeatureSchema(layers=layers, temperatures=temperatures, aggregates=TOKENS, groups=groups)
 
 
 def fit_model(
@@ -262,7 +263,9 @@ def _regressions(
     examples: Examples, score: ScoreName, schema: FeatureSchema, without: Collection[str]
 ) -> list[_Regression]:
     """Return a regression for each set of output groups and each prior scale; at least one, even without features."""
-    kept = dict.fromkeys(tuple(group for group in each if group not in without) for each in _BASE_GROUPS[score])
+    # Of a model that shows no layers there is one score, which reads all of the output.
+    choices = _BASE_GROUPS[score if schema.layers else "guard"]
+    kept = dict.fromkeys(tuple(group for group in each if group not in without) for each in choices)
     read = [groups for groups in kept if groups] or [()]
     scales: tuple[float, ...] = (0.0,)
     if examples.products is not None:

@@ -16,7 +16,7 @@ from guard.data.graders import choose_grader, is_wrong
 from guard.data.prompts import completion_prompt, question_prompt
 from guard.data.question_sets import DataSpecs, list_rows, read_sets
 from guard.data.questions import Question
-from guard.engines.base import BaseEngine
+from guard.engines.asked import RequestEngine
 from guard.errors import CalibrationError, CaptureError, InputError, ScorerMismatchError
 from guard.files.output_file import check_writable
 from guard.records import Limits, Prompt, Signals
@@ -167,7 +167,7 @@ def _checked_binding(fitted: Binding, given: Binding) -> Binding:
     return given
 
 
-def _ask(engine: BaseEngine, scorer: Scorer, question: Question, answer: str | None = None) -> tuple[str, Signals]:
+def _ask(engine: RequestEngine, scorer: Scorer, question: Question, answer: str | None = None) -> tuple[str, Signals]:
     """Return an answer and its signals; a given answer is read and not generated."""
     prompting, schema = scorer.artefact.prompting, scorer.artefact.feature_schema
     observer = SignatureObserver(temperatures=schema.temperatures, aggregates=schema.aggregates)

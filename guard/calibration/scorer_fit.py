@@ -160,10 +160,10 @@ def fit_scorer(
         versions=_versions(),
         metrics={name: asdict(each) for name, each in metrics.items()},
         scores=models,
-        ood_detector=_ood_detector(splits["fit"], seed),
+        ood_detector=_ood_detector(splits["fit"], seed, layers=run.model.layers),
     )
-    own, others = p_wrong["guard"], p_wrong.get("log-probabilities")
-    gain = None if others is None else brier_gain(own, others, wrong)
+    own, others = p_wrong[artefact.default_score], p_wrong.get("log-probabilities")
+    gain = None if others is None or others is own else brier_gain(own, others, wrong)
     cut = np.array([each.record.finish_reason == "length" for each in splits["test"]], np.bool_)
     apart = cut_and_whole(own, wrong, cut)
     return FittedScorer(Scorer(artefact), metrics, absent, gain, at_thresholds(own, wrong), apart)
@@ -180,6 +180,8 @@ def fit_scores(
     Raises:
         CalibrationError: guard's own score cannot be fitted.
     """
+    if not schema.layers:
+        return {"log-probabilities": fit_model(examples, schema, score="log-probabilities", seed=seed)}, {}
     fitted: dict[ScoreName, FittedModel] = {"guard": fit_model(examples, schema, without=without, seed=seed)}
     absent: dict[ScoreName, str] = {}
     for name in SCORE_NAMES[1:]:
@@ -243,8 +245,10 @@ def _examples(labelled: Sequence[Labelled], schema: FeatureSchema, *, activation
     )
 
 
-def _ood_detector(labelled: Sequence[Labelled], seed: int) -> StoredOodDetector | None:
+def _ood_detector(labelled: Sequence[Labelled], seed: int, *, layers: int) -> StoredOodDetector | None:
     """Fit the out-of-distribution detector on three quarters of the answers, with the last quarter as its reference."""
+    if not layers:
+        return None
     signals = [labelled[at].record.signals for at in np.random.default_rng(seed).permutation(len(labelled))]
     cut = len(signals) * 3 // 4
     try:

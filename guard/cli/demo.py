@@ -30,7 +30,7 @@ _STYLES = {"accept": "green", "retry": "yellow", "fallback": "cyan", "escalate":
 _BESIDE = 2 + 2 + 5 + 2 + 13 + 2 + 8
 
 
-@loads_a_model(without=("dtype", "device"))
+@loads_a_model(without=("dtype", "device", "base_url", "api_key_env", "api_key_file", "top_logprobs"))
 def demo(
     policy: PolicyOption = "balanced",
     engine_options: EngineOptions = None,

@@ -27,6 +27,7 @@ _PACKAGES = {
     "int4": ("torchao",),
     "calibrate": ("lightgbm", "scikit-learn", "regex"),
     "grammar": ("llguidance",),
+    "openai": ("httpx", "tenacity"),
     "math": ("math-verify",),
     "datasets": ("huggingface-hub", "pyarrow"),
     "evaluate": ("lightgbm", "scikit-learn", "scipy", "pyarrow", "matplotlib"),
@@ -129,7 +130,7 @@ def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Chec
     with engine:
         info = engine.model
         detail = f"{info.name}: {info.architecture}, {info.quantization}, {info.layers} layers of {info.width}"
-        checks = [Check("model", True, f"{detail}, on {info.engine}")]
+        checks = [Check("model", True, info.served or f"{detail}, on {info.engine}")]
         if info.chat_template_sha256 == sha256(b"").hexdigest():
             detail = "none: a base model, which continues a text; chats, tools and LangChain need one"
             checks.append(Check("chat template", None, detail))

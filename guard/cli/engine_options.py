@@ -9,7 +9,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 EngineOption = Annotated[
-    str | None, typer.Option("--engine", help="llama.cpp or transformers, where both can load it.")
+    str | None,
+    typer.Option("--engine", help="llama.cpp or transformers, where both can load it; openai for a served model."),
 ]
 
 #: Options by their names in an engine's ``load``, in the order of ``--help``.
@@ -62,6 +63,22 @@ OPTIONS: Mapping[str, Any] = {
     "deterministic": Annotated[
         bool | None,
         typer.Option("--deterministic", help="One request at a time, from an empty cache: scores equal to the bit."),
+    ],
+    "base_url": Annotated[
+        str | None,
+        typer.Option("--base-url", metavar="URL", help="Served models only: the server; or --model URL#NAME."),
+    ],
+    "api_key_env": Annotated[
+        str | None,
+        typer.Option("--api-key-env", metavar="NAME", help="Served models only: variable with the server's key."),
+    ],
+    "api_key_file": Annotated[
+        str | None,
+        typer.Option("--api-key-file", metavar="FILE", help="Served models only: file with the server's key."),
+    ],
+    "top_logprobs": Annotated[
+        int | None,
+        typer.Option("--top-logprobs", min=2, help="Served models only: likeliest tokens read at each; by default 20."),
     ],
     "trial_load": Annotated[
         bool | None,

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 #: Options shared by several commands.
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="GGUF file, model folder, or smollm2 (the embedded model).")
+    str,
+    typer.Option(
+        "--model", "-m", help="GGUF file, model folder, smollm2 (the embedded model), or URL#NAME of a served one."
+    ),
 ]
 ScorerOption = Annotated[
     str | None, typer.Option("--scorer", "-s", help="Scorer file of guard calibrate; not needed for smollm2.")

@@ -35,14 +35,14 @@ _RECORD_AGAIN = "Write it again with guard record"
 def write_columns(columns: Columns, path: Path) -> None:
     """Write a file, whole or not at all; see `Answers.write`."""
     pyarrow = _pyarrow()
-    shapes = {
-        name: shape for name, shape in array_shapes(columns.metadata).items() if getattr(columns, name) is not None
-    }
+    every = array_shapes(columns.metadata)
+    # Of a model that shows no layers, arrays of nothing are not written.
+    shapes = {name: every[name] for name in every if getattr(columns, name) is not None and np.prod(every[name][0])}
     metadata = dict(columns.metadata)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "metadata": metadata, "sha256": _digest(metadata)}
     schema = _schema(shapes).with_metadata({_KEY: json.dumps(header)})
     row_bytes = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values())
-    step = max(1, _GROUP_BYTES // row_bytes)
+    step = max(1, _GROUP_BYTES // max(row_bytes, 1024))
     options = {"compression": "zstd", "use_dictionary": ["dataset"], "write_statistics": False}
     try:
         with (
@@ -96,7 +96,7 @@ def _metadata_in(entries: Mapping[bytes, bytes], path: Path) -> dict[str, Any]:
         raise ValueError("the checksum of its header does not match")
     temperatures = metadata["temperatures"]
     sizes = (metadata["model.layers"], _MAX_LAYERS), (metadata["model.width"], _MAX_WIDTH)
-    if not all(isinstance(size, int) and 0 < size <= most for size, most in sizes):
+    if not all(isinstance(size, int) and 0 <= size <= most for size, most in sizes):
         raise ValueError("its number of layers or their width is not a valid size")
     if not 0 < len(temperatures) <= _MAX_TEMPERATURES or not all(isinstance(tau, (int, float)) for tau in temperatures):
         raise ValueError("its temperatures are not numbers")
@@ -171,7 +171,8 @@ def _read_groups(file: Any, shapes: Mapping[str, tuple[tuple[int, ...], str]], m
     lengths = {name: np.concatenate([np.zeros(0, np.int64), *parts]) for name, parts in counts.items()}
     if any(not np.array_equal(each, lengths[RAGGED[0]]) for each in lengths.values()):
         raise ValueError("the columns of tokens differ in length")
-    columns: dict[str, Any] = {"lens": None, "path": None, **arrays}
+    nothing = {name: np.empty((total, *shape), kind) for name, (shape, kind) in array_shapes(metadata).items()}
+    columns: dict[str, Any] = {**({} if metadata["model.layers"] else nothing), "lens": None, "path": None, **arrays}
     columns |= {name: np.array(values[name], kind) for name, kind in KINDS.items()}
     columns |= {name: np.concatenate([np.zeros(0, np.float32), *parts]) for name, parts in tokens.items()}
     return Columns(**columns, samples=tuple(samples), offsets=to_offsets(lengths[RAGGED[0]]), metadata=metadata)

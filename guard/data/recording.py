@@ -86,8 +86,9 @@ class Run:
         """Return the settings, flat, as stored in a journal's header."""
         flat = {**asdict(self), **{f"model.{key}": value for key, value in asdict(self.model).items()}}
         del flat["model"], flat["model.name"], flat["model.context_tokens"]
-        if self.model.template_date is None:  # as with most templates
-            del flat[_TEMPLATE_DATE]
+        for name in (_TEMPLATE_DATE, "model.served"):
+            if flat[name] is None:  # as with most templates and models
+                del flat[name]
         return {key: json.dumps(value) for key, value in flat.items()}
 
 

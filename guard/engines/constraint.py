@@ -107,6 +107,17 @@ class Grammars:
         return Constraint(compiled(wanted, self._tokenizer), self._tokenizer.eos_tokens)
 
 
+def accepts(wanted: ResponseFormat, text: str) -> bool:
+    """Return whether a text has a format; errors as for `Grammars.constraint`."""
+    end = 256
+    matcher = compiled(wanted, vocabulary_of([*(bytes([byte]) for byte in range(end)), b""], [end], _bytes_of))
+    return bool(matcher.consume_tokens(_bytes_of(text)) and matcher.is_accepting())
+
+
+def _bytes_of(text: str) -> list[int]:
+    return [*text.encode(errors="replace")]
+
+
 def compiled(wanted: ResponseFormat, tokenizer: Any) -> Any:
     """Return an ``LLMatcher``; errors as for `Grammars.constraint`."""
     guidance = _llguidance()

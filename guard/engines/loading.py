@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 #: `RequestEngine` where it has no decoding loop.
 ENTRY_POINTS = "guard.engines"
 
-BUILT_IN = ("llama.cpp", "transformers")
+BUILT_IN = ("llama.cpp", "transformers", "openai")
 
 #: Options that one of them has and the other lacks; the other is not imported to say so.
 ONLY_OF = {
     "llama.cpp": ("chat_template", "flash_attention", "gpu_layers", "trial_load", "type_k", "type_v"),
     "transformers": ("device", "dtype", "gguf_file"),
+    "openai": ("api_key_env", "api_key_file", "attempts", "base_url", "max_response_mb", "timeout_s", "top_logprobs"),
 }
 
 #: The embedded model: its name, the package that holds it, and the file therein.
@@ -59,9 +60,10 @@ def load_engine(
 
     Args:
         model: ``smollm2`` (the embedded model), a GGUF file, or the folder of a Hugging Face model; for an engine of
-            another distribution, whatever that takes.
-        engine: ``llama.cpp``, ``transformers``, or a name that an installed distribution registers in the entry point
-            group ``guard.engines``; by default llama.cpp for a GGUF file and transformers for a folder.
+            another distribution, whatever that takes. A served model is ``http://HOST:PORT/v1#NAME``.
+        engine: ``llama.cpp``, ``transformers``, ``openai``, or a name that an installed distribution registers in the
+            entry point group ``guard.engines``; by default llama.cpp for a GGUF file, transformers for a folder, and
+            openai for a URL.
         dtype: of the weights, for transformers; a GGUF on llama.cpp has the one that it is stored in.
         options: passed on to the engine's ``load``.
 
@@ -80,6 +82,8 @@ def load_engine(
         options["dtype"] = dtype
     if engine is not None and engine not in BUILT_IN:
         return _load_registered(engine, model, options)
+    if engine == "openai" or (engine is None and str(model).startswith(("http://", "https://"))):
+        return _load_served(model, options)
     path = embedded_model() if str(model) == EMBEDDED else Path(model)
     if not path.exists():
         raise ModelFileError(
@@ -93,8 +97,16 @@ def load_engine(
     return _load_llama_cpp(path, {**trusted, **options})
 
 
+def _load_served(model: str | Path, options: dict[str, Any]) -> RequestEngine:
+    _check_not_of("openai", options)
+    from guard.engines.remote.engine import OpenAIEngine
+
+    _check_known("openai", OpenAIEngine, options)
+    return OpenAIEngine.load(model, **options)
+
+
 def _load_transformers(path: Path, options: dict[str, Any]) -> RequestEngine:
-    _check_not_of("llama.cpp", "transformers", options)
+    _check_not_of("transformers", options)
     from guard.engines.transformers import TransformersEngine
 
     _check_known("transformers", TransformersEngine, options)
@@ -108,20 +120,23 @@ def _load_llama_cpp(path: Path, options: dict[str, Any]) -> RequestEngine:
             why="it has the precision that it is stored in",
             fix="Leave --dtype out, or add --engine transformers",
         )
-    _check_not_of("transformers", "llama.cpp", options)
+    _check_not_of("llama.cpp", options)
     from guard.engines.llama_cpp import LlamaCppEngine
 
     _check_known("llama.cpp", LlamaCppEngine, options)
     return LlamaCppEngine.load(path, **options)
 
 
-def _check_not_of(other: str, engine: str, options: Iterable[str]) -> None:
-    """Refuse an option of the other built-in engine."""
+def _check_not_of(engine: str, options: Iterable[str]) -> None:
+    """Refuse an option of another built-in engine."""
     for option in options:
-        if option in ONLY_OF[other]:
-            raise InputError(
-                f"The engine {engine} has no option '{option}'", why=f"only {other} has it", fix=f"Leave {option} out"
-            )
+        for other in BUILT_IN:
+            if other != engine and option in ONLY_OF[other]:
+                raise InputError(
+                    f"The engine {engine} has no option '{option}'",
+                    why=f"only {other} has it",
+                    fix=f"Leave {option} out",
+                )
 
 
 def _check_known(engine: str, loaded_by: Any, options: Iterable[str]) -> None:

@@ -171,6 +171,12 @@ def _run(
 ) -> list[ModelResult]:
     def read(file: str | Path) -> Answers:
         table = Answers.read(file)
+        if not table.layers:
+            raise InputError(
+                f"'{file}' has the answers of a served model, which shows no layers",
+                why="an evaluation compares what reads layers with what does not",
+                fix="guard calibrate prints how its one score does on held-out questions",
+            )
         # A table of its own: what is computed of all answers is then computed of these only.
         return table if per_set is None else concatenate([capped(table, per_set=per_set, seed=plan.seed)])
 

@@ -73,7 +73,7 @@ def score_generation(generation: Generation, observer: SignatureObserver, scorer
     """Score the answer to a prompt, whose activations an observer has recorded.
 
     The score is uncalibrated if the answer was sampled, the template options differ from the calibration's, or a
-    response format has changed the answer.
+    response format has changed the answer, or may have.
 
     Raises:
         CaptureError: the activations are missing or not finite.
@@ -82,7 +82,8 @@ def score_generation(generation: Generation, observer: SignatureObserver, scorer
         raise CaptureError("The layers were not recorded", why=generation.capture_error)
     score = scorer.score(generation.signals(observer.signature()))
     same_options = prompt.messages is None or prompt.template_options == scorer.artefact.prompting.template_options
-    as_fitted = generation.sampling.is_greedy and same_options and not generation.redirected
+    as_written = prompt.response_format is None or generation.redirected == 0
+    as_fitted = generation.sampling.is_greedy and same_options and as_written
     return score if as_fitted else replace(score, calibrated=False)
 
 
@@ -127,7 +128,7 @@ def check_gives(scorer: Scorer, policy: Policy, *, whose: str) -> None:
         ScorerError: it lacks the policy's score, or the ood_score that the policy needs.
     """
     given = scorer.gives
-    if policy.score not in given:
+    if scorer.resolved(policy.score) not in given:
         raise ScorerError(
             f"The policy '{policy.name}' decides on the score '{policy.score}', which the scorer of '{whose}' does "
             "not give",

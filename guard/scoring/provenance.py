@@ -54,11 +54,12 @@ class Binding(Part):
     width: int
     capture_point: CapturePoint
     template_date: str | None = None
+    served: str | None = None
 
     @model_serializer(mode="wrap")
-    def _without_no_date(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Most templates write no date, and their scorers' files do not speak of it."""
-        return {name: value for name, value in dump(self).items() if (name, value) != ("template_date", None)}
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Most templates write no date and most models are not served, and their scorers' files do not speak of it."""
+        return {name: value for name, value in dump(self).items() if value is not None}
 
     @property
     def engine_options(self) -> dict[str, str]:

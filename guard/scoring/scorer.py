@@ -64,6 +64,15 @@ class Scorer:
         """Whether scores have an ood_score."""
         return self._ood_detector is not None
 
+    def resolved(self, name: ScoreName) -> ScoreName:
+        """Return the score that a name stands for: of a served model, which shows no layers, ``guard`` is its only one.
+
+        Examples:
+            >>> load_scorer(shipped_scorer()).resolved("guard")
+            'guard'
+        """
+        return name if name in self.artefact.scores or name != "guard" else self.artefact.default_score
+
     def giving(self, name: ScoreName, *, ood_score: bool = False) -> Self:
         """Return this scorer for callers who decide on one score, without the work that only others need.
 
@@ -81,7 +90,7 @@ class Scorer:
             >>> scorer.giving("log-probabilities").gives, scorer.giving("guard").gives
             (('log-probabilities',), ('guard', 'log-probabilities'))
         """
-        read = self._layers_read(name) | (_LAYERS if ood_score else frozenset())
+        read = self._layers_read(self.resolved(name)) | (_LAYERS if ood_score else frozenset())
         kept = tuple(each for each in self.gives if self._layers_read(each) <= read)
         if kept == self.gives and (read or self._ood_detector is None):
             return self
@@ -141,6 +150,12 @@ class Scorer:
             ScorerMismatchError: fitted on something else; the text names each field that differs.
         """
         fitted, given = self.artefact.binding, Binding.from_model(model, capture_point)
+        if fitted.layers and not given.layers:
+            raise ScorerMismatchError(
+                f"This scorer reads layers, which '{model.name}' does not show",
+                why="a server gives log-probabilities only",
+                fix="Run guard calibrate on the served model: its scorer reads these alone",
+            )
         differing = [name for name in Binding.model_fields if getattr(fitted, name) != getattr(given, name)]
         if not differing:
             return self

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from guard.records import Floats
-from guard.scores import ScoreName
+from guard.scores import SERVED, ScoreName
 from guard.scoring.arrays import array_from_text, array_to_text
 from guard.scoring.ood import StoredOodDetector
 from guard.scoring.provenance import Binding, Card, DataSet, Part, PlainDict, Prompting, Rebound
@@ -40,7 +40,7 @@ Integers = Annotated[list[int], FailFast()]
 class Schema(Part):
     """The stored form of a `FeatureSchema`."""
 
-    layers: Annotated[int, Field(ge=2, le=1024)]
+    layers: Annotated[int, Field(ge=0, le=1024)]
     temperatures: Annotated[list[Number], Field(min_length=1, max_length=16)]
     aggregates: Annotated[list[str], Field(min_length=1, max_length=8)]
     groups: Annotated[list[str], Field(min_length=1, max_length=16)]
@@ -210,8 +210,8 @@ class Artefact(Part):
             raise ValueError("feature_names are not as many as the schema's features")
         if list(self.feature_schema.names) != self.feature_names:
             raise ValueError("feature_names do not follow from the schema")
-        if "guard" not in self.scores:
-            raise ValueError("guard's own score is missing")
+        if self.default_score not in self.scores:
+            raise ValueError(f"the score '{self.default_score}' is missing")
         if self.card and self.card.data.keys() != {each.name for each in self.data}:
             raise ValueError("the card's data sets are not those of the calibration")
         shape = (len(ACTIVATION_TOKENS), self.binding.layers, self.binding.width)
@@ -228,6 +228,11 @@ class Artefact(Part):
             if model.base and min(model.base.features, default=0) < 0:
                 raise ValueError("a feature index is negative")
         return self
+
+    @property
+    def default_score(self) -> ScoreName:
+        """The score that decides: guard's own, or of a model that shows no layers that of its log-probabilities."""
+        return "guard" if self.binding.layers else "log-probabilities"
 
     @cached_property
     def feature_schema(self) -> FeatureSchema:
@@ -246,7 +251,7 @@ class Artefact(Part):
         model = self.scores[name]
         schema, _ = self.feature_schema.narrowed(model.features_used)
         groups = schema.groups if model.features_used else ()
-        words = [WORDS[group] for group in groups]
+        words = [WORDS[group] if self.binding.layers or group != "logprob" else SERVED for group in groups]
         if schema.signature_tokens and groups:
             words[-1] += f" ({', '.join(AGGREGATE_WORDS[each] for each in schema.aggregates)})"
         return (*words, *(("activations",) if model.probe else ()))

@@ -275,6 +275,8 @@ def pairwise_kl(activations: NDArray[Any], *, temperature: float = 1.0) -> NDArr
         >>> pairwise_kl(layers).round(4).tolist()
         [[0.0, 0.1438], [0.1308, 0.0]]
     """
+    if not activations.size:  # of a model that shows no layers
+        return np.zeros((0, 0), activations.dtype)
     z = activations / activations.dtype.type(temperature)
     z -= z.max(axis=1, keepdims=True)
     p = np.exp(z)
@@ -303,7 +305,7 @@ def _product(p: NDArray[Any], z: NDArray[Any]) -> NDArray[Any]:
 def log_rms(activations: NDArray[Any]) -> Floats:
     """Natural log of each layer's root mean square, shape (L,) from (L, D)."""
     with np.errstate(divide="ignore"):  # an all-zero layer gives -inf, which the observer refuses
-        mean_squares = np.einsum("ij,ij->i", activations, activations) / activations.shape[1]
+        mean_squares = np.einsum("ij,ij->i", activations, activations) / max(activations.shape[1], 1)
         return np.asarray(0.5 * np.log(mean_squares), np.float32)
 
 

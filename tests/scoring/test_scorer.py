@@ -272,6 +272,7 @@ CHANGES: dict[str, Any] = {
     "layers": LAYERS + 1,
     "width": WIDTH + 1,
     "template_date": "2026-11-25",
+    "served": "x on vLLM",
 }
 
 
