@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +59,9 @@ def take_next(
             if not sys.stdin.isatty():
                 say(f"It is yours until {case.claimed_until}. Decide: guard review approve {case.id}")
                 return
-            if not _decide_by_key(reviews, case, who):
+            with _given_back(reviews, case, who):
+                goes_on = _decide_by_key(reviews, case, who)
+            if not goes_on:
                 reviews.release(case.id, reviewer=who)
                 return
     if as_json:
@@ -146,6 +149,17 @@ def _done(store: str | None, work: Callable[[Store], Review], as_json: bool, say
 
 
 # -- by key ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _given_back(reviews: Store, case: Review, who: str) -> Iterator[None]:
+    """Release a case where the reviewer ends the command by Ctrl-C or an end of input."""
+    try:
+        yield
+    except (KeyboardInterrupt, typer.Abort):
+        with suppress(ReviewError):  # it has just been decided
+            reviews.release(case.id, reviewer=who)
+        raise
 
 
 def _decide_by_key(reviews: Store, case: Review, who: str) -> bool:

@@ -94,10 +94,11 @@ def interrupted(process: subprocess.Popen[bytes]) -> int:
 @pytest.mark.parametrize(
     ("command", "prompt"),
     [
-        (["approve"], "Approve it?"),
-        (["reject"], "Reject it?"),
-        (["edit"], "Edit it?"),
-        (["edit", "--yes"], "right or wrong?"),
+        (["approve", "ID"], "Approve it?"),
+        (["reject", "ID"], "Reject it?"),
+        (["edit", "ID"], "Edit it?"),
+        (["edit", "--yes", "ID"], "right or wrong?"),
+        (["next"], "[q]uit: "),
     ],
 )
 def test_ctrl_c_at_a_prompt_ends_with_130_and_decides_nothing(tmp_path: Path, command: list[str], prompt: str) -> None:
@@ -105,8 +106,8 @@ def test_ctrl_c_at_a_prompt_ends_with_130_and_decides_nothing(tmp_path: Path, co
         store.add(make_escalation(1))
         (case,) = store.reviews(limit=1)
     controller, end = pty.openpty()
-    code = f"from {entry()}; main()"
-    arguments = [sys.executable, "-c", code, "review", *command, case.id, "--store", str(tmp_path / "r.db")]
+    code, words = f"from {entry()}; main()", [case.id if word == "ID" else word for word in command]
+    arguments = [sys.executable, "-c", code, "review", *words, "--store", str(tmp_path / "r.db")]
     process = subprocess.Popen([*arguments, "--reviewer", "ann"], stdin=end, stdout=end, stderr=end)
     os.close(end)
     shown = ""
@@ -115,4 +116,4 @@ def test_ctrl_c_at_a_prompt_ends_with_130_and_decides_nothing(tmp_path: Path, co
     assert interrupted(process) == 130, shown
     os.close(controller)
     with Store.open(tmp_path / "r.db") as store:
-        assert [case.status for case in store.reviews()] == ["pending"]
+        assert [(each.status, each.claimed_by) for each in store.reviews()] == [("pending", None)]
