@@ -15,6 +15,7 @@ server=()
 python "$here/overhead.py" --out "$results/smollm2-llama-cpp.json"
 python "$here/overhead.py" --engine transformers --pairs 6 --out "$results/smollm2-transformers.json"
 python "$here/conversations.py" --out "$results/conversations-smollm2.json"
+python "$here/attention.py" --out "$results/attention-smollm2.json"
 python "$here/clients.py" "${server[@]}" --out "$results/clients-smollm2.json"
 python "$here/threads.py" --out "$results/threads-smollm2.json"
 python "$here/recordings.py" --out "$results/recordings-smollm2.json"

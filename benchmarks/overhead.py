@@ -76,6 +76,7 @@ def main() -> None:
     report = {
         **provenance(engine),
         "tokens": asked.tokens,
+        "threads": asked.threads,
         "ratios": [asdict(each) for each in ratios],
         "memory_mb": {n: _memory(guard, n) for n in (200, 1500)},
         "score_ms": _score_ms(guard),

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.evaluate import CROSSED, OWN
@@ -33,11 +34,12 @@ COSTS = {
 }
 
 #: What was measured where requests share an engine, in the documents' order; a file for each model.
-SHARED = ("conversations", "clients", "threads", "recordings", "stability")
+SHARED = ("conversations", "attention", "clients", "threads", "recordings", "stability")
 
 #: What people call a model whose file calls it otherwise.
 NAMES = {
     "Smollm2 135M 8k Lc100K Mix1 Ep2": "SmolLM2-135M-Instruct",
+    "SmolLM2-135M-Instruct.Q4_1": "SmolLM2-135M-Instruct",
     "Gemma 3 270m": "Gemma 3 270M (base)",
     "Qwen2.5 Coder 1.5B Instruct GGUF": "Qwen2.5-Coder-1.5B-Instruct",
 }
@@ -116,7 +118,7 @@ def costs() -> str:
         data = json.loads((MEASURED / file).read_text(encoding="utf-8"))
         shown = [f"{x['median']:.3f} ({x['smallest']:.2f} to {x['largest']:.2f})" for x in data["ratios"]]
         shown += [""] * (len(ratios) - len(shown))
-        rest = (f"{data['ratios'][0]['bare']:.1f}", f"{data['score_ms']:.2f}", data["date"][:10])
+        rest = (f"{data['ratios'][0]['bare']:.1f}", f"{data['score_ms']:.2f}", _when(data))
         lines.append(_row(name, *shown, *rest))
     return "\n".join(lines) + "\n"
 
@@ -139,9 +141,16 @@ def shared_costs(folder: Path = MEASURED) -> str:
             lines += ["", *_header("what", "", "")] if lines else _header("what", "", "")
         lines += [_row(each["what"], f"{each['value']:.4g} {each['unit']}".strip(), each["note"]) for each in single]
         name = NAMES.get(model["name"], model["name"])
-        parts.append(f"{name}, {model['quantization']}, on {model['engine']} ({data['date'][:10]}):\n")
+        parts.append(f"{name}, {model['quantization']}, on {model['engine']} ({_when(data)}):\n")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def _when(data: Mapping[str, Any]) -> str:
+    """Say when a figure was measured, and how where it is not wall time on all cores."""
+    cpu = data.get("clock", "").startswith("CPU")
+    how = [data["date"][:10], *(["CPU time"] if cpu else []), *([f"threads: {data['threads']}"] if cpu else [])]
+    return ", ".join(how)
 
 
 def _methods(model: ModelResult, setting: str) -> str:

@@ -50,7 +50,7 @@ def main() -> None:
         )
         about = provenance(engine)
     print_ratios("Threads, transformers", [found], about=about)
-    write({**about, "found": [asdict(found)]}, asked.out)
+    write({**about, "threads": asked.threads, "found": [asdict(found)]}, asked.out)
 
 
 if __name__ == "__main__":
