@@ -67,6 +67,13 @@ def take_first_look(
     Raises:
         EngineError: the model fails.
         InputError: the chat template does not read one of the options.
+
+    Examples:
+        >>> from guard import load_engine
+        >>> with load_engine("smollm2", threads=1) as engine:
+        ...     look = take_first_look(engine, "What is the capital of France?", max_tokens=8)
+        >>> look.tokens > 0, look.least_logprob <= look.mean_logprob <= 0
+        (True, True)
     """
     base = engine.model.chat_template_sha256 == sha256(b"").hexdigest()
     limits = Limits(max_tokens=max_tokens or MAX_TOKENS, timeout_s=timeout_s)
