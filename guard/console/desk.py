@@ -265,4 +265,5 @@ def templates() -> Environment:
     environment.globals.update(version=guard.__version__, bar=charts.bar, query_text=query_text)
     for function in (foreign.foreign, times.ago, times.moment, times.duration, times.initials, times.due):
         environment.filters[function.__name__] = function
+    environment.filters["lookup"] = lambda name, names: names.get(name, name)
     return environment

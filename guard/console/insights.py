@@ -12,6 +12,7 @@ from guard.access import Permission
 from guard.console import charts, times
 from guard.console.desk import PageError, TheVisit
 from guard.review.insights import BINS, Insights, Tally
+from guard.review.stats import FEWEST_SHARED
 
 router = APIRouter()
 
@@ -42,8 +43,18 @@ def show_insights(visit: TheVisit, days: int = 28, route: str = "") -> Response:
         kinds=_KINDS,
         shares=_shares,
         share=times.share,
+        all_routes=routes is None,
         wait=None if found.wait_s is None else times.duration(found.wait_s),
     )
+
+
+@router.get("/insights/agreement")
+def show_agreement(visit: TheVisit) -> Response:
+    """Return how far reviewers agree, for whoever sees all routes: the figures are not kept by route."""
+    if visit.routes(Permission.SEE_INSIGHTS) is not None:
+        raise PageError(403, "Your role does not reach this page", "Agreement is counted over all routes.")
+    found = visit.desk.store.stats()
+    return visit.page("agreement.html.j2", here="insights", found=found, fewest=FEWEST_SHARED, names=visit.desk.names())
 
 
 def _by_day(found: Insights) -> Markup:

@@ -146,15 +146,16 @@ def _add(tallies: Iterable[Tally]) -> Tally:
 
 
 def _histogram(connection: Connection, chosen: list[sa.ColumnElement[bool]]) -> tuple[tuple[int, ...], int]:
-    # SQLite's cast truncates and PostgreSQL's rounds, so half a step is taken off where it is cast by the latter.
-    half = 0.0 if connection.dialect.name == "sqlite" else 0.5
-    place: sa.ColumnElement[int | None] = sa.cast(REVIEWS.c.p_wrong * BINS - half, sa.Integer)
+    scaled: sa.ColumnElement[Any] = REVIEWS.c.p_wrong * BINS
+    # PostgreSQL's cast rounds; SQLite's truncates, and its floor is not in every build.
+    whole = scaled if connection.dialect.name == "sqlite" else sa.func.floor(scaled)
+    place: sa.ColumnElement[int | None] = sa.cast(whole, sa.Integer)
     bins, unscored = [0] * BINS, 0
     for which, number in connection.execute(sa.select(place, sa.func.count()).where(*chosen).group_by(place)):
         if which is None:
             unscored = int(number)
         else:
-            bins[max(0, min(int(which), BINS - 1))] += int(number)
+            bins[min(int(which), BINS - 1)] += int(number)
     return tuple(bins), unscored
 
 

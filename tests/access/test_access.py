@@ -284,6 +284,7 @@ def test_a_session_has_the_roles_of_the_moment_and_none_of_a_disabled_user(acces
     assert found.user.principal.grants == REVIEWER
     access.users.disable("mira")
     assert access.sessions.find(secret) is None
+    assert access.sessions.find(access.sessions.begin("mira")) is None  # signed in at that very moment
     access.users.enable("mira")
     assert access.sessions.find(secret) is None  # ended, not only hidden
 

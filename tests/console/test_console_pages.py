@@ -440,6 +440,22 @@ def test_insights_of_nothing_are_empty_and_no_error(console: MadeConsole) -> Non
     assert "No case came" in page.text
 
 
+def test_agreement_is_shown_from_twenty_shared_cases_on(console: MadeConsole) -> None:
+    ana = console.signed_in("ana", ("lead",))
+    assert "Nobody has shared a case yet" in ana.get("/insights/agreement").text
+    console.add("mira", "reviewer", name="Mira Patel")
+    for number in range(20):
+        review = add(console, number, terms=ReviewTerms(reviews=2))
+        console.store.approve(review.id, reviewer="mira")
+        decide = console.store.reject if number % 4 == 0 else console.store.approve
+        decide(review.id, reviewer="jonas")
+        if number == 18:
+            read = text(ana.get("/insights/agreement").text)
+            assert "jonas and Mira Patel 19 -" in read
+    assert re.search(r"jonas and Mira Patel 20 -?0\.\d\d", text(ana.get("/insights/agreement").text))
+    assert console.signed_in("vera", ("viewer:law",)).get("/insights/agreement").status_code == 403
+
+
 # -- settings ----------------------------------------------------------------------------------
 
 
