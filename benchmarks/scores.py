@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from guard.data.answers import Answers, concatenate
 from guard.evaluation.methods import GuardMethod
-from guard.evaluation.protocol import folds_of
+from guard.evaluation.protocol import assign_folds
 
 FOLDS = 5
 
 
 def out_of_fold(table: Answers, *, seed: int) -> NDArray[np.float64]:
     """Probability of being wrong of each answer, shape (n,)."""
-    fold = folds_of(table.group, table.wrong, folds=FOLDS, seed=seed)
+    fold = assign_folds(table.group, table.wrong, folds=FOLDS, seed=seed)
     scores = np.empty(len(table))
     for number in range(FOLDS):
         out = fold == number

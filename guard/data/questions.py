@@ -22,7 +22,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 from guard.checked import checked_seed
 from guard.data.row_values import (
     BadValueError,
-    kind_of,
+    json_kind,
     read_filled_text,
     read_mapping,
     read_mappings,
@@ -311,7 +311,7 @@ def _json_object(content: bytes) -> dict[str, Any]:
     except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
         raise BadValueError("is nested too deeply, or has a number that is too long") from error
     if not isinstance(row, dict):
-        raise BadValueError(f"is {kind_of(row)}, not an object; write one JSON object a line")
+        raise BadValueError(f"is {json_kind(row)}, not an object; write one JSON object a line")
     return row
 
 
@@ -420,7 +420,7 @@ def _label(row: Mapping[str, Any]) -> bool:
         raise BadValueError("has both 'wrong' and 'label'; give one")
     if wrong is not None:
         if not isinstance(wrong, bool):
-            raise BadValueError(f"'wrong' must be true or false, got {kind_of(wrong)}")
+            raise BadValueError(f"'wrong' must be true or false, got {json_kind(wrong)}")
         return wrong
     if label is None:
         raise BadValueError("misses 'wrong' (true or false)")

@@ -15,7 +15,7 @@ class BadValueError(Exception):
 def read_text(value: Any, key: str) -> str:
     """Return a text."""
     if not isinstance(value, str):
-        raise BadValueError(f"{key!r} must be a text, got {kind_of(value)}")
+        raise BadValueError(f"{key!r} must be a text, got {json_kind(value)}")
     return value
 
 
@@ -29,7 +29,7 @@ def read_filled_text(value: Any, key: str) -> str:
 def read_texts(value: Any, key: str) -> tuple[str, ...]:
     """Return a list of such texts that is not empty."""
     if not isinstance(value, list):
-        raise BadValueError(f"{key!r} must be a list of texts, got {kind_of(value)}")
+        raise BadValueError(f"{key!r} must be a list of texts, got {json_kind(value)}")
     if not value:
         raise BadValueError(f"{key!r} is empty")
     return tuple(read_filled_text(item, f"{key}[{at}]") for at, item in enumerate(value))
@@ -38,21 +38,21 @@ def read_texts(value: Any, key: str) -> tuple[str, ...]:
 def read_whole_number(value: Any, key: str) -> int:
     """Return a whole number."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise BadValueError(f"{key!r} must be a whole number, got {kind_of(value)}")
+        raise BadValueError(f"{key!r} must be a whole number, got {json_kind(value)}")
     return value
 
 
 def read_mapping(value: Any, key: str) -> Mapping[str, Any]:
     """Return an object."""
     if not isinstance(value, dict):
-        raise BadValueError(f"{key!r} must be an object, got {kind_of(value)}")
+        raise BadValueError(f"{key!r} must be an object, got {json_kind(value)}")
     return value
 
 
 def read_mappings(value: Any, key: str) -> tuple[Mapping[str, Any], ...]:
     """Return a list of objects."""
     if not isinstance(value, list):
-        raise BadValueError(f"{key!r} must be a list of objects, got {kind_of(value)}")
+        raise BadValueError(f"{key!r} must be a list of objects, got {json_kind(value)}")
     return tuple(read_mapping(item, f"{key}[{at}]") for at, item in enumerate(value))
 
 
@@ -61,7 +61,7 @@ def read_prompt(value: Any, key: str) -> Prompt:
     if isinstance(value, str):
         return Prompt.chat(read_filled_text(value, key))
     if not isinstance(value, list) or not value:
-        raise BadValueError(f"{key!r} must be a text or a list of messages, got {kind_of(value)}")
+        raise BadValueError(f"{key!r} must be a text or a list of messages, got {json_kind(value)}")
     for at, turn in enumerate(value):
         turn = read_mapping(turn, f"{key}[{at}]")
         for part in ("role", "content"):
@@ -74,11 +74,11 @@ def read_prompt(value: Any, key: str) -> Prompt:
 def read_truth(value: Any, key: str) -> bool:
     """Return a boolean."""
     if not isinstance(value, bool):
-        raise BadValueError(f"{key!r} must be true or false, got {kind_of(value)}")
+        raise BadValueError(f"{key!r} must be true or false, got {json_kind(value)}")
     return value
 
 
-def kind_of(value: Any) -> str:
+def json_kind(value: Any) -> str:
     """Return the kind of a JSON value in JSON's terms."""
     if value is None:
         return "null"

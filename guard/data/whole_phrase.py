@@ -78,7 +78,7 @@ def is_whole_phrase(sentence: str, words: Sequence[str], *, asked: str) -> bool:
     """
     if any(word[0].isdigit() for word in words):  # number words are read across words; see `_has_neighbour`
         return True
-    said, context = _words_of(sentence), frozenset(normalise(asked).split())
+    said, context = _split_words(sentence), frozenset(normalise(asked).split())
     around = _places_around(words, context)
     places = list(_places(said, words))
     return not places or any(
@@ -101,7 +101,7 @@ def _places_around(words: Sequence[str], asked: frozenset[str]) -> frozenset[str
 
 
 @lru_cache(maxsize=64)
-def _words_of(sentence: str) -> tuple[_Word, ...]:
+def _split_words(sentence: str) -> tuple[_Word, ...]:
     sentence = sentence.replace("&", " and ").replace("%", " percent ")
     found: list[_Word] = []
     end = 0

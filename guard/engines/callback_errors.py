@@ -1,4 +1,4 @@
-"""Exceptions that Python raises inside a callback from C, where they have no caller to go to.
+"""Exceptions that Python raises inside a callback from C, which cannot propagate to a caller.
 
 Python runs signal handlers between any two of its instructions, the first of a callback included,
 and prints what they raise there as "ignored". So that Ctrl-C ends a request, it is kept until the
@@ -36,7 +36,7 @@ class KeptError:
 
     @contextmanager
     def raised_after(self) -> Iterator[None]:
-        """Surround a call into C whose callbacks are Python; raises the exception that was kept meanwhile."""
+        """Wrap a call into C that calls back into Python; re-raise the exception that a callback kept."""
         self._kept = None
         with self._from_ctypes():
             yield
@@ -46,7 +46,7 @@ class KeptError:
 
     @contextmanager
     def _from_ctypes(self) -> Iterator[None]:
-        """Keep what is raised before a callback's own ``try`` begins, too.
+        """Also keep exceptions raised before a callback's own ``try`` begins.
 
         Only the main thread runs signal handlers, so only there the hook is exchanged.
         """
@@ -69,13 +69,15 @@ class KeptError:
 
 
 def is_from_signal_handler(error: BaseException) -> bool:
-    """Return whether a Python signal handler raised an error, so that nothing has failed but the call must end."""
+    """Return whether a Python signal handler raised an error, in which case the call must end although nothing has
+    failed.
+    """
     codes = {code for number in signal.valid_signals() if (code := _code_of(signal.getsignal(number)))}
     return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def signal_handler_error(error: BaseException) -> BaseException | None:
-    """Return what a Python signal handler raised: an error itself or one of its causes; None where neither is."""
+    """Return the exception of a Python signal handler: an error itself or one of its causes; None if neither is."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:

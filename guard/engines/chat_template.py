@@ -87,7 +87,7 @@ def clock(date: str | None) -> datetime:
 
 
 def after_answer(asked: Callable[..., str]) -> str:
-    """What a chat template writes behind an answer: the end that the model has learnt; empty where it does not say.
+    """Return what a chat template writes after an answer: the end that the model has learnt; empty if it writes none.
 
     Args:
         asked: `render` with everything but the messages.

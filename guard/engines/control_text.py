@@ -1,4 +1,5 @@
-"""Contents are plain text: what reads like a control token in a message, a tool's result or an option is none.
+"""Message contents are plain text: text that looks like a control token in a message, a tool's result or an option is
+not one.
 
 A tokenizer that may read control tokens, as the text of a chat template needs, reads them in a user's
 words too. So contents are rendered with a stand-in for the first character of each such text; what then
@@ -48,7 +49,7 @@ class ControlTexts:
         return next((length for length in self._lengths if text[start : start + length] in self._texts), 0)
 
     def starts(self, text: str) -> Iterator[int]:
-        """Return where a control text may begin, by its first character."""
+        """Return positions where a control text may begin, by its first character."""
         return (found.start() for found in self._first.finditer(text))
 
     def count(self, text: str) -> int:
@@ -60,7 +61,7 @@ class ControlTexts:
         return found
 
     def dangerous(self, text: str) -> list[int]:
-        """Return where a control text begins, or what could become one with the text behind."""
+        """Return positions where a control text begins, or where one could form with the following text."""
         return [start for start in self.starts(text) if self.at(text, start) or self._is_cut(text, start)]
 
     def _is_cut(self, text: str, start: int) -> bool:
@@ -153,7 +154,7 @@ def _replaced(value: Any, controls: ControlTexts, stand_ins: Mapping[str, str]) 
 
 
 def _cut(text: str, controls: ControlTexts, firsts: Mapping[str, str]) -> list[Piece]:
-    """Put the first characters back, and cut around what the template has not written itself."""
+    """Restore the first characters, and split the text around what the template has not written itself."""
     if any(f"\\u{ord(stand_in):04x}" in text.lower() for stand_in in firsts):
         raise InputError(
             "The messages hold the text of a control token, which this chat template writes with escapes",

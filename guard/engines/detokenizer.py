@@ -14,7 +14,7 @@ class Detokenizer(Protocol):
         """Text that this token completes; may be empty within a character."""
 
     def flush(self) -> str:
-        """Return what is left at the end."""
+        """Return the rest at the end of the answer."""
 
 
 class BytesDetokenizer:

@@ -1,4 +1,4 @@
-"""A strict reader of GGUF headers, for what must be known of a model before an engine loads it.
+"""A strict reader of GGUF headers, for checks before an engine loads a model.
 
 llama.cpp ends the whole process on some malformed headers (an assertion on a value's type, a read
 past a short array), so every header is checked here first. Nothing in the file is trusted: each
@@ -30,7 +30,7 @@ from guard.engines.gguf_limits import broken_limits
 from guard.engines.weights import unreadable, weight_file, weights_sha256
 from guard.errors import ModelFileError
 
-#: Header bytes beyond this are taken for damage; the largest vocabularies in use need about 20 MB.
+#: Longest header in bytes; a longer one counts as damage. The largest vocabularies in use need about 20 MB.
 HEADER_LIMIT = 128 * 2**20
 _WINDOW = 2**20
 _DEFAULT_ALIGNMENT = 32
@@ -51,7 +51,7 @@ _SCALARS: Mapping[int, np.dtype[Any]] = {
     }.items()
 }  # fmt: skip
 
-#: First bytes of files that are mistaken for a GGUF, and what they are.
+#: First bytes of other files that are mistaken for a GGUF, with their kinds.
 _LOOKALIKES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer; the weights were not fetched (git lfs pull)"),
     (b"PK\x03\x04", "a zip archive, as PyTorch checkpoints are"),
@@ -66,9 +66,9 @@ _LOOKALIKES: tuple[tuple[bytes, str], ...] = (
 
 
 class StringArray(Sequence[str]):
-    """An array of strings as it lies in the file, decoded when an item is read.
+    """An array of strings in the file's own bytes, decoded when an item is read.
 
-    Bytes that are not UTF-8 are replaced on reading; `raw` has them as they are.
+    Bytes that are not UTF-8 are replaced on reading; `raw` has the original bytes.
 
     Attributes:
         raw: the items as stored, each with its 64-bit length in front.
@@ -113,7 +113,7 @@ GgufValue = bool | int | float | str | StringArray | NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """Where a tensor lies in the file.
+    """The position and type of a tensor in the file.
 
     Attributes:
         name: such as ``blk.0.ffn_down.weight``.
@@ -160,7 +160,7 @@ class GgufHeader:
 
     @property
     def quantization(self) -> str:
-        """Such as ``Q4_K_M``; where the file does not name it, the type that most weights have."""
+        """Quantization such as ``Q4_K_M``; if the file does not name it, the type of most weights."""
         kind = self.metadata.get("general.file_type")
         if isinstance(kind, int) and kind in FILE_TYPES:
             return FILE_TYPES[kind]
@@ -177,7 +177,7 @@ class GgufHeader:
 
     @property
     def block_count(self) -> int:
-        """Number of transformer blocks; ModelFileError where it is missing, as for the next two."""
+        """Number of transformer blocks; raises ModelFileError if missing, as do the next two."""
         return self._hyperparameter("block_count")
 
     @property
@@ -396,7 +396,7 @@ class _Reader:
             if at > len(self._loaded):
                 self._at = first + starts[index]
                 self._need(at, what)
-        starts[count] = at - first + 8  # where a further item would start
+        starts[count] = at - first + 8  # where another item would start
         self._at = at
         return StringArray(bytes(self._loaded[first:at]), starts)
 

@@ -1,4 +1,4 @@
-"""What llama.cpp takes for granted of a GGUF header, and ends the process over where it does not hold.
+"""Assumptions of llama.cpp about a GGUF header; it ends the process if one does not hold.
 
 Read off its assertions and found by fuzzing (``tests/fuzz/gguf_loading.py``). A header that breaks one of
 these cannot be loaded anyway; here it is an error instead.
@@ -16,7 +16,7 @@ MAX_BLOCKS, MAX_EXPERTS = 512, 1024
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 #: Kinds of tokenizers by the file's name for them; others have no text.
 _TOKENIZERS = ("llama", "gpt2", "bert", "t5", "rwkv", "plamo2", "gemma4", "hybriddna", "whitespace")
-#: Architectures whose heads have keys and values of one length, and those that rotate all of it.
+#: Architectures with keys and values of equal length, and those that rotate all of it.
 _EQUAL_HEADS_NAMES = """
     afmoe apertus arcee arctic baichuan bailingmoe2 bitnet bloom chameleon chatglm codeshell cogvlm cohere2
     cohere2moe command-r dbrx deci deepseek deepseek4 dots1 dream ernie4_5 ernie4_5-moe exaone falcon glm4 glm4moe
@@ -57,7 +57,7 @@ class _Hyperparameters:
         return f"{self.architecture}.{name}"
 
     def number(self, name: str, default: int = 0) -> int:
-        """Return a whole number, of an array its largest; the default where it is missing or of another type."""
+        """Return a whole number, or the largest of an array; the default if it is missing or of another type."""
         value = self.metadata.get(self.key(name))
         if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu":
             return int(value.max())

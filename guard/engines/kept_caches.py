@@ -1,4 +1,4 @@
-"""Key-value caches of earlier requests on a Hugging Face model, of which later ones use the beginning.
+"""Key-value caches of earlier requests on a Hugging Face model, whose beginnings later requests reuse.
 
 What can be dropped from a cache differs between its layers. Full attention keeps every token and can drop the last
 ones; a sliding window has forgotten the first ones once it is full; a recurrent state cannot go back. So a cache is cut
@@ -35,9 +35,9 @@ class KeptCaches:
         """Keep the cache of a request that has ended.
 
         Args:
-            slot: of the request.
-            cache: None where the model has none.
-            tokens: that the cache has read.
+            slot: slot of the request.
+            cache: its cache; None if the model has none.
+            tokens: tokens that the cache has read.
         """
         if cache is not None and tokens:
             self._slots[slot] = _Kept(cache, tokens)

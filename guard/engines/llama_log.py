@@ -36,7 +36,7 @@ def captured_log() -> Iterator[list[str]]:
         with KeptError().raised_after():
             yield lines
     finally:
-        if llama_logger.logger.level == 0:  # nobody has chosen a level: its default prints everything
+        if llama_logger.logger.level == 0:  # without a chosen level, its default prints everything
             llama_logger.set_verbose(False)
         llama_cpp.llama_log_set(llama_logger.llama_log_callback, ctypes.c_void_p(0))
 

@@ -1,4 +1,4 @@
-"""Which nodes of a llama.cpp graph are the layers' outputs. Pure code over names.
+"""Finds the nodes of a llama.cpp graph that are the layers' outputs. Pure code over names.
 
 Most graphs name the MLP's output ``ffn_out-N``. Where experts are mixed, several nodes have names that
 look right, and only the one that holds everything which is added to the residual stream is.
@@ -44,7 +44,7 @@ def _check_whole(names: Sequence[str], node: str, number: int) -> None:
     experts = [at for at, name in enumerate(names) if name in {f"{stem}-{number}" for stem in _EXPERTS}]
     if not (dense and experts) or node in {template.format(n=number) for template in _SUMS}:
         return
-    # A sum comes behind its parts. A name that occurs twice is here that of a part and of a sum with the input.
+    # A sum follows its parts. A name that occurs twice names a part first, then a sum with the input.
     if node == _ROUTED.format(n=number) or names.count(node) > 1 or names.index(node) < max(*dense, *experts):
         raise UnsupportedArchitectureError(
             f"Layer {number} adds an MLP and routed experts, and its graph has no node of a known name for their sum",

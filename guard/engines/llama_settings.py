@@ -17,10 +17,10 @@ _FLOATS = ("f32", "f16", "bf16")
 
 
 def check_settings(*, context_tokens: int, threads: int | None, gpu_layers: int) -> None:
-    """Refuse numbers that llama.cpp would take for something else.
+    """Refuse numbers that llama.cpp would misinterpret.
 
     Raises:
-        InputError: one is no whole number, or below its least value.
+        InputError: a value is not a whole number, or is below its minimum.
     """
     whole_number("context_tokens", context_tokens, least=1)
     whole_number("gpu_layers", gpu_layers, least=-1)
@@ -29,7 +29,7 @@ def check_settings(*, context_tokens: int, threads: int | None, gpu_layers: int)
 
 
 def set_attention(context: Any, *, flash_attention: bool | None, type_k: str, type_v: str) -> None:
-    """Write into a context's parameters how attention is computed and in which type keys and values are kept.
+    """Set in a context's parameters how attention is computed and in which type keys and values are cached.
 
     Args:
         context: ``llama_context_params``.
@@ -55,7 +55,7 @@ def set_attention(context: Any, *, flash_attention: bool | None, type_k: str, ty
 
 
 def set_wrapped_attention(context: Any, flash_attention: bool | None) -> None:
-    """Write into a copy of a `Llama`'s parameters how attention is computed.
+    """Set in a copy of a `Llama`'s parameters how attention is computed.
 
     Args:
         context: ``llama_context_params``, as the owner's `Llama` has them.

@@ -1,4 +1,4 @@
-"""What a Hugging Face model is handed at each forward pass: exactly what its own ``generate()`` hands it.
+"""The arguments of each forward pass of a Hugging Face model: exactly those that its own ``generate()`` passes.
 
 Positions, masks, the kind of cache, and when a cache is thrown away differ between architectures and
 between versions of transformers. None of it is guessed here: `generate` itself prepares a request (its
@@ -53,14 +53,14 @@ class Passes:
         self._positions = self._settings.get("position_ids")
         self._whole = lm.prepare_inputs_for_generation(self._ids, is_first_iteration=True, **self._settings)
         may_split = _may_split(lm, self._whole)
-        #: How many of the prompt's tokens one pass may have: all, where the model reads parts differently.
+        #: Largest number of prompt tokens per pass: all of them if the model reads parts differently.
         self.part_tokens = PREFILL_TOKENS if may_split else len(prompt)
         #: How many tokens the cache has read. A prefix that is there already is a part that was read before.
         self.fed = kept if may_split and self._takes(cache) else 0
 
     @property
     def cache(self) -> Any:
-        """What the passes have filled; None where the model has no cache."""
+        """The cache that the passes have filled; None if the model has none."""
         return self._settings.get(self._cache_name or "")
 
     @property
@@ -83,7 +83,7 @@ class Passes:
         return self._part(start, self.fed) if self.fed <= self._prompt_tokens else self._following(tokens)
 
     def after(self, output: Any) -> None:
-        """Note what a pass gave: once the prompt is read, its cache, and that one token follows."""
+        """Record the result of a pass: its cache, and, once the prompt is read, that one token follows."""
         if self.fed >= self._prompt_tokens:
             self._settings = self._lm._update_model_kwargs_for_generation(output, self._settings)
 

@@ -185,12 +185,12 @@ def _run(
         table = read(file)
         fresh = None if number or new is None else _of_this_model(table, read(new))
         shifted = {} if number else _named_shifts(table, [read(other) for other in shifts])
-        report = _steps_of(table, progress)
+        report = _protocol_progress(table, progress)
         models.append(run_protocols(table, plan, new=fresh, shifted=shifted, progress=report))
     return models
 
 
-def _steps_of(table: Answers, progress: ProgressCallback) -> Callable[[ProtocolStep], None]:
+def _protocol_progress(table: Answers, progress: ProgressCallback) -> Callable[[ProtocolStep], None]:
     def report(step: ProtocolStep) -> None:
         progress(Progress(f"{table.metadata['model.name']}: {step.setting}", step.done + 1, step.total))
 

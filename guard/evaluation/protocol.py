@@ -139,12 +139,12 @@ def within_dataset(
         InputError: a data set has fewer questions than folds, or two methods have one name.
         ScorerError: a method returned other values than probabilities.
     """
-    sets = datasets_of(table)
+    sets = dataset_names(table)
     report = _reporter(progress, WITHIN, len(sets) * len(_checked(methods)))
     out = []
     for name in sets:
         part = table.take(np.flatnonzero(table.dataset == name))
-        fold = folds_of(part.group, part.wrong, folds=folds, seed=seed)
+        fold = assign_folds(part.group, part.wrong, folds=folds, seed=seed)
         score = partial(_cross_fitted, train=part, train_fold=fold, test=part, test_fold=fold, seed=seed)
         out.append(_predictions(WITHIN, name, name, part, methods, score, report))
     return tuple(out)
@@ -202,7 +202,7 @@ def held_out_datasets(
     Questions that the training sets have, too, are left out of the test. Arguments, result (one record for
     each new set) and errors are those of `within_dataset`, without folds; a set in both tables is an error.
     """
-    both = set(datasets_of(table)) & set(datasets_of(new))
+    both = set(dataset_names(table)) & set(dataset_names(new))
     if both:
         raise InputError(
             f"The data set {min(both)!r} is in the records and in the new ones",
@@ -243,9 +243,9 @@ def shift(
             have one name.
         ScorerError: a method returned other values than probabilities.
     """
-    sets = datasets_of(train)
+    sets = dataset_names(train)
     for name, test in shifted.items():
-        if not set(sets) & set(datasets_of(test)):
+        if not set(sets) & set(dataset_names(test)):
             known = ", ".join(sets)
             raise InputError(f"The tables of the shift {name!r} have no data set in common", why=f"trained on: {known}")
     cells: dict[str, list[tuple[str, AnswerTable]]] = {}
@@ -258,7 +258,7 @@ def shift(
         if not tests:
             continue
         seen = train.take(np.flatnonzero(train.dataset == each))
-        fold = folds_of(seen.group, seen.wrong, folds=folds, seed=seed)
+        fold = assign_folds(seen.group, seen.wrong, folds=folds, seed=seed)
         fits: dict[tuple[str, int], FittedMethod | InputError] = {}
         for name, new in tests:
             same = _folds_like(seen.group, fold, new.group)
@@ -270,7 +270,7 @@ def shift(
 # -- parts of tables ---------------------------------------------------------------------------
 
 
-def datasets_of(table: AnswerTable) -> tuple[str, ...]:
+def dataset_names(table: AnswerTable) -> tuple[str, ...]:
     """Return the names of the data sets of a table, sorted.
 
     Raises:
@@ -293,7 +293,7 @@ def capped(table: TableT, *, per_set: int, seed: int = 0) -> TableT:
         raise InputError(f"The cap per set must be at least 1, got {per_set}")
     rng = np.random.default_rng(seed)
     kept = []
-    for name in datasets_of(table):
+    for name in dataset_names(table):
         rows = np.flatnonzero(table.dataset == name)
         groups, group = np.unique(table.group[rows], return_inverse=True)
         order = rng.permutation(len(groups))
@@ -302,7 +302,7 @@ def capped(table: TableT, *, per_set: int, seed: int = 0) -> TableT:
     return table.take(np.sort(np.concatenate(kept)))
 
 
-def folds_of(group: NDArray[np.str_], wrong: NDArray[np.bool_], *, folds: int, seed: int) -> NDArray[np.intp]:
+def assign_folds(group: NDArray[np.str_], wrong: NDArray[np.bool_], *, folds: int, seed: int) -> NDArray[np.intp]:
     """Return the fold of each row, shape (n,); rows of one group share it.
 
     Groups are shuffled, ordered by their share of wrong answers, and dealt out like cards, so that
@@ -333,7 +333,7 @@ def _folds_like(group: NDArray[np.str_], fold: NDArray[np.intp], other: NDArray[
 
 
 def _several(table: AnswerTable) -> tuple[str, ...]:
-    sets = datasets_of(table)
+    sets = dataset_names(table)
     if len(sets) < 2:
         raise InputError(
             f"Transfer between data sets needs two or more of them, got only {sets[0]!r}",

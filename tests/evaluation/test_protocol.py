@@ -22,8 +22,8 @@ from guard.evaluation.measures import AUROC, BRIER, ECE, MEASURES, Ranked
 from guard.evaluation.predictions import Predictions, predictions_from_json, predictions_to_json
 from guard.evaluation.protocol import (
     ProtocolStep,
+    assign_folds,
     capped,
-    folds_of,
     held_out_datasets,
     leave_one_dataset_out,
     pairwise_transfer,
@@ -72,9 +72,9 @@ def test_folds_never_part_a_question(rows: list[tuple[int, bool]], folds: int, s
     wrong = np.array([label for _, label in rows])
     if len(set(group)) < folds:
         with pytest.raises(InputError, match="cannot be split into"):
-            folds_of(group, wrong, folds=folds, seed=seed)
+            assign_folds(group, wrong, folds=folds, seed=seed)
         return
-    fold = folds_of(group, wrong, folds=folds, seed=seed)
+    fold = assign_folds(group, wrong, folds=folds, seed=seed)
     for name in set(group):
         assert len(set(fold[group == name])) == 1
     sizes = [len(set(group[fold == number])) for number in range(folds)]
@@ -83,7 +83,7 @@ def test_folds_never_part_a_question(rows: list[tuple[int, bool]], folds: int, s
 
 def test_folds_hold_wrong_answers_alike() -> None:
     wrong = np.arange(100) < 13
-    fold = folds_of(np.arange(100).astype(str), wrong, folds=5, seed=0)
+    fold = assign_folds(np.arange(100).astype(str), wrong, folds=5, seed=0)
     assert sorted(np.bincount(fold, wrong).tolist()) == [2, 2, 3, 3, 3]
 
 
