@@ -1,4 +1,4 @@
-"""Every function on the face of a package has an example in its docstring that runs."""
+"""Every function on the face of a package has an example in its docstring that runs; so do those of classes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,10 @@ NO_EXAMPLE = {
 }
 
 
+def face_names(face: str) -> list[str]:
+    return list(importlib.import_module(face).__all__)
+
+
 def public_functions() -> list[str]:
     """Every function that is on the face of a package."""
     listed = [(face, name) for face in FACES for name in importlib.import_module(face).__all__]
@@ -53,9 +58,25 @@ def test_the_example_of_a_public_function_runs(name: str, tmp_path: Path, monkey
         pytest.skip(f"the example needs {', '.join(needed)}")
     monkeypatch.chdir(tmp_path)
     package, _, last = name.rpartition(".")
-    function = getattr(importlib.import_module(package), last)
-    names = {**vars(inspect.getmodule(function) or guard)}
-    (test,) = (each for each in doctest.DocTestFinder(recurse=False).find(function, name, globs=names))
+    run_examples(getattr(importlib.import_module(package), last), name)
+
+
+def public_classes() -> list[str]:
+    """Every class on the face of a package whose own docstring has an example."""
+    listed = [(face, name, getattr(importlib.import_module(face), name)) for face in FACES for name in face_names(face)]
+    return [f"{face}.{name}" for face, name, each in listed if inspect.isclass(each) and ">>>" in (each.__doc__ or "")]
+
+
+@pytest.mark.parametrize("name", public_classes())
+def test_the_example_of_a_public_class_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    package, _, last = name.rpartition(".")
+    run_examples(getattr(importlib.import_module(package), last), name)
+
+
+def run_examples(of: Any, name: str) -> None:
+    names = {**vars(inspect.getmodule(of) or guard)}
+    (test,) = (each for each in doctest.DocTestFinder(recurse=False).find(of, name, globs=names))
     run = [each for each in test.examples if not each.options.get(doctest.SKIP)]
     assert run, f"{name} has no example that runs"
     report: list[str] = []

@@ -66,6 +66,11 @@ class Trials:
         wrong: shape (n, attempts); whether its answer is wrong.
         released: shape (n, attempts); whether the answer is given to the caller whatever its score, such as that of a
             fallback that is trusted without one.
+
+    Examples:
+        >>> trials = Trials.from_scores([0.1, 0.2, 0.7], [False, True, True])
+        >>> trials.at(0.5)  # two answers are accepted, one of them wrong
+        (2, 1)
     """
 
     p_wrong: Doubles

@@ -67,6 +67,10 @@ class Question:
         category: category for tables, or None.
         grader: name of the grader, or None for the default one (see `guard.data.graders.grader_for`).
         meta: further values, such as ``answer_regex``.
+
+    Examples:
+        >>> Question(id="1", question="Which is a planet?", answers=("Mars",), choices=("the Sun", "Mars")).answers
+        ('Mars',)
     """
 
     id: str

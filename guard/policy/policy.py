@@ -66,6 +66,11 @@ class Policy:
         streaming: ``hold`` an answer until its decision, or show it ``live``.
         certificate: the file with the thresholds of risk guarantees; None if the document names none.
         score: name of the score that the rules compare.
+
+    Examples:
+        >>> policy = load_policy("balanced")
+        >>> policy.mode, policy.routes, [rule.action.value for rule in policy.plan().rules]
+        ('enforce', ('medical',), ['accept', 'retry', 'fallback', 'escalate', 'abstain'])
     """
 
     name: str

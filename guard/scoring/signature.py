@@ -58,6 +58,10 @@ class FeatureSchema:
         aggregates: over the answer's tokens; a subset of `AGGREGATES`.
         groups: a subset of `GROUPS`.
         version: of the meaning of the features.
+
+    Examples:
+        >>> FeatureSchema(layers=30, aggregates=("last",), groups=("length", "norms")).size
+        31
     """
 
     layers: int
@@ -145,6 +149,13 @@ class SignatureObserver:
         temperatures: of the maps.
         aggregates: the tokens whose maps and norms are read; empty where none is.
         reads_layers: False where nothing of the layers is read; guard's engines then record none.
+
+    Examples:
+        >>> observer = SignatureObserver(aggregates=("last",))
+        >>> for token in np.random.default_rng(0).standard_normal((5, 3, 8)):  # 5 tokens, 3 layers, width 8
+        ...     observer.observe(token)
+        >>> observer.signature().maps.shape  # temperatures, aggregates, layers, layers
+        (1, 1, 3, 3)
     """
 
     def __init__(
