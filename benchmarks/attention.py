@@ -2,7 +2,7 @@
 
     python benchmarks/attention.py [--model FILE.gguf] [--threads 1] [--cpu-time]
 
-A prompt of some 900 tokens is in the cache; a turn adds a short question, and 24 tokens are generated. Milliseconds are
+A prompt of some 600 tokens is in the cache; a turn adds a short question, and 24 tokens are generated. Milliseconds are
 those of the model's passes alone, with every layer read.
 """
 
@@ -23,7 +23,7 @@ from guard.records import Limits, Prompt
 from guard.scoring.signature import SignatureObserver
 
 #: Lines of the prompt that is in the cache, tokens that are generated, and other conversations in the cache.
-LINES, TOKENS, OTHERS = 60, 24, (0, 1, 2)
+LINES, TOKENS, OTHERS = 40, 24, (0, 1, 2)
 QUESTION = "And now tell me in a few words what this long list is about, please."
 
 
