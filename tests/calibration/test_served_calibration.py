@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoint import ScriptedServer, serving
+from endpoint import Listener, serving
 from typer.testing import CliRunner
 
 import guard
@@ -33,7 +33,7 @@ def answers(body: dict[str, Any], number: int) -> tuple[str, float]:
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[ScriptedServer]:
+def endpoint() -> Iterator[Listener]:
     with serving(answers=answers) as found:
         yield found
 
@@ -47,7 +47,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scorer(endpoint: ScriptedServer, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scorer(endpoint: Listener, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("scorer") / "scorer.json"
     guard.calibrate(questions, out=out, model=endpoint.url)
     return out
@@ -64,7 +64,7 @@ def test_the_scorer_has_the_score_of_log_probabilities_alone(scorer: Path) -> No
     assert artefact.ood_detector is None
 
 
-def test_every_built_in_policy_decides_by_it(scorer: Path, endpoint: ScriptedServer) -> None:
+def test_every_built_in_policy_decides_by_it(scorer: Path, endpoint: Listener) -> None:
     for policy in ("strict", "balanced", "permissive", "shadow"):
         with guard.Guard.load(
             endpoint.url, scorer=scorer, policy=policy, handlers={"review": lambda case: None}
@@ -77,7 +77,7 @@ def test_every_built_in_policy_decides_by_it(scorer: Path, endpoint: ScriptedSer
 
 
 def test_records_of_a_served_model_give_the_same_scorer(
-    scorer: Path, endpoint: ScriptedServer, questions: Path, tmp_path: Path
+    scorer: Path, endpoint: Listener, questions: Path, tmp_path: Path
 ) -> None:
     guard.record(questions, out=tmp_path / "answers.parquet", model=endpoint.url)
     guard.calibrate_records(tmp_path / "answers.parquet", out=tmp_path / "again.json")
@@ -86,7 +86,7 @@ def test_records_of_a_served_model_give_the_same_scorer(
     assert again.binding == first.binding
 
 
-def test_evaluate_says_that_there_are_no_layers(endpoint: ScriptedServer, questions: Path, tmp_path: Path) -> None:
+def test_evaluate_says_that_there_are_no_layers(endpoint: Listener, questions: Path, tmp_path: Path) -> None:
     guard.record(questions, out=tmp_path / "answers.parquet", model=endpoint.url)
     with pytest.raises(guard.GuardError, match="shows no layers"):
         guard.evaluate([tmp_path / "answers.parquet"], out=tmp_path / "report.html")
@@ -99,7 +99,7 @@ def test_the_scorer_does_not_fit_a_local_model(scorer: Path) -> None:
         guard.Guard(AnsweringEngine(lambda prompt, number: ("a", 0.1)), load_scorer(scorer), "permissive")
 
 
-def test_the_command_line_asks_a_served_model(scorer: Path, endpoint: ScriptedServer, tmp_path: Path) -> None:
+def test_the_command_line_asks_a_served_model(scorer: Path, endpoint: Listener, tmp_path: Path) -> None:
     run = CliRunner()
     asked = ["ask", "Is 1 fine?", "--model", endpoint.url, "--policy", "shadow", "--json"]
     found = run.invoke(app, [*asked, "--scorer", str(scorer)])
@@ -117,7 +117,7 @@ def test_the_command_line_asks_a_served_model(scorer: Path, endpoint: ScriptedSe
     assert checks["answer"]["ok"] is True
 
 
-async def test_langchain_uses_a_served_model(scorer: Path, endpoint: ScriptedServer) -> None:
+async def test_langchain_uses_a_served_model(scorer: Path, endpoint: Listener) -> None:
     chat = ChatGuard(model=endpoint.url, scorer=str(scorer))
     for message in (chat.invoke("Is 1 fine?"), await chat.ainvoke("Is 1 fine?")):
         scored = read_score(message)

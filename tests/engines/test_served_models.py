@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from endpoint import Reply, ScriptedServer, entry_of, events_of, logprob_for, serving
+from endpoint import Listener, Reply, entry_of, events_of, logprob_for, serving
 from scripted import confidence_scorer, scripted_model, tiny_artefact
 
 from guard import Guard, ResponseFormat, load_engine
@@ -41,13 +41,13 @@ KEY = "sk-not-to-be-shown-1234567890"
 
 
 @pytest.fixture
-def endpoint() -> Iterator[ScriptedServer]:
+def endpoint() -> Iterator[Listener]:
     with serving() as found:
         yield found
 
 
 @pytest.fixture
-def engine(endpoint: ScriptedServer) -> Iterator[RequestEngine]:
+def engine(endpoint: Listener) -> Iterator[RequestEngine]:
     with load_engine(endpoint.url, attempts=3, top_logprobs=5) as found:
         endpoint.asked.clear()
         yield found
@@ -63,7 +63,7 @@ def scorer_for(engine: RequestEngine) -> Scorer:
     return Scorer(Artefact.model_validate(made))
 
 
-def test_an_answer_has_its_text_and_signals(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_an_answer_has_its_text_and_signals(endpoint: Listener, engine: RequestEngine) -> None:
     endpoint.answers = lambda body, number: ("It is Paris", 0.2)
     found = engine.generate(QUESTION, limits=Limits(max_tokens=20))
     assert (found.text, found.finish_reason, found.prompt_tokens) == ("It is Paris", "stop", 7)
@@ -78,7 +78,7 @@ def test_an_answer_has_its_text_and_signals(endpoint: ScriptedServer, engine: Re
     assert (sent["model"], sent["max_tokens"], sent["temperature"], sent["top_logprobs"]) == ("tiny", 20, 0.0, 5)
 
 
-def test_sampling_tools_and_template_options_are_passed_on(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_sampling_tools_and_template_options_are_passed_on(endpoint: Listener, engine: RequestEngine) -> None:
     call = {"type": "function", "id": "1", "function": {"name": "add", "arguments": {"a": 1}}}
     tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
@@ -94,7 +94,7 @@ def test_sampling_tools_and_template_options_are_passed_on(endpoint: ScriptedSer
     assert sent["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
 
 
-def test_streams_give_pieces_and_signals(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_streams_give_pieces_and_signals(endpoint: Listener, engine: RequestEngine) -> None:
     endpoint.answers = lambda body, number: ("a b c", 0.1)
     seen: list[float] = []
     chunks = [*engine.stream(QUESTION, on_token=lambda signals: seen.append(signals.logprob))]
@@ -102,7 +102,7 @@ def test_streams_give_pieces_and_signals(endpoint: ScriptedServer, engine: Reque
     assert seen == pytest.approx([logprob_for(0.1)] * 3)
 
 
-async def test_tasks_are_answered_at_the_same_time(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+async def test_tasks_are_answered_at_the_same_time(endpoint: Listener, engine: RequestEngine) -> None:
     endpoint.answers = lambda body, number: (f"{body['messages'][0]['content']}!", 0.1)
     endpoint.pause_s = 0.05
     found = await asyncio.gather(*(engine.agenerate(Prompt.chat(f"q{number}")) for number in range(12)))
@@ -110,7 +110,7 @@ async def test_tasks_are_answered_at_the_same_time(endpoint: ScriptedServer, eng
     assert endpoint.most > 4
 
 
-def test_threads_get_their_own_answers_and_slots_bound_them(endpoint: ScriptedServer) -> None:
+def test_threads_get_their_own_answers_and_slots_bound_them(endpoint: Listener) -> None:
     endpoint.answers = lambda body, number: (f"{body['messages'][0]['content']}!", 0.1)
     endpoint.pause_s = 0.02
     with load_engine(endpoint.url, slots=3) as engine, ThreadPoolExecutor(12) as pool:
@@ -119,7 +119,7 @@ def test_threads_get_their_own_answers_and_slots_bound_them(endpoint: ScriptedSe
     assert endpoint.most == 3
 
 
-def test_a_thought_is_split_off(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_a_thought_is_split_off(endpoint: Listener, engine: RequestEngine) -> None:
     endpoint.answers = lambda body, number: ("<think>hm well</think>Paris", 0.1)
     found = engine.generate(QUESTION)
     assert (found.text, found.reasoning) == ("Paris", "hm well")
@@ -129,7 +129,7 @@ def test_a_thought_is_split_off(endpoint: ScriptedServer, engine: RequestEngine)
     assert found.capture_error is None
 
 
-def test_a_thought_that_the_server_has_taken_out_is_no_answer(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_a_thought_that_the_server_has_taken_out_is_no_answer(endpoint: Listener, engine: RequestEngine) -> None:
     def changed(event: dict[str, Any]) -> dict[str, Any]:
         for choice in event["choices"]:
             piece = choice["delta"].get("content", "")
@@ -147,20 +147,18 @@ def test_a_thought_that_the_server_has_taken_out_is_no_answer(endpoint: Scripted
     assert found.in_answer.tolist() == [False, False, False, True]
 
 
-def test_a_stop_string_ends_the_answer_and_the_request(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_a_stop_string_ends_the_answer_and_the_request(endpoint: Listener, engine: RequestEngine) -> None:
     endpoint.answers = lambda body, number: (" ".join(map(str, range(10_000))), 0.1)
     found = engine.generate(QUESTION, limits=Limits(max_tokens=10_000, stop=("4",)))
     assert (found.text, found.finish_reason) == ("0 1 2 3 ", "stop_string")
 
 
-def test_a_cut_answer_says_so(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_a_cut_answer_says_so(endpoint: Listener, engine: RequestEngine) -> None:
     endpoint.answers = lambda body, number: ("a b c d", 0.1)
     assert engine.generate(QUESTION, limits=Limits(max_tokens=2)).finish_reason == "length"
 
 
-def test_calls_that_the_server_takes_out_are_part_of_the_answer(
-    endpoint: ScriptedServer, engine: RequestEngine
-) -> None:
+def test_calls_that_the_server_takes_out_are_part_of_the_answer(endpoint: Listener, engine: RequestEngine) -> None:
     def changed(event: dict[str, Any]) -> dict[str, Any]:
         for choice in event["choices"]:
             if choice["delta"].get("content"):
@@ -208,7 +206,7 @@ SPOILS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 @pytest.mark.parametrize("name", SPOILS)
 def test_log_probabilities_that_cannot_be_used_fail_scoring(
-    endpoint: ScriptedServer, engine: RequestEngine, name: str
+    endpoint: Listener, engine: RequestEngine, name: str
 ) -> None:
     change, why = SPOILS[name]
     endpoint.change = spoiled(change)
@@ -222,7 +220,7 @@ def test_log_probabilities_that_cannot_be_used_fail_scoring(
     assert outcome.p_wrong is None
 
 
-def test_an_answer_without_log_probabilities_keeps_its_text(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_an_answer_without_log_probabilities_keeps_its_text(endpoint: Listener, engine: RequestEngine) -> None:
     def bare(event: dict[str, Any]) -> dict[str, Any]:
         return {**event, "choices": [{**choice, "logprobs": None} for choice in event["choices"]]}
 
@@ -233,7 +231,7 @@ def test_an_answer_without_log_probabilities_keeps_its_text(endpoint: ScriptedSe
 
 @pytest.mark.parametrize(("name", "value"), [("model", "other"), ("fingerprint", "fp_2"), ("fingerprint", None)])
 def test_another_model_in_mid_run_fails_scoring(
-    endpoint: ScriptedServer, engine: RequestEngine, name: str, value: str | None
+    endpoint: Listener, engine: RequestEngine, name: str, value: str | None
 ) -> None:
     guard = Guard(engine, scorer_for(engine), "balanced")
     assert guard.ask(QUESTION).accepted
@@ -268,22 +266,20 @@ def raw(*parts: bytes, then: Callable[[Reply], Any] = lambda reply: None, **head
     "fault",
     [Reply.reset, status("503 Busy"), status("429 Busy", Retry_After="0"), status("502 Gateway"), status("500 Error")],
 )
-def test_what_passes_is_tried_again(
-    endpoint: ScriptedServer, engine: RequestEngine, fault: Callable[[Reply], Any]
-) -> None:
+def test_what_passes_is_tried_again(endpoint: Listener, engine: RequestEngine, fault: Callable[[Reply], Any]) -> None:
     endpoint.faults = [fault, fault]
     assert engine.generate(QUESTION).text == "Paris"
     assert len(endpoint.asked) == 3
 
 
-def test_tries_end(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_tries_end(endpoint: Listener, engine: RequestEngine) -> None:
     endpoint.faults = [status("503 Busy")] * 9
     with pytest.raises(EngineError, match=r"cannot answer now: status 503"):
         engine.generate(QUESTION)
     assert len(endpoint.asked) == 3
 
 
-def test_the_deadline_bounds_the_wait_that_a_server_asks_for(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_the_deadline_bounds_the_wait_that_a_server_asks_for(endpoint: Listener, engine: RequestEngine) -> None:
     endpoint.faults = [status("429 Busy", Retry_After="50")] * 9
     with pytest.raises(EngineError, match="cannot answer now"):
         engine.generate(QUESTION, limits=Limits(timeout_s=5.0))
@@ -327,7 +323,7 @@ def half(reply: Reply) -> Any:
     ],
 )
 def test_what_a_server_must_not_say_is_an_error_that_quotes_nothing(
-    endpoint: ScriptedServer, engine: RequestEngine, fault: Callable[[Reply], Any], why: str
+    endpoint: Listener, engine: RequestEngine, fault: Callable[[Reply], Any], why: str
 ) -> None:
     endpoint.faults = [fault]
     with pytest.raises(EngineError, match=why) as raised:
@@ -339,7 +335,7 @@ def test_what_a_server_must_not_say_is_an_error_that_quotes_nothing(
     assert engine.generate(QUESTION).text == "Paris"
 
 
-def test_a_response_without_end_is_cut_off(endpoint: ScriptedServer) -> None:
+def test_a_response_without_end_is_cut_off(endpoint: Listener) -> None:
     async def flood(reply: Reply) -> None:
         await reply.head()
         while True:
@@ -359,7 +355,7 @@ def test_a_response_without_end_is_cut_off(endpoint: ScriptedServer) -> None:
         b'{"message": "This model\'s maximum context length is 10 tokens"}',
     ],
 )
-def test_a_prompt_that_is_too_long_is_named_so(endpoint: ScriptedServer, engine: RequestEngine, body: bytes) -> None:
+def test_a_prompt_that_is_too_long_is_named_so(endpoint: Listener, engine: RequestEngine, body: bytes) -> None:
     endpoint.faults = [status("400 No", body)]
     with pytest.raises(PromptTooLongError, match="too long for the served model"):
         engine.generate(QUESTION)
@@ -381,7 +377,7 @@ def drip(reply: Reply) -> Any:
 
 @pytest.mark.parametrize("fault", [hang, drip])
 def test_a_server_that_does_not_answer_is_late(
-    endpoint: ScriptedServer, engine: RequestEngine, fault: Callable[[Reply], Any]
+    endpoint: Listener, engine: RequestEngine, fault: Callable[[Reply], Any]
 ) -> None:
     endpoint.faults = [fault]
     with pytest.raises(EngineTimeoutError):
@@ -389,14 +385,14 @@ def test_a_server_that_does_not_answer_is_late(
     assert engine.generate(QUESTION).text == "Paris"
 
 
-def test_the_engines_own_time_ends_a_request_without_one(endpoint: ScriptedServer) -> None:
+def test_the_engines_own_time_ends_a_request_without_one(endpoint: Listener) -> None:
     with load_engine(endpoint.url, timeout_s=0.5) as engine:
         endpoint.faults = [drip]
         with pytest.raises(EngineTimeoutError, match=r"within 0\.5 s"):
             engine.generate(QUESTION)
 
 
-def test_cancelling_closes_the_connection(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_cancelling_closes_the_connection(endpoint: Listener, engine: RequestEngine) -> None:
     left = threading.Event()
 
     async def fault(reply: Reply) -> None:
@@ -417,7 +413,7 @@ def test_cancelling_closes_the_connection(endpoint: ScriptedServer, engine: Requ
     assert engine.generate(QUESTION).text == "Paris"
 
 
-async def test_a_cancelled_task_and_a_stream_that_is_left_free_their_slots(endpoint: ScriptedServer) -> None:
+async def test_a_cancelled_task_and_a_stream_that_is_left_free_their_slots(endpoint: Listener) -> None:
     endpoint.answers = lambda body, number: (" ".join(map(str, range(3000))), 0.1)
     with load_engine(endpoint.url, slots=1) as engine:
         task = asyncio.create_task(engine.agenerate(QUESTION, limits=Limits(max_tokens=3000)))
@@ -432,7 +428,7 @@ async def test_a_cancelled_task_and_a_stream_that_is_left_free_their_slots(endpo
         assert (await engine.agenerate(QUESTION)).text == "Paris"
 
 
-def test_closing_ends_requests_with_an_error(endpoint: ScriptedServer) -> None:
+def test_closing_ends_requests_with_an_error(endpoint: Listener) -> None:
     engine = load_engine(endpoint.url)
     endpoint.faults = [hang]
     with ThreadPoolExecutor(1) as pool:
@@ -475,7 +471,7 @@ def test_an_observer_that_asks_the_engine_is_refused(engine: RequestEngine) -> N
 # -- loading, keys, binding --------------------------------------------------------------------
 
 
-def test_the_model_is_found_by_name_or_alone(endpoint: ScriptedServer) -> None:
+def test_the_model_is_found_by_name_or_alone(endpoint: Listener) -> None:
     endpoint.models = ["tiny", "big/model"]
     for arguments in (
         {"model": f"{endpoint.url}#tiny"},
@@ -520,19 +516,19 @@ def test_an_option_of_served_models_is_refused_elsewhere() -> None:
         load_engine("smollm2", base_url="http://h/v1")
 
 
-def test_a_server_that_is_not_there_is_an_error(endpoint: ScriptedServer) -> None:
+def test_a_server_that_is_not_there_is_an_error(endpoint: Listener) -> None:
     with pytest.raises(EngineError, match="connection to the server failed"):
         load_engine("http://127.0.0.1:9/v1", attempts=1)
 
 
-def test_a_server_without_log_probabilities_is_refused_when_it_is_loaded(endpoint: ScriptedServer) -> None:
+def test_a_server_without_log_probabilities_is_refused_when_it_is_loaded(endpoint: Listener) -> None:
     endpoint.change = spoiled(lambda entry: entry.update(top_logprobs=[]))
     with pytest.raises(EngineError, match=r"gives no log-probabilities.*0 of 20.*top_logprobs=5"):
         load_engine(endpoint.url)
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(
-    endpoint: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    endpoint: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with load_engine(endpoint.url):
         assert not any("authorization" in each for each in endpoint.headers)
@@ -555,7 +551,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
         assert KEY not in str(raised.value)
 
 
-def test_a_scorer_is_bound_to_what_the_server_says(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_a_scorer_is_bound_to_what_the_server_says(endpoint: Listener, engine: RequestEngine) -> None:
     scorer = scorer_for(engine)
     assert Guard(engine, scorer, "permissive").ask(QUESTION).accepted
     for change in ({"fingerprint": "fp_2"}, {"model": "other"}, {"owner": "sglang"}):
@@ -595,7 +591,7 @@ rules:
 """
 
 
-def test_policies_retry_and_escalate_on_a_served_model(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_policies_retry_and_escalate_on_a_served_model(endpoint: Listener, engine: RequestEngine) -> None:
     scripts = [("Rome", 0.6), ("Paris", 0.1), ("Oslo", 0.8)]
     endpoint.answers = lambda body, number: scripts[number]
     guard = Guard(engine, scorer_for(engine), parse_policy(POLICY))
@@ -608,7 +604,7 @@ def test_policies_retry_and_escalate_on_a_served_model(endpoint: ScriptedServer,
     assert guard.ask(QUESTION).action is Action.ESCALATE
 
 
-def test_json_is_asked_for_and_checked(endpoint: ScriptedServer, engine: RequestEngine) -> None:
+def test_json_is_asked_for_and_checked(endpoint: Listener, engine: RequestEngine) -> None:
     schema = {
         "type": "object",
         "properties": {"a": {"type": "integer"}},

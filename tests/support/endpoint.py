@@ -18,7 +18,7 @@ AnswerScript = Callable[[dict[str, Any], int], tuple[str, float]]
 
 
 @dataclass
-class ScriptedServer:
+class Listener:
     """What the server answers, and how it fails.
 
     Attributes:
@@ -53,7 +53,7 @@ class ScriptedServer:
 class Reply:
     """One connection that waits for an answer."""
 
-    endpoint: ScriptedServer
+    endpoint: Listener
     writer: asyncio.StreamWriter
     body: dict[str, Any]
 
@@ -107,7 +107,7 @@ def entry_of(piece: str, logprob: float, k: int) -> dict[str, Any]:
     return {**chosen, "top_logprobs": [chosen, *others]}
 
 
-def events_of(endpoint: ScriptedServer, body: dict[str, Any], text: str, p_wrong: float) -> Iterator[dict[str, Any]]:
+def events_of(endpoint: Listener, body: dict[str, Any], text: str, p_wrong: float) -> Iterator[dict[str, Any]]:
     def event(delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return {"model": endpoint.model, "system_fingerprint": endpoint.fingerprint, "choices": [choice]}
@@ -121,13 +121,13 @@ def events_of(endpoint: ScriptedServer, body: dict[str, Any], text: str, p_wrong
     yield {"model": endpoint.model, "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": len(cut)}}
 
 
-async def _serve(endpoint: ScriptedServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _serve(endpoint: Listener, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
         await _answered(endpoint, reader, writer)
     writer.close()
 
 
-async def _answered(endpoint: ScriptedServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _answered(endpoint: Listener, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     first, *lines = head.strip().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
@@ -158,9 +158,9 @@ async def _answered(endpoint: ScriptedServer, reader: asyncio.StreamReader, writ
 
 
 @contextlib.contextmanager
-def serving(**settings: Any) -> Iterator[ScriptedServer]:
+def serving(**settings: Any) -> Iterator[Listener]:
     """Run a server in a thread of its own."""
-    endpoint = ScriptedServer(**settings)
+    endpoint = Listener(**settings)
     loop, ready = asyncio.new_event_loop(), threading.Event()
 
     async def run() -> None:
