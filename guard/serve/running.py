@@ -30,9 +30,9 @@ def run_server(config: ServeConfig, *, announce: bool = True) -> None:
     _log_decisions()
     with loaded_server(config) as server:
         application = create_application(server)
-        with _listening(config.listen.host, config.listen.port) as listening:
+        with listen_on(config.listen.host, config.listen.port) as listening:
             if announce:
-                print(f"guard serve listens on {_url(listening)}", flush=True)
+                print(f"guard serve listens on {url_of(listening)}", flush=True)
             settings = uvicorn.Config(
                 application,
                 access_log=False,  # it would have no decision ids
@@ -53,12 +53,19 @@ def _log_decisions() -> None:
     decisions.propagate = False
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listen_on(host: str, port: int) -> socket.socket:
+    """Return a socket that listens already, so that whoever reads the address can connect.
+
+    Raises:
+        InputError: nothing can listen there.
+    """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        # With its protocol named: asyncio turns Nagle's delay off only for such sockets.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(2048)
     except OSError as error:
         raise InputError(
             f"Cannot listen on {host}:{port}", why=error.strerror or str(error), fix="Choose another --host or --port"
@@ -66,6 +73,7 @@ def _listening(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _url(listening: socket.socket) -> str:
+def url_of(listening: socket.socket) -> str:
+    """Return the address of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from guard.policy.policy import Policy, parse_policy
 from guard.runtime.guard import Guard
 from guard.scoring.scorer import Scorer
 from guard.serve import ServedModel, ServedModels, Server, ServeSettings, create_application
+from guard.serve.running import listen_on
 
 #: Accepts what is likely right, refuses the rest.
 POLICY = """
@@ -101,8 +101,7 @@ def serving(
 @contextlib.contextmanager
 def running(application: Any) -> Iterator[str]:
     """Run an application in a thread of its own; gives its address."""
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
+    listening = listen_on("127.0.0.1", 0)
     config = uvicorn.Config(application, log_level="error", timeout_graceful_shutdown=2)
     uvicorn_server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(uvicorn_server.serve([listening])), daemon=True)
