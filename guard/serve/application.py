@@ -39,6 +39,9 @@ def create_application(server: Server) -> FastAPI:
     for router in (chat_router(server), model_router(server), guard_router(server)):
         application.include_router(router)
 
+    if server.console is not None:
+        application.mount("/console", server.console)
+
     @application.exception_handler(HTTPException)
     async def no_route(_: Request, error: HTTPException) -> JSONResponse:
         return error_response(error)

@@ -91,6 +91,13 @@ class MetricsSection(_ConfigPart):
     open: bool = Field(default=False, description="Without a key, where the rest needs one.")
 
 
+class ConsoleSection(_ConfigPart):
+    """The review console on the same address, below /console; it needs an account and the extra ``console``."""
+
+    https: bool = Field(default=False, description="Whether browsers reach it by HTTPS, through a proxy.")
+    names: tuple[str, ...] = Field(default=(), description="Host names under which it answers; by default any.")
+
+
 class ServeConfig(_ConfigPart):
     """A server's file."""
 
@@ -105,6 +112,7 @@ class ServeConfig(_ConfigPart):
     unguarded_keys: tuple[str, ...] = Field(
         default=(), description="Names of API keys whose side requests are answered without a policy."
     )
+    console: ConsoleSection | None = Field(default=None, description="The review console, below /console.")
     opentelemetry: bool = Field(default=False, description="Traces and metrics for the process's providers.")
     metrics: MetricsSection = Field(default_factory=MetricsSection)
 
@@ -168,6 +176,8 @@ def parse_config(text: str, *, where: str = "<server>") -> ServeConfig:
 
 def _without_empty(source: YamlSource) -> Any:
     """Return the data, where a model without settings (``smollm2:``) has none in place of nothing."""
+    if "console" in source.data and source.data["console"] is None:
+        source.data["console"] = {}
     models = source.data.get("models")
     if isinstance(models, dict):
         source.data["models"] = {name: {} if value is None else value for name, value in models.items()}
@@ -193,9 +203,10 @@ def _keys_at(location: Location) -> list[str]:
     """Return the keys that the mapping at a location may have."""
     if location[:1] == ("models",):
         return [*ModelSection.model_fields]
+    sections = {"console": ConsoleSection}
     section: Any = ServeConfig
     for step in location:
-        section = section.model_fields[str(step)].annotation
+        section = sections.get(str(step)) or section.model_fields[str(step)].annotation
     return [*section.model_fields]
 
 

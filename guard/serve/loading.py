@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from guard.access import Access
+from guard.console.settings import LOOPBACK_NAMES, ConsoleSettings, checked_names, is_loopback
 from guard.engines import load_engine
 from guard.engines.protocols import Engine
-from guard.errors import InputError, did_you_mean
+from guard.errors import InputError, did_you_mean, missing_extra
 from guard.files.user_code import load_function
 from guard.policy.document import Escalate
 from guard.policy.policy import Policy, load_policy
@@ -41,10 +41,14 @@ def loaded_server(config: ServeConfig) -> Iterator[Server]:
         if access is not None:
             _check_keys(access, config)
         queued = any(_uses_queue(policy) for own in policies.values() for policy in own.values())
-        store = opened.enter_context(Store.open(config.store)) if queued else None
+        store = opened.enter_context(Store.open(config.store)) if queued or config.console else None
         models = {name: load_model(name, model, policies[name], store, opened) for name, model in config.models.items()}
         watchers: list[Watcher] = [DecisionLines(), *([Telemetry()] if config.opentelemetry else [])]
-        yield Server.build(ServedModels(models), config.settings(), access=access, store=store, watchers=watchers)
+        server = Server.build(ServedModels(models), config.settings(), access=access, store=store, watchers=watchers)
+        if config.console is not None and store is not None:
+            users = access or opened.enter_context(Access.open(config.store))
+            server.console = console_app(config, store, users)
+        yield server
 
 
 def check_listening(config: ServeConfig) -> bool:
@@ -64,17 +68,29 @@ def check_listening(config: ServeConfig) -> bool:
     return True
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address.
+def console_app(config: ServeConfig, store: Store, access: Access) -> Any:
+    """Return the review console of a server.
 
-    Examples:
-        >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0"), is_loopback("localhost")
-        (True, True, False, True)
+    Raises:
+        InputError: it would cross a network in the clear, or nobody could sign in.
+        MissingExtraError: its packages are not installed.
     """
+    wanted, host = config.console, config.listen.host
+    assert wanted is not None
+    if not is_loopback(host) and not wanted.https:
+        raise InputError(
+            f"The console would be served on {host} by plain HTTP",
+            why="passwords and cases would cross the network in the clear",
+            fix="Put a proxy that speaks HTTPS in front, and write console: {https: true}",
+        )
+    if not access.users.exist():
+        raise InputError("The console has no account yet", fix="Make one first: guard users add LOGIN admin")
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        from guard.console.app import create_app
+    except ImportError as error:
+        raise missing_extra("argon2-cffi", "console") from error
+    names = checked_names(wanted.names) | (LOOPBACK_NAMES if is_loopback(host) else frozenset())
+    return create_app(store, access, ConsoleSettings(wanted.https, names))
 
 
 def _check_keys(access: Access, config: ServeConfig) -> None:

@@ -46,6 +46,7 @@ class Server:
         store: of escalated cases; None where no policy escalates to ``review``.
         responder: answers requests.
         metrics: for Prometheus; None where they are not wanted.
+        console: the review console, an ASGI application; None where it is not wanted.
         started: seconds since 1970.
         ready: whether new requests should be sent here.
     """
@@ -56,6 +57,7 @@ class Server:
     store: Store | None
     responder: Responder
     metrics: ServeMetrics | None = None
+    console: Any = None
     started: int = field(default_factory=lambda: int(time.time()))
     ready: bool = True
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
+from served import running
 
 from guard.access import Access, Grant, Role
 from guard.errors import InputError
+from guard.review.store import Store
+from guard.serve import ServedModels, Server, ServeSettings, create_application
 from guard.serve.config import InvalidConfigError, ServeConfig, load_config, parse_config
-from guard.serve.loading import check_listening, loaded_server
+from guard.serve.loading import check_listening, console_app, loaded_server
 
 GOOD = "version: 1\nmodels:\n  smollm2:\n    policy: strict\n"
 
@@ -71,6 +75,30 @@ def test_a_key_that_may_ask_unguarded_must_be_there(tmp_path: Path) -> None:
     config = listening("0.0.0.0").model_copy(update=changes)
     with pytest.raises(InputError, match="Did you mean 'webui'"), loaded_server(config):
         pass
+
+
+@pytest.mark.parametrize(
+    ("host", "console", "message"),
+    [("127.0.0.1", "", "no account yet"), ("0.0.0.0", "{https: false}", "in the clear")],
+)
+def test_a_console_needs_an_account_and_https(tmp_path: Path, host: str, console: str, message: str) -> None:
+    config = parse_config(f"{GOOD}listen: {{host: '{host}'}}\nconsole: {console}\n")
+    place = tmp_path / "r.db"
+    with Access.open(place) as access, Store.open(place) as store, pytest.raises(InputError, match=message):
+        console_app(config, store, access)
+
+
+def test_the_console_is_mounted_on_the_server(tmp_path: Path) -> None:
+    with Access.open(tmp_path / "r.db") as access, Store.open(tmp_path / "r.db") as store:
+        access.users.add("mira", grants=[Grant(Role.ADMIN)], password="a long password of hers")
+        server = Server.build(ServedModels({}), ServeSettings())
+        server.console = console_app(parse_config(f"{GOOD}console:\n"), store, access)
+        with running(create_application(server)) as url:
+            page = httpx.get(f"{url}/console/", follow_redirects=True)
+            assert httpx.get(f"{url}/v1/models").json() == {"object": "list", "data": []}
+    assert page.status_code == 200
+    assert "text/html" in page.headers["content-type"]
+    assert "password" in page.text
 
 
 def test_a_background_route_must_be_in_the_policy() -> None:
