@@ -134,7 +134,7 @@ def test_the_documented_figures_are_the_shipped_scorers() -> None:
     metrics = load_scorer(shipped_scorer()).artefact.metrics
     row = "| {name} | {n} | {wrong:.0%} | {auroc:.3f} | {auprc:.3f} | {brier:.3f} | {ece:.3f} |"
     shown = (ROOT / "docs" / "how-to" / "calibration.md").read_text(encoding="utf-8")
-    for name, key in (("guard", "guard"), ("log-probabilities alone", "log-probabilities")):
+    for name, key in (("guard", "guard"), ("ILIS", "ilis"), ("log-probabilities alone", "log-probabilities")):
         assert row.format(name=name, **metrics[key]).replace("%", " %") in shown
 
 

@@ -90,7 +90,7 @@ _TREE_TOKENS: dict[ScoreName, tuple[str, ...]] = {"guard": TOKENS, "ilis": ("las
 _BASE_GROUPS: dict[ScoreName, tuple[tuple[str, ...], ...]] = {
     "guard": (("logprob",), ("logprob", "margin", "length")),
     "ilis": (),
-    "log-probabilities": (("extremes",),),
+    "log-probabilities": (("logprob",), ("extremes",)),
 }
 
 

@@ -76,7 +76,7 @@ class Scorer:
     def giving(self, name: ScoreName, *, ood_score: bool = False) -> Self:
         """Return this scorer for callers who decide on one score, without the work that only others need.
 
-        It gives that score and each other one that reads nothing more of the layers. Where no layer is read at all,
+        It gives that score and each other one that reads little more of the layers. Where no layer is read at all,
         guard's engines record none.
 
         Args:
@@ -88,7 +88,7 @@ class Scorer:
             >>> scorer.giving("log-probabilities").observer().reads_layers
             False
             >>> scorer.giving("log-probabilities").gives, scorer.giving("guard").gives
-            (('log-probabilities',), ('guard', 'log-probabilities'))
+            (('log-probabilities',), ('guard', 'ilis', 'log-probabilities'))
         """
         read = self._layers_read(self.resolved(name)) | (_LAYERS if ood_score else frozenset())
         kept = tuple(each for each in self.gives if self._layers_read(each) <= read)
@@ -99,19 +99,23 @@ class Scorer:
         return narrowed
 
     def _layers_read(self, name: ScoreName) -> frozenset[str]:
-        """Return what a score reads of the layers: nothing, the layers, or also the maps of some tokens."""
+        """Return what a score reads of the layers: nothing, the layers, or also maps of every token.
+
+        The map of the first or the last token alone is one matrix product an answer, and leaves no score out.
+        """
         model = self.artefact.scores[name]
         schema, _ = self.artefact.feature_schema.narrowed(model.features_used)
         tokens = schema.signature_tokens if model.features_used else ()
-        maps = {f"{token} at {tau:g}" for token in tokens for tau in schema.temperatures}
-        return frozenset(maps) | (_LAYERS if maps or model.probe else frozenset())
+        every = [token for token in tokens if token in ("mean", "max")]
+        maps = {f"{token} at {tau:g}" for token in every for tau in schema.temperatures}
+        return frozenset(maps) | (_LAYERS if tokens or model.probe else frozenset())
 
     def observer(self) -> SignatureObserver:
         """Return an observer of one answer, which computes the maps of the tokens that the scores read, and no other.
 
         Examples:
-            >>> load_scorer(shipped_scorer()).observer().aggregates  # no score of it reads a map
-            ()
+            >>> load_scorer(shipped_scorer()).observer().aggregates  # one map an answer, which ILIS reads
+            ('last',)
         """
         schema = self._schema
         return SignatureObserver(
@@ -190,7 +194,7 @@ def load_scorer(path: str | Path) -> Scorer:
     Examples:
         >>> from guard.scoring import shipped_scorer
         >>> sorted(load_scorer(shipped_scorer()).artefact.scores)
-        ['guard', 'log-probabilities']
+        ['guard', 'ilis', 'log-probabilities']
     """
     return parse_scorer(checked_json.read_bytes(scorer_path(path), _KIND), where=str(path))
 

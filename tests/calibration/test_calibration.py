@@ -317,7 +317,7 @@ def test_log_probabilities_alone_have_no_trees() -> None:
     artefact = fit(made(1000, seed=2, by_logprob=2.0, by_map=1.0)).scorer.artefact
     model = artefact.scores["log-probabilities"]
     assert (model.trees, model.probe) == (None, None)
-    assert artefact.reads("log-probabilities") == ("least log-probability and greatest entropy",)
+    assert artefact.reads("log-probabilities") == ("log-probabilities", "least log-probability and greatest entropy")
 
 
 def test_log_probabilities_that_say_nothing_are_no_reason_to_refuse() -> None:

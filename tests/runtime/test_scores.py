@@ -132,7 +132,7 @@ def layered() -> Scorer:
     ("lines", "wanted", "computed"),
     [
         (("score: log-probabilities",), False, {"log-probabilities"}),
-        ((), False, {"guard", "log-probabilities"}),
+        ((), False, set(SCORE_NAMES)),
         (("score: ilis",), False, set(SCORE_NAMES)),
         (("score: log-probabilities",), True, set(SCORE_NAMES)),
         (("score: log-probabilities", "mode: shadow"), False, set(SCORE_NAMES)),

@@ -22,6 +22,7 @@ from scripted import LAYERS, WIDTH, confidence_scorer, scripted_model, tiny_arte
 from guard.errors import CaptureError, InputError, ScorerError, ScorerMismatchError
 from guard.files.checked_json import digest
 from guard.records import ModelInfo, Signals
+from guard.scores import ScoreName
 from guard.scoring import scorer as scorer_module
 from guard.scoring.provenance import Binding
 from guard.scoring.scorer import Evaluator, Scorer, load_scorer, log_odds_of, logistic, parse_scorer
@@ -162,6 +163,27 @@ def test_a_scorer_that_gives_one_score_reads_no_more_than_that() -> None:
         scored.deciding("guard")
     with pytest.raises(CaptureError, match="needs activations"):
         whole.score(unread)
+
+
+@pytest.mark.parametrize(
+    ("token", "given"), [("last", ("guard", "ilis", "log-probabilities")), ("mean", ("guard", "log-probabilities"))]
+)
+def test_the_map_of_one_token_costs_no_score_and_those_of_all_tokens_do(token: str, given: tuple[str, ...]) -> None:
+    artefact = tiny_artefact(scripted_model())
+    at = artefact.feature_names.index(f"map.1.{token}.0>1")
+    stump = STUMPS.model_copy(update={"feature": [at if each >= 0 else each for each in STUMPS.feature]})
+    ilis = Model(base=None, probe=None, trees=stump, calibration=Calibration(slope=1.0, intercept=0.0))
+    probe = LinearProbe.from_array(np.zeros((3, artefact.binding.layers, artefact.binding.width), np.float32))
+    own = artefact.scores["guard"].model_copy(update={"probe": probe})
+    scorer = Scorer(
+        artefact.model_copy(update={"scores": {"guard": own, "ilis": ilis, **_log_probabilities(artefact)}})
+    )
+    assert scorer.giving("guard").gives == given
+    assert scorer.giving("ilis").gives == ("guard", "ilis", "log-probabilities")
+
+
+def _log_probabilities(artefact: Artefact) -> dict[ScoreName, Model]:
+    return {"log-probabilities": artefact.scores["log-probabilities"]}
 
 
 @pytest.mark.parametrize("log_odds", [-1e6, -745.0, -30.0, 0.0, 30.0, 745.0, 1e6])
