@@ -3,8 +3,8 @@
     guard record --data FILE ... --out records.parquet
     python benchmarks/certify_records.py records.parquet
 
-Of the sets that the scorer was fitted on, only the test split counts; other sets count whole. ``guard certify`` does the
-same with the whole procedure of a policy, and asks the questions itself.
+Of the sets that the scorer was fitted on, only the test split counts; other sets count whole. ``guard certify`` does
+the same with the whole procedure of a policy, and asks the questions itself.
 """
 
 from __future__ import annotations
