@@ -79,7 +79,7 @@ def _format_of(
     choice, schema = options.get("tool_choice"), _schema_of(options.get("response_format"))
     demanded = tool_instruction(choice, [tool["function"]["name"] for tool in tools]) is not None
     if demanded:
-        return _call_format(_chosen(choice, tools), form)
+        return demanded_call(choice, tools, form)
     if schema is None:
         return None
     return _call_format(tools, form, otherwise=schema) if tools else ResponseFormat.json(schema)
@@ -92,6 +92,17 @@ def _schema_of(wanted: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         return {"type": "object"}
     schema: dict[str, Any] = _closed(wanted["json_schema"].get("schema", wanted["json_schema"]))
     return schema
+
+
+def demanded_call(choice: Any, tools: Sequence[Mapping[str, Any]], form: ToolFormat) -> ResponseFormat:
+    """Return the format of exactly one call, of the tool that a ``tool_choice`` names or of any.
+
+    Args:
+        choice: the ``tool_choice``.
+        tools: definitions of the tools that are offered.
+        form: in which the model writes calls. Answers in this format are read as those of `HERMES`.
+    """
+    return _call_format(_chosen(choice, tools), form)
 
 
 def _chosen(choice: Any, tools: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from guard.engines.instructions import json_instruction, tool_instruction
+from guard.engines.base import BaseEngine
+from guard.engines.instructions import demanded_call, json_instruction, tool_instruction
 from guard.engines.strict_json import DECODER
 from guard.engines.tool_calls import HERMES, ToolFormat
 from guard.engines.tool_support import check_tools, find_form
@@ -104,6 +105,9 @@ def asked_chat(body: ChatBody, target: ModelRoute, *, bounds: Bounds, key: str, 
     if form.schema is not None:
         checker(form.schema)  # an invalid schema is the caller's fault, said before anything is generated
         prompt = replace(prompt, response_format=ResponseFormat.json(form.schema or None))
+    elif form.demanded and isinstance(target.guard.engine, BaseEngine):  # a served model has no grammar of calls
+        prompt = replace(prompt, response_format=demanded_call(form.only, tools, form.reads))
+        form = replace(form, reads=HERMES)
     for instruction in _instructions(body, form):
         prompt = prompt.with_instruction(instruction)
     return Asked(

@@ -41,6 +41,10 @@ def calling(answer: str) -> ToolReadingEngine:
     return ToolReadingEngine(said(answer), model=scripted_model(context_tokens=4000))
 
 
+def calling_unsure() -> ToolReadingEngine:
+    return ToolReadingEngine(said(CALL, 0.9), model=scripted_model(context_tokens=4000))
+
+
 def ask(answer: str, **options: Any) -> Any:
     with serving(engine=calling(answer)) as served:
         return served.openai().chat.completions.create(model="tiny", messages=MESSAGES, **options)  # type: ignore[call-overload]
@@ -72,8 +76,6 @@ def test_a_streamed_tool_call_adds_up() -> None:
         ('<tool_call>{"name": "look", "arguments": {"at": }}</tool_call>', {}),
         ('<tool_call>{"name": "fly", "arguments": {}}</tool_call>', {}),
         (f"{CALL} as in this example", {}),
-        ("I would rather talk.", {"tool_choice": "required"}),
-        (CALL, {"tools": [LOOK, PAY], "tool_choice": {"type": "function", "function": {"name": "pay"}}}),
         (CALL + CALL, {"parallel_tool_calls": False}),
     ],
 )
@@ -82,6 +84,42 @@ def test_a_call_that_cannot_be_carried_out_is_an_error(answer: str, options: dic
     with pytest.raises(openai.APIError) as caught:
         ask(answer, **{"tools": [LOOK], **options}, stream=stream)
     assert (caught.value.code, caught.value.type) == ("invalid_tool_call", "guard_invalid_answer")
+
+
+@pytest.mark.parametrize(
+    ("answer", "choice", "names"),
+    [
+        ("I would rather talk.", "required", {"look", "pay"}),
+        (CALL, {"type": "function", "function": {"name": "pay"}}, {"pay"}),
+        (CALL, "required", {"look"}),
+    ],
+)
+def test_a_demanded_call_is_made_by_its_grammar(answer: str, choice: Any, names: set[str]) -> None:
+    policy = "{version: 1, name: all, rules: [accept]}"
+    with serving(engine=calling(answer), policies={"all": policy}) as served:
+        create = served.openai().chat.completions.create
+        found = create(model="tiny", messages=MESSAGES, tools=[LOOK, PAY], tool_choice=choice, max_tokens=80)
+    (call,) = found.choices[0].message.tool_calls
+    assert call.function.name in names
+    assert isinstance(json.loads(call.function.arguments), dict)
+    assert found.guard["calibrated"] is (answer == CALL and choice == "required")
+
+
+@pytest.mark.parametrize("answer", ["I would rather talk.", '<tool_call>{"name": "look", "arguments": {}}</tool_call>'])
+def test_a_function_that_does_not_make_the_demanded_call_is_refused(answer: str) -> None:
+    policy = "{version: 1, name: other, rules: [{fallback: {below: 1, to: other}}, abstain]}"
+    options = {"fallbacks": {"other": lambda prompt: answer}}
+    with serving(engine=calling_unsure(), policies={"other": policy}, guard_options=options) as served:
+        create = served.openai().chat.completions.create
+        with pytest.raises(openai.UnprocessableEntityError) as caught:
+            create(
+                model="tiny",
+                messages=MESSAGES,
+                tools=[LOOK, PAY],
+                tool_choice={"type": "function", "function": {"name": "pay"}},
+                max_tokens=80,
+            )
+    assert caught.value.code == "invalid_tool_call"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ DEFAULT_TOP_LOGPROBS = 20
 _BYTES_PER_TOKEN = 3
 
 #: What a server is, by the owner that it names in its list of models.
-_KINDS = {"vllm": "vLLM", "llamacpp": "llama.cpp server", "sglang": "SGLang", "library": "Ollama", "guard": "guard"}
+_KINDS = {"vllm": "vLLM", "llamacpp": "llama.cpp server", "sglang": "SGLang", "library": "Ollama"}
 
 
 class OpenAIEngine(RequestEngine):
