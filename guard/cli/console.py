@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,8 +77,9 @@ def console(
         raise InputError("--demo has a store of its own", fix="Leave --store or --demo out")
     place = _demo_store() if demo else store
     with ExitStack() as stack:
-        site = _site(stack, place, settings, listening, create=store is None)
-        _serve(site, listening)
+        # First: a link is not printed for a console that cannot start.
+        open_socket = stack.enter_context(_socket(listening))
+        _serve(_site(stack, place, settings, listening, create=store is None), open_socket)
 
 
 def _settings(
@@ -132,26 +134,34 @@ def _greet(access: Access, settings: ConsoleSettings, listening: Listening) -> N
     if access.users.exist() or settings.proxy_header is not None:
         out.print(shown(f"Open {address}/   (Ctrl-C ends it)"), soft_wrap=True)
         return
-    out.print("There is no account yet. This link makes the first one; it works once, for 30 minutes:")
+    out.print("There is no account yet. This link makes the first one; it works once, for 30 minutes:", soft_wrap=True)
     out.print(shown(f"{address}/welcome/{access.links.for_first_user()}"), soft_wrap=True)
     out.print("Ctrl-C ends the console.")
 
 
-def _serve(site: Any, listening: Listening) -> None:
+def _socket(listening: Listening) -> socket.socket:
+    opened = socket.socket(socket.AF_INET6 if ":" in listening.host else socket.AF_INET)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((listening.host, listening.port))
+    except OSError as error:
+        opened.close()
+        raise InputError(
+            f"The console cannot listen on {listening.host}, port {listening.port}",
+            why=error.strerror or str(error),
+            fix="Give another --host or --port",
+        ) from error
+    return opened
+
+
+def _serve(site: Any, open_socket: socket.socket) -> None:
     try:
         import uvicorn
     except ImportError:
         raise missing_extra("uvicorn", "console") from None
     # No access log: links that work once are in addresses. Headers of proxies are read by the console alone.
-    uvicorn.run(
-        site,
-        host=listening.host,
-        port=listening.port,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-    )
+    config = uvicorn.Config(site, log_level="warning", access_log=False, proxy_headers=False, server_header=False)
+    uvicorn.Server(config).run(sockets=[open_socket])
 
 
 def _demo_store() -> str:

@@ -25,7 +25,8 @@ from guard.review.store import Store
 
 
 def run(*arguments: str) -> None:
-    result = CliRunner().invoke(app, ["console", *arguments])
+    port = () if "--port" in arguments else ("--port", str(free_port()))
+    result = CliRunner().invoke(app, ["console", *arguments, *port])
     if isinstance(result.exception, GuardError):
         raise result.exception
     raise AssertionError(result.output)
@@ -122,6 +123,14 @@ def test_the_first_run_prints_a_link_that_makes_the_first_account(place: Path) -
         assert browser.get(f"http://127.0.0.1:{port}/console/queue", headers={"host": "evil"}).status_code == 421
     with Access.open(place) as access:
         assert [user.id for user in access.users.all()] == ["ana"]
+
+
+def test_a_port_that_is_taken_is_an_error_before_a_link_is_printed(place: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InputError, match="cannot listen on"):
+            run("--store", str(place), "--port", str(taken.getsockname()[1]))
 
 
 def test_with_accounts_it_prints_no_link(place: Path) -> None:
