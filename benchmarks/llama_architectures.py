@@ -33,8 +33,8 @@ REASONS = {
     "eagle3": "a draft model, which reads its target model's activations",
     "dflash": "a draft model, which reads its target model's activations",
     "gemma4-assistant": "a draft model, which reads its target model's activations",
-    "plm": "a tiny model fails an assertion in llama.cpp, whose own tests leave it out",
-    "rwkv6qwen2": "a tiny model ends llama.cpp's process; its own tests leave it out",
+    "plm": "llama.cpp fails an assertion when it builds the graph (`a->ne[0] == b->ne[0]`): by its source, a layer's "
+    "values do not have the width of its cache's rows. Its own tests leave it out",
     "wavtokenizer-dec": "not a language model: it makes sound of tokens",
 }
 

@@ -91,6 +91,7 @@ def test_the_document_shows_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
 #: Layouts that differ in how the MLP's output is added: in parallel, scaled, behind a norm, by experts.
 SAMPLE = [
     *("llama dense", "llama experts", "gptneox dense", "gemma2 dense", "olmo2 dense", "granite dense", "phi2 dense"),
+    "rwkv6qwen2 dense",
     *(
         "gemma4 experts",
         "hrm_text dense",
