@@ -38,6 +38,7 @@ _PACKAGES = {
     "otel": ("opentelemetry-api", "opentelemetry-sdk"),
     "console": ("fastapi", "uvicorn", "argon2-cffi"),
     "audit": ("cryptography",),
+    "webhooks": ("httpx", "cryptography"),
 }
 #: Environment for building llama.cpp without AMX kernels, so that none need be avoided at run time.
 WITHOUT_AMX = "CFLAGS=-mno-amx-int8 CXXFLAGS=-mno-amx-int8"
