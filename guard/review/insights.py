@@ -113,8 +113,16 @@ def read_insights(
 
 def read_routes(connection: Connection, routes: frozenset[str] | None) -> list[str]:
     """Return the routes of the cases that there are, in order, at most `ROUTES`; only these, or None for all."""
-    query = sa.select(REVIEWS.c.route).where(REVIEWS.c.route.is_not(None), *_on(routes, None)).distinct()
-    return list(connection.scalars(query.order_by(REVIEWS.c.route).limit(ROUTES)))
+    found: list[str] = []
+    chosen = _on(routes, None)
+    # From route to route in the index: a DISTINCT would read every case.
+    while len(found) < ROUTES:
+        beyond = REVIEWS.c.route > found[-1] if found else REVIEWS.c.route.is_not(None)
+        route = connection.scalar(sa.select(sa.func.min(REVIEWS.c.route)).where(beyond, *chosen))
+        if route is None:
+            break
+        found.append(str(route))
+    return found
 
 
 def _on(routes: frozenset[str] | None, route: str | None) -> list[sa.ColumnElement[bool]]:
