@@ -108,3 +108,10 @@ def fuzz(session: nox.Session) -> None:
     """Hostile inputs for every target; ``nox -s fuzz -- --seconds 300`` gives each five minutes."""
     session.install("-e", f".[{EXTRAS}]", "--group", "dev")
     session.run("python", "tests/fuzz/session.py", *session.posargs)
+
+
+@nox.session(python="3.11")
+def kills(session: nox.Session) -> None:
+    """Kill reviewers and workers 200 times; ``-- --store postgresql://...`` does so on an empty PostgreSQL database."""
+    session.install("-e", f".[{EXTRAS}]", "--group", "dev")
+    session.run("python", "tests/support/killed_reviews.py", *session.posargs)

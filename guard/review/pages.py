@@ -34,7 +34,6 @@ _COLUMNS = {
     "newest": (REVIEWS.c.created_at, True),
     "decided": (REVIEWS.c.decided_at, True),
 }
-_DECIDED = tuple(status.value for status in ReviewStatus if status is not ReviewStatus.PENDING)
 
 #: Found words up to this number are looked up; with more, cases in order are probed for them.
 _MANY = 5_000
@@ -57,7 +56,7 @@ class CaseFilter:
         routes: only these, as of a reviewer whose role does not hold for all.
         decided_by: whose verdicts.
         since, until: created from the first, and before the second, of these ISO 8601 times in UTC.
-        text: words of the question or the answer; all must be there, the last may be the beginning of one.
+        text: whole words of the question or the answer; all must be there.
     """
 
     status: str | None = None
@@ -216,7 +215,7 @@ def _states(chosen: CaseFilter, at: str) -> list[sa.ColumnElement[bool]]:
 
 def _by_status(status: str) -> sa.ColumnElement[bool]:
     if status == "decided":
-        return REVIEWS.c.status.in_(_DECIDED)
+        return REVIEWS.c.decided_at.is_not(None)
     if status not in list(ReviewStatus):
         raise InputError(f"There is no status '{status}'", fix=did_you_mean(status, (*ReviewStatus, "decided")))
     return REVIEWS.c.status == ReviewStatus(status).value
@@ -250,12 +249,12 @@ def _by_text(connection: Connection, text: str) -> sa.ColumnElement[bool]:
     if not words:
         raise InputError("The search has no word", fix="Give letters or digits")
     if connection.dialect.name == "sqlite":
-        return _on_sqlite(connection, " ".join(f'"{word}"' for word in words) + "*")
+        return _on_sqlite(connection, " ".join(f'"{word}"' for word in words))
     there = sa.func.to_tsvector(
         sa.literal_column("'simple'"),
         REVIEWS.c.question + sa.literal_column("' '") + sa.func.coalesce(REVIEWS.c.answer, sa.literal_column("''")),
     )
-    wanted = " & ".join(f"'{word}'" for word in words) + ":*"
+    wanted = " & ".join(f"'{word}'" for word in words)
     return there.bool_op("@@")(sa.func.to_tsquery(sa.literal_column("'simple'"), wanted))
 
 

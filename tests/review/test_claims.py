@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from made_cases import make_escalation
 from moved_clock import MovedClock
 from past_guard import run_past_guard
+from sqlalchemy import event
 
 from guard.errors import InputError, ReviewError, StoreError
 from guard.review.claims import LEASE_S
@@ -175,6 +177,23 @@ def test_processes_that_ask_at_once_get_a_case_each(url: str, store: Store) -> N
         person.join()
     assert sorted(name for names in got for name in names) == sorted(review.id for review in store.reviews())
     assert store.count(CaseFilter(status="approved")) == 30
+
+
+def test_the_next_case_is_found_by_an_index_that_has_the_order(path: Path) -> None:
+    """A million cases that wait must not be read and sorted for one claim."""
+    with Store.open(path) as store:
+        for number in range(3):
+            store.add(make_escalation(number))
+        statements: list[tuple[str, Any]] = []
+        event.listen(store._database.engine, "before_cursor_execute", lambda *seen: statements.append(seen[2:4]))
+        assert store.claim_next(reviewer="ann") is not None
+        asked = [each for each in statements if "reviews.late_at IS NULL" in each[0]]
+        with store._database.read() as connection:
+            plans = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", given).all() for text, given in asked]
+    (plan,) = plans
+    steps = [row[3] for row in plan]
+    assert any("USING INDEX reviews_to_claim" in step for step in steps), steps
+    assert not any("B-TREE" in step for step in steps), steps
 
 
 _TIME = "'2026-01-02T00:00:01.000000+00:00'"

@@ -69,7 +69,11 @@ def _partial(name: str, *columns: Column[object], where: sa.ColumnElement[bool],
 
 
 _partial("reviews_open_once", REVIEWS.c.fingerprint, where=_OPEN, unique=True)
-_partial("reviews_to_claim", REVIEWS.c.priority, REVIEWS.c.sort_key, REVIEWS.c.id, where=_OPEN)
+_partial(
+    "reviews_to_claim",
+    *(REVIEWS.c[name] for name in ("status", "priority", "sort_key", "id")),
+    where=REVIEWS.c.late_at.is_(None),
+)
 _partial("reviews_due", REVIEWS.c.due_at, where=_OPEN)
 _partial("reviews_claimed", REVIEWS.c.claimed_by, where=REVIEWS.c.claimed_by.is_not(None))
 

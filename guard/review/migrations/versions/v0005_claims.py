@@ -51,7 +51,8 @@ def upgrade() -> None:
         op.create_index(name, "reviews", columns)
     op.create_index("reviews_by_number", "reviews", ["number"], unique=True)
     _partial("reviews_open_once", ["fingerprint"], _OPEN, unique=True)
-    _partial("reviews_to_claim", ["priority", "sort_key", "id"], _OPEN)
+    # With the status in front SQLite sees that the index has the order of what is claimed next.
+    _partial("reviews_to_claim", ["status", "priority", "sort_key", "id"], "late_at IS NULL")
     _partial("reviews_due", ["due_at"], _OPEN)
     _partial("reviews_claimed", ["claimed_by"], "claimed_by IS NOT NULL")
     if sqlite:

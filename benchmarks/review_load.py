@@ -1,0 +1,170 @@
+"""The review queue with a million cases: pages, search, claims and counts, and fifty reviewers who ask at once.
+
+    python benchmarks/review_load.py [--store reviews.db | postgresql://...] [--cases 1000000]
+
+Four of five cases are decided. Each figure is of 200 calls with varied arguments, by one caller on a warm file. The
+store is filled by plain inserts, which is not measured. Milliseconds; the last line says whether any case was given to
+two of the fifty reviewers (in as many threads).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import quantiles
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import sqlalchemy as sa
+
+from guard.records import Escalation, Prompt
+from guard.review.migrations.tables import REVIEWS
+from guard.review.records import text_of_time, to_row
+from guard.review.store import ALPHABET, CaseFilter, Store
+from guard.review_terms import PRIORITIES, ReviewTerms
+
+CALLS, REVIEWERS, CHUNK = 200, 50, 5000
+ROUTES = ("medical", "law", "public service", "general")
+_WORDS = (
+    *("answer", "dose", "court", "river", "month", "notice", "doctor", "permit", "school"),
+    *("train", "house", "water", "paper", "money", "light", "garden"),
+)
+_BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def row(number: int) -> dict[str, Any]:
+    """One case; each has a word of its own, one that a thousand share, and common ones."""
+    draw = random.Random(number)
+    words = draw.choices(_WORDS, k=8)
+    question = f"Question {number}: {' '.join(words)} topic{number % 1000} unique{number}?"
+    case = Escalation(
+        decision_id=f"decision-{number}",
+        question=question,
+        prompt=Prompt.chat(question, system="Be brief."),
+        answer=f"It is {' '.join(draw.choices(_WORDS, k=12))}.",
+        p_wrong=draw.random(),
+        rule="rules[1]",
+        reason="too likely wrong",
+        route=ROUTES[number % len(ROUTES)],
+        policy="balanced",
+        model="tiny",
+        attempts=(),
+        metadata={"customer": number},
+        created_at=text_of_time(_BEGIN + timedelta(seconds=10 * number)),
+        terms=ReviewTerms(within_s=10.0**9 + draw.randrange(10**6), priority=draw.choice(PRIORITIES)),
+    )
+    name, left = "", number * 7_919 % len(ALPHABET) ** 6
+    for _ in range(6):
+        left, digit = divmod(left, len(ALPHABET))
+        name += ALPHABET[digit]
+    return {**to_row(case), "id": name, "number": number + 1}
+
+
+def fill(store: Store, cases: int) -> None:
+    """Add cases, and decide four of five."""
+    for begin in range(0, cases, CHUNK):
+        with store._database.write() as connection:
+            connection.execute(sa.insert(REVIEWS), [row(number) for number in range(begin, min(begin + CHUNK, cases))])
+            decide(connection, begin)
+    with store._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE")
+
+
+def decide(connection: sa.Connection, begin: int) -> None:
+    """Give the newest cases verdicts, past guard: one statement for all."""
+    some = f"FROM reviews WHERE number > {begin} AND number % 5 <> 0"
+    connection.exec_driver_sql(
+        "INSERT INTO review_events (review_id, at, who, what, draft, final_answer) "
+        f"SELECT id, created_at, 'ann', 'approved', 'right', answer {some}"
+    )
+    connection.exec_driver_sql(
+        "UPDATE reviews SET status = 'approved', reviewer = 'ann', draft = 'right', final_answer = answer, "
+        f"decided_at = created_at, final_at = created_at {some.removeprefix('FROM reviews')}"
+    )
+
+
+def calls(store: Store, cases: int) -> Iterator[tuple[str, Callable[[int], object]]]:
+    """What reviewers do, by name; each takes the number of the call."""
+    pending, draw = CaseFilter(status="pending"), random.Random(0)
+    middle = store.page(order="newest", limit=1000)
+    for _ in range(5):
+        middle = store.page(order="newest", after=middle.after, limit=1000)
+    yield "page: due first", lambda _: store.page(pending)
+    yield "page: most doubtful first", lambda _: store.page(pending, order="doubtful")
+    yield "page: everything, after 6,000", lambda _: store.page(order="newest", after=middle.after)
+    yield "page: decided, newest first", lambda _: store.page(CaseFilter(status="decided"), order="decided")
+    yield (
+        "page: route and priority",
+        lambda number: store.page(CaseFilter(status="pending", route=ROUTES[number % 4], priority="high")),
+    )
+    yield "page: for you", lambda number: store.page(CaseFilter(offered=True, viewer=f"person-{number}"))
+    yield "search: a word of one case", lambda _: store.page(CaseFilter(text=f"unique{draw.randrange(cases)}"))
+    yield "search: a word of a thousandth", lambda _: store.page(CaseFilter(text=f"topic{draw.randrange(1000)}"))
+    yield (
+        "search: common words, waiting",
+        lambda _: store.page(CaseFilter(status="pending", text=" ".join(draw.choices(_WORDS, k=2)))),
+    )
+    yield "count: waiting", lambda _: store.count(pending)
+    yield "one case by its decision", lambda _: store.review(f"decision-{draw.randrange(cases)}")
+    yield "claim the next", lambda number: store.claim_next(reviewer=f"claimer-{number}")
+
+
+def timed(work: Callable[[int], object]) -> dict[str, float]:
+    """Milliseconds of a call: the median, and the 95th percentile."""
+    times = []
+    for number in range(CALLS):
+        began = time.perf_counter()
+        work(number)
+        times.append(1000 * (time.perf_counter() - began))
+    return {"median": quantiles(times, n=20)[9], "p95": quantiles(times, n=20)[18]}
+
+
+def claim_at_once(store: Store) -> dict[str, Any]:
+    """Fifty reviewers, each of whom takes a case ten times and gives an opinion by deciding it."""
+    times: list[float] = []
+
+    def work(number: int) -> list[str]:
+        got = []
+        for _ in range(10):
+            began = time.perf_counter()
+            case = store.claim_next(reviewer=f"reviewer-{number}")
+            times.append(1000 * (time.perf_counter() - began))
+            assert case is not None
+            got.append(case.id)
+            store.approve(case.id, reviewer=f"reviewer-{number}")
+        return got
+
+    with ThreadPoolExecutor(REVIEWERS) as pool:
+        got = [name for names in pool.map(work, range(REVIEWERS)) for name in names]
+    return {"claims": len(got), "twice": len(got) - len(set(got)), "p95": quantiles(times, n=20)[18]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--store", help="an empty store, or one that this has filled; by default a file for now")
+    parser.add_argument("--cases", type=int, default=1_000_000)
+    parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
+    options = parser.parse_args()
+    with TemporaryDirectory() as folder, Store.open(options.store or f"{folder}/reviews.db", timeout_s=120) as store:
+        if not store.count():
+            began = time.perf_counter()
+            fill(store, options.cases)
+            print(f"{options.cases:,} cases in {time.perf_counter() - began:.0f} s", flush=True)
+        figures: dict[str, Any] = {}
+        for name, work in calls(store, options.cases):
+            figures[name] = timed(work)
+            print(f"{name:34} {figures[name]['median']:8.1f} {figures[name]['p95']:8.1f}", flush=True)
+        figures["fifty at once"] = claim_at_once(store)
+        print("fifty at once:", figures["fifty at once"])
+    if options.out:
+        options.out.write_text(json.dumps({"cases": options.cases, "figures": figures}, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
