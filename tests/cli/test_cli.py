@@ -60,7 +60,7 @@ def test_help_imports_nothing_heavy() -> None:
     ("arguments", "code", "words"),
     [
         (["ask", "x", "--model", "no-such.gguf", "--scorer", "x.json"], 3, "x.json"),
-        (["ask", "x", "--model", "no-such.gguf"], 3, "guard calibrate"),
+        (["ask", "x", "--model", "no-such.gguf"], 4, "There is no model"),
         (["ask", "x", "--policy", "balancd"], 2, "Did you mean 'balanced'?"),
         (["score", "no-such-file.jsonl"], 2, "no-such-file.jsonl"),
         (["calibrate", "--data", "no-such.jsonl", "--out", "s.json"], 2, "no-such.jsonl"),
