@@ -166,7 +166,7 @@ def test_mistakes_have_their_line_and_column(
         parse_policy(text)
     (problem,) = caught.value.problems
     location = f"routes.a.{defect}" if place else defect
-    assert message.format(defect if "nothing" in message else location) in problem.message
+    assert message.format(defect if "no value" in message else location) in problem.message
     assert problem.line == 5
     if column is not None:
         assert problem.column == column + len(defect) + 1 + text.splitlines()[4].index(line)
