@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from email.message import EmailMessage
+from functools import cache
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -99,7 +100,8 @@ async def _post(target: str, body: str, headers: dict[str, str], *, allow_privat
     # The name is looked up once: a second look-up could give another address than the one that was checked.
     pinned = httpx.URL(target).copy_with(host=address)
     headers = {**headers, "host": _host_header(parts)}
-    async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=TIMEOUT_S) as client:
+    options: dict[str, Any] = {"trust_env": False, "follow_redirects": False, "timeout": TIMEOUT_S}
+    async with httpx.AsyncClient(verify=_trusted(), **options) as client:
         request = client.build_request(
             "POST", pinned, content=body.encode(), headers=headers, extensions={"sni_hostname": host}
         )
@@ -109,6 +111,12 @@ async def _post(target: str, body: str, headers: dict[str, str], *, allow_privat
         except httpx.HTTPError as error:
             raise SendError(f"{type(error).__name__}: {error}"[:200]) from None
     return response.status_code
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """Return the certificates of the system, read once: twenty messages at a time would wait for that."""
+    return ssl.create_default_context()
 
 
 def _host_header(parts: SplitResult) -> str:
@@ -184,7 +192,7 @@ def mail(to: str, body: str, message_id: str) -> None:
 
 
 def _send_mail(server: SplitResult, letter: EmailMessage) -> None:
-    host, context = str(server.hostname), ssl.create_default_context()
+    host, context = str(server.hostname), _trusted()
     if server.scheme == "smtps":
         client: smtplib.SMTP = smtplib.SMTP_SSL(host, server.port or 465, timeout=TIMEOUT_S, context=context)
     else:

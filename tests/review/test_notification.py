@@ -279,6 +279,7 @@ def test_many_workers_send_each_message_once(store: Store, endpoints: Endpoints,
         store.add(make_escalation(number))
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: Deliverer(store).deliver(), range(4)))
+    assert {message.last_error for message in endpoints.messages()} == {None}
     ids = [headers["webhook-id"] for headers, _ in receiver.got]
     assert len(ids) == len(set(ids)) == 40
 

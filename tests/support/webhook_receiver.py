@@ -41,7 +41,10 @@ def receiving(*answers: int | None) -> Iterator[Receiver]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # several workers send twenty messages at once
+
+    server = Server(("127.0.0.1", 0), Handler)
     receiver.url = f"http://127.0.0.1:{server.server_address[1]}/hook?token=hidden"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
