@@ -6,7 +6,7 @@ before the mask, so that they still say how unsure the model was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -110,7 +110,8 @@ class Grammars:
 def accepts(wanted: ResponseFormat, text: str) -> bool:
     """Return whether a text has a format; errors as for `Grammars.constraint`."""
     end = 256
-    matcher = compiled(wanted, vocabulary_of([*(bytes([byte]) for byte in range(end)), b""], [end], _bytes_of))
+    vocabulary = vocabulary_of([*(bytes([byte]) for byte in range(end)), b""], [end], _bytes_of)
+    matcher = compiled(wanted, vocabulary, json_options={})  # whoever wrote it may use any white space
     return bool(matcher.consume_tokens(_bytes_of(text)) and matcher.is_accepting())
 
 
@@ -118,13 +119,13 @@ def _bytes_of(text: str) -> list[int]:
     return [*text.encode(errors="replace")]
 
 
-def compiled(wanted: ResponseFormat, tokenizer: Any) -> Any:
+def compiled(wanted: ResponseFormat, tokenizer: Any, json_options: Mapping[str, Any] = JSON_OPTIONS) -> Any:
     """Return an ``LLMatcher``; errors as for `Grammars.constraint`."""
     guidance = _llguidance()
     try:
         match wanted.kind:
             case "json_schema":
-                grammar = guidance.LLMatcher.grammar_from_json_schema(wanted.source, overrides=JSON_OPTIONS)
+                grammar = guidance.LLMatcher.grammar_from_json_schema(wanted.source, overrides=dict(json_options))
             case "lark":
                 grammar = guidance.LLMatcher.grammar_from_lark(wanted.source)
             case "regex":

@@ -619,6 +619,8 @@ def test_json_is_asked_for_and_checked(endpoint: Listener, engine: RequestEngine
     attempt = Guard(engine, scorer_for(engine), "permissive").ask(QUESTION, response_format=wanted).attempts[0]
     assert attempt.score is not None
     assert attempt.score.calibrated is False  # a server does not say what it did to the distribution
+    endpoint.answers = lambda body, number: ('{\n  "a" :\t1\n}\n', 0.1)
+    assert json.loads(engine.generate(replace(QUESTION, response_format=wanted)).text) == {"a": 1}
     endpoint.answers = lambda body, number: ("I am not JSON", 0.1)
     with pytest.raises(EngineError, match="response format"):
         engine.generate(replace(QUESTION, response_format=wanted))
