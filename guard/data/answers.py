@@ -319,7 +319,7 @@ def run_of(answers: Answers) -> Run:
     Raises:
         InputError: the metadata lacks a setting, as that of joined recordings may.
     """
-    metadata = {"model.template_date": None, **answers.metadata}
+    metadata = {"model.template_date": None, "model.served": None, **answers.metadata}
     try:
         model = ModelInfo(**{each.name: metadata[f"model.{each.name}"] for each in fields(ModelInfo)})
         settings = {each.name: metadata[each.name] for each in fields(Run) if each.name != "model"}

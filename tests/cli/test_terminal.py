@@ -180,7 +180,8 @@ def test_no_command_of_the_review_queue_lets_it_through(hostile_store: Path) -> 
         run = run_guard("review", *command, *at)
         assert not unseen(run.stdout + run.stderr), command
         assert "Traceback" not in run.stderr
-        assert run.stdout or run.returncode == 2
+        # The verdict can still be undone, so it is no label yet.
+        assert run.stdout or run.returncode == 2 or command == ("export",)
 
 
 @pytest.mark.parametrize("command", ["check", "explain"])

@@ -85,7 +85,7 @@ class SayingEngine(LlamaCppEngine):
     def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
         if feeds[0].position == 0:
             self._left = iter([*self.encode_text(self.saying), self._end_token()])
-        return [_Saying(row, next(self._left)) for row in super()._evaluate(feeds)]
+        return [_Saying(row, next(self._left, self._end_token())) for row in super()._evaluate(feeds)]
 
 
 class _Saying:
