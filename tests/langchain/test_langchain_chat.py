@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypedDict
 
 import pytest
@@ -423,15 +423,21 @@ def _name(schema: Any) -> str:
 
 
 def test_an_answer_of_another_shape_is_a_parsing_error(saying: Any) -> None:
-    answering = saying("Oslo is in Norway.")
+    """JSON mode asks for any object; only a schema decides what the object has."""
+    answering = saying('{"town": "Oslo"}')
+    asked = partial(answering.with_structured_output, City, method="json_mode")
     with pytest.raises(OutputParserException):
-        answering.with_structured_output(City).invoke("Oslo?")
-    raw = answering.with_structured_output(City, include_raw=True).invoke("Oslo?")
+        asked().invoke("Oslo?")
+    raw = asked(include_raw=True).invoke("Oslo?")
     assert raw["parsed"] is None
     assert isinstance(raw["parsing_error"], OutputParserException)
     assert read_score(raw["raw"]) is not None
-    safe = guarded(answering.with_structured_output(City), policy=policy(ABSTAIN))
-    assert safe.invoke("Oslo?") == "I cannot say."
+    assert guarded(asked(), policy=policy(ABSTAIN)).invoke("Oslo?") == "I cannot say."
+
+
+def test_a_model_that_would_say_something_else_gives_an_object_of_the_schema(saying: Any) -> None:
+    answering = saying("Oslo is in Norway.")
+    assert isinstance(answering.with_structured_output(City).invoke("Oslo?"), City)
     with pytest.raises(InputError, match="Did you mean 'json_mode'"):
         answering.with_structured_output(City, method="jsonmode")
 
