@@ -284,6 +284,12 @@ def test_signals_are_left_to_other_threads_and_faults_are_not() -> None:
 
 def test_a_long_prompt_does_not_keep_answers_waiting() -> None:
     engine = RememberingEngine(4)
+
+    def wait_for_the_long_prompt() -> None:
+        if len(engine.passes) == 10:  # or else the answer could end before another thread has asked
+            wait_until(lambda: engine._loop.waiting == 1)
+
+    engine.before_pass = wait_for_the_long_prompt
     with ThreadPoolExecutor(2) as pool:
         stream = engine.stream(Prompt.raw("short"), limits=Limits(max_tokens=60), sampling=Sampling(1.0, seed=4))
         next(stream)
