@@ -18,7 +18,10 @@ nox.options.error_on_missing_interpreters = False
 OTHER_PYTHONS = ["3.12", "3.13"]
 #: Left to itself, pip takes a CUDA build of several GB.
 TORCH = "torch==2.13.0"
-WITHOUT_TORCH = "llama,smollm2,calibrate,evaluate,datasets,math,langchain,plots,postgresql,serve,console,audit,grammar"
+WITHOUT_TORCH = (
+    "llama,smollm2,calibrate,evaluate,datasets,math,langchain,plots,postgresql,"
+    "openai,serve,otel,console,webhooks,audit,grammar"
+)
 EXTRAS = f"transformers,int4,{WITHOUT_TORCH}"
 TOOLS = [name for name in nox.project.dependency_groups(nox.project.load_toml(), "dev") if not name.startswith("torch")]
 #: Each extra, and a program that uses what it brings.
@@ -36,6 +39,9 @@ USES = {
     "langchain": "from guard.langchain import ChatGuard, GuardMiddleware, guarded",
     "plots": "import matplotlib",
     "serve": "import guard.serve, fastapi, uvicorn",
+    "openai": "import guard.engines.remote, httpx, tenacity",
+    "otel": "import opentelemetry.sdk",
+    "webhooks": "import guard.review, httpx, cryptography",
     "console": "import guard.access, argon2, fastapi, uvicorn",
     "audit": "from guard.audit import SigningKey; SigningKey.generate('example.org/guard')",
     "grammar": "import llguidance",
