@@ -42,9 +42,9 @@ class Listening:
 
 def console(
     *,
-    host: Annotated[str, typer.Option(metavar="HOST", help="Where to listen; other machines reach only others.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="Address to listen on; 127.0.0.1 is for this machine only.")
+    ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8766,
     https: Annotated[
         bool, typer.Option("--https", help="A proxy in front speaks HTTPS; needed where HOST is not loopback.")
