@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -25,18 +26,14 @@ def served() -> Iterator[Served]:
 
 
 def raw(served: Served, data: bytes, *, more: bytes | None = None) -> bytes:
-    """Send bytes, and read to the end of the connection or until nothing comes."""
+    """Send bytes, and read to the end of the connection, which a server that refuses may reset."""
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(data)
-        if more is not None:
-            connection.sendall(more)
         answer = b""
-        while not answer.endswith(b"}"):
-            piece = connection.recv(65536)
-            if not piece:
-                break
-            answer += piece
+        with suppress(ConnectionError):
+            connection.sendall(data + (more or b""))
+            while not answer.endswith(b"}") and (piece := connection.recv(65536)):
+                answer += piece
         return answer
 
 
@@ -84,7 +81,7 @@ def test_json_that_is_deep_or_broken_is_a_bad_request(served: Served, content: b
 
 def test_two_lengths_and_both_kinds_of_length_are_no_request(served: Served) -> None:
     body = json.dumps(ASK).encode()
-    two = raw(served, head(len(body), f"content-length: {len(body) - 1}"), more=body)
+    two = raw(served, head(len(body), f"content-length: {len(body) - 1}"))
     assert b" 400 " in two.split(b"\r\n")[0]
     smuggled = b"0\r\n\r\nGET /metrics HTTP/1.1\r\nhost: a\r\n\r\n"
     both = raw(served, head(len(smuggled), "transfer-encoding: chunked"), more=smuggled)
