@@ -216,24 +216,25 @@ class AuditLog:
                 return
             start = page[-1].number + 1
 
-    def prove(self, number: int) -> InclusionProof:
-        """Return the proof that an entry is in the tree of the latest checkpoint.
+    def prove(self, *numbers: int) -> list[InclusionProof]:
+        """Return the proofs that entries are in the tree of the latest checkpoint.
+
+        Args:
+            numbers: of the entries. All leaves are read once, however many there are.
 
         Raises:
             InputError: there is no such entry, or no checkpoint since it was added.
         """
         with self._database.read() as connection:
             latest = _latest_checkpoint(connection)
-            leaves = [bytes.fromhex(entry.leaf) for entry in _entries(connection, 0)]
-            entry = next(iter(_page(connection, number, None)), None)
-        if entry is None or not 0 <= number < len(leaves):
-            raise InputError(f"The log has no entry {number}", why=f"it has {len(leaves)}")
-        if latest is None or latest.size <= number:
-            raise InputError(f"No checkpoint covers entry {number}", fix="Run: guard audit checkpoint")
-        size = int(latest.size)
-        found = LogCheckpoint(_origin(latest.note), size, bytes.fromhex(latest.root))
-        path = tuple(node.hex() for node in merkle.inclusion_proof(leaves[:size], number))
-        return InclusionProof(entry, found, path, latest.note)
+            entries = list(_entries(connection, 0))
+        for number in numbers:
+            if not 0 <= number < len(entries):
+                raise InputError(f"The log has no entry {number}", why=f"it has {len(entries)}")
+            if latest is None or latest.size <= number:
+                raise InputError(f"No checkpoint covers entry {number}", fix="Run: guard audit checkpoint")
+        leaves = [bytes.fromhex(entry.leaf) for entry in entries[: latest.size if latest else 0]]
+        return [_proof(latest, leaves, entries[number]) for number in numbers]
 
     def verify(self, *, key: PublicKey | None = None, copies: tuple[str, ...] = ()) -> Verification:
         """Check every entry, text and checkpoint.
@@ -330,6 +331,12 @@ class _LogCheck:
             if json.loads(row.event)["texts"].get(row.field) != commitment(row.salt, row.content):
                 self.problems.append(f"The text '{row.field}' of entry {row.number} is not the one that was logged")
         return compared
+
+
+def _proof(latest: Any, leaves: list[bytes], entry: Entry) -> InclusionProof:
+    found = LogCheckpoint(_origin(latest.note), int(latest.size), bytes.fromhex(latest.root))
+    path = tuple(node.hex() for node in merkle.inclusion_proof(leaves, entry.number))
+    return InclusionProof(entry, found, path, latest.note)
 
 
 # -- writing in a transaction ------------------------------------------------------------------

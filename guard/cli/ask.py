@@ -12,6 +12,7 @@ import typer
 from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
 from guard.cli.first_look import needs_a_scorer, show_first_look
 from guard.cli.output import (
+    AuditLogOption,
     CertificateOption,
     FallbackOption,
     ForceOption,
@@ -59,9 +60,7 @@ def ask(
     template_option: TemplateOption = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Time limit of each attempt, in seconds.")] = None,
     force: ForceOption = False,
-    audit_log: Annotated[
-        bool, typer.Option("--audit-log", help="Write the decision to the store's audit log (guard audit).")
-    ] = False,
+    audit_log: AuditLogOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question, score the answer, and act by the policy.

@@ -108,7 +108,7 @@ def prove(
         numbers = [int(subject)] if subject.isdecimal() else [each.number for each in log.entries(subject=subject)]
         if not numbers:
             raise InputError(f"The log has no entry about '{subject}'", fix="Give a decision's id")
-        proofs = [log.prove(number) for number in numbers]
+        proofs = log.prove(*numbers)
     for proof in proofs:
         made = asdict(proof)
         made["checkpoint"]["root"] = proof.checkpoint.root.hex()

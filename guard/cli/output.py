@@ -57,6 +57,9 @@ StoreOption = Annotated[
         help="SQLite file or database URL; by default $GUARD_STORE, else reviews.db in your data folder.",
     ),
 ]
+AuditLogOption = Annotated[
+    bool, typer.Option("--audit-log", help="Write every decision to the store's audit log first (see guard audit).")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 

@@ -7,7 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
-from guard.cli.output import CertificateOption, ForceOption, ScorerOption, StoreOption, TemplateOption, template_options
+from guard.cli.output import (
+    AuditLogOption,
+    CertificateOption,
+    ForceOption,
+    ScorerOption,
+    StoreOption,
+    TemplateOption,
+    template_options,
+)
 from guard.errors import InputError
 
 
@@ -36,6 +44,7 @@ def serve(
         typer.Option("--keys/--no-keys", help="Whether requests need an API key; by default beyond loopback only."),
     ] = None,
     store: StoreOption = None,
+    audit_log: AuditLogOption = False,
 ) -> None:
     """Serve guarded models by OpenAI's API: chat completions, completions, models, and guard's own routes."""
     from guard.serve.running import run_server
@@ -52,7 +61,11 @@ def serve(
     }
     given = {name: value for name, value in about_model.items() if value is not None}
     listen = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    rest = {name: value for name, value in (("keys", keys), ("store", store)) if value is not None}
+    rest = {
+        name: value
+        for name, value in (("keys", keys), ("store", store), ("audit_log", audit_log or None))
+        if value is not None
+    }
     run_server(_config(config, given, listen, rest))
 
 

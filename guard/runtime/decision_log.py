@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from guard.errors import InputError
 from guard.records import Escalation
 from guard.runtime.call_state import CallState
 from guard.runtime.steps import Step, Steps
@@ -40,10 +41,15 @@ def log_policy(log: AuditLog | None, policy: Policy) -> None:
     """Write to the log which policy decides from now on, unless its last entry about this policy says the same.
 
     Raises:
+        InputError: it is no log.
         StoreError: the log cannot be written.
     """
     if log is None:
         return
+    from guard.audit.log import AuditLog
+
+    if not isinstance(log, AuditLog):
+        raise InputError(f"audit_log must be an AuditLog, got {type(log).__name__}", fix="Pass store.audit_log()")
     thresholds = {route or "default": _thresholds(policy, route) for route in policy.plans}
     fields = {"policy_sha256": policy.sha256, "mode": policy.mode, "score": policy.score, "thresholds": thresholds}
     log.append_changed("policy", f"policy {policy.name}", fields)

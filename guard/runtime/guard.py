@@ -142,6 +142,11 @@ class Guard:
         """The escalation handlers by name."""
         return self._resources.handlers
 
+    @property
+    def audit_log(self) -> AuditLog | None:
+        """What gets every decision; None where decisions are not logged."""
+        return self._resources.audit_log
+
     def with_scorer(self, scorer: Scorer) -> Guard:
         """Return a guard with another scorer that shares all other parts. It owns nothing: close this one.
 

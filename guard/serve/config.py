@@ -106,6 +106,7 @@ class ServeConfig(_ConfigPart):
     listen: ListenSection = Field(default_factory=ListenSection)
     keys: bool | None = Field(default=None, description="Whether requests need an API key; by default off loopback.")
     store: str | None = Field(default=None, description="SQLite file or URL of reviews and keys.")
+    audit_log: bool = Field(default=False, description="Write every decision to the store's audit log first.")
     limits: LimitsSection = Field(default_factory=LimitsSection)
     streaming: StreamingSection = Field(default_factory=StreamingSection)
     content_filter: bool = Field(default=False, description="End abstentions with content_filter in place of stop.")

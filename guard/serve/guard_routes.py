@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -14,10 +15,12 @@ from starlette.requests import Request
 
 from guard.errors import ReviewError
 from guard.outcome_export import readings
-from guard.records import Action, Decision, Prompt
+from guard.records import Action, Attempt, Decision, Prompt, Sampling
 from guard.review.results import ReviewResult
-from guard.runtime.call_state import CallState
+from guard.runtime.call_state import OWN_ENGINE, CallState
+from guard.runtime.decision_log import log_decision
 from guard.runtime.guard import PromptLike
+from guard.runtime.steps import adrive
 from guard.scores import Score
 from guard.serve.asked import chat_turns, check_length
 from guard.serve.bodies import Body, GuardOptions, MessageBody
@@ -231,13 +234,28 @@ async def _guardrail(
         return _blocked("guard has not seen the question of this answer (use mode: [pre_call, post_call])")
     if len(body.texts) != 1 or body.tool_calls or body.images or not body.texts[0].strip():
         return _blocked("guard scores one text")
-    decision = _decided(target, await _scored(server, target, prompt, body.texts[0]), last=True)
+    scored = await _scored(server, target, prompt, body.texts[0])
+    decision = _decided(target, scored, last=True)
+    await _logged(target, prompt, body.texts[0], scored, decision)
     if decision.action is Action.ACCEPT or target.guard.policy.mode == "shadow":
         return {"action": "NONE"}
     text = getattr(decision.settings, "text", None) or getattr(decision.settings, "reply", None)
     if text:
         return {"action": "GUARDRAIL_INTERVENED", "texts": [text]}
     return _blocked(f"The policy '{target.guard.policy.name}' does not accept the answer ({decision.rule})")
+
+
+async def _logged(target: ModelRoute, prompt: Prompt, answer: str, scored: Score, decision: Decision) -> None:
+    """Write the decision about another server's answer to the audit log, if there is one."""
+    guard, state = target.guard, CallState(target.guard.policy, target.route)
+    state.keep(Attempt(answer, OWN_ENGINE, scored, decision, 0, 0, scored.seconds, Sampling()))
+    about: dict[str, Any] = {
+        "question": prompt.question,
+        "prompt": prompt,
+        "model": guard.engine.model.name,
+        "metadata": {},
+    }
+    await adrive(log_decision(guard.audit_log, state, partial(state.escalation, **about)))
 
 
 def _blocked(why: str) -> dict[str, Any]:

@@ -41,8 +41,10 @@ def loaded_server(config: ServeConfig) -> Iterator[Server]:
         if access is not None:
             _check_keys(access, config)
         queued = any(_uses_queue(policy) for own in policies.values() for policy in own.values())
-        store = opened.enter_context(Store.open(config.store)) if queued or config.console else None
-        models = {name: load_model(name, model, policies[name], store, opened) for name, model in config.models.items()}
+        wanted = queued or config.console or config.audit_log
+        store = opened.enter_context(Store.open(config.store)) if wanted else None
+        shared = {"store": store, "audit_log": store.audit_log() if store and config.audit_log else None}
+        models = {name: load_model(name, each, policies[name], shared, opened) for name, each in config.models.items()}
         watchers: list[Watcher] = [DecisionLines(), *([Telemetry()] if config.opentelemetry else [])]
         server = Server.build(ServedModels(models), config.settings(), access=access, store=store, watchers=watchers)
         if config.console is not None and store is not None:
@@ -124,7 +126,7 @@ def _without(named: Mapping[str, Policy], name: str) -> dict[str, Policy]:
 
 
 def load_model(
-    name: str, model: ModelSection, policies: Mapping[str, Policy], store: Store | None, opened: ExitStack
+    name: str, model: ModelSection, policies: Mapping[str, Policy], shared: Mapping[str, Any], opened: ExitStack
 ) -> ServedModel:
     """Load a model once, and make a guard of each of its policies.
 
@@ -132,7 +134,7 @@ def load_model(
         name: as clients write it.
         model: its settings.
         policies: by name; the first decides where requests name none.
-        store: for the queue.
+        shared: what all guards of the server share, by the names of `Guard`: the store and the audit log.
         opened: closes what is loaded here.
     """
     own, *others = policies
@@ -149,15 +151,15 @@ def load_model(
             policy=policies[own],
             engine=model.engine,
             engine_options=model.engine_options,
-            store=store,
             force_scorer=model.force_scorer,
             certificate=model.certificate,
             template_options=model.template_options,
             handlers=functions["handlers"],
             fallbacks=functions["fallbacks"],
+            **shared,
         )
     )
-    guards = {other: _another(first, policies[other], store, functions, opened) for other in others}
+    guards = {other: _another(first, policies[other], shared, functions, opened) for other in others}
     return ServedModel(name, {own: first, **guards}, own, model.background, model.max_tokens)
 
 
@@ -177,7 +179,7 @@ def _check_background(name: str, model: ModelSection, policy: Policy) -> None:
 
 
 def _another(
-    first: Guard, policy: Policy, store: Store | None, functions: Mapping[str, Any], opened: ExitStack
+    first: Guard, policy: Policy, shared: Mapping[str, Any], functions: Mapping[str, Any], opened: ExitStack
 ) -> Guard:
     """Return a guard on the same engine and scorer with another policy."""
 
@@ -193,7 +195,7 @@ def _another(
         policy,
         fallbacks={**declared_sources(policy, given=given, load=load_declared), **given},
         handlers=functions["handlers"],
-        store=store,
         force_scorer=not first.scorer.calibrated,
         template_options=first.template_options,
+        **shared,
     )

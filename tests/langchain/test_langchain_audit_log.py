@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 from langchain_agents import ABSTAIN, agent, ask, last, thread
+from scripted import AnsweringEngine, confidence_scorer
 from scripted_chat import ScriptedChat, said
 
 from guard.audit.log import AuditLog
-from guard.errors import StoreError
-from guard.langchain import GuardMiddleware, RetractedError, guarded
+from guard.errors import InputError, StoreError
+from guard.langchain import ChatGuard, GuardMiddleware, RetractedError, guarded
 from guard.policy.policy import parse_policy
 from guard.review.store import Store
+from guard.runtime.guard import Guard
 
 LIVE = parse_policy(
     "{version: 1, name: live, streaming: live, rules: [{accept: {below: 0.2}}, {abstain: {text: No idea.}}]}"
@@ -80,3 +82,34 @@ def test_an_agent_gives_nothing_without_an_entry(store: Store) -> None:
     break_log(store)
     with pytest.raises(StoreError):
         ask(graph, config=thread())
+
+
+@pytest.mark.parametrize("wrong", [True, "reviews.db"])
+def test_what_is_no_log_is_refused_where_it_is_set(wrong: Any) -> None:
+    with pytest.raises(InputError, match="must be an AuditLog"):
+        guarded(chat(0.1), policy=ABSTAIN, audit_log=wrong)
+    with pytest.raises(InputError, match="must be an AuditLog"):
+        GuardMiddleware(ABSTAIN, audit_log=wrong)
+
+
+def test_a_changed_policy_of_a_chain_or_an_agent_has_an_entry(store: Store) -> None:
+    log = store.audit_log()
+    for chosen in (ABSTAIN, ABSTAIN, LIVE):
+        guarded(chat(0.1), policy=chosen, audit_log=log)
+    GuardMiddleware(ABSTAIN, audit_log=log)
+    events = [json.loads(entry.event) for entry in log.entries()]
+    assert [event["subject"] for event in events] == ["policy test", "policy live"]
+
+
+def test_a_chat_model_on_a_guard_keeps_its_log(store: Store) -> None:
+    log = store.audit_log()
+    engine = AnsweringEngine(lambda prompt, number: ("Paris", 0.1))
+    guard = Guard(engine, confidence_scorer(), ABSTAIN, audit_log=log)
+    assert ChatGuard.from_guard(guard).invoke("hi").content == "Paris"
+    assert [event["action"] for event in decisions(log)] == ["accept"]
+
+
+def test_a_chat_model_that_does_not_decide_takes_no_log(store: Store) -> None:
+    engine = AnsweringEngine(lambda prompt, number: ("Paris", 0.1))
+    with pytest.raises(InputError, match="no policy for the audit log"):
+        ChatGuard(engine=engine, scorer=confidence_scorer(), audit_log=store.audit_log())

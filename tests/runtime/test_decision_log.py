@@ -12,7 +12,7 @@ import pytest
 from scripted import AnsweringEngine, confidence_scorer
 
 from guard.audit.log import AuditLog
-from guard.errors import AbstainedError, EscalationError, StoreError
+from guard.errors import AbstainedError, EscalationError, InputError, StoreError
 from guard.policy.policy import parse_policy
 from guard.records import Outcome
 from guard.review.store import Store
@@ -140,3 +140,9 @@ def test_kept_texts_are_those_of_the_call(ask: EitherWay, store: Store) -> None:
 def test_a_guard_without_a_log_keeps_none(ask: EitherWay, store: Store) -> None:
     ask(guarded(None, ("42", 0.1)))
     assert len(store.audit_log()) == 0
+
+
+@pytest.mark.parametrize("wrong", [True, "reviews.db", object()])
+def test_what_is_no_log_is_refused_where_it_is_set(wrong: Any) -> None:
+    with pytest.raises(InputError, match="must be an AuditLog"):
+        guarded(wrong, ("42", 0.1))

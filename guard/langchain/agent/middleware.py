@@ -48,7 +48,7 @@ from guard.review.handlers import (
     as_named,
 )
 from guard.runtime.call_state import CallState
-from guard.runtime.decision_log import log_decision
+from guard.runtime.decision_log import log_decision, log_policy
 from guard.runtime.resources import all_handlers, escalation_step, open_store
 from guard.runtime.sources import missing_fallback
 from guard.runtime.steps import Step, Steps, adrive, drive
@@ -354,6 +354,7 @@ class _MiddlewareSettings:
         chosen.check_route(route)
         refuse_guarantees(chosen, caller="an agent")
         _refuse_live(chosen)
+        log_policy(self.audit_log, chosen)
         return AgentRules(
             policy=chosen,
             route=route,

@@ -43,6 +43,7 @@ from guard.policy.guarantee import refuse_guarantees
 from guard.policy.policy import Calls, Policy, load_policy
 from guard.review.handlers import HANDLERS, Handler, as_named, check_handlers, log_handler
 from guard.runtime.call_state import CallState
+from guard.runtime.decision_log import log_policy
 from guard.runtime.resources import all_handlers
 from guard.runtime.steps import adrive, adrive_stream, drive, drive_stream
 
@@ -104,6 +105,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
             check_handlers(policy.handler_names(), {"review": log_handler, "log": log_handler, **self.handlers})
         for step in (self.runnable, *fallback_steps(self.fallbacks).values()):
             refuse_stateful(step)
+        log_policy(self.audit_log, policy)
         return self
 
     # -- settings --------------------------------------------------------------------------------

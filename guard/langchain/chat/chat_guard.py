@@ -120,7 +120,7 @@ class ChatGuard(RoutedChatModel):
     handlers: dict[str, Any] = Field(default_factory=dict, repr=False)
     store: Any = Field(default=None, repr=False)
     audit_log: Any = Field(default=None, repr=False)
-    """``fallbacks``, ``handlers``, ``store`` and ``audit_log`` are used by the policy's actions; see `Guard`."""
+    """These four are used by the policy's actions; see `Guard`."""
 
     _ready: ChatRuntime | None = PrivateAttr(default=None)
 
@@ -159,16 +159,13 @@ class ChatGuard(RoutedChatModel):
 
         Args:
             guard: remains the caller's to close.
-            decides: decide by the guard's policy, with its fallbacks and handlers; otherwise only score.
+            decides: decide by the guard's policy, with its fallbacks, handlers and audit log; otherwise only score.
             settings: other fields, such as ``temperature``.
         """
-        acting = {"policy": guard.policy, "fallbacks": guard.sources, "handlers": guard.handlers} if decides else {}
-        parts = {
-            "model": guard.engine.model.name,
-            "engine": guard.engine,
-            "scorer": guard.scorer,
-            "template_options": guard.template_options,
-        }
+        acting = {name: getattr(guard, name) for name in ("policy", "handlers", "audit_log")}
+        acting = {**acting, "fallbacks": guard.sources} if decides else {}
+        names = ("engine", "scorer", "template_options")
+        parts = {"model": guard.engine.model.name, **{name: getattr(guard, name) for name in names}}
         return cls(**{**parts, **acting, "force_scorer": not guard.scorer.calibrated, **settings})
 
     def _runtime(self) -> ChatRuntime:
@@ -199,11 +196,12 @@ class ChatGuard(RoutedChatModel):
 
     def _make_guard(self, engine: Engine, scorer: Scorer) -> Guard | None:
         if self.policy is None:
-            if self.route is not None:
+            if self.route is not None or self.audit_log is not None:
                 raise InputError(
-                    f"There is no policy for the route '{self.route:.60}'",
+                    "There is no policy for "
+                    + ("the audit log" if self.route is None else f"the route '{self.route:.60}'"),
                     why="a ChatGuard without a policy does not decide",
-                    fix="Build it with policy=, or name the route in a call of the wrapper that decides",
+                    fix="Build it with policy=, or give that to the wrapper that decides, or to its calls",
                 )
             return None
         policy = load_policy(self.policy)
