@@ -287,6 +287,9 @@ _FORMATS = {
     "llama": ToolFormat("Llama 3", r"<\|python_tag\|>", _llama, bare=True),
 }
 
+#: Every form that guard reads.
+FORMATS = tuple(_FORMATS.values())
+
 #: Texts in a chat template that show the model's form, the most certain first.
 _SIGNS = (
     (("<|channel|>", "commentary"), "harmony"),
@@ -313,7 +316,7 @@ def tool_format(template: str) -> ToolFormat | None:
 
 def format_names() -> tuple[str, ...]:
     """Return the names of the supported forms, for people."""
-    return tuple(each.name for each in _FORMATS.values())
+    return tuple(each.name for each in FORMATS)
 
 
 # -- reading an answer -------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 from guard.engines.base import BaseEngine
 from guard.engines.protocols import Engine
-from guard.engines.tool_calls import HERMES, ToolFormat, format_names, tool_format
+from guard.engines.tool_calls import FORMATS, HERMES, ToolFormat, format_names, tool_format
 from guard.errors import ChatTemplateError
 from guard.records import Prompt
 
@@ -30,6 +30,18 @@ def find_form(engine: Engine, name: str) -> ToolFormat:
             fix="Use a model of one of these families, or with_structured_output(method='json_schema')",
         )
     return form
+
+
+def possible_forms(engine: Engine, name: str, prompt: Prompt) -> tuple[ToolFormat, ...]:
+    """Return every form that an answer's tool calls may have; arguments and errors as for `find_form`.
+
+    An answer that is held to a call has the form of `HERMES`, whatever the model's own is. What a server's model
+    writes is not known.
+    """
+    if not isinstance(engine, BaseEngine):
+        return FORMATS
+    form = find_form(engine, name)
+    return (form,) if prompt.response_format is None else (form, HERMES)
 
 
 def check_tools(engine: Engine, name: str, tools: list[dict[str, Any]]) -> None:

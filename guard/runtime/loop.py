@@ -14,7 +14,7 @@ from typing import Any, cast
 from guard.engines import witness
 from guard.engines.callback_errors import is_from_signal_handler
 from guard.engines.tool_calls import called_names, offered_names
-from guard.engines.tool_support import find_form
+from guard.engines.tool_support import possible_forms
 from guard.errors import ChatTemplateError, InputError
 from guard.policy.defects import Defect, find_defects
 from guard.policy.document import Fallback, Retry
@@ -107,10 +107,10 @@ class AttemptPlan:
         if not self.prompt.tools or self.source is None:
             return ()
         try:
-            form = find_form(self.source.engine, self.name)
+            forms = possible_forms(self.source.engine, self.name, self.prompt)
         except ChatTemplateError:
             return offered_names(self.prompt.tools)
-        return called_names(text, self.prompt.tools, form)
+        return tuple(dict.fromkeys(name for form in forms for name in called_names(text, self.prompt.tools, form)))
 
     @property
     def _seconds(self) -> float:

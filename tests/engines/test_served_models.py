@@ -604,6 +604,20 @@ def test_policies_retry_and_escalate_on_a_served_model(endpoint: Listener, engin
     assert guard.ask(QUESTION).action is Action.ESCALATE
 
 
+@pytest.mark.parametrize(
+    "answer",
+    ['<tool_call>{"name": "pay", "arguments": {}}</tool_call>', '[TOOL_CALLS]pay{"a": 1}', "<function=pay></function>"],
+)
+def test_a_tools_rules_hold_in_whatever_form_a_served_model_calls_it(
+    answer: str, endpoint: Listener, engine: RequestEngine
+) -> None:
+    endpoint.answers = lambda body, number: (answer, 0.2)
+    policy = parse_policy("{version: 1, name: a, rules: [accept], tools: {pay: {rules: [{abstain: {text: No}}]}}}")
+    tool = {"type": "function", "function": {"name": "pay", "parameters": {}}}
+    outcome = Guard(engine, scorer_for(engine), policy).ask(Prompt.chat("Pay", tools=[tool]))
+    assert (outcome.answer, outcome.rule) == ("No", "tools.pay.rules[0] (abstain)")
+
+
 def test_json_is_asked_for_and_checked(endpoint: Listener, engine: RequestEngine) -> None:
     schema = {
         "type": "object",
