@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from guard.engines.strict_json import DECODER, json_text
-from guard.engines.tool_calls import ParsedAnswer, ToolCall, parse_tool_calls
+from guard.engines.tool_calls import ParsedAnswer, ToolCall, offered_names, parse_tool_calls
 from guard.records import Action, Outcome
 from guard.serve.asked import Asked, WantedForm
 from guard.serve.json_schemas import follows
@@ -95,7 +95,8 @@ def read_answer(text: str, ended: str | None, form: WantedForm, *, reasoning: st
         return AnswerMessage(_checked_json(text, form, cut=cut), reasoning=reasoning)
     if not form.tools:
         return AnswerMessage(text, reasoning=reasoning, finish_reason="length" if cut else "stop")
-    parsed = parse_tool_calls(text, form.tools, form.reads, demanded=form.demanded)
+    names = offered_names(form.tools)
+    parsed = parse_tool_calls(text, names, form.reads, tools=form.tools, demanded=form.demanded)
     _check_calls(parsed, form, cut=cut)
     ending = "tool_calls" if parsed.calls else "length" if cut else "stop"
     return AnswerMessage(parsed.text or None, None, parsed.calls, reasoning, ending)

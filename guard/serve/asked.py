@@ -10,7 +10,7 @@ from typing import Any
 from guard.engines.base import BaseEngine
 from guard.engines.instructions import demanded_call, json_instruction, tool_instruction
 from guard.engines.strict_json import DECODER
-from guard.engines.tool_calls import HERMES, ToolFormat
+from guard.engines.tool_calls import HERMES, ToolFormat, offered_names
 from guard.engines.tool_support import check_tools, find_form
 from guard.records import Limits, Prompt, Sampling
 from guard.response_format import ResponseFormat
@@ -26,7 +26,7 @@ class WantedForm:
 
     Attributes:
         schema: JSON Schema of the answer; None where it need not be JSON, empty where any object will do.
-        tools: names of the tools that it may call.
+        tools: definitions of the tools that it may call.
         reads: how the model writes calls.
         demanded: whether it must call a tool.
         only: the tool that it must call, if one is named.
@@ -34,7 +34,7 @@ class WantedForm:
     """
 
     schema: Mapping[str, Any] | None = None
-    tools: tuple[str, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
     reads: ToolFormat = HERMES
     demanded: bool = False
     only: str | None = None
@@ -97,16 +97,16 @@ def asked_chat(body: ChatBody, target: ModelRoute, *, bounds: Bounds, key: str, 
         RequestError, InputError: something is not offered, or cannot be put to the model.
     """
     body.check_offered()
-    form, tools = _form(body, target)
+    form = _form(body, target)
     prompting = target.guard.scorer.artefact.prompting
     options = {**target.guard.template_options, **(body.chat_template_kwargs or {})}
-    prompt = Prompt.chat(chat_turns(body.messages), system=prompting.system, tools=tools, template_options=options)
+    prompt = Prompt.chat(chat_turns(body.messages), system=prompting.system, tools=form.tools, template_options=options)
     check_length(prompt, bounds)
     if form.schema is not None:
         checker(form.schema)  # an invalid schema is the caller's fault, said before anything is generated
         prompt = replace(prompt, response_format=ResponseFormat.json(form.schema or None))
     elif form.demanded and isinstance(target.guard.engine, BaseEngine):  # a served model has no grammar of calls
-        prompt = replace(prompt, response_format=demanded_call(form.only, tools, form.reads))
+        prompt = replace(prompt, response_format=demanded_call(form.only, form.tools, form.reads))
         form = replace(form, reads=HERMES)
     for instruction in _instructions(body, form):
         prompt = prompt.with_instruction(instruction)
@@ -219,11 +219,11 @@ def check_length(prompt: Prompt, bounds: Bounds) -> None:
         )
 
 
-def _form(body: ChatBody, target: ModelRoute) -> tuple[WantedForm, list[dict[str, Any]]]:
-    """Return the form that the answer must have, and the tools for the prompt."""
+def _form(body: ChatBody, target: ModelRoute) -> WantedForm:
+    """Return the form that the answer must have."""
     offered = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
     tools = [] if body.tool_choice == "none" else offered
-    names = tuple(tool["function"]["name"] for tool in tools)
+    names = offered_names(tools)
     if len(set(names)) < len(names):
         raise RequestError("Two tools have the same name", param="tools")
     schema = _schema(body)
@@ -232,14 +232,14 @@ def _form(body: ChatBody, target: ModelRoute) -> tuple[WantedForm, list[dict[str
     if not tools:
         if body.tool_choice not in (None, "none", "auto"):
             raise RequestError("tool_choice asks for a tool, and none is offered", param="tool_choice")
-        return WantedForm(schema), []
+        return WantedForm(schema)
     engine = target.guard.engine
     check_tools(engine, target.model.name, tools)
     only = body.tool_choice.function.name if isinstance(body.tool_choice, ToolChoice) else None
     demanded = only is not None or body.tool_choice == "required"
     tool_instruction(only, names)  # refuses a name that was not offered
     parallel = body.parallel_tool_calls is not False
-    return WantedForm(schema, names, find_form(engine, target.model.name), demanded, only, parallel), tools
+    return WantedForm(schema, tuple(tools), find_form(engine, target.model.name), demanded, only, parallel)
 
 
 def _schema(body: ChatBody) -> Mapping[str, Any] | None:
@@ -258,7 +258,7 @@ def _instructions(body: ChatBody, form: WantedForm) -> list[str]:
         body.response_format.model_dump(by_alias=True) if form.schema is not None and body.response_format else None
     )
     choice: str | None = form.only or (body.tool_choice if isinstance(body.tool_choice, str) else None)
-    given = (tool_instruction(choice, form.tools), json_instruction({"response_format": wanted}))
+    given = (tool_instruction(choice, offered_names(form.tools)), json_instruction({"response_format": wanted}))
     return [instruction for instruction in given if instruction]
 
 

@@ -11,7 +11,10 @@ from pydantic import BaseModel
 from scripted import AnsweringEngine, scripted_model
 from served import said, serving
 
+from guard.engines.tool_calls import tool_format
 from guard.records import Prompt
+from guard.serve.answer_message import read_answer
+from guard.serve.asked import WantedForm
 
 MESSAGES = [{"role": "user", "content": "Go"}]
 LOOK = {
@@ -84,6 +87,17 @@ def test_a_call_that_cannot_be_carried_out_is_an_error(answer: str, options: dic
     with pytest.raises(openai.APIError) as caught:
         ask(answer, **{"tools": [LOOK], **options}, stream=stream)
     assert (caught.value.code, caught.value.type) == ("invalid_tool_call", "guard_invalid_answer")
+
+
+def test_a_text_in_a_form_without_types_stays_a_text() -> None:
+    """Qwen3-Coder writes ``007`` without quotes; read as a number it is another argument."""
+    code = {"type": "object", "properties": {"code": {"type": "string"}, "times": {"type": "integer"}}}
+    pay = {"type": "function", "function": {"name": "pay", "parameters": code}}
+    form = tool_format("<function=")
+    assert form is not None
+    text = "<function=pay><parameter=code>12</parameter><parameter=times>2</parameter></function>"
+    (call,) = read_answer(text, "stop", WantedForm(tools=(pay,), reads=form)).calls
+    assert call["args"] == {"code": "12", "times": 2}
 
 
 @pytest.mark.parametrize(
