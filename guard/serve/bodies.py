@@ -36,9 +36,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class Body(BaseModel):
-    """Base of what clients send."""
+    """Base of what clients send. A text is not a number here, nor is ``true``."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class GuardOptions(Body):

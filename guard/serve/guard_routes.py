@@ -13,8 +13,9 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request
 
-from guard.errors import ReviewError
+from guard.errors import CaptureError, ReviewError
 from guard.outcome_export import readings
+from guard.policy.defects import find_defects
 from guard.records import Action, Attempt, Decision, Prompt, Sampling
 from guard.review.results import ReviewResult
 from guard.runtime.call_state import OWN_ENGINE, CallState
@@ -42,6 +43,14 @@ class ScoreBody(Body):
     guard: GuardOptions = Field(default_factory=GuardOptions)
 
 
+class GuardrailOptions(Body):
+    """What LiteLLM's configuration says to guard; all of it is guard's."""
+
+    model: str | None = Field(default=None, min_length=1, max_length=300)
+    route: str | None = Field(default=None, max_length=100)
+    policy: str | None = Field(default=None, max_length=100)
+
+
 class GuardrailBody(BaseModel):
     """LiteLLM's generic guardrail request; what guard does not read is left to LiteLLM."""
 
@@ -53,7 +62,7 @@ class GuardrailBody(BaseModel):
     litellm_call_id: str | None = Field(default=None, max_length=300)
     tool_calls: list[JsonValue] | None = None
     images: list[JsonValue] | None = None
-    additional_provider_specific_params: dict[str, JsonValue] = Field(default_factory=dict)
+    additional_provider_specific_params: GuardrailOptions = Field(default_factory=GuardrailOptions)
 
 
 @dataclass(slots=True)
@@ -77,8 +86,11 @@ def guard_router(server: Server) -> APIRouter:
     async def score(request: Request, body: ScoreBody) -> dict[str, Any]:
         caller = await _admitted(server, request)
         target = server.route(request, body.model, body.guard, caller)
-        scored = await unless_left(request, _scored(server, target, _question(body, server), body.answer))
-        return _score_body(target, scored)
+        try:
+            scored = await unless_left(request, _scored(server, target, _question(body, server), body.answer))
+        except CaptureError as error:  # its text may name layers
+            raise RequestError("The answer cannot be scored", status=422, code="unscored_answer") from error
+        return _score_body(target, body.answer, scored)
 
     @router.get("/v1/guard/decisions/{decision_id}", summary="Look up a verdict")
     async def decision(request: Request, decision_id: str) -> Mapping[str, Any]:
@@ -102,8 +114,8 @@ def guard_router(server: Server) -> APIRouter:
     async def guardrail(request: Request, body: GuardrailBody) -> dict[str, Any]:
         caller = await _admitted(server, request)
         options = body.additional_provider_specific_params
-        own = GuardOptions(route=_text(options, "route"), policy=_text(options, "policy"))
-        name = _text(options, "model") or next(iter(server.models)).name
+        own = GuardOptions(route=options.route, policy=options.policy)
+        name = options.model or next(iter(server.models)).name
         target = server.route(request, name, own, caller)
         if body.input_type == "request":
             if body.litellm_call_id is not None and (prompt := _litellm_prompt(body, server)) is not None:
@@ -143,21 +155,22 @@ async def _scored(server: Server, target: ModelRoute, question: PromptLike, answ
         return await asyncio.to_thread(guard.score, question, answer)
 
 
-def _decided(target: ModelRoute, scored: Score, *, last: bool = False) -> Decision:
+def _decided(target: ModelRoute, answer: str, scored: Score, *, last: bool = False) -> Decision:
     """Return what the policy says of a given answer.
 
     Args:
         target: with the policy and the route.
+        answer: the text.
         scored: of the answer.
         last: whether nobody can answer again, so that rules for retries and fallbacks are passed over.
     """
     state = CallState(target.guard.policy, target.route)
     state.note_use(last=last)
-    return state.decide(scored)
+    return state.decide(scored, defects=find_defects(answer, None))
 
 
-def _score_body(target: ModelRoute, scored: Score) -> dict[str, Any]:
-    decision = _decided(target, scored)
+def _score_body(target: ModelRoute, answer: str, scored: Score) -> dict[str, Any]:
+    decision = _decided(target, answer, scored)
     return {
         "object": "guard.score",
         "model": target.id,
@@ -207,13 +220,6 @@ def _missing(what: str, name: str) -> RequestError:
 # -- LiteLLM -----------------------------------------------------------------------------------
 
 
-def _text(options: Mapping[str, Any], name: str) -> str | None:
-    value = options.get(name)
-    if value is not None and not isinstance(value, str):
-        raise RequestError(f"additional_provider_specific_params.{name} must be a text", param=name)
-    return value
-
-
 def _litellm_prompt(body: GuardrailBody, server: Server) -> Prompt | None:
     """Return the conversation of a request; None where it has none that a model of text can read."""
     try:
@@ -234,9 +240,13 @@ async def _guardrail(
         return _blocked("guard has not seen the question of this answer (use mode: [pre_call, post_call])")
     if len(body.texts) != 1 or body.tool_calls or body.images or not body.texts[0].strip():
         return _blocked("guard scores one text")
-    scored = await _scored(server, target, prompt, body.texts[0])
-    decision = _decided(target, scored, last=True)
-    await _logged(target, prompt, body.texts[0], scored, decision)
+    answer = body.texts[0]
+    try:
+        scored = await _scored(server, target, prompt, answer)
+    except CaptureError:
+        return _blocked("the answer cannot be scored")
+    decision = _decided(target, answer, scored, last=True)
+    await _logged(target, prompt, answer, scored, decision)
     if decision.action is Action.ACCEPT or target.guard.policy.mode == "shadow":
         return {"action": "NONE"}
     text = getattr(decision.settings, "text", None) or getattr(decision.settings, "reply", None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
+from guard.errors import did_you_mean
 from guard.serve.admission import Admission, RateLimits
 from guard.serve.bodies import AskingBody, GuardOptions
 from guard.serve.callers import Caller, find_caller
@@ -108,6 +109,7 @@ class Server:
         Raises:
             RequestError: there is no such model, policy or route, or the key may not ask there.
         """
+        _check_places(request)
         named = request.headers.getlist(ROUTE_HEADER)
         if len(named) > 1:
             raise RequestError(f"The request has {len(named)} headers {ROUTE_HEADER}", fix="Send one", param="route")
@@ -121,3 +123,18 @@ class Server:
         if KEY_METADATA in (body.metadata or {}):
             raise RequestError(f"metadata may not have the key '{KEY_METADATA}'", param="metadata")
         return {KEY_METADATA: caller.id, **({"user": body.user} if body.user else {})}
+
+
+def _check_places(request: Request) -> None:
+    """Refuse routes and policies where nobody reads them: in the URL, and in a header of guard's under another name.
+
+    Raises:
+        RequestError: names the option or the header.
+    """
+    fix = 'Put it into the body: {"guard": {"route": ..., "policy": ...}}'
+    for option in request.query_params:
+        raise RequestError(f"There is no option '{option:.100}' in the URL", fix=fix, code="unknown_parameter")
+    for header in request.headers:
+        if header.startswith("x-guard-") and header != ROUTE_HEADER:
+            hint = did_you_mean(header, [ROUTE_HEADER])
+            raise RequestError(f"There is no header '{header:.100}'", fix=f"{fix}. {hint}", code="unknown_parameter")

@@ -88,6 +88,30 @@ def test_two_routes_in_one_request_are_refused(unsure: Served) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"params": {"route": "strict"}},
+        {"params": {"guard.route": "strict"}},
+        {"params": {"policy": "test"}},
+        {"headers": {"x-guard-rout": "strict"}},
+        {"headers": {"x-guard-policy": "test"}},
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/score"])
+def test_a_route_or_policy_where_nobody_reads_it_is_an_error(path: str, places: dict[str, Any], sure: Served) -> None:
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": ASK,
+        "/v1/responses": {"model": "tiny", "input": "Which city?"},
+        "/v1/completions": {"model": "tiny", "prompt": "Which city?"},
+        "/v1/score": {"model": "tiny", "question": "Which city?", "answer": "Paris"},
+    }
+    with sure.client() as client:
+        assert client.post(path, json=bodies[path]).status_code == 200
+        refused = client.post(path, json=bodies[path], **places)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_parameter")
+
+
 def test_a_held_stream_gives_role_first_verdict_last_and_usage(sure: Served) -> None:
     stream = sure.openai().chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True})
     chunks = list(stream)
@@ -124,6 +148,12 @@ def test_a_stream_ends_with_done_and_an_abstention_streams_its_refusal(unsure: S
         ({"guard": {"rout": "desk"}}, "guard.rout"),
         ({"temperature": -1}, None),
         ({"temperature": "hot"}, "temperature"),
+        ({"temperature": "0.5"}, "temperature"),
+        ({"seed": "7"}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"route": "desk"}, "route"),
+        ({"policy": "test"}, "policy"),
         ({"messages": []}, "messages"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),

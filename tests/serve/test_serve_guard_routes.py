@@ -76,6 +76,7 @@ def test_litellm_gets_none_for_what_is_accepted_and_the_policys_text_for_the_res
         {"texts": []},
         {"texts": ["a", "b"]},
         {"texts": [" "]},
+        {"texts": ["<think>Paris"]},
         {"tool_calls": [{"id": "1"}]},
         {"images": ["a"]},
     ],
@@ -84,3 +85,23 @@ def test_litellm_blocks_what_cannot_be_scored(served: Served, changes: dict[str,
     post(served, GUARDRAIL, structured_messages=MESSAGES, input_type="request", litellm_call_id="3")
     body = {"texts": ["Paris"], "input_type": "response", "litellm_call_id": "3", **changes}
     assert post(served, GUARDRAIL, **body)["action"] == "BLOCKED"
+
+
+def test_an_answer_without_a_visible_character_is_never_accepted() -> None:
+    with serving(policies={"all": "{version: 1, name: all, rules: [accept]}"}) as served:
+        scored = post(served, "/v1/score", model="tiny", question="Which city?", answer="\u200b")
+        post(served, GUARDRAIL, structured_messages=MESSAGES, input_type="request", litellm_call_id="1")
+        guarded = post(served, GUARDRAIL, texts=["\u2800"], input_type="response", litellm_call_id="1")
+    assert scored["decision"]["action"] == "abstain"
+    assert guarded["action"] == "BLOCKED"
+
+
+def test_an_answer_that_is_a_thought_alone_has_no_score(served: Served) -> None:
+    failed = post(served, "/v1/score", model="tiny", question="Which city?", answer="<think>Paris")
+    assert (failed["error"]["code"], "Paris" in str(failed)) == ("unscored_answer", False)
+
+
+@pytest.mark.parametrize("options", [{"rout": "strict"}, {"guard": {"route": "strict"}}, {"route": 1}])
+def test_an_option_of_litellm_that_guard_does_not_read_is_an_error(served: Served, options: dict[str, Any]) -> None:
+    body = {"texts": ["Paris"], "input_type": "response", "litellm_call_id": "1"}
+    assert "error" in post(served, GUARDRAIL, **body, additional_provider_specific_params=options)
