@@ -14,7 +14,7 @@ from guard.serve.admission import Admission, RateLimits
 from guard.serve.answer_message import AnswerMessage, answer_message, read_answer
 from guard.serve.asked import Asked
 from guard.serve.callers import Caller
-from guard.serve.decision_log import DecisionLog
+from guard.serve.recent_decisions import RecentDecisions
 from guard.serve.side_requests import KnownConversations
 from guard.serve.token_logprobs import token_logprobs
 from guard.serve.verdict import UNGUARDED, is_models, verdict
@@ -68,7 +68,7 @@ class Responder:
     Attributes:
         admission: counts requests at the same time.
         rates: counts each key's requests and tokens.
-        decisions: keeps verdicts.
+        decisions: the newest verdicts.
         watchers: see every answer and error.
         charge: counts tokens towards a key's quota; None where there are no keys.
         content_filter: as in `guard.serve.settings.ServeSettings`.
@@ -77,7 +77,7 @@ class Responder:
 
     admission: Admission
     rates: RateLimits
-    decisions: DecisionLog
+    decisions: RecentDecisions
     watchers: tuple[Watcher, ...] = ()
     charge: Any = None
     content_filter: bool = False

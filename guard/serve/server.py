@@ -14,8 +14,8 @@ from guard.errors import did_you_mean
 from guard.serve.admission import Admission, RateLimits
 from guard.serve.bodies import AskingBody, GuardOptions
 from guard.serve.callers import Caller, find_caller
-from guard.serve.decision_log import DecisionLog
 from guard.serve.metrics import ServeMetrics
+from guard.serve.recent_decisions import RecentDecisions
 from guard.serve.request_errors import RequestError
 from guard.serve.responder import Responder, Watcher
 from guard.serve.served_models import ModelRoute, ServedModels
@@ -87,7 +87,7 @@ class Server:
         responder = Responder(
             admission=admission,
             rates=RateLimits(),
-            decisions=DecisionLog(settings.kept_decisions),
+            decisions=RecentDecisions(),
             watchers=(*watchers, *([numbers] if numbers else [])),
             charge=access.keys.charge if access is not None else None,
             content_filter=settings.content_filter,

@@ -24,7 +24,6 @@ class ServeSettings:
         review_seconds: that a request may wait for a person's decision, at most.
         shutdown_seconds: that running requests get when the server ends.
         open_metrics: whether ``/metrics`` needs no key where the rest does.
-        kept_decisions: that ``/v1/guard/decisions`` knows, the newest.
     """
 
     bounds: Bounds = field(default_factory=Bounds)
@@ -38,4 +37,3 @@ class ServeSettings:
     review_seconds: float = 60.0
     shutdown_seconds: float = 30.0
     open_metrics: bool = False
-    kept_decisions: int = 10_000

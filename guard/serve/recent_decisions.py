@@ -7,20 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class DecisionLog:
+class RecentDecisions:
     """Verdicts of a server, each seen by the key that asked only.
 
     Args:
         most: that are kept; the oldest are dropped.
 
     Examples:
-        >>> log = DecisionLog(1)
-        >>> log.add("key", {"decision_id": "a", "action": "accept"})
-        >>> log.find("a", "key")["action"], log.find("a", "another key")
+        >>> recent = RecentDecisions(1)
+        >>> recent.add("key", {"decision_id": "a", "action": "accept"})
+        >>> recent.find("a", "key")["action"], recent.find("a", "another key")
         ('accept', None)
+        >>> recent.add("key", {"decision_id": "b", "action": "abstain"})
+        >>> recent.find("a", "key") is None
+        True
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int = 10_000) -> None:
         self._most = most
         self._verdicts: OrderedDict[str, tuple[str, Mapping[str, Any]]] = OrderedDict()
 
