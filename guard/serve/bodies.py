@@ -6,6 +6,7 @@ name, since an option that is ignored is an answer to another question.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -132,6 +133,28 @@ class FormatBody(Body):
     json_schema: SchemaBody | None = None
 
 
+def check_neutral(body: Body, neutral: Mapping[str, tuple[Any, ...]], *, why: str = "") -> None:
+    """Refuse options that guard does not offer, unless they have a value that changes nothing.
+
+    Args:
+        body: of the request; options that it does not have are passed over.
+        neutral: the values that change nothing, by option.
+        why: is said of options that have no such value.
+
+    Raises:
+        RequestError: names the option.
+    """
+    for name, values in neutral.items():
+        value = getattr(body, name, None)
+        if value is not None and not any(_is_same(value, one) for one in values):
+            raise not_offered(name, why=f"only {values[0]!r} is" if values else why)
+
+
+def _is_same(value: Any, neutral: Any) -> bool:
+    """Return whether two values of JSON are one: 1 and 1.0 are, 1 and true are not."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
 class AskingBody(Body):
     """Options that all ways to ask share."""
 
@@ -161,12 +184,7 @@ class AskingBody(Body):
         Raises:
             RequestError: names the option.
         """
-        for name, neutral in _NEUTRAL.items():
-            value = getattr(self, name, None)
-            if value is not None and not any(value == one and type(value) is type(one) for one in neutral):
-                if isinstance(value, float) and value in neutral:
-                    continue
-                raise not_offered(name, why=f"only {neutral[0]!r} is" if neutral else "")
+        check_neutral(self, _NEUTRAL)
 
 
 class _GeneratingBody(AskingBody):

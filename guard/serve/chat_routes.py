@@ -37,10 +37,7 @@ def chat_router(server: Server) -> APIRouter:
     @router.post("/v1/chat/completions", summary="Answer a conversation")
     async def chat(request: Request, body: ChatBody) -> Response:
         caller, limits = await admitted(server, request)
-        target = server.target(request, body, caller)
-        bounds, metadata = server.settings.bounds, server.metadata(body, caller)
-        asked = asked_chat(body, target, bounds=bounds, key=caller.id, metadata=metadata)
-        asked = as_side_request(asked, body, server, caller)
+        asked = _asked_chat(server, request, body, caller)
         form = AnswerForm.of_chat(chat_body, chat_events, body.stream_options)
         return await respond(server, request, asked, caller, _held(body, server), form, limits)
 
@@ -57,15 +54,19 @@ def chat_router(server: Server) -> APIRouter:
     async def responses(request: Request, body: ResponsesBody) -> Response:
         caller, limits = await admitted(server, request)
         chat_request = body.to_chat()
-        target = server.target(request, chat_request, caller)
-        bounds, metadata = server.settings.bounds, server.metadata(chat_request, caller)
-        asked = asked_chat(chat_request, target, bounds=bounds, key=caller.id, metadata=metadata)
-        asked = as_side_request(asked, chat_request, server, caller)
-        writer = ResponseWriter(body)
-        hold = _held(chat_request, server)
-        return await respond(server, request, asked, caller, hold, AnswerForm.of_responses(writer), limits)
+        asked = _asked_chat(server, request, chat_request, caller)
+        form = AnswerForm.of_responses(ResponseWriter(body))
+        return await respond(server, request, asked, caller, _held(chat_request, server), form, limits)
 
     return router
+
+
+def _asked_chat(server: Server, request: Request, body: ChatBody, caller: Caller) -> Asked:
+    """Return what a conversation asks, in whichever form it came."""
+    target = server.target(request, body, caller)
+    bounds, metadata = server.settings.bounds, server.metadata(body, caller)
+    asked = asked_chat(body, target, bounds=bounds, key=caller.id, metadata=metadata)
+    return as_side_request(asked, body, server, caller)
 
 
 @dataclass(frozen=True, slots=True)

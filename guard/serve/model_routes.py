@@ -47,8 +47,6 @@ def model_router(server: Server) -> APIRouter:
     async def metrics(request: Request) -> Response:
         if not server.settings.open_metrics:
             await server.caller(request)
-        if server.metrics is None:
-            raise RequestError("This server keeps no metrics", status=404, code="unknown_url")
         text = await asyncio.to_thread(server.metrics.text)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
-from guard.serve.bodies import AskingBody, Body, ChatBody
-from guard.serve.request_errors import RequestError, not_offered
+from guard.serve.bodies import AskingBody, Body, ChatBody, FunctionBody, SchemaBody, check_neutral
+from guard.serve.request_errors import RequestError
 
 
 class InputMessage(Body):
@@ -57,14 +57,10 @@ class InputReasoning(Body):
 InputItem = InputMessage | InputCall | InputCallOutput | InputReasoning
 
 
-class ResponseTool(Body):
+class ResponseTool(FunctionBody):
     """A function that the model may call."""
 
     type: Literal["function"]
-    name: str = Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")
-    description: str | None = None
-    parameters: dict[str, JsonValue] | None = None
-    strict: bool | None = None
 
 
 class ResponseToolChoice(Body):
@@ -74,14 +70,10 @@ class ResponseToolChoice(Body):
     name: str
 
 
-class ResponseTextFormat(Body):
-    """The form of the answer."""
+class ResponseTextFormat(SchemaBody):
+    """The form of the answer, with the schema beside its type."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
-    name: str = "answer"
-    description: str | None = None
-    schema_: dict[str, JsonValue] | None = Field(default=None, alias="schema")
-    strict: bool | None = None
 
 
 class ResponseText(Body):
@@ -130,9 +122,7 @@ class ResponsesBody(AskingBody):
         Raises:
             RequestError: an option that is not offered.
         """
-        for name, neutral in _NEUTRAL.items():
-            if (value := getattr(self, name)) is not None and value not in neutral:
-                raise not_offered(name, why="nothing is kept between requests" if not neutral else "")
+        check_neutral(self, _NEUTRAL, why="nothing is kept between requests")
         shared = {name: getattr(self, name) for name in AskingBody.model_fields if name != "store"}
         return ChatBody.model_validate(
             {

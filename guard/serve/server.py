@@ -46,7 +46,7 @@ class Server:
         access: API keys; None where there are none.
         store: of escalated cases; None where no policy escalates to ``review``.
         responder: answers requests.
-        metrics: for Prometheus; None where they are not wanted.
+        metrics: for Prometheus.
         console: the review console, an ASGI application; None where it is not wanted.
         started: seconds since 1970.
         ready: whether new requests should be sent here.
@@ -57,7 +57,7 @@ class Server:
     access: Access | None
     store: Store | None
     responder: Responder
-    metrics: ServeMetrics | None = None
+    metrics: ServeMetrics
     console: Any = None
     started: int = field(default_factory=lambda: int(time.time()))
     ready: bool = True
@@ -71,7 +71,6 @@ class Server:
         access: Access | None = None,
         store: Store | None = None,
         watchers: Iterable[Watcher] = (),
-        metrics: bool = True,
     ) -> Server:
         """Return a server of these parts; they stay the caller's to close.
 
@@ -80,20 +79,19 @@ class Server:
             settings: of the operator.
             access, store: as in `Server`.
             watchers: see every answer and error.
-            metrics: whether numbers are kept for Prometheus.
         """
         admission = Admission(settings.most_requests)
-        numbers = ServeMetrics(admission, store) if metrics else None
+        metrics = ServeMetrics(admission, store)
         responder = Responder(
             admission=admission,
             rates=RateLimits(),
             decisions=RecentDecisions(),
-            watchers=(*watchers, *([numbers] if numbers else [])),
+            watchers=(*watchers, metrics),
             charge=access.keys.charge if access is not None else None,
             content_filter=settings.content_filter,
             conversations=KnownConversations() if settings.unguarded_keys else None,
         )
-        return cls(models, settings, access, store, responder, numbers)
+        return cls(models, settings, access, store, responder, metrics)
 
     async def caller(self, request: Request) -> Caller:
         """Return who makes a request; errors as for `guard.serve.callers.find_caller`."""

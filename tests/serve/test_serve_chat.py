@@ -142,6 +142,7 @@ def test_a_stream_ends_with_done_and_an_abstention_streams_its_refusal(unsure: S
     [
         ({"temprature": 1}, "temprature"),
         ({"n": 2}, "n"),
+        ({"n": True}, "n"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),

@@ -104,6 +104,7 @@ def test_a_streamed_call_adds_up() -> None:
         {"previous_response_id": "resp_1"},
         {"conversation": "conv_1"},
         {"background": True},
+        {"background": 0},
         {"truncation": "auto"},
         {"max_tool_calls": 3},
         {"tools": [{"type": "web_search"}]},
