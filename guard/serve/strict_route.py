@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, get_args
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from guard.errors import did_you_mean
 from guard.serve.event_stream import ClientLeft
 from guard.serve.request_errors import RequestError, to_request_error
 from guard.serve.server import log
@@ -43,10 +44,17 @@ class StrictRoute(APIRoute):
                 return await handle(_StrictRequest(request.scope, request.receive))
             except ClientLeft:
                 return Response(status_code=CLIENT_CLOSED)
+            except RequestValidationError as error:
+                return error_response(_invalid(error, self._body))
             except Exception as error:  # noqa: BLE001 - every error is an answer; a traceback might quote a prompt
                 return error_response(error)
 
         return answer
+
+    @property
+    def _body(self) -> Any:
+        """The class of the request's body; None where it has none."""
+        return None if self.body_field is None else self.body_field.field_info.annotation
 
 
 def error_response(error: Exception) -> JSONResponse:
@@ -58,8 +66,6 @@ def error_response(error: Exception) -> JSONResponse:
 
 
 def _to_failure(error: Exception) -> RequestError:
-    if isinstance(error, RequestValidationError):
-        return _invalid(error)
     if isinstance(error, HTTPException):
         return RequestError(
             _PHRASES.get(error.status_code, str(error.detail)),
@@ -78,23 +84,57 @@ _PHRASES = {
 _CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 
-def _invalid(error: RequestValidationError) -> RequestError:
-    """Describe the first thing that is wrong with a request, by its option's name."""
-    first = error.errors()[0]
-    path = [str(step) for step in first["loc"] if step != "body"]
-    name = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        known = _known_options(error, len(path))
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        fix = f"Did you mean '{near[0]}'?" if near else ""
-        return RequestError(f"There is no option '{name:.100}'", fix=fix, code="unknown_parameter", param=name[:100])
-    return RequestError(
-        f"{name:.100}: {first['msg']:.200}" if name else f"{first['msg']:.200}", param=name[:100] or None
-    )
+def _invalid(error: RequestValidationError, body: Any) -> RequestError:
+    """Describe what is wrong with a request, by the option's name: unknown ones first, which may be misspelt others.
+
+    Args:
+        error: lists everything.
+        body: the class of the request's body.
+    """
+    found = [
+        (error["type"], [step for step in error["loc"] if step != "body"], error["msg"]) for error in error.errors()
+    ]
+    for kind, path, _ in found:
+        known = _options_at(body, path[:-1]) if kind == "extra_forbidden" else None
+        if known is not None:
+            return _unknown(path, known)
+    kind, path, message = found[0]
+    if kind == "extra_forbidden":
+        return _unknown(path, ())
+    name = _written(path)
+    return RequestError(f"{name}: {message:.200}" if name else f"{message:.200}", param=name or None)
 
 
-def _known_options(error: RequestValidationError, depth: int) -> list[str]:
-    """Return the options at the top of the request's body, where the misspelt one stood there."""
-    from guard.serve.bodies import ChatBody
+def _unknown(path: Sequence[str | int], known: Iterable[str]) -> RequestError:
+    name = _written(path)
+    fix = did_you_mean(str(path[-1]), known)
+    return RequestError(f"There is no option '{name}'", fix=fix, code="unknown_parameter", param=name)
 
-    return [*ChatBody.model_fields] if depth == 1 else []
+
+def _written(path: Iterable[str | int]) -> str:
+    return ".".join(map(str, path))[:100]
+
+
+def _options_at(body: Any, path: Iterable[str | int]) -> list[str] | None:
+    """Return the options of the part of a body at a path; None where the body has a choice of forms on the way.
+
+    There, errors of every form are listed, and what one form does not know may be right in another.
+    """
+    for step in path:
+        if isinstance(step, str):
+            parts = _models_in(_fields(body).get(step))
+            if len(parts) != 1:
+                return None
+            body = parts[0]
+    return [*_fields(body)]
+
+
+def _fields(body: type[BaseModel]) -> dict[str, Any]:
+    """Return the types of a part's options, by the names that clients write."""
+    return {field.alias or name: field.annotation for name, field in body.model_fields.items()}
+
+
+def _models_in(kind: Any) -> list[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [model for part in get_args(kind) for model in _models_in(part)]

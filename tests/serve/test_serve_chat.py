@@ -171,6 +171,37 @@ def test_an_option_that_is_not_offered_is_refused_by_name(
     assert response.json()["error"]["param"] == named
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("chat/completions", {"mesages": []}, "There is no option 'mesages'. Did you mean 'messages'?"),
+        ("chat/completions", {**ASK, "temprature": "hot", "top_p": "x"}, "'temprature'. Did you mean 'temperature'?"),
+        ("chat/completions", {"messages": [{"role": "user", "contnt": "a"}]}, "0.contnt'. Did you mean 'content'?"),
+        ("chat/completions", {"guard": {"rout": "desk"}}, "'guard.rout'. Did you mean 'route'?"),
+        (
+            "chat/completions",
+            {"response_format": {"type": "json_schema", "json_schema": {"shema": {}}}},
+            "shema'. Did you mean 'schema'?",
+        ),
+        ("chat/completions", {"tool_choice": {"type": "function", "function": {"nam": "x"}}}, "messages: Field"),
+        ("responses", {"inptu": "a"}, "'inptu'. Did you mean 'input'?"),
+        (
+            "responses",
+            {"input": [{"type": "function_call_output", "call_id": "1"}], "instuctions": "a"},
+            "'instructions'",
+        ),
+        ("score", {"answr": "a"}, "'answr'. Did you mean 'answer'?"),
+    ],
+)
+def test_a_misspelt_option_is_named_before_what_is_missing(
+    sure: Served, path: str, body: dict[str, Any], message: str
+) -> None:
+    with sure.client() as client:
+        response = client.post(f"/v1/{path}", json={"model": "tiny", **body})
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
+
+
 def test_neutral_values_of_options_that_are_not_offered_pass(sure: Served) -> None:
     neutral = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "store": False, "user": "ann"}
     with sure.client() as client:
