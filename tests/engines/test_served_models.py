@@ -551,6 +551,20 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
         assert KEY not in str(raised.value)
 
 
+def test_a_key_over_plain_http_to_another_machine_is_warned_of(
+    endpoint: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = endpoint.url.replace("127.0.0.1", "0.0.0.0")  # leads here, and is no loopback address
+    monkeypatch.setenv("NO_PROXY", "*")
+    load_engine(elsewhere).close()
+    monkeypatch.setenv("GUARD_OPENAI_API_KEY", KEY)
+    load_engine(endpoint.url).close()
+    assert not caplog.records
+    load_engine(elsewhere).close()
+    assert "over plain http" in caplog.text
+    assert KEY not in caplog.text
+
+
 def test_a_scorer_is_bound_to_what_the_server_says(endpoint: Listener, engine: RequestEngine) -> None:
     scorer = scorer_for(engine)
     assert Guard(engine, scorer, "permissive").ask(QUESTION).accepted

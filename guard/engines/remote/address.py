@@ -62,6 +62,11 @@ class Address:
         except ValueError:
             return host == "localhost"
 
+    @property
+    def is_in_the_clear(self) -> bool:
+        """Whether others on the network can read what is sent there."""
+        return self.base_url.startswith("http://") and not self.is_loopback
+
 
 def _split(written: str) -> SplitResult:
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from hashlib import sha256
@@ -20,6 +21,8 @@ from guard.engines.remote.wire import StreamPart, read_part, request_body
 from guard.engines.request import Request
 from guard.errors import EngineError, EngineTimeoutError, InputError, did_you_mean
 from guard.records import CapturePoint, Generation, Limits, ModelInfo, Prompt, Sampling
+
+_log = logging.getLogger("guard.engines.remote")
 
 DEFAULT_SLOTS = 16
 #: Tokens of prompt and answer together, where the server does not say.
@@ -108,8 +111,10 @@ class OpenAIEngine(RequestEngine):
             _positive("timeout_s", timeout_s),
             whole_number("max_response_mb", max_response_mb, least=1, most=1024) * 2**20,
         )
-        address = Address.parse(str(model), base_url)
-        client = Client(address, read_key(api_key_env, api_key_file), limits, connections=slots)
+        address, key = Address.parse(str(model), base_url), read_key(api_key_env, api_key_file)
+        if key is not None and address.is_in_the_clear:
+            _log.warning("the key of a served model is sent to another machine over plain http: use https")
+        client = Client(address, key, limits, connections=slots)
         loop = RemoteLoop(slots)
         loop.finally_ = client.close
         try:
