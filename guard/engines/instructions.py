@@ -40,8 +40,7 @@ def tool_instruction(choice: str | bool | Mapping[str, Any] | None, names: Seque
     Raises:
         InputError: it names a tool that was not offered.
     """
-    if isinstance(choice, Mapping):
-        choice = (choice.get("function") or choice).get("name")
+    choice = _plain(choice)
     if choice in (None, False, "auto", "none"):
         return None
     if choice in (True, "any", "required"):
@@ -49,6 +48,11 @@ def tool_instruction(choice: str | bool | Mapping[str, Any] | None, names: Seque
     if choice not in names:
         raise InputError(f"tool_choice names '{choice}', which was not offered", fix=did_you_mean(str(choice), names))
     return f"Answer by calling the tool {choice}."
+
+
+def _plain(choice: Any) -> Any:
+    """Return a ``tool_choice`` with a tool's name in place of the mapping around it."""
+    return (choice.get("function") or choice).get("name") if isinstance(choice, Mapping) else choice
 
 
 def in_asked_form(
@@ -106,9 +110,8 @@ def demanded_call(choice: Any, tools: Sequence[Mapping[str, Any]], form: ToolFor
 
 
 def _chosen(choice: Any, tools: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    if isinstance(choice, Mapping):
-        choice = (choice.get("function") or choice).get("name")
-    return [tool for tool in tools if tool["function"]["name"] == choice] or tools
+    name = _plain(choice)
+    return [tool for tool in tools if tool["function"]["name"] == name] or tools
 
 
 def _call_format(
