@@ -11,6 +11,7 @@ from typing import Any
 from guard.records import Outcome
 from guard.serve.asked import Asked
 from guard.serve.request_errors import to_request_error
+from guard.serve.verdict import used_tokens
 
 log = logging.getLogger("guard.serve.decisions")
 
@@ -25,11 +26,7 @@ class DecisionLines:
         found = {name: said.get(name) for name in _OF_VERDICT}
         tokens = {}
         if outcome is not None:
-            attempts = outcome.attempts
-            tokens = {
-                "prompt_tokens": sum(attempt.prompt_tokens for attempt in attempts),
-                "completion_tokens": sum(attempt.completion_tokens for attempt in attempts),
-            }
+            tokens = dict(zip(("prompt_tokens", "completion_tokens"), used_tokens(outcome), strict=True))
         self._write("answered", asked, {**found, **tokens, "seconds": round(seconds, 4)})
 
     def failed(self, asked: Asked, error: BaseException, seconds: float) -> None:

@@ -10,6 +10,7 @@ from guard.errors import StoreError, missing_extra
 from guard.records import Outcome
 from guard.serve.asked import Asked
 from guard.serve.request_errors import to_request_error
+from guard.serve.verdict import used_tokens
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -75,8 +76,7 @@ class ServeMetrics:
         first = outcome.attempts[0].generation
         if first is not None:
             self._queue.labels(*labels).observe(first.queue_s)
-        for kind in ("prompt", "completion"):
-            count = sum(getattr(attempt, f"{kind}_tokens") for attempt in outcome.attempts)
+        for kind, count in zip(("prompt", "completion"), used_tokens(outcome), strict=True):
             self._tokens.labels(target.model.name, kind).inc(count)
 
     def failed(self, asked: Asked, error: BaseException, seconds: float) -> None:

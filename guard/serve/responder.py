@@ -17,7 +17,7 @@ from guard.serve.callers import Caller
 from guard.serve.recent_decisions import RecentDecisions
 from guard.serve.side_requests import KnownConversations
 from guard.serve.token_logprobs import token_logprobs
-from guard.serve.verdict import UNGUARDED, is_models, verdict
+from guard.serve.verdict import UNGUARDED, is_models, used_tokens, verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Responder:
             cache_key=asked.cache_key,
         )
         said = verdict(outcome, asked)
-        tokens = [sum(getattr(attempt, name) for attempt in outcome.attempts) for name in _TOKENS]
+        tokens = used_tokens(outcome)
         await self._record(asked, caller, said, outcome, sum(tokens), started)
         last = outcome.attempts[-1]
         if self.conversations is not None and outcome.accepted and outcome.mode == "enforce" and outcome.answer:
@@ -158,6 +158,3 @@ class Responder:
     @staticmethod
     def _logprobs(asked: Asked, generation: Generation | None) -> dict[str, Any] | None:
         return token_logprobs(generation, asked.target.guard.engine) if asked.logprobs else None
-
-
-_TOKENS = ("prompt_tokens", "completion_tokens")

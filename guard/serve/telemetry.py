@@ -13,6 +13,7 @@ from guard.errors import missing_extra
 from guard.records import Outcome
 from guard.serve.asked import Asked
 from guard.serve.request_errors import to_request_error
+from guard.serve.verdict import used_tokens
 
 _SCOPE = "guard.serve"
 _EVALUATION = "gen_ai.evaluation.result"
@@ -43,7 +44,7 @@ class Telemetry:
     def answered(self, asked: Asked, said: Mapping[str, Any], outcome: Outcome | None, seconds: float) -> None:
         """Record a span, its metrics, and the score as an event."""
         base = _attributes(asked)
-        used = _tokens(outcome)
+        used = dict(zip(("input", "output"), used_tokens(outcome), strict=True))
         response = {
             "gen_ai.response.model": asked.target.guard.engine.model.name,
             "gen_ai.response.id": said["decision_id"],
@@ -102,12 +103,4 @@ def _attributes(asked: Asked) -> dict[str, Any]:
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "guard",
         "gen_ai.request.model": asked.target.id,
-    }
-
-
-def _tokens(outcome: Outcome | None) -> dict[str, int]:
-    attempts = outcome.attempts if outcome is not None else ()
-    return {
-        "input": sum(attempt.prompt_tokens for attempt in attempts),
-        "output": sum(attempt.completion_tokens for attempt in attempts),
     }

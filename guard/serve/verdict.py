@@ -52,6 +52,12 @@ def _header(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else quote(str(value), safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~")
 
 
+def used_tokens(outcome: Outcome | None) -> tuple[int, int]:
+    """Return the prompt tokens and the completion tokens of all attempts; 0 without an outcome."""
+    attempts = outcome.attempts if outcome is not None else ()
+    return sum(attempt.prompt_tokens for attempt in attempts), sum(attempt.completion_tokens for attempt in attempts)
+
+
 def _review_id(outcome: Outcome) -> str | None:
     receipt = outcome.receipts.get("review")
     return receipt if isinstance(receipt, str) else None
