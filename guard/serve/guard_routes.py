@@ -138,11 +138,9 @@ async def _admitted(server: Server, request: Request) -> Caller:
 def _question(body: ScoreBody, server: Server) -> PromptLike:
     if (body.messages is None) == (body.question is None):
         raise RequestError("Send either 'messages' or 'question'", param="messages")
-    if body.question is not None:
-        return body.question
-    prompt = Prompt.chat(chat_turns(body.messages or []))
+    prompt = Prompt.chat(body.question if body.question is not None else chat_turns(body.messages or []))
     check_length(prompt, server.settings.bounds)
-    return prompt
+    return prompt if body.question is None else body.question
 
 
 async def _scored(server: Server, target: ModelRoute, question: PromptLike, answer: str) -> Score:

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from served import Served, serving
 
+from guard.serve import ServeSettings
+from guard.serve.asked import Bounds
+
 GUARDRAIL = "/beta/litellm_basic_guardrail_api"
 MESSAGES = [{"role": "user", "content": "Which city?"}]
 
@@ -38,6 +41,13 @@ def test_a_given_answer_is_scored_and_decided_on(served: Served) -> None:
 @pytest.mark.parametrize("body", [{}, {"question": "a", "messages": MESSAGES}])
 def test_a_score_needs_one_question(served: Served, body: dict[str, Any]) -> None:
     assert "error" in post(served, "/v1/score", model="tiny", answer="Paris", **body)
+
+
+@pytest.mark.parametrize("asked", [{"question": "a" * 50}, {"messages": [{"role": "user", "content": "a" * 50}]}])
+def test_a_question_that_is_longer_than_the_server_takes_is_not_scored(asked: dict[str, Any]) -> None:
+    settings = ServeSettings(bounds=Bounds(prompt_characters=40))
+    with serving(lambda prompt, number: ("Paris", 0.1), settings=settings) as small:
+        assert post(small, "/v1/score", model="tiny", answer="a", **asked)["error"]["code"] == "context_length_exceeded"
 
 
 def test_a_decision_is_found_by_its_id_and_has_no_text(served: Served) -> None:
