@@ -22,7 +22,7 @@ from guard.errors import InputError
 @loads_a_model()
 def serve(
     config: Annotated[
-        str | None, typer.Option("--config", metavar="FILE", help="Several models and policies, limits: server.yaml.")
+        str | None, typer.Option("--config", metavar="FILE", help="Several models, limits and all else: server.yaml.")
     ] = None,
     model: Annotated[
         str | None,
@@ -71,6 +71,7 @@ def serve(
 
 def _config(file: str | None, model: dict[str, Any], listen: dict[str, Any], rest: dict[str, Any]) -> Any:
     """Return the server's settings: of the file, or of one model."""
+    import re
     from pathlib import Path
 
     from guard.serve.config import ModelSection, ServeConfig, load_config
@@ -81,6 +82,6 @@ def _config(file: str | None, model: dict[str, Any], listen: dict[str, Any], res
     if file is not None:
         base = load_config(file)
     else:
-        name = Path(model.get("model", "smollm2")).stem.replace(":", "-").replace(" ", "-")
+        name = re.sub(r"[^\w.-]+", "-", Path(model.get("model", "smollm2")).stem)[:100]
         base = ServeConfig(version=1, models={name: ModelSection(**{"model": "smollm2", **model})})
     return base.model_copy(update={"listen": base.listen.model_copy(update=listen), **rest})

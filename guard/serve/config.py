@@ -225,8 +225,18 @@ def _model_with_paths(model: ModelSection, folder: Path) -> ModelSection:
         name: getattr(model, name) for name in ("model", "scorer", "policy", "certificate")
     }
     found = {name: None if text is None else _path(text, folder) for name, text in own.items()}
+    if not _is_of_a_file(model):
+        found["model"] = model.model
+    options = dict(model.engine_options)
+    if isinstance(key := options.get("api_key_file"), str):
+        options["api_key_file"] = str(folder / Path(key).expanduser())
     policies = {name: _path(text, folder) for name, text in model.policies.items()}
-    return model.model_copy(update={**found, "policies": policies})
+    return model.model_copy(update={**found, "policies": policies, "engine_options": options})
+
+
+def _is_of_a_file(model: ModelSection) -> bool:
+    """Return whether an engine reads the model from a file, and not from an address or by a name of its own."""
+    return model.engine in (None, "llama.cpp", "transformers") and "://" not in (model.model or "")
 
 
 def _path(text: str, folder: Path) -> str:

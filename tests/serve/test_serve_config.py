@@ -7,9 +7,11 @@ from pathlib import Path
 import httpx
 import pytest
 from served import running
+from typer.testing import CliRunner
 
 from guard.access import Access, Grant, Role
-from guard.errors import InputError
+from guard.cli import app
+from guard.errors import InputError, ScorerError
 from guard.review.store import Store
 from guard.serve import ServedModels, Server, ServeSettings, create_application
 from guard.serve.config import InvalidConfigError, ServeConfig, load_config, parse_config
@@ -47,6 +49,25 @@ def test_paths_are_relative_to_the_file_and_names_stay_names(tmp_path: Path) -> 
     assert (model.policy, model.policies["b"]) == ("strict", "balanced")
     assert (model.scorer, model.policies["ours"]) == (str(tmp_path / "s.json"), str(tmp_path / "ours.yaml"))
     assert config.store == str(tmp_path / "r.db")
+
+
+def test_addresses_and_names_of_served_models_are_no_paths(tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text(
+        "version: 1\nmodels:\n"
+        "  a: {model: 'http://127.0.0.1:8000/v1#Qwen/Qwen3-8B', engine_options: {api_key_file: key}}\n"
+        "  b: {model: Qwen/Qwen2.5-7B, engine: openai, engine_options: {base_url: 'http://127.0.0.1:8000/v1'}}\n"
+        "  c: {model: house.gguf, engine: llama.cpp}\n"
+    )
+    models = load_config(file).models
+    assert [models[name].model for name in "ab"] == ["http://127.0.0.1:8000/v1#Qwen/Qwen3-8B", "Qwen/Qwen2.5-7B"]
+    assert models["a"].engine_options == {"api_key_file": str(tmp_path / "key")}
+    assert models["c"].model == str(tmp_path / "house.gguf")
+
+
+def test_any_models_file_gives_a_name_for_clients(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["serve", "--model", str(tmp_path / "a model: 7B, tuned.gguf")])
+    assert isinstance(done.exception, ScorerError)  # of what the name stands for
 
 
 def listening(host: str, keys: str = "null") -> ServeConfig:
