@@ -26,7 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _RUN_TRIAL = trial_load.run_trial
 
-pytest_plugins = ["strict_skips"]
+pytest_plugins = ["strict_skips", "empty_databases"]
 
 # CI tries the same examples at every run, without a deadline: a loaded machine must not turn a run red.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)

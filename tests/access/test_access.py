@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
 
-import postgresql_server
 import pytest
 import sqlalchemy as sa
 from alembic import command
@@ -52,32 +51,13 @@ class SetClock:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "reviews.db"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"] if postgresql_server.is_available() else ["sqlite"])
-def place(request: pytest.FixtureRequest, path: Path) -> str:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        return str(path)
-    scratch = postgresql_server.url()
-    engine = sa.create_engine(scratch.replace("postgresql://", "postgresql+psycopg://"))
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-        connection.exec_driver_sql("CREATE SCHEMA public")
-    engine.dispose()
-    return scratch
-
-
-@pytest.fixture
 def clock() -> SetClock:
     return SetClock()
 
 
 @pytest.fixture
-def access(place: str, clock: SetClock) -> Iterator[Access]:
-    with Access(database.connect(place, create=True, timeout_s=5), clock) as opened:
+def access(url: str, clock: SetClock) -> Iterator[Access]:
+    with Access(database.connect(url, create=True, timeout_s=5), clock) as opened:
         yield opened
 
 
@@ -457,12 +437,12 @@ def test_no_secret_is_in_the_file(path: Path) -> None:
     assert "$argon2id$" in dump
 
 
-def test_the_tables_go_up_and_down_with_rows_in_them(place: str) -> None:
-    with Access.open(place) as access:
+def test_the_tables_go_up_and_down_with_rows_in_them(url: str) -> None:
+    with Access.open(url) as access:
         access.links.make_first_user(access.links.for_first_user(), "ana", password=PASSWORD)
         access.sessions.begin("ana")
         access.keys.add("chat", grants=LEAD)
-    connected = database.connect(place, create=False, timeout_s=5)
+    connected = database.connect(url, create=False, timeout_s=5)
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     with connected.write() as connection:
@@ -470,6 +450,6 @@ def test_the_tables_go_up_and_down_with_rows_in_them(place: str) -> None:
         command.downgrade(config, "0003")
         assert not [name for name in sa.inspect(connection).get_table_names() if name.startswith("access")]
     connected.close()
-    with Access.open(place) as access:
+    with Access.open(url) as access:
         assert not access.users.exist()
         assert access.users.add("ana", grants=LEAD).id == "ana"

@@ -6,11 +6,8 @@ import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import postgresql_server
 import pytest
-import sqlalchemy as sa
 from made_cases import make_escalation
 
 from guard.audit import merkle
@@ -18,20 +15,6 @@ from guard.audit.log import AuditLog, InclusionProof, Verification
 from guard.audit.notes import SigningKey
 from guard.errors import InputError, StoreError
 from guard.review.store import Store
-
-
-@pytest.fixture(params=["sqlite", "postgresql"] if postgresql_server.is_available() else ["sqlite"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        return str(tmp_path / "reviews.db")
-    scratch = postgresql_server.url()
-    engine = sa.create_engine(scratch.replace("postgresql://", "postgresql+psycopg://"))
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-        connection.exec_driver_sql("CREATE SCHEMA public")
-    engine.dispose()
-    return scratch
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A throw-away PostgreSQL server for the tests of the review store.
+"""A throw-away PostgreSQL server for the tests of what is kept in a database.
 
 ``GUARD_TEST_POSTGRESQL`` decides where those tests run:
 
@@ -45,9 +45,21 @@ def is_available() -> bool:
     return missing is None
 
 
+def emptied() -> str:
+    """URL of the scratch database, whose tables of earlier tests are dropped."""
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(url().replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
+    engine.dispose()
+    return url()
+
+
 @cache
 def url() -> str:
-    """URL of an empty database; a server is started for it once in a process, and stopped at its end."""
+    """URL of the scratch database; a server is started for it once in a process, and stopped at its end."""
     return SETTING if "://" in SETTING else _start()
 
 
