@@ -9,49 +9,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from langchain_core.language_models import BaseChatModel
+from guard_suite import GuardSuite
 from langchain_fixtures import embedded, scorer_for
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from guard.langchain.chat.chat_guard import ChatGuard
-
 pytestmark = pytest.mark.model
 
 
-class OnEngine:
-    """What the suites ask about the model."""
+class OnEngine(GuardSuite):
+    """The embedded model on an engine."""
 
     engine = "llama.cpp"
-
-    @property
-    def chat_model_class(self) -> type[BaseChatModel]:
-        return ChatGuard
+    has_tools = False
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
         loaded = embedded(self.engine)
         return {"engine": loaded, "scorer": scorer_for(loaded)}
-
-    @property
-    def has_tool_calling(self) -> bool:
-        return False
-
-    @property
-    def has_structured_output(self) -> bool:
-        return False
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return False
-
-    @property
-    def supports_model_override(self) -> bool:
-        return False
-
-    @property
-    def returns_usage_metadata(self) -> bool:
-        return True
 
 
 class TestUnitLlama(OnEngine, ChatModelUnitTests):

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guard_suite import GuardSuite
 from langchain_fixtures import scorer_for
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
-from tool_suite import ToolSuite
 
 from guard.engines import load_engine
 from guard.engines.base import BaseEngine
@@ -36,7 +36,7 @@ def loaded() -> BaseEngine:
     return load_engine(Path(os.environ[NAMED]), context_tokens=4096)
 
 
-class RealTools(ToolSuite):
+class RealTools(GuardSuite):
     """The model that is named."""
 
     @property

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from guard_suite import GuardSuite
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 from scripted import tiny_artefact
 from scripted_tools import MODEL, ToolEngine
-from tool_suite import ToolSuite
 
 from guard.scoring.provenance import Prompting
 from guard.scoring.scorer import Scorer
@@ -24,7 +24,7 @@ def _scorer() -> Scorer:
     return Scorer(artefact.model_copy(update={"prompting": Prompting(system="", max_tokens=2000)}))
 
 
-class WithTools(ToolSuite):
+class WithTools(GuardSuite):
     """The scripted model."""
 
     @property

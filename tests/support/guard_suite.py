@@ -1,4 +1,4 @@
-"""What LangChain's standard suites ask about a model whose chat template has tools."""
+"""What LangChain's standard suites ask about a chat model of guard."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from langchain_core.language_models import BaseChatModel
 from guard.langchain.chat.chat_guard import ChatGuard
 
 
-class ToolSuite:
-    """All that does not depend on which model it is."""
+class GuardSuite:
+    """All that does not depend on which model it is, but for whether its chat template has tools."""
+
+    has_tools = True
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
@@ -16,15 +18,15 @@ class ToolSuite:
 
     @property
     def has_tool_calling(self) -> bool:
-        return True
+        return self.has_tools
 
     @property
     def has_structured_output(self) -> bool:
-        return True
+        return self.has_tools
 
     @property
     def supports_json_mode(self) -> bool:
-        return True
+        return self.has_tools
 
     @property
     def supports_model_override(self) -> bool:
