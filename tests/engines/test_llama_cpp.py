@@ -474,26 +474,30 @@ def test_a_llama_that_is_closed_before_its_engine(tiny_path: Path) -> None:
     engine.close()
 
 
+def texts_around(close: Callable[[], None], engine: LlamaCppEngine, *, threads: int, number: int) -> list[str]:
+    """What requests get, answers or errors, during which something closes the engine, later for a larger number."""
+    limits, warm = Limits(max_tokens=400), Sampling(temperature=2.0, seed=number)
+
+    def ask() -> str:
+        try:
+            return engine.generate(Prompt.chat("hi"), sampling=warm, limits=limits).text
+        except EngineError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(threads) as pool:
+        asked = [pool.submit(ask) for _ in range(threads)]
+        time.sleep(0.01 * number)
+        close()
+        assert engine._context is None
+        return [answer.result(30) for answer in asked]
+
+
 def test_a_llama_that_is_closed_while_its_engine_answers_ends_the_requests_first(tiny_path: Path) -> None:
     """Its memory would be read by a running pass; a crash here ends the test run."""
     for number in range(5):
         llama = tiny_llama(tiny_path)
         engine = LlamaCppEngine.wrap(llama)
-        limits, warm = Limits(max_tokens=400), Sampling(temperature=2.0, seed=number)
-
-        def ask(engine: LlamaCppEngine = engine, limits: Limits = limits, warm: Sampling = warm) -> str:
-            try:
-                return engine.generate(Prompt.chat("hi"), sampling=warm, limits=limits).text
-            except EngineError as error:
-                return str(error)
-
-        with ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(ask) for _ in range(4)]
-            time.sleep(0.01 * number)
-            llama.close()
-            assert engine._context is None
-            for answer in asked:
-                answer.result(30)
+        texts_around(llama.close, engine, threads=4, number=number)
         with pytest.raises(EngineError, match="closed"):
             engine.generate(Prompt.chat("hi"))
 
@@ -535,20 +539,7 @@ def test_closing_while_threads_ask(tiny_path: Path) -> None:
     told = []
     for number in range(5):
         engine = LlamaCppEngine.load(tiny_path)
-        limits, warm = Limits(max_tokens=400), Sampling(temperature=2.0, seed=number)
-
-        def ask(engine: LlamaCppEngine = engine, limits: Limits = limits, warm: Sampling = warm) -> str:
-            try:
-                return engine.generate(Prompt.chat("hi"), sampling=warm, limits=limits).text
-            except EngineError as error:
-                return str(error)
-
-        with ThreadPoolExecutor(6) as pool:
-            asked = [pool.submit(ask) for _ in range(6)]
-            time.sleep(0.01 * number)
-            engine.close()
-            told += [answer.result(30) for answer in asked]
-        assert engine._context is None
+        told += texts_around(engine.close, engine, threads=6, number=number)
     assert any("has been closed" in text for text in told)
 
 
