@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("lightgbm")
 
 from scripted import LAYERS, WIDTH, AnsweringEngine, confidence_scorer, layers_of, scripted_model
+from sums import sum_rows
 from typer.testing import CliRunner
 
 import guard
@@ -218,9 +218,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[AnsweringEngine]:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
-    rows = [{"id": f"q{n}", "question": f"What is {n} + 1?", "answers": [str(n + 1)]} for n in range(200)]
     file = tmp_path / "sums.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
+    file.write_text(sum_rows(range(200)))
     return file
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from documented_json import differences, documented
 from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model
+from sums import half_right, sum_rows
 
 import guard.engines
 import guard.runtime.guard
@@ -318,23 +319,10 @@ def test_demo_shows_every_question_and_what_became_of_it(run: RunGuard, loads: A
 # -- calibrate -----------------------------------------------------------------------------------
 
 
-def sums(count: int) -> str:
-    rows = [{"id": f"q{n}", "question": f"What is {n} + 1?", "answers": [str(n + 1)]} for n in range(count)]
-    return "\n".join(map(json.dumps, rows))
-
-
-def half_right(prompt: Prompt, number: int) -> tuple[str, float]:
-    """Right where the score is low, mostly; the same for the same question."""
-    n = int(prompt.question.split()[2])
-    p_wrong = float(np.random.default_rng(n).uniform(0.05, 0.95))
-    wrong = np.random.default_rng(n + 10_000).random() < p_wrong**2
-    return (str(n + 1 + wrong), p_wrong)
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     file = tmp_path / "sums.jsonl"
-    file.write_text(sums(240))
+    file.write_text(sum_rows(range(240)))
     return file
 
 
@@ -374,7 +362,7 @@ def test_calibrate_names_what_it_left_out(run: RunGuard, loads: Any, tmp_path: P
     loads(half_right)
     file = tmp_path / "bad.jsonl"
     long = json.dumps({"id": "long", "question": "What is 1 + 1? " + "x" * 500, "answers": ["2"]})
-    file.write_text(f"{sums(240)}\n{{\n{long}")
+    file.write_text(f"{sum_rows(range(240))}\n{{\n{long}")
     asked = ("calibrate", "--data", file, "--out", tmp_path / "s.json", "--model", MODEL)
     stopped = run(*asked)
     assert stopped.code == 2

@@ -9,9 +9,9 @@ from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from scripted import AnsweringEngine, confidence_scorer, scripted_model
+from sums import half_right, sum_rows
 from tiny_gguf import write_tiny_gguf
 from typer.testing import CliRunner
 
@@ -21,7 +21,6 @@ import guard.runtime.guard
 from guard.cli import app
 from guard.data.answers import Answers
 from guard.errors import GuardError, InputError
-from guard.records import Prompt
 
 MODEL = "scripted.gguf"
 
@@ -46,14 +45,6 @@ def command(*arguments: str | Path) -> str:
     return done.stdout
 
 
-def half_right(prompt: Prompt, number: int) -> tuple[str, float]:
-    """Right where the score is low, mostly; the same for the same question."""
-    n = int(prompt.question.split()[2])
-    p_wrong = float(np.random.default_rng(n).uniform(0.05, 0.95))
-    wrong = np.random.default_rng(n + 10_000).random() < p_wrong**2
-    return (str(n + 1 + wrong), p_wrong)
-
-
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[AnsweringEngine]:
     """The engines that were loaded, scripted ones."""
@@ -70,9 +61,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[AnsweringEngine]:
 
 @pytest.fixture
 def sums(tmp_path: Path) -> Path:
-    rows = [{"id": f"q{n}", "question": f"What is {n} + 1?", "answers": [str(n + 1)]} for n in range(240)]
     file = tmp_path / "sums.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
+    file.write_text(sum_rows(range(240)))
     return file
 
 
