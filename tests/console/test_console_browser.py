@@ -303,8 +303,11 @@ def test_new_cases_wait_behind_a_line(desk: ServedConsole, cases: list[Review]) 
     desk.open(page, "/queue")
     desk.console.store.add(make_escalation(77, created_at=(datetime.now(UTC) + timedelta(seconds=1)).isoformat()))
     page.clock.run_for(10_500)
-    page.get_by_text("1 new case. Show it").click()
-    page.get_by_role("link", name="Question 77?").wait_for()
+    line, new = page.get_by_text("1 new case. Show it"), page.get_by_role("link", name="Question 77?")
+    line.wait_for()
+    assert new.count() == 0
+    line.click()
+    new.wait_for()
 
 
 # -- for everybody -----------------------------------------------------------------------------

@@ -346,7 +346,8 @@ def test_many_long_names_do_not_keep_the_reader_waiting() -> None:
     declared = "".join(f"  {name}: {{model: m}}\n" for name in names[:20])
     routes = "".join(f"  r{n}: {{on_error: {{fallback: {{to: {name}}}}}}}\n" for n, name in enumerate(names[:500]))
     rules = "".join(f"  - fallback: {{below: {n / 1000}, to: {name}}}\n" for n, name in enumerate(names[-99:], 1))
-    parse_policy(f"version: 1\nname: x\nrules:\n{rules}  - abstain\nfallbacks:\n{declared}routes:\n{routes}")
+    policy = parse_policy(f"version: 1\nname: x\nrules:\n{rules}  - abstain\nfallbacks:\n{declared}routes:\n{routes}")
+    assert (len(policy.fallbacks), len(policy.routes)) == (20, 500)
 
 
 def test_errors_never_echo_long_values() -> None:
