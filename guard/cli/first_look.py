@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from guard.runtime.first_look import FirstLook
 
 #: Options of ``guard ask`` that decide or act on a probability.
-_DECIDING = ("policy", "certificate", "route", "store", "fallback", "handler", "force")
+_DECIDING = ("policy", "certificate", "route", "store", "fallback", "handler", "force", "audit_log")
 
 _UNCALIBRATED = (
     "uncalibrated: there is no scorer for this model, so nobody knows how likely the answer is wrong, and no policy "
