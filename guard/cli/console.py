@@ -69,7 +69,7 @@ def console(
     """Open the review console in a browser.
 
     The first run prints a link that makes the first account. The console listens on this machine only, unless
-    --host says otherwise.
+    --host says otherwise. To send notifications and mark late cases, run guard webhooks deliver beside it.
     """
     settings = _settings(https, name, proxy_address, proxy_header, host)
     listening = Listening(host, port, https)
@@ -86,10 +86,10 @@ def _settings(
     https: bool, names: list[str] | None, addresses: list[str] | None, header: str | None, host: str
 ) -> ConsoleSettings:
     try:
-        from guard.console.settings import LOOPBACK_NAMES, ConsoleSettings, checked_names, is_loopback
+        from guard.console.settings import LOOPBACK_NAMES, ConsoleSettings, is_loopback
     except ImportError:
         raise missing_extra("fastapi", "console") from None
-    known = checked_names(names or ())
+    known = frozenset(names or ())
     if is_loopback(host):
         known |= LOOPBACK_NAMES
     elif not https:

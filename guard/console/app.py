@@ -27,6 +27,7 @@ def create_app(store: Store, access: Access, settings: ConsoleSettings | None = 
     """Return the console as an application, to serve or to mount.
 
     All its addresses are relative to where it is mounted. Its own middleware protects it, so it needs none around it.
+    It sends no notifications and marks no late cases; `guard.review.delivery.Deliverer` does.
 
     Args:
         store: the cases; it stays the caller's to close.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+import re
 from dataclasses import dataclass
 
 from guard.errors import InputError
@@ -25,7 +25,7 @@ class ConsoleSettings:
         proxy_addresses: addresses of that proxy; the header of anybody else is not read.
 
     Raises:
-        InputError: a proxy's header without its address, or an address that is none.
+        InputError: a proxy's header without its address, an address that is none, or a name that is no host name.
     """
 
     secure_cookie: bool = False
@@ -40,6 +40,7 @@ class ConsoleSettings:
                 why="anybody could send the header otherwise",
                 fix="Give --proxy-address",
             )
+        object.__setattr__(self, "names", frozenset(map(_checked_name, self.names)))
         object.__setattr__(self, "proxy_addresses", frozenset(map(_checked_address, self.proxy_addresses)))
 
     @property
@@ -63,9 +64,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def checked_names(names: Iterable[str]) -> frozenset[str]:
-    """Return host names as they are compared: in lower case, without a port."""
-    return frozenset(name.strip().lower() for name in names if name.strip())
+def _checked_name(name: str) -> str:
+    """Return a host name as it is compared: in lower case. One that no browser could ask for would match nothing."""
+    host = name.strip().lower()
+    if not re.fullmatch(r"[^\s/@:\[\]]+|\[[0-9a-f:.]+\]", host):
+        raise InputError(
+            f"'{name[:60]}' is no host name", fix="Write --name guard.example.org, without scheme and port"
+        )
+    return host
 
 
 def _checked_address(address: str) -> str:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from guard.access import Access
-from guard.console.settings import LOOPBACK_NAMES, ConsoleSettings, checked_names, is_loopback
+from guard.console.settings import LOOPBACK_NAMES, ConsoleSettings, is_loopback
 from guard.engines import load_engine
 from guard.engines.protocols import Engine
 from guard.errors import InputError, did_you_mean, missing_extra
@@ -91,7 +91,7 @@ def console_app(config: ServeConfig, store: Store, access: Access) -> Any:
         from guard.console.app import create_app
     except ImportError as error:
         raise missing_extra("argon2-cffi", "console") from error
-    names = checked_names(wanted.names) | (LOOPBACK_NAMES if is_loopback(host) else frozenset())
+    names = frozenset(wanted.names) | (LOOPBACK_NAMES if is_loopback(host) else frozenset())
     return create_app(store, access, ConsoleSettings(wanted.https, names))
 
 

@@ -234,6 +234,13 @@ def test_the_first_account_is_made_once_by_its_link(console: MadeConsole) -> Non
     assert [user.id for user in console.access.users.all()] == ["ana"]
 
 
+@pytest.mark.parametrize("name", ["", " ", "https://guard.example", "guard.example:443", "guard.example/console"])
+def test_a_name_that_no_browser_could_ask_for_is_refused(name: str) -> None:
+    """An empty one would leave no names, which means any."""
+    with pytest.raises(InputError, match="is no host name"):
+        ConsoleSettings(names=frozenset({name}))
+
+
 # -- cookies, names, proxies -------------------------------------------------------------------
 
 
@@ -259,7 +266,8 @@ def test_a_foreign_host_name_gets_no_page(secure: MadeConsole) -> None:
         answer = secure.visitor().get("/login", headers={"host": name})
         assert answer.status_code == 421
         assert "Sign in" not in answer.text
-    assert is_known_name("[::1]:8766", frozenset({"[::1]"}))
+    assert is_known_name("[::1]:8766", ConsoleSettings(names=frozenset({"[::1]"})).names)
+    assert is_known_name("guard.example", ConsoleSettings(names=frozenset({" Guard.Example "})).names)
     assert is_known_name("LOCALHOST:8766", frozenset({"localhost"}))
 
 
