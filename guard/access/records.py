@@ -155,7 +155,7 @@ class KeyLimits:
     tokens_per_month: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("requests_per_minute", "tokens_per_minute", "tokens_per_month"):
+        for name in self.__dataclass_fields__:
             if (value := getattr(self, name)) is not None:
                 whole_number(name, value, least=1)
 

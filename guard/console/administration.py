@@ -17,7 +17,8 @@ from guard.errors import AccessError, InputError
 
 router = APIRouter()
 
-_LIMITS = ("requests_per_minute", "tokens_per_minute", "tokens_per_month")
+#: Digits of a limit; the database keeps no more than this.
+_DIGITS = 18
 
 
 @router.get("/settings")
@@ -112,11 +113,12 @@ def _grants(form: dict[str, str]) -> Any:
 
 def _key_limits(form: dict[str, str]) -> KeyLimits:
     limits = {}
-    for name in _LIMITS:
+    for name in KeyLimits.__dataclass_fields__:
         text = form.get(name, "").strip().replace(",", "")
-        if text and not (text.isascii() and text.isdecimal()):
-            raise InputError(f"{name.replace('_', ' ').capitalize()} must be a whole number", why=f"got '{text[:40]}'")
-        limits[name] = int(text[:18]) if text else None
+        if text and not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
+            what = f"{name.replace('_', ' ').capitalize()} must be a whole number of at most {_DIGITS} digits"
+            raise InputError(what, why=f"got '{text[:40]}'")
+        limits[name] = int(text) if text else None
     return KeyLimits(**limits)
 
 
