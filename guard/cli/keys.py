@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.output import JsonOption, StoreOption, console, print_json
+from guard.cli.output import JsonOption, StoreOption, console, plain_table, print_json
 from guard.cli.terminal import shown
-from guard.cli.users import access_table, grants_of, opened_access, roles_of
+from guard.cli.users import grants_of, opened_access, roles_of
 from guard.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def list_keys(*, store: StoreOption = None, as_json: JsonOption = False) -> None
         [each.name, each.prefix, roles_of(each.grants), _limits(each), (each.seen_at or "never")[:10], _state(each)]
         for each in keys
     ]
-    console().print(access_table(["Name", "Begins with", "Roles", "Limits", "Last used", "State"], rows))
+    console().print(plain_table(("name", "begins with", "roles", "limits", "last used", "state"), rows))
 
 
 @app.command()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from guard.cli.terminal import json_visible, shown, visible
+from guard.cli.terminal import json_visible, one_line, shown, visible
 from guard.errors import GuardError, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 #: Options shared by several commands.
 ModelOption = Annotated[
@@ -121,6 +123,19 @@ def console(*, stderr: bool = False, file: IO[str] | None = None, width: int | N
     from guard.cli.screen import Screen
 
     return Screen(stderr=stderr, file=file, width=width, highlight=False, markup=False, emoji=False)
+
+
+def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table of texts that anybody may have written, each in one line."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(shown(one_line(cell)) for cell in row))
+    return table
 
 
 def print_json(value: Any) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.output import JsonOption, StoreOption, console, print_json
-from guard.cli.terminal import one_line, shown
+from guard.cli.output import JsonOption, StoreOption, console, plain_table, print_json
+from guard.cli.terminal import shown
 
 if TYPE_CHECKING:
     from guard.access.records import Grant, User
@@ -79,7 +79,7 @@ def list_users(*, store: StoreOption = None, as_json: JsonOption = False) -> Non
         console().print("No users. Start the console: it prints a link for the first account.")
         return
     rows = [[each.id, each.name, roles_of(each.grants), _state(each), _day(each.seen_at)] for each in users]
-    console().print(access_table(["Login", "Name", "Roles", "State", "Last seen"], rows))
+    console().print(plain_table(("login", "name", "roles", "state", "last seen"), rows))
 
 
 @app.command()
@@ -125,16 +125,6 @@ def grants_of(roles: list[str]) -> tuple[Grant, ...]:
 def roles_of(grants: tuple[Grant, ...]) -> str:
     """Return roles for people."""
     return ", ".join(map(str, grants))
-
-
-def access_table(heads: list[str], rows: list[list[str]]) -> Any:
-    """Return a table of users or keys."""
-    from rich.table import Table
-
-    table = Table(*heads)
-    for row in rows:
-        table.add_row(*(shown(one_line(cell)) for cell in row))
-    return table
 
 
 def user_json(user: User) -> dict[str, Any]:

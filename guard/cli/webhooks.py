@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from guard.checked import checked_choice
-from guard.cli.output import JsonOption, StoreOption, console, print_json, user_functions
+from guard.cli.output import JsonOption, StoreOption, console, plain_table, print_json, user_functions
 from guard.cli.review_options import open_store
 from guard.cli.review_tables import when
-from guard.cli.terminal import one_line, say, shown
+from guard.cli.terminal import say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,9 +46,8 @@ def add(
     as_json: JsonOption = False,
 ) -> None:
     """Add an endpoint. The secret of a webhook is printed once; its receiver verifies signatures with it."""
-    from guard.review.endpoints import KINDS, Endpoints
+    from guard.review.endpoints import Endpoints
 
-    checked_choice("--kind", kind, KINDS)
     with open_store(store) as reviews:
         secret = Endpoints(reviews).add(
             name,
@@ -149,9 +147,13 @@ def deliver(
 ) -> None:
     """Send what is due, and mark cases that are late, until Ctrl-C. Any number of these may run."""
     from guard.review.delivery import Deliverer
+    from guard.review.endpoints import Endpoints
 
-    functions = user_functions("--function", function)
+    functions = user_functions("function", function)
     with open_store(store) as reviews:
+        known = [each.name for each in Endpoints(reviews).all() if each.kind == "python"]
+        for name in functions:  # one that is misspelt would never be called
+            checked_choice("python endpoint", name, known)
         worker = Deliverer(reviews, functions)
         tried = worker.deliver()
         if not once:
@@ -184,27 +186,15 @@ def _endpoints_table(endpoints: list[Endpoint]) -> Table:
         )
         for each in endpoints
     ]
-    return _table(("name", "kind", "address", "events", "state"), rows)
+    return plain_table(("name", "kind", "address", "events", "state"), rows)
 
 
 def _messages_table(messages: list[Notification]) -> Table:
     rows = [(each.id, each.endpoint, each.event, each.review_id, str(each.attempts), _state(each)) for each in messages]
-    return _table(("message", "endpoint", "event", "case", "tries", "state"), rows)
+    return plain_table(("message", "endpoint", "event", "case", "tries", "state"), rows)
 
 
 def _state(message: Notification) -> str:
     ended = {"delivered": message.delivered_at, "dead": message.dead_at, "cancelled": message.cancelled_at}
     state = next((f"{name} {when(at)}" for name, at in ended.items() if at), f"next {when(str(message.next_at))}")
     return f"{state} ({message.last_error})" if message.last_error else state
-
-
-def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(shown(one_line(cell)) for cell in row))
-    return table

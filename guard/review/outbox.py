@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from guard.errors import InputError, did_you_mean
+from guard.errors import InputError
 from guard.review.database import Database
 from guard.review.migrations.tables import ENDPOINTS, OUTBOX, REPEATS, REVIEWS
 from guard.review.records import UNDO_S, later
@@ -242,7 +242,7 @@ def replay(connection: Connection, at: str, names: Sequence[str], *, endpoint: s
     which = OUTBOX.c.id.in_(names) if names else OUTBOX.c.dead_at.is_not(None)
     known = set(connection.scalars(sa.select(OUTBOX.c.id).where(OUTBOX.c.id.in_(names))))
     if missing := [name for name in names if name not in known]:
-        raise InputError(f"There is no message '{missing[0]}'", fix=did_you_mean(missing[0], known))
+        raise InputError(f"There is no message '{missing[0]}'", fix="See: guard webhooks list --messages")
     query = sa.update(OUTBOX).where(which, OUTBOX.c.cancelled_at.is_(None), OUTBOX.c.next_at.is_(None))
     if endpoint is not None:
         query = query.where(OUTBOX.c.endpoint == endpoint)
