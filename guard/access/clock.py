@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from guard.review.records import text_of_time
+
 #: Returns the present time, aware of its zone.
 Clock = Callable[[], datetime]
 
@@ -21,4 +23,4 @@ def stamp(time: datetime, later: timedelta = timedelta()) -> str:
         >>> stamp(datetime(2026, 1, 2, tzinfo=UTC), timedelta(hours=3))
         '2026-01-02T03:00:00.000000+00:00'
     """
-    return (time + later).astimezone(UTC).isoformat(timespec="microseconds")
+    return text_of_time(time + later)

@@ -55,7 +55,7 @@ def show_case(visit: TheVisit, name: str, edit: bool = False, done: str = "", le
     own = is_own_navigation(visit.request.headers)
     if own and leave:
         leave_case(visit, leave)
-    claimed = _claim(visit, review) if own else _standing(visit, review)
+    claimed = _claim(visit, review) if own else standing(visit, review)
     if claimed.mine:
         review = visit.desk.store.review(review.id)
     return case_page(visit, review, claimed, edit=edit and claimed.mine, toast=toast_of(visit, done))
@@ -144,19 +144,15 @@ def case_page(
 def _claim(visit: Visit, review: Review) -> CaseHolder:
     """Claim a case for a reader who may decide it, unless it is decided or somebody else's."""
     if review.status is not ReviewStatus.PENDING or not may_decide(visit, review):
-        return _standing(visit, review)
+        return standing(visit, review)
     try:
-        return _standing(visit, visit.desk.store.claim(review.id, reviewer=visit.who))
+        return standing(visit, visit.desk.store.claim(review.id, reviewer=visit.who))
     except ReviewError as error:
-        return _standing(visit, visit.desk.store.review(review.id), why=error)
+        return standing(visit, visit.desk.store.review(review.id), why=error)
 
 
-def standing(visit: Visit, review: Review) -> CaseHolder:
-    """Return who has a case at the time of the request, without claiming it."""
-    return _standing(visit, review)
-
-
-def _standing(visit: Visit, review: Review, why: ReviewError | None = None) -> CaseHolder:
+def standing(visit: Visit, review: Review, why: ReviewError | None = None) -> CaseHolder:
+    """Return who has a case at the time of the request, without claiming it; `why` it could not be claimed."""
     holder = review.holder(visit.now.isoformat(timespec="microseconds"))
     text = "" if why is None else (why.why and f"{why.what}: {why.why}") or why.what
     if holder is None or review.claimed_until is None:

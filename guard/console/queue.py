@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from guard.access import Permission
+from guard.console import times
 from guard.console.cases import is_blind, leave_case
 from guard.console.desk import TheVisit, Visit, query_text
 from guard.console.security import is_own_navigation
@@ -212,6 +212,6 @@ class QueueRow:
         holder = review.holder(visit.now.isoformat(timespec="microseconds"))
         left = 0.0
         if holder is not None and review.claimed_until is not None:
-            left = (datetime.fromisoformat(review.claimed_until) - visit.now).total_seconds()
+            left = -times.since(review.claimed_until, visit.now)
         pending = review.status is ReviewStatus.PENDING
         return cls(review, is_blind(review), holder if pending else None, left, (review.answer or "")[:400])

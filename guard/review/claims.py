@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from guard.errors import InputError, ReviewError
 from guard.review.database import Database
 from guard.review.migrations.tables import EVENTS, REVIEWS
-from guard.review.queries import IS_PENDING, change, exactly, locked, record
+from guard.review.queries import IS_PENDING, change, exactly, locked, record, standing_opinions
 from guard.review.records import Review, ReviewStatus, later, text_of
 
 #: Seconds that a claim lasts.
@@ -21,7 +21,8 @@ LEASE_S = 600.0
 #: Seconds of the longest lease: a case that somebody forgot must come back.
 LONGEST_LEASE_S = 86_400.0
 
-_FREE = {"claimed_by": None, "claimed_at": None, "claimed_until": None}
+#: The columns of a case that nobody has.
+FREE = dict.fromkeys(("claimed_by", "claimed_at", "claimed_until"))
 
 
 def person(name: str) -> str:
@@ -72,7 +73,7 @@ def release(database: Database, connection: Connection, name: str, who: str, *, 
     if review.holder(at) not in (None, who):
         raise _taken(review, at)
     record(connection, review.id, at=at, who=who, what=what, note=text_of(note))
-    change(connection, review.id, **_FREE)
+    change(connection, review.id, **FREE)
     return exactly(connection, review.id)
 
 
@@ -82,7 +83,7 @@ def assign(database: Database, connection: Connection, name: str, whom: str | No
     at = database.now(connection)
     _check_pending(review)
     record(connection, review.id, at=at, who=who, what="assigned", whom=whom)
-    change(connection, review.id, **_FREE, assigned_to=whom)
+    change(connection, review.id, **FREE, assigned_to=whom)
     return exactly(connection, review.id)
 
 
@@ -99,26 +100,12 @@ def check_free(connection: Connection, review: Review, who: str, at: str) -> Non
         raise ReviewError(
             f"Review {review.id} is assigned to {review.assigned_to}", fix="Ask a lead to assign it to you"
         )
-    if who in opinions_by(connection, review.id):
+    if who in standing_opinions(connection, review.id):
         raise ReviewError(
             f"{who} has given an opinion on review {review.id} already",
             why="a second opinion is another person's",
             fix="Leave it to somebody else",
         )
-
-
-def opinions_by(connection: Connection, review_id: str) -> list[str]:
-    """Return who has given an opinion on a case that stands, in order."""
-    query = sa.select(EVENTS.c.who, EVENTS.c.what).where(
-        EVENTS.c.review_id == review_id, EVENTS.c.what.in_(("opinion", "withdrawn"))
-    )
-    standing: list[str] = []
-    for who, what in connection.execute(query.order_by(EVENTS.c.number)):
-        if what == "opinion":
-            standing.append(who)
-        else:
-            standing.remove(who)
-    return standing
 
 
 def take(connection: Connection, review_id: str, who: str, at: str, lease_s: float) -> None:

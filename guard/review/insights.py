@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from guard.review.migrations.tables import REVIEWS
+from guard.review.queries import IS_PENDING, on_routes
 from guard.review.records import ReviewStatus, text_of
 
 #: Equal bins of p(wrong) from 0 to 1.
@@ -114,7 +115,7 @@ def read_insights(
 def read_routes(connection: Connection, routes: frozenset[str] | None) -> list[str]:
     """Return the routes of the cases that there are, in order, at most `ROUTES`; only these, or None for all."""
     found: list[str] = []
-    chosen = _on(routes, None)
+    chosen = on_routes(routes)
     # From route to route in the index: a DISTINCT would read every case.
     while len(found) < ROUTES:
         beyond = REVIEWS.c.route > found[-1] if found else REVIEWS.c.route.is_not(None)
@@ -126,12 +127,7 @@ def read_routes(connection: Connection, routes: frozenset[str] | None) -> list[s
 
 
 def _on(routes: frozenset[str] | None, route: str | None) -> list[sa.ColumnElement[bool]]:
-    found: list[sa.ColumnElement[bool]] = []
-    if routes is not None:
-        found.append(REVIEWS.c.route.in_(sorted(str(text_of(name)) for name in routes)))
-    if route is not None:
-        found.append(REVIEWS.c.route == text_of(route))
-    return found
+    return on_routes(routes) if route is None else [*on_routes(routes), REVIEWS.c.route == text_of(route)]
 
 
 def _tallies(
@@ -168,9 +164,8 @@ def _histogram(connection: Connection, chosen: list[sa.ColumnElement[bool]]) -> 
 
 
 def _holding(connection: Connection, at: str, routes: frozenset[str] | None, route: str | None) -> dict[str, int]:
-    pending = REVIEWS.c.status == ReviewStatus.PENDING.value
     query = sa.select(REVIEWS.c.claimed_by, sa.func.count()).where(
-        pending, REVIEWS.c.claimed_until > at, *_on(routes, route)
+        IS_PENDING, REVIEWS.c.claimed_until > at, *_on(routes, route)
     )
     return {who: int(number) for who, number in connection.execute(query.group_by(REVIEWS.c.claimed_by))}
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from guard.errors import InputError, did_you_mean
 from guard.review.claims import claimable
 from guard.review.migrations.tables import REVIEWS
-from guard.review.queries import IS_PENDING, reviews_of, selected
+from guard.review.queries import IS_PENDING, on_routes, reviews_of, selected
 from guard.review.records import Review, ReviewStatus, rank_of, text_of
 from guard.review_terms import PRIORITIES, Priority
 
@@ -193,9 +193,7 @@ def _equal(chosen: CaseFilter) -> list[sa.ColumnElement[bool]]:
         REVIEWS.c.reviewer: chosen.decided_by,
     }
     found = [column == text_of(value) for column, value in wanted.items() if value is not None]
-    if chosen.routes is not None:
-        found.append(REVIEWS.c.route.in_(sorted(chosen.routes)))
-    return found
+    return [*found, *on_routes(chosen.routes)]
 
 
 def _states(chosen: CaseFilter, at: str) -> list[sa.ColumnElement[bool]]:

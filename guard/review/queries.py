@@ -185,6 +185,25 @@ def change(connection: Connection, review_id: str, **values: object) -> None:
     connection.execute(sa.update(REVIEWS).where(REVIEWS.c.id == review_id).values(values))
 
 
+def standing_opinions(connection: Connection, review_id: str) -> dict[str, sa.Row[Any]]:
+    """Return the events of the opinions on a case that were not withdrawn, by person, in the order they were given."""
+    query = sa.select(EVENTS).where(EVENTS.c.review_id == review_id, EVENTS.c.what.in_(("opinion", "withdrawn")))
+    standing: dict[str, sa.Row[Any]] = {}
+    for row in connection.execute(query.order_by(EVENTS.c.number)):
+        if row.what == "opinion":
+            standing[row.who] = row
+        else:
+            del standing[row.who]
+    return standing
+
+
+def on_routes(routes: frozenset[str] | None) -> list[sa.ColumnElement[bool]]:
+    """Return the condition for cases on these routes; none where all are meant."""
+    if routes is None:
+        return []
+    return [REVIEWS.c.route.in_(sorted(str(text_of(name)) for name in routes))]
+
+
 def has_verdict() -> sa.ColumnElement[bool]:
     """Return the condition for cases that have a verdict, in themselves or in the trail: the two are compared."""
     return sa.or_(~IS_PENDING, sa.and_(_VERDICTS.c.what.is_not(None), _VERDICTS.c.what != "undone"))

@@ -12,18 +12,17 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from guard.errors import ReviewError
-from guard.review.claims import LEASE_S, check_free, decided_already, take
+from guard.review.claims import FREE, LEASE_S, check_free, decided_already, take
 from guard.review.database import Database
-from guard.review.migrations.tables import EVENTS, REVIEWS
+from guard.review.migrations.tables import REVIEWS
 from guard.review.outbox import cancel_verdict
-from guard.review.queries import IS_PENDING, change, exactly, locked, record
+from guard.review.queries import IS_PENDING, change, exactly, locked, record, standing_opinions
 from guard.review.records import UNDO_S, VERDICT, Draft, Review, ReviewStatus, later, text_of
 
 _UNDECIDED = {
     "status": ReviewStatus.PENDING.value,
     **dict.fromkeys(("final_answer", "draft", "reviewer", "note", "decided_at", "final_at")),
 }
-_FREE = dict.fromkeys(("claimed_by", "claimed_at", "claimed_until"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ def _give_opinion(connection: Connection, review: Review, verdict: dict[str, Any
     record(connection, review.id, what="opinion", verdict=verdict["status"], **kept)
     given = opinions(connection, review.id)
     disputed = len(given) > 1 and not given[0].agrees(given[1])
-    change(connection, review.id, opinions=len(given), disputed=int(disputed), assigned_to=None, **_FREE)
+    change(connection, review.id, opinions=len(given), disputed=int(disputed), assigned_to=None, **FREE)
     if before and not disputed:
         _settle(connection, review, verdict)
 
@@ -104,20 +103,15 @@ def _give_opinion(connection: Connection, review: Review, verdict: dict[str, Any
 def _settle(connection: Connection, review: Review, verdict: dict[str, Any]) -> None:
     # The trail first: the database lets no verdict into the review that is not there.
     record(connection, review.id, **{kept: verdict[column] for column, kept in VERDICT.items()})
-    change(connection, review.id, **verdict, **_FREE, final_at=later(verdict["decided_at"], UNDO_S))
+    change(connection, review.id, **verdict, **FREE, final_at=later(verdict["decided_at"], UNDO_S))
 
 
 def opinions(connection: Connection, review_id: str) -> list[Opinion]:
     """Return the opinions that stand, in the order they were given; see `guard.review.store.Store.opinions`."""
-    query = sa.select(EVENTS).where(EVENTS.c.review_id == review_id, EVENTS.c.what.in_(("opinion", "withdrawn")))
-    standing: dict[str, Opinion] = {}
-    for row in connection.execute(query.order_by(EVENTS.c.number)):
-        if row.what == "opinion":
-            status = ReviewStatus(row.verdict)
-            standing[row.who] = Opinion(row.who, row.at, status, row.draft, row.final_answer, row.note)
-        else:
-            del standing[row.who]
-    return list(standing.values())
+    return [
+        Opinion(row.who, row.at, ReviewStatus(row.verdict), row.draft, row.final_answer, row.note)
+        for row in standing_opinions(connection, review_id).values()
+    ]
 
 
 def is_open_to_all(review: Review) -> bool:

@@ -177,13 +177,7 @@ ACCESS_KEYS = Table(
     Column("ends_at", Text),
     Column("revoked_at", Text),
 )
-sa.Index(
-    "access_keys_one_name",
-    ACCESS_KEYS.c.name,
-    unique=True,
-    sqlite_where=ACCESS_KEYS.c.revoked_at.is_(None),
-    postgresql_where=ACCESS_KEYS.c.revoked_at.is_(None),
-)
+_partial("access_keys_one_name", ACCESS_KEYS.c.name, where=ACCESS_KEYS.c.revoked_at.is_(None), unique=True)
 
 ACCESS_SESSIONS = Table(
     "access_sessions",
