@@ -114,6 +114,9 @@ def test_a_model_without_a_scorer_gives_a_first_look_that_is_no_acceptance(model
 @pytest.mark.parametrize(
     "option", [["--policy", "strict"], ["--policy", "balanced"], ["--route", "medical"], ["--audit-log"]]
 )
-def test_no_policy_takes_a_first_look_for_a_probability(model: Path, option: list[str]) -> None:
+def test_no_policy_takes_a_first_look_for_a_probability(
+    model: Path, option: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUARD_STORE", str(tmp_path / "reviews.db"))
     with pytest.raises(ScorerError, match="There is no scorer for"):
         run("ask", "Is 1?", "--model", str(model), *option)
