@@ -84,7 +84,7 @@ def rebind(
         model: ``smollm2``, a GGUF file, or a model folder.
         to: the same weights in another precision; the same file for another engine.
         out: where the new scorer is written.
-        to_engine: engine of the new model.
+        to_engine: engine of the new model; by default the scorer's.
         engine_options: for loading both.
         check: check on labels; without it the scores are marked as uncalibrated.
         limit: maximal number of questions of each data set.
@@ -110,15 +110,13 @@ def rebind(
     check_writable(out, "scorer")
     questions = _questions(data, limit=limit, seed=seed)
     _check_files(model, to)
-    options = loading_options(fitted, engine_options)
-    with engines.load_engine(model, **options) as engine:
+    options, fitted_on = loading_options(fitted, engine_options), fitted.artefact.binding
+    with engines.load_engine(model, engine=fitted_on.engine, **options) as engine:
         fitted.for_model(engine.model, find_capture_point(engine))
         answers = [_ask(engine, fitted, question) for question in questions]
     texts = [text for text, _ in answers]
-    with engines.load_engine(to, engine=to_engine, **options) as engine:
-        binding = _checked_binding(
-            fitted.artefact.binding, Binding.from_model(engine.model, find_capture_point(engine))
-        )
+    with engines.load_engine(to, engine=to_engine or fitted_on.engine, **options) as engine:
+        binding = _checked_binding(fitted_on, Binding.from_model(engine.model, find_capture_point(engine)))
         new = [_ask(engine, fitted, question, text)[1] for question, text in zip(questions, texts, strict=True)]
         own = [_ask(engine, fitted, question) for question in questions] if check else []
     grade, _ = choose_grader(None)
@@ -190,21 +188,20 @@ def _rebound(scorer: Scorer, binding: Binding, asked: _BothModels, *, seed: int)
     artefact = scorer.artefact
     alignment = align(asked.old, asked.new, artefact.feature_schema)
     scores = {name: aligned_model(model, alignment) for name, model in artefact.scores.items()}
-    moved = artefact.model_copy(
-        update={"binding": binding, "scores": scores, "ood_detector": _ood_detector(asked.new, seed), "metrics": {}}
-    )
+    changed = {"binding": binding, "scores": scores, "ood_detector": _ood_detector(asked.new, seed), "metrics": {}}
+    moved = Scorer(artefact.model_copy(update=changed))
     before = _p_wrong(scorer, asked.old)
-    metrics, forced = _metrics(Scorer(moved), asked), _metrics(scorer, asked)
+    metrics, forced = _metrics(moved, asked), _metrics(scorer, asked)
     _check_holds(metrics)
     rebound = Rebound(
         fitted_on=artefact.binding,
         answers=len(asked.old),
         apart_before=float(np.abs(_p_wrong(scorer, asked.new) - before).mean()),
-        apart_after=float(np.abs(_p_wrong(Scorer(moved), asked.new) - before).mean()),
+        apart_after=float(np.abs(_p_wrong(moved, asked.new) - before).mean()),
         checked=len(asked.own),
         metrics=metrics,
     )
-    return Scorer(moved.model_copy(update={"rebound": rebound, "metrics": metrics})), forced
+    return Scorer(moved.artefact.model_copy(update={"rebound": rebound, "metrics": metrics})), forced
 
 
 def _p_wrong(scorer: Scorer, signals: Sequence[Signals]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -23,7 +23,9 @@ def rebind(
     to: Annotated[str, typer.Option("--to", help="The same weights in another precision, or the same file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The scorer file to write.")],
     model: ModelOption = "smollm2",
-    to_engine: Annotated[str | None, typer.Option("--to-engine", help="Engine of the new model.")] = None,
+    to_engine: Annotated[
+        str | None, typer.Option("--to-engine", help="Engine of the new model; by default the scorer's.")
+    ] = None,
     engine_options: EngineOptions = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Check on labels; without, scores are marked as uncalibrated.")

@@ -207,8 +207,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[AnsweringEngine]:
     made: list[AnsweringEngine] = []
 
     def load(model: str | Path, *, engine: str | None = None, **_: Any) -> AnsweringEngine:
-        made.append(AnsweringEngine(half_right, model=scripted_model(engine=engine or "scripted")))
-        if engine:
+        assert engine is not None, "the file's own engine need not be the scorer's"
+        made.append(AnsweringEngine(half_right, model=scripted_model(engine=engine)))
+        if engine == "other":
             made[-1].activations_at = lambda prompt, number: moved(layers_of(prompt, number))
         return made[-1]
 
@@ -251,6 +252,19 @@ def test_a_rebound_scorer_fits_its_new_model_and_says_how_it_got_there(
     assert rebound.metrics["guard"]["brier"] < result.forced["guard"]["brier"]
     assert scorer.artefact.metrics == rebound.metrics
     assert scorer.artefact.ood_detector is not None
+
+
+def test_a_scorer_moves_from_the_engine_that_it_was_fitted_on(
+    loaded: list[AnsweringEngine], fitted: Path, questions: Path, tmp_path: Path
+) -> None:
+    """Transformers reads GGUF files too: the file does not say which engine a scorer was fitted on."""
+    there, back = tmp_path / "there.json", tmp_path / "back.json"
+    guard.rebind(fitted, questions, model="m.gguf", to="m.gguf", to_engine="other", out=there)
+    guard.rebind(there, questions, model="m.gguf", to="m.gguf", to_engine="scripted", out=back)
+    assert [each.model.engine for each in loaded] == ["scripted", "other", "other", "scripted"]
+    assert load_scorer(back).artefact.binding == load_scorer(fitted).artefact.binding
+    with pytest.raises(InputError, match="fits this model already"):
+        guard.rebind(there, questions, model="m.gguf", to="m.gguf", out=back)
 
 
 @pytest.mark.usefixtures("loaded")
