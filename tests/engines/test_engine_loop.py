@@ -92,6 +92,8 @@ class SequenceRow:
 
 
 class SumObserver:
+    reads_layers = True
+
     def __init__(self) -> None:
         self.total = 0.0
 
@@ -179,6 +181,17 @@ def test_whoever_comes_and_goes_the_others_get_their_answers(seed: int) -> None:
     assert all(not slot.tokens or slot.tokens == engine.memory[slot.number] for slot in table.slots)
     engine.fail_at = -1  # where the others took fewer passes
     assert engine.generate(question(1), **settings(1)).token_ids == alone(1)[0]
+
+
+def test_of_an_observer_that_reads_no_layers_none_are_recorded() -> None:
+    engine, unread, reading = RememberingEngine(), SumObserver(), SumObserver()
+    unread.reads_layers = False
+    answer = engine.generate(question(1), observer=unread, **settings(1))
+    assert not any(feed.capture for feeds in engine.passes for feed in feeds)
+    assert (unread.total, answer.capture_error) == (0.0, None)
+    assert engine.generate(question(1), observer=reading, **settings(1)).token_ids == answer.token_ids
+    assert any(feed.capture for feeds in engine.passes for feed in feeds)
+    assert reading.total != 0.0
 
 
 def test_answers_that_may_become_long_are_answered_together() -> None:
