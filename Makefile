@@ -26,7 +26,7 @@ help:
 	@echo "make check    lint, strict type check, import contracts"
 	@echo "make lock     write the versions of this environment to requirements-dev.lock"
 	@echo "make docs     build the documentation site in build/site"
-	@echo "make bench    measure what guarding costs, in a quarter of an hour; SERVER=PATH compares with llama.cpp's server"
+	@echo "make bench    measure what guarding costs, in half an hour or more (an estimate); SERVER=PATH compares with llama.cpp's server"
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "guard needs Python 3.11 or newer")'

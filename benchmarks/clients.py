@@ -6,8 +6,8 @@
 from an empty cache (16 of the requests, since its speed does not depend on their number), and against llama.cpp's own
 server with as many slots, where `--server` names the program that `llama_server.sh` builds. No two requests begin
 alike, so that nothing is gained by a shared prefix. Then the longest wait of a short request beside seven long prompts,
-and memory. With SmolLM2 and one pair it takes three minutes, with the server four; a 1.5B model takes five times as
-long, and `--only` runs a part.
+and memory. `--only` runs a part: that of 8 clients with one pair took SmolLM2 three and a half minutes (135 s of CPU
+time) on two cores that others used too. How long all of it takes has not been measured.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What guarding costs, in all the uses that the documents speak of: some 15 minutes on two quiet cores for SmolLM2.
+# What guarding costs, in all the uses that the documents speak of. An estimate for SmolLM2 on two quiet cores: half an hour
+# or more. All of it has not been run in one go yet.
 #
 #     benchmarks/costs.sh [LLAMA_SERVER]           # the program that llama_server.sh builds; without it that row is left out
 #
