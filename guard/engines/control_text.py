@@ -87,7 +87,7 @@ def pieces_of(prompt: Prompt, template: str, controls: ControlTexts, render: Cal
     """
     messages, tools = prompt.messages or (), prompt.tools
     _check_roles(messages, template)
-    texts = _texts_of([messages, tools, prompt.template_options])
+    texts = texts_of([messages, tools, prompt.template_options])
     if not any(map(controls.dangerous, texts)):
         return _whole(render(messages, tools=tools))
     stand_ins = _stand_ins(controls.firsts, template.join(texts))
@@ -112,7 +112,7 @@ def _is_named(role: object, template: str) -> bool:
     return isinstance(role, str) and bool(re.fullmatch(r"[\w-]+", role) and re.search(rf"""['"]{role}['"]""", template))
 
 
-def _texts_of(value: Any) -> list[str]:
+def texts_of(value: Any) -> list[str]:
     """Return all texts in JSON values, keys included."""
     try:
         return list(_walk(value))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from guard.engines.remote.plain_contents import check_plain
 from guard.engines.sampling import TokenSignals
 from guard.errors import EngineError, InputError
 from guard.records import FinishReason, Limits, Prompt, Sampling
@@ -73,10 +74,11 @@ def request_body(model: str, prompt: Prompt, sampling: Sampling, limits: Limits,
         k: how many of the likeliest tokens' log-probabilities are asked for at each token.
 
     Raises:
-        InputError: a raw prompt, or a response format that servers do not share.
+        InputError: a raw prompt, a response format that servers do not share, or as for `check_plain`.
     """
     if prompt.messages is None:
         raise InputError("A served model is asked by chat messages", why="its server applies the chat template")
+    check_plain(prompt)
     body: dict[str, Any] = {
         "model": model,
         "messages": [_turn(turn) for turn in prompt.messages],
