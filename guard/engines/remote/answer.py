@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from guard.engines.detokenizer import BytesDetokenizer
 from guard.engines.growing import GrowingAnswer, Reading
 from guard.engines.protocols import Observer
-from guard.engines.remote.wire import StreamPart, WireToken, with_calls
+from guard.engines.remote.wire import CallPiece, StreamPart, WireToken, with_calls
 from guard.engines.sampling import TokenSignals
 from guard.engines.thinking import MARKS, THINK, TaggedSplitter, without_thoughts
 from guard.engines.tool_marks import TOOL_MARKS
@@ -84,7 +83,7 @@ class RemoteAnswer:
         self._marks: dict[int, str] = {}
         self._ends: set[int] = set()
         self._content = self._reasoning = ""
-        self._calls: list[Mapping[str, Any]] = []
+        self._calls: list[CallPiece] = []
         self._opened = False
         self._fault: str | None = None
         self._seen = ServedIdentity(None, None)

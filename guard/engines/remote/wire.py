@@ -6,15 +6,18 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from guard.engines.remote.plain_contents import check_plain
 from guard.engines.sampling import TokenSignals
+from guard.engines.strict_json import DECODER
 from guard.errors import EngineError, InputError
 from guard.records import FinishReason, Limits, Prompt, Sampling
 
 #: Probabilities that add up to more than this are none.
 _MOST = 1.001
+#: Tokens of a prompt, at most; a larger count is no count.
+_MOST_TOKENS = 10**9
 #: A log-probability below this stands for "none" on servers that cannot send infinity.
 _LEAST = -9000.0
 
@@ -41,6 +44,19 @@ class WireToken:
     fault: str | None = None
 
 
+class CallPiece(NamedTuple):
+    """A piece of a tool call.
+
+    Attributes:
+        index: of the call in the answer.
+        name, arguments: text that is added to its name and to its arguments.
+    """
+
+    index: int
+    name: str
+    arguments: str
+
+
 @dataclass(frozen=True, slots=True)
 class StreamPart:
     """One part of a stream.
@@ -57,7 +73,7 @@ class StreamPart:
     content: str
     reasoning: str
     tokens: tuple[WireToken, ...]
-    calls: tuple[Mapping[str, Any], ...]
+    calls: tuple[CallPiece, ...]
     finish: FinishReason | None
     model: str | None
     fingerprint: str | None
@@ -148,13 +164,13 @@ def read_part(event: Any, *, k: int) -> StreamPart:
             content=_text(delta.get("content")),
             reasoning=_text(delta.get("reasoning_content") or delta.get("reasoning")),
             tokens=tuple(_token(entry, k) for entry in logprobs.get("content") or ()),
-            calls=tuple(dict(call) for call in delta.get("tool_calls") or ()),
+            calls=tuple(_piece(call) for call in delta.get("tool_calls") or ()),
             finish=_finish(choices[0].get("finish_reason")),
             model=event.get("model") or None,
             fingerprint=event.get("system_fingerprint") or None,
-            prompt_tokens=usage.get("prompt_tokens"),
+            prompt_tokens=_count(usage.get("prompt_tokens")),
         )
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
+    except (AttributeError, TypeError, ValueError, KeyError, OverflowError) as error:
         raise EngineError("The server's response is no chat completion", why=type(error).__name__) from None
 
 
@@ -162,6 +178,18 @@ def _text(value: Any) -> str:
     if value is not None and not isinstance(value, str):
         raise TypeError
     return value or ""
+
+
+def _count(value: Any) -> int | None:
+    """Return a number of tokens; budgets add it up."""
+    if value is not None and (type(value) is not int or not 0 <= value <= _MOST_TOKENS):
+        raise ValueError
+    return value
+
+
+def _piece(call: Mapping[str, Any]) -> CallPiece:
+    function = call.get("function") or {}
+    return CallPiece(int(call.get("index") or 0), _text(function.get("name")), _text(function.get("arguments")))
 
 
 def _finish(reason: Any) -> FinishReason | None:
@@ -175,7 +203,8 @@ def _finish(reason: Any) -> FinishReason | None:
 
 def _token(entry: Mapping[str, Any], k: int) -> WireToken:
     written = entry.get("bytes")
-    piece = _text(entry.get("token")).encode(errors="replace") if written is None else bytes(written)
+    # Not bytes(written) of whatever it is: of a number it is that many zeros.
+    piece = _text(entry.get("token")).encode(errors="replace") if written is None else bytes([*written])
     try:
         return WireToken(piece, _signals(entry, k))
     except ValueError as error:
@@ -217,8 +246,11 @@ def _logprob(value: Any) -> float:
     return float(value)
 
 
-def with_calls(content: str, calls: Sequence[Mapping[str, Any]]) -> str:
+def with_calls(content: str, calls: Sequence[CallPiece]) -> str:
     """Return an answer's text with the tool calls that a server has taken out of it, as guard reads them.
+
+    Arguments that are not one JSON object are written as a list with their text, which no tool takes: as they are,
+    they could end this call and begin another.
 
     Args:
         content: the text beside the calls.
@@ -227,11 +259,19 @@ def with_calls(content: str, calls: Sequence[Mapping[str, Any]]) -> str:
     names: dict[int, str] = {}
     arguments: dict[int, str] = {}
     for call in calls:
-        at, function = int(call.get("index") or 0), call.get("function") or {}
-        names[at] = names.get(at, "") + _text(function.get("name"))
-        arguments[at] = arguments.get(at, "") + _text(function.get("arguments"))
+        names[call.index] = names.get(call.index, "") + call.name
+        arguments[call.index] = arguments.get(call.index, "") + call.arguments
     written = [
-        f'<tool_call>{{"name": {json.dumps(names[at])}, "arguments": {arguments[at] or "{}"}}}</tool_call>'
+        f'<tool_call>{{"name": {json.dumps(names[at])}, "arguments": {_as_object(arguments[at])}}}</tool_call>'
         for at in names
     ]
     return "\n".join([*([content] if content.strip() else []), *written])
+
+
+def _as_object(arguments: str) -> str:
+    """Return the text of a call's arguments if it is one JSON object, else a list that holds it."""
+    try:
+        is_object = isinstance(DECODER.decode(arguments or "{}"), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    return (arguments or "{}") if is_object else json.dumps([arguments])
