@@ -103,8 +103,8 @@ def asked_chat(body: ChatBody, target: ModelRoute, *, bounds: Bounds, key: str, 
     prompt = Prompt.chat(chat_turns(body.messages), system=prompting.system, tools=form.tools, template_options=options)
     check_length(prompt, bounds)
     if form.schema is not None:
+        prompt = replace(prompt, response_format=ResponseFormat.json(form.schema or None))  # refuses a large one
         checker(form.schema)  # an invalid schema is the caller's fault, said before anything is generated
-        prompt = replace(prompt, response_format=ResponseFormat.json(form.schema or None))
     elif form.demanded and isinstance(target.guard.engine, BaseEngine):  # a served model has no grammar of calls
         prompt = replace(prompt, response_format=demanded_call(form.only, form.tools, form.reads))
         form = replace(form, reads=HERMES)

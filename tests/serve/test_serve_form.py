@@ -33,6 +33,14 @@ SCHEMA = {
 }
 
 
+#: A few lines that ask for 2 to the power of 40 checks.
+DOUBLING = {
+    "type": "object",
+    "$defs": {"a40": {}} | {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(40)},
+    "$ref": "#/$defs/a0",
+}
+
+
 class ToolReadingEngine(AnsweringEngine):
     """Its template has the tools, as those of models that call some."""
 
@@ -205,6 +213,7 @@ def test_an_abstention_is_a_refusal_for_callers_that_parse() -> None:
         {"$ref": "https://example.org/x.json"},
         {"$ref": "#"},
         {"$ref": "#/nowhere"},
+        DOUBLING,
     ],
 )
 def test_a_schema_that_cannot_be_followed_accepts_nothing(schema: dict[str, Any]) -> None:
