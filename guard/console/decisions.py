@@ -57,7 +57,7 @@ def adjudicate(visit: TheVisit, name: str, form: TheForm) -> Response:
     Raises:
         PageError: no such opinion, or the visitor may not.
     """
-    review = find_case(visit, name)
+    review = _named_case(visit, name)
     visit.require(Permission.REASSIGN, review.route)
     opinions, which = visit.desk.store.opinions(review.id), form.get("which", "")
     if not review.disputed or which not in ("1", "2") or len(opinions) < 2:
@@ -94,7 +94,7 @@ def skip(visit: TheVisit, name: str, form: TheForm) -> Response:
 @router.post("/case/{name}/undo")
 def undo(visit: TheVisit, name: str) -> Response:
     """Take the visitor's own decision back; the case is theirs again. Nobody takes another's back."""
-    review = find_case(visit, name)
+    review = _named_case(visit, name)
     visit.require(Permission.DECIDE, review.route)
     try:
         visit.desk.store.undo(review.id, reviewer=visit.who)
@@ -116,7 +116,7 @@ def keep(visit: TheVisit, name: str) -> Response:
 @router.post("/case/{name}/assign")
 def assign(visit: TheVisit, name: str, form: TheForm) -> Response:
     """Reserve a case for one reviewer, or open it to everybody."""
-    review = find_case(visit, name)
+    review = _named_case(visit, name)
     visit.require(Permission.REASSIGN, review.route)
     whom = form.get("to", "").strip() or None
     try:
@@ -126,9 +126,21 @@ def assign(visit: TheVisit, name: str, form: TheForm) -> Response:
     return visit.go(f"/case/{review.id}")
 
 
+def _named_case(visit: Visit, name: str) -> Review:
+    """Return a case that the visitor may see, by its whole id: the beginning of one shows a case and decides nothing.
+
+    Raises:
+        PageError: the name is not an id or a decision id.
+    """
+    review = find_case(visit, name)
+    if name not in (review.id, review.decision_id):
+        raise PageError(404, "This is not the whole id of a case", "Nothing was changed. Open the case from the queue.")
+    return review
+
+
 def _to_decide(visit: Visit, name: str) -> Review:
     """Return a case that the visitor may decide."""
-    review = find_case(visit, name)
+    review = _named_case(visit, name)
     visit.require(decides(review), review.route)
     return review
 

@@ -192,6 +192,18 @@ def test_a_case_that_is_not_there_is_said_to_be_missing(console: MadeConsole, na
     assert "Traceback" not in page.text
 
 
+@pytest.mark.parametrize("deed", ["approve", "reject", "edit", "skip", "undo", "keep", "assign", "adjudicate"])
+def test_the_beginning_of_an_id_shows_a_case_and_decides_nothing(console: MadeConsole, deed: str) -> None:
+    review = console.store.add(make_escalation())
+    mira = console.signed_in("mira", ("reviewer", "lead"))
+    assert mira.get(f"/case/{review.id[:4]}").status_code == 200
+    console.store.claim(review.id, reviewer="mira")
+    before = console.store.history(review.id)
+    page = mira.post(f"/case/{review.id[:4]}/{deed}", data={"answer": "x", "draft": "wrong", "to": "mira"})
+    assert (page.status_code, "not the whole id" in page.text) == (404, True)
+    assert console.store.history(review.id) == before
+
+
 def test_a_case_without_an_answer_cannot_be_approved(console: MadeConsole) -> None:
     review = add(console, answer=None, p_wrong=None)
     mira = console.signed_in("mira")
