@@ -9,10 +9,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guard.errors import GuardError, error_text
-from guard.review import outbox
+from guard.review import handler_threads, outbox
 from guard.review.endpoints import Endpoint, Endpoints
 from guard.review.outbox import Notification
 from guard.review.sending import TIMEOUT_S, SendError, mail, post, sentence, signed_headers
@@ -97,14 +98,27 @@ class Deliverer:
                 text, headers = json.dumps({"text": sentence(message.body)}), {"content-type": "application/json"}
                 await post(kept["target"], text, headers, allow_private=endpoint.allow_private)
             case "email":
-                await asyncio.to_thread(mail, endpoint.address, message.body, message.id)
+                await _call(mail, endpoint.address, message.body, message.id)
             case "python":
-                await self._call(self.callables[endpoint.name], message)
+                await _call(self.callables[endpoint.name], {"id": message.id, **json.loads(message.body)})
 
-    async def _call(self, function: Callable[[dict[str, Any]], object], message: Notification) -> None:
-        event = {"id": message.id, **json.loads(message.body)}
-        async with asyncio.timeout(TIMEOUT_S):
-            if inspect.iscoroutinefunction(function):
-                await function(event)
-            else:
-                await asyncio.to_thread(function, event)
+
+async def _call(function: Callable[..., object], *arguments: object) -> None:
+    """Call a plain or asynchronous function, and stop waiting after `TIMEOUT_S` seconds.
+
+    It has threads of its own: the event loop's own threads must all end before the next messages are sent.
+
+    Raises:
+        SendError: it has not returned by then.
+    """
+    deadline = asyncio.timeout(TIMEOUT_S)
+    try:
+        async with deadline:
+            work = handler_threads.start(function, partial(function, *arguments), TIMEOUT_S)
+            result = await asyncio.wrap_future(work)
+            if inspect.isawaitable(result):
+                await result
+    except TimeoutError:
+        if deadline.expired():
+            raise SendError(f"not done within {TIMEOUT_S:g} s") from None
+        raise

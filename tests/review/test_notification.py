@@ -24,7 +24,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from webhook_receiver import Receiver, receiving
 
 from guard.errors import InputError, StoreError
-from guard.review import outbox, sealing, sending
+from guard.review import delivery, outbox, sealing, sending
 from guard.review.delivery import Deliverer
 from guard.review.endpoints import Endpoints
 from guard.review.outbox import BACKOFF_S, EVENTS
@@ -224,6 +224,36 @@ def test_a_receiver_that_hangs_keeps_nobody(
         assert len(other.got) == 1
         (failed,) = [message for message in endpoints.messages() if message.last_error]
         assert failed.last_error == "no answer within 0.5 s"
+
+
+def test_a_function_that_hangs_keeps_nobody(
+    store: Store, clock: MovedClock, endpoints: Endpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "TIMEOUT_S", 0.2)
+    gate, got = threading.Event(), []
+    endpoints.add("hanging", "x", kind="python")
+    endpoints.add("other", "x", kind="python")
+    store.add(make_escalation())
+    try:
+        Deliverer(store, {"hanging": lambda event: gate.wait(), "other": got.append}).deliver()
+    finally:
+        gate.set()
+    assert len(got) == 1
+    (failed,) = [message for message in endpoints.messages() if message.last_error]
+    assert (failed.endpoint, failed.last_error) == ("hanging", "not done within 0.2 s")
+
+
+def test_an_object_with_an_async_call_is_awaited(store: Store, clock: MovedClock, endpoints: Endpoints) -> None:
+    got = []
+
+    class Desk:
+        async def __call__(self, event: dict[str, Any]) -> None:
+            got.append(event["type"])
+
+    endpoints.add("desk", "x", kind="python")
+    store.add(make_escalation())
+    Deliverer(store, {"desk": Desk()}).deliver()
+    assert got == ["case.created"]
 
 
 def test_a_receiver_that_is_not_there_or_redirects(store: Store, clock: MovedClock, endpoints: Endpoints) -> None:
