@@ -416,6 +416,7 @@ def half(reply: Reply) -> Any:
         (raw(b'data: {"choices": 5}\n\n'), "no chat completion"),
         (raw(b"data: " + b"[" * 100_000 + b"\n\n"), "not JSON"),
         (raw(b'data: {"choices": [{"delta": {"content": 7}}]}\n\n'), "no chat completion"),
+        (raw(b'data: {"choices": [{"delta": {"content": "\\ud800"}}]}\n\n'), "no chat completion"),
         *(
             (raw(b'data: {"choices": [{"delta": {"tool_calls": [%s]}}]}\n\n' % call), "no chat completion")
             for call in (b'{"index": "x"}', b'{"function": "pay"}', b'{"function": {"name": 3}}', b"5")

@@ -177,6 +177,7 @@ def read_part(event: Any, *, k: int) -> StreamPart:
 def _text(value: Any) -> str:
     if value is not None and not isinstance(value, str):
         raise TypeError
+    (value or "").encode()  # half of a surrogate pair is JSON, but no text
     return value or ""
 
 
@@ -204,7 +205,7 @@ def _finish(reason: Any) -> FinishReason | None:
 def _token(entry: Mapping[str, Any], k: int) -> WireToken:
     written = entry.get("bytes")
     # Not bytes(written) of whatever it is: of a number it is that many zeros.
-    piece = _text(entry.get("token")).encode(errors="replace") if written is None else bytes([*written])
+    piece = _text(entry.get("token")).encode() if written is None else bytes([*written])
     try:
         return WireToken(piece, _signals(entry, k))
     except ValueError as error:
