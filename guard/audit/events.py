@@ -16,6 +16,7 @@ from typing import Any
 import rfc8785
 
 from guard.errors import InputError
+from guard.files.stored_text import stored_text
 
 #: Removes what must not be kept from a text, given its field's name; None keeps the hash alone.
 Redaction = Callable[[str, str], str | None]
@@ -106,4 +107,6 @@ def commitment(salt: str, text: str) -> str:
 
 
 def _kept(name: str, text: str, redaction: Redaction | None) -> str | None:
-    return redaction(name, text) if redaction else text
+    """Return what the database keeps of a text."""
+    kept = redaction(name, text) if redaction else text
+    return None if kept is None else stored_text(kept)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from guard.errors import InputError, StoreError
+from guard.files.stored_text import stored_text
 from guard.outcome_export import readings
 from guard.records import Attempt, Escalation, Prompt
 from guard.review_terms import PRIORITIES, LateAction, Priority
@@ -409,10 +410,8 @@ def _str(value: Any) -> str:
 
 
 def text_of(text: str | None) -> str | None:
-    """Text that every database can hold: no lone surrogates (UTF-8) and no NUL (PostgreSQL)."""
-    if text is None:
-        return None
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    """Return a text as every database can hold it; None stays None."""
+    return None if text is None else stored_text(text)
 
 
 def _utc(time: str) -> str:

@@ -95,6 +95,14 @@ def test_a_redacted_text_is_what_is_kept_and_hashed(store: Store) -> None:
     assert log.verify().ok
 
 
+def test_half_a_character_and_nul_are_kept_as_a_database_can_hold_them(store: Store) -> None:
+    log = store.audit_log(keep_text=True)
+    log.append("decision", "d0", {}, texts={"answer": "a\ud800b\0c"})
+    (line,) = log.export()
+    assert json.loads(line)["openings"]["answer"]["content"] == "a?b\ufffdc"
+    assert log.verify().ok
+
+
 def test_equal_texts_have_different_hashes(store: Store) -> None:
     log = store.audit_log()
     for name in ("a", "b"):

@@ -1,0 +1,13 @@
+"""Text that every database can hold."""
+
+from __future__ import annotations
+
+
+def stored_text(text: str) -> str:
+    r"""Return a text without what databases refuse: lone surrogates, which UTF-8 lacks, and NUL, which PostgreSQL lacks.
+
+    Examples:
+        >>> stored_text("a\ud800b")
+        'a?b'
+    """
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
