@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from guard.audit import merkle
 from guard.audit.events import LogEvent, Redaction, build_event, canonical_json, commitment
 from guard.audit.notes import LogCheckpoint, PublicKey, SigningKey, open_note
 from guard.audit.tables import CHECKPOINTS, ENTRIES, TEXTS
-from guard.errors import InputError
+from guard.errors import InputError, StoreError
 
 #: The origin of checkpoints that nobody signs.
 UNSIGNED = "guard"
@@ -166,9 +166,9 @@ class AuditLog:
         was removed.
 
         Raises:
-            StoreError: the database failed.
+            StoreError: the database failed, or its rows were changed so that they cannot be read.
         """
-        with self._database.write() as connection:
+        with self._database.write() as connection, _readable_rows():
             _lock_numbering(connection)
             tree = _latest_tree(connection)
             for entry in _entries(connection, tree.size):
@@ -224,10 +224,15 @@ class AuditLog:
 
         Raises:
             InputError: there is no such entry, or no checkpoint since it was added.
+            StoreError: as for `checkpoint`.
         """
-        with self._database.read() as connection:
-            latest = _latest_checkpoint(connection)
-            entries = list(_entries(connection, 0))
+        with self._database.read() as connection, _readable_rows():
+            return self._proofs(connection, numbers)
+
+    @staticmethod
+    def _proofs(connection: Connection, numbers: tuple[int, ...]) -> list[InclusionProof]:
+        latest = _latest_checkpoint(connection)
+        entries = list(_entries(connection, 0))
         for number in numbers:
             if not 0 <= number < len(entries):
                 raise InputError(f"The log has no entry {number}", why=f"it has {len(entries)}")
@@ -274,16 +279,20 @@ class _LogCheck:
 
     def run(self, connection: Connection, elsewhere: list[LogCheckpoint]) -> Verification:
         recorded = connection.execute(sa.select(CHECKPOINTS).order_by(CHECKPOINTS.c.size)).all()
-        expected = [*map(self._recorded, recorded), *elsewhere]
+        expected = [*filter(None, map(self._recorded, recorded)), *elsewhere]
         self.signed += len(elsewhere)
         self._walk(connection, sorted(expected, key=lambda each: each.size))
         texts = self._texts(connection)
         root = self.tree.root()
         return Verification(self.tree.size, root, len(expected), self.signed, texts, tuple(self.problems))
 
-    def _recorded(self, row: Any) -> LogCheckpoint:
-        """Return a checkpoint of the database; a note that says otherwise is a problem."""
-        found = LogCheckpoint(_origin(row.note), int(row.size), bytes.fromhex(row.root))
+    def _recorded(self, row: Any) -> LogCheckpoint | None:
+        """Return a checkpoint of the database; one that cannot be read, or whose note says otherwise, is a problem."""
+        try:
+            found = LogCheckpoint(_origin(row.note), int(row.size), bytes.fromhex(row.root))
+        except (ValueError, TypeError, AttributeError):
+            self.problems.append("A checkpoint cannot be read")
+            return None
         if self.key is None or row.note is None:
             return found
         try:
@@ -299,8 +308,7 @@ class _LogCheck:
         waiting = list(expected)
         for entry in _entries(connection, 0):
             self._compare(waiting)
-            self._entry(entry)
-            self.tree.append(bytes.fromhex(entry.leaf))
+            self.tree.append(self._leaf(entry))
         self._compare(waiting)
         for missed in waiting:
             self.problems.append(
@@ -315,11 +323,17 @@ class _LogCheck:
                     "one was changed, moved, removed or put in"
                 )
 
-    def _entry(self, entry: Entry) -> None:
+    def _leaf(self, entry: Entry) -> bytes:
+        """Check an entry, and return what stands for it in the tree; rows may hold anything."""
         if entry.number != self.tree.size:
             self.problems.append(f"Entry {self.tree.size} is missing: entry {entry.number} follows")
-        if merkle.leaf_hash(entry.event.encode()).hex() != entry.leaf:
+        leaf = merkle.leaf_hash(str(entry.event).encode())
+        if leaf.hex() != entry.leaf:
             self.problems.append(f"Entry {entry.number} was changed: its hash is another")
+        try:
+            return bytes.fromhex(entry.leaf)
+        except (ValueError, TypeError):
+            return b""
 
     def _texts(self, connection: Connection) -> int:
         """Compare the texts that are kept with their hashes; return their number."""
@@ -328,9 +342,27 @@ class _LogCheck:
         compared = 0
         for row in connection.execute(query.where(TEXTS.c.content.is_not(None))):
             compared += 1
-            if json.loads(row.event)["texts"].get(row.field) != commitment(row.salt, row.content):
+            if not _opens(row):
                 self.problems.append(f"The text '{row.field}' of entry {row.number} is not the one that was logged")
         return compared
+
+
+@contextmanager
+def _readable_rows() -> Iterator[None]:
+    """Raise StoreError for rows that somebody has changed so that they cannot be read."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise StoreError("The audit log's rows cannot be read", fix="Run: guard audit verify") from error
+
+
+def _opens(row: Any) -> bool:
+    """Return whether a kept text is the one of its entry; rows may hold anything."""
+    try:
+        logged = json.loads(row.event)["texts"].get(row.field)
+        return bool(logged == commitment(row.salt, row.content))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
 
 
 def _proof(latest: Any, leaves: list[bytes], entry: Entry) -> InclusionProof:

@@ -103,10 +103,10 @@ class SigningKey:
             name: of whoever signs, such as the log's origin.
 
         Raises:
-            InputError: the name is empty, or has a space or a plus sign.
+            InputError: the name is empty, or has a space, a plus sign or a character that cannot be printed.
             MissingExtraError: cryptography is not installed.
         """
-        if not name or "+" in name or any(character.isspace() for character in name):
+        if not _is_name(name):
             raise InputError(f"A key cannot be called {name!r:.60}", fix="Use a name without spaces and plus signs")
         return cls(name, _ed25519().Ed25519PrivateKey.generate().private_bytes_raw())
 
@@ -193,11 +193,16 @@ def _parse_checkpoint(text: str) -> LogCheckpoint:
     return LogCheckpoint(lines[0], int(lines[1]), root)
 
 
+def _is_name(name: str) -> bool:
+    """Return whether a key can have this name, which notes carry and terminals show."""
+    return bool(name) and "+" not in name and name.isprintable() and not any(map(str.isspace, name))
+
+
 def _key_parts(text: str) -> tuple[str, str, bytes]:
     name, _, rest = text.partition("+")
     key_id, _, packed = rest.partition("+")
     raw = _decoded(packed)
-    if not name or len(raw) != 33 or raw[:1] != _ED25519:
+    if not _is_name(name) or len(raw) != 33 or raw[:1] != _ED25519:
         raise InputError("This is no Ed25519 key in C2SP form", fix="It looks like NAME+HASH+KEY")
     return name, key_id, raw[1:]
 

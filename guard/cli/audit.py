@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guard.cli.output import JsonOption, StoreOption, console, print_json
+from guard.cli.terminal import one_line
 from guard.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def verify(
     else:
         out = console()
         for problem in found.problems:
-            out.print(f"Problem: {problem}.")
+            out.print(one_line(f"Problem: {problem}."))  # it may quote a row that somebody has changed
         state = "is as it was written" if found.ok else "was tampered with"
         out.print(
             f"The log of {found.size} entries {state}: {found.checkpoints} checkpoints ({found.signed} signed "

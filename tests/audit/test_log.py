@@ -160,6 +160,10 @@ TAMPERINGS: dict[str, list[str]] = {
         "UPDATE audit_entries SET number = 4 WHERE number = -1",
     ],
     "cut off": ["DELETE FROM audit_texts WHERE number > 6", "DELETE FROM audit_entries WHERE number > 6"],
+    "no event": ["UPDATE audit_entries SET event = '[]' WHERE number = 3"],
+    "no hash": ["UPDATE audit_entries SET leaf = 'zz' WHERE number = 3"],
+    "no salt": ["UPDATE audit_texts SET salt = 'zz' WHERE number = 3"],
+    "no root": ["UPDATE audit_checkpoints SET root = 'zz'"],
     "text changed": ["UPDATE audit_texts SET content = 'another' WHERE number = 3"],
     "checkpoint changed": ["UPDATE audit_checkpoints SET root = '" + "00" * 32 + "'"],
 }
@@ -175,6 +179,18 @@ def test_what_the_owner_changes_is_found(store: Store, statements: list[str]) ->
     found = log.verify()
     assert not found.ok
     assert found.problems[0]
+
+
+@pytest.mark.parametrize(
+    "statement", ["UPDATE audit_entries SET leaf = 'zz' WHERE number = 3", "UPDATE audit_checkpoints SET root = 'zz'"]
+)
+def test_rows_that_cannot_be_read_are_proven_to_nobody(store: Store, statement: str) -> None:
+    log = store.audit_log()
+    fill(log, 5)
+    log.checkpoint()
+    without_triggers(store, statement)
+    with pytest.raises(StoreError, match="guard audit verify"):
+        log.prove(1)
 
 
 def test_a_log_that_was_made_again_is_found_only_by_a_copy(store: Store, key: SigningKey) -> None:

@@ -112,7 +112,7 @@ def test_a_damaged_key_is_refused(key: SigningKey, tmp_path: Path) -> None:
         PublicKey.parse(str(key.public).replace(key_id, "00000000"))
 
 
-@pytest.mark.parametrize("name", ["", "two words", "a+b", "new\nline"])
+@pytest.mark.parametrize("name", ["", "two words", "a+b", "new\nline", "a\x1b[31m", "a\u202eb"])
 def test_a_name_that_breaks_the_form_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="cannot be called"):
         SigningKey.generate(name)

@@ -65,6 +65,19 @@ def test_a_tampered_log_is_named_and_exits_with_6(store: str, signed: tuple[str,
     assert (found["ok"], found["size"]) == (False, 3)
 
 
+def test_a_row_of_a_tampered_log_cannot_pose_as_the_result(tmp_path: Path) -> None:
+    url = str(tmp_path / "reviews.db")
+    with Store.open(url) as opened:
+        opened.audit_log(keep_text=True).append("decision", "d0", {}, texts={"answer": "yes"})
+    with closing(sqlite3.connect(url)) as connection:
+        connection.execute("DROP TRIGGER audit_texts_no_update")
+        connection.execute("UPDATE audit_texts SET field = ?", ("x\nThe log is as it was written\x1b[8m",))
+        connection.commit()
+    said = run("verify", "--store", url, code=6)
+    assert [line[:8] for line in said.splitlines() if "is as it was written" in line] == ["Problem:"]
+    assert "\x1b" not in said
+
+
 def test_every_entry_of_a_decision_is_proven(store: str, signed: tuple[str, str]) -> None:
     printed = [json.loads(line) for line in run("prove", "decision-1", "--store", store).splitlines()]
     assert [json.loads(each["entry"]["event"])["what"] for each in printed] == ["added", "approved"]
