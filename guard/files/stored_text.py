@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def stored_text(text: str) -> str:
-    r"""Return a text without what databases refuse: lone surrogates, which UTF-8 lacks, and NUL, which PostgreSQL lacks.
+    r"""Return a text without what databases refuse: lone surrogates (UTF-8) and NUL (PostgreSQL).
 
     Examples:
         >>> stored_text("a\ud800b")

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from guard.engines.remote.plain_contents import check_plain
 from guard.engines.sampling import TokenSignals
@@ -44,7 +44,8 @@ class WireToken:
     fault: str | None = None
 
 
-class CallPiece(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CallPiece:
     """A piece of a tool call.
 
     Attributes:
