@@ -46,7 +46,11 @@ DENIALS |= {"wrong", "incorrect", "untrue"}
 #: Phrases such as "far from" and "at least", whose single words are harmless.
 _PHRASES = re.compile(
     r"\b(?:far from|other than|at least|at most|up to|as (?:many|much) as|as (?:few|little) as|out of the question"
-    r"|used to|(?:some|many|most|people|they) (?:people )?(?:say|think|believe|claim)|rules? out|ruled out|is out"
+    r"|used to|rules? out|ruled out|is out"
+    r"|(?:some|many|most|few|others|people|they|you|students?|children|kids|tourists?|friends?|llms?|models?)"
+    r" (?:\w+ ){0,3}(?:say|think|believe|claim|answer|guess|write|reply|pick|choose|call)s?"
+    r"|(?:common|typical|frequent|popular) (?:mistake|error|misconception|guess)"
+    r"|(?:naive|obvious|tempting|intuitive|popular|typical) answer"
     r"|(?:north|south|east|west|outskirts|moon|moons|son|daughter|wife|husband|father|mother|pupil|rival) of"
     r"|until (?:recently|then|lately)|no longer|next door|(?:followed|preceded|influenced|inspired|taught"
     r"|replaced|succeeded"
