@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from guard.errors import ScorerError
+
+if TYPE_CHECKING:  # see `guard.records`
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: Names of scores: guard's own, the published method (ILIS) alone, and token log-probabilities alone.
 ScoreName = Literal["guard", "ilis", "log-probabilities"]
@@ -40,6 +44,8 @@ class Score:
         scores: the probabilities that were computed, by name: the one that decides, and those that need nothing more
             of the layers, or all where they are wanted (see `guard.Guard`).
         decides: name of the score that the policy decides on.
+        layer_map: shape (L, L), the last token's map that ``ilis`` read, in nats (see `guard.records.Signature`); None
+            where it was not computed.
     """
 
     p_wrong: float
@@ -48,6 +54,7 @@ class Score:
     ood_score: float | None = None
     scores: Mapping[ScoreName, ScoreReading] = field(default_factory=dict)
     decides: ScoreName = "guard"
+    layer_map: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
     def deciding(self, name: ScoreName) -> Score:
         """Return the scores with another one deciding.

@@ -14,10 +14,13 @@ from guard.access import Permission
 from guard.console import times
 from guard.console.desk import TheVisit, Visit
 from guard.console.foreign import has_hidden, split_long, word_changes
+from guard.console.layers import layers_of
 from guard.console.security import is_own_navigation
+from guard.console.shading import shade
 from guard.console.toasts import Toast, toast_of
 from guard.errors import ReviewError
 from guard.review.records import Review, ReviewStatus
+from guard.review.similar import find_similar
 from guard.review.verdicts import Opinion
 
 router = APIRouter()
@@ -129,6 +132,9 @@ def case_page(
         turns=turns_of(review),
         why=None if blind else reasons(review),
         attempts=() if blind else review.attempts,
+        shading=None if blind or not first[0] else shade(first[0], review.attempts),
+        layers=None if blind else layers_of(visit.desk, review),
+        similar=() if blind else find_similar(visit.desk.store, review, routes=visit.routes(Permission.SEE_CASES)),
         history=history_of(visit, review) if _reads_history(visit, review) else None,
         late=_is_late(review, visit.now),
         opinions=_opinions(visit, review),

@@ -34,7 +34,7 @@ def bar(value: float, fill: str = "fi") -> Markup:
         value: from 0 to 1.
         fill: the class of its colour.
     """
-    shape = _rect("tr", 0, 1, 0, 1, "2") + _rect(fill, 0, max(min(value, 1.0), 0.012), 0, 1, "2")
+    shape = rect("tr", 0, 1, 0, 1, "2") + rect(fill, 0, max(min(value, 1.0), 0.012), 0, 1, "2")
     return _markup(f'<svg class="bar" aria-hidden="true">{shape}</svg>')
 
 
@@ -48,7 +48,7 @@ def shares(parts: Sequence[tuple[str, float]], label: str) -> Markup:
     shapes, at = "", 0.0
     for fill, width in parts:
         if width > 0:
-            shapes += _rect(fill, at, max(width - 0.004, 0.002), 0, 1)
+            shapes += rect(fill, at, max(width - 0.004, 0.002), 0, 1)
         at += width
     return _markup(f'<svg class="bar bar-l" role="img" aria-label="{escape(label)}">{shapes}</svg>')
 
@@ -62,33 +62,34 @@ def stacked(days: Sequence[str], series: Sequence[tuple[str, str, Sequence[int]]
         said: its words.
     """
     top = max([1, *(sum(values[day] for _, _, values in series) for day in range(len(days)))]) * 1.06
-    body, width = _y_axis(top), 1 / len(days)
+    body, width = y_axis(top), 1 / len(days)
     for day in range(len(days)):
         base = 0.0
         for _, fill, values in series:
             height = values[day] / top
             if height > 0:
-                body += _rect(fill, day * width + 0.12 * width, 0.76 * width, 1 - base - height, height)
+                body += rect(fill, day * width + 0.12 * width, 0.76 * width, 1 - base - height, height)
             base += height
     every = max(1, len(days) // 5)
-    body += _x_axis([((day + 0.5) * width, label) for day, label in enumerate(days) if day % every == 0])
-    return _svg(body, said, "plot-h plot-pad")
+    body += x_axis([((day + 0.5) * width, label) for day, label in enumerate(days) if day % every == 0])
+    return svg(body, said, "plot-h plot-pad")
 
 
 def histogram(bins: Sequence[int], said: Said) -> Markup:
     """Return how many cases have which p(wrong), in bins of equal width from 0 to 1."""
     top = max([1, *bins]) * 1.12
-    body, width = _y_axis(top), 1 / len(bins)
+    body, width = y_axis(top), 1 / len(bins)
     for place, count in enumerate(bins):
-        body += _rect("hist-doubt", place * width + 0.004, width - 0.008, 1 - count / top, count / top)
-    body += _x_axis([(at, f"{at:g}") for at in (0, 0.25, 0.5, 0.75, 1)])
-    return _svg(body, said, "plot-h plot-pad")
+        body += rect("hist-doubt", place * width + 0.004, width - 0.008, 1 - count / top, count / top)
+    body += x_axis([(at, f"{at:g}") for at in (0, 0.25, 0.5, 0.75, 1)])
+    return svg(body, said, "plot-h plot-pad")
 
 
 # -- parts -------------------------------------------------------------------------------------
 
 
-def _svg(body: str, said: Said, kind: str) -> Markup:
+def svg(body: str, said: Said, kind: str) -> Markup:
+    """Return a chart around its shapes; `kind` is its classes."""
     title, finding = f"{said.id}-t", f"{said.id}-d"
     return _markup(
         f'<svg class="plot {kind}" role="img" aria-labelledby="{title} {finding}"><title id="{title}">'
@@ -96,12 +97,14 @@ def _svg(body: str, said: Said, kind: str) -> Markup:
     )
 
 
-def _rect(fill: str, x: float, width: float, y: float, height: float, radius: str = "1") -> str:
+def rect(fill: str, x: float, width: float, y: float, height: float, radius: str = "1") -> str:
+    """Return a rectangle; places and sizes are shares of the chart, from 0 to 1."""
     place = f'x="{_percent(x)}" width="{_percent(width)}" y="{_percent(y)}" height="{_percent(height)}"'
     return f'<rect class="{fill}" {place} rx="{radius}"/>'
 
 
-def _y_axis(top: float) -> str:
+def y_axis(top: float) -> str:
+    """Return an axis of whole numbers from 0, with at most five marks."""
     step = max(1.0, 10 ** int(log10(top)) / 5)
     step = next(size for size in (step * scale for scale in (1, 2, 5, 10)) if top / size <= 5)
     marks = ""
@@ -112,7 +115,8 @@ def _y_axis(top: float) -> str:
     return marks
 
 
-def _x_axis(ticks: Sequence[tuple[float, str]]) -> str:
+def x_axis(ticks: Sequence[tuple[float, str]]) -> str:
+    """Return an axis with labels, each at its place from 0 to 1."""
     marks = '<line class="axis" x1="0" x2="100%" y1="100%" y2="100%"/>'
     for at, label in ticks:
         anchor = "start" if at < 0.02 else "end" if at > 0.98 else "middle"

@@ -16,11 +16,13 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 import guard
 from guard.access import ANYWHERE, Access, Permission, Principal, Refused, may, reachable_routes
-from guard.console import charts, foreign, times
+from guard.console import charts, foreign, layer_charts, times
+from guard.console.remembered import Remembered
 from guard.console.security import TryLimiter
 from guard.console.settings import ConsoleSettings
 from guard.errors import AccessError
 from guard.review.store import Store
+from guard.review.typical_maps import TypicalMaps
 
 HERE = Path(__file__).parent
 
@@ -55,12 +57,14 @@ class ReviewDesk:
         access: users, sessions, keys.
         settings: how it is reached.
         logins: limits tries to sign in by address.
+        typical: what layers look like in reviewed answers, by scorer.
     """
 
     store: Store
     access: Access
     settings: ConsoleSettings
     logins: TryLimiter = field(default_factory=TryLimiter)
+    typical: Remembered[TypicalMaps] = field(default_factory=Remembered)
 
     @property
     def place(self) -> str:
@@ -262,7 +266,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(version=guard.__version__, bar=charts.bar, query_text=query_text)
+    environment.globals.update(version=guard.__version__, bar=charts.bar, ramp=layer_charts.ramp, query_text=query_text)
     for function in (foreign.foreign, times.ago, times.moment, times.duration, times.initials, times.due):
         environment.filters[function.__name__] = function
     environment.filters["lookup"] = lambda name, names: names.get(name, name)

@@ -16,6 +16,7 @@ from guard.console.desk import TheVisit, Visit, query_text
 from guard.console.security import is_own_navigation
 from guard.console.toasts import toast_of
 from guard.errors import InputError, ReviewError
+from guard.review.case_states import CaseState, case_states
 from guard.review.pages import CLAIMED, COUNTED, CaseFilter, counted
 from guard.review.records import Review, ReviewStatus
 from guard.review_terms import PRIORITIES
@@ -106,7 +107,7 @@ def show_queue(
         leave_case(visit, leave)
     asked = {"view": here.name, "q": q, "route": route, "priority": priority, "claimed": claimed, "order": order}
     cursors = {"after": after or None, "before": before or None}
-    error, found = "", None
+    error, found, names = "", None, visit.desk.names()
     try:
         found = visit.desk.store.page(_narrowed(here.chosen, asked), order=_order(order, here), limit=LENGTH, **cursors)  # type: ignore[arg-type]
     except InputError as wrong:
@@ -119,7 +120,7 @@ def show_queue(
         view=here,
         asked=asked,
         found=found,
-        rows=[QueueRow.of(review, visit) for review in found.reviews] if found else [],
+        rows=[QueueRow.of(review, visit, names) for review in found.reviews] if found else [],
         error=error,
         toast=toast_of(visit, done),
         filtered=any(asked[name] for name in ("q", "route", "priority", "claimed")),
@@ -127,16 +128,33 @@ def show_queue(
         orders=_ORDERS,
         priorities=PRIORITIES,
         claims=_CLAIMED,
-        names=visit.desk.names(),
+        names=names,
         address=lambda **change: query_text({**asked, **change}),
     )
 
 
-@router.get("/queue/new")
-def count_new(visit: TheVisit, since: str) -> Response:
-    """Return how many cases have come since a page was made, for the bar that offers them."""
-    chosen = CaseFilter(status="pending", since=since[:40], routes=visit.routes(Permission.SEE_CASES))
-    return JSONResponse({"new": min(visit.desk.store.count(chosen), COUNTED)})
+@router.get("/queue/live")
+def show_changes(visit: TheVisit, since: str, ids: str = "") -> Response:
+    """Return what has changed since a page was made: how many cases have come, and who has those that it shows."""
+    routes, store = visit.routes(Permission.SEE_CASES), visit.desk.store
+    new = store.count(CaseFilter(status="pending", since=since[:40], routes=routes))
+    states = case_states(store, [name for name in ids.split(",") if name], routes=routes)
+    names = visit.desk.names() if states else {}
+    rows = {state.id: who_has(visit, state, names) for state in states}
+    return JSONResponse({"new": min(new, COUNTED), "rows": rows})
+
+
+def who_has(visit: Visit, state: CaseState, names: Mapping[str, str]) -> str:
+    """Return who has a case, or what became of it, in words; the script puts them in place of what is out of date."""
+
+    def person(login: str | None) -> str:
+        return "you" if login == visit.who else names.get(str(login), str(login))
+
+    if state.status != ReviewStatus.PENDING.value:
+        return f"{state.status} by {person(state.reviewer)}"
+    if state.holder is not None:
+        return person(state.holder)
+    return f"for {person(state.assigned_to)}" if state.assigned_to else "free"
 
 
 @router.get("/next")
@@ -198,6 +216,7 @@ class QueueRow:
         holder: login name of whoever has it now, or None.
         left: seconds of that claim.
         snippet: the beginning of the answer.
+        who: who has it, in the words of `who_has`.
     """
 
     case: Review
@@ -205,13 +224,16 @@ class QueueRow:
     holder: str | None
     left: float
     snippet: str
+    who: str
 
     @classmethod
-    def of(cls, review: Review, visit: Visit) -> QueueRow:
+    def of(cls, review: Review, visit: Visit, names: Mapping[str, str]) -> QueueRow:
         """Return the row of a case."""
         holder = review.holder(visit.now.isoformat(timespec="microseconds"))
         left = 0.0
         if holder is not None and review.claimed_until is not None:
             left = -times.since(review.claimed_until, visit.now)
         pending = review.status is ReviewStatus.PENDING
-        return cls(review, is_blind(review), holder if pending else None, left, (review.answer or "")[:400])
+        holder = holder if pending else None
+        state = CaseState(review.id, review.status.value, review.reviewer, review.assigned_to, holder)
+        return cls(review, is_blind(review), holder, left, (review.answer or "")[:400], who_has(visit, state, names))

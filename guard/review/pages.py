@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,6 +13,7 @@ from guard.review.claims import claimable
 from guard.review.migrations.tables import REVIEWS
 from guard.review.queries import IS_PENDING, on_routes, reviews_of, selected
 from guard.review.records import Review, ReviewStatus, rank_of, text_of
+from guard.review.words import has_words
 from guard.review_terms import PRIORITIES, Priority
 
 Order = Literal["due", "doubtful", "oldest", "newest", "decided"]
@@ -34,9 +34,6 @@ _COLUMNS = {
     "newest": (REVIEWS.c.created_at, True),
     "decided": (REVIEWS.c.decided_at, True),
 }
-
-#: Found words up to this number are looked up; with more, cases in order are probed for them.
-_MANY = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +178,7 @@ def conditions(connection: Connection, chosen: CaseFilter, at: str) -> list[sa.C
     if chosen.claimed is not None or chosen.offered:
         found.append(_by_claim(chosen, at))
     if chosen.text is not None:
-        found.append(_by_text(connection, chosen.text))
+        found.append(has_words(connection, chosen.text))
     return found
 
 
@@ -236,31 +233,3 @@ def _by_claim(chosen: CaseFilter, at: str) -> sa.ColumnElement[bool]:
         case "others":
             return sa.and_(REVIEWS.c.claimed_by != chosen.viewer, REVIEWS.c.claimed_until > at)
     raise InputError(f"There are no cases '{chosen.claimed}'", fix=did_you_mean(str(chosen.claimed), CLAIMED))
-
-
-# -- words -------------------------------------------------------------------------------------
-
-
-def _by_text(connection: Connection, text: str) -> sa.ColumnElement[bool]:
-    """Return the condition for cases with these words; they stand in the database's own index of words."""
-    words = re.findall(r"\w+", text_of(text) or "")
-    if not words:
-        raise InputError("The search has no word", fix="Give letters or digits")
-    if connection.dialect.name == "sqlite":
-        return _on_sqlite(connection, " ".join(f'"{word}"' for word in words))
-    there = sa.func.to_tsvector(
-        sa.literal_column("'simple'"),
-        REVIEWS.c.question + sa.literal_column("' '") + sa.func.coalesce(REVIEWS.c.answer, sa.literal_column("''")),
-    )
-    wanted = " & ".join(f"'{word}'" for word in words)
-    return there.bool_op("@@")(sa.func.to_tsquery(sa.literal_column("'simple'"), wanted))
-
-
-def _on_sqlite(connection: Connection, wanted: str) -> sa.ColumnElement[bool]:
-    """Look rare words up; for common ones go through the cases in their order, which soon finds a page of them."""
-    matches = sa.text("review_words MATCH :wanted").bindparams(wanted=wanted)
-    rows: sa.Select[Any] = sa.select(sa.literal_column("rowid")).select_from(sa.text("review_words")).where(matches)
-    many = len(connection.execute(rows.limit(_MANY)).all()) == _MANY
-    if many:
-        return sa.exists(rows.where(sa.text("review_words.rowid = reviews.number")))
-    return REVIEWS.c.number.in_(rows)

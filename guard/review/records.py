@@ -18,6 +18,7 @@ from guard.errors import InputError, StoreError
 from guard.files.stored_text import stored_text
 from guard.outcome_export import readings
 from guard.records import Attempt, Escalation, Prompt
+from guard.review.answer_signals import pack_map
 from guard.review_terms import PRIORITIES, LateAction, Priority
 
 #: Metadata and messages that nest deeper are cut off here; this also ends a cycle.
@@ -63,7 +64,8 @@ class Review:
         attempts: all attempts, in order, each with ``answer``, ``source``, ``p_wrong``, ``decides`` (the name of the
             score that it is), ``scores`` (all that the scorer gives, with what each reads), ``ood_score``,
             ``calibrated``, ``action``, ``rule``, ``reason``, ``prompt_tokens``, ``completion_tokens``, ``seconds``,
-            ``sampling``, ``error``, ``finish_reason``.
+            ``sampling``, ``error``, ``finish_reason``, ``reasoning``, ``layer_map`` (see
+            `guard.review.answer_signals`).
         metadata: what the caller attached; values that JSON lacks are kept as their text.
         status: pending, or what the reviewer decided.
         draft: whether the model's answer was right or wrong, as the reviewer says; None while
@@ -283,6 +285,7 @@ def _attempt(attempt: Attempt) -> Any:
             "error": attempt.error,
             "finish_reason": attempt.finish_reason,
             "reasoning": attempt.reasoning,
+            "layer_map": pack_map(score.layer_map if score else None),
             "redirected": attempt.generation.redirected if attempt.generation else None,
         }
     )

@@ -28,7 +28,7 @@ from guard.scoring.probe import normalised
 from guard.scoring.provenance import Binding
 from guard.scoring.scorer_file import FORMAT, FORMAT_VERSION, MAX_BYTES, Artefact, Linear, LinearProbe, Model, Trees
 from guard.scoring.shelf import scorer_path, shipped_folder
-from guard.scoring.signature import SignatureObserver, feature_vector
+from guard.scoring.signature import SignatureObserver, feature_vector, last_map
 
 
 class Scorer:
@@ -139,7 +139,8 @@ class Scorer:
         ood_score = self._ood_detector.ood_score(signals) if self._ood_detector else None
         seconds = time.perf_counter() - started
         decides: ScoreName = "guard" if "guard" in scores else next(iter(scores))
-        return Score(scores[decides].p_wrong, self.calibrated, seconds, ood_score, scores, decides)
+        layer_map = last_map(signals.signature)
+        return Score(scores[decides].p_wrong, self.calibrated, seconds, ood_score, scores, decides, layer_map)
 
     def for_model(self, model: ModelInfo, capture_point: CapturePoint, *, force: bool = False) -> Scorer:
         """This scorer for a loaded model.

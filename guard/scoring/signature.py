@@ -320,6 +320,14 @@ def log_rms(activations: NDArray[Any]) -> Floats:
         return np.asarray(0.5 * np.log(mean_squares), np.float32)
 
 
+def last_map(signature: Signature) -> Floats | None:
+    """Return the last token's map at temperature 1, shape (L, L); None where it was not computed."""
+    if "last" not in signature.aggregates or 1.0 not in signature.temperatures:
+        return None
+    found: Floats = signature.maps[signature.temperatures.index(1.0), signature.aggregates.index("last")]
+    return found
+
+
 def feature_vector(signals: Signals, schema: FeatureSchema) -> Floats:
     """Return the features of one answer, shape (len(schema.names),), float32, in the schema's order.
 

@@ -310,6 +310,22 @@ def test_new_cases_wait_behind_a_line(desk: ServedConsole, cases: list[Review]) 
     new.wait_for()
 
 
+def test_claims_change_in_their_own_cell(desk: ServedConsole, cases: list[Review]) -> None:
+    page = desk.page("mira")
+    page.clock.install()
+    desk.open(page, "/queue?view=all")
+    desk.console.add("ana", "reviewer", name="Ana <b>Kovač</b>")
+    desk.console.store.claim(cases[0].id, reviewer="ana")
+    desk.console.store.approve(cases[1].id, reviewer="ana")
+    page.clock.run_for(10_500)
+    page.wait_for_function("document.querySelector('[data-who]').innerText === 'Ana <b>Kovač</b>'")
+    assert [cell.inner_text() for cell in page.locator("[data-who]").all()][1:3] == [
+        "approved by Ana <b>Kovač</b>",
+        "free",
+    ]
+    assert page.locator("tr[data-case]").count() == 5
+
+
 # -- for everybody -----------------------------------------------------------------------------
 
 

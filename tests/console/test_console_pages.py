@@ -99,10 +99,25 @@ def test_new_cases_are_counted_and_not_slipped_in(console: MadeConsole) -> None:
     mira = console.signed_in("mira", ("reviewer:medical",))
     since = re.search(r'data-since="([^"]+)"', mira.get("/queue").text)
     assert since is not None
-    assert mira.get("/queue/new", params={"since": since[1]}).json() == {"new": 0}
+    assert mira.get("/queue/live", params={"since": since[1]}).json() == {"new": 0, "rows": {}}
     add(console, 2, created_at=datetime.now(UTC).isoformat())
     add(console, 3, created_at=datetime.now(UTC).isoformat(), route="law")
-    assert mira.get("/queue/new", params={"since": since[1]}).json() == {"new": 1}
+    assert mira.get("/queue/live", params={"since": since[1]}).json() == {"new": 1, "rows": {}}
+
+
+def test_an_open_queue_learns_who_has_its_cases(console: MadeConsole) -> None:
+    ids = [add(console, number, route="law" if number == 4 else "medical").id for number in range(5)]
+    mira = console.signed_in("mira", ("reviewer:medical",), name="Mira Patel")
+    console.signed_in("ana", ("lead",), name="Ana Kovač").get(f"/case/{ids[0]}")
+    mira.get(f"/case/{ids[1]}")
+    console.store.approve(ids[2], reviewer="ana")
+    query = {"since": "2030", "ids": ",".join([*ids, "zzzzzz", "<b>"])}
+    rows = mira.get("/queue/live", params=query).json()["rows"]
+    assert rows == {ids[0]: "Ana Kovač", ids[1]: "you", ids[2]: "approved by Ana Kovač", ids[3]: "free"}
+    page = mira.get("/queue?view=all").text
+    assert re.findall(r'data-case="(\w+)".*?data-who="([^"]+)"', page, flags=re.DOTALL) == [
+        (ids[0], "Ana Kovač"), (ids[1], "you"), (ids[3], "free"),
+    ]  # fmt: skip
 
 
 def test_an_empty_queue_says_so(console: MadeConsole) -> None:
@@ -546,4 +561,4 @@ def test_mounted_on_another_application_all_addresses_stay_below_it(console: Mad
     assert [link for link in links if not link.startswith("/console/")] == []
     assert visitor.get("/console/static/console.js").status_code == 200
     assert visitor.post(f"/console/case/{review.id}/approve", data={}).url.path == "/console/queue"
-    assert json.loads(visitor.get("/console/queue/new?since=2020").text) == {"new": 0}
+    assert json.loads(visitor.get("/console/queue/live?since=2020").text) == {"new": 0, "rows": {}}

@@ -140,7 +140,7 @@ def test_a_store_that_fails_is_said_so(console: MadeConsole) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["/", "/queue", "/case/abc123", "/insights", "/settings/users", "/next", "/queue/new?since=x"]
+    "place", ["/", "/queue", "/case/abc123", "/insights", "/settings/users", "/next", "/queue/live?since=x"]
 )
 def test_nothing_is_shown_to_whoever_has_not_signed_in(console: MadeConsole, place: str) -> None:
     page = console.visitor().get(place)

@@ -108,7 +108,7 @@ def test_filters(filled: Store, chosen: CaseFilter, wanted: set[int]) -> None:
 
 
 def test_common_and_rare_words_are_found_alike(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guard.review.pages._MANY", 3)
+    monkeypatch.setattr("guard.review.words._MANY", 3)
     assert set(numbers(filled, CaseFilter(text="ljubljana", status="pending"))) == {0, *range(4, 12)}
     assert numbers(filled, CaseFilter(text="number7")) == [7]
 

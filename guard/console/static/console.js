@@ -141,18 +141,30 @@
       }, 1000);
     }
 
-    // -- the queue: nothing moves under the reader, new cases wait behind a line --------------------
-    var list = $("main[data-new]"), pill = $("#new");
+    // -- the queue: nothing moves under the reader, new cases wait behind a line, claims change in their cells -----
+    var list = $("main[data-live]"), pill = $("#new"), rows = $$("tr[data-case]");
     if (list && pill) setInterval(function () {
       if (document.hidden) return;
-      fetch(list.dataset.new + "?since=" + encodeURIComponent(list.dataset.since))
-        .then(function (r) { return r.ok ? r.json() : { new: 0 }; })
+      var ids = rows.map(function (row) { return row.dataset.case; }).join(",");
+      fetch(list.dataset.live + "?since=" + encodeURIComponent(list.dataset.since) + "&ids=" + ids)
+        .then(function (r) { return r.ok ? r.json() : { new: 0, rows: {} }; })
         .then(function (found) {
+          rows.forEach(function (row) {
+            var cell = row.querySelector("[data-who]"), words = found.rows[row.dataset.case];
+            if (!cell || !words || words === cell.dataset.who) return;
+            cell.textContent = cell.dataset.who = words;
+          });
           if (!found.new) return;
           pill.hidden = false;
           pill.firstElementChild.textContent = found.new + (found.new === 1 ? " new case. Show it" : " new cases. Show them");
         }).catch(function () { /* asked again soon */ });
     }, 10000);
+
+    // -- how the answer is shaded stays as the reviewer chose it ----------------------------------------
+    $$("[data-shades] input").forEach(function (input) {
+      if (input.value === kept(localStorage, "guard-shade")) input.checked = true;
+      input.addEventListener("change", function () { kept(localStorage, "guard-shade", input.value); });
+    });
 
     // -- keys -----------------------------------------------------------------------------------------
     var links = $$(".queue .q a");
