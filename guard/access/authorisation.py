@@ -22,7 +22,7 @@ PERMISSIONS: Final[dict[Role, frozenset[Permission]]] = {
     Role.VIEWER: _SEES,
     Role.REVIEWER: _SEES | {Permission.DECIDE},
     Role.LEAD: _SEES | {Permission.DECIDE, Permission.REASSIGN, Permission.READ_TRAIL},
-    Role.AUDITOR: _SEES | {Permission.READ_TRAIL},
+    Role.AUDITOR: _SEES | {Permission.READ_TRAIL, Permission.READ_LOG},
     Role.ADMIN: frozenset({Permission.ADMINISTER}),
 }
 

@@ -34,7 +34,8 @@ class Permission(StrEnum):
     REASSIGN = "reassign and adjudicate cases"
     SEE_INSIGHTS = "see insights"
     READ_TRAIL = "read the history of every case"
-    ADMINISTER = "administer users and keys"
+    READ_LOG = "read and verify the audit log"
+    ADMINISTER = "administer accounts and webhooks"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 import guard
 from guard.access import ANYWHERE, Access, Permission, Principal, Refused, may, reachable_routes
 from guard.console import charts, foreign, layer_charts, times
+from guard.console.log_checks import LogChecks
 from guard.console.remembered import Remembered
 from guard.console.security import TryLimiter
 from guard.console.settings import ConsoleSettings
@@ -58,6 +59,7 @@ class ReviewDesk:
         settings: how it is reached.
         logins: limits tries to sign in by address.
         typical: what layers look like in reviewed answers, by scorer.
+        log_checks: of the audit log.
     """
 
     store: Store
@@ -65,6 +67,7 @@ class ReviewDesk:
     settings: ConsoleSettings
     logins: TryLimiter = field(default_factory=TryLimiter)
     typical: Remembered[TypicalMaps] = field(default_factory=Remembered)
+    log_checks: LogChecks = field(default_factory=LogChecks)
 
     @property
     def place(self) -> str:
@@ -124,7 +127,7 @@ class Visit:
         """Return a page made from a template."""
         shared = {"visit": self, "now": self.now, "administers": self.allows(Permission.ADMINISTER)}
         shared |= {"reviews": self.allows(Permission.DECIDE), "sees": self.allows(Permission.SEE_CASES)}
-        shared |= {"leads": self.allows(Permission.SEE_INSIGHTS)}
+        shared |= {"leads": self.allows(Permission.SEE_INSIGHTS), "audits": self.allows(Permission.READ_LOG, None)}
         return render(self.request, template, status=status, **shared, **values)
 
     def go(self, path: str, **query: str | None) -> Response:

@@ -6,6 +6,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
+from guard.audit.notes import SigningKey
 from guard.errors import InputError
 
 #: Names under which a browser on the same machine asks for a server that listens on loopback.
@@ -23,6 +24,7 @@ class ConsoleSettings:
             Empty for any name.
         proxy_header: the header in which a proxy says who has signed in; None where users sign in here.
         proxy_addresses: addresses of that proxy; the header of anybody else is not read.
+        signing_key: signs the checkpoints of the audit log that its page makes; None leaves them unsigned.
 
     Raises:
         InputError: a proxy's header without its address, an address that is none, or a name that is no host name.
@@ -32,6 +34,7 @@ class ConsoleSettings:
     names: frozenset[str] = frozenset()
     proxy_header: str | None = None
     proxy_addresses: frozenset[str] = frozenset()
+    signing_key: SigningKey | None = None
 
     def __post_init__(self) -> None:
         if self.proxy_header is not None and not self.proxy_addresses:

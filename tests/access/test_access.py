@@ -80,8 +80,8 @@ TABLE = {
     "viewer": "see cases, see insights",
     "reviewer": "see cases, see insights, decide cases",
     "lead": "see cases, see insights, decide cases, reassign and adjudicate cases, read the history of every case",
-    "auditor": "see cases, see insights, read the history of every case",
-    "admin": "administer users and keys",
+    "auditor": "see cases, see insights, read the history of every case, read and verify the audit log",
+    "admin": "administer accounts and webhooks",
 }
 
 
