@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from guard.access.clock import Clock, stamp
+from guard.access.oidc import OidcIdentity
 from guard.access.passwords import check_password, hash_password, verify_password
 from guard.access.records import Grant, Role, User, parse_grants
 from guard.access.tokens import digest
@@ -105,6 +106,31 @@ class Users:
             AccessError: there is no such user.
         """
         return self._change(login, {"disabled_at": None})
+
+    def admit(self, identity: OidcIdentity) -> User:
+        """Return the account of somebody who has signed in at a provider, with name and roles as it says now.
+
+        The first time it is made. An account belongs to one person there for good: a name that somebody else has
+        here already is not given to them.
+
+        Raises:
+            AccessError: the login name is another account's, the account is disabled, or no admin would be left.
+            InputError: the login name cannot be used.
+        """
+        with self._database.write() as connection:
+            mine = ACCESS_USERS.c.identity == text_of(identity.subject)
+            row = connection.execute(sa.select(ACCESS_USERS).where(mine).with_for_update()).first()
+            if row is None:
+                new = new_user_row(identity.login, identity.name[:80], identity.grants, None, stamp(self._clock()))
+                insert_user(connection, {**new, "identity": text_of(identity.subject)})
+                return find_user(connection, new["id"])
+            if row.disabled_at is not None:
+                raise AccessError("This account is disabled", fix="Ask an admin")
+            user, grants = to_user(row), [str(grant) for grant in identity.grants]
+            connection.execute(sa.update(ACCESS_USERS).where(mine).values(grants=grants))
+            if _is_admin(user) and not _any_admin(connection):
+                raise AccessError("Your new roles would leave no admin", fix="Make another user an admin first")
+            return find_user(connection, user.id)
 
     def check_login(self, login: str, password: str) -> User:
         """Return the user whose name and password these are.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from contextlib import ExitStack
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,8 +19,17 @@ from guard.cli.terminal import shown
 from guard.errors import InputError, missing_extra
 
 if TYPE_CHECKING:
+    from guard.access.oidc import OidcSettings
     from guard.access.store import Access
+    from guard.audit.notes import SigningKey
     from guard.console.settings import ConsoleSettings
+
+
+#: Environment variable that has the client's secret at an OpenID Connect provider.
+CLIENT_SECRET = "GUARD_OIDC_CLIENT_SECRET"
+
+#: Seconds that the console waits at its end for messages that are being sent.
+DELIVER_END_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,23 @@ def console(
         str | None,
         typer.Option(metavar="HEADER", help="Header in which that proxy names the user, such as X-Forwarded-User."),
     ] = None,
+    oidc_issuer: Annotated[
+        str | None, typer.Option(metavar="URL", help="OpenID Connect provider at which people sign in.")
+    ] = None,
+    oidc_client: Annotated[
+        str, typer.Option(metavar="ID", help="Client id there; its secret is in GUARD_OIDC_CLIENT_SECRET.")
+    ] = "guard",
+    oidc_role: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VALUE=ROLE", help="Role of people with this value in the claim. Repeatable."),
+    ] = None,
+    oidc_claim: Annotated[str, typer.Option(metavar="NAME", help="Claim whose values have roles.")] = "groups",
+    signing_key: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What guard audit key wrote; signs checkpoints of the audit log.")
+    ] = None,
+    deliver: Annotated[
+        bool, typer.Option("--deliver", help="Also send notifications and mark late cases, as guard webhooks deliver.")
+    ] = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="Show the cases of guard demo, in a store of their own.")
     ] = False,
@@ -69,9 +99,15 @@ def console(
     """Open the review console in a browser.
 
     The first run prints a link that makes the first account. The console listens on this machine only, unless
-    --host says otherwise. To send notifications and mark late cases, run guard webhooks deliver beside it.
+    --host says otherwise. To send notifications and mark late cases, give --deliver, or run guard webhooks deliver
+    beside it.
     """
     settings = _settings(https, name, proxy_address, proxy_header, host)
+    settings = replace(
+        settings,
+        oidc=_provider(oidc_issuer, oidc_client, oidc_role or [], oidc_claim),
+        signing_key=_signing_key(signing_key),
+    )
     listening = Listening(host, port, https)
     if demo and store is not None:
         raise InputError("--demo has a store of its own", fix="Leave --store or --demo out")
@@ -79,7 +115,58 @@ def console(
     with ExitStack() as stack:
         # First: a link is not printed for a console that cannot start.
         open_socket = stack.enter_context(_socket(listening))
-        _serve(_site(stack, place, settings, listening, create=store is None), open_socket)
+        site = _site(stack, place, settings, listening, create=store is None)
+        if deliver:
+            stack.enter_context(_delivering(place))
+        _serve(site, open_socket)
+
+
+def _provider(issuer: str | None, client: str, roles: list[str], claim: str) -> OidcSettings | None:
+    """Return the OpenID Connect provider, or None where none is given.
+
+    Raises:
+        InputError: roles without a provider, or one that names no role.
+    """
+    from guard.access.oidc import OidcSettings
+    from guard.access.records import Grant
+
+    if issuer is None:
+        if roles:
+            raise InputError("--oidc-role needs a provider", fix="Give --oidc-issuer")
+        return None
+    grants: dict[str, tuple[Grant, ...]] = {}
+    for text in roles:
+        value, equals, role = text.rpartition("=")
+        if not equals or not value:
+            raise InputError(f"'{text[:80]}' gives no value a role", fix="Write --oidc-role VALUE=ROLE[:ROUTE]")
+        grants[value] = (*grants.get(value, ()), Grant.parse(role))
+    return OidcSettings(issuer, client, os.environ.get(CLIENT_SECRET) or None, grants, claim)
+
+
+def _signing_key(path: str | None) -> SigningKey | None:
+    from guard.audit.notes import SigningKey
+
+    return None if path is None else SigningKey.load(path)
+
+
+@contextmanager
+def _delivering(place: str | None) -> Iterator[None]:
+    """Send notifications from a thread, which ends with the block; the store is its own."""
+    from guard.review.delivery import Deliverer
+    from guard.review.store import Store
+
+    for package in ("httpx", "cryptography"):
+        if find_spec(package) is None:
+            raise missing_extra(package, "webhooks")
+    stop = threading.Event()
+    with Store.open(place) as store:
+        worker = threading.Thread(target=Deliverer(store).run, args=(stop,), name="guard-deliver", daemon=True)
+        worker.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            worker.join(DELIVER_END_S)
 
 
 def _settings(

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from guard.access import Access
-from guard.console import administration, audit, cases, decisions, entry, insights, queue, webhooks
+from guard.access.oidc import OidcClient
+from guard.console import administration, audit, cases, decisions, entry, insights, queue, single_sign_on, webhooks
 from guard.console.desk import HERE, PageError, ReviewDesk, SignInError, go, render
 from guard.console.security import HEADERS, Shield
 from guard.console.settings import ConsoleSettings
@@ -44,8 +45,9 @@ def create_app(store: Store, access: Access, settings: ConsoleSettings | None = 
     """
     settings = settings or ConsoleSettings()
     app = FastAPI(title="guard console", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.desk = ReviewDesk(store, access, settings)
-    for part in (entry, queue, cases, decisions, insights, audit, administration, webhooks):
+    oidc = None if settings.oidc is None else OidcClient(settings.oidc)
+    app.state.desk = ReviewDesk(store, access, settings, oidc=oidc)
+    for part in (entry, single_sign_on, queue, cases, decisions, insights, audit, administration, webhooks):
         app.include_router(part.router)
     app.mount("/static", _Static(directory=HERE / "static"))
     app.add_middleware(Shield, settings=settings)

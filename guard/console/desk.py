@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 import guard
 from guard.access import ANYWHERE, Access, Permission, Principal, Refused, may, reachable_routes
+from guard.access.oidc import OidcClient
 from guard.console import charts, foreign, layer_charts, times
 from guard.console.log_checks import LogChecks
 from guard.console.remembered import Remembered
@@ -60,6 +61,7 @@ class ReviewDesk:
         logins: limits tries to sign in by address.
         typical: what layers look like in reviewed answers, by scorer.
         log_checks: of the audit log.
+        oidc: signs people in at an OpenID Connect provider; None without one.
     """
 
     store: Store
@@ -68,6 +70,7 @@ class ReviewDesk:
     logins: TryLimiter = field(default_factory=TryLimiter)
     typical: Remembered[TypicalMaps] = field(default_factory=Remembered)
     log_checks: LogChecks = field(default_factory=LogChecks)
+    oidc: OidcClient | None = None
 
     @property
     def place(self) -> str:

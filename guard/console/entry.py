@@ -18,7 +18,7 @@ def show_login(request: Request, desk: TheDesk, then: str = "") -> Response:
     """Return the page to sign in on."""
     if principal_of(request, desk) is not None:
         return go(request, own_path(then))
-    return _login_page(request, desk, then=own_path(then))
+    return login_page(request, desk, then=own_path(then))
 
 
 @router.post("/login")
@@ -28,15 +28,15 @@ def sign_in(request: Request, desk: TheDesk, form: TheForm) -> Response:
     if desk.settings.proxy_header is not None:
         raise PageError(403, "Users sign in at the proxy", "This console takes nobody's password.")
     if not desk.logins.allows(visitor_address(request, desk)):
-        return _login_page(
+        return login_page(
             request, desk, then=then, login=login, error="Too many tries from this address. Try again in five minutes.",
             status=429,
         )  # fmt: skip
     try:
         user = desk.access.users.check_login(login, form.get("password", ""))
     except AccessError as error:
-        return _login_page(request, desk, then=then, login=login, error=str(error), status=401)
-    return _signed_in(request, desk, user.id, then)
+        return login_page(request, desk, then=then, login=login, error=str(error), status=401)
+    return signed_in(request, desk, user.id, then)
 
 
 @router.post("/logout")
@@ -69,7 +69,7 @@ def use_welcome(request: Request, desk: TheDesk, secret: str, form: TheForm) -> 
         raise _no_link(error) from None
     except InputError as error:
         return _welcome_page(request, owner, login=login, name=name, error=str(error), status=422)
-    return _signed_in(request, desk, user.id, "/queue")
+    return signed_in(request, desk, user.id, "/queue")
 
 
 def own_path(path: str) -> str:
@@ -97,7 +97,8 @@ def _no_link(error: AccessError) -> PageError:
     return PageError(404, "This link does not work", f"{error.why or error.what}. Ask an admin for a new one.")
 
 
-def _signed_in(request: Request, desk: ReviewDesk, login: str, then: str) -> Response:
+def signed_in(request: Request, desk: ReviewDesk, login: str, then: str) -> Response:
+    """Begin a session of a user, in place of the one that the browser brought, and lead on."""
     secret = desk.access.sessions.begin(login, instead_of=request.cookies.get(desk.settings.cookie))
     response = go(request, then)
     response.set_cookie(
@@ -106,13 +107,13 @@ def _signed_in(request: Request, desk: ReviewDesk, login: str, then: str) -> Res
     return response
 
 
-def _login_page(
+def login_page(
     request: Request, desk: ReviewDesk, *, then: str, login: str = "", error: str = "", status: int = 200
 ) -> Response:
+    """Return the page to sign in on."""
     proxy, nobody = desk.settings.proxy_header is not None, not desk.access.users.exist()
-    return render(
-        request, "login.html.j2", status=status, then=then, login=login, error=error, by_proxy=proxy, nobody=nobody
-    )
+    shown = {"then": then, "login": login, "error": error, "by_proxy": proxy, "nobody": nobody}
+    return render(request, "login.html.j2", status=status, oidc=desk.oidc is not None, **shown)
 
 
 def _welcome_page(

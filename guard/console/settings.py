@@ -6,6 +6,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
+from guard.access.oidc import OidcSettings
 from guard.audit.notes import SigningKey
 from guard.errors import InputError
 
@@ -24,6 +25,7 @@ class ConsoleSettings:
             Empty for any name.
         proxy_header: the header in which a proxy says who has signed in; None where users sign in here.
         proxy_addresses: addresses of that proxy; the header of anybody else is not read.
+        oidc: an OpenID Connect provider at which people may sign in; None without one.
         signing_key: signs the checkpoints of the audit log that its page makes; None leaves them unsigned.
 
     Raises:
@@ -35,6 +37,7 @@ class ConsoleSettings:
     proxy_header: str | None = None
     proxy_addresses: frozenset[str] = frozenset()
     signing_key: SigningKey | None = None
+    oidc: OidcSettings | None = None
 
     def __post_init__(self) -> None:
         if self.proxy_header is not None and not self.proxy_addresses:
@@ -50,6 +53,11 @@ class ConsoleSettings:
     def cookie(self) -> str:
         """The name of the session's cookie."""
         return "__Host-guard" if self.secure_cookie else "guard"
+
+    @property
+    def login_cookie(self) -> str:
+        """The name of the cookie that a login has while it is at the provider."""
+        return f"{self.cookie}-login"
 
 
 def is_loopback(host: str) -> bool:

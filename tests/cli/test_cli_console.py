@@ -6,21 +6,27 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import httpx
+import oidc_provider
 import pytest
+from cryptography.fernet import Fernet
 from made_cases import make_escalation
 from typer.testing import CliRunner
+from webhook_receiver import receiving
 
 from guard.access import Access
 from guard.access.records import parse_grants
 from guard.cli import app
 from guard.cli.console import Listening
 from guard.errors import GuardError, InputError, StoreError
+from guard.review.endpoints import Endpoints
+from guard.review.sealing import ENVIRONMENT
 from guard.review.store import Store
 
 
@@ -56,6 +62,12 @@ def test_it_does_not_listen_elsewhere_without_accounts(place: Path) -> None:
         (("--proxy-header", "X-User"), "needs the proxy's address"),
         (("--proxy-header", "X-User", "--proxy-address", "proxy"), "is no IP address"),
         (("--demo",), "store of its own"),
+        (("--oidc-role", "staff=viewer"), "needs a provider"),
+        (("--oidc-issuer", "http://id.example.org", "--oidc-role", "staff=viewer"), "must be an https"),
+        (("--oidc-issuer", "https://id.example.org"), "needs a client and roles"),
+        (("--oidc-issuer", "https://id.example.org", "--oidc-role", "staff"), "gives no value a role"),
+        (("--oidc-issuer", "https://id.example.org", "--oidc-role", "staff=boss"), "There is no role 'boss'"),
+        (("--signing-key", "nowhere.key"), "nowhere.key"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(place: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -123,6 +135,42 @@ def test_the_first_run_prints_a_link_that_makes_the_first_account(place: Path) -
         assert browser.get(f"http://127.0.0.1:{port}/console/queue", headers={"host": "evil"}).status_code == 421
     with Access.open(place) as access:
         assert [user.id for user in access.users.all()] == ["ana"]
+
+
+def test_it_delivers_notifications_where_it_is_told_to(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, Fernet.generate_key().decode())
+    with receiving() as receiver, Store.open(place) as store:
+        Endpoints(store).add("desk", receiver.url, allow_private=True)
+        with running("--store", str(place), "--port", str(free_port()), "--deliver") as output:
+            first_address(output)
+            store.add(make_escalation(1))
+            while not receiver.got:
+                time.sleep(0.05)
+    (headers, body) = receiver.got[0]
+    assert "webhook-signature" in headers
+    assert b"case.created" in body
+
+
+def test_people_come_in_through_a_provider(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARD_OIDC_CLIENT_SECRET", oidc_provider.SECRET)
+    port = free_port()
+    with oidc_provider.running() as provider:
+        provider.says(sub="1", preferred_username="mira", groups=["staff"])
+        options = (
+            "--oidc-issuer",
+            provider.issuer,
+            "--oidc-role",
+            "staff=reviewer:medical",
+            "--oidc-role",
+            "staff=viewer",
+        )
+        with running("--store", str(place), "--port", str(port), *options) as output, client() as browser:
+            first_address(output)
+            page = browser.get(f"http://127.0.0.1:{port}/console/login/oidc?then=/queue")
+            assert page.url.path == "/console/queue"
+            assert "Question 0?" in page.text
+    with Access.open(place) as access:
+        assert list(map(str, access.users.get("mira").grants)) == ["reviewer:medical", "viewer"]
 
 
 def test_a_port_that_is_taken_is_an_error_before_a_link_is_printed(place: Path) -> None:

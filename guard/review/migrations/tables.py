@@ -158,6 +158,8 @@ ACCESS_USERS = Table(
     Column("created_at", Text, nullable=False),
     Column("seen_at", Text),
     Column("disabled_at", Text),
+    Column("identity", Text),
+    sa.Index("access_users_by_identity", "identity", unique=True),
 )
 
 ACCESS_KEYS = Table(
