@@ -101,7 +101,7 @@ class PendingLogin:
     @classmethod
     def new(cls, then: str) -> PendingLogin:
         """Return a login with secrets of its own."""
-        return cls(*(secrets.token_urlsafe(48) for _ in range(3)), then)
+        return cls(secrets.token_urlsafe(48), secrets.token_urlsafe(48), secrets.token_urlsafe(48), then)
 
     def to_cookie(self) -> str:
         """Return it in letters that a cookie can hold."""
@@ -161,7 +161,7 @@ class OidcClient:
         self._metadata: tuple[float, dict[str, Any]] | None = None
 
     def begin(self, login: PendingLogin, redirect_uri: str) -> str:
-        """Return the provider's address at which a login goes on.
+        """Return the provider's address at which a login continues.
 
         Args:
             login: kept in the browser until it comes back.

@@ -85,6 +85,53 @@ def histogram(bins: Sequence[int], said: Said) -> Markup:
     return svg(body, said, "plot-h plot-pad")
 
 
+#: Where a scale of shares may end, so that its quarters are whole percents.
+_TOPS = (0.04, 0.08, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def lines(labels: Sequence[str], series: Sequence[tuple[str, Sequence[float | None]]], said: Said) -> Markup:
+    """Return shares over days, from 0 up, each as a line with gaps where nothing is known.
+
+    Args:
+        labels: of the days.
+        series: class of the colour, and one share for each day, or None.
+        said: its words.
+    """
+    known = [value for _, values in series for value in values if value is not None]
+    top = next(each for each in _TOPS if each >= max([0.0, *known]))
+    body, width = "", 1 / len(labels)
+    for part in range(5):
+        at, share = _percent(1 - part / 4), top * part / 4
+        body += f'<line class="grid" x1="0" x2="100%" y1="{at}" y2="{at}"/>'
+        body += f'<text x="0" y="{at}" dx="-8" dy="4" text-anchor="end">{100 * share:.0f} %</text>'
+    paths = "".join(
+        _line(fill, [(i + 0.5) * width for i in range(len(values))], values, top) for fill, values in series
+    )
+    body += f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">{paths}</svg>'
+    for fill, values in series:
+        for place, value in enumerate(values):
+            if value is not None:
+                centre = f'cx="{_percent((place + 0.5) * width)}" cy="{_percent(1 - value / top)}"'
+                body += f'<circle class="dot {fill}" {centre} r="2.5"/>'
+    every = max(1, len(labels) // 5)
+    return svg(
+        body + x_axis([((at + 0.5) * width, labels[at]) for at in range(0, len(labels), every)]),
+        said,
+        "plot-m plot-pad",
+    )
+
+
+def _line(fill: str, xs: Sequence[float], values: Sequence[float | None], top: float) -> str:
+    path, pen = "", "M"
+    for x, value in zip(xs, values, strict=True):
+        if value is None:
+            pen = "M"
+            continue
+        path += f"{pen}{1000 * x:.1f} {1000 * (1 - value / top):.1f}"
+        pen = "L"
+    return f'<path class="ln {fill}" d="{path}"/>' if path else ""
+
+
 # -- parts -------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from guard.console.remembered import Remembered
 from guard.console.security import TryLimiter
 from guard.console.settings import ConsoleSettings
 from guard.errors import AccessError
+from guard.review.decision_figures import DecisionFigures
 from guard.review.store import Store
 from guard.review.typical_maps import TypicalMaps
 
@@ -60,6 +61,7 @@ class ReviewDesk:
         settings: how it is reached.
         logins: limits tries to sign in by address.
         typical: what layers look like in reviewed answers, by scorer.
+        decided: what guards decided of late, by range and routes.
         log_checks: of the audit log.
         oidc: signs people in at an OpenID Connect provider; None without one.
     """
@@ -69,6 +71,7 @@ class ReviewDesk:
     settings: ConsoleSettings
     logins: TryLimiter = field(default_factory=TryLimiter)
     typical: Remembered[TypicalMaps] = field(default_factory=Remembered)
+    decided: Remembered[DecisionFigures] = field(default_factory=Remembered)
     log_checks: LogChecks = field(default_factory=LogChecks)
     oidc: OidcClient | None = None
 

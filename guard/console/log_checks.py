@@ -15,7 +15,7 @@ WAIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class LogCheck:
+class EndedCheck:
     """A check that has ended.
 
     Attributes:
@@ -40,7 +40,7 @@ class LogChecks:
     """
 
     def __init__(self) -> None:
-        self.last: LogCheck | None = None
+        self.last: EndedCheck | None = None
         self.since: datetime | None = None
         self._lock = threading.Lock()
 
@@ -58,10 +58,10 @@ class LogChecks:
     def _run(self, log: AuditLog, key: PublicKey | None, copies: tuple[str, ...]) -> None:
         at = self.since or datetime.now(UTC)
         try:
-            self.last = LogCheck(at, len(copies), log.verify(key=key, copies=copies))
+            self.last = EndedCheck(at, len(copies), log.verify(key=key, copies=copies))
         except GuardError as error:
-            self.last = LogCheck(at, len(copies), None, str(error))
+            self.last = EndedCheck(at, len(copies), None, str(error))
         except Exception as error:  # noqa: BLE001 - the page must not say that a check runs that has ended
-            self.last = LogCheck(at, len(copies), None, type(error).__name__)
+            self.last = EndedCheck(at, len(copies), None, type(error).__name__)
         finally:
             self.since = None

@@ -56,8 +56,8 @@ class TypicalMaps:
         """
         if self.right is None or self.spread is None or self.right.shape != layer_map.shape:
             return None
-        found: Floats = (of_layers(layer_map) - of_layers(self.right)) / np.maximum(self.spread, np.float32(1e-6))
-        return found
+        away = of_layers(layer_map) - of_layers(self.right)
+        return np.asarray(away / np.maximum(self.spread, np.float32(1e-6)), np.float32)
 
 
 def of_layers(layer_map: Floats) -> Floats:
@@ -84,7 +84,7 @@ def typical_maps(store: Store, scorer: str | None) -> TypicalMaps:
     with store._database.read() as connection:
         found = _read(connection, scorer, store._database.now(connection))
     right, wrong = ([each for label, each in found if label == kind] for kind in ("right", "wrong"))
-    spread = np.std([of_layers(each) for each in right], axis=0) if len(right) >= FEWEST else None
+    spread = np.std([of_layers(each) for each in right], axis=0, dtype=np.float32) if len(right) >= FEWEST else None
     return TypicalMaps(_mean(right), _mean(wrong), len(right), len(wrong), spread)
 
 

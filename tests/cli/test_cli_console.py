@@ -137,7 +137,7 @@ def test_the_first_run_prints_a_link_that_makes_the_first_account(place: Path) -
         assert [user.id for user in access.users.all()] == ["ana"]
 
 
-def test_it_delivers_notifications_where_it_is_told_to(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_delivers_notifications_if_asked(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENVIRONMENT, Fernet.generate_key().decode())
     with receiving() as receiver, Store.open(place) as store:
         Endpoints(store).add("desk", receiver.url, allow_private=True)

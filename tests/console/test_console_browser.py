@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import browser as chromium
+import numpy as np
 import pytest
 from console_pages import PASSWORD, MadeConsole
 from made_cases import make_escalation
 from PIL import Image
 
+from guard.audit import log as audit_log
 from guard.records import Escalation, Prompt
+from guard.review.endpoints import Endpoints
 from guard.review.records import Review, ReviewStatus
 from guard.review_terms import ReviewTerms
 from guard.scores import Score, ScoreReading
+from guard.scoring.signature import pairwise_kl
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -352,6 +356,8 @@ def test_hostile_text_does_nothing(desk: ServedConsole, hostile: Review, viewpor
     assert [url for url in requests if not url.startswith(desk.address)] == []
 
 
+DECISION = {"action": "accept", "route": HOSTILE.replace("\0", ""), "p_wrong": 0.5, "ood_score": 0.5}
+
 PAGES: dict[str, Callable[[list[Review], Review], str]] = {
     "queue": lambda cases, hostile: "/queue",
     "case": lambda cases, hostile: f"/case/{cases[0].id}",
@@ -364,6 +370,9 @@ PAGES: dict[str, Callable[[list[Review], Review], str]] = {
     "users": lambda cases, hostile: "/settings/users",
     "keys": lambda cases, hostile: "/settings/keys",
     "error": lambda cases, hostile: "/nowhere",
+    "webhooks": lambda cases, hostile: "/settings/webhooks",
+    "audit log": lambda cases, hostile: "/audit",
+    "entry": lambda cases, hostile: "/audit/0",
 }
 
 
@@ -374,7 +383,9 @@ def test_no_page_has_a_fault_that_axe_finds(
     from axe_playwright_python.sync_playwright import Axe
 
     desk.console.store.edit(cases[1].id, answer="Better", draft="wrong", reviewer="ana")
-    page = desk.page("ana", ("lead", "admin"), viewport=viewport, color_scheme=colours, bypass_csp=True)
+    page = desk.page("ana", ("lead", "admin", "auditor"), viewport=viewport, color_scheme=colours, bypass_csp=True)
+    Endpoints(desk.console.store).add("desk <b>", "mira@example.org", kind="email")
+    desk.console.store.audit_log().append("decision", "d", DECISION, texts={})
     found = {}
     for name, path in PAGES.items():
         desk.open(page, path(cases, hostile))
@@ -394,15 +405,21 @@ def test_no_page_has_a_fault_that_axe_finds(
 def test_the_documents_pictures_are_made(desk: ServedConsole) -> None:
     assert PICTURES is not None
     folder, ids = Path(PICTURES), _fill(desk.console)
+    tall = {"width": 1280, "height": 1500}
     for name, path, viewport in (
         ("queue", "/queue", WIDE),
-        ("case", f"/case/{ids[1]}", WIDE),
+        ("case", f"/case/{ids[1]}", tall),
         ("case-phone", f"/case/{ids[1]}", PHONE),
         ("hostile", f"/case/{ids[-1]}", PHONE),
         ("insights", "/insights?days=28", WIDE),
+        ("audit", "/audit", WIDE),
+        ("webhooks", "/settings/webhooks", WIDE),
     ):
         page = desk.open(desk.page("mira", viewport=viewport), path)
-        page.screenshot(path=folder / f"{name}.png", full_page=name == "insights")
+        if name == "audit":
+            page.get_by_role("button", name="Verify").click()
+            page.get_by_text("none changed").wait_for()
+        page.screenshot(path=folder / f"{name}.png", full_page=name in ("insights", "webhooks"))
         small = Image.open(folder / f"{name}.png").convert("P", palette=Image.Palette.ADAPTIVE, colors=200)
         small.save(folder / f"{name}.png", optimize=True)
 
@@ -422,11 +439,24 @@ EXAMPLES = (
 )  # fmt: skip
 
 
+SCORER = "sha256:" + 16 * "3f9a"
+
+ALIKE = (
+    "How often may an adult take paracetamol, and how many hours should pass?",
+    "How much paracetamol may I take in a day with a cold powder?",
+    "How many hours should pass between two doses of ibuprofen?",
+)
+
+
 def _fill(console: MadeConsole) -> list[str]:
     """Cases that look like some, and verdicts of four weeks; the ids of the examples."""
     for login, name in (("ana", "Ana Kovač"), ("jonas", "Jonas Weber"), ("mira", "Mira Patel")):
-        console.add(login, "reviewer", name=name)
+        console.add(login, "reviewer", "auditor", "admin", name=name)
     now = datetime.now(UTC)
+    _decide_earlier(console, now)
+    _log(console, now)
+    Endpoints(console.store).add("help desk", "https://desk.example.org/guard")
+    Endpoints(console.store).add("on call", "reviews@example.org", kind="email", events=["case.late"])
     for number in range(90):
         at = now - timedelta(days=number * 11 % 27 + number % 2, hours=number % 7)
         review = console.store.add(make_escalation(200 + number, p_wrong=_spread(number), created_at=at.isoformat()))
@@ -440,6 +470,49 @@ def _fill(console: MadeConsole) -> list[str]:
     return [console.store.add(_example(place, now)).id for place in range(len(EXAMPLES))]
 
 
+def _decide_earlier(console: MadeConsole, now: datetime) -> None:
+    """Cases of the examples' scorer with verdicts that are final, some of them like an example."""
+    clock = console.store._database.clock
+    console.store._database.clock = lambda _: now - timedelta(days=3)
+    for number in range(24):
+        question = ALIKE[number] if number < len(ALIKE) else f"Question {number}?"
+        case = _with_map(
+            make_escalation(300 + number, question=question, scorer=SCORER, p_wrong=0.3 + number / 60), number
+        )
+        review = console.store.add(replace(case, created_at=(now - timedelta(days=4)).isoformat()))
+        if number % 2:
+            console.store.reject(
+                review.id, reviewer="ana", note="The sachet counts towards the 4 g." if number == 1 else None
+            )
+        else:
+            console.store.approve(review.id, reviewer="jonas")
+    console.store._database.clock = clock
+
+
+def _with_map(case: Escalation, number: int) -> Escalation:
+    """A case with a map like those of a model: layers drift apart, and in wrong answers the last ones more."""
+    draw = np.random.default_rng(number)
+    loud = np.exp(0.25 * draw.standard_normal(30)) * np.linspace(0.1, 0.5 + 0.2 * (number % 2), 30)
+    steps = draw.standard_normal((30, 64)) * (np.exp(0.3 * draw.standard_normal()) * loud)[:, None]
+    last = case.attempts[-1]
+    assert last.score is not None
+    score = replace(last.score, layer_map=pairwise_kl(np.cumsum(steps, axis=0).astype(np.float32)))
+    return replace(case, attempts=(replace(last, score=score),))
+
+
+def _log(console: MadeConsole, now: datetime) -> None:
+    """Decisions of four weeks in the audit log, among which inputs become less usual."""
+    log, real = console.store.audit_log(), audit_log._now
+    for number in range(420):
+        at = (now - timedelta(hours=(420 - number) * 1.6)).isoformat(timespec="milliseconds")
+        audit_log._now = lambda at=at: at
+        action = ("accept", "accept", "accept", "retry", "fallback", "escalate", "escalate", "abstain")[number * 7 % 8]
+        unusual = number * 13 % 100 / 100 + (0.25 if number > 360 else 0)
+        fields = {"action": action, "route": "medical", "policy": "help-desk", "p_wrong": _spread(number % 90)}
+        log.append("decision", f"made-{number}", {**fields, "ood_score": min(unusual, 1.0)}, texts={})
+    audit_log._now = real
+
+
 def _spread(number: int) -> float:
     return 1 - (number * 37 % 90 / 90) ** 1.7
 
@@ -451,8 +524,9 @@ def _example(place: int, now: datetime) -> Escalation:
     scores = {name: ScoreReading(value, ("log-probabilities",)) for name, value in parts.items()}
     case = make_escalation(
         100 + place, question=question, answer=answer, p_wrong=p_wrong, route=route, terms=terms,
-        prompt=Prompt.chat(question, system="You are the assistant of a help desk."), model="Qwen2.5-1.5B-Instruct",
+        prompt=Prompt.chat(question, system="You are the assistant of a help desk."),
+        model="Qwen2.5-1.5B-Instruct", scorer=SCORER,
         created_at=(now - timedelta(minutes=12 + 9 * place)).isoformat(), metadata={"application": "help desk"},
     )  # fmt: skip
     score = Score(p_wrong, calibrated=True, seconds=0.001, scores=scores)  # type: ignore[arg-type]
-    return replace(case, attempts=(replace(case.attempts[1], answer=answer, score=score),))
+    return _with_map(replace(case, attempts=(replace(case.attempts[1], answer=answer, score=score),)), 77)

@@ -6,6 +6,7 @@ import html
 import json
 import re
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Any
 
 import pytest
@@ -562,3 +563,26 @@ def test_mounted_on_another_application_all_addresses_stay_below_it(console: Mad
     assert visitor.get("/console/static/console.js").status_code == 200
     assert visitor.post(f"/console/case/{review.id}/approve", data={}).url.path == "/console/queue"
     assert json.loads(visitor.get("/console/queue/live?since=2020").text) == {"new": 0, "rows": {}}
+
+
+def log_decisions(console: MadeConsole, *routes: str) -> None:
+    """A decision of each action on each route, in the audit log."""
+    log = console.store.audit_log()
+    for number, (route, action) in enumerate(product(routes, ("accept", "retry", "fallback", "escalate", "abstain"))):
+        fields = {"action": action, "route": route, "p_wrong": 0.1 + number % 5 / 5, "ood_score": 0.97}
+        log.append("decision", f"made-{number}", fields, texts={})
+
+
+def test_insights_show_all_answers_where_a_guard_logs_them(console: MadeConsole) -> None:
+    lea = console.signed_in("lea", ("lead",))
+    assert "Only cases that came to people are counted" in lea.get("/insights").text
+    log_decisions(console, "medical", "<b>law</b>")
+    console.app.state.desk.decided._kept.clear()
+    page = lea.get("/insights").text
+    assert "10 answers, 20 % accepted." in page
+    assert "Most are between 0.10 and 0.15." in page
+    assert "<b>law" not in page
+    assert re.search(r"<title[^>]*>Mean p\(wrong\) and share of unusual inputs by day</title>", page)
+    only = console.signed_in("mira", ("reviewer:medical",)).get("/insights").text
+    assert "5 answers, 20 % accepted." in only
+    assert "law" not in only
