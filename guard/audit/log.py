@@ -55,23 +55,6 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedCheckpoint:
-    """A checkpoint as the database keeps it.
-
-    Attributes:
-        size: number of entries.
-        at: when it was made, ISO 8601 in UTC.
-        root: of the tree, as hexadecimal digits.
-        note: the signed note; None if it is not signed.
-    """
-
-    size: int
-    at: str
-    root: str
-    note: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Verification:
     """What checking a log found.
 
@@ -213,12 +196,6 @@ class AuditLog:
 
     # -- reading -------------------------------------------------------------------------------
 
-    def latest_checkpoint(self) -> RecordedCheckpoint | None:
-        """Return the newest checkpoint in the database; None before the first."""
-        with self._database.read() as connection:
-            row = _latest_checkpoint(connection)
-        return None if row is None else RecordedCheckpoint(row.size, row.at, row.root, row.note)
-
     def __len__(self) -> int:
         with self._database.read() as connection:
             return int(connection.scalar(sa.select(sa.func.count()).select_from(ENTRIES)) or 0)
@@ -238,18 +215,6 @@ class AuditLog:
             if len(page) < _PAGE:
                 return
             start = page[-1].number + 1
-
-    def newest(self, limit: int, *, before: int | None = None) -> list[Entry]:
-        """Return the last entries, the newest first.
-
-        Args:
-            limit: the largest number of entries.
-            before: only those with smaller numbers than this.
-        """
-        query = sa.select(ENTRIES.c.number, ENTRIES.c.event, ENTRIES.c.leaf)
-        query = query if before is None else query.where(ENTRIES.c.number < before)
-        with self._database.read() as connection:
-            return [Entry(*row) for row in connection.execute(query.order_by(ENTRIES.c.number.desc()).limit(limit))]
 
     def prove(self, *numbers: int) -> list[InclusionProof]:
         """Return the proofs that entries are in the tree of the latest checkpoint.

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from guard.access import Permission
 from guard.audit.log import AuditLog, Entry
 from guard.audit.notes import PublicKey
+from guard.audit.recent import latest_checkpoint, newest_entries
 from guard.console.desk import PageError, TheForm, TheVisit, Visit
 from guard.errors import InputError, MissingExtraError, ReviewError
 
@@ -97,7 +98,7 @@ def show_entry(visit: TheVisit, number: str) -> Response:
     """Return one entry with all of its fields."""
     log = _log_of(visit)
     line = EntryLine.of(_entry(log, number))
-    latest = log.latest_checkpoint()
+    latest = latest_checkpoint(log)
     covered = latest is not None and line.number < latest.size
     return visit.page("audit_entry.html.j2", here="audit", line=line, latest=latest, covered=covered)
 
@@ -152,13 +153,13 @@ def _log_page(
         "audit.html.j2",
         status=status,
         here="audit",
-        size=sum(entry.number + 1 for entry in log.newest(1)),
+        size=sum(entry.number + 1 for entry in newest_entries(log, 1)),
         lines=[EntryLine.of(entry) for entry in found],
         q=q,
         first=found[-1].number if found and not q else 0,
         last=checks.last,
         since=checks.since,
-        latest=log.latest_checkpoint(),
+        latest=latest_checkpoint(log),
         key=str(settings.signing_key.public) if settings.signing_key is not None else "",
         note=note,
         error=error,
@@ -168,7 +169,7 @@ def _log_page(
 
 def _before(log: AuditLog, before: str) -> list[Entry]:
     """Return the entries before a number, the newest first; those at the end for what is no number."""
-    return log.newest(LENGTH, before=int(before) if _is_number(before) else None)
+    return newest_entries(log, LENGTH, before=int(before) if _is_number(before) else None)
 
 
 def _is_number(text: str) -> bool:
