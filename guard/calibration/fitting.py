@@ -24,6 +24,8 @@ from guard.errors import CalibrationError, missing_extra
 from guard.records import Doubles, Floats
 from guard.scores import ScoreName
 from guard.scoring import probe
+from guard.scoring.labels import Labels, are_graded, number_wrong, rather_wrong, weighted
+from guard.scoring.metrics import Ranked, auroc
 from guard.scoring.scorer import log_odds_of
 from guard.scoring.scorer_file import Calibration, Linear, LinearProbe, Model, Trees, linear_of
 from guard.scoring.signature import GROUPS, FeatureSchema
@@ -33,7 +35,6 @@ try:
     from scipy.optimize import minimize
     from scipy.special import expit
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold
 except ImportError as error:
     raise missing_extra("lightgbm or scikit-learn", "calibrate") from error
@@ -100,14 +101,14 @@ class Examples:
 
     Attributes:
         x: shape (n, features), in a schema's order.
-        wrong: shape (n,).
+        wrong: shape (n,), boolean, or how wrong each answer is.
         dataset: shape (n,).
         activations: shape (n, A, L, D), as in `Signature.activations`; None fits no probe.
         products: inner products of the activations; computed where missing.
     """
 
     x: Floats
-    wrong: NDArray[np.bool_]
+    wrong: Labels
     dataset: NDArray[np.str_]
     activations: NDArray[np.floating] | None = None
     products: probe.InnerProducts | None = None
@@ -182,12 +183,12 @@ def fit_model(
     return FittedModel(Model(base=linear, probe=linear_probe, trees=trees, calibration=calibration), settings)
 
 
-def _check_enough(wrong: NDArray[np.bool_]) -> None:
-    rarer = int(min(wrong.sum(), len(wrong) - wrong.sum()))
+def _check_enough(wrong: Labels) -> None:
+    rarer = min(wrong.sum(), len(wrong) - wrong.sum())
     if len(wrong) < MIN_ANSWERS or rarer < MIN_CLASS:
         raise CalibrationError(
             "Too few labels to fit a scorer",
-            why=f"there are {len(wrong)} answers, {int(wrong.sum())} of them wrong; "
+            why=f"there are {len(wrong)} answers, {number_wrong(wrong):g} of them wrong; "
             f"a scorer needs at least {MIN_ANSWERS} answers, {MIN_CLASS} right and {MIN_CLASS} wrong",
             fix="Give more questions, or a mix of easier and harder ones",
         )
@@ -224,7 +225,7 @@ def _folds(examples: Examples, seed: int) -> Iterator[tuple[NDArray[np.intp], ND
     """Yield pairs of training rows and held-out rows."""
     if not _by_set(examples):
         splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-        yield from splitter.split(examples.wrong, examples.wrong)
+        yield from splitter.split(examples.wrong, _strata(examples.wrong))
         return
     sets = np.random.default_rng(seed).permutation(np.unique(examples.dataset))
     for part in np.array_split(sets, min(FOLDS, len(sets))):
@@ -235,6 +236,12 @@ def _folds(examples: Examples, seed: int) -> Iterator[tuple[NDArray[np.intp], ND
         else:  # these data sets together hold nearly all answers of one kind: hold out one at a time
             for name in part:
                 yield np.flatnonzero(examples.dataset != name), np.flatnonzero(examples.dataset == name)
+
+
+def _strata(labels: Labels) -> NDArray[np.bool_]:
+    """Return the two kinds of answers that each fold gets its share of; one kind where graded ones hardly have two."""
+    kinds = rather_wrong(labels)
+    return kinds if min(kinds.sum(), (~kinds).sum()) >= FOLDS else np.zeros_like(kinds)
 
 
 # -- the base model: output features and probe in one logistic regression ----------------------
@@ -300,7 +307,7 @@ class _BaseModel:
     @classmethod
     def fit(cls, examples: Examples, rows: NDArray[np.intp], regressions: Sequence[_Regression]) -> _BaseModel:
         """Fit each regression on some of the examples."""
-        wrong = examples.wrong[rows]
+        labels = weighted(examples.wrong[rows])
         columns = np.unique(np.concatenate([each.columns for each in regressions]))
         x = examples.x[np.ix_(rows, columns)].astype(np.float64)
         mean, scale = x.mean(axis=0), x.std(axis=0)
@@ -321,7 +328,8 @@ class _BaseModel:
                 # lower that of the held-out rows is, and would rank them backwards.
                 intercepts[at] = log_odds_of(float(examples.wrong.mean()))
                 continue
-            model = LogisticRegression(C=1.0, solver="newton-cholesky").fit(wide, wrong)
+            model = LogisticRegression(C=1.0, solver="newton-cholesky")
+            model.fit(wide[labels.rows], labels.wrong, sample_weight=labels.weights)
             coefficients[at, used] = np.where(used < count, 1.0, scaling) * model.coef_[0]
             intercepts[at] = model.intercept_[0]
         linear = (columns, mean, scale, coefficients[:, :count], intercepts)
@@ -393,8 +401,10 @@ def _surely_better(new: LogOdds, old: LogOdds, examples: Examples) -> bool:
     return bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
-def _losses(log_odds: LogOdds, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _losses(log_odds: LogOdds, wrong: Labels) -> NDArray[np.float64]:
     """Return the log loss of each answer."""
+    if are_graded(wrong):
+        return np.asarray(np.logaddexp(0.0, log_odds) - wrong * log_odds)
     return np.logaddexp(0.0, np.where(wrong, -log_odds, log_odds))
 
 
@@ -428,9 +438,12 @@ def _fit_trees(
     x = np.ascontiguousarray(examples.x[:, columns])
     numbers = ROUNDS if alone else CORRECTION_ROUNDS
     corrections = np.zeros((len(numbers), len(examples)))
+    settings = {**TREE_SETTINGS, "seed": seed}
+    if are_graded(examples.wrong):
+        settings["objective"] = "cross_entropy"  # the binary one for labels from 0 to 1
     data = lightgbm.Dataset(x, examples.wrong, init_score=base, free_raw_data=False).construct()
     for learn, out in folds:
-        booster = _boost(data.subset(learn.tolist()), seed, rounds=numbers[-1])
+        booster = _boost(data.subset(learn.tolist()), settings, rounds=numbers[-1])
         for at, rounds in enumerate(numbers):
             corrections[at, out] = booster.predict(x[out], raw_score=True, num_iteration=rounds)
     choices = [
@@ -441,15 +454,15 @@ def _fit_trees(
     rounds, share, held_out = min(choices, key=lambda choice: float(_losses(choice[2], examples.wrong).mean()))
     if not alone and not _surely_better(held_out, base, examples):
         share, held_out = 0.0, base
-    settings = {**TREE_SETTINGS, "seed": seed, "rounds": rounds if share else 0, "shrinkage": share}
+    chosen = {**settings, "rounds": rounds if share else 0, "shrinkage": share}
     if not share:
-        return held_out, None, settings
-    booster = _boost(data, seed, rounds=rounds)
-    return held_out, _trees_from(booster, columns, share), settings
+        return held_out, None, chosen
+    booster = _boost(data, settings, rounds=rounds)
+    return held_out, _trees_from(booster, columns, share), chosen
 
 
-def _boost(data: Any, seed: int, *, rounds: int) -> Any:
-    return lightgbm.train({**TREE_SETTINGS, "seed": seed, "verbosity": -1}, data, num_boost_round=rounds)
+def _boost(data: Any, settings: Mapping[str, Any], *, rounds: int) -> Any:
+    return lightgbm.train({**settings, "verbosity": -1}, data, num_boost_round=rounds)
 
 
 def _trees_from(booster: Any, columns: NDArray[np.intp], shrinkage: float) -> Trees:
@@ -478,7 +491,7 @@ def _add_node(table: dict[str, list[Any]], node: Mapping[str, Any], columns: NDA
 # -- calibration -------------------------------------------------------------------------------
 
 
-def _calibrate(held_out: LogOdds, wrong: NDArray[np.bool_]) -> Calibration:
+def _calibrate(held_out: LogOdds, wrong: Labels) -> Calibration:
     """Return Platt scaling: a logistic regression on held-out log-odds, with a prior around the identity.
 
     The prior keeps few answers, or a weak score, from moving it far.
@@ -491,7 +504,7 @@ def _calibrate(held_out: LogOdds, wrong: NDArray[np.bool_]) -> Calibration:
         return float(value), np.array([slopes @ held_out, slopes.sum()]) + moved / CALIBRATION_SPREAD**2
 
     slope, intercept = minimize(loss, np.zeros(2), jac=True, method="BFGS").x + np.array([1.0, 0.0])
-    if slope <= 0 or roc_auc_score(wrong, held_out) <= 0.5:
+    if slope <= 0 or auroc(Ranked.from_scores(held_out, wrong))[0] <= 0.5:
         raise CalibrationError(
             "The score does not rank wrong answers above right ones on held-out answers",
             why="these features carry no signal here, or there are too few labels",

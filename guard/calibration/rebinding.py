@@ -12,7 +12,8 @@ import numpy as np
 from guard import engines
 from guard.calibration.alignment import align, aligned_model
 from guard.calibration.same_weights import check_same_weights
-from guard.data.graders import choose_grader, is_wrong
+from guard.data.graders import choose_grader
+from guard.data.labelling import is_wrong
 from guard.data.prompts import completion_prompt, question_prompt
 from guard.data.question_sets import DataSpecs, list_rows, read_sets
 from guard.data.questions import Question

@@ -16,6 +16,7 @@ from guard.data.questions import split_of
 from guard.data.recording import Record
 from guard.errors import InputError
 from guard.files.output_file import check_writable
+from guard.scoring.labels import number_wrong
 from guard.scoring.provenance import DataSet
 
 
@@ -68,7 +69,7 @@ def split_answers(answers: Answers, *, seed: int) -> dict[str, list[Labelled]]:
     """Return the answers by split, as `guard.calibration.scorer_fit.split_labelled` divides them by question."""
     splits: dict[str, list[Labelled]] = {name: [] for name in SPLIT_SHARES}
     for at, text in enumerate(answers.split_text.tolist()):
-        labelled = Labelled(_record(answers, at), bool(answers.wrong[at]))
+        labelled = Labelled(_record(answers, at), answers.wrong[at].item())
         splits[split_of(text, seed=seed, shares=SPLIT_SHARES)].append(labelled)
     return splits
 
@@ -100,7 +101,7 @@ def _data_sets(answers: Answers) -> list[DataSet]:
             name=name,
             sha256=str(answers.metadata[f"data.{name}.sha256"]),
             rows=int((answers.dataset == name).sum()),
-            wrong=int(answers.wrong[answers.dataset == name].sum()),
+            wrong=number_wrong(answers.wrong[answers.dataset == name]),
         )
         for name in names
     ]

@@ -8,17 +8,18 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
 import numpy as np
-from numpy.typing import NDArray
 
 from guard.calibration.fitting import MIN_ANSWERS, Examples, FittedModel, fit_model, schema_for
 from guard.calibration.splits import SPLIT_SHARES
 from guard.checked import checked_seed
-from guard.data.graders import Grader, is_wrong
+from guard.data.graders import Grader
+from guard.data.labelling import label_of
 from guard.data.questions import Row, split_questions
 from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import CalibrationError, InputError, did_you_mean
 from guard.scores import SCORE_NAMES, ScoreName
+from guard.scoring.labels import Label, Labels, label_array, number_wrong
 from guard.scoring.metrics import (
     AtThreshold,
     BrierGain,
@@ -46,10 +47,10 @@ PARTS = (*_FEATURE_PARTS, "activations")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
-    """A record, and whether its answer is wrong."""
+    """A record, and whether, or how, its answer is wrong."""
 
     record: Record
-    wrong: bool
+    wrong: Label
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ def split_labelled(
     Args:
         rows: pairs of data set name and row; rows that are not in the journal are left out.
         journal: the model's answers.
-        grade: returns whether an answer to a question is right.
+        grade: returns whether an answer to a question is right, or how right.
         seed: seed of the split.
 
     Raises:
@@ -213,7 +214,7 @@ def split_labelled(
     splits = split_questions([row for _, row in rows], seed=seed, shares=SPLIT_SHARES)
     return {
         name: [
-            Labelled(record, is_wrong(row, record.answer, grade))
+            Labelled(record, label_of(row, record.answer, grade))
             for row in members
             if isinstance(record := journal.record(row_key(by_row[id(row)], row)), Record)
         ]
@@ -221,12 +222,12 @@ def split_labelled(
     }
 
 
-def _check_test(wrong: NDArray[np.bool_]) -> None:
-    rarer = int(min(wrong.sum(), len(wrong) - wrong.sum()))
+def _check_test(wrong: Labels) -> None:
+    rarer = min(wrong.sum(), len(wrong) - wrong.sum())
     if len(wrong) < MIN_SPLIT or rarer < MIN_CLASS:
         raise CalibrationError(
             "Too few labels to test a scorer",
-            why=f"the test split has {len(wrong)} answers, {int(wrong.sum())} of them wrong; "
+            why=f"the test split has {len(wrong)} answers, {number_wrong(wrong):g} of them wrong; "
             f"the minimum is {MIN_SPLIT} answers, {MIN_CLASS} right and {MIN_CLASS} wrong",
             fix="Give more questions, or a mix of easier and harder ones",
         )
@@ -236,7 +237,7 @@ def _examples(labelled: Sequence[Labelled], schema: FeatureSchema, *, activation
     signals = [each.record.signals for each in labelled]
     return Examples(
         x=np.array([feature_vector(each, schema) for each in signals], np.float32).reshape(len(signals), schema.size),
-        wrong=np.array([each.wrong for each in labelled], np.bool_),
+        wrong=label_array([each.wrong for each in labelled]),
         dataset=np.array([each.record.dataset for each in labelled], np.str_),
         # In half precision, as in journals, since there can be gigabytes.
         activations=np.stack([to_float16(each.signature.activations) for each in signals])

@@ -21,8 +21,9 @@ from typing import Any, Self
 import numpy as np
 
 from guard.certification.fixed_sequence import Trials
-from guard.data.graders import Grader, is_wrong
+from guard.data.graders import Grader
 from guard.data.in_order import in_order
+from guard.data.labelling import is_wrong
 from guard.data.prompts import completion_prompt, question_prompt, with_default_options
 from guard.data.questions import LabelledResponse, Row
 from guard.data.recording import Skipped

@@ -204,7 +204,7 @@ def _print_thresholds(thresholds: Sequence[AtThreshold]) -> None:
     for name in ("below", "accepted", "wrong of these"):
         table.add_column(name, justify="right")
     for each in thresholds:
-        share = f"{each.wrong} ({each.wrong / each.accepted:.0%})" if each.accepted else "-"
+        share = f"{each.wrong:g} ({each.wrong / each.accepted:.0%})" if each.accepted else "-"
         table.add_row(f"{each.below:g}", f"{each.accepted} of {each.n}", share)
     console().print(table)
     console().print("A guaranteed error rate needs fresh labels: guard certify.", style="dim")

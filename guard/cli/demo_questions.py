@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guard.data.graders import grade
+from guard.data.labelling import is_wrong
 from guard.data.questions import Question
 from guard.records import Action
 
@@ -54,7 +55,7 @@ class Shown:
 
     def right(self, attempt: Attempt) -> bool:
         """Return whether an attempt's answer is an accepted one."""
-        return attempt.answer is not None and grade(self.question, attempt.answer)
+        return attempt.answer is not None and not is_wrong(self.question, attempt.answer, grade)
 
     @property
     def first_is_right(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,48 +105,18 @@ def _print(found: EvaluationResult, out: Path) -> None:
 
 
 def _tables(result: ModelResult, setting: SettingResult) -> Iterator[Table]:
-    """Return tables of means over the sets that all methods of a table have; methods that lack sets get their own.
-
-    Means over different sets are not comparable, so they are not shown in one table.
-    """
+    """Return tables of means over the same sets each; see `guard.evaluation.same_sets`."""
     from rich.table import Table
 
+    from guard.evaluation.same_sets import same_sets
+
     measures = list(dict.fromkeys(score.measure for score in setting.scores))[:5]
-    cells = _cells(setting, measures)
-    shown_methods = [method.name for method in result.methods if cells.get(method.name)]
-    everywhere = set().union(*(cells[name] for name in shown_methods)) if shown_methods else set()
-    for missing_some in (False, True):
-        names = [name for name in shown_methods if (cells[name] != everywhere) == missing_some]
-        if missing_some and names:
-            names = list(dict.fromkeys([result.own, *names]))
-        common = everywhere.intersection(*(cells[name] for name in names if name in cells)) if names else set()
-        if not common:
-            continue
-        title = f"{result.model.name}: {setting.setting} (means over {len(common)} of {setting.cells} tests)"
+    for group in same_sets(result, setting, measures):
+        title = f"{result.model.name}: {setting.setting} (means over {len(group.cells)} of {setting.cells} tests)"
         table = Table("method", title=title, title_justify="left", min_width=len(title) + 4)
         for measure in measures:
             table.add_column(measure, justify="right")
-        for name in names:
-            table.add_row(name, *(_mean_over(setting, name, measure, common) for measure in measures))
+        for name in group.methods:
+            means = (group.mean(setting, name, measure) for measure in measures)
+            table.add_row(name, *("" if mean is None else f"{mean:.3f}" for mean in means))
         yield table
-
-
-def _cells(setting: SettingResult, measures: Sequence[str]) -> dict[str, set[tuple[str, str]]]:
-    """Return, for each method, the sets for which it has a value of every measure that some method has there."""
-    values = {(each.method, each.measure, each.train, each.test): each.value for each in setting.per_cell}
-    methods = {each.method for each in setting.per_cell}
-    places = {(each.train, each.test) for each in setting.per_cell}
-    return {
-        method: {at for at in places if any(values.get((method, measure, *at)) is not None for measure in measures)}
-        for method in methods
-    }
-
-
-def _mean_over(setting: SettingResult, method: str, measure: str, cells: set[tuple[str, str]]) -> str:
-    values = [
-        each.value
-        for each in setting.per_cell
-        if (each.method, each.measure) == (method, measure) and (each.train, each.test) in cells
-    ]
-    known = [value for value in values if value is not None]
-    return f"{sum(known) / len(known):.3f}" if known else ""

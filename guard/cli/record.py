@@ -125,11 +125,13 @@ def _report(result: RecordingResult, *, as_json: bool) -> None:
 def _summary(table: Answers, name: str) -> dict[str, Any]:
     import numpy as np
 
+    from guard.scoring.labels import number_wrong
+
     part = table.take(np.flatnonzero(table.dataset == name))
     return {
         "name": name,
         "n": len(part),
-        "wrong": int(part.wrong.sum()),
+        "wrong": number_wrong(part.wrong),
         "truncated": int(part.truncated.sum()),
         "tokens": float(part.tokens.mean()),
         "seconds": float(part.seconds.mean()),

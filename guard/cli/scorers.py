@@ -204,7 +204,7 @@ def _print_card(name: str, scorer: Scorer) -> None:
         out.print(shown(f"{score}, on held-out questions of the same sets: {', '.join(figures)}"))
     for each in scorer.artefact.data:
         licence = f", {card.data[each.name]}" if card else ""
-        out.print(shown(f"data: {each.name}, {each.rows} answers, {each.wrong} wrong{licence}"))
+        out.print(shown(f"data: {each.name}, {each.rows} answers, {each.wrong:g} wrong{licence}"))
     if card:
         out.print(shown(f"licence: {card.licence}"))
         for label, lines in (("figure", card.figures), ("limit", card.limits)):

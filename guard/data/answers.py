@@ -23,13 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.data.columns import ARRAYS, KINDS, RAGGED, VALUES, Columns, array_shapes, to_offsets
-from guard.data.graders import Grader, is_wrong
+from guard.data.graders import Grader
+from guard.data.labelling import label_of
 from guard.data.parquet_file import read_columns, write_columns
 from guard.data.questions import Row, question_identity, split_text
 from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import InputError
 from guard.records import Floats, ModelInfo, Signals
+from guard.scoring.labels import Label, Labels, label_array
 from guard.scoring.probe import InnerProducts
 from guard.scoring.signature import FeatureSchema
 
@@ -67,7 +69,7 @@ class Answers:
         Args:
             journal: an open journal.
             rows: pairs of data set name and row.
-            grade: returns whether an answer is right.
+            grade: returns whether an answer is right, or how right.
             metadata: further metadata, as JSON values, beside those of the run.
 
         Raises:
@@ -80,7 +82,7 @@ class Answers:
         for key, row in by_key.items():
             record = journal.record(key)
             if isinstance(record, Record) and _has_probability(record.signals):
-                wrong = is_wrong(row, record.answer, grade)
+                wrong = label_of(row, record.answer, grade)
                 builder.add(record, row, wrong=wrong)
         if not len(builder):
             raise InputError(f"'{journal.path}' has none of these answers", fix="Record them first")
@@ -150,8 +152,8 @@ class Answers:
         return self.columns.group[self.rows]
 
     @cached_property
-    def wrong(self) -> NDArray[np.bool_]:
-        """Whether each answer is wrong, shape (n,)."""
+    def wrong(self) -> Labels:
+        """Whether each answer is wrong, or, of graded answers, how wrong, shape (n,)."""
         return self.columns.wrong[self.rows]
 
     @property
@@ -358,7 +360,7 @@ class _Builder:
     def __len__(self) -> int:
         return len(self._values)
 
-    def add(self, record: Record, row: Row, *, wrong: bool) -> None:
+    def add(self, record: Record, row: Row, *, wrong: Label) -> None:
         """Add one answer."""
         signature, at = record.signals.signature, len(self)
         self._arrays["maps"][at] = signature.maps
@@ -381,7 +383,7 @@ class _Builder:
         if not self._residual:
             made |= {"lens": None, "path": None}
         for name, values in zip(VALUES, zip(*self._values, strict=True), strict=True):
-            made[name] = np.array(values, KINDS[name])
+            made[name] = label_array(values) if name == "wrong" else np.array(values, KINDS[name])
         for name in RAGGED:
             made[name] = np.concatenate(self._tokens[name])
         offsets = to_offsets(np.array([len(each) for each in self._tokens[RAGGED[0]]]))

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from guard.data.logit_lens import LENS_SIGNALS
 from guard.errors import CaptureError, InputError
 from guard.records import Floats, Signals, Signature
+from guard.scoring.labels import Labels
 from guard.scoring.probe import inner_products
 from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATES, FeatureSchema, feature_vector
 
-#: Columns of one value per answer, with their types in memory; of one value per token; of one array per answer.
+#: Columns of one value per answer, with their types in memory (labels that are graded are float64); of one value per
+#: token; of one array per answer.
 KINDS: Mapping[str, type] = {
     "key": object,
     "dataset": np.str_,
@@ -54,7 +56,7 @@ class Columns:
     key: NDArray[np.object_]
     dataset: NDArray[np.str_]
     group: NDArray[np.str_]
-    wrong: NDArray[np.bool_]
+    wrong: Labels
     seconds: NDArray[np.float64]
     prompt_tokens: NDArray[np.int32]
     finish_reason: NDArray[np.str_]

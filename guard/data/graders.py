@@ -19,7 +19,7 @@ from guard.data.doubts import CONJUNCTIONS, doubted, taken_back
 from guard.data.math_answers import boxed, equivalent, final_answer
 from guard.data.normalised import normalise
 from guard.data.number_labels import has_month, without_days
-from guard.data.questions import GRADER_NAMES, LETTERS, LabelledResponse, Question, Row
+from guard.data.questions import GRADER_NAMES, LETTERS, Question
 from guard.data.sentences import first_sentence
 from guard.data.stated_number import fits_question, is_number, same_number, stated_number
 from guard.data.whole_phrase import is_whole_phrase
@@ -28,9 +28,10 @@ from guard.engines.callback_errors import is_from_signal_handler
 from guard.engines.thinking import without_thoughts
 from guard.errors import InputError, missing_extra
 from guard.files.user_code import load_function
+from guard.scoring.labels import Label
 
-#: Takes a question and a model's answer, and returns whether the answer is right.
-Grader = Callable[[Question, str], bool]
+#: Takes a question and a model's answer, and returns whether the answer is right, or how right, from 0 to 1.
+Grader = Callable[[Question, str], bool | float]
 
 #: Largest number of words of an answer besides those of the accepted answer.
 MAX_EXTRA_WORDS = 15
@@ -38,8 +39,8 @@ MAX_EXTRA_WORDS = 15
 REGEX_SECONDS = 1.0
 
 
-def grade(question: Question, answer: str, *, grader: str | None = None) -> bool:
-    """Return whether an answer is right. Thoughts in its text are not part of it.
+def grade(question: Question, answer: str, *, grader: str | None = None) -> Label:
+    """Return whether an answer is right, or how right. Thoughts in its text are not part of it.
 
     Args:
         question: the question with its accepted answers.
@@ -62,11 +63,6 @@ def grade(question: Question, answer: str, *, grader: str | None = None) -> bool
             fix="Name it yourself: --grader module:function, or grader=",
         )
     return load_grader(named)(question, without_thoughts(answer))
-
-
-def is_wrong(row: Row, answer: str, grader: Grader) -> bool:
-    """Return the label of an answer to a row: a labelled response has its own, a question is graded."""
-    return row.wrong if isinstance(row, LabelledResponse) else not grader(row, answer)
 
 
 def grader_for(question: Question) -> str:
@@ -94,7 +90,8 @@ def grader_for(question: Question) -> str:
 def load_grader(name: str) -> Grader:
     """Return a grader by its name, or the user's own function as ``module:function``.
 
-    The user's function is called as ``function(question, answer)`` and returns True or False.
+    The user's function is called as ``function(question, answer)`` and returns True or False, or how right the answer
+    is, from 0 to 1.
 
     Raises:
         InputError: there is no such grader, module or function.
@@ -123,7 +120,7 @@ def choose_grader(grader: str | Grader | None) -> tuple[Grader, str]:
 
 
 def _checked(name: str, function: Callable[[Question, str], Any]) -> Grader:
-    def users_own(question: Question, answer: str) -> bool:
+    def users_own(question: Question, answer: str) -> Label:
         try:
             right = function(question, answer)
         except Exception as error:
@@ -133,12 +130,15 @@ def _checked(name: str, function: Callable[[Question, str], Any]) -> Grader:
                 f"The grader {name!r} failed on question {question.id!r}",
                 why=f"{type(error).__name__}: {error}",
             ) from error
-        if not isinstance(right, bool):
-            raise InputError(
-                f"The grader {name!r} must return True or False",
-                why=f"it returned a {type(right).__name__} for question {question.id!r}",
-            )
-        return right
+        if isinstance(right, bool):
+            return right
+        if isinstance(right, int | float) and 0 <= right <= 1:
+            return bool(right) if right in (0, 1) else float(right)
+        got = f"{right}" if isinstance(right, int | float) else f"a {type(right).__name__}"
+        raise InputError(
+            f"The grader {name!r} must return True or False, or a number from 0 (wrong) to 1 (right)",
+            why=f"it returned {got} for question {question.id!r}",
+        )
 
     return users_own
 

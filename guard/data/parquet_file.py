@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from guard.data.columns import ARRAYS, KINDS, RAGGED, Columns, array_shapes, to_offsets
 from guard.errors import InputError, did_you_mean, missing_extra
 from guard.files.write_whole import replacing
+from guard.scoring.labels import are_graded
 
 FORMAT, FORMAT_VERSION = "guard-answers", 4
 
@@ -40,7 +41,7 @@ def write_columns(columns: Columns, path: Path) -> None:
     shapes = {name: every[name] for name in every if getattr(columns, name) is not None and np.prod(every[name][0])}
     metadata = dict(columns.metadata)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "metadata": metadata, "sha256": _digest(metadata)}
-    schema = _schema(shapes).with_metadata({_KEY: json.dumps(header)})
+    schema = _schema(shapes, graded=are_graded(columns.wrong)).with_metadata({_KEY: json.dumps(header)})
     row_bytes = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values())
     step = max(1, _GROUP_BYTES // max(row_bytes, 1024))
     options = {"compression": "zstd", "use_dictionary": ["dataset"], "write_statistics": False}
@@ -69,9 +70,10 @@ def read_columns(path: Path) -> Columns:
             metadata = _metadata_in(file.schema_arrow.metadata or {}, path)
             shapes = array_shapes(metadata)
             shapes = {name: shapes[name] for name in shapes if name in file.schema_arrow.names}
-            if not file.schema_arrow.equals(_schema(shapes)):
+            graded = pyarrow.types.is_float64(file.schema_arrow.field("wrong").type)
+            if not file.schema_arrow.equals(_schema(shapes, graded=graded)):
                 raise ValueError("its columns do not match its header")
-            columns = _read_groups(file, shapes, metadata)
+            columns = _read_groups(file, shapes, metadata, graded=graded)
         _check(columns)
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         why = str(error).partition("\n")[0] or type(error).__name__
@@ -110,14 +112,19 @@ def _digest(metadata: Any) -> str:
 # -- columns to Arrow --------------------------------------------------------------------------
 
 
-def _schema(shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> Any:
+def _schema(shapes: Mapping[str, tuple[tuple[int, ...], str]], *, graded: bool) -> Any:
     pyarrow = _pyarrow()
     kinds = {object: pyarrow.string(), np.str_: pyarrow.string(), np.bool_: pyarrow.bool_()}
     kinds |= {np.float64: pyarrow.float64(), np.int32: pyarrow.int32()}
-    fields = {name: kinds[kind] for name, kind in KINDS.items()}
+    fields = {name: kinds[kind] for name, kind in _kinds(graded=graded).items()}
     fields |= {"samples": _listed(pyarrow.string()), **{name: _listed(pyarrow.float32()) for name in RAGGED}}
     fields |= {name: pyarrow.binary(int(np.prod(s)) * np.dtype(kind).itemsize) for name, (s, kind) in shapes.items()}
     return pyarrow.schema([pyarrow.field(name, kind, nullable=False) for name, kind in fields.items()])
+
+
+def _kinds(*, graded: bool) -> Mapping[str, type]:
+    """Return the types of the columns of one value; graded labels are numbers."""
+    return {**KINDS, "wrong": np.float64} if graded else KINDS
 
 
 def _listed(kind: Any) -> Any:
@@ -141,7 +148,9 @@ def _to_arrow(columns: Columns, field: Any, rows: slice) -> Any:
 # -- Arrow to columns --------------------------------------------------------------------------
 
 
-def _read_groups(file: Any, shapes: Mapping[str, tuple[tuple[int, ...], str]], metadata: Mapping[str, Any]) -> Columns:
+def _read_groups(
+    file: Any, shapes: Mapping[str, tuple[tuple[int, ...], str]], metadata: Mapping[str, Any], *, graded: bool
+) -> Columns:
     """Read one row group after another into arrays that are allocated once."""
     total = file.metadata.num_rows
     _check_counts(file)
@@ -173,7 +182,7 @@ def _read_groups(file: Any, shapes: Mapping[str, tuple[tuple[int, ...], str]], m
         raise ValueError("the columns of tokens differ in length")
     nothing = {name: np.empty((total, *shape), kind) for name, (shape, kind) in array_shapes(metadata).items()}
     columns: dict[str, Any] = {**({} if metadata["model.layers"] else nothing), "lens": None, "path": None, **arrays}
-    columns |= {name: np.array(values[name], kind) for name, kind in KINDS.items()}
+    columns |= {name: np.array(values[name], kind) for name, kind in _kinds(graded=graded).items()}
     columns |= {name: np.concatenate([np.zeros(0, np.float32), *parts]) for name, parts in tokens.items()}
     return Columns(**columns, samples=tuple(samples), offsets=to_offsets(lengths[RAGGED[0]]), metadata=metadata)
 
@@ -201,6 +210,8 @@ def _check(columns: Columns) -> None:
         array = getattr(columns, name)
         if array is not None and not np.isfinite(array).all():
             raise ValueError(f"'{name}' has values that are not finite")
+    if not ((columns.wrong >= 0) & (columns.wrong <= 1)).all():
+        raise ValueError("'wrong' has values that are not from 0 to 1")
     if np.isnan(columns.margins).any():  # infinity stands for a token without a rival
         raise ValueError("'margins' has values that are not numbers")
 

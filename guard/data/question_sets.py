@@ -10,6 +10,7 @@ from guard.checked import checked_choice
 from guard.data.questions import BadRow, Row
 from guard.data.sets import DataSource, OnBad, resolve
 from guard.errors import InputError
+from guard.scoring.labels import Label, label_array, number_wrong
 from guard.scoring.provenance import DataSet
 
 #: One data set, or several: JSON Lines files, or names such as ``gsm8k@FOLDER`` and ``hub:gsm8k``.
@@ -61,12 +62,12 @@ def list_bad_rows(sources: Sequence[DataSource]) -> tuple[tuple[Path, BadRow], .
     return tuple(problem for source in sources for problem in source.bad)
 
 
-def data_sets(sources: Sequence[DataSource], labels: Iterable[tuple[str, bool]]) -> list[DataSet]:
+def data_sets(sources: Sequence[DataSource], labels: Iterable[tuple[str, Label]]) -> list[DataSet]:
     """Summarise the data of an artefact.
 
     Args:
         sources: the data sets.
-        labels: for each answer the name of its set, and whether it is wrong.
+        labels: for each answer the name of its set, and whether, or how, it is wrong.
     """
     pairs = list(labels)
     return [
@@ -74,7 +75,7 @@ def data_sets(sources: Sequence[DataSource], labels: Iterable[tuple[str, bool]])
             name=source.name,
             sha256=source.sha256,
             rows=sum(name == source.name for name, _ in pairs),
-            wrong=sum(wrong for name, wrong in pairs if name == source.name),
+            wrong=number_wrong(label_array([wrong for name, wrong in pairs if name == source.name])),
         )
         for source in sources
     ]

@@ -35,6 +35,7 @@ from guard.data.row_values import (
 from guard.errors import InputError, did_you_mean
 from guard.files.json_lines import MAX_LINE_BYTES, check_json_lines, read_lines
 from guard.records import Prompt
+from guard.scoring.labels import Label
 
 #: Choices have letters, so this is also their largest number.
 LETTERS = string.ascii_uppercase
@@ -92,7 +93,7 @@ class LabelledResponse:
         id: unique in its file.
         prompt: the prompt of the response.
         response: the model's text.
-        wrong: the label.
+        wrong: the label; a number from 0 (right) to 1 (wrong) says how wrong it is.
         category: category for tables, or None.
         meta: further values.
         model: name of the model, as ``guard review export`` writes it, or None where it is unknown.
@@ -101,7 +102,7 @@ class LabelledResponse:
     id: str
     prompt: Prompt
     response: str
-    wrong: bool
+    wrong: Label
     category: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
@@ -159,7 +160,7 @@ def read_rows(
     rows: list[Row] = []
     bad: list[BadRow] = []
     lines_by_id: dict[str, int] = {}
-    labels: dict[str, tuple[int, bool]] = {}
+    labels: dict[str, tuple[int, Label]] = {}
     file = Path(path).expanduser()
     check_json_lines(file)
     for line, content in read_lines(file):
@@ -181,15 +182,19 @@ def read_rows(
     return ReadResult(tuple(draw_rows(rows, limit=limit, seed=seed)), tuple(bad))
 
 
-def _check_label(row: LabelledResponse, line: int, labels: dict[str, tuple[int, bool]]) -> None:
-    """Refuse a prompt and response that the file labels both right and wrong."""
+def _check_label(row: LabelledResponse, line: int, labels: dict[str, tuple[int, Label]]) -> None:
+    """Refuse a prompt and response that the file labels in two ways."""
     prompt = row.prompt
     asked = [prompt.messages, prompt.text, prompt.tools, prompt.template_options]
     said = json.dumps([*asked, row.response, row.model], sort_keys=True, default=str)
     before, wrong = labels.setdefault(said, (line, row.wrong))
     if wrong != row.wrong:
-        words = ("right", "wrong")
-        raise BadValueError(f"is labelled {words[row.wrong]}; line {before} labels the same response {words[wrong]}")
+        now, then = (_in_words(label) for label in (row.wrong, wrong))
+        raise BadValueError(f"is labelled {now}; line {before} labels the same response {then}")
+
+
+def _in_words(label: Label) -> str:
+    return ("right", "wrong")[label] if isinstance(label, bool) else f"{label:g} wrong"
 
 
 def split_questions(rows: Sequence[RowT], *, seed: int, shares: Mapping[str, float]) -> dict[str, list[RowT]]:
@@ -418,16 +423,14 @@ def _response(row: Mapping[str, Any]) -> LabelledResponse:
     )
 
 
-def _label(row: Mapping[str, Any]) -> bool:
+def _label(row: Mapping[str, Any]) -> Label:
     wrong, label = row.get("wrong"), row.get("label")
     if wrong is not None and label is not None:
         raise BadValueError("has both 'wrong' and 'label'; give one")
     if wrong is not None:
-        if not isinstance(wrong, bool):
-            raise BadValueError(f"'wrong' must be true or false, got {json_kind(wrong)}")
-        return wrong
+        return _graded(wrong)
     if label is None:
-        raise BadValueError("misses 'wrong' (true or false)")
+        raise BadValueError("misses 'wrong' (true or false, or a number from 0 to 1)")
     if isinstance(label, bool):
         raise BadValueError("'label' must not be true or false, which could mean either; use 'wrong'")
     if label in (0, 1):
@@ -435,6 +438,16 @@ def _label(row: Mapping[str, Any]) -> bool:
     if label in ("right", "wrong"):
         return bool(label == "wrong")
     raise BadValueError('\'label\' must be 1 or "wrong", or 0 or "right"')
+
+
+def _graded(wrong: Any) -> Label:
+    """Return a label: true or false, or how wrong the answer is."""
+    if isinstance(wrong, bool):
+        return wrong
+    if not isinstance(wrong, int | float) or not 0 <= wrong <= 1:
+        got = wrong if isinstance(wrong, int | float) else json_kind(wrong)
+        raise BadValueError(f"'wrong' must be true or false, or a number from 0 (right) to 1 (wrong), got {got}")
+    return bool(wrong) if wrong in (0, 1) else float(wrong)
 
 
 def _id(row: Mapping[str, Any]) -> str:

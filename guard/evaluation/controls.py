@@ -20,6 +20,7 @@ from guard.data.answers import Answers
 from guard.errors import InputError
 from guard.evaluation.protocol import AnswerTable, FittedMethod, MethodKind
 from guard.records import Doubles
+from guard.scoring.labels import has_both_kinds, weighted
 
 #: What a question asks for, by its words; the first that matches is its category.
 CATEGORIES: dict[str, str] = {
@@ -65,7 +66,7 @@ class TextMethod:
         """
         del seed
         answers = _recorded(table)
-        if not 0 < answers.wrong.sum() < len(answers):
+        if not has_both_kinds(answers.wrong):
             raise InputError("All training answers are right, or all are wrong")
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=50_000)
         letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, max_features=50_000)
@@ -75,7 +76,8 @@ class TextMethod:
         except ValueError as error:
             raise InputError("The texts have no words to learn from", why=str(error)) from error
         fitted = _FittedTextMethod(words, letters, LogisticRegression(C=1.0, max_iter=1000))
-        fitted.model.fit(fitted.columns(answers), answers.wrong)
+        labels = weighted(answers.wrong)
+        fitted.model.fit(fitted.columns(answers)[labels.rows], labels.wrong, sample_weight=labels.weights)
         return fitted
 
 

@@ -35,6 +35,7 @@ from guard.evaluation.protocol import (
 )
 from guard.evaluation.result import Ablation, Claim, Importance, ModelCard, ModelResult
 from guard.evaluation.summary import summarise
+from guard.scoring.labels import has_both_kinds
 
 OWN = "guard"
 
@@ -230,7 +231,7 @@ def _seconds(table: Answers, methods: Sequence[Method], *, seed: int) -> dict[st
     costs = {}
     for method in methods:
         sample = asked if method.kind == "reference" else some
-        if not len(sample) or len(np.unique(sample.wrong)) < 2 or (isinstance(method, GuardMethod) and method.without):
+        if not has_both_kinds(sample.wrong) or (isinstance(method, GuardMethod) and method.without):
             continue
         try:
             fitted = method.fit(sample, seed=seed)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from guard.errors import InputError, did_you_mean
 from guard.scoring import metrics
-from guard.scoring.metrics import Labels, Probabilities, Ranked
+from guard.scoring.labels import Labels
+from guard.scoring.metrics import Probabilities, Ranked
 
 Direction = Literal["higher", "lower"]
 

@@ -28,6 +28,7 @@ from guard.evaluation.controls import LEAST_TOKEN_PROBABILITY, SEQUENCE_PROBABIL
 from guard.evaluation.protocol import AnswerTable, FittedMethod, Method, MethodKind
 from guard.records import Doubles
 from guard.scores import ScoreName
+from guard.scoring.labels import Labels, has_both_kinds, rather_wrong, weighted
 from guard.scoring.scorer import Evaluator
 from guard.scoring.scorer_file import Model
 from guard.scoring.signature import FeatureSchema
@@ -203,13 +204,15 @@ class _LayerColumns:
         return answers.activations[:, :2, self.layer].reshape(len(answers), -1).astype(np.float64)
 
 
-def _cross_validated(columns: Doubles, wrong: NDArray[np.bool_], seed: int) -> float:
+def _cross_validated(columns: Doubles, labels: Labels, seed: int) -> float:
+    wrong = rather_wrong(labels)
     folds = min(3, int(wrong.sum()), int((~wrong).sum()))
     if folds < 2:
         return 0.5
     scores = []
     for learn, out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(columns, wrong):
-        model = _regression(PROBE).fit(columns[learn], wrong[learn])
+        model = _regression(PROBE)
+        _train(model, columns[learn], labels[learn])
         scores.append(roc_auc_score(wrong[out], model.decision_function(columns[out])))
     return float(np.mean(scores))
 
@@ -315,10 +318,11 @@ def _regression(inverse_penalty: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, max_iter=1000))
 
 
-def _train(model: Pipeline, columns: Doubles, wrong: NDArray[np.bool_]) -> None:
-    if not 0 < wrong.sum() < len(wrong):
+def _train(model: Pipeline, columns: Doubles, labels: Labels) -> None:
+    if not has_both_kinds(labels):
         raise InputError("All training answers are right, or all are wrong")
-    model.fit(columns, wrong)
+    made, inputs = weighted(labels), model[0].fit_transform(columns)
+    model[-1].fit(inputs[made.rows], made.wrong, sample_weight=made.weights)
 
 
 def _probability(log_odds: Doubles) -> Doubles:

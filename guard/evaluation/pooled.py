@@ -15,7 +15,8 @@ from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.measures import risk_curve
 from guard.evaluation.predictions import HELD_OUT, LEAVE_ONE_OUT, WITHIN, Predictions
 from guard.evaluation.result import COVERAGES, Curve, Pooled, PooledPoint
-from guard.scoring.metrics import CutAndWhole, Labels, Probabilities, Ranked, coverage_at_risk, cut_and_whole
+from guard.scoring.labels import Labels
+from guard.scoring.metrics import CutAndWhole, Probabilities, Ranked, coverage_at_risk, cut_and_whole
 
 #: Shares of wrong answers among the accepted that a headline may name; the least that accepts enough is taken.
 RISKS = (0.05, 0.1, 0.2, 0.3)

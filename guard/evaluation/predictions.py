@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import InputError
+from guard.scoring.labels import Labels, label_array
 
 #: The protocols.
 LEAVE_ONE_OUT, WITHIN, PAIRWISE, HELD_OUT, SHIFT, SAMPLES = PROTOCOLS = (
@@ -33,7 +34,7 @@ class Predictions:
         setting: one of `PROTOCOLS`; ``shift: NAME`` of a shift, `SAMPLED` of samples.
         train: the data set(s) or the precision that was trained on.
         test: the data set that was tested on.
-        wrong: shape (n,), whether each answer is wrong.
+        wrong: shape (n,), whether each answer is wrong; of graded answers, how wrong.
         group: shape (n,), the same number for answers to the same question.
         p_wrong: predictions by method, shape (n,), of fits without the row's question.
         missing: reasons by method, for methods that could not be fitted or applied.
@@ -43,7 +44,7 @@ class Predictions:
     setting: str
     train: str
     test: str
-    wrong: NDArray[np.bool_]
+    wrong: Labels
     group: NDArray[np.intp]
     p_wrong: Mapping[str, NDArray[np.float64]]
     missing: Mapping[str, str]
@@ -55,7 +56,7 @@ class Predictions:
             "setting": self.setting,
             "train": self.train,
             "test": self.test,
-            "wrong": self.wrong.astype(int).tolist(),
+            "wrong": self.wrong.tolist(),
             "group": self.group.tolist(),
             "p_wrong": {name: values.tolist() for name, values in self.p_wrong.items()},
             "missing": dict(self.missing),
@@ -70,7 +71,7 @@ class Predictions:
             InputError: a field is missing, or the columns differ in length.
         """
         try:
-            wrong = np.array(value["wrong"], np.bool_)
+            wrong = label_array(value["wrong"])
             group = np.array(value["group"], np.intp)
             cut = None if value["cut"] is None else np.array(value["cut"], np.bool_)
             p_wrong = {str(name): np.array(each, np.float64) for name, each in value["p_wrong"].items()}

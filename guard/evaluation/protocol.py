@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from guard.checked import checked_seed
 from guard.errors import InputError, ScorerError
 from guard.evaluation.predictions import HELD_OUT, LEAVE_ONE_OUT, PAIRWISE, SHIFT, WITHIN, Predictions
+from guard.scoring.labels import Labels, has_both_kinds
 
 MethodKind = Literal["guard", "baseline", "control", "reference"]
 
@@ -40,8 +41,8 @@ class AnswerTable(Protocol):
         """Name of each answer's data set, shape (n,)."""
 
     @property
-    def wrong(self) -> NDArray[np.bool_]:
-        """Whether each answer is wrong, shape (n,)."""
+    def wrong(self) -> Labels:
+        """Whether each answer is wrong, or how wrong, shape (n,)."""
 
     @property
     def group(self) -> NDArray[np.str_]:
@@ -302,7 +303,7 @@ def capped(table: TableT, *, per_set: int, seed: int = 0) -> TableT:
     return table.take(np.sort(np.concatenate(kept)))
 
 
-def assign_folds(group: NDArray[np.str_], wrong: NDArray[np.bool_], *, folds: int, seed: int) -> NDArray[np.intp]:
+def assign_folds(group: NDArray[np.str_], wrong: Labels, *, folds: int, seed: int) -> NDArray[np.intp]:
     """Return the fold of each row, shape (n,); rows of one group share it.
 
     Groups are shuffled, ordered by their share of wrong answers, and dealt out like cards, so that
@@ -386,13 +387,13 @@ def _predictions(
         except InputError as error:
             missing[method.name] = str(error)
     group = np.unique(rows.group, return_inverse=True)[1].astype(np.intp)
-    wrong, cut = np.asarray(rows.wrong, np.bool_), getattr(rows, "truncated", None)
-    return Predictions(setting, train, test, wrong=wrong, group=group, p_wrong=p_wrong, missing=missing, cut=cut)
+    cut = getattr(rows, "truncated", None)
+    return Predictions(setting, train, test, wrong=rows.wrong, group=group, p_wrong=p_wrong, missing=missing, cut=cut)
 
 
 def _fit(method: Method, train: AnswerTable, *, seed: int) -> FittedMethod:
-    if not len(train) or train.wrong.all() or not train.wrong.any():
-        kind = "wrong" if len(train) and train.wrong.all() else "right"
+    if not has_both_kinds(train.wrong):
+        kind = "wrong" if train.wrong.any() else "right"
         raise InputError(
             "A score cannot be fitted on this training set",
             why=f"all of its {len(train)} answers are {kind}" if len(train) else "it is empty",

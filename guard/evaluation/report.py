@@ -7,7 +7,7 @@ are listed.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,16 @@ from guard.evaluation import figures
 from guard.evaluation.bootstrap import Estimate
 from guard.evaluation.measures import AUROC, MEASURES, TRANSFER_MEASURES, Measure
 from guard.evaluation.predictions import HELD_OUT, LEAVE_ONE_OUT, PAIRWISE, SAMPLED, SHIFT, WITHIN
-from guard.evaluation.result import ClaimVerdict, EvaluationResult, Missing, ModelResult, Pooled, SettingResult
+from guard.evaluation.result import (
+    ClaimVerdict,
+    EvaluationResult,
+    MethodCard,
+    Missing,
+    ModelResult,
+    Pooled,
+    SettingResult,
+)
+from guard.evaluation.same_sets import SameSets, same_sets
 
 #: Number of methods in figures with a panel per method; further methods are in a collapsed section.
 _IN_SIGHT = 6
@@ -183,7 +192,7 @@ def _section(anchor: str, result: ModelResult, setting: SettingResult) -> PageSe
         anchor=f"{anchor}-{slug(setting.setting)}",
         title=setting.setting[0].upper() + setting.setting[1:],
         guide=_GUIDES.get(setting.setting, shifted),
-        tables=(_means(result, setting, measures), _gains(result, setting)),
+        tables=(*_means(result, setting, measures), _gains(result, setting)),
         pictures=tuple(_shift_pictures(result, setting) or _setting_pictures(result, setting)),
         per_set=()
         if setting.setting == PAIRWISE
@@ -203,54 +212,75 @@ def _merged(missing: Sequence[Missing]) -> tuple[Missing, ...]:
 # -- tables ------------------------------------------------------------------------------------
 
 
-def _means(result: ModelResult, setting: SettingResult, measures: Sequence[Measure]) -> PageTable:
+def _means(result: ModelResult, setting: SettingResult, measures: Sequence[Measure]) -> Iterator[PageTable]:
+    """Make a table of the methods with results on all sets, and one of those that lack some."""
+    for group in same_sets(result, setting, [measure.name for measure in measures]):
+        cards = [card for card in result.methods if card.name in group.methods]
+        columns = [
+            _column([_mean(setting, group, card.name, measure) for card in cards], cards, measure)
+            for measure in measures
+        ]
+        yield PageTable(
+            caption=_caption(setting, group),
+            head=tuple(_unbroken(f"{measure.name}\u00a0{measure.arrow}") for measure in measures),
+            rows=_rows(cards, result.own, columns),
+        )
+
+
+def _mean(setting: SettingResult, group: SameSets, method: str, measure: Measure) -> Estimate | None:
+    """Return a mean over a group's sets; intervals are known for means over all sets."""
+    if not group.whole:
+        return Estimate(group.mean(setting, method, measure.name), None, None)
+    score = setting.score(method, measure.name)
+    return score.estimate if score else None
+
+
+def _caption(setting: SettingResult, group: SameSets) -> str:
     cells = "pairs of training and test set" if setting.setting == PAIRWISE else "test sets"
-    columns = []
-    for measure in measures:
-        found = [setting.score(card.name, measure.name) for card in result.methods]
-        columns.append(_column([each.estimate if each else None for each in found], result, measure))
-    return PageTable(
-        caption=f"Mean over {setting.cells} {cells} with 95 % intervals; the best one-pass value is bold.",
-        head=tuple(_unbroken(f"{measure.name}\u00a0{measure.arrow}") for measure in measures),
-        rows=_rows(result, setting, columns),
-    )
+    if group.whole:
+        over = f"{len(group.cells)} of {setting.cells}" if len(group.cells) < setting.cells else f"{setting.cells}"
+        return f"Mean over {over} {cells} with 95 % intervals; the best one-pass value is bold."
+    over = f"the {len(group.cells)} of {setting.cells} {cells} that all of them have"
+    return f"Methods that lack some sets: mean over {over}."
 
 
 def _per_set(result: ModelResult, setting: SettingResult, measure: Measure) -> PageTable:
     """Make the table of one measure by test set."""
     values = {(each.method, each.test): each.value for each in setting.per_cell if each.measure == measure.name}
     sets = list(dict.fromkeys(each.test for each in setting.per_cell))
+    run = {score.method for score in setting.scores}
+    cards = [card for card in result.methods if card.name in run]
     columns = [
-        _column([Estimate(values.get((card.name, name)), None, None) for card in result.methods], result, measure)
+        _column([Estimate(values.get((card.name, name)), None, None) for card in cards], cards, measure)
         for name in sets
     ]
     return PageTable(
-        caption=f"{measure.name} {measure.arrow} by test set", head=tuple(sets), rows=_rows(result, setting, columns)
+        caption=f"{measure.name} {measure.arrow} by test set",
+        head=tuple(sets),
+        rows=_rows(cards, result.own, columns),
     )
 
 
-def _column(estimates: Sequence[Estimate | None], result: ModelResult, measure: Measure) -> list[Cell]:
+def _column(estimates: Sequence[Estimate | None], methods: Sequence[MethodCard], measure: Measure) -> list[Cell]:
     """Make the cells of one measure; only one-pass methods compete for the best value."""
     cheap = [
         round(each.value, 3)
-        for each, card in zip(estimates, result.methods, strict=True)
+        for each, card in zip(estimates, methods, strict=True)
         if each is not None and each.value is not None and card.kind != "reference"
     ]
     best = (max if measure.direction == "higher" else min)(cheap, default=None)
     cells = []
-    for each, card in zip(estimates, result.methods, strict=True):
+    for each, card in zip(estimates, methods, strict=True):
         value = None if each is None or each.value is None else round(each.value, 3)
         marked = value is not None and value == best and card.kind != "reference"
         cells.append(Cell(_estimate_text(each), _interval_text(each), marked))
     return cells
 
 
-def _rows(result: ModelResult, setting: SettingResult, columns: Sequence[Sequence[Cell]]) -> tuple[PageRow, ...]:
-    run = {score.method for score in setting.scores}
+def _rows(methods: Sequence[MethodCard], own: str, columns: Sequence[Sequence[Cell]]) -> tuple[PageRow, ...]:
     return tuple(
-        PageRow(card.name, card.name == result.own, tuple(column[place] for column in columns))
-        for place, card in enumerate(result.methods)
-        if card.name in run
+        PageRow(card.name, card.name == own, tuple(column[place] for column in columns))
+        for place, card in enumerate(methods)
     )
 
 

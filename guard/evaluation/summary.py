@@ -32,7 +32,8 @@ from guard.evaluation.result import (
     Reliability,
     SettingResult,
 )
-from guard.scoring.metrics import Labels, Probabilities
+from guard.scoring.labels import Labels
+from guard.scoring.metrics import Probabilities
 
 
 def summarise(

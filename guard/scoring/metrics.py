@@ -5,12 +5,13 @@ wrong answers have each. Equal scores are one pool there, so that the order in w
 cannot matter; and since one `Ranked` holds many resamples of the same answers (rows of counts), a
 bootstrap sorts once, however many draws it takes.
 
-A metric that needs both right and wrong answers is nan where one kind is missing.
+A metric that needs both right and wrong answers is nan where one kind is missing. A graded answer
+counts by its share of either kind (`guard.scoring.labels`); even the best Brier score is then above 0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,10 +19,12 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from guard.errors import InputError
+from guard.scoring.labels import Labels, are_graded, has_both_kinds, number_wrong
 
 Probabilities = NDArray[np.float64]
-Labels = NDArray[np.bool_]
 Counts = NDArray[np.int64]
+#: Of wrong answers, or the sums of graded labels.
+Errors = NDArray[np.int64] | NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,10 @@ def metrics_of(p_wrong: Probabilities, wrong: Labels) -> Metrics:
         InputError: a score is no probability from 0 to 1.
     """
     ece = expected_calibration_error(p_wrong, wrong)
+    if are_graded(wrong):
+        ranked = Ranked.from_scores(p_wrong, wrong)
+        ranks = (float(measure(ranked)[0]) for measure in (auroc, average_precision_wrong, brier))
+        return Metrics(len(wrong), float(wrong.mean()), *ranks, ece)
     # By scikit-learn, to the last digit: artefacts that were written hold these numbers, and fitting
     # on the same data must give the same file. The functions below agree with it to rounding.
     both = 0 < wrong.sum() < len(wrong)
@@ -88,7 +95,7 @@ def brier_gain(p_wrong: Probabilities, other: Probabilities, wrong: Labels) -> B
 
     The interval is the normal one of a mean: differences of squared errors are bounded by 1.
     """
-    gains = (other - wrong) ** 2 - (p_wrong - wrong) ** 2
+    gains = (other - wrong) ** 2 - (p_wrong - wrong) ** 2  # of graded labels, too: the rest is the same in both
     value, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
     return BrierGain(value, value - 1.96 * error, value + 1.96 * error)
 
@@ -104,20 +111,20 @@ class AtThreshold:
     Attributes:
         below: the threshold.
         accepted: how many answers.
-        wrong: how many of them are wrong.
+        wrong: how many of them are wrong; the sum of graded labels.
         n: answers in all.
     """
 
     below: float
     accepted: int
-    wrong: int
+    wrong: int | float
     n: int
 
 
 def at_thresholds(p_wrong: Probabilities, wrong: Labels) -> tuple[AtThreshold, ...]:
     """Return the same answers at some thresholds, strict to lax; arrays of shape (n,)."""
     return tuple(
-        AtThreshold(below, int((p_wrong < below).sum()), int(wrong[p_wrong < below].sum()), len(wrong))
+        AtThreshold(below, int((p_wrong < below).sum()), number_wrong(wrong[p_wrong < below]), len(wrong))
         for below in _SHOWN_THRESHOLDS
     )
 
@@ -147,7 +154,7 @@ class CutAndWhole:
     whole: PartOfAnswers | None
 
 
-def cut_and_whole(p_wrong: Probabilities, wrong: Labels, cut: Labels) -> CutAndWhole:
+def cut_and_whole(p_wrong: Probabilities, wrong: Labels, cut: NDArray[np.bool_]) -> CutAndWhole:
     """Report cut answers apart: a mean over both hides that a score was fitted on whole ones; arrays of shape (n,)."""
     return CutAndWhole(_part(p_wrong[cut], wrong[cut]), _part(p_wrong[~cut], wrong[~cut]))
 
@@ -155,8 +162,7 @@ def cut_and_whole(p_wrong: Probabilities, wrong: Labels, cut: Labels) -> CutAndW
 def _part(p_wrong: Probabilities, wrong: Labels) -> PartOfAnswers | None:
     if not len(wrong):
         return None
-    one_kind = wrong.all() or not wrong.any()
-    rank = None if one_kind else float(auroc(Ranked.from_scores(p_wrong, wrong))[0])
+    rank = float(auroc(Ranked.from_scores(p_wrong, wrong))[0]) if has_both_kinds(wrong) else None
     return PartOfAnswers(len(wrong), float(wrong.mean()), float(p_wrong.mean()), rank)
 
 
@@ -173,11 +179,13 @@ class Ranked:
         scores: shape (G,), the distinct scores, ascending.
         total: shape (draws, G), how many answers have each score.
         wrong: shape (draws, G), how many of these are wrong.
+        ideal: the same answers in the order of their labels, where these are graded; else None.
     """
 
     scores: Probabilities
     total: Counts
-    wrong: Counts
+    wrong: Errors
+    ideal: Ranked | None = None
 
     @classmethod
     def from_scores(cls, p_wrong: Probabilities, wrong: Labels, *, counts: NDArray[np.int32] | None = None) -> Ranked:
@@ -185,7 +193,7 @@ class Ranked:
 
         Args:
             p_wrong: shape (n,), any real score that grows with doubt.
-            wrong: shape (n,).
+            wrong: shape (n,), boolean or graded.
             counts: shape (draws, n), how often each answer is in each resample; by default one
                 row of ones, that is the answers as they are.
 
@@ -199,6 +207,11 @@ class Ranked:
             )
         if not np.isfinite(p_wrong).all():
             raise InputError("A metric needs scores that are numbers", why=f"got {p_wrong[~np.isfinite(p_wrong)][0]}")
+        ideal = cls._in_order(wrong.astype(np.float64), wrong, counts) if are_graded(wrong) else None
+        return replace(cls._in_order(p_wrong, wrong, counts), ideal=ideal)
+
+    @classmethod
+    def _in_order(cls, p_wrong: Probabilities, wrong: Labels, counts: NDArray[np.int32] | None) -> Ranked:
         order = np.argsort(p_wrong, kind="stable")
         ranked = p_wrong[order]
         starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
@@ -214,7 +227,7 @@ class Ranked:
         return np.cumsum(self.total, axis=1)
 
     @cached_property
-    def accepted_wrong(self) -> Counts:
+    def accepted_wrong(self) -> Errors:
         """Wrong answers with at most this score, shape (draws, G)."""
         return np.cumsum(self.wrong, axis=1)
 
@@ -238,7 +251,7 @@ class Ranked:
         return self.accepted[:, -1]
 
     @property
-    def n_wrong(self) -> Counts:
+    def n_wrong(self) -> Errors:
         """Wrong answers in each resample, shape (draws,)."""
         return self.accepted_wrong[:, -1]
 
@@ -361,8 +374,10 @@ def augrc(ranked: Ranked) -> Probabilities:
 
 def oracle_aurc(ranked: Ranked) -> Probabilities:
     """Return the least `aurc` that any score could have: all right answers before all wrong ones."""
+    if ranked.ideal is not None:
+        return ranked.ideal.mean_risk
     harmonic = _harmonic(int(ranked.n.max()))
-    right = ranked.n - ranked.n_wrong
+    right = np.asarray(ranked.n - ranked.n_wrong, np.int64)
     return np.asarray((ranked.n_wrong - right * (harmonic[ranked.n] - harmonic[right])) / ranked.n)
 
 
@@ -380,14 +395,21 @@ def prediction_rejection_ratio(ranked: Ranked) -> Probabilities:
 def half_rejection_ratio(ranked: Ranked) -> Probabilities:
     """Return `prediction_rejection_ratio` where at most one half of the answers is rejected."""
     begin = -(-ranked.n // 2)
-    right = ranked.n - ranked.n_wrong
-    harmonic = _harmonic(int(ranked.n.max()))
-    count, first = ranked.n - begin + 1, np.maximum(begin, right + 1)
-    # The oracle accepts all right answers first: the k-th answer beyond them has risk (k - right) / k.
-    met = np.maximum(ranked.n - first + 1, 0)
-    oracle = (met - right * np.where(met > 0, harmonic[ranked.n] - harmonic[first - 1], 0.0)) / count
+    harmonic, count = _harmonic(int(ranked.n.max())), ranked.n - begin + 1
+    oracle = _oracle_risk_from(ranked, begin, harmonic) / count
     random = ranked.n_wrong / ranked.n
     return _ratio(random - _mean_risk_from(ranked, begin, harmonic) / count, random - oracle)
+
+
+def _oracle_risk_from(ranked: Ranked, begin: Counts, harmonic: Probabilities) -> Probabilities:
+    """Return `_mean_risk_from` of a score that knows all labels."""
+    if ranked.ideal is not None:
+        return _mean_risk_from(ranked.ideal, begin, harmonic)
+    right = np.asarray(ranked.n - ranked.n_wrong, np.int64)
+    first = np.maximum(begin, right + 1)
+    # The oracle accepts all right answers first: the k-th answer beyond them has risk (k - right) / k.
+    met = np.maximum(ranked.n - first + 1, 0)
+    return np.asarray(met - right * np.where(met > 0, harmonic[ranked.n] - harmonic[first - 1], 0.0))
 
 
 def _mean_risk_from(ranked: Ranked, begin: Counts, harmonic: Probabilities) -> Probabilities:

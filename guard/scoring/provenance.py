@@ -136,4 +136,4 @@ class DataSet(Part):
     name: str
     sha256: str
     rows: int
-    wrong: int
+    wrong: int | float

@@ -198,7 +198,7 @@ def test_record_writes_the_commands_file_from_the_same_journal(
 def test_a_grader_may_be_a_function(asked: list[AnsweringEngine], sums: Path, tmp_path: Path) -> None:
     pytest.importorskip("lightgbm")
     with pytest.raises(InputError, match=r"The grader 'test_python_api:.*<lambda>' must return True or False"):
-        guard.calibrate(sums, out=tmp_path / "a.json", model=MODEL, grader=lambda question, answer: 1)
+        guard.calibrate(sums, out=tmp_path / "a.json", model=MODEL, grader=lambda question, answer: 7)
 
 
 @pytest.mark.parametrize(

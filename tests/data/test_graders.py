@@ -526,7 +526,13 @@ def same(question, answer):
     return answer in question.answers
 
 def vague(question, answer):
-    return 0.5
+    return "half"
+
+def beyond(question, answer):
+    return 1.5
+
+def graded(question, answer):
+    return {"half": 0.5, "one": 1, "zero": 0.0}[answer]
 
 def fails(question, answer):
     raise KeyError("x")
@@ -581,13 +587,20 @@ def test_a_question_may_not_name_code(own_module: str) -> None:
         ("OWN:", "no function ''"),
         (":same", "Cannot import"),
         ("..x:same", "Cannot import"),
-        ("OWN:vague", "must return True or False: it returned a float for question 'q1'"),
+        ("OWN:vague", "must return True or False, or a number from 0 .*it returned a str for question 'q1'"),
+        ("OWN:beyond", "must return True or False, or a number from 0 .*it returned 1.5 for question 'q1'"),
         ("OWN:fails", "failed on question 'q1': KeyError"),
     ],
 )
 def test_graders_that_cannot_be_used(own_module: str, name: str, said: str) -> None:
     with pytest.raises(InputError, match=f"(?s){said}"):
         grade(ask("a"), "a", grader=name.replace("OWN", own_module))
+
+
+@pytest.mark.parametrize(("answer", "right"), [("half", 0.5), ("one", True), ("zero", False)])
+def test_a_grader_may_say_how_right_an_answer_is(own_module: str, answer: str, right: float) -> None:
+    found = grade(ask("a"), answer, grader=f"{own_module}:graded")
+    assert (found, type(found)) == (right, type(right))
 
 
 def test_loading_is_the_same_function_again() -> None:

@@ -108,13 +108,16 @@ def test_what_can_be_left_out(read: ReadFile, row: dict[str, Any], index: int | 
     [
         ({"wrong": True}, True),
         ({"wrong": False}, False),
+        ({"wrong": 0.25}, 0.25),
+        ({"wrong": 1.0}, True),
+        ({"wrong": 0}, False),
         ({"label": 1}, True),
         ({"label": 0}, False),
         ({"label": "wrong"}, True),
         ({"label": "right"}, False),
     ],
 )
-def test_labelled_responses(read: ReadFile, label: dict[str, Any], wrong: bool) -> None:
+def test_labelled_responses(read: ReadFile, label: dict[str, Any], wrong: bool | float) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
     rows = read([{"prompt": "2 + 2?", "response": "4", **label}, {"prompt": messages, "response": "", **label}]).rows
     first, second = rows
@@ -122,6 +125,7 @@ def test_labelled_responses(read: ReadFile, label: dict[str, Any], wrong: bool) 
     assert isinstance(second, LabelledResponse)
     assert (first.prompt, first.response, first.wrong) == (Prompt.chat("2 + 2?"), "4", wrong)
     assert (second.prompt, second.response, second.wrong) == (Prompt.chat(messages), "", wrong)
+    assert type(first.wrong) is type(wrong)
 
 
 def test_plain_and_gzip_files_bom_and_blank_lines_read_alike(read: ReadFile) -> None:
@@ -211,7 +215,12 @@ def test_ids_are_made_of_the_content(read: ReadFile) -> None:
         ({"response": "r", "wrong": True}, "misses 'prompt'"),
         ({"prompt": "p", "wrong": True}, "misses 'response'"),
         ({"prompt": "p", "response": "r"}, "misses 'wrong'"),
-        ({"prompt": "p", "response": "r", "wrong": 1}, "'wrong' must be true or false, got a number"),
+        (
+            {"prompt": "p", "response": "r", "wrong": 1.5},
+            r"'wrong' must be true or false, or a number from 0.*, got 1.5",
+        ),
+        ({"prompt": "p", "response": "r", "wrong": -1}, r"'wrong' must be true or false, or a number from 0.*, got -1"),
+        ({"prompt": "p", "response": "r", "wrong": "no"}, "'wrong' must be true or false, or a number.*, got a text"),
         ({"prompt": "p", "response": "r", "label": True}, "could mean either"),
         ({"prompt": "p", "response": "r", "label": 2}, "'label' must be 1"),
         ({"prompt": "p", "response": "r", "label": []}, "'label' must be 1"),
@@ -481,6 +490,9 @@ def test_a_response_that_is_labelled_both_ways_is_refused_with_its_lines(read: R
     ]
     with pytest.raises(InputError, match=r"data.jsonl:3: is labelled right; line 1 labels the same response wrong"):
         read(b"\n".join(json.dumps(row).encode() for row in rows))
+    graded = [{**rows[0], "wrong": 0.25}, {**rows[1], "wrong": 0.5}]
+    with pytest.raises(InputError, match=r"data.jsonl:2: is labelled 0.5 wrong; line 1 labels .* 0.25 wrong"):
+        read(b"\n".join(json.dumps(row).encode() for row in graded))
     other = [rows[0], {**rows[2], "response": "Ha"}, {**rows[2], "id": "x", "prompt": "Hey"}]
     assert len(read(b"\n".join(json.dumps(row).encode() for row in other)).rows) == 3
 

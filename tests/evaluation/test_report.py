@@ -227,6 +227,26 @@ def test_the_table_shows_the_means_and_marks_the_best(page: str, result: Evaluat
         assert (shown[name][0] == "best") == (best == "guard")
 
 
+def test_a_method_that_lacks_a_set_has_a_table_of_its_own_beside_guard() -> None:
+    """Its mean over the sets that it could be fitted on stands beside guard's mean over the same ones."""
+    predictions = list(leave_one_dataset_out(made_table(SETS, n=60, seed=5), METHODS[:2]))
+    first = predictions[0]
+    without = {name: values for name, values in first.p_wrong.items() if name != "log-probabilities"}
+    predictions[0] = replace(first, p_wrong=without, missing={"log-probabilities": "all right"})
+    found = summarise(predictions, METHODS[:2], model=CARD, own="guard", draws=40)
+    shown = render(EvaluationResult("Some sets", (found,), (), PROVENANCE))
+    whole, some = (shown.index(words) for words in ("Mean over 3 test sets", "Methods that lack some sets: mean over"))
+    assert "mean over the 2 of 3 test sets that all of them have" in shown
+    every = [[text.strip() for _, text in row] for row in ReportReader(shown).rows if len(row) > len(MEASURES)]
+    rows = [row for row in every if row[0] in ("guard", "log-probabilities")]
+    assert [row[0] for row in rows] == ["guard", "guard", "log-probabilities"]
+    values = {(each.method, each.test): each.value for each in found.settings[0].per_cell if each.measure == "AUROC"}
+    for name, row in (("guard", rows[1]), ("log-probabilities", rows[2])):
+        mean = np.mean([values[name, each.test] for each in predictions[1:]])  # type: ignore[arg-type]
+        assert row[1] == f"{mean:.3f}".removeprefix("0")
+    assert whole < some
+
+
 def test_the_page_opens_with_one_sentence_and_one_picture(page: str, result: EvaluationResult) -> None:
     """From one threshold over the answers of all sets, by the method under test."""
     opening = result.models[0].pooled
