@@ -50,6 +50,9 @@ def record(
     tau: TauOption = None,
     samples: Annotated[int, typer.Option(min=0, max=100, help="Number of further answers to sample.")] = 0,
     sampled_rows: Annotated[int, typer.Option(min=1, help="Number of questions of each set that get samples.")] = 200,
+    p_true: Annotated[
+        bool, typer.Option("--p-true", help="Ask the model once more whether each of its answers is right.")
+    ] = False,
     completion: Annotated[
         bool | None,
         typer.Option(
@@ -87,6 +90,7 @@ def record(
             tau=tau or (1.0,),
             samples=samples,
             sampled_rows=sampled_rows,
+            p_true=p_true,
             completion=completion,
             lens=lens,
             journal=journal,

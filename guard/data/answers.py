@@ -30,7 +30,7 @@ from guard.data.questions import Row, question_identity, split_text
 from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import InputError
-from guard.records import Floats, ModelInfo, Signals
+from guard.records import Doubles, Floats, ModelInfo, Signals
 from guard.scoring.labels import Label, Labels, label_array
 from guard.scoring.probe import InnerProducts
 from guard.scoring.signature import FeatureSchema
@@ -202,6 +202,11 @@ class Answers:
         return tuple(self.columns.samples[at] for at in self.rows)
 
     @property
+    def p_true(self) -> Doubles | None:
+        """P(true) of each answer, shape (n,), nan where it was not asked; None where it was asked of none."""
+        return None if self.columns.p_true is None else self._part(self.columns.p_true)
+
+    @property
     def maps(self) -> Floats:
         """As in `Signature.maps`, shape (n, T, A, L, L)."""
         return self._part(self.columns.maps)
@@ -279,6 +284,8 @@ def concatenate(tables: Sequence[Answers]) -> Answers:
     for name in ARRAYS:
         arrays = [getattr(part, name) for part in parts]
         joined[name] = None if any(array is None for array in arrays) else np.concatenate(arrays)
+    if any(part.p_true is not None for part in parts):
+        joined["p_true"] = np.concatenate([_nan_or(part.p_true, len(part)) for part in parts])
     first = tables[0].metadata
     return Answers.whole(
         Columns(
@@ -288,6 +295,10 @@ def concatenate(tables: Sequence[Answers]) -> Answers:
             metadata={name: first[name] for name in first if all(x.metadata.get(name) == first[name] for x in tables)},
         )
     )
+
+
+def _nan_or(values: Doubles | None, count: int) -> Doubles:
+    return np.full(count, np.nan) if values is None else values
 
 
 def _check_same_run(tables: Sequence[Answers]) -> None:
@@ -355,6 +366,7 @@ class _Builder:
         self._values: list[tuple[Any, ...]] = []
         self._samples: list[tuple[str, ...]] = []
         self._tokens: dict[str, list[Floats]] = {name: [] for name in RAGGED}
+        self._p_true: list[float | None] = []
         self._residual = True
 
     def __len__(self) -> int:
@@ -373,6 +385,7 @@ class _Builder:
         for name in RAGGED:
             self._tokens[name].append(getattr(record.signals, name))
         self._samples.append(record.samples)
+        self._p_true.append(record.p_true)
         seconds, prompt_tokens, ended = record.seconds, record.prompt_tokens, record.finish_reason or ""
         texts = (question_identity(row), record.question, record.answer, split_text(row))
         self._values.append((record.key, record.dataset, *texts, wrong, seconds, prompt_tokens, ended))
@@ -384,6 +397,8 @@ class _Builder:
             made |= {"lens": None, "path": None}
         for name, values in zip(VALUES, zip(*self._values, strict=True), strict=True):
             made[name] = label_array(values) if name == "wrong" else np.array(values, KINDS[name])
+        if any(each is not None for each in self._p_true):
+            made["p_true"] = np.array(self._p_true, np.float64)  # None becomes nan
         for name in RAGGED:
             made[name] = np.concatenate(self._tokens[name])
         offsets = to_offsets(np.array([len(each) for each in self._tokens[RAGGED[0]]]))

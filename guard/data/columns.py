@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from guard.data.logit_lens import LENS_SIGNALS
 from guard.errors import CaptureError, InputError
-from guard.records import Floats, Signals, Signature
+from guard.records import Doubles, Floats, Signals, Signature
 from guard.scoring.labels import Labels
 from guard.scoring.probe import inner_products
 from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATES, FeatureSchema, feature_vector
@@ -49,6 +49,7 @@ class Columns:
         maps, norms: shapes (n, T, A, L, L) and (n, A, L), as in `Signature`. The maps are float32: in half
             precision, layers that nearly agree would lose up to a seventh of the differences between answers.
         activations: shape (n, 3, L, D), float16.
+        p_true: shape (n,), nan where it was not asked; None where it was asked of no answer.
         lens, path: shapes (n, 2, 3, L) and (n, 2, 2, L), as in `Residual`; None where not recorded.
         metadata: metadata of the run, flat; see `guard.data.answers.run_metadata`.
     """
@@ -74,6 +75,7 @@ class Columns:
     lens: Floats | None
     path: Floats | None
     metadata: Mapping[str, Any]
+    p_true: Doubles | None = None
     _blocks: dict[FeatureSchema, Floats] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -85,7 +87,7 @@ class Columns:
         starts = np.cumsum(tokens) - tokens  # of the rows' tokens in the copy
         at = np.arange(tokens.sum()) + np.repeat(self.offsets[rows] - starts, tokens)
         taken: dict[str, Any] = {name: getattr(self, name)[at] for name in RAGGED}
-        for name in (*VALUES, *ARRAYS):
+        for name in (*VALUES, *ARRAYS, "p_true"):
             array = getattr(self, name)
             taken[name] = None if array is None else array[rows]
         samples = tuple(self.samples[row] for row in rows)

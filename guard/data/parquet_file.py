@@ -41,7 +41,8 @@ def write_columns(columns: Columns, path: Path) -> None:
     shapes = {name: every[name] for name in every if getattr(columns, name) is not None and np.prod(every[name][0])}
     metadata = dict(columns.metadata)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "metadata": metadata, "sha256": _digest(metadata)}
-    schema = _schema(shapes, graded=are_graded(columns.wrong)).with_metadata({_KEY: json.dumps(header)})
+    kinds = _kinds(graded=are_graded(columns.wrong), p_true=columns.p_true is not None)
+    schema = _schema(shapes, kinds).with_metadata({_KEY: json.dumps(header)})
     row_bytes = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values())
     step = max(1, _GROUP_BYTES // max(row_bytes, 1024))
     options = {"compression": "zstd", "use_dictionary": ["dataset"], "write_statistics": False}
@@ -69,11 +70,13 @@ def read_columns(path: Path) -> Columns:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = _metadata_in(file.schema_arrow.metadata or {}, path)
             shapes = array_shapes(metadata)
-            shapes = {name: shapes[name] for name in shapes if name in file.schema_arrow.names}
-            graded = pyarrow.types.is_float64(file.schema_arrow.field("wrong").type)
-            if not file.schema_arrow.equals(_schema(shapes, graded=graded)):
+            names = file.schema_arrow.names
+            shapes = {name: shapes[name] for name in shapes if name in names}
+            graded = "wrong" in names and file.schema_arrow.field("wrong").type == pyarrow.float64()
+            kinds = _kinds(graded=graded, p_true="p_true" in names)
+            if not file.schema_arrow.equals(_schema(shapes, kinds)):
                 raise ValueError("its columns do not match its header")
-            columns = _read_groups(file, shapes, metadata, graded=graded)
+            columns = _read_groups(file, shapes, metadata, kinds)
         _check(columns)
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         why = str(error).partition("\n")[0] or type(error).__name__
@@ -112,19 +115,20 @@ def _digest(metadata: Any) -> str:
 # -- columns to Arrow --------------------------------------------------------------------------
 
 
-def _schema(shapes: Mapping[str, tuple[tuple[int, ...], str]], *, graded: bool) -> Any:
+def _schema(shapes: Mapping[str, tuple[tuple[int, ...], str]], kinds: Mapping[str, type]) -> Any:
     pyarrow = _pyarrow()
-    kinds = {object: pyarrow.string(), np.str_: pyarrow.string(), np.bool_: pyarrow.bool_()}
-    kinds |= {np.float64: pyarrow.float64(), np.int32: pyarrow.int32()}
-    fields = {name: kinds[kind] for name, kind in _kinds(graded=graded).items()}
+    arrow = {object: pyarrow.string(), np.str_: pyarrow.string(), np.bool_: pyarrow.bool_()}
+    arrow |= {np.float64: pyarrow.float64(), np.int32: pyarrow.int32()}
+    fields = {name: arrow[kind] for name, kind in kinds.items()}
     fields |= {"samples": _listed(pyarrow.string()), **{name: _listed(pyarrow.float32()) for name in RAGGED}}
     fields |= {name: pyarrow.binary(int(np.prod(s)) * np.dtype(kind).itemsize) for name, (s, kind) in shapes.items()}
     return pyarrow.schema([pyarrow.field(name, kind, nullable=False) for name, kind in fields.items()])
 
 
-def _kinds(*, graded: bool) -> Mapping[str, type]:
-    """Return the types of the columns of one value; graded labels are numbers."""
-    return {**KINDS, "wrong": np.float64} if graded else KINDS
+def _kinds(*, graded: bool, p_true: bool) -> Mapping[str, type]:
+    """Return the types of the columns of one value; graded labels are numbers, and P(true) is there where asked."""
+    kinds: dict[str, type] = {**KINDS, "wrong": np.float64} if graded else dict(KINDS)
+    return {**kinds, "p_true": np.float64} if p_true else kinds
 
 
 def _listed(kind: Any) -> Any:
@@ -149,13 +153,16 @@ def _to_arrow(columns: Columns, field: Any, rows: slice) -> Any:
 
 
 def _read_groups(
-    file: Any, shapes: Mapping[str, tuple[tuple[int, ...], str]], metadata: Mapping[str, Any], *, graded: bool
+    file: Any,
+    shapes: Mapping[str, tuple[tuple[int, ...], str]],
+    metadata: Mapping[str, Any],
+    kinds: Mapping[str, type],
 ) -> Columns:
     """Read one row group after another into arrays that are allocated once."""
     total = file.metadata.num_rows
     _check_counts(file)
     arrays: dict[str, Any] = {name: np.empty((total, *shape), kind) for name, (shape, kind) in shapes.items()}
-    values: dict[str, list[Any]] = {name: [] for name in KINDS}
+    values: dict[str, list[Any]] = {name: [] for name in kinds}
     tokens: dict[str, list[NDArray[np.float32]]] = {name: [] for name in RAGGED}
     counts: dict[str, list[NDArray[np.int64]]] = {name: [] for name in RAGGED}
     samples: list[tuple[str, ...]] = []
@@ -166,7 +173,7 @@ def _read_groups(
             raise ValueError("a value is missing")
         rows = slice(start, start + len(group))
         start += len(group)
-        for name in KINDS:
+        for name in kinds:
             values[name] += group[name].to_pylist()
         samples += [tuple(each) for each in group["samples"].to_pylist()]
         for name, (shape, kind) in shapes.items():
@@ -182,7 +189,7 @@ def _read_groups(
         raise ValueError("the columns of tokens differ in length")
     nothing = {name: np.empty((total, *shape), kind) for name, (shape, kind) in array_shapes(metadata).items()}
     columns: dict[str, Any] = {**({} if metadata["model.layers"] else nothing), "lens": None, "path": None, **arrays}
-    columns |= {name: np.array(values[name], kind) for name, kind in _kinds(graded=graded).items()}
+    columns |= {name: np.array(values[name], kind) for name, kind in kinds.items()}
     columns |= {name: np.concatenate([np.zeros(0, np.float32), *parts]) for name, parts in tokens.items()}
     return Columns(**columns, samples=tuple(samples), offsets=to_offsets(lengths[RAGGED[0]]), metadata=metadata)
 
@@ -212,6 +219,8 @@ def _check(columns: Columns) -> None:
             raise ValueError(f"'{name}' has values that are not finite")
     if not ((columns.wrong >= 0) & (columns.wrong <= 1)).all():
         raise ValueError("'wrong' has values that are not from 0 to 1")
+    if columns.p_true is not None and ((columns.p_true < 0) | (columns.p_true > 1)).any():
+        raise ValueError("'p_true' has values that are no probabilities")
     if np.isnan(columns.margins).any():  # infinity stands for a token without a rival
         raise ValueError("'margins' has values that are not numbers")
 

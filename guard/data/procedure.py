@@ -61,6 +61,7 @@ def record(
     tau: Sequence[float] = (1.0,),
     samples: int = 0,
     sampled_rows: int = 200,
+    p_true: bool = False,
     completion: bool | None = None,
     lens: bool = True,
     journal: str | Path | None = None,
@@ -90,6 +91,7 @@ def record(
         tau: temperatures of the signature's softmax.
         samples: number of further answers, sampled at temperature 1, to some questions of each set.
         sampled_rows: number of questions of each set that get these samples.
+        p_true: ask the model once more whether each of its answers is right, and keep the probability of "true".
         completion: ask by a text to continue; by default only where the model has no chat template.
         lens: record the residual stream too, where the model is a GGUF file on llama.cpp.
         journal: where answers are kept; by default ``OUT.journal``.
@@ -136,8 +138,8 @@ def record(
         )
         with Journal(kept, run) as answers:
             if not partial:
-                sampling = {"samples": samples, "sampled_rows": sampled_rows}
-                notes += _ask(loaded, rows, answers, run, sampling, progress)
+                more = {"samples": samples, "sampled_rows": sampled_rows, "with_p_true": p_true}
+                notes += _ask(loaded, rows, answers, run, more, progress)
             metadata = _metadata(sources, grader=grader_name, limit=limit, seed=seed)
             table = Answers.from_journal(answers, rows, grade, metadata=metadata)
             skipped = answers.skipped({row_key(name, row) for name, row in rows})
@@ -154,12 +156,12 @@ def _ask(
     rows: Sequence[tuple[str, Row]],
     answers: Journal,
     run: Run,
-    sampling: Mapping[str, int],
+    more: Mapping[str, int],
     progress: ProgressCallback,
 ) -> Sequence[str]:
     """Ask the rows that have no answer yet; return notes on answers that depend on their neighbours."""
     known = answers.answered()
-    asked = record_rows(loaded.engine, rows, answers, run=run, lens=loaded.lens, **sampling)
+    asked = record_rows(loaded.engine, rows, answers, run=run, lens=loaded.lens, **more)
     ask_with_progress(asked, rows=rows, known=known, progress=progress)
     new = [pair for pair in rows if row_key(*pair) not in known]
     return () if loaded.lens else asked_alone(loaded.engine, new, answers)

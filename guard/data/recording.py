@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from guard.data.in_order import in_order
 from guard.data.logit_lens import LENS_SIGNALS, Lens, Residual, ResidualObserver
+from guard.data.p_true import p_true
 from guard.data.prompts import completion_prompt, question_prompt, with_default_options
 from guard.data.questions import LabelledResponse, Question, Row
 from guard.data.sqlite_journal import JournalFile, asked_digest, row_key
@@ -42,14 +43,14 @@ from guard.records import (
 from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATES, SignatureObserver
 
 #: Format version of a journal's tables.
-_FORMAT = "3"
+_FORMAT = "4"
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS header (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, dataset TEXT NOT NULL, question TEXT NOT NULL, answer TEXT NOT NULL,
     skipped TEXT, prompt_tokens INTEGER, seconds REAL,
     logprobs BLOB, entropies BLOB, margins BLOB, maps BLOB, norms BLOB, activations BLOB, lens BLOB, path BLOB,
-    samples TEXT, asked TEXT NOT NULL, finish_reason TEXT
+    samples TEXT, asked TEXT NOT NULL, finish_reason TEXT, p_true REAL
 )""",
 )
 
@@ -108,6 +109,7 @@ class Record:
         prompt_tokens: tokens of the prompt; 0 if unknown.
         asked: digest of what the model was asked; see `asked_digest`.
         finish_reason: how the answer ended; ``length`` means that it is truncated. Truncated answers are labelled too.
+        p_true: see `guard.data.p_true`; None if it was not requested.
     """
 
     key: str
@@ -121,6 +123,7 @@ class Record:
     prompt_tokens: int = 0
     asked: str = ""
     finish_reason: FinishReason | None = None
+    p_true: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +199,12 @@ class Journal(JournalFile):
             json.dumps(record.samples) if record.samples else None,
             record.asked,
             record.finish_reason,
+            record.p_true,
         )
 
     def skip(self, skipped: Skipped, *, dataset: str) -> None:
         """Store the reason why the model cannot be asked a row."""
-        self._insert(skipped.key, dataset, "", "", skipped.reason, *[None] * 11, skipped.asked, None)
+        self._insert(skipped.key, dataset, "", "", skipped.reason, *[None] * 11, skipped.asked, None, None)
 
     def record(self, key: str) -> Record | Skipped | None:
         """Return one row's record or the reason for skipping it; None if it is not in the journal."""
@@ -226,10 +230,11 @@ class Journal(JournalFile):
 
     def _insert(self, *values: Any) -> None:
         with self._translated():
-            self._db.execute(f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * 18)})", values)
+            self._db.execute(f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * 19)})", values)
 
     def _read(self, row: tuple[Any, ...]) -> Record | Skipped:
-        key, dataset, question, answer, skipped, prompt_tokens, seconds, *blobs, samples, asked, finish_reason = row
+        key, dataset, question, answer, skipped, prompt_tokens, seconds, *blobs = row[:-4]
+        samples, asked, finish_reason, true = row[-4:]
         if skipped is not None:
             return Skipped(key, skipped, asked)
         texts = all(isinstance(text, str) for text in (key, dataset, question, answer))
@@ -237,6 +242,8 @@ class Journal(JournalFile):
             raise ValueError("a value is of the wrong type")
         if finish_reason not in (None, *get_args(FinishReason)):
             raise ValueError("its finish reason is not known")
+        if true is not None and not 0 <= true <= 1:
+            raise ValueError("its P(true) is no probability")
         logprobs, entropies, margins, maps, norms = (np.frombuffer(blob, "<f4") for blob in blobs[:5])
         layers, temperatures, width = self._run.model.layers, self._run.temperatures, self._run.model.width
         activations = np.frombuffer(blobs[5], "<f2").astype(np.float32)
@@ -264,6 +271,7 @@ class Journal(JournalFile):
             prompt_tokens=prompt_tokens,
             asked=asked,
             finish_reason=finish_reason,
+            p_true=true,
         )
 
     def _set_up(self) -> None:
@@ -335,6 +343,7 @@ def record_rows(
     lens: Lens | None = None,
     samples: int = 0,
     sampled_rows: int = 0,
+    with_p_true: bool = False,
 ) -> Iterator[Record | Skipped]:
     """Ask the model every row that has no answer in the journal; yield each row once it is stored.
 
@@ -349,6 +358,7 @@ def record_rows(
         samples: number of further answers, sampled at temperature 1, to each of the first ``sampled_rows`` questions of
             each data set, for methods that use several answers.
         sampled_rows: see ``samples``.
+        with_p_true: ask the model once more, whether each answer is right.
 
     Raises:
         InputError: the journal has an answer to another question under a row's key.
@@ -359,7 +369,7 @@ def record_rows(
     at_once = 1 if lens is not None else getattr(engine, "at_once", 1)
 
     def asked(each: _Wanted, cancel: threading.Event) -> Record | Skipped:
-        return _result_of(engine, each, run, lens, cancel)
+        return _result_of(engine, each, run, lens, with_p_true, cancel)
 
     with contextlib.closing(in_order(asked, wanted, at_once=at_once)) as found:
         for each, result in zip(wanted, found, strict=True):
@@ -390,11 +400,14 @@ def _wanted(rows: Sequence[tuple[str, Row]], known: set[str], *, samples: int, s
     return [*wanted.values()]
 
 
-def _result_of(engine: Engine, each: _Wanted, run: Run, lens: Lens | None, cancel: threading.Event) -> Record | Skipped:
+def _result_of(
+    engine: Engine, each: _Wanted, run: Run, lens: Lens | None, with_p_true: bool, cancel: threading.Event
+) -> Record | Skipped:
     row, key = each.row, row_key(each.dataset, each.row)
     try:
         asked = _ask(engine, row, run, lens, cancel)
         again = _sample(engine, row, run, each.samples, cancel)
+        true = _p_true(engine, row, run, asked.generation.text, cancel) if with_p_true else None
     except (PromptTooLongError, CaptureError) as error:
         return Skipped(key, str(error), asked_digest(row))
     return Record(
@@ -409,6 +422,7 @@ def _result_of(engine: Engine, each: _Wanted, run: Run, lens: Lens | None, cance
         prompt_tokens=asked.generation.prompt_tokens,
         asked=asked_digest(row),
         finish_reason=asked.generation.finish_reason,
+        p_true=true,
     )
 
 
@@ -445,6 +459,17 @@ def _sample(engine: Engine, row: Row, run: Run, count: int, cancel: threading.Ev
     start = zlib.crc32(row.id.encode())
     draws = (Sampling(temperature=1.0, seed=start + draw) for draw in range(count))
     return tuple(engine.generate(prompt, sampling=draw, limits=limits, cancel=cancel).text for draw in draws)
+
+
+def _p_true(engine: Engine, row: Row, run: Run, answer: str, cancel: threading.Event) -> float | None:
+    """Return the model's own judgement of its answer; None of a given response, and where question and answer are too
+    long to be asked about."""
+    if not isinstance(row, Question):
+        return None
+    try:
+        return p_true(engine, row, answer, completion=run.completion, cancel=cancel)
+    except PromptTooLongError:
+        return None
 
 
 def prompt_of_row(row: Row, run: Run) -> tuple[Prompt, str | None]:

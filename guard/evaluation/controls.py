@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from scipy.special import logit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -95,6 +96,17 @@ class _FittedTextMethod:
 
     def p_wrong(self, table: AnswerTable) -> Doubles:
         return np.asarray(self.model.predict_proba(self.columns(_recorded(table)))[:, 1])
+
+
+# -- the model about itself --------------------------------------------------------------------
+
+
+def self_judgement(answers: Answers) -> Doubles:
+    """Return the log-odds of P(true), the model's own judgement of its answer, as one column."""
+    asked = answers.p_true
+    if asked is None or np.isnan(asked).any():
+        raise InputError("There are answers without P(true)", fix="Record with --p-true, and evaluate those answers")
+    return np.asarray(logit(np.clip(asked, 1e-6, 1 - 1e-6)))[:, None]
 
 
 # -- peers as they stand -----------------------------------------------------------------------

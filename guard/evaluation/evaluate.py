@@ -230,7 +230,7 @@ def _seconds(table: Answers, methods: Sequence[Method], *, seed: int) -> dict[st
     answer = float(np.median(table.seconds))
     costs = {}
     for method in methods:
-        sample = asked if method.kind == "reference" else some
+        sample = asked if method.kind == "reference" and len(asked) else some
         if not has_both_kinds(sample.wrong) or (isinstance(method, GuardMethod) and method.without):
             continue
         try:

@@ -24,7 +24,13 @@ from guard.calibration.fitting import Examples, fit_model, schema_for
 from guard.data.answers import Answers
 from guard.data.normalised import normalise
 from guard.errors import CalibrationError, InputError
-from guard.evaluation.controls import LEAST_TOKEN_PROBABILITY, SEQUENCE_PROBABILITY, TextMethod, question_categories
+from guard.evaluation.controls import (
+    LEAST_TOKEN_PROBABILITY,
+    SEQUENCE_PROBABILITY,
+    TextMethod,
+    question_categories,
+    self_judgement,
+)
 from guard.evaluation.protocol import AnswerTable, FittedMethod, Method, MethodKind
 from guard.records import Doubles
 from guard.scores import ScoreName
@@ -289,6 +295,7 @@ def methods_for(which: Which) -> tuple[Method, ...]:
         RegressionMethod("update geometry", update_geometry, inverse_penalty=MANY),
         SEQUENCE_PROBABILITY,
         LEAST_TOKEN_PROBABILITY,
+        RegressionMethod("P(true)", self_judgement, kind="reference", passes=2.0),
         RegressionMethod("length", lengths, kind="control"),
         RegressionMethod("question category", question_categories, kind="control"),
         TextMethod(),

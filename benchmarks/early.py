@@ -1,0 +1,348 @@
+"""What would early decisions save, and what would they cost?
+
+    python benchmarks/early.py ask kept.npz --data set1.jsonl.gz --data set2.jsonl.gz [--limit 100] [--max-tokens 32]
+    python benchmarks/early.py measure kept.npz [--out early.json]
+
+`ask` lets the embedded model (or --model) answer, and keeps what guard's score could read after the first token, and
+after every few tokens of the answer so far: log-probabilities, and the activations of the first and the latest token
+and their mean. `measure` fits a score of its own for each of these stages, and for the whole answer, on four fifths of
+the questions, and applies it to the rest, five times; with --left-out, on all sets but one, and to that one. An answer
+is stopped at the first stage whose score is above a threshold. Printed are the share of generated tokens that this
+saves, counted up to where the model stopped by itself or at its limit, for answers that are in the end wrong and right
+apart, and the share of the right answers that the whole answer's score would have accepted, and that are lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import machine, versions
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from guard.calibration.fitting import Examples, fit_model
+from guard.data.graders import grade
+from guard.data.in_order import in_order
+from guard.data.labelling import is_wrong
+from guard.data.prompts import question_prompt
+from guard.data.question_sets import list_rows, read_sets
+from guard.data.questions import Question, question_identity
+from guard.engines import EMBEDDED, load_engine
+from guard.engines.base import BaseEngine
+from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
+from guard.errors import CalibrationError
+from guard.evaluation.protocol import assign_folds
+from guard.records import Doubles, Floats, Limits, Signals, Signature
+from guard.scoring.metrics import Ranked, auroc, brier
+from guard.scoring.probe import InnerProducts, inner_products
+from guard.scoring.scorer import Evaluator
+from guard.scoring.signature import FeatureSchema, feature_vector
+
+#: Numbers of tokens after which a stage looks at the answer so far.
+STAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+#: Above which an answer is stopped.
+THRESHOLDS = (0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
+FOLDS = 5
+GROUPS = ("logprob", "margin", "length")
+
+
+class StageObserver:
+    """Keeps the latest activations and their mean so far at each stage, and at the end."""
+
+    def __init__(self) -> None:
+        self.kept: list[Floats] = []
+        self._count, self._sum = 0, np.zeros(0)
+        self._first = self._last = np.zeros(0, np.float32)
+
+    def observe(self, activations: Floats) -> None:
+        """Take one token's activations."""
+        self._last = activations.copy()
+        self._first = self._last if not self._count else self._first
+        self._sum = self._last.astype(np.float64) if not self._count else self._sum + self._last
+        self._count += 1
+        if self._count in STAGES:
+            self.kept.append(self._now())
+
+    def _now(self) -> Floats:
+        return np.stack([self._first, self._last, self._sum / self._count]).astype(np.float16)
+
+    def stages(self) -> list[Floats]:
+        """Return what was kept, shape (3, L, D) each; the last is the whole answer."""
+        return [*self.kept, self._now()]
+
+
+# -- asking ------------------------------------------------------------------------------------
+
+
+def ask(asked: argparse.Namespace) -> None:
+    """Ask the questions, and keep the answers."""
+    rows = [
+        (name, row)
+        for name, row in list_rows(read_sets(asked.data, limit=asked.limit, seed=0))
+        if isinstance(row, Question)
+    ]
+    limits = Limits(max_tokens=asked.max_tokens)
+    with load_engine(asked.model, threads=asked.threads, trial_load=False) as engine:
+        kept = list(in_order(lambda row, _: _answer(engine, row[1], asked.system, limits), rows, at_once=8))
+        about = {"model": engine.model.name, "quantization": engine.model.quantization, "max_tokens": asked.max_tokens}
+    texts, signals, activations, ended = zip(*kept, strict=True)
+    wrong = [is_wrong(row, text, grade) for (_, row), text in zip(rows, texts, strict=True)]
+    print(f"{len(rows)} answers, {np.mean(wrong):.0%} wrong, {np.mean([len(each) for each in signals]):.1f} tokens")
+    np.savez(
+        asked.kept,
+        about=json.dumps(about),
+        wrong=np.array(wrong, np.bool_),
+        dataset=np.array([name for name, _ in rows]),
+        group=np.array([question_identity(row) for _, row in rows]),
+        cut=np.array([each == "length" for each in ended], np.bool_),
+        tokens=np.array([len(each) for each in signals]),
+        signals=np.concatenate(signals),
+        stages=np.array([len(each) for each in activations]),
+        activations=np.concatenate([np.stack(each) for each in activations]),
+    )
+
+
+def _answer(engine: BaseEngine, row: Question, system: str, limits: Limits) -> tuple[str, Floats, list[Floats], str]:
+    observer = StageObserver()
+    generation = engine.generate(question_prompt(row, system=system), limits=limits, observer=observer)
+    signals = np.stack([generation.logprobs, generation.entropies, generation.margins], axis=1)
+    return generation.text, signals, observer.stages(), generation.finish_reason
+
+
+# -- what was kept -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """Answers with what a score can read at each stage.
+
+    Attributes:
+        wrong, dataset, group, tokens: shape (n,).
+        signals: of each answer, shape (tokens, 3): log-probability, entropy, margin.
+        activations: of each answer, shape (stages, 3, L, D); the last stage is the whole answer.
+    """
+
+    about: dict[str, Any]
+    wrong: NDArray[np.bool_]
+    dataset: NDArray[np.str_]
+    group: NDArray[np.str_]
+    tokens: NDArray[np.intp]
+    signals: list[Floats]
+    activations: list[Floats]
+
+    @classmethod
+    def read(cls, path: Path) -> Kept:
+        """Read what `ask` wrote."""
+        found = np.load(path)
+        ends, stage_ends = np.cumsum(found["tokens"]), np.cumsum(found["stages"])
+        return cls(
+            about=json.loads(str(found["about"])),
+            wrong=found["wrong"],
+            dataset=found["dataset"],
+            group=found["group"],
+            tokens=found["tokens"],
+            signals=np.split(found["signals"], ends[:-1]),
+            activations=np.split(found["activations"], stage_ends[:-1]),
+        )
+
+    def reached(self, stage: int | None) -> NDArray[np.intp]:
+        """Return the answers that are longer than a stage: at its last token there is nothing to stop."""
+        return np.arange(len(self.wrong)) if stage is None else np.flatnonzero(self.tokens > stage)
+
+    def examples(self, stage: int | None) -> tuple[Examples, FeatureSchema]:
+        """Return what the answers that reach a stage show there; None is the whole answer."""
+        rows = self.reached(stage)
+        at = -1 if stage is None else STAGES.index(stage)
+        activations = np.stack([self.activations[row][at] for row in rows])
+        schema = FeatureSchema(layers=activations.shape[2], groups=GROUPS)
+        x = np.array([feature_vector(self._signals(row, stage), schema) for row in rows], np.float32)
+        products = InnerProducts(inner_products(activations))
+        return Examples(x, self.wrong[rows], self.dataset[rows], activations, products), schema
+
+    def _signals(self, row: int, stage: int | None) -> Signals:
+        logprobs, entropies, margins = self.signals[row][:stage].T
+        return Signals(logprobs, entropies, margins, _NOTHING)
+
+
+_NOTHING = Signature(*(np.empty((0, 0, 0), np.float32),) * 3, (), (), 0)
+
+
+# -- fitting and stopping ----------------------------------------------------------------------
+
+
+def p_wrong_at(kept: Kept, stage: int | None, *, left_out: bool) -> Doubles:
+    """Return the cross-fitted probability that each answer will be wrong, as a stage sees it.
+
+    Returns:
+        shape (n,); nan for answers that do not reach the stage, or where too few did to fit a score.
+    """
+    rows = kept.reached(stage)
+    found = np.full(len(kept.wrong), np.nan)
+    if len(rows) < 50:
+        return found
+    examples, schema = kept.examples(stage)
+    for learn, out in _divisions(kept, rows, left_out=left_out):
+        try:
+            found[rows[out]] = _fitted(examples, schema, learn, out)
+        except CalibrationError:
+            continue  # too few answers of one kind got so far
+    return found
+
+
+def _divisions(
+    kept: Kept, rows: NDArray[np.intp], *, left_out: bool
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    if left_out:
+        fold = np.unique(kept.dataset, return_inverse=True)[1]
+    else:
+        fold = assign_folds(kept.group, kept.wrong, folds=FOLDS, seed=0)
+    for number in np.unique(fold):
+        yield np.flatnonzero(fold[rows] != number), np.flatnonzero(fold[rows] == number)
+
+
+def _fitted(examples: Examples, schema: FeatureSchema, learn: NDArray[np.intp], out: NDArray[np.intp]) -> Doubles:
+    assert examples.activations is not None
+    assert examples.products is not None
+    part = Examples(
+        examples.x[learn],
+        examples.wrong[learn],
+        examples.dataset[learn],
+        examples.activations[learn],
+        InnerProducts(examples.products.between(learn, learn)),
+    )
+    model = fit_model(part, schema, without=("map", "norms")).model
+    evaluator = Evaluator(model.base, model.trees, model.probe)
+    pairs = zip(examples.x[out].astype(np.float64), examples.activations[out], strict=True)
+    log_odds = np.array([evaluator.log_odds(x, activations) for x, activations in pairs])
+    return np.asarray(expit(model.calibration.log_odds(log_odds)))
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How well a stage knows how an answer will end."""
+
+    tokens: int | None
+    answers: int
+    auroc: float
+    brier: float
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What stopping above a threshold does.
+
+    Attributes:
+        above: the threshold.
+        stages: from how many tokens on a stage may stop.
+        saved, of_wrong, of_right: share of generated tokens that is saved.
+        stopped: share of the answers.
+        right_stopped: share of the right answers.
+        accepted_lost: share of the right answers that would have been accepted.
+        accepted: number of these.
+    """
+
+    above: float
+    stages: str
+    saved: float
+    of_wrong: float
+    of_right: float
+    stopped: float
+    right_stopped: float
+    accepted_lost: float
+    accepted: int
+
+
+def saved_by(
+    kept: Kept, early: dict[int, Doubles], whole: Doubles, *, above: float, accept: float, stages: str
+) -> Saved:
+    """Stop each answer at the first stage whose score is above the threshold."""
+    read = kept.tokens.copy()
+    for stage in sorted(early, reverse=True):
+        read = np.where(np.nan_to_num(early[stage], nan=0.0) > above, stage, read)
+    left, wrong = kept.tokens - read, kept.wrong
+    stopped, accepted = left > 0, ~wrong & (whole < accept)
+    return Saved(
+        above=above,
+        stages=stages,
+        saved=left.sum() / kept.tokens.sum(),
+        of_wrong=left[wrong].sum() / kept.tokens[wrong].sum(),
+        of_right=left[~wrong].sum() / max(1, kept.tokens[~wrong].sum()),
+        stopped=float(stopped.mean()),
+        right_stopped=float(stopped[~wrong].mean()),
+        accepted_lost=float(stopped[accepted].mean()) if accepted.any() else 0.0,
+        accepted=int(accepted.sum()),
+    )
+
+
+def measure(asked: argparse.Namespace) -> None:
+    """Fit, stop, print."""
+    kept = Kept.read(asked.kept)
+    scores = {stage: p_wrong_at(kept, stage, left_out=asked.left_out) for stage in (*STAGES, None)}
+    early = {stage: score for stage, score in scores.items() if stage is not None and not np.isnan(score).all()}
+    stages = [_stage(kept, stage, scores[stage]) for stage in (*early, None)]
+    whole = np.nan_to_num(scores[None], nan=1.0)
+    rules = {
+        "the first token": {1: early[1]},
+        "from the second on": {x: early[x] for x in early if x > 1},
+        "all": early,
+    }
+    found = [
+        saved_by(kept, part, whole, above=above, accept=asked.accept, stages=name)
+        for name, part in rules.items()
+        for above in THRESHOLDS
+    ]
+    print(f"{kept.about}: {len(kept.wrong)} answers, {kept.wrong.mean():.0%} wrong, {kept.tokens.mean():.1f} tokens")
+    for each in stages:
+        name = "the whole answer" if each.tokens is None else f"{each.tokens} tokens"
+        print(f"{name:>17}: {each.answers} answers, AUROC {each.auroc:.3f}, Brier {each.brier:.3f}")
+    for line in found:
+        print(
+            f"{line.stages:>18} above {line.above:.3f}: {line.saved:6.1%} of tokens saved (of wrong answers' "
+            f"{line.of_wrong:6.1%}, of right ones' {line.of_right:6.1%}); {line.stopped:6.1%} of answers stopped, "
+            f"{line.right_stopped:6.1%} of right ones, {line.accepted_lost:6.1%} of {line.accepted} accepted right ones"
+        )
+    if asked.out:
+        report = {"machine": machine(), "versions": versions(), "about": kept.about, "left_out": asked.left_out}
+        report["accept_below"] = asked.accept
+        report |= {"answers": len(kept.wrong), "wrong": float(kept.wrong.mean()), "tokens": float(kept.tokens.mean())}
+        report |= {"stages": [asdict(each) for each in stages], "saved": [asdict(each) for each in found]}
+        asked.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _stage(kept: Kept, stage: int | None, score: Doubles) -> Stage:
+    rows = np.flatnonzero(~np.isnan(score))
+    ranked = Ranked.from_scores(score[rows], kept.wrong[rows])
+    return Stage(stage, len(rows), float(auroc(ranked)[0]), float(brier(ranked)[0]))
+
+
+def main() -> None:
+    """Ask or measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    asking = commands.add_parser("ask")
+    asking.add_argument("kept", type=Path)
+    asking.add_argument("--data", action="append", required=True)
+    asking.add_argument("--model", default=EMBEDDED)
+    asking.add_argument("--limit", type=int, default=100)
+    asking.add_argument("--max-tokens", type=int, default=32)
+    asking.add_argument("--system", default=SHORT_ANSWER_SYSTEM)
+    asking.add_argument("--threads", type=int, default=2)
+    asking.set_defaults(run=ask)
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("kept", type=Path)
+    measuring.add_argument("--left-out", action="store_true", help="fit on all sets but one, and test on that one")
+    measuring.add_argument("--accept", type=float, default=0.25, help="below which the whole answer's score accepts")
+    measuring.add_argument("--out", type=Path)
+    measuring.set_defaults(run=measure)
+    asked = parser.parse_args()
+    asked.run(asked)
+
+
+if __name__ == "__main__":
+    main()
