@@ -251,16 +251,16 @@ def result_of(attack: str, plain: Sequence[Asked], attacked: Sequence[Asked], po
 def _accepted(name: str, policy: Policy, answers: Sequence[Asked]) -> Accepted:
     taken = _taken(policy, answers)
     wrong = np.array([each.wrong for each in answers])
-    guarded = parse_policy(_RULE.format(name=name, below=_threshold(policy)))
+    guarded = _with_threshold("guarded", _threshold(policy), ood_rule=True)
     kept = _taken(guarded, answers)
     return Accepted(name, int(taken.sum()), int(wrong[taken].sum()), int(kept.sum()), int(wrong[kept].sum()))
 
 
-_RULE = (
-    f"{{version: 1, name: {{name}}, out_of_distribution: {{{{above: {OOD_ABOVE}, then: abstain}}}}, "
-    "rules: [{{accept: {{below: {below}}}}}, {{abstain: {{}}}}]}}"
-)
-_BARE = "{{version: 1, name: {name}, rules: [{{accept: {{below: {below}}}}}, {{abstain: {{}}}}]}}"
+def _with_threshold(name: str, below: float, *, ood_rule: bool) -> Policy:
+    """Return a policy that accepts below a threshold and abstains above it."""
+    rule = f"out_of_distribution: {{above: {OOD_ABOVE}, then: abstain}}, " if ood_rule else ""
+    rules = f"rules: [{{accept: {{below: {below!r}}}}}, {{abstain: {{}}}}]"
+    return parse_policy(f"{{version: 1, name: {name}, {rule}{rules}}}")
 
 
 def _taken(policy: Policy, answers: Sequence[Asked]) -> NDArray[np.bool_]:
@@ -282,7 +282,7 @@ def policies_for(plain: Sequence[Asked]) -> dict[str, Policy]:
     certified = find_threshold(Trials.from_scores(scores, wrong), risk=RISK, confidence=CONFIDENCE, estimate=False)
     if isinstance(certified, Certified):
         name = f"certified at {RISK:.0%}"
-        found[name] = parse_policy(_BARE.format(name="certified", below=certified.threshold))
+        found[name] = _with_threshold("certified", certified.threshold, ood_rule=False)
     return found
 
 

@@ -189,7 +189,7 @@ def p_wrong_at(kept: Kept, stage: int | None, *, left_out: bool) -> Doubles:
     examples, schema = kept.examples(stage)
     for learn, out in _divisions(kept, rows, left_out=left_out):
         try:
-            found[rows[out]] = _fitted(examples, schema, learn, out)
+            found[rows[out]] = fitted_probabilities(examples, schema, learn, out)
         except CalibrationError:
             continue  # too few answers of one kind got so far
     return found
@@ -206,15 +206,18 @@ def _divisions(
         yield np.flatnonzero(fold[rows] != number), np.flatnonzero(fold[rows] == number)
 
 
-def _fitted(examples: Examples, schema: FeatureSchema, learn: NDArray[np.intp], out: NDArray[np.intp]) -> Doubles:
+def fitted_probabilities(
+    examples: Examples, schema: FeatureSchema, learn: NDArray[np.intp], out: NDArray[np.intp]
+) -> Doubles:
+    """Return probabilities of some answers, by guard's own score of others."""
     assert examples.activations is not None
-    assert examples.products is not None
+    products = examples.products
     part = Examples(
         examples.x[learn],
         examples.wrong[learn],
         examples.dataset[learn],
         examples.activations[learn],
-        InnerProducts(examples.products.between(learn, learn)),
+        None if products is None else InnerProducts(products.between(learn, learn)),
     )
     model = fit_model(part, schema, without=("map", "norms")).model
     evaluator = Evaluator(model.base, model.trees, model.probe)
