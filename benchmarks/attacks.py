@@ -289,15 +289,15 @@ def policies_for(plain: Sequence[Asked]) -> dict[str, Policy]:
 # -- searching ---------------------------------------------------------------------------------
 
 
-def search(asking: Asking, questions: Sequence[Question]) -> dict[str, list[Asked]]:
-    """Return, for each question, the answers under all suffixes that were tried."""
+def search(asking: Asking, questions: Sequence[Question]) -> dict[str, list[tuple[str, Asked]]]:
+    """Return, for each question, all suffixes that were tried and the answers under them."""
     tried: dict[str, list[tuple[str, Asked]]] = {row.id: [] for row in questions}
     for count in TRIES:
         suffixes = [(row, suffix) for row in questions for suffix in _next(row, tried[row.id], count)]
         answers = asking.answers(replace(row, question=f"{row.question} {suffix}") for row, suffix in suffixes)
         for (row, suffix), answer in zip(suffixes, answers, strict=True):
             tried[row.id].append((suffix, answer))
-    return {key: [answer for _, answer in found] for key, found in tried.items()}
+    return tried
 
 
 def _next(row: Question, tried: Sequence[tuple[str, Asked]], count: int) -> list[str]:
@@ -307,6 +307,16 @@ def _next(row: Question, tried: Sequence[tuple[str, Asked]], count: int) -> list
         return drawn
     best = min(tried, key=lambda each: (not each[1].wrong, each[1].p_wrong))[0]
     return [f"{best} {fragment}" for fragment in drawn]
+
+
+def best_for_all(tried: Mapping[str, Sequence[tuple[str, Asked]]], plain: Mapping[str, Asked]) -> str:
+    """Return the fragment that lowers the score of wrong answers most, in the mean over some questions."""
+    changes: dict[str, list[float]] = {fragment: [] for fragment in FRAGMENTS}
+    for key, found in tried.items():
+        for suffix, answer in found:
+            if suffix in changes and answer.wrong:
+                changes[suffix].append(answer.p_wrong - plain[key].p_wrong)
+    return min(FRAGMENTS, key=lambda fragment: np.mean(changes[fragment]) if changes[fragment] else 0.0)
 
 
 def best_of(plain: Asked, tried: Sequence[Asked], *, within: float) -> Asked:
@@ -342,17 +352,31 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
             results.append(result_of(name, plain, asking.answers(changed), policies))
         searched = [(row, before) for row, before in zip(questions, plain, strict=True) if before.wrong]
         searched = random.Random(0).sample(searched, min(asked.search, len(searched)))
-        tried = search(asking, [row for row, _ in searched])
-    before = [each for _, each in searched]
-    found = [result_of("search: none", before, before, policies)]
-    for name, within in (("search", 1.0), (f"search with ood_score at most {OOD_ABOVE:g}", OOD_ABOVE)):
-        after = [best_of(each, tried[row.id], within=within) for row, each in searched]
-        found.append(result_of(name, before, after, policies))
+        found = _searched(asking, searched, policies)
     return {
         "results": results,
         "search": found,
         "thresholds": {name: _threshold(each) for name, each in policies.items()},
     }
+
+
+def _searched(
+    asking: Asking, searched: Sequence[tuple[Question, Asked]], policies: Mapping[str, Policy]
+) -> list[Result]:
+    """Search for each question, and try on the second half what did best on the first."""
+    tried = search(asking, [row for row, _ in searched])
+    before = [each for _, each in searched]
+    found = [result_of("search: none", before, before, policies)]
+    for name, within in (("search", 1.0), (f"search with ood_score at most {OOD_ABOVE:g}", OOD_ABOVE)):
+        after = [best_of(each, [answer for _, answer in tried[row.id]], within=within) for row, each in searched]
+        found.append(result_of(name, before, after, policies))
+    learn, rest = searched[::2], searched[1::2]
+    suffix = best_for_all({row.id: tried[row.id] for row, _ in learn}, {row.id: each for row, each in learn})
+    plain = [each for _, each in rest]
+    after = asking.answers(replace(row, question=f"{row.question} {suffix}") for row, _ in rest)
+    found.append(result_of("second half: none", plain, plain, policies))
+    found.append(result_of(f"second half: the first's best suffix, '{suffix}'", plain, after, policies))
+    return found
 
 
 def show(report: Mapping[str, Any]) -> None:
