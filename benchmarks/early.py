@@ -1,22 +1,23 @@
 """What would early decisions save, and what would they cost?
 
-    python benchmarks/early.py ask kept.npz --data set1.jsonl.gz --data set2.jsonl.gz [--limit 100] [--max-tokens 32]
-    python benchmarks/early.py measure kept.npz [--out early.json]
+    python benchmarks/early.py ask kept --data set1.jsonl.gz --data set2.jsonl.gz [--limit 100] [--max-tokens 32]
+    python benchmarks/early.py measure kept [--out early.json]
 
 `ask` lets the embedded model (or --model) answer, and keeps what guard's score could read after the first token, and
 after every few tokens of the answer so far: log-probabilities, and the activations of the first and the latest token
-and their mean. `measure` fits a score of its own for each of these stages, and for the whole answer, on four fifths of
-the questions, and applies it to the rest, five times; with --left-out, on all sets but one, and to that one. An answer
-is stopped at the first stage whose score is above a threshold. Printed are the share of generated tokens that this
-saves, counted up to where the model stopped by itself or at its limit, for answers that are in the end wrong and right
-apart, and the share of the right answers that the whole answer's score would have accepted, and that are lost.
+and their mean, in files of a folder: what is there is not asked again. `measure` fits a score of its own for each of
+these stages, and for the whole answer, on four fifths of the questions, and applies it to the rest, five times; with
+--left-out, on all sets but one, and to that one. An answer is stopped at the first stage whose score is above a
+threshold. Printed are the share of generated tokens that this saves, counted up to where the model stopped by itself or
+at its limit, for answers that are in the end wrong and right apart, and the share of the right answers that the whole
+answer's score would have accepted, and that are lost.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from guard.data.graders import grade
 from guard.data.in_order import in_order
 from guard.data.labelling import is_wrong
 from guard.data.prompts import question_prompt
-from guard.data.question_sets import list_rows, read_sets
+from guard.data.question_sets import read_sets, round_robin
 from guard.data.questions import Question, question_identity
 from guard.engines import EMBEDDED, load_engine
 from guard.engines.base import BaseEngine
@@ -49,6 +50,8 @@ STAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 #: Above which an answer is stopped.
 THRESHOLDS = (0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
 FOLDS = 5
+#: Questions that are asked before their answers are written.
+CHUNK = 26
 GROUPS = ("logprob", "margin", "length")
 
 
@@ -82,20 +85,24 @@ class StageObserver:
 
 def ask(asked: argparse.Namespace) -> None:
     """Ask the questions, and keep the answers."""
-    rows = [
-        (name, row)
-        for name, row in list_rows(read_sets(asked.data, limit=asked.limit, seed=0))
-        if isinstance(row, Question)
-    ]
-    limits = Limits(max_tokens=asked.max_tokens)
+    rows = [(name, row) for name, row in round_robin(read_sets(asked.data, limit=asked.limit, seed=0))]
+    questions = [(name, row) for name, row in rows if isinstance(row, Question)]
+    asked.kept.mkdir(exist_ok=True)
     with load_engine(asked.model, threads=asked.threads, trial_load=False) as engine:
-        kept = list(in_order(lambda row, _: _answer(engine, row[1], asked.system, limits), rows, at_once=8))
-        about = {"model": engine.model.name, "quantization": engine.model.quantization, "max_tokens": asked.max_tokens}
-    texts, signals, activations, ended = zip(*kept, strict=True)
+        for start in range(0, len(questions), CHUNK):
+            if not (asked.kept / f"{start:05}.npz").exists():
+                _ask_some(engine, questions[start : start + CHUNK], asked, asked.kept / f"{start:05}.npz")
+
+
+def _ask_some(engine: BaseEngine, rows: Sequence[tuple[str, Question]], asked: argparse.Namespace, path: Path) -> None:
+    limits = Limits(max_tokens=asked.max_tokens)
+    found = in_order(lambda row, _: _answer(engine, row[1], asked.system, limits), rows, at_once=8)
+    texts, signals, activations, ended = zip(*found, strict=True)
     wrong = [is_wrong(row, text, grade) for (_, row), text in zip(rows, texts, strict=True)]
-    print(f"{len(rows)} answers, {np.mean(wrong):.0%} wrong, {np.mean([len(each) for each in signals]):.1f} tokens")
+    about = {"model": engine.model.name, "quantization": engine.model.quantization, "max_tokens": asked.max_tokens}
+    print(f"{path.stem}: {np.mean(wrong):.0%} wrong, {np.mean([len(x) for x in signals]):.1f} tokens", flush=True)
     np.savez(
-        asked.kept,
+        path,
         about=json.dumps(about),
         wrong=np.array(wrong, np.bool_),
         dataset=np.array([name for name, _ in rows]),
@@ -139,10 +146,11 @@ class Kept:
     @classmethod
     def read(cls, path: Path) -> Kept:
         """Read what `ask` wrote."""
-        found = np.load(path)
+        parts = [np.load(file) for file in sorted(path.glob("*.npz"))]
+        found = {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0].files}
         ends, stage_ends = np.cumsum(found["tokens"]), np.cumsum(found["stages"])
         return cls(
-            about=json.loads(str(found["about"])),
+            about=json.loads(str(found["about"][0])),
             wrong=found["wrong"],
             dataset=found["dataset"],
             group=found["group"],

@@ -156,7 +156,7 @@ def _ask(
     rows: Sequence[tuple[str, Row]],
     answers: Journal,
     run: Run,
-    more: Mapping[str, int],
+    more: Mapping[str, Any],
     progress: ProgressCallback,
 ) -> Sequence[str]:
     """Ask the rows that have no answer yet; return notes on answers that depend on their neighbours."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from guard.errors import InputError, did_you_mean
 from guard.evaluation.measures import Measure
 from guard.evaluation.predictions import Predictions
+from guard.scoring.labels import Labels
 from guard.scoring.metrics import Ranked
 
 #: Draws times answers that are measured at once; arrays of this size fit into a processor's cache.
@@ -196,7 +197,7 @@ def resamples(group: NDArray[np.intp], *, draws: int, seed: int) -> NDArray[np.i
 
 def _judged(
     p_wrong: NDArray[np.float64],
-    wrong: NDArray[np.bool_],
+    wrong: Labels,
     counts: NDArray[np.int32],
     measures: Sequence[Measure],
 ) -> NDArray[np.float64]:

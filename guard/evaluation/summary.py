@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -127,7 +128,8 @@ def _setting(
     measures = [measure.name for measure in found.measures]
     everywhere = [name for name in methods if all(name in cell.p_wrong for cell in cells)]
     drawn = [] if setting == PAIRWISE else everywhere
-    labels = [cell.wrong for cell in cells]
+    labels: list[Labels] = [cell.wrong for cell in cells]
+    every: Any = np.concatenate(labels)
     oracle = [(wrong.astype(np.float64), wrong) for wrong in labels]
     constant = [(np.zeros(len(wrong)), wrong) for wrong in labels]
     return SettingResult(
@@ -150,9 +152,7 @@ def _setting(
         oracle=_curve("oracle", oracle) if drawn else None,
         random=_curve("random", constant) if drawn else None,
         reliability=tuple(
-            Reliability(
-                name, reliability(np.concatenate([cell.p_wrong[name] for cell in cells]), np.concatenate(labels))
-            )
+            Reliability(name, reliability(np.concatenate([cell.p_wrong[name] for cell in cells]), every))
             for name in drawn
         ),
     )

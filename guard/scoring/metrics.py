@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from guard.scoring.labels import Labels, are_graded, has_both_kinds, number_wron
 Probabilities = NDArray[np.float64]
 Counts = NDArray[np.int64]
 #: Of wrong answers, or the sums of graded labels.
-Errors = NDArray[np.int64] | NDArray[np.float64]
+Errors = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,8 @@ def metrics_of(p_wrong: Probabilities, wrong: Labels) -> Metrics:
     ece = expected_calibration_error(p_wrong, wrong)
     if are_graded(wrong):
         ranked = Ranked.from_scores(p_wrong, wrong)
-        ranks = (float(measure(ranked)[0]) for measure in (auroc, average_precision_wrong, brier))
-        return Metrics(len(wrong), float(wrong.mean()), *ranks, ece)
+        rank, precision, squares = (float(each(ranked)[0]) for each in (auroc, average_precision_wrong, brier))
+        return Metrics(len(wrong), float(wrong.mean()), rank, precision, squares, ece)
     # By scikit-learn, to the last digit: artefacts that were written hold these numbers, and fitting
     # on the same data must give the same file. The functions below agree with it to rounding.
     both = 0 < wrong.sum() < len(wrong)
