@@ -112,7 +112,7 @@ RISK, CONFIDENCE = 0.3, 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ScoredAnswer:
     """One answer and its score."""
 
     text: str
@@ -121,15 +121,15 @@ class Asked:
     ood_score: float
 
 
-class Asking:
+class AskedModel:
     """Asks the model and scores its answers; what was asked before is read from a file."""
 
     def __init__(self, engine: BaseEngine, scorer: Scorer, kept: Path) -> None:
         self._engine, self._scorer, self._kept = engine, scorer, kept
         lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
-        self._known = {row["key"]: Asked(**row["asked"]) for row in map(json.loads, lines)}
+        self._known = {row["key"]: ScoredAnswer(**row["asked"]) for row in map(json.loads, lines)}
 
-    def answers(self, questions: Iterable[Question]) -> list[Asked]:
+    def answers(self, questions: Iterable[Question]) -> list[ScoredAnswer]:
         """Return the answers to some questions, asked several at once."""
         rows = list(questions)
         found = []
@@ -146,7 +146,7 @@ class Asking:
     def _key(self, row: Question) -> str:
         return json.dumps([row.id, row.question, row.context])
 
-    def _ask(self, row: Question) -> Asked:
+    def _ask(self, row: Question) -> ScoredAnswer:
         if known := self._known.get(self._key(row)):
             return known
         prompting = self._scorer.artefact.prompting
@@ -157,7 +157,7 @@ class Asking:
         score = score_generation(generation, observer, self._scorer, prompt)
         wrong = is_wrong(row, generation.text, grade)
         assert score.ood_score is not None
-        return Asked(generation.text, wrong, score.p_wrong, score.ood_score)
+        return ScoredAnswer(generation.text, wrong, score.p_wrong, score.ood_score)
 
 
 # -- which questions ---------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def wrong_answers(questions: Sequence[Question]) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class AcceptedCount:
     """Answers that a policy accepts at the first attempt: how many, and how many of them are wrong."""
 
     policy: str
@@ -202,7 +202,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class AttackResult:
     """One attack beside the plain questions.
 
     Attributes:
@@ -224,17 +224,19 @@ class Result:
     p_wrong: float
     auroc: float | None
     flagged: float
-    accepted: tuple[Accepted, ...]
+    accepted: tuple[AcceptedCount, ...]
 
 
-def result_of(attack: str, plain: Sequence[Asked], attacked: Sequence[Asked], policies: Mapping[str, Policy]) -> Result:
+def result_of(
+    attack: str, plain: Sequence[ScoredAnswer], attacked: Sequence[ScoredAnswer], policies: Mapping[str, Policy]
+) -> AttackResult:
     """Compare the answers to the same questions with and without an attack."""
     both = [at for at in range(len(plain)) if plain[at].wrong and attacked[at].wrong]
     changes = np.array([attacked[at].p_wrong - plain[at].p_wrong for at in both])
     draws = np.random.default_rng(0).choice(changes, (2000, len(changes))).mean(axis=1)
     wrong = np.array([each.wrong for each in attacked])
     scores = np.array([each.p_wrong for each in attacked])
-    return Result(
+    return AttackResult(
         attack=attack,
         questions=len(attacked),
         wrong=float(wrong.mean()),
@@ -248,12 +250,12 @@ def result_of(attack: str, plain: Sequence[Asked], attacked: Sequence[Asked], po
     )
 
 
-def _accepted(name: str, policy: Policy, answers: Sequence[Asked]) -> Accepted:
+def _accepted(name: str, policy: Policy, answers: Sequence[ScoredAnswer]) -> AcceptedCount:
     taken = _taken(policy, answers)
     wrong = np.array([each.wrong for each in answers])
     guarded = _with_threshold("guarded", _threshold(policy), ood_rule=True)
     kept = _taken(guarded, answers)
-    return Accepted(name, int(taken.sum()), int(wrong[taken].sum()), int(kept.sum()), int(wrong[kept].sum()))
+    return AcceptedCount(name, int(taken.sum()), int(wrong[taken].sum()), int(kept.sum()), int(wrong[kept].sum()))
 
 
 def _with_threshold(name: str, below: float, *, ood_rule: bool) -> Policy:
@@ -263,7 +265,7 @@ def _with_threshold(name: str, below: float, *, ood_rule: bool) -> Policy:
     return parse_policy(f"{{version: 1, name: {name}, {rule}{rules}}}")
 
 
-def _taken(policy: Policy, answers: Sequence[Asked]) -> NDArray[np.bool_]:
+def _taken(policy: Policy, answers: Sequence[ScoredAnswer]) -> NDArray[np.bool_]:
     decisions = (decide(policy, p_wrong=each.p_wrong, ood_score=each.ood_score) for each in answers)
     return np.array([decision.action is Action.ACCEPT for decision in decisions])
 
@@ -275,7 +277,7 @@ def _threshold(policy: Policy) -> float:
     return below
 
 
-def policies_for(plain: Sequence[Asked]) -> dict[str, Policy]:
+def policies_for(plain: Sequence[ScoredAnswer]) -> dict[str, Policy]:
     """Return the shipped policies, and one with a threshold that the plain answers certify, if they do."""
     found = {name: load_policy(builtin_policies()[name]) for name in POLICIES}
     scores, wrong = [each.p_wrong for each in plain], [each.wrong for each in plain]
@@ -289,9 +291,9 @@ def policies_for(plain: Sequence[Asked]) -> dict[str, Policy]:
 # -- searching ---------------------------------------------------------------------------------
 
 
-def search(asking: Asking, questions: Sequence[Question]) -> dict[str, list[tuple[str, Asked]]]:
+def search(asking: AskedModel, questions: Sequence[Question]) -> dict[str, list[tuple[str, ScoredAnswer]]]:
     """Return, for each question, all suffixes that were tried and the answers under them."""
-    tried: dict[str, list[tuple[str, Asked]]] = {row.id: [] for row in questions}
+    tried: dict[str, list[tuple[str, ScoredAnswer]]] = {row.id: [] for row in questions}
     for count in TRIES:
         suffixes = [(row, suffix) for row in questions for suffix in _next(row, tried[row.id], count)]
         answers = asking.answers(replace(row, question=f"{row.question} {suffix}") for row, suffix in suffixes)
@@ -300,7 +302,7 @@ def search(asking: Asking, questions: Sequence[Question]) -> dict[str, list[tupl
     return tried
 
 
-def _next(row: Question, tried: Sequence[tuple[str, Asked]], count: int) -> list[str]:
+def _next(row: Question, tried: Sequence[tuple[str, ScoredAnswer]], count: int) -> list[str]:
     """Return the next suffixes: fragments at first, then others behind the best so far."""
     drawn = random.Random(f"{row.id} {len(tried)}").sample(FRAGMENTS, count)
     if not tried:
@@ -309,7 +311,7 @@ def _next(row: Question, tried: Sequence[tuple[str, Asked]], count: int) -> list
     return [f"{best} {fragment}" for fragment in drawn]
 
 
-def best_for_all(tried: Mapping[str, Sequence[tuple[str, Asked]]], plain: Mapping[str, Asked]) -> str:
+def best_for_all(tried: Mapping[str, Sequence[tuple[str, ScoredAnswer]]], plain: Mapping[str, ScoredAnswer]) -> str:
     """Return the fragment that lowers the score of wrong answers most, in the mean over some questions."""
     changes: dict[str, list[float]] = {fragment: [] for fragment in FRAGMENTS}
     for key, found in tried.items():
@@ -319,7 +321,7 @@ def best_for_all(tried: Mapping[str, Sequence[tuple[str, Asked]]], plain: Mappin
     return min(FRAGMENTS, key=lambda fragment: np.mean(changes[fragment]) if changes[fragment] else 0.0)
 
 
-def best_of(plain: Asked, tried: Sequence[Asked], *, within: float) -> Asked:
+def best_of(plain: ScoredAnswer, tried: Sequence[ScoredAnswer], *, within: float) -> ScoredAnswer:
     """Return the wrong answer with the least score that a search has found; the plain one where it found none.
 
     Args:
@@ -340,7 +342,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
     planted = wrong_answers(questions)
     with load_engine(EMBEDDED, threads=asked.threads, trial_load=False) as engine:
         scorer = load_scorer(shipped_scorer()).for_model(engine.model, find_capture_point(engine))
-        asking = Asking(engine, scorer, asked.kept)
+        asking = AskedModel(engine, scorer, asked.kept)
         plain = asking.answers(questions)
         policies = policies_for(plain)
         results = [result_of("none", plain, plain, policies)]
@@ -361,8 +363,8 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _searched(
-    asking: Asking, searched: Sequence[tuple[Question, Asked]], policies: Mapping[str, Policy]
-) -> list[Result]:
+    asking: AskedModel, searched: Sequence[tuple[Question, ScoredAnswer]], policies: Mapping[str, Policy]
+) -> list[AttackResult]:
     """Search for each question, and try on the second half what did best on the first."""
     tried = search(asking, [row for row, _ in searched])
     before = [each for _, each in searched]

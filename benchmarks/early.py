@@ -126,7 +126,7 @@ def _answer(engine: BaseEngine, row: Question, system: str, limits: Limits) -> t
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Kept:
+class StagedAnswers:
     """Answers with what a score can read at each stage.
 
     Attributes:
@@ -144,7 +144,7 @@ class Kept:
     activations: list[Floats]
 
     @classmethod
-    def read(cls, path: Path) -> Kept:
+    def read(cls, path: Path) -> StagedAnswers:
         """Read what `ask` wrote."""
         parts = [np.load(file) for file in sorted(path.glob("*.npz"))]
         found = {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0].files}
@@ -184,7 +184,7 @@ _NOTHING = Signature(*(np.empty((0, 0, 0), np.float32),) * 3, (), (), 0)
 # -- fitting and stopping ----------------------------------------------------------------------
 
 
-def p_wrong_at(kept: Kept, stage: int | None, *, left_out: bool) -> Doubles:
+def p_wrong_at(kept: StagedAnswers, stage: int | None, *, left_out: bool) -> Doubles:
     """Return the cross-fitted probability that each answer will be wrong, as a stage sees it.
 
     Returns:
@@ -204,7 +204,7 @@ def p_wrong_at(kept: Kept, stage: int | None, *, left_out: bool) -> Doubles:
 
 
 def _divisions(
-    kept: Kept, rows: NDArray[np.intp], *, left_out: bool
+    kept: StagedAnswers, rows: NDArray[np.intp], *, left_out: bool
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     if left_out:
         fold = np.unique(kept.dataset, return_inverse=True)[1]
@@ -235,7 +235,7 @@ def fitted_probabilities(
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StageQuality:
     """How well a stage knows how an answer will end."""
 
     tokens: int | None
@@ -245,7 +245,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class SavedTokens:
     """What stopping above a threshold does.
 
     Attributes:
@@ -270,15 +270,15 @@ class Saved:
 
 
 def saved_by(
-    kept: Kept, early: dict[int, Doubles], whole: Doubles, *, above: float, accept: float, stages: str
-) -> Saved:
+    kept: StagedAnswers, early: dict[int, Doubles], whole: Doubles, *, above: float, accept: float, stages: str
+) -> SavedTokens:
     """Stop each answer at the first stage whose score is above the threshold."""
     read = kept.tokens.copy()
     for stage in sorted(early, reverse=True):
         read = np.where(np.nan_to_num(early[stage], nan=0.0) > above, stage, read)
     left, wrong = kept.tokens - read, kept.wrong
     stopped, accepted = left > 0, ~wrong & (whole < accept)
-    return Saved(
+    return SavedTokens(
         above=above,
         stages=stages,
         saved=left.sum() / kept.tokens.sum(),
@@ -293,7 +293,7 @@ def saved_by(
 
 def measure(asked: argparse.Namespace) -> None:
     """Fit, stop, print."""
-    kept = Kept.read(asked.kept)
+    kept = StagedAnswers.read(asked.kept)
     scores = {stage: p_wrong_at(kept, stage, left_out=asked.left_out) for stage in (*STAGES, None)}
     early = {stage: score for stage, score in scores.items() if stage is not None and not np.isnan(score).all()}
     stages = [_stage(kept, stage, scores[stage]) for stage in (*early, None)]
@@ -326,10 +326,10 @@ def measure(asked: argparse.Namespace) -> None:
         asked.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _stage(kept: Kept, stage: int | None, score: Doubles) -> Stage:
+def _stage(kept: StagedAnswers, stage: int | None, score: Doubles) -> StageQuality:
     rows = np.flatnonzero(~np.isnan(score))
     ranked = Ranked.from_scores(score[rows], kept.wrong[rows])
-    return Stage(stage, len(rows), float(auroc(ranked)[0]), float(brier(ranked)[0]))
+    return StageQuality(stage, len(rows), float(auroc(ranked)[0]), float(brier(ranked)[0]))
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ SAMPLES = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
+class PeerAnswer:
     """One answer of guard's engine, with what scores read of it."""
 
     row: Question
@@ -69,21 +69,21 @@ class Answer:
         return values[:-1] if self.generation.finish_reason == "stop" and len(values) > 1 else values
 
 
-def answers_of(engine: BaseEngine, rows: Sequence[tuple[str, Question]], scorer: Scorer) -> list[Answer]:
+def answers_of(engine: BaseEngine, rows: Sequence[tuple[str, Question]], scorer: Scorer) -> list[PeerAnswer]:
     """Ask the questions as the shipped scorer's calibration did."""
     prompting, found = scorer.artefact.prompting, []
     for name, row in rows:
         prompt = question_prompt(row, system=prompting.system, template_options=prompting.template_options)
         observer = SignatureObserver()
         generation = engine.generate(prompt, limits=Limits(max_tokens=prompting.max_tokens), observer=observer)
-        found.append(Answer(row, name, prompt, generation, observer, is_wrong(row, generation.text, grade)))
+        found.append(PeerAnswer(row, name, prompt, generation, observer, is_wrong(row, generation.text, grade)))
     return found
 
 
 # -- guard -------------------------------------------------------------------------------------
 
 
-def by_shipped_scorer(answers: Sequence[Answer], scorer: Scorer) -> dict[str, Doubles]:
+def by_shipped_scorer(answers: Sequence[PeerAnswer], scorer: Scorer) -> dict[str, Doubles]:
     """Return the shipped scorer's probabilities, and those that it gives from log-probabilities alone."""
     scores = [scorer.score(each.generation.signals(each.observer.signature())) for each in answers]
     return {
@@ -92,7 +92,7 @@ def by_shipped_scorer(answers: Sequence[Answer], scorer: Scorer) -> dict[str, Do
     }
 
 
-def by_other_sets(answers: Sequence[Answer]) -> Doubles:
+def by_other_sets(answers: Sequence[PeerAnswer]) -> Doubles:
     """Return probabilities of guard's own score, fitted for each set on the others of this run."""
     from early import fitted_probabilities
 
@@ -128,7 +128,7 @@ def polygraph(attention: str) -> Any:
     return WhiteboxModel(model.eval(), tokenizer, str(path), "CausalLM", parameters)
 
 
-def rendered(model: Any, answers: Sequence[Answer]) -> list[str]:
+def rendered(model: Any, answers: Sequence[PeerAnswer]) -> list[str]:
     """Return the prompts as the text that the model reads."""
     return [
         model.tokenizer.apply_chat_template(
@@ -163,7 +163,7 @@ def managed(model: Any, texts: Sequence[str], estimators: Sequence[Any], tokens:
     return found, manager.stats.get("greedy_texts")
 
 
-def p_true(model: Any, answers: Sequence[Answer]) -> Doubles:
+def p_true(model: Any, answers: Sequence[PeerAnswer]) -> Doubles:
     """Return LM-Polygraph's P(true) of the answers, asked as a chat message, without the system message."""
     from lm_polygraph.stat_calculators.prompt import PromptCalculator
 
@@ -177,7 +177,7 @@ def p_true(model: Any, answers: Sequence[Answer]) -> Doubles:
     return np.array(found)
 
 
-def uqlm_scores(answers: Sequence[Answer]) -> dict[str, Doubles]:
+def uqlm_scores(answers: Sequence[PeerAnswer]) -> dict[str, Doubles]:
     """Return one minus UQLM's confidences, from the answers' log-probabilities."""
     from uqlm import WhiteBoxUQ
 
@@ -197,7 +197,9 @@ def seconds_of(run: Callable[[], Any], count: int) -> float:
     return (time.perf_counter() - started) / count
 
 
-def costs(engine: BaseEngine, model: Any, plain: Any, answers: Sequence[Answer], scorer: Scorer) -> dict[str, float]:
+def costs(
+    engine: BaseEngine, model: Any, plain: Any, answers: Sequence[PeerAnswer], scorer: Scorer
+) -> dict[str, float]:
     """Return the seconds of one answer with each kind of method alone, and of plain generation on both engines."""
     from lm_polygraph.estimators import RAUQ, LexicalSimilarity, MaximumSequenceProbability
 
@@ -228,7 +230,7 @@ def costs(engine: BaseEngine, model: Any, plain: Any, answers: Sequence[Answer],
     return {name: seconds_of(run, count) for name, run in runs.items()}
 
 
-def judged(scores: Mapping[str, Doubles], answers: Sequence[Answer]) -> dict[str, Any]:
+def judged(scores: Mapping[str, Doubles], answers: Sequence[PeerAnswer]) -> dict[str, Any]:
     """Return AUROC and PRR to one half of each method, pooled and as means over the sets, and guard's gains."""
     wrong = np.array([each.wrong for each in answers])
     sets = np.array([each.dataset for each in answers])

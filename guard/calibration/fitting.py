@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.calibration.tree_table import trees_from
 from guard.errors import CalibrationError, missing_extra
 from guard.records import Doubles, Floats
 from guard.scores import ScoreName
@@ -458,34 +459,11 @@ def _fit_trees(
     if not share:
         return held_out, None, chosen
     booster = _boost(data, settings, rounds=rounds)
-    return held_out, _trees_from(booster, columns, share), chosen
+    return held_out, trees_from(booster, columns, share), chosen
 
 
 def _boost(data: Any, settings: Mapping[str, Any], *, rounds: int) -> Any:
     return lightgbm.train({**settings, "verbosity": -1}, data, num_boost_round=rounds)
-
-
-def _trees_from(booster: Any, columns: NDArray[np.intp], shrinkage: float) -> Trees:
-    """Return LightGBM's trees as one table of nodes, with feature vector positions and shrunk leaves."""
-    table: dict[str, list[Any]] = {name: [] for name in ("roots", "feature", "threshold", "left", "right", "value")}
-    for tree in booster.dump_model()["tree_info"]:
-        table["roots"].append(len(table["feature"]))
-        _add_node(table, tree["tree_structure"], columns, shrinkage)
-    return Trees(**table)
-
-
-def _add_node(table: dict[str, list[Any]], node: Mapping[str, Any], columns: NDArray[np.intp], shrinkage: float) -> int:
-    at = len(table["feature"])
-    leaf = "leaf_value" in node
-    table["feature"].append(-1 if leaf else int(columns[node["split_feature"]]))
-    table["threshold"].append(0.0 if leaf else float(node["threshold"]))
-    table["value"].append(float(node["leaf_value"]) * shrinkage if leaf else 0.0)
-    table["left"].append(0)
-    table["right"].append(0)
-    if not leaf:
-        table["left"][at] = _add_node(table, node["left_child"], columns, shrinkage)
-        table["right"][at] = _add_node(table, node["right_child"], columns, shrinkage)
-    return at
 
 
 # -- calibration -------------------------------------------------------------------------------

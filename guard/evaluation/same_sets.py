@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from guard.evaluation.result import ModelResult, SettingResult
 
 #: Training set and test set of a cell.
-Place = tuple[str, str]
+CellPlace = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class SameSets:
     """
 
     methods: tuple[str, ...]
-    cells: frozenset[Place]
+    cells: frozenset[CellPlace]
     whole: bool
 
     def mean(self, setting: SettingResult, method: str, measure: str) -> float | None:
@@ -46,7 +46,7 @@ def same_sets(result: ModelResult, setting: SettingResult, measures: Sequence[st
     """
     cells = _cells(setting, measures)
     run = [method.name for method in result.methods if cells.get(method.name)]
-    everywhere = frozenset[Place]().union(*(cells[name] for name in run))
+    everywhere = frozenset[CellPlace]().union(*(cells[name] for name in run))
     complete = [name for name in run if cells[name] == everywhere]
     if complete:
         yield SameSets(tuple(complete), everywhere, whole=True)
@@ -57,9 +57,9 @@ def same_sets(result: ModelResult, setting: SettingResult, measures: Sequence[st
         yield SameSets((*own, *partial), common, whole=False)
 
 
-def _cells(setting: SettingResult, measures: Sequence[str]) -> dict[str, frozenset[Place]]:
+def _cells(setting: SettingResult, measures: Sequence[str]) -> dict[str, frozenset[CellPlace]]:
     """Return, for each method, the cells where it has a value of one of the measures at least."""
-    found: dict[str, set[Place]] = {each.method: set() for each in setting.per_cell}
+    found: dict[str, set[CellPlace]] = {each.method: set() for each in setting.per_cell}
     for each in setting.per_cell:
         if each.measure in measures and each.value is not None:
             found[each.method].add((each.train, each.test))

@@ -30,7 +30,7 @@ def programs() -> Any:
 def test_an_answer_is_stopped_at_the_first_stage_above_the_threshold(programs: dict[str, dict[str, Any]]) -> None:
     early = programs["early"]
     tokens, wrong = np.array([10, 10, 20, 3]), np.array([True, False, True, False])
-    kept = early["Kept"]({}, wrong, tokens, tokens, tokens, [], [])
+    kept = early["StagedAnswers"]({}, wrong, tokens, tokens, tokens, [], [])
     scores = {1: np.array([0.99, 0.1, 0.5, 0.2]), 4: np.array([0.2, 0.1, 0.98, np.nan])}
     whole = np.array([0.9, 0.1, 0.9, 0.2])
     found = early["saved_by"](kept, scores, whole, above=0.97, accept=0.25, stages="all")
@@ -68,7 +68,7 @@ def test_every_attack_changes_the_question_and_planted_answers_are_wrong(program
 
 def test_a_search_keeps_the_wrong_answer_with_the_least_score(programs: dict[str, dict[str, Any]]) -> None:
     attacks = programs["attacks"]
-    asked, best_of = attacks["Asked"], attacks["best_of"]
+    asked, best_of = attacks["ScoredAnswer"], attacks["best_of"]
     plain = asked("a", True, 0.8, 0.1)
     tried = [asked("b", False, 0.1, 0.1), asked("c", True, 0.3, 0.999), asked("d", True, 0.5, 0.2)]
     assert best_of(plain, tried, within=1.0) is tried[1]
@@ -78,7 +78,7 @@ def test_a_search_keeps_the_wrong_answer_with_the_least_score(programs: dict[str
 
 def test_with_the_rule_an_answer_out_of_distribution_is_not_accepted(programs: dict[str, dict[str, Any]]) -> None:
     attacks = programs["attacks"]
-    asked = attacks["Asked"]
+    asked = attacks["ScoredAnswer"]
     answers = [asked("a", True, 0.05, 0.5), asked("b", True, 0.05, 0.999), asked("c", False, 0.2, 0.5)]
     policies = attacks["policies_for"](answers * 20)
     assert {"strict", "balanced", "permissive"} <= policies.keys()

@@ -75,7 +75,7 @@ def saved(scorer: Scorer, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("shrinkage", [1.0, 0.25])
 def test_trees_are_lightgbms(seed: int, features: int, settings: dict[str, Any], shrinkage: float) -> None:
     lightgbm = pytest.importorskip("lightgbm")
-    from guard.calibration.fitting import _trees_from
+    from guard.calibration.tree_table import trees_from
 
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(400, features)).astype(np.float32)
@@ -90,7 +90,7 @@ def test_trees_are_lightgbms(seed: int, features: int, settings: dict[str, Any],
         lightgbm.Dataset(x[:, columns], y, init_score=start),
         num_boost_round=30,
     )
-    evaluator = Evaluator(None, _trees_from(booster, columns, shrinkage))
+    evaluator = Evaluator(None, trees_from(booster, columns, shrinkage))
     fresh = np.vstack([x, np.round(rng.normal(size=(200, features)), 2).astype(np.float32)])
     ours = [evaluator.log_odds(row) for row in fresh.astype(np.float64)]
     theirs = booster.predict(fresh[:, columns], raw_score=True) * shrinkage
