@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from guard.calibration.rebinding import rebind
     from guard.calibration.recorded import calibrate_records
     from guard.certification.procedure import certify
+    from guard.data.merging import merge_shards
     from guard.data.procedure import record
     from guard.data.progress import Progress
+    from guard.data.scored_rows import score_rows
     from guard.engines import load_engine
     from guard.engines.protocols import Engine
     from guard.errors import GuardError
@@ -42,8 +44,10 @@ _HOMES = {
     "guard.calibration.rebinding": ("rebind",),
     "guard.calibration.recorded": ("calibrate_records",),
     "guard.certification.procedure": ("certify",),
+    "guard.data.merging": ("merge_shards",),
     "guard.data.procedure": ("record",),
     "guard.data.progress": ("Progress",),
+    "guard.data.scored_rows": ("score_rows",),
     "guard.evaluation.procedure": ("evaluate",),
     "guard.engines": ("load_engine",),
     "guard.engines.protocols": ("Engine",),
@@ -97,9 +101,11 @@ __all__ = [
     "load_engine",
     "load_policy",
     "load_scorer",
+    "merge_shards",
     "parse_policy",
     "rebind",
     "record",
+    "score_rows",
 ]
 
 

@@ -36,7 +36,8 @@ COMMANDS: Mapping[str, Any] = {
 #: Title, command, and the functions that do the same in Python.
 TASKS: tuple[tuple[str, str, tuple[Callable[..., Any], ...]], ...] = (
     ("Ask", "ask", (guard.Guard.load, guard.Guard.ask)),
-    ("Score", "score", (guard.Guard.load, guard.Guard.score)),
+    ("Score", "score", (guard.score_rows,)),
+    ("Merge shards", "merge", (guard.merge_shards,)),
     ("Calibrate", "calibrate", (guard.calibrate, guard.calibrate_records)),
     ("Rebind", "rebind", (guard.rebind,)),
     ("Record", "record", (guard.record,)),
@@ -71,7 +72,7 @@ NOT_IN_GUARDS = {
 RENAMED = {
     "again": "results",
     "fallback": "fallbacks",
-    "files": "prompt",
+    "files": "rows",
     "force": "force_scorer",
     "handler": "handlers",
     "question": "prompt",

@@ -20,6 +20,7 @@ from guard.data.question_sets import DataSpecs, data_sets, list_bad_rows, list_r
 from guard.data.questions import Question, Row, split_questions
 from guard.data.recording import Skipped, of_this_model
 from guard.data.sets import DataSource, OnBad
+from guard.data.shards import Shard, part_of
 from guard.data.sqlite_journal import row_key
 from guard.engines import EMBEDDED
 from guard.errors import InputError
@@ -38,9 +39,10 @@ class CertificationResult:
     """A certificate, or the reason why there is none.
 
     Attributes:
-        out: the certificate file; not written without a certificate.
-        certificate: what was certified; None where no threshold can be certified.
-        not_certifiable: why no threshold can be certified, and what would help; None with a certificate.
+        out: the certificate file, not written without a certificate; of a shard its journal.
+        certificate: what was certified; None where no threshold can be certified, and for a shard.
+        not_certifiable: why no threshold can be certified, and what would help; None with a certificate, and for a
+            shard.
         left_out: rows that were not used, each with its reason.
     """
 
@@ -74,6 +76,7 @@ def certify(
     seed: int = 0,
     template_options: Mapping[str, Any] | None = None,
     journal: str | Path | None = None,
+    shard: str | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> CertificationResult:
     """Find the threshold that meets a policy's risk guarantee, on questions that the scorer was not fitted on.
@@ -102,11 +105,13 @@ def certify(
         limit: maximal number of rows of each data set, drawn by ``seed``.
         seed: of samples and of the rows that place the thresholds, from 0 to 2**31 - 1.
         template_options: variables of the model's chat template; by default those of the calibration.
-        journal: where attempts are kept; by default ``OUT.journal``.
+        journal: where attempts are kept; by default ``OUT.journal``, or ``OUT.3-of-8.journal`` for a shard.
+        shard: make the attempts at this part of the questions only, such as ``3/8``, and certify nothing;
+            `merge_shards` joins the journals, and the same call with the result certifies.
         progress: called with a `guard.Progress` before the first question and after each.
 
     Returns:
-        the certificate, or the reason why no threshold can be certified.
+        the certificate, or the reason why no threshold can be certified; neither for a shard.
 
     Raises:
         InputError: the policy states no guarantee, or data, output, options or journal cannot be used.
@@ -130,6 +135,8 @@ def certify(
     before = load_certificates(out) if out.exists() else Certificates(str(out), {})
     grade, grader_name = choose_grader(grader)
     checked_seed(seed)
+    part = None if shard is None else Shard.parse(shard)
+    kept = part.journal(out, journal) if part else choose_journal(out, journal)
     sources = read_sets(data, on_bad=on_bad, limit=limit, seed=seed)
     check_not_graded(row for _, row in list_rows(sources))
     with Guard.load(
@@ -142,7 +149,9 @@ def certify(
         handlers=dict.fromkeys(chosen.handler_names(), _no_handler),
         template_options=template_options,
     ) as loaded:
-        trial = _run_trial(loaded, chosen, sources, route, choose_journal(out, journal), progress)
+        trial = _run_trial(loaded, chosen, sources, route, kept, part, progress)
+    if part is not None:
+        return CertificationResult(kept, None, None, tuple(trial.left_out))
     _check_some(trial)
     labels = label_trials(trial.rows, grade=grade)
     result = find_threshold(
@@ -198,12 +207,14 @@ def _run_trial(
     sources: Sequence[DataSource],
     route: str | None,
     journal: Path,
+    shard: Shard | None,
     progress: ProgressCallback,
 ) -> _Trial:
-    """Make every attempt at the fresh rows that the journal does not have yet."""
-    rows, left_out = _rows_to_ask(sources, guard)
-    fingerprint = guard.fingerprint(policy, route)
-    with TrialJournal(journal, fingerprint) as answers:
+    """Make every attempt at the fresh rows, or at those of a shard, that the journal does not have yet."""
+    fresh, left_out = _rows_to_ask(sources, guard)
+    fingerprint, part = guard.fingerprint(policy, route), part_of(fresh, shard)
+    rows = part.rows
+    with TrialJournal(journal, fingerprint, part.header) as answers:
         asked = run_trials(guard, rows, answers, route=route)
         ask_with_progress(asked, rows=rows, known=answers.answered(), progress=progress)
         left_out += _skipped(rows, answers)

@@ -15,21 +15,20 @@ import json
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from guard.certification.fixed_sequence import Trials
+from guard.data.fingerprint_journal import FingerprintJournal
 from guard.data.graders import Grader
 from guard.data.in_order import in_order
 from guard.data.labelling import is_wrong
 from guard.data.prompts import completion_prompt, question_prompt, with_default_options
 from guard.data.questions import LabelledResponse, Row
 from guard.data.recording import Skipped
-from guard.data.sqlite_journal import JournalFile, asked_digest, row_key
+from guard.data.sqlite_journal import asked_digest, row_key
 from guard.errors import CaptureError, InputError, PromptTooLongError
-from guard.policy.certificate import Fingerprint
 from guard.policy.defects import Defect, find_defects
 from guard.policy.guarantee import asks_again
 from guard.policy.policy import decide_error
@@ -71,23 +70,10 @@ class TrialRow:
     asked: str = ""
 
 
-class TrialJournal(JournalFile):
-    """The attempts of one run, on disk; belongs to one fingerprint. Use as a context manager."""
+class TrialJournal(FingerprintJournal):
+    """The attempts of one run or of one shard of it, on disk; belongs to one fingerprint. Use as a context manager."""
 
-    def __init__(self, path: str | Path, fingerprint: Fingerprint) -> None:
-        super().__init__(path)
-        try:
-            with self._translated():
-                stored = self._set_up(fingerprint)
-            self._check(stored, fingerprint)
-        except BaseException:
-            self._db.close()
-            raise
-
-    def keys(self) -> set[str]:
-        """Return the keys of all rows in the journal, including skipped ones."""
-        with self._translated():
-            return {key for (key,) in self._db.execute("SELECT key FROM trials")}
+    TABLES = ("fingerprint", "trials")
 
     def answered(self) -> set[str]:
         """Return the keys of the rows that have attempts; skipped ones are asked again."""
@@ -127,31 +113,11 @@ class TrialJournal(JournalFile):
             why = f"the attempts of '{key}': {error}"
             raise InputError(f"'{self.path}' is damaged", why=why, fix="Delete it to start again") from error
 
-    def _set_up(self, fingerprint: Fingerprint) -> str:
-        self._claim(("fingerprint", "trials"))
-        self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute("CREATE TABLE IF NOT EXISTS fingerprint (content TEXT NOT NULL)")
+    def _create_rows(self) -> None:
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS trials (key TEXT PRIMARY KEY, attempts TEXT NOT NULL, skipped TEXT, "
             "asked TEXT NOT NULL)"
         )
-        if not self._db.execute("SELECT count(*) FROM fingerprint").fetchone()[0]:
-            self._db.execute("INSERT INTO fingerprint VALUES (?)", (fingerprint.model_dump_json(),))
-        self._db.execute("COMMIT")
-        return str(self._db.execute("SELECT content FROM fingerprint").fetchone()[0])
-
-    def _check(self, stored: str, fingerprint: Fingerprint) -> None:
-        try:
-            there = Fingerprint.model_validate_json(stored)
-        except ValueError as error:
-            raise InputError(f"'{self.path}' is damaged", why="its header", fix="Delete it to start again") from error
-        differing = there.differences(fingerprint)
-        if differing:
-            raise InputError(
-                f"'{self.path}' holds the answers of another run",
-                why="; ".join(differing),
-                fix="Give another file with --journal, or delete this one to start again",
-            )
 
 
 def run_trials(

@@ -28,6 +28,7 @@ from guard.cli.rebind import rebind
 from guard.cli.record import record
 from guard.cli.score import score
 from guard.cli.serve import serve
+from guard.cli.shards import merge
 from guard.errors import GuardError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _options(
     pass
 
 
-for command in (ask, demo, console, calibrate, rebind, certify, record, evaluate, score, serve, doctor):
+for command in (ask, demo, console, calibrate, rebind, certify, record, evaluate, score, merge, serve, doctor):
     app.command()(command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(review.app, name="review")

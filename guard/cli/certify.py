@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.data_options import DataOption, GraderOption, JournalOption, LimitOption, OnBadOption
+from guard.cli.data_options import DataOption, GraderOption, JournalOption, LimitOption, OnBadOption, ShardOption
 from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
 from guard.cli.output import (
     FallbackOption,
@@ -23,6 +23,7 @@ from guard.cli.output import (
     user_functions,
 )
 from guard.cli.progress import ProgressBars
+from guard.cli.shards import shard_sentence
 
 if TYPE_CHECKING:
     from guard.certification.procedure import CertificationResult
@@ -50,6 +51,7 @@ def certify(
     limit: LimitOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of samples and of the rows that place the thresholds.")] = 0,
     journal: JournalOption = None,
+    shard: ShardOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the threshold that meets a policy's risk guarantee, on questions that the scorer was not fitted on.
@@ -57,7 +59,7 @@ def certify(
     The policy states the guarantee: accept: {max_error_rate: 0.05, confidence: 0.9}. The model makes every attempt that
     the policy could make. The command is resumable: after an interruption, run it again to continue where it stopped.
 
-    Exit code 0 with a certificate, 12 when no threshold can be certified.
+    Exit code 0 with a certificate or after a shard, 12 when no threshold can be certified.
     """
     from guard.certification.procedure import certify as run
 
@@ -80,13 +82,14 @@ def certify(
             seed=seed,
             template_options=template_options(template_option),
             journal=journal,
+            shard=shard,
             progress=progress,
         )
     if as_json:
         print_json(_json(result))
     else:
-        _print(result)
-    if result.certificate is None:
+        _print(result, shard)
+    if result.not_certifiable is not None:
         raise typer.Exit(EXIT_CODE)
 
 
@@ -95,13 +98,15 @@ def _json(result: CertificationResult) -> dict[str, Any]:
     if result.certificate is not None:
         content = result.certificate.model_dump(mode="json", exclude={"fingerprint"})
         return {"certified": True, "out": str(result.out), **content, **left_out}
-    reason = asdict(result.not_certifiable) if result.not_certifiable else {}
+    if result.not_certifiable is None:  # of a shard
+        return {"certified": False, "out": str(result.out), **left_out}
+    reason = asdict(result.not_certifiable)
     return {"certified": False, **reason, "explanation": result.explain(), **left_out}
 
 
-def _print(result: CertificationResult) -> None:
+def _print(result: CertificationResult, shard: str | None) -> None:
     screen = console()
-    screen.print(result.explain(), markup=False)
+    screen.print(result.explain() if shard is None else shard_sentence(shard, result.out), markup=False)
     for each in result.left_out:
         screen.print(f"left out {each}", style="yellow", markup=False)
     if result.certificate is not None:

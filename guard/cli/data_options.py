@@ -36,3 +36,11 @@ TauOption = Annotated[
 JournalOption = Annotated[
     Path | None, typer.Option("--journal", help="Where answers are kept; by default OUT.journal.")
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="NUMBER/COUNT",
+        help="Work on this part of the rows only, such as 3/8, with a journal of its own; guard merge joins them.",
+    ),
+]

@@ -14,6 +14,7 @@ from guard.cli.data_options import (
     LimitOption,
     MaxTokensOption,
     OnBadOption,
+    ShardOption,
     SystemOption,
     TauOption,
 )
@@ -27,6 +28,7 @@ from guard.cli.output import (
     template_options,
 )
 from guard.cli.progress import ProgressBars
+from guard.cli.shards import shard_sentence
 
 if TYPE_CHECKING:
     from guard.data.answers import Answers
@@ -64,6 +66,7 @@ def record(
     partial: Annotated[
         bool, typer.Option("--partial", help="Ask nothing, and write the answers in the journal.")
     ] = False,
+    shard: ShardOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask labelled questions once, and keep what all methods of guard evaluate need.
@@ -95,12 +98,13 @@ def record(
             lens=lens,
             journal=journal,
             partial=partial,
+            shard=shard,
             progress=progress,
         )
-    _report(result, as_json=as_json)
+    _report(result, shard, as_json=as_json)
 
 
-def _report(result: RecordingResult, *, as_json: bool) -> None:
+def _report(result: RecordingResult, shard: str | None, *, as_json: bool) -> None:
     table = result.answers
     sets = [_summary(table, str(name)) for name in dict.fromkeys(table.dataset)]
     if as_json:
@@ -123,7 +127,8 @@ def _report(result: RecordingResult, *, as_json: bool) -> None:
     screen.print("Tokens and seconds: means per answer.", style="dim")
     for line in (*result.notes, *(f"left out {each}" for each in result.left_out)):
         screen.print(line, style="yellow", markup=False)
-    screen.print(f"Answers written to {result.out}", markup=False)
+    written = f"Answers written to {result.out}" if shard is None else shard_sentence(shard, result.out)
+    screen.print(written, markup=False)
 
 
 def _summary(table: Answers, name: str) -> dict[str, Any]:

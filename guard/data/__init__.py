@@ -18,6 +18,10 @@ if TYPE_CHECKING:
         grader_for,
         load_grader,
     )
+    from guard.data.merging import (
+        MergeResult,
+        merge_shards,
+    )
     from guard.data.procedure import (
         RecordingResult,
         record,
@@ -35,10 +39,14 @@ if TYPE_CHECKING:
         Record,
         record_rows,
     )
+    from guard.data.scored_rows import (
+        score_rows,
+    )
 
 __all__ = [
     "Answers",
     "LabelledResponse",
+    "MergeResult",
     "Progress",
     "ProgressCallback",
     "Question",
@@ -47,9 +55,11 @@ __all__ = [
     "grade",
     "grader_for",
     "load_grader",
+    "merge_shards",
     "read_rows",
     "record",
     "record_rows",
+    "score_rows",
 ]
 
 __getattr__, __dir__ = lazy_face(
@@ -58,6 +68,10 @@ __getattr__, __dir__ = lazy_face(
         "progress": (
             "Progress",
             "ProgressCallback",
+        ),
+        "merging": (
+            "MergeResult",
+            "merge_shards",
         ),
         "procedure": (
             "RecordingResult",
@@ -78,5 +92,6 @@ __getattr__, __dir__ = lazy_face(
             "Record",
             "record_rows",
         ),
+        "scored_rows": ("score_rows",),
     },
 )

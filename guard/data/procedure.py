@@ -21,6 +21,7 @@ from guard.data.questions import Question, Row
 from guard.data.recording import Journal, Run, Skipped, find_template_date, of_this_model, record_rows
 from guard.data.run_settings import settings_of_run
 from guard.data.sets import DataSource, OnBad
+from guard.data.shards import RunPart, Shard, part_of
 from guard.data.sqlite_journal import row_key
 from guard.engines.asked import RequestEngine
 from guard.errors import InputError, UnsupportedArchitectureError, missing_extra
@@ -32,7 +33,7 @@ class RecordingResult:
     """Recorded answers, and what is not in them.
 
     Attributes:
-        out: the Parquet file.
+        out: the Parquet file; of a shard its journal.
         answers: its content.
         notes: what a reader of the file should know, such as a missing residual stream or questions not asked yet.
         left_out: rows that cannot be used and questions that the model could not be asked, each with its reason.
@@ -66,6 +67,7 @@ def record(
     lens: bool = True,
     journal: str | Path | None = None,
     partial: bool = False,
+    shard: str | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> RecordingResult:
     """Ask labelled questions once, and keep what every method of `guard.evaluate` needs.
@@ -94,8 +96,10 @@ def record(
         p_true: ask the model once more whether each of its answers is right, and keep the probability of "true".
         completion: ask by a text to continue; by default only where the model has no chat template.
         lens: record the residual stream too, where the model is a GGUF file on llama.cpp.
-        journal: where answers are kept; by default ``OUT.journal``.
+        journal: where answers are kept; by default ``OUT.journal``, or ``OUT.3-of-8.journal`` for a shard.
         partial: ask nothing and write what the journal has.
+        shard: ask this part of the questions only, such as ``3/8``, and write no file but its journal; `merge_shards`
+            joins the journals, and the same call with the result writes the file.
         progress: called with a `guard.Progress` before the first question and after each answer.
 
     Returns:
@@ -120,8 +124,9 @@ def record(
     _check_pyarrow()
     grade, grader_name = choose_grader(grader)
     _check_counts(seed, samples, sampled_rows)
+    chosen = _parse_shard(shard, partial=partial)
     sources = read_sets(data, on_bad=on_bad, limit=limit, seed=seed)
-    kept = _existing_if(partial, choose_journal(out, journal))
+    kept = _existing_if(partial, chosen.journal(out, journal) if chosen else choose_journal(out, journal))
     options = {"engine": engine, **(engine_options or {}), "template_date": find_template_date(kept)}
     with _Loaded.load(model, options, lens=lens and not partial) as loaded:
         rows, others = of_this_model(round_robin(sources), loaded.engine.model.name)
@@ -136,34 +141,51 @@ def record(
             template_options=template_options,
             capture_point="mlp",
         )
-        with Journal(kept, run) as answers:
+        part = part_of(rows, chosen)
+        with Journal(kept, run, part.header) as answers:
             if not partial:
                 more = {"samples": samples, "sampled_rows": sampled_rows, "with_p_true": p_true}
-                notes += _ask(loaded, rows, answers, run, more, progress)
+                notes += _ask(loaded, rows, part, answers, run, more, progress)
             metadata = _metadata(sources, grader=grader_name, limit=limit, seed=seed)
-            table = Answers.from_journal(answers, rows, grade, metadata=metadata)
-            skipped = answers.skipped({row_key(name, row) for name, row in rows})
-    table.write(out)
-    notes += _notes(table, rows, skipped, samples, sampled_rows)
+            table = Answers.from_journal(answers, part.rows, grade, metadata=metadata)
+            skipped = answers.skipped(part.keys)
+    if chosen is None:
+        table.write(out)
+        notes += _notes(table, rows, skipped, samples, sampled_rows)
     notes += [f"left out {count} responses of another model, {name}" for name, count in others.items()]
     left_out = [f"{file}:{bad.line}: {bad.reason}" for file, bad in list_bad_rows(sources)]
     left_out += [f"{each.key}: {each.reason}" for each in skipped]
-    return RecordingResult(out, table, tuple(notes), tuple(left_out))
+    return RecordingResult(out if chosen is None else kept, table, tuple(notes), tuple(left_out))
+
+
+def _parse_shard(shard: str | None, *, partial: bool) -> Shard | None:
+    if shard is not None and partial:
+        raise InputError(
+            "A shard has no file to write in part",
+            why="--partial (partial=) writes the answers of a whole run",
+            fix="Leave --partial out, or merge the shards first",
+        )
+    return None if shard is None else Shard.parse(shard)
 
 
 def _ask(
     loaded: _Loaded,
     rows: Sequence[tuple[str, Row]],
+    part: RunPart,
     answers: Journal,
     run: Run,
     more: Mapping[str, Any],
     progress: ProgressCallback,
 ) -> Sequence[str]:
-    """Ask the rows that have no answer yet; return notes on answers that depend on their neighbours."""
+    """Ask the rows of a part that have no answer yet; return notes on answers that depend on their neighbours.
+
+    All rows decide which of them get samples.
+    """
     known = answers.answered()
-    asked = record_rows(loaded.engine, rows, answers, run=run, lens=loaded.lens, **more)
-    ask_with_progress(asked, rows=rows, known=known, progress=progress)
-    new = [pair for pair in rows if row_key(*pair) not in known]
+    only = None if part.header is None else part.keys
+    asked = record_rows(loaded.engine, rows, answers, run=run, lens=loaded.lens, only=only, **more)
+    ask_with_progress(asked, rows=part.rows, known=known, progress=progress)
+    new = [pair for pair in part.rows if row_key(*pair) not in known]
     return () if loaded.lens else asked_alone(loaded.engine, new, answers)
 
 

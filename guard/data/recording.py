@@ -25,7 +25,7 @@ from guard.data.logit_lens import LENS_SIGNALS, Lens, Residual, ResidualObserver
 from guard.data.p_true import p_true
 from guard.data.prompts import completion_prompt, question_prompt, with_default_options
 from guard.data.questions import LabelledResponse, Question, Row
-from guard.data.sqlite_journal import JournalFile, asked_digest, row_key
+from guard.data.sqlite_journal import JournalFile, ShardHeader, asked_digest, row_key
 from guard.engines.protocols import Engine, Observer
 from guard.errors import CaptureError, InputError, PromptTooLongError
 from guard.records import (
@@ -136,15 +136,16 @@ class Skipped:
 
 
 class Journal(JournalFile):
-    """The answers of one run, on disk. Use as a context manager."""
+    """The answers of one run or of one shard of it, on disk. Use as a context manager."""
 
-    def __init__(self, path: str | Path, run: Run) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | Path, run: Run, shard: ShardHeader | None = None) -> None:
+        super().__init__(path, shard)
         self._run = run
         try:
             with self._translated():
                 self._set_up()
             self._check_header()
+            self._check_shard()
         except BaseException:
             self._db.close()
             raise
@@ -282,6 +283,7 @@ class Journal(JournalFile):
             self._db.execute(statement)
         if not self._db.execute("SELECT count(*) FROM header").fetchone()[0]:
             self._db.executemany("INSERT INTO header VALUES (?, ?)", self._header().items())
+            self._begin_shard()
         self._db.execute("COMMIT")
 
     def _header(self) -> dict[str, str]:
@@ -344,6 +346,7 @@ def record_rows(
     samples: int = 0,
     sampled_rows: int = 0,
     with_p_true: bool = False,
+    only: Collection[str] | None = None,
 ) -> Iterator[Record | Skipped]:
     """Ask the model every row that has no answer in the journal; yield each row once it is stored.
 
@@ -359,12 +362,13 @@ def record_rows(
             each data set, for methods that use several answers.
         sampled_rows: see ``samples``.
         with_p_true: ask the model once more, whether each answer is right.
+        only: keys of the rows to ask, such as those of a shard; None for all.
 
     Raises:
         InputError: the journal has an answer to another question under a row's key.
     """
     journal.check_questions(rows)
-    wanted = _wanted(rows, journal.answered(), samples=samples, sampled_rows=sampled_rows)
+    wanted = _wanted(rows, journal.answered(), samples=samples, sampled_rows=sampled_rows, only=only)
     # The lens multiplies by the whole vocabulary: in several threads at once that takes longer, not shorter.
     at_once = 1 if lens is not None else getattr(engine, "at_once", 1)
 
@@ -389,13 +393,20 @@ class _Wanted:
     samples: int
 
 
-def _wanted(rows: Sequence[tuple[str, Row]], known: set[str], *, samples: int, sampled_rows: int) -> list[_Wanted]:
+def _wanted(
+    rows: Sequence[tuple[str, Row]],
+    known: set[str],
+    *,
+    samples: int,
+    sampled_rows: int,
+    only: Collection[str] | None,
+) -> list[_Wanted]:
     seen: Counter[str] = Counter()
     wanted = {}
     for dataset, row in rows:
         seen[dataset] += 1
         key = row_key(dataset, row)
-        if key not in known and key not in wanted:
+        if key not in known and key not in wanted and (only is None or key in only):
             wanted[key] = _Wanted(dataset, row, samples if seen[dataset] <= sampled_rows else 0)
     return [*wanted.values()]
 

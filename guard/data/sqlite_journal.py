@@ -8,6 +8,7 @@ import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,11 +38,57 @@ def asked_digest(row: Row) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-class JournalFile(ABC):
-    """The common part of journals: opening, one writer at a time, errors with a fix."""
+#: The table in which the journal of a shard keeps its `ShardHeader`.
+SHARD_TABLE = "shard"
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+
+@dataclass(frozen=True, slots=True)
+class ShardHeader:
+    """What the journal of a shard keeps of its run; see `guard.data.shards`.
+
+    Attributes:
+        number: of the shard, from 1.
+        count: of all shards.
+        rows: of this shard.
+        whole: digest of the keys and prompts of all rows of the run, in order.
+    """
+
+    number: int
+    count: int
+    rows: int
+    whole: str
+
+    def differences(self, now: ShardHeader) -> list[str]:
+        """Return in words what another header says otherwise."""
+        shards = [f"{each.number}/{each.count}" for each in (self, now)]
+        found = [f"shard: {shards[0]} there, {shards[1]} now"] if shards[0] != shards[1] else []
+        return [*found, "the run has other rows now, or rows in another order"] if self.whole != now.whole else found
+
+
+def read_shard(db: sqlite3.Connection) -> ShardHeader | None:
+    """Return the shard that an open journal belongs to; None for the journal of a whole run.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not db.execute("SELECT count(*) FROM sqlite_master WHERE name = ?", (SHARD_TABLE,)).fetchone()[0]:
+        return None
+    found = db.execute(f"SELECT number, count, rows, whole FROM {SHARD_TABLE}").fetchall()
+    if len(found) != 1 or [type(value) for value in found[0]] != [int, int, int, str]:
+        raise ValueError("what it says of its shard is damaged")
+    return ShardHeader(*found[0])
+
+
+class JournalFile(ABC):
+    """The common part of journals: opening, one writer at a time, one shard, errors with a fix."""
+
+    def __init__(self, path: str | Path, shard: ShardHeader | None = None) -> None:
+        """
+        Args:
+            path: of the file.
+            shard: that the journal belongs to; None for a whole run.
+        """
+        self.path, self._shard = Path(path), shard
         self._is_new = str(path) != ":memory:" and not self.path.exists()
         with self._translated():
             if str(path) != ":memory:":
@@ -76,8 +123,35 @@ class JournalFile(ABC):
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         there = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if there - set(tables):
+        if there - {*tables, SHARD_TABLE}:
             raise InputError(f"'{self.path}' is a database with other content", fix="Give another file")
+
+    def _begin_shard(self) -> None:
+        """Write the shard of a new journal, in the transaction that makes its tables."""
+        if self._shard is not None:
+            self._db.execute(
+                f"CREATE TABLE IF NOT EXISTS {SHARD_TABLE} "
+                "(number INTEGER NOT NULL, count INTEGER NOT NULL, rows INTEGER NOT NULL, whole TEXT NOT NULL)"
+            )
+            self._db.execute(f"INSERT INTO {SHARD_TABLE} VALUES (?, ?, ?, ?)", astuple(self._shard))
+
+    def _check_shard(self) -> None:
+        """Refuse the journal of another shard, of a whole run, or of a shard of other rows."""
+        with self._translated():
+            stored = read_shard(self._db)
+        if stored == self._shard:
+            return
+        if stored is None:
+            why = "it belongs to a whole run, and not to a shard"
+        elif self._shard is None:
+            why = f"it belongs to the shard {stored.number}/{stored.count}"
+        else:
+            why = "; ".join(stored.differences(self._shard))
+        raise InputError(
+            f"'{self.path}' is not the journal of this part of the run",
+            why=why,
+            fix="Give the same --shard and data as before, or another --journal; guard merge joins shards",
+        )
 
     def _check_asked(self, rows: Iterable[tuple[str, Row]], stored: Mapping[str, str]) -> None:
         """Raise InputError where a row's key belongs to another question."""

@@ -1,0 +1,37 @@
+"""``guard merge``: the journals of all shards in, the journal of one process out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from guard.cli.output import JsonOption, console, print_json
+
+
+def merge(
+    journals: Annotated[list[Path], typer.Argument(help="The journal of each shard, in any order.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The journal to write; no file may be there.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Join the journals of all shards into the journal that one process would have written.
+
+    Then run the command of the shards once more, without --shard and with this journal: it asks nothing and writes its
+    output.
+    """
+    from guard.data.merging import merge_shards
+
+    result = merge_shards(journals, out=out)
+    if as_json:
+        found = {"out": str(result.out), "shards": result.shards, "rows": result.rows, "command": result.command}
+        print_json(found)
+        return
+    screen = console()
+    screen.print(f"{result.rows} rows of {result.shards} shards written to {result.out}", markup=False)
+    screen.print(f"Next: {result.command} with --journal {result.out} and without --shard", markup=False)
+
+
+def shard_sentence(shard: str, journal: Path) -> str:
+    """Return what is said at the end of a shard's run."""
+    return f"Shard {shard} written to {journal}; guard merge joins it with the others"
