@@ -121,3 +121,10 @@ def kills(session: nox.Session) -> None:
     """Kill reviewers and workers 200 times; ``-- --store postgresql://...`` does so on an empty PostgreSQL database."""
     session.install("-e", f".[{EXTRAS}]", "--group", "dev")
     session.run("python", "tests/support/killed_reviews.py", *session.posargs)
+
+
+@nox.session(python="3.11")
+def killed_servers(session: nox.Session) -> None:
+    """Kill one of two servers on a PostgreSQL for now, under load, a hundred times; the output is in docs/evidence."""
+    session.install("-e", f".[{WITHOUT_TORCH}]", "--group", "dev")
+    session.run("python", "tests/support/killed_servers.py", *session.posargs, env={"PYTHONPATH": str(Path.cwd())})

@@ -22,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from guard.errors import InputError, StoreError, missing_extra
 from guard.files.private_files import create_private, create_private_folder
 from guard.review import migrations
+from guard.review.host_file import HostFile
 from guard.review.records import text_of_time
 
 #: Environment variable that names the default store.
@@ -67,10 +68,20 @@ class Database:
     A process that forks leaves the child a database with connections of its own.
     """
 
-    def __init__(self, engine: Engine, place: str, *, read_only: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, place: str, *, read_only: bool = False, host_file: HostFile | None = None
+    ) -> None:
+        """
+        Args:
+            engine: connects.
+            place: the file, or the URL without its password.
+            read_only: whether nothing can be written.
+            host_file: of an SQLite file that can be written: refuses a second host.
+        """
         self.engine = engine
         self.place = place
         self.read_only = read_only
+        self._host_file = host_file
         self.clock: Callable[[Connection], datetime] = _clock(engine)
         self._inherited: list[sa.Pool] = []
         _DATABASES.add(self)
@@ -109,8 +120,15 @@ class Database:
             return sqlite.insert(table).on_conflict_do_nothing()
         return postgresql.insert(table).on_conflict_do_nothing()
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether processes on several hosts may use the database."""
+        return self.engine.dialect.name == "postgresql"
+
     def close(self) -> None:
         """Close all connections."""
+        if self._host_file is not None:
+            self._host_file.end()
         self.engine.dispose()
 
     def leave_to_parent(self) -> None:
@@ -120,7 +138,15 @@ class Database:
 
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
-        with translated(self.place), self.engine.connect() as connection:
+        with translated(self.place):
+            if self._host_file is not None:
+                self._host_file.check()
+            with self._connected(writes) as connection:
+                yield connection
+
+    @contextmanager
+    def _connected(self, writes: bool) -> Iterator[Connection]:
+        with self.engine.connect() as connection:
             connection.execution_options(guard_writes=writes)
             with connection.begin():
                 yield connection
@@ -159,6 +185,11 @@ def connect(url: str | Path | None, *, create: bool, timeout_s: float) -> Databa
         database.close()
         raise
     return database
+
+
+def is_shared(url: str | Path | None) -> bool:
+    """Return whether the database that `connect` would open may be used from several hosts."""
+    return _parse(_default() if url is None else url).get_backend_name() == "postgresql"
 
 
 def _default() -> str | Path:
@@ -206,14 +237,19 @@ def _open_sqlite(url: URL, *, create: bool, timeout_s: float) -> Database:
     with translated(str(path)):
         _prepare(path, create=create)
         read_only = not _writable(path)
+        host_file = None if read_only else HostFile(path)
+        if host_file is not None:
+            host_file.refuse_others()
         address = _read_only_address(path) if read_only else str(path)
         _refuse_foreign(path, address, timeout_s)
+        if host_file is not None:
+            host_file.take()
     url = URL.create("sqlite", database=address, query={"uri": "true"} if read_only else {})
     engine = sa.create_engine(url, hide_parameters=True, pool_timeout=timeout_s)
     configure = _configure_read_only if read_only else partial(_configure, path=path, timeout_s=timeout_s)
     event.listen(engine, "connect", lambda raw, _: configure(raw))
     event.listen(engine, "begin", _begin)
-    return Database(engine, str(path), read_only=read_only)
+    return Database(engine, str(path), read_only=read_only, host_file=host_file)
 
 
 def _path(name: str) -> Path:

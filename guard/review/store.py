@@ -38,6 +38,7 @@ from guard.review.records import (
     to_row,
 )
 from guard.review.results import ReviewResult, Waiting
+from guard.review.short_lived import ShortLived
 from guard.review.stats import QueueStats, read_stats
 from guard.review.verdicts import Opinion
 
@@ -92,6 +93,13 @@ class Store:
             redaction: see there.
         """
         return AuditLog(self._database, keep_text=keep_text, redaction=redaction)
+
+    def short_lived(self) -> ShortLived | None:
+        """Return what servers on several hosts remember together in this database; None for an SQLite file.
+
+        An SQLite file has one host, whose server remembers by itself.
+        """
+        return ShortLived(self._database) if self._database.is_shared else None
 
     @property
     def place(self) -> str:

@@ -37,7 +37,7 @@ def chat_router(server: Server) -> APIRouter:
     @router.post("/v1/chat/completions", summary="Answer a conversation")
     async def chat(request: Request, body: ChatBody) -> Response:
         caller, limits = await admitted(server, request)
-        asked = _asked_chat(server, request, body, caller)
+        asked = await _asked_chat(server, request, body, caller)
         form = AnswerForm.of_chat(chat_body, chat_events, body.stream_options)
         return await respond(server, request, asked, caller, _held(body, server), form, limits)
 
@@ -54,19 +54,19 @@ def chat_router(server: Server) -> APIRouter:
     async def responses(request: Request, body: ResponsesBody) -> Response:
         caller, limits = await admitted(server, request)
         chat_request = body.to_chat()
-        asked = _asked_chat(server, request, chat_request, caller)
+        asked = await _asked_chat(server, request, chat_request, caller)
         form = AnswerForm.of_responses(ResponseWriter(body))
         return await respond(server, request, asked, caller, _held(chat_request, server), form, limits)
 
     return router
 
 
-def _asked_chat(server: Server, request: Request, body: ChatBody, caller: Caller) -> Asked:
+async def _asked_chat(server: Server, request: Request, body: ChatBody, caller: Caller) -> Asked:
     """Return what a conversation asks, in whichever form it came."""
     target = server.target(request, body, caller)
     bounds, metadata = server.settings.bounds, server.metadata(body, caller)
     asked = asked_chat(body, target, bounds=bounds, key=caller.id, metadata=metadata)
-    return as_side_request(asked, body, server, caller)
+    return await as_side_request(asked, body, server, caller)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class AnswerForm:
         return cls(writer.whole, writer.events, writer.error)
 
 
-def as_side_request(asked: Asked, body: ChatBody, server: Server, caller: Caller) -> Asked:
+async def as_side_request(asked: Asked, body: ChatBody, server: Server, caller: Caller) -> Asked:
     """Return what to do with a chat program's own request; questions are returned as they are.
 
     Raises:
@@ -112,7 +112,7 @@ def as_side_request(asked: Asked, body: ChatBody, server: Server, caller: Caller
         return asked
     known = server.responder.conversations
     allowed = caller.name in server.settings.unguarded_keys and not asked.form.tools
-    if allowed and known is not None and found.conversation and known.has(caller.id, found.conversation):
+    if allowed and known is not None and found.conversation and await known.has(caller.id, found.conversation):
         return replace(asked, unguarded=True)
     route = asked.target.model.background or BACKGROUND
     if route not in asked.target.guard.policy.routes:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -26,6 +24,7 @@ from guard.scores import Score
 from guard.serve.asked import chat_turns, check_length
 from guard.serve.bodies import Body, GuardOptions, MessageBody
 from guard.serve.callers import Caller
+from guard.serve.calls_seen import CallsSeen
 from guard.serve.event_stream import unless_left
 from guard.serve.request_errors import RequestError
 from guard.serve.served_models import ModelRoute
@@ -65,22 +64,10 @@ class GuardrailBody(BaseModel):
     additional_provider_specific_params: GuardrailOptions = Field(default_factory=GuardrailOptions)
 
 
-@dataclass(slots=True)
-class _CallsSeen:
-    """What LiteLLM's calls asked, since the answer comes without its question."""
-
-    prompts: OrderedDict[tuple[str, str], Prompt] = field(default_factory=OrderedDict)
-
-    def add(self, caller: Caller, call_id: str, prompt: Prompt) -> None:
-        self.prompts[caller.id, call_id] = prompt
-        while len(self.prompts) > 2000:
-            self.prompts.popitem(last=False)
-
-
 def guard_router(server: Server) -> APIRouter:
     """Return guard's own routes."""
     router = APIRouter(route_class=StrictRoute)
-    calls = _CallsSeen()
+    calls = CallsSeen(server.memory)
 
     @router.post("/v1/score", summary="Score a given answer")
     async def score(request: Request, body: ScoreBody) -> dict[str, Any]:
@@ -95,7 +82,7 @@ def guard_router(server: Server) -> APIRouter:
     @router.get("/v1/guard/decisions/{decision_id}", summary="Look up a verdict")
     async def decision(request: Request, decision_id: str) -> Mapping[str, Any]:
         caller = await server.caller(request)
-        said = server.responder.decisions.find(decision_id, caller.id)
+        said = await server.responder.decisions.find(decision_id, caller.id)
         if said is None:
             raise _missing("decision", decision_id)
         return {"object": "guard.decision", **said}
@@ -119,7 +106,7 @@ def guard_router(server: Server) -> APIRouter:
         target = server.route(request, name, own, caller)
         if body.input_type == "request":
             if body.litellm_call_id is not None and (prompt := _litellm_prompt(body, server)) is not None:
-                calls.add(caller, body.litellm_call_id, prompt)
+                await calls.add(caller.id, body.litellm_call_id, prompt)
             return {"action": "NONE"}
         return await unless_left(request, _guardrail(server, target, body, calls, caller))
 
@@ -230,10 +217,10 @@ def _litellm_prompt(body: GuardrailBody, server: Server) -> Prompt | None:
 
 
 async def _guardrail(
-    server: Server, target: ModelRoute, body: GuardrailBody, calls: _CallsSeen, caller: Caller
+    server: Server, target: ModelRoute, body: GuardrailBody, calls: CallsSeen, caller: Caller
 ) -> dict[str, Any]:
     """Decide about a model's answer; one whose question is not known, or that has more than text, is blocked."""
-    prompt = calls.prompts.get((caller.id, body.litellm_call_id or ""))
+    prompt = await calls.find(caller.id, body.litellm_call_id or "")
     if prompt is None:
         return _blocked("guard has not seen the question of this answer (use mode: [pre_call, post_call])")
     if len(body.texts) != 1 or body.tool_calls or body.images or not body.texts[0].strip():

@@ -14,6 +14,7 @@ from guard.errors import InputError, did_you_mean, missing_extra
 from guard.files.user_code import load_function
 from guard.policy.document import Escalate
 from guard.policy.policy import Policy, load_policy
+from guard.review.database import is_shared
 from guard.review.store import Store
 from guard.runtime.guard import Guard
 from guard.runtime.sources import declared_sources
@@ -41,7 +42,7 @@ def loaded_server(config: ServeConfig) -> Iterator[Server]:
         if access is not None:
             _check_keys(access, config)
         queued = any(_uses_queue(policy) for own in policies.values() for policy in own.values())
-        wanted = queued or config.console or config.audit_log
+        wanted = queued or config.console or config.audit_log or is_shared(config.store)
         store = opened.enter_context(Store.open(config.store)) if wanted else None
         shared = {"store": store, "audit_log": store.audit_log() if store and config.audit_log else None}
         models = {name: load_model(name, each, policies[name], shared, opened) for name, each in config.models.items()}

@@ -1,39 +1,40 @@
-"""The newest decisions of this server by id: verdicts without texts."""
+"""The newest decisions of a server by id: verdicts without texts."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from guard.serve.memory import ServerMemory
+
+_KIND = "decision"
+
 
 class RecentDecisions:
-    """Verdicts of a server, each seen by the key that asked only.
-
-    Args:
-        most: that are kept; the oldest are dropped.
+    """Verdicts of a server, and of the others on the same PostgreSQL; each seen by the key that asked only.
 
     Examples:
-        >>> recent = RecentDecisions(1)
-        >>> recent.add("key", {"decision_id": "a", "action": "accept"})
-        >>> recent.find("a", "key")["action"], recent.find("a", "another key")
+        >>> import asyncio
+        >>> recent = RecentDecisions(ServerMemory())
+        >>> asyncio.run(recent.add("key", {"decision_id": "a", "action": "accept"}))
+        >>> asyncio.run(recent.find("a", "key"))["action"], asyncio.run(recent.find("a", "another key"))
         ('accept', None)
-        >>> recent.add("key", {"decision_id": "b", "action": "abstain"})
-        >>> recent.find("a", "key") is None
-        True
     """
 
-    def __init__(self, most: int = 10_000) -> None:
-        self._most = most
-        self._verdicts: OrderedDict[str, tuple[str, Mapping[str, Any]]] = OrderedDict()
+    def __init__(self, memory: ServerMemory) -> None:
+        self._memory = memory
 
-    def add(self, owner: str, said: Mapping[str, Any]) -> None:
+    async def add(self, owner: str, said: Mapping[str, Any]) -> None:
         """Keep a verdict."""
-        self._verdicts[said["decision_id"]] = (owner, said)
-        while len(self._verdicts) > self._most:
-            self._verdicts.popitem(last=False)
+        await self._memory.keep(_KIND, owner, {said["decision_id"]: json.dumps(dict(said))})
 
-    def find(self, decision_id: str, owner: str) -> Mapping[str, Any] | None:
-        """Return a verdict; None where there is none that this key asked for."""
-        kept = self._verdicts.get(decision_id)
-        return kept[1] if kept is not None and kept[0] == owner else None
+    async def find(self, decision_id: str, owner: str) -> Mapping[str, Any] | None:
+        """Return a verdict; None where there is none that this key asked for.
+
+        Raises:
+            StoreError: the store failed.
+        """
+        kept = await self._memory.find(_KIND, owner, decision_id)
+        found: Mapping[str, Any] | None = None if kept is None else json.loads(kept)
+        return found

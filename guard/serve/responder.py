@@ -115,7 +115,7 @@ class Responder:
         await self._record(asked, caller, said, outcome, sum(tokens), started)
         last = outcome.attempts[-1]
         if self.conversations is not None and outcome.accepted and outcome.mode == "enforce" and outcome.answer:
-            self.conversations.add(caller.id, asked.prompt, outcome.answer)
+            await self.conversations.add(caller.id, asked.prompt, outcome.answer)
         return ServedAnswer(
             message=answer_message(outcome, asked, content_filter=self.content_filter),
             said=said,
@@ -148,7 +148,7 @@ class Responder:
         tokens: int,
         started: float,
     ) -> None:
-        self.decisions.add(caller.id, said)
+        await self.decisions.add(caller.id, said)
         self.rates.charge(caller, tokens)
         for watcher in self.watchers:
             watcher.answered(asked, said, outcome, time.monotonic() - started)

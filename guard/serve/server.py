@@ -14,6 +14,7 @@ from guard.errors import did_you_mean
 from guard.serve.admission import Admission, RateLimits
 from guard.serve.bodies import AskingBody, GuardOptions
 from guard.serve.callers import Caller, find_caller
+from guard.serve.memory import ServerMemory
 from guard.serve.metrics import ServeMetrics
 from guard.serve.recent_decisions import RecentDecisions
 from guard.serve.request_errors import RequestError
@@ -47,6 +48,7 @@ class Server:
         store: of escalated cases; None where no policy escalates to ``review``.
         responder: answers requests.
         metrics: for Prometheus.
+        memory: of answers, together with other servers where the store is a PostgreSQL database.
         console: the review console, an ASGI application; None where it is not wanted.
         started: seconds since 1970.
         ready: whether new requests should be sent here.
@@ -58,6 +60,7 @@ class Server:
     store: Store | None
     responder: Responder
     metrics: ServeMetrics
+    memory: ServerMemory
     console: Any = None
     started: int = field(default_factory=lambda: int(time.time()))
     ready: bool = True
@@ -82,16 +85,17 @@ class Server:
         """
         admission = Admission(settings.most_requests)
         metrics = ServeMetrics(admission, store)
+        memory = ServerMemory(store.short_lived() if store is not None else None)
         responder = Responder(
             admission=admission,
             rates=RateLimits(),
-            decisions=RecentDecisions(),
+            decisions=RecentDecisions(memory),
             watchers=(*watchers, metrics),
             charge=access.keys.charge if access is not None else None,
             content_filter=settings.content_filter,
-            conversations=KnownConversations() if settings.unguarded_keys else None,
+            conversations=KnownConversations(memory) if settings.unguarded_keys else None,
         )
-        return cls(models, settings, access, store, responder, metrics)
+        return cls(models, settings, access, store, responder, metrics, memory)
 
     async def caller(self, request: Request) -> Caller:
         """Return who makes a request; errors as for `guard.serve.callers.find_caller`."""

@@ -4,7 +4,8 @@ A side request is no question of a person's, so no case of it is put into review
 ``background`` decides about it. For a key that may, it is answered without a policy, but only where both hold:
 
 - the message is a known template from its first character to its last, with nothing but a conversation in it;
-- that conversation is one that this server has answered and accepted for the same key.
+- that conversation is one that this server, or another one on the same PostgreSQL, has answered and accepted for the
+  same key.
 
 A question that is wrapped in such a template is no such conversation, so it never gets an unguarded answer.
 """
@@ -12,12 +13,14 @@ A question that is wrapped in such a template is no such conversation, so it nev
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from guard.records import Prompt
+from guard.serve.memory import ServerMemory
+
+_KIND = "conversation"
 
 _OPEN, _CLOSE = "<chat_history>\n", "\n</chat_history>"
 
@@ -35,31 +38,27 @@ TEMPLATES: Mapping[str, int] = {
 
 
 class KnownConversations:
-    """Conversations that were answered and accepted, by key: hashes of their ends as a client renders them.
-
-    Args:
-        most: ends that are kept; the oldest are dropped.
-    """
+    """Conversations that were answered and accepted, by key: hashes of their ends as a client renders them."""
 
     #: How many messages from the end a template may take.
     _ENDS = tuple(sorted(set(TEMPLATES.values())))
 
-    def __init__(self, most: int = 30_000) -> None:
-        self._most = most
-        self._known: OrderedDict[bytes, None] = OrderedDict()
+    def __init__(self, memory: ServerMemory) -> None:
+        self._memory = memory
 
-    def add(self, key: str, prompt: Prompt, answer: str) -> None:
+    async def add(self, key: str, prompt: Prompt, answer: str) -> None:
         """Remember a conversation with its accepted answer."""
         turns = [turn for turn in prompt.messages or () if turn["role"] in ("user", "assistant")]
         whole = [*turns, {"role": "assistant", "content": answer}]
-        for count in self._ENDS:
-            self._known[_digest(key, _rendered(whole[-count:]))] = None
-        while len(self._known) > self._most:
-            self._known.popitem(last=False)
+        await self._memory.keep(_KIND, key, {_digest(key, _rendered(whole[-count:])): "" for count in self._ENDS})
 
-    def has(self, key: str, conversation: str) -> bool:
-        """Return whether this is the end of a conversation that was accepted for this key."""
-        return _digest(key, conversation) in self._known
+    async def has(self, key: str, conversation: str) -> bool:
+        """Return whether this is the end of a conversation that was accepted for this key.
+
+        Raises:
+            StoreError: the store failed.
+        """
+        return await self._memory.find(_KIND, key, _digest(key, conversation)) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,5 +105,5 @@ def _rendered(turns: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"{str(turn['role']).upper()}: {turn['content']}" for turn in turns)
 
 
-def _digest(key: str, conversation: str) -> bytes:
-    return hashlib.sha256(f"{len(key)}:{key}{conversation}".encode()).digest()
+def _digest(key: str, conversation: str) -> str:
+    return hashlib.sha256(f"{len(key)}:{key}{conversation}".encode()).hexdigest()

@@ -52,19 +52,23 @@ def work(url: str, first: int, seed: int, received: Path) -> None:
         store.add(make_escalation(number))
         print("added", number, flush=True)
         number += 1
-        who = f"person-{draw.randrange(3)}"
-        if (case := store.claim_next(reviewer=who)) is not None:
-            print("claimed", case.id, who, flush=True)
-            decided = (
-                store.reject(case.id, reviewer=who) if draw.random() < 0.5 else store.approve(case.id, reviewer=who)
-            )
-            print("decided", case.id, who, decided.status.value, flush=True)
-            if draw.random() < 0.2:
-                with contextlib.suppress(ReviewError):  # on a slow machine it is final by now
-                    store.undo(case.id, reviewer=who)
-                    print("undone", case.id, who, flush=True)
+        review_one(store, draw, f"person-{draw.randrange(3)}")
         if draw.random() < 0.5:
             worker.deliver()
+
+
+def review_one(store: Store, draw: random.Random, who: str) -> bool:
+    """Decide the next case if there is one, and say each thing once it is done; return whether there was one."""
+    if (case := store.claim_next(reviewer=who)) is None:
+        return False
+    print("claimed", case.id, who, flush=True)
+    decided = store.reject(case.id, reviewer=who) if draw.random() < 0.5 else store.approve(case.id, reviewer=who)
+    print("decided", case.id, who, decided.status.value, flush=True)
+    if draw.random() < 0.2:
+        with contextlib.suppress(ReviewError):  # on a slow machine it is final by now
+            store.undo(case.id, reviewer=who)
+            print("undone", case.id, who, flush=True)
+    return True
 
 
 def receiver(file: Path) -> Any:

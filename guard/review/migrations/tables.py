@@ -146,6 +146,19 @@ REPEATS = Table(
     sa.Index("review_repeats_by_review", "review_id", "created_at", "decision_id"),
 )
 
+# -- what servers remember together (`guard.review.short_lived`) -------------------------------
+
+SHORT_LIVED = Table(
+    "short_lived",
+    METADATA,
+    Column("kind", Text, primary_key=True),
+    Column("owner", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("content", Text, nullable=False),
+    Column("ends_at", Text, nullable=False),
+    sa.Index("short_lived_by_end", "ends_at"),
+)
+
 # -- who may use guard (`guard.access`) --------------------------------------------------------
 
 ACCESS_USERS = Table(
