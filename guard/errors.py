@@ -105,6 +105,10 @@ class ForkError(EngineError):
     """
 
 
+class HandOverError(EngineError):
+    """The engine cannot answer now, and whoever made the guarded call asks another one: no policy decides about it."""
+
+
 class CaptureError(EngineError):
     """The layers' activations could not be recorded for this generation."""
 

@@ -20,6 +20,7 @@ from guard.errors import (
     ChatTemplateError,
     ForkError,
     GuardError,
+    HandOverError,
     InputError,
     PromptTooLongError,
     error_text,
@@ -37,6 +38,8 @@ OWN_ENGINE = "model"
 
 #: Errors of an invalid question.
 BAD_QUESTION = (InputError, PromptTooLongError, ChatTemplateError)
+#: Errors that are no policy's business: ended from outside, a fault of the program, a request that another engine gets.
+_NEVER_DECIDED = (CancelledError, ForkError, HandOverError)
 
 
 @dataclass(slots=True)
@@ -169,15 +172,15 @@ class CallState:
     def is_callers(self, error: Exception, *, answered: bool = False) -> bool:
         """Return whether an error is raised to the caller instead of being decided by the policy.
 
-        Such errors are a cancellation, a fork of the program, any error in shadow mode, an exception of a signal
-        handler, and an invalid question. Only the first attempt asks the caller's own question; later failures are due
-        to the policy's instruction or fallback.
+        Such errors are a cancellation, a fork of the program, a request that another engine gets, any error in shadow
+        mode, an exception of a signal handler, and an invalid question. Only the first attempt asks the caller's own
+        question; later failures are due to the policy's instruction or fallback.
 
         Args:
             error: error of an attempt.
             answered: whether the model had answered before, so the question was valid.
         """
-        if self.shadow or isinstance(error, CancelledError | ForkError) or is_from_signal_handler(error):
+        if self.shadow or isinstance(error, _NEVER_DECIDED) or is_from_signal_handler(error):
             return True
         return isinstance(error, BAD_QUESTION) and not self.attempts and not answered
 

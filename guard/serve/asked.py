@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -66,6 +67,24 @@ class Asked:
     cache_key: str | None = None
     logprobs: bool = False
     unguarded: bool = False
+
+
+def prefix_key(asked: Asked) -> str:
+    """Return a key that requests have in common whose prompts begin alike: a conversation's, or the caller's own.
+
+    A caller who names a ``prompt_cache_key`` says so by it. Otherwise the first messages do, up to the first of a user:
+    each turn of a conversation begins with them.
+    """
+    named = asked.cache_key or ""
+    if ":" in named:
+        return named
+    beginning: list[Any] = []
+    for turn in asked.prompt.messages or ():
+        beginning.append([turn["role"], turn.get("content")])
+        if turn["role"] == "user":
+            break
+    text = json.dumps(beginning or asked.prompt.text, default=str)
+    return f"{named}\0{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True)

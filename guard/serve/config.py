@@ -47,6 +47,14 @@ class ListenSection(_ConfigPart):
     port: int = Field(default=8080, ge=0, le=65535)
 
 
+class BackendSection(_ConfigPart):
+    """One of several served models that answer under one name."""
+
+    model: str = Field(min_length=1, description="Its address: http://HOST:PORT/v1#NAME.")
+    scorer: str | None = Field(default=None, description="Of its answers; by default the model's.")
+    engine_options: dict[str, Any] = Field(default_factory=dict, description="Beside those of the model.")
+
+
 class ModelSection(_ConfigPart):
     """One model; the key is the name that clients write."""
 
@@ -63,6 +71,9 @@ class ModelSection(_ConfigPart):
     fallbacks: dict[_ModelKey, str] = Field(default_factory=dict, description="That answer, as MODULE:FUNCTION.")
     max_tokens: int | None = Field(default=None, ge=1, description="Of answers where the request says nothing.")
     background: str | None = Field(default=None, description="Route of clients' side requests.")
+    backends: tuple[BackendSection, ...] = Field(
+        default=(), max_length=100, description="Served models that answer under this name, in place of one."
+    )
 
 
 class LimitsSection(_ConfigPart):
@@ -203,7 +214,7 @@ def _problem(details: ErrorDetails, source: YamlSource) -> Problem:
 def _keys_at(location: Location) -> list[str]:
     """Return the keys that the mapping at a location may have."""
     if location[:1] == ("models",):
-        return [*ModelSection.model_fields]
+        return [*(BackendSection if "backends" in location else ModelSection).model_fields]
     sections = {"console": ConsoleSection}
     section: Any = ServeConfig
     for step in location:
@@ -227,11 +238,23 @@ def _model_with_paths(model: ModelSection, folder: Path) -> ModelSection:
     found = {name: None if text is None else _path(text, folder) for name, text in own.items()}
     if not _is_of_a_file(model):
         found["model"] = model.model
-    options = dict(model.engine_options)
+    policies = {name: _path(text, folder) for name, text in model.policies.items()}
+    changed = {"policies": policies, "engine_options": _options_with_paths(model.engine_options, folder)}
+    backends = tuple(_backend_with_paths(each, folder) for each in model.backends)
+    return model.model_copy(update={**found, **changed, "backends": backends})
+
+
+def _backend_with_paths(backend: BackendSection, folder: Path) -> BackendSection:
+    scorer = None if backend.scorer is None else _path(backend.scorer, folder)
+    options = _options_with_paths(backend.engine_options, folder)
+    return backend.model_copy(update={"scorer": scorer, "engine_options": options})
+
+
+def _options_with_paths(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    options = dict(given)
     if isinstance(key := options.get("api_key_file"), str):
         options["api_key_file"] = str(folder / Path(key).expanduser())
-    policies = {name: _path(text, folder) for name, text in model.policies.items()}
-    return model.model_copy(update={**found, "policies": policies, "engine_options": options})
+    return options
 
 
 def _is_of_a_file(model: ModelSection) -> bool:

@@ -145,6 +145,12 @@ def load_model(
         "handlers": {key: load_function(text, "handler") for key, text in model.handlers.items()},
         "fallbacks": {key: load_function(text, "fallback") for key, text in model.fallbacks.items()},
     }
+    if model.backends:
+        from guard.serve.backend_loading import load_backends  # with the extra for served models
+
+        pool = load_backends(name, model, policies, {**shared, **functions}, opened)
+        guards = next(each for each in pool.backends if each.engine is not None).guards
+        return ServedModel(name, guards, own, model.background, model.max_tokens, pool)
     first = opened.enter_context(
         Guard.load(
             model.model or name,
@@ -160,8 +166,8 @@ def load_model(
             **shared,
         )
     )
-    guards = {other: _another(first, policies[other], shared, functions, opened) for other in others}
-    return ServedModel(name, {own: first, **guards}, own, model.background, model.max_tokens)
+    more = {other: _another(first, policies[other], shared, functions, opened) for other in others}
+    return ServedModel(name, {own: first, **more}, own, model.background, model.max_tokens)
 
 
 def _check_background(name: str, model: ModelSection, policy: Policy) -> None:

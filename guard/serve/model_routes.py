@@ -40,7 +40,8 @@ def model_router(server: Server) -> APIRouter:
     @router.get("/ready", summary="Whether requests should be sent here")
     async def ready() -> Response:
         full = server.responder.admission.is_full
-        status = "stopping" if not server.ready else "full" if full else "ready"
+        gone = any(each.backends is not None and not each.backends.is_up for each in server.models)
+        status = "stopping" if not server.ready else "full" if full else "no back end" if gone else "ready"
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
     @router.get("/metrics", summary="Numbers for Prometheus")

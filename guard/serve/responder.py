@@ -7,12 +7,14 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from guard.records import Generation, Outcome
+from guard.runtime.guard import Guard
 from guard.serve.admission import Admission, RateLimits
 from guard.serve.answer_message import AnswerMessage, answer_message, read_answer
-from guard.serve.asked import Asked
+from guard.serve.asked import Asked, prefix_key
 from guard.serve.callers import Caller
 from guard.serve.recent_decisions import RecentDecisions
 from guard.serve.side_requests import KnownConversations
@@ -61,6 +63,25 @@ class Watcher(Protocol):
         """Take note of a request that got an error, or whose caller left."""
 
 
+async def _outcome(asked: Asked, guard: Guard) -> tuple[Asked, Outcome]:
+    """Ask a guard; return its outcome, and the request as it was put."""
+    outcome = await guard.aask(
+        asked.prompt,
+        route=asked.target.route,
+        sampling=asked.sampling,
+        limits=asked.limits,
+        metadata=asked.metadata,
+        cache_key=asked.cache_key,
+    )
+    return replace(asked, target=replace(asked.target, guard=guard)), outcome
+
+
+async def _generation(asked: Asked, guard: Guard) -> Generation:
+    """Ask a guard's engine, without its policy."""
+    prompt = replace(asked.prompt, cache_key=asked.cache_key)
+    return await guard.engine.agenerate(prompt, sampling=asked.sampling, limits=asked.limits)
+
+
 @dataclass(slots=True)
 class Responder:
     """Answers requests on one event loop.
@@ -102,14 +123,7 @@ class Responder:
 
     async def _guarded(self, asked: Asked, caller: Caller) -> ServedAnswer:
         started = time.monotonic()
-        outcome = await asked.target.guard.aask(
-            asked.prompt,
-            route=asked.target.route,
-            sampling=asked.sampling,
-            limits=asked.limits,
-            metadata=asked.metadata,
-            cache_key=asked.cache_key,
-        )
+        asked, outcome = await asked.target.model.ask(prefix_key(asked), asked.target.guard, partial(_outcome, asked))
         said = verdict(outcome, asked)
         tokens = used_tokens(outcome)
         await self._record(asked, caller, said, outcome, sum(tokens), started)
@@ -129,9 +143,8 @@ class Responder:
     async def _unguarded(self, asked: Asked, caller: Caller) -> ServedAnswer:
         """Answer without a policy; the verdict says so."""
         started = time.monotonic()
-        prompt = replace(asked.prompt, cache_key=asked.cache_key)
-        engine = asked.target.guard.engine
-        generation = await engine.agenerate(prompt, sampling=asked.sampling, limits=asked.limits)
+        target = asked.target
+        generation = await target.model.ask(prefix_key(asked), target.guard, partial(_generation, asked))
         said = {"action": UNGUARDED, "p_wrong": None, "rule": None, "decision_id": str(uuid.uuid4()), "review_id": None}
         tokens = (generation.prompt_tokens, generation.completion_tokens)
         await self._record(asked, caller, said, None, sum(tokens), started)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from guard.errors import did_you_mean
 from guard.runtime.guard import Guard
 from guard.serve.request_errors import RequestError
+
+if TYPE_CHECKING:
+    from guard.serve.backends import BackendPool
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +22,12 @@ class ServedModel:
 
     Attributes:
         name: as clients write it.
-        guards: a guard for each policy, by the name that clients may give; all share one engine.
+        guards: a guard for each policy, by the name that clients may give; all share one engine. Of a model with back
+            ends those of one of them.
         policy: name of the policy of requests that name none.
         background: route of clients' side requests; None where they are questions like others.
         max_tokens: of an answer where the request names no limit; None for that of the calibration.
+        backends: that answer; None for a model with one engine.
     """
 
     name: str
@@ -28,6 +35,20 @@ class ServedModel:
     policy: str
     background: str | None = None
     max_tokens: int | None = None
+    backends: BackendPool | None = None
+
+    async def ask(self, key: str, guard: Guard, ask: Callable[[Guard], Awaitable[_T]]) -> _T:
+        """Make a guarded call: with the guard, or where the model has back ends with that of one that can answer.
+
+        Args:
+            key: of prompts that begin alike.
+            guard: one of this model's, whose policy decides.
+            ask: the call.
+        """
+        if self.backends is None:
+            return await ask(guard)
+        policy = next(name for name, each in self.guards.items() if each is guard)
+        return await self.backends.ask(key, policy, ask)
 
     def guard(self, policy: str | None) -> Guard:
         """Return the guard with a policy.

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from endpoint import Listener, Reply, entry_of, events_of, logprob_for, serving
-from scripted import confidence_scorer, scripted_model, tiny_artefact
+from endpoint import Listener, Reply, entry_of, events_of, logprob_for, scorer_for, serving
+from scripted import confidence_scorer
 
 from guard import Guard, ResponseFormat, load_engine
 from guard.engines.asked import RequestEngine
@@ -32,10 +32,6 @@ from guard.errors import (
 )
 from guard.policy.policy import parse_policy
 from guard.records import Action, Limits, Prompt, Sampling
-from guard.scoring.provenance import Binding
-from guard.scoring.scorer import Scorer
-from guard.scoring.scorer_file import Artefact
-from guard.scoring.signature import FeatureSchema
 
 QUESTION = Prompt.chat("Where?")
 KEY = "sk-not-to-be-shown-1234567890"
@@ -52,16 +48,6 @@ def engine(endpoint: Listener) -> Iterator[RequestEngine]:
     with load_engine(endpoint.url, attempts=3, top_logprobs=5) as found:
         endpoint.asked.clear()
         yield found
-
-
-def scorer_for(engine: RequestEngine) -> Scorer:
-    """The scorer that reads a script's p_wrong back, of the log-probabilities of a served model."""
-    made = tiny_artefact(scripted_model()).model_dump(by_alias=True, mode="json")
-    made["binding"] = Binding.from_model(engine.model, "mlp").model_dump()
-    made["schema"] |= {"layers": 0}
-    made["feature_names"] = list(FeatureSchema(layers=0).names)
-    del made["scores"]["guard"]
-    return Scorer(Artefact.model_validate(made))
 
 
 def test_an_answer_has_its_text_and_signals(endpoint: Listener, engine: RequestEngine) -> None:

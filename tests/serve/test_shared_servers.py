@@ -25,7 +25,9 @@ from guard.serve.config import parse_config
 from guard.serve.loading import loaded_server
 from guard.serve.memory import ServerMemory
 
-pytestmark = pytest.mark.skipif(not postgresql_server.is_available(), reason="needs PostgreSQL")
+pytestmark = pytest.mark.skipif(
+    not postgresql_server.is_available(), reason="no PostgreSQL server: several servers share one"
+)
 
 GUARDRAIL = "/beta/litellm_basic_guardrail_api"
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which city?"}]

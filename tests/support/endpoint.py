@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripted import INTERCEPT, SLOPE
+from scripted import INTERCEPT, SLOPE, scripted_model, tiny_artefact
+
+from guard.engines.asked import RequestEngine
+from guard.scoring.provenance import Binding
+from guard.scoring.scorer import Scorer
+from guard.scoring.scorer_file import Artefact
+from guard.scoring.signature import FeatureSchema
 
 #: From the request's body and its number to the answer and its p_wrong.
 AnswerScript = Callable[[dict[str, Any], int], tuple[str, float]]
@@ -87,6 +93,17 @@ class Reply:
 def logprob_for(p_wrong: float) -> float:
     """The log-probability of every token from which `scripted.confidence_scorer` reads p_wrong."""
     return (math.log(p_wrong / (1 - p_wrong)) - INTERCEPT) / SLOPE
+
+
+def scorer_for(engine: RequestEngine, **prompting: Any) -> Scorer:
+    """The scorer that reads a script's p_wrong back, of the log-probabilities of a served model."""
+    made = tiny_artefact(scripted_model()).model_dump(by_alias=True, mode="json")
+    made["binding"] = Binding.from_model(engine.model, "mlp").model_dump()
+    made["schema"] |= {"layers": 0}
+    made["feature_names"] = list(FeatureSchema(layers=0).names)
+    made["prompting"] |= prompting
+    del made["scores"]["guard"]
+    return Scorer(Artefact.model_validate(made))
 
 
 def pieces_of(text: str) -> list[str]:

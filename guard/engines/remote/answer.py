@@ -11,11 +11,11 @@ import numpy as np
 from guard.engines.detokenizer import BytesDetokenizer
 from guard.engines.growing import GrowingAnswer, Reading
 from guard.engines.protocols import Observer
+from guard.engines.remote.client import UnavailableError
 from guard.engines.remote.wire import CallPiece, StreamPart, WireToken, with_calls
 from guard.engines.sampling import TokenSignals
 from guard.engines.thinking import MARKS, THINK, TaggedSplitter, without_thoughts
 from guard.engines.tool_marks import TOOL_MARKS
-from guard.errors import EngineError
 from guard.records import FinishReason, Floats, Generation, Sampling
 
 #: Texts of tokens that end an answer, as servers show them.
@@ -151,10 +151,10 @@ class RemoteAnswer:
         """No part follows; return the rest of the text.
 
         Raises:
-            EngineError: the stream broke off.
+            UnavailableError: the stream broke off.
         """
         if self._finish is None and not self._growing.stopped:
-            raise EngineError("The server's response broke off")
+            raise UnavailableError("The server's response broke off")
         return self._growing.finish(cut=self._finish == "length")
 
     def generation(self, *, sampling: Sampling, estimate: int, queue_s: float, seconds: float) -> Generation:

@@ -118,7 +118,7 @@ class OpenAIEngine(RequestEngine):
         loop = RemoteLoop(slots)
         loop.finally_ = client.close
         try:
-            listed = loop.call(_find(client, address.model))
+            listed = loop.call(find_served(client, address.model))
             served = loop.call(_probe(client, listed["id"], k, limits.timeout_s))
         except BaseException:
             loop.close(lambda: None)
@@ -212,8 +212,13 @@ def _check_format(prompt: Prompt, found: Generation) -> None:
 # -- what is served ----------------------------------------------------------------------------
 
 
-async def _find(client: Client, name: str | None) -> Mapping[str, Any]:
-    """Return the server's entry of a model."""
+async def find_served(client: Client, name: str | None) -> Mapping[str, Any]:
+    """Return a server's entry of a model.
+
+    Raises:
+        EngineError: the server cannot be reached, or does not list its models.
+        InputError: it has no such model, or several and none is named.
+    """
     listed = await client.get("/models")
     entries = listed.get("data") if isinstance(listed, Mapping) else None
     if not isinstance(entries, list) or not all(isinstance(each, Mapping) and "id" in each for each in entries):
