@@ -10,6 +10,7 @@ from typing import Any
 
 from guard.data.fingerprint_journal import FingerprintJournal
 from guard.data.shards import Shard
+from guard.data.sqlite_journal import differing_keys
 from guard.engines import EMBEDDED
 from guard.errors import GuardError, InputError, ScorerError
 from guard.outcome_export import readings
@@ -43,8 +44,7 @@ class ScoreJournal(FingerprintJournal):
         """
         with self._translated():
             stored = dict(self._db.execute("SELECT key, asked FROM scores"))
-        other = [key for key, digest in asked.items() if stored.get(key, digest) != digest]
-        if other:
+        if other := differing_keys(asked.items(), stored):
             raise InputError(
                 f"'{self.path}' has the scores of other rows",
                 why=f"the row {int(other[0]) + 1} differs from the one that was scored",

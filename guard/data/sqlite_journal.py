@@ -38,6 +38,16 @@ def asked_digest(row: Row) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+def differing_keys(asked: Iterable[tuple[str, str]], stored: Mapping[str, str]) -> list[str]:
+    """Return the keys that a journal has for something else.
+
+    Args:
+        asked: keys and digests of rows.
+        stored: the journal's digests by key.
+    """
+    return [key for key, digest in asked if stored.get(key, digest) != digest]
+
+
 #: The table in which the journal of a shard keeps its `ShardHeader`.
 SHARD_TABLE = "shard"
 
@@ -155,8 +165,7 @@ class JournalFile(ABC):
 
     def _check_asked(self, rows: Iterable[tuple[str, Row]], stored: Mapping[str, str]) -> None:
         """Raise InputError where a row's key belongs to another question."""
-        digests = ((row_key(dataset, row), asked_digest(row)) for dataset, row in rows)
-        other = [key for key, digest in digests if stored.get(key, digest) != digest]
+        other = differing_keys(((row_key(dataset, row), asked_digest(row)) for dataset, row in rows), stored)
         if other:
             count = "1 row" if len(other) == 1 else f"{len(other)} rows"
             raise InputError(
