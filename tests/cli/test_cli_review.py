@@ -406,7 +406,12 @@ def test_export_to_a_file(shell: Shell, decided: list[Review], tmp_path: Path) -
     assert out.read_text(encoding="utf-8") == shell("export")
     assert shell.json("export", "--out", str(out), "--route", "none") == {"rows": 0, "out": str(out), "models": {}}
     assert stat.S_IMODE(out.stat().st_mode) == 0o600  # though the old one was everybody's
-    assert {path.name for path in tmp_path.iterdir()} <= {"labels.jsonl", "reviews.db", *_wal(shell.path)}
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        "labels.jsonl",
+        "reviews.db",
+        "reviews.db-host",
+        *_wal(shell.path),
+    }
     assert len(decided) == 3
 
 
