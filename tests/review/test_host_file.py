@@ -111,7 +111,7 @@ def test_a_file_that_is_removed_is_written_again(tmp_path: Path, monkeypatch: py
         assert (tmp_path / "r.db-host").stat().st_mode & 0o077 == 0
 
 
-def test_a_forked_child_goes_on_writing_when_its_parent_has_ended(
+def test_a_forked_child_keeps_writing_when_its_parent_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the store would be given away under the child."""

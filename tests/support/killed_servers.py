@@ -80,7 +80,7 @@ def review(url: str, who: str, seed: int, received: Path) -> None:
 
 
 @dataclass
-class Slot:
+class ServerSlot:
     """A place for a server: a process, its address, and what its reviewer said."""
 
     number: int
@@ -127,7 +127,7 @@ class Slot:
 class Load:
     """Callers that ask whichever server there is, and keep what they were told."""
 
-    def __init__(self, slots: list[Slot], secret: str) -> None:
+    def __init__(self, slots: list[ServerSlot], secret: str) -> None:
         self.slots, self.answers = slots, list[tuple[str, dict[str, Any]]]()
         self.lost, self.looked_up = 0, 0
         self._headers = {"authorization": f"Bearer {secret}"}
@@ -181,7 +181,7 @@ def run(url: str, folder: Path, *, kills: int, seed: int = 0) -> dict[str, int]:
         AssertionError: something was lost, or happened twice.
     """
     config, received, secret = prepare(url, folder)
-    draw, slots = random.Random(seed), [Slot(0), Slot(1)]
+    draw, slots = random.Random(seed), [ServerSlot(0), ServerSlot(1)]
     starting = [threading.Thread(target=slot.start, args=(config, seed, received)) for slot in slots]
     for thread in starting:
         thread.start()
