@@ -34,6 +34,14 @@ hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, one of them runs all that load llama.cpp, whose threads spin."""
+    for item in items:
+        if item.get_closest_marker("model") or "llama" in item.path.name:
+            item.add_marker(pytest.mark.xdist_group("llama.cpp"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Hashes of weights and reviews are kept in the user's folders; not in the tester's."""

@@ -349,7 +349,7 @@ def test_another_sets_file_is_refused_by_its_columns(tmp_path: Path) -> None:
         ("test.csv", b"", "has no column 'question': it is empty"),
         ("test.json", b"[1, 2", "is not JSON"),
         ("test.json", b"[" * 100_000, "is not JSON"),
-        ("test.jsonl.gz", gzip.compress(b'{"question": "Q"}\n' * 99)[:40], "damaged gzip data"),
+        ("test.jsonl.gz", gzip.compress(b'{"question": "Q"}\n' * 99, mtime=0)[:40], "damaged gzip data"),
         ("test.jsonl", b"", "no usable row"),
     ],
 )
