@@ -128,3 +128,10 @@ def killed_servers(session: nox.Session) -> None:
     """Kill one of two servers on a PostgreSQL for now, under load, a hundred times; the output is in docs/evidence."""
     session.install("-e", f".[{WITHOUT_TORCH}]", "--group", "dev")
     session.run("python", "tests/support/killed_servers.py", *session.posargs, env={"PYTHONPATH": str(Path.cwd())})
+
+
+@nox.session(python="3.11")
+def watch(session: nox.Session) -> None:
+    """Simulate watched promises: false alarms, delays, a changing world; the tables of docs/evidence/watch.md."""
+    session.install("-e", ".[evaluate]", "mapie>=1.6")
+    session.run("python", "benchmarks/watched_promises.py", *session.posargs)

@@ -29,6 +29,24 @@ class LateAction:
     text: str | None = None
 
 
+#: What a case is: an answer that was not accepted, or an accepted one that was drawn to be checked.
+CaseKind = Literal["escalation", "audit"]
+CASE_KINDS: tuple[CaseKind, ...] = get_args(CaseKind)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditDraw:
+    """How an accepted answer was drawn to be checked.
+
+    Attributes:
+        rate: share of the accepted answers that is drawn, above 0 and at most 1.
+        certificate: digest of the certificate whose promise covers the answer; None without one.
+    """
+
+    rate: float
+    certificate: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ReviewTerms:
     """How a case should be reviewed.
@@ -37,10 +55,18 @@ class ReviewTerms:
         within_s: seconds from the escalation until the case is due; None where it may wait forever.
         priority: ``low``, ``normal`` or ``high``.
         reviews: 1, or 2 for a blind second opinion and an adjudication where the two differ.
-        late: what the caller gets once the case is late; None exactly where there is no due time.
+        late: what the caller gets once the case is late; None where there is no due time, and for audit cases, whose
+            caller has the answer.
+        audit: how an accepted answer was drawn; None for a case that was escalated.
     """
 
     within_s: float | None = None
     priority: Priority = "normal"
     reviews: int = 1
     late: LateAction | None = None
+    audit: AuditDraw | None = None
+
+    @property
+    def kind(self) -> CaseKind:
+        """What the case is."""
+        return "escalation" if self.audit is None else "audit"

@@ -31,7 +31,7 @@ MODULES = {
     "scores",
 }
 PACKAGES = {
-    *("files", "engines", "scoring", "policy", "audit", "review", "access", "runtime"),
+    *("files", "engines", "scoring", "policy", "audit", "review", "monitoring", "access", "runtime", "replay"),
     *("data", "calibration", "certification", "evaluation"),
     *("langchain", "serve", "console", "cli"),
 }
@@ -256,7 +256,7 @@ def test_asynchronous_code_repeats_no_choreography() -> None:
 
 
 def test_guarded_calls_decide_in_one_place() -> None:
-    """Loop, chain and agent decide through `CallState`; guard's face, the laboratory and the command line do not."""
+    """Loop, chain and agent decide through `CallState`; its face, laboratory, replays and commands do not."""
     importing = {
         path.relative_to(PACKAGE).as_posix()
         for path, tree in trees().items()
@@ -264,7 +264,7 @@ def test_guarded_calls_decide_in_one_place() -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("guard.policy")
         if {alias.name for alias in node.names} & {"decide", "decide_error"}
     }
-    elsewhere = ("__init__.py", "policy/", "certification/", "cli/")
+    elsewhere = ("__init__.py", "policy/", "certification/", "replay/", "cli/")
     assert {name for name in importing if not name.startswith(elsewhere)} == {"runtime/call_state.py"}
 
 

@@ -19,7 +19,9 @@ OUT = Path(__file__).with_name("architecture.svg")
 ROWS = (
     ("faces", ("cli", "langchain", "serve", "console")),
     ("laboratory", ("evaluation", "certification", "calibration", "data")),
+    ("production", ("replay",)),
     ("production", ("runtime", "access")),
+    ("production", ("monitoring",)),
     ("production", ("review",)),
     ("production", ("policy", "scoring")),
     ("production", ("engines",)),

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 from guard._faces import lazy_face
 
 if TYPE_CHECKING:
+    from guard.certification.base_rate import (
+        BaseRate,
+        forced_abstention,
+    )
     from guard.certification.fixed_sequence import (
         Certified,
         NotCertifiable,
@@ -23,17 +27,20 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "BaseRate",
     "CertificationResult",
     "Certified",
     "NotCertifiable",
     "Trials",
     "certify",
     "find_threshold",
+    "forced_abstention",
 ]
 
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "base_rate": ("BaseRate", "forced_abstention"),
         "procedure": (
             "CertificationResult",
             "certify",

@@ -63,7 +63,7 @@ class Trials:
 
     Attributes:
         p_wrong: shape (n, attempts); score of each attempt in turn, infinity where there is none.
-        wrong: shape (n, attempts); whether its answer is wrong.
+        wrong: shape (n, attempts); whether its answer is wrong; true where there is none.
         released: shape (n, attempts); whether the answer is given to the caller whatever its score, such as that of a
             fallback that is trusted without one.
 
@@ -109,6 +109,11 @@ class Trials:
         first = accepted.argmax(axis=1)
         wrong = self.wrong[np.arange(len(self)), first]
         return int(some.sum()), int((some & wrong).sum())
+
+    @property
+    def never_right(self) -> int:
+        """Number of questions whose every attempt is wrong."""
+        return int(self.wrong.all(axis=1).sum())
 
     @property
     def scores(self) -> Doubles:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guard.calibration.splits import SPLIT_SHARES
+from guard.certification.base_rate import BaseRate
 from guard.certification.fixed_sequence import Certified, NotCertifiable, find_threshold
 from guard.certification.trials import AttemptedRow, TrialJournal, attempted_rows, label_trials, run_trials
 from guard.checked import checked_seed
@@ -44,17 +45,19 @@ class CertificationResult:
         not_certifiable: why no threshold can be certified, and what would help; None with a certificate, and for a
             shard.
         left_out: rows that were not used, each with its reason.
+        base_rate: what the share of wrong answers forces, whatever the score; None for a shard.
     """
 
     out: Path
     certificate: Certificate | None
     not_certifiable: NotCertifiable | None
     left_out: tuple[str, ...]
+    base_rate: BaseRate | None
 
     def explain(self) -> str:
-        """Return the certificate, or the reason for none, as sentences."""
-        found = self.certificate or self.not_certifiable
-        return found.explain() if found else ""
+        """Return the certificate, or the reason for none, and what the base rate forces, as sentences."""
+        parts = (self.certificate or self.not_certifiable, self.base_rate)
+        return " ".join(part.explain() for part in parts if part is not None)
 
 
 def certify(
@@ -151,7 +154,7 @@ def certify(
     ) as loaded:
         trial = _run_trial(loaded, chosen, sources, route, kept, part, progress)
     if part is not None:
-        return CertificationResult(kept, None, None, tuple(trial.left_out))
+        return CertificationResult(kept, None, None, tuple(trial.left_out), None)
     _check_some(trial)
     labels = label_trials(trial.rows, grade=grade)
     result = find_threshold(
@@ -161,8 +164,9 @@ def certify(
         seed=seed,
         ceiling=ceiling(chosen.plan(route)),
     )
+    base_rate = BaseRate(len(labels), labels.never_right, guarantee.max_error_rate, guarantee.confidence)
     if not isinstance(result, Certified):
-        return CertificationResult(out, None, result, tuple(trial.left_out))
+        return CertificationResult(out, None, result, tuple(trial.left_out), base_rate)
     wrong = zip((each.dataset for each in trial.rows), map(bool, labels.wrong[:, 0]), strict=True)
     certificate = Certificate(
         route=route,
@@ -178,7 +182,7 @@ def certify(
         created_by=f"guard {version('ilis-guard')}",
     )
     before.with_one(certificate).save(out)
-    return CertificationResult(out, certificate, None, tuple(trial.left_out))
+    return CertificationResult(out, certificate, None, tuple(trial.left_out), base_rate)
 
 
 # -- the trial ---------------------------------------------------------------------------------

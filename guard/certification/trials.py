@@ -185,7 +185,7 @@ def attempted_rows(rows: Sequence[tuple[str, Row]], journal: TrialJournal) -> li
 def label_trials(answered: Sequence[AttemptedRow], *, grade: Grader) -> Trials:
     """Label the attempts; the result has one row for each of these rows, of which there is at least one."""
     shape = len(answered), max(len(each.attempts) for each in answered)
-    p_wrong, wrong, released = np.full(shape, np.inf), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
+    p_wrong, wrong, released = np.full(shape, np.inf), np.ones(shape, np.bool_), np.zeros(shape, np.bool_)
     for at, each in enumerate(answered):
         for number, tried in enumerate(each.attempts):
             p_wrong[at, number] = np.inf if tried.p_wrong is None else tried.p_wrong

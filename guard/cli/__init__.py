@@ -18,6 +18,7 @@ import typer
 from guard.cli import audit, keys, policy, review, scorers, users, webhooks
 from guard.cli.ask import ask
 from guard.cli.calibrate import calibrate
+from guard.cli.certificates import certificates
 from guard.cli.certify import certify
 from guard.cli.console import console
 from guard.cli.demo import demo
@@ -26,6 +27,7 @@ from guard.cli.evaluate import evaluate
 from guard.cli.output import fail, fail_unexpectedly
 from guard.cli.rebind import rebind
 from guard.cli.record import record
+from guard.cli.replay import replay
 from guard.cli.score import score
 from guard.cli.serve import serve
 from guard.cli.shards import merge
@@ -64,7 +66,22 @@ def _options(
     pass
 
 
-for command in (ask, demo, console, calibrate, rebind, certify, record, evaluate, score, merge, serve, doctor):
+for command in (
+    ask,
+    demo,
+    console,
+    calibrate,
+    rebind,
+    certify,
+    certificates,
+    replay,
+    record,
+    evaluate,
+    score,
+    merge,
+    serve,
+    doctor,
+):
     app.command()(command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(review.app, name="review")

@@ -26,6 +26,7 @@ from guard.cli.progress import ProgressBars
 from guard.cli.shards import shard_sentence
 
 if TYPE_CHECKING:
+    from guard.certification.base_rate import BaseRate
     from guard.certification.procedure import CertificationResult
 
 #: Exit code where no threshold can be certified.
@@ -94,14 +95,26 @@ def certify(
 
 
 def _json(result: CertificationResult) -> dict[str, Any]:
-    left_out = {"left_out": result.left_out}
+    left_out = {"left_out": result.left_out, "base_rate": _base_rate(result.base_rate)}
     if result.certificate is not None:
         content = result.certificate.model_dump(mode="json", exclude={"fingerprint"})
-        return {"certified": True, "out": str(result.out), **content, **left_out}
+        return {
+            "certified": True,
+            "out": str(result.out),
+            "certificate_sha256": result.certificate.sha256,
+            **content,
+            **left_out,
+        }
     if result.not_certifiable is None:  # of a shard
         return {"certified": False, "out": str(result.out), **left_out}
     reason = asdict(result.not_certifiable)
     return {"certified": False, **reason, "explanation": result.explain(), **left_out}
+
+
+def _base_rate(base: BaseRate | None) -> dict[str, Any] | None:
+    if base is None:
+        return None
+    return {**asdict(base), "forced_abstention": base.forced, "forced_abstention_bound": base.forced_bound}
 
 
 def _print(result: CertificationResult, shard: str | None) -> None:

@@ -84,7 +84,7 @@ def explain(
     from guard.policy.explanation import explain as steps_of
     from guard.policy.policy import Usage, decide, load_policy
 
-    loaded = _with_certificate(load_policy(policy), certificate)
+    loaded = with_certificate(load_policy(policy), certificate)
     section = None if tool is None else _tool_section(loaded, tool)
     if tool is not None:
         (plan,) = loaded.plans_for(route, [tool])
@@ -179,7 +179,7 @@ def _other_section(policy: Policy, tool: str, section: str | None) -> str:
     return f"tools has no '{tool}', so {taken}. {did_you_mean(tool, policy.tools)}".rstrip()
 
 
-def _with_certificate(policy: Policy, certificate: str | None) -> Policy:
+def with_certificate(policy: Policy, certificate: str | None) -> Policy:
     """Return the policy with certified thresholds, as far as they can be checked without model and scorer."""
     from guard.policy.certificate import apply_certificates, check_certificate, chosen_certificates
     from guard.policy.guarantee import guarantees
@@ -198,7 +198,7 @@ def _guarantees(policy: Policy, certificate: str | None) -> list[dict[str, Any]]
     from guard.policy.guarantee import guarantees
 
     known = certificate is not None or policy.certificate is not None
-    certified = _with_certificate(policy, certificate) if known else policy
+    certified = with_certificate(policy, certificate) if known else policy
     return [
         {
             "route": route,

@@ -1,4 +1,4 @@
-"""``guard review``: list, read and decide escalated cases."""
+"""``guard review``: list, read and decide cases."""
 
 from __future__ import annotations
 
@@ -39,18 +39,21 @@ from guard.cli.review_tables import (
 from guard.cli.terminal import one_line, shown
 from guard.errors import InputError, ReviewError, did_you_mean
 from guard.files.write_whole import replacing
+from guard.review_terms import CASE_KINDS
 
 if TYPE_CHECKING:
     from guard.review.records import Draft
     from guard.review.store import Review, Store
+    from guard.review_terms import CaseKind
 
 app = typer.Typer(
-    help="List, read and decide escalated cases.",
+    help="List, read and decide escalated cases, and accepted answers that were drawn for an audit.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
 _STATUSES = ("pending", "approved", "edited", "rejected", "all")
+_KINDS = (*CASE_KINDS, "all")
 
 
 @app.command("list")
@@ -59,6 +62,7 @@ def list_reviews(
     status: Annotated[
         str, typer.Option(metavar="STATUS", help="pending, approved, edited, rejected or all.")
     ] = "pending",
+    kind: Annotated[str, typer.Option(metavar="KIND", help="escalation, audit or all.")] = "all",
     route: RouteOption = None,
     limit: Annotated[int, typer.Option(help="Largest number of reviews to show.")] = 20,
     store: StoreOption = None,
@@ -67,21 +71,26 @@ def list_reviews(
     """List reviews, oldest first."""
     if status not in _STATUSES:
         raise InputError(f"There is no status '{status}'", fix=did_you_mean(status, _STATUSES))
+    if kind not in _KINDS:
+        raise InputError(f"There are no cases '{kind}'", fix=did_you_mean(kind, _KINDS))
     from guard.review.pages import CaseFilter, counted
 
     only = None if status == "all" else status
+    chosen = None if kind == "all" else cast("CaseKind", kind)
     with open_store(store) as reviews:
-        found = reviews.reviews(status=only, route=route, limit=limit)
-        total = reviews.count(CaseFilter(status=only, route=route))
+        found = reviews.reviews(status=only, route=route, kind=chosen, limit=limit)
+        total = reviews.count(CaseFilter(status=only, route=route, kind=chosen))
     if as_json:
         print_json({"total": total, "reviews": [asdict(review) for review in found]})
         return
-    kind = "" if only is None else f"{only} "
+    named = " ".join(each for each in (only, chosen) if each)
+    named = f"{named} " if named else ""
     if not found:
-        console().print(f"No {kind}reviews.")
+        console().print(f"No {named}reviews.")
         return
-    console().print(list_table(found, with_status=only is None))
-    console().print(f"{len(found)} of {counted(total)} {kind}reviews. Read one: guard review show {found[0].id}")
+    with_kind = chosen is None and any(review.kind == "audit" for review in found)
+    console().print(list_table(found, with_status=only is None, with_kind=with_kind))
+    console().print(f"{len(found)} of {counted(total)} {named}reviews. Read one: guard review show {found[0].id}")
 
 
 @app.command()

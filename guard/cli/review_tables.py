@@ -31,7 +31,7 @@ def when(time: str) -> str:
     return f"{time[:16].replace('T', ' ')} UTC"
 
 
-def list_table(reviews: list[Review], *, with_status: bool) -> Table:
+def list_table(reviews: list[Review], *, with_status: bool, with_kind: bool) -> Table:
     """Return one line per review: id, age, score, question and answer."""
     from rich import box
     from rich.table import Table
@@ -41,12 +41,15 @@ def list_table(reviews: list[Review], *, with_status: bool) -> Table:
     table.add_column("age", no_wrap=True, justify="right")
     if with_status:
         table.add_column("status", no_wrap=True)
+    if with_kind:
+        table.add_column("kind", no_wrap=True)
     table.add_column("route", no_wrap=True, max_width=10, overflow="ellipsis")
     table.add_column("p(wrong)", no_wrap=True, justify="right")
     table.add_column("question", no_wrap=True, overflow="ellipsis", ratio=3)
     table.add_column("answer", no_wrap=True, overflow="ellipsis", ratio=2)
     for review in reviews:
         cells = [review.id, age(review.created_at), *([review.status.value] if with_status else [])]
+        cells += [review.kind] if with_kind else []
         cells += [review.route or "-", _probability(review.p_wrong), review.question, describe_answer(review)]
         table.add_row(*(shown(one_line(cell)) for cell in cells))
     return table
@@ -54,16 +57,20 @@ def list_table(reviews: list[Review], *, with_status: bool) -> Table:
 
 def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
     """Return everything that a reviewer needs to decide a case."""
-    return _fields(
+    return fields_table(
         [
             ("id", review.id),
             ("decision", review.decision_id),
-            ("escalated", f"{when(review.created_at)}, {age(review.created_at)} ago"),
+            ("kind", _kind(review)),
+            (
+                "audited" if review.kind == "audit" else "escalated",
+                f"{when(review.created_at)}, {age(review.created_at)} ago",
+            ),
             ("repeated", _repeated(repeats or [])),
             ("route", review.route),
             ("policy", review.policy),
             ("model", review.model),
-            *_prompt_fields(review.prompt, review.question),
+            *_promptfields_table(review.prompt, review.question),
             ("question", review.question),
             ("answer", describe_answer(review)),
             ("p(wrong)", _probability(review.p_wrong)),
@@ -76,11 +83,21 @@ def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
     )
 
 
+def _kind(review: Review) -> str | None:
+    """Return what an audit case is; an escalated one needs no words."""
+    if review.kind != "audit":
+        return None
+    watches = f", watching certificate {review.certificate[:8]}" if review.certificate else ""
+    return f"audit of an accepted answer, which its caller has; {review.audit_rate:.4g} of them are drawn{watches}"
+
+
 def _due(review: Review) -> str | None:
     """Return when a case is due and what comes after, with a priority that is not the usual one."""
     priority = "" if review.priority == "normal" else f"{review.priority} priority"
     if review.due_at is None:
         return priority or None
+    if review.kind == "audit":
+        return f"{when(review.due_at)}, then it counts as wrong" + (f"; {priority}" if priority else "")
     gets = "no answer" if review.late is None or review.late.text is None else f"'{review.late.text}'"
     return f"{when(review.due_at)}, then the caller gets {gets}" + (f"; {priority}" if priority else "")
 
@@ -101,7 +118,7 @@ def _reviewers(review: Review) -> str | None:
 def short_case_table(review: Review) -> Table:
     """Return a summary of the case that a reviewer is about to decide."""
     fields = [("id", review.id), ("question", review.question), ("answer", describe_answer(review))]
-    return _fields([*fields, ("p(wrong)", _probability(review.p_wrong))])
+    return fields_table([*fields, ("p(wrong)", _probability(review.p_wrong))])
 
 
 def attempts_table(review: Review) -> Table:
@@ -133,7 +150,7 @@ def _ended(attempt: Mapping[str, Any]) -> str:
 def decision_table(review: Review, history: list[ReviewEvent]) -> Table:
     """Return the decision about a case and its history."""
     trail = "\n".join(f"{when(event.at)}  {event.what} by {event.who}" for event in history)
-    return _fields(
+    return fields_table(
         [
             ("status", review.status.value),
             ("the model", f"was {review.draft}" if review.draft else None),
@@ -149,7 +166,7 @@ def describe_answer(review: Review) -> str:
     return review.answer if review.answer is not None else "(none: generation failed)"
 
 
-def _prompt_fields(prompt: Prompt, question: str) -> list[tuple[str, str | None]]:
+def _promptfields_table(prompt: Prompt, question: str) -> list[tuple[str, str | None]]:
     """Return the rest of the prompt: system message, earlier turns, passages, tools."""
     if prompt.messages is None:
         return [("prompt", prompt.text if prompt.text != question else None)]
@@ -190,7 +207,8 @@ def _scores(review: Review) -> str | None:
     return "\n".join(lines) or None
 
 
-def _fields(pairs: Iterable[tuple[str, str | None]]) -> Table:
+def fields_table(pairs: Iterable[tuple[str, str | None]]) -> Table:
+    """Return names and texts side by side, without those that have none."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
@@ -204,11 +222,11 @@ def _fields(pairs: Iterable[tuple[str, str | None]]) -> Table:
 
 def stats_tables(figures: QueueStats) -> list[Table]:
     """Return the queue in figures: what waits, who decides how much, how far people agree."""
-    tables = [_fields(_waiting(figures))]
+    tables = [fields_table(_waiting(figures))]
     if figures.by_reviewer:
         tables.append(_reviewers_table(figures))
     if figures.shared:
-        tables.append(_fields(_agreement(figures)))
+        tables.append(fields_table(_agreement(figures)))
     return tables
 
 
@@ -217,7 +235,14 @@ def _waiting(figures: QueueStats) -> list[tuple[str, str | None]]:
     decided = sum(count for status, count in figures.by_status.items() if status != "pending")
     oldest = f", the oldest for {age(figures.oldest)}" if figures.oldest else ""
     states = f"{figures.claimed} claimed, {figures.late} late, {figures.disputed} disputed"
-    return [("waiting", f"{waiting}{oldest} ({states})"), ("decided", str(decided))]
+    found: list[tuple[str, str | None]] = [("waiting", f"{waiting}{oldest} ({states})"), ("decided", str(decided))]
+    audits = figures.audits
+    if any(audits.values()):
+        counted = audits["right"] + audits["wrong"] + audits["overdue"]
+        share = f" ({audits['overdue'] / counted:.1%} of what counts)" if audits["overdue"] else ""
+        states = f"{audits['right']} right, {audits['wrong']} wrong, {audits['overdue']} overdue{share}"
+        found.append(("audits", f"{states}, {audits['waiting']} waiting; all of these are above too"))
+    return found
 
 
 def _reviewers_table(figures: QueueStats) -> Table:

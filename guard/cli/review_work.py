@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from guard.cli.certificates import certificate_json, certificates_table
 from guard.cli.output import JsonOption, StoreOption, console, print_json
 from guard.cli.review_options import (
     NoteOption,
@@ -99,7 +100,7 @@ def skip(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Leave a case to others; guard review next does not offer it to you again."""
+    """Leave a case to others; guard review next does not offer it to you again, except an audit case, last of all."""
     who = reviewer_name(reviewer)
     _done(store, lambda reviews: reviews.skip(name, reviewer=who, note=note), as_json, f"skipped by {who}")
 
@@ -129,13 +130,15 @@ def undo(
 
 
 def stats(*, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Show how much waits, who has decided how much, and how far reviewers agree."""
+    """Show how much waits, who has decided how much, how far reviewers agree, and what audits say of certificates."""
+    from guard.monitoring.certificate_watch import CertificateWatch
+
     with open_store(store) as reviews:
-        figures = reviews.stats()
+        figures, watched = reviews.stats(), CertificateWatch(reviews).read()
     if as_json:
-        print_json(asdict(figures))
+        print_json({**asdict(figures), "certificates": [certificate_json(each) for each in watched]})
         return
-    for table in stats_tables(figures):
+    for table in (*stats_tables(figures), *([certificates_table(watched)] if watched else [])):
         console().print(table)
 
 

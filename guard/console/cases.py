@@ -96,11 +96,12 @@ def decides(review: Review) -> Permission:
 
 
 def is_blind(review: Review) -> bool:
-    """Return whether nothing may lead the verdict: of the opinions of two people, neither may know the score.
+    """Return whether nothing may lead the verdict: of two opinions, or of an audit of what the score let out.
 
-    Then the pages leave out the score, its parts and the rule. Their agreement would otherwise be the score's.
+    Then the pages leave out the score, its parts and the rule. The verdict would otherwise be the score's.
     """
-    return review.status is ReviewStatus.PENDING and review.reviews_wanted > 1 and not review.disputed
+    two = review.reviews_wanted > 1 and not review.disputed
+    return review.status is ReviewStatus.PENDING and (two or review.kind == "audit")
 
 
 def case_page(

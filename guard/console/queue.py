@@ -64,6 +64,7 @@ def views_of(visit: Visit) -> list[View]:
         View("late", "Late", replace(waiting, late=True)),
         View("second", "Second opinions", replace(waiting, second=True)),
         View("disputed", "Verdicts differ", replace(waiting, disputed=True)),
+        View("audits", "Audits", replace(waiting, kind="audit")),
         View("decided", "Decided", replace(waiting, status="decided"), "decided"),
     ]
     if visit.allows(Permission.DECIDE):

@@ -143,6 +143,11 @@ class Certificate(_CertificatePart):
         return self
 
     @property
+    def sha256(self) -> str:
+        """Digest of all of it: two certificates for the same rules differ."""
+        return checked_json.digest(self.model_dump(mode="json"))
+
+    @property
     def guarantee(self) -> RiskGuarantee:
         """The guarantee that the threshold meets."""
         return RiskGuarantee(self.risk, self.confidence)
@@ -281,7 +286,10 @@ def apply_certificates(policy: Policy, given: Certificates) -> Policy:
     certificates = {route: given.by_route[route] for route in guarantees(policy)}
     return apply_thresholds(
         policy,
-        {route: CertifiedThreshold(each.threshold, each.fingerprint.sha256) for route, each in certificates.items()},
+        {
+            route: CertifiedThreshold(each.threshold, each.fingerprint.sha256, each.sha256)
+            for route, each in certificates.items()
+        },
     )
 
 

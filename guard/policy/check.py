@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from guard.errors import did_you_mean
+from guard.policy.check_watching import check_watching
 from guard.policy.defects import DEFECTS, Defect
 from guard.policy.document import (
     MAX_FALLBACKS,
@@ -21,8 +22,10 @@ from guard.policy.document import (
     AbstainRule,
     Accept,
     AcceptRule,
+    Audit,
     Budget,
     Calls,
+    CertificateLost,
     DefectAction,
     Document,
     Escalate,
@@ -42,6 +45,7 @@ from guard.policy.document import (
     Rule,
     ToolRules,
 )
+from guard.policy.problem_words import NOT_FOR_OOD, NOT_WHEN_LATE, WANTED
 from guard.policy.yaml_source import MAX_PROBLEMS, Location, Problem, YamlSource, location_text
 from guard.records import Action
 
@@ -59,42 +63,10 @@ _ON_ERROR: dict[str, type[BaseModel]] = {
     "abstain": Abstain,
 }
 _LATE: dict[str, type[BaseModel]] = {"abstain": LateAbstain, "fallback": LateFallback}
+_LOST: dict[str, type[BaseModel]] = {**_ON_ERROR, "fallback": LateFallback}
 _DEFECT_ACTIONS: dict[str, type[BaseModel]] = {**_ON_ERROR, "retry": Retry}
-_NOT_FOR_OOD = {
-    "accept": "leave the section out to treat such inputs like others",
-    "retry": "the input would be the same again",
-}
-_NOT_WHEN_LATE = {
-    "accept": "nobody has looked at the answer",
-    "retry": "the caller's call has ended",
-    "escalate": "the case stays in the queue, and late cases can notify whom you like",
-}
-_NAME_WANTED = "must be a name: one line, no control characters, no spaces around it"
-#: Explanations of pydantic's error types for policy authors.
-_WANTED = {
-    "string_type": "must be text",
-    "string_unicode": "must be text",
-    "string_too_short": "must not be empty",
-    "string_too_long": "may have at most {max_length} characters",
-    "string_pattern_mismatch": _NAME_WANTED,
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "bool_type": "must be true or false",
-    "greater_than": "must be above {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}",
-    "less_than": "must be below {lt:g}",
-    "less_than_equal": "must be at most {le:g}",
-    "literal_error": "must be {expected}",
-    "model_type": "must be a mapping",
-    "dict_type": "must be a mapping",
-    "tuple_type": "must be a list",
-    "too_short": "must not be empty",
-    "too_long": "may have at most {max_length} entries",
-}
 #: Settings that are shares, which authors may write as percentages.
-_SHARES = frozenset({"below", "above", "max_error_rate", "confidence"})
+_SHARES = frozenset({"below", "above", "max_error_rate", "confidence", "rate", "false_alarms"})
 _THEN: Location = ("out_of_distribution", "then")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _BOOLEAN_1_1 = frozenset({"yes", "no", "on", "off", "y", "n"})
@@ -122,6 +94,8 @@ def read_document(source: YamlSource) -> tuple[Document | None, list[Problem]]:
         # Problems of broken YAML and of missing values are reported already.
         problems += [problem for problem in found if (problem.line, problem.column) not in judged]
     problems += _check_rules(source)
+    if document is not None:
+        problems += check_watching(source, document)
     return document, problems
 
 
@@ -140,7 +114,7 @@ def _is_action(location: Location) -> bool:
     match location:
         case ("rules", int(), _) | ("routes" | "tools", _, "rules", int(), _):
             return True
-        case ("on_error", _) | ("routes" | "tools", _, "on_error", _):
+        case ("on_error" | "on_certificate_lost", _) | ("routes" | "tools", _, "on_error" | "on_certificate_lost", _):
             return True
         case ("truncated" | "empty", _) | ("routes", _, "truncated" | "empty", _):
             return True
@@ -167,7 +141,7 @@ def _translate(details: ErrorDetails, source: YamlSource) -> Problem:
         return source.problem(location, f"version must be 1, the only version that this guard reads, got {found}")
     if location[-1] == "[key]":
         place, key = location[:-2], location[-2]
-        wanted = _WANTED[kind].format_map(details.get("ctx", {}))
+        wanted = WANTED[kind].format_map(details.get("ctx", {}))
         return source.problem(location[:-1], f"'{key:.60}' in {location_text(place)} {wanted}", at_key=True)
     return value_problem(details, source)
 
@@ -175,7 +149,7 @@ def _translate(details: ErrorDetails, source: YamlSource) -> Problem:
 def value_problem(details: ErrorDetails, source: YamlSource) -> Problem:
     """Return what is wrong with a value, in words, with its position."""
     location = details["loc"]
-    wanted = _WANTED.get(details["type"], details["msg"]).format_map(details.get("ctx", {}))
+    wanted = WANTED.get(details["type"], details["msg"]).format_map(details.get("ctx", {}))
     message = f"{location_text(location)} {wanted}, got {_shown(details['input'])}"
     return source.problem(location, message + _hint(details))
 
@@ -231,18 +205,21 @@ def _unknown(location: Location) -> str:
         return f"unknown key '{key:.60}'{where}. {did_you_mean(key, known)}"
     if place[-1] == "then":
         if key in _RULES:  # but not one of those that are allowed, or it would be known
-            return f"{key} is not allowed in out_of_distribution: {_NOT_FOR_OOD[key]}"
+            return f"{key} is not allowed in out_of_distribution: {NOT_FOR_OOD[key]}"
         return f"unknown action '{key:.60}'. {did_you_mean(key, _keys(OutOfDistributionAction))}"
     if place[-1] == "late":
         if key in _RULES:
-            return f"{key} is not allowed in late: {_NOT_WHEN_LATE[key]}"
+            return f"{key} is not allowed in late: {NOT_WHEN_LATE[key]}"
         return f"unknown action '{key:.60}'. {did_you_mean(key, _keys(Late))}"
+    if place[-1] == "on_certificate_lost" and key in _RULES:
+        return f"{key} is not allowed in on_certificate_lost: no answer is accepted while the certificate is suspended"
     if key == "retry" and place[-1] == "on_error":
         return "retry is not allowed in on_error: what failed would most likely fail again"
     owners = [action for action, model in _RULES.items() if key in _keys(model)]
     if owners:
         return f"'{key}' belongs inside the action. Indent it further, as in '{owners[0]}: {{{key}: ...}}'"
     models: dict[str | int, type[BaseModel]] = {"on_error": OnError, **dict.fromkeys(DEFECTS, DefectAction)}
+    models["on_certificate_lost"] = CertificateLost
     return f"unknown action '{key:.60}'. {did_you_mean(key, _keys(models.get(place[-1], Rule)))}"
 
 
@@ -265,10 +242,14 @@ def _known_keys(place: Location) -> Sequence[str] | None:
             return None
         case (*_, "late", action):
             return _keys(_LATE[str(action)])
-        case (*_, "rules", int()) | (*_, "on_error" | "truncated" | "empty") | (*_, "then"):
+        case (*_, "rules", int()) | (*_, "on_error" | "truncated" | "empty" | "on_certificate_lost") | (*_, "then"):
             return None
+        case (*_, "audit"):
+            return _keys(Audit)
         case (*_, "budget"):
             return _keys(Budget)
+        case (*_, "on_certificate_lost", action):
+            return _keys(_LOST[str(action)])
         case (*_, "on_error" | "then", action):
             return _keys(_ON_ERROR[str(action)])
         case (*_, "truncated" | "empty", action):

@@ -6,8 +6,6 @@ every rule can fire, the last rule takes every answer.
 
 from __future__ import annotations
 
-import re
-import reprlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,6 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_v
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticCustomError, core_schema
 
+from guard.policy.durations import Duration
 from guard.policy.strict import OneAction, Strict, or_bare
 from guard.records import Action, Sampling
 from guard.review_terms import LateAction, Priority, ReviewTerms
@@ -42,25 +41,6 @@ RuleName = Annotated[Name | None, Field(description="Name of the rule in decisio
 def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
-
-_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
-_DURATION = re.compile(r"([0-9]{1,6})\s?(s|min|h|d)")
-
-
-def _seconds(value: Any) -> Any:
-    """Return the seconds of a duration such as ``4h``."""
-    written = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if written is None or int(written[1]) == 0:
-        message = "within must be a time such as 30min, 4h or 2d (s, min, h or d), got {found}"
-        raise PydanticCustomError("guard", message, {"found": reprlib.repr(value)})
-    return float(int(written[1]) * _SECONDS[written[2]])
-
-
-Duration = Annotated[
-    float,
-    BeforeValidator(_seconds),
-    WithJsonSchema({"type": "string", "pattern": r"^0*[1-9][0-9]{0,5}\s?(s|min|h|d)$"}),
-]
 
 Handlers = Annotated[
     tuple[Name, ...],
@@ -358,6 +338,31 @@ class OutOfDistribution(Strict):
     then: OutOfDistributionAction
 
 
+class CertificateLost(OneAction):
+    """What takes the place of every accepted answer once the route's certificate is suspended. Never the answer."""
+
+    model_config = ConfigDict(json_schema_extra=or_bare("escalate", "abstain"))
+
+    fallback: LateFallback | None = None
+    escalate: Escalate | None = None
+    abstain: Abstain | None = None
+
+
+class Audit(Strict):
+    """A random share of the accepted answers goes to people too, without waiting for them."""
+
+    rate: float = Field(gt=0, le=1, description="Share of the accepted answers that people check.")
+    within: Duration = Field(
+        default="7d",
+        validate_default=True,
+        description="Time to check one; an answer that nobody has checked by then counts as wrong.",
+    )
+    priority: Priority = Field(default="low", description="Which cases reviewers get first.")
+    false_alarms: float = Field(
+        default=0.05, gt=0, le=0.5, description="Probability of ever suspending a certificate that holds."
+    )
+
+
 class Budget(Strict):
     """Limits of one guarded call, for all its attempts together."""
 
@@ -381,6 +386,8 @@ class Route(Strict):
     truncated: DefectAction | None = None
     empty: DefectAction | None = None
     out_of_distribution: OutOfDistribution | None = None
+    audit: Audit | None = None
+    on_certificate_lost: CertificateLost | None = None
     budget: Budget | None = None
 
 
@@ -448,6 +455,14 @@ class Document(Strict):
     out_of_distribution: OutOfDistribution | None = Field(
         default=None,
         description="The action for an input unlike the calibration data, whatever the score.",
+    )
+    audit: Audit | None = Field(
+        default=None, description="Sends a random share of the accepted answers to review, without holding them back."
+    )
+    on_certificate_lost: CertificateLost | None = Field(
+        default=None,
+        description="The action for every answer that would be accepted while the certificate is suspended. "
+        "Left out: abstain.",
     )
     budget: Budget = Budget()
     calls: Calls = Field(default=Calls(), description="Which scores decide if there are several.")

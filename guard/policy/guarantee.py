@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -93,10 +93,17 @@ def _meaning(rule: CompiledRule) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class CertifiedThreshold:
-    """The threshold of one route's risk guarantee, and the digest of all that it was certified for."""
+    """The threshold of one route's risk guarantee.
+
+    Attributes:
+        threshold: answers with ``p_wrong`` below it are accepted.
+        fingerprint: digest of all that it was certified for.
+        certificate: digest of the certificate, under which it is watched; None if it is not.
+    """
 
     threshold: float
     fingerprint: str
+    certificate: str | None = None
 
 
 def apply_thresholds(policy: Policy, thresholds: Mapping[str | None, CertifiedThreshold]) -> Policy:
@@ -124,10 +131,26 @@ def apply_thresholds(policy: Policy, thresholds: Mapping[str | None, CertifiedTh
     return replace(policy, plans=MappingProxyType(plans))
 
 
-def trial_policy(policy: Policy) -> Policy:
-    """Return the policy with rules that accept nothing in place of risk guarantees, so that it makes all attempts."""
+def suspend(policy: Policy, certificates: Collection[str]) -> Policy:
+    """Return the policy with the routes closed whose certificate is one of these, by digest."""
     plans = {
-        route: replace(plan, rules=tuple(_accepting_nothing(rule) if rule.guarantee else rule for rule in plan.rules))
+        route: replace(plan, suspended=plan.certified is not None and plan.certified.certificate in certificates)
+        for route, plan in policy.plans.items()
+    }
+    return replace(policy, plans=MappingProxyType(plans))
+
+
+def trial_policy(policy: Policy) -> Policy:
+    """Return the policy with rules that accept nothing in place of risk guarantees, so that it makes all attempts.
+
+    Nobody gets an answer of a trial, so none is audited.
+    """
+    plans = {
+        route: replace(
+            plan,
+            rules=tuple(_accepting_nothing(rule) if rule.guarantee else rule for rule in plan.rules),
+            audit=None,
+        )
         for route, plan in policy.plans.items()
     }
     return replace(policy, mode="enforce", plans=MappingProxyType(plans))
@@ -139,12 +162,14 @@ def where(policy: Policy, route: str | None) -> str:
 
 
 def _accepting_nothing(rule: CompiledRule) -> CompiledRule:
-    return replace(rule, below=0.0, guarantee=None, fingerprint=None)
+    return replace(rule, below=0.0, guarantee=None, fingerprint=None, certificate=None)
 
 
 def _apply_threshold(plan: RoutePlan, given: CertifiedThreshold) -> RoutePlan:
     rules = (
-        replace(rule, below=given.threshold, fingerprint=given.fingerprint) if rule.guarantee else rule
+        replace(rule, below=given.threshold, fingerprint=given.fingerprint, certificate=given.certificate)
+        if rule.guarantee
+        else rule
         for rule in plan.rules
     )
     return replace(plan, rules=tuple(rules))

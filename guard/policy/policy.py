@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from guard.errors import InputError, PolicyError, did_you_mean
-from guard.policy.check import read_document, rule_label
+from guard.policy.check import read_document
+from guard.policy.compiling import compile_plans, compile_tools
 from guard.policy.defects import Defect
 from guard.policy.document import (
     SEVERITY,
@@ -29,20 +29,16 @@ from guard.policy.document import (
     ActionSettings,
     Budget,
     Calls,
-    DefectAction,
     Document,
     Escalate,
     Fallback,
     FallbackEngine,
     NullFree,
-    OnError,
-    OutOfDistribution,
     Retry,
-    Rule,
 )
 from guard.policy.policy_files import builtin_policies, find_policy
 from guard.policy.rules import NO_USAGE, CompiledRule, OutOfDistributionRule, RoutePlan, ToolPlan, Usage
-from guard.policy.yaml_source import InvalidPolicyError, Location, Problem, location_text, read_text, read_yaml
+from guard.policy.yaml_source import InvalidPolicyError, Problem, read_text, read_yaml
 from guard.records import Action, Decision
 from guard.scores import ScoreName
 
@@ -218,33 +214,6 @@ def json_schema() -> dict[str, Any]:
 
 
 def _policy(document: Document) -> Policy:
-    whole = RoutePlan(
-        rules=_compiled((), document.rules),
-        on_error=_on_error_rule((), document.on_error),
-        budget=document.budget,
-        out_of_distribution=_ood_rule((), document.out_of_distribution),
-        truncated=_defect_rule(("truncated",), document.truncated),
-        empty=_defect_rule(("empty",), document.empty),
-    )
-    plans: dict[str | None, RoutePlan] = {None: whole}
-    for name, route in document.routes.items():
-        prefix = ("routes", name)
-        changed = route.budget.model_dump(exclude_unset=True) if route.budget else {}
-        plans[name] = RoutePlan(
-            rules=_compiled(prefix, route.rules) if route.rules else whole.rules,
-            on_error=_on_error_rule(prefix, route.on_error) if route.on_error else whole.on_error,
-            budget=document.budget.model_copy(update=changed),
-            out_of_distribution=_ood_rule(prefix, route.out_of_distribution) or whole.out_of_distribution,
-            truncated=_defect_rule((*prefix, "truncated"), route.truncated) or whole.truncated,
-            empty=_defect_rule((*prefix, "empty"), route.empty) or whole.empty,
-        )
-    tools = {
-        name: ToolPlan(
-            rules=_compiled(("tools", name), section.rules) if section.rules else None,
-            on_error=_on_error_rule(("tools", name), section.on_error) if section.on_error else None,
-        )
-        for name, section in document.tools.items()
-    }
     canonical = json.dumps(document.model_dump(mode="json", by_alias=True), sort_keys=True)
     return Policy(
         name=document.name,
@@ -252,8 +221,8 @@ def _policy(document: Document) -> Policy:
         mode=document.mode,
         sha256=hashlib.sha256(canonical.encode()).hexdigest(),
         fallbacks=MappingProxyType(document.fallbacks),
-        plans=MappingProxyType(plans),
-        tools=MappingProxyType(tools),
+        plans=MappingProxyType(compile_plans(document)),
+        tools=MappingProxyType(compile_tools(document)),
         calls=document.calls,
         streaming=document.streaming,
         certificate=document.certificate,
@@ -264,40 +233,6 @@ def _policy(document: Document) -> Policy:
 def _thaw(values: list[Any]) -> Policy:
     frozen: list[Any] = [MappingProxyType(value) if isinstance(value, dict) else value for value in values]
     return Policy(*frozen)
-
-
-def _compiled(prefix: Location, rules: tuple[Rule, ...]) -> tuple[CompiledRule, ...]:
-    return tuple(
-        CompiledRule(
-            name=rule_label((*prefix, "rules", number), rule),
-            action=rule.action,
-            below=_threshold(rule),
-            settings=rule.settings,
-            guarantee=rule.guarantee,
-        )
-        for number, rule in enumerate(rules)
-    )
-
-
-def _threshold(rule: Rule) -> float:
-    if rule.guarantee:
-        return 0.0
-    return math.inf if rule.settings.below is None else rule.settings.below
-
-
-def _on_error_rule(prefix: Location, on_error: OnError) -> CompiledRule:
-    return CompiledRule(location_text((*prefix, "on_error")), on_error.action, math.inf, on_error.settings)
-
-
-def _defect_rule(location: Location, then: DefectAction | None) -> CompiledRule | None:
-    return None if then is None else CompiledRule(location_text(location), then.action, math.inf, then.settings)
-
-
-def _ood_rule(prefix: Location, section: OutOfDistribution | None) -> OutOfDistributionRule | None:
-    if section is None:
-        return None
-    name, then = location_text((*prefix, "out_of_distribution")), section.then
-    return OutOfDistributionRule(section.above, CompiledRule(name, then.action, math.inf, then.settings))
 
 
 # -- deciding ----------------------------------------------------------------------------------
@@ -338,6 +273,18 @@ def decide(
         >>> decide(policy, p_wrong=None).action.value  # an answer without a score is never accepted
         'abstain'
     """
+    return policy.plan(route).unless_suspended(_decided(policy, p_wrong, ood_score, route, usage, tools, defects))
+
+
+def _decided(
+    policy: Policy,
+    p_wrong: float | None,
+    ood_score: float | None,
+    route: str | None,
+    usage: Usage,
+    tools: Iterable[str],
+    defects: Collection[Defect],
+) -> Decision:
     # As a float: a NumPy float32 would be compared in its own precision.
     if p_wrong is None or not 0.0 <= (p_wrong := float(p_wrong)) <= 1.0:
         error = "the answer has no score" if p_wrong is None else f"the score {p_wrong} is no probability"
@@ -385,7 +332,8 @@ def decide_error(
     """
     plans = policy.plans_for(route, tools)
     stopped = _by_defects(plans, defects, None, usage)
-    return stopped or _strictest([_by_on_error(plan.on_error, error, usage) for plan in plans])
+    decision = stopped or _strictest([_by_on_error(plan.on_error, error, usage) for plan in plans])
+    return policy.plan(route).unless_suspended(decision)
 
 
 def _strictest(decisions: list[Decision]) -> Decision:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from guard.policy.defects import Defect
-from guard.policy.document import Abstain, ActionSettings, Budget, Fallback, Retry, RiskGuarantee
-from guard.records import Action
+from guard.policy.document import Abstain, ActionSettings, Audit, Budget, Fallback, Retry, RiskGuarantee
+from guard.records import Action, Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class CompiledRule:
         settings: settings of the action.
         guarantee: what the certificate must support; None if the policy states the threshold.
         fingerprint: digest of what the certificate is bound to; None without one.
+        certificate: digest of the certificate itself; None without one.
     """
 
     name: str
@@ -49,6 +50,7 @@ class CompiledRule:
     settings: ActionSettings
     guarantee: RiskGuarantee | None = None
     fingerprint: str | None = None
+    certificate: str | None = None
 
     @property
     def is_uncertified(self) -> bool:
@@ -106,6 +108,9 @@ class RoutePlan:
         out_of_distribution: decides before the rules; None if ood_score does not matter.
         truncated: decides about truncated answers; None if the policy has no such section.
         empty: decides about blank answers; None likewise.
+        audit: which share of the accepted answers people check; None for none.
+        certificate_lost: decides in place of accepting while the certificate is suspended; None abstains.
+        suspended: whether the certificate of the route's risk guarantee is suspended now.
     """
 
     rules: tuple[CompiledRule, ...]
@@ -114,11 +119,15 @@ class RoutePlan:
     out_of_distribution: OutOfDistributionRule | None = None
     truncated: CompiledRule | None = None
     empty: CompiledRule | None = None
+    audit: Audit | None = None
+    certificate_lost: CompiledRule | None = None
+    suspended: bool = False
 
     @property
     def all_rules(self) -> tuple[CompiledRule, ...]:
         """All rules that may decide."""
-        written = (self.out_of_distribution.rule if self.out_of_distribution else None, self.truncated, self.empty)
+        ood = self.out_of_distribution.rule if self.out_of_distribution else None
+        written = (ood, self.truncated, self.empty, self.certificate_lost)
         return (*self.rules, self.on_error, *(rule for rule in written if rule is not None))
 
     def defect_rule(self, defect: Defect) -> CompiledRule:
@@ -139,6 +148,19 @@ class RoutePlan:
             return rule
         closed = self._closed_on_error
         return closed if closed.why_exhausted(usage) is None else _abstaining(rule)
+
+    @property
+    def certified(self) -> CompiledRule | None:
+        """The rule whose threshold is from a certificate; None without one."""
+        return next((rule for rule in self.rules if rule.certificate is not None), None)
+
+    def unless_suspended(self, decision: Decision) -> Decision:
+        """Return the decision, or what replaces accepting while the route's certificate is suspended."""
+        if not self.suspended or decision.action is not Action.ACCEPT:
+            return decision
+        rule = self.certificate_lost or CompiledRule("on_certificate_lost", Action.ABSTAIN, math.inf, Abstain())
+        reason = f"The certificate is suspended, so {decision.rule} accepts nothing"
+        return Decision(rule.action, rule.name, reason, decision.p_wrong, rule.settings)
 
     @property
     def _closed_on_error(self) -> CompiledRule:

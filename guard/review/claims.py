@@ -52,7 +52,7 @@ def claim_next(
 ) -> Review | None:
     """Take the next case for a person; see `guard.review.store.Store.claim_next`."""
     at = database.now(connection)
-    for condition in (_held(who, at), _waiting(who, at), _late(who, at)):
+    for condition in (_held(who, at), _waiting(who, at), _late(who, at), _skipped_audits(who, at)):
         query = sa.select(REVIEWS.c.id).where(IS_PENDING, condition)
         if route is not None:
             query = query.where(REVIEWS.c.route == text_of(route))
@@ -131,9 +131,19 @@ def claimable(who: str, at: str) -> sa.ColumnElement[bool]:
     dealt_with = sa.exists().where(
         EVENTS.c.review_id == REVIEWS.c.id, EVENTS.c.who == who, EVENTS.c.what.in_(("opinion", "skipped"))
     )
+    return sa.and_(_open_to(who, at), ~dealt_with)
+
+
+def _open_to(who: str, at: str) -> sa.ColumnElement[bool]:
     free = sa.or_(REVIEWS.c.claimed_until.is_(None), REVIEWS.c.claimed_until <= at, REVIEWS.c.claimed_by == who)
     for_anybody = sa.or_(REVIEWS.c.assigned_to.is_(None), REVIEWS.c.assigned_to == who)
-    return sa.and_(free, for_anybody, ~dealt_with)
+    return sa.and_(free, for_anybody)
+
+
+def _skipped_audits(who: str, at: str) -> sa.ColumnElement[bool]:
+    """Audit cases come back to whoever skipped them: a sample without the hard ones would say nothing."""
+    opinion = sa.exists().where(EVENTS.c.review_id == REVIEWS.c.id, EVENTS.c.who == who, EVENTS.c.what == "opinion")
+    return sa.and_(REVIEWS.c.kind == sa.literal_column("'audit'"), _open_to(who, at), ~opinion)
 
 
 def _held(who: str, at: str) -> sa.ColumnElement[bool]:

@@ -14,7 +14,7 @@ from guard.review.migrations.tables import REVIEWS
 from guard.review.queries import IS_PENDING, on_routes, reviews_of, selected
 from guard.review.records import Review, ReviewStatus, rank_of, text_of
 from guard.review.words import has_words
-from guard.review_terms import PRIORITIES, Priority
+from guard.review_terms import CASE_KINDS, PRIORITIES, CaseKind, Priority
 
 Order = Literal["due", "doubtful", "oldest", "newest", "decided"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -42,6 +42,7 @@ class CaseFilter:
 
     Attributes:
         status: a `ReviewStatus`, its name, or ``decided`` for all but pending.
+        kind: ``escalation`` or ``audit``.
         route, model, policy: only these.
         priority: only this.
         late: whether nobody decided in time.
@@ -57,6 +58,7 @@ class CaseFilter:
     """
 
     status: str | None = None
+    kind: CaseKind | None = None
     route: str | None = None
     model: str | None = None
     policy: str | None = None
@@ -171,6 +173,10 @@ def conditions(connection: Connection, chosen: CaseFilter, at: str) -> list[sa.C
             fix = did_you_mean(chosen.priority, PRIORITIES)
             raise InputError(f"There is no priority '{chosen.priority}'", fix=fix)
         found.append(REVIEWS.c.priority == rank_of(chosen.priority))
+    if chosen.kind is not None:
+        if chosen.kind not in CASE_KINDS:
+            raise InputError(f"There are no cases '{chosen.kind}'", fix=did_you_mean(chosen.kind, CASE_KINDS))
+        found.append(REVIEWS.c.kind == chosen.kind)
     if chosen.since is not None:
         found.append(REVIEWS.c.created_at >= chosen.since)
     if chosen.until is not None:

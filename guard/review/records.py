@@ -19,7 +19,7 @@ from guard.files.stored_text import stored_text
 from guard.outcome_export import readings
 from guard.records import Attempt, Escalation, Prompt
 from guard.review.answer_signals import pack_map
-from guard.review_terms import PRIORITIES, LateAction, Priority
+from guard.review_terms import PRIORITIES, CaseKind, LateAction, Priority
 
 #: Metadata and messages that nest deeper are cut off here; this also ends a cycle.
 _DEPTH = 64
@@ -46,7 +46,7 @@ _RANKS: dict[Priority, int] = {name: rank for rank, name in enumerate(reversed(P
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """One escalated case and what became of it.
+    """One case and what became of it: an answer that was escalated, or an accepted one that was drawn to be checked.
 
     Attributes:
         id: six characters, easy to type; ``o`` is read as ``0``, ``i`` and ``l`` as ``1``.
@@ -86,6 +86,9 @@ class Review:
         disputed: whether two opinions differ, so that a third person decides.
         final_at: until when the decision can be undone. The caller gets nothing before.
         late_at: when the case was found to be late: the caller has what `late` says, and a decision is a label only.
+        kind: ``escalation``, or ``audit`` for an accepted answer that was drawn to be checked: its caller has it.
+        certificate: of an audit case, the digest of the certificate whose promise covers the answer; None without one.
+        audit_rate: of an audit case, the share of the accepted answers that was drawn then.
     """
 
     id: str
@@ -121,6 +124,9 @@ class Review:
     disputed: bool
     final_at: str | None
     late_at: str | None
+    kind: CaseKind
+    certificate: str | None
+    audit_rate: float | None
 
     def holder(self, at: str) -> str | None:
         """Return who has the case claimed at a time, or None.
@@ -201,7 +207,7 @@ _NOT_SHOWN = ("fingerprint", "sort_key", "doubt", "number", "claimed_at")
 
 def to_row(escalation: Escalation) -> dict[str, Any]:
     """Return a case as a row of ``reviews``, without the id."""
-    prompt = escalation.prompt
+    prompt, audit = escalation.prompt, escalation.terms.audit
     row = {
         **to_repeat_row(escalation),
         "route": text_of(escalation.route),
@@ -222,6 +228,9 @@ def to_row(escalation: Escalation) -> dict[str, Any]:
         "scorer": text_of(escalation.scorer),
         "priority": rank_of(escalation.terms.priority),
         "reviews_wanted": escalation.terms.reviews,
+        "kind": escalation.terms.kind,
+        "certificate": audit.certificate if audit else None,
+        "audit_rate": audit.rate if audit else None,
     }
     return {**row, **_ordering(row), "fingerprint": _fingerprint(row)}
 
@@ -243,7 +252,7 @@ def rank_of(priority: Priority) -> int:
 def to_repeat_row(escalation: Escalation) -> dict[str, Any]:
     """Return a case as a row of ``review_repeats``, without the review that it repeats."""
     terms, created_at = escalation.terms, _utc(escalation.created_at)
-    late = (terms.late or LateAction()) if terms.within_s is not None else None
+    late = (terms.late or LateAction()) if terms.within_s is not None and terms.audit is None else None
     return {
         "decision_id": text_of(escalation.decision_id),
         "created_at": created_at,
@@ -259,8 +268,10 @@ def to_repeat_row(escalation: Escalation) -> dict[str, Any]:
 
 
 def _fingerprint(row: Mapping[str, Any]) -> str:
-    """Return the same for cases that a person would decide in the same way."""
+    """Return the same for cases that a person would decide in the same way; every audit case counts by itself."""
     same = [row[name] for name in ("prompt", "question", "answer", "policy", "model", "route")]
+    if row["kind"] == "audit":
+        same.append(row["decision_id"])
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
 

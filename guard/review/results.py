@@ -15,6 +15,7 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from guard.errors import ReviewError
 from guard.review.database import Database
 from guard.review.migrations.tables import REPEATS, REVIEWS
 from guard.review.queries import IS_PENDING, change, exactly, first, locked, record
@@ -95,7 +96,14 @@ def result_of(review: Review, decision_id: str, due_at: str | None, late: LateAc
 def read_result(database: Database, name: str) -> ReviewResult:
     """Return what became of a case; see `guard.review.store.Store.result`."""
     with database.read() as connection:
-        result = _result(database, connection, name, exactly(connection, name))
+        review = exactly(connection, name)
+        if review.kind == "audit":
+            raise ReviewError(
+                f"Review {review.id} checks an answer that was accepted",
+                why="its caller has the answer, and waits for nothing",
+                fix="Read the verdict with guard review show, or Store.review",
+            )
+        result = _result(database, connection, name, review)
     if not result.is_ready or database.read_only:
         return result
     with database.write() as connection:  # somebody may be undoing it

@@ -39,6 +39,7 @@ class QueueStats:
 
     Attributes:
         by_status: cases by status; statuses without cases are left out.
+        audits: audit cases by ``waiting``, ``overdue``, ``right`` and ``wrong``, which `by_status` counts too.
         oldest: when the case that has waited longest came in; None where none waits.
         late, claimed, disputed: waiting cases that are late, that somebody has, on which two opinions differ.
         by_reviewer: verdicts and opinions by person and kind, such as ``{"ann": {"approved": 3, "opinion": 1}}``.
@@ -48,6 +49,7 @@ class QueueStats:
     """
 
     by_status: Mapping[str, int]
+    audits: Mapping[str, int]
     oldest: str | None
     late: int
     claimed: int
@@ -68,6 +70,7 @@ def read_stats(connection: Connection, at: str) -> QueueStats:
     enough = len(opinions) >= FEWEST_SHARED
     return QueueStats(
         by_status={row.status: row.cases for row in by_status},
+        audits=_audits(connection, at),
         oldest=connection.scalar(sa.select(sa.func.min(REVIEWS.c.created_at)).where(IS_PENDING)),
         late=_waiting(connection, REVIEWS.c.due_at <= at),
         claimed=_waiting(connection, REVIEWS.c.claimed_until > at),
@@ -77,6 +80,15 @@ def read_stats(connection: Connection, at: str) -> QueueStats:
         agreements=agreements,
         alpha=krippendorff_alpha([list(labels.values()) for labels in opinions]) if enough else None,
     )
+
+
+def _audits(connection: Connection, at: str) -> dict[str, int]:
+    """Count audit cases by what has become of them; one that nobody has checked in time counts as wrong."""
+    overdue = sa.case((REVIEWS.c.due_at <= at, "overdue"), else_="waiting")
+    verdict = sa.case((IS_PENDING, overdue), else_=REVIEWS.c.draft)
+    query = sa.select(verdict, sa.func.count()).where(REVIEWS.c.kind == sa.literal_column("'audit'"))
+    found = {str(name): int(count) for name, count in connection.execute(query.group_by(verdict))}
+    return {name: found.get(name, 0) for name in ("waiting", "overdue", "right", "wrong")}
 
 
 def _waiting(connection: Connection, condition: sa.ColumnElement[bool]) -> int:

@@ -41,6 +41,7 @@ from guard.review.results import ReviewResult, Waiting
 from guard.review.short_lived import ShortLived
 from guard.review.stats import QueueStats, read_stats
 from guard.review.verdicts import Opinion
+from guard.review_terms import CaseKind
 
 __all__ = [
     "ALPHABET",
@@ -194,13 +195,16 @@ class Store:
             at = self._database.now(connection)
             return pages.read_page(connection, chosen, at, order=order, after=after, before=before, limit=limit)
 
-    def reviews(self, *, status: str | None = None, route: str | None = None, limit: int = 50) -> list[Review]:
+    def reviews(
+        self, *, status: str | None = None, route: str | None = None, kind: CaseKind | None = None, limit: int = 50
+    ) -> list[Review]:
         """Return the reviews that have waited longest; `page` has more filters and orders.
 
         Raises:
-            InputError: an unknown status, or a limit out of range.
+            InputError: an unknown status or kind, or a limit out of range.
         """
-        return list(self.page(CaseFilter(status=status, route=route), order="oldest", limit=limit).reviews)
+        chosen = CaseFilter(status=status, route=route, kind=kind)
+        return list(self.page(chosen, order="oldest", limit=limit).reviews)
 
     def count(self, chosen: CaseFilter = _EVERYTHING) -> int:
         """Return how many cases there are, exactly up to `guard.review.pages.COUNTED`; more are that and one.
@@ -354,6 +358,8 @@ class Store:
     def skip(self, name: str, *, reviewer: str, note: str | None = None) -> Review:
         """Leave a case to others: it is given back, and `claim_next` does not offer it to the reviewer again.
 
+        An audit case is offered again once nothing else waits: whoever skips hard ones would make the sample easy.
+
         Raises:
             ReviewError: it is decided, or claimed by somebody else.
         """
@@ -444,7 +450,7 @@ class Store:
             name: the decision id of the guarded call, or the review's id.
 
         Raises:
-            ReviewError: there is no such case.
+            ReviewError: there is no such case, or it checks an answer that was accepted.
         """
         return results.read_result(self._database, name)
 

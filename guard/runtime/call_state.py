@@ -192,7 +192,8 @@ class CallState:
         """
         if self.policy.plan(self.route).stopped_by(defects) is not None:
             return self.decide_error(f"'{self.source}' gives no scores", defects=defects)
-        return Decision(Action.ACCEPT, self.attempts[-1].decision.rule, f"'{self.source}' answered", None)
+        accepted = Decision(Action.ACCEPT, self.attempts[-1].decision.rule, f"'{self.source}' answered", None)
+        return self.policy.plan(self.route).unless_suspended(accepted)
 
     # -- the last decision ---------------------------------------------------------------------
 

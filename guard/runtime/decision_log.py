@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guard.errors import InputError
-from guard.records import Escalation
+from guard.policy.defects import find_defects
+from guard.records import Attempt, Escalation
 from guard.runtime.call_state import CallState
 from guard.runtime.steps import Step, Steps
 from guard.scores import Score
@@ -68,6 +69,21 @@ def _fields(state: CallState, case: Escalation) -> dict[str, Any]:
         "tokens": state.tokens_used,
         "failed": last.error is not None,
         **_score(last.score),
+        "tried": [_tried(attempt, state.policy) for attempt in state.attempts],
+    }
+
+
+def _tried(attempt: Attempt, policy: Policy) -> dict[str, Any]:
+    """Return what another policy would need to decide an attempt again."""
+    score = attempt.score
+    scores = _score(score)["scores"]
+    defects = () if attempt.answer is None else find_defects(attempt.answer, attempt.finish_reason)
+    return {
+        "source": attempt.source,
+        "scores": scores if score is None else {**scores, policy.score: score.p_wrong},
+        "ood_score": score.ood_score if score else None,
+        "failed": attempt.error is not None,
+        "defects": list(defects),
     }
 
 

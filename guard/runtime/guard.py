@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,6 +27,7 @@ from guard.runtime.base_models import COMPLETION_STOP, completion_text
 from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.decision_log import log_policy
 from guard.runtime.loop import Call
+from guard.runtime.monitored import find_monitor
 from guard.runtime.resources import Resources, all_handlers, open_store
 from guard.runtime.sources import (
     FALLBACKS,
@@ -48,6 +49,7 @@ from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 
 if TYPE_CHECKING:
     from guard.audit.log import AuditLog
+    from guard.monitoring.acceptance import AcceptanceMonitor
     from guard.review.results import ReviewResult
     from guard.review.store import Store
 
@@ -86,7 +88,7 @@ class Guard:
                 answers, their scorer scores, this policy decides) or callables (their answer is final).
             handlers: for the policy's ``escalate: {to: [NAME]}``; ``log`` and ``review`` are built in unless you pass
                 your own.
-            store: where ``review`` keeps its cases; by default the user's data folder.
+            store: where ``review`` and the policy's ``audit`` keep their cases; by default the user's data folder.
             force_scorer: use a scorer that was fitted on another model; its scores are marked as uncalibrated.
             handler_timeout_s: deadline of each handler, in seconds.
             certificate: certificates, or a file of ``guard certify``, with the thresholds of a policy that guarantees
@@ -116,8 +118,12 @@ class Guard:
         fingerprint = partial(_fingerprint, own, sources, self.template_options, policy)
         self.policy = certified_policy(policy, certificate, fingerprint=fingerprint)
         given = as_named("handlers", handlers, HANDLERS)
-        taking = all_handlers(self.policy, given, partial(self._opened, store))
-        self._resources = Resources(own, sources, taking, handler_timeout_s, audit_log)
+        find_store = cache(partial(self._opened, store))
+        taking = all_handlers(self.policy, given, find_store)
+        monitor = find_monitor(self.policy, find_store)
+        if monitor is not None:
+            self._owned.callback(monitor.close)
+        self._resources = Resources(own, sources, taking, handler_timeout_s, audit_log, monitor)
         log_policy(audit_log, self.policy)
 
     @property
@@ -146,6 +152,11 @@ class Guard:
     def audit_log(self) -> AuditLog | None:
         """What gets every decision; None where decisions are not logged."""
         return self._resources.audit_log
+
+    @property
+    def monitor(self) -> AcceptanceMonitor | None:
+        """What watches the policy's promises; None where the policy has no ``audit`` section."""
+        return self._resources.monitor
 
     def with_scorer(self, scorer: Scorer) -> Guard:
         """Return a guard with another scorer that shares all other parts. It owns nothing: close this one.

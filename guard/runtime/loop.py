@@ -23,6 +23,7 @@ from guard.review.handlers import NOBODY
 from guard.runtime.call_state import CallState, describe_error
 from guard.runtime.deadline import call_step
 from guard.runtime.decision_log import log_decision
+from guard.runtime.monitored import audit_steps, watch_step
 from guard.runtime.resources import Resources, escalation_step
 from guard.runtime.sources import FallbackFunction, Source, generation_step
 from guard.runtime.steps import Steps
@@ -142,8 +143,11 @@ class Call:
 
     def steps(self) -> Steps[Outcome]:
         """Make attempts until the policy asks for no other, then carry out its last decision."""
+        monitor = self.resources.monitor
+        yield from watch_step(monitor, self.state)
         yield from self.attempts()
         yield from log_decision(self.resources.audit_log, self.state, self._case)
+        yield from audit_steps(monitor, self.state, self._case)
         self.state.check_abstention()
         delivery = NOBODY
         if to := self.state.escalate_to:

@@ -16,6 +16,7 @@ from guard.runtime.steps import Step
 
 if TYPE_CHECKING:
     from guard.audit.log import AuditLog
+    from guard.monitoring.acceptance import AcceptanceMonitor
     from guard.review.store import Store
 
 
@@ -29,6 +30,7 @@ class Resources:
         handlers: escalation handlers by name.
         handler_timeout_s: deadline of each handler, in seconds.
         audit_log: gets every decision; None keeps none.
+        monitor: watches the policy's promises and draws audit cases; None where it has no ``audit`` section.
     """
 
     own: Source
@@ -36,6 +38,7 @@ class Resources:
     handlers: Mapping[str, Handler]
     handler_timeout_s: float
     audit_log: AuditLog | None = None
+    monitor: AcceptanceMonitor | None = None
 
 
 def all_handlers(

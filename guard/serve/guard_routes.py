@@ -19,6 +19,7 @@ from guard.review.results import ReviewResult
 from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.decision_log import log_decision
 from guard.runtime.guard import PromptLike
+from guard.runtime.monitored import audit_steps, watch_step
 from guard.runtime.steps import adrive
 from guard.scores import Score
 from guard.serve.asked import chat_turns, check_length
@@ -77,7 +78,7 @@ def guard_router(server: Server) -> APIRouter:
             scored = await unless_left(request, _scored(server, target, _question(body, server), body.answer))
         except CaptureError as error:  # its text may name layers
             raise RequestError("The answer cannot be scored", status=422, code="unscored_answer") from error
-        return _score_body(target, body.answer, scored)
+        return _score_body(target, _decided(await _current(target), body.answer, scored), scored)
 
     @router.get("/v1/guard/decisions/{decision_id}", summary="Look up a verdict")
     async def decision(request: Request, decision_id: str) -> Mapping[str, Any]:
@@ -140,22 +141,27 @@ async def _scored(server: Server, target: ModelRoute, question: PromptLike, answ
         return await asyncio.to_thread(guard.score, question, answer)
 
 
-def _decided(target: ModelRoute, answer: str, scored: Score, *, last: bool = False) -> Decision:
+async def _current(target: ModelRoute) -> CallState:
+    """Return the state of a call on a route, with the policy as it holds now."""
+    state = CallState(target.guard.policy, target.route)
+    await adrive(watch_step(target.guard.monitor, state))
+    return state
+
+
+def _decided(state: CallState, answer: str, scored: Score, *, last: bool = False) -> Decision:
     """Return what the policy says of a given answer.
 
     Args:
-        target: with the policy and the route.
+        state: with the policy and the route.
         answer: the text.
         scored: of the answer.
         last: whether nobody can answer again, so that rules for retries and fallbacks are passed over.
     """
-    state = CallState(target.guard.policy, target.route)
     state.note_use(last=last)
     return state.decide(scored, defects=find_defects(answer, None))
 
 
-def _score_body(target: ModelRoute, answer: str, scored: Score) -> dict[str, Any]:
-    decision = _decided(target, answer, scored)
+def _score_body(target: ModelRoute, decision: Decision, scored: Score) -> dict[str, Any]:
     return {
         "object": "guard.score",
         "model": target.id,
@@ -177,6 +183,8 @@ def _check_owner(server: Server, name: str, caller: Caller) -> None:
         raise _missing("review", name)
     try:
         review = server.store.review(name)
+        if review.kind == "audit":  # nobody waits for it, and that it was drawn is not the caller's to know
+            raise _missing("review", name)
         asked = [review.metadata, *(repeat.metadata for repeat in server.store.repeats(name))]
     except ReviewError as error:
         raise _missing("review", name) from error
@@ -230,8 +238,9 @@ async def _guardrail(
         scored = await _scored(server, target, prompt, answer)
     except CaptureError:
         return _blocked("the answer cannot be scored")
-    decision = _decided(target, answer, scored, last=True)
-    await _logged(target, prompt, answer, scored, decision)
+    state = await _current(target)
+    decision = _decided(state, answer, scored, last=True)
+    await _recorded(target, state, prompt, answer, scored, decision)
     if decision.action is Action.ACCEPT or target.guard.policy.mode == "shadow":
         return {"action": "NONE"}
     text = getattr(decision.settings, "text", None) or getattr(decision.settings, "reply", None)
@@ -240,9 +249,11 @@ async def _guardrail(
     return _blocked(f"The policy '{target.guard.policy.name}' does not accept the answer ({decision.rule})")
 
 
-async def _logged(target: ModelRoute, prompt: Prompt, answer: str, scored: Score, decision: Decision) -> None:
-    """Write the decision about another server's answer to the audit log, if there is one."""
-    guard, state = target.guard, CallState(target.guard.policy, target.route)
+async def _recorded(
+    target: ModelRoute, state: CallState, prompt: Prompt, answer: str, scored: Score, decision: Decision
+) -> None:
+    """Write the decision about another server's answer to the audit log, and draw it for an audit like any other."""
+    guard = target.guard
     state.keep(Attempt(answer, OWN_ENGINE, scored, decision, 0, 0, scored.seconds, Sampling()))
     about: dict[str, Any] = {
         "question": prompt.question,
@@ -250,7 +261,9 @@ async def _logged(target: ModelRoute, prompt: Prompt, answer: str, scored: Score
         "model": guard.engine.model.name,
         "metadata": {},
     }
-    await adrive(log_decision(guard.audit_log, state, partial(state.escalation, **about)))
+    find_case = partial(state.escalation, **about)
+    await adrive(log_decision(guard.audit_log, state, find_case))
+    await adrive(audit_steps(guard.monitor, state, find_case))
 
 
 def _blocked(why: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from guard.policy.policy import Policy, load_policy
 from guard.review.database import is_shared
 from guard.review.store import Store
 from guard.runtime.guard import Guard
+from guard.runtime.monitored import audits
 from guard.runtime.sources import declared_sources
 from guard.serve.chat_routes import BACKGROUND
 from guard.serve.config import ModelSection, ServeConfig
@@ -108,7 +109,7 @@ def _check_keys(access: Access, config: ServeConfig) -> None:
 
 
 def _uses_queue(policy: Policy) -> bool:
-    return policy.mode == "enforce" and "review" in policy.handler_names()
+    return policy.mode == "enforce" and ("review" in policy.handler_names() or audits(policy))
 
 
 def _policies(model: ModelSection) -> dict[str, Policy]:

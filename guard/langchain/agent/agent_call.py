@@ -35,6 +35,7 @@ from guard.langchain.metadata import (
     read_finish_reason,
     read_score,
 )
+from guard.monitoring.acceptance import AcceptanceMonitor
 from guard.policy.document import Fallback, Retry
 from guard.policy.policy import Calls, Policy
 from guard.records import Action, Attempt, Decision, Escalation, FinishReason, Prompt, Sampling
@@ -62,6 +63,7 @@ class AgentRules:
         handler_timeout_s: deadline of each handler, in seconds.
         trusted: names of the fallbacks whose answers are final without a score.
         audit_log: gets every decision; None keeps none.
+        monitor: draws audit cases; None where the policy has no ``audit`` section.
     """
 
     policy: Policy
@@ -71,6 +73,7 @@ class AgentRules:
     handler_timeout_s: float
     trusted: frozenset[str] = frozenset()
     audit_log: AuditLog | None = None
+    monitor: AcceptanceMonitor | None = None
 
     @property
     def may_pause(self) -> bool:

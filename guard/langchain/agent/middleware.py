@@ -49,6 +49,7 @@ from guard.review.handlers import (
 )
 from guard.runtime.call_state import CallState
 from guard.runtime.decision_log import log_decision, log_policy
+from guard.runtime.monitored import audit_steps, find_monitor
 from guard.runtime.resources import all_handlers, escalation_step, open_store
 from guard.runtime.sources import missing_fallback
 from guard.runtime.steps import Step, Steps, adrive, drive
@@ -188,6 +189,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
                 yield from result.buffer.flush()
         yield event_step(DECISION_EVENT, call.event(), _event_config(call))
         yield from log_decision(call.rules.audit_log, call.state, call.escalation)
+        yield from audit_steps(call.rules.monitor, call.state, call.escalation)
         delivery = yield from _delivery(call)
         return _result(call.ending(delivery))
 
@@ -363,6 +365,7 @@ class _MiddlewareSettings:
             handler_timeout_s=self.handler_timeout_s,
             trusted=trusted_names(self.fallbacks),
             audit_log=self.audit_log,
+            monitor=find_monitor(chosen, partial(open_store, self.store)),
         )
 
 

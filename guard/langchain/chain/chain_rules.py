@@ -11,6 +11,7 @@ from langchain_core.runnables.base import coerce_to_runnable
 
 from guard.audit.log import AuditLog
 from guard.langchain.attempts.trusted_fallbacks import fallback_steps, trusted_names
+from guard.monitoring.acceptance import AcceptanceMonitor
 from guard.policy.policy import Calls, Policy
 from guard.records import Outcome
 from guard.review.handlers import Handler
@@ -32,6 +33,7 @@ class ChainRules:
         output: makes the output that replaces a rejected answer; None for the policy's text.
         return_outcome: whether the caller gets a `GuardedOutcome` in place of the output.
         audit_log: gets every decision; None keeps none.
+        monitor: returns what draws audit cases, or None; the first call that needs it opens the store.
     """
 
     runnable: Runnable[Any, Any]
@@ -44,6 +46,7 @@ class ChainRules:
     output: Callable[[Outcome], Any] | None
     return_outcome: bool
     audit_log: AuditLog | None
+    monitor: Callable[[], AcceptanceMonitor | None]
 
     def fallback(self, name: str) -> Runnable[Any, Any]:
         """Return a fallback by its name in the policy.

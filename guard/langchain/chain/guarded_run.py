@@ -28,6 +28,7 @@ from guard.records import Outcome
 from guard.runtime.call_state import OWN_ENGINE
 from guard.runtime.deadline import step_within
 from guard.runtime.decision_log import log_decision
+from guard.runtime.monitored import audit_steps
 from guard.runtime.resources import escalation_step
 from guard.runtime.steps import END, Emit, Pieces, Step, Steps, Stream
 
@@ -170,6 +171,7 @@ class GuardedRun:
         """Pass the case to the handlers that the policy names, if it escalates; return the outcome."""
         to, rules = self.call.state.escalate_to, self.call.rules
         yield from log_decision(rules.audit_log, self.call.state, self.call.escalation)
+        yield from audit_steps(rules.monitor(), self.call.state, self.call.escalation)
         if not to:
             return self.call.outcome()
         delivery = yield escalation_step(self.call.escalation(), rules.handlers(), to, rules.handler_timeout_s)

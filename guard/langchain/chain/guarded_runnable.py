@@ -44,6 +44,7 @@ from guard.policy.policy import Calls, Policy, load_policy
 from guard.review.handlers import HANDLERS, Handler, as_named, check_handlers, log_handler
 from guard.runtime.call_state import CallState
 from guard.runtime.decision_log import log_policy
+from guard.runtime.monitored import find_monitor
 from guard.runtime.resources import all_handlers
 from guard.runtime.steps import adrive, adrive_stream, drive, drive_stream
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables.graph import Graph
 
     from guard.audit.log import AuditLog
+    from guard.monitoring.acceptance import AcceptanceMonitor
     from guard.review.store import Store
 
 Scores = Literal["worst", "last"] | Mapping[str, str] | Calls
@@ -125,7 +127,13 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
             output=self.output,
             return_outcome=self.return_outcome,
             audit_log=self.audit_log,
+            monitor=self._monitor,
         )
+
+    def _monitor(self) -> AcceptanceMonitor | None:
+        """Return what draws audit cases, one for each policy and store of the process."""
+        policy = self.rules().policy
+        return find_monitor(policy, partial(_opened, self.store))
 
     def _all_handlers(self) -> dict[str, Handler]:
         """Return the handlers by name, with the built-in ones."""

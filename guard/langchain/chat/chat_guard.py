@@ -163,7 +163,8 @@ class ChatGuard(RoutedChatModel):
             settings: other fields, such as ``temperature``.
         """
         acting = {name: getattr(guard, name) for name in ("policy", "handlers", "audit_log")}
-        acting = {**acting, "fallbacks": guard.sources} if decides else {}
+        store = guard.monitor.store if guard.monitor else None
+        acting = {**acting, "fallbacks": guard.sources, "store": store} if decides else {}
         names = ("engine", "scorer", "template_options")
         parts = {"model": guard.engine.model.name, **{name: getattr(guard, name) for name in names}}
         return cls(**{**parts, **acting, "force_scorer": not guard.scorer.calibrated, **settings})

@@ -51,6 +51,10 @@ REVIEWS = Table(
     Column("disputed", SmallInteger, nullable=False, server_default="0"),
     Column("final_at", Text),
     Column("late_at", Text),
+    # What the case is, and how an accepted answer was drawn to be checked.
+    Column("kind", Text, nullable=False, server_default="escalation"),
+    Column("certificate", Text),
+    Column("audit_rate", sa.Float),
     sa.Index("reviews_by_status", "status", "created_at", "id"),
     sa.Index("reviews_by_due", "status", "sort_key", "id"),
     sa.Index("reviews_by_route", "route", "status", "sort_key", "id"),
@@ -75,6 +79,8 @@ _partial(
     where=REVIEWS.c.late_at.is_(None),
 )
 _partial("reviews_due", REVIEWS.c.due_at, where=_OPEN)
+_partial("reviews_of_certificate", REVIEWS.c.certificate, REVIEWS.c.number, where=REVIEWS.c.certificate.is_not(None))
+_partial("reviews_audited", REVIEWS.c.created_at, where=REVIEWS.c.kind == "audit")
 _partial("reviews_claimed", REVIEWS.c.claimed_by, where=REVIEWS.c.claimed_by.is_not(None))
 
 EVENTS = Table(
@@ -157,6 +163,33 @@ SHORT_LIVED = Table(
     Column("content", Text, nullable=False),
     Column("ends_at", Text, nullable=False),
     sa.Index("short_lived_by_end", "ends_at"),
+)
+
+# -- promises that are watched (`guard.monitoring`) ---------------------------------------------
+
+WATCHED_CERTIFICATES = Table(
+    "watched_certificates",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("policy", Text, nullable=False),
+    Column("route", Text),
+    Column("risk", sa.Float, nullable=False),
+    Column("confidence", sa.Float, nullable=False),
+    Column("threshold", sa.Float, nullable=False),
+    Column("rate", sa.Float, nullable=False),
+    Column("false_alarms", sa.Float, nullable=False),
+    Column("since", Text, nullable=False),
+    Column("shift", sa.JSON, nullable=False),
+    Column("shifted_at", Text),
+    Column("suspended_at", Text),
+    Column("suspended_why", Text),
+)
+
+SAMPLING_KEYS = Table(
+    "sampling_keys",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("key", Text, nullable=False),
 )
 
 # -- who may use guard (`guard.access`) --------------------------------------------------------

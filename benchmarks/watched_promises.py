@@ -1,0 +1,279 @@
+"""How often a watched promise gives a false alarm, and how soon a broken one is noticed: simulations, as Markdown.
+
+    python benchmarks/watched_promises.py [--runs 1000] [--out docs/evidence/watch.md]
+
+The promise is 5 %, the stated probability of a false alarm 5 %. `MAPIE` is its RiskMonitoring with the same promise and
+level. The changing world has 5,000 questions, certified beforehand on 2,000 labels; half-way, answers that scored alike
+become wrong more often. Its calls go through guard's own decision, draw and tests; only the reviewer is an oracle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.certification.fixed_sequence import Certified, Trials, find_threshold
+from guard.monitoring.risk_test import risk_evidence
+from guard.monitoring.sampling import is_drawn
+from guard.monitoring.shift_test import ShiftTest
+from guard.policy.bounds import lower_bound, upper_bound
+
+RISK, CONFIDENCE, FALSE_ALARMS = 0.05, 0.9, 0.05
+#: Audited answers in each run, as many as a year's at 8 a day.
+LABELS = 3000
+#: Questions of the changing world, before and after the change, and labels for each certificate.
+HALF, CERTIFYING, AGAIN = 2500, 2000, 1000
+#: By how much the log-odds of being wrong rise at the change.
+HARDER = 2.0
+BEGIN, END = "<!-- watched-promises: begin -->", "<!-- watched-promises: end -->"
+
+
+# -- the test of a promise -----------------------------------------------------------------------
+
+
+def alarms(rates: NDArray[np.float64], runs: int, seed: int) -> list[int | None]:
+    """Return when each run's promise is found broken, for the true share of wrong answers at each label."""
+    rng = np.random.default_rng([seed, int(1000 * rates.sum())])
+    return [
+        risk_evidence((rng.random(len(rates)) < rates).tolist(), risk=RISK, false_alarms=FALSE_ALARMS).broken_at
+        for _ in range(runs)
+    ]
+
+
+def mapie_alarms(rate: float, runs: int) -> list[int | None]:
+    """Return when MAPIE's monitoring finds the same, in fewer runs: it reads the whole history at each update."""
+    from mapie.exchangeability_testing import RiskMonitoring
+    from mapie.risk_control.risks import false_positive_rate
+
+    found: list[int | None] = []
+    for number in range(runs):
+        wrong = np.random.default_rng([7, number]).random(LABELS) < rate
+        monitor = RiskMonitoring(false_positive_rate, test_level=2 * FALSE_ALARMS, threshold=RISK, warn=False)
+        monitor.update(np.zeros(LABELS, int), wrong.astype(int))
+        above = monitor.online_risk_lower_bound_sequence_history > RISK
+        found.append(int(above.argmax()) + 1 if above.any() else None)
+    return found
+
+
+def promise_table(runs: int) -> Iterable[str]:
+    yield from _head(
+        "truly wrong",
+        "alarms in 3,000 audited answers",
+        "95 % interval",
+        "labels to the alarm: 10 %, median, 90 %",
+        "MAPIE: median",
+    )
+    for rate in (0.02, 0.04, 0.05, 0.06, 0.08, 0.10, 0.15, 0.20):
+        found = alarms(np.full(LABELS, rate), runs, 0)
+        mapie = mapie_alarms(rate, min(runs, 50)) if rate > RISK else []
+        yield f"| {rate:.0%} | {_share(found)} | {_delays(found)} | {_median(mapie) if mapie else '-'} |"
+
+
+def change_table(runs: int) -> Iterable[str]:
+    yield from _head(
+        "before", "after", "alarms before", "noticed", "labels from the change to the alarm: 10 %, median, 90 %"
+    )
+    for quiet in (0, 200, 1000):
+        for rate in (0.10, 0.20):
+            found = alarms(np.array([0.02] * quiet + [rate] * (LABELS - quiet)), runs, 1)
+            early = sum(each is not None and each <= quiet for each in found)
+            after = [None if each is None else each - quiet for each in found if each is None or each > quiet]
+            noticed = sum(each is not None for each in after) / len(after)
+            yield f"| {quiet:,} at 2 % | {rate:.0%} | {early / runs:.1%} | {noticed:.1%} | {_delays(after, LABELS)} |"
+
+
+def _head(*columns: str) -> Iterable[str]:
+    yield f"| {' | '.join(columns)} |"
+    yield "| " + " | ".join(["---"] * len(columns)) + " |"
+
+
+def _share(found: Sequence[int | None]) -> str:
+    given, level = sum(each is not None for each in found), 0.975
+    low, high = lower_bound(given, len(found), level), upper_bound(given, len(found), level)
+    return f"{given / len(found):.1%} | {low:.1%} to {high:.1%}"
+
+
+def _delays(found: Sequence[int | None], never: int = LABELS) -> str:
+    """Return the quantiles of the delay; a run without an alarm counts as longer than all others."""
+    given = np.array([never + 1 if each is None else each for each in found])
+    return ", ".join(_number(each, never) for each in np.quantile(given, [0.1, 0.5, 0.9]))
+
+
+def _median(found: Sequence[int | None]) -> str:
+    return _number(float(np.median([LABELS + 1 if each is None else each for each in found])), LABELS)
+
+
+def _number(delay: float, never: int) -> str:
+    return "none" if delay > never else f"{delay:,.0f}"
+
+
+# -- a world that changes ------------------------------------------------------------------------
+
+
+@dataclass
+class Story:
+    """One run of the changing world.
+
+    Attributes:
+        early: whether the alarm came before the change.
+        delay, audited: questions and audited answers from the change to the alarm; None without one.
+        wrong: share of wrong answers among the accepted: before the change, from it to the alarm, after the renewal.
+        coverage: share of accepted answers before the change, and after the renewal.
+        renewed: whether a new certificate was made in time.
+    """
+
+    early: bool = False
+    delay: int | None = None
+    audited: int | None = None
+    wrong: dict[str, float] = field(default_factory=dict)
+    coverage: dict[str, float] = field(default_factory=dict)
+    renewed: bool = False
+
+
+def answers(rng: np.random.Generator, number: int, harder: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return scores and whether each answer is wrong; the score does not know that questions became harder."""
+    doubt = rng.normal(-2.0, 3.0, number)
+    wrong = rng.random(number) < 1 / (1 + np.exp(-(doubt + harder)))
+    return 1 / (1 + np.exp(-doubt)), wrong
+
+
+def live(rate: float, seed: int, half: int = HALF) -> Story | None:
+    """Certify, serve, audit at a rate, suspend, have people decide everything, certify again, serve on."""
+    rng, key = np.random.default_rng([3, seed]), secrets.token_bytes(32)
+    first = find_threshold(
+        Trials.from_scores(*answers(rng, CERTIFYING, 0.0)), risk=RISK, confidence=CONFIDENCE, estimate=False
+    )
+    if not isinstance(first, Certified):
+        return None
+    before, after = answers(rng, half, 0.0), answers(rng, half, HARDER)
+    scores, wrong = (np.concatenate(parts) for parts in zip(before, after, strict=True))
+    accepted = scores < first.threshold
+    drawn = [at for at in np.flatnonzero(accepted) if is_drawn(key, f"{seed} {at}", rate)]
+    evidence = risk_evidence(wrong[drawn].tolist(), risk=RISK, false_alarms=FALSE_ALARMS)
+    story = Story()
+    story.coverage["before"] = float(accepted[:half].mean())
+    story.wrong["before"] = _rate(wrong[:half][accepted[:half]])
+    if evidence.broken_at is None:
+        story.wrong["unnoticed"] = _rate(wrong[half:][accepted[half:]])
+        return story
+    alarm = int(drawn[evidence.broken_at - 1])
+    if alarm < half:
+        story.early = True
+        return story
+    story.delay, story.audited = alarm - half + 1, sum(half <= at <= alarm for at in drawn)
+    story.wrong["unnoticed"] = _rate(wrong[half : alarm + 1][accepted[half : alarm + 1]])
+    return _renewed(story, rng)
+
+
+def _renewed(story: Story, rng: np.random.Generator) -> Story:
+    """While the certificate is suspended the route escalates, so people label every answer; then certify again."""
+    fresh = Trials.from_scores(*answers(rng, AGAIN, HARDER))
+    second = find_threshold(fresh, risk=RISK, confidence=CONFIDENCE, estimate=False)
+    story.renewed = isinstance(second, Certified)
+    if isinstance(second, Certified):
+        scores, wrong = answers(rng, 20_000, HARDER)
+        story.coverage["after"] = float((scores < second.threshold).mean())
+        story.wrong["after"] = _rate(wrong[scores < second.threshold])
+    return story
+
+
+def _rate(wrong: NDArray[np.bool_]) -> float:
+    return float(wrong.mean()) if len(wrong) else 0.0
+
+
+def story_table(runs: int) -> Iterable[str]:
+    yield from _head(
+        "audit rate",
+        "questions after the change",
+        "alarm before it",
+        "noticed",
+        "questions to the alarm: median, 90 %",
+        "audited until then",
+        "accepted: before, after",
+        "wrong: before, until the alarm, after",
+        "promise kept after",
+    )
+    for rate, half in ((0.2, HALF), (0.02, HALF), (0.02, 20_000)):
+        told = [story for number in range(runs) if (story := live(rate, number, half)) is not None]
+        noticed = [story for story in told if story.delay is not None]
+        quiet = [story for story in told if not story.early]
+        delays = [half + 1 if story.delay is None else story.delay for story in quiet]
+        renewed = [story for story in noticed if story.renewed]
+        kept = sum(story.wrong["after"] <= RISK for story in renewed)
+        yield (
+            f"| {rate:.0%} | {half:,} | {1 - len(quiet) / len(told):.1%} | {len(noticed) / len(quiet):.1%} "
+            f"| {', '.join(_number(each, half) for each in np.quantile(delays, [0.5, 0.9]))} "
+            f"| {np.median([story.audited for story in noticed if story.audited is not None]):.0f} "
+            f"| {_mean(told, 'coverage', 'before')}, {_mean(renewed, 'coverage', 'after')} "
+            f"| {_mean(told, 'wrong', 'before')}, {_mean(quiet, 'wrong', 'unnoticed')}, "
+            f"{_mean(renewed, 'wrong', 'after')} "
+            f"| {kept} of {len(renewed)} ({len(noticed) - len(renewed)} not certifiable) |"
+        )
+
+
+def _mean(stories: Sequence[Story], what: str, when: str) -> str:
+    return f"{np.mean([getattr(story, what)[when] for story in stories if when in getattr(story, what)]):.1%}"
+
+
+# -- the label-free alarm ------------------------------------------------------------------------
+
+
+def shift_table(runs: int) -> Iterable[str]:
+    yield from _head(
+        "inputs above 95 % of the earlier ones",
+        "alarms before",
+        "noticed in 2,000",
+        "inputs to the alarm: 10 %, median, 90 %",
+    )
+    for share in (0.05, 0.10, 0.20, 0.50):
+        found = [shifted(share, number) for number in range(runs)]
+        early = sum(each is not None and each <= 1000 for each in found)
+        after = [None if each is None else each - 1000 for each in found if each is None or each > 1000]
+        noticed = sum(each is not None for each in after) / len(after)
+        yield f"| {share:.0%} | {early / runs:.1%} | {noticed:.1%} | {_delays(after, 2000)} |"
+
+
+def shifted(share: float, seed: int) -> int | None:
+    """Return the input of the alarm: 1,000 of one kind, then 2,000 of which a share is unusual (5 % are no change)."""
+    rng, test = np.random.default_rng([5, int(1000 * share), seed]), ShiftTest()
+    after = np.where(rng.random(2000) < share, rng.uniform(0.95, 1.0, 2000), rng.uniform(0.0, 0.95, 2000))
+    for score in (*rng.random(1000), *after):
+        test.observe(float(score), tie=float(rng.random()))
+        if test.alarm_at is not None:
+            break
+    return test.alarm_at
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--out", type=Path, help="document whose part between the markers is replaced")
+    arguments = parser.parse_args()
+    parts = [f"{arguments.runs:,} runs a line, {datetime.now(UTC):%Y-%m-%d}."]
+    for title, table in (
+        ("False alarms and delays", promise_table),
+        ("A change after a quiet time", change_table),
+        ("A world that changes half-way", story_table),
+        ("Without labels", shift_table),
+    ):
+        began = time.monotonic()
+        parts.append(f"### {title}\n\n" + "\n".join(table(arguments.runs)))
+        print(f"{title}: {time.monotonic() - began:.0f} s", flush=True)
+    made = "\n\n".join(parts)
+    print(made)
+    if arguments.out:
+        text = arguments.out.read_text(encoding="utf-8")
+        head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+        arguments.out.write_text(f"{head}\n\n{made}\n\n{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""``guard replay``: what another policy would have made of the calls of the last days."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guard.cli.output import CertificateOption, JsonOption, StoreOption, console, plain_table, print_json
+from guard.cli.policy import with_certificate
+from guard.cli.review_options import RouteOption
+from guard.cli.terminal import say
+
+if TYPE_CHECKING:
+    from guard.replay.comparison import PolicyComparison
+    from guard.replay.figures import ExpectedErrors, Interval, PolicyFigures
+
+
+def replay(
+    *,
+    policy: Annotated[str, typer.Option("--policy", "-p", help="The policy to try: a file or a built-in name.")],
+    since: Annotated[str, typer.Option(metavar="TIME", help="7d, 12h, or an ISO 8601 time with its offset.")] = "7d",
+    route: RouteOption = None,
+    certificate: CertificateOption = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison as a picture, too.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Decide recorded calls again by another policy: coverage, people's work and expected errors beside the present.
+
+    Reads the decisions in the store's audit log (guard ask --audit-log, guard serve --audit-log) and the verdicts
+    beside it. Nothing is generated, and nothing changes.
+    """
+    from guard.files.write_whole import write_whole
+    from guard.policy.policy import load_policy
+    from guard.replay.comparison import replay as run
+    from guard.review.store import Store
+
+    chosen = with_certificate(load_policy(policy), certificate)
+    with Store.open(store, create=store is None) as opened:
+        found = run(opened, chosen, since=since, route=route)
+    if svg is not None:
+        from guard.replay.picture import picture
+
+        write_whole(svg, picture(found))
+    if as_json:
+        print_json(asdict(found))
+        return
+    console().print(plain_table(("", "now", "proposed"), _rows(found)))
+    for line in _notes(found):
+        say(line)
+
+
+def _rows(found: PolicyComparison) -> list[tuple[str, str, str]]:
+    both = (found.present, found.proposed)
+    rows = [
+        ("policy", *(each.name for each in both)),
+        ("calls", *(f"{each.calls:,}" for each in both)),
+        ("accepted", *(_percent(each.coverage) for each in both)),
+        ("to people, a day", *(_number(each.escalations_a_day) for each in both)),
+        ("reviews, a day", *(f"{each.reviews_a_day:,.1f}" for each in both)),
+        ("reviewers' minutes, a day", *(_minutes(each) for each in both)),
+        ("fixed text", *(f"{each.endings['text']:,}" for each in both)),
+        ("abstained", *(f"{each.endings['abstain']:,}" for each in both)),
+        ("would ask again", *(f"{each.endings['unknown']:,}" for each in both)),
+        ("wrong among accepted", *(_wrong(each.errors) for each in both)),
+        ("the same, by scores", *(_or_dash(each.errors.by_scores) for each in both)),
+    ]
+    return [(name, now, proposed) for name, now, proposed in rows]
+
+
+def _notes(found: PolicyComparison) -> list[str]:
+    moved = [
+        f"{count:,} that ended in {before} would end in {after}"
+        for before, row in sorted(found.changed.items())
+        for after, count in sorted(row.items())
+    ]
+    notes = [f"Since {found.since[:16]}: {'; '.join(moved) or 'no call would end differently'}."]
+    if found.proposed.endings["unknown"]:
+        notes.append("Calls that would ask again have no recorded answer: they widen the intervals.")
+    if found.proposed.errors.by_verdicts is None:
+        notes.append("Wrong answers are expected from the scores alone: too few have verdicts (see audit in policies).")
+    return notes
+
+
+def _percent(interval: Interval) -> str:
+    share, low, high = interval
+    return f"{share:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _number(interval: Interval) -> str:
+    return f"{interval[0]:,.1f} ({interval[1]:,.1f} to {interval[2]:,.1f})"
+
+
+def _minutes(figures: PolicyFigures) -> str:
+    return "not known" if figures.minutes_a_day is None else f"{figures.minutes_a_day:,.0f}"
+
+
+def _wrong(errors: ExpectedErrors) -> str:
+    return "-" if errors.by_verdicts is None else f"{_number(errors.by_verdicts)}, {errors.verdicts} verdicts"
+
+
+def _or_dash(interval: Interval | None) -> str:
+    return "-" if interval is None else _number(interval)

@@ -1,0 +1,77 @@
+"""Test a promised error rate on labels that come one by one, at any time and as often as one likes.
+
+The hypothesis is that at most a share ``risk`` of the accepted answers is wrong; a random sample of them has labels.
+Not in `guard.certification`, since production never imports the laboratory. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from guard.errors import InputError
+from guard.monitoring.wagers import Wagers
+
+#: Shares of the wealth that the bets put at stake; the best is about (rate - risk) / (1 - risk) for the true rate.
+STAKES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+
+
+@dataclass(frozen=True, slots=True)
+class RiskEvidence:
+    """What labels say against a promise.
+
+    Attributes:
+        labels: number of answers in the test.
+        wrong: number of these that are wrong.
+        e_value: evidence against the promise now; 1 is none.
+        largest: the largest evidence so far.
+        broken_at: the label, counted from 1, at which the promise was found broken; None if it is not.
+    """
+
+    labels: int
+    wrong: int
+    e_value: float
+    largest: float
+    broken_at: int | None
+
+    @property
+    def broken(self) -> bool:
+        """Whether the promise was found broken."""
+        return self.broken_at is not None
+
+
+def risk_evidence(wrong: Iterable[bool], *, risk: float, false_alarms: float) -> RiskEvidence:
+    """Test a promise on labels in the order in which the answers were drawn.
+
+    A label that is not known yet counts as right. That never adds evidence, so labels may come in any order.
+
+    Args:
+        wrong: whether each answer of the sample is wrong.
+        risk: promised share of wrong answers, above 0 and below 1.
+        false_alarms: probability of ever finding a promise broken that holds, above 0 and below 1.
+
+    Raises:
+        InputError: a share is out of range.
+
+    Examples:
+        >>> risk_evidence([False] * 200, risk=0.05, false_alarms=0.05).broken
+        False
+        >>> risk_evidence([True, False, False] * 10, risk=0.05, false_alarms=0.05).broken_at
+        10
+    """
+    for name, share in (("risk", risk), ("false_alarms", false_alarms)):
+        if not 0.0 < share < 1.0:
+            raise InputError(f"{name} is a share above 0 and below 1, got {share}")
+    pays = {True: [1 + stake * (1 / risk - 1) for stake in STAKES], False: [1 - stake for stake in STAKES]}
+    wagers, errors, largest, broken_at = Wagers.begin(len(STAKES)), 0, 1.0, None
+    e_value, labels = 1.0, 0
+    for labels, is_wrong in enumerate(map(bool, wrong), start=1):
+        errors += is_wrong
+        if broken_at is not None:  # it stays broken, and wealth must not overflow
+            continue
+        wagers.observe(pays[is_wrong])
+        e_value = wagers.total
+        largest = max(largest, e_value)
+        if e_value >= 1 / false_alarms:
+            broken_at = labels
+    return RiskEvidence(labels, errors, e_value, largest, broken_at)

@@ -1,0 +1,141 @@
+"""Decide a recorded call again by another policy. Pure.
+
+An attempt that the policy asks for and that was not made is not known: such a call counts as neither accepted nor
+refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from guard.policy.document import ActionSettings, Escalate, Fallback, Retry
+from guard.policy.policy import NO_USAGE, Policy, Usage, decide, decide_error
+from guard.records import Action, Decision
+from guard.replay.recorded import RecordedAttempt, RecordedCall
+
+#: Source of the guard's own attempts.
+_OWN = "model"
+
+#: What becomes of a call: ``text`` is a fixed text, ``unknown`` would have asked again.
+CallEnding = Literal["accept", "text", "escalate", "abstain", "unknown"]
+ENDINGS: tuple[CallEnding, ...] = ("accept", "text", "escalate", "abstain", "unknown")
+_ENDINGS: dict[str, CallEnding] = {"accept": "accept", "fallback": "text", "escalate": "escalate", "abstain": "abstain"}
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What becomes of a call.
+
+    Attributes:
+        call: the call.
+        ending: how it ends.
+        attempt: number of the attempt that is decided last, from 0.
+        p_wrong: of that attempt, by the policy's score; None without one.
+        reviews: opinions that are wanted of people: 0 unless escalated.
+        audit_rate: share of accepted answers that people check; 0 unless accepted.
+    """
+
+    call: RecordedCall
+    ending: CallEnding
+    attempt: int
+    p_wrong: float | None
+    reviews: int = 0
+    audit_rate: float = 0.0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the answer is the one that the call ended with, of which people may have said something."""
+        return self.attempt == len(self.call.attempts) - 1
+
+
+def replay_call(policy: Policy, call: RecordedCall) -> Replayed:
+    """Decide a call again.
+
+    Args:
+        policy: with thresholds for its guarantees.
+        call: with the attempts that were made.
+
+    Raises:
+        PolicyError: the policy has no such route.
+
+    Examples:
+        >>> from guard.policy import parse_policy
+        >>> policy = parse_policy("{version: 1, name: x, rules: [{accept: {below: 0.3}}, {escalate: {}}]}")
+        >>> call = RecordedCall("1", "", None, "old", "abstain", (RecordedAttempt("model", {"guard": 0.2}),))
+        >>> replay_call(policy, call).ending
+        'accept'
+    """
+    usage, plan = NO_USAGE, policy.plan(call.route)
+    for number, attempt in enumerate(call.attempts):
+        usage = replace(usage, exhausted=number + 1 >= plan.budget.attempts)
+        decision = _decision(policy, call.route, attempt, usage)
+        if decision is None:
+            break
+        following = call.attempts[number + 1].source if number + 1 < len(call.attempts) else None
+        again = _source_of(decision.settings)
+        if again is None:
+            return _ended(policy, call, number, decision)
+        if again != following:
+            break
+        usage = _used(usage, decision.settings)
+    return Replayed(call, "unknown", number, _p_wrong(policy, call.attempts[number]))
+
+
+def as_recorded(call: RecordedCall, policy: Policy | None = None) -> Replayed:
+    """Return what became of a call.
+
+    Args:
+        call: the call.
+        policy: whose score p_wrong is; the score ``guard`` by default.
+    """
+    last, name = call.attempts[-1], policy.score if policy else "guard"
+    ending = _ENDINGS.get(call.action, "unknown")
+    return Replayed(call, ending, len(call.attempts) - 1, last.scores.get(name), reviews=int(ending == "escalate"))
+
+
+def _decision(policy: Policy, route: str | None, attempt: RecordedAttempt, usage: Usage) -> Decision | None:
+    """Return the decision about an attempt; None where its score is not recorded."""
+    if attempt.failed:
+        return decide_error(policy, error="as recorded", route=route, usage=usage, defects=attempt.defects)
+    p_wrong = _p_wrong(policy, attempt)
+    if p_wrong is not None:
+        plan = policy.plan(route)
+        if plan.out_of_distribution is not None and attempt.ood_score is None:
+            return None
+        return decide(
+            policy, p_wrong=p_wrong, ood_score=attempt.ood_score, route=route, usage=usage, defects=attempt.defects
+        )
+    if attempt.source == _OWN or attempt.scores or attempt.defects:
+        return None
+    return Decision(Action.ACCEPT, "trusted", "a function answered", None)
+
+
+def _p_wrong(policy: Policy, attempt: RecordedAttempt) -> float | None:
+    return attempt.scores.get(policy.score)
+
+
+def _source_of(settings: ActionSettings | None) -> str | None:
+    """Return whom a decision asks next; None where it is the last."""
+    if isinstance(settings, Retry):
+        return _OWN
+    return settings.to if isinstance(settings, Fallback) else None
+
+
+def _used(usage: Usage, settings: ActionSettings | None) -> Usage:
+    if isinstance(settings, Fallback) and settings.to is not None:
+        return replace(usage, fallbacks=usage.fallbacks | {settings.to})
+    return replace(usage, retries=usage.retries + 1)
+
+
+def _ended(policy: Policy, call: RecordedCall, number: int, decision: Decision) -> Replayed:
+    settings, audit = decision.settings, policy.plan(call.route).audit
+    ending = _ENDINGS[decision.action.value]
+    return Replayed(
+        call,
+        ending,
+        number,
+        _p_wrong(policy, call.attempts[number]),
+        reviews=settings.terms.reviews if isinstance(settings, Escalate) else 0,
+        audit_rate=audit.rate if audit and ending == "accept" else 0.0,
+    )

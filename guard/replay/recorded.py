@@ -1,0 +1,126 @@
+"""Calls as the audit log has them: every attempt with its scores, what was decided, and what people said of the answer.
+
+The log is the one place that has accepted answers too; the review queue has only what went to people.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from guard.audit.log import AuditLog
+from guard.policy.defects import Defect
+from guard.review.migrations.tables import REPEATS, REVIEWS
+from guard.review.queries import IS_PENDING
+from guard.review.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedAttempt:
+    """One attempt.
+
+    Attributes:
+        source: ``model``, or the name of the fallback that answered.
+        scores: the probabilities that were computed, by the score's name.
+        ood_score: None if unknown.
+        failed: whether generation or scoring failed.
+        defects: of the answer's form.
+    """
+
+    source: str
+    scores: Mapping[str, float]
+    ood_score: float | None = None
+    failed: bool = False
+    defects: tuple[Defect, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCall:
+    """One guarded call.
+
+    Attributes:
+        decision_id: of the call.
+        at: when it was decided; ISO 8601, UTC.
+        route: the caller's, or None.
+        policy: the name of the policy that decided.
+        action: what it decided last: ``accept``, ``fallback`` (a fixed text), ``escalate``, ``abstain``; in shadow mode
+            also ``retry``.
+        attempts: in order.
+    """
+
+    decision_id: str
+    at: str
+    route: str | None
+    policy: str
+    action: str
+    attempts: tuple[RecordedAttempt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedVerdict:
+    """What people said of the answer that a call ended with.
+
+    Attributes:
+        wrong: whether it is wrong.
+        kind: ``audit`` of an accepted answer, or ``escalation``.
+    """
+
+    wrong: bool
+    kind: Literal["audit", "escalation"]
+
+
+def read_calls(log: AuditLog, *, since: str, route: str | None = None) -> list[RecordedCall]:
+    """Return the calls of a log from a time on.
+
+    Args:
+        log: with decisions in it.
+        since: ISO 8601, UTC.
+        route: only these.
+
+    Raises:
+        StoreError: the log cannot be read.
+    """
+    events = (json.loads(entry.event) for entry in log.entries(_first_since(log, since)))
+    decisions = (event for event in events if event["kind"] == "decision" and event["at"] >= since)
+    return [_call(event) for event in decisions if route is None or event["route"] == route]
+
+
+def read_verdicts(store: Store) -> dict[str, RecordedVerdict]:
+    """Return the final verdicts of a store by decision id; those of identical cases count for each of them.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    database = store._database
+    with database.read() as connection:
+        final = sa.and_(~IS_PENDING, REVIEWS.c.final_at <= database.now(connection), REVIEWS.c.draft.is_not(None))
+        columns = (REVIEWS.c.draft, REVIEWS.c.kind)
+        own = sa.select(REVIEWS.c.decision_id, *columns).where(final)
+        repeated = sa.select(REPEATS.c.decision_id, *columns).join(REVIEWS, REVIEWS.c.id == REPEATS.c.review_id)
+        rows = [*connection.execute(own), *connection.execute(repeated.where(final))]
+    return {row.decision_id: RecordedVerdict(row.draft == "wrong", row.kind) for row in rows}
+
+
+def _call(event: Mapping[str, Any]) -> RecordedCall:
+    attempts = tuple(
+        RecordedAttempt(each["source"], each["scores"], each["ood_score"], each["failed"], tuple(each["defects"]))
+        for each in event["tried"]
+    )
+    return RecordedCall(event["subject"], event["at"], event["route"], event["policy"], event["action"], attempts)
+
+
+def _first_since(log: AuditLog, since: str) -> int:
+    """Return the number of the first entry from a time on, by halving: entries are in the order of their times."""
+    low, high = 0, len(log)
+    while low < high:
+        middle = (low + high) // 2
+        entry = next(log.entries(middle), None)
+        if entry is None or json.loads(entry.event)["at"] >= since:
+            high = middle
+        else:
+            low = middle + 1
+    return low
