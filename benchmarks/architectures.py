@@ -261,7 +261,7 @@ def _prompt() -> list[int]:
 
 
 def _compared(engine: TransformersEngine, theirs: list[int]) -> dict[str, str]:
-    engine._ends = frozenset()
+    engine._tokens.ends = frozenset()
     engine.encode = lambda prompt: _prompt()  # type: ignore[method-assign]
     whole, recorded, limits = passes.PREFILL_TOKENS, _Rows(), Limits(max_tokens=TOKENS)
     try:

@@ -52,15 +52,6 @@ _DTYPES = {
     "int4": torch.bfloat16,
 }
 
-#: Tokens that end an answer, whether the model's settings name them or not: those that llama.cpp knows by name.
-_ENDS = (
-    *("<|im_end|>", "<|eot_id|>", "<|eot|>", "<|eom_id|>", "<|eom|>", "<end_of_turn>", "<turn|>", "<|end|>"),
-    *("<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<|END_OF_TURN_TOKEN|>", "<|end_of_turn|>", "<|endofturn|>"),
-    *("<|turn_end|>", "<end_of_utterance>", "<|end_of_text|>", "<|endoftext|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
-)
-#: Where a vocabulary has both of a pair, ``<|end|>`` ends a channel of an answer and not the answer.
-_CHANNELS = (("<|return|>", "<|call|>"), ("<|calls|>", "<|flush|>"))
-
 #: Model types that load and would not be answered or recorded as they should be, and why.
 _PICTURES = "its layers of cross-attention run only with a picture, so that they cannot be recorded"
 _REFUSED = {"mllama": _PICTURES, "mllama_text_model": _PICTURES}
@@ -114,6 +105,45 @@ def read_checkpoint(path: str | Path, *, gguf_file: str | None, dtype: str, devi
         name=gguf.stem if gguf is not None else folder.resolve().name,
         weights_sha256=_files_sha256(weights),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A model folder without its weights, for an engine that loads these itself.
+
+    Attributes:
+        folder: the model's.
+        config: of transformers.
+        generation_config: what the folder says of answers; None where it says nothing.
+        tokenizer: its tokenizer.
+        name: of the folder.
+        weights_sha256: as in `Checkpoint`.
+    """
+
+    folder: Path
+    config: Any
+    generation_config: Any
+    tokenizer: Any
+    name: str
+    weights_sha256: str
+
+
+def read_settings(path: str | Path) -> Settings:
+    """Read a model folder's settings and tokenizer, and hash its weights; errors as for `read_checkpoint`."""
+    folder, _ = _locate(path, None)
+    source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    weights = weight_files(folder)
+    has_generation = (folder / "generation_config.json").is_file()
+    with _read_errors(folder):
+        generation = transformers.GenerationConfig.from_pretrained(folder, **source) if has_generation else None
+        return Settings(
+            folder=folder.resolve(),
+            config=_config(folder, source).get_text_config(),
+            generation_config=generation,
+            tokenizer=transformers.AutoTokenizer.from_pretrained(folder, **source),
+            name=folder.resolve().name,
+            weights_sha256=_files_sha256(weights),
+        )
 
 
 def _device(name: str | None) -> torch.device:
@@ -302,27 +332,6 @@ def _own_name(name: str) -> str:
     return name
 
 
-def end_tokens(
-    model: Any, tokenizer: Any, vocabulary: Mapping[str, int], after_answer: int | None
-) -> tuple[frozenset[int], int | None]:
-    """Return all tokens that end an answer, and the one that this model ends its turn with (None: no end).
-
-    Args:
-        model: its settings may name some.
-        tokenizer: its settings too.
-        vocabulary: the tokenizer's.
-        after_answer: the control token that the chat template writes behind an answer, if it writes one.
-    """
-    named: list[int] = []
-    for settings in (tokenizer, getattr(model, "generation_config", None), model.config):
-        ids = getattr(settings, "eos_token_id", None)
-        named += [ids] if isinstance(ids, int) else list(ids or ())
-    has_channels = any(vocabulary.keys() >= {*pair} for pair in _CHANNELS)
-    known = [vocabulary[text] for text in _ENDS if text in vocabulary and not (has_channels and text == "<|end|>")]
-    first = [after_answer] if after_answer is not None else []
-    return frozenset(first + named + known), next(iter(first + named + known), None)
-
-
 def context_limit(config: Any, asked: int | None) -> int:
     """Return tokens of prompt and answer together; see `TransformersEngine.load`."""
     text = config.get_text_config()
@@ -339,32 +348,16 @@ def context_limit(config: Any, asked: int | None) -> int:
 
 def quantization_name(model: Any) -> str:
     """Return the type that the weights are kept in, or the method that quantized them."""
-    settings = getattr(model.config, "quantization_config", None)
+    return packing_name(model.config) or str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def packing_name(config: Any) -> str | None:
+    """Return the method that quantized a model's weights; None where none did."""
+    settings = getattr(config, "quantization_config", None)
     if settings is None:
-        return str(next(model.parameters()).dtype).removeprefix("torch.")
+        return None
     method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
     return str(getattr(method, "value", method))
-
-
-def template_text(tokenizer: Any) -> str:
-    """Return the chat template as one text; several named ones in the order of their names; or empty."""
-    template = tokenizer.chat_template or ""
-    return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
-
-
-def template_sha256(tokenizer: Any) -> str:
-    """Of `template_text`."""
-    return _sha256(template_text(tokenizer))
-
-
-def tokenizer_sha256(tokenizer: Any, vocabulary: Mapping[str, int]) -> str:
-    """Of the vocabulary (added tokens included) and, where the tokenizer shows them, the merges."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    model = json.loads(backend.to_str())["model"] if backend is not None else {}
-    # Versions of tokenizers write a merge as "a b" or as ["a", "b"].
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or ()]
-    pieces = sorted((number, piece) for piece, number in vocabulary.items())
-    return _sha256(json.dumps([pieces, merges]))
 
 
 def tensors_sha256(model: Any) -> str:

@@ -293,16 +293,16 @@ class EngineLoop:
     def _end_interrupted(self, engine: BatchModel) -> None:
         """End what was cancelled, is late, or is read by nobody."""
         for running in [*self._running]:
-            if error := _interruption(running.request):
+            if error := interruption(running.request):
                 self._end(engine, running, error)
         for paused in [*self._paused]:
-            if error := _interruption(paused.request):
+            if error := interruption(paused.request):
                 self._paused.remove(paused)
                 _close(paused.request, error)
         with self._changed:
             waiting = [*self._waiting]
         for request in waiting:
-            if (error := _interruption(request)) and self._pop(request):
+            if (error := interruption(request)) and self._pop(request):
                 _close(request, error)
 
     def _end_running(self, engine: BatchModel, item: Item) -> None:
@@ -357,7 +357,7 @@ def closed_error() -> EngineError:
     return EngineError("The engine or its model has been closed", fix="Build a new engine")
 
 
-def _interruption(request: Request) -> BaseException | None:
+def interruption(request: Request) -> BaseException | None:
     """Return why a request has to end now; None where it need not."""
     if request.outbox.abandoned:
         return CancelledError("The request was cancelled")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from guard.engines.base import BaseEngine
 from guard.engines.protocols import Engine
+from guard.engines.tokenizing import TokenizingEngine
 from guard.engines.tool_calls import FORMATS, HERMES, ToolFormat, format_names, tool_format
 from guard.errors import ChatTemplateError
 from guard.records import Prompt
@@ -21,7 +21,7 @@ def find_form(engine: Engine, name: str) -> ToolFormat:
     Raises:
         ChatTemplateError: guard cannot parse the form, so that tool calls would pass as text.
     """
-    template = engine.chat_template if isinstance(engine, BaseEngine) else None
+    template = engine.chat_template if isinstance(engine, TokenizingEngine) else None
     form = tool_format(template) if template else HERMES
     if form is None:
         raise ChatTemplateError(
@@ -38,7 +38,7 @@ def possible_forms(engine: Engine, name: str, prompt: Prompt) -> tuple[ToolForma
     An answer that is held to a call has the form of `HERMES`, whatever the model's own is. What a server's model
     writes is not known.
     """
-    if not isinstance(engine, BaseEngine):
+    if not isinstance(engine, TokenizingEngine):
         return FORMATS
     form = find_form(engine, name)
     return (form,) if prompt.response_format is None else (form, HERMES)
@@ -50,7 +50,7 @@ def check_tools(engine: Engine, name: str, tools: list[dict[str, Any]]) -> None:
     Raises:
         ChatTemplateError: names which of the two.
     """
-    if not isinstance(engine, BaseEngine):
+    if not isinstance(engine, TokenizingEngine):
         return
     if engine.encode(Prompt.chat("?", tools=tools)) == engine.encode(Prompt.chat("?")):
         raise ChatTemplateError(

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from guard.engines.base import BaseEngine
 from guard.engines.instructions import demanded_call, json_instruction, tool_instruction
 from guard.engines.strict_json import DECODER
+from guard.engines.tokenizing import TokenizingEngine
 from guard.engines.tool_calls import HERMES, ToolFormat, offered_names
 from guard.engines.tool_support import check_tools, find_form
 from guard.records import Limits, Prompt, Sampling
@@ -124,7 +124,7 @@ def asked_chat(body: ChatBody, target: ModelRoute, *, bounds: Bounds, key: str, 
     if form.schema is not None:
         prompt = replace(prompt, response_format=ResponseFormat.json(form.schema or None))  # refuses a large one
         checker(form.schema)  # an invalid schema is the caller's fault, said before anything is generated
-    elif form.demanded and isinstance(target.guard.engine, BaseEngine):  # a served model has no grammar of calls
+    elif form.demanded and isinstance(target.guard.engine, TokenizingEngine):  # a served model has no grammar of calls
         prompt = replace(prompt, response_format=demanded_call(form.only, form.tools, form.reads))
         form = replace(form, reads=HERMES)
     for instruction in _instructions(body, form):

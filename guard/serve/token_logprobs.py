@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from guard.engines.base import BaseEngine
 from guard.engines.protocols import Engine
+from guard.engines.tokenizing import TokenizingEngine
 from guard.records import Generation
 
 
@@ -15,7 +15,7 @@ def token_logprobs(generation: Generation | None, engine: Engine) -> dict[str, A
     A token that ends within a character has no text; the next one has the whole character. None where the engine
     that answered does not tell.
     """
-    if generation is None or not isinstance(engine, BaseEngine):
+    if generation is None or not isinstance(engine, TokenizingEngine):
         return None
     kept = range(generation.answer_start, len(generation.token_ids) - (generation.finish_reason == "stop"))
     texts = engine.token_texts([generation.token_ids[at] for at in kept])

@@ -32,8 +32,8 @@ from tiny_models import (  # noqa: E402
     wrap,
 )
 
+from guard.engines import hub_tokenizer  # noqa: E402
 from guard.engines import passes as forward_passes  # noqa: E402
-from guard.engines import transformers as module  # noqa: E402
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM  # noqa: E402
 from guard.engines.transformers import TransformersEngine  # noqa: E402
 from guard.errors import (  # noqa: E402
@@ -296,7 +296,7 @@ def test_pieces_of_text_add_up_to_the_tokenizers_text(name: str, data: st.DataOb
     odd = [token for token, piece in enumerate(sorted_pieces(tokenizer)) if not piece.startswith("<0x")]
     anything = st.lists(st.sampled_from(odd), max_size=12)
     tokens = data.draw(st.tuples(texts, anything, texts).map(lambda parts: [*parts[0], *parts[1], *parts[2]]))
-    detokenizer = module._Detokenizer(tokenizer)
+    detokenizer = hub_tokenizer._Detokenizer(tokenizer)
     pieces = [detokenizer.push(token) for token in tokens]
     whole = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert "".join(pieces) + detokenizer.flush() == whole
@@ -304,7 +304,7 @@ def test_pieces_of_text_add_up_to_the_tokenizers_text(name: str, data: st.DataOb
 
 def test_decoding_a_long_answer_looks_at_its_end_only() -> None:
     tokenizer = byte_tokenizer()
-    detokenizer = module._Detokenizer(tokenizer)
+    detokenizer = hub_tokenizer._Detokenizer(tokenizer)
     tokens = tokenizer("The quick brown fox jumps over the lazy dog. " * 20)["input_ids"]
     assert len(tokens) > 100
     for token in tokens:
@@ -367,7 +367,7 @@ def test_longrope_answers_as_generate_does_before_at_and_past_its_switch(
     engine = wrap(model)
     ids = [3 + (place * 7919) % (size - 3) for place in range(prompt_tokens)]
     monkeypatch.setattr(engine, "encode", lambda prompt: ids)
-    monkeypatch.setattr(engine, "_ends", frozenset())
+    monkeypatch.setattr(engine._tokens, "ends", frozenset())
     answer = engine.generate(Prompt.raw("x"), limits=Limits(max_tokens=20))
     asked = torch.tensor([ids])
     theirs = model.generate(

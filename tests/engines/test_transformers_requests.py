@@ -402,7 +402,7 @@ def test_the_end_of_a_turn_ends_an_answer_though_no_setting_names_it(
     assert all(bare._is_end(vocabulary[text]) for text in (end, *others))
     assert not any(bare._is_end(vocabulary[text]) for text in none)
     first = bare.generate(Prompt.raw("Hello"), limits=SHORT).token_ids
-    assert not set(first) & bare._ends
+    assert not set(first) & bare._tokens.ends
     with torch.no_grad():  # the end is now the likeliest token wherever the first one was
         model.lm_head.weight[vocabulary[end]] = model.lm_head.weight[first[0]] * 2
         model.lm_head.weight[first[0]] = 0

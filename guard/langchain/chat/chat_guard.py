@@ -27,9 +27,9 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from guard.engines import EMBEDDED
-from guard.engines.base import BaseEngine
 from guard.engines.instructions import in_asked_form, tool_instruction
 from guard.engines.protocols import Engine
+from guard.engines.tokenizing import TokenizingEngine
 from guard.engines.tool_calls import HERMES, TextAroundCalls
 from guard.engines.tool_support import check_tools, find_form
 from guard.engines.witness import AnswerWitness, begin
@@ -282,7 +282,7 @@ class ChatGuard(RoutedChatModel):
     def get_token_ids(self, text: str) -> list[int]:
         """Return the model's own tokens of a text."""
         engine = self._runtime().engine
-        if self.custom_get_token_ids is None and isinstance(engine, BaseEngine):
+        if self.custom_get_token_ids is None and isinstance(engine, TokenizingEngine):
             return engine.encode_text(text)
         return super().get_token_ids(text)
 
