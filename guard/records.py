@@ -197,7 +197,7 @@ class ModelInfo:
 
     Attributes:
         name: for people; a scorer is not bound to it.
-        engine: ``llama.cpp``, ``transformers`` or ``openai``.
+        engine: ``llama.cpp``, ``transformers``, ``vllm`` or ``openai``.
         architecture: the family the engine recognised, such as ``llama`` or ``qwen2``.
         quantization: such as ``Q4_1``, ``float32`` or ``int4``.
         weights_sha256: of the weight files, or of the tensors of a model that was passed in.

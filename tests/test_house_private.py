@@ -17,6 +17,7 @@ PRIVATE_NAMES = {
     "guard/engines/llama_tap.py: llama_cpp._ctypes_extensions": "finds the library beside the package's own",
     "guard/engines/passes.py: _is_stateful": "an attribute of transformers' models; one without it counts as stateless",
     "guard/engines/transformers.py: _name_or_path": "a configuration's source, for the model's display name only",
+    "guard/engines/vllm/v0_32_worker.py: EagleModelMixin._maybe_add_hidden_state": "where decoders hand layers over",
     "guard/serve/telemetry.py: opentelemetry._logs": "its logs API, private until its specification is stable",
 }
 UPSTREAM = "guard/langchain/upstream_internals.py"

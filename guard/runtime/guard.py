@@ -198,7 +198,7 @@ class Guard:
             model: ``smollm2`` (the embedded model), a GGUF file, or a model folder.
             scorer: a scorer file of ``guard calibrate``; optional for the embedded model.
             policy: a file, a built-in (``strict``, ``balanced``, ``permissive``, ``shadow``), or a `Policy`.
-            engine: ``llama.cpp`` or ``transformers``, where both can load the model.
+            engine: ``llama.cpp``, ``transformers`` or ``vllm``, where they can load the model.
             engine_options: for the engine's ``load``, such as ``{"context_tokens": 8192, "gpu_layers": 20}``.
             fallbacks: see `Guard`.
             handlers: see `Guard`.

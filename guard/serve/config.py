@@ -259,7 +259,7 @@ def _options_with_paths(given: Mapping[str, Any], folder: Path) -> dict[str, Any
 
 def _is_of_a_file(model: ModelSection) -> bool:
     """Return whether an engine reads the model from a file, and not from an address or by a name of its own."""
-    return model.engine in (None, "llama.cpp", "transformers") and "://" not in (model.model or "")
+    return model.engine in (None, "llama.cpp", "transformers", "vllm") and "://" not in (model.model or "")
 
 
 def _path(text: str, folder: Path) -> str:

@@ -1,0 +1,188 @@
+"""What guard costs on vLLM: tokens a second of the same requests, guarded and bare, and memory.
+
+    python benchmarks/vllm_overhead.py --model FOLDER [--pairs 3] [--requests 32] [--only eager] [--out FILE.json]
+
+Bare is vLLM's own `LLM.generate` with its defaults, compiled, without anything of guard's; said apart, both without
+compiled graphs. Guarded is the engine `vllm` with capture, signature, score and decision of every answer. Each round is
+a process of its own, since a worker that waits would take time from the one that is measured; after a warm-up it
+answers all requests at once, greedily. The two sides have the same model, type, cache, slots and step size. Rounds are
+compared by the clock, and by the CPU time of all their processes, for a machine that others use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from measuring import Figure, Ratio, machine, print_ratios, scorer_for, versions, write
+
+from guard.engines.vllm.engine import VllmEngine
+from guard.policy.policy import load_policy
+from guard.records import Limits, Prompt
+from guard.runtime.guard import Guard
+
+CONTEXT, BATCH_TOKENS, CACHE_TOKENS, LONGEST = 1024, 1024, 16_384, 64
+TOPICS = ("bread", "rain", "ships", "glass", "trains", "maps", "clocks", "salt")
+
+
+def prompts(requests: int) -> list[Prompt]:
+    """Prompts of different lengths; no two begin alike."""
+    asks = (f"{at}. Write some sentences on {TOPICS[at % len(TOPICS)]}. " for at in range(requests))
+    return [Prompt.chat(ask + "Be precise. " * (at % 16)) for at, ask in enumerate(asks)]
+
+
+# -- one round, in a process of its own --------------------------------------------------------
+
+
+def processes() -> list[Any]:
+    import psutil
+
+    own = psutil.Process()
+    return [own, *own.children(recursive=True)]
+
+
+def cpu_seconds() -> float:
+    return sum(sum(each.cpu_times()[:2]) for each in processes())
+
+
+def measured(answer: Callable[[], int]) -> dict[str, float]:
+    """Answer once to warm up, and once by the clock."""
+    answer()
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    tokens = answer()
+    wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
+    resident = max(each.memory_info().rss for each in processes()[1:]) / 2**20
+    return {"tokens": tokens, "wall": tokens / wall, "cpu": tokens / cpu, "worker_mb": resident}
+
+
+def guarded_round(folder: Path, requests: int, *, eager: bool) -> dict[str, float]:
+    options: dict[str, Any] = {"context_tokens": CONTEXT, "batch_tokens": BATCH_TOKENS, "cache_tokens": CACHE_TOKENS}
+    with VllmEngine.load(
+        folder, dtype="float32", slots=requests, prefix_caching=False, eager=eager, **options
+    ) as engine:
+        guard = Guard(engine, scorer_for(engine, shipped=False), load_policy("permissive"))
+
+        async def ask() -> int:
+            asked = (guard.aask(prompt, limits=Limits(max_tokens=LONGEST)) for prompt in prompts(requests))
+            outcomes = await asyncio.gather(*asked)
+            assert all(outcome.attempts[0].score is not None for outcome in outcomes)
+            return sum(outcome.attempts[0].completion_tokens for outcome in outcomes)
+
+        return measured(lambda: asyncio.run(ask()))
+
+
+def bare_round(folder: Path, requests: int, *, eager: bool) -> dict[str, float]:
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    from vllm import LLM, SamplingParams
+
+    from guard.engines import checkpoint
+    from guard.engines.hub_tokenizer import HubTokenizer
+    from guard.engines.vllm.settings import cache_bytes
+
+    read = checkpoint.read_settings(folder)
+    size = int(read.config.vocab_size)
+    tokens = HubTokenizer(read.tokenizer, read, name=read.name, template_date=None, rows=lambda: size)
+    llm = LLM(
+        model=str(folder),
+        dtype="float32",
+        max_model_len=CONTEXT,
+        max_num_seqs=requests,
+        max_num_batched_tokens=BATCH_TOKENS,
+        kv_cache_memory_bytes=cache_bytes(read.config, CACHE_TOKENS, "float32"),
+        enable_prefix_caching=False,
+        enforce_eager=eager,
+    )
+    params = SamplingParams(temperature=0.0, max_tokens=LONGEST, stop_token_ids=sorted(tokens.ends))
+    asked = [{"prompt_token_ids": tokens.encode(prompt)} for prompt in prompts(requests)]
+
+    def answer() -> int:
+        outputs = llm.generate(asked, params, use_tqdm=False)
+        return sum(len(output.outputs[0].token_ids) for output in outputs)
+
+    return measured(answer)
+
+
+ROUNDS = {"guarded": guarded_round, "bare": bare_round}
+
+
+# -- all rounds --------------------------------------------------------------------------------
+
+
+def in_a_process(which: str, options: argparse.Namespace, *, eager: bool) -> dict[str, float]:
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        own = ["--model", options.model, "--requests", str(options.requests), "--round", which, "--out", file.name]
+        subprocess.run([sys.executable, __file__, *own, *(["--eager"] if eager else [])], check=True)
+        found: dict[str, float] = json.loads(Path(file.name).read_text())
+        return found
+
+
+def compare(options: argparse.Namespace, *, eager: bool) -> list[Ratio | Figure]:
+    """Alternate rounds of both sides, the first of each pair in turn; by the clock, and by CPU time."""
+    rounds: dict[str, list[dict[str, float]]] = {"guarded": [], "bare": []}
+    for number in range(options.pairs):
+        for which in ("bare", "guarded") if number % 2 == 0 else ("guarded", "bare"):
+            rounds[which].append(in_a_process(which, options, eager=eager))
+    how = "eager" if eager else "compiled"
+    figures = [
+        Figure(f"{what}, {which}, {how}", max(each[key] for each in found), unit)
+        for which, found in rounds.items()
+        for key, what, unit in (("worker_mb", "a worker's resident memory", "MB"), ("tokens", "a round", "tokens"))
+    ]
+    return [*(ratio_of(rounds, clock, how) for clock in ("wall", "cpu")), *figures]
+
+
+def ratio_of(rounds: dict[str, list[dict[str, float]]], clock: str, how: str) -> Ratio:
+    """Return seconds a token, guarded over bare, pair by pair."""
+    ours, theirs = ([1000 / each[clock] for each in rounds[which]] for which in ("guarded", "bare"))
+    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    return Ratio(
+        f"all requests at once, {how}",
+        f"vLLM's LLM.generate, {'eager' if how == 'eager' else 'its defaults'}",
+        "ms a token" if clock == "wall" else "ms of CPU time a token",
+        guarded=statistics.median(ours),
+        bare=statistics.median(theirs),
+        median=statistics.median(ratios),
+        smallest=min(ratios),
+        largest=max(ratios),
+        pairs=len(ratios),
+        wanted="<= 1.05" if how == "compiled" else "",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model folder with weights in safetensors")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--only", choices=("compiled", "eager"), help="one of the two comparisons")
+    parser.add_argument("--out", help="write the figures to this JSON file")
+    parser.add_argument("--round", choices=tuple(ROUNDS), help=argparse.SUPPRESS)
+    parser.add_argument("--eager", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.round:
+        found = ROUNDS[options.round](Path(options.model), options.requests, eager=options.eager)
+        write(found, options.out)
+        return
+    about: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
+    about["versions"] = versions()
+    kinds = (False, True) if options.only is None else (options.only == "eager",)
+    found = [each for eager in kinds for each in compare(options, eager=eager)]
+    print_ratios(f"guard on vLLM, {options.requests} requests", found, about=about)
+    report = {**about, "model": Path(options.model).name, "requests": options.requests}
+    write({**report, "figures": [asdict(each) for each in found]}, options.out)
+
+
+if __name__ == "__main__":
+    main()

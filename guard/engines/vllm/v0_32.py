@@ -1,0 +1,147 @@
+"""What guard knows of vLLM 0.32, in guard's own process: how its engine is built, asked and stepped.
+
+What runs in its workers is in `guard.engines.vllm.v0_32_worker`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms import current_platform
+from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.executor import Executor
+
+from guard.engines.request import Request
+from guard.engines.vllm.settings import VllmSettings
+from guard.engines.vllm.watching import News, Watched, lost_error
+
+#: Settings of the process that vLLM reads: nothing is sent anywhere, workers are fresh processes, and the first runner.
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+}
+
+
+class Stepper:
+    """vLLM's engine, whose scheduler runs in guard's process and whose workers run in their own."""
+
+    def __init__(self, settings: VllmSettings) -> None:
+        os.environ.update(_ENVIRONMENT)
+        config = EngineArgs(**_engine_args(settings)).create_engine_config()
+        self._llm = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
+        self._numbers = 0
+        #: The names that requests were given, by those that vLLM knows them by.
+        self._names: dict[str, str] = {}
+        self.dtype = str(config.model_config.dtype).removeprefix("torch.")
+
+    def begin(self, requests: Sequence[Request]) -> list[str]:
+        """Put requests in; return a key for each."""
+        keys = [self._add(request) for request in requests]
+        watched = {key: _watched(request) for key, request in zip(keys, requests, strict=True)}
+        self._ask("guard_begin", watched)
+        return keys
+
+    def step(self) -> Mapping[str, News]:
+        """Make one step for all requests; return what has become of each."""
+        finished = {output.request_id for output in self._llm.step() if output.finished}
+        news = cast("dict[str, News]", self._ask("guard_news"))
+        for key, name in self._names.items():
+            if name in finished and not news[key].is_last:
+                news[key] = News(error=lost_error())
+        self.drop([key for key, each in news.items() if each.is_last])
+        return news
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """End requests, complete or not, so that nothing of them stays in the workers."""
+        names = [self._names.pop(key) for key in keys if key in self._names]
+        if names:
+            self._llm.abort_request(names)
+            self._ask("guard_drop", keys)
+
+    def watched(self) -> int:
+        """Return how many requests the workers hold anything of."""
+        return int(self._ask("guard_watched"))
+
+    def close(self) -> None:
+        """End the workers; harmless when done twice."""
+        self._llm.engine_core.shutdown()
+
+    def _add(self, request: Request) -> str:
+        self._numbers += 1
+        name = f"guard-{self._numbers}"
+        prompt: dict[str, Any] = {"prompt_token_ids": request.tokens}
+        if request.prompt.cache_key is not None:
+            prompt["cache_salt"] = request.prompt.cache_key
+        key: str = self._llm.add_request(name, cast("Any", prompt), _sampling_params(request))
+        self._names[key] = name
+        return key
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        """Call a method of every worker; return what the first says."""
+        return self._llm.collective_rpc(method, args=args)[0]
+
+
+def runs_on_cpu() -> bool:
+    """Return whether this vLLM was built for CPUs."""
+    return bool(current_platform.is_cpu())
+
+
+def _engine_args(settings: VllmSettings) -> dict[str, Any]:
+    chosen = {
+        "model": str(settings.folder),
+        "skip_tokenizer_init": True,
+        "load_format": "safetensors",
+        "dtype": settings.dtype,
+        "max_model_len": settings.context_tokens,
+        "max_num_seqs": settings.slots,
+        "max_num_batched_tokens": settings.batch_tokens,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "kv_cache_memory_bytes": settings.cache_bytes,
+        "gpu_memory_utilization": settings.gpu_memory,
+        "enforce_eager": settings.eager,
+        "enable_prefix_caching": settings.prefix_caching,
+    }
+    return {
+        **{name: value for name, value in chosen.items() if value is not None},
+        "distributed_executor_backend": "mp",
+        "enable_chunked_prefill": True,
+        "async_scheduling": False,
+        "worker_cls": "guard.engines.vllm.v0_32_worker.TappedWorker",
+        # Part of what vLLM names its compiled graphs by: those of a bare vLLM have other outputs.
+        "additional_config": {"guard": settings.capture_point},
+    }
+
+
+def _sampling_params(request: Request) -> SamplingParams:
+    sampling = request.sampling
+    greedy = sampling.is_greedy or request.forced is not None
+    return SamplingParams(
+        temperature=0.0 if greedy else sampling.temperature,
+        top_p=1.0 if greedy else sampling.top_p,
+        top_k=0 if greedy else sampling.top_k,
+        seed=None if greedy else sampling.seed,
+        max_tokens=request.max_tokens,
+        ignore_eos=True,  # the workers know guard's ends, and guard ends the request
+        detokenize=False,
+    )
+
+
+def _watched(request: Request) -> Watched:
+    return Watched(
+        prompt_end=tuple(request.tokens[-64:]),
+        prompt_tokens=len(request.tokens),
+        max_tokens=request.max_tokens,
+        sampling=request.sampling,
+        stop=request.limits.stop,
+        tools=bool(request.prompt.tools),
+        observer=None if request.reader is None else pickle.dumps(request.reader),
+        forced=None if request.forced is None else tuple(request.forced),
+        response_format=None if request.forced is not None else request.prompt.response_format,
+        live=request.on_token is not None,
+    )

@@ -1,0 +1,183 @@
+"""What guard adds to a worker of vLLM 0.32: it keeps the layers' outputs, and hands rows to the answers they belong to.
+
+Each decoder of vLLM that can serve EAGLE drafts calls `_maybe_add_hidden_state` after each layer, with the MLP's output
+(reduced over all ranks) and the residual stream apart. Kept there, they are outputs of the compiled graph: no hook and
+no eager mode. The first model runner is used; rows belong to requests by its batch and its scheduler's counts.
+
+Imported by vLLM, in each of its worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.model_executor.models.interfaces import EagleModelMixin
+from vllm.platforms import current_platform
+
+from guard.engines import checkpoint
+from guard.engines.constraint import Grammars
+from guard.engines.growing import AnswerReader
+from guard.engines.hub_tokenizer import HubTokenizer
+from guard.engines.sampling import TokenSignals, checked_logits
+from guard.engines.vllm.watching import News, Watch, Watched, WatchedAnswer, take_row
+from guard.errors import EngineError
+from guard.records import Floats
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as _Worker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as _Worker
+
+
+class TappedWorker(_Worker):  # type: ignore[misc]
+    """The platform's worker. Methods that begin with ``guard_`` are called by `guard.engines.vllm.v0_32`."""
+
+    def load_model(self, *args: Any, **options: Any) -> None:
+        """Load the model so that its layers' outputs are kept."""
+        point = self.vllm_config.additional_config["guard"]
+        EagleModelMixin._maybe_add_hidden_state = _KEEPERS[point]
+        super().load_model(*args, **options)
+        runner = self.model_runner
+        model = self.vllm_config.model_config
+        layers = model.hf_text_config.num_hidden_layers
+        runner.get_model().set_aux_hidden_state_layers(tuple(range(1, layers + 1)))
+        runner.use_aux_hidden_state_outputs = True
+        self._points = len(point.split("+"))
+        self._watch = _watch(Path(model.model))
+
+    @torch.inference_mode()
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """Let vLLM choose the next tokens, and hand them to the answers that are watched."""
+        state = self.model_runner.execute_model_state
+        if state is None or not len(self._watch):
+            return super().sample_tokens(grammar_output)
+        batch = _SampledPass(self.model_runner, state, self._watch, self._points)
+        batch.prepare()
+        output = super().sample_tokens(grammar_output)
+        batch.hand_over(output)
+        return output
+
+    def guard_begin(self, requests: Mapping[str, Watched]) -> None:
+        """Watch some requests from now on."""
+        self._watch.begin(requests)
+
+    def guard_news(self) -> dict[str, News]:
+        """Return what has become of each request since the last call."""
+        return self._watch.news()
+
+    def guard_drop(self, keys: Sequence[str]) -> None:
+        """Forget some requests."""
+        self._watch.drop(keys)
+
+    def guard_watched(self) -> int:
+        """Return how many requests are watched."""
+        return len(self._watch)
+
+
+def _watch(folder: Path) -> Watch:
+    read = checkpoint.read_settings(folder)
+    tokens = HubTokenizer(
+        read.tokenizer, read, name=read.name, template_date=None, rows=lambda: int(read.config.vocab_size)
+    )
+    reader = AnswerReader(tokens.chat_template or "", tokens.token_id, tokens.detokenizer, tokens.ends.__contains__)
+    return Watch(reader, Grammars(tokens.grammar_vocabulary).constraint)
+
+
+class _SampledPass:
+    """One pass: which rows of its outputs belong to which answers."""
+
+    def __init__(self, runner: Any, state: Any, watch: Watch, points: int) -> None:
+        """
+        Args:
+            runner: vLLM's model runner.
+            state: what its forward pass has left for sampling.
+            watch: the answers.
+            points: capture points of a layer.
+        """
+        self._keys: list[str] = [*runner.input_batch.req_ids]
+        chooses = ~runner.discard_request_mask.np[: len(self._keys)]
+        self._answers = {at: answer for at, answer in watch.watched(self._keys).items() if chooses[at]}
+        scheduled = state.scheduler_output.num_scheduled_tokens
+        self._last = [end - 1 for end in accumulate(scheduled[key] for key in self._keys)]
+        self._logits, self._outputs, self._points = state.logits, state.aux_hidden_states, points
+
+    def prepare(self) -> None:
+        """Keep what the logits say, and rule out what must not be chosen."""
+        if not self._answers:
+            return
+        raw = self._logits[[*self._answers]].float()
+        self._raw, self._log_total = raw, raw.logsumexp(-1)
+        weights = (raw - self._log_total[:, None]).exp()
+        # A masked token (logit -inf) weighs nothing, but 0 x -inf is nan.
+        self._entropy = (self._log_total - (weights * raw.clamp_min(-1e30)).sum(-1)).clamp_min(0)
+        self._top = raw.topk(2).values
+        for row, (at, answer) in enumerate(self._answers.items()):
+            try:
+                self._restrict(row, at, answer)
+            except EngineError as error:
+                answer.fail(error)
+
+    def _restrict(self, row: int, at: int, answer: WatchedAnswer) -> None:
+        checked_logits(self._top[row].cpu().numpy(), fix="Load it with dtype bfloat16 or float32")
+        if answer.forced is not None:
+            self._logits[at].fill_(-torch.inf)
+            self._logits[at, answer.forced] = 0.0
+        elif (masked := answer.mask(self._raw[row].cpu().numpy())) is not None:
+            self._logits[at].copy_(torch.from_numpy(masked))
+
+    def hand_over(self, output: Any) -> None:
+        """Hand the chosen tokens, their signals and their layers to the answers."""
+        for row, (at, answer) in enumerate(self._answers.items()):
+            tokens = output.sampled_token_ids[output.req_id_to_index[self._keys[at]]]
+            take_row(answer, tokens, partial(self._signals, row), partial(self._layers_of, at))
+
+    def _signals(self, row: int, token: int) -> TokenSignals:
+        logprob = float(self._raw[row, token] - self._log_total[row])
+        return TokenSignals(logprob, float(self._entropy[row]), float(self._top[row, 0] - self._top[row, 1]))
+
+    def _layers_of(self, at: int) -> Floats:
+        return self._layers[at]
+
+    @cached_property
+    def _layers(self) -> dict[int, Floats]:
+        """The layers of the answers that somebody reads, shape (L, D) each."""
+        read = [at for at, answer in self._answers.items() if answer.observer is not None]
+        rows = torch.tensor([self._last[at] for at in read], device=self._outputs[0].device)
+        kept = [
+            layer.index_select(0, rows)
+            for first in range(self._points)
+            for layer in self._outputs[first :: self._points]
+        ]
+        stacked = torch.stack(kept, 1).float().cpu().numpy()
+        return dict(zip(read, np.ascontiguousarray(stacked), strict=True))
+
+
+# -- where a layer's output is kept; these run inside of compiled graphs -----------------------
+
+
+def _keep_mlp(self: Any, kept: list[Any], layer: int, hidden_states: Any, residual: Any) -> list[Any]:
+    if layer in self.aux_hidden_state_layers:
+        kept.append(hidden_states.clone())  # the next layer's norm works in place
+    return kept
+
+
+def _keep_block(self: Any, kept: list[Any], layer: int, hidden_states: Any, residual: Any) -> list[Any]:
+    if layer in self.aux_hidden_state_layers:
+        kept.append(hidden_states + residual)
+    return kept
+
+
+def _keep_both(self: Any, kept: list[Any], layer: int, hidden_states: Any, residual: Any) -> list[Any]:
+    if layer in self.aux_hidden_state_layers:
+        kept.append(hidden_states.clone())
+        kept.append(hidden_states + residual)
+    return kept
+
+
+_KEEPERS = {"mlp": _keep_mlp, "block": _keep_block, "mlp+block": _keep_both}

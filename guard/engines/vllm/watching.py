@@ -1,0 +1,211 @@
+"""What a worker of vLLM keeps of the answers that guard watches: their text, their signals, their observers.
+
+Pure but for the observers: a worker says which tokens were chosen and hands over the rows that belong to them. Only
+what the observers have made of these rows leaves the worker.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from guard.engines.constraint import Constraint
+from guard.engines.growing import AnswerReader, GrowingAnswer
+from guard.engines.sampling import TokenSignals
+from guard.errors import EngineError
+from guard.records import FinishReason, Floats, Generation, Sampling
+from guard.response_format import ResponseFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A request, as far as a worker needs to know it.
+
+    Attributes:
+        prompt_end: the prompt's last tokens, which say whether a thought is open.
+        prompt_tokens: how many it has.
+        max_tokens: of the answer.
+        sampling: as asked for.
+        stop: texts that end the answer.
+        tools: whether the model may call tools.
+        observer: pickled; None where nobody reads the layers.
+        forced: tokens of a given completion, its end included; None where the model chooses.
+        response_format: the form that the answer must have.
+        live: whether the observer's state is wanted after every token, for a caller who looks at it.
+    """
+
+    prompt_end: tuple[int, ...]
+    prompt_tokens: int
+    max_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    tools: bool = False
+    observer: bytes | None = None
+    forced: tuple[int, ...] | None = None
+    response_format: ResponseFormat | None = None
+    live: bool = False
+
+
+@dataclass(slots=True)
+class News:
+    """What has become of a request since the last time.
+
+    Attributes:
+        text: that is safe to show.
+        signals: of the tokens of the answer, without its end.
+        observer: the attributes of the request's observer, where it is live or the answer is complete.
+        generation: the whole answer, once it is complete; its times are not known here.
+        error: why there will be none.
+    """
+
+    text: str = ""
+    signals: list[TokenSignals] = field(default_factory=list)
+    observer: Mapping[str, Any] | None = None
+    generation: Generation | None = None
+    error: Exception | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing follows."""
+        return self.generation is not None or self.error is not None
+
+
+class WatchedAnswer:
+    """One answer while a worker generates it.
+
+    Attributes:
+        observer: gets the layers of each token of the answer; None where nobody reads them.
+        constraint: of an answer that must have a response format.
+    """
+
+    def __init__(self, watched: Watched, reader: AnswerReader, constraint: Constraint | None) -> None:
+        """
+        Args:
+            watched: the request.
+            reader: of the model's answers.
+            constraint: of its response format.
+        """
+        self._watched, self.constraint = watched, constraint
+        self.observer: Any = None if watched.observer is None else pickle.loads(watched.observer)  # noqa: S301 - our own
+        stop = watched.stop if watched.forced is None else ()
+        reading = reader.reading(watched.prompt_end, stop=stop, tools=watched.tools)
+        self._news = News()
+        self._answer = GrowingAnswer(reading, self.observer, self._note)
+
+    @property
+    def forced(self) -> int | None:
+        """The next token of a given completion; None where the model chooses."""
+        return None if self._watched.forced is None else self._watched.forced[len(self._answer)]
+
+    def mask(self, logits: Floats) -> Floats | None:
+        """Return the logits, shape (V,), with -inf for what the response format rules out; None where all may come."""
+        return None if self.constraint is None or self._answer.thinking else self.constraint.mask(logits)
+
+    def take(self, token: int, signals: TokenSignals, activations: Callable[[], Floats]) -> None:
+        """Go on after a token was chosen; arguments as for `GrowingAnswer.push`.
+
+        Raises:
+            EngineError: the response format does not allow the token, or is not complete at the end.
+        """
+        if self.constraint is not None and not self._answer.thinking:
+            self.constraint.take(token)
+        self._news.text += self._answer.push(token, signals, activations)
+        if self._answer.ended:
+            self._finish("stop_string" if self._answer.stopped else "stop")
+        elif len(self._answer) == self._watched.max_tokens:
+            self._finish("length")
+
+    def fail(self, error: Exception) -> None:
+        """There will be no answer."""
+        self._news.error = error
+
+    def news(self) -> News:
+        """Return what has become of the request since the last call."""
+        news, self._news = self._news, News()
+        if self.observer is not None and (news.is_last or (self._watched.live and news.signals)):
+            news.observer = vars(self.observer)
+        return news
+
+    def _note(self, signals: TokenSignals) -> None:
+        self._news.signals.append(signals)
+
+    def _finish(self, reason: FinishReason) -> None:
+        self._news.text += self._answer.finish(cut=reason == "length")
+        if self.constraint is not None and reason != "length":
+            self.constraint.check_complete(self._answer.answer_tokens)
+        self._news.generation = self._answer.generation(
+            reason,
+            prompt_tokens=self._watched.prompt_tokens,
+            sampling=self._watched.sampling,
+            queue_s=0.0,
+            seconds=0.0,
+            redirected=None if self.constraint is None else self.constraint.redirected,
+        )
+
+
+class Watch:
+    """All answers that a worker watches, by the keys of vLLM's requests."""
+
+    def __init__(self, reader: AnswerReader, constraint: Callable[[ResponseFormat], Constraint]) -> None:
+        """
+        Args:
+            reader: of the model's answers.
+            constraint: makes one for a response format.
+        """
+        self._reader, self._constraint = reader, constraint
+        self._answers: dict[str, WatchedAnswer] = {}
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def begin(self, requests: Mapping[str, Watched]) -> None:
+        """Watch some requests from now on."""
+        for key, watched in requests.items():
+            wanted = watched.response_format
+            constraint = None if wanted is None else self._constraint(wanted)
+            self._answers[key] = WatchedAnswer(watched, self._reader, constraint)
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Forget some requests, whether they are complete or not."""
+        for key in keys:
+            self._answers.pop(key, None)
+
+    def watched(self, keys: Sequence[str]) -> dict[int, WatchedAnswer]:
+        """Return the answers of a batch by their positions in it."""
+        found = {at: self._answers.get(key) for at, key in enumerate(keys)}
+        return {at: answer for at, answer in found.items() if answer is not None}
+
+    def news(self) -> dict[str, News]:
+        """Return what has become of each request; those that are complete are forgotten."""
+        news = {key: answer.news() for key, answer in self._answers.items()}
+        self.drop([key for key, each in news.items() if each.is_last])
+        return news
+
+
+def take_row(
+    answer: WatchedAnswer, tokens: Sequence[int], signals: Callable[[int], TokenSignals], row: Callable[[], Floats]
+) -> None:
+    """Hand an answer the tokens that a pass has chosen for it; whatever fails ends this request and no other.
+
+    Args:
+        answer: takes them.
+        tokens: one, or none in the middle of a prompt.
+        signals: of the choice of a token.
+        row: the layers of the pass.
+    """
+    try:
+        for token in tokens:
+            answer.take(token, signals(token), row)
+    except Exception as error:  # noqa: BLE001 - its caller raises it
+        answer.fail(error)
+
+
+def lost_error() -> EngineError:
+    """Return the error of a request that vLLM has ended and guard has not."""
+    return EngineError(
+        "vLLM ended an answer before its end",
+        why="its own rules stopped it, such as the length of its context",
+        fix="Lower max_tokens, or load the model with a larger context_tokens",
+    )

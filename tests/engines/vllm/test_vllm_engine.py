@@ -1,0 +1,307 @@
+"""The real vLLM against transformers, on the same weights: SmolLM2, and tiny models of the other architectures.
+
+Runs where vLLM is installed (`nox -s vllm`). It starts worker processes, some of which compile graphs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from guard.engines.vllm.versions import installed_version
+from guard.errors import CancelledError, EngineError, EngineTimeoutError, MissingExtraError, PromptTooLongError
+
+try:
+    installed_version()
+except (MissingExtraError, PackageNotFoundError):
+    pytest.skip("vLLM is not installed", allow_module_level=True)
+
+from exported_model import export_smollm2
+from tiny_models import RowRecording, byte_tokenizer, tiny_model
+
+from guard.engines.transformers import TransformersEngine
+from guard.engines.vllm.engine import VllmEngine
+from guard.records import Floats, Generation, Limits, Prompt, Sampling, Signals
+from guard.response_format import ResponseFormat
+from guard.runtime.guard import Guard
+from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.enable_socket, pytest.mark.timeout(900)]
+
+#: Smallest cosine between the two engines' MLP outputs of one layer and token, and the largest difference of p_wrong.
+COSINE, APART = 0.999, 0.001
+
+#: Tokens of one step: the longest prompts below have more, so that they are read in several.
+BATCH_TOKENS = 256
+
+#: Widths that vLLM's kernels have.
+_WIDE = {"hidden_size": 128, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+TOPICS = ("France", "Peru", "the Moon", "a triangle", "iron", "whales", "Hamlet", "the year 1815")
+
+
+def prompts() -> list[Prompt]:
+    """32 prompts from some 40 to some 400 tokens, of which each four have a long beginning in common."""
+    notes = [
+        " ".join(f"Note {n} on {topic}: nothing is known." for n in range(4 * at)) for at, topic in enumerate(TOPICS)
+    ]
+    asks = ("What is known about {}?", "Name one fact about {}.", "Is {} old? Why?", "Write two sentences on {}.")
+    return [
+        Prompt.chat(f"{note} {ask.format(topic)}") for note, topic in zip(notes, TOPICS, strict=True) for ask in asks
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 as a model folder."""
+    return export_smollm2(tmp_path_factory.mktemp("models") / "smollm2")
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[VllmEngine]:
+    with VllmEngine.load(folder, dtype="float32", context_tokens=1024, batch_tokens=BATCH_TOKENS) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Iterator[TransformersEngine]:
+    with TransformersEngine.load(folder, context_tokens=1024) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def scorer(engine: VllmEngine, reference: TransformersEngine) -> Scorer:
+    """The embedded model's scorer, for these weights by force: all of its scores are computed, and the ood_score."""
+    return load_scorer(shipped_scorer()).for_model(engine.model, "mlp", force=True)
+
+
+def together(engine: VllmEngine, asked: Sequence[Prompt], limits: Limits) -> list[tuple[Generation, RowRecording]]:
+    """Answers to all prompts at once, with their layers."""
+    observers = [RowRecording() for _ in asked]
+
+    async def ask() -> list[Generation]:
+        calls = zip(asked, observers, strict=True)
+        return await asyncio.gather(*(engine.agenerate(prompt, limits=limits, observer=each) for prompt, each in calls))
+
+    return [*zip(asyncio.run(ask()), observers, strict=True)]
+
+
+def cosines(one: Floats, other: Floats) -> Floats:
+    """Of each layer and token, shape (T, L) from (T, L, D)."""
+    norms = np.linalg.norm(one, axis=2) * np.linalg.norm(other, axis=2)
+    return np.einsum("tld,tld->tl", one, other) / norms
+
+
+def left_behind(engine: VllmEngine) -> int:
+    """How many requests the workers hold anything of."""
+    return engine._stepper.watched()
+
+
+# -- the same as transformers ------------------------------------------------------------------
+
+
+def test_the_two_engines_are_bound_to_the_same_weights_and_tokenizer(
+    engine: VllmEngine, reference: TransformersEngine
+) -> None:
+    here, there = engine.model, reference.model
+    for name in (
+        "architecture",
+        "quantization",
+        "weights_sha256",
+        "tokenizer_sha256",
+        "chat_template_sha256",
+        "layers",
+    ):
+        assert getattr(here, name) == getattr(there, name), name
+    assert (here.engine, here.width) == ("vllm", 576)
+
+
+def test_layers_signals_and_scores_of_32_requests_at_once_are_those_of_transformers(
+    engine: VllmEngine, reference: TransformersEngine, scorer: Scorer
+) -> None:
+    asked, limits = prompts(), Limits(max_tokens=12)
+    first, again = together(engine, asked, limits), together(engine, asked, limits)  # again: from the prefix cache
+    worst, apart, checked = 1.0, 0.0, 0
+    for prompt, (answer, rows), (same, kept) in zip(asked, first, again, strict=True):
+        assert answer.capture_error is None
+        assert len(rows.rows) == answer.completion_tokens
+        assert same.token_ids == answer.token_ids
+        assert cosines(np.stack(rows.rows), np.stack(kept.rows)).min() >= COSINE
+        wanted = RowRecording()
+        read = reference.generate(prompt, completion=answer.text, observer=wanted)
+        count = len(answer.token_ids)
+        if read.token_ids[:count] != answer.token_ids:
+            continue  # the text's tokens are others than those that were chosen
+        worst = min(worst, float(cosines(np.stack(rows.rows), np.stack(wanted.rows[:count])).min()))
+        for name, atol in (("logprobs", 0.01), ("entropies", 0.02), ("margins", 0.02)):
+            assert np.allclose(getattr(answer, name), getattr(read, name)[:count], atol=atol), name
+        apart = max(apart, p_apart(scorer, (answer, rows.rows), (read, wanted.rows[:count])))
+        checked += 1
+    print(f"{checked} answers: smallest cosine {worst:.6f}, largest difference of p_wrong {apart:.6f}")
+    assert checked >= 24
+    assert worst >= COSINE
+    assert apart <= APART
+    assert left_behind(engine) == 0
+
+
+def p_apart(scorer: Scorer, one: tuple[Generation, list[Floats]], other: tuple[Generation, list[Floats]]) -> float:
+    """The largest difference between any of the scores of the same tokens."""
+    values = []
+    for answer, rows in (one, other):
+        observer = scorer.observer()
+        for row in rows:
+            observer.observe(row)
+        kept = slice(0, len(rows))
+        signals = Signals(answer.logprobs[kept], answer.entropies[kept], answer.margins[kept], observer.signature())
+        values.append([reading.p_wrong for reading in scorer.score(signals).scores.values()])
+    return float(np.abs(np.subtract(*values)).max())
+
+
+def test_given_answers_have_the_layers_and_signals_of_transformers(
+    engine: VllmEngine, reference: TransformersEngine
+) -> None:
+    prompt, here, there = Prompt.chat("What is the capital of Australia?"), RowRecording(), RowRecording()
+    one = engine.generate(prompt, completion="The capital is Sydney.", observer=here)
+    other = reference.generate(prompt, completion="The capital is Sydney.", observer=there)
+    assert one.token_ids == other.token_ids
+    assert one.text == other.text == "The capital is Sydney."
+    assert cosines(np.stack(here.rows), np.stack(there.rows)).min() >= COSINE
+    assert np.allclose(one.logprobs, other.logprobs, atol=0.01)
+
+
+def test_a_guard_on_vllm_scores_and_decides(engine: VllmEngine) -> None:
+    guard = Guard(engine, load_scorer(shipped_scorer()), "balanced", force_scorer=True, all_scores=True)
+    outcome = guard.ask("What is the capital of France?")
+    assert outcome.attempts[0].score is not None
+    assert "Paris" in (outcome.attempts[0].answer or "")
+    assert left_behind(engine) == 0
+
+
+# -- how answers are chosen --------------------------------------------------------------------
+
+
+def test_a_seed_draws_the_same_answer_again_whoever_else_asks(engine: VllmEngine) -> None:
+    prompt, sampling = Prompt.chat("Invent a name for a cat."), Sampling(temperature=1.5, seed=7)
+    alone = engine.generate(prompt, sampling=sampling, limits=Limits(max_tokens=16))
+    again = engine.generate(prompt, sampling=sampling, limits=Limits(max_tokens=16))
+    other = engine.generate(prompt, sampling=Sampling(temperature=1.5, seed=8), limits=Limits(max_tokens=16))
+    assert alone.token_ids == again.token_ids != other.token_ids
+    assert (alone.logprobs < 0).all()
+
+
+def test_stop_strings_limits_and_ends(engine: VllmEngine) -> None:
+    prompt = Prompt.chat("Count from one to ten, as words, with commas.")
+    whole = engine.generate(prompt, limits=Limits(max_tokens=64))
+    cut = engine.generate(prompt, limits=Limits(max_tokens=3))
+    stopped = engine.generate(prompt, limits=Limits(max_tokens=64, stop=(",",)))
+    assert (cut.finish_reason, cut.completion_tokens) == ("length", 3)
+    assert (stopped.finish_reason, "," in stopped.text) == ("stop_string", False)
+    assert whole.text.startswith(stopped.text)
+    assert left_behind(engine) == 0
+
+
+def test_a_stream_adds_up_to_the_answer(engine: VllmEngine) -> None:
+    *pieces, last = engine.stream(Prompt.chat("What is the capital of France?"), limits=Limits(max_tokens=16))
+    assert last.generation is not None
+    assert "".join(piece.text for piece in pieces) == last.generation.text
+    assert len(pieces) > 1
+
+
+def test_a_response_format_is_held(engine: VllmEngine) -> None:
+    prompt = Prompt.chat("Is Paris in France?", response_format=ResponseFormat.regex("yes|no"))
+    answer = engine.generate(prompt)
+    assert answer.text in ("yes", "no")
+    assert answer.redirected is not None
+
+
+# -- ends --------------------------------------------------------------------------------------
+
+
+def test_cancelled_late_and_abandoned_requests_leave_no_rows_behind(engine: VllmEngine) -> None:
+    prompt, limits, cancel = Prompt.chat("Tell a very long story."), Limits(max_tokens=600), threading.Event()
+    threading.Timer(0.5, cancel.set).start()
+    with pytest.raises(CancelledError):
+        engine.generate(prompt, limits=limits, observer=RowRecording(), cancel=cancel)
+    with pytest.raises(EngineTimeoutError):
+        engine.generate(prompt, limits=Limits(max_tokens=600, timeout_s=0.5), observer=RowRecording())
+    stream = engine.stream(prompt, limits=limits, observer=RowRecording())
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+
+    async def give_up() -> None:
+        task = asyncio.create_task(engine.agenerate(prompt, limits=limits, observer=RowRecording()))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(give_up())
+    deadline = time.monotonic() + 20
+    while engine._requests._running and time.monotonic() < deadline:  # type: ignore[attr-defined]
+        time.sleep(0.02)
+    assert left_behind(engine) == 0
+    assert not engine._stepper._llm.has_unfinished_requests()
+    assert engine.generate(Prompt.chat("Say yes."), limits=Limits(max_tokens=4)).text
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_vllm_sees_it(engine: VllmEngine) -> None:
+    with pytest.raises(PromptTooLongError):
+        engine.generate(Prompt.chat("word " * 2000))
+
+
+def test_a_worker_that_dies_ends_its_requests_with_an_error(tmp_path: Path) -> None:
+    tiny_model("llama", scale=2.0, **_WIDE, head_dim=64).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with VllmEngine.load(tmp_path, dtype="float32", eager=True, context_tokens=512) as engine:
+        (worker,) = [each for each in multiprocessing.active_children() if each.name.startswith("VllmWorker")]
+        threading.Timer(0.5, worker.kill).start()
+        with pytest.raises(EngineError):
+            ask_until_it_fails(engine)
+
+
+def ask_until_it_fails(engine: VllmEngine) -> None:
+    while True:
+        engine.generate(Prompt.chat("The quick brown fox"), limits=Limits(max_tokens=64))
+
+
+# -- other architectures, points and processes -------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "point"), [("qwen2", "mlp"), ("qwen3", "mlp+block"), ("mistral", "block")])
+def test_other_architectures_and_points_are_read_as_by_transformers(kind: str, point: Any, tmp_path: Path) -> None:
+    head = {} if kind == "qwen2" else {"head_dim": 64}
+    tiny_model(kind, scale=2.0, **_WIDE, **head).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    prompt, here, there = Prompt.chat("The quick brown fox"), RowRecording(), RowRecording()
+    with VllmEngine.load(tmp_path, dtype="float32", eager=True, capture_point=point, context_tokens=256) as engine:
+        one = engine.generate(prompt, completion="jumps over", observer=here)
+    with TransformersEngine.load(tmp_path, capture_point=point) as engine:
+        other = engine.generate(prompt, completion="jumps over", observer=there)
+    assert one.capture_error is None
+    assert np.stack(here.rows).shape == np.stack(there.rows).shape
+    assert cosines(np.stack(here.rows), np.stack(there.rows)).min() >= COSINE
+    assert np.allclose(one.logprobs, other.logprobs, atol=0.01)
+
+
+def test_two_workers_that_share_each_layer_give_the_same(tmp_path: Path) -> None:
+    tiny_model("llama", scale=2.0, **_WIDE, head_dim=64).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    asked = [Prompt.chat("The quick brown fox " * count) for count in (1, 3, 5, 7)]
+    found = []
+    for workers in (1, 2):
+        options: dict[str, Any] = {"dtype": "float32", "eager": True, "context_tokens": 512}
+        with VllmEngine.load(tmp_path, tensor_parallel=workers, **options) as engine:
+            found.append(together(engine, asked, Limits(max_tokens=8)))
+            assert left_behind(engine) == 0
+    for (one, rows), (other, wanted) in zip(*found, strict=True):
+        assert one.token_ids == other.token_ids
+        assert cosines(np.stack(rows.rows), np.stack(wanted.rows)).min() >= COSINE
+        assert np.allclose(one.logprobs, other.logprobs, atol=0.01)
