@@ -1,7 +1,7 @@
 """An OpenAI-compatible server whose answers are guarded: ``guard serve``.
 
-`create_application` gives the ASGI application of a `Server`, which is built of loaded guards, keys and settings.
-Everything but the names below is internal.
+`create_application` returns the ASGI application of a `Server`, which is built from loaded guards, keys and settings.
+Only the names below are public.
 """
 
 from __future__ import annotations

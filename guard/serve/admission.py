@@ -1,4 +1,4 @@
-"""How much is let in: requests at the same time, and each key's requests and tokens in a minute."""
+"""Admission control: concurrent requests, and requests and tokens per minute of each key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MINUTE = 60.0
 
 
 class Admission:
-    """Counts the requests that are being answered or wait, in one event loop."""
+    """Counts the running and waiting requests of one event loop."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -23,19 +23,19 @@ class Admission:
 
     @property
     def is_full(self) -> bool:
-        """Whether the next request gets an error."""
+        """Whether the next request is refused."""
         return self.running >= self._most
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Count a request while it is answered.
+        """Count a request while it is being answered.
 
         Raises:
-            RequestError: with status 429, where the server has its fill.
+            RequestError: with status 429, if the server is full.
         """
         if self.is_full:
             raise RequestError(
-                "The server has as many requests as it takes",
+                "The server is at its limit of concurrent requests",
                 fix="Try again in a second",
                 status=429,
                 kind="server_overloaded",
@@ -51,7 +51,7 @@ class Admission:
 
 @dataclass(slots=True)
 class _Used:
-    """What a key has used in the minute that began then."""
+    """The usage of a key in the minute that started at ``began``."""
 
     began: float
     requests: int = 0
@@ -59,17 +59,17 @@ class _Used:
 
 
 class RateLimits:
-    """Each key's requests and tokens in fixed minutes. Each server counts alone."""
+    """Requests and tokens of each key in fixed minutes. Every server process counts on its own."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._used: dict[str, _Used] = {}
 
     def take(self, caller: Caller) -> dict[str, str]:
-        """Count a request, and return OpenAI's headers about what is left.
+        """Count a request, and return OpenAI's rate limit headers.
 
         Raises:
-            RequestError: with status 429, where a limit is reached; tokens are known, and so counted, afterwards.
+            RequestError: with status 429, if a limit is reached. Tokens are counted after the answer.
         """
         used, limits = self._current(caller.id), caller.limits
         if limits.tokens_per_month is not None and caller.used_tokens >= limits.tokens_per_month:

@@ -1,7 +1,7 @@
-"""An answer's parts as OpenAI's messages have them, and the refusal of one that lacks the form that was asked for.
+"""Answers as OpenAI messages, and errors for answers that lack the requested form.
 
-Where decoding is not constrained the form is checked all the same: JSON that is cut, malformed or against its
-schema, and tool calls that cannot be read, are an error, never an answer.
+The form is checked even if decoding is not constrained: JSON that is truncated, malformed or violates its schema, and
+unreadable tool calls are errors, never answers.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class AnswerMessage:
     """What the caller gets.
 
     Attributes:
-        content: the text; None where there is none.
-        refusal: the policy's words where it gives no answer, else None.
-        calls: of tools.
+        content: the text, or None.
+        refusal: the policy's text if it gives no answer, else None.
+        calls: the tool calls.
         reasoning: the model's thoughts before the answer, or None.
-        finish_reason: as OpenAI names it.
+        finish_reason: OpenAI's finish reason.
     """
 
     content: str | None
@@ -38,7 +38,7 @@ class AnswerMessage:
     finish_reason: str = "stop"
 
     def body(self) -> dict[str, Any]:
-        """Return the message of a response."""
+        """Return the message object of a response."""
         message: dict[str, Any] = {"role": "assistant", "content": self.content, "refusal": self.refusal}
         if self.reasoning is not None:
             message["reasoning_content"] = self.reasoning
@@ -48,7 +48,7 @@ class AnswerMessage:
 
 
 def call_body(call: ToolCall) -> dict[str, Any]:
-    """Return a tool call as OpenAI writes it.
+    """Return a tool call in OpenAI's form.
 
     Examples:
         >>> call_body({"type": "tool_call", "id": "call_1", "name": "look", "args": {"at": 1}})["function"]
@@ -62,12 +62,12 @@ def answer_message(outcome: Outcome, asked: Asked, *, content_filter: bool = Fal
     """Return what the caller of a guarded call gets.
 
     Args:
-        outcome: of the call.
-        asked: what was asked.
-        content_filter: end answers that the policy refused with ``content_filter`` in place of ``stop``.
+        outcome: the outcome of the call.
+        asked: the request.
+        content_filter: give answers that the policy refuses the finish reason ``content_filter`` instead of ``stop``.
 
     Raises:
-        RequestError: the answer was accepted, but lacks the form that was asked for.
+        RequestError: the answer was accepted, but lacks the requested form.
     """
     if is_models(outcome):
         return read_answer(outcome.answer or "", outcome.finish_reason, asked.form, reasoning=outcome.reasoning)
@@ -84,11 +84,11 @@ def read_answer(text: str, ended: str | None, form: WantedForm, *, reasoning: st
     Args:
         text: the answer.
         ended: guard's finish reason.
-        form: that the answer must have.
-        reasoning: the model's thoughts before it.
+        form: the form that the answer must have.
+        reasoning: the model's thoughts before the answer.
 
     Raises:
-        RequestError: it lacks that form.
+        RequestError: the answer lacks that form.
     """
     cut = ended == "length"
     if form.schema is not None:
@@ -103,30 +103,30 @@ def read_answer(text: str, ended: str | None, form: WantedForm, *, reasoning: st
 
 
 def _checked_json(text: str, form: WantedForm, *, cut: bool) -> str:
-    """Return an answer's JSON text."""
+    """Return the JSON text of an answer."""
     found = None if cut else json_text(text)
     if found is None:
         raise _unfit("The answer is not one complete JSON text", "it reached its token limit" if cut else "", "json")
     value = DECODER.decode(found)
     if not form.schema and not isinstance(value, dict):
-        raise _unfit("The answer is JSON, but no object", "", "json")
+        raise _unfit("The answer is JSON, but not an object", "", "json")
     if form.schema and not follows(value, form.schema):
         raise _unfit("The answer does not follow the JSON Schema", "", "json")
     return found
 
 
 def _check_calls(parsed: ParsedAnswer, form: WantedForm, *, cut: bool) -> None:
-    """Refuse calls that cannot be carried out, and an answer without the call that was demanded."""
+    """Refuse calls that cannot be executed, and an answer without the required call."""
     if parsed.invalid:
-        raise _unfit("A tool call of the answer cannot be carried out", parsed.invalid[0]["error"] or "", "tool_call")
+        raise _unfit("A tool call in the answer cannot be executed", parsed.invalid[0]["error"] or "", "tool_call")
     if cut and parsed.calls:
-        raise _unfit("The answer with the tool call is cut", "it reached its token limit", "tool_call")
+        raise _unfit("The answer with the tool call is truncated", "it reached its token limit", "tool_call")
     if form.demanded and not parsed.calls:
-        raise _unfit("The answer calls no tool, and tool_choice demands it", "", "tool_call")
+        raise _unfit("The answer calls no tool, but tool_choice requires one", "", "tool_call")
     if form.only is not None and any(call["name"] != form.only for call in parsed.calls):
-        raise _unfit(f"The answer calls another tool than '{form.only}'", "", "tool_call")
+        raise _unfit(f"The answer calls a tool other than '{form.only}'", "", "tool_call")
     if not form.parallel and len(parsed.calls) > 1:
-        raise _unfit("The answer calls several tools, and parallel_tool_calls is false", "", "tool_call")
+        raise _unfit("The answer calls several tools, but parallel_tool_calls is false", "", "tool_call")
 
 
 def _unfit(what: str, why: str, kind: str) -> RequestError:

@@ -1,4 +1,4 @@
-"""The application: every route, and what stands before them."""
+"""The ASGI application: all routes and the middleware in front of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Types of ASGI's messages and channels."""
+"""Types of ASGI messages and channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one request asks of a guard: prompt, sampling, limits, and the form that the answer must have."""
+"""Requests to a guard: prompt, sampling, limits and the required form of the answer."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from guard.serve.served_models import ModelRoute
 
 @dataclass(frozen=True, slots=True)
 class WantedForm:
-    """The form that an answer must have, beside being one.
+    """The form that an answer must have.
 
     Attributes:
-        schema: JSON Schema of the answer; None where it need not be JSON, empty where any object will do.
-        tools: definitions of the tools that it may call.
-        reads: how the model writes calls.
-        demanded: whether it must call a tool.
-        only: the tool that it must call, if one is named.
-        parallel: whether it may have several calls.
+        schema: JSON Schema of the answer; None if it need not be JSON, empty if any object is valid.
+        tools: definitions of the tools that the answer may call.
+        reads: the format in which the model writes calls.
+        demanded: whether the answer must call a tool.
+        only: the tool that the answer must call, if one is named.
+        parallel: whether the answer may have several calls.
     """
 
     schema: Mapping[str, Any] | None = None
@@ -47,15 +47,15 @@ class Asked:
     """One request to a guard.
 
     Attributes:
-        target: who answers by which rules.
-        prompt: with everything that the request adds to it.
-        sampling: how tokens are chosen.
-        limits: of each attempt.
-        metadata: goes to handlers and the queue.
-        form: that the answer must have.
-        cache_key: whose prompts may speed this one up.
-        logprobs: whether the tokens' log-probabilities are wanted.
-        unguarded: whether no policy decides: a client's side request, from a key that may.
+        target: the model and the rules.
+        prompt: the complete prompt.
+        sampling: the sampling parameters.
+        limits: the limits of each attempt.
+        metadata: passed to handlers and the queue.
+        form: the form that the answer must have.
+        cache_key: key of the prompt cache; prompts with the same key share it.
+        logprobs: whether to return the log-probabilities of the tokens.
+        unguarded: whether no policy decides, as for a client's side request with a key that allows it.
     """
 
     target: ModelRoute
@@ -89,12 +89,12 @@ def prefix_key(asked: Asked) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a server allows of one request.
+    """The limits of one request.
 
     Attributes:
-        answer_tokens: of an answer, at most.
-        prompt_characters: of all messages together, at most.
-        seconds: for a request, the queue included.
+        answer_tokens: largest number of tokens of an answer.
+        prompt_characters: largest number of characters of all messages together.
+        seconds: time limit, including the time in the queue.
     """
 
     answer_tokens: int = 4096
@@ -103,17 +103,17 @@ class Bounds:
 
 
 def asked_chat(body: ChatBody, target: ModelRoute, *, bounds: Bounds, key: str, metadata: Mapping[str, Any]) -> Asked:
-    """Return what a chat request asks.
+    """Return the request to a guard for a chat request.
 
     Args:
-        body: of the request.
-        target: who answers.
-        bounds: of the server.
-        key: whose prompts may share what the model has read.
-        metadata: of the request, beside its own.
+        body: the body of the request.
+        target: the model and the rules.
+        bounds: the limits of the server.
+        key: the API key, whose prompts share a cache.
+        metadata: metadata in addition to the request's own.
 
     Raises:
-        RequestError, InputError: something is not offered, or cannot be put to the model.
+        RequestError, InputError: an option is not supported, or the model cannot be asked this.
     """
     body.check_offered()
     form = _form(body, target)
@@ -123,7 +123,7 @@ def asked_chat(body: ChatBody, target: ModelRoute, *, bounds: Bounds, key: str, 
     check_length(prompt, bounds)
     if form.schema is not None:
         prompt = replace(prompt, response_format=ResponseFormat.json(form.schema or None))  # refuses a large one
-        checker(form.schema)  # an invalid schema is the caller's fault, said before anything is generated
+        checker(form.schema)  # report an invalid schema before anything is generated
     elif form.demanded and isinstance(target.guard.engine, TokenizingEngine):  # a served model has no grammar of calls
         prompt = replace(prompt, response_format=demanded_call(form.only, form.tools, form.reads))
         form = replace(form, reads=HERMES)
@@ -144,16 +144,16 @@ def asked_chat(body: ChatBody, target: ModelRoute, *, bounds: Bounds, key: str, 
 def asked_completion(
     body: CompletionBody, target: ModelRoute, *, bounds: Bounds, key: str, metadata: Mapping[str, Any]
 ) -> Asked:
-    """Return what a request for a raw completion asks; arguments and errors as for `asked_chat`.
+    """Return the request to a guard for a raw completion; arguments and errors as for `asked_chat`.
 
-    Control tokens' texts in the prompt are plain text: a client that joins a user's words to a prompt is safe.
+    Texts of control tokens in the prompt are plain text, so a client can safely insert a user's words.
     """
     body.check_offered()
     texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     if len(texts) != 1:
-        raise RequestError("A completion has one prompt", why=f"got {len(texts)}", param="prompt")
+        raise RequestError("A completion takes exactly one prompt", why=f"got {len(texts)}", param="prompt")
     if body.logprobs not in (None, 0, False):
-        raise RequestError("logprobs is offered in /v1/chat/completions only", param="logprobs", code="unsupported")
+        raise RequestError("logprobs is supported by /v1/chat/completions only", param="logprobs", code="unsupported")
     prompt = Prompt.raw(texts[0], plain=True)
     check_length(prompt, bounds)
     return Asked(
@@ -194,7 +194,7 @@ def _turn(message: MessageBody) -> dict[str, Any]:
 
 
 def _content(message: MessageBody) -> Any:
-    """Return a message's content. A refusal takes the place of one: it is what the caller was given."""
+    """Return the content of a message, or the refusal that the caller got instead."""
     if message.content is None and message.role == "assistant":
         return message.refusal or ""
     if not isinstance(message.content, list):
@@ -209,7 +209,7 @@ def _block(block: Any) -> Any:
 
 
 def _given(call: Any) -> Any:
-    """Return the arguments of an earlier call; templates write mappings."""
+    """Return the arguments of an earlier call as a mapping, as templates expect."""
     try:
         given = DECODER.decode(call.function.arguments or "{}")
     except (ValueError, RecursionError):
@@ -222,7 +222,7 @@ def _given(call: Any) -> Any:
 
 
 def check_length(prompt: Prompt, bounds: Bounds) -> None:
-    """Refuse a prompt that is longer than the server takes.
+    """Refuse a prompt that exceeds the server's limit.
 
     Raises:
         RequestError: with the code ``context_length_exceeded``.
@@ -232,7 +232,7 @@ def check_length(prompt: Prompt, bounds: Bounds) -> None:
     if length > bounds.prompt_characters:
         raise RequestError(
             f"The prompt has {length} characters",
-            why=f"this server takes {bounds.prompt_characters}",
+            why=f"the limit of this server is {bounds.prompt_characters}",
             code="context_length_exceeded",
             param="messages",
         )
@@ -250,7 +250,7 @@ def _form(body: ChatBody, target: ModelRoute) -> WantedForm:
         raise RequestError("response_format and tools cannot be combined", param="response_format", code="unsupported")
     if not tools:
         if body.tool_choice not in (None, "none", "auto"):
-            raise RequestError("tool_choice asks for a tool, and none is offered", param="tool_choice")
+            raise RequestError("tool_choice requires a tool, but the request offers none", param="tool_choice")
         return WantedForm(schema)
     engine = target.guard.engine
     check_tools(engine, target.model.name, tools)
@@ -290,7 +290,7 @@ def _limits(tokens: int | None, stop: str | list[str] | None, target: ModelRoute
     own = target.guard.limits
     if tokens is not None and tokens > bounds.answer_tokens:
         raise RequestError(
-            f"max_tokens is {tokens}", why=f"this server allows {bounds.answer_tokens}", param="max_tokens"
+            f"max_tokens is {tokens}", why=f"the limit of this server is {bounds.answer_tokens}", param="max_tokens"
         )
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(stops) > 4:
@@ -300,5 +300,5 @@ def _limits(tokens: int | None, stop: str | list[str] | None, target: ModelRoute
 
 
 def _cache_key(key: str, named: str | None) -> str:
-    """Return whose prompts may speed this one up: the key's, and of those only the ones with the same name."""
+    """Return the key of the prompt cache: that of the API key, narrowed by the name that the request gives."""
     return key if named is None else f"{key}:{hashlib.sha256(named.encode()).hexdigest()}"

@@ -1,7 +1,7 @@
-"""What clients send, as models. Unknown options are refused, and so are known ones that guard does not offer.
+"""Request bodies. Unknown options and OpenAI's options that guard does not support are refused.
 
-Clients send OpenAI's options at their neutral values, such as ``n: 1``; those pass, and any other value is refused by
-name, since an option that is ignored is an answer to another question.
+Some clients send unsupported options with a neutral value, such as ``n: 1``. These pass. Any other value is an error
+that names the option: guard never ignores an option.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from guard.serve.request_errors import RequestError, not_offered
 
 Hold = Literal["comments", "headers"]
 
-#: Options of OpenAI's API that guard does not offer, with the values that change nothing.
+#: Options of OpenAI's API that guard does not support, with their neutral values.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
@@ -37,13 +37,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class Body(BaseModel):
-    """Base of what clients send. A text is not a number here, nor is ``true``."""
+    """Base class of request bodies. Strings and booleans are not accepted as numbers."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class GuardOptions(Body):
-    """What a request says to guard itself."""
+    """Options for guard itself."""
 
     route: str | None = Field(default=None, max_length=100, description="Section of the policy.")
     policy: str | None = Field(default=None, max_length=100, description="One of the model's policies, by its name.")
@@ -127,22 +127,22 @@ class SchemaBody(Body):
 
 
 class FormatBody(Body):
-    """The form of the answer."""
+    """The response format."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaBody | None = None
 
 
 def check_neutral(body: Body, neutral: Mapping[str, tuple[Any, ...]], *, why: str = "") -> None:
-    """Refuse options that guard does not offer, unless they have a value that changes nothing.
+    """Refuse unsupported options that do not have a neutral value.
 
     Args:
-        body: of the request; options that it does not have are passed over.
-        neutral: the values that change nothing, by option.
-        why: is said of options that have no such value.
+        body: the body of the request.
+        neutral: the neutral values by option.
+        why: the reason in the error for options without a neutral value.
 
     Raises:
-        RequestError: names the option.
+        RequestError: an option is not supported; the error names it.
     """
     for name, values in neutral.items():
         value = getattr(body, name, None)
@@ -151,12 +151,12 @@ def check_neutral(body: Body, neutral: Mapping[str, tuple[Any, ...]], *, why: st
 
 
 def _is_same(value: Any, neutral: Any) -> bool:
-    """Return whether two values of JSON are one: 1 and 1.0 are, 1 and true are not."""
+    """Return whether two JSON values are equal: 1 equals 1.0, but not true."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 class AskingBody(Body):
-    """Options that all ways to ask share."""
+    """Options that all endpoints share."""
 
     model: str = Field(min_length=1, max_length=300)
     guard: GuardOptions = Field(default_factory=GuardOptions)
@@ -179,10 +179,10 @@ class AskingBody(Body):
     service_tier: JsonValue = None
 
     def check_offered(self) -> None:
-        """Refuse the options that guard does not offer, unless they change nothing.
+        """Refuse unsupported options that do not have a neutral value.
 
         Raises:
-            RequestError: names the option.
+            RequestError: an option is not supported; the error names it.
         """
         check_neutral(self, _NEUTRAL)
 
@@ -216,10 +216,10 @@ class ChatBody(_GeneratingBody):
     function_call: JsonValue = None
 
     def tokens(self) -> int | None:
-        """Return the token limit, under either of its names.
+        """Return the token limit, which has two names.
 
         Raises:
-            RequestError: both are given, and differ.
+            RequestError: both are given and differ.
         """
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise RequestError("max_tokens and max_completion_tokens differ", param="max_tokens", fix="Send one")

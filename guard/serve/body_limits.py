@@ -1,4 +1,4 @@
-"""Bounds of a request's body, before anything reads it: how large, and how long it may take to come."""
+"""Limits on the size and the transfer time of request bodies."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class BodyLimits:
     """ASGI middleware that refuses bodies that are too large or too slow.
 
     Args:
-        app: what it stands before.
-        most_bytes: of a body.
-        seconds: in which all of it must have come.
+        app: the wrapped application.
+        most_bytes: largest size of a body.
+        seconds: time limit for the whole body.
     """
 
     def __init__(self, app: Any, *, most_bytes: int, seconds: float) -> None:
@@ -38,7 +38,7 @@ class BodyLimits:
             await self._app(scope, _Replay(body, receive), send)
 
     async def _body(self, scope: Any, receive: AsgiReceive) -> bytes | None:
-        """Return the whole body; None where the client has left."""
+        """Return the whole body, or None if the client disconnects."""
         for name, value in scope["headers"]:
             if name == b"content-length" and int(value) > self._most:
                 raise self._too_large()
@@ -59,16 +59,16 @@ class BodyLimits:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 return await receive()
         except TimeoutError:
-            what = f"The body did not come within {self._seconds:g} s"
+            what = f"The body did not arrive within {self._seconds:g} s"
             raise RequestError(what, status=408, code="request_timeout") from None
 
     def _too_large(self) -> RequestError:
-        what = f"The body is larger than the {self._most} bytes that this server takes"
+        what = f"The body exceeds the limit of this server, {self._most} bytes"
         return RequestError(what, status=413, code="request_too_large")
 
 
 class _Replay:
-    """Gives a body that has been read, and then what else comes."""
+    """Replays a body that has been read, then receives further messages."""
 
     def __init__(self, body: bytes, receive: AsgiReceive) -> None:
         self._body: bytes | None = body

@@ -1,4 +1,4 @@
-"""Who makes a request: an API key, or whoever reaches a server without keys, which listens on loopback only."""
+"""Callers: API keys, or anyone who reaches a server without keys, which listens on loopback only."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes a request.
+    """The caller of a request.
 
     Attributes:
-        id: of the key; decisions and reviews are its own, and so is what the model remembers of prompts.
-        name: of the key, for its operator.
+        id: id of the key; decisions, reviews and cached prompts belong to it.
+        name: name of the key.
         principal: for `guard.access.may`.
-        limits: of the key.
-        used_tokens: of this month, when the request came.
+        limits: limits of the key.
+        used_tokens: tokens of this month, before the request.
     """
 
     id: str
@@ -34,7 +34,7 @@ class Caller:
     used_tokens: int = 0
 
     def check_may_ask(self, route: str | None) -> None:
-        """Refuse a route that the key has no role for.
+        """Refuse a route for which the key has no role.
 
         Raises:
             RequestError: with status 403.
@@ -47,19 +47,19 @@ class Caller:
             )
 
 
-#: Whoever reaches a server without keys.
+#: The caller at a server without keys.
 LOCAL: Final = Caller("local", Principal("local", "local", "local", (Grant(Role.CALLER, None),)))
 
 
 async def find_caller(request: Request, access: Access | None) -> Caller:
-    """Return who makes a request.
+    """Return the caller of a request.
 
     Args:
-        request: with one ``Authorization: Bearer`` header.
-        access: the keys; None where the server has none, so that everybody may ask.
+        request: a request with one ``Authorization: Bearer`` header.
+        access: the keys; None if the server has none, so that everybody may ask.
 
     Raises:
-        RequestError: with status 401, where no key, no valid one, or several are given.
+        RequestError: with status 401, if there is no key, an invalid one, or several.
     """
     if access is None:
         return LOCAL

@@ -1,4 +1,4 @@
-"""Answers in the form of OpenAI's Chat Completions and Completions, whole and as events."""
+"""Answers in the form of OpenAI's Chat Completions and Completions, as one body or as events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def chat_body(answered: ServedAnswer) -> dict[str, Any]:
 
 
 def chat_events(answered: ServedAnswer, *, include_usage: bool) -> Iterator[str]:
-    """Yield the events of an answer that has been decided on; the last chunk has the verdict."""
+    """Yield the events of an answer after its decision; the last chunk has the verdict."""
     head = _head(answered, "chat.completion.chunk")
     for delta in _deltas(answered):
         logprobs = answered.logprobs if delta.get("content") else None
@@ -45,7 +45,7 @@ def completion_body(answered: ServedAnswer) -> dict[str, Any]:
 
 
 def completion_events(answered: ServedAnswer, *, include_usage: bool) -> Iterator[str]:
-    """Yield the events of a raw completion that has been decided on."""
+    """Yield the events of a raw completion after its decision."""
     head = _head(answered, "text_completion")
     if answered.message.content:
         yield event({**head, "choices": [_completion_choice(answered.message.content, None)]})
@@ -67,7 +67,7 @@ def _head(answered: ServedAnswer, kind: str) -> dict[str, Any]:
 
 
 def _deltas(answered: ServedAnswer) -> Iterator[dict[str, Any]]:
-    """Yield the parts of a message: the role first, then what there is."""
+    """Yield the parts of a message, starting with the role."""
     message = answered.message
     yield {"role": "assistant", "content": ""}
     if message.reasoning:
@@ -87,7 +87,7 @@ def _chunk_choice(
 
 
 def _usage_so_far(include_usage: bool) -> dict[str, Any]:
-    """Return what chunks before the last say of usage where it was asked for."""
+    """Return the usage entry of all chunks but the last, if the client asked for usage."""
     return {"usage": None} if include_usage else {}
 
 

@@ -26,12 +26,12 @@ from guard.serve.side_requests import find_side_request
 from guard.serve.strict_route import StrictRoute
 from guard.serve.verdict import verdict_headers
 
-#: The route of side requests where the model's settings name no other.
+#: The default route of side requests.
 BACKGROUND = "background"
 
 
 def chat_router(server: Server) -> APIRouter:
-    """Return the routes that answer questions."""
+    """Return the router of the endpoints that answer questions."""
     router = APIRouter(route_class=StrictRoute)
 
     @router.post("/v1/chat/completions", summary="Answer a conversation")
@@ -62,7 +62,7 @@ def chat_router(server: Server) -> APIRouter:
 
 
 async def _asked_chat(server: Server, request: Request, body: ChatBody, caller: Caller) -> Asked:
-    """Return what a conversation asks, in whichever form it came."""
+    """Return the request to a guard for a conversation in either API."""
     target = server.target(request, body, caller)
     bounds, metadata = server.settings.bounds, server.metadata(body, caller)
     asked = asked_chat(body, target, bounds=bounds, key=caller.id, metadata=metadata)
@@ -71,12 +71,12 @@ async def _asked_chat(server: Server, request: Request, body: ChatBody, caller: 
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """How an API writes answers.
+    """The output format of an API.
 
     Attributes:
-        body: the answer as a whole.
-        events: the answer, which has been decided on, as events.
-        error: the event of an error.
+        body: returns the answer as one body.
+        events: returns the answer as events, after its decision.
+        error: returns the event of an error.
     """
 
     body: Callable[[ServedAnswer], dict[str, Any]]
@@ -104,7 +104,7 @@ async def as_side_request(asked: Asked, body: ChatBody, server: Server, caller: 
     """Return what to do with a chat program's own request; questions are returned as they are.
 
     Raises:
-        RequestError: it is a side request, which nothing here may answer.
+        RequestError: it is a side request, and no route or key allows an answer.
     """
     turns = chat_turns(body.messages)
     found = find_side_request(turns)
@@ -128,7 +128,7 @@ async def as_side_request(asked: Asked, body: ChatBody, server: Server, caller: 
 
 
 async def admitted(server: Server, request: Request) -> tuple[Caller, dict[str, str]]:
-    """Return who asks, and the headers about what is left of their limits."""
+    """Return the caller and the rate limit headers."""
     caller = await server.caller(request)
     return caller, server.responder.rates.take(caller)
 
@@ -142,16 +142,16 @@ async def respond(
     form: AnswerForm,
     headers: dict[str, str],
 ) -> Response:
-    """Answer a request, whole or as a stream that is held until its decision.
+    """Answer a request, as one body or as a stream that is held until the decision.
 
     Args:
-        server: that answers.
-        request: watched for the client's leaving.
-        asked: what is asked.
-        caller: who asks.
-        hold: what a stream sends before its decision; None where no stream is wanted.
-        form: how the answer is written.
-        headers: of the response, beside the verdict.
+        server: the server.
+        request: the HTTP request, watched for a disconnect.
+        asked: the request to the guard.
+        caller: the caller.
+        hold: what a stream sends before the decision; None for an answer in one body.
+        form: the output format.
+        headers: response headers in addition to those of the verdict.
     """
     work = server.responder.answer(asked, caller)
     if hold is None:
@@ -169,5 +169,5 @@ async def respond(
 
 def _held(body: ChatBody | CompletionBody, server: Server) -> Hold | None:
     if body.stream_options is not None and not body.stream:
-        raise RequestError("stream_options is allowed with stream: true only", param="stream_options")
+        raise RequestError("stream_options requires stream: true", param="stream_options")
     return (body.guard.hold or server.settings.hold) if body.stream else None

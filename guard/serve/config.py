@@ -1,4 +1,4 @@
-"""A server's YAML file: models, policies, limits. It is checked as policies are, with lines and hints.
+"""The configuration file of a server: models, policies, limits. Errors have lines and hints, as for policies.
 
     version: 1
     models:
@@ -41,9 +41,9 @@ class _ConfigPart(BaseModel):
 
 
 class ListenSection(_ConfigPart):
-    """Where the server listens."""
+    """The address of the server."""
 
-    host: str = Field(default="127.0.0.1", description="Other addresses than loopback need keys.")
+    host: str = Field(default="127.0.0.1", description="Addresses other than loopback need keys.")
     port: int = Field(default=8080, ge=0, le=65535)
 
 
@@ -56,20 +56,20 @@ class BackendSection(_ConfigPart):
 
 
 class ModelSection(_ConfigPart):
-    """One model; the key is the name that clients write."""
+    """One model; the key is its name for clients."""
 
     model: str | None = Field(default=None, description="smollm2, a GGUF file or a folder; by default the key.")
-    scorer: str | None = Field(default=None, description="What guard calibrate wrote; not needed for smollm2.")
+    scorer: str | None = Field(default=None, description="Scorer file of guard calibrate; not needed for smollm2.")
     engine: str | None = Field(default=None, description="llama.cpp or transformers, where both can load the model.")
-    engine_options: dict[str, Any] = Field(default_factory=dict, description="Of the engine's load.")
-    force_scorer: bool = Field(default=False, description="Use a scorer of another model; scores are marked.")
+    engine_options: dict[str, Any] = Field(default_factory=dict, description="Options of the engine's load.")
+    force_scorer: bool = Field(default=False, description="Use a scorer of another model.")
     template_options: dict[str, Any] | None = Field(default=None, description="Variables of the chat template.")
-    policy: str = Field(default="balanced", description="Of requests that name none: a file or a built-in name.")
-    certificate: str | None = Field(default=None, description="Of that policy, where it guarantees an error rate.")
-    policies: dict[_ModelKey, str] = Field(default_factory=dict, description="Others that requests may name.")
-    handlers: dict[_ModelKey, str] = Field(default_factory=dict, description="Of escalations, as MODULE:FUNCTION.")
-    fallbacks: dict[_ModelKey, str] = Field(default_factory=dict, description="That answer, as MODULE:FUNCTION.")
-    max_tokens: int | None = Field(default=None, ge=1, description="Of answers where the request says nothing.")
+    policy: str = Field(default="balanced", description="Default policy: a file or a built-in name.")
+    certificate: str | None = Field(default=None, description="Certificate of the default policy, if it needs one.")
+    policies: dict[_ModelKey, str] = Field(default_factory=dict, description="Further policies that requests may name.")
+    handlers: dict[_ModelKey, str] = Field(default_factory=dict, description="Escalation handlers, as MODULE:FUNCTION.")
+    fallbacks: dict[_ModelKey, str] = Field(default_factory=dict, description="Fallbacks, as MODULE:FUNCTION.")
+    max_tokens: int | None = Field(default=None, ge=1, description="Token limit of an answer if the request has none.")
     background: str | None = Field(default=None, description="Route of clients' side requests.")
     backends: tuple[BackendSection, ...] = Field(
         default=(), max_length=100, description="Served models that answer under this name, in place of one."
@@ -77,15 +77,15 @@ class ModelSection(_ConfigPart):
 
 
 class LimitsSection(_ConfigPart):
-    """What requests may take up."""
+    """Limits on requests."""
 
     answer_tokens: int = Field(default=4096, ge=1)
     prompt_characters: int = Field(default=1_000_000, ge=1)
-    seconds: float = Field(default=300.0, gt=0, description="Of a request, the queue included.")
-    requests: int = Field(default=128, ge=1, description="At the same time; more get 429.")
+    seconds: float = Field(default=300.0, gt=0, description="Time limit of a request, including the queue.")
+    requests: int = Field(default=128, ge=1, description="Concurrent requests; further ones get 429.")
     body_bytes: int = Field(default=4_000_000, ge=1000)
     body_seconds: float = Field(default=30.0, gt=0)
-    review_seconds: float = Field(default=60.0, gt=0, le=600, description="That a request waits for a person.")
+    review_seconds: float = Field(default=60.0, gt=0, le=600, description="Longest wait for a person.")
     shutdown_seconds: float = Field(default=30.0, gt=0)
 
 
@@ -97,20 +97,20 @@ class StreamingSection(_ConfigPart):
 
 
 class MetricsSection(_ConfigPart):
-    """Who may read /metrics."""
+    """Access to /metrics."""
 
-    open: bool = Field(default=False, description="Without a key, where the rest needs one.")
+    open: bool = Field(default=False, description="Allow access without a key even if the other endpoints need one.")
 
 
 class ConsoleSection(_ConfigPart):
-    """The review console on the same address, below /console; it needs an account and the extra ``console``."""
+    """The review console below /console; it needs an account and the extra ``console``."""
 
     https: bool = Field(default=False, description="Whether browsers reach it by HTTPS, through a proxy.")
     names: tuple[str, ...] = Field(default=(), description="Host names under which it answers; by default any.")
 
 
 class ServeConfig(_ConfigPart):
-    """A server's file."""
+    """The configuration of a server."""
 
     version: Literal[1]
     models: dict[_ModelKey, ModelSection] = Field(min_length=1, max_length=50)
@@ -120,16 +120,16 @@ class ServeConfig(_ConfigPart):
     audit_log: bool = Field(default=False, description="Write every decision to the store's audit log first.")
     limits: LimitsSection = Field(default_factory=LimitsSection)
     streaming: StreamingSection = Field(default_factory=StreamingSection)
-    content_filter: bool = Field(default=False, description="End abstentions with content_filter in place of stop.")
+    content_filter: bool = Field(default=False, description="Abstentions end with content_filter, not stop.")
     unguarded_keys: tuple[str, ...] = Field(
         default=(), description="Names of API keys whose side requests are answered without a policy."
     )
     console: ConsoleSection | None = Field(default=None, description="The review console, below /console.")
-    opentelemetry: bool = Field(default=False, description="Traces and metrics for the process's providers.")
+    opentelemetry: bool = Field(default=False, description="Send traces and metrics to the process's providers.")
     metrics: MetricsSection = Field(default_factory=MetricsSection)
 
     def settings(self) -> ServeSettings:
-        """Return what the application needs of it."""
+        """Return the settings of the application."""
         limits = self.limits
         return ServeSettings(
             bounds=Bounds(limits.answer_tokens, limits.prompt_characters, limits.seconds),
@@ -147,22 +147,22 @@ class ServeConfig(_ConfigPart):
 
 
 class InvalidConfigError(InvalidPolicyError):
-    """A server's file is wrong; every problem has its line and column."""
+    """A configuration file is invalid; each problem has its line and column."""
 
 
 def load_config(path: str | Path) -> ServeConfig:
-    """Read a server's file.
+    """Read a configuration file.
 
     Raises:
-        PolicyError: it cannot be read.
-        InvalidConfigError: it is wrong.
+        PolicyError: the file cannot be read.
+        InvalidConfigError: the file is invalid.
     """
     file = Path(path)
     return _with_paths(parse_config(read_text(file), where=str(file)), file.parent)
 
 
 def parse_config(text: str, *, where: str = "<server>") -> ServeConfig:
-    """Read a server's settings from text.
+    """Read a configuration from text.
 
     Examples:
         >>> parse_config("{version: 1, models: {smollm2: {policy: strict}}}").models["smollm2"].policy
@@ -187,7 +187,7 @@ def parse_config(text: str, *, where: str = "<server>") -> ServeConfig:
 
 
 def _without_empty(source: YamlSource) -> Any:
-    """Return the data, where a model without settings (``smollm2:``) has none in place of nothing."""
+    """Return the data with an empty mapping for a model or console without settings (``smollm2:``)."""
     if "console" in source.data and source.data["console"] is None:
         source.data["console"] = {}
     models = source.data.get("models")
@@ -212,7 +212,7 @@ def _problem(details: ErrorDetails, source: YamlSource) -> Problem:
 
 
 def _keys_at(location: Location) -> list[str]:
-    """Return the keys that the mapping at a location may have."""
+    """Return the valid keys of the mapping at a location."""
     if location[:1] == ("models",):
         return [*(BackendSection if "backends" in location else ModelSection).model_fields]
     sections = {"console": ConsoleSection}
@@ -223,7 +223,7 @@ def _keys_at(location: Location) -> list[str]:
 
 
 def _with_paths(config: ServeConfig, folder: Path) -> ServeConfig:
-    """Return the settings with paths that no longer depend on the current folder."""
+    """Return the configuration with absolute paths."""
     models = {name: _model_with_paths(model, folder) for name, model in config.models.items()}
     store = config.store
     if store is not None and "://" not in store:
@@ -258,12 +258,12 @@ def _options_with_paths(given: Mapping[str, Any], folder: Path) -> dict[str, Any
 
 
 def _is_of_a_file(model: ModelSection) -> bool:
-    """Return whether an engine reads the model from a file, and not from an address or by a name of its own."""
+    """Return whether the model is a file, not an address or a name that the engine resolves."""
     return model.engine in (None, "llama.cpp", "transformers", "vllm") and "://" not in (model.model or "")
 
 
 def _path(text: str, folder: Path) -> str:
-    """Return a path beside the file; what looks like a name, such as ``balanced``, stays one."""
+    """Return a path relative to the file; a plain name such as ``balanced`` is unchanged."""
     path = Path(text).expanduser()
     is_name = path.parent == Path() and not path.suffix
     return text if is_name else str(folder / path)

@@ -1,4 +1,4 @@
-"""One JSON line for each request on standard error: ids, verdicts and times, and no text of prompts or answers."""
+"""One JSON line per request on standard error: ids, verdicts and times, without prompts and answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DecisionLines:
         self._write("answered", asked, {**found, **tokens, "seconds": round(seconds, 4)})
 
     def failed(self, asked: Asked, error: BaseException, seconds: float) -> None:
-        """Log a request without an answer, by the error's class: its text may quote a prompt."""
+        """Log a request without an answer by the class of the error: its message may quote a prompt."""
         code = to_request_error(error).code if isinstance(error, Exception) else "client_left"
         self._write("failed", asked, {"error": type(error).__name__, "code": code, "seconds": round(seconds, 4)})
 

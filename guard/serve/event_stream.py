@@ -1,4 +1,4 @@
-"""Server-sent events whose work ends when the client leaves, and requests that are watched for that."""
+"""Server-sent events, and work that is cancelled when the client disconnects."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from guard.serve.request_errors import RequestError, to_request_error
 
 _T = TypeVar("_T")
 
-#: What keeps proxies from cutting a held stream; clients skip it.
+#: Keeps proxies from closing a held stream; clients ignore it.
 COMMENT = ": guarding\n\n"
 DONE = "data: [DONE]\n\n"
 
 
 class ClientLeft(Exception):
-    """The client has closed its connection before it had its answer."""
+    """The client closed its connection before it got the answer."""
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> str:
-    """Return one event. JSON escapes line ends, so that no text of a model's ends the event.
+    """Return one event. JSON escapes line breaks, so text of a model cannot end the event.
 
     Examples:
         >>> event({"text": "a\\n\\ndata: b"})
@@ -37,7 +37,7 @@ def event(data: Mapping[str, Any], name: str | None = None) -> str:
 
 
 class EventStream(Response):
-    """Sends events as they come. Where the client leaves, or the server ends, their source is cancelled."""
+    """Sends events as they arrive. Cancels their source when the client disconnects or the server stops."""
 
     media_type = "text/event-stream"
 
@@ -62,10 +62,10 @@ class EventStream(Response):
 
 
 async def unless_left(request: Request, work: Awaitable[_T]) -> _T:
-    """Await work, and cancel it where the client leaves.
+    """Await work, and cancel it if the client disconnects.
 
     Raises:
-        ClientLeft: it has left.
+        ClientLeft: the client disconnected.
     """
     return await _unless_left(work, request.receive)
 
@@ -89,16 +89,16 @@ async def _disconnected(receive: AsgiReceive) -> None:
 
 
 async def cancelled(task: asyncio.Future[Any]) -> None:
-    """Cancel a task and wait for its end; one that has ended stays as it is."""
+    """Cancel a task and wait for its end. A finished task is unchanged."""
     if not task.done():
         task.cancel()
         await asyncio.wait({task})
     if not task.cancelled():
-        task.exception()  # it is known now, and not reported as forgotten
+        task.exception()  # retrieved, so that asyncio does not report it
 
 
 async def first_seconds(task: asyncio.Task[Any], seconds: float | None) -> bool:
-    """Wait for a task, and return whether it has ended in these seconds; None waits for its end."""
+    """Wait for a task for some seconds (None: until its end), and return whether it has ended."""
     await asyncio.wait({task}, timeout=seconds)
     return task.done()
 
@@ -109,13 +109,13 @@ async def held_events(
     write: Callable[[_T], Iterable[str]],
     write_error: Callable[[RequestError], str],
 ) -> AsyncIterator[str]:
-    """Yield comments until an answer is decided on, then its events and the end, or an error and no end.
+    """Yield comments until the decision, then the events of the answer, or the event of an error without an end.
 
     Args:
-        task: makes the answer; it is cancelled where the reader leaves.
+        task: produces the answer; cancelled if the reader leaves.
         every_s: seconds between two comments.
-        write: gives the answer's events.
-        write_error: gives the event of an error.
+        write: returns the events of the answer.
+        write_error: returns the event of an error.
     """
     try:
         while not await first_seconds(task, every_s):

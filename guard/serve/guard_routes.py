@@ -1,4 +1,4 @@
-"""guard's own routes: scores of given answers, decisions, and what people decide; and LiteLLM's guardrail API."""
+"""guard's own endpoints: scores of given answers, decisions, reviews; and LiteLLM's guardrail API."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from guard.serve.strict_route import StrictRoute
 
 
 class ScoreBody(Body):
-    """``POST /v1/score``: how likely a given answer is wrong."""
+    """``POST /v1/score``: score a given answer."""
 
     model: str = Field(min_length=1, max_length=300)
     messages: list[MessageBody] | None = Field(default=None, min_length=1, max_length=2000)
@@ -44,7 +44,7 @@ class ScoreBody(Body):
 
 
 class GuardrailOptions(Body):
-    """What LiteLLM's configuration says to guard; all of it is guard's."""
+    """Options for guard in LiteLLM's configuration."""
 
     model: str | None = Field(default=None, min_length=1, max_length=300)
     route: str | None = Field(default=None, max_length=100)
@@ -52,7 +52,7 @@ class GuardrailOptions(Body):
 
 
 class GuardrailBody(BaseModel):
-    """LiteLLM's generic guardrail request; what guard does not read is left to LiteLLM."""
+    """LiteLLM's generic guardrail request; fields that guard does not use are ignored."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -66,7 +66,7 @@ class GuardrailBody(BaseModel):
 
 
 def guard_router(server: Server) -> APIRouter:
-    """Return guard's own routes."""
+    """Return the router of guard's own endpoints."""
     router = APIRouter(route_class=StrictRoute)
     calls = CallsSeen(server.memory)
 
@@ -80,7 +80,7 @@ def guard_router(server: Server) -> APIRouter:
             raise RequestError("The answer cannot be scored", status=422, code="unscored_answer") from error
         return _score_body(target, _decided(await _current(target), body.answer, scored), scored)
 
-    @router.get("/v1/guard/decisions/{decision_id}", summary="Look up a verdict")
+    @router.get("/v1/guard/decisions/{decision_id}", summary="Look up a decision")
     async def decision(request: Request, decision_id: str) -> Mapping[str, Any]:
         caller = await server.caller(request)
         said = await server.responder.decisions.find(decision_id, caller.id)
@@ -88,7 +88,7 @@ def guard_router(server: Server) -> APIRouter:
             raise _missing("decision", decision_id)
         return {"object": "guard.decision", **said}
 
-    @router.get("/v1/guard/reviews/{name}", summary="Get what a person decided, or wait for it")
+    @router.get("/v1/guard/reviews/{name}", summary="Get a person's decision, or wait for it")
     async def review(
         request: Request, name: str, wait: Annotated[float, Query(ge=0, le=600, allow_inf_nan=False)] = 0.0
     ) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _question(body: ScoreBody, server: Server) -> PromptLike:
 
 
 async def _scored(server: Server, target: ModelRoute, question: PromptLike, answer: str) -> Score:
-    """Score an answer in a thread; the engine runs it over the model like a request of its own."""
+    """Score an answer in a thread. The engine schedules the pass over the model like any request."""
     guard = target.guard
     if isinstance(question, Prompt) and question.messages is not None:
         system = guard.scorer.artefact.prompting.system
@@ -154,8 +154,8 @@ def _decided(state: CallState, answer: str, scored: Score, *, last: bool = False
     Args:
         state: with the policy and the route.
         answer: the text.
-        scored: of the answer.
-        last: whether nobody can answer again, so that rules for retries and fallbacks are passed over.
+        scored: the score of the answer.
+        last: whether no further attempt is possible, so that rules for retries and fallbacks are skipped.
     """
     state.note_use(last=last)
     return state.decide(scored, defects=find_defects(answer, None))
@@ -178,7 +178,7 @@ def _score_body(target: ModelRoute, decision: Decision, scored: Score) -> dict[s
 
 
 def _check_owner(server: Server, name: str, caller: Caller) -> None:
-    """Refuse a case that another key asked for as one that is not there."""
+    """Raise the error of a missing case for a case of another key."""
     if server.store is None:
         raise _missing("review", name)
     try:
@@ -214,12 +214,12 @@ def _missing(what: str, name: str) -> RequestError:
 
 
 def _litellm_prompt(body: GuardrailBody, server: Server) -> Prompt | None:
-    """Return the conversation of a request; None where it has none that a model of text can read."""
+    """Return the conversation of a request, or None if it is not text."""
     try:
         turns = chat_turns([MessageBody.model_validate(message) for message in body.structured_messages or ()])
         prompt = Prompt.chat(turns)
         check_length(prompt, server.settings.bounds)
-    except Exception:  # noqa: BLE001 - what cannot be read cannot be scored later, and is blocked then
+    except Exception:  # noqa: BLE001 - an answer without a prompt is blocked later
         return None
     return prompt
 
@@ -227,12 +227,12 @@ def _litellm_prompt(body: GuardrailBody, server: Server) -> Prompt | None:
 async def _guardrail(
     server: Server, target: ModelRoute, body: GuardrailBody, calls: CallsSeen, caller: Caller
 ) -> dict[str, Any]:
-    """Decide about a model's answer; one whose question is not known, or that has more than text, is blocked."""
+    """Decide on a model's answer. Answers to unknown questions and answers that are not one text are blocked."""
     prompt = await calls.find(caller.id, body.litellm_call_id or "")
     if prompt is None:
         return _blocked("guard has not seen the question of this answer (use mode: [pre_call, post_call])")
     if len(body.texts) != 1 or body.tool_calls or body.images or not body.texts[0].strip():
-        return _blocked("guard scores one text")
+        return _blocked("guard scores exactly one text")
     answer = body.texts[0]
     try:
         scored = await _scored(server, target, prompt, answer)

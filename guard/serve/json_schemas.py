@@ -1,4 +1,4 @@
-"""Whether an answer's JSON follows the schema that the request gives. A stranger wrote the schema."""
+"""Validation of an answer's JSON against the schema of the request, which is untrusted."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 from guard.errors import missing_extra
 from guard.serve.request_errors import RequestError
 
-#: Not looked at: a regular expression of a stranger's may take forever.
+#: Keywords that are not checked: an untrusted regular expression can take exponential time.
 NOT_CHECKED = ("pattern", "patternProperties", "format")
 
-#: Keywords that are evaluated for one answer. References let a few lines of a schema ask for billions.
+#: Largest number of keywords that are evaluated for one answer. With references, a short schema can need billions.
 MOST_STEPS = 50_000
 
 
 class _TooManyStepsError(Exception):
-    """A schema takes more than `MOST_STEPS`."""
+    """Validation exceeds `MOST_STEPS`."""
 
 
 def _validator() -> Any:
-    """Return a class that checks all but `NOT_CHECKED`, in `MOST_STEPS` at most."""
+    """Return a validator class that ignores `NOT_CHECKED` and stops after `MOST_STEPS`."""
     draft, left = _draft(), iter(range(MOST_STEPS))
     from jsonschema.validators import extend
 
@@ -46,14 +46,14 @@ def _draft() -> Any:
 
 
 def _unchecked(*_: Any) -> None:
-    """Find no fault."""
+    """Accept any value."""
 
 
 def checker(schema: Mapping[str, Any]) -> Any:
-    """Return what checks answers; references to other documents are not followed.
+    """Return a validator of a schema; references to other documents are not followed.
 
     Raises:
-        RequestError: the schema is none.
+        RequestError: the schema is invalid.
     """
     from jsonschema.exceptions import SchemaError
     from referencing import Registry
@@ -67,7 +67,7 @@ def checker(schema: Mapping[str, Any]) -> Any:
 
 
 def follows(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Return whether a value follows a schema; False where that cannot be found out.
+    """Return whether a value follows a schema; False if that cannot be determined.
 
     Examples:
         >>> follows({"dose": 150}, {"type": "object", "properties": {"dose": {"type": "integer"}}})
@@ -81,7 +81,7 @@ def follows(value: Any, schema: Mapping[str, Any]) -> bool:
         return bool(checker(schema).is_valid(value))
     except (Unresolvable, RecursionError, _TooManyStepsError):
         return False
-    except Exception as error:  # jsonschema wraps what it cannot resolve in a class of its own
+    except Exception as error:  # jsonschema wraps unresolvable references in its own class
         if "Resolv" in type(error).__name__:
             return False
         raise

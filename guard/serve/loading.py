@@ -1,4 +1,4 @@
-"""From a server's settings to a server: models loaded once, a guard for each policy, keys and queue opened."""
+"""Builds a server from its configuration: loads each model once, makes a guard per policy, opens keys and queue."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from guard.serve.telemetry import Telemetry
 
 @contextmanager
 def loaded_server(config: ServeConfig) -> Iterator[Server]:
-    """Load what a server's settings name, and close it at the end.
+    """Load the parts of a server, and close them at the end.
 
     Raises:
-        InputError: it would listen beyond loopback without keys, or a model's settings do not fit together.
+        InputError: the server would listen beyond loopback without keys, or the settings of a model conflict.
         GuardError: as for `Guard.load`.
     """
     needs_keys = check_listening(config)
@@ -66,7 +66,7 @@ def check_listening(config: ServeConfig) -> bool:
     if config.keys is False:
         raise InputError(
             f"The server would listen on {config.listen.host} without API keys",
-            why="whoever reaches it could use the model and fill the queue",
+            why="anyone who reaches it could use the model and fill the queue",
             fix="Make keys with guard keys add NAME, and leave out keys: false (--no-keys)",
         )
     return True
@@ -76,8 +76,8 @@ def console_app(config: ServeConfig, store: Store, access: Access) -> Any:
     """Return the review console of a server.
 
     Raises:
-        InputError: it would cross a network in the clear, or nobody could sign in.
-        MissingExtraError: its packages are not installed.
+        InputError: the console would send passwords in the clear, or it has no account.
+        MissingExtraError: packages of the console are not installed.
     """
     wanted, host = config.console, config.listen.host
     assert wanted is not None
@@ -85,7 +85,7 @@ def console_app(config: ServeConfig, store: Store, access: Access) -> Any:
         raise InputError(
             f"The console would be served on {host} by plain HTTP",
             why="passwords and cases would cross the network in the clear",
-            fix="Put a proxy that speaks HTTPS in front, and write console: {https: true}",
+            fix="Put an HTTPS proxy in front, and write console: {https: true}",
         )
     if not access.users.exist():
         raise InputError("The console has no account yet", fix="Make one first: guard users add LOGIN admin")
@@ -100,11 +100,11 @@ def console_app(config: ServeConfig, store: Store, access: Access) -> Any:
 def _check_keys(access: Access, config: ServeConfig) -> None:
     names = {key.name for key in access.keys.all() if key.revoked_at is None}
     if not names:
-        raise InputError("There is no API key, and requests would need one", fix="Make one first: guard keys add NAME")
+        raise InputError("Requests need an API key, but there is none", fix="Make one first: guard keys add NAME")
     for name in config.unguarded_keys:
         if name not in names:
             raise InputError(
-                f"unguarded_keys names the key '{name}', which is not there", fix=did_you_mean(name, names)
+                f"unguarded_keys names the key '{name}', which does not exist", fix=did_you_mean(name, names)
             )
 
 
@@ -113,7 +113,7 @@ def _uses_queue(policy: Policy) -> bool:
 
 
 def _policies(model: ModelSection) -> dict[str, Policy]:
-    """Return a model's policies by the names that requests may give, that of other requests first."""
+    """Return the policies of a model by name, the default policy first."""
     own = load_policy(model.policy)
     named = {name: load_policy(source) for name, source in model.policies.items()}
     return named if own.name in named and named[own.name] == own else {own.name: own, **_without(named, own.name)}
@@ -122,7 +122,7 @@ def _policies(model: ModelSection) -> dict[str, Policy]:
 def _without(named: Mapping[str, Policy], name: str) -> dict[str, Policy]:
     if name in named:
         raise InputError(
-            f"Two policies are called '{name}'", fix="Give the one in 'policies' another key, or rename the model's own"
+            f"Two policies are called '{name}'", fix="Change its key in 'policies', or rename the default policy"
         )
     return dict(named)
 
@@ -130,14 +130,14 @@ def _without(named: Mapping[str, Policy], name: str) -> dict[str, Policy]:
 def load_model(
     name: str, model: ModelSection, policies: Mapping[str, Policy], shared: Mapping[str, Any], opened: ExitStack
 ) -> ServedModel:
-    """Load a model once, and make a guard of each of its policies.
+    """Load a model once, and make a guard for each of its policies.
 
     Args:
-        name: as clients write it.
-        model: its settings.
-        policies: by name; the first decides where requests name none.
-        shared: what all guards of the server share, by the names of `Guard`: the store and the audit log.
-        opened: closes what is loaded here.
+        name: the name for clients.
+        model: the settings of the model.
+        policies: policies by name; the first is the default.
+        shared: arguments of `Guard` that all guards share: the store and the audit log.
+        opened: closes everything that is loaded here.
     """
     own, *others = policies
     for policy in policies.values():

@@ -1,4 +1,4 @@
-"""Numbers for Prometheus: decisions, scores, times, tokens, and the queue of people."""
+"""Metrics for Prometheus: decisions, scores, times, tokens and the review queue."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
-#: Cases that a look at the queue reads at most, the oldest first.
+#: Largest number of cases that one scrape reads, oldest first.
 _MOST_CASES = 1000
 
 
 class ServeMetrics:
-    """A registry of its own, so that several servers of one process do not meet.
+    """Metrics of one server, in a registry of its own.
 
     Args:
-        admission: says how many requests there are.
-        store: of the queue, or None.
+        admission: counts the requests.
+        store: the review store, or None.
 
     Raises:
         MissingExtraError: prometheus_client is not installed.
@@ -44,17 +44,19 @@ class ServeMetrics:
         self.registry = registry = prometheus.CollectorRegistry()
         by_route = ("model", "policy", "route")
         self._decisions = prometheus.Counter(
-            "guard_decisions", "Answers by what became of them.", (*by_route, "action", "rule"), registry=registry
+            "guard_decisions", "Answers by action.", (*by_route, "action", "rule"), registry=registry
         )
         self._errors = prometheus.Counter(
             "guard_request_errors", "Requests without an answer.", ("model", "code"), registry=registry
         )
         self._p_wrong = self._histogram("guard_p_wrong", "Probability of being wrong.", by_route, _SHARES)
         self._ood = self._histogram("guard_ood_score", "Out-of-distribution score.", by_route, _SHARES)
-        self._hold = self._histogram("guard_hold_seconds", "From the request to its decision.", by_route, _SECONDS)
-        self._queue = self._histogram("guard_queue_seconds", "First attempt's wait for the engine.", by_route, _SECONDS)
+        self._hold = self._histogram("guard_hold_seconds", "Time from the request to its decision.", by_route, _SECONDS)
+        self._queue = self._histogram(
+            "guard_queue_seconds", "Wait of the first attempt for the engine.", by_route, _SECONDS
+        )
         self._tokens = prometheus.Counter("guard_tokens", "Tokens by kind.", ("model", "kind"), registry=registry)
-        running = prometheus.Gauge("guard_requests_running", "Requests that run or wait.", registry=registry)
+        running = prometheus.Gauge("guard_requests_running", "Running and waiting requests.", registry=registry)
         running.set_function(lambda: admission.running)
         if store is not None:
             registry.register(_QueueMetrics(store, prometheus))
@@ -80,17 +82,17 @@ class ServeMetrics:
             self._tokens.labels(target.model.name, kind).inc(count)
 
     def failed(self, asked: Asked, error: BaseException, seconds: float) -> None:
-        """Count a request that got an error, or whose caller left."""
+        """Count a request that failed or was abandoned."""
         code = to_request_error(error).code if isinstance(error, Exception) else "client_left"
         self._errors.labels(asked.target.model.name, code or "invalid").inc()
 
     def text(self) -> bytes:
-        """Return everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return self._prometheus.generate_latest(self.registry)
 
 
 class _QueueMetrics:
-    """Looks at the queue when somebody asks."""
+    """Reads the queue at each scrape."""
 
     def __init__(self, store: Store, prometheus: Any) -> None:
         self._store, self._prometheus = store, prometheus
@@ -102,7 +104,7 @@ class _QueueMetrics:
         oldest = GaugeMetricFamily("guard_review_age_seconds", "Age of the oldest waiting case.", labels=("route",))
         try:
             cases = self._store.reviews(status="pending", limit=_MOST_CASES)
-        except StoreError:  # the rest is still worth reading
+        except StoreError:  # the other metrics are still available
             return
         now, ages = datetime.now(UTC), dict[str, list[float]]()
         for case in cases:

@@ -16,7 +16,7 @@ from guard.serve.strict_route import StrictRoute
 
 
 def model_router(server: Server) -> APIRouter:
-    """Return the routes that say what is here and whether it works."""
+    """Return the router of models, health and metrics."""
     router = APIRouter(route_class=StrictRoute)
 
     @router.get("/v1/models", summary="List the models, each with each route")
@@ -33,18 +33,18 @@ def model_router(server: Server) -> APIRouter:
                 return model_entry(target, server.started)
         raise RequestError(f"There is no model '{model_id:.100}'", status=404, code="model_not_found", param="model")
 
-    @router.get("/health", summary="Whether the process lives")
+    @router.get("/health", summary="Check whether the process is alive")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/ready", summary="Whether requests should be sent here")
+    @router.get("/ready", summary="Check whether the server takes requests")
     async def ready() -> Response:
         full = server.responder.admission.is_full
         gone = any(each.backends is not None and not each.backends.is_up for each in server.models)
         status = "stopping" if not server.ready else "full" if full else "no back end" if gone else "ready"
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
-    @router.get("/metrics", summary="Numbers for Prometheus")
+    @router.get("/metrics", summary="Metrics for Prometheus")
     async def metrics(request: Request) -> Response:
         if not server.settings.open_metrics:
             await server.caller(request)

@@ -26,7 +26,7 @@ class RecentDecisions:
         self._memory = memory
 
     async def add(self, owner: str, said: Mapping[str, Any]) -> None:
-        """Keep a verdict."""
+        """Keep a decision."""
         await self._memory.keep(_KIND, owner, {said["decision_id"]: json.dumps(dict(said))})
 
     async def find(self, decision_id: str, owner: str) -> Mapping[str, Any] | None:

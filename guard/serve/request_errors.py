@@ -23,15 +23,15 @@ _SERVER = "server_error"
 
 
 class RequestError(GuardError):
-    """A request that gets an error in place of an answer.
+    """A request gets an error instead of an answer.
 
     Args:
-        what, why, fix: as in `GuardError`; the client reads them.
-        status: of HTTP.
-        kind: the error's ``type``.
-        code: for programs.
-        param: the option at fault.
-        headers: of the response.
+        what, why, fix: as in `GuardError`; the client gets them.
+        status: the HTTP status.
+        kind: the ``type`` of the error.
+        code: the code for programs.
+        param: the invalid option.
+        headers: headers of the response.
     """
 
     exit_code = 2
@@ -71,7 +71,7 @@ def error_body(
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How an error of guard's goes out; one without ``shown`` is described in the server's own words."""
+    """The response for a class of errors; without ``shown``, the client gets the class name only."""
 
     status: int
     kind: str
@@ -79,7 +79,7 @@ class _Form:
     shown: bool = True
 
 
-#: By class, the most special first.
+#: By class, the most specific first.
 _FORMS: tuple[tuple[type[Exception], _Form], ...] = (
     (AbstainedError, _Form(422, "guard_abstained", "abstained")),
     (PromptTooLongError, _Form(400, INVALID, "context_length_exceeded")),
@@ -96,8 +96,7 @@ _UNEXPECTED = _Form(500, _SERVER, "internal_error", shown=False)
 def to_request_error(error: Exception) -> RequestError:
     """Return the error that a client gets for any exception.
 
-    What is the caller's fault is described by the error's own text. Faults of the server are not: their texts may
-    name files, hosts and handlers.
+    Errors of the caller keep their message. Errors of the server do not: it may name files, hosts and handlers.
 
     Examples:
         >>> to_request_error(PromptTooLongError("The prompt has 9 tokens")).code
@@ -113,5 +112,5 @@ def to_request_error(error: Exception) -> RequestError:
 
 
 def not_offered(option: str, *, why: str = "", fix: str = "") -> RequestError:
-    """Return the error of an option or a value that guard does not offer."""
-    return RequestError(f"guard serve does not offer {option}", why=why, fix=fix, code="unsupported", param=option)
+    """Return the error for an unsupported option or value."""
+    return RequestError(f"guard serve does not support {option}", why=why, fix=fix, code="unsupported", param=option)

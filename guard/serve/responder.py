@@ -1,4 +1,4 @@
-"""From a request to an answer with its verdict: let in, asked, decided, recorded."""
+"""Answers requests: admission, guarded call, record."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from guard.serve.verdict import UNGUARDED, is_models, used_tokens, verdict
 
 @dataclass(frozen=True, slots=True)
 class ServedAnswer:
-    """An answer, ready to be written in any of the APIs' forms.
+    """An answer, independent of the API's output format.
 
     Attributes:
-        message: what the caller gets.
+        message: the message for the caller.
         said: the verdict.
-        model: the model's id.
-        prompt_tokens, completion_tokens: of all attempts.
-        logprobs: of the answer's tokens, as OpenAI writes them; None where they are not wanted.
+        model: id of the model.
+        prompt_tokens, completion_tokens: tokens of all attempts.
+        logprobs: log-probabilities of the answer's tokens in OpenAI's form; None if not requested.
         created: seconds since 1970.
     """
 
@@ -45,7 +45,7 @@ class ServedAnswer:
 
     @property
     def usage(self) -> dict[str, int]:
-        """The tokens, as OpenAI writes them."""
+        """The token counts in OpenAI's form."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -54,13 +54,13 @@ class ServedAnswer:
 
 
 class Watcher(Protocol):
-    """Sees what the server does, for metrics, traces and logs; texts are not its business."""
+    """Observes answers and errors for metrics, traces and logs; it must not record texts."""
 
     def answered(self, asked: Asked, said: Mapping[str, Any], outcome: Outcome | None, seconds: float) -> None:
-        """Take note of an answer."""
+        """Record an answer."""
 
     def failed(self, asked: Asked, error: BaseException, seconds: float) -> None:
-        """Take note of a request that got an error, or whose caller left."""
+        """Record a request that failed or was abandoned."""
 
 
 async def _outcome(asked: Asked, guard: Guard) -> tuple[Asked, Outcome]:
@@ -89,11 +89,11 @@ class Responder:
     Attributes:
         admission: counts requests at the same time.
         rates: counts each key's requests and tokens.
-        decisions: the newest verdicts.
-        watchers: see every answer and error.
-        charge: counts tokens towards a key's quota; None where there are no keys.
+        decisions: the most recent decisions.
+        watchers: observe every answer and error.
+        charge: counts tokens towards a key's quota; None if there are no keys.
         content_filter: as in `guard.serve.settings.ServeSettings`.
-        conversations: what was accepted, for side requests; None where none is answered unguarded.
+        conversations: accepted conversations, for side requests; None if none is answered unguarded.
     """
 
     admission: Admission
@@ -108,7 +108,7 @@ class Responder:
         """Answer a request; cancelling the task stops the generation.
 
         Raises:
-            RequestError: the server has its fill, or the answer lacks the form that was asked for.
+            RequestError: the server is full, or the answer lacks the requested form.
             Exception: as for `Guard.ask`.
         """
         started = time.monotonic()
@@ -141,7 +141,7 @@ class Responder:
         )
 
     async def _unguarded(self, asked: Asked, caller: Caller) -> ServedAnswer:
-        """Answer without a policy; the verdict says so."""
+        """Answer without a policy, with the verdict ``unguarded``."""
         started = time.monotonic()
         target = asked.target
         generation = await target.model.ask(prefix_key(asked), target.guard, partial(_generation, asked))

@@ -1,4 +1,4 @@
-"""Answers in the form of OpenAI's Responses, whole and as events."""
+"""Answers in the form of OpenAI's Responses, as one body or as events."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from guard.serve.responses_body import ResponsesBody
 
 @dataclass(slots=True)
 class ResponseWriter:
-    """Writes one answer to one request.
+    """Writes the answer to one request.
 
     Attributes:
-        body: of the request, which a response repeats.
+        body: the body of the request, parts of which the response repeats.
     """
 
     body: ResponsesBody
@@ -37,7 +37,7 @@ class ResponseWriter:
         }
 
     def events(self, answered: ServedAnswer) -> Iterator[str]:
-        """Yield the answer, which has been decided on, as events; the last has the verdict."""
+        """Yield the answer as events, after its decision; the last has the verdict."""
         whole = self.whole(answered)
         begun = {**self._head(answered, "in_progress"), "output": [], "usage": None, "incomplete_details": None}
         yield self._event("response.created", response=begun)
@@ -90,7 +90,7 @@ class ResponseWriter:
         return [*messages, *(_call(number, call, decision_id) for number, call in enumerate(answered.message.calls))]
 
     def _parts(self, answered: ServedAnswer) -> list[dict[str, Any]]:
-        """Return a message's parts; where JSON was asked for, a refusal is no text that could be parsed."""
+        """Return the parts of a message. If JSON was requested, a refusal has no text part that could be parsed."""
         content, refusal = answered.message.content, answered.message.refusal
         parts: list[dict[str, Any]] = []
         if content and not (refusal and self.body.text and self.body.text.format.type != "text"):

@@ -1,4 +1,4 @@
-"""``POST /v1/responses``: what clients send, as the chat request that it stands for. Nothing is kept in between."""
+"""``POST /v1/responses``: request bodies, converted to chat requests. The server keeps no state between requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class InputCall(Body):
 
 
 class InputCallOutput(Body):
-    """What that function gave."""
+    """The result of that function."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -44,7 +44,7 @@ class InputCallOutput(Body):
 
 
 class InputReasoning(Body):
-    """The model's thoughts at an earlier turn, which it does not read again."""
+    """The model's thoughts in an earlier turn. They are not part of the prompt."""
 
     type: Literal["reasoning"]
     id: str | None = None
@@ -71,19 +71,19 @@ class ResponseToolChoice(Body):
 
 
 class ResponseTextFormat(SchemaBody):
-    """The form of the answer, with the schema beside its type."""
+    """The response format, with the schema beside its type."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
 
 
 class ResponseText(Body):
-    """How the answer is written."""
+    """Options of the answer's text."""
 
     format: ResponseTextFormat = Field(default_factory=ResponseTextFormat)
     verbosity: None = None
 
 
-#: Options that need memory between requests, or a model that guard does not run, at the values that change nothing.
+#: Unsupported options (state between requests, other models) with their neutral values.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "previous_response_id": (),
     "conversation": (),
@@ -97,7 +97,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class ResponsesBody(AskingBody):
-    """``POST /v1/responses``. ``store`` is taken and not done: the answer says ``store: false``."""
+    """``POST /v1/responses``. ``store`` is accepted, but nothing is stored: the response says ``store: false``."""
 
     input: str | Annotated[list[InputItem], Field(min_length=1, max_length=2000)]
     instructions: str | None = None
@@ -117,12 +117,12 @@ class ResponsesBody(AskingBody):
     max_tool_calls: JsonValue = None
 
     def to_chat(self) -> ChatBody:
-        """Return the chat request that this stands for.
+        """Return the equivalent chat request.
 
         Raises:
-            RequestError: an option that is not offered.
+            RequestError: an option is not supported.
         """
-        check_neutral(self, _NEUTRAL, why="nothing is kept between requests")
+        check_neutral(self, _NEUTRAL, why="the server keeps no state between requests")
         shared = {name: getattr(self, name) for name in AskingBody.model_fields if name != "store"}
         return ChatBody.model_validate(
             {
@@ -142,7 +142,7 @@ class ResponsesBody(AskingBody):
 
 
 def _messages(items: str | list[InputItem]) -> Iterator[dict[str, Any]]:
-    """Yield the messages of the input; calls that follow one another are one message's."""
+    """Yield the messages of the input; consecutive calls form one message."""
     if isinstance(items, str):
         yield {"role": "user", "content": items}
         return
@@ -164,7 +164,7 @@ def _messages(items: str | list[InputItem]) -> Iterator[dict[str, Any]]:
 
 
 def _content(content: str | list[dict[str, Any]]) -> Any:
-    """Return a message's text; a refusal is what the caller was given in place of one."""
+    """Return the text of a message, or the refusal that the caller got instead."""
     if isinstance(content, str):
         return content
     return [_part(part) for part in content]

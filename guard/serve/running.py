@@ -1,4 +1,4 @@
-"""Runs a server until it is asked to end; requests that run get their time to finish."""
+"""Runs a server until a signal stops it. Running requests get time to finish."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def run_server(config: ServeConfig, *, announce: bool = True) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        config: of the server.
-        announce: print the address once it listens.
+        config: the configuration.
+        announce: print the address once the server listens.
 
     Raises:
-        InputError: nothing can listen on that address.
+        InputError: the address is not available.
         GuardError: as for `guard.serve.loading.loaded_server`.
     """
     try:
@@ -35,7 +35,7 @@ def run_server(config: ServeConfig, *, announce: bool = True) -> None:
                 print(f"guard serve listens on {url_of(listening)}", flush=True)
             settings = uvicorn.Config(
                 application,
-                access_log=False,  # it would have no decision ids
+                access_log=False,  # access lines would have no decision ids
                 log_level="warning",
                 server_header=False,
                 h11_max_incomplete_event_size=65_536,
@@ -45,7 +45,7 @@ def run_server(config: ServeConfig, *, announce: bool = True) -> None:
 
 
 def _log_decisions() -> None:
-    """Write the lines of decisions as they are, to standard error."""
+    """Write the lines of decisions to standard error without a prefix."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     decisions.addHandler(handler)
@@ -54,14 +54,14 @@ def _log_decisions() -> None:
 
 
 def listen_on(host: str, port: int) -> socket.socket:
-    """Return a socket that listens already, so that whoever reads the address can connect.
+    """Return a listening socket, so that clients can connect once they know the address.
 
     Raises:
-        InputError: nothing can listen there.
+        InputError: the address is not available.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # With its protocol named: asyncio turns Nagle's delay off only for such sockets.
+        # asyncio disables Nagle's algorithm only for sockets with an explicit protocol.
         listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)

@@ -1,4 +1,4 @@
-"""The models of a server by the names that clients know: each with its policies, on one engine."""
+"""The models of a server by their names for clients; each has one engine and several policies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model with the policies that may decide about its answers.
+    """One model with its policies.
 
     Attributes:
         name: as clients write it.
@@ -51,10 +51,10 @@ class ServedModel:
         return await self.backends.ask(key, policy, ask)
 
     def guard(self, policy: str | None) -> Guard:
-        """Return the guard with a policy.
+        """Return the guard with a policy (None: the default).
 
         Raises:
-            RequestError: the server has no such policy for this model.
+            RequestError: the model has no such policy.
         """
         name = self.policy if policy is None else policy
         if name not in self.guards:
@@ -69,12 +69,12 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelRoute:
-    """Who answers a request, and by which rules.
+    """The model that answers a request, and the rules that decide.
 
     Attributes:
-        model: that answers.
-        guard: of the model, with the policy that decides.
-        route: section of that policy, or None.
+        model: the model.
+        guard: the guard of the model with the policy.
+        route: the section of the policy, or None.
     """
 
     model: ServedModel
@@ -104,15 +104,15 @@ class ServedModels:
                 yield ModelRoute(model, guard, route)
 
     def find(self, name: str, *, policy: str | None = None, routes: Mapping[str, str | None]) -> ModelRoute:
-        """Return who answers.
+        """Return the model and the rules for a request.
 
         Args:
-            name: of the model, with the route behind a colon or without.
-            policy: that decides; None for the model's own.
-            routes: the route by where it was given; None where it was not.
+            name: name of the model, optionally followed by a colon and the route.
+            policy: name of the policy; None for the default.
+            routes: the route by its place in the request; None if the place names none.
 
         Raises:
-            RequestError: there is no such model, policy or route, or two places name different routes.
+            RequestError: the model, policy or route does not exist, or two places name different routes.
         """
         model, named = self._split(name)
         route = _agreed({"model": named, **routes})
@@ -142,7 +142,7 @@ class ServedModels:
 
 
 def _agreed(routes: Mapping[str, str | None]) -> str | None:
-    """Return the one route that is named."""
+    """Return the only route that is named."""
     given = {place: route for place, route in routes.items() if route is not None}
     if len(set(given.values())) > 1:
         raise RequestError(
@@ -152,7 +152,7 @@ def _agreed(routes: Mapping[str, str | None]) -> str | None:
 
 
 def model_entry(target: ModelRoute, created: int) -> dict[str, Any]:
-    """Return a model as ``/v1/models`` lists it."""
+    """Return the entry of a model in ``/v1/models``."""
     return {
         "id": target.id,
         "object": "model",

@@ -1,4 +1,4 @@
-"""A server's parts, and what every route does with a request before it is asked."""
+"""The parts of a server, and the steps that all endpoints share."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from guard.access import Access
     from guard.review.store import Store
 
-#: Never gets a prompt or an answer.
+#: Prompts and answers are never logged.
 log = logging.getLogger("guard.serve")
 
-#: Names the route of a request whose client can set headers only.
+#: Header that names the route, for clients that can set headers only.
 ROUTE_HEADER = "x-guard-route"
 
-#: Under these names the queue's metadata says which key asked; a request cannot set them.
+#: Metadata entry with the API key of a case; a request cannot set it.
 KEY_METADATA = "guard_key"
 
 
 @dataclass(slots=True)
 class Server:
-    """What a server works with.
+    """The parts of a server.
 
     Attributes:
-        models: that answer.
-        settings: of the operator.
-        access: API keys; None where there are none.
-        store: of escalated cases; None where no policy escalates to ``review``.
+        models: the models.
+        settings: the settings of the operator.
+        access: API keys; None if the server needs none.
+        store: escalated cases; None if no policy escalates to ``review``.
         responder: answers requests.
         metrics: for Prometheus.
         memory: of answers, together with other servers where the store is a PostgreSQL database.
@@ -75,13 +75,13 @@ class Server:
         store: Store | None = None,
         watchers: Iterable[Watcher] = (),
     ) -> Server:
-        """Return a server of these parts; they stay the caller's to close.
+        """Return a server of these parts. The caller closes them.
 
         Args:
-            models: that answer.
-            settings: of the operator.
+            models: the models.
+            settings: the settings of the operator.
             access, store: as in `Server`.
-            watchers: see every answer and error.
+            watchers: observe every answer and error.
         """
         admission = Admission(settings.most_requests)
         metrics = ServeMetrics(admission, store)

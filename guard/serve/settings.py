@@ -18,12 +18,12 @@ class ServeSettings:
         body_bytes: of a request, at most.
         body_seconds: in which a request's body must have arrived.
         hold: what a held stream sends before its decision: comment lines, or nothing, so that headers have the verdict.
-        comment_seconds: before and between the comment lines of a held stream.
-        content_filter: whether an abstention ends with ``content_filter`` in place of ``stop``.
+        comment_seconds: interval of the comment lines of a held stream.
+        content_filter: whether an abstention has the finish reason ``content_filter`` instead of ``stop``.
         unguarded_keys: names of API keys whose side requests are answered without a policy.
-        review_seconds: that a request may wait for a person's decision, at most.
-        shutdown_seconds: that running requests get when the server ends.
-        open_metrics: whether ``/metrics`` needs no key where the rest does.
+        review_seconds: longest time that a request may wait for a person's decision.
+        shutdown_seconds: time that running requests get when the server stops.
+        open_metrics: whether ``/metrics`` needs no key even if the other endpoints do.
     """
 
     bounds: Bounds = field(default_factory=Bounds)

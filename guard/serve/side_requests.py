@@ -1,13 +1,13 @@
-"""Clients' side requests: titles, tags and follow-ups that a chat program asks of the same model for itself.
+"""Clients' side requests: chat programs ask the same model for titles, tags and follow-up questions.
 
-A side request is no question of a person's, so no case of it is put into review. By default the policy's route
-``background`` decides about it. For a key that may, it is answered without a policy, but only where both hold:
+A side request is not a person's question, so it never becomes a case for review. By default, the policy's route
+``background`` decides on it. For an API key that allows it, it is answered without a policy if both conditions hold:
 
 - the message is a known template from its first character to its last, with nothing but a conversation in it;
 - that conversation is one that this server, or another one on the same PostgreSQL, has answered and accepted for the
   same key.
 
-A question that is wrapped in such a template is no such conversation, so it never gets an unguarded answer.
+A question wrapped in such a template is not an accepted conversation, so it never gets an unguarded answer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KIND = "conversation"
 
 _OPEN, _CLOSE = "<chat_history>\n", "\n</chat_history>"
 
-#: What begins the task of a side request; Open WebUI's users change the rest of its templates.
+#: The start of a side request; users of Open WebUI may change the rest of its templates.
 _BEGINS = "### Task:\n"
 
 #: SHA-256 of the text around the conversation, a NUL in its place, of Open WebUI's own templates, and how many
@@ -40,14 +40,14 @@ TEMPLATES: Mapping[str, int] = {
 class KnownConversations:
     """Conversations that were answered and accepted, by key: hashes of their ends as a client renders them."""
 
-    #: How many messages from the end a template may take.
+    #: Possible numbers of messages in a template.
     _ENDS = tuple(sorted(set(TEMPLATES.values())))
 
     def __init__(self, memory: ServerMemory) -> None:
         self._memory = memory
 
     async def add(self, key: str, prompt: Prompt, answer: str) -> None:
-        """Remember a conversation with its accepted answer."""
+        """Add a conversation with its accepted answer."""
         turns = [turn for turn in prompt.messages or () if turn["role"] in ("user", "assistant")]
         whole = [*turns, {"role": "assistant", "content": answer}]
         await self._memory.keep(_KIND, key, {_digest(key, _rendered(whole[-count:])): "" for count in self._ENDS})
@@ -66,17 +66,17 @@ class SideRequest:
     """A side request.
 
     Attributes:
-        conversation: that it is about; None where the message is no known template.
+        conversation: the conversation in it; None if the message is not a known template.
     """
 
     conversation: str | None
 
 
 def find_side_request(messages: Sequence[Mapping[str, Any]]) -> SideRequest | None:
-    """Return the side request that the messages are; None where they are a question.
+    """Return the side request in some messages, or None if they are a question.
 
     Args:
-        messages: of the request, with texts as contents.
+        messages: messages whose contents are strings.
 
     Examples:
         >>> find_side_request([{"role": "user", "content": "Which city is the capital of France?"}]) is None
@@ -101,7 +101,7 @@ def _looks_like_one(text: str) -> bool:
 
 
 def _rendered(turns: Sequence[Mapping[str, Any]]) -> str:
-    """Write a conversation as Open WebUI does."""
+    """Render a conversation as Open WebUI does."""
     return "\n".join(f"{str(turn['role']).upper()}: {turn['content']}" for turn in turns)
 
 

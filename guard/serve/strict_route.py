@@ -1,4 +1,4 @@
-"""Routes that read JSON strictly and answer every error in OpenAI's shape."""
+"""Routes that parse JSON strictly and return every error in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from guard.serve.event_stream import ClientLeft
 from guard.serve.request_errors import RequestError, to_request_error
 from guard.serve.server import log
 
-#: Of nginx: the client closed its connection. Nobody reads the response; logs and counters do.
+#: nginx's status for a client that closed its connection; only logs and counters see it.
 CLIENT_CLOSED = 499
 
 
 class _StrictRequest(Request):
-    """A request whose JSON has no NaN, no half characters and bounded depth."""
+    """A request whose JSON has no NaN, no lone surrogates and bounded depth."""
 
     async def json(self) -> Any:
         body = await self.body()
@@ -53,12 +53,12 @@ class StrictRoute(APIRoute):
 
     @property
     def _body(self) -> Any:
-        """The class of the request's body; None where it has none."""
+        """The class of the request body, or None."""
         return None if self.body_field is None else self.body_field.field_info.annotation
 
 
 def error_response(error: Exception) -> JSONResponse:
-    """Return the response for any exception, and log faults of the server by their class."""
+    """Return the response for an exception, and log errors of the server by class."""
     failure = _to_failure(error)
     if failure.status >= 500:
         log.error("request failed with %s: %s", failure.status, type(error).__name__)
@@ -78,18 +78,18 @@ def _to_failure(error: Exception) -> RequestError:
 
 _PHRASES = {
     404: "guard serve has no such endpoint",
-    405: "This endpoint does not take that method",
+    405: "This endpoint does not support that method",
     400: "The body cannot be read",
 }
 _CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 
 def _invalid(error: RequestValidationError, body: Any) -> RequestError:
-    """Describe what is wrong with a request, by the option's name: unknown ones first, which may be misspelt others.
+    """Return the error for an invalid request. Unknown options come first: they may be misspelt.
 
     Args:
-        error: lists everything.
-        body: the class of the request's body.
+        error: the validation errors.
+        body: the class of the request body.
     """
     found = [
         (error["type"], [step for step in error["loc"] if step != "body"], error["msg"]) for error in error.errors()
@@ -116,9 +116,9 @@ def _written(path: Iterable[str | int]) -> str:
 
 
 def _options_at(body: Any, path: Iterable[str | int]) -> list[str] | None:
-    """Return the options of the part of a body at a path; None where the body has a choice of forms on the way.
+    """Return the options at a path of a body, or None if the path leads through a union.
 
-    There, errors of every form are listed, and what one form does not know may be right in another.
+    For a union, the errors of all its members are listed: an option unknown to one may be valid in another.
     """
     for step in path:
         if isinstance(step, str):
@@ -130,7 +130,7 @@ def _options_at(body: Any, path: Iterable[str | int]) -> list[str] | None:
 
 
 def _fields(body: type[BaseModel]) -> dict[str, Any]:
-    """Return the types of a part's options, by the names that clients write."""
+    """Return the types of the options by their names for clients."""
     return {field.alias or name: field.annotation for name, field in body.model_fields.items()}
 
 

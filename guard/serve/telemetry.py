@@ -1,6 +1,6 @@
-"""OpenTelemetry by its GenAI conventions (status: development, as of November 2026): a span, metrics, a score event.
+"""OpenTelemetry with its GenAI conventions (status: development, as of November 2026): a span, metrics, a score event.
 
-Prompts and answers are in none of them. The names are in this module alone, since the conventions still move.
+None of them has prompts or answers. Only this module has the names, since the conventions still change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EVALUATION = "gen_ai.evaluation.result"
 
 
 class Telemetry:
-    """Sends to the providers that the process has; OpenTelemetry's own variables configure them.
+    """Sends to the providers of the process, which OpenTelemetry's environment variables configure.
 
     Args:
         tracers, meters, loggers: providers; by default the process's own.
@@ -69,7 +69,7 @@ class Telemetry:
         self._duration.record(seconds, attributes, context=context)
 
     def _span(self, attributes: Mapping[str, Any], seconds: float, *, error: str | None = None) -> Any:
-        """Record a span that ends now, and return its context."""
+        """Record a span that ends now; return its context."""
         end = time.time_ns()
         span = self._tracer.start_span(
             f"chat {attributes['gen_ai.request.model']}",

@@ -1,4 +1,4 @@
-"""Log-probabilities of an answer's tokens as OpenAI writes them."""
+"""Log-probabilities of an answer's tokens in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from guard.records import Generation
 def token_logprobs(generation: Generation | None, engine: Engine) -> dict[str, Any] | None:
     """Return the ``logprobs`` of a choice: the answer's tokens, without thoughts and the end token.
 
-    A token that ends within a character has no text; the next one has the whole character. None where the engine
-    that answered does not tell.
+    A token that ends inside a character has an empty text; the next one has the whole character. Returns None if the
+    engine does not provide the texts of tokens.
     """
     if generation is None or not isinstance(engine, TokenizingEngine):
         return None

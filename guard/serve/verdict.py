@@ -1,4 +1,4 @@
-"""What guard says of an answer, three times, since clients drop different parts: body, headers and ``refusal``."""
+"""The verdict on an answer. It is in the body, the headers and ``refusal``, since clients drop different parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from guard.outcome_export import readings
 from guard.records import Action, Outcome
 from guard.serve.asked import Asked
 
-#: What is in the verdict of an answer that no policy decided about.
+#: The action of an answer without a policy.
 UNGUARDED = "unguarded"
 
 
@@ -48,7 +48,7 @@ def verdict_headers(said: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _header(value: Any) -> str:
-    """Return a value for a header, which holds no letter beyond ASCII and no control character."""
+    """Return a value for a header: printable ASCII, the rest percent-encoded."""
     return f"{value:.6g}" if isinstance(value, float) else quote(str(value), safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~")
 
 
@@ -64,5 +64,5 @@ def _review_id(outcome: Outcome) -> str | None:
 
 
 def is_models(outcome: Outcome) -> bool:
-    """Return whether the caller gets what a model or a fallback said, and not the policy's own text."""
+    """Return whether the caller gets the answer of a model or a fallback, and not the policy's own text."""
     return outcome.action in (Action.ACCEPT, Action.FALLBACK) and outcome.answer == outcome.attempts[-1].answer
