@@ -1,6 +1,6 @@
-"""Who may do what: users, API keys, sessions, one-time links, and the module that decides.
+"""Access control: users, API keys, sessions, one-time links and permissions.
 
-`Access` keeps them beside the reviews, in the same database. `may` is the only place where a permission is granted.
+`Access` stores them in the database of the review store. `may` is the only function that grants a permission.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The one place where a permission is granted: pure, by roles and routes.
+"""Grants permissions by roles and routes; pure.
 
-Nobody has a permission that no role of theirs gives. An admin administers and decides no cases: who hands out
-roles should need a second account, or a second role, to judge answers.
+A principal has exactly the permissions of its roles. The role admin includes no decisions on cases: whoever assigns
+roles needs a second role or account to judge answers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Final, Literal
 
 from guard.access.records import Permission, Principal, Role
 
-#: In place of a route: on any route at all, as for a page that then shows only the routes within reach.
+#: Instead of a route: any route, as for a page that shows only the permitted routes.
 ANYWHERE: Final = "*"
 
 _SEES = frozenset({Permission.SEE_CASES, Permission.SEE_INSIGHTS})
 
-#: What each role may do.
+#: Permissions of each role.
 PERMISSIONS: Final[dict[Role, frozenset[Permission]]] = {
     Role.CALLER: frozenset({Permission.ASK}),
     Role.VIEWER: _SEES,
@@ -29,10 +29,10 @@ PERMISSIONS: Final[dict[Role, frozenset[Permission]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """The principal may.
+    """The permission is granted.
 
     Attributes:
-        role: the role that allows it.
+        role: the role that grants it.
     """
 
     role: Role
@@ -43,7 +43,7 @@ class Allowed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The principal may not.
+    """The permission is refused.
 
     Attributes:
         why: one sentence for people.
@@ -56,13 +56,13 @@ class Refused:
 
 
 def may(principal: Principal, permission: Permission, route: str | None) -> Allowed | Refused:
-    """Say whether somebody may do something on a route.
+    """Return whether a principal has a permission on a route.
 
     Args:
-        principal: who asks.
-        permission: for what.
-        route: where; None for a call or case without a route, which only roles for all routes reach;
-            `ANYWHERE` for what belongs to no single route.
+        principal: the principal.
+        permission: the permission.
+        route: the route; None for a call or case without a route, which needs a role for all routes;
+            `ANYWHERE` for an action that belongs to no single route.
 
     Examples:
         >>> from guard.access import Grant

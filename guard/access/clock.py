@@ -1,4 +1,4 @@
-"""Times as the database keeps them: ISO 8601, UTC, of one length, so that texts sort as times do."""
+"""Times in the database: ISO 8601 in UTC with a fixed length, so that they sort as text."""
 
 from __future__ import annotations
 

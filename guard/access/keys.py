@@ -18,7 +18,7 @@ from guard.review.database import Database
 from guard.review.migrations.tables import ACCESS_KEYS
 from guard.review.records import text_of
 
-#: The time of the last use is written at most once in this time.
+#: Shortest interval between two writes of the time of last use.
 _STEP = timedelta(minutes=1)
 
 
@@ -43,14 +43,14 @@ class Keys:
             name: for people; unique among keys that are not revoked.
             grants: at least one.
             limits: none by default.
-            ends_at: when it stops working; None for never.
+            ends_at: expiry time; None for never.
 
         Returns:
-            The key, and its secret, which is kept nowhere.
+            the key, and its secret, which is not stored.
 
         Raises:
             AccessError: the name is taken.
-            InputError: the name or the roles cannot be used, or the end is past or without a zone.
+            InputError: the name or the roles are invalid, or the expiry time is past or has no time zone.
         """
         limits = limits or KeyLimits()
         prefix, secret = make_key()
@@ -70,36 +70,36 @@ class Keys:
             return self._to_key(_by_prefix(connection, prefix)), secret
 
     def all(self) -> list[ApiKey]:
-        """Return all keys, the revoked ones too, by name and age."""
+        """Return all keys, including revoked ones, by name and age."""
         order = (ACCESS_KEYS.c.name, ACCESS_KEYS.c.created_at)
         with self._database.read() as connection:
             return [self._to_key(row) for row in connection.execute(sa.select(ACCESS_KEYS).order_by(*order))]
 
     def revoke(self, name: str) -> ApiKey:
-        """Make a key useless from the next request on.
+        """Revoke a key with immediate effect.
 
         Args:
-            name: its name, or how its secret begins (``grd_`` and eight characters).
+            name: the name, or the prefix of the secret (``grd_`` and eight characters).
 
         Raises:
-            AccessError: there is no such key that still works.
+            AccessError: there is no valid key of this name.
         """
         with self._database.write() as connection:
             row = _active(connection, name) or _active_by_prefix(connection, name)
             if row is None:
                 working = sa.select(ACCESS_KEYS.c.name).where(ACCESS_KEYS.c.revoked_at.is_(None))
                 hint = did_you_mean(name, connection.scalars(working.limit(50)).all())
-                raise AccessError(f"There is no working key '{name[:80]}'", fix=hint or "See: guard keys list")
+                raise AccessError(f"There is no valid key '{name[:80]}'", fix=hint or "See: guard keys list")
             change = sa.update(ACCESS_KEYS).where(ACCESS_KEYS.c.prefix == row.prefix)
             connection.execute(change.values(revoked_at=stamp(self._clock())))
             return self._to_key(_by_prefix(connection, row.prefix))
 
     def find(self, secret: str) -> ApiKey | None:
-        """Return the key of a secret, such as the one in ``Authorization: Bearer``; None where none works.
+        """Return the valid key of a secret, such as the one in ``Authorization: Bearer``, or None.
 
-        The secret's hash is compared in constant time, also where no key begins like it. A revoked key and one
-        that has ended are None too. ``key.principal`` is what `guard.access.may` takes; the limits a minute are
-        the caller's to keep, the quota of the month is kept by `charge`.
+        The hash of the secret is compared in constant time, even if no key has its prefix. Revoked and expired keys
+        are invalid. Pass ``key.principal`` to `guard.access.may`. The caller enforces the limits per minute; `charge`
+        counts towards the monthly quota.
         """
         now = self._clock()
         with self._database.read() as connection:
@@ -115,21 +115,21 @@ class Keys:
         return self._to_key(row)
 
     def charge(self, prefix: str, tokens: int) -> int:
-        """Add tokens to what a key has used in this calendar month of UTC; it is on disk when this returns.
+        """Add tokens to the usage of a key in this calendar month (UTC); committed when this returns.
 
-        Ask before a request whether ``used_tokens`` is below ``limits.tokens_per_month``, and charge afterwards:
-        one request may go past the quota, and the next is refused.
+        Check before a request that ``used_tokens`` is below ``limits.tokens_per_month``, and charge afterwards: one
+        request may exceed the quota, and the next is refused.
 
         Args:
-            prefix: of the key, as in `ApiKey`.
-            tokens: 0 or more.
+            prefix: prefix of the key, as in `ApiKey`.
+            tokens: number of tokens, 0 or more.
 
         Returns:
-            What the key has used in this month.
+            the usage of the key in this month.
 
         Raises:
             AccessError: there is no such key.
-            InputError: ``tokens`` is not a whole number of 0 or more.
+            InputError: ``tokens`` is negative or not a whole number.
         """
         whole_number("tokens", tokens, least=0)
         month = _month(self._clock())
@@ -143,7 +143,9 @@ class Keys:
         if ends_at is None:
             return None
         if ends_at.tzinfo is None or ends_at <= self._clock():
-            raise InputError("A key must end in the future, at a time with a zone", why=f"got {ends_at.isoformat()}")
+            raise InputError(
+                "The expiry time of a key must be in the future and have a time zone", why=f"got {ends_at.isoformat()}"
+            )
         return stamp(ends_at)
 
     def _to_key(self, row: sa.Row[Any]) -> ApiKey:

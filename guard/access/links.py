@@ -1,4 +1,4 @@
-"""Links that work once: to make the first account, and to set a password."""
+"""One-time links: to make the first account, and to set a password."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from guard.errors import AccessError
 from guard.review.database import Database
 from guard.review.migrations.tables import ACCESS_LINKS, ACCESS_SESSIONS, ACCESS_USERS
 
-#: How long the link of the first run and a link that sets a password work.
+#: Lifetimes of the first-run link and of password links.
 FIRST_RUN, PASSWORD = timedelta(minutes=30), timedelta(days=3)
 
-#: The first account administers, and decides: otherwise a person alone could make an account and not review.
+#: Roles of the first account: it administers and decides, so that one person alone can review.
 FIRST_GRANTS = (Grant(Role.ADMIN), Grant(Role.LEAD))
 
 
@@ -32,10 +32,10 @@ class Links:
         self._clock = clock
 
     def for_first_user(self) -> str:
-        """Return the secret of a link that makes the first account, in place of every earlier one.
+        """Return the secret of a new link for the first account; earlier ones become invalid.
 
         Raises:
-            AccessError: there are accounts.
+            AccessError: an account exists.
         """
         with self._database.write() as connection:
             _refuse_if_users(connection)
@@ -43,7 +43,7 @@ class Links:
             return self._add(connection, None, FIRST_RUN)
 
     def for_password(self, login: str) -> str:
-        """Return the secret of a link with which a user sets a password, in place of every earlier one.
+        """Return the secret of a new password link for a user; earlier ones become invalid.
 
         Raises:
             AccessError: there is no such user.
@@ -54,20 +54,20 @@ class Links:
             return self._add(connection, user.id, PASSWORD)
 
     def check(self, secret: str) -> str | None:
-        """Return whose password a link sets, or None for the link that makes the first account.
+        """Return the user of a password link, or None for the link of the first account.
 
         Raises:
-            AccessError: there is no such link, it was used, or its time is over.
+            AccessError: the link does not exist, was used, or has expired.
         """
         with self._database.read() as connection:
             return self._valid(connection, secret)
 
     def make_first_user(self, secret: str, login: str, *, name: str = "", password: str) -> User:
-        """Use up a link and make the first account, an admin and lead.
+        """Use a link and make the first account, an admin and lead.
 
         Raises:
-            AccessError: the link is not valid, or there are accounts.
-            InputError: the name or the password cannot be used; the link stays valid.
+            AccessError: the link is invalid, or an account exists.
+            InputError: the name or the password is invalid; the link stays valid.
         """
         row = new_user_row(login, name, FIRST_GRANTS, password, stamp(self._clock()))
         with self._database.write() as connection:
@@ -78,11 +78,11 @@ class Links:
             return find_user(connection, row["id"])
 
     def set_password(self, secret: str, password: str) -> User:
-        """Use up a link and set its user's password, which ends that user's sessions.
+        """Use a link and set its user's password, which ends that user's sessions.
 
         Raises:
-            AccessError: the link is not valid.
-            InputError: the password cannot be used; the link stays valid.
+            AccessError: the link is invalid.
+            InputError: the password is invalid; the link stays valid.
         """
         login = self.check(secret)
         check_password(password, login=login or "")
@@ -110,7 +110,7 @@ class Links:
         return None if found.user_id is None else str(found.user_id)
 
     def _used_up(self, connection: Connection, secret: str) -> str | None:
-        """Take a link out of the database; of two who try at once one finds it gone."""
+        """Delete a link; of two concurrent uses, one fails."""
         login = self._valid(connection, secret)
         gone = connection.execute(sa.delete(ACCESS_LINKS).where(ACCESS_LINKS.c.id == digest(secret)))
         if gone.rowcount != 1:
@@ -120,8 +120,8 @@ class Links:
 
 def _refuse_if_users(connection: Connection) -> None:
     if connection.scalar(sa.select(ACCESS_USERS.c.id).limit(1)) is not None:
-        raise AccessError("There are accounts already", fix="Sign in, or ask an admin for an account")
+        raise AccessError("An account exists already", fix="Sign in, or ask an admin for an account")
 
 
 def _not_valid() -> AccessError:
-    return AccessError("This link does not work", why="it was used, its time is over, or a newer one replaced it")
+    return AccessError("This link does not work", why="it was used, has expired, or was replaced by a newer one")

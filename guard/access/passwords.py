@@ -1,4 +1,4 @@
-"""Passwords: argon2id at rest; a wrong name takes as long as a wrong password."""
+"""Passwords: stored as argon2id hashes; an unknown name takes as long as a wrong password."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from guard.errors import InputError, missing_extra
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
 
-#: Characters of a password.
+#: Smallest and largest length of a password.
 SHORTEST, LONGEST = 12, 1024
 
-# Each hash takes 64 MiB for a moment: many logins at once must not take all memory.
+# Each hash needs 64 MiB: many concurrent logins must not exhaust the memory.
 _FEW = threading.BoundedSemaphore(2)
 
 
@@ -22,7 +22,7 @@ def check_password(password: str, *, login: str = "") -> None:
     """Refuse a password that is too easy to guess.
 
     Raises:
-        InputError: it is shorter than 12 or longer than 1,024 characters, or is the login name.
+        InputError: the password has fewer than 12 or more than 1,024 characters, or is the login name.
 
     Examples:
         >>> check_password("correct horse battery")
@@ -32,11 +32,11 @@ def check_password(password: str, *, login: str = "") -> None:
     if len(password) > LONGEST:
         raise InputError(f"{len(password)} characters. At most {LONGEST} are kept")
     if len(set(password)) < 4 or (login and password.casefold().replace(login.casefold(), "") == ""):
-        raise InputError("This password is easy to guess", fix="Take a few words that belong to no sentence")
+        raise InputError("This password is easy to guess", fix="Choose a few unrelated words")
 
 
 def hash_password(password: str) -> str:
-    """Return the password's argon2id hash with its salt and parameters.
+    """Return the argon2id hash of a password, with salt and parameters.
 
     Raises:
         InputError: as for `check_password`.
@@ -48,12 +48,12 @@ def hash_password(password: str) -> str:
 
 
 def verify_password(password: str, stored: str | None) -> bool:
-    """Return whether a password is the one of a hash. None, as of an unknown user, takes as long and is False.
+    """Return whether a password matches a hash. None (an unknown user) takes as long and returns False.
 
     Raises:
         MissingExtraError: argon2-cffi is not installed.
     """
-    hasher = _hasher()  # first: it says what is missing
+    hasher = _hasher()  # first, for its error about a missing package
     from argon2.exceptions import InvalidHashError, VerificationError
 
     with _FEW:

@@ -1,4 +1,4 @@
-"""Users, keys and sessions as frozen records. Secrets are in none of them."""
+"""Users, keys and sessions as frozen records without secrets."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from guard.errors import InputError, did_you_mean
 
 
 class Role(StrEnum):
-    """What somebody may do; `guard.access.authorisation` says what that is.
+    """A role; `guard.access.authorisation` defines its permissions.
 
-    ``caller`` is for API keys: it asks the model. The others work on cases and settings.
+    ``caller`` is for API keys that ask the model. The other roles work on cases and settings.
     """
 
     CALLER = "caller"
@@ -26,7 +26,7 @@ class Role(StrEnum):
 
 
 class Permission(StrEnum):
-    """One kind of thing that can be done."""
+    """A kind of action."""
 
     ASK = "ask"
     SEE_CASES = "see cases"
@@ -43,11 +43,11 @@ class Grant:
     """A role, on one route or on all.
 
     Attributes:
-        role: what may be done.
-        route: the policy's route that it holds for; None for all routes, and for calls without one.
+        role: the role.
+        route: the route of the policy; None for all routes, including calls without one.
 
     Raises:
-        InputError: ``admin`` with a route: users and keys belong to none.
+        InputError: ``admin`` with a route: users and keys belong to no route.
     """
 
     role: Role
@@ -62,7 +62,7 @@ class Grant:
         """Read ``ROLE`` or ``ROLE:ROUTE``.
 
         Raises:
-            InputError: there is no such role, or the route is empty.
+            InputError: the role is unknown, or the route is empty.
 
         Examples:
             >>> Grant.parse("reviewer:medical")
@@ -83,7 +83,7 @@ def parse_grants(texts: Iterable[str]) -> tuple[Grant, ...]:
     """Read grants such as ``lead`` and ``reviewer:medical``, each once, in a fixed order.
 
     Raises:
-        InputError: one cannot be read, or there is none.
+        InputError: a grant is invalid, or there is none.
 
     Examples:
         >>> [str(grant) for grant in parse_grants(["reviewer:law", "lead", "lead"])]
@@ -97,12 +97,12 @@ def parse_grants(texts: Iterable[str]) -> tuple[Grant, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who makes a request, as `guard.access.authorisation.may` needs it.
+    """The subject of `guard.access.authorisation.may`.
 
     Attributes:
-        id: the user's or the key's name; it is written into the trail.
-        name: for people.
-        kind: ``user``, ``key``, or ``local`` for whoever sits at a console that knows no users yet.
+        id: name of the user or key in the audit trail.
+        name: display name.
+        kind: ``user``, ``key``, or ``local`` for the user of a console without accounts.
         grants: roles, each with its route.
     """
 
@@ -120,7 +120,7 @@ class User:
         id: the login name, in lower case.
         name: the name that others see.
         grants: roles, each with its route.
-        has_password: whether one is set; without one only a link or a proxy lets the user in.
+        has_password: whether a password is set; without one, the user needs a link or a proxy to sign in.
         created_at, seen_at, disabled_at: ISO 8601, UTC; None for never.
     """
 
@@ -134,18 +134,18 @@ class User:
 
     @property
     def principal(self) -> Principal:
-        """The user as one who makes a request."""
+        """The user as a principal."""
         return Principal(self.id, self.name, "user", self.grants)
 
 
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
-    """What an API key may use; None is no limit.
+    """The limits of an API key; None is no limit.
 
     Attributes:
-        requests_per_minute: whole number above 0.
-        tokens_per_minute: prompt and completion tokens.
-        tokens_per_month: the quota: prompt and completion tokens in a calendar month of UTC.
+        requests_per_minute: number of requests.
+        tokens_per_minute: number of prompt and completion tokens.
+        tokens_per_month: quota of prompt and completion tokens in a calendar month (UTC).
 
     Raises:
         InputError: a limit is not a whole number above 0.
@@ -163,14 +163,14 @@ class KeyLimits:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A program's key. The secret is shown once, when the key is made.
+    """The API key of a program. The secret is shown once, when the key is made.
 
     Attributes:
-        prefix: how the secret begins; public, names the key.
-        name: for people; unique among keys that are not revoked.
+        prefix: public prefix of the secret, which identifies the key.
+        name: display name, unique among keys that are not revoked.
         grants: roles, each with its route.
-        limits: what it may use.
-        used_tokens: in the present calendar month of UTC.
+        limits: limits of the key.
+        used_tokens: tokens in the current calendar month (UTC).
         created_at, seen_at, ends_at, revoked_at: ISO 8601, UTC; None for never.
     """
 
@@ -186,16 +186,16 @@ class ApiKey:
 
     @property
     def principal(self) -> Principal:
-        """The key as one who makes a request."""
+        """The key as a principal."""
         return Principal(self.prefix, self.name, "key", self.grants)
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A signed-in user's session. The cookie's secret is not in it.
+    """The session of a signed-in user, without the cookie's secret.
 
     Attributes:
-        user: whose it is, with the roles of this moment.
+        user: the user, with the current roles.
         created_at, ends_at: ISO 8601, UTC.
     """
 

@@ -1,4 +1,4 @@
-"""Who is signed in: rows on the server, found by the hash of a cookie's secret."""
+"""Sessions: rows in the database, found by the hash of the cookie's secret."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from guard.access.users import find_user
 from guard.review.database import Database
 from guard.review.migrations.tables import ACCESS_SESSIONS, ACCESS_USERS
 
-#: A session ends this long after it began, or this long after its last request.
+#: Longest lifetime of a session, and longest time without a request.
 LIFE, IDLE = timedelta(days=7), timedelta(hours=12)
-#: The time of the last request is written at most once in this time.
+#: Shortest interval between two writes of the time of the last request.
 _STEP = timedelta(minutes=1)
 
 
@@ -27,12 +27,11 @@ class Sessions:
         self._clock = clock
 
     def begin(self, login: str, *, instead_of: str | None = None) -> str:
-        """Begin a session and return its secret, which goes into the cookie and is kept nowhere.
+        """Start a session and return its secret, which goes into the cookie and is not stored.
 
         Args:
-            login: who has proved who they are.
-            instead_of: the secret that the browser had before. That session ends: a secret that somebody
-                planted in the browser never becomes a signed-in one.
+            login: login name of the authenticated user.
+            instead_of: the browser's previous secret. That session ends, which prevents session fixation.
 
         Raises:
             AccessError: there is no such user.
@@ -50,10 +49,10 @@ class Sessions:
         return secret
 
     def find(self, secret: str) -> Session | None:
-        """Return the session of a cookie's secret, with its user as of now.
+        """Return the session of a cookie's secret with its current user, or None.
 
-        None where there is none, it has ended (seven days after the login, twelve hours after the last request),
-        or the user is disabled. ``session.user.principal`` is what `guard.access.may` takes.
+        A session ends seven days after the login, twelve hours after the last request, or when the user is disabled.
+        Pass ``session.user.principal`` to `guard.access.may`.
         """
         now = self._clock()
         with self._database.read() as connection:
@@ -68,7 +67,7 @@ class Sessions:
         return Session(user, row.created_at, row.ends_at)
 
     def end(self, secret: str) -> None:
-        """End a session; one that has ended already stays so."""
+        """End a session, if it exists."""
         with self._database.write() as connection:
             connection.execute(sa.delete(ACCESS_SESSIONS).where(ACCESS_SESSIONS.c.id == digest(secret)))
 

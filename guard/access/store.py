@@ -13,13 +13,13 @@ from guard.review import database
 
 
 class Access:
-    """Who may use guard. Safe under threads; open one in each process.
+    """Users, keys and sessions. Safe under threads; open one in each process.
 
     Attributes:
-        users: people with accounts.
-        keys: programs' API keys.
-        sessions: who is signed in.
-        links: links that work once, to make the first account or to set a password.
+        users: user accounts.
+        keys: API keys of programs.
+        sessions: sessions of signed-in users.
+        links: one-time links, to make the first account or to set a password.
     """
 
     def __init__(self, connected: database.Database, clock: Clock = utc_now) -> None:

@@ -1,6 +1,6 @@
-"""Secrets that guard makes itself: API keys, session cookies, one-time links. At rest only their SHA-256 is kept.
+"""Generated secrets: API keys, session cookies, one-time links. Only their SHA-256 hashes are stored.
 
-A plain hash is enough for them, since none can be guessed: each has at least 160 random bits.
+A plain hash is sufficient, since each secret has at least 160 random bits.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ import hashlib
 import hmac
 import secrets
 
-#: Letters of keys; none that can be taken for another.
+#: Alphabet of keys, without ambiguous letters.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
-#: How an API key begins, so that scanners for leaked secrets can know one.
+#: Start of every API key, so that secret scanners recognise one.
 KEY_MARK = "grd_"
 
 _PREFIX, _REST = 8, 32
 
 
 def make_key() -> tuple[str, str]:
-    """Return a new API key: its public beginning, and the whole secret (``grd_PREFIX_REST``)."""
+    """Return the public prefix and the secret of a new API key (``grd_PREFIX_REST``)."""
     prefix = KEY_MARK + _letters(_PREFIX)
     return prefix, f"{prefix}_{_letters(_REST)}"
 
 
 def make_token() -> str:
-    """Return a new secret of 256 bits for a cookie or a link, in letters that a URL can hold."""
+    """Return a new URL-safe secret of 256 bits for a cookie or a link."""
     return secrets.token_urlsafe(32)
 
 
 def key_prefix(secret: str) -> str:
-    """Return the public beginning of what may be an API key; nobody's where it is none.
+    """Return the public prefix of a possible API key; a prefix of no key if it is not one.
 
     Examples:
         >>> key_prefix("grd_abcd2345_" + 32 * "x")
@@ -41,12 +41,12 @@ def key_prefix(secret: str) -> str:
 
 
 def digest(secret: str) -> str:
-    """Return what is kept of a secret."""
+    """Return the hash of a secret that is stored."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def same(secret: str, kept: str | None) -> bool:
-    """Compare a secret with what is kept of one, in a time that tells nothing of either. None is never the same."""
+    """Compare a secret with a stored hash in constant time; None never matches."""
     return hmac.compare_digest(digest(secret), kept or digest(secrets.token_hex())) and kept is not None
 
 

@@ -1,4 +1,4 @@
-"""People with accounts."""
+"""User accounts."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from guard.review.database import Database
 from guard.review.migrations.tables import ACCESS_FAILURES, ACCESS_SESSIONS, ACCESS_USERS
 from guard.review.records import text_of
 
-#: After this many wrong passwords a name is locked.
+#: Number of wrong passwords that lock a name.
 TRIES = 5
-#: How long a name stays locked; older failures are forgotten.
+#: Duration of the lock; older failures do not count.
 LOCKED = timedelta(minutes=15)
 
 _LOGIN = re.compile(r"[a-z0-9][a-z0-9._@+-]{0,63}")
 
 
 class Users:
-    """The accounts of one database. Methods that change one raise `StoreError` where it cannot be written."""
+    """The accounts of one database. Methods that change one raise `StoreError` if the database cannot be written."""
 
     def __init__(self, connected: Database, clock: Clock) -> None:
         self._database = connected
@@ -40,13 +40,13 @@ class Users:
 
         Args:
             login: 1 to 64 letters, digits and ``. _ @ + -``; kept in lower case.
-            name: the name that others see; by default the login name.
+            name: display name; by default the login name.
             grants: at least one.
-            password: at least 12 characters; None leaves the account to a one-time link or a proxy.
+            password: at least 12 characters; None for users who sign in by a link or a proxy.
 
         Raises:
             AccessError: the login name is taken.
-            InputError: the name, the roles or the password cannot be used.
+            InputError: the name, the roles or the password is invalid.
         """
         row = new_user_row(login, name, grants, password, stamp(self._clock()))
         with self._database.write() as connection:
@@ -73,7 +73,7 @@ class Users:
             return connection.scalar(sa.select(ACCESS_USERS.c.id).limit(1)) is not None
 
     def set_grants(self, login: str, grants: Sequence[Grant]) -> User:
-        """Give a user these roles in place of all others; sessions have them from the next request.
+        """Replace the roles of a user; sessions have them from the next request.
 
         Raises:
             AccessError: there is no such user, or no admin would be left.
@@ -86,13 +86,13 @@ class Users:
 
         Raises:
             AccessError: there is no such user.
-            InputError: the password cannot be used.
+            InputError: the password is invalid.
         """
         check_password(password, login=login)
         return self._change(login, {"password_hash": hash_password(password)}, ends_sessions=True)
 
     def disable(self, login: str) -> User:
-        """Lock an account and end its sessions; verdicts keep the name.
+        """Disable an account and end its sessions; verdicts keep the name.
 
         Raises:
             AccessError: there is no such user, or no admin would be left.
@@ -100,7 +100,7 @@ class Users:
         return self._change(login, {"disabled_at": stamp(self._clock())}, ends_sessions=True)
 
     def enable(self, login: str) -> User:
-        """Open a disabled account again.
+        """Enable a disabled account.
 
         Raises:
             AccessError: there is no such user.
@@ -133,13 +133,13 @@ class Users:
             return find_user(connection, user.id)
 
     def check_login(self, login: str, password: str) -> User:
-        """Return the user whose name and password these are.
+        """Return the user with this name and password.
 
-        After five wrong passwords a name is locked for fifteen minutes, whether such a user exists or not.
+        Five wrong passwords lock a name for fifteen minutes, whether or not the user exists.
 
         Raises:
-            AccessError: they are not, the account is disabled, or the name is locked. The text is the same for
-                an unknown name and a wrong password.
+            AccessError: name or password is wrong, the account is disabled, or the name is locked. The message is the
+                same for an unknown name and a wrong password.
         """
         key = digest(login.strip().casefold())
         now = self._clock()
@@ -189,10 +189,10 @@ def new_user_row(
 
 
 def checked_login(login: str) -> str:
-    """Return a login name as it is kept.
+    """Return a login name in lower case.
 
     Raises:
-        InputError: it has other characters, or is too long.
+        InputError: the name has other characters, or is too long.
 
     Examples:
         >>> checked_login(" Mira.Patel ")
@@ -252,14 +252,14 @@ def _any_admin(connection: Connection) -> bool:
 
 
 def _count_try(database: Database, connection: Connection, key: str, now: str, oldest: str) -> int:
-    """Count one try before the password is looked at, so that tries made at once count too; return how many are left.
+    """Count an attempt before checking the password, so concurrent attempts count; return the remaining number.
 
-    A negative number means that this one is not made.
+    A negative number means that this attempt is not allowed.
     """
     failures = ACCESS_FAILURES.c
     connection.execute(sa.delete(ACCESS_FAILURES).where(failures.at <= oldest))
     connection.execute(database.insert_new(ACCESS_FAILURES).values(login=key, tries=0, at=now))
-    # The row is this transaction's from here on: another try waits for it.
+    # The row is now locked by this transaction: other attempts wait.
     last = sa.case((failures.tries < TRIES, now), else_=failures.at)
     mine = sa.update(ACCESS_FAILURES).where(failures.login == key)
     connection.execute(mine.values(tries=failures.tries + 1, at=last))

@@ -1,7 +1,7 @@
-"""The audit log: what happened, in order, in a Merkle tree over the rows of a database.
+"""The audit log: events in order, in a Merkle tree over the rows of a database.
 
-An entry is on disk when the transaction that it belongs to is; nothing changes or removes one. Checkpoints that are
-kept elsewhere show whether the log still begins with what it held when they were made.
+An entry is committed with the transaction that it belongs to, and is never changed or removed. Checkpoints that are
+stored elsewhere show whether the log still starts with the same entries.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The review console: web pages on which people decide what was escalated, and see how that goes.
+"""The review console: web pages on which people decide on escalated cases and follow the queue.
 
-`create_app` makes the application, which stands alone (``guard console``) or is mounted on another one.
+`create_app` returns the application, which runs alone (``guard console``) or mounted in another one.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from guard.errors import AccessError, InputError
 
 router = APIRouter()
 
-#: Digits of a limit; the database keeps no more than this.
+#: Largest number of digits of a limit in the database.
 _DIGITS = 18
 
 
@@ -29,13 +29,13 @@ def show_settings(visit: TheVisit) -> Response:
 
 @router.get("/settings/users")
 def show_users(visit: TheVisit) -> Response:
-    """Return users, roles, and what each role may do."""
+    """Return the page of users and roles."""
     return _users_page(visit)
 
 
 @router.post("/settings/users")
 def add_user(visit: TheVisit, form: TheForm) -> Response:
-    """Make an account, and show the link with which its user sets a password, once."""
+    """Make an account, and show once the link with which its user sets a password."""
     visit.require(Permission.ADMINISTER)
     access = visit.desk.access
 
@@ -48,7 +48,7 @@ def add_user(visit: TheVisit, form: TheForm) -> Response:
 
 @router.post("/settings/users/{login}/{change}")
 def change_user(visit: TheVisit, form: TheForm, login: str, change: str) -> Response:
-    """Give a user other roles, disable or enable the account, or make a link for a new password."""
+    """Change a user's roles, disable or enable the account, or make a link for a new password."""
     visit.require(Permission.ADMINISTER)
     access = visit.desk.access
 
@@ -72,13 +72,13 @@ def change_user(visit: TheVisit, form: TheForm, login: str, change: str) -> Resp
 
 @router.get("/settings/keys")
 def show_keys(visit: TheVisit) -> Response:
-    """Return the API keys."""
+    """Return the page of API keys."""
     return _keys_page(visit)
 
 
 @router.post("/settings/keys")
 def add_key(visit: TheVisit, form: TheForm) -> Response:
-    """Make a key and show its secret, once."""
+    """Make a key, and show its secret once."""
     visit.require(Permission.ADMINISTER)
 
     def make() -> Response:
@@ -90,7 +90,7 @@ def add_key(visit: TheVisit, form: TheForm) -> Response:
 
 @router.post("/settings/keys/{prefix}/revoke")
 def revoke_key(visit: TheVisit, prefix: str) -> Response:
-    """Make a key useless."""
+    """Revoke a key."""
     visit.require(Permission.ADMINISTER)
 
     def make() -> Response:

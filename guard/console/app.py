@@ -1,4 +1,4 @@
-"""The application: routes, static files, and an error page for whatever goes wrong."""
+"""The application: routes, static files and error pages."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def create_app(store: Store, access: Access, settings: ConsoleSettings | None = 
 
 
 class _Static(StaticFiles):
-    """The shipped files; browsers may keep them, and ask whether they have changed."""
+    """The static files; browsers may cache them and revalidate."""
 
     def file_response(self, *args: object, **kwargs: object) -> Response:
         response: Response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
@@ -72,12 +72,12 @@ class _Static(StaticFiles):
 
 
 def _ask_to_sign_in(request: Request, error: Exception) -> Response:
-    """Send a reader to the login; a form is not sent on, and the page says so."""
+    """Redirect to the login. A form is not submitted again, and the page says so."""
     if request.method in ("GET", "HEAD"):
         path = request.url.path.removeprefix(request.scope.get("root_path", ""))
         query = f"?{request.url.query}" if request.url.query else ""
         return go(request, "/login", then=path + query)
-    return _error(request, 401, "You are not signed in", "Nothing was changed. Sign in, then do it once more.")
+    return _error(request, 401, "You are not signed in", "Nothing was changed. Sign in, then try again.")
 
 
 def _show_refusal(request: Request, error: Exception) -> Response:
@@ -86,7 +86,7 @@ def _show_refusal(request: Request, error: Exception) -> Response:
 
 
 def _show_guard_error(request: Request, error: Exception) -> Response:
-    """Show what guard itself says: the store failed, or something does not exist."""
+    """Show guard's own error, such as a failed store or a missing case."""
     assert isinstance(error, GuardError)
     mistaken = error.exit_code == 2
     if not mistaken:
@@ -102,10 +102,10 @@ def _show_http_error(request: Request, error: Exception) -> Response:
 
 
 def _show_failure(request: Request, error: Exception) -> Response:
-    # Without the error's own text, which may quote a prompt or an answer.
+    # Without the error's message, which may quote a prompt or an answer.
     frames = "".join(traceback.format_tb(error.__traceback__))
     _log.error("console: %s failed: %s\n%s", request.method, type(error).__name__, frames)
-    page = _error(request, 500, "guard failed", "Whether anything was changed is not known; the log says more.")
+    page = _error(request, 500, "guard failed", "It is unknown whether anything was changed. See the log.")
     page.headers.update(HEADERS)  # this handler is outside the middleware that sets them
     return page
 

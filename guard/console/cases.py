@@ -1,4 +1,4 @@
-"""The page of one case: who has it, what it shows to whom, and what can be done with it."""
+"""The page of a case: its holder, its contents for each role, its actions."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from guard.review.verdicts import Opinion
 
 router = APIRouter()
 
-#: Scores are said to differ from here on.
+#: Smallest difference between scores that the page points out.
 FAR_APART = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class CaseHolder:
-    """Whether the reader can decide a case.
+    """The holder of a case, from the visitor's point of view.
 
     Attributes:
         by: ``me``, ``other``, or ``nobody``.
-        name: of the other.
-        left: seconds of the claim.
-        why: why it cannot be claimed, or empty.
+        name: the name of another holder.
+        left: seconds until the claim ends.
+        why: why the case cannot be claimed, or empty.
     """
 
     by: str
@@ -47,13 +47,13 @@ class CaseHolder:
 
     @property
     def mine(self) -> bool:
-        """Whether the reader has the case."""
+        """Whether the visitor holds the case."""
         return self.by == "me"
 
 
 @router.get("/case/{name}")
 def show_case(visit: TheVisit, name: str, edit: bool = False, done: str = "", leave: str = "") -> Response:
-    """Return the page of a case; opening it claims it for whoever may decide it."""
+    """Return the page of a case; opening it claims the case for a visitor who may decide it."""
     review = find_case(visit, name)
     own = is_own_navigation(visit.request.headers)
     if own and leave:
@@ -65,11 +65,11 @@ def show_case(visit: TheVisit, name: str, edit: bool = False, done: str = "", le
 
 
 def find_case(visit: Visit, name: str) -> Review:
-    """Return a case that the reader may see.
+    """Return a case that the visitor may see.
 
     Raises:
-        ReviewError: there is none.
-        PageError: it is on a route that they may not see.
+        ReviewError: the case does not exist.
+        PageError: the case is on a route that the visitor may not see.
     """
     visit.require(Permission.SEE_CASES)
     review = visit.desk.store.review(name)
@@ -78,7 +78,7 @@ def find_case(visit: Visit, name: str) -> Review:
 
 
 def leave_case(visit: Visit, name: str) -> None:
-    """Give a case back that the reader leaves without a decision; one that they do not have stays as it is."""
+    """Release a case that the visitor leaves without a decision; other cases are unchanged."""
     try:
         visit.desk.store.release(name, reviewer=visit.who)
     except ReviewError:
@@ -86,12 +86,12 @@ def leave_case(visit: Visit, name: str) -> None:
 
 
 def may_decide(visit: Visit, review: Review) -> bool:
-    """Return whether the visitor's role decides this case; where two verdicts differ, a lead does."""
+    """Return whether the visitor may decide this case; if two verdicts differ, only a lead may."""
     return visit.allows(decides(review), review.route)
 
 
 def decides(review: Review) -> Permission:
-    """Return what deciding a case takes."""
+    """Return the permission that deciding a case needs."""
     return Permission.REASSIGN if review.disputed else Permission.DECIDE
 
 
@@ -115,7 +115,7 @@ def case_page(
     error: str = "",
     status: int = 200,
 ) -> Response:
-    """Return the page of a case; `typed` is what stands in its form."""
+    """Return the page of a case; `typed` has the contents of its form."""
     blind, first = is_blind(review), split_long(review.answer)
     return visit.page(
         "case.html.j2",
@@ -149,7 +149,7 @@ def case_page(
 
 
 def _claim(visit: Visit, review: Review) -> CaseHolder:
-    """Claim a case for a reader who may decide it, unless it is decided or somebody else's."""
+    """Claim a case for a visitor who may decide it, unless it is decided or held by another person."""
     if review.status is not ReviewStatus.PENDING or not may_decide(visit, review):
         return standing(visit, review)
     try:
@@ -159,7 +159,7 @@ def _claim(visit: Visit, review: Review) -> CaseHolder:
 
 
 def standing(visit: Visit, review: Review, why: ReviewError | None = None) -> CaseHolder:
-    """Return who has a case at the time of the request, without claiming it; `why` it could not be claimed."""
+    """Return the holder of a case at the time of the request; `why` is the error of a failed claim."""
     holder = review.holder(visit.now.isoformat(timespec="microseconds"))
     text = "" if why is None else (why.why and f"{why.what}: {why.why}") or why.what
     if holder is None or review.claimed_until is None:
@@ -182,14 +182,14 @@ def turns_of(review: Review) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Reasons:
-    """Why a case came to a person.
+    """Why a case was escalated.
 
     Attributes:
-        p_wrong: the score that decided; None where there is none.
-        parts: each score of the last attempt by name.
-        decides: the name of the one that decided.
-        reading: one sentence where they are far apart, or empty.
-        ood: share of the calibration answers that are more usual; None where unknown.
+        p_wrong: the score that decided, or None.
+        parts: the scores of the last attempt by name.
+        decides: name of the score that decided.
+        reading: one sentence if the scores differ widely, or empty.
+        ood: the out-of-distribution score; None if unknown.
         error: why there is no score, or empty.
     """
 
@@ -202,7 +202,7 @@ class Reasons:
 
 
 def reasons(review: Review) -> Reasons:
-    """Return why a case came to a person, from its last attempt that has an answer."""
+    """Return why a case was escalated, from its last attempt with scores."""
     scored = [attempt for attempt in review.attempts if attempt.get("scores")]
     last: Mapping[str, Any] = scored[-1] if scored else {}
     parts = tuple((str(name), float(part["p_wrong"])) for name, part in (last.get("scores") or {}).items())
@@ -219,24 +219,24 @@ def reasons(review: Review) -> Reasons:
 
 
 def _reading(parts: Mapping[str, float]) -> str:
-    """Return what it means that the layers and the words differ."""
+    """Return what a difference between layers and words suggests."""
     layers, words = parts.get("ilis"), parts.get("log-probabilities")
     if layers is None or words is None or abs(layers - words) < FAR_APART:
         return ""
     if layers > words:
-        return "The words look sure, the layers do not: read it for a confident mistake."
-    return "The words look unsure, the layers do not: the wording may be odd where the content is right."
+        return "The words look certain, the layers do not: check for a confident mistake."
+    return "The words look uncertain, the layers do not: the wording may be unusual although the content is right."
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a case's history.
+    """An entry of a case's history.
 
     Attributes:
-        who: the person's name.
-        what: what they did, in words.
-        at: when.
-        note: what they wrote, or None.
+        who: name of the person.
+        what: the action, in words.
+        at: time of the action.
+        note: note of the person, or None.
     """
 
     who: str
@@ -246,19 +246,19 @@ class Line:
 
 
 _DONE = {
-    "added": "put it here",
-    "claimed": "took the case",
-    "released": "gave it back",
+    "added": "added it",
+    "claimed": "claimed the case",
+    "released": "released it",
     "skipped": "skipped it",
     "opinion": "gave an opinion",
-    "withdrawn": "took the opinion back",
-    "undone": "took the decision back",
-    "late": "found it late",
+    "withdrawn": "withdrew the opinion",
+    "undone": "undid the decision",
+    "late": "marked it as late",
 }
 
 
 def history_of(visit: Visit, review: Review) -> list[Line]:
-    """Return the trail of a case for people, newest first. What a blind opinion says is left out by the store."""
+    """Return the history of a case, newest first. The store leaves out the contents of blind opinions."""
     names, lines = visit.desk.names(), []
     for event in visit.desk.store.history(review.id):
         who = "You" if event.who == visit.who else names.get(event.who, event.who)
@@ -277,7 +277,7 @@ def _reads_history(visit: Visit, review: Review) -> bool:
 
 
 def _is_late(review: Review, now: datetime) -> bool:
-    """Return whether the caller had what the policy says of late cases, or has it by now."""
+    """Return whether the caller has got the policy's reply for late cases."""
     if review.due_at is None:
         return False
     end = review.decided_at or now.isoformat(timespec="microseconds")
@@ -285,12 +285,12 @@ def _is_late(review: Review, now: datetime) -> bool:
 
 
 def _opinions(visit: Visit, review: Review) -> list[Opinion]:
-    """Return the two opinions where they differ; before that nobody is shown any."""
+    """Return the two opinions if they differ; otherwise nobody sees them."""
     return visit.desk.store.opinions(review.id) if review.disputed else []
 
 
 def changes_of(review: Review) -> list[tuple[str, str]]:
-    """Return how the reviewer changed the answer, word by word."""
+    """Return the reviewer's changes to the answer, word by word."""
     if review.status is ReviewStatus.PENDING or not review.answer or not review.final_answer:
         return []
     return [] if review.final_answer == review.answer else word_changes(review.answer, review.final_answer)

@@ -1,6 +1,6 @@
-"""Charts as inline SVG: shapes in percentages, letters of fixed size, colours as classes, no style and no script.
+"""Charts as inline SVG: relative shapes, text of fixed size, colours as classes, no styles and no scripts.
 
-Each has a title and a description that says what it shows; the template puts a table of the same figures beside it.
+Each chart has a title and a description; the template adds a table of the same figures.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from markupsafe import Markup, escape
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a chart says in words.
+    """The texts of a chart.
 
     Attributes:
         id: unique on the page.
-        title: what it shows.
-        finding: what one should see in it.
+        title: what the chart shows.
+        finding: the main result.
     """
 
     id: str
@@ -28,22 +28,22 @@ class Said:
 
 
 def bar(value: float, fill: str = "fi") -> Markup:
-    """Return a probability as a bar, without words: the number stands beside it.
+    """Return a probability as a bar without text; the page shows the number next to it.
 
     Args:
-        value: from 0 to 1.
-        fill: the class of its colour.
+        value: probability from 0 to 1.
+        fill: class of the colour.
     """
     shape = rect("tr", 0, 1, 0, 1, "2") + rect(fill, 0, max(min(value, 1.0), 0.012), 0, 1, "2")
     return _markup(f'<svg class="bar" aria-hidden="true">{shape}</svg>')
 
 
 def shares(parts: Sequence[tuple[str, float]], label: str) -> Markup:
-    """Return parts of a whole as one bar.
+    """Return a stacked bar.
 
     Args:
-        parts: class of the colour and share, from 0 to 1, in order.
-        label: the same in words.
+        parts: pairs of colour class and share from 0 to 1, in order.
+        label: description in words.
     """
     shapes, at = "", 0.0
     for fill, width in parts:
@@ -54,12 +54,12 @@ def shares(parts: Sequence[tuple[str, float]], label: str) -> Markup:
 
 
 def stacked(days: Sequence[str], series: Sequence[tuple[str, str, Sequence[int]]], said: Said) -> Markup:
-    """Return one bar a day, with its parts from the baseline up.
+    """Return one stacked bar per day.
 
     Args:
         days: labels.
-        series: name, class of the colour, and one number for each day.
-        said: its words.
+        series: name, colour class, and one number for each day.
+        said: texts of the chart.
     """
     top = max([1, *(sum(values[day] for _, _, values in series) for day in range(len(days)))]) * 1.06
     body, width = y_axis(top), 1 / len(days)
@@ -76,7 +76,7 @@ def stacked(days: Sequence[str], series: Sequence[tuple[str, str, Sequence[int]]
 
 
 def histogram(bins: Sequence[int], said: Said) -> Markup:
-    """Return how many cases have which p(wrong), in bins of equal width from 0 to 1."""
+    """Return the histogram of p(wrong), in bins of equal width from 0 to 1."""
     top = max([1, *bins]) * 1.12
     body, width = y_axis(top), 1 / len(bins)
     for place, count in enumerate(bins):

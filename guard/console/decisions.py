@@ -1,4 +1,4 @@
-"""What reviewers do with a case: decide, undo, skip, keep, assign. Each is a form, and ends in a redirect."""
+"""Actions on a case: decide, undo, skip, keep, assign. Each is a form and ends with a redirect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ router = APIRouter()
 
 @router.post("/case/{name}/approve")
 def approve(visit: TheVisit, name: str, form: TheForm) -> Response:
-    """Let the model's answer stand."""
+    """Approve the model's answer."""
     review = _to_decide(visit, name)
     note = _note(form)
     return _decided(visit, review, form, lambda: visit.desk.store.approve(review.id, reviewer=visit.who, note=note))
@@ -28,7 +28,7 @@ def approve(visit: TheVisit, name: str, form: TheForm) -> Response:
 
 @router.post("/case/{name}/reject")
 def reject(visit: TheVisit, name: str, form: TheForm) -> Response:
-    """Say that the answer is wrong."""
+    """Reject the answer as wrong."""
     review = _to_decide(visit, name)
     note = _note(form)
     return _decided(visit, review, form, lambda: visit.desk.store.reject(review.id, reviewer=visit.who, note=note))
@@ -36,11 +36,11 @@ def reject(visit: TheVisit, name: str, form: TheForm) -> Response:
 
 @router.post("/case/{name}/edit")
 def edit(visit: TheVisit, name: str, form: TheForm) -> Response:
-    """Put the reviewer's answer in place of the model's."""
+    """Replace the model's answer by the reviewer's."""
     review = _to_decide(visit, name)
     answer, draft = form.get("answer", ""), cast("Draft | None", form.get("draft") or None)
     if review.answer is not None and draft not in ("right", "wrong"):
-        error = "Say whether the model's own answer was right or wrong: it becomes a label for calibration."
+        error = "State whether the model's own answer was right or wrong: it becomes a label for calibration."
         return case_page(visit, review, standing(visit, review), edit=True, typed=form, error=error, status=422)
     return _decided(
         visit,
@@ -52,10 +52,10 @@ def edit(visit: TheVisit, name: str, form: TheForm) -> Response:
 
 @router.post("/case/{name}/adjudicate")
 def adjudicate(visit: TheVisit, name: str, form: TheForm) -> Response:
-    """Decide between two opinions that differ: the first or the second becomes the verdict.
+    """Decide between two different opinions: the first or the second becomes the verdict.
 
     Raises:
-        PageError: no such opinion, or the visitor may not.
+        PageError: the opinion does not exist, or the visitor lacks the permission.
     """
     review = _named_case(visit, name)
     visit.require(Permission.REASSIGN, review.route)
@@ -93,7 +93,7 @@ def skip(visit: TheVisit, name: str, form: TheForm) -> Response:
 
 @router.post("/case/{name}/undo")
 def undo(visit: TheVisit, name: str) -> Response:
-    """Take the visitor's own decision back; the case is theirs again. Nobody takes another's back."""
+    """Undo the visitor's own decision and return the case to them."""
     review = _named_case(visit, name)
     visit.require(Permission.DECIDE, review.route)
     try:
@@ -105,7 +105,7 @@ def undo(visit: TheVisit, name: str) -> Response:
 
 @router.post("/case/{name}/keep")
 def keep(visit: TheVisit, name: str) -> Response:
-    """Keep a claim for longer: somebody is typing. Answers with the page, or 409 where the claim has gone."""
+    """Extend a claim while the visitor is typing. Returns 409 if the claim has ended."""
     review = _to_decide(visit, name)
     if not standing(visit, review).mine:
         raise PageError(409, "The claim has ended", "Somebody else may have taken the case.")
@@ -127,7 +127,7 @@ def assign(visit: TheVisit, name: str, form: TheForm) -> Response:
 
 
 def _named_case(visit: Visit, name: str) -> Review:
-    """Return a case that the visitor may see, by its whole id: the beginning of one shows a case and decides nothing.
+    """Return a case that the visitor may see by its whole id: a prefix shows a case, but decides nothing.
 
     Raises:
         PageError: the name is not an id or a decision id.
@@ -152,7 +152,7 @@ def _note(form: dict[str, str]) -> str | None:
 def _decided(
     visit: Visit, review: Review, form: dict[str, str], decide: Callable[[], Review], *, undoable: bool = True
 ) -> Response:
-    """Carry out a decision and go on to the next case; where it came too late, say so and keep what was typed."""
+    """Carry out a decision and continue with the next case. If it is too late, say so and keep the typed text."""
     try:
         decide()
     except InputError as error:

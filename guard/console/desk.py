@@ -1,4 +1,4 @@
-"""What every page needs: the store, the accounts, the templates, and who asks."""
+"""What all pages share: store, accounts, templates and the visitor."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from guard.review.typical_maps import TypicalMaps
 
 HERE = Path(__file__).parent
 
-#: Bytes of a form that are read: an edited answer, and little else.
+#: Largest size of a form in bytes; its main part is an edited answer.
 LARGEST_FORM = 1_000_000
 
 
 class PageError(Exception):
-    """A request that is answered with an error page.
+    """A request gets an error page.
 
     Attributes:
         status: the HTTP status.
-        title: what is so.
-        text: whether anything changed, and what to do.
+        title: the error.
+        text: whether anything was changed, and what to do.
     """
 
     def __init__(self, status: int, title: str, text: str) -> None:
@@ -48,7 +48,7 @@ class PageError(Exception):
 
 
 class SignInError(Exception):
-    """A request of somebody who has not signed in."""
+    """The visitor has not signed in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ class ReviewDesk:
     Attributes:
         store: the cases.
         access: users, sessions, keys.
-        settings: how it is reached.
-        logins: limits tries to sign in by address.
+        settings: the settings of the console.
+        logins: limits login attempts per address.
         typical: what layers look like in reviewed answers, by scorer.
         decided: what guards decided of late, by range and routes.
         log_checks: of the audit log.
@@ -77,7 +77,7 @@ class ReviewDesk:
 
     @property
     def place(self) -> str:
-        """The store's file or database, without where it is: that is nobody's business on a page."""
+        """The name of the store's file or database, without its location."""
         return self.store.place.rpartition("/")[2]
 
     def names(self) -> dict[str, str]:
@@ -87,13 +87,13 @@ class ReviewDesk:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One request of somebody who is signed in.
+    """A request of a signed-in visitor.
 
     Attributes:
         request: the request.
         desk: the console.
-        principal: who asks.
-        now: the time of the request, the same all over its page.
+        principal: the visitor.
+        now: time of the request, the same everywhere on its page.
     """
 
     request: Request
@@ -103,28 +103,28 @@ class Visit:
 
     @property
     def who(self) -> str:
-        """The name under which the store keeps what they do."""
+        """The visitor's name in the store."""
         return self.principal.id
 
     def allows(self, permission: Permission, route: str | None = ANYWHERE) -> bool:
-        """Return whether they may do something."""
+        """Return whether the visitor has a permission."""
         return bool(may(self.principal, permission, route))
 
     def require(self, permission: Permission, route: str | None = ANYWHERE) -> None:
-        """Refuse the request unless they may do something.
+        """Refuse the request unless the visitor has a permission.
 
         Raises:
-            PageError: they may not.
+            PageError: the visitor lacks the permission.
         """
         decision = may(self.principal, permission, route)
         if isinstance(decision, Refused):
-            raise PageError(403, "Your role does not reach this page", f"{decision.why}. Nothing was changed.")
+            raise PageError(403, "Your role does not allow this page", f"{decision.why}. Nothing was changed.")
 
     def routes(self, permission: Permission) -> frozenset[str] | None:
-        """Return the routes on which they may do something; None for all.
+        """Return the routes on which the visitor has a permission; None for all.
 
         Raises:
-            PageError: they may do it nowhere.
+            PageError: the visitor has it on no route.
         """
         self.require(permission)
         return reachable_routes(self.principal, permission)
@@ -137,7 +137,7 @@ class Visit:
         return render(self.request, template, status=status, **shared, **values)
 
     def go(self, path: str, **query: str | None) -> Response:
-        """Return a redirect to another page of the console, to be fetched with GET."""
+        """Return a redirect (303) to another page of the console."""
         return go(self.request, path, **query)
 
 
@@ -145,16 +145,16 @@ class Visit:
 
 
 def desk_of(request: Request) -> ReviewDesk:
-    """Return the console that a request came to, unless it may come from another site.
+    """Return the console of a request, unless the request may come from another site.
 
     Raises:
-        PageError: it may.
+        PageError: the request may come from another site.
     """
     if (why := request.scope.get("guard.cross_site")) is not None:
         raise PageError(
             403,
             "This request did not come from the console",
-            f"Nothing was changed: {why}. If you pressed a button here, load the page again and press it once more.",
+            f"Nothing was changed: {why}. If you pressed a button here, reload the page and try again.",
         )
     desk: ReviewDesk = request.app.state.desk
     return desk
@@ -164,10 +164,10 @@ TheDesk = Annotated[ReviewDesk, Depends(desk_of)]
 
 
 def visit_of(request: Request, desk: TheDesk) -> Visit:
-    """Return who asks.
+    """Return the visit of a request.
 
     Raises:
-        SignInError: nobody who is signed in.
+        SignInError: the visitor has not signed in.
     """
     principal = principal_of(request, desk)
     if principal is None:
@@ -179,7 +179,7 @@ TheVisit = Annotated[Visit, Depends(visit_of)]
 
 
 def principal_of(request: Request, desk: ReviewDesk) -> Principal | None:
-    """Return who asks: by the proxy's header where one is trusted, else by the session's cookie."""
+    """Return the visitor: by the header of a trusted proxy if there is one, else by the session cookie."""
     if desk.settings.proxy_header is not None:
         return _by_proxy(request, desk)
     secret = request.cookies.get(desk.settings.cookie)
@@ -188,7 +188,7 @@ def principal_of(request: Request, desk: ReviewDesk) -> Principal | None:
 
 
 def _by_proxy(request: Request, desk: ReviewDesk) -> Principal | None:
-    """Return the user that the proxy names; only the proxy itself is believed, and only known users come in."""
+    """Return the user that the proxy names. Only the proxy's address is trusted, and only known users are accepted."""
     name = request.headers.get(desk.settings.proxy_header or "")
     if not name or address_of(request) not in desk.settings.proxy_addresses:
         return None
@@ -200,12 +200,12 @@ def _by_proxy(request: Request, desk: ReviewDesk) -> Principal | None:
 
 
 def address_of(request: Request) -> str:
-    """Return the address of the socket that a request came on: the proxy's, where there is one."""
+    """Return the address of the request's socket, which is the proxy's behind a proxy."""
     return request.client.host if request.client is not None else ""
 
 
 def visitor_address(request: Request, desk: ReviewDesk) -> str:
-    """Return the address of whoever made a request; a proxy that is known says whose it is."""
+    """Return the visitor's address; a trusted proxy states it."""
     address = address_of(request)
     if address not in desk.settings.proxy_addresses:
         return address
@@ -213,12 +213,12 @@ def visitor_address(request: Request, desk: ReviewDesk) -> str:
 
 
 async def form_of(request: Request, desk: TheDesk) -> dict[str, str]:
-    """Return the fields of a form; of several values of one field the last.
+    """Return the fields of a form; the last value of a repeated field counts.
 
-    The console is asked first whether the request comes from another site, so that nothing of such a one is read.
+    The cross-site check runs first, so the body of a cross-site request is never read.
 
     Raises:
-        PageError: it is no form, or too large.
+        PageError: the body is not a form, or too large.
     """
     body = bytearray()
     async for part in request.stream():
@@ -232,7 +232,7 @@ async def form_of(request: Request, desk: TheDesk) -> dict[str, str]:
         fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=50, errors="replace")
     except ValueError:
         raise PageError(400, "The form cannot be read", "Nothing was changed.") from None
-    # Browsers send line ends as CRLF; a NUL is no text anywhere.
+    # Browsers send line breaks as CRLF; databases do not accept NUL.
     return {name: values[-1].replace("\r\n", "\n").replace("\0", "\ufffd") for name, values in fields.items()}
 
 
@@ -243,19 +243,19 @@ TheForm = Annotated[dict[str, str], Depends(form_of)]
 
 
 def render(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
-    """Return a page made from a template; what a template does not get is an error."""
+    """Render a template as a page; a missing value is an error."""
     root = request.scope.get("root_path", "")
     text = templates().get_template(template).render(root=root, **values)
     return HTMLResponse(text, status)
 
 
 def go(request: Request, path: str, **query: str | None) -> Response:
-    """Return a redirect within the console, to be fetched with GET."""
+    """Return a redirect (303) within the console."""
     return RedirectResponse(request.scope.get("root_path", "") + path + query_text(query), 303)
 
 
 def query_text(query: Mapping[str, str | None]) -> str:
-    """Return the part of an address behind the path, without what is empty.
+    """Return the query string of an address, without empty values.
 
     Examples:
         >>> query_text({"route": "a b", "q": None})
@@ -267,7 +267,7 @@ def query_text(query: Mapping[str, str | None]) -> str:
 
 @cache
 def templates() -> Environment:
-    """Return the templates: everything put into one is escaped, and what is missing is an error."""
+    """Return the templates: values are escaped, and a missing value is an error."""
     environment = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,

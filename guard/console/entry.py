@@ -1,4 +1,4 @@
-"""Getting in and out: the link of the first run, signing in, setting a password, signing out."""
+"""First-run link, login, password change and logout."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def show_login(request: Request, desk: TheDesk, then: str = "") -> Response:
 
 @router.post("/login")
 def sign_in(request: Request, desk: TheDesk, form: TheForm) -> Response:
-    """Begin a session. It never takes over the cookie that the browser brought."""
+    """Start a session with a new cookie; the browser's old cookie is never reused."""
     then, login = own_path(form.get("then", "")), form.get("login", "")
     if desk.settings.proxy_header is not None:
-        raise PageError(403, "Users sign in at the proxy", "This console takes nobody's password.")
+        raise PageError(403, "Users sign in at the proxy", "This console accepts no passwords.")
     if not desk.logins.allows(visitor_address(request, desk)):
         return login_page(
-            request, desk, then=then, login=login, error="Too many tries from this address. Try again in five minutes.",
+            request, desk, then=then, login=login, error="Too many attempts from this address. Wait five minutes.",
             status=429,
         )  # fmt: skip
     try:
@@ -51,13 +51,13 @@ def sign_out(request: Request, desk: TheDesk) -> Response:
 
 @router.get("/welcome/{secret}")
 def show_welcome(request: Request, desk: TheDesk, secret: str) -> Response:
-    """Return the page behind a one-time link. Opening it does not use the link up."""
+    """Return the page of a one-time link. Opening it does not use the link."""
     return _welcome_page(request, _owner(desk, secret))
 
 
 @router.post("/welcome/{secret}")
 def use_welcome(request: Request, desk: TheDesk, secret: str, form: TheForm) -> Response:
-    """Use a link up: make the first account, or set a password; then sign in."""
+    """Use a link: make the first account, or set a password; then sign in."""
     login, password, name = form.get("login", ""), form.get("password", ""), form.get("name", "")
     owner = _owner(desk, secret)
     try:

@@ -1,4 +1,4 @@
-"""Text of a model or a caller as it goes into a page: text, never markup, and nothing in it unseen."""
+"""Untrusted text for pages: escaped, with hidden characters made visible."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from markupsafe import Markup, escape
 
 from guard.hidden_characters import replace_hidden
 
-#: What takes the place of a hidden character until the text is escaped. Neither can be in a text that was replaced:
-#: they are hidden characters themselves.
+#: Placeholders of a hidden character until the text is escaped. Neither can remain in a text: they are hidden
+#: characters themselves.
 _OPEN, _CLOSE = "\x01", "\x02"
 
-#: What stands for bytes that were no text, and for a NUL.
+#: Stands for invalid bytes and for NUL.
 _NOT_TEXT = "\ufffd"
 
-#: Characters of a text that are shown at once.
+#: Number of characters that are shown at first.
 FIRST = 20_000
 
 
 def foreign(text: str | None) -> Markup:
-    """Return a text for a page: escaped, with each character that hides or steers in a box with its name.
+    """Return an escaped text with a box, showing code and name, for each hidden or control character.
 
-    The box holds the code in place of the character, so that copying cannot carry it along.
+    The box has the code instead of the character, so copying does not copy the character.
 
     Examples:
         >>> str(foreign("<b>\\u202e"))
@@ -41,7 +41,7 @@ def has_hidden(*texts: str | None) -> bool:
 
 
 def split_long(text: str | None) -> tuple[str, str]:
-    """Return the part of a text that is shown at once, and the rest."""
+    """Return the part of a text that is shown at first, and the rest."""
     text = text or ""
     return text[:FIRST], text[FIRST:]
 

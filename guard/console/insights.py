@@ -1,4 +1,4 @@
-"""The lead's page: what came and what became of it, by day, route and reviewer."""
+"""The lead's page: incoming cases and their verdicts, by day, route and reviewer."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _DAYS = {1: "Today", 7: "7 days", 28: "28 days"}
 #: An action, and the colour that it has in charts.
 _ACTIONS = tuple((name, f"f-{name}") for name in ACTIONS)
 
-#: A status, and the colour that it has in charts.
+#: Colour of each status in charts.
 _KINDS = (("approved", "f-accept"), ("edited", "f-retry"), ("rejected", "f-escalate"), ("pending", "f-abstain"))
 
 
 @router.get("/insights")
 def show_insights(visit: TheVisit, days: int = 28, route: str = "") -> Response:
-    """Return the figures of the routes that the visitor may see."""
+    """Return the page of figures for the routes that the visitor may see."""
     routes = visit.routes(Permission.SEE_INSIGHTS)
     if days not in _DAYS:
         raise PageError(404, "There is no such range", f"Known: {', '.join(map(str, _DAYS))} days.")
@@ -63,9 +63,9 @@ def show_insights(visit: TheVisit, days: int = 28, route: str = "") -> Response:
 
 @router.get("/insights/agreement")
 def show_agreement(visit: TheVisit) -> Response:
-    """Return how far reviewers agree, for whoever sees all routes: the figures are not kept by route."""
+    """Return the page of agreement between reviewers, for visitors who may see all routes."""
     if visit.routes(Permission.SEE_INSIGHTS) is not None:
-        raise PageError(403, "Your role does not reach this page", "Agreement is counted over all routes.")
+        raise PageError(403, "Your role does not allow this page", "Agreement is computed over all routes.")
     found = visit.desk.store.stats()
     return visit.page("agreement.html.j2", here="insights", found=found, fewest=FEWEST_SHARED, names=visit.desk.names())
 
@@ -115,11 +115,11 @@ def _by_day(found: Insights) -> Markup:
     series = [(name, fill, [getattr(tally, name) for tally in found.by_day.values()]) for name, fill in _KINDS]
     now = datetime.now(UTC)
     labels = [times.date(f"{day}T00:00:00+00:00", now) for day in found.by_day]
-    total, finding = found.total, "No case came."
+    total, finding = found.total, "There were no cases."
     if total.all:
         busiest = max(found.by_day, key=lambda day: found.by_day[day].all)
         finding = f"{total.all} cases in {len(labels)} days, most on {busiest}: {found.by_day[busiest].all}."
-    return charts.stacked(labels, series, charts.Said("by-day", "Cases by the day they came, and verdict", finding))
+    return charts.stacked(labels, series, charts.Said("by-day", "Cases by day and verdict", finding))
 
 
 def _histogram(found: Insights) -> Markup:

@@ -1,4 +1,4 @@
-"""The queue: saved views, filters in the address, pages by key, and the way to the next case."""
+"""The queue: views, filters in the address, keyset pagination, and the next case."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from guard.review_terms import PRIORITIES
 
 router = APIRouter()
 
-#: Cases on a page.
+#: Number of cases on a page.
 LENGTH = 25
 
-#: Free cases that are tried before the queue says that all were taken at this moment.
+#: Number of free cases that are tried before the queue reports that all are taken.
 TRIED = 20
 
 _ORDERS = {
@@ -40,13 +40,13 @@ _CLAIMED = {"": "Anybody's", "free or mine": "Free and mine", "free": "Free", "m
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One tab.
+    """A tab of the queue.
 
     Attributes:
-        name: in the address.
-        title: on the tab.
-        chosen: which cases.
-        order: in which order, unless another is asked for.
+        name: name in the address.
+        title: title of the tab.
+        chosen: filter of the cases.
+        order: default order.
     """
 
     name: str
@@ -56,7 +56,7 @@ class View:
 
 
 def views_of(visit: Visit) -> list[View]:
-    """Return the tabs that a visitor has: those who decide have one with what they may take."""
+    """Return the visitor's tabs. Visitors who decide have one with the cases that they may take."""
     routes = visit.routes(Permission.SEE_CASES)
     waiting = CaseFilter(status="pending", routes=routes, viewer=visit.who)
     views = [
@@ -80,7 +80,7 @@ def offered_to(visit: Visit) -> CaseFilter:
 
 @router.get("/")
 def start(visit: TheVisit) -> Response:
-    """Send a visitor to the first page that their roles reach."""
+    """Redirect a visitor to the first page that their roles allow."""
     for permission, path in ((Permission.SEE_CASES, "/queue"), (Permission.ADMINISTER, "/settings/users")):
         if visit.allows(permission):
             return visit.go(path)
@@ -160,7 +160,7 @@ def who_has(visit: Visit, state: CaseState, names: Mapping[str, str]) -> str:
 
 @router.get("/next")
 def go_on(visit: TheVisit, done: str = "", leave: str = "") -> Response:
-    """Claim the next case that the visitor may take, and go there; to the queue where there is none."""
+    """Claim the next case that the visitor may take and redirect to it, or to the queue if there is none."""
     visit.require(Permission.DECIDE)
     if not is_own_navigation(visit.request.headers):
         return visit.go("/queue")
@@ -177,7 +177,7 @@ def go_on(visit: TheVisit, done: str = "", leave: str = "") -> Response:
 def _claimed(visit: Visit, review: Review) -> bool:
     try:
         visit.desk.store.claim(review.id, reviewer=visit.who)
-    except ReviewError:  # somebody was faster
+    except ReviewError:  # another person was faster
         return False
     return True
 
@@ -186,7 +186,7 @@ def _narrowed(chosen: CaseFilter, asked: Mapping[str, str]) -> CaseFilter:
     """Return a view's cases, narrowed by the filters of the address.
 
     Raises:
-        InputError: a filter's value is not one of those that there are.
+        InputError: a filter has an unknown value.
     """
     claimed = asked["claimed"]
     if claimed and claimed not in CLAIMED:
@@ -209,7 +209,7 @@ def _order(order: str, view: View) -> str:
 
 @dataclass(frozen=True, slots=True)
 class QueueRow:
-    """One case in the queue.
+    """A row of the queue.
 
     Attributes:
         case: the case.

@@ -1,4 +1,4 @@
-"""What every request to the console must pass, and every answer carries: pure decisions, and one middleware."""
+"""Security checks of requests and security headers of responses: pure functions and one middleware."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guard.console.settings import ConsoleSettings
 
-#: Nothing from elsewhere, no inline script or style, and nobody may frame the pages.
+#: No resources from other origins, no inline scripts or styles, no framing.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -34,14 +34,14 @@ _READS = ("GET", "HEAD", "OPTIONS")
 
 
 def cross_site_reason(method: str, headers: Mapping[str, str]) -> str | None:
-    """Return why a request that changes something may come from another site, or None where it does not.
+    """Return why a state-changing request may come from another site, or None if it does not.
 
-    Browsers say in Sec-Fetch-Site where a request comes from, and no page can forge it; where it is missing, Origin
-    must be the console's own. A request with neither is refused: the console is for browsers, and all of them send one.
+    Browsers set Sec-Fetch-Site, and no page can forge it. If it is missing, Origin must be that of the console. A
+    request with neither is refused: all browsers send one of them.
 
     Args:
-        method: of the request.
-        headers: with names in lower case.
+        method: the HTTP method.
+        headers: the headers, with names in lower case.
 
     Examples:
         >>> cross_site_reason("POST", {"sec-fetch-site": "same-origin"})
@@ -51,7 +51,7 @@ def cross_site_reason(method: str, headers: Mapping[str, str]) -> str | None:
     if method in _READS:
         return None
     if (site := headers.get("sec-fetch-site")) is not None:
-        # "none" is for what a person typed; a form never has it.
+        # "none" is for typed addresses; a form never sends it.
         return None if site == "same-origin" else f"it comes from another site (Sec-Fetch-Site: {site[:20]})"
     if (origin := headers.get("origin")) is None:
         return "it does not say where it comes from"
@@ -61,9 +61,9 @@ def cross_site_reason(method: str, headers: Mapping[str, str]) -> str | None:
 
 
 def is_own_navigation(headers: Mapping[str, str]) -> bool:
-    """Return whether a page was opened from the console itself or by hand, and not ahead of time.
+    """Return whether a page was opened from the console or by hand, and not prefetched.
 
-    Opening a case claims it; neither a link on another site nor a browser that prefetches may do that.
+    Opening a case claims it, so a link on another site or a prefetch must not do so.
     """
     if "prefetch" in headers.get("sec-purpose", "") or headers.get("purpose") == "prefetch":
         return False
@@ -86,7 +86,7 @@ def is_known_name(host: str, names: frozenset[str]) -> bool:
 
 
 class Shield:
-    """Middleware: refuses foreign names and cross-site changes, and sets the headers of every answer."""
+    """Middleware that refuses unknown host names, marks cross-site requests and sets security headers."""
 
     def __init__(self, app: ASGIApp, settings: ConsoleSettings) -> None:
         self._app = app
@@ -107,7 +107,7 @@ class Shield:
         if not is_known_name(headers.get("host", ""), self._settings.names):
             await PlainTextResponse("Unknown host name", 421)(scope, receive, protected)
             return
-        # The page that says so is made by the application, in the console's own look.
+        # The application renders the error page.
         scope["guard.cross_site"] = cross_site_reason(scope["method"], headers)
         await self._app(scope, receive, protected)
 
@@ -119,11 +119,11 @@ def _protect(headers: MutableHeaders) -> None:
 
 
 class TryLimiter:
-    """Counts tries of each address within a sliding window, in this process.
+    """Limits attempts per address in a sliding window, in this process.
 
     Attributes:
-        most: tries in a window.
-        window_s: its seconds.
+        most: number of attempts in a window.
+        window_s: length of the window in seconds.
     """
 
     def __init__(self, most: int = 20, window_s: float = 300.0) -> None:

@@ -1,4 +1,4 @@
-"""How a console is set up."""
+"""Settings of a console."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from guard.access.oidc import OidcSettings
 from guard.audit.notes import SigningKey
 from guard.errors import InputError
 
-#: Names under which a browser on the same machine asks for a server that listens on loopback.
+#: Host names of a server on loopback.
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 @dataclass(frozen=True, slots=True)
 class ConsoleSettings:
-    """How a console is reached, and whom it believes.
+    """Addresses and trust settings of a console.
 
     Attributes:
         secure_cookie: whether browsers reach it by HTTPS. The session's cookie is then ``__Host-guard``; browsers
             keep that name for HTTPS, so on plain HTTP, as on loopback, it is ``guard``.
-        names: host names under which it answers; others are refused, so that no foreign name can be pointed at it.
-            Empty for any name.
-        proxy_header: the header in which a proxy says who has signed in; None where users sign in here.
-        proxy_addresses: addresses of that proxy; the header of anybody else is not read.
+        names: accepted host names; others are refused, which prevents DNS rebinding. Empty accepts any name.
+        proxy_header: the header in which a proxy names the signed-in user; None if users sign in here.
+        proxy_addresses: addresses of that proxy; the header is ignored from any other address.
         oidc: an OpenID Connect provider at which people may sign in; None without one.
         signing_key: signs the checkpoints of the audit log that its page makes; None leaves them unsigned.
 
     Raises:
-        InputError: a proxy's header without its address, an address that is none, or a name that is no host name.
+        InputError: a proxy header without an address, an invalid address, or an invalid host name.
     """
 
     secure_cookie: bool = False
@@ -42,8 +41,8 @@ class ConsoleSettings:
     def __post_init__(self) -> None:
         if self.proxy_header is not None and not self.proxy_addresses:
             raise InputError(
-                "A proxy's header needs the proxy's address",
-                why="anybody could send the header otherwise",
+                "A proxy header needs the address of the proxy",
+                why="otherwise anybody could send the header",
                 fix="Give --proxy-address",
             )
         object.__setattr__(self, "names", frozenset(map(_checked_name, self.names)))
@@ -76,11 +75,11 @@ def is_loopback(host: str) -> bool:
 
 
 def _checked_name(name: str) -> str:
-    """Return a host name as it is compared: in lower case. One that no browser could ask for would match nothing."""
+    """Return a host name in lower case; an invalid one would match nothing, so it is refused."""
     host = name.strip().lower()
     if not re.fullmatch(r"[^\s/@:\[\]]+|\[[0-9a-f:.]+\]", host):
         raise InputError(
-            f"'{name[:60]}' is no host name", fix="Write --name guard.example.org, without scheme and port"
+            f"'{name[:60]}' is not a host name", fix="Write --name guard.example.org, without scheme and port"
         )
     return host
 
@@ -89,4 +88,4 @@ def _checked_address(address: str) -> str:
     try:
         return str(ipaddress.ip_address(address))
     except ValueError:
-        raise InputError(f"'{address[:60]}' is no IP address", fix="Write --proxy-address 10.0.0.2") from None
+        raise InputError(f"'{address[:60]}' is not an IP address", fix="Write --proxy-address 10.0.0.2") from None

@@ -1,4 +1,4 @@
-"""Times, numbers and names as the pages write them."""
+"""Formats of times, numbers and names on the pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HOUR, _DAY = 3600, 86_400
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """When a case is due, for people.
+    """The due time of a case in words.
 
     Attributes:
         text: such as ``in 42 min`` or ``14 min late``.
@@ -25,7 +25,7 @@ class Due:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time in at most two units.
+    """Return a duration in at most two units.
 
     Examples:
         >>> [duration(seconds) for seconds in (40, 2520, 11880, 7200, 200000)]
@@ -43,12 +43,12 @@ def duration(seconds: float) -> str:
 
 
 def since(at: str, now: datetime) -> float:
-    """Return the seconds from a kept time to now."""
+    """Return the seconds from a stored time to now."""
     return (now - datetime.fromisoformat(at)).total_seconds()
 
 
 def ago(at: str, now: datetime) -> str:
-    """Return how long ago something was; after a day its date.
+    """Return the age of a time, or its date after a day.
 
     Examples:
         >>> ago("2026-11-25T10:00:00+00:00", datetime(2026, 11, 25, 13, 18, tzinfo=UTC))
@@ -66,14 +66,14 @@ def date(at: str, now: datetime) -> str:
 
 
 def moment(at: str, now: datetime) -> str:
-    """Return a time as ``13:47``, with its day where that is another."""
+    """Return a time as ``13:47``, with the day if it is not today."""
     time = datetime.fromisoformat(at).astimezone(UTC)
     clock = f"{time:%H:%M}"
     return clock if time.date() == now.date() else f"{date(at, now)}, {clock}"
 
 
 def due(at: str | None, now: datetime) -> Due | None:
-    """Return when a case is due, for people; None where it may wait forever."""
+    """Return the due time of a case in words; None if it has none."""
     if at is None:
         return None
     left = -since(at, now)
@@ -83,7 +83,7 @@ def due(at: str | None, now: datetime) -> Due | None:
 
 
 def share(part: int, whole: int) -> str:
-    """Return a share such as ``43 %``, below 10 with one decimal; ``-`` of nothing.
+    """Return a percentage such as ``43 %``, below 10 with one decimal; ``-`` without a whole.
 
     Examples:
         >>> share(43, 100), share(1, 50), share(0, 0)
@@ -96,7 +96,7 @@ def share(part: int, whole: int) -> str:
 
 
 def initials(name: str) -> str:
-    """Return at most two letters that stand for a person.
+    """Return the initials of a person, at most two letters.
 
     Examples:
         >>> initials("Mira Patel"), initials("mira")

@@ -1,4 +1,4 @@
-"""The bar that says what was decided last, and takes it back for ten seconds of the server's clock."""
+"""The bar that shows the last decision and can undo it for ten seconds of the server's clock."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Toast:
-    """What can be undone.
+    """A decision that can be undone.
 
     Attributes:
-        id: the case.
-        what: what was decided, such as ``Approved 06wb38``.
-        left: seconds in which it can be undone.
-        then: what follows, in words before the seconds.
+        id: id of the case.
+        what: the decision, such as ``Approved 06wb38``.
+        left: seconds during which it can be undone.
+        then: the consequence, in words that precede the seconds.
     """
 
     id: str
@@ -34,7 +34,7 @@ class Toast:
 
 
 def toast_of(visit: Visit, name: str) -> Toast | None:
-    """Return what the visitor decided about a case a moment ago; None where nothing can be undone."""
+    """Return the visitor's last decision on a case, or None if it can no longer be undone."""
     if not name:
         return None
     try:

@@ -360,7 +360,7 @@ def test_a_revoked_key_works_no_more_and_its_name_is_free(access: Access) -> Non
         access.keys.add("chat", grants=LEAD)
     access.keys.revoke("chat")
     assert access.keys.find(secret) is None
-    with pytest.raises(AccessError, match="no working key"):
+    with pytest.raises(AccessError, match="no valid key"):
         access.keys.revoke("chat")
     again, second = access.keys.add("chat", grants=LEAD)
     assert access.keys.find(second) is not None

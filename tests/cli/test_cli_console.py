@@ -59,8 +59,8 @@ def test_it_does_not_listen_elsewhere_without_accounts(place: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--proxy-header", "X-User"), "needs the proxy's address"),
-        (("--proxy-header", "X-User", "--proxy-address", "proxy"), "is no IP address"),
+        (("--proxy-header", "X-User"), "needs the address of the proxy"),
+        (("--proxy-header", "X-User", "--proxy-address", "proxy"), "is not an IP address"),
         (("--demo",), "store of its own"),
         (("--oidc-role", "staff=viewer"), "needs a provider"),
         (("--oidc-issuer", "http://id.example.org", "--oidc-role", "staff=viewer"), "must be an https"),

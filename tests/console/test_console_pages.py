@@ -465,7 +465,7 @@ def test_a_lead_sees_what_came_and_what_became_of_it(console: MadeConsole) -> No
 def test_insights_of_nothing_are_empty_and_no_error(console: MadeConsole) -> None:
     page = console.signed_in("ana", ("lead",)).get("/insights")
     assert page.status_code == 200
-    assert "No case came" in page.text
+    assert "There were no cases" in page.text
 
 
 def test_agreement_is_shown_from_twenty_shared_cases_on(console: MadeConsole) -> None:

@@ -237,7 +237,7 @@ def test_the_first_account_is_made_once_by_its_link(console: MadeConsole) -> Non
 @pytest.mark.parametrize("name", ["", " ", "https://guard.example", "guard.example:443", "guard.example/console"])
 def test_a_name_that_no_browser_could_ask_for_is_refused(name: str) -> None:
     """An empty one would leave no names, which means any."""
-    with pytest.raises(InputError, match="is no host name"):
+    with pytest.raises(InputError, match="is not a host name"):
         ConsoleSettings(names=frozenset({name}))
 
 
