@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 SigningKeyOption = Annotated[
-    str | None, typer.Option("--signing-key", metavar="FILE", help="What guard audit key wrote; signs the checkpoint.")
+    str | None, typer.Option("--signing-key", metavar="FILE", help="Key file of guard audit key; signs the checkpoint.")
 ]
 KeyOption = Annotated[
     str | None,
@@ -34,11 +34,11 @@ KeyOption = Annotated[
 
 @app.command("key")
 def make_key(
-    name: Annotated[str, typer.Argument(help="Whose key it is; checkpoints carry it as their origin.")],
+    name: Annotated[str, typer.Argument(help="Name of the signer; checkpoints carry it as their origin.")],
     *,
     out: Annotated[str, typer.Option(metavar="FILE", help="The new file for the signing key.")],
 ) -> None:
-    """Make a signing key, and print the verifier key to give to whoever checks the log."""
+    """Make a signing key, and print the verifier key for those who check the log."""
     from guard.audit.notes import SigningKey
 
     key = SigningKey.generate(name)
@@ -50,7 +50,7 @@ def make_key(
 def checkpoint(
     *,
     signing_key: SigningKeyOption = None,
-    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write the note to this file as well.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the note to this file.")] = None,
     store: StoreOption = None,
 ) -> None:
     """Record the log's size and root, and print the note. Keep a copy where the database's owner cannot change it."""
@@ -71,12 +71,12 @@ def verify(
     key: KeyOption = None,
     copies: Annotated[
         list[str] | None,
-        typer.Option("--checkpoint", metavar="FILE", help="A signed checkpoint that was kept elsewhere; repeatable."),
+        typer.Option("--checkpoint", metavar="FILE", help="A signed checkpoint that is stored elsewhere; repeatable."),
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every entry, kept text and checkpoint. Exits with 6 if anything was changed, removed or put in."""
+    """Check every entry, stored text and checkpoint. Exit with 6 if anything was changed, removed or inserted."""
     with _opened(store) as opened:
         notes = tuple(_read(copy) for copy in copies or ())
         found = opened.audit_log().verify(key=_public(key), copies=notes)
@@ -85,7 +85,7 @@ def verify(
     else:
         out = console()
         for problem in found.problems:
-            out.print(one_line(f"Problem: {problem}."))  # it may quote a row that somebody has changed
+            out.print(one_line(f"Problem: {problem}."))  # it may quote a row that was tampered with
         state = "is as it was written" if found.ok else "was tampered with"
         out.print(
             f"The log of {found.size} entries {state}: {found.checkpoints} checkpoints ({found.signed} signed "
@@ -118,7 +118,7 @@ def prove(
 
 @app.command()
 def export(*, store: StoreOption = None) -> None:
-    """Print the log as JSON Lines: entries, their hashes, and what is left of salts and texts."""
+    """Print the log as JSON Lines: entries, hashes, and the salts and texts that were not erased."""
     with _opened(store) as opened:
         for line in opened.audit_log().export():
             print_json(json.loads(line))
@@ -130,7 +130,7 @@ def erase(
     before: Annotated[str, typer.Option(metavar="TIME", help="ISO 8601, such as 2026-05-01T00:00:00+00:00.")],
     store: StoreOption = None,
 ) -> None:
-    """Erase the texts and salts of older entries. Entries and proofs stay; nobody can link them to a text any more."""
+    """Erase the texts and salts of older entries. Entries and proofs stay, but can no longer be linked to a text."""
     with _opened(store) as opened:
         count = opened.audit_log().erase(before=before)
     typer.echo(f"Erased {count} texts and salts of entries before {before}.")

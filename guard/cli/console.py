@@ -1,4 +1,4 @@
-"""``guard console``: the web pages on which people review."""
+"""``guard console``: the web pages of the review queue."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Listening:
     https: bool
 
     def address(self, names: frozenset[str]) -> str:
-        """Return the address of the pages, for people."""
+        """Return the URL of the pages."""
         scheme = "https" if self.https else "http"
         host = f"[{self.host}]" if ":" in self.host else self.host
         named = f"{scheme}://{min(names)}" if self.https and names else f"{scheme}://{host}:{self.port}"
@@ -56,11 +56,11 @@ class Listening:
 def console(
     *,
     host: Annotated[
-        str, typer.Option(metavar="HOST", help="Address to listen on; 127.0.0.1 is for this machine only.")
+        str, typer.Option(metavar="HOST", help="Address to listen on; 127.0.0.1 accepts only this machine.")
     ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8766,
     https: Annotated[
-        bool, typer.Option("--https", help="A proxy in front speaks HTTPS; needed where HOST is not loopback.")
+        bool, typer.Option("--https", help="A proxy in front speaks HTTPS; required if HOST is not loopback.")
     ] = False,
     name: Annotated[
         list[str] | None,
@@ -98,9 +98,8 @@ def console(
 ) -> None:
     """Open the review console in a browser.
 
-    The first run prints a link that makes the first account. The console listens on this machine only, unless
-    --host says otherwise. To send notifications and mark late cases, give --deliver, or run guard webhooks deliver
-    beside it.
+    The first run prints a link that makes the first account. By default the console accepts only this machine (see
+    --host). To send notifications and mark late cases, use --deliver, or also run guard webhooks deliver.
     """
     settings = _settings(https, name, proxy_address, proxy_header, host)
     settings = replace(
@@ -183,7 +182,7 @@ def _settings(
         raise InputError(
             f"The console does not listen on {host} by plain HTTP",
             why="passwords and cases would cross the network in the clear",
-            fix="Put a proxy that speaks HTTPS in front, and give --https; see docs/how-to/console.md",
+            fix="Put an HTTPS proxy in front, and use --https; see docs/how-to/console.md",
         )
     return ConsoleSettings(https, known, header, frozenset(addresses or ()))
 

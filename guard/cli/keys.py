@@ -32,12 +32,14 @@ def add(
     *,
     roles: Annotated[
         list[str] | None,
-        typer.Option("--role", metavar="ROLE", help="What it may do, ROLE or ROLE:ROUTE; repeatable. [caller]"),
+        typer.Option("--role", metavar="ROLE", help="Role of the key, ROLE or ROLE:ROUTE; repeatable. [caller]"),
     ] = None,
     requests_per_minute: KeyLimitOption = None,
     tokens_per_minute: KeyLimitOption = None,
     tokens_per_month: KeyLimitOption = None,
-    ends: Annotated[str | None, typer.Option(metavar="DATE", help="The last day, such as 2027-03-01 (UTC).")] = None,
+    ends: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Last day of validity, such as 2027-03-01 (UTC).")
+    ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,7 +58,7 @@ def add(
 
 @app.command("list")
 def list_keys(*, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """List keys; their secrets cannot be shown."""
+    """List keys, without their secrets."""
     with opened_access(store) as access:
         keys = access.keys.all()
     if as_json:
@@ -74,12 +76,12 @@ def list_keys(*, store: StoreOption = None, as_json: JsonOption = False) -> None
 
 @app.command()
 def revoke(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The key's name, or how its secret begins.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The key's name, or the prefix of its secret.")],
     *,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key useless from the next request on."""
+    """Revoke a key, with immediate effect."""
     with opened_access(store) as access:
         key = access.keys.revoke(name)
     if as_json:
@@ -89,7 +91,7 @@ def revoke(
 
 
 def key_json(key: ApiKey) -> dict[str, Any]:
-    """Return a key for programs."""
+    """Return a key as plain data."""
     return {**asdict(key), "grants": [str(grant) for grant in key.grants]}
 
 
@@ -100,7 +102,7 @@ def _end(date: str | None) -> datetime | None:
     try:
         return datetime.strptime(date, "%Y-%m-%d").replace(hour=23, minute=59, second=59, tzinfo=UTC)
     except ValueError:
-        raise InputError(f"'{date[:40]}' is no date", fix="Write --ends 2027-03-01") from None
+        raise InputError(f"'{date[:40]}' is not a date", fix="Write --ends 2027-03-01") from None
 
 
 def _limits(key: ApiKey) -> str:

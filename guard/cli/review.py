@@ -206,7 +206,7 @@ def export(
     console().print(shown(f"{written} labelled rows written to {out}"), soft_wrap=True)
     if len(models) > 1:
         names = ", ".join(f"{name} ({count})" for name, count in models.items())
-        line = f"They are answers of {len(models)} models: {names}. A scorer needs those of its own: give --model."
+        line = f"They are answers of {len(models)} models: {names}. A scorer needs one model: give --model."
         console().print(shown(one_line(line), "yellow"), soft_wrap=True)
 
 
@@ -251,7 +251,7 @@ def _chosen(store: Store, name: str, verb: str, *, yes: bool) -> Review:
             raise typer.Exit(1)
     elif len(name.strip()) < ID_LENGTH:
         raise ReviewError(
-            f"'{one_line(name)}' is only the beginning of a review's id",
+            f"'{one_line(name)}' is only a prefix of a review's id",
             why="a decision is final and was not confirmed",
             fix=f"Give the whole id: {review.id}",
         )

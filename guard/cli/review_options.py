@@ -1,4 +1,4 @@
-"""What the commands of ``guard review`` share: their options, the store, the reviewer's name, the editor."""
+"""Shared parts of ``guard review``: options, store, name of the reviewer, editor."""
 
 from __future__ import annotations
 

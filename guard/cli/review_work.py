@@ -30,7 +30,7 @@ from guard.errors import ReviewError
 if TYPE_CHECKING:
     from guard.review.store import Review, Store
 
-MinutesOption = Annotated[float, typer.Option("--minutes", metavar="N", help="Keep the case for this long.")]
+MinutesOption = Annotated[float, typer.Option("--minutes", metavar="N", help="Duration of the claim.")]
 
 _KEYS = "[a]pprove  [e]dit  [r]eject  [s]kip  [n]ote  [u]ndo the last one  [q]uit: "
 
@@ -43,10 +43,10 @@ def take_next(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take the next case and show it; on a terminal, decide it by key and go on to the one after it.
+    """Take the next case and show it. On a terminal, decide it by key and continue with the next one.
 
-    Nobody else gets the case until the time is up or you release it. What waits longest by priority and due time comes
-    first; cases that you have skipped are left out. In scripts, decide with guard review approve, edit or reject.
+    Nobody else gets the case until the claim ends or you release it. Cases come by priority, due time and age, without
+    those that you skipped. In scripts, decide with guard review approve, edit or reject.
     """
     who = reviewer_name(reviewer)
     with open_store(store) as reviews:
@@ -79,7 +79,7 @@ def claim(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a case, or keep it for longer; nobody else gets it until the time is up."""
+    """Claim a case, or extend a claim. Nobody else gets the case until the claim ends."""
     who = reviewer_name(reviewer)
     _done(store, lambda reviews: reviews.claim(name, reviewer=who, lease_s=60 * minutes), as_json, f"claimed by {who}")
 
@@ -87,7 +87,7 @@ def claim(
 def release(
     name: ReviewArgument, *, reviewer: ReviewerOption = None, store: StoreOption = None, as_json: JsonOption = False
 ) -> None:
-    """Give a case back."""
+    """Release a case."""
     who = reviewer_name(reviewer)
     _done(store, lambda reviews: reviews.release(name, reviewer=who), as_json, "is free")
 
@@ -109,13 +109,14 @@ def assign(
     name: ReviewArgument,
     *,
     to: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Who may take it; without this, everybody may again.")
+        str | None,
+        typer.Option(metavar="NAME", help="The only person who may take the case; without it, everybody may."),
     ] = None,
     reviewer: ReviewerOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Reserve a case for one person, ending any claim."""
+    """Assign a case to one person, and end any claim."""
     who = reviewer_name(reviewer)
     says = "is for everybody" if to is None else f"is for {to}"
     _done(store, lambda reviews: reviews.assign(name, to=to, by=who), as_json, says)
@@ -124,7 +125,7 @@ def assign(
 def undo(
     name: ReviewArgument, *, reviewer: ReviewerOption = None, store: StoreOption = None, as_json: JsonOption = False
 ) -> None:
-    """Take back your decision of the last ten seconds; the case is yours again."""
+    """Undo your decision of the last ten seconds; you hold the case again."""
     who = reviewer_name(reviewer)
     _done(store, lambda reviews: reviews.undo(name, reviewer=who), as_json, "is undecided again, and yours")
 

@@ -22,7 +22,10 @@ from guard.errors import InputError
 @loads_a_model()
 def serve(
     config: Annotated[
-        str | None, typer.Option("--config", metavar="FILE", help="Several models, limits and all else: server.yaml.")
+        str | None,
+        typer.Option(
+            "--config", metavar="FILE", help="Configuration file for several models, limits and more: server.yaml."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -41,7 +44,7 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. [8080]")] = None,
     keys: Annotated[
         bool | None,
-        typer.Option("--keys/--no-keys", help="Whether requests need an API key; by default beyond loopback only."),
+        typer.Option("--keys/--no-keys", help="Whether requests need an API key; by default only beyond loopback."),
     ] = None,
     store: StoreOption = None,
     audit_log: AuditLogOption = False,

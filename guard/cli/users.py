@@ -1,4 +1,4 @@
-"""``guard users``: who may use the console, and what each may do there."""
+"""``guard users``: accounts and roles of the console."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-LoginArgument = Annotated[str, typer.Argument(metavar="LOGIN", help="The name to sign in with.")]
+LoginArgument = Annotated[str, typer.Argument(metavar="LOGIN", help="The login name.")]
 RolesArgument = Annotated[
     list[str],
     typer.Argument(metavar="ROLE...", help="viewer, reviewer, lead, auditor or admin; ROLE:ROUTE for one route."),
 ]
-UrlOption = Annotated[str, typer.Option("--url", metavar="URL", help="Where the console is, for the link.")]
+UrlOption = Annotated[str, typer.Option("--url", metavar="URL", help="Address of the console, for the link.")]
 
 #: Where `guard console` listens unless it is given other addresses.
 CONSOLE_URL = "http://127.0.0.1:8766/console"
@@ -38,12 +38,12 @@ def add(
     login: LoginArgument,
     roles: RolesArgument,
     *,
-    name: Annotated[str, typer.Option(metavar="NAME", help="The name that others see.")] = "",
+    name: Annotated[str, typer.Option(metavar="NAME", help="The display name.")] = "",
     url: UrlOption = CONSOLE_URL,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an account and print a link with which its user sets a password. It works once, for three days."""
+    """Make an account and print a link with which its user sets a password. The link works once, for three days."""
     with opened_access(store) as access:
         user = access.users.add(login, name=name, grants=grants_of(roles))
         link = _link(access, user, url)
@@ -84,21 +84,21 @@ def list_users(*, store: StoreOption = None, as_json: JsonOption = False) -> Non
 
 @app.command()
 def role(login: LoginArgument, roles: RolesArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Give a user these roles in place of the present ones."""
+    """Replace the roles of a user."""
     with opened_access(store) as access:
         _report(access.users.set_grants(login, grants_of(roles)), as_json=as_json)
 
 
 @app.command()
 def disable(login: LoginArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Lock an account and end its sessions. Its verdicts stay."""
+    """Disable an account and end its sessions. Its verdicts stay."""
     with opened_access(store) as access:
         _report(access.users.disable(login), as_json=as_json)
 
 
 @app.command()
 def enable(login: LoginArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Open a disabled account again."""
+    """Enable a disabled account."""
     with opened_access(store) as access:
         _report(access.users.enable(login), as_json=as_json)
 
@@ -108,7 +108,7 @@ def enable(login: LoginArgument, *, store: StoreOption = None, as_json: JsonOpti
 
 @contextmanager
 def opened_access(url: str | None) -> Iterator[Access]:
-    """Open the store whose users and keys are meant; one that is named must exist."""
+    """Open the users and keys of a store; a named store must exist."""
     from guard.access.store import Access
 
     with Access.open(url, create=url is None) as access:
@@ -123,12 +123,12 @@ def grants_of(roles: list[str]) -> tuple[Grant, ...]:
 
 
 def roles_of(grants: tuple[Grant, ...]) -> str:
-    """Return roles for people."""
+    """Return roles as text."""
     return ", ".join(map(str, grants))
 
 
 def user_json(user: User) -> dict[str, Any]:
-    """Return an account for programs."""
+    """Return an account as plain data."""
     return {**asdict(user), "grants": [str(grant) for grant in user.grants]}
 
 

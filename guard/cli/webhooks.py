@@ -1,4 +1,4 @@
-"""``guard webhooks``: who is notified of what happens in the review queue, and the worker that sends it."""
+"""``guard webhooks``: endpoints for notifications about the review queue, and the worker that sends them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from guard.review.outbox import Notification
 
 app = typer.Typer(
-    help="Notify other programs and people of what happens in the review queue.",
+    help="Notify other programs and people of events in the review queue.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -32,20 +32,22 @@ EndpointArgument = Annotated[str, typer.Argument(metavar="NAME", help="The endpo
 @app.command()
 def add(
     name: EndpointArgument,
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A URL, a mail address, or what a function is for.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A URL, a mail address, or the description of a function.")
+    ],
     *,
     kind: Annotated[str, typer.Option(metavar="KIND", help="webhook, slack, email or python.")] = "webhook",
     event: Annotated[
         list[str] | None, typer.Option(metavar="EVENT", help="Only this event, such as case.decided; repeatable.")
     ] = None,
-    text: Annotated[bool, typer.Option("--text", help="Send question, answers and notes too.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Send question, answers and notes, too.")] = False,
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="Allow an address in a private network, such as localhost.")
     ] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add an endpoint. The secret of a webhook is printed once; its receiver verifies signatures with it."""
+    """Add an endpoint. For a webhook, print once the secret with which the receiver verifies signatures."""
     from guard.review.endpoints import Endpoints
 
     with open_store(store) as reviews:
@@ -90,7 +92,7 @@ def list_endpoints(
 
 @app.command()
 def rotate(name: EndpointArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Give a webhook a new secret; messages carry a signature of the last one too, until the next rotation."""
+    """Make a new secret for a webhook. Until the next rotation, messages are signed with the previous one, too."""
     from guard.review.endpoints import Endpoints
 
     with open_store(store) as reviews:
@@ -103,20 +105,20 @@ def rotate(name: EndpointArgument, *, store: StoreOption = None, as_json: JsonOp
 
 @app.command()
 def off(name: EndpointArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Switch an endpoint off; what is waiting for it waits."""
+    """Disable an endpoint. Its pending messages wait."""
     _switch(name, store, as_json, on=False)
 
 
 @app.command()
 def on(name: EndpointArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Switch an endpoint on again, as after it answered 410."""
+    """Enable an endpoint, such as one that was disabled by a response 410."""
     _switch(name, store, as_json, on=True)
 
 
 @app.command()
 def replay(
     messages: Annotated[
-        list[str] | None, typer.Argument(metavar="[MESSAGE]...", help="Ids of messages; without any, all dead letters.")
+        list[str] | None, typer.Argument(metavar="[MESSAGE]...", help="Ids of messages; by default all dead letters.")
     ] = None,
     *,
     endpoint: Annotated[str | None, typer.Option(metavar="NAME", help="Only messages to this endpoint.")] = None,
@@ -137,7 +139,7 @@ def replay(
 @app.command()
 def deliver(
     *,
-    once: Annotated[bool, typer.Option("--once", help="Send what is due now, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Send the due messages, then exit.")] = False,
     function: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=MODULE:FUNCTION", help="The function of a python endpoint; repeatable."),
@@ -145,14 +147,14 @@ def deliver(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send what is due, and mark cases that are late, until Ctrl-C. Any number of these may run."""
+    """Send due messages and mark late cases until Ctrl-C. Several workers can run at the same time."""
     from guard.review.delivery import Deliverer
     from guard.review.endpoints import Endpoints
 
     functions = user_functions("function", function)
     with open_store(store) as reviews:
         known = [each.name for each in Endpoints(reviews).all() if each.kind == "python"]
-        for name in functions:  # one that is misspelt would never be called
+        for name in functions:  # a misspelt one would never be called
             checked_choice("python endpoint", name, known)
         worker = Deliverer(reviews, functions)
         tried = worker.deliver()

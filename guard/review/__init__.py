@@ -1,7 +1,7 @@
 """People in the loop: escalation handlers and the durable review queue.
 
-`Store` keeps cases in SQLite or PostgreSQL, `ReviewQueue` is the handler that puts them there. People claim and decide
-them through the store; callers get a `ReviewResult` by the decision id. `Endpoints` are notified by a `Deliverer`.
+`Store` keeps cases in SQLite or PostgreSQL; the handler `ReviewQueue` adds them. People claim and decide cases through
+the store; callers get a `ReviewResult` by the decision id. A `Deliverer` notifies `Endpoints`.
 """
 
 from __future__ import annotations

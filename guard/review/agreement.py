@@ -1,4 +1,4 @@
-"""Chance-corrected agreement of reviewers, on labels without an order."""
+"""Chance-corrected agreement of reviewers on nominal labels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ def cohen_kappa(pairs: Iterable[tuple[Hashable, Hashable]]) -> float | None:
     """Return Cohen's kappa of two people.
 
     Args:
-        pairs: what each of the two says of every case that both have judged.
+        pairs: the two labels of each case that both have judged.
 
     Returns:
-        1 for full agreement, 0 for as much as by chance; None without cases, and where both always say the same one
-        thing, since chance would explain that too.
+        1 for full agreement, 0 for chance; None without cases, or if all labels are the same.
 
     Examples:
         >>> cohen_kappa([("right", "right"), ("wrong", "wrong"), ("right", "wrong"), ("right", "right")])
@@ -32,13 +31,13 @@ def cohen_kappa(pairs: Iterable[tuple[Hashable, Hashable]]) -> float | None:
 
 
 def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
-    """Return Krippendorff's alpha for nominal labels, by however many people.
+    """Return Krippendorff's alpha for nominal labels of any number of people.
 
     Args:
         units: the labels of each case; cases with fewer than two are left out.
 
     Returns:
-        1 for full agreement, 0 for as much as by chance; None where all labels are the same, or there are none.
+        1 for full agreement, 0 for chance; None without labels, or if all labels are the same.
 
     Examples:
         >>> krippendorff_alpha([("right", "right"), ("wrong", "wrong"), ("right", "wrong"), ("right",)])

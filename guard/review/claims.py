@@ -1,7 +1,7 @@
 """Claims: one person at a time works on a case, for as long as a lease lasts.
 
-A claim is taken under the case's lock, so of several people who want the same case exactly one gets it. Ended claims
-are not cleared away: they count for nothing.
+A claim is taken under the case's lock, so exactly one of several people gets the case. Expired claims stay in the
+database and have no effect.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from guard.review.migrations.tables import EVENTS, REVIEWS
 from guard.review.queries import IS_PENDING, change, exactly, locked, record, standing_opinions
 from guard.review.records import Review, ReviewStatus, later, text_of
 
-#: Seconds that a claim lasts.
+#: Default duration of a claim in seconds.
 LEASE_S = 600.0
 
-#: Seconds of the longest lease: a case that somebody forgot must come back.
+#: Longest duration of a claim in seconds, so that forgotten cases become free.
 LONGEST_LEASE_S = 86_400.0
 
-#: The columns of a case that nobody has.
+#: Column values of an unclaimed case.
 FREE = dict.fromkeys(("claimed_by", "claimed_at", "claimed_until"))
 
 
 def person(name: str) -> str:
-    """Return a reviewer's name as the store keeps it.
+    """Return a reviewer's name in the store's form.
 
     Raises:
-        InputError: it is empty, or stands for guard itself.
+        InputError: the name is empty, or is ``guard``.
     """
     kept = text_of(name.strip()) or ""
     if not kept:
         raise InputError("A decision needs the reviewer's name", fix="Give one with --reviewer")
     if kept == "guard":
-        raise InputError("'guard' cannot review", why="the trail uses this name for what guard does itself")
+        raise InputError("'guard' cannot review", why="the audit trail uses this name for guard's own actions")
     return kept
 
 
 def claim(database: Database, connection: Connection, name: str, who: str, lease_s: float) -> Review:
-    """Take a case, or keep it for longer; see `guard.review.store.Store.claim`."""
+    """Claim a case, or extend a claim; see `guard.review.store.Store.claim`."""
     review = locked(connection, name)
     at = database.now(connection)
     check_free(connection, review, who, at)
@@ -50,7 +50,7 @@ def claim(database: Database, connection: Connection, name: str, who: str, lease
 def claim_next(
     database: Database, connection: Connection, who: str, route: str | None, lease_s: float
 ) -> Review | None:
-    """Take the next case for a person; see `guard.review.store.Store.claim_next`."""
+    """Claim the next case for a person; see `guard.review.store.Store.claim_next`."""
     at = database.now(connection)
     for condition in (_held(who, at), _waiting(who, at), _late(who, at), _skipped_audits(who, at)):
         query = sa.select(REVIEWS.c.id).where(IS_PENDING, condition)
@@ -64,7 +64,7 @@ def claim_next(
 
 
 def release(database: Database, connection: Connection, name: str, who: str, *, note: str | None, what: str) -> Review:
-    """Give a case back, as ``released`` or ``skipped``; see `guard.review.store.Store`."""
+    """Release a case, with the event ``released`` or ``skipped``; see `guard.review.store.Store`."""
     review = locked(connection, name)
     at = database.now(connection)
     _check_pending(review)
@@ -78,7 +78,7 @@ def release(database: Database, connection: Connection, name: str, who: str, *, 
 
 
 def assign(database: Database, connection: Connection, name: str, whom: str | None, who: str) -> Review:
-    """Reserve a case for a person, or for nobody; see `guard.review.store.Store.assign`."""
+    """Assign a case to a person, or to nobody; see `guard.review.store.Store.assign`."""
     review = locked(connection, name)
     at = database.now(connection)
     _check_pending(review)
@@ -91,7 +91,7 @@ def check_free(connection: Connection, review: Review, who: str, at: str) -> Non
     """Check that a person may work on a case now.
 
     Raises:
-        ReviewError: it is decided, somebody else's, or the person has given an opinion on it.
+        ReviewError: the case is decided or held by another person, or this person has given an opinion on it.
     """
     _check_pending(review)
     if review.holder(at) not in (None, who):
@@ -103,13 +103,13 @@ def check_free(connection: Connection, review: Review, who: str, at: str) -> Non
     if who in standing_opinions(connection, review.id):
         raise ReviewError(
             f"{who} has given an opinion on review {review.id} already",
-            why="a second opinion is another person's",
-            fix="Leave it to somebody else",
+            why="a second opinion must come from another person",
+            fix="Leave it to another person",
         )
 
 
 def take(connection: Connection, review_id: str, who: str, at: str, lease_s: float) -> None:
-    """Write a new claim of a case that is free, with its event."""
+    """Write the claim of a free case, with its event."""
     record(connection, review_id, at=at, who=who, what="claimed")
     change(connection, review_id, claimed_by=who, claimed_at=at, claimed_until=later(at, lease_s))
 
@@ -127,7 +127,7 @@ def _take(connection: Connection, review: Review, who: str, at: str, lease_s: fl
 
 
 def claimable(who: str, at: str) -> sa.ColumnElement[bool]:
-    """Return the condition for open cases that a person may be offered: free or theirs, and not dealt with by them."""
+    """Return the condition for open cases to offer a person: free or theirs, and neither skipped nor judged by them."""
     dealt_with = sa.exists().where(
         EVENTS.c.review_id == REVIEWS.c.id, EVENTS.c.who == who, EVENTS.c.what.in_(("opinion", "skipped"))
     )
@@ -169,9 +169,9 @@ def _check_pending(review: Review) -> None:
 
 
 def decided_already(review: Review) -> ReviewError:
-    """Return the error for a case that has a verdict."""
+    """Return the error for a case with a verdict."""
     return ReviewError(
-        f"Review {review.id} has been decided already",
+        f"Review {review.id} is decided already",
         why=f"{review.status} by {review.reviewer} at {review.decided_at}",
         fix=f"See: guard review show {review.id}",
     )
@@ -187,10 +187,10 @@ def _whose(review: Review, at: str) -> str:
 
 
 def checked_lease(lease_s: float) -> float:
-    """Return the seconds of a claim.
+    """Return the duration of a claim in seconds.
 
     Raises:
-        InputError: they are not above 0, or more than a day.
+        InputError: the duration is not above 0, or longer than a day.
     """
     if not 0 < lease_s <= LONGEST_LEASE_S:
         raise InputError(f"lease_s must be above 0 and at most {LONGEST_LEASE_S:g}, got {lease_s}")

@@ -1,4 +1,4 @@
-"""The connection under the review store: finding it, transactions, and driver errors in guard's words."""
+"""The database of the review store: location, transactions, and translation of driver errors."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from guard.review import migrations
 from guard.review.host_file import HostFile
 from guard.review.records import text_of_time
 
-#: Environment variable that names the default store.
+#: Environment variable with the default store.
 ENVIRONMENT = "GUARD_STORE"
 
-#: Seconds to wait for another process's lock; below the ten that an escalation handler has, so that
-#: the caller reads "locked" and not only that the time was up.
+#: Seconds to wait for another process's lock; less than the ten seconds of an escalation handler, so that the caller
+#: gets the error "locked" and not a timeout.
 TIMEOUT_S = 8.0
 
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
 _SQLITE = ("sqlite", "sqlite+pysqlite")
 
-#: Any number will do, as long as every guard uses the same; Alembic needs one migration at a time.
+#: Arbitrary number that all versions of guard share; Alembic needs one migration at a time.
 _MIGRATION_LOCK = 0x67756172
 
 _LOCKED = ("another process keeps it locked", "Try again, or end the process that holds it")
@@ -44,7 +44,7 @@ _FULL = ("the disk is full", "Free some space, then try again")
 _NOT_OURS = ("it is not an SQLite database", "Give another file with --store or GUARD_STORE")
 _DAMAGED = ("the database is damaged", "Restore it from a backup, or recover it with sqlite3 .recover")
 
-#: SQLite's error names by their beginning, and PostgreSQL's SQLSTATEs, with reason and remedy.
+#: Prefixes of SQLite's error names and PostgreSQL's SQLSTATEs, with reason and remedy.
 _REASONS = {
     "SQLITE_BUSY": _LOCKED,
     "SQLITE_LOCKED": _LOCKED,
@@ -63,9 +63,9 @@ _REASONS = {
 
 
 class Database:
-    """One database: an engine with its place's name, and the two kinds of transaction.
+    """A database: an engine with the name of its location, and two kinds of transaction.
 
-    A process that forks leaves the child a database with connections of its own.
+    After a fork, the child has connections of its own.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Return a transaction that sees one state of the database.
+        """Return a read transaction with a consistent view of the database.
 
         Raises:
             StoreError: the database failed.
@@ -98,7 +98,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Return a transaction that is on disk when the block has ended; an exception rolls it back.
+        """Return a write transaction, committed at the end of the block; an exception rolls it back.
 
         Raises:
             StoreError: the database failed.
@@ -107,15 +107,15 @@ class Database:
             yield connection
 
     def now(self, connection: Connection) -> str:
-        """Return the time by the one clock that all users of the database share, as the store keeps times.
+        """Return the time of the clock that all users of the database share, in the store's form.
 
-        That is PostgreSQL's own; processes that share an SQLite file are on one machine. Taken after a lock, it
-        is later than any time that was taken before the lock's last holder released it.
+        This is PostgreSQL's clock; processes that share an SQLite file are on one machine. A time taken after a lock
+        is later than any time that a previous holder of the lock took.
         """
         return text_of_time(self.clock(connection))
 
     def insert_new(self, table: Table) -> sqlite.Insert | postgresql.Insert:
-        """Return an insert that leaves rows alone whose unique columns exist already."""
+        """Return an insert that ignores rows whose unique columns exist."""
         if self.engine.dialect.name == "sqlite":
             return sqlite.insert(table).on_conflict_do_nothing()
         return postgresql.insert(table).on_conflict_do_nothing()
@@ -132,7 +132,7 @@ class Database:
         self.engine.dispose()
 
     def leave_to_parent(self) -> None:
-        """In a forked child: connect afresh, and never touch, not even to close, what the parent still uses."""
+        """In a forked child: make new connections, and never use or close those of the parent."""
         self._inherited.append(self.engine.pool)
         self.engine.dispose(close=False)
 
@@ -159,7 +159,7 @@ def _clock(engine: Engine) -> Callable[[Connection], datetime]:
     return lambda connection: connection.execute(query).scalar_one()
 
 
-#: Databases that are open in this process.
+#: The open databases of this process.
 _DATABASES: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
@@ -293,7 +293,7 @@ def _read_only_address(path: Path) -> str:
 
 
 def _refuse_foreign(path: Path, address: str, timeout_s: float) -> None:
-    """Look before anything is changed: a mistyped path must not alter another program's database."""
+    """Check before any change: a mistyped path must not alter another program's database."""
     with closing(sqlite3.connect(address, timeout=timeout_s, uri=address != str(path))) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if migrations.VERSION_TABLE not in tables:
@@ -308,13 +308,13 @@ def _refuse_foreign(path: Path, address: str, timeout_s: float) -> None:
 
 def _configure_read_only(raw: Any) -> None:
     raw.isolation_level = None
-    # Waiting for a lock would be in vain: what cannot be written here holds none for long.
+    # No wait for locks: a database that is read-only here is not locked for long.
     raw.execute("PRAGMA query_only = ON")
 
 
 def _configure(raw: Any, *, path: Path, timeout_s: float) -> None:
-    """Set up one new connection: durable, patient, and with transactions in our own hands."""
-    raw.isolation_level = None  # Python's driver would begin transactions late, and never for DDL.
+    """Configure a new connection: durability, lock timeout and explicit transactions."""
+    raw.isolation_level = None  # Python's driver starts transactions late, and never for DDL.
     with closing(raw.cursor()) as cursor:
         cursor.execute(f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")
         cursor.execute("PRAGMA synchronous = FULL")
@@ -322,13 +322,13 @@ def _configure(raw: Any, *, path: Path, timeout_s: float) -> None:
         if _journal(cursor, timeout_s) != "wal":
             raise StoreError(
                 f"The review store '{path}' cannot use a write-ahead log",
-                why="its file system has no shared memory, as network drives have not",
+                why="its file system has no shared memory, such as a network drive",
                 fix="Put it on a local disk, or use PostgreSQL",
             )
 
 
 def _journal(cursor: sqlite3.Cursor, timeout_s: float) -> str:
-    """Switch to WAL; SQLite does not wait by itself when two processes do so at once."""
+    """Switch to WAL mode; SQLite itself does not wait if two processes switch at the same time."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -340,7 +340,7 @@ def _journal(cursor: sqlite3.Cursor, timeout_s: float) -> str:
 
 
 def _begin(connection: Connection) -> None:
-    # A write that began as a read could find its snapshot outdated and fail without waiting.
+    # A transaction that starts as a read could have an outdated snapshot, and its write would fail without waiting.
     writes = connection.get_execution_options().get("guard_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -392,7 +392,7 @@ def _refuse_outdated(place: str, revision: str | None) -> None:
 
 @contextmanager
 def translated(place: str) -> Iterator[None]:
-    """Turn what drivers and file systems raise into a `StoreError` that names the place."""
+    """Translate errors of drivers and file systems into a `StoreError` that names the location."""
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error, OSError, UnicodeDecodeError) as error:
@@ -406,7 +406,7 @@ def _reason(error: BaseException) -> tuple[str, str]:
     for beginning, reason in _REASONS.items():
         if code.startswith(beginning):
             return reason
-    if isinstance(error, UnicodeDecodeError):  # SQLite hands out text without checking it
+    if isinstance(error, UnicodeDecodeError):  # SQLite returns text unchecked
         return _DAMAGED
     if isinstance(error, FileExistsError | NotADirectoryError):
         return "a part of its path is a file, not a folder", "Give another path"

@@ -1,4 +1,4 @@
-"""The worker that empties the outbox: at least once, in any number of processes and threads."""
+"""The worker that sends the outbox with at-least-once delivery, in any number of processes and threads."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _log = logging.getLogger("guard.review.delivery")
 
 
 class Deliverer:
-    """Sends what is due, and marks what is late.
+    """Sends due messages, and marks late cases.
 
-    A message is sent again where this process dies before it has written down that it was delivered.
+    If the process dies before it records a delivery, the message is sent again.
     """
 
     def __init__(self, store: Store, callables: Mapping[str, Callable[[dict[str, Any]], object]] | None = None) -> None:
         """
         Args:
-            store: whose outbox; it stays the caller's to close.
+            store: the review store; the caller closes it.
             callables: functions of one event, plain or ``async``, by the names of the ``python`` endpoints.
         """
         self.store = store
@@ -44,7 +44,7 @@ class Deliverer:
         self._endpoints = Endpoints(store)
 
     def deliver(self) -> int:
-        """Send everything that is due now; return how many messages were tried.
+        """Send all messages that are due; return the number of attempts.
 
         Raises:
             StoreError: the store failed.
@@ -57,11 +57,11 @@ class Deliverer:
         return tried
 
     def run(self, stop: threading.Event, *, pause_s: float = 1.0) -> None:
-        """Deliver until `stop` is set; errors of the store are logged, and it is tried again.
+        """Deliver until `stop` is set. Errors of the store are logged, and delivery continues.
 
         Args:
             stop: ends the loop.
-            pause_s: seconds between looks at the outbox.
+            pause_s: interval between reads of the outbox in seconds.
         """
         while not stop.is_set():
             try:
@@ -81,7 +81,7 @@ class Deliverer:
             await self._send(endpoint, message)
         except SendError as failure:
             error, gone = str(failure), failure.gone
-        except Exception as failure:  # noqa: BLE001 - code of others; the message is tried again
+        except Exception as failure:  # noqa: BLE001 - code of others; the message is sent again
             error = f"{type(failure).__name__}: {error_text(failure)}"[:200]
         await asyncio.to_thread(outbox.finish, self.store._database, message, error, gone=gone)
         if error is not None:

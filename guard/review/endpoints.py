@@ -1,4 +1,4 @@
-"""Endpoints: who is notified of what, and with which secrets."""
+"""Endpoints: receivers of notifications, with their events and secrets."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from guard.review.database import Database
     from guard.review.store import Store
 
-#: A Standard Webhooks receiver, a Slack-compatible incoming webhook, a mail address, a function of the worker's.
+#: A Standard Webhooks receiver, a Slack-compatible incoming webhook, a mail address, a function of the worker.
 EndpointKind = Literal["webhook", "slack", "email", "python"]
 KINDS: tuple[EndpointKind, ...] = get_args(EndpointKind)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Who is notified.
+    """A receiver of notifications.
 
     Attributes:
-        name: for people, and for the function of a ``python`` endpoint.
+        name: name of the endpoint, and of the function of a ``python`` endpoint.
         kind: ``webhook``, ``slack``, ``email`` or ``python``.
-        address: where it is, without what is secret in it.
-        events: of which it is notified; empty for all.
-        with_text: whether question, answers and note are sent; by default ids and states only.
+        address: the address without secrets.
+        events: events that are sent; empty for all.
+        with_text: whether question, answers and note are sent; by default only ids and states.
         allow_private: whether the host may be a private address.
         created_at: when it was added.
-        off_at, off_reason: when and why it was switched off; None while it is on.
+        off_at, off_reason: when and why it was disabled; None while it is enabled.
     """
 
     name: str
@@ -70,21 +70,21 @@ class Endpoints:
         with_text: bool = False,
         allow_private: bool = False,
     ) -> str | None:
-        """Add an endpoint; from now on it is notified.
+        """Add an endpoint, which gets all events from now on.
 
         Args:
-            name: names it.
-            target: a URL, or a mail address; of a ``python`` endpoint what it is for.
+            name: name of the endpoint.
+            target: a URL or a mail address; for a ``python`` endpoint, a description.
             kind: see `EndpointKind`.
-            events: of which it is notified; all by default.
-            with_text: whether texts of people and models are sent too.
+            events: events that are sent; by default all.
+            with_text: whether texts of people and models are sent, too.
             allow_private: whether the host may be in a private network, such as 10.0.0.5 or localhost.
 
         Returns:
-            The secret that a ``webhook`` receiver verifies signatures with; it is shown nowhere else. None for others.
+            the secret with which a ``webhook`` receiver verifies signatures, shown only once. None for other kinds.
 
         Raises:
-            InputError: a value is not one of those that there are, or the name is taken.
+            InputError: a value is invalid, or the name is taken.
         """
         _check(name, target, kind, events)
         secret = _new_secret() if kind == "webhook" else None
@@ -110,7 +110,7 @@ class Endpoints:
             return [_endpoint(row) for row in connection.execute(sa.select(ENDPOINTS).order_by(ENDPOINTS.c.name))]
 
     def rotate(self, name: str) -> str:
-        """Return a new secret of a webhook; messages are signed with it and the last one until the next rotation.
+        """Return a new secret of a webhook. Until the next rotation, messages are signed with it and the previous one.
 
         Raises:
             InputError: there is no such webhook.
@@ -125,7 +125,7 @@ class Endpoints:
         return secret
 
     def switch(self, name: str, *, on: bool) -> None:
-        """Switch an endpoint on or off; what is waiting for it waits until it is on again.
+        """Enable or disable an endpoint; its pending messages wait until it is enabled.
 
         Raises:
             InputError: there is no such endpoint.
@@ -140,19 +140,19 @@ class Endpoints:
         """Return messages, the newest first.
 
         Args:
-            endpoint: only its messages.
+            endpoint: only messages of this endpoint.
             dead: only dead letters.
-            limit: the largest number.
+            limit: largest number of messages.
         """
         with self._database.read() as connection:
             return outbox.messages(connection, endpoint=endpoint, dead=dead, limit=limit)
 
     def replay(self, *names: str, endpoint: str | None = None) -> int:
-        """Send messages again that were delivered or are dead, with the same ids; return how many.
+        """Send delivered or dead messages again, with the same ids; return their number.
 
         Args:
-            names: ids of messages; without any, all dead letters.
-            endpoint: only its messages.
+            names: ids of messages; by default all dead letters.
+            endpoint: only messages of this endpoint.
 
         Raises:
             InputError: there is no such message or endpoint.
@@ -163,7 +163,7 @@ class Endpoints:
             return outbox.replay(connection, self._database.now(connection), names, endpoint=endpoint)
 
     def secrets(self, name: str) -> dict[str, Any]:
-        """Return what is encrypted of an endpoint, for the worker: ``target`` and ``secrets``."""
+        """Return the decrypted ``target`` and ``secrets`` of an endpoint, for the worker."""
         with self._database.read() as connection:
             return unseal(self._known(connection, name).sealed)
 
@@ -196,7 +196,7 @@ def _check(name: str, target: str, kind: str, events: Sequence[str]) -> None:
     if kind in ("webhook", "slack"):
         _check_url(target)
     if kind == "email" and not _is_address(target):
-        raise InputError(f"'{target}' is no mail address", fix="Write name@example.org")
+        raise InputError(f"'{target}' is not a mail address", fix="Write name@example.org")
 
 
 def _check_url(target: str) -> None:
@@ -215,7 +215,7 @@ def _is_address(target: str) -> bool:
 
 
 def _shown(target: str, kind: str) -> str:
-    """Return an address without what may be secret in it: user and password, path and query."""
+    """Return an address without its possibly secret parts: user, password, path and query."""
     if kind not in ("webhook", "slack"):
         return target
     parts = urlsplit(target)

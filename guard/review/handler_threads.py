@@ -1,7 +1,7 @@
-"""Threads for handlers that block: a few for each, so that a handler that hangs costs these few and no more.
+"""Threads for blocking handlers: a bounded number for each, so that a hanging handler costs no more than these.
 
-A case waits for a free thread within its deadline. Where every thread of a handler is past its deadline the
-handler hangs, and further cases fail at once; other handlers are not touched.
+A case waits for a free thread within its deadline. If all threads of a handler are past their deadlines, the handler
+hangs: further cases fail at once. Other handlers are not affected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-#: Threads that one handler may have at a time.
+#: Largest number of threads of one handler.
 MOST = 16
 
 
@@ -23,7 +23,7 @@ class HangingError(Exception):
     """All threads of a handler are past their deadlines."""
 
     def __init__(self) -> None:
-        super().__init__(f"{MOST} earlier cases are still in it, past their deadlines")
+        super().__init__(f"{MOST} earlier cases are still running in it, past their deadlines")
 
 
 @dataclass(eq=False, slots=True)
@@ -31,10 +31,10 @@ class _Task:
     """One case for a handler.
 
     Attributes:
-        work: hands the case over.
-        deadline: when its caller gives up, on the clock of `time.monotonic`.
-        future: of what the handler returns; never cancelled.
-        context: the caller's, so that traces and log fields go along.
+        work: calls the handler with the case.
+        deadline: when the caller stops waiting, on the clock of `time.monotonic`.
+        future: the result of the handler; never cancelled.
+        context: the context of the caller, with its traces and log fields.
     """
 
     work: Callable[[], object]
@@ -49,7 +49,7 @@ class _Task:
     def run(self) -> None:
         try:
             result = self.context.run(self.work)
-        except StopIteration as error:  # which asyncio cannot carry: its task would wait for ever
+        except StopIteration as error:  # asyncio cannot propagate it: the task would wait forever
             self.future.set_exception(RuntimeError("StopIteration was raised").with_traceback(error.__traceback__))
         except BaseException as error:  # noqa: BLE001 - a thread's error must reach the caller
             self.future.set_exception(error)
@@ -59,7 +59,7 @@ class _Task:
 
 @dataclass(slots=True)
 class _Lane:
-    """One handler's threads, and the cases that wait for one. Exists while there are any."""
+    """The running and waiting cases of one handler. Exists while there are any."""
 
     running: set[_Task] = field(default_factory=set)
     waiting: deque[_Task] = field(default_factory=deque)
@@ -70,16 +70,16 @@ _lanes: dict[Hashable, _Lane] = {}
 
 
 def start(handler: Callable[..., object], work: Callable[[], object], timeout_s: float) -> Future[object]:
-    """Start a handler's work in a daemon thread of its own, or put it in line for one.
+    """Start a handler in a daemon thread, or queue the call until a thread is free.
 
     Args:
-        handler: whose work it is; equal ones share their threads.
+        handler: the handler; equal handlers share their threads.
         work: calls the handler.
-        timeout_s: how long its caller waits. Work that has not begun by then is never begun.
+        timeout_s: how long the caller waits. Work that has not started by then never starts.
 
     Returns:
-        What the work returns or raises; `HangingError` where the handler hangs, and RuntimeError where there are
-        no more threads.
+        the result or the error of the work; `HangingError` if the handler hangs, RuntimeError if no thread can be
+        started.
     """
     task = _Task(work, time.monotonic() + timeout_s)
     task.future.set_running_or_notify_cancel()
@@ -91,7 +91,7 @@ def start(handler: Callable[..., object], work: Callable[[], object], timeout_s:
             threading.Thread(target=_serve, args=(key, task), name="guard-escalation", daemon=True).start()
     except HangingError as error:
         task.future.set_exception(error)
-    except RuntimeError as error:  # no more threads: this handler's failure, not everybody's
+    except RuntimeError as error:  # no thread can be started: only this handler fails
         with _mutex:
             _next(key, task)
         task.future.set_exception(error)
@@ -99,7 +99,7 @@ def start(handler: Callable[..., object], work: Callable[[], object], timeout_s:
 
 
 def _join(lane: _Lane, task: _Task) -> bool:
-    """Take a task in; whether it needs a new thread now."""
+    """Add a task; return whether it needs a new thread."""
     if len(lane.running) < MOST:
         lane.running.add(task)
         return True
@@ -118,7 +118,7 @@ def _serve(key: Hashable, task: _Task | None) -> None:
 
 
 def _next(key: Hashable, done: _Task) -> _Task | None:
-    """Return what a thread does after a task; the lane ends with its last one."""
+    """Return the next task of a thread; the lane is removed after its last task."""
     lane = _lanes.get(key, _Lane())
     lane.running.discard(done)
     while lane.waiting:
@@ -132,7 +132,7 @@ def _next(key: Hashable, done: _Task) -> _Task | None:
 
 
 def _key(handler: Callable[..., object]) -> Hashable:
-    """Return what stands for a handler. One that cannot be hashed lives as long as its lane, so its id is its own."""
+    """Return the key of a handler: itself, or its id if it is not hashable."""
     try:
         hash(handler)
     except TypeError:
@@ -141,7 +141,7 @@ def _key(handler: Callable[..., object]) -> Hashable:
 
 
 def _after_fork() -> None:
-    """The child has none of the parent's threads, and perhaps a mutex that one of them held."""
+    """Reset the state: the child has no threads of the parent, and the mutex may be locked."""
     global _mutex
     _mutex = threading.Lock()
     _lanes.clear()

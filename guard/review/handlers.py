@@ -32,12 +32,12 @@ _log = logging.getLogger("guard.review.handlers")
 
 @dataclass(frozen=True, slots=True)
 class PersonAnswer:
-    """A person's answer, which the caller gets in place of the model's: what `Decide` and `WaitingQueue` hand back.
+    """A person's answer, which the caller gets instead of the model's; the result of `Decide` and `WaitingQueue`.
 
     Attributes:
-        text: the answer; None where there is none.
-        by: whose it is; None where unknown.
-        review_id: the case in the review queue; None where it is in none.
+        text: the answer, or None.
+        by: the person, or None if unknown.
+        review_id: id of the case in the review queue, or None.
     """
 
     text: str | None
@@ -50,13 +50,12 @@ class PersonAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Who took a case.
+    """The result of an escalation.
 
     Attributes:
-        delivered: names of the handlers that took it, in the order they were asked for.
-        errors: one sentence for each handler that did not.
-        receipts: what handlers returned, by name, such as a ticket's number or URL; without those that
-            returned None.
+        delivered: names of the handlers that accepted the case, in the order of the policy.
+        errors: one sentence for each handler that did not accept it.
+        receipts: results of the handlers by name, such as the number or URL of a ticket; without None.
     """
 
     delivered: tuple[str, ...]
@@ -65,7 +64,7 @@ class Delivery:
 
     @property
     def answer(self) -> PersonAnswer | None:
-        """The first answer of a person among the receipts, or None."""
+        """The first person's answer among the receipts, or None."""
         return next((each for each in self.receipts.values() if isinstance(each, PersonAnswer)), None)
 
 
@@ -94,37 +93,37 @@ def log_handler(escalation: Escalation) -> None:
 
 @dataclass(frozen=True)
 class ReviewQueue:
-    """The handler that keeps cases for people, who decide them with ``guard review``.
+    """The handler that adds cases to the review store, for ``guard review`` and the console.
 
     Attributes:
-        store: where they are kept; it stays the caller's to close.
+        store: the review store; the caller closes it.
     """
 
     store: Store
 
     def __call__(self, escalation: Escalation) -> str:
-        """Keep a case; it is on disk when this returns, and there once however often it is given.
+        """Add a case; it is committed when this returns. Adding it again has no effect.
 
         Returns:
-            The review's id.
+            the id of the review.
 
         Raises:
-            StoreError: it could not be written.
+            StoreError: the case could not be written.
         """
         return self.store.add(escalation).id
 
 
 @dataclass(frozen=True)
 class WaitingQueue:
-    """The handler that keeps a case for people, and waits for their decision: the caller gets the person's answer.
+    """The handler that adds a case to the review store and waits for the decision: the caller gets the person's answer.
 
-    Give it under the name that the policy uses, with a ``handler_timeout_s`` above ``timeout_s``. Nothing is generated
-    again: a call that is cut off asks later, by its decision id (`guard.review.store.Store.result`).
+    Pass it under the name in the policy, with a ``handler_timeout_s`` above ``timeout_s``. A caller that is interrupted
+    can get the result later by the decision id (`guard.review.store.Store.result`).
 
     Attributes:
-        store: where the cases are kept; it stays the caller's to close.
-        timeout_s: seconds to wait for a decision; then the receipt is the review's id, and the caller gets the
-            policy's reply. A case that becomes late meanwhile gives what the policy says of late ones.
+        store: the review store; the caller closes it.
+        timeout_s: seconds to wait for a decision. After that the receipt is the id of the review, and the caller gets
+            the policy's reply. If the case becomes late meanwhile, the policy's rule for late cases applies.
 
     Examples:
         >>> from guard.review import WaitingQueue
@@ -136,7 +135,7 @@ class WaitingQueue:
     timeout_s: float
 
     async def __call__(self, escalation: Escalation) -> PersonAnswer | str:
-        """Keep a case and wait; return the person's answer, or the review's id where nobody decided in time.
+        """Add a case and wait; return the person's answer, or the id of the review if nobody decides in time.
 
         Raises:
             StoreError: the case could not be written.
@@ -148,11 +147,11 @@ class WaitingQueue:
 
 @dataclass(frozen=True)
 class Decide:
-    """The handler whose return value is the caller's answer: ask the pharmacist now.
+    """The handler whose result is the caller's answer, to ask a person right now.
 
     Attributes:
-        function: takes one case, plain or ``async``; a text is the answer, None means that there is none.
-        by: whose answers these are.
+        function: a function of one case, plain or ``async``, that returns the answer, or None for no answer.
+        by: the person who answers.
 
     Examples:
         >>> from guard.review import Decide
@@ -164,10 +163,10 @@ class Decide:
     by: str | None = None
 
     async def __call__(self, escalation: Escalation) -> PersonAnswer:
-        """Ask, and return the answer.
+        """Call the function and return the answer.
 
         Raises:
-            InputError: the function gave something else than a text or None.
+            InputError: the function returned something other than a string or None.
         """
         plain = not _is_async(self.function)
         answer = await asyncio.to_thread(self.function, escalation) if plain else self.function(escalation)
@@ -178,10 +177,10 @@ class Decide:
 
 
 def check_handlers(names: Iterable[str], handlers: Mapping[str, Handler]) -> None:
-    """Check the handlers that a policy names, before the first case needs them.
+    """Check the handlers that a policy names.
 
     Raises:
-        InputError: they are not a mapping, a name has no handler, or a handler cannot be called.
+        InputError: the handlers are not a mapping, a name has no handler, or a handler is not callable.
     """
     given = as_named("handlers", handlers, HANDLERS)
     for name in names:
@@ -194,20 +193,20 @@ def check_handlers(names: Iterable[str], handlers: Mapping[str, Handler]) -> Non
             raise InputError(f"The escalation handler '{name}' cannot be called", why=f"it is a {kind}")
 
 
-#: What handlers are, for errors.
+#: Description of handlers, for errors.
 HANDLERS = "functions of one Escalation"
 
 
 def as_named(argument: str, given: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
-    """Check and copy a mapping from names in a policy to what they stand for; None is an empty one.
+    """Check and copy a mapping from names in a policy to objects; None is an empty mapping.
 
     Args:
-        argument: of the function that got them, such as ``handlers``.
-        given: what it got.
-        what: what they are.
+        argument: name of the argument, such as ``handlers``.
+        given: value of the argument.
+        what: description of the objects.
 
     Raises:
-        InputError: it is no mapping from names.
+        InputError: the value is not a mapping with string keys.
     """
     if given is None:
         return {}
@@ -224,21 +223,21 @@ def as_named(argument: str, given: Mapping[str, Any] | None, what: str) -> dict[
 def escalate(
     escalation: Escalation, *, handlers: Mapping[str, Handler], to: Sequence[str], timeout_s: float = 10.0
 ) -> Delivery:
-    """Hand a case to handlers, all at the same time, and wait for them.
+    """Pass a case to all handlers at the same time, and wait for them.
 
-    Each handler runs in its own daemon thread, an ``async`` one on its own event loop. A plain handler that is late
-    cannot be stopped: its thread continues and may accept the case after it was reported as late, but it does not
-    keep the process alive. Once all its threads
-    (`guard.review.handler_threads.MOST`) are late, further cases fail at once for it. An ``async`` one is cancelled.
+    Each handler runs in a daemon thread, an ``async`` one on its own event loop. A plain handler that misses its
+    deadline cannot be stopped: its thread continues and may still accept the case, but does not keep the process alive.
+    Once all threads of a handler (`guard.review.handler_threads.MOST`) are late, further cases fail at once. An
+    ``async`` handler is cancelled.
 
     Args:
         escalation: the case.
         handlers: all handlers by name.
         to: names of the handlers that get it.
-        timeout_s: seconds that each has.
+        timeout_s: deadline of each handler in seconds.
 
     Returns:
-        The handlers that accepted the case, and the errors of the others. An error is raised only if none accepted.
+        the handlers that accepted the case, and the errors of the others.
 
     Raises:
         EscalationError: no handler accepted the case; the message has the error of each.
@@ -257,8 +256,8 @@ async def aescalate(
 ) -> Delivery:
     """`escalate` without blocking the event loop.
 
-    ``async`` handlers run on the caller's loop, so they can use clients that are bound to it; they
-    are cancelled when they are late, or when the caller is. Plain ones run in daemon threads.
+    ``async`` handlers run on the caller's loop, so they can use clients that are bound to it. They are cancelled at
+    their deadline, or with the caller. Plain handlers run in daemon threads.
 
     Raises:
         EscalationError, InputError: as for `escalate`.
@@ -285,7 +284,7 @@ async def aescalate(
 
 
 class _NotDone(Exception):
-    """A failure from outside of a handler, unlike an exception that it raises itself (such as its TimeoutError)."""
+    """A handler missed its deadline, or could not run; distinct from exceptions of the handler itself."""
 
 
 def _late(timeout_s: float) -> _NotDone:
@@ -294,7 +293,7 @@ def _late(timeout_s: float) -> _NotDone:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """What became of a handler: an error, or the case is taken and this is the receipt."""
+    """The result of a handler: an error, or the receipt of the accepted case."""
 
     error: BaseException | None = None
     receipt: object = None
@@ -312,7 +311,7 @@ def _ended(run: Future[object] | asyncio.Future[object], timeout_s: float) -> _E
 
 
 def _in_thread(handler: Handler, escalation: Escalation, timeout_s: float) -> Future[object]:
-    """Start a handler; the future ends when it does, and is never cancelled."""
+    """Start a handler; its future is never cancelled."""
 
     def work() -> object:
         result = handler(escalation)
@@ -343,12 +342,12 @@ async def _finish(result: Awaitable[object], timeout_s: float) -> object:
         raise
 
 
-#: Cancelled tasks that have not ended yet, with their handlers; asyncio itself keeps no reference to them.
+#: Cancelled tasks that have not ended, with their handlers; asyncio keeps no reference to them.
 _ENDING: dict[asyncio.Future[object], Handler] = {}
 
 
 def _abandon(run: asyncio.Future[object], handler: Handler) -> None:
-    """Cancel a handler without waiting for it: one that ignores its cancellation would keep us."""
+    """Cancel a handler without waiting: it may ignore the cancellation."""
     if run.done():
         return
     _ENDING[run] = handler
@@ -370,14 +369,14 @@ def _known(to: Sequence[str], handlers: Mapping[str, Handler]) -> list[str]:
 
 
 def _delivery(escalation: Escalation, to: Sequence[str], ended: Mapping[str, _End]) -> Delivery:
-    """Sum up; a name without a handler is an error like others, so that it cannot lose the case."""
+    """Return the delivery. A name without a handler is an error like any other, so that the case is not lost."""
     unknown = _End(_NotDone("there is no such handler"))
     results = {name: ended.get(name, unknown) for name in to}
     delivered = tuple(name for name, end in results.items() if end.error is None)
     errors = tuple(_sentence(name, end.error) for name, end in results.items() if end.error is not None)
     if not delivered:
         raise EscalationError(
-            f"No handler took case {escalation.decision_id}",
+            f"No handler accepted case {escalation.decision_id}",
             why="; ".join(errors) or "the policy names none",
             fix="Check the handlers; the case is not in any queue",
         )

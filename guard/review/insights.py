@@ -1,6 +1,6 @@
-"""Figures for whoever leads reviewers: what came, what was decided, by whom, and how that spreads over p(wrong).
+"""Figures for the lead of reviewers: incoming cases, verdicts, reviewers, and the distribution of p(wrong).
 
-All is counted by the database, in as many rows as there are days, routes and people, not cases.
+The database counts: results have one row per day, route and person, not per case.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from guard.review.migrations.tables import REVIEWS
 from guard.review.queries import IS_PENDING, on_routes
 from guard.review.records import ReviewStatus, text_of
 
-#: Equal bins of p(wrong) from 0 to 1.
+#: Number of equal bins of p(wrong) from 0 to 1.
 BINS = 20
 
-#: The median wait is that of the cases with the newest verdicts, at most this number.
+#: Largest number of the most recent verdicts for the median wait.
 WAITS = 1000
 
-#: Routes that are listed.
+#: Largest number of listed routes.
 ROUTES = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many cases of a day, route or person stand how.
+    """Numbers of cases of a day, route or person by status.
 
     Attributes:
         pending, approved, edited, rejected: numbers of cases.
@@ -43,28 +43,28 @@ class Tally:
 
     @property
     def decided(self) -> int:
-        """Cases with a verdict."""
+        """Number of cases with a verdict."""
         return self.approved + self.edited + self.rejected
 
     @property
     def all(self) -> int:
-        """All cases."""
+        """Number of all cases."""
         return self.pending + self.decided
 
 
 @dataclass(frozen=True, slots=True)
 class Insights:
-    """What happened from a day on.
+    """The figures of some days.
 
     Attributes:
-        by_day: cases by the day on which they came, every day up to the last, ``2026-11-25`` first to last.
-        by_route: cases by route; None for those without one; the most first.
-        by_reviewer: verdicts by login name, the most first.
-        holding: cases that people have claimed now, by login name.
-        bins: numbers of cases by p(wrong), `BINS` equal steps from 0 to 1.
+        by_day: cases by the day of their arrival, such as ``2026-11-25``; every day, in order.
+        by_route: cases by route (None for cases without one), in descending order.
+        by_reviewer: verdicts by login name, in descending order.
+        holding: currently claimed cases by login name.
+        bins: numbers of cases by p(wrong), in `BINS` equal bins from 0 to 1.
         unscored: cases without a score.
         late: cases that were or are late.
-        wait_s: median seconds from coming to the verdict, of the newest `WAITS` verdicts; None without any.
+        wait_s: median seconds from arrival to verdict, of the most recent `WAITS` verdicts; None without verdicts.
     """
 
     by_day: dict[str, Tally]
@@ -88,11 +88,11 @@ def read_insights(
     """Return the figures of the last days.
 
     Args:
-        connection: within a transaction.
-        at: now, ISO 8601 in UTC.
-        days: today and the days before it.
-        routes: only these; None for all.
-        route: only this one of them.
+        connection: a connection within a transaction.
+        at: the current time, ISO 8601 in UTC.
+        days: number of days, including today.
+        routes: only these routes; None for all.
+        route: only this route.
     """
     today = datetime.fromisoformat(at).date()
     names = [str(today - timedelta(days=back)) for back in range(days - 1, -1, -1)]

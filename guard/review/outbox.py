@@ -1,7 +1,7 @@
 """The outbox: messages that wait for their endpoints, written in the same transaction as the event itself.
 
-A verdict's message becomes due when the verdict is final, and is cancelled when it is undone. Each message has an id
-that stays the same on every try, so that receivers can drop what comes twice.
+The message about a verdict becomes due when the verdict is final, and is cancelled when the verdict is undone. A
+message keeps its id on every attempt, so that receivers can drop duplicates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from guard.review.database import Database
 from guard.review.migrations.tables import ENDPOINTS, OUTBOX, REPEATS, REVIEWS
 from guard.review.records import UNDO_S, later
 
-#: What an endpoint can be notified of, by what happens to a case.
+#: Events of endpoints by the event in the trail of a case.
 EVENTS_OF_TRAIL = {
     "added": "case.created",
     "claimed": "case.claimed",
@@ -36,34 +36,34 @@ EVENTS_OF_TRAIL = {
 }
 EVENTS: tuple[str, ...] = tuple(dict.fromkeys(EVENTS_OF_TRAIL.values()))
 
-#: Seconds between tries; after the last, a message is a dead letter. About three days in all.
+#: Seconds between attempts, about three days in total; after the last one, a message is a dead letter.
 BACKOFF_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 
-#: Share by which a pause is lengthened at random, so that tries do not come in waves.
+#: Largest random extension of a pause, as a share, so that attempts do not come in waves.
 JITTER = 0.1
 
-#: Seconds that a worker has for a batch; then others may take it.
+#: Seconds that a worker has for a batch; after that, others may take it.
 LEASE_S = 120.0
 
-#: Decision ids of identical cases that a message names at most.
+#: Largest number of decision ids of identical cases in a message.
 _MOST_IDS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """One event for one endpoint.
+    """A message about an event for an endpoint.
 
     Attributes:
-        id: the same on every try.
-        endpoint: its name.
+        id: the same on every attempt.
+        endpoint: name of the endpoint.
         event: such as ``case.decided``.
-        review_id: the case.
-        body: what is sent, as JSON text.
-        created_at: when the event was.
-        attempts: tries so far, the present one included.
-        next_at: when it is tried again; None once that is over.
-        delivered_at, dead_at, cancelled_at: how it ended.
-        last_error: what went wrong on the last try.
+        review_id: id of the case.
+        body: the message as JSON text.
+        created_at: time of the event.
+        attempts: number of attempts, including the current one.
+        next_at: time of the next attempt, or None.
+        delivered_at, dead_at, cancelled_at: how and when the message ended.
+        last_error: error of the last attempt.
     """
 
     id: str
@@ -84,12 +84,12 @@ _COLUMNS = [OUTBOX.c[name] for name in Notification.__dataclass_fields__]
 
 
 def notify(connection: Connection, review_id: str, trail: Mapping[str, str | None]) -> None:
-    """Write an event of a case's trail for every endpoint that wants it.
+    """Write a message about an event for every endpoint that subscribes to it.
 
     Args:
-        connection: of the transaction that writes the event.
-        review_id: the case.
-        trail: the event, as in the trail.
+        connection: the connection whose transaction writes the event.
+        review_id: id of the case.
+        trail: the event in the trail.
     """
     event = EVENTS_OF_TRAIL.get(str(trail["what"]))
     if event is None:
@@ -118,7 +118,7 @@ def notify(connection: Connection, review_id: str, trail: Mapping[str, str | Non
 def _body(
     connection: Connection, review_id: str, event: str, trail: Mapping[str, str | None], *, with_text: bool
 ) -> str:
-    """Return a message's text: ids and states only, unless the endpoint gets texts."""
+    """Return the body of a message: ids and states, and texts if the endpoint gets them."""
     case = connection.execute(sa.select(REVIEWS).where(REVIEWS.c.id == review_id)).one()
     data: dict[str, Any] = {
         "case": review_id,
@@ -145,10 +145,10 @@ def _repeats(connection: Connection, review_id: str) -> Sequence[str]:
 
 
 def cancel_verdict(connection: Connection, review_id: str, at: str) -> None:
-    """Take back the messages about a verdict that is being undone.
+    """Cancel the messages about a verdict that is being undone.
 
-    It holds their rows, so the time that decides whether undoing is allowed must be read afterwards: a worker that
-    has taken one did so when the verdict was final.
+    This locks their rows, so the time that decides whether undo is allowed must be read afterwards: if a worker has
+    taken a message, the verdict is final.
     """
     waiting = (OUTBOX.c.review_id == review_id, OUTBOX.c.event == "case.decided", OUTBOX.c.next_at.is_not(None))
     connection.execute(sa.update(OUTBOX).where(*waiting).values(cancelled_at=at, next_at=None))
@@ -158,12 +158,12 @@ def cancel_verdict(connection: Connection, review_id: str, at: str) -> None:
 
 
 def lease(database: Database, callables: Collection[str], limit: int) -> list[Notification]:
-    """Take messages that are due for a worker; nobody else gets them for `LEASE_S` seconds.
+    """Lease due messages to a worker; no other worker gets them for `LEASE_S` seconds.
 
     Args:
-        database: the store's.
-        callables: endpoints of kind ``python`` that this worker can call; others are left to other workers.
-        limit: the largest number.
+        database: the database of the store.
+        callables: endpoints of kind ``python`` that this worker can call; the others are left to other workers.
+        limit: largest number of messages.
     """
     with database.write() as connection:
         at = database.now(connection)
@@ -180,13 +180,13 @@ def lease(database: Database, callables: Collection[str], limit: int) -> list[No
 
 
 def finish(database: Database, message: Notification, error: str | None, *, gone: bool = False) -> None:
-    """Write down how a try ended.
+    """Record the result of an attempt.
 
     Args:
-        database: the store's.
-        message: as `lease` gave it; where another worker has taken it since, nothing is written.
-        error: what went wrong; None where it was delivered.
-        gone: whether to switch the endpoint off.
+        database: the database of the store.
+        message: a message from `lease`; if another worker has taken it since, nothing is written.
+        error: the error, or None for a delivery.
+        gone: whether to disable the endpoint.
     """
     with database.write() as connection:
         at = database.now(connection)

@@ -1,4 +1,4 @@
-"""Pages of the queue: filters, orders, and paging by key, so that the last page comes as fast as the first."""
+"""Pages of the queue: filters, orders and keyset pagination; all pages take the same time."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from guard.review_terms import CASE_KINDS, PRIORITIES, CaseKind, Priority
 Order = Literal["due", "doubtful", "oldest", "newest", "decided"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 
-#: Whose cases are meant, from the point of view of a reviewer.
+#: Values of the filter for the holder of a case.
 Claimed = Literal["free", "mine", "free or mine", "others"]
 CLAIMED: tuple[Claimed, ...] = get_args(Claimed)
 
-#: Cases that are counted one by one; with more, the count says only that.
+#: Largest exact count; beyond it, the count is one more.
 COUNTED = 10_000
 
-#: By which columns pages are ordered, and whether the largest comes first; ties by id.
+#: Columns of each order, and whether it is descending; ties are ordered by id.
 _COLUMNS = {
     "due": (REVIEWS.c.sort_key, False),
     "doubtful": (REVIEWS.c.doubt, True),
@@ -38,7 +38,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class CaseFilter:
-    """Which cases are meant; what is None does not matter.
+    """A filter of cases; None matches any value.
 
     Attributes:
         status: a `ReviewStatus`, its name, or ``decided`` for all but pending.
@@ -46,15 +46,15 @@ class CaseFilter:
         route, model, policy: only these.
         priority: only this.
         late: whether nobody decided in time.
-        second: whether a second opinion is wanted and the first is there.
+        second: whether the case has a first opinion and needs a second one.
         disputed: whether two opinions differ.
         claimed: ``free``, ``mine``, ``free or mine`` or ``others``; needs `viewer`.
         offered: whether only cases that `viewer` may take and has neither skipped nor given an opinion on.
-        viewer: the reviewer who looks.
-        routes: only these, as of a reviewer whose role does not hold for all.
-        decided_by: whose verdicts.
+        viewer: login name of the reviewer.
+        routes: only these routes, for a reviewer whose role is limited to them.
+        decided_by: only verdicts of this reviewer.
         since, until: created from the first, and before the second, of these ISO 8601 times in UTC.
-        text: whole words of the question or the answer; all must be there.
+        text: whole words of the question or the answer; all must occur.
     """
 
     status: str | None = None
@@ -82,8 +82,8 @@ class Page:
 
     Attributes:
         reviews: the cases.
-        before, after: for `guard.review.store.Store.page`, to get what comes before and after them; None where
-            there is nothing. Text for addresses, such as ``2026-11-25T13:20:00.000000+00:00,k2m9xt``.
+        before, after: arguments of `guard.review.store.Store.page` for the previous and the next page, or None; such as
+            ``2026-11-25T13:20:00.000000+00:00,k2m9xt``.
     """
 
     reviews: tuple[Review, ...]
@@ -105,7 +105,7 @@ def read_page(
     if order not in ORDERS:
         raise InputError(f"There is no order '{order}'", fix=did_you_mean(order, ORDERS))
     if after is not None and before is not None:
-        raise InputError("A page comes after a case or before one, not both")
+        raise InputError("A page is after a case or before one, not both")
     column, falls = _COLUMNS[order]
     backwards = before is not None
     query = selected().where(*conditions(connection, chosen, at))
@@ -126,7 +126,7 @@ def read_page(
 
 
 def read_count(connection: Connection, chosen: CaseFilter, at: str) -> int:
-    """Return how many cases there are, at most one more than `COUNTED`; see `guard.review.store.Store.count`."""
+    """Return the number of cases, at most one more than `COUNTED`; see `guard.review.store.Store.count`."""
     found = sa.select(sa.literal(1)).select_from(REVIEWS).where(*conditions(connection, chosen, at))
     return int(connection.scalar(sa.select(sa.func.count()).select_from(found.limit(COUNTED + 1).subquery())) or 0)
 
@@ -153,7 +153,7 @@ def _key(cursor: str, order: Order) -> sa.Tuple:
             raise ValueError
         at: Any = float(value) if order == "doubtful" else value
     except ValueError:
-        raise InputError(f"'{cursor:.60}' is no place in the queue", fix="Begin with the first page") from None
+        raise InputError(f"'{cursor:.60}' is not a position in the queue", fix="Start with the first page") from None
     kind = sa.Float() if order == "doubtful" else sa.Text()
     return sa.tuple_(sa.literal(at, kind), sa.literal(review_id, sa.Text()))
 
@@ -162,10 +162,10 @@ def _key(cursor: str, order: Order) -> sa.Tuple:
 
 
 def conditions(connection: Connection, chosen: CaseFilter, at: str) -> list[sa.ColumnElement[bool]]:
-    """Return what holds for the cases of a filter at a time.
+    """Return the conditions of a filter at a time.
 
     Raises:
-        InputError: a value is not one of those that there are.
+        InputError: a value of the filter is unknown.
     """
     found = [*_states(chosen, at), *_equal(chosen)]
     if chosen.priority is not None:
@@ -224,7 +224,7 @@ def _by_status(status: str) -> sa.ColumnElement[bool]:
 
 def _by_claim(chosen: CaseFilter, at: str) -> sa.ColumnElement[bool]:
     if chosen.viewer is None:
-        raise InputError("These cases depend on who looks", fix="Give viewer=")
+        raise InputError("This filter needs a reviewer", fix="Give viewer=")
     if chosen.offered:
         return sa.and_(IS_PENDING, claimable(chosen.viewer, at))
     free = sa.or_(REVIEWS.c.claimed_until.is_(None), REVIEWS.c.claimed_until <= at)

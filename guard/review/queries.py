@@ -1,4 +1,4 @@
-"""Reading reviews out of the database: one by its name, or all that a condition holds for."""
+"""Reads reviews from the database by name or by condition."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from guard.review.migrations.tables import EVENTS, REPEATS, REVIEWS
 from guard.review.outbox import notify
 from guard.review.records import VERDICT, Review, ReviewStatus, text_of, to_review
 
-#: Crockford's base 32: no letter that can be taken for a digit.
+#: Crockford's base 32: no letters that look like digits.
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 ID_LENGTH = 6
 _AS_TYPED = str.maketrans({"o": "0", "i": "1", "l": "1"})
 
-#: The least of an id that stands for it: with fewer characters a slip of the finger names another case.
+#: Shortest prefix of an id that names a case: a shorter one could name another case by a typing error.
 SHORTEST = 4
 
-#: The condition for cases without a verdict. Written out, not bound: only then do partial indexes serve.
+#: The condition for cases without a verdict, as a literal: partial indexes do not apply to bound parameters.
 IS_PENDING = REVIEWS.c.status == sa.literal_column("'pending'")
 
-#: Events that give a case a verdict, or take it back.
+#: Events that give a case a verdict or undo it.
 _VERDICT_EVENTS = (*(status.value for status in ReviewStatus if status is not ReviewStatus.PENDING), "undone")
 
-#: Events that the audit log has too: what brings a case in, decides it or takes that back. Claims come and go.
+#: Events that are written to the audit log, too: cases, verdicts and their undo, but not claims.
 _LOGGED = frozenset({"added", "opinion", "withdrawn", "late", *_VERDICT_EVENTS})
-#: Columns of an event that are texts of people; the audit log has hashes of them.
+#: Columns of an event with texts of people; the audit log has hashes of them.
 _TEXTS = ("final_answer", "note")
-#: Columns of a case that stand in its first entry as they are, and all that are read for it.
+#: Columns of a case in its first log entry, and all columns that are read for it.
 _FIELDS = ("route", "policy", "model", "p_wrong", "rule", "created_at")
 _OF_THE_CASE = ("decision_id", "question", "prompt", "answer", *_FIELDS)
 
 _VERDICTS = EVENTS.alias("verdicts")
 _TRAIL = EVENTS.alias("trail")
 
-#: The number of a review's newest event that is a verdict or takes one back.
+#: The number of a review's latest event that is a verdict or an undo.
 _NEWEST = (
     sa.select(sa.func.max(_TRAIL.c.number))
     .where(_TRAIL.c.review_id == REVIEWS.c.id, _TRAIL.c.what.in_(_VERDICT_EVENTS))
@@ -50,7 +50,7 @@ _NEWEST = (
 
 
 def selected() -> sa.Select[Any]:
-    """Return a query for reviews, each with the verdict in its trail and the number of its repeats."""
+    """Return a query for reviews with the verdict in their trail and the number of their repeats."""
     repeats = sa.select(sa.func.count()).where(REPEATS.c.review_id == REVIEWS.c.id).scalar_subquery()
     trail = [_VERDICTS.c[kept].label(f"trail_{column}") for column, kept in VERDICT.items()]
     query = sa.select(REVIEWS, repeats.label("repeats"), *trail)
@@ -58,24 +58,24 @@ def selected() -> sa.Select[Any]:
 
 
 def reviews_of(connection: Connection, query: sa.Select[Any]) -> list[Review]:
-    """Return the reviews that a query made of `selected` finds.
+    """Return the reviews of a query made with `selected`.
 
     Raises:
         StoreError: a row is damaged.
     """
     try:
         return [to_review(row) for row in connection.execute(query)]
-    except (KeyError, TypeError, ValueError, StopIteration) as error:  # no column has a form that `add` gives it
+    except (KeyError, TypeError, ValueError, StopIteration) as error:  # a column has a form that `add` never writes
         raise StoreError("A review is damaged", why=str(error), fix="Restore the store from a backup") from error
 
 
 def first(connection: Connection, condition: sa.ColumnElement[bool]) -> Review | None:
-    """Return one review that a condition holds for, or None."""
+    """Return the review that matches a condition, or None."""
     return next(iter(reviews_of(connection, selected().where(condition).limit(1))), None)
 
 
 def by_decision(connection: Connection, decision_id: str | None) -> Review | None:
-    """Return the review of a guarded call, its own or the one that it repeats."""
+    """Return the review of a guarded call: its own, or the identical one that counts it."""
     own = first(connection, REVIEWS.c.decision_id == decision_id)
     if own is not None:
         return own
@@ -84,10 +84,10 @@ def by_decision(connection: Connection, decision_id: str | None) -> Review | Non
 
 
 def find(connection: Connection, name: str) -> Review:
-    """Return a review by its id, a beginning of it, or a decision id.
+    """Return a review by its id, a prefix of it, or a decision id.
 
     Raises:
-        ReviewError: there is none, or more than one.
+        ReviewError: no review matches, or several do.
     """
     key = _typed(name)
     if (found := _named(connection, name)) is not None:
@@ -97,22 +97,22 @@ def find(connection: Connection, name: str) -> Review:
         return near[0]
     if near:
         several = ", ".join(review.id for review in near[:5]) + (", ..." if len(near) > 5 else "")
-        raise ReviewError(f"'{name}' begins more than one review's id", why=several, fix="Type more of it")
+        raise ReviewError(f"'{name}' is a prefix of several ids", why=several, fix="Type more of it")
     raise _unknown(connection, name)
 
 
 def _near(connection: Connection, key: str) -> list[Review]:
-    """Return the first reviews whose id begins with a key, found as a range so that the index serves."""
+    """Return the first reviews whose id has a prefix, by a range query that uses the index."""
     lowest, highest = key.ljust(ID_LENGTH, ALPHABET[0]), key.ljust(ID_LENGTH, ALPHABET[-1])
     query = selected().where(REVIEWS.c.id.between(lowest, highest)).order_by(REVIEWS.c.id)
     return reviews_of(connection, query.limit(6))
 
 
 def exactly(connection: Connection, name: str) -> Review:
-    """Return a review by its whole id or a decision id; a beginning could be a slip, and decisions matter.
+    """Return a review by its whole id or a decision id. Decisions never go by a prefix, which could be a typing error.
 
     Raises:
-        ReviewError: there is none.
+        ReviewError: no review matches.
     """
     if (found := _named(connection, name)) is not None:
         return found
@@ -120,7 +120,7 @@ def exactly(connection: Connection, name: str) -> Review:
 
 
 def locked(connection: Connection, name: str) -> Review:
-    """Return the review, which nobody else can change until the transaction ends (SQLite has locked it all).
+    """Return the review, locked until the end of the transaction (on SQLite the whole database is locked).
 
     Raises:
         ReviewError: as for `exactly`.
@@ -153,12 +153,12 @@ def _unknown(connection: Connection, name: str) -> ReviewError:
 
 
 def record(connection: Connection, review_id: str, **event: str | None) -> None:
-    """Add an event to a review's trail, and to the outbox of who is notified of it.
+    """Add an event to a review's trail, and messages to the outbox.
 
     Args:
-        connection: of a transaction that writes.
-        review_id: whose trail.
-        event: the columns of the event: ``at``, ``who``, ``what`` and what belongs to it.
+        connection: a connection in a write transaction.
+        review_id: id of the review.
+        event: columns of the event: ``at``, ``who``, ``what`` and the event's own ones.
     """
     connection.execute(sa.insert(EVENTS).values(review_id=review_id, **event))
     if event["what"] in _LOGGED:
@@ -167,7 +167,7 @@ def record(connection: Connection, review_id: str, **event: str | None) -> None:
 
 
 def _log(connection: Connection, review_id: str, event: Mapping[str, str | None]) -> None:
-    """Add an event to the audit log: a new case, or what a reviewer or the clock decided."""
+    """Add an event to the audit log: a new case, a verdict, or a due time that has passed."""
     query = sa.select(*(REVIEWS.c[name] for name in _OF_THE_CASE)).where(REVIEWS.c.id == review_id)
     case = connection.execute(query).one()._asdict()
     fields: dict[str, Any] = {"review_id": review_id, **{name: event[name] for name in event if name not in _TEXTS}}
@@ -181,12 +181,12 @@ def _log(connection: Connection, review_id: str, event: Mapping[str, str | None]
 
 
 def change(connection: Connection, review_id: str, **values: object) -> None:
-    """Set columns of a review; the database refuses what is not in the trail."""
+    """Set columns of a review; the database refuses changes that are not in the trail."""
     connection.execute(sa.update(REVIEWS).where(REVIEWS.c.id == review_id).values(values))
 
 
 def standing_opinions(connection: Connection, review_id: str) -> dict[str, sa.Row[Any]]:
-    """Return the events of the opinions on a case that were not withdrawn, by person, in the order they were given."""
+    """Return the events of the opinions on a case that were not withdrawn, by person, in order."""
     query = sa.select(EVENTS).where(EVENTS.c.review_id == review_id, EVENTS.c.what.in_(("opinion", "withdrawn")))
     standing: dict[str, sa.Row[Any]] = {}
     for row in connection.execute(query.order_by(EVENTS.c.number)):
@@ -198,12 +198,12 @@ def standing_opinions(connection: Connection, review_id: str) -> dict[str, sa.Ro
 
 
 def on_routes(routes: frozenset[str] | None) -> list[sa.ColumnElement[bool]]:
-    """Return the condition for cases on these routes; none where all are meant."""
+    """Return the conditions for cases on these routes; no condition for all routes."""
     if routes is None:
         return []
     return [REVIEWS.c.route.in_(sorted(str(text_of(name)) for name in routes))]
 
 
 def has_verdict() -> sa.ColumnElement[bool]:
-    """Return the condition for cases that have a verdict, in themselves or in the trail: the two are compared."""
+    """Return the condition for cases with a verdict in the row or in the trail, which are compared."""
     return sa.or_(~IS_PENDING, sa.and_(_VERDICTS.c.what.is_not(None), _VERDICTS.c.what != "undone"))

@@ -1,4 +1,4 @@
-"""Reviews as records: what the queue's rows mean, and how a case becomes a row and a row a review."""
+"""Reviews as records, and their conversion from cases to rows and from rows to reviews."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from guard.records import Attempt, Escalation, Prompt
 from guard.review.answer_signals import pack_map
 from guard.review_terms import PRIORITIES, CaseKind, LateAction, Priority
 
-#: Metadata and messages that nest deeper are cut off here; this also ends a cycle.
+#: Metadata and messages are cut off at this depth, which also ends cycles.
 _DEPTH = 64
 
 #: A reviewer's verdict on the model's own answer.
@@ -29,7 +29,7 @@ Draft = Literal["right", "wrong"]
 
 
 class ReviewStatus(StrEnum):
-    """Where a review stands."""
+    """The status of a review."""
 
     PENDING = "pending"
     APPROVED = "approved"
@@ -37,10 +37,10 @@ class ReviewStatus(StrEnum):
     REJECTED = "rejected"
 
 
-#: Seconds for which a decision can be undone; until they have passed nobody but reviewers learns of it.
+#: Seconds during which a decision can be undone; until then, only reviewers see it.
 UNDO_S = 10.0
 
-#: What the database keeps for a priority, so that the most urgent sorts first.
+#: Stored numbers of priorities; the most urgent sorts first.
 _RANKS: dict[Priority, int] = {name: rank for rank, name in enumerate(reversed(PRIORITIES))}
 
 
@@ -50,12 +50,12 @@ class Review:
 
     Attributes:
         id: six characters, easy to type; ``o`` is read as ``0``, ``i`` and ``l`` as ``1``.
-        decision_id: the guarded call that it came from.
-        created_at: when that call escalated; ISO 8601, UTC, as all times here.
+        decision_id: id of the guarded call.
+        created_at: when the call escalated; ISO 8601 in UTC, like all times here.
         route: the caller's route, or None.
         policy: the policy's name.
         model: the model's name.
-        question: the question's text, for people.
+        question: text of the question, for display.
         prompt: the whole prompt.
         answer: the answer that was not accepted; None when generation itself failed.
         p_wrong: its probability of being wrong; None when scoring failed.
@@ -66,23 +66,23 @@ class Review:
             ``calibrated``, ``action``, ``rule``, ``reason``, ``prompt_tokens``, ``completion_tokens``, ``seconds``,
             ``sampling``, ``error``, ``finish_reason``, ``reasoning``, ``layer_map`` (see
             `guard.review.answer_signals`).
-        metadata: what the caller attached; values that JSON lacks are kept as their text.
-        status: pending, or what the reviewer decided.
-        draft: whether the model's answer was right or wrong, as the reviewer says; None while
-            pending, and where there was no answer.
-        final_answer: the answer that the reviewer lets stand, or None.
-        reviewer: who decided.
-        note: the reviewer's note.
-        decided_at: when.
-        repeats: how many identical cases came in while this one waited; see `guard.review.store.Store.repeats`.
-        scorer: digest of the scorer that gave p_wrong, or None where unknown.
-        due_at: when the case is late; None where it may wait forever.
+        metadata: metadata of the caller; values that JSON lacks are stored as text.
+        status: pending, or the reviewer's verdict.
+        draft: the reviewer's judgement of the model's answer, right or wrong; None while pending, or without an
+            answer.
+        final_answer: the answer after review, or None.
+        reviewer: login name of the reviewer.
+        note: note of the reviewer.
+        decided_at: time of the decision.
+        repeats: number of identical cases that arrived while this one waited; see `guard.review.store.Store.repeats`.
+        scorer: digest of the scorer of p_wrong, or None if unknown.
+        due_at: due time; None if the case may wait forever.
         priority: ``high``, ``normal`` or ``low``.
         reviews_wanted: 1, or 2 for a second opinion that does not see the first.
-        late: what the caller gets once the case is late.
-        claimed_by, claimed_until: who has the case, and until when; a claim that has ended counts for nothing.
+        late: the policy's action once the case is late.
+        claimed_by, claimed_until: holder and end of the claim; an expired claim has no effect.
         assigned_to: the only person who may claim the case, or None.
-        opinions: how many have been given where two are wanted.
+        opinions: number of opinions so far, if two are wanted.
         disputed: whether two opinions differ, so that a third person decides.
         final_at: until when the decision can be undone. The caller gets nothing before.
         late_at: when the case was found to be late: the caller has what `late` says, and a decision is a label only.
@@ -129,7 +129,7 @@ class Review:
     audit_rate: float | None
 
     def holder(self, at: str) -> str | None:
-        """Return who has the case claimed at a time, or None.
+        """Return the holder of the case at a time, or None.
 
         Args:
             at: ISO 8601, UTC.
@@ -139,10 +139,10 @@ class Review:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """A case like one that waits already: same prompt, answer, policy, model and route.
+    """A case identical to a waiting one: same prompt, answer, policy, model and route.
 
     Attributes:
-        decision_id: the guarded call that it came from.
+        decision_id: id of the guarded call.
         created_at, p_wrong, rule, reason, attempts, metadata, due_at, late: as in `Review`.
     """
 
@@ -159,16 +159,16 @@ class Repeat:
 
 @dataclass(frozen=True, slots=True)
 class ReviewEvent:
-    """One line of a review's audit trail.
+    """An event in a review's audit trail.
 
     Attributes:
         at: ISO 8601, UTC.
-        who: the reviewer; ``guard`` for what it does itself.
+        who: the reviewer, or ``guard`` for its own actions.
         what: ``added``, ``claimed``, ``released``, ``skipped``, ``assigned``, ``opinion`` (one of two),
             ``withdrawn`` (that opinion), ``approved``, ``edited``, ``rejected``, ``undone`` (that verdict), ``late``.
         draft, final_answer, note: the decision or the opinion, as in `Review`.
-        verdict: of an opinion, ``approved``, ``edited`` or ``rejected``.
-        whom: to whom the case was assigned.
+        verdict: verdict of an opinion: ``approved``, ``edited`` or ``rejected``.
+        whom: the person to whom the case was assigned.
     """
 
     at: str
@@ -181,13 +181,13 @@ class ReviewEvent:
     whom: str | None
 
     def blind(self) -> ReviewEvent:
-        """Return the event without what an opinion says."""
+        """Return the event without the contents of an opinion."""
         if self.what != "opinion":
             return self
         return replace(self, draft=None, final_answer=None, note=None, verdict=None)
 
 
-#: What a verdict consists of: the column of the review, and that of the trail.
+#: Columns of a verdict: in the review and in the trail.
 VERDICT = {
     "status": "what",
     "reviewer": "who",
@@ -198,7 +198,7 @@ VERDICT = {
 }
 
 
-#: Columns that serve the database alone.
+#: Columns that only the database uses.
 _NOT_SHOWN = ("fingerprint", "sort_key", "doubt", "number", "claimed_at")
 
 
@@ -236,16 +236,16 @@ def to_row(escalation: Escalation) -> dict[str, Any]:
 
 
 def _ordering(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that cases are ordered by: those without a due time come last, the oldest first.
+    """Return the columns for ordering: cases without a due time come last, the oldest first.
 
-    A case without a score is the most doubtful.
+    A case without a score counts as the most doubtful.
     """
     due, p_wrong = row["due_at"], row["p_wrong"]
     return {"sort_key": due or f"none {row['created_at']}", "doubt": 2.0 if p_wrong is None else p_wrong}
 
 
 def rank_of(priority: Priority) -> int:
-    """Return what the database keeps for a priority."""
+    """Return the stored number of a priority."""
     return _RANKS[priority]
 
 
@@ -309,8 +309,8 @@ def to_review(row: sa.Row[Any]) -> Review:
     """Return the review of a row, whose verdict must be the one in the trail.
 
     Raises:
-        StoreError: it is not: somebody has changed one of the two past guard.
-        KeyError, TypeError, ValueError: a column has a form that guard does not give it.
+        StoreError: the verdict differs, so one of the two was changed outside guard.
+        KeyError, TypeError, ValueError: a column has a form that guard never writes.
     """
     values = dict(row._mapping)
     _check_verdict(values)
@@ -346,7 +346,7 @@ def _late(values: dict[str, Any]) -> LateAction | None:
 
 
 def _check_verdict(values: dict[str, Any]) -> None:
-    """Compare, and take out of the row, what the trail says of the verdict."""
+    """Remove the trail's verdict from the row, and compare it with the review's."""
     kept = {column: values.pop(f"trail_{column}") for column in VERDICT}
     if kept["status"] in (None, "undone"):
         kept = {**dict.fromkeys(kept), "status": ReviewStatus.PENDING.value}
@@ -383,7 +383,7 @@ def to_labelled_row(review: Review) -> dict[str, Any]:
         "note": review.note,
         "reviewer": review.reviewer,
     }
-    # Without these, replaying such a case would be another prompt.
+    # Without these, a replay of the case would have another prompt.
     more = {
         "tools": [dict(tool) for tool in review.prompt.tools],
         "template_options": dict(review.prompt.template_options),
@@ -397,7 +397,7 @@ def to_labelled_row(review: Review) -> dict[str, Any]:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """Return the value in JSON's types; what JSON lacks becomes its text, so that no case is refused for it."""
+    """Return the value in JSON types. Other values become text, so that no case is refused for them."""
     if value is None or isinstance(value, bool):
         return value
     if depth > _DEPTH:
@@ -416,7 +416,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 
 def _str(value: Any) -> str:
-    """Return a value's text, or its class where it has none: the case is worth more than a detail of it."""
+    """Return the text of a value, or its class name if it has none: the case must not be lost."""
     try:
         return str(value)
     except Exception:  # noqa: BLE001 - code of others
@@ -429,7 +429,7 @@ def text_of(text: str | None) -> str | None:
 
 
 def _utc(time: str) -> str:
-    """One form for all times, so that their text sorts as they do."""
+    """Return a time in the stored form, which sorts as text."""
     try:
         parsed = datetime.fromisoformat(time)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""What the caller of an escalated case gets: a person's answer, or what the policy says once the case is late.
+"""Results for the caller of an escalated case: a person's answer, or the policy's action once the case is late.
 
-Whether a case is late for its caller follows from two times that never change: a verdict counts if it was given before
-the due time. Both are read under the case's lock, so that no answer leaves that somebody is undoing at that moment.
+A verdict counts for the caller if it was given before the due time; both times never change. They are read under the
+case's lock, so that no answer is returned while a reviewer undoes it.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from guard.review.queries import IS_PENDING, change, exactly, first, locked, rec
 from guard.review.records import UNDO_S, Review, ReviewStatus, later, to_repeat
 from guard.review_terms import LateAction
 
-#: Seconds between two looks at a case that somebody waits for, at first and at most.
+#: First and longest interval, in seconds, between reads of an awaited case.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
-#: Cases that one call of `mark_late` takes at most.
+#: Largest number of cases per call of `mark_late`.
 _BATCH = 200
 
 
 @dataclass(frozen=True, slots=True)
 class ReviewResult:
-    """What became of an escalated case, for its caller.
+    """The result of an escalated case for its caller.
 
     Attributes:
-        decision_id: the guarded call.
-        review_id: the case that people decide; that of an identical earlier case where there was one.
+        decision_id: id of the guarded call.
+        review_id: id of the case; that of the earlier case if there was an identical one.
         state: ``waiting``, ``decided`` (by a person, in time and past undoing), or ``late``.
-        answer: what the person lets stand, or the policy's text once it is late; None while waiting, and where
-            there is no answer.
+        answer: the answer after review, or the policy's text once the case is late; None while waiting, or without an
+            answer.
         verdict: ``approved``, ``edited`` or ``rejected``; None unless decided.
-        late: what the policy does in place of a person; None unless late.
-        reviewer, note: whose verdict it is, and what they noted; None unless decided.
-        decided_at: when the verdict was given; ISO 8601, UTC, as all times here.
-        due_at: when the case is late; None where it may wait forever.
-        ready_at: while waiting, when a verdict that was given becomes final; else None.
+        late: the policy's action instead of a person's; None unless late.
+        reviewer, note: the reviewer and the note; None unless decided.
+        decided_at: time of the verdict; ISO 8601 in UTC, like all times here.
+        due_at: due time; None if the case may wait forever.
+        ready_at: while waiting, when a given verdict becomes final; else None.
     """
 
     decision_id: str
@@ -61,18 +61,18 @@ class ReviewResult:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the caller has waited long enough."""
+        """Whether the result is final."""
         return self.state != "waiting"
 
 
 def result_of(review: Review, decision_id: str, due_at: str | None, late: LateAction | None, at: str) -> ReviewResult:
-    """Return what a caller gets of a case at a time.
+    """Return the result of a case for a caller at a time.
 
     Args:
         review: the case.
-        decision_id: the caller's.
-        due_at: the caller's due time, which differs from the case's where the two are identical cases.
-        late: what the caller gets after it.
+        decision_id: decision id of the caller.
+        due_at: due time of the caller, which can differ from that of an identical earlier case.
+        late: the policy's action after the due time.
         at: the time.
     """
     known = {"decision_id": decision_id, "review_id": review.id, "due_at": due_at}
@@ -94,7 +94,7 @@ def result_of(review: Review, decision_id: str, due_at: str | None, late: LateAc
 
 
 def read_result(database: Database, name: str) -> ReviewResult:
-    """Return what became of a case; see `guard.review.store.Store.result`."""
+    """Return the result of a case; see `guard.review.store.Store.result`."""
     with database.read() as connection:
         review = exactly(connection, name)
         if review.kind == "audit":
@@ -106,7 +106,7 @@ def read_result(database: Database, name: str) -> ReviewResult:
         result = _result(database, connection, name, review)
     if not result.is_ready or database.read_only:
         return result
-    with database.write() as connection:  # somebody may be undoing it
+    with database.write() as connection:  # a reviewer may be undoing it
         review = locked(connection, name)
         at = database.now(connection)
         if is_overdue(review, at):
@@ -128,20 +128,20 @@ def _result(database: Database, connection: Connection, name: str, review: Revie
 
 
 def is_overdue(review: Review, at: str) -> bool:
-    """Return whether a case is late and not marked so."""
+    """Return whether a case is late and not yet marked."""
     pending = review.status is ReviewStatus.PENDING and review.late_at is None
     return pending and review.due_at is not None and review.due_at <= at
 
 
 def find_same(connection: Connection, fingerprint: str, at: str) -> Review | None:
-    """Return the case that an identical one may be counted on: it waits, or was decided a moment ago."""
+    """Return the waiting or just decided case that counts an identical one, or None."""
     same = REVIEWS.c.fingerprint == fingerprint
     waiting = first(connection, sa.and_(same, IS_PENDING, REVIEWS.c.late_at.is_(None)))
     return waiting or first(connection, sa.and_(same, REVIEWS.c.decided_at > later(at, -UNDO_S)))
 
 
 def takes_repeats(review: Review, at: str) -> bool:
-    """Return whether an identical case is counted on this one: it waits, or its verdict can still be undone."""
+    """Return whether this case counts identical ones: it waits, or its verdict can still be undone."""
     return review.late_at is None and (review.final_at is None or review.final_at > at)
 
 
@@ -152,7 +152,7 @@ def mark(connection: Connection, review: Review, at: str) -> None:
 
 
 def mark_late(database: Database) -> int:
-    """Mark what is late; see `guard.review.store.Store.mark_late`."""
+    """Mark late cases; see `guard.review.store.Store.mark_late`."""
     marked = 0
     while True:
         with database.write() as connection:
@@ -172,12 +172,12 @@ def mark_late(database: Database) -> int:
 
 @dataclass(slots=True)
 class Waiting:
-    """Somebody who waits for a case.
+    """A wait for the result of a case.
 
     Attributes:
         look: reads the result.
-        timeout_s: seconds to wait at most; None for as long as it takes.
-        result: what the last look gave.
+        timeout_s: longest wait in seconds; None for no limit.
+        result: the last result.
     """
 
     look: Callable[[], ReviewResult]
@@ -187,7 +187,7 @@ class Waiting:
     _pause: float = _FIRST_PAUSE_S
 
     def pause(self) -> float | None:
-        """Look once; return the seconds until the next look, or None where there is none."""
+        """Read the result; return the seconds until the next read, or None at the end."""
         self.result = self.look()
         left = None if self.timeout_s is None else self._began + self.timeout_s - time.monotonic()
         if self.result.is_ready or (left is not None and left <= 0):
@@ -196,7 +196,7 @@ class Waiting:
         return self._pause if left is None else min(self._pause, left)
 
     def wait(self) -> ReviewResult:
-        """Return the result once it is ready or the time is up."""
+        """Return the result once it is final or the time is up."""
         while (pause := self.pause()) is not None:
             time.sleep(pause)
         assert self.result is not None

@@ -17,7 +17,7 @@ import platformdirs
 from guard.errors import StoreError, missing_extra
 from guard.files.private_files import create_private, create_private_folder
 
-#: Environment variable that has the key.
+#: Environment variable with the key.
 ENVIRONMENT = "GUARD_SECRETS_KEY"
 
 
@@ -35,7 +35,7 @@ def unseal(sealed: str) -> dict[str, Any]:
     """Decrypt values.
 
     Raises:
-        StoreError: the key is another one, or the text was changed.
+        StoreError: the key is wrong, or the text was changed.
         MissingExtraError: cryptography is not installed.
     """
     from cryptography.fernet import InvalidToken
@@ -78,7 +78,7 @@ def _kept_key() -> str:
 
 
 def _write_once(path: Path, key: str) -> None:
-    """Put a key there unless another process has: a link is made whole or not at all."""
+    """Write a key unless another process has; linking the file is atomic."""
     part = path.with_name(f"{path.name}.{os.getpid()}")
     create_private(part)
     part.write_text(key, encoding="ascii")

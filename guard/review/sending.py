@@ -1,4 +1,4 @@
-"""Sending one message: signed by Standard Webhooks, to an address that was checked, without following redirects."""
+"""Sends one message: signed by Standard Webhooks, to a checked address, without redirects."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from guard.errors import missing_extra
 
-#: Seconds for one try, from the look-up of the name to the answer.
+#: Time limit of an attempt in seconds, from the DNS lookup to the response.
 TIMEOUT_S = 15.0
 
-#: Environment variable that has the mail server: ``smtps://USER:PASSWORD@HOST:465?from=guard@example.org``.
+#: Environment variable with the mail server: ``smtps://USER:PASSWORD@HOST:465?from=guard@example.org``.
 SMTP = "GUARD_SMTP"
 
-#: How a receiver says that it will never want messages again.
+#: Status of a receiver that wants no further messages.
 _GONE = 410
 
-#: TLS is not asked of a mail server on this machine.
+#: Hosts of a local mail server, which needs no TLS.
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 
 class SendError(Exception):
-    """A try that failed.
+    """An attempt failed.
 
     Attributes:
-        gone: whether the receiver says that it is gone for good.
+        gone: whether the receiver is permanently gone.
     """
 
     def __init__(self, what: str, *, gone: bool = False) -> None:
@@ -49,9 +49,9 @@ def signed_headers(message_id: str, body: str, secrets: Sequence[str], at: int) 
     """Return the headers of Standard Webhooks, with one signature for each secret.
 
     Args:
-        message_id: the same on every try.
-        body: as it is sent.
-        secrets: ``whsec_`` and base64.
+        message_id: the same on every attempt.
+        body: the body of the request.
+        secrets: secrets of the form ``whsec_`` and base64.
         at: seconds since 1970.
 
     Examples:
@@ -74,10 +74,10 @@ def signed_headers(message_id: str, body: str, secrets: Sequence[str], at: int) 
 
 
 async def post(target: str, body: str, headers: dict[str, str], *, allow_private: bool) -> None:
-    """Send one request, to the address that was checked and to no other.
+    """Send one request to the checked address.
 
     Raises:
-        SendError: it was not accepted with 2xx in `TIMEOUT_S` seconds.
+        SendError: the receiver did not respond with 2xx within `TIMEOUT_S` seconds.
         MissingExtraError: httpx is not installed.
     """
     try:
@@ -97,7 +97,7 @@ async def _post(target: str, body: str, headers: dict[str, str], *, allow_privat
     parts = urlsplit(target)
     address = await asyncio.to_thread(checked_address, parts, allow_private=allow_private)
     host = str(parts.hostname)
-    # The name is looked up once: a second look-up could give another address than the one that was checked.
+    # The name is resolved once: a second lookup could return an unchecked address.
     pinned = httpx.URL(target).copy_with(host=address)
     headers = {**headers, "host": _host_header(parts)}
     options: dict[str, Any] = {"trust_env": False, "follow_redirects": False, "timeout": TIMEOUT_S}
@@ -106,7 +106,7 @@ async def _post(target: str, body: str, headers: dict[str, str], *, allow_privat
             "POST", pinned, content=body.encode(), headers=headers, extensions={"sni_hostname": host}
         )
         try:
-            response = await client.send(request, stream=True)  # nobody reads what it says
+            response = await client.send(request, stream=True)  # the body is not read
             await response.aclose()
         except httpx.HTTPError as error:
             raise SendError(f"{type(error).__name__}: {error}"[:200]) from None
@@ -115,7 +115,7 @@ async def _post(target: str, body: str, headers: dict[str, str], *, allow_privat
 
 @cache
 def _trusted() -> ssl.SSLContext:
-    """Return the certificates of the system, read once: twenty messages at a time would wait for that."""
+    """Return the certificates of the system, read once: reading is slow."""
     return ssl.create_default_context()
 
 
@@ -125,10 +125,10 @@ def _host_header(parts: SplitResult) -> str:
 
 
 def checked_address(parts: SplitResult, *, allow_private: bool) -> str:
-    """Return the one address to connect to.
+    """Return the address to connect to.
 
     Raises:
-        SendError: the name has no address, or one that is not public, and the endpoint does not allow that.
+        SendError: the name has no address, or a private one that the endpoint does not allow.
     """
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -152,7 +152,7 @@ def _is_public(address: str) -> bool:
 
 
 def sentence(body: str) -> str:
-    """Return what a message says in one line, for chats and mails.
+    """Return a message as one sentence, for chats and mails.
 
     Examples:
         >>> sentence('{"type": "case.late", "data": {"case": "06wb38", "route": "medical", "due": null}}')
@@ -173,7 +173,7 @@ def mail(to: str, body: str, message_id: str) -> None:
     """Send a mail by the server in ``GUARD_SMTP``, encrypted unless the server is this machine.
 
     Raises:
-        SendError: it was not taken.
+        SendError: the server did not accept the mail.
     """
     server = urlsplit(os.environ.get(SMTP, ""))
     if server.scheme not in ("smtp", "smtps") or not server.hostname:

@@ -1,4 +1,4 @@
-"""What is going on in the queue: how much waits, who decides how much, and how far people agree."""
+"""Figures of the queue: waiting cases, verdicts by reviewer, and agreement."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from guard.review.agreement import cohen_kappa, krippendorff_alpha
 from guard.review.migrations.tables import EVENTS, REVIEWS
 from guard.review.queries import IS_PENDING
 
-#: With fewer cases that two people share, their agreement says nothing.
+#: Fewest shared cases for the agreement of two people.
 FEWEST_SHARED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far two people agree.
+    """The agreement of two people.
 
     Attributes:
-        reviewers: the two.
-        cases: on which both have given an opinion.
-        kappa: Cohen's; None with fewer than `FEWEST_SHARED` cases, or where it is not defined.
+        reviewers: the two people.
+        cases: number of cases on which both gave an opinion.
+        kappa: Cohen's kappa; None with fewer than `FEWEST_SHARED` cases, or if it is undefined.
     """
 
     reviewers: tuple[str, str]
@@ -43,8 +43,8 @@ class QueueStats:
         oldest: when the case that has waited longest came in; None where none waits.
         late, claimed, disputed: waiting cases that are late, that somebody has, on which two opinions differ.
         by_reviewer: verdicts and opinions by person and kind, such as ``{"ann": {"approved": 3, "opinion": 1}}``.
-        shared: cases with two opinions.
-        agreements: of each two people who share cases.
+        shared: number of cases with two opinions.
+        agreements: agreement of each pair of people with shared cases.
         alpha: Krippendorff's alpha over all cases with two opinions; None with fewer than `FEWEST_SHARED`.
     """
 
@@ -97,7 +97,7 @@ def _waiting(connection: Connection, condition: sa.ColumnElement[bool]) -> int:
 
 
 def _by_reviewer(connection: Connection) -> dict[str, dict[str, int]]:
-    """Count what stands: a verdict that was undone is not one."""
+    """Count verdicts and opinions, without those that were undone."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     kinds = {"opinion": ("opinion", 1), "withdrawn": ("opinion", -1), "skipped": ("skipped", 1)}
     query = sa.select(EVENTS.c.who, EVENTS.c.what, sa.func.count()).where(EVENTS.c.what.in_(tuple(kinds)))
@@ -111,7 +111,7 @@ def _by_reviewer(connection: Connection) -> dict[str, dict[str, int]]:
 
 
 def _opinions(connection: Connection) -> Iterator[dict[str, Hashable]]:
-    """Yield what each person says of a case, by person, for every case that has opinions."""
+    """Yield the labels by person for each case with opinions."""
     query = sa.select(EVENTS.c.review_id, EVENTS.c.who, EVENTS.c.what, EVENTS.c.draft, EVENTS.c.verdict)
     query = query.where(EVENTS.c.what.in_(("opinion", "withdrawn"))).order_by(EVENTS.c.review_id, EVENTS.c.number)
     cases: dict[str, dict[str, Hashable]] = defaultdict(dict)

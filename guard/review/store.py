@@ -1,7 +1,7 @@
 """The review queue's database: SQLite in a file, or PostgreSQL by URL.
 
-What `Store.add` or a reviewer's decision returned from is on disk: every call is one transaction that
-is synced before it returns, so a killed process loses nothing that was accepted.
+Every call is one transaction that is synced to disk before the call returns, so a killed process loses no accepted
+case and no decision.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _EVERYTHING = CaseFilter()
 
 
 class Store:
-    """Reviews in a database. Safe under threads; open one in each process (never across a fork)."""
+    """The review store. Safe under threads; open one in each process."""
 
     def __init__(self, connected: database.Database) -> None:
         self._database = connected
@@ -77,11 +77,11 @@ class Store:
             url: an SQLite file, or a URL (``sqlite:///FILE``, ``postgresql://USER@HOST/DATABASE``).
                 Default: the environment variable ``GUARD_STORE``, else ``reviews.db`` in the user's
                 data directory.
-            create: whether a missing SQLite file is made; otherwise it is an error.
+            create: whether to create a missing SQLite file; otherwise it is an error.
             timeout_s: seconds to wait for a lock that another process holds, or for a server.
 
         Raises:
-            StoreError: it cannot be opened, is not a review store, or is of a newer guard.
+            StoreError: the store cannot be opened, is not a review store, or belongs to a newer version of guard.
             MissingExtraError: a PostgreSQL URL without psycopg.
         """
         return cls(database.connect(url, create=create, timeout_s=timeout_s))
@@ -90,8 +90,7 @@ class Store:
         """Return the audit log in this database; the store adds every case and verdict to it.
 
         Args:
-            keep_text: see `guard.audit.log.AuditLog`; here as there the log has only hashes of texts by default.
-            redaction: see there.
+            keep_text, redaction: see `guard.audit.log.AuditLog`. By default the log has only hashes of texts.
         """
         return AuditLog(self._database, keep_text=keep_text, redaction=redaction)
 
@@ -120,16 +119,16 @@ class Store:
     # -- taking cases in -----------------------------------------------------------------------
 
     def add(self, escalation: Escalation) -> Review:
-        """Put a case into the queue; it is on disk when this returns.
+        """Add a case to the queue; it is committed when this returns.
 
-        A case like one that waits already (same prompt, answer, policy, model and route) is counted there
-        and kept in its `repeats`, so that a person decides it once.
+        A case identical to a waiting one (same prompt, answer, policy, model and route) is added to its `repeats`, so
+        that a person decides once.
 
         Returns:
-            The new review, or the one that exists already for this ``decision_id`` or this case.
+            the new review, or the existing one for this ``decision_id`` or an identical case.
 
         Raises:
-            StoreError: it could not be written.
+            StoreError: the case could not be written.
             InputError: ``created_at`` is not an ISO 8601 time.
         """
         row = to_row(escalation)
@@ -140,7 +139,7 @@ class Store:
             return known
 
     def _new(self, connection: Connection, row: dict[str, Any]) -> Review | None:
-        """Add a case; None where its id was taken, or an identical case came in at this moment."""
+        """Add a case; return None if its id is taken, or an identical case was added concurrently."""
         row["id"] = "".join(secrets.choice(ALPHABET) for _ in range(ID_LENGTH))
         number = sa.select(sa.func.coalesce(sa.func.max(REVIEWS.c.number), 0) + 1).scalar_subquery()
         numbered = {**row, "number": number} if connection.dialect.name == "sqlite" else row
@@ -151,13 +150,13 @@ class Store:
         return known
 
     def _repeated(self, connection: Connection, escalation: Escalation, row: dict[str, Any]) -> Review | None:
-        """Count a case on the open one that it repeats; None where there is none."""
+        """Add a case to the repeats of an identical open one, if there is one."""
         same = results.find_same(connection, row["fingerprint"], self._database.now(connection))
         if same is None:
             return None
         open_one = queries.locked(connection, same.id)
         at = self._database.now(connection)
-        if results.is_overdue(open_one, at):  # its caller has an answer; this one's has time
+        if results.is_overdue(open_one, at):  # the earlier caller has an answer; this one still waits
             results.mark(connection, open_one, at)
             return None
         if not results.takes_repeats(open_one, at):
@@ -177,18 +176,17 @@ class Store:
         before: str | None = None,
         limit: int = 50,
     ) -> Page:
-        """Return a page of the queue; each page costs the same, however far down it is.
+        """Return a page of the queue; all pages take the same time.
 
         Args:
-            chosen: which cases.
-            order: ``due`` (what is due first; cases that may wait forever come last, by age), ``doubtful`` (the
-                largest p_wrong first; no score counts as the most doubtful), ``oldest``, ``newest``, or ``decided``
-                (the newest verdict first).
+            chosen: filter of the cases.
+            order: ``due`` (by due time; cases without one come last, by age), ``doubtful`` (by p_wrong, descending; no
+                score comes first), ``oldest``, ``newest``, or ``decided`` (latest verdict first).
             after, before: `Page.after` or `Page.before` of another page with the same filter and order.
-            limit: the largest number of reviews to return.
+            limit: largest number of reviews.
 
         Raises:
-            InputError: an argument or a value of the filter is not one of those that there are.
+            InputError: an argument or a value of the filter is unknown.
         """
         limit = whole_number("limit", limit, least=1, most=1000)
         with self._database.read() as connection:
@@ -198,7 +196,7 @@ class Store:
     def reviews(
         self, *, status: str | None = None, route: str | None = None, kind: CaseKind | None = None, limit: int = 50
     ) -> list[Review]:
-        """Return the reviews that have waited longest; `page` has more filters and orders.
+        """Return the oldest reviews; `page` has more filters and orders.
 
         Raises:
             InputError: an unknown status or kind, or a limit out of range.
@@ -207,7 +205,7 @@ class Store:
         return list(self.page(chosen, order="oldest", limit=limit).reviews)
 
     def count(self, chosen: CaseFilter = _EVERYTHING) -> int:
-        """Return how many cases there are, exactly up to `guard.review.pages.COUNTED`; more are that and one.
+        """Return the number of cases, exact up to `guard.review.pages.COUNTED`; beyond that, one more.
 
         Raises:
             InputError: as for `page`.
@@ -216,15 +214,15 @@ class Store:
             return pages.read_count(connection, chosen, self._database.now(connection))
 
     def stats(self) -> QueueStats:
-        """Return the queue in figures: what waits, who decides how much, and how far people agree."""
+        """Return figures of the queue: waiting cases, verdicts by reviewer, and agreement."""
         with self._database.read() as connection:
             return read_stats(connection, self._database.now(connection))
 
     def review(self, name: str) -> Review:
-        """Return one review by its id, an unambiguous beginning of it, or its decision id.
+        """Return one review by its id, an unambiguous prefix of it, or its decision id.
 
         Raises:
-            ReviewError: there is none, or more than one.
+            ReviewError: no review matches, or several do.
         """
         with self._database.read() as connection:
             return queries.find(connection, name)
@@ -234,8 +232,8 @@ class Store:
 
         Args:
             name: the review.
-            whole: also what opinions say while the case waits for another one; without it a second reviewer stays
-                blind.
+            whole: whether to include the contents of opinions while the case waits for another one. By default a
+                second reviewer stays blind.
         """
         with self._database.read() as connection:
             columns = [EVENTS.c[field] for field in ReviewEvent.__dataclass_fields__]
@@ -245,15 +243,15 @@ class Store:
         return events if whole or verdicts.is_open_to_all(review) else [event.blind() for event in events]
 
     def opinions(self, name: str) -> list[Opinion]:
-        """Return the opinions on a case that stand, in the order they were given; ``name`` as in `review`.
+        """Return the opinions on a case that were not withdrawn, in order; ``name`` as in `review`.
 
-        Show them to nobody who may still give one: a second opinion is blind.
+        Do not show them to a person who may still give one: a second opinion is blind.
         """
         with self._database.read() as connection:
             return verdicts.opinions(connection, queries.find(connection, name).id)
 
     def repeats(self, name: str) -> list[Repeat]:
-        """Return the identical cases that came in while a review waited, oldest first; ``name`` as in `review`."""
+        """Return the identical cases that arrived while a review waited, oldest first; ``name`` as in `review`."""
         with self._database.read() as connection:
             query = sa.select(REPEATS).where(REPEATS.c.review_id == queries.find(connection, name).id)
             rows = connection.execute(query.order_by(REPEATS.c.created_at, REPEATS.c.decision_id))
@@ -262,20 +260,20 @@ class Store:
     def labelled(
         self, *, route: str | None = None, model: str | None = None, page: int = 500
     ) -> Iterator[dict[str, Any]]:
-        """Reviews whose decision is final as rows for `guard calibrate`, in the order they were decided.
+        """Yield reviews with a final decision as rows for `guard calibrate`, in the order of the decisions.
 
-        The label is what the reviewer said of the model's answer: 0 right (approved, or edited with
-        ``draft="right"``), 1 wrong. Cases without an answer have nothing to label and are left out.
+        The label is the reviewer's judgement of the model's answer: 0 right (approved, or edited with
+        ``draft="right"``), 1 wrong. Cases without an answer are left out.
 
         Args:
-            route: only these.
-            model: only these; a scorer learns from its own model's answers.
-            page: how many rows are read at a time.
+            route: only cases of this route.
+            model: only cases of this model; a scorer learns from the answers of its own model.
+            page: number of rows that are read at a time.
 
         Yields:
             ``id``, ``prompt`` (messages, or a text), ``response``, ``label``, ``model``, ``policy``, ``route``,
-            ``verdict``, ``better`` (the reviewer's answer in place of the model's, or None), ``note``,
-            ``reviewer``, and ``tools`` where the prompt has some.
+            ``verdict``, ``better`` (the reviewer's own answer, or None), ``note``, ``reviewer``, and ``tools`` if the
+            prompt has any.
         """
         page = whole_number("page", page, least=1)
         order = sa.tuple_(REVIEWS.c.decided_at, REVIEWS.c.id)
@@ -295,35 +293,35 @@ class Store:
             after = (str(reviews[-1].decided_at), reviews[-1].id)
 
     def insights(self, *, days: int, routes: frozenset[str] | None = None, route: str | None = None) -> Insights:
-        """Return what came and became of it in the last days, counted by the database.
+        """Return figures of the last days, computed by the database.
 
         Args:
-            days: today and the days before it, in UTC.
-            routes: only these; None for all.
-            route: only this one.
+            days: number of days in UTC, including today.
+            routes: only these routes; None for all.
+            route: only this route.
         """
         with self._database.read() as connection:
             at = self._database.now(connection)
             return insights.read_insights(connection, at, days=days, routes=routes, route=route)
 
     def routes(self, among: frozenset[str] | None = None) -> list[str]:
-        """Return the routes of the cases that there are, those among these; at most `guard.review.insights.ROUTES`."""
+        """Return the routes of all cases, restricted to these; at most `guard.review.insights.ROUTES`."""
         with self._database.read() as connection:
             return insights.read_routes(connection, among)
 
     # -- claiming ------------------------------------------------------------------------------
 
     def claim(self, name: str, *, reviewer: str, lease_s: float = LEASE_S) -> Review:
-        """Take a case, so that nobody else works on it until the lease ends; who has it already keeps it for longer.
+        """Claim a case, so that nobody else works on it until the lease ends; a holder extends the claim.
 
         Args:
             name: the whole id, or the decision id.
-            reviewer: who takes it.
-            lease_s: seconds from now.
+            reviewer: login name of the reviewer.
+            lease_s: duration in seconds from now.
 
         Raises:
-            ReviewError: no such case, decided, taken by or assigned to somebody else, or the reviewer has given
-                an opinion on it.
+            ReviewError: the case does not exist, is decided, claimed by or assigned to another person, or the reviewer
+                has given an opinion on it.
             InputError: the lease is not above 0, or longer than a day.
         """
         who, lease_s = person(reviewer), checked_lease(lease_s)
@@ -331,13 +329,12 @@ class Store:
             return claims.claim(self._database, connection, name, who, lease_s)
 
     def claim_next(self, *, reviewer: str, route: str | None = None, lease_s: float = LEASE_S) -> Review | None:
-        """Take the next case: one that the reviewer has already, else by priority and due time; late ones come last.
+        """Claim the next case: one that the reviewer holds, else by priority and due time; late cases come last.
 
-        Cases that the reviewer has skipped or given an opinion on are left out. Any number of reviewers may ask at
-        once: each gets a case of their own.
+        Cases that the reviewer skipped or gave an opinion on are left out. Concurrent reviewers get different cases.
 
         Returns:
-            The case, or None where there is none for this reviewer.
+            the case, or None if there is none for this reviewer.
 
         Raises:
             InputError: as for `claim`.
@@ -347,30 +344,30 @@ class Store:
             return claims.claim_next(self._database, connection, who, route, lease_s)
 
     def release(self, name: str, *, reviewer: str) -> Review:
-        """Give a case back.
+        """Release a claimed case.
 
         Raises:
-            ReviewError: the reviewer has not claimed it.
+            ReviewError: the reviewer has not claimed the case.
         """
         with self._database.write() as connection:
             return claims.release(self._database, connection, name, person(reviewer), note=None, what="released")
 
     def skip(self, name: str, *, reviewer: str, note: str | None = None) -> Review:
-        """Leave a case to others: it is given back, and `claim_next` does not offer it to the reviewer again.
+        """Skip a case: it is released, and `claim_next` does not offer it to the reviewer again.
 
         An audit case is offered again once nothing else waits: whoever skips hard ones would make the sample easy.
 
         Raises:
-            ReviewError: it is decided, or claimed by somebody else.
+            ReviewError: the case is decided, or claimed by another person.
         """
         with self._database.write() as connection:
             return claims.release(self._database, connection, name, person(reviewer), note=note, what="skipped")
 
     def assign(self, name: str, *, to: str | None, by: str) -> Review:
-        """Reserve a case for one person, ending any claim; None opens it to everybody again.
+        """Assign a case to one person and end any claim; None opens it to everybody.
 
         Raises:
-            ReviewError: it is decided.
+            ReviewError: the case is decided.
         """
         whom = None if to is None else person(to)
         with self._database.write() as connection:
@@ -379,44 +376,43 @@ class Store:
     # -- deciding ------------------------------------------------------------------------------
 
     def approve(self, name: str, *, reviewer: str, note: str | None = None) -> Review:
-        """Let the model's answer stand.
+        """Approve the model's answer.
 
-        Of several reviewers who decide at once exactly one succeeds; this holds for `edit` and
-        `reject` too. The decision can be undone for ten seconds; nobody but reviewers learns of it before. Where two
-        reviews are wanted, the first two decisions are opinions: if they agree they are the verdict, otherwise a
-        third person's decision is.
+        If several reviewers decide at the same time, exactly one succeeds, as for `edit` and `reject`. The decision can
+        be undone for ten seconds; until then only reviewers see it. If two reviews are wanted, the first two decisions
+        are opinions: if they agree, they are the verdict; otherwise a third person decides.
 
         Args:
-            name: the whole id, or the decision id; here as in `edit` and `reject` a part will not do.
-            reviewer: who decides.
-            note: to keep with the decision.
+            name: the whole id, or the decision id; a prefix is refused, as in `edit` and `reject`.
+            reviewer: login name of the reviewer.
+            note: note on the decision.
 
         Raises:
-            ReviewError: no such review, decided already (says by whom and when), claimed by or assigned to somebody
-                else, no answer, or the reviewer has given an opinion on it.
+            ReviewError: the review does not exist, is decided, claimed by or assigned to another person, has no answer,
+                or the reviewer has given an opinion on it.
         """
         return self._decide(name, ReviewStatus.APPROVED, None, "right", reviewer, note)
 
     def edit(
         self, name: str, *, answer: str, draft: Draft | None = None, reviewer: str, note: str | None = None
     ) -> Review:
-        """Put a better answer in place of the model's.
+        """Replace the model's answer by a better one.
 
         Args:
             name: as in `approve`.
             answer: the better answer.
             draft: whether the model's own answer was right (such as right, but wordy) or wrong; it
-                becomes the label. None only where the model gave no answer.
+                becomes the label. None only if the model gave no answer.
             reviewer: as in `approve`.
             note: as in `approve`.
 
         Raises:
-            ReviewError: as for `approve`, where the answer is the model's own or empty, or ``draft`` is missing.
+            ReviewError: as for `approve`; or the answer is empty or the model's own, or ``draft`` is missing.
         """
         return self._decide(name, ReviewStatus.EDITED, answer, draft, reviewer, note)
 
     def reject(self, name: str, *, reviewer: str, note: str | None = None, answer: str | None = None) -> Review:
-        """Say that the answer is wrong, with or without a right one.
+        """Reject the answer as wrong, with or without a right one.
 
         Raises:
             ReviewError: as for `approve`.
@@ -424,10 +420,10 @@ class Store:
         return self._decide(name, ReviewStatus.REJECTED, answer, "wrong", reviewer, note)
 
     def undo(self, name: str, *, reviewer: str) -> Review:
-        """Take back what the reviewer decided less than ten seconds ago; the case is theirs again.
+        """Undo the reviewer's decision of the last ten seconds; the case is claimed for them again.
 
         Raises:
-            ReviewError: they decided nothing here, it is final, or an identical case has come in since.
+            ReviewError: the reviewer has no decision here, it is final, or an identical case has arrived since.
         """
         with self._database.write() as connection:
             return verdicts.undo(self._database, connection, name, person(reviewer))
@@ -444,7 +440,7 @@ class Store:
     # -- what callers get ----------------------------------------------------------------------
 
     def result(self, name: str) -> ReviewResult:
-        """Return what became of a case for its caller, now.
+        """Return the current result of a case for its caller.
 
         Args:
             name: the decision id of the guarded call, or the review's id.
@@ -455,18 +451,18 @@ class Store:
         return results.read_result(self._database, name)
 
     def wait(self, name: str, *, timeout_s: float | None = None) -> ReviewResult:
-        """Wait until a case is decided and past undoing, or late.
+        """Wait until a case has a final decision, or is late.
 
         Args:
-            name: as in `result`. It works in any process, also after a restart.
-            timeout_s: seconds to wait at most; None for as long as it takes.
+            name: as in `result`; works in any process, also after a restart.
+            timeout_s: longest wait in seconds; None for no limit.
 
         Returns:
-            The result; its state is ``waiting`` where the time was up first.
+            the result; its state is ``waiting`` if the time is up first.
 
         Raises:
             ReviewError: there is no such case.
-            InputError: a negative time.
+            InputError: the time is negative.
         """
         return self._waiting(name, timeout_s).wait()
 
@@ -480,8 +476,8 @@ class Store:
         return Waiting(lambda: self.result(name), timeout_s)
 
     def mark_late(self) -> int:
-        """Mark every case that is late, so that its trail and its notifications say so; return how many were.
+        """Mark late cases in their trails, and notify endpoints; return their number.
 
-        Callers need not wait for this: for them a case is late at its due time.
+        For callers, a case is late at its due time, whether or not it is marked.
         """
         return results.mark_late(self._database)

@@ -1,6 +1,6 @@
-"""Verdicts: one person's decision, or two blind opinions and an adjudication where they differ; and undoing them.
+"""Verdicts: one person's decision, or two blind opinions with an adjudication if they differ; and undo.
 
-A verdict stands at once for reviewers and becomes final `UNDO_S` seconds later; until then nobody else learns of it.
+Reviewers see a verdict at once. It becomes final after `UNDO_S` seconds; until then nobody else sees it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _UNDECIDED = {
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What one of two reviewers says of a case.
+    """The opinion of one of two reviewers on a case.
 
     Attributes:
-        reviewer: whose it is.
-        at: when it was given.
+        reviewer: login name of the reviewer.
+        at: time of the opinion.
         verdict: ``approved``, ``edited`` or ``rejected``.
         draft, final_answer, note: as in `guard.review.records.Review`.
     """
@@ -68,7 +68,7 @@ def decide(
     who: str,
     note: str | None,
 ) -> Review:
-    """Give a case a verdict, or one of two opinions; see `guard.review.store.Store.approve`."""
+    """Record a verdict or an opinion; see `guard.review.store.Store.approve`."""
     review = locked(connection, name)
     at = database.now(connection)
     check_free(connection, review, who, at)
@@ -89,7 +89,7 @@ def decide(
 
 
 def _give_opinion(connection: Connection, review: Review, verdict: dict[str, Any]) -> None:
-    """Keep an opinion; the second one settles the case or, where the two differ, leaves it to a third person."""
+    """Record an opinion. The second one decides the case or, if the two differ, leaves it to a third person."""
     before = opinions(connection, review.id)
     kept = {VERDICT[column]: value for column, value in verdict.items() if column != "status"}
     record(connection, review.id, what="opinion", verdict=verdict["status"], **kept)
@@ -101,13 +101,13 @@ def _give_opinion(connection: Connection, review: Review, verdict: dict[str, Any
 
 
 def _settle(connection: Connection, review: Review, verdict: dict[str, Any]) -> None:
-    # The trail first: the database lets no verdict into the review that is not there.
+    # First the trail: the database refuses a verdict that is not in it.
     record(connection, review.id, **{kept: verdict[column] for column, kept in VERDICT.items()})
     change(connection, review.id, **verdict, **FREE, final_at=later(verdict["decided_at"], UNDO_S))
 
 
 def opinions(connection: Connection, review_id: str) -> list[Opinion]:
-    """Return the opinions that stand, in the order they were given; see `guard.review.store.Store.opinions`."""
+    """Return the opinions that were not withdrawn, in order; see `guard.review.store.Store.opinions`."""
     return [
         Opinion(row.who, row.at, ReviewStatus(row.verdict), row.draft, row.final_answer, row.note)
         for row in standing_opinions(connection, review_id).values()
@@ -115,15 +115,15 @@ def opinions(connection: Connection, review_id: str) -> list[Opinion]:
 
 
 def is_open_to_all(review: Review) -> bool:
-    """Return whether no blind opinion on a case can follow, so that those given may be shown."""
+    """Return whether no further blind opinion is possible, so that the given ones may be shown."""
     return review.status is not ReviewStatus.PENDING or review.disputed or review.opinions == 0
 
 
 def undo(database: Database, connection: Connection, name: str, who: str) -> Review:
-    """Take a verdict or an opinion back; see `guard.review.store.Store.undo`."""
+    """Undo a verdict or an opinion; see `guard.review.store.Store.undo`."""
     review = locked(connection, name)
     cancel_verdict(connection, review.id, database.now(connection))
-    at = database.now(connection)  # after the locks: what a worker has taken was final by then
+    at = database.now(connection)  # after the locks: a message that a worker has taken was final
     own = [each for each in opinions(connection, review.id) if each.reviewer == who]
     if review.status is not ReviewStatus.PENDING:
         _check_undoable(review, str(review.reviewer), str(review.final_at), who, at)
@@ -161,7 +161,7 @@ def _check_undoable(review: Review, whose: str, until: str, who: str, at: str) -
         raise ReviewError(
             f"The decision on review {review.id} is final",
             why=f"it could be undone until {until}",
-            fix="The caller may have it already; tell them",
+            fix="The caller may have it already: inform them",
         )
 
 
@@ -169,12 +169,12 @@ def _check_undoable(review: Review, whose: str, until: str, who: str, at: str) -
 
 
 def _checked_draft(review: Review, draft: str | None) -> str | None:
-    """Return what the reviewer says of the model's answer; only where there is one."""
+    """Return the reviewer's judgement of the model's answer, if there is an answer."""
     if review.answer is None:
         return None
     if draft not in ("right", "wrong"):
         raise ReviewError(
-            f"The edit of review {review.id} must say whether the model's own answer was right or wrong",
+            f"The edit of review {review.id} must state whether the model's own answer was right or wrong",
             why=f"it becomes a label for calibration, and draft is {draft!r:.40}",
             fix="Give --draft right (such as right, but wordy) or --draft wrong",
         )
@@ -189,5 +189,5 @@ def _check_answer(review: Review, status: ReviewStatus, answer: str | None) -> N
     if status is ReviewStatus.EDITED and not (answer or "").strip():
         raise ReviewError("An edited answer must not be empty", fix="Reject the review to give no answer")
     if answer is not None and review.answer is not None and answer.strip() == review.answer.strip():
-        # It would be labelled wrong, which it is not.
+        # Otherwise a right answer would be labelled wrong.
         raise ReviewError(f"The answer of review {review.id} is unchanged", fix="Approve it as it is")

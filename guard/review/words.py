@@ -12,7 +12,7 @@ from guard.errors import InputError
 from guard.review.migrations.tables import REVIEWS
 from guard.review.records import text_of
 
-#: Found words up to this number are looked up; with more, cases in order are probed for them.
+#: Up to this number of matches, a search starts from the word index; beyond it, from the ordered cases.
 _MANY = 5_000
 
 
@@ -34,7 +34,7 @@ def has_words(connection: Connection, text: str) -> sa.ColumnElement[bool]:
     """
     words = words_of(text)
     if not words:
-        raise InputError("The search has no word", fix="Give letters or digits")
+        raise InputError("The search contains no word", fix="Give letters or digits")
     if connection.dialect.name == "sqlite":
         return _on_sqlite(connection, " ".join(f'"{word}"' for word in words))
     return _on_postgresql(words)
@@ -59,7 +59,7 @@ def _on_postgresql(words: list[str]) -> sa.ColumnElement[bool]:
 
 
 def _on_sqlite(connection: Connection, wanted: str) -> sa.ColumnElement[bool]:
-    """Look rare words up; for common ones go through the cases in their order, which soon finds a page of them."""
+    """Use the index for rare words; for common words scan the cases in order, which soon fills a page."""
     rows = _matching(wanted)
     many = len(connection.execute(rows.limit(_MANY)).all()) == _MANY
     if many:

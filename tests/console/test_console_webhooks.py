@@ -64,7 +64,7 @@ def test_an_endpoint_is_added_and_its_secret_shown_once(console: MadeConsole, ad
         ({"kind": "smoke"}, "are not added here"),
         ({"target": "ftp://x"}, "cannot be read"),
         ({"name": " "}, "needs a name"),
-        ({"kind": "email", "target": "nobody"}, "is no mail address"),
+        ({"kind": "email", "target": "nobody"}, "is not a mail address"),
     ],
 )
 def test_what_cannot_be_added_is_said_and_what_was_typed_stays(

@@ -277,8 +277,8 @@ def test_a_handler_that_hangs_costs_a_few_threads_and_no_other_handler(call: Del
     assert all(delivery.delivered == ("a",) for delivery in deliveries)
     assert len(taken.cases) == 60
     assert deliveries[0].errors == ("hangs: not done within 0.02 s",)
-    assert deliveries[-1].errors == (f"hangs: {MOST} earlier cases are still in it, past their deadlines",)
-    with pytest.raises(EscalationError, match="earlier cases are still in it"):
+    assert deliveries[-1].errors == (f"hangs: {MOST} earlier cases are still running in it, past their deadlines",)
+    with pytest.raises(EscalationError, match="earlier cases are still running in it"):
         call(CASE, handlers=handlers, to=["hangs"], timeout_s=5)  # closed, and at once
 
 

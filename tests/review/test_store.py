@@ -367,7 +367,7 @@ def test_a_reviewer_who_decides_while_another_does_waits_and_is_refused(url: str
 
         sa.event.listen(first._database.engine, "commit", let_the_other_come)
         assert first.reject(name, reviewer="ann").status is ReviewStatus.REJECTED
-        with pytest.raises(ReviewError, match=r"has been decided already.*rejected by ann"):
+        with pytest.raises(ReviewError, match=r"is decided already.*rejected by ann"):
             late[0].result(timeout=20)
         sa.event.remove(first._database.engine, "commit", let_the_other_come)
         review = second.review(name)

@@ -84,7 +84,7 @@ def test_beyond_loopback_keys_are_needed() -> None:
 
 def test_a_server_that_needs_keys_does_not_start_without_one(tmp_path: Path) -> None:
     config = listening("0.0.0.0").model_copy(update={"store": str(tmp_path / "r.db")})
-    with pytest.raises(InputError, match="There is no API key"), loaded_server(config):
+    with pytest.raises(InputError, match="Requests need an API key"), loaded_server(config):
         pass
 
 
