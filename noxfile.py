@@ -20,7 +20,7 @@ OTHER_PYTHONS = ["3.12", "3.13"]
 TORCH = "torch==2.13.0"
 WITHOUT_TORCH = (
     "llama,smollm2,calibrate,evaluate,datasets,math,langchain,plots,postgresql,"
-    "openai,serve,otel,console,webhooks,audit,grammar"
+    "openai,serve,otel,console,webhooks,audit,grammar,spans"
 )
 EXTRAS = f"transformers,int4,{WITHOUT_TORCH}"
 TOOLS = [name for name in nox.project.dependency_groups(nox.project.load_toml(), "dev") if not name.startswith("torch")]
@@ -45,6 +45,7 @@ USES = {
     "console": "import guard.access, argon2, fastapi, uvicorn",
     "audit": "from guard.audit import SigningKey; SigningKey.generate('example.org/guard')",
     "grammar": "import llguidance",
+    "spans": "from guard.scoring.spans import find_spans; assert len(find_spans('One. Two.')) == 2",
 }
 #: Prints what vLLM's build for CPUs needs beside torch, without what only pictures and sound need.
 VLLM_NEEDS = (

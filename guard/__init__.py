@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from guard.calibration.procedure import calibrate
     from guard.calibration.rebinding import rebind
     from guard.calibration.recorded import calibrate_records
+    from guard.calibration.span_procedure import calibrate_spans
     from guard.certification.procedure import certify
     from guard.data.merging import merge_shards
     from guard.data.procedure import record
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from guard.review.handlers import ReviewQueue
     from guard.review.store import Store
     from guard.runtime.guard import Guard
-    from guard.scores import Score
+    from guard.scores import Score, Span
     from guard.scoring.scorer import Scorer, load_scorer
 
 #: Version of the installed distribution, ``ilis-guard``.
@@ -43,6 +44,7 @@ _HOMES = {
     "guard.calibration.procedure": ("calibrate",),
     "guard.calibration.rebinding": ("rebind",),
     "guard.calibration.recorded": ("calibrate_records",),
+    "guard.calibration.span_procedure": ("calibrate_spans",),
     "guard.certification.procedure": ("certify",),
     "guard.data.merging": ("merge_shards",),
     "guard.data.procedure": ("record",),
@@ -67,7 +69,7 @@ _HOMES = {
         "Signature",
     ),
     "guard.response_format": ("ResponseFormat",),
-    "guard.scores": ("Score",),
+    "guard.scores": ("Score", "Span"),
     "guard.scoring.scorer": ("Scorer", "load_scorer"),
     "guard.review.store": ("Store",),
 }
@@ -92,9 +94,11 @@ __all__ = [
     "Score",
     "Scorer",
     "Signature",
+    "Span",
     "Store",
     "calibrate",
     "calibrate_records",
+    "calibrate_spans",
     "certify",
     "decide",
     "evaluate",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -20,9 +20,13 @@ class OutcomeExport:
 
         - ``ood_score`` and ``scores`` belong to the answer that the decision is about, as ``p_wrong`` does; ``scores``
           has every probability that was computed, by score, with what it reads;
+        - ``spans`` has a dict for each span of that answer, before any is cut (``start``, ``end``, ``text``,
+          ``p_wrong``, ``claim``); None where the scorer gives none. In ``attempts``, ``spans_above`` has those above
+          the policy's limit;
         - each of ``attempts`` has its score (``p_wrong``, ``decides``: the name of the score that it is, ``scores``,
-          ``ood_score``, ``calibrated``, ``score_seconds``; None without a score), its decision (``action``, ``rule``,
-          ``reason``), and its sampling (``temperature``, ``top_p``, ``top_k``, ``seed``) beside its own attributes;
+          ``ood_score``, ``unlike``, ``calibrated``, ``score_seconds``; None without a score), its decision (``action``,
+          ``rule``, ``reason``), and its sampling (``temperature``, ``top_p``, ``top_k``, ``seed``) beside its own
+          attributes;
         - ``would_be`` is None, or a dict of ``action``, ``rule``, ``reason`` and ``p_wrong``.
 
         Receipts that are not plain data become texts.
@@ -32,6 +36,7 @@ class OutcomeExport:
             "action": self.action.value,
             **{name: getattr(self, name) for name in names},
             "scores": readings(self.scores),
+            "spans": span_list(self.spans),
             "would_be": _decision(self.would_be) if self.would_be else None,
             "escalated_to": list(self.escalated_to),
             "receipts": _plain(self.receipts),
@@ -51,6 +56,16 @@ def readings(scores: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
     return {name: {"p_wrong": each.p_wrong, "reads": list(each.reads)} for name, each in scores.items()}
 
 
+def span_list(spans: Sequence[Any] | None) -> list[dict[str, Any]] | None:
+    """Return spans as plain data; None where there are none."""
+    names = ("start", "end", "text", "p_wrong")
+    return (
+        spans
+        if spans is None
+        else [{**{name: getattr(each, name) for name in names}, "claim": list(each.claim)} for each in spans]
+    )
+
+
 def _decision(decision: Any) -> dict[str, Any]:
     return {
         "action": decision.action.value,
@@ -66,9 +81,12 @@ def _attempt(attempt: Any) -> dict[str, Any]:
     return {
         **{name: getattr(attempt, name) for name in own},
         "redirected": attempt.generation.redirected if attempt.generation else None,
-        **{name: getattr(score, name) if score else None for name in ("p_wrong", "ood_score", "calibrated")},
+        **{name: getattr(score, name) if score else None for name in ("p_wrong", "ood_score", "unlike", "calibrated")},
         "decides": score.decides if score else None,
         "scores": readings(score.scores) if score else {},
+        "spans": span_list(score.spans) if score else None,
+        "p_any_wrong": score.p_any_wrong if score else None,
+        "spans_above": span_list(attempt.decision.spans),
         "score_seconds": score.seconds if score else None,
         "action": attempt.decision.action.value,
         "rule": attempt.decision.rule,

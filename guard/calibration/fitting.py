@@ -180,7 +180,7 @@ def fit_model(
         columns = schema.columns([name for name in _TREE_GROUPS[score] if name not in without], _TREE_TOKENS[score])
         held_out, trees, chosen = _fit_trees(examples, columns, held_out, folds, seed, alone=alone)
         settings |= chosen
-    calibration = _calibrate(held_out, examples.wrong)
+    calibration = platt_scaling(held_out, examples.wrong)
     return FittedModel(Model(base=linear, probe=linear_probe, trees=trees, calibration=calibration), settings)
 
 
@@ -469,7 +469,7 @@ def _boost(data: Any, settings: Mapping[str, Any], *, rounds: int) -> Any:
 # -- calibration -------------------------------------------------------------------------------
 
 
-def _calibrate(held_out: LogOdds, wrong: Labels) -> Calibration:
+def platt_scaling(held_out: LogOdds, wrong: Labels) -> Calibration:
     """Return Platt scaling: a logistic regression on held-out log-odds, with a prior around the identity.
 
     The prior keeps few answers, or a weak score, from moving it far.

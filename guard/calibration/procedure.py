@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from guard.calibration.scorer_fit import (
     fit_scorer,
     split_labelled,
 )
+from guard.calibration.span_procedure import MAX_TOKENS, check_span_rows, fit_to, label_answers, with_span_model
 from guard.checked import checked_choice, checked_seed
 from guard.data.graders import Grader, choose_grader
 from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
@@ -69,6 +70,7 @@ def calibrate(
     tau: Sequence[float] = (1.0,),
     capture_point: Literal["mlp", "block"] = "mlp",
     journal: str | Path | None = None,
+    spans: str | Path | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> CalibrationResult:
     """Ask labelled questions, fit a scorer on the answers, and test it on held-out questions.
@@ -94,6 +96,8 @@ def calibrate(
         tau: temperatures of the signature's softmax.
         capture_point: where activations are read, ``mlp`` or ``block``.
         journal: where answers are kept; by default ``OUT.journal``.
+        spans: JSON Lines of labelled spans (see `guard.data.labelled_spans`), on which a model of spans is fitted as
+            well. Their questions are asked without a system message.
         progress: called with a `guard.Progress` before the first question and after each answer.
 
     Returns:
@@ -123,6 +127,7 @@ def calibrate(
     if max_tokens is None or system is None:
         how_to_ask(sources, system=system, max_tokens=max_tokens)  # refuse before the model is loaded
     check_enough_rows([row for _, row in list_rows(sources)], seed=seed)
+    span_rows = () if spans is None else check_span_rows(spans)
     kept = choose_journal(out, journal)
     loading = {**(engine_options or {}), "template_date": find_template_date(kept)}
     with engines.load_engine(model, engine=engine, capture_point=capture_point, **loading) as loaded:
@@ -142,9 +147,20 @@ def calibrate(
             ask_with_progress(asked, rows=rows, known=answers.answered(), progress=progress)
             skipped = answers.skipped({row_key(dataset, row) for dataset, row in rows})
             splits = split_labelled(rows, answers, grade=grade, seed=seed)
+        found = spans and label_answers(
+            loaded,
+            span_rows,
+            template_options=run.template_options,
+            system="",
+            max_tokens=MAX_TOKENS,
+            progress=progress,
+        )
     labelled = [each for members in splits.values() for each in members]
     summaries = data_sets(sources, ((each.record.dataset, each.wrong) for each in labelled))
     fitted = fit_scorer(splits, run=run, data=summaries, without=tuple(without), seed=seed)
+    if spans and found:
+        span_model = fit_to(found, spans, max_tokens=MAX_TOKENS)
+        fitted = replace(fitted, scorer=with_span_model(fitted.scorer, span_model))
     fitted.scorer.save(out)
     return CalibrationResult(out, fitted, list_bad_rows(sources), tuple(skipped), others, _truncated(labelled))
 

@@ -19,6 +19,7 @@ from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import CalibrationError, InputError, did_you_mean
 from guard.scores import SCORE_NAMES, ScoreName
+from guard.scoring.answer_bounds import AnswerBounds
 from guard.scoring.labels import Label, Labels, label_array, number_wrong
 from guard.scoring.metrics import (
     AtThreshold,
@@ -162,6 +163,7 @@ def fit_scorer(
         metrics={name: asdict(each) for name, each in metrics.items()},
         scores=models,
         ood_detector=_ood_detector(splits["fit"], seed, layers=run.model.layers),
+        answer_bounds=_answer_bounds(splits["fit"]),
     )
     own, others = p_wrong[artefact.default_score], p_wrong.get("log-probabilities")
     gain = None if others is None or others is own else brier_gain(own, others, wrong)
@@ -244,6 +246,11 @@ def _examples(labelled: Sequence[Labelled], schema: FeatureSchema, *, activation
         if activations and signals
         else None,
     )
+
+
+def _answer_bounds(labelled: Sequence[Labelled]) -> AnswerBounds:
+    records = [each.record for each in labelled]
+    return AnswerBounds.of([record.answer for record in records], [len(record.signals.logprobs) for record in records])
 
 
 def _ood_detector(labelled: Sequence[Labelled], seed: int, *, layers: int) -> StoredOodDetector | None:

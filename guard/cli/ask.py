@@ -27,13 +27,16 @@ from guard.cli.output import (
     template_options,
     user_functions,
 )
-from guard.cli.terminal import scores_line, shown
+from guard.cli.terminal import scores_line, shaded, shown, span_line
 from guard.errors import ScorerError
-from guard.outcome_export import readings
+from guard.outcome_export import readings, span_list
 
 if TYPE_CHECKING:
     from guard.records import Outcome
     from guard.review.store import Store
+
+#: Without a policy for spans, those above this are shaded.
+MORE_LIKELY_WRONG = 0.5
 
 #: Exit codes if the caller did not get an answer.
 EXIT_CODES = {"abstain": 10, "escalate": 11}
@@ -101,10 +104,11 @@ def ask(
         own = guard.limits
         limits = replace(own, max_tokens=max_tokens or own.max_tokens, timeout_s=timeout)
         outcome = guard.ask(text, route=route, limits=limits)
+        of_spans = guard.policy.plan(route).spans
     if as_json:
         print_json(outcome.to_dict())
     else:
-        _print(outcome)
+        _print(outcome, of_spans.above if of_spans else MORE_LIKELY_WRONG)
     raise typer.Exit(EXIT_CODES.get(outcome.action.value, 0))
 
 
@@ -114,9 +118,9 @@ def _opened(store: str | None) -> Store:
     return Store.open(store)
 
 
-def _print(outcome: Outcome) -> None:
+def _print(outcome: Outcome, limit: float) -> None:
     out = console()
-    out.print(shown(outcome.answer if outcome.answer is not None else "(no answer)"))
+    _print_answer(outcome, limit)
     out.print()
     line = f"p(wrong) {_percent(outcome.p_wrong)}  {trail(outcome)}  rule: {outcome.rule}"
     out.print(shown(line, "dim"))
@@ -124,6 +128,8 @@ def _print(outcome: Outcome) -> None:
     score = outcome.attempts[-1].score if outcome.attempts else None
     if score and score.scores:
         out.print(shown(f"scores: {scores_line(readings(score.scores), score.decides)}", "dim"))
+    if score and score.unlike:
+        out.print(shown(f"unlike the answers of the calibration: {score.unlike}", "yellow"))
     for name, receipt in outcome.receipts.items():
         if name != "review":
             out.print(shown(f"{name}: {receipt}", "dim"))
@@ -136,6 +142,23 @@ def _print(outcome: Outcome) -> None:
         out.print("uncalibrated: this scorer was fitted on another model", style="yellow")
     elif outcome.attempts[-1] in uncalibrated:
         out.print("uncalibrated: this answer was sampled, and calibration answers are greedy", style="yellow")
+
+
+def _print_answer(outcome: Outcome, limit: float) -> None:
+    """Print the answer; spans with a p_wrong above the limit are shaded, and listed for those who see no colours."""
+    from guard.policy.cuts import released_spans
+
+    out = console()
+    if outcome.answer is None:
+        out.print("(no answer)")
+        return
+    above = [span for span in released_spans(outcome) or () if span.p_wrong > limit]
+    out.print(shaded(outcome.answer, [(span.start, span.end) for span in above], "black on yellow"))
+    for span in span_list(above) or ():
+        out.print(shown(f"likely wrong: {span_line(span)}", "yellow"))
+    cut = outcome.attempts[-1].decision.spans if outcome.answer != outcome.attempts[-1].answer else ()
+    if outcome.accepted and cut:
+        out.print(shown(f"cut: {len(cut)} of {len(outcome.spans or ())} spans", "yellow"))
 
 
 def trail(outcome: Outcome) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ from guard.cli.data_options import (
     SystemOption,
     TauOption,
 )
-from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
+from guard.cli.engine_options import OPTIONS, EngineOption, EngineOptions, loads_a_model
 from guard.cli.output import (
     JsonOption,
     ModelOption,
@@ -29,7 +29,8 @@ from guard.cli.output import (
     template_options,
 )
 from guard.cli.progress import ProgressBars
-from guard.cli.terminal import shown
+from guard.cli.scorers import span_facts, spans_line
+from guard.cli.terminal import say, shown
 from guard.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 #: Options that mean something where the answers are recorded.
 _BESIDE_RECORDS = {"records", "out", "without", "seed", "as_json"}
+#: Options that mean something where only spans are added.
+_BESIDE_SCORER = {"scorer", "spans", "out", "model", "engine", "system", "max_tokens", "as_json", *OPTIONS}
 
 
 @loads_a_model()
@@ -48,6 +51,12 @@ def calibrate(
     data: OptionalDataOption = None,
     records: Annotated[
         Path | None, typer.Option("--records", help="Fit on answers that guard record has recorded; asks nothing.")
+    ] = None,
+    spans: Annotated[
+        Path | None, typer.Option("--spans", help="Labelled spans of longer answers, for a probability of each span.")
+    ] = None,
+    scorer: Annotated[
+        str | None, typer.Option("--scorer", help="With --spans alone: the scorer file that gets them, or its name.")
     ] = None,
     model: ModelOption = "smollm2",
     engine: EngineOption = None,
@@ -73,8 +82,13 @@ def calibrate(
     The command is resumable: after an interruption, run it again to continue where it stopped.
     """
     if records is not None:
-        _refuse_beside_records(ctx)
+        _refuse_beside(ctx, _BESIDE_RECORDS, "--records", why="nothing is asked, and the labels are recorded")
         _show(_from_records(records, out=out, without=without or (), seed=seed), as_json=as_json)
+        return
+    if scorer is not None:
+        _refuse_beside(ctx, _BESIDE_SCORER, "--scorer", why="the scorer's other scores stay as they are")
+        asking = {"model": model, "engine": engine, "engine_options": engine_options, "system": system or ""}
+        _add_spans(spans, scorer, out, {**asking, "max_tokens": max_tokens}, as_json=as_json)
         return
     if not data:
         raise InputError(
@@ -100,9 +114,30 @@ def calibrate(
             tau=tau or (1.0,),
             capture_point=capture_point,  # type: ignore[arg-type]
             journal=journal,
+            spans=spans,
             progress=progress,
         )
     _show(result, as_json=as_json)
+
+
+def _add_spans(spans: Path | None, scorer: str, out: Path, asking: Mapping[str, Any], *, as_json: bool) -> None:
+    """Add a model of spans to a scorer, and show its figures."""
+    if spans is None:
+        raise InputError("--scorer names the scorer that gets spans", fix="Give labelled spans: --spans FILE")
+    from guard.calibration.span_procedure import calibrate_spans
+
+    given = {name: value for name, value in asking.items() if value is not None}
+    with ProgressBars() as progress:
+        made = calibrate_spans(spans, scorer=scorer, out=out, **given, progress=progress)
+    fitted = made.scorer.artefact.spans
+    assert fitted is not None
+    if as_json:
+        left_out = {"unlabelled": made.unlabelled, "skipped": made.skipped}
+        print_json({"out": str(out), "sha256": made.scorer.sha256, **span_facts(fitted), **left_out})
+        return
+    say(spans_line(fitted))
+    say(f"Without a label: {made.unlabelled} spans. Not asked: {made.skipped} questions.")
+    say(f"Scorer written to {out}")
 
 
 def _from_records(records: Path, **options: Any) -> CalibrationResult:
@@ -111,15 +146,12 @@ def _from_records(records: Path, **options: Any) -> CalibrationResult:
     return calibrate_records(records, **options)
 
 
-def _refuse_beside_records(ctx: typer.Context) -> None:
-    """Refuse options about how to ask: the recorded answers have been asked already."""
-    for name in ctx.params.keys() - _BESIDE_RECORDS:
+def _refuse_beside(ctx: typer.Context, allowed: set[str], beside: str, *, why: str) -> None:
+    """Refuse options that mean nothing beside another."""
+    for name in ctx.params.keys() - allowed:
         source = ctx.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"{option} does not go with --records", why="nothing is asked, and the labels are recorded"
-            )
+            raise InputError(f"--{name.replace('_', '-')} does not go with {beside}", why=why)
 
 
 def _show(result: CalibrationResult, *, as_json: bool) -> None:
@@ -143,6 +175,7 @@ def _json(result: CalibrationResult) -> dict[str, Any]:
         "skipped": [{"key": each.key, "reason": each.reason} for each in result.skipped],
         "truncated": result.truncated,
         "apart": asdict(fitted.apart),
+        "spans": span_facts(artefact.spans) if artefact.spans else None,
         "other_models": dict(result.other_models),
     }
 
@@ -163,6 +196,8 @@ def _print(result: CalibrationResult) -> None:
         screen.print(_gain_line(fitted.brier_gain))
     _print_thresholds(fitted.thresholds)
     _print_left_out(result)
+    if spans := fitted.scorer.artefact.spans:
+        screen.print(shown(spans_line(spans)))
     screen.print(f"Scorer written to {result.out}", markup=False)
 
 

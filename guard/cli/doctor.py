@@ -28,6 +28,7 @@ _PACKAGES = {
     "vllm": ("vllm",),
     "calibrate": ("lightgbm", "scikit-learn", "regex"),
     "grammar": ("llguidance",),
+    "spans": ("sentencex",),
     "openai": ("httpx", "tenacity"),
     "math": ("math-verify",),
     "datasets": ("huggingface-hub", "pyarrow"),

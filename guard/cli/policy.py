@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,6 +84,7 @@ def explain(
     from guard.policy.explanation import describe_terms
     from guard.policy.explanation import explain as steps_of
     from guard.policy.policy import Usage, decide, load_policy
+    from guard.records import Action
 
     loaded = with_certificate(load_policy(policy), certificate)
     section = None if tool is None else _tool_section(loaded, tool)
@@ -90,11 +92,10 @@ def explain(
         (plan,) = loaded.plans_for(route, [tool])
         loaded = replace(loaded, plans={**loaded.plans, route: plan})
     steps = steps_of(loaded, score, route, ood_score=ood_score)
-    decision = decide(loaded, p_wrong=score, ood_score=ood_score, route=route)
-    when_exhausted = decide(loaded, p_wrong=score, ood_score=ood_score, route=route, usage=Usage(exhausted=True))
-    defective = {
-        name: decide(loaded, p_wrong=score, ood_score=ood_score, route=route, defects=[name]) for name in DEFECTS
-    }
+    decided = partial(decide, loaded, p_wrong=score, ood_score=ood_score, route=route, spans=())
+    decision, when_exhausted = decided(), decided(usage=Usage(exhausted=True))
+    defective = {name: decided(defects=[name]) for name in DEFECTS}
+    of_spans = loaded.plan(route).spans if decision.action is Action.ACCEPT else None
     if as_json:
         print_json(
             {
@@ -110,6 +111,7 @@ def explain(
                 "decision": _decision_json(decision),
                 "when_exhausted": _decision_json(when_exhausted),
                 **{f"when_{name}": _decision_json(each) for name, each in defective.items()},
+                "spans": {"above": of_spans.above, "then": of_spans.what} if of_spans else None,
             }
         )
         return
@@ -125,6 +127,8 @@ def explain(
         say(f"Once the budget is exhausted: {when_exhausted.action}, by {when_exhausted.rule}.")
     for name, each in defective.items():
         say(f"If the answer is {name}: {each.action}, by {each.rule}.")
+    if of_spans:
+        say(f"If the {of_spans.condition}: {of_spans.what}.")
     if loaded.mode == "shadow":
         say("The policy is in shadow mode: this is only recorded, the caller gets the answer.")
 

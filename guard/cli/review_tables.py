@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from guard.cli.terminal import one_line, scores_line, shown
+from guard.cli.terminal import one_line, scores_line, shown, span_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,6 +75,7 @@ def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
             ("answer", describe_answer(review)),
             ("p(wrong)", _probability(review.p_wrong)),
             ("scores", _scores(review)),
+            ("spans", _spans(review)),
             ("rule", f"{review.rule}: {review.reason}"),
             ("due", _due(review)),
             ("reviewers", _reviewers(review)),
@@ -204,6 +205,17 @@ def _scores(review: Review) -> str | None:
     lines = [
         f"{scores_line({name: each}, last.get('decides'))}: {', '.join(each['reads'])}" for name, each in scores.items()
     ]
+    return "\n".join(lines) or None
+
+
+def _spans(review: Review) -> str | None:
+    """Return the parts of the answer that was not accepted, each with its p_wrong; a star marks those above the limit.
+
+    An attempt is whatever is in the database: one without spans is shown without.
+    """
+    last = review.attempts[-1] if review.attempts else {}
+    above = last.get("spans_above") or []
+    lines = [f"{'*' if each in above else ' '} {span_line(each)}" for each in last.get("spans") or []]
     return "\n".join(lines) or None
 
 

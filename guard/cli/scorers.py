@@ -15,6 +15,10 @@ from guard.errors import GuardError, InputError
 
 if TYPE_CHECKING:
     from guard.scoring.scorer import Scorer
+    from guard.scoring.scorer_file import SpanModel
+
+#: Figures of a model of spans that are shown, by their name in the file.
+_SPAN_FIGURES = {"auroc": "AUROC", "auroc_within": "within answers", "top_1": "top-1", "brier": "Brier"}
 
 app = typer.Typer(
     help="List, fetch, check and describe scorers.",
@@ -159,8 +163,23 @@ def _facts(scorer: Scorer) -> dict[str, Any]:
         "scores": list(artefact.scores),
         "metrics": artefact.metrics,
         "answers": sum(artefact.split_sizes.values()),
+        "spans": span_facts(artefact.spans) if artefact.spans else None,
         "sha256": scorer.sha256,
     }
+
+
+def span_facts(spans: SpanModel) -> dict[str, Any]:
+    """Return what people should know of a model of spans."""
+    return {name: getattr(spans, name) for name in ("spans", "wrong", "answers", "max_tokens", "metrics")}
+
+
+def spans_line(spans: SpanModel) -> str:
+    """Return a model of spans in one line; anybody may have written the figures of a file."""
+    figures = [f"{name} {_number(spans.metrics.get(key))}" for key, name in _SPAN_FIGURES.items()]
+    return (
+        f"spans, on held-out answers: {', '.join(figures)}; {spans.spans} labelled spans of {spans.answers} answers, "
+        f"{spans.wrong} wrong, at most {spans.max_tokens} tokens an answer"
+    )
 
 
 def _card(scorer: Scorer) -> dict[str, Any] | None:
@@ -187,7 +206,10 @@ def _print_list(rows: list[dict[str, Any]]) -> None:
 def _written(metrics: dict[str, Any], score: str, name: str) -> str:
     """Return a figure of a scorer file, which anybody may have written."""
     figures = metrics.get(score)
-    value = figures.get(name.lower()) if isinstance(figures, dict) else None
+    return _number(figures.get(name.lower()) if isinstance(figures, dict) else None)
+
+
+def _number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     return str(value) if isinstance(value, int) else "-"
@@ -202,6 +224,8 @@ def _print_card(name: str, scorer: Scorer) -> None:
     for score in facts["scores"]:
         figures = [f"{key} {_written(facts['metrics'], score, key)}" for key in ("AUROC", "Brier", "ECE", "n")]
         out.print(shown(f"{score}, on held-out questions of the same sets: {', '.join(figures)}"))
+    if spans := scorer.artefact.spans:
+        out.print(shown(spans_line(spans)))
     for each in scorer.artefact.data:
         licence = f", {card.data[each.name]}" if card else ""
         out.print(shown(f"data: {each.name}, {each.rows} answers, {each.wrong:g} wrong{licence}"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from guard.hidden_characters import replace_hidden
@@ -33,6 +33,26 @@ def shown(text: object, style: str = "") -> Text:
     from rich.text import Text
 
     return Text(visible(str(text)), style)
+
+
+def shaded(text: str, places: Iterable[tuple[int, int]], style: str) -> Text:
+    """Return `shown` text in which some places, in order, have a style.
+
+    Args:
+        text: an answer.
+        places: first characters, and those after the last, in the text as it is.
+        style: of rich.
+    """
+    out, at = shown(""), 0
+    for start, end in places:
+        out.append_text(shown(text[at:start])).append_text(shown(text[start:end], style))
+        at = end
+    return out.append_text(shown(text[at:]))
+
+
+def span_line(span: Mapping[str, Any]) -> str:
+    """Return a span in one line, such as ``0.81  Capital: Sydney``."""
+    return f"{span['p_wrong']:.2f}  {one_line(span['text'])}"
 
 
 def scores_line(scores: Mapping[str, Mapping[str, Any]], decides: str | None) -> str:

@@ -19,11 +19,11 @@ from dataclasses import replace
 from typing import Any, Protocol, Self
 
 from guard.engines import witness
-from guard.engines.protocols import Observer
+from guard.engines.protocols import Chunk, Observer
 from guard.engines.request import Interrupt, Outbox, Request
 from guard.engines.sampling import TokenSignals
 from guard.errors import ForkError
-from guard.records import CapturePoint, Chunk, Generation, Limits, ModelInfo, Prompt, Sampling
+from guard.records import CapturePoint, Generation, Limits, ModelInfo, Prompt, Sampling
 
 
 class RequestLoop(Protocol):

@@ -8,7 +8,14 @@ from typing import Protocol
 
 
 class Detokenizer(Protocol):
-    """Turns token ids into text, a piece at a time."""
+    """Turns token ids into text, a piece at a time.
+
+    Attributes:
+        within: whether the last token ends within a character.
+    """
+
+    @property
+    def within(self) -> bool: ...
 
     def push(self, token: int) -> str:
         """Text that this token completes; may be empty within a character."""
@@ -23,6 +30,10 @@ class BytesDetokenizer:
     def __init__(self, piece: Callable[[int], bytes]) -> None:
         self._piece = piece
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    @property
+    def within(self) -> bool:
+        return bool(self._decoder.getstate()[0])
 
     def push(self, token: int) -> str:
         return self._decoder.decode(self._piece(token))

@@ -8,8 +8,10 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from guard.engines.detokenizer import Detokenizer, StopStringFilter
+from guard.engines.offsets import TokenText, token_offsets
 from guard.engines.sampling import TokenSignals
 from guard.engines.thinking import Splitter, thinking_of
 from guard.engines.tool_marks import TOOL_MARKS
@@ -127,11 +129,13 @@ class GrowingAnswer:
         self._reading, self._observer, self._on_token = reading, observer, on_token or _ignore
         self._text = StopStringFilter(reading.stop)
         self._tokens: list[int] = []
+        self._texts: list[TokenText] = []
         self._signals: list[TokenSignals] = []
         self._in_answer: list[bool] = []
         self._held: list[_Held] = []
         self._capture_error: str | None = None
         self._retractions = 0
+        self._flushed = ""
         self._closed = self.ended = False
 
     def __len__(self) -> int:
@@ -164,6 +168,7 @@ class GrowingAnswer:
         self._in_answer.append(False)
         if self._reading.is_end(token):
             self.ended = True
+            self._texts.append(TokenText(""))
             safe = self.finish()
             if self._reading.splitter.place != "thought":
                 self._note(len(self) - 1, activations)
@@ -185,7 +190,9 @@ class GrowingAnswer:
         self._closed = True
         splitter = self._reading.splitter
         left = self._reading.detokenizer.flush()
-        rest = splitter.finish(left.rstrip("\N{REPLACEMENT CHARACTER}") if cut else left)
+        left = left.rstrip("\N{REPLACEMENT CHARACTER}") if cut else left
+        rest = splitter.finish(left)
+        self._flushed = left
         self._check_retractions()
         if splitter.place != "thought":
             self._release()
@@ -218,7 +225,14 @@ class GrowingAnswer:
             reasoning=self._reading.splitter.reasoning,
             in_answer=np.array(self._in_answer, np.bool_),
             redirected=redirected,
+            offsets=self._offsets(),
         )
+
+    def _offsets(self) -> NDArray[np.int32] | None:
+        """Return the characters that each token writes; what was left within a character at the end has no token."""
+        left = TokenText(self._flushed)
+        offsets = token_offsets([*self._texts, left], [*self._in_answer, True], self._text.shown)
+        return None if offsets is None else offsets[:-1]
 
     # -- text ----------------------------------------------------------------------------------
 
@@ -226,6 +240,7 @@ class GrowingAnswer:
         reading = self._reading
         mark = reading.marks.get(token)
         piece = reading.detokenizer.push(token) if mark is None else mark
+        self._texts.append(TokenText(piece, within=mark is None and reading.detokenizer.within))
         answer = reading.splitter.push(piece, token=mark is not None)
         self._check_retractions()
         return answer

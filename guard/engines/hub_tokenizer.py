@@ -270,6 +270,11 @@ class _Detokenizer:
         self._context_tokens = 0
         self._context_text = ""
 
+    @property
+    def within(self) -> bool:
+        """Whether the last token waits for the next to become text."""
+        return len(self._window) > self._context_tokens
+
     def push(self, token: int) -> str:
         """Text that this token completes."""
         self._window.append(token)

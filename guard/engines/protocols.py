@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from guard.records import Chunk, Floats, Generation, Limits, ModelInfo, Prompt, Sampling
+from guard.records import Floats, Generation, Limits, ModelInfo, Prompt, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer. The last chunk has the whole generation and no text.
+
+    Attributes:
+        text: text that can be shown (never a part of a stop string).
+        generation: set on the last chunk only.
+    """
+
+    text: str
+    generation: Generation | None = None
 
 
 @runtime_checkable

@@ -6,7 +6,9 @@ checkpoints and traces. Its keys, which only this module uses:
     p_wrong            probability of being wrong, or None without a score
     decides            name of the score that it is: guard, ilis or log-probabilities
     scores             every probability that the scorer gives, by score: {p_wrong, reads}; empty without a score
+    spans              parts of the answer: a list of {start, end, text, p_wrong, claim}; None where there are none
     ood_score          share of the calibration answers that are more usual, or None
+    unlike             why the answer is of another length or form than those of the calibration, or None
     calibrated         False when the scorer was forced onto another model
     error              reason why there is no score, or None
     tokens             generated tokens, including the end token
@@ -31,10 +33,10 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 from guard.content import ASIDE
 from guard.errors import InputError, ScorerError
-from guard.outcome_export import readings
+from guard.outcome_export import readings, span_list
 from guard.policy.defects import Defect, find_defects
 from guard.records import Decision, FinishReason, Outcome, Sampling, Signature
-from guard.scores import SCORE_NAMES, Score, ScoreName, ScoreReading
+from guard.scores import SCORE_NAMES, Score, ScoreName, ScoreReading, Span
 from guard.scoring.signature import AGGREGATE_WORDS
 
 #: The key within ``response_metadata``.
@@ -62,6 +64,8 @@ class ScoredCall:
         finish_reason: reason why the answer ended; None if unknown.
         decides: name of the score that ``p_wrong`` is.
         scores: every probability that the scorer gives, by score.
+        spans: lines, list items and sentences with a probability each; None where the scorer gives none.
+        unlike: why the answer is of another length or form than those of the calibration, or None.
     """
 
     p_wrong: float | None
@@ -77,6 +81,8 @@ class ScoredCall:
     finish_reason: FinishReason | None = None
     decides: ScoreName = "guard"
     scores: Mapping[ScoreName, ScoreReading] = field(default_factory=dict)
+    spans: tuple[Span, ...] | None = None
+    unlike: str | None = None
 
     @property
     def failed(self) -> bool:
@@ -92,7 +98,8 @@ class ScoredCall:
         if self.p_wrong is None:
             raise ScorerError("The answer has no score", why=self.error or "")
         seconds = self.score_seconds or 0.0
-        return Score(self.p_wrong, self.calibrated, seconds, self.ood_score, self.scores, self.decides).deciding(name)
+        own = (self.p_wrong, self.calibrated, seconds, self.ood_score, self.scores, self.decides)
+        return Score(*own, spans=self.spans, unlike=self.unlike).deciding(name)
 
     def why_lacking(self, name: ScoreName) -> str | None:
         """Return why there is no score of that name, or None if there is."""
@@ -136,7 +143,9 @@ def score_metadata(
         "p_wrong": score.p_wrong if score else None,
         "decides": score.decides if score else None,
         "scores": readings(score.scores) if score else {},
+        "spans": span_list(score.spans) if score else None,
         "ood_score": score.ood_score if score else None,
+        "unlike": score.unlike if score else None,
         "calibrated": score.calibrated if score else False,
         "error": None if score else error or "the answer has no score",
         "tokens": tokens,
@@ -231,6 +240,8 @@ def read_score(message: BaseMessage) -> ScoredCall | None:
         finish_reason=ended,
         decides=decides,
         scores=_readings(content.get("scores")),
+        spans=_spans(content.get("spans")),
+        unlike=str(content["unlike"]) if content.get("unlike") else None,
     )
 
 
@@ -275,6 +286,20 @@ def _reading(value: Any) -> ScoreReading | None:
     reads = value.get("reads") if isinstance(value, Mapping) else None
     texts = tuple(map(str, reads)) if isinstance(reads, list | tuple) else ()
     return None if p_wrong is None else ScoreReading(p_wrong, texts)
+
+
+def _spans(value: Any) -> tuple[Span, ...] | None:
+    """Return the spans of a message; None where one is unreadable, since a policy must not miss any."""
+    found = [_span(each) for each in value] if isinstance(value, list | tuple) else [None]
+    return None if None in found else tuple(each for each in found if each is not None)
+
+
+def _span(value: Any) -> Span | None:
+    found = value if isinstance(value, Mapping) else {}
+    p_wrong, text, claim = _probability(found.get("p_wrong")), found.get("text"), found.get("claim")
+    if p_wrong is None or not isinstance(text, str) or not isinstance(claim, list | tuple):
+        return None
+    return Span(_count(found.get("start")), _count(found.get("end")), text, p_wrong, tuple(map(str, claim)))
 
 
 def _number(value: Any) -> float | None:

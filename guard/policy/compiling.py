@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from guard.policy.check import rule_label
-from guard.policy.document import CertificateLost, DefectAction, Document, OnError, OutOfDistribution, Rule
-from guard.policy.rules import CompiledRule, OutOfDistributionRule, RoutePlan, ToolPlan
+from guard.policy.document import CertificateLost, DefectAction, Document, OnError, OutOfDistribution, Rule, Spans
+from guard.policy.relations import rule_label
+from guard.policy.rules import CompiledRule, OutOfDistributionRule, RoutePlan, SpansRule, ToolPlan
 from guard.policy.yaml_source import Location, location_text
 
 
@@ -21,6 +21,7 @@ def compile_plans(document: Document) -> dict[str | None, RoutePlan]:
         empty=_defect_rule(("empty",), document.empty),
         audit=document.audit,
         certificate_lost=_lost_rule((), document.on_certificate_lost),
+        spans=_spans_rule((), document.spans),
     )
     plans: dict[str | None, RoutePlan] = {None: whole}
     for name, route in document.routes.items():
@@ -35,6 +36,7 @@ def compile_plans(document: Document) -> dict[str | None, RoutePlan]:
             empty=_defect_rule((*prefix, "empty"), route.empty) or whole.empty,
             audit=route.audit or whole.audit,
             certificate_lost=_lost_rule(prefix, route.on_certificate_lost) or whole.certificate_lost,
+            spans=_spans_rule(prefix, route.spans) or whole.spans,
         )
     return plans
 
@@ -82,6 +84,13 @@ def _ood_rule(prefix: Location, section: OutOfDistribution | None) -> OutOfDistr
         return None
     name, then = location_text((*prefix, "out_of_distribution")), section.then
     return OutOfDistributionRule(section.above, CompiledRule(name, then.action, math.inf, then.settings))
+
+
+def _spans_rule(prefix: Location, section: Spans | None) -> SpansRule | None:
+    if section is None:
+        return None
+    name, then = location_text((*prefix, "spans")), section.then
+    return SpansRule(section.above, CompiledRule(name, then.action, math.inf, then.settings))
 
 
 def _lost_rule(prefix: Location, lost: CertificateLost | None) -> CompiledRule | None:

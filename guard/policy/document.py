@@ -14,9 +14,10 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticCustomError, core_schema
 
 from guard.policy.durations import Duration
-from guard.policy.strict import OneAction, Strict, or_bare
+from guard.policy.lateness import Late, LateAbstain, LateFallback
+from guard.policy.strict import OneAction, Strict, Text, or_bare
 from guard.records import Action, Sampling
-from guard.review_terms import LateAction, Priority, ReviewTerms
+from guard.review_terms import Priority, ReviewTerms
 from guard.scores import ScoreName
 
 #: Severity of each action. Rules must not become more lenient as p_wrong rises. Escalation and abstention are equal,
@@ -33,7 +34,6 @@ _NAME = {
     "pattern": r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$",
 }
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=_NAME["pattern"])]
-Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 Below = Annotated[float, Field(gt=0, le=1, description="The rule applies if p_wrong is below this.")]
 RuleName = Annotated[Name | None, Field(description="Name of the rule in decisions and logs.")]
 
@@ -50,40 +50,19 @@ Handlers = Annotated[
 ]
 
 
-# -- what becomes of a case that nobody decides in time ----------------------------------------
-
-
-class LateAbstain(Strict):
-    """Give no answer, or a fixed text that is none."""
-
-    text: Text | None = Field(default=None, description="What the caller gets in place of an answer.")
-
-
-class LateFallback(Strict):
-    """Give a fixed text."""
-
-    text: Text = Field(description="The answer that the caller gets.")
-
-
-class Late(OneAction):
-    """What the caller gets of a case that nobody decided in time. Never the answer itself: nobody has looked at it."""
-
-    model_config = ConfigDict(json_schema_extra=or_bare("abstain"))
-
-    abstain: LateAbstain | None = None
-    fallback: LateFallback | None = None
-
-    @property
-    def terms(self) -> LateAction:
-        """The action as reviews keep it."""
-        return LateAction("abstain" if self.abstain else "fallback", self.settings.text)
-
-
 # -- actions and their settings ----------------------------------------------------------------
 
 
 class Accept(Strict):
     """Give the answer to the caller."""
+
+
+class Mark(Accept):
+    """Give the answer to the caller, with its likely wrong spans marked."""
+
+
+class Cut(Accept):
+    """Give the answer to the caller without its likely wrong spans."""
 
 
 class Retry(Strict):
@@ -363,6 +342,30 @@ class Audit(Strict):
     )
 
 
+class SpansAction(OneAction):
+    """The action for an answer that the rules accept, and that has spans which are likely wrong."""
+
+    model_config = ConfigDict(json_schema_extra=or_bare("mark", "cut", "retry", "escalate"))
+
+    mark: Mark | None = None
+    cut: Cut | None = None
+    retry: Retry | None = None
+    escalate: Escalate | None = None
+
+    @property
+    def action(self) -> Action:
+        """The one action; an answer with marked or cut spans is accepted."""
+        (name,) = self.model_fields_set
+        return Action.ACCEPT if name in ("mark", "cut") else Action(name)
+
+
+class Spans(Strict):
+    """The section for parts of an answer, which decides after the rules have accepted the whole."""
+
+    above: float = Field(gt=0, lt=1, description="Applies if the p_wrong of a span is above this.")
+    then: SpansAction
+
+
 class Budget(Strict):
     """Limits of one guarded call, for all its attempts together."""
 
@@ -386,6 +389,7 @@ class Route(Strict):
     truncated: DefectAction | None = None
     empty: DefectAction | None = None
     out_of_distribution: OutOfDistribution | None = None
+    spans: Spans | None = None
     audit: Audit | None = None
     on_certificate_lost: CertificateLost | None = None
     budget: Budget | None = None
@@ -463,6 +467,11 @@ class Document(Strict):
         default=None,
         description="The action for every answer that would be accepted while the certificate is suspended. "
         "Left out: abstain.",
+    )
+    spans: Spans | None = Field(
+        default=None,
+        description="The action for an accepted answer with spans (lines, list items, sentences) that are likely "
+        "wrong; needs a scorer with a model of spans.",
     )
     budget: Budget = Budget()
     calls: Calls = Field(default=Calls(), description="Which scores decide if there are several.")

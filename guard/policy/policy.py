@@ -38,9 +38,10 @@ from guard.policy.document import (
 )
 from guard.policy.policy_files import builtin_policies, find_policy
 from guard.policy.rules import NO_USAGE, CompiledRule, OutOfDistributionRule, RoutePlan, ToolPlan, Usage
+from guard.policy.span_rules import decide_on_spans
 from guard.policy.yaml_source import InvalidPolicyError, Problem, read_text, read_yaml
 from guard.records import Action, Decision
-from guard.scores import ScoreName
+from guard.scores import ScoreName, Span
 
 #: The section of ``tools`` for tools without their own.
 ANY_TOOL = "default"
@@ -95,6 +96,11 @@ class Policy:
     def needs_ood_score(self) -> bool:
         """Whether some route has an ``out_of_distribution`` section and therefore needs an ood_score."""
         return any(plan.out_of_distribution for plan in self.plans.values())
+
+    @property
+    def needs_spans(self) -> bool:
+        """Whether some route has a ``spans`` section and therefore needs a scorer with a model of spans."""
+        return any(plan.spans for plan in self.plans.values())
 
     def plan(self, route: str | None = None) -> RoutePlan:
         """Return the plan for a route.
@@ -247,6 +253,7 @@ def decide(
     usage: Usage = NO_USAGE,
     tools: Iterable[str] = (),
     defects: Collection[Defect] = (),
+    spans: Collection[Span] | None = None,
 ) -> Decision:
     """Decide what to do with an answer.
 
@@ -262,6 +269,8 @@ def decide(
             wins; among equals, the first.
         defects: defects of the answer (`guard.policy.defects.find_defects`). The policy's ``truncated`` and ``empty``
             decide about them before the score does.
+        spans: of the answer. Used only by policies with a ``spans`` section, for which missing ones count as failed
+            scoring.
 
     Raises:
         PolicyError: the policy has no such route, or a threshold that needs a certificate.
@@ -273,7 +282,24 @@ def decide(
         >>> decide(policy, p_wrong=None).action.value  # an answer without a score is never accepted
         'abstain'
     """
-    return policy.plan(route).unless_suspended(_decided(policy, p_wrong, ood_score, route, usage, tools, defects))
+    decision = _decided(policy, p_wrong, ood_score, route, usage, tools, defects)
+    if policy.plan(route).spans and decision.action is Action.ACCEPT and decision.p_wrong is not None:
+        decision = _decided_on_spans(policy, decision, spans, route, usage, tools)
+    return policy.plan(route).unless_suspended(decision)
+
+
+def _decided_on_spans(
+    policy: Policy,
+    accepted: Decision,
+    spans: Collection[Span] | None,
+    route: str | None,
+    usage: Usage,
+    tools: Iterable[str],
+) -> Decision:
+    if spans is None:
+        error = "the policy needs the answer's spans, which are not known"
+        return decide_error(policy, error=error, route=route, usage=usage, tools=tools)
+    return decide_on_spans(policy.plan(route), accepted, spans, usage)
 
 
 def _decided(

@@ -7,6 +7,12 @@ NOT_FOR_OOD = {
     "accept": "leave the section out to treat such inputs like others",
     "retry": "the input would be the same again",
 }
+#: Why an action is not for spans.
+NOT_FOR_SPANS = {
+    "accept": "leave the section out, or write mark",
+    "fallback": "write retry, and let its rules fall back",
+    "abstain": "write cut, retry or escalate; an exhausted retry does what on_error says, and never accepts",
+}
 #: Why an action is not for late cases.
 NOT_WHEN_LATE = {
     "accept": "nobody has looked at the answer",

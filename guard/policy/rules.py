@@ -98,6 +98,29 @@ class OutOfDistributionRule:
 
 
 @dataclass(frozen=True, slots=True)
+class SpansRule:
+    """The rule for accepted answers with spans that are likely wrong.
+
+    Attributes:
+        above: the rule applies if the p_wrong of a span is above this.
+        rule: the rule that then decides.
+    """
+
+    above: float
+    rule: CompiledRule
+
+    @property
+    def condition(self) -> str:
+        """The condition as text, such as ``p_wrong of a span > 0.6``."""
+        return f"p_wrong of a span > {self.above:g}"
+
+    @property
+    def what(self) -> str:
+        """The action as the policy writes it: ``mark``, ``cut``, ``retry`` or ``escalate``."""
+        return type(self.rule.settings).__name__.lower()
+
+
+@dataclass(frozen=True, slots=True)
 class RoutePlan:
     """The rules of one route, or of calls without a route.
 
@@ -111,6 +134,7 @@ class RoutePlan:
         audit: which share of the accepted answers people check; None for none.
         certificate_lost: decides in place of accepting while the certificate is suspended; None abstains.
         suspended: whether the certificate of the route's risk guarantee is suspended now.
+        spans: decides about accepted answers with likely wrong spans; None if spans do not matter.
     """
 
     rules: tuple[CompiledRule, ...]
@@ -122,12 +146,13 @@ class RoutePlan:
     audit: Audit | None = None
     certificate_lost: CompiledRule | None = None
     suspended: bool = False
+    spans: SpansRule | None = None
 
     @property
     def all_rules(self) -> tuple[CompiledRule, ...]:
         """All rules that may decide."""
-        ood = self.out_of_distribution.rule if self.out_of_distribution else None
-        written = (ood, self.truncated, self.empty, self.certificate_lost)
+        sections = [section.rule for section in (self.out_of_distribution, self.spans) if section]
+        written = (*sections, self.truncated, self.empty, self.certificate_lost)
         return (*self.rules, self.on_error, *(rule for rule in written if rule is not None))
 
     def defect_rule(self, defect: Defect) -> CompiledRule:
@@ -144,8 +169,10 @@ class RoutePlan:
 
     def instead_of(self, rule: CompiledRule, usage: Usage) -> CompiledRule:
         """Return the rule that replaces an exhausted one outside ``rules``: ``on_error``, or else an abstention."""
-        if rule.why_exhausted(usage) is None:
-            return rule
+        return rule if rule.why_exhausted(usage) is None else self.closed(rule, usage)
+
+    def closed(self, rule: CompiledRule, usage: Usage) -> CompiledRule:
+        """Return the rule that replaces one that cannot be carried out; it never accepts."""
         closed = self._closed_on_error
         return closed if closed.why_exhausted(usage) is None else _abstaining(rule)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from guard.records import Action
+
+#: A text for people.
+Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 
 
 class Strict(BaseModel):
@@ -61,4 +64,5 @@ class OneAction(Strict):
     @property
     def settings(self) -> Any:
         """The settings of the action."""
-        return getattr(self, self.action)
+        (name,) = self.model_fields_set
+        return getattr(self, name)

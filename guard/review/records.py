@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from guard.errors import InputError, StoreError
 from guard.files.stored_text import stored_text
-from guard.outcome_export import readings
+from guard.outcome_export import readings, span_list
 from guard.records import Attempt, Escalation, Prompt
 from guard.review.answer_signals import pack_map
 from guard.review_terms import PRIORITIES, CaseKind, LateAction, Priority
@@ -62,10 +62,11 @@ class Review:
         rule: the rule that fired.
         reason: one sentence.
         attempts: all attempts, in order, each with ``answer``, ``source``, ``p_wrong``, ``decides`` (the name of the
-            score that it is), ``scores`` (all that the scorer gives, with what each reads), ``ood_score``,
-            ``calibrated``, ``action``, ``rule``, ``reason``, ``prompt_tokens``, ``completion_tokens``, ``seconds``,
-            ``sampling``, ``error``, ``finish_reason``, ``reasoning``, ``layer_map`` (see
-            `guard.review.answer_signals`).
+            score that it is), ``scores`` (all that the scorer gives, with what each reads), ``spans`` (its lines, list
+            items and sentences, each with ``start``, ``end``, ``text``, ``p_wrong`` and ``claim``; None where there
+            are none), ``spans_above`` (those above the policy's limit), ``ood_score``, ``calibrated``,
+            ``action``, ``rule``, ``reason``, ``prompt_tokens``, ``completion_tokens``, ``seconds``, ``sampling``,
+            ``error``, ``finish_reason``, ``reasoning``, ``layer_map`` (see `guard.review.answer_signals`).
         metadata: metadata of the caller; values that JSON lacks are stored as text.
         status: pending, or the reviewer's verdict.
         draft: the reviewer's judgement of the model's answer, right or wrong; None while pending, or without an
@@ -284,7 +285,10 @@ def _attempt(attempt: Attempt) -> Any:
             "p_wrong": score.p_wrong if score else None,
             "decides": score.decides if score else None,
             "scores": readings(score.scores) if score else {},
+            "spans": span_list(score.spans) if score else None,
+            "spans_above": span_list(decision.spans),
             "ood_score": score.ood_score if score else None,
+            "unlike": score.unlike if score else None,
             "calibrated": score.calibrated if score else None,
             "action": decision.action,
             "rule": decision.rule,

@@ -25,8 +25,9 @@ from guard.errors import (
     PromptTooLongError,
     error_text,
 )
+from guard.policy.cuts import released_text
 from guard.policy.defects import Defect
-from guard.policy.document import Abstain, ActionSettings, Budget, Escalate, Fallback, Retry
+from guard.policy.document import Abstain, ActionSettings, Budget, Cut, Escalate, Fallback, Retry
 from guard.policy.policy import NO_USAGE, Policy, Usage, decide, decide_error
 from guard.records import Action, Attempt, Decision, Escalation, Outcome, Prompt
 from guard.review.handlers import NOBODY, Delivery
@@ -133,15 +134,23 @@ class CallState:
 
     # -- deciding ------------------------------------------------------------------------------
 
-    def decide(self, score: Score, *, tools: Iterable[str] = (), defects: Collection[Defect] = ()) -> Decision:
+    def decide(
+        self,
+        score: Score,
+        *,
+        tools: Iterable[str] = (),
+        defects: Collection[Defect] = (),
+        has_form: bool = False,
+    ) -> Decision:
         """Decide about a scored answer; see `guard.policy.policy.decide`.
 
         Args:
             score: of the answer.
             tools: that the answer calls.
             defects: of the answer.
+            has_form: whether it may be a tool call or must have a response format, which a cut would break.
         """
-        return decide(
+        decision = decide(
             self.policy,
             p_wrong=score.p_wrong,
             ood_score=score.ood_score,
@@ -149,7 +158,12 @@ class CallState:
             usage=self.usage,
             tools=tools,
             defects=defects,
+            spans=score.spans,
         )
+        if has_form and isinstance(decision.settings, Cut):
+            error = "spans are not cut from an answer with tools or a response format"
+            return self.decide_error(error, tools=tools, defects=defects)
+        return decision
 
     def decide_error(self, error: str, *, tools: Iterable[str] = (), defects: Collection[Defect] = ()) -> Decision:
         """Decide about an answer that could not be scored; see `guard.policy.policy.decide_error`."""
@@ -250,7 +264,7 @@ class CallState:
         """
         last, decision = self.attempts[-1], self.decision
         return Outcome(
-            answer=last.answer if self.released else self.reply_after(delivery),
+            answer=self._released_answer if self.released else self.reply_after(delivery),
             action=self._action(),
             rule=decision.rule,
             reason=decision.reason,
@@ -289,6 +303,12 @@ class CallState:
             scorer=scorer,
         )
 
+    @property
+    def _released_answer(self) -> str | None:
+        """The last answer, without the spans that the policy cuts; shadow mode changes nothing."""
+        last = self.attempts[-1]
+        return last.answer if self.shadow else released_text(last.answer, last.decision)
+
     def _action(self) -> Action:
         """The action for the outcome; accepting a fallback's answer counts as a fallback."""
         if self.shadow:
@@ -301,6 +321,12 @@ class CallState:
 def describe_error(error: Exception) -> str:
     """Describe an error in one sentence, for records; the type is added unless it is guard's own error."""
     return str(error) if isinstance(error, GuardError) else f"{type(error).__name__}: {error_text(error)}"
+
+
+def without_texts(attempt: Attempt) -> Attempt:
+    """Return an attempt without anything that quotes its answer."""
+    score = attempt.score and attempt.score.without_spans
+    return replace(attempt, answer=None, reasoning=None, score=score, decision=replace(attempt.decision, spans=()))
 
 
 def _p_wrong(attempt: Attempt) -> float | None:

@@ -233,7 +233,8 @@ class Call:
         if error is not None:
             return state.decide_error(error, tools=tools, defects=defects)
         assert score is not None
-        return state.decide(score, tools=tools, defects=defects)
+        has_form = bool(plan.prompt.tools or plan.prompt.response_format)
+        return state.decide(score, tools=tools, defects=defects, has_form=has_form)
 
     def _keep(
         self, plan: AttemptPlan, result: Result | None, score: Score | None, decision: Decision, error: str | None

@@ -13,14 +13,16 @@ from typing import Any
 
 from guard.engines.asked import RequestEngine
 from guard.engines.protocols import Engine
-from guard.errors import CaptureError, InputError, ScorerError, did_you_mean
+from guard.errors import CaptureError, InputError, ScorerError, did_you_mean, missing_extra
 from guard.policy.policy import Policy
 from guard.records import CapturePoint, Generation, Prompt
 from guard.runtime.call_state import OWN_ENGINE
 from guard.runtime.steps import Step
-from guard.scores import Score
+from guard.scores import Score, Span
 from guard.scoring.scorer import Scorer, load_scorer
 from guard.scoring.signature import SignatureObserver
+from guard.scoring.span_scores import score_spans
+from guard.scoring.spans import can_find_spans
 
 #: A fallback that is a function of a prompt, plain or asynchronous; its answer is final.
 FallbackFunction = Callable[[Prompt], Any]
@@ -73,18 +75,27 @@ def score_generation(generation: Generation, observer: SignatureObserver, scorer
     """Score the answer to a prompt, whose activations an observer has recorded.
 
     The score is uncalibrated if the answer was sampled, the template options differ from the calibration's, or a
-    response format has changed the answer, or may have.
+    response format has changed the answer, or may have. An answer that is longer than those of the calibration, or of
+    another form, counts as out of distribution.
 
     Raises:
         CaptureError: the activations are missing or not finite.
     """
     if generation.capture_error:
         raise CaptureError("The layers were not recorded", why=generation.capture_error)
-    score = scorer.score(generation.signals(observer.signature()))
+    score = replace(scorer.score(generation.signals(observer.signature())), spans=_spans(generation, scorer, prompt))
+    if unlike := scorer.artefact.why_unlike(generation.text, len(generation.answer_token_ids)):
+        score = replace(score, unlike=unlike, ood_score=None if score.ood_score is None else 1.0)
     same_options = prompt.messages is None or prompt.template_options == scorer.artefact.prompting.template_options
     as_written = prompt.response_format is None or generation.redirected == 0
     as_fitted = generation.sampling.is_greedy and same_options and as_written
     return score if as_fitted else replace(score, calibrated=False)
+
+
+def _spans(generation: Generation, scorer: Scorer, prompt: Prompt) -> tuple[Span, ...] | None:
+    """Return the answer's spans; None where the scorer has no model of spans, or the extra is not installed."""
+    model = scorer.artefact.spans
+    return score_spans(model, generation, prompt) if model and can_find_spans() else None
 
 
 def generation_step(engine: Engine, prompt: Prompt, *, cancel: threading.Event | None = None, **options: Any) -> Step:
@@ -125,7 +136,8 @@ def check_gives(scorer: Scorer, policy: Policy, *, whose: str) -> None:
         whose: name of the scorer's source, for messages.
 
     Raises:
-        ScorerError: it lacks the policy's score, or the ood_score that the policy needs.
+        ScorerError: it lacks the policy's score, or the ood_score or the spans that the policy needs.
+        MissingExtraError: the policy needs spans, and the extra ``spans`` is not installed.
     """
     given = scorer.gives
     if scorer.resolved(policy.score) not in given:
@@ -141,6 +153,19 @@ def check_gives(scorer: Scorer, policy: Policy, *, whose: str) -> None:
             why="it was fitted on too few answers, or built without that part",
             fix="Run guard calibrate on more questions, or remove 'out_of_distribution' from the policy",
         )
+    if policy.needs_spans:
+        _check_gives_spans(scorer, policy, whose)
+
+
+def _check_gives_spans(scorer: Scorer, policy: Policy, whose: str) -> None:
+    if scorer.artefact.spans is None:
+        raise ScorerError(
+            f"The policy '{policy.name}' decides on spans, which the scorer of '{whose}' does not give",
+            why="it was fitted without labelled spans",
+            fix="Run guard calibrate with --spans, or remove 'spans' from the policy",
+        )
+    if not can_find_spans():
+        raise missing_extra("sentencex", "spans")
 
 
 def loading_options(scorer: Scorer | None, given: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
     FailFast,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
 from guard.records import Floats
 from guard.scores import SERVED, ScoreName
+from guard.scoring.answer_bounds import AnswerBounds, count_lines
 from guard.scoring.arrays import array_from_text, array_to_text
 from guard.scoring.ood import StoredOodDetector
 from guard.scoring.provenance import Binding, Card, DataSet, Part, PlainDict, Prompting, Rebound
@@ -172,6 +175,35 @@ class Model(Part):
         return self.trees.feature if self.trees else []
 
 
+class SpanModel(Part):
+    """Log-odds that a span is wrong, of `guard.scoring.span_scores.COLUMNS`, calibrated.
+
+    Attributes:
+        rules: version of the rules that find spans and claims; the figures hold for these only.
+        linear: of the columns, in order.
+        answers, spans, wrong: what it was fitted on: answers, labelled spans of them, and wrong ones of these.
+        max_tokens: token limit of these answers.
+        data: the labelled data.
+        metrics: on held-out answers.
+    """
+
+    rules: Literal[1]
+    linear: Linear
+    calibration: Calibration
+    answers: Annotated[int, Field(ge=1)]
+    spans: Annotated[int, Field(ge=1)]
+    wrong: Annotated[int, Field(ge=0)]
+    max_tokens: Annotated[int, Field(ge=1)]
+    data: Annotated[list[DataSet], FailFast()]
+    metrics: PlainDict
+
+    @model_validator(mode="after")
+    def _three_columns(self) -> Self:
+        if self.linear.features != [0, 1, 2]:
+            raise ValueError("the model of spans does not read its three columns")
+        return self
+
+
 class Artefact(Part):
     """The whole file.
 
@@ -182,6 +214,8 @@ class Artefact(Part):
         metrics: of each score on held-out questions, by its name.
         card: what people should know, where somebody wrote it.
         rebound: how it came to the model of ``binding``, where it was fitted on another precision or engine.
+        spans: the model of spans of longer answers, where it was fitted.
+        answer_bounds: bounds of the answers that it was fitted on; None in files that do not say.
     """
 
     format: Literal["guard-scorer"]
@@ -200,6 +234,23 @@ class Artefact(Part):
     ood_detector: StoredOodDetector | None
     card: Card | None = None
     rebound: Rebound | None = None
+    spans: SpanModel | None = None
+    answer_bounds: AnswerBounds | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Files of scorers that have no model of spans, or no bounds, do not speak of them."""
+        optional = ("spans", "answer_bounds")
+        return {name: value for name, value in dump(self).items() if value is not None or name not in optional}
+
+    def why_unlike(self, text: str, tokens: int) -> str | None:
+        """Return why an answer is longer, or of another form, than those of the calibration; None if it is not.
+
+        A file without bounds still says how many tokens an answer could have.
+        """
+        if self.answer_bounds is not None:
+            return self.answer_bounds.why_unlike(text, tokens)
+        return AnswerBounds(tokens=self.prompting.max_tokens, lines=max(1, count_lines(text))).why_unlike(text, tokens)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request
 
 from guard.errors import CaptureError, ReviewError
-from guard.outcome_export import readings
+from guard.outcome_export import readings, span_list
+from guard.policy.cuts import released_text
 from guard.policy.defects import find_defects
 from guard.records import Action, Attempt, Decision, Prompt, Sampling
 from guard.review.results import ReviewResult
@@ -168,6 +169,7 @@ def _score_body(target: ModelRoute, decision: Decision, scored: Score) -> dict[s
         "p_wrong": scored.p_wrong,
         "decides": scored.decides,
         "scores": readings(scored.scores),
+        "spans": span_list(scored.spans),
         "ood_score": scored.ood_score,
         "calibrated": scored.calibrated,
         "decision": {"action": decision.action.value, "rule": decision.rule, "reason": decision.reason},
@@ -241,8 +243,11 @@ async def _guardrail(
     state = await _current(target)
     decision = _decided(state, answer, scored, last=True)
     await _recorded(target, state, prompt, answer, scored, decision)
-    if decision.action is Action.ACCEPT or target.guard.policy.mode == "shadow":
+    given = released_text(answer, decision)
+    if target.guard.policy.mode == "shadow" or (decision.action is Action.ACCEPT and given == answer):
         return {"action": "NONE"}
+    if decision.action is Action.ACCEPT:
+        return {"action": "GUARDRAIL_INTERVENED", "texts": [given]}
     text = getattr(decision.settings, "text", None) or getattr(decision.settings, "reply", None)
     if text:
         return {"action": "GUARDRAIL_INTERVENED", "texts": [text]}

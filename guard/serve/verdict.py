@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from guard.outcome_export import readings
+from guard.outcome_export import readings, span_list
+from guard.policy.cuts import released_spans
 from guard.records import Action, Outcome
 from guard.serve.asked import Asked
 
@@ -21,7 +22,9 @@ def verdict(outcome: Outcome, asked: Asked) -> dict[str, Any]:
         "action": outcome.action.value,
         "p_wrong": outcome.p_wrong,
         "scores": readings(outcome.scores),
+        "spans": span_list(released_spans(outcome)),
         "ood_score": outcome.ood_score,
+        "unlike": score.unlike if score else None,
         "calibrated": score.calibrated if score else False,
         "rule": outcome.rule,
         "reason": outcome.reason,

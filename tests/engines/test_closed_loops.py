@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 from scripted import AnsweringEngine
 
-from guard.records import Chunk, Limits, Prompt
+from guard.engines.protocols import Chunk
+from guard.records import Limits, Prompt
 
 LATE = Limits(timeout_s=20)
 

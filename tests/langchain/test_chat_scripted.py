@@ -21,6 +21,7 @@ from langchain_core.runnables import Runnable
 from pydantic import BaseModel
 from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model, tiny_artefact
 
+from guard.engines.protocols import Chunk
 from guard.errors import (
     AbstainedError,
     ChatTemplateError,
@@ -34,7 +35,7 @@ from guard.langchain import ChatGuard, GuardedOutcome, RetractedError, guarded, 
 from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
 from guard.langchain.attempts.stream_monitor import TOKENS_BETWEEN
 from guard.policy.policy import Policy, parse_policy
-from guard.records import Action, Chunk, Escalation, Limits, Prompt, Sampling
+from guard.records import Action, Escalation, Limits, Prompt, Sampling
 from guard.runtime.guard import Guard
 from guard.scoring.scorer import Scorer
 from guard.scoring.scorer_file import Trees

@@ -16,11 +16,24 @@ from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.records import CapturePoint, Floats, ModelInfo, Prompt
 from guard.scoring.provenance import Binding, Prompting
 from guard.scoring.scorer import Scorer
-from guard.scoring.scorer_file import FORMAT_VERSION, Artefact, Calibration, Linear, LinearProbe, Model, Schema, Trees
+from guard.scoring.scorer_file import (
+    FORMAT_VERSION,
+    Artefact,
+    Calibration,
+    Linear,
+    LinearProbe,
+    Model,
+    Schema,
+    SpanModel,
+    Trees,
+)
 from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATES, GROUPS, FeatureSchema
 
 END = 256
 LAYERS, WIDTH = 3, 8
+
+#: The logit over zeros of a character that the engine is unsure of: a log-probability of about -2.
+UNSURE_LOGIT = 4.0
 
 #: Log-odds of being wrong = INTERCEPT + SLOPE x mean log-probability, in `confidence_scorer`.
 INTERCEPT, SLOPE = -4.0, -4.0
@@ -69,8 +82,8 @@ class ByteEngine(BaseEngine):
 class AnsweringEngine(ByteEngine):
     """Answers by a script: from the prompt and the number of the request to a text and its p_wrong.
 
-    ``on_feed`` runs before each pass with its number
-    within the request, ``activations_at`` gives each pass's layers; tests fail and wait there.
+    ``unsure`` are parts of answers in whose characters it has little confidence. ``on_feed`` runs before each pass with
+    its number within the request, ``activations_at`` gives each pass's layers; tests fail and wait there.
     """
 
     capture_point: CapturePoint = "mlp"
@@ -80,6 +93,7 @@ class AnsweringEngine(ByteEngine):
         self.script = script
         self.asked: list[Prompt] = []
         self.closed = 0
+        self.unsure: tuple[str, ...] = ()
         self.on_feed: Callable[[int], None] = lambda number: None
         self.activations_at: Callable[[Prompt, int], Floats] = layers_of
         self._info = model or scripted_model()
@@ -126,17 +140,25 @@ class _ScriptedAnswer:
             engine.asked.append(self.prompt)
             text, p_wrong = engine.script(self.prompt, len(engine.asked) - 1)
             self.tokens, self.logit = [*text.encode(), END], logit_for(p_wrong)
+            self.unsure = unsure_bytes(text, engine.unsure)
         engine.on_feed(self.passes)
         self.passes += 1
         return self
 
     def logits(self) -> Floats:
         logits = np.zeros(END + 1, np.float32)
-        logits[self.tokens[min(self.passes - 1, len(self.tokens) - 1)]] = self.logit
+        at = min(self.passes - 1, len(self.tokens) - 1)
+        logits[self.tokens[at]] = UNSURE_LOGIT if at in self.unsure else self.logit
         return logits
 
     def activations(self) -> Floats:
         return self.engine.activations_at(self.prompt, self.passes - 1)
+
+
+def unsure_bytes(text: str, parts: Sequence[str]) -> set[int]:
+    """The bytes of a text that belong to one of these parts of it."""
+    places = [(len(text[: text.index(part)].encode()), len(part.encode())) for part in parts if part in text]
+    return {at for start, length in places for at in range(start, start + length)}
 
 
 def layers_of(prompt: Prompt, number: int) -> Floats:
@@ -186,6 +208,24 @@ def tiny_artefact(
         },
         ood_detector=None,
     )
+
+
+def span_model(**changes: Any) -> SpanModel:
+    """A model by which a span is wrong whose claim has an unsure character, and right else."""
+    fields = {
+        "rules": 1,
+        "linear": Linear(
+            features=[0, 1, 2], mean=[0.0] * 3, scale=[1.0] * 3, coefficients=[3.0, 0.0, 0.0], intercept=0.0
+        ),
+        "calibration": Calibration(slope=1.0, intercept=0.0),
+        **{"answers": 10, "spans": 60, "wrong": 20, "max_tokens": 256, "data": [], "metrics": {}},
+    }
+    return SpanModel(**{**fields, **changes})
+
+
+def with_spans(scorer: Scorer) -> Scorer:
+    """The scorer with that model of spans."""
+    return Scorer(scorer.artefact.model_copy(update={"spans": span_model()}))
 
 
 def confidence_scorer(model: ModelInfo | None = None) -> Scorer:

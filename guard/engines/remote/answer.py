@@ -175,9 +175,11 @@ class RemoteAnswer:
             seconds=seconds,
         )
         self._check(found, stopped=stopped)
+        text = self._text_of(found, stopped=stopped)
         return replace(
             found,
-            text=self._text_of(found, stopped=stopped),
+            text=text,
+            offsets=found.offsets if text == found.text else None,
             reasoning=found.reasoning or self._reasoning.strip() or None,
             capture_error=self._fault or found.capture_error,
         )

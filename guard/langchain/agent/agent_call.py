@@ -36,6 +36,7 @@ from guard.langchain.metadata import (
     read_score,
 )
 from guard.monitoring.acceptance import AcceptanceMonitor
+from guard.outcome_export import span_list
 from guard.policy.document import Fallback, Retry
 from guard.policy.policy import Calls, Policy
 from guard.records import Action, Attempt, Decision, Escalation, FinishReason, Prompt, Sampling
@@ -347,6 +348,7 @@ class AgentCall:
                 "p_wrong": last.score.p_wrong if last.score else None,
                 "finish_reason": last.finish_reason,
                 "question": _question(self.request.messages),
+                "spans": span_list(last.score.spans) if last.score else None,
             },
             rejected_text=self.state.reply or REJECTED,
             failed=self.response is None,

@@ -38,6 +38,7 @@ from guard.langchain.call_options import NAMES, merged, read_config, read_mappin
 from guard.langchain.metadata import KEY, with_metadata
 from guard.langchain.tracing import DECISION_EVENT, escalation_metadata, event_step, marked_event
 from guard.langchain.upstream_internals import extended_model_response, has_checkpointer
+from guard.policy.cuts import refuse_cuts
 from guard.policy.guarantee import refuse_guarantees
 from guard.policy.policy import Policy, load_policy
 from guard.review.handlers import (
@@ -356,6 +357,7 @@ class _MiddlewareSettings:
         chosen.check_route(route)
         refuse_guarantees(chosen, caller="an agent")
         _refuse_live(chosen)
+        refuse_cuts(chosen, caller="an agent", why="an answer may be a tool call, and the agent acts on it")
         log_policy(self.audit_log, chosen)
         return AgentRules(
             policy=chosen,

@@ -258,13 +258,16 @@ def _tool_answer(call: ToolCall, content: str, status: Any) -> ToolMessage:
 def with_text(message: AIMessage, text: str) -> AIMessage:
     """Return a message with this text in place of the model's, under the same id.
 
-    Everything that may contain the model's words is dropped: tool calls, log-probabilities, raw replies.
+    Everything that may contain the model's words is dropped: tool calls, log-probabilities, spans, raw replies.
     """
     kept = ("model_name", "model_provider", KEY)
+    metadata = {key: value for key, value in message.response_metadata.items() if key in kept}
+    if isinstance(metadata.get(KEY), Mapping):
+        metadata[KEY] = {**metadata[KEY], "spans": None}
     return AIMessage(
         content=text,
         id=message.id,
         name=message.name,
         usage_metadata=message.usage_metadata,
-        response_metadata={key: value for key, value in message.response_metadata.items() if key in kept},
+        response_metadata=metadata,
     )

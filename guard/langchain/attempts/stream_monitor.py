@@ -8,7 +8,7 @@ neither shown nor scored.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -96,6 +96,7 @@ class _MonitoredAnswer:
                 np.array([token.margin for token in self.tokens], np.float32),
                 signature,
             )
-            return self.scorer.score(signals).deciding(self.monitor.score)
+            # Spans are parts of a complete answer: none of this one counts yet.
+            return replace(self.scorer.score(signals).deciding(self.monitor.score), spans=())
         except GuardError:
             return None

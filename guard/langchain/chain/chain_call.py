@@ -34,7 +34,7 @@ from guard.policy.defects import Defect
 from guard.policy.document import Fallback, Retry
 from guard.records import Action, Attempt, Escalation, FinishReason, Outcome, Prompt, Sampling
 from guard.review.handlers import NOBODY, Delivery
-from guard.runtime.call_state import OWN_ENGINE, CallState
+from guard.runtime.call_state import OWN_ENGINE, CallState, without_texts
 from guard.runtime.deadline import late
 from guard.scores import Score, ScoreName
 
@@ -184,7 +184,7 @@ class ChainCall:
     def outcome(self, *, delivery: Delivery = NOBODY) -> Outcome:
         """Return the outcome. It contains no rejected text: that goes to escalation handlers only."""
         state = self.state
-        shown = [replace(attempt, answer=None, reasoning=None) for attempt in state.attempts]
+        shown = [without_texts(attempt) for attempt in state.attempts]
         if state.released:
             shown[-1] = state.attempts[-1]
         return state.outcome(attempts=shown, delivery=delivery)

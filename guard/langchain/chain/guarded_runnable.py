@@ -39,6 +39,7 @@ from guard.langchain.chain.chain_call import ChainCall
 from guard.langchain.chain.chain_rules import ChainRules
 from guard.langchain.chain.guarded_run import GuardedOutcome, GuardedRun
 from guard.langchain.tracing import escalation_metadata, marked_run
+from guard.policy.cuts import refuse_cuts
 from guard.policy.guarantee import refuse_guarantees
 from guard.policy.policy import Calls, Policy, load_policy
 from guard.review.handlers import HANDLERS, Handler, as_named, check_handlers, log_handler
@@ -101,6 +102,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
         policy = rules.policy
         policy.check_route(self.route)
         refuse_guarantees(policy, caller="a chain")
+        refuse_cuts(policy, caller="a chain", why="its output may be anything that was made of the answer")
         for name in policy.fallback_names():
             rules.fallback(name)
         if policy.mode == "enforce":

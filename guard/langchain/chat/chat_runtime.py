@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from guard.langchain.chat.answer_messages import (
     usage,
 )
 from guard.langchain.metadata import KEY, decision_metadata, score_metadata
+from guard.policy.cuts import released_spans
 from guard.records import Generation, Outcome, Signals, Signature
 from guard.runtime.call_state import OWN_ENGINE, describe_error
 from guard.runtime.sources import generation_step, score_generation
@@ -174,7 +175,7 @@ class ChatRuntime:
         own = last.source == OWN_ENGINE
         scored = score_metadata(
             model=self.engine.model.name if own else last.source,
-            score=last.score,
+            score=last.score and replace(last.score, spans=released_spans(outcome)),
             error=None if last.score else last.error,
             tokens=last.completion_tokens,
             prompt_tokens=last.prompt_tokens,
