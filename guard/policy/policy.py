@@ -282,10 +282,10 @@ def decide(
         >>> decide(policy, p_wrong=None).action.value  # an answer without a score is never accepted
         'abstain'
     """
-    decision = _decided(policy, p_wrong, ood_score, route, usage, tools, defects)
-    if policy.plan(route).spans and decision.action is Action.ACCEPT and decision.p_wrong is not None:
-        decision = _decided_on_spans(policy, decision, spans, route, usage, tools)
-    return policy.plan(route).unless_suspended(decision)
+    found = _decided(policy, p_wrong, ood_score, route, usage, tools, defects)
+    if policy.plan(route).spans and found.action is Action.ACCEPT and found.p_wrong is not None:
+        found = _decided_on_spans(policy, found, spans, route, usage, tools)
+    return policy.plan(route).unless_suspended(found)
 
 
 def _decided_on_spans(
