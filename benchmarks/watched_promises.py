@@ -21,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.certification.fixed_sequence import Certified, Trials, find_threshold
-from guard.monitoring.risk_test import risk_evidence
+from guard.monitoring.risk_test import STAKES, risk_evidence
 from guard.monitoring.sampling import is_drawn
-from guard.monitoring.shift_test import ShiftTest
+from guard.monitoring.shift_test import EXPONENTS, STEPS, ShiftTest
+from guard.monitoring.shift_test import FALSE_ALARMS as SHIFT_FALSE_ALARMS
+from guard.monitoring.wagers import AT_ONCE, BETWEEN_STARTS
 from guard.policy.bounds import lower_bound, upper_bound
 
 RISK, CONFIDENCE, FALSE_ALARMS = 0.05, 0.9, 0.05
@@ -31,6 +33,8 @@ RISK, CONFIDENCE, FALSE_ALARMS = 0.05, 0.9, 0.05
 LABELS = 3000
 #: Questions of the changing world, before and after the change, and labels for each certificate.
 HALF, CERTIFYING, AGAIN = 2500, 2000, 1000
+#: Runs of the changing world, and of MAPIE, at most.
+STORIES, MAPIE_RUNS = 300, 20
 #: By how much the log-odds of being wrong rise at the change.
 HARDER = 2.0
 BEGIN, END = "<!-- watched-promises: begin -->", "<!-- watched-promises: end -->"
@@ -40,12 +44,37 @@ BEGIN, END = "<!-- watched-promises: begin -->", "<!-- watched-promises: end -->
 
 
 def alarms(rates: NDArray[np.float64], runs: int, seed: int) -> list[int | None]:
-    """Return when each run's promise is found broken, for the true share of wrong answers at each label."""
+    """Return when each run's promise is found broken, for the true share of wrong answers at each label.
+
+    All runs go in step, which is a hundred times as fast; the first few are compared with `risk_evidence`.
+    """
     rng = np.random.default_rng([seed, int(1000 * rates.sum())])
-    return [
-        risk_evidence((rng.random(len(rates)) < rates).tolist(), risk=RISK, false_alarms=FALSE_ALARMS).broken_at
-        for _ in range(runs)
-    ]
+    wrong = rng.random((runs, len(rates))) < rates
+    stakes = np.array(STAKES)
+    found = _first_crossing(
+        (np.where(column[:, None], 1 + stakes * (1 / RISK - 1), 1 - stakes) for column in wrong.T),
+        (runs, len(stakes)),
+        1 / FALSE_ALARMS,
+    )
+    for number in range(min(3, runs)):
+        check = risk_evidence(wrong[number].tolist(), risk=RISK, false_alarms=FALSE_ALARMS)
+        assert check.broken_at == found[number], (check, found[number])
+    return found
+
+
+def _first_crossing(factors: Iterable[NDArray[np.float64]], shape: tuple[int, int], limit: float) -> list[int | None]:
+    """Return when the total of `Wagers` reaches a limit in each run, for the factors of each observation in turn."""
+    wealth, starts = np.full(shape, AT_ONCE), 0
+    crossed = np.zeros(shape[0], int)
+    for seen, paid in enumerate(factors):
+        if seen and seen % BETWEEN_STARTS == 0:
+            starts += 1
+            wealth += (1 - AT_ONCE) / (starts * (starts + 1))
+        wealth *= paid
+        over = (wealth.mean(1) + (1 - AT_ONCE) / (starts + 1) >= limit) & (crossed == 0)
+        crossed[over] = seen + 1
+        wealth[crossed > 0] = 0.0  # its run is over, and must not overflow
+    return [int(each) or None for each in crossed]
 
 
 def mapie_alarms(rate: float, runs: int) -> list[int | None]:
@@ -69,11 +98,11 @@ def promise_table(runs: int) -> Iterable[str]:
         "alarms in 3,000 audited answers",
         "95 % interval",
         "labels to the alarm: 10 %, median, 90 %",
-        "MAPIE: median",
+        f"MAPIE: median of {MAPIE_RUNS} runs",
     )
     for rate in (0.02, 0.04, 0.05, 0.06, 0.08, 0.10, 0.15, 0.20):
         found = alarms(np.full(LABELS, rate), runs, 0)
-        mapie = mapie_alarms(rate, min(runs, 50)) if rate > RISK else []
+        mapie = mapie_alarms(rate, min(runs, MAPIE_RUNS)) if rate > RISK else []
         yield f"| {rate:.0%} | {_share(found)} | {_delays(found)} | {_median(mapie) if mapie else '-'} |"
 
 
@@ -202,7 +231,7 @@ def story_table(runs: int) -> Iterable[str]:
         "promise kept after",
     )
     for rate, half in ((0.2, HALF), (0.02, HALF), (0.02, 20_000)):
-        told = [story for number in range(runs) if (story := live(rate, number, half)) is not None]
+        told = [story for number in range(min(runs, STORIES)) if (story := live(rate, number, half)) is not None]
         noticed = [story for story in told if story.delay is not None]
         quiet = [story for story in told if not story.early]
         delays = [half + 1 if story.delay is None else story.delay for story in quiet]
@@ -234,22 +263,42 @@ def shift_table(runs: int) -> Iterable[str]:
         "inputs to the alarm: 10 %, median, 90 %",
     )
     for share in (0.05, 0.10, 0.20, 0.50):
-        found = [shifted(share, number) for number in range(runs)]
+        found = shifted(share, runs)
         early = sum(each is not None and each <= 1000 for each in found)
         after = [None if each is None else each - 1000 for each in found if each is None or each > 1000]
         noticed = sum(each is not None for each in after) / len(after)
         yield f"| {share:.0%} | {early / runs:.1%} | {noticed:.1%} | {_delays(after, 2000)} |"
 
 
-def shifted(share: float, seed: int) -> int | None:
-    """Return the input of the alarm: 1,000 of one kind, then 2,000 of which a share is unusual (5 % are no change)."""
-    rng, test = np.random.default_rng([5, int(1000 * share), seed]), ShiftTest()
-    after = np.where(rng.random(2000) < share, rng.uniform(0.95, 1.0, 2000), rng.uniform(0.0, 0.95, 2000))
-    for score in (*rng.random(1000), *after):
-        test.observe(float(score), tie=float(rng.random()))
-        if test.alarm_at is not None:
-            break
-    return test.alarm_at
+def shifted(share: float, runs: int) -> list[int | None]:
+    """Return the input of each run's alarm: 1,000 of one kind, then 2,000 of which a share is unusual (5 %: no change).
+
+    As in `alarms`, all runs go in step, and the first is compared with `ShiftTest`.
+    """
+    rng = np.random.default_rng([5, int(1000 * share)])
+    unusual = rng.random((runs, 2000)) < share
+    after = np.where(unusual, rng.uniform(0.95, 1.0, unusual.shape), rng.uniform(0.0, 0.95, unusual.shape))
+    scores = np.concatenate([rng.random((runs, 1000)), after], axis=1)
+    ties = rng.random(scores.shape)
+    shape, limit = (runs, len(EXPONENTS)), 1 / SHIFT_FALSE_ALARMS
+    found = _first_crossing(_bets(scores, ties), shape, limit)
+    test = ShiftTest()
+    for score, tie in zip(scores[0], ties[0], strict=True):
+        test.observe(float(score), tie=float(tie))
+    assert test.alarm_at == found[0], (test.alarm_at, found[0])
+    return found
+
+
+def _bets(scores: NDArray[np.float64], ties: NDArray[np.float64]) -> Iterable[NDArray[np.float64]]:
+    """Yield what each score pays the bets of `ShiftTest`, shape (runs, bets)."""
+    steps, exponents = np.minimum(STEPS - 1, (scores * STEPS).astype(int)), np.array(EXPONENTS)
+    counts, every = np.zeros((len(scores), STEPS), int), np.arange(len(scores))
+    for seen in range(scores.shape[1]):
+        step = steps[:, seen]
+        above = (counts * (np.arange(STEPS) > step[:, None])).sum(1)
+        p_value = (above + ties[:, seen] * (counts[every, step] + 1)) / (seen + 1)
+        counts[every, step] += 1
+        yield exponents * np.maximum(p_value, 1e-12)[:, None] ** (exponents - 1)
 
 
 def main() -> None:
@@ -257,7 +306,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--out", type=Path, help="document whose part between the markers is replaced")
     arguments = parser.parse_args()
-    parts = [f"{arguments.runs:,} runs a line, {datetime.now(UTC):%Y-%m-%d}."]
+    parts = [f"{arguments.runs:,} runs a line ({STORIES} of the changing world), {datetime.now(UTC):%Y-%m-%d}."]
     for title, table in (
         ("False alarms and delays", promise_table),
         ("A change after a quiet time", change_table),

@@ -95,7 +95,7 @@ def certify(
 
 
 def _json(result: CertificationResult) -> dict[str, Any]:
-    left_out = {"left_out": result.left_out, "base_rate": _base_rate(result.base_rate)}
+    left_out = {**_base_rate(result.base_rate), "left_out": result.left_out}
     if result.certificate is not None:
         content = result.certificate.model_dump(mode="json", exclude={"fingerprint"})
         return {
@@ -111,10 +111,11 @@ def _json(result: CertificationResult) -> dict[str, Any]:
     return {"certified": False, **reason, "explanation": result.explain(), **left_out}
 
 
-def _base_rate(base: BaseRate | None) -> dict[str, Any] | None:
-    if base is None:
-        return None
-    return {**asdict(base), "forced_abstention": base.forced, "forced_abstention_bound": base.forced_bound}
+def _base_rate(base: BaseRate | None) -> dict[str, Any]:
+    if base is None:  # of a shard
+        return {}
+    more = {"forced_abstention": base.forced, "forced_abstention_bound": base.forced_bound}
+    return {"base_rate": {**asdict(base), **more}}
 
 
 def _print(result: CertificationResult, shard: str | None) -> None:

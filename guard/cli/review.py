@@ -71,12 +71,10 @@ def list_reviews(
     """List reviews, oldest first."""
     if status not in _STATUSES:
         raise InputError(f"There is no status '{status}'", fix=did_you_mean(status, _STATUSES))
-    if kind not in _KINDS:
-        raise InputError(f"There are no cases '{kind}'", fix=did_you_mean(kind, _KINDS))
+    chosen = _chosen_kind(kind)
     from guard.review.pages import CaseFilter, counted
 
     only = None if status == "all" else status
-    chosen = None if kind == "all" else cast("CaseKind", kind)
     with open_store(store) as reviews:
         found = reviews.reviews(status=only, route=route, kind=chosen, limit=limit)
         total = reviews.count(CaseFilter(status=only, route=route, kind=chosen))
@@ -188,12 +186,15 @@ def export(
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Export only answers of this model, as a scorer needs them.")
     ] = None,
+    kind: Annotated[
+        str, typer.Option(metavar="KIND", help="escalation, audit or all; each row has its kind and weight.")
+    ] = "all",
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write decided reviews as labelled JSON Lines, for `guard calibrate`. Only you can read the file."""
     with open_store(store) as reviews:
-        rows = reviews.labelled(route=route, model=model)
+        rows = reviews.labelled(route=route, model=model, kind=_chosen_kind(kind))
         if out is None:
             for row in rows:
                 print_json(row)
@@ -217,6 +218,13 @@ app.command()(review_work.stats)
 
 
 # -- helpers of the commands -------------------------------------------------------------------
+
+
+def _chosen_kind(kind: str) -> CaseKind | None:
+    """Return the kind of cases that an option names; None for all."""
+    if kind not in _KINDS:
+        raise InputError(f"There are no cases '{kind}'", fix=did_you_mean(kind, _KINDS))
+    return None if kind == "all" else cast("CaseKind", kind)
 
 
 def _write_lines(rows: Iterable[dict[str, Any]], out: Path) -> Counter[str]:

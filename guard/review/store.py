@@ -258,7 +258,7 @@ class Store:
             return [to_repeat(row) for row in rows]
 
     def labelled(
-        self, *, route: str | None = None, model: str | None = None, page: int = 500
+        self, *, route: str | None = None, model: str | None = None, kind: CaseKind | None = None, page: int = 500
     ) -> Iterator[dict[str, Any]]:
         """Yield reviews with a final decision as rows for `guard calibrate`, in the order of the decisions.
 
@@ -268,17 +268,19 @@ class Store:
         Args:
             route: only cases of this route.
             model: only cases of this model; a scorer learns from the answers of its own model.
+            kind: only ``escalation``, or only ``audit``.
             page: number of rows that are read at a time.
 
         Yields:
             ``id``, ``prompt`` (messages, or a text), ``response``, ``label``, ``model``, ``policy``, ``route``,
-            ``verdict``, ``better`` (the reviewer's own answer, or None), ``note``, ``reviewer``, and ``tools`` if the
-            prompt has any.
+            ``verdict``, ``better`` (the reviewer's own answer, or None), ``note``, ``reviewer``, ``kind``, ``weight``
+            (number of answers that the label stands for: 1 / audit rate, or 1 for an escalated answer), and ``tools``
+            if the prompt has any.
         """
         page = whole_number("page", page, least=1)
         order = sa.tuple_(REVIEWS.c.decided_at, REVIEWS.c.id)
         query = queries.selected().where(queries.has_verdict(), REVIEWS.c.answer.is_not(None))
-        for column, value in ((REVIEWS.c.route, route), (REVIEWS.c.model, model)):
+        for column, value in ((REVIEWS.c.route, route), (REVIEWS.c.model, model), (REVIEWS.c.kind, kind)):
             query = query if value is None else query.where(column == text_of(value))
         query = query.order_by(REVIEWS.c.decided_at, REVIEWS.c.id).limit(page)
         after: tuple[str, str] | None = None

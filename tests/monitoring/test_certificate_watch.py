@@ -15,6 +15,8 @@ import sqlalchemy as sa
 from made_cases import make_escalation
 from moved_clock import MovedClock
 
+from guard.data.question_sets import list_rows, read_sets
+from guard.data.questions import LabelledResponse
 from guard.errors import InputError, StoreError
 from guard.monitoring import acceptance
 from guard.monitoring.acceptance import AcceptanceMonitor
@@ -282,6 +284,24 @@ def test_audit_cases_are_counted_apart(store: Store, clock: MovedClock) -> None:
     assert [case.kind for case in store.reviews(kind="escalation")] == ["escalation"]
     with pytest.raises(InputError, match="There are no cases 'audits'"):
         store.reviews(kind="audits")  # type: ignore[arg-type]
+
+
+def test_labels_say_how_many_answers_they_stand_for(store: Store, clock: MovedClock, tmp_path: Path) -> None:
+    """Weighted, the labels of a few audits count as much as those of the answers that they were drawn from."""
+    audit, escalated = add(store, clock, 1), store.add(make_escalation(2)).id
+    store.approve(audit, reviewer="ann")
+    store.reject(escalated, reviewer="ann")
+    clock.move(11)
+    rows = {row["id"]: row for row in store.labelled()}
+    assert [(rows[name]["kind"], rows[name]["weight"], rows[name]["label"]) for name in (audit, escalated)] == [
+        ("audit", 2.0, 0),
+        ("escalation", 1.0, 1),
+    ]
+    assert [row["id"] for row in store.labelled(kind="audit")] == [audit]
+    file = tmp_path / "labels.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in store.labelled()))
+    read = [row for _, row in list_rows(read_sets(str(file)))]
+    assert [row.wrong for row in read if isinstance(row, LabelledResponse)] == [False, True]
 
 
 def test_a_filled_store_goes_back_to_0009_and_forwards_again(

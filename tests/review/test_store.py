@@ -430,6 +430,8 @@ def test_labels_for_calibration(store: Store, clock: MovedClock) -> None:
         "better": "Paris",
         "note": "the capital",
         "reviewer": "ann",
+        "kind": "escalation",
+        "weight": 1.0,
     }
     assert {key: rows[3][key] for key in ("prompt", "raw", "control_tokens")} == {
         "prompt": "2+2=",
