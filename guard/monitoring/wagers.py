@@ -3,7 +3,7 @@
 Wealth is spread over several bets and over several times of starting. Against a hypothesis that holds, it ever reaches
 1 / level with a probability of at most that level (Ville, 1939; Waudby-Smith and Ramdas, "Estimating means of bounded
 random variables by betting", arXiv:2010.09686). What is kept back for later starts is not lost while all is well, so a
-change after a long quiet time is found about as fast as one at the beginning.
+change after a long quiet time is found too, if later than one at the beginning.
 """
 
 from __future__ import annotations
