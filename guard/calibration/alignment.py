@@ -1,4 +1,4 @@
-"""Line up the layers of one model in two precisions by the same tokens, without labels."""
+"""Align the layers of one model in two precisions on the same tokens, without labels."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from guard.scoring.probe import normalised
 from guard.scoring.scorer_file import Linear, LinearProbe, Model, Trees
 from guard.scoring.signature import FeatureSchema, feature_vector
 
-#: Fewest answers that layers are lined up by.
+#: Fewest answers for an alignment.
 MIN_ANSWERS = 40
-#: Answers that speak for leaving a coordinate as it is.
+#: Weight of the prior for the identity, in answers.
 PRIOR_ANSWERS = 20.0
-#: Groups of features that come from the layers. Log-probabilities, margins and length are what they are in both models.
+#: Groups of features that come from the layers. Log-probabilities, margins and length are the same in both models.
 _LAYER_GROUPS = ("map", "norms")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Alignment:
-    """How the old model's layers look from the new one's: old = scale x new + offset, coordinate by coordinate.
+    """The map from the new model's layers to the old model's: old = scale x new + offset for each coordinate.
 
     Attributes:
-        scale, offset: shape (A, L, D), of unit activations.
-        shift: shape (features,), the same of the features of the layers, which are logarithms; 0 for the others.
+        scale, offset: shape (A, L, D), for unit activations.
+        shift: shape (features,), for the features of the layers, which are logarithms; 0 for other features.
     """
 
     scale: Doubles
@@ -40,14 +40,14 @@ def align(old: Sequence[Signals], new: Sequence[Signals], schema: FeatureSchema)
 
     Args:
         old, new: signals of the same tokens in the old and in the new model, in the same order.
-        schema: of the scorer's features.
+        schema: schema of the scorer's features.
 
     Raises:
         CalibrationError: there are too few answers.
     """
     if len(old) < MIN_ANSWERS or len(old) != len(new):
         raise CalibrationError(
-            f"{len(old)} answers are too few to line layers up", why=f"at least {MIN_ANSWERS} needed"
+            f"{len(old)} answers are too few to align the layers", why=f"at least {MIN_ANSWERS} needed"
         )
     before, after = (np.stack([normalised(each.signature.activations) for each in side]) for side in (old, new))
     centre, target = after.mean(axis=0, dtype=np.float64), before.mean(axis=0, dtype=np.float64)
@@ -60,9 +60,9 @@ def align(old: Sequence[Signals], new: Sequence[Signals], schema: FeatureSchema)
 
 
 def aligned_model(model: Model, alignment: Alignment) -> Model:
-    """Return the model that gives the new model's layers what the given one gives the old model's.
+    """Return the model for the new model's layers that is equivalent to the given one on the old model's layers.
 
-    The calibration stays: nothing that is fitted here has seen a label.
+    The calibration is unchanged, since the alignment uses no labels.
     """
     base, moved = model.base, 0.0
     probe = model.probe
@@ -88,7 +88,7 @@ def _aligned_trees(trees: Trees | None, alignment: Alignment) -> Trees | None:
 
 
 def _shift(old: Sequence[Signals], new: Sequence[Signals], schema: FeatureSchema) -> Doubles:
-    """Return the mean difference of each feature of the layers, 0 for the others."""
+    """Return the mean difference of each feature of the layers, 0 for other features."""
     groups = np.array([name.split(".")[0] for name in schema.names])
     before, after = (
         np.stack([feature_vector(each, schema) for each in side]).astype(np.float64) for side in (old, new)

@@ -6,9 +6,9 @@ linear probe of the activations (`guard.scoring.probe`), with a LightGBM correct
 The score averages regressions with different output features and prior scales of the probe, including one without a
 probe, instead of selecting one. Held-out answers decide the weight of each regression, whether the probe is used at
 all, and how much of the correction is kept. With enough data sets, folds are whole data sets and all regressions have
-the same weight: what is best on some data sets often is not on the next (docs/evidence/notes.json).
+the same weight: the best one on some data sets is often not the best on others (docs/evidence/notes.json).
 
-The probability is calibrated on the held-out answers; then everything is fitted again on all answers.
+The probability is calibrated on the held-out answers. Finally, everything is refitted on all answers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MIN_SETS = 4
 #: Prior scales of the probe in the averaged regressions: its variance, where each output feature has 1. With 0 a
 #: regression has no probe.
 PRIOR_SCALES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
-#: One more prior scale where folds are single answers, which can tell what it is worth.
+#: A further prior scale for folds of single answers, which can measure its value.
 LARGEST_PRIOR_SCALE = 30.0
 #: Regressions with a weight below this share of the largest are left out.
 LEAST_WEIGHT = 0.01
@@ -155,8 +155,8 @@ def fit_model(
         seed: seed of folds and trees.
 
     Raises:
-        CalibrationError: there are too few labels of one kind, features or activations are not finite or all the
-            same, or the score carries no signal.
+        CalibrationError: there are too few labels of one kind, features or activations are not finite or all
+            equal, or the score carries no signal.
     """
     _check_enough(examples.wrong)
     _check_finite(examples)
@@ -234,7 +234,7 @@ def _folds(examples: Examples, seed: int) -> Iterator[tuple[NDArray[np.intp], ND
         rest = examples.wrong[~out]
         if MIN_CLASS <= rest.sum() <= len(rest) - MIN_CLASS:
             yield np.flatnonzero(~out), np.flatnonzero(out)
-        else:  # these data sets together hold nearly all answers of one kind: hold out one at a time
+        else:  # these data sets together have nearly all answers of one kind: hold out one at a time
             for name in part:
                 yield np.flatnonzero(examples.dataset != name), np.flatnonzero(examples.dataset == name)
 
@@ -271,7 +271,7 @@ def _regressions(
     examples: Examples, score: ScoreName, schema: FeatureSchema, without: Collection[str]
 ) -> list[_Regression]:
     """Return a regression for each set of output groups and each prior scale; at least one, even without features."""
-    # Of a model that shows no layers there is one score, which reads all of the output.
+    # A model without layers has one score, which reads all output features.
     choices = _BASE_GROUPS[score if schema.layers else "guard"]
     kept = dict.fromkeys(tuple(group for group in each if group not in without) for each in choices)
     read = [groups for groups in kept if groups] or [()]
@@ -372,9 +372,9 @@ def _held_out(
 def _weights(held_out: Doubles, regressions: Sequence[_Regression], examples: Examples) -> Doubles:
     """Return the weight of each regression; they add up to 1.
 
-    All weights are the same where folds are whole data sets. Otherwise a weight falls with the number of standard
-    errors between the regression's loss and the least loss, and is 0 below `LEAST_WEIGHT`. Where the regressions
-    without a probe are surely better, all others get 0.
+    All weights are equal if folds are whole data sets. Otherwise a weight falls with the number of standard errors
+    between the regression's loss and the least loss, and is 0 below `LEAST_WEIGHT`. If the regressions without a probe
+    are significantly better, all others get 0.
     """
     weights = np.ones(len(regressions))
     if not _by_set(examples):
@@ -394,7 +394,7 @@ def _weights(held_out: Doubles, regressions: Sequence[_Regression], examples: Ex
 def _surely_better(new: LogOdds, old: LogOdds, examples: Examples) -> bool:
     """Return whether the new held-out log-odds have a loss that is lower by more than its standard error.
 
-    Data sets are the units where folds are whole data sets: many answers of few data sets say little about the next.
+    If folds are whole data sets, data sets are the units: many answers of few data sets say little about other sets.
     """
     gains = _losses(old, examples.wrong) - _losses(new, examples.wrong)
     if _by_set(examples):

@@ -1,4 +1,4 @@
-"""From labelled questions to a scorer file: ask, grade, split, fit, test, save."""
+"""Makes a scorer file from labelled questions: ask, grade, split, fit, test, save."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from guard.runtime.sources import find_capture_point
 
 @dataclass(frozen=True, slots=True)
 class CalibrationResult:
-    """A scorer, how it does on held-out questions, and what was left out.
+    """A scorer with its metrics on held-out questions, and the rows that were left out.
 
     Attributes:
         out: the scorer file.
         fitted: the scorer with its metrics on the test split.
         bad_rows: rows that cannot be used, each with its file; only with ``on_bad="skip"``.
-        skipped: rows that the model could not be asked, such as prompts that exceed its context.
+        skipped: rows that could not be asked, such as prompts that exceed the context.
         other_models: number of given responses that belong to another model, by that model's name.
-        truncated: number of labelled answers that were cut at their token limit. They are labelled like the others.
+        truncated: number of labelled answers that were truncated. They are labelled like the others.
     """
 
     out: Path
@@ -75,33 +75,33 @@ def calibrate(
 ) -> CalibrationResult:
     """Ask labelled questions, fit a scorer on the answers, and test it on held-out questions.
 
-    ``guard calibrate`` calls this function: the same arguments give the same file, byte for byte. Answers are kept in a
-    journal, one transaction per question, so that an interrupted run can be repeated without asking anything twice.
+    ``guard calibrate`` calls this function: the same arguments give the same file, byte for byte. Answers are stored
+    in a journal, one transaction per question, so that an interrupted run can be resumed without asking anything twice.
 
     Args:
         data: one or several JSON Lines files or named sets (``NAME@FOLDER``, ``hub:NAME``).
-        out: where the scorer is written, as JSON.
+        out: the scorer file to write, JSON.
         model: ``smollm2`` (the embedded model), a GGUF file, or a model folder.
         engine: ``llama.cpp`` or ``transformers``, where both can load the model.
         engine_options: for the engine's ``load``, such as ``{"threads": 4, "context_tokens": 8192}``.
         without: parts of guard's own score to leave out, such as ``map`` or ``activations``.
         grader: ``text``, ``number``, ``choice``, ``regex``, ``module:function`` or a function of question and answer;
             by default each question's own.
-        on_bad: ``stop`` raises where a row cannot be used, ``skip`` leaves the row out.
+        on_bad: ``stop`` raises if a row cannot be used, ``skip`` leaves the row out.
         limit: maximal number of rows of each data set, drawn by ``seed``.
-        seed: of samples, splits and trees, from 0 to 2**31 - 1.
+        seed: seed of samples, splits and trees, from 0 to 2**31 - 1.
         system: system message of every question, empty for none; by default that of the data sets.
         max_tokens: token limit of an answer; by default that of the data sets, mostly 32.
         template_options: variables of the model's chat template, such as ``{"enable_thinking": False}``.
         tau: temperatures of the signature's softmax.
         capture_point: where activations are read, ``mlp`` or ``block``.
-        journal: where answers are kept; by default ``OUT.journal``.
+        journal: the file for answers; by default ``OUT.journal``.
         spans: JSON Lines of labelled spans (see `guard.data.labelled_spans`), on which a model of spans is fitted as
             well. Their questions are asked without a system message.
         progress: called with a `guard.Progress` before the first question and after each answer.
 
     Returns:
-        the scorer with its metrics on the test split, and what was left out.
+        the scorer with its metrics on the test split, and the rows that were left out.
 
     Raises:
         InputError: data, output, options or journal cannot be used.
@@ -125,7 +125,7 @@ def calibrate(
     checked_seed(seed)
     sources = read_sets(data, on_bad=on_bad, limit=limit, seed=seed)
     if max_tokens is None or system is None:
-        how_to_ask(sources, system=system, max_tokens=max_tokens)  # refuse before the model is loaded
+        how_to_ask(sources, system=system, max_tokens=max_tokens)  # fail before the model is loaded
     check_enough_rows([row for _, row in list_rows(sources)], seed=seed)
     span_rows = () if spans is None else check_span_rows(spans)
     kept = choose_journal(out, journal)
@@ -166,7 +166,7 @@ def calibrate(
 
 
 def _own_rows(sources: Sequence[DataSource], model: str, seed: int) -> tuple[list[tuple[str, Row]], Counter[str]]:
-    """Return the rows without other models' responses, if they are still enough."""
+    """Return the rows without responses of other models, if enough are left."""
     rows, others = of_this_model(list_rows(sources), model)
     if others:
         check_enough_rows([row for _, row in rows], seed=seed)

@@ -1,4 +1,4 @@
-"""From a scorer of one model to one of the same weights in another precision or engine."""
+"""Moves a scorer to the same weights in another precision or engine."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from guard.scoring.provenance import Binding, Rebound
 from guard.scoring.scorer import Scorer, load_scorer
 from guard.scoring.signature import SignatureObserver
 
-#: Fields of a binding that only a change of precision or engine changes.
+#: Fields of a binding that may differ between precisions and engines.
 _MAY_DIFFER = {"engine", "quantization", "weights_sha256"}
-#: Fewest labelled answers that count as a check, and fewest right and wrong ones among them.
+#: Fewest labelled answers for a check, and fewest right and wrong ones among them.
 MIN_CHECKED, MIN_CLASS = 100, 10
 
 
@@ -41,8 +41,8 @@ class ReboundScorer:
 
     Attributes:
         out: the scorer file.
-        scorer: the scorer; its ``artefact.rebound`` says what was done.
-        forced: metrics of each score on the labelled answers without the alignment; empty where nothing was checked.
+        scorer: the scorer; its ``artefact.rebound`` records the move.
+        forced: metrics of each score on the labelled answers without the alignment; empty without a check.
     """
 
     out: Path
@@ -75,25 +75,25 @@ def rebind(
 ) -> ReboundScorer:
     """Move a scorer to another precision or engine of the model that it was fitted on.
 
-    The old model answers the questions; both models read these answers, and the layers of the new one are lined up with
-    those of the old one, coordinate by coordinate, without labels. With ``check`` the new model answers the questions,
-    too, and the scorer is refused where its probabilities are worse than one number for all answers.
+    The old model answers the questions. Both models read these answers, and the layers of the new model are aligned
+    with those of the old one, coordinate by coordinate, without labels. With ``check``, the new model answers the
+    questions, too, and the scorer is refused if its probabilities are worse than one number for all answers.
 
     Args:
-        scorer: fitted on ``model``.
-        data: questions with accepted answers, which only the check reads.
+        scorer: a scorer that was fitted on ``model``.
+        data: questions with accepted answers, which only the check uses.
         model: ``smollm2``, a GGUF file, or a model folder.
         to: the same weights in another precision; the same file for another engine.
-        out: where the new scorer is written.
+        out: the new scorer file.
         to_engine: engine of the new model; by default the scorer's.
-        engine_options: for loading both.
-        check: check on labels; without it the scores are marked as uncalibrated.
+        engine_options: load options for both models.
+        check: whether to check on labels; otherwise the scores are marked as uncalibrated.
         limit: maximal number of questions of each data set.
-        seed: which questions are drawn.
+        seed: seed of the sample of questions.
 
     Raises:
         ScorerMismatchError: the scorer was not fitted on ``model``, or the models differ in more than precision or
-            engine, as after fine-tuning.
+            engine, such as after fine-tuning.
         CalibrationError: there are too few answers or labels, or the scores do not hold on the new model.
         InputError: the data or the output cannot be used.
 
@@ -131,12 +131,12 @@ def rebind(
 def _questions(data: DataSpecs, *, limit: int | None, seed: int) -> list[Question]:
     rows = [row for _, row in list_rows(read_sets(data, limit=limit, seed=seed)) if isinstance(row, Question)]
     if not rows:
-        raise InputError("There are no questions", why="given responses were not given by both models")
+        raise InputError("There are no questions", why="given responses are not answers of both models")
     return rows
 
 
 def _check_files(model: str | Path, to: str | Path) -> None:
-    """Refuse models whose weights cannot be compared, and those whose weights differ by more than rounding."""
+    """Refuse models whose weights cannot be compared, or differ by more than rounding."""
     old, new = (engines.embedded_model() if str(each) == engines.EMBEDDED else Path(each) for each in (model, to))
     if old.resolve() == new.resolve():
         return
@@ -144,7 +144,7 @@ def _check_files(model: str | Path, to: str | Path) -> None:
         if path.suffix != ".gguf" or not path.is_file():
             raise InputError(
                 f"The weights of '{path}' cannot be compared",
-                why="a scorer moves between two GGUF files, or from one engine to another on the same file",
+                why="a scorer can move between two GGUF files, or to another engine on the same file",
                 fix="Fit a scorer for this model with guard calibrate",
             )
     check_same_weights(old, new)
@@ -155,19 +155,19 @@ def _checked_binding(fitted: Binding, given: Binding) -> Binding:
     more = [name for name in differing if name not in _MAY_DIFFER]
     if more:
         raise ScorerMismatchError(
-            "A scorer moves only to another precision or engine of its model",
-            why=f"these differ, too: {', '.join(more)}",
+            "A scorer can only move to another precision or engine of its model",
+            why=f"these fields differ, too: {', '.join(more)}",
             fix="Fit a scorer for this model with guard calibrate",
         )
     if not differing:
         raise InputError(
-            "The scorer fits this model already", fix="Name another file with --to, or another --to-engine"
+            "The scorer is already bound to this model", fix="Name another file with --to, or another --to-engine"
         )
     return given
 
 
 def _ask(engine: RequestEngine, scorer: Scorer, question: Question, answer: str | None = None) -> tuple[str, Signals]:
-    """Return an answer and its signals; a given answer is read and not generated."""
+    """Return an answer and its signals. A given answer is scored, not generated."""
     prompting, schema = scorer.artefact.prompting, scorer.artefact.feature_schema
     observer = SignatureObserver(temperatures=schema.temperatures, aggregates=schema.aggregates)
     limits = Limits(max_tokens=prompting.max_tokens, stop=COMPLETION_STOP if prompting.completion else ())
@@ -185,7 +185,7 @@ def _prompt(question: Question, scorer: Scorer) -> Prompt:
 
 
 def _rebound(scorer: Scorer, binding: Binding, asked: _BothModels, *, seed: int) -> tuple[Scorer, dict[str, Any]]:
-    """Return the moved scorer, and what each score did on the labelled answers before it was moved."""
+    """Return the moved scorer, and the metrics of each score on the labelled answers before the move."""
     artefact = scorer.artefact
     alignment = align(asked.old, asked.new, artefact.feature_schema)
     scores = {name: aligned_model(model, alignment) for name, model in artefact.scores.items()}
@@ -211,10 +211,10 @@ def _p_wrong(scorer: Scorer, signals: Sequence[Signals]) -> np.ndarray[Any, np.d
 
 
 def _metrics(scorer: Scorer, asked: _BothModels) -> dict[str, Any]:
-    """Return the metrics of each score on the new model's own answers; empty where there are none.
+    """Return the metrics of each score on the new model's own answers; empty if there are none.
 
     Raises:
-        CalibrationError: too few labels.
+        CalibrationError: there are too few labels.
     """
     if not asked.own:
         return {}
@@ -224,7 +224,7 @@ def _metrics(scorer: Scorer, asked: _BothModels) -> dict[str, Any]:
             "Too few labels to check the scorer on its new model",
             why=f"there are {len(wrong)} answers, {int(wrong.sum())} of them wrong; at least {MIN_CHECKED} are needed, "
             f"{MIN_CLASS} right and {MIN_CLASS} wrong",
-            fix="Give more questions, or leave the check out and take the scores as uncalibrated",
+            fix="Give more questions, or leave out the check and use uncalibrated scores",
         )
     scores = [scorer.score(each).scores for each in asked.own]
     return {
@@ -234,11 +234,11 @@ def _metrics(scorer: Scorer, asked: _BothModels) -> dict[str, Any]:
 
 
 def _check_holds(metrics: Mapping[str, Any]) -> None:
-    """Refuse scores that say less about the new model's answers than the share of wrong ones among them."""
+    """Refuse scores that predict the new model's answers worse than their share of wrong answers does."""
     own = metrics.get("guard")
     if own and (own["auroc"] <= 0.5 or own["brier"] > own["wrong"] * (1 - own["wrong"])):
         raise CalibrationError(
-            "The scorer does not hold on its new model",
+            "The scorer does not work on the new model",
             why=f"on {own['n']} answers its AUROC is {own['auroc']:.3f} and its Brier score {own['brier']:.3f}, "
             f"where one number for all answers has {own['wrong'] * (1 - own['wrong']):.3f}",
             fix="Fit a scorer for this model with guard calibrate",
@@ -246,7 +246,7 @@ def _check_holds(metrics: Mapping[str, Any]) -> None:
 
 
 def _ood_detector(signals: Sequence[Signals], seed: int) -> StoredOodDetector | None:
-    """Refit the detector on the new model's layers: it takes no labels."""
+    """Refit the detector on the new model's layers, which needs no labels."""
     order = [signals[at] for at in np.random.default_rng(seed).permutation(len(signals))]
     cut = len(order) * 3 // 4
     try:

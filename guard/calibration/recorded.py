@@ -1,4 +1,4 @@
-"""From recorded answers to a scorer file: nothing is asked, and no model is loaded."""
+"""Makes a scorer file from recorded answers, without a model."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def calibrate_records(
 ) -> CalibrationResult:
     """Fit a scorer on answers that `guard.record` has recorded, and test it on held-out questions.
 
-    ``guard calibrate --records`` calls this function. The file is the one that `guard.calibrate` writes after it has
-    asked the same questions: the splits depend on the questions' texts only.
+    ``guard calibrate --records`` calls this function. The file equals that of `guard.calibrate` for the same
+    questions: the splits depend on the texts of the questions only.
 
     Args:
         records: the Parquet file; its labels are used.
-        out: where the scorer is written, as JSON.
+        out: the scorer file to write, JSON.
         without: parts of guard's own score to leave out, such as ``map`` or ``activations``.
         seed: of splits and trees, from 0 to 2**31 - 1.
 
@@ -60,7 +60,7 @@ def calibrate_records(
 
 
 def in_set_order(answers: Answers) -> Answers:
-    """Return the answers set by set, as calibration reads its files; a recording takes the sets in turn."""
+    """Return the answers set by set, the order in which calibration reads files; a recording alternates the sets."""
     names = list(dict.fromkeys(answers.dataset.tolist()))
     return answers.take(np.argsort([names.index(name) for name in answers.dataset.tolist()], kind="stable"))
 
@@ -75,7 +75,7 @@ def split_answers(answers: Answers, *, seed: int) -> dict[str, list[Labelled]]:
 
 
 def _record(answers: Answers, at: int) -> Record:
-    """Return one answer as a journal has it, as far as fitting reads it."""
+    """Return one answer as a journal record with the fields that fitting needs."""
     return Record(
         key=str(answers.key[at]),
         dataset=str(answers.dataset[at]),
@@ -92,9 +92,9 @@ def _data_sets(answers: Answers) -> list[DataSet]:
     unknown = [name for name in names if not answers.metadata.get(f"data.{name}.sha256")]
     if unknown:
         raise InputError(
-            f"The recorded answers do not say which file '{unknown[0]}' was",
+            f"The recorded answers do not state which file '{unknown[0]}' was",
             why="certification has to know which questions a scorer was fitted on",
-            fix="Give a file that guard record wrote",
+            fix="Give a file of guard record",
         )
     return [
         DataSet(

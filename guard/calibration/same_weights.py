@@ -1,8 +1,8 @@
-"""Whether two GGUF files hold the same weights, stored in other precisions; a fine-tuned model must not pass.
+"""Checks whether two GGUF files have the same weights in different precisions; fine-tuned models must not pass.
 
-Rounding changes every matrix a little, with differences that look like noise. Training changes it in few directions:
-the difference has a few large singular values. Names, shapes and vectors (norms, biases) must agree, which no quantizer
-touches.
+Rounding changes every matrix slightly, and the difference looks like noise. Training changes it in few directions: the
+difference has a few large singular values. Names, shapes and vectors (norms, biases) must match; quantizers do not
+change them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from guard.errors import ScorerMismatchError, missing_extra
 from guard.records import Floats
 
-#: Singular values whose share of a difference is compared with that of noise.
+#: Number of singular values whose share of a difference is compared with noise.
 DIRECTIONS = 8
 #: Smallest side of a matrix that is compared by singular values.
 LEAST_SIDE = 64
-#: Most that a vector may differ, and a matrix, relative to its own size.
+#: Largest relative differences of a vector and of a matrix.
 MOST_VECTOR, MOST_MATRIX = 1e-2, 0.5
 #: Most that the first singular values of a difference may hold of it beyond what they hold of white noise: the median
 #: over the layers of each kind of matrix. Measured on SmolLM2: see docs/how-to/rebinding.md.
@@ -37,7 +37,7 @@ def check_same_weights(old: Path, new: Path) -> float:
         new: another.
 
     Returns:
-        the largest median over layers of `structure_of`, of all kinds of matrices.
+        the largest median over layers of `structure_of`, over all kinds of matrices.
 
     Raises:
         ScorerMismatchError: tensors are missing, have other shapes, or differ otherwise than by rounding.
@@ -61,7 +61,7 @@ def check_same_weights(old: Path, new: Path) -> float:
 
 
 def structure_of(difference: Floats) -> float:
-    """Return the share of a matrix, shape (m, n), that its first singular values hold beyond what they hold of noise.
+    """Return the share of a matrix, shape (m, n), in its first singular values, minus that of noise.
 
     Examples:
         >>> noise = np.random.default_rng(0).normal(size=(200, 300)).astype(np.float32)
@@ -90,7 +90,7 @@ def _check_size(name: str, first: Floats, second: Floats) -> None:
 
 
 def _mismatch(why: str) -> ScorerMismatchError:
-    return ScorerMismatchError("The two files do not hold the same weights in other precisions", why=why, fix=_NO)
+    return ScorerMismatchError("The two files do not have the same weights in different precisions", why=why, fix=_NO)
 
 
 def _kind(name: str) -> str:

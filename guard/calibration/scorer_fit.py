@@ -41,7 +41,7 @@ from guard.scoring.signature import FeatureSchema, feature_vector
 #: Fewest answers, and fewest of each label, that the test split must have.
 MIN_SPLIT, MIN_CLASS = 20, 5
 
-#: What can be left out of guard's own score: groups of features, and the linear probe of the layers.
+#: Parts of guard's own score that can be left out: groups of features, and the linear probe of the layers.
 _FEATURE_PARTS = ("logprob", "margin", "length", "norms", "map")
 PARTS = (*_FEATURE_PARTS, "activations")
 
@@ -60,12 +60,12 @@ class FittedScorer:
 
     Attributes:
         scorer: ready to save and use.
-        metrics: of each of its scores on the test split.
-        absent: why a score is not in the scorer, by its name.
+        metrics: metrics of each score on the test split.
+        absent: reasons for missing scores, by name.
         brier_gain: the Brier score of log-probabilities alone minus that of guard's own score, with its interval; None
             where log-probabilities carry no signal.
         thresholds: the answers of the test split that thresholds on guard's own score would accept.
-        apart: guard's own score on the test split's answers that were cut at their token limit, and on the others.
+        apart: guard's own score on the truncated and on the complete answers of the test split.
     """
 
     scorer: Scorer
@@ -77,7 +77,7 @@ class FittedScorer:
 
 
 def check_enough_rows(rows: Sequence[Row], *, seed: int) -> None:
-    """Refuse rows that are too few for `fit_scorer`, before the model is asked.
+    """Refuse too few rows for `fit_scorer`, before the model is asked.
 
     Raises:
         CalibrationError: a split has fewer rows than it needs answers.
@@ -89,18 +89,18 @@ def check_enough_rows(rows: Sequence[Row], *, seed: int) -> None:
             f"{len(rows)} questions are too few to fit and test a scorer",
             why=f"{sizes['fit']} of them are for fitting and {sizes['test']} for testing; the minimum is "
             f"{needed['fit']} and {needed['test']}, with {MIN_CLASS} right and {MIN_CLASS} wrong answers in each part",
-            fix="Give at least 150 questions; a useful scorer needs some hundreds",
+            fix="Give at least 150 questions; a useful scorer needs several hundred",
         )
 
 
 def check_parts(without: Sequence[str]) -> None:
-    """Check what is left out of guard's own score.
+    """Check the parts to leave out of guard's own score.
 
     Args:
         without: parts to leave out, of `PARTS`.
 
     Raises:
-        InputError: unknown parts, or nothing is left.
+        InputError: a part is unknown, or no part is left.
     """
     for name in without:
         if name not in PARTS:
@@ -128,7 +128,7 @@ def fit_scorer(
 
     Raises:
         CalibrationError: a split has too few labels of one kind, or guard's own score carries no signal.
-        InputError: unknown parts.
+        InputError: a part is unknown.
     """
     checked_seed(seed)
     check_parts(without)
@@ -178,7 +178,7 @@ def fit_scores(
     """Fit every score to the same answers.
 
     Returns:
-        the fitted models, and why a score could not be fitted: guard's own may carry a signal where another does not.
+        the fitted models, and the reasons for scores that could not be fitted.
 
     Raises:
         CalibrationError: guard's own score cannot be fitted.
@@ -198,9 +198,9 @@ def fit_scores(
 def split_labelled(
     rows: Sequence[tuple[str, Row]], journal: Journal, *, grade: Grader, seed: int
 ) -> dict[str, list[Labelled]]:
-    """Label the journal's answers to these rows and split them, disjoint by question.
+    """Label the journal's answers to these rows, and split them by question.
 
-    Labels are made here and not when the question is asked, so that a better grader needs no second run of the model.
+    Answers are graded here and not when they are recorded, so that a better grader needs no second run of the model.
 
     Args:
         rows: pairs of data set name and row; rows that are not in the journal are left out.
@@ -209,7 +209,7 @@ def split_labelled(
         seed: seed of the split.
 
     Raises:
-        InputError: the journal has an answer to something else under a row's key.
+        InputError: the journal has an answer to another question under a row's key.
     """
     journal.check_questions(rows)
     by_row = {id(row): dataset for dataset, row in rows}
@@ -261,7 +261,7 @@ def _ood_detector(labelled: Sequence[Labelled], seed: int, *, layers: int) -> St
     cut = len(signals) * 3 // 4
     try:
         return fit_ood_detector(signals[:cut], signals[cut:]).stored()
-    except CalibrationError:  # too few answers for a detector can be enough for a score
+    except CalibrationError:  # a score needs fewer answers than a detector
         return None
 
 

@@ -74,7 +74,7 @@ def calibrate_spans(
     Args:
         spans: JSON Lines of labelled spans (see `guard.data.labelled_spans`).
         scorer: a scorer of the model: a file, or a name on the shelf.
-        out: where the scorer is written, as JSON.
+        out: the scorer file to write, JSON.
         model: ``smollm2`` (the embedded model), a GGUF file, or a model folder.
         engine: ``llama.cpp`` or ``transformers``, where both can load the model.
         engine_options: for the engine's ``load``.

@@ -1,4 +1,4 @@
-"""From labelled answers to a threshold whose error rate is certified, or the reason why there is none.
+"""Certifies a threshold's error rate on labelled answers, or states why that is impossible.
 
 Part of the laboratory: production packages never import it. (The package is not called ``certify``, because
 `guard.certify` is the function.)

@@ -9,7 +9,7 @@ threshold that passed is certified. The probability of certifying a threshold wh
 
 The thresholds come from the scores of a small part of the rows, whose labels are not used.
 
-Written here, because MAPIE has no retries and fallbacks; without these it deploys the same threshold (a test compares).
+Not from a library, because MAPIE has no retries and fallbacks; without these it selects the same threshold (see tests).
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ Flags = NDArray[np.bool_]
 # The next six were selected by simulation, on scores of real and synthetic models, for coverage with 300 to 5,000
 # labels (measured by benchmarks/risk_guarantee.py). The guarantee holds for any choice.
 
-#: Share of the rows that are used for the grid of thresholds only.
+#: Share of the rows for the grid of thresholds, whose labels are not used.
 GRID_SHARE = 0.1
 #: Ratio of the numbers of answers that two neighbouring thresholds accept.
 GRID_STEP = 1.02
-#: The sequence begins where at least this share of the answers is accepted, and at least this many of the grid rows
+#: The sequence starts where at least this share of the answers is accepted, and at least this many of the grid rows
 #: (the position of the very first of them is mostly chance) ...
 START_SHARE, START_RANK = 0.03, 3
 #: ... and where this many of them may be wrong, unless that accepts more than the second share.
 START_ERRORS, START_SHARE_OF_ERRORS = 4, 0.1
 
-#: A threshold is this much larger than the score where it is placed: more than rounding, less than scores differ by.
+#: Offset of a threshold above the score at which it is placed: above rounding, below differences of scores.
 ABOVE_TIES = 1 + 1e-9
 
 #: Step size of the search for the smallest risk that could be certified.
 RISK_STEP = 0.005
-#: Fewest rows for a certificate: half of them make the grid.
+#: Fewest rows for a certificate; half of them make the grid.
 MIN_ROWS = 20
 #: Probability that the estimated number of labels suffices at one threshold, in standard deviations (80 %).
 _LIKELY = 0.84
-#: A number of labels is likely enough if 48 of 60 sets of that size, drawn from the present labels, are certified.
+#: A number of labels is likely sufficient if 48 of 60 sets of that size, drawn from the present labels, pass.
 LIKELY, DRAWS = 48, 60
-#: The most labels for which that is tried.
+#: Largest number of labels for this estimate.
 MOST_LABELS = 20_000
 
 
@@ -62,9 +62,9 @@ class Trials:
     """All attempts of the whole procedure at each question, for any threshold.
 
     Attributes:
-        p_wrong: shape (n, attempts); score of each attempt in turn, infinity where there is none.
+        p_wrong: shape (n, attempts); score of each attempt in turn, infinity if there is none.
         wrong: shape (n, attempts); whether its answer is wrong; true where there is none.
-        released: shape (n, attempts); whether the answer is given to the caller whatever its score, such as that of a
+        released: shape (n, attempts); whether the caller gets the answer regardless of its score, such as that of a
             fallback that is trusted without one.
 
     Examples:
@@ -117,7 +117,7 @@ class Trials:
 
     @property
     def scores(self) -> Doubles:
-        """The threshold above which each question gets an answer, shape (n,); 0 where it always does."""
+        """The threshold above which each question gets an answer, shape (n,); 0 if it always does."""
         lowest = np.where(self.released, 0.0, self.p_wrong).min(axis=1)
         return np.asarray(np.minimum(lowest, 1.0), np.float64)
 
@@ -162,14 +162,14 @@ class NotCertifiable:
     Attributes:
         risk, confidence, n, grid_rows: as in `Certified`.
         possible_risk: smallest risk that these labels would certify at this confidence, in steps of `RISK_STEP`; None
-            if there is none below 1. It is selected on these labels, so it is a hint and no guarantee: certify it
+            if there is none below 1. It is selected on these labels, so it is a hint and not a guarantee: certify it
             with fresh ones.
         labels_needed: estimated number of fresh labels, above the present one, that would likely certify ``risk`` if
             future answers are like these: at least `LIKELY` of `DRAWS` sets of this size, drawn from these labels, do.
-            None where no threshold has a low enough share of wrong answers, no size that was tried is enough, or
-            no estimate was asked for.
-        needed_accepted, needed_errors: the accepted and the wrong answers at the threshold where the estimate began;
-            0 without an estimate. It is the most favourable one, so the true share is often higher.
+            None if no threshold has a low enough share of wrong answers, no tried size is sufficient, or no estimate
+            was requested.
+        needed_accepted, needed_errors: the accepted and the wrong answers at the most favourable threshold, on which
+            the estimate is based; 0 without an estimate. The true share is often higher.
         needed_bound: upper end of the one-sided interval of that share, at this confidence; 1 without an estimate.
         best_error_rate: lowest share of wrong answers at any threshold that accepts enough answers to estimate it.
         best_coverage: share of the questions that is accepted there.
@@ -236,8 +236,8 @@ def find_threshold(
         risk: largest share of wrong answers among the accepted, between 0 and 1.
         confidence: confidence of the guarantee, at least 0.5 and below 1.
         seed: decides which rows make the grid of thresholds.
-        ceiling: upper limit of thresholds: where the policy's next rule begins.
-        estimate: whether to estimate the labels needed where nothing is certified, which takes up to some seconds.
+        ceiling: upper limit of thresholds: the start of the policy's next rule.
+        estimate: whether to estimate the number of labels needed if nothing is certified, which takes some seconds.
 
     Raises:
         InputError: a value is out of range, or there are fewer than `MIN_ROWS` rows.
@@ -259,13 +259,13 @@ def find_threshold(
 
 
 def _divided(trials: Trials, order: NDArray[np.intp]) -> tuple[Doubles, Trials]:
-    """Return the scores of the rows that make the grid, and the rows of the test."""
+    """Return the scores of the grid rows, and the rows of the test."""
     size = max(MIN_ROWS // 2, round(GRID_SHARE * len(order)))
     return trials.take(order[:size]).scores, trials.take(order[size:])
 
 
 def check_guarantee(risk: float, confidence: float) -> None:
-    """Raise InputError where these numbers make no risk guarantee."""
+    """Raise InputError if these numbers are not a valid risk guarantee."""
     if not 0.0 < risk < 1.0:
         raise InputError(f"A risk is a share above 0 and below 1, got {risk}", fix="Write 0.05 for 5 %")
     if not 0.5 <= confidence < 1.0:
@@ -281,8 +281,8 @@ def grid(scores: Doubles, n: int, risk: float, confidence: float, ceiling: float
         risk, confidence, ceiling: as for `find_threshold`.
 
     Returns:
-        Thresholds, shape (thresholds,), rising: quantiles of the scores, interpolated in log-odds, and a trifle more,
-        so that they accept the answers with this very score. Many may have it.
+        thresholds, shape (thresholds,), ascending: quantiles of the scores, interpolated in log-odds, slightly
+        increased so that they accept answers with exactly this score.
     """
     counts = list(_expected_counts(n, len(scores), risk, confidence))
     log_odds = _log_odds(np.sort(scores))
@@ -298,7 +298,7 @@ def grid(scores: Doubles, n: int, risk: float, confidence: float, ceiling: float
 def _expected_counts(n: int, grid_rows: int, risk: float, confidence: float) -> Iterator[float]:
     """Yield the expected number of accepted answers at each threshold.
 
-    A sequence that begins too early ends at one early error; one that begins too late has nothing to test.
+    A sequence that starts too early ends at one early error; one that starts too late has nothing to test.
     """
     some_errors = 1.1 * least_accepted(START_ERRORS, risk, confidence)
     start = max(
@@ -320,7 +320,7 @@ def _log_odds(p_wrong: Doubles) -> Doubles:
 
 
 def _walk(fresh: Trials, thresholds: Doubles, risk: float, confidence: float, grid_rows: int) -> Certified | None:
-    """Test thresholds in turn until one fails; the last that passed."""
+    """Test thresholds in turn until one fails; return the last that passed."""
     deployed: tuple[float, int, int] | None = None
     tested = 0
     for threshold in thresholds.tolist():

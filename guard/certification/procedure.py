@@ -1,4 +1,4 @@
-"""From fresh labelled questions to a certificate: choose fresh rows, make every attempt, grade, certify, save."""
+"""Makes a certificate from fresh labelled questions: select fresh rows, make all attempts, grade, certify, save."""
 
 from __future__ import annotations
 
@@ -86,27 +86,27 @@ def certify(
 
     The policy states the guarantee: ``accept: {max_error_rate: 0.05, confidence: 0.9}``. The model makes every attempt
     that the policy could make. ``guard certify`` calls this function: the same arguments give the same file, byte for
-    byte, if the policy's sampled retries have a ``seed``. Attempts are kept in a journal, one transaction per question,
-    so that an interrupted run can be repeated without asking anything twice.
+    byte, if the policy's sampled retries have a ``seed``. Attempts are stored in a journal, one transaction per
+    question, so that an interrupted run can be resumed without asking anything twice.
 
     Args:
         data: one or several JSON Lines files or named sets (``NAME@FOLDER``, ``hub:NAME``).
         out: the certificate file; certificates for other routes in it are kept.
         model: ``smollm2`` (the embedded model), a GGUF file, or a model folder.
-        scorer: what `guard.calibrate` wrote; may be left out for the embedded model.
+        scorer: scorer file of `guard.calibrate`; optional for the embedded model.
         policy: a file, a built-in name, or a `Policy`.
-        route: section of the policy that is certified.
-        risk: must be the policy's ``max_error_rate``, from 0 to 1; may be left out.
-        confidence: must be the policy's, from 0 to 1; may be left out.
+        route: section of the policy to certify.
+        risk: the policy's ``max_error_rate``; optional, for a check.
+        confidence: the policy's confidence; optional, for a check.
         engine: ``llama.cpp`` or ``transformers``, where both can load the model.
         engine_options: for the engine's ``load``, such as ``{"threads": 4, "context_tokens": 8192}``.
         fallbacks: for the policy's ``fallback: {to: NAME}``, as for `Guard`. A certificate cannot check a function of
             the caller: certify again when it changes.
         grader: ``text``, ``number``, ``choice``, ``regex``, ``module:function`` or a function of question and answer;
             by default each question's own.
-        on_bad: ``stop`` raises where a row cannot be used, ``skip`` leaves the row out.
+        on_bad: ``stop`` raises if a row cannot be used, ``skip`` leaves the row out.
         limit: maximal number of rows of each data set, drawn by ``seed``.
-        seed: of samples and of the rows that place the thresholds, from 0 to 2**31 - 1.
+        seed: seed of samples and of the grid rows, from 0 to 2**31 - 1.
         template_options: variables of the model's chat template; by default those of the calibration.
         journal: where attempts are kept; by default ``OUT.journal``, or ``OUT.3-of-8.journal`` for a shard.
         shard: make the attempts at this part of the questions only, such as ``3/8``, and certify nothing;
@@ -118,7 +118,7 @@ def certify(
 
     Raises:
         InputError: the policy states no guarantee, or data, output, options or journal cannot be used.
-        CertificateError: the output is something else than a certificate file.
+        CertificateError: the output exists and is not a certificate file.
         ScorerMismatchError: the scorer was fitted on another model.
         ModelFileError, EngineError: the model cannot be loaded or fails.
 
@@ -227,17 +227,17 @@ def _run_trial(
 
 
 def _no_handler(_: object) -> None:
-    """Stand in for every handler: a trial hands no case to anybody."""
+    """Replace every handler: a trial run escalates nothing."""
 
 
 def _check_some(trial: _Trial) -> None:
     if not trial.rows:
         why = "; ".join(trial.left_out)
-        raise InputError("There is no question to certify on", why=why, fix="Give fresh labelled questions")
+        raise InputError("There are no questions to certify on", why=why, fix="Give fresh labelled questions")
 
 
 def _guarantee(policy: Policy, route: str | None, risk: float | None, confidence: float | None) -> RiskGuarantee:
-    """Return what the policy guarantees on the route; the options may only repeat it."""
+    """Return the policy's guarantee on the route; the options must agree with it."""
     guarantee = find_guarantee(policy.plan(route))
     if guarantee is None:
         raise InputError(
@@ -269,9 +269,9 @@ def _rows_to_ask(sources: Sequence[DataSource], guard: Guard) -> tuple[list[tupl
 
 
 def fresh_rows(sources: Sequence[DataSource], scorer: Scorer) -> tuple[list[tuple[str, Row]], list[str]]:
-    """Return the rows that a scorer was not fitted on, each question once, and notes about the others.
+    """Return the rows that a scorer was not fitted on, each question once, and notes about the other rows.
 
-    Of a file that the scorer was fitted on, the test split is fresh.
+    The test split of a calibration file is fresh.
     """
     used = {each.sha256 for each in scorer.artefact.data}
     rows, notes = list_rows(sources), []
@@ -285,12 +285,12 @@ def fresh_rows(sources: Sequence[DataSource], scorer: Scorer) -> tuple[list[tupl
     distinct = {" ".join(_question(row).casefold().split()): (dataset, row) for dataset, row in reversed(rows)}
     kept = {id(row) for _, row in distinct.values()}
     if len(kept) < len(rows):
-        notes.append(f"{len(rows) - len(kept)} repeated questions: repeats are no fresh evidence")
+        notes.append(f"{len(rows) - len(kept)} repeated questions: repeats are not fresh evidence")
     return [(dataset, row) for dataset, row in rows if id(row) in kept], notes
 
 
 def _held_out(rows: Sequence[Row], seed: int) -> set[int]:
-    """Return the part of a calibration file that only measured the scorer."""
+    """Return the test split of a calibration file."""
     return {id(row) for row in split_questions(rows, seed=seed, shares=SPLIT_SHARES)["test"]}
 
 
@@ -299,6 +299,6 @@ def _question(row: Row) -> str:
 
 
 def _skipped(rows: Sequence[tuple[str, Row]], journal: TrialJournal) -> list[str]:
-    """Return the questions that the model could not be asked."""
+    """Return the questions that could not be asked."""
     records = (journal.row(row_key(dataset, row)) for dataset, row in rows)
     return [f"{record.key}: {record.reason}" for record in records if isinstance(record, Skipped)]

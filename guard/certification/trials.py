@@ -1,11 +1,11 @@
-"""Run a guard's whole procedure on labelled questions, and keep every attempt that it could make.
+"""Runs the whole procedure of a guard on labelled questions, and stores every attempt that it could make.
 
 A trial run replaces the rule with the risk guarantee by one that accepts nothing, so a guarded call continues as long
 as the policy's other rules and its budget allow. For any threshold, a real call makes the same attempts up to the
 first accepted one. One trial run therefore shows the answers for every threshold.
 
-Attempts are kept in a SQLite file, one transaction per question, so a killed run can be resumed. Labels are made
-afterwards, so a better grader needs no second run.
+Attempts are stored in an SQLite file, one transaction per question, so a killed run can be resumed. Answers are
+graded afterwards, so a better grader needs no second run.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class TrialAttempt:
     """One attempt, reduced to what a certificate needs.
 
     Attributes:
-        answer: the answer; None where generation failed.
-        p_wrong: its score; None where there is none, and where no threshold accepts the attempt: the answer is cut or
+        answer: the answer; None if generation failed.
+        p_wrong: the score; None if there is none, or if no threshold accepts the attempt: the answer is truncated or
             empty, or the input is out of distribution.
         released: whether the answer is given to the caller at any threshold: by ``on_error: accept``, or as a
             callable's answer.
@@ -56,7 +56,7 @@ class TrialAttempt:
 
     @classmethod
     def from_attempt(cls, attempt: Attempt, plan: RoutePlan) -> Self:
-        """Return the part of an attempt that is kept."""
+        """Return the part of an attempt that is stored."""
         p_wrong = _comparable(attempt.score, plan, find_defects(attempt.answer or "", attempt.finish_reason))
         return cls(attempt.answer, p_wrong, attempt.decision.action is Action.ACCEPT)
 
@@ -84,14 +84,14 @@ class TrialJournal(FingerprintJournal):
         """Refuse rows whose key belongs to attempts at another question.
 
         Raises:
-            InputError: a row differs from what was asked under its key.
+            InputError: the question of a row differs from the one in the journal.
         """
         with self._translated():
             stored = dict(self._db.execute("SELECT key, asked FROM trials"))
         self._check_asked(rows, stored)
 
     def keep(self, row: TrialRow | Skipped) -> None:
-        """Add a row; it is safe on disk when this returns."""
+        """Add a row; it is on disk when this returns."""
         skipped, attempts = (row.reason, "[]") if isinstance(row, Skipped) else (None, _written(row.attempts))
         with self._translated():
             self._db.execute(
@@ -129,10 +129,10 @@ def run_trials(
     Functions that are fallbacks are then called in several threads.
 
     Args:
-        guard: with the policy that `guard.policy.guarantee.trial_policy` gives.
+        guard: a guard with the policy of `guard.policy.guarantee.trial_policy`.
         rows: pairs of data set name and row.
-        journal: where attempts are kept.
-        route: of the policy.
+        journal: the journal of the attempts.
+        route: route of the policy.
 
     Raises:
         InputError: a row is a given response and the policy may ask again, which gives answers without labels; or the
@@ -142,7 +142,7 @@ def run_trials(
         for dataset, row in rows:
             if isinstance(row, LabelledResponse):
                 raise InputError(
-                    f"'{row_key(dataset, row)}' is a given response, and the policy may ask again",
+                    f"'{row_key(dataset, row)}' is a given response, but the policy may ask again",
                     why="its label says nothing about the further answers of retries and fallbacks",
                     fix="Certify with questions and accepted answers, or a policy without retries and fallbacks",
                 )
@@ -183,7 +183,7 @@ def attempted_rows(rows: Sequence[tuple[str, Row]], journal: TrialJournal) -> li
 
 
 def label_trials(answered: Sequence[AttemptedRow], *, grade: Grader) -> Trials:
-    """Label the attempts; the result has one row for each of these rows, of which there is at least one."""
+    """Grade the attempts; return one row for each of these rows, of which there is at least one."""
     shape = len(answered), max(len(each.attempts) for each in answered)
     p_wrong, wrong, released = np.full(shape, np.inf), np.ones(shape, np.bool_), np.zeros(shape, np.bool_)
     for at, each in enumerate(answered):
@@ -214,7 +214,7 @@ def _attempts(guard: Guard, row: Row, route: str | None, cancel: threading.Event
 
 
 def _comparable(score: Score | None, plan: RoutePlan, defects: Collection[Defect]) -> float | None:
-    """Return the p_wrong to compare with a threshold; None where another rule decides before."""
+    """Return the p_wrong to compare with a threshold; None if another rule decides first."""
     if score is None or plan.stopped_by(defects) is not None:
         return None
     ood = plan.out_of_distribution

@@ -1,11 +1,10 @@
-"""How good scores are: measures, protocols, intervals, figures, one report.
+"""Evaluation of scores: measures, protocols, intervals, figures and a report.
 
     records -> AnswerTable -> protocol (fit, predict) -> Predictions -> bootstrap -> summary -> result -> report
 
-`protocol` says what a method and a table are, and fits and tests methods within sets, across sets and
-across engines or precisions; `measures` judges the probabilities that come out; `bootstrap` puts paired
-intervals on every difference; `summary` makes of all this the `result` that is kept (JSON), and `figures`
-and `report` show it.
+`protocol` defines methods and tables, and fits and tests methods within sets, across sets and across engines or
+precisions; `measures` evaluates the probabilities; `bootstrap` computes paired intervals of all differences; `summary`
+combines them in the `result` (JSON), which `figures` and `report` show.
 """
 
 from __future__ import annotations

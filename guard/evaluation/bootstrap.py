@@ -24,17 +24,17 @@ from guard.evaluation.predictions import Predictions
 from guard.scoring.labels import Labels
 from guard.scoring.metrics import Ranked
 
-#: Draws times answers that are measured at once; arrays of this size fit into a processor's cache.
+#: Largest product of draws and answers per batch; arrays of this size fit into a processor's cache.
 _CHUNK = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its interval; None where it is not defined, such as for right answers only.
+    """A value with its interval; None if it is undefined, such as for right answers only.
 
     Attributes:
         value: on the original answers.
-        low, high: percentile interval over the draws, by default of 95 %.
+        low, high: percentile interval over the draws, by default 95 %.
     """
 
     value: float | None
@@ -47,7 +47,7 @@ class PairedGain:
     """The gain of one method over another; above 0 is better, for measures of either direction.
 
     Attributes:
-        estimate: mean difference over test sets, above 0 where the first method is better.
+        estimate: mean difference over test sets, above 0 if the first method is better.
         better: number of test sets on which the first method is better.
         cells: number of test sets (of pairs of sets for pairwise transfer) with results of both methods.
     """
@@ -59,15 +59,15 @@ class PairedGain:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bootstrap:
-    """Every measure of every method on every cell, for the original answers and for each draw.
+    """All measures of all methods on all cells, for the original answers and for each draw.
 
     Attributes:
         cells: (train, test) of each cell.
         methods: names.
         measures: the measures.
-        values: shape (methods, cells, measures); nan where not recorded or not defined.
+        values: shape (methods, cells, measures); nan if not recorded or undefined.
         draws: shape (methods, cells, measures, draws).
-        level: of the intervals, such as 0.95.
+        level: level of the intervals, such as 0.95.
     """
 
     cells: tuple[tuple[str, str], ...]
@@ -78,10 +78,10 @@ class Bootstrap:
     level: float
 
     def value(self, method: str, cell: tuple[str, str], measure: str) -> float | None:
-        """Return one measure of one method on one cell; None where not recorded or not defined.
+        """Return one measure of one method on one cell; None if not recorded or undefined.
 
         Raises:
-            InputError: there is no such method, cell or measure.
+            InputError: the method, cell or measure does not exist.
         """
         found = self.values[self._method(method), self._cell(cell), self._measure(measure)]
         return None if np.isnan(found) else float(found)
@@ -90,7 +90,7 @@ class Bootstrap:
         """Return the mean over the cells where the measure is defined, and the number of these.
 
         Raises:
-            InputError: no such method or measure.
+            InputError: the method or measure does not exist.
         """
         row, column = self._method(method), self._measure(measure)
         defined = ~np.isnan(self.values[row, :, column])
@@ -101,7 +101,7 @@ class Bootstrap:
         """Return the gain of the first method on the cells with results of both, or on one of them.
 
         Raises:
-            InputError: no such method, measure or cell.
+            InputError: the method, measure or cell does not exist.
         """
         at = slice(None) if cell is None else [self._cell(cell)]
         first, second, column = self._method(method), self._method(against), self._measure(measure)

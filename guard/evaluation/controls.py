@@ -1,7 +1,7 @@
-"""Controls: methods that read nothing of the model's layers, and peers as they stand, without a label.
+"""Controls: methods that do not read the model's layers, and label-free methods of other libraries.
 
-A score that beats log-probabilities may still know no more than the texts say: which kind of question it is, how long
-the answer is, how the two look. A score must be above what these methods reach.
+A score that beats log-probabilities may still reflect only the texts: the kind of question, the length of the answer,
+their similarity. A useful score must beat these methods.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from guard.evaluation.protocol import AnswerTable, FittedMethod, MethodKind
 from guard.records import Doubles
 from guard.scoring.labels import has_both_kinds, weighted
 
-#: What a question asks for, by its words; the first that matches is its category.
+#: Categories of questions by patterns; the first match counts.
 CATEGORIES: dict[str, str] = {
     "choice": r"(?m)^\s*\(?[A-D][).:]\s",
     "how many": r"\bhow (many|much|long|old|far)\b",
@@ -63,7 +63,7 @@ class TextMethod:
         """Fit vocabulary and regression; the seed is not used.
 
         Raises:
-            InputError: all training answers are right, or all are wrong, or the texts have no word.
+            InputError: all training answers are right, or all are wrong, or the texts have no words.
         """
         del seed
         answers = _recorded(table)
@@ -114,11 +114,11 @@ def self_judgement(answers: Answers) -> Doubles:
 
 @dataclass(frozen=True, slots=True)
 class UnfittedProbability:
-    """One minus a probability that the answer's tokens give as they stand, without a fit.
+    """One minus a probability computed from the answer's tokens, without a fit.
 
     Attributes:
-        name: of the method.
-        read: the logarithm of that probability, from the tokens' log-probabilities.
+        name: name of the method.
+        read: returns the logarithm of that probability from the tokens' log-probabilities.
     """
 
     name: str
@@ -127,7 +127,7 @@ class UnfittedProbability:
     passes: float = 1.0
 
     def fit(self, table: AnswerTable, *, seed: int) -> FittedMethod:
-        """Return itself: there is nothing to fit."""
+        """Return the method itself, which needs no fit."""
         del seed
         _recorded(table)
         return self

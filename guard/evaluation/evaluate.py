@@ -45,12 +45,12 @@ class EvaluationPlan:
     """The parts of an evaluation.
 
     Attributes:
-        protocols: which of `PROTOCOLS`. Each single set is trained on, which is the square of the work, and
-            shifts are tested, which may be many, with the methods of `CROSSED` only.
-        parts: fit guard's own score with each of its parts left out.
-        folds: within sets.
-        draws: bootstrap resamples.
-        seed: of folds, methods and resamples.
+        protocols: some of `PROTOCOLS`. Pairwise transfer, whose cost is quadratic, and shifts use the methods of
+            `CROSSED` only.
+        parts: whether to fit guard's own score with each of its parts left out.
+        folds: number of folds within sets.
+        draws: number of bootstrap resamples.
+        seed: seed of folds, methods and resamples.
     """
 
     protocols: tuple[str, ...] = PROTOCOLS
@@ -68,7 +68,7 @@ class EvaluationPlan:
 #: Fewest answers with samples for an evaluation of methods that use these.
 MIN_SAMPLED = 200
 
-#: Methods that are trained on each single set, and tested under shifts.
+#: Methods for pairwise transfer and shifts.
 CROSSED = (OWN, "log-probabilities", "linear probe", "ILIS")
 
 
@@ -84,14 +84,14 @@ def evaluate(
 
     Args:
         table: recorded answers with labels.
-        plan: what is run.
+        plan: the parts to run.
         new: records of the same model on other data sets.
         shifted: records of the same questions under another precision or engine, by name.
         progress: called before each piece of work.
 
     Raises:
-        InputError: fewer than two data sets (where others are trained on), fewer questions than folds in one,
-            or nothing to run.
+        InputError: there are fewer than two data sets for transfer, a data set has fewer questions than folds, or
+            there is nothing to run.
     """
     methods = methods_for("all")
     whole = not plan.parts or LEAVE_ONE_OUT not in plan.protocols
@@ -134,7 +134,7 @@ def _predictions(
     shifted: Mapping[str, Answers],
     progress: StepCallback | None,
 ) -> list[Predictions]:
-    """Return what all protocols but the samples say."""
+    """Return the results of all protocols except the samples."""
     crossed = [method for method in methods if method.name in CROSSED]
     seed, run = plan.seed, plan.protocols
     found: list[Predictions] = []
@@ -204,13 +204,13 @@ def model_card(table: Answers) -> ModelCard:
 
 
 def _digest(table: Answers) -> str:
-    """Of what was evaluated: which answers, and their labels."""
+    """Return the description of the evaluated answers and labels."""
     lines = (f"{key} {wrong}\n" for key, wrong in zip(table.key, table.wrong.tolist(), strict=True))
     return sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def _sampled(table: Answers, *, seed: int, progress: StepCallback | None) -> list[Predictions]:
-    """Methods that ask again beside those that do not, on the answers that were asked again."""
+    """Compare sampling methods with single-pass methods, on the answers with samples."""
     asked = _asked_again(table)
     if len(asked) < MIN_SAMPLED:
         return []
@@ -223,7 +223,7 @@ def _asked_again(table: Answers) -> Answers:
 
 
 def _seconds(table: Answers, methods: Sequence[Method], *, seed: int) -> dict[str, float]:
-    """Measured cost of a score: the further answers that it needs, and its own work on these."""
+    """Return the measured cost of a score: its further answers and its own computation."""
     rows = np.random.default_rng(seed).permutation(len(table))[:400]
     some = table.take(np.sort(rows))
     asked = _asked_again(table)
@@ -237,7 +237,7 @@ def _seconds(table: Answers, methods: Sequence[Method], *, seed: int) -> dict[st
             fitted = method.fit(sample, seed=seed)
             started = time.perf_counter()
             fitted.p_wrong(sample)
-        except InputError:  # said in the protocols, with the reason
+        except InputError:  # the protocols report it with the reason
             continue
         costs[method.name] = (time.perf_counter() - started) / len(sample) + (method.passes - 1) * answer
     return costs

@@ -1,9 +1,8 @@
-"""The report's figures, each one SVG text to be put into the page.
+"""The figures of the report, each as SVG text for the page.
 
-One look for all: light ground, few lines, the words beside the thing they name. guard's own method is
-blue; other methods are grey, or, where lines must be distinguished, have the colours of Okabe
-and Ito, which colour-blind readers can tell apart. Text stays text (searchable, and in the reader's
-own font); so boxes leave room for fonts a little wider than the one that was measured with.
+All figures share one style: light background, few lines, direct labels. guard's own method is blue; other methods are
+grey, or have the colour-blind safe colours of Okabe and Ito if lines must be distinguished. Text stays text
+(searchable, in the reader's font), so boxes leave room for wider fonts.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _STYLE: dict[Any, Any] = {
     "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 10.5,
     "svg.fonttype": "none",
-    # The same result gives the same bytes, and a dollar sign in a name is no formula.
+    # The same result gives the same bytes, and a dollar sign in a name is not a formula.
     "svg.hashsalt": "guard",
     "text.parse_math": False,
     "text.color": INK,
@@ -130,7 +129,7 @@ def _interval(axis: Axes, row: float, estimate: Estimate | None, *, own: bool) -
 
 
 def transfer(result: ModelResult, methods: Sequence[str], measure: str = "AUROC") -> str:
-    """Train x test heatmaps, one for each method, on one colour scale; the diagonal is within."""
+    """Draw train x test heatmaps, one for each method, on one colour scale; the diagonal is within sets."""
     sets = [each.name for each in result.datasets]
     grids = [_grid(result, method, measure, sets) for method in methods]
     columns = min(3, len(methods))
@@ -185,12 +184,12 @@ def _cell_texts(axis: Axes, grid: NDArray[np.float64]) -> None:
             drawn = axis.text(
                 column, row, text, ha="center", va="center", color=colour, fontsize=7.8, fontweight=weight
             )
-            # Inside its cell anyway: asking the layout about hundreds of them takes seconds.
+            # Inside its cell anyway: computing the layout of hundreds of them takes seconds.
             drawn.set_in_layout(False)
 
 
 def risk_coverage(setting: SettingResult, own: str, methods: Sequence[str]) -> str:
-    """Share wrong among accepted answers, as fewer and fewer are accepted from left to right."""
+    """Draw the share of wrong answers among the accepted over the coverage."""
     drawn = [each for each in setting.curves if each.name in methods]
     coverage = np.array(COVERAGES) * 100
     with mpl.rc_context(_STYLE):
@@ -215,7 +214,7 @@ def risk_coverage(setting: SettingResult, own: str, methods: Sequence[str]) -> s
 
 
 def one_threshold(pooled: Pooled) -> str:
-    """Draw the share wrong among the accepted by the share accepted, with the headline's point; narrow, for phones."""
+    """Draw risk over coverage with the headline's point; narrow, for phones."""
     coverage = np.array(COVERAGES) * 100
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.6, 3.9), layout="constrained")
@@ -250,7 +249,7 @@ def _colours(names: Sequence[str], own: str) -> dict[str, str]:
 
 
 def _end_labels(axis: Axes, ends: Sequence[tuple[float, str, str]], *, own: str, top: float) -> None:
-    """Name the lines at their right ends, moved apart where they would overlap."""
+    """Label the lines at their right ends, without overlap."""
     ordered = sorted(ends)
     places = spread([value for value, _, _ in ordered], gap=0.052 * top, low=0.01 * top, high=0.99 * top)
     for (value, name, colour), place in zip(ordered, places, strict=True):
@@ -268,9 +267,9 @@ def _end_labels(axis: Axes, ends: Sequence[tuple[float, str, str]], *, own: str,
 
 
 def spread(values: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """Places for labels near ascending values, at least ``gap`` apart, within ``low`` .. ``high`` if they fit."""
-    # Without the gaps this is isotonic regression: neighbours that would overlap are pooled, and a
-    # pool stands where its members are nearest to their values on the whole.
+    """Return label positions near ascending values, at least ``gap`` apart, within ``low`` .. ``high`` if possible."""
+    # Without the gaps this is isotonic regression: neighbours that would overlap are pooled, and a pool is placed where
+    # its members are closest to their values.
     pools: list[tuple[float, int]] = []
     for place, value in enumerate(values):
         mean, size = value - place * gap, 1
@@ -284,7 +283,7 @@ def spread(values: Sequence[float], *, gap: float, low: float, high: float) -> l
 
 
 def reliability_diagrams(setting: SettingResult, own: str, methods: Sequence[str]) -> str:
-    """Stated against observed, one panel for each method; the area of a dot is its bin's answers."""
+    """Draw observed over stated probability, one panel for each method; a dot's area is the number of answers."""
     drawn = sorted(
         (each for each in setting.reliability if each.method in methods), key=lambda each: each.method != own
     )
@@ -317,7 +316,7 @@ def _points(bins: Sequence[ReliabilityBin]) -> list[tuple[float, float, int]]:
 
 
 def layer_map(importance: Importance) -> str:
-    """Draw how much each ordered pair of layers counts, and each layer by itself in the margins."""
+    """Draw the importance of each ordered pair of layers, and of each layer in the margins."""
     values = np.array(importance.values)
     layers = len(values)
     with mpl.rc_context(_STYLE):
@@ -344,7 +343,7 @@ def layer_map(importance: Importance) -> str:
 
 
 def group_gains(groups: Sequence[GroupGain], measures: Sequence[str] = ("AUROC", "Brier")) -> str:
-    """Draw what each group of features adds, one panel for each measure, one row for each protocol."""
+    """Draw the gain of each group of features, one panel for each measure, one row for each protocol."""
     labels = list(dict.fromkeys(each.group for each in groups))
     settings = list(dict.fromkeys(each.setting for each in groups))
     colours = dict(zip(settings, (OWN, *OTHERS, *[MUTED] * len(settings)), strict=False))
@@ -378,7 +377,7 @@ def _gain(axis: Axes, row: float, estimate: Estimate, colour: str) -> None:
 
 
 def shifts(settings: Sequence[SettingResult], own: str, methods: Sequence[str], measures: Sequence[str]) -> str:
-    """Several shifts below each other, one panel for each measure, methods as dots in colours of their own."""
+    """Draw shifts as rows, one panel for each measure, methods as coloured dots."""
     colours = _colours(methods, own)
     step = 0.6 / max(1, len(methods) - 1)
     with mpl.rc_context(_STYLE):
@@ -401,7 +400,7 @@ def shifts(settings: Sequence[SettingResult], own: str, methods: Sequence[str], 
 
 
 def cost(setting: SettingResult, methods: Sequence[MethodCard], own: str, measure: str = "AUROC") -> str:
-    """Quality against model passes; what is up and to the left is good and cheap."""
+    """Draw quality over model passes; the upper left is good and cheap."""
     found = [(card, setting.score(card.name, measure)) for card in methods]
     known = [(card, score.estimate) for card, score in found if score and score.estimate.value is not None]
     passes = sorted({card.passes for card, _ in known})

@@ -1,6 +1,6 @@
-"""The measures that the evaluation shows, each with its direction, unit and source.
+"""The measures of the evaluation, each with direction, unit and source.
 
-The arithmetic is in `guard.scoring.metrics`, which calibration uses, too.
+The formulas are in `guard.scoring.metrics`, which calibration uses, too.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Measure:
     Attributes:
         name: name in tables.
         direction: whether ``higher`` or ``lower`` is better.
-        unit: ``chance``, ``share``, ``squared probability`` ... of the value, for the report.
-        function: from ranked answers to one value for each row of them, shape (draws,).
+        unit: unit of the value for the report, such as ``chance`` or ``share``.
+        function: returns one value for each row of ranked answers, shape (draws,).
         meaning: one sentence for the reader of a report.
-        source: where the definition stands.
-        inflated: whether resamples, which repeat answers, make the value itself larger (gaps in bins of
-            fewer different answers do); a bootstrap then moves its draws back to the value.
+        source: source of the definition.
+        inflated: whether resamples, which repeat answers, increase the value (as for gaps in bins); the bootstrap
+            then shifts its draws back to the value.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Measure:
 
     @property
     def sign(self) -> int:
-        """1 where higher is better, else -1: a difference times this is a gain."""
+        """1 if higher is better, else -1; a difference times this is a gain."""
         return 1 if self.direction == "higher" else -1
 
     @property
@@ -56,7 +56,7 @@ class Measure:
         return "↑" if self.direction == "higher" else "↓"
 
     def value(self, p_wrong: Probabilities, wrong: Labels) -> float:
-        """Return the measure of one score, from arrays of shape (n,); nan where it is not defined.
+        """Return the measure of one score, from arrays of shape (n,); nan if it is undefined.
 
         Raises:
             InputError: no answers, shapes that differ, or a score that is not a number.
@@ -166,7 +166,7 @@ def coverage_at(risk: float) -> Measure:
     The threshold is selected on the same answers. It gives no guarantee for new ones; certificates do.
 
     Raises:
-        InputError: a risk that is not between 0 and 1.
+        InputError: the risk is not between 0 and 1.
     """
     _check_share("risk", risk)
     return Measure(
@@ -183,7 +183,7 @@ def risk_at(coverage: float) -> Measure:
     """Return the measure: the share of wrong answers when this share of the answers, by lowest score, is accepted.
 
     Raises:
-        InputError: a coverage that is not between 0 and 1.
+        InputError: the coverage is not between 0 and 1.
     """
     _check_share("coverage", coverage)
     return Measure(
@@ -201,13 +201,13 @@ def _check_share(name: str, value: float) -> None:
         raise InputError(f"{name} must be above 0 and at most 1, got {value}")
 
 
-#: All that tables show, in their order.
+#: The measures of tables, in order.
 MEASURES: tuple[Measure, ...] = (
     *(AUROC, AUPRC_WRONG, AUPRC_RIGHT, BRIER, ECE, EQUAL_WIDTH_ECE, PRR, HALF_PRR, AURC, E_AURC, AUGRC),
     *(coverage_at(0.05), coverage_at(0.1), coverage_at(0.2), risk_at(0.8)),
 )
 
-#: What the many cells of the transfer matrix are judged by.
+#: The measures of the transfer matrix.
 TRANSFER_MEASURES: tuple[Measure, ...] = (AUROC, AUPRC_WRONG, BRIER)
 
 
@@ -215,7 +215,7 @@ def measure_named(name: str) -> Measure:
     """Return a measure by its name.
 
     Raises:
-        InputError: there is no such measure.
+        InputError: the measure does not exist.
 
     Examples:
         >>> measure_named("AUROC").name

@@ -39,7 +39,7 @@ from guard.scoring.scorer import Evaluator
 from guard.scoring.scorer_file import Model
 from guard.scoring.signature import FeatureSchema
 
-#: Where in the depth of a model the linear probe looks; the best is chosen on the training answers.
+#: Candidate depths of the linear probe; the best is selected on the training answers.
 PROBE_DEPTHS = (0.4, 0.55, 0.7, 0.85)
 #: Inverse of the ridge penalty: of few standardised features, of many, and of a layer's activations.
 FEW, MANY, PROBE = 1.0, 1e-2, 1e-3
@@ -261,7 +261,7 @@ def methods_for(which: Which) -> tuple[Method, ...]:
 
     Args:
         which: ``all`` single-pass methods; ``parts``: guard's own with each part left out;
-            ``sampling``: those that ask again, and what they stand beside.
+            ``sampling``: sampling methods, and those for comparison.
 
     Examples:
         >>> methods_for("all")[0].name

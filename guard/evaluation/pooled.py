@@ -1,7 +1,6 @@
-"""What one threshold over the answers of all test sets together gives: the headline of a report.
+"""The result of one threshold over the answers of all test sets: the headline of a report.
 
-A curve that is averaged over sets says something else: in each set a threshold of its own may accept the best share. A
-user has one threshold for every question.
+A curve averaged over sets differs: it uses another threshold in each set. A user has one threshold for all questions.
 """
 
 from __future__ import annotations
@@ -18,17 +17,16 @@ from guard.evaluation.result import COVERAGES, Curve, Pooled, PooledPoint
 from guard.scoring.labels import Labels
 from guard.scoring.metrics import CutAndWhole, Probabilities, Ranked, coverage_at_risk, cut_and_whole
 
-#: Shares of wrong answers among the accepted that a headline may name; the least that accepts enough is taken.
+#: Candidate error rates of the headline; the smallest that accepts enough answers is used.
 RISKS = (0.05, 0.1, 0.2, 0.3)
-#: Resamples behind the intervals.
+#: Number of resamples for the intervals.
 DRAWS = 200
 
 
 def pooled(predictions: Sequence[Predictions], own: str, *, seed: int) -> Pooled | None:
-    """Return what guard's own method gives over all test sets; None where no protocol has its predictions.
+    """Return the result of guard's own method over all test sets; None if no protocol has its predictions.
 
-    The protocol is the one that says most about new questions: leave-one-dataset-out, else within the sets, else
-    held-out sets.
+    The protocol is leave-one-dataset-out if available, else within the sets, else held-out sets.
 
     Args:
         predictions: under all protocols.
@@ -64,7 +62,7 @@ def _apart(cells: Sequence[Predictions], p_wrong: Probabilities, wrong: Labels) 
 
 
 def _counts(cells: Sequence[Predictions], seed: int) -> NDArray[np.int32]:
-    """Return how often each answer is in each resample, shape (DRAWS, n): whole questions, within each test set."""
+    """Return the count of each answer in each resample, shape (DRAWS, n): whole questions, within each test set."""
     rng, parts = np.random.default_rng(seed), []
     for cell in cells:
         _, group = np.unique(cell.group, return_inverse=True)

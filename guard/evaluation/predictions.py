@@ -32,13 +32,13 @@ class Predictions:
 
     Attributes:
         setting: one of `PROTOCOLS`; ``shift: NAME`` of a shift, `SAMPLED` of samples.
-        train: the data set(s) or the precision that was trained on.
-        test: the data set that was tested on.
+        train: the training data set(s) or precision.
+        test: the test data set.
         wrong: shape (n,), whether each answer is wrong; of graded answers, how wrong.
         group: shape (n,), the same number for answers to the same question.
         p_wrong: predictions by method, shape (n,), of fits without the row's question.
         missing: reasons by method, for methods that could not be fitted or applied.
-        cut: shape (n,), whether each answer was cut at its token limit; None where that was not recorded.
+        cut: shape (n,), whether each answer was truncated at its token limit; None if not recorded.
     """
 
     setting: str
@@ -78,7 +78,7 @@ class Predictions:
             names = {name: str(value[name]) for name in ("setting", "train", "test")}
             missing = {str(name): str(reason) for name, reason in value["missing"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError("These are no predictions of guard evaluate", why=repr(error)) from error
+            raise InputError("These are not predictions of guard evaluate", why=repr(error)) from error
         if {each.shape for each in (wrong, group, *([] if cut is None else [cut]), *p_wrong.values())} != {
             (len(wrong),)
         }:
@@ -95,7 +95,7 @@ def predictions_from_json(text: str) -> tuple[Predictions, ...]:
     """Read the text of `predictions_to_json`.
 
     Raises:
-        InputError: not JSON, or not predictions.
+        InputError: the text is not JSON, or not predictions.
     """
     try:
         values = json.loads(text)

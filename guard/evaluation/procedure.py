@@ -45,23 +45,23 @@ def evaluate(
 ) -> EvaluationResult:
     """Compare guard's score with other methods on recorded answers: within data sets, across them, under shifts.
 
-    ``guard evaluate`` calls this function: the same arguments give the same files but for the date, measured times and
-    the versions of libraries.
+    ``guard evaluate`` calls this function: the same arguments give the same files, except for the date, measured times
+    and library versions.
 
     Args:
         records: what `guard.record` wrote, one file per model.
         out: the report, one HTML file.
         result: where the numbers are written, as JSON; by default ``out`` with the suffix ``.json``.
         shift: records of the first model under another precision or engine.
-        new: records of the first model on further data sets, to test on and not to fit on.
+        new: records of the first model on further data sets, for testing only.
         protocol: one or several of `guard.evaluation.predictions.PROTOCOLS`; by default all that the records allow.
         parts: fit guard's own score with each part left out, too.
         per_set: maximal number of answers of each data set, at least 10.
         draws: number of bootstrap resamples, at least 1.
-        seed: of folds, methods and resamples, from 0 to 2**31 - 1.
-        title: of the report.
-        notes: what was tried and did not work: texts by title, or a JSON file of these.
-        results: JSON files of earlier evaluations, to show in one report in place of ``records``.
+        seed: seed of folds, methods and resamples, from 0 to 2**31 - 1.
+        title: title of the report.
+        notes: negative results: texts by title, or a JSON file of these.
+        results: JSON files of earlier evaluations, to combine in one report instead of ``records``.
         progress: called with a `guard.Progress` before each piece of work, per model and protocol.
 
     Returns:
@@ -83,7 +83,9 @@ def evaluate(
     out, fresh, shifted, earlier = Path(out), _files(records), _files(shift), _files(results)
     check_writable(out, "report")
     if bool(fresh) == bool(earlier):
-        raise InputError("Give records to evaluate, or results with --from (results=)", fix="One of the two, not both")
+        raise InputError(
+            "Give records to evaluate, or results with --from (results=)", fix="Give one of the two, not both"
+        )
     wanted = (protocol,) if isinstance(protocol, str) else tuple(protocol)
     protocols = _protocols(wanted, new, shifted, fresh, per_set)
     texts = _notes(notes)
@@ -120,7 +122,7 @@ def _protocols(
     records: Sequence[Path],
     per_set: int | None,
 ) -> tuple[str, ...]:
-    """Return the protocols to run; refuse before an hour of work what does not fit."""
+    """Return the protocols to run; refuse invalid combinations before the work starts."""
     for name in wanted:
         checked_choice("protocol", name, PROTOCOLS)
     if per_set is not None:
@@ -139,9 +141,9 @@ def _protocols(
 
 
 def _joined(results: list[EvaluationResult], title: str, notes: tuple[Note, ...]) -> EvaluationResult:
-    """Join results of several runs: the circumstances of the first, the newest date, all commands.
+    """Join results of several runs: settings of the first, the latest date, all commands.
 
-    Protocols that were run apart on the same records become one result.
+    Protocols that were run separately on the same records become one result.
     """
     models: dict[tuple[ModelCard, str], ModelResult] = {}
     for model in (model for each in results for model in each.models):
@@ -174,10 +176,10 @@ def _run(
         if not table.layers:
             raise InputError(
                 f"'{file}' has the answers of a served model, which shows no layers",
-                why="an evaluation compares what reads layers with what does not",
-                fix="guard calibrate prints how its one score does on held-out questions",
+                why="an evaluation compares scores that read layers with others",
+                fix="guard calibrate prints the metrics of its score on held-out questions",
             )
-        # A table of its own: what is computed of all answers is then computed of these only.
+        # A separate table, so that cached values are computed for these answers only.
         return table if per_set is None else concatenate([capped(table, per_set=per_set, seed=plan.seed)])
 
     models = []
@@ -238,7 +240,7 @@ def _shift_name(table: Answers, other: Answers) -> str:
 
 
 def _command(records: Sequence[Path], out: Path, options: Mapping[str, object]) -> str:
-    """Return the command line that does the same, without what is left at its default."""
+    """Return the equivalent command line, without default values."""
     defaults = {"parts": True, "draws": 1000, "seed": 0, "title": TITLE}
     words = ["guard", "evaluate", *map(str, records), "--out", str(out)]
     for name, value in options.items():
@@ -261,7 +263,7 @@ def _notes(given: Mapping[str, str] | str | Path | None) -> tuple[Note, ...]:
     else:
         value = _json(Path(given))
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise InputError(f"'{given}' holds no notes", fix='Write {"title": "text", ...}')
+        raise InputError(f"'{given}' has no notes", fix='Write {"title": "text", ...}')
     return tuple(Note(title, text) for title, text in value.items())
 
 

@@ -1,4 +1,4 @@
-"""The protocols: which answers methods are trained and tested on. Pure: tables in, probabilities out.
+"""The protocols: training and test answers of methods. Pure: tables in, probabilities out.
 
 The protocols, from friendly to hard:
 
@@ -8,8 +8,8 @@ The protocols, from friendly to hard:
     held-out datasets                  fitted on all data sets, tested on separately recorded ones
     shift                              fitted on one precision or engine, tested on another; no question in both
 
-The result has every answer's probability, so that two methods can be compared answer by answer. It has no texts:
-questions become numbers that identify rows of the same question.
+The result has the probability of each answer, so that methods can be compared answer by answer. It has no texts;
+numbers identify the question of each row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from guard.scoring.labels import Labels, has_both_kinds
 
 MethodKind = Literal["guard", "baseline", "control", "reference"]
 
-#: Probabilities nearer than this count as equal; it keeps files small and reading them back exact.
+#: Probabilities are rounded to this step, so that files are small and exact.
 DECIMALS = 7
 
 
@@ -64,7 +64,7 @@ class FittedMethod(Protocol):
         """Return the calibrated probability that each answer is wrong, shape (n,).
 
         Raises:
-            InputError: the table lacks a signal that the method needs.
+            InputError: the table lacks a signal of the method.
         """
 
 
@@ -77,7 +77,7 @@ class Method(Protocol):
 
     @property
     def kind(self) -> MethodKind:
-        """guard's own, a baseline, a control (expected to be poor), or a costly reference."""
+        """guard's own score, a baseline, a control (expected to be poor), or a costly reference."""
 
     @property
     def passes(self) -> float:
@@ -87,7 +87,7 @@ class Method(Protocol):
         """Train on labelled answers.
 
         Raises:
-            InputError: the table lacks a signal that the method needs, or has too few answers.
+            InputError: the table lacks a signal of the method, or has too few answers.
         """
 
 
@@ -134,11 +134,11 @@ def within_dataset(
         progress: called before each piece of work.
 
     Returns:
-        One record for each data set, in the order of their names.
+        one record for each data set, in the order of their names.
 
     Raises:
-        InputError: a data set has fewer questions than folds, or two methods have one name.
-        ScorerError: a method returned other values than probabilities.
+        InputError: a data set has fewer questions than folds, or two methods have the same name.
+        ScorerError: a method returned values that are not probabilities.
     """
     sets = dataset_names(table)
     report = _reporter(progress, WITHIN, len(sets) * len(_checked(methods)))
@@ -156,8 +156,8 @@ def leave_one_dataset_out(
 ) -> tuple[Predictions, ...]:
     """Train on all data sets but one, test on that one.
 
-    Questions of the test set that other sets have, too, are left out of the training. Arguments,
-    result and errors are those of `within_dataset`, without folds; at least two sets are needed.
+    Questions of the test set that also occur in other sets are left out of the training. Arguments, result and errors
+    are those of `within_dataset`, without folds; at least two sets are needed.
     """
     sets = _several(table)
     report = _reporter(progress, LEAVE_ONE_OUT, len(sets) * len(_checked(methods)))
@@ -173,11 +173,11 @@ def leave_one_dataset_out(
 def pairwise_transfer(
     table: AnswerTable, methods: Sequence[Method], *, seed: int = 0, progress: StepCallback | None = None
 ) -> tuple[Predictions, ...]:
-    """Train on one data set, test on each other set; the diagonal is what `within_dataset` gives.
+    """Train on one data set, test on each other set; the diagonal is the result of `within_dataset`.
 
-    Questions that the training set has, too, are left out of the test, so a cell can have fewer answers than its set. A
-    cell without any is left out. Arguments, result (one record for each
-    ordered pair) and errors are those of `within_dataset`, without folds; at least two sets are needed.
+    Questions that also occur in the training set are left out of the test, so a cell can have fewer answers than its
+    set; empty cells are left out. Arguments, result (one record for each ordered pair) and errors are those of
+    `within_dataset`, without folds; at least two sets are needed.
     """
     sets = _several(table)
     report = _reporter(progress, PAIRWISE, len(sets) * len(_checked(methods)))
@@ -200,8 +200,8 @@ def held_out_datasets(
 ) -> tuple[Predictions, ...]:
     """Train on all data sets, test on each data set of another table.
 
-    Questions that the training sets have, too, are left out of the test. Arguments, result (one record for
-    each new set) and errors are those of `within_dataset`, without folds; a set in both tables is an error.
+    Questions that also occur in the training sets are left out of the test. Arguments, result (one record for each new
+    set) and errors are those of `within_dataset`, without folds; a set in both tables is an error.
     """
     both = set(dataset_names(table)) & set(dataset_names(new))
     if both:
@@ -225,8 +225,8 @@ def shift(
 ) -> tuple[Predictions, ...]:
     """Train on records of one precision or engine, test on those of others, within each data set.
 
-    The tables usually have the same questions. Each question is tested with a fit that has not seen it under any
-    precision. One fit serves all tests.
+    The tables usually have the same questions. The fit for a question has not seen it under any precision. One fit
+    serves all tests.
 
     Args:
         train: labelled answers of the model as it was calibrated.
@@ -237,7 +237,7 @@ def shift(
         progress: called before each piece of work.
 
     Returns:
-        One record for each data set and each shift that has it.
+        one record for each data set and each shift that has it.
 
     Raises:
         InputError: the tables have no data set in common, a data set has fewer questions than folds, or two methods
@@ -288,7 +288,7 @@ def capped(table: TableT, *, per_set: int, seed: int = 0) -> TableT:
     Questions are taken in random order while all their answers still fit.
 
     Raises:
-        InputError: a cap below 1, or no rows.
+        InputError: the cap is below 1, or the table has no rows.
     """
     if per_set < 1:
         raise InputError(f"The cap per set must be at least 1, got {per_set}")
@@ -306,8 +306,8 @@ def capped(table: TableT, *, per_set: int, seed: int = 0) -> TableT:
 def assign_folds(group: NDArray[np.str_], wrong: Labels, *, folds: int, seed: int) -> NDArray[np.intp]:
     """Return the fold of each row, shape (n,); rows of one group share it.
 
-    Groups are shuffled, ordered by their share of wrong answers, and dealt out like cards, so that
-    folds differ by at most one group of each kind.
+    Groups are shuffled, ordered by their share of wrong answers, and distributed in turn, so that folds differ by at
+    most one group of each kind.
 
     Raises:
         InputError: fewer than two folds, or fewer groups than folds.
@@ -328,7 +328,7 @@ def assign_folds(group: NDArray[np.str_], wrong: Labels, *, folds: int, seed: in
 
 
 def _folds_like(group: NDArray[np.str_], fold: NDArray[np.intp], other: NDArray[np.str_]) -> NDArray[np.intp]:
-    """Return the folds of other rows by those of the same questions; a new question may be in any."""
+    """Return the folds of other rows: that of the same question, or any for a new question."""
     known = dict(zip(group.tolist(), fold.tolist(), strict=True))
     return np.array([known.get(name, 0) for name in other.tolist()], np.intp)
 

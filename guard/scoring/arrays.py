@@ -17,10 +17,10 @@ def array_to_text(array: Floats) -> str:
 
 
 def array_from_text(text: str, size: int) -> Floats:
-    """Return the values again, shape (size,).
+    """Return the values of `array_to_text`, shape (size,).
 
     Raises:
-        ValueError: they are not as many, no base64, or not finite.
+        ValueError: the text is not base64, or has another number of values or values that are not finite.
     """
     if len(text) != 4 * math.ceil(4 * size / 3):
         raise ValueError("an array is not as long as it should be")

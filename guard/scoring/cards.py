@@ -1,4 +1,4 @@
-"""Cards of scorers: what a person should know before using one, read from a TOML file into the scorer's own file."""
+"""Cards of scorers: information for users, read from a TOML file into the scorer file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_card(path: str | Path, scorer: Scorer) -> Card:
         scorer: the card must state the licence of each of its data sets.
 
     Raises:
-        InputError: the file cannot be read, or is no card of this scorer.
+        InputError: the file cannot be read, or is not a card of this scorer.
 
     Examples:
         >>> from guard.scoring import load_scorer, shipped_scorer
@@ -44,7 +44,7 @@ def read_card(path: str | Path, scorer: Scorer) -> Card:
 
 
 def with_card(scorer: Scorer, card: Card) -> Scorer:
-    """Return the scorer with a card. Its scores stay; its checksum changes, and certificates are bound to that.
+    """Return the scorer with a card. Scores are unchanged, but the checksum changes, to which certificates are bound.
 
     Examples:
         >>> from guard.scoring import load_scorer, shipped_scorer
@@ -60,14 +60,14 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"Cannot read the card '{path}'", why=error.strerror or str(error)) from error
-    except ValueError as error:  # no TOML, or no UTF-8
-        raise InputError(f"'{path}' is not a card", why=f"no valid TOML: {error}") from error
+    except ValueError as error:  # invalid TOML or UTF-8
+        raise InputError(f"'{path}' is not a card", why=f"invalid TOML: {error}") from error
 
 
 def _check_licences(card: Card, scorer: Scorer) -> None:
     names = {each.name for each in scorer.artefact.data}
     for name in sorted(names - card.data.keys()):
-        raise InputError(f"The card does not say the licence of the data set '{name}'", fix="Write it under [data]")
+        raise InputError(f"The card does not state the licence of the data set '{name}'", fix="Write it under [data]")
     for name in sorted(card.data.keys() - names):
         why = "the scorer was not fitted on it"
         raise InputError(f"The card names the data set '{name}'", why=why, fix=did_you_mean(name, names) or "")

@@ -1,11 +1,10 @@
 """Metrics of a score against labels. Positive class: the answer is wrong.
 
-A metric looks at answers only through `Ranked`: the distinct scores in order, and how many right and
-wrong answers have each. Equal scores are one pool there, so that the order in which answers come
-cannot matter; and since one `Ranked` holds many resamples of the same answers (rows of counts), a
-bootstrap sorts once, however many draws it takes.
+Metrics read answers only through `Ranked`: the distinct scores in order, with the numbers of right and wrong answers at
+each. Equal scores form one pool, so the order of the answers does not matter. One `Ranked` has many resamples of the
+same answers (rows of counts), so a bootstrap sorts only once.
 
-A metric that needs both right and wrong answers is nan where one kind is missing. A graded answer
+A metric that needs both right and wrong answers is nan if one kind is missing. A graded answer
 counts by its share of either kind (`guard.scoring.labels`); even the best Brier score is then above 0.
 """
 
@@ -30,12 +29,12 @@ Errors = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """How good a score is on labelled answers.
+    """Metrics of a score on labelled answers.
 
     Attributes:
-        n: answers.
+        n: number of answers.
         wrong: share of wrong answers, the base rate of AUPRC.
-        auroc: chance that a wrong answer scores above a right one; higher is better, 0.5 is chance.
+        auroc: probability that a wrong answer scores above a right one; higher is better, 0.5 is chance.
         auprc: average precision for wrong answers; higher is better, ``wrong`` is chance.
         brier: mean squared error of the probability; lower is better.
         ece: expected calibration error over 10 equally filled bins; lower is better.
@@ -52,18 +51,18 @@ class Metrics:
 def metrics_of(p_wrong: Probabilities, wrong: Labels) -> Metrics:
     """Return the metrics of one score that calibration shows, from arrays of shape (n,).
 
-    AUROC and AUPRC are nan where all answers are right or all are wrong.
+    AUROC and AUPRC are nan if all answers are right or all are wrong.
 
     Raises:
-        InputError: a score is no probability from 0 to 1.
+        InputError: a score is not a probability from 0 to 1.
     """
     ece = expected_calibration_error(p_wrong, wrong)
     if are_graded(wrong):
         ranked = Ranked.from_scores(p_wrong, wrong)
         rank, precision, squares = (float(each(ranked)[0]) for each in (auroc, average_precision_wrong, brier))
         return Metrics(len(wrong), float(wrong.mean()), rank, precision, squares, ece)
-    # By scikit-learn, to the last digit: artefacts that were written hold these numbers, and fitting
-    # on the same data must give the same file. The functions below agree with it to rounding.
+    # Computed by scikit-learn: existing artefacts have these numbers to the last digit, and a fit on the same data
+    # must give the same file. The functions below agree with it up to rounding.
     both = 0 < wrong.sum() < len(wrong)
     return Metrics(
         n=len(wrong),
@@ -77,7 +76,7 @@ def metrics_of(p_wrong: Probabilities, wrong: Labels) -> Metrics:
 
 @dataclass(frozen=True, slots=True)
 class BrierGain:
-    """By how much one score is better than another on the same answers, with a 95 % interval."""
+    """The advantage of one score over another on the same answers, with a 95 % interval."""
 
     value: float
     low: float
@@ -92,16 +91,16 @@ class BrierGain:
 
 
 def brier_gain(p_wrong: Probabilities, other: Probabilities, wrong: Labels) -> BrierGain:
-    """Return how much lower the Brier score is than another score's, paired answer by answer; arrays of shape (n,).
+    """Return the paired difference of the Brier scores of two scores; arrays of shape (n,).
 
-    The interval is the normal one of a mean: differences of squared errors are bounded by 1.
+    The interval is the normal interval of a mean: differences of squared errors are bounded by 1.
     """
     gains = (other - wrong) ** 2 - (p_wrong - wrong) ** 2  # of graded labels, too: the rest is the same in both
     value, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
     return BrierGain(value, value - 1.96 * error, value + 1.96 * error)
 
 
-#: Thresholds that are shown after calibration.
+#: Thresholds in the output of calibration.
 _SHOWN_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -132,13 +131,13 @@ def at_thresholds(p_wrong: Probabilities, wrong: Labels) -> tuple[AtThreshold, .
 
 @dataclass(frozen=True, slots=True)
 class PartOfAnswers:
-    """What a score says of some of the answers.
+    """A score on a part of the answers.
 
     Attributes:
-        n: how many they are.
-        wrong: share of wrong ones.
-        p_wrong: mean probability that the score gives them.
-        auroc: of ranking them; None where all are right or all are wrong.
+        n: number of answers.
+        wrong: share of wrong answers.
+        p_wrong: mean score.
+        auroc: AUROC; None if all answers are right or all are wrong.
     """
 
     n: int
@@ -149,14 +148,14 @@ class PartOfAnswers:
 
 @dataclass(frozen=True, slots=True)
 class CutAndWhole:
-    """Answers that were cut at their token limit, and whole ones; None where there are none of a kind."""
+    """Truncated and complete answers; None if there are none of a kind."""
 
     cut: PartOfAnswers | None
     whole: PartOfAnswers | None
 
 
 def cut_and_whole(p_wrong: Probabilities, wrong: Labels, cut: NDArray[np.bool_]) -> CutAndWhole:
-    """Report cut answers apart: a mean over both hides that a score was fitted on whole ones; arrays of shape (n,)."""
+    """Return the score on truncated and on complete answers, from arrays of shape (n,)."""
     return CutAndWhole(_part(p_wrong[cut], wrong[cut]), _part(p_wrong[~cut], wrong[~cut]))
 
 
@@ -174,12 +173,12 @@ def expected_calibration_error(p_wrong: Probabilities, wrong: Labels, *, bins: i
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """Answers in the order of their scores, least doubtful first; one row for each resample.
+    """Answers in the order of their scores, ascending; one row for each resample.
 
     Attributes:
         scores: shape (G,), the distinct scores, ascending.
-        total: shape (draws, G), how many answers have each score.
-        wrong: shape (draws, G), how many of these are wrong.
+        total: shape (draws, G), number of answers with each score.
+        wrong: shape (draws, G), number of wrong answers among these.
         ideal: the same answers in the order of their labels, where these are graded; else None.
     """
 
@@ -199,7 +198,7 @@ class Ranked:
                 row of ones, that is the answers as they are.
 
         Raises:
-            InputError: no answers, shapes that differ, or a score that is not a number.
+            InputError: there are no answers, shapes differ, or a score is not a number.
         """
         if p_wrong.ndim != 1 or p_wrong.shape != wrong.shape or not len(p_wrong):
             raise InputError(
@@ -258,7 +257,7 @@ class Ranked:
 
 
 def _ratio(above: NDArray[np.number], below: NDArray[np.number], *, empty: float = np.nan) -> Probabilities:
-    """Quotients, with a set value where there is nothing to divide by."""
+    """Return quotients, with a given value for a zero divisor."""
     out = np.full(np.broadcast_shapes(above.shape, below.shape), empty)
     np.divide(above, below, out=out, where=below > 0)
     return out
@@ -291,7 +290,7 @@ def brier(ranked: Ranked) -> Probabilities:
     """Mean squared error of the probability of being wrong.
 
     Raises:
-        InputError: a score is no probability.
+        InputError: a score is not a probability.
     """
     p = _probabilities(ranked)
     squares = (ranked.wrong * (1 - p) ** 2).sum(axis=1) + ((ranked.total - ranked.wrong) * p**2).sum(axis=1)
@@ -299,7 +298,7 @@ def brier(ranked: Ranked) -> Probabilities:
 
 
 def _probabilities(ranked: Ranked) -> Probabilities:
-    """Return the scores, which must be between 0 and 1: any other has no squared error or calibration to speak of."""
+    """Return the scores, which must be probabilities from 0 to 1."""
     outside = ranked.scores[(ranked.scores < 0) | (ranked.scores > 1)]
     if len(outside):
         raise InputError(
@@ -318,7 +317,7 @@ def calibration_error(ranked: Ranked, *, bins: int = 10) -> Probabilities:
     the answers does not matter.
 
     Raises:
-        InputError: a score is no probability.
+        InputError: a score is not a probability.
     """
     _probabilities(ranked)
     edges = bin_edges(ranked, bins=bins)
@@ -332,7 +331,7 @@ def equal_width_calibration_error(ranked: Ranked, *, bins: int = 10) -> Probabil
     """Return `calibration_error` over bins of equal width, as most papers and libraries print it.
 
     Raises:
-        InputError: a score is no probability.
+        InputError: a score is not a probability.
     """
     _probabilities(ranked)
     bin_of = np.minimum((ranked.scores * bins).astype(np.intp), bins - 1)
@@ -342,10 +341,10 @@ def equal_width_calibration_error(ranked: Ranked, *, bins: int = 10) -> Probabil
 
 
 def bin_edges(ranked: Ranked, *, bins: int) -> NDArray[np.intp]:
-    """Return where equally filled bins begin and end, as indices of distinct scores, shape (draws, bins + 1).
+    """Return the edges of equally filled bins, as indices of distinct scores, shape (draws, bins + 1).
 
-    The first ``n % bins`` bins get one answer more. A bin whose answers all share the score of an
-    earlier one is empty.
+    The first ``n % bins`` bins have one more answer. A bin whose answers all share the score of an earlier bin is
+    empty.
     """
     number = np.arange(bins)
     first = number * (ranked.n // bins)[:, None] + np.minimum(number, (ranked.n % bins)[:, None])
@@ -366,7 +365,7 @@ def aurc(ranked: Ranked) -> Probabilities:
 def augrc(ranked: Ranked) -> Probabilities:
     """Mean, over k = 1 .. n, of the share of all answers that are wrong and among the k least doubtful.
 
-    Unlike `aurc`, it does not weigh the few first answers most (Traub et al. 2024). Ties as there.
+    Unlike `aurc`, it does not give the first answers the largest weight (Traub et al. 2024). Ties as in `aurc`.
     """
     errors_before = ranked.accepted_wrong - ranked.wrong
     pooled = ranked.total * errors_before + ranked.wrong * (ranked.total + 1) / 2
@@ -388,13 +387,13 @@ def excess_aurc(ranked: Ranked) -> Probabilities:
 
 
 def prediction_rejection_ratio(ranked: Ranked) -> Probabilities:
-    """Return how much of the way from random rejection (0) to the oracle's (1) the score goes, by area."""
+    """Return the area gained over random rejection (0), relative to the oracle (1)."""
     random = ranked.n_wrong / ranked.n
     return _ratio(random - aurc(ranked), random - oracle_aurc(ranked))
 
 
 def half_rejection_ratio(ranked: Ranked) -> Probabilities:
-    """Return `prediction_rejection_ratio` where at most one half of the answers is rejected."""
+    """Return `prediction_rejection_ratio` for rejections of at most half of the answers."""
     begin = -(-ranked.n // 2)
     harmonic, count = _harmonic(int(ranked.n.max())), ranked.n - begin + 1
     oracle = _oracle_risk_from(ranked, begin, harmonic) / count
@@ -426,7 +425,7 @@ def _mean_risk_from(ranked: Ranked, begin: Counts, harmonic: Probabilities) -> P
 def coverage_at_risk(ranked: Ranked, *, risk: float) -> Probabilities:
     """Largest share of answers that a threshold can accept with at most this share wrong; 0 if none can.
 
-    A threshold cannot part equal scores, so only whole pools are accepted.
+    A threshold cannot separate equal scores, so only whole pools are accepted.
     """
     # The risk of no answer is nan, which is not below anything.
     return np.asarray(np.where(ranked.risk <= risk, ranked.accepted, 0).max(axis=1) / ranked.n)

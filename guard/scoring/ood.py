@@ -1,9 +1,9 @@
 """Out-of-distribution score of an input, from the pass that chose the answer's first token.
 
-That pass has read the whole prompt and nothing of the answer. In a few layers its activation is set
-against those of the calibration answers: what of it lies outside of their principal components is
-what they do not have. It takes no labels, and nothing of the output's own confidence is used.
-Layers, token and components were chosen by measurement; see docs/explanation/out-of-distribution.md.
+That pass has read the whole prompt and nothing of the answer. In some layers, the score compares its activation with
+those of the calibration answers: it measures the part outside their principal components. It uses neither labels nor
+the confidence of the output. Layers, token and components were selected by measurement; see
+docs/explanation/out-of-distribution.md.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from guard.scoring.arrays import array_from_text, array_to_text
 from guard.scoring.probe import normalised
 from guard.scoring.signature import ACTIVATION_TOKENS
 
-#: Where the layers stand in the model, as shares of its depth.
+#: Positions of the layers, as shares of the model's depth.
 DEPTHS = (0.3, 0.4)
 
-#: Principal components of each layer; more find a little more, and take more room in scorers. Each
-#: takes some answers to be made of.
+#: Number of principal components per layer; more detect slightly more, but enlarge scorer files. Each component needs
+#: some answers.
 COMPONENTS, ANSWERS_PER_COMPONENT = 20, 4
 
 #: Fewest answers of each part. A score of .99 needs at least a hundred calibration answers.
 MIN_ANSWERS = 20
 
-#: Distances of calibration answers that are kept; of more, evenly spaced quantiles.
+#: Largest number of stored distances of calibration answers; of more, evenly spaced quantiles are stored.
 MAX_DISTANCES = 2000
 
-#: Of a unit vector's energy; a residual below this is rounding.
+#: Share of a unit vector's energy below which a residual is rounding.
 _ROUNDING = 1e-6
 _LARGEST_LOG = 20.0  # of what is between rounding and 4, the most that two unit vectors can differ
 
@@ -43,13 +43,13 @@ _FIRST = ACTIVATION_TOKENS.index("first")
 
 
 class StoredOodDetector(BaseModel):
-    """A `OodDetector` as it stands in a scorer's file. Arrays are little-endian float32 in base64.
+    """The stored form of an `OodDetector`. Arrays are little-endian float32 in base64.
 
     Attributes:
         layers: V layers, from 0.
-        components: how many each has (K).
-        width: of an activation (D).
-        answers: how many calibration answers the distances are of.
+        components: number of components per layer (K).
+        width: width of an activation (D).
+        answers: number of calibration answers behind the distances.
         means: shape (V, D).
         directions: shape (V, K, D), orthonormal.
         centres, spreads: shape (V,).
@@ -90,12 +90,12 @@ class OodDetector:
     """Detector of out-of-distribution inputs: subspaces of activations in V layers, and distances from them.
 
     Attributes:
-        layers: the V layers that are looked at, from 0.
+        layers: the V layers that are read, from 0.
         means: shape (V, D), of the unit activations of the first token.
         directions: shape (V, K, D), their principal components, orthonormal in each layer.
         centres, spreads: shape (V,), mean and standard deviation of the log residual energy.
         distances: shape (n,), rising; those of the calibration answers, or evenly spaced quantiles.
-        answers: how many calibration answers these are of.
+        answers: number of calibration answers behind the distances.
     """
 
     layers: tuple[int, ...]
@@ -107,14 +107,13 @@ class OodDetector:
     answers: int
 
     def ood_score(self, signals: Signals) -> float:
-        """Return the share of the calibration answers that are nearer to the calibration data than this one.
+        """Return the share of the calibration answers that are closer to the calibration data than this one.
 
-        Of n calibration answers the nearest has 1 / (n + 1), which is the least there is, and the
-        farthest n / (n + 1). Beyond that it rises towards 1 with the distance, so that such
-        answers can still be ranked.
+        Of n calibration answers, the closest has the smallest possible score, 1 / (n + 1), and the farthest n / (n +
+        1). Beyond that, the score rises towards 1 with the distance, so that such answers can still be ranked.
 
         Raises:
-            CaptureError: the activations have another shape, are all zero, or not finite.
+            CaptureError: the activations have a wrong shape, are all zero, or are not finite.
         """
         distance, farthest = self.distance(signals), float(self.distances[-1])
         # An answer like n others has i / (n + 1) of its kind below the i-th of them, on average.
@@ -140,7 +139,7 @@ class OodDetector:
         return float(standardised.mean())
 
     def stored(self) -> StoredOodDetector:
-        """Return the form that stands in a scorer's file."""
+        """Return the stored form."""
         return StoredOodDetector(
             layers=list(self.layers),
             components=self.directions.shape[1],
@@ -155,10 +154,10 @@ class OodDetector:
 
     @classmethod
     def from_stored(cls, stored: StoredOodDetector) -> Self:
-        """From the stored form.
+        """Return the detector of a stored form.
 
         Raises:
-            ValueError: an array does not have the size that is said, or a number is not finite.
+            ValueError: an array does not have the stated size, or a number is not finite.
         """
         views, width = len(stored.layers), stored.width
         return cls(
@@ -176,13 +175,12 @@ def fit_ood_detector(fit: Sequence[Signals], calibrate: Sequence[Signals]) -> Oo
     """Fit a detector on calibration answers. No labels are needed.
 
     Args:
-        fit: answers that the components are made of.
-        calibrate: others, whose distances an answer's is compared with: those of the first would be
-            too small, since the components fit them best.
+        fit: answers for the principal components.
+        calibrate: other answers, whose distances are the reference; those of the first would be too small.
 
     Raises:
-        CalibrationError: too few answers, or all the same.
-        CaptureError: activations that are all zero or not finite, or of different shapes.
+        CalibrationError: there are too few answers, or all are the same.
+        CaptureError: activations are all zero or not finite, or have different shapes.
     """
     if min(len(fit), len(calibrate)) < MIN_ANSWERS:
         raise CalibrationError(

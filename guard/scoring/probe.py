@@ -1,8 +1,8 @@
 """One linear probe over the activations of all layers.
 
-Each layer's activations are divided by their root mean square, so that all layers have equal weight and
-nothing is fitted to their scale. The probe is a single vector of weights; fitting works on the answers'
-inner products, which are few, and not on the coordinates, which are many.
+Each layer's activations are divided by their root mean square, so that all layers have equal weight and the fit does
+not depend on their scale. The probe is a single weight vector. Fitting uses the inner products of the answers, which
+are fewer than the coordinates.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from guard.errors import CalibrationError, CaptureError
 from guard.records import Floats
 
-#: Principal components of the training answers that a linear probe is made of: enough for all that
-#: transfers, and a fit within seconds.
+#: Number of principal components of the training answers that span a linear probe: enough for everything that
+#: transfers, with a fit in seconds.
 COMPONENTS = 256
-#: Answers that components are made of, at most: with all of 11,000 a fit takes three times as long, for .002 to
+#: Largest number of answers for the components: with all of 11,000 a fit takes three times as long, for .002 to
 #: .005 AUROC (docs/evidence/notes.json).
 LANDMARKS = 4000
 #: Share of the variance, per answer, below which all differences are rounding.
@@ -43,7 +43,7 @@ def inner_products(rows: NDArray[np.floating], columns: NDArray[np.floating] | N
 
     Args:
         rows: activations of n answers, shape (n, A, L, D).
-        columns: of m others; by default the same.
+        columns: activations of m other answers; by default the same.
 
     Returns:
         shape (n, m), between -1 and 1.
@@ -52,7 +52,7 @@ def inner_products(rows: NDArray[np.floating], columns: NDArray[np.floating] | N
     total = np.zeros((len(rows), len(others)), np.float32)
     tokens, layers = rows.shape[1:3]
     for token in range(tokens):
-        for layer in range(layers):  # one at a time: all at once would be many times the memory
+        for layer in range(layers):  # one at a time to save memory
             left = normalised(rows[:, token, layer])
             total += left @ (left if columns is None else normalised(others[:, token, layer])).T
     return total / np.float32(tokens * layers)
@@ -65,7 +65,7 @@ class Components:
     Attributes:
         directions: shape (n, k); each component is this combination of the centred answers.
         means: shape (n,); mean inner product of each answer with all of them.
-        scale: that the components are divided by, so that an answer's squared length is 1 on average.
+        scale: divisor of the components, so that the mean squared length of an answer is 1.
     """
 
     directions: Floats
@@ -73,7 +73,7 @@ class Components:
     scale: float
 
     def of(self, products: Floats) -> Floats:
-        """Return components of other answers, shape (m, k), from their inner products with these, (m, n)."""
+        """Return the components of other answers, shape (m, k), from their inner products with these, (m, n)."""
         centred = products - products.mean(axis=1, keepdims=True) - self.means + self.means.mean()
         return np.asarray(centred @ self.directions / np.float32(self.scale))
 
@@ -102,7 +102,7 @@ def principal_components(products: Floats, *, count: int = COMPONENTS) -> Compon
     if variances[0] < len(products) * _NO_SPREAD:
         raise CalibrationError(
             "The activations of all answers are the same",
-            why="nothing can be learnt from them: their recording may be broken, or one answer stands there many times",
+            why="nothing can be learnt from them: the recording may be broken, or have the same answer many times",
             fix="Record them again, or leave them out: --without activations",
         )
     kept = variances > variances[0] * 1e-6
@@ -116,7 +116,7 @@ class Projected:
     """Some answers in terms of their own principal components.
 
     Attributes:
-        landmarks: shape (m,), those of the answers that the components are made of.
+        landmarks: shape (m,), the answers that span the components.
         components: of the landmarks.
         values: shape (n, k), components of the answers.
     """
@@ -127,11 +127,11 @@ class Projected:
 
 
 class InnerProducts:
-    """Inner products between answers; what is made of parts of them is made once.
+    """Inner products between answers, with cached results for parts of them.
 
     Args:
-        whole: shape (N, N), of a whole table; see `inner_products`.
-        rows: shape (n,), which of its answers are meant; by default all.
+        whole: shape (N, N), inner products of a whole table; see `inner_products`.
+        rows: shape (n,), indices of the answers; by default all.
     """
 
     def __init__(self, whole: Floats, rows: NDArray[np.intp] | None = None) -> None:

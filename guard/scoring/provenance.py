@@ -1,4 +1,4 @@
-"""What a scorer was made from: model, prompts and data. Part of scorer files and of certificates; loads no numpy."""
+"""The provenance of a scorer: model, prompts and data. Part of scorer files and certificates; loads no numpy."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from guard.records import CapturePoint, ModelInfo
 
 
 class Part(BaseModel):
-    """A part of a file: unknown keys, other types and later changes are refused."""
+    """Base class of file parts, which refuse unknown keys, wrong types and mutation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """Refuse what could not be written out again: infinities and very deep nesting."""
+    """Refuse values that cannot be written: infinities and very deep nesting."""
     if depth > 8:
         raise ValueError("nested too deeply")
     if isinstance(value, float) and not math.isfinite(value):
@@ -39,9 +39,9 @@ PlainDict = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class Binding(Part):
-    """What a scorer file is bound to: the fields of `ModelInfo` that must match, and the capture point.
+    """The binding of a scorer file: the fields of `ModelInfo` that must match, and the capture point.
 
-    `ModelInfo` describes a loaded model; its name and its context length may differ from those in calibration.
+    Name and context length of the loaded model may differ from those in calibration.
     """
 
     engine: str
@@ -63,7 +63,7 @@ class Binding(Part):
 
     @property
     def engine_options(self) -> dict[str, str]:
-        """What an engine is loaded with, beside its defaults, so that it records and asks as in calibration."""
+        """The load options with which an engine records and asks as in calibration."""
         point = {"capture_point": str(self.capture_point)} if self.capture_point != "mlp" else {}
         return {**point, "template_date": self.template_date} if self.template_date else point
 
@@ -75,7 +75,7 @@ class Binding(Part):
 
 
 class Prompting(Part):
-    """How the questions of the calibration data were put; `guard ask` asks the same way."""
+    """The form of the prompts in calibration, which `guard ask` uses, too."""
 
     system: str
     max_tokens: Annotated[int, Field(ge=1)]
@@ -92,11 +92,11 @@ class Prompting(Part):
 
 
 class Rebound(Part):
-    """How a scorer came to another precision or engine of its model.
+    """The record of a move to another precision or engine of the model.
 
     Attributes:
-        fitted_on: the model that it was fitted on.
-        answers: number of answers by which the layers were lined up; no label was read.
+        fitted_on: the model that the scorer was fitted on.
+        answers: number of answers for the alignment of the layers, which uses no labels.
         apart_before, apart_after: mean absolute difference of p_wrong between the two models on the same answers,
             without and with the alignment.
         checked: number of labelled answers of the new model that it was checked on; 0 leaves it unchecked, and its
@@ -113,14 +113,14 @@ class Rebound(Part):
 
 
 class Card(Part):
-    """What a person should know of a scorer before using it. People write it; scoring does not read it.
+    """Information for users of a scorer. People write it; scoring does not read it.
 
     Attributes:
         title: such as ``SmolLM2-135M-Instruct (Q4_1, llama.cpp), short answers``.
         licence: of the scorer file.
         data: licence of each data set of the calibration, by the set's name.
         limits: where the scorer should not be trusted, one sentence each.
-        figures: what was measured on other data than the calibration's, one sentence each.
+        figures: measurements on other data than the calibration data, one sentence each.
     """
 
     title: Annotated[str, Field(min_length=1, max_length=200)]

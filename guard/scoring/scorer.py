@@ -1,7 +1,7 @@
-"""Signals -> probability of being wrong. Loads and applies a fitted artefact; fitting is elsewhere.
+"""Signals -> probability of being wrong. Loads and applies a fitted artefact; `guard.calibration` fits them.
 
-The artefact (`guard.scoring.scorer_file`) is read into plain arrays and evaluated here, so that loading a
-stranger's file can run nothing, and scoring needs no machine-learning library.
+The artefact (`guard.scoring.scorer_file`) is read into plain arrays and evaluated here, so that an untrusted file
+cannot execute code, and scoring needs no machine-learning library.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Scorer:
     """A fitted scorer. Immutable and safe under threads.
 
     Attributes:
-        artefact: what the file says, its origin and metrics included.
-        gives: names of the scores that it computes: all that the file has, or those that `giving` has left.
+        artefact: the contents of the file, including origin and metrics.
+        gives: names of the scores that it computes: all scores of the file, or those that `giving` selected.
         calibrated: False when it was forced onto a model that it was not fitted on, or rebound and not checked.
-        sha256: of the file's content; certificates and audits refer to it.
+        sha256: checksum of the file's contents; certificates and audits refer to it.
     """
 
     def __init__(self, artefact: Artefact, *, calibrated: bool = True) -> None:
@@ -74,14 +74,14 @@ class Scorer:
         return name if name in self.artefact.scores or name != "guard" else self.artefact.default_score
 
     def giving(self, name: ScoreName, *, ood_score: bool = False) -> Self:
-        """Return this scorer for callers who decide on one score, without the work that only others need.
+        """Return this scorer for callers who decide on one score, without the work for other scores.
 
-        It gives that score and each other one that reads little more of the layers. Where no layer is read at all,
-        guard's engines record none.
+        It computes that score, and other scores that read little more of the layers. If no layer is read, guard's
+        engines record none.
 
         Args:
-            name: of a score that the scorer gives.
-            ood_score: whether they need the ood_score as well. It is there in any case where layers are read.
+            name: name of a score of the scorer.
+            ood_score: whether the caller needs the ood_score, which is always computed if layers are read.
 
         Examples:
             >>> scorer = load_scorer(shipped_scorer())
@@ -126,8 +126,8 @@ class Scorer:
         """Return the probabilities that an answer is wrong; guard's own decides, or the first where it is left out.
 
         Raises:
-            CaptureError: the signals lack what the scorer's features need.
-            ScorerError: the artefact's numbers are so large that the score is no number.
+            CaptureError: the signals lack inputs of the scorer's features.
+            ScorerError: the artefact's numbers are so large that the score is not a number.
         """
         started = time.perf_counter()
         vector = feature_vector(signals, self._schema).astype(np.float64)
@@ -143,16 +143,15 @@ class Scorer:
         return Score(scores[decides].p_wrong, self.calibrated, seconds, ood_score, scores, decides, layer_map)
 
     def for_model(self, model: ModelInfo, capture_point: CapturePoint, *, force: bool = False) -> Scorer:
-        """This scorer for a loaded model.
+        """Return this scorer for a loaded model.
 
         Args:
             model: the loaded model.
             capture_point: where its engine records activations.
-            force: use it all the same, with every score marked as uncalibrated. The number of
-                layers must fit even then.
+            force: use it anyway, with every score marked as uncalibrated. The number of layers must still match.
 
         Raises:
-            ScorerMismatchError: fitted on something else; the text names each field that differs.
+            ScorerMismatchError: the scorer was fitted on another model; the message names each field that differs.
         """
         fitted, given = self.artefact.binding, Binding.from_model(model, capture_point)
         if fitted.layers and not given.layers:
@@ -175,7 +174,7 @@ class Scorer:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the artefact, whole or not at all."""
+        """Write the artefact atomically."""
         content = {**_content(self.artefact), "sha256": self.sha256}
         try:
             write_whole(Path(path), json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n")
@@ -190,7 +189,7 @@ def load_scorer(path: str | Path) -> Scorer:
         path: the file, or the name of a scorer on the shelf (see `guard.scoring.shelf`).
 
     Raises:
-        ScorerError: missing, damaged, of another format, or inconsistent in itself.
+        ScorerError: the file is missing, damaged, of another format, or inconsistent.
 
     Examples:
         >>> from guard.scoring import shipped_scorer
@@ -228,7 +227,7 @@ def shipped_scorer() -> Path:
     return shipped_folder() / "smollm2-135m-instruct-q4_1.json"
 
 
-#: What a score reads that reads any layer.
+#: Inputs of scores that read layers.
 _LAYERS = frozenset({"layers"})
 _REFIT = "Fit it again with guard calibrate, or fetch the file again"
 _KIND = checked_json.Kind(
@@ -244,7 +243,7 @@ _KIND = checked_json.Kind(
 
 
 class Evaluator:
-    """The log-odds of a model's parts, in arrays."""
+    """Evaluates the parts of a model to log-odds."""
 
     def __init__(
         self,
@@ -271,14 +270,14 @@ class Evaluator:
         self._probe = probe.array if probe else None
 
     def log_odds(self, vector: NDArray[np.float64], activations: NDArray[np.floating] | None = None) -> float:
-        """Of one answer, before calibration.
+        """Return the log-odds of one answer, before calibration.
 
         Args:
-            vector: its features, shape (features,).
+            vector: features of the answer, shape (features,).
             activations: shape (A, L, D); only needed with a linear probe.
 
         Raises:
-            CaptureError: the activations are missing, of another shape, or of no use.
+            CaptureError: the activations are missing, invalid, or of another shape.
         """
         total = float(self._weights @ vector[self._at]) + self._offset if self._base else 0.0
         if self._probe is not None:

@@ -1,7 +1,7 @@
-"""What a scorer's file says: plain numbers, checked for shape and sense before anything is made of them.
+"""The contents of a scorer file: numbers whose shapes and values are checked before use.
 
-One JSON file of numbers: for each score a linear model, a linear probe of the layers' activations, regression trees
-and a calibration curve, as far as it has them; and an out-of-distribution detector.
+One JSON file: for each score an optional linear model, linear probe of the layers' activations, regression trees and
+calibration curve; and an optional out-of-distribution detector.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATE_WORDS, WORDS, F
 FORMAT: Literal["guard-scorer"] = "guard-scorer"
 FORMAT_VERSION = 5
 
-#: What a stranger's file may cost us: larger ones are refused before anything is made of them.
+#: Limits on untrusted files; larger ones are refused before they are processed.
 MAX_BYTES, MAX_TREES, MAX_DEPTH = 32 * 2**20, 20_000, 64
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Numbers = Annotated[list[Number], FailFast()]  # without it, a million bad items are a million errors
+Numbers = Annotated[list[Number], FailFast()]  # otherwise a million invalid items are a million errors
 LogOddsT = TypeVar("LogOddsT", float, NDArray[np.float64])
 Integers = Annotated[list[int], FailFast()]
 
@@ -212,8 +212,8 @@ class Artefact(Part):
         scores: the model of each score; guard's own is always there.
         settings: how each score was fitted, by its name.
         metrics: of each score on held-out questions, by its name.
-        card: what people should know, where somebody wrote it.
-        rebound: how it came to the model of ``binding``, where it was fitted on another precision or engine.
+        card: information for users, if any.
+        rebound: the record of the move, if the scorer was fitted on another precision or engine of the model.
         spans: the model of spans of longer answers, where it was fitted.
         answer_bounds: bounds of the answers that it was fitted on; None in files that do not say.
     """
@@ -256,7 +256,7 @@ class Artefact(Part):
     def _consistent(self) -> Self:
         if self.schema_.layers != self.binding.layers:
             raise ValueError("schema.layers differs from binding.layers")
-        # Counted first: a small file must not make us write out millions of names.
+        # Counted first: a small file must not create millions of names.
         if self.feature_schema.size != len(self.feature_names):
             raise ValueError("feature_names are not as many as the schema's features")
         if list(self.feature_schema.names) != self.feature_names:

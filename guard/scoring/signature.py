@@ -1,8 +1,8 @@
-"""Layer activations -> pairwise KL between layers -> named features.
+"""Layer activations -> pairwise KL divergences between layers -> named features.
 
-An implementation of the signature of ILIS (Badash, Belinkov, Freiman, "Between the Layers Lies the
-Truth", arXiv:2603.22299), with the free companions of the same pass. Pure but for the observer,
-which folds each token in as it comes, so that memory does not grow with the answer.
+An implementation of the signature of ILIS (Badash, Belinkov, Freiman, "Between the Layers Lies the Truth",
+arXiv:2603.22299), with further signals of the same pass. Pure except for the observer, which aggregates tokens as they
+arrive, so that memory does not grow with the answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from guard.errors import CaptureError, InputError, did_you_mean
 from guard.records import Floats, Signals, Signature
 
-#: Raised when the meaning or the order of any feature changes; part of every artefact.
+#: Version of the features; incremented when the meaning or the order of any feature changes.
 SCHEMA_VERSION = 1
 
 #: Aggregates over an answer's tokens, and what each is called where people read.
@@ -30,7 +30,7 @@ AGGREGATE_WORDS = {
 }
 AGGREGATES = tuple(AGGREGATE_WORDS)
 
-#: What is kept of the activations themselves.
+#: Tokens whose activations are stored.
 ACTIVATION_TOKENS = ("first", "last", "mean")
 
 #: Multiply-adds of a matrix product below which OpenBLAS uses one thread (it begins at 4 x 65,536).
@@ -50,14 +50,14 @@ GROUPS = tuple(WORDS)
 
 @dataclass(frozen=True, slots=True)
 class FeatureSchema:
-    """Which features there are, in which order. Part of every artefact.
+    """The features and their order. Part of every artefact.
 
     Attributes:
         layers: number of layers (L).
-        temperatures: of the softmax over the hidden dimension.
-        aggregates: over the answer's tokens; a subset of `AGGREGATES`.
+        temperatures: temperatures of the softmax over the hidden dimension.
+        aggregates: aggregates over the answer's tokens; a subset of `AGGREGATES`.
         groups: a subset of `GROUPS`.
-        version: of the meaning of the features.
+        version: version of the features.
 
     Examples:
         >>> FeatureSchema(layers=30, aggregates=("last",), groups=("length", "norms")).size
@@ -81,7 +81,7 @@ class FeatureSchema:
 
     @property
     def size(self) -> int:
-        """How many features there are, counted without naming them."""
+        """The number of features, computed without their names."""
         rows, layers = len(self.aggregates), self.layers
         sizes = {
             "logprob": len(_LOGPROB_NAMES),
@@ -103,7 +103,7 @@ class FeatureSchema:
 
     @property
     def signature_tokens(self) -> tuple[str, ...]:
-        """The aggregates over tokens whose maps and norms are features; empty where none is."""
+        """The aggregates whose maps and norms are features; may be empty."""
         return self.aggregates if {"norms", "map"} & set(self.groups) else ()
 
     def columns(self, groups: Iterable[str], aggregates: Iterable[str] = AGGREGATES) -> NDArray[np.intp]:
@@ -114,13 +114,13 @@ class FeatureSchema:
         return np.array(kept, np.intp)
 
     def narrowed(self, columns: Iterable[int]) -> tuple[FeatureSchema, NDArray[np.intp]]:
-        """Return the smallest schema that has some of the features, and where each feature stands in it.
+        """Return the smallest schema with some of the features, and the position of each feature in it.
 
         Args:
             columns: positions of the features that are needed.
 
         Returns:
-            the schema, and shape (size,): new positions of all features, -1 for those that it does not have.
+            the schema, and the new positions of all features, shape (size,); -1 for features that it lacks.
         """
         names = self.names
         kinds = [_kind(names[at]) for at in columns]
@@ -137,18 +137,17 @@ class FeatureSchema:
 
 
 class SignatureObserver:
-    """Folds the activations of one answer, token by token, into its `Signature`.
+    """Aggregates the activations of one answer, token by token, into its `Signature`.
 
-    All tokens count, from the pass over the prompt's end that chose the first one to the pass that
-    chose the end of the answer. The rule looks at nothing but the answer itself.
+    All tokens count, from the pass that chose the first token to the pass that chose the end of the answer.
 
-    A map costs a matrix product, so only the maps of the tokens that are read are computed: those of the first and
-    the last token when the signature is asked for, those of every token for the mean and the maximum.
+    A map costs a matrix product, so only the needed maps are computed: those of the first and the last token when the
+    signature is read, those of every token for the mean and the maximum.
 
     Attributes:
-        temperatures: of the maps.
-        aggregates: the tokens whose maps and norms are read; empty where none is.
-        reads_layers: False where nothing of the layers is read; guard's engines then record none.
+        temperatures: temperatures of the maps.
+        aggregates: the aggregates whose maps and norms are read; may be empty.
+        reads_layers: False if nothing of the layers is read; guard's engines then record none.
 
     Examples:
         >>> observer = SignatureObserver(aggregates=("last",))
@@ -178,8 +177,8 @@ class SignatureObserver:
         self._activations = _Fold(ACTIVATION_TOKENS)
 
     def observe(self, activations: Floats) -> None:
-        """Take one token's activations, shape (L, D)."""
-        if not self.reads_layers:  # an engine that records them all the same
+        """Add the activations of one token, shape (L, D)."""
+        if not self.reads_layers:  # the engine records them anyway
             return
         norms = log_rms(activations)
         if not np.isfinite(norms).all():
@@ -191,10 +190,10 @@ class SignatureObserver:
         self._tokens += 1
 
     def signature(self) -> Signature:
-        """Return the signature of the tokens seen so far; without any layer where none is read.
+        """Return the signature of the tokens so far; without layers if none is read.
 
         Raises:
-            CaptureError: no token was seen.
+            CaptureError: there was no token.
         """
         if not self.reads_layers:
             return _NOTHING_READ
@@ -212,7 +211,7 @@ class SignatureObserver:
         )
 
     def _maps_of_ends(self, activations: Floats) -> Floats:
-        """Return the maps of the first and the last token, as far as they are read, shape (aggregates, taus, L, L)."""
+        """Return the maps of the first and the last token that are read, shape (aggregates, taus, L, L)."""
         layers, at = activations.shape[1], {"first": 0, "last": self._tokens - 1}
         ends = [self._maps_of(activations[ACTIVATION_TOKENS.index(name)], at[name]) for name in self.aggregates]
         return np.array(ends, np.float32).reshape(len(ends), len(self.temperatures), layers, layers)
@@ -225,7 +224,7 @@ class SignatureObserver:
         return maps
 
 
-#: What stands for the layers where no score reads them; whatever reads it all the same raises CaptureError.
+#: Stands for layers that no score reads; a read raises CaptureError.
 _NOTHING_READ = Signature(
     maps=np.empty((0, 0, 0, 0), np.float32),
     norms=np.empty((0, 0), np.float32),
@@ -348,7 +347,7 @@ def feature_vector(signals: Signals, schema: FeatureSchema) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class _FeatureKind:
-    """What a feature's name says: its group, and of maps and norms over which tokens and at which temperature."""
+    """The parts of a feature's name: group, aggregate and temperature."""
 
     group: str
     aggregate: str | None = None
@@ -360,7 +359,7 @@ def _kind(name: str) -> _FeatureKind:
     if group == "norms":
         return _FeatureKind(group, parts[0])
     if group == "map":
-        *heat, aggregate, _ = parts  # a temperature may have a point of its own
+        *heat, aggregate, _ = parts  # a temperature may contain a point
         return _FeatureKind(group, aggregate, ".".join(heat))
     return _FeatureKind(group)
 
@@ -380,7 +379,7 @@ def _logprob_features(signals: Signals, _: FeatureSchema) -> Floats:
 
 
 _EXTREMES_NAMES = ("log_surprisal_max", "log_entropy_max")
-#: An answer of which every token is certain; below this, differences mean nothing.
+#: Value of an answer whose tokens are all certain; smaller differences are noise.
 _CERTAIN = 1e-4
 
 
@@ -401,7 +400,7 @@ def _margin_names(_: FeatureSchema) -> tuple[str, ...]:
 
 
 def _margin_features(signals: Signals, _: FeatureSchema) -> Floats:
-    # A model may rule a token out altogether (-inf); beyond 50 nats the difference means nothing.
+    # A model may exclude a token (-inf); differences beyond 50 nats mean nothing.
     margins = np.minimum(signals.margins, 50.0)
     return np.array([margins.mean(), margins.min(), margins[0]], np.float32)
 
@@ -439,14 +438,14 @@ def _map_features(signals: Signals, schema: FeatureSchema) -> Floats:
     rows = [signature.temperatures.index(tau) for tau in schema.temperatures]
     maps = signature.maps[rows][:, _aggregate_rows(signature, schema)]
     off_diagonal = ~np.eye(schema.layers, dtype=bool)
-    # The logarithm is what linear models and pictures want, and trees do not care.
+    # Linear models and figures need the logarithm; trees do not depend on it.
     features: Floats = np.log(maps[:, :, off_diagonal] + np.float32(1e-6)).ravel()
     return features
 
 
 def _aggregate_rows(signature: Signature, schema: FeatureSchema) -> list[int]:
     if signature.maps.shape[-1] != schema.layers:
-        raise CaptureError(f"The signature has {signature.maps.shape[-1]} layers, the scorer wants {schema.layers}")
+        raise CaptureError(f"The signature has {signature.maps.shape[-1]} layers, the scorer expects {schema.layers}")
     missing = [name for name in schema.aggregates if name not in signature.aggregates]
     if missing:
         raise CaptureError(f"The signature has no aggregate '{missing[0]}'")

@@ -263,7 +263,7 @@ def test_a_scorer_moves_from_the_engine_that_it_was_fitted_on(
     guard.rebind(there, questions, model="m.gguf", to="m.gguf", to_engine="scripted", out=back)
     assert [each.model.engine for each in loaded] == ["scripted", "other", "other", "scripted"]
     assert load_scorer(back).artefact.binding == load_scorer(fitted).artefact.binding
-    with pytest.raises(InputError, match="fits this model already"):
+    with pytest.raises(InputError, match="is already bound to this model"):
         guard.rebind(there, questions, model="m.gguf", to="m.gguf", out=back)
 
 
@@ -283,7 +283,7 @@ def test_without_a_check_the_scores_are_marked_as_uncalibrated(fitted: Path, que
     [
         ({"tokenizer_sha256": "d" * 64}, ScorerMismatchError, "these differ, too: tokenizer_sha256"),
         ({"chat_template_sha256": "d" * 64}, ScorerMismatchError, "these differ, too: chat_template_sha256"),
-        ({"engine": "scripted"}, InputError, "The scorer fits this model already"),
+        ({"engine": "scripted"}, InputError, "The scorer is already bound to this model"),
     ],
 )
 def test_another_model_is_refused(
@@ -315,7 +315,7 @@ def test_scores_that_do_not_hold_on_the_new_model_are_refused(
 
     both = iter([AnsweringEngine(half_right), AnsweringEngine(upside_down, model=scripted_model(engine="other"))])
     monkeypatch.setattr(engines, "load_engine", lambda *_, **__: next(both))
-    with pytest.raises(CalibrationError, match="The scorer does not hold on its new model"):
+    with pytest.raises(CalibrationError, match="The scorer does not work on the new model"):
         guard.rebind(fitted, questions, model="m.gguf", to="m.gguf", to_engine="other", out=tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
 

@@ -518,5 +518,5 @@ def test_certify_hands_no_case_to_anybody_and_needs_questions(
     long.write_text(json.dumps({"id": "long", "question": "x" * 500, "answers": ["y"]}))
     told = run(*certifying(scorer, long, tmp_path, rules), "--journal", tmp_path / "other.journal")
     assert told.code == 2
-    assert "There is no question to certify on" in told.words
+    assert "There are no questions to certify on" in told.words
     assert "long/long" in told.words

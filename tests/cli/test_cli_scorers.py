@@ -132,7 +132,7 @@ def test_a_described_scorer_keeps_its_scores_and_gets_its_card(fitted: Path, tmp
         ("[data]", '[data]\nmore = "MIT"', "names the data set 'more'"),
         ("licence", "license", "no field 'license'. Did you mean 'licence'"),
         ('["English only."]', "[]", "limits"),
-        ('title = "A', 'title = A"', "no valid TOML"),
+        ('title = "A', 'title = A"', "invalid TOML"),
     ],
 )
 def test_a_card_that_hides_something_is_refused(old: str, new: str, said: str, fitted: Path, tmp_path: Path) -> None:

@@ -340,8 +340,8 @@ def test_another_schema_version_is_refused() -> None:
 @pytest.mark.parametrize(
     ("schema", "told"),
     [
-        (FeatureSchema(layers=L + 1), f"{L} layers, the scorer wants {L + 1}"),
-        (FeatureSchema(layers=L + 1, groups=("norms",)), f"{L} layers, the scorer wants {L + 1}"),
+        (FeatureSchema(layers=L + 1), f"{L} layers, the scorer expects {L + 1}"),
+        (FeatureSchema(layers=L + 1, groups=("norms",)), f"{L} layers, the scorer expects {L + 1}"),
         (FeatureSchema(layers=L, temperatures=(2.0,), aggregates=("last",)), "temperature 2"),
         (FeatureSchema(layers=L, aggregates=("first",)), "no aggregate 'first'"),
     ],
