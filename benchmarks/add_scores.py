@@ -24,7 +24,7 @@ from guard.data.question_sets import list_rows, read_sets
 from guard.data.recording import Journal, Run
 from guard.records import ModelInfo
 from guard.scores import SCORE_NAMES, ScoreName
-from guard.scoring.metrics import metrics_of
+from guard.scoring.metrics import compute_metrics
 from guard.scoring.scorer import Scorer, load_scorer
 from guard.scoring.scorer_file import Artefact, Schema
 from guard.scoring.signature import GROUPS, FeatureSchema, feature_vector
@@ -64,7 +64,7 @@ def with_score(scorer: Scorer, score: ScoreName, splits: dict[str, list[Labelled
     )
     added = Artefact.model_validate(added.model_dump(by_alias=True))  # checked, and without what was derived before
     p_wrong = [Scorer(added).score(each.record.signals).scores[score].p_wrong for each in splits["test"]]
-    measured = asdict(metrics_of(np.array(p_wrong), parts["test"].wrong))
+    measured = asdict(compute_metrics(np.array(p_wrong), parts["test"].wrong))
     print(score, {name: round(value, 3) for name, value in measured.items()}, facts)
     return Scorer(added.model_copy(update={"metrics": {**added.metrics, score: measured}}))
 

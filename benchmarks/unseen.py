@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from guard.data.answers import Answers
-from guard.scoring.metrics import Metrics, metrics_of
+from guard.scoring.metrics import Metrics, compute_metrics
 from guard.scoring.provenance import Binding
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 
@@ -49,8 +49,10 @@ def _check_model(scorer: Scorer, table: Answers) -> None:
 
 def _measured(scorer: Scorer, answers: Answers) -> tuple[Metrics, Metrics]:
     scores = [scorer.score(answers.signals(at)) for at in range(len(answers))]
-    ours = metrics_of(np.array([score.p_wrong for score in scores]), answers.wrong)
-    return ours, metrics_of(np.array([score.scores["log-probabilities"].p_wrong for score in scores]), answers.wrong)
+    ours = compute_metrics(np.array([score.p_wrong for score in scores]), answers.wrong)
+    return ours, compute_metrics(
+        np.array([score.scores["log-probabilities"].p_wrong for score in scores]), answers.wrong
+    )
 
 
 def _print(name: str, ours: Metrics, baseline: Metrics) -> None:

@@ -27,8 +27,8 @@ from guard.scores import ScoreName
 from guard.scoring import probe
 from guard.scoring.labels import Labels, are_graded, number_wrong, rather_wrong, weighted
 from guard.scoring.metrics import Ranked, auroc
-from guard.scoring.scorer import log_odds_of
-from guard.scoring.scorer_file import Calibration, Linear, LinearProbe, Model, Trees, linear_of
+from guard.scoring.scorer import to_log_odds
+from guard.scoring.scorer_file import Calibration, Linear, LinearProbe, Model, Trees, make_linear
 from guard.scoring.signature import GROUPS, FeatureSchema
 
 try:
@@ -327,7 +327,7 @@ class _BaseModel:
             if not len(used):
                 # No features: the share of wrong answers, of all examples. The share of these rows is the higher, the
                 # lower that of the held-out rows is, and would rank them backwards.
-                intercepts[at] = log_odds_of(float(examples.wrong.mean()))
+                intercepts[at] = to_log_odds(float(examples.wrong.mean()))
                 continue
             model = LogisticRegression(C=1.0, solver="newton-cholesky")
             model.fit(wide[labels.rows], labels.wrong, sample_weight=labels.weights)
@@ -350,11 +350,11 @@ class _BaseModel:
     def parts(self, examples: Examples, weights: Doubles) -> tuple[Linear, LinearProbe | None]:
         """Return the weighted mean as the scorer file stores it; the probe's offset goes into the intercept."""
         intercept = float(weights @ (self.intercepts - self.offsets))
-        linear = linear_of(self.columns, self.mean, self.scale, weights @ self.coefficients, intercept)
+        linear = make_linear(self.columns, self.mean, self.scale, weights @ self.coefficients, intercept)
         if self.combinations is None or examples.activations is None:
             return linear, None
         activations = examples.activations[self.landmarks]
-        return linear, LinearProbe.from_array(probe.weights_of(self.combinations @ weights, activations))
+        return linear, LinearProbe.from_array(probe.combine_weights(self.combinations @ weights, activations))
 
 
 def _held_out(

@@ -23,7 +23,7 @@ from guard.files.output_file import check_writable
 from guard.records import Limits, Prompt, Signals
 from guard.runtime.base_models import COMPLETION_STOP
 from guard.runtime.sources import find_capture_point, loading_options
-from guard.scoring.metrics import metrics_of
+from guard.scoring.metrics import compute_metrics
 from guard.scoring.ood import StoredOodDetector, fit_ood_detector
 from guard.scoring.provenance import Binding, Rebound
 from guard.scoring.scorer import Scorer, load_scorer
@@ -228,7 +228,7 @@ def _metrics(scorer: Scorer, asked: _BothModels) -> dict[str, Any]:
         )
     scores = [scorer.score(each).scores for each in asked.own]
     return {
-        name: asdict(metrics_of(np.array([each[name].p_wrong for each in scores]), wrong))
+        name: asdict(compute_metrics(np.array([each[name].p_wrong for each in scores]), wrong))
         for name in scorer.artefact.scores
     }
 

@@ -11,8 +11,8 @@ from guard.calibration.procedure import CalibrationResult
 from guard.calibration.scorer_fit import Labelled, check_parts, fit_scorer
 from guard.calibration.splits import SPLIT_SHARES
 from guard.checked import checked_seed
-from guard.data.answers import Answers, run_of
-from guard.data.questions import split_of
+from guard.data.answers import Answers, find_run
+from guard.data.questions import choose_split
 from guard.data.recording import Record
 from guard.errors import InputError
 from guard.files.output_file import check_writable
@@ -53,7 +53,7 @@ def calibrate_records(
     checked_seed(seed)
     answers = in_set_order(Answers.read(records))
     fitted = fit_scorer(
-        split_answers(answers, seed=seed), run=run_of(answers), data=_data_sets(answers), without=without, seed=seed
+        split_answers(answers, seed=seed), run=find_run(answers), data=_data_sets(answers), without=without, seed=seed
     )
     fitted.scorer.save(out)
     return CalibrationResult(out, fitted, (), (), {}, int(answers.truncated.sum()))
@@ -70,7 +70,7 @@ def split_answers(answers: Answers, *, seed: int) -> dict[str, list[Labelled]]:
     splits: dict[str, list[Labelled]] = {name: [] for name in SPLIT_SHARES}
     for at, text in enumerate(answers.split_text.tolist()):
         labelled = Labelled(_record(answers, at), answers.wrong[at].item())
-        splits[split_of(text, seed=seed, shares=SPLIT_SHARES)].append(labelled)
+        splits[choose_split(text, seed=seed, shares=SPLIT_SHARES)].append(labelled)
     return splits
 
 

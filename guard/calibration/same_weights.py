@@ -37,7 +37,7 @@ def check_same_weights(old: Path, new: Path) -> float:
         new: another.
 
     Returns:
-        the largest median over layers of `structure_of`, over all kinds of matrices.
+        the largest median over layers of `measure_structure`, over all kinds of matrices.
 
     Raises:
         ScorerMismatchError: tensors are missing, have other shapes, or differ otherwise than by rounding.
@@ -52,7 +52,7 @@ def check_same_weights(old: Path, new: Path) -> float:
         first, second = _values(before[name]), _values(after[name])
         _check_size(name, first, second)
         if first.ndim == 2 and min(first.shape) >= LEAST_SIDE:
-            found[_kind(name)].append(structure_of(second - first))
+            found[_kind(name)].append(measure_structure(second - first))
     medians = {kind: float(np.median(values)) for kind, values in found.items()}
     for kind, structure in medians.items():
         if structure > MOST_STRUCTURE:
@@ -60,14 +60,14 @@ def check_same_weights(old: Path, new: Path) -> float:
     return max(medians.values(), default=0.0)
 
 
-def structure_of(difference: Floats) -> float:
+def measure_structure(difference: Floats) -> float:
     """Return the share of a matrix, shape (m, n), in its first singular values, minus that of noise.
 
     Examples:
         >>> noise = np.random.default_rng(0).normal(size=(200, 300)).astype(np.float32)
-        >>> structure_of(noise) < 0.01
+        >>> measure_structure(noise) < 0.01
         True
-        >>> structure_of(noise + np.outer(noise[:, 0], noise[0]).astype(np.float32)) > 0.3
+        >>> measure_structure(noise + np.outer(noise[:, 0], noise[0]).astype(np.float32)) > 0.3
         True
     """
     from sklearn.utils.extmath import randomized_svd

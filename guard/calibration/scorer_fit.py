@@ -13,7 +13,7 @@ from guard.calibration.fitting import MIN_ANSWERS, Examples, FittedModel, fit_mo
 from guard.calibration.splits import SPLIT_SHARES
 from guard.checked import checked_seed
 from guard.data.graders import Grader
-from guard.data.labelling import label_of
+from guard.data.labelling import label_answer
 from guard.data.questions import Row, split_questions
 from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
@@ -29,8 +29,8 @@ from guard.scoring.metrics import (
     Probabilities,
     at_thresholds,
     brier_gain,
+    compute_metrics,
     cut_and_whole,
-    metrics_of,
 )
 from guard.scoring.ood import StoredOodDetector, fit_ood_detector
 from guard.scoring.provenance import Binding, DataSet, Prompting
@@ -142,7 +142,7 @@ def fit_scorer(
     models = {name: each.model for name, each in fitted.items()}
     wrong = examples["test"].wrong
     p_wrong = {name: _p_wrong(model, splits["test"], examples["test"]) for name, model in models.items()}
-    metrics = {name: metrics_of(each, wrong) for name, each in p_wrong.items()}
+    metrics = {name: compute_metrics(each, wrong) for name, each in p_wrong.items()}
     artefact = Artefact(
         format=FORMAT,
         format_version=FORMAT_VERSION,
@@ -216,7 +216,7 @@ def split_labelled(
     splits = split_questions([row for _, row in rows], seed=seed, shares=SPLIT_SHARES)
     return {
         name: [
-            Labelled(record, label_of(row, record.answer, grade))
+            Labelled(record, label_answer(row, record.answer, grade))
             for row in members
             if isinstance(record := journal.record(row_key(by_row[id(row)], row)), Record)
         ]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from guard.data.columns import ARRAYS, KINDS, RAGGED, VALUES, Columns, array_shapes, to_offsets
 from guard.data.graders import Grader
-from guard.data.labelling import label_of
+from guard.data.labelling import label_answer
 from guard.data.parquet_file import read_columns, write_columns
 from guard.data.questions import Row, question_identity, split_text
 from guard.data.recording import Journal, Record, Run, to_float16
@@ -82,7 +82,7 @@ class Answers:
         for key, row in by_key.items():
             record = journal.record(key)
             if isinstance(record, Record) and _has_probability(record.signals):
-                wrong = label_of(row, record.answer, grade)
+                wrong = label_answer(row, record.answer, grade)
                 builder.add(record, row, wrong=wrong)
         if not len(builder):
             raise InputError(f"'{journal.path}' has none of these answers", fix="Record them first")
@@ -326,7 +326,7 @@ def run_metadata(run: Run) -> dict[str, Any]:
     }
 
 
-def run_of(answers: Answers) -> Run:
+def find_run(answers: Answers) -> Run:
     """Return the run that some answers belong to: the inverse of `run_metadata`.
 
     Raises:

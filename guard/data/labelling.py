@@ -10,7 +10,7 @@ from guard.errors import InputError
 from guard.scoring.labels import Label
 
 
-def label_of(row: Row, answer: str, grader: Grader) -> Label:
+def label_answer(row: Row, answer: str, grader: Grader) -> Label:
     """Return the label of an answer to a row: a labelled response has its own, a question is graded."""
     if isinstance(row, LabelledResponse):
         return row.wrong
@@ -24,7 +24,7 @@ def is_wrong(row: Row, answer: str, grader: Grader) -> bool:
     Raises:
         InputError: the label says how wrong the answer is.
     """
-    label = label_of(row, answer, grader)
+    label = label_answer(row, answer, grader)
     if not isinstance(label, bool):
         raise _graded(row, label)
     return label

@@ -216,15 +216,15 @@ def split_questions(rows: Sequence[RowT], *, seed: int, shares: Mapping[str, flo
         raise InputError(f"Shares must be above 0 and add up to 1, got {dict(shares)}")
     parts: dict[str, list[RowT]] = {name: [] for name in shares}
     for row in rows:
-        parts[split_of(split_text(row), seed=seed, shares=shares)].append(row)
+        parts[choose_split(split_text(row), seed=seed, shares=shares)].append(row)
     return parts
 
 
-def split_of(text: str, *, seed: int, shares: Mapping[str, float]) -> str:
+def choose_split(text: str, *, seed: int, shares: Mapping[str, float]) -> str:
     """Return the part that the row of a `split_text` belongs to; see `split_questions`.
 
     Examples:
-        >>> split_of("what is 1 + 1", seed=0, shares={"fit": 0.8, "test": 0.2})
+        >>> choose_split("what is 1 + 1", seed=0, shares={"fit": 0.8, "test": 0.2})
         'fit'
     """
     names, ends = list(shares), list(itertools.accumulate(shares.values()))

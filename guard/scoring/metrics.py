@@ -48,7 +48,7 @@ class Metrics:
     ece: float
 
 
-def metrics_of(p_wrong: Probabilities, wrong: Labels) -> Metrics:
+def compute_metrics(p_wrong: Probabilities, wrong: Labels) -> Metrics:
     """Return the metrics of one score that calibration shows, from arrays of shape (n,).
 
     AUROC and AUPRC are nan if all answers are right or all are wrong.

@@ -158,7 +158,7 @@ class InnerProducts:
         return self._projected[key]
 
 
-def weights_of(combination: NDArray[np.floating], activations: NDArray[np.floating]) -> Floats:
+def combine_weights(combination: NDArray[np.floating], activations: NDArray[np.floating]) -> Floats:
     """Return the linear probe that a combination of answers stands for.
 
     Args:

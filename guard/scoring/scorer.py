@@ -341,7 +341,7 @@ def logistic(log_odds: float) -> float:
     return odds / (1.0 + odds)
 
 
-def log_odds_of(p_wrong: float) -> float:
+def to_log_odds(p_wrong: float) -> float:
     """Return the inverse of `logistic`, for p strictly between 0 and 1."""
     return math.log(p_wrong) - math.log1p(-p_wrong)
 

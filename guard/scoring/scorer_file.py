@@ -308,7 +308,7 @@ class Artefact(Part):
         return (*words, *(("activations",) if model.probe else ()))
 
 
-def linear_of(
+def make_linear(
     features: NDArray[np.intp],
     mean: NDArray[np.floating],
     scale: NDArray[np.floating],

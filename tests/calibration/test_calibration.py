@@ -27,7 +27,7 @@ from guard.errors import CalibrationError, InputError
 from guard.records import Prompt, Signals, Signature
 from guard.scores import SCORE_NAMES, ScoreName
 from guard.scoring import probe
-from guard.scoring.metrics import expected_calibration_error, metrics_of
+from guard.scoring.metrics import compute_metrics, expected_calibration_error
 from guard.scoring.scorer import Evaluator, load_scorer
 from guard.scoring.signature import AGGREGATES, feature_vector
 
@@ -338,11 +338,11 @@ def test_saved_metrics_are_those_of_the_saved_scorer(tmp_path: Path) -> None:
     test = splits_of(labelled)["test"]
     scores = [loaded.score(each.record.signals) for each in test]
     wrong = np.array([each.wrong for each in test])
-    again = metrics_of(np.array([score.p_wrong for score in scores]), wrong)
+    again = compute_metrics(np.array([score.p_wrong for score in scores]), wrong)
     assert again.auroc == pytest.approx(fitted.metrics["guard"].auroc, abs=1e-12)
     assert again.brier == pytest.approx(fitted.metrics["guard"].brier, abs=1e-12)
     for name in SCORE_NAMES:
-        alone = metrics_of(np.array([score.scores[name].p_wrong for score in scores]), wrong)
+        alone = compute_metrics(np.array([score.scores[name].p_wrong for score in scores]), wrong)
         assert alone.auroc == pytest.approx(fitted.metrics[name].auroc, abs=1e-12)
         assert loaded.artefact.metrics[name]["brier"] == fitted.metrics[name].brier
     assert loaded.artefact.split_sizes == {"fit": 800, "test": 200}
@@ -471,7 +471,7 @@ def ece_by_hand(p_wrong: Sequence[float], wrong: Sequence[bool], bins: int) -> f
 @pytest.mark.parametrize("digits", [None, 2, 1])
 def test_metrics_are_scikit_learns(seed: int, digits: int | None) -> None:
     p_wrong, wrong = scores(seed, digits=digits)
-    metrics = metrics_of(p_wrong, wrong)
+    metrics = compute_metrics(p_wrong, wrong)
     assert metrics.n == 237
     assert metrics.wrong == wrong.mean()
     assert metrics.auroc == roc_auc_score(wrong, p_wrong)
@@ -483,7 +483,7 @@ def test_metrics_are_scikit_learns(seed: int, digits: int | None) -> None:
 def test_auroc_is_the_share_of_pairs_in_order() -> None:
     p_wrong, wrong = scores(0, digits=1, count=60)
     pairs = [(a > b) + 0.5 * (a == b) for a in p_wrong[wrong] for b in p_wrong[~wrong]]
-    assert metrics_of(p_wrong, wrong).auroc == pytest.approx(np.mean(pairs))
+    assert compute_metrics(p_wrong, wrong).auroc == pytest.approx(np.mean(pairs))
 
 
 def test_ece_of_simple_cases() -> None:
@@ -506,7 +506,7 @@ def test_ece_of_equal_scores_does_not_depend_on_the_order() -> None:
 @pytest.mark.parametrize("value", [False, True])
 def test_labels_of_one_kind_have_no_ranking(value: bool) -> None:
     wrong = np.full(30, value)
-    metrics = metrics_of(np.full(30, 0.25), wrong)
+    metrics = compute_metrics(np.full(30, 0.25), wrong)
     assert math.isnan(metrics.auroc)
     assert math.isnan(metrics.auprc)
     assert metrics.brier == pytest.approx(0.75**2 if value else 0.25**2)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import guard
 from guard import engines
 from guard.calibration.alignment import align, aligned_model
-from guard.calibration.same_weights import check_same_weights, structure_of
+from guard.calibration.same_weights import check_same_weights, measure_structure
 from guard.cli import app
 from guard.errors import CalibrationError, GuardError, InputError, ScorerMismatchError
 from guard.records import Floats, Prompt, Signals
@@ -188,8 +188,8 @@ def test_a_file_with_other_tensors_is_refused(original: Path, tmp_path: Path) ->
 
 
 def test_rounding_noise_has_no_structure_and_equal_weights_have_none() -> None:
-    assert structure_of(np.zeros((64, 64), np.float32)) == 0
-    assert structure_of(RNG.normal(size=(256, 300)).astype(np.float32)) < 0.01
+    assert measure_structure(np.zeros((64, 64), np.float32)) == 0
+    assert measure_structure(RNG.normal(size=(256, 300)).astype(np.float32)) < 0.01
 
 
 # -- the procedure -----------------------------------------------------------------------------

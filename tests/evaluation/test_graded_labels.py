@@ -29,7 +29,7 @@ from guard.evaluation.predictions import LEAVE_ONE_OUT, predictions_from_json, p
 from guard.evaluation.protocol import leave_one_dataset_out
 from guard.records import Prompt
 from guard.scoring.labels import are_graded
-from guard.scoring.metrics import Ranked, metrics_of
+from guard.scoring.metrics import Ranked, compute_metrics
 
 RUN = Run(model=scripted_model(), capture_point="mlp", system="", max_tokens=20)
 
@@ -57,7 +57,7 @@ def test_a_graded_answer_counts_as_its_shares_of_right_and_wrong_ones(rows: list
     wrong = np.concatenate([np.arange(10) < label for _, label in rows])
     for measure in (AUROC, AUPRC_WRONG, BRIER, coverage_at(0.25)):
         assert measure.value(p_wrong, graded) == pytest.approx(measure.value(ten, wrong)), measure.name
-    assert metrics_of(p_wrong, graded).auroc == pytest.approx(AUROC.value(ten, wrong))
+    assert compute_metrics(p_wrong, graded).auroc == pytest.approx(AUROC.value(ten, wrong))
 
 
 @settings(max_examples=60, deadline=None)

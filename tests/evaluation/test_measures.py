@@ -37,7 +37,7 @@ from guard.evaluation.measures import (
     risk_at,
     risk_curve,
 )
-from guard.scoring.metrics import Labels, Probabilities, Ranked, metrics_of
+from guard.scoring.metrics import Labels, Probabilities, Ranked, compute_metrics
 
 #: Scores from a few values, so that most draws of them have ties, with labels of both kinds.
 SCORED = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=7).filter(
@@ -93,7 +93,7 @@ def test_scikit_learns_calibration_curve_agrees() -> None:
 
 def test_calibrations_table_agrees() -> None:
     p_wrong, wrong = scores(1, digits=2)
-    table = metrics_of(p_wrong, wrong)
+    table = compute_metrics(p_wrong, wrong)
     assert table.auroc == pytest.approx(AUROC.value(p_wrong, wrong))
     assert table.auprc == pytest.approx(AUPRC_WRONG.value(p_wrong, wrong))
     assert table.brier == pytest.approx(BRIER.value(p_wrong, wrong))
@@ -288,13 +288,13 @@ def test_bad_names_and_shares_are_refused() -> None:
 @pytest.mark.parametrize("outside", [-0.1, 1.1, 5.0])
 def test_brier_and_calibration_error_are_for_probabilities(outside: float) -> None:
     from guard.errors import InputError
-    from guard.scoring.metrics import Ranked, brier, calibration_error, expected_calibration_error, metrics_of
+    from guard.scoring.metrics import Ranked, brier, calibration_error, compute_metrics, expected_calibration_error
 
     scores, wrong = np.array([0.2, outside, 0.4]), np.array([False, True, False])
     for measure in (brier, calibration_error):
         with pytest.raises(InputError, match=r"probabilities from 0 to 1: got"):
             measure(Ranked.from_scores(scores, wrong))
-    for function in (metrics_of, expected_calibration_error):
+    for function in (compute_metrics, expected_calibration_error):
         with pytest.raises(InputError, match=r"probabilities from 0 to 1"):
             function(scores, wrong)
 

@@ -32,7 +32,7 @@ from guard.runtime.call_state import CallState
 from guard.runtime.guard import Guard
 from guard.runtime.sources import Source
 from guard.scores import SCORE_NAMES, Score, ScoreReading
-from guard.scoring.scorer import Scorer, log_odds_of, logistic
+from guard.scoring.scorer import Scorer, logistic, to_log_odds
 from guard.scoring.scorer_file import Calibration, Linear, Model
 
 #: By how much ILIS is surer that an answer is wrong than guard's own score, in log-odds.
@@ -41,7 +41,7 @@ SURER = 2.0
 
 def surer(p_wrong: float) -> float:
     """What ILIS says where guard's own score says p_wrong."""
-    return logistic(log_odds_of(p_wrong) + SURER)
+    return logistic(to_log_odds(p_wrong) + SURER)
 
 
 def scorer() -> Scorer:
@@ -87,7 +87,7 @@ def test_an_outcome_has_every_score_and_the_policy_decides_on_one(name: str) -> 
 def test_a_given_answer_is_scored_by_the_policys_score() -> None:
     plain, ilis = (guard(RULES, *lines).score("Really?", "yes") for lines in ((), ("score: ilis",)))
     assert (plain.decides, ilis.decides) == ("guard", "ilis")
-    assert ilis.p_wrong == plain.scores["ilis"].p_wrong == pytest.approx(logistic(log_odds_of(plain.p_wrong) + SURER))
+    assert ilis.p_wrong == plain.scores["ilis"].p_wrong == pytest.approx(logistic(to_log_odds(plain.p_wrong) + SURER))
 
 
 def test_a_policy_that_names_no_score_decides_on_guards_own() -> None:

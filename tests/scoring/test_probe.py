@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from guard.errors import CaptureError
-from guard.scoring.probe import InnerProducts, inner_products, normalised, principal_components, weights_of
+from guard.scoring.probe import InnerProducts, combine_weights, inner_products, normalised, principal_components
 
 TOKENS, LAYERS, WIDTH = 3, 4, 6
 
@@ -60,7 +60,7 @@ def test_a_function_of_components_is_a_linear_probe_of_activations() -> None:
     coefficients = np.random.default_rng(2).normal(size=6).astype(np.float32)
     combination = components.combination(coefficients)
     assert combination.sum() == pytest.approx(0.0, abs=1e-5)
-    weights = weights_of(combination, learnt)
+    weights = combine_weights(combination, learnt)
     assert weights.shape == (TOKENS, LAYERS, WIDTH)
     read = np.einsum("ntld,tld->n", normalised(new), weights)
     wanted = components.of(inner_products(new, learnt)) @ coefficients

@@ -25,8 +25,8 @@ from guard.records import ModelInfo, Signals
 from guard.scores import ScoreName
 from guard.scoring import scorer as scorer_module
 from guard.scoring.provenance import Binding
-from guard.scoring.scorer import Evaluator, Scorer, load_scorer, log_odds_of, logistic, parse_scorer
-from guard.scoring.scorer_file import Artefact, Calibration, Linear, LinearProbe, Model, Trees, linear_of
+from guard.scoring.scorer import Evaluator, Scorer, load_scorer, logistic, parse_scorer, to_log_odds
+from guard.scoring.scorer_file import Artefact, Calibration, Linear, LinearProbe, Model, Trees, make_linear
 from guard.scoring.signature import SignatureObserver
 
 
@@ -118,7 +118,7 @@ def test_the_linear_start_is_scikit_learns() -> None:
     columns = np.array([9, 1, 4, 0, 6, 2, 3])
     wide = rng.normal(size=(300, 11))
     wide[:, columns] = x
-    start = linear_of(columns, scaler.mean_, scaler.scale_, model.coef_[0], model.intercept_[0])
+    start = make_linear(columns, scaler.mean_, scaler.scale_, model.coef_[0], model.intercept_[0])
     ours = [Evaluator(start, None).log_odds(row) for row in wide]
     np.testing.assert_allclose(ours, model.decision_function(scaler.transform(x)), rtol=0, atol=1e-9)
 
@@ -141,7 +141,7 @@ def test_start_and_trees_add_up_and_calibration_comes_last() -> None:
 
 def test_a_model_without_parts_says_its_intercept() -> None:
     artefact = tiny_artefact(scripted_model())
-    model = Model(base=None, probe=None, trees=None, calibration=Calibration(slope=1.0, intercept=log_odds_of(0.3)))
+    model = Model(base=None, probe=None, trees=None, calibration=Calibration(slope=1.0, intercept=to_log_odds(0.3)))
     scored = Scorer(artefact.model_copy(update={"scores": {"guard": model}})).score(signals())
     assert scored.p_wrong == pytest.approx(0.3)
     assert list(scored.scores) == ["guard"]
@@ -194,7 +194,7 @@ def test_logistic_does_not_overflow(log_odds: float) -> None:
 
 @pytest.mark.parametrize("p_wrong", [1e-9, 0.2, 0.5, 1 - 1e-9])
 def test_log_odds_are_the_inverse(p_wrong: float) -> None:
-    assert logistic(log_odds_of(p_wrong)) == pytest.approx(p_wrong)
+    assert logistic(to_log_odds(p_wrong)) == pytest.approx(p_wrong)
 
 
 def test_signals_of_another_shape_cannot_be_scored(scorer: Scorer) -> None:
@@ -601,7 +601,7 @@ def test_the_linear_probe_is_the_product_with_normalised_activations(tmp_path: P
     plain = Scorer(tiny_artefact(scripted_model())).score(given).p_wrong
     layers = given.signature.activations.astype(np.float64)
     by_hand = (weights * layers / np.linalg.norm(layers, axis=-1, keepdims=True)).sum()
-    assert log_odds_of(loaded.score(given).p_wrong) == pytest.approx(log_odds_of(plain) + by_hand, abs=1e-5)
+    assert to_log_odds(loaded.score(given).p_wrong) == pytest.approx(to_log_odds(plain) + by_hand, abs=1e-5)
     larger = signals_of_layers(given.signature.activations * 7)
     assert loaded.score(larger).p_wrong == pytest.approx(loaded.score(given).p_wrong, abs=1e-6)
     zero = signals_of_layers(np.zeros_like(given.signature.activations))
