@@ -214,7 +214,7 @@ def test_given_responses_are_scored_as_they_are_unless_the_policy_asks_again() -
     again = policy(RETRY_ONLY)
     with (
         TrialJournal(":memory:", guard(trial_policy(again), 0).fingerprint(again)) as journal,
-        pytest.raises(InputError, match="'set/a' is a given response, and the policy may ask again"),
+        pytest.raises(InputError, match="'set/a' is a given response, but the policy may ask again"),
     ):
         list(run_trials(guard(trial_policy(again), 0), rows, journal, route=None))
 
@@ -296,7 +296,7 @@ def test_certify_then_ask_then_change_something(smollm2_path: Path, data: Path, 
     assert told.returncode == 0, told.stderr
     result = json.loads(told.stdout)
     assert (result["certified"], result["n"] + result["grid_rows"]) == (True, 28)
-    assert result["left_out"] == ["1 repeated questions: repeats are no fresh evidence"]
+    assert result["left_out"] == ["1 repeated questions: repeats are not fresh evidence"]
     again = json.loads(run("certify", *asked, "--json").stdout)
     assert again == result, "from the journal, without asking anything"
     checked = run("policy", "check", file).stdout

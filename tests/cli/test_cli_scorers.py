@@ -128,7 +128,7 @@ def test_a_described_scorer_keeps_its_scores_and_gets_its_card(fitted: Path, tmp
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('sums = "CC BY 4.0"', "", "does not say the licence of the data set 'sums'"),
+        ('sums = "CC BY 4.0"', "", "does not state the licence of the data set 'sums'"),
         ("[data]", '[data]\nmore = "MIT"', "names the data set 'more'"),
         ("licence", "license", "no field 'license'. Did you mean 'licence'"),
         ('["English only."]', "[]", "limits"),

@@ -106,7 +106,7 @@ def test_recorded_answers_of_unknown_files_are_refused_since_certificates_must_k
     recorded = guard.record(sums, out=tmp_path / "answers.parquet", model=MODEL, lens=False).answers
     metadata = {name: value for name, value in recorded.metadata.items() if name != "data.sums.sha256"}
     Answers.whole(replace(recorded.columns, metadata=metadata)).write(tmp_path / "nameless.parquet")
-    with pytest.raises(InputError, match="do not say which file 'sums' was"):
+    with pytest.raises(InputError, match="do not state which file 'sums' was"):
         guard.calibrate_records(tmp_path / "nameless.parquet", out=tmp_path / "scorer.json")
 
 

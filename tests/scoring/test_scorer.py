@@ -198,7 +198,7 @@ def test_log_odds_are_the_inverse(p_wrong: float) -> None:
 
 
 def test_signals_of_another_shape_cannot_be_scored(scorer: Scorer) -> None:
-    with pytest.raises(CaptureError, match="4 layers, the scorer wants 3"):
+    with pytest.raises(CaptureError, match="4 layers, the scorer expects 3"):
         scorer.score(signals(layers=4))
 
 
