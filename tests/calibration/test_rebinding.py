@@ -281,8 +281,8 @@ def test_without_a_check_the_scores_are_marked_as_uncalibrated(fitted: Path, que
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"tokenizer_sha256": "d" * 64}, ScorerMismatchError, "these differ, too: tokenizer_sha256"),
-        ({"chat_template_sha256": "d" * 64}, ScorerMismatchError, "these differ, too: chat_template_sha256"),
+        ({"tokenizer_sha256": "d" * 64}, ScorerMismatchError, "these fields differ, too: tokenizer_sha256"),
+        ({"chat_template_sha256": "d" * 64}, ScorerMismatchError, "these fields differ, too: chat_template_sha256"),
         ({"engine": "scripted"}, InputError, "The scorer is already bound to this model"),
     ],
 )
