@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from guard.calibration.span_fit import SpanExamples, fit_span_model, within_answers
 from guard.evaluation.measures import AUROC
 from guard.scoring.claims import find_claims
-from guard.scoring.metrics import metrics_of
+from guard.scoring.metrics import compute_metrics
 from guard.scoring.span_scores import p_wrong, span_columns
 from guard.scoring.spans import find_spans
 
@@ -72,7 +72,7 @@ def left_out(examples: SpanExamples, sets: NDArray[np.str_]) -> dict[str, Any]:
         rest, own = np.flatnonzero(sets != name), np.flatnonzero(sets == name)
         model = fit_span_model(examples.take(rest), data=[], max_tokens=160)
         probabilities[own] = p_wrong(model, examples.columns[own])
-    return {**asdict(metrics_of(probabilities, examples.wrong)), **within_answers(probabilities, examples)}
+    return {**asdict(compute_metrics(probabilities, examples.wrong)), **within_answers(probabilities, examples)}
 
 
 def measured(scores: NDArray[np.float64], examples: SpanExamples) -> dict[str, Any]:

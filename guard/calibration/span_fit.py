@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from guard.calibration.fitting import LogOdds, platt_scaling
 from guard.errors import CalibrationError, missing_extra
 from guard.records import Doubles
-from guard.scoring.metrics import metrics_of
+from guard.scoring.metrics import compute_metrics
 from guard.scoring.provenance import DataSet
-from guard.scoring.scorer_file import Linear, SpanModel, linear_of
+from guard.scoring.scorer_file import Linear, SpanModel, make_linear
 from guard.scoring.span_scores import COLUMNS
 from guard.scoring.spans import RULES
 
@@ -77,7 +77,7 @@ def fit_span_model(examples: SpanExamples, *, data: Sequence[DataSet], max_token
         wrong=int(examples.wrong.sum()),
         max_tokens=max_tokens,
         data=list(data),
-        metrics={**asdict(metrics_of(held_out_p, examples.wrong)), **within_answers(held_out_p, examples)},
+        metrics={**asdict(compute_metrics(held_out_p, examples.wrong)), **within_answers(held_out_p, examples)},
     )
 
 
@@ -126,7 +126,7 @@ def _check_enough(examples: SpanExamples) -> None:
 def _fit(examples: SpanExamples) -> Linear:
     mean, scale = examples.columns.mean(axis=0), np.maximum(examples.columns.std(axis=0), 1e-6)
     fitted = LogisticRegression().fit((examples.columns - mean) / scale, examples.wrong)
-    return linear_of(np.arange(len(COLUMNS)), mean, scale, fitted.coef_[0], float(fitted.intercept_[0]))
+    return make_linear(np.arange(len(COLUMNS)), mean, scale, fitted.coef_[0], float(fitted.intercept_[0]))
 
 
 def _log_odds(linear: Linear, columns: Doubles) -> LogOdds:
