@@ -43,6 +43,7 @@ USES = {
     "otel": "import opentelemetry.sdk",
     "webhooks": "import guard.review, httpx, cryptography",
     "console": "import guard.access, argon2, fastapi, uvicorn",
+    "ray": "import ray, guard.data.on_ray",
     "audit": "from guard.audit import SigningKey; SigningKey.generate('example.org/guard')",
     "grammar": "import llguidance",
     "spans": "from guard.scoring.spans import find_spans; assert len(find_spans('One. Two.')) == 2",
@@ -156,3 +157,10 @@ def watch(session: nox.Session) -> None:
     """Simulate watched promises: false alarms, delays, a changing world; the tables of docs/evidence/watch.md."""
     session.install("-e", ".[evaluate]", "mapie>=1.6")
     session.run("python", "benchmarks/watched_promises.py", *session.posargs)
+
+
+@nox.session(python="3.11")
+def killed_ray(session: nox.Session) -> None:
+    """Record 2,000 answers on a Ray cluster of two workers, one of which is killed; the output is in docs/evidence."""
+    session.install("-e", ".[transformers,evaluate,ray]", TORCH)
+    session.run("python", "tests/support/killed_ray.py", *session.posargs, env={"PYTHONPATH": str(Path.cwd())})

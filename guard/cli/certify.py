@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.data_options import DataOption, GraderOption, JournalOption, LimitOption, OnBadOption, ShardOption
+from guard.cli.data_options import (
+    DataOption,
+    GraderOption,
+    JournalOption,
+    LimitOption,
+    OnBadOption,
+    RayCpusOption,
+    RayGpusOption,
+    RayOption,
+    ShardOption,
+)
 from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
 from guard.cli.output import (
     FallbackOption,
@@ -23,7 +33,7 @@ from guard.cli.output import (
     user_functions,
 )
 from guard.cli.progress import ProgressBars
-from guard.cli.shards import shard_sentence
+from guard.cli.shards import on_ray, shard_sentence
 
 if TYPE_CHECKING:
     from guard.certification.base_rate import BaseRate
@@ -53,6 +63,9 @@ def certify(
     seed: Annotated[int, typer.Option(min=0, help="Seed of samples and of the rows that place the thresholds.")] = 0,
     journal: JournalOption = None,
     shard: ShardOption = None,
+    ray: RayOption = None,
+    ray_cpus: RayCpusOption = 1.0,
+    ray_gpus: RayGpusOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Find the threshold that meets a policy's risk guarantee, on questions that the scorer was not fitted on.
@@ -65,7 +78,7 @@ def certify(
     from guard.certification.procedure import certify as run
 
     with ProgressBars() as progress:
-        result = run(
+        result = on_ray(run, shards=ray, cpus=ray_cpus, gpus=ray_gpus)(
             data,
             out=out,
             model=model,
@@ -78,7 +91,7 @@ def certify(
             engine_options=engine_options,
             fallbacks=user_functions("fallback", fallback),
             grader=grader,
-            on_bad=on_bad,  # type: ignore[arg-type]
+            on_bad=on_bad,
             limit=limit,
             seed=seed,
             template_options=template_options(template_option),

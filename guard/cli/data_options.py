@@ -44,3 +44,13 @@ ShardOption = Annotated[
         help="Work on this part of the rows only, such as 3/8, with a journal of its own; guard merge joins them.",
     ),
 ]
+RayOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ray", metavar="SHARDS", min=1, help="Run in this number of shards on the Ray cluster of RAY_ADDRESS."
+    ),
+]
+RayCpusOption = Annotated[float, typer.Option("--ray-cpus", min=0, help="CPUs of each shard on Ray.")]
+RayGpusOption = Annotated[
+    float, typer.Option("--ray-gpus", min=0, help="GPUs of each shard on Ray; a share such as 0.5 will do.")
+]

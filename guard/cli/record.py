@@ -14,6 +14,9 @@ from guard.cli.data_options import (
     LimitOption,
     MaxTokensOption,
     OnBadOption,
+    RayCpusOption,
+    RayGpusOption,
+    RayOption,
     ShardOption,
     SystemOption,
     TauOption,
@@ -28,7 +31,7 @@ from guard.cli.output import (
     template_options,
 )
 from guard.cli.progress import ProgressBars
-from guard.cli.shards import shard_sentence
+from guard.cli.shards import on_ray, shard_sentence
 
 if TYPE_CHECKING:
     from guard.data.answers import Answers
@@ -67,6 +70,9 @@ def record(
         bool, typer.Option("--partial", help="Ask nothing, and write the answers in the journal.")
     ] = False,
     shard: ShardOption = None,
+    ray: RayOption = None,
+    ray_cpus: RayCpusOption = 1.0,
+    ray_gpus: RayGpusOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Ask labelled questions once, and keep what all methods of guard evaluate need.
@@ -77,14 +83,14 @@ def record(
     from guard.data.procedure import record as run
 
     with ProgressBars() as progress:
-        result = run(
+        result = on_ray(run, shards=ray, cpus=ray_cpus, gpus=ray_gpus)(
             data,
             out=out,
             model=model,
             engine=engine,
             engine_options=engine_options,
             grader=grader,
-            on_bad=on_bad,  # type: ignore[arg-type]
+            on_bad=on_bad,
             limit=limit,
             seed=seed,
             system=system,

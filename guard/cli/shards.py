@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from guard.cli.output import JsonOption, console, print_json
+
+_Result = TypeVar("_Result")
 
 
 def merge(
@@ -35,3 +39,12 @@ def merge(
 def shard_sentence(shard: str, journal: Path) -> str:
     """Return what is said at the end of a shard's run."""
     return f"Shard {shard} written to {journal}; guard merge joins it with the others"
+
+
+def on_ray(run: Callable[..., _Result], *, shards: int | None, cpus: float, gpus: float) -> Callable[..., _Result]:
+    """Return a run in shards on Ray; the run itself where no shards are wanted."""
+    if shards is None:
+        return run
+    from guard.data.on_ray import run_on_ray
+
+    return partial(run_on_ray, run, shards=shards, cpus=cpus, gpus=gpus)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
         MergeResult,
         merge_shards,
     )
+    from guard.data.on_ray import (
+        run_on_ray,
+    )
     from guard.data.procedure import (
         RecordingResult,
         record,
@@ -59,6 +62,7 @@ __all__ = [
     "read_rows",
     "record",
     "record_rows",
+    "run_on_ray",
     "score_rows",
 ]
 
@@ -73,6 +77,7 @@ __getattr__, __dir__ = lazy_face(
             "MergeResult",
             "merge_shards",
         ),
+        "on_ray": ("run_on_ray",),
         "procedure": (
             "RecordingResult",
             "record",

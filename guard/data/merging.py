@@ -104,6 +104,18 @@ def _distinct(journals: Sequence[str | Path]) -> list[Path]:
     return paths
 
 
+def is_finished(journal: Path) -> bool:
+    """Return whether a shard's journal is there, and has each of the shard's rows.
+
+    Raises:
+        InputError: it is no shard's journal, or a run uses it.
+    """
+    if not journal.is_file():
+        return False
+    with _open(journal) as opened:
+        return opened.rows == opened.shard.rows
+
+
 def _number(opened: _Opened) -> int:
     return opened.shard.number
 

@@ -19,6 +19,7 @@ ALLOWED = (
     r"GUARD_TEST_TOOL_MODEL names no model",
     r"no llama-server: LLAMA_SERVER names no binary",
     r"vLLM is not installed",
+    r"ray is not installed",
     r"pictures of the documents are made on demand",
     r"(the shared question sets|the copies of real sets) are not here",
     # langchain-tests skips what a model says that it cannot do; the counts are in docs/how-to/langchain.md.
