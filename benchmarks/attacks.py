@@ -346,7 +346,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         plain = asking.answers(questions)
         policies = policies_for(plain)
         results = [result_of("none", plain, plain, policies)]
-        for name, attack in ATTACKS.items():
+        for name, attack in ((name, ATTACKS[name]) for name in asked.only or ATTACKS):
             changed = [
                 replace(row, question=attack(row.question, planted[row.id], random.Random(f"{name} {row.id}")))
                 for row in questions
@@ -354,7 +354,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
             results.append(result_of(name, plain, asking.answers(changed), policies))
         searched = [(row, before) for row, before in zip(questions, plain, strict=True) if before.wrong]
         searched = random.Random(0).sample(searched, min(asked.search, len(searched)))
-        found = _searched(asking, searched, policies)
+        found = _searched(asking, searched, policies) if searched else []
     return {
         "results": results,
         "search": found,
@@ -405,6 +405,7 @@ def main() -> None:
     parser.add_argument("--data", action="append", required=True)
     parser.add_argument("--limit", type=int, default=30, help="questions of each set")
     parser.add_argument("--fitted", type=int, default=1000, help="questions of each set that the scorer was fitted on")
+    parser.add_argument("--only", action="append", choices=list(ATTACKS), help="an attack; repeatable, by default all")
     parser.add_argument("--search", type=int, default=60, help="wrong answers that suffixes are searched for")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)

@@ -1,13 +1,13 @@
 """guard's score beside LM-Polygraph and UQLM: the same answers of one model, one run, with cost.
 
-    python benchmarks/peers.py kept.json --data set1.jsonl.gz --data set2.jsonl.gz [--limit 80] [--out peers.json]
+    python benchmarks/peers.py kept --data set1.jsonl.gz --data set2.jsonl.gz [--limit 80] [--out peers.json]
 
 SmolLM2 answers through transformers (the embedded GGUF's weights, float32), once for guard and once for LM-Polygraph,
 which generates by itself; the share of equal answers is printed. UQLM scores the answers' log-probabilities. guard's
 score is that of the shipped scorer, which has seen labels of thirteen other sets and its own engine's activations only,
 and a fit on the other sets of this run. Methods that need a language model for inference (semantic entropy, SAR) are
-left out: they read a DeBERTa that is not in this environment. Seconds are those of `--timed` answers, each kind of
-method alone.
+left out: they read a DeBERTa that is not in this environment. Seconds are CPU time of the process, each kind of method
+alone.
 
 Needs lm-polygraph 0.7.0 and uqlm 0.6.7 beside guard and torch, in an environment of their own: both pin older
 transformers and numpy than guard, so install them with --no-deps, their requirements by hand, and pyarrow below 22.
@@ -34,7 +34,7 @@ from guard.calibration.fitting import Examples
 from guard.data.graders import grade
 from guard.data.labelling import is_wrong
 from guard.data.prompts import question_prompt
-from guard.data.question_sets import list_rows, read_sets
+from guard.data.question_sets import read_sets
 from guard.data.questions import Question
 from guard.engines import embedded_model, load_engine
 from guard.engines.base import BaseEngine
@@ -47,6 +47,8 @@ from guard.runtime.sources import find_capture_point
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 from guard.scoring.signature import FeatureSchema, SignatureObserver, feature_vector
 
+GENERATE = "transformers' generate"
+GROUPS = ("logprob", "margin", "length")
 OWN, REFITTED = "guard, shipped scorer", "guard, fitted on the other sets"
 SAMPLES = 10
 
@@ -56,7 +58,6 @@ class PeerAnswer:
     """One answer of guard's engine, with what scores read of it."""
 
     row: Question
-    dataset: str
     prompt: Prompt
     generation: Generation
     observer: SignatureObserver
@@ -69,15 +70,56 @@ class PeerAnswer:
         return values[:-1] if self.generation.finish_reason == "stop" and len(values) > 1 else values
 
 
-def answers_of(engine: BaseEngine, rows: Sequence[tuple[str, Question]], scorer: Scorer) -> list[PeerAnswer]:
+def answers_of(engine: BaseEngine, rows: Sequence[Question], scorer: Scorer) -> list[PeerAnswer]:
     """Ask the questions as the shipped scorer's calibration did."""
     prompting, found = scorer.artefact.prompting, []
-    for name, row in rows:
+    for row in rows:
         prompt = question_prompt(row, system=prompting.system, template_options=prompting.template_options)
         observer = SignatureObserver()
         generation = engine.generate(prompt, limits=Limits(max_tokens=prompting.max_tokens), observer=observer)
-        found.append(PeerAnswer(row, name, prompt, generation, observer, is_wrong(row, generation.text, grade)))
+        found.append(PeerAnswer(row, prompt, generation, observer, is_wrong(row, generation.text, grade)))
     return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """The answers to one set, with every score.
+
+    Attributes:
+        name: of the set.
+        wrong, same: shape (n,), whether an answer is wrong, and whether LM-Polygraph's is the same.
+        scores: by method, shape (n,), which rise with doubt.
+        x, activations: what guard's own score is fitted on.
+    """
+
+    name: str
+    wrong: NDArray[np.bool_]
+    same: NDArray[np.bool_]
+    scores: Mapping[str, Doubles]
+    x: NDArray[np.float32]
+    activations: NDArray[np.float16]
+
+    def write(self, path: Path) -> None:
+        """Write a file of NumPy's."""
+        names = np.array(list(self.scores))
+        values = np.array(list(self.scores.values()))
+        np.savez(path, wrong=self.wrong, same=self.same, names=names, values=values, x=self.x, layers=self.activations)
+
+    @classmethod
+    def read(cls, path: Path) -> Part:
+        """Read what `write` wrote."""
+        found = np.load(path)
+        scores = dict(zip(found["names"].tolist(), found["values"], strict=True))
+        return cls(path.stem, found["wrong"], found["same"], scores, found["x"], found["layers"])
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """LM-Polygraph's wrappers, with and without attention weights, and whether to sample."""
+
+    eager: Any
+    plain: Any
+    sampled: bool
 
 
 # -- guard -------------------------------------------------------------------------------------
@@ -92,17 +134,16 @@ def by_shipped_scorer(answers: Sequence[PeerAnswer], scorer: Scorer) -> dict[str
     }
 
 
-def by_other_sets(answers: Sequence[PeerAnswer]) -> Doubles:
+def by_other_sets(parts: Sequence[Part]) -> Doubles:
     """Return probabilities of guard's own score, fitted for each set on the others of this run."""
     from early import fitted_probabilities
 
-    signals = [each.generation.signals(each.observer.signature()) for each in answers]
-    activations = np.stack([each.signature.activations for each in signals]).astype(np.float16)
-    schema = FeatureSchema(layers=activations.shape[2], groups=("logprob", "margin", "length"))
-    x = np.array([feature_vector(each, schema) for each in signals], np.float32)
-    sets = np.array([each.dataset for each in answers])
-    examples = Examples(x, np.array([each.wrong for each in answers]), sets, activations)
-    found = np.full(len(answers), np.nan)
+    activations = np.concatenate([each.activations for each in parts])
+    schema = FeatureSchema(layers=activations.shape[2], groups=GROUPS)
+    sets = np.repeat([each.name for each in parts], [len(each.wrong) for each in parts])
+    wrong = np.concatenate([each.wrong for each in parts])
+    examples = Examples(np.concatenate([each.x for each in parts]), wrong, sets, activations)
+    found = np.full(len(wrong), np.nan)
     for name in np.unique(sets):
         learn, out = np.flatnonzero(sets != name), np.flatnonzero(sets == name)
         try:
@@ -191,18 +232,17 @@ def uqlm_scores(answers: Sequence[PeerAnswer]) -> dict[str, Doubles]:
 
 
 def seconds_of(run: Callable[[], Any], count: int) -> float:
-    """Return seconds for each of so many answers."""
-    started = time.perf_counter()
+    """Return CPU seconds of this process for each of so many answers: the clock says little on a shared machine."""
+    started = time.process_time()
     run()
-    return (time.perf_counter() - started) / count
+    return (time.process_time() - started) / count
 
 
-def costs(
-    engine: BaseEngine, model: Any, plain: Any, answers: Sequence[PeerAnswer], scorer: Scorer
-) -> dict[str, float]:
-    """Return the seconds of one answer with each kind of method alone, and of plain generation on both engines."""
+def costs(engine: BaseEngine, models: Models, answers: Sequence[PeerAnswer], scorer: Scorer) -> dict[str, float]:
+    """Return the CPU seconds of one answer with each kind of method alone, and of plain generation on both engines."""
     from lm_polygraph.estimators import RAUQ, LexicalSimilarity, MaximumSequenceProbability
 
+    model, plain = models.eager, models.plain
     texts, tokens = rendered(model, answers), scorer.artefact.prompting.max_tokens
     count, limits = len(answers), Limits(max_tokens=tokens)
 
@@ -217,7 +257,7 @@ def costs(
             of.model.generate(**of.tokenizer(text, return_tensors="pt"), max_new_tokens=tokens, do_sample=False)
 
     runs: dict[str, Callable[[], Any]] = {
-        "transformers' generate": lambda: generated(plain),
+        GENERATE: lambda: generated(plain),
         "guard's engine, bare": lambda: [engine.generate(each.prompt, limits=limits) for each in answers],
         "guard's engine, scored": guarded,
         "LM-Polygraph, MaximumSequenceProbability": lambda: managed(
@@ -225,28 +265,32 @@ def costs(
         ),
         "LM-Polygraph, RAUQ": lambda: managed(model, texts, [RAUQ(instruct=True)], tokens),
         "LM-Polygraph, PTrue alone": lambda: p_true(model, answers),
-        f"LM-Polygraph, {SAMPLES} samples": lambda: managed(model, texts, [LexicalSimilarity("rougeL")], tokens),
     }
+    if models.sampled:
+        name = f"LM-Polygraph, {SAMPLES} samples"
+        runs[name] = lambda: managed(model, texts, [LexicalSimilarity("rougeL")], tokens)
     return {name: seconds_of(run, count) for name, run in runs.items()}
 
 
-def judged(scores: Mapping[str, Doubles], answers: Sequence[PeerAnswer]) -> dict[str, Any]:
+def judged(parts: Sequence[Part]) -> dict[str, Any]:
     """Return AUROC and PRR to one half of each method, pooled and as means over the sets, and guard's gains."""
-    wrong = np.array([each.wrong for each in answers])
-    sets = np.array([each.dataset for each in answers])
+    wrong = np.concatenate([each.wrong for each in parts])
+    names = [name for name in parts[0].scores if all(name in each.scores for each in parts)]
+    scores = {name: np.concatenate([each.scores[name] for each in parts]) for name in names}
+    scores[REFITTED] = by_other_sets(parts)
+    sets = np.repeat([each.name for each in parts], [len(each.wrong) for each in parts])
     cells = [_cell(name, np.flatnonzero(sets == name), scores, wrong) for name in np.unique(sets)]
     pooled = bootstrap([_cell("all", np.arange(len(wrong)), scores, wrong)], [AUROC, HALF_PRR])
     mean = bootstrap(cells, [AUROC])
-    found = {}
-    for name in scores:
-        gain = pooled.gain(OWN, name, AUROC.name).estimate
-        found[name] = {
+    return {
+        name: {
             "pooled AUROC": _text(pooled.mean(name, AUROC.name)[0]),
             "pooled PRR to one half": _text(pooled.mean(name, HALF_PRR.name)[0]),
             "mean AUROC": _text(mean.mean(name, AUROC.name)[0]),
-            "gain of guard": _text(gain),
+            "gain of guard": _text(pooled.gain(OWN, name, AUROC.name).estimate),
         }
-    return found
+        for name in scores
+    }
 
 
 def _cell(name: str, rows: NDArray[np.intp], scores: Mapping[str, Doubles], wrong: NDArray[np.bool_]) -> Predictions:
@@ -259,8 +303,8 @@ def _text(estimate: Estimate) -> list[float | None]:
     return [None if each is None else round(each, 3) for each in (estimate.value, estimate.low, estimate.high)]
 
 
-def run(asked: argparse.Namespace) -> dict[str, Any]:
-    """Ask, score by all methods, compare."""
+def part_of(engine: BaseEngine, models: Any, scorer: Scorer, name: str, rows: Sequence[Question]) -> Part:
+    """Ask the questions of one set, and score the answers by all methods."""
     from lm_polygraph.estimators import (
         RAUQ,
         LexicalSimilarity,
@@ -270,55 +314,76 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         Perplexity,
     )
 
+    answers, tokens = answers_of(engine, rows, scorer), scorer.artefact.prompting.max_tokens
+    scores = {**by_shipped_scorer(answers, scorer), **uqlm_scores(answers)}
+    single = [MaximumSequenceProbability(), Perplexity(), MeanTokenEntropy(), RAUQ(instruct=True)]
+    found, texts = managed(models.eager, rendered(models.eager, answers), single, tokens)
+    scores |= {**found, "LM-Polygraph, PTrue": p_true(models.eager, answers)}
+    if models.sampled:
+        sampling = [LexicalSimilarity("rougeL"), MonteCarloSequenceEntropy()]
+        scores |= managed(models.plain, rendered(models.plain, answers), sampling, tokens)[0]
+    same = [a.strip() == b.generation.text.strip() for a, b in zip(texts, answers, strict=True)]
+    signals = [each.generation.signals(each.observer.signature()) for each in answers]
+    schema = FeatureSchema(layers=engine.model.layers, groups=GROUPS)
+    return Part(
+        name=name,
+        wrong=np.array([each.wrong for each in answers]),
+        same=np.array(same),
+        scores=scores,
+        x=np.array([feature_vector(each, schema) for each in signals], np.float32),
+        activations=np.stack([each.signature.activations for each in signals]).astype(np.float16),
+    )
+
+
+def ask(asked: argparse.Namespace) -> None:
+    """Ask the sets that have no file yet; several of these programs can work beside each other."""
     sources = read_sets(asked.data, limit=asked.limit, seed=0)
-    rows = [(name, row) for name, row in list_rows(sources) if isinstance(row, Question)]
+    if all(asked.path(name).exists() for name in ("seconds", *(each.name for each in sources))):
+        return
     with load_engine(embedded_model(), engine="transformers", dtype="float32", deterministic=True) as engine:
-        point = find_capture_point(engine)
-        scorer = load_scorer(shipped_scorer()).for_model(engine.model, point, force=True)
-        answers = answers_of(engine, rows, scorer)
-        wrong = np.mean([each.wrong for each in answers])
-        print(f"{len(answers)} answers, {wrong:.0%} wrong", flush=True)
-        scores = {**by_shipped_scorer(answers, scorer), REFITTED: by_other_sets(answers), **uqlm_scores(answers)}
-        model, plain = polygraph("eager"), polygraph("sdpa")
-        tokens = scorer.artefact.prompting.max_tokens
-        single = [MaximumSequenceProbability(), Perplexity(), MeanTokenEntropy(), RAUQ(instruct=True)]
-        found, texts = managed(model, rendered(model, answers), single, tokens)
-        scores |= found
-        same = np.mean([a.strip() == b.generation.text.strip() for a, b in zip(texts, answers, strict=True)])
-        print(f"LM-Polygraph's answers equal guard's in {same:.1%}", flush=True)
-        scores["LM-Polygraph, PTrue"] = p_true(model, answers)
-        if asked.sampled:
-            sampling = [LexicalSimilarity("rougeL"), MonteCarloSequenceEntropy()]
-            scores |= managed(plain, rendered(model, answers), sampling, tokens)[0]
-        timed = costs(engine, model, plain, answers[:: max(1, len(answers) // asked.timed)][: asked.timed], scorer)
-    kept = {name: values.tolist() for name, values in scores.items()}
-    asked.kept.write_text(json.dumps({"wrong": [bool(each.wrong) for each in answers], "scores": kept}))
-    return {
-        "answers": len(answers),
-        "wrong": float(wrong),
-        "sets": sorted({each.dataset for each in answers}),
-        "same answers": float(same),
-        "judged": judged(scores, answers),
-        "seconds": timed,
-    }
+        scorer = load_scorer(shipped_scorer()).for_model(engine.model, find_capture_point(engine), force=True)
+        models = Models(polygraph("eager"), polygraph("sdpa"), asked.sampled)
+        for source in sources:
+            if not asked.path(source.name).exists():
+                rows = [row for row in source.rows if isinstance(row, Question)]
+                part = part_of(engine, models, scorer, source.name, rows)
+                part.write(asked.path(source.name))
+                print(f"{source.name}: {len(rows)} answers, {part.wrong.mean():.0%} wrong", flush=True)
+        if not asked.path("seconds").exists():
+            rows = [row for row in sources[0].rows if isinstance(row, Question)]
+            seconds = costs(engine, models, answers_of(engine, rows[: asked.timed], scorer), scorer)
+            asked.path("seconds").write_text(json.dumps(seconds), encoding="utf-8")
 
 
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kept", type=Path, help="where every single score is written")
+    parser.add_argument("kept", type=Path, help="folder of what was asked and scored, a file for each set")
     parser.add_argument("--data", action="append", required=True)
     parser.add_argument("--limit", type=int, default=80, help="questions of each set")
     parser.add_argument("--timed", type=int, default=30, help="answers for the costs")
     parser.add_argument("--sampled", action=argparse.BooleanOptionalAction, default=True, help="methods with samples")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    report = run(asked)
+    asked.kept.mkdir(exist_ok=True)
+    asked.path = lambda name: asked.kept / f"{name}.{'json' if name == 'seconds' else 'npz'}"
+    ask(asked)
+    parts = [Part.read(file) for file in sorted(asked.kept.glob("*.npz"))]
+    seconds = json.loads(asked.path("seconds").read_text(encoding="utf-8"))
+    report = {
+        "answers": sum(len(each.wrong) for each in parts),
+        "wrong": float(np.concatenate([each.wrong for each in parts]).mean()),
+        "sets": [each.name for each in parts],
+        "same answers": float(np.concatenate([each.same for each in parts]).mean()),
+        "judged": judged(parts),
+        "seconds": seconds,
+    }
+    for name in ("answers", "wrong", "sets", "same answers"):
+        print(f"{name}: {report[name]}")
     for name, values in report["judged"].items():
         print(f"{name:>45}: " + ", ".join(f"{what} {value}" for what, value in values.items()))
-    plain = report["seconds"]["transformers' generate"]
-    for name, seconds in report["seconds"].items():
-        print(f"{name:>45}: {seconds:.3f} s an answer, {seconds / plain:.2f} times generate")
+    for name, each in seconds.items():
+        print(f"{name:>45}: {each:.3f} s of CPU time an answer, {each / seconds[GENERATE]:.2f} times generate")
     if asked.out:
         packages = {name: version(name) for name in ("lm-polygraph", "uqlm")}
         about = {"machine": machine(), "versions": {**versions(), **packages}, "limit": asked.limit}
