@@ -82,7 +82,7 @@ def answers_of(engine: BaseEngine, rows: Sequence[Question], scorer: Scorer) -> 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class PeerSet:
     """The answers to one set, with every score.
 
     Attributes:
@@ -106,7 +106,7 @@ class Part:
         np.savez(path, wrong=self.wrong, same=self.same, names=names, values=values, x=self.x, layers=self.activations)
 
     @classmethod
-    def read(cls, path: Path) -> Part:
+    def read(cls, path: Path) -> PeerSet:
         """Read what `write` wrote."""
         found = np.load(path)
         scores = dict(zip(found["names"].tolist(), found["values"], strict=True))
@@ -134,7 +134,7 @@ def by_shipped_scorer(answers: Sequence[PeerAnswer], scorer: Scorer) -> dict[str
     }
 
 
-def by_other_sets(parts: Sequence[Part]) -> Doubles:
+def by_other_sets(parts: Sequence[PeerSet]) -> Doubles:
     """Return probabilities of guard's own score, fitted for each set on the others of this run."""
     from early import fitted_probabilities
 
@@ -272,7 +272,7 @@ def costs(engine: BaseEngine, models: Models, answers: Sequence[PeerAnswer], sco
     return {name: seconds_of(run, count) for name, run in runs.items()}
 
 
-def judged(parts: Sequence[Part]) -> dict[str, Any]:
+def judged(parts: Sequence[PeerSet]) -> dict[str, Any]:
     """Return AUROC and PRR to one half of each method, pooled and as means over the sets, and guard's gains."""
     wrong = np.concatenate([each.wrong for each in parts])
     names = [name for name in parts[0].scores if all(name in each.scores for each in parts)]
@@ -303,7 +303,7 @@ def _text(estimate: Estimate) -> list[float | None]:
     return [None if each is None else round(each, 3) for each in (estimate.value, estimate.low, estimate.high)]
 
 
-def part_of(engine: BaseEngine, models: Any, scorer: Scorer, name: str, rows: Sequence[Question]) -> Part:
+def part_of(engine: BaseEngine, models: Any, scorer: Scorer, name: str, rows: Sequence[Question]) -> PeerSet:
     """Ask the questions of one set, and score the answers by all methods."""
     from lm_polygraph.estimators import (
         RAUQ,
@@ -325,7 +325,7 @@ def part_of(engine: BaseEngine, models: Any, scorer: Scorer, name: str, rows: Se
     same = [a.strip() == b.generation.text.strip() for a, b in zip(texts, answers, strict=True)]
     signals = [each.generation.signals(each.observer.signature()) for each in answers]
     schema = FeatureSchema(layers=engine.model.layers, groups=GROUPS)
-    return Part(
+    return PeerSet(
         name=name,
         wrong=np.array([each.wrong for each in answers]),
         same=np.array(same),
@@ -368,7 +368,7 @@ def main() -> None:
     asked.kept.mkdir(exist_ok=True)
     asked.path = lambda name: asked.kept / f"{name}.{'json' if name == 'seconds' else 'npz'}"
     ask(asked)
-    parts = [Part.read(file) for file in sorted(asked.kept.glob("*.npz"))]
+    parts = [PeerSet.read(file) for file in sorted(asked.kept.glob("*.npz"))]
     seconds = json.loads(asked.path("seconds").read_text(encoding="utf-8"))
     report = {
         "answers": sum(len(each.wrong) for each in parts),
