@@ -1,4 +1,4 @@
-"""The review queue with a million cases: pages, search, claims and counts, and fifty reviewers who ask at once.
+"""The review queue with a million cases: pages, search, claims, counts, the console, and fifty reviewers at once.
 
     python benchmarks/review_load.py [--store reviews.db | postgresql://...] [--cases 1000000]
 
@@ -15,17 +15,24 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from statistics import quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import sqlalchemy as sa
+from starlette.testclient import TestClient
 
+from guard.access import Access, Grant, Role
+from guard.console import create_app
 from guard.records import Escalation, Prompt
+from guard.review.case_states import case_states
 from guard.review.migrations.tables import REVIEWS
 from guard.review.records import text_of_time, to_row
+from guard.review.similar import find_similar
 from guard.review.store import ALPHABET, CaseFilter, Store
 from guard.review_terms import PRIORITIES, ReviewTerms
 
@@ -110,9 +117,31 @@ def calls(store: Store, cases: int) -> Iterator[tuple[str, Callable[[int], objec
         "search: common words, waiting",
         lambda _: store.page(CaseFilter(status="pending", text=" ".join(draw.choices(_WORDS, k=2)))),
     )
+    yield "similar decided cases", lambda _: find_similar(store, store.review(f"decision-{draw.randrange(cases)}"))
+    shown = [review.id for review in store.page(pending, limit=25).reviews]
+    yield "who has the 25 cases of a page", lambda _: case_states(store, shown)
     yield "count: waiting", lambda _: store.count(pending)
     yield "one case by its decision", lambda _: store.review(f"decision-{draw.randrange(cases)}")
     yield "claim the next", lambda number: store.claim_next(reviewer=f"claimer-{number}")
+
+
+def pages(store: Store, access: Access) -> Iterator[tuple[str, Callable[[int], object]]]:
+    """What a reviewer's browser asks the console for, from the request to the last byte, without a network."""
+    if "load" not in [user.id for user in access.users.all()]:
+        access.users.add("load", grants=(Grant(Role.LEAD),))
+    browser = TestClient(create_app(store, access), headers={"sec-fetch-site": "same-origin"})
+    browser.cookies.set("guard", access.sessions.begin("load"))
+    ids = [review.id for review in store.page(CaseFilter(status="pending"), order="oldest", limit=CALLS).reviews]
+
+    def get(path: str) -> object:
+        answer = browser.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    yield "console: queue", lambda _: get("/queue")
+    yield "console: queue, searched", lambda number: get(f"/queue?view=all&q=topic{number}")
+    yield "console: an open queue asks", lambda _: get(f"/queue/live?since=2026-06-01&ids={','.join(ids[:25])}")
+    yield "console: a case, claimed", lambda number: get(f"/case/{ids[number]}")
 
 
 def timed(work: Callable[[int], object]) -> dict[str, float]:
@@ -151,13 +180,16 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=1_000_000)
     parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
     options = parser.parse_args()
-    with TemporaryDirectory() as folder, Store.open(options.store or f"{folder}/reviews.db", timeout_s=120) as store:
+    with ExitStack() as stack:
+        place = options.store or f"{stack.enter_context(TemporaryDirectory())}/reviews.db"
+        store = stack.enter_context(Store.open(place, timeout_s=120))
+        access = stack.enter_context(Access.open(place))
         if not store.count():
             began = time.perf_counter()
             fill(store, options.cases)
             print(f"{options.cases:,} cases in {time.perf_counter() - began:.0f} s", flush=True)
         figures: dict[str, Any] = {}
-        for name, work in calls(store, options.cases):
+        for name, work in chain(calls(store, options.cases), pages(store, access)):
             figures[name] = timed(work)
             print(f"{name:34} {figures[name]['median']:8.1f} {figures[name]['p95']:8.1f}", flush=True)
         figures["fifty at once"] = claim_at_once(store)

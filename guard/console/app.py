@@ -12,7 +12,18 @@ from starlette.staticfiles import StaticFiles
 
 from guard.access import Access
 from guard.access.oidc import OidcClient
-from guard.console import administration, audit, cases, decisions, entry, insights, queue, single_sign_on, webhooks
+from guard.console import (
+    administration,
+    audit,
+    cases,
+    certificates,
+    decisions,
+    entry,
+    insights,
+    queue,
+    single_sign_on,
+    webhooks,
+)
 from guard.console.desk import HERE, PageError, ReviewDesk, SignInError, go, render
 from guard.console.security import HEADERS, Shield
 from guard.console.settings import ConsoleSettings
@@ -20,6 +31,12 @@ from guard.errors import GuardError
 from guard.review.store import Store
 
 _log = logging.getLogger("guard.console")
+
+#: Modules with pages; an address belongs to the first that has it.
+_PARTS = (
+    *(entry, single_sign_on, queue, cases, decisions),
+    *(insights, certificates, audit, administration, webhooks),
+)
 
 _GONE = "There is no such page"
 
@@ -47,7 +64,18 @@ def create_app(store: Store, access: Access, settings: ConsoleSettings | None = 
     app = FastAPI(title="guard console", docs_url=None, redoc_url=None, openapi_url=None)
     oidc = None if settings.oidc is None else OidcClient(settings.oidc)
     app.state.desk = ReviewDesk(store, access, settings, oidc=oidc)
-    for part in (entry, single_sign_on, queue, cases, decisions, insights, audit, administration, webhooks):
+    for part in (
+        entry,
+        single_sign_on,
+        queue,
+        cases,
+        decisions,
+        insights,
+        certificates,
+        audit,
+        administration,
+        webhooks,
+    ):
         app.include_router(part.router)
     app.mount("/static", _Static(directory=HERE / "static"))
     app.add_middleware(Shield, settings=settings)

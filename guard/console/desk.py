@@ -29,6 +29,9 @@ from guard.review.typical_maps import TypicalMaps
 
 HERE = Path(__file__).parent
 
+#: Seconds for which a number of cases is shown that took long to count.
+COUNTS_S = 10.0
+
 #: Largest size of a form in bytes; its main part is an edited answer.
 LARGEST_FORM = 1_000_000
 
@@ -62,6 +65,7 @@ class ReviewDesk:
         logins: limits login attempts per address.
         typical: what layers look like in reviewed answers, by scorer.
         decided: what guards decided of late, by range and routes.
+        counts: numbers of cases that took long to count, by filter.
         log_checks: of the audit log.
         oidc: signs people in at an OpenID Connect provider; None without one.
     """
@@ -72,6 +76,7 @@ class ReviewDesk:
     logins: TryLimiter = field(default_factory=TryLimiter)
     typical: Remembered[TypicalMaps] = field(default_factory=Remembered)
     decided: Remembered[DecisionFigures] = field(default_factory=Remembered)
+    counts: Remembered[int] = field(default_factory=lambda: Remembered(COUNTS_S))
     log_checks: LogChecks = field(default_factory=LogChecks)
     oidc: OidcClient | None = None
 

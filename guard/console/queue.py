@@ -26,6 +26,9 @@ router = APIRouter()
 #: Number of cases on a page.
 LENGTH = 25
 
+#: A count that takes this many seconds is not made for each page.
+DEAR_S = 0.01
+
 #: Number of free cases that are tried before the queue reports that all are taken.
 TRIED = 20
 
@@ -117,7 +120,7 @@ def show_queue(
         "queue.html.j2",
         status=422 if error else 200,
         here="queue",
-        tabs=[(each, counted(visit.desk.store.count(each.chosen))) for each in views],
+        tabs=[(each, counted(_count(visit, each.chosen))) for each in views],
         view=here,
         asked=asked,
         found=found,
@@ -172,6 +175,11 @@ def go_on(visit: TheVisit, done: str = "", leave: str = "") -> Response:
                 leave_case(visit, leave)
             return visit.go(f"/case/{review.id}", done=done or None)
     return visit.go("/queue", done=done or None, leave=leave or None)
+
+
+def _count(visit: Visit, chosen: CaseFilter) -> int:
+    """Return how many cases there are; a number that took long to count is shown for some seconds."""
+    return visit.desk.counts.get(chosen, lambda: visit.desk.store.count(chosen), dear_s=DEAR_S)
 
 
 def _claimed(visit: Visit, review: Review) -> bool:

@@ -21,8 +21,13 @@ class Remembered(Generic[Value]):
         self._lock = Lock()
         self._kept: dict[Hashable, tuple[float, Value]] = {}
 
-    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+    def get(self, key: Hashable, make: Callable[[], Value], *, dear_s: float = 0.0) -> Value:
         """Return the value of a key, made where it is not known or too old.
+
+        Args:
+            key: names it.
+            make: makes it.
+            dear_s: a value that took fewer seconds than this to make is not kept, so that it is always the present one.
 
         Examples:
             >>> remembered = Remembered()
@@ -35,6 +40,8 @@ class Remembered(Generic[Value]):
         if known is not None and known[0] > now:
             return known[1]
         value = make()
+        if self._clock() - now < dear_s:
+            return value
         with self._lock:
             self._kept = {name: each for name, each in list(self._kept.items())[-MOST:] if each[0] > now}
             self._kept[key] = (now + self._for_s, value)

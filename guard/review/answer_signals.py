@@ -1,4 +1,4 @@
-"""What a case keeps of an answer's layers, for the people who review it: plain data, and small."""
+"""What a case keeps of an answer's tokens and layers, for the people who review it: plain data, and small."""
 
 from __future__ import annotations
 

@@ -26,6 +26,9 @@ CLAIMED: tuple[Claimed, ...] = get_args(Claimed)
 #: Largest exact count; beyond it, the count is one more.
 COUNTED = 10_000
 
+#: Written out, as in the index of these cases: only then does it serve.
+_HAS_OPINIONS = REVIEWS.c.opinions > sa.literal_column("0")
+
 #: Columns of each order, and whether it is descending; ties are ordered by id.
 _COLUMNS = {
     "due": (REVIEWS.c.sort_key, False),
@@ -204,13 +207,15 @@ def _states(chosen: CaseFilter, at: str) -> list[sa.ColumnElement[bool]]:
     if chosen.status is not None:
         found.append(_by_status(chosen.status))
     if chosen.late is not None:
-        late = sa.and_(IS_PENDING, REVIEWS.c.due_at <= at)
+        # What is due sorts by its time, so this is a range of the index by which pages are ordered.
+        late = sa.and_(IS_PENDING, REVIEWS.c.sort_key <= at, REVIEWS.c.due_at <= at)
         found.append(late if chosen.late else sa.or_(REVIEWS.c.due_at.is_(None), REVIEWS.c.due_at > at))
     if chosen.second is not None:
-        second = sa.and_(IS_PENDING, REVIEWS.c.opinions == 1)
+        second = sa.and_(IS_PENDING, _HAS_OPINIONS, REVIEWS.c.opinions == 1)
         found.append(second if chosen.second else ~second)
     if chosen.disputed is not None:
-        found.append(REVIEWS.c.disputed == int(chosen.disputed))
+        disputed = sa.and_(_HAS_OPINIONS, REVIEWS.c.disputed == 1)
+        found.append(disputed if chosen.disputed else REVIEWS.c.disputed == 0)
     return found
 
 

@@ -13,6 +13,7 @@ from made_cases import make_escalation
 from moved_clock import MovedClock
 
 from guard.console.layers import panel_of
+from guard.console.remembered import Remembered
 from guard.console.shading import shade
 from guard.records import Escalation
 from guard.review.answer_signals import unpack_map
@@ -187,6 +188,21 @@ def test_similar_cases_are_of_routes_that_the_reader_sees(console: MadeConsole) 
     assert "Similar earlier cases" in console.signed_in("mira").get(f"/case/{waiting.id}").text
     only = console.signed_in("jonas", ("reviewer:medical",)).get(f"/case/{waiting.id}").text
     assert "Similar earlier cases" not in only
+
+
+def test_a_dear_count_is_shown_for_some_seconds_and_a_cheap_one_is_counted_anew() -> None:
+    now = [0.0]
+    remembered: Remembered[int] = Remembered(10, clock=lambda: now[0])
+
+    def made(value: int, seconds: float) -> int:
+        now[0] += seconds
+        return value
+
+    assert remembered.get("a", lambda: made(1, 0.001), dear_s=0.01) == 1
+    assert remembered.get("a", lambda: made(2, 0.5), dear_s=0.01) == 2
+    assert remembered.get("a", lambda: made(3, 0.5), dear_s=0.01) == 2
+    now[0] += 10
+    assert remembered.get("a", lambda: made(4, 0.5), dear_s=0.01) == 4
 
 
 # -- blind verdicts ----------------------------------------------------------------------------

@@ -370,6 +370,7 @@ PAGES: dict[str, Callable[[list[Review], Review], str]] = {
     "users": lambda cases, hostile: "/settings/users",
     "keys": lambda cases, hostile: "/settings/keys",
     "error": lambda cases, hostile: "/nowhere",
+    "certificates": lambda cases, hostile: "/certificates",
     "webhooks": lambda cases, hostile: "/settings/webhooks",
     "audit log": lambda cases, hostile: "/audit",
     "entry": lambda cases, hostile: "/audit/0",

@@ -78,6 +78,11 @@ _partial(
     *(REVIEWS.c[name] for name in ("status", "priority", "sort_key", "id")),
     where=REVIEWS.c.late_at.is_(None),
 )
+_partial(
+    "reviews_with_opinions",
+    *(REVIEWS.c[name] for name in ("status", "sort_key", "id")),
+    where=REVIEWS.c.opinions > 0,
+)
 _partial("reviews_due", REVIEWS.c.due_at, where=_OPEN)
 _partial("reviews_of_certificate", REVIEWS.c.certificate, REVIEWS.c.number, where=REVIEWS.c.certificate.is_not(None))
 _partial("reviews_audited", REVIEWS.c.created_at, where=REVIEWS.c.kind == "audit")
