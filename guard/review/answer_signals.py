@@ -11,8 +11,31 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from guard.records import Generation
+
 #: Added to divergences before the logarithm, as in the scorer's features.
 _LEAST = 1e-6
+
+#: What stands for a token that the model ruled out altogether.
+_RULED_OUT = -99.0
+
+
+def kept_tokens(generation: Generation | None) -> list[list[float]] | None:
+    """Return where each token of an answer ends, and its log-probability: ``[[4, -0.012], ...]``.
+
+    Tokens that write one character together count as one; those that write none are left out. None where the engine
+    does not say which characters a token writes.
+    """
+    if generation is None or generation.offsets is None:
+        return None
+    kept: list[list[float]] = []
+    for (begin, end), logprob in zip(generation.offsets.tolist(), generation.logprobs.tolist(), strict=True):
+        value = round(max(logprob, _RULED_OUT), 4)
+        if kept and kept[-1][0] == end and begin < end:
+            kept[-1][1] += value
+        elif begin < end:
+            kept.append([end, value])
+    return kept
 
 
 def pack_map(layer_map: NDArray[np.float32] | None) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from guard.errors import InputError, StoreError
 from guard.files.stored_text import stored_text
 from guard.outcome_export import readings, span_list
 from guard.records import Attempt, Escalation, Prompt
-from guard.review.answer_signals import pack_map
+from guard.review.answer_signals import kept_tokens, pack_map
 from guard.review_terms import PRIORITIES, CaseKind, LateAction, Priority
 
 #: Metadata and messages are cut off at this depth, which also ends cycles.
@@ -66,7 +66,8 @@ class Review:
             items and sentences, each with ``start``, ``end``, ``text``, ``p_wrong`` and ``claim``; None where there
             are none), ``spans_above`` (those above the policy's limit), ``ood_score``, ``calibrated``,
             ``action``, ``rule``, ``reason``, ``prompt_tokens``, ``completion_tokens``, ``seconds``, ``sampling``,
-            ``error``, ``finish_reason``, ``reasoning``, ``layer_map`` (see `guard.review.answer_signals`).
+            ``error``, ``finish_reason``, ``reasoning``, ``tokens`` and ``layer_map`` (see
+            `guard.review.answer_signals`).
         metadata: metadata of the caller; values that JSON lacks are stored as text.
         status: pending, or the reviewer's verdict.
         draft: the reviewer's judgement of the model's answer, right or wrong; None while pending, or without an
@@ -300,6 +301,7 @@ def _attempt(attempt: Attempt) -> Any:
             "error": attempt.error,
             "finish_reason": attempt.finish_reason,
             "reasoning": attempt.reasoning,
+            "tokens": kept_tokens(attempt.generation),
             "layer_map": pack_map(score.layer_map if score else None),
             "redirected": attempt.generation.redirected if attempt.generation else None,
         }

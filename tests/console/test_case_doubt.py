@@ -15,7 +15,7 @@ from moved_clock import MovedClock
 from guard.console.layers import panel_of
 from guard.console.remembered import Remembered
 from guard.console.shading import shade
-from guard.records import Escalation
+from guard.records import Escalation, Generation, Sampling
 from guard.review.answer_signals import unpack_map
 from guard.review.records import Review
 from guard.review.typical_maps import FEWEST, TypicalMaps
@@ -86,6 +86,26 @@ def test_what_is_damaged_shades_nothing() -> None:
         shading = shade("An answer", [{"tokens": kept}])
         assert not shading.words
         assert [piece.level for part in shading.parts for piece in part.pieces] == [0]
+
+
+def test_a_case_keeps_the_tokens_of_its_answer(console: MadeConsole) -> None:
+    """A thought and an end token write nothing; two tokens that write one character count as one."""
+    offsets = np.array([[0, 0], [0, 5], [5, 6], [5, 6], [6, 11], [11, 11]], np.int32)
+    logprobs = np.log(np.array([0.1, 0.9, 0.5, 0.5, 0.2, 0.1], np.float32))
+    generation = Generation(
+        "Paris\u20ac1632!", (1, 2, 3, 4, 5, 6), logprobs, logprobs, logprobs, 3, "stop", Sampling(), 0, 0
+    )
+    case = make_escalation(1, answer=generation.text)
+    attempt = replace(case.attempts[-1], answer=generation.text, generation=replace(generation, offsets=offsets))
+    review = console.store.add(replace(case, attempts=(attempt,)))
+    kept = console.store.review(review.id).attempts[-1]["tokens"]
+    assert [end for end, _ in kept] == [5, 6, 11]
+    np.testing.assert_allclose(np.exp([value for _, value in kept]), [0.9, 0.25, 0.2], rtol=1e-3)
+    page = console.signed_in("mira").get(f"/case/{review.id}").text
+    assert '<span class="w u4">1632</span>' in page
+    assert "Unsure words as a table" in page
+    blind = replace(case, attempts=(attempt,), decision_id="b", route="b", terms=ReviewTerms(reviews=2))
+    assert 'class="w ' not in console.signed_in("mira").get(f"/case/{console.store.add(blind).id}").text
 
 
 # -- layers ------------------------------------------------------------------------------------
