@@ -210,7 +210,7 @@ def test_similar_cases_are_of_routes_that_the_reader_sees(console: MadeConsole) 
     assert "Similar earlier cases" not in only
 
 
-def test_a_dear_count_is_shown_for_some_seconds_and_a_cheap_one_is_counted_anew() -> None:
+def test_a_count_that_took_long_is_shown_for_some_seconds() -> None:
     now = [0.0]
     remembered: Remembered[int] = Remembered(10, clock=lambda: now[0])
 
