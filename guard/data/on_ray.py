@@ -152,13 +152,13 @@ def _where_it_is(data: DataSpecs) -> Any:
 
 def _absolute(value: Any) -> Any:
     """Return a path that does not depend on the current folder, which workers do not share."""
-    is_path = isinstance(value, Path) or (isinstance(value, str) and (os.sep in value or "." in value))
-    if not is_path or "://" in str(value):
+    if not isinstance(value, str | Path) or "://" in str(value):
         return value
     name, at, folder = str(value).partition("@")  # NAME@FOLDER is a named set
     if at and Path(folder).exists():
         return f"{name}@{Path(folder).absolute()}"
-    return type(value)(Path(value).absolute()) if Path(value).exists() else value
+    is_path = isinstance(value, Path) or os.sep in value or "." in value
+    return type(value)(Path(value).absolute()) if is_path and Path(value).exists() else value
 
 
 def _not_negative(name: str, value: float) -> float:
