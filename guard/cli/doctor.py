@@ -31,6 +31,7 @@ _PACKAGES = {
     "spans": ("sentencex",),
     "openai": ("httpx", "tenacity"),
     "math": ("math-verify",),
+    "ray": ("ray",),
     "datasets": ("huggingface-hub", "pyarrow"),
     "evaluate": ("lightgbm", "scikit-learn", "scipy", "pyarrow", "matplotlib"),
     "langchain": ("langchain-core", "langchain", "langgraph"),
@@ -39,6 +40,7 @@ _PACKAGES = {
     "serve": ("fastapi", "uvicorn", "jsonschema", "llguidance", "prometheus-client"),
     "otel": ("opentelemetry-api", "opentelemetry-sdk"),
     "console": ("fastapi", "uvicorn", "argon2-cffi"),
+    "oidc": ("authlib", "joserfc", "httpx"),
     "audit": ("cryptography",),
     "webhooks": ("httpx", "cryptography"),
 }
