@@ -16,13 +16,14 @@ import pytest
 from scripted import END, ByteEngine, scripted_model
 
 from guard.engines.constraint import Grammars
+from guard.engines.protocols import Chunk
 from guard.engines.request import Request
 from guard.engines.sampling import TokenSignals
 from guard.engines.tokenizing import TokenizingEngine
 from guard.engines.vllm.loop import SteppedLoop
 from guard.engines.vllm.watching import News, Watch, Watched, take_row
 from guard.errors import CancelledError, EngineError, EngineTimeoutError, InputError
-from guard.records import Chunk, Floats, Limits, ModelInfo, Prompt
+from guard.records import Floats, Limits, ModelInfo, Prompt
 from guard.response_format import ResponseFormat
 from guard.scoring.signature import SignatureObserver
 
