@@ -134,8 +134,8 @@ def test_a_reviewer_decides_by_keys_alone(desk: ServedConsole, cases: list[Revie
     page.keyboard.press("a")
     page.wait_for_url(f"**/case/{cases[1].id}?done={cases[0].id}")
     assert store.review(cases[0].id).status is ReviewStatus.APPROVED
-    page.wait_for_function("document.activeElement.tagName === 'H1'")
-    page.wait_for_function("document.querySelector('#live').innerText.includes('Approved')")
+    page.locator("h1:focus").wait_for()
+    page.locator("#live").filter(has_text="Approved").wait_for(state="attached")
 
     page.keyboard.press("u")
     page.wait_for_url(f"**/case/{cases[0].id}")
@@ -152,10 +152,10 @@ def test_a_reviewer_decides_by_keys_alone(desk: ServedConsole, cases: list[Revie
     settled(page)
     page.keyboard.press("e")
     page.wait_for_url("**edit=1")
-    page.wait_for_function("document.activeElement.tagName === 'TEXTAREA'")
+    page.locator("textarea:focus").wait_for()
     page.keyboard.press("Control+A")
     page.keyboard.type("Six hours are enough, says answer 1.")
-    page.wait_for_function("document.querySelector('#diff ins')?.innerText === 'Six'")
+    page.locator("#diff ins").filter(has_text=re.compile("^Six$")).wait_for()
     assert page.locator("#diff del").first.inner_text() == "Four"
     page.keyboard.press("Control+Enter")  # not saved: the label is missing
     assert store.review(cases[1].id).status is ReviewStatus.PENDING
@@ -322,11 +322,9 @@ def test_claims_change_in_their_own_cell(desk: ServedConsole, cases: list[Review
     desk.console.store.claim(cases[0].id, reviewer="ana")
     desk.console.store.approve(cases[1].id, reviewer="ana")
     page.clock.run_for(10_500)
-    page.wait_for_function("document.querySelector('[data-who]').innerText === 'Ana <b>Kovač</b>'")
-    assert [cell.inner_text() for cell in page.locator("[data-who]").all()][1:3] == [
-        "approved by Ana <b>Kovač</b>",
-        "free",
-    ]
+    page.locator("[data-who]").filter(has_text=re.compile("^Ana <b>Kovač</b>$")).wait_for()
+    cells = [cell.inner_text() for cell in page.locator("[data-who]").all()]
+    assert cells[:3] == ["Ana <b>Kovač</b>", "approved by Ana <b>Kovač</b>", "free"]
     assert page.locator("tr[data-case]").count() == 5
 
 
