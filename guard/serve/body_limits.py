@@ -39,6 +39,9 @@ class BodyLimits:
 
     async def _body(self, scope: Any, receive: AsgiReceive) -> bytes | None:
         """Return the whole body, or None if the client disconnects."""
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+            # A proxy that goes by the other one would take the rest of the body for the next request.
+            raise RequestError("The request has both Content-Length and Transfer-Encoding")
         for name, value in scope["headers"]:
             if name == b"content-length" and int(value) > self._most:
                 raise self._too_large()
