@@ -24,6 +24,15 @@ WITHOUT_TORCH = (
 )
 EXTRAS = f"transformers,int4,{WITHOUT_TORCH}"
 TOOLS = [name for name in nox.project.dependency_groups(nox.project.load_toml(), "dev") if not name.startswith("torch")]
+#: Clients that are no dependencies of the tests, at the versions that docs/evidence/clients.md names.
+NPM_PACKAGES = (
+    "openai@6.49.0",
+    "ai@6.0.326",
+    "@ai-sdk/openai@3.0.141",
+    "@ai-sdk/openai-compatible@2.0.92",
+    "zod@4.6.7",
+)
+LITELLM, OPEN_WEBUI = "litellm[proxy]", "open-webui==0.12.4"
 #: Each extra, and a program that uses what it brings.
 USES = {
     "": "import guard; guard.load_policy('balanced'); print(guard.__version__)",
@@ -164,3 +173,30 @@ def killed_ray(session: nox.Session) -> None:
     """Record 2,000 answers on a Ray cluster of two workers, one of which is killed; the output is in docs/evidence."""
     session.install("-e", ".[transformers,evaluate,ray]", TORCH)
     session.run("python", "tests/support/killed_ray.py", *session.posargs, env={"PYTHONPATH": str(Path.cwd())})
+
+
+@nox.session(python="3.11")
+def soak(session: nox.Session) -> None:
+    """64 clients ask a server for half an hour; ``-- --seconds 60`` for less. Prints what was left behind."""
+    session.install("-e", f".[{EXTRAS}]", "--group", "dev")
+    session.run("python", "tests/support/served_soak.py", *(session.posargs or ("--seconds", "1800")))
+
+
+@nox.session(python="3.11")
+def clients(session: nox.Session) -> None:
+    """Clients of other projects on ``guard serve``: npm's openai and ai, LiteLLM's proxy, Open WebUI's templates."""
+    session.install("-e", f".[{EXTRAS}]", "--group", "dev")
+    folder = Path(session.create_tmp()).absolute()
+    session.run("npm", "install", "--prefix", str(folder), *NPM_PACKAGES, external=True)
+    session.run("python", "-m", "venv", str(folder / "litellm"))
+    session.run(str(folder / "litellm" / "bin" / "pip"), "install", "-q", LITELLM, external=True)
+    session.run("pip", "download", "-q", "--no-deps", "-d", str(folder), OPEN_WEBUI)
+    (wheel,) = folder.glob("open_webui-*.whl")
+    session.run("python", "-m", "zipfile", "-e", str(wheel), str(folder / "open-webui"))
+    named = {
+        "GUARD_TEST_NPM": str(folder),
+        "GUARD_TEST_LITELLM": str(folder / "litellm" / "bin" / "litellm"),
+        "GUARD_TEST_OPEN_WEBUI": str(folder / "open-webui"),
+    }
+    tests = ("tests/serve/test_other_clients.py", "tests/serve/test_serve_langchain_standard.py")
+    session.run("pytest", *(session.posargs or ("-rA", *tests)), env={"OPENBLAS_NUM_THREADS": "1", **named})

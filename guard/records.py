@@ -29,6 +29,9 @@ if TYPE_CHECKING:  # loading numpy takes 150 ms, and a prompt or a policy does n
 Floats: TypeAlias = "NDArray[np.float32]"
 Doubles: TypeAlias = "NDArray[np.float64]"
 
+#: Token ids with their log-probabilities, the likeliest first.
+Likeliest: TypeAlias = tuple[tuple[int, float], ...]
+
 #: Where a block's activations are read: the MLP's output before the residual add, the block's, or both, MLPs first.
 CapturePoint = Literal["mlp", "block", "mlp+block"]
 
@@ -49,6 +52,7 @@ class Prompt:
         plain: for a raw prompt, whether control tokens in its text are treated as plain text, as needed for user input.
         cache_key: only prompts with the same key share cached prefixes, so timing reveals nothing to others.
         response_format: the form that the answer must have; decoding is constrained to it.
+        top_logprobs: how many of the likeliest tokens are reported at each token of the answer.
 
     Raises:
         InputError: a message's content is something other than text, such as an image or None.
@@ -61,6 +65,7 @@ class Prompt:
     plain: bool = False
     cache_key: str | None = None
     response_format: ResponseFormat | None = None
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         if self.messages is not None:
@@ -250,6 +255,8 @@ class Generation:
             scores do not read.
         redirected: tokens whose most likely choice the response format ruled out; None without a format.
         offsets: shape (T, 2), the characters of ``text`` that each token writes, from and to; None if unknown.
+        top: for each token the likeliest ones there, as ids with log-probabilities; None where none were asked for.
+        pieces: bytes of tokens by id, where the engine has no vocabulary; None where it has.
     """
 
     text: str
@@ -267,6 +274,8 @@ class Generation:
     in_answer: NDArray[np.bool_] | None = None
     redirected: int | None = None
     offsets: NDArray[np.int32] | None = None
+    top: tuple[Likeliest, ...] | None = None
+    pieces: tuple[bytes, ...] | None = None
 
     @property
     def completion_tokens(self) -> int:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from guard.access.clock import Clock, stamp
+from guard.access.minutes import MinuteUse, add_tokens, take_request
 from guard.access.records import ApiKey, Grant, KeyLimits, parse_grants
 from guard.access.tokens import digest, key_prefix, make_key, same
 from guard.checked import whole_number
@@ -97,9 +98,9 @@ class Keys:
     def find(self, secret: str) -> ApiKey | None:
         """Return the valid key of a secret, such as the one in ``Authorization: Bearer``, or None.
 
-        The hash of the secret is compared in constant time, even if no key has its prefix. Revoked and expired keys
-        are invalid. Pass ``key.principal`` to `guard.access.may`. The caller enforces the limits per minute; `charge`
-        counts towards the monthly quota.
+        The secret's hash is compared in constant time, also where no key begins like it. A revoked key and one
+        that has ended are None too. ``key.principal`` is what `guard.access.may` takes; the limits a minute are
+        kept by `take`, the quota of the month by `charge`.
         """
         now = self._clock()
         with self._database.read() as connection:
@@ -114,11 +115,25 @@ class Keys:
                 connection.execute(change.values(seen_at=stamp(now)))
         return self._to_key(row)
 
+    def take(self, prefix: str, limits: KeyLimits) -> MinuteUse:
+        """Count a request towards a key's minute, unless one of its limits is reached. All servers count together.
+
+        Tokens are known after an answer, so that requests at the same time may go past their limit together.
+
+        Args:
+            prefix: of the key, as in `ApiKey`.
+            limits: of the key.
+        """
+        with self._database.write() as connection:
+            return take_request(self._database, connection, prefix, limits)
+
     def charge(self, prefix: str, tokens: int) -> int:
         """Add tokens to the usage of a key in this calendar month (UTC); committed when this returns.
 
-        Check before a request that ``used_tokens`` is below ``limits.tokens_per_month``, and charge afterwards: one
-        request may exceed the quota, and the next is refused.
+        They count towards its minute as well, where that has a limit.
+
+        Ask before a request whether ``used_tokens`` is below ``limits.tokens_per_month``, and charge afterwards:
+        one request may go past the quota, and the next is refused.
 
         Args:
             prefix: prefix of the key, as in `ApiKey`.
@@ -137,7 +152,10 @@ class Keys:
         change = sa.update(ACCESS_KEYS).where(ACCESS_KEYS.c.prefix == prefix)
         with self._database.write() as connection:
             connection.execute(change.values(used_tokens=before + tokens, used_month=month))
-            return self._to_key(_by_prefix(connection, prefix)).used_tokens
+            key = self._to_key(_by_prefix(connection, prefix))
+            if key.limits.tokens_per_minute is not None:
+                add_tokens(self._database, connection, prefix, tokens)
+            return key.used_tokens
 
     def _checked_end(self, ends_at: datetime | None) -> str | None:
         if ends_at is None:

@@ -160,6 +160,20 @@ class KeyLimits:
             if (value := getattr(self, name)) is not None:
                 whole_number(name, value, least=1)
 
+    @property
+    def of_a_minute(self) -> dict[Literal["requests", "tokens"], int]:
+        """The limits of a minute that there are.
+
+        Examples:
+            >>> KeyLimits(requests_per_minute=60).of_a_minute
+            {'requests': 60}
+        """
+        given: dict[Literal["requests", "tokens"], int | None] = {
+            "requests": self.requests_per_minute,
+            "tokens": self.tokens_per_minute,
+        }
+        return {what: limit for what, limit in given.items() if limit is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:

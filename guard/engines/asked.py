@@ -22,7 +22,7 @@ from guard.engines import witness
 from guard.engines.protocols import Chunk, Observer
 from guard.engines.request import Interrupt, Outbox, Request
 from guard.engines.sampling import TokenSignals
-from guard.errors import ForkError
+from guard.errors import ForkError, InputError
 from guard.records import CapturePoint, Generation, Limits, ModelInfo, Prompt, Sampling
 
 
@@ -44,6 +44,9 @@ class RequestEngine(ABC):
 
     #: Where activations are read.
     capture_point: CapturePoint
+    #: How many of the likeliest tokens it reports at each token (`Prompt.top_logprobs`), at most; None where it
+    #: reports no tokens.
+    most_top_logprobs: int | None = None
 
     def __init__(self, loop: RequestLoop) -> None:
         """
@@ -196,12 +199,18 @@ class RequestEngine(ABC):
         **settings: Any,
     ) -> Request:
         self._check_process()
+        self._check_top(prompt.top_logprobs)
         if observer is None and settings.get("completion") is None:  # who scores the answer observes the layers
             witness.begin(None).say(None)
         if sampling.temperature > 0 and sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(32))
         interrupt = Interrupt(time.monotonic(), limits.timeout_s, cancel)
         return Request(prompt, sampling, limits, observer, interrupt, Outbox(loop), **settings)
+
+    def _check_top(self, wanted: int) -> None:
+        most = self.most_top_logprobs or 0
+        if not 0 <= wanted <= most:
+            raise InputError(f"top_logprobs is {wanted}", why=f"'{self.model.name}' reports {most} at most")
 
     def _check_process(self) -> None:
         """A fork copies an engine without its threads, and whoever asks it there waits forever."""

@@ -30,6 +30,7 @@ class BaseEngine(TokenizingEngine):
     one_at_a_time: bool = False
     #: What of earlier requests' tokens the model can use again.
     reuse: Reuse = "nothing"
+    most_top_logprobs = 20  # as OpenAI's API
 
     def __init__(self) -> None:
         self._loop = EngineLoop(self)

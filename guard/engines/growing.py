@@ -16,7 +16,7 @@ from guard.engines.sampling import TokenSignals
 from guard.engines.thinking import Splitter, thinking_of
 from guard.engines.tool_marks import TOOL_MARKS
 from guard.errors import error_text
-from guard.records import FinishReason, Floats, Generation, Sampling
+from guard.records import FinishReason, Floats, Generation, Likeliest, Sampling
 
 #: Tokens of the prompt's end that are looked at for a thought that the template has opened.
 _END_TOKENS = 24
@@ -207,6 +207,7 @@ class GrowingAnswer:
         queue_s: float,
         seconds: float,
         redirected: int | None = None,
+        top: tuple[Likeliest, ...] | None = None,
     ) -> Generation:
         """Return the whole answer; see `Generation`."""
         signals = self._signals
@@ -226,6 +227,7 @@ class GrowingAnswer:
             in_answer=np.array(self._in_answer, np.bool_),
             redirected=redirected,
             offsets=self._offsets(),
+            top=top,
         )
 
     def _offsets(self) -> NDArray[np.int32] | None:

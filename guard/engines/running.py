@@ -9,8 +9,8 @@ import numpy as np
 from guard.engines.batch import Feed, PassRow
 from guard.engines.growing import AnswerReader, GrowingAnswer
 from guard.engines.request import Request
-from guard.engines.sampling import choose, signals_of
-from guard.records import FinishReason, Floats, Generation
+from guard.engines.sampling import choose, likeliest, signals_of
+from guard.records import FinishReason, Floats, Generation, Likeliest
 
 #: Tokens of an answer that room is kept for at a time.
 ANSWER_ROOM = 128
@@ -43,6 +43,7 @@ class RunningAnswer:
         stop = request.limits.stop if request.forced is None else ()
         reading = reader.reading(request.tokens, stop=stop, tools=bool(request.prompt.tools))
         self._captures = request.reader is not None
+        self._top: list[Likeliest] = []
         self._answer = GrowingAnswer(reading, request.reader, request.on_token)
 
     @property
@@ -89,6 +90,8 @@ class RunningAnswer:
         request, answer = self.request, self._answer
         logits = row.logits()
         token = self._next_token(logits) if request.forced is None else request.forced[len(answer)]
+        if request.prompt.top_logprobs:
+            self._top.append(likeliest(logits, request.prompt.top_logprobs))
         self._show(answer.push(token, signals_of(logits, token), row.activations))
         self._next = [token]
         self.tokens.append(token)
@@ -118,6 +121,7 @@ class RunningAnswer:
             queue_s=self._started - request.interrupt.started,
             seconds=time.monotonic() - self._started,
             redirected=None if constraint is None else constraint.redirected,
+            top=tuple(self._top) if request.prompt.top_logprobs else None,
         )
 
     def _show(self, text: str) -> None:

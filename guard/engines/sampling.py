@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import EngineError
-from guard.records import Floats, Sampling
+from guard.records import Floats, Likeliest, Sampling
 
 
 class TokenSignals(NamedTuple):
@@ -65,6 +65,23 @@ def signals_of(logits: Floats, token: int) -> TokenSignals:
     logprob = float(shifted[token]) - log_total
     shifted[top] = -np.inf
     return TokenSignals(logprob, max(entropy, 0.0), -float(shifted.max()))
+
+
+def likeliest(logits: Floats, k: int) -> Likeliest:
+    """Return the k likeliest tokens with their log-probabilities at temperature 1, the likeliest first, ties by id.
+
+    Args:
+        logits: shape (V,), raw.
+        k: 1 or more.
+
+    Examples:
+        >>> likeliest(np.log(np.array([0.5, 0.25, 0.25], np.float32)), 2)
+        ((0, -0.69...), (1, -1.38...))
+    """
+    ids = _top_k(logits, k)
+    top = float(logits[ids[0]])
+    log_total = math.log(float(np.exp(logits - top).sum()))
+    return tuple((int(at), float(logits[at]) - top - log_total) for at in ids)
 
 
 def choose(logits: Floats, sampling: Sampling, rng: np.random.Generator) -> int:

@@ -20,9 +20,14 @@ from guard.engines.request import Request
 from guard.errors import InputError, PromptTooLongError
 from guard.records import Prompt
 
+#: Tokens before another one that its text can depend on: a character has four bytes at most.
+_CONTEXT_TOKENS = 4
+
 
 class TokenizingEngine(RequestEngine):
     """Engine that makes the tokens of its prompts itself, and text of its answers' tokens."""
+
+    most_top_logprobs = 0
 
     # -- what an engine implements -------------------------------------------------------------
 
@@ -69,6 +74,20 @@ class TokenizingEngine(RequestEngine):
         """Return the text that each token of an answer adds; empty within a character, which the last one gives."""
         reading = self._detokenizer()
         return [reading.push(token) for token in tokens]
+
+    def alternative_text(self, before: Sequence[int], token: int) -> str:
+        """Return the text that a token would add behind others; empty for one that ends an answer.
+
+        Args:
+            before: the tokens before it; the last of them are enough.
+            token: that could come next.
+        """
+        if self._is_end(token):
+            return ""
+        reading = self._detokenizer()
+        for each in before[-_CONTEXT_TOKENS:]:
+            reading.push(each)
+        return reading.push(token) or reading.flush()
 
     # -- how a request runs --------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from guard.langchain.agent.middleware import GuardMiddleware
     from guard.langchain.attempts.accounting import unguarded
     from guard.langchain.attempts.complete_json import IncompleteAnswerError
-    from guard.langchain.attempts.stream_monitor import RetractedError
     from guard.langchain.attempts.trusted_fallbacks import trusted
     from guard.langchain.chain.guarded_run import GuardedOutcome
     from guard.langchain.chain.guarded_runnable import GuardedRunnable, guarded
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from guard.langchain.chat.chat_guard import ChatGuard
     from guard.langchain.chat.shared_engines import close_engines, shared_engine
     from guard.langchain.metadata import ScoredCall, decision_metadata, read_score, score_metadata
+    from guard.runtime.stream_monitor import RetractedError
 
 #: What the extra installs.
 _PACKAGES = ("langchain_core", "langchain", "langgraph", "langsmith")
@@ -35,7 +35,7 @@ _HOMES = {
     "GuardedOutcome": "chain.guarded_run",
     "GuardedRunnable": "chain.guarded_runnable",
     "IncompleteAnswerError": "attempts.complete_json",
-    "RetractedError": "attempts.stream_monitor",
+    "RetractedError": "chain.guarded_run",
     "ScoredCall": "metadata",
     "close_engines": "chat.shared_engines",
     "decision_metadata": "metadata",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
@@ -26,6 +26,7 @@ from guard.review.handlers import HANDLERS, Handler, ReviewQueue, WaitingQueue, 
 from guard.runtime.base_models import COMPLETION_STOP, completion_text
 from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.decision_log import log_policy
+from guard.runtime.live import stream_steps
 from guard.runtime.loop import Call
 from guard.runtime.monitored import find_monitor
 from guard.runtime.resources import Resources, all_handlers, open_store
@@ -42,7 +43,7 @@ from guard.runtime.sources import (
     loading_options,
     missing_fallback,
 )
-from guard.runtime.steps import adrive, drive
+from guard.runtime.steps import adrive, adrive_stream, drive, drive_stream
 from guard.scores import Score
 from guard.scoring.provenance import Binding
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
@@ -295,6 +296,19 @@ class Guard:
         call = self._call(prompt, route, sampling, limits, metadata, template_options, cache_key, response_format)
         return await adrive(call.steps())
 
+    def stream(self, prompt: PromptLike, **options: Any) -> Iterator[str | Outcome]:
+        """Yield the text for the caller, then the outcome; options and errors as for `ask`.
+
+        Where the policy says ``streaming: live``, the model's text comes as it grows, before the decision: if the
+        outcome's action is not ``accept``, what was yielded does not hold. Nothing is tried again, and a policy that
+        abstains by raising raises nothing. Otherwise all of the text comes once it is decided.
+        """
+        return drive_stream(stream_steps(self._call(prompt, **options)))
+
+    def astream(self, prompt: PromptLike, **options: Any) -> AsyncGenerator[str | Outcome, None]:
+        """`stream` without blocking the event loop; closing it stops the generation."""
+        return adrive_stream(stream_steps(self._call(prompt, **options)))
+
     def attempts(
         self,
         prompt: PromptLike,
@@ -398,10 +412,10 @@ class Guard:
     def _call(
         self,
         prompt: PromptLike,
-        route: str | None,
-        sampling: Sampling,
-        limits: Limits | None,
-        metadata: Mapping[str, Any] | None,
+        route: str | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008
+        limits: Limits | None = None,
+        metadata: Mapping[str, Any] | None = None,
         template_options: Mapping[str, Any] | None = None,
         cache_key: str | None = None,
         response_format: ResponseFormat | None = None,

@@ -131,7 +131,15 @@ class AttemptPlan:
 
 @dataclass(slots=True)
 class Call:
-    """One guarded call."""
+    """One guarded call.
+
+    Attributes:
+        resources: engines and handlers.
+        prompt, sampling, limits, metadata: what is asked.
+        state: of this call.
+        cancel: set from another thread to stop.
+        live: whether the answer is shown before it is decided, so that no other attempt can replace it.
+    """
 
     resources: Resources
     prompt: Prompt
@@ -140,6 +148,7 @@ class Call:
     metadata: dict[str, Any]
     state: CallState
     cancel: threading.Event | None = None
+    live: bool = False
 
     def steps(self) -> Steps[Outcome]:
         """Make attempts until the policy asks for no other, then carry out its last decision."""
@@ -149,11 +158,7 @@ class Call:
         yield from log_decision(self.resources.audit_log, self.state, self._case)
         yield from audit_steps(monitor, self.state, self._case)
         self.state.check_abstention()
-        delivery = NOBODY
-        if to := self.state.escalate_to:
-            resources = self.resources
-            delivery = yield escalation_step(self._case(), resources.handlers, to, resources.handler_timeout_s)
-        return self.state.outcome(delivery=delivery)
+        return (yield from self._deliver())
 
     def attempts(self) -> Steps[None]:
         """Make attempts until the policy asks for no other; the budget bounds them."""
@@ -205,7 +210,8 @@ class Call:
         """Score a result and decide about it; return whether another attempt follows."""
         if self.state.shadow:  # not decided here: a guarded call around this one must learn of the answer
             witness.begin(None).say(result.text)
-        self.state.note_use(prompt_tokens=result.prompt_tokens, completion_tokens=result.completion_tokens)
+        used = {"prompt_tokens": result.prompt_tokens, "completion_tokens": result.completion_tokens}
+        self.state.note_use(**used, last=self.live)
         error = None
         try:
             score = self._scored(plan, result)
@@ -222,7 +228,7 @@ class Call:
 
     def _fail(self, plan: AttemptPlan, error: Exception) -> bool:
         """Decide that there is no answer, or raise an error that is the caller's."""
-        self.state.note_use()
+        self.state.note_use(last=self.live)
         return self._keep(plan, None, None, self.state.decide_failure(error), describe_error(error))
 
     def _decide(self, plan: AttemptPlan, result: Result, score: Score | None, error: str | None) -> Decision:
@@ -257,6 +263,13 @@ class Call:
         )
 
     # -- the last decision ---------------------------------------------------------------------
+
+    def _deliver(self) -> Steps[Outcome]:
+        """Hand an escalated case to its handlers, and return the outcome."""
+        resources, delivery = self.resources, NOBODY
+        if to := self.state.escalate_to:
+            delivery = yield escalation_step(self._case(), resources.handlers, to, resources.handler_timeout_s)
+        return self.state.outcome(delivery=delivery)
 
     def _case(self) -> Escalation:
         scorer = self.resources.own.scorer

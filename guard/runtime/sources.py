@@ -45,8 +45,9 @@ class Source:
         return self.scorer.artefact.prompting.template_options if self.scorer else {}
 
     def own_prompt(self, prompt: Prompt) -> Prompt:
-        """Return another model's prompt with the template options of this one."""
-        return replace(prompt, template_options=self.template_options)
+        """Return another model's prompt with the template options of this one, and what its engine can report."""
+        most = getattr(self.engine, "most_top_logprobs", None) or 0
+        return replace(prompt, template_options=self.template_options, top_logprobs=min(prompt.top_logprobs, most))
 
     def deciding(self, policy: Policy) -> Source:
         """Return this with a scorer that computes what a policy reads; a shadow policy records all that there is."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from guard.serve.callers import Caller
 from guard.serve.request_errors import RequestError
 
-_MINUTE = 60.0
+if TYPE_CHECKING:
+    from guard.access import KeyLimits
+    from guard.access.keys import Keys
+    from guard.access.minutes import MinuteUse
 
 
 class Admission:
@@ -49,70 +52,51 @@ class Admission:
             self.running -= 1
 
 
-@dataclass(slots=True)
-class _Used:
-    """The usage of a key in the minute that started at ``began``."""
-
-    began: float
-    requests: int = 0
-    tokens: int = 0
-
-
 class RateLimits:
-    """Requests and tokens of each key in fixed minutes. Every server process counts on its own."""
+    """Each key's requests and tokens, counted in the database, so that all servers of it keep the limits together.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._used: dict[str, _Used] = {}
+    Args:
+        keys: of the server; None where it has none, and so no limits.
+    """
 
-    def take(self, caller: Caller) -> dict[str, str]:
-        """Count a request, and return OpenAI's rate limit headers.
+    def __init__(self, keys: Keys | None) -> None:
+        self._keys = keys
+
+    async def take(self, caller: Caller) -> dict[str, str]:
+        """Count a request, and return OpenAI's headers about what is left.
 
         Raises:
             RequestError: with status 429, if a limit is reached. Tokens are counted after the answer.
         """
-        used, limits = self._current(caller.id), caller.limits
+        limits = caller.limits
         if limits.tokens_per_month is not None and caller.used_tokens >= limits.tokens_per_month:
             raise _reached("tokens of this month", limits.tokens_per_month, code="insufficient_quota")
-        wait = max(0.0, used.began + _MINUTE - self._clock())
-        for what, limit, now in (
-            ("requests", limits.requests_per_minute, used.requests),
-            ("tokens", limits.tokens_per_minute, used.tokens),
-        ):
-            if limit is not None and now >= limit:
-                raise _reached(f"{what} per minute", limit, headers=self._headers(caller, used), wait=wait)
-        used.requests += 1
-        return self._headers(caller, used)
+        if self._keys is None or not limits.of_a_minute:
+            return {}
+        used = await asyncio.to_thread(self._keys.take, caller.id, limits)
+        headers = _headers(limits, used)
+        if used.reached is not None:
+            limit = limits.of_a_minute[used.reached]
+            raise _reached(f"{used.reached} per minute", limit, headers=headers, wait=used.left_s)
+        return headers
 
-    def charge(self, caller: Caller, tokens: int) -> None:
-        """Count the tokens of an answer."""
-        self._current(caller.id).tokens += tokens
+    async def charge(self, caller: Caller, tokens: int) -> None:
+        """Count the tokens of an answer; they are on disk when this returns."""
+        if self._keys is not None:
+            await asyncio.to_thread(self._keys.charge, caller.id, tokens)
 
-    def _current(self, key: str) -> _Used:
-        now = self._clock()
-        if len(self._used) > 10_000:
-            self._used = {name: used for name, used in self._used.items() if now - used.began < _MINUTE}
-        used = self._used.get(key)
-        if used is None or now - used.began >= _MINUTE:
-            used = self._used[key] = _Used(now)
-        return used
 
-    def _headers(self, caller: Caller, used: _Used) -> dict[str, str]:
-        left = f"{max(0.0, used.began + _MINUTE - self._clock()):.3f}s"
-        limits = {
-            "requests": (caller.limits.requests_per_minute, used.requests),
-            "tokens": (caller.limits.tokens_per_minute, used.tokens),
-        }
-        return {
-            f"x-ratelimit-{name}": value
-            for what, (limit, now) in limits.items()
-            if limit is not None
-            for name, value in (
-                (f"limit-{what}", str(limit)),
-                (f"remaining-{what}", str(max(0, limit - now))),
-                (f"reset-{what}", left),
-            )
-        }
+def _headers(limits: KeyLimits, used: MinuteUse) -> dict[str, str]:
+    now = {"requests": used.requests, "tokens": used.tokens}
+    return {
+        f"x-ratelimit-{name}": value
+        for what, limit in limits.of_a_minute.items()
+        for name, value in (
+            (f"limit-{what}", str(limit)),
+            (f"remaining-{what}", str(max(0, limit - now[what]))),
+            (f"reset-{what}", f"{used.left_s:.3f}s"),
+        )
+    }
 
 
 def _reached(

@@ -19,6 +19,7 @@ from guard.serve.bodies import AskingBody, ChatBody, CompletionBody, MessageBody
 from guard.serve.json_schemas import checker
 from guard.serve.request_errors import RequestError
 from guard.serve.served_models import ModelRoute
+from guard.serve.token_logprobs import check_top_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +117,13 @@ def asked_chat(body: ChatBody, target: ModelRoute, *, bounds: Bounds, key: str, 
         RequestError, InputError: an option is not supported, or the model cannot be asked this.
     """
     body.check_offered()
+    _check_logprobs(body, target)
     form = _form(body, target)
     prompting = target.guard.scorer.artefact.prompting
     options = {**target.guard.template_options, **(body.chat_template_kwargs or {})}
     prompt = Prompt.chat(chat_turns(body.messages), system=prompting.system, tools=form.tools, template_options=options)
     check_length(prompt, bounds)
+    prompt = replace(prompt, top_logprobs=body.top_logprobs or 0)
     if form.schema is not None:
         prompt = replace(prompt, response_format=ResponseFormat.json(form.schema or None))  # refuses a large one
         checker(form.schema)  # report an invalid schema before anything is generated
@@ -164,6 +167,13 @@ def asked_completion(
         metadata={**metadata, **(body.metadata or {})},
         cache_key=_cache_key(key, body.prompt_cache_key),
     )
+
+
+def _check_logprobs(body: ChatBody, target: ModelRoute) -> None:
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError("top_logprobs is allowed with logprobs: true only", param="top_logprobs")
+    if body.logprobs:
+        check_top_logprobs(target.guard.engine, body.top_logprobs or 0)
 
 
 # -- parts of it -------------------------------------------------------------------------------

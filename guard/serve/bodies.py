@@ -19,7 +19,6 @@ Hold = Literal["comments", "headers"]
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
-    "top_logprobs": (0,),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
@@ -171,7 +170,6 @@ class AskingBody(Body):
     prompt_cache_key: str | None = Field(default=None, max_length=500)
 
     n: JsonValue = None
-    top_logprobs: JsonValue = None
     frequency_penalty: JsonValue = None
     presence_penalty: JsonValue = None
     logit_bias: JsonValue = None
@@ -199,6 +197,7 @@ class ChatBody(_GeneratingBody):
     messages: list[MessageBody] = Field(min_length=1, max_length=2000)
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0)
     tools: list[ToolBody] | None = Field(default=None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None

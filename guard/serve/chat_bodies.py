@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from guard.serve.answer_message import call_body
+from guard.serve.bodies import StreamOptions
 from guard.serve.event_stream import DONE, event
+from guard.serve.request_errors import RequestError
 from guard.serve.responder import ServedAnswer
 
 
@@ -54,6 +58,79 @@ def completion_events(answered: ServedAnswer, *, include_usage: bool) -> Iterato
     if include_usage:
         yield event({**head, "choices": [], "usage": answered.usage, "guard": answered.said})
     yield DONE
+
+
+class LiveWriter:
+    """Writes an answer whose text is sent before its decision.
+
+    Where the policy accepts it, the last chunk has the verdict and ``[DONE]`` follows. Otherwise the last event has the
+    verdict, ``finish_reason: content_filter`` and an ``error``, which clients raise, and no ``[DONE]`` follows: nothing
+    of the text holds.
+
+    Args:
+        model: its id.
+        kind: the ``object`` of each chunk.
+        options: of the stream.
+    """
+
+    def __init__(
+        self, model: str, kind: Literal["chat.completion.chunk", "text_completion"], options: StreamOptions | None
+    ) -> None:
+        prefix = "cmpl" if kind == "text_completion" else "chatcmpl"
+        self._head = {
+            "id": f"{prefix}-{uuid.uuid4()}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._is_chat = kind == "chat.completion.chunk"
+        self._usage = options is not None and options.include_usage
+        self._shown = ""
+        self._begun = False
+
+    def events(self, piece: str | ServedAnswer) -> Iterator[str]:
+        """Yield the events of a piece of text, or of the end."""
+        if not self._begun and self._is_chat:
+            yield self._event(self._choice({"role": "assistant", "content": ""}))
+        self._begun = True
+        if isinstance(piece, str):
+            self._shown += piece
+            yield self._event(self._choice({"content": piece}))
+        else:
+            yield from self._end(piece)
+
+    def _end(self, answered: ServedAnswer) -> Iterator[str]:
+        message, said = answered.message, answered.said
+        if said["action"] != "accept" or (message.content or "") != self._shown:
+            refused = self._choice({"refusal": message.refusal or message.content}, "content_filter")
+            yield self._event(refused, guard={**said, "retracted": True}, **retracted(said).body())
+            return
+        last = self._choice(
+            {"reasoning_content": message.reasoning} if message.reasoning else {}, message.finish_reason
+        )
+        yield self._event({**last, "logprobs": answered.logprobs}, guard=said)
+        if self._usage:
+            yield event({**self._head, "choices": [], "usage": answered.usage, "guard": said})
+        yield DONE
+
+    def _event(self, choice: dict[str, Any], **more: Any) -> str:
+        return event({**self._head, "choices": [choice], **_usage_so_far(self._usage), **more})
+
+    def _choice(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        if self._is_chat:
+            return _chunk_choice(delta, finish_reason=finish_reason)
+        return _completion_choice(delta.get("content", ""), finish_reason)
+
+
+def retracted(said: Mapping[str, Any]) -> RequestError:
+    """Return the error that ends a live stream whose answer does not hold."""
+    return RequestError(
+        f"The policy '{said['policy']}' has retracted the answer ({said['rule']})",
+        fix="Discard the text of this stream",
+        status=422,
+        kind="guard_retracted",
+        code="retracted",
+    )
 
 
 def _head(answered: ServedAnswer, kind: str) -> dict[str, Any]:

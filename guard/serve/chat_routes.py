@@ -12,11 +12,20 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from guard.serve.asked import Asked, asked_chat, asked_completion, chat_turns
+from guard.serve.asked import Asked, WantedForm, asked_chat, asked_completion, chat_turns
 from guard.serve.bodies import ChatBody, CompletionBody, Hold, StreamOptions
 from guard.serve.callers import Caller
-from guard.serve.chat_bodies import chat_body, chat_events, completion_body, completion_events
-from guard.serve.event_stream import EventStream, cancelled, event, first_seconds, held_events, unless_left
+from guard.serve.chat_bodies import LiveWriter, chat_body, chat_events, completion_body, completion_events
+from guard.serve.event_stream import (
+    EventStream,
+    cancelled,
+    event,
+    first_seconds,
+    held_events,
+    live_events,
+    next_piece,
+    unless_left,
+)
 from guard.serve.request_errors import RequestError
 from guard.serve.responder import ServedAnswer
 from guard.serve.responses_answer import ResponseWriter
@@ -38,8 +47,12 @@ def chat_router(server: Server) -> APIRouter:
     async def chat(request: Request, body: ChatBody) -> Response:
         caller, limits = await admitted(server, request)
         asked = await _asked_chat(server, request, body, caller)
+        hold = _held(body, server)
+        if _is_live(asked, body):
+            writer = LiveWriter(asked.target.id, "chat.completion.chunk", body.stream_options)
+            return await respond_live(server, request, asked, caller, writer, limits)
         form = AnswerForm.of_chat(chat_body, chat_events, body.stream_options)
-        return await respond(server, request, asked, caller, _held(body, server), form, limits)
+        return await respond(server, request, asked, caller, hold, form, limits)
 
     @router.post("/v1/completions", summary="Continue a text")
     async def complete(request: Request, body: CompletionBody) -> Response:
@@ -47,8 +60,12 @@ def chat_router(server: Server) -> APIRouter:
         target = server.target(request, body, caller)
         bounds, metadata = server.settings.bounds, server.metadata(body, caller)
         asked = asked_completion(body, target, bounds=bounds, key=caller.id, metadata=metadata)
+        hold = _held(body, server)
+        if _is_live(asked, body):
+            writer = LiveWriter(asked.target.id, "text_completion", body.stream_options)
+            return await respond_live(server, request, asked, caller, writer, limits)
         form = AnswerForm.of_chat(completion_body, completion_events, body.stream_options)
-        return await respond(server, request, asked, caller, _held(body, server), form, limits)
+        return await respond(server, request, asked, caller, hold, form, limits)
 
     @router.post("/v1/responses", summary="Answer a conversation, in the form of Responses")
     async def responses(request: Request, body: ResponsesBody) -> Response:
@@ -130,7 +147,7 @@ async def as_side_request(asked: Asked, body: ChatBody, server: Server, caller: 
 async def admitted(server: Server, request: Request) -> tuple[Caller, dict[str, str]]:
     """Return the caller and the rate limit headers."""
     caller = await server.caller(request)
-    return caller, server.responder.rates.take(caller)
+    return caller, await server.responder.rates.take(caller)
 
 
 async def respond(
@@ -165,6 +182,32 @@ async def respond(
         await cancelled(task)
         raise
     return EventStream(held_events(task, every, form.events, form.error), {**headers, **said})
+
+
+async def respond_live(
+    server: Server, request: Request, asked: Asked, caller: Caller, writer: LiveWriter, headers: dict[str, str]
+) -> Response:
+    """Answer a request as a stream that is sent before its decision; arguments as for `respond`.
+
+    An error before the first piece of text has a status of its own.
+    """
+    pieces, every = server.responder.live(asked, caller), server.settings.comment_seconds
+    first = next_piece(pieces)
+    try:
+        if await unless_left(request, first_seconds(first, every)):
+            first.result()
+    except BaseException:
+        await cancelled(first)
+        await pieces.aclose()
+        raise
+    events = live_events(pieces, first, every, writer.events, lambda error: event(error.body()))
+    return EventStream(events, {**headers, "x-guard-streaming": "live"})
+
+
+def _is_live(asked: Asked, body: ChatBody | CompletionBody) -> bool:
+    """Return whether an answer is sent as it grows: its policy says so, and nothing of the request needs it whole."""
+    whole = not body.stream or body.guard.hold is not None or asked.unguarded or asked.form != WantedForm()
+    return not whole and asked.target.model.backends is None and asked.target.guard.policy.streaming == "live"
 
 
 def _held(body: ChatBody | CompletionBody, server: Server) -> Hold | None:

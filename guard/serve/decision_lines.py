@@ -11,6 +11,7 @@ from typing import Any
 from guard.records import Outcome
 from guard.serve.asked import Asked
 from guard.serve.request_errors import to_request_error
+from guard.serve.responder import Times
 from guard.serve.verdict import used_tokens
 
 log = logging.getLogger("guard.serve.decisions")
@@ -21,13 +22,13 @@ _OF_VERDICT = ("action", "rule", "p_wrong", "ood_score", "decision_id", "review_
 class DecisionLines:
     """Writes a line for each answer and each error."""
 
-    def answered(self, asked: Asked, said: Mapping[str, Any], outcome: Outcome | None, seconds: float) -> None:
+    def answered(self, asked: Asked, said: Mapping[str, Any], outcome: Outcome | None, times: Times) -> None:
         """Log an answer."""
         found = {name: said.get(name) for name in _OF_VERDICT}
         tokens = {}
         if outcome is not None:
             tokens = dict(zip(("prompt_tokens", "completion_tokens"), used_tokens(outcome), strict=True))
-        self._write("answered", asked, {**found, **tokens, "seconds": round(seconds, 4)})
+        self._write("answered", asked, {**found, **tokens, "seconds": round(times.decided_s, 4)})
 
     def failed(self, asked: Asked, error: BaseException, seconds: float) -> None:
         """Log a request without an answer by the class of the error: its message may quote a prompt."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -129,3 +129,48 @@ async def held_events(
             yield text
     finally:
         await cancelled(task)
+
+
+async def live_events(
+    pieces: AsyncGenerator[_T, None],
+    first: asyncio.Task[_T],
+    every_s: float,
+    write: Callable[[_T], Iterable[str]],
+    write_error: Callable[[RequestError], str],
+) -> AsyncIterator[str]:
+    """Yield the events of pieces as they come, and comments while none comes; an error is an event, and no end follows.
+
+    Args:
+        pieces: of an answer; closed where the reader leaves.
+        first: waits for the first of them.
+        every_s: seconds without a piece until a comment.
+        write: gives a piece's events.
+        write_error: gives the event of an error.
+    """
+    waiting = first
+    try:
+        while True:
+            while not await first_seconds(waiting, every_s):
+                yield COMMENT
+            try:
+                events = [*write(waiting.result())]
+            except StopAsyncIteration:
+                return
+            except Exception as error:  # noqa: BLE001 - the status has been sent; the error is an event
+                yield write_error(to_request_error(error))
+                return
+            for text in events:
+                yield text
+            waiting = next_piece(pieces)
+    finally:
+        await cancelled(waiting)
+        await pieces.aclose()
+
+
+def next_piece(pieces: AsyncIterator[_T]) -> asyncio.Task[_T]:
+    """Return a task that waits for the next piece."""
+
+    async def wait() -> _T:
+        return await anext(pieces)
+
+    return asyncio.create_task(wait())

@@ -117,7 +117,7 @@ def guard_router(server: Server) -> APIRouter:
 
 async def _admitted(server: Server, request: Request) -> Caller:
     caller = await server.caller(request)
-    server.responder.rates.take(caller)
+    await server.responder.rates.take(caller)
     return caller
 
 

@@ -13,6 +13,7 @@ from guard.engines.protocols import Engine
 from guard.errors import InputError, did_you_mean, missing_extra
 from guard.files.user_code import load_function
 from guard.policy.document import Escalate
+from guard.policy.guarantee import refuse_guarantees
 from guard.policy.policy import Policy, load_policy
 from guard.review.database import is_shared
 from guard.review.store import Store
@@ -142,6 +143,8 @@ def load_model(
     own, *others = policies
     for policy in policies.values():
         _check_background(name, model, policy)
+        if policy.streaming == "live":
+            refuse_guarantees(policy, caller="a live stream")
     functions = {
         "handlers": {key: load_function(text, "handler") for key, text in model.handlers.items()},
         "fallbacks": {key: load_function(text, "fallback") for key, text in model.fallbacks.items()},

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
+from guard.engines.protocols import Engine
 from guard.records import Generation, Outcome
 from guard.runtime.guard import Guard
 from guard.serve.admission import Admission, RateLimits
@@ -18,7 +20,7 @@ from guard.serve.asked import Asked, prefix_key
 from guard.serve.callers import Caller
 from guard.serve.recent_decisions import RecentDecisions
 from guard.serve.side_requests import KnownConversations
-from guard.serve.token_logprobs import token_logprobs
+from guard.serve.token_logprobs import answering_engine, token_logprobs
 from guard.serve.verdict import UNGUARDED, is_models, used_tokens, verdict
 
 
@@ -53,11 +55,24 @@ class ServedAnswer:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """When an answer was there, in seconds from its request.
+
+    Attributes:
+        first_text_s: the first text for the client; as ``decided_s`` where the answer was held.
+        decided_s: the decision.
+    """
+
+    first_text_s: float
+    decided_s: float
+
+
 class Watcher(Protocol):
     """Observes answers and errors for metrics, traces and logs; it must not record texts."""
 
-    def answered(self, asked: Asked, said: Mapping[str, Any], outcome: Outcome | None, seconds: float) -> None:
-        """Record an answer."""
+    def answered(self, asked: Asked, said: Mapping[str, Any], outcome: Outcome | None, times: Times) -> None:
+        """Take note of an answer."""
 
     def failed(self, asked: Asked, error: BaseException, seconds: float) -> None:
         """Record a request that failed or was abandoned."""
@@ -65,14 +80,7 @@ class Watcher(Protocol):
 
 async def _outcome(asked: Asked, guard: Guard) -> tuple[Asked, Outcome]:
     """Ask a guard; return its outcome, and the request as it was put."""
-    outcome = await guard.aask(
-        asked.prompt,
-        route=asked.target.route,
-        sampling=asked.sampling,
-        limits=asked.limits,
-        metadata=asked.metadata,
-        cache_key=asked.cache_key,
-    )
+    outcome = await guard.aask(asked.prompt, **_options(asked))
     return replace(asked, target=replace(asked.target, guard=guard)), outcome
 
 
@@ -89,9 +97,8 @@ class Responder:
     Attributes:
         admission: counts requests at the same time.
         rates: counts each key's requests and tokens.
-        decisions: the most recent decisions.
-        watchers: observe every answer and error.
-        charge: counts tokens towards a key's quota; None if there are no keys.
+        decisions: the newest verdicts.
+        watchers: see every answer and error.
         content_filter: as in `guard.serve.settings.ServeSettings`.
         conversations: accepted conversations, for side requests; None if none is answered unguarded.
     """
@@ -100,7 +107,6 @@ class Responder:
     rates: RateLimits
     decisions: RecentDecisions
     watchers: tuple[Watcher, ...] = ()
-    charge: Any = None
     content_filter: bool = False
     conversations: KnownConversations | None = None
 
@@ -121,12 +127,35 @@ class Responder:
             raise
         return answered
 
+    async def live(self, asked: Asked, caller: Caller) -> AsyncGenerator[str | ServedAnswer, None]:
+        """Yield an answer's text as it grows, then the whole with its verdict; errors as for `answer`."""
+        started, first_s = time.monotonic(), None
+        try:
+            with self.admission.admitted():
+                async with aclosing(asked.target.guard.astream(asked.prompt, **_options(asked))) as pieces:
+                    async for piece in pieces:
+                        first_s = time.monotonic() - started if first_s is None else first_s
+                        if isinstance(piece, str):
+                            yield piece
+                        else:
+                            yield await self._decided(asked, caller, piece, started, first_s)
+        except BaseException as error:
+            for watcher in self.watchers:
+                watcher.failed(asked, error, time.monotonic() - started)
+            raise
+
     async def _guarded(self, asked: Asked, caller: Caller) -> ServedAnswer:
         started = time.monotonic()
         asked, outcome = await asked.target.model.ask(prefix_key(asked), asked.target.guard, partial(_outcome, asked))
+        return await self._decided(asked, caller, outcome, started)
+
+    async def _decided(
+        self, asked: Asked, caller: Caller, outcome: Outcome, started: float, first_s: float | None = None
+    ) -> ServedAnswer:
+        """Record an outcome, and return what the caller gets."""
         said = verdict(outcome, asked)
         tokens = used_tokens(outcome)
-        await self._record(asked, caller, said, outcome, sum(tokens), started)
+        await self._record(asked, caller, said, outcome, sum(tokens), _times(started, first_s))
         last = outcome.attempts[-1]
         if self.conversations is not None and outcome.accepted and outcome.mode == "enforce" and outcome.answer:
             await self.conversations.add(caller.id, asked.prompt, outcome.answer)
@@ -136,7 +165,9 @@ class Responder:
             model=asked.target.id,
             prompt_tokens=tokens[0],
             completion_tokens=tokens[1],
-            logprobs=self._logprobs(asked, last.generation if is_models(outcome) else None),
+            logprobs=await self._logprobs(asked, last.generation, answering_engine(asked.target.guard, last))
+            if is_models(outcome)
+            else None,
             created=int(time.time()),
         )
 
@@ -147,9 +178,9 @@ class Responder:
         generation = await target.model.ask(prefix_key(asked), target.guard, partial(_generation, asked))
         said = {"action": UNGUARDED, "p_wrong": None, "rule": None, "decision_id": str(uuid.uuid4()), "review_id": None}
         tokens = (generation.prompt_tokens, generation.completion_tokens)
-        await self._record(asked, caller, said, None, sum(tokens), started)
+        await self._record(asked, caller, said, None, sum(tokens), _times(started))
         message = read_answer(generation.text, generation.finish_reason, asked.form, reasoning=generation.reasoning)
-        logprobs = self._logprobs(asked, generation)
+        logprobs = await self._logprobs(asked, generation, target.guard.engine)
         return ServedAnswer(message, said, asked.target.id, *tokens, logprobs, int(time.time()))
 
     async def _record(
@@ -159,15 +190,31 @@ class Responder:
         said: Mapping[str, Any],
         outcome: Outcome | None,
         tokens: int,
-        started: float,
+        times: Times,
     ) -> None:
         await self.decisions.add(caller.id, said)
-        self.rates.charge(caller, tokens)
         for watcher in self.watchers:
-            watcher.answered(asked, said, outcome, time.monotonic() - started)
-        if self.charge is not None:
-            await asyncio.to_thread(self.charge, caller.id, tokens)
+            watcher.answered(asked, said, outcome, times)
+        await self.rates.charge(caller, tokens)
 
     @staticmethod
-    def _logprobs(asked: Asked, generation: Generation | None) -> dict[str, Any] | None:
-        return token_logprobs(generation, asked.target.guard.engine) if asked.logprobs else None
+    async def _logprobs(asked: Asked, generation: Generation | None, engine: Engine | None) -> dict[str, Any] | None:
+        """Return the tokens' log-probabilities; in a thread, since many alternatives take their time."""
+        return await asyncio.to_thread(token_logprobs, generation, engine) if asked.logprobs else None
+
+
+def _times(started: float, first_s: float | None = None) -> Times:
+    """Return the times of an answer that is decided now."""
+    decided = time.monotonic() - started
+    return Times(decided if first_s is None else first_s, decided)
+
+
+def _options(asked: Asked) -> dict[str, Any]:
+    """Return the options of a guarded call."""
+    return {
+        "route": asked.target.route,
+        "sampling": asked.sampling,
+        "limits": asked.limits,
+        "metadata": asked.metadata,
+        "cache_key": asked.cache_key,
+    }

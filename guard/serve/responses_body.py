@@ -83,7 +83,10 @@ class ResponseText(Body):
     verbosity: None = None
 
 
-#: Unsupported options (state between requests, other models) with their neutral values.
+#: As in chat requests.
+_MOST_MESSAGES = 2000
+
+#: Options that need memory between requests, or a model that guard does not run, at the values that change nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "previous_response_id": (),
     "conversation": (),
@@ -93,6 +96,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
     "reasoning": ({},),
     "max_tool_calls": (),
+    "top_logprobs": (0,),
 }
 
 
@@ -115,6 +119,7 @@ class ResponsesBody(AskingBody):
     truncation: JsonValue = None
     reasoning: JsonValue = None
     max_tool_calls: JsonValue = None
+    top_logprobs: JsonValue = None
 
     def to_chat(self) -> ChatBody:
         """Return the equivalent chat request.
@@ -124,11 +129,15 @@ class ResponsesBody(AskingBody):
         """
         check_neutral(self, _NEUTRAL, why="the server keeps no state between requests")
         shared = {name: getattr(self, name) for name in AskingBody.model_fields if name != "store"}
+        asked = [*_messages(self.input)]
+        messages = [*self._instructions(), *asked]
+        if not asked or len(messages) > _MOST_MESSAGES:
+            raise RequestError(f"The input must have 1 to {_MOST_MESSAGES} messages", param="input")
         return ChatBody.model_validate(
             {
                 **{name: value for name, value in shared.items() if value is not None},
                 "guard": self.guard.model_dump(),
-                "messages": [*self._instructions(), *_messages(self.input)],
+                "messages": messages,
                 "max_completion_tokens": self.max_output_tokens,
                 "tools": [_tool(tool) for tool in self.tools or ()] or None,
                 "tool_choice": _choice(self.tool_choice),

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import socket
+from typing import TYPE_CHECKING, Any
 
 from guard.errors import InputError, missing_extra
 from guard.serve.application import create_application
 from guard.serve.config import ServeConfig
 from guard.serve.decision_lines import log as decisions
 from guard.serve.loading import loaded_server
+from guard.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    import uvicorn
 
 
 def run_server(config: ServeConfig, *, announce: bool = True) -> None:
@@ -23,25 +28,40 @@ def run_server(config: ServeConfig, *, announce: bool = True) -> None:
         InputError: the address is not available.
         GuardError: as for `guard.serve.loading.loaded_server`.
     """
+    _log_decisions()
+    with loaded_server(config) as server, listen_on(config.listen.host, config.listen.port) as listening:
+        if announce:
+            print(f"guard serve listens on {url_of(listening)}", flush=True)
+        http_server(create_application(server), server.settings).run([listening])
+
+
+def http_server(application: Any, settings: ServeSettings, *, log_level: str = "warning") -> uvicorn.Server:
+    """Return what serves an application over HTTP.
+
+    Args:
+        application: ASGI.
+        settings: for its time limits.
+        log_level: of uvicorn's own lines.
+
+    Raises:
+        MissingExtraError: uvicorn is not installed.
+    """
     try:
         import uvicorn
     except ImportError as error:
         raise missing_extra("uvicorn", "serve") from error
-    _log_decisions()
-    with loaded_server(config) as server:
-        application = create_application(server)
-        with listen_on(config.listen.host, config.listen.port) as listening:
-            if announce:
-                print(f"guard serve listens on {url_of(listening)}", flush=True)
-            settings = uvicorn.Config(
-                application,
-                access_log=False,  # access lines would have no decision ids
-                log_level="warning",
-                server_header=False,
-                h11_max_incomplete_event_size=65_536,
-                timeout_graceful_shutdown=max(1, round(server.settings.shutdown_seconds)),
-            )
-            uvicorn.Server(settings).run([listening])
+    from guard.serve.slow_heads import patient_for
+
+    config = uvicorn.Config(
+        application,
+        http=patient_for(settings.body_seconds),
+        access_log=False,  # it would have no decision ids
+        log_level=log_level,
+        server_header=False,
+        h11_max_incomplete_event_size=65_536,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
+    )
+    return uvicorn.Server(config)
 
 
 def _log_decisions() -> None:

@@ -88,10 +88,9 @@ class Server:
         memory = ServerMemory(store.short_lived() if store is not None else None)
         responder = Responder(
             admission=admission,
-            rates=RateLimits(),
+            rates=RateLimits(access.keys if access is not None else None),
             decisions=RecentDecisions(memory),
             watchers=(*watchers, metrics),
-            charge=access.keys.charge if access is not None else None,
             content_filter=settings.content_filter,
             conversations=KnownConversations(memory) if settings.unguarded_keys else None,
         )

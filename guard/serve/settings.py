@@ -16,7 +16,7 @@ class ServeSettings:
         bounds: what one request may ask for.
         most_requests: that are answered or wait at the same time; more get 429.
         body_bytes: of a request, at most.
-        body_seconds: in which a request's body must have arrived.
+        body_seconds: in which a request's head must have arrived, and then its body.
         hold: what a held stream sends before its decision: comment lines, or nothing, so that headers have the verdict.
         comment_seconds: interval of the comment lines of a held stream.
         content_filter: whether an abstention has the finish reason ``content_filter`` instead of ``stop``.

@@ -13,7 +13,7 @@ A question wrapped in such a template is not an accepted conversation, so it nev
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,24 +24,24 @@ _KIND = "conversation"
 
 _OPEN, _CLOSE = "<chat_history>\n", "\n</chat_history>"
 
-#: The start of a side request; users of Open WebUI may change the rest of its templates.
+#: What begins a side request; Open WebUI's users change the rest of its templates. The second asks for an emoji, of one
+#: message and without a conversation.
 _BEGINS = "### Task:\n"
+_EMOJI = "Your task is to reflect the speaker's likely facial expression through a fitting emoji."
 
-#: SHA-256 of the text around the conversation, a NUL in its place, of Open WebUI's own templates, and how many
-#: messages each takes from the conversation's end. Taken in November 2026 from a public copy of its
-#: ``open_webui/config.py``, which does not name the release; other releases' templates go to the route ``background``.
-TEMPLATES: Mapping[str, int] = {
-    "8490b40e5bfa2675f86dd20fe6f3605efbc307f088664f48a21c0d11537b0672": 2,  # title
-    "26be561b377308ecff7107d6293d7a166682cd6dc60699046150909a2a406f94": 6,  # tags
-    "d965f20f742a052390c62c987dbb31a3b1e53f6de81a904c23dd7aafae196878": 6,  # follow-ups
+#: SHA-256 of the text around the conversation, a NUL in its place, of Open WebUI's own templates: those of release
+#: 0.12.4, and the follow-ups of a public copy of its ``open_webui/config.py`` of November 2026, which names no release.
+#: Other releases' templates go to the route ``background``.
+TEMPLATES: Mapping[str, str] = {
+    "8490b40e5bfa2675f86dd20fe6f3605efbc307f088664f48a21c0d11537b0672": "title",
+    "26be561b377308ecff7107d6293d7a166682cd6dc60699046150909a2a406f94": "tags",
+    "42a8b3916c6fb71affe8d10120bd1dd74c0bb22f779f0ab82b1745817db5f10e": "follow-ups",
+    "d965f20f742a052390c62c987dbb31a3b1e53f6de81a904c23dd7aafae196878": "follow-ups, before",
 }
 
 
 class KnownConversations:
-    """Conversations that were answered and accepted, by key: hashes of their ends as a client renders them."""
-
-    #: Possible numbers of messages in a template.
-    _ENDS = tuple(sorted(set(TEMPLATES.values())))
+    """Conversations that were answered and accepted, by key: hashes of what templates take of them."""
 
     def __init__(self, memory: ServerMemory) -> None:
         self._memory = memory
@@ -50,7 +50,7 @@ class KnownConversations:
         """Add a conversation with its accepted answer."""
         turns = [turn for turn in prompt.messages or () if turn["role"] in ("user", "assistant")]
         whole = [*turns, {"role": "assistant", "content": answer}]
-        await self._memory.keep(_KIND, key, {_digest(key, _rendered(whole[-count:])): "" for count in self._ENDS})
+        await self._memory.keep(_KIND, key, {_digest(key, _rendered(taken)): "" for taken in _taken(whole)})
 
     async def has(self, key: str, conversation: str) -> bool:
         """Return whether this is the end of a conversation that was accepted for this key.
@@ -97,7 +97,16 @@ def find_side_request(messages: Sequence[Mapping[str, Any]]) -> SideRequest | No
 
 
 def _looks_like_one(text: str) -> bool:
-    return text.startswith(_BEGINS) and _OPEN in text and _CLOSE in text
+    return text.startswith(_EMOJI) or (text.startswith(_BEGINS) and _OPEN in text and _CLOSE in text)
+
+
+def _taken(messages: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """Yield what Open WebUI's templates take of a conversation: an end of it, or its first question and an end."""
+    yield messages[-2:]  # title
+    yield messages[-6:]  # tags
+    start = max(0, len(messages) - 4)  # follow-ups
+    first = next((number for number, turn in enumerate(messages) if turn["role"] == "user"), start)
+    yield [*messages[first : first + (first < start)], *messages[start:]]
 
 
 def _rendered(turns: Sequence[Mapping[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from guard.errors import missing_extra
 from guard.records import Outcome
 from guard.serve.asked import Asked
 from guard.serve.request_errors import to_request_error
+from guard.serve.responder import Times
 from guard.serve.verdict import used_tokens
 
 _SCOPE = "guard.serve"
@@ -40,8 +41,9 @@ class Telemetry:
         meter = metrics.get_meter(_SCOPE, meter_provider=meters)
         self._tokens = meter.create_histogram("gen_ai.client.token.usage", unit="{token}")
         self._duration = meter.create_histogram("gen_ai.client.operation.duration", unit="s")
+        self._first = meter.create_histogram("gen_ai.server.time_to_first_token", unit="s")
 
-    def answered(self, asked: Asked, said: Mapping[str, Any], outcome: Outcome | None, seconds: float) -> None:
+    def answered(self, asked: Asked, said: Mapping[str, Any], outcome: Outcome | None, times: Times) -> None:
         """Record a span, its metrics, and the score as an event."""
         base = _attributes(asked)
         used = dict(zip(("input", "output"), used_tokens(outcome), strict=True))
@@ -54,10 +56,11 @@ class Telemetry:
             "guard.rule": said["rule"] or "",
             "guard.route": asked.target.route or "",
         }
-        context = self._span({**base, **response}, seconds)
+        context = self._span({**base, **response}, times.decided_s)
         for kind, count in used.items():
             self._tokens.record(count, {**base, "gen_ai.token.type": kind}, context=context)
-        self._duration.record(seconds, base, context=context)
+        self._duration.record(times.decided_s, base, context=context)
+        self._first.record(times.first_text_s, base, context=context)
         if said["p_wrong"] is not None:
             self._event(said, context)
 

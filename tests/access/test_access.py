@@ -400,6 +400,38 @@ def test_tokens_are_counted_by_calendar_month(access: Access, clock: SetClock) -
         access.keys.charge(made.prefix, -1)
 
 
+def _moved(access: Access, seconds: float) -> None:
+    """Let the database's clock be ahead, or behind."""
+    access._database.clock = lambda _: datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def test_a_minute_has_as_many_requests_as_its_limit_whoever_counts_them(access: Access) -> None:
+    limits = KeyLimits(requests_per_minute=7)
+    made, _ = access.keys.add("chat", grants=LEAD, limits=limits)
+    with ThreadPoolExecutor(8) as pool:
+        used = list(pool.map(lambda _: access.keys.take(made.prefix, limits), range(24)))
+    assert sorted(each.requests for each in used if each.reached is None) == [1, 2, 3, 4, 5, 6, 7]
+    assert {each.reached for each in used} == {None, "requests"}
+    assert all(0 < each.left_s <= 60 for each in used)
+    _moved(access, 61)
+    assert access.keys.take(made.prefix, limits).requests == 1
+    _moved(access, -3600)
+    assert access.keys.take(made.prefix, limits).requests == 1, "a clock that was set back begins a new minute"
+
+
+def test_tokens_of_a_minute_are_known_after_an_answer(access: Access) -> None:
+    limits = KeyLimits(tokens_per_minute=100)
+    made, _ = access.keys.add("chat", grants=LEAD, limits=limits)
+    assert access.keys.take(made.prefix, limits).reached is None
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: access.keys.charge(made.prefix, 25), range(4)))
+    refused = access.keys.take(made.prefix, limits)
+    assert (refused.reached, refused.tokens) == ("tokens", 100)
+    _moved(access, 61)
+    access.keys.charge(made.prefix, 30)
+    assert access.keys.take(made.prefix, limits).tokens == 30
+
+
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "9"])
 def test_limits_that_mean_nothing_are_refused(limit: object) -> None:
     with pytest.raises(InputError):
@@ -441,7 +473,8 @@ def test_the_tables_go_up_and_down_with_rows_in_them(url: str) -> None:
     with Access.open(url) as access:
         access.links.make_first_user(access.links.for_first_user(), "ana", password=PASSWORD)
         access.sessions.begin("ana")
-        access.keys.add("chat", grants=LEAD)
+        limits = KeyLimits(60, 1000)
+        access.keys.take(access.keys.add("chat", grants=LEAD, limits=limits)[0].prefix, limits)
     connected = database.connect(url, create=False, timeout_s=5)
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))

@@ -65,6 +65,20 @@ def test_an_answer_has_its_text_and_signals(endpoint: Listener, engine: RequestE
     assert (sent["model"], sent["max_tokens"], sent["temperature"], sent["top_logprobs"]) == ("tiny", 20, 0.0, 5)
 
 
+def test_the_likeliest_tokens_are_reported_where_they_are_asked_for(endpoint: Listener, engine: RequestEngine) -> None:
+    endpoint.answers = lambda body, number: ("It is Paris", 0.2)
+    assert engine.generate(QUESTION).top is None
+    found = engine.generate(replace(QUESTION, top_logprobs=3))
+    assert found.pieces is not None
+    assert found.top is not None
+    assert [[found.pieces[token] for token, _ in each] for each in found.top] == [
+        [piece, b"t", b"t"] for piece in (b"It", b" is", b" Paris")
+    ]
+    assert [each[0][1] for each in found.top] == pytest.approx([logprob_for(0.2)] * 3)
+    with pytest.raises(InputError, match="reports 5 at most"):
+        engine.generate(replace(QUESTION, top_logprobs=6))
+
+
 def test_sampling_tools_and_template_options_are_passed_on(endpoint: Listener, engine: RequestEngine) -> None:
     call = {"type": "function", "id": "1", "function": {"name": "add", "arguments": {"a": 1}}}
     tool = {"type": "function", "function": {"name": "add", "parameters": {}}}

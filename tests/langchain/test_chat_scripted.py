@@ -33,10 +33,10 @@ from guard.errors import (
 )
 from guard.langchain import ChatGuard, GuardedOutcome, RetractedError, guarded, read_score
 from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
-from guard.langchain.attempts.stream_monitor import TOKENS_BETWEEN
 from guard.policy.policy import Policy, parse_policy
 from guard.records import Action, Escalation, Limits, Prompt, Sampling
 from guard.runtime.guard import Guard
+from guard.runtime.stream_monitor import TOKENS_BETWEEN
 from guard.scoring.scorer import Scorer
 from guard.scoring.scorer_file import Trees
 

@@ -155,7 +155,7 @@ def test_a_chains_retry_may_have_more_room() -> None:
 
 @every_way
 def test_a_live_stream_that_ends_cut_is_taken_back(run: RunChain) -> None:
-    from guard.langchain.attempts.stream_monitor import RetractedError
+    from guard.runtime.stream_monitor import RetractedError
 
     live = guarded(chat("Paris, not Lyon.", max_tokens=5), policy=policy(f"{CLOSED}streaming: live"))
     if run in (invoke, ainvoke):

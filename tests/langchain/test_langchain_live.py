@@ -17,9 +17,9 @@ from scripted_chat import ScriptedChat, said
 
 from guard.errors import AbstainedError
 from guard.langchain import RetractedError, guarded
-from guard.langchain.attempts.stream_monitor import TOKENS_BETWEEN, StreamMonitor
 from guard.records import Action, Limits, Prompt
 from guard.runtime.sources import score_generation
+from guard.runtime.stream_monitor import TOKENS_BETWEEN, StreamMonitor
 from guard.scores import Score
 from guard.scoring.signature import SignatureObserver
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
+from scripted import AnsweringEngine
 from served import said, serving
 
 from guard.review.store import Store
@@ -64,11 +66,24 @@ def test_prometheus_counts_decisions_scores_and_waiting_cases(tmp_path: Path) ->
     assert found["guard_p_wrong_count", route] == 1
     assert found["guard_hold_seconds_count", route] == 1
     assert found["guard_queue_seconds_count", route] == 1
+    assert found["guard_first_text_seconds_sum", route] == found["guard_hold_seconds_sum", route], "it was held"
+    assert found["guard_answer_tokens_sum", route] == len(ANSWER) + 1
     assert found["guard_reviews_pending", (("route", "desk"),)] == 1
     assert found["guard_review_age_seconds", (("route", "desk"),)] >= 0
     assert found["guard_request_errors_total", (("code", "context_length_exceeded"), ("model", "tiny"))] == 1
     assert "question" not in text
     assert ANSWER not in text
+
+
+def test_the_first_text_of_a_live_answer_comes_before_its_decision() -> None:
+    engine = AnsweringEngine(said("Paris"))
+    engine.on_feed = lambda number: time.sleep(0.02)
+    policy = "{version: 1, name: live, streaming: live, rules: [accept]}"
+    with serving(engine=engine, policies={"live": policy}) as served, served.client() as client:
+        assert client.post("/v1/chat/completions", json={**ASK, "model": "tiny", "stream": True}).is_success
+        found = samples(client.get("/metrics").text)
+    labels = (("model", "tiny"), ("policy", "live"), ("route", ""))
+    assert found["guard_first_text_seconds_sum", labels] < found["guard_hold_seconds_sum", labels]
 
 
 def test_lines_have_ids_and_no_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -110,7 +125,11 @@ def test_opentelemetry_gets_a_span_metrics_and_the_score_as_an_event(tmp_path: P
         for scope in resource.scope_metrics
         for metric in scope.metrics
     }
-    assert names == {"gen_ai.client.token.usage", "gen_ai.client.operation.duration"}
+    assert names == {
+        "gen_ai.client.token.usage",
+        "gen_ai.client.operation.duration",
+        "gen_ai.server.time_to_first_token",
+    }
     everything = "".join(span.to_json() for span in (first, failed)) + str(record)
     assert ANSWER not in everything
     assert "of nobody" not in everything

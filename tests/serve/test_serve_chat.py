@@ -8,9 +8,12 @@ from typing import Any
 
 import openai
 import pytest
+from scripted import AnsweringEngine, confidence_scorer
 from served import Served, said, serving
 
+from guard.engines.detokenizer import BytesDetokenizer
 from guard.review.store import Store
+from guard.runtime.sources import Source
 
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which city?"}]}
 
@@ -144,6 +147,8 @@ def test_a_stream_ends_with_done_and_an_abstention_streams_its_refusal(unsure: S
         ({"n": 2}, "n"),
         ({"n": True}, "n"),
         ({"top_logprobs": 3}, "top_logprobs"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"top_logprobs": True, "logprobs": True}, "top_logprobs"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"guard": {"rout": "desk"}}, "guard.rout"),
@@ -231,6 +236,53 @@ def test_logprobs_are_those_of_the_answers_tokens(sure: Served) -> None:
     tokens = answer.choices[0].logprobs.content
     assert "".join(token.token for token in tokens) == "Paris"
     assert all(token.logprob < 0 for token in tokens)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_likeliest_tokens_are_reported_at_each_token(sure: Served, stream: bool) -> None:
+    ask: dict[str, Any] = {**ASK, "logprobs": True, "top_logprobs": 3}
+    if stream:
+        chunks = sure.openai().chat.completions.create(**ask, stream=True)
+        tokens = [
+            token for chunk in chunks for each in chunk.choices if each.logprobs for token in each.logprobs.content
+        ]
+    else:
+        tokens = sure.openai().chat.completions.create(**ask).choices[0].logprobs.content
+    assert "".join(token.token for token in tokens) == "Paris"
+    for token in tokens:
+        best, *others = token.top_logprobs
+        assert (best.token, best.logprob) == (token.token, pytest.approx(token.logprob, abs=1e-5))
+        assert best.bytes == token.bytes
+        assert len(others) == 2
+        assert all(other.logprob < best.logprob for other in others)
+
+
+def test_the_tokens_of_a_fallback_are_written_by_its_own_engine() -> None:
+    class Shifted(AnsweringEngine):
+        """Its tokens are other bytes than those of the model that is asked first."""
+
+        def _detokenizer(self) -> BytesDetokenizer:
+            return BytesDetokenizer(lambda token: bytes([token ^ 1]))
+
+    other = Shifted(said("".join(chr(ord(letter) ^ 1) for letter in "Rome")))
+    policy = "{version: 1, name: b, rules: [{accept: {below: 0.5}}, {fallback: {to: other, below: 0.9}}, abstain]}"
+    fallbacks = {"fallbacks": {"other": Source("other", other, confidence_scorer())}}
+    with serving(said("Lyon", 0.8), policies={"b": policy}, guard_options=fallbacks) as served:
+        answer = served.openai().chat.completions.create(**ASK, logprobs=True, top_logprobs=2)
+    assert (answer.choices[0].message.content, answer.guard["action"]) == ("Rome", "fallback")
+    tokens = answer.choices[0].logprobs.content
+    assert "".join(token.token for token in tokens) == "Rome"
+    assert [token.top_logprobs[0].token for token in tokens] == [*"Rome"]
+
+
+def test_log_probabilities_that_an_engine_does_not_report_are_refused() -> None:
+    class Mute(AnsweringEngine):
+        most_top_logprobs = None
+
+    with serving(engine=Mute(said("Paris"))) as served, served.client() as client:
+        response = client.post("/v1/chat/completions", json={**ASK, "logprobs": True})
+        assert client.post("/v1/chat/completions", json=ASK).status_code == 200
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "unsupported")
 
 
 def test_a_raw_completion_is_guarded_too(sure: Served, unsure: Served) -> None:

@@ -11,12 +11,15 @@ from langchain_openai import ChatOpenAI
 from langchain_openai.chat_models.base import OpenAIRefusalError
 from pydantic import BaseModel
 from scripted import AnsweringEngine, scripted_model
-from served import Served, said, serving
+from served import POLICY, Served, said, serving
 
+from guard.errors import InputError
 from guard.langchain.testing import assert_nothing_leaks
 from guard.records import Prompt
 from guard.review.store import Store
 from guard.scoring.scorer import Scorer
+from guard.serve.testing import CHANNELS as HTTP_CHANNELS
+from guard.serve.testing import assert_nothing_leaks_over_http
 
 if TYPE_CHECKING:
     from guard.engines.llama_cpp import LlamaCppEngine
@@ -37,6 +40,28 @@ def test_nothing_of_a_rejected_answer_leaves_by_any_channel(
     with Store.open(tmp_path / "r.db") as store, serving(said(SECRET, 0.7), store=store) as served:
         channels = ["invoke", "ainvoke", "stream", "astream", "astream_events v2", "callbacks", "tracer"]
         assert_nothing_leaks(model(served, model=route, **options), "Which code?", secrets=[SECRET], channels=channels)
+
+
+@pytest.mark.parametrize("route", ["tiny", "tiny:desk", "tiny:raising", "tiny:retried"])
+@pytest.mark.parametrize("streaming", ["hold", "live"])
+def test_nothing_of_a_rejected_answer_leaves_by_any_http_channel(tmp_path: Path, route: str, streaming: str) -> None:
+    policies = {"test": f"{POLICY}\nstreaming: {streaming}\n"}
+    with Store.open(tmp_path / "r.db") as store, serving(said(SECRET, 0.7), store=store, policies=policies) as served:
+        seen = assert_nothing_leaks_over_http(served.url, "Which code?", model=route, secrets=[SECRET])
+    assert {channel for channel, _ in seen.texts} >= {*HTTP_CHANNELS, "metrics"}
+
+
+def test_the_leak_tester_finds_what_leaves_over_http() -> None:
+    for streaming in ("hold", "live"):
+        policies = {"test": f"{POLICY}\nstreaming: {streaming}\n"}
+        with serving(said(SECRET, 0.2), policies=policies) as served:
+            for channel in HTTP_CHANNELS:
+                with pytest.raises(AssertionError, match=f"{channel}: "):
+                    assert_nothing_leaks_over_http(
+                        served.url, "Which code?", model="tiny", secrets=[SECRET], channels=[channel]
+                    )
+    with pytest.raises(InputError, match="no channel 'chatt'"):
+        assert_nothing_leaks_over_http("http://127.0.0.1:1", "?", model="m", secrets=["x"], channels=["chatt"])
 
 
 def test_the_verdict_reaches_langchain_as_refusal_and_headers() -> None:
@@ -87,7 +112,7 @@ def test_the_embedded_model_answers_over_http(smollm2: LlamaCppEngine, smollm2_s
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
             "max_tokens": 16,
         }
-        whole = client.chat.completions.create(**ask, logprobs=True)
+        whole = client.chat.completions.create(**ask, logprobs=True, top_logprobs=3)
         streamed = client.chat.completions.create(**ask, stream=True)
         text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
         city = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
@@ -99,5 +124,7 @@ def test_the_embedded_model_answers_over_http(smollm2: LlamaCppEngine, smollm2_s
     assert "Paris" in whole.choices[0].message.content
     assert text == whole.choices[0].message.content
     assert "".join(token.token for token in whole.choices[0].logprobs.content).strip() == text.strip()
+    for token in whole.choices[0].logprobs.content:
+        assert [token.token, len(token.top_logprobs)] == [token.top_logprobs[0].token, 3]
     assert json.loads(formed.choices[0].message.content)["city"] in ("Paris", "Rome")
     assert 0 <= scored.json()["p_wrong"] <= 1

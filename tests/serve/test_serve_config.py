@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from guard.access import Access, Grant, Role
 from guard.cli import app
-from guard.errors import InputError, ScorerError
+from guard.errors import InputError, PolicyError, ScorerError
 from guard.review.store import Store
 from guard.serve import ServedModels, Server, ServeSettings, create_application
 from guard.serve.config import InvalidConfigError, ServeConfig, load_config, parse_config
@@ -125,4 +125,13 @@ def test_the_console_is_mounted_on_the_server(tmp_path: Path) -> None:
 def test_a_background_route_must_be_in_the_policy() -> None:
     config = parse_config(GOOD + "    background: titles\n")
     with pytest.raises(InputError, match="background route 'titles'"), loaded_server(config):
+        pass
+
+
+def test_a_live_policy_that_guarantees_an_error_rate_is_refused(tmp_path: Path) -> None:
+    rules = "[{accept: {max_error_rate: 0.05, confidence: 0.9}}, abstain]"
+    policy = f"{{version: 1, name: p, streaming: live, rules: {rules}}}"
+    (tmp_path / "p.yaml").write_text(policy)
+    config = parse_config(f"{{version: 1, models: {{smollm2: {{policy: {tmp_path / 'p.yaml'}}}}}}}")
+    with pytest.raises(PolicyError, match="no certificate covers a live stream"), loaded_server(config):
         pass

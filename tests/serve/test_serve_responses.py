@@ -109,6 +109,8 @@ def test_a_streamed_call_adds_up() -> None:
         {"max_tool_calls": 3},
         {"tools": [{"type": "web_search"}]},
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+        {"input": [{"type": "reasoning"}]},
+        {"input": [{"role": "user", "content": "a"}] * 2000, "instructions": "one more"},
     ],
 )
 def test_what_needs_memory_or_other_models_is_refused(changes: dict[str, Any]) -> None:

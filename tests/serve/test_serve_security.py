@@ -6,13 +6,16 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from served import Served, said, serving
+from served import POLICY, Served, said, serving
 
+from guard.access import Access, Grant, Role
+from guard.review.store import Store
 from guard.serve import ServeSettings
 
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which city?"}]}
@@ -54,6 +57,24 @@ def test_a_body_that_does_not_come_is_given_up(served: Served) -> None:
     answer = raw(served, head(100), more=b'{"model"')
     assert b"408" in answer.split(b"\r\n")[0]
     assert b"request_timeout" in answer
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"])
+def test_a_head_that_does_not_come_is_given_up(served: Served, before: bytes) -> None:
+    """Behind another request, too; a header a moment, so that the connection is never idle."""
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(before + b"POST /v1/chat/completions HTTP/1.1\r\n")
+        if before:
+            assert b"200" in connection.recv(65536)
+        connection.settimeout(0.05)
+        for number in range(200):
+            with suppress(TimeoutError):
+                if connection.recv(65536) == b"":
+                    break
+            connection.sendall(f"x-{number}: slow\r\n".encode())
+        else:
+            pytest.fail("the server waits forever")
 
 
 @pytest.mark.parametrize(
@@ -122,17 +143,26 @@ def test_a_rule_that_no_header_holds_is_escaped() -> None:
 SAMPLE = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
 
 
-def test_no_request_that_the_description_allows_is_a_server_error() -> None:
-    with serving(said("Paris")) as served:
-        described = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
-        operations = [found.ok() for found in described.get_all_operations()]
-        assert len(operations) >= 12
-        for operation in operations:
+def test_no_request_that_the_description_allows_is_a_server_error(tmp_path: Path) -> None:
+    """With keys, a queue, an audit log, side requests and a policy that streams live."""
+    place = tmp_path / "r.db"
+    options = ServeSettings(unguarded_keys=("one",), review_seconds=0.05)
+    with Access.open(place) as access, Store.open(place) as store:
+        key = access.keys.add("one", grants=[Grant(Role.CALLER)])[1]
+        parts: dict[str, Any] = {"access": access, "store": store, "settings": options}
+        policies = {"test": POLICY, "live": f"{POLICY}\nstreaming: live\n"}
+        logged = {"audit_log": store.audit_log()}
+        with serving(said("Lyon", 0.4), policies=policies, guard_options=logged, **parts) as served:
+            described = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+            operations = [found.ok() for found in described.get_all_operations()]
+            assert len(operations) >= 12
+            for operation in operations:
 
-            @SAMPLE
-            @given(case=operation.as_strategy())
-            def check(case: schemathesis.Case) -> None:
-                response = case.call()
-                assert response.status_code < 500, response.text
+                @SAMPLE
+                @given(case=operation.as_strategy())
+                def check(case: schemathesis.Case) -> None:
+                    response = case.call(headers={"authorization": f"Bearer {key}"})
+                    assert response.status_code < 500, response.text
+                    assert response.status_code not in (401, 403), response.text
 
-            check()
+                check()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 import time
@@ -13,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 from scripted import AnsweringEngine
-from served import Served, said, serving
+from served import said, serving
+from served_soak import soak
 
 from guard.serve import ServeSettings
 
@@ -128,43 +128,19 @@ async def test_the_asynchronous_client_streams_too() -> None:
     assert text == "Paris"
 
 
-async def _one(client: httpx.AsyncClient, number: int) -> str | None:
-    """Ask for an echo; every third caller leaves early."""
-    body = {"model": "tiny", "messages": [{"role": "user", "content": f"Say {number}"}], "stream": number % 2 == 0}
-    try:
-        timeout = 0.02 if number % 3 == 0 else 30
-        response = await client.post("/v1/chat/completions", json=body, timeout=timeout)
-    except httpx.TimeoutException:
-        return None
-    assert response.status_code == 200, response.text
-    return response.text
-
-
-async def _all(url: str) -> list[str | None]:
-    limits = httpx.Limits(max_connections=64)
-    async with httpx.AsyncClient(base_url=url, limits=limits) as client:
-        return await asyncio.gather(*(_one(client, number) for number in range(192)))
-
-
-def test_64_clients_with_cancellations_get_their_own_answers_and_leave_nothing_behind() -> None:
-    def echo(prompt: Any, number: int) -> tuple[str, float]:
-        return f"answer {prompt.question.removeprefix('Say ')}.", 0.1
-
-    with serving(echo, settings=ServeSettings(most_requests=256)) as served:
-        asyncio.run(_all(served.url))
-        settled(served)
-        threads = threading.active_count()
-        answers = asyncio.run(_all(served.url))
-        settled(served)
-        assert threading.active_count() <= threads + 2
-    came = {number: text for number, text in enumerate(answers) if text is not None}
-    assert len(came) >= 128
-    for number, text in came.items():
-        assert f"answer {number}." in text
-
-
-def settled(served: Served) -> None:
-    until(lambda: served.server.responder.admission.running == 0)
+def test_64_clients_get_their_own_answers_and_leave_nothing_behind() -> None:
+    """A sample of `served_soak`, which ``nox -s soak`` runs for as long as one likes."""
+    found = soak(5.0)
+    assert found["wrong"] == []
+    assert found["running"]
+    results = found["results"]
+    for way in ("whole", "held", "live", "completion", "response"):
+        assert results[f"{way}: 200"] > 0
+        assert [each for each in results if each.startswith(f"{way}: ")] == [f"{way}: 200"], results
+    assert results["too long: 400"] > 0
+    assert results["leaves: left"] + results["leaves at once: left"] > 0
+    for what in ("files", "threads"):
+        assert found["after"][what] <= found["before"][what] + 2, found
 
 
 def test_more_requests_than_the_server_takes_get_429() -> None:

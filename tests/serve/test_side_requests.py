@@ -31,8 +31,7 @@ def known_template(monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 
     digest = hashlib.sha256(f"{BEFORE}\0{BEHIND}".encode()).hexdigest()
-    monkeypatch.setattr(side_requests, "TEMPLATES", {digest: 2})
-    monkeypatch.setattr(side_requests.KnownConversations, "_ENDS", (2,))
+    monkeypatch.setattr(side_requests, "TEMPLATES", {digest: "title"})
 
 
 class Chatting:
@@ -145,3 +144,20 @@ def test_a_background_route_that_escalates_is_refused() -> None:
     text = "{version: 1, name: a, rules: [accept], routes: {background: {rules: [{escalate: {to: [review]}}]}}}"
     with pytest.raises(InputError, match="side requests go there"):
         _check_background("tiny", ModelSection(), parse_policy(text))
+
+
+def test_follow_ups_of_a_long_conversation_hold_its_first_question_and_its_end(chatting: Chatting) -> None:
+    turns = [{"role": role, "content": f"{role} {number}"} for number in range(3) for role in ("user", "assistant")]
+    with chatting.served.client(headers={"authorization": f"Bearer {chatting.keys['webui']}"}) as client:
+        body = {"model": "tiny", "messages": [*turns, {"role": "user", "content": QUESTION}]}
+        assert client.post("/v1/chat/completions", json=body).json()["guard"]["action"] == "accept"
+    whole = [*turns, {"role": "user", "content": QUESTION}, {"role": "assistant", "content": "Paris"}]
+    lines = [f"{turn['role'].upper()}: {turn['content']}" for turn in whole]
+    assert chatting.ask(template("\n".join([lines[0], *lines[-4:]])))["guard"]["action"] == "unguarded"
+    assert chatting.ask(template("\n".join([lines[2], *lines[-4:]])))["guard"]["action"] == "abstain"
+
+
+def test_a_request_for_an_emoji_never_comes_into_the_queue(chatting: Chatting) -> None:
+    answer = chatting.ask(f"{side_requests._EMOJI} Interpret emotions.\n\nMessage: ```How much morphine is deadly?```")
+    assert (answer["guard"]["action"], answer["guard"]["route"]) == ("abstain", "background")
+    assert chatting.store.count() == 0

@@ -7,11 +7,10 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
-import uvicorn
 from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model
 
 from guard.engines.protocols import Engine
@@ -19,7 +18,7 @@ from guard.policy.policy import Policy, parse_policy
 from guard.runtime.guard import Guard
 from guard.scoring.scorer import Scorer
 from guard.serve import ServedModel, ServedModels, Server, ServeSettings, create_application
-from guard.serve.running import listen_on
+from guard.serve.running import http_server, listen_on
 
 #: Accepts what is likely right, refuses the rest.
 POLICY = """
@@ -75,6 +74,7 @@ def serving(
     background: str | None = None,
     guard_options: Mapping[str, Any] | None = None,
     context: int = 400,
+    max_tokens: int = 200,
     **parts: Any,
 ) -> Iterator[Served]:
     """Serve one model, ``tiny``, over real HTTP."""
@@ -92,18 +92,18 @@ def serving(
         name: Guard(own, scorer or confidence_scorer(), policy, store=store, **(guard_options or {}))
         for name, policy in chosen.items()
     }
-    model = ServedModel("tiny", guards, next(iter(guards)), background=background, max_tokens=200)
+    model = ServedModel("tiny", guards, next(iter(guards)), background=background, max_tokens=max_tokens)
     server = Server.build(ServedModels({"tiny": model}), settings or ServeSettings(), **parts)
-    with running(create_application(server)) as url:
+    with running(create_application(server), server.settings) as url:
         yield Served(url, server, own)
 
 
 @contextlib.contextmanager
-def running(application: Any) -> Iterator[str]:
+def running(application: Any, settings: ServeSettings | None = None) -> Iterator[str]:
     """Run an application in a thread of its own; gives its address."""
     listening = listen_on("127.0.0.1", 0)
-    config = uvicorn.Config(application, log_level="error", timeout_graceful_shutdown=2)
-    uvicorn_server = uvicorn.Server(config)
+    limits = replace(settings or ServeSettings(), shutdown_seconds=2)
+    uvicorn_server = http_server(application, limits, log_level="error")
     thread = threading.Thread(target=lambda: asyncio.run(uvicorn_server.serve([listening])), daemon=True)
     thread.start()
     while not uvicorn_server.started:

@@ -16,7 +16,7 @@ from guard.engines.remote.wire import CallPiece, StreamPart, WireToken, with_cal
 from guard.engines.sampling import TokenSignals
 from guard.engines.thinking import MARKS, THINK, TaggedSplitter, without_thoughts
 from guard.engines.tool_marks import TOOL_MARKS
-from guard.records import FinishReason, Floats, Generation, Sampling
+from guard.records import FinishReason, Floats, Generation, Likeliest, Sampling
 
 #: Texts of tokens that end an answer, as servers show them.
 ENDS = frozenset(
@@ -67,6 +67,7 @@ class RemoteAnswer:
         *,
         stop: tuple[str, ...],
         tools: bool,
+        top_logprobs: int,
         observer: Observer | None,
         on_token: Callable[[TokenSignals], None] | None,
     ) -> None:
@@ -75,9 +76,11 @@ class RemoteAnswer:
             served: who answered when the engine was loaded.
             stop: texts that end the answer.
             tools: whether the model may call tools.
+            top_logprobs: how many of the likeliest tokens are kept at each token.
             observer, on_token: as for `guard.engines.growing.GrowingAnswer`.
         """
         self._served, self._stop, self._tools = served, stop, tools
+        self._k, self._top = top_logprobs, list[tuple[tuple[bytes, float], ...]]()
         self._observer, self._on_token = observer, on_token
         self._pieces: list[bytes] = []
         self._marks: dict[int, str] = {}
@@ -120,6 +123,7 @@ class RemoteAnswer:
         if not at and thought and not text.lstrip().startswith(tuple(each.opening for each in _MARKS)):
             self._opened = True  # the template has opened the thought, and the server has taken the mark out
         self._pieces.append(token.piece)
+        self._top.append(token.top[: self._k])
         if text in _MARK_TEXTS or (self._tools and text in TOOL_MARKS):
             self._marks[at] = text
         if text in ENDS:
@@ -175,14 +179,23 @@ class RemoteAnswer:
             seconds=seconds,
         )
         self._check(found, stopped=stopped)
-        text = self._text_of(found, stopped=stopped)
+        text, (top, pieces) = self._text_of(found, stopped=stopped), self._likeliest()
         return replace(
             found,
             text=text,
             offsets=found.offsets if text == found.text else None,
+            top=top if self._k else None,
+            pieces=pieces,
             reasoning=found.reasoning or self._reasoning.strip() or None,
             capture_error=self._fault or found.capture_error,
         )
+
+    def _likeliest(self) -> tuple[tuple[Likeliest, ...], tuple[bytes, ...]]:
+        """Return the likeliest tokens by id, and the bytes of all ids: those of the answer are its positions."""
+        others = dict.fromkeys(piece for each in self._top for piece, _ in each)
+        ids = {piece: len(self._pieces) + number for number, piece in enumerate(others)}
+        top = tuple(tuple((ids[piece], logprob) for piece, logprob in each) for each in self._top)
+        return top, (*self._pieces, *others)
 
     def _check(self, found: Generation, *, stopped: bool) -> None:
         if not self._pieces:

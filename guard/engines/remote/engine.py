@@ -64,6 +64,7 @@ class OpenAIEngine(RequestEngine):
         super().__init__(loop)
         self._client, self._loop, self._served, self._info = client, loop, served, info
         self._k, self._slots, self._seconds = k, slots, seconds
+        self.most_top_logprobs = k
         loop.answer = self._answer
 
     @classmethod
@@ -172,6 +173,7 @@ class OpenAIEngine(RequestEngine):
             self._served,
             stop=request.limits.stop,
             tools=bool(prompt.tools),
+            top_logprobs=prompt.top_logprobs,
             observer=request.reader,
             on_token=request.on_token,
         )

@@ -37,11 +37,13 @@ class WireToken:
         piece: its bytes.
         signals: of its choice; entropies are those of the likeliest k tokens and of one that stands for all others.
         fault: why the signals cannot be used; None where they can.
+        top: bytes and log-probabilities of the likeliest tokens, the likeliest first.
     """
 
     piece: bytes
     signals: TokenSignals
     fault: str | None = None
+    top: tuple[tuple[bytes, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,15 +206,32 @@ def _finish(reason: Any) -> FinishReason | None:
 
 
 def _token(entry: Mapping[str, Any], k: int) -> WireToken:
-    written = entry.get("bytes")
-    # Not bytes(written) of whatever it is: of a number it is that many zeros.
-    piece = _text(entry.get("token")).encode() if written is None else bytes([*written])
+    piece = _bytes(entry)
     try:
-        return WireToken(piece, _signals(entry, k))
+        return WireToken(piece, _signals(entry, k), top=_top(entry, k))
     except ValueError as error:
         return WireToken(piece, TokenSignals(0.0, 0.0, 0.0), str(error))
     except TypeError:
         return WireToken(piece, TokenSignals(0.0, 0.0, 0.0), "a log-probability is no number")
+
+
+def _bytes(entry: Mapping[str, Any]) -> bytes:
+    written = entry.get("bytes")
+    # Not bytes(written) of whatever it is: of a number it is that many zeros.
+    return _text(entry.get("token")).encode() if written is None else bytes([*written])
+
+
+def _top(entry: Mapping[str, Any], k: int) -> tuple[tuple[bytes, float], ...]:
+    """Return the likeliest tokens, whose numbers `_signals` has checked; one that has no bytes is shown without."""
+    found = [(_bytes_or_none(each), _logprob(each.get("logprob"))) for each in entry["top_logprobs"]]
+    return tuple(sorted(found, key=lambda each: -each[1])[:k])
+
+
+def _bytes_or_none(entry: Mapping[str, Any]) -> bytes:
+    try:
+        return _bytes(entry)
+    except (TypeError, ValueError):
+        return b""
 
 
 def _signals(entry: Mapping[str, Any], k: int) -> TokenSignals:

@@ -1,4 +1,4 @@
-"""Attempts of chains and agents: settings, model calls, buffered callbacks, live monitoring, trusted fallbacks.
+"""Attempts of chains and agents: settings, model calls, buffered callbacks, trusted fallbacks.
 
 The public names are re-exported by `guard.langchain`. All modules are internal.
 """
@@ -12,12 +12,10 @@ from guard._faces import lazy_face
 if TYPE_CHECKING:
     from guard.langchain.attempts.accounting import unguarded
     from guard.langchain.attempts.complete_json import IncompleteAnswerError
-    from guard.langchain.attempts.stream_monitor import RetractedError
     from guard.langchain.attempts.trusted_fallbacks import trusted
 
 __all__ = [
     "IncompleteAnswerError",
-    "RetractedError",
     "trusted",
     "unguarded",
 ]
@@ -27,7 +25,6 @@ __getattr__, __dir__ = lazy_face(
     {
         "accounting": ("unguarded",),
         "complete_json": ("IncompleteAnswerError",),
-        "stream_monitor": ("RetractedError",),
         "trusted_fallbacks": ("trusted",),
     },
 )

@@ -18,7 +18,7 @@ from guard.records import Limits, Prompt, Sampling
 if TYPE_CHECKING:
     from langchain_core.chat_history import BaseChatMessageHistory
 
-    from guard.langchain.attempts.stream_monitor import StreamMonitor
+    from guard.runtime.stream_monitor import StreamMonitor
 
 
 @dataclass(frozen=True, slots=True)

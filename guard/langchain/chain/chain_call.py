@@ -25,7 +25,6 @@ from guard.langchain.attempts.attempt_settings import AttemptSettings
 from guard.langchain.attempts.complete_json import IncompleteAnswerError
 from guard.langchain.attempts.model_calls import ModelCall, Verdict, judge, judge_failure, may_quote, prompt_text
 from guard.langchain.attempts.once_cache import OnceCache
-from guard.langchain.attempts.stream_monitor import RetractedError, StreamMonitor
 from guard.langchain.chain.chain_rules import ChainRules
 from guard.langchain.chain.replies import text_of_output
 from guard.langchain.messages import chat_turns, read_reasoning
@@ -36,6 +35,7 @@ from guard.records import Action, Attempt, Escalation, FinishReason, Outcome, Pr
 from guard.review.handlers import NOBODY, Delivery
 from guard.runtime.call_state import OWN_ENGINE, CallState, without_texts
 from guard.runtime.deadline import late
+from guard.runtime.stream_monitor import RetractedError, StreamMonitor
 from guard.scores import Score, ScoreName
 
 

@@ -20,7 +20,6 @@ from guard.langchain.attempts.attempt_run import (
     own_containers,
 )
 from guard.langchain.attempts.callback_buffer import CallbackBuffer
-from guard.langchain.attempts.stream_monitor import RetractedError
 from guard.langchain.chain.chain_call import ChainAttempt, ChainCall
 from guard.langchain.chain.replies import gives_messages, reply_message
 from guard.langchain.tracing import DECISION_EVENT, RETRACTED_EVENT, event_step, marked_event
@@ -31,6 +30,7 @@ from guard.runtime.decision_log import log_decision
 from guard.runtime.monitored import audit_steps
 from guard.runtime.resources import escalation_step
 from guard.runtime.steps import END, Emit, Pieces, Step, Steps, Stream
+from guard.runtime.stream_monitor import RetractedError
 
 
 @dataclass(frozen=True, slots=True)

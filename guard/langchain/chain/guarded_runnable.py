@@ -206,7 +206,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
         """Stream the chain according to the policy's ``streaming``; the whole input is read first.
 
         Raises:
-            RetractedError: the policy rejected a live answer (see `guard.langchain.attempts.stream_monitor`).
+            RetractedError: the policy rejected a live answer (see `guard.runtime.stream_monitor`).
             AbstainedError, EscalationError, Exception: as for `invoke`.
         """
         called, options = self._called(config, kwargs)

@@ -232,6 +232,15 @@ ACCESS_KEYS = Table(
 )
 _partial("access_keys_one_name", ACCESS_KEYS.c.name, where=ACCESS_KEYS.c.revoked_at.is_(None), unique=True)
 
+ACCESS_MINUTES = Table(
+    "access_minutes",
+    METADATA,
+    Column("prefix", Text, ForeignKey("access_keys.prefix"), primary_key=True),
+    Column("began_at", Text, nullable=False),
+    Column("requests", sa.BigInteger, nullable=False),
+    Column("tokens", sa.BigInteger, nullable=False),
+)
+
 ACCESS_SESSIONS = Table(
     "access_sessions",
     METADATA,

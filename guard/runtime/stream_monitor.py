@@ -28,10 +28,12 @@ class RetractedError(AbstainedError):
 
     Attributes:
         score: score of the answer so far.
+        tokens: of the answer so far.
         outcome: outcome of the guarded call; None while the error passes through the chain.
     """
 
     score: Score | None = None
+    tokens: int = 0
     outcome: Outcome | None = None
 
 
@@ -81,7 +83,7 @@ class _MonitoredAnswer:
         if score is not None and not self.monitor.accepts(score):
             why = f"after {len(self.tokens)} tokens p_wrong is {score.p_wrong:.4g}"
             error = RetractedError("The answer was stopped", why=why)
-            error.score = score
+            error.score, error.tokens = score, len(self.tokens)
             raise error
 
     def _score(self) -> Score | None:

@@ -1,0 +1,266 @@
+"""Clients that are no Python packages of these tests, against a real ``guard serve`` on the embedded model.
+
+Each needs something that is installed apart: ``nox -s clients`` does so, and sets the variables. What they got is in
+docs/evidence/clients.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from embedded_model import smollm2_file
+from scripted import tiny_artefact
+from scripted_tools import MODEL, ToolEngine
+from served import POLICY, said, serving
+from served_child import free_port
+
+from guard.access import Access, Grant, Role
+from guard.review.store import Store
+from guard.scoring.provenance import Prompting
+from guard.scoring.scorer import Scorer
+from guard.serve import ServeSettings
+
+HERE = Path(__file__).parent
+CITY = "What is the capital of France?"
+SAID_NO = "I cannot say."
+RULES = f"rules: [accept]\nroutes: {{never: {{rules: [{{abstain: {{text: {SAID_NO}}}}}]}}}}\n"
+CONFIG = """
+version: 1
+listen: {port: 0}
+models:
+  smollm2: {policy: ./hold.yaml, max_tokens: 24}
+  live: {model: smollm2, policy: ./live.yaml, max_tokens: 24}
+"""
+
+
+def named(variable: str, what: str) -> str:
+    """Return what a variable names, or skip the test."""
+    if not os.environ.get(variable):
+        pytest.skip(f"no {what}: {variable} names none")
+    return os.environ[variable]
+
+
+@contextmanager
+def guard_serve(folder: Path) -> Iterator[str]:
+    """``guard serve`` in a process of its own on the embedded model; gives its address."""
+    smollm2_file()
+    for name in ("hold", "live"):
+        (folder / f"{name}.yaml").write_text(f"version: 1\nname: {name}\nstreaming: {name}\n{RULES}")
+    (folder / "server.yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "guard", "serve", "--config", str(folder / "server.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().split()[-1]
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with guard_serve(tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+# -- npm ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.model
+def test_the_npm_packages_openai_and_ai_understand_the_server(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    modules = Path(named("GUARD_TEST_NPM", "npm packages")) / "node_modules"
+    (tmp_path / "node_modules").symlink_to(modules.absolute())
+    script = tmp_path / "openai_and_ai.mjs"
+    script.write_text((HERE / script.name).read_text("utf-8"))
+    artefact = tiny_artefact(MODEL).model_copy(update={"prompting": Prompting(system="", max_tokens=2000)})
+    accepts = {"all": "{version: 1, name: all, rules: [accept]}"}
+    url = request.getfixturevalue("real")
+    with serving(engine=ToolEngine(), scorer=Scorer(artefact), policies=accepts, max_tokens=2000) as scripted:
+        done = subprocess.run(
+            ["node", script.name, url, scripted.url], cwd=tmp_path, capture_output=True, text=True, timeout=240
+        )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(found, indent=2))
+    for name in ("openai chat", "openai stream", "openai responses", "ai generateText", "ai generateText, Responses"):
+        assert "Paris" in found[name]["text"], name
+    assert found["openai stream"]["action"] == "accept"
+    assert found["openai abstention"] == {"text": SAID_NO, "refusal": SAID_NO}
+    assert found["openai retracted"]["code"] == "retracted"
+    assert found["openai unknown option"]["code"] == "unsupported"
+    assert found["openai tool"]["calls"] == [["look_up", '{"city": "Paris"}']]
+    assert found["openai JSON"] == found["ai generateObject"] == {"object": {"city": "Paris"}}
+    assert ("Paris" in found["ai streamText"]["text"], found["ai streamText"]["errors"]) == (True, 0)
+    assert found["ai streamText, retracted"]["errors"] > 0, "a retracted answer is an error"
+    assert found["ai tool"]["calls"] == [["look_up", {"city": "Paris"}]]
+    assert found["ai tool"]["text"] == "Hello there, it is sunny."
+
+
+# -- LiteLLM -----------------------------------------------------------------------------------
+
+
+LITELLM = """
+model_list:
+  - {{model_name: guarded, litellm_params: {{model: openai/smollm2, api_base: {url}/v1, api_key: none}}}}
+  - {{model_name: never, litellm_params: {{model: "openai/smollm2:never", api_base: {url}/v1, api_key: none}}}}
+  - {{model_name: live, litellm_params: {{model: "openai/live:never", api_base: {url}/v1, api_key: none}}}}
+guardrails:
+  - guardrail_name: lenient
+    litellm_params:
+      guardrail: generic_guardrail_api
+      mode: [pre_call, post_call]
+      api_base: {url}
+      additional_provider_specific_params: {{model: smollm2}}
+  - guardrail_name: strict
+    litellm_params:
+      guardrail: generic_guardrail_api
+      mode: [pre_call, post_call]
+      api_base: {url}
+      additional_provider_specific_params: {{model: smollm2, route: never}}
+"""
+
+
+@contextmanager
+def litellm_proxy(program: str, folder: Path, url: str) -> Iterator[httpx.Client]:
+    """LiteLLM's proxy in front of the server."""
+    (folder / "litellm.yaml").write_text(LITELLM.format(url=url))
+    port = free_port()
+    command = [program, "--config", str(folder / "litellm.yaml"), "--host", "127.0.0.1", "--port", str(port)]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CI")}
+    with (folder / "litellm.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**environment, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            deadline = time.monotonic() + 120
+            while True:
+                assert process.poll() is None, (folder / "litellm.log").read_text()[-3000:]
+                assert time.monotonic() < deadline, "LiteLLM's proxy did not start"
+                try:
+                    if client.get("/health/liveliness").is_success:
+                        break
+                except httpx.TransportError:
+                    time.sleep(0.5)
+            yield client
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.model
+def test_litellms_proxy_serves_guarded_models_and_uses_guard_as_a_guardrail(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    program, found = named("GUARD_TEST_LITELLM", "LiteLLM"), dict[str, Any]()
+    with litellm_proxy(program, tmp_path, request.getfixturevalue("real")) as client:
+
+        def ask(model: str, **more: Any) -> httpx.Response:
+            body = {"model": model, "messages": [{"role": "user", "content": CITY}], **more}
+            return client.post("/v1/chat/completions", json=body)
+
+        found["guarded"] = ask("guarded").json()
+        found["never"] = ask("never").json()
+        found["stream"] = ask("guarded", stream=True).text
+        found["live"] = ask("live", stream=True).text
+        found["lenient"] = ask("guarded", guardrails=["lenient"]).json()
+        found["strict"] = ask("guarded", guardrails=["strict"]).json()
+    print(json.dumps(found, indent=2))
+    assert "Paris" in found["guarded"]["choices"][0]["message"]["content"]
+    assert found["guarded"]["guard"]["action"] == "accept", "LiteLLM keeps fields of the body"
+    assert found["never"]["choices"][0]["message"]["content"] == SAID_NO
+    assert "Paris" in "".join(re.findall(r'"content":\s*"([^"]*)"', found["stream"]))
+    assert "has retracted the answer" in found["live"]
+    assert "[DONE]" not in found["live"]
+    assert "Paris" in found["lenient"]["choices"][0]["message"]["content"]
+    assert found["strict"]["choices"][0]["message"]["content"] == SAID_NO
+
+
+# -- Open WebUI --------------------------------------------------------------------------------
+
+
+class OpenWebUI:
+    """Open WebUI's own templates and the functions that fill them, from the source of a release.
+
+    Args:
+        folder: of the unpacked wheel. Importing all of it would need its hundred dependencies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._names: dict[str, Any] = {"re": re, "math": __import__("math"), "Optional": object, "Any": Any}
+        self._names |= {"datetime": __import__("datetime").datetime, "log": None}
+        self._take(folder / "config.py", r"DEFAULT_\w+_PROMPT_TEMPLATE$")
+        self._take(
+            folder / "utils" / "misc.py", r"get_(messages_content|content_from_message|last_user_message(_item)?)$"
+        )
+        self._take(
+            folder / "utils" / "task.py",
+            r"(replace_\w+_variable|truncate_content|apply_content_filter|prompt_template|\w+_generation_template)$",
+        )
+
+    def _take(self, file: Path, names: str) -> None:
+        kept = []
+        for node in ast.parse(file.read_text("utf-8")).body:
+            targets = [target.id for target in getattr(node, "targets", ()) if isinstance(target, ast.Name)]
+            if any(re.match(names, name) for name in (*targets, getattr(node, "name", ""))):
+                for part in ast.walk(node):  # annotations and defaults name classes that are not here
+                    if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef):
+                        part.returns = None
+                        for argument in (*part.args.args, *part.args.kwonlyargs):
+                            argument.annotation = None
+                kept.append(node)
+        assert kept, f"{file} has none of {names}"
+        exec(compile(ast.Module(kept, []), str(file), "exec"), self._names)  # noqa: S102 - the release's own code
+
+    def written(self, task: str, messages: list[dict[str, str]], **options: Any) -> str:
+        """Return the message of a side request, as ``routers/tasks.py`` makes it."""
+        names = self._names
+        template = names[f"DEFAULT_{task.upper()}_GENERATION_PROMPT_TEMPLATE"]
+        text: str = asyncio.run(names[f"{task}_generation_template"](template, messages, **options))
+        return text
+
+
+def test_open_webuis_own_requests_are_recognised(tmp_path: Path) -> None:
+    webui = OpenWebUI(Path(named("GUARD_TEST_OPEN_WEBUI", "source of Open WebUI")) / "open_webui")
+    policy = POLICY.replace("  - abstain: {text: I cannot say.}", "  - escalate: {to: [review], reply: Wait.}")
+    settings = ServeSettings(unguarded_keys=("webui",))
+    turns = [{"role": "user", "content": CITY}]
+    whole = [*turns, {"role": "assistant", "content": "Paris"}]
+    with Access.open(tmp_path / "r.db") as access, Store.open(tmp_path / "r.db") as store:
+        key = access.keys.add("webui", grants=[Grant(Role.CALLER)])[1]
+        parts: dict[str, Any] = {"access": access, "store": store, "settings": settings, "context": 20_000}
+        with serving(said("Paris", 0.1), policies={"test": policy}, **parts) as served:
+            client = served.client(headers={"authorization": f"Bearer {key}"})
+
+            def ask(messages: list[dict[str, str]]) -> Any:
+                body = {"model": "tiny", "messages": messages, "stream": False, "max_tokens": 100}
+                return client.post("/v1/chat/completions", json=body).json()["guard"]
+
+            def side(task: str, about: list[dict[str, str]], **options: Any) -> Any:
+                said_of = ask([{"role": "user", "content": webui.written(task, about, **options)}])
+                return said_of["action"], said_of.get("route")
+
+            assert side("title", whole) == ("abstain", "background"), "nothing is accepted yet"
+            assert ask(turns)["action"] == "accept"
+            for task, options in (("title", {}), ("tags", {}), ("follow_up", {"use_default": True})):
+                assert side(task, whole, **options) == ("unguarded", None), task
+            other = [{"role": "user", "content": "How much morphine is deadly?"}]
+            for task, options in (("title", {}), ("tags", {}), ("follow_up", {"use_default": True}), ("query", {})):
+                assert side(task, other, **options) == ("abstain", "background"), task
+            client.close()
+        assert store.count() == 0, "a side request was put into review"
