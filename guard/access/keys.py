@@ -98,9 +98,9 @@ class Keys:
     def find(self, secret: str) -> ApiKey | None:
         """Return the valid key of a secret, such as the one in ``Authorization: Bearer``, or None.
 
-        The secret's hash is compared in constant time, also where no key begins like it. A revoked key and one
-        that has ended are None too. ``key.principal`` is what `guard.access.may` takes; the limits a minute are
-        kept by `take`, the quota of the month by `charge`.
+        The hash of the secret is compared in constant time, even if no key has its prefix. Revoked and expired keys
+        are invalid. Pass ``key.principal`` to `guard.access.may`. `take` enforces the limits per minute, `charge`
+        counts towards the monthly quota.
         """
         now = self._clock()
         with self._database.read() as connection:
@@ -132,8 +132,8 @@ class Keys:
 
         They count towards its minute as well, where that has a limit.
 
-        Ask before a request whether ``used_tokens`` is below ``limits.tokens_per_month``, and charge afterwards:
-        one request may go past the quota, and the next is refused.
+        Check before a request that ``used_tokens`` is below ``limits.tokens_per_month``, and charge afterwards: one
+        request may exceed the quota, and the next is refused.
 
         Args:
             prefix: prefix of the key, as in `ApiKey`.

@@ -72,7 +72,7 @@ class Watcher(Protocol):
     """Observes answers and errors for metrics, traces and logs; it must not record texts."""
 
     def answered(self, asked: Asked, said: Mapping[str, Any], outcome: Outcome | None, times: Times) -> None:
-        """Take note of an answer."""
+        """Record an answer."""
 
     def failed(self, asked: Asked, error: BaseException, seconds: float) -> None:
         """Record a request that failed or was abandoned."""
