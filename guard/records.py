@@ -29,9 +29,6 @@ if TYPE_CHECKING:  # loading numpy takes 150 ms, and a prompt or a policy does n
 Floats: TypeAlias = "NDArray[np.float32]"
 Doubles: TypeAlias = "NDArray[np.float64]"
 
-#: Token ids with their log-probabilities, the likeliest first.
-Likeliest: TypeAlias = tuple[tuple[int, float], ...]
-
 #: Where a block's activations are read: the MLP's output before the residual add, the block's, or both, MLPs first.
 CapturePoint = Literal["mlp", "block", "mlp+block"]
 
@@ -274,7 +271,7 @@ class Generation:
     in_answer: NDArray[np.bool_] | None = None
     redirected: int | None = None
     offsets: NDArray[np.int32] | None = None
-    top: tuple[Likeliest, ...] | None = None
+    top: tuple[tuple[tuple[int, float], ...], ...] | None = None
     pieces: tuple[bytes, ...] | None = None
 
     @property
@@ -414,8 +411,7 @@ class Escalation:
         rule, reason: the rule that decided, and why in one sentence.
         route, policy, model: the caller's route, or None, and the names of policy and model.
         attempts, metadata: all attempts so far, and the caller's metadata of the call.
-        created_at: time in ISO 8601, UTC.
-        terms: by when, how urgently and by how many people the case should be reviewed.
+        created_at, terms: time in ISO 8601, UTC; by when, how urgently and by how many people it is reviewed.
     """
 
     decision_id: str
@@ -444,14 +440,11 @@ class Outcome(OutcomeExport):
         action: the action; always ``accept`` in shadow mode.
         rule, reason: the rule that decided, and why in one sentence.
         p_wrong: score of the answer that the decision is about; None without one.
-        decision_id: id of this call in logs, the review queue and traces.
-        route: the caller's route, or None.
-        mode: ``enforce`` or ``shadow``.
-        would_be: in shadow mode, the decision that enforcement would carry out; otherwise None.
+        decision_id, route: id of this call in logs, the review queue and traces; the caller's route, or None.
+        mode, would_be: ``enforce`` or ``shadow``; in shadow mode, the decision that enforcement would carry out.
         attempts: every generation, in order, each with its score and timing.
         escalated_to, receipts: the handlers that accepted the case, and their return values, such as a review's id.
-        errors: failures of capture, scoring or handlers, each in one sentence.
-        seconds: time of the whole call, in seconds.
+        errors, seconds: failures of capture, scoring or handlers, each in one sentence; seconds of the whole call.
     """
 
     answer: str | None

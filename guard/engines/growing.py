@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from guard.engines.detokenizer import Detokenizer, StopStringFilter
 from guard.engines.offsets import TokenText, token_offsets
-from guard.engines.sampling import TokenSignals
+from guard.engines.sampling import Likeliest, TokenSignals
 from guard.engines.thinking import Splitter, thinking_of
 from guard.engines.tool_marks import TOOL_MARKS
 from guard.errors import error_text
-from guard.records import FinishReason, Floats, Generation, Likeliest, Sampling
+from guard.records import FinishReason, Floats, Generation, Sampling
 
 #: Tokens of the prompt's end that are looked at for a thought that the template has opened.
 _END_TOKENS = 24

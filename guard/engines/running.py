@@ -9,8 +9,8 @@ import numpy as np
 from guard.engines.batch import Feed, PassRow
 from guard.engines.growing import AnswerReader, GrowingAnswer
 from guard.engines.request import Request
-from guard.engines.sampling import choose, likeliest, signals_of
-from guard.records import FinishReason, Floats, Generation, Likeliest
+from guard.engines.sampling import Likeliest, choose, likeliest, signals_of
+from guard.records import FinishReason, Floats, Generation
 
 #: Tokens of an answer that room is kept for at a time.
 ANSWER_ROOM = 128

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import EngineError
-from guard.records import Floats, Likeliest, Sampling
+from guard.records import Floats, Sampling
+
+#: Token ids with their log-probabilities, the likeliest first.
+Likeliest: TypeAlias = tuple[tuple[int, float], ...]
 
 
 class TokenSignals(NamedTuple):

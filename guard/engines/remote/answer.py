@@ -13,10 +13,10 @@ from guard.engines.growing import GrowingAnswer, Reading
 from guard.engines.protocols import Observer
 from guard.engines.remote.client import UnavailableError
 from guard.engines.remote.wire import CallPiece, StreamPart, WireToken, with_calls
-from guard.engines.sampling import TokenSignals
+from guard.engines.sampling import Likeliest, TokenSignals
 from guard.engines.thinking import MARKS, THINK, TaggedSplitter, without_thoughts
 from guard.engines.tool_marks import TOOL_MARKS
-from guard.records import FinishReason, Floats, Generation, Likeliest, Sampling
+from guard.records import FinishReason, Floats, Generation, Sampling
 
 #: Texts of tokens that end an answer, as servers show them.
 ENDS = frozenset(
