@@ -13,7 +13,7 @@ import pytest
 from langchain_openai import ChatOpenAI
 from scripted import AnsweringEngine
 from served import POLICY, Served, said, serving
-from test_serve_streams import QUICK, until, waiting_engine
+from waiting_engine import QUICK, until, waiting_engine
 
 from guard.review.store import Store
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,29 +13,11 @@ import pytest
 from scripted import AnsweringEngine
 from served import said, serving
 from served_soak import soak
+from waiting_engine import QUICK, until, waiting_engine
 
 from guard.serve import ServeSettings
 
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which city?"}], "stream": True}
-QUICK = ServeSettings(comment_seconds=0.05)
-
-
-def waiting_engine(text: str, p_wrong: float) -> tuple[AnsweringEngine, threading.Event]:
-    """An engine that stops before its third token until the event is set."""
-    engine, release = AnsweringEngine(said(text, p_wrong)), threading.Event()
-    engine.on_feed = lambda number: None if number < 2 else _waited(release)
-    return engine, release
-
-
-def _waited(release: threading.Event) -> None:
-    assert release.wait(20)
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @contextmanager
