@@ -32,7 +32,7 @@ NPM_PACKAGES = (
     "@ai-sdk/openai-compatible@2.0.92",
     "zod@4.6.7",
 )
-LITELLM, OPEN_WEBUI = "litellm[proxy]", "open-webui==0.12.4"
+LITELLM, OPEN_WEBUI = "litellm[proxy]==1.108.7", "open-webui==0.12.4"
 #: Each extra, and a program that uses what it brings.
 USES = {
     "": "import guard; guard.load_policy('balanced'); print(guard.__version__)",

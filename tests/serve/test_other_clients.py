@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import time
@@ -141,13 +142,14 @@ def litellm_proxy(program: str, folder: Path, url: str) -> Iterator[httpx.Client
     (folder / "litellm.yaml").write_text(LITELLM.format(url=url))
     port = free_port()
     command = [program, "--config", str(folder / "litellm.yaml"), "--host", "127.0.0.1", "--port", str(port)]
+    key = f"sk-{secrets.token_hex(32)}"  # the proxy starts with no other
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CI")}
+    environment |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": key}
     with (folder / "litellm.log").open("w") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**environment, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        headers = {"authorization": f"Bearer {key}"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, headers=headers) as client:
             deadline = time.monotonic() + 120
             while True:
                 assert process.poll() is None, (folder / "litellm.log").read_text()[-3000:]

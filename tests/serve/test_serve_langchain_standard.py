@@ -1,4 +1,4 @@
-"""LangChain's standard integration suite for `ChatOpenAI` on `guard serve`; the counts are in docs/how-to/serve.md.
+"""LangChain's standard integration suite for `ChatOpenAI` on `guard serve`; the counts are in docs/evidence/clients.md.
 
 No test of theirs is changed. The scripted model has tools and JSON; the embedded one is too small for both, and the
 suite is told so.
