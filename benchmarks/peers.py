@@ -4,7 +4,7 @@
 
 SmolLM2 answers through transformers (the embedded GGUF's weights, float32), once for guard and once for LM-Polygraph,
 which generates by itself; the share of equal answers is printed. UQLM scores the answers' log-probabilities. guard's
-score is that of the shipped scorer, which has seen labels of thirteen other sets and its own engine's activations only,
+score is that of the shipped scorer, which has seen labels of nine other sets and its own engine's activations only,
 and a fit on the other sets of this run. Methods that need a language model for inference (semantic entropy, SAR) are
 left out: they read a DeBERTa that is not in this environment. Seconds are CPU time of the process, each kind of method
 alone.
