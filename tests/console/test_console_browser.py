@@ -18,11 +18,11 @@ from made_cases import make_escalation
 from PIL import Image
 
 from guard.audit import log as audit_log
-from guard.records import Escalation, Prompt
+from guard.records import Escalation, Generation, Prompt, Sampling
 from guard.review.endpoints import Endpoints
 from guard.review.records import Review, ReviewStatus
 from guard.review_terms import ReviewTerms
-from guard.scores import Score, ScoreReading
+from guard.scores import Score, ScoreReading, Span
 from guard.scoring.signature import pairwise_kl
 
 if TYPE_CHECKING:
@@ -527,5 +527,39 @@ def _example(place: int, now: datetime) -> Escalation:
         model="Qwen2.5-1.5B-Instruct", scorer=SCORER,
         created_at=(now - timedelta(minutes=12 + 9 * place)).isoformat(), metadata={"application": "help desk"},
     )  # fmt: skip
-    score = Score(p_wrong, calibrated=True, seconds=0.001, scores=scores)  # type: ignore[arg-type]
-    return _with_map(replace(case, attempts=(replace(case.attempts[1], answer=answer, score=score),)), 77)
+    score = Score(p_wrong, calibrated=True, seconds=0.001, scores=scores, spans=_spans(answer))  # type: ignore[arg-type]
+    attempt = replace(case.attempts[1], answer=answer, score=score, generation=_generated(answer))
+    return _with_map(replace(case, attempts=(attempt,)), 77)
+
+
+#: Words of the examples that the model was not sure of.
+UNSURE = {
+    "four": 0.81,
+    "most": 0.84,
+    "eight": 0.72,
+    "50": 0.61,
+    "same": 0.34,
+    "applies": 0.78,
+    "Twelve": 0.28,
+    "No": 0.4,
+}
+
+
+def _spans(answer: str) -> tuple[Span, ...] | None:
+    """The sentences of an answer of several, each less likely right than the one before it."""
+    found = [*re.finditer(r"\S[^.]*\.", answer)]
+    if len(found) < 2:
+        return None
+    chances = (0.06, 0.12, 0.66)
+    return tuple(Span(each.start(), each.end(), each[0], chances[place % 3]) for place, each in enumerate(found))
+
+
+def _generated(answer: str) -> Generation:
+    """An answer of one token a word, as an engine reports it."""
+    words = [*re.finditer(r"\s*\S+", answer)]
+    chances = [UNSURE.get(word[0].strip(" .,"), 0.97) for word in words]
+    logprobs, none = np.log(np.array(chances, np.float32)), np.zeros(len(words), np.float32)
+    offsets = np.array([word.span() for word in words], np.int32)
+    return Generation(
+        answer, tuple(range(len(words))), logprobs, none, none, 20, "stop", Sampling(), 0, 0, offsets=offsets
+    )
