@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 #: The revision that this guard reads and writes.
-HEAD = "0011"
+HEAD = "0012"
 
 _REVISIONS = [f"{number:04d}" for number in range(1, int(HEAD) + 1)]
 
