@@ -22,6 +22,7 @@ import typer.main
 from pages import NAMES, PAGES
 
 from guard.cli import app
+from guard.data.labelled_spans import read_span_rows
 from guard.data.questions import read_rows
 from guard.policy import parse_policy
 
@@ -125,11 +126,14 @@ def test_policies_in_the_documents_are_valid(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_rows_in_the_documents_are_read(page: Path, tmp_path: Path) -> None:
-    for _, text in fenced(page, "json"):
+    for mark, text in fenced(page, "json"):
+        if "not run: " in mark:
+            continue
         rows = re.sub(r"\n ", " ", text)  # a row that is broken over lines
         file = tmp_path / "rows.jsonl"
         file.write_text(rows, encoding="utf-8")
-        assert len(read_rows(file).rows) == len(rows.splitlines())
+        read = read_span_rows(file) if '"claims"' in rows else read_rows(file).rows
+        assert len(read) == len(rows.splitlines())
 
 
 def commands(page: Path) -> Iterator[list[str]]:
