@@ -215,7 +215,7 @@ def test_calibration_is_moved_by_as_much_as_answers_tell(answers: int, slope: fl
     rng = np.random.default_rng(2)
     log_odds = rng.normal(size=answers) * 2
     wrong = rng.random(answers) < 1 / (1 + np.exp(-log_odds / 2))
-    found = fitting._calibrate(log_odds, wrong)
+    found = fitting.platt_scaling(log_odds, wrong)
     assert found.slope == pytest.approx(slope, abs=0.2 if answers < 100 else 0.05)
     assert found.intercept == pytest.approx(0.0, abs=0.3 if answers < 100 else 0.05)
 
@@ -255,7 +255,7 @@ def test_a_score_without_trees_can_do_without_features_for_them() -> None:
 def test_a_score_that_ranks_nothing_is_refused(sign: float) -> None:
     wrong = np.tile([True, False], 100)
     with pytest.raises(CalibrationError, match="does not rank wrong answers"):
-        fitting._calibrate(sign * np.where(wrong, 1.0, -1.0), wrong)
+        fitting.platt_scaling(sign * np.where(wrong, 1.0, -1.0), wrong)
 
 
 def test_what_misleads_from_set_to_set_is_not_kept() -> None:

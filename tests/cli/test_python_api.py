@@ -128,7 +128,8 @@ def test_certify_writes_the_commands_file_after_an_interruption_too(
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert [len(engine.asked) for engine in asked] == [240, 100, 140]
     assert result.certificate is not None
-    assert result.explain() == result.certificate.explain()
+    assert result.base_rate is not None
+    assert result.explain() == f"{result.certificate.explain()} {result.base_rate.explain()}"
     policy.write_text(policy.read_text().replace("0.2", "0.001"))
     refused = guard.certify(sums, out=tmp_path / "c.json", **options)
     assert refused.certificate is None
