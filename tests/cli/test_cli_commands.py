@@ -114,7 +114,7 @@ def policy(tmp_path: Path, rules: str, *lines: str) -> Path:
 # -- ask -----------------------------------------------------------------------------------------
 
 HALF = (
-    "[{accept: {below: 0.5}}, {retry: {below: 0.7, times: 1}}, "
+    "[{accept: {below: 0.5}}, {retry: {below: 0.7, times: 1, seed: 1}}, "
     "{escalate: {below: 0.95, to: [review], reply: Wait.}}, {abstain: {text: No.}}]"
 )
 

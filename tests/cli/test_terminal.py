@@ -111,7 +111,7 @@ def test_ask_shows_an_answer_that_would_steer_the_terminal(capsys: pytest.Captur
     outcome = Outcome(
         EVIL, Action.ESCALATE, EVIL, EVIL, 0.5, EVIL, EVIL, "enforce", None, attempts, (EVIL, "review"), (EVIL,)
     )
-    sys.modules["guard.cli.ask"]._print(outcome)  # the package has the command under this name
+    sys.modules["guard.cli.ask"]._print(outcome, 0.5)  # the package has the command under this name
     told = capsys.readouterr().out
     assert not unseen(told)
     assert "\\x1b]52;c;" in told

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 CLIENT, SECRET = "guard", "a secret of the client"
 
@@ -199,7 +200,7 @@ def application(issuer: str) -> Any:
     server.register_grant(Grant, [Open(require_nonce=True), CodeChallenge(required=True)])
 
     async def parsed(request: Request) -> Any:
-        form = dict(await request.form()) if request.method == "POST" else {}
+        form = dict(parse_qsl((await request.body()).decode()))
         made = OAuth2Request(request.method, str(request.url), headers=dict(request.headers))
         made.payload = BasicOAuth2Payload({**request.query_params, **form})
         type(made).args = property(lambda self: self.payload.data)
