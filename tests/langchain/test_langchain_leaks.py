@@ -125,7 +125,7 @@ def test_an_unguarded_chain_is_caught_by_every_channel(channel: str) -> None:
     if channel not in available_channels():
         pytest.skip("needs langgraph")
     chain = shapes()["text"]
-    with pytest.raises(AssertionError, match="left the runnable"):
+    with pytest.raises(AssertionError, match="Rejected text left"):
         assert_nothing_leaks(chain, QUESTION, secrets=_secrets("text"), channels=[channel])
 
 
