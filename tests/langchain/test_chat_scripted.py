@@ -52,6 +52,7 @@ class StreamKeepingEngine(AnsweringEngine):
         self.streams: list[Any] = []
         self.limits: list[Limits] = []
         self.sampled: list[Sampling] = []
+        self.requests: list[Any] = []
 
     def encode(self, prompt: Prompt) -> list[int]:
         tools = f" tools:{json.dumps([dict(tool) for tool in prompt.tools])}" if prompt.tools else ""
@@ -65,7 +66,8 @@ class StreamKeepingEngine(AnsweringEngine):
     def _request(self, prompt: Any, sampling: Any, limits: Any, *rest: Any, **settings: Any) -> Any:
         self.limits.append(limits)
         self.sampled.append(sampling)
-        return super()._request(prompt, sampling, limits, *rest, **settings)
+        self.requests.append(super()._request(prompt, sampling, limits, *rest, **settings))
+        return self.requests[-1]
 
     def stream(self, *given: Any, **options: Any) -> Iterator[Chunk]:
         self.streams.append(super().stream(*given, **options))
@@ -242,10 +244,11 @@ async def test_an_asynchronous_live_stream_that_is_left_early_frees_the_engine()
     await anext(stream)
     assert loaded.is_answering
     await stream.aclose()  # type: ignore[attr-defined]
+    assert loaded.requests[0].outbox.abandoned, "at once, not when the garbage collector comes"
     gate.open()
     done = await asyncio.wait_for(loaded.agenerate(Prompt.chat("Next?")), 20)
     assert done.text == "a long answer"
-    assert gate.passes <= 5, "at once, not when the garbage collector comes"
+    assert gate.passes <= 5
     # LangChain's own sequences leave the closing of their steps to the garbage collector.
     longer = guarded(PROMPT | chat(loaded) | StrOutputParser(), policy=policy(HALF, LIVE)).astream(ASKED)
     await anext(longer)
