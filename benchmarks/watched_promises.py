@@ -231,18 +231,18 @@ def story_table(runs: int) -> Iterable[str]:
         "promise kept after",
     )
     for rate, half in ((0.2, HALF), (0.02, HALF), (0.02, 20_000)):
-        told = [story for number in range(min(runs, STORIES)) if (story := live(rate, number, half)) is not None]
-        noticed = [story for story in told if story.delay is not None]
-        quiet = [story for story in told if not story.early]
+        stories = [story for number in range(min(runs, STORIES)) if (story := live(rate, number, half)) is not None]
+        noticed = [story for story in stories if story.delay is not None]
+        quiet = [story for story in stories if not story.early]
         delays = [half + 1 if story.delay is None else story.delay for story in quiet]
         renewed = [story for story in noticed if story.renewed]
         kept = sum(story.wrong["after"] <= RISK for story in renewed)
         yield (
-            f"| {rate:.0%} | {half:,} | {1 - len(quiet) / len(told):.1%} | {len(noticed) / len(quiet):.1%} "
+            f"| {rate:.0%} | {half:,} | {1 - len(quiet) / len(stories):.1%} | {len(noticed) / len(quiet):.1%} "
             f"| {', '.join(_number(each, half) for each in np.quantile(delays, [0.5, 0.9]))} "
             f"| {np.median([story.audited for story in noticed if story.audited is not None]):.0f} "
-            f"| {_mean(told, 'coverage', 'before')}, {_mean(renewed, 'coverage', 'after')} "
-            f"| {_mean(told, 'wrong', 'before')}, {_mean(quiet, 'wrong', 'unnoticed')}, "
+            f"| {_mean(stories, 'coverage', 'before')}, {_mean(renewed, 'coverage', 'after')} "
+            f"| {_mean(stories, 'wrong', 'before')}, {_mean(quiet, 'wrong', 'unnoticed')}, "
             f"{_mean(renewed, 'wrong', 'after')} "
             f"| {kept} of {len(renewed)} ({len(noticed) - len(renewed)} not certifiable) |"
         )
