@@ -13,7 +13,6 @@ from guard.engines.asked import RequestEngine
 from guard.engines.tokenizing import TokenizingEngine
 from guard.policy.guarantee import refuse_guarantees
 from guard.records import Action, Attempt, Generation, Outcome
-from guard.runtime.decision_log import log_decision
 from guard.runtime.loop import AttemptPlan, Call, Result
 from guard.runtime.steps import END, Emit, Pieces, Step, Steps, Stream
 from guard.runtime.stream_monitor import RetractedError, StreamMonitor
@@ -57,8 +56,7 @@ class LiveCall(Call):
             self._fail(plan, error)
         else:
             self._score_and_decide(plan, result)
-        log = self.resources.audit_log
-        yield from log_decision(log, self.state, self._case)
+        yield from self.record()
         outcome: Outcome = yield from self._deliver()
         yield Emit(outcome)
 

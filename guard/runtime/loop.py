@@ -152,13 +152,20 @@ class Call:
 
     def steps(self) -> Steps[Outcome]:
         """Make attempts until the policy asks for no other, then carry out its last decision."""
-        monitor = self.resources.monitor
-        yield from watch_step(monitor, self.state)
+        yield from watch_step(self.resources.monitor, self.state)
         yield from self.attempts()
-        yield from log_decision(self.resources.audit_log, self.state, self._case)
-        yield from audit_steps(monitor, self.state, self._case)
+        yield from self.record()
         self.state.check_abstention()
         return (yield from self._deliver())
+
+    def record(self) -> Steps[None]:
+        """Write the decision down before it is carried out, and draw an accepted answer for an audit.
+
+        Raises:
+            StoreError: it cannot be written; the caller gets no outcome.
+        """
+        yield from log_decision(self.resources.audit_log, self.state, self._case)
+        yield from audit_steps(self.resources.monitor, self.state, self._case)
 
     def attempts(self) -> Steps[None]:
         """Make attempts until the policy asks for no other; the budget bounds them."""

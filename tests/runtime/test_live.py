@@ -124,6 +124,15 @@ def test_every_live_decision_is_in_the_audit_log(stream: Streamed, tmp_path: Pat
     assert kinds.count("decision") == 1
 
 
+def test_accepted_live_answers_are_audited(stream: Streamed, tmp_path: Path) -> None:
+    with Store.open(tmp_path / "reviews.db") as store:
+        body = f"streaming: live\naudit: {{rate: 1}}\n{RULES}"
+        _, outcome = stream(guarded("Paris", 0.1, body, store=store))
+        stream(guarded(LONG, 0.9, body, store=store))
+        (case,) = store.reviews()
+    assert (case.kind, case.decision_id, case.answer) == ("audit", outcome.decision_id, "Paris")
+
+
 def test_a_guaranteed_error_rate_is_not_streamed_live(stream: Streamed) -> None:
     chosen = made_certificates.policy(f"streaming: live\n{made_certificates.LADDER}")
     certified = made_certificates.certificates(made_certificates.certificate(chosen))
