@@ -105,7 +105,7 @@ def show(name: ReviewArgument, *, store: StoreOption = None, as_json: JsonOption
         print_json(asdict(review) | more)
         return
     console().print(case_table(review, repeats))
-    if review.attempts:
+    if review.attempts and not review.is_blind:
         console().print(attempts_table(review))
     console().print(decision_table(review, history))
 

@@ -50,7 +50,7 @@ def list_table(reviews: list[Review], *, with_status: bool, with_kind: bool) -> 
     for review in reviews:
         cells = [review.id, age(review.created_at), *([review.status.value] if with_status else [])]
         cells += [review.kind] if with_kind else []
-        cells += [review.route or "-", _probability(review.p_wrong), review.question, describe_answer(review)]
+        cells += [review.route or "-", _shown_p_wrong(review), review.question, describe_answer(review)]
         table.add_row(*(shown(one_line(cell)) for cell in cells))
     return table
 
@@ -73,15 +73,24 @@ def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
             *_promptfields_table(review.prompt, review.question),
             ("question", review.question),
             ("answer", describe_answer(review)),
-            ("p(wrong)", _probability(review.p_wrong)),
-            ("scores", _scores(review)),
-            ("spans", _spans(review)),
-            ("rule", f"{review.rule}: {review.reason}"),
+            *_judgement(review),
             ("due", _due(review)),
             ("reviewers", _reviewers(review)),
             ("metadata", _as_json(review.metadata) if review.metadata else None),
         ]
     )
+
+
+def _judgement(review: Review) -> list[tuple[str, str | None]]:
+    """Return what guard makes of the answer; nothing of it leads a blind verdict."""
+    if review.is_blind:
+        return [("p(wrong)", "hidden until the verdict, as are its parts and the rule")]
+    return [
+        ("p(wrong)", _probability(review.p_wrong)),
+        ("scores", _scores(review)),
+        ("spans", _spans(review)),
+        ("rule", f"{review.rule}: {review.reason}"),
+    ]
 
 
 def _kind(review: Review) -> str | None:
@@ -119,7 +128,7 @@ def _reviewers(review: Review) -> str | None:
 def short_case_table(review: Review) -> Table:
     """Return a summary of the case that a reviewer is about to decide."""
     fields = [("id", review.id), ("question", review.question), ("answer", describe_answer(review))]
-    return fields_table([*fields, ("p(wrong)", _probability(review.p_wrong))])
+    return fields_table([*fields, ("p(wrong)", _shown_p_wrong(review))])
 
 
 def attempts_table(review: Review) -> Table:
@@ -192,6 +201,10 @@ def _repeated(repeats: list[Repeat]) -> str | None:
 
 def _as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _shown_p_wrong(review: Review) -> str:
+    return "hidden" if review.is_blind else _probability(review.p_wrong)
 
 
 def _probability(p_wrong: float | None) -> str:

@@ -55,7 +55,7 @@ def take_next(
                 print_json(asdict(case))
                 return
             console().print(case_table(case, reviews.repeats(case.id)))
-            if case.attempts:
+            if case.attempts and not case.is_blind:
                 console().print(attempts_table(case))
             if not sys.stdin.isatty():
                 say(f"It is yours until {case.claimed_until}. Decide: guard review approve {case.id}")

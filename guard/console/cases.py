@@ -95,15 +95,6 @@ def decides(review: Review) -> Permission:
     return Permission.REASSIGN if review.disputed else Permission.DECIDE
 
 
-def is_blind(review: Review) -> bool:
-    """Return whether nothing may lead the verdict: of two opinions, or of an audit of what the score let out.
-
-    Then the pages leave out the score, its parts and the rule. The verdict would otherwise be the score's.
-    """
-    two = review.reviews_wanted > 1 and not review.disputed
-    return review.status is ReviewStatus.PENDING and (two or review.kind == "audit")
-
-
 def case_page(
     visit: Visit,
     review: Review,
@@ -116,7 +107,7 @@ def case_page(
     status: int = 200,
 ) -> Response:
     """Return the page of a case; `typed` has the contents of its form."""
-    blind, first = is_blind(review), split_long(review.answer)
+    blind, first = review.is_blind, split_long(review.answer)
     return visit.page(
         "case.html.j2",
         status=status,

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from guard.access import Permission
 from guard.console import times
-from guard.console.cases import is_blind, leave_case
+from guard.console.cases import leave_case
 from guard.console.desk import TheVisit, Visit, query_text
 from guard.console.security import is_own_navigation
 from guard.console.toasts import toast_of
@@ -245,4 +245,4 @@ class QueueRow:
         pending = review.status is ReviewStatus.PENDING
         holder = holder if pending else None
         state = CaseState(review.id, review.status.value, review.reviewer, review.assigned_to, holder)
-        return cls(review, is_blind(review), holder, left, (review.answer or "")[:400], who_has(visit, state, names))
+        return cls(review, review.is_blind, holder, left, (review.answer or "")[:400], who_has(visit, state, names))

@@ -138,6 +138,15 @@ class Review:
         """
         return self.claimed_by if self.claimed_until is not None and self.claimed_until > at else None
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether nothing may lead the verdict: of two opinions, or of an audit of what the score let out.
+
+        Then reviewers see neither the score, its parts nor the rule. The verdict would otherwise be the score's.
+        """
+        two = self.reviews_wanted > 1 and not self.disputed
+        return self.status is ReviewStatus.PENDING and (two or self.kind == "audit")
+
 
 @dataclass(frozen=True, slots=True)
 class Repeat:

@@ -108,6 +108,21 @@ def test_audit_cases_differ_from_escalated_ones(place: Path, store: Store) -> No
     assert "audit" not in run(place, "review", "show", escalated)
 
 
+def test_nothing_leads_a_verdict_that_should_be_blind(place: Path, store: Store) -> None:
+    audit = add(store, 1)
+    two = store.add(make_escalation(2, terms=ReviewTerms(reviews=2))).id
+    case = store.review(audit)
+    leading = (f"{case.p_wrong:.3f}", case.rule, case.reason)
+    for name in (audit, two):
+        shown = run(place, "review", "show", name)
+        assert [said for said in leading if said in shown] == []
+        assert "hidden until the verdict" in shown
+    assert leading[0] not in run(place, "review", "list")
+    assert leading[0] not in run(place, "review", "next")
+    store.approve(audit, reviewer="ann")
+    assert leading[0] in run(place, "review", "show", audit)
+
+
 def test_a_misspelt_kind_is_refused(place: Path, store: Store) -> None:
     from guard.errors import InputError
 
