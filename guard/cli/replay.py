@@ -77,7 +77,7 @@ def _notes(found: PolicyComparison) -> list[str]:
         for before, row in sorted(found.changed.items())
         for after, count in sorted(row.items())
     ]
-    notes = [f"Since {found.since[:16]}: {'; '.join(moved) or 'no call would end differently'}."]
+    notes = [f"Since {found.since[:16].replace('T', ' ')} UTC: {'; '.join(moved) or 'no call would end differently'}."]
     if found.proposed.endings["unknown"]:
         notes.append("Calls that would ask again have no recorded answer: they widen the intervals.")
     if found.proposed.errors.by_verdicts is None:

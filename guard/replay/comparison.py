@@ -71,7 +71,7 @@ def replay(store: Store, policy: Policy, *, since: str = "7d", route: str | None
     if not calls:
         raise InputError(
             "There is nothing to replay",
-            why=f"the audit log has no decision since {begin}",
+            why=f"the audit log has no decision since {begin[:16].replace('T', ' ')} UTC",
             fix="Log decisions with audit_log=store.audit_log(), guard ask --audit-log or guard serve --audit-log",
         )
     verdicts, minutes = read_verdicts(store), read_minutes(store)
