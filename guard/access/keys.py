@@ -17,7 +17,7 @@ from guard.checked import whole_number
 from guard.errors import AccessError, InputError, did_you_mean
 from guard.review.database import Database
 from guard.review.migrations.tables import ACCESS_KEYS
-from guard.review.records import text_of
+from guard.review.records import storable_text
 
 #: Shortest interval between two writes of the time of last use.
 _STEP = timedelta(minutes=1)
@@ -186,7 +186,7 @@ def _checked_name(name: str) -> str:
 
 
 def _active(connection: Connection, name: str) -> sa.Row[Any] | None:
-    same_name = ACCESS_KEYS.c.name == text_of(name.strip())
+    same_name = ACCESS_KEYS.c.name == storable_text(name.strip())
     return connection.execute(sa.select(ACCESS_KEYS).where(same_name, ACCESS_KEYS.c.revoked_at.is_(None))).first()
 
 

@@ -18,7 +18,7 @@ from guard.access.tokens import digest
 from guard.errors import AccessError, InputError, did_you_mean
 from guard.review.database import Database
 from guard.review.migrations.tables import ACCESS_FAILURES, ACCESS_SESSIONS, ACCESS_USERS
-from guard.review.records import text_of
+from guard.review.records import storable_text
 
 #: Number of wrong passwords that lock a name.
 TRIES = 5
@@ -118,11 +118,11 @@ class Users:
             InputError: the login name cannot be used.
         """
         with self._database.write() as connection:
-            mine = ACCESS_USERS.c.identity == text_of(identity.subject)
+            mine = ACCESS_USERS.c.identity == storable_text(identity.subject)
             row = connection.execute(sa.select(ACCESS_USERS).where(mine).with_for_update()).first()
             if row is None:
                 new = new_user_row(identity.login, identity.name[:80], identity.grants, None, stamp(self._clock()))
-                insert_user(connection, {**new, "identity": text_of(identity.subject)})
+                insert_user(connection, {**new, "identity": storable_text(identity.subject)})
                 return find_user(connection, new["id"])
             if row.disabled_at is not None:
                 raise AccessError("This account is disabled", fix="Ask an admin")
@@ -238,7 +238,7 @@ def to_user(row: sa.Row[Any]) -> User:
 
 
 def _row(connection: Connection, login: str, *, for_update: bool = False) -> sa.Row[Any] | None:
-    name = text_of(login.strip().casefold())
+    name = storable_text(login.strip().casefold())
     query = sa.select(ACCESS_USERS).where(ACCESS_USERS.c.id == name)
     return connection.execute(query.with_for_update() if for_update else query).first()
 

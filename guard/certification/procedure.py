@@ -21,7 +21,7 @@ from guard.data.question_sets import DataSpecs, data_sets, list_bad_rows, list_r
 from guard.data.questions import Question, Row, split_questions
 from guard.data.recording import Skipped, of_this_model
 from guard.data.sets import DataSource, OnBad
-from guard.data.shards import Shard, part_of
+from guard.data.shards import Shard, select_part
 from guard.data.sqlite_journal import row_key
 from guard.engines import EMBEDDED
 from guard.errors import InputError
@@ -216,7 +216,7 @@ def _run_trial(
 ) -> _Trial:
     """Make every attempt at the fresh rows, or at those of a shard, that the journal does not have yet."""
     fresh, left_out = _rows_to_ask(sources, guard)
-    fingerprint, part = guard.fingerprint(policy, route), part_of(fresh, shard)
+    fingerprint, part = guard.fingerprint(policy, route), select_part(fresh, shard)
     rows = part.rows
     with TrialJournal(journal, fingerprint, part.header) as answers:
         asked = run_trials(guard, rows, answers, route=route)

@@ -10,7 +10,7 @@ import typer
 
 from guard.cli.output import JsonOption, StoreOption, console, plain_table, print_json
 from guard.cli.terminal import shown
-from guard.cli.users import grants_of, opened_access, roles_of
+from guard.cli.users import format_roles, opened_access, parse_roles
 from guard.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ def add(
 
     limits = KeyLimits(requests_per_minute, tokens_per_minute, tokens_per_month)
     with opened_access(store) as access:
-        key, secret = access.keys.add(name, grants=grants_of(roles or ["caller"]), limits=limits, ends_at=_end(ends))
+        key, secret = access.keys.add(name, grants=parse_roles(roles or ["caller"]), limits=limits, ends_at=_end(ends))
     if as_json:
         print_json({**key_json(key), "secret": secret})
         return
-    console().print(shown(f"{key.name}: {roles_of(key.grants)}. Copy the key now, it is not shown again:"))
+    console().print(shown(f"{key.name}: {format_roles(key.grants)}. Copy the key now, it is not shown again:"))
     console().print(shown(secret), soft_wrap=True)
 
 
@@ -68,7 +68,7 @@ def list_keys(*, store: StoreOption = None, as_json: JsonOption = False) -> None
         console().print("No keys. Make one: guard keys add NAME")
         return
     rows = [
-        [each.name, each.prefix, roles_of(each.grants), _limits(each), (each.seen_at or "never")[:10], _state(each)]
+        [each.name, each.prefix, format_roles(each.grants), _limits(each), (each.seen_at or "never")[:10], _state(each)]
         for each in keys
     ]
     console().print(plain_table(("name", "begins with", "roles", "limits", "last used", "state"), rows))

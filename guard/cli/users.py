@@ -45,7 +45,7 @@ def add(
 ) -> None:
     """Make an account and print a link with which its user sets a password. The link works once, for three days."""
     with opened_access(store) as access:
-        user = access.users.add(login, name=name, grants=grants_of(roles))
+        user = access.users.add(login, name=name, grants=parse_roles(roles))
         link = _link(access, user, url)
     if as_json:
         print_json({**user_json(user), "link": link})
@@ -78,7 +78,7 @@ def list_users(*, store: StoreOption = None, as_json: JsonOption = False) -> Non
     if not users:
         console().print("No users. Start the console: it prints a link for the first account.")
         return
-    rows = [[each.id, each.name, roles_of(each.grants), _state(each), _day(each.seen_at)] for each in users]
+    rows = [[each.id, each.name, format_roles(each.grants), _state(each), _day(each.seen_at)] for each in users]
     console().print(plain_table(("login", "name", "roles", "state", "last seen"), rows))
 
 
@@ -86,7 +86,7 @@ def list_users(*, store: StoreOption = None, as_json: JsonOption = False) -> Non
 def role(login: LoginArgument, roles: RolesArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Replace the roles of a user."""
     with opened_access(store) as access:
-        _report(access.users.set_grants(login, grants_of(roles)), as_json=as_json)
+        _report(access.users.set_grants(login, parse_roles(roles)), as_json=as_json)
 
 
 @app.command()
@@ -115,14 +115,14 @@ def opened_access(url: str | None) -> Iterator[Access]:
         yield access
 
 
-def grants_of(roles: list[str]) -> tuple[Grant, ...]:
+def parse_roles(roles: list[str]) -> tuple[Grant, ...]:
     """Return the grants of arguments such as ``reviewer:medical``."""
     from guard.access.records import parse_grants
 
     return parse_grants(roles)
 
 
-def roles_of(grants: tuple[Grant, ...]) -> str:
+def format_roles(grants: tuple[Grant, ...]) -> str:
     """Return roles as text."""
     return ", ".join(map(str, grants))
 
@@ -145,7 +145,7 @@ def _report(user: User, *, as_json: bool) -> None:
     if as_json:
         print_json(user_json(user))
         return
-    console().print(shown(f"{user.id}: {roles_of(user.grants)}, {_state(user)}"), soft_wrap=True)
+    console().print(shown(f"{user.id}: {format_roles(user.grants)}, {_state(user)}"), soft_wrap=True)
 
 
 def _state(user: User) -> str:

@@ -76,7 +76,7 @@ def show_log(visit: TheVisit, q: str = "", before: str = "") -> Response:
 @router.post("/audit/verify")
 def verify_log(visit: TheVisit, form: TheForm) -> Response:
     """Check the whole log, also against a checkpoint that was kept elsewhere."""
-    log, key, note = _log_of(visit), form.get("key", "").strip(), form.get("note", "").strip()
+    log, key, note = _open_log(visit), form.get("key", "").strip(), form.get("note", "").strip()
     try:
         public = PublicKey.parse(key) if key else _own_key(visit)
         if note and public is None:
@@ -90,13 +90,13 @@ def verify_log(visit: TheVisit, form: TheForm) -> Response:
 @router.post("/audit/checkpoint")
 def make_checkpoint(visit: TheVisit) -> Response:
     """Record the log's size and root, and show the note, to be kept elsewhere."""
-    return _log_page(visit, note=_log_of(visit).checkpoint(visit.desk.settings.signing_key))
+    return _log_page(visit, note=_open_log(visit).checkpoint(visit.desk.settings.signing_key))
 
 
 @router.get("/audit/{number}")
 def show_entry(visit: TheVisit, number: str) -> Response:
     """Return one entry with all of its fields."""
-    log = _log_of(visit)
+    log = _open_log(visit)
     line = EntryLine.of(_entry(log, number))
     latest = latest_checkpoint(log)
     covered = latest is not None and line.number < latest.size
@@ -106,7 +106,7 @@ def show_entry(visit: TheVisit, number: str) -> Response:
 @router.get("/audit/{number}/proof")
 def download_proof(visit: TheVisit, number: str) -> Response:
     """Return the proof that an entry is in the tree of the latest checkpoint, as a file."""
-    log = _log_of(visit)
+    log = _open_log(visit)
     entry = _entry(log, number)
     try:
         (proof,) = log.prove(entry.number)
@@ -118,7 +118,7 @@ def download_proof(visit: TheVisit, number: str) -> Response:
     return JSONResponse(content, headers={"content-disposition": name})
 
 
-def _log_of(visit: Visit) -> AuditLog:
+def _open_log(visit: Visit) -> AuditLog:
     """Return the log, for whoever may read it on all routes: its entries are of all."""
     visit.require(Permission.READ_LOG, None)
     return visit.desk.store.audit_log()
@@ -146,7 +146,7 @@ def _log_page(
     typed: dict[str, str] | None = None,
     status: int = 200,
 ) -> Response:
-    log = _log_of(visit)
+    log = _open_log(visit)
     found = _about(visit, log, q) if q else _before(log, before)
     checks, settings = visit.desk.log_checks, visit.desk.settings
     return visit.page(

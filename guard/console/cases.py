@@ -14,10 +14,10 @@ from guard.access import Permission
 from guard.console import times
 from guard.console.desk import TheVisit, Visit
 from guard.console.foreign import has_hidden, split_long, word_changes
-from guard.console.layers import layers_of
+from guard.console.layers import read_layers
 from guard.console.security import is_own_navigation
 from guard.console.shading import shade
-from guard.console.toasts import Toast, toast_of
+from guard.console.toasts import Toast, find_toast
 from guard.errors import ReviewError
 from guard.review.records import Review, ReviewStatus
 from guard.review.similar import find_similar
@@ -61,7 +61,7 @@ def show_case(visit: TheVisit, name: str, edit: bool = False, done: str = "", le
     claimed = _claim(visit, review) if own else standing(visit, review)
     if claimed.mine:
         review = visit.desk.store.review(review.id)
-    return case_page(visit, review, claimed, edit=edit and claimed.mine, toast=toast_of(visit, done))
+    return case_page(visit, review, claimed, edit=edit and claimed.mine, toast=find_toast(visit, done))
 
 
 def find_case(visit: Visit, name: str) -> Review:
@@ -121,16 +121,16 @@ def case_page(
         error=error,
         answer=first,
         hidden=has_hidden(review.question, review.answer),
-        turns=turns_of(review),
+        turns=list_turns(review),
         why=None if blind else reasons(review),
         attempts=() if blind else review.attempts,
         shading=None if blind or not first[0] else shade(first[0], review.attempts),
-        layers=None if blind else layers_of(visit.desk, review),
+        layers=None if blind else read_layers(visit.desk, review),
         similar=() if blind else find_similar(visit.desk.store, review, routes=visit.routes(Permission.SEE_CASES)),
-        history=history_of(visit, review) if _reads_history(visit, review) else None,
+        history=list_history(visit, review) if _reads_history(visit, review) else None,
         late=_is_late(review, visit.now),
         opinions=_opinions(visit, review),
-        changes=changes_of(review),
+        changes=list_changes(review),
         names=visit.desk.names(),
         may_reassign=visit.allows(Permission.REASSIGN, review.route) and review.status is ReviewStatus.PENDING,
     )
@@ -164,7 +164,7 @@ def standing(visit: Visit, review: Review, why: ReviewError | None = None) -> Ca
 # -- what it shows -----------------------------------------------------------------------------
 
 
-def turns_of(review: Review) -> list[tuple[str, str]]:
+def list_turns(review: Review) -> list[tuple[str, str]]:
     """Return the whole prompt as pairs of role and text."""
     if review.prompt.messages is None:
         return [("prompt", review.prompt.text or "")]
@@ -248,7 +248,7 @@ _DONE = {
 }
 
 
-def history_of(visit: Visit, review: Review) -> list[Line]:
+def list_history(visit: Visit, review: Review) -> list[Line]:
     """Return the history of a case, newest first. The store leaves out the contents of blind opinions."""
     names, lines = visit.desk.names(), []
     for event in visit.desk.store.history(review.id):
@@ -280,7 +280,7 @@ def _opinions(visit: Visit, review: Review) -> list[Opinion]:
     return visit.desk.store.opinions(review.id) if review.disputed else []
 
 
-def changes_of(review: Review) -> list[tuple[str, str]]:
+def list_changes(review: Review) -> list[tuple[str, str]]:
     """Return the reviewer's changes to the answer, word by word."""
     if review.status is ReviewStatus.PENDING or not review.answer or not review.final_answer:
         return []

@@ -149,7 +149,7 @@ class Visit:
 # -- who asks ----------------------------------------------------------------------------------
 
 
-def desk_of(request: Request) -> ReviewDesk:
+def get_desk(request: Request) -> ReviewDesk:
     """Return the console of a request, unless the request may come from another site.
 
     Raises:
@@ -165,25 +165,25 @@ def desk_of(request: Request) -> ReviewDesk:
     return desk
 
 
-TheDesk = Annotated[ReviewDesk, Depends(desk_of)]
+TheDesk = Annotated[ReviewDesk, Depends(get_desk)]
 
 
-def visit_of(request: Request, desk: TheDesk) -> Visit:
+def get_visit(request: Request, desk: TheDesk) -> Visit:
     """Return the visit of a request.
 
     Raises:
         SignInError: the visitor has not signed in.
     """
-    principal = principal_of(request, desk)
+    principal = find_principal(request, desk)
     if principal is None:
         raise SignInError
     return Visit(request, desk, principal, datetime.now(UTC))
 
 
-TheVisit = Annotated[Visit, Depends(visit_of)]
+TheVisit = Annotated[Visit, Depends(get_visit)]
 
 
-def principal_of(request: Request, desk: ReviewDesk) -> Principal | None:
+def find_principal(request: Request, desk: ReviewDesk) -> Principal | None:
     """Return the visitor: by the header of a trusted proxy if there is one, else by the session cookie."""
     if desk.settings.proxy_header is not None:
         return _by_proxy(request, desk)
@@ -195,7 +195,7 @@ def principal_of(request: Request, desk: ReviewDesk) -> Principal | None:
 def _by_proxy(request: Request, desk: ReviewDesk) -> Principal | None:
     """Return the user that the proxy names. Only the proxy's address is trusted, and only known users are accepted."""
     name = request.headers.get(desk.settings.proxy_header or "")
-    if not name or address_of(request) not in desk.settings.proxy_addresses:
+    if not name or client_address(request) not in desk.settings.proxy_addresses:
         return None
     try:
         user = desk.access.users.get(name)
@@ -204,20 +204,20 @@ def _by_proxy(request: Request, desk: ReviewDesk) -> Principal | None:
     return user.principal if user.disabled_at is None else None
 
 
-def address_of(request: Request) -> str:
+def client_address(request: Request) -> str:
     """Return the address of the request's socket, which is the proxy's behind a proxy."""
     return request.client.host if request.client is not None else ""
 
 
 def visitor_address(request: Request, desk: ReviewDesk) -> str:
     """Return the visitor's address; a trusted proxy states it."""
-    address = address_of(request)
+    address = client_address(request)
     if address not in desk.settings.proxy_addresses:
         return address
     return request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()[:60] or address
 
 
-async def form_of(request: Request, desk: TheDesk) -> dict[str, str]:
+async def read_form(request: Request, desk: TheDesk) -> dict[str, str]:
     """Return the fields of a form; the last value of a repeated field counts.
 
     The cross-site check runs first, so the body of a cross-site request is never read.
@@ -241,7 +241,7 @@ async def form_of(request: Request, desk: TheDesk) -> dict[str, str]:
     return {name: values[-1].replace("\r\n", "\n").replace("\0", "\ufffd") for name, values in fields.items()}
 
 
-TheForm = Annotated[dict[str, str], Depends(form_of)]
+TheForm = Annotated[dict[str, str], Depends(read_form)]
 
 
 # -- answers -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from guard.console.desk import PageError, ReviewDesk, TheDesk, TheForm, go, principal_of, render, visitor_address
+from guard.console.desk import PageError, ReviewDesk, TheDesk, TheForm, find_principal, go, render, visitor_address
 from guard.errors import AccessError, InputError
 
 router = APIRouter()
@@ -16,7 +16,7 @@ router = APIRouter()
 @router.get("/login")
 def show_login(request: Request, desk: TheDesk, then: str = "") -> Response:
     """Return the page to sign in on."""
-    if principal_of(request, desk) is not None:
+    if find_principal(request, desk) is not None:
         return go(request, own_path(then))
     return login_page(request, desk, then=own_path(then))
 

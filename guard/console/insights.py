@@ -44,7 +44,7 @@ def show_insights(visit: TheVisit, days: int = 28, route: str = "") -> Response:
         found=found,
         decided=decided if decided.total else None,
         actions=_ACTIONS,
-        charts=charts_of(decided) if decided.total else None,
+        charts=draw_charts(decided) if decided.total else None,
         unusual=UNUSUAL,
         days=days,
         ranges=_DAYS,
@@ -85,7 +85,7 @@ class DecisionCharts:
     drift: Markup
 
 
-def charts_of(found: DecisionFigures) -> DecisionCharts:
+def draw_charts(found: DecisionFigures) -> DecisionCharts:
     """Return the pictures of what guards decided."""
     now = datetime.now(UTC)
     labels = [times.date(f"{day}T00:00:00+00:00", now) for day in found.by_day]

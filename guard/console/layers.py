@@ -11,7 +11,7 @@ from guard.console.desk import ReviewDesk
 from guard.console.layer_charts import UNLIKE, difference_map, layer_bars, layer_map
 from guard.records import Floats
 from guard.review.records import Review
-from guard.review.typical_maps import FEWEST, TypicalMaps, map_of, typical_maps
+from guard.review.typical_maps import FEWEST, TypicalMaps, read_layer_map, typical_maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +49,16 @@ class Layers:
     missing: str
 
 
-def layers_of(desk: ReviewDesk, review: Review) -> Layers | None:
+def read_layers(desk: ReviewDesk, review: Review) -> Layers | None:
     """Return the panel of a case; None where no map was kept with it."""
-    own = map_of(review.attempts)
+    own = read_layer_map(review.attempts)
     if own is None:
         return None
     typical = desk.typical.get(review.scorer, lambda: typical_maps(desk.store, review.scorer))
-    return panel_of(own, typical, review.p_wrong)
+    return build_panel(own, typical, review.p_wrong)
 
 
-def panel_of(own: Floats, typical: TypicalMaps, p_wrong: float | None) -> Layers:
+def build_panel(own: Floats, typical: TypicalMaps, p_wrong: float | None) -> Layers:
     """Return the panel of an answer.
 
     Args:

@@ -14,7 +14,7 @@ from guard.console import times
 from guard.console.cases import leave_case
 from guard.console.desk import TheVisit, Visit, query_text
 from guard.console.security import is_own_navigation
-from guard.console.toasts import toast_of
+from guard.console.toasts import find_toast
 from guard.errors import InputError, ReviewError
 from guard.review.case_states import CaseState, case_states
 from guard.review.pages import CLAIMED, COUNTED, CaseFilter, counted
@@ -58,7 +58,7 @@ class View:
     order: str = "due"
 
 
-def views_of(visit: Visit) -> list[View]:
+def list_views(visit: Visit) -> list[View]:
     """Return the visitor's tabs. Visitors who decide have one with the cases that they may take."""
     routes = visit.routes(Permission.SEE_CASES)
     waiting = CaseFilter(status="pending", routes=routes, viewer=visit.who)
@@ -105,7 +105,7 @@ def show_queue(
     leave: str = "",
 ) -> Response:
     """Return one page of the queue."""
-    views = views_of(visit)
+    views = list_views(visit)
     here = next((each for each in views if each.name == view), views[0])
     if leave and is_own_navigation(visit.request.headers):
         leave_case(visit, leave)
@@ -126,7 +126,7 @@ def show_queue(
         found=found,
         rows=[QueueRow.of(review, visit, names) for review in found.reviews] if found else [],
         error=error,
-        toast=toast_of(visit, done),
+        toast=find_toast(visit, done),
         filtered=any(asked[name] for name in ("q", "route", "priority", "claimed")),
         routes=visit.desk.store.routes(visit.routes(Permission.SEE_CASES)),
         orders=_ORDERS,

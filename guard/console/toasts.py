@@ -33,7 +33,7 @@ class Toast:
     then: str
 
 
-def toast_of(visit: Visit, name: str) -> Toast | None:
+def find_toast(visit: Visit, name: str) -> Toast | None:
     """Return the visitor's last decision on a case, or None if it can no longer be undone."""
     if not name:
         return None

@@ -137,7 +137,7 @@ def _webhooks_page(
         sent=sent,
         error=error,
         typed=typed or {},
-        state=state_of,
+        state=delivery_state,
     )
 
 
@@ -153,7 +153,7 @@ def _row(endpoints: Endpoints, endpoint: Endpoint) -> EndpointRow:
     return EndpointRow(endpoint, state, failed.last_error or "", delivered)
 
 
-def state_of(message: Notification) -> str:
+def delivery_state(message: Notification) -> str:
     """Return what became of a message, in a word or two."""
     ends = {"delivered": message.delivered_at, "dead": message.dead_at, "cancelled": message.cancelled_at}
     ended = next((name for name, at in ends.items() if at is not None), None)

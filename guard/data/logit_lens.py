@@ -77,7 +77,7 @@ class Lens:
             from gguf import GGUFReader
         except ImportError as error:
             raise missing_extra("gguf", "evaluate") from error
-        lens = cls._of(GGUFReader(path))
+        lens = cls._from_reader(GGUFReader(path))
         seen = ResidualObserver(None, layers=engine.model.layers)
         given = engine.generate(Prompt.raw("The answer is"), limits=Limits(max_tokens=1), observer=seen)
         ours = seen.residual(lens, tokens=(given.token_ids[0],) * 2).lens[1, :2, -1]
@@ -93,7 +93,7 @@ class Lens:
         return lens
 
     @classmethod
-    def _of(cls, reader: Any) -> Self:
+    def _from_reader(cls, reader: Any) -> Self:
         from gguf import dequantize
 
         tensors = {tensor.name: tensor for tensor in reader.tensors}

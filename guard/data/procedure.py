@@ -21,7 +21,7 @@ from guard.data.questions import Question, Row
 from guard.data.recording import Journal, Run, Skipped, find_template_date, of_this_model, record_rows
 from guard.data.run_settings import settings_of_run
 from guard.data.sets import DataSource, OnBad
-from guard.data.shards import RunPart, Shard, part_of
+from guard.data.shards import RunPart, Shard, select_part
 from guard.data.sqlite_journal import row_key
 from guard.engines.asked import RequestEngine
 from guard.errors import InputError, UnsupportedArchitectureError, missing_extra
@@ -141,7 +141,7 @@ def record(
             template_options=template_options,
             capture_point="mlp",
         )
-        part = part_of(rows, chosen)
+        part = select_part(rows, chosen)
         with Journal(kept, run, part.header) as answers:
             if not partial:
                 more = {"samples": samples, "sampled_rows": sampled_rows, "with_p_true": p_true}

@@ -373,7 +373,7 @@ def record_rows(
     at_once = 1 if lens is not None else getattr(engine, "at_once", 1)
 
     def asked(each: _Wanted, cancel: threading.Event) -> Record | Skipped:
-        return _result_of(engine, each, run, lens, with_p_true, cancel)
+        return _record_row(engine, each, run, lens, with_p_true, cancel)
 
     with contextlib.closing(in_order(asked, wanted, at_once=at_once)) as found:
         for each, result in zip(wanted, found, strict=True):
@@ -411,7 +411,7 @@ def _wanted(
     return [*wanted.values()]
 
 
-def _result_of(
+def _record_row(
     engine: Engine, each: _Wanted, run: Run, lens: Lens | None, with_p_true: bool, cancel: threading.Event
 ) -> Record | Skipped:
     row, key = each.row, row_key(each.dataset, each.row)

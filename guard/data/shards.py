@@ -118,7 +118,7 @@ class RunPart:
         return {row_key(*pair) for pair in self.rows}
 
 
-def part_of(rows: Sequence[tuple[str, Row]], shard: Shard | None) -> RunPart:
+def select_part(rows: Sequence[tuple[str, Row]], shard: Shard | None) -> RunPart:
     """Return the rows of a shard, or all rows where there is none.
 
     Rows take turns, so all shards have about as many rows of each data set. A row that is given twice is in one shard

@@ -72,7 +72,7 @@ def is_from_signal_handler(error: BaseException) -> bool:
     """Return whether a Python signal handler raised an error, in which case the call must end although nothing has
     failed.
     """
-    codes = {code for number in signal.valid_signals() if (code := _code_of(signal.getsignal(number)))}
+    codes = {code for number in signal.valid_signals() if (code := _handler_code(signal.getsignal(number)))}
     return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
@@ -88,7 +88,7 @@ def signal_handler_error(error: BaseException) -> BaseException | None:
     return None
 
 
-def _code_of(handler: Any) -> CodeType | None:
+def _handler_code(handler: Any) -> CodeType | None:
     """Return the code of a handler: a function, method, partial or callable object; None for the default handlers."""
     while isinstance(handler, functools.partial):
         handler = handler.func

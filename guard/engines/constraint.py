@@ -110,12 +110,12 @@ class Grammars:
 def accepts(wanted: ResponseFormat, text: str) -> bool:
     """Return whether a text has a format; errors as for `Grammars.constraint`."""
     end = 256
-    vocabulary = vocabulary_of([*(bytes([byte]) for byte in range(end)), b""], [end], _bytes_of)
+    vocabulary = build_vocabulary([*(bytes([byte]) for byte in range(end)), b""], [end], _utf8_bytes)
     matcher = compiled(wanted, vocabulary, json_options={})  # whoever wrote it may use any white space
-    return bool(matcher.consume_tokens(_bytes_of(text)) and matcher.is_accepting())
+    return bool(matcher.consume_tokens(_utf8_bytes(text)) and matcher.is_accepting())
 
 
-def _bytes_of(text: str) -> list[int]:
+def _utf8_bytes(text: str) -> list[int]:
     return [*text.encode(errors="replace")]
 
 
@@ -140,7 +140,7 @@ def compiled(wanted: ResponseFormat, tokenizer: Any, json_options: Mapping[str, 
     return matcher
 
 
-def vocabulary_of(pieces: Sequence[bytes], ends: Sequence[int], encode: Callable[[str], list[int]]) -> Any:
+def build_vocabulary(pieces: Sequence[bytes], ends: Sequence[int], encode: Callable[[str], list[int]]) -> Any:
     """Return an ``LLTokenizer``.
 
     Args:

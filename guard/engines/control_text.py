@@ -72,7 +72,7 @@ class ControlTexts:
         return frozenset(text[:length] for text in self._texts for length in range(1, len(text)))
 
 
-def pieces_of(prompt: Prompt, template: str, controls: ControlTexts, render: Callable[..., str]) -> list[Piece]:
+def split_prompt(prompt: Prompt, template: str, controls: ControlTexts, render: Callable[..., str]) -> list[Piece]:
     """Return a chat prompt as text, cut where a content's text must not be read as control tokens.
 
     Args:
@@ -87,7 +87,7 @@ def pieces_of(prompt: Prompt, template: str, controls: ControlTexts, render: Cal
     """
     messages, tools = prompt.messages or (), prompt.tools
     _check_roles(messages, template)
-    texts = texts_of([messages, tools, prompt.template_options])
+    texts = collect_texts([messages, tools, prompt.template_options])
     if not any(map(controls.dangerous, texts)):
         return _whole(render(messages, tools=tools))
     stand_ins = _stand_ins(controls.firsts, template.join(texts))
@@ -112,7 +112,7 @@ def _is_named(role: object, template: str) -> bool:
     return isinstance(role, str) and bool(re.fullmatch(r"[\w-]+", role) and re.search(rf"""['"]{role}['"]""", template))
 
 
-def texts_of(value: Any) -> list[str]:
+def collect_texts(value: Any) -> list[str]:
     """Return all texts in JSON values, keys included."""
     try:
         return list(_walk(value))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from guard.engines.detokenizer import Detokenizer, StopStringFilter
 from guard.engines.offsets import TokenText, token_offsets
 from guard.engines.sampling import Likeliest, TokenSignals
-from guard.engines.thinking import Splitter, thinking_of
+from guard.engines.thinking import Splitter, read_thinking
 from guard.engines.tool_marks import TOOL_MARKS
 from guard.errors import error_text
 from guard.records import FinishReason, Floats, Generation, Sampling
@@ -67,7 +67,7 @@ class AnswerReader:
             is_end: whether a token ends an answer.
         """
         self._token_id, self._detokenizer, self._is_end = token_id, detokenizer, is_end
-        self._thinking = thinking_of(template, token_id)
+        self._thinking = read_thinking(template, token_id)
         found = {text: token_id(text) for text in TOOL_MARKS}
         self._tool_tokens = {token: text for text, token in found.items() if token is not None}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from guard.engines import tokenizer_identity
 from guard.engines.chat_template import after_answer, clock, reads_the_clock, render
-from guard.engines.control_text import ControlTexts, Piece, pieces_of
+from guard.engines.control_text import ControlTexts, Piece, split_prompt
 from guard.engines.detokenizer import Detokenizer
 from guard.engines.system_role import with_system_placed
 from guard.engines.tokenizing import TokenizingEngine
@@ -142,7 +142,7 @@ class HubTokenizer:
         asked = self._asked(template, prompt.template_options)
         bos, eos = self._bos_and_eos()
         placed = with_system_placed(prompt, template, bos_token=bos, eos_token=eos)
-        return pieces_of(placed, template, self._control_texts, asked)
+        return split_prompt(placed, template, self._control_texts, asked)
 
     def _asked(self, template: str, options: Mapping[str, Any] | None = None) -> partial[str]:
         """`render` with a template of this tokenizer's and its texts."""

@@ -72,15 +72,15 @@ def in_asked_form(
     names = [tool["function"]["name"] for tool in tools]
     for instruction in (tool_instruction(options.get("tool_choice"), names), json_instruction(options)):
         prompt = prompt.with_instruction(instruction) if instruction else prompt
-    held = None if options.get("strict") is False else _format_of(options, tools, form)
+    held = None if options.get("strict") is False else _response_format(options, tools, form)
     return replace(prompt, response_format=held)
 
 
-def _format_of(
+def _response_format(
     options: Mapping[str, Any], tools: Sequence[Mapping[str, Any]], form: ToolFormat
 ) -> ResponseFormat | None:
     """Return the format of a call's answer: a demanded tool's call, JSON, or, where tools are offered too, either."""
-    choice, schema = options.get("tool_choice"), _schema_of(options.get("response_format"))
+    choice, schema = options.get("tool_choice"), _read_schema(options.get("response_format"))
     demanded = tool_instruction(choice, [tool["function"]["name"] for tool in tools]) is not None
     if demanded:
         return demanded_call(choice, tools, form)
@@ -89,7 +89,7 @@ def _format_of(
     return _call_format(tools, form, otherwise=schema) if tools else ResponseFormat.json(schema)
 
 
-def _schema_of(wanted: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def _read_schema(wanted: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     if wanted is None:
         return None
     if wanted.get("type") == "json_object":

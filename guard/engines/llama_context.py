@@ -37,7 +37,7 @@ class LlamaContext:
         self._vocabulary_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self.slots = min(slots, params.n_ctx or slots) if _rows_keep_order(model, params) else 1
         self.handle = self._make(model, params)
-        self.tap.repeats = _repeats_of(self.handle)
+        self.tap.repeats = _graph_reuse_counter(self.handle)
         # llama.cpp ends the process when a batch is larger than its own idea of it.
         self.batch_tokens: int = llama_cpp.llama_n_batch(self.handle)
         self.cells: int = llama_cpp.llama_n_ctx(self.handle)  # rounded up to whole blocks
@@ -139,7 +139,7 @@ def _rows_keep_order(model: Any, params: Any) -> bool:
     return hasattr(params, "kv_unified") and not recurrent
 
 
-def _repeats_of(handle: Any) -> Callable[[], int] | None:
+def _graph_reuse_counter(handle: Any) -> Callable[[], int] | None:
     """Return what counts the evaluations of a context that use the graph of the one before; None in older bindings."""
     if not hasattr(llama_cpp.llama_perf_context_data, "n_reused"):
         return None

@@ -25,8 +25,8 @@ from typing import Any, get_args
 from guard.engines.base import BaseEngine
 from guard.engines.batch import Feed, PassRow, Start
 from guard.engines.chat_template import after_answer, clock, reads_the_clock, render
-from guard.engines.constraint import vocabulary_of
-from guard.engines.control_text import pieces_of
+from guard.engines.constraint import build_vocabulary
+from guard.engines.control_text import split_prompt
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.engines.engine_loop import closed_error
 from guard.engines.gguf import GgufHeader, read_gguf
@@ -326,7 +326,9 @@ class LlamaCppEngine(BaseEngine):
             )
         bos, eos = self._vocabulary.bos_and_eos()
         placed = with_system_placed(prompt, self._template, bos_token=bos, eos_token=eos)
-        pieces = pieces_of(placed, self._template, self._vocabulary.control_texts, self._asked(prompt.template_options))
+        pieces = split_prompt(
+            placed, self._template, self._vocabulary.control_texts, self._asked(prompt.template_options)
+        )
         # A template that writes the beginning-of-text token itself must not get a second one.
         twice = bool(bos) and any(piece.control and piece.text.startswith(bos) for piece in pieces[:1])
         tokens = [] if twice else self._vocabulary.begin()
@@ -345,7 +347,7 @@ class LlamaCppEngine(BaseEngine):
 
     def _token_id(self, text: str) -> int | None:
         tokens = self._vocabulary.tokenize(text, control=True)
-        return tokens[0] if len(tokens) == 1 and self._vocabulary.text_of(tokens[0]) == text else None
+        return tokens[0] if len(tokens) == 1 and self._vocabulary.token_text(tokens[0]) == text else None
 
     @property
     def cache_tokens(self) -> int:
@@ -399,7 +401,7 @@ class LlamaCppEngine(BaseEngine):
     def _grammar_vocabulary(self) -> Any:
         with self._open():
             pieces, ends = self._vocabulary.pieces(), self._vocabulary.ends()
-        return vocabulary_of(pieces, ends, self.encode_text)
+        return build_vocabulary(pieces, ends, self.encode_text)
 
     @contextmanager
     def _open(self) -> Iterator[None]:

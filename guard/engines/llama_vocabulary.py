@@ -85,7 +85,7 @@ class Vocabulary:
         """Return the tokens that end an answer."""
         return [token for token in range(self.size) if self.is_end(token)]
 
-    def text_of(self, token: int) -> str:
+    def token_text(self, token: int) -> str:
         """Return a token as the file writes it; empty for a negative one."""
         if token < 0:
             return ""
@@ -95,7 +95,7 @@ class Vocabulary:
     def bos_and_eos(self) -> tuple[str, str]:
         """Return texts of the beginning-of-text and end-of-text tokens, for chat templates."""
         with self._open():
-            return self.text_of(self.bos), self.text_of(self.eos)
+            return self.token_text(self.bos), self.token_text(self.eos)
 
     def is_end(self, token: int) -> bool:
         """Return whether a token ends an answer."""
@@ -108,4 +108,4 @@ class Vocabulary:
         with self._open():
             tokens = range(self.size)
             found = [token for token in tokens if llama_cpp.llama_vocab_get_attr(self._vocab, token) & kinds]
-            return ControlTexts(map(self.text_of, found))
+            return ControlTexts(map(self.token_text, found))

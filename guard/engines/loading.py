@@ -101,7 +101,7 @@ def load_engine(
 
 
 def _load_served(model: str | Path, options: dict[str, Any]) -> RequestEngine:
-    _check_not_of("openai", options)
+    _check_options("openai", options)
     from guard.engines.remote.engine import OpenAIEngine
 
     _check_known("openai", OpenAIEngine, options)
@@ -109,7 +109,7 @@ def _load_served(model: str | Path, options: dict[str, Any]) -> RequestEngine:
 
 
 def _load_transformers(path: Path, options: dict[str, Any]) -> RequestEngine:
-    _check_not_of("transformers", options)
+    _check_options("transformers", options)
     from guard.engines.transformers import TransformersEngine
 
     _check_known("transformers", TransformersEngine, options)
@@ -117,7 +117,7 @@ def _load_transformers(path: Path, options: dict[str, Any]) -> RequestEngine:
 
 
 def _load_vllm(path: Path, options: dict[str, Any]) -> RequestEngine:
-    _check_not_of("vllm", options)
+    _check_options("vllm", options)
     from guard.engines.vllm import VllmEngine
 
     _check_known("vllm", VllmEngine, options)
@@ -131,14 +131,14 @@ def _load_llama_cpp(path: Path, options: dict[str, Any]) -> RequestEngine:
             why="it has the precision that it is stored in",
             fix="Leave --dtype out, or add --engine transformers",
         )
-    _check_not_of("llama.cpp", options)
+    _check_options("llama.cpp", options)
     from guard.engines.llama_cpp import LlamaCppEngine
 
     _check_known("llama.cpp", LlamaCppEngine, options)
     return LlamaCppEngine.load(path, **options)
 
 
-def _check_not_of(engine: str, options: Iterable[str]) -> None:
+def _check_options(engine: str, options: Iterable[str]) -> None:
     """Refuse an option of another built-in engine."""
     for option in options:
         for other in BUILT_IN:

@@ -9,7 +9,7 @@ import numpy as np
 from guard.engines.batch import Feed, PassRow
 from guard.engines.growing import AnswerReader, GrowingAnswer
 from guard.engines.request import Request
-from guard.engines.sampling import Likeliest, choose, likeliest, signals_of
+from guard.engines.sampling import Likeliest, choose, likeliest, token_signals
 from guard.records import FinishReason, Floats, Generation
 
 #: Tokens of an answer that room is kept for at a time.
@@ -92,7 +92,7 @@ class RunningAnswer:
         token = self._next_token(logits) if request.forced is None else request.forced[len(answer)]
         if request.prompt.top_logprobs:
             self._top.append(likeliest(logits, request.prompt.top_logprobs))
-        self._show(answer.push(token, signals_of(logits, token), row.activations))
+        self._show(answer.push(token, token_signals(logits, token), row.activations))
         self._next = [token]
         self.tokens.append(token)
         if answer.ended:

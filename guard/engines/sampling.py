@@ -48,7 +48,7 @@ def checked_logits(logits: Floats, *, fix: str) -> Floats:
     return logits
 
 
-def signals_of(logits: Floats, token: int) -> TokenSignals:
+def token_signals(logits: Floats, token: int) -> TokenSignals:
     """Return signals of a chosen token.
 
     Args:

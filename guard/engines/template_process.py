@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import IO, Any, cast
 
-from guard.engines.template_sandbox import FailureKind, RenderError, render_template, variables_of
+from guard.engines.template_sandbox import FailureKind, RenderError, find_variables, render_template
 from guard.errors import EngineError
 
 #: Address space of a rendering process, in bytes. On Linux; macOS does not enforce it.
@@ -70,7 +70,7 @@ def render_bounded(request: RenderRequest) -> str:
 
 
 def variables_bounded(template: str, *, max_seconds: float) -> frozenset[str]:
-    """`variables_of`, in a process of its own: constants are computed for it.
+    """`find_variables`, in a process of its own: constants are computed for it.
 
     Raises:
         RenderError: the template is not valid, or breaks its bound.
@@ -228,7 +228,7 @@ def _answer(request: RenderRequest) -> tuple[dict[str, Any], str]:
 
 def _text(request: RenderRequest) -> str:
     if request.variables is None:
-        return json.dumps(sorted(variables_of(request.template)))
+        return json.dumps(sorted(find_variables(request.template)))
     return render_template(request.template, request.variables, now=request.now, max_characters=request.max_characters)
 
 

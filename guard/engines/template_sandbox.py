@@ -61,7 +61,7 @@ def render_template(template: str, variables: Mapping[str, Any], *, now: datetim
 
 
 @lru_cache(maxsize=32)
-def variables_of(template: str) -> frozenset[str]:
+def find_variables(template: str) -> frozenset[str]:
     """Return names that a template reads and does not set itself, `render_template`'s own included.
 
     Nothing of it is run, but constants are computed, whatever that takes.
@@ -111,7 +111,7 @@ def _explained(error: Exception) -> RenderError:
     """Return what a failed rendering means, with the template's line where it is known."""
     if isinstance(error, RenderError):
         return error
-    line = _line_of(error)
+    line = _find_line(error)
     if isinstance(error, _RefusedError):
         return RenderError("refused", str(error))
     if isinstance(error, MemoryError):
@@ -123,7 +123,7 @@ def _explained(error: Exception) -> RenderError:
     return RenderError("failed", f"{type(error).__name__}: {error}", line)
 
 
-def _line_of(error: Exception) -> int | None:
+def _find_line(error: Exception) -> int | None:
     line, traceback = None, error.__traceback__
     while traceback is not None:
         if traceback.tb_frame.f_code.co_filename == "<template>":

@@ -396,7 +396,7 @@ class Thinking:
         return next((each.closing for each in self.marks if each.is_open(prompt_end)), None)
 
 
-def thinking_of(template: str, token_id: Callable[[str], int | None]) -> Thinking:
+def read_thinking(template: str, token_id: Callable[[str], int | None]) -> Thinking:
     """Return what a model's chat template and vocabulary say of its thoughts.
 
     Args:

@@ -67,7 +67,7 @@ class TokenizingEngine(RequestEngine):
         return None
 
     def _grammar_vocabulary(self) -> Any:
-        """Return llguidance's view of the vocabulary (see `guard.engines.constraint.vocabulary_of`), for formats."""
+        """Return llguidance's view of the vocabulary (see `guard.engines.constraint.build_vocabulary`), for formats."""
         raise InputError(f"The engine '{self.model.engine}' cannot answer in a response format")
 
     def token_texts(self, tokens: Sequence[int]) -> list[str]:

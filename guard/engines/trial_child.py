@@ -48,4 +48,4 @@ def exercise(engine: LlamaCppEngine) -> None:
         vocabulary.tokenize(_TEXT, control=control)
     for token in range(vocabulary.size):
         vocabulary.piece(token)
-        vocabulary.text_of(token)
+        vocabulary.token_text(token)

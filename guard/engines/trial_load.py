@@ -52,7 +52,7 @@ def check_survives(file: Path, *, weights_sha256: str, binding_version: str, opt
         EngineError: the child cannot be started, or fails for another reason.
     """
     tried = {"trial": TRIAL_VERSION, "weights_sha256": weights_sha256, "binding": binding_version, **options}
-    remembered = _memory_of(tried)
+    remembered = _cache_file(tried)
     with contextlib.suppress(OSError, ValueError, RecursionError):
         if json.loads(remembered.read_bytes()) == tried:
             return
@@ -109,7 +109,7 @@ def _fatal(file: Path, code: int, log: str) -> EngineError:
     return EngineError(f"The trial load of '{file}' failed", why=said, fix=_TRUST)
 
 
-def _memory_of(tried: Mapping[str, Any]) -> Path:
+def _cache_file(tried: Mapping[str, Any]) -> Path:
     from platformdirs import user_cache_dir
 
     name = hashlib.sha256(json.dumps(tried, sort_keys=True).encode()).hexdigest()

@@ -35,24 +35,24 @@ def chat_turns(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
 def _turn(message: BaseMessage) -> dict[str, Any]:
     match message:
         case SystemMessage():
-            return {"role": "system", "content": text_of(message)}
+            return {"role": "system", "content": message_text(message)}
         case HumanMessage():
             name = {"name": message.name} if message.name else {}
-            return {"role": "user", "content": text_of(message), **name}
+            return {"role": "user", "content": message_text(message), **name}
         case AIMessage():
             calls = [_call(call) for call in message.tool_calls]
-            turn: dict[str, Any] = {"role": "assistant", "content": text_of(message)}
+            turn: dict[str, Any] = {"role": "assistant", "content": message_text(message)}
             thought = read_reasoning(message)
             # Templates decide which of its earlier reasoning a model reads again.
             turn |= {REASONING: thought} if thought else {}
             return {**turn, "tool_calls": calls} if calls else turn
         case ToolMessage():
             name = {"name": message.name} if message.name else {}
-            return {"role": "tool", "content": text_of(message), "tool_call_id": message.tool_call_id, **name}
+            return {"role": "tool", "content": message_text(message), "tool_call_id": message.tool_call_id, **name}
         case FunctionMessage():
-            return {"role": "tool", "content": text_of(message), "name": message.name}
+            return {"role": "tool", "content": message_text(message), "name": message.name}
         case ChatMessage():
-            return {"role": message.role, "content": text_of(message)}
+            return {"role": message.role, "content": message_text(message)}
     raise InputError(f"A {type(message).__name__} cannot be sent to a model")
 
 
@@ -66,7 +66,7 @@ def read_reasoning(output: Any) -> str | None:
     return thought if isinstance(thought, str) else None
 
 
-def text_of(message: BaseMessage) -> str:
+def message_text(message: BaseMessage) -> str:
     """Return the text of a message.
 
     Raises:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 from guard.monitoring.certificate_watch import CertificateWatch
-from guard.monitoring.sampling import is_drawn, share_of
+from guard.monitoring.sampling import hash_share, is_drawn
 from guard.policy.guarantee import suspend
 from guard.policy.policy import Policy
 from guard.policy.rules import RoutePlan
@@ -131,7 +131,7 @@ class AcceptanceMonitor:
             return False
         with self._mutex:
             inputs = self._inputs[rule.certificate]
-            inputs.scores.append((float(ood_score), share_of(self._key, "tie", decision_id)))
+            inputs.scores.append((float(ood_score), hash_share(self._key, "tie", decision_id)))
             return inputs.due
 
     def write_inputs(self) -> None:

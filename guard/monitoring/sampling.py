@@ -6,7 +6,7 @@ import hashlib
 import hmac
 
 
-def share_of(key: bytes, purpose: str, decision_id: str) -> float:
+def hash_share(key: bytes, purpose: str, decision_id: str) -> float:
     """Return a number from 0 to below 1, the same for the same decision, and uniform over decisions.
 
     Args:
@@ -15,7 +15,7 @@ def share_of(key: bytes, purpose: str, decision_id: str) -> float:
         decision_id: of a guarded call.
 
     Examples:
-        >>> share_of(b"key", "audit", "a decision") == share_of(b"key", "audit", "a decision")
+        >>> hash_share(b"key", "audit", "a decision") == hash_share(b"key", "audit", "a decision")
         True
     """
     digest = hmac.new(key, f"{purpose}\0{decision_id}".encode(), hashlib.sha256).digest()
@@ -34,4 +34,4 @@ def is_drawn(key: bytes, decision_id: str, rate: float) -> bool:
         >>> is_drawn(b"key", "a decision", 1.0), is_drawn(b"key", "a decision", 0.0)
         (True, False)
     """
-    return share_of(key, "audit", decision_id) < rate
+    return hash_share(key, "audit", decision_id) < rate

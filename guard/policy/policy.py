@@ -382,7 +382,7 @@ def _by_defects(
 
 
 def _by_defect(plan: RoutePlan, defect: Defect, rule: CompiledRule, p_wrong: float | None, usage: Usage) -> Decision:
-    then, why = plan.instead_of(rule, usage), rule.why_exhausted(usage)
+    then, why = plan.replacement(rule, usage), rule.why_exhausted(usage)
     reason = f"{_DEFECTS[defect]}; {why}" if why else _DEFECTS[defect]
     return Decision(then.action, then.name, reason, p_wrong, then.settings)
 

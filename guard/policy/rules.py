@@ -167,7 +167,7 @@ class RoutePlan:
         rules = ((defect, self.defect_rule(defect)) for defect in defects)
         return next(((defect, rule) for defect, rule in rules if rule.action is not Action.ACCEPT), None)
 
-    def instead_of(self, rule: CompiledRule, usage: Usage) -> CompiledRule:
+    def replacement(self, rule: CompiledRule, usage: Usage) -> CompiledRule:
         """Return the rule that replaces an exhausted one outside ``rules``: ``on_error``, or else an abstention."""
         return rule if rule.why_exhausted(usage) is None else self.closed(rule, usage)
 

@@ -29,7 +29,7 @@ def decide_on_spans(plan: RoutePlan, accepted: Decision, spans: Collection[Span]
     if isinstance(rule.rule.settings, Mark):
         return replace(accepted, reason=f"{accepted.reason}; {reason}", spans=above)
     why = rule.rule.why_exhausted(usage)
-    then = plan.instead_of(rule.rule, usage)
+    then = plan.replacement(rule.rule, usage)
     if isinstance(then.settings, Cut) and len(above) == len(spans):
         then, why = plan.closed(then, usage), "nothing would be left"
     return Decision(

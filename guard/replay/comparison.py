@@ -13,7 +13,7 @@ from guard.errors import InputError
 from guard.policy.durations import parse_duration
 from guard.policy.policy import Policy
 from guard.replay.deciding import as_recorded, replay_call
-from guard.replay.figures import PolicyFigures, figures_of
+from guard.replay.figures import PolicyFigures, compute_figures
 from guard.replay.recorded import RecordedCall, read_calls, read_verdicts
 from guard.review.migrations.tables import EVENTS
 from guard.review.records import later
@@ -87,8 +87,8 @@ def replay(store: Store, policy: Policy, *, since: str = "7d", route: str | None
         begin,
         days,
         route,
-        figures_of(_names(calls), present, verdicts, days=days, minutes=minutes),
-        figures_of(policy.name, proposed, verdicts, days=days, minutes=minutes),
+        compute_figures(_names(calls), present, verdicts, days=days, minutes=minutes),
+        compute_figures(policy.name, proposed, verdicts, days=days, minutes=minutes),
         changed,
     )
 

@@ -73,7 +73,7 @@ def replay_call(policy: Policy, call: RecordedCall) -> Replayed:
         if decision is None:
             break
         following = call.attempts[number + 1].source if number + 1 < len(call.attempts) else None
-        again = _source_of(decision.settings)
+        again = _next_source(decision.settings)
         if again is None:
             return _ended(policy, call, number, decision)
         if again != following:
@@ -115,7 +115,7 @@ def _p_wrong(policy: Policy, attempt: RecordedAttempt) -> float | None:
     return attempt.scores.get(policy.score)
 
 
-def _source_of(settings: ActionSettings | None) -> str | None:
+def _next_source(settings: ActionSettings | None) -> str | None:
     """Return whom a decision asks next; None where it is the last."""
     if isinstance(settings, Retry):
         return _OWN

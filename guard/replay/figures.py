@@ -66,7 +66,7 @@ class PolicyFigures:
     errors: ExpectedErrors
 
 
-def figures_of(
+def compute_figures(
     name: str,
     replayed: Sequence[Replayed],
     verdicts: Mapping[str, RecordedVerdict],

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from guard.review.migrations.tables import REVIEWS
 from guard.review.queries import on_routes
-from guard.review.records import text_of
+from guard.review.records import storable_text
 
 if TYPE_CHECKING:
     from guard.review.store import Store
@@ -44,7 +44,7 @@ def case_states(store: Store, ids: Sequence[str], *, routes: frozenset[str] | No
         routes: only these; None for all.
     """
     names = ("id", "status", "reviewer", "assigned_to", "claimed_by", "claimed_until")
-    wanted = [text_of(name) for name in ids[:MOST]]
+    wanted = [storable_text(name) for name in ids[:MOST]]
     with store._database.read() as connection:
         at = store._database.now(connection)
         query = sa.select(*(REVIEWS.c[name] for name in names)).where(REVIEWS.c.id.in_(wanted), *on_routes(routes))

@@ -13,7 +13,7 @@ from guard.errors import InputError, ReviewError
 from guard.review.database import Database
 from guard.review.migrations.tables import EVENTS, REVIEWS
 from guard.review.queries import IS_PENDING, change, exactly, locked, record, standing_opinions
-from guard.review.records import Review, ReviewStatus, later, text_of
+from guard.review.records import Review, ReviewStatus, later, storable_text
 
 #: Default duration of a claim in seconds.
 LEASE_S = 600.0
@@ -31,7 +31,7 @@ def person(name: str) -> str:
     Raises:
         InputError: the name is empty, or is ``guard``.
     """
-    kept = text_of(name.strip()) or ""
+    kept = storable_text(name.strip()) or ""
     if not kept:
         raise InputError("A decision needs the reviewer's name", fix="Give one with --reviewer")
     if kept == "guard":
@@ -55,7 +55,7 @@ def claim_next(
     for condition in (_held(who, at), _waiting(who, at), _late(who, at), _skipped_audits(who, at)):
         query = sa.select(REVIEWS.c.id).where(IS_PENDING, condition)
         if route is not None:
-            query = query.where(REVIEWS.c.route == text_of(route))
+            query = query.where(REVIEWS.c.route == storable_text(route))
         query = query.order_by(REVIEWS.c.priority, REVIEWS.c.sort_key, REVIEWS.c.id).limit(1)
         name = connection.scalar(query.with_for_update(skip_locked=True))
         if name is not None:
@@ -72,7 +72,7 @@ def release(database: Database, connection: Connection, name: str, who: str, *, 
         raise ReviewError(f"You have not claimed review {review.id}", why=_whose(review, at))
     if review.holder(at) not in (None, who):
         raise _taken(review, at)
-    record(connection, review.id, at=at, who=who, what=what, note=text_of(note))
+    record(connection, review.id, at=at, who=who, what=what, note=storable_text(note))
     change(connection, review.id, **FREE)
     return exactly(connection, review.id)
 

@@ -16,7 +16,7 @@ from guard.errors import InputError, did_you_mean
 from guard.review import outbox
 from guard.review.migrations.tables import ENDPOINTS
 from guard.review.outbox import EVENTS, Notification
-from guard.review.records import text_of
+from guard.review.records import storable_text
 from guard.review.sealing import seal, unseal
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Endpoints:
         secret = _new_secret() if kind == "webhook" else None
         sealed = seal({"target": target, "secrets": [secret]}) if kind in ("webhook", "slack") else None
         row = {
-            "name": text_of(name),
+            "name": storable_text(name),
             "kind": kind,
             "address": _shown(target, kind),
             "sealed": sealed,
@@ -175,7 +175,7 @@ class Endpoints:
 
 
 def _row(connection: Connection, name: str) -> sa.Row[Any] | None:
-    return connection.execute(sa.select(ENDPOINTS).where(ENDPOINTS.c.name == text_of(name))).one_or_none()
+    return connection.execute(sa.select(ENDPOINTS).where(ENDPOINTS.c.name == storable_text(name))).one_or_none()
 
 
 def _endpoint(row: sa.Row[Any]) -> Endpoint:

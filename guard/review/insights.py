@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from guard.review.migrations.tables import REVIEWS
 from guard.review.queries import IS_PENDING, on_routes
-from guard.review.records import ReviewStatus, text_of
+from guard.review.records import ReviewStatus, storable_text
 
 #: Number of equal bins of p(wrong) from 0 to 1.
 BINS = 20
@@ -127,7 +127,7 @@ def read_routes(connection: Connection, routes: frozenset[str] | None) -> list[s
 
 
 def _on(routes: frozenset[str] | None, route: str | None) -> list[sa.ColumnElement[bool]]:
-    return on_routes(routes) if route is None else [*on_routes(routes), REVIEWS.c.route == text_of(route)]
+    return on_routes(routes) if route is None else [*on_routes(routes), REVIEWS.c.route == storable_text(route)]
 
 
 def _tallies(

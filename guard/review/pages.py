@@ -11,8 +11,8 @@ from sqlalchemy import Connection
 from guard.errors import InputError, did_you_mean
 from guard.review.claims import claimable
 from guard.review.migrations.tables import REVIEWS
-from guard.review.queries import IS_PENDING, on_routes, reviews_of, selected
-from guard.review.records import Review, ReviewStatus, rank_of, text_of
+from guard.review.queries import IS_PENDING, on_routes, read_reviews, selected
+from guard.review.records import Review, ReviewStatus, priority_rank, storable_text
 from guard.review.words import has_words
 from guard.review_terms import CASE_KINDS, PRIORITIES, CaseKind, Priority
 
@@ -119,7 +119,7 @@ def read_page(
     if (cursor := before or after) is not None:
         query = query.where(key < _key(cursor, order) if down else key > _key(cursor, order))
     query = query.order_by(*(part.desc() if down else part.asc() for part in (column, REVIEWS.c.id)))
-    found = reviews_of(connection, query.limit(limit + 1))
+    found = read_reviews(connection, query.limit(limit + 1))
     more, rows = len(found) > limit, found[:limit]
     if backwards:
         rows.reverse()
@@ -150,7 +150,7 @@ def _cursor(connection: Connection, review_id: str, order: Order) -> str:
 
 
 def _key(cursor: str, order: Order) -> sa.Tuple:
-    value, comma, review_id = (text_of(cursor) or "").rpartition(",")
+    value, comma, review_id = (storable_text(cursor) or "").rpartition(",")
     try:
         if not comma:
             raise ValueError
@@ -175,7 +175,7 @@ def conditions(connection: Connection, chosen: CaseFilter, at: str) -> list[sa.C
         if chosen.priority not in PRIORITIES:
             fix = did_you_mean(chosen.priority, PRIORITIES)
             raise InputError(f"There is no priority '{chosen.priority}'", fix=fix)
-        found.append(REVIEWS.c.priority == rank_of(chosen.priority))
+        found.append(REVIEWS.c.priority == priority_rank(chosen.priority))
     if chosen.kind is not None:
         if chosen.kind not in CASE_KINDS:
             raise InputError(f"There are no cases '{chosen.kind}'", fix=did_you_mean(chosen.kind, CASE_KINDS))
@@ -198,7 +198,7 @@ def _equal(chosen: CaseFilter) -> list[sa.ColumnElement[bool]]:
         REVIEWS.c.policy: chosen.policy,
         REVIEWS.c.reviewer: chosen.decided_by,
     }
-    found = [column == text_of(value) for column, value in wanted.items() if value is not None]
+    found = [column == storable_text(value) for column, value in wanted.items() if value is not None]
     return [*found, *on_routes(chosen.routes)]
 
 

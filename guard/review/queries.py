@@ -13,7 +13,7 @@ from guard.audit.log import add_entry
 from guard.errors import ReviewError, StoreError, did_you_mean
 from guard.review.migrations.tables import EVENTS, REPEATS, REVIEWS
 from guard.review.outbox import notify
-from guard.review.records import VERDICT, Review, ReviewStatus, text_of, to_review
+from guard.review.records import VERDICT, Review, ReviewStatus, storable_text, to_review
 
 #: Crockford's base 32: no letters that look like digits.
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -57,7 +57,7 @@ def selected() -> sa.Select[Any]:
     return query.select_from(REVIEWS.outerjoin(_VERDICTS, _VERDICTS.c.number == _NEWEST))
 
 
-def reviews_of(connection: Connection, query: sa.Select[Any]) -> list[Review]:
+def read_reviews(connection: Connection, query: sa.Select[Any]) -> list[Review]:
     """Return the reviews of a query made with `selected`.
 
     Raises:
@@ -71,7 +71,7 @@ def reviews_of(connection: Connection, query: sa.Select[Any]) -> list[Review]:
 
 def first(connection: Connection, condition: sa.ColumnElement[bool]) -> Review | None:
     """Return the review that matches a condition, or None."""
-    return next(iter(reviews_of(connection, selected().where(condition).limit(1))), None)
+    return next(iter(read_reviews(connection, selected().where(condition).limit(1))), None)
 
 
 def by_decision(connection: Connection, decision_id: str | None) -> Review | None:
@@ -105,7 +105,7 @@ def _near(connection: Connection, key: str) -> list[Review]:
     """Return the first reviews whose id has a prefix, by a range query that uses the index."""
     lowest, highest = key.ljust(ID_LENGTH, ALPHABET[0]), key.ljust(ID_LENGTH, ALPHABET[-1])
     query = selected().where(REVIEWS.c.id.between(lowest, highest)).order_by(REVIEWS.c.id)
-    return reviews_of(connection, query.limit(6))
+    return read_reviews(connection, query.limit(6))
 
 
 def exactly(connection: Connection, name: str) -> Review:
@@ -132,11 +132,11 @@ def locked(connection: Connection, name: str) -> Review:
 
 def _named(connection: Connection, name: str) -> Review | None:
     by_id = first(connection, REVIEWS.c.id == _typed(name))
-    return by_id or by_decision(connection, text_of(name.strip()))
+    return by_id or by_decision(connection, storable_text(name.strip()))
 
 
 def _typed(name: str) -> str:
-    key = text_of(name.strip().lower().translate(_AS_TYPED)) or ""
+    key = storable_text(name.strip().lower().translate(_AS_TYPED)) or ""
     if not key:
         raise ReviewError("A review's id must not be empty", fix="Run: guard review list")
     return key
@@ -201,7 +201,7 @@ def on_routes(routes: frozenset[str] | None) -> list[sa.ColumnElement[bool]]:
     """Return the conditions for cases on these routes; no condition for all routes."""
     if routes is None:
         return []
-    return [REVIEWS.c.route.in_(sorted(str(text_of(name)) for name in routes))]
+    return [REVIEWS.c.route.in_(sorted(str(storable_text(name)) for name in routes))]
 
 
 def has_verdict() -> sa.ColumnElement[bool]:

@@ -221,10 +221,10 @@ def to_row(escalation: Escalation) -> dict[str, Any]:
     prompt, audit = escalation.prompt, escalation.terms.audit
     row = {
         **to_repeat_row(escalation),
-        "route": text_of(escalation.route),
-        "policy": text_of(escalation.policy),
-        "model": text_of(escalation.model),
-        "question": text_of(escalation.question),
+        "route": storable_text(escalation.route),
+        "policy": storable_text(escalation.policy),
+        "model": storable_text(escalation.model),
+        "question": storable_text(escalation.question),
         "prompt": _plain(
             {
                 "messages": prompt.messages,
@@ -234,10 +234,10 @@ def to_row(escalation: Escalation) -> dict[str, Any]:
                 "plain": prompt.plain,
             }
         ),
-        "answer": text_of(escalation.answer),
+        "answer": storable_text(escalation.answer),
         "status": ReviewStatus.PENDING.value,
-        "scorer": text_of(escalation.scorer),
-        "priority": rank_of(escalation.terms.priority),
+        "scorer": storable_text(escalation.scorer),
+        "priority": priority_rank(escalation.terms.priority),
         "reviews_wanted": escalation.terms.reviews,
         "kind": escalation.terms.kind,
         "certificate": audit.certificate if audit else None,
@@ -255,7 +255,7 @@ def _ordering(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"sort_key": due or f"none {row['created_at']}", "doubt": 2.0 if p_wrong is None else p_wrong}
 
 
-def rank_of(priority: Priority) -> int:
+def priority_rank(priority: Priority) -> int:
     """Return the stored number of a priority."""
     return _RANKS[priority]
 
@@ -265,14 +265,14 @@ def to_repeat_row(escalation: Escalation) -> dict[str, Any]:
     terms, created_at = escalation.terms, _utc(escalation.created_at)
     late = (terms.late or LateAction()) if terms.within_s is not None and terms.audit is None else None
     return {
-        "decision_id": text_of(escalation.decision_id),
+        "decision_id": storable_text(escalation.decision_id),
         "created_at": created_at,
         "due_at": None if terms.within_s is None else later(created_at, terms.within_s),
         "late_action": late.action if late else None,
-        "late_text": text_of(late.text) if late else None,
+        "late_text": storable_text(late.text) if late else None,
         "p_wrong": None if escalation.p_wrong is None else float(escalation.p_wrong),
-        "rule": text_of(escalation.rule),
-        "reason": text_of(escalation.reason),
+        "rule": storable_text(escalation.rule),
+        "reason": storable_text(escalation.reason),
         "attempts": [_attempt(attempt) for attempt in escalation.attempts],
         "metadata": _plain(escalation.metadata),
     }
@@ -426,10 +426,10 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {text_of(_str(key)): _plain(item, depth + 1) for key, item in value.items()}
+        return {storable_text(_str(key)): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes | bytearray):
         return [_plain(item, depth + 1) for item in value]
-    return text_of(_str(value))
+    return storable_text(_str(value))
 
 
 def _str(value: Any) -> str:
@@ -440,7 +440,7 @@ def _str(value: Any) -> str:
         return f"<{type(value).__name__}>"
 
 
-def text_of(text: str | None) -> str | None:
+def storable_text(text: str | None) -> str | None:
     """Return a text as every database can hold it; None stays None."""
     return None if text is None else stored_text(text)
 

@@ -65,7 +65,9 @@ class ReviewResult:
         return self.state != "waiting"
 
 
-def result_of(review: Review, decision_id: str, due_at: str | None, late: LateAction | None, at: str) -> ReviewResult:
+def build_result(
+    review: Review, decision_id: str, due_at: str | None, late: LateAction | None, at: str
+) -> ReviewResult:
     """Return the result of a case for a caller at a time.
 
     Args:
@@ -120,8 +122,8 @@ def _result(database: Database, connection: Connection, name: str, review: Revie
         query = sa.select(REPEATS).where(REPEATS.c.decision_id == name.strip())
         for row in connection.execute(query):
             repeat = to_repeat(row)
-            return result_of(review, repeat.decision_id, repeat.due_at, repeat.late, at)
-    return result_of(review, review.decision_id, review.due_at, review.late, at)
+            return build_result(review, repeat.decision_id, repeat.due_at, repeat.late, at)
+    return build_result(review, review.decision_id, review.due_at, review.late, at)
 
 
 # -- late cases --------------------------------------------------------------------------------

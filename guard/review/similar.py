@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from guard.review.migrations.tables import REVIEWS
 from guard.review.queries import on_routes
-from guard.review.words import numbers_with, words_of
+from guard.review.words import numbers_with, split_words
 
 if TYPE_CHECKING:
     from guard.review.records import Review
@@ -85,7 +85,7 @@ def _ranked(connection: Connection, review: Review, at: str, routes: frozenset[s
 
 
 def _terms(question: str) -> frozenset[str]:
-    return frozenset(word.lower() for word in words_of(question) if len(word) >= _SHORTEST or word.isdecimal())
+    return frozenset(word.lower() for word in split_words(question) if len(word) >= _SHORTEST or word.isdecimal())
 
 
 def _alike(one: Iterable[str], other: Iterable[str], weights: Mapping[str, float]) -> float:

@@ -31,7 +31,7 @@ from guard.review.records import (
     Review,
     ReviewEvent,
     ReviewStatus,
-    text_of,
+    storable_text,
     to_labelled_row,
     to_repeat,
     to_repeat_row,
@@ -281,14 +281,14 @@ class Store:
         order = sa.tuple_(REVIEWS.c.decided_at, REVIEWS.c.id)
         query = queries.selected().where(queries.has_verdict(), REVIEWS.c.answer.is_not(None))
         for column, value in ((REVIEWS.c.route, route), (REVIEWS.c.model, model), (REVIEWS.c.kind, kind)):
-            query = query if value is None else query.where(column == text_of(value))
+            query = query if value is None else query.where(column == storable_text(value))
         query = query.order_by(REVIEWS.c.decided_at, REVIEWS.c.id).limit(page)
         after: tuple[str, str] | None = None
         while True:
             # No transaction stays open between pages: the reader may be slow.
             with self._database.read() as connection:
                 at = self._database.now(connection)
-                reviews = queries.reviews_of(connection, query if after is None else query.where(order > after))
+                reviews = queries.read_reviews(connection, query if after is None else query.where(order > after))
             yield from (to_labelled_row(review) for review in reviews if str(review.final_at) <= at)
             if len(reviews) < page:
                 return

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from guard.records import Floats
 from guard.review.answer_signals import unpack_map
 from guard.review.migrations.tables import REVIEWS
-from guard.review.records import text_of
+from guard.review.records import storable_text
 
 if TYPE_CHECKING:
     from guard.review.store import Store
@@ -93,14 +93,14 @@ def _read(connection: Connection, scorer: str, at: str) -> list[tuple[str, Float
     newest = sa.select(REVIEWS.c.id).where(REVIEWS.c.decided_at.is_not(None), REVIEWS.c.final_at <= at)
     newest = newest.order_by(REVIEWS.c.decided_at.desc()).limit(_NEWEST)
     query = sa.select(REVIEWS.c.draft, REVIEWS.c.attempts).where(
-        REVIEWS.c.id.in_(newest), REVIEWS.c.scorer == text_of(scorer), REVIEWS.c.draft.is_not(None)
+        REVIEWS.c.id.in_(newest), REVIEWS.c.scorer == storable_text(scorer), REVIEWS.c.draft.is_not(None)
     )
     rows = connection.execute(query.order_by(REVIEWS.c.decided_at.desc()))
-    maps = [(str(row.draft), found) for row in rows if (found := map_of(row.attempts)) is not None]
+    maps = [(str(row.draft), found) for row in rows if (found := read_layer_map(row.attempts)) is not None]
     return [(label, each) for label, each in maps if each.shape == maps[0][1].shape]
 
 
-def map_of(attempts: Sequence[Any]) -> Floats | None:
+def read_layer_map(attempts: Sequence[Any]) -> Floats | None:
     """Return the logarithms of the map of a case's answer: of its last attempt; None where none was kept."""
     return unpack_map(attempts[-1].get("layer_map")) if attempts else None
 

@@ -17,7 +17,7 @@ from guard.review.database import Database
 from guard.review.migrations.tables import REVIEWS
 from guard.review.outbox import cancel_verdict
 from guard.review.queries import IS_PENDING, change, exactly, locked, record, standing_opinions
-from guard.review.records import UNDO_S, VERDICT, Draft, Review, ReviewStatus, later, text_of
+from guard.review.records import UNDO_S, VERDICT, Draft, Review, ReviewStatus, later, storable_text
 
 _UNDECIDED = {
     "status": ReviewStatus.PENDING.value,
@@ -75,10 +75,10 @@ def decide(
     _check_answer(review, status, answer)
     verdict = {
         "status": status.value,
-        "final_answer": review.answer if status is ReviewStatus.APPROVED else text_of(answer),
+        "final_answer": review.answer if status is ReviewStatus.APPROVED else storable_text(answer),
         "draft": _checked_draft(review, draft),
         "reviewer": who,
-        "note": text_of(note),
+        "note": storable_text(note),
         "decided_at": at,
     }
     if review.reviews_wanted > 1 and not review.disputed:

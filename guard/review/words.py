@@ -10,20 +10,20 @@ from sqlalchemy import Connection
 
 from guard.errors import InputError
 from guard.review.migrations.tables import REVIEWS
-from guard.review.records import text_of
+from guard.review.records import storable_text
 
 #: Up to this number of matches, a search starts from the word index; beyond it, from the ordered cases.
 _MANY = 5_000
 
 
-def words_of(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Return the words of a text as they are looked up, in order.
 
     Examples:
-        >>> words_of("Is 4 g the most?")
+        >>> split_words("Is 4 g the most?")
         ['Is', '4', 'g', 'the', 'most']
     """
-    return re.findall(r"\w+", text_of(text) or "")
+    return re.findall(r"\w+", storable_text(text) or "")
 
 
 def has_words(connection: Connection, text: str) -> sa.ColumnElement[bool]:
@@ -32,7 +32,7 @@ def has_words(connection: Connection, text: str) -> sa.ColumnElement[bool]:
     Raises:
         InputError: it has no word.
     """
-    words = words_of(text)
+    words = split_words(text)
     if not words:
         raise InputError("The search contains no word", fix="Give letters or digits")
     if connection.dialect.name == "sqlite":

@@ -184,7 +184,7 @@ class SignatureObserver:
         if not np.isfinite(norms).all():
             raise _unusable(self._tokens)
         if self._reads_every_token:
-            self._maps.add(self._maps_of(activations, self._tokens))
+            self._maps.add(self._token_maps(activations, self._tokens))
         self._norms.add(norms)
         self._activations.add(activations.copy())
         self._tokens += 1
@@ -200,7 +200,7 @@ class SignatureObserver:
         if self._tokens == 0:
             raise CaptureError("No token's activations were recorded")
         activations = self._activations.aggregate()
-        maps = self._maps.aggregate() if self._reads_every_token else self._maps_of_ends(activations)
+        maps = self._maps.aggregate() if self._reads_every_token else self._end_maps(activations)
         return Signature(
             maps=np.ascontiguousarray(maps.swapaxes(0, 1)),
             norms=self._norms.aggregate(),
@@ -210,13 +210,13 @@ class SignatureObserver:
             tokens=self._tokens,
         )
 
-    def _maps_of_ends(self, activations: Floats) -> Floats:
+    def _end_maps(self, activations: Floats) -> Floats:
         """Return the maps of the first and the last token that are read, shape (aggregates, taus, L, L)."""
         layers, at = activations.shape[1], {"first": 0, "last": self._tokens - 1}
-        ends = [self._maps_of(activations[ACTIVATION_TOKENS.index(name)], at[name]) for name in self.aggregates]
+        ends = [self._token_maps(activations[ACTIVATION_TOKENS.index(name)], at[name]) for name in self.aggregates]
         return np.array(ends, np.float32).reshape(len(ends), len(self.temperatures), layers, layers)
 
-    def _maps_of(self, activations: Floats, token: int) -> Floats:
+    def _token_maps(self, activations: Floats, token: int) -> Floats:
         """Return one token's maps, shape (temperatures, L, L)."""
         maps = np.stack([pairwise_kl(activations, temperature=tau) for tau in self.temperatures])
         if not np.isfinite(maps).all():

@@ -61,7 +61,7 @@ def load_backends(
         GuardError: one is there, and cannot be used.
     """
     _check_section(name, model)
-    scorers = [_scorer_of(name, model, each) for each in model.backends]
+    scorers = [_load_scorer(name, model, each) for each in model.backends]
     _check_prompting(name, scorers)
     given = options["fallbacks"]
 
@@ -99,7 +99,7 @@ def _check_section(name: str, model: ModelSection) -> None:
         raise InputError(f"The model '{name}' has the same back end twice", fix="Write each address once")
 
 
-def _scorer_of(name: str, model: ModelSection, section: BackendSection) -> Scorer:
+def _load_scorer(name: str, model: ModelSection, section: BackendSection) -> Scorer:
     file = section.scorer or model.scorer
     if file is None:
         raise InputError(

@@ -31,7 +31,7 @@ def run_server(config: ServeConfig, *, announce: bool = True) -> None:
     _log_decisions()
     with loaded_server(config) as server, listen_on(config.listen.host, config.listen.port) as listening:
         if announce:
-            print(f"guard serve listens on {url_of(listening)}", flush=True)
+            print(f"guard serve listens on {listening_url(listening)}", flush=True)
         http_server(create_application(server), server.settings).run([listening])
 
 
@@ -93,7 +93,7 @@ def listen_on(host: str, port: int) -> socket.socket:
     return listening
 
 
-def url_of(listening: socket.socket) -> str:
+def listening_url(listening: socket.socket) -> str:
     """Return the address of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -12,7 +12,7 @@ from console_pages import MadeConsole
 from made_cases import make_escalation
 from moved_clock import MovedClock
 
-from guard.console.layers import panel_of
+from guard.console.layers import build_panel
 from guard.console.remembered import Remembered
 from guard.console.shading import shade
 from guard.records import Escalation, Generation, Sampling
@@ -154,7 +154,7 @@ def test_the_panel_says_how_far_each_layer_is() -> None:
     own[2] += 4
     own[:, 2] += 4
     spread = np.full(6, 0.5, np.float32)
-    panel = panel_of(own, TypicalMaps(rights.mean(axis=0), None, 20, 0, spread), 0.7)
+    panel = build_panel(own, TypicalMaps(rights.mean(axis=0), None, 20, 0, spread), 0.7)
     assert panel.unlike == 1
     assert "The furthest of 6 layers is 3 with +8.0." in str(panel.bars)
     assert [figure.title for figure in panel.maps] == ["This answer", "Typical right"]
@@ -167,7 +167,7 @@ def test_without_a_map_there_is_no_panel(console: MadeConsole) -> None:
 
 def test_maps_of_another_size_are_not_compared(console: MadeConsole) -> None:
     typical = TypicalMaps(np.zeros((3, 3), np.float32), np.zeros((3, 3), np.float32), 12, 12, np.ones(3, np.float32))
-    panel = panel_of(np.zeros((6, 6), np.float32), typical, None)
+    panel = build_panel(np.zeros((6, 6), np.float32), typical, None)
     assert (len(panel.maps), panel.bars) == (1, None)
 
 

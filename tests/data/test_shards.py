@@ -28,7 +28,7 @@ import guard.engines
 import guard.runtime.guard
 from guard.cli import app
 from guard.data.questions import Question, Row
-from guard.data.shards import Shard, part_of
+from guard.data.shards import Shard, select_part
 from guard.data.sqlite_journal import row_key
 from guard.errors import GuardError, InputError
 
@@ -111,9 +111,9 @@ def test_every_row_is_in_one_shard_and_shards_are_of_equal_size(ids: list[int], 
     rows: list[tuple[str, Row]] = [("set", Question(str(each), f"What is {each}?", ("a",))) for each in ids]
     if len({*ids}) < count:
         with pytest.raises(InputError, match="Use fewer shards"):
-            part_of(rows, Shard(1, count))
+            select_part(rows, Shard(1, count))
         return
-    parts = [part_of(rows, Shard(number, count)) for number in range(1, count + 1)]
+    parts = [select_part(rows, Shard(number, count)) for number in range(1, count + 1)]
     keys = [key for part in parts for key in part.keys]
     assert sorted(keys) == sorted({row_key(*pair) for pair in rows})
     sizes = [len(part.rows) for part in parts]

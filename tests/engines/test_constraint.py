@@ -16,7 +16,7 @@ from noise import NoiseEngine
 from scripted import AnsweringEngine, ByteEngine, confidence_scorer
 
 from guard import Guard, ResponseFormat
-from guard.engines.sampling import signals_of
+from guard.engines.sampling import token_signals
 from guard.errors import EngineError, InputError, MissingExtraError
 from guard.records import Limits, Prompt, Sampling
 
@@ -52,7 +52,7 @@ def test_a_model_that_writes_noise_writes_json_of_the_schema(seed: int, temperat
 def test_the_signals_are_those_of_the_whole_distribution() -> None:
     with NoiseEngine() as engine:
         found = engine.generate(asked(ResponseFormat.json(SCHEMA)), limits=ROOMY)
-        expected = [signals_of(row, token) for row, token in zip(engine.rows, found.token_ids, strict=True)]
+        expected = [token_signals(row, token) for row, token in zip(engine.rows, found.token_ids, strict=True)]
     assert found.logprobs.tolist() == np.array([each.logprob for each in expected], np.float32).tolist()
     assert found.entropies.tolist() == np.array([each.entropy for each in expected], np.float32).tolist()
     assert found.margins.tolist() == np.array([each.margin for each in expected], np.float32).tolist()

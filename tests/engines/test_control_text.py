@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from guard.engines.base import BaseEngine
 from guard.engines.chat_template import render
-from guard.engines.control_text import ControlTexts, Piece, pieces_of
+from guard.engines.control_text import ControlTexts, Piece, split_prompt
 from guard.errors import ChatTemplateError, InputError
 from guard.records import Prompt
 
@@ -26,7 +26,7 @@ MARKS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_en
 
 
 def cut(prompt: Prompt, template: str = CHATML, controls: ControlTexts = CONTROLS) -> list[Piece]:
-    return pieces_of(prompt, template, controls, partial(render, template, bos_token="<s>", eos_token="</s>"))
+    return split_prompt(prompt, template, controls, partial(render, template, bos_token="<s>", eos_token="</s>"))
 
 
 def plain(pieces: Sequence[Piece]) -> str:
@@ -143,7 +143,7 @@ PARTS = st.lists(
 def test_no_content_adds_or_takes_a_control_token(contents: list[str]) -> None:
     messages = [{"role": "user", "content": content} for content in contents]
     template = "<s>{% for m in messages %}{{ m.content }}{% endfor %}</s>"
-    pieces = pieces_of(Prompt(messages=tuple(messages)), template, CONTROLS, fill)
+    pieces = split_prompt(Prompt(messages=tuple(messages)), template, CONTROLS, fill)
     assert controls_in(pieces) == ["<s>", "</s>"]
     assert "".join(piece.text for piece in pieces) == f"<s>{''.join(contents)}</s>"
 

@@ -138,7 +138,7 @@ def test_a_replay_ends_as_the_model_would(smollm2: LlamaCppEngine) -> None:
     """The vocabulary has several end tokens; a wrong one makes every replayed answer look unlikely."""
     replayed = smollm2.generate(QUESTION, completion=ANSWER)
     assert smollm2._vocabulary.piece(replayed.token_ids[-1]) == b""
-    assert smollm2._vocabulary.text_of(replayed.token_ids[-1]) == "<|im_end|>"
+    assert smollm2._vocabulary.token_text(replayed.token_ids[-1]) == "<|im_end|>"
     assert replayed.logprobs[-1] > -1
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 from scipy.stats import chisquare, entropy
 
-from guard.engines.sampling import choose, signals_of
+from guard.engines.sampling import choose, token_signals
 from guard.records import Floats, Sampling
 
 LOGITS = hnp.arrays(
@@ -43,7 +43,7 @@ def reference_distribution(logits: Floats, sampling: Sampling) -> NDArray[np.flo
 def test_signals_are_those_of_the_softmax(logits: Floats, data: st.DataObject) -> None:
     token = data.draw(st.integers(0, len(logits) - 1))
     before = logits.copy()
-    signals = signals_of(logits, token)
+    signals = token_signals(logits, token)
     expected = log_softmax(logits.astype(np.float64))
     np.testing.assert_allclose(signals.logprob, expected[token], atol=1e-4, rtol=1e-5)
     np.testing.assert_allclose(signals.entropy, entropy(softmax(logits.astype(np.float64))), atol=1e-4)
@@ -55,25 +55,25 @@ def test_signals_are_those_of_the_softmax(logits: Floats, data: st.DataObject) -
 
 
 def test_signals_of_a_uniform_and_of_a_certain_distribution() -> None:
-    uniform = signals_of(np.zeros(8, np.float32), 3)
+    uniform = token_signals(np.zeros(8, np.float32), 3)
     assert uniform.logprob == pytest.approx(-np.log(8))
     assert uniform.entropy == pytest.approx(np.log(8))
     assert uniform.margin == 0.0
-    certain = signals_of(np.array([500, 0, -np.inf], np.float32), 0)
+    certain = token_signals(np.array([500, 0, -np.inf], np.float32), 0)
     assert certain == (0.0, 0.0, 500.0)
 
 
 def test_a_large_vocabulary_loses_no_precision() -> None:
     logits = np.random.default_rng(1).normal(scale=4, size=260_000).astype(np.float32)
     probabilities = softmax(logits.astype(np.float64))
-    signals = signals_of(logits, 17)
+    signals = token_signals(logits, 17)
     assert signals.entropy == pytest.approx(entropy(probabilities), abs=1e-4)
     assert signals.logprob == pytest.approx(np.log(probabilities[17]), abs=1e-5)
 
 
 def test_signals_do_not_depend_on_a_shift_of_the_logits() -> None:
     logits = np.random.default_rng(0).normal(size=1000).astype(np.float32)
-    np.testing.assert_allclose(signals_of(logits + 64, 5), signals_of(logits, 5), atol=1e-4)
+    np.testing.assert_allclose(token_signals(logits + 64, 5), token_signals(logits, 5), atol=1e-4)
 
 
 @given(LOGITS)

@@ -13,7 +13,7 @@ from scripted import END, AnsweringEngine, confidence_scorer, scripted_model
 
 from guard.engines.batch import Feed, PassRow
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
-from guard.engines.thinking import HarmonySplitter, Splitter, TaggedSplitter, thinking_of, without_thoughts
+from guard.engines.thinking import HarmonySplitter, Splitter, TaggedSplitter, read_thinking, without_thoughts
 from guard.policy.policy import parse_policy
 from guard.records import Floats, Limits, Prompt
 from guard.runtime.guard import Guard
@@ -153,7 +153,7 @@ QUOTED = [
 def test_a_thought_that_only_plain_text_closes_is_taken_out_and_a_quoted_mark_is_not(
     text: str, answer: str, thought: str | None, sizes: list[int]
 ) -> None:
-    splitter = thinking_of("", lambda _: None).splitter("<|im_start|>assistant\n")
+    splitter = read_thinking("", lambda _: None).splitter("<|im_start|>assistant\n")
     assert split(text, sizes, splitter) == (answer, thought)
     assert bool(splitter.retractions) == (thought is not None)
 
@@ -183,7 +183,7 @@ def test_a_thought_that_only_plain_text_closes_is_taken_out_and_a_quoted_mark_is
 def test_the_template_says_which_marks_there_are_and_whether_one_is_open(
     template: str, prompt_end: str, text: str, answer: str, thought: str | None
 ) -> None:
-    splitter = thinking_of(template, lambda _: None).splitter(prompt_end)
+    splitter = read_thinking(template, lambda _: None).splitter(prompt_end)
     assert split(text, [1] * len(text), splitter) == (answer, thought)
 
 

@@ -109,7 +109,7 @@ def test_a_damaged_memory_is_no_success(fatal: Path, tmp_path: Path, empty_cache
     (entry,) = (empty_cache / "guard" / "trial-loads").iterdir()
     options = {"context_tokens": 64, "gpu_layers": 0, "capture_point": "mlp"}
     asked = {"weights_sha256": "0" * 64, "binding_version": "1", "options": options}
-    remembered = trial_load._memory_of({"trial": 1, "weights_sha256": "0" * 64, "binding": "1", **options})
+    remembered = trial_load._cache_file({"trial": 1, "weights_sha256": "0" * 64, "binding": "1", **options})
     for content in (b"", b"{", b"[" * 100_000, entry.read_bytes()):
         remembered.write_bytes(content)
         with pytest.raises(ModelFileError, match="ends the process"):

@@ -19,7 +19,7 @@ from guard.policy.policy import Policy, parse_policy
 from guard.records import Limits, Outcome
 from guard.replay.comparison import read_minutes, replay
 from guard.replay.deciding import Replayed, as_recorded, replay_call
-from guard.replay.figures import FEWEST_VERDICTS, expected_errors, figures_of
+from guard.replay.figures import FEWEST_VERDICTS, compute_figures, expected_errors
 from guard.replay.picture import picture
 from guard.replay.recorded import RecordedAttempt, RecordedCall, RecordedVerdict, read_calls
 from guard.review.store import Store
@@ -214,8 +214,10 @@ def test_a_verdict_about_another_answer_of_the_call_does_not_count() -> None:
 def test_what_would_ask_again_widens_the_interval() -> None:
     made = [accepted(number, 0.1) for number in range(50)]
     unknown = [Replayed(call(scored(0.5), name=f"u{number}"), "unknown", 0, 0.5) for number in range(50)]
-    sure = figures_of("a", [*made, *([as_recorded(call(scored(0.9), action="abstain"))] * 50)], {}, days=1, minutes=2.0)
-    open_ = figures_of("a", [*made, *unknown], {}, days=1, minutes=None)
+    sure = compute_figures(
+        "a", [*made, *([as_recorded(call(scored(0.9), action="abstain"))] * 50)], {}, days=1, minutes=2.0
+    )
+    open_ = compute_figures("a", [*made, *unknown], {}, days=1, minutes=None)
     assert sure.coverage[0] == open_.coverage[0] == 0.5
     assert sure.coverage[2] < 0.61
     assert open_.coverage[2] == 1.0
@@ -296,7 +298,7 @@ def test_the_command_prints_a_table_and_draws_a_picture(
 
 def test_a_picture_without_scores_says_so(store: Store) -> None:
     made = call(RecordedAttempt("model", {}, failed=True))
-    figures = figures_of("p", [Replayed(made, "accept", 0, None)], {}, days=1, minutes=None)
+    figures = compute_figures("p", [Replayed(made, "accept", 0, None)], {}, days=1, minutes=None)
     ask_all(guarded(OLD, store))
     from dataclasses import replace
 

@@ -106,7 +106,7 @@ def scorer_for(engine: RequestEngine, **prompting: Any) -> Scorer:
     return Scorer(Artefact.model_validate(made))
 
 
-def pieces_of(text: str) -> list[str]:
+def split_prompt(text: str) -> list[str]:
     """Tokens of a text: words with the space before them, marks of thoughts by themselves."""
     marked = text.replace("<think>", "\0<think>\0").replace("</think>", "\0</think>\0")
     return [piece for part in marked.split("\0") for piece in split_words(part)]
@@ -129,7 +129,7 @@ def events_of(endpoint: Listener, body: dict[str, Any], text: str, p_wrong: floa
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return {"model": endpoint.model, "system_fingerprint": endpoint.fingerprint, "choices": [choice]}
 
-    pieces = pieces_of(text)
+    pieces = split_prompt(text)
     cut = pieces[: body["max_tokens"]]
     yield event({"role": "assistant", "content": ""})
     for piece in cut:

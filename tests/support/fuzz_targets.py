@@ -23,7 +23,7 @@ from guard.cli.terminal import json_visible, one_line, visible
 from guard.data.graders import GRADERS
 from guard.data.questions import Question, read_rows
 from guard.engines.chat_template import MAX_CHARACTERS, render
-from guard.engines.control_text import ControlTexts, pieces_of
+from guard.engines.control_text import ControlTexts, split_prompt
 from guard.engines.thinking import MARKS, HarmonySplitter, Splitter, TaggedSplitter, without_thoughts
 from guard.errors import ChatTemplateError, GuardError, InputError
 from guard.files import checked_json
@@ -273,7 +273,7 @@ def _controls(turns: Sequence[tuple[str, str]], note: str) -> int:
     template = "{{ note }}" + CHATML
     messages = tuple({"role": role, "content": text} for role, text in turns)
     asked = partial(render, template, bos_token="<s>", eos_token="</s>", options={"note": note})
-    pieces = pieces_of(Prompt(messages=messages, template_options={"note": note}), template, _CONTROLS, asked)
+    pieces = split_prompt(Prompt(messages=messages, template_options={"note": note}), template, _CONTROLS, asked)
     return sum(_CONTROLS.count(piece.text) for piece in pieces if piece.control)
 
 

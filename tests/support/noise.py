@@ -10,7 +10,7 @@ import numpy as np
 from scripted import END, ByteEngine, scripted_model
 
 from guard.engines.batch import Feed, PassRow
-from guard.engines.constraint import vocabulary_of
+from guard.engines.constraint import build_vocabulary
 from guard.records import Floats, ModelInfo, Prompt
 
 
@@ -33,7 +33,7 @@ class NoiseEngine(ByteEngine):
 
     def _grammar_vocabulary(self) -> Any:
         pieces = [b"" if byte in self.missing else bytes([byte]) for byte in range(END)]
-        return vocabulary_of([*pieces, b""], [END], self.encode_text)
+        return build_vocabulary([*pieces, b""], [END], self.encode_text)
 
     def _evaluate(self, feeds: Sequence[Feed]) -> Sequence[PassRow]:
         self.rows += [self.rng.normal(size=END + 1).astype(np.float32) * 3 for feed in feeds if feed.chooses]

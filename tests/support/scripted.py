@@ -11,7 +11,7 @@ import numpy as np
 
 from guard.engines.base import BaseEngine
 from guard.engines.batch import Feed, PassRow, Start
-from guard.engines.constraint import vocabulary_of
+from guard.engines.constraint import build_vocabulary
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.records import CapturePoint, Floats, ModelInfo, Prompt
 from guard.scoring.provenance import Binding, Prompting
@@ -73,7 +73,7 @@ class ByteEngine(BaseEngine):
         return token == END
 
     def _grammar_vocabulary(self) -> Any:
-        return vocabulary_of([*(bytes([byte]) for byte in range(END)), b""], [END], self.encode_text)
+        return build_vocabulary([*(bytes([byte]) for byte in range(END)), b""], [END], self.encode_text)
 
     def _end_token(self) -> int:
         return END

@@ -81,7 +81,7 @@ def serve(
     from guard.review.store import Store
     from guard.runtime.guard import Guard
     from guard.serve import ServedModel, ServedModels, Server, ServeSettings, create_application
-    from guard.serve.running import http_server, listen_on, url_of
+    from guard.serve.running import http_server, listen_on, listening_url
 
     script = said(answer, p_wrong) if answer != "echo" else lambda prompt, number: (echo(prompt.question), p_wrong)
 
@@ -100,7 +100,7 @@ def serve(
     settings = ServeSettings(comment_seconds=0.02, most_requests=256, shutdown_seconds=10)
     server = Server.build(models, settings, store=opened, access=access)
     listening = listen_on("127.0.0.1", 0)
-    print(url_of(listening), flush=True)
+    print(listening_url(listening), flush=True)
     http_server(create_application(server), settings, log_level="error").run([listening])
 
 

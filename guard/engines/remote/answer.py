@@ -179,7 +179,7 @@ class RemoteAnswer:
             seconds=seconds,
         )
         self._check(found, stopped=stopped)
-        text, (top, pieces) = self._text_of(found, stopped=stopped), self._likeliest()
+        text, (top, pieces) = self._answer_text(found, stopped=stopped), self._likeliest()
         return replace(
             found,
             text=text,
@@ -211,7 +211,7 @@ class RemoteAnswer:
         texts = (found.text.strip(), written.decode(errors="replace").strip())
         return bool(self._calls) or stopped or self._content.strip() in texts
 
-    def _text_of(self, found: Generation, *, stopped: bool) -> str:
+    def _answer_text(self, found: Generation, *, stopped: bool) -> str:
         """Return the answer: that of the tokens, or where they are not all, the server's."""
         if self._calls:
             return with_calls(without_thoughts(self._content), self._calls)

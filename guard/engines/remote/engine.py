@@ -124,7 +124,7 @@ class OpenAIEngine(RequestEngine):
         except BaseException:
             loop.close(lambda: None)
             raise
-        context = whole_number("context_tokens", context_tokens or _context_of(listed), least=1)
+        context = whole_number("context_tokens", context_tokens or _context_length(listed), least=1)
         info = _describe(listed, served, k, context)
         return cls(client, loop, served, info, k=k, slots=slots, seconds=limits.timeout_s)
 
@@ -253,7 +253,7 @@ async def _probe(client: Client, name: str, k: int, seconds: float) -> ServedIde
     return ServedIdentity(next(filter(None, models), None), next(filter(None, prints), None))
 
 
-def _context_of(listed: Mapping[str, Any]) -> int:
+def _context_length(listed: Mapping[str, Any]) -> int:
     meta = listed.get("meta") if isinstance(listed.get("meta"), Mapping) else {}
     sizes = (listed.get("max_model_len"), meta.get("n_ctx"), meta.get("n_ctx_train"))  # type: ignore[union-attr]
     return next((size for size in sizes if isinstance(size, int) and size > 0), DEFAULT_CONTEXT)

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from guard.engines.control_text import ROLES, texts_of
+from guard.engines.control_text import ROLES, collect_texts
 from guard.errors import InputError, did_you_mean
 from guard.records import Prompt
 
@@ -49,7 +49,7 @@ def check_plain(prompt: Prompt) -> None:
     _check_roles(messages)
     parts = {f"Message {number}": message for number, message in enumerate(messages, start=1)}
     for where, part in {**parts, "A tool": prompt.tools, "A template option": prompt.template_options}.items():
-        if any(map(_has_mark, texts_of(part))):
+        if any(map(_has_mark, collect_texts(part))):
             raise InputError(
                 f"{where} has a text that chat templates mark turns with",
                 why="a server reads it as the mark itself",

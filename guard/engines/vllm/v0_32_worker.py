@@ -135,13 +135,13 @@ class _SampledPass:
         """Hand the chosen tokens, their signals and their layers to the answers."""
         for row, (at, answer) in enumerate(self._answers.items()):
             tokens = output.sampled_token_ids[output.req_id_to_index[self._keys[at]]]
-            take_row(answer, tokens, partial(self._signals, row), partial(self._layers_of, at))
+            take_row(answer, tokens, partial(self._signals, row), partial(self._layers_at, at))
 
     def _signals(self, row: int, token: int) -> TokenSignals:
         logprob = float(self._raw[row, token] - self._log_total[row])
         return TokenSignals(logprob, float(self._entropy[row]), float(self._top[row, 0] - self._top[row, 1]))
 
-    def _layers_of(self, at: int) -> Floats:
+    def _layers_at(self, at: int) -> Floats:
         return self._layers[at]
 
     @cached_property

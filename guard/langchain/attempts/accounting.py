@@ -39,7 +39,7 @@ def all_calls(
         return (*reported, UNACCOUNTED)
     if not opened.possible:
         return reported
-    separate = error is None and _consists_of(reported, output, input) and not _read_by(reported, opened)
+    separate = error is None and _is_made_of(reported, output, input) and not _read_by(reported, opened)
     return reported if separate else (*reported, UNACCOUNTED)
 
 
@@ -48,7 +48,7 @@ def is_answer(message: AIMessage, calls: Sequence[ModelCall]) -> bool:
     return any(call.message is not None and _same(message, call.message) for call in calls)
 
 
-def _consists_of(calls: Sequence[ModelCall], output: Any, input: Any) -> bool:
+def _is_made_of(calls: Sequence[ModelCall], output: Any, input: Any) -> bool:
     """Return whether every text of an output is an answer of the scored calls or a part of the input."""
     known: list[Any] = [call.message for call in calls if call.scored and call.message is not None]
     given = dict(_leaves(input))
