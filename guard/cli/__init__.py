@@ -11,7 +11,7 @@ import _thread
 import io
 import sys
 import threading
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,7 +31,7 @@ from guard.cli.replay import replay
 from guard.cli.score import score
 from guard.cli.serve import serve
 from guard.cli.shards import merge
-from guard.errors import GuardError
+from guard.errors import GuardError, InputError
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -98,13 +98,41 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.unraisablehook = _raise_interrupts_again
     try:
-        app()
+        sys.exit(_run())
     except GuardError as error:
         fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:  # noqa: BLE001 - its text may be anybody's; Python would print it raw
         fail_unexpectedly()
+
+
+#: The base of Typer's usage errors, by which Typer has no public name.
+_USAGE_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def _run() -> int:
+    """Run the chosen command and return its exit code.
+
+    Raises:
+        InputError: an unknown option, a missing or superfluous argument, a bad value. Typer would print what it quotes
+            raw.
+    """
+    try:
+        return app(standalone_mode=False) or 0
+    except typer.Abort:  # the end of the input at a prompt
+        sys.stderr.write("Aborted.\n")
+        return 1
+    except _USAGE_ERROR as error:
+        message = error.format_message()
+        if not message:  # the help has been printed instead
+            return int(error.exit_code)
+        raise InputError(message, fix=_help_hint(error)) from None
+
+
+def _help_hint(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    return f"See {context.command_path} --help" if context is not None else ""
 
 
 def _raise_interrupts_again(dropped: UnraisableHookArgs) -> None:

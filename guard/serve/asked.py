@@ -16,7 +16,6 @@ from guard.engines.tool_support import check_tools, find_form
 from guard.records import Limits, Prompt, Sampling
 from guard.response_format import ResponseFormat
 from guard.serve.bodies import AskingBody, ChatBody, CompletionBody, MessageBody, ToolChoice
-from guard.serve.json_schemas import checker
 from guard.serve.request_errors import RequestError
 from guard.serve.served_models import ModelRoute
 from guard.serve.token_logprobs import check_top_logprobs
@@ -126,7 +125,6 @@ def asked_chat(body: ChatBody, target: ModelRoute, *, bounds: Bounds, key: str, 
     prompt = replace(prompt, top_logprobs=body.top_logprobs or 0)
     if form.schema is not None:
         prompt = replace(prompt, response_format=ResponseFormat.json(form.schema or None))  # refuses a large one
-        checker(form.schema)  # report an invalid schema before anything is generated
     elif form.demanded and isinstance(target.guard.engine, TokenizingEngine):  # a served model has no grammar of calls
         prompt = replace(prompt, response_format=demanded_call(form.only, form.tools, form.reads))
         form = replace(form, reads=HERMES)

@@ -26,6 +26,7 @@ from guard.serve.event_stream import (
     next_piece,
     unless_left,
 )
+from guard.serve.json_schemas import beside_the_loop, check_schema
 from guard.serve.request_errors import RequestError
 from guard.serve.responder import ServedAnswer
 from guard.serve.responses_answer import ResponseWriter
@@ -83,6 +84,9 @@ async def _asked_chat(server: Server, request: Request, body: ChatBody, caller: 
     target = server.target(request, body, caller)
     bounds, metadata = server.settings.bounds, server.metadata(body, caller)
     asked = asked_chat(body, target, bounds=bounds, key=caller.id, metadata=metadata)
+    if asked.form.schema:  # an invalid one is reported before anything is generated
+        with server.responder.admission.admitted():
+            await beside_the_loop(partial(check_schema, asked.form.schema))
     return await as_side_request(asked, body, server, caller)
 
 

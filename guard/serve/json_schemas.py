@@ -1,73 +1,49 @@
-"""Validation of an answer's JSON against the schema of the request, which is untrusted."""
+"""Validation of an answer's JSON against the schema of the request, which is untrusted.
+
+A few lines of schema can ask for any number of steps, so both checks run in processes of their own, for a time that is
+limited by the kernel. Others' requests go on meanwhile.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
+from guard.engines.bounded_process import MAX_PROCESSES, ProcessPool, StoppedError
 from guard.errors import missing_extra
 from guard.serve.request_errors import RequestError
 
-#: Keywords that are not checked: an untrusted regular expression can take exponential time.
-NOT_CHECKED = ("pattern", "patternProperties", "format")
+T = TypeVar("T")
 
-#: Largest number of keywords that are evaluated for one answer. With references, a short schema can need billions.
-MOST_STEPS = 50_000
+#: Longest time of one check, in seconds.
+MAX_SECONDS = 2.0
 
-
-class _TooManyStepsError(Exception):
-    """Validation exceeds `MOST_STEPS`."""
-
-
-def _validator() -> Any:
-    """Return a validator class that ignores `NOT_CHECKED` and stops after `MOST_STEPS`."""
-    draft, left = _draft(), iter(range(MOST_STEPS))
-    from jsonschema.validators import extend
-
-    bounded = {name: _bounded(check, left) for name, check in draft.VALIDATORS.items()}
-    return extend(draft, {**bounded, **dict.fromkeys(NOT_CHECKED, _unchecked)})
+_pool = ProcessPool("checks JSON Schemas")
+#: The threads that wait for the processes; checks fill no other threads of the server.
+_waiting = ThreadPoolExecutor(MAX_PROCESSES, "guard-json-schemas")
 
 
-def _bounded(check: Callable[..., Any], left: Iterator[int]) -> Callable[..., Any]:
-    def step(*arguments: Any) -> Any:
-        if next(left, None) is None:
-            raise _TooManyStepsError
-        return check(*arguments)
-
-    return step
-
-
-def _draft() -> Any:
-    try:
-        from jsonschema import Draft202012Validator
-    except ImportError as error:
-        raise missing_extra("jsonschema", "serve") from error
-    return Draft202012Validator
-
-
-def _unchecked(*_: Any) -> None:
-    """Accept any value."""
-
-
-def checker(schema: Mapping[str, Any]) -> Any:
-    """Return a validator of a schema; references to other documents are not followed.
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """Refuse what is no JSON Schema.
 
     Raises:
-        RequestError: the schema is invalid.
+        RequestError: it is invalid, or takes too long to check.
     """
-    from jsonschema.exceptions import SchemaError
-    from referencing import Registry
-
+    job = _jobs().SchemaCheck(schema)
     try:
-        _draft().check_schema(schema)
-    except (SchemaError, RecursionError) as error:
-        why = getattr(error, "message", "it nests too deeply")
-        raise RequestError("The JSON Schema is not valid", why=f"{why:.200}", param="response_format") from error
-    return _validator()(schema, registry=Registry())
+        why = _pool.run(job, max_seconds=MAX_SECONDS)[1]
+    except StoppedError as error:
+        why = error.why
+    except RecursionError:
+        why = "it nests too deeply"
+    if why:
+        raise RequestError("The JSON Schema is not valid", why=why, param="response_format")
 
 
 def follows(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Return whether a value follows a schema; False if that cannot be determined.
+    """Return whether a value follows a schema; False if that cannot be determined, or not in time.
 
     Examples:
         >>> follows({"dose": 150}, {"type": "object", "properties": {"dose": {"type": "integer"}}})
@@ -75,13 +51,21 @@ def follows(value: Any, schema: Mapping[str, Any]) -> bool:
         >>> follows({"dose": 150}, {"$ref": "https://example.org/elsewhere.json"})
         False
     """
-    from referencing.exceptions import Unresolvable
-
+    job = _jobs().AnswerCheck(value, schema)
     try:
-        return bool(checker(schema).is_valid(value))
-    except (Unresolvable, RecursionError, _TooManyStepsError):
+        return bool(_pool.run(job, max_seconds=MAX_SECONDS)[0]["follows"])
+    except (StoppedError, RecursionError):
         return False
-    except Exception as error:  # jsonschema wraps unresolvable references in its own class
-        if "Resolv" in type(error).__name__:
-            return False
-        raise
+
+
+async def beside_the_loop(check: Callable[[], T]) -> T:
+    """Return what a function that checks by a schema returns, without blocking the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(_waiting, check)
+
+
+def _jobs() -> Any:
+    try:
+        from guard.serve import schema_job
+    except ImportError as error:
+        raise missing_extra("jsonschema", "serve") from error
+    return schema_job

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +18,7 @@ from guard.serve.admission import Admission, RateLimits
 from guard.serve.answer_message import AnswerMessage, answer_message, read_answer
 from guard.serve.asked import Asked, prefix_key
 from guard.serve.callers import Caller
+from guard.serve.json_schemas import beside_the_loop
 from guard.serve.recent_decisions import RecentDecisions
 from guard.serve.side_requests import KnownConversations
 from guard.serve.token_logprobs import answering_engine, token_logprobs
@@ -160,7 +161,7 @@ class Responder:
         if self.conversations is not None and outcome.accepted and outcome.mode == "enforce" and outcome.answer:
             await self.conversations.add(caller.id, asked.prompt, outcome.answer)
         return ServedAnswer(
-            message=answer_message(outcome, asked, content_filter=self.content_filter),
+            message=await _read(asked, partial(answer_message, outcome, asked, content_filter=self.content_filter)),
             said=said,
             model=asked.target.id,
             prompt_tokens=tokens[0],
@@ -179,7 +180,8 @@ class Responder:
         said = {"action": UNGUARDED, "p_wrong": None, "rule": None, "decision_id": str(uuid.uuid4()), "review_id": None}
         tokens = (generation.prompt_tokens, generation.completion_tokens)
         await self._record(asked, caller, said, None, sum(tokens), _times(started))
-        message = read_answer(generation.text, generation.finish_reason, asked.form, reasoning=generation.reasoning)
+        text, ended, reasoning = generation.text, generation.finish_reason, generation.reasoning
+        message = await _read(asked, partial(read_answer, text, ended, asked.form, reasoning=reasoning))
         logprobs = await self._logprobs(asked, generation, target.guard.engine)
         return ServedAnswer(message, said, asked.target.id, *tokens, logprobs, int(time.time()))
 
@@ -201,6 +203,11 @@ class Responder:
     async def _logprobs(asked: Asked, generation: Generation | None, engine: Engine | None) -> dict[str, Any] | None:
         """Return the tokens' log-probabilities; in a thread, since many alternatives take their time."""
         return await asyncio.to_thread(token_logprobs, generation, engine) if asked.logprobs else None
+
+
+async def _read(asked: Asked, read: Callable[[], AnswerMessage]) -> AnswerMessage:
+    """Return an answer's message; beside the event loop if the request's schema decides how long that takes."""
+    return await beside_the_loop(read) if asked.form.schema else read()
 
 
 def _times(started: float, first_s: float | None = None) -> Times:

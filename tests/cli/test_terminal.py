@@ -203,7 +203,7 @@ def test_policies_cannot_steer_the_terminal(tmp_path: Path, command: str) -> Non
 def test_an_unexpected_error_is_shown_too() -> None:
     code = (
         "import guard.cli as cli\n"
-        "def fail(): raise RuntimeError('\\x1b]0;title\\x07\\u202e')\n"
+        "def fail(**_): raise RuntimeError('\\x1b]0;title\\x07\\u202e')\n"
         "cli.app = fail\n"
         "cli.main()"
     )
@@ -257,3 +257,21 @@ def test_errors_break_between_words_on_a_terminal_and_stay_whole_elsewhere(
     assert " ".join(lines).split() == ["error:", *words], "no word is broken"
     assert (len(lines) > 5) is terminal
     assert not terminal or max(map(len, lines)) <= 50
+
+
+@pytest.mark.parametrize(
+    ("words", "shown_as"),
+    [
+        (["ask", "--x\u202egnp\x1b[31m", "Q"], "--x\\u202egnp\\x1b[31m"),
+        (["ask", "Q", "a\u2066b\x1b]0;title\x07"], "a\\u2066b\\x1b]0;title\\x07"),
+        (["re\u200bview\x1b[2J"], "re\\u200bview\\x1b[2J"),
+        (["review", "list", "--kind", "\u202e\x1b[2J"], "\\u202e\\x1b[2J"),
+        (["ask", "--json", "Q", "\u202e"], "\\u202e"),
+    ],
+)
+def test_what_is_misspelt_on_the_command_line_is_quoted_visibly(words: list[str], shown_as: str) -> None:
+    """As a script passes it on, from a file's name or a line of a file."""
+    run = run_guard(*words)
+    assert run.returncode == 2
+    assert shown_as in run.stdout + run.stderr
+    assert not unseen(run.stdout + run.stderr)

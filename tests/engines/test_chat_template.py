@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nasty_templates import nasty_templates
 
-from guard.engines import chat_template, template_process
+from guard.engines import bounded_process, chat_template, template_process
 from guard.engines.chat_template import clock, render
 from guard.engines.gguf import read_gguf
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
@@ -293,7 +293,7 @@ def test_processes_are_kept_warm_and_no_more_than_a_few() -> None:
     for thread in threads:
         thread.join()
     warm = [idle._process.pid for idle in template_process._pool._idle]
-    assert 1 <= len(warm) <= template_process.MAX_PROCESSES
+    assert 1 <= len(warm) <= bounded_process.MAX_PROCESSES
     render(CHATML, ONE)
     assert [idle._process.pid for idle in template_process._pool._idle] == warm
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -13,8 +15,11 @@ from served import said, serving
 
 from guard.engines.tool_calls import tool_format
 from guard.records import Prompt
+from guard.serve import answer_message, chat_routes, json_schemas
 from guard.serve.answer_message import read_answer
 from guard.serve.asked import WantedForm
+from guard.serve.json_schemas import check_schema, follows
+from guard.serve.request_errors import RequestError
 
 MESSAGES = [{"role": "user", "content": "Go"}]
 LOOK = {
@@ -222,6 +227,65 @@ def test_a_schema_that_cannot_be_followed_accepts_nothing(schema: dict[str, Any]
     with serving(said('{"dose": 15}')) as served, served.client() as client:
         response = client.post("/v1/chat/completions", json=body)
     assert response.status_code in (400, 422) or response.json()["choices"][0]["message"]["refusal"]
+
+
+#: The same where a part names another validator, and other work that no count of keywords bounds.
+ENDLESS: list[tuple[Any, dict[str, Any]]] = [
+    ({}, DOUBLING),
+    (
+        {},
+        {
+            **DOUBLING,
+            "$defs": {
+                name: {"$schema": "https://json-schema.org/draft/2020-12/schema", **part}
+                for name, part in DOUBLING["$defs"].items()  # type: ignore[attr-defined]
+            },
+        },
+    ),
+    ({"a" * 60 + "!": 1}, {"patternProperties": {"^(a+)+$": {}}, "additionalProperties": False}),
+    ([{"a": n} for n in range(4000)], {"allOf": [{"uniqueItems": True}] * 100}),
+]
+
+
+@pytest.mark.parametrize(("value", "schema"), ENDLESS)
+def test_a_check_that_would_not_end_accepts_nothing(
+    value: Any, schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_schemas, "MAX_SECONDS", 0.5)
+    assert not follows(value, schema)
+
+
+def test_parts_of_a_schema_that_name_a_draft_are_checked_as_the_others() -> None:
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    part = {"$schema": draft, "pattern": "^b", "type": "string"}
+    assert follows({"a": "a"}, {"$schema": draft, "properties": {"a": part}})
+    assert not follows({"a": 1}, {"$schema": draft, "properties": {"a": part}})
+
+
+def test_a_schema_that_takes_too_long_to_check_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_schemas, "MAX_SECONDS", 0.3)
+    with pytest.raises(RequestError, match=r"takes longer than 0\.3 s"):
+        check_schema({"allOf": [True] * 30_000})
+
+
+@pytest.mark.parametrize(("module", "name"), [(answer_message, "follows"), (chat_routes, "check_schema")])
+def test_others_are_answered_while_a_schema_is_checked(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, answered = threading.Event(), threading.Event()
+    check = getattr(module, name)
+
+    def waiting(*arguments: Any) -> Any:
+        begun.set()
+        assert answered.wait(20), "the other request waits for this check"
+        return check(*arguments)
+
+    monkeypatch.setattr(module, name, waiting)
+    with serving(said('{"dose": 15}')) as served, ThreadPoolExecutor(1) as pool:
+        create = served.openai().chat.completions.create
+        slow = pool.submit(create, model="tiny", messages=MESSAGES, response_format=SCHEMA)
+        assert begun.wait(20)
+        assert create(model="tiny", messages=MESSAGES).choices[0].message.content == '{"dose": 15}'
+        answered.set()
+        assert slow.result(20).choices[0].message.content == '{"dose": 15}'
 
 
 def test_a_cut_answer_says_length_where_the_policy_lets_it_pass() -> None:
