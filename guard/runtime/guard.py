@@ -166,9 +166,11 @@ class Guard:
             scorer: scorer for the same model; it is not checked again.
 
         Raises:
-            PolicyError: the policy has a risk guarantee; its certificate is bound to this guard's scorer.
+            PolicyError: the policy has a risk guarantee and the scorer is another; the certificate is bound to this
+                guard's.
         """
-        refuse_guarantees(self.policy, caller="another scorer")
+        if scorer.sha256 != self.scorer.sha256:
+            refuse_guarantees(self.policy, caller="another scorer")
         twin = copy.copy(self)
         twin._owned = ExitStack()
         twin._resources = replace(self._resources, own=replace(self._resources.own, scorer=scorer))

@@ -18,6 +18,8 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable
+from made_certificates import LADDER, certificate, certificates
+from made_certificates import policy as guaranteeing
 from pydantic import BaseModel
 from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model, tiny_artefact
 
@@ -33,7 +35,8 @@ from guard.errors import (
 )
 from guard.langchain import ChatGuard, GuardedOutcome, RetractedError, guarded, read_score
 from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
-from guard.policy.policy import Policy, parse_policy
+from guard.policy.certificate import CertificateError
+from guard.policy.policy import Policy, load_policy, parse_policy
 from guard.records import Action, Escalation, Limits, Prompt, Sampling
 from guard.runtime.guard import Guard
 from guard.runtime.stream_monitor import TOKENS_BETWEEN
@@ -651,3 +654,39 @@ def test_an_accepted_live_answer_gives_its_outcome_when_asked_for() -> None:
 
 def test_a_message_is_an_ai_message() -> None:
     assert isinstance(chat(engine(("Paris", 0.3))).invoke("Why?"), AIMessage)
+
+
+# -- risk guarantees -----------------------------------------------------------------------------
+
+
+@WAYS
+@pytest.mark.parametrize(("p_wrong", "answer"), [(0.24, "Paris"), (0.26, "I do not know.")])
+async def test_a_model_that_decides_holds_its_policys_guarantee(
+    how: str, p_wrong: float, answer: str, tmp_path: Path
+) -> None:
+    """As a `Guard`: one call of it is the procedure that was certified."""
+    file = tmp_path / "policy.yaml"
+    file.write_text(f"version: 1\nname: test\ncertificate: c.json\n{LADDER}")
+    certificates(certificate(load_policy(file))).save(tmp_path / "c.json")
+    engine = AnsweringEngine(lambda prompt, number: ("Paris", p_wrong))
+    declared = ChatGuard(engine=engine, scorer=confidence_scorer(), policy=str(file))
+    taken = ChatGuard.from_guard(Guard(engine, confidence_scorer(), str(file)))
+    for model in (declared, taken):
+        assert await asked(model, how) == answer
+
+
+def test_a_model_that_decides_is_not_built_without_the_certificate() -> None:
+    with pytest.raises(CertificateError, match="there is no certificate"):
+        ChatGuard(engine=AnsweringEngine(lambda *_: ("Paris", 0.1)), scorer=confidence_scorer(), policy=guaranteeing())
+
+
+async def asked(model: ChatGuard, how: str) -> str:
+    match how:
+        case "invoke":
+            return str(model.invoke("What?").content)
+        case "ainvoke":
+            return str((await model.ainvoke("What?")).content)
+        case "stream":
+            return "".join(str(chunk.content) for chunk in model.stream("What?"))
+        case _:
+            return "".join([str(chunk.content) async for chunk in model.astream("What?")])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from made_certificates import certificate, certificates, policy, written
 from made_trials import LADDER, ONCE, guard, questions
-from scripted import AnsweringEngine, confidence_scorer
+from scripted import AnsweringEngine, confidence_scorer, scripted_model
 from typer.testing import CliRunner
 
 from guard.certification.fixed_sequence import Certified, Trials, find_threshold, grid, passes
@@ -107,7 +107,8 @@ def test_a_certificate_does_not_hold_for_another_scorer_of_the_same_guard() -> N
     )
     assert certified.ask("Where?").answer == "Paris"
     with pytest.raises(PolicyError, match="no certificate covers another scorer"):
-        certified.with_scorer(confidence_scorer())
+        certified.with_scorer(confidence_scorer(scripted_model(weights_sha256="9" * 64)))
+    assert certified.with_scorer(confidence_scorer()).ask("Where?").answer == "Paris", "it is the same, loaded again"
 
 
 # -- rules, without a model --------------------------------------------------------------------
