@@ -87,17 +87,21 @@ def clock(date: str | None) -> datetime:
 
 
 def after_answer(asked: Callable[..., str]) -> str:
-    """Return what a chat template writes after an answer: the end that the model has learnt; empty if it writes none.
+    """Return what a chat template writes after an answer, which begins with the end that the model has learnt.
 
     Args:
         asked: `render` with everything but the messages.
     """
     turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}]
-    try:
-        text = asked(turns, add_generation_prompt=False)
-    except ChatTemplateError:  # a template that takes no answers says nothing about their end
-        return ""
-    return text.rpartition("Answer")[2]
+    # Where a template writes no end, as that of GLM, a model ends with the mark of the next turn.
+    for following in ([], [{"role": "user", "content": "Next"}]):
+        try:
+            text = asked([*turns, *following], add_generation_prompt=False)
+        except ChatTemplateError:  # a template that takes no answers says nothing about their end
+            return ""
+        if after := text.rpartition("Answer")[2].lstrip():
+            return after
+    return ""
 
 
 #: What is said of each kind of failure, and what to do about it.

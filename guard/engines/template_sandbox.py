@@ -8,6 +8,7 @@ calls (padding, number formats, joins, constants folded while compiling) can use
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -161,12 +162,28 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+def _refuse_addresses(value: Any) -> Any:
+    """Return what a template writes, unless it is the address of an object, which differs from process to process."""
+    if not isinstance(value, _PLAIN) and _ADDRESS.search(str(value)):
+        raise _RefusedError("it writes an object's address, so its prompts are never the same")
+    return value
+
+
+#: Values that anybody's text may be in.
+_PLAIN = (str, int, float, list, tuple, dict)
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+>")
+
+
 @lru_cache(maxsize=1)
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, "jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationBlocks, "jinja2.ext.loopcontrols"],
+        finalize=_refuse_addresses,
     )
     environment.filters["tojson"] = _tojson
-    environment.globals.pop("lipsum")  # its text is random
+    environment.globals.pop("lipsum")  # its text is random, and so is what the filter chooses
+    environment.filters.pop("random")
     environment.globals.update(raise_exception=_raise_exception)
     return environment

@@ -392,6 +392,22 @@ def test_a_templates_clock_stands_still() -> None:
             clock(bad)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["{{ [1, 2]|random }}", "{{ lipsum() }}", "{{ cycler(1) }}", "{{ strftime_now }}", "{{ messages|map('upper') }}"],
+)
+def test_what_differs_from_process_to_process_is_refused(text: str) -> None:
+    """Each prompt would be another one, unseen by the template's hash, as with a date."""
+    with pytest.raises(ChatTemplateError):
+        render(text, ONE)
+
+
+def test_a_message_that_quotes_an_address_is_a_message() -> None:
+    said = [{"role": "user", "content": "<object object at 0x7f00>"}]
+    assert render("{{ messages[0].content }}", said) == "<object object at 0x7f00>"
+    assert "0x7f00" in render("{{ messages }}", said)
+
+
 PIECES = (
     "{{|}}|{%|%}|{#|#}|m|messages|[0]|.content|(|)|'x'| ~ | + | - | ** 9| * 9|__class__|f()|\n|"
     " for m in messages | endfor | if m | endif | else | set x = 1 | macro f() | endmacro | generation |"

@@ -385,9 +385,16 @@ def turns(start: str, end: str) -> str:
             ["<|end|>", "<|message|>", "<|channel|>"],
         ),
         (turns("<~begin~>", " <~done~>"), ["<~begin~>", "<~done~>"], "<~done~>", [], ["<~begin~>"]),
+        (
+            "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}",
+            ["<|user|>", "<|assistant|>"],
+            "<|user|>",
+            [],
+            ["<|assistant|>"],
+        ),
         ("{{ raise_exception('no') }}", ["<|eot_id|>"], "<|endoftext|>", ["<|eot_id|>"], []),
     ],
-    ids=["phi3", "llama4", "gemma4", "gpt-oss", "a family of its own", "a template that says nothing"],
+    ids=["phi3", "llama4", "gemma4", "gpt-oss", "a family of its own", "glm", "a template that says nothing"],
 )
 def test_the_end_of_a_turn_ends_an_answer_though_no_setting_names_it(
     template: str, control: list[str], end: str, others: list[str], none: list[str]
