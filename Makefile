@@ -14,13 +14,12 @@ export CFLAGS += $(WITHOUT_AMX)
 export CXXFLAGS += $(WITHOUT_AMX)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo console test coverage mutants fuzz lint types contracts check docs lock bench clean
+.PHONY: help demo console test mutants fuzz lint types contracts check docs lock bench clean
 
 help:
 	@echo "make demo     ask the embedded model a dozen questions, score the answers, act on them"
 	@echo "make console  review those answers in a browser, in a store of the demo's own"
-	@echo "make test     run all tests, or some: make test TESTS=tests/policy"
-	@echo "make coverage the tests with branch coverage, held above the floor"
+	@echo "make test     run all tests, or some: make test TESTS=tests/policy; COVERAGE=1 counts branches"
 	@echo "make mutants  check that the tests notice when guard fails open"
 	@echo "make fuzz     attack every target with hostile inputs, SECONDS each"
 	@echo "make check    lint, strict type check, import contracts"
@@ -59,13 +58,13 @@ $(VENV)/.console: $(VENV)/.demo
 console: $(VENV)/.console
 	$(BIN)/guard console --demo
 
-# BLAS threads wait actively, as llama.cpp's do: beside each other both get many times slower.
+# All tests in two processes, one of which runs all that load llama.cpp; some of them (TESTS) in one. With COVERAGE=1
+# branches are counted and held above the floor of pyproject.toml; afterwards `.venv/bin/coverage report` lists them.
+# Threads of BLAS and OpenMP wait actively, as llama.cpp's do: beside each other all get many times slower.
+PROCESSES ?= $(if $(TESTS),0,2)
 test: $(VENV)/.dev
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --strict-skips $(TESTS)
-
-# Branch coverage, held above the floor of pyproject.toml; in two processes, one of which runs all that load llama.cpp.
-coverage: $(VENV)/.dev
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --strict-skips --numprocesses 2 --dist loadgroup --cov $(TESTS)
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --strict-skips --numprocesses $(PROCESSES) \
+		--dist loadgroup $(if $(COVERAGE),--cov --cov-report=) $(TESTS)
 
 # Names of mutants, or their beginning, in MUTANTS; all by default.
 mutants: $(VENV)/.dev
