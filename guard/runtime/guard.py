@@ -20,7 +20,7 @@ from guard.errors import InputError, ScorerError
 from guard.policy.certificate import Answering, Certificates, Fingerprint, certified_policy, needed_certificates
 from guard.policy.guarantee import find_fallbacks, procedure_sha256, refuse_guarantees
 from guard.policy.policy import Policy, load_policy
-from guard.records import Attempt, Limits, Outcome, Prompt, Sampling
+from guard.records import Attempt, Generation, Limits, Outcome, Prompt, Sampling
 from guard.response_format import ResponseFormat
 from guard.review.handlers import HANDLERS, Handler, ReviewQueue, WaitingQueue, as_named
 from guard.runtime.base_models import COMPLETION_STOP, completion_text
@@ -345,13 +345,17 @@ class Guard:
         Raises:
             CaptureError: its signals could not be recorded.
         """
+        return self.read_answer(prompt, response)[0]
+
+    def read_answer(self, prompt: PromptLike, response: str) -> tuple[Score, Generation]:
+        """Score an existing answer as `score` does; return also the pass over the model, which counts its tokens."""
         own = self._resources.own
         observer = own.observer()
         if isinstance(prompt, str) and self.scorer.artefact.prompting.completion and not response[:1].isspace():
             response = f" {response}"
         asked = self.to_prompt(prompt)
         generation = own.engine.generate(asked, observer=observer, completion=response)
-        return own.score(generation, observer, asked).deciding(self.policy.score)
+        return own.score(generation, observer, asked).deciding(self.policy.score), generation
 
     def to_prompt(self, prompt: PromptLike) -> Prompt:
         """Return the prompt for a question, messages or a prompt."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request
+from starlette.responses import Response
 
 from guard.errors import CaptureError, ReviewError
 from guard.outcome_export import readings, span_list
@@ -72,14 +74,14 @@ def guard_router(server: Server) -> APIRouter:
     calls = CallsSeen(server.memory)
 
     @router.post("/v1/score", summary="Score a given answer")
-    async def score(request: Request, body: ScoreBody) -> dict[str, Any]:
-        caller = await _admitted(server, request)
+    async def score(request: Request, response: Response, body: ScoreBody) -> dict[str, Any]:
+        caller = await _admitted(server, request, response)
         target = server.route(request, body.model, body.guard, caller)
         try:
-            scored = await unless_left(request, _scored(server, target, _question(body, server), body.answer))
+            scored = await unless_left(request, _scored(server, target, caller, _question(body, server), body.answer))
         except CaptureError as error:  # its text may name layers
             raise RequestError("The answer cannot be scored", status=422, code="unscored_answer") from error
-        return _score_body(target, _decided(await _current(target), body.answer, scored), scored)
+        return _score_body(target, _decided(await _current(target), body.answer, scored.score), scored.score)
 
     @router.get("/v1/guard/decisions/{decision_id}", summary="Look up a decision")
     async def decision(request: Request, decision_id: str) -> Mapping[str, Any]:
@@ -100,8 +102,8 @@ def guard_router(server: Server) -> APIRouter:
         return _review_body(await unless_left(request, server.store.wait_async(name, timeout_s=seconds)))
 
     @router.post("/beta/litellm_basic_guardrail_api", summary="LiteLLM's generic guardrail API")
-    async def guardrail(request: Request, body: GuardrailBody) -> dict[str, Any]:
-        caller = await _admitted(server, request)
+    async def guardrail(request: Request, response: Response, body: GuardrailBody) -> dict[str, Any]:
+        caller = await _admitted(server, request, response)
         options = body.additional_provider_specific_params
         own = GuardOptions(route=options.route, policy=options.policy)
         name = options.model or next(iter(server.models)).name
@@ -115,9 +117,10 @@ def guard_router(server: Server) -> APIRouter:
     return router
 
 
-async def _admitted(server: Server, request: Request) -> Caller:
+async def _admitted(server: Server, request: Request, response: Response) -> Caller:
+    """Return the caller, whose request is counted; the response gets the rate limit headers."""
     caller = await server.caller(request)
-    await server.responder.rates.take(caller)
+    response.headers.update(await server.responder.rates.take(caller))
     return caller
 
 
@@ -132,14 +135,26 @@ def _question(body: ScoreBody, server: Server) -> PromptLike:
     return prompt if body.question is None else body.question
 
 
-async def _scored(server: Server, target: ModelRoute, question: PromptLike, answer: str) -> Score:
-    """Score an answer in a thread. The engine schedules the pass over the model like any request."""
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """The score of a given answer, and the tokens that were read for it: of the prompt, and of the answer."""
+
+    score: Score
+    prompt_tokens: int
+    answer_tokens: int
+
+
+async def _scored(server: Server, target: ModelRoute, caller: Caller, question: PromptLike, answer: str) -> _Scored:
+    """Score an answer in a thread, and charge its tokens. The engine schedules the pass like any request."""
     guard = target.guard
     if isinstance(question, Prompt) and question.messages is not None:
         system = guard.scorer.artefact.prompting.system
         question = Prompt.chat(question.messages, system=system, template_options=guard.template_options)
     with server.responder.admission.admitted():
-        return await asyncio.to_thread(guard.score, question, answer)
+        score, generation = await asyncio.to_thread(guard.read_answer, question, answer)
+    scored = _Scored(score, generation.prompt_tokens, generation.completion_tokens)
+    await server.responder.rates.charge(caller, scored.prompt_tokens + scored.answer_tokens)
+    return scored
 
 
 async def _current(target: ModelRoute) -> CallState:
@@ -237,11 +252,11 @@ async def _guardrail(
         return _blocked("guard scores exactly one text")
     answer = body.texts[0]
     try:
-        scored = await _scored(server, target, prompt, answer)
+        scored = await _scored(server, target, caller, prompt, answer)
     except CaptureError:
         return _blocked("the answer cannot be scored")
     state = await _current(target)
-    decision = _decided(state, answer, scored, last=True)
+    decision = _decided(state, answer, scored.score, last=True)
     await _recorded(target, state, prompt, answer, scored, decision)
     given = released_text(answer, decision)
     if target.guard.policy.mode == "shadow" or (decision.action is Action.ACCEPT and given == answer):
@@ -255,11 +270,12 @@ async def _guardrail(
 
 
 async def _recorded(
-    target: ModelRoute, state: CallState, prompt: Prompt, answer: str, scored: Score, decision: Decision
+    target: ModelRoute, state: CallState, prompt: Prompt, answer: str, scored: _Scored, decision: Decision
 ) -> None:
     """Write the decision about another server's answer to the audit log, and draw it for an audit like any other."""
     guard = target.guard
-    state.keep(Attempt(answer, OWN_ENGINE, scored, decision, 0, 0, scored.seconds, Sampling()))
+    score, tokens = scored.score, (scored.prompt_tokens, scored.answer_tokens)
+    state.keep(Attempt(answer, OWN_ENGINE, score, decision, *tokens, score.seconds, Sampling()))
     about: dict[str, Any] = {
         "question": prompt.question,
         "prompt": prompt,

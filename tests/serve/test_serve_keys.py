@@ -113,6 +113,31 @@ def test_limits_of_requests_and_tokens(keyed: Keyed) -> None:
     assert (spent.status_code, spent.json()["error"]["code"]) == (429, "insufficient_quota")
 
 
+def test_given_answers_count_to_a_keys_limits(keyed: Keyed) -> None:
+    score = {"model": "tiny", "question": "Which city?", "answer": "Lyon"}
+    for limits, code in (
+        (KeyLimits(tokens_per_minute=5), "rate_limit_exceeded"),
+        (KeyLimits(tokens_per_month=5), "insufficient_quota"),
+    ):
+        key = keyed.key(code, limits=limits)
+        first = keyed.post(key, score, "/v1/score")
+        assert (first.status_code, first.headers.get("x-ratelimit-limit-tokens")) == (
+            200,
+            "5" if limits.tokens_per_minute else None,
+        )
+        refused = keyed.post(key, score, "/v1/score")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, code)
+
+
+def test_answers_that_litellm_sends_count_to_a_keys_limits(keyed: Keyed) -> None:
+    key, path = keyed.key("litellm", limits=KeyLimits(tokens_per_minute=5)), "/beta/litellm_basic_guardrail_api"
+    call = {"litellm_call_id": "1", "texts": ["Lyon"]}
+    asked = {**call, "input_type": "request", "structured_messages": ASK["messages"]}
+    assert keyed.post(key, asked, path).headers["x-ratelimit-remaining-tokens"] == "5"
+    assert keyed.post(key, {**call, "input_type": "response"}, path).json()["action"] != "BLOCKED"
+    assert keyed.post(key, asked, path).status_code == 429
+
+
 def test_prompts_of_two_keys_share_nothing(keyed: Keyed) -> None:
     for name in ("one", "two"):
         keyed.post(keyed.key(name), ASK)
