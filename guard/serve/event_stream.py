@@ -121,12 +121,11 @@ async def held_events(
         while not await first_seconds(task, every_s):
             yield COMMENT
         try:
-            events = [*write(task.result())]
+            events = "".join(write(task.result()))  # one piece, so that the client is woken once
         except Exception as error:  # noqa: BLE001 - the status has been sent; the error is an event
             yield write_error(to_request_error(error))
             return
-        for text in events:
-            yield text
+        yield events
     finally:
         await cancelled(task)
 

@@ -2,7 +2,8 @@
 
 Run as a program for as long as you like; a test runs a sample. The server is a process over a scripted engine.
 64 clients ask without a pause for short and long answers, whole, held, live, in each API; some leave before the answer
-or in the middle of it. Counted before and after: open files and sockets, threads, memory, and requests that run.
+or in the middle of it. Counted before, ten times during and after the run: open files and sockets, threads, memory. At
+its end no request runs any more, and all slots of the engine answer.
 
     python tests/support/served_soak.py --seconds 1800
 """
@@ -17,6 +18,7 @@ import re
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,12 +50,14 @@ class Soak:
     Attributes:
         url: of the server.
         ends: when no client asks any more, on the clock of `time.monotonic`.
+        least: requests that each client makes, even if they end later.
         done: requests by way and result.
         wrong: answers that were not the caller's.
     """
 
     url: str
     ends: float
+    least: int = 0
     done: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
@@ -64,7 +68,7 @@ class Soak:
 
     async def _client(self, client: httpx.AsyncClient, number: int) -> None:
         choose, asked = random.Random(number), 0
-        while time.monotonic() < self.ends:
+        while asked < self.least or time.monotonic() < self.ends:
             way = choose.choices([*WAYS], [*WAYS.values()])[0]
             question = f"Say {number}-{asked} {choose.choice((0, 3, 20, 150))} {'word ' * choose.choice((0, 5, 100))}"
             asked += 1
@@ -148,20 +152,36 @@ def settled(url: str) -> None:
     time.sleep(0.5)
 
 
-def soak(seconds: float) -> dict[str, Any]:
-    """Let clients ask for some seconds, after a warm-up of a fifth of them, and return what was found."""
+async def watched(work: Coroutine[Any, Any, None], process: int, every_s: float) -> list[dict[str, int]]:
+    """Do some work; return the process's counts every few seconds meanwhile."""
+    task, found = asyncio.ensure_future(work), list[dict[str, int]]()
+    while not (await asyncio.wait({task}, timeout=every_s))[0]:
+        found.append(counts(process))
+    await task
+    return found
+
+
+def soak(seconds: float, least: int = 0) -> dict[str, Any]:
+    """Let clients ask, after a warm-up of a fifth of that, and return what was found.
+
+    Args:
+        seconds: that they ask.
+        least: requests that each of them makes at least.
+    """
     with (
         tempfile.TemporaryDirectory() as folder,
         child(Path(folder) / "r.db", answer="echo", p_wrong=0.1, policy=LIVE, slots=8) as (process, url),
     ):
-        asyncio.run(Soak(url, time.monotonic() + seconds / 5).run(0))
+        asyncio.run(Soak(url, time.monotonic() + seconds / 5, least // 5).run(0))
         settled(url)
         before, started = counts(process.pid), time.monotonic()
-        found = Soak(url, started + seconds)
-        asyncio.run(found.run(1))
+        found = Soak(url, started + seconds, least)
+        during = asyncio.run(watched(found.run(1), process.pid, max(1.0, seconds / 10)))
         taken = time.monotonic() - started
         settled(url)
         after = counts(process.pid)
+        last = Soak(url, 0.0, 1)
+        asyncio.run(last.run(2))
         running = process.poll() is None
     requests = sum(found.done.values())
     return {
@@ -169,8 +189,9 @@ def soak(seconds: float) -> dict[str, Any]:
         "requests": requests,
         "requests_per_second": round(requests / taken, 1),
         "results": dict(sorted(found.done.items())),
-        "wrong": found.wrong,
+        "wrong": found.wrong + last.wrong,
         "before": before,
+        "during": during,
         "after": after,
         "running": running,
     }
