@@ -2,9 +2,10 @@
 
     python benchmarks/serve_latency.py --requests 200
 
-The same question is asked of a guard in the process and of a server on loopback over the same engine, one at a time.
-The engine is scripted, so that the difference is the server's: a model's own time is the same on both sides. Prints
-medians and 95th percentiles in milliseconds, and the processor time of a request, client included, as JSON.
+The same question is asked of a guard in this process and of a server in a process of its own on loopback, over the
+same scripted engine, one request at a time and in turns, so that a busy machine slows both. A model's own time is the
+same on both sides and left out. Prints medians and 95th percentiles in milliseconds, what is added at the median, and
+the processor time of a request in the server and in the client, as JSON.
 """
 
 from __future__ import annotations
@@ -13,39 +14,50 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-from served import said, serving  # type: ignore[import-not-found]
+from processes import processor_seconds  # type: ignore[import-not-found]
+from scripted import AnsweringEngine, confidence_scorer, scripted_model
+from served import POLICY, said  # type: ignore[import-not-found]
+from served_child import child  # type: ignore[import-not-found]
 
+from guard.policy.policy import parse_policy
 from guard.records import Limits, Prompt
+from guard.review.store import Store
+from guard.runtime.guard import Guard
 
 ANSWER = "The capital of France is Paris."
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+WARM_UP = 10
+
+Call = Callable[[], object]
 
 
-def milliseconds(work: Callable[[], object], count: int) -> list[float]:
-    """Return how long each of some calls takes, after ten that are not counted."""
-    for _ in range(10):
-        work()
-    taken = []
-    for _ in range(count):
-        started = time.perf_counter()
-        work()
-        taken.append((time.perf_counter() - started) * 1000)
+def in_turns(calls: Mapping[str, Call], count: int) -> dict[str, list[float]]:
+    """Return how many milliseconds each call takes, some times each, after a warm-up."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(WARM_UP + count):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if number >= WARM_UP:
+                taken[name].append((time.perf_counter() - started) * 1000)
     return taken
 
 
-def processor_time(work: Callable[[], object], count: int) -> float:
-    """Return the milliseconds of processor time that a call takes in this process, on average."""
-    started = time.process_time()
+def processor_time(call: Call, count: int, server: int) -> dict[str, float]:
+    """Return the milliseconds of processor time that a call takes, on average, in this process and in the server."""
+    before = time.process_time(), processor_seconds(server)
     for _ in range(count):
-        work()
-    return round((time.process_time() - started) * 1000 / count, 2)
+        call()
+    spent = time.process_time() - before[0], processor_seconds(server) - before[1]
+    return {name: round(each * 1000 / count, 2) for name, each in zip(("here", "server"), spent, strict=True)}
 
 
 def summary(taken: list[float]) -> dict[str, float]:
@@ -53,25 +65,40 @@ def summary(taken: list[float]) -> dict[str, float]:
     return {"median": round(statistics.median(taken), 2), "p95": round(statistics.quantiles(taken, n=20)[-1], 2)}
 
 
+def added(taken: Mapping[str, list[float]], name: str) -> float:
+    """Return the median of what a call takes over the direct one beside it."""
+    return round(statistics.median(ours - own for ours, own in zip(taken[name], taken["direct"], strict=True)), 2)
+
+
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200)
     count = parser.parse_args().requests
-    with serving(said(ANSWER)) as served, httpx.Client(base_url=served.url, timeout=60) as client:
-        guard = next(iter(served.server.models)).guard(None)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Store.open(Path(folder) / "own.db") as store,
+        child(Path(folder) / "served.db", p_wrong=0.1, answer=ANSWER) as (process, url),
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        engine = AnsweringEngine(said(ANSWER), model=scripted_model(context_tokens=2000))
+        guard = Guard(engine, confidence_scorer(), parse_policy(POLICY), store=store)
         prompt = Prompt.chat(BODY["messages"])  # type: ignore[arg-type]
-        streamed = {**BODY, "stream": True}
-        calls: dict[str, Callable[[], object]] = {
+
+        def asked(**options: object) -> Call:
+            return lambda: client.post("/v1/chat/completions", json={**BODY, **options}).raise_for_status()
+
+        calls: dict[str, Call] = {
             "direct": lambda: guard.ask(prompt, limits=Limits(200)),
-            "chat": lambda: client.post("/v1/chat/completions", json=BODY).raise_for_status(),
-            "stream": lambda: client.post("/v1/chat/completions", json=streamed).raise_for_status(),
+            "chat": asked(),
+            "held stream": asked(stream=True),
         }
-        figures = {name: summary(milliseconds(call, count)) for name, call in calls.items()}
-        for name, call in calls.items():
-            figures[name]["processor"] = processor_time(call, count)
-    added = {name: round(figures[name]["median"] - figures["direct"]["median"], 2) for name in ("chat", "stream")}
-    print(json.dumps({"requests": count, "milliseconds": figures, "added_median": added}, indent=2))
+        taken = in_turns(calls, count)
+        figures = {name: summary(each) for name, each in taken.items()}
+        spent = {name: processor_time(call, count, process.pid) for name, call in calls.items()}
+    over = {name: added(taken, name) for name in calls if name != "direct"}
+    found = {"requests": count, "milliseconds": figures, "added_median": over, "processor_milliseconds": spent}
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

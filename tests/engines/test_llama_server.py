@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
+from llama_program import llama_server
 
 from guard import ResponseFormat, load_engine
-from guard.engines import embedded_model
 from guard.engines.asked import RequestEngine
 from guard.errors import PromptTooLongError
 from guard.records import Limits, Prompt
@@ -27,32 +20,8 @@ QUESTION = Prompt.chat("What is the capital of France?")
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    binary = os.environ.get("LLAMA_SERVER") or shutil.which("llama-server")
-    if binary is None or not Path(binary).exists():
-        pytest.skip("no llama-server: LLAMA_SERVER names no binary")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [binary, "-m", str(embedded_model()), "--port", str(port), "-t", "2", "-c", "2048", "--jinja"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait(f"http://127.0.0.1:{port}/health", process)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        assert process.poll() is None, "llama-server ended"
-        try:
-            if httpx.get(url, trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError("llama-server does not begin to answer")
+    with llama_server("-t", "2", "-c", "2048") as address:
+        yield f"{address}/v1"
 
 
 @pytest.fixture(scope="module")

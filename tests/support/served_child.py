@@ -92,7 +92,8 @@ def serve(
 
     engine = Roomy(script, model=scripted_model(context_tokens=2000))
     engine.slots = slots
-    engine.on_feed = lambda number: time.sleep(pause)
+    if pause:
+        engine.on_feed = lambda number: time.sleep(pause)
     opened = Store.open(store)
     guard = Guard(engine, confidence_scorer(), parse_policy(policy or POLICY), store=opened)
     models = ServedModels({"tiny": ServedModel("tiny", {"test": guard}, "test", max_tokens=200)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -259,9 +259,21 @@ def _context_length(listed: Mapping[str, Any]) -> int:
     return next((size for size in sizes if isinstance(size, int) and size > 0), DEFAULT_CONTEXT)
 
 
+def _weights_of(listed: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a server lists of a model's weights: llama.cpp's their number, bytes and format, vLLM their folder."""
+    meta = listed.get("meta")
+    for name in ("n_params", "size", "ftype"):
+        if isinstance(meta, Mapping) and isinstance(meta.get(name), int | str):
+            yield f"{name} {meta[name]}"
+    root = listed.get("root")
+    if isinstance(root, str) and (folder := root.rstrip("/").rpartition("/")[2]):
+        yield f"weights {folder}"
+
+
 def _describe(listed: Mapping[str, Any], served: ServedIdentity, k: int, context_tokens: int) -> ModelInfo:
     kind = _KINDS.get(str(listed.get("owned_by")).lower(), "OpenAI-compatible server")
     who = f"{served.model or listed['id']} on {kind}, fingerprint {served.fingerprint or 'unknown'}"
+    who += "".join(f", {said}" for said in _weights_of(listed))
     unknown = sha256(b"unknown").hexdigest()
     return ModelInfo(
         name=str(listed["id"]),
