@@ -36,10 +36,10 @@ ANSWER = "The capital of France is Paris."
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
 WARM_UP = 10
 
-Call = Callable[[], object]
+TimedCall = Callable[[], object]
 
 
-def in_turns(calls: Mapping[str, Call], count: int) -> dict[str, list[float]]:
+def in_turns(calls: Mapping[str, TimedCall], count: int) -> dict[str, list[float]]:
     """Return how many milliseconds each call takes, some times each, after a warm-up."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(WARM_UP + count):
@@ -51,7 +51,7 @@ def in_turns(calls: Mapping[str, Call], count: int) -> dict[str, list[float]]:
     return taken
 
 
-def processor_time(call: Call, count: int, server: int) -> dict[str, float]:
+def processor_time(call: TimedCall, count: int, server: int) -> dict[str, float]:
     """Return the milliseconds of processor time that a call takes, on average, in this process and in the server."""
     before = time.process_time(), processor_seconds(server)
     for _ in range(count):
@@ -85,10 +85,10 @@ def main() -> None:
         guard = Guard(engine, confidence_scorer(), parse_policy(POLICY), store=store)
         prompt = Prompt.chat(BODY["messages"])  # type: ignore[arg-type]
 
-        def asked(**options: object) -> Call:
+        def asked(**options: object) -> TimedCall:
             return lambda: client.post("/v1/chat/completions", json={**BODY, **options}).raise_for_status()
 
-        calls: dict[str, Call] = {
+        calls: dict[str, TimedCall] = {
             "direct": lambda: guard.ask(prompt, limits=Limits(200)),
             "chat": asked(),
             "held stream": asked(stream=True),

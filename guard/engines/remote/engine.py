@@ -259,7 +259,7 @@ def _context_length(listed: Mapping[str, Any]) -> int:
     return next((size for size in sizes if isinstance(size, int) and size > 0), DEFAULT_CONTEXT)
 
 
-def _weights_of(listed: Mapping[str, Any]) -> Iterator[str]:
+def _listed_weights(listed: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a server lists of a model's weights: llama.cpp's their number, bytes and format, vLLM their folder."""
     meta = listed.get("meta")
     for name in ("n_params", "size", "ftype"):
@@ -273,7 +273,7 @@ def _weights_of(listed: Mapping[str, Any]) -> Iterator[str]:
 def _describe(listed: Mapping[str, Any], served: ServedIdentity, k: int, context_tokens: int) -> ModelInfo:
     kind = _KINDS.get(str(listed.get("owned_by")).lower(), "OpenAI-compatible server")
     who = f"{served.model or listed['id']} on {kind}, fingerprint {served.fingerprint or 'unknown'}"
-    who += "".join(f", {said}" for said in _weights_of(listed))
+    who += "".join(f", {said}" for said in _listed_weights(listed))
     unknown = sha256(b"unknown").hexdigest()
     return ModelInfo(
         name=str(listed["id"]),
