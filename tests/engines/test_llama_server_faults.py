@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from endpoint import scorer_for
-from faulty_proxy import Fault, Wire, faulty_wire
+from faulty_wire import FaultyWire, WireFault, faulty_wire
 from llama_program import llama_server
 from served_child import free_port
 from tiny_gguf import write_tiny_gguf
@@ -41,13 +41,13 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture
-def wire(address: str) -> Iterator[Wire]:
+def wire(address: str) -> Iterator[FaultyWire]:
     with faulty_wire(int(address.rpartition(":")[2])) as found:
         yield found
 
 
 @pytest.fixture
-def engine(wire: Wire) -> Iterator[RequestEngine]:
+def engine(wire: FaultyWire) -> Iterator[RequestEngine]:
     with load_engine(wire.url, attempts=3) as found:
         yield found
 
@@ -61,12 +61,12 @@ def until_idle(address: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["reset", "end"])
-def test_a_request_that_got_no_answer_is_asked_again(kind: str, wire: Wire, engine: RequestEngine) -> None:
+def test_a_request_that_got_no_answer_is_asked_again(kind: str, wire: FaultyWire, engine: RequestEngine) -> None:
     whole = engine.generate(QUESTION, limits=LIMITS).text
-    wire.faults = [Fault(kind), Fault(kind)]  # type: ignore[arg-type]
+    wire.faults = [WireFault(kind), WireFault(kind)]  # type: ignore[arg-type]
     assert engine.generate(QUESTION, limits=LIMITS).text == whole
     assert not wire.faults
-    wire.faults = [Fault(kind)] * 3  # type: ignore[arg-type]
+    wire.faults = [WireFault(kind)] * 3  # type: ignore[arg-type]
     with pytest.raises(EngineError, match="connection to the server failed"):
         engine.generate(QUESTION, limits=LIMITS)
 
@@ -74,10 +74,10 @@ def test_a_request_that_got_no_answer_is_asked_again(kind: str, wire: Wire, engi
 @pytest.mark.parametrize("kind", ["reset", "end"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
 def test_an_answer_that_breaks_off_is_no_answer(
-    kind: str, share: float, address: str, wire: Wire, engine: RequestEngine
+    kind: str, share: float, address: str, wire: FaultyWire, engine: RequestEngine
 ) -> None:
     whole = engine.generate(QUESTION, limits=LIMITS).text
-    fault = Fault(kind, round(share * wire.bytes_of_last))  # type: ignore[arg-type]
+    fault = WireFault(kind, round(share * wire.bytes_of_last))  # type: ignore[arg-type]
     wire.faults = [fault]
     with pytest.raises(EngineError):
         engine.generate(QUESTION, limits=LIMITS)
@@ -90,24 +90,24 @@ def test_an_answer_that_breaks_off_is_no_answer(
 
 @pytest.mark.parametrize("after", [0, 2000])
 def test_a_server_that_falls_silent_is_late_and_gives_its_slot_up(
-    after: int, address: str, wire: Wire, engine: RequestEngine
+    after: int, address: str, wire: FaultyWire, engine: RequestEngine
 ) -> None:
-    wire.faults = [Fault("stall", after)]
+    wire.faults = [WireFault("stall", after)]
     with pytest.raises(EngineTimeoutError):
         engine.generate(QUESTION, limits=Limits(max_tokens=1000, timeout_s=3.0))
     until_idle(address)
     assert engine.generate(QUESTION, limits=LIMITS).capture_error is None
 
 
-def test_an_answer_in_pieces_of_a_few_bytes_is_the_whole_one(wire: Wire, engine: RequestEngine) -> None:
+def test_an_answer_in_pieces_of_a_few_bytes_is_the_whole_one(wire: FaultyWire, engine: RequestEngine) -> None:
     whole = engine.generate(QUESTION, limits=LIMITS)
-    wire.faults = [Fault("drip")]
+    wire.faults = [WireFault("drip")]
     pieces = engine.generate(QUESTION, limits=LIMITS)
     assert (pieces.text, pieces.capture_error) == (whole.text, None)
     assert pieces.logprobs == pytest.approx(whole.logprobs, abs=1e-3)
 
 
-def test_under_faults_each_caller_gets_its_own_whole_answer_or_an_error(address: str, wire: Wire) -> None:
+def test_under_faults_each_caller_gets_its_own_whole_answer_or_an_error(address: str, wire: FaultyWire) -> None:
     prompts = [Prompt.chat(f"What is {number} plus 1?") for number in range(8)]
     draw = random.Random(0)
     with load_engine(wire.url, attempts=2, slots=8) as engine:
@@ -115,7 +115,7 @@ def test_under_faults_each_caller_gets_its_own_whole_answer_or_an_error(address:
         right = [engine.generate(prompt, limits=LIMITS).text for prompt in prompts]
         kinds = (None, "reset", "end", "drip")
         wire.faults = [
-            kind and Fault(kind, draw.randrange(wire.bytes_of_last))  # type: ignore[arg-type, misc]
+            kind and WireFault(kind, draw.randrange(wire.bytes_of_last))  # type: ignore[arg-type, misc]
             for kind in draw.choices(kinds, k=96)
         ]
 

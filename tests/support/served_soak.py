@@ -82,6 +82,8 @@ class Soak:
             response = await client.post(path, json=body, timeout=0.004 if way == "leaves at once" else 60)
         except httpx.TimeoutException:
             return "left"
+        except httpx.TransportError as error:  # a server ends a connection whose request does not come in time
+            return type(error).__name__
         if response.status_code == 200:
             self._check(response.text, question, whole=True)
         return str(response.status_code)

@@ -16,7 +16,7 @@ FaultKind = Literal["reset", "end", "stall", "drip"]
 
 
 @dataclass(frozen=True)
-class Fault:
+class WireFault:
     """What goes wrong with one response.
 
     Attributes:
@@ -29,7 +29,7 @@ class Fault:
 
 
 @dataclass
-class Wire:
+class FaultyWire:
     """A port that leads to a server.
 
     Attributes:
@@ -40,7 +40,7 @@ class Wire:
     """
 
     target: int
-    faults: list[Fault | None] = field(default_factory=list)
+    faults: list[WireFault | None] = field(default_factory=list)
     port: int = 0
     bytes_of_last: int = 0
 
@@ -52,9 +52,9 @@ class Wire:
 class _Connection:
     """One client's connection, and the one behind it."""
 
-    def __init__(self, wire: Wire, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, wire: FaultyWire, writer: asyncio.StreamWriter) -> None:
         self.wire, self.writer = wire, writer
-        self.fault: Fault | None = None
+        self.fault: WireFault | None = None
         self.sent = 0
 
     async def asked(self, reader: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
@@ -77,7 +77,7 @@ class _Connection:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def _fail(self, fault: Fault, data: bytes) -> bool:
+    async def _fail(self, fault: WireFault, data: bytes) -> bool:
         """Send what still arrives, and fail; returns whether that is the connection's end."""
         first = max(0, fault.after - self.sent)
         await self._send(data[:first])
@@ -95,7 +95,7 @@ class _Connection:
         return True
 
 
-async def _serve(wire: Wire, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _serve(wire: FaultyWire, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     connection = _Connection(wire, writer)
     with contextlib.suppress(OSError, asyncio.CancelledError):
         from_server, to_server = await asyncio.open_connection("127.0.0.1", wire.target)
@@ -114,9 +114,9 @@ async def _serve(wire: Wire, reader: asyncio.StreamReader, writer: asyncio.Strea
 
 
 @contextlib.contextmanager
-def faulty_wire(target: int) -> Iterator[Wire]:
+def faulty_wire(target: int) -> Iterator[FaultyWire]:
     """Run a wire in a thread of its own."""
-    wire, loop, ready = Wire(target), asyncio.new_event_loop(), threading.Event()
+    wire, loop, ready = FaultyWire(target), asyncio.new_event_loop(), threading.Event()
 
     async def run() -> None:
         server = await asyncio.start_server(lambda r, w: _serve(wire, r, w), "127.0.0.1", 0)
