@@ -1,15 +1,16 @@
-"""What a turn of a conversation costs with and without flash attention, and with other conversations in the cache.
+"""What passes cost with and without flash attention, alone, in a crowd, and with other conversations in the cache.
 
     python benchmarks/attention.py [--model FILE.gguf] [--threads 1] [--cpu-time]
 
-A prompt of some 600 tokens is in the cache; a turn adds a short question, and 24 tokens are generated. Milliseconds are
-those of the model's passes alone, with every layer read.
+A prompt of some 600 tokens is in the cache; a turn adds a short question, and 24 tokens are generated. Then eight such
+turns are asked at once. Milliseconds are those of the model's passes alone, with every layer read.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,18 @@ from guard.engines.llama_cpp import LlamaCppEngine, physical_cores
 from guard.records import Limits, Prompt
 from guard.scoring.signature import SignatureObserver
 
-#: Lines of the prompt that is in the cache, tokens that are generated, and other conversations in the cache.
-LINES, TOKENS, OTHERS = 40, 24, (0, 1, 2)
+#: Lines of the prompt that is in the cache, tokens that are generated, and other conversations in the cache. The last
+#: fill the default one.
+LINES, TOKENS, OTHERS = 40, 24, (0, 2, 5)
+#: Who asks at once, and lines of their prompts.
+CROWD, CROWD_LINES = 8, 12
 QUESTION = "And now tell me in a few words what this long list is about, please."
 
 
-def conversation(number: int) -> list[dict[str, Any]]:
-    text = " ".join(f"{number}.{line} is a line of a long list of things." for line in range(LINES))
-    return [{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}]
+def conversation(number: int, question: str = "", *, lines: int = LINES) -> list[dict[str, Any]]:
+    text = " ".join(f"{number}.{line} is a line of a long list of things." for line in range(lines))
+    before = [{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}]
+    return [*before, {"role": "user", "content": question}] if question else before
 
 
 def timed(engine: LlamaCppEngine) -> list[tuple[int, float]]:
@@ -50,19 +55,32 @@ def timed(engine: LlamaCppEngine) -> list[tuple[int, float]]:
 def measure(engine: LlamaCppEngine, how: str) -> list[Figure]:
     """Return what the prompt's new part and each further token cost, beside more and more other conversations."""
     found, passes = list[Figure](), timed(engine)
-    for others in OTHERS:
-        engine.generate(Prompt.chat(conversation(others)), limits=Limits(max_tokens=1))
+    for others in range(max(OTHERS) + 1):
+        read(engine, conversation(others))
         passes.clear()
-        turn = Prompt.chat([*conversation(others), {"role": "user", "content": QUESTION}])
-        engine.generate(turn, limits=Limits(max_tokens=TOKENS), observer=SignatureObserver(aggregates=()))
-        (count, read), *_ = passes
-        step = statistics.median(ms for tokens, ms in passes if tokens == 1)
+        read(engine, conversation(others, QUESTION), tokens=TOKENS)
+        (count, first), *_ = passes
         where = f"{how}, {others} other conversations in the cache"
-        found += [
-            Figure(f"{where}: reading a turn's {count} new tokens", read, "ms"),
-            Figure(f"{where}: each further token", step, "ms"),
-        ]
-    return found
+        if others in OTHERS:
+            found += [
+                Figure(f"{where}: reading a turn's {count} new tokens", first, "ms"),
+                Figure(f"{where}: each further token", of_steps(passes, 1), "ms"),
+            ]
+    passes.clear()
+    with ThreadPoolExecutor(CROWD) as pool:
+        turns = [conversation(100 + number, QUESTION, lines=CROWD_LINES) for number in range(CROWD)]
+        list(pool.map(lambda turn: read(engine, turn, tokens=TOKENS), turns))
+    return [*found, Figure(f"{how}: a further token of {CROWD} answers at once", of_steps(passes, CROWD), "ms")]
+
+
+def read(engine: LlamaCppEngine, messages: Sequence[dict[str, Any]], *, tokens: int = 1) -> None:
+    engine.generate(
+        Prompt.chat(list(messages)), limits=Limits(max_tokens=tokens), observer=SignatureObserver(aggregates=())
+    )
+
+
+def of_steps(passes: Sequence[tuple[int, float]], tokens: int) -> float:
+    return statistics.median(ms for count, ms in passes if count == tokens)
 
 
 def main() -> None:

@@ -1,14 +1,15 @@
 """Prompts that grow: a conversation behind a long system prompt, and an agent loop with tools.
 
-    python benchmarks/conversations.py [--model FILE.gguf] [--pairs 3]
+    python benchmarks/conversations.py [--model FILE.gguf] [--pairs 3] [--only talk | work | plain | others]
 
 Both against llama-cpp-python's own chat, which keeps the common prefix of two calls. Each side is fed its own answers,
 as a program would do. The questions ask for more than the 24 tokens that an answer gets (12 in the agent loop), so that
 both sides write as much; how many tokens each has written is printed. Milliseconds are per token of the answers,
 prompts included.
 
-llama-cpp-python keeps one conversation, so that guard's engine is fresh for each run. The same without flash attention,
-which llama-cpp-python does not use by default, and with two other conversations in the cache, with and without it.
+llama-cpp-python keeps one conversation, so that guard's engine is fresh for each run. `plain` is the same without flash
+attention, which llama-cpp-python does not use by default; `others` with two other conversations in the cache, with and
+without it. `--only` runs a part.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
-from measuring import CLOCK, Figure, Ratio, arguments, compared, print_ratios, provenance, scorer_for, write
+from measuring import CLOCK, Figure, Ratio, arguments, compared, itself, print_ratios, provenance, scorer_for, write
 
 from guard.engines import embedded_model
 from guard.engines.llama_cpp import LlamaCppEngine, physical_cores
@@ -28,8 +29,11 @@ from guard.policy.policy import load_policy
 from guard.records import Limits, Prompt
 from guard.runtime.guard import Guard
 
-#: Tokens of an answer, in a conversation and in the agent loop.
-ANSWER, CALL = 24, 12
+#: What is compared.
+PARTS = ("talk", "work", "plain", "others")
+UNIT = "ms/token"
+#: Tokens of an answer, in a conversation and in the agent loop, and turns that are enough to warm up.
+ANSWER, CALL, WARM_UP = 24, 12, 2
 _RULES = " ".join(
     f"Rule {number}: answer at length and politely, and never mention shelf number {number * 7}."
     for number in range(1, 41)
@@ -56,7 +60,7 @@ _TOOLS = tuple(
     for name in ("orders", "customers", "stock", "invoices")
 )
 #: Calls of the agent's model, and lines of each result that a tool gives.
-_CALLS, _LINES = 6, 10
+_CALLS, _LINES = 6, 14
 
 Message = dict[str, Any]
 #: Answers messages, some of them with tools, by so many tokens at most: the text, and how many tokens it has.
@@ -89,19 +93,24 @@ class Sides:
             return run(chat, number)
 
 
-def measure(sides: Sides) -> list[Ratio | Figure]:
-    """All comparisons, turn 2 and later: the first reads the whole prompt on both sides."""
+def measure(sides: Sides, part: str) -> list[Ratio | Figure]:
+    """A part of the comparisons, turn 2 and later: the first reads the whole prompt on both sides."""
     talk, work = "conversation of eight turns, turns 2 to 8", "agent loop of six model calls, calls 2 to 6"
     plain: dict[str, Any] = {"flash_attention": False}
+    if part == "talk":
+        twice = itself(talk, lambda pair: _conversation(sides.library, pair).ms_per_token, unit=UNIT, pairs=sides.pairs)
+        return [*_compared(talk, _conversation, sides, wanted="<= 1.10"), twice]
+    if part == "work":
+        return _compared(work, _agent, sides, wanted="<= 1.10")
+    if part == "plain":
+        return [
+            _compared(f"{talk}, without flash attention", _conversation, sides, wanted="<= 1.10", **plain)[0],
+            _compared(f"{work}, without flash attention", _agent, sides, wanted="<= 1.10", **plain)[0],
+        ]
+    crowded = f"{talk}, two others in the cache"
     return [
-        *_compared(talk, _conversation, sides, wanted="<= 1.10"),
-        *_compared(work, _agent, sides, wanted="<= 1.10"),
-        _compared(f"{talk}, without flash attention", _conversation, sides, wanted="<= 1.10", **plain)[0],
-        _compared(f"{work}, without flash attention", _agent, sides, wanted="<= 1.10", **plain)[0],
-        _compared(f"{talk}, two others in the cache", _conversation, sides, others=2)[0],
-        _compared(f"{talk}, two others in the cache, without flash attention", _conversation, sides, others=2, **plain)[
-            0
-        ],
+        _compared(crowded, _conversation, sides, others=2)[0],
+        _compared(f"{crowded}, without flash attention", _conversation, sides, others=2, **plain)[0],
     ]
 
 
@@ -138,7 +147,7 @@ def _compared(
         "llama-cpp-python's own chat",
         guarded,
         library,
-        unit="ms/token",
+        unit=UNIT,
         pairs=sides.pairs,
         wanted=wanted,
     )
@@ -175,7 +184,7 @@ class _Dialogue:
 def _conversation(chat: Chat, number: int) -> _Dialogue:
     """Eight turns. The run's number comes first, so that no run finds another's prompt in a cache."""
     run = _Dialogue(chat, f"Branch {number}. You are a helpful assistant of a city library. {_RULES}")
-    for question in _QUESTIONS:
+    for question in _QUESTIONS if number >= 0 else _QUESTIONS[:WARM_UP]:
         run.call("user", question)
     return run
 
@@ -183,7 +192,7 @@ def _conversation(chat: Chat, number: int) -> _Dialogue:
 def _agent(chat: Chat, number: int) -> _Dialogue:
     run = _Dialogue(chat, f"Shop {number}. Use the tools to find out what is asked, one call at a time.", _TOOLS)
     run.call("user", "Which customers wait for an order that is not in stock?")
-    for page in range(1, _CALLS):
+    for page in range(1, _CALLS if number >= 0 else WARM_UP):
         lines = [
             f'{{"page": {page}, "row": {row}, "customer": "C{page}{row}", "open": {row % 2}}}' for row in range(_LINES)
         ]
@@ -192,15 +201,20 @@ def _agent(chat: Chat, number: int) -> _Dialogue:
 
 
 def main() -> None:
-    asked = arguments(__doc__, pairs=3).parse_args()
+    parser = arguments(__doc__, pairs=3)
+    parser.add_argument("--only", choices=PARTS)
+    asked = parser.parse_args()
     model = Path(asked.model) if asked.model else embedded_model()
     threads = asked.threads or physical_cores()
     loaded = partial(LlamaCppEngine.load, model, threads=threads, trial_load=False)
     with loaded() as engine:
-        about, context = provenance(engine), engine.model.context_tokens
+        context = engine.model.context_tokens
     llama = llama_cpp.Llama(str(model), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False)
-    found = measure(Sides(loaded, asked.model is None, library_chat(llama), asked.pairs))
+    sides = Sides(loaded, asked.model is None, library_chat(llama), asked.pairs)
+    found = [each for part in PARTS if asked.only in (None, part) for each in measure(sides, part)]
     llama.close()
+    with loaded() as engine:
+        about = provenance(engine)
     print_ratios(f"Growing prompts, {threads} threads", found, about=about)
     write({**about, "threads": threads, "found": [asdict(each) for each in found]}, asked.out)
 

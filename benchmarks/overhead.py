@@ -21,7 +21,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from measuring import CLOCK, Ratio, arguments, compared, print_ratios, provenance, resident_mb, scorer_for, write
+from measuring import (
+    CLOCK,
+    Ratio,
+    arguments,
+    compared,
+    itself,
+    print_ratios,
+    provenance,
+    resident_mb,
+    scorer_for,
+    write,
+)
 
 from guard.engines import embedded_model
 from guard.engines.base import BaseEngine
@@ -72,6 +83,7 @@ def main() -> None:
             asked.pairs,
             "<= 1.02",
         ),
+        itself(single, lambda _: _ms_per_token(own_loop, next(prompts)), unit="ms/token", pairs=asked.pairs),
     ]
     report = {
         **provenance(engine),

@@ -34,7 +34,7 @@ COSTS = {
 }
 
 #: What was measured where requests share an engine, in the documents' order; a file for each model.
-SHARED = ("conversations", "attention", "clients", "threads", "recordings", "stability")
+SHARED = ("conversations", "attention", "clients", "threads", "recordings", "busy", "stability")
 
 #: What people call a model whose file calls it otherwise.
 NAMES = {
@@ -112,7 +112,12 @@ def risk_guarantees(files: Sequence[Path]) -> str:
 
 def costs() -> str:
     """What guarding costs, by engine."""
-    ratios = ("guarded / library's own generation", "guarded / guard's loop without capture", "log-probabilities only")
+    ratios = (
+        "guarded / library's own generation",
+        "guarded / guard's loop without capture",
+        "log-probabilities only / guard's loop without capture",
+        "guard's loop / itself",
+    )
     lines = _header("model and engine", *ratios, "bare ms per token", "scoring an answer, ms", "date")
     for file, name in COSTS.items():
         data = json.loads((MEASURED / file).read_text(encoding="utf-8"))
@@ -147,10 +152,11 @@ def shared_costs(folder: Path = MEASURED) -> str:
 
 
 def _when(data: Mapping[str, Any]) -> str:
-    """Say when a figure was measured, and how where it is not wall time on all cores."""
+    """Say when a figure was measured, how where it is not wall time on all cores, and how busy the machine was."""
     cpu = data.get("clock", "").startswith("CPU")
     how = [data["date"][:10], *(["CPU time"] if cpu else []), *([f"threads: {data['threads']}"] if cpu else [])]
-    return ", ".join(how)
+    others = data.get("busy_with_others")
+    return ", ".join([*how, *([] if others is None else [f"other programs used {others:.1f} cores"])])
 
 
 def _methods(model: ModelResult, setting: str) -> str:

@@ -15,9 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from scripted import END, ByteEngine
 
 from guard.engines.batch import Feed, PassRow, Start
+from guard.engines.request import Request
 from guard.errors import CancelledError, EngineError, EngineTimeoutError
 from guard.records import Floats, Generation, Limits, ModelInfo, Prompt, Sampling
 
@@ -181,6 +185,57 @@ def test_whoever_comes_and_goes_the_others_get_their_answers(seed: int) -> None:
     assert all(not slot.tokens or slot.tokens == engine.memory[slot.number] for slot in table.slots)
     engine.fail_at = -1  # where the others took fewer passes
     assert engine.generate(question(1), **settings(1)).token_ids == alone(1)[0]
+
+
+#: When each of some requests comes, and how much later it is cancelled, in passes of the model.
+VISITS = st.lists(st.tuples(st.integers(0, 30), st.none() | st.integers(0, 12)), min_size=1, max_size=16)
+
+
+@hypothesis_settings(max_examples=40, deadline=None)
+@given(visits=VISITS)
+def test_whenever_they_come_and_leave_those_who_stay_get_the_answers_of_one(
+    visits: list[tuple[int, int | None]],
+) -> None:
+    """The engine's thread itself lets them in and cancels them, between two passes beside one long answer."""
+    engine, cancels = RememberingEngine(4, cells=250, endless=True), [threading.Event() for _ in visits]
+    asked, came, submit = dict[int, Any](), list[object](), engine._loop.submit
+
+    def come(request: Request) -> None:
+        submit(request)
+        if threading.current_thread() is not threading.main_thread():
+            came.append(request)
+
+    engine._loop.submit = come  # type: ignore[method-assign]
+
+    def ask(number: int) -> tuple[int, ...] | None:
+        with contextlib.suppress(CancelledError):
+            return engine.generate(question(number), cancel=cancels[number], **settings(number)).token_ids
+        return None
+
+    def come_and_leave() -> None:
+        passes = len(engine.passes)
+        for number, (comes, stays) in enumerate(visits):
+            if comes == passes and number not in asked:
+                asked[number] = pool.submit(ask, number)
+                wait_until(lambda: len(came) == len(asked))
+            if stays is not None and comes + stays == passes:
+                cancels[number].set()
+
+    with ThreadPoolExecutor(16) as pool:
+        engine.before_pass = come_and_leave
+        first = engine.generate(Prompt.raw("the long one"), limits=Limits(max_tokens=60)).token_ids
+        found = {number: answer.result() for number, answer in asked.items()}
+    engine.before_pass = lambda: None
+    assert len(found) == len(visits)
+    for number, (_, stays) in enumerate(visits):
+        single = RememberingEngine(1, endless=True).generate(question(number), **settings(number)).token_ids
+        assert found[number] in ([single] if stays is None else [single, None])
+    single = RememberingEngine(1, endless=True).generate(Prompt.raw("the long one"), limits=Limits(max_tokens=60))
+    assert first == single.token_ids
+    table = engine._loop._table
+    assert table is not None
+    assert not any(slot.busy for slot in table.slots)
+    assert all(not slot.tokens or slot.tokens == engine.memory[slot.number] for slot in table.slots)
 
 
 def test_of_an_observer_that_reads_no_layers_none_are_recorded() -> None:
