@@ -2,16 +2,17 @@
 
     python benchmarks/attention.py [--model FILE.gguf] [--threads 1] [--cpu-time]
 
-A prompt of some 600 tokens is in the cache; a turn adds a short question, and 24 tokens are generated. Then eight such
-turns are asked at once. Milliseconds are those of the model's passes alone, with every layer read.
+A prompt of some 600 tokens is in the cache; a turn adds a short question, and 24 tokens are generated. Then several
+short ones are asked at once. Milliseconds are those of the model's passes alone, with every layer read.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from guard.scoring.signature import SignatureObserver
 #: Lines of the prompt that is in the cache, tokens that are generated, and other conversations in the cache. The last
 #: fill the default one.
 LINES, TOKENS, OTHERS = 40, 24, (0, 2, 5)
-#: Who asks at once, and lines of their prompts.
-CROWD, CROWD_LINES = 8, 12
+#: How many ask at once, and lines of their prompts.
+CROWDS, CROWD_LINES = (1, 2, 4, 8, 16), 8
 QUESTION = "And now tell me in a few words what this long list is about, please."
 
 
@@ -59,18 +60,26 @@ def measure(engine: LlamaCppEngine, how: str) -> list[Figure]:
         read(engine, conversation(others))
         passes.clear()
         read(engine, conversation(others, QUESTION), tokens=TOKENS)
-        (count, first), *_ = passes
+        (tokens, first), *_ = passes
         where = f"{how}, {others} other conversations in the cache"
         if others in OTHERS:
             found += [
-                Figure(f"{where}: reading a turn's {count} new tokens", first, "ms"),
+                Figure(f"{where}: reading a turn's {tokens} new tokens", first, "ms"),
                 Figure(f"{where}: each further token", of_steps(passes, 1), "ms"),
             ]
-    passes.clear()
-    with ThreadPoolExecutor(CROWD) as pool:
-        turns = [conversation(100 + number, QUESTION, lines=CROWD_LINES) for number in range(CROWD)]
-        list(pool.map(lambda turn: read(engine, turn, tokens=TOKENS), turns))
-    return [*found, Figure(f"{how}: a further token of {CROWD} answers at once", of_steps(passes, CROWD), "ms")]
+    return [*found, *crowds(engine, how, passes)]
+
+
+def crowds(engine: LlamaCppEngine, how: str, passes: list[tuple[int, float]]) -> Iterator[Figure]:
+    """What a step of several answers at once costs, for each of them."""
+    numbers = count(1000)
+    for crowd in CROWDS:
+        passes.clear()
+        turns = [conversation(next(numbers), QUESTION, lines=CROWD_LINES) for _ in range(crowd)]
+        with ThreadPoolExecutor(crowd) as pool:
+            list(pool.map(lambda turn: read(engine, turn, tokens=2 * TOKENS), turns))
+        step = of_steps(passes, crowd) / crowd
+        yield Figure(f"{how}: a token of each of {crowd} answers at once, by their number", step, "ms")
 
 
 def read(engine: LlamaCppEngine, messages: Sequence[dict[str, Any]], *, tokens: int = 1) -> None:
@@ -80,7 +89,7 @@ def read(engine: LlamaCppEngine, messages: Sequence[dict[str, Any]], *, tokens: 
 
 
 def of_steps(passes: Sequence[tuple[int, float]], tokens: int) -> float:
-    return statistics.median(ms for count, ms in passes if count == tokens)
+    return statistics.median(ms for each, ms in passes if each == tokens)
 
 
 def main() -> None:
