@@ -85,7 +85,7 @@ def answered(guard: Guard, prompts: Sequence[Prompt], clients: int) -> Iterator[
             yield from list(pool.map(ask, prompts[start : start + BLOCK]))
 
 
-class Journal:
+class AnswersSoFar:
     """What was answered so far, in memory and in a file, if there is one."""
 
     def __init__(self, file: Path | None) -> None:
@@ -109,7 +109,7 @@ class Journal:
 
 
 def ask_all(
-    model: Path, prompts: Sequence[Prompt], way: Way, journal: Journal, *, embedded: bool, threads: int
+    model: Path, prompts: Sequence[Prompt], way: Way, journal: AnswersSoFar, *, embedded: bool, threads: int
 ) -> Answered:
     """Answer what the journal does not hold yet."""
     rest = prompts[len(journal.of(way.name)) :]
@@ -144,7 +144,7 @@ def main() -> None:
     threads = asked.threads or physical_cores()
     sources = read_sets([str(each) for each in asked.data], on_bad="skip", limit=asked.limit, seed=0)
     rows = [row for _, row in round_robin(sources) if isinstance(row, Question)][: asked.limit]
-    prompts, journal = [question_prompt(row) for row in rows], Journal(asked.journal)
+    prompts, journal = [question_prompt(row) for row in rows], AnswersSoFar(asked.journal)
     each, pairs = ways(asked.clients, flash=asked.flash)
     answers = {
         way.name: ask_all(model, prompts, way, journal, embedded=asked.model is None, threads=threads) for way in each
