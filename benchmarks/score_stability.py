@@ -36,7 +36,7 @@ BLOCK = 16
 
 
 @dataclass(frozen=True)
-class Way:
+class WayToAnswer:
     """A way to answer: how the engine is loaded, and how many ask at once."""
 
     name: str
@@ -109,7 +109,7 @@ class AnswersSoFar:
 
 
 def ask_all(
-    model: Path, prompts: Sequence[Prompt], way: Way, journal: AnswersSoFar, *, embedded: bool, threads: int
+    model: Path, prompts: Sequence[Prompt], way: WayToAnswer, journal: AnswersSoFar, *, embedded: bool, threads: int
 ) -> Answered:
     """Answer what the journal does not hold yet."""
     rest = prompts[len(journal.of(way.name)) :]
@@ -121,13 +121,18 @@ def ask_all(
     return journal.answers(way.name, len(prompts))
 
 
-def ways(clients: int, *, flash: bool) -> tuple[list[Way], list[tuple[str, str]]]:
+def ways(clients: int, *, flash: bool) -> tuple[list[WayToAnswer], list[tuple[str, str]]]:
     """Return the ways to answer, and which of them are compared."""
     plain: dict[str, Any] = {"flash_attention": False}
-    alone, crowd = Way("alone", {"deterministic": True}, 1), Way(f"{clients} at once", {"slots": clients}, clients)
+    alone, crowd = (
+        WayToAnswer("alone", {"deterministic": True}, 1),
+        WayToAnswer(f"{clients} at once", {"slots": clients}, clients),
+    )
     if not flash:
         return [alone, crowd], [(alone.name, crowd.name)]
-    without = [Way(f"{way.name}, no flash attention", way.options | plain, way.clients) for way in (alone, crowd)]
+    without = [
+        WayToAnswer(f"{way.name}, no flash attention", way.options | plain, way.clients) for way in (alone, crowd)
+    ]
     pairs = [(alone.name, crowd.name), (alone.name, without[0].name), (without[0].name, without[1].name)]
     return [alone, crowd, *without], pairs
 
