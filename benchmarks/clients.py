@@ -47,7 +47,7 @@ from guard.runtime.guard import Guard
 #: Requests of a round, tokens of the context that its clients share, and the shortest and the longest answer.
 REQUESTS, CELLS, SHORTEST, LONGEST = 64, 8192, 16, 48
 #: Requests that are enough where they are answered one at a time, and to warm up.
-ONE_BY_ONE, WARM_UP = 16, 8
+ONE_BY_ONE, WARM_UP = 16, 2
 TOPICS = ("bread", "rain", "ships", "glass", "trains", "maps", "clocks", "salt")
 
 

@@ -1,6 +1,6 @@
 """Prompts that grow: a conversation behind a long system prompt, and an agent loop with tools.
 
-    python benchmarks/conversations.py [--model FILE.gguf] [--pairs 3] [--only talk | work | plain | others]
+    python benchmarks/conversations.py [--model FILE.gguf] [--pairs 3] [--only talk | itself | work | plain | others]
 
 Both against llama-cpp-python's own chat, which keeps the common prefix of two calls. Each side is fed its own answers,
 as a program would do. The questions ask for more than the 24 tokens that an answer gets (12 in the agent loop), so that
@@ -9,7 +9,7 @@ prompts included.
 
 llama-cpp-python keeps one conversation, so that guard's engine is fresh for each run. `plain` is the same without flash
 attention, which llama-cpp-python does not use by default; `others` with two other conversations in the cache, with and
-without it. `--only` runs a part.
+without it. `itself` compares the library with itself. `--only` runs a part.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from guard.records import Limits, Prompt
 from guard.runtime.guard import Guard
 
 #: What is compared.
-PARTS = ("talk", "work", "plain", "others")
+PARTS = ("talk", "itself", "work", "plain", "others")
 UNIT = "ms/token"
 #: Tokens of an answer, in a conversation and in the agent loop, and turns that are enough to warm up.
 ANSWER, CALL, WARM_UP = 24, 12, 2
@@ -98,8 +98,10 @@ def measure(sides: Sides, part: str) -> list[Ratio | Figure]:
     talk, work = "conversation of eight turns, turns 2 to 8", "agent loop of six model calls, calls 2 to 6"
     plain: dict[str, Any] = {"flash_attention": False}
     if part == "talk":
-        twice = itself(talk, lambda pair: _conversation(sides.library, pair).ms_per_token, unit=UNIT, pairs=sides.pairs)
-        return [*_compared(talk, _conversation, sides, wanted="<= 1.10"), twice]
+        return _compared(talk, _conversation, sides, wanted="<= 1.10")
+    if part == "itself":
+        run = lambda pair: _conversation(sides.library, pair).ms_per_token  # noqa: E731
+        return [itself(talk, run, unit=UNIT, pairs=sides.pairs)]
     if part == "work":
         return _compared(work, _agent, sides, wanted="<= 1.10")
     if part == "plain":

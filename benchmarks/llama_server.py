@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from measuring import CLOCK
+
 #: Seconds that loading a model may take.
 _START_S = 120.0
 
@@ -38,6 +40,7 @@ class LlamaServer:
             except (OSError, urllib.error.URLError):
                 time.sleep(0.2)
             else:
+                CLOCK.servers.append(self._process.pid)
                 return self
         self._process.kill()
         raise SystemExit(f"The server did not start: {' '.join(self._command)}")
@@ -45,6 +48,7 @@ class LlamaServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        CLOCK.servers.remove(self._process.pid)
         self._process.terminate()
         self._process.wait()
 

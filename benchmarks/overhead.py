@@ -90,7 +90,7 @@ def main() -> None:
         "tokens": asked.tokens,
         "threads": asked.threads,
         "ratios": [asdict(each) for each in ratios],
-        "memory_mb": {n: _memory(guard, n) for n in (200, 1500)},
+        "memory_mb": {n: _memory(guard, n) for n in asked.memory},
         "score_ms": _score_ms(guard),
         "decision_us": _decision_us(),
     }
@@ -108,6 +108,7 @@ def _arguments() -> Any:
     parser = arguments(__doc__, pairs=12)
     parser.add_argument("--engine", choices=("llama.cpp", "transformers"), default="llama.cpp")
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--memory", type=int, nargs="*", default=(200, 1500), help="tokens of answers, for memory")
     return parser.parse_args()
 
 
