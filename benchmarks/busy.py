@@ -49,6 +49,7 @@ def measured(model: Path, *, threads: int, beside: int, setting: str, answers: i
     with ExitStack() as others:
         for _ in range(beside):
             other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            others.callback(other.wait)  # the last of these comes first
             others.callback(other.kill)
         ran = subprocess.run([*command, "--case"], env=environment, capture_output=True, text=True, check=True)
     who = {0: "alone", 1: "beside one busy program"}.get(beside, f"beside {beside} busy programs")
