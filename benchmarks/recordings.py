@@ -63,7 +63,7 @@ def main() -> None:
     with load_engine(model, **options) as engine:
         about = provenance(engine)
     print_ratios("Recording", [found], about=about)
-    write({**about, "found": [asdict(found)]}, asked.out)
+    write({**about, "threads": asked.threads, "found": [asdict(found)]}, asked.out)
 
 
 if __name__ == "__main__":
