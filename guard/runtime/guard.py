@@ -495,8 +495,6 @@ def _fingerprint(
 
 
 def _answering(source: Source, options: Mapping[str, Any]) -> Answering:
-    return Answering(
-        model=Binding.from_model(source.engine.model, find_capture_point(source.engine)),
-        scorer_sha256=source.scorer.sha256 if source.scorer else None,
-        template_options=dict(options),
-    )
+    model = Binding.from_model(source.engine.model, find_capture_point(source.engine))
+    scorer = source.scorer.sha256 if source.scorer else None
+    return Answering(model=model, scorer_sha256=scorer, template_options=dict(options))
