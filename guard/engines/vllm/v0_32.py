@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any, cast
 
 from vllm import SamplingParams
@@ -20,49 +22,59 @@ from guard.engines.request import Request
 from guard.engines.vllm.settings import VllmSettings
 from guard.engines.vllm.watching import News, Watched, lost_error
 
-#: Settings of the process that vLLM reads: nothing is sent anywhere, workers are fresh processes, and the first runner.
-_ENVIRONMENT = {
+#: Settings of the process that vLLM reads: nothing is sent anywhere, workers are fresh processes, the first runner, and
+#: names of requests with random characters behind them.
+ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "0",
 }
+
+WORKER = "guard.engines.vllm.v0_32_worker.TappedWorker"
 
 
 class Stepper:
     """vLLM's engine, whose scheduler runs in guard's process and whose workers run in their own."""
 
     def __init__(self, settings: VllmSettings) -> None:
-        os.environ.update(_ENVIRONMENT)
+        os.environ.update(ENVIRONMENT)
         config = EngineArgs(**_engine_args(settings)).create_engine_config()
         self._llm = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
-        self._numbers = 0
-        #: The names that requests were given, by those that vLLM knows them by.
-        self._names: dict[str, str] = {}
+        self._names = request_names()
+        self._running: set[str] = set()
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
 
     def begin(self, requests: Sequence[Request]) -> list[str]:
         """Put requests in; return a key for each."""
-        keys = [self._add(request) for request in requests]
-        watched = {key: _watched(request) for key, request in zip(keys, requests, strict=True)}
-        self._ask("guard_begin", watched)
-        return keys
+        named = {next(self._names): request for request in requests}
+        self._running |= named.keys()
+        try:
+            self._ask("guard_begin", packed(named))
+            for name, request in named.items():
+                self._llm.add_request(name, cast("Any", prompt_of(request)), sampling_params(request))
+        except BaseException:
+            self.drop([*named])
+            raise
+        return [*named]
 
     def step(self) -> Mapping[str, News]:
         """Make one step for all requests; return what has become of each."""
         finished = {output.request_id for output in self._llm.step() if output.finished}
-        news = cast("dict[str, News]", self._ask("guard_news"))
-        for key, name in self._names.items():
-            if name in finished and not news[key].is_last:
+        news: dict[str, News] = pickle.loads(self._ask("guard_news"))  # noqa: S301 - of our own worker
+        for key in self._running & finished:
+            if not news[key].is_last:
                 news[key] = News(error=lost_error())
         self.drop([key for key, each in news.items() if each.is_last])
         return news
 
     def drop(self, keys: Sequence[str]) -> None:
         """End requests, complete or not, so that nothing of them stays in the workers."""
-        names = [self._names.pop(key) for key in keys if key in self._names]
-        if names:
-            self._llm.abort_request(names)
-            self._ask("guard_drop", keys)
+        running = self._running.intersection(keys)
+        if running:
+            self._running -= running
+            self._llm.abort_request([*running])
+            self._ask("guard_drop", [*running])
 
     def watched(self) -> int:
         """Return how many requests the workers hold anything of."""
@@ -71,16 +83,6 @@ class Stepper:
     def close(self) -> None:
         """End the workers; harmless when done twice."""
         self._llm.engine_core.shutdown()
-
-    def _add(self, request: Request) -> str:
-        self._numbers += 1
-        name = f"guard-{self._numbers}"
-        prompt: dict[str, Any] = {"prompt_token_ids": request.tokens}
-        if request.prompt.cache_key is not None:
-            prompt["cache_salt"] = request.prompt.cache_key
-        key: str = self._llm.add_request(name, cast("Any", prompt), _sampling_params(request))
-        self._names[key] = name
-        return key
 
     def _ask(self, method: str, *args: Any) -> Any:
         """Call a method of every worker; return what the first says."""
@@ -112,13 +114,25 @@ def _engine_args(settings: VllmSettings) -> dict[str, Any]:
         "distributed_executor_backend": "mp",
         "enable_chunked_prefill": True,
         "async_scheduling": False,
-        "worker_cls": "guard.engines.vllm.v0_32_worker.TappedWorker",
+        "worker_cls": WORKER,
         # Part of what vLLM names its compiled graphs by: those of a bare vLLM have other outputs.
         "additional_config": {"guard": settings.capture_point},
     }
 
 
-def _sampling_params(request: Request) -> SamplingParams:
+def request_names() -> Iterator[str]:
+    """Yield names for requests that nobody can guess, who might ask vLLM past guard."""
+    yield from (f"{secrets.token_hex(16)}-{number}" for number in count())
+
+
+def prompt_of(request: Request) -> dict[str, Any]:
+    """Return a prompt in vLLM's form."""
+    salted = {} if request.prompt.cache_key is None else {"cache_salt": request.prompt.cache_key}
+    return {"prompt_token_ids": request.tokens, **salted}
+
+
+def sampling_params(request: Request) -> SamplingParams:
+    """Return how vLLM chooses the tokens of an answer."""
     sampling = request.sampling
     greedy = sampling.is_greedy or request.forced is not None
     return SamplingParams(
@@ -130,6 +144,11 @@ def _sampling_params(request: Request) -> SamplingParams:
         ignore_eos=True,  # the workers know guard's ends, and guard ends the request
         detokenize=False,
     )
+
+
+def packed(requests: Mapping[str, Request]) -> bytes:
+    """Return what the workers need to know of some requests, pickled."""
+    return pickle.dumps({name: _watched(request) for name, request in requests.items()})
 
 
 def _watched(request: Request) -> Watched:

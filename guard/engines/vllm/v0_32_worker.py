@@ -9,7 +9,8 @@ Imported by vLLM, in each of its worker processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Sequence
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
@@ -25,7 +26,7 @@ from guard.engines.constraint import Grammars
 from guard.engines.growing import AnswerReader
 from guard.engines.hub_tokenizer import HubTokenizer
 from guard.engines.sampling import TokenSignals, checked_logits
-from guard.engines.vllm.watching import News, Watch, Watched, WatchedAnswer, take_row
+from guard.engines.vllm.watching import Watch, WatchedAnswer, take_row
 from guard.errors import EngineError
 from guard.records import Floats
 
@@ -49,27 +50,32 @@ class TappedWorker(_Worker):  # type: ignore[misc]
         runner.get_model().set_aux_hidden_state_layers(tuple(range(1, layers + 1)))
         runner.use_aux_hidden_state_outputs = True
         self._points = len(point.split("+"))
-        self._watch = _watch(Path(model.model))
+        tokens = _tokenizer(Path(model.model))
+        self._watch, self._end = _watch(tokens), min(tokens.ends, default=0)
 
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: Any) -> Any:
-        """Let vLLM choose the next tokens, and hand them to the answers that are watched."""
+        """Let vLLM choose the next tokens, and hand them to the answers that are watched.
+
+        What nobody watches gets no text: a request that came to vLLM past guard ends at once.
+        """
         state = self.model_runner.execute_model_state
-        if state is None or not len(self._watch):
+        if state is None:
             return super().sample_tokens(grammar_output)
         batch = _SampledPass(self.model_runner, state, self._watch, self._points)
+        batch.silence(self._end)
         batch.prepare()
         output = super().sample_tokens(grammar_output)
         batch.hand_over(output)
         return output
 
-    def guard_begin(self, requests: Mapping[str, Watched]) -> None:
-        """Watch some requests from now on."""
-        self._watch.begin(requests)
+    def guard_begin(self, requests: bytes) -> None:
+        """Watch some requests from now on: `Watched` by name, pickled, since vLLM carries bytes between processes."""
+        self._watch.begin(pickle.loads(requests))  # noqa: S301 - guard's own
 
-    def guard_news(self) -> dict[str, News]:
-        """Return what has become of each request since the last call."""
-        return self._watch.news()
+    def guard_news(self) -> bytes:
+        """Return what has become of each request since the last call: `News` by name, pickled."""
+        return pickle.dumps(self._watch.news())
 
     def guard_drop(self, keys: Sequence[str]) -> None:
         """Forget some requests."""
@@ -80,11 +86,14 @@ class TappedWorker(_Worker):  # type: ignore[misc]
         return len(self._watch)
 
 
-def _watch(folder: Path) -> Watch:
+def _tokenizer(folder: Path) -> HubTokenizer:
     read = checkpoint.read_settings(folder)
-    tokens = HubTokenizer(
+    return HubTokenizer(
         read.tokenizer, read, name=read.name, template_date=None, rows=lambda: int(read.config.vocab_size)
     )
+
+
+def _watch(tokens: HubTokenizer) -> Watch:
     reader = AnswerReader(tokens.chat_template or "", tokens.token_id, tokens.detokenizer, tokens.ends.__contains__)
     return Watch(reader, Grammars(tokens.grammar_vocabulary).constraint)
 
@@ -102,10 +111,19 @@ class _SampledPass:
         """
         self._keys: list[str] = [*runner.input_batch.req_ids]
         chooses = ~runner.discard_request_mask.np[: len(self._keys)]
-        self._answers = {at: answer for at, answer in watch.watched(self._keys).items() if chooses[at]}
+        # vLLM puts random characters behind the name that a request was given.
+        names = [key.rpartition("-")[0] for key in self._keys]
+        self._answers = {at: answer for at, answer in watch.watched(names).items() if chooses[at]}
         scheduled = state.scheduler_output.num_scheduled_tokens
         self._last = [end - 1 for end in accumulate(scheduled[key] for key in self._keys)]
         self._logits, self._outputs, self._points = state.logits, state.aux_hidden_states, points
+
+    def silence(self, end: int) -> None:
+        """Leave only the end token to requests that are not watched, or whose answers are complete."""
+        unwatched = [at for at in range(len(self._keys)) if at not in self._answers]
+        if unwatched:
+            self._logits[unwatched] = -torch.inf
+            self._logits[unwatched, end] = 0.0
 
     def prepare(self) -> None:
         """Keep what the logits say, and rule out what must not be chosen."""

@@ -55,3 +55,8 @@ def adapter_name(found: str) -> str:
 def load_adapter() -> ModuleType:
     """Import the module that knows the vLLM that is installed; errors as for the functions above."""
     return importlib.import_module(adapter_name(installed_version()))
+
+
+def load_served_adapter() -> ModuleType:
+    """Import the module that knows ``vllm serve`` of the vLLM that is installed; errors as for the functions above."""
+    return importlib.import_module(f"{adapter_name(installed_version())}_served")

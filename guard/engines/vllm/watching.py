@@ -95,6 +95,11 @@ class WatchedAnswer:
         self._answer = GrowingAnswer(reading, self.observer, self._note)
 
     @property
+    def is_over(self) -> bool:
+        """Whether there is nothing to add: the answer is complete, or has failed."""
+        return self._news.is_last
+
+    @property
     def forced(self) -> int | None:
         """The next token of a given completion; None where the model chooses."""
         return None if self._watched.forced is None else self._watched.forced[len(self._answer)]
@@ -173,9 +178,9 @@ class Watch:
             self._answers.pop(key, None)
 
     def watched(self, keys: Sequence[str]) -> dict[int, WatchedAnswer]:
-        """Return the answers of a batch by their positions in it."""
+        """Return the answers of a batch that grow, by their positions in it."""
         found = {at: self._answers.get(key) for at, key in enumerate(keys)}
-        return {at: answer for at, answer in found.items() if answer is not None}
+        return {at: answer for at, answer in found.items() if answer is not None and not answer.is_over}
 
     def news(self) -> dict[str, News]:
         """Return what has become of each request; those that are complete are forgotten."""

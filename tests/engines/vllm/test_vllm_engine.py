@@ -223,6 +223,17 @@ def test_a_response_format_is_held(engine: VllmEngine) -> None:
     assert answer.redirected is not None
 
 
+def test_a_request_that_comes_to_vllm_past_guard_has_no_text(engine: VllmEngine) -> None:
+    from vllm import SamplingParams
+
+    llm, tokens = engine._stepper._llm, engine.encode(Prompt.chat("What is the capital of France?"))
+    llm.add_request("past-guard", {"prompt_token_ids": tokens}, SamplingParams(max_tokens=4, ignore_eos=True))
+    outputs = []
+    while llm.has_unfinished_requests():
+        outputs = llm.step()
+    assert set(outputs[0].outputs[0].token_ids) <= engine._tokens.ends
+
+
 # -- ends --------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from guard.engines.tokenizing import TokenizingEngine
 from guard.engines.vllm.loop import SteppedLoop
 from guard.engines.vllm.watching import News, Watch, Watched, take_row
 from guard.errors import CancelledError, EngineError, EngineTimeoutError, InputError
-from guard.records import Floats, Limits, ModelInfo, Prompt
+from guard.records import Floats, Limits, ModelInfo, Prompt, Sampling
 from guard.response_format import ResponseFormat
 from guard.scoring.signature import SignatureObserver
 
@@ -314,6 +314,19 @@ def test_an_observer_that_fails_is_data_and_not_the_loss_of_the_answer(engine: B
 class FailingRows:
     def observe(self, _: Floats) -> None:
         raise RuntimeError("no room")
+
+
+def test_an_answer_that_is_complete_takes_nothing_more_until_somebody_asks_for_it(engine: BytesEngine) -> None:
+    watch = Watch(engine._reader, Grammars(engine._grammar_vocabulary).constraint)
+    watch.begin({"one": Watched((), 0, 2, Sampling()), "other": Watched((), 0, 9, Sampling())})
+    for _ in range(4):  # vLLM's server goes on until guard ends the request
+        for answer in watch.watched(["one", "nobody's", "other"]).values():
+            take_row(answer, [ord("a")], lambda _: TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
+    assert [*watch.watched(["one", "nobody's", "other"])] == [2]
+    news = watch.news()["one"]
+    assert news.generation is not None
+    assert news.generation.text == "aa"
+    assert len(watch) == 1
 
 
 def test_closing_ends_what_runs_and_vllm() -> None:

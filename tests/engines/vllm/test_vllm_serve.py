@@ -1,0 +1,199 @@
+"""The real ``VLLM_PLUGINS=guard vllm serve`` on SmolLM2, asked by the real client of OpenAI.
+
+Runs where vLLM is installed (`nox -s vllm`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guard.engines.vllm.versions import installed_version
+from guard.errors import MissingExtraError
+
+try:
+    installed_version()
+except (MissingExtraError, PackageNotFoundError):
+    pytest.skip("vLLM is not installed", allow_module_level=True)
+
+import httpx
+import openai
+from exported_model import export_smollm2
+
+from guard.review.store import Store
+from guard.scoring.scorer import shipped_scorer
+from guard.serve.running import listen_on
+from guard.serve.testing import assert_nothing_leaks_over_http
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.enable_socket, pytest.mark.timeout(1800)]
+
+COMMAND = Path(__file__).with_name("vllm_command.py")
+
+#: The first model's answers are likely right by its scorer; the route ``never`` refuses every answer.
+POLICY = """
+version: 1
+name: served
+rules:
+  - accept: {}
+routes:
+  never: {rules: [{abstain: {text: I cannot say.}}]}
+  desk: {rules: [{escalate: {to: [review], reply: A person will look.}}]}
+"""
+
+FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder, a policy and a configuration."""
+    place = tmp_path_factory.mktemp("served")
+    export_smollm2(place / "model")
+    (place / "policy.yaml").write_text(POLICY, "utf-8")
+    (place / "guard.yaml").write_text(
+        "version: 1\naudit_log: true\nstore: store.db\nmodels:\n"
+        f"  smollm2: {{policy: ./policy.yaml, scorer: {shipped_scorer()}, force_scorer: true, max_tokens: 24}}\n",
+        "utf-8",
+    )
+    return place
+
+
+@contextmanager
+def started(place: Path, *options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The command, and its address; its group is ended with it."""
+    with listen_on("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+    own = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "1024"]
+    command = [sys.executable, str(COMMAND), "serve", str(place / "model"), *own, "--enforce-eager", *options]
+    settings = {"VLLM_PLUGINS": "guard", "GUARD_CONFIG": str(place / "guard.yaml"), "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with (place / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, **settings, **environment}, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(120)
+
+
+@pytest.fixture(scope="module")
+def url(place: Path) -> Iterator[str]:
+    with started(place) as (process, url):
+        end = time.monotonic() + 900
+        while not is_ready(url):
+            assert process.poll() is None, (place / "log").read_text()[-2000:]
+            assert time.monotonic() < end, "it does not start"
+            time.sleep(1)
+        yield url
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=300, max_retries=0)
+
+
+def ask(client: openai.OpenAI, model: str, **options: Any) -> Any:
+    return client.chat.completions.with_raw_response.create(model=model, messages=FRANCE, **options)  # type: ignore[call-overload]
+
+
+def test_an_answer_is_scored_and_accepted(client: openai.OpenAI, url: str) -> None:
+    raw = ask(client, "smollm2")
+    answer = raw.parse()
+    assert "Paris" in answer.choices[0].message.content
+    assert raw.headers["x-guard-action"] == answer.guard["action"] == "accept"
+    assert 0 < answer.guard["p_wrong"] < 1
+    said = httpx.get(f"{url}/v1/guard/decisions/{answer.guard['decision_id']}").json()
+    assert said["action"] == "accept"
+
+
+def test_a_refused_answer_does_not_leave_the_server(client: openai.OpenAI, url: str) -> None:
+    answer = ask(client, "smollm2:never").parse()
+    assert (answer.choices[0].message.content, answer.guard["action"]) == ("I cannot say.", "abstain")
+    assert_nothing_leaks_over_http(url, FRANCE[0]["content"], model="smollm2:never", secrets=["Paris"])
+
+
+def test_a_stream_is_held_until_it_is_decided(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(model="smollm2", messages=FRANCE, stream=True)  # type: ignore[arg-type]
+    assert "Paris" in "".join(each.choices[0].delta.content or "" for each in stream if each.choices)
+    stream = client.chat.completions.create(model="smollm2:never", messages=FRANCE, stream=True)  # type: ignore[arg-type]
+    assert "Paris" not in "".join(each.choices[0].delta.content or "" for each in stream if each.choices)
+
+
+def test_the_other_faces_answer_guarded(client: openai.OpenAI) -> None:
+    assert "Paris" in client.responses.create(model="smollm2", input="What is the capital of France?").output_text
+    answer: Any = client.completions.create(model="smollm2:never", prompt="The capital is")
+    assert answer.guard["action"] == "abstain"
+    assert answer.choices[0].text in ("", "I cannot say.")  # it is empty where the answer was cut
+
+
+def test_an_escalated_answer_is_in_the_queue_and_every_decision_in_the_audit_log(
+    client: openai.OpenAI, place: Path
+) -> None:
+    answer = ask(client, "smollm2:desk").parse()
+    with Store.open(str(place / "store.db")) as store:
+        case = store.review(answer.guard["review_id"])
+        assert "Paris" in (case.answer or "")
+        assert store.audit_log().verify().ok
+        assert len([*store.audit_log().entries(subject=answer.guard["decision_id"])]) > 0
+
+
+def test_requests_together_have_answers_of_their_own(client: openai.OpenAI, url: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    words = ("Peru", "Italy", "Japan", "Spain", "Norway", "Kenya", "Cuba", "Iran")
+
+    def say(word: str) -> str:
+        asked = [{"role": "user", "content": f"Repeat this word: {word}"}]
+        return client.chat.completions.create(model="smollm2", messages=asked).choices[0].message.content or ""  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(len(words)) as pool:
+        together = [*pool.map(say, words)]
+    assert together == [say(word) for word in words]
+
+
+def test_routes_of_vllms_that_would_answer_past_guard_refuse(url: str) -> None:
+    for path in ("/v1/messages", "/invocations", "/inference/v1/generate"):
+        answer = httpx.post(f"{url}{path}", json={"model": "smollm2", "messages": FRANCE, "prompt": "Hi"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unguarded_url"), path
+
+
+def test_the_metrics_are_vllms_and_guards(client: openai.OpenAI, url: str) -> None:
+    ask(client, "smollm2")
+    metrics = httpx.get(f"{url}/metrics").text
+    assert "vllm:request_success_total" in metrics
+    assert 'guard_decisions_total{action="accept"' in metrics
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "says"),
+    [
+        ((), {"GUARD_CONFIG": ""}, "GUARD_CONFIG names no configuration"),
+        (("--enable-lora",), {}, "--enable-lora"),
+        (("--host", "0.0.0.0"), {}, "without API keys"),
+        (("--chat-template", "{{ messages }}"), {}, "--chat-template"),
+    ],
+)
+def test_what_is_missing_or_not_understood_keeps_it_from_starting(
+    place: Path, options: tuple[str, ...], environment: dict[str, str], says: str
+) -> None:
+    with started(place, *options, **environment) as (process, _):
+        assert process.wait(600) != 0
+    assert says in (place / "log").read_text()
