@@ -43,7 +43,7 @@ class Assumed:
 
 
 @dataclass(frozen=True)
-class Measured:
+class UnitFigures:
     """What was measured; docs/explanation/capacity.md says how.
 
     Attributes:
@@ -95,7 +95,7 @@ class Needs:
     people_dollars: float
 
 
-def needs(answers: float, assumed: Assumed = Assumed(), measured: Measured = Measured()) -> Needs:
+def needs(answers: float, assumed: Assumed = Assumed(), measured: UnitFigures = UnitFigures()) -> Needs:
     """Return what some answers a day need.
 
     Examples:

@@ -1,7 +1,7 @@
 """What ``VLLM_PLUGINS=guard vllm serve MODEL`` loads: vLLM's own server with answers that are guarded.
 
-vLLM goes on where a plugin cannot be imported, so that this module imports nothing that may be missing; what it needs
-is imported where vLLM lets errors through.
+vLLM starts even where a plugin cannot be imported, so that this module imports nothing that may be missing; what it
+needs is imported where vLLM lets errors through.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def prepare() -> None:
         load_served_adapter().prepare(capture_point)
 
 
-class Endpoints:
+class GuardPlugin:
     """Takes over the routes of vLLM's server that answer; entry point of ``vllm.endpoint_plugins``."""
 
     name = NAME

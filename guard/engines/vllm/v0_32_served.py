@@ -146,7 +146,7 @@ class ServedStepper:
         return int(self._ask("guard_watched"))
 
     def close(self) -> None:
-        """End guard's requests; vLLM itself goes on."""
+        """End guard's requests; vLLM itself keeps running."""
         for future in self._running.values():
             future.cancel()
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "explanation" / "capacity.md").read_text("utf-8")
 
 
@@ -30,7 +30,7 @@ def test_the_page_has_the_tables_that_the_program_prints(capacity: ModuleType) -
 
 
 def test_the_measured_figures_of_the_page_are_those_of_the_program(capacity: ModuleType) -> None:
-    measured = capacity.Measured()
+    measured = capacity.UnitFigures()
     for text in (
         f"{measured.observe_s * 1000:.2f} ms of one core",
         f"{measured.request_bytes / 1e6:.1f} MB",
