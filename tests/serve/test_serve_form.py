@@ -293,3 +293,24 @@ def test_a_cut_answer_says_length_where_the_policy_lets_it_pass() -> None:
     with serving(said("Paris is large"), policies={"cut": policy}) as served:
         choice = served.openai().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=5).choices[0]
     assert (choice.message.content, choice.finish_reason) == ("Paris", "length")
+
+
+def test_the_request_that_continue_sends_is_answered() -> None:
+    """The fields of Continue's ``toChatBody`` and of its OpenAI adapter (continuedev/continue, commit 023111d)."""
+    body = {
+        "messages": [{"role": "system", "content": "You are an agent."}, *MESSAGES],
+        "model": "tiny",
+        "max_tokens": 100,
+        "temperature": 0.5,
+        "stream": True,
+        "stop": ["```"],
+        "tools": [LOOK],
+        "stream_options": {"include_usage": True},
+    }
+    headers = {"x-api-key": "none", "authorization": "Bearer none"}
+    with serving(engine=calling("Paris")) as served, served.client(headers=headers) as client:
+        lines = client.post("/v1/chat/completions", json=body).raise_for_status().text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert "".join(each["choices"][0]["delta"].get("content") or "" for each in events if each["choices"]) == "Paris"
+    assert events[-1]["usage"]["completion_tokens"] > 0
+    assert lines[-2] == "data: [DONE]"
