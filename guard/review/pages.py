@@ -111,15 +111,17 @@ def read_page(
         raise InputError("A page is after a case or before one, not both")
     column, falls = _COLUMNS[order]
     backwards = before is not None
-    query = selected().where(*conditions(connection, chosen, at))
+    query = sa.select(REVIEWS.c.id).where(*conditions(connection, chosen, at))
     if order == "decided":
         query = query.where(column.is_not(None))
     key = sa.tuple_(column, REVIEWS.c.id)
     down = falls != backwards
     if (cursor := before or after) is not None:
         query = query.where(key < _key(cursor, order) if down else key > _key(cursor, order))
-    query = query.order_by(*(part.desc() if down else part.asc() for part in (column, REVIEWS.c.id)))
-    found = read_reviews(connection, query.limit(limit + 1))
+    places = [part.desc() if down else part.asc() for part in (column, REVIEWS.c.id)]
+    # First which cases, then their contents: a search would otherwise read and sort those of all its cases.
+    ids = list(connection.scalars(query.order_by(*places).limit(limit + 1)))
+    found = read_reviews(connection, selected().where(REVIEWS.c.id.in_(ids)).order_by(*places))
     more, rows = len(found) > limit, found[:limit]
     if backwards:
         rows.reverse()
