@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from guard.errors import GuardError
     from guard.evaluation.procedure import evaluate
     from guard.policy.policy import Policy, decide, load_policy, parse_policy
+    from guard.recalibration.procedure import recalibrate
     from guard.records import Action, Decision, Escalation, Generation, Limits, Outcome, Prompt, Sampling, Signature
     from guard.response_format import ResponseFormat
     from guard.review.handlers import ReviewQueue
@@ -70,6 +71,7 @@ _HOMES = {
         "Sampling",
         "Signature",
     ),
+    "guard.recalibration.procedure": ("recalibrate",),
     "guard.response_format": ("ResponseFormat",),
     "guard.scores": ("Score", "Span"),
     "guard.scoring.scorer": ("Scorer", "load_scorer"),
@@ -110,6 +112,7 @@ __all__ = [
     "merge_shards",
     "parse_policy",
     "rebind",
+    "recalibrate",
     "record",
     "run_on_ray",
     "score_rows",

@@ -32,7 +32,7 @@ MODULES = {
 }
 PACKAGES = {
     *("files", "engines", "scoring", "policy", "audit", "review", "monitoring", "access", "runtime", "replay"),
-    *("data", "calibration", "certification", "evaluation"),
+    *("data", "calibration", "certification", "evaluation", "recalibration"),
     *("langchain", "serve", "console", "cli"),
 }
 

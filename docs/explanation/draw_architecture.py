@@ -18,6 +18,7 @@ OUT = Path(__file__).with_name("architecture.svg")
 #: Faces on top, what everything stands on at the bottom: the layers of pyproject.toml's import contract.
 ROWS = (
     ("faces", ("cli", "langchain", "serve", "console")),
+    ("laboratory", ("recalibration",)),
     ("laboratory", ("evaluation", "certification", "calibration", "data")),
     ("production", ("replay",)),
     ("production", ("runtime", "access")),

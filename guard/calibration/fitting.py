@@ -106,6 +106,7 @@ class Examples:
         dataset: shape (n,).
         activations: shape (n, A, L, D), as in `Signature.activations`; None fits no probe.
         products: inner products of the activations; computed where missing.
+        weights: shape (n,), how much each answer counts, 1 on average; None where all count the same.
     """
 
     x: Floats
@@ -113,6 +114,7 @@ class Examples:
     dataset: NDArray[np.str_]
     activations: NDArray[np.floating] | None = None
     products: probe.InnerProducts | None = None
+    weights: Doubles | None = None
 
     def __len__(self) -> int:
         return len(self.wrong)
@@ -180,7 +182,7 @@ def fit_model(
         columns = schema.columns([name for name in _TREE_GROUPS[score] if name not in without], _TREE_TOKENS[score])
         held_out, trees, chosen = _fit_trees(examples, columns, held_out, folds, seed, alone=alone)
         settings |= chosen
-    calibration = platt_scaling(held_out, examples.wrong)
+    calibration = platt_scaling(held_out, examples.wrong, 1.0 if examples.weights is None else examples.weights)
     return FittedModel(Model(base=linear, probe=linear_probe, trees=trees, calibration=calibration), settings)
 
 
@@ -308,7 +310,7 @@ class _BaseModel:
     @classmethod
     def fit(cls, examples: Examples, rows: NDArray[np.intp], regressions: Sequence[_Regression]) -> _BaseModel:
         """Fit each regression on some of the examples."""
-        labels = weighted(examples.wrong[rows])
+        labels = weighted(examples.wrong[rows], None if examples.weights is None else examples.weights[rows])
         columns = np.unique(np.concatenate([each.columns for each in regressions]))
         x = examples.x[np.ix_(rows, columns)].astype(np.float64)
         mean, scale = x.mean(axis=0), x.std(axis=0)
@@ -442,7 +444,8 @@ def _fit_trees(
     settings = {**TREE_SETTINGS, "seed": seed}
     if are_graded(examples.wrong):
         settings["objective"] = "cross_entropy"  # the binary one for labels from 0 to 1
-    data = lightgbm.Dataset(x, examples.wrong, init_score=base, free_raw_data=False).construct()
+    data = lightgbm.Dataset(x, examples.wrong, weight=examples.weights, init_score=base, free_raw_data=False)
+    data.construct()
     for learn, out in folds:
         booster = _boost(data.subset(learn.tolist()), settings, rounds=numbers[-1])
         for at, rounds in enumerate(numbers):
@@ -469,7 +472,7 @@ def _boost(data: Any, settings: Mapping[str, Any], *, rounds: int) -> Any:
 # -- calibration -------------------------------------------------------------------------------
 
 
-def platt_scaling(held_out: LogOdds, wrong: Labels) -> Calibration:
+def platt_scaling(held_out: LogOdds, wrong: Labels, weights: Doubles | float = 1.0) -> Calibration:
     """Return Platt scaling: a logistic regression on held-out log-odds, with a prior around the identity.
 
     The prior keeps few answers, or a weak score, from moving it far.
@@ -477,8 +480,8 @@ def platt_scaling(held_out: LogOdds, wrong: Labels) -> Calibration:
 
     def loss(moved: Doubles) -> tuple[float, Doubles]:
         scaled = (1.0 + moved[0]) * held_out + moved[1]
-        slopes = expit(scaled) - wrong
-        value = _losses(scaled, wrong).sum() + moved @ moved / (2 * CALIBRATION_SPREAD**2)
+        slopes = weights * (expit(scaled) - wrong)
+        value = (weights * _losses(scaled, wrong)).sum() + moved @ moved / (2 * CALIBRATION_SPREAD**2)
         return float(value), np.array([slopes @ held_out, slopes.sum()]) + moved / CALIBRATION_SPREAD**2
 
     slope, intercept = minimize(loss, np.zeros(2), jac=True, method="BFGS").x + np.array([1.0, 0.0])

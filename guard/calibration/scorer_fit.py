@@ -13,11 +13,12 @@ from guard.calibration.fitting import MIN_ANSWERS, Examples, FittedModel, fit_mo
 from guard.calibration.splits import SPLIT_SHARES
 from guard.checked import checked_seed
 from guard.data.graders import Grader
-from guard.data.labelling import label_answer
+from guard.data.labelling import find_weight, label_answer
 from guard.data.questions import Row, split_questions
 from guard.data.recording import Journal, Record, Run, to_float16
 from guard.data.sqlite_journal import row_key
 from guard.errors import CalibrationError, InputError, did_you_mean
+from guard.records import Doubles
 from guard.scores import SCORE_NAMES, ScoreName
 from guard.scoring.answer_bounds import AnswerBounds
 from guard.scoring.labels import Label, Labels, label_array, number_wrong
@@ -48,10 +49,11 @@ PARTS = (*_FEATURE_PARTS, "activations")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
-    """A record, and whether, or how, its answer is wrong."""
+    """A record, whether, or how, its answer is wrong, and how many answers it stands for."""
 
     record: Record
     wrong: Label
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,7 @@ def split_labelled(
     splits = split_questions([row for _, row in rows], seed=seed, shares=SPLIT_SHARES)
     return {
         name: [
-            Labelled(record, label_answer(row, record.answer, grade))
+            Labelled(record, label_answer(row, record.answer, grade), find_weight(row))
             for row in members
             if isinstance(record := journal.record(row_key(by_row[id(row)], row)), Record)
         ]
@@ -245,7 +247,16 @@ def _examples(labelled: Sequence[Labelled], schema: FeatureSchema, *, activation
         activations=np.stack([to_float16(each.signature.activations) for each in signals])
         if activations and signals
         else None,
+        weights=_weights([each.weight for each in labelled]),
     )
+
+
+def _weights(stood_for: Sequence[float]) -> Doubles | None:
+    """Return how much each answer counts, 1 on average: a prior weighs as much as without weights."""
+    if len(set(stood_for)) < 2:
+        return None
+    weights = np.array(stood_for, np.float64)
+    return np.asarray(weights / weights.mean(), np.float64)
 
 
 def _answer_bounds(labelled: Sequence[Labelled]) -> AnswerBounds:

@@ -14,7 +14,7 @@ from guard.certification.fixed_sequence import Certified, NotCertifiable, find_t
 from guard.certification.trials import AttemptedRow, TrialJournal, attempted_rows, label_trials, run_trials
 from guard.checked import checked_seed
 from guard.data.graders import Grader, choose_grader
-from guard.data.labelling import check_not_graded
+from guard.data.labelling import check_not_graded, check_same_weights
 from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
 from guard.data.prompts import question_prompt
 from guard.data.question_sets import DataSpecs, data_sets, list_bad_rows, list_rows, read_sets
@@ -142,6 +142,7 @@ def certify(
     kept = part.journal(out, journal) if part else choose_journal(out, journal)
     sources = read_sets(data, on_bad=on_bad, limit=limit, seed=seed)
     check_not_graded(row for _, row in list_rows(sources))
+    check_same_weights(row for _, row in list_rows(sources))
     with Guard.load(
         model,
         scorer=scorer,

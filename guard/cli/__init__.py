@@ -26,6 +26,7 @@ from guard.cli.doctor import doctor
 from guard.cli.evaluate import evaluate
 from guard.cli.output import fail, fail_unexpectedly
 from guard.cli.rebind import rebind
+from guard.cli.recalibrate import recalibrate
 from guard.cli.record import record
 from guard.cli.replay import replay
 from guard.cli.score import score
@@ -74,6 +75,7 @@ for command in (
     rebind,
     certify,
     certificates,
+    recalibrate,
     replay,
     record,
     evaluate,

@@ -18,6 +18,11 @@ def label_answer(row: Row, answer: str, grader: Grader) -> Label:
     return not right if isinstance(right, bool) else 1.0 - right
 
 
+def find_weight(row: Row) -> float:
+    """Return the number of answers that a row's answer stands for: a labelled response says so, a question is one."""
+    return row.weight if isinstance(row, LabelledResponse) else 1.0
+
+
 def is_wrong(row: Row, answer: str, grader: Grader) -> bool:
     """Return whether an answer is wrong, for what counts wrong answers, such as certificates.
 
@@ -39,6 +44,21 @@ def check_not_graded(rows: Iterable[Row]) -> None:
     for row in rows:
         if isinstance(row, LabelledResponse) and not isinstance(row.wrong, bool):
             raise _graded(row, row.wrong)
+
+
+def check_same_weights(rows: Iterable[Row]) -> None:
+    """Refuse responses that stand for different numbers of answers, where each row counts the same.
+
+    Raises:
+        InputError: two rows have different weights.
+    """
+    weights = sorted({find_weight(row) for row in rows})
+    if len(weights) > 1:
+        raise InputError(
+            f"The labels stand for different numbers of answers, from {weights[0]:g} to {weights[-1]:g} ('weight')",
+            why="they are no random sample, and a certificate counts each the same",
+            fix="Use guard recalibrate, which draws a sample, or audits alone: guard review export --kind audit",
+        )
 
 
 def _graded(row: Row, label: float) -> InputError:

@@ -26,6 +26,7 @@ from guard.data.row_values import (
     read_filled_text,
     read_mapping,
     read_mappings,
+    read_positive_number,
     read_prompt,
     read_text,
     read_texts,
@@ -49,7 +50,7 @@ _QUESTION_KEYS = (
 )
 _RESPONSE_KEYS = (
     *("raw", "control_tokens"),
-    *("id", "prompt", "response", "wrong", "label", "category", "meta"),
+    *("id", "prompt", "response", "wrong", "label", "category", "meta", "weight"),
     *("tools", "template_options"),
 )
 
@@ -97,6 +98,7 @@ class LabelledResponse:
         category: category for tables, or None.
         meta: further values.
         model: name of the model, as ``guard review export`` writes it, or None where it is unknown.
+        weight: number of answers that this one stands for, above 0.
     """
 
     id: str
@@ -106,6 +108,7 @@ class LabelledResponse:
     category: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
+    weight: float = 1.0
 
 
 Row = Question | LabelledResponse
@@ -420,6 +423,7 @@ def _response(row: Mapping[str, Any]) -> LabelledResponse:
         category=_optional(row, "category", read_filled_text),
         meta=_optional(row, "meta", read_mapping) or {},
         model=_optional(row, "model", read_filled_text),
+        weight=1.0 if (weight := _optional(row, "weight", read_positive_number)) is None else weight,
     )
 
 

@@ -42,6 +42,14 @@ def read_whole_number(value: Any, key: str) -> int:
     return value
 
 
+def read_positive_number(value: Any, key: str) -> float:
+    """Return a number above 0."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        got = value if isinstance(value, int | float) else json_kind(value)
+        raise BadValueError(f"{key!r} must be a number above 0, got {got}")
+    return float(value)
+
+
 def read_mapping(value: Any, key: str) -> Mapping[str, Any]:
     """Return an object."""
     if not isinstance(value, dict):

@@ -66,7 +66,7 @@ def replay(store: Store, policy: Policy, *, since: str = "7d", route: str | None
     """
     with store._database.read() as connection:
         now = store._database.now(connection)
-    begin = _begin(since, now)
+    begin = parse_since(since, now)
     calls = read_calls(store.audit_log(), since=begin, route=route)
     if not calls:
         raise InputError(
@@ -119,7 +119,16 @@ def _seconds(begin: str, end: str) -> float:
     return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
 
 
-def _begin(since: str, now: str) -> str:
+def parse_since(since: str, now: str) -> str:
+    """Return a time in the stored form.
+
+    Args:
+        since: a duration such as ``7d`` before now, or an ISO 8601 time with its offset.
+        now: in the stored form.
+
+    Raises:
+        InputError: the time cannot be read.
+    """
     seconds = parse_duration(since)
     if seconds is not None:
         return later(now, -seconds)

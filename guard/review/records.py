@@ -397,6 +397,7 @@ def to_labelled_row(review: Review) -> dict[str, Any]:
         "better": None if review.final_answer == review.answer else review.final_answer,
         "note": review.note,
         "reviewer": review.reviewer,
+        "created_at": review.created_at,
         "kind": review.kind,
         "weight": 1.0 if review.audit_rate is None else 1.0 / review.audit_rate,
     }

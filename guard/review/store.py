@@ -273,9 +273,9 @@ class Store:
 
         Yields:
             ``id``, ``prompt`` (messages, or a text), ``response``, ``label``, ``model``, ``policy``, ``route``,
-            ``verdict``, ``better`` (the reviewer's own answer, or None), ``note``, ``reviewer``, ``kind``, ``weight``
-            (number of answers that the label stands for: 1 / audit rate, or 1 for an escalated answer), and ``tools``
-            if the prompt has any.
+            ``verdict``, ``better`` (the reviewer's own answer, or None), ``note``, ``reviewer``, ``created_at``,
+            ``kind``, ``weight`` (number of answers that the label stands for: 1 / audit rate, or 1 for an escalated
+            answer), and ``tools`` if the prompt has any.
         """
         page = whole_number("page", page, least=1)
         order = sa.tuple_(REVIEWS.c.decided_at, REVIEWS.c.id)

@@ -86,8 +86,12 @@ class WeightedLabels:
     weights: NDArray[np.float64] | None
 
 
-def weighted(labels: Labels) -> WeightedLabels:
+def weighted(labels: Labels, counts: NDArray[np.float64] | None = None) -> WeightedLabels:
     """Return labels as examples of right and wrong, of which graded ones have two with weights that add up to 1.
+
+    Args:
+        labels: shape (n,).
+        counts: shape (n,), how much each answer counts; None where all count the same.
 
     Examples:
         >>> made = weighted(label_array([True, 0.25]))
@@ -95,9 +99,10 @@ def weighted(labels: Labels) -> WeightedLabels:
         (array([0, 1, 1]), array([ True,  True, False]), array([1.  , 0.25, 0.75]))
     """
     if not are_graded(labels):
-        return WeightedLabels(slice(None), np.asarray(labels, np.bool_), None)
+        return WeightedLabels(slice(None), np.asarray(labels, np.bool_), counts)
     rows = np.repeat(np.arange(len(labels)), 2)
     weights = np.column_stack([labels, 1 - labels]).ravel()
     wrong = np.tile([True, False], len(labels))
     kept = weights > 0
+    weights = weights if counts is None else weights * counts[rows]
     return WeightedLabels(rows[kept], wrong[kept], weights[kept])

@@ -20,6 +20,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from guard.calibration import fitting
 from guard.calibration import scorer_fit as calibration
+from guard.calibration.fitting import platt_scaling
 from guard.calibration.scorer_fit import SPLIT_SHARES, FittedScorer, Labelled, fit_scorer, split_labelled
 from guard.data.questions import LabelledResponse, Question, Row
 from guard.data.recording import Journal, Record, Run, record_rows
@@ -537,3 +538,33 @@ def test_activations_that_are_all_the_same_are_named() -> None:
     examples = fitting.Examples(x, rng.random(80) < 0.5, np.full(80, "d"), same)
     with pytest.raises(CalibrationError, match=r"activations of all answers are the same.*--without activations"):
         fitting.fit_model(examples, schema)
+
+
+# -- weights ------------------------------------------------------------------------------------
+
+
+def test_answers_that_stand_for_next_to_none_do_not_count() -> None:
+    """Answers with turned labels spoil a fit, unless each stands for a millionth of an answer."""
+    labelled = made(400, seed=3, by_logprob=2.5, by_map=0.0)
+    turned = [replace(each, wrong=not each.wrong) for each in made(400, seed=4, by_logprob=2.5, by_map=0.0)]
+    splits = splits_of(labelled)
+    spoilt = {**splits, "fit": [*splits["fit"], *turned]}
+    weighed = {**splits, "fit": [*splits["fit"], *(replace(each, weight=1e-6) for each in turned)]}
+    one, other = (fit_scorer(each, run=RUN, data=[], seed=0).metrics["guard"].brier for each in (spoilt, weighed))
+    assert other < one - 0.02
+
+
+def test_equal_weights_of_any_size_are_as_no_weights() -> None:
+    labelled = made(300, seed=3, by_logprob=2.5, by_map=0.0)
+    heavy = [replace(each, weight=50.0) for each in labelled]
+    assert fit(heavy).scorer.sha256 == fit(labelled).scorer.sha256
+
+
+def test_platt_scaling_counts_an_answer_of_weight_two_as_two() -> None:
+    rng = np.random.default_rng(0)
+    held_out = rng.normal(size=200)
+    wrong = rng.random(200) < 1 / (1 + np.exp(-held_out))
+    weights = np.where(np.arange(200) < 50, 2.0, 1.0)
+    twice = np.concatenate([np.arange(200), np.arange(50)])
+    one, other = platt_scaling(held_out, wrong, weights), platt_scaling(held_out[twice], wrong[twice])
+    assert (one.slope, one.intercept) == pytest.approx((other.slope, other.intercept), abs=1e-4)

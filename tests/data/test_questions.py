@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guard.data.labelling import check_same_weights, find_weight
 from guard.data.prompts import completion_prompt, question_prompt, with_default_options
 from guard.data.questions import (
     LabelledResponse,
@@ -564,3 +565,19 @@ def test_responses_to_different_texts_are_different_questions(read: ReadFile) ->
 )
 def test_a_raw_prompt_that_is_none_is_a_bad_row(read: ReadFile, change: dict[str, Any], why: str) -> None:
     assert re.search(why, reason(read, {"prompt": "Who?", "response": "Ann", "label": 0, **change}))
+
+
+def test_a_response_says_how_many_answers_it_stands_for(read: ReadFile) -> None:
+    row = {"prompt": "Why?", "response": "So.", "wrong": False}
+    found = read([{**row, "id": "a", "weight": 20}, {**row, "id": "b"}]).rows
+    assert [find_weight(each) for each in found] == [20.0, 1.0]
+    for weight in (0, -1, True, "2"):
+        with pytest.raises(InputError, match="weight"):
+            read([{**row, "weight": weight}])
+
+
+def test_labels_of_different_weights_are_refused_where_each_counts_the_same(read: ReadFile) -> None:
+    row = {"prompt": "Why?", "response": "So.", "wrong": False}
+    check_same_weights(read([{**row, "id": "a", "weight": 20}, {**row, "id": "b", "weight": 20}]).rows)
+    with pytest.raises(InputError, match="from 1 to 20"):
+        check_same_weights(read([{**row, "id": "a", "weight": 20}, {**row, "id": "b"}]).rows)

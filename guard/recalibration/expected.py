@@ -1,0 +1,138 @@
+"""What would change, counted on the held-out answers: coverage, people's work, wrong answers. Pure.
+
+The held-out answers are a random sample of all that were accepted or sent to people. Each is scored by the new scorer
+and decided by the policy with its new thresholds; shares come with exact intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guard.policy.bounds import lower_bound, upper_bound
+from guard.policy.defects import find_defects
+from guard.policy.policy import Policy
+from guard.recalibration.dividing import ReviewedAnswer
+from guard.recalibration.taking import Traffic
+from guard.replay.deciding import Replayed, as_recorded, replay_call
+from guard.replay.figures import CONFIDENCE, Interval
+from guard.replay.recorded import RecordedAttempt, RecordedCall
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedFigures:
+    """What becomes of a route's answers; each with low and high at 95 %.
+
+    Attributes:
+        coverage: share of the answers that are accepted.
+        escalations_a_day: of them that go to people.
+        reviews_a_day: opinions that people are asked for, audits included.
+        minutes_a_day: of their time; None where the time for one opinion is not known.
+        errors: share of wrong answers among the accepted; None where none is accepted.
+        unknown: number of sampled answers for which the policy would ask again, so that their end is not known.
+    """
+
+    coverage: Interval
+    escalations_a_day: Interval
+    reviews_a_day: float
+    minutes_a_day: float | None
+    errors: Interval | None
+    unknown: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedChange:
+    """What a new scorer and its thresholds change on a route.
+
+    Attributes:
+        route: None for calls without one.
+        sampled: number of held-out answers.
+        answers_a_day: that were accepted or sent to people.
+        estimated: whether that is estimated from the labels, since the audit log has no decisions.
+        present: as it was decided.
+        proposed: by the new scorer and thresholds.
+    """
+
+    route: str | None
+    sampled: int
+    answers_a_day: float
+    estimated: bool
+    present: ExpectedFigures
+    proposed: ExpectedFigures
+
+
+def expected_change(
+    route: str | None,
+    sample: Sequence[ReviewedAnswer],
+    scored: Mapping[str, Mapping[str, Any]],
+    policy: Policy,
+    traffic: Traffic,
+    answers: Iterable[ReviewedAnswer],
+) -> ExpectedChange:
+    """Return what would change on a route.
+
+    Args:
+        route: None for calls without one.
+        sample: its held-out answers, at least one.
+        scored: by their ids, ``scores`` and ``ood_score`` by the new scorer, or ``error``.
+        policy: with the new thresholds.
+        traffic: how many answers there were.
+        answers: all with a verdict; they say how many there were where the log does not.
+    """
+    calls = [_call(each, scored[each.row.id]) for each in sample]
+    number, estimated = _number(route, traffic, answers)
+    a_day = number / traffic.days
+
+    def figures(decided: Callable[[RecordedCall], Replayed], rate: float) -> ExpectedFigures:
+        return _figures([decided(call) for call in calls], sample, a_day, traffic.minutes, rate)
+
+    audit = policy.plan(route).audit
+    present = figures(lambda call: as_recorded(call, policy), audit.rate if audit else 0.0)
+    proposed = figures(lambda call: replay_call(policy, call), audit.rate if audit else 0.0)
+    return ExpectedChange(route, len(sample), a_day, estimated, present, proposed)
+
+
+def _call(answer: ReviewedAnswer, scored: Mapping[str, Any]) -> RecordedCall:
+    """Return the call that an answer was given in, as the new scorer would have scored it."""
+    failed = "error" in scored
+    scores, ood_score = ({}, None) if failed else (scored["scores"], scored["ood_score"])
+    defects = find_defects(answer.row.response, None)
+    attempt = RecordedAttempt("model", scores, ood_score, failed, tuple(defects))
+    action = "accept" if answer.is_audit else "escalate"
+    content = answer.content
+    return RecordedCall(answer.row.id, content["created_at"], answer.route, content["policy"], action, (attempt,))
+
+
+def _number(route: str | None, traffic: Traffic, answers: Iterable[ReviewedAnswer]) -> tuple[float, bool]:
+    """Return how many answers were accepted or sent to people, and whether that is estimated from the labels."""
+    if traffic.logged is None:
+        return sum(each.row.weight for each in answers if each.route == route), True
+    counts = traffic.logged.get(route or "", {})
+    return counts.get("accept", 0) + counts.get("escalate", 0), False
+
+
+def _figures(
+    decided: Sequence[Replayed], sample: Sequence[ReviewedAnswer], a_day: float, minutes: float | None, rate: float
+) -> ExpectedFigures:
+    total = len(decided)
+    ends = [each.ending for each in decided]
+    unknown, accepted = ends.count("unknown"), ends.count("accept")
+    wrong = sum(bool(each.row.wrong) for each, end in zip(sample, ends, strict=True) if end == "accept")
+    share, low, high = _share(ends.count("escalate"), total, unknown)
+    opinions = sum(max(each.reviews, 1) if each.ending == "escalate" else 0 for each in decided) + rate * accepted
+    reviews = a_day * opinions / total
+    return ExpectedFigures(
+        _share(accepted, total, unknown),
+        (a_day * share, a_day * low, a_day * high),
+        reviews,
+        None if minutes is None else minutes * reviews,
+        _share(wrong, accepted) if accepted else None,
+        unknown,
+    )
+
+
+def _share(number: int, total: int, unknown: int = 0) -> Interval:
+    """Return a share with an exact interval; it is as wide as what is not known makes it."""
+    level = (1 + CONFIDENCE) / 2
+    return number / total, lower_bound(number, total, level), upper_bound(number + unknown, total, level)

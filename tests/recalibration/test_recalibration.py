@@ -1,0 +1,364 @@
+"""From a store of reviewed cases to a scorer and a certificate: guards decide, people judge, labels are divided."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightgbm")
+pytest.importorskip("sklearn")
+
+from documented_json import differences, documented
+from moved_clock import MovedClock
+from scripted import AnsweringEngine, confidence_scorer, layers_of
+from typer.testing import CliRunner
+
+import guard.engines
+import guard.runtime.guard
+from guard.cli import app
+from guard.data.questions import LabelledResponse, question_identity, read_rows
+from guard.errors import InputError
+from guard.policy.certificate import load_certificates
+from guard.policy.guarantee import guarantees
+from guard.policy.policy import load_policy, parse_policy
+from guard.recalibration import divide, recalibrate
+from guard.recalibration.procedure import RecalibrationResult
+from guard.recalibration.taking import take_labels
+from guard.records import Floats, Limits, Prompt
+from guard.review.pages import CaseFilter
+from guard.review.store import Store
+from guard.runtime.guard import Guard
+from guard.scoring.scorer import load_scorer
+
+POLICY = """version: 1
+name: desk
+certificate: certificate.json
+audit: {rate: 0.5}
+rules:
+  - accept: {max_error_rate: 0.2, confidence: 0.8}
+  - escalate: {to: [review]}
+"""
+#: The same before there is a certificate.
+BEFORE = POLICY.replace("{max_error_rate: 0.2, confidence: 0.8}", "{below: 0.5}")
+
+#: Some are asked twice, in other words for people but not for guard's divisions of questions.
+QUESTIONS = [*(f"question {number}?" for number in range(400)), *(f"Question {number}" for number in range(100))]
+
+
+def doubt(question: str) -> float:
+    return float(np.random.default_rng([*question.encode()]).uniform(0.05, 0.95))
+
+
+def is_wrong(question: str) -> bool:
+    """Wrong answers are rare below a doubt of 0.5, and common above."""
+    chance = 0.03 if doubt(question) < 0.5 else 0.85
+    return bool(np.random.default_rng([9, *question.encode()]).random() < chance)
+
+
+def script(prompt: Prompt, number: int) -> tuple[str, float]:
+    return "yes", doubt(prompt.question.splitlines()[-1])
+
+
+def layers(prompt: Prompt, number: int) -> Floats:
+    return layers_of(prompt, 0)
+
+
+@dataclass
+class Desk:
+    """A store with verdicts, the files in use, and engines that count what they are asked."""
+
+    folder: Path
+    store: Store
+    engines: list[AnsweringEngine]
+
+    @property
+    def asked(self) -> int:
+        return sum(len(engine.asked) for engine in self.engines)
+
+    def recalibrate(self, into: str = "new", **options: Any) -> RecalibrationResult:
+        arguments = {"policy": self.folder / "desk.yaml", "scorer": self.folder / "scorer.json", "model": "made"}
+        return recalibrate(self.store, into=self.folder / into, **{**arguments, **options})
+
+
+def make_engine() -> AnsweringEngine:
+    engine = AnsweringEngine(script)
+    engine.activations_at = layers
+    return engine
+
+
+@pytest.fixture(scope="module")
+def reviewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store of decided cases, as a policy with audits and its reviewers leave it."""
+    folder = tmp_path_factory.mktemp("desk")
+    with Store.open(folder / "reviews.db") as store:
+        with Guard(
+            make_engine(), confidence_scorer(), parse_policy(BEFORE), store=store, audit_log=store.audit_log()
+        ) as guarded:
+            for question in QUESTIONS:
+                guarded.ask(question, limits=Limits(max_tokens=8))
+        clock = move_clock(store, days=0)
+        decide_all(store)
+        clock.move(60)
+    confidence_scorer().save(folder / "scorer.json")
+    (folder / "desk.yaml").write_text(POLICY)
+    return folder
+
+
+def move_clock(store: Store, *, days: float) -> MovedClock:
+    """A clock of the store, since cases have the machine's time."""
+    clock = MovedClock(store)
+    clock.time = datetime.now(UTC) + timedelta(days=days)
+    return clock
+
+
+def decide_all(store: Store) -> None:
+    while cases := store.page(CaseFilter(status="pending"), limit=1000).reviews:
+        for case in cases:
+            decide = store.reject if is_wrong(case.question) else store.approve
+            decide(case.id, reviewer="ann")
+
+
+@contextmanager
+def at_desk(folder: Path) -> Iterator[Desk]:
+    made: list[AnsweringEngine] = []
+
+    def load(*_: object, **__: object) -> AnsweringEngine:
+        made.append(make_engine())
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch, Store.open(folder / "reviews.db") as store:
+        for module in (guard.engines, guard.runtime.guard):
+            patch.setattr(module, "load_engine", load)
+        move_clock(store, days=1)
+        yield Desk(folder, store, made)
+
+
+@pytest.fixture
+def desk(reviewed: Path, tmp_path: Path) -> Iterator[Desk]:
+    shutil.copytree(reviewed, tmp_path / "desk")
+    with at_desk(tmp_path / "desk") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def done(reviewed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RecalibrationResult]:
+    """A folder in which a recalibration was made, and its result; tests only read it, or copy it."""
+    folder = tmp_path_factory.mktemp("done") / "desk"
+    shutil.copytree(reviewed, folder)
+    with at_desk(folder) as opened:
+        made = opened.recalibrate()
+        assert opened.asked > 0
+    return folder, made
+
+
+@pytest.fixture
+def again(done: tuple[Path, RecalibrationResult], tmp_path: Path) -> Iterator[Desk]:
+    """A copy of that folder."""
+    shutil.copytree(done[0], tmp_path / "desk")
+    with at_desk(tmp_path / "desk") as opened:
+        yield opened
+
+
+def test_verdicts_make_a_scorer_and_a_certificate_beside_those_in_use(
+    reviewed: Path, done: tuple[Path, RecalibrationResult]
+) -> None:
+    folder, made = done
+    assert made.is_certified
+    assert made.certificate == folder / "new" / "certificate.json"
+    certificate = load_certificates(made.certificate).by_route[None]
+    assert certificate.fingerprint.own.scorer_sha256 == load_scorer(made.scorer).sha256
+    assert made.calibration.fitted.metrics["guard"].auroc > 0.65
+    with Store.open(folder / "reviews.db") as store:
+        assert made.fitted_on + made.held_out + made.undrawn == len(list(store.labelled()))
+    assert (folder / "scorer.json").read_bytes() == (reviewed / "scorer.json").read_bytes()
+    assert not (folder / "certificate.json").exists()
+    assert not made.applied
+    assert (folder / "new").stat().st_mode & 0o077 == 0, "it holds prompts and answers"
+
+
+def test_no_question_fits_the_scorer_and_makes_the_certificate(done: tuple[Path, RecalibrationResult]) -> None:
+    fit, held_out = (
+        {question_identity(row) for path in (done[0] / "new").glob(name) for row in read_rows(path).rows}
+        for name in ("reviewed-*.jsonl", "held-out-*.jsonl")
+    )
+    assert fit
+    assert held_out
+    assert not fit & held_out
+    assert done[1].undrawn > 0, "an escalated answer to a held-out question that was not drawn"
+
+
+def test_the_held_out_answers_are_as_the_traffic_although_the_verdicts_are_not(
+    done: tuple[Path, RecalibrationResult],
+) -> None:
+    """Half of the accepted answers have a verdict and all of the escalated; in the sample both count the same."""
+    folder, made = done
+    with Store.open(folder / "reviews.db") as store:
+        labels = list(store.labelled())
+    accepted = sum(doubt(question) < 0.5 for question in QUESTIONS) / len(QUESTIONS)
+    assert sum(row["kind"] == "audit" for row in labels) / len(labels) < accepted - 0.1
+    (change,) = made.changes
+    share, low, high = change.present.coverage
+    assert low < accepted < high
+    assert high - low < 0.25
+    assert not change.estimated
+    assert change.answers_a_day == pytest.approx(len(QUESTIONS), rel=0.01), "all were asked within a day"
+    assert change.present.escalations_a_day[0] == pytest.approx(len(QUESTIONS) * (1 - share), rel=0.01)
+
+
+def test_what_would_change_is_what_the_new_files_decide(done: tuple[Path, RecalibrationResult]) -> None:
+    folder, made = done
+    (change,) = made.changes
+    sample = [row for row in read_rows(folder / "new" / "held-out-0.jsonl").rows if isinstance(row, LabelledResponse)]
+    with (
+        at_desk(folder) as opened,
+        Guard.load(
+            "made",
+            scorer=made.scorer,
+            policy=folder / "desk.yaml",
+            certificate=made.certificate,
+            store=opened.store,
+        ) as guarded,
+    ):
+        threshold = guarded.policy.plan().rules[0].below
+        scores = [guarded.score(row.prompt, row.response).p_wrong for row in sample]
+    accepted = [row for row, p_wrong in zip(sample, scores, strict=True) if p_wrong < threshold]
+    assert change.sampled == len(sample)
+    assert change.proposed.coverage[0] == len(accepted) / len(sample) > 0.2
+    assert change.proposed.errors is not None
+    share, low, high = change.proposed.errors
+    assert share == sum(bool(row.wrong) for row in accepted) / len(accepted)
+    assert low < share < high
+
+
+def test_told_to_switch_a_second_run_asks_nothing_and_the_policy_finds_the_same_files(
+    reviewed: Path, again: Desk
+) -> None:
+    files = {path.name: path.read_bytes() for path in (again.folder / "new").glob("*.json*")}
+    made = again.recalibrate(apply=True)
+    assert again.asked == 0
+    assert {path.name: path.read_bytes() for path in (again.folder / "new").glob("*.json*")} == files
+    assert made.applied
+    assert (again.folder / "scorer.json").read_bytes() == files["scorer.json"]
+    assert (again.folder / "certificate.json").read_bytes() == files["certificate.json"]
+    before = again.folder / "new" / "before" / "scorer.json"
+    assert before.read_bytes() == (reviewed / "scorer.json").read_bytes()
+    with Guard.load("made", scorer=again.folder / "scorer.json", policy=again.folder / "desk.yaml", store=again.store):
+        """The policy is accepted: its certificate fits the scorer in use."""
+    events = [json.loads(entry.event) for entry in again.store.audit_log().entries()]
+    switched = [event["subject"] for event in events if event.get("what") == "recalibrated"]
+    assert switched == [load_scorer(made.scorer).sha256]
+
+
+def test_a_guarantee_that_is_not_certifiable_switches_nothing(reviewed: Path, again: Desk) -> None:
+    strict = POLICY.replace("max_error_rate: 0.2, confidence: 0.8", "max_error_rate: 0.001, confidence: 0.99")
+    (again.folder / "desk.yaml").write_text(strict)
+    with pytest.raises(InputError, match="Nothing was switched"):
+        again.recalibrate(apply=True)
+    assert (again.folder / "scorer.json").read_bytes() == (reviewed / "scorer.json").read_bytes()
+    assert not (again.folder / "certificate.json").exists()
+    assert not (again.folder / "new" / "certificate.json").exists(), "that of the earlier guarantee is gone"
+
+
+def test_verdicts_on_escalated_answers_alone_certify_nothing(desk: Desk) -> None:
+    """They say nothing about the answers that were accepted."""
+    audits = [row["id"] for row in desk.store.labelled(kind="audit")]
+    assert audits
+    alone: dict[str, Any] = {"policy": parse_policy(POLICY.replace("name: desk", "name: other"))}
+    with Store.open(desk.folder / "other.db") as other:
+        with Guard(
+            make_engine(),
+            confidence_scorer(),
+            parse_policy(BEFORE.replace("audit: {rate: 0.5}\n", "").replace("name: desk", "name: other")),
+            store=other,
+        ) as guarded:
+            for number in range(120):
+                guarded.ask(f"question {number}?", limits=Limits(max_tokens=8))
+        decide_all(other)
+        move_clock(other, days=1)
+        with pytest.raises(InputError, match="no sample of the answers"):
+            recalibrate(other, into=desk.folder / "alone", scorer=desk.folder / "scorer.json", model="made", **alone)
+
+
+def test_policies_that_ask_again_are_refused_before_anything_is_asked(desk: Desk) -> None:
+    (desk.folder / "desk.yaml").write_text(
+        POLICY.replace("rules:\n", "rules:\n").replace("  - escalate", "  - retry: {below: 0.6}\n  - escalate")
+    )
+    with pytest.raises(InputError, match="Verdicts certify nothing"):
+        desk.recalibrate()
+    assert desk.asked == 0
+
+
+def test_questions_of_the_old_labels_are_in_no_certificate(desk: Desk) -> None:
+    rows = list(desk.store.labelled())[:150]
+    old = desk.folder / "old.jsonl"
+    old.write_text("".join(json.dumps({**row, "weight": 1}) + "\n" for row in rows))
+    made = desk.recalibrate(data=[old])
+    known = {question_identity(row) for row in read_rows(old).rows}
+    assert made.known >= len(rows)
+    held_out = {question_identity(row) for row in read_rows(desk.folder / "new" / "held-out-0.jsonl").rows}
+    assert not known & held_out
+    assert {each.name for each in made.calibration.fitted.scorer.artefact.data} >= {"old"}
+
+
+def test_labels_that_were_taken_with_other_options_are_not_used(again: Desk) -> None:
+    with pytest.raises(InputError, match="taken with other options"):
+        again.recalibrate(since="7d")
+
+
+def test_a_policy_without_a_guarantee_gets_a_scorer_and_the_same_comparison(desk: Desk) -> None:
+    policy = write_policy(desk, BEFORE)
+    assert not guarantees(policy)
+    made = desk.recalibrate(apply=True)
+    assert made.applied
+    assert made.certificate is None
+    (change,) = made.changes
+    assert change.proposed.coverage[0] == pytest.approx(change.present.coverage[0], abs=0.1)
+
+
+def write_policy(desk: Desk, text: str) -> Any:
+    (desk.folder / "desk.yaml").write_text(text)
+    return load_policy(desk.folder / "desk.yaml")
+
+
+def test_the_shipped_scorer_cannot_be_replaced(desk: Desk) -> None:
+    with pytest.raises(InputError, match="no scorer file to replace"):
+        desk.recalibrate(scorer=None, model="smollm2", apply=True)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -1.0])
+def test_shares_out_of_range_are_refused(desk: Desk, share: float) -> None:
+    with pytest.raises(InputError, match="share must be"):
+        desk.recalibrate(share=share)
+
+
+def test_a_draw_does_not_depend_on_other_answers(desk: Desk) -> None:
+    (desk.folder / "new").mkdir()
+    answers, _ = take_labels(desk.store, desk.folder / "new", policy="desk", since=None, labels_of=None)
+    whole, part = divide(answers), divide(answers[::2])
+    among = {each.row.id for each in answers[::2]}
+    drawn = {each.row.id for each in whole.held_out[None]} & among
+    assert {each.row.id for each in part.held_out[None]} == drawn
+
+
+def test_the_command_shows_what_changes_and_what_is_in_use(again: Desk) -> None:
+    arguments = ["recalibrate", "--policy", str(again.folder / "desk.yaml"), "--into", str(again.folder / "new")]
+    arguments += ["--scorer", str(again.folder / "scorer.json"), "--store", str(again.folder / "reviews.db")]
+    arguments += ["--model", "made"]
+    shown = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert shown.exit_code == 0, shown.output
+    assert "Nothing in use has changed" in shown.output
+    assert "recalibrated" in shown.output
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--apply", "--json"], catch_exceptions=False).stdout)
+    assert differences(documented("guard recalibrate --json"), found) == []
+    assert found["certified"]
+    assert found["applied"]
+    assert found["changes"][0]["proposed"]["coverage"][0] > 0
