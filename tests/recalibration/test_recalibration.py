@@ -358,7 +358,7 @@ def test_the_command_shows_what_changes_and_what_is_in_use(again: Desk) -> None:
     assert "Nothing in use has changed" in shown.output
     assert "recalibrated" in shown.output
     found = json.loads(CliRunner().invoke(app, [*arguments, "--apply", "--json"], catch_exceptions=False).stdout)
-    assert differences(documented("guard recalibrate --json"), found) == []
+    assert differences(found, documented("guard recalibrate --json")) == []
     assert found["certified"]
     assert found["applied"]
     assert found["changes"][0]["proposed"]["coverage"][0] > 0
