@@ -148,7 +148,11 @@ def recalibrate(
     changes: tuple[ExpectedChange, ...] = ()
     if certified:
         sample = [each for members in divided.held_out.values() for each in members]
-        comparing = {"scorer": folder / _SCORER, "journal": folder / f"scores-{mark}.journal", "progress": progress}
+        comparing: dict[str, Any] = {
+            "scorer": folder / _SCORER,
+            "journal": folder / f"scores-{mark}.journal",
+            "progress": progress,
+        }
         scored = score_answers(sample, **comparing, **loading)
         proposed = chosen if made is None else apply_certificates(chosen, load_certificates(made))
         changes = _changes(divided, scored, proposed, traffic, answers)
