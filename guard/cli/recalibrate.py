@@ -1,4 +1,4 @@
-"""``guard recalibrate``: old labels and new verdicts in, a scorer and certificates out, and in use when told."""
+"""``guard recalibrate``: old labels and new verdicts in, a scorer and certificates out, and in use on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make a new scorer and certificate from old and new labels, and switch to them when told.
+"""Make a new scorer and certificate from old and new labels, and switch to them on request.
 
 Part of the laboratory: production packages never import it. New labels are verdicts of the review store; those that
 make the certificate are a random sample of the answers, and the scorer is not fitted on their questions.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from guard._faces import lazy_face
 
 if TYPE_CHECKING:
-    from guard.recalibration.dividing import HELD_OUT, DividedAnswers, ReviewedAnswer, divide
+    from guard.recalibration.dividing import HELD_OUT, DividedAnswers, JudgedAnswer, divide
     from guard.recalibration.expected import ExpectedChange
     from guard.recalibration.procedure import RecalibrationResult, recalibrate
 
@@ -19,8 +19,8 @@ __all__ = [
     "HELD_OUT",
     "DividedAnswers",
     "ExpectedChange",
+    "JudgedAnswer",
     "RecalibrationResult",
-    "ReviewedAnswer",
     "divide",
     "recalibrate",
 ]
@@ -28,7 +28,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
-        "dividing": ("HELD_OUT", "DividedAnswers", "ReviewedAnswer", "divide"),
+        "dividing": ("HELD_OUT", "DividedAnswers", "JudgedAnswer", "divide"),
         "expected": ("ExpectedChange",),
         "procedure": ("RecalibrationResult", "recalibrate"),
     },

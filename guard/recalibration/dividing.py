@@ -22,7 +22,7 @@ HELD_OUT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class ReviewedAnswer:
+class JudgedAnswer:
     """An answer with a verdict.
 
     Attributes:
@@ -56,14 +56,14 @@ class DividedAnswers:
         undrawn: number of answers to held-out questions that were not drawn; they are in neither part.
     """
 
-    fit: tuple[ReviewedAnswer, ...]
-    held_out: Mapping[str | None, tuple[ReviewedAnswer, ...]]
+    fit: tuple[JudgedAnswer, ...]
+    held_out: Mapping[str | None, tuple[JudgedAnswer, ...]]
     known: int
     undrawn: int
 
 
 def divide(
-    answers: Sequence[ReviewedAnswer], *, known: Collection[str] = (), share: float = HELD_OUT, seed: int = 0
+    answers: Sequence[JudgedAnswer], *, known: Collection[str] = (), share: float = HELD_OUT, seed: int = 0
 ) -> DividedAnswers:
     """Divide reviewed answers into those that fit a scorer and those that are held out.
 
@@ -86,13 +86,13 @@ def divide(
     return DividedAnswers(fit, held_out, len(answers) - len(fresh), len(fresh) - len(fit) - len(drawn))
 
 
-def _largest_weights(answers: Iterable[ReviewedAnswer]) -> dict[str | None, float]:
+def _largest_weights(answers: Iterable[JudgedAnswer]) -> dict[str | None, float]:
     found: dict[str | None, float] = {}
     for each in answers:
         found[each.route] = max(each.row.weight, found.get(each.route, 0.0))
     return found
 
 
-def _place(answer: ReviewedAnswer, seed: int) -> float:
+def _place(answer: JudgedAnswer, seed: int) -> float:
     """Return the place of an answer's question in the draw, independent of its place among fit and test questions."""
     return position(seed, f"held out\0{question_identity(answer.row)}")

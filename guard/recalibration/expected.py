@@ -13,7 +13,7 @@ from typing import Any
 from guard.policy.bounds import lower_bound, upper_bound
 from guard.policy.defects import find_defects
 from guard.policy.policy import Policy
-from guard.recalibration.dividing import ReviewedAnswer
+from guard.recalibration.dividing import JudgedAnswer
 from guard.recalibration.taking import Traffic
 from guard.replay.deciding import Replayed, as_recorded, replay_call
 from guard.replay.figures import CONFIDENCE, Interval
@@ -64,11 +64,11 @@ class ExpectedChange:
 
 def expected_change(
     route: str | None,
-    sample: Sequence[ReviewedAnswer],
+    sample: Sequence[JudgedAnswer],
     scored: Mapping[str, Mapping[str, Any]],
     policy: Policy,
     traffic: Traffic,
-    answers: Iterable[ReviewedAnswer],
+    answers: Iterable[JudgedAnswer],
 ) -> ExpectedChange:
     """Return what would change on a route.
 
@@ -93,7 +93,7 @@ def expected_change(
     return ExpectedChange(route, len(sample), a_day, estimated, present, proposed)
 
 
-def _call(answer: ReviewedAnswer, scored: Mapping[str, Any]) -> RecordedCall:
+def _call(answer: JudgedAnswer, scored: Mapping[str, Any]) -> RecordedCall:
     """Return the call that an answer was given in, as the new scorer would have scored it."""
     failed = "error" in scored
     scores, ood_score = ({}, None) if failed else (scored["scores"], scored["ood_score"])
@@ -104,7 +104,7 @@ def _call(answer: ReviewedAnswer, scored: Mapping[str, Any]) -> RecordedCall:
     return RecordedCall(answer.row.id, content["created_at"], answer.route, content["policy"], action, (attempt,))
 
 
-def _number(route: str | None, traffic: Traffic, answers: Iterable[ReviewedAnswer]) -> tuple[float, bool]:
+def _number(route: str | None, traffic: Traffic, answers: Iterable[JudgedAnswer]) -> tuple[float, bool]:
     """Return how many answers were accepted or sent to people, and whether that is estimated from the labels."""
     if traffic.logged is None:
         return sum(each.row.weight for each in answers if each.route == route), True
@@ -113,7 +113,7 @@ def _number(route: str | None, traffic: Traffic, answers: Iterable[ReviewedAnswe
 
 
 def _figures(
-    decided: Sequence[Replayed], sample: Sequence[ReviewedAnswer], a_day: float, minutes: float | None, rate: float
+    decided: Sequence[Replayed], sample: Sequence[JudgedAnswer], a_day: float, minutes: float | None, rate: float
 ) -> ExpectedFigures:
     total = len(decided)
     ends = [each.ending for each in decided]

@@ -1,4 +1,4 @@
-"""Makes a scorer and certificates from old and new labels: take, divide, fit, certify, compare, switch when told."""
+"""Makes a scorer and certificates from old and new labels: take, divide, fit, certify, compare, switch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from guard.files.write_whole import write_whole
 from guard.policy.certificate import apply_certificates, load_certificates
 from guard.policy.guarantee import asks_again, guarantees
 from guard.policy.policy import Policy, load_policy
-from guard.recalibration.dividing import HELD_OUT, DividedAnswers, ReviewedAnswer, divide
+from guard.recalibration.dividing import HELD_OUT, DividedAnswers, JudgedAnswer, divide
 from guard.recalibration.expected import ExpectedChange, expected_change
 from guard.recalibration.rescoring import score_answers
 from guard.recalibration.switching import Destination, find_destination, switch
@@ -207,7 +207,7 @@ def _make_folder(path: Path) -> None:
         ) from error
 
 
-def _check_sample(divided: DividedAnswers, answers: Sequence[ReviewedAnswer], policy: Policy, traffic: Traffic) -> None:
+def _check_sample(divided: DividedAnswers, answers: Sequence[JudgedAnswer], policy: Policy, traffic: Traffic) -> None:
     """Refuse verdicts that are no random sample of a route's answers, or too few to certify it."""
     missing = guarantees(policy).keys() - divided.held_out.keys()
     if missing:
@@ -297,7 +297,7 @@ def _changes(
     scored: Mapping[str, Mapping[str, Any]],
     policy: Policy,
     traffic: Traffic,
-    answers: Collection[ReviewedAnswer],
+    answers: Collection[JudgedAnswer],
 ) -> tuple[ExpectedChange, ...]:
     return tuple(
         expected_change(route, members, scored, policy, traffic, answers)
@@ -306,7 +306,7 @@ def _changes(
     )
 
 
-def _rows_to_write(answers: Sequence[ReviewedAnswer], *, weighted: bool) -> str:
+def _rows_to_write(answers: Sequence[JudgedAnswer], *, weighted: bool) -> str:
     """Return answers as labelled data; a weight counts relative to those of the other new answers."""
     mean = sum(each.row.weight for each in answers) / len(answers) if answers else 1.0
     rows = [{**each.content, "weight": each.row.weight / mean if weighted else 1.0} for each in answers]

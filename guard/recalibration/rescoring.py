@@ -11,12 +11,12 @@ from guard.data.progress import Progress, ProgressCallback
 from guard.data.prompts import with_default_options
 from guard.data.scored_rows import ScoreJournal
 from guard.errors import GuardError
-from guard.recalibration.dividing import ReviewedAnswer
+from guard.recalibration.dividing import JudgedAnswer
 from guard.runtime.guard import Guard
 
 
 def score_answers(
-    answers: Sequence[ReviewedAnswer],
+    answers: Sequence[JudgedAnswer],
     *,
     scorer: Path,
     journal: Path,
@@ -44,7 +44,7 @@ def score_answers(
         return {answer.row.id: kept.result(answer.row.id) for answer in answers}
 
 
-def _score(guard: Guard, answer: ReviewedAnswer) -> dict[str, Any]:
+def _score(guard: Guard, answer: JudgedAnswer) -> dict[str, Any]:
     try:
         score = guard.score(with_default_options(answer.row.prompt, guard.template_options), answer.row.response)
     except GuardError as error:
@@ -53,5 +53,5 @@ def _score(guard: Guard, answer: ReviewedAnswer) -> dict[str, Any]:
     return {"scores": scores, "ood_score": score.ood_score}
 
 
-def _said(answer: ReviewedAnswer) -> str:
+def _said(answer: JudgedAnswer) -> str:
     return json.dumps([answer.content["prompt"], answer.row.response])

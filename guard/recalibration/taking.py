@@ -12,7 +12,7 @@ from typing import Any
 from guard.data.questions import LabelledResponse, read_rows
 from guard.errors import InputError
 from guard.files.write_whole import write_whole
-from guard.recalibration.dividing import ReviewedAnswer
+from guard.recalibration.dividing import JudgedAnswer
 from guard.replay.comparison import parse_since, read_minutes
 from guard.replay.recorded import read_calls
 from guard.review.pages import CaseFilter
@@ -49,7 +49,7 @@ class Traffic:
 
 def take_labels(
     store: Store, folder: Path, *, policy: str, since: str | None, labels_of: str | None
-) -> tuple[tuple[ReviewedAnswer, ...], Traffic]:
+) -> tuple[tuple[JudgedAnswer, ...], Traffic]:
     """Return the verdicts on a policy's answers with their traffic; copied into a folder at the first call.
 
     Args:
@@ -137,8 +137,8 @@ def _read_traffic(path: Path) -> Traffic:
         raise InputError(f"'{path}' is damaged", why=str(error), fix="Give another folder with --into") from error
 
 
-def _read_labels(path: Path) -> Iterator[ReviewedAnswer]:
+def _read_labels(path: Path) -> Iterator[JudgedAnswer]:
     contents = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for content, row in zip(contents, read_rows(path).rows, strict=True):
         assert isinstance(row, LabelledResponse)
-        yield ReviewedAnswer(content, row)
+        yield JudgedAnswer(content, row)

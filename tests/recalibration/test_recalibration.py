@@ -239,9 +239,7 @@ def test_what_would_change_is_what_the_new_files_decide(done: tuple[Path, Recali
     assert low < share < high
 
 
-def test_told_to_switch_a_second_run_asks_nothing_and_the_policy_finds_the_same_files(
-    reviewed: Path, again: Desk
-) -> None:
+def test_with_apply_a_second_run_asks_nothing_and_the_policy_finds_the_same_files(reviewed: Path, again: Desk) -> None:
     files = {path.name: path.read_bytes() for path in (again.folder / "new").glob("*.json*")}
     made = again.recalibrate(apply=True)
     assert again.asked == 0
