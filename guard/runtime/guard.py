@@ -94,8 +94,7 @@ class Guard:
             handler_timeout_s: deadline of each handler, in seconds.
             certificate: certificates, or a file of ``guard certify``, with the thresholds of a policy that guarantees
                 an error rate; by default the file that the policy names.
-            template_options: variables of the model's chat template, such as ``{"enable_thinking": False}``;
-                by default those of the calibration.
+            template_options: variables of the model's chat template; by default those of the calibration.
             audit_log: gets every decision before it is carried out, such as ``store.audit_log()``. Where it
                 cannot be written, the call raises `StoreError` and gives no answer.
             all_scores: compute every score that the scorers give. By default, the one that the policy decides on is
@@ -349,11 +348,10 @@ class Guard:
 
     def read_answer(self, prompt: PromptLike, response: str) -> tuple[Score, Generation]:
         """Score an existing answer as `score` does; return also the pass over the model, which counts its tokens."""
-        own = self._resources.own
+        own, asked = self._resources.own, self.to_prompt(prompt)
         observer = own.observer()
         if isinstance(prompt, str) and self.scorer.artefact.prompting.completion and not response[:1].isspace():
             response = f" {response}"
-        asked = self.to_prompt(prompt)
         generation = own.engine.generate(asked, observer=observer, completion=response)
         return own.score(generation, observer, asked).deciding(self.policy.score), generation
 
