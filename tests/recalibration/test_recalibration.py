@@ -73,7 +73,7 @@ def layers(prompt: Prompt, number: int) -> Floats:
 
 
 @dataclass
-class Desk:
+class ReviewedDesk:
     """A store with verdicts, the files in use, and engines that count what they are asked."""
 
     folder: Path
@@ -128,7 +128,7 @@ def decide_all(store: Store) -> None:
 
 
 @contextmanager
-def at_desk(folder: Path) -> Iterator[Desk]:
+def at_desk(folder: Path) -> Iterator[ReviewedDesk]:
     made: list[AnsweringEngine] = []
 
     def load(*_: object, **__: object) -> AnsweringEngine:
@@ -139,11 +139,11 @@ def at_desk(folder: Path) -> Iterator[Desk]:
         for module in (guard.engines, guard.runtime.guard):
             patch.setattr(module, "load_engine", load)
         move_clock(store, days=1)
-        yield Desk(folder, store, made)
+        yield ReviewedDesk(folder, store, made)
 
 
 @pytest.fixture
-def desk(reviewed: Path, tmp_path: Path) -> Iterator[Desk]:
+def desk(reviewed: Path, tmp_path: Path) -> Iterator[ReviewedDesk]:
     shutil.copytree(reviewed, tmp_path / "desk")
     with at_desk(tmp_path / "desk") as opened:
         yield opened
@@ -161,7 +161,7 @@ def done(reviewed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 @pytest.fixture
-def again(done: tuple[Path, RecalibrationResult], tmp_path: Path) -> Iterator[Desk]:
+def again(done: tuple[Path, RecalibrationResult], tmp_path: Path) -> Iterator[ReviewedDesk]:
     """A copy of that folder."""
     shutil.copytree(done[0], tmp_path / "desk")
     with at_desk(tmp_path / "desk") as opened:
@@ -239,7 +239,9 @@ def test_what_would_change_is_what_the_new_files_decide(done: tuple[Path, Recali
     assert low < share < high
 
 
-def test_with_apply_a_second_run_asks_nothing_and_the_policy_finds_the_same_files(reviewed: Path, again: Desk) -> None:
+def test_with_apply_a_second_run_asks_nothing_and_the_policy_finds_the_same_files(
+    reviewed: Path, again: ReviewedDesk
+) -> None:
     files = {path.name: path.read_bytes() for path in (again.folder / "new").glob("*.json*")}
     made = again.recalibrate(apply=True)
     assert again.asked == 0
@@ -256,7 +258,7 @@ def test_with_apply_a_second_run_asks_nothing_and_the_policy_finds_the_same_file
     assert switched == [load_scorer(made.scorer).sha256]
 
 
-def test_a_guarantee_that_is_not_certifiable_switches_nothing(reviewed: Path, again: Desk) -> None:
+def test_a_guarantee_that_is_not_certifiable_switches_nothing(reviewed: Path, again: ReviewedDesk) -> None:
     strict = POLICY.replace("max_error_rate: 0.2, confidence: 0.8", "max_error_rate: 0.001, confidence: 0.99")
     (again.folder / "desk.yaml").write_text(strict)
     with pytest.raises(InputError, match="Nothing was switched"):
@@ -266,7 +268,7 @@ def test_a_guarantee_that_is_not_certifiable_switches_nothing(reviewed: Path, ag
     assert not (again.folder / "new" / "certificate.json").exists(), "that of the earlier guarantee is gone"
 
 
-def test_verdicts_on_escalated_answers_alone_certify_nothing(desk: Desk) -> None:
+def test_verdicts_on_escalated_answers_alone_certify_nothing(desk: ReviewedDesk) -> None:
     """They say nothing about the answers that were accepted."""
     audits = [row["id"] for row in desk.store.labelled(kind="audit")]
     assert audits
@@ -286,7 +288,7 @@ def test_verdicts_on_escalated_answers_alone_certify_nothing(desk: Desk) -> None
             recalibrate(other, into=desk.folder / "alone", scorer=desk.folder / "scorer.json", model="made", **alone)
 
 
-def test_policies_that_ask_again_are_refused_before_anything_is_asked(desk: Desk) -> None:
+def test_policies_that_ask_again_are_refused_before_anything_is_asked(desk: ReviewedDesk) -> None:
     (desk.folder / "desk.yaml").write_text(
         POLICY.replace("rules:\n", "rules:\n").replace("  - escalate", "  - retry: {below: 0.6}\n  - escalate")
     )
@@ -295,7 +297,7 @@ def test_policies_that_ask_again_are_refused_before_anything_is_asked(desk: Desk
     assert desk.asked == 0
 
 
-def test_questions_of_the_old_labels_are_in_no_certificate(desk: Desk) -> None:
+def test_questions_of_the_old_labels_are_in_no_certificate(desk: ReviewedDesk) -> None:
     rows = list(desk.store.labelled())[:150]
     old = desk.folder / "old.jsonl"
     old.write_text("".join(json.dumps({**row, "weight": 1}) + "\n" for row in rows))
@@ -307,12 +309,12 @@ def test_questions_of_the_old_labels_are_in_no_certificate(desk: Desk) -> None:
     assert {each.name for each in made.calibration.fitted.scorer.artefact.data} >= {"old"}
 
 
-def test_labels_that_were_taken_with_other_options_are_not_used(again: Desk) -> None:
+def test_labels_that_were_taken_with_other_options_are_not_used(again: ReviewedDesk) -> None:
     with pytest.raises(InputError, match="taken with other options"):
         again.recalibrate(since="7d")
 
 
-def test_a_policy_without_a_guarantee_gets_a_scorer_and_the_same_comparison(desk: Desk) -> None:
+def test_a_policy_without_a_guarantee_gets_a_scorer_and_the_same_comparison(desk: ReviewedDesk) -> None:
     policy = write_policy(desk, BEFORE)
     assert not guarantees(policy)
     made = desk.recalibrate(apply=True)
@@ -322,23 +324,23 @@ def test_a_policy_without_a_guarantee_gets_a_scorer_and_the_same_comparison(desk
     assert change.proposed.coverage[0] == pytest.approx(change.present.coverage[0], abs=0.1)
 
 
-def write_policy(desk: Desk, text: str) -> Any:
+def write_policy(desk: ReviewedDesk, text: str) -> Any:
     (desk.folder / "desk.yaml").write_text(text)
     return load_policy(desk.folder / "desk.yaml")
 
 
-def test_the_shipped_scorer_cannot_be_replaced(desk: Desk) -> None:
+def test_the_shipped_scorer_cannot_be_replaced(desk: ReviewedDesk) -> None:
     with pytest.raises(InputError, match="no scorer file to replace"):
         desk.recalibrate(scorer=None, model="smollm2", apply=True)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0])
-def test_shares_out_of_range_are_refused(desk: Desk, share: float) -> None:
+def test_shares_out_of_range_are_refused(desk: ReviewedDesk, share: float) -> None:
     with pytest.raises(InputError, match="share must be"):
         desk.recalibrate(share=share)
 
 
-def test_a_draw_does_not_depend_on_other_answers(desk: Desk) -> None:
+def test_a_draw_does_not_depend_on_other_answers(desk: ReviewedDesk) -> None:
     (desk.folder / "new").mkdir()
     answers, _ = take_labels(desk.store, desk.folder / "new", policy="desk", since=None, labels_of=None)
     whole, part = divide(answers), divide(answers[::2])
@@ -347,7 +349,7 @@ def test_a_draw_does_not_depend_on_other_answers(desk: Desk) -> None:
     assert {each.row.id for each in part.held_out[None]} == drawn
 
 
-def test_the_command_shows_what_changes_and_what_is_in_use(again: Desk) -> None:
+def test_the_command_shows_what_changes_and_what_is_in_use(again: ReviewedDesk) -> None:
     arguments = ["recalibrate", "--policy", str(again.folder / "desk.yaml"), "--into", str(again.folder / "new")]
     arguments += ["--scorer", str(again.folder / "scorer.json"), "--store", str(again.folder / "reviews.db")]
     arguments += ["--model", "made"]
