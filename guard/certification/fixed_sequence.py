@@ -53,6 +53,8 @@ MIN_ROWS = 20
 _LIKELY = 0.84
 #: A number of labels is likely sufficient if 48 of 60 sets of that size, drawn from the present labels, pass.
 LIKELY, DRAWS = 48, 60
+#: Least confidence of the statement that no number of labels would suffice.
+SURE = 0.95
 #: Largest number of labels for this estimate.
 MOST_LABELS = 20_000
 
@@ -82,7 +84,7 @@ class Trials:
         if len(shapes) != 1 or self.p_wrong.ndim != 2 or self.p_wrong.shape[1] < 1:
             raise InputError(f"Trials need three arrays of one shape (n, attempts), got {sorted(shapes)}")
         scored = self.p_wrong[np.isfinite(self.p_wrong)]
-        if np.isnan(self.p_wrong).any() or ((scored < 0) | (scored > 1)).any():
+        if np.isnan(self.p_wrong).any() or (self.p_wrong < 0).any() or (scored > 1).any():
             raise InputError("A score in the trials is not a probability from 0 to 1")
 
     @classmethod
@@ -174,7 +176,7 @@ class NotCertifiable:
         best_error_rate: lowest share of wrong answers at any threshold that accepts enough answers to estimate it.
         best_coverage: share of the questions that is accepted there.
         hopeless: no number of labels would suffice: at every such threshold the share of wrong answers is above
-            ``risk`` even at the lower end of its one-sided interval.
+            ``risk`` even at the lower end of its one-sided interval, at this confidence or `SURE`.
     """
 
     risk: float
@@ -355,7 +357,7 @@ def _not_certifiable(
         needed_bound=upper_bound(needed[1], needed[0], confidence) if labels is not None else 1.0,
         best_error_rate=best[1] / best[0],
         best_coverage=best[0] / len(trials),
-        hopeless=all(lower_bound(errors, accepted, confidence) > risk for accepted, errors in curve),
+        hopeless=all(lower_bound(errors, accepted, max(confidence, SURE)) > risk for accepted, errors in curve),
     )
 
 

@@ -220,8 +220,9 @@ def _greet(access: Access, settings: ConsoleSettings, listening: Listening) -> N
     if access.users.exist() or settings.proxy_header is not None:
         out.print(shown(f"Open {address}/   (Ctrl-C ends it)"), soft_wrap=True)
         return
+    link = access.links.for_first_user()
     out.print("There is no account yet. This link makes the first one; it works once, for 30 minutes:", soft_wrap=True)
-    out.print(shown(f"{address}/welcome/{access.links.for_first_user()}"), soft_wrap=True)
+    out.print(shown(f"{address}/welcome/{link}"), soft_wrap=True)
     out.print("Ctrl-C ends the console.")
 
 

@@ -233,10 +233,10 @@ def _open_sqlite(url: URL, *, create: bool, timeout_s: float) -> Database:
             why="reviews have to outlive the process",
             fix="Give a file's path",
         )
-    path = _path(name)
+    path, asked = _path(name), _asks_read_only(url)
     with translated(str(path)):
-        _prepare(path, create=create)
-        read_only = not _writable(path)
+        _prepare(path, create=create and not asked)
+        read_only = asked or not _writable(path)
         host_file = None if read_only else HostFile(path)
         if host_file is not None:
             host_file.refuse_others()
@@ -250,6 +250,18 @@ def _open_sqlite(url: URL, *, create: bool, timeout_s: float) -> Database:
     event.listen(engine, "connect", lambda raw, _: configure(raw))
     event.listen(engine, "begin", _begin)
     return Database(engine, str(path), read_only=read_only, host_file=host_file)
+
+
+def _asks_read_only(url: URL) -> bool:
+    """Return whether a URL says ``mode=ro``; anything else of it that would be ignored is refused."""
+    asked = dict(url.query) in ({"mode": "ro"}, {"mode": "ro", "uri": "true"})
+    if url.host or url.username or (url.query and not asked):
+        raise StoreError(
+            "The store's sqlite URL says more than a file and ?mode=ro",
+            why="the rest would be ignored",
+            fix="Write sqlite:////FOLDER/reviews.db, and ?mode=ro behind it to only read it",
+        )
+    return asked
 
 
 def _path(name: str) -> Path:

@@ -314,6 +314,20 @@ def test_few_labels_do_not_show_that_no_number_would_do() -> None:
     assert "No number" not in result.explain()
 
 
+def test_a_low_confidence_does_not_show_either_that_no_number_would_do() -> None:
+    """8 wrong of 20 are more than 35 % with a confidence of one half, and with little more."""
+    result = find_threshold(Trials.from_scores(np.full(20, 0.5), np.arange(20) < 8), risk=0.35, confidence=0.5)
+    assert isinstance(result, NotCertifiable)
+    assert lower_bound(8, 20, 0.5) > 0.35
+    assert not result.hopeless
+
+
+@pytest.mark.parametrize("score", [-math.inf, -0.001, 1.001, math.nan])
+def test_scores_that_are_no_probabilities_are_refused(score: float) -> None:
+    with pytest.raises(InputError, match="not a probability"):
+        Trials.from_scores([0.1, score, math.inf], [False, True, True])
+
+
 @pytest.mark.parametrize("score", [0.0, 1e-13, 0.3, 0.999])
 def test_where_all_scores_are_equal_the_estimate_is_true(score: float) -> None:
     """A threshold just above the one score accepts everything: it is certified where the error rate is low enough."""

@@ -986,6 +986,31 @@ def test_a_read_only_store_can_be_read(shared_folder: Path, folder: bool, in_use
             assert store.count() == 3
 
 
+@pytest.mark.parametrize("more", ["?mode=ro", "?mode=ro&uri=true"])
+def test_a_url_can_ask_for_reading_only(tmp_path: Path, more: str) -> None:
+    path = tmp_path / "reviews.db"
+    url = f"sqlite:///{path}{more}"
+    with pytest.raises(StoreError, match="There is no review store"):
+        Store.open(url)
+    with Store.open(path) as writer:
+        writer.add(make_escalation())
+    with Store.open(url) as store:
+        assert store.count() == 1
+        with pytest.raises(StoreError, match="it is read-only"):
+            store.approve("decision-0", reviewer="ann")
+
+
+@pytest.mark.parametrize(
+    "more", ["?mode=rw", "?immutable=1", "?mode=ro&timeout=5", "?mode=ro&mode=rw", "?uri=true", "?mode=RO"]
+)
+def test_what_nobody_would_read_of_an_sqlite_url_is_refused(tmp_path: Path, more: str) -> None:
+    with pytest.raises(StoreError, match="says more than a file"):
+        Store.open(f"sqlite:///{tmp_path}/reviews.db{more}")
+    with pytest.raises(StoreError, match="says more than a file"):
+        Store.open(f"sqlite://somewhere/{tmp_path}/reviews.db")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_read_only_store_of_an_older_schema_is_refused(shared_folder: Path) -> None:
     path = shared_folder / "reviews.db"
     old = database._open_sqlite(database._parse(path), create=True, timeout_s=5)
