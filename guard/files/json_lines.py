@@ -81,7 +81,7 @@ def check_json_lines(path: Path) -> None:
     """Refuse a file of another known kind, whose lines would all be bad rows.
 
     Raises:
-        InputError: the file is a JSON document of several lines, CSV, UTF-16, Parquet or a zip archive.
+        InputError: the file is a JSON document of several lines, CSV, UTF-16, UTF-32, Parquet or a zip archive.
     """
     try:
         with path.open("rb") as file:
@@ -100,6 +100,8 @@ def check_json_lines(path: Path) -> None:
 def _other_kind(start: bytes) -> tuple[str, str] | None:
     """Return the kind of a file by its beginning, and a fix; None for JSON Lines and unknown kinds."""
     first = start.lstrip().split(b"\n", 1)[0].rstrip()
+    if start[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE) or b"\0\0\0" in (start[:3], start[1:4]):
+        return "UTF-32", "Convert it: iconv -f UTF-32 -t UTF-8 FILE"
     if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or start[1:4:2] == b"\0\0" or start[:4:2] == b"\0\0":
         return "UTF-16", "Convert it: iconv -f UTF-16 -t UTF-8 FILE"
     if start.startswith(b"PAR1"):

@@ -67,6 +67,8 @@ _SPANS_ACTIONS: dict[str, type[BaseModel]] = {"mark": Mark, "cut": Cut, "retry":
 #: Settings that are shares, which authors may write as percentages.
 _SHARES = frozenset({"below", "above", "max_error_rate", "confidence", "rate", "false_alarms"})
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)")
+#: A share as people write it: with a decimal comma, or as a percentage.
+_SHARE = re.compile(r"([0-9]*[.,]?[0-9]+)\s*(%?)")
 _BOOLEAN_1_1 = frozenset({"yes", "no", "on", "off", "y", "n"})
 
 
@@ -167,6 +169,8 @@ def _hint(details: ErrorDetails) -> str:
         return ". Write true or false"
     if kind in ("int_type", "float_type") and _NUMBER.fullmatch(value):
         return ". Write a plain number, without quotes or leading zeros"
+    if details["loc"][-1] in _SHARES and (share := _SHARE.fullmatch(value)):
+        return f". Write {float(share[1].replace(',', '.')) / (100 if share[2] else 1):g}"
     if kind == "literal_error":
         known = re.findall("'([^']*)'", details["ctx"]["expected"])
         return f". {did_you_mean(value, known)}"

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from guard.errors import ReviewError
+from guard.policy.defects import find_defects
 from guard.review.claims import FREE, LEASE_S, check_free, decided_already, take
 from guard.review.database import Database
 from guard.review.migrations.tables import REVIEWS
@@ -186,7 +187,7 @@ def _check_answer(review: Review, status: ReviewStatus, answer: str | None) -> N
         raise ReviewError(
             f"Review {review.id} has no answer to approve", why="generation failed", fix="Edit or reject it"
         )
-    if status is ReviewStatus.EDITED and not (answer or "").strip():
+    if status is ReviewStatus.EDITED and "empty" in find_defects(answer or "", None):
         raise ReviewError("An edited answer must not be empty", fix="Reject the review to give no answer")
     if answer is not None and review.answer is not None and answer.strip() == review.answer.strip():
         # Otherwise a right answer would be labelled wrong.

@@ -450,6 +450,7 @@ def test_the_open_question_sets_are_read_without_a_bad_row() -> None:
         (b"question\tanswers\nWhat?\tParis\n", "CSV"),
         ((json.dumps(GOOD) + "\n").encode("utf-16"), "UTF-16.*iconv"),
         ((json.dumps(GOOD) + "\n").encode("utf-16-le"), "UTF-16"),
+        *((json.dumps(GOOD).encode(coding), "UTF-32.*iconv") for coding in ("utf-32", "utf-32-le", "utf-32-be")),
         (b"PAR1\x15\x04", "Parquet"),
         (b"PK\x03\x04\x14", "a zip archive"),
     ],

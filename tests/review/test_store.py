@@ -312,6 +312,9 @@ def test_no_answer_cannot_be_approved_but_edited(store: Store) -> None:
     name = store.add(make_escalation(answer=None)).id
     with pytest.raises(ReviewError, match="no answer to approve"):
         store.approve(name, reviewer="ann")
+    for blank in ("", " \n", "\u200b", "\u3164"):
+        with pytest.raises(ReviewError, match="must not be empty"):
+            store.edit(name, answer=blank, reviewer="ann")
     assert store.edit(name, answer="Paris", reviewer="ann").final_answer == "Paris"
 
 
