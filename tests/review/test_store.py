@@ -433,6 +433,7 @@ def test_labels_for_calibration(store: Store, clock: MovedClock) -> None:
         "better": "Paris",
         "note": "the capital",
         "reviewer": "ann",
+        "created_at": "2026-01-01T00:00:01.000000+00:00",
         "kind": "escalation",
         "weight": 1.0,
     }
