@@ -7,17 +7,18 @@
 after every few tokens of the answer so far: log-probabilities, and the activations of the first and the latest token
 and their mean, in files of a folder: what is there is not asked again. `measure` fits a score of its own for each of
 these stages, and for the whole answer, on four fifths of the questions, and applies it to the rest, five times; with
---left-out, on all sets but one, and to that one. An answer is stopped at the first stage whose score is above a
-threshold. Printed are the share of generated tokens that this saves, counted up to where the model stopped by itself or
-at its limit, for answers that are in the end wrong and right apart, and the share of the right answers that the whole
-answer's score would have accepted, and that are lost.
+--left-out, on all sets but one, and to that one. With --calibrated there is one score, of complete answers, which is
+calibrated at each stage, as `guard calibrate --early` does. An answer is stopped at the first stage whose score is
+above a threshold. Printed are the share of generated tokens that this saves, counted up to where the model stopped by
+itself or at its limit, for answers that are in the end wrong and right apart, and the share of the right answers that
+the whole answer's score would have accepted, and that are lost.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from measuring import machine, versions
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from guard.calibration.fitting import Examples, fit_model
+from guard.calibration.early_fit import SPREAD
+from guard.calibration.fitting import Examples, fit_model, platt_scaling
 from guard.data.graders import grade
 from guard.data.in_order import in_order
 from guard.data.labelling import is_wrong
@@ -43,6 +45,7 @@ from guard.records import Doubles, Floats, Limits, Signals, Signature
 from guard.scoring.metrics import Ranked, auroc, brier
 from guard.scoring.probe import InnerProducts, inner_products
 from guard.scoring.scorer import Evaluator
+from guard.scoring.scorer_file import Calibration
 from guard.scoring.signature import FeatureSchema, feature_vector
 
 #: Numbers of tokens after which a stage looks at the answer so far.
@@ -206,12 +209,15 @@ def p_wrong_at(kept: StagedAnswers, stage: int | None, *, left_out: bool) -> Dou
 def _divisions(
     kept: StagedAnswers, rows: NDArray[np.intp], *, left_out: bool
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    if left_out:
-        fold = np.unique(kept.dataset, return_inverse=True)[1]
-    else:
-        fold = assign_folds(kept.group, kept.wrong, folds=FOLDS, seed=0)
+    fold = _folds(kept, left_out=left_out)
     for number in np.unique(fold):
         yield np.flatnonzero(fold[rows] != number), np.flatnonzero(fold[rows] == number)
+
+
+def _folds(kept: StagedAnswers, *, left_out: bool) -> NDArray[np.intp]:
+    if left_out:
+        return np.unique(kept.dataset, return_inverse=True)[1]
+    return assign_folds(kept.group, kept.wrong, folds=FOLDS, seed=0)
 
 
 def fitted_probabilities(
@@ -232,6 +238,59 @@ def fitted_probabilities(
     pairs = zip(examples.x[out].astype(np.float64), examples.activations[out], strict=True)
     log_odds = np.array([evaluator.log_odds(x, activations) for x, activations in pairs])
     return np.asarray(expit(model.calibration.log_odds(log_odds)))
+
+
+# -- the complete answer's score, calibrated at each stage, as guard does ----------------------
+
+
+def calibrated_stages(kept: StagedAnswers, *, left_out: bool) -> dict[int | None, Doubles]:
+    """Return the same by one score for all stages: fitted on complete answers, calibrated at each stage on others.
+
+    Of the folds beside the one that is judged, a quarter calibrates.
+    """
+    parts = {stage: kept.examples(stage) for stage in (*STAGES, None) if len(kept.reached(stage)) >= 50}
+    found = {stage: np.full(len(kept.wrong), np.nan) for stage in (*STAGES, None)}
+    fold = _folds(kept, left_out=left_out)
+    numbers = np.unique(fold)
+    for number in numbers:
+        calibrates = [(number + step) % len(numbers) for step in range(1, 1 + max(1, len(numbers) // 4))]
+        learn = np.flatnonzero((fold != number) & ~np.isin(fold, calibrates))
+        score = _whole_score(*parts[None], learn)
+        for stage, (examples, _) in parts.items():
+            rows = kept.reached(stage)
+            odds, mine = score(examples), fold[rows] == number
+            found[stage][rows[mine]] = expit(odds[mine])
+            if stage is not None:
+                others = np.isin(fold[rows], calibrates)
+                calibration = _stage_calibration(odds[others], kept.wrong[rows][others])
+                found[stage][rows[mine]] = expit(calibration.log_odds(odds[mine])) if calibration else np.nan
+    return found
+
+
+def _whole_score(examples: Examples, schema: FeatureSchema, learn: NDArray[np.intp]) -> Callable[[Examples], Doubles]:
+    """Return a function that gives the log-odds of answers by a score of some complete ones."""
+    assert examples.activations is not None
+    assert examples.products is not None
+    products = InnerProducts(examples.products.between(learn, learn))
+    part = Examples(
+        examples.x[learn], examples.wrong[learn], examples.dataset[learn], examples.activations[learn], products
+    )
+    model = fit_model(part, schema, without=("map", "norms")).model
+    evaluator = Evaluator(model.base, model.trees, model.probe)
+
+    def log_odds(of: Examples) -> Doubles:
+        assert of.activations is not None
+        pairs = zip(of.x.astype(np.float64), of.activations, strict=True)
+        return np.array([model.calibration.log_odds(evaluator.log_odds(x, layers)) for x, layers in pairs])
+
+    return log_odds
+
+
+def _stage_calibration(odds: Doubles, wrong: NDArray[np.bool_]) -> Calibration | None:
+    try:
+        return platt_scaling(odds, wrong, spread=SPREAD)
+    except CalibrationError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +353,10 @@ def saved_by(
 def measure(asked: argparse.Namespace) -> None:
     """Fit, stop, print."""
     kept = StagedAnswers.read(asked.kept)
-    scores = {stage: p_wrong_at(kept, stage, left_out=asked.left_out) for stage in (*STAGES, None)}
+    if asked.calibrated:
+        scores = calibrated_stages(kept, left_out=asked.left_out)
+    else:
+        scores = {stage: p_wrong_at(kept, stage, left_out=asked.left_out) for stage in (*STAGES, None)}
     early = {stage: score for stage, score in scores.items() if stage is not None and not np.isnan(score).all()}
     stages = [_stage(kept, stage, scores[stage]) for stage in (*early, None)]
     whole = np.nan_to_num(scores[None], nan=1.0)
@@ -319,7 +381,8 @@ def measure(asked: argparse.Namespace) -> None:
             f"{line.right_stopped:6.1%} of right ones, {line.accepted_lost:6.1%} of {line.accepted} accepted right ones"
         )
     if asked.out:
-        report = {"machine": machine(), "versions": versions(), "about": kept.about, "left_out": asked.left_out}
+        report = {"machine": machine(), "versions": versions(), "about": kept.about}
+        report |= {"left_out": asked.left_out, "calibrated": asked.calibrated}
         report["accept_below"] = asked.accept
         report |= {"answers": len(kept.wrong), "wrong": float(kept.wrong.mean()), "tokens": float(kept.tokens.mean())}
         report |= {"stages": [asdict(each) for each in stages], "saved": [asdict(each) for each in found]}
@@ -348,6 +411,11 @@ def main() -> None:
     measuring = commands.add_parser("measure")
     measuring.add_argument("kept", type=Path)
     measuring.add_argument("--left-out", action="store_true", help="fit on all sets but one, and test on that one")
+    measuring.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="one score of complete answers, calibrated at each stage, as guard does",
+    )
     measuring.add_argument("--accept", type=float, default=0.25, help="below which the whole answer's score accepts")
     measuring.add_argument("--out", type=Path)
     measuring.set_defaults(run=measure)

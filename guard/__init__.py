@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from guard.calibration.early_procedure import calibrate_early
     from guard.calibration.procedure import calibrate
     from guard.calibration.rebinding import rebind
     from guard.calibration.recorded import calibrate_records
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __version__: str
 
 _HOMES = {
+    "guard.calibration.early_procedure": ("calibrate_early",),
     "guard.calibration.procedure": ("calibrate",),
     "guard.calibration.rebinding": ("rebind",),
     "guard.calibration.recorded": ("calibrate_records",),
@@ -101,6 +103,7 @@ __all__ = [
     "Span",
     "Store",
     "calibrate",
+    "calibrate_early",
     "calibrate_records",
     "calibrate_spans",
     "certify",

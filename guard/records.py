@@ -33,7 +33,7 @@ Doubles: TypeAlias = "NDArray[np.float64]"
 CapturePoint = Literal["mlp", "block", "mlp+block"]
 
 #: Why a generation ended: an end token, a stop string, or its length (the token limit or a full context).
-FinishReason = Literal["stop", "stop_string", "length"]
+FinishReason = Literal["stop", "stop_string", "length", "early"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +380,7 @@ class Attempt:
         prompt_tokens, completion_tokens: number of tokens read, and generated.
         seconds: generation and scoring, in seconds.
         sampling, error: sampling parameters, and the reason why there is no score, or None.
-        finish_reason: how the generation ended (``length``: the answer is truncated); None if unknown.
+        finish_reason: how the generation ended (``length``: truncated; ``early``: stopped by the policy), or None.
         reasoning: the model's thoughts before the answer; None without any, or if unknown.
         generation: what the engine reported, token by token; None for a function's answer and if a chain answered.
     """

@@ -33,12 +33,14 @@ COMMANDS: Mapping[str, Any] = {
     },
 }
 
+_CALIBRATE = (guard.calibrate, guard.calibrate_records, guard.calibrate_spans, guard.calibrate_early)
+
 #: Title, command, and the functions that do the same in Python.
 TASKS: tuple[tuple[str, str, tuple[Callable[..., Any], ...]], ...] = (
     ("Ask", "ask", (guard.Guard.load, guard.Guard.ask)),
     ("Score", "score", (guard.score_rows,)),
     ("Merge shards", "merge", (guard.merge_shards,)),
-    ("Calibrate", "calibrate", (guard.calibrate, guard.calibrate_records, guard.calibrate_spans)),
+    ("Calibrate", "calibrate", _CALIBRATE),
     ("Rebind", "rebind", (guard.rebind,)),
     ("Record", "record", (guard.record,)),
     ("Certify", "certify", (guard.certify,)),
@@ -125,6 +127,7 @@ NOT_ON_COMMAND_LINE = {
 NOT_IN_PYTHON = {
     "as_json": "Python returns records; `guard.cli` prints them",
     "certificate": "`guard.policy.certificate.certified_policy` gives a policy with its thresholds",
+    "early": "`guard.calibrate_early`",
     "out": "Python returns the rows",
     "ray": "`shards` of `guard.run_on_ray`",
     "ray_cpus": "`cpus` of `guard.run_on_ray`",

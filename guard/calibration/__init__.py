@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from guard._faces import lazy_face
 
 if TYPE_CHECKING:
+    from guard.calibration.early_procedure import EarlyCalibration, calibrate_early
     from guard.calibration.procedure import (
         CalibrationResult,
         calibrate,
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CalibrationResult",
+    "EarlyCalibration",
     "FittedScorer",
     "Labelled",
     "ReboundScorer",
     "SpanCalibration",
     "calibrate",
+    "calibrate_early",
     "calibrate_records",
     "calibrate_spans",
     "fit_scorer",
@@ -39,6 +42,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "early_procedure": ("EarlyCalibration", "calibrate_early"),
         "procedure": (
             "CalibrationResult",
             "calibrate",

@@ -472,17 +472,23 @@ def _boost(data: Any, settings: Mapping[str, Any], *, rounds: int) -> Any:
 # -- calibration -------------------------------------------------------------------------------
 
 
-def platt_scaling(held_out: LogOdds, wrong: Labels, weights: Doubles | float = 1.0) -> Calibration:
+def platt_scaling(
+    held_out: LogOdds, wrong: Labels, weights: Doubles | float = 1.0, *, spread: float = CALIBRATION_SPREAD
+) -> Calibration:
     """Return Platt scaling: a logistic regression on held-out log-odds, with a prior around the identity.
 
-    The prior keeps few answers, or a weak score, from moving it far.
+    Args:
+        held_out: log-odds, shape (n,).
+        wrong: labels, shape (n,).
+        weights: of the answers, shape (n,), or one for all.
+        spread: of the prior, which keeps few answers, or a weak score, from moving it far.
     """
 
     def loss(moved: Doubles) -> tuple[float, Doubles]:
         scaled = (1.0 + moved[0]) * held_out + moved[1]
         slopes = weights * (expit(scaled) - wrong)
-        value = (weights * _losses(scaled, wrong)).sum() + moved @ moved / (2 * CALIBRATION_SPREAD**2)
-        return float(value), np.array([slopes @ held_out, slopes.sum()]) + moved / CALIBRATION_SPREAD**2
+        value = (weights * _losses(scaled, wrong)).sum() + moved @ moved / (2 * spread**2)
+        return float(value), np.array([slopes @ held_out, slopes.sum()]) + moved / spread**2
 
     slope, intercept = minimize(loss, np.zeros(2), jac=True, method="BFGS").x + np.array([1.0, 0.0])
     if slope <= 0 or auroc(Ranked.from_scores(held_out, wrong))[0] <= 0.5:

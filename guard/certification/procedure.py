@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from guard.calibration.splits import SPLIT_SHARES
+from guard.calibration.fresh import fresh_rows
 from guard.certification.base_rate import BaseRate
 from guard.certification.fixed_sequence import Certified, NotCertifiable, find_threshold
 from guard.certification.trials import AttemptedRow, TrialJournal, attempted_rows, label_trials, run_trials
@@ -16,9 +16,8 @@ from guard.checked import checked_seed
 from guard.data.graders import Grader, choose_grader
 from guard.data.labelling import check_not_graded, check_same_weights
 from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
-from guard.data.prompts import question_prompt
 from guard.data.question_sets import DataSpecs, data_sets, list_bad_rows, list_rows, read_sets
-from guard.data.questions import Question, Row, split_questions
+from guard.data.questions import Row
 from guard.data.recording import Skipped, of_this_model
 from guard.data.sets import DataSource, OnBad
 from guard.data.shards import Shard, select_part
@@ -32,7 +31,6 @@ from guard.policy.guarantee import ceiling, find_guarantee, is_seeded, trial_pol
 from guard.policy.policy import Policy, load_policy
 from guard.runtime.guard import Guard
 from guard.runtime.sources import FallbackFunction, Source
-from guard.scoring.scorer import Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,36 +265,6 @@ def _rows_to_ask(sources: Sequence[DataSource], guard: Guard) -> tuple[list[tupl
     notes += [f"{count} responses of another model, {name}" for name, count in others.items()]
     notes += [f"{file}:{row.line}: {row.reason}" for file, row in list_bad_rows(sources)]
     return rows, notes
-
-
-def fresh_rows(sources: Sequence[DataSource], scorer: Scorer) -> tuple[list[tuple[str, Row]], list[str]]:
-    """Return the rows that a scorer was not fitted on, each question once, and notes about the other rows.
-
-    The test split of a calibration file is fresh.
-    """
-    used = {each.sha256 for each in scorer.artefact.data}
-    rows, notes = list_rows(sources), []
-    for source in sources:
-        if source.sha256 in used:
-            held_out = _held_out(source.rows, scorer.artefact.seed)
-            before = len(rows)
-            rows = [(name, row) for name, row in rows if name != source.name or id(row) in held_out]
-            what = f"{before - len(rows)} questions of {source.name}"
-            notes.append(f"{what}, which the scorer was fitted or calibrated on")
-    distinct = {" ".join(_question(row).casefold().split()): (dataset, row) for dataset, row in reversed(rows)}
-    kept = {id(row) for _, row in distinct.values()}
-    if len(kept) < len(rows):
-        notes.append(f"{len(rows) - len(kept)} repeated questions: repeats are not fresh evidence")
-    return [(dataset, row) for dataset, row in rows if id(row) in kept], notes
-
-
-def _held_out(rows: Sequence[Row], seed: int) -> set[int]:
-    """Return the test split of a calibration file."""
-    return {id(row) for row in split_questions(rows, seed=seed, shares=SPLIT_SHARES)["test"]}
-
-
-def _question(row: Row) -> str:
-    return question_prompt(row).question if isinstance(row, Question) else row.prompt.question
 
 
 def _skipped(rows: Sequence[tuple[str, Row]], journal: TrialJournal) -> list[str]:

@@ -146,6 +146,8 @@ def run_trials(
                     why="its label says nothing about the further answers of retries and fallbacks",
                     fix="Certify with questions and accepted answers, or a policy without retries and fallbacks",
                 )
+    if guard.policy.plan(route).early is not None:
+        _refuse_given(rows)
     journal.check_questions(rows)
     known = journal.answered()
     wanted = {key: row for dataset, row in rows if (key := row_key(dataset, row)) not in known}
@@ -192,6 +194,17 @@ def label_trials(answered: Sequence[AttemptedRow], *, grade: Grader) -> Trials:
             wrong[at, number] = tried.answer is None or is_wrong(each.row, tried.answer, grade)
             released[at, number] = tried.released
     return Trials(p_wrong, wrong, released)
+
+
+def _refuse_given(rows: Sequence[tuple[str, Row]]) -> None:
+    """Refuse given responses under a policy that stops answers early: it would not have let all of them be written."""
+    for dataset, row in rows:
+        if isinstance(row, LabelledResponse):
+            raise InputError(
+                f"'{row_key(dataset, row)}' is a given response, but the policy stops answers early",
+                why="a given response is complete, so its label says nothing about where the policy would have stopped",
+                fix="Certify with questions and accepted answers, or a policy without 'early'",
+            )
 
 
 def _attempts(guard: Guard, row: Row, route: str | None, cancel: threading.Event) -> tuple[TrialAttempt, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from guard.cli.calibrate_early import show_early
 from guard.cli.data_options import (
     GraderOption,
     JournalOption,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 _BESIDE_RECORDS = {"records", "out", "without", "seed", "as_json"}
 #: Options that mean something where only spans are added.
 _BESIDE_SCORER = {"scorer", "spans", "out", "model", "engine", "system", "max_tokens", "as_json", *OPTIONS}
+#: Options that mean something where only early stages are added.
+_BESIDE_EARLY = {"early", "scorer", "data", "out", "model", "engine", "grader", "on_bad", "limit", "seed", "as_json"}
 
 
 @loads_a_model()
@@ -56,8 +59,13 @@ def calibrate(
         Path | None, typer.Option("--spans", help="Labelled spans of longer answers, for a probability of each span.")
     ] = None,
     scorer: Annotated[
-        str | None, typer.Option("--scorer", help="With --spans alone: the scorer file that gets them, or its name.")
+        str | None,
+        typer.Option("--scorer", help="With --spans or --early: the scorer that gets them, a file or a name."),
     ] = None,
+    early: Annotated[
+        bool,
+        typer.Option("--early", help="Add early stages to --scorer, at which a policy can stop an answer."),
+    ] = False,
     model: ModelOption = "smollm2",
     engine: EngineOption = None,
     engine_options: EngineOptions = None,
@@ -84,6 +92,11 @@ def calibrate(
     if records is not None:
         _refuse_beside(ctx, _BESIDE_RECORDS, "--records", why="nothing is asked, and the labels are recorded")
         _show(_from_records(records, out=out, without=without or (), seed=seed), as_json=as_json)
+        return
+    if early:
+        _refuse_beside(ctx, _BESIDE_EARLY | {*OPTIONS}, "--early", why="the scorer's other scores stay as they are")
+        asking = {"model": model, "engine": engine, "engine_options": engine_options, "grader": grader}
+        _add_early(data, scorer, out, {**asking, "on_bad": on_bad, "limit": limit, "seed": seed}, as_json=as_json)
         return
     if scorer is not None:
         _refuse_beside(ctx, _BESIDE_SCORER, "--scorer", why="the scorer's other scores stay as they are")
@@ -123,7 +136,8 @@ def calibrate(
 def _add_spans(spans: Path | None, scorer: str, out: Path, asking: Mapping[str, Any], *, as_json: bool) -> None:
     """Add a model of spans to a scorer, and show its figures."""
     if spans is None:
-        raise InputError("--scorer names the scorer that gets spans", fix="Give labelled spans: --spans FILE")
+        fix = "Give labelled spans (--spans FILE), or --early with --data"
+        raise InputError("--scorer names the scorer that gets spans or early stages", fix=fix)
     from guard.calibration.span_procedure import calibrate_spans
 
     given = {name: value for name, value in asking.items() if value is not None}
@@ -138,6 +152,20 @@ def _add_spans(spans: Path | None, scorer: str, out: Path, asking: Mapping[str, 
     say(spans_line(fitted))
     say(f"Without a label: {made.unlabelled} spans. Not asked: {made.skipped} questions.")
     say(f"Scorer written to {out}")
+
+
+def _add_early(
+    data: list[str] | None, scorer: str | None, out: Path, asking: Mapping[str, Any], *, as_json: bool
+) -> None:
+    """Add early stages to a scorer, and show what they save and lose."""
+    if scorer is None or not data:
+        fix = "Fit a scorer first; then give it (--scorer FILE), and labelled questions that it has not seen (--data)"
+        raise InputError("--early needs a scorer and fresh questions", fix=fix)
+    from guard.calibration.early_procedure import calibrate_early
+
+    with ProgressBars() as progress:
+        made = calibrate_early(data, scorer=scorer, out=out, **asking, progress=progress)
+    show_early(made, as_json=as_json)
 
 
 def _from_records(records: Path, **options: Any) -> CalibrationResult:

@@ -96,6 +96,7 @@ def explain(
     decision, when_exhausted = decided(), decided(usage=Usage(exhausted=True))
     defective = {name: decided(defects=[name]) for name in DEFECTS}
     of_spans = loaded.plan(route).spans if decision.action is Action.ACCEPT else None
+    early = loaded.plan(route).early
     if as_json:
         print_json(
             {
@@ -112,6 +113,7 @@ def explain(
                 "when_exhausted": _decision_json(when_exhausted),
                 **{f"when_{name}": _decision_json(each) for name, each in defective.items()},
                 "spans": {"above": of_spans.above, "then": of_spans.what} if of_spans else None,
+                "early": {"above": early.above, "then": early.rule.action} if early else None,
             }
         )
         return
@@ -129,6 +131,8 @@ def explain(
         say(f"If the answer is {name}: {each.action}, by {each.rule}.")
     if of_spans:
         say(f"If the {of_spans.condition}: {of_spans.what}.")
+    if early:
+        say(f"Where the {early.condition}, it is stopped: {early.rule.action}, by {early.rule.name}.")
     if loaded.mode == "shadow":
         say("The policy is in shadow mode: this is only recorded, the caller gets the answer.")
 

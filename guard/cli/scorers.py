@@ -15,7 +15,7 @@ from guard.errors import GuardError, InputError
 
 if TYPE_CHECKING:
     from guard.scoring.scorer import Scorer
-    from guard.scoring.scorer_file import SpanModel
+    from guard.scoring.scorer_file import EarlyModel, SpanModel
 
 #: Figures of a model of spans that are shown, by their name in the file.
 _SPAN_FIGURES = {"auroc": "AUROC", "auroc_within": "within answers", "top_1": "top-1", "brier": "Brier"}
@@ -164,6 +164,7 @@ def _facts(scorer: Scorer) -> dict[str, Any]:
         "metrics": artefact.metrics,
         "answers": sum(artefact.split_sizes.values()),
         "spans": span_facts(artefact.spans) if artefact.spans else None,
+        "early": early_facts(artefact.early) if artefact.early else None,
         "sha256": scorer.sha256,
     }
 
@@ -180,6 +181,26 @@ def spans_line(spans: SpanModel) -> str:
         f"spans, on held-out answers: {', '.join(figures)}; {spans.spans} labelled spans of {spans.answers} answers, "
         f"{spans.wrong} wrong, at most {spans.max_tokens} tokens an answer"
     )
+
+
+def early_facts(early: EarlyModel) -> dict[str, Any]:
+    """Return what people should know of early stages."""
+    names = ("tokens", "answers", "wrong", "metrics")
+    stages = [{name: getattr(stage, name) for name in names} for stage in early.stages]
+    return {"answers": early.answers, "max_tokens": early.max_tokens, "stages": stages}
+
+
+def early_lines(early: EarlyModel) -> list[str]:
+    """Return early stages, one a line, by the figures of the first score of each; anybody may have written these."""
+    lines = []
+    for stage in early.stages:
+        name = next(iter(stage.calibrations))
+        figures = ", ".join(f"{key} {_written(stage.metrics, name, key)}" for key in ("AUROC", "Brier"))
+        lines.append(
+            f"after {stage.tokens} tokens, on held-out answers: {figures} ({name}); {stage.answers} longer answers, "
+            f"{stage.wrong} wrong"
+        )
+    return lines
 
 
 def _card(scorer: Scorer) -> dict[str, Any] | None:
@@ -226,6 +247,9 @@ def _print_card(name: str, scorer: Scorer) -> None:
         out.print(shown(f"{score}, on held-out questions of the same sets: {', '.join(figures)}"))
     if spans := scorer.artefact.spans:
         out.print(shown(spans_line(spans)))
+    if early := scorer.artefact.early:
+        for line in early_lines(early):
+            out.print(shown(line))
     for each in scorer.artefact.data:
         licence = f", {card.data[each.name]}" if card else ""
         out.print(shown(f"data: {each.name}, {each.rows} answers, {each.wrong:g} wrong{licence}"))

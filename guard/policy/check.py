@@ -20,11 +20,12 @@ from guard.policy.document import (
     AcceptRule,
     Audit,
     Budget,
-    Calls,
     CertificateLost,
     Cut,
     DefectAction,
     Document,
+    Early,
+    EarlyAction,
     Escalate,
     EscalateRule,
     Fallback,
@@ -42,8 +43,9 @@ from guard.policy.document import (
     SpansAction,
     ToolRules,
 )
+from guard.policy.joined_calls import Calls
 from guard.policy.lateness import Late, LateAbstain, LateFallback
-from guard.policy.problem_words import NOT_FOR_OOD, NOT_FOR_SPANS, NOT_WHEN_LATE, WANTED
+from guard.policy.problem_words import NOT_FOR_EARLY, NOT_FOR_OOD, NOT_FOR_SPANS, NOT_WHEN_LATE, WANTED
 from guard.policy.relations import check_rules
 from guard.policy.yaml_source import MAX_PROBLEMS, Location, Problem, YamlSource, location_text
 
@@ -114,7 +116,7 @@ def _is_action(location: Location) -> bool:
             return True
         case (*_, "escalate", "late", _):
             return True
-        case ("out_of_distribution" | "spans", "then", _) | ("routes", _, "out_of_distribution" | "spans", "then", _):
+        case (*_, "out_of_distribution" | "spans" | "early", "then", _):
             return True
     return False
 
@@ -193,6 +195,8 @@ def _unknown(location: Location) -> str:
         where = f" in {location_text(place)}" if place else ""
         if place[-1:] == ("out_of_distribution",) and key in _keys(OutOfDistributionAction):
             return f"'{key}' belongs under 'then', as in 'out_of_distribution: {{above: 0.99, then: {key}}}'"
+        if place[-1:] == ("early",) and key in _keys(EarlyAction):
+            return f"'{key}' belongs under 'then', as in 'early: {{above: 0.97, then: {key}}}'"
         if place[-1:] == ("spans",) and key in _SPANS_ACTIONS:
             return f"'{key}' belongs under 'then', as in 'spans: {{above: 0.6, then: {key}}}'"
         if key == "above" and place and place[-1] in _RULES:
@@ -205,6 +209,10 @@ def _unknown(location: Location) -> str:
         if key in NOT_FOR_SPANS:
             return f"{key} is not allowed in spans: {NOT_FOR_SPANS[key]}"
         return f"unknown action '{key:.60}'. {did_you_mean(key, _keys(SpansAction))}"
+    if place[-2:] == ("early", "then"):
+        if key in _RULES:
+            return f"{key} is not allowed in early: {NOT_FOR_EARLY[key]}"
+        return f"unknown action '{key:.60}'. {did_you_mean(key, _keys(EarlyAction))}"
     if place[-1] == "then":
         if key in _RULES:  # but not one of those that are allowed, or it would be known
             return f"{key} is not allowed in out_of_distribution: {NOT_FOR_OOD[key]}"
@@ -242,6 +250,8 @@ def _known_keys(place: Location) -> Sequence[str] | None:
             return _keys(OutOfDistribution)
         case (*_, "spans"):
             return _keys(Spans)
+        case (*_, "early"):
+            return _keys(Early)
         case (*_, "spans", "then", action):
             return _keys(_SPANS_ACTIONS[str(action)])
         case (*_, "late"):

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 
-from guard.policy.document import CertificateLost, DefectAction, Document, OnError, OutOfDistribution, Rule, Spans
+from guard.policy.document import (
+    CertificateLost,
+    DefectAction,
+    Document,
+    Early,
+    OnError,
+    OutOfDistribution,
+    Rule,
+    Spans,
+)
 from guard.policy.relations import rule_label
-from guard.policy.rules import CompiledRule, OutOfDistributionRule, RoutePlan, SpansRule, ToolPlan
+from guard.policy.rules import CompiledRule, EarlyRule, OutOfDistributionRule, RoutePlan, SpansRule, ToolPlan
 from guard.policy.yaml_source import Location, location_text
 
 
@@ -22,6 +31,7 @@ def compile_plans(document: Document) -> dict[str | None, RoutePlan]:
         audit=document.audit,
         certificate_lost=_lost_rule((), document.on_certificate_lost),
         spans=_spans_rule((), document.spans),
+        early=_early_rule((), document.early),
     )
     plans: dict[str | None, RoutePlan] = {None: whole}
     for name, route in document.routes.items():
@@ -37,6 +47,7 @@ def compile_plans(document: Document) -> dict[str | None, RoutePlan]:
             audit=route.audit or whole.audit,
             certificate_lost=_lost_rule(prefix, route.on_certificate_lost) or whole.certificate_lost,
             spans=_spans_rule(prefix, route.spans) or whole.spans,
+            early=_early_rule(prefix, route.early) or whole.early,
         )
     return plans
 
@@ -91,6 +102,13 @@ def _spans_rule(prefix: Location, section: Spans | None) -> SpansRule | None:
         return None
     name, then = location_text((*prefix, "spans")), section.then
     return SpansRule(section.above, CompiledRule(name, then.action, math.inf, then.settings))
+
+
+def _early_rule(prefix: Location, section: Early | None) -> EarlyRule | None:
+    if section is None:
+        return None
+    name, then = location_text((*prefix, "early")), section.then
+    return EarlyRule(section.above, CompiledRule(name, then.action, math.inf, then.settings))
 
 
 def _lost_rule(prefix: Location, lost: CertificateLost | None) -> CompiledRule | None:

@@ -1,16 +1,17 @@
-"""Defects of an answer's form: truncated at a limit, or empty."""
+"""Defects of an answer's form: truncated at a limit, empty, or stopped by the policy before its end."""
 
 from __future__ import annotations
 
 import unicodedata
-from typing import Literal, get_args
+from typing import Literal
 
 from guard.records import FinishReason
 
 #: Defects that keep the score alone from deciding about an answer.
-Defect = Literal["truncated", "empty"]
+Defect = Literal["truncated", "empty", "stopped"]
 
-DEFECTS: tuple[Defect, ...] = get_args(Defect)
+#: Those that a policy has a section of the same name for; ``early`` decides about stopped answers.
+DEFECTS: tuple[Defect, ...] = ("truncated", "empty")
 
 #: Unicode categories of characters that draw nothing by themselves: controls, formats, surrogates, spaces, marks.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Me"})
@@ -23,8 +24,11 @@ def find_defects(text: str, finish_reason: FinishReason | None) -> tuple[Defect,
 
     Args:
         text: the whole answer; one without a visible character is ``empty``.
-        finish_reason: how it ended; ``length`` makes it ``truncated``. None where no engine reports it.
+        finish_reason: how it ended; ``length`` makes it ``truncated``, ``early`` makes it ``stopped``, however little
+            there is of it. None where no engine reports it.
     """
+    if finish_reason == "early":
+        return ("stopped",)
     cut: tuple[Defect, ...] = ("truncated",) if finish_reason == "length" else ()
     return cut if any(map(_is_visible, text)) else (*cut, "empty")
 

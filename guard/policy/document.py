@@ -14,8 +14,9 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticCustomError, core_schema
 
 from guard.policy.durations import Duration
+from guard.policy.joined_calls import Calls
 from guard.policy.lateness import Late, LateAbstain, LateFallback
-from guard.policy.strict import OneAction, Strict, Text, or_bare
+from guard.policy.strict import NAME_SCHEMA, Name, OneAction, Strict, Text, or_bare
 from guard.records import Action, Sampling
 from guard.review_terms import Priority, ReviewTerms
 from guard.scores import ScoreName
@@ -27,13 +28,6 @@ SEVERITY = {Action.ACCEPT: 0, Action.RETRY: 1, Action.FALLBACK: 2, Action.ESCALA
 #: Each fallback is a loaded model, so a longer list would be a mistake.
 MAX_FALLBACKS = 20
 
-_NAME = {
-    "type": "string",
-    "minLength": 1,
-    "maxLength": 100,
-    "pattern": r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$",
-}
-Name = Annotated[str, Field(min_length=1, max_length=100, pattern=_NAME["pattern"])]
 Below = Annotated[float, Field(gt=0, le=1, description="The rule applies if p_wrong is below this.")]
 RuleName = Annotated[Name | None, Field(description="Name of the rule in decisions and logs.")]
 
@@ -46,7 +40,9 @@ Handlers = Annotated[
     tuple[Name, ...],
     Field(min_length=1, max_length=20, description="Handlers that get the case: one name or a list."),
     BeforeValidator(_one_or_many),
-    WithJsonSchema({"anyOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1, "uniqueItems": True}]}),
+    WithJsonSchema(
+        {"anyOf": [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA, "minItems": 1, "uniqueItems": True}]}
+    ),
 ]
 
 
@@ -317,6 +313,25 @@ class OutOfDistribution(Strict):
     then: OutOfDistributionAction
 
 
+class EarlyAction(OneAction):
+    """The action for an answer that is stopped before its end. Never the answer, nor a retry of the same model."""
+
+    model_config = ConfigDict(json_schema_extra=or_bare("escalate", "abstain"))
+
+    fallback: Fallback | None = None
+    escalate: Escalate | None = None
+    abstain: Abstain | None = None
+
+
+class Early(Strict):
+    """The section that stops an answer while it is generated, once it is likely to be wrong in the end."""
+
+    above: float = Field(
+        gt=0, lt=1, description="Applies if the p_wrong of the answer so far, calibrated at that length, is above this."
+    )
+    then: EarlyAction
+
+
 class CertificateLost(OneAction):
     """What takes the place of every accepted answer once the route's certificate is suspended. Never the answer."""
 
@@ -390,6 +405,7 @@ class Route(Strict):
     empty: DefectAction | None = None
     out_of_distribution: OutOfDistribution | None = None
     spans: Spans | None = None
+    early: Early | None = None
     audit: Audit | None = None
     on_certificate_lost: CertificateLost | None = None
     budget: Budget | None = None
@@ -400,27 +416,6 @@ class ToolRules(Strict):
 
     rules: tuple[Rule, ...] | None = Field(default=None, min_length=1, max_length=100)
     on_error: OnError | None = None
-
-
-class Calls(Strict):
-    """Which scores decide if one guarded call makes several model calls, as chains do."""
-
-    model_config = ConfigDict(
-        json_schema_extra=lambda schema: schema.update(
-            anyOf=[{"enum": ["worst", "last"]}, {"type": schema.pop("type"), "minProperties": 1}]
-        )
-    )
-
-    join: Literal["worst", "last"] = Field(
-        default="worst", description="worst: the highest p_wrong decides; last: that of the call that ended last."
-    )
-    tag: Name | None = Field(default=None, description="Only calls of steps that have this tag count.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _write_out(cls, value: Any) -> Any:
-        """Expand the short form: ``last`` means ``{join: last}``."""
-        return {"join": value} if isinstance(value, str) else value
 
 
 class Document(Strict):
@@ -472,6 +467,10 @@ class Document(Strict):
         default=None,
         description="The action for an accepted answer with spans (lines, list items, sentences) that are likely "
         "wrong; needs a scorer with a model of spans.",
+    )
+    early: Early | None = Field(
+        default=None,
+        description="Stops an answer that is likely to be wrong in the end; needs a scorer with early stages.",
     )
     budget: Budget = Budget()
     calls: Calls = Field(default=Calls(), description="Which scores decide if there are several.")

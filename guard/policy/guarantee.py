@@ -79,6 +79,8 @@ def procedure_sha256(policy: Policy, route: str | None) -> str:
     }
     if ood := plan.out_of_distribution:
         parts["out_of_distribution"] = {"above": ood.above, **_meaning(ood.rule)}
+    if early := plan.early:
+        parts["early"] = {"above": early.above, **_meaning(early.rule)}
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -28,7 +28,6 @@ from guard.policy.document import (
     Accept,
     ActionSettings,
     Budget,
-    Calls,
     Document,
     Escalate,
     Fallback,
@@ -36,6 +35,7 @@ from guard.policy.document import (
     NullFree,
     Retry,
 )
+from guard.policy.joined_calls import Calls
 from guard.policy.policy_files import builtin_policies, find_policy
 from guard.policy.rules import NO_USAGE, CompiledRule, OutOfDistributionRule, RoutePlan, ToolPlan, Usage
 from guard.policy.span_rules import decide_on_spans
@@ -101,6 +101,11 @@ class Policy:
     def needs_spans(self) -> bool:
         """Whether some route has a ``spans`` section and therefore needs a scorer with a model of spans."""
         return any(plan.spans for plan in self.plans.values())
+
+    @property
+    def needs_early(self) -> bool:
+        """Whether some route has an ``early`` section and therefore needs a scorer with early stages."""
+        return any(plan.early for plan in self.plans.values())
 
     def plan(self, route: str | None = None) -> RoutePlan:
         """Return the plan for a route.
@@ -369,6 +374,7 @@ def _strictest(decisions: list[Decision]) -> Decision:
 _DEFECTS: Mapping[Defect, str] = {
     "truncated": "The answer is cut: it reached its token limit or the end of the context",
     "empty": "The answer is empty",
+    "stopped": "The answer was stopped before its end",
 }
 
 

@@ -13,6 +13,11 @@ NOT_FOR_SPANS = {
     "fallback": "write retry, and let its rules fall back",
     "abstain": "write cut, retry or escalate; an exhausted retry does what on_error says, and never accepts",
 }
+#: Why an action is not for answers that are stopped early.
+NOT_FOR_EARLY = {
+    "accept": "what there is of the answer is not complete",
+    "retry": "the same model would most likely fail again. Write fallback, escalate or abstain",
+}
 #: Why an action is not for late cases.
 NOT_WHEN_LATE = {
     "accept": "nobody has looked at the answer",

@@ -16,6 +16,8 @@ from guard.policy.document import (
     SEVERITY,
     Budget,
     DefectAction,
+    Early,
+    EarlyAction,
     Fallback,
     Mark,
     OnError,
@@ -45,7 +47,7 @@ class _Section:
         prefix: location of the section.
         rules: location and rule; None where the rule itself is wrong.
         on_error, out_of_distribution: likewise.
-        spans: the section that is written here, if it could be read.
+        spans, early: the sections that are written here, if they could be read.
         defects: the actions of ``truncated`` and ``empty`` that are written here and could be read.
         attempts: what the budget allows; None where that is wrong, or was judged with the policy.
     """
@@ -55,6 +57,7 @@ class _Section:
     on_error: OnError | None
     out_of_distribution: OutOfDistribution | None
     spans: Spans | None
+    early: Early | None
     defects: Mapping[Defect, DefectAction]
     attempts: int | None
 
@@ -68,6 +71,7 @@ def check_rules(source: YamlSource) -> Iterator[Problem]:
         yield from _check_names(source, section)
         yield from _check_attempts(source, section)
         yield from _check_spans(source, section, sections[0])
+        yield from _check_early(source, section)
     declared = source.data.get("fallbacks")
     if isinstance(declared, Mapping) and len(declared) <= MAX_FALLBACKS:
         yield from _check_fallbacks(source, sections, declared)
@@ -98,7 +102,7 @@ def _section(data: Mapping[str, Any], prefix: Location, whole: _Section | None) 
     elif "attempts" in budget:
         read = _read(Budget, {"attempts": budget["attempts"]})
         attempts = None if read is None else read.attempts
-    elif whole is not None and not data.keys() & {"rules", "spans", *DEFECTS}:
+    elif whole is not None and not data.keys() & {"rules", "spans", "early", *DEFECTS}:
         attempts = None
     on_error, out_of_distribution = (
         _read(OnError, data.get("on_error")),
@@ -106,8 +110,8 @@ def _section(data: Mapping[str, Any], prefix: Location, whole: _Section | None) 
     )
     read_defects = ((name, _read(DefectAction, data[name])) for name in DEFECTS if name in data)
     defects = {name: action for name, action in read_defects if action is not None}
-    spans = _read(Spans, data.get("spans"))
-    return _Section(prefix, rules, on_error, out_of_distribution, spans, defects, attempts)
+    spans, early = _read(Spans, data.get("spans")), _read(Early, data.get("early"))
+    return _Section(prefix, rules, on_error, out_of_distribution, spans, early, defects, attempts)
 
 
 def _is_unfinished(entry: Any) -> bool:
@@ -191,6 +195,13 @@ def _check_spans(source: YamlSource, section: _Section, whole: _Section) -> Iter
         yield source.problem(at, message)
 
 
+def _check_early(source: YamlSource, section: _Section) -> Iterator[Problem]:
+    """Refuse to stop a live stream early: it is stopped by its rules already."""
+    if section.early is not None and source.data.get("streaming") == "live":
+        message = "a live stream is stopped by the rules. Leave early out, or write streaming: hold"
+        yield source.problem((*section.prefix, "early"), message, at_key=True)
+
+
 def _no_end(below: float | None) -> str:
     message = "the last rule must take every answer: end with escalate or abstain without 'below'"
     if below == 1:
@@ -217,7 +228,8 @@ def _check_attempts(source: YamlSource, section: _Section) -> Iterator[Problem]:
     room = section.attempts - 1
     defects = (((*section.prefix, name), action) for name, action in section.defects.items())
     of_spans = [((*section.prefix, "spans", "then"), section.spans.then)] if section.spans else []
-    for location, rule in (*section.rules, *defects, *of_spans):
+    of_early = [((*section.prefix, "early", "then"), section.early.then)] if section.early else []
+    for location, rule in (*section.rules, *defects, *of_spans, *of_early):
         settings = rule.settings if rule else None
         if isinstance(settings, Retry) and settings.times > room:
             wanted, key = f"{settings.times} retries", ("retry", "times")
@@ -252,9 +264,10 @@ def _fallback_names(section: _Section) -> Iterator[tuple[Location, str]]:
     for location, rule in _own_rules(section):
         if rule and isinstance(rule.settings, Fallback) and rule.settings.to is not None:
             yield (*location, "fallback", "to"), rule.settings.to
-    lines: list[tuple[OnError | OutOfDistributionAction | DefectAction | None, Location]] = [
+    lines: list[tuple[OnError | OutOfDistributionAction | EarlyAction | DefectAction | None, Location]] = [
         (section.on_error, ("on_error",)),
         (section.out_of_distribution.then if section.out_of_distribution else None, _THEN),
+        (section.early.then if section.early else None, ("early", "then")),
         *((action, (name,)) for name, action in section.defects.items()),
     ]
     for line, place in lines:

@@ -121,6 +121,24 @@ class SpansRule:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyRule:
+    """The rule for answers that are likely to be wrong before they are complete.
+
+    Attributes:
+        above: an answer is stopped if the p_wrong of what there is of it, calibrated at that length, is above this.
+        rule: the rule that then decides; it never accepts.
+    """
+
+    above: float
+    rule: CompiledRule
+
+    @property
+    def condition(self) -> str:
+        """The condition as text, such as ``p_wrong of the answer so far > 0.97``."""
+        return f"p_wrong of the answer so far > {self.above:g}"
+
+
+@dataclass(frozen=True, slots=True)
 class RoutePlan:
     """The rules of one route, or of calls without a route.
 
@@ -135,6 +153,7 @@ class RoutePlan:
         certificate_lost: decides in place of accepting while the certificate is suspended; None abstains.
         suspended: whether the certificate of the route's risk guarantee is suspended now.
         spans: decides about accepted answers with likely wrong spans; None if spans do not matter.
+        early: stops answers that are likely to be wrong; None if every answer is generated to its end.
     """
 
     rules: tuple[CompiledRule, ...]
@@ -147,17 +166,19 @@ class RoutePlan:
     certificate_lost: CompiledRule | None = None
     suspended: bool = False
     spans: SpansRule | None = None
+    early: EarlyRule | None = None
 
     @property
     def all_rules(self) -> tuple[CompiledRule, ...]:
         """All rules that may decide."""
-        sections = [section.rule for section in (self.out_of_distribution, self.spans) if section]
+        sections = [section.rule for section in (self.out_of_distribution, self.spans, self.early) if section]
         written = (*sections, self.truncated, self.empty, self.certificate_lost)
         return (*self.rules, self.on_error, *(rule for rule in written if rule is not None))
 
     def defect_rule(self, defect: Defect) -> CompiledRule:
         """Return the rule for a defective answer: the written one, or else ``on_error`` unless that accepts."""
-        written = self.truncated if defect == "truncated" else self.empty
+        stopped = self.early.rule if self.early else None
+        written = {"truncated": self.truncated, "empty": self.empty, "stopped": stopped}[defect]
         return self._closed_on_error if written is None else written
 
     def stopped_by(self, defects: Iterable[Defect]) -> tuple[Defect, CompiledRule] | None:

@@ -13,6 +13,14 @@ from guard.records import Action
 #: A text for people.
 Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 
+NAME_SCHEMA = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 100,
+    "pattern": r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$",
+}
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=NAME_SCHEMA["pattern"])]
+
 
 class Strict(BaseModel):
     """A mapping whose keys are all known, and whose values are not converted."""

@@ -35,6 +35,7 @@ from guard.runtime.sources import (
     FallbackFunction,
     Source,
     bind_scorer,
+    check_can_stop,
     check_gives,
     check_source,
     checked_options,
@@ -463,6 +464,7 @@ def _check_scores(policy: Policy, own: Source, fallbacks: Mapping[str, Source | 
     for source in (own, *(fallbacks[name] for name in policy.fallback_names())):
         if isinstance(source, Source) and source.scorer is not None:
             check_gives(source.scorer, policy, whose=source.name)
+            check_can_stop(source.engine, policy, whose=source.name)
 
 
 def _deciding(

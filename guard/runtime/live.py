@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -10,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from guard.engines.asked import RequestEngine
-from guard.engines.tokenizing import TokenizingEngine
 from guard.policy.guarantee import refuse_guarantees
 from guard.records import Action, Attempt, Generation, Outcome
 from guard.runtime.loop import AttemptPlan, Call, Result
@@ -70,8 +68,7 @@ class LiveCall(Call):
     def _stop(self, plan: AttemptPlan, stopped: RetractedError, shown: str) -> Steps[None]:
         """Decide about an answer that was stopped, by its score so far."""
         assert stopped.score is not None
-        count = partial(_prompt_tokens, plan)
-        prompt_tokens = yield Step(count, partial(asyncio.to_thread, count))
+        prompt_tokens = yield plan.prompt_tokens_step()
         self.state.note_use(prompt_tokens=prompt_tokens, completion_tokens=stopped.tokens, last=True)
         self.state.keep(
             Attempt(
@@ -118,9 +115,3 @@ def _live_result(
         yield pieces.close
     assert generation is not None
     return Result(generation.text, generation.sampling, generation, observer)
-
-
-def _prompt_tokens(plan: AttemptPlan) -> int:
-    """Return the prompt's tokens; 0 where the engine has no vocabulary."""
-    engine = plan.source.engine if plan.source is not None else None
-    return len(engine.encode(plan.prompt)) if isinstance(engine, TokenizingEngine) else 0

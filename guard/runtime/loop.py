@@ -6,13 +6,18 @@ the state of the call.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 from guard.engines import witness
+from guard.engines.asked import RequestEngine
 from guard.engines.callback_errors import is_from_signal_handler
+from guard.engines.protocols import Engine
+from guard.engines.tokenizing import TokenizingEngine
 from guard.engines.tool_calls import called_names, offered_names
 from guard.engines.tool_support import possible_forms
 from guard.errors import ChatTemplateError, InputError
@@ -23,40 +28,53 @@ from guard.review.handlers import NOBODY
 from guard.runtime.call_state import CallState, describe_error
 from guard.runtime.deadline import call_step
 from guard.runtime.decision_log import log_decision
+from guard.runtime.early import EarlyMonitor, EarlyStop, WatchedAnswer, as_stopped, watched_steps
 from guard.runtime.monitored import audit_steps, watch_step
 from guard.runtime.resources import Resources, escalation_step
 from guard.runtime.sources import FallbackFunction, Source, generation_step
-from guard.runtime.steps import Steps
+from guard.runtime.steps import Step, Steps
 from guard.scores import Score
 from guard.scoring.signature import SignatureObserver
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The result of an attempt: a generation with the signature of its layers, or a callable's text."""
+    """The result of an attempt: a generation with the signature of its layers, or a callable's text.
+
+    Attributes:
+        text, sampling, generation, observer: of the answer.
+        early: where it was stopped, or in shadow mode would have been.
+        asked: tokens of the prompt of an answer that was stopped.
+    """
 
     text: str
     sampling: Sampling
     generation: Generation | None = None
     observer: SignatureObserver | None = None
+    early: EarlyStop | None = None
+    asked: int = 0
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """How the generation ended; None for a callable's text."""
-        return self.generation.finish_reason if self.generation else None
+        if self.generation is None:
+            return "early" if self.early else None
+        return self.generation.finish_reason
 
     @property
     def defects(self) -> tuple[Defect, ...]:
-        """Defects of the answer's form."""
-        return find_defects(self.text, self.finish_reason)
+        """Defects of the answer's form; one that shadow mode would have stopped counts as stopped."""
+        return find_defects(self.text, "early" if self.early else self.finish_reason)
 
     @property
     def prompt_tokens(self) -> int:
-        return self.generation.prompt_tokens if self.generation else 0
+        return self.generation.prompt_tokens if self.generation else self.asked
 
     @property
     def completion_tokens(self) -> int:
-        return self.generation.completion_tokens if self.generation else 0
+        if self.generation is None:
+            return self.early.tokens if self.early else 0
+        return self.generation.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +87,7 @@ class AttemptPlan:
     limits: Limits
     function: tuple[str, FallbackFunction] | None = None
     cancel: threading.Event | None = None
+    early: EarlyMonitor | None = None
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -81,21 +100,35 @@ class AttemptPlan:
         if self.source is None:
             return self._answered((yield call_step(self._function(), self.prompt, self._seconds, name=self.name)))
         observer = self.source.observer()
-        generation: Generation = yield generation_step(
-            self.source.engine,
-            self.prompt,
-            cancel=self.cancel,
-            sampling=self.sampling,
-            limits=self.limits,
-            observer=observer,
-        )
+        options: dict[str, Any] = {"sampling": self.sampling, "limits": self.limits, "observer": observer}
+        if self.early is not None and self.source.scorer is not None:
+            return (yield from self._watched(self.early.for_answer(self.source.scorer, observer), options))
+        step = generation_step(self.source.engine, self.prompt, cancel=self.cancel, **options)
+        generation: Generation = yield step
         return Result(generation.text, generation.sampling, generation, observer)
+
+    def _watched(self, watched: WatchedAnswer, options: dict[str, Any]) -> Steps[Result]:
+        """Get an answer that is stopped where it is likely to be wrong."""
+        engine, observer = cast(RequestEngine, cast(Source, self.source).engine), options["observer"]
+        stop: dict[str, Any] = {} if self.cancel is None else {"cancel": self.cancel}
+        generation = yield from watched_steps(engine, self.prompt, watched, **stop, **options)
+        if generation is not None:
+            return Result(generation.text, generation.sampling, generation, observer, watched.stop)
+        asked: int = yield self.prompt_tokens_step()
+        return Result("".join(watched.text), self.sampling, None, observer, watched.stop, asked)
+
+    def prompt_tokens_step(self) -> Step:
+        """Count the prompt's tokens, which an engine reports with complete answers only; 0 without a vocabulary."""
+        engine = self.source.engine if self.source is not None else None
+        count = partial(_count_tokens, engine, self.prompt)
+        return Step(count, partial(asyncio.to_thread, count))
 
     def score(self, result: Result) -> Score | None:
         """Return the score of a result; None for a callable's answer, which is final."""
         if self.source is None:
             return None
-        assert result.generation is not None
+        if result.generation is None:
+            return as_stopped(cast(EarlyStop, result.early), greedy=result.sampling.is_greedy)
         assert result.observer is not None
         return self.source.score(result.generation, result.observer, self.prompt)
 
@@ -170,7 +203,7 @@ class Call:
     def attempts(self) -> Steps[None]:
         """Make attempts until the policy asks for no other; the budget bounds them."""
         for _ in range(self.state.budget.attempts):
-            plan = replace(self._plan(), cancel=self.cancel)
+            plan = replace(self._plan(), cancel=self.cancel, early=self._early())
             try:
                 result = yield from plan.steps()
             except Exception as error:  # noqa: BLE001 - becomes the policy's action, or is raised there
@@ -181,6 +214,11 @@ class Call:
                 return
 
     # -- one attempt ---------------------------------------------------------------------------
+
+    def _early(self) -> EarlyMonitor | None:
+        """Return what stops answers that are likely to be wrong; None if the policy stops none."""
+        rule = self.state.policy.plan(self.state.route).early
+        return None if rule is None else EarlyMonitor(rule, self.state.policy.score, stops=not self.state.shadow)
 
     def _plan(self) -> AttemptPlan:
         """Return the next attempt: by the model, or as the last decision says."""
@@ -247,7 +285,11 @@ class Call:
             return state.decide_error(error, tools=tools, defects=defects)
         assert score is not None
         has_form = bool(plan.prompt.tools or plan.prompt.response_format)
-        return state.decide(score, tools=tools, defects=defects, has_form=has_form)
+        decision = state.decide(score, tools=tools, defects=defects, has_form=has_form)
+        if result.early is None or plan.early is None:
+            return decision
+        reason = f"{decision.reason}: {result.early.reason(plan.early.rule.above)}"
+        return replace(decision, reason=reason, p_wrong=result.early.score.p_wrong)
 
     def _keep(
         self, plan: AttemptPlan, result: Result | None, score: Score | None, decision: Decision, error: str | None
@@ -287,3 +329,7 @@ class Call:
             metadata=self.metadata,
             scorer=f"sha256:{scorer.sha256}" if scorer else None,
         )
+
+
+def _count_tokens(engine: Engine | None, prompt: Prompt) -> int:
+    return len(engine.encode(prompt)) if isinstance(engine, TokenizingEngine) else 0

@@ -137,7 +137,7 @@ def check_gives(scorer: Scorer, policy: Policy, *, whose: str) -> None:
         whose: name of the scorer's source, for messages.
 
     Raises:
-        ScorerError: it lacks the policy's score, or the ood_score or the spans that the policy needs.
+        ScorerError: it lacks the policy's score, or the ood_score, spans or early stages that the policy needs.
         MissingExtraError: the policy needs spans, and the extra ``spans`` is not installed.
     """
     given = scorer.gives
@@ -156,6 +156,32 @@ def check_gives(scorer: Scorer, policy: Policy, *, whose: str) -> None:
         )
     if policy.needs_spans:
         _check_gives_spans(scorer, policy, whose)
+    if policy.needs_early:
+        _check_gives_early(scorer, policy, whose)
+
+
+def _check_gives_early(scorer: Scorer, policy: Policy, whose: str) -> None:
+    early = scorer.artefact.early
+    if early is None or not any(scorer.resolved(policy.score) in stage.calibrations for stage in early.stages):
+        raise ScorerError(
+            f"The policy '{policy.name}' stops answers early, and the scorer of '{whose}' has no stages for it",
+            why="a score of an answer so far is no probability of how the answer ends until it is calibrated as one",
+            fix="Run guard calibrate --early with that scorer, or remove 'early' from the policy",
+        )
+
+
+def check_can_stop(engine: Engine, policy: Policy, *, whose: str) -> None:
+    """Refuse a policy that stops answers early, for an engine that cannot be stopped.
+
+    Raises:
+        InputError: it reports no tokens while it generates.
+    """
+    if policy.needs_early and not isinstance(engine, RequestEngine):
+        raise InputError(
+            f"The policy '{policy.name}' stops answers early, which the engine of '{whose}' cannot",
+            why="it reports no tokens while it generates",
+            fix="Remove 'early' from the policy, or take one of guard's engines",
+        )
 
 
 def _check_gives_spans(scorer: Scorer, policy: Policy, whose: str) -> None:

@@ -8,13 +8,12 @@ neither shown nor scored.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from guard.engines.sampling import TokenSignals
 from guard.errors import AbstainedError, GuardError
-from guard.records import Outcome, Signals
+from guard.records import Outcome
+from guard.runtime.growing_score import GrowingScore
 from guard.scores import Score, ScoreName
 from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver
@@ -58,17 +57,15 @@ class StreamMonitor:
             scorer: scores the tokens so far.
             observer: observer of the same answer.
         """
-        return _MonitoredAnswer(scorer, observer, self).add
+        return _MonitoredAnswer(GrowingScore(scorer, observer), self).add
 
 
 @dataclass(slots=True)
 class _MonitoredAnswer:
-    """The tokens so far; the observer has their activations."""
+    """The answer so far, and what decides about it."""
 
-    scorer: Scorer
-    observer: SignatureObserver
+    so_far: GrowingScore
     monitor: StreamMonitor
-    tokens: list[TokenSignals] = field(default_factory=list)
 
     def add(self, signals: TokenSignals) -> None:
         """Add one token.
@@ -76,29 +73,23 @@ class _MonitoredAnswer:
         Raises:
             RetractedError: the policy would not accept the answer so far.
         """
-        self.tokens.append(signals)
-        if len(self.tokens) % self.monitor.every:
+        self.so_far.add(signals)
+        if len(self.so_far) % self.monitor.every:
             return
         score = self._score()
         if score is not None and not self.monitor.accepts(score):
-            why = f"after {len(self.tokens)} tokens p_wrong is {score.p_wrong:.4g}"
+            why = f"after {len(self.so_far)} tokens p_wrong is {score.p_wrong:.4g}"
             error = RetractedError("The answer was stopped", why=why)
-            error.score, error.tokens = score, len(self.tokens)
+            error.score, error.tokens = score, len(self.so_far)
             raise error
 
     def _score(self) -> Score | None:
         """Return None if scoring fails: the complete answer is scored at its end and fails there."""
+        score = self.so_far.now()
+        if score is None:
+            return None
         try:
-            signature = self.observer.signature()
-            if signature.tokens != len(self.tokens):
-                return None
-            signals = Signals(
-                np.array([token.logprob for token in self.tokens], np.float32),
-                np.array([token.entropy for token in self.tokens], np.float32),
-                np.array([token.margin for token in self.tokens], np.float32),
-                signature,
-            )
             # Spans are parts of a complete answer: none of this one counts yet.
-            return replace(self.scorer.score(signals).deciding(self.monitor.score), spans=())
+            return replace(score.deciding(self.monitor.score), spans=())
         except GuardError:
             return None

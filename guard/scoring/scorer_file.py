@@ -204,6 +204,46 @@ class SpanModel(Part):
         return self
 
 
+class EarlyStage(Part):
+    """How the scores of an answer so far tell whether the whole answer will be wrong, at one number of tokens.
+
+    Attributes:
+        tokens: number of tokens of the answer so far.
+        calibrations: of each score's log-odds, by its name.
+        answers, wrong: what it was fitted on: answers that are longer, and how many of these are wrong in the end.
+        metrics: of each score on held-out answers, by its name.
+    """
+
+    tokens: Annotated[int, Field(ge=1)]
+    calibrations: Annotated[dict[ScoreName, Calibration], Field(min_length=1)]
+    answers: Annotated[int, Field(ge=1)]
+    wrong: Annotated[int, Field(ge=0)]
+    metrics: PlainDict
+
+
+class EarlyModel(Part):
+    """The stages at which a growing answer can be judged.
+
+    Attributes:
+        stages: by rising number of tokens.
+        answers: labelled answers that they were fitted on.
+        max_tokens: token limit of these answers.
+        data: the labelled data.
+    """
+
+    stages: Annotated[list[EarlyStage], Field(min_length=1, max_length=32)]
+    answers: Annotated[int, Field(ge=1)]
+    max_tokens: Annotated[int, Field(ge=1)]
+    data: Annotated[list[DataSet], FailFast()]
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        tokens = [stage.tokens for stage in self.stages]
+        if tokens != sorted(set(tokens)):
+            raise ValueError("the numbers of tokens of the early stages do not rise")
+        return self
+
+
 class Artefact(Part):
     """The whole file.
 
@@ -215,6 +255,7 @@ class Artefact(Part):
         card: information for users, if any.
         rebound: the record of the move, if the scorer was fitted on another precision or engine of the model.
         spans: the model of spans of longer answers, where it was fitted.
+        early: the stages at which a growing answer can be stopped, where they were fitted.
         answer_bounds: bounds of the answers that it was fitted on; None in files that do not say.
     """
 
@@ -235,12 +276,13 @@ class Artefact(Part):
     card: Card | None = None
     rebound: Rebound | None = None
     spans: SpanModel | None = None
+    early: EarlyModel | None = None
     answer_bounds: AnswerBounds | None = None
 
     @model_serializer(mode="wrap")
     def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Files of scorers that have no model of spans, or no bounds, do not speak of them."""
-        optional = ("spans", "answer_bounds")
+        """Files of scorers that have no model of spans, no early stages, or no bounds, do not speak of them."""
+        optional = ("spans", "early", "answer_bounds")
         return {name: value for name, value in dump(self).items() if value is not None or name not in optional}
 
     def why_unlike(self, text: str, tokens: int) -> str | None:
@@ -263,6 +305,8 @@ class Artefact(Part):
             raise ValueError("feature_names do not follow from the schema")
         if self.default_score not in self.scores:
             raise ValueError(f"the score '{self.default_score}' is missing")
+        if any(stage.calibrations.keys() - self.scores.keys() for stage in (self.early.stages if self.early else ())):
+            raise ValueError("an early stage calibrates a score that is missing")
         if self.card and self.card.data.keys() != {each.name for each in self.data}:
             raise ValueError("the card's data sets are not those of the calibration")
         shape = (len(ACTIVATION_TOKENS), self.binding.layers, self.binding.width)

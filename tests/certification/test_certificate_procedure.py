@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_trials import LADDER, ONCE, RETRY_ONLY, guard, questions
-from scripted import AnsweringEngine, confidence_scorer, scripted_model, tiny_artefact
+from scripted import AnsweringEngine, confidence_scorer, scripted_model, tiny_artefact, with_early
 
+from guard.calibration.fresh import fresh_rows
 from guard.calibration.splits import SPLIT_SHARES
-from guard.certification.procedure import fresh_rows
 from guard.certification.trials import TrialAttempt, TrialJournal, TrialRow, attempted_rows, label_trials, run_trials
 from guard.data.graders import grade
 from guard.data.questions import LabelledResponse, Question, Row, split_questions
@@ -217,6 +217,20 @@ def test_given_responses_are_scored_as_they_are_unless_the_policy_asks_again() -
         pytest.raises(InputError, match="'set/a' is a given response, but the policy may ask again"),
     ):
         list(run_trials(guard(trial_policy(again), 0), rows, journal, route=None))
+
+
+def test_given_responses_are_refused_under_a_policy_that_stops_answers_early() -> None:
+    rows: list[tuple[str, Row]] = [
+        ("set", LabelledResponse(id="a", prompt=Prompt.chat("What?"), response="Paris", wrong=True))
+    ]
+    certifiable = policy(f"{ONCE}early: {{above: 0.9, then: abstain}}\n")
+    engine = AnsweringEngine(lambda prompt, number: ("Paris", 0.2))
+    trial_guard = Guard(engine, with_early(confidence_scorer()), trial_policy(certifiable))
+    with (
+        TrialJournal(":memory:", trial_guard.fingerprint(certifiable)) as journal,
+        pytest.raises(InputError, match="'set/a' is a given response, but the policy stops answers early"),
+    ):
+        list(run_trials(trial_guard, rows, journal, route=None))
 
 
 # -- the command -------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from guard.scoring.scorer_file import (
     FORMAT_VERSION,
     Artefact,
     Calibration,
+    EarlyModel,
+    EarlyStage,
     Linear,
     LinearProbe,
     Model,
@@ -226,6 +228,18 @@ def span_model(**changes: Any) -> SpanModel:
 def with_spans(scorer: Scorer) -> Scorer:
     """The scorer with that model of spans."""
     return Scorer(scorer.artefact.model_copy(update={"spans": span_model()}))
+
+
+def with_early(scorer: Scorer, *tokens: int, shift: float = 0.0) -> Scorer:
+    """The scorer with stages after so many tokens, where its log-odds count as they are, or shifted."""
+    calibration = Calibration(slope=1.0, intercept=shift)
+    calibrations = dict.fromkeys(scorer.artefact.scores, calibration)
+    stages = [
+        EarlyStage(tokens=each, calibrations=calibrations, answers=60, wrong=30, metrics={})
+        for each in tokens or (2, 4)
+    ]
+    early = EarlyModel(stages=stages, answers=60, max_tokens=16, data=[])
+    return Scorer(scorer.artefact.model_copy(update={"early": early}))
 
 
 def confidence_scorer(model: ModelInfo | None = None) -> Scorer:

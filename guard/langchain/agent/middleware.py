@@ -41,6 +41,7 @@ from guard.langchain.upstream_internals import extended_model_response, has_chec
 from guard.policy.cuts import refuse_cuts
 from guard.policy.guarantee import refuse_guarantees
 from guard.policy.policy import Policy, load_policy
+from guard.policy.stopping import refuse_early
 from guard.review.handlers import (
     HANDLERS,
     NOBODY,
@@ -358,6 +359,7 @@ class _MiddlewareSettings:
         refuse_guarantees(chosen, caller="an agent")
         _refuse_live(chosen)
         refuse_cuts(chosen, caller="an agent", why="an answer may be a tool call, and the agent acts on it")
+        refuse_early(chosen, caller="an agent", why="it decides on complete messages of its model")
         log_policy(self.audit_log, chosen)
         return AgentRules(
             policy=chosen,

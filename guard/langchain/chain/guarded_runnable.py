@@ -42,6 +42,7 @@ from guard.langchain.tracing import escalation_metadata, marked_run
 from guard.policy.cuts import refuse_cuts
 from guard.policy.guarantee import refuse_guarantees
 from guard.policy.policy import Calls, Policy, load_policy
+from guard.policy.stopping import refuse_early
 from guard.review.handlers import HANDLERS, Handler, as_named, check_handlers, log_handler
 from guard.runtime.call_state import CallState
 from guard.runtime.decision_log import log_policy
@@ -103,6 +104,7 @@ class GuardedRunnable(RunnableSerializable[Input, Output]):
         policy.check_route(self.route)
         refuse_guarantees(policy, caller="a chain")
         refuse_cuts(policy, caller="a chain", why="its output may be anything that was made of the answer")
+        refuse_early(policy, caller="a chain", why="it decides when its steps are done, of which the model is one")
         for name in policy.fallback_names():
             rules.fallback(name)
         if policy.mode == "enforce":

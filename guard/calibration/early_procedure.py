@@ -1,0 +1,228 @@
+"""From labelled questions to a scorer with early stages: ask, score while answers grow, calibrate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guard import engines
+from guard.calibration.early_fit import STAGES, Saving, StagedAnswers, fit_early, savings
+from guard.calibration.fresh import fresh_rows
+from guard.checked import checked_seed
+from guard.data.graders import Grader, choose_grader
+from guard.data.in_order import in_order
+from guard.data.labelling import is_wrong
+from guard.data.progress import Progress, ProgressCallback, ignore_progress
+from guard.data.prompts import completion_prompt, question_prompt
+from guard.data.question_sets import DataSpecs, data_sets, read_sets
+from guard.data.questions import Question
+from guard.data.sets import OnBad
+from guard.engines import EMBEDDED
+from guard.engines.asked import RequestEngine
+from guard.engines.sampling import TokenSignals
+from guard.errors import CaptureError, InputError, PromptTooLongError
+from guard.files.output_file import check_writable
+from guard.records import Generation, Limits, Prompt
+from guard.runtime.base_models import COMPLETION_STOP
+from guard.runtime.growing_score import GrowingScore
+from guard.runtime.sources import find_capture_point, loading_options, score_generation
+from guard.scores import Score, ScoreName
+from guard.scoring.early_scores import log_odds_so_far
+from guard.scoring.scorer import Scorer, load_scorer
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyCalibration:
+    """A scorer with early stages.
+
+    Attributes:
+        out: the scorer file.
+        scorer: with its stages, ``scorer.artefact.early``.
+        savings: what stopping above some limits saves and loses, on held-out answers.
+        left_out: questions that were not used, each with its reason.
+    """
+
+    out: Path
+    scorer: Scorer
+    savings: tuple[Saving, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """A question, with the scores of its answer at each stage, and of the whole."""
+
+    name: str
+    row: Question
+    text: str
+    tokens: int
+    whole: float
+    stages: Mapping[int, Score]
+
+
+def calibrate_early(
+    data: DataSpecs,
+    *,
+    scorer: str | Path,
+    out: str | Path,
+    model: str | Path = EMBEDDED,
+    engine: str | None = None,
+    engine_options: Mapping[str, Any] | None = None,
+    grader: str | Grader | None = None,
+    on_bad: OnBad = "stop",
+    limit: int | None = None,
+    seed: int = 0,
+    progress: ProgressCallback = ignore_progress,
+) -> EarlyCalibration:
+    """Add early stages to a scorer: ask questions that it was not fitted on, score the answers while they grow, fit.
+
+    ``guard calibrate --early --scorer SCORER`` calls this function. The scorer's other scores stay; its checksum
+    changes, so certify after this, with other questions. The answers are not kept: an interrupted run begins again.
+
+    Args:
+        data: one or several JSON Lines files or named sets; questions that the scorer was fitted on are left out.
+        scorer: a scorer of the model: a file, or a name on the shelf. Its prompting is used.
+        out: the scorer file to write, JSON.
+        model: ``smollm2`` (the embedded model), a GGUF file, or a model folder.
+        engine: ``llama.cpp`` or ``transformers``, where both can load the model.
+        engine_options: for the engine's ``load``.
+        grader: as for `guard.calibrate`.
+        on_bad: ``stop`` raises if a row cannot be used, ``skip`` leaves the row out.
+        limit: maximal number of rows of each data set, drawn by ``seed``.
+        seed: seed of samples.
+        progress: called with a `guard.Progress` before the first question and after each answer.
+
+    Raises:
+        InputError: data, output or options cannot be used, or rows are given responses.
+        ScorerMismatchError: the scorer was fitted on another model.
+        CalibrationError: there are too few labels, or the scores of answers so far show no signal.
+
+    Examples:
+        >>> import guard
+        >>> guard.calibrate_early("fresh.jsonl", scorer="s.json", out="t.json", model="m.gguf")  # doctest: +SKIP
+        >>> guard.calibrate_early("no.jsonl", scorer="s.json", out="t.json")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        guard.errors.InputError: ...
+    """
+    out = Path(out)
+    check_writable(out, "scorer")
+    grade, _ = choose_grader(grader)
+    sources = read_sets(data, on_bad=on_bad, limit=limit, seed=checked_seed(seed))
+    fitted = without_early(load_scorer(scorer))
+    rows, left_out = fresh_rows(sources, fitted)
+    questions = [(name, _question(row)) for name, row in rows]
+    options = loading_options(fitted, engine_options)
+    with engines.load_engine(model, engine=engine or fitted.artefact.binding.engine, **options) as loaded:
+        bound = fitted.for_model(loaded.model, find_capture_point(loaded))
+        asked = list(_answers(loaded, bound, questions, progress))
+    answered = [each for each in asked if isinstance(each, _Answered)]
+    left_out += [each for each in asked if isinstance(each, str)]
+    labels = [is_wrong(each.row, each.text, grade) for each in answered]
+    staged = _staged(answered, labels, fitted)
+    names = zip((each.name for each in answered), labels, strict=True)
+    max_tokens = fitted.artefact.prompting.max_tokens
+    made = with_early(fitted, fit_early(staged, data=data_sets(sources, names), max_tokens=max_tokens))
+    made.save(out)
+    return EarlyCalibration(out, made, tuple(savings(staged, fitted.artefact.default_score)), tuple(left_out))
+
+
+def without_early(scorer: Scorer) -> Scorer:
+    """Return a scorer without early stages, whose questions then count as fresh again."""
+    return Scorer(scorer.artefact.model_copy(update={"early": None}), calibrated=scorer.calibrated)
+
+
+def with_early(scorer: Scorer, model: Any) -> Scorer:
+    """Return a scorer with early stages."""
+    return Scorer(scorer.artefact.model_copy(update={"early": model}), calibrated=scorer.calibrated)
+
+
+def _question(row: Any) -> Question:
+    if not isinstance(row, Question):
+        raise InputError(
+            f"Row {row.id!r} is a given response, and early stages are fitted on answers as the model writes them",
+            fix="Give questions with accepted answers",
+        )
+    return row
+
+
+# -- asking ------------------------------------------------------------------------------------
+
+
+def _answers(
+    engine: RequestEngine, scorer: Scorer, rows: Sequence[tuple[str, Question]], progress: ProgressCallback
+) -> Iterator[_Answered | str]:
+    """Yield each answer, or why there is none, in the order of the questions."""
+
+    def answered(each: tuple[str, Question], cancel: threading.Event) -> _Answered | str:
+        return _answer(engine, scorer, *each, cancel=cancel)
+
+    progress(Progress("asking", 0, len(rows)))
+    at_once = getattr(engine, "at_once", 1)
+    with contextlib.closing(in_order(answered, rows, at_once=at_once)) as found:
+        for done, each in enumerate(found, start=1):
+            yield each
+            progress(Progress("asking", done, len(rows)))
+
+
+def _answer(
+    engine: RequestEngine, scorer: Scorer, name: str, row: Question, *, cancel: threading.Event
+) -> _Answered | str:
+    prompting, prompt = scorer.artefact.prompting, _prompt(row, scorer)
+    limits = Limits(max_tokens=prompting.max_tokens, stop=COMPLETION_STOP if prompting.completion else ())
+    observer = scorer.observer()
+    recorder = _StageRecorder(GrowingScore(scorer, observer))
+    try:
+        generation = _last(engine, prompt, limits=limits, observer=observer, cancel=cancel, on_token=recorder.add)
+        score = score_generation(generation, observer, scorer, prompt)
+    except (PromptTooLongError, CaptureError) as error:
+        return f"{name}/{row.id}: {error}"
+    return _Answered(name, row, generation.text, len(recorder.so_far), score.p_wrong, recorder.stages)
+
+
+def _last(engine: RequestEngine, prompt: Prompt, **options: Any) -> Generation:
+    generations = [chunk.generation for chunk in engine.stream(prompt, **options) if chunk.generation is not None]
+    return generations[-1]
+
+
+def _prompt(row: Question, scorer: Scorer) -> Prompt:
+    prompting = scorer.artefact.prompting
+    if prompting.completion:
+        return completion_prompt(row)
+    return question_prompt(row, system=prompting.system, template_options=prompting.template_options)
+
+
+@dataclass(slots=True)
+class _StageRecorder:
+    """Keeps the scores of one answer at each stage."""
+
+    so_far: GrowingScore
+    stages: dict[int, Score] = field(default_factory=dict)
+
+    def add(self, signals: TokenSignals) -> None:
+        self.so_far.add(signals)
+        if len(self.so_far) in STAGES and (score := self.so_far.now()) is not None:
+            self.stages[len(self.so_far)] = score
+
+
+def _staged(answered: Sequence[_Answered], labels: Sequence[bool], scorer: Scorer) -> StagedAnswers:
+    """Return the answers as arrays."""
+    tokens = np.array([each.tokens for each in answered], np.intp)
+    columns = {
+        stage: {name: _column(answered, stage, name) for name in scorer.gives}
+        for stage in STAGES
+        if (tokens > stage).any()
+    }
+    whole = np.array([each.whole for each in answered], np.float64)
+    return StagedAnswers(tokens, np.array(labels, np.bool_), whole, columns)
+
+
+def _column(answered: Sequence[_Answered], stage: int, name: ScoreName) -> np.ndarray:
+    """Return the log-odds of the answers that are longer than a stage; nan of the others."""
+    scores = [each.stages.get(stage) if each.tokens > stage else None for each in answered]
+    return np.array([log_odds_so_far(score.scores[name].p_wrong) if score else np.nan for score in scores], np.float64)
