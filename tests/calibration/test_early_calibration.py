@@ -143,7 +143,7 @@ def test_stages_can_be_fitted_again(files: dict[str, Path], tmp_path: Path) -> N
 
 def test_given_responses_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
     given = tmp_path / "given.jsonl"
-    given.write_text(json.dumps({"id": "a", "question": "Why?", "response": "So.", "wrong": True}) + "\n")
+    given.write_text(json.dumps({"id": "a", "prompt": "Why?", "response": "So.", "wrong": True}) + "\n")
     with pytest.raises(InputError, match="is a given response, and early stages"):
         guard.calibrate_early(str(given), scorer=files["scorer"], out=files["out"])
 
