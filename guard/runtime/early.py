@@ -1,8 +1,9 @@
 """Early decisions: an answer that is likely to be wrong in the end is stopped while it is generated.
 
-The policy's ``early`` section states the limit. The scorer has stages: after so many tokens, this is the probability
-that the complete answer will be wrong (`guard.scoring.early_scores`). Nothing of a stopped answer is accepted. A stage
-that cannot be scored stops nothing: the complete answer is scored at its end and fails there.
+The policy's ``early`` section states the limit. The scorer has stages: at some numbers of tokens, the score so far is
+calibrated as the probability that the complete answer will be wrong (`guard.scoring.early_scores`). Nothing of a
+stopped answer is accepted. A stage that cannot be scored stops nothing: the complete answer is scored at its end and
+fails there.
 """
 
 from __future__ import annotations
