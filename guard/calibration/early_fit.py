@@ -36,7 +36,7 @@ SPREAD = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StagedAnswers:
+class GrownAnswers:
     """Labelled answers, scored while they grew.
 
     Attributes:
@@ -77,7 +77,7 @@ class Saving:
     surer_stopped: int
 
 
-def fit_early(answers: StagedAnswers, *, data: Sequence[DataSet], max_tokens: int) -> EarlyModel:
+def fit_early(answers: GrownAnswers, *, data: Sequence[DataSet], max_tokens: int) -> EarlyModel:
     """Calibrate each stage that enough answers reach; figures are of answers that were held out.
 
     Args:
@@ -100,7 +100,7 @@ def fit_early(answers: StagedAnswers, *, data: Sequence[DataSet], max_tokens: in
     return EarlyModel(stages=stages, answers=len(answers), max_tokens=max_tokens, data=list(data))
 
 
-def savings(answers: StagedAnswers, score: ScoreName) -> list[Saving]:
+def savings(answers: GrownAnswers, score: ScoreName) -> list[Saving]:
     """Return what stopping at the first stage above each of `LIMITS` saves and loses, on held-out answers."""
     forecasts = {}
     for tokens, scores in answers.so_far.items():
@@ -113,7 +113,7 @@ def savings(answers: StagedAnswers, score: ScoreName) -> list[Saving]:
     return [_saving(answers, forecasts, above) for above in LIMITS]
 
 
-def _saving(answers: StagedAnswers, forecasts: Mapping[int, Doubles], above: float) -> Saving:
+def _saving(answers: GrownAnswers, forecasts: Mapping[int, Doubles], above: float) -> Saving:
     read = answers.tokens.copy()
     for tokens in sorted(forecasts, reverse=True):
         read = np.where(np.nan_to_num(forecasts[tokens], nan=0.0) > above, tokens, read)
@@ -129,7 +129,7 @@ def _saving(answers: StagedAnswers, forecasts: Mapping[int, Doubles], above: flo
     )
 
 
-def _stage(answers: StagedAnswers, tokens: int) -> EarlyStage | None:
+def _stage(answers: GrownAnswers, tokens: int) -> EarlyStage | None:
     """Return one stage; None if too few answers reach it, or no score ranks them there."""
     calibrations: dict[ScoreName, Calibration] = {}
     metrics: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from guard import engines
-from guard.calibration.early_fit import STAGES, Saving, StagedAnswers, fit_early, savings
+from guard.calibration.early_fit import STAGES, Saving, GrownAnswers, fit_early, savings
 from guard.calibration.fresh import fresh_rows
 from guard.checked import checked_seed
 from guard.data.graders import Grader, choose_grader
@@ -55,7 +55,7 @@ class EarlyCalibration:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answered:
+class _AskedAnswer:
     """A question, with the scores of its answer at each stage, and of the whole."""
 
     name: str
@@ -121,7 +121,7 @@ def calibrate_early(
     with engines.load_engine(model, engine=engine or fitted.artefact.binding.engine, **options) as loaded:
         bound = fitted.for_model(loaded.model, find_capture_point(loaded))
         asked = list(_answers(loaded, bound, questions, progress))
-    answered = [each for each in asked if isinstance(each, _Answered)]
+    answered = [each for each in asked if isinstance(each, _AskedAnswer)]
     left_out += [each for each in asked if isinstance(each, str)]
     labels = [is_wrong(each.row, each.text, grade) for each in answered]
     staged = _staged(answered, labels, fitted)
@@ -156,10 +156,10 @@ def _question(row: Any) -> Question:
 
 def _answers(
     engine: RequestEngine, scorer: Scorer, rows: Sequence[tuple[str, Question]], progress: ProgressCallback
-) -> Iterator[_Answered | str]:
+) -> Iterator[_AskedAnswer | str]:
     """Yield each answer, or why there is none, in the order of the questions."""
 
-    def answered(each: tuple[str, Question], cancel: threading.Event) -> _Answered | str:
+    def answered(each: tuple[str, Question], cancel: threading.Event) -> _AskedAnswer | str:
         return _answer(engine, scorer, *each, cancel=cancel)
 
     progress(Progress("asking", 0, len(rows)))
@@ -172,7 +172,7 @@ def _answers(
 
 def _answer(
     engine: RequestEngine, scorer: Scorer, name: str, row: Question, *, cancel: threading.Event
-) -> _Answered | str:
+) -> _AskedAnswer | str:
     prompting, prompt = scorer.artefact.prompting, _prompt(row, scorer)
     limits = Limits(max_tokens=prompting.max_tokens, stop=COMPLETION_STOP if prompting.completion else ())
     observer = scorer.observer()
@@ -182,7 +182,7 @@ def _answer(
         score = score_generation(generation, observer, scorer, prompt)
     except (PromptTooLongError, CaptureError) as error:
         return f"{name}/{row.id}: {error}"
-    return _Answered(name, row, generation.text, len(recorder.so_far), score.p_wrong, recorder.stages)
+    return _AskedAnswer(name, row, generation.text, len(recorder.so_far), score.p_wrong, recorder.stages)
 
 
 def _last(engine: RequestEngine, prompt: Prompt, **options: Any) -> Generation:
@@ -210,7 +210,7 @@ class _StageRecorder:
             self.stages[len(self.so_far)] = score
 
 
-def _staged(answered: Sequence[_Answered], labels: Sequence[bool], scorer: Scorer) -> StagedAnswers:
+def _staged(answered: Sequence[_AskedAnswer], labels: Sequence[bool], scorer: Scorer) -> GrownAnswers:
     """Return the answers as arrays."""
     tokens = np.array([each.tokens for each in answered], np.intp)
     columns = {
@@ -219,10 +219,10 @@ def _staged(answered: Sequence[_Answered], labels: Sequence[bool], scorer: Score
         if (tokens > stage).any()
     }
     whole = np.array([each.whole for each in answered], np.float64)
-    return StagedAnswers(tokens, np.array(labels, np.bool_), whole, columns)
+    return GrownAnswers(tokens, np.array(labels, np.bool_), whole, columns)
 
 
-def _column(answered: Sequence[_Answered], stage: int, name: ScoreName) -> np.ndarray:
+def _column(answered: Sequence[_AskedAnswer], stage: int, name: ScoreName) -> np.ndarray:
     """Return the log-odds of the answers that are longer than a stage; nan of the others."""
     scores = [each.stages.get(stage) if each.tokens > stage else None for each in answered]
     return np.array([log_odds_so_far(score.scores[name].p_wrong) if score else np.nan for score in scores], np.float64)

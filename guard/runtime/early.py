@@ -62,14 +62,14 @@ class EarlyMonitor:
     score: ScoreName
     stops: bool
 
-    def for_answer(self, scorer: Scorer, observer: SignatureObserver) -> WatchedAnswer:
+    def for_answer(self, scorer: Scorer, observer: SignatureObserver) -> StoppableAnswer:
         """Return what watches one answer."""
         stages = scorer.artefact.early.stages if scorer.artefact.early else []
-        return WatchedAnswer(GrowingScore(scorer, observer), self, {stage.tokens: stage for stage in stages})
+        return StoppableAnswer(GrowingScore(scorer, observer), self, {stage.tokens: stage for stage in stages})
 
 
 @dataclass(slots=True)
-class WatchedAnswer:
+class StoppableAnswer:
     """One growing answer.
 
     Attributes:
@@ -112,7 +112,7 @@ class WatchedAnswer:
 
 
 def watched_steps(
-    engine: RequestEngine, prompt: Prompt, watched: WatchedAnswer, **options: Any
+    engine: RequestEngine, prompt: Prompt, watched: StoppableAnswer, **options: Any
 ) -> Steps[Generation | None]:
     """Generate an answer, and stop it where it is likely to be wrong.
 

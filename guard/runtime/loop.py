@@ -28,7 +28,7 @@ from guard.review.handlers import NOBODY
 from guard.runtime.call_state import CallState, describe_error
 from guard.runtime.deadline import call_step
 from guard.runtime.decision_log import log_decision
-from guard.runtime.early import EarlyMonitor, EarlyStop, WatchedAnswer, as_stopped, watched_steps
+from guard.runtime.early import EarlyMonitor, EarlyStop, StoppableAnswer, as_stopped, watched_steps
 from guard.runtime.monitored import audit_steps, watch_step
 from guard.runtime.resources import Resources, escalation_step
 from guard.runtime.sources import FallbackFunction, Source, generation_step
@@ -107,7 +107,7 @@ class AttemptPlan:
         generation: Generation = yield step
         return Result(generation.text, generation.sampling, generation, observer)
 
-    def _watched(self, watched: WatchedAnswer, options: dict[str, Any]) -> Steps[Result]:
+    def _watched(self, watched: StoppableAnswer, options: dict[str, Any]) -> Steps[Result]:
         """Get an answer that is stopped where it is likely to be wrong."""
         engine, observer = cast(RequestEngine, cast(Source, self.source).engine), options["observer"]
         stop: dict[str, Any] = {} if self.cancel is None else {"cancel": self.cancel}

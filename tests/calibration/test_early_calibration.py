@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import guard
 from guard import engines
-from guard.calibration.early_fit import StagedAnswers, fit_early, savings
+from guard.calibration.early_fit import GrownAnswers, fit_early, savings
 from guard.calibration.fresh import fresh_rows
 from guard.cli import app
 from guard.data.question_sets import read_sets
@@ -31,14 +31,14 @@ POLICY = "version: 1\nname: m\nrules: [{accept: {below: 0.999}}, abstain]\nearly
 RIGHT, WRONG = "Paris is right", "Lyon, surely"
 
 
-def staged(count: int = 400, *, signal: float = 2.0, seed: int = 0) -> StagedAnswers:
+def staged(count: int = 400, *, signal: float = 2.0, seed: int = 0) -> GrownAnswers:
     """Answers of 3 to 12 tokens, whose log-odds tell of the label, too surely by a factor of two."""
     rng = np.random.default_rng(seed)
     wrong = rng.random(count) < 0.6
     tokens = rng.integers(3, 13, count)
     log_odds = 2.0 * signal * (np.where(wrong, 1.0, -1.0) + rng.normal(size=count))
     columns = {at: {"guard": np.where(tokens > at, log_odds, np.nan)} for at in (1, 4, 8)}
-    return StagedAnswers(tokens, wrong, expit(log_odds), columns)  # type: ignore[arg-type]
+    return GrownAnswers(tokens, wrong, expit(log_odds), columns)  # type: ignore[arg-type]
 
 
 # -- fitting -----------------------------------------------------------------------------------
@@ -59,10 +59,10 @@ def test_a_stage_that_few_answers_reach_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("answers", [staged(50), staged(400, signal=0.0)], ids=["few", "no signal"])
-def test_without_labels_or_signal_there_are_no_stages(answers: StagedAnswers) -> None:
+def test_without_labels_or_signal_there_are_no_stages(answers: GrownAnswers) -> None:
     if len(answers) == 400:
         found = {at: {"guard": np.zeros(400)} for at in answers.so_far}
-        answers = StagedAnswers(answers.tokens, answers.wrong, answers.whole, found)  # type: ignore[arg-type]
+        answers = GrownAnswers(answers.tokens, answers.wrong, answers.whole, found)  # type: ignore[arg-type]
     with pytest.raises(CalibrationError, match="No early stage could be calibrated"):
         fit_early(answers, data=[], max_tokens=16)
 
@@ -71,7 +71,7 @@ def test_what_stopping_saves_is_counted_by_hand() -> None:
     # Of ten tokens each; the half that is wrong is sure to be, after two tokens.
     wrong = np.arange(200) % 2 == 0
     sure = np.where(wrong, 20.0, -20.0)
-    answers = StagedAnswers(np.full(200, 10), wrong, np.where(wrong, 0.9, 0.1), {2: {"guard": sure}})
+    answers = GrownAnswers(np.full(200, 10), wrong, np.where(wrong, 0.9, 0.1), {2: {"guard": sure}})
     for each in savings(answers, "guard"):
         assert (each.saved, each.stopped, each.right_stopped) == (0.4, 0.5, 0.0)
         assert (each.surer, each.surer_stopped) == (100, 0)
@@ -80,7 +80,7 @@ def test_what_stopping_saves_is_counted_by_hand() -> None:
 def test_a_right_answer_that_is_stopped_is_counted_as_lost() -> None:
     wrong = np.arange(400) >= 20  # a right answer in twenty, which no score tells from the others, ...
     sure = np.where(np.arange(400) % 2 == 0, 20.0, np.where(wrong, 20.0, -20.0))  # ... at least not every second one
-    answers = StagedAnswers(np.full(400, 10), wrong, np.where(wrong, 0.9, 0.1), {2: {"guard": sure}})
+    answers = GrownAnswers(np.full(400, 10), wrong, np.where(wrong, 0.9, 0.1), {2: {"guard": sure}})
     lowest = savings(answers, "guard")[0]
     assert (lowest.right_stopped, lowest.surer, lowest.surer_stopped) == (0.5, 20, 10)
 
