@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from guard import engines
-from guard.calibration.early_fit import STAGES, Saving, GrownAnswers, fit_early, savings
+from guard.calibration.early_fit import STAGES, GrownAnswers, Saving, fit_early, savings
 from guard.calibration.fresh import fresh_rows
 from guard.checked import checked_seed
 from guard.data.graders import Grader, choose_grader
