@@ -26,7 +26,7 @@ EARLY = "early: {above: 0.8, then: {abstain: {text: Stopped.}}}\n"
 LONG = "It is Lyon, as everybody knows"
 ROOM = Limits(max_tokens=100)
 
-Asking = Callable[[Guard], Outcome]
+WayToAsk = Callable[[Guard], Outcome]
 
 
 def guard(more: str = EARLY, p_wrong: float = 0.9, *, scorer: Scorer | None = None, **options: Any) -> Guard:
@@ -36,7 +36,7 @@ def guard(more: str = EARLY, p_wrong: float = 0.9, *, scorer: Scorer | None = No
 
 
 @pytest.fixture(params=["ask", "aask", "stream"])
-def ask(request: pytest.FixtureRequest) -> Asking:
+def ask(request: pytest.FixtureRequest) -> WayToAsk:
     """Every way to ask."""
 
     def in_a_loop(guard: Guard) -> Outcome:
@@ -47,7 +47,7 @@ def ask(request: pytest.FixtureRequest) -> Asking:
         assert pieces == ([outcome.answer] if outcome.answer else [])  # type: ignore[union-attr]
         return outcome  # type: ignore[return-value]
 
-    ways: dict[str, Asking] = {
+    ways: dict[str, WayToAsk] = {
         "ask": lambda guard: guard.ask("why?", limits=ROOM),
         "aask": in_a_loop,
         "stream": streamed,
@@ -55,7 +55,7 @@ def ask(request: pytest.FixtureRequest) -> Asking:
     return ways[request.param]
 
 
-def test_a_likely_wrong_answer_is_stopped_at_the_first_stage(ask: Asking) -> None:
+def test_a_likely_wrong_answer_is_stopped_at_the_first_stage(ask: WayToAsk) -> None:
     found = ask(guard())
     (attempt,) = found.attempts
     assert (found.action, found.answer, found.rule) == (Action.ABSTAIN, "Stopped.", "early")
@@ -74,7 +74,7 @@ def test_the_model_stops_working() -> None:
     assert len(passes) < len(LONG) / 2
 
 
-def test_other_answers_are_complete_and_decided_on_as_ever(ask: Asking) -> None:
+def test_other_answers_are_complete_and_decided_on_as_ever(ask: WayToAsk) -> None:
     found = ask(guard(p_wrong=0.7))
     assert (found.action, found.answer, found.attempts[0].finish_reason) == (Action.ACCEPT, LONG, "stop")
 
