@@ -35,8 +35,7 @@ from guard.runtime.sources import (
     FallbackFunction,
     Source,
     bind_scorer,
-    check_can_stop,
-    check_gives,
+    check_scores,
     check_source,
     checked_options,
     declared_sources,
@@ -113,7 +112,7 @@ class Guard:
         self._source = own = Source(OWN_ENGINE, engine, bind_scorer(scorer, engine, force=force_scorer))
         self.template_options = checked_options(engine, scorer, template_options)
         sources = _checked_sources(as_named("fallbacks", fallbacks, FALLBACKS), policy)
-        _check_scores(policy, own, sources)
+        check_scores(policy, own, sources)
         if not all_scores:
             own, sources = _deciding(policy, own, sources)
         fingerprint = partial(_fingerprint, own, sources, self.template_options, policy)
@@ -457,14 +456,6 @@ def _checked_sources(
         if name not in sources:
             raise missing_fallback(policy, name, sources, fix="Pass it in fallbacks=, or declare it in the policy")
     return sources
-
-
-def _check_scores(policy: Policy, own: Source, fallbacks: Mapping[str, Source | FallbackFunction]) -> None:
-    """Refuse scorers without the score that the policy decides on or the ood_score that it needs."""
-    for source in (own, *(fallbacks[name] for name in policy.fallback_names())):
-        if isinstance(source, Source) and source.scorer is not None:
-            check_gives(source.scorer, policy, whose=source.name)
-            check_can_stop(source.engine, policy, whose=source.name)
 
 
 def _deciding(

@@ -128,6 +128,14 @@ def bind_scorer(scorer: Scorer, engine: Engine, *, force: bool = False) -> Score
     return scorer.for_model(engine.model, find_capture_point(engine), force=force)
 
 
+def check_scores(policy: Policy, own: Source, fallbacks: Mapping[str, Source | FallbackFunction]) -> None:
+    """Refuse scorers that lack what a policy decides on, and engines that it cannot stop; errors as for those below."""
+    for source in (own, *(fallbacks[name] for name in policy.fallback_names())):
+        if isinstance(source, Source) and source.scorer is not None:
+            check_gives(source.scorer, policy, whose=source.name)
+            check_can_stop(source.engine, policy, whose=source.name)
+
+
 def check_gives(scorer: Scorer, policy: Policy, *, whose: str) -> None:
     """Refuse a scorer without the scores that a policy decides on.
 
