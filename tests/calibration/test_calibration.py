@@ -544,14 +544,14 @@ def test_activations_that_are_all_the_same_are_named() -> None:
 
 
 def test_answers_that_stand_for_next_to_none_do_not_count() -> None:
-    """Answers with turned labels spoil a fit, unless each stands for a millionth of an answer."""
+    """Answers with turned labels spoil a calibration, unless each stands for a millionth of an answer."""
     labelled = made(400, seed=3, by_logprob=2.5, by_map=0.0)
-    turned = [replace(each, wrong=not each.wrong) for each in made(400, seed=4, by_logprob=2.5, by_map=0.0)]
+    turned = [replace(each, wrong=not each.wrong) for each in made(150, seed=4, by_logprob=2.5, by_map=0.0)]
     splits = splits_of(labelled)
     spoilt = {**splits, "fit": [*splits["fit"], *turned]}
     weighed = {**splits, "fit": [*splits["fit"], *(replace(each, weight=1e-6) for each in turned)]}
     one, other = (fit_scorer(each, run=RUN, data=[], seed=0).metrics["guard"].brier for each in (spoilt, weighed))
-    assert other < one - 0.02
+    assert other < one - 0.01
 
 
 def test_equal_weights_of_any_size_are_as_no_weights() -> None:
