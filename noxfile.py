@@ -20,7 +20,7 @@ OTHER_PYTHONS = ["3.12", "3.13"]
 TORCH = "torch==2.13.0"
 WITHOUT_TORCH = (
     "llama,smollm2,calibrate,evaluate,datasets,math,langchain,plots,postgresql,"
-    "openai,serve,otel,console,webhooks,audit,grammar,spans"
+    "openai,serve,otel,console,oidc,webhooks,audit,grammar,spans"
 )
 EXTRAS = f"transformers,int4,{WITHOUT_TORCH}"
 TOOLS = [name for name in nox.project.dependency_groups(nox.project.load_toml(), "dev") if not name.startswith("torch")]
@@ -33,7 +33,7 @@ NPM_PACKAGES = (
     "zod@4.6.7",
 )
 LITELLM, OPEN_WEBUI = "litellm[proxy]==1.108.7", "open-webui==0.12.4"
-#: Each extra, and a program that uses what it brings.
+#: Each extra, and a program that uses what it brings. `vllm` needs torch and a GPU build: it has a session of its own.
 USES = {
     "": "import guard; guard.load_policy('balanced'); print(guard.__version__)",
     "llama": "import guard.engines.llama_cpp",
@@ -53,6 +53,7 @@ USES = {
     "webhooks": "import guard.review, httpx, cryptography",
     "console": "import guard.access, argon2, fastapi, uvicorn",
     "ray": "import ray, guard.data.on_ray",
+    "oidc": "from guard.access.oidc import OidcClient; import authlib, httpx, joserfc",
     "audit": "from guard.audit import SigningKey; SigningKey.generate('example.org/guard')",
     "grammar": "import llguidance",
     "spans": "from guard.scoring.spans import find_spans; assert len(find_spans('One. Two.')) == 2",
@@ -156,16 +157,16 @@ def kills(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def killed_servers(session: nox.Session) -> None:
-    """Kill one of two servers on a PostgreSQL for now, under load, a hundred times; the output is in docs/evidence."""
+    """Kill one of two servers on a temporary PostgreSQL, under load, a hundred times; the output is in docs/evidence."""
     session.install("-e", f".[{WITHOUT_TORCH}]", "--group", "dev")
     session.run("python", "tests/support/killed_servers.py", *session.posargs, env={"PYTHONPATH": str(Path.cwd())})
 
 
 @nox.session(python="3.11")
 def watch(session: nox.Session) -> None:
-    """Simulate watched promises: false alarms, delays, a changing world; the tables of docs/evidence/watch.md."""
+    """Simulate watched guarantees: false alarms, delays, a changing world; the tables of docs/evidence/watch.md."""
     session.install("-e", ".[evaluate]", "mapie>=1.6")
-    session.run("python", "benchmarks/watched_promises.py", *session.posargs)
+    session.run("python", "benchmarks/watched_guarantees.py", *session.posargs)
 
 
 @nox.session(python="3.11")

@@ -40,7 +40,7 @@ class AuditDraw:
 
     Attributes:
         rate: share of the accepted answers that is drawn, above 0 and at most 1.
-        certificate: digest of the certificate whose promise covers the answer; None without one.
+        certificate: digest of the certificate whose guarantee covers the answer; None without one.
     """
 
     rate: float

@@ -23,10 +23,10 @@ def certificates(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the certificates that are watched: audited answers, evidence against the promise, suspension.
+    """Show the certificates that are watched: audited answers, evidence against the guarantee, suspension.
 
     A certificate is watched from the first time that a policy with an audit section uses it. Reading the evidence
-    suspends a certificate whose promise it finds broken, as any guard would. The exit code is 0 even then.
+    suspends a certificate whose guarantee it finds broken, as any guard would. The exit code is 0 even then.
     """
     from guard.monitoring.certificate_watch import CertificateWatch
     from guard.review.store import Store
@@ -57,7 +57,7 @@ def certificates_table(found: list[WatchedCertificate]) -> Any:
         "certificate",
         "policy",
         "route",
-        "promise",
+        "guarantee",
         "audited",
         "wrong",
         "overdue",
@@ -96,7 +96,7 @@ def _whole(each: WatchedCertificate) -> Any:
             ("certificate", each.id),
             ("policy", each.policy),
             ("route", each.route),
-            ("promise", f"at most {each.risk:.4g} wrong, with confidence {each.confidence:.4g}"),
+            ("guarantee", f"at most {each.risk:.4g} wrong, with confidence {each.confidence:.4g}"),
             ("threshold", f"{each.threshold:.4g}"),
             ("watched", f"since {when(each.since)}, {each.rate:.4g} of the accepted answers"),
             (
@@ -121,7 +121,7 @@ def _interval(each: WatchedCertificate) -> str:
 def _evidence(each: WatchedCertificate) -> str:
     return (
         f"{each.evidence.e_value:.4g}, at most {each.evidence.largest:.4g} so far; {1 / each.false_alarms:.4g} "
-        f"suspends, which happens to a promise that holds with a probability of at most {each.false_alarms:.4g}"
+        f"suspends, which happens to a guarantee that holds with a probability of at most {each.false_alarms:.4g}"
     )
 
 

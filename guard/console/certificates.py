@@ -1,4 +1,4 @@
-"""Certificates that are watched, with what audited answers say for and against their promises."""
+"""Certificates that are watched, with what audited answers say for and against their guarantees."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ router = APIRouter()
 #: With fewer audited answers than this the page says that little is known yet.
 FEW = 20
 
-#: The scale of evidence begins here; less speaks as clearly for the promise.
+#: The scale of evidence begins here; less speaks as clearly for the guarantee.
 _LEAST = 0.01
 
 

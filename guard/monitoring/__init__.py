@@ -1,6 +1,6 @@
-"""Promises that are watched: audit cases drawn from accepted answers, and tests that may be read at any time.
+"""Guarantees that are watched: audit cases drawn from accepted answers, and tests that may be read at any time.
 
-`risk_evidence` tests a certificate's promise on the verdicts of audit cases, `ShiftTest` the traffic's
+`risk_evidence` tests a certificate's guarantee on the verdicts of audit cases, `ShiftTest` the traffic's
 out-of-distribution scores without labels. `CertificateWatch` keeps both in the review store.
 """
 

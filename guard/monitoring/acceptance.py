@@ -1,7 +1,7 @@
 """What happens beside accepting an answer: certificates are looked up, inputs counted, a few answers sent to people.
 
-A guard has one monitor where its policy has an ``audit`` section. Failures of the store are the call's: a promise that
-nobody can watch is none.
+A guard has one monitor where its policy has an ``audit`` section. A failure of the store fails the call: a guarantee
+that nobody can watch is none.
 """
 
 from __future__ import annotations

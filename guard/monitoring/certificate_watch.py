@@ -43,14 +43,14 @@ class WatchedCertificate:
     Attributes:
         id: digest of the certificate.
         policy, route: what it is used by; the route is None for calls without one.
-        risk, confidence, threshold: what it promises, and the threshold that is to keep the promise.
+        risk, confidence, threshold: what it guarantees, and the threshold that keeps the guarantee.
         rate: share of the accepted answers that people check, as the policy says now.
-        false_alarms: probability of ever suspending it if its promise holds.
+        false_alarms: probability of ever suspending it if its guarantee holds.
         since: when it was first used with the store; ISO 8601, UTC, as all times here.
         waiting: audit cases that nobody has checked yet; they count as right.
         overdue: audit cases that nobody has checked in time; they count as wrong.
         right, wrong: audit cases with a verdict that is final.
-        evidence: the test of the promise; its counts include what waits and what is overdue.
+        evidence: the test of the guarantee; its counts include what waits and what is overdue.
         inputs: scored inputs in the label-free test.
         shift_e_value: evidence now that inputs are less usual than before; 1 is none.
         shifted_at: when the label-free alarm was given; None if it was not.
@@ -142,7 +142,7 @@ class CertificateWatch:
             return frozenset(connection.scalars(query))
 
     def refresh(self, ids: Collection[str] | None = None) -> list[WatchedCertificate]:
-        """Read the evidence, suspend the certificates whose promise it finds broken, and return all.
+        """Read the evidence, suspend the certificates whose guarantee it finds broken, and return all.
 
         Args:
             ids: only these; None for all.
@@ -249,8 +249,8 @@ class CertificateWatch:
         """Suspend a certificate, once, whoever finds it broken first."""
         table, evidence = WATCHED_CERTIFICATES, broken.evidence
         why = (
-            f"{evidence.wrong} of {evidence.labels} audited answers are wrong or overdue, against a promise of at most "
-            f"{broken.risk:.4g}; evidence {evidence.e_value:.4g} where {1 / broken.false_alarms:.4g} suspends"
+            f"{evidence.wrong} of {evidence.labels} audited answers are wrong or overdue, against a guarantee of at "
+            f"most {broken.risk:.4g}; evidence {evidence.e_value:.4g} where {1 / broken.false_alarms:.4g} suspends"
         )
         fields = {"what": "suspended", "policy": broken.policy, "route": broken.route, "why": why}
         with self._database.write() as connection:

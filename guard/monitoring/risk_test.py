@@ -1,4 +1,4 @@
-"""Test a promised error rate on labels that come one by one, at any time and as often as one likes.
+"""Test a guaranteed error rate on labels that come one by one, at any time and as often as one likes.
 
 The hypothesis is that at most a share ``risk`` of the accepted answers is wrong; a random sample of them has labels.
 Not in `guard.certification`, since production never imports the laboratory. Pure.
@@ -18,14 +18,14 @@ STAKES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 @dataclass(frozen=True, slots=True)
 class RiskEvidence:
-    """What labels say against a promise.
+    """What labels say against a guarantee.
 
     Attributes:
         labels: number of answers in the test.
         wrong: number of these that are wrong.
-        e_value: evidence against the promise now; 1 is none.
+        e_value: evidence against the guarantee now; 1 is none.
         largest: the largest evidence so far.
-        broken_at: the label, counted from 1, at which the promise was found broken; None if it is not.
+        broken_at: the label, counted from 1, at which the guarantee was found broken; None if it is not.
     """
 
     labels: int
@@ -36,19 +36,19 @@ class RiskEvidence:
 
     @property
     def broken(self) -> bool:
-        """Whether the promise was found broken."""
+        """Whether the guarantee was found broken."""
         return self.broken_at is not None
 
 
 def risk_evidence(wrong: Iterable[bool], *, risk: float, false_alarms: float) -> RiskEvidence:
-    """Test a promise on labels in the order in which the answers were drawn.
+    """Test a guarantee on labels in the order in which the answers were drawn.
 
     A label that is not known yet counts as right. That never adds evidence, so labels may come in any order.
 
     Args:
         wrong: whether each answer of the sample is wrong.
-        risk: promised share of wrong answers, above 0 and below 1.
-        false_alarms: probability of ever finding a promise broken that holds, above 0 and below 1.
+        risk: guaranteed share of wrong answers, above 0 and below 1.
+        false_alarms: probability of ever finding a guarantee broken that holds, above 0 and below 1.
 
     Raises:
         InputError: a share is out of range.

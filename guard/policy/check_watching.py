@@ -19,10 +19,10 @@ def check_watching(source: YamlSource, document: Document) -> Iterator[Problem]:
         if section.on_certificate_lost is None:
             continue
         reached = plans if prefix == () else [(rules, audit)]
-        promising = [each for each in reached if any(rule.guarantee for rule in each[0])]
-        if not promising:
+        guaranteeing = [each for each in reached if any(rule.guarantee for rule in each[0])]
+        if not guaranteeing:
             why = "no rule here has a max_error_rate, so there is no certificate to lose"
             yield source.problem((*prefix, _KEY), why, at_key=True)
-        elif not any(audit for _, audit in promising):
+        elif not any(audit for _, audit in guaranteeing):
             why = "nothing watches the certificate. Write audit: {rate: 0.02} beside it"
             yield source.problem((*prefix, _KEY), why, at_key=True)

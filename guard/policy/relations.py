@@ -181,7 +181,7 @@ def _check_guarantees(source: YamlSource, section: _Section) -> Iterator[Problem
 
 
 def _check_spans(source: YamlSource, section: _Section, whole: _Section) -> Iterator[Problem]:
-    """Refuse what spans cannot do: change what a certificate or a live reader has been promised."""
+    """Refuse what spans cannot do: change what a certificate or a live reader has been guaranteed."""
     spans = section.spans or whole.spans
     if spans is None or isinstance(spans.then.settings, Mark):
         return

@@ -89,7 +89,7 @@ class Review:
         final_at: until when the decision can be undone. The caller gets nothing before.
         late_at: when the case was found to be late: the caller has what `late` says, and a decision is a label only.
         kind: ``escalation``, or ``audit`` for an accepted answer that was drawn to be checked: its caller has it.
-        certificate: of an audit case, the digest of the certificate whose promise covers the answer; None without one.
+        certificate: of an audit case, digest of the certificate whose guarantee covers the answer; None without one.
         audit_rate: of an audit case, the share of the accepted answers that was drawn then.
     """
 

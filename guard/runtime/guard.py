@@ -155,7 +155,7 @@ class Guard:
 
     @property
     def monitor(self) -> AcceptanceMonitor | None:
-        """What watches the policy's promises; None where the policy has no ``audit`` section."""
+        """What watches the policy's guarantees; None where the policy has no ``audit`` section."""
         return self._resources.monitor
 
     def with_scorer(self, scorer: Scorer) -> Guard:

@@ -1,4 +1,4 @@
-"""Steps of a guarded call that watch its promise: which policy holds now, which accepted answers people check."""
+"""Steps of a guarded call that watch its guarantee: which policy holds now, which accepted answers people check."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Resources:
         handlers: escalation handlers by name.
         handler_timeout_s: deadline of each handler, in seconds.
         audit_log: gets every decision; None keeps none.
-        monitor: watches the policy's promises and draws audit cases; None where it has no ``audit`` section.
+        monitor: watches the policy's guarantees and draws audit cases; None where it has no ``audit`` section.
     """
 
     own: Source

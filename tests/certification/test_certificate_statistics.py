@@ -346,7 +346,7 @@ def test_where_all_scores_are_equal_the_estimate_is_true(score: float) -> None:
     assert certified >= 28, "80 % of the sets, less what chance takes"
 
 
-def test_scores_of_1_are_never_accepted_and_no_number_is_promised() -> None:
+def test_scores_of_1_are_never_accepted_and_no_number_is_guaranteed() -> None:
     result = find_threshold(Trials.from_scores(np.ones(400), np.zeros(400, np.bool_)), risk=0.05, confidence=0.9)
     assert isinstance(result, NotCertifiable)
     assert (result.labels_needed, result.possible_risk) == (None, None)

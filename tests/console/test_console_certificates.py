@@ -1,4 +1,4 @@
-"""The page of watched certificates: promises, evidence, suspension, and who sees which."""
+"""The page of watched certificates: guarantees, evidence, suspension, and who sees which."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from guard.review_terms import AuditDraw, ReviewTerms
 
 TEXT = """
 version: 1
-name: promising
+name: guaranteeing
 audit: {rate: 0.5, false_alarms: 0.05}
 rules:
   - accept: {max_error_rate: 0.05, confidence: 0.9}

@@ -29,7 +29,7 @@ from guard.review_terms import AuditDraw, ReviewTerms
 
 TEXT = """
 version: 1
-name: promising
+name: guaranteeing
 audit: {rate: 0.5, false_alarms: 0.05}
 rules:
   - accept: {max_error_rate: 0.05, confidence: 0.9}
@@ -95,7 +95,7 @@ def test_what_is_not_decided_counts_as_right_and_what_is_late_as_wrong(
     assert (watch.read()[0].right, watch.read()[0].evidence.wrong) == (2, 2)
 
 
-def test_a_broken_promise_is_suspended_once_and_for_good(
+def test_a_broken_guarantee_is_suspended_once_and_for_good(
     store: Store, clock: MovedClock, watch: CertificateWatch
 ) -> None:
     names = [add(store, clock, number) for number in range(6)]
@@ -149,7 +149,7 @@ def test_a_certificate_that_is_replaced_in_sqlite_stays(path: Path) -> None:
         watch.begin(policy())
         with store._database.write() as connection:
             connection.exec_driver_sql(f"INSERT OR REPLACE INTO watched_certificates ({columns}) VALUES ({values})")
-        assert watch.read()[0].policy == "promising"
+        assert watch.read()[0].policy == "guaranteeing"
 
 
 def test_another_process_sees_the_suspension(
@@ -180,7 +180,7 @@ def test_each_certificate_has_its_own_evidence(store: Store, clock: MovedClock, 
     assert [each.id for each in watch.read([ID])] == [ID]
 
 
-def test_escalated_cases_say_nothing_about_the_promise(
+def test_escalated_cases_say_nothing_about_the_guarantee(
     store: Store, clock: MovedClock, watch: CertificateWatch
 ) -> None:
     for number in range(5):

@@ -1,4 +1,4 @@
-"""The simulation behind docs/evidence/watch.md, in small: alarm, new certificate, promise restored."""
+"""The simulation behind docs/evidence/watch.md, in small: alarm, new certificate, guarantee restored."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from types import ModuleType
 
 import pytest
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "watched_promises.py"
+FILE = Path(__file__).parents[2] / "benchmarks" / "watched_guarantees.py"
 
 
 @pytest.fixture(scope="module")
 def simulation() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("watched_promises", FILE)
+    spec = importlib.util.spec_from_file_location("watched_guarantees", FILE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -23,7 +23,7 @@ def simulation() -> ModuleType:
     return module
 
 
-def test_a_world_that_changes_half_way_is_noticed_and_the_promise_restored(simulation: ModuleType) -> None:
+def test_a_world_that_changes_half_way_is_noticed_and_the_guarantee_restored(simulation: ModuleType) -> None:
     stories = [simulation.live(0.2, number) for number in range(12)]
     assert sum(story.early for story in stories) <= 1
     noticed = [story for story in stories if story.delay is not None]

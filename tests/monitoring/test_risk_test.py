@@ -1,4 +1,4 @@
-"""The test of a promise: false alarms within the stated rate, a broken promise found in time, and MAPIE's beside it."""
+"""The test of a guarantee: false alarms within the stated rate, a broken one found in time, and MAPIE's beside it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from guard.monitoring.wagers import AT_ONCE, BETWEEN_STARTS, Wagers
 
 
 def alarms(rates: list[float], *, runs: int, false_alarms: float = 0.05) -> list[int | None]:
-    """When the promise of 5 % is found broken in each run, for the true share of wrong answers at each label."""
+    """When the guarantee of 5 % is found broken in each run, for the true share of wrong answers at each label."""
     rng = np.random.default_rng(0)
     labels = rng.random((runs, len(rates))) < np.array(rates)
     return [risk_evidence(each.tolist(), risk=0.05, false_alarms=false_alarms).broken_at for each in labels]
 
 
-def test_a_promise_that_just_holds_is_seldom_found_broken() -> None:
+def test_a_guarantee_that_just_holds_is_seldom_found_broken() -> None:
     found = alarms([0.05] * 600, runs=300)
     assert sum(each is not None for each in found) <= 0.05 * 300
 
 
-def test_a_promise_that_holds_well_is_not_found_broken() -> None:
+def test_a_guarantee_that_holds_well_is_not_found_broken() -> None:
     assert alarms([0.02] * 600, runs=100) == [None] * 100
 
 
-def test_twice_the_promised_rate_is_found_within_a_median_of_about_150_labels() -> None:
+def test_twice_the_guaranteed_rate_is_found_within_a_median_of_about_150_labels() -> None:
     found = alarms([0.1] * 700, runs=150)
     assert float(np.median([each or 701 for each in found])) < 200
 
@@ -75,7 +75,7 @@ def test_a_label_that_is_not_known_yet_never_adds_evidence(wrong: list[bool], da
 
 
 @pytest.mark.parametrize("risk", [0.01, 0.05, 0.3, 0.9])
-def test_no_bet_wins_on_average_where_the_promise_just_holds(risk: float) -> None:
+def test_no_bet_wins_on_average_where_the_guarantee_just_holds(risk: float) -> None:
     """Whatever the state, the expected wealth after a label is the wealth before it."""
     rng = np.random.default_rng(1)
     wagers = Wagers.begin(len(STAKES))

@@ -31,9 +31,9 @@ rules:
   - accept: {below: 0.5}
   - escalate: {to: [review]}
 """
-PROMISING = """
+GUARANTEEING = """
 version: 1
-name: promising
+name: guaranteeing
 audit: {rate: 1, within: 2d, priority: high}
 rules:
   - accept: {max_error_rate: 0.05, confidence: 0.9}
@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def promising(store: Store, text: str = PROMISING, *, p_wrong: float = 0.1, **options: Any) -> Guard:
+def guaranteeing(store: Store, text: str = GUARANTEEING, *, p_wrong: float = 0.1, **options: Any) -> Guard:
     policy = parse_policy(text)
     return Guard(
         engine(p_wrong),
@@ -81,7 +81,7 @@ def look_at_once(guard: Guard) -> None:
 
 
 def test_an_accepted_answer_that_is_drawn_goes_to_people_and_to_its_caller(ask: AskOnce, store: Store) -> None:
-    guard = promising(store)
+    guard = guaranteeing(store)
     outcome = ask(guard)
     assert (outcome.answer, outcome.action, outcome.escalated_to) == ("Paris", Action.ACCEPT, ())
     (case,) = audits(store)
@@ -92,14 +92,14 @@ def test_an_accepted_answer_that_is_drawn_goes_to_people_and_to_its_caller(ask: 
 
 
 def test_an_answer_that_is_not_accepted_is_no_audit_case(ask: AskOnce, store: Store) -> None:
-    ask(promising(store, p_wrong=0.9))
+    ask(guaranteeing(store, p_wrong=0.9))
     ask(Guard(engine(0.9), confidence_scorer(), parse_policy(PLAIN), store=store))
     (escalated,) = store.reviews()
     assert (escalated.kind, escalated.audit_rate, escalated.certificate) == ("escalation", None, None)
 
 
 def test_in_shadow_mode_nothing_goes_to_people(ask: AskOnce, store: Store) -> None:
-    shadow = promising(store, PROMISING.replace("name: promising", "name: promising\nmode: shadow"))
+    shadow = guaranteeing(store, GUARANTEEING.replace("name: guaranteeing", "name: guaranteeing\nmode: shadow"))
     assert shadow.monitor is None
     assert ask(shadow).answer == "Paris"
     assert audits(store) == []
@@ -131,7 +131,7 @@ def test_a_policy_without_audit_opens_no_store() -> None:
 
 
 def test_an_answer_that_cannot_be_put_into_the_queue_is_not_given(ask: AskOnce, store: Store) -> None:
-    guard = promising(store)
+    guard = guaranteeing(store)
     with store._database.write() as connection:
         connection.exec_driver_sql("DROP TABLE review_events")
     with pytest.raises(StoreError):
@@ -139,7 +139,7 @@ def test_an_answer_that_cannot_be_put_into_the_queue_is_not_given(ask: AskOnce, 
 
 
 def test_every_draw_is_a_case_of_its_own(store: Store) -> None:
-    guard = promising(store)
+    guard = guaranteeing(store)
     for _ in range(3):
         guard.ask("why?")
     assert len(audits(store)) == 3
@@ -147,7 +147,7 @@ def test_every_draw_is_a_case_of_its_own(store: Store) -> None:
 
 
 def test_nobody_waits_for_an_audit_case(store: Store) -> None:
-    guard = promising(store, PROMISING.replace("abstain: {text: I do not know.}", "escalate"))
+    guard = guaranteeing(store, GUARANTEEING.replace("abstain: {text: I do not know.}", "escalate"))
     outcome = guard.ask("why?")
     with pytest.raises(ReviewError, match="checks an answer that was accepted"):
         guard.review_result(outcome.decision_id)
@@ -165,33 +165,33 @@ def judge(store: Store, clock: MovedClock, guard: Guard, verdicts: str) -> None:
     clock.move(11)
 
 
-def test_a_broken_promise_closes_the_route_for_every_process(ask: AskOnce, store: Store) -> None:
-    guard, clock = promising(store), MovedClock(store)
-    other = promising(store)
+def test_a_broken_guarantee_closes_the_route_for_every_process(ask: AskOnce, store: Store) -> None:
+    guard, clock = guaranteeing(store), MovedClock(store)
+    other = guaranteeing(store)
     for each in (guard, other):
         look_at_once(each)
     judge(store, clock, guard, "rw" * 8)
-    for each in (guard, other, promising(store)):
+    for each in (guard, other, guaranteeing(store)):
         outcome = ask(each)
         assert (outcome.action, outcome.answer, outcome.rule) == (Action.ABSTAIN, None, "on_certificate_lost")
         assert "The certificate is suspended" in outcome.reason
     assert len(audits(store)) == 16, "what is not accepted is not drawn"
 
 
-def test_a_promise_that_holds_stays(store: Store) -> None:
-    guard, clock = promising(store), MovedClock(store)
+def test_a_guarantee_that_holds_stays(store: Store) -> None:
+    guard, clock = guaranteeing(store), MovedClock(store)
     look_at_once(guard)
     judge(store, clock, guard, "r" * 30 + "w" + "r" * 10)
     assert guard.ask("why?").answer == "Paris"
 
 
 def test_a_verdict_counts_once_it_cannot_be_undone(store: Store) -> None:
-    guard, clock = promising(store), MovedClock(store)
+    guard, clock = guaranteeing(store), MovedClock(store)
     look_at_once(guard)
     judge(store, clock, guard, "wwwwwwww")
     last = guard.ask("why?")
     assert last.action is Action.ABSTAIN
-    again, later = promising(store, PROMISING.replace("0.9}", "0.8}")), MovedClock(store)
+    again, later = guaranteeing(store, GUARANTEEING.replace("0.9}", "0.8}")), MovedClock(store)
     look_at_once(again)
     for _ in range(8):
         store.reject(again.ask("why?").decision_id, reviewer="ann")
@@ -201,7 +201,7 @@ def test_a_verdict_counts_once_it_cannot_be_undone(store: Store) -> None:
 
 
 def test_an_overdue_case_counts_as_wrong_until_it_is_decided(store: Store) -> None:
-    guard, clock = promising(store), MovedClock(store)
+    guard, clock = guaranteeing(store), MovedClock(store)
     (certificate_id,) = (rule.certificate for rule in guard.policy.plan().rules if rule.certificate)
     for _ in range(4):
         guard.ask("why?")
@@ -217,8 +217,8 @@ def test_an_overdue_case_counts_as_wrong_until_it_is_decided(store: Store) -> No
 
 
 def test_the_policy_says_what_takes_the_answers_place(store: Store) -> None:
-    text = PROMISING + "on_certificate_lost: {escalate: {to: [review], reply: A person will look.}}\n"
-    guard, clock = promising(store, text), MovedClock(store)
+    text = GUARANTEEING + "on_certificate_lost: {escalate: {to: [review], reply: A person will look.}}\n"
+    guard, clock = guaranteeing(store, text), MovedClock(store)
     look_at_once(guard)
     judge(store, clock, guard, "w" * 8)
     outcome = guard.ask("why?")
@@ -227,8 +227,8 @@ def test_the_policy_says_what_takes_the_answers_place(store: Store) -> None:
 
 
 def test_only_the_route_of_the_certificate_is_closed(store: Store) -> None:
-    text = f"{PROMISING}routes: {{easy: {{rules: [accept: {{below: 0.5}}, abstain]}}}}\n"
-    guard, clock = promising(store, text), MovedClock(store)
+    text = f"{GUARANTEEING}routes: {{easy: {{rules: [accept: {{below: 0.5}}, abstain]}}}}\n"
+    guard, clock = guaranteeing(store, text), MovedClock(store)
     look_at_once(guard)
     judge(store, clock, guard, "w" * 8)
     assert guard.ask("why?").answer is None
@@ -236,19 +236,19 @@ def test_only_the_route_of_the_certificate_is_closed(store: Store) -> None:
 
 
 def test_another_certificate_opens_the_route_again_and_the_same_one_does_not(store: Store) -> None:
-    guard, clock = promising(store), MovedClock(store)
+    guard, clock = guaranteeing(store), MovedClock(store)
     look_at_once(guard)
     judge(store, clock, guard, "w" * 8)
     assert guard.ask("why?").answer is None
-    assert promising(store).ask("why?").answer is None
-    policy = parse_policy(PROMISING)
+    assert guaranteeing(store).ask("why?").answer is None
+    policy = parse_policy(GUARANTEEING)
     newer = certificates(certificate(policy, threshold=0.2))
     renewed = Guard(engine(0.1), confidence_scorer(), policy, store=store, certificate=newer)
     assert renewed.ask("why?").answer == "Paris"
 
 
 def test_a_store_that_cannot_be_read_accepts_nothing(ask: AskOnce, store: Store) -> None:
-    guard = promising(store)
+    guard = guaranteeing(store)
     look_at_once(guard)
     with store._database.write() as connection:
         connection.exec_driver_sql("ALTER TABLE watched_certificates RENAME TO gone")

@@ -364,32 +364,32 @@ def test_a_recorded_answer_is_known_as_cut_and_labelled_like_others(tmp_path: Pa
 
 # -- certificates ------------------------------------------------------------------------------
 
-PROMISE = "rules: [{accept: {max_error_rate: 0.3, confidence: 0.9}}, {abstain: {}}]\n"
+GUARANTEE = "rules: [{accept: {max_error_rate: 0.3, confidence: 0.9}}, {abstain: {}}]\n"
 
 
 @pytest.mark.parametrize("defect", ["truncated", "empty"])
 def test_a_certificate_holds_for_one_setting_only(defect: str) -> None:
-    bare, digest = policy(PROMISE), procedure_sha256(policy(PROMISE), None)
-    assert procedure_sha256(policy(f"{PROMISE}{defect}: retry"), None) != digest
-    assert procedure_sha256(policy(f"{PROMISE}{defect}: accept"), None) != digest
-    assert procedure_sha256(policy(f"{PROMISE}{defect}: abstain"), None) == digest, "what it does already"
+    bare, digest = policy(GUARANTEE), procedure_sha256(policy(GUARANTEE), None)
+    assert procedure_sha256(policy(f"{GUARANTEE}{defect}: retry"), None) != digest
+    assert procedure_sha256(policy(f"{GUARANTEE}{defect}: accept"), None) != digest
+    assert procedure_sha256(policy(f"{GUARANTEE}{defect}: abstain"), None) == digest, "what it does already"
     assert procedure_sha256(bare, None) == digest
-    retries = [f"{PROMISE}{defect}: {{retry: {{max_tokens: {limit}}}}}" for limit in (8, 9)]
+    retries = [f"{GUARANTEE}{defect}: {{retry: {{max_tokens: {limit}}}}}" for limit in (8, 9)]
     assert len({procedure_sha256(policy(body), None) for body in retries}) == 2
 
 
 @pytest.mark.parametrize("setting", ["", "truncated: accept", "truncated: {retry: {temperature: 0, max_tokens: 40}}"])
 def test_the_trial_run_treats_cut_answers_as_the_policy_does(tmp_path: Path, setting: str) -> None:
     """At any threshold, what the trial's rows say is accepted is what the real call accepts."""
-    promising = policy(f"{PROMISE}{setting}")
+    guaranteeing = policy(f"{GUARANTEE}{setting}")
     texts = ["yes", "Paris, not Lyon, nor Nice.", "", "no"]
 
     def engine() -> AnsweringEngine:
         return AnsweringEngine(lambda prompt, number: (texts[int(prompt.question[-1]) % 4], 0.1))
 
     rows: list[tuple[str, Any]] = [("d", Question(id=str(n), question=f"q{n}", answers=("yes",))) for n in range(4)]
-    trial_guard = Guard(engine(), confidence_scorer(), trial_policy(promising))
-    fingerprint: Fingerprint = trial_guard.fingerprint(promising)
+    trial_guard = Guard(engine(), confidence_scorer(), trial_policy(guaranteeing))
+    fingerprint: Fingerprint = trial_guard.fingerprint(guaranteeing)
     with TrialJournal(tmp_path / "j", fingerprint) as journal:
         list(run_trials(trial_guard, rows, journal, route=None))
         answered = attempted_rows(rows, journal)
@@ -402,14 +402,14 @@ def test_the_trial_run_treats_cut_answers_as_the_policy_does(tmp_path: Path, set
 
 
 def test_a_given_response_that_is_blank_is_below_no_threshold(tmp_path: Path) -> None:
-    promising = policy(PROMISE)
+    guaranteeing = policy(GUARANTEE)
     prompt = Prompt.chat("why?")
     rows: list[tuple[str, Any]] = [
         ("d", LabelledResponse(id=str(number), prompt=prompt, response=text, wrong=True))
         for number, text in enumerate(["yes", " "])
     ]
-    guard = Guard(saying("yes"), confidence_scorer(), trial_policy(promising))
-    with TrialJournal(tmp_path / "j", guard.fingerprint(promising)) as journal:
+    guard = Guard(saying("yes"), confidence_scorer(), trial_policy(guaranteeing))
+    with TrialJournal(tmp_path / "j", guard.fingerprint(guaranteeing)) as journal:
         list(run_trials(guard, rows, journal, route=None))
         (said,), (blank,) = (each.attempts for each in attempted_rows(rows, journal))
     assert said.p_wrong is not None

@@ -170,7 +170,7 @@ SHORT_LIVED = Table(
     sa.Index("short_lived_by_end", "ends_at"),
 )
 
-# -- promises that are watched (`guard.monitoring`) ---------------------------------------------
+# -- guarantees that are watched (`guard.monitoring`) ---------------------------------------------
 
 WATCHED_CERTIFICATES = Table(
     "watched_certificates",

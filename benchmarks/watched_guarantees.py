@@ -1,10 +1,11 @@
-"""How often a watched promise gives a false alarm, and how soon a broken one is noticed: simulations, as Markdown.
+"""How often a watched guarantee gives a false alarm, and how soon a broken one is noticed: simulations, as Markdown.
 
-    python benchmarks/watched_promises.py [--runs 1000] [--out docs/evidence/watch.md]
+    python benchmarks/watched_guarantees.py [--runs 1000] [--out docs/evidence/watch.md]
 
-The promise is 5 %, the stated probability of a false alarm 5 %. `MAPIE` is its RiskMonitoring with the same promise and
-level. The changing world has 5,000 questions, certified beforehand on 2,000 labels; half-way, answers that scored alike
-become wrong more often. Its calls go through guard's own decision, draw and tests; only the reviewer is an oracle.
+The guarantee is 5 %, the stated probability of a false alarm 5 %. `MAPIE` is its RiskMonitoring with the same guarantee
+and level. The changing world has 5,000 questions, certified beforehand on 2,000 labels; half-way, answers that scored
+alike become wrong more often. Its calls go through guard's own decision, draw and tests; only the reviewer is an
+oracle.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ HALF, CERTIFYING, AGAIN = 2500, 2000, 1000
 STORIES, MAPIE_RUNS = 300, 20
 #: By how much the log-odds of being wrong rise at the change.
 HARDER = 2.0
-BEGIN, END = "<!-- watched-promises: begin -->", "<!-- watched-promises: end -->"
+BEGIN, END = "<!-- watched-guarantees: begin -->", "<!-- watched-guarantees: end -->"
 
 
-# -- the test of a promise -----------------------------------------------------------------------
+# -- the test of a guarantee -----------------------------------------------------------------------
 
 
 def alarms(rates: NDArray[np.float64], runs: int, seed: int) -> list[int | None]:
-    """Return when each run's promise is found broken, for the true share of wrong answers at each label.
+    """Return when each run's guarantee is found broken, for the true share of wrong answers at each label.
 
     All runs go in step, which is a hundred times as fast; the first few are compared with `risk_evidence`.
     """
@@ -92,7 +93,7 @@ def mapie_alarms(rate: float, runs: int) -> list[int | None]:
     return found
 
 
-def promise_table(runs: int) -> Iterable[str]:
+def guarantee_table(runs: int) -> Iterable[str]:
     yield from _head(
         "truly wrong",
         "alarms in 3,000 audited answers",
@@ -228,7 +229,7 @@ def story_table(runs: int) -> Iterable[str]:
         "audited until then",
         "accepted: before, after",
         "wrong: before, until the alarm, after",
-        "promise kept after",
+        "guarantee kept after",
     )
     for rate, half in ((0.2, HALF), (0.02, HALF), (0.02, 20_000)):
         stories = [story for number in range(min(runs, STORIES)) if (story := live(rate, number, half)) is not None]
@@ -308,7 +309,7 @@ def main() -> None:
     arguments = parser.parse_args()
     parts = [f"{arguments.runs:,} runs a line ({STORIES} of the changing world), {datetime.now(UTC):%Y-%m-%d}."]
     for title, table in (
-        ("False alarms and delays", promise_table),
+        ("False alarms and delays", guarantee_table),
         ("A change after a quiet time", change_table),
         ("A world that changes half-way", story_table),
         ("Without labels", shift_table),
