@@ -157,7 +157,7 @@ def kills(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def killed_servers(session: nox.Session) -> None:
-    """Kill one of two servers on a temporary PostgreSQL, under load, a hundred times; the output is in docs/evidence."""
+    """Kill one of two servers on a temporary PostgreSQL under load, a hundred times; the output is in docs/evidence."""
     session.install("-e", f".[{WITHOUT_TORCH}]", "--group", "dev")
     session.run("python", "tests/support/killed_servers.py", *session.posargs, env={"PYTHONPATH": str(Path.cwd())})
 

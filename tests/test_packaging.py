@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -98,9 +99,26 @@ def test_the_metadata_say_what_it_is(metadata: Message) -> None:
     assert set(metadata.get_all("Provides-Extra") or []) == set(project["optional-dependencies"])
 
 
-def test_doctor_lists_every_extra() -> None:
+@pytest.fixture(scope="module")
+def extras() -> dict[str, list[str]]:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    extras = settings["project"]["optional-dependencies"]
+    return dict(settings["project"]["optional-dependencies"])
+
+
+def test_the_installation_page_lists_every_extra(extras: dict[str, list[str]]) -> None:
+    page = (ROOT / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == sorted(extras)
+
+
+def test_nox_installs_the_wheel_with_every_extra(extras: dict[str, list[str]]) -> None:
+    """The extra `vllm` has a session of its own, which installs vLLM's build for CPUs."""
+    module = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    assigned = [node for node in module.body if isinstance(node, ast.Assign)]
+    (uses,) = (node.value for node in assigned if ast.unparse(node.targets[0]) == "USES")
+    assert {"vllm"} | set(ast.literal_eval(uses)) == {"", *extras}
+
+
+def test_doctor_lists_every_extra(extras: dict[str, list[str]]) -> None:
     assert set(_PACKAGES) == set(extras)
     for extra, packages in _PACKAGES.items():
         brought = {re.split(r"[\[>=<]", each)[0] for each in extras[extra]}

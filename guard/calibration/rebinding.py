@@ -198,8 +198,8 @@ def _rebound(scorer: Scorer, binding: Binding, asked: _BothModels, *, seed: int)
     rebound = Rebound(
         fitted_on=artefact.binding,
         answers=len(asked.old),
-        apart_before=float(np.abs(_p_wrong(scorer, asked.new) - before).mean()),
-        apart_after=float(np.abs(_p_wrong(moved, asked.new) - before).mean()),
+        difference_before=float(np.abs(_p_wrong(scorer, asked.new) - before).mean()),
+        difference_after=float(np.abs(_p_wrong(moved, asked.new) - before).mean()),
         checked=len(asked.own),
         metrics=metrics,
     )

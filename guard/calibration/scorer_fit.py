@@ -25,13 +25,13 @@ from guard.scoring.labels import Label, Labels, label_array, number_wrong
 from guard.scoring.metrics import (
     AtThreshold,
     BrierGain,
-    CutAndWhole,
+    ByEnding,
     Metrics,
     Probabilities,
     at_thresholds,
     brier_gain,
+    by_ending,
     compute_metrics,
-    cut_and_whole,
 )
 from guard.scoring.ood import StoredOodDetector, fit_ood_detector
 from guard.scoring.provenance import Binding, DataSet, Prompting
@@ -67,7 +67,7 @@ class FittedScorer:
         brier_gain: the Brier score of log-probabilities alone minus that of guard's own score, with its interval; None
             where log-probabilities carry no signal.
         thresholds: the answers of the test split that thresholds on guard's own score would accept.
-        apart: guard's own score on the truncated and on the complete answers of the test split.
+        by_ending: guard's own score on the truncated and on the complete answers of the test split.
     """
 
     scorer: Scorer
@@ -75,7 +75,7 @@ class FittedScorer:
     absent: Mapping[ScoreName, str]
     brier_gain: BrierGain | None
     thresholds: tuple[AtThreshold, ...]
-    apart: CutAndWhole
+    by_ending: ByEnding
 
 
 def check_enough_rows(rows: Sequence[Row], *, seed: int) -> None:
@@ -169,9 +169,9 @@ def fit_scorer(
     )
     own, others = p_wrong[artefact.default_score], p_wrong.get("log-probabilities")
     gain = None if others is None or others is own else brier_gain(own, others, wrong)
-    cut = np.array([each.record.finish_reason == "length" for each in splits["test"]], np.bool_)
-    apart = cut_and_whole(own, wrong, cut)
-    return FittedScorer(Scorer(artefact), metrics, absent, gain, at_thresholds(own, wrong), apart)
+    truncated = np.array([each.record.finish_reason == "length" for each in splits["test"]], np.bool_)
+    ending = by_ending(own, wrong, truncated)
+    return FittedScorer(Scorer(artefact), metrics, absent, gain, at_thresholds(own, wrong), ending)
 
 
 def fit_scores(

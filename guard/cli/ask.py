@@ -45,19 +45,19 @@ EXIT_CODES = {"abstain": 10, "escalate": 11}
 @loads_a_model()
 def ask(
     ctx: typer.Context,
-    question: Annotated[str, typer.Argument(help="The question; - reads standard input.")],
+    question: Annotated[str, typer.Argument(help="Question to answer; - reads standard input.")],
     model: ModelOption = "smollm2",
     scorer: ScorerOption = None,
     policy: PolicyOption = "balanced",
     certificate: CertificateOption = None,
-    route: Annotated[str | None, typer.Option(help="Section of the policy, such as medical.")] = None,
+    route: Annotated[str | None, typer.Option(help="Route of the policy, such as medical.")] = None,
     engine: EngineOption = None,
     engine_options: EngineOptions = None,
     store: StoreOption = None,
     fallback: FallbackOption = None,
     handler: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=MODULE:FUNCTION", help="Your own handler for a name in the policy; repeatable."),
+        typer.Option(metavar="NAME=MODULE:FUNCTION", help="Function that handles NAME in the policy; repeatable."),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Token limit of an answer.")] = None,
     template_option: TemplateOption = None,

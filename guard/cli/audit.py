@@ -24,19 +24,20 @@ app = typer.Typer(
 )
 
 SigningKeyOption = Annotated[
-    str | None, typer.Option("--signing-key", metavar="FILE", help="Key file of guard audit key; signs the checkpoint.")
+    str | None,
+    typer.Option("--signing-key", metavar="FILE", help="Key file from guard audit key, to sign the checkpoint with."),
 ]
 KeyOption = Annotated[
     str | None,
-    typer.Option("--key", metavar="KEY", help="The verifier key, NAME+HASH+KEY, that guard audit key printed."),
+    typer.Option("--key", metavar="KEY", help="Verifier key NAME+HASH+KEY, printed by guard audit key."),
 ]
 
 
 @app.command("key")
 def make_key(
-    name: Annotated[str, typer.Argument(help="Name of the signer; checkpoints carry it as their origin.")],
+    name: Annotated[str, typer.Argument(help="Name of the signer, which checkpoints carry as their origin.")],
     *,
-    out: Annotated[str, typer.Option(metavar="FILE", help="The new file for the signing key.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="File to write the signing key to; must not exist.")],
 ) -> None:
     """Make a signing key, and print the verifier key for those who check the log."""
     from guard.audit.notes import SigningKey
@@ -50,7 +51,7 @@ def make_key(
 def checkpoint(
     *,
     signing_key: SigningKeyOption = None,
-    out: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the note to this file.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="File to write the note to, as well.")] = None,
     store: StoreOption = None,
 ) -> None:
     """Record the log's size and root, and print the note. Keep a copy where the database's owner cannot change it."""
@@ -71,7 +72,7 @@ def verify(
     key: KeyOption = None,
     copies: Annotated[
         list[str] | None,
-        typer.Option("--checkpoint", metavar="FILE", help="A signed checkpoint that is stored elsewhere; repeatable."),
+        typer.Option("--checkpoint", metavar="FILE", help="Signed checkpoint that you kept elsewhere; repeatable."),
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -99,7 +100,7 @@ def verify(
 
 @app.command()
 def prove(
-    subject: Annotated[str, typer.Argument(metavar="ID", help="A decision's id, or the number of an entry.")],
+    subject: Annotated[str, typer.Argument(metavar="ID", help="Decision id, or number of an entry.")],
     *,
     store: StoreOption = None,
 ) -> None:
@@ -127,7 +128,7 @@ def export(*, store: StoreOption = None) -> None:
 @app.command()
 def erase(
     *,
-    before: Annotated[str, typer.Option(metavar="TIME", help="ISO 8601, such as 2026-05-01T00:00:00+00:00.")],
+    before: Annotated[str, typer.Option(metavar="TIME", help="ISO 8601 time, such as 2026-05-01T00:00:00+00:00.")],
     store: StoreOption = None,
 ) -> None:
     """Erase the texts and salts of older entries. Entries and proofs stay, but can no longer be linked to a text."""

@@ -50,17 +50,17 @@ _BESIDE_EARLY = {"early", "scorer", "data", "out", "model", "engine", "grader", 
 @loads_a_model()
 def calibrate(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The scorer file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Scorer file to write.")],
     data: OptionalDataOption = None,
     records: Annotated[
-        Path | None, typer.Option("--records", help="Fit on answers that guard record has recorded; asks nothing.")
+        Path | None, typer.Option("--records", help="Fit on answers recorded by guard record; ask nothing.")
     ] = None,
     spans: Annotated[
-        Path | None, typer.Option("--spans", help="Labelled spans of longer answers, for a probability of each span.")
+        Path | None, typer.Option("--spans", help="Labelled spans of longer answers; adds a score of each span.")
     ] = None,
     scorer: Annotated[
         str | None,
-        typer.Option("--scorer", help="With --spans or --early: the scorer that gets them, a file or a name."),
+        typer.Option("--scorer", help="With --spans or --early: scorer to extend, a file or a name."),
     ] = None,
     early: Annotated[
         bool,
@@ -81,7 +81,7 @@ def calibrate(
         typer.Option(help="Part of guard's own score to leave out, such as map or activations; repeatable."),
     ] = None,
     tau: TauOption = None,
-    capture_point: Annotated[str, typer.Option(help="Where activations are read: mlp or block.")] = "mlp",
+    capture_point: Annotated[str, typer.Option(help="Where to read activations: mlp or block.")] = "mlp",
     journal: JournalOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -202,7 +202,7 @@ def _json(result: CalibrationResult) -> dict[str, Any]:
         "bad_rows": [{"file": str(file), "line": row.line, "reason": row.reason} for file, row in result.bad_rows],
         "skipped": [{"key": each.key, "reason": each.reason} for each in result.skipped],
         "truncated": result.truncated,
-        "apart": asdict(fitted.apart),
+        "by_ending": asdict(fitted.by_ending),
         "spans": span_facts(artefact.spans) if artefact.spans else None,
         "other_models": dict(result.other_models),
     }
@@ -237,14 +237,15 @@ def _print_left_out(result: CalibrationResult) -> None:
         screen.print(f"left out {file}:{row.line}: {row.reason}", style="yellow", markup=False)
     for each in result.skipped:
         screen.print(f"left out {each.key}: {each.reason}", style="yellow", markup=False)
-    for name, part in (("cut", result.fitted.apart.cut), ("whole", result.fitted.apart.whole)):
+    ending = result.fitted.by_ending
+    for name, part in (("truncated", ending.truncated), ("complete", ending.complete)):
         if result.truncated and part is not None:
             rank = "" if part.auroc is None else f", AUROC {part.auroc:.3f}"
             shares = f"{part.wrong:.0%} wrong, mean p(wrong) {part.p_wrong:.0%}"
             screen.print(f"{name} answers of the test split: {part.n}, {shares}{rank}", style="dim")
     if result.truncated:
         share = f"{result.truncated} of {sum(result.fitted.scorer.artefact.split_sizes.values())} answers"
-        screen.print(f"{share} were cut at their token limit; they are labelled like the others", style="dim")
+        screen.print(f"{share} are truncated at their token limit; they are labelled like the others", style="dim")
     for name, count in result.other_models.items():
         screen.print(shown(f"left out {count} responses of another model, {name}", "yellow"))
 

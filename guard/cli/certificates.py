@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 def certificates(
     name: Annotated[
-        str | None, typer.Argument(metavar="ID", help="The beginning of one certificate's digest, to see all of it.")
+        str | None, typer.Argument(metavar="ID", help="Beginning of a certificate's digest, to show all its details.")
     ] = None,
     *,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the certificates that are watched: audited answers, evidence against the guarantee, suspension.
+    """Show watched certificates: audited answers, evidence against the guarantee, suspension.
 
     A certificate is watched from the first time that a policy with an audit section uses it. Reading the evidence
     suspends a certificate whose guarantee it finds broken, as any guard would. The exit code is 0 even then.

@@ -46,13 +46,13 @@ EXIT_CODE = 12
 @loads_a_model()
 def certify(
     data: DataOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Certificate file; other routes in it are kept.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Certificate file to write; its other routes are kept.")],
     model: ModelOption = "smollm2",
     scorer: ScorerOption = None,
     policy: PolicyOption = "certified",
-    route: Annotated[str | None, typer.Option(help="Section of the policy that is certified.")] = None,
-    risk: Annotated[float | None, typer.Option(help="Must be the policy's max_error_rate; may be left out.")] = None,
-    confidence: Annotated[float | None, typer.Option(help="Must be the policy's; may be left out.")] = None,
+    route: Annotated[str | None, typer.Option(help="Route of the policy to certify.")] = None,
+    risk: Annotated[float | None, typer.Option(help="Repeats the policy's max_error_rate, as a check.")] = None,
+    confidence: Annotated[float | None, typer.Option(help="Repeats the policy's confidence, as a check.")] = None,
     engine: EngineOption = None,
     engine_options: EngineOptions = None,
     fallback: FallbackOption = None,

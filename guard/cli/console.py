@@ -60,40 +60,39 @@ def console(
     ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8766,
     https: Annotated[
-        bool, typer.Option("--https", help="A proxy in front speaks HTTPS; required if HOST is not loopback.")
+        bool, typer.Option("--https", help="Served behind an HTTPS proxy; required unless HOST is loopback.")
     ] = False,
     name: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Host name that browsers use; others are refused. Repeatable."),
+        typer.Option(metavar="NAME", help="Host name that browsers use; others are refused; repeatable."),
     ] = None,
     proxy_address: Annotated[
         list[str] | None,
-        typer.Option(metavar="ADDRESS", help="IP address of the proxy in front, whose headers are read. Repeatable."),
+        typer.Option(metavar="ADDRESS", help="IP address of the proxy whose headers are trusted; repeatable."),
     ] = None,
     proxy_header: Annotated[
         str | None,
-        typer.Option(metavar="HEADER", help="Header in which that proxy names the user, such as X-Forwarded-User."),
+        typer.Option(metavar="HEADER", help="Header in which the proxy names the user, such as X-Forwarded-User."),
     ] = None,
     oidc_issuer: Annotated[
-        str | None, typer.Option(metavar="URL", help="OpenID Connect provider at which people sign in.")
+        str | None, typer.Option(metavar="URL", help="OpenID Connect provider for signing in.")
     ] = None,
     oidc_client: Annotated[
-        str, typer.Option(metavar="ID", help="Client id there; its secret is in GUARD_OIDC_CLIENT_SECRET.")
+        str, typer.Option(metavar="ID", help="Client id at the provider; GUARD_OIDC_CLIENT_SECRET has its secret.")
     ] = "guard",
     oidc_role: Annotated[
         list[str] | None,
-        typer.Option(metavar="VALUE=ROLE", help="Role of people with this value in the claim. Repeatable."),
+        typer.Option(metavar="VALUE=ROLE", help="Role that a value of the claim gives; repeatable."),
     ] = None,
-    oidc_claim: Annotated[str, typer.Option(metavar="NAME", help="Claim whose values have roles.")] = "groups",
+    oidc_claim: Annotated[str, typer.Option(metavar="NAME", help="Claim whose values give roles.")] = "groups",
     signing_key: Annotated[
-        str | None, typer.Option(metavar="FILE", help="What guard audit key wrote; signs checkpoints of the audit log.")
+        str | None, typer.Option(metavar="FILE", help="Key file from guard audit key, to sign checkpoints with.")
     ] = None,
     deliver: Annotated[
-        bool, typer.Option("--deliver", help="Also send notifications and mark late cases, as guard webhooks deliver.")
+        bool,
+        typer.Option("--deliver", help="Also send notifications and mark late cases, like guard webhooks deliver."),
     ] = False,
-    demo: Annotated[
-        bool, typer.Option("--demo", help="Show the cases of guard demo, in a store of their own.")
-    ] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Show the cases of guard demo, in a separate store.")] = False,
     store: StoreOption = None,
 ) -> None:
     """Open the review console in a browser.

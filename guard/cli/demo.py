@@ -35,7 +35,7 @@ def demo(
     policy: PolicyOption = "balanced",
     engine_options: EngineOptions = None,
     store: StoreOption = None,
-    svg: Annotated[Path | None, typer.Option(help="Also write the output as an SVG picture.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="SVG file to write the output to, as a picture.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask the embedded model a dozen questions, and show guard's action on each answer and whether it is right.

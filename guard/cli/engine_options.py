@@ -11,7 +11,8 @@ import typer
 EngineOption = Annotated[
     str | None,
     typer.Option(
-        "--engine", help="llama.cpp, transformers or vllm, where they can load it; openai for a served model."
+        "--engine",
+        help="llama.cpp, transformers, vllm, or openai (a served model); by default chosen by the model.",
     ),
 ]
 
@@ -20,18 +21,20 @@ OPTIONS: Mapping[str, Any] = {
     "dtype": Annotated[
         str | None,
         typer.Option(
-            "--dtype", help="transformers: float32 (default), bfloat16, float16 or int4; vllm: by default auto."
+            "--dtype", help="transformers: weights as float32 (default), bfloat16, float16 or int4; vllm: default auto."
         ),
     ],
     "device": Annotated[
         str | None,
-        typer.Option("--device", help="transformers only: device such as cuda:0; by default CUDA if available."),
+        typer.Option("--device", help="transformers only: device, such as cuda:0; by default CUDA if available."),
     ],
     "threads": Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; by default one per core.")],
     "gpu_layers": Annotated[
         int | None,
         typer.Option(
-            "--gpu-layers", min=-1, help="llama.cpp only: layers on the GPU; -1 (default) for all, 0 for none."
+            "--gpu-layers",
+            min=-1,
+            help="llama.cpp only: number of layers on the GPU; -1 (default) for all, 0 for none.",
         ),
     ],
     "flash_attention": Annotated[
@@ -43,7 +46,9 @@ OPTIONS: Mapping[str, Any] = {
     ],
     "type_k": Annotated[
         str | None,
-        typer.Option("--type-k", metavar="TYPE", help="llama.cpp only: type of cached keys; f16 (default), q8_0, ..."),
+        typer.Option(
+            "--type-k", metavar="TYPE", help="llama.cpp only: type of cached keys, such as q8_0; by default f16."
+        ),
     ],
     "type_v": Annotated[
         str | None,
@@ -54,44 +59,50 @@ OPTIONS: Mapping[str, Any] = {
         typer.Option(
             "--context",
             min=1,
-            help="Tokens of prompt and answer together; by default 4096, or fewer if the model has fewer.",
+            help="Token limit of prompt and answer together; by default 4096, or less if the model has less.",
         ),
     ],
     "slots": Annotated[
         int | None,
         typer.Option(
-            "--slots", min=1, help="Requests at the same time (llama.cpp: 16, vllm: 32), and conversations kept."
+            "--slots",
+            min=1,
+            help="Number of concurrent requests and of cached conversations (llama.cpp: 16, vllm: 32).",
         ),
     ],
     "cache_tokens": Annotated[
         int | None,
-        typer.Option("--cache-tokens", min=1, help="Tokens of all slots together; by default those of --context."),
+        typer.Option(
+            "--cache-tokens", min=1, help="Token capacity that all slots share; by default that of --context."
+        ),
     ],
     "deterministic": Annotated[
         bool | None,
-        typer.Option("--deterministic", help="One request at a time, from an empty cache: scores equal to the bit."),
+        typer.Option("--deterministic", help="Run one request at a time, from an empty cache: bit-identical scores."),
     ],
     "base_url": Annotated[
         str | None,
-        typer.Option("--base-url", metavar="URL", help="Served models only: the server; or --model URL#NAME."),
+        typer.Option(
+            "--base-url", metavar="URL", help="Served models only: URL of the server; or use --model URL#NAME."
+        ),
     ],
     "api_key_env": Annotated[
         str | None,
-        typer.Option("--api-key-env", metavar="NAME", help="Served models only: variable with the server's key."),
+        typer.Option("--api-key-env", metavar="NAME", help="Served models only: environment variable with the key."),
     ],
     "api_key_file": Annotated[
         str | None,
-        typer.Option("--api-key-file", metavar="FILE", help="Served models only: file with the server's key."),
+        typer.Option("--api-key-file", metavar="FILE", help="Served models only: file with the key."),
     ],
     "top_logprobs": Annotated[
         int | None,
-        typer.Option("--top-logprobs", min=2, help="Served models only: likeliest tokens read at each; by default 20."),
+        typer.Option("--top-logprobs", min=2, help="Served models only: likeliest tokens to read; by default 20."),
     ],
     "trial_load": Annotated[
         bool | None,
         typer.Option(
             "--trial-load/--no-trial-load",
-            help="Of llama.cpp: load a file that is new here in a child process first (by default); not for smollm2.",
+            help="llama.cpp only: load an unknown file in a child process first (default; never for smollm2).",
         ),
     ],
 }

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The report, one HTML file.")],
-    records: Annotated[list[Path] | None, typer.Argument(help="Files of guard record, one per model.")] = None,
-    result: Annotated[Path | None, typer.Option(help="The numbers as JSON; by default OUT with .json.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML report to write.")],
+    records: Annotated[list[Path] | None, typer.Argument(help="Files written by guard record, one per model.")] = None,
+    result: Annotated[Path | None, typer.Option(help="JSON file for the figures; by default OUT with .json.")] = None,
     shift: Annotated[
         list[Path] | None,
         typer.Option(help="Records of the first model under another precision or engine; repeatable."),
@@ -36,17 +36,15 @@ def evaluate(
             "shift or samples; repeatable, by default all."
         ),
     ] = None,
-    parts: Annotated[bool, typer.Option(help="Fit guard's own score with each part left out.")] = True,
+    parts: Annotated[bool, typer.Option(help="Also fit guard's own score with each part left out.")] = True,
     per_set: Annotated[int | None, typer.Option(min=10, help="Largest number of answers of each data set.")] = None,
     draws: Annotated[int, typer.Option(min=100, help="Number of bootstrap resamples.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of folds, methods and resamples.")] = 0,
     title: Annotated[str, typer.Option(help="Title of the report.")] = "How well does it know when it is wrong?",
-    notes: Annotated[
-        Path | None, typer.Option(help="Notes on what was tried and did not work: a JSON file, {title: text}.")
-    ] = None,
+    notes: Annotated[Path | None, typer.Option(help="JSON file {title: text} with notes on what did not work.")] = None,
     again: Annotated[
         list[Path] | None,
-        typer.Option("--from", help="Results of an earlier evaluation (JSON), in place of records; repeatable."),
+        typer.Option("--from", help="JSON results of an earlier evaluation, in place of records; repeatable."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

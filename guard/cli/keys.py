@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What the key is for.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key: what it is for.")]
 KeyLimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="No limit by default.")]
 
 
@@ -76,7 +76,7 @@ def list_keys(*, store: StoreOption = None, as_json: JsonOption = False) -> None
 
 @app.command()
 def revoke(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The key's name, or the prefix of its secret.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key, or the prefix of its secret.")],
     *,
     store: StoreOption = None,
     as_json: JsonOption = False,

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="GGUF file, model folder, smollm2 (the embedded model), or URL#NAME of a served one."
+        "--model", "-m", help="GGUF file, model folder, smollm2 (the embedded model), or URL#NAME of a served model."
     ),
 ]
 ScorerOption = Annotated[
-    str | None, typer.Option("--scorer", "-s", help="Scorer file of guard calibrate; not needed for smollm2.")
+    str | None, typer.Option("--scorer", "-s", help="Scorer file, or its name on the shelf; not needed for smollm2.")
 ]
 PolicyOption = Annotated[str, typer.Option("--policy", "-p", help="Policy file or built-in name.")]
 CertificateOption = Annotated[
     str | None,
-    typer.Option("--certificate", help="Certificate file of guard certify; by default the one that the policy names."),
+    typer.Option("--certificate", help="Certificate file; by default the one named in the policy."),
 ]
 TemplateOption = Annotated[
     list[str] | None,
@@ -45,7 +45,7 @@ FallbackOption = Annotated[
     typer.Option(
         "--fallback",
         metavar="NAME=MODULE:FUNCTION",
-        help="Your own function that answers when the policy falls back to NAME; repeatable.",
+        help="Function that answers when the policy falls back to NAME; repeatable.",
     ),
 ]
 ForceOption = Annotated[
@@ -60,7 +60,7 @@ StoreOption = Annotated[
     ),
 ]
 AuditLogOption = Annotated[
-    bool, typer.Option("--audit-log", help="Write every decision to the store's audit log first (see guard audit).")
+    bool, typer.Option("--audit-log", help="Write every decision to the store's audit log before acting on it.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

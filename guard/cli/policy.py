@@ -25,9 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-PolicyArgument = Annotated[
-    str, typer.Argument(metavar="POLICY", help="A policy file, or the name of a built-in policy.")
-]
+PolicyArgument = Annotated[str, typer.Argument(metavar="POLICY", help="Policy file, or name of a built-in policy.")]
 
 
 @app.command()
@@ -68,7 +66,7 @@ def schema(*, as_json: JsonOption = False) -> None:
 def explain(
     policy: PolicyArgument,
     *,
-    score: Annotated[float, typer.Option(metavar="P", help="Probability of the answer being wrong, from 0 to 1.")],
+    score: Annotated[float, typer.Option(metavar="P", help="Probability that the answer is wrong, from 0 to 1.")],
     ood_score: Annotated[
         float | None,
         typer.Option(metavar="N", help="Out-of-distribution score of the input, from 0 to 1."),
@@ -139,9 +137,9 @@ def explain(
 
 @app.command()
 def init(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A built-in policy; see guard policy list.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a built-in policy; see guard policy list.")],
     *,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write. [default: NAME.yaml]")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write; by default NAME.yaml.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: JsonOption = False,
 ) -> None:

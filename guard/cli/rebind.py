@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 
 @loads_a_model()
 def rebind(
-    scorer: Annotated[str, typer.Argument(metavar="SCORER", help="A scorer file, or a name on the shelf.")],
+    scorer: Annotated[str, typer.Argument(metavar="SCORER", help="Scorer file, or its name on the shelf.")],
     data: DataOption,
-    to: Annotated[str, typer.Option("--to", help="The same weights in another precision, or the same file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The scorer file to write.")],
+    to: Annotated[
+        str, typer.Option("--to", help="Model to move to: the same weights in another precision, or the same file.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Scorer file to write.")],
     model: ModelOption = "smollm2",
     to_engine: Annotated[
         str | None, typer.Option("--to-engine", help="Engine of the new model; by default the scorer's.")
     ] = None,
     engine_options: EngineOptions = None,
     check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Check on labels; without, scores are marked as uncalibrated.")
+        bool, typer.Option("--check/--no-check", help="Check on labels; without it, scores are marked as uncalibrated.")
     ] = True,
-    limit: Annotated[int | None, typer.Option(min=1, help="Maximal number of questions of each data set.")] = 300,
-    seed: Annotated[int, typer.Option(min=0, help="Decides which questions are drawn.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Largest number of questions of each data set.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampled questions.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Move a scorer to another precision or engine of its model, by unlabelled answers that both models read.
@@ -72,8 +74,8 @@ def _json(result: ReboundScorer) -> dict[str, Any]:
 def _print(result: ReboundScorer) -> None:
     rebound, out = result.scorer.artefact.rebound, console()
     assert rebound is not None
-    apart = f"{rebound.apart_before:.3f} before, {rebound.apart_after:.3f} after"
-    out.print(shown(f"p(wrong) of {rebound.answers} answers in both models, mean difference: {apart}"))
+    difference = f"{rebound.difference_before:.3f} before, {rebound.difference_after:.3f} after"
+    out.print(shown(f"p(wrong) of {rebound.answers} answers in both models, mean difference: {difference}"))
     for name, figures in rebound.metrics.items():
         forced = result.forced[name]
         values = (f"{key} {figures[key.lower()]:.3f} (forced {forced[key.lower()]:.3f})" for key in ("AUROC", "Brier"))

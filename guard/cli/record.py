@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @loads_a_model()
 def record(
     data: DataOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file of answers to write, Parquet.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Parquet file of answers to write.")],
     model: ModelOption = "smollm2",
     engine: EngineOption = None,
     engine_options: EngineOptions = None,
@@ -53,10 +53,12 @@ def record(
     max_tokens: MaxTokensOption = None,
     template_option: TemplateOption = None,
     tau: TauOption = None,
-    samples: Annotated[int, typer.Option(min=0, max=100, help="Number of further answers to sample.")] = 0,
-    sampled_rows: Annotated[int, typer.Option(min=1, help="Number of questions of each set that get samples.")] = 200,
+    samples: Annotated[
+        int, typer.Option(min=0, max=100, help="Number of additional answers to sample per question.")
+    ] = 0,
+    sampled_rows: Annotated[int, typer.Option(min=1, help="Number of questions per set to sample answers for.")] = 200,
     p_true: Annotated[
-        bool, typer.Option("--p-true", help="Ask the model once more whether each of its answers is right.")
+        bool, typer.Option("--p-true", help="Ask the model whether each of its answers is right.")
     ] = False,
     completion: Annotated[
         bool | None,
@@ -64,10 +66,10 @@ def record(
             "--completion/--chat", help="Let the model continue a text; by default only without a chat template."
         ),
     ] = None,
-    lens: Annotated[bool, typer.Option(help="Record the residual stream too (a GGUF on llama.cpp).")] = True,
+    lens: Annotated[bool, typer.Option(help="Also record the residual stream (GGUF on llama.cpp only).")] = True,
     journal: JournalOption = None,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Ask nothing, and write the answers in the journal.")
+        bool, typer.Option("--partial", help="Ask nothing; write the answers that the journal has.")
     ] = False,
     shard: ShardOption = None,
     ray: RayOption = None,

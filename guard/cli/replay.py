@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 def replay(
     *,
-    policy: Annotated[str, typer.Option("--policy", "-p", help="The policy to try: a file or a built-in name.")],
-    since: Annotated[str, typer.Option(metavar="TIME", help="7d, 12h, or an ISO 8601 time with its offset.")] = "7d",
+    policy: Annotated[
+        str, typer.Option("--policy", "-p", help="Policy to try: a file, or the name of a built-in policy.")
+    ],
+    since: Annotated[
+        str, typer.Option(metavar="TIME", help="Start of the period: 7d, 12h, or an ISO 8601 time with offset.")
+    ] = "7d",
     route: RouteOption = None,
     certificate: CertificateOption = None,
-    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison as a picture, too.")] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="SVG file for a picture of the comparison.")] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -60,9 +60,9 @@ _KINDS = (*CASE_KINDS, "all")
 def list_reviews(
     *,
     status: Annotated[
-        str, typer.Option(metavar="STATUS", help="pending, approved, edited, rejected or all.")
+        str, typer.Option(metavar="STATUS", help="Status: pending, approved, edited, rejected or all.")
     ] = "pending",
-    kind: Annotated[str, typer.Option(metavar="KIND", help="escalation, audit or all.")] = "all",
+    kind: Annotated[str, typer.Option(metavar="KIND", help="Kind: escalation, audit or all.")] = "all",
     route: RouteOption = None,
     limit: Annotated[int, typer.Option(help="Largest number of reviews to show.")] = 20,
     store: StoreOption = None,
@@ -133,11 +133,11 @@ def edit(
     name: ReviewArgument,
     *,
     answer: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="The better answer; without it $EDITOR opens.")
+        str | None, typer.Option(metavar="TEXT", help="Better answer; without it, $EDITOR opens.")
     ] = None,
     draft: Annotated[
         str | None,
-        typer.Option(metavar="LABEL", help="Whether the model's own answer was right (but wordy, say) or wrong."),
+        typer.Option(metavar="LABEL", help="Label of the model's own answer: right (but wordy, say) or wrong."),
     ] = None,
     reviewer: ReviewerOption = None,
     note: NoteOption = None,
@@ -163,7 +163,7 @@ def edit(
 def reject(
     name: ReviewArgument,
     *,
-    answer: Annotated[str | None, typer.Option(metavar="TEXT", help="The right answer, if known.")] = None,
+    answer: Annotated[str | None, typer.Option(metavar="TEXT", help="Right answer, if known.")] = None,
     reviewer: ReviewerOption = None,
     note: NoteOption = None,
     yes: YesOption = False,
@@ -184,10 +184,10 @@ def export(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write; by default standard output.")] = None,
     route: RouteOption = None,
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Export only answers of this model, as a scorer needs them.")
+        str | None, typer.Option(metavar="MODEL", help="Only answers of this model, as a scorer needs them.")
     ] = None,
     kind: Annotated[
-        str, typer.Option(metavar="KIND", help="escalation, audit or all; each row has its kind and weight.")
+        str, typer.Option(metavar="KIND", help="Kind: escalation, audit or all; each row has its kind and weight.")
     ] = "all",
     store: StoreOption = None,
     as_json: JsonOption = False,

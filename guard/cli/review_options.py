@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 DRAFTS = ("right", "wrong")
 
-ReviewArgument = Annotated[str, typer.Argument(metavar="ID", help="The review's id, or the decision id.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Decide without asking; needs the whole id.")]
-ReviewerOption = Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; by default your login name.")]
-NoteOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A note to keep with the decision.")]
-RouteOption = Annotated[str | None, typer.Option(metavar="ROUTE", help="Only this route.")]
+ReviewArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the review, or the decision id.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Decide without confirmation; needs the whole id.")]
+ReviewerOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Name of the reviewer; by default your login name.")
+]
+NoteOption = Annotated[str | None, typer.Option(metavar="TEXT", help="Note to store with the decision.")]
+RouteOption = Annotated[str | None, typer.Option(metavar="ROUTE", help="Route to restrict to.")]
 
 
 @contextmanager

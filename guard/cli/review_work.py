@@ -30,7 +30,7 @@ from guard.errors import ReviewError
 if TYPE_CHECKING:
     from guard.review.store import Review, Store
 
-MinutesOption = Annotated[float, typer.Option("--minutes", metavar="N", help="Duration of the claim.")]
+MinutesOption = Annotated[float, typer.Option("--minutes", metavar="N", help="Duration of the claim in minutes.")]
 
 _KEYS = "[a]pprove  [e]dit  [r]eject  [s]kip  [n]ote  [u]ndo the last one  [q]uit: "
 
@@ -110,7 +110,7 @@ def assign(
     *,
     to: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The only person who may take the case; without it, everybody may."),
+        typer.Option(metavar="NAME", help="Only person who may take the case; without it, anybody may."),
     ] = None,
     reviewer: ReviewerOption = None,
     store: StoreOption = None,

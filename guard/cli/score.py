@@ -24,7 +24,7 @@ from guard.errors import InputError
 
 @loads_a_model()
 def score(
-    files: Annotated[list[Path], typer.Argument(help="JSON Lines; - reads standard input.")],
+    files: Annotated[list[Path], typer.Argument(help="JSON Lines files; - reads standard input.")],
     model: ModelOption = "smollm2",
     scorer: ScorerOption = None,
     engine: EngineOption = None,
@@ -32,7 +32,7 @@ def score(
     force: ForceOption = False,
     template_option: TemplateOption = None,
     journal: Annotated[
-        Path | None, typer.Option("--journal", help="Where results are kept, so that a run can be resumed.")
+        Path | None, typer.Option("--journal", help="Journal to keep results in, so that the run can be resumed.")
     ] = None,
     shard: ShardOption = None,
 ) -> None:

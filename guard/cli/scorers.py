@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ScorerArgument = Annotated[str, typer.Argument(metavar="SCORER", help="A scorer file, or a name on the shelf.")]
+ScorerArgument = Annotated[str, typer.Argument(metavar="SCORER", help="Scorer file, or its name on the shelf.")]
 
 
 @app.command("list")
@@ -43,10 +43,10 @@ def list_(*, as_json: JsonOption = False) -> None:
 
 @app.command()
 def pull(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A scorer file that you have downloaded or fitted.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Scorer file that you downloaded or fitted.")],
     *,
-    name: Annotated[str | None, typer.Option(help="Name on the shelf; by default the file's.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a scorer of this name.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name on the shelf; by default that of the file.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing scorer of this name.")] = False,
 ) -> None:
     """Check a scorer file and put it on your shelf; --scorer NAME then finds it."""
     from guard.scoring.scorer import load_scorer
@@ -67,12 +67,12 @@ def pull(
 @loads_a_model()
 def check(
     scorer: ScorerArgument,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Also check that it fits this model.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model to check the scorer against.")] = None,
     engine: EngineOption = None,
     engine_options: EngineOptions = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a scorer file, show its card, and say what a published one should have and this one lacks.
+    """Check a scorer file, show its card, and list what it lacks for publication.
 
     Exit code 3 where the file is damaged or, with --model, was fitted on another model.
     """
@@ -94,11 +94,11 @@ def check(
 @app.command()
 def describe(
     scorer: ScorerArgument,
-    card: Annotated[Path, typer.Argument(metavar="CARD", help="TOML: title, licence, limits, figures, [data].")],
+    card: Annotated[Path, typer.Argument(metavar="CARD", help="TOML file: title, licence, limits, figures, [data].")],
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The scorer file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Scorer file to write.")],
 ) -> None:
-    """Write a scorer with a card. Its scores stay; its checksum changes, so certify after this."""
+    """Add a card to a scorer. Scores stay the same; the checksum changes, so certify again afterwards."""
     from guard.scoring.cards import read_card, with_card
     from guard.scoring.scorer import load_scorer
 

@@ -23,33 +23,35 @@ from guard.errors import InputError
 def serve(
     config: Annotated[
         str | None,
-        typer.Option(
-            "--config", metavar="FILE", help="Configuration file for several models, limits and more: server.yaml."
-        ),
+        typer.Option("--config", metavar="FILE", help="YAML configuration file, for several models, limits and more."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="GGUF file, model folder, or smollm2 (the embedded model). [smollm2]"),
+        typer.Option(
+            "--model", "-m", help="GGUF file, model folder, smollm2 (default), or URL#NAME of a served model."
+        ),
     ] = None,
     scorer: ScorerOption = None,
     policy: Annotated[
-        str | None, typer.Option("--policy", "-p", help="Policy file or built-in name. [balanced]")
+        str | None, typer.Option("--policy", "-p", help="Policy file or built-in name; by default balanced.")
     ] = None,
     certificate: CertificateOption = None,
     engine: EngineOption = None,
     engine_options: EngineOptions = None,
     template_option: TemplateOption = None,
     force: ForceOption = False,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. [8080]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; by default 127.0.0.1.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on, 0 for a free one; by default 8080.")
+    ] = None,
     keys: Annotated[
         bool | None,
-        typer.Option("--keys/--no-keys", help="Whether requests need an API key; by default only beyond loopback."),
+        typer.Option("--keys/--no-keys", help="Require an API key; by default only beyond loopback."),
     ] = None,
     store: StoreOption = None,
     audit_log: AuditLogOption = False,
 ) -> None:
-    """Serve guarded models by OpenAI's API: chat completions, completions, models, and guard's own routes."""
+    """Serve guarded models over OpenAI's API: chat, completions, responses, and guard's own endpoints."""
     from guard.serve.running import run_server
 
     about_model = {

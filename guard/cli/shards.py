@@ -15,8 +15,8 @@ _Result = TypeVar("_Result")
 
 
 def merge(
-    journals: Annotated[list[Path], typer.Argument(help="The journal of each shard, in any order.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The journal to write; no file may be there.")],
+    journals: Annotated[list[Path], typer.Argument(help="Journals of all shards, in any order.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Journal to write; must not exist.")],
     as_json: JsonOption = False,
 ) -> None:
     """Join the journals of all shards into the journal that one process would have written.

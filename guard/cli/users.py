@@ -22,10 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-LoginArgument = Annotated[str, typer.Argument(metavar="LOGIN", help="The login name.")]
+LoginArgument = Annotated[str, typer.Argument(metavar="LOGIN", help="Login name.")]
 RolesArgument = Annotated[
     list[str],
-    typer.Argument(metavar="ROLE...", help="viewer, reviewer, lead, auditor or admin; ROLE:ROUTE for one route."),
+    typer.Argument(metavar="ROLE...", help="Role: viewer, reviewer, lead, auditor or admin; ROLE:ROUTE for one route."),
 ]
 UrlOption = Annotated[str, typer.Option("--url", metavar="URL", help="Address of the console, for the link.")]
 
@@ -38,12 +38,12 @@ def add(
     login: LoginArgument,
     roles: RolesArgument,
     *,
-    name: Annotated[str, typer.Option(metavar="NAME", help="The display name.")] = "",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Display name.")] = "",
     url: UrlOption = CONSOLE_URL,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an account and print a link with which its user sets a password. The link works once, for three days."""
+    """Create an account and print a link for setting its password. The link works once, for three days."""
     with opened_access(store) as access:
         user = access.users.add(login, name=name, grants=parse_roles(roles))
         link = _link(access, user, url)
@@ -57,7 +57,7 @@ def add(
 def link(
     login: LoginArgument, *, url: UrlOption = CONSOLE_URL, store: StoreOption = None, as_json: JsonOption = False
 ) -> None:
-    """Print a link with which a user sets a new password. It works once, for three days."""
+    """Print a link for setting a new password. It works once, for three days."""
     with opened_access(store) as access:
         user = access.users.get(login)
         address = _link(access, user, url)

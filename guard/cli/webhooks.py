@@ -26,28 +26,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-EndpointArgument = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")]
+EndpointArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the endpoint.")]
 
 
 @app.command()
 def add(
     name: EndpointArgument,
-    target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="A URL, a mail address, or the description of a function.")
-    ],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="URL, mail address, or description of a function.")],
     *,
-    kind: Annotated[str, typer.Option(metavar="KIND", help="webhook, slack, email or python.")] = "webhook",
+    kind: Annotated[str, typer.Option(metavar="KIND", help="Kind: webhook, slack, email or python.")] = "webhook",
     event: Annotated[
         list[str] | None, typer.Option(metavar="EVENT", help="Only this event, such as case.decided; repeatable.")
     ] = None,
-    text: Annotated[bool, typer.Option("--text", help="Send question, answers and notes, too.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Also send question, answers and notes.")] = False,
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="Allow an address in a private network, such as localhost.")
     ] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add an endpoint. For a webhook, print once the secret with which the receiver verifies signatures."""
+    """Add an endpoint. For a webhook, print its secret, once; the receiver verifies signatures with it."""
     from guard.review.endpoints import Endpoints
 
     with open_store(store) as reviews:
@@ -92,7 +90,7 @@ def list_endpoints(
 
 @app.command()
 def rotate(name: EndpointArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Make a new secret for a webhook. Until the next rotation, messages are signed with the previous one, too."""
+    """Replace the secret of a webhook. Until the next rotation, messages are also signed with the previous one."""
     from guard.review.endpoints import Endpoints
 
     with open_store(store) as reviews:
@@ -111,7 +109,7 @@ def off(name: EndpointArgument, *, store: StoreOption = None, as_json: JsonOptio
 
 @app.command()
 def on(name: EndpointArgument, *, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Enable an endpoint, such as one that was disabled by a response 410."""
+    """Enable an endpoint, for example one that a 410 response has disabled."""
     _switch(name, store, as_json, on=True)
 
 
@@ -142,7 +140,7 @@ def deliver(
     once: Annotated[bool, typer.Option("--once", help="Send the due messages, then exit.")] = False,
     function: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=MODULE:FUNCTION", help="The function of a python endpoint; repeatable."),
+        typer.Option(metavar="NAME=MODULE:FUNCTION", help="Function of a python endpoint; repeatable."),
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,

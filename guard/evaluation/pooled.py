@@ -15,7 +15,7 @@ from guard.evaluation.measures import risk_curve
 from guard.evaluation.predictions import HELD_OUT, LEAVE_ONE_OUT, WITHIN, Predictions
 from guard.evaluation.result import COVERAGES, Curve, Pooled, PooledPoint
 from guard.scoring.labels import Labels
-from guard.scoring.metrics import CutAndWhole, Probabilities, Ranked, coverage_at_risk, cut_and_whole
+from guard.scoring.metrics import ByEnding, Probabilities, Ranked, by_ending, coverage_at_risk
 
 #: Candidate error rates of the headline; the smallest that accepts enough answers is used.
 RISKS = (0.05, 0.1, 0.2, 0.3)
@@ -52,13 +52,13 @@ def _pooled(setting: str, cells: Sequence[Predictions], own: str, seed: int) -> 
         points=tuple(PooledPoint(risk, _coverage(p_wrong, wrong, ranked, risk)) for risk in RISKS),
         curve=_curve("this score", p_wrong, wrong),
         oracle=_curve("best possible", wrong.astype(np.float64), wrong),
-        apart=_apart(cells, p_wrong, wrong),
+        by_ending=_by_ending(cells, p_wrong, wrong),
     )
 
 
-def _apart(cells: Sequence[Predictions], p_wrong: Probabilities, wrong: Labels) -> CutAndWhole | None:
-    known = [each.cut for each in cells if each.cut is not None]
-    return cut_and_whole(p_wrong, wrong, np.concatenate(known)) if len(known) == len(cells) else None
+def _by_ending(cells: Sequence[Predictions], p_wrong: Probabilities, wrong: Labels) -> ByEnding | None:
+    known = [each.truncated for each in cells if each.truncated is not None]
+    return by_ending(p_wrong, wrong, np.concatenate(known)) if len(known) == len(cells) else None
 
 
 def _counts(cells: Sequence[Predictions], seed: int) -> NDArray[np.int32]:

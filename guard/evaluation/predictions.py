@@ -38,7 +38,7 @@ class Predictions:
         group: shape (n,), the same number for answers to the same question.
         p_wrong: predictions by method, shape (n,), of fits without the row's question.
         missing: reasons by method, for methods that could not be fitted or applied.
-        cut: shape (n,), whether each answer was truncated at its token limit; None if not recorded.
+        truncated: shape (n,), whether each answer was truncated at its token limit; None if not recorded.
     """
 
     setting: str
@@ -48,7 +48,7 @@ class Predictions:
     group: NDArray[np.intp]
     p_wrong: Mapping[str, NDArray[np.float64]]
     missing: Mapping[str, str]
-    cut: NDArray[np.bool_] | None = None
+    truncated: NDArray[np.bool_] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` returns exactly the same record."""
@@ -60,7 +60,7 @@ class Predictions:
             "group": self.group.tolist(),
             "p_wrong": {name: values.tolist() for name, values in self.p_wrong.items()},
             "missing": dict(self.missing),
-            "cut": None if self.cut is None else self.cut.astype(int).tolist(),
+            "truncated": None if self.truncated is None else self.truncated.astype(int).tolist(),
         }
 
     @classmethod
@@ -73,17 +73,17 @@ class Predictions:
         try:
             wrong = label_array(value["wrong"])
             group = np.array(value["group"], np.intp)
-            cut = None if value["cut"] is None else np.array(value["cut"], np.bool_)
+            truncated = None if value["truncated"] is None else np.array(value["truncated"], np.bool_)
             p_wrong = {str(name): np.array(each, np.float64) for name, each in value["p_wrong"].items()}
             names = {name: str(value[name]) for name in ("setting", "train", "test")}
             missing = {str(name): str(reason) for name, reason in value["missing"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError("These are not predictions of guard evaluate", why=repr(error)) from error
-        if {each.shape for each in (wrong, group, *([] if cut is None else [cut]), *p_wrong.values())} != {
+        if {each.shape for each in (wrong, group, *([] if truncated is None else [truncated]), *p_wrong.values())} != {
             (len(wrong),)
         }:
             raise InputError(f"Predictions on {names['test']!r} have columns of different lengths")
-        return cls(wrong=wrong, group=group, p_wrong=p_wrong, missing=missing, cut=cut, **names)
+        return cls(wrong=wrong, group=group, p_wrong=p_wrong, missing=missing, truncated=truncated, **names)
 
 
 def predictions_to_json(predictions: Sequence[Predictions]) -> str:

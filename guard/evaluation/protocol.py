@@ -387,8 +387,10 @@ def _predictions(
         except InputError as error:
             missing[method.name] = str(error)
     group = np.unique(rows.group, return_inverse=True)[1].astype(np.intp)
-    cut = getattr(rows, "truncated", None)
-    return Predictions(setting, train, test, wrong=rows.wrong, group=group, p_wrong=p_wrong, missing=missing, cut=cut)
+    truncated = getattr(rows, "truncated", None)
+    return Predictions(
+        setting, train, test, wrong=rows.wrong, group=group, p_wrong=p_wrong, missing=missing, truncated=truncated
+    )
 
 
 def _fit(method: Method, train: AnswerTable, *, seed: int) -> FittedMethod:

@@ -99,14 +99,14 @@ class Opening:
         accept, wrong: the two numbers of the sentence as text; None where no threshold is worth naming.
         lead: what stands below it.
         svg: the picture.
-        cut: what the score says of answers that were cut at their token limit, apart; empty where there are none.
+        truncated: sentences on the score of truncated and of complete answers; empty if no answer is truncated.
     """
 
     accept: str | None
     wrong: str | None
     lead: str
     svg: Markup
-    cut: str = ""
+    truncated: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,20 +159,20 @@ def _opening(result: ModelResult) -> Opening | None:
     if point is None or point.coverage.value is None:
         least = _percent(pooled.points[-1].risk)
         return Opening(
-            None, None, f"{lead} No threshold keeps the share of wrong answers at {least}.", svg, _cut(pooled)
+            None, None, f"{lead} No threshold keeps the share of wrong answers at {least}.", svg, _truncated(pooled)
         )
     low, high = (_percent(each or 0.0) for each in (point.coverage.low, point.coverage.high))
     how = f"{lead} One threshold for all of them, chosen in hindsight (95\u00a0% interval {low} to {high})"
     lead = f"{how}; guard certify guarantees a rate for new answers."
-    return Opening(_percent(point.coverage.value), _percent(point.risk), lead, svg, _cut(pooled))
+    return Opening(_percent(point.coverage.value), _percent(point.risk), lead, svg, _truncated(pooled))
 
 
-def _cut(pooled: Pooled) -> str:
-    """Return a sentence about cut answers and one about the others; empty where no answer is cut."""
-    apart = pooled.apart
-    if apart is None or apart.cut is None:
+def _truncated(pooled: Pooled) -> str:
+    """Return one sentence about truncated and one about complete answers; empty if no answer is truncated."""
+    found = pooled.by_ending
+    if found is None or found.truncated is None:
         return ""
-    parts = (("cut at their token limit", apart.cut), ("whole", apart.whole))
+    parts = (("truncated at their token limit", found.truncated), ("complete", found.complete))
     said = [
         f"{part.n:,} answers are {name}: {_percent(part.wrong)} of them wrong, mean p(wrong) {_percent(part.p_wrong)}"
         for name, part in parts

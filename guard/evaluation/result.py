@@ -20,7 +20,7 @@ from guard.errors import InputError
 from guard.evaluation.bootstrap import Estimate, PairedGain
 from guard.evaluation.measures import ReliabilityBin
 from guard.evaluation.protocol import MethodKind
-from guard.scoring.metrics import CutAndWhole
+from guard.scoring.metrics import ByEnding
 
 ClaimOutcome = Literal["reached", "not shown", "not reached", "not recorded"]
 
@@ -260,7 +260,7 @@ class Pooled:
         points: accepted shares, by rising risk.
         curve: share wrong among the accepted, by coverage.
         oracle: the same of a score that knows every label.
-        apart: the score on answers that were cut at their token limit, and on the others; None where not recorded.
+        by_ending: the score on truncated and on complete answers; None where not recorded.
     """
 
     setting: str
@@ -270,7 +270,7 @@ class Pooled:
     points: tuple[PooledPoint, ...]
     curve: Curve
     oracle: Curve
-    apart: CutAndWhole | None = None
+    by_ending: ByEnding | None = None
 
     @property
     def headline(self) -> PooledPoint | None:

@@ -147,16 +147,16 @@ class PartOfAnswers:
 
 
 @dataclass(frozen=True, slots=True)
-class CutAndWhole:
+class ByEnding:
     """Truncated and complete answers; None if there are none of a kind."""
 
-    cut: PartOfAnswers | None
-    whole: PartOfAnswers | None
+    truncated: PartOfAnswers | None
+    complete: PartOfAnswers | None
 
 
-def cut_and_whole(p_wrong: Probabilities, wrong: Labels, cut: NDArray[np.bool_]) -> CutAndWhole:
+def by_ending(p_wrong: Probabilities, wrong: Labels, truncated: NDArray[np.bool_]) -> ByEnding:
     """Return the score on truncated and on complete answers, from arrays of shape (n,)."""
-    return CutAndWhole(_part(p_wrong[cut], wrong[cut]), _part(p_wrong[~cut], wrong[~cut]))
+    return ByEnding(_part(p_wrong[truncated], wrong[truncated]), _part(p_wrong[~truncated], wrong[~truncated]))
 
 
 def _part(p_wrong: Probabilities, wrong: Labels) -> PartOfAnswers | None:

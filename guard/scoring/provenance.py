@@ -97,8 +97,8 @@ class Rebound(Part):
     Attributes:
         fitted_on: the model that the scorer was fitted on.
         answers: number of answers for the alignment of the layers, which uses no labels.
-        apart_before, apart_after: mean absolute difference of p_wrong between the two models on the same answers,
-            without and with the alignment.
+        difference_before, difference_after: mean absolute difference of p_wrong between the two models on the same
+            answers, without and with the alignment.
         checked: number of labelled answers of the new model that it was checked on; 0 leaves it unchecked, and its
             scores are marked as uncalibrated.
         metrics: of each score on these answers.
@@ -106,8 +106,8 @@ class Rebound(Part):
 
     fitted_on: Binding
     answers: Annotated[int, Field(ge=1)]
-    apart_before: Annotated[float, Field(ge=0, le=1)]
-    apart_after: Annotated[float, Field(ge=0, le=1)]
+    difference_before: Annotated[float, Field(ge=0, le=1)]
+    difference_after: Annotated[float, Field(ge=0, le=1)]
     checked: Annotated[int, Field(ge=0)]
     metrics: PlainDict = Field(default_factory=dict)
 

@@ -248,7 +248,7 @@ def test_a_rebound_scorer_fits_its_new_model_and_says_how_it_got_there(
     with pytest.raises(ScorerMismatchError):
         scorer.for_model(scripted_model(), "mlp")
     assert (rebound.fitted_on, rebound.answers, rebound.checked) == (load_scorer(fitted).artefact.binding, 200, 200)
-    assert rebound.apart_after < rebound.apart_before
+    assert rebound.difference_after < rebound.difference_before
     assert rebound.metrics["guard"]["brier"] < result.forced["guard"]["brier"]
     assert scorer.artefact.metrics == rebound.metrics
     assert scorer.artefact.ood_detector is not None

@@ -351,8 +351,8 @@ def test_calibrate_fits_says_how_well_and_resumes_where_it_was(
     short = ("--max-tokens", "2", "--journal", tmp_path / "short.journal")
     words, truncated = run(*asked, *short).words, run(*asked, *short, "--json").json["truncated"]
     assert 0 < truncated <= 240
-    assert f"{truncated} of 240 answers were cut at their token limit" in words
-    assert "cut answers of the test split:" in words
+    assert f"{truncated} of 240 answers are truncated at their token limit" in words
+    assert "truncated answers of the test split:" in words
     answered = run("ask", "What is 3 + 1?", "--model", MODEL, "--scorer", out, "--policy", "shadow", "--json")
     assert answered.json["p_wrong"] is not None
 

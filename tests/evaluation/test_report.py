@@ -281,22 +281,22 @@ def test_the_headline_is_one_threshold_and_no_mean_over_sets() -> None:
     assert hopeless.headline is None
 
 
-def test_cut_answers_are_distinguished_from_whole_ones() -> None:
+def test_truncated_answers_are_distinguished_from_complete_ones() -> None:
     wrong, p_wrong = np.array([True, True, False, True]), np.array([0.9, 0.7, 0.1, 0.5])
-    cut = np.array([True, True, False, False])
-    cell = Predictions("leave-one-dataset-out", "b", "a", wrong, np.arange(4), {"guard": p_wrong}, {}, cut)
-    assert Predictions.from_json(cell.to_json()).cut is not None
+    truncated = np.array([True, True, False, False])
+    cell = Predictions("leave-one-dataset-out", "b", "a", wrong, np.arange(4), {"guard": p_wrong}, {}, truncated)
+    assert Predictions.from_json(cell.to_json()).truncated is not None
     found = pooled([cell], "guard", seed=0)
     assert found is not None
-    assert found.apart is not None
-    assert found.apart.cut == PartOfAnswers(2, 1.0, pytest.approx(0.8), None)
-    assert found.apart.whole == PartOfAnswers(2, 0.5, pytest.approx(0.3), 1.0)
+    assert found.by_ending is not None
+    assert found.by_ending.truncated == PartOfAnswers(2, 1.0, pytest.approx(0.8), None)
+    assert found.by_ending.complete == PartOfAnswers(2, 0.5, pytest.approx(0.3), 1.0)
     model = replace(second_model(), pooled=found)
     shown = render(EvaluationResult("A score", (model,), (), PROVENANCE))
-    assert "2 answers are cut at their token limit: 100\u00a0% of them wrong, mean p(wrong) 80\u00a0%." in shown
-    unknown = pooled([replace(cell, cut=None)], "guard", seed=0)
+    assert "2 answers are truncated at their token limit: 100\u00a0% of them wrong, mean p(wrong) 80\u00a0%." in shown
+    unknown = pooled([replace(cell, truncated=None)], "guard", seed=0)
     assert unknown is not None
-    assert unknown.apart is None
+    assert unknown.by_ending is None
 
 
 def test_provenance_and_what_did_not_work_are_on_the_page(page: str) -> None:
