@@ -63,6 +63,14 @@ def test_the_site_renders_what_the_pages_use() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    """From the repository, from the package (`engines/engine_loop.py`) or from the tests."""
+    named = re.findall(r"`([\w-]+(?:/[\w.-]+)+\.(?:py|toml|md|json|sh|yaml))\b", page.read_text(encoding="utf-8"))
+    roots = (ROOT, ROOT / "guard", ROOT / "tests")
+    assert [name for name in named if not any((root / name).exists() for root in roots)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_no_blank_is_left_unfilled(page: Path) -> None:
     assert re.findall(r"@[A-Z]{3,}@", page.read_text(encoding="utf-8")) == []
 
