@@ -1,7 +1,7 @@
 """Signing in with an OpenID Connect provider: the authorization code flow with PKCE, state and nonce.
 
-What the provider says of a person is believed only in an ID token that it has signed for this client and this login.
-Roles come from one of its claims; whoever has none of the known values does not come in.
+guard trusts only an ID token that the provider has signed for this client and this login. Roles come from one of its
+claims; a person without a known value cannot sign in.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True)
 class OidcSettings:
-    """An OpenID Connect provider, and what its people may do.
+    """An OpenID Connect provider, and the roles of its users.
 
     Attributes:
-        issuer: its URL, exactly as it writes it; HTTPS, or on this machine.
-        client_id: as which guard is registered there.
+        issuer: URL of the provider, spelled as the provider spells it; HTTPS, or on this machine.
+        client_id: the id under which guard is registered there.
         client_secret: None for a public client.
         roles: grants by value of the claim.
-        claim: whose values they are, such as ``groups`` or ``roles``; looked up in the ID token, then in the user info.
+        claim: claim that contains these values, such as ``groups``; looked up in the ID token, then in the user info.
 
     Raises:
         InputError: the issuer is no HTTPS URL, or no value has a role.
@@ -84,13 +84,13 @@ class OidcSettings:
 
 @dataclass(frozen=True, slots=True)
 class PendingLogin:
-    """A login that is at the provider; it is kept in the browser's cookie, and nowhere else.
+    """A login in progress at the provider, stored only in the browser's cookie.
 
     Attributes:
-        state: must come back with the answer: the answer is to this browser's own request.
-        nonce: must be in the ID token: the token was made for this login.
-        verifier: shows the provider that who redeems the code has asked for it (PKCE).
-        then: where the login leads.
+        state: value that must come back, which shows that the answer belongs to this browser's request.
+        nonce: value that the ID token must contain, which shows that it was issued for this login.
+        verifier: secret that shows the provider that the same client asked for the code and redeems it (PKCE).
+        then: page to open after the login.
     """
 
     state: str
@@ -100,17 +100,17 @@ class PendingLogin:
 
     @classmethod
     def new(cls, then: str) -> PendingLogin:
-        """Return a login with secrets of its own."""
+        """Return a login with fresh secrets."""
         return cls(secrets.token_urlsafe(48), secrets.token_urlsafe(48), secrets.token_urlsafe(48), then)
 
     def to_cookie(self) -> str:
-        """Return it in letters that a cookie can hold."""
+        """Return the login as text for a cookie."""
         values = [self.state, self.nonce, self.verifier, self.then]
         return base64.urlsafe_b64encode(json.dumps(values).encode()).decode()
 
     @classmethod
     def from_cookie(cls, text: str) -> PendingLogin | None:
-        """Return what a cookie holds; None where it is no pending login.
+        """Return the login in a cookie; None if it contains none.
 
         Examples:
             >>> login = PendingLogin.new("/queue")
@@ -127,12 +127,12 @@ class PendingLogin:
 
 @dataclass(frozen=True, slots=True)
 class OidcIdentity:
-    """Who has signed in at a provider.
+    """A person who has signed in at a provider.
 
     Attributes:
-        subject: names the person for good: issuer and the provider's own id of them.
-        login: the name that they would have here.
-        name: for others to see.
+        subject: permanent name of the person: the issuer, and the provider's id of the person.
+        login: login name to use in guard.
+        name: display name.
         grants: at least one.
     """
 
@@ -161,14 +161,14 @@ class OidcClient:
         self._metadata: tuple[float, dict[str, Any]] | None = None
 
     def begin(self, login: PendingLogin, redirect_uri: str) -> str:
-        """Return the provider's address at which a login continues.
+        """Return the provider's address for a login.
 
         Args:
-            login: kept in the browser until it comes back.
-            redirect_uri: the address that it comes back to.
+            login: login in progress, which the browser keeps.
+            redirect_uri: address to which the provider sends the browser back.
 
         Raises:
-            AccessError: the provider does not answer, or not as one.
+            AccessError: the provider does not answer, or its answer is malformed.
         """
         with self._session(redirect_uri) as session:
             url, _ = session.create_authorization_url(
@@ -180,15 +180,15 @@ class OidcClient:
         return str(url)
 
     def finish(self, login: PendingLogin, answer: Mapping[str, str], redirect_uri: str) -> OidcIdentity:
-        """Return who has signed in.
+        """Return the person who has signed in.
 
         Args:
             login: from the browser's cookie.
-            answer: what the provider has put into the address.
+            answer: parameters that the provider has put into the address.
             redirect_uri: as for `begin`.
 
         Raises:
-            AccessError: the answer is not one to this login, the provider refused, its token is not what it must be,
+            AccessError: the answer does not belong to this login, the provider refused, its token is invalid,
                 or none of the person's values has a role.
         """
         if not hmac.compare_digest(login.state.encode(), answer.get("state", "").encode()):

@@ -1,7 +1,7 @@
-"""What the log holds of an event: canonical JSON, in which texts stand as salted hashes.
+"""Events as the log stores them: canonical JSON with salted hashes in place of texts.
 
-A salted hash commits to a text without telling it: who has the salt and the text can show that they belong to the
-entry, and once the salt is erased nobody can guess the text from its hash.
+A salted hash commits to a text without revealing it: anyone with the salt and the text can show that they belong to the
+entry. Once the salt is erased, nobody can guess the text from its hash.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class LogEvent:
     """One event, ready for the log.
 
     Attributes:
-        subject: what it is about, such as a decision's id; the log can be searched for it.
+        subject: what the event is about, such as a decision's id; the log can be searched by it.
         canonical: the event as canonical JSON (RFC 8785).
-        openings: of the texts in it.
+        openings: openings of the texts' commitments.
     """
 
     subject: str
@@ -66,10 +66,10 @@ def build_event(
     Args:
         kind: of the event: ``decision``, ``case``, ``verdict``, ``policy`` or ``certificate``.
         subject: what it is about.
-        fields: plain data that stands in the log as it is: no prompts and answers.
+        fields: plain data, stored in the log unchanged; no prompts or answers.
         texts: prompts, answers and notes; the log gets salted hashes of them, None stays None.
-        keep_text: whether the texts are kept beside the log.
-        redaction: applied to a text before it is kept. The hash is of what is kept, else of the whole text.
+        keep_text: whether to store the texts beside the log.
+        redaction: applied to a text before it is stored. The hash covers the stored text, else the whole text.
 
     Raises:
         InputError: a field has no form in JSON.
@@ -87,7 +87,7 @@ def build_event(
 
 
 def canonical_json(value: Any) -> str:
-    """Return the one form that equal data has (RFC 8785).
+    """Return the canonical JSON of a value (RFC 8785).
 
     >>> canonical_json({"b": 1.0, "a": "x"})
     '{"a":"x","b":1}'

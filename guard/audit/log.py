@@ -46,7 +46,7 @@ class Entry:
     Attributes:
         number: from 0, without gaps.
         event: canonical JSON.
-        leaf: the hash that stands in the tree, as hexadecimal digits.
+        leaf: hash of the entry in the tree, as hexadecimal digits.
     """
 
     number: int
@@ -56,14 +56,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What checking a log found.
+    """Result of verifying a log.
 
     Attributes:
-        size: the number of entries that are there.
+        size: number of entries.
         root: of the tree over them as they are now, 32 bytes.
-        checkpoints: the number of checkpoints that were compared, those from elsewhere included.
-        signed: how many of them carried a signature of the given key.
-        texts: the number of kept texts that were compared with their hashes.
+        checkpoints: number of checkpoints compared, including the copies.
+        signed: number of these with a signature of the given key.
+        texts: number of stored texts compared with their hashes.
         problems: one sentence each; empty if all is well.
     """
 
@@ -82,11 +82,11 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class InclusionProof:
-    """Shows that an entry is in the log; anybody can check it with SHA-256 alone.
+    """Proof that an entry is in the log; anyone can check it with SHA-256 alone.
 
     Attributes:
-        entry: that it is about.
-        checkpoint: of the tree that it is in.
+        entry: the entry that is proved.
+        checkpoint: checkpoint of the tree that contains it.
         path: the hashes from the entry to the root, upwards, as hexadecimal digits.
         note: the signed checkpoint; None if the checkpoint is not signed.
     """
@@ -114,10 +114,10 @@ class AuditLog:
         """
         Args:
             database: that holds the log's tables.
-            keep_text: whether prompts, answers and notes are kept beside the log, until `erase` removes them.
+            keep_text: whether to store prompts, answers and notes beside the log, until `erase` removes them.
                 Otherwise the log has salted hashes of them only.
-            redaction: applied to a text before it is kept and hashed, with its field's name; what it returns None for
-                is not kept, and hashed whole.
+            redaction: called with a field's name and text before the text is stored and hashed; if it returns None, the
+                text is hashed whole and not stored.
         """
         self._database = database
         self._keep_text = keep_text
@@ -247,7 +247,7 @@ class AuditLog:
         Args:
             key: that signed the checkpoints.
             copies: signed checkpoints that were kept elsewhere; they need the key. They alone show that the
-                log's end was not cut off, or the whole log made again.
+                log's end was not removed, and that the whole log was not rewritten.
 
         Raises:
             InputError: a copy is not signed by the key, or there is no key for it.
@@ -270,7 +270,7 @@ class AuditLog:
 
 @dataclass(slots=True)
 class _LogCheck:
-    """One pass over the log; collects what is wrong."""
+    """One pass over the log that collects problems."""
 
     key: PublicKey | None
     tree: merkle.GrowingTree = field(default_factory=merkle.GrowingTree)

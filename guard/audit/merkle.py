@@ -22,7 +22,7 @@ def leaf_hash(entry: bytes) -> bytes:
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
-    """Return the hash of an inner node; its prefix keeps it apart from every entry's."""
+    """Return the hash of an inner node; its prefix distinguishes it from the hashes of entries."""
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 

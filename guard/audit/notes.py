@@ -1,7 +1,7 @@
 """Signed checkpoints of a log: C2SP signed notes (tlog-checkpoint) with Ed25519 keys.
 
-A checkpoint is three lines, the log's origin, its size and its root, and a line for each signature. Whoever keeps a
-copy elsewhere can tell later whether the log still begins with what it held then.
+A checkpoint has three lines, the log's origin, its size and its root, and a line for each signature. Anyone who keeps a
+copy elsewhere can check later whether the log still begins with the same entries.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PRIVATE = "PRIVATE+KEY+"
 
 @dataclass(frozen=True, slots=True)
 class LogCheckpoint:
-    """The state of a log: how long it is, and its root.
+    """The state of a log: its size and its root.
 
     Attributes:
         origin: names the log.
@@ -55,7 +55,7 @@ class PublicKey:
 
     @property
     def key_id(self) -> bytes:
-        """The four bytes that say in a signature which key made it."""
+        """The four bytes of a signature that identify its key."""
         return hashlib.sha256(self.name.encode() + b"\n" + _ED25519 + self.key).digest()[:4]
 
     def __str__(self) -> str:
@@ -97,10 +97,10 @@ class SigningKey:
 
     @classmethod
     def generate(cls, name: str) -> SigningKey:
-        """Make a key.
+        """Generate a key.
 
         Args:
-            name: of whoever signs, such as the log's origin.
+            name: name of the signer, such as the log's origin.
 
         Raises:
             InputError: the name is empty, or has a space, a plus sign or a character that cannot be printed.
@@ -162,8 +162,8 @@ def open_note(note: str, key: PublicKey) -> LogCheckpoint:
     7
 
     Args:
-        note: as `SigningKey.sign` returns it; signatures of other keys are passed over.
-        key: whose signature it must carry.
+        note: as `SigningKey.sign` returns it; signatures of other keys are ignored.
+        key: public key whose signature the note must carry.
 
     Raises:
         InputError: it is no signed checkpoint, or not signed by this key.

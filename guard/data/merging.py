@@ -1,4 +1,4 @@
-"""From the journals of all shards of a run to the journal that one process would have written."""
+"""Merge the journals of all shards of a run into the journal that one process would have written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MergeResult:
     Attributes:
         out: the journal.
         shards: number of journals in it.
-        rows: number of rows in it, those that the model could not be asked included.
+        rows: number of rows in it, including those that the model could not be asked.
         command: whose journal it is, such as ``guard record``.
     """
 
@@ -144,7 +144,7 @@ def _open(path: Path) -> Iterator[_Opened]:
 
 
 def _check(shards: Sequence[_Opened]) -> None:
-    """Refuse what is not each shard of one run, once and finished."""
+    """Refuse journals that are not all shards of one run, each once and finished."""
     first = shards[0]
     for other in shards[1:]:
         if why := _difference(first, other):
@@ -169,7 +169,7 @@ def _check(shards: Sequence[_Opened]) -> None:
 
 
 def _difference(one: _Opened, other: _Opened) -> str:
-    """Return in words why two journals are not of one run; empty where they are."""
+    """Return why two journals do not belong to one run; empty if they do."""
     if one.tables != other.tables:
         return f"one is of {_KINDS[one.tables][2]}, the other of {_KINDS[other.tables][2]}"
     if one.shard.count != other.shard.count:

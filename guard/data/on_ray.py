@@ -1,8 +1,8 @@
-"""A long run on a Ray cluster: each shard is a task with an engine and a journal of its own.
+"""A long run on a Ray cluster: each shard is a task with its own engine and journal.
 
-A task that ends with its worker or its machine is started again elsewhere and continues from the shard's journal. When
-the head has ended, the same call continues, too: finished shards are not started again. So journals must be where all
-machines see them, such as a shared file system.
+If a worker or its machine fails, Ray restarts the task elsewhere, and it continues from the shard's journal. If the
+head fails, repeat the call: finished shards are not started again. Journals must therefore be visible to all machines,
+such as on a shared file system.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def run_on_ray(
     Raises:
         MissingExtraError: ray is not installed.
         InputError: an option cannot be used.
-        EngineError: workers ended again and again.
+        EngineError: workers failed repeatedly.
         GuardError: as for the run.
 
     Examples:
@@ -108,7 +108,7 @@ def _task(ray: Any, needs: Mapping[str, float]) -> Any:
 
 
 def _call(work: Callable[[], Any]) -> Any:
-    """Do what the driver wants, in a worker."""
+    """Run a function of the driver in a worker."""
     return work()
 
 

@@ -1,10 +1,9 @@
-"""Shards of a long run: parts of its rows that several processes work on, each with a journal of its own.
+"""Shards of a long run: parts of its rows for several processes, each with its own journal.
 
     guard record --shard 1/8 ... guard record --shard 8/8 -> eight journals -> guard merge -> the journal of one process
 
-A row's shard depends on the rows and on nothing else, so shards need to know nothing of each other. Each journal keeps
-the number of its shard and a digest of all rows of the run, so that `merge_shards` can refuse what does not belong
-together.
+A row's shard depends only on the rows, so shards run independently. Each journal stores the number of its shard and a
+digest of all rows of the run, so that `merge_shards` can refuse journals that do not belong together.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Shard:
         """Read a shard.
 
         Raises:
-            InputError: it is not written as NUMBER/COUNT.
+            InputError: the text is not NUMBER/COUNT.
 
         Examples:
             >>> Shard.parse("3/8")
@@ -78,7 +77,7 @@ class Shard:
         return choose_journal(out.with_name(f"{out.name}.{self.number}-of-{self.count}"), given)
 
     def header(self, keys: Sequence[str], digests: Sequence[str]) -> ShardHeader:
-        """Return what the shard's journal keeps of the run.
+        """Return the header of the shard's journal.
 
         Args:
             keys: of all rows of the run, in order, each once.
@@ -106,7 +105,7 @@ class RunPart:
 
     Attributes:
         rows: of this part, in the order of the run, as pairs of data set name and row.
-        header: what a shard's journal keeps; None where the part is the whole run.
+        header: the header of the shard's journal; None if the part is the whole run.
     """
 
     rows: Sequence[tuple[str, Row]]
@@ -121,8 +120,8 @@ class RunPart:
 def select_part(rows: Sequence[tuple[str, Row]], shard: Shard | None) -> RunPart:
     """Return the rows of a shard, or all rows where there is none.
 
-    Rows take turns, so all shards have about as many rows of each data set. A row that is given twice is in one shard
-    only.
+    Rows are dealt out in turn, so all shards have about the same number of rows of each data set. A duplicate row is in
+    one shard only.
 
     Raises:
         InputError: there are fewer rows than shards.

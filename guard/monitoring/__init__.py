@@ -1,4 +1,4 @@
-"""Guarantees that are watched: audit cases drawn from accepted answers, and tests that may be read at any time.
+"""Watched guarantees: audit cases drawn from accepted answers, and anytime-valid tests.
 
 `risk_evidence` tests a certificate's guarantee on the verdicts of audit cases, `ShiftTest` the traffic's
 out-of-distribution scores without labels. `CertificateWatch` keeps both in the review store.

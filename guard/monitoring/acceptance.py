@@ -1,4 +1,4 @@
-"""What happens beside accepting an answer: certificates are looked up, inputs counted, a few answers sent to people.
+"""Monitoring of accepted answers: look up certificates, count inputs, and send a few answers to people.
 
 A guard has one monitor where its policy has an ``audit`` section. A failure of the store fails the call: a guarantee
 that nobody can watch is none.
@@ -53,10 +53,10 @@ class AcceptanceMonitor:
     ) -> None:
         """
         Args:
-            store: gets the audit cases; it stays the caller's to close.
-            policy: with the thresholds of its certificates.
-            state_s: seconds for which it is believed which certificates are suspended.
-            evidence_s: seconds between two looks at the evidence.
+            store: store for the audit cases; the caller closes it.
+            policy: the policy, with the thresholds of its certificates.
+            state_s: seconds for which the known state of certificates is reused.
+            evidence_s: seconds between two reads of the evidence.
 
         Raises:
             StoreError: the store failed.
@@ -78,10 +78,10 @@ class AcceptanceMonitor:
         return bool(self._ids) and time.monotonic() >= self._state_at + self._state_s
 
     def current_policy(self) -> Policy:
-        """Return the policy with the routes closed whose certificate is suspended.
+        """Return the policy, with those routes closed whose certificate is suspended.
 
         Raises:
-            StoreError: the store failed; no answer may be accepted on what was known before.
+            StoreError: the store failed; accept no answer on the previous state.
         """
         with self._mutex:
             if self.is_stale:
@@ -100,7 +100,7 @@ class AcceptanceMonitor:
     # -- accepted answers ----------------------------------------------------------------------
 
     def draws(self, plan: RoutePlan, decision_id: str) -> bool:
-        """Return whether an accepted answer is drawn to be checked."""
+        """Return whether an accepted answer is drawn as an audit case."""
         return plan.audit is not None and is_drawn(self._key, decision_id, plan.audit.rate)
 
     def add(self, plan: RoutePlan, case: Escalation) -> str:

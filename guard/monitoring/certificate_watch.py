@@ -1,7 +1,7 @@
-"""Certificates that are watched, in the review store: what speaks against them, and which are suspended.
+"""Watched certificates in the review store: the evidence against them, and which are suspended.
 
-The evidence is not kept but computed from the verdicts, so it cannot differ from them. A suspension is kept, for every
-process that shares the store, and cannot be lifted: another certificate has another digest.
+The evidence is not stored but computed from the verdicts, so it cannot differ from them. A suspension is stored for
+every process that shares the store, and cannot be lifted: another certificate has another digest.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class WatchedCertificate:
 
     Attributes:
         id: digest of the certificate.
-        policy, route: what it is used by; the route is None for calls without one.
+        policy, route: where it is used; the route is None for calls without one.
         risk, confidence, threshold: what it guarantees, and the threshold that keeps the guarantee.
-        rate: share of the accepted answers that people check, as the policy says now.
+        rate: share of the accepted answers that people check, by the present policy.
         false_alarms: probability of ever suspending it if its guarantee holds.
         since: when it was first used with the store; ISO 8601, UTC, as all times here.
         waiting: audit cases that nobody has checked yet; they count as right.
@@ -246,7 +246,7 @@ class CertificateWatch:
             add_entry(connection, "certificate", row["id"], {"what": "changed", **values}, texts={})
 
     def _suspend(self, broken: WatchedCertificate) -> None:
-        """Suspend a certificate, once, whoever finds it broken first."""
+        """Suspend a certificate once; the first process that finds it broken does so."""
         table, evidence = WATCHED_CERTIFICATES, broken.evidence
         why = (
             f"{evidence.wrong} of {evidence.labels} audited answers are wrong or overdue, against a guarantee of at "
@@ -264,7 +264,7 @@ class CertificateWatch:
 
 
 def _row(policy: Policy, route: str | None) -> dict[str, Any] | None:
-    """Return what is kept of a route's certificate; None where there is none, or nothing audits it."""
+    """Return the stored fields of a route's certificate; None without a certificate or without audits."""
     plan = policy.plan(route)
     rule, audit = plan.certified, plan.audit
     if rule is None or rule.guarantee is None or audit is None:

@@ -1,4 +1,4 @@
-"""Test a guaranteed error rate on labels that come one by one, at any time and as often as one likes.
+"""Test a guaranteed error rate on labels that arrive one by one; the result can be read at any time.
 
 The hypothesis is that at most a share ``risk`` of the accepted answers is wrong; a random sample of them has labels.
 Not in `guard.certification`, since production never imports the laboratory. Pure.
@@ -18,7 +18,7 @@ STAKES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 @dataclass(frozen=True, slots=True)
 class RiskEvidence:
-    """What labels say against a guarantee.
+    """Evidence of labels against a guarantee.
 
     Attributes:
         labels: number of answers in the test.

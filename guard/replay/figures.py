@@ -27,7 +27,7 @@ Interval = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class ExpectedErrors:
-    """How many of the accepted answers are wrong.
+    """Expected number of wrong answers among the accepted.
 
     Attributes:
         by_verdicts: estimate, low and high, from verdicts where there are enough, and scores elsewhere; None where the
@@ -43,13 +43,13 @@ class ExpectedErrors:
 
 @dataclass(frozen=True, slots=True)
 class PolicyFigures:
-    """What a policy makes of recorded calls.
+    """Results of a policy on recorded calls.
 
     Attributes:
         name: of the policy.
         calls: number of calls.
         endings: number of calls by how they end.
-        coverage: share of accepted answers, with low and high; what would have asked again may be accepted or not.
+        coverage: share of accepted answers, with low and high; calls that would ask again may be accepted or not.
         escalations_a_day: cases for people, with low and high.
         reviews_a_day: opinions that they are asked for: one or two a case, and audits.
         minutes_a_day: of their time, by the median time from claim to verdict; None where that is not known.
@@ -80,8 +80,8 @@ def compute_figures(
         name: of the policy.
         replayed: each call, at least one.
         verdicts: by decision id.
-        days: that the calls are of, above 0.
-        minutes: of a person's time for one opinion, or None.
+        days: number of days that the calls cover, above 0.
+        minutes: minutes of a person's time per opinion, or None.
     """
     calls = len(replayed)
     endings = {ending: sum(each.ending == ending for each in replayed) for ending in ENDINGS}
@@ -100,7 +100,7 @@ def compute_figures(
 
 
 def expected_errors(accepted: Sequence[Replayed], verdicts: Mapping[str, RecordedVerdict]) -> ExpectedErrors:
-    """Return how many of these answers are wrong.
+    """Return the expected number of wrong answers.
 
     Args:
         accepted: calls that end with an accepted answer.
@@ -150,7 +150,7 @@ def _interval(estimate: _MeanAndVariance) -> Interval:
 
 
 def _share(sure: int, unknown: int, calls: int) -> Interval:
-    """Return a share with an exact interval; it is as wide as what is not known makes it."""
+    """Return a share with an exact interval; unknown cases widen it."""
     level = (1 + CONFIDENCE) / 2
     return sure / calls, lower_bound(sure, calls, level), upper_bound(sure + unknown, calls, level)
 

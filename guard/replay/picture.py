@@ -30,7 +30,7 @@ text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","Liberati
 
 
 def picture(found: PolicyComparison) -> str:
-    """Return the SVG of a comparison; every figure in it stands in its description too."""
+    """Return the SVG of a comparison; its description repeats every figure."""
     rows = (("Now", found.present), ("Proposed", found.proposed))
     height = 484
     return "\n".join(

@@ -1,6 +1,6 @@
-"""Calls as the audit log has them: every attempt with its scores, what was decided, and what people said of the answer.
+"""Calls in the audit log: every attempt with its scores, the decision, and the verdict of people.
 
-The log is the one place that has accepted answers too; the review queue has only what went to people.
+Only the log also has accepted answers; the review queue has only cases for people.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class RecordedCall:
 
 @dataclass(frozen=True, slots=True)
 class RecordedVerdict:
-    """What people said of the answer that a call ended with.
+    """Verdict of people on the final answer of a call.
 
     Attributes:
         wrong: whether it is wrong.
@@ -77,7 +77,7 @@ def read_calls(log: AuditLog, *, since: str, route: str | None = None) -> list[R
     """Return the calls of a log from a time on.
 
     Args:
-        log: with decisions in it.
+        log: the audit log, with decisions.
         since: ISO 8601, UTC.
         route: only these.
 

@@ -1,6 +1,6 @@
-"""Searches everything that left for texts that must not: whole, or in any longer piece.
+"""Search all output for secret texts, whole or in any longer piece.
 
-For the public test helpers `guard.langchain.testing` and `guard.serve.testing`.
+Used by the public test helpers `guard.langchain.testing` and `guard.serve.testing`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Seen:
                     break
 
     def check(self, secrets: Iterable[str], *, allowed: Iterable[str]) -> None:
-        """Raise where a secret has left.
+        """Raise if a secret has leaked.
 
         Raises:
             AssertionError: something leaked; the text names what, and where.

@@ -1,4 +1,4 @@
-"""A guarded call that streams live: its answer is shown while it grows, and retracted where the policy rejects it."""
+"""A guarded call that streams live: the answer is shown as it grows, and retracted if the policy rejects it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from guard.runtime.stream_monitor import RetractedError, StreamMonitor
 
 
 def stream_steps(call: Call) -> Stream:
-    """Emit the text for the caller, then the outcome: as it grows where the policy streams live, else once decided.
+    """Emit the text for the caller, then the outcome: as it grows if the policy streams live, else once decided.
 
     Raises:
         PolicyError: a live stream of a policy that guarantees an error rate, which was certified on whole calls.
@@ -42,8 +42,8 @@ class LiveCall(Call):
     def stream(self) -> Stream:
         """Emit the pieces of the model's answer as they come, then the outcome.
 
-        The answer is scored while it grows, and stopped where the policy would not accept it. What is not accepted in
-        the end is retracted: the outcome's action says so, and the text that was shown does not hold.
+        The answer is scored as it grows, and stopped if the policy would not accept it. An answer that is not accepted
+        in the end is retracted: the outcome has the action, and the text shown so far is invalid.
         """
         plan, shown = self._plan(), list[str]()
         try:
@@ -59,7 +59,7 @@ class LiveCall(Call):
         yield Emit(outcome)
 
     def _monitor(self) -> StreamMonitor | None:
-        """Return what stops the answer; a shadow policy stops none."""
+        """Return the monitor that stops the answer; None for a shadow policy."""
         if self.state.shadow:
             return None
         last = replace(self.state, usage=replace(self.state.usage, exhausted=True))
@@ -87,7 +87,7 @@ class LiveCall(Call):
 def _live_result(
     plan: AttemptPlan, monitor: StreamMonitor | None, shown: list[str]
 ) -> Generator[Step | Emit, Any, Result]:
-    """Emit an answer's pieces as they come; return the whole.
+    """Emit an answer's pieces as they arrive; return the whole answer.
 
     Args:
         plan: of the guard's own model.

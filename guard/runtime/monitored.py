@@ -1,4 +1,4 @@
-"""Steps of a guarded call that watch its guarantee: which policy holds now, which accepted answers people check."""
+"""Steps of a guarded call that watch its guarantee: find the policy in force, and draw audit cases."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def audits(policy: Policy) -> bool:
-    """Return whether a policy has accepted answers checked; in shadow mode nothing goes to people."""
+    """Return whether a policy audits accepted answers; in shadow mode nothing goes to people."""
     return policy.mode == "enforce" and any(plan.audit for plan in policy.plans.values())
 
 
 def find_monitor(policy: Policy, find_store: Callable[[], Store]) -> AcceptanceMonitor | None:
-    """Return the monitor of a policy; None where it audits nothing.
+    """Return the monitor of a policy; None if it has no audits.
 
     Args:
-        policy: with the thresholds of its certificates.
+        policy: the policy, with the thresholds of its certificates.
         find_store: opens the store; called only if needed.
 
     Raises:
@@ -40,7 +40,7 @@ def find_monitor(policy: Policy, find_store: Callable[[], Store]) -> AcceptanceM
 
 
 def watch_step(monitor: AcceptanceMonitor | None, state: CallState) -> Steps[None]:
-    """Let a call go by the policy as it holds now: a suspended certificate accepts nothing.
+    """Switch a call to the policy in force: a suspended certificate accepts nothing.
 
     Raises:
         StoreError: the store cannot be read; the caller gets no answer.
