@@ -86,7 +86,7 @@ class DecisionCharts:
 
 
 def draw_charts(found: DecisionFigures) -> DecisionCharts:
-    """Return the pictures of what guards decided."""
+    """Return the pictures of all decisions."""
     now = datetime.now(UTC)
     labels = [times.date(f"{day}T00:00:00+00:00", now) for day in found.by_day]
     series = [(name, fill, [tally.get(name, 0) for tally in found.by_day.values()]) for name, fill in _ACTIONS]

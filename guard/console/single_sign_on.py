@@ -1,4 +1,4 @@
-"""Getting in with an OpenID Connect provider: to it, and back."""
+"""Sign-in at an OpenID Connect provider: the redirect to it, and the way back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ router = APIRouter()
 
 @router.get("/login/oidc")
 def leave(request: Request, desk: TheDesk, then: str = "") -> Response:
-    """Send somebody to the provider; a cookie keeps what must come back with them."""
+    """Redirect a visitor to the provider; a cookie keeps the login in progress."""
     client, pending = _client(desk), PendingLogin.new(own_path(then))
     try:
         url = client.begin(pending, _come_back(request, desk))

@@ -1,7 +1,7 @@
-"""Notice without labels that inputs have become less usual: a conformal test martingale on out-of-distribution scores.
+"""Detect without labels that inputs become less usual: a conformal test martingale on out-of-distribution scores.
 
-Each score is ranked among all earlier ones, ties at random. While traffic stays of one kind these ranks are
-independent and uniform, whatever the scores' distribution; bets on high ranks then win nothing. Vovk, Gammerman and
+Each score is ranked among all earlier ones, ties at random. While the kind of traffic stays the same, these ranks are
+independent and uniform for any distribution of scores; bets on high ranks then win nothing. Vovk, Gammerman and
 Shafer, "Algorithmic Learning in a Random World", chapter 8. Pure.
 """
 
@@ -24,7 +24,7 @@ FALSE_ALARMS = 0.01
 
 @dataclass(slots=True)
 class ShiftTest:
-    """The state of the test; it is as small after a million scores as after one.
+    """The state of the test, whose size does not grow with the number of scores.
 
     Attributes:
         counts: how many scores were seen in each step, shape (`STEPS`,).

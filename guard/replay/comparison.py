@@ -1,4 +1,4 @@
-"""A policy against what was decided, on the calls of the last days."""
+"""Compare a policy with the recorded decisions of the last days."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _TIMED, _LONGEST_S = 1000, 3600.0
 
 @dataclass(frozen=True, slots=True)
 class PolicyComparison:
-    """What was decided, and what a policy would have.
+    """Recorded decisions beside those of another policy.
 
     Attributes:
         since: ISO 8601, UTC.
-        days: from then to now.
+        days: number of days from then to now.
         route: only these calls; None for all.
-        present: what was decided.
-        proposed: what the policy decides.
+        present: figures of the recorded decisions.
+        proposed: figures of the policy.
         changed: calls that end differently, by how they ended and would end, such as ``{"escalate": {"accept": 3}}``.
     """
 
@@ -48,8 +48,8 @@ def replay(store: Store, policy: Policy, *, since: str = "7d", route: str | None
     """Decide recorded calls again.
 
     Args:
-        store: with an audit log of decisions (``audit_log=``, ``--audit-log``) and the verdicts of people.
-        policy: with the thresholds of its certificates.
+        store: store with an audit log of decisions (``audit_log=``, ``--audit-log``) and the verdicts of people.
+        policy: the policy, with the thresholds of its certificates.
         since: a duration such as ``7d`` or ``12h``, or an ISO 8601 time with its offset.
         route: only calls on this route.
 

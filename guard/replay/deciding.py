@@ -1,6 +1,6 @@
 """Decide a recorded call again by another policy. Pure.
 
-An attempt that the policy asks for and that was not made is not known: such a call counts as neither accepted nor
+An attempt that the policy asks for but that was not made is unknown: such a call counts as neither accepted nor
 refused.
 """
 
@@ -25,14 +25,14 @@ _ENDINGS: dict[str, CallEnding] = {"accept": "accept", "fallback": "text", "esca
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What becomes of a call.
+    """The result of deciding a call again.
 
     Attributes:
         call: the call.
         ending: how it ends.
-        attempt: number of the attempt that is decided last, from 0.
-        p_wrong: of that attempt, by the policy's score; None without one.
-        reviews: opinions that are wanted of people: 0 unless escalated.
+        attempt: number of the last attempt decided, from 0.
+        p_wrong: score of that attempt, as selected by the policy; None without one.
+        reviews: number of opinions that people must give: 0 unless escalated.
         audit_rate: share of accepted answers that people check; 0 unless accepted.
     """
 
@@ -45,7 +45,7 @@ class Replayed:
 
     @property
     def is_last(self) -> bool:
-        """Whether the answer is the one that the call ended with, of which people may have said something."""
+        """Whether the call ended with this answer, so that it can have a verdict."""
         return self.attempt == len(self.call.attempts) - 1
 
 
@@ -53,8 +53,8 @@ def replay_call(policy: Policy, call: RecordedCall) -> Replayed:
     """Decide a call again.
 
     Args:
-        policy: with thresholds for its guarantees.
-        call: with the attempts that were made.
+        policy: the policy, with the thresholds of its guarantees.
+        call: the call, with its recorded attempts.
 
     Raises:
         PolicyError: the policy has no such route.
@@ -83,11 +83,11 @@ def replay_call(policy: Policy, call: RecordedCall) -> Replayed:
 
 
 def as_recorded(call: RecordedCall, policy: Policy | None = None) -> Replayed:
-    """Return what became of a call.
+    """Return the recorded result of a call.
 
     Args:
         call: the call.
-        policy: whose score p_wrong is; the score ``guard`` by default.
+        policy: selects the score for p_wrong; by default the score ``guard``.
     """
     last, name = call.attempts[-1], policy.score if policy else "guard"
     ending = _ENDINGS.get(call.action, "unknown")
@@ -116,7 +116,7 @@ def _p_wrong(policy: Policy, attempt: RecordedAttempt) -> float | None:
 
 
 def _next_source(settings: ActionSettings | None) -> str | None:
-    """Return whom a decision asks next; None where it is the last."""
+    """Return the source that a decision asks next; None if it is the last."""
     if isinstance(settings, Retry):
         return _OWN
     return settings.to if isinstance(settings, Fallback) else None

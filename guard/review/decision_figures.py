@@ -1,7 +1,7 @@
-"""What guards decided about all answers, read off the audit log's newest decisions: by day and action, by score, and
-how unusual the inputs were.
+"""Figures of all decisions, from the newest entries of the audit log: by day and action, by score, and how unusual the
+inputs were.
 
-Cases in the queue are a part of the answers; the log has every decision of a guard that was given one.
+The queue has only some of the answers; the log has every decision of a guard that writes to it.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class DayOfScores:
 
     Attributes:
         scored: answers with a score.
-        p_wrong: its mean; None without any.
-        placed: answers whose out-of-distribution share is known.
-        unusual: those of them at `UNUSUAL` or above.
+        p_wrong: mean of the scores; None without any.
+        placed: answers with an out-of-distribution score.
+        unusual: those with a score of `UNUSUAL` or above.
     """
 
     scored: int
@@ -52,11 +52,11 @@ class DayOfScores:
 
 @dataclass(frozen=True, slots=True)
 class DecisionFigures:
-    """What was decided in the last days.
+    """Decisions of the last days.
 
     Attributes:
         by_day: numbers of answers by day, ``2026-11-25``, and action; every day, also those without any.
-        by_route: the same by route; None for answers without one; the most first.
+        by_route: the same by route (None for answers without one), in descending order.
         bins: numbers of answers by p(wrong), `BINS` equal steps from 0 to 1.
         failed: answers without a score.
         days: the scores of each day.
@@ -80,13 +80,13 @@ class DecisionFigures:
 def decision_figures(
     store: Store, *, days: int, routes: frozenset[str] | None = None, route: str | None = None
 ) -> DecisionFigures:
-    """Return what was decided in the last days.
+    """Return the decisions of the last days.
 
     Args:
-        store: with the log.
+        store: store with the log.
         days: today and the days before it, in UTC.
         routes: only these; None for all.
-        route: only this one of them.
+        route: only this route.
     """
     with store._database.read() as connection:
         today = datetime.fromisoformat(store._database.now(connection)).date()

@@ -113,7 +113,7 @@ def read_insights(
 
 
 def read_routes(connection: Connection, routes: frozenset[str] | None) -> list[str]:
-    """Return the routes of the cases that there are, in order, at most `ROUTES`; only these, or None for all."""
+    """Return the routes of existing cases, in order, at most `ROUTES`; only these, or None for all."""
     found: list[str] = []
     chosen = on_routes(routes)
     # From route to route in the index: a DISTINCT would read every case.

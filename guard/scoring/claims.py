@@ -1,4 +1,4 @@
-"""What a span claims: its new numbers, or else its new words. Which tokens are read decides how well a score ranks."""
+"""The claim of a span: its new numbers, or else its new words. The choice of tokens decides how well a score ranks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _THOUSANDS = re.compile(r",(?=\d{3}(?:\D|$))")
 
 
 def find_claims(text: str, spans: Sequence[Extent], question: str) -> tuple[tuple[Extent, ...], ...]:
-    """Return the claim of each span: the numbers in it that stand neither in the question nor in the answer so far.
+    """Return the claim of each span: its numbers that occur neither in the question nor in the answer so far.
 
-    Without such numbers the claim is its words that stand in neither. The rule knows no format: of ``6 * 7 = 42`` it
-    finds 42, of ``Capital: Canberra`` both words.
+    Without such numbers, the claim is its words that occur in neither. The rule does not depend on the format: in
+    ``6 * 7 = 42`` it finds 42, in ``Capital: Canberra`` both words.
 
     Args:
         text: the answer.

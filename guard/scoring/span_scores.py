@@ -1,8 +1,8 @@
-"""From the signals of an answer's tokens to a probability for each of its spans.
+"""Compute a probability for each span of an answer from the signals of its tokens.
 
-Three columns a span, in logarithms, since few and logarithmic ones hold on data that they were not fitted on: the least
-log-probability and the greatest entropy of the tokens of its claim, and the least log-probability of all its tokens.
-No layers are read, so that every engine that gives log-probabilities gives them.
+Each span has three columns: the logarithms of the least log-probability and of the greatest entropy among the tokens of
+its claim, and of the least log-probability among all its tokens. Few, logarithmic columns generalise to other data.
+No layers are read, so every engine with log-probabilities supports spans.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class AnswerSpans:
         self.columns: Doubles = np.array(columns, np.float64).reshape(len(both), len(COLUMNS))
 
     def _write(self, places: Sequence[Extent]) -> NDArray[np.bool_]:
-        """Return which tokens write characters of these places."""
+        """Return the tokens that write characters of these places."""
         first, last = self._offsets[:, 0], self._offsets[:, 1]
         found = np.zeros(len(first), np.bool_)
         for start, end in places:
@@ -88,7 +88,7 @@ class AnswerSpans:
 
 
 def answer_spans(generation: Generation, prompt: Prompt) -> AnswerSpans | None:
-    """Return the spans of an answer; None where its text is not what its tokens wrote, as with rewritten tool calls.
+    """Return the spans of an answer; None if its text differs from its tokens, as with rewritten tool calls.
 
     Raises:
         GuardError: the extra ``spans`` is not installed, and there is prose.
@@ -99,7 +99,7 @@ def answer_spans(generation: Generation, prompt: Prompt) -> AnswerSpans | None:
 
 
 def text_read(prompt: Prompt) -> str:
-    """Return what the model was given to read, without its system message.
+    """Return the text that the model was given to read, without the system message.
 
     Examples:
         >>> text_read(Prompt.chat("Where is it?", system="Be brief."))

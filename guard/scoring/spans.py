@@ -1,6 +1,6 @@
-"""The parts of a longer answer that can be right or wrong by themselves: lines, list items and sentences.
+"""Parts of a longer answer that can be right or wrong on their own: lines, list items and sentences.
 
-Lines are found here, sentences within a line by the library sentencex (the extra ``spans``): rules for some 300
+This module finds lines; the library sentencex finds sentences within a line (the extra ``spans``): rules for some 300
 languages, maintained by Wikimedia, positions in characters, tens of microseconds an answer.
 """
 
@@ -41,7 +41,7 @@ def can_find_spans() -> bool:
 def find_spans(text: str) -> tuple[Extent, ...]:
     """Return the spans of an answer, in order, as positions of their first character and after their last.
 
-    A line is a span; a line of prose is one for each sentence. The marks of lists, headings and quotations are left
+    Each line is a span; a line of prose has one span per sentence. The marks of lists, headings and quotations are left
     out, and so is what has no letter and no digit. Lines of code and of tables are not split.
 
     Raises:
@@ -75,7 +75,7 @@ def without_spans(text: str, spans: Sequence[Extent]) -> str:
 
 
 def _without(line: str, places: Sequence[Extent]) -> str:
-    """Return a line without these places, and without the space that is left over."""
+    """Return a line without these places and the space around them."""
     for start, end in sorted(places, reverse=True):
         after = line[end:]
         line = line[:start] + (after.lstrip(" ") if line[:start].endswith(" ") or not line[:start] else after)

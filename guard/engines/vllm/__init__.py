@@ -1,6 +1,6 @@
-"""An engine over vLLM: its scheduler batches the requests, and its workers compute what scorers read of the layers.
+"""An engine over vLLM: its scheduler batches requests, and its workers compute the signals that scorers read.
 
-guard reads layers inside vLLM's workers, so that each version needs an adapter; others are refused.
+guard reads layers inside vLLM's workers, so each version needs an adapter; guard refuses other versions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engine over vLLM: prompts become tokens here, vLLM answers them together, its workers watch the answers."""
+"""The engine over vLLM: it tokenizes prompts, vLLM answers them in batches, and vLLM's workers observe the answers."""
 
 from __future__ import annotations
 
@@ -87,18 +87,18 @@ class VllmEngine(HubTokenEngine):
             context_tokens: tokens of prompt and answer together; by default as for transformers.
             capture_point: where activations are read.
             template_date: what a chat template that writes the date writes, as 2026-11-25; by default today.
-            slots: requests at the same time.
-            cache_tokens: tokens of all of them together; by default, what fits into ``gpu_memory`` on a GPU, and
+            slots: number of concurrent requests.
+            cache_tokens: token capacity that they share; by default, what fits into ``gpu_memory`` on a GPU, and
                 eight times the context on a CPU.
-            batch_tokens: tokens of one step, of all requests together.
+            batch_tokens: largest number of tokens of one step, over all requests.
             tensor_parallel: workers that share each layer.
             gpu_memory: share of a GPU's memory that vLLM takes; by default vLLM's own.
-            prefix_caching: whether prompts with the same cache key share what they have in common.
+            prefix_caching: whether prompts with the same cache key share their common prefix.
             eager: run without compiled graphs, which starts sooner and answers more slowly.
 
         Raises:
             MissingExtraError: vLLM is not installed.
-            EngineError: a version of vLLM that is not understood; or vLLM cannot load the model.
+            EngineError: the version of vLLM is not supported, or vLLM cannot load the model.
             ModelFileError: a file is missing, or not of a kind that vLLM loads as it is hashed.
             UnsupportedArchitectureError: layers that guard cannot read on vLLM.
             InputError: an option that cannot be used.
@@ -151,7 +151,7 @@ class VllmEngine(HubTokenEngine):
         return self._slots
 
     def _encode(self, request: Request) -> None:
-        """Make the tokens in the caller's thread, and see that the observer can travel to the workers."""
+        """Tokenize in the caller's thread, and check that the observer can be sent to the workers."""
         super()._encode(request)
         try:
             pickle.dumps(request.reader)

@@ -1,4 +1,4 @@
-"""The thread in which vLLM makes its steps: requests join between two of them, and leave with what a worker made."""
+"""The thread that steps vLLM: requests join between two steps, and leave with the results of a worker."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Stepped(Protocol):
     """What the thread uses of vLLM. All of it is called in the thread only, `close` excepted."""
 
     def begin(self, requests: Sequence[Request]) -> list[str]:
-        """Put requests in; return a key for each."""
+        """Add requests; return a key for each."""
 
     def step(self) -> Mapping[str, News]:
-        """Make one step for all requests; return what has become of each."""
+        """Run one step for all requests; return the news of each."""
 
     def drop(self, keys: Sequence[str]) -> None:
-        """End requests whose answers nobody needs, so that nothing of them stays in the workers."""
+        """End requests whose answers nobody needs, and remove their data from the workers."""
 
     def close(self) -> None:
-        """End the workers; harmless when done twice."""
+        """End the workers; a second call has no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class SteppedLoop:
                 self._hand_on(key, news)
 
     def _admit(self) -> None:
-        """Let requests in, first come, first served."""
+        """Admit requests, first come, first served."""
         with self._changed:
             free = range(min(self._slots - len(self._running), len(self._waiting)))
             joining = [self._waiting.popleft() for _ in free]
@@ -139,7 +139,7 @@ class SteppedLoop:
             _close(self._running.pop(key).request, error)
 
     def _hand_on(self, key: str, news: News) -> None:
-        """Hand a request's caller what has become of it."""
+        """Pass a request's news to its caller."""
         running = self._running[key]
         request = running.request
         try:
@@ -163,7 +163,7 @@ class SteppedLoop:
 
 
 def _report(request: Request, news: News) -> None:
-    """Bring the caller's observer up to date, and hand on the signals and the text."""
+    """Update the caller's observer, and pass on the signals and the text."""
     if news.observer is not None and request.observer is not None:
         vars(request.observer).update(news.observer)
     for signals in news.signals if request.on_token is not None else ():

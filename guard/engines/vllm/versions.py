@@ -1,4 +1,4 @@
-"""Which versions of vLLM are understood. guard reads layers inside vLLM's workers, so that each needs an adapter."""
+"""Supported versions of vLLM. guard reads layers inside vLLM's workers, so each version needs an adapter."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def installed_version() -> str:
 
 
 def adapter_name(found: str) -> str:
-    """Return the name of the module that knows a version.
+    """Return the name of the adapter module for a version.
 
     Args:
         found: such as ``0.32.1``.
 
     Raises:
-        EngineError: none does; the text names the versions that are understood.
+        EngineError: there is none; the text names the supported versions.
 
     Examples:
         >>> adapter_name("0.32.1+cpu")
@@ -53,7 +53,7 @@ def adapter_name(found: str) -> str:
 
 
 def load_adapter() -> ModuleType:
-    """Import the module that knows the vLLM that is installed; errors as for the functions above."""
+    """Import the adapter of the installed vLLM; errors as for the functions above."""
     return importlib.import_module(adapter_name(installed_version()))
 
 

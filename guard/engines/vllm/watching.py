@@ -1,4 +1,4 @@
-"""What a worker of vLLM keeps of the answers that guard watches: their text, their signals, their observers.
+"""State of a vLLM worker for the answers that guard observes: their text, their signals, their observers.
 
 Pure but for the observers: a worker says which tokens were chosen and hands over the rows that belong to them. Only
 what the observers have made of these rows leaves the worker.
@@ -21,7 +21,7 @@ from guard.response_format import ResponseFormat
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A request, as far as a worker needs to know it.
+    """The parts of a request that a worker needs.
 
     Attributes:
         prompt_end: the prompt's last tokens, which say whether a thought is open.
@@ -50,14 +50,14 @@ class Watched:
 
 @dataclass(slots=True)
 class News:
-    """What has become of a request since the last time.
+    """News of a request since the last call.
 
     Attributes:
-        text: that is safe to show.
+        text: text that is safe to show.
         signals: of the tokens of the answer, without its end.
         observer: the attributes of the request's observer, where it is live or the answer is complete.
         generation: the whole answer, once it is complete; its times are not known here.
-        error: why there will be none.
+        error: why there will be no answer.
     """
 
     text: str = ""
@@ -109,7 +109,7 @@ class WatchedAnswer:
         return None if self.constraint is None or self._answer.thinking else self.constraint.mask(logits)
 
     def take(self, token: int, signals: TokenSignals, activations: Callable[[], Floats]) -> None:
-        """Go on after a token was chosen; arguments as for `GrowingAnswer.push`.
+        """Continue after a token was chosen; arguments as for `GrowingAnswer.push`.
 
         Raises:
             EngineError: the response format does not allow the token, or is not complete at the end.
@@ -123,11 +123,11 @@ class WatchedAnswer:
             self._finish("length")
 
     def fail(self, error: Exception) -> None:
-        """There will be no answer."""
+        """Record that there will be no answer."""
         self._news.error = error
 
     def news(self) -> News:
-        """Return what has become of the request since the last call."""
+        """Return the news of the request since the last call."""
         news, self._news = self._news, News()
         if self.observer is not None and (news.is_last or (self._watched.live and news.signals)):
             news.observer = vars(self.observer)
@@ -183,7 +183,7 @@ class Watch:
         return {at: answer for at, answer in found.items() if answer is not None and not answer.is_over}
 
     def news(self) -> dict[str, News]:
-        """Return what has become of each request; those that are complete are forgotten."""
+        """Return the news of each request, and forget complete ones."""
         news = {key: answer.news() for key, answer in self._answers.items()}
         self.drop([key for key, each in news.items() if each.is_last])
         return news
