@@ -46,6 +46,7 @@ app = typer.Typer(
     "12 not certifiable.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # a paragraph of a docstring is wrapped to the terminal, not at its own lines
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -84,9 +84,11 @@ class Soak:
             return "left"
         except httpx.TransportError as error:  # a server ends a connection whose request does not come in time
             return type(error).__name__
-        if response.status_code == 200:
-            self._check(response.text, question, whole=True)
-        return str(response.status_code)
+        if response.status_code != 200:
+            return str(response.status_code)
+        cut = ends_with_an_error(response.text)
+        self._check(response.text, question, whole=not cut)
+        return "200, then an error" if cut else "200"
 
     async def _left(self, client: httpx.AsyncClient, path: str, body: dict[str, Any], question: str) -> str:
         """Close the connection behind the first bytes."""
@@ -100,7 +102,7 @@ class Soak:
         """Note an answer that is not this caller's, or not all of it."""
         said, expected = words_of(text), echo(question)
         if said != expected if whole else not expected.startswith(said):
-            self.wrong.append(f"{question[:40]}: {said[:60]!r} of {text[:400]!r}")
+            self.wrong.append(f"{question[:40]}: {said[:60]!r} of ...{text[-400:]!r}")
 
 
 def request(way: str, question: str) -> tuple[str, dict[str, Any]]:
@@ -121,8 +123,18 @@ def request(way: str, question: str) -> tuple[str, dict[str, Any]]:
 
 def words_of(text: str) -> str:
     """Return the answer that a body or its events hold."""
+    return "".join(_said(each) for each in events_of(text))
+
+
+def ends_with_an_error(text: str) -> bool:
+    """Whether the server says in a stream, whose status is sent, that the answer is not whole."""
+    return any(each.get("error") or each.get("type") in ("error", "response.failed") for each in events_of(text)[-1:])
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    """Return the events of a stream, or the one object of a body."""
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: {")]
-    return "".join(_said(json.loads(each)) for each in (lines or [text]) if each.startswith("{"))
+    return [json.loads(each) for each in (lines or [text]) if each.startswith("{")]
 
 
 def _said(data: dict[str, Any]) -> str:
