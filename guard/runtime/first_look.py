@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
+from guard.engines.asked import RequestEngine
 from guard.engines.protocols import Engine
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
 from guard.records import FinishReason, Generation, Limits, Prompt
@@ -75,6 +76,8 @@ def take_first_look(
         >>> look.tokens > 0, look.least_logprob <= look.mean_logprob <= 0
         (True, True)
     """
+    if isinstance(engine, RequestEngine):  # a base model reads none
+        engine.check_template_options(template_options or {})
     base = engine.model.chat_template_sha256 == sha256(b"").hexdigest()
     limits = Limits(max_tokens=max_tokens or MAX_TOKENS, timeout_s=timeout_s)
     if base:

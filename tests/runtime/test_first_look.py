@@ -8,6 +8,7 @@ import pytest
 from scripted import AnsweringEngine, scripted_model
 
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
+from guard.errors import InputError
 from guard.records import Prompt
 from guard.runtime.first_look import take_first_look
 
@@ -44,3 +45,13 @@ def test_a_base_model_continues_solved_examples_up_to_the_end_of_a_line() -> Non
 def test_an_answer_that_the_token_limit_cuts_says_so() -> None:
     engine = AnsweringEngine(lambda prompt, number: ("Paris", 0.3))
     assert take_first_look(engine, "Where?", max_tokens=2).finish_reason == "length"
+
+
+@pytest.mark.parametrize("template", [b"", b"another"], ids=["base", "chat"])
+def test_an_option_that_the_template_does_not_read_is_refused(template: bytes) -> None:
+    """A base model dropped every option without a word, since it has no template."""
+    model = scripted_model(chat_template_sha256=sha256(template).hexdigest())
+    engine = AnsweringEngine(lambda prompt, number: ("Paris", 0.3), model=model)
+    with pytest.raises(InputError, match="has no option 'enable_thinking'"):
+        take_first_look(engine, "Where?", template_options={"enable_thinking": False})
+    assert engine.asked == []
