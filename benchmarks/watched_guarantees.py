@@ -11,7 +11,6 @@ oracle.
 from __future__ import annotations
 
 import argparse
-import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -177,7 +176,7 @@ def answers(rng: np.random.Generator, number: int, harder: float) -> tuple[NDArr
 
 def live(rate: float, seed: int, half: int = HALF) -> Story | None:
     """Certify, serve, audit at a rate, suspend, have people decide everything, certify again, serve on."""
-    rng, key = np.random.default_rng([3, seed]), secrets.token_bytes(32)
+    rng, key = np.random.default_rng([3, seed]), np.random.default_rng([4, seed]).bytes(32)
     first = find_threshold(
         Trials.from_scores(*answers(rng, CERTIFYING, 0.0)), risk=RISK, confidence=CONFIDENCE, estimate=False
     )

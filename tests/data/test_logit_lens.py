@@ -166,8 +166,8 @@ def squashed(lens: Lens) -> Lens:
 @pytest.mark.parametrize("wrong", [other_unembedding, other_norm, squashed])
 def test_a_lens_that_differs_from_the_model_is_refused(tiny: Path, wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first has all of the entropy right and only the tokens wrong."""
-    right = Lens._of
-    monkeypatch.setattr(Lens, "_of", lambda reader: wrong(right(reader)))
+    right = Lens._from_reader
+    monkeypatch.setattr(Lens, "_from_reader", lambda reader: wrong(right(reader)))
     with load(tiny) as engine, pytest.raises(InputError, match=r"does not match the model.*Record without it"):
         Lens.load(engine, tiny)
 
@@ -178,7 +178,7 @@ def test_a_model_with_another_end_is_refused(tiny: Path) -> None:
         fields: dict[str, Any] = {}  # noqa: RUF012
 
     with pytest.raises(InputError, match="does not end by an RMS norm"):
-        Lens._of(LensReader())
+        Lens._from_reader(LensReader())
 
 
 # -- the embedded model ------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from served import POLICY, said, serving
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+pytest.importorskip("torch")  # which vLLM brings
+
 from guard.engines.vllm.versions import installed_version
 from guard.errors import InputError, MissingExtraError
 from guard.scoring.scorer import shipped_scorer
