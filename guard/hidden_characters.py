@@ -40,6 +40,16 @@ def replace_hidden(text: str, code: Callable[[str], str]) -> str:
     return _unstacked(_HIDDEN.sub(lambda found: code(found.group()), text), code)
 
 
+def is_blank(text: str) -> bool:
+    r"""Return whether nothing of a text can be seen: it is empty, or has blanks and hidden characters only.
+
+    Examples:
+        >>> is_blank(" \u200b"), is_blank("reviews.db")
+        (True, False)
+    """
+    return not _HIDDEN.sub("", text).strip()
+
+
 def _unstacked(text: str, code: Callable[[str], str]) -> str:
     if text.isascii():
         return text

@@ -15,6 +15,7 @@ from typing import Any, Self
 from guard.data.prompts import question_prompt
 from guard.data.questions import Question, Row
 from guard.errors import InputError
+from guard.files.output_file import has_blank_name
 from guard.files.private_files import create_private
 
 
@@ -99,6 +100,8 @@ class JournalFile(ABC):
             shard: that the journal belongs to; None for a whole run.
         """
         self.path, self._shard = Path(path), shard
+        if has_blank_name(self.path):
+            raise InputError(f"The journal's path {str(path)!r} is blank", fix="Name a file")
         self._is_new = str(path) != ":memory:" and not self.path.exists()
         with self._translated():
             if str(path) != ":memory:":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from guard.files.output_file import has_blank_name
 
 
 def write_whole(path: Path, content: str | bytes, *, private: bool = False) -> None:
@@ -32,6 +35,8 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     For writers that need a path; see `write_whole`. A private file is private even if the file that it replaces was
     not.
     """
+    if has_blank_name(path):
+        raise OSError(errno.EINVAL, "the name is blank", str(path))
     part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))

@@ -20,6 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from guard.errors import InputError, StoreError, missing_extra
+from guard.files.output_file import has_blank_name
 from guard.files.private_files import create_private, create_private_folder
 from guard.review import migrations
 from guard.review.host_file import HostFile
@@ -226,6 +227,8 @@ def _parse(url: str | Path) -> URL:
 
 
 def _open_sqlite(url: URL, *, create: bool, timeout_s: float) -> Database:
+    if url.database is not None and has_blank_name(url.database):
+        raise StoreError(f"The review store's path {url.database!r} is blank", fix=_NOT_OURS[1])
     name = url.database or ":memory:"
     if name == ":memory:" or name.startswith("file:"):
         raise StoreError(

@@ -1124,6 +1124,28 @@ def test_a_path_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
             Store.open(path)
 
 
+@pytest.mark.parametrize("name", ["", "  ", "\t", "\u200b", "folder/ ", "sqlite:///", "sqlite:/// "])
+def test_a_blank_path_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that nobody sees in a folder, such as of GUARD_STORE=' ', would be lost, or committed by mistake."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="is blank"):
+        Store.open(name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_blank_default_store_is_refused_and_an_empty_one_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("GUARD_STORE", "  ")
+    with pytest.raises(StoreError, match="is blank"):
+        Store.open()
+    monkeypatch.setenv("GUARD_STORE", "")
+    Store.open().close()
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is a folder"):
         Store.open(tmp_path)
