@@ -19,6 +19,8 @@ from guard.review.migrations.tables import REVIEWS
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+__all__ = ["HEAD", "VERSION_TABLE", "check_known", "check_versioned", "current", "downgrade", "upgrade"]
+
 #: The revision that this guard reads and writes.
 HEAD = "0012"
 

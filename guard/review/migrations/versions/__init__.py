@@ -1,1 +1,5 @@
-"""One module a revision."""
+"""The migrations, one module a revision; Alembic finds them by their files."""
+
+from __future__ import annotations
+
+__all__: list[str] = []  # internal as a whole
