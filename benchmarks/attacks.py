@@ -9,7 +9,7 @@ and how many wrong ones the shipped policies would accept at the first attempt, 
 rule.
 
 Questions that the shipped scorer was fitted on are left out (--fitted: how many of each set it drew). Answers are kept,
-so that a run that is stopped goes on where it was.
+so that a run that is stopped resumes where it was.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 llama.cpp's threads spin while they wait for each other, so that a thread that has lost its core keeps the others from
 working. Each case is a process of its own, since OpenMP reads its environment when it is loaded: with
-`OMP_WAIT_POLICY=passive` waiting threads sleep at once, with `GOMP_SPINCOUNT` after so many turns. Milliseconds are per
-token by the clock.
+`OMP_WAIT_POLICY=passive` waiting threads sleep at once, with `GOMP_SPINCOUNT` after that number of turns. Milliseconds
+are per token by the clock.
 """
 
 from __future__ import annotations

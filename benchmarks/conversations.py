@@ -63,7 +63,7 @@ _TOOLS = tuple(
 _CALLS, _LINES = 6, 14
 
 Message = dict[str, Any]
-#: Answers messages, some of them with tools, by so many tokens at most: the text, and how many tokens it has.
+#: Answers messages, some of them with tools, by at most a number of tokens: the text, and how many tokens it has.
 Chat = Callable[[Sequence[Message], Sequence[Mapping[str, Any]], int], tuple[str, int]]
 
 

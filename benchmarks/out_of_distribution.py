@@ -55,7 +55,7 @@ class Found:
         kind: of unlike input, or the set that was left out.
         inputs: how many there are.
         auroc: chance that one of these scores higher than an answer of the sets that calibration
-            knows (but not this answer); .5 where they cannot be told apart.
+            knows (but not this answer); .5 where they cannot be distinguished.
         flagged: share whose score is above each of `THRESHOLDS`.
         false_alarms: the same share of the sets' own answers, which should be 1 - threshold.
     """

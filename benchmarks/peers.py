@@ -232,7 +232,7 @@ def uqlm_scores(answers: Sequence[PeerAnswer]) -> dict[str, Doubles]:
 
 
 def seconds_of(run: Callable[[], Any], count: int) -> float:
-    """Return CPU seconds of this process for each of so many answers: the clock says little on a shared machine."""
+    """Return CPU seconds of this process for each of several answers: the clock says little on a shared machine."""
     started = time.process_time()
     run()
     return (time.process_time() - started) / count

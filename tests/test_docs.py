@@ -81,7 +81,9 @@ def test_pages_use_the_fields_words(page: Path) -> None:
     assert re.findall(rf"\b(?:{'|'.join(DIALECT)})\b", text, re.IGNORECASE) == []
 
 
-@pytest.mark.parametrize("file", ["guard/**/*.py", "docs/evidence/notes.json", "policies/*.yaml", "examples/*.py"])
+@pytest.mark.parametrize(
+    "file", ["guard/**/*.py", "docs/evidence/notes.json", "policies/*.yaml", "examples/*.py", "benchmarks/*.py"]
+)
 def test_sources_use_the_fields_words(file: str) -> None:
     """Docstrings, comments, messages and names."""
     sources = [source for source in ROOT.glob(file) if source.name != "phrase_words.py"]  # which lists words of answers

@@ -81,7 +81,7 @@ def _end(cluster: Any) -> None:
 
 
 def _kill(cluster: Any, node: Any, out: Path, after: int, killed: dict[str, int]) -> None:
-    """End a worker's machine without a word once there are so many answers."""
+    """End a worker's machine without a word once there are that many answers."""
     while (count := sum(map(_rows, out.parent.glob(f"{out.name}.*.journal")))) < after:
         time.sleep(0.05)
     cluster.remove_node(node, allow_graceful=False)

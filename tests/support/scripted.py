@@ -231,7 +231,7 @@ def with_spans(scorer: Scorer) -> Scorer:
 
 
 def with_early(scorer: Scorer, *tokens: int, shift: float = 0.0) -> Scorer:
-    """The scorer with stages after so many tokens, where its log-odds count as they are, or shifted."""
+    """The scorer with stages after given numbers of tokens, where its log-odds count as they are, or shifted."""
     calibration = Calibration(slope=1.0, intercept=shift)
     calibrations = dict.fromkeys(scorer.artefact.scores, calibration)
     stages = [

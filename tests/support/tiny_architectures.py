@@ -298,7 +298,7 @@ def metadata_of(architecture: str, *, experts: bool) -> dict[str, Any]:
 
 
 def write_metadata(path: Path, architecture: str, *, experts: bool, whole: bool = False) -> Path:
-    """A GGUF file with vocabulary and hyperparameters, and with tensors only where it is to be whole."""
+    """A GGUF file with vocabulary and hyperparameters, and with tensors only for a whole file."""
     tokens = [*SPECIAL, *byte_alphabet()]
     tokens += [f"<{number}>" for number in range(len(tokens), VOCABULARIES.get(architecture, 0))]
     writer = gguf.GGUFWriter(path, architecture)
