@@ -1,6 +1,7 @@
 """Merkle trees by RFC 6962: hashes of entries and trees, and proofs that one entry or an older tree is part of a tree.
 
-All functions take and return raw SHA-256 digests of 32 bytes.
+All functions take and return raw SHA-256 digests of 32 bytes. Written here, because the log needs a few short
+functions; a test compares them with the vectors of the reference implementation.
 """
 
 from __future__ import annotations

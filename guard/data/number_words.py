@@ -1,4 +1,7 @@
-"""Convert English and Chinese number words to digits: ``twenty-one`` is 21, ``three hundred million`` is 300000000."""
+"""Convert English and Chinese number words to digits: ``twenty-one`` is 21, ``three hundred million`` is 300000000.
+
+Written here, because grading must not need a package for each language.
+"""
 
 from __future__ import annotations
 

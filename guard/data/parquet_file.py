@@ -1,8 +1,9 @@
 """The file of recorded answers: Parquet with one row per answer. docs/how-to/recording.md describes it.
 
 Arrays are stored as bytes of a fixed size, values per token as lists. Pages have checksums, so that damage is not
-read as a slightly different answer. Arrow's fixed-shape tensors would save a few lines, but writing takes seven and
-reading four times as long (pyarrow 26), since Parquet stores them as lists.
+read as a slightly different answer. Arrow's fixed-shape tensors would save a few lines, but Parquet stores them as
+lists: writing takes two to seven times, reading three to five times as long (`benchmarks/tensor_columns.py` on a busy
+machine, pyarrow 26).
 """
 
 from __future__ import annotations

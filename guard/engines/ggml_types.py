@@ -1,4 +1,7 @@
-"""Number formats of ggml, as llama.cpp's ``ggml.h`` and ``llama.h`` number them."""
+"""Number formats of ggml, as llama.cpp's ``ggml.h`` and ``llama.h`` number them.
+
+Written here, because reading a header must not need the gguf package; a test compares the tables with it.
+"""
 
 from __future__ import annotations
 

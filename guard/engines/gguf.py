@@ -2,7 +2,8 @@
 
 llama.cpp ends the whole process on some malformed headers (an assertion on a value's type, a read
 past a short array), so every header is checked here first. Nothing in the file is trusted: each
-count and length is held against what the file has room for before anything is allocated.
+count and length is held against what the file has room for before anything is allocated. Written here, because the
+check must work without the gguf package, which is an extra.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Little endian, versions 2
 and 3; arrays within arrays are refused, since no engine reads them.

@@ -2,7 +2,7 @@
 
 Nothing in a thought, in code or in a quotation is a call, and only offered tools can be called. In every family's form
 calls end the answer, so calls with text after them may be examples. Unreadable calls are kept as invalid calls and
-never carried out.
+never carried out. Written here, because a call that is quoted has to stay text in the same way on every engine.
 """
 
 from __future__ import annotations

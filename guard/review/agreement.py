@@ -1,4 +1,7 @@
-"""Chance-corrected agreement of reviewers on nominal labels."""
+"""Chance-corrected agreement of reviewers on nominal labels.
+
+Written here, because the review store needs neither scikit-learn nor krippendorff; a test compares the values.
+"""
 
 from __future__ import annotations
 
