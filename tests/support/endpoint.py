@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import json
 import math
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from loop_thread import listening_thread
 from scripted import INTERCEPT, SLOPE, scripted_model, tiny_artefact
 
 from guard.engines.asked import RequestEngine
@@ -178,32 +178,5 @@ async def _answered(endpoint: Listener, reader: asyncio.StreamReader, writer: as
 def serving(**settings: Any) -> Iterator[Listener]:
     """Run a server in a thread of its own."""
     endpoint = Listener(**settings)
-    loop, ready = asyncio.new_event_loop(), threading.Event()
-
-    async def run() -> None:
-        server = await asyncio.start_server(lambda r, w: _serve(endpoint, r, w), "127.0.0.1", 0)
-        endpoint.port = server.sockets[0].getsockname()[1]
-        ready.set()
-        await server.serve_forever()
-
-    async def ended() -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for other in others:
-            other.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-
-    def work() -> None:
-        task = loop.create_task(run())
-        with contextlib.suppress(asyncio.CancelledError):
-            loop.run_until_complete(task)
-        loop.run_until_complete(ended())
-        loop.close()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    try:
+    with listening_thread(lambda reader, writer: _serve(endpoint, reader, writer)) as endpoint.port:
         yield endpoint
-    finally:
-        loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
-        thread.join(10)

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
+
+from loop_thread import listening_thread
 
 #: What becomes of a response behind its first bytes: reset and ended connections, silence, and a few bytes at a time.
 FaultKind = Literal["reset", "end", "stall", "drip"]
@@ -116,32 +117,6 @@ async def _serve(wire: FaultyWire, reader: asyncio.StreamReader, writer: asyncio
 @contextlib.contextmanager
 def faulty_wire(target: int) -> Iterator[FaultyWire]:
     """Run a wire in a thread of its own."""
-    wire, loop, ready = FaultyWire(target), asyncio.new_event_loop(), threading.Event()
-
-    async def run() -> None:
-        server = await asyncio.start_server(lambda r, w: _serve(wire, r, w), "127.0.0.1", 0)
-        wire.port = server.sockets[0].getsockname()[1]
-        ready.set()
-        await server.serve_forever()
-
-    async def ended() -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for other in others:
-            other.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-
-    def work() -> None:
-        task = loop.create_task(run())
-        with contextlib.suppress(asyncio.CancelledError):
-            loop.run_until_complete(task)
-        loop.run_until_complete(ended())
-        loop.close()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    try:
+    wire = FaultyWire(target)
+    with listening_thread(lambda reader, writer: _serve(wire, reader, writer)) as wire.port:
         yield wire
-    finally:
-        loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
-        thread.join(10)
