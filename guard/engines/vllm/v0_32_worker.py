@@ -26,7 +26,7 @@ from guard.engines.constraint import Grammars
 from guard.engines.growing import AnswerReader
 from guard.engines.hub_tokenizer import HubTokenizer
 from guard.engines.sampling import TokenSignals, checked_logits
-from guard.engines.vllm.watching import Watch, WatchedAnswer, take_row
+from guard.engines.vllm.watching import Watch, WatchedAnswer, silence, take_row
 from guard.errors import EngineError
 from guard.records import Floats
 
@@ -119,11 +119,8 @@ class _SampledPass:
         self._logits, self._outputs, self._points = state.logits, state.aux_hidden_states, points
 
     def silence(self, end: int) -> None:
-        """Leave only the end token to requests that are not watched, or whose answers are complete."""
-        unwatched = [at for at in range(len(self._keys)) if at not in self._answers]
-        if unwatched:
-            self._logits[unwatched] = -torch.inf
-            self._logits[unwatched, end] = 0.0
+        """Leave only the end token to requests without a growing answer."""
+        silence(self._logits, len(self._keys), self._answers, end)
 
     def prepare(self) -> None:
         """Keep what the logits say, and rule out what must not be chosen."""

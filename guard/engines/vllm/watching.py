@@ -6,8 +6,9 @@ what the observers have made of these rows leaves the worker.
 
 from __future__ import annotations
 
+import math
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,6 +188,21 @@ class Watch:
         news = {key: answer.news() for key, answer in self._answers.items()}
         self.drop([key for key, each in news.items() if each.is_last])
         return news
+
+
+def silence(logits: Any, requests: int, answers: Container[int], end: int) -> None:
+    """Leave only the end token to requests that are not watched, or whose answers are complete.
+
+    Args:
+        logits: of a batch, one row for each request; they are changed.
+        requests: in the batch.
+        answers: positions in it of the answers that grow.
+        end: the token that ends an answer.
+    """
+    unwatched = [at for at in range(requests) if at not in answers]
+    if unwatched:
+        logits[unwatched] = -math.inf
+        logits[unwatched, end] = 0.0
 
 
 def take_row(

@@ -21,7 +21,7 @@ from guard.engines.request import Request
 from guard.engines.sampling import TokenSignals
 from guard.engines.tokenizing import TokenizingEngine
 from guard.engines.vllm.loop import SteppedLoop
-from guard.engines.vllm.watching import News, Watch, Watched, take_row
+from guard.engines.vllm.watching import News, Watch, Watched, silence, take_row
 from guard.errors import CancelledError, EngineError, EngineTimeoutError, InputError
 from guard.records import Floats, Limits, ModelInfo, Prompt, Sampling
 from guard.response_format import ResponseFormat
@@ -327,6 +327,21 @@ def test_an_answer_that_is_complete_takes_nothing_more_until_somebody_asks_for_i
     assert news.generation is not None
     assert news.generation.text == "aa"
     assert len(watch) == 1
+
+
+def test_requests_that_nobody_watches_can_only_end(engine: BytesEngine) -> None:
+    watch = Watch(engine._reader, Grammars(engine._grammar_vocabulary).constraint)
+    watch.begin({"complete": Watched((), 0, 1, Sampling()), "grows": Watched((), 0, 9, Sampling())})
+    keys = ["nobody's", "grows", "complete"]
+    take_row(watch.watched(keys)[2], [ord("a")], lambda _: TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
+    before = np.random.default_rng(0).standard_normal((len(keys), 8)).astype(np.float32)
+    logits = before.copy()
+    silence(logits, len(keys), watch.watched(keys), 5)
+    assert np.array_equal(logits[1], before[1])
+    for row in logits[[0, 2]]:
+        assert row[5] == 0.0
+        assert np.isneginf(np.delete(row, 5)).all()
+    silence(logits, 1, {0}, 5)  # all are watched
 
 
 def test_closing_ends_what_runs_and_vllm() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from guard.engines.loading import load_engine
 from guard.engines.vllm import versions
-from guard.engines.vllm.settings import check_architecture, check_share, check_weights
+from guard.engines.vllm.settings import check_architecture, check_options, check_share, check_weights
 from guard.errors import EngineError, InputError, MissingExtraError, ModelFileError, UnsupportedArchitectureError
 
 
@@ -51,6 +51,13 @@ def test_an_architecture_that_was_not_compared_is_refused() -> None:
         check_architecture(SimpleNamespace(architectures=["Gemma3ForCausalLM"]))
     with pytest.raises(UnsupportedArchitectureError, match="'none'"):
         check_architecture(SimpleNamespace())
+
+
+def test_options_that_are_not_understood_are_refused_by_name() -> None:
+    known = {"dtype", "seed"}
+    check_options("vLLM's engine", ["dtype"], known)
+    with pytest.raises(InputError, match=r"options of vLLM's engine: --lora-modules, --quantization: "):
+        check_options("vLLM's engine", ["dtype", "lora_modules", "quantization"], known)
 
 
 def test_weights_beside_those_that_are_hashed_are_refused(tmp_path: Path) -> None:
