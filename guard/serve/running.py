@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ def http_server(application: Any, settings: ServeSettings, *, log_level: str = "
         log_level=log_level,
         server_header=False,
         h11_max_incomplete_event_size=65_536,
+        # uvicorn's own 5 s are those of httpx: a request on an idle connection could meet its end.
+        timeout_keep_alive=math.ceil(settings.body_seconds),
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
     )
     return uvicorn.Server(config)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,7 @@ from served import POLICY, Served, said, serving
 from guard.access import Access, Grant, Role
 from guard.review.store import Store
 from guard.serve import ServeSettings
+from guard.serve.running import http_server
 
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which city?"}]}
 SMALL = ServeSettings(body_bytes=20_000, body_seconds=0.4)
@@ -51,6 +53,13 @@ def test_a_body_that_is_too_large_is_refused_by_its_length_and_by_its_bytes(serv
         big = json.dumps({**ASK, "user": "a" * 30_000}).encode()
         chunked = client.post("/v1/chat/completions", content=iter([big[:10_000], big[10_000:]]))
     assert (chunked.status_code, chunked.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_an_idle_connection_is_kept_for_longer_than_clients_use_it() -> None:
+    """If both give it up after the same time, a request may meet the end of its connection."""
+    clients_keep_s = httpx.Limits().keepalive_expiry
+    assert clients_keep_s is not None
+    assert http_server(object(), ServeSettings()).config.timeout_keep_alive > 2 * clients_keep_s
 
 
 def test_a_body_that_does_not_come_is_given_up(served: Served) -> None:
