@@ -11,6 +11,7 @@ import typer
 from guard.cli.certify import EXIT_CODE
 from guard.cli.data_options import GraderOption, LimitOption, OnBadOption, OptionalDataOption
 from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
+from guard.cli.intervals import minutes_a_day, number_interval, percent_interval
 from guard.cli.output import (
     CertificateOption,
     JsonOption,
@@ -26,9 +27,8 @@ from guard.cli.review_options import open_store
 from guard.cli.terminal import say
 
 if TYPE_CHECKING:
-    from guard.recalibration.expected import ExpectedChange, ExpectedFigures
+    from guard.recalibration.expected import ExpectedChange
     from guard.recalibration.procedure import RecalibrationResult
-    from guard.replay.figures import Interval
 
 
 @loads_a_model()
@@ -147,11 +147,11 @@ def _unused(result: RecalibrationResult) -> str:
 def _table(change: ExpectedChange) -> Any:
     both = (change.present, change.proposed)
     rows = [
-        ("accepted", *(_percent(each.coverage) for each in both)),
-        ("to people, a day", *(_number(each.escalations_a_day) for each in both)),
+        ("accepted", *(percent_interval(each.coverage) for each in both)),
+        ("to people, a day", *(number_interval(each.escalations_a_day) for each in both)),
         ("reviews, a day", *(f"{each.reviews_a_day:,.1f}" for each in both)),
-        ("reviewers' minutes, a day", *(_minutes(each) for each in both)),
-        ("wrong among accepted", *("-" if each.errors is None else _percent(each.errors) for each in both)),
+        ("reviewers' minutes, a day", *(minutes_a_day(each.minutes_a_day) for each in both)),
+        ("wrong among accepted", *("-" if each.errors is None else percent_interval(each.errors) for each in both)),
     ]
     if change.proposed.unknown:
         rows.append(("would ask again", "0", f"{change.proposed.unknown:,}"))
@@ -175,16 +175,3 @@ def _end(result: RecalibrationResult) -> str:
 
 def _named(route: str | None) -> str:
     return "no route" if route is None else route
-
-
-def _percent(interval: Interval) -> str:
-    share, low, high = interval
-    return f"{share:.1%} ({low:.1%} to {high:.1%})"
-
-
-def _number(interval: Interval) -> str:
-    return f"{interval[0]:,.1f} ({interval[1]:,.1f} to {interval[2]:,.1f})"
-
-
-def _minutes(figures: ExpectedFigures) -> str:
-    return "not known" if figures.minutes_a_day is None else f"{figures.minutes_a_day:,.0f}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from guard.cli.intervals import minutes_a_day, number_interval, percent_interval
 from guard.cli.output import CertificateOption, JsonOption, StoreOption, console, plain_table, print_json
 from guard.cli.policy import with_certificate
 from guard.cli.review_options import RouteOption
@@ -15,7 +16,7 @@ from guard.cli.terminal import say
 
 if TYPE_CHECKING:
     from guard.replay.comparison import PolicyComparison
-    from guard.replay.figures import ExpectedErrors, Interval, PolicyFigures
+    from guard.replay.figures import ExpectedErrors, Interval
 
 
 def replay(
@@ -62,10 +63,10 @@ def _rows(found: PolicyComparison) -> list[tuple[str, str, str]]:
     rows = [
         ("policy", *(each.name for each in both)),
         ("calls", *(f"{each.calls:,}" for each in both)),
-        ("accepted", *(_percent(each.coverage) for each in both)),
-        ("to people, a day", *(_number(each.escalations_a_day) for each in both)),
+        ("accepted", *(percent_interval(each.coverage) for each in both)),
+        ("to people, a day", *(number_interval(each.escalations_a_day) for each in both)),
         ("reviews, a day", *(f"{each.reviews_a_day:,.1f}" for each in both)),
-        ("reviewers' minutes, a day", *(_minutes(each) for each in both)),
+        ("reviewers' minutes, a day", *(minutes_a_day(each.minutes_a_day) for each in both)),
         ("fixed text", *(f"{each.endings['text']:,}" for each in both)),
         ("abstained", *(f"{each.endings['abstain']:,}" for each in both)),
         ("would ask again", *(f"{each.endings['unknown']:,}" for each in both)),
@@ -89,22 +90,9 @@ def _notes(found: PolicyComparison) -> list[str]:
     return notes
 
 
-def _percent(interval: Interval) -> str:
-    share, low, high = interval
-    return f"{share:.1%} ({low:.1%} to {high:.1%})"
-
-
-def _number(interval: Interval) -> str:
-    return f"{interval[0]:,.1f} ({interval[1]:,.1f} to {interval[2]:,.1f})"
-
-
-def _minutes(figures: PolicyFigures) -> str:
-    return "not known" if figures.minutes_a_day is None else f"{figures.minutes_a_day:,.0f}"
-
-
 def _wrong(errors: ExpectedErrors) -> str:
-    return "-" if errors.by_verdicts is None else f"{_number(errors.by_verdicts)}, {errors.verdicts} verdicts"
+    return "-" if errors.by_verdicts is None else f"{number_interval(errors.by_verdicts)}, {errors.verdicts} verdicts"
 
 
 def _or_dash(interval: Interval | None) -> str:
-    return "-" if interval is None else _number(interval)
+    return "-" if interval is None else number_interval(interval)

@@ -6,17 +6,16 @@ and decided by the policy with its new thresholds; shares come with exact interv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guard.policy.bounds import lower_bound, upper_bound
 from guard.policy.defects import find_defects
 from guard.policy.policy import Policy
 from guard.recalibration.dividing import JudgedAnswer
 from guard.recalibration.taking import Traffic
 from guard.replay.deciding import Replayed, as_recorded, replay_call
-from guard.replay.figures import CONFIDENCE, Interval
+from guard.replay.figures import Interval, exact_share, scaled
 from guard.replay.recorded import RecordedAttempt, RecordedCall
 
 
@@ -84,12 +83,13 @@ def expected_change(
     number, estimated = _number(route, traffic, answers)
     a_day = number / traffic.days
 
-    def figures(decided: Callable[[RecordedCall], Replayed], rate: float) -> ExpectedFigures:
-        return _figures([decided(call) for call in calls], sample, a_day, traffic.minutes, rate)
-
     audit = policy.plan(route).audit
-    present = figures(lambda call: as_recorded(call, policy), audit.rate if audit else 0.0)
-    proposed = figures(lambda call: replay_call(policy, call), audit.rate if audit else 0.0)
+
+    def figures(decided: Iterable[Replayed]) -> ExpectedFigures:
+        return _figures(list(decided), sample, a_day, traffic.minutes, audit.rate if audit else 0.0)
+
+    present = figures(as_recorded(call, policy) for call in calls)
+    proposed = figures(replay_call(policy, call) for call in calls)
     return ExpectedChange(route, len(sample), a_day, estimated, present, proposed)
 
 
@@ -119,20 +119,12 @@ def _figures(
     ends = [each.ending for each in decided]
     unknown, accepted = ends.count("unknown"), ends.count("accept")
     wrong = sum(bool(each.row.wrong) for each, end in zip(sample, ends, strict=True) if end == "accept")
-    share, low, high = _share(ends.count("escalate"), total, unknown)
-    opinions = sum(max(each.reviews, 1) if each.ending == "escalate" else 0 for each in decided) + rate * accepted
-    reviews = a_day * opinions / total
+    reviews = a_day * (sum(each.reviews for each in decided) + rate * accepted) / total
     return ExpectedFigures(
-        _share(accepted, total, unknown),
-        (a_day * share, a_day * low, a_day * high),
+        exact_share(accepted, unknown, total),
+        scaled(exact_share(ends.count("escalate"), unknown, total), a_day),
         reviews,
         None if minutes is None else minutes * reviews,
-        _share(wrong, accepted) if accepted else None,
+        exact_share(wrong, 0, accepted) if accepted else None,
         unknown,
     )
-
-
-def _share(number: int, total: int, unknown: int = 0) -> Interval:
-    """Return a share with an exact interval; it is as wide as what is not known makes it."""
-    level = (1 + CONFIDENCE) / 2
-    return number / total, lower_bound(number, total, level), upper_bound(number + unknown, total, level)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from guard.data.questions import LabelledResponse, read_rows
 from guard.errors import InputError
 from guard.files.write_whole import write_whole
 from guard.recalibration.dividing import JudgedAnswer
-from guard.replay.comparison import parse_since, read_minutes
+from guard.replay.comparison import days_between, parse_since, read_minutes
 from guard.replay.recorded import read_calls
 from guard.review.pages import CaseFilter
 from guard.review.store import Store
@@ -89,7 +88,7 @@ def _copy(store: Store, folder: Path, *, policy: str, since: str | None, labels_
         policy,
         model,
         since,
-        days=max((datetime.fromisoformat(now) - datetime.fromisoformat(first)).total_seconds() / 86_400, 1e-9),
+        days=days_between(first, now),
         logged=_logged(store, policy, first),
         undecided=store.count(CaseFilter(status="pending", policy=policy, since=first)),
         minutes=read_minutes(store),

@@ -77,7 +77,7 @@ def replay(store: Store, policy: Policy, *, since: str = "7d", route: str | None
     verdicts, minutes = read_verdicts(store), read_minutes(store)
     present = [as_recorded(call, policy) for call in calls]
     proposed = [replay_call(policy, call) for call in calls]
-    days = max((datetime.fromisoformat(now) - datetime.fromisoformat(begin)).total_seconds() / 86_400, 1e-9)
+    days = days_between(begin, now)
     changed: dict[str, dict[str, int]] = {}
     for before, after in zip(present, proposed, strict=True):
         if before.ending != after.ending:
@@ -113,6 +113,11 @@ def read_minutes(store: Store) -> float | None:
     seconds = [_seconds(begin, end) for begin, end in pairs]
     worked = [each for each in seconds if each <= _LONGEST_S]
     return median(worked) / 60 if len(worked) >= 5 else None
+
+
+def days_between(begin: str, end: str) -> float:
+    """Return the number of days between two stored times, above 0."""
+    return max(_seconds(begin, end) / 86_400, 1e-9)
 
 
 def _seconds(begin: str, end: str) -> float:

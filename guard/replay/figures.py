@@ -91,8 +91,8 @@ def compute_figures(
         name,
         calls,
         endings,
-        coverage=_share(accepted, unknown, calls),
-        escalations_a_day=_scaled(_share(escalated, unknown, calls), calls / days),
+        coverage=exact_share(accepted, unknown, calls),
+        escalations_a_day=scaled(exact_share(escalated, unknown, calls), calls / days),
         reviews_a_day=reviews,
         minutes_a_day=None if minutes is None else minutes * reviews,
         errors=expected_errors([each for each in replayed if each.ending == "accept"], verdicts),
@@ -149,12 +149,13 @@ def _interval(estimate: _MeanAndVariance) -> Interval:
     return mean, max(0.0, mean - _DEVIATIONS * math.sqrt(variance)), mean + _DEVIATIONS * math.sqrt(variance)
 
 
-def _share(sure: int, unknown: int, calls: int) -> Interval:
+def exact_share(sure: int, unknown: int, calls: int) -> Interval:
     """Return a share with an exact interval; unknown cases widen it."""
     level = (1 + CONFIDENCE) / 2
     return sure / calls, lower_bound(sure, calls, level), upper_bound(sure + unknown, calls, level)
 
 
-def _scaled(interval: Interval, by: float) -> Interval:
+def scaled(interval: Interval, by: float) -> Interval:
+    """Return an interval times a factor."""
     middle, low, high = (by * each for each in interval)
     return middle, low, high
