@@ -32,6 +32,7 @@ from guard.recalibration.rescoring import score_answers
 from guard.recalibration.switching import Destination, find_destination, switch
 from guard.recalibration.taking import Traffic, take_labels
 from guard.review.store import Store
+from guard.runtime.sources import check_gives
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 
 
@@ -113,8 +114,9 @@ def recalibrate(
         engine, engine_options, grader, on_bad, limit, seed, progress: as for `guard.calibrate` and `guard.certify`.
 
     Raises:
-        InputError: an argument, the verdicts or the folder cannot be used; or ``apply`` has nothing to replace, or a
-            guarantee has no certificate.
+        InputError: an argument, the policy, the verdicts or the folder cannot be used; or ``apply`` has nothing to
+            replace, or a guarantee has no certificate.
+        ScorerError: the new scorer lacks a score or spans that the policy decides on.
         CalibrationError: there are too few labels, or guard's own score carries no signal.
         GuardError: as for `guard.calibrate` and `guard.certify`.
 
@@ -129,7 +131,7 @@ def recalibrate(
     checked_seed(seed)
     if not 0.0 < share < 1.0:
         raise InputError(f"share must be above 0 and below 1, got {share}")
-    _check_answered_once(chosen)
+    _check_policy(chosen)
     destination = find_destination(scorer, certificate, chosen) if apply else None
     present = load_scorer(shipped_scorer() if scorer is None else scorer)
     known = _known_questions(data, on_bad=on_bad, limit=limit, seed=seed)
@@ -141,6 +143,7 @@ def recalibrate(
     loading: dict[str, Any] = {"model": model, "engine": engine, "engine_options": engine_options}
     reading: dict[str, Any] = {"grader": grader, "on_bad": on_bad, "seed": seed, "progress": progress}
     fitted = _fit(folder, divided, data, present, {**loading, **reading, "limit": limit})
+    _check_fitted(fitted, chosen, traffic, str(model))
     mark = f"{fitted.fitted.scorer.sha256[:8]}-{chosen.sha256[:8]}"
     certifications = _certify(folder, divided, chosen, mark, {**loading, **reading})
     certified = all(each.certificate is not None for each in certifications.values())
@@ -181,8 +184,15 @@ _SCORER, _CERTIFICATE = "scorer.json", "certificate.json"
 # -- what can be used --------------------------------------------------------------------------
 
 
-def _check_answered_once(policy: Policy) -> None:
-    """Refuse guarantees that verdicts cannot certify, before anything is asked."""
+def _check_policy(policy: Policy) -> None:
+    """Refuse policies that verdicts say too little about, before anything is asked."""
+    if policy.needs_early:
+        raise InputError(
+            f"The policy '{policy.name}' stops answers early, and verdicts do not say where it would stop them",
+            why="its early stages are of the present scorer; a new one has none, and they are fitted on answers as "
+            "the model writes them",
+            fix="Run guard calibrate, guard calibrate --early with its scorer, and guard certify",
+        )
     for route in guarantees(policy):
         if asks_again(policy.plan(route)):
             raise InputError(
@@ -263,6 +273,17 @@ def _fit(
         capture_point="block" if artefact.binding.capture_point == "block" else "mlp",
     )
     return _with_spans_of(present, made)
+
+
+def _check_fitted(made: CalibrationResult, policy: Policy, traffic: Traffic, model: str) -> None:
+    """Refuse a scorer that has not seen the verdicts, or lacks what the policy decides on."""
+    if traffic.model in made.other_models:
+        raise InputError(
+            f"The verdicts are on answers of {traffic.model}, not of {model}",
+            why="a scorer learns from the answers of its own model",
+            fix="Give that model with --model, or other verdicts with --labels-of",
+        )
+    check_gives(made.fitted.scorer, policy, whose=model)
 
 
 def _with_spans_of(present: Scorer, made: CalibrationResult) -> CalibrationResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from guard.errors import InputError
@@ -61,14 +62,14 @@ def switch(
         store: with the log.
         to: the files in use.
         scorer, certificate: the new ones.
-        kept_in: folder that gets the old ones.
+        kept_in: folder that gets the old ones; those that it has stay.
         scorer_sha256: digest of the new scorer.
     """
     create_private_folder(kept_in)
     pairs = [(scorer, to.scorer), *([(certificate, to.certificate)] if certificate and to.certificate else [])]
     for new, used in pairs:
         if used.exists() and used.read_bytes() != new.read_bytes():
-            write_whole(kept_in / f"{new.name}", used.read_bytes(), private=True)
+            _keep(used.read_bytes(), kept_in / new.name)
     store.audit_log().append(
         "certificate",
         scorer_sha256,
@@ -77,3 +78,10 @@ def switch(
     )
     for new, used in pairs:
         write_whole(used, new.read_bytes())
+
+
+def _keep(content: bytes, path: Path) -> None:
+    """Write a file that was in use, beside another that was replaced before it."""
+    if path.exists() and path.read_bytes() != content:
+        path = path.with_stem(f"{path.stem}-{sha256(content).hexdigest()[:8]}")
+    write_whole(path, content, private=True)

@@ -19,14 +19,14 @@ pytest.importorskip("sklearn")
 
 from documented_json import differences, documented
 from moved_clock import MovedClock
-from scripted import AnsweringEngine, confidence_scorer, layers_of
+from scripted import AnsweringEngine, confidence_scorer, layers_of, scripted_model
 from typer.testing import CliRunner
 
 import guard.engines
 import guard.runtime.guard
 from guard.cli import app
 from guard.data.questions import LabelledResponse, question_identity, read_rows
-from guard.errors import InputError
+from guard.errors import InputError, ScorerError
 from guard.policy.certificate import load_certificates
 from guard.policy.guarantee import guarantees
 from guard.policy.policy import load_policy, parse_policy
@@ -89,8 +89,8 @@ class ReviewedDesk:
         return recalibrate(self.store, into=self.folder / into, **{**arguments, **options})
 
 
-def make_engine() -> AnsweringEngine:
-    engine = AnsweringEngine(script)
+def make_engine(name: str = "scripted") -> AnsweringEngine:
+    engine = AnsweringEngine(script, model=scripted_model(name=name))
     engine.activations_at = layers
     return engine
 
@@ -295,6 +295,51 @@ def test_policies_that_ask_again_are_refused_before_anything_is_asked(desk: Revi
     with pytest.raises(InputError, match="Verdicts certify nothing"):
         desk.recalibrate()
     assert desk.asked == 0
+
+
+def test_policies_that_stop_answers_early_are_refused_before_anything_is_asked(desk: ReviewedDesk) -> None:
+    """The new scorer has no early stages, and nobody has judged where they would stop an answer."""
+    for text in (POLICY, BEFORE):
+        write_policy(desk, text + "early: {above: 0.97, then: escalate}\n")
+        with pytest.raises(InputError, match="stops answers early"):
+            desk.recalibrate()
+    assert desk.asked == 0
+
+
+def test_a_new_scorer_that_lacks_what_the_policy_decides_on_is_not_switched_to(
+    reviewed: Path, desk: ReviewedDesk
+) -> None:
+    write_policy(desk, BEFORE + "spans: {above: 0.8, then: cut}\n")
+    with pytest.raises(ScorerError, match="decides on spans"):
+        desk.recalibrate(apply=True)
+    assert (desk.folder / "scorer.json").read_bytes() == (reviewed / "scorer.json").read_bytes()
+
+
+def test_verdicts_on_answers_of_another_model_are_refused(desk: ReviewedDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old labels alone could fit the scorer, and the verdicts would be counted although they are not used."""
+    write_policy(desk, BEFORE)
+    rows = [
+        {"id": str(number), "prompt": each, "response": "yes", "label": int(is_wrong(each))}
+        for number, each in enumerate(f"old {number}?" for number in range(200))
+    ]
+    old = desk.folder / "old.jsonl"
+    old.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for module in (guard.engines, guard.runtime.guard):
+        monkeypatch.setattr(module, "load_engine", lambda *_, **__: make_engine(name="another"))
+    with pytest.raises(InputError, match="answers of scripted, not of made"):
+        desk.recalibrate(data=[old], apply=True)
+
+
+def test_the_files_in_use_are_kept_however_often_they_are_replaced(again: ReviewedDesk) -> None:
+    used, before = again.folder / "certificate.json", again.folder / "new" / "before"
+    used.write_text("the first")
+    again.recalibrate(apply=True)
+    second = used.read_bytes()
+    write_policy(again, POLICY.replace("confidence: 0.6", "confidence: 0.61"))
+    again.recalibrate(apply=True)
+    assert used.read_bytes() != second
+    assert (before / "certificate.json").read_text() == "the first"
+    assert second in [path.read_bytes() for path in before.glob("certificate-*.json")]
 
 
 def test_questions_of_the_old_labels_are_in_no_certificate(desk: ReviewedDesk) -> None:
