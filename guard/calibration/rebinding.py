@@ -190,7 +190,7 @@ def _rebound(scorer: Scorer, binding: Binding, asked: _BothModels, *, seed: int)
     alignment = align(asked.old, asked.new, artefact.feature_schema)
     scores = {name: aligned_model(model, alignment) for name, model in artefact.scores.items()}
     changed = {"binding": binding, "scores": scores, "ood_detector": _ood_detector(asked.new, seed), "metrics": {}}
-    changed["spans"] = None  # nothing has checked these on the new model
+    changed |= {"spans": None, "early": None}  # nothing has checked these on the new model
     moved = Scorer(artefact.model_copy(update=changed))
     before = _p_wrong(scorer, asked.old)
     metrics, forced = _metrics(moved, asked), _metrics(scorer, asked)

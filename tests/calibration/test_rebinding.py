@@ -13,7 +13,16 @@ import pytest
 pytest.importorskip("sklearn")
 pytest.importorskip("lightgbm")
 
-from scripted import LAYERS, WIDTH, AnsweringEngine, confidence_scorer, layers_of, scripted_model
+from scripted import (
+    LAYERS,
+    WIDTH,
+    AnsweringEngine,
+    confidence_scorer,
+    layers_of,
+    scripted_model,
+    with_early,
+    with_spans,
+)
 from sums import sum_rows
 from typer.testing import CliRunner
 
@@ -265,6 +274,15 @@ def test_a_scorer_moves_from_the_engine_that_it_was_fitted_on(
     assert load_scorer(back).artefact.binding == load_scorer(fitted).artefact.binding
     with pytest.raises(InputError, match="is already bound to this model"):
         guard.rebind(there, questions, model="m.gguf", to="m.gguf", out=back)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_what_was_not_checked_on_the_new_model_does_not_move(fitted: Path, questions: Path, tmp_path: Path) -> None:
+    with_early(with_spans(load_scorer(fitted))).save(tmp_path / "more.json")
+    out = tmp_path / "moved.json"
+    guard.rebind(tmp_path / "more.json", questions, model="m.gguf", to="m.gguf", to_engine="other", out=out)
+    artefact = load_scorer(out).artefact
+    assert (artefact.spans, artefact.early) == (None, None)
 
 
 @pytest.mark.usefixtures("loaded")
