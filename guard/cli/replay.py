@@ -84,7 +84,10 @@ def _notes(found: PolicyComparison) -> list[str]:
     ]
     notes = [f"Since {found.since[:16].replace('T', ' ')} UTC: {'; '.join(moved) or 'no call would end differently'}."]
     if found.proposed.endings["unknown"]:
-        notes.append("Calls that would ask again have no recorded answer: they widen the intervals.")
+        notes.append(
+            "Calls that would ask again, or go on where an answer was stopped early, have no recorded answer: "
+            "they widen the intervals."
+        )
     if found.proposed.errors.by_verdicts is None:
         notes.append("Wrong answers are expected from the scores alone: too few have verdicts (see audit in policies).")
     return notes

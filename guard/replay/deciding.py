@@ -1,7 +1,8 @@
 """Decide a recorded call again by another policy. Pure.
 
-An attempt that the policy asks for but that was not made is unknown: such a call counts as neither accepted nor
-refused.
+An attempt that the policy asks for but that was not made is unknown, and so is the rest of an answer that was stopped
+early where this policy would not have stopped it: such a call counts as neither accepted nor refused. Answers that were
+completed are not stopped, since the log has no scores of an answer so far.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from guard.replay.recorded import RecordedAttempt, RecordedCall
 #: Source of the guard's own attempts.
 _OWN = "model"
 
-#: What becomes of a call: ``text`` is a fixed text, ``unknown`` would have asked again.
+#: What becomes of a call: ``text`` is a fixed text, ``unknown`` would have asked again, or let a stopped answer go on.
 CallEnding = Literal["accept", "text", "escalate", "abstain", "unknown"]
 ENDINGS: tuple[CallEnding, ...] = ("accept", "text", "escalate", "abstain", "unknown")
 _ENDINGS: dict[str, CallEnding] = {"accept": "accept", "fallback": "text", "escalate": "escalate", "abstain": "abstain"}
@@ -95,7 +96,9 @@ def as_recorded(call: RecordedCall, policy: Policy | None = None) -> Replayed:
 
 
 def _decision(policy: Policy, route: str | None, attempt: RecordedAttempt, usage: Usage) -> Decision | None:
-    """Return the decision about an attempt; None where its score is not recorded."""
+    """Return the decision about an attempt; None where its score is not recorded, or its answer would have gone on."""
+    if "stopped" in attempt.defects and not _would_stop(policy, route, attempt):
+        return None
     if attempt.failed:
         return decide_error(policy, error="as recorded", route=route, usage=usage, defects=attempt.defects)
     p_wrong = _p_wrong(policy, attempt)
@@ -109,6 +112,12 @@ def _decision(policy: Policy, route: str | None, attempt: RecordedAttempt, usage
     if attempt.source == _OWN or attempt.scores or attempt.defects:
         return None
     return Decision(Action.ACCEPT, "trusted", "a function answered", None)
+
+
+def _would_stop(policy: Policy, route: str | None, attempt: RecordedAttempt) -> bool:
+    """Return whether a policy stops an answer early, too, where it was stopped."""
+    early, p_wrong = policy.plan(route).early, _p_wrong(policy, attempt)
+    return early is not None and p_wrong is not None and p_wrong > early.above
 
 
 def _p_wrong(policy: Policy, attempt: RecordedAttempt) -> float | None:

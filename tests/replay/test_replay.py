@@ -119,6 +119,8 @@ def scored(p_wrong: float, source: str = "model", **more: object) -> RecordedAtt
     return RecordedAttempt(source, {"guard": p_wrong}, **more)  # type: ignore[arg-type]
 
 
+STOPPED = scored(0.9, defects=("stopped",))
+EARLY = "early: {above: 0.8, then: escalate}"
 RETRYING = policy("[accept: {below: 0.2}, retry: {below: 0.9, times: 2}, abstain]")
 
 
@@ -130,6 +132,10 @@ RETRYING = policy("[accept: {below: 0.2}, retry: {below: 0.9, times: 2}, abstain
         (RETRYING, call(scored(0.5)), "unknown", 0),
         (RETRYING, call(scored(0.5), scored(0.5, "bigger")), "unknown", 0),
         (RETRYING, call(scored(0.95)), "abstain", 0),
+        (RETRYING, call(STOPPED), "unknown", 0),
+        (policy("[accept: {below: 0.99}, abstain]", EARLY), call(STOPPED), "escalate", 0),
+        (policy("[accept: {below: 0.99}, abstain]", EARLY.replace("0.8", "0.95")), call(STOPPED), "unknown", 0),
+        (policy("[accept: {below: 0.99}, abstain]", EARLY), call(scored(0.9)), "accept", 0),
         (
             policy("[accept: {below: 0.2}, fallback: {to: bigger, below: 0.9}, abstain]"),
             call(scored(0.5)),
