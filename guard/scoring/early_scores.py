@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from guard.scores import Score
 from guard.scoring.scorer import logistic, to_log_odds
-from guard.scoring.scorer_file import EarlyStage
+from guard.scoring.scorer_file import Calibration, EarlyStage
 
 #: A probability nearer to 0 or 1 counts as this near: its log-odds must be finite.
 _NEAREST = 1e-12
@@ -27,20 +27,19 @@ def log_odds_so_far(p_wrong: float) -> float:
 
 
 def as_forecast(score: Score, stage: EarlyStage) -> Score | None:
-    """Return the score of an answer so far with the probability that the complete answer will be wrong.
+    """Return the scores of an answer so far as probabilities that the complete answer will be wrong.
 
     Args:
-        score: of the answer so far; the one that decides is calibrated.
+        score: of the answer so far; those that the stage does not calibrate are left out.
         stage: of as many tokens.
 
     Returns:
-        None where the stage has no calibration of that score.
+        None where the stage has no calibration of the score that decides.
 
     Examples:
-        >>> from guard.scoring.scorer_file import Calibration
         >>> same = {"guard": Calibration(slope=1.0, intercept=0.0)}
         >>> stage = EarlyStage(tokens=4, calibrations=same, answers=80, wrong=40, metrics={})
-        >>> as_forecast(Score(0.75, True, 0.0), stage).p_wrong
+        >>> round(as_forecast(Score(0.75, True, 0.0), stage).p_wrong, 6)
         0.75
         >>> as_forecast(Score(0.75, True, 0.0, decides="ilis"), stage) is None
         True
@@ -48,5 +47,13 @@ def as_forecast(score: Score, stage: EarlyStage) -> Score | None:
     calibration = stage.calibrations.get(score.decides)
     if calibration is None:
         return None
-    p_wrong = logistic(calibration.log_odds(log_odds_so_far(score.p_wrong)))
-    return replace(score, p_wrong=p_wrong)
+    scores = {
+        name: replace(each, p_wrong=_forecast(each.p_wrong, stage.calibrations[name]))
+        for name, each in score.scores.items()
+        if name in stage.calibrations
+    }
+    return replace(score, p_wrong=_forecast(score.p_wrong, calibration), scores=scores)
+
+
+def _forecast(p_wrong: float, calibration: Calibration) -> float:
+    return logistic(calibration.log_odds(log_odds_so_far(p_wrong)))

@@ -87,6 +87,13 @@ def test_each_stage_has_its_own_calibration() -> None:
     assert stopped.p_wrong == pytest.approx(1 / (1 + np.exp(-(np.log(0.7 / 0.3) + 2.0))), abs=1e-3)
 
 
+def test_every_score_of_a_stopped_answer_is_calibrated_as_the_one_that_decides() -> None:
+    made = guard(p_wrong=0.7, scorer=with_early(confidence_scorer(), 4, shift=2.0), all_scores=True)
+    found = made.ask("why?", limits=ROOM)
+    assert {each.p_wrong for each in found.scores.values()} == {found.p_wrong}
+    assert found.scores.keys() == {"guard", "log-probabilities"}
+
+
 def test_an_answer_that_ends_before_the_stage_is_not_stopped() -> None:
     assert guard(scorer=with_early(confidence_scorer(), 64)).ask("why?", limits=ROOM).action is Action.ACCEPT
 
