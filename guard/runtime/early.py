@@ -17,8 +17,9 @@ from guard.engines.asked import RequestEngine
 from guard.engines.sampling import TokenSignals
 from guard.errors import AbstainedError, GuardError
 from guard.policy.rules import EarlyRule
-from guard.records import Generation, Prompt
+from guard.records import Generation, Prompt, Sampling
 from guard.runtime.growing_score import GrowingScore
+from guard.runtime.sources import is_asked_as_fitted
 from guard.runtime.steps import END, Pieces, Steps
 from guard.scores import Score, ScoreName
 from guard.scoring.early_scores import as_forecast
@@ -140,6 +141,7 @@ def watched_steps(
     return generation
 
 
-def as_stopped(stop: EarlyStop, *, greedy: bool) -> Score:
-    """Return the score of a stopped answer; of a sampled one it is uncalibrated, since calibration is greedy."""
-    return stop.score if greedy else replace(stop.score, calibrated=False)
+def as_stopped(stop: EarlyStop, scorer: Scorer, prompt: Prompt, sampling: Sampling) -> Score:
+    """Return the score of a stopped answer to a prompt; it is uncalibrated where that of a complete one may be."""
+    as_fitted = prompt.response_format is None and is_asked_as_fitted(scorer, prompt, sampling)
+    return stop.score if as_fitted else replace(stop.score, calibrated=False)

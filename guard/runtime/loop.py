@@ -34,6 +34,7 @@ from guard.runtime.resources import Resources, escalation_step
 from guard.runtime.sources import FallbackFunction, Source, generation_step
 from guard.runtime.steps import Step, Steps
 from guard.scores import Score
+from guard.scoring.scorer import Scorer
 from guard.scoring.signature import SignatureObserver
 
 
@@ -128,7 +129,8 @@ class AttemptPlan:
         if self.source is None:
             return None
         if result.generation is None:
-            return as_stopped(cast(EarlyStop, result.early), greedy=result.sampling.is_greedy)
+            scorer = cast(Scorer, self.source.scorer)
+            return as_stopped(cast(EarlyStop, result.early), scorer, self.prompt, result.sampling)
         assert result.observer is not None
         return self.source.score(result.generation, result.observer, self.prompt)
 

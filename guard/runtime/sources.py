@@ -15,7 +15,7 @@ from guard.engines.asked import RequestEngine
 from guard.engines.protocols import Engine
 from guard.errors import CaptureError, InputError, ScorerError, did_you_mean, missing_extra
 from guard.policy.policy import Policy
-from guard.records import CapturePoint, Generation, Prompt
+from guard.records import CapturePoint, Generation, Prompt, Sampling
 from guard.runtime.call_state import OWN_ENGINE
 from guard.runtime.steps import Step
 from guard.scores import Score, Span
@@ -87,10 +87,15 @@ def score_generation(generation: Generation, observer: SignatureObserver, scorer
     score = replace(scorer.score(generation.signals(observer.signature())), spans=_spans(generation, scorer, prompt))
     if unlike := scorer.artefact.why_unlike(generation.text, len(generation.answer_token_ids)):
         score = replace(score, unlike=unlike, ood_score=None if score.ood_score is None else 1.0)
-    same_options = prompt.messages is None or prompt.template_options == scorer.artefact.prompting.template_options
     as_written = prompt.response_format is None or generation.redirected == 0
-    as_fitted = generation.sampling.is_greedy and same_options and as_written
+    as_fitted = as_written and is_asked_as_fitted(scorer, prompt, generation.sampling)
     return score if as_fitted else replace(score, calibrated=False)
+
+
+def is_asked_as_fitted(scorer: Scorer, prompt: Prompt, sampling: Sampling) -> bool:
+    """Return whether an answer is generated as those of the calibration: greedily, with the same template options."""
+    same_options = prompt.messages is None or prompt.template_options == scorer.artefact.prompting.template_options
+    return sampling.is_greedy and same_options
 
 
 def _spans(generation: Generation, scorer: Scorer, prompt: Prompt) -> tuple[Span, ...] | None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scripted import AnsweringEngine, Script, confidence_scorer, scripted_model, with_early
 
-from guard import Action, Escalation, Guard, Limits, Outcome
+from guard import Action, Escalation, Guard, Limits, Outcome, ResponseFormat, Sampling
 from guard.certification.trials import TrialAttempt
 from guard.errors import InputError, ScorerError
 from guard.policy.policy import parse_policy
@@ -92,6 +92,22 @@ def test_every_score_of_a_stopped_answer_is_calibrated_as_the_one_that_decides()
     found = made.ask("why?", limits=ROOM)
     assert {each.p_wrong for each in found.scores.values()} == {found.p_wrong}
     assert found.scores.keys() == {"guard", "log-probabilities"}
+
+
+@pytest.mark.parametrize(
+    ("options", "calibrated"),
+    [
+        ({}, True),
+        ({"sampling": Sampling(temperature=0.5, seed=1)}, False),
+        ({"template_options": {"enable_thinking": False}}, False),
+        ({"response_format": ResponseFormat.regex(".*")}, False),
+    ],
+    ids=["as fitted", "sampled", "template", "form"],
+)
+def test_a_stopped_answer_is_calibrated_where_a_complete_one_is(options: dict[str, Any], calibrated: bool) -> None:
+    (attempt,) = guard("early: {above: 0.1, then: abstain}").ask("why?", limits=ROOM, **options).attempts
+    assert attempt.score is not None
+    assert (attempt.finish_reason, attempt.score.calibrated) == ("early", calibrated)
 
 
 def test_an_answer_that_ends_before_the_stage_is_not_stopped() -> None:
