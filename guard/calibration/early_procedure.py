@@ -19,22 +19,23 @@ from guard.data.graders import Grader, choose_grader
 from guard.data.in_order import in_order
 from guard.data.labelling import is_wrong
 from guard.data.progress import Progress, ProgressCallback, ignore_progress
-from guard.data.prompts import completion_prompt, question_prompt
+from guard.data.prompts import fitted_prompt
 from guard.data.question_sets import DataSpecs, data_sets, read_sets
-from guard.data.questions import Question
+from guard.data.questions import Question, Row
 from guard.data.sets import OnBad
 from guard.engines import EMBEDDED
 from guard.engines.asked import RequestEngine
 from guard.engines.sampling import TokenSignals
 from guard.errors import CaptureError, InputError, PromptTooLongError
 from guard.files.output_file import check_writable
-from guard.records import Generation, Limits, Prompt
-from guard.runtime.base_models import COMPLETION_STOP
+from guard.records import Generation, Prompt
+from guard.runtime.base_models import fitted_limits
 from guard.runtime.growing_score import GrowingScore
 from guard.runtime.sources import find_capture_point, loading_options, score_generation
 from guard.scores import Score, ScoreName
 from guard.scoring.early_scores import log_odds_so_far
 from guard.scoring.scorer import Scorer, load_scorer
+from guard.scoring.scorer_file import EarlyModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def calibrate_early(
     check_writable(out, "scorer")
     grade, _ = choose_grader(grader)
     sources = read_sets(data, on_bad=on_bad, limit=limit, seed=checked_seed(seed))
-    fitted = without_early(load_scorer(scorer))
+    fitted = with_early(load_scorer(scorer), None)
     rows, left_out = fresh_rows(sources, fitted)
     questions = [(name, _question(row)) for name, row in rows]
     options = loading_options(fitted, engine_options)
@@ -132,17 +133,12 @@ def calibrate_early(
     return EarlyCalibration(out, made, tuple(savings(staged, fitted.artefact.default_score)), tuple(left_out))
 
 
-def without_early(scorer: Scorer) -> Scorer:
-    """Return a scorer without early stages, whose questions then count as fresh again."""
-    return Scorer(scorer.artefact.model_copy(update={"early": None}), calibrated=scorer.calibrated)
-
-
-def with_early(scorer: Scorer, model: Any) -> Scorer:
-    """Return a scorer with early stages."""
+def with_early(scorer: Scorer, model: EarlyModel | None) -> Scorer:
+    """Return a scorer with these early stages in place of its own; without any, their questions are fresh again."""
     return Scorer(scorer.artefact.model_copy(update={"early": model}), calibrated=scorer.calibrated)
 
 
-def _question(row: Any) -> Question:
+def _question(row: Row) -> Question:
     if not isinstance(row, Question):
         raise InputError(
             f"Row {row.id!r} is a given response, and early stages are fitted on answers as the model writes them",
@@ -173,8 +169,8 @@ def _answers(
 def _answer(
     engine: RequestEngine, scorer: Scorer, name: str, row: Question, *, cancel: threading.Event
 ) -> _AskedAnswer | str:
-    prompting, prompt = scorer.artefact.prompting, _prompt(row, scorer)
-    limits = Limits(max_tokens=prompting.max_tokens, stop=COMPLETION_STOP if prompting.completion else ())
+    prompting = scorer.artefact.prompting
+    prompt, limits = fitted_prompt(row, prompting), fitted_limits(prompting)
     observer = scorer.observer()
     recorder = _StageRecorder(GrowingScore(scorer, observer))
     try:
@@ -188,13 +184,6 @@ def _answer(
 def _last(engine: RequestEngine, prompt: Prompt, **options: Any) -> Generation:
     generations = [chunk.generation for chunk in engine.stream(prompt, **options) if chunk.generation is not None]
     return generations[-1]
-
-
-def _prompt(row: Question, scorer: Scorer) -> Prompt:
-    prompting = scorer.artefact.prompting
-    if prompting.completion:
-        return completion_prompt(row)
-    return question_prompt(row, system=prompting.system, template_options=prompting.template_options)
 
 
 @dataclass(slots=True)

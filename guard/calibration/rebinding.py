@@ -14,14 +14,14 @@ from guard.calibration.alignment import align, aligned_model
 from guard.calibration.same_weights import check_same_weights
 from guard.data.graders import choose_grader
 from guard.data.labelling import is_wrong
-from guard.data.prompts import completion_prompt, question_prompt
+from guard.data.prompts import fitted_prompt
 from guard.data.question_sets import DataSpecs, list_rows, read_sets
 from guard.data.questions import Question
 from guard.engines.asked import RequestEngine
 from guard.errors import CalibrationError, CaptureError, InputError, ScorerMismatchError
 from guard.files.output_file import check_writable
-from guard.records import Limits, Prompt, Signals
-from guard.runtime.base_models import COMPLETION_STOP
+from guard.records import Signals
+from guard.runtime.base_models import fitted_limits
 from guard.runtime.sources import find_capture_point, loading_options
 from guard.scoring.metrics import compute_metrics
 from guard.scoring.ood import StoredOodDetector, fit_ood_detector
@@ -170,18 +170,11 @@ def _ask(engine: RequestEngine, scorer: Scorer, question: Question, answer: str 
     """Return an answer and its signals. A given answer is scored, not generated."""
     prompting, schema = scorer.artefact.prompting, scorer.artefact.feature_schema
     observer = SignatureObserver(temperatures=schema.temperatures, aggregates=schema.aggregates)
-    limits = Limits(max_tokens=prompting.max_tokens, stop=COMPLETION_STOP if prompting.completion else ())
-    found = engine.generate(_prompt(question, scorer), limits=limits, observer=observer, completion=answer)
+    prompt, limits = fitted_prompt(question, prompting), fitted_limits(prompting)
+    found = engine.generate(prompt, limits=limits, observer=observer, completion=answer)
     if found.capture_error:
         raise CaptureError(found.capture_error)
     return found.text, found.signals(observer.signature())
-
-
-def _prompt(question: Question, scorer: Scorer) -> Prompt:
-    prompting = scorer.artefact.prompting
-    if prompting.completion:
-        return completion_prompt(question)
-    return question_prompt(question, system=prompting.system, template_options=prompting.template_options)
 
 
 def _rebound(scorer: Scorer, binding: Binding, asked: _BothModels, *, seed: int) -> tuple[Scorer, dict[str, Any]]:

@@ -13,6 +13,7 @@ from guard.data.questions import LETTERS, Question
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
 from guard.records import Prompt
 from guard.runtime.base_models import CHOICE_INSTRUCTION, completion_text
+from guard.scoring.provenance import Prompting
 
 
 def question_prompt(
@@ -40,6 +41,13 @@ def completion_prompt(question: Question) -> Prompt:
     """
     content = (question_prompt(question, system="").messages or ())[0]["content"]
     return Prompt.raw(completion_text(content), plain=True)
+
+
+def fitted_prompt(question: Question, prompting: Prompting) -> Prompt:
+    """Return the prompt of a question as a scorer's calibration puts it."""
+    if prompting.completion:
+        return completion_prompt(question)
+    return question_prompt(question, system=prompting.system, template_options=prompting.template_options)
 
 
 def with_default_options(prompt: Prompt, options: Mapping[str, Any]) -> Prompt:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from guard.records import Limits
+from guard.scoring.provenance import Prompting
+
 #: Last line of a multiple-choice question, here and in calibration.
 CHOICE_INSTRUCTION = "Answer with the letter only."
 #: String that ends a base model's answer.
@@ -19,3 +22,8 @@ def completion_text(question: str) -> str:
     """Return the text that a base model continues with its answer to a question."""
     blocks = [f"Question: {asked}\nAnswer: {answer}" for asked, answer in _EXAMPLES]
     return "\n\n".join([*blocks, f"Question: {question}\nAnswer:"])
+
+
+def fitted_limits(prompting: Prompting) -> Limits:
+    """Return the limits of an answer in a scorer's calibration; a base model's ends with its line."""
+    return Limits(max_tokens=prompting.max_tokens, stop=COMPLETION_STOP if prompting.completion else ())

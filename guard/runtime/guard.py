@@ -23,7 +23,7 @@ from guard.policy.policy import Policy, load_policy
 from guard.records import Attempt, Generation, Limits, Outcome, Prompt, Sampling
 from guard.response_format import ResponseFormat
 from guard.review.handlers import HANDLERS, Handler, ReviewQueue, WaitingQueue, as_named
-from guard.runtime.base_models import COMPLETION_STOP, completion_text
+from guard.runtime.base_models import completion_text, fitted_limits
 from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.decision_log import log_policy
 from guard.runtime.live import stream_steps
@@ -370,8 +370,7 @@ class Guard:
     @property
     def limits(self) -> Limits:
         """Default limits of an answer: those of the calibration."""
-        prompting = self.scorer.artefact.prompting
-        return Limits(max_tokens=prompting.max_tokens, stop=COMPLETION_STOP if prompting.completion else ())
+        return fitted_limits(self.scorer.artefact.prompting)
 
     def review_result(self, decision_id: str, *, wait_s: float = 0.0) -> ReviewResult:
         """Return what people decided of an escalated call: its answer, or that it still waits, or that it is late.
