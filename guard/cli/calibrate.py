@@ -87,14 +87,16 @@ def calibrate(
 ) -> None:
     """Ask labelled questions, fit a scorer on the answers, and print its metrics on held-out questions.
 
-    The command is resumable: after an interruption, run it again to continue where it stopped.
+    The command is resumable: after an interruption, run it again to continue where it stopped. With --scorer, which
+    adds spans or early stages to a scorer, it begins again.
     """
     if records is not None:
         _refuse_beside(ctx, _BESIDE_RECORDS, "--records", why="nothing is asked, and the labels are recorded")
         _show(_from_records(records, out=out, without=without or (), seed=seed), as_json=as_json)
         return
     if early:
-        _refuse_beside(ctx, _BESIDE_EARLY | {*OPTIONS}, "--early", why="the scorer's other scores stay as they are")
+        why = "the questions are asked as the scorer's own were, and no answers are kept"
+        _refuse_beside(ctx, _BESIDE_EARLY | {*OPTIONS}, "--early", why=why)
         asking = {"model": model, "engine": engine, "engine_options": engine_options, "grader": grader}
         _add_early(data, scorer, out, {**asking, "on_bad": on_bad, "limit": limit, "seed": seed}, as_json=as_json)
         return

@@ -25,8 +25,8 @@ def show_early(made: EarlyCalibration, *, as_json: bool) -> None:
     for line in early_lines(early):
         say(line)
     _print_savings(made.savings)
-    if made.left_out:
-        say(f"Left out: {len(made.left_out)} questions or notes; --json has the reasons.")
+    for each in made.left_out:
+        say(f"left out {each}")
     say(f"Scorer written to {made.out}")
 
 

@@ -196,8 +196,9 @@ def early_lines(early: EarlyModel) -> list[str]:
     for stage in early.stages:
         name = next(iter(stage.calibrations))
         figures = ", ".join(f"{key} {_written(stage.metrics, name, key)}" for key in ("AUROC", "Brier"))
+        tokens = f"{stage.tokens} token{'s' if stage.tokens > 1 else ''}"
         lines.append(
-            f"after {stage.tokens} tokens, on held-out answers: {figures} ({name}); {stage.answers} longer answers, "
+            f"after {tokens}, on held-out answers: {figures} ({name}); {stage.answers} longer answers, "
             f"{stage.wrong} wrong"
         )
     return lines

@@ -17,7 +17,7 @@ checkpoints and traces. Its keys, which only this module uses:
     model              the model's name
     score_seconds      seconds for features and score, or None
     sampling           {temperature, top_p, top_k, seed}
-    finish_reason      stop, stop_string, or length (truncated); None if unknown
+    finish_reason      stop, stop_string, length (truncated), or early (stopped by the policy); None if unknown
     decision           only if a policy decided inside the model:
                        {action, rule, reason, decision_id, route, policy}
 """

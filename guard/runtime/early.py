@@ -42,7 +42,8 @@ class EarlyStop:
 
     def reason(self, above: float) -> str:
         """Say why, in a part of a sentence."""
-        return f"after {self.tokens} tokens p_wrong is {self.score.p_wrong:.4g}, above {above:g}"
+        tokens = f"{self.tokens} token{'s' if self.tokens > 1 else ''}"
+        return f"after {tokens} p_wrong is {self.score.p_wrong:.4g}, above {above:g}"
 
 
 class StoppedEarlyError(AbstainedError):

@@ -187,6 +187,7 @@ def test_the_command_shows_stages_and_savings(files: dict[str, Path]) -> None:
     found = run("--early", "--scorer", files["scorer"], "--data", files["data"], "--out", files["out"])
     assert found.exit_code == 0, found.output
     said = " ".join(found.stdout.split())
+    assert "after 1 token, on held-out answers: AUROC" in said
     assert "after 4 tokens, on held-out answers: AUROC" in said
     assert "tokens saved" in said
     as_json = run("--early", "--scorer", files["scorer"], "--data", files["data"], "--out", files["out"], "--json")
@@ -195,6 +196,13 @@ def test_the_command_shows_stages_and_savings(files: dict[str, Path]) -> None:
     assert [each["above"] for each in content["savings"]] == [0.9, 0.95, 0.97, 0.99]
     shown = CliRunner().invoke(app, ["scorers", "check", str(files["out"]), "--json"])
     assert json.loads(shown.stdout)["early"]["stages"] == content["stages"]
+
+
+def test_the_command_names_what_it_left_out(files: dict[str, Path]) -> None:
+    rows = files["data"].read_text()
+    files["data"].write_text(rows + json.dumps({"id": "again", "question": "what is 7?", "answers": [RIGHT]}) + "\n")
+    found = run("--early", "--scorer", files["scorer"], "--data", files["data"], "--out", files["out"])
+    assert "left out 1 repeated questions: repeats are not fresh evidence" in " ".join(found.stdout.split())
 
 
 @pytest.mark.parametrize(
