@@ -1,7 +1,7 @@
 """What would early decisions save, and what would they cost?
 
     python benchmarks/early.py ask kept --data set1.jsonl.gz --data set2.jsonl.gz [--limit 100] [--max-tokens 32]
-    python benchmarks/early.py measure kept [--out early.json]
+    python benchmarks/early.py measure kept [--calibrated] [--left-out] [--out early.json]
 
 `ask` lets the embedded model (or --model) answer, and keeps what guard's score could read after the first token, and
 after every few tokens of the answer so far: log-probabilities, and the activations of the first and the latest token
@@ -28,7 +28,7 @@ from measuring import machine, versions
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from guard.calibration.early_fit import SPREAD
+from guard.calibration.early_fit import SPREAD, STAGES
 from guard.calibration.fitting import Examples, fit_model, platt_scaling
 from guard.data.graders import grade
 from guard.data.in_order import in_order
@@ -48,8 +48,6 @@ from guard.scoring.scorer import Evaluator
 from guard.scoring.scorer_file import Calibration
 from guard.scoring.signature import FeatureSchema, feature_vector
 
-#: Numbers of tokens after which a stage looks at the answer so far.
-STAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 #: Above which an answer is stopped.
 THRESHOLDS = (0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
 FOLDS = 5
