@@ -190,7 +190,10 @@ def _endpoints_table(endpoints: list[Endpoint]) -> Table:
 
 
 def _messages_table(messages: list[Notification]) -> Table:
-    rows = [(each.id, each.endpoint, each.event, each.review_id, str(each.attempts), _state(each)) for each in messages]
+    rows = [
+        (each.id, each.endpoint, each.event, each.review_id or "-", str(each.attempts), _state(each))
+        for each in messages
+    ]
     return plain_table(("message", "endpoint", "event", "case", "tries", "state"), rows)
 
 

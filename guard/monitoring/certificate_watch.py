@@ -24,6 +24,7 @@ from guard.policy.bounds import lower_bound, upper_bound
 from guard.policy.policy import Policy
 from guard.review.database import Database
 from guard.review.migrations.tables import REVIEWS, SAMPLING_KEYS, WATCHED_CERTIFICATES
+from guard.review.outbox import notify_of_certificate
 from guard.review.queries import IS_PENDING
 from guard.review.store import Store
 
@@ -205,9 +206,9 @@ class CertificateWatch:
                 test.observe(ood_score, tie=tie)
             values: dict[str, Any] = {"shift": test.to_plain()}
             if new := test.alarm_at is not None and row.shifted_at is None:
-                values["shifted_at"] = self._database.now(connection)
-                fields = {"what": "shifted", "policy": row.policy, "route": row.route, "inputs": test.alarm_at}
-                add_entry(connection, "certificate", certificate, fields, texts={})
+                values["shifted_at"] = at = self._database.now(connection)
+                fields = {"policy": row.policy, "route": row.route, "inputs": test.alarm_at}
+                _tell(connection, certificate, "shifted", at, fields)
             connection.execute(sa.update(table).where(mine).values(values))
         if new:
             _log.warning("inputs have become less usual certificate=%s policy=%r route=%r", *_names(row))
@@ -252,15 +253,21 @@ class CertificateWatch:
             f"{evidence.wrong} of {evidence.labels} audited answers are wrong or overdue, against a guarantee of at "
             f"most {broken.risk:.4g}; evidence {evidence.e_value:.4g} where {1 / broken.false_alarms:.4g} suspends"
         )
-        fields = {"what": "suspended", "policy": broken.policy, "route": broken.route, "why": why}
+        fields = {"policy": broken.policy, "route": broken.route, "why": why}
         with self._database.write() as connection:
             at = self._database.now(connection)
             open_one = sa.and_(table.c.id == broken.id, table.c.suspended_at.is_(None))
             done = connection.execute(sa.update(table).where(open_one).values(suspended_at=at, suspended_why=why))
             if done.rowcount:
-                add_entry(connection, "certificate", broken.id, fields, texts={})
+                _tell(connection, broken.id, "suspended", at, fields)
         if done.rowcount:
             _log.warning("suspended certificate=%s policy=%r route=%r: %s", *_names(broken), why)
+
+
+def _tell(connection: Connection, certificate: str, what: str, at: str, fields: dict[str, Any]) -> None:
+    """Write what has happened to the audit log and for the endpoints, in the transaction in which it happens."""
+    add_entry(connection, "certificate", certificate, {"what": what, **fields}, texts={})
+    notify_of_certificate(connection, certificate, what, at, fields)
 
 
 def _row(policy: Policy, route: str | None) -> dict[str, Any] | None:

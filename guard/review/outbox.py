@@ -34,7 +34,9 @@ EVENTS_OF_TRAIL = {
     "undone": "case.undone",
     "late": "case.late",
 }
-EVENTS: tuple[str, ...] = tuple(dict.fromkeys(EVENTS_OF_TRAIL.values()))
+#: Events of endpoints by what the audit log says of a certificate.
+EVENTS_OF_CERTIFICATES = {"suspended": "certificate.suspended", "shifted": "certificate.shifted"}
+EVENTS: tuple[str, ...] = (*dict.fromkeys(EVENTS_OF_TRAIL.values()), *EVENTS_OF_CERTIFICATES.values())
 
 #: Seconds between attempts, about three days in total; after the last one, a message is a dead letter.
 BACKOFF_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
@@ -57,7 +59,7 @@ class Notification:
         id: the same on every attempt.
         endpoint: name of the endpoint.
         event: such as ``case.decided``.
-        review_id: id of the case.
+        review_id: id of the case; None for a message about a certificate.
         body: the message as JSON text.
         created_at: time of the event.
         attempts: number of attempts, including the current one.
@@ -69,7 +71,7 @@ class Notification:
     id: str
     endpoint: str
     event: str
-    review_id: str
+    review_id: str | None
     body: str
     created_at: str
     attempts: int
@@ -94,25 +96,44 @@ def notify(connection: Connection, review_id: str, trail: Mapping[str, str | Non
     event = EVENTS_OF_TRAIL.get(str(trail["what"]))
     if event is None:
         return
-    query = sa.select(ENDPOINTS.c.name, ENDPOINTS.c.with_text, ENDPOINTS.c.events).where(ENDPOINTS.c.off_at.is_(None))
-    wanted = [row for row in connection.execute(query) if not row.events or event in row.events]
-    if not wanted:
-        return
     at = str(trail["at"])
     due = later(at, UNDO_S) if event == "case.decided" else at
-    rows = [
-        {
-            "id": f"msg_{secrets.token_urlsafe(16)}",
-            "endpoint": row.name,
-            "event": event,
-            "review_id": review_id,
-            "body": _body(connection, review_id, event, trail, with_text=bool(row.with_text)),
-            "created_at": at,
-            "next_at": due,
-        }
-        for row in wanted
-    ]
-    connection.execute(sa.insert(OUTBOX), rows)
+    for name, with_text in _subscribers(connection, event):
+        body = _body(connection, review_id, event, trail, with_text=with_text)
+        _add(connection, name, event, body, at=at, due=due, review_id=review_id)
+
+
+def notify_of_certificate(
+    connection: Connection, certificate: str, what: str, at: str, fields: Mapping[str, Any]
+) -> None:
+    """Write a message about a certificate for every endpoint that subscribes to it.
+
+    Args:
+        connection: the connection whose transaction writes the event.
+        certificate: its digest.
+        what: has happened, of `EVENTS_OF_CERTIFICATES`.
+        at: time of the event.
+        fields: what the audit log says.
+    """
+    event = EVENTS_OF_CERTIFICATES[what]
+    data = {"certificate": certificate, **fields}
+    body = json.dumps({"type": event, "timestamp": at, "data": data}, ensure_ascii=False)
+    for name, _ in _subscribers(connection, event):
+        _add(connection, name, event, body, at=at, due=at, review_id=None)
+
+
+def _subscribers(connection: Connection, event: str) -> list[tuple[str, bool]]:
+    """Return the endpoints that get an event, and whether they get texts."""
+    query = sa.select(ENDPOINTS.c.name, ENDPOINTS.c.with_text, ENDPOINTS.c.events).where(ENDPOINTS.c.off_at.is_(None))
+    rows = connection.execute(query).all()
+    return [(row.name, bool(row.with_text)) for row in rows if not row.events or event in row.events]
+
+
+def _add(
+    connection: Connection, endpoint: str, event: str, body: str, *, at: str, due: str, review_id: str | None
+) -> None:
+    message = {"id": f"msg_{secrets.token_urlsafe(16)}", "endpoint": endpoint, "event": event, "review_id": review_id}
+    connection.execute(sa.insert(OUTBOX).values(**message, body=body, created_at=at, next_at=due))
 
 
 def _body(

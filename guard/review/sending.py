@@ -160,9 +160,13 @@ def sentence(body: str) -> str:
     Examples:
         >>> sentence('{"type": "case.late", "data": {"case": "06wb38", "route": "medical", "due": null}}')
         'guard: case 06wb38 is late (medical)'
+        >>> sentence('{"type": "certificate.suspended", "data": {"certificate": "c0ffee00", "policy": "desk"}}')
+        "guard: certificate c0ffee00 of the policy 'desk' is suspended"
     """
     event = json.loads(body)
     data: dict[str, Any] = event["data"]
+    if "certificate" in data:
+        return _about_certificate(event["type"], data)
     words = {"case.created": "waits for a person", "case.late": "is late"}
     what = f"is {data['verdict']}" if event["type"] == "case.decided" else words.get(event["type"])
     route = f" ({data['route']})" if data.get("route") else ""
@@ -170,6 +174,12 @@ def sentence(body: str) -> str:
         f", due {data['due'][:16].replace('T', ' ')} UTC" if data.get("due") and event["type"] == "case.created" else ""
     )
     return f"guard: case {data['case']} {what or 'is ' + event['type'].partition('.')[2]}{route}{due}"
+
+
+def _about_certificate(event: str, data: dict[str, Any]) -> str:
+    what = "is suspended" if event == "certificate.suspended" else "has less usual inputs than before"
+    route = f" ({data['route']})" if data.get("route") else ""
+    return f"guard: certificate {data['certificate'][:8]} of the policy '{data['policy']}' {what}{route}"
 
 
 def mail(to: str, body: str, message_id: str) -> None:

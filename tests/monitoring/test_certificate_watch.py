@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -18,12 +19,15 @@ from moved_clock import MovedClock
 from guard.data.question_sets import list_rows, read_sets
 from guard.data.questions import LabelledResponse
 from guard.errors import InputError, StoreError
-from guard.monitoring import acceptance
+from guard.monitoring import acceptance, certificate_watch
 from guard.monitoring.acceptance import AcceptanceMonitor
 from guard.monitoring.certificate_watch import CertificateWatch
 from guard.policy.guarantee import CertifiedThreshold, apply_thresholds
 from guard.policy.policy import Policy, parse_policy
-from guard.review import migrations
+from guard.review import migrations, sealing
+from guard.review.delivery import Deliverer
+from guard.review.endpoints import Endpoints
+from guard.review.outbox import notify_of_certificate
 from guard.review.store import Store
 from guard.review_terms import AuditDraw, ReviewTerms
 
@@ -318,3 +322,75 @@ def test_a_filled_store_goes_back_to_0009_and_forwards_again(
         migrations.upgrade(connection)
     assert (store.review(name).kind, watch.read()) == ("escalation", [])
     store.approve(name, reviewer="ann")
+
+
+# -- who is notified -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def endpoints(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Endpoints:
+    monkeypatch.delenv(sealing.ENVIRONMENT, raising=False)
+    monkeypatch.setattr("platformdirs.user_data_path", lambda name: tmp_path / "data" / name)
+    return Endpoints(store)
+
+
+def test_endpoints_are_notified_of_a_suspension_and_of_the_alarm_without_labels(
+    store: Store, clock: MovedClock, watch: CertificateWatch, endpoints: Endpoints
+) -> None:
+    endpoints.add("oncall", "oncall", kind="python", events=["certificate.suspended", "certificate.shifted"])
+    got: list[dict[str, Any]] = []
+    for number in range(8):
+        store.reject(add(store, clock, number), reviewer="ann")
+    clock.move(60)
+    for _ in range(2):  # the second finds it suspended
+        watch.refresh()
+    assert watch.note_inputs(ID, [(0.1, 0.5)] * 300 + [(0.99, 0.5)] * 100)
+    assert watch.note_inputs(ID, [(0.99, 0.5)])
+    assert Deliverer(store, {"oncall": got.append}).deliver() == 2
+    assert [each["type"] for each in got] == ["certificate.suspended", "certificate.shifted"]
+    assert [each["data"]["certificate"] for each in got] == [ID, ID]
+    assert "audited answers are wrong" in got[0]["data"]["why"]
+    assert {each["data"]["policy"] for each in got} == {"promising"}
+    assert [message.review_id for message in endpoints.messages()] == [None, None]
+
+
+def test_a_suspension_that_cannot_be_written_notifies_nobody(
+    store: Store, clock: MovedClock, watch: CertificateWatch, endpoints: Endpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are one transaction: a message without a suspension would be as false as a suspension without one."""
+    endpoints.add("oncall", "oncall", kind="python")
+    for number in range(8):
+        store.reject(add(store, clock, number), reviewer="ann")
+    clock.move(60)
+    sent_before = len(endpoints.messages())
+
+    def dies(*_: object) -> None:
+        notify_of_certificate(*_)  # type: ignore[arg-type]
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(certificate_watch, "notify_of_certificate", dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        watch.refresh()
+    assert len(endpoints.messages()) == sent_before
+    assert watch.read()[0].suspended_at is None
+    monkeypatch.undo()
+    assert watch.refresh()[0].suspended_at is not None
+    assert next(each.event for each in endpoints.messages()) == "certificate.suspended"
+
+
+def test_a_store_with_messages_about_certificates_goes_back_to_0012_and_forwards_again(
+    store: Store, clock: MovedClock, watch: CertificateWatch, endpoints: Endpoints
+) -> None:
+    endpoints.add("oncall", "oncall", kind="python")
+    for number in range(8):
+        store.reject(add(store, clock, number), reviewer="ann")
+    clock.move(60)
+    watch.refresh()
+    about_cases = {each.id for each in endpoints.messages(limit=100) if each.review_id is not None}
+    assert about_cases
+    with store._database.write() as connection:
+        migrations.downgrade(connection, to="0012")
+        assert set(connection.exec_driver_sql("SELECT id FROM outbox").scalars()) == about_cases
+        migrations.upgrade(connection)
+    assert {each.id for each in endpoints.messages(limit=100)} == about_cases
+    assert watch.read()[0].suspended_at is not None

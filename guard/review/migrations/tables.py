@@ -125,7 +125,7 @@ OUTBOX = Table(
     Column("id", Text, primary_key=True),
     Column("endpoint", Text, ForeignKey("endpoints.name"), nullable=False),
     Column("event", Text, nullable=False),
-    Column("review_id", Text, ForeignKey("reviews.id"), nullable=False),
+    Column("review_id", Text, ForeignKey("reviews.id")),
     Column("body", Text, nullable=False),
     Column("created_at", Text, nullable=False),
     Column("attempts", sa.Integer, nullable=False, server_default="0"),
