@@ -350,7 +350,7 @@ def test_endpoints_are_notified_of_a_suspension_and_of_the_alarm_without_labels(
     assert [each["type"] for each in got] == ["certificate.suspended", "certificate.shifted"]
     assert [each["data"]["certificate"] for each in got] == [ID, ID]
     assert "audited answers are wrong" in got[0]["data"]["why"]
-    assert {each["data"]["policy"] for each in got} == {"promising"}
+    assert {each["data"]["policy"] for each in got} == {policy().name}
     assert [message.review_id for message in endpoints.messages()] == [None, None]
 
 
