@@ -27,7 +27,7 @@ from guard.errors import InputError, StoreError
 from guard.review import delivery, outbox, sealing, sending
 from guard.review.delivery import Deliverer
 from guard.review.endpoints import Endpoints
-from guard.review.outbox import BACKOFF_S, EVENTS
+from guard.review.outbox import BACKOFF_S, EVENTS_OF_TRAIL
 from guard.review.queries import record
 from guard.review.records import UNDO_S
 from guard.review.sending import SendError, checked_address
@@ -125,7 +125,7 @@ def test_every_step_of_a_case_is_an_event(
     clock.move(61)
     Deliverer(store).deliver()
     got = [json.loads(body) for _, body in receiver.got]
-    assert {event["type"] for event in got if event["data"]["case"] == name} == set(EVENTS) - {
+    assert {event["type"] for event in got if event["data"]["case"] == name} == set(EVENTS_OF_TRAIL.values()) - {
         "case.late",
         "case.undone",
     }
