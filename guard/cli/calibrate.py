@@ -225,13 +225,14 @@ def _print(result: CalibrationResult) -> None:
     if fitted.brier_gain:
         screen.print(_gain_line(fitted.brier_gain))
     _print_thresholds(fitted.thresholds)
-    _print_left_out(result)
+    print_left_out(result)
     if spans := fitted.scorer.artefact.spans:
         screen.print(shown(spans_line(spans)))
     screen.print(f"Scorer written to {result.out}", markup=False)
 
 
-def _print_left_out(result: CalibrationResult) -> None:
+def print_left_out(result: CalibrationResult) -> None:
+    """Print which rows a calibration left out, and how truncated answers did."""
     screen = console()
     for score, reason in result.fitted.absent.items():
         screen.print(shown(f"no score '{score}' in the scorer: {reason}", "yellow"))

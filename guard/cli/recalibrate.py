@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from guard.cli.calibrate import print_left_out
 from guard.cli.certify import EXIT_CODE
 from guard.cli.data_options import GraderOption, LimitOption, OnBadOption, OptionalDataOption
 from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
@@ -123,6 +124,7 @@ def _print(result: RecalibrationResult) -> None:
         "guard" if "guard" in result.calibration.fitted.metrics else "log-probabilities"
     ]
     say(f"{result.fitted_on:,} new labels fit the scorer, {result.held_out:,} are held out. {_unused(result)}".rstrip())
+    print_left_out(result.calibration)
     say(f"New scorer on {metrics.n:,} held-out questions: AUROC {metrics.auroc:.3f}, Brier {metrics.brier:.3f}.")
     for route, each in result.certifications.items():
         say(f"{_named(route)}: {each.explain()}")

@@ -46,7 +46,8 @@ class RecalibrationResult:
         calibration: the new scorer with its metrics.
         certifications: of each route with a guarantee.
         changes: of each route with new labels; empty where the policy has no thresholds for the new scorer.
-        fitted_on, held_out: number of new labels for the scorer, and for certificates and changes.
+        fitted_on, held_out: number of new labels for the scorer, those left out or over ``limit`` not counted, and for
+            certificates and changes.
         known, undrawn, contradicted, undecided: of new labels and cases that are not used; see `DividedAnswers` and
             `Traffic`.
         other_routes: number of new labels on routes that the policy does not have; they are not used.
@@ -142,7 +143,9 @@ def recalibrate(
     _check_sample(divided, answers, chosen, traffic)
     loading: dict[str, Any] = {"model": model, "engine": engine, "engine_options": engine_options}
     reading: dict[str, Any] = {"grader": grader, "on_bad": on_bad, "seed": seed, "progress": progress}
-    fitted = _fit(folder, divided, data, present, {**loading, **reading, "limit": limit})
+    reviewed = _write_reviewed(folder, divided.fit)
+    sets = [*data, reviewed] if divided.fit else data
+    fitted = _fit(folder, sets, present, {**loading, **reading, "limit": limit})
     _check_fitted(fitted, chosen, traffic, str(model))
     mark = f"{fitted.fitted.scorer.sha256[:8]}-{chosen.sha256[:8]}"
     certifications = _certify(folder, divided, chosen, mark, {**loading, **reading})
@@ -167,7 +170,7 @@ def recalibrate(
         fitted,
         certifications,
         changes,
-        fitted_on=len(divided.fit),
+        fitted_on=sum(each.rows for each in fitted.fitted.scorer.artefact.data if each.name == reviewed.stem),
         held_out=sum(map(len, divided.held_out.values())),
         known=divided.known,
         undrawn=divided.undrawn,
@@ -254,16 +257,20 @@ def _named(route: str | None) -> str:
 # -- what is made ------------------------------------------------------------------------------
 
 
-def _fit(
-    folder: Path, divided: DividedAnswers, data: Sequence[str | Path], present: Scorer, options: Mapping[str, Any]
-) -> CalibrationResult:
-    """Fit a scorer that asks as the present one does."""
-    artefact, content = present.artefact, _rows_to_write(divided.fit, weighted=True)
+def _write_reviewed(folder: Path, answers: Sequence[JudgedAnswer]) -> Path:
+    """Write the new labels that fit the scorer to a file."""
+    content = _rows_to_write(answers, weighted=True)
     # Its own name: the labels of an earlier recalibration may be among the old ones.
     path = folder / f"reviewed-{sha256(content.encode()).hexdigest()[:8]}.jsonl"
     write_whole(path, content, private=True)
+    return path
+
+
+def _fit(folder: Path, data: Sequence[str | Path], present: Scorer, options: Mapping[str, Any]) -> CalibrationResult:
+    """Fit a scorer that asks as the present one does."""
+    artefact = present.artefact
     made = calibrate(
-        [*data, path] if divided.fit else data,
+        data,
         out=folder / _SCORER,
         **options,
         system=artefact.prompting.system,

@@ -369,6 +369,19 @@ def test_a_policy_without_a_guarantee_gets_a_scorer_and_the_same_comparison(desk
     assert change.proposed.coverage[0] == pytest.approx(change.present.coverage[0], abs=0.25)
 
 
+def test_labels_that_are_not_used_are_not_counted_and_are_shown(desk: ReviewedDesk) -> None:
+    write_policy(desk, BEFORE)
+    old = desk.folder / "old.jsonl"
+    row = {"prompt": "old?", "response": "yes", "label": 1}
+    old.write_text("".join(json.dumps({**row, "id": name, "model": name}) + "\n" for name in ("another", "scripted")))
+    arguments = ["recalibrate", "--policy", str(desk.folder / "desk.yaml"), "--into", str(desk.folder / "new")]
+    arguments += ["--scorer", str(desk.folder / "scorer.json"), "--store", str(desk.folder / "reviews.db")]
+    arguments += ["--model", "made", "--data", str(old), "--limit", "180"]
+    shown = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+    assert shown.startswith("180 new labels fit the scorer"), shown
+    assert "left out 1 responses of another model, another" in shown
+
+
 def write_policy(desk: ReviewedDesk, text: str) -> Any:
     (desk.folder / "desk.yaml").write_text(text)
     return load_policy(desk.folder / "desk.yaml")
