@@ -18,6 +18,7 @@ from guard.cli.output import (
 )
 from guard.cli.terminal import one_line, shown
 from guard.errors import InputError
+from guard.files.write_whole import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,6 +106,6 @@ def _write_picture(path: Path, done: list[Shown], title: str) -> None:
     from guard.cli.demo_picture import picture
 
     try:
-        path.write_text(picture(done, title), encoding="utf-8")
+        write_whole(path, picture(done, title))
     except OSError as error:
         raise InputError(f"Cannot write the picture to '{path}'", why=error.strerror or str(error)) from error

@@ -13,6 +13,7 @@ import typer
 from guard.cli.output import CertificateOption, JsonOption, console, print_json
 from guard.cli.terminal import one_line, say, shown
 from guard.errors import InputError, PolicyError, did_you_mean
+from guard.files.output_file import has_blank_name
 
 if TYPE_CHECKING:
     from guard.policy.explanation import ExplainedRule
@@ -306,6 +307,8 @@ def _print_steps(steps: list[ExplainedRule]) -> None:
 
 
 def _write(path: Path, content: bytes, *, force: bool) -> None:
+    if has_blank_name(path):
+        raise InputError(f"Cannot write {str(path)!r}", why="the name is blank", fix="Name a file with --out")
     try:
         with path.open("wb" if force else "xb") as file:
             file.write(content)

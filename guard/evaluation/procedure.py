@@ -19,6 +19,7 @@ from guard.evaluation.protocol import ProtocolStep, capped
 from guard.evaluation.report import render
 from guard.evaluation.result import EvaluationResult, ModelCard, ModelResult, Note, Provenance
 from guard.files.output_file import check_writable
+from guard.files.write_whole import write_whole
 
 TITLE = "How well does it know when it is wrong?"
 
@@ -81,7 +82,8 @@ def evaluate(
         guard.errors.InputError: ...
     """
     out, fresh, shifted, earlier = Path(out), _files(records), _files(shift), _files(results)
-    check_writable(out, "report")
+    figures = Path(result) if result else out.with_suffix(".json")
+    _check_outputs(out, figures)
     if bool(fresh) == bool(earlier):
         raise InputError(
             "Give records to evaluate, or results with --from (results=)", fix="Give one of the two, not both"
@@ -106,9 +108,17 @@ def evaluate(
         command = _command(fresh, out, given)
         provenance = Provenance.here(commands=[command], seeds={"folds, methods and resamples": seed})
         found = EvaluationResult(title, tuple(models), texts, provenance)
-    (Path(result) if result else out.with_suffix(".json")).write_text(found.to_json() + "\n", encoding="utf-8")
-    out.write_text(render(found), encoding="utf-8")
+    write_whole(figures, found.to_json() + "\n")
+    write_whole(out, render(found))
     return found
+
+
+def _check_outputs(out: Path, figures: Path) -> None:
+    """Check both files before anything is computed."""
+    check_writable(out, "report")
+    check_writable(figures, "figures")
+    if figures == out:
+        raise InputError(f"The report and its figures would both be '{out}'", fix="Give the report a name with .html")
 
 
 def _files(given: Files) -> tuple[Path, ...]:

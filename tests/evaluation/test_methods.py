@@ -263,6 +263,13 @@ def test_evaluate_writes_the_commands_files_but_for_times(answers: Answers, tmp_
     assert line == (f"guard evaluate {records} --out {out} --protocol '{protocol}' --no-parts --draws 100 --seed 3")
 
 
+def test_evaluate_checks_both_of_its_files_before_it_computes(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Cannot write the figures"):
+        guard.evaluate(tmp_path / "r.parquet", out=tmp_path / "a.html", result=tmp_path / "no" / "a.json")
+    with pytest.raises(InputError, match="would both be"):
+        guard.evaluate(tmp_path / "r.parquet", out=tmp_path / "a.json")
+
+
 def without_times(result: dict[str, Any]) -> dict[str, Any]:
     del result["provenance"]["created"]
     for model in result["models"]:

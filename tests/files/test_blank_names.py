@@ -44,6 +44,8 @@ def test_commands_refuse_blank_places(here: Path) -> None:
     runner = CliRunner(env={"GUARD_STORE": "reviews.db", "COLUMNS": "200"})
     exported = runner.invoke(app, ["review", "export", "--out", "  "])
     assert "the name is blank" in f"{exported.output} {exported.exception}"
+    begun = runner.invoke(app, ["policy", "init", "strict", "--out", " "])
+    assert "the name is blank" in f"{begun.output} {begun.exception}"
     listed = runner.invoke(app, ["review", "list", "--store", "  "])
     assert "is blank" in f"{listed.output} {listed.exception}"
     assert not [name for name in files(here) if not name.startswith("reviews.db")]
