@@ -10,16 +10,21 @@ empty, and the database flush to disk as in production. `docs/explanation/capaci
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from measuring import machine, write
 
-from guard.records import Escalation, Prompt
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+from made_cases import make_escalation  # type: ignore[import-not-found]
+
+from guard.records import Prompt
 from guard.review.records import text_of_time
 from guard.review.store import Store
 
@@ -49,22 +54,10 @@ def add_case(store: Store) -> Callable[[], object]:
     """A case with its prompt and answer."""
 
     def add() -> object:
-        case = Escalation(
-            decision_id=str(uuid4()),
-            question=QUESTION,
-            prompt=Prompt.chat(QUESTION),
-            answer=ANSWER,
-            p_wrong=0.6,
-            rule="rules[1]",
-            reason="too likely wrong",
-            route="medical",
-            policy="balanced",
-            model="model",
-            attempts=(),
-            metadata={"user": "someone"},
-            created_at=text_of_time(datetime.now(UTC)),
-        )
-        return store.add(case)
+        texts: dict[str, Any] = {"question": QUESTION, "prompt": Prompt.chat(QUESTION), "answer": ANSWER}
+        own: dict[str, Any] = {"attempts": (), "metadata": {"user": "someone"}}
+        now = text_of_time(datetime.now(UTC))
+        return store.add(make_escalation(decision_id=str(uuid4()), created_at=now, **texts, **own))
 
     return add
 

@@ -26,6 +26,7 @@ from guard.review.handlers import HANDLERS, Handler, ReviewQueue, WaitingQueue, 
 from guard.runtime.base_models import completion_text, fitted_limits
 from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.decision_log import log_policy
+from guard.runtime.given_answers import score_given
 from guard.runtime.live import stream_steps
 from guard.runtime.loop import Call
 from guard.runtime.monitored import find_monitor
@@ -43,7 +44,7 @@ from guard.runtime.sources import (
     loading_options,
     missing_fallback,
 )
-from guard.runtime.steps import adrive, adrive_stream, drive, drive_stream
+from guard.runtime.steps import Steps, adrive, adrive_stream, drive, drive_stream
 from guard.scores import Score
 from guard.scoring.provenance import Binding
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
@@ -344,16 +345,25 @@ class Guard:
         Raises:
             CaptureError: its signals could not be recorded.
         """
-        return self.read_answer(prompt, response)[0]
+        return drive(self._read(prompt, response))[0].deciding(self.policy.score)
 
-    def read_answer(self, prompt: PromptLike, response: str) -> tuple[Score, Generation]:
-        """Score an existing answer as `score` does; return also the pass over the model, which counts its tokens."""
-        own, asked = self._resources.own, self.to_prompt(prompt)
-        observer = own.observer()
+    async def aread_answer(self, prompt: PromptLike, response: str, **asked: Any) -> tuple[Score, Generation]:
+        """`score` without blocking the event loop; cancelling the task stops it.
+
+        Args:
+            prompt, response: as for `score`.
+            asked: ``cache_key`` as for `ask`; ``limits``, of which the time counts.
+
+        Returns:
+            the score, and the pass over the model, which counts its tokens.
+        """
+        score, generation = await adrive(self._read(prompt, response, **asked))
+        return score.deciding(self.policy.score), generation
+
+    def _read(self, prompt: PromptLike, response: str, **asked: Any) -> Steps[tuple[Score, Generation]]:
         if isinstance(prompt, str) and self.scorer.artefact.prompting.completion and not response[:1].isspace():
             response = f" {response}"
-        generation = own.engine.generate(asked, observer=observer, completion=response)
-        return own.score(generation, observer, asked).deciding(self.policy.score), generation
+        return score_given(self._resources.own, self.to_prompt(prompt), response, **asked)
 
     def to_prompt(self, prompt: PromptLike) -> Prompt:
         """Return the prompt for a question, messages or a prompt."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from guard.serve.request_errors import RequestError, not_offered
 
@@ -29,9 +29,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "echo": (False,),
     "suffix": ("",),
-    **dict.fromkeys(
-        ("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options", "prompt_cache_retention"), ()
-    ),
+    "verbosity": ("medium",),
+    **dict.fromkeys(("audio", "prediction", "reasoning_effort", "web_search_options", "prompt_cache_retention"), ()),
 }
 
 
@@ -101,6 +100,25 @@ class ToolBody(Body):
 
     type: Literal["function"]
     function: FunctionBody
+
+
+def only_functions(tools: Any) -> Any:
+    """Return the tools of a request, if each may be a function; others are refused by their type.
+
+    Raises:
+        RequestError: names the type, where otherwise an option of such a tool would be named.
+
+    Examples:
+        >>> only_functions([{"type": "web_search", "search_context_size": "low"}])
+        Traceback (most recent call last):
+        guard.serve.request_errors.RequestError: ...
+    """
+    for tool in tools if isinstance(tools, list) else ():
+        kind = tool.get("type") if isinstance(tool, Mapping) else None
+        if isinstance(kind, str) and kind != "function":
+            what = f"guard serve does not support tools of the type '{kind:.60}'"
+            raise RequestError(what, fix="Offer functions", code="unsupported", param="tools")
+    return tools
 
 
 class NamedFunction(Body):
@@ -213,6 +231,8 @@ class ChatBody(_GeneratingBody):
     prompt_cache_retention: JsonValue = None
     functions: JsonValue = None
     function_call: JsonValue = None
+
+    _functions = field_validator("tools", mode="before")(only_functions)
 
     def tokens(self) -> int | None:
         """Return the token limit, which has two names.

@@ -17,7 +17,7 @@ from guard.errors import CaptureError, ReviewError
 from guard.outcome_export import readings, span_list
 from guard.policy.cuts import released_text
 from guard.policy.defects import find_defects
-from guard.records import Action, Attempt, Decision, Prompt, Sampling
+from guard.records import Action, Attempt, Decision, Limits, Prompt, Sampling
 from guard.review.results import ReviewResult
 from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.decision_log import log_decision
@@ -145,13 +145,14 @@ class _Scored:
 
 
 async def _scored(server: Server, target: ModelRoute, caller: Caller, question: PromptLike, answer: str) -> _Scored:
-    """Score an answer in a thread, and charge its tokens. The engine schedules the pass like any request."""
+    """Score an answer, and charge its tokens. The engine schedules the pass like any request."""
     guard = target.guard
     if isinstance(question, Prompt) and question.messages is not None:
         system = guard.scorer.artefact.prompting.system
         question = Prompt.chat(question.messages, system=system, template_options=guard.template_options)
     with server.responder.admission.admitted():
-        score, generation = await asyncio.to_thread(guard.read_answer, question, answer)
+        limits = Limits(timeout_s=server.settings.bounds.seconds)
+        score, generation = await guard.aread_answer(question, answer, cache_key=caller.id, limits=limits)
     scored = _Scored(score, generation.prompt_tokens, generation.completion_tokens)
     await server.responder.rates.charge(caller, scored.prompt_tokens + scored.answer_tokens)
     return scored

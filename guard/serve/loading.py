@@ -46,8 +46,7 @@ def loaded_server(config: ServeConfig, *, engine: Engine | None = None) -> Itera
     with ExitStack() as opened:
         policies = {name: _policies(model) for name, model in config.models.items()}
         access = opened.enter_context(Access.open(config.store)) if needs_keys else None
-        if access is not None:
-            _check_keys(access, config)
+        _check_keys(access, config)
         queued = any(_uses_queue(policy) for own in policies.values() for policy in own.values())
         wanted = queued or config.console or config.audit_log or is_shared(config.store)
         store = opened.enter_context(Store.open(config.store)) if wanted else None
@@ -105,7 +104,11 @@ def console_app(config: ServeConfig, store: Store, access: Access) -> Any:
     return create_app(store, access, ConsoleSettings(wanted.https, names))
 
 
-def _check_keys(access: Access, config: ServeConfig) -> None:
+def _check_keys(access: Access | None, config: ServeConfig) -> None:
+    if access is None:
+        if config.unguarded_keys:
+            raise InputError("unguarded_keys names API keys, but requests need none", fix="Write keys: true (--keys)")
+        return
     names = {key.name for key in access.keys.all() if key.revoked_at is None}
     if not names:
         raise InputError("Requests need an API key, but there is none", fix="Make one first: guard keys add NAME")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
-from guard.serve.bodies import AskingBody, Body, ChatBody, FunctionBody, SchemaBody, check_neutral
+from guard.serve.bodies import AskingBody, Body, ChatBody, FunctionBody, SchemaBody, check_neutral, only_functions
 from guard.serve.request_errors import RequestError
 
 
@@ -80,7 +80,7 @@ class ResponseText(Body):
     """Options of the answer's text."""
 
     format: ResponseTextFormat = Field(default_factory=ResponseTextFormat)
-    verbosity: None = None
+    verbosity: Literal["medium"] | None = None
 
 
 #: As in chat requests.
@@ -120,6 +120,8 @@ class ResponsesBody(AskingBody):
     reasoning: JsonValue = None
     max_tool_calls: JsonValue = None
     top_logprobs: JsonValue = None
+
+    _functions = field_validator("tools", mode="before")(only_functions)
 
     def to_chat(self) -> ChatBody:
         """Return the equivalent chat request.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,10 @@ from guard.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
     import uvicorn
+
+#: Seconds for which an idle connection is kept: longer than clients and proxies use one (httpx 5 s, nginx and AWS's
+#: load balancer 60 s). Where both give it up at the same time, a request may meet the end of its connection.
+IDLE_S = 75
 
 
 def run_server(config: ServeConfig, *, announce: bool = True) -> None:
@@ -60,8 +63,7 @@ def http_server(application: Any, settings: ServeSettings, *, log_level: str = "
         log_level=log_level,
         server_header=False,
         h11_max_incomplete_event_size=65_536,
-        # uvicorn's own 5 s are those of httpx: a request on an idle connection could meet its end.
-        timeout_keep_alive=math.ceil(settings.body_seconds),
+        timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
     )
     return uvicorn.Server(config)

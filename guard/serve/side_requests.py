@@ -1,4 +1,4 @@
-"""Clients' side requests: chat programs ask the same model for titles, tags and follow-up questions.
+"""Clients' side requests: chat programs ask the same model for titles, tags, follow-up questions and more.
 
 A side request is not a person's question, so it never becomes a case for review. By default, the policy's route
 ``background`` decides on it. For an API key that allows it, it is answered without a policy if both conditions hold:
@@ -24,10 +24,16 @@ _KIND = "conversation"
 
 _OPEN, _CLOSE = "<chat_history>\n", "\n</chat_history>"
 
-#: What begins a side request; Open WebUI's users change the rest of its templates. The second asks for an emoji, of one
-#: message and without a conversation.
-_BEGINS = "### Task:\n"
-_EMOJI = "Your task is to reflect the speaker's likely facial expression through a fitting emoji."
+#: How side requests begin, and what each has further on; Open WebUI's users change the rest of its templates. They ask
+#: for something about a conversation, an emoji, a summary of a conversation's beginning, and what to remember.
+_FORMS = (
+    ("### Task:\n", (_OPEN, _CLOSE)),
+    ("Your task is to reflect the speaker's likely facial expression through a fitting emoji.", ()),
+    ("### Task:\n", ("\n### Messages Being Compacted:\n",)),
+    ("Review the completed conversation turn and decide whether long-term memory should change.", ("Conversation:\n",)),
+)
+#: The same of the system message of a request that has tools chosen.
+_TOOLS = ("Available Tools: ", ("choose and return the correct tool(s) from the list of available tools",))
 
 #: SHA-256 of the text around the conversation, a NUL in its place, of Open WebUI's own templates: those of release
 #: 0.12.4, and the follow-ups of a public copy of its ``open_webui/config.py`` of November 2026, which names no release.
@@ -85,9 +91,9 @@ def find_side_request(messages: Sequence[Mapping[str, Any]]) -> SideRequest | No
         >>> find_side_request([{"role": "user", "content": asked}])
         SideRequest(conversation=None)
     """
-    last = messages[-1]
-    text = last.get("content")
-    if last.get("role") != "user" or not isinstance(text, str) or not _looks_like_one(text):
+    text = _text(messages[-1], "user")
+    chooses_tools = _has_form(_text(messages[0], "system"), *_TOOLS)
+    if not text or not (chooses_tools or any(_has_form(text, *form) for form in _FORMS)):
         return None
     before, _, rest = text.partition(_OPEN)
     conversation, _, behind = rest.rpartition(_CLOSE)
@@ -96,8 +102,14 @@ def find_side_request(messages: Sequence[Mapping[str, Any]]) -> SideRequest | No
     return SideRequest(conversation if whole else None)
 
 
-def _looks_like_one(text: str) -> bool:
-    return text.startswith(_EMOJI) or (text.startswith(_BEGINS) and _OPEN in text and _CLOSE in text)
+def _text(message: Mapping[str, Any], role: str) -> str:
+    """Return a message's text, if it is a text of this role."""
+    text = message.get("content") if message.get("role") == role else None
+    return text if isinstance(text, str) else ""
+
+
+def _has_form(text: str, begins: str, parts: Sequence[str]) -> bool:
+    return text.startswith(begins) and all(part in text for part in parts)
 
 
 def _taken(messages: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:

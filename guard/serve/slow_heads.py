@@ -1,4 +1,4 @@
-"""Closes connections whose request does not begin: uvicorn waits for a request's head as long as it takes."""
+"""Closes connections whose request begins and does not come: uvicorn waits for a request's head as long as it takes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 def patient_for(seconds: float) -> type[H11Protocol]:
     """Return uvicorn's HTTP protocol with a limit for each request's head.
 
+    A connection that waits for its next request is uvicorn's to keep (``timeout_keep_alive``).
+
     Args:
-        seconds: in which the request line and all headers must have come, from the connection or the response before.
+        seconds: in which the request line and all headers must have come, from the start of the connection or the first
+            byte of a later request.
     """
 
     class TimedProtocol(H11Protocol):
@@ -22,24 +25,24 @@ def patient_for(seconds: float) -> type[H11Protocol]:
             super().connection_made(transport)
             self._wait()
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._wait()
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state is h11.IDLE:
+                self._wait()
+            else:
+                self._stop()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop()
             super().connection_lost(exc)
 
         def _wait(self) -> None:
-            self._stop()
-            self._timer = self.loop.call_later(seconds, self._close_without_head)
+            if self._timer is None:
+                self._timer = self.loop.call_later(seconds, self.transport.close)
 
         def _stop(self) -> None:
             if self._timer is not None:
                 self._timer.cancel()
-
-        def _close_without_head(self) -> None:
-            if self.conn.their_state is h11.IDLE:
-                self.transport.close()
+                self._timer = None
 
     return TimedProtocol

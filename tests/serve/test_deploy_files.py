@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from guard.serve import ServeSettings
 from guard.serve.admission import Admission
 from guard.serve.config import load_config, parse_config
 from guard.serve.loading import check_listening
@@ -34,6 +35,8 @@ def test_the_manifests_belong_together() -> None:
     container = spec["containers"][0]
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    waits = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert waits + ServeSettings().shutdown_seconds < spec["terminationGracePeriodSeconds"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
     labels = MANIFESTS[1]["spec"]["template"]["metadata"]["labels"]
     assert MANIFESTS[2]["spec"]["selector"].items() <= labels.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import httpx
@@ -39,6 +40,14 @@ def test_what_is_wrong_is_named_with_its_place(text: str, message: str) -> None:
     with pytest.raises(InvalidConfigError) as caught:
         parse_config(text)
     assert message in str(caught.value)
+
+
+def test_the_servers_files_in_the_documents_are_valid() -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
+    files = re.findall(r"```yaml\n(version: 1\n.*?)```", page.read_text("utf-8"), re.DOTALL)
+    assert len(files) == 3
+    for text in files:
+        parse_config(text)
 
 
 def test_paths_are_relative_to_the_file_and_names_stay_names(tmp_path: Path) -> None:
@@ -95,6 +104,12 @@ def test_a_key_that_may_ask_unguarded_must_be_there(tmp_path: Path) -> None:
     changes = {"store": store, "unguarded_keys": ("web-ui",)}
     config = listening("0.0.0.0").model_copy(update=changes)
     with pytest.raises(InputError, match="Did you mean 'webui'"), loaded_server(config):
+        pass
+
+
+def test_keys_that_may_ask_unguarded_are_refused_where_requests_need_none(tmp_path: Path) -> None:
+    config = listening("127.0.0.1").model_copy(update={"store": str(tmp_path / "r.db"), "unguarded_keys": ("local",)})
+    with pytest.raises(InputError, match="keys: true"), loaded_server(config):
         pass
 
 

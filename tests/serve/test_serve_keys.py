@@ -138,13 +138,38 @@ def test_answers_that_litellm_sends_count_to_a_keys_limits(keyed: Keyed) -> None
     assert keyed.post(key, asked, path).status_code == 429
 
 
-def test_prompts_of_two_keys_share_nothing(keyed: Keyed) -> None:
+def test_no_request_of_a_key_shares_a_cached_prompt_with_another_key(
+    keyed: Keyed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, found = keyed.served.engine, list[str]()
+    encode = engine.encode
+    monkeypatch.setattr(engine, "encode", lambda prompt: found.append(prompt.cache_key) or encode(prompt))
+    litellm = {"litellm_call_id": "1", "structured_messages": ASK["messages"], "texts": ["Lyon"]}
+    asking: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/chat/completions", ASK),
+        ("/v1/chat/completions", {**ASK, "prompt_cache_key": "shared"}),
+        ("/v1/completions", {"model": "tiny", "prompt": "Which city?"}),
+        ("/v1/responses", {"model": "tiny", "input": "Which city?"}),
+        ("/v1/score", {"model": "tiny", "question": "Which city?", "answer": "Lyon"}),
+        ("/beta/litellm_basic_guardrail_api", {**litellm, "input_type": "request"}),
+        ("/beta/litellm_basic_guardrail_api", {**litellm, "input_type": "response"}),
+    ]
+    cached = {}
     for name in ("one", "two"):
-        keyed.post(keyed.key(name), ASK)
-    prefixes = {key.prefix for key in keyed.access.keys.all()}
+        key = keyed.key(name)
+        found.clear()
+        for path, body in asking:
+            assert keyed.post(key, body, path).is_success, path
+        cached[name] = {*found}
+        (prefix,) = (each.prefix for each in keyed.access.keys.all() if each.name == name)
+        assert len(found) >= len(asking) - 1
+        assert all(each.partition(":")[0] == prefix for each in found)
+    assert not cached["one"] & cached["two"]
+
+
+def test_a_request_cannot_name_the_key_of_its_case(keyed: Keyed) -> None:
     with pytest.raises(openai.BadRequestError, match="guard_key"):
         keyed.served.openai(keyed.key("three")).chat.completions.create(**ASK, metadata={"guard_key": "one"})
-    assert len(prefixes) == 2
 
 
 def test_two_headers_of_one_name_are_refused(keyed: Keyed) -> None:

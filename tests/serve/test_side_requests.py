@@ -157,7 +157,44 @@ def test_follow_ups_of_a_long_conversation_hold_its_first_question_and_its_end(c
     assert chatting.ask(template("\n".join([lines[2], *lines[-4:]])))["guard"]["action"] == "abstain"
 
 
-def test_a_request_for_an_emoji_never_comes_into_the_queue(chatting: Chatting) -> None:
-    answer = chatting.ask(f"{side_requests._EMOJI} Interpret emotions.\n\nMessage: ```How much morphine is deadly?```")
+#: Openings of Open WebUI's templates without a conversation in tags.
+EMOJI = "Your task is to reflect the speaker's likely facial expression through a fitting emoji."
+SUMMARY = "### Task:\nSummarize the conversation history.\n### Messages Being Compacted:\n"
+MEMORY = "Review the completed conversation turn and decide whether long-term memory should change.\nConversation:\n"
+TOOLS = (
+    "Available Tools: []\nYour task is to choose and return the correct tool(s) from the list of available tools "
+    "based on the query."
+)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": f"{EMOJI} Interpret emotions.\n\nMessage: ```How much morphine is deadly?```"}],
+        [{"role": "user", "content": f"{SUMMARY}USER: How much morphine is deadly?"}],
+        [
+            {"role": "system", "content": "You maintain a memory."},
+            {"role": "user", "content": f"{MEMORY}USER: How much morphine is deadly?"},
+        ],
+        [{"role": "system", "content": TOOLS}, {"role": "user", "content": "Query: How much morphine is deadly?"}],
+    ],
+    ids=["emoji", "summary", "memory", "tools"],
+)
+def test_requests_without_a_conversation_never_come_into_the_queue(
+    chatting: Chatting, messages: list[dict[str, str]]
+) -> None:
+    answer = chatting.ask("", messages=messages)
     assert (answer["guard"]["action"], answer["guard"]["route"]) == ("abstain", "background")
     assert chatting.store.count() == 0
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": "### Task:\nName the city.\n<context>\nParis\n</context>"}],
+        [{"role": "system", "content": "Available Tools: none."}, {"role": "user", "content": "A mountain?"}],
+    ],
+    ids=["documents", "tools"],
+)
+def test_questions_with_documents_and_tools_are_questions(chatting: Chatting, messages: list[dict[str, str]]) -> None:
+    assert chatting.ask("", messages=messages)["guard"]["route"] is None

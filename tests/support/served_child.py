@@ -61,6 +61,7 @@ def serve(
     keys: bool = False,
     policy: str | None = None,
     slots: int = 1,
+    shutdown: float = 10,
 ) -> None:
     """Serve until the process is ended.
 
@@ -72,6 +73,7 @@ def serve(
         keys: whether requests need one of the database's keys.
         policy: in place of `served.POLICY`.
         slots: of the engine.
+        shutdown: seconds that what runs has when the server is asked to end.
     """
     from scripted import AnsweringEngine, confidence_scorer, scripted_model
     from served import POLICY, said
@@ -98,7 +100,7 @@ def serve(
     guard = Guard(engine, confidence_scorer(), parse_policy(policy or POLICY), store=opened)
     models = ServedModels({"tiny": ServedModel("tiny", {"test": guard}, "test", max_tokens=200)})
     access = Access.open(store) if keys else None
-    settings = ServeSettings(comment_seconds=0.02, most_requests=256, shutdown_seconds=10)
+    settings = ServeSettings(comment_seconds=0.02, most_requests=256, shutdown_seconds=shutdown)
     server = Server.build(models, settings, store=opened, access=access)
     listening = listen_on("127.0.0.1", 0)
     print(listening_url(listening), flush=True)

@@ -3,9 +3,11 @@
 Run as a program for as long as you like; a test runs a sample. The server is a process over a scripted engine.
 64 clients ask without a pause for short and long answers, whole, held, live, in each API; some leave before the answer
 or in the middle of it. Counted before, ten times during and after the run: open files and sockets, threads, memory. At
-its end no request runs any more, and all slots of the engine answer.
+its end no request runs any more, and all slots of the engine answer. A request that loses its connection is counted by
+what its connection was: one of its own, or one that an earlier request had used.
 
     python tests/support/served_soak.py --seconds 1800
+    python tests/support/served_soak.py --seconds 1800 --pause 5    # between two requests of a client, at the mean
 """
 
 from __future__ import annotations
@@ -44,6 +46,29 @@ WAYS = {
 
 
 @dataclass
+class TracedConnection:
+    """What became of the connection of one request, as httpx traces it.
+
+    Attributes:
+        opened: whether it was opened for this request.
+        failed: the first step that failed.
+    """
+
+    opened: bool = False
+    failed: str = ""
+
+    async def __call__(self, step: str, _: Any) -> None:
+        self.opened = self.opened or step == "connection.connect_tcp.started"
+        if step.endswith(".failed"):
+            self.failed = self.failed or step.removesuffix(".failed")
+
+    def lost(self, error: httpx.TransportError) -> str:
+        """Return how a request lost it."""
+        whose = "its own connection" if self.opened else "a used connection"
+        return f"{type(error).__name__} on {whose}, {self.failed}"
+
+
+@dataclass
 class Soak:
     """What became of the requests.
 
@@ -51,6 +76,7 @@ class Soak:
         url: of the server.
         ends: when no client asks any more, on the clock of `time.monotonic`.
         least: requests that each client makes, even if they end later.
+        pause: seconds that a client waits before a request, at the mean.
         done: requests by way and result.
         wrong: answers that were not the caller's.
     """
@@ -58,6 +84,7 @@ class Soak:
     url: str
     ends: float
     least: int = 0
+    pause: float = 0.0
     done: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
@@ -69,6 +96,7 @@ class Soak:
     async def _client(self, client: httpx.AsyncClient, number: int) -> None:
         choose, asked = random.Random(number), 0
         while asked < self.least or time.monotonic() < self.ends:
+            await asyncio.sleep(choose.uniform(0, 2 * self.pause))
             way = choose.choices([*WAYS], [*WAYS.values()])[0]
             question = f"Say {number}-{asked} {choose.choice((0, 3, 20, 150))} {'word ' * choose.choice((0, 5, 100))}"
             asked += 1
@@ -76,23 +104,25 @@ class Soak:
 
     async def _ask(self, client: httpx.AsyncClient, way: str, question: str) -> str:
         path, body = request(way, question)
+        connection = TracedConnection()
+        options: dict[str, Any] = {"json": body, "extensions": {"trace": connection}}
         try:
             if way == "leaves":
-                return await self._left(client, path, body, question)
-            response = await client.post(path, json=body, timeout=0.004 if way == "leaves at once" else 60)
+                return await self._left(client, path, options, question)
+            response = await client.post(path, timeout=0.004 if way == "leaves at once" else 60, **options)
         except httpx.TimeoutException:
             return "left"
         except httpx.TransportError as error:  # a server ends a connection whose request does not come in time
-            return type(error).__name__
+            return connection.lost(error)
         if response.status_code != 200:
             return str(response.status_code)
         cut = ends_with_an_error(response.text)
         self._check(response.text, question, whole=not cut)
         return "200, then an error" if cut else "200"
 
-    async def _left(self, client: httpx.AsyncClient, path: str, body: dict[str, Any], question: str) -> str:
+    async def _left(self, client: httpx.AsyncClient, path: str, options: dict[str, Any], question: str) -> str:
         """Close the connection behind the first bytes."""
-        async with client.stream("POST", path, json=body) as response:
+        async with client.stream("POST", path, **options) as response:
             async for text in response.aiter_text():
                 self._check(text, question, whole=False)
                 return "left"
@@ -175,21 +205,22 @@ async def watched(work: Coroutine[Any, Any, None], process: int, every_s: float)
     return found
 
 
-def soak(seconds: float, least: int = 0) -> dict[str, Any]:
+def soak(seconds: float, least: int = 0, pause: float = 0.0) -> dict[str, Any]:
     """Let clients ask, after a warm-up of a fifth of that, and return what was found.
 
     Args:
         seconds: that they ask.
         least: requests that each of them makes at least.
+        pause: seconds that each of them waits before a request, at the mean.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
         child(Path(folder) / "r.db", answer="echo", p_wrong=0.1, policy=LIVE, slots=8) as (process, url),
     ):
-        asyncio.run(Soak(url, time.monotonic() + seconds / 5, least // 5).run(0))
+        asyncio.run(Soak(url, time.monotonic() + seconds / 5, least // 5, pause).run(0))
         settled(url)
         before, started = counts(process.pid), time.monotonic()
-        found = Soak(url, started + seconds, least)
+        found = Soak(url, started + seconds, least, pause)
         during = asyncio.run(watched(found.run(1), process.pid, max(1.0, seconds / 10)))
         taken = time.monotonic() - started
         settled(url)
@@ -214,4 +245,6 @@ def soak(seconds: float, least: int = 0) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
-    print(json.dumps(soak(parser.parse_args().seconds), indent=2))
+    parser.add_argument("--pause", type=float, default=0.0)
+    options = parser.parse_args()
+    print(json.dumps(soak(options.seconds, pause=options.pause), indent=2))
