@@ -7,6 +7,7 @@ from typing import Any
 
 from guard.errors import InputError
 from guard.records import CapturePoint
+from guard.scoring.provenance import Binding
 from guard.scoring.scorer import load_scorer
 from guard.serve.config import ListenSection, ModelSection, ServeConfig, load_config
 
@@ -60,11 +61,16 @@ def _check_model(path: str, model: ModelSection) -> None:
         )
 
 
-def capture_point() -> CapturePoint:
-    """Return where the scorer reads activations; errors as for `read_config`."""
+def scorer_binding() -> Binding:
+    """Return what the scorer is bound to; errors as for `read_config`."""
     (model,) = read_config().models.values()
     assert model.scorer is not None
-    return load_scorer(model.scorer).artefact.binding.capture_point
+    return load_scorer(model.scorer).artefact.binding
+
+
+def capture_point() -> CapturePoint:
+    """Return where the scorer reads activations; errors as for `read_config`."""
+    return scorer_binding().capture_point
 
 
 def config_for(args: Any) -> ServeConfig:

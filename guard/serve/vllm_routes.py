@@ -24,7 +24,7 @@ from guard.serve.request_errors import RequestError
 from guard.serve.running import log_decisions
 from guard.serve.server import Server
 from guard.serve.strict_route import StrictRoute
-from guard.serve.vllm_config import config_for, read_config
+from guard.serve.vllm_config import config_for, read_config, scorer_binding
 
 #: Paths of vLLM's that give no answer of a model. All others are taken away, whatever a later version adds.
 KEPT = frozenset(
@@ -63,7 +63,8 @@ class GuardedRoutes:
             GuardError: something is missing or not understood.
         """
         load_served_adapter().check_server_options(args)
-        engine = await asyncio.to_thread(VllmEngine.of_server, client, asyncio.get_running_loop())
+        loop, date = asyncio.get_running_loop(), scorer_binding().template_date
+        engine = await asyncio.to_thread(VllmEngine.of_server, client, loop, template_date=date)
         self._opened.callback(engine.close)
         server = await asyncio.to_thread(self._opened.enter_context, loaded_server(config_for(args), engine=engine))
         log_decisions()

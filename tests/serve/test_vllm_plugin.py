@@ -5,24 +5,32 @@ The real ``vllm serve`` is in `tests/engines/vllm/test_vllm_serve.py`, where vLL
 
 from __future__ import annotations
 
+import asyncio
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi import FastAPI, WebSocket
 from prometheus_client import REGISTRY
+from scripted import scripted_model, tiny_artefact
 from served import POLICY, said, serving
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 pytest.importorskip("torch")  # which vLLM brings
 
+from tiny_models import byte_tokenizer
+
+from guard.engines.vllm import engine as vllm_engine
+from guard.engines.vllm.settings import EngineSettings
 from guard.engines.vllm.versions import installed_version
 from guard.errors import InputError, MissingExtraError
-from guard.scoring.scorer import shipped_scorer
-from guard.serve import Server
+from guard.records import Prompt
+from guard.scoring.scorer import Scorer, shipped_scorer
+from guard.serve import Server, vllm_routes
 from guard.serve.vllm_config import config_for, read_config
 from guard.serve.vllm_plugin import prepare
 from guard.serve.vllm_routes import GuardedRoutes
@@ -31,10 +39,12 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Which?"}]}
 ARGS = Namespace(host="127.0.0.1", port=8000, served_model_name=None)
 
 
-def write_config(folder: Path, monkeypatch: pytest.MonkeyPatch, *, model: str = "", rest: str = "") -> Path:
+def write_config(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, model: str = "", rest: str = "", scorer: Path | None = None
+) -> Path:
     """A server's file with one model, and its name in the environment."""
     file = folder / "guard.yaml"
-    file.write_text(f"version: 1\nmodels:\n  tiny: {{scorer: {shipped_scorer()}{model}}}\n{rest}\n", "utf-8")
+    file.write_text(f"version: 1\nmodels:\n  tiny: {{scorer: {scorer or shipped_scorer()}{model}}}\n{rest}\n", "utf-8")
     monkeypatch.setenv("GUARD_CONFIG", str(file))
     return file
 
@@ -97,6 +107,41 @@ def test_a_route_that_another_plugin_adds_keeps_the_server_from_starting(app: Fa
     app.add_api_route("/of/another/plugin", lambda: "unguarded")
     with pytest.raises(InputError, match="/of/another/plugin"), TestClient(app):
         pass
+
+
+@pytest.mark.torch
+def test_a_template_that_writes_the_date_writes_that_of_the_calibration(
+    app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrated_on = scripted_model(template_date="2026-11-25")
+    Scorer(tiny_artefact(calibrated_on)).save(tmp_path / "dated.json")
+    write_config(tmp_path, monkeypatch, scorer=tmp_path / "dated.json")
+    stepper = SimpleNamespace(dtype="float32", close=lambda: None)
+    settings = EngineSettings(tmp_path, "mlp", "float32", 1000, 4)
+    adapter = SimpleNamespace(
+        check_server_options=lambda _: None, settings_of=lambda _: settings, ServedStepper=lambda *_: stepper
+    )
+    read = SimpleNamespace(
+        tokenizer=byte_tokenizer(chat_template="{{ strftime_now('%d %b %Y') }} {{ messages[-1].content }}"),
+        config=SimpleNamespace(vocab_size=259, model_type="tiny", num_hidden_layers=2, hidden_size=4),
+        name="tiny",
+        weights_sha256="",
+        generation_config=None,
+    )
+    loaded: list[Any] = []
+
+    def load_others(_: Any, *, engine: Any) -> Any:
+        loaded.append(engine)
+        raise InputError("enough")
+
+    monkeypatch.setattr(vllm_routes, "load_served_adapter", lambda: adapter)
+    monkeypatch.setattr(vllm_engine, "load_served_adapter", lambda: adapter)
+    monkeypatch.setattr(vllm_engine.checkpoint, "read_settings", lambda _: read)
+    monkeypatch.setattr(vllm_routes, "loaded_server", load_others)
+    with pytest.raises(InputError, match="enough"):
+        asyncio.run(GuardedRoutes(app).open(None, ARGS))
+    assert loaded[0].model.template_date == "2026-11-25"
+    assert loaded[0].encode(Prompt.chat("hi")) == loaded[0].encode(Prompt.raw("25 Nov 2026 hi"))
 
 
 def test_without_a_configuration_nothing_is_served(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,17 +128,18 @@ class VllmEngine(HubTokenEngine):
         return cls(stepper, settings, read, template_date)
 
     @classmethod
-    def of_server(cls, client: Any, loop: asyncio.AbstractEventLoop) -> VllmEngine:
+    def of_server(cls, client: Any, loop: asyncio.AbstractEventLoop, *, template_date: str | None) -> VllmEngine:
         """Return an engine over the one of a running ``vllm serve``, which outlives it. Its prompts are tokenized here.
 
         Args:
             client: vLLM's engine client, whose process has been prepared by the adapter.
             loop: the event loop on which the client runs; this is called in another thread.
+            template_date: as for `load`.
         """
         adapter = load_served_adapter()
         settings: EngineSettings = adapter.settings_of(client)
         read = checkpoint.read_settings(settings.folder)
-        return cls(adapter.ServedStepper(client, loop), settings, read, None)
+        return cls(adapter.ServedStepper(client, loop), settings, read, template_date)
 
     @property
     def model(self) -> ModelInfo:
