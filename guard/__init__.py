@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from guard.calibration.span_procedure import calibrate_spans
     from guard.certification.procedure import certify
     from guard.data.merging import merge_shards
-    from guard.data.on_ray import run_on_ray
+    from guard.data.on_ray import run_on_ray, score_on_ray
     from guard.data.procedure import record
     from guard.data.progress import Progress
     from guard.data.scored_rows import score_rows
@@ -51,7 +51,7 @@ _HOMES = {
     "guard.calibration.span_procedure": ("calibrate_spans",),
     "guard.certification.procedure": ("certify",),
     "guard.data.merging": ("merge_shards",),
-    "guard.data.on_ray": ("run_on_ray",),
+    "guard.data.on_ray": ("run_on_ray", "score_on_ray"),
     "guard.data.procedure": ("record",),
     "guard.data.progress": ("Progress",),
     "guard.data.scored_rows": ("score_rows",),
@@ -118,6 +118,7 @@ __all__ = [
     "recalibrate",
     "record",
     "run_on_ray",
+    "score_on_ray",
     "score_rows",
 ]
 

@@ -129,9 +129,9 @@ NOT_IN_PYTHON = {
     "certificate": "`guard.policy.certificate.certified_policy` gives a policy with its thresholds",
     "early": "`guard.calibrate_early`",
     "out": "Python returns the rows",
-    "ray": "`shards` of `guard.run_on_ray`",
-    "ray_cpus": "`cpus` of `guard.run_on_ray`",
-    "ray_gpus": "`gpus` of `guard.run_on_ray`",
+    "ray": "`shards` of `guard.run_on_ray`, `guard.score_on_ray`",
+    "ray_cpus": "`cpus` of `guard.run_on_ray`, `guard.score_on_ray`",
+    "ray_gpus": "`gpus` of `guard.run_on_ray`, `guard.score_on_ray`",
     "tool": "`guard.policy.explain` explains a route; a tool's rules are a plan of their own",
     "yes": "a program asks nobody to confirm",
 }

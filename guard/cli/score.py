@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from guard.cli.data_options import ShardOption
+from guard.cli.data_options import RayCpusOption, RayGpusOption, RayOption, ShardOption
 from guard.cli.engine_options import EngineOption, EngineOptions, loads_a_model
 from guard.cli.output import (
     ForceOption,
@@ -19,6 +19,7 @@ from guard.cli.output import (
     print_json,
     template_options,
 )
+from guard.cli.shards import scoring
 from guard.errors import InputError
 
 
@@ -35,16 +36,17 @@ def score(
         Path | None, typer.Option("--journal", help="Journal to keep results in, so that the run can be resumed.")
     ] = None,
     shard: ShardOption = None,
+    ray: RayOption = None,
+    ray_cpus: RayCpusOption = 1.0,
+    ray_gpus: RayGpusOption = 0.0,
 ) -> None:
     """Score answers: one JSON object per line in, one per line out.
 
     A row has "prompt" (a text or chat messages) and, for an existing answer, "response"; without one the model
     answers. Rows that cannot be scored get an "error", and the exit code is 3.
     """
-    from guard.data.scored_rows import score_rows
-
     failed = False
-    results = score_rows(
+    results = scoring(shards=ray, cpus=ray_cpus, gpus=ray_gpus)(
         list(_rows(files)),
         model=model,
         scorer=scorer,

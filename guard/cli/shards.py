@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -48,3 +48,14 @@ def on_ray(run: Callable[..., _Result], *, shards: int | None, cpus: float, gpus
     from guard.data.on_ray import run_on_ray
 
     return partial(run_on_ray, run, shards=shards, cpus=cpus, gpus=gpus)
+
+
+def scoring(*, shards: int | None, cpus: float, gpus: float) -> Callable[..., Iterable[dict[str, Any]]]:
+    """Return what scores rows: in this process, or in shards on Ray."""
+    if shards is None:
+        from guard.data.scored_rows import score_rows
+
+        return score_rows
+    from guard.data.on_ray import score_on_ray
+
+    return partial(score_on_ray, shards=shards, cpus=cpus, gpus=gpus)

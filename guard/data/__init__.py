@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from guard.data.on_ray import (
         run_on_ray,
+        score_on_ray,
     )
     from guard.data.procedure import (
         RecordingResult,
@@ -63,6 +64,7 @@ __all__ = [
     "record",
     "record_rows",
     "run_on_ray",
+    "score_on_ray",
     "score_rows",
 ]
 
@@ -77,7 +79,10 @@ __getattr__, __dir__ = lazy_face(
             "MergeResult",
             "merge_shards",
         ),
-        "on_ray": ("run_on_ray",),
+        "on_ray": (
+            "run_on_ray",
+            "score_on_ray",
+        ),
         "procedure": (
             "RecordingResult",
             "record",

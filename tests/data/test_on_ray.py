@@ -42,11 +42,29 @@ def test_workers_get_paths_that_do_not_depend_on_the_folder(tmp_path: Path, monk
     assert found == [str(absolute), f"gsm8k@{tmp_path / 'sets'}", "hub:gsm8k", absolute, "none.jsonl", "strict"]
 
 
-def test_a_recording_on_ray_that_loses_a_worker_is_that_of_one_process(tmp_path: Path) -> None:
+def test_scores_on_ray_need_a_journal_and_decide_the_shards(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi", "response": "Ho"}]
+    with pytest.raises(InputError, match="A run on Ray needs a journal"):
+        guard.score_on_ray(rows, shards=1)
+    with pytest.raises(InputError, match="takes no 'shard'"):
+        guard.score_on_ray(rows, shards=1, journal=tmp_path / "j", shard="1/2")
+
+
+@pytest.mark.parametrize("what", ["record", "score", "certify"])
+def test_a_run_on_ray_that_loses_a_worker_is_that_of_one_process(what: str, tmp_path: Path) -> None:
     """A sample of ``nox -s killed_ray``."""
     pytest.importorskip("ray", reason="ray is not installed")
     pytest.importorskip("transformers")
-    from killed_ray import record_everywhere
+    from killed_ray import run_everywhere
 
-    found = record_everywhere(tmp_path, answers=120, shards=4)
-    assert (found["asked_again"], found["same_file"]) == (0, True)
+    found = run_everywhere(what, tmp_path, answers=120, shards=4)
+    assert (found["asked_again"], found["same"]) == (0, True)
+
+
+def test_a_recording_whose_head_and_program_ended_continues_on_another_cluster(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    pytest.importorskip("transformers")
+    from killed_ray import run_after_the_head
+
+    found = run_after_the_head(tmp_path, answers=120, shards=4)
+    assert (found["asked_again"], found["same"]) == (0, True)

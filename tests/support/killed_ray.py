@@ -1,9 +1,9 @@
-"""A kill test of a recording on Ray: of two workers on this machine, one is ended in the middle.
+"""Kill tests of runs on Ray: of two workers on this machine, one is ended in the middle; or the head and its program.
 
-    python tests/support/killed_ray.py [--answers 2000] [--shards 8]
+    python tests/support/killed_ray.py [--answers 2000] [--shards 8] [--only record|score|certify|head]
 
-The file must be that of one process, and no answer that was in a journal may be asked for again. A made model with
-random weights answers, on transformers; ``tests/data/test_on_ray.py`` runs a sample where ray is installed.
+The result must be that of one process, and nothing that was in a journal may be asked for again. A made model with
+random weights answers, on transformers; ``tests/data/test_on_ray.py`` runs samples where ray is installed.
 """
 
 from __future__ import annotations
@@ -11,53 +11,119 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from scripted import tiny_artefact
+from sums import sum_rows
 from tiny_models import byte_tokenizer, tiny_model
 
 import guard
 from guard.data.answers import Answers
+from guard.errors import InputError
+from guard.scoring.scorer import Scorer
+
+OPTIONS: dict[str, Any] = {"engine_options": {"threads": 1, "deterministic": True}}
+
+POLICY = """
+version: 1
+name: made
+rules:
+  - accept: {max_error_rate: 0.05, confidence: 0.9}
+  - retry: {below: 0.99, times: 1, seed: 7}
+  - abstain: {text: I do not know.}
+"""
+
+#: Ray's setting, in Ray's spelling.
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
+#: Bytes that a row adds to its journal, about: two pages of its log. A run keeps others from reading its journal, so
+#: that rows are counted by the files' size.
+_BYTES = 8192
 
 
-def record_everywhere(folder: Path, *, answers: int, shards: int) -> dict[str, Any]:
-    """Record once in this process and once on a cluster that loses a worker; return what was counted.
+@dataclass(frozen=True)
+class Kind:
+    """A kind of run.
 
-    Raises:
-        AssertionError: the files differ, or something was asked twice.
+    Attributes:
+        table: of its journal, which has its rows.
+        alone: runs in this process; returns what it gives.
+        on_ray: runs in shards on the cluster; returns the same.
+        out: the file of the whole run, beside which the journals are.
+        journal: of the whole run on Ray.
     """
-    from ray.cluster_utils import Cluster
 
+    table: str
+    alone: Callable[[], Any]
+    on_ray: Callable[..., Any]
+    out: Path
+    journal: Path
+
+
+def record_kind(folder: Path, model: Path, answers: int) -> Kind:
+    questions, out = write_sums(folder, answers), folder / "all.parquet"
+    options = {**OPTIONS, "model": model, "max_tokens": 2, "lens": False}
+    return Kind(
+        "answers",
+        partial(_recorded, partial(guard.record, questions, out=folder / "one.parquet", **options)),
+        partial(_recorded, partial(guard.run_on_ray, guard.record, questions, out=out, **options)),
+        out,
+        out.with_name(f"{out.name}.journal"),
+    )
+
+
+def _recorded(run: Callable[..., Any], **options: Any) -> Answers:
+    return Answers.read(run(**options).out)
+
+
+def score_kind(folder: Path, model: Path, answers: int) -> Kind:
+    rows = [{"prompt": f"What is {n} + 1?", "response": str(n + 1)} for n in range(answers)]
+    options, journal = {**OPTIONS, "model": model, "scorer": write_scorer(folder, model)}, folder / "all.journal"
+
+    def alone() -> list[dict[str, Any]]:
+        return [*guard.score_rows(rows, journal=folder / "one.journal", **options)]
+
+    return Kind("scores", alone, partial(guard.score_on_ray, rows, journal=journal, **options), journal, journal)
+
+
+def certify_kind(folder: Path, model: Path, answers: int) -> Kind:
+    questions, out, policy = write_sums(folder, answers), folder / "all.json", folder / "policy.yaml"
+    policy.write_text(POLICY)
+    options = {**OPTIONS, "model": model, "scorer": write_scorer(folder, model), "policy": policy}
+    return Kind(
+        "trials",
+        partial(_explained, partial(guard.certify, questions, out=folder / "one.json", **options)),
+        partial(_explained, partial(guard.run_on_ray, guard.certify, questions, out=out, **options)),
+        out,
+        out.with_name(f"{out.name}.journal"),
+    )
+
+
+def _explained(run: Callable[..., Any], **options: Any) -> str:
+    result: str = run(**options).explain()
+    return result
+
+
+KINDS = {"record": record_kind, "score": score_kind, "certify": certify_kind}
+
+
+def write_sums(folder: Path, count: int) -> Path:
     questions = folder / "questions.jsonl"
-    rows = ({"id": f"q{n}", "question": f"What is {n} + 1?", "answers": [str(n + 1)]} for n in range(answers))
-    questions.write_text("\n".join(map(json.dumps, rows)))
-    options: dict[str, Any] = {
-        "model": made_model(folder / "model"),
-        "max_tokens": 2,
-        "lens": False,
-        "engine_options": {"threads": 1, "deterministic": True},
-    }
-    guard.record(questions, out=folder / "one.parquet", **options)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    out, killed = folder / "all.parquet", dict[str, int]()
-    try:
-        _connect(cluster.address)
-        killer = threading.Thread(target=_kill, args=(cluster, nodes[0], out, answers // 3, killed))
-        killer.start()
-        guard.run_on_ray(guard.record, questions, out=out, shards=shards, **options)
-        killer.join(60)
-    finally:
-        _end(cluster)
-    compare(folder / "one.parquet", out)
-    asked_again = sum(_asked_again(journal) for journal in out.parent.glob(f"{out.name}.*-of-{shards}.journal"))
-    assert asked_again == 0
-    assert killed["answers_before_the_kill"] < answers, "nothing was left to do"
-    return {"answers": answers, "shards": shards, **killed, "asked_again": asked_again, "same_file": True}
+    questions.write_text(sum_rows(range(count)))
+    return questions
 
 
 def made_model(folder: Path) -> Path:
@@ -67,47 +133,154 @@ def made_model(folder: Path) -> Path:
     return folder
 
 
-def _connect(address: str) -> None:
+def write_scorer(folder: Path, model: Path) -> Path:
+    """A scorer for the made model."""
+    with guard.load_engine(model, **OPTIONS["engine_options"]) as engine:
+        Scorer(tiny_artefact(engine.model)).save(folder / "scorer.json")
+    return folder / "scorer.json"
+
+
+# -- a worker is ended -------------------------------------------------------------------------
+
+
+def run_everywhere(what: str, folder: Path, *, answers: int, shards: int) -> dict[str, Any]:
+    """Run once in this process and once on a cluster that loses a worker; return what was counted.
+
+    Raises:
+        AssertionError: the results differ, or something was asked twice.
+    """
+    kind, killed = KINDS[what](folder, made_model(folder / "model"), answers), dict[str, int]()
+    alone = kind.alone()
+    with cluster_of_two() as (cluster, nodes):
+        killing = threading.Thread(target=_kill_node, args=(cluster, nodes[0], kind, answers // 3, killed))
+        killing.start()
+        found = kind.on_ray(shards=shards)
+        killing.join(60)
+    assert killed["rows_before_the_kill"] < answers, "nothing was left to do"
+    return {"what": what, "answers": answers, "shards": shards, **killed, **compared(kind, alone, found, shards)}
+
+
+@contextmanager
+def cluster_of_two() -> Iterator[tuple[Any, list[Any]]]:
+    """A head without CPUs and two workers with one each; this program is connected to them."""
     import ray
+    from ray.cluster_utils import Cluster
 
-    ray.init(address=address, log_to_driver=False)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster, nodes
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
-def _end(cluster: Any) -> None:
-    import ray
-
-    ray.shutdown()
-    cluster.shutdown()
-
-
-def _kill(cluster: Any, node: Any, out: Path, after: int, killed: dict[str, int]) -> None:
-    """End a worker's machine without a word once there are that many answers."""
-    while (count := sum(map(_rows, out.parent.glob(f"{out.name}.*.journal")))) < after:
-        time.sleep(0.05)
+def _kill_node(cluster: Any, node: Any, kind: Kind, after: int, killed: dict[str, int]) -> None:
+    """End a worker's machine without a word once there are that many rows."""
+    killed["rows_before_the_kill"] = _wait_for_rows(kind, after)
     cluster.remove_node(node, allow_graceful=False)
-    killed["answers_before_the_kill"] = count
+
+
+def _wait_for_rows(kind: Kind, after: int) -> int:
+    while (count := sum(map(_rows, _journals(kind.out)))) < after:
+        time.sleep(0.02)
+    return count
+
+
+def _journals(out: Path) -> list[Path]:
+    return [*out.parent.glob(f"{out.name}.*-of-*.journal")]
 
 
 def _rows(journal: Path) -> int:
-    """The number of answers, by the files' size: a run keeps others from reading its journal."""
     log = journal.with_name(f"{journal.name}-wal")
     return sum(file.stat().st_size for file in (journal, log) if file.exists()) // _BYTES
 
 
-#: Bytes of an answer of the made model, about.
-_BYTES = 8192
+# -- the head is ended -------------------------------------------------------------------------
 
 
-def _asked_again(journal: Path) -> int:
-    """How many stored answers were replaced: a replaced row gets the next number."""
+def run_after_the_head(folder: Path, *, answers: int, shards: int) -> dict[str, Any]:
+    """Record on a cluster whose head and program are ended, and again on another one; return what was counted."""
+    kind = record_kind(folder, made_model(folder / "model"), answers)
+    alone = kind.alone()
+    os.environ[RECONNECT] = "5"  # seconds after which workers end without their head
+    with cluster_of_two() as (cluster, _):
+        command = [sys.executable, __file__, "--drive", cluster.address, str(folder), str(shards)]
+        program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        rows = _wait_for_rows(kind, answers // 3)
+        program.send_signal(signal.SIGKILL)
+        program.wait(60)
+        _disconnect()
+        cluster.remove_node(cluster.head_node, allow_graceful=False)
+        _wait_until_unused(kind.out)
+        left = sum(_stored(journal, kind.table) for journal in _journals(kind.out))
+    assert left < answers, "nothing was left to do"
+    with cluster_of_two():
+        found = kind.on_ray(shards=shards)
+    killed = {"rows_before_the_kill": rows, "rows_when_all_had_ended": left}
+    return {"what": "head", "answers": answers, "shards": shards, **killed, **compared(kind, alone, found, shards)}
+
+
+def drive(address: str, folder: Path, shards: int) -> None:
+    """The program that is ended."""
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+    record_kind(folder, folder / "model", len((folder / "questions.jsonl").read_text().splitlines())).on_ray(
+        shards=shards
+    )
+
+
+def _disconnect() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _wait_until_unused(out: Path) -> None:
+    """Wait until the workers have noticed that their head is gone: the run refuses journals that others write."""
+    end = time.monotonic() + 180
+    while time.monotonic() < end:
+        with contextlib.suppress(InputError, sqlite3.Error):
+            for journal in _journals(out):
+                with contextlib.closing(sqlite3.connect(journal, timeout=1.0, isolation_level=None)) as db:
+                    db.execute("BEGIN IMMEDIATE")
+            return
+        time.sleep(0.5)
+    raise AssertionError("workers did not end")
+
+
+# -- what must hold ----------------------------------------------------------------------------
+
+
+def compared(kind: Kind, alone: Any, found: Any, shards: int) -> dict[str, Any]:
+    """Check that two runs gave the same, and that no stored row was asked for again."""
+    if isinstance(alone, Answers):
+        compare(alone, found)
+    else:
+        assert found == alone
+    journals = _journals(kind.out)
+    assert len(journals) == shards
+    asked_again = sum(_asked_again(journal, kind.table) for journal in journals)
+    assert asked_again == 0
+    return {"asked_again": asked_again, "same": True}
+
+
+def _asked_again(journal: Path, table: str) -> int:
+    """How many stored rows were replaced: a replaced row gets the next number."""
     with contextlib.closing(sqlite3.connect(journal)) as db:
-        count, last = db.execute("SELECT count(*), max(rowid) FROM answers").fetchone()
-    return int(last) - int(count)
+        last = db.execute(f"SELECT max(rowid) FROM {table}").fetchone()[0]
+    return int(last) - _stored(journal, table)
 
 
-def compare(one: Path, other: Path) -> None:
+def _stored(journal: Path, table: str) -> int:
+    with contextlib.closing(sqlite3.connect(journal)) as db:
+        return int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+
+def compare(first: Answers, second: Answers) -> None:
     """Check that two files are the same but for the times that answers took and the date."""
-    first, second = Answers.read(one), Answers.read(other)
     for name in ("key", "answer", "wrong", "tokens", "maps", "norms", "activations", "prompt_tokens", "finish_reason"):
         assert (getattr(first, name) == getattr(second, name)).all(), name
     for name in ("logprobs", "entropies", "margins"):
@@ -117,14 +290,20 @@ def compare(one: Path, other: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Record on Ray while a worker is killed, and compare with one process."
-    )
+    if sys.argv[1:2] == ["--drive"]:
+        _, _, address, folder, shards = sys.argv
+        drive(address, Path(folder), int(shards))
+        return
+    parser = argparse.ArgumentParser(description="Run on Ray while a worker or the head is killed, and compare.")
     parser.add_argument("--answers", type=int, default=2000)
     parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--only", choices=[*KINDS, "head"])
     options = parser.parse_args()
-    with TemporaryDirectory() as folder:
-        print(json.dumps(record_everywhere(Path(folder), answers=options.answers, shards=options.shards)))
+    sizes = {"answers": options.answers, "shards": options.shards}
+    for what in [options.only] if options.only else [*KINDS, "head"]:
+        with TemporaryDirectory() as folder:
+            run = run_after_the_head if what == "head" else partial(run_everywhere, what)
+            print(json.dumps(run(Path(folder), **sizes)), flush=True)
 
 
 if __name__ == "__main__":
