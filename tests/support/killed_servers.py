@@ -2,8 +2,9 @@
 
     python tests/support/killed_servers.py --store postgresql://... [--kills 100] [--seed 0]
 
-Each process serves a scripted model with keys and an audit log, and lets a reviewer and a notifying worker run. What a
-caller or a reviewer was told must be there afterwards, once. ``tests/serve/test_shared_servers.py`` runs a sample.
+Each process serves a scripted model with keys, an audit log and a watched certificate, and lets a reviewer and a
+notifying worker run. What a caller or a reviewer was told must be there afterwards, once, and so must be the evidence
+about the certificate. ``tests/serve/test_shared_servers.py`` runs a sample.
 """
 
 from __future__ import annotations
@@ -25,22 +26,34 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+import sqlalchemy as sa
 from killed_reviews import check, receiver, review_one, shorten_undo
+from made_certificates import certificate, certificates
 
-from guard.access import Access, Grant, Role
+from guard.access import Access, Grant, KeyLimits, Role
+from guard.monitoring.certificate_watch import CertificateWatch
+from guard.monitoring.risk_test import risk_evidence
+from guard.monitoring.sampling import is_drawn
+from guard.policy.policy import parse_policy
 from guard.review.delivery import Deliverer
 from guard.review.endpoints import Endpoints
+from guard.review.migrations.tables import REVIEWS
 from guard.review.store import Store
 
 ROOT = Path(__file__).parents[2]
 CALLERS = 3
+#: Requests a minute of a key that asks more often.
+LIMIT = 10
+#: Of accepted answers, the share that is audited. Reviewers reject half of all cases, fewer than the guarantee allows.
+AUDITED, RISK, FALSE_ALARMS = 0.3, 0.6, 0.01
 
-POLICY = """
+POLICY = f"""
 version: 1
 name: served
+audit: {{rate: {AUDITED}, false_alarms: {FALSE_ALARMS}}}
 rules:
-  - accept: {below: 0.5}
-  - escalate: {to: [review], reply: A person will look.}
+  - accept: {{max_error_rate: {RISK}, confidence: 0.9}}
+  - escalate: {{to: [review], reply: A person will look.}}
 """
 
 
@@ -127,14 +140,17 @@ class ServerSlot:
 class Load:
     """Callers that ask whichever server there is, and keep what they were told."""
 
-    def __init__(self, slots: list[ServerSlot], secret: str) -> None:
+    def __init__(self, slots: list[ServerSlot], secret: str, limited: str) -> None:
         self.slots, self.answers = slots, list[tuple[str, dict[str, Any]]]()
-        self.lost, self.looked_up = 0, 0
+        self.lost, self.looked_up, self.seconds = 0, 0, 0.0
+        self.limited: Counter[int] = Counter()
         self._headers = {"authorization": f"Bearer {secret}"}
         self._over, self._lock = threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(CALLERS)]
+        self._threads.append(threading.Thread(target=self._call_limited, args=(limited,)))
 
     def __enter__(self) -> Load:
+        self._began = time.monotonic()
         for thread in self._threads:
             thread.start()
         return self
@@ -143,6 +159,21 @@ class Load:
         self._over.set()
         for thread in self._threads:
             thread.join(60)
+        self.seconds = time.monotonic() - self._began
+
+    def _call_limited(self, secret: str) -> None:
+        """Ask more often than the key may, and count the answers' status codes; 0 where there was no answer."""
+        draw, number = random.Random(LIMIT), 0
+        with httpx.Client(timeout=30, headers={"authorization": f"Bearer {secret}"}) as client:
+            while not self._over.is_set():
+                number += 1
+                body = {"model": "tiny", "messages": [{"role": "user", "content": f"A clear question, {number}"}]}
+                try:
+                    url = draw.choice([slot.url for slot in self.slots if slot.url])
+                    self.limited[client.post(f"{url}/v1/chat/completions", json=body).status_code] += 1
+                except (httpx.HTTPError, IndexError):
+                    self.limited[0] += 1
+                time.sleep(0.1)
 
     def _call(self, caller: int) -> None:
         draw, number = random.Random(caller), 0
@@ -180,7 +211,7 @@ def run(url: str, folder: Path, *, kills: int, seed: int = 0) -> dict[str, int]:
     Raises:
         AssertionError: something was lost, or happened twice.
     """
-    config, received, secret = prepare(url, folder)
+    config, received, secret, limited = prepare(url, folder)
     draw, slots = random.Random(seed), [ServerSlot(0), ServerSlot(1)]
     starting = [threading.Thread(target=slot.start, args=(config, seed, received)) for slot in slots]
     for thread in starting:
@@ -188,7 +219,7 @@ def run(url: str, folder: Path, *, kills: int, seed: int = 0) -> dict[str, int]:
     for thread in starting:
         thread.join()
     try:
-        with Load(slots, secret) as load:
+        with Load(slots, secret, limited) as load:
             for kill in range(kills):
                 time.sleep(draw.uniform(0.3, 1.0))
                 slot = draw.choice(slots)
@@ -202,30 +233,34 @@ def run(url: str, folder: Path, *, kills: int, seed: int = 0) -> dict[str, int]:
     return check_all(url, said, received, load) | {"kills": kills}
 
 
-def prepare(url: str, folder: Path) -> tuple[Path, Path, str]:
-    """Write a server's file with its policy and its scorer, and make a key and an endpoint."""
+def prepare(url: str, folder: Path) -> tuple[Path, Path, str, str]:
+    """Write a server's file with policy, scorer and certificate; make an endpoint and two keys, one with a limit."""
     from scripted import confidence_scorer
 
     received = folder / "received.txt"
     received.touch()
     confidence_scorer().save(folder / "scorer.json")
     (folder / "served.yaml").write_text(POLICY)
+    certificates(certificate(parse_policy(POLICY))).save(folder / "certificate.json")
     with Store.open(url) as store, Access.open(url) as access:
         Endpoints(store).add("file", "what was received", kind="python")
         _, secret = access.keys.add("load", grants=[Grant(Role.CALLER)])
+        few = KeyLimits(requests_per_minute=LIMIT)
+        _, limited = access.keys.add("limited", grants=[Grant(Role.CALLER)], limits=few)
     model = {"model": "scripted.gguf", "scorer": "./scorer.json", "policy": "./served.yaml"}
+    model["certificate"] = "./certificate.json"
     server = {"version": 1, "models": {"tiny": model}, "store": url, "keys": True, "audit_log": True}
     server["listen"] = {"port": 0}
     config = folder / "server.yaml"
     config.write_text(json.dumps(server))  # JSON is YAML
-    return config, received, secret
+    return config, received, secret, limited
 
 
 # -- what must hold ----------------------------------------------------------------------------
 
 
 def check_all(url: str, said: list[list[str]], received: Path, load: Load) -> dict[str, int]:
-    """Check cases, claims, messages, log and quota."""
+    """Check cases, claims, messages, log, limits and the certificate's evidence."""
     counts: Counter[str] = Counter(check(url, said, received))
     with Store.open(url) as store, Access.open(url) as access:
         for question, answer in load.answers:
@@ -235,9 +270,60 @@ def check_all(url: str, said: list[list[str]], received: Path, load: Load) -> di
                 assert (case.question, case.decision_id) == (question, verdict["decision_id"])
         check_log(store, [answer["guard"]["decision_id"] for _, answer in load.answers])
         check_claims(store)
-        used = next(key.used_tokens for key in access.keys.all())
+        used = next(key.used_tokens for key in access.keys.all() if key.name == "load")
         assert used >= sum(answer["usage"]["total_tokens"] for _, answer in load.answers), "tokens were not charged"
+        counts["audited"] = check_evidence(store, [answer["guard"] for _, answer in load.answers])
+    counts["refused"] = check_limit(load)
     return dict(counts) | {"answered": len(load.answers), "lost": load.lost, "looked_up": load.looked_up}
+
+
+def check_limit(load: Load) -> int:
+    """The key that asked too often was let in as often as it may, and no more; return how often it was refused.
+
+    A minute begins with a request, so that a time touches as many minutes as it has, and one more.
+    """
+    answered, lost, refused = (load.limited[status] for status in (200, 0, 429))
+    assert answered + lost + refused == load.limited.total(), load.limited
+    assert answered <= LIMIT * (load.seconds // 60 + 1), load.limited
+    assert answered + lost >= LIMIT, load.limited
+    assert refused > 0, load.limited
+    return refused
+
+
+def check_evidence(store: Store, verdicts: list[dict[str, Any]]) -> int:
+    """Every accepted answer that is drawn has its case, no other has; evidence is what the trails say.
+
+    Returns:
+        the number of audit cases.
+    """
+    watch = CertificateWatch(store)
+    (found,) = watch.read()
+    cases = REVIEWS.c
+    query = sa.select(cases.id, cases.decision_id).where(cases.certificate == found.id).order_by(cases.number)
+    with store._database.read() as connection:
+        audits = connection.execute(query).all()
+    drawn, key = Counter(case.decision_id for case in audits), watch.sampling_key()
+    assert max(drawn.values()) == 1
+    for verdict in verdicts:
+        if verdict["action"] == "accept":
+            assert (verdict["decision_id"] in drawn) == is_drawn(key, verdict["decision_id"], AUDITED)
+    wrong = [last_verdict(store, case.id) == "rejected" for case in audits]
+    assert found.evidence == risk_evidence(wrong, risk=RISK, false_alarms=FALSE_ALARMS)
+    assert found.right + found.wrong + found.waiting == len(audits)
+    events = [json.loads(entry.event) for entry in store.audit_log().entries(subject=found.id)]
+    assert [event["what"] for event in events] == ["watched"], "both servers began to watch it, once"
+    return len(audits)
+
+
+def last_verdict(store: Store, case: str) -> str | None:
+    """What a case's trail says, without what was undone."""
+    verdict = None
+    for event in store.history(case):
+        if event.what in ("approved", "edited", "rejected"):
+            verdict = event.what
+        elif event.what == "undone":
+            verdict = None
+    return verdict
 
 
 def check_log(store: Store, decisions: list[str]) -> None:
