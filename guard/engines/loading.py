@@ -24,7 +24,7 @@ BUILT_IN = ("llama.cpp", "transformers", "openai", "vllm")
 ONLY_OF = {
     "llama.cpp": ("chat_template", "flash_attention", "gpu_layers", "trial_load", "type_k", "type_v"),
     "transformers": ("device", "dtype", "gguf_file"),
-    "vllm": ("batch_tokens", "dtype", "eager", "gpu_memory", "prefix_caching", "tensor_parallel"),
+    "vllm": ("batch_tokens", "data_parallel", "dtype", "eager", "gpu_memory", "prefix_caching", "tensor_parallel"),
     "openai": ("api_key_env", "api_key_file", "attempts", "base_url", "max_response_mb", "timeout_s", "top_logprobs"),
 }
 

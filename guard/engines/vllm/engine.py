@@ -26,7 +26,7 @@ from guard.engines.vllm.settings import (
     check_share,
     check_weights,
 )
-from guard.engines.vllm.versions import load_adapter, load_served_adapter
+from guard.engines.vllm.versions import load_adapter, load_replica_adapter, load_served_adapter
 from guard.engines.weight_files import weight_files
 from guard.errors import EngineError, GuardError, InputError
 from guard.records import CapturePoint, ModelInfo
@@ -73,6 +73,7 @@ class VllmEngine(HubTokenEngine):
         cache_tokens: int | None = None,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
         tensor_parallel: int = 1,
+        data_parallel: int = 1,
         gpu_memory: float | None = None,
         prefix_caching: bool = True,
         eager: bool = False,
@@ -87,11 +88,12 @@ class VllmEngine(HubTokenEngine):
             context_tokens: tokens of prompt and answer together; by default as for transformers.
             capture_point: where activations are read.
             template_date: what a chat template that writes the date writes, as 2026-11-25; by default today.
-            slots: number of concurrent requests.
-            cache_tokens: token capacity that they share; by default, what fits into ``gpu_memory`` on a GPU, and
-                eight times the context on a CPU.
-            batch_tokens: largest number of tokens of one step, over all requests.
+            slots: number of concurrent requests, on all replicas together.
+            cache_tokens: token capacity that the requests of a replica share; by default, what fits into
+                ``gpu_memory`` on a GPU, and eight times the context on a CPU.
+            batch_tokens: largest number of tokens of one step, over all requests of a replica.
             tensor_parallel: workers that share each layer.
+            data_parallel: replicas of the model, among which vLLM shares requests out.
             gpu_memory: share of a GPU's memory that vLLM takes; by default vLLM's own.
             prefix_caching: whether prompts with the same cache key share their common prefix.
             eager: run without compiled graphs, which starts sooner and answers more slowly.
@@ -118,13 +120,15 @@ class VllmEngine(HubTokenEngine):
             slots=whole_number("slots", slots, least=1, most=4096),
             batch_tokens=whole_number("batch_tokens", batch_tokens, least=128),
             tensor_parallel=whole_number("tensor_parallel", tensor_parallel, least=1, most=64),
+            data_parallel=whole_number("data_parallel", data_parallel, least=1, most=64),
             cache_bytes=None if cached is None else cache_bytes(read.config, cached, dtype) // tensor_parallel,
             gpu_memory=None if gpu_memory is None else check_share("gpu_memory", gpu_memory),
             prefix_caching=prefix_caching,
             eager=eager,
         )
         with _load_errors(read.folder):
-            stepper = adapter.Stepper(settings)
+            replicated = settings.data_parallel > 1
+            stepper = load_replica_adapter().ReplicaStepper(settings) if replicated else adapter.Stepper(settings)
         return cls(stepper, settings, read, template_date)
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class EngineSettings:
         capture_point: where activations are read.
         dtype: of the weights; ``auto`` takes the checkpoint's.
         context_tokens: of prompt and answer together.
-        slots: requests at the same time.
+        slots: requests at the same time, on all replicas together.
     """
 
     folder: Path
@@ -50,6 +50,7 @@ class VllmSettings(EngineSettings):
     Attributes:
         batch_tokens: of one step.
         tensor_parallel: workers that share each layer.
+        data_parallel: replicas of the model, each with workers of its own.
         cache_bytes: of the key-value cache, for each worker; None leaves it to ``gpu_memory``.
         gpu_memory: share of a device's memory that vLLM takes; None leaves it to vLLM.
         prefix_caching: whether prompts share what they have in common.
@@ -58,6 +59,7 @@ class VllmSettings(EngineSettings):
 
     batch_tokens: int
     tensor_parallel: int
+    data_parallel: int
     cache_bytes: int | None
     gpu_memory: float | None
     prefix_caching: bool
@@ -105,6 +107,18 @@ def check_options(of: str, given: Iterable[str], known: Container[str]) -> None:
             why="answers might be others than those that it scores",
             fix="Leave them out, or take guard out of VLLM_PLUGINS",
         )
+
+
+def given_options(options: Any, defaults: Any) -> list[str]:
+    """Return the names of options that differ from their defaults.
+
+    Args:
+        options: of a command line, where None and an empty text stand for what was not given; missing ones were not.
+        defaults: a dataclass with all options.
+    """
+    names = [field.name for field in fields(defaults)]
+    values = {name: getattr(options, name, None) for name in names}
+    return [name for name in names if values[name] not in (None, "") and values[name] != getattr(defaults, name)]
 
 
 def check_dtype(dtype: str) -> str:

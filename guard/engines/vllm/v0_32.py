@@ -20,7 +20,7 @@ from vllm.v1.executor import Executor
 
 from guard.engines.request import Request
 from guard.engines.vllm.settings import VllmSettings
-from guard.engines.vllm.watching import News, Watched, lost_error
+from guard.engines.vllm.watching import News, Watched, end_lost, lost_error
 
 #: Settings of the process that vLLM reads: nothing is sent anywhere, workers are fresh processes, the first runner, and
 #: names of requests with random characters behind them.
@@ -39,7 +39,7 @@ class Stepper:
 
     def __init__(self, settings: VllmSettings) -> None:
         os.environ.update(ENVIRONMENT)
-        config = EngineArgs(**_engine_args(settings)).create_engine_config()
+        config = EngineArgs(**engine_args(settings)).create_engine_config()
         self._llm = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
         self._names = request_names()
         self._running: set[str] = set()
@@ -62,9 +62,7 @@ class Stepper:
         """Make one step for all requests; return what has become of each."""
         finished = {output.request_id for output in self._llm.step() if output.finished}
         news: dict[str, News] = pickle.loads(self._ask("guard_news"))  # noqa: S301 - of our own worker
-        for key in self._running & finished:
-            if not news[key].is_last:
-                news[key] = News(error=lost_error())
+        news = end_lost(news, {key: lost_error() for key in self._running & finished})
         self.drop([key for key, each in news.items() if each.is_last])
         return news
 
@@ -94,7 +92,8 @@ def runs_on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def _engine_args(settings: VllmSettings) -> dict[str, Any]:
+def engine_args(settings: VllmSettings) -> dict[str, Any]:
+    """Return what vLLM's engine is started with."""
     chosen = {
         "model": str(settings.folder),
         "skip_tokenizer_init": True,
@@ -104,6 +103,7 @@ def _engine_args(settings: VllmSettings) -> dict[str, Any]:
         "max_num_seqs": settings.slots,
         "max_num_batched_tokens": settings.batch_tokens,
         "tensor_parallel_size": settings.tensor_parallel,
+        "data_parallel_size": settings.data_parallel,
         "kv_cache_memory_bytes": settings.cache_bytes,
         "gpu_memory_utilization": settings.gpu_memory,
         "enforce_eager": settings.eager,

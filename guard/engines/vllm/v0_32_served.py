@@ -12,7 +12,6 @@ import pickle
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,9 +20,15 @@ from vllm.usage.usage_lib import UsageContext
 
 from guard.engines import checkpoint
 from guard.engines.request import CANCEL_POLL_S, Request
-from guard.engines.vllm.settings import EngineSettings, check_architecture, check_options, check_weights
+from guard.engines.vllm.settings import (
+    EngineSettings,
+    check_architecture,
+    check_options,
+    check_weights,
+    given_options,
+)
 from guard.engines.vllm.v0_32 import ENVIRONMENT, WORKER, packed, prompt_of, request_names, sampling_params
-from guard.engines.vllm.watching import News, lost_error
+from guard.engines.vllm.watching import News, end_lost, lost_error, merge_news
 from guard.engines.weight_files import weight_files
 from guard.errors import EngineError, InputError
 from guard.records import CapturePoint
@@ -33,8 +38,8 @@ ENGINE_OPTIONS = frozenset(
     {
         *("model", "served_model_name", "dtype", "max_model_len", "seed", "disable_log_stats", "logging_config"),
         *("max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching", "block_size"),
-        *("tensor_parallel_size", "kv_cache_memory_bytes", "gpu_memory_utilization", "enforce_eager"),
-        *("optimization_level", "compilation_config", "shutdown_timeout"),
+        *("tensor_parallel_size", "data_parallel_size", "kv_cache_memory_bytes", "gpu_memory_utilization"),
+        *("enforce_eager", "optimization_level", "compilation_config", "shutdown_timeout"),
     }
 )
 
@@ -64,7 +69,7 @@ def prepare(capture_point: Callable[[], CapturePoint]) -> None:
     def create_engine_config(self: Any, usage_context: Any = None, *args: Any, **options: Any) -> Any:
         if self.worker_cls != WORKER:  # guard's own engine has set all this
             _check_use(usage_context)
-            check_options("vLLM's engine", _given(self, type(self)(model=self.model)), ENGINE_OPTIONS)
+            check_options("vLLM's engine", given_options(self, type(self)(model=self.model)), ENGINE_OPTIONS)
             _check_model(Path(self.model))
             _set_up(self, capture_point())
         return configure(self, usage_context, *args, **options)
@@ -83,7 +88,7 @@ def check_server_options(args: Any) -> None:
     """
     from vllm.entrypoints.launchers.cli_args import FrontendArgs  # workers, too, import this module, and have no server
 
-    check_options("vLLM's server", _given(args, FrontendArgs()), SERVER_OPTIONS)
+    check_options("vLLM's server", given_options(args, FrontendArgs()), SERVER_OPTIONS)
 
 
 def settings_of(client: Any) -> EngineSettings:
@@ -94,7 +99,7 @@ def settings_of(client: Any) -> EngineSettings:
         capture_point=config.additional_config["guard"],
         dtype=str(config.model_config.dtype).removeprefix("torch."),
         context_tokens=config.model_config.max_model_len,
-        slots=config.scheduler_config.max_num_seqs,
+        slots=config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size,
     )
 
 
@@ -125,11 +130,9 @@ class ServedStepper:
         """Wait for vLLM's next step; return what has become of each request."""
         self._stepped.wait(CANCEL_POLL_S)
         self._stepped.clear()
-        ended = {name: future for name, future in self._running.items() if future.done()}
-        news: dict[str, News] = pickle.loads(self._ask("guard_news"))  # noqa: S301 - of guard's own worker
-        for name, future in ended.items():
-            if not news[name].is_last:
-                news[name] = News(error=_why(future))
+        ended = {name: _why(future) for name, future in self._running.items() if future.done()}
+        replies = [pickle.loads(reply) for reply in self._ask("guard_news")]  # noqa: S301 - of guard's own workers
+        news = end_lost(merge_news(replies), ended)
         self.drop([name for name, each in news.items() if each.is_last])
         return news
 
@@ -143,7 +146,7 @@ class ServedStepper:
 
     def watched(self) -> int:
         """Return how many requests the workers hold anything of."""
-        return int(self._ask("guard_watched"))
+        return max(map(int, self._ask("guard_watched")))
 
     def close(self) -> None:
         """End guard's requests; vLLM itself keeps running."""
@@ -158,10 +161,17 @@ class ServedStepper:
         finally:
             self._stepped.set()
 
-    def _ask(self, method: str, *args: Any) -> Any:
-        """Call a method of every worker; return what the first says."""
-        call: Coroutine[Any, Any, list[Any]] = self._client.collective_rpc(method, args=args)
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result(_ANSWERS_S)[0]
+    def _ask(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every worker of every replica; return what the first worker of each replica says.
+
+        The client's own ``collective_rpc`` returns what the first replica says.
+        """
+        core = self._client.engine_core
+        call: Coroutine[Any, Any, list[list[Any]]] = core.call_utility_all_async(
+            "collective_rpc", method, None, args, None
+        )
+        replies = asyncio.run_coroutine_threadsafe(call, self._loop).result(_ANSWERS_S)
+        return [workers[0] for workers in replies]
 
 
 def _why(future: Future[None]) -> Exception:
@@ -195,10 +205,3 @@ def _set_up(engine: Any, capture_point: CapturePoint) -> None:
     engine.load_format = "safetensors"
     engine.distributed_executor_backend = "mp"
     engine.additional_config = {"guard": capture_point}
-
-
-def _given(options: Any, defaults: Any) -> list[str]:
-    """Return the names of options that differ from their defaults; the command line has None and '' for some."""
-    names = [field.name for field in fields(defaults)]
-    values = {name: getattr(options, name, None) for name in names}
-    return [name for name in names if values[name] not in (None, "") and values[name] != getattr(defaults, name)]

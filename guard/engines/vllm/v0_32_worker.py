@@ -126,12 +126,13 @@ class _SampledPass:
         """Keep what the logits say, and rule out what must not be chosen."""
         if not self._answers:
             return
-        raw = self._logits[[*self._answers]].float()
-        self._raw, self._log_total = raw, raw.logsumexp(-1)
-        weights = (raw - self._log_total[:, None]).exp()
-        # A masked token (logit -inf) weighs nothing, but 0 x -inf is nan.
-        self._entropy = (self._log_total - (weights * raw.clamp_min(-1e30)).sum(-1)).clamp_min(0)
-        self._top = raw.topk(2).values
+        logs = self._logits[[*self._answers]].float().log_softmax(-1)
+        top = logs.topk(2).values
+        # A masked token (-inf) weighs nothing, but 0 x -inf is nan.
+        entropy = -torch.linalg.vecdot(logs.exp(), logs.clamp_min(-1e30))
+        self._logs = logs
+        # One copy to the host for all answers.
+        self._seen = torch.cat([top, entropy.clamp_min(0)[:, None]], 1).cpu().numpy()
         for row, (at, answer) in enumerate(self._answers.items()):
             try:
                 self._restrict(row, at, answer)
@@ -139,22 +140,29 @@ class _SampledPass:
                 answer.fail(error)
 
     def _restrict(self, row: int, at: int, answer: WatchedAnswer) -> None:
-        checked_logits(self._top[row].cpu().numpy(), fix="Load it with dtype bfloat16 or float32")
+        checked_logits(self._seen[row, :2], fix="Load it with dtype bfloat16 or float32")
         if answer.forced is not None:
             self._logits[at].fill_(-torch.inf)
             self._logits[at, answer.forced] = 0.0
-        elif (masked := answer.mask(self._raw[row].cpu().numpy())) is not None:
-            self._logits[at].copy_(torch.from_numpy(masked))
+        elif answer.constraint is not None:
+            masked = answer.mask(self._logits[at].float().cpu().numpy())
+            if masked is not None:
+                self._logits[at].copy_(torch.from_numpy(masked))
 
     def hand_over(self, output: Any) -> None:
         """Hand the chosen tokens, their signals and their layers to the answers."""
-        for row, (at, answer) in enumerate(self._answers.items()):
-            tokens = output.sampled_token_ids[output.req_id_to_index[self._keys[at]]]
+        if not self._answers:
+            return
+        taken = [output.sampled_token_ids[output.req_id_to_index[self._keys[at]]] for at in self._answers]
+        chosen = torch.tensor([[each[0] if len(each) else 0] for each in taken], device=self._logs.device)
+        self._logprobs = self._logs.gather(1, chosen)[:, 0].cpu().numpy()
+        for row, ((at, answer), tokens) in enumerate(zip(self._answers.items(), taken, strict=True)):
             take_row(answer, tokens, partial(self._signals, row), partial(self._layers_at, at))
 
     def _signals(self, row: int, token: int) -> TokenSignals:
-        logprob = float(self._raw[row, token] - self._log_total[row])
-        return TokenSignals(logprob, float(self._entropy[row]), float(self._top[row, 0] - self._top[row, 1]))
+        """Signals of the one token that a pass chooses for an answer: speculative decoding is refused."""
+        first, second, entropy = map(float, self._seen[row])
+        return TokenSignals(float(self._logprobs[row]), entropy, first - second)
 
     def _layers_at(self, at: int) -> Floats:
         return self._layers[at]

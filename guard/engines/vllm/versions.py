@@ -60,3 +60,8 @@ def load_adapter() -> ModuleType:
 def load_served_adapter() -> ModuleType:
     """Import the module that knows ``vllm serve`` of the vLLM that is installed; errors as for the functions above."""
     return importlib.import_module(f"{adapter_name(installed_version())}_served")
+
+
+def load_replica_adapter() -> ModuleType:
+    """Import the module that knows replicas on the vLLM that is installed; errors as for the functions above."""
+    return importlib.import_module(f"{adapter_name(installed_version())}_replicas")

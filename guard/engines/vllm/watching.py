@@ -72,6 +72,42 @@ class News:
         """Whether nothing follows."""
         return self.generation is not None or self.error is not None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has happened."""
+        return not (self.text or self.signals or self.observer or self.is_last)
+
+
+def merge_news(replies: Iterable[Mapping[str, News]]) -> dict[str, News]:
+    """Return the news of each request from the one replica that answers it; the others have none.
+
+    Args:
+        replies: of each replica, for the same requests.
+
+    Examples:
+        >>> merge_news([{"a": News("Par"), "b": News()}, {"a": News(), "b": News("Rome")}])["b"].text
+        'Rome'
+    """
+    merged: dict[str, News] = {}
+    for reply in replies:
+        merged |= {key: news for key, news in reply.items() if key not in merged or not news.is_empty}
+    return merged
+
+
+def end_lost(news: Mapping[str, News], ended: Mapping[str, Exception]) -> dict[str, News]:
+    """Return the news, with an error for each request that vLLM has ended and no worker has completed.
+
+    Args:
+        news: of each request.
+        ended: why vLLM has ended some requests.
+
+    Examples:
+        >>> end_lost({"a": News("Par")}, {"a": EngineError("It stopped"), "b": EngineError("It is gone")})["b"].error
+        EngineError('It is gone')
+    """
+    lost = {key: News(error=error) for key, error in ended.items() if key not in news or not news[key].is_last}
+    return {**news, **lost}
+
 
 class WatchedAnswer:
     """One answer while a worker generates it.

@@ -26,6 +26,7 @@ except (MissingExtraError, PackageNotFoundError):
     pytest.skip("vLLM is not installed", allow_module_level=True)
 
 from exported_model import export_smollm2
+from sums import sum_rows
 from tiny_models import RowRecording, byte_tokenizer, tiny_model
 
 from guard.engines.transformers import TransformersEngine
@@ -186,6 +187,48 @@ def test_a_guard_on_vllm_scores_and_decides(engine: VllmEngine) -> None:
     assert left_behind(engine) == 0
 
 
+def test_a_chat_model_of_langchain_answers_and_streams_on_vllm(engine: VllmEngine, scorer: Scorer) -> None:
+    pytest.importorskip("langchain_core")
+    from guard.langchain import ChatGuard
+
+    chat = ChatGuard(engine=engine, scorer=scorer, max_tokens=8)
+    asked = ["What is the capital of France?", "What is the capital of Peru?"]
+    answers = chat.batch(asked)
+    assert "Paris" in str(answers[0].content)
+    assert all(0 < answer.response_metadata["guard"]["p_wrong"] < 1 for answer in answers)
+    assert "".join(str(chunk.content) for chunk in chat.stream(asked[0])) == answers[0].content
+    assert left_behind(engine) == 0
+
+
+def test_answers_are_recorded_on_vllm_as_on_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    import guard
+    from guard.data.answers import Answers
+
+    model, questions = made_folder(tmp_path / "model"), tmp_path / "questions.jsonl"
+    questions.write_text(sum_rows(range(12)))
+    found = []
+    for name, own in (("vllm", {"dtype": "float32", "eager": True, "slots": 4}), ("transformers", {"threads": 1})):
+        options = {"context_tokens": 512, **own}
+        result = guard.record(
+            questions, out=tmp_path / name, model=model, engine=name, engine_options=options, max_tokens=4, lens=False
+        )
+        found.append(Answers.read(result.out))
+    here, there = found
+    assert (here.key == there.key).all()
+    assert (here.answer == there.answer).all()
+    assert np.allclose(here.maps, there.maps, rtol=1e-2, atol=1e-4)
+    assert np.allclose(here.norms, there.norms, rtol=1e-3)
+
+
+def made_folder(folder: Path, kind: str = "llama") -> Path:
+    """A tiny model of widths that vLLM's kernels have."""
+    head = {} if kind == "qwen2" else {"head_dim": 64}
+    tiny_model(kind, scale=2.0, **_WIDE, **head).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
 # -- how answers are chosen --------------------------------------------------------------------
 
 
@@ -269,8 +312,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_vllm_sees_it(engine: VllmEn
 
 
 def test_a_worker_that_dies_ends_its_requests_with_an_error(tmp_path: Path) -> None:
-    tiny_model("llama", scale=2.0, **_WIDE, head_dim=64).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
+    made_folder(tmp_path)
     others = multiprocessing.active_children()
     with VllmEngine.load(tmp_path, dtype="float32", eager=True, context_tokens=512) as engine:
         (worker,) = (each for each in multiprocessing.active_children() if each not in others)
@@ -289,9 +331,7 @@ def ask_until_it_fails(engine: VllmEngine) -> None:
 
 @pytest.mark.parametrize(("kind", "point"), [("qwen2", "mlp"), ("qwen3", "mlp+block"), ("mistral", "block")])
 def test_other_architectures_and_points_are_read_as_by_transformers(kind: str, point: Any, tmp_path: Path) -> None:
-    head = {} if kind == "qwen2" else {"head_dim": 64}
-    tiny_model(kind, scale=2.0, **_WIDE, **head).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
+    made_folder(tmp_path, kind)
     prompt, here, there = Prompt.chat("The quick brown fox"), RowRecording(), RowRecording()
     with VllmEngine.load(tmp_path, dtype="float32", eager=True, capture_point=point, context_tokens=256) as engine:
         one = engine.generate(prompt, completion="jumps over", observer=here)
@@ -303,16 +343,18 @@ def test_other_architectures_and_points_are_read_as_by_transformers(kind: str, p
     assert np.allclose(one.logprobs, other.logprobs, atol=0.01)
 
 
-def test_two_workers_that_share_each_layer_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_model("llama", scale=2.0, **_WIDE, head_dim=64).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
+@pytest.mark.parametrize("shared", ["tensor_parallel", "data_parallel"])
+def test_two_workers_that_share_each_layer_or_the_requests_give_the_same(
+    shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_folder(tmp_path)
     asked = [Prompt.chat("The quick brown fox " * count) for count in (1, 3, 5, 7)]
     found = []
     for workers in (1, 2):
-        options: dict[str, Any] = {"dtype": "float32", "eager": True, "context_tokens": 512}
+        options: dict[str, Any] = {"dtype": "float32", "eager": True, "context_tokens": 512, shared: workers}
         # Left to itself, vLLM wants a NUMA node for each worker.
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(workers))))
-        with VllmEngine.load(tmp_path, tensor_parallel=workers, **options) as engine:
+        with VllmEngine.load(tmp_path, **options) as engine:
             found.append(together(engine, asked, Limits(max_tokens=8)))
             assert left_behind(engine) == 0
     for (one, rows), (other, wanted) in zip(*found, strict=True):

@@ -21,7 +21,7 @@ from guard.engines.request import Request
 from guard.engines.sampling import TokenSignals
 from guard.engines.tokenizing import TokenizingEngine
 from guard.engines.vllm.loop import SteppedLoop
-from guard.engines.vllm.watching import News, Watch, Watched, silence, take_row
+from guard.engines.vllm.watching import News, Watch, Watched, end_lost, merge_news, silence, take_row
 from guard.errors import CancelledError, EngineError, EngineTimeoutError, InputError
 from guard.records import Floats, Limits, ModelInfo, Prompt, Sampling
 from guard.response_format import ResponseFormat
@@ -342,6 +342,51 @@ def test_requests_that_nobody_watches_can_only_end(engine: BytesEngine) -> None:
         assert row[5] == 0.0
         assert np.isneginf(np.delete(row, 5)).all()
     silence(logits, 1, {0}, 5)  # all are watched
+
+
+def test_the_news_of_a_request_are_those_of_the_replica_that_answers_it(engine: BytesEngine) -> None:
+    replicas = [Watch(engine._reader, Grammars(engine._grammar_vocabulary).constraint) for _ in range(2)]
+    for watch in replicas:  # both watch both requests; vLLM gives one to each
+        watch.begin({key: Watched((), 0, 2, Sampling()) for key in ("first", "second")})
+    for watch, key, letter in zip(replicas, ("first", "second"), "ab", strict=True):
+        take_row(watch.watched([key])[0], [ord(letter)], lambda _: TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
+    news = merge_news(watch.news() for watch in replicas)
+    assert {key: (each.text, len(each.signals)) for key, each in news.items()} == {
+        "first": ("a", 1),
+        "second": ("b", 1),
+    }
+    replicas[1].watched(["second"])[0].fail(EngineError("wrong"))
+    news = merge_news(watch.news() for watch in replicas)
+    assert (news["first"].is_empty, str(news["second"].error)) == (True, "wrong.")
+    news = merge_news(watch.news() for watch in reversed(replicas))
+    assert [*news] == ["first", "second"], "it is still watched by the replica that does not answer it"
+
+
+def test_a_request_that_vllm_has_ended_and_no_worker_has_completed_is_lost(engine: BytesEngine) -> None:
+    watch = Watch(engine._reader, Grammars(engine._grammar_vocabulary).constraint)
+    watch.begin({"grows": Watched((), 0, 9, Sampling()), "complete": Watched((), 0, 1, Sampling())})
+    for answer in watch.watched(["grows", "complete"]).values():
+        take_row(answer, [ord("a")], lambda _: TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
+    ended: dict[str, Exception] = {key: EngineError("it stopped") for key in ("grows", "complete", "gone")}
+    news = end_lost(watch.news(), ended)
+    assert {key: str(each.error) for key, each in news.items() if each.error} == {
+        "grows": "it stopped.",
+        "gone": "it stopped.",
+    }
+    assert news["grows"].generation is None
+    assert news["complete"].generation is not None
+
+
+def test_an_answer_whose_row_cannot_be_read_fails_alone(engine: BytesEngine) -> None:
+    watch = Watch(engine._reader, Grammars(engine._grammar_vocabulary).constraint)
+    watch.begin({key: Watched((), 0, 1, Sampling()) for key in ("one", "other")})
+    one, other = watch.watched(["one", "other"]).values()
+    take_row(one, [ord("a")], lambda _: 1 / 0, lambda: layers_at(0))  # type: ignore[arg-type, return-value]
+    take_row(other, [ord("a")], lambda _: TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
+    news = watch.news()
+    assert isinstance(news["one"].error, ZeroDivisionError)
+    assert news["one"].generation is None
+    assert news["other"].generation is not None
 
 
 def test_closing_ends_what_runs_and_vllm() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 
 from guard.engines.loading import load_engine
 from guard.engines.vllm import versions
-from guard.engines.vllm.settings import check_architecture, check_options, check_share, check_weights
+from guard.engines.vllm.settings import check_architecture, check_options, check_share, check_weights, given_options
 from guard.errors import EngineError, InputError, MissingExtraError, ModelFileError, UnsupportedArchitectureError
 
 
@@ -58,6 +59,25 @@ def test_options_that_are_not_understood_are_refused_by_name() -> None:
     check_options("vLLM's engine", ["dtype"], known)
     with pytest.raises(InputError, match=r"options of vLLM's engine: --lora-modules, --quantization: "):
         check_options("vLLM's engine", ["dtype", "lora_modules", "quantization"], known)
+
+
+@dataclass
+class MadeOptions:
+    dtype: str = "auto"
+    adapters: bool = False
+    template: str | None = None
+    origins: list[str] = field(default_factory=lambda: ["*"])
+
+
+def test_options_are_given_where_they_differ_from_their_defaults() -> None:
+    assert given_options(MadeOptions(), MadeOptions()) == []
+    assert given_options(MadeOptions("auto", True, "{{ x }}", ["me"]), MadeOptions()) == [
+        "adapters",
+        "template",
+        "origins",
+    ]
+    written = SimpleNamespace(dtype="", adapters=None, template=None)  # as a command line has what was not given
+    assert given_options(written, MadeOptions()) == []
 
 
 def test_weights_beside_those_that_are_hashed_are_refused(tmp_path: Path) -> None:
