@@ -1,19 +1,22 @@
 """What guard costs on vLLM: tokens a second of the same requests, guarded and bare, and memory.
 
     python benchmarks/vllm_overhead.py --model FOLDER [--pairs 3] [--requests 32] [--only eager] [--out FILE.json]
+                                       [--keep ROUNDS.jsonl] [--lock FILE]
 
 Bare is vLLM's own `LLM.generate` with its defaults, compiled, without anything of guard's; said apart, both without
 compiled graphs. Guarded is the engine `vllm` with capture, signature, score and decision of every answer. Each round is
 a process of its own, since a worker that waits would take time from the one that is measured; after a warm-up it
 answers all requests at once, greedily, three times, of which the fastest counts. The two sides have the same model,
 type, cache, slots and step size. Rounds are compared by the clock, and by the CPU time of all their processes, for a
-machine that others use.
+machine that others use. With --keep, rounds are kept as they end, and the same command continues after the last; with
+--lock, a file is locked while answers are measured, for programs on the same machine that do the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import fcntl
 import json
 import os
 import statistics
@@ -21,7 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,12 +64,24 @@ def cpu_seconds() -> float:
     return sum(sum(each.cpu_times()[:2]) for each in processes())
 
 
-def measured(answer: Callable[[], int]) -> dict[str, float]:
+def measured(answer: Callable[[], int], lock: str | None) -> dict[str, float]:
     """Answer once to warm up, and some times by the clock; the fastest counts, since others use the machine."""
-    answer()
-    tokens, wall, cpu = min((timed(answer) for _ in range(TIMES)), key=lambda each: each[1])
+    with locked(lock):
+        answer()
+        tokens, wall, cpu = min((timed(answer) for _ in range(TIMES)), key=lambda each: each[1])
     resident = max(each.memory_info().rss for each in processes()[1:]) / 2**20
     return {"tokens": tokens, "wall": tokens / wall, "cpu": tokens / cpu, "worker_mb": resident}
+
+
+@contextmanager
+def locked(file: str | None) -> Iterator[None]:
+    """Lock a file, if one is given."""
+    if file is None:
+        yield
+        return
+    with Path(file).open("a") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
 
 
 def timed(answer: Callable[[], int]) -> tuple[int, float, float]:
@@ -75,7 +91,7 @@ def timed(answer: Callable[[], int]) -> tuple[int, float, float]:
     return tokens, time.perf_counter() - wall, cpu_seconds() - cpu
 
 
-def guarded_round(folder: Path, requests: int, *, eager: bool) -> dict[str, float]:
+def guarded_round(folder: Path, requests: int, lock: str | None, *, eager: bool) -> dict[str, float]:
     options: dict[str, Any] = {"context_tokens": CONTEXT, "batch_tokens": BATCH_TOKENS, "cache_tokens": CACHE_TOKENS}
     with VllmEngine.load(
         folder, dtype="float32", slots=requests, prefix_caching=False, eager=eager, **options
@@ -88,10 +104,10 @@ def guarded_round(folder: Path, requests: int, *, eager: bool) -> dict[str, floa
             assert all(outcome.attempts[0].score is not None for outcome in outcomes)
             return sum(outcome.attempts[0].completion_tokens for outcome in outcomes)
 
-        return measured(lambda: asyncio.run(ask()))
+        return measured(lambda: asyncio.run(ask()), lock)
 
 
-def bare_round(folder: Path, requests: int, *, eager: bool) -> dict[str, float]:
+def bare_round(folder: Path, requests: int, lock: str | None, *, eager: bool) -> dict[str, float]:
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     from vllm import LLM, SamplingParams
 
@@ -119,7 +135,7 @@ def bare_round(folder: Path, requests: int, *, eager: bool) -> dict[str, float]:
         outputs = llm.generate(asked, params, use_tqdm=False)
         return sum(len(output.outputs[0].token_ids) for output in outputs)
 
-    return measured(answer)
+    return measured(answer, lock)
 
 
 ROUNDS = {"guarded": guarded_round, "bare": bare_round}
@@ -131,18 +147,36 @@ ROUNDS = {"guarded": guarded_round, "bare": bare_round}
 def in_a_process(which: str, options: argparse.Namespace, *, eager: bool) -> dict[str, float]:
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         own = ["--model", options.model, "--requests", str(options.requests), "--round", which, "--out", file.name]
-        subprocess.run([sys.executable, __file__, *own, *(["--eager"] if eager else [])], check=True)
+        own += [*(["--eager"] if eager else []), *(["--lock", options.lock] if options.lock else [])]
+        subprocess.run([sys.executable, __file__, *own], check=True)
         found: dict[str, float] = json.loads(Path(file.name).read_text())
         print(f"{which}, {'eager' if eager else 'compiled'}, load {os.getloadavg()[0]:.1f}: {found}", flush=True)
         return found
 
 
+def kept_rounds(file: str | None, *, eager: bool) -> dict[str, list[dict[str, float]]]:
+    """Return the rounds of an earlier run of the same command, by their side."""
+    path = None if file is None else Path(file)
+    lines = path.read_text().splitlines() if path is not None and path.exists() else []
+    kept = [each for each in map(json.loads, lines) if each["eager"] == eager]
+    return {side: [each["found"] for each in kept if each["which"] == side] for side in ROUNDS}
+
+
+def keep(file: str | None, which: str, found: dict[str, float], *, eager: bool) -> None:
+    """Add a round to the file."""
+    if file is not None:
+        with Path(file).open("a") as opened:
+            opened.write(json.dumps({"which": which, "eager": eager, "found": found}) + "\n")
+
+
 def compare(options: argparse.Namespace, *, eager: bool) -> list[Ratio | Figure]:
     """Alternate rounds of both sides, the first of each pair in turn; by the clock, and by CPU time."""
-    rounds: dict[str, list[dict[str, float]]] = {"guarded": [], "bare": []}
+    rounds = kept_rounds(options.keep, eager=eager)
     for number in range(options.pairs):
         for which in ("bare", "guarded") if number % 2 == 0 else ("guarded", "bare"):
-            rounds[which].append(in_a_process(which, options, eager=eager))
+            if len(rounds[which]) <= number:
+                rounds[which].append(in_a_process(which, options, eager=eager))
+                keep(options.keep, which, rounds[which][-1], eager=eager)
     how = "eager" if eager else "compiled"
     figures = [
         Figure(f"{what}, {which}, {how}", max(each[key] for each in found), unit)
@@ -177,11 +211,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--only", choices=("compiled", "eager"), help="one of the two comparisons")
     parser.add_argument("--out", help="write the figures to this JSON file")
+    parser.add_argument("--keep", help="keep rounds in this file, and continue after those in it")
+    parser.add_argument("--lock", help="lock this file while answers are measured")
     parser.add_argument("--round", choices=tuple(ROUNDS), help=argparse.SUPPRESS)
     parser.add_argument("--eager", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.round:
-        found = ROUNDS[options.round](Path(options.model), options.requests, eager=options.eager)
+        found = ROUNDS[options.round](Path(options.model), options.requests, options.lock, eager=options.eager)
         write(found, options.out)
         return
     about: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
