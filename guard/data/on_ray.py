@@ -125,7 +125,8 @@ def score_on_ray(
         )
     whole = Path(journal).absolute()
     call = partial(_scores, **{name: _absolute(value) for name, value in options.items()})
-    return _run_whole(_Work(call, whole, whole, ([*rows],)), shards, cpus, gpus, progress)
+    results: list[dict[str, Any]] = _run_whole(_Work(call, whole, whole, ([*rows],)), shards, cpus, gpus, progress)
+    return results
 
 
 def _scores(rows: Sequence[Mapping[str, Any]], **options: Any) -> list[dict[str, Any]]:
