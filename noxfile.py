@@ -177,7 +177,7 @@ def watch(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def killed_ray(session: nox.Session) -> None:
-    """2,000 rows on a Ray cluster of two workers, one of which is killed, or the head; output in docs/evidence."""
+    """2,000 rows on a Ray cluster of two workers, one of which is killed; the output is in docs/evidence."""
     session.install("-e", ".[transformers,evaluate,ray]", TORCH)
     session.run("python", "tests/support/killed_ray.py", *session.posargs, env={"PYTHONPATH": str(Path.cwd())})
 

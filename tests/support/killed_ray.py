@@ -1,6 +1,6 @@
-"""Kill tests of runs on Ray: of two workers on this machine, one is ended in the middle; or the head and its program.
+"""Kill tests of runs on Ray: of two workers on this machine, one is ended in the middle.
 
-    python tests/support/killed_ray.py [--answers 2000] [--shards 8] [--only record|score|certify|head]
+    python tests/support/killed_ray.py [--answers 2000] [--shards 8] [--only record|score|certify]
 
 The result must be that of one process, and nothing that was in a journal may be asked for again. A made model with
 random weights answers, on transformers; ``tests/data/test_on_ray.py`` runs samples where ray is installed.
@@ -11,11 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +28,6 @@ from tiny_models import byte_tokenizer, tiny_model
 
 import guard
 from guard.data.answers import Answers
-from guard.errors import InputError
 from guard.scoring.scorer import Scorer
 
 OPTIONS: dict[str, Any] = {"engine_options": {"threads": 1, "deterministic": True}}
@@ -46,42 +41,36 @@ rules:
   - abstain: {text: I do not know.}
 """
 
-#: Ray's setting, in Ray's spelling.
-RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
-
 #: Bytes that a row adds to its journal, about: two pages of its log. A run keeps others from reading its journal, so
 #: that rows are counted by the files' size.
 _BYTES = 8192
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of run.
+class RayRun:
+    """A run, in one process and on Ray.
 
     Attributes:
         table: of its journal, which has its rows.
         alone: runs in this process; returns what it gives.
         on_ray: runs in shards on the cluster; returns the same.
         out: the file of the whole run, beside which the journals are.
-        journal: of the whole run on Ray.
     """
 
     table: str
     alone: Callable[[], Any]
     on_ray: Callable[..., Any]
     out: Path
-    journal: Path
 
 
-def record_kind(folder: Path, model: Path, answers: int) -> Kind:
+def record_run(folder: Path, model: Path, answers: int) -> RayRun:
     questions, out = write_sums(folder, answers), folder / "all.parquet"
     options = {**OPTIONS, "model": model, "max_tokens": 2, "lens": False}
-    return Kind(
+    return RayRun(
         "answers",
         partial(_recorded, partial(guard.record, questions, out=folder / "one.parquet", **options)),
         partial(_recorded, partial(guard.run_on_ray, guard.record, questions, out=out, **options)),
         out,
-        out.with_name(f"{out.name}.journal"),
     )
 
 
@@ -89,26 +78,25 @@ def _recorded(run: Callable[..., Any], **options: Any) -> Answers:
     return Answers.read(run(**options).out)
 
 
-def score_kind(folder: Path, model: Path, answers: int) -> Kind:
+def score_run(folder: Path, model: Path, answers: int) -> RayRun:
     rows = [{"prompt": f"What is {n} + 1?", "response": str(n + 1)} for n in range(answers)]
     options, journal = {**OPTIONS, "model": model, "scorer": write_scorer(folder, model)}, folder / "all.journal"
 
     def alone() -> list[dict[str, Any]]:
         return [*guard.score_rows(rows, journal=folder / "one.journal", **options)]
 
-    return Kind("scores", alone, partial(guard.score_on_ray, rows, journal=journal, **options), journal, journal)
+    return RayRun("scores", alone, partial(guard.score_on_ray, rows, journal=journal, **options), journal)
 
 
-def certify_kind(folder: Path, model: Path, answers: int) -> Kind:
+def certify_run(folder: Path, model: Path, answers: int) -> RayRun:
     questions, out, policy = write_sums(folder, answers), folder / "all.json", folder / "policy.yaml"
     policy.write_text(POLICY)
     options = {**OPTIONS, "model": model, "scorer": write_scorer(folder, model), "policy": policy}
-    return Kind(
+    return RayRun(
         "trials",
         partial(_explained, partial(guard.certify, questions, out=folder / "one.json", **options)),
         partial(_explained, partial(guard.run_on_ray, guard.certify, questions, out=out, **options)),
         out,
-        out.with_name(f"{out.name}.journal"),
     )
 
 
@@ -117,7 +105,7 @@ def _explained(run: Callable[..., Any], **options: Any) -> str:
     return result
 
 
-KINDS = {"record": record_kind, "score": score_kind, "certify": certify_kind}
+RUNS = {"record": record_run, "score": score_run, "certify": certify_run}
 
 
 def write_sums(folder: Path, count: int) -> Path:
@@ -149,15 +137,15 @@ def run_everywhere(what: str, folder: Path, *, answers: int, shards: int) -> dic
     Raises:
         AssertionError: the results differ, or something was asked twice.
     """
-    kind, killed = KINDS[what](folder, made_model(folder / "model"), answers), dict[str, int]()
-    alone = kind.alone()
+    run, killed = RUNS[what](folder, made_model(folder / "model"), answers), dict[str, int]()
+    alone = run.alone()
     with cluster_of_two() as (cluster, nodes):
-        killing = threading.Thread(target=_kill_node, args=(cluster, nodes[0], kind, answers // 3, killed))
+        killing = threading.Thread(target=_kill_node, args=(cluster, nodes[0], run, answers // 3, killed))
         killing.start()
-        found = kind.on_ray(shards=shards)
+        found = run.on_ray(shards=shards)
         killing.join(60)
     assert killed["rows_before_the_kill"] < answers, "nothing was left to do"
-    return {"what": what, "answers": answers, "shards": shards, **killed, **compared(kind, alone, found, shards)}
+    return {"what": what, "answers": answers, "shards": shards, **killed, **compared(run, alone, found, shards)}
 
 
 @contextmanager
@@ -176,14 +164,14 @@ def cluster_of_two() -> Iterator[tuple[Any, list[Any]]]:
         cluster.shutdown()
 
 
-def _kill_node(cluster: Any, node: Any, kind: Kind, after: int, killed: dict[str, int]) -> None:
+def _kill_node(cluster: Any, node: Any, run: RayRun, after: int, killed: dict[str, int]) -> None:
     """End a worker's machine without a word once there are that many rows."""
-    killed["rows_before_the_kill"] = _wait_for_rows(kind, after)
+    killed["rows_before_the_kill"] = _wait_for_rows(run, after)
     cluster.remove_node(node, allow_graceful=False)
 
 
-def _wait_for_rows(kind: Kind, after: int) -> int:
-    while (count := sum(map(_rows, _journals(kind.out)))) < after:
+def _wait_for_rows(run: RayRun, after: int) -> int:
+    while (count := sum(map(_rows, _journals(run.out)))) < after:
         time.sleep(0.02)
     return count
 
@@ -197,72 +185,18 @@ def _rows(journal: Path) -> int:
     return sum(file.stat().st_size for file in (journal, log) if file.exists()) // _BYTES
 
 
-# -- the head is ended -------------------------------------------------------------------------
-
-
-def run_after_the_head(folder: Path, *, answers: int, shards: int) -> dict[str, Any]:
-    """Record on a cluster whose head and program are ended, and again on another one; return what was counted."""
-    kind = record_kind(folder, made_model(folder / "model"), answers)
-    alone = kind.alone()
-    os.environ[RECONNECT] = "5"  # seconds after which workers end without their head
-    with cluster_of_two() as (cluster, _):
-        command = [sys.executable, __file__, "--drive", cluster.address, str(folder), str(shards)]
-        program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        rows = _wait_for_rows(kind, answers // 3)
-        program.send_signal(signal.SIGKILL)
-        program.wait(60)
-        _disconnect()
-        cluster.remove_node(cluster.head_node, allow_graceful=False)
-        _wait_until_unused(kind.out)
-        left = sum(_stored(journal, kind.table) for journal in _journals(kind.out))
-    assert left < answers, "nothing was left to do"
-    with cluster_of_two():
-        found = kind.on_ray(shards=shards)
-    killed = {"rows_before_the_kill": rows, "rows_when_all_had_ended": left}
-    return {"what": "head", "answers": answers, "shards": shards, **killed, **compared(kind, alone, found, shards)}
-
-
-def drive(address: str, folder: Path, shards: int) -> None:
-    """The program that is ended."""
-    import ray
-
-    ray.init(address=address, log_to_driver=False)
-    record_kind(folder, folder / "model", len((folder / "questions.jsonl").read_text().splitlines())).on_ray(
-        shards=shards
-    )
-
-
-def _disconnect() -> None:
-    import ray
-
-    ray.shutdown()
-
-
-def _wait_until_unused(out: Path) -> None:
-    """Wait until the workers have noticed that their head is gone: the run refuses journals that others write."""
-    end = time.monotonic() + 180
-    while time.monotonic() < end:
-        with contextlib.suppress(InputError, sqlite3.Error):
-            for journal in _journals(out):
-                with contextlib.closing(sqlite3.connect(journal, timeout=1.0, isolation_level=None)) as db:
-                    db.execute("BEGIN IMMEDIATE")
-            return
-        time.sleep(0.5)
-    raise AssertionError("workers did not end")
-
-
 # -- what must hold ----------------------------------------------------------------------------
 
 
-def compared(kind: Kind, alone: Any, found: Any, shards: int) -> dict[str, Any]:
+def compared(run: RayRun, alone: Any, found: Any, shards: int) -> dict[str, Any]:
     """Check that two runs gave the same, and that no stored row was asked for again."""
     if isinstance(alone, Answers):
         compare(alone, found)
     else:
         assert found == alone
-    journals = _journals(kind.out)
+    journals = _journals(run.out)
     assert len(journals) == shards
-    asked_again = sum(_asked_again(journal, kind.table) for journal in journals)
+    asked_again = sum(_asked_again(journal, run.table) for journal in journals)
     assert asked_again == 0
     return {"asked_again": asked_again, "same": True}
 
@@ -290,20 +224,15 @@ def compare(first: Answers, second: Answers) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--drive"]:
-        _, _, address, folder, shards = sys.argv
-        drive(address, Path(folder), int(shards))
-        return
-    parser = argparse.ArgumentParser(description="Run on Ray while a worker or the head is killed, and compare.")
+    parser = argparse.ArgumentParser(description="Run on Ray while a worker is killed, and compare.")
     parser.add_argument("--answers", type=int, default=2000)
     parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--only", choices=[*KINDS, "head"])
+    parser.add_argument("--only", choices=[*RUNS])
     options = parser.parse_args()
     sizes = {"answers": options.answers, "shards": options.shards}
-    for what in [options.only] if options.only else [*KINDS, "head"]:
+    for what in [options.only] if options.only else [*RUNS]:
         with TemporaryDirectory() as folder:
-            run = run_after_the_head if what == "head" else partial(run_everywhere, what)
-            print(json.dumps(run(Path(folder), **sizes)), flush=True)
+            print(json.dumps(run_everywhere(what, Path(folder), **sizes)), flush=True)
 
 
 if __name__ == "__main__":
