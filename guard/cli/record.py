@@ -60,6 +60,9 @@ def record(
     p_true: Annotated[
         bool, typer.Option("--p-true", help="Ask the model whether each of its answers is right.")
     ] = False,
+    rauq: Annotated[
+        bool, typer.Option("--rauq", help="Also compute RAUQ from the model's attention (transformers only).")
+    ] = False,
     completion: Annotated[
         bool | None,
         typer.Option(
@@ -102,6 +105,7 @@ def record(
             samples=samples,
             sampled_rows=sampled_rows,
             p_true=p_true,
+            rauq=rauq,
             completion=completion,
             lens=lens,
             journal=journal,

@@ -22,7 +22,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.data.columns import ARRAYS, KINDS, RAGGED, VALUES, Columns, array_shapes, to_offsets
+from guard.data.columns import ARRAYS, KINDS, OPTIONAL, RAGGED, VALUES, Columns, array_shapes, to_offsets
 from guard.data.graders import Grader
 from guard.data.labelling import label_answer
 from guard.data.parquet_file import read_columns, write_columns
@@ -207,6 +207,11 @@ class Answers:
         return None if self.columns.p_true is None else self._part(self.columns.p_true)
 
     @property
+    def rauq(self) -> Doubles | None:
+        """RAUQ of each answer, shape (n,), nan where it was not read; None where it was read of none."""
+        return None if self.columns.rauq is None else self._part(self.columns.rauq)
+
+    @property
     def maps(self) -> Floats:
         """As in `Signature.maps`, shape (n, T, A, L, L)."""
         return self._part(self.columns.maps)
@@ -284,8 +289,9 @@ def concatenate(tables: Sequence[Answers]) -> Answers:
     for name in ARRAYS:
         arrays = [getattr(part, name) for part in parts]
         joined[name] = None if any(array is None for array in arrays) else np.concatenate(arrays)
-    if any(part.p_true is not None for part in parts):
-        joined["p_true"] = np.concatenate([_nan_or(part.p_true, len(part)) for part in parts])
+    for name in OPTIONAL:
+        if any(getattr(part, name) is not None for part in parts):
+            joined[name] = np.concatenate([_nan_or(getattr(part, name), len(part)) for part in parts])
     first = tables[0].metadata
     return Answers.whole(
         Columns(
@@ -370,7 +376,7 @@ class _Builder:
         self._values: list[tuple[Any, ...]] = []
         self._samples: list[tuple[str, ...]] = []
         self._tokens: dict[str, list[Floats]] = {name: [] for name in RAGGED}
-        self._p_true: list[float | None] = []
+        self._optional: dict[str, list[float | None]] = {name: [] for name in OPTIONAL}
         self._residual = True
 
     def __len__(self) -> int:
@@ -388,8 +394,9 @@ class _Builder:
             self._arrays["lens"][at], self._arrays["path"][at] = record.residual.lens, record.residual.path
         for name in RAGGED:
             self._tokens[name].append(getattr(record.signals, name))
-        self._samples.append(record.samples)
-        self._p_true.append(record.p_true)
+        self._samples.append(record.further.samples)
+        for name, column in self._optional.items():
+            column.append(getattr(record.further, name))
         seconds, prompt_tokens, ended = record.seconds, record.prompt_tokens, record.finish_reason or ""
         texts = (question_identity(row), record.question, record.answer, split_text(row))
         self._values.append((record.key, record.dataset, *texts, wrong, seconds, prompt_tokens, ended))
@@ -401,8 +408,9 @@ class _Builder:
             made |= {"lens": None, "path": None}
         for name, values in zip(VALUES, zip(*self._values, strict=True), strict=True):
             made[name] = label_array(values) if name == "wrong" else np.array(values, KINDS[name])
-        if any(each is not None for each in self._p_true):
-            made["p_true"] = np.array(self._p_true, np.float64)  # None becomes nan
+        for name, column in self._optional.items():
+            if any(each is not None for each in column):
+                made[name] = np.array(column, np.float64)  # None becomes nan
         for name in RAGGED:
             made[name] = np.concatenate(self._tokens[name])
         offsets = to_offsets(np.array([len(each) for each in self._tokens[RAGGED[0]]]))

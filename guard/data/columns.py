@@ -34,6 +34,8 @@ KINDS: Mapping[str, type] = {
 VALUES = tuple(KINDS)
 RAGGED = ("logprobs", "entropies", "margins")
 ARRAYS = ("maps", "norms", "activations", "lens", "path")
+#: Columns of one number that are there only where they were asked for.
+OPTIONAL = ("p_true", "rauq")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ class Columns:
         maps, norms: shapes (n, T, A, L, L) and (n, A, L), as in `Signature`. The maps are float32: in half
             precision, layers that nearly agree would lose up to a seventh of the differences between answers.
         activations: shape (n, 3, L, D), float16.
-        p_true: shape (n,), nan where it was not asked; None where it was asked of no answer.
+        p_true, rauq: shape (n,), nan where it was not asked; None where it was asked of no answer.
         lens, path: shapes (n, 2, 3, L) and (n, 2, 2, L), as in `Residual`; None where not recorded.
         metadata: metadata of the run, flat; see `guard.data.answers.run_metadata`.
     """
@@ -76,6 +78,7 @@ class Columns:
     path: Floats | None
     metadata: Mapping[str, Any]
     p_true: Doubles | None = None
+    rauq: Doubles | None = None
     _blocks: dict[FeatureSchema, Floats] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -87,7 +90,7 @@ class Columns:
         starts = np.cumsum(tokens) - tokens  # of the rows' tokens in the copy
         at = np.arange(tokens.sum()) + np.repeat(self.offsets[rows] - starts, tokens)
         taken: dict[str, Any] = {name: getattr(self, name)[at] for name in RAGGED}
-        for name in (*VALUES, *ARRAYS, "p_true"):
+        for name in (*VALUES, *ARRAYS, *OPTIONAL):
             array = getattr(self, name)
             taken[name] = None if array is None else array[rows]
         samples = tuple(self.samples[row] for row in rows)

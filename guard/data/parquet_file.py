@@ -9,7 +9,7 @@ machine, pyarrow 26).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.data.columns import ARRAYS, KINDS, RAGGED, Columns, array_shapes, to_offsets
+from guard.data.columns import ARRAYS, KINDS, OPTIONAL, RAGGED, Columns, array_shapes, to_offsets
 from guard.errors import InputError, did_you_mean, missing_extra
 from guard.files.write_whole import replacing
 from guard.scoring.labels import are_graded
@@ -42,7 +42,8 @@ def write_columns(columns: Columns, path: Path) -> None:
     shapes = {name: every[name] for name in every if getattr(columns, name) is not None and np.prod(every[name][0])}
     metadata = dict(columns.metadata)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "metadata": metadata, "sha256": _digest(metadata)}
-    kinds = _kinds(graded=are_graded(columns.wrong), p_true=columns.p_true is not None)
+    optional = [name for name in OPTIONAL if getattr(columns, name) is not None]
+    kinds = _kinds(optional, graded=are_graded(columns.wrong))
     schema = _schema(shapes, kinds).with_metadata({_KEY: json.dumps(header)})
     row_bytes = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values())
     step = max(1, _GROUP_BYTES // max(row_bytes, 1024))
@@ -74,7 +75,7 @@ def read_columns(path: Path) -> Columns:
             names = file.schema_arrow.names
             shapes = {name: shapes[name] for name in shapes if name in names}
             graded = "wrong" in names and file.schema_arrow.field("wrong").type == pyarrow.float64()
-            kinds = _kinds(graded=graded, p_true="p_true" in names)
+            kinds = _kinds([name for name in OPTIONAL if name in names], graded=graded)
             if not file.schema_arrow.equals(_schema(shapes, kinds)):
                 raise ValueError("its columns do not match its header")
             columns = _read_groups(file, shapes, metadata, kinds)
@@ -126,10 +127,10 @@ def _schema(shapes: Mapping[str, tuple[tuple[int, ...], str]], kinds: Mapping[st
     return pyarrow.schema([pyarrow.field(name, kind, nullable=False) for name, kind in fields.items()])
 
 
-def _kinds(*, graded: bool, p_true: bool) -> Mapping[str, type]:
-    """Return the types of the columns of one value; graded labels are numbers, and P(true) is there where asked."""
+def _kinds(optional: Sequence[str], *, graded: bool) -> Mapping[str, type]:
+    """Return the types of the columns of one value, with these optional ones; graded labels are numbers."""
     kinds: dict[str, type] = {**KINDS, "wrong": np.float64} if graded else dict(KINDS)
-    return {**kinds, "p_true": np.float64} if p_true else kinds
+    return {**kinds, **dict.fromkeys(optional, np.float64)}
 
 
 def _listed(kind: Any) -> Any:
@@ -222,6 +223,8 @@ def _check(columns: Columns) -> None:
         raise ValueError("'wrong' has values that are not from 0 to 1")
     if columns.p_true is not None and ((columns.p_true < 0) | (columns.p_true > 1)).any():
         raise ValueError("'p_true' has values that are no probabilities")
+    if columns.rauq is not None and np.isinf(columns.rauq).any():
+        raise ValueError("'rauq' has values that are not finite")
     if np.isnan(columns.margins).any():  # infinity stands for a token without a rival
         raise ValueError("'margins' has values that are not numbers")
 

@@ -13,11 +13,13 @@ from guard import engines
 from guard.checked import checked_seed, whole_number
 from guard.data.answers import Answers
 from guard.data.asked_alone import asked_alone
+from guard.data.further_calls import FurtherCalls
 from guard.data.graders import Grader, choose_grader
 from guard.data.logit_lens import Lens
 from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
 from guard.data.question_sets import DataSpecs, list_bad_rows, read_sets, round_robin
 from guard.data.questions import Question, Row
+from guard.data.rauq import check_attention
 from guard.data.recording import Journal, Run, Skipped, find_template_date, of_this_model, record_rows
 from guard.data.run_settings import settings_of_run
 from guard.data.sets import DataSource, OnBad
@@ -63,6 +65,7 @@ def record(
     samples: int = 0,
     sampled_rows: int = 200,
     p_true: bool = False,
+    rauq: bool = False,
     completion: bool | None = None,
     lens: bool = True,
     journal: str | Path | None = None,
@@ -94,6 +97,7 @@ def record(
         samples: number of further answers, sampled at temperature 1, to some questions of each set.
         sampled_rows: number of questions of each set that get these samples.
         p_true: ask the model once more whether each of its answers is right, and keep the probability of "true".
+        rauq: read the model's attention over each answer in one more pass, and keep RAUQ; only on transformers.
         completion: ask by a text to continue; by default only where the model has no chat template.
         lens: record the residual stream too, where the model is a GGUF file on llama.cpp.
         journal: where answers are kept; by default ``OUT.journal``, or ``OUT.3-of-8.journal`` for a shard.
@@ -129,6 +133,8 @@ def record(
     kept = _existing_if(partial, chosen.journal(out, journal) if chosen else choose_journal(out, journal))
     options = {"engine": engine, **(engine_options or {}), "template_date": find_template_date(kept)}
     with _Loaded.load(model, options, lens=lens and not partial) as loaded:
+        if rauq:
+            check_attention(loaded.engine)
         rows, others = of_this_model(round_robin(sources), loaded.engine.model.name)
         notes: list[str] = [*loaded.notes]
         run = settings_of_run(
@@ -144,7 +150,8 @@ def record(
         part = select_part(rows, chosen)
         with Journal(kept, run, part.header) as answers:
             if not partial:
-                more = {"samples": samples, "sampled_rows": sampled_rows, "with_p_true": p_true}
+                calls = FurtherCalls(samples=samples, p_true=p_true, rauq=rauq)
+                more = {"calls": calls, "sampled_rows": sampled_rows}
                 notes += _ask(loaded, rows, part, answers, run, more, progress)
             metadata = _metadata(sources, grader=grader_name, limit=limit, seed=seed)
             table = Answers.from_journal(answers, part.rows, grade, metadata=metadata)

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sqlite3
 import threading
-import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.data.further_calls import FurtherCalls, FurtherSignals, ask_further
+from guard.data.header_journal import HeaderJournal
 from guard.data.in_order import in_order
 from guard.data.logit_lens import LENS_SIGNALS, Lens, Residual, ResidualObserver
-from guard.data.p_true import p_true
 from guard.data.prompts import completion_prompt, question_prompt, with_default_options
 from guard.data.questions import LabelledResponse, Question, Row
-from guard.data.sqlite_journal import JournalFile, ShardHeader, asked_digest, row_key
+from guard.data.sqlite_journal import ShardHeader, asked_digest, row_key
 from guard.engines.protocols import Engine, Observer
 from guard.errors import CaptureError, InputError, PromptTooLongError
 from guard.records import (
@@ -36,23 +37,19 @@ from guard.records import (
     Limits,
     ModelInfo,
     Prompt,
-    Sampling,
     Signals,
     Signature,
 )
 from guard.scoring.signature import ACTIVATION_TOKENS, AGGREGATES, SignatureObserver
 
 #: Format version of a journal's tables.
-_FORMAT = "4"
-_SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS header (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    """CREATE TABLE IF NOT EXISTS answers (
+_FORMAT = "5"
+_SCHEMA = """CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, dataset TEXT NOT NULL, question TEXT NOT NULL, answer TEXT NOT NULL,
     skipped TEXT, prompt_tokens INTEGER, seconds REAL,
     logprobs BLOB, entropies BLOB, margins BLOB, maps BLOB, norms BLOB, activations BLOB, lens BLOB, path BLOB,
-    samples TEXT, asked TEXT NOT NULL, finish_reason TEXT, p_true REAL
-)""",
-)
+    samples TEXT, asked TEXT NOT NULL, finish_reason TEXT, p_true REAL, rauq REAL
+)"""
 
 
 _TEMPLATE_DATE = "model.template_date"
@@ -105,11 +102,10 @@ class Record:
         signals: log-probabilities, entropies, margins, signature.
         seconds: time the answer took.
         residual: signals of the residual stream; None unless it was captured (``mlp+block``).
-        samples: further sampled answers, if they were requested.
+        further: what came of the calls that followed the answer.
         prompt_tokens: tokens of the prompt; 0 if unknown.
         asked: digest of what the model was asked; see `asked_digest`.
         finish_reason: how the answer ended; ``length`` means that it is truncated. Truncated answers are labelled too.
-        p_true: see `guard.data.p_true`; None if it was not requested.
     """
 
     key: str
@@ -119,11 +115,10 @@ class Record:
     signals: Signals
     seconds: float
     residual: Residual | None = None
-    samples: tuple[str, ...] = ()
+    further: FurtherSignals = field(default_factory=FurtherSignals)
     prompt_tokens: int = 0
     asked: str = ""
     finish_reason: FinishReason | None = None
-    p_true: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,20 +130,15 @@ class Skipped:
     asked: str = ""
 
 
-class Journal(JournalFile):
+class Journal(HeaderJournal):
     """The answers of one run or of one shard of it, on disk. Use as a context manager."""
 
+    ROWS: ClassVar[str] = "answers"
+    SCHEMA: ClassVar[str] = _SCHEMA
+
     def __init__(self, path: str | Path, run: Run, shard: ShardHeader | None = None) -> None:
-        super().__init__(path, shard)
+        super().__init__(path, {"journal": _FORMAT, **run.fields()}, shard)
         self._run = run
-        try:
-            with self._translated():
-                self._set_up()
-            self._check_header()
-            self._check_shard()
-        except BaseException:
-            self._db.close()
-            raise
 
     def __len__(self) -> int:
         with self._translated():
@@ -159,11 +149,6 @@ class Journal(JournalFile):
     def run(self) -> Run:
         """The run that the answers belong to."""
         return self._run
-
-    def keys(self) -> set[str]:
-        """Return the keys of all rows in the journal, including skipped ones."""
-        with self._translated():
-            return {key for (key,) in self._db.execute("SELECT key FROM answers")}
 
     def answered(self) -> set[str]:
         """Return the keys of the rows that have an answer; skipped ones are asked again."""
@@ -184,7 +169,7 @@ class Journal(JournalFile):
         """Store an answer; it is safe on disk when this returns."""
         signals, signature = record.signals, record.signals.signature
         blobs = [signals.logprobs, signals.entropies, signals.margins, signature.maps, signature.norms]
-        residual = record.residual
+        residual, further = record.residual, record.further
         self._insert(
             record.key,
             record.dataset,
@@ -197,15 +182,16 @@ class Journal(JournalFile):
             to_float16(signature.activations).tobytes(),
             None if residual is None else residual.lens.astype("<f4").tobytes(),
             None if residual is None else residual.path.astype("<f4").tobytes(),
-            json.dumps(record.samples) if record.samples else None,
+            json.dumps(further.samples) if further.samples else None,
             record.asked,
             record.finish_reason,
-            record.p_true,
+            further.p_true,
+            further.rauq,
         )
 
     def skip(self, skipped: Skipped, *, dataset: str) -> None:
         """Store the reason why the model cannot be asked a row."""
-        self._insert(skipped.key, dataset, "", "", skipped.reason, *[None] * 11, skipped.asked, None, None)
+        self._insert(skipped.key, dataset, "", "", skipped.reason, *[None] * 11, skipped.asked, *[None] * 3)
 
     def record(self, key: str) -> Record | Skipped | None:
         """Return one row's record or the reason for skipping it; None if it is not in the journal."""
@@ -231,11 +217,11 @@ class Journal(JournalFile):
 
     def _insert(self, *values: Any) -> None:
         with self._translated():
-            self._db.execute(f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * 19)})", values)
+            self._db.execute(f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * 20)})", values)
 
     def _read(self, row: tuple[Any, ...]) -> Record | Skipped:
-        key, dataset, question, answer, skipped, prompt_tokens, seconds, *blobs = row[:-4]
-        samples, asked, finish_reason, true = row[-4:]
+        key, dataset, question, answer, skipped, prompt_tokens, seconds, *blobs = row[:-5]
+        samples, asked, finish_reason, true, attention = row[-5:]
         if skipped is not None:
             return Skipped(key, skipped, asked)
         texts = all(isinstance(text, str) for text in (key, dataset, question, answer))
@@ -245,6 +231,8 @@ class Journal(JournalFile):
             raise ValueError("its finish reason is not known")
         if true is not None and not 0 <= true <= 1:
             raise ValueError("its P(true) is no probability")
+        if attention is not None and not math.isfinite(attention):
+            raise ValueError("its RAUQ is no finite number")
         logprobs, entropies, margins, maps, norms = (np.frombuffer(blob, "<f4") for blob in blobs[:5])
         layers, temperatures, width = self._run.model.layers, self._run.temperatures, self._run.model.width
         activations = np.frombuffer(blobs[5], "<f2").astype(np.float32)
@@ -268,39 +256,11 @@ class Journal(JournalFile):
             signals=Signals(logprobs, entropies, margins, signature),
             seconds=seconds,
             residual=residual,
-            samples=_texts(samples),
+            further=FurtherSignals(_texts(samples), true, attention),
             prompt_tokens=prompt_tokens,
             asked=asked,
             finish_reason=finish_reason,
-            p_true=true,
         )
-
-    def _set_up(self) -> None:
-        self._claim(("header", "answers"))
-        # Tables and header in one transaction: a journal with half a header would match no run.
-        self._db.execute("BEGIN IMMEDIATE")
-        for statement in _SCHEMA:
-            self._db.execute(statement)
-        if not self._db.execute("SELECT count(*) FROM header").fetchone()[0]:
-            self._db.executemany("INSERT INTO header VALUES (?, ?)", self._header().items())
-            self._begin_shard()
-        self._db.execute("COMMIT")
-
-    def _header(self) -> dict[str, str]:
-        return {"journal": _FORMAT, **self._run.fields()}
-
-    def _check_header(self) -> None:
-        fields = self._header()
-        with self._translated():
-            stored = dict(self._db.execute("SELECT name, value FROM header"))
-        differing = [name for name in fields if stored.get(name) != fields[name]]
-        if differing:
-            details = "; ".join(f"{name}: {stored.get(name)} there, {fields[name]} now" for name in differing)
-            raise InputError(
-                f"'{self.path}' holds the answers of another run",
-                why=details,
-                fix="Give another file, or delete this one to start again",
-            )
 
 
 def _texts(stored: str | None) -> tuple[str, ...]:
@@ -336,6 +296,12 @@ def find_template_date(journal: str | Path) -> str | None:
         return None
 
 
+def resumed_options(options: Mapping[str, Any], journal: str | Path) -> dict[str, Any]:
+    """Return options for loading a model, with the date in the prompts of a journal where it has one."""
+    found = find_template_date(journal)
+    return {**options, "template_date": found} if found else {**options}
+
+
 def record_rows(
     engine: Engine,
     rows: Sequence[tuple[str, Row]],
@@ -343,9 +309,8 @@ def record_rows(
     *,
     run: Run,
     lens: Lens | None = None,
-    samples: int = 0,
     sampled_rows: int = 0,
-    with_p_true: bool = False,
+    calls: FurtherCalls = FurtherCalls(),  # noqa: B008 - frozen
     only: Collection[str] | None = None,
 ) -> Iterator[Record | Skipped]:
     """Ask the model every row that has no answer in the journal; yield each row once it is stored.
@@ -358,22 +323,20 @@ def record_rows(
         journal: where answers are kept.
         run: settings of the run.
         lens: reads the residual stream, for an engine whose capture point is ``mlp+block``.
-        samples: number of further answers, sampled at temperature 1, to each of the first ``sampled_rows`` questions of
-            each data set, for methods that use several answers.
-        sampled_rows: see ``samples``.
-        with_p_true: ask the model once more, whether each answer is right.
+        sampled_rows: only the first questions of each data set, this many, get further samples.
+        calls: that follow each answer.
         only: keys of the rows to ask, such as those of a shard; None for all.
 
     Raises:
         InputError: the journal has an answer to another question under a row's key.
     """
     journal.check_questions(rows)
-    wanted = _wanted(rows, journal.answered(), samples=samples, sampled_rows=sampled_rows, only=only)
+    wanted = _wanted(rows, journal.answered(), calls, sampled_rows=sampled_rows, only=only)
     # The lens multiplies by the whole vocabulary: in several threads at once that takes longer, not shorter.
     at_once = 1 if lens is not None else getattr(engine, "at_once", 1)
 
     def asked(each: _Wanted, cancel: threading.Event) -> Record | Skipped:
-        return _record_row(engine, each, run, lens, with_p_true, cancel)
+        return _record_row(engine, each, run, lens, cancel)
 
     with contextlib.closing(in_order(asked, wanted, at_once=at_once)) as found:
         for each, result in zip(wanted, found, strict=True):
@@ -386,18 +349,18 @@ def record_rows(
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A row without an answer, and its number of further answers."""
+    """A row without an answer, and the calls that follow its answer."""
 
     dataset: str
     row: Row
-    samples: int
+    calls: FurtherCalls
 
 
 def _wanted(
     rows: Sequence[tuple[str, Row]],
     known: set[str],
+    calls: FurtherCalls,
     *,
-    samples: int,
     sampled_rows: int,
     only: Collection[str] | None,
 ) -> list[_Wanted]:
@@ -407,18 +370,19 @@ def _wanted(
         seen[dataset] += 1
         key = row_key(dataset, row)
         if key not in known and key not in wanted and (only is None or key in only):
-            wanted[key] = _Wanted(dataset, row, samples if seen[dataset] <= sampled_rows else 0)
+            more = calls.samples if seen[dataset] <= sampled_rows else 0
+            wanted[key] = _Wanted(dataset, row, replace(calls, samples=more))
     return [*wanted.values()]
 
 
 def _record_row(
-    engine: Engine, each: _Wanted, run: Run, lens: Lens | None, with_p_true: bool, cancel: threading.Event
+    engine: Engine, each: _Wanted, run: Run, lens: Lens | None, cancel: threading.Event
 ) -> Record | Skipped:
     row, key = each.row, row_key(each.dataset, each.row)
     try:
         asked = _ask(engine, row, run, lens, cancel)
-        again = _sample(engine, row, run, each.samples, cancel)
-        true = _p_true(engine, row, run, asked.generation.text, cancel) if with_p_true else None
+        prompt, limits = prompt_of_row(row, run)[0], Limits(max_tokens=run.max_tokens, stop=run.stop)
+        further = ask_further(engine, row, prompt, asked.generation, each.calls, limits=limits, cancel=cancel)
     except (PromptTooLongError, CaptureError) as error:
         return Skipped(key, str(error), asked_digest(row))
     return Record(
@@ -429,11 +393,10 @@ def _record_row(
         signals=asked.signals,
         seconds=asked.generation.seconds,
         residual=asked.residual,
-        samples=again,
+        further=further,
         prompt_tokens=asked.generation.prompt_tokens,
         asked=asked_digest(row),
         finish_reason=asked.generation.finish_reason,
-        p_true=true,
     )
 
 
@@ -459,28 +422,6 @@ def _ask(engine: Engine, row: Row, run: Run, lens: Lens | None, cancel: threadin
     ends = (generation.answer_token_ids[0], generation.answer_token_ids[-1])
     seen = residual.residual(lens, tokens=ends) if residual is not None and lens is not None else None
     return _Recorded(generation, signals, seen)
-
-
-def _sample(engine: Engine, row: Row, run: Run, count: int, cancel: threading.Event) -> tuple[str, ...]:
-    if not isinstance(row, Question):  # a given response has no further samples
-        return ()
-    prompt, _ = prompt_of_row(row, run)
-    limits = Limits(max_tokens=run.max_tokens, stop=run.stop)
-    # Each question has its own seeds: with common seeds the samples of all questions would be correlated.
-    start = zlib.crc32(row.id.encode())
-    draws = (Sampling(temperature=1.0, seed=start + draw) for draw in range(count))
-    return tuple(engine.generate(prompt, sampling=draw, limits=limits, cancel=cancel).text for draw in draws)
-
-
-def _p_true(engine: Engine, row: Row, run: Run, answer: str, cancel: threading.Event) -> float | None:
-    """Return the model's own judgement of its answer; None of a given response, and where question and answer are too
-    long to be asked about."""
-    if not isinstance(row, Question):
-        return None
-    try:
-        return p_true(engine, row, answer, completion=run.completion, cancel=cancel)
-    except PromptTooLongError:
-        return None
 
 
 def prompt_of_row(row: Row, run: Run) -> tuple[Prompt, str | None]:

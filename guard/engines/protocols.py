@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -93,3 +93,22 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine loaded itself."""
+
+
+@runtime_checkable
+class AttentionEngine(Protocol):
+    """An engine that can return the attention weights of its model."""
+
+    def attention(self, prompt: Prompt, answer: Sequence[int]) -> Floats:
+        """Return how much each head attends to the latest token in each pass that chooses a token of an answer.
+
+        Args:
+            prompt: of the answer.
+            answer: its tokens, the end included, T of them.
+
+        Returns:
+            shape (L, H, T - 1), float32, from 0 to 1; the first is of the pass that chose the second token.
+
+        Raises:
+            InputError: the model returns no attention, or the text is too long for it.
+        """

@@ -8,6 +8,7 @@ than a request.
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +22,7 @@ from guard.errors import (
     did_you_mean,
     missing_extra,
 )
-from guard.records import CapturePoint, ModelInfo
+from guard.records import CapturePoint, Floats, ModelInfo, Prompt
 
 try:
     import torch
@@ -30,6 +31,7 @@ except ImportError as error:
     raise missing_extra(error.name or "transformers", "transformers") from error
 
 from guard.engines import checkpoint
+from guard.engines.attention import attention_to_latest
 from guard.engines.hub_tokenizer import HubTokenEngine, HubTokenizer
 from guard.engines.kept_caches import KeptCaches
 from guard.engines.model_request import LayerRecorder, ModelRequest
@@ -69,6 +71,7 @@ class TransformersEngine(HubTokenEngine, BaseEngine):
         self.capture_point = capture_point
         self._lm = lm
         self._current: ModelRequest | None = None
+        self._in_use = threading.Lock()  # a request runs in the engine's thread, `attention` in its caller's
         whole_number("slots", slots, least=1)
         self.slots, self.reuse = (1, "nothing") if deterministic else (slots, "copy")
         self._caches = KeptCaches()
@@ -210,6 +213,15 @@ class TransformersEngine(HubTokenEngine, BaseEngine):
         """What is loaded."""
         return self._info
 
+    def attention(self, prompt: Prompt, answer: Sequence[int]) -> Floats:
+        """Read the attention over an answer in one pass more; see `guard.engines.protocols.AttentionEngine.attention`.
+
+        Requests wait meanwhile.
+        """
+        tokens = self.encode(prompt)
+        with self._in_use, checkpoint.run_errors(), self._no_grad():
+            return attention_to_latest(self._open(), [*tokens, *answer], prompt_tokens=len(tokens))
+
     def _free(self) -> None:
         """Let go of the model; what `load` loaded is freed, a wrapped model stays with its owner."""
         self._lm = None
@@ -231,6 +243,7 @@ class TransformersEngine(HubTokenEngine, BaseEngine):
         return self._current.part_tokens if self._current is not None else PREFILL_TOKENS
 
     def _begin(self, start: Start) -> int:
+        self._in_use.acquire()
         recorder = LayerRecorder(self._layers, self._info.width) if start.capture else None
         self._current = ModelRequest(self._open(), recorder, self._no_grad)
         self._check_version()
@@ -252,9 +265,12 @@ class TransformersEngine(HubTokenEngine, BaseEngine):
 
     def _release(self, slot: int) -> None:
         request, self._current = self._current, None
-        if request is not None:
-            request.detach()
-            self._caches.keep(slot, *request.cache)
+        try:
+            if request is not None:
+                request.detach()
+                self._caches.keep(slot, *request.cache)
+        finally:
+            self._in_use.release()
 
     def _forget(self, slot: int | None) -> None:
         self._caches.forget(slot)

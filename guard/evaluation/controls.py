@@ -109,6 +109,16 @@ def self_judgement(answers: Answers) -> Doubles:
     return np.asarray(logit(np.clip(asked, 1e-6, 1 - 1e-6)))[:, None]
 
 
+def attention_uncertainty(answers: Answers) -> Doubles:
+    """Return RAUQ, from the attention over each answer (see `guard.data.rauq`), as one column."""
+    read = answers.rauq
+    if read is None or np.isnan(read).any():
+        raise InputError(
+            "There are answers without RAUQ", fix="Record with --rauq on transformers, and evaluate those answers"
+        )
+    return np.asarray(read)[:, None]
+
+
 # -- peers as they stand -----------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from guard.evaluation.controls import (
     LEAST_TOKEN_PROBABILITY,
     SEQUENCE_PROBABILITY,
     TextMethod,
+    attention_uncertainty,
     question_categories,
     self_judgement,
 )
@@ -296,6 +297,7 @@ def methods_for(which: Which) -> tuple[Method, ...]:
         SEQUENCE_PROBABILITY,
         LEAST_TOKEN_PROBABILITY,
         RegressionMethod("P(true)", self_judgement, kind="reference", passes=2.0),
+        RegressionMethod("RAUQ", attention_uncertainty, kind="reference", passes=2.0),
         RegressionMethod("length", lengths, kind="control"),
         RegressionMethod("question category", question_categories, kind="control"),
         TextMethod(),

@@ -21,6 +21,7 @@ from scripted import END, LAYERS, WIDTH, AnsweringEngine, layers_of, scripted_mo
 from guard.data import parquet_file as table_file
 from guard.data.answers import Answers, concatenate
 from guard.data.columns import ARRAYS, RAGGED, VALUES, Columns
+from guard.data.further_calls import FurtherCalls
 from guard.data.graders import grade
 from guard.data.logit_lens import Lens
 from guard.data.questions import LabelledResponse, Question, Row
@@ -68,7 +69,11 @@ def recorded(
         norm, unembedding = rng.normal(size=WIDTH), rng.normal(size=(END + 1, WIDTH))
         reader = Lens(np.float32(norm), np.float32(unembedding), epsilon=1e-5)
     with Journal(path, run) as journal:
-        list(record_rows(engine, rows, journal, run=run, lens=reader, samples=samples, sampled_rows=2))
+        list(
+            record_rows(
+                engine, rows, journal, run=run, lens=reader, calls=FurtherCalls(samples=samples), sampled_rows=2
+            )
+        )
         answers = Answers.from_journal(journal, rows, says_yes, metadata=metadata)
         return answers, journal.records([row_key(name, row) for name, row in rows])
 
@@ -105,7 +110,7 @@ def test_columns_are_the_records(tmp_path: Path) -> None:
     assert [*answers.seconds] == [record.seconds for record in records]
     assert [*answers.prompt_tokens] == [len(record.question) for record in records]
     assert [*answers.tokens] == [len(record.answer) + 1 for record in records]
-    assert answers.samples == tuple(record.samples for record in records)
+    assert answers.samples == tuple(record.further.samples for record in records)
     assert sum(map(bool, answers.samples)) == 4
     for at, record in enumerate(records):
         ours, theirs = answers.signals(at), record.signals

@@ -15,6 +15,7 @@ from scipy.special import logit
 from scripted import AnsweringEngine, scripted_model
 
 from guard.data.answers import Answers, concatenate
+from guard.data.further_calls import FurtherCalls
 from guard.data.p_true import p_true_prompt
 from guard.data.questions import LabelledResponse, Question, Row
 from guard.data.recording import Journal, Record, Run, record_rows
@@ -39,7 +40,8 @@ def confident(prompt: Prompt, number: int) -> tuple[str, float]:
 
 def recorded(path: Path, *, asked: bool) -> Answers:
     with Journal(path, RUN) as journal:
-        list(record_rows(AnsweringEngine(confident, model=RUN.model), ROWS, journal, run=RUN, with_p_true=asked))
+        calls = FurtherCalls(p_true=asked)
+        list(record_rows(AnsweringEngine(confident, model=RUN.model), ROWS, journal, run=RUN, calls=calls))
         return Answers.from_journal(journal, ROWS, lambda row, answer: answer == "yes")
 
 
@@ -68,7 +70,7 @@ def test_what_the_model_says_of_its_answers_is_kept(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", RUN) as journal:
         record = journal.record("d/1")
         assert isinstance(record, Record)
-        assert record.p_true == answers.p_true[0]
+        assert record.further.p_true == answers.p_true[0]
     answers.write(tmp_path / "a.parquet")
     again = Answers.read(tmp_path / "a.parquet")
     assert np.array_equal(again.p_true, answers.p_true, equal_nan=True)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from scripted import END, LAYERS, WIDTH, AnsweringEngine, layers_of, scripted_model
 
+from guard.data.further_calls import FurtherCalls
 from guard.data.logit_lens import Lens, path_geometry
 from guard.data.prompts import completion_prompt
 from guard.data.questions import LabelledResponse, Question, Row, split_questions
@@ -63,7 +64,7 @@ def test_what_is_kept_is_what_the_model_said(tmp_path: Path) -> None:
         )
         assert (after.seconds, after.prompt_tokens) == (before.seconds, before.prompt_tokens)
         assert after.prompt_tokens == len(before.question)
-        assert (after.residual, after.samples) == (None, ())
+        assert (after.residual, after.further.samples) == (None, ())
         for name in ("logprobs", "entropies", "margins"):
             np.testing.assert_array_equal(getattr(after.signals, name), getattr(before.signals, name))
         ours, theirs = after.signals.signature, before.signals.signature
@@ -276,13 +277,15 @@ def sampled(path: Path, rows: Sequence[tuple[str, Row]], **options: int) -> dict
     with Journal(path, RUN) as journal:
         list(record_rows(unsure(), rows, journal, run=RUN, **options))
     with Journal(path, RUN) as journal:
-        return {record.key: record.samples for record in journal.records([row_key(name, row) for name, row in rows])}
+        return {
+            record.key: record.further.samples for record in journal.records([row_key(name, row) for name, row in rows])
+        }
 
 
 def test_samples_are_of_the_first_questions_of_each_set(tmp_path: Path) -> None:
     given = LabelledResponse(id="r", prompt=Prompt.chat("why?"), response="so", wrong=True)
     rows = [("r", given), *((name, row) for _, row in ROWS[:4] for name in ("d", "e"))]
-    found = sampled(tmp_path / "j", rows, samples=3, sampled_rows=2)
+    found = sampled(tmp_path / "j", rows, calls=FurtherCalls(samples=3), sampled_rows=2)
     counts = {key: len(samples) for key, samples in found.items()}
     assert {key for key, count in counts.items() if count} == {"d/0", "d/1", "e/0", "e/1"}
     assert set(counts.values()) == {0, 3}
@@ -290,14 +293,14 @@ def test_samples_are_of_the_first_questions_of_each_set(tmp_path: Path) -> None:
 
 
 def test_samples_differ_within_a_question_and_between_questions_but_not_between_runs(tmp_path: Path) -> None:
-    first = sampled(tmp_path / "a", ROWS, samples=4, sampled_rows=12)
-    assert first == sampled(tmp_path / "b", ROWS, samples=4, sampled_rows=12)
+    first = sampled(tmp_path / "a", ROWS, calls=FurtherCalls(samples=4), sampled_rows=12)
+    assert first == sampled(tmp_path / "b", ROWS, calls=FurtherCalls(samples=4), sampled_rows=12)
     assert all(len(set(samples)) == 4 for samples in first.values())
     assert len(set(first.values())) == len(ROWS), "every question has luck of its own"
 
 
 def test_damaged_samples_are_refused(tmp_path: Path) -> None:
-    sampled(tmp_path / "j", ROWS[:2], samples=1, sampled_rows=2)
+    sampled(tmp_path / "j", ROWS[:2], calls=FurtherCalls(samples=1), sampled_rows=2)
     for stored in ("[1]", '{"a": "b"}', "[", '"text"'):
         with sqlite3.connect(tmp_path / "j") as journal:
             journal.execute("UPDATE answers SET samples = ? WHERE key = 'd/0'", (stored,))

@@ -11,6 +11,7 @@ import pytest
 from scripted import AnsweringEngine, scripted_model
 
 from guard.data.asked_alone import asked_alone
+from guard.data.further_calls import FurtherCalls
 from guard.data.in_order import in_order
 from guard.data.questions import Question, Row
 from guard.data.recording import Journal, Record, Run, Skipped, record_rows
@@ -37,12 +38,14 @@ def recorded(path: Path, slots: int, **options: int) -> list[Record | Skipped]:
 
 
 def test_the_answers_are_those_of_one_at_a_time_in_the_same_order(tmp_path: Path) -> None:
-    alone, crowd = (recorded(tmp_path / f"{slots}", slots, samples=2, sampled_rows=5) for slots in (1, 4))
+    alone, crowd = (
+        recorded(tmp_path / f"{slots}", slots, calls=FurtherCalls(samples=2), sampled_rows=5) for slots in (1, 4)
+    )
     assert [each.key for each in crowd] == KEYS
     for one, other in zip(alone, crowd, strict=True):
         assert isinstance(one, Record)
         assert isinstance(other, Record)
-        assert (one.answer, one.samples, one.asked) == (other.answer, other.samples, other.asked)
+        assert (one.answer, one.further, one.asked) == (other.answer, other.further, other.asked)
         np.testing.assert_array_equal(one.signals.signature.activations, other.signals.signature.activations)
 
 

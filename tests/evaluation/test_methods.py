@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import guard
 from guard.cli import app
 from guard.data.answers import Answers
+from guard.data.further_calls import FurtherCalls
 from guard.data.logit_lens import Lens
 from guard.data.questions import Question, Row
 from guard.data.recording import Journal, Run, record_rows
@@ -47,7 +48,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
         for number in range(COUNT)
     ]
     with Journal(tmp_path_factory.mktemp("journal") / "j", RUN) as journal:
-        list(record_rows(engine, rows, journal, run=RUN, lens=reader, samples=3, sampled_rows=COUNT))
+        list(
+            record_rows(engine, rows, journal, run=RUN, lens=reader, calls=FurtherCalls(samples=3), sampled_rows=COUNT)
+        )
         columns = Answers.from_journal(journal, rows, lambda row, answer: True).columns
     wrong = rng.random(len(columns.wrong)) < 0.5
     activations = rng.normal(size=columns.activations.shape).astype(np.float32)
