@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 from guard import engines
 from guard.calibration.early_fit import STAGES, GrownAnswers, Saving, fit_early, savings
 from guard.calibration.fresh import fresh_rows
+from guard.calibration.kept_answers import KeptAnswers
 from guard.checked import checked_seed
 from guard.data.graders import Grader, choose_grader
 from guard.data.in_order import in_order
@@ -22,17 +24,19 @@ from guard.data.progress import Progress, ProgressCallback, ignore_progress
 from guard.data.prompts import fitted_prompt
 from guard.data.question_sets import DataSpecs, data_sets, read_sets
 from guard.data.questions import Question, Row
+from guard.data.recording import Run, resumed_options
 from guard.data.sets import OnBad
+from guard.data.sqlite_journal import asked_digest, row_key
 from guard.engines import EMBEDDED
 from guard.engines.asked import RequestEngine
 from guard.engines.sampling import TokenSignals
 from guard.errors import CaptureError, InputError, PromptTooLongError
-from guard.files.output_file import check_writable
-from guard.records import Generation, Prompt
+from guard.files.output_file import check_writable, choose_journal
+from guard.records import CapturePoint, Generation, ModelInfo, Prompt
 from guard.runtime.base_models import fitted_limits
 from guard.runtime.growing_score import GrowingScore
 from guard.runtime.sources import find_capture_point, loading_options, score_generation
-from guard.scores import Score, ScoreName
+from guard.scores import ScoreName
 from guard.scoring.early_scores import log_odds_so_far
 from guard.scoring.scorer import Scorer, load_scorer
 from guard.scoring.scorer_file import EarlyModel
@@ -57,14 +61,28 @@ class EarlyCalibration:
 
 @dataclass(frozen=True, slots=True)
 class _AskedAnswer:
-    """A question, with the scores of its answer at each stage, and of the whole."""
+    """A question, with p_wrong of its answer at each stage by score, and of the whole."""
 
     name: str
     row: Question
     text: str
     tokens: int
     whole: float
-    stages: Mapping[int, Score]
+    stages: Mapping[int, Mapping[ScoreName, float]]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What a journal keeps."""
+        return {"text": self.text, "tokens": self.tokens, "whole": self.whole, "stages": self.stages}
+
+    @classmethod
+    def read(cls, name: str, row: Question, content: Mapping[str, Any], journal: KeptAnswers) -> _AskedAnswer:
+        """Read what a journal has; raise InputError where it is damaged."""
+        try:
+            stages = {int(stage): dict(scores) for stage, scores in content["stages"].items()}
+            return cls(name, row, str(content["text"]), int(content["tokens"]), float(content["whole"]), stages)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise journal.damaged(error) from error
 
 
 def calibrate_early(
@@ -79,12 +97,14 @@ def calibrate_early(
     on_bad: OnBad = "stop",
     limit: int | None = None,
     seed: int = 0,
+    journal: str | Path | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> EarlyCalibration:
     """Add early stages to a scorer: ask questions that it was not fitted on, score the answers while they grow, fit.
 
     ``guard calibrate --early --scorer SCORER`` calls this function. The scorer's other scores stay; its checksum
-    changes, so certify after this, with other questions. The answers are not kept: an interrupted run begins again.
+    changes, so certify after this, with other questions. What the scores read of each answer is kept in a journal, one
+    transaction per question, so that an interrupted run can be resumed without asking anything twice.
 
     Args:
         data: one or several JSON Lines files or named sets; questions that the scorer was fitted on are left out.
@@ -97,10 +117,11 @@ def calibrate_early(
         on_bad: ``stop`` raises if a row cannot be used, ``skip`` leaves the row out.
         limit: maximal number of rows of each data set, drawn by ``seed``.
         seed: seed of samples.
+        journal: the file for answers; by default ``OUT.journal``.
         progress: called with a `guard.Progress` before the first question and after each answer.
 
     Raises:
-        InputError: data, output or options cannot be used, or rows are given responses.
+        InputError: data, output, options or journal cannot be used, or rows are given responses.
         ScorerMismatchError: the scorer was fitted on another model.
         CalibrationError: there are too few labels, or the scores of answers so far show no signal.
 
@@ -118,10 +139,13 @@ def calibrate_early(
     fitted = with_early(load_scorer(scorer), None)
     rows, left_out = fresh_rows(sources, fitted)
     questions = [(name, _question(row)) for name, row in rows]
-    options = loading_options(fitted, engine_options)
+    kept = choose_journal(out, journal)
+    options = resumed_options(loading_options(fitted, engine_options), kept)
     with engines.load_engine(model, engine=engine or fitted.artefact.binding.engine, **options) as loaded:
-        bound = fitted.for_model(loaded.model, find_capture_point(loaded))
-        asked = list(_answers(loaded, bound, questions, progress))
+        point = find_capture_point(loaded)
+        bound = fitted.for_model(loaded.model, point)
+        with KeptAnswers(kept, _header(fitted, loaded.model, point)) as answers:
+            asked = list(_answers(loaded, bound, questions, answers, progress))
     answered = [each for each in asked if isinstance(each, _AskedAnswer)]
     left_out += [each for each in asked if isinstance(each, str)]
     labels = [is_wrong(each.row, each.text, grade) for each in answered]
@@ -150,20 +174,55 @@ def _question(row: Row) -> Question:
 # -- asking ------------------------------------------------------------------------------------
 
 
+def _header(scorer: Scorer, model: ModelInfo, point: CapturePoint) -> dict[str, str]:
+    """Return what the answers in a journal depend on."""
+    prompting = scorer.artefact.prompting
+    run = Run(
+        model,
+        point,
+        prompting.system,
+        prompting.max_tokens,
+        completion=prompting.completion,
+        template_options=prompting.template_options,
+    )
+    return {"journal": "early", "stages": json.dumps(STAGES), "scorer": scorer.sha256, **run.fields()}
+
+
 def _answers(
-    engine: RequestEngine, scorer: Scorer, rows: Sequence[tuple[str, Question]], progress: ProgressCallback
+    engine: RequestEngine,
+    scorer: Scorer,
+    rows: Sequence[tuple[str, Question]],
+    journal: KeptAnswers,
+    progress: ProgressCallback,
 ) -> Iterator[_AskedAnswer | str]:
-    """Yield each answer, or why there is none, in the order of the questions."""
+    """Yield each answer, asked or from the journal, or why there is none, in the order of the questions."""
+    known = journal.answered()
+    new = [each for each in rows if _key(each) not in known]
 
     def answered(each: tuple[str, Question], cancel: threading.Event) -> _AskedAnswer | str:
         return _answer(engine, scorer, *each, cancel=cancel)
 
     progress(Progress("asking", 0, len(rows)))
     at_once = getattr(engine, "at_once", 1)
-    with contextlib.closing(in_order(answered, rows, at_once=at_once)) as found:
-        for done, each in enumerate(found, start=1):
-            yield each
+    with contextlib.closing(in_order(answered, new, at_once=at_once)) as found:
+        for done, each in enumerate(rows, start=1):
+            yield _kept(journal, each) if _key(each) in known else _keeping(journal, each, next(found))
             progress(Progress("asking", done, len(rows)))
+
+
+def _key(each: tuple[str, Question]) -> str:
+    return f"{row_key(*each)} {asked_digest(each[1])}"
+
+
+def _kept(journal: KeptAnswers, each: tuple[str, Question]) -> _AskedAnswer:
+    return _AskedAnswer.read(*each, journal.content(_key(each)), journal)
+
+
+def _keeping(journal: KeptAnswers, each: tuple[str, Question], answer: _AskedAnswer | str) -> _AskedAnswer | str:
+    """Keep an answer; why there is none is not kept, so that the next run asks again."""
+    if isinstance(answer, _AskedAnswer):
+        journal.keep(_key(each), answer.content)
+    return answer
 
 
 def _answer(
@@ -191,12 +250,12 @@ class _StageRecorder:
     """Keeps the scores of one answer at each stage."""
 
     so_far: GrowingScore
-    stages: dict[int, Score] = field(default_factory=dict)
+    stages: dict[int, Mapping[ScoreName, float]] = field(default_factory=dict)
 
     def add(self, signals: TokenSignals) -> None:
         self.so_far.add(signals)
         if len(self.so_far) in STAGES and (score := self.so_far.now()) is not None:
-            self.stages[len(self.so_far)] = score
+            self.stages[len(self.so_far)] = {name: each.p_wrong for name, each in score.scores.items()}
 
 
 def _staged(answered: Sequence[_AskedAnswer], labels: Sequence[bool], scorer: Scorer) -> GrownAnswers:
@@ -214,4 +273,4 @@ def _staged(answered: Sequence[_AskedAnswer], labels: Sequence[bool], scorer: Sc
 def _column(answered: Sequence[_AskedAnswer], stage: int, name: ScoreName) -> np.ndarray:
     """Return the log-odds of the answers that are longer than a stage; nan of the others."""
     scores = [each.stages.get(stage) if each.tokens > stage else None for each in answered]
-    return np.array([log_odds_so_far(score.scores[name].p_wrong) if score else np.nan for score in scores], np.float64)
+    return np.array([log_odds_so_far(score[name]) if score else np.nan for score in scores], np.float64)

@@ -95,7 +95,8 @@ def calibrate(
         template_options: variables of the model's chat template, such as ``{"enable_thinking": False}``.
         tau: temperatures of the signature's softmax.
         capture_point: where activations are read, ``mlp`` or ``block``.
-        journal: the file for answers; by default ``OUT.journal``.
+        journal: the file for answers; by default ``OUT.journal``. Those of ``spans`` are kept beside it, in a file
+            whose name ends in ``.spans``.
         spans: JSON Lines of labelled spans (see `guard.data.labelled_spans`), on which a model of spans is fitted as
             well. Their questions are asked without a system message.
         progress: called with a `guard.Progress` before the first question and after each answer.
@@ -150,9 +151,8 @@ def calibrate(
         found = spans and label_answers(
             loaded,
             span_rows,
-            template_options=run.template_options,
-            system="",
-            max_tokens=MAX_TOKENS,
+            run=replace(run, system="", max_tokens=MAX_TOKENS),
+            journal=kept.with_name(f"{kept.name}.spans"),
             progress=progress,
         )
     labelled = [each for members in splits.values() for each in members]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +12,21 @@ from typing import Any
 import numpy as np
 
 from guard import engines
+from guard.calibration.kept_answers import KeptAnswers
 from guard.calibration.span_fit import SpanExamples, fit_span_model
 from guard.data.labelled_spans import SpanRow, file_sha256, read_span_rows
 from guard.data.progress import Progress, ProgressCallback, ignore_progress
+from guard.data.recording import Run, resumed_options
 from guard.engines.asked import RequestEngine
 from guard.errors import InputError, PromptTooLongError, missing_extra
-from guard.files.output_file import check_writable
-from guard.records import Generation, Limits, Prompt
+from guard.files.output_file import check_writable, choose_journal
+from guard.records import Limits, Prompt
 from guard.runtime.sources import find_capture_point, loading_options
 from guard.scoring.provenance import DataSet
 from guard.scoring.scorer import Scorer, load_scorer
 from guard.scoring.scorer_file import SpanModel
 from guard.scoring.span_scores import answer_spans
-from guard.scoring.spans import can_find_spans
+from guard.scoring.spans import RULES, Extent, can_find_spans
 
 #: Token limit of an answer with spans.
 MAX_TOKENS = 256
@@ -64,12 +68,14 @@ def calibrate_spans(
     engine_options: Mapping[str, Any] | None = None,
     system: str = "",
     max_tokens: int = MAX_TOKENS,
+    journal: str | Path | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> SpanCalibration:
     """Add a model of spans to a scorer: ask questions, label the answers' spans, fit, and test on held-out answers.
 
     ``guard calibrate --spans FILE --scorer SCORER`` calls this function. The scorer's other scores stay; its checksum
-    changes, so certify after this. The answers are not kept: an interrupted run begins again.
+    changes, so certify after this. Answers are kept in a journal, one transaction per question, so that an interrupted
+    run can be resumed without asking anything twice.
 
     Args:
         spans: JSON Lines of labelled spans (see `guard.data.labelled_spans`).
@@ -80,10 +86,11 @@ def calibrate_spans(
         engine_options: for the engine's ``load``.
         system: system message of every question; empty for none.
         max_tokens: token limit of an answer.
+        journal: the file for answers; by default ``OUT.journal``.
         progress: called with a `guard.Progress` before the first question and after each answer.
 
     Raises:
-        InputError: data, output or options cannot be used, or the scorer is of a base model.
+        InputError: data, output, options or journal cannot be used, or the scorer is of a base model.
         ScorerMismatchError: the scorer was fitted on another model.
         CalibrationError: there are too few labels, or they show no signal.
         MissingExtraError: the extra ``spans`` is not installed.
@@ -100,18 +107,14 @@ def calibrate_spans(
     fitted = load_scorer(scorer)
     if fitted.artefact.prompting.completion:
         raise InputError("Spans of a base model's answers cannot be scored", why="its answers are short continuations")
-    options = loading_options(fitted, engine_options)
+    kept = choose_journal(out, journal)
+    options = resumed_options(loading_options(fitted, engine_options), kept)
     with engines.load_engine(model, engine=engine or fitted.artefact.binding.engine, **options) as loaded:
-        fitted.for_model(loaded.model, find_capture_point(loaded))
+        point = find_capture_point(loaded)
+        fitted.for_model(loaded.model, point)
         template_options = fitted.artefact.prompting.template_options
-        found = label_answers(
-            loaded,
-            rows,
-            system=system,
-            template_options=template_options,
-            max_tokens=max_tokens,
-            progress=progress,
-        )
+        run = Run(loaded.model, point, system, max_tokens, template_options=template_options)
+        found = label_answers(loaded, rows, run=run, journal=kept, progress=progress)
     made = with_span_model(fitted, fit_to(found, spans, max_tokens=max_tokens))
     made.save(out)
     return SpanCalibration(out, made, found.unlabelled, found.skipped)
@@ -126,24 +129,29 @@ def check_span_rows(spans: str | Path) -> tuple[SpanRow, ...]:
 
 
 def label_answers(
-    engine: RequestEngine,
-    rows: Sequence[SpanRow],
-    *,
-    system: str,
-    template_options: Mapping[str, Any],
-    max_tokens: int,
-    progress: ProgressCallback,
+    engine: RequestEngine, rows: Sequence[SpanRow], *, run: Run, journal: Path, progress: ProgressCallback
 ) -> LabelledAnswers:
-    """Ask a loaded model, and return the labelled spans of its answers; arguments as for `calibrate_spans`."""
+    """Ask a loaded model what the journal does not have, and return the labelled spans of all answers.
+
+    Args:
+        engine: the model.
+        rows: the questions, with their labels.
+        run: how they are asked.
+        journal: where the answers are kept.
+        progress: as for `calibrate_spans`.
+
+    Raises:
+        InputError: the journal belongs to another run, or is damaged.
+    """
     columns, wrong, answer = [], [], []
     unlabelled = skipped = 0
-    asked = _generations(engine, rows, system, template_options, Limits(max_tokens=max_tokens), progress)
-    for number, (row, prompt, generation) in enumerate(asked):
-        spans = answer_spans(generation, prompt) if generation else None
-        if spans is None or generation is None:
+    with KeptAnswers(journal, {"journal": "spans", "rules": str(RULES), **run.fields()}) as kept:
+        asked = list(_asked(engine, rows, run, kept, progress))
+    for number, (row, spans) in enumerate(zip(rows, asked, strict=True)):
+        if spans is None:
             skipped += 1
             continue
-        for label, values in zip(row.labels(generation.text, spans.places), spans.columns, strict=True):
+        for label, values in zip(row.labels(spans.text, spans.places), spans.columns, strict=True):
             if label is None:
                 unlabelled += 1
                 continue
@@ -168,20 +176,46 @@ def with_span_model(scorer: Scorer, model: SpanModel) -> Scorer:
     return Scorer(scorer.artefact.model_copy(update={"spans": model}), calibrated=scorer.calibrated)
 
 
-def _generations(
-    engine: RequestEngine,
-    rows: Sequence[SpanRow],
-    system: str,
-    template_options: Mapping[str, Any],
-    limits: Limits,
-    progress: ProgressCallback,
-) -> Iterator[tuple[SpanRow, Prompt, Generation | None]]:
-    """Yield each row with the model's answer, or the given one; None where the prompt is too long."""
+@dataclass(frozen=True, slots=True)
+class _KeptSpans:
+    """What is kept of an answer: its text, and the places and columns of its spans."""
+
+    text: str
+    places: tuple[Extent, ...]
+    columns: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any], journal: KeptAnswers) -> _KeptSpans:
+        """Read what a journal has; raise InputError where it is damaged."""
+        try:
+            places = tuple((int(start), int(end)) for start, end in content["places"])
+            columns = tuple((float(a), float(b), float(c)) for a, b, c in content["columns"])
+            return cls(str(content["text"]), places, columns)
+        except (KeyError, TypeError, ValueError) as error:
+            raise journal.damaged(error) from error
+
+
+def _asked(
+    engine: RequestEngine, rows: Sequence[SpanRow], run: Run, kept: KeptAnswers, progress: ProgressCallback
+) -> Iterator[_KeptSpans | None]:
+    """Yield the spans of each answer, asked or given; None where the prompt is too long or the text differs."""
     progress(Progress("asking", 0, len(rows)))
     for done, row in enumerate(rows, start=1):
-        prompt = Prompt.chat(row.question, system=system or None, template_options=template_options)
-        try:
-            yield row, prompt, engine.generate(prompt, limits=limits, completion=row.response)
-        except PromptTooLongError:
-            yield row, prompt, None
+        key = hashlib.sha256(json.dumps([row.question, row.response]).encode("utf-8", "surrogatepass")).hexdigest()
+        content = kept.content(key)
+        if content is None and (content := _ask(engine, row, run)) is not None:
+            kept.keep(key, content)
+        yield None if content is None else _KeptSpans.read(content, kept)
         progress(Progress("asking", done, len(rows)))
+
+
+def _ask(engine: RequestEngine, row: SpanRow, run: Run) -> dict[str, Any] | None:
+    prompt = Prompt.chat(row.question, system=run.system or None, template_options=run.template_options)
+    try:
+        generation = engine.generate(prompt, limits=Limits(max_tokens=run.max_tokens), completion=row.response)
+    except PromptTooLongError:
+        return None
+    spans = answer_spans(generation, prompt)
+    if spans is None:
+        return None
+    return {"text": generation.text, "places": spans.places, "columns": spans.columns.tolist()}

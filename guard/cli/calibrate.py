@@ -42,9 +42,12 @@ if TYPE_CHECKING:
 #: Options that mean something where the answers are recorded.
 _BESIDE_RECORDS = {"records", "out", "without", "seed", "as_json"}
 #: Options that mean something where only spans are added.
-_BESIDE_SCORER = {"scorer", "spans", "out", "model", "engine", "system", "max_tokens", "as_json", *OPTIONS}
+_BESIDE_SCORER = {"scorer", "spans", "out", "model", "engine", "system", "max_tokens", "journal", "as_json", *OPTIONS}
 #: Options that mean something where only early stages are added.
-_BESIDE_EARLY = {"early", "scorer", "data", "out", "model", "engine", "grader", "on_bad", "limit", "seed", "as_json"}
+_BESIDE_EARLY = {
+    *("early", "scorer", "data", "out", "model", "engine", "grader", "on_bad", "limit", "seed", "journal", "as_json"),
+    *OPTIONS,
+}
 
 
 @loads_a_model()
@@ -87,23 +90,22 @@ def calibrate(
 ) -> None:
     """Ask labelled questions, fit a scorer on the answers, and print its metrics on held-out questions.
 
-    The command is resumable: after an interruption, run it again to continue where it stopped. With --scorer, which
-    adds spans or early stages to a scorer, it begins again.
+    The command is resumable: after an interruption, run it again to continue where it stopped.
     """
     if records is not None:
         _refuse_beside(ctx, _BESIDE_RECORDS, "--records", why="nothing is asked, and the labels are recorded")
         _show(_from_records(records, out=out, without=without or (), seed=seed), as_json=as_json)
         return
     if early:
-        why = "the questions are asked as the scorer's own were, and no answers are kept"
-        _refuse_beside(ctx, _BESIDE_EARLY | {*OPTIONS}, "--early", why=why)
-        asking = {"model": model, "engine": engine, "engine_options": engine_options, "grader": grader}
-        _add_early(data, scorer, out, {**asking, "on_bad": on_bad, "limit": limit, "seed": seed}, as_json=as_json)
+        _refuse_beside(ctx, _BESIDE_EARLY, "--early", why="the questions are asked as the scorer's own were")
+        asking: dict[str, Any] = {"model": model, "engine": engine, "engine_options": engine_options, "grader": grader}
+        asking |= {"on_bad": on_bad, "limit": limit, "seed": seed, "journal": journal}
+        _add_early(data, scorer, out, asking, as_json=as_json)
         return
     if scorer is not None:
         _refuse_beside(ctx, _BESIDE_SCORER, "--scorer", why="the scorer's other scores stay as they are")
         asking = {"model": model, "engine": engine, "engine_options": engine_options, "system": system or ""}
-        _add_spans(spans, scorer, out, {**asking, "max_tokens": max_tokens}, as_json=as_json)
+        _add_spans(spans, scorer, out, {**asking, "max_tokens": max_tokens, "journal": journal}, as_json=as_json)
         return
     if not data:
         raise InputError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ from guard.calibration.fresh import fresh_rows
 from guard.cli import app
 from guard.data.question_sets import read_sets
 from guard.errors import CalibrationError, InputError, ScorerError
+from guard.policy.certificate import CertificateError
 from guard.records import Prompt
-from guard.scoring.scorer import load_scorer
+from guard.scoring.scorer import Scorer, load_scorer
 
 POLICY = "version: 1\nname: m\nrules: [{accept: {below: 0.999}}, abstain]\nearly: {above: 0.9, then: abstain}\n"
 RIGHT, WRONG = "Paris is right", "Lyon, surely"
@@ -125,6 +128,44 @@ def test_the_same_labels_give_the_same_file(files: dict[str, Path], tmp_path: Pa
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_an_interrupted_run_asks_nothing_twice_and_makes_the_same_file(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[AnsweringEngine] = []
+
+    def load(model: str, **options: Any) -> AnsweringEngine:
+        asked.append(AnsweringEngine(script))
+        return asked[-1]
+
+    def stop(step: guard.Progress) -> None:
+        if step.done == 40:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(engines, "load_engine", load)
+    with pytest.raises(KeyboardInterrupt):
+        guard.calibrate_early(str(files["data"]), scorer=files["scorer"], out=files["out"], progress=stop)
+    guard.calibrate_early(str(files["data"]), scorer=files["scorer"], out=files["out"])
+    guard.calibrate_early(str(files["data"]), scorer=files["scorer"], out=tmp_path / "whole.json")
+    first, second, whole = (len(engine.asked) for engine in asked)
+    assert (second, whole) == (120, 160)
+    assert first >= 40
+    assert files["out"].read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_a_journal_of_another_scorer_and_a_damaged_one_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    journal = tmp_path / "j"
+    guard.calibrate_early(str(files["data"]), scorer=files["scorer"], out=files["out"], journal=journal)
+    other = tmp_path / "other.json"
+    Scorer(confidence_scorer().artefact.model_copy(update={"seed": 7})).save(other)
+    with pytest.raises(InputError, match=r"holds the answers of another run.*scorer"):
+        guard.calibrate_early(str(files["data"]), scorer=other, out=files["out"], journal=journal)
+    for content in ("{}", "[", "5", '{"text": "", "tokens": 1, "whole": 0.5, "stages": []}'):
+        with contextlib.closing(sqlite3.connect(journal)) as db, db:
+            db.execute("UPDATE kept SET content = ?", (content,))
+        with pytest.raises(InputError, match="is damaged"):
+            guard.calibrate_early(str(files["data"]), scorer=files["scorer"], out=files["out"], journal=journal)
+
+
 def test_nothing_is_certified_on_the_questions_of_the_stages(files: dict[str, Path]) -> None:
     found = guard.calibrate_early(str(files["data"]), scorer=files["scorer"], out=files["out"])
     sources = read_sets(str(files["data"]))
@@ -133,6 +174,30 @@ def test_nothing_is_certified_on_the_questions_of_the_stages(files: dict[str, Pa
         ["all questions of fresh, on which the scorer's early stages were fitted"],
     )
     assert len(fresh_rows(sources, load_scorer(files["scorer"]))[0]) == 160
+
+
+def test_a_policy_that_stops_early_is_certified_as_a_whole_and_runs_with_its_certificate(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guard.runtime.guard.load_engine", lambda model, **options: AnsweringEngine(script))
+    guard.calibrate_early(str(files["data"]), scorer=files["scorer"], out=files["out"])
+    rows = [{"id": str(at), "question": f"What is {at}?", "answers": [RIGHT]} for at in range(1000, 1400)]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rules = "rules: [{accept: {max_error_rate: 0.35, confidence: 0.9}}, abstain]"
+    stopping = guard.parse_policy(f"version: 1\nname: m\n{rules}\nearly: {{above: 0.7, then: abstain}}\n")
+    asking = {"scorer": files["out"], "out": tmp_path / "certificate.json"}
+    found = guard.certify(str(tmp_path / "other.jsonl"), policy=stopping, **asking)
+    assert found.certificate is not None
+    made = guard.Guard(
+        AnsweringEngine(script), load_scorer(files["out"]), stopping, certificate=tmp_path / "certificate.json"
+    )
+    assert made.ask("What is 1001?").attempts[0].finish_reason == "early"
+    assert made.ask("What is 1002?").answer == RIGHT
+    other = guard.parse_policy(f"version: 1\nname: m\n{rules}\nearly: {{above: 0.8, then: abstain}}\n")
+    with pytest.raises(CertificateError, match="early"):
+        guard.Guard(
+            AnsweringEngine(script), load_scorer(files["out"]), other, certificate=tmp_path / "certificate.json"
+        )
 
 
 def test_stages_can_be_fitted_again(files: dict[str, Path], tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,53 @@ def test_given_answers_are_read_and_their_marks_are_labels(
     with pytest.raises(CalibrationError, match="40 labelled spans of 40 answers, 0 of them wrong"):
         guard.calibrate_spans(files["spans"], scorer=files["scorer"], out=files["out"])
     assert engine.asked  # the model reads them
+
+
+def interrupted(after: int) -> Callable[[guard.Progress], None]:
+    """A progress callback that ends the run once some questions are done."""
+
+    def progress(step: guard.Progress) -> None:
+        if step.done == after:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_an_interrupted_run_asks_nothing_twice_and_makes_the_same_file(
+    files: dict[str, Path], loads: Callable[[AnsweringEngine], None], tmp_path: Path
+) -> None:
+    loads(first := country_engine())
+    with pytest.raises(KeyboardInterrupt):
+        guard.calibrate_spans(files["spans"], scorer=files["scorer"], out=files["out"], progress=interrupted(15))
+    assert len(first.asked) == 15
+    loads(second := country_engine())
+    made = guard.calibrate_spans(files["spans"], scorer=files["scorer"], out=files["out"])
+    assert len(second.asked) == 25
+    loads(whole := country_engine())
+    guard.calibrate_spans(files["spans"], scorer=files["scorer"], out=tmp_path / "whole.json")
+    assert len(whole.asked) == 40
+    assert files["out"].read_bytes() == (tmp_path / "whole.json").read_bytes()
+    rows = [{**row, "claims": row["claims"][:1]} for row in country_rows()]
+    write_rows(files["spans"], rows)
+    loads(again := country_engine())
+    other = guard.calibrate_spans(files["spans"], scorer=files["scorer"], out=files["out"])
+    assert not again.asked, "other labels of the same questions need no answer"
+    assert other.unlabelled > made.unlabelled
+
+
+def test_a_journal_of_another_run_and_a_damaged_one_are_refused(
+    files: dict[str, Path], loads: Callable[[AnsweringEngine], None], tmp_path: Path
+) -> None:
+    journal = tmp_path / "j"
+    loads(country_engine())
+    guard.calibrate_spans(files["spans"], scorer=files["scorer"], out=files["out"], journal=journal)
+    with pytest.raises(InputError, match=r"holds the answers of another run.*max_tokens"):
+        guard.calibrate_spans(files["spans"], scorer=files["scorer"], out=files["out"], journal=journal, max_tokens=9)
+    for content in ("{}", "[", "5"):
+        with contextlib.closing(sqlite3.connect(journal)) as db, db:
+            db.execute("UPDATE kept SET content = ?", (content,))
+        with pytest.raises(InputError, match="is damaged"):
+            guard.calibrate_spans(files["spans"], scorer=files["scorer"], out=files["out"], journal=journal)
 
 
 def test_another_models_scorer_is_refused(files: dict[str, Path], loads: Callable[[AnsweringEngine], None]) -> None:
