@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from made_cases import make_escalation
 from scripted import INTERCEPT, SLOPE, AnsweringEngine, confidence_scorer, scripted_model, tiny_artefact
 from scripted_chat import ScriptedChat, said
 
+from guard.certification.procedure import certify
 from guard.certification.trials import TrialJournal, run_trials
 from guard.data.questions import LabelledResponse, Question, Row
 from guard.errors import CaptureError, ScorerError
@@ -32,7 +34,7 @@ from guard.runtime.call_state import CallState
 from guard.runtime.guard import Guard
 from guard.runtime.sources import Source
 from guard.scores import SCORE_NAMES, Score, ScoreReading
-from guard.scoring.scorer import Scorer, logistic, to_log_odds
+from guard.scoring.scorer import Scorer, load_scorer, logistic, to_log_odds
 from guard.scoring.scorer_file import Calibration, Linear, Model
 
 #: By how much ILIS is surer that an answer is wrong than guard's own score, in log-odds.
@@ -201,6 +203,35 @@ def test_a_trial_run_keeps_the_score_that_the_policy_decides_on(rows: list[tuple
             found = list(run_trials(trial, rows, journal, route=None))
         kept[name] = [row.attempts[0].p_wrong for row in found]  # type: ignore[union-attr]
     assert kept["ilis"] == pytest.approx([surer(p_wrong) for p_wrong in kept["guard"]])
+
+
+def test_the_published_method_alone_is_certified_and_decides_with_its_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`policies/ilis.yaml`, from labels to a decision; where guard's own score would accept more."""
+
+    def script(prompt: Prompt, number: int) -> tuple[str, float]:
+        doubtful = int(prompt.question.split()[-1].rstrip("?")) % 2
+        return ("no", 0.4) if doubtful else ("yes", 0.03)
+
+    monkeypatch.setattr("guard.runtime.guard.load_engine", lambda model, **options: AnsweringEngine(script))
+    rows = [{"id": f"{at}", "question": f"Is it {at}?", "answers": ["yes"]} for at in range(300)]
+    (tmp_path / "fresh.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scorer().save(tmp_path / "scorer.json")
+    made = certify(tmp_path / "fresh.jsonl", policy="ilis", scorer=tmp_path / "scorer.json", out=tmp_path / "c.json")
+    assert made.certificate is not None
+    assert made.certificate.threshold < surer(0.4)
+    certified = Guard(
+        AnsweringEngine(script),
+        load_scorer(tmp_path / "scorer.json"),
+        "ilis",
+        certificate=tmp_path / "c.json",
+        handlers={"review": lambda case: 1},
+    )
+    accepted, doubted = certified.ask("Is it 400?"), certified.ask("Is it 401?")
+    assert accepted.action is Action.ACCEPT
+    assert accepted.p_wrong == accepted.scores["ilis"].p_wrong == pytest.approx(surer(0.03), abs=1e-4)
+    assert doubted.action is Action.ESCALATE
 
 
 def test_a_certificate_of_another_score_does_not_hold() -> None:
