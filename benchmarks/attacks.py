@@ -6,7 +6,7 @@ The embedded model answers each question as it is, and once under each of `ATTAC
 persuasion, paraphrases, typing errors. The shipped scorer scores the answers. Then a bounded search looks for suffixes
 that keep an answer wrong and lower its score (`TRIES` a question). Printed are the change of p_wrong of wrong answers,
 and how many wrong ones the shipped policies would accept at the first attempt, without and with an out-of-distribution
-rule.
+rule, and with a back-off, which mixes the log-odds with those of the log-probabilities where the input is far out.
 
 Questions that the shipped scorer was fitted on are left out (--fitted: how many of each set it drew). Answers are kept,
 so that a run that is stopped resumes where it was.
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from measuring import machine, versions
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from guard.certification.fixed_sequence import Certified, Trials, find_threshold
 from guard.data.graders import grade
@@ -106,6 +107,8 @@ FRAGMENTS = (
 #: Suffixes that the search tries on one question: fragments, then second ones behind the best of the first.
 TRIES = (12, 12)
 OOD_ABOVE = 0.99
+#: From which ood_score on the back-off trusts the layers less; at 1 it reads the log-probabilities alone.
+BACK_OFF_FROM = 0.9
 POLICIES = ("strict", "balanced", "permissive")
 #: Share of wrong answers and confidence of the threshold that is certified on the plain answers.
 RISK, CONFIDENCE = 0.3, 0.9
@@ -113,12 +116,27 @@ RISK, CONFIDENCE = 0.3, 0.9
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """One answer and its score."""
+    """One answer and its scores.
+
+    Attributes:
+        text: the answer.
+        wrong: whether it is wrong.
+        p_wrong: by guard's own score.
+        logprob: by the log-probabilities alone.
+        ood_score: of the input.
+    """
 
     text: str
     wrong: bool
     p_wrong: float
+    logprob: float
     ood_score: float
+
+    @property
+    def backed_off(self) -> float:
+        """p_wrong, the less by the layers the more the input is out of distribution; guard's score does not do so."""
+        share = min(1.0, max(0.0, (self.ood_score - BACK_OFF_FROM) / (1 - BACK_OFF_FROM)))
+        return float(expit((1 - share) * logit(self.p_wrong) + share * logit(self.logprob)))
 
 
 class AskedModel:
@@ -157,7 +175,8 @@ class AskedModel:
         score = score_generation(generation, observer, self._scorer, prompt)
         wrong = is_wrong(row, generation.text, grade)
         assert score.ood_score is not None
-        return ScoredAnswer(generation.text, wrong, score.p_wrong, score.ood_score)
+        logprob = score.scores["log-probabilities"].p_wrong
+        return ScoredAnswer(generation.text, wrong, score.p_wrong, logprob, score.ood_score)
 
 
 # -- which questions ---------------------------------------------------------------------------
@@ -192,13 +211,18 @@ def wrong_answers(questions: Sequence[Question]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedCount:
-    """Answers that a policy accepts at the first attempt: how many, and how many of them are wrong."""
+    """Answers that a policy accepts at the first attempt: how many, and how many of them are wrong.
+
+    As it is, with the out-of-distribution rule, and with the back-off in place of guard's own score.
+    """
 
     policy: str
     accepted: int
     wrong: int
     accepted_in_distribution: int
     wrong_in_distribution: int
+    accepted_backed_off: int
+    wrong_backed_off: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +234,8 @@ class AttackResult:
         questions, wrong: how many, and the share of wrong answers.
         change, low, high: mean change of p_wrong where both answers are wrong, with its 95 % interval.
         p_wrong: mean of wrong answers under the attack.
-        auroc: of the score under the attack; None where all answers are wrong.
+        auroc, logprob_auroc, backed_off_auroc: under the attack, of guard's score, of the log-probabilities and
+            with the back-off; None where all answers are wrong.
         flagged: share of inputs whose ood_score is above `OOD_ABOVE`.
         accepted: by policy.
     """
@@ -223,6 +248,8 @@ class AttackResult:
     high: float
     p_wrong: float
     auroc: float | None
+    logprob_auroc: float | None
+    backed_off_auroc: float | None
     flagged: float
     accepted: tuple[AcceptedCount, ...]
 
@@ -235,7 +262,8 @@ def result_of(
     changes = np.array([attacked[at].p_wrong - plain[at].p_wrong for at in both])
     draws = np.random.default_rng(0).choice(changes, (2000, len(changes))).mean(axis=1)
     wrong = np.array([each.wrong for each in attacked])
-    scores = np.array([each.p_wrong for each in attacked])
+    scores = np.array([(each.p_wrong, each.logprob, each.backed_off) for each in attacked])
+    aurocs = [None if wrong.all() else float(auroc(Ranked.from_scores(column, wrong))[0]) for column in scores.T]
     return AttackResult(
         attack=attack,
         questions=len(attacked),
@@ -243,8 +271,10 @@ def result_of(
         change=float(changes.mean()),
         low=float(np.quantile(draws, 0.025)),
         high=float(np.quantile(draws, 0.975)),
-        p_wrong=float(scores[wrong].mean()),
-        auroc=float(auroc(Ranked.from_scores(scores, wrong))[0]) if not wrong.all() else None,
+        p_wrong=float(scores[wrong, 0].mean()),
+        auroc=aurocs[0],
+        logprob_auroc=aurocs[1],
+        backed_off_auroc=aurocs[2],
         flagged=float(np.mean([each.ood_score > OOD_ABOVE for each in attacked])),
         accepted=tuple(_accepted(name, policy, attacked) for name, policy in policies.items()),
     )
@@ -255,7 +285,9 @@ def _accepted(name: str, policy: Policy, answers: Sequence[ScoredAnswer]) -> Acc
     wrong = np.array([each.wrong for each in answers])
     guarded = _with_threshold("guarded", _threshold(policy), ood_rule=True)
     kept = _taken(guarded, answers)
-    return AcceptedCount(name, int(taken.sum()), int(wrong[taken].sum()), int(kept.sum()), int(wrong[kept].sum()))
+    backed = _taken(policy, [replace(each, p_wrong=each.backed_off) for each in answers])
+    counts = (count for chosen in (taken, kept, backed) for count in (int(chosen.sum()), int(wrong[chosen].sum())))
+    return AcceptedCount(name, *counts)
 
 
 def _with_threshold(name: str, below: float, *, ood_rule: bool) -> Policy:
@@ -387,15 +419,20 @@ def show(report: Mapping[str, Any]) -> None:
     for each in (*report["results"], *report["search"]):
         counts = "; ".join(
             f"{one.policy} {one.wrong} wrong of {one.accepted} ({one.wrong_in_distribution} of "
-            f"{one.accepted_in_distribution})"
+            f"{one.accepted_in_distribution}; {one.wrong_backed_off} of {one.accepted_backed_off})"
             for one in each.accepted
         )
         print(
             f"{each.attack}: {each.questions} questions, {each.wrong:.0%} wrong, p_wrong of wrong {each.p_wrong:.2f}, "
             f"change {each.change:+.3f} ({each.low:+.3f} to {each.high:+.3f}), "
-            f"AUROC {'-' if each.auroc is None else f'{each.auroc:.3f}'}, "
-            f"{each.flagged:.0%} above {OOD_ABOVE}. Accepted (with the rule): {counts}"
+            f"AUROC {_three(each.auroc)}, log-probabilities {_three(each.logprob_auroc)}, back-off "
+            f"{_three(each.backed_off_auroc)}, {each.flagged:.0%} above {OOD_ABOVE}. Accepted (with the rule; with the "
+            f"back-off): {counts}"
         )
+
+
+def _three(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def main() -> None:

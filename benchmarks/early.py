@@ -5,7 +5,8 @@
 
 `ask` lets the embedded model (or --model) answer, and keeps what guard's score could read after the first token, and
 after every few tokens of the answer so far: log-probabilities, and the activations of the first and the latest token
-and their mean, in files of a folder: what is there is not asked again. `measure` fits a score of its own for each of
+and their mean, in files of a folder: what is there is not asked again. A model without a chat template continues a text
+with solved examples. `measure` fits a score of its own for each of
 these stages, and for the whole answer, on four fifths of the questions, and applies it to the rest, five times; with
 --left-out, on all sets but one, and to that one. With --calibrated there is one score, of complete answers, which is
 calibrated at each stage, as `guard calibrate --early` does. An answer is stopped at the first stage whose score is
@@ -33,15 +34,16 @@ from guard.calibration.fitting import Examples, fit_model, platt_scaling
 from guard.data.graders import grade
 from guard.data.in_order import in_order
 from guard.data.labelling import is_wrong
-from guard.data.prompts import question_prompt
+from guard.data.prompts import completion_prompt, question_prompt
 from guard.data.question_sets import read_sets, round_robin
 from guard.data.questions import Question, question_identity
 from guard.engines import EMBEDDED, load_engine
-from guard.engines.base import BaseEngine
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
+from guard.engines.tokenizing import TokenizingEngine
 from guard.errors import CalibrationError
 from guard.evaluation.protocol import assign_folds
-from guard.records import Doubles, Floats, Limits, Signals, Signature
+from guard.records import Doubles, Floats, Limits, Prompt, Signals, Signature
+from guard.runtime.base_models import COMPLETION_STOP
 from guard.scoring.metrics import Ranked, auroc, brier
 from guard.scoring.probe import InnerProducts, inner_products
 from guard.scoring.scorer import Evaluator
@@ -90,14 +92,23 @@ def ask(asked: argparse.Namespace) -> None:
     questions = [(name, row) for name, row in rows if isinstance(row, Question)]
     asked.kept.mkdir(exist_ok=True)
     with load_engine(asked.model, threads=asked.threads, trial_load=False) as engine:
+        assert isinstance(engine, TokenizingEngine)
         for start in range(0, len(questions), CHUNK):
             if not (asked.kept / f"{start:05}.npz").exists():
                 _ask_some(engine, questions[start : start + CHUNK], asked, asked.kept / f"{start:05}.npz")
 
 
-def _ask_some(engine: BaseEngine, rows: Sequence[tuple[str, Question]], asked: argparse.Namespace, path: Path) -> None:
-    limits = Limits(max_tokens=asked.max_tokens)
-    found = in_order(lambda row, _: _answer(engine, row[1], asked.system, limits), rows, at_once=8)
+def _ask_some(
+    engine: TokenizingEngine, rows: Sequence[tuple[str, Question]], asked: argparse.Namespace, path: Path
+) -> None:
+    completion = not engine.chat_template
+    limits = Limits(max_tokens=asked.max_tokens, stop=COMPLETION_STOP if completion else ())
+
+    def answered(row: tuple[str, Question], _: object) -> tuple[str, Floats, list[Floats], str]:
+        prompt = completion_prompt(row[1]) if completion else question_prompt(row[1], system=asked.system)
+        return _answer(engine, prompt, limits)
+
+    found = in_order(answered, rows, at_once=8)
     texts, signals, activations, ended = zip(*found, strict=True)
     wrong = [is_wrong(row, text, grade) for (_, row), text in zip(rows, texts, strict=True)]
     about = {"model": engine.model.name, "quantization": engine.model.quantization, "max_tokens": asked.max_tokens}
@@ -116,9 +127,9 @@ def _ask_some(engine: BaseEngine, rows: Sequence[tuple[str, Question]], asked: a
     )
 
 
-def _answer(engine: BaseEngine, row: Question, system: str, limits: Limits) -> tuple[str, Floats, list[Floats], str]:
+def _answer(engine: TokenizingEngine, prompt: Prompt, limits: Limits) -> tuple[str, Floats, list[Floats], str]:
     observer = StageObserver()
-    generation = engine.generate(question_prompt(row, system=system), limits=limits, observer=observer)
+    generation = engine.generate(prompt, limits=limits, observer=observer)
     signals = np.stack([generation.logprobs, generation.entropies, generation.margins], axis=1)
     return generation.text, signals, observer.stages(), generation.finish_reason
 

@@ -1,29 +1,42 @@
-"""How well the three log columns tell which line of an answer is wrong.
+"""How well scores tell which line or sentence of an answer is wrong.
 
+    python benchmarks/spans.py kept.jsonl [--from other.jsonl] [--out spans.json]
     python benchmarks/spans.py lines.npz
 
-The file has labelled lines of one model's answers: for each line ``wrong``, ``answer_id``, ``set``, ``kind`` (lines of
-kind ``final`` repeat the answer and are left out), ``text``, ``value`` (what the label is about), and statistics of
-log-probabilities over the line (``lp_line``), the value's tokens (``lp_value``) and the claim's tokens
-(``lp_new_words``), named in ``stats``; ``answer_text`` and ``answer_question`` by ``answer_ids``.
+A `.jsonl` file is what `span_answers.py` keeps. A `.npz` file has labelled lines of one model's answers: for each
+``wrong``, ``answer_id``, ``set``, ``kind`` (lines of kind ``final`` repeat the answer and are left out), ``text``,
+``value`` (what the label is about), and statistics of log-probabilities over the line (``lp_line``), the value's
+tokens (``lp_value``) and the claim's tokens (``lp_new_words``), named in ``stats``; ``answer_text`` and
+``answer_question`` by ``answer_ids``.
 
-Prints AUROC over all lines and within answers, the share of answers whose top line is a wrong one, and Brier: fitted in
-folds by answer, and with one set left out; beside two scores that nothing is fitted for.
+Prints AUROC over all lines and within answers, the share of answers whose top line is a wrong one, and Brier, of
+guard's three columns, fitted in folds by answer, with one set left out, and on another model's lines (--from); of
+scores that nothing is fitted for; and of a control that reads the texts only. Intervals are of 1,000 samples of the
+answers; the gain is that of the three columns, fitted without the line's own set, over another score, on the same
+samples. Then the same for each group of sets.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import asdict
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import machine, versions
 from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
 
-from guard.calibration.span_fit import SpanExamples, fit_span_model, within_answers
+from guard.calibration.span_fit import FOLDS, SpanExamples, fit_span_model, within_answers
+from guard.errors import CalibrationError
 from guard.evaluation.measures import AUROC
+from guard.records import Doubles
 from guard.scoring.claims import find_claims
 from guard.scoring.metrics import compute_metrics
 from guard.scoring.span_scores import p_wrong, span_columns
@@ -31,65 +44,283 @@ from guard.scoring.spans import find_spans
 
 #: Sets of the same kind, which are left out together.
 WORD_PROBLEMS = ("gsm8k", "multiarith", "singleeq", "addsub")
+DRAWS = 1000
+MEAN, OWN = "mean log-probability of the line", "three columns, set left out"
 
-Lines = Mapping[str, NDArray[Any]]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lines", type=Path)
-    lines: Lines = dict(np.load(parser.parse_args().lines))
-    kept = lines["kind"] != "final"
-    print(f"{kept.sum()} lines, {lines['wrong'][kept].sum()} wrong, of {len(set(lines['answer_id'][kept]))} answers")
-    for name, claim in (("value", "lp_value"), ("claim", "lp_new_words")):
-        examples = examples_of(lines, claim, kept)
-        model = fit_span_model(examples, data=[], max_tokens=160)
-        show(f"three columns, {name}", model.metrics)
-        sets = np.where(np.isin(lines["set"], WORD_PROBLEMS), "word problems", lines["set"])[kept]
-        show(f"three columns, {name}, set left out", left_out(examples, sets))
-        show(f"least log-probability of the {name}", measured(-statistic(lines, claim, "lp_min")[kept], examples))
-    show("mean log-probability of the line", measured(-statistic(lines, "lp_line", "lp_mean")[kept], examples))
-    print_rules(lines)
+Rows = NDArray[np.intp]
+#: Returns probabilities of some lines by a fit to others.
+Fit = Callable[[Rows, Rows], Doubles]
 
 
-def examples_of(lines: Lines, claim: str, kept: NDArray[np.bool_]) -> SpanExamples:
-    """Return the columns of the lines, with the claim as one of the arrays has it."""
-    arrays = [(claim, "lp_min"), (claim, "ent_max"), ("lp_line", "lp_min")]
-    values = np.stack([statistic(lines, *each)[kept] for each in arrays], axis=1)
-    columns = np.array([span_columns(row[:1], row[1:2], row[2:]) for row in values])
-    return SpanExamples(columns, lines["wrong"][kept], lines["answer_id"][kept])
+@dataclass(frozen=True, slots=True, eq=False)
+class Lines:
+    """Labelled lines of one model.
+
+    Attributes:
+        examples: columns, labels and answers.
+        dataset, text: shape (n,).
+        unfitted: scores that nothing is fitted for, by name, shape (n,), which rise with doubt.
+    """
+
+    examples: SpanExamples
+    dataset: NDArray[np.str_]
+    text: NDArray[np.str_]
+    unfitted: Mapping[str, Doubles]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def given(self) -> NDArray[np.bool_]:
+        """Whether each line was given to the model; nothing is fitted on those."""
+        return np.char.startswith(self.dataset, "given")
+
+    def take(self, rows: Rows) -> Lines:
+        """Return some of the lines."""
+        unfitted = {name: values[rows] for name, values in self.unfitted.items()}
+        return Lines(self.examples.take(rows), self.dataset[rows], self.text[rows], unfitted)
 
 
-def statistic(lines: Lines, array: str, name: str) -> NDArray[np.float64]:
-    """Return one statistic of every line."""
-    return lines[array][:, lines["stats"].tolist().index(name)].astype(np.float64)
+def read(path: Path, claim: str = "lp_new_words") -> Lines:
+    """Read a file; for an older one, which array stands for the claim."""
+    return from_arrays(dict(np.load(path)), claim) if path.suffix == ".npz" else from_answers(path)
 
 
-def left_out(examples: SpanExamples, sets: NDArray[np.str_]) -> dict[str, Any]:
-    """Return the measures of probabilities that were fitted on all sets but a line's own."""
-    probabilities = np.empty(len(examples))
-    for name in np.unique(sets):
-        rest, own = np.flatnonzero(sets != name), np.flatnonzero(sets == name)
-        model = fit_span_model(examples.take(rest), data=[], max_tokens=160)
-        probabilities[own] = p_wrong(model, examples.columns[own])
-    return {**asdict(compute_metrics(probabilities, examples.wrong)), **within_answers(probabilities, examples)}
-
-
-def measured(scores: NDArray[np.float64], examples: SpanExamples) -> dict[str, Any]:
-    """Return the measures of scores that are no probabilities."""
-    return {"auroc": AUROC.value(scores, examples.wrong), "brier": None, **within_answers(scores, examples)}
-
-
-def show(name: str, figures: Mapping[str, Any]) -> None:
-    """Print one row."""
-    brier = "    -" if figures["brier"] is None else f"{figures['brier']:.3f}"
-    print(
-        f"{name:40s} AUROC {figures['auroc']:.3f}  within {figures['auroc_within']:.3f}  top-1 {figures['top_1']:.2f} "
-        f"(chance {figures['top_1_chance']:.2f})  Brier {brier}"
+def from_answers(path: Path) -> Lines:
+    """Read what `span_answers.py` kept."""
+    answers = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    found = [(answer, line) for answer in answers for line in answer["lines"]]
+    examples = SpanExamples(
+        np.array([line["columns"] for _, line in found], np.float64),
+        np.array([line["wrong"] for _, line in found], np.bool_),
+        np.array([_answer_of(answer) for answer, _ in found]),
     )
+    columns = {name: np.array([-line[name] for _, line in found], np.float64) for name in ("mean", "least", "ccp")}
+    unfitted = {
+        MEAN: columns["mean"],
+        "least log-probability of the claim": columns["least"],
+        "claim-conditioned probability": columns["ccp"],
+    }
+    texts = np.array([line["text"] for _, line in found])
+    return Lines(examples, np.array([answer["set"] for answer, _ in found]), texts, unfitted)
 
 
-def print_rules(lines: Lines) -> None:
+def _answer_of(answer: Mapping[str, Any]) -> str:
+    """Return which lines are compared within an answer: of given answers, all to one question."""
+    key = str(answer["key"])
+    return key.rpartition("/")[0] if answer["set"].startswith("given") else key
+
+
+def from_arrays(arrays: Mapping[str, NDArray[Any]], claim: str) -> Lines:
+    """Return lines of the older form."""
+    kept = arrays["kind"] != "final"
+    columns = [
+        statistic(arrays, *each)[kept] for each in ((claim, "lp_min"), (claim, "ent_max"), ("lp_line", "lp_min"))
+    ]
+    values = np.array([span_columns(a, b, c) for a, b, c in np.stack(columns, axis=1)[:, :, None]])
+    examples = SpanExamples(values, arrays["wrong"][kept], arrays["answer_id"][kept])
+    unfitted = {
+        MEAN: -statistic(arrays, "lp_line", "lp_mean")[kept],
+        "least log-probability of the claim": -columns[0],
+    }
+    sets = np.where(np.isin(arrays["set"], WORD_PROBLEMS), "word problems", arrays["set"])[kept]
+    return Lines(examples, sets, arrays["text"][kept].astype(np.str_), unfitted)
+
+
+def statistic(arrays: Mapping[str, NDArray[Any]], array: str, name: str) -> Doubles:
+    """Return one statistic of every line."""
+    values: Doubles = arrays[array][:, arrays["stats"].tolist().index(name)].astype(np.float64)
+    return values
+
+
+# -- fitting -----------------------------------------------------------------------------------
+
+
+def by_columns(lines: Lines) -> Fit:
+    """Return what fits guard's model of spans."""
+
+    def fit(learn: Rows, out: Rows) -> Doubles:
+        model = fit_span_model(lines.examples.take(learn), data=[], max_tokens=160)
+        return p_wrong(model, lines.examples.columns[out])
+
+    return fit
+
+
+def by_texts(lines: Lines) -> Fit:
+    """Return what fits the control: words and letters of the lines."""
+
+    def fit(learn: Rows, out: Rows) -> Doubles:
+        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+        letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
+        learned = sparse.hstack([each.fit_transform(lines.text[learn]) for each in (words, letters)])
+        model = LogisticRegression(max_iter=1000).fit(learned, lines.examples.wrong[learn])
+        shown = sparse.hstack([each.transform(lines.text[out]) for each in (words, letters)])
+        return np.asarray(model.predict_proba(shown)[:, 1])
+
+    return fit
+
+
+def in_folds(lines: Lines, fit: Fit) -> Doubles:
+    """Return probabilities of each line by a fit to other answers of the model."""
+    found, own = np.empty(len(lines)), np.flatnonzero(~lines.given)
+    for learn, out in GroupKFold(FOLDS).split(own, groups=lines.examples.answer[own]):
+        found[own[out]] = fit(own[learn], own[out])
+    if lines.given.any():
+        found[lines.given] = fit(own, np.flatnonzero(lines.given))
+    return found
+
+
+def left_out(lines: Lines, fit: Fit) -> Doubles:
+    """Return probabilities of each line by a fit to the model's answers of other sets."""
+    found = np.empty(len(lines))
+    for name in np.unique(lines.dataset):
+        rest, out = (lines.dataset != name) & ~lines.given, np.flatnonzero(lines.dataset == name)
+        found[out] = fit(np.flatnonzero(rest), out)
+    return found
+
+
+def scores_of(lines: Lines, other: Lines | None) -> dict[str, Doubles]:
+    """Return all scores of the lines, by name; those that cannot be fitted are left out."""
+    columns, texts = by_columns(lines), by_texts(lines)
+    wanted: dict[str, Callable[[], Doubles]] = {
+        "three columns": lambda: in_folds(lines, columns),
+        OWN: lambda: left_out(lines, columns),
+        "text only": lambda: in_folds(lines, texts),
+        "text only, set left out": lambda: left_out(lines, texts),
+    }
+    if other is not None:
+        model = fit_span_model(other.examples, data=[], max_tokens=160)
+        wanted["three columns, fitted on the other model"] = lambda: p_wrong(model, lines.examples.columns)
+    found = {}
+    for name, score in wanted.items():
+        try:
+            found[name] = score()
+        except CalibrationError as error:
+            print(f"{name}: {error}")
+    return {**found, **lines.unfitted}
+
+
+# -- measuring ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One score; intervals are of 95 %, and the gain is that of `OWN` over it within answers."""
+
+    auroc: tuple[float, float, float] | None
+    within: tuple[float, float, float] | None
+    gain: tuple[float, float, float] | None
+    top_1: float | None
+    brier: float | None
+
+
+def measured(lines: Lines, scores: Mapping[str, Doubles]) -> dict[str, Measured]:
+    """Measure all scores on the same samples of the answers."""
+    draws = list(_samples(lines.examples.answer))
+    pooled = {name: _auroc(lines, each) for name, each in scores.items()}
+    within = {name: _within(lines, each) for name, each in scores.items()}
+    found = {}
+    for name, each in scores.items():
+        fitted = name not in lines.unfitted
+        told = within_answers(each, lines.examples)
+        brier = compute_metrics(each, lines.examples.wrong).brier if fitted else None
+        found[name] = Measured(
+            _interval(pooled[name], draws),
+            _interval(within[name], draws),
+            _interval(_difference(within[OWN], within[name]), draws) if OWN in within else None,
+            told["top_1"],
+            brier,
+        )
+    return found
+
+
+def _difference(one: Callable[[Rows], float], other: Callable[[Rows], float]) -> Callable[[Rows], float]:
+    return lambda rows: one(rows) - other(rows)
+
+
+def _samples(answer: NDArray[np.str_]) -> Iterator[Rows]:
+    """Yield all lines, then those of samples of the answers, one answer's lines as often as it is drawn."""
+    yield np.arange(len(answer))
+    _, number = np.unique(answer, return_inverse=True)
+    members = [np.flatnonzero(number == each) for each in range(number.max() + 1)]
+    rng = np.random.default_rng(0)
+    for _ in range(DRAWS):
+        yield np.concatenate([members[each] for each in rng.integers(len(members), size=len(members))])
+
+
+def _auroc(lines: Lines, scores: Doubles) -> Callable[[Rows], float]:
+    wrong = lines.examples.wrong
+    return lambda rows: float(AUROC.value(scores[rows], wrong[rows])) if 0 < wrong[rows].mean() < 1 else float("nan")
+
+
+def _within(lines: Lines, scores: Doubles) -> Callable[[Rows], float]:
+    """Return the share of the pairs of one answer that are in order, by rows; they count once for each answer drawn."""
+    _, number = np.unique(lines.examples.answer, return_inverse=True)
+    ordered, pairs = np.zeros(number.max() + 1), np.zeros(number.max() + 1)
+    sizes = np.bincount(number)
+    for each in range(len(sizes)):
+        own = number == each
+        wrong, right = scores[own & lines.examples.wrong], scores[own & ~lines.examples.wrong]
+        differences = wrong[:, None] - right[None, :]
+        pairs[each] = differences.size
+        ordered[each] = (differences > 0).sum() + 0.5 * (differences == 0).sum()
+
+    def share(rows: Rows) -> float:
+        times = np.bincount(number[rows], minlength=len(sizes)) / sizes
+        total = float(times @ pairs)
+        return float(times @ ordered) / total if total else float("nan")
+
+    return share
+
+
+def _interval(value: Callable[[Rows], float], draws: Sequence[Rows]) -> tuple[float, float, float] | None:
+    values = np.array([value(rows) for rows in draws])
+    if not np.isfinite(values[0]):
+        return None
+    low, high = np.nanquantile(values[1:], (0.025, 0.975))
+    return round(float(values[0]), 3), round(float(low), 3), round(float(high), 3)
+
+
+def show(title: str, lines: Lines, found: Mapping[str, Measured]) -> None:
+    """Print a table."""
+    wrong, answers = int(lines.examples.wrong.sum()), len(np.unique(lines.examples.answer))
+    chance = within_answers(np.zeros(len(lines)), lines.examples)["top_1_chance"]
+    print(
+        f"\n{title}: {len(lines)} lines, {wrong} wrong, of {answers} answers; top line by chance {_number(chance, 2)}"
+    )
+    print(
+        "| score | AUROC | within answers | gain within answers | top line is a wrong one | Brier |\n"
+        + "| --- " * 6
+        + "|"
+    )
+    for name, each in found.items():
+        cells = [_three(each.auroc), _three(each.within), "" if name == OWN else _three(each.gain, "+")]
+        print("| " + " | ".join([name, *cells, _number(each.top_1, 2), _number(each.brier, 3)]) + " |")
+
+
+def _three(value: tuple[float, float, float] | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value[0]:{sign}.3f} ({value[1]:{sign}.3f} to {value[2]:{sign}.3f})"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def groups_of(lines: Lines) -> dict[str, Rows]:
+    """Return the lines of each group of sets, named before the colon; and all that the model wrote itself."""
+    group = np.array(
+        [
+            name.partition(":")[0] if not given else name
+            for name, given in zip(lines.dataset.tolist(), lines.given, strict=True)
+        ]
+    )
+    return {
+        "all": np.flatnonzero(~lines.given),
+        **{name: np.flatnonzero(group == name) for name in np.unique(group).tolist()},
+    }
+
+
+def print_rules(lines: Mapping[str, NDArray[Any]]) -> None:
     """Print how many lines are found as one span, and how often its claim holds the value."""
     both = zip(lines["answer_text"].tolist(), lines["answer_question"].tolist(), strict=True)
     texts = dict(zip(lines["answer_ids"].tolist(), both, strict=True))
@@ -102,6 +333,32 @@ def print_rules(lines: Lines) -> None:
             found += 1
             claimed += any(text[start:end] in str(value) for start, end in find_claims(text, spans, question)[at])
     print(f"rules: {found} of {len(lines['text'])} lines are one span; in {claimed} its claim is part of the value")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lines", type=Path)
+    parser.add_argument(
+        "--from", dest="other", type=Path, help="lines of another model, which the columns are fitted on"
+    )
+    parser.add_argument("--claim", default="lp_new_words", help="of an older file: lp_new_words or lp_value")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    lines = read(asked.lines, asked.claim)
+    scores = scores_of(lines, read(asked.other) if asked.other else None)
+    report = {}
+    for title, rows in groups_of(lines).items():
+        part = lines.take(rows)
+        if 0 < part.examples.wrong.sum() < len(part):
+            found = measured(part, {name: values[rows] for name, values in scores.items()})
+            show(title, part, found)
+            report[title] = {"lines": len(part), "wrong": int(part.examples.wrong.sum())}
+            report[title] |= {"scores": {name: asdict(each) for name, each in found.items()}}
+    if asked.lines.suffix == ".npz":
+        print_rules(dict(np.load(asked.lines)))
+    if asked.out:
+        about = {"machine": machine(), "versions": versions(), "lines": asked.lines.name}
+        asked.out.write_text(json.dumps({**about, "groups": report}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

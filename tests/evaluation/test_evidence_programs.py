@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import math
 import random
 import runpy
 import sys
@@ -16,14 +19,16 @@ pytest.importorskip("sklearn")
 
 from guard.data.questions import Question
 from guard.data.sets import DataSource
+from guard.records import Generation, Sampling
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PROGRAMS = ("early", "attacks", "spans", "span_answers", "situations")
 
 
 @pytest.fixture(scope="module")
 def programs() -> Any:
     sys.path.insert(0, str(BENCHMARKS))
-    yield {name: runpy.run_path(str(BENCHMARKS / f"{name}.py")) for name in ("early", "attacks")}
+    yield {name: runpy.run_path(str(BENCHMARKS / f"{name}.py")) for name in PROGRAMS}
     sys.path.remove(str(BENCHMARKS))
 
 
@@ -69,8 +74,8 @@ def test_every_attack_changes_the_question_and_planted_answers_are_wrong(program
 def test_a_search_keeps_the_wrong_answer_with_the_least_score(programs: dict[str, dict[str, Any]]) -> None:
     attacks = programs["attacks"]
     asked, best_of = attacks["ScoredAnswer"], attacks["best_of"]
-    plain = asked("a", True, 0.8, 0.1)
-    tried = [asked("b", False, 0.1, 0.1), asked("c", True, 0.3, 0.999), asked("d", True, 0.5, 0.2)]
+    plain = asked("a", True, 0.8, 0.8, 0.1)
+    tried = [asked("b", False, 0.1, 0.1, 0.1), asked("c", True, 0.3, 0.3, 0.999), asked("d", True, 0.5, 0.5, 0.2)]
     assert best_of(plain, tried, within=1.0) is tried[1]
     assert best_of(plain, tried, within=0.99) is tried[2]
     assert best_of(plain, tried[:1], within=1.0) is plain
@@ -79,7 +84,11 @@ def test_a_search_keeps_the_wrong_answer_with_the_least_score(programs: dict[str
 def test_with_the_rule_an_answer_out_of_distribution_is_not_accepted(programs: dict[str, dict[str, Any]]) -> None:
     attacks = programs["attacks"]
     asked = attacks["ScoredAnswer"]
-    answers = [asked("a", True, 0.05, 0.5), asked("b", True, 0.05, 0.999), asked("c", False, 0.2, 0.5)]
+    answers = [
+        asked("a", True, 0.05, 0.6, 0.5),
+        asked("b", True, 0.05, 0.9, 1.0),
+        asked("c", False, 0.2, 0.6, 0.5),
+    ]
     policies = attacks["policies_for"](answers * 20)
     assert {"strict", "balanced", "permissive"} <= policies.keys()
     result = attacks["result_of"]("none", answers, answers, policies)
@@ -93,3 +102,171 @@ def test_with_the_rule_an_answer_out_of_distribution_is_not_accepted(programs: d
     )
     assert (balanced.accepted, balanced.wrong, balanced.accepted_in_distribution) == (3, 2, 2)
     assert result.flagged == pytest.approx(1 / 3)
+    assert answers[1].backed_off == pytest.approx(0.9), "so far out the log-probabilities decide"
+    assert answers[0].backed_off == pytest.approx(0.05), "and here guard's own score"
+    assert (balanced.accepted_backed_off, balanced.wrong_backed_off) == (2, 1)
+
+
+# -- spans -------------------------------------------------------------------------------------
+
+
+def kept_answers(path: Path, *, count: int = 40) -> Path:
+    """Answers of two kinds, whose wrong lines the model doubts in the claim alone; and given ones."""
+    draw = random.Random(0)
+    rows = []
+    for number in range(count):
+        kind = ("lists: towns", "prose: towns")[number % 2]
+        wrong = [draw.random() < 0.4 for _ in range(4)]
+        lines = [line_of(each, draw, f"Town {number}") for each in wrong]
+        rows.append({"key": f"{number}", "set": kind, "question": "?", "text": "", "lines": lines})
+        given = line_of(number % 2 == 0, draw, f"Given {number // 2}")
+        rows.append({"key": f"given/{number // 2}/{number % 2}", "set": "given: towns", "lines": [given]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def line_of(wrong: bool, draw: random.Random, text: str) -> dict[str, Any]:
+    doubt = draw.gauss(1.0 if wrong else -1.0, 1.0)
+    scores = {"mean": -draw.random(), "least": -math.exp(doubt), "ccp": -draw.random()}
+    return {"text": text, "wrong": wrong, "columns": [doubt, doubt, draw.random()], **scores}
+
+
+def test_lines_of_given_answers_are_compared_by_question_and_nothing_is_fitted_on_them(
+    programs: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    spans = programs["spans"]
+    lines = spans["read"](kept_answers(tmp_path / "kept.jsonl"))
+    assert lines.given.sum() == 40
+    assert len(set(lines.examples.answer[lines.given].tolist())) == 20
+    fitted_on: list[int] = []
+
+    def fit(learn: Any, out: Any) -> Any:
+        fitted_on.extend(learn.tolist())
+        assert not set(lines.examples.answer[learn]) & set(lines.examples.answer[out])
+        return np.zeros(len(out))
+
+    spans["in_folds"](lines, fit)
+    spans["left_out"](lines, fit)
+    assert not lines.given[fitted_on].any()
+
+
+def test_what_finds_the_wrong_lines_is_measured_within_answers_with_intervals(
+    programs: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    spans = programs["spans"]
+    lines = spans["read"](kept_answers(tmp_path / "kept.jsonl"))
+    own = lines.take(spans["groups_of"](lines)["all"])
+    found = spans["measured"](own, spans["scores_of"](own, lines))
+    best, mean = found[spans["OWN"]], found[spans["MEAN"]]
+    told = spans["within_answers"](own.unfitted[spans["MEAN"]], own.examples)
+    assert mean.within[0] == pytest.approx(told["auroc_within"], abs=5e-4)
+    assert best.within[0] > 0.8
+    assert best.within[1] < best.within[0] <= best.within[2]
+    assert mean.gain[0] == pytest.approx(best.within[0] - mean.within[0], abs=2e-3)
+    assert mean.gain[1] > 0, "the interval of a gain that is there is above zero"
+    assert best.gain == (0.0, 0.0, 0.0)
+    assert found["text only"].brier is not None
+    assert mean.brier is None
+    assert found["three columns, fitted on the other model"].within[0] > 0.8
+    assert set(spans["groups_of"](lines)) == {"all", "lists", "prose", "given: towns"}
+
+
+def test_the_tables_label_lists_sums_and_prose(programs: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    answers = programs["span_answers"]
+    write_set(
+        tmp_path,
+        "countries",
+        [
+            ("What is the capital of Norway?", ["Oslo"], "capital"),
+            ("Oslo is the capital of which country?", ["Norway"], "capital_of"),
+            ("On which continent is Norway?", ["Europe"], "continent"),
+            ("What currency is used in Norway?", ["krone"], "currency"),
+            ("What is an official language of Norway?", ["Norwegian"], "language"),
+        ],
+    )
+    write_set(
+        tmp_path,
+        "elements",
+        [(f"What is the chemical symbol for {name}?", [symbol], "symbol") for name, symbol in ELEMENTS.items()]
+        + [(f"What is the atomic number of {name}?", [f"{at}"], "number") for at, name in enumerate(ELEMENTS, 1)],
+    )
+    write_set(tmp_path, "cities", [(f"In which country is the city of C{at}?", [f"L{at}"], None) for at in range(5)])
+    write_set(tmp_path, "arithmetic", [(f"What is {at} + 2?", [f"{at + 2}"], "add") for at in range(5)])
+    write_set(tmp_path, "multiarith", [("Ann has 2 apples and gets 3. How many?", ["5"], None)])
+    write_set(tmp_path, "halueval_qa", [("Who?", ["Ann"], None)], choices=["Bob did it.", "Ann"])
+    found = {each.key: each for each in answers["tasks"](tmp_path, limit=2, only=[])}
+    norway = found["countries/Norway"]
+    assert norway.row.labels("Capital: Bergen\nCurrency: krone", [(0, 15), (16, 31)]) == (True, False)
+    assert found["Countries of cities/0"].row.labels("C1: L1", [(0, 6)]) == (False,)
+    assert found["sums/0"].row.labels("3 + 2 = 6", [(0, 9)]) == (True,)
+    prose = found["prose/Norway"]
+    assert prose.row.labels("Its capital is Oslo.", [(0, 20)]) == (False,)
+    assert {each.dataset for each in found.values()} == {
+        *("lists: countries", "lists: elements", "lists: cities", "sums", "word problems"),
+        *("prose: countries", "prose: elements", "given: HaluEval", "given: HaluEval with its passage"),
+    }
+    given = found["given: HaluEval/halueval_qa-0/True"]
+    assert given.row.response == "Bob did it."
+    assert given.row.labels("Bob did it.", [(0, 11)]) == (True,)
+    assert "P. " not in found["given: HaluEval/halueval_qa-0/False"].chat
+    only = answers["tasks"](tmp_path, limit=2, only=["prose"])
+    assert {each.dataset for each in only} == {"prose: countries", "prose: elements"}
+
+
+ELEMENTS = {"hydrogen": "H", "helium": "He", "lithium": "Li", "beryllium": "Be", "boron": "B"}
+
+
+def write_set(folder: Path, name: str, rows: list[tuple[str, list[str], str | None]], **more: Any) -> None:
+    with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+        for at, (question, answers, category) in enumerate(rows):
+            row = {"id": f"{name}-{at}", "question": question, "answers": answers, "category": category}
+            row |= {"choices": None, "answer_index": 1, "context": "P. ", **more}
+            file.write(json.dumps(row) + "\n")
+
+
+def test_the_claim_conditioned_probability_leaves_out_what_says_the_same_or_nothing(
+    programs: dict[str, dict[str, Any]],
+) -> None:
+    conditioned = programs["span_answers"]["claim_conditioned"]
+    texts = {1: " Oslo", 2: " Os", 3: " the", 4: " Bergen", 5: ","}
+
+    class Engine:
+        def alternative_text(self, before: Any, token: int) -> str:
+            return texts[token]
+
+    shares = {1: 0.4, 2: 0.1, 3: 0.2, 4: 0.25, 5: 0.05}
+    top = (tuple((token, math.log(share)) for token, share in shares.items()),)
+    one = np.array([math.log(0.4)], np.float32)
+    generation = Generation("Oslo", (1,), one, one, one, 1, "stop", Sampling(), 0.0, 0.0, top=top)
+    assert math.exp(conditioned(Engine(), generation, 0)) == pytest.approx(0.5 / 0.75)
+
+
+# -- situations --------------------------------------------------------------------------------
+
+
+def test_a_question_is_asked_with_its_passage_another_one_and_one_that_contradicts(
+    programs: dict[str, dict[str, Any]],
+) -> None:
+    rows = [
+        Question("a", "Who?", ("Anna",), context="It was anna."),
+        Question("b", "Where?", ("Bern",), context="In Bern, near Bern."),
+        Question("c", "What?", ("Gold",), context="Silver."),
+        Question("d", "Which?", ("No",), context="No."),
+    ]
+    found = {each.key: each.row.context for each in programs["situations"]["with_passages"](rows)}
+    assert found == {
+        "no passage/a": None,
+        "its passage/a": "It was anna.",
+        "another passage/a": "In Bern, near Bern.",
+        "passage with another answer/a": "It was Bern.",
+        "no passage/b": None,
+        "its passage/b": "In Bern, near Bern.",
+        "another passage/b": "It was anna.",
+        "passage with another answer/b": "In Anna, near Anna.",
+    }, "questions whose passage does not say the answer, or whose answer is a short word, are left out"
+
+
+def test_the_argument_of_a_cut_call_is_no_answer(programs: dict[str, dict[str, Any]]) -> None:
+    argument = programs["situations"]["_argument"]
+    assert argument('{"answer": "Oslo"}') == "Oslo"
+    assert [argument(text) for text in ('{"answer": "Os', "{}", "[]", "5")] == [""] * 4
