@@ -56,7 +56,7 @@ CHUNK = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SituatedQuestion:
     """One question in one situation."""
 
     situation: str
@@ -69,7 +69,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class SituatedAnswer:
     """An answer with its label and scores; ``marked`` where the scorer says that it does not fit."""
 
     situation: str
@@ -81,7 +81,7 @@ class Scored:
     marked: bool
 
 
-def with_passages(rows: Sequence[Question]) -> Iterator[Asked]:
+def with_passages(rows: Sequence[Question]) -> Iterator[SituatedQuestion]:
     """Yield each question in four situations; only those whose passage has the answer's words."""
     kept = [row for row in rows if row.context and row.answers[0].casefold() in row.context.casefold()]
     kept = [replace(row, choices=None, answer_index=None) for row in kept if len(row.answers[0]) > 3]
@@ -89,13 +89,13 @@ def with_passages(rows: Sequence[Question]) -> Iterator[Asked]:
         other = kept[(at + 1) % len(kept)]
         assert row.context is not None
         changed = re.sub(re.escape(row.answers[0]), lambda _: other.answers[0], row.context, flags=re.IGNORECASE)  # noqa: B023
-        yield Asked("no passage", replace(row, context=None))
-        yield Asked("its passage", row)
-        yield Asked("another passage", replace(row, context=other.context))
-        yield Asked("passage with another answer", replace(row, context=changed))
+        yield SituatedQuestion("no passage", replace(row, context=None))
+        yield SituatedQuestion("its passage", row)
+        yield SituatedQuestion("another passage", replace(row, context=other.context))
+        yield SituatedQuestion("passage with another answer", replace(row, context=changed))
 
 
-def answered(engine: RequestEngine, scorer: Scorer, asked: Asked) -> Scored:
+def answered(engine: RequestEngine, scorer: Scorer, asked: SituatedQuestion) -> SituatedAnswer:
     """Ask, score, label."""
     prompting, tool = scorer.artefact.prompting, asked.situation == AS_TOOL
     row = replace(asked.row, question=asked.row.question + TOOL_WORDS) if tool else asked.row
@@ -109,7 +109,7 @@ def answered(engine: RequestEngine, scorer: Scorer, asked: Asked) -> Scored:
     marked = score.unlike is not None or (score.ood_score or 0.0) > OOD_ABOVE
     logprob = score.scores["log-probabilities"].p_wrong
     wrong = is_wrong(asked.row, text, grade)
-    return Scored(asked.situation, asked.key, generation.text, wrong, score.p_wrong, logprob, marked)
+    return SituatedAnswer(asked.situation, asked.key, generation.text, wrong, score.p_wrong, logprob, marked)
 
 
 def _argument(text: str) -> str:
@@ -120,10 +120,10 @@ def _argument(text: str) -> str:
         return ""
 
 
-def ask(engine: RequestEngine, scorer: Scorer, wanted: Sequence[Asked], kept: Path) -> list[Scored]:
+def ask(engine: RequestEngine, scorer: Scorer, wanted: Sequence[SituatedQuestion], kept: Path) -> list[SituatedAnswer]:
     """Ask what is not kept yet, and return all answers."""
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
-    known = {each.key: each for each in (Scored(**json.loads(line)) for line in lines)}
+    known = {each.key: each for each in (SituatedAnswer(**json.loads(line)) for line in lines)}
     rest = [each for each in wanted if each.key not in known]
     with kept.open("a", encoding="utf-8") as file:
         for start in range(0, len(rest), CHUNK):
@@ -139,7 +139,7 @@ def ask(engine: RequestEngine, scorer: Scorer, wanted: Sequence[Asked], kept: Pa
 # -- what comes of it --------------------------------------------------------------------------
 
 
-def judged(answers: Sequence[Scored]) -> dict[str, Any]:
+def judged(answers: Sequence[SituatedAnswer]) -> dict[str, Any]:
     """Return the figures of one situation."""
     wrong = np.array([each.wrong for each in answers])
     found: dict[str, Any] = {"answers": len(answers), "wrong": round(float(wrong.mean()), 3)}
@@ -186,13 +186,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    wanted: list[Asked] = []
+    wanted: list[SituatedQuestion] = []
     if asked.passages:
         rows = fresh_questions(read_sets(asked.passages), limit=asked.limit, fitted=0)
         wanted += with_passages(rows)
     if asked.data:
         rows = fresh_questions(read_sets(asked.data), limit=asked.limit, fitted=asked.fitted)
-        wanted += [Asked(situation, row) for row in rows for situation in (PLAIN, AS_TOOL)]
+        wanted += [SituatedQuestion(situation, row) for row in rows for situation in (PLAIN, AS_TOOL)]
     with load_engine(EMBEDDED, threads=asked.threads, trial_load=False) as engine:
         scorer = load_scorer(shipped_scorer()).for_model(engine.model, find_capture_point(engine))
         answers = ask(engine, scorer, wanted, asked.kept)

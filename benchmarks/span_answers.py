@@ -68,7 +68,7 @@ _FUNCTION_WORDS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class SpanTask:
     """One question for a longer answer.
 
     Attributes:
@@ -98,7 +98,7 @@ class Task:
 
 
 @dataclass(slots=True)
-class Tables:
+class FactTables:
     """Facts by subject and relation."""
 
     folder: Path
@@ -139,7 +139,7 @@ def _claims(facts: Mapping[str, Sequence[str]]) -> tuple[ExpectedClaim, ...]:
     return tuple(ExpectedClaim(about, tuple(answers)) for about, answers in facts.items())
 
 
-def country_lists(tables: Tables) -> Iterator[Task]:
+def country_lists(tables: FactTables) -> Iterator[SpanTask]:
     """Yield questions for four facts of a country."""
     for name, facts in tables.facts("countries", COUNTRY).items():
         if all(each in facts for each in RELATIONS):
@@ -147,10 +147,10 @@ def country_lists(tables: Tables) -> Iterator[Task]:
             lines = "".join(f"\n{each.capitalize()}: " for each in RELATIONS)
             chat = f"Give four facts about {name}, in this form and nothing else:{lines}"
             row = SpanRow(chat, _claims({each: facts[each] for each in RELATIONS}), equations=False)
-            yield Task("lists: countries", f"countries/{name}", header, chat, COUNTRY_EXAMPLE, row)
+            yield SpanTask("lists: countries", f"countries/{name}", header, chat, COUNTRY_EXAMPLE, row)
 
 
-def country_prose(tables: Tables) -> Iterator[Task]:
+def country_prose(tables: FactTables) -> Iterator[SpanTask]:
     """Yield questions for a paragraph about a country; not those of the lists."""
     for name, facts in reversed(tables.facts("countries", COUNTRY).items()):
         if all(each in facts for each in RELATIONS):
@@ -159,10 +159,10 @@ def country_prose(tables: Tables) -> Iterator[Task]:
                 "about the continent where it is, and one about its official language."
             )
             row = SpanRow(chat, _claims({each: facts[each] for each in RELATIONS}), equations=False)
-            yield Task("prose: countries", f"prose/{name}", f"About {name}.", chat, PROSE_EXAMPLE, row, "\n")
+            yield SpanTask("prose: countries", f"prose/{name}", f"About {name}.", chat, PROSE_EXAMPLE, row, "\n")
 
 
-def element_prose(tables: Tables) -> Iterator[Task]:
+def element_prose(tables: FactTables) -> Iterator[SpanTask]:
     """Yield questions for a paragraph about a chemical element."""
     example = "About gold. The chemical symbol of gold is Au. Its atomic number is 79.\n\n"
     for name, facts in tables.facts("elements", ELEMENT).items():
@@ -172,12 +172,12 @@ def element_prose(tables: Tables) -> Iterator[Task]:
                 "atomic number, and one about what it is used for."
             )
             row = SpanRow(chat, _claims({"symbol": facts["symbol"], "atomic number": facts["number"]}), equations=False)
-            yield Task("prose: elements", f"prose/{name}", f"About {name}.", chat, example, row, "\n")
+            yield SpanTask("prose: elements", f"prose/{name}", f"About {name}.", chat, example, row, "\n")
 
 
 def _grouped(
     dataset: str, what: str, pairs: Iterable[tuple[str, list[str]]], example: str, *, size: int = 5
-) -> Iterator[Task]:
+) -> Iterator[SpanTask]:
     """Yield questions for one fact of each of several subjects, a line each."""
     found = list(pairs)
     for start in range(0, len(found) - size + 1, size):
@@ -187,10 +187,10 @@ def _grouped(
         lines = "\n".join(f"{name}: " for name in part)
         chat = f"{what}: {names}. Answer in this form and nothing else:\n{lines}"
         row = SpanRow(chat, _claims(part), equations=False)
-        yield Task(dataset, f"{what}/{start}", header, chat, f"{what}: {example}\n\n", row)
+        yield SpanTask(dataset, f"{what}/{start}", header, chat, f"{what}: {example}\n\n", row)
 
 
-def elements(tables: Tables) -> Iterator[Task]:
+def elements(tables: FactTables) -> Iterator[SpanTask]:
     """Yield questions for symbols and for atomic numbers of elements."""
     facts = tables.facts("elements", ELEMENT)
     symbols = _grouped(
@@ -208,7 +208,7 @@ def elements(tables: Tables) -> Iterator[Task]:
     return _in_turn([symbols, numbers])
 
 
-def cities(tables: Tables) -> Iterator[Task]:
+def cities(tables: FactTables) -> Iterator[SpanTask]:
     """Yield questions for the countries of cities."""
     rows = (
         (row["question"].removesuffix("?").partition("the city of ")[2], row["answers"])
@@ -222,7 +222,7 @@ def cities(tables: Tables) -> Iterator[Task]:
     )
 
 
-def sums(tables: Tables) -> Iterator[Task]:
+def sums(tables: FactTables) -> Iterator[SpanTask]:
     """Yield questions for the results of five sums."""
     found = [row["question"].removeprefix("What is ").removesuffix("?") for row in tables.rows("arithmetic")]
     example = "Sums: 12 + 30, 5 * 7, 20 - 6\n12 + 30 = 42\n5 * 7 = 35\n20 - 6 = 14\n\n"
@@ -230,10 +230,10 @@ def sums(tables: Tables) -> Iterator[Task]:
         part = found[start : start + 5]
         lines = "\n".join(f"{each} = " for each in part)
         chat = f"Compute these, in this form and nothing else:\n{lines}"
-        yield Task("sums", f"sums/{start}", f"Sums: {', '.join(part)}\n", chat, example, SpanRow(chat))
+        yield SpanTask("sums", f"sums/{start}", f"Sums: {', '.join(part)}\n", chat, example, SpanRow(chat))
 
 
-def word_problems(tables: Tables) -> Iterator[Task]:
+def word_problems(tables: FactTables) -> Iterator[SpanTask]:
     """Yield word problems, whose steps are written as equations."""
     for row in tables.rows("multiarith"):
         how = "Solve it step by step. Write each step as an equation on a line of its own, like 3 + 4 = 7."
@@ -242,10 +242,10 @@ def word_problems(tables: Tables) -> Iterator[Task]:
         example = (
             "Problem: Ann has 3 bags of 4 apples and eats 2. How many are left?\nSteps:\n3 * 4 = 12\n12 - 2 = 10\n\n"
         )
-        yield Task("word problems", row["id"], header, chat, example, SpanRow(chat))
+        yield SpanTask("word problems", row["id"], header, chat, example, SpanRow(chat))
 
 
-def halueval(tables: Tables, *, passage: bool) -> Iterator[Task]:
+def halueval(tables: FactTables, *, passage: bool) -> Iterator[SpanTask]:
     """Yield given answers to one question in turn: the right one and an invented one."""
     dataset = "given: HaluEval with its passage" if passage else "given: HaluEval"
     for row in tables.rows("halueval_qa"):
@@ -255,16 +255,16 @@ def halueval(tables: Tables, *, passage: bool) -> Iterator[Task]:
             mark = MarkedPlace(0, len(response), is_wrong)
             labels = SpanRow(asked, equations=False, response=response, marks=(mark,))
             key = f"{dataset}/{row['id']}/{is_wrong}"
-            yield Task(dataset, key, f"Question: {asked}\nAnswer:", asked, "", labels)
+            yield SpanTask(dataset, key, f"Question: {asked}\nAnswer:", asked, "", labels)
 
 
-def _in_turn(sets: Iterable[Iterator[Task]]) -> Iterator[Task]:
+def _in_turn(sets: Iterable[Iterator[SpanTask]]) -> Iterator[SpanTask]:
     return (each for each in chain.from_iterable(zip_longest(*sets)) if each is not None)
 
 
-def tasks(folder: Path, *, limit: int, only: Sequence[str]) -> list[Task]:
-    """Return the questions, at most so many of each set, in turn."""
-    tables = Tables(folder)
+def tasks(folder: Path, *, limit: int, only: Sequence[str]) -> list[SpanTask]:
+    """Return the questions of all sets in turn, up to the limit of each set."""
+    tables = FactTables(folder)
     sets = [
         *(country_lists(tables), elements(tables), cities(tables), sums(tables), word_problems(tables)),
         *(country_prose(tables), element_prose(tables)),
@@ -278,7 +278,7 @@ def tasks(folder: Path, *, limit: int, only: Sequence[str]) -> list[Task]:
 # -- asking ------------------------------------------------------------------------------------
 
 
-def ask(engine: TokenizingEngine, wanted: Sequence[Task], kept: Path, *, completion: bool, max_tokens: int) -> None:
+def ask(engine: TokenizingEngine, wanted: Sequence[SpanTask], kept: Path, *, completion: bool, max_tokens: int) -> None:
     """Ask what is not there yet, and keep it."""
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
     known = {json.loads(line)["key"] for line in lines}
@@ -294,7 +294,7 @@ def ask(engine: TokenizingEngine, wanted: Sequence[Task], kept: Path, *, complet
             print(f"{start + len(part)} of {len(rest)}", flush=True)
 
 
-def answered(engine: TokenizingEngine, task: Task, *, completion: bool, max_tokens: int) -> dict[str, Any]:
+def answered(engine: TokenizingEngine, task: SpanTask, *, completion: bool, max_tokens: int) -> dict[str, Any]:
     """Return one answer with its labelled lines."""
     prompt = task.prompt(completion=completion)
     limits = Limits(max_tokens=max_tokens, stop=(task.stop,) if completion else ())

@@ -47,13 +47,13 @@ WORD_PROBLEMS = ("gsm8k", "multiarith", "singleeq", "addsub")
 DRAWS = 1000
 MEAN, OWN = "mean log-probability of the line", "three columns, set left out"
 
-Rows = NDArray[np.intp]
+LineRows = NDArray[np.intp]
 #: Returns probabilities of some lines by a fit to others.
-Fit = Callable[[Rows, Rows], Doubles]
+SpanFit = Callable[[LineRows, LineRows], Doubles]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lines:
+class SpanLines:
     """Labelled lines of one model.
 
     Attributes:
@@ -75,18 +75,18 @@ class Lines:
         """Whether each line was given to the model; nothing is fitted on those."""
         return np.char.startswith(self.dataset, "given")
 
-    def take(self, rows: Rows) -> Lines:
+    def take(self, rows: LineRows) -> SpanLines:
         """Return some of the lines."""
         unfitted = {name: values[rows] for name, values in self.unfitted.items()}
-        return Lines(self.examples.take(rows), self.dataset[rows], self.text[rows], unfitted)
+        return SpanLines(self.examples.take(rows), self.dataset[rows], self.text[rows], unfitted)
 
 
-def read(path: Path, claim: str = "lp_new_words") -> Lines:
+def read(path: Path, claim: str = "lp_new_words") -> SpanLines:
     """Read a file; for an older one, which array stands for the claim."""
     return from_arrays(dict(np.load(path)), claim) if path.suffix == ".npz" else from_answers(path)
 
 
-def from_answers(path: Path) -> Lines:
+def from_answers(path: Path) -> SpanLines:
     """Read what `span_answers.py` kept."""
     answers = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     found = [(answer, line) for answer in answers for line in answer["lines"]]
@@ -102,7 +102,7 @@ def from_answers(path: Path) -> Lines:
         "claim-conditioned probability": columns["ccp"],
     }
     texts = np.array([line["text"] for _, line in found])
-    return Lines(examples, np.array([answer["set"] for answer, _ in found]), texts, unfitted)
+    return SpanLines(examples, np.array([answer["set"] for answer, _ in found]), texts, unfitted)
 
 
 def _answer_of(answer: Mapping[str, Any]) -> str:
@@ -111,7 +111,7 @@ def _answer_of(answer: Mapping[str, Any]) -> str:
     return key.rpartition("/")[0] if answer["set"].startswith("given") else key
 
 
-def from_arrays(arrays: Mapping[str, NDArray[Any]], claim: str) -> Lines:
+def from_arrays(arrays: Mapping[str, NDArray[Any]], claim: str) -> SpanLines:
     """Return lines of the older form."""
     kept = arrays["kind"] != "final"
     columns = [
@@ -124,7 +124,7 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], claim: str) -> Lines:
         "least log-probability of the claim": -columns[0],
     }
     sets = np.where(np.isin(arrays["set"], WORD_PROBLEMS), "word problems", arrays["set"])[kept]
-    return Lines(examples, sets, arrays["text"][kept].astype(np.str_), unfitted)
+    return SpanLines(examples, sets, arrays["text"][kept].astype(np.str_), unfitted)
 
 
 def statistic(arrays: Mapping[str, NDArray[Any]], array: str, name: str) -> Doubles:
@@ -136,20 +136,20 @@ def statistic(arrays: Mapping[str, NDArray[Any]], array: str, name: str) -> Doub
 # -- fitting -----------------------------------------------------------------------------------
 
 
-def by_columns(lines: Lines) -> Fit:
+def by_columns(lines: SpanLines) -> SpanFit:
     """Return what fits guard's model of spans."""
 
-    def fit(learn: Rows, out: Rows) -> Doubles:
+    def fit(learn: LineRows, out: LineRows) -> Doubles:
         model = fit_span_model(lines.examples.take(learn), data=[], max_tokens=160)
         return p_wrong(model, lines.examples.columns[out])
 
     return fit
 
 
-def by_texts(lines: Lines) -> Fit:
+def by_texts(lines: SpanLines) -> SpanFit:
     """Return what fits the control: words and letters of the lines."""
 
-    def fit(learn: Rows, out: Rows) -> Doubles:
+    def fit(learn: LineRows, out: LineRows) -> Doubles:
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
         letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
         learned = sparse.hstack([each.fit_transform(lines.text[learn]) for each in (words, letters)])
@@ -160,7 +160,7 @@ def by_texts(lines: Lines) -> Fit:
     return fit
 
 
-def in_folds(lines: Lines, fit: Fit) -> Doubles:
+def in_folds(lines: SpanLines, fit: SpanFit) -> Doubles:
     """Return probabilities of each line by a fit to other answers of the model."""
     found, own = np.empty(len(lines)), np.flatnonzero(~lines.given)
     for learn, out in GroupKFold(FOLDS).split(own, groups=lines.examples.answer[own]):
@@ -170,7 +170,7 @@ def in_folds(lines: Lines, fit: Fit) -> Doubles:
     return found
 
 
-def left_out(lines: Lines, fit: Fit) -> Doubles:
+def left_out(lines: SpanLines, fit: SpanFit) -> Doubles:
     """Return probabilities of each line by a fit to the model's answers of other sets."""
     found = np.empty(len(lines))
     for name in np.unique(lines.dataset):
@@ -179,7 +179,7 @@ def left_out(lines: Lines, fit: Fit) -> Doubles:
     return found
 
 
-def scores_of(lines: Lines, other: Lines | None) -> dict[str, Doubles]:
+def scores_of(lines: SpanLines, other: SpanLines | None) -> dict[str, Doubles]:
     """Return all scores of the lines, by name; those that cannot be fitted are left out."""
     columns, texts = by_columns(lines), by_texts(lines)
     wanted: dict[str, Callable[[], Doubles]] = {
@@ -204,7 +204,7 @@ def scores_of(lines: Lines, other: Lines | None) -> dict[str, Doubles]:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class SpanFigures:
     """One score; intervals are of 95 %, and the gain is that of `OWN` over it within answers."""
 
     auroc: tuple[float, float, float] | None
@@ -214,7 +214,7 @@ class Measured:
     brier: float | None
 
 
-def measured(lines: Lines, scores: Mapping[str, Doubles]) -> dict[str, Measured]:
+def measured(lines: SpanLines, scores: Mapping[str, Doubles]) -> dict[str, SpanFigures]:
     """Measure all scores on the same samples of the answers."""
     draws = list(_samples(lines.examples.answer))
     pooled = {name: _auroc(lines, each) for name, each in scores.items()}
@@ -222,23 +222,23 @@ def measured(lines: Lines, scores: Mapping[str, Doubles]) -> dict[str, Measured]
     found = {}
     for name, each in scores.items():
         fitted = name not in lines.unfitted
-        told = within_answers(each, lines.examples)
+        counted = within_answers(each, lines.examples)
         brier = compute_metrics(each, lines.examples.wrong).brier if fitted else None
-        found[name] = Measured(
+        found[name] = SpanFigures(
             _interval(pooled[name], draws),
             _interval(within[name], draws),
             _interval(_difference(within[OWN], within[name]), draws) if OWN in within else None,
-            told["top_1"],
+            counted["top_1"],
             brier,
         )
     return found
 
 
-def _difference(one: Callable[[Rows], float], other: Callable[[Rows], float]) -> Callable[[Rows], float]:
+def _difference(one: Callable[[LineRows], float], other: Callable[[LineRows], float]) -> Callable[[LineRows], float]:
     return lambda rows: one(rows) - other(rows)
 
 
-def _samples(answer: NDArray[np.str_]) -> Iterator[Rows]:
+def _samples(answer: NDArray[np.str_]) -> Iterator[LineRows]:
     """Yield all lines, then those of samples of the answers, one answer's lines as often as it is drawn."""
     yield np.arange(len(answer))
     _, number = np.unique(answer, return_inverse=True)
@@ -248,12 +248,12 @@ def _samples(answer: NDArray[np.str_]) -> Iterator[Rows]:
         yield np.concatenate([members[each] for each in rng.integers(len(members), size=len(members))])
 
 
-def _auroc(lines: Lines, scores: Doubles) -> Callable[[Rows], float]:
+def _auroc(lines: SpanLines, scores: Doubles) -> Callable[[LineRows], float]:
     wrong = lines.examples.wrong
     return lambda rows: float(AUROC.value(scores[rows], wrong[rows])) if 0 < wrong[rows].mean() < 1 else float("nan")
 
 
-def _within(lines: Lines, scores: Doubles) -> Callable[[Rows], float]:
+def _within(lines: SpanLines, scores: Doubles) -> Callable[[LineRows], float]:
     """Return the share of the pairs of one answer that are in order, by rows; they count once for each answer drawn."""
     _, number = np.unique(lines.examples.answer, return_inverse=True)
     ordered, pairs = np.zeros(number.max() + 1), np.zeros(number.max() + 1)
@@ -265,7 +265,7 @@ def _within(lines: Lines, scores: Doubles) -> Callable[[Rows], float]:
         pairs[each] = differences.size
         ordered[each] = (differences > 0).sum() + 0.5 * (differences == 0).sum()
 
-    def share(rows: Rows) -> float:
+    def share(rows: LineRows) -> float:
         times = np.bincount(number[rows], minlength=len(sizes)) / sizes
         total = float(times @ pairs)
         return float(times @ ordered) / total if total else float("nan")
@@ -273,7 +273,7 @@ def _within(lines: Lines, scores: Doubles) -> Callable[[Rows], float]:
     return share
 
 
-def _interval(value: Callable[[Rows], float], draws: Sequence[Rows]) -> tuple[float, float, float] | None:
+def _interval(value: Callable[[LineRows], float], draws: Sequence[LineRows]) -> tuple[float, float, float] | None:
     values = np.array([value(rows) for rows in draws])
     if not np.isfinite(values[0]):
         return None
@@ -281,7 +281,7 @@ def _interval(value: Callable[[Rows], float], draws: Sequence[Rows]) -> tuple[fl
     return round(float(values[0]), 3), round(float(low), 3), round(float(high), 3)
 
 
-def show(title: str, lines: Lines, found: Mapping[str, Measured]) -> None:
+def show(title: str, lines: SpanLines, found: Mapping[str, SpanFigures]) -> None:
     """Print a table."""
     wrong, answers = int(lines.examples.wrong.sum()), len(np.unique(lines.examples.answer))
     chance = within_answers(np.zeros(len(lines)), lines.examples)["top_1_chance"]
@@ -306,7 +306,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def groups_of(lines: Lines) -> dict[str, Rows]:
+def groups_of(lines: SpanLines) -> dict[str, LineRows]:
     """Return the lines of each group of sets, named before the colon; and all that the model wrote itself."""
     group = np.array(
         [
