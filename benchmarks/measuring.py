@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from guard.engines.base import BaseEngine
+from guard.engines.engine_loop import LINGER_S
 from guard.runtime.sources import find_capture_point
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 from guard.scoring.scorer_file import Calibration, Linear, LinearProbe, Model, Trees
@@ -75,15 +77,18 @@ def compared(
 ) -> Ratio:
     """Alternate guarded and bare, the first of each pair in turn, after a warm-up of both.
 
+    Each runs in a thread that ends, once the threads of the other have ended: OpenMP's workers stay as long as the
+    thread that has called them, and with more of them than cores none spins, which slows both sides, but not equally.
+
     Args:
         guarded, bare: take the number of the pair, -1 for the warm-up, and return seconds, or tokens a second.
     """
-    bare(-1)
-    guarded(-1)
+    _in_a_thread(bare, -1)
+    _in_a_thread(guarded, -1)
     found: list[tuple[float, float]] = []
     for number in range(pairs):
         order = (bare, guarded) if number % 2 == 0 else (guarded, bare)
-        values = {run: run(number) for run in order}
+        values = {run: _in_a_thread(run, number) for run in order}
         found.append((values[guarded], values[bare]))
     ratios = [ours / theirs for ours, theirs in found]
     return Ratio(
@@ -98,6 +103,12 @@ def compared(
         pairs=pairs,
         wanted=wanted,
     )
+
+
+def _in_a_thread(run: Callable[[int], float], number: int) -> float:
+    time.sleep(2 * LINGER_S)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run, number).result()
 
 
 def itself(what: str, bare: Callable[[int], float], *, unit: str, pairs: int) -> Ratio:

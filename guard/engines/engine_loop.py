@@ -32,8 +32,14 @@ _FAULTS = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSY
 _loops: weakref.WeakSet[EngineLoop] = weakref.WeakSet()
 
 
+#: Seconds that the thread waits for another request before it ends. Each thread that calls OpenMP keeps a team of
+#: workers, and as soon as a process has more of them than cores, libgomp lets none spin: a model that stops at each
+#: layer then wakes its workers at each layer. So a thread with nothing to do leaves the cores to other engines.
+LINGER_S = 0.1
+
+
 class EngineLoop:
-    """Runs an engine's requests in a thread of its own, which starts with the first of them.
+    """Runs an engine's requests in a thread of its own, which starts with a request and ends soon after the last.
 
     The thread keeps the engine alive only while there is something to do.
     """
@@ -125,17 +131,22 @@ class EngineLoop:
             if engine is not None:
                 self._serve(engine)
             del engine  # one that nobody else uses is freed here
-        self._end_waiting(closed_error())
-        with self._changed:
-            self._thread = None
-        self._at_end()
 
     def _has_work(self) -> bool:
-        """Wait for a request; return False once there can be none."""
+        """Wait for a request; where none comes, or none can come, return False: the loop has no thread any more."""
         with self._changed:
-            while not (self._waiting or self._closed or self._engine() is None):
-                self._changed.wait()
-            return not self._closed and self._engine() is not None
+            self._changed.wait_for(lambda: self._waiting or self._is_over(), LINGER_S)
+            over = self._is_over()
+            if self._waiting and not over:
+                return True
+            self._thread = None  # the next request starts another
+        if over:
+            self._end_waiting(closed_error())
+            self._at_end()
+        return False
+
+    def _is_over(self) -> bool:
+        return self._closed or self._engine() is None
 
     def _serve(self, engine: BatchModel) -> None:
         """Make steps until nothing is left to do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +74,13 @@ class LlamaContext:
         """Return the names of the graph's nodes, in its order, and what of a sequence can be used again.
 
         Some states have no beginning that could be kept without the rest: recurrent ones, and sliding windows that
-        hold only the last tokens. The model shows it, evaluating two tokens.
+        hold only the last tokens. The model shows it, evaluating two tokens: in a thread that ends, since llama.cpp's
+        workers stay as long as the thread that called it, and hold up those of the engine's own thread.
         """
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(self._inspected, token).result()
+
+    def _inspected(self, token: int) -> tuple[Sequence[str], Reuse]:
         tokens = [token] * min(2, self.batch_tokens)
         with self.tap.listing() as names:
             self.evaluate([Feed(0, tokens, 0, chooses=True, capture=False)])

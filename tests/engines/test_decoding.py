@@ -423,10 +423,16 @@ def test_closing_ends_what_runs_and_what_waits() -> None:
 
 def test_an_engine_that_nobody_uses_is_freed_with_its_thread() -> None:
     engine = ScriptedEngine([b"a"])
-    engine.generate(QUESTION)
-    thread, there = engine._loop._thread, weakref.ref(engine)
+    gate = Gate(engine)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(engine.generate, QUESTION)
+        gate.reached.wait(20)
+        thread, there = engine._loop._thread, weakref.ref(engine)
+        gate.opened.set()
+        asked.result(20)
+        del asked
     assert thread is not None
-    del engine
+    del engine, gate
     for _ in range(200):  # the thread lets go of it after it has handed over the answer
         gc.collect()
         thread.join(0.1)
@@ -435,6 +441,19 @@ def test_an_engine_that_nobody_uses_is_freed_with_its_thread() -> None:
     assert there() is None
     thread.join(20)
     assert not thread.is_alive()
+
+
+def test_the_thread_ends_soon_after_the_last_request_and_the_next_request_starts_another() -> None:
+    engine, seen = ScriptedEngine([b"a"]), list[threading.Thread]()
+    engine.on_feed = lambda _: seen.append(threading.current_thread())
+    for _ in range(3):
+        engine.generate(QUESTION)
+        seen[-1].join(20)
+        assert not seen[-1].is_alive()
+    assert len({id(thread) for thread in seen}) == 3
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.generate(QUESTION)
 
 
 # -- the queue ---------------------------------------------------------------------------------
