@@ -47,7 +47,7 @@ def add(
     from guard.access.records import KeyLimits
 
     limits = KeyLimits(requests_per_minute, tokens_per_minute, tokens_per_month)
-    with opened_access(store) as access:
+    with opened_access(store, create=True) as access:
         key, secret = access.keys.add(name, grants=parse_roles(roles or ["caller"]), limits=limits, ends_at=_end(ends))
     if as_json:
         print_json({**key_json(key), "secret": secret})

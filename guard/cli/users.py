@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from guard.cli.output import JsonOption, StoreOption, console, plain_table, print_json
-from guard.cli.terminal import shown
+from guard.cli.terminal import shown, visible
 
 if TYPE_CHECKING:
     from guard.access.records import Grant, User
@@ -44,7 +45,7 @@ def add(
     as_json: JsonOption = False,
 ) -> None:
     """Create an account and print a link for setting its password. The link works once, for three days."""
-    with opened_access(store) as access:
+    with opened_access(store, create=True) as access:
         user = access.users.add(login, name=name, grants=parse_roles(roles))
         link = _link(access, user, url)
     if as_json:
@@ -107,11 +108,20 @@ def enable(login: LoginArgument, *, store: StoreOption = None, as_json: JsonOpti
 
 
 @contextmanager
-def opened_access(url: str | None) -> Iterator[Access]:
-    """Open the users and keys of a store; a named store must exist."""
+def opened_access(url: str | None, *, create: bool = False) -> Iterator[Access]:
+    """Open the users and keys of a store.
+
+    Args:
+        url: the store; None for the default one, which is made where it is missing.
+        create: whether a named store is made, too, with a line that says so: the first account or key may come before
+            the first case.
+    """
     from guard.access.store import Access
 
-    with Access.open(url, create=url is None) as access:
+    is_new = create and url is not None and "://" not in url and not Path(url).exists()
+    with Access.open(url, create=create or url is None) as access:
+        if is_new:
+            typer.echo(visible(f"{access.place} is a new store"), err=True)
         yield access
 
 

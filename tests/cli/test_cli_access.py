@@ -113,10 +113,20 @@ def test_an_unknown_role_is_refused(shell: AccessShell, arguments: tuple[str, ..
 
 def test_a_store_that_is_named_and_missing_is_not_made(tmp_path: Path) -> None:
     missing = AccessShell(tmp_path / "typo.db")
-    for arguments in (("users", "list"), ("keys", "list"), ("users", "add", "x", "lead")):
+    for arguments in (("users", "list"), ("keys", "list"), ("users", "disable", "x"), ("keys", "revoke", "x")):
         with pytest.raises(StoreError, match="There is no review store"):
             missing(*arguments)
     assert not (tmp_path / "typo.db").exists()
+
+
+@pytest.mark.parametrize("arguments", [("users", "add", "x", "lead"), ("keys", "add", "x")])
+def test_the_first_account_or_key_makes_its_store_and_says_so(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    place = tmp_path / "reviews.db"
+    first = run_guard(*arguments, "--store", str(place))
+    assert first.returncode == 0
+    assert f"{place} is a new store" in " ".join(first.stderr.split())
+    second = run_guard("users", "list", "--store", str(place))
+    assert (second.returncode, second.stderr) == (0, "")
 
 
 def test_an_error_is_one_message_with_exit_code_2(tmp_path: Path) -> None:
