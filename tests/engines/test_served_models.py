@@ -65,6 +65,19 @@ def test_an_answer_has_its_text_and_signals(endpoint: Listener, engine: RequestE
     assert (sent["model"], sent["max_tokens"], sent["temperature"], sent["top_logprobs"]) == ("tiny", 20, 0.0, 5)
 
 
+@pytest.mark.parametrize("mark", ["", "<|im_end|>"])
+def test_a_server_may_say_who_it_is_at_the_end_of_an_answer_alone(endpoint: Listener, mark: str) -> None:
+    """As vLLM does, whose last token is the mark that ends the answer."""
+
+    endpoint.change = lambda event: {**event, "system_fingerprint": None if event["choices"] else "fp_1"}
+    endpoint.answers = lambda body, number: (f"It is Paris{mark}", 0.2)
+    with load_engine(endpoint.url, attempts=3, top_logprobs=5) as engine:
+        found = engine.generate(QUESTION)
+        cut = engine.generate(QUESTION, limits=Limits(stop=("Paris",)))
+    assert (found.capture_error, found.prompt_tokens) == (None, 7)
+    assert (cut.capture_error, cut.text) == (None, "It is ")
+
+
 def test_the_likeliest_tokens_are_reported_where_they_are_asked_for(endpoint: Listener, engine: RequestEngine) -> None:
     endpoint.answers = lambda body, number: ("It is Paris", 0.2)
     assert engine.generate(QUESTION).top is None

@@ -58,7 +58,7 @@ class RemoteAnswer:
     """Takes the parts of a stream.
 
     Attributes:
-        ended: whether nothing more is needed.
+        stopped: whether a stop string ended the answer, so that nothing more is needed.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class RemoteAnswer:
         self._seen = ServedIdentity(None, None)
         self._prompt_tokens: int | None = None
         self._finish: FinishReason | None = None
-        self.ended = False
+        self._ended = False
 
     def push(self, part: StreamPart) -> str:
         """Take a part; return the text that is safe to show."""
         self._note(part)
         shown = ""
         for token in part.tokens:
-            if self.ended:
+            if self._ended:
                 break
             shown += self._take(token, thought=bool(part.reasoning) and not part.content)
         if part.finish is not None:
@@ -131,8 +131,12 @@ class RemoteAnswer:
         if token.fault:
             self._blame(token.fault)
         shown = self._growing.push(at, token.signals, lambda: _NO_LAYERS)
-        self.ended = self._growing.ended
+        self._ended = self._growing.ended
         return shown
+
+    @property
+    def stopped(self) -> bool:
+        return self._ended and self._growing.stopped
 
     @cached_property
     def _growing(self) -> GrowingAnswer:
@@ -202,7 +206,8 @@ class RemoteAnswer:
             self._blame("the server gives no log-probabilities")
         elif not self._is_whole(found, stopped=stopped):
             self._blame("the tokens with log-probabilities are not those of the server's text")
-        if self._served.fingerprint is not None and self._seen.fingerprint is None:
+        # Some give it with the end of an answer, which is not read behind a stop string.
+        if self._served.fingerprint is not None and self._seen.fingerprint is None and not stopped:
             self._blame("the server no longer gives its fingerprint")
 
     def _is_whole(self, found: Generation, *, stopped: bool) -> bool:

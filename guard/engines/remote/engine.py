@@ -182,7 +182,7 @@ class OpenAIEngine(RequestEngine):
         try:
             async for event in events:
                 _show(request, request.context.run(answer.push, read_part(event, k=self._k)))
-                if answer.ended:
+                if answer.stopped:  # a server that ends by itself has more to say: who answered, and its counts
                     break
         finally:
             await events.aclose()
