@@ -239,8 +239,9 @@ class CertificateWatch:
         known = connection.execute(sa.select(table).where(table.c.id == row["id"])).one_or_none()
         if known is None:
             values = {**row, "since": at, "shift": ShiftTest().to_plain()}
-            connection.execute(self._database.insert_new(table).values(values))
-            add_entry(connection, "certificate", row["id"], {"what": "watched", **_plain(row)}, texts={})
+            added = connection.execute(self._database.insert_new(table).values(values))
+            if added.rowcount:  # not by another server at the same moment
+                add_entry(connection, "certificate", row["id"], {"what": "watched", **_plain(row)}, texts={})
         elif known.rate != row["rate"] or known.false_alarms != row["false_alarms"]:
             values = {name: row[name] for name in ("rate", "false_alarms")}
             connection.execute(sa.update(table).where(table.c.id == row["id"]).values(values))

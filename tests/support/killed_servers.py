@@ -28,17 +28,19 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 from killed_reviews import check, receiver, review_one, shorten_undo
-from made_certificates import certificate, certificates
+from made_certificates import certificate, certificates, engine
 
 from guard.access import Access, Grant, KeyLimits, Role
 from guard.monitoring.certificate_watch import CertificateWatch
 from guard.monitoring.risk_test import risk_evidence
 from guard.monitoring.sampling import is_drawn
+from guard.policy.guarantee import trial_policy
 from guard.policy.policy import parse_policy
 from guard.review.delivery import Deliverer
 from guard.review.endpoints import Endpoints
 from guard.review.migrations.tables import REVIEWS
 from guard.review.store import Store
+from guard.runtime.guard import Guard
 
 ROOT = Path(__file__).parents[2]
 CALLERS = 3
@@ -241,8 +243,10 @@ def prepare(url: str, folder: Path) -> tuple[Path, Path, str, str]:
     received.touch()
     confidence_scorer().save(folder / "scorer.json")
     (folder / "served.yaml").write_text(POLICY)
-    certificates(certificate(parse_policy(POLICY))).save(folder / "certificate.json")
     with Store.open(url) as store, Access.open(url) as access:
+        policy = parse_policy(POLICY)
+        made = Guard(engine(), confidence_scorer(), trial_policy(policy), store=store)
+        certificates(certificate(policy, guard=made)).save(folder / "certificate.json")
         Endpoints(store).add("file", "what was received", kind="python")
         _, secret = access.keys.add("load", grants=[Grant(Role.CALLER)])
         few = KeyLimits(requests_per_minute=LIMIT)
@@ -310,8 +314,8 @@ def check_evidence(store: Store, verdicts: list[dict[str, Any]]) -> int:
     wrong = [last_verdict(store, case.id) == "rejected" for case in audits]
     assert found.evidence == risk_evidence(wrong, risk=RISK, false_alarms=FALSE_ALARMS)
     assert found.right + found.wrong + found.waiting == len(audits)
-    events = [json.loads(entry.event) for entry in store.audit_log().entries(subject=found.id)]
-    assert [event["what"] for event in events] == ["watched"], "both servers began to watch it, once"
+    events = [json.loads(entry.event)["what"] for entry in store.audit_log().entries(subject=found.id)]
+    assert events == ["watched"], f"both servers began to watch it, once: {events}"
     return len(audits)
 
 
