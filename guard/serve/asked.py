@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from guard.engines.strict_json import DECODER
 from guard.engines.tokenizing import TokenizingEngine
 from guard.engines.tool_calls import HERMES, ToolFormat, offered_names
 from guard.engines.tool_support import check_tools, find_form
+from guard.errors import InputError
 from guard.records import Limits, Prompt, Sampling
 from guard.response_format import ResponseFormat
 from guard.serve.bodies import AskingBody, ChatBody, CompletionBody, MessageBody, ToolChoice
@@ -290,8 +292,12 @@ def _instructions(body: ChatBody, form: WantedForm) -> list[str]:
 
 
 def _sampling(body: AskingBody) -> Sampling:
-    given = {name: getattr(body, name) for name in ("temperature", "top_p", "top_k", "seed")}
-    return Sampling(**{name: value for name, value in given.items() if value is not None})
+    options = {name: getattr(body, name) for name in ("temperature", "top_p", "top_k", "seed")}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        with _names(name):
+            Sampling(**{name: value})
+    return Sampling(**given)
 
 
 def _limits(tokens: int | None, stop: str | list[str] | None, target: ModelRoute, bounds: Bounds) -> Limits:
@@ -304,7 +310,19 @@ def _limits(tokens: int | None, stop: str | list[str] | None, target: ModelRoute
     if len(stops) > 4:
         raise RequestError(f"stop has {len(stops)} texts", why="at most 4 are allowed", param="stop")
     wanted = min(target.model.max_tokens or own.max_tokens, bounds.answer_tokens) if tokens is None else tokens
-    return Limits(wanted, stops or own.stop, bounds.seconds)
+    with _names("max_tokens"):
+        limits = Limits(wanted, own.stop, bounds.seconds)
+    with _names("stop"):
+        return replace(limits, stop=stops or own.stop)
+
+
+@contextmanager
+def _names(option: str) -> Iterator[None]:
+    """Name the option whose value is refused in this block."""
+    try:
+        yield
+    except InputError as error:
+        raise RequestError(error.what, why=error.why, fix=error.fix, param=option) from error
 
 
 def _cache_key(key: str, named: str | None) -> str:

@@ -92,7 +92,8 @@ def _invalid(error: RequestValidationError, body: Any) -> RequestError:
         body: the class of the request body.
     """
     found = [
-        (error["type"], [step for step in error["loc"] if step != "body"], error["msg"]) for error in error.errors()
+        (error["type"], [*error["loc"]][1:], error["msg"])  # behind the place: body, query or path
+        for error in error.errors()
     ]
     for kind, path, _ in found:
         known = _options_at(body, path[:-1]) if kind == "extra_forbidden" else None

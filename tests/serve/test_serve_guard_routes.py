@@ -61,6 +61,12 @@ def test_a_decision_is_found_by_its_id_and_has_no_text(served: Served) -> None:
     assert "Paris" not in str(found)
 
 
+def test_a_wait_that_is_no_number_is_refused_by_its_name(served: Served) -> None:
+    with served.client() as client:
+        error = client.get("/v1/guard/reviews/x?wait=long").json()["error"]
+    assert (error["param"], error["message"].startswith("wait: ")) == ("wait", True)
+
+
 def test_litellm_gets_none_for_what_is_accepted_and_the_policys_text_for_the_rest(served: Served) -> None:
     for call_id, question, expected in (
         ("1", "Which city?", {"action": "NONE"}),
