@@ -5,10 +5,7 @@ Runs where vLLM is installed (`nox -s vllm`).
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,15 +26,13 @@ except (MissingExtraError, PackageNotFoundError):
 import httpx
 import openai
 from exported_model import export_smollm2
+from vllm_program import vllm_serve
 
 from guard.review.store import Store
 from guard.scoring.scorer import shipped_scorer
-from guard.serve.running import listen_on
 from guard.serve.testing import assert_nothing_leaks_over_http
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.enable_socket, pytest.mark.timeout(1800)]
-
-COMMAND = Path(__file__).with_name("vllm_command.py")
 
 #: The first model's answers are likely right by its scorer; the route ``never`` refuses every answer.
 POLICY = """
@@ -69,22 +64,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def started(place: Path, *options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The command, and its address; its group is ended with it."""
-    with listen_on("127.0.0.1", 0) as taken:
-        port = taken.getsockname()[1]
-    own = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "1024"]
-    command = [sys.executable, str(COMMAND), "serve", str(place / "model"), *own, "--enforce-eager", *options]
-    settings = {"VLLM_PLUGINS": "guard", "GUARD_CONFIG": str(place / "guard.yaml"), "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with (place / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env={**os.environ, **settings, **environment}, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        yield process, f"http://127.0.0.1:{port}"
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        process.wait(120)
+    """The command with guard as its plugin, and its address; its group is ended with it."""
+    settings = {"VLLM_PLUGINS": "guard", "GUARD_CONFIG": str(place / "guard.yaml"), **environment}
+    with vllm_serve(place / "model", place / "log", *options, **settings) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,146 @@
+"""A ``vllm serve`` that knows nothing of guard, behind the engine ``openai``: asked, calibrated, guarded, streamed.
+
+Runs where vLLM is installed (`nox -s vllm`). tests/engines/recorded has what it said, for tests that run everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guard.engines.vllm.versions import installed_version
+from guard.errors import MissingExtraError
+
+try:
+    installed_version()
+except (MissingExtraError, PackageNotFoundError):
+    pytest.skip("vLLM is not installed", allow_module_level=True)
+
+import httpx
+from endpoint import scorer_for
+from exported_model import export_smollm2
+from vllm_program import vllm_serve
+
+import guard
+from guard import Guard, ResponseFormat, load_engine
+from guard.engines.asked import RequestEngine
+from guard.errors import InputError, PromptTooLongError
+from guard.policy.policy import parse_policy
+from guard.records import Action, Limits, Outcome, Prompt
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.enable_socket, pytest.mark.timeout(1800)]
+
+QUESTION = Prompt.chat("What is the capital of France?")
+LIMITS = Limits(max_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    place = tmp_path_factory.mktemp("plain")
+    export_smollm2(place / "smollm2")
+    with vllm_serve(place / "smollm2", place / "log", "--served-model-name", "small") as (process, address):
+        end = time.monotonic() + 900
+        while not is_up(address):
+            assert process.poll() is None, (place / "log").read_text()[-2000:]
+            assert time.monotonic() < end, "it does not start"
+            time.sleep(1)
+        yield f"{address}/v1"
+
+
+def is_up(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def engine(url: str) -> Iterator[RequestEngine]:
+    with load_engine(url) as found:
+        yield found
+
+
+def test_it_is_known_by_what_it_says(engine: RequestEngine) -> None:
+    assert engine.model.served is not None
+    assert "small on vLLM, fingerprint" in engine.model.served
+    assert "weights smollm2, top 20 log-probabilities" in engine.model.served
+    assert engine.model.context_tokens == 1024
+
+
+def test_answers_and_signals_are_those_of_the_same_weights_here(engine: RequestEngine) -> None:
+    served = engine.generate(QUESTION, limits=LIMITS)
+    with load_engine("smollm2", threads=1) as local:
+        own = local.generate(QUESTION, limits=LIMITS)
+    assert served.capture_error is None
+    assert served.text == own.text
+    shared = min(len(served.logprobs), len(own.logprobs))
+    assert np.abs(served.logprobs[:shared] - own.logprobs[:shared]).max() < 0.2
+    assert (served.entropies[:shared] <= own.entropies[:shared] + 0.2).all()  # of the likeliest tokens: a lower bound
+
+
+def test_streams_stop_strings_and_formats(engine: RequestEngine) -> None:
+    streamed = [*engine.stream(QUESTION, limits=LIMITS)]
+    whole = "".join(chunk.text for chunk in streamed)
+    assert whole == engine.generate(QUESTION, limits=LIMITS).text
+    stop = whole.split()[3]
+    cut = engine.generate(QUESTION, limits=Limits(max_tokens=16, stop=(stop,)))
+    assert (cut.finish_reason, cut.text) == ("stop_string", whole.partition(stop)[0])
+    schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+    asked = Prompt.chat("The capital of France, as JSON?", response_format=ResponseFormat.json(schema))
+    found = engine.generate(asked, limits=Limits(max_tokens=40))
+    assert found.capture_error is None
+    assert json.loads(found.text)["city"] in ("Paris", "Rome")
+
+
+def test_a_prompt_that_is_too_long_is_named_so(engine: RequestEngine) -> None:
+    with pytest.raises(PromptTooLongError):
+        engine.generate(Prompt.chat("word " * 2000))
+
+
+def test_a_model_that_is_not_served_gets_a_hint(url: str) -> None:
+    with pytest.raises(InputError, match="Did you mean 'small'"):
+        load_engine(f"{url}#smal")
+
+
+@pytest.mark.parametrize("streaming", ["hold", "live"])
+@pytest.mark.parametrize("rule", ["accept: {}", "abstain: {text: I cannot say.}"])
+def test_held_and_live_answers_are_guarded(engine: RequestEngine, streaming: str, rule: str) -> None:
+    policy = parse_policy(f"{{version: 1, name: a, streaming: {streaming}, rules: [{{{rule}}}]}}")
+    *pieces, outcome = Guard(engine, scorer_for(engine), policy).stream(QUESTION, limits=LIMITS)
+    assert isinstance(outcome, Outcome)
+    assert outcome.action is (Action.ACCEPT if rule.startswith("accept") else Action.ABSTAIN)
+    assert outcome.p_wrong is not None
+    assert 0 < outcome.p_wrong < 1
+    assert ("Paris" in "".join(map(str, pieces))) is (streaming == "live" or outcome.accepted)
+
+
+def test_answers_at_the_same_time_are_each_its_own(engine: RequestEngine) -> None:
+    prompts = [Prompt.chat(f"Repeat this word: {word}") for word in ("Peru", "Italy", "Japan", "Spain")]
+    alone = [engine.generate(prompt, limits=LIMITS).text for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        together = [*pool.map(lambda prompt: engine.generate(prompt, limits=LIMITS).text, prompts)]
+    assert together == alone
+
+
+def test_a_scorer_is_calibrated_on_it_and_used(url: str, tmp_path: Path) -> None:
+    rows = [
+        {"question": f"What is {a} plus {b}?", "answers": [str(a + b)], "grader": "number"}
+        for a in range(1, 20, 2)
+        for b in range(1, 46, 3)
+    ]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    out = tmp_path / "served.json"
+    result = guard.calibrate(tmp_path / "sums.jsonl", out=out, model=url, max_tokens=24)
+    print(result)
+    with Guard.load(url, scorer=out, policy="balanced") as guarded:
+        score = guarded.ask("What is 2 plus 3?").attempts[-1].score
+    assert score is not None
+    assert score.calibrated
+    assert 0 < score.p_wrong < 1
