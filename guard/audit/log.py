@@ -7,7 +7,7 @@ stored elsewhere show whether the log still starts with the same entries.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,6 +29,9 @@ UNSIGNED = "guard"
 _NUMBERING_LOCK = 0x6C6F67
 
 _PAGE = 2000
+
+#: Gets a new checkpoint and its note, None if it is not signed.
+OnCheckpoint = Callable[[Connection, LogCheckpoint, str | None], None]
 
 
 class Transactions(Protocol):
@@ -110,7 +113,14 @@ class InclusionProof:
 class AuditLog:
     """The log in a database. Safe under threads and processes; `Store.audit_log` returns the one of a review store."""
 
-    def __init__(self, database: Transactions, *, keep_text: bool = False, redaction: Redaction | None = None) -> None:
+    def __init__(
+        self,
+        database: Transactions,
+        *,
+        keep_text: bool = False,
+        redaction: Redaction | None = None,
+        on_checkpoint: OnCheckpoint | None = None,
+    ) -> None:
         """
         Args:
             database: that holds the log's tables.
@@ -118,10 +128,12 @@ class AuditLog:
                 Otherwise the log has salted hashes of them only.
             redaction: called with a field's name and text before the text is stored and hashed; if it returns None, the
                 text is hashed whole and not stored.
+            on_checkpoint: called in the transaction of each new checkpoint.
         """
         self._database = database
         self._keep_text = keep_text
         self._redaction = redaction
+        self._on_checkpoint = on_checkpoint
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -176,6 +188,8 @@ class AuditLog:
             found = LogCheckpoint(key.name if key else UNSIGNED, tree.size, tree.root())
             note = key.sign(found) if key else None
             _keep_checkpoint(connection, found, tree, note)
+            if self._on_checkpoint is not None:
+                self._on_checkpoint(connection, found, note)
         return note or found.text()
 
     def erase(self, *, before: str) -> int:

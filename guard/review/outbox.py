@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import random
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from guard.audit.notes import LogCheckpoint
 from guard.errors import InputError
 from guard.review.database import Database
 from guard.review.migrations.tables import ENDPOINTS, OUTBOX, REPEATS, REVIEWS
@@ -36,7 +37,13 @@ EVENTS_OF_TRAIL = {
 }
 #: Events of endpoints by what the audit log says of a certificate.
 EVENTS_OF_CERTIFICATES = {"suspended": "certificate.suspended", "shifted": "certificate.shifted"}
-EVENTS: tuple[str, ...] = (*dict.fromkeys(EVENTS_OF_TRAIL.values()), *EVENTS_OF_CERTIFICATES.values())
+#: The event of a new checkpoint of the audit log.
+CHECKPOINT_EVENT = "log.checkpoint"
+EVENTS: tuple[str, ...] = (
+    *dict.fromkeys(EVENTS_OF_TRAIL.values()),
+    *EVENTS_OF_CERTIFICATES.values(),
+    CHECKPOINT_EVENT,
+)
 
 #: Seconds between attempts, about three days in total; after the last one, a message is a dead letter.
 BACKOFF_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
@@ -59,7 +66,7 @@ class Notification:
         id: the same on every attempt.
         endpoint: name of the endpoint.
         event: such as ``case.decided``.
-        review_id: id of the case; None for a message about a certificate.
+        review_id: id of the case; None for a message about a certificate or a checkpoint.
         body: the message as JSON text.
         created_at: time of the event.
         attempts: number of attempts, including the current one.
@@ -115,8 +122,26 @@ def notify_of_certificate(
         at: time of the event.
         fields: what the audit log says.
     """
-    event = EVENTS_OF_CERTIFICATES[what]
-    data = {"certificate": certificate, **fields}
+    _notify_all(connection, EVENTS_OF_CERTIFICATES[what], at, {"certificate": certificate, **fields})
+
+
+def notify_of_checkpoint(
+    connection: Connection, found: LogCheckpoint, note: str | None, *, now: Callable[[Connection], str]
+) -> None:
+    """Write a message with a checkpoint of the audit log for every endpoint that subscribes to it.
+
+    Args:
+        connection: the connection whose transaction writes the checkpoint.
+        found: the checkpoint.
+        note: the signed note; None if nobody signs it.
+        now: returns the time.
+    """
+    data = {"size": found.size, "root": found.root.hex(), "signed": note is not None, "note": note or found.text()}
+    _notify_all(connection, CHECKPOINT_EVENT, now(connection), data)
+
+
+def _notify_all(connection: Connection, event: str, at: str, data: Mapping[str, Any]) -> None:
+    """Write a message that is about no case."""
     body = json.dumps({"type": event, "timestamp": at, "data": data}, ensure_ascii=False)
     for name, _ in _subscribers(connection, event):
         _add(connection, name, event, body, at=at, due=at, review_id=None)

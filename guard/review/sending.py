@@ -167,6 +167,8 @@ def sentence(body: str) -> str:
     data: dict[str, Any] = event["data"]
     if "certificate" in data:
         return _about_certificate(event["type"], data)
+    if "root" in data:
+        return f"guard: checkpoint of the audit log, {data['size']} entries, root {data['root']}"
     words = {"case.created": "waits for a person", "case.late": "is late"}
     what = f"is {data['verdict']}" if event["type"] == "case.decided" else words.get(event["type"])
     route = f" ({data['route']})" if data.get("route") else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from guard.review import claims, database, insights, pages, queries, results, ve
 from guard.review.claims import LEASE_S, checked_lease, person
 from guard.review.insights import Insights
 from guard.review.migrations.tables import EVENTS, REPEATS, REVIEWS
+from guard.review.outbox import notify_of_checkpoint
 from guard.review.pages import CaseFilter, Order, Page
 from guard.review.queries import ALPHABET, ID_LENGTH, SHORTEST
 from guard.review.records import (
@@ -89,10 +91,13 @@ class Store:
     def audit_log(self, *, keep_text: bool = False, redaction: Redaction | None = None) -> AuditLog:
         """Return the audit log in this database; the store adds every case and verdict to it.
 
+        Endpoints that want it are notified of its checkpoints.
+
         Args:
             keep_text, redaction: see `guard.audit.log.AuditLog`. By default the log has only hashes of texts.
         """
-        return AuditLog(self._database, keep_text=keep_text, redaction=redaction)
+        tell = partial(notify_of_checkpoint, now=self._database.now)
+        return AuditLog(self._database, keep_text=keep_text, redaction=redaction, on_checkpoint=tell)
 
     def short_lived(self) -> ShortLived | None:
         """Return what servers on several hosts remember together in this database; None for an SQLite file.

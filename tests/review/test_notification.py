@@ -23,6 +23,7 @@ from moved_clock import MovedClock
 from standardwebhooks import Webhook, WebhookVerificationError
 from webhook_receiver import Receiver, receiving
 
+from guard.audit.notes import SigningKey
 from guard.errors import InputError, StoreError
 from guard.review import delivery, outbox, sealing, sending
 from guard.review.delivery import Deliverer
@@ -152,6 +153,24 @@ def test_a_verdict_is_not_sent_before_it_is_final_and_never_if_it_is_undone(
     assert [json.loads(body)["data"].get("verdict") for _, body in receiver.got] == [None, "rejected"]
     cancelled = [message for message in endpoints.messages() if message.cancelled_at]
     assert [message.event for message in cancelled] == ["case.decided"]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_checkpoint_of_the_log_is_sent_to_be_kept_elsewhere(
+    store: Store, endpoints: Endpoints, receiver: Receiver, signed: bool
+) -> None:
+    hook(endpoints, receiver, events=["log.checkpoint"])
+    key = SigningKey.generate("example.org/guard") if signed else None
+    store.add(make_escalation())
+    note = store.audit_log().checkpoint(key)
+    Deliverer(store).deliver()
+    ((_, body),) = receiver.got
+    event = json.loads(body)
+    assert (event["type"], event["data"]["note"], event["data"]["signed"]) == ("log.checkpoint", note, signed)
+    assert event["data"]["size"] == len(store.audit_log())
+    assert event["data"]["root"] in sending.sentence(body)
+    if key is not None:
+        assert store.audit_log().verify(key=key.public, copies=(event["data"]["note"],)).ok
 
 
 def test_what_fails_in_the_transaction_notifies_nobody(store: Store, endpoints: Endpoints, receiver: Receiver) -> None:
