@@ -133,18 +133,22 @@ def recalibrate(
     if not 0.0 < share < 1.0:
         raise InputError(f"share must be above 0 and below 1, got {share}")
     _check_policy(chosen)
+    _check_apart(folder, scorer, certificate or chosen.certificate)
     destination = find_destination(scorer, certificate, chosen) if apply else None
     present = load_scorer(shipped_scorer() if scorer is None else scorer)
     known = _known_questions(data, on_bad=on_bad, limit=limit, seed=seed)
     _make_folder(folder)
-    answers, traffic = take_labels(store, folder, policy=chosen.name, since=since, labels_of=labels_of)
+    taking: dict[str, Any] = {"policy": chosen.name, "since": since, "labels_of": labels_of}
+    answers, traffic = take_labels(store, folder, scorer_sha256=present.sha256, **taking)
+    if traffic.scorer_sha256 != present.sha256:
+        _check_made_here(folder / _SCORER, present)
     of_routes = [each for each in answers if each.route in chosen.plans]
     divided = divide(of_routes, known=known, share=share, seed=seed)
     _check_sample(divided, answers, chosen, traffic)
     loading: dict[str, Any] = {"model": model, "engine": engine, "engine_options": engine_options}
     reading: dict[str, Any] = {"grader": grader, "on_bad": on_bad, "seed": seed, "progress": progress}
     reviewed = _write_reviewed(folder, divided.fit)
-    sets = [*data, reviewed] if divided.fit else data
+    sets = [*data, reviewed] if divided.fit else _old_labels(data, divided)
     fitted = _fit(folder, sets, present, {**loading, **reading, "limit": limit})
     _check_fitted(fitted, chosen, traffic, str(model))
     mark = f"{fitted.fitted.scorer.sha256[:8]}-{chosen.sha256[:8]}"
@@ -206,6 +210,38 @@ def _check_policy(policy: Policy) -> None:
             )
 
 
+def _check_apart(folder: Path, scorer: str | Path | None, certificate: str | Path | None) -> None:
+    """Refuse a folder in which the new files would take the place of those in use before anyone has seen them."""
+    for used, made in ((scorer, _SCORER), (certificate, _CERTIFICATE)):
+        if used is not None and Path(used).resolve() == (folder / made).resolve():
+            raise InputError(
+                f"The new {made} would take the place of '{used}', which is in use",
+                fix="Give a folder of its own with --into",
+            )
+
+
+def _check_made_here(made: Path, present: Scorer) -> None:
+    """Refuse a folder whose labels were taken beside another scorer, unless the present one was made in it."""
+    if not made.exists() or load_scorer(made).sha256 != present.sha256:
+        raise InputError(
+            f"The scorer in use is not the one for which '{made.parent}' was begun",
+            why="what an earlier run has shown was about another scorer",
+            fix="Give another folder with --into",
+        )
+
+
+def _old_labels(data: Sequence[str | Path], divided: DividedAnswers) -> Sequence[str | Path]:
+    """Return the old labels, which fit the scorer alone where no verdict is left for it."""
+    if not data:
+        held_out = sum(map(len, divided.held_out.values()))
+        raise InputError(
+            "No verdict is left to fit the scorer",
+            why=f"{held_out} are held out, and {divided.undrawn} are on held-out questions",
+            fix="Give old labels with --data, or a smaller --share",
+        )
+    return data
+
+
 def _known_questions(data: Sequence[str | Path], *, on_bad: OnBad, limit: int | None, seed: int) -> frozenset[str]:
     sources = read_sets(data, on_bad=on_bad, limit=limit, seed=seed) if data else ()
     return frozenset(question_identity(row) for _, row in list_rows(sources))
@@ -222,6 +258,12 @@ def _make_folder(path: Path) -> None:
 
 def _check_sample(divided: DividedAnswers, answers: Sequence[JudgedAnswer], policy: Policy, traffic: Traffic) -> None:
     """Refuse verdicts that are no random sample of a route's answers, or too few to certify it."""
+    if not any(each.route in policy.plans for each in answers):
+        raise InputError(
+            f"No verdict is on a route of the policy '{policy.name}'",
+            why=f"they are on {_named(answers[0].route)}",
+            fix="Give the policy that decided about these answers",
+        )
     missing = guarantees(policy).keys() - divided.held_out.keys()
     if missing:
         raise _too_few(missing.pop(), 0)

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from guard.errors import InputError
+from guard.files.output_file import check_writable
 from guard.files.private_files import create_private_folder
 from guard.files.write_whole import write_whole
 from guard.policy.guarantee import guarantees
@@ -33,12 +34,14 @@ def find_destination(scorer: str | Path | None, certificate: str | Path | None, 
     """Return the files to replace.
 
     Raises:
-        InputError: the scorer is no file of the user's, or the policy's guarantee names no certificate file.
+        InputError: the scorer is no file of the user's, the policy's guarantee names no certificate file, or one of
+            them cannot be written.
     """
     if scorer is None or not Path(scorer).is_file():
         raise InputError(
             "There is no scorer file to replace", fix="Give the file that your programs load: --scorer FILE"
         )
+    check_writable(Path(scorer), "scorer")
     named = certificate or policy.certificate
     if not guarantees(policy):
         return Destination(policy.name, Path(scorer), None)
@@ -47,13 +50,14 @@ def find_destination(scorer: str | Path | None, certificate: str | Path | None, 
             "There is no certificate file to replace",
             fix="Name it in the policy ('certificate: FILE'), or give it with --certificate",
         )
+    check_writable(Path(named), "certificate")
     return Destination(policy.name, Path(scorer), Path(named))
 
 
 def switch(
     store: Store, to: Destination, scorer: Path, certificate: Path | None, *, kept_in: Path, scorer_sha256: str
 ) -> None:
-    """Replace the files in use, and write it into the store's audit log.
+    """Replace the files in use, and write it into the store's audit log. Where they are in use already, do nothing.
 
     Between the two the policy is refused, since its certificate is for another scorer: nothing is accepted by half of
     a change.
@@ -66,9 +70,12 @@ def switch(
         scorer_sha256: digest of the new scorer.
     """
     create_private_folder(kept_in)
-    pairs = [(scorer, to.scorer), *([(certificate, to.certificate)] if certificate and to.certificate else [])]
+    both = [(scorer, to.scorer), *([(certificate, to.certificate)] if certificate and to.certificate else [])]
+    pairs = [(new, used) for new, used in both if not used.exists() or used.read_bytes() != new.read_bytes()]
+    if not pairs:
+        return
     for new, used in pairs:
-        if used.exists() and used.read_bytes() != new.read_bytes():
+        if used.exists():
             _keep(used.read_bytes(), kept_in / new.name)
     store.audit_log().append(
         "certificate",

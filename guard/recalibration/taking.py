@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Traffic:
         undecided: number of cases that wait for a verdict.
         minutes: of a person's time for one opinion, or None.
         contradicted: number of labels that a later one of the same answer contradicts; they are not used.
+        scorer_sha256: digest of the scorer in use when they were taken.
     """
 
     policy: str
@@ -44,10 +45,11 @@ class Traffic:
     undecided: int
     minutes: float | None
     contradicted: int
+    scorer_sha256: str
 
 
 def take_labels(
-    store: Store, folder: Path, *, policy: str, since: str | None, labels_of: str | None
+    store: Store, folder: Path, *, policy: str, since: str | None, labels_of: str | None, scorer_sha256: str
 ) -> tuple[tuple[JudgedAnswer, ...], Traffic]:
     """Return the verdicts on a policy's answers with their traffic; copied into a folder at the first call.
 
@@ -57,6 +59,7 @@ def take_labels(
         policy: name of the policy.
         since: a duration such as ``30d``, or an ISO 8601 time with its offset; None for the whole store.
         labels_of: name of the model; None where the store has answers of one model only.
+        scorer_sha256: digest of the scorer in use.
 
     Raises:
         InputError: there are no labels, they are of several models, or those in the folder were taken with other
@@ -64,7 +67,7 @@ def take_labels(
         StoreError: the store cannot be read.
     """
     if not (folder / _TAKEN).exists():
-        _copy(store, folder, policy=policy, since=since, labels_of=labels_of)
+        _copy(store, folder, policy=policy, since=since, labels_of=labels_of, scorer_sha256=scorer_sha256)
     traffic = _read_traffic(folder / _TAKEN)
     if (traffic.policy, traffic.since) != (policy, since) or labels_of not in (None, traffic.model):
         raise InputError(
@@ -72,10 +75,12 @@ def take_labels(
             why=f"policy {traffic.policy}, since {traffic.since or 'the beginning'}, model {traffic.model}",
             fix="Give another folder with --into",
         )
-    return tuple(_read_labels(folder / _LABELS)), traffic
+    return _read_labels(folder / _LABELS), traffic
 
 
-def _copy(store: Store, folder: Path, *, policy: str, since: str | None, labels_of: str | None) -> None:
+def _copy(
+    store: Store, folder: Path, *, policy: str, since: str | None, labels_of: str | None, scorer_sha256: str
+) -> None:
     with store._database.read() as connection:
         now = store._database.now(connection)
     begin = "" if since is None else parse_since(since, now)
@@ -93,6 +98,7 @@ def _copy(store: Store, folder: Path, *, policy: str, since: str | None, labels_
         undecided=store.count(CaseFilter(status="pending", policy=policy, since=first)),
         minutes=read_minutes(store),
         contradicted=len(rows) - len(kept),
+        scorer_sha256=scorer_sha256,
     )
     write_whole(folder / _LABELS, "".join(json.dumps(row) + "\n" for row in kept), private=True)
     write_whole(folder / _TAKEN, json.dumps(asdict(traffic), indent=1) + "\n", private=True)
@@ -133,11 +139,19 @@ def _read_traffic(path: Path) -> Traffic:
     try:
         return Traffic(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"'{path}' is damaged", why=str(error), fix="Give another folder with --into") from error
+        raise _damaged(path, str(error)) from error
 
 
-def _read_labels(path: Path) -> Iterator[JudgedAnswer]:
-    contents = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    for content, row in zip(contents, read_rows(path).rows, strict=True):
-        assert isinstance(row, LabelledResponse)
-        yield JudgedAnswer(content, row)
+def _read_labels(path: Path) -> tuple[JudgedAnswer, ...]:
+    try:
+        contents = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    rows = [row for row in read_rows(path).rows if isinstance(row, LabelledResponse)]
+    if len(rows) != len(contents):
+        raise _damaged(path, f"{len(contents) - len(rows)} of its lines are no labels")
+    return tuple(map(JudgedAnswer, contents, rows))
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"'{path}' is damaged", why=why, fix="Give another folder with --into")

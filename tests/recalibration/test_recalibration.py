@@ -26,7 +26,7 @@ import guard.engines
 import guard.runtime.guard
 from guard.cli import app
 from guard.data.questions import LabelledResponse, question_identity, read_rows
-from guard.errors import InputError, ScorerError
+from guard.errors import CalibrationError, InputError, ScorerError
 from guard.policy.certificate import load_certificates
 from guard.policy.guarantee import guarantees
 from guard.policy.policy import load_policy, parse_policy
@@ -37,7 +37,7 @@ from guard.records import Floats, Limits, Prompt
 from guard.review.pages import CaseFilter
 from guard.review.store import Store
 from guard.runtime.guard import Guard
-from guard.scoring.scorer import load_scorer
+from guard.scoring.scorer import Scorer, load_scorer
 
 POLICY = """version: 1
 name: desk
@@ -387,6 +387,120 @@ def write_policy(desk: ReviewedDesk, text: str) -> Any:
     return load_policy(desk.folder / "desk.yaml")
 
 
+def test_a_folder_in_which_the_new_files_would_replace_those_in_use_is_refused(
+    reviewed: Path, desk: ReviewedDesk
+) -> None:
+    """Before, `--into .` wrote over the scorer in use, without --apply."""
+    with pytest.raises(InputError, match=r"scorer\.json would take the place of"):
+        desk.recalibrate(into=".")
+    moved = desk.folder / "scorers"
+    moved.mkdir()
+    shutil.move(desk.folder / "scorer.json", moved / "mine.json")
+    (desk.folder / "certificate.json").write_text("in use")
+    with pytest.raises(InputError, match=r"certificate\.json would take the place of"):
+        desk.recalibrate(into=".", scorer=moved / "mine.json")
+    assert (desk.folder / "certificate.json").read_text() == "in use"
+    assert (moved / "mine.json").read_bytes() == (reviewed / "scorer.json").read_bytes()
+
+
+def test_a_scorer_that_has_changed_since_is_not_replaced(again: ReviewedDesk) -> None:
+    """What the first run has shown was about the scorer of that time."""
+    other = confidence_scorer().artefact.model_copy(update={"seed": 77})
+    Scorer(other).save(again.folder / "scorer.json")
+    content = (again.folder / "scorer.json").read_bytes()
+    with pytest.raises(InputError, match="not the one for which"):
+        again.recalibrate(apply=True)
+    assert (again.folder / "scorer.json").read_bytes() == content
+
+
+def test_switching_twice_is_switching_once(again: ReviewedDesk) -> None:
+    again.recalibrate(apply=True)
+    files = {path.name: path.read_bytes() for path in (again.folder / "new" / "before").iterdir()}
+    entries = len(again.store.audit_log())
+    assert again.recalibrate(apply=True).applied
+    assert {path.name: path.read_bytes() for path in (again.folder / "new" / "before").iterdir()} == files
+    assert len(again.store.audit_log()) == entries
+
+
+def test_a_switch_that_was_interrupted_is_completed_by_the_next(again: ReviewedDesk) -> None:
+    """Killed between the two files: the new scorer is in use, the certificate is not, and the policy is refused."""
+    used = again.folder / "certificate.json"
+    again.recalibrate(apply=True)
+    certificate = used.read_bytes()
+    used.unlink()
+    assert again.recalibrate(apply=True).applied
+    assert used.read_bytes() == certificate
+    assert again.asked == 0
+
+
+def test_nothing_is_switched_where_one_of_the_files_cannot_be_written(reviewed: Path, again: ReviewedDesk) -> None:
+    with pytest.raises(InputError, match="Cannot write the certificate"):
+        again.recalibrate(apply=True, certificate=again.folder / "missing" / "certificate.json")
+    assert (again.folder / "scorer.json").read_bytes() == (reviewed / "scorer.json").read_bytes()
+
+
+def test_a_store_without_verdicts_of_the_policy_says_so(desk: ReviewedDesk) -> None:
+    write_policy(desk, BEFORE.replace("name: desk", "name: another"))
+    with pytest.raises(InputError, match="no final verdicts on answers of the policy 'another'"):
+        desk.recalibrate()
+    assert not (desk.folder / "new" / "taken.json").exists()
+
+
+def test_verdicts_on_other_routes_alone_are_refused(again: ReviewedDesk) -> None:
+    labels = again.folder / "new" / "labels.jsonl"
+    rows = [{**json.loads(line), "route": "clinic"} for line in labels.read_text().splitlines()]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_policy(again, BEFORE)
+    with pytest.raises(InputError, match="they are on the route 'clinic'"):
+        again.recalibrate()
+
+
+def test_without_a_verdict_for_the_scorer_old_labels_are_needed(again: ReviewedDesk) -> None:
+    """Audits all stand for the same number of answers, so a share of nearly all holds all of them out."""
+    labels = again.folder / "new" / "labels.jsonl"
+    rows = [row for line in labels.read_text().splitlines() if (row := json.loads(line))["kind"] == "audit"]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_policy(again, BEFORE)
+    with pytest.raises(InputError, match="No verdict is left to fit the scorer"):
+        again.recalibrate(share=1 - 1e-9)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_verdicts_that_all_say_the_same_fit_nothing_and_switch_nothing(
+    reviewed: Path, again: ReviewedDesk, right: bool
+) -> None:
+    labels = again.folder / "new" / "labels.jsonl"
+    rows = [{**json.loads(line), "label": int(not right)} for line in labels.read_text().splitlines()]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(CalibrationError, match="right and"):
+        again.recalibrate(apply=True)
+    assert (again.folder / "scorer.json").read_bytes() == (reviewed / "scorer.json").read_bytes()
+    assert not (again.folder / "certificate.json").exists()
+
+
+@pytest.mark.parametrize("content", ["{", '{"prompt": "a question without an answer"}\n', "[1]\n"])
+def test_labels_that_were_damaged_are_refused(again: ReviewedDesk, content: str) -> None:
+    (again.folder / "new" / "labels.jsonl").write_text(content)
+    with pytest.raises(InputError, match=r"labels\.jsonl"):
+        again.recalibrate()
+
+
+def test_an_edited_answer_is_the_label_of_the_models_own(desk: ReviewedDesk) -> None:
+    """What a reviewer wrote in its place is no answer of the model; the later of two verdicts on an answer counts."""
+    (desk.folder / "new").mkdir()
+    strict = parse_policy(BEFORE.replace("below: 0.5", "below: 0.01"))
+    for draft in ("right", "wrong"):
+        with Guard(make_engine(), confidence_scorer(), strict, store=desk.store) as guarded:
+            outcome = guarded.ask("a question that is edited", limits=Limits(max_tokens=8))
+        desk.store.edit(outcome.decision_id, answer="Better.", draft=draft, reviewer="ann")
+        move_clock(desk.store, days=2 if draft == "right" else 3)
+    taking: dict[str, Any] = {"policy": "desk", "since": None, "labels_of": None, "scorer_sha256": "0" * 64}
+    answers, traffic = take_labels(desk.store, desk.folder / "new", **taking)
+    (edited,) = [each for each in answers if "edited" in str(each.content["prompt"])]
+    assert (edited.row.response, edited.row.wrong, edited.content["better"]) == ("yes", True, "Better.")
+    assert traffic.contradicted == 1
+
+
 def test_the_shipped_scorer_cannot_be_replaced(desk: ReviewedDesk) -> None:
     with pytest.raises(InputError, match="no scorer file to replace"):
         desk.recalibrate(scorer=None, model="smollm2", apply=True)
@@ -400,7 +514,8 @@ def test_shares_out_of_range_are_refused(desk: ReviewedDesk, share: float) -> No
 
 def test_a_draw_does_not_depend_on_other_answers(desk: ReviewedDesk) -> None:
     (desk.folder / "new").mkdir()
-    answers, _ = take_labels(desk.store, desk.folder / "new", policy="desk", since=None, labels_of=None)
+    taking: dict[str, Any] = {"policy": "desk", "since": None, "labels_of": None, "scorer_sha256": "0" * 64}
+    answers, _ = take_labels(desk.store, desk.folder / "new", **taking)
     whole, part = divide(answers), divide(answers[::2])
     among = {each.row.id for each in answers[::2]}
     drawn = {each.row.id for each in whole.held_out[None]} & among
