@@ -1,10 +1,12 @@
 """The review queue with a million cases: pages, search, claims, counts, the console, and fifty reviewers at once.
 
-    python benchmarks/review_load.py [--store reviews.db | postgresql://...] [--cases 1000000]
+    python benchmarks/review_load.py [--store reviews.db | postgresql://...] [--cases 1000000] [--fill-seconds 900]
 
 Four of five cases are decided. Each figure is of 200 calls with varied arguments, by one caller on a warm file. The
-store is filled by plain inserts, which is not measured. Milliseconds; the last line says whether any case was given to
-two of the fifty reviewers (in as many threads).
+store is filled by plain inserts of ten thousand cases and of copies with other ids, times and a word of their own,
+which is not measured; a store that is not full is filled further. Milliseconds by the clock, and of the processor's
+time in this process, which on SQLite is all of it; the last line says whether any case was given to two of the fifty
+reviewers (in as many threads).
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from guard.review.similar import find_similar
 from guard.review.store import ALPHABET, CaseFilter, Store
 from guard.review_terms import PRIORITIES, ReviewTerms
 
-CALLS, REVIEWERS, CHUNK = 200, 50, 5000
+CALLS, REVIEWERS, CHUNK = 200, 50, 10_000
 ROUTES = ("medical", "law", "public service", "general")
 _WORDS = (
     *("answer", "dose", "court", "river", "month", "notice", "doctor", "permit", "school"),
@@ -46,10 +48,10 @@ _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def row(number: int) -> dict[str, Any]:
-    """One case; each has a word of its own, one that a thousand share, and common ones."""
+    """One case; each has a word of its own, one of a thousandth, one of a hundredth, and common ones."""
     draw = random.Random(number)
     words = draw.choices(_WORDS, k=8)
-    question = f"Question {number}: {' '.join(words)} topic{number % 1000} unique{number}?"
+    question = f"Question {number}: {' '.join(words)} topic{number % 1000} field{number % 100} unique{number}?"
     case = Escalation(
         decision_id=f"decision-{number}",
         question=question,
@@ -73,14 +75,42 @@ def row(number: int) -> dict[str, Any]:
     return {**to_row(case), "id": name, "number": number + 1}
 
 
-def fill(store: Store, cases: int) -> None:
-    """Add cases, and decide four of five."""
-    for begin in range(0, cases, CHUNK):
+def fill(store: Store, cases: int, seconds: float) -> int:
+    """Add cases up to a number, and decide four of five; return how many there are when the time is up."""
+    began = time.monotonic()
+    with store._database.read() as connection:
+        begin = int(connection.scalar(sa.select(sa.func.max(REVIEWS.c.number))) or 0)
+    while begin < cases and time.monotonic() < began + seconds:
         with store._database.write() as connection:
-            connection.execute(sa.insert(REVIEWS), [row(number) for number in range(begin, min(begin + CHUNK, cases))])
+            if begin:
+                connection.exec_driver_sql(copied(begin))
+            else:
+                connection.execute(sa.insert(REVIEWS), [row(number) for number in range(CHUNK)])
             decide(connection, begin)
+        begin += CHUNK
     with store._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("ANALYZE")
+    return begin
+
+
+def copied(shift: int) -> str:
+    """Return the statement that adds the first cases once more, as others: with ids, times and a word of their own."""
+    number = f"(number - 1 + {shift})"
+    left = f"({number} * 7919)"
+    digits = (f"substr('{ALPHABET}', CAST((({left} >> {5 * place}) & 31) + 1 AS integer), 1)" for place in range(6))
+    day = (_BEGIN + timedelta(days=shift // CHUNK)).date()
+    values = {
+        "id": " || ".join(digits),
+        "decision_id": f"'decision-' || {number}",
+        "created_at": f"'{day}' || substr(created_at, 11)",
+        "number": f"number + {shift}",
+        "question": f"replace(question, 'unique' || (number - 1) || '?', 'unique' || {number} || '?')",
+        **dict.fromkeys(("fingerprint", "final_answer", "reviewer", "decided_at", "draft", "final_at"), "NULL"),
+        "status": "'pending'",
+    }
+    names = REVIEWS.c.keys()
+    columns = ", ".join(values.get(name, name) for name in names)
+    return f"INSERT INTO reviews ({', '.join(names)}) SELECT {columns} FROM reviews WHERE number <= {CHUNK}"
 
 
 def decide(connection: sa.Connection, begin: int) -> None:
@@ -114,6 +144,10 @@ def calls(store: Store, cases: int) -> Iterator[tuple[str, Callable[[int], objec
     yield "search: a word of one case", lambda _: store.page(CaseFilter(text=f"unique{draw.randrange(cases)}"))
     yield "search: a word of a thousandth", lambda _: store.page(CaseFilter(text=f"topic{draw.randrange(1000)}"))
     yield (
+        "search: a word of a hundredth, waiting",
+        lambda _: store.page(CaseFilter(status="pending", text=f"field{draw.randrange(100)}")),
+    )
+    yield (
         "search: common words, waiting",
         lambda _: store.page(CaseFilter(status="pending", text=" ".join(draw.choices(_WORDS, k=2)))),
     )
@@ -145,13 +179,15 @@ def pages(store: Store, access: Access) -> Iterator[tuple[str, Callable[[int], o
 
 
 def timed(work: Callable[[int], object]) -> dict[str, float]:
-    """Milliseconds of a call: the median, and the 95th percentile."""
-    times = []
+    """Milliseconds of a call: the median and the 95th percentile, by the clock and of the processor's time."""
+    times, worked = [], []
     for number in range(CALLS):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         work(number)
+        worked.append(1000 * (time.process_time() - busy))
         times.append(1000 * (time.perf_counter() - began))
-    return {"median": quantiles(times, n=20)[9], "p95": quantiles(times, n=20)[18]}
+    found = {"": quantiles(times, n=20), "cpu ": quantiles(worked, n=20)}
+    return {f"{name}{what}": cuts[at] for name, cuts in found.items() for what, at in (("median", 9), ("p95", 18))}
 
 
 def claim_at_once(store: Store) -> dict[str, Any]:
@@ -178,24 +214,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--store", help="an empty store, or one that this has filled; by default a file for now")
     parser.add_argument("--cases", type=int, default=1_000_000)
+    parser.add_argument("--fill-seconds", type=float, default=float("inf"), help="measure at what there is by then")
     parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
     options = parser.parse_args()
     with ExitStack() as stack:
         place = options.store or f"{stack.enter_context(TemporaryDirectory())}/reviews.db"
         store = stack.enter_context(Store.open(place, timeout_s=120))
         access = stack.enter_context(Access.open(place))
-        if not store.count():
-            began = time.perf_counter()
-            fill(store, options.cases)
-            print(f"{options.cases:,} cases in {time.perf_counter() - began:.0f} s", flush=True)
+        began = time.perf_counter()
+        cases = fill(store, options.cases, options.fill_seconds)
+        print(f"{cases:,} cases, filled in {time.perf_counter() - began:.0f} s", flush=True)
         figures: dict[str, Any] = {}
-        for name, work in chain(calls(store, options.cases), pages(store, access)):
+        print(f"{'':40} {'median':>8} {'p95':>8} {'cpu':>8} {'cpu p95':>8}")
+        for name, work in chain(calls(store, cases), pages(store, access)):
             figures[name] = timed(work)
-            print(f"{name:34} {figures[name]['median']:8.1f} {figures[name]['p95']:8.1f}", flush=True)
+            print(f"{name:40}", *(f"{value:8.1f}" for value in figures[name].values()), flush=True)
         figures["fifty at once"] = claim_at_once(store)
         print("fifty at once:", figures["fifty at once"])
     if options.out:
-        options.out.write_text(json.dumps({"cases": options.cases, "figures": figures}, indent=1) + "\n", "utf-8")
+        found = {"cases": cases, "database": store._database.engine.dialect.name, "figures": figures}
+        options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

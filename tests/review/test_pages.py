@@ -113,6 +113,22 @@ def test_common_and_rare_words_are_found_alike(filled: Store, monkeypatch: pytes
     assert numbers(filled, CaseFilter(text="number7")) == [7]
 
 
+@pytest.mark.parametrize(
+    "wanted", ["ziga", "Žiga", "ŽIGA", "kovač 7", "foo_bar", "foo", "straße", "strasse", "ABC", "x"]
+)
+def test_however_common_a_word_is_the_same_cases_have_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    """Texts with accents, of other cases and of words that are two for the index are found by both ways of search."""
+    for number, answer in enumerate(
+        ("Žiga Kovač, 7", "ZIGA kovac 7", "ziga", "foo, bar", "foo_bar", "Straße", "strasse", "abc ABCD", "Abc", "")
+    ):
+        store.add(make_escalation(number, question=f"Who is x{number}?", answer=answer))
+    few = numbers(store, CaseFilter(text=wanted))
+    monkeypatch.setattr("guard.review.words._MANY", 1)
+    assert numbers(store, CaseFilter(text=wanted)) == few
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(text=st.text(st.characters()))
 def test_any_text_can_be_searched_for(filled: Store, text: str) -> None:
