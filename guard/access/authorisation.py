@@ -21,7 +21,7 @@ PERMISSIONS: Final[dict[Role, frozenset[Permission]]] = {
     Role.CALLER: frozenset({Permission.ASK}),
     Role.VIEWER: _SEES,
     Role.REVIEWER: _SEES | {Permission.DECIDE},
-    Role.LEAD: _SEES | {Permission.DECIDE, Permission.REASSIGN, Permission.READ_TRAIL},
+    Role.LEAD: _SEES | {Permission.DECIDE, Permission.REASSIGN, Permission.TRY_POLICIES, Permission.READ_TRAIL},
     Role.AUDITOR: _SEES | {Permission.READ_TRAIL, Permission.READ_LOG},
     Role.ADMIN: frozenset({Permission.ADMINISTER}),
 }

@@ -33,6 +33,7 @@ class Permission(StrEnum):
     DECIDE = "decide cases"
     REASSIGN = "reassign and adjudicate cases"
     SEE_INSIGHTS = "see insights"
+    TRY_POLICIES = "try policies on recorded calls"
     READ_TRAIL = "read the history of every case"
     READ_LOG = "read and verify the audit log"
     ADMINISTER = "administer accounts and webhooks"

@@ -188,16 +188,12 @@ def _other_section(policy: Policy, tool: str, section: str | None) -> str:
 
 def with_certificate(policy: Policy, certificate: str | None) -> Policy:
     """Return the policy with certified thresholds, as far as they can be checked without model and scorer."""
-    from guard.policy.certificate import apply_certificates, check_certificate, chosen_certificates
+    from guard.policy.certificate import certified_without_model, chosen_certificates
     from guard.policy.guarantee import guarantees
 
-    wanted = guarantees(policy)
-    if not wanted:
+    if not guarantees(policy):
         return policy
-    given = chosen_certificates(policy, certificate)
-    for route, guarantee in wanted.items():
-        check_certificate(policy, given, route, guarantee)
-    return apply_certificates(policy, given)
+    return certified_without_model(policy, chosen_certificates(policy, certificate))
 
 
 def _guarantees(policy: Policy, certificate: str | None) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from guard.console import (
     entry,
     insights,
     queue,
+    replaying,
     single_sign_on,
     webhooks,
 )
@@ -35,7 +36,7 @@ _log = logging.getLogger("guard.console")
 #: Modules with pages; an address belongs to the first that has it.
 _PARTS = (
     *(entry, single_sign_on, queue, cases, decisions),
-    *(insights, certificates, audit, administration, webhooks),
+    *(insights, certificates, replaying, audit, administration, webhooks),
 )
 
 _GONE = "There is no such page"
@@ -64,18 +65,7 @@ def create_app(store: Store, access: Access, settings: ConsoleSettings | None = 
     app = FastAPI(title="guard console", docs_url=None, redoc_url=None, openapi_url=None)
     oidc = None if settings.oidc is None else OidcClient(settings.oidc)
     app.state.desk = ReviewDesk(store, access, settings, oidc=oidc)
-    for part in (
-        entry,
-        single_sign_on,
-        queue,
-        cases,
-        decisions,
-        insights,
-        certificates,
-        audit,
-        administration,
-        webhooks,
-    ):
+    for part in _PARTS:
         app.include_router(part.router)
     app.mount("/static", _Static(directory=HERE / "static"))
     app.add_middleware(Shield, settings=settings)

@@ -97,17 +97,12 @@ def lines(labels: Sequence[str], series: Sequence[tuple[str, Sequence[float | No
         series: class of the colour, and one share for each day, or None.
         said: its words.
     """
-    known = [value for _, values in series for value in values if value is not None]
-    top = next(each for each in _TOPS if each >= max([0.0, *known]))
-    body, width = "", 1 / len(labels)
-    for part in range(5):
-        at, share = _percent(1 - part / 4), top * part / 4
-        body += f'<line class="grid" x1="0" x2="100%" y1="{at}" y2="{at}"/>'
-        body += f'<text x="0" y="{at}" dx="-8" dy="4" text-anchor="end">{100 * share:.0f} %</text>'
+    top = _top([value for _, values in series for value in values if value is not None])
+    body, width = _share_axis(top), 1 / len(labels)
     paths = "".join(
         _line(fill, [(i + 0.5) * width for i in range(len(values))], values, top) for fill, values in series
     )
-    body += f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">{paths}</svg>'
+    body += _stretched(paths)
     for fill, values in series:
         for place, value in enumerate(values):
             if value is not None:
@@ -119,6 +114,109 @@ def lines(labels: Sequence[str], series: Sequence[tuple[str, Sequence[float | No
         said,
         "plot-m plot-pad",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point with its intervals.
+
+    Attributes:
+        name: the text beside it.
+        fill: class of its colour.
+        x, y: each the estimate, low and high.
+    """
+
+    name: str
+    fill: str
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+
+
+def trade_off(marks: Sequence[Mark], said: Said) -> Markup:
+    """Return points of two shares, x from 0 to 1 and y from 0 up, each with the intervals of both."""
+    top = _top([mark.y[2] for mark in marks])
+    body = _share_axis(top)
+    for number, mark in enumerate(marks):
+        body += _point(mark, top, above=not number)
+    return svg(body + x_axis([(at, f"{100 * at:.0f} %") for at in (0, 0.25, 0.5, 0.75, 1)]), said, "plot-h plot-pad")
+
+
+def _point(mark: Mark, top: float, *, above: bool) -> str:
+    (x, left, right), (y, low, high) = mark.x, (1 - value / top for value in mark.y)
+    across = f'x1="{_percent(left)}" x2="{_percent(right)}" y1="{_percent(y)}" y2="{_percent(y)}"'
+    upright = f'x1="{_percent(x)}" x2="{_percent(x)}" y1="{_percent(high)}" y2="{_percent(low)}"'
+    lines_ = "".join(f'<line class="ln ln-2" {place}/>' for place in (across, upright))
+    centre = f'cx="{_percent(x)}" cy="{_percent(y)}"'
+    anchor, dx = ("end", -10) if x > 0.5 else ("start", 10)
+    place = f'x="{_percent(x)}" y="{_percent(y)}" dx="{dx}" dy="{-9 if above else 18}" text-anchor="{anchor}"'
+    return f'{lines_}<circle class="{mark.fill}" {centre} r="6"/><text class="lab" {place}>{escape(mark.name)}</text>'
+
+
+#: The scale of evidence begins here; less speaks as clearly for a guarantee. Marks on it, and shapes at most.
+_LEAST, _EVIDENCE, _SHAPES = 0.01, (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0), 300
+
+
+def evidence(path: Sequence[float], wrong: Sequence[int], limit: float, said: Said) -> Markup:
+    """Return running evidence against a guarantee on a logarithmic scale.
+
+    Args:
+        path: the evidence after each label, at least one.
+        wrong: places of wrong answers in it; many are not drawn one by one.
+        limit: at which the guarantee counts as broken.
+        said: texts of the chart.
+    """
+    top = 1.6 * max(limit, *path)
+    heights = [_height_of(value, top) for value in path]
+    body = "".join(_level(mark, f"{mark:g}", top, "grid") for mark in _EVIDENCE if mark <= top)
+    at = _percent(1 - _height_of(limit, top))
+    body += f'<line class="limit" x1="0" x2="100%" y1="{at}" y2="{at}"/>'
+    body += f'<text class="limit-t" x="0" y="{at}" dx="4" dy="-5">limit {limit:g}</text>'
+    step = max(1, -(-len(path) // _SHAPES))
+    places = sorted({*range(0, len(path), step), len(path) - 1})
+    body += _stretched(_line("ln-wrong" if path[-1] >= limit else "", *_places(places, heights, len(path)), 1.0))
+    for place in wrong if len(wrong) <= _SHAPES else ():
+        centre = f'cx="{_percent(_across(place, len(path)))}" cy="{_percent(1 - heights[place])}"'
+        body += f'<circle class="pt-wrong" {centre} r="3.5"/>'
+    return svg(body + x_axis([(0, "1"), (1, f"{len(path):,} audited")]), said, "plot-m plot-pad")
+
+
+def _height_of(value: float, top: float) -> float:
+    """Return the height of evidence on its scale, from 0 to 1."""
+    return log10(max(value, _LEAST) / _LEAST) / log10(top / _LEAST)
+
+
+def _level(value: float, label: str, top: float, fill: str) -> str:
+    at = _percent(1 - _height_of(value, top))
+    line = f'<line class="{fill}" x1="0" x2="100%" y1="{at}" y2="{at}"/>'
+    return f'{line}<text x="0" y="{at}" dx="-8" dy="4" text-anchor="end">{label}</text>'
+
+
+def _across(place: int, number: int) -> float:
+    return place / max(number - 1, 1)
+
+
+def _places(places: Sequence[int], heights: Sequence[float], number: int) -> tuple[list[float], list[float]]:
+    return [_across(place, number) for place in places], [heights[place] for place in places]
+
+
+def _stretched(shapes: str) -> str:
+    """Return shapes of a box of a thousand by a thousand that takes the size of the chart."""
+    return f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">{shapes}</svg>'
+
+
+def _top(values: Sequence[float]) -> float:
+    """Return where a scale of shares ends that has room for these values."""
+    return next(each for each in _TOPS if each >= max([0.0, *values]))
+
+
+def _share_axis(top: float) -> str:
+    """Return an axis of shares from 0, in quarters of its top."""
+    marks = ""
+    for part in range(5):
+        at, share = _percent(1 - part / 4), top * part / 4
+        marks += f'<line class="grid" x1="0" x2="100%" y1="{at}" y2="{at}"/>'
+        marks += f'<text x="0" y="{at}" dx="-8" dy="4" text-anchor="end">{100 * share:.0f} %</text>'
+    return marks
 
 
 def _line(fill: str, xs: Sequence[float], values: Sequence[float | None], top: float) -> str:

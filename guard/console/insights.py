@@ -57,6 +57,7 @@ def show_insights(visit: TheVisit, days: int = 28, route: str = "") -> Response:
         shares=_shares,
         share=times.share,
         all_routes=routes is None,
+        tries=visit.allows(Permission.TRY_POLICIES),
         wait=None if found.wait_s is None else times.duration(found.wait_s),
     )
 

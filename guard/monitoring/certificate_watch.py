@@ -174,6 +174,18 @@ class CertificateWatch:
             at = self._database.now(connection)
             return [_watched(row._mapping, _states(connection, row.id, at)) for row in connection.execute(query).all()]
 
+    def labels(self, certificate: str) -> list[bool]:
+        """Return whether each audited answer counts as wrong, in the order of the test.
+
+        Args:
+            certificate: its digest.
+
+        Raises:
+            StoreError: the store failed.
+        """
+        with self._database.read() as connection:
+            return _wrong(_states(connection, certificate, self._database.now(connection)))
+
     def find(self, name: str) -> WatchedCertificate:
         """Return one certificate by its digest or an unambiguous beginning of it, as `refresh` does.
 

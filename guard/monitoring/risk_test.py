@@ -6,7 +6,7 @@ Not in `guard.certification`, since production never imports the laboratory. Pur
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from guard.errors import InputError
@@ -59,19 +59,32 @@ def risk_evidence(wrong: Iterable[bool], *, risk: float, false_alarms: float) ->
         >>> risk_evidence([True, False, False] * 10, risk=0.05, false_alarms=0.05).broken_at
         10
     """
+    labels = [*map(bool, wrong)]
+    path = [1.0, *evidence_path(labels, risk=risk, false_alarms=false_alarms)]
+    broken_at = len(path) - 1 if path[-1] >= 1 / false_alarms else None
+    return RiskEvidence(len(labels), sum(labels), path[-1], max(path), broken_at)
+
+
+def evidence_path(wrong: Iterable[bool], *, risk: float, false_alarms: float) -> Iterator[float]:
+    """Yield the evidence after each label, up to the one at which the guarantee is found broken: it stays broken.
+
+    Args:
+        wrong, risk, false_alarms: as for `risk_evidence`.
+
+    Raises:
+        InputError: a share is out of range.
+
+    Examples:
+        >>> [round(each, 2) for each in evidence_path([False, True], risk=0.05, false_alarms=0.05)]
+        [0.89, 1.46]
+    """
     for name, share in (("risk", risk), ("false_alarms", false_alarms)):
         if not 0.0 < share < 1.0:
             raise InputError(f"{name} is a share above 0 and below 1, got {share}")
     pays = {True: [1 + stake * (1 / risk - 1) for stake in STAKES], False: [1 - stake for stake in STAKES]}
-    wagers, errors, largest, broken_at = Wagers.begin(len(STAKES)), 0, 1.0, None
-    e_value, labels = 1.0, 0
-    for labels, is_wrong in enumerate(map(bool, wrong), start=1):
-        errors += is_wrong
-        if broken_at is not None:  # it stays broken, and wealth must not overflow
-            continue
-        wagers.observe(pays[is_wrong])
-        e_value = wagers.total
-        largest = max(largest, e_value)
-        if e_value >= 1 / false_alarms:
-            broken_at = labels
-    return RiskEvidence(labels, errors, e_value, largest, broken_at)
+    wagers = Wagers.begin(len(STAKES))
+    for is_wrong in wrong:
+        wagers.observe(pays[bool(is_wrong)])
+        yield wagers.total
+        if wagers.total >= 1 / false_alarms:
+            return

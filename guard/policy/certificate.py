@@ -293,6 +293,17 @@ def apply_certificates(policy: Policy, given: Certificates) -> Policy:
     )
 
 
+def certified_without_model(policy: Policy, given: Certificates) -> Policy:
+    """Return the policy with the thresholds of these certificates, checked as far as it goes without model and scorer.
+
+    Raises:
+        CertificateError: there is none for a guarantee, or it is for another guarantee or other rules.
+    """
+    for route, guarantee in guarantees(policy).items():
+        check_certificate(policy, given, route, guarantee)
+    return apply_certificates(policy, given)
+
+
 def needed_certificates(
     policy: Policy, certificates: Certificates | str | Path | None
 ) -> Certificates | str | Path | None:

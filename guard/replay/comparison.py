@@ -14,7 +14,7 @@ from guard.policy.durations import parse_duration
 from guard.policy.policy import Policy
 from guard.replay.deciding import as_recorded, replay_call
 from guard.replay.figures import PolicyFigures, compute_figures
-from guard.replay.recorded import RecordedCall, read_calls, read_verdicts
+from guard.replay.recorded import RecordedCall, read_calls, read_verdicts, within_newest
 from guard.review.migrations.tables import EVENTS
 from guard.review.records import later
 from guard.review.store import Store
@@ -34,6 +34,7 @@ class PolicyComparison:
         present: figures of the recorded decisions.
         proposed: figures of the policy.
         changed: calls that end differently, by how they ended and would end, such as ``{"escalate": {"accept": 3}}``.
+        cut: whether `since` is later than the time that was asked for, since the log has more entries than were read.
     """
 
     since: str
@@ -42,9 +43,12 @@ class PolicyComparison:
     present: PolicyFigures
     proposed: PolicyFigures
     changed: dict[str, dict[str, int]]
+    cut: bool
 
 
-def replay(store: Store, policy: Policy, *, since: str = "7d", route: str | None = None) -> PolicyComparison:
+def replay(
+    store: Store, policy: Policy, *, since: str = "7d", route: str | None = None, newest: int | None = None
+) -> PolicyComparison:
     """Decide recorded calls again.
 
     Args:
@@ -52,6 +56,7 @@ def replay(store: Store, policy: Policy, *, since: str = "7d", route: str | None
         policy: the policy, with the thresholds of its certificates.
         since: a duration such as ``7d`` or ``12h``, or an ISO 8601 time with its offset.
         route: only calls on this route.
+        newest: number of entries at the end of the audit log that are read at most; None for all.
 
     Raises:
         InputError: the time cannot be read, or no decision was recorded since then.
@@ -66,15 +71,16 @@ def replay(store: Store, policy: Policy, *, since: str = "7d", route: str | None
     """
     with store._database.read() as connection:
         now = store._database.now(connection)
-    begin = parse_since(since, now)
-    calls = read_calls(store.audit_log(), since=begin, route=route)
+    log, asked = store.audit_log(), parse_since(since, now)
+    begin = asked if newest is None else within_newest(log, asked, newest)
+    calls = read_calls(log, since=begin, route=route)
     if not calls:
         raise InputError(
             "There is nothing to replay",
             why=f"the audit log has no decision since {begin[:16].replace('T', ' ')} UTC",
             fix="Log decisions with audit_log=store.audit_log(), guard ask --audit-log or guard serve --audit-log",
         )
-    verdicts, minutes = read_verdicts(store), read_minutes(store)
+    verdicts, minutes = read_verdicts(store, [call.decision_id for call in calls]), read_minutes(store)
     present = [as_recorded(call, policy) for call in calls]
     proposed = [replay_call(policy, call) for call in calls]
     days = days_between(begin, now)
@@ -90,6 +96,7 @@ def replay(store: Store, policy: Policy, *, since: str = "7d", route: str | None
         compute_figures(_names(calls), present, verdicts, days=days, minutes=minutes),
         compute_figures(policy.name, proposed, verdicts, days=days, minutes=minutes),
         changed,
+        cut=begin > asked,
     )
 
 

@@ -108,17 +108,22 @@ def expected_errors(accepted: Sequence[Replayed], verdicts: Mapping[str, Recorde
     """
     known, rest, counted = [], list(accepted), 0
     for action, kind in (("accept", "audit"), ("escalate", "escalation")):
-        group = [each for each in rest if each.call.action == action and each.is_last]
+        group = [each for each in rest if _ended_in(each, action)]
         said = [verdicts[each.call.decision_id] for each in group if each.call.decision_id in verdicts]
         wrong = [verdict.wrong for verdict in said if verdict.kind == kind]
         if len(wrong) >= FEWEST_VERDICTS:
             known.append(_from_verdicts(sum(wrong), len(wrong), len(group)))
             counted += len(wrong)
-            rest = [each for each in rest if each not in group]
+            rest = [each for each in rest if not _ended_in(each, action)]
     by_scores = _from_scores(accepted)
     remaining = _from_scores(rest)
     by_verdicts = _added([*known, remaining]) if known and remaining is not None else None
     return ExpectedErrors(by_verdicts, _interval(by_scores) if by_scores else None, counted)
+
+
+def _ended_in(replayed: Replayed, action: str) -> bool:
+    """Return whether a call was decided so, with the same answer."""
+    return replayed.call.action == action and replayed.is_last
 
 
 # -- estimates with their variances ------------------------------------------------------------

@@ -11,7 +11,8 @@ from guard.replay.figures import Interval, PolicyFigures
 _WIDTH, _LEFT, _RIGHT, _BAR = 680, 24, 656, 34
 _SPAN = _RIGHT - _LEFT
 
-_WORDS: dict[CallEnding, str] = {
+#: What becomes of calls, in words.
+WORDS: dict[CallEnding, str] = {
     "accept": "accepted",
     "text": "fixed text",
     "escalate": "to people",
@@ -77,7 +78,7 @@ def _work(figures: PolicyFigures) -> str:
 
 def _legend(y: int) -> str:
     parts, x = [], _LEFT
-    for ending, word in _WORDS.items():
+    for ending, word in WORDS.items():
         parts.append(f'<rect class="{ending}" x="{x}" y="{y - 12}" width="14" height="14" rx="3"/>')
         parts.append(_text(x + 20, y, "t2 s", word))
         x += 38 + 8 * len(word)
@@ -112,7 +113,7 @@ def _whisker(low: float, high: float, y: int) -> str:
 
 
 def _sentence(name: str, figures: PolicyFigures) -> str:
-    endings = ", ".join(f"{count} {_WORDS[ending]}" for ending, count in figures.endings.items() if count)
+    endings = ", ".join(f"{count} {WORDS[ending]}" for ending, count in figures.endings.items() if count)
     best = _best(figures)
     wrong = "not known" if best is None else f"{best[0]:.1f}, from {best[1]:.1f} to {best[2]:.1f}"
     return f"{name}, {figures.name}: {endings}; {_work(figures)}; wrong among the accepted: {wrong}."

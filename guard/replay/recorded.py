@@ -6,17 +6,22 @@ Only the log also has accepted answers; the review queue has only cases for peop
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import sqlalchemy as sa
+from sqlalchemy import Row
 
 from guard.audit.log import AuditLog
+from guard.audit.recent import newest_entries
 from guard.policy.defects import Defect
 from guard.review.migrations.tables import REPEATS, REVIEWS
 from guard.review.queries import IS_PENDING
 from guard.review.store import Store
+
+#: Decisions whose verdicts are read by one query.
+_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +94,45 @@ def read_calls(log: AuditLog, *, since: str, route: str | None = None) -> list[R
     return [_call(event) for event in decisions if route is None or event["route"] == route]
 
 
-def read_verdicts(store: Store) -> dict[str, RecordedVerdict]:
-    """Return the final verdicts of a store by decision id; those of identical cases count for each of them.
+def within_newest(log: AuditLog, since: str, newest: int) -> str:
+    """Return the time from which a log is read: `since`, or that of the oldest of its newest entries if that is later.
+
+    Args:
+        log: the audit log.
+        since: ISO 8601, UTC.
+        newest: number of entries, whatever they are about.
+
+    Raises:
+        StoreError: the log cannot be read.
+    """
+    last = next(iter(newest_entries(log, 1)), None)
+    if last is None or last.number < newest:
+        return since
+    oldest = next(log.entries(last.number + 1 - newest))
+    return max(since, str(json.loads(oldest.event)["at"]))
+
+
+def read_verdicts(store: Store, decisions: Sequence[str]) -> dict[str, RecordedVerdict]:
+    """Return the final verdicts on decisions by their ids; those of identical cases count for each of them.
+
+    Args:
+        store: the review store.
+        decisions: ids; verdicts on others are not read.
 
     Raises:
         StoreError: the store cannot be read.
     """
     database = store._database
+    rows: list[Row[Any]] = []
     with database.read() as connection:
         final = sa.and_(~IS_PENDING, REVIEWS.c.final_at <= database.now(connection), REVIEWS.c.draft.is_not(None))
         columns = (REVIEWS.c.draft, REVIEWS.c.kind)
         own = sa.select(REVIEWS.c.decision_id, *columns).where(final)
         repeated = sa.select(REPEATS.c.decision_id, *columns).join(REVIEWS, REVIEWS.c.id == REPEATS.c.review_id)
-        rows = [*connection.execute(own), *connection.execute(repeated.where(final))]
+        for begin in range(0, len(decisions), _AT_ONCE):
+            some = decisions[begin : begin + _AT_ONCE]
+            rows += connection.execute(own.where(REVIEWS.c.decision_id.in_(some)))
+            rows += connection.execute(repeated.where(final, REPEATS.c.decision_id.in_(some)))
     return {row.decision_id: RecordedVerdict(row.draft == "wrong", row.kind) for row in rows}
 
 

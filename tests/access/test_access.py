@@ -79,7 +79,8 @@ TABLE = {
     "caller": "ask",
     "viewer": "see cases, see insights",
     "reviewer": "see cases, see insights, decide cases",
-    "lead": "see cases, see insights, decide cases, reassign and adjudicate cases, read the history of every case",
+    "lead": "see cases, see insights, decide cases, reassign and adjudicate cases, try policies on recorded calls, "
+    "read the history of every case",
     "auditor": "see cases, see insights, read the history of every case, read and verify the audit log",
     "admin": "administer accounts and webhooks",
 }

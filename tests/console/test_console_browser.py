@@ -18,10 +18,13 @@ from made_cases import make_escalation
 from PIL import Image
 
 from guard.audit import log as audit_log
+from guard.monitoring import CertificateWatch
+from guard.policy.guarantee import CertifiedThreshold, apply_thresholds
+from guard.policy.policy import parse_policy
 from guard.records import Escalation, Generation, Prompt, Sampling
 from guard.review.endpoints import Endpoints
 from guard.review.records import Review, ReviewStatus
-from guard.review_terms import ReviewTerms
+from guard.review_terms import AuditDraw, ReviewTerms
 from guard.scores import Score, ScoreReading, Span
 from guard.scoring.signature import pairwise_kl
 
@@ -354,7 +357,11 @@ def test_hostile_text_does_nothing(desk: ServedConsole, hostile: Review, viewpor
     assert [url for url in requests if not url.startswith(desk.address)] == []
 
 
-DECISION = {"action": "accept", "route": HOSTILE.replace("\0", ""), "p_wrong": 0.5, "ood_score": 0.5}
+TRIED = {"source": "model", "scores": {"guard": 0.5}, "ood_score": 0.5, "failed": False, "defects": []}
+DECISION = {
+    "action": "accept", "route": HOSTILE.replace("\0", ""), "policy": "help-desk", "p_wrong": 0.5, "ood_score": 0.5,
+    "tried": [TRIED],
+}  # fmt: skip
 
 PAGES: dict[str, Callable[[list[Review], Review], str]] = {
     "queue": lambda cases, hostile: "/queue",
@@ -372,15 +379,25 @@ PAGES: dict[str, Callable[[list[Review], Review], str]] = {
     "webhooks": lambda cases, hostile: "/settings/webhooks",
     "audit log": lambda cases, hostile: "/audit",
     "entry": lambda cases, hostile: "/audit/0",
+    "replay": lambda cases, hostile: "/replay",
 }
+
+WCAG = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+
+
+def faults(page: Page) -> list[tuple[str, list[str]]]:
+    """What axe-core finds wrong with a page, which it must have looked at."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, options=WCAG).response
+    assert len(found["passes"]) > 5, page.url
+    return [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in found["violations"]]
 
 
 @pytest.mark.parametrize(("viewport", "colours"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide", "phone"])
 def test_no_page_has_a_fault_that_axe_finds(
     desk: ServedConsole, cases: list[Review], hostile: Review, viewport: dict[str, int], colours: str
 ) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     desk.console.store.edit(cases[1].id, answer="Better", draft="wrong", reviewer="ana")
     page = desk.page("ana", ("lead", "admin", "auditor"), viewport=viewport, color_scheme=colours, bypass_csp=True)
     Endpoints(desk.console.store).add("desk <b>", "mira@example.org", kind="email")
@@ -389,21 +406,89 @@ def test_no_page_has_a_fault_that_axe_finds(
     for name, path in PAGES.items():
         desk.open(page, path(cases, hostile))
         settled(page)  # a toast that fades in has too little contrast
-        results = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]})
-        assert len(results.response["passes"]) > 5, name
-        found[name] = [
-            (each["id"], [node["html"][:200] for node in each["nodes"]]) for each in results.response["violations"]
-        ]
+        found[name] = faults(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], name
-    signed_out = desk.open(desk.page(viewport=viewport, color_scheme=colours, bypass_csp=True), "/login")
-    found["login"] = [(each["id"], "") for each in Axe().run(signed_out).response["violations"]]
-    assert {name: faults for name, faults in found.items() if faults} == {}
+    found["login"] = faults(desk.open(desk.page(viewport=viewport, color_scheme=colours, bypass_csp=True), "/login"))
+    assert {name: each for name, each in found.items() if each} == {}
+
+
+STRICTER = """version: 1
+name: stricter
+rules: [accept: {below: 0.2}, escalate: {below: 0.8, to: [review]}, abstain]
+routes: {medical: {rules: [accept: {below: 0.1}, escalate: {to: [review]}]}}
+"""
+
+
+def try_policy(page: Page, text: str) -> Page:
+    """Try a policy on the page for it."""
+    page.get_by_label("Policy", exact=True).fill(text)
+    page.get_by_label("Calls of the last").select_option("28")
+    page.get_by_role("button", name="Try it").click()
+    page.wait_for_load_state()
+    return page
+
+
+@pytest.mark.parametrize(("viewport", "colours"), [(WIDE, "dark"), (PHONE, "light")], ids=["wide", "phone"])
+def test_pages_that_are_full_of_figures_have_no_fault_that_axe_finds(
+    desk: ServedConsole, viewport: dict[str, int], colours: str
+) -> None:
+    """Answers shaded by spans and words, maps of layers and their differences, charts, certificates, a replay."""
+    ids = _fill(desk.console)
+    _watch(desk.console)
+    page = desk.page("lea", ("lead",), viewport=viewport, color_scheme=colours, bypass_csp=True)
+    found = {}
+    for name, path in (("shaded", f"/case/{ids[1]}"), ("insights", "/insights"), ("certificates", "/certificates")):
+        desk.open(page, path)
+        settled(page)
+        page.evaluate("for (const fold of document.querySelectorAll('main details')) fold.open = true")
+        found[name] = faults(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], name
+        if name == "shaded":
+            assert page.locator(".w.u4").count()
+            assert page.locator("svg.heat").count() >= 3
+            page.get_by_label("Difference", exact=True).check()
+            found["differences"] = faults(page)
+            assert page.locator(".answer .sent").count() > 1
+    assert page.get_by_text("is suspended since").is_visible()
+    try_policy(desk.open(page, "/replay"), STRICTER)
+    found["replayed"] = faults(page)
+    assert page.get_by_role("region", name="Comparison").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    try_policy(page, "rules: [")
+    found["refused"] = faults(page)
+    assert page.get_by_text("Nothing was tried").is_visible()
+    assert {name: each for name, each in found.items() if each} == {}
+
+
+def test_a_lead_tries_a_policy_by_keys_and_by_mouse(desk: ServedConsole) -> None:
+    _fill(desk.console)
+    page = desk.open(desk.page("lea", ("lead",)), "/insights")
+    page.get_by_role("link", name="What would a change of the policy have done?").click()
+    page.get_by_label("Begin with").select_option("strict")
+    page.get_by_role("button", name="Fill in").click()
+    page.wait_for_url("**start=strict")
+    box = page.get_by_label("Policy", exact=True)
+    assert "name: strict" in box.input_value()
+    box.focus()
+    page.keyboard.press("Control+A")
+    page.keyboard.insert_text(STRICTER)
+    page.get_by_label("Calls of the last").select_option("28")
+    page.get_by_role("button", name="Try it").press("Enter")
+    page.get_by_role("region", name="Comparison").wait_for()
+    accepted = page.locator("tr").filter(has_text="Accepted, share of all")
+    assert re.search(r"\d+\.\d % *\s*\d+\.\d to \d+\.\d", accepted.inner_text())
+    assert page.get_by_role("img", name="Share wrong among the accepted").is_visible()
+    assert page.get_by_label("Policy", exact=True).input_value() == STRICTER
+    page.get_by_label("Policy", exact=True).fill("version: 1\nname: x\nrules: [accept: {belw: 0.1}]")
+    page.get_by_role("button", name="Try it").click()
+    page.get_by_role("alert").filter(has_text="belw").wait_for()
 
 
 @pytest.mark.skipif(PICTURES is None, reason="pictures of the documents are made on demand")
 def test_the_documents_pictures_are_made(desk: ServedConsole) -> None:
     assert PICTURES is not None
     folder, ids = Path(PICTURES), _fill(desk.console)
+    _watch(desk.console)
     tall = {"width": 1280, "height": 1500}
     for name, path, viewport in (
         ("queue", "/queue", WIDE),
@@ -413,8 +498,13 @@ def test_the_documents_pictures_are_made(desk: ServedConsole) -> None:
         ("insights", "/insights?days=28", WIDE),
         ("audit", "/audit", WIDE),
         ("webhooks", "/settings/webhooks", WIDE),
+        ("replay", "/replay", WIDE),
+        ("replay-phone", "/replay", PHONE),
+        ("certificates", "/certificates", WIDE),
     ):
         page = desk.open(desk.page("mira", viewport=viewport), path)
+        if name.startswith("replay"):
+            try_policy(page, STRICTER)
         if name == "audit":
             page.get_by_role("button", name="Verify").click()
             page.get_by_text("none changed").wait_for()
@@ -450,7 +540,7 @@ ALIKE = (
 def _fill(console: MadeConsole) -> list[str]:
     """Cases that look like some, and verdicts of four weeks; the ids of the examples."""
     for login, name in (("ana", "Ana Kovač"), ("jonas", "Jonas Weber"), ("mira", "Mira Patel")):
-        console.add(login, "reviewer", "auditor", "admin", name=name)
+        console.add(login, "lead", "auditor", "admin", name=name)
     now = datetime.now(UTC)
     _decide_earlier(console, now)
     _log(console, now)
@@ -488,6 +578,32 @@ def _decide_earlier(console: MadeConsole, now: datetime) -> None:
     console.store._database.clock = clock
 
 
+WATCHED = """version: 1
+name: help-desk
+audit: {rate: 0.2}
+rules: [accept: {max_error_rate: 0.05, confidence: 0.9}, escalate: {to: [review]}]
+routes: {medical: {rules: [accept: {max_error_rate: 0.02, confidence: 0.9}, abstain]}}
+"""
+
+
+def _watch(console: MadeConsole) -> None:
+    """Two certificates with audited answers, one of which is suspended."""
+    watch, digests = CertificateWatch(console.store), {None: "a" * 64, "medical": "b" * 64}
+    thresholds = {route: CertifiedThreshold(0.2, "f" * 64, digest) for route, digest in digests.items()}
+    watch.begin(apply_thresholds(parse_policy(WATCHED), thresholds))
+    clock = console.store._database.clock
+    console.store._database.clock = lambda _: datetime.now(UTC) - timedelta(days=1)
+    for number in range(60):
+        route = "medical" if number % 2 else None
+        terms = ReviewTerms(within_s=86_400.0, audit=AuditDraw(0.2, digests[route]))
+        at = (datetime.now(UTC) - timedelta(days=1, minutes=number)).isoformat()
+        case = make_escalation(600 + number, terms=terms, route=route, p_wrong=0.05, created_at=at)
+        decide = console.store.reject if number % 4 == 1 else console.store.approve
+        decide(console.store.add(case).id, reviewer="ana")
+    console.store._database.clock = clock
+    watch.refresh()
+
+
 def _with_map(case: Escalation, number: int) -> Escalation:
     """A case with a map like those of a model: layers drift apart, and in wrong answers the last ones more."""
     draw = np.random.default_rng(number)
@@ -507,8 +623,10 @@ def _log(console: MadeConsole, now: datetime) -> None:
         audit_log._now = lambda at=at: at
         action = ("accept", "accept", "accept", "retry", "fallback", "escalate", "escalate", "abstain")[number * 7 % 8]
         unusual = number * 13 % 100 / 100 + (0.25 if number > 360 else 0)
-        fields = {"action": action, "route": "medical", "policy": "help-desk", "p_wrong": _spread(number % 90)}
-        log.append("decision", f"made-{number}", {**fields, "ood_score": min(unusual, 1.0)}, texts={})
+        p_wrong = _spread(number % 90)
+        fields = {"action": action, "route": "medical", "policy": "help-desk", "p_wrong": p_wrong}
+        tried = [{**TRIED, "scores": {"guard": p_wrong}}]
+        log.append("decision", f"made-{number}", {**fields, "ood_score": min(unusual, 1.0), "tried": tried}, texts={})
     audit_log._now = real
 
 

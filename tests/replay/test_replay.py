@@ -277,6 +277,18 @@ def test_entries_before_the_time_are_not_read(store: Store, monkeypatch: pytest.
     assert len(found) >= len(times) - 6
 
 
+def test_of_a_long_log_the_newest_entries_are_read(store: Store) -> None:
+    ask_all(guarded(OLD, store))
+    whole = replay(store, OLD)
+    assert not whole.cut
+    assert not replay(store, OLD, newest=10_000).cut
+    some = replay(store, OLD, newest=6)
+    assert some.cut
+    assert some.since > whole.since
+    assert 0 < some.present.calls < whole.present.calls
+    assert some.days < whole.days
+
+
 def test_the_command_prints_a_table_and_draws_a_picture(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
