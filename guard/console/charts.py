@@ -117,7 +117,7 @@ def lines(labels: Sequence[str], series: Sequence[tuple[str, Sequence[float | No
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class PlottedPoint:
     """A point with its intervals.
 
     Attributes:
@@ -132,7 +132,7 @@ class Mark:
     y: tuple[float, float, float]
 
 
-def trade_off(marks: Sequence[Mark], said: Said) -> Markup:
+def trade_off(marks: Sequence[PlottedPoint], said: Said) -> Markup:
     """Return points of two shares, x from 0 to 1 and y from 0 up, each with the intervals of both."""
     top = _top([mark.y[2] for mark in marks])
     body = _share_axis(top)
@@ -141,7 +141,7 @@ def trade_off(marks: Sequence[Mark], said: Said) -> Markup:
     return svg(body + x_axis([(at, f"{100 * at:.0f} %") for at in (0, 0.25, 0.5, 0.75, 1)]), said, "plot-h plot-pad")
 
 
-def _point(mark: Mark, top: float, *, above: bool) -> str:
+def _point(mark: PlottedPoint, top: float, *, above: bool) -> str:
     (x, left, right), (y, low, high) = mark.x, (1 - value / top for value in mark.y)
     across = f'x1="{_percent(left)}" x2="{_percent(right)}" y1="{_percent(y)}" y2="{_percent(y)}"'
     upright = f'x1="{_percent(x)}" x2="{_percent(x)}" y1="{_percent(high)}" y2="{_percent(low)}"'

@@ -45,7 +45,7 @@ _FILLS: dict[CallEnding, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
+class ComparedFigure:
     """One figure of both policies, as text.
 
     Attributes:
@@ -153,7 +153,7 @@ def _shown(found: PolicyComparison) -> dict[str, object]:
     }
 
 
-def measures(found: PolicyComparison) -> list[Measure]:
+def measures(found: PolicyComparison) -> list[ComparedFigure]:
     """Return the rows of the table of both policies."""
     now, proposed, days = found.present, found.proposed, found.days
     share = [_share_wrong(each) for each in (now, proposed)]
@@ -165,7 +165,7 @@ def measures(found: PolicyComparison) -> list[Measure]:
         _measure("Cases to people, a day", now.escalations_a_day, proposed.escalations_a_day),
         _measure("Opinions of people, a day", _exactly(now.reviews_a_day), _exactly(proposed.reviews_a_day)),
     ]
-    return [*rows, Measure("Reviewers' time, a day", _time(now), _time(proposed), "")]
+    return [*rows, ComparedFigure("Reviewers' time, a day", _time(now), _time(proposed), "")]
 
 
 def _exactly(value: float) -> Interval:
@@ -179,14 +179,14 @@ def _measure(
     *,
     share: bool = False,
     less_is_right: bool = False,
-) -> Measure:
+) -> ComparedFigure:
     shown = [_figure(each, share=share) for each in (now, proposed)]
     if now is None or proposed is None:
-        return Measure(name, shown[0], shown[1], "")
+        return ComparedFigure(name, shown[0], shown[1], "")
     change = proposed[0] - now[0]
     words = f"{100 * change:+.1f} points" if share else f"{change:+,.1f}"
     tone = "" if not less_is_right or not change else "wrong" if change > 0 else "right"
-    return Measure(name, shown[0], shown[1], words.replace("-", "\N{MINUS SIGN}"), tone)
+    return ComparedFigure(name, shown[0], shown[1], words.replace("-", "\N{MINUS SIGN}"), tone)
 
 
 def _figure(interval: Interval | None, *, share: bool) -> tuple[str, str]:
@@ -226,7 +226,7 @@ def _trade_off(found: PolicyComparison) -> Markup | None:
     """Return the picture of share accepted and share wrong; None where one of the shares is not known."""
     marks = (("now", "pt-2", found.present), ("proposed", "pt", found.proposed))
     known = [
-        charts.Mark(name, fill, figures.coverage, wrong)
+        charts.PlottedPoint(name, fill, figures.coverage, wrong)
         for name, fill, figures in marks
         if (wrong := _share_wrong(figures)) is not None
     ]
