@@ -67,6 +67,7 @@ class Worker:
     deliverer: Deliverer
     number: int
     certificate: str
+    logged: int = 0
 
     def enqueue(self) -> None:
         """Add a case; every third is an audit of this process's certificate."""
@@ -94,9 +95,10 @@ class Worker:
 
     def audit(self) -> None:
         """Log a decision and a checkpoint, and look at the evidence against the certificate, which suspends it."""
-        log = self.store.audit_log()
-        log.append("decision", f"made-{self.number}", {"action": "accept"}, texts={"answer": "An answer."})
-        say("logged", f"made-{self.number}")
+        log, self.logged = self.store.audit_log(), self.logged + 1
+        name = f"{self.certificate}-{self.logged}"
+        log.append("decision", name, {"action": "accept"}, texts={"answer": "An answer."})
+        say("logged", name)
         if self.draw.random() < 0.3:
             log.checkpoint()
         if CertificateWatch(self.store).refresh([self.certificate])[0].suspended_at is not None:
