@@ -59,7 +59,7 @@ def shorten_undo() -> None:
 
 
 @dataclass
-class Worker:
+class KilledWorker:
     """What one process does, step by step; it says each thing once it is done."""
 
     store: Store
@@ -106,7 +106,7 @@ class Worker:
 
 
 #: What the processes do most of, in turn.
-STEPS = (Worker.enqueue, Worker.claim, Worker.decide, Worker.notify, Worker.audit)
+STEPS = (KilledWorker.enqueue, KilledWorker.claim, KilledWorker.decide, KilledWorker.notify, KilledWorker.audit)
 
 
 def say(*words: object) -> None:
@@ -121,7 +121,7 @@ def work(url: str, first: int, seed: int, received: Path, most: int) -> None:
     policy = apply_thresholds(parse_policy(POLICY), {None: CertifiedThreshold(0.3, "f" * 64, certificate)})
     CertificateWatch(store).begin(policy)
     deliverer = Deliverer(store, {"file": receiver(received)})
-    worker = Worker(store, random.Random(seed), deliverer, first, certificate)
+    worker = KilledWorker(store, random.Random(seed), deliverer, first, certificate)
     while True:
         for step in (*[STEPS[most]] * 3, *STEPS):
             step(worker)
