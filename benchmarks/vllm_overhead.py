@@ -96,13 +96,15 @@ def guarded_round(folder: Path, requests: int, lock: str | None, *, eager: bool)
     with VllmEngine.load(
         folder, dtype="float32", slots=requests, prefix_caching=False, eager=eager, **options
     ) as engine:
-        guard = Guard(engine, scorer_for(engine, shipped=False), load_policy("permissive"))
+        guard = Guard(engine, scorer_for(engine, shipped=False), load_policy("shadow"))
 
         async def ask() -> int:
             asked = (guard.aask(prompt, limits=Limits(max_tokens=LONGEST)) for prompt in prompts(requests))
             outcomes = await asyncio.gather(*asked)
-            assert all(outcome.attempts[0].score is not None for outcome in outcomes)
-            return sum(outcome.attempts[0].completion_tokens for outcome in outcomes)
+            attempts = [attempt for outcome in outcomes for attempt in outcome.attempts]
+            assert len(attempts) == requests, "bare vLLM asks once, too"
+            assert all(attempt.score is not None for attempt in attempts)
+            return sum(attempt.completion_tokens for attempt in attempts)
 
         return measured(lambda: asyncio.run(ask()), lock)
 
