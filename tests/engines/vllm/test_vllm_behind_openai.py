@@ -137,9 +137,9 @@ def test_a_scorer_is_calibrated_on_it_and_used(url: str, tmp_path: Path) -> None
     ]
     (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     out = tmp_path / "served.json"
-    result = guard.calibrate(tmp_path / "sums.jsonl", out=out, model=url, max_tokens=24)
-    print(result)
-    with Guard.load(url, scorer=out, policy="balanced") as guarded:
+    guard.calibrate(tmp_path / "sums.jsonl", out=out, model=url, max_tokens=24)
+    policy = parse_policy("{version: 1, name: a, rules: [accept]}")
+    with Guard.load(url, scorer=out, policy=policy) as guarded:
         score = guarded.ask("What is 2 plus 3?").attempts[-1].score
     assert score is not None
     assert score.calibrated
