@@ -17,9 +17,12 @@ import pytest
 pytest.importorskip("lightgbm")
 pytest.importorskip("sklearn")
 
+from scripted import AnsweringEngine, confidence_scorer
+
 from guard.data.questions import Question
 from guard.data.sets import DataSource
-from guard.records import Generation, Sampling
+from guard.records import Generation, Prompt, Sampling
+from guard.scoring.scorer import Scorer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PROGRAMS = ("early", "attacks", "spans", "span_answers", "situations")
@@ -270,3 +273,40 @@ def test_the_argument_of_a_cut_call_is_no_answer(programs: dict[str, dict[str, A
     argument = programs["situations"]["_argument"]
     assert argument('{"answer": "Oslo"}') == "Oslo"
     assert [argument(text) for text in ('{"answer": "Os', "{}", "[]", "5")] == [""] * 4
+
+
+def test_answers_in_each_situation_are_scored_kept_and_judged(
+    programs: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    situations = programs["situations"]
+    monkeypatch.setitem(situations["answered"].__globals__, "TOOL_FORMAT", None)  # the script writes the object itself
+
+    def script(prompt: Prompt, number: int) -> tuple[str, float]:
+        right = int(prompt.question.split()[5]) % 3 == 0
+        text = "Oslo" if right else "Bern"
+        return (json.dumps({"answer": text}) if "Call the tool" in prompt.question else text), 0.2 if right else 0.6
+
+    rows = [Question(f"{at}", f"What is the capital of {at} ?", ("Oslo",)) for at in range(12)]
+    wanted = [
+        situations["SituatedQuestion"](situation, row)
+        for row in rows
+        for situation in ("a few words", situations["AS_TOOL"])
+    ]
+    artefact = confidence_scorer().artefact
+    roomy = artefact.prompting.model_copy(update={"max_tokens": 60})
+    scorer = Scorer(artefact.model_copy(update={"prompting": roomy}))
+    engine, kept = AnsweringEngine(script), tmp_path / "kept.jsonl"
+    answers = situations["ask"](engine, scorer, wanted[:10], kept)
+    assert len(engine.asked) == 10
+    answers = situations["ask"](engine, scorer, wanted, kept)
+    assert len(engine.asked) == 24, "what is kept is not asked again"
+    tools = [each for each in answers if each.situation == situations["AS_TOOL"]]
+    assert [each.wrong for each in tools] == [at % 3 != 0 for at in range(12)], "the value is graded, not the object"
+    found = {"tools": situations["judged"](tools)}
+    assert found["tools"]["wrong"] == pytest.approx(8 / 12, abs=1e-3)
+    assert found["tools"]["guard AUROC"][0] == 1.0
+    situations["show"](found)
+    assert "| tools | 12 |" in capsys.readouterr().out
