@@ -31,7 +31,7 @@ def rauq(logprobs: Floats, attention: Floats, *, weight: float = CHAT_WEIGHT) ->
         >>> sure, unsure = np.log([0.9, 0.9]), np.log([0.9, 0.1])
         >>> attention = np.full((3, 1, 1), 0.5)
         >>> round(rauq(sure, attention), 3), round(rauq(unsure, attention), 3)
-        (0.24, 0.696)
+        (0.249, 0.698)
     """
     probabilities = np.exp(np.asarray(logprobs, np.float64))
     layers = len(attention)
