@@ -54,18 +54,19 @@ def test_verdicts_on_its_answers_make_a_scorer_and_a_certificate_of_the_embedded
     with Store.open(tmp_path / "reviews.db") as store:
         answering = AnsweringEngine(script, model=scripted_model(name=name))
         with Guard(answering, confidence_scorer(answering.model), parse_policy(BEFORE), store=store) as guarded:
-            for number in range(230):
+            for number in range(300):
                 guarded.ask(f"What is {number} + 2?", limits=Limits(max_tokens=8))
         for case in store.page(CaseFilter(status="pending"), limit=1000).reviews:
             decide = store.approve if is_right(int(case.question.split()[2])) else store.reject
             decide(case.id, reviewer="ann")
         MovedClock(store).time = datetime.now(UTC) + timedelta(days=1)
         options = {"into": tmp_path / "new", "policy": policy, "scorer": scorer, "engine_options": {"threads": 1}}
-        made = guard.recalibrate(store, apply=True, **options)
+        made = guard.recalibrate(store, apply=True, share=0.35, **options)
         assert made.is_certified
         assert made.calibration.fitted.metrics["guard"].auroc > 0.8
         assert load_scorer(scorer).sha256 == made.calibration.fitted.scorer.sha256
         with Guard.load("smollm2", scorer=scorer, policy=policy, store=store) as guarded:
             below = guarded.policy.plan().rules[0].below
-            right, wrong = (guarded.score("What is 4 + 2?", answer).p_wrong for answer in ("6", "69"))
-        assert right < below <= wrong
+            right, wrong = (guarded.score("What is 211 + 2?", answer).p_wrong for answer in ("213", "690"))
+        assert right < min(0.5, below)
+        assert wrong > 0.5
