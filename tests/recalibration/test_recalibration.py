@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from guard.policy.certificate import load_certificates
 from guard.policy.guarantee import guarantees
 from guard.policy.policy import load_policy, parse_policy
 from guard.recalibration import divide, recalibrate
+from guard.recalibration.dividing import JudgedAnswer
 from guard.recalibration.procedure import RecalibrationResult
 from guard.recalibration.taking import take_labels
 from guard.records import Floats, Limits, Prompt
@@ -510,6 +512,18 @@ def test_the_shipped_scorer_cannot_be_replaced(desk: ReviewedDesk) -> None:
 def test_shares_out_of_range_are_refused(desk: ReviewedDesk, share: float) -> None:
     with pytest.raises(InputError, match="share must be"):
         desk.recalibrate(share=share)
+
+
+def test_an_answer_that_stands_for_two_is_held_out_twice_as_often() -> None:
+    """No keys and ids are drawn here: a quarter of the questions with weight 1, half of those with weight 2."""
+    rows = [
+        LabelledResponse(str(number), Prompt.chat(f"Question {number}?"), "yes", False, weight=1.0 + number % 2)
+        for number in range(4000)
+    ]
+    (held_out,) = divide([JudgedAnswer({"route": None}, row) for row in rows], share=0.5).held_out.values()
+    counts = Counter(each.row.weight for each in held_out)
+    assert counts[1.0] == pytest.approx(500, abs=100)
+    assert counts[2.0] == pytest.approx(1000, abs=100)
 
 
 def test_a_draw_does_not_depend_on_other_answers(desk: ReviewedDesk) -> None:
