@@ -170,7 +170,7 @@ def test_the_metrics_are_vllms_and_guards(client: openai.OpenAI, url: str) -> No
     [
         ((), {"GUARD_CONFIG": ""}, "GUARD_CONFIG names no configuration"),
         (("--enable-lora",), {}, "--enable-lora"),
-        (("--host", "0.0.0.0"), {}, "without API keys"),
+        (("--host", "0.0.0.0"), {}, "Requests need an API key, but there is none"),
         (("--chat-template", "{{ messages }}"), {}, "--chat-template"),
     ],
 )
