@@ -251,8 +251,8 @@ class CertificateWatch:
         known = connection.execute(sa.select(table).where(table.c.id == row["id"])).one_or_none()
         if known is None:
             values = {**row, "since": at, "shift": ShiftTest().to_plain()}
-            added = connection.execute(self._database.insert_new(table).values(values))
-            if added.rowcount:  # not by another server at the same moment
+            insert = self._database.insert_new(table).values(values).returning(table.c.id)
+            if connection.scalar(insert) is not None:  # not added by another server at the same moment
                 add_entry(connection, "certificate", row["id"], {"what": "watched", **_plain(row)}, texts={})
         elif known.rate != row["rate"] or known.false_alarms != row["false_alarms"]:
             values = {name: row[name] for name in ("rate", "false_alarms")}

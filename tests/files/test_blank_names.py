@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from guard.cli import app
-from guard.data.recording import Journal
+from guard.data.scored_rows import ScoreJournal
 from guard.errors import InputError
 from guard.files.output_file import check_writable
 from guard.files.write_whole import replacing, write_whole
@@ -36,7 +36,7 @@ def test_nothing_is_written_under_a_blank_name(here: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"Cannot write the scorer to .*blank"):
         check_writable(Path(name), "scorer")
     with pytest.raises(InputError, match=r"journal's path .* is blank"):
-        Journal(name, {})
+        ScoreJournal(name, {})
     assert files(here) == []
 
 

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -119,6 +120,19 @@ def test_a_broken_guarantee_is_suspended_once_and_for_good(
     clock.move(11)
     assert watch.begin(policy()) == (ID,)
     assert watch.refresh()[0].suspended_at == found[0].suspended_at
+
+
+def test_a_certificate_that_many_begin_to_watch_at_once_has_one_entry(store: Store) -> None:
+    digests, together = [f"{number:064x}" for number in range(8)], threading.Barrier(4)
+
+    def begin(_: int) -> None:
+        for digest in digests:
+            together.wait(20)
+            CertificateWatch(store).begin(policy(digest=digest))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(begin, range(4)))
+    assert events(store) == ["watched"] * len(digests)
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,10 @@ class ServerSlot:
             if line.startswith("guard serve listens on "):
                 self.url = line.split()[-1]
                 announced.set()
-            elif line.endswith("\n"):
-                self.said.append(line.split())
+            elif line.endswith("\n") and (
+                words := line.split()
+            ):  # a kill between text and line end leaves an empty line
+                self.said.append(words)
 
     def end(self, how: signal.Signals) -> None:
         assert self.process is not None
