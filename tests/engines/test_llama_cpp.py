@@ -71,6 +71,23 @@ def test_logits_that_are_not_numbers_are_named_as_such(tmp_path: Path, value: fl
         engine.generate(QUESTION, sampling=sampling)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list a process's threads")
+def test_no_thread_of_llama_cpp_stays_when_a_model_is_loaded_or_has_nothing_to_do(tiny_path: Path) -> None:
+    """Workers stay as long as the thread that called llama.cpp; more of them than cores, and none spins."""
+
+    def threads() -> set[str]:
+        return {thread.name for thread in Path("/proc/self/task").iterdir()}
+
+    before = threads()
+    with LlamaCppEngine.load(tiny_path, threads=2, trial_load=False) as engine:
+        assert threads() <= before
+        engine.generate(Prompt.raw("quick"), limits=Limits(max_tokens=4))
+        end = time.monotonic() + 20
+        while not threads() <= before:
+            assert time.monotonic() < end, "its threads have not ended"
+            time.sleep(0.02)
+
+
 # -- one model, one engine ---------------------------------------------------------------------
 
 
