@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar
+from typing import Any
 
 from guard.data.header_journal import HeaderJournal
 from guard.errors import InputError
@@ -12,8 +12,8 @@ from guard.errors import InputError
 class KeptAnswers(HeaderJournal):
     """Answers as JSON values, each safe on disk once `keep` returns."""
 
-    ROWS: ClassVar[str] = "kept"
-    SCHEMA: ClassVar[str] = "CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, content TEXT NOT NULL)"
+    TABLES = ("header", "kept")
+    SCHEMA = "CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, content TEXT NOT NULL)"
 
     def answered(self) -> set[str]:
         """Return the keys of all rows: a question that could not be asked is not kept, and asked again."""

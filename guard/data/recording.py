@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,8 +133,8 @@ class Skipped:
 class Journal(HeaderJournal):
     """The answers of one run or of one shard of it, on disk. Use as a context manager."""
 
-    ROWS: ClassVar[str] = "answers"
-    SCHEMA: ClassVar[str] = _SCHEMA
+    TABLES = ("header", "answers")
+    SCHEMA = _SCHEMA
 
     def __init__(self, path: str | Path, run: Run, shard: ShardHeader | None = None) -> None:
         super().__init__(path, {"journal": _FORMAT, **run.fields()}, shard)

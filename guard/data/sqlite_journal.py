@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from guard.data.prompts import question_prompt
 from guard.data.questions import Question, Row
@@ -48,6 +48,8 @@ def differing_keys(asked: Iterable[tuple[str, str]], stored: Mapping[str, str]) 
     """
     return [key for key, digest in asked if stored.get(key, digest) != digest]
 
+
+HeaderT = TypeVar("HeaderT")
 
 #: The table in which the journal of a shard keeps its `ShardHeader`.
 SHARD_TABLE = "shard"
@@ -90,13 +92,17 @@ def read_shard(db: sqlite3.Connection) -> ShardHeader | None:
     return ShardHeader(*found[0])
 
 
-class JournalFile(ABC):
-    """The common part of journals: opening, one writer at a time, one shard, errors with a fix."""
+class JournalFile(ABC, Generic[HeaderT]):
+    """The common part of journals: opening, one writer at a time, one run, one shard, errors with a fix."""
 
-    def __init__(self, path: str | Path, shard: ShardHeader | None = None) -> None:
+    #: Table of what identifies the run, and table of rows, whose primary key is ``key``.
+    TABLES: ClassVar[tuple[str, str]]
+
+    def __init__(self, path: str | Path, header: HeaderT, shard: ShardHeader | None = None) -> None:
         """
         Args:
             path: of the file.
+            header: what identifies the run.
             shard: that the journal belongs to; None for a whole run.
         """
         self.path, self._shard = Path(path), shard
@@ -107,6 +113,14 @@ class JournalFile(ABC):
             if str(path) != ":memory:":
                 create_private(self.path)  # it holds prompts and answers
             self._db = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
+        try:
+            with self._translated():
+                self._set_up(header)
+            self._check_header(header)
+            self._check_shard()
+        except BaseException:
+            self._db.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -118,9 +132,10 @@ class JournalFile(ABC):
         if useless:
             self.path.unlink(missing_ok=True)
 
-    @abstractmethod
     def keys(self) -> set[str]:
-        """Return the keys of all rows in the journal."""
+        """Return the keys of all rows in the journal, including skipped ones."""
+        with self._translated():
+            return {key for (key,) in self._db.execute(f"SELECT key FROM {self.TABLES[1]}")}
 
     @abstractmethod
     def answered(self) -> set[str]:
@@ -129,14 +144,40 @@ class JournalFile(ABC):
         A skipped row is tried again by each run: the next may have a larger context.
         """
 
-    def _claim(self, tables: Iterable[str]) -> None:
+    @abstractmethod
+    def _create_tables(self) -> None:
+        """Create both tables where there are none."""
+
+    @abstractmethod
+    def _write_header(self, header: HeaderT) -> None:
+        """Store what identifies the run."""
+
+    @abstractmethod
+    def _check_header(self, header: HeaderT) -> None:
+        """Refuse the journal of another run, and a damaged header.
+
+        Raises:
+            InputError: it is one of these.
+        """
+
+    def _set_up(self, header: HeaderT) -> None:
+        self._claim()
+        # Tables and header in one transaction: a journal with half a header would match no run.
+        self._db.execute("BEGIN IMMEDIATE")
+        self._create_tables()
+        if not self._db.execute(f"SELECT count(*) FROM {self.TABLES[0]}").fetchone()[0]:
+            self._write_header(header)
+            self._begin_shard()
+        self._db.execute("COMMIT")
+
+    def _claim(self) -> None:
         """Lock the file for other writers, and refuse a file with other tables."""
         # One writer at a time, and a commit survives the death of the process.
         self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         there = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if there - {*tables, SHARD_TABLE}:
+        if there - {*self.TABLES, SHARD_TABLE}:
             raise InputError(f"'{self.path}' is a database with other content", fix="Give another file")
 
     def _begin_shard(self) -> None:

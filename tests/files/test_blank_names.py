@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from guard.calibration.kept_answers import KeptAnswers
 from guard.cli import app
-from guard.data.scored_rows import ScoreJournal
 from guard.errors import InputError
 from guard.files.output_file import check_writable
 from guard.files.write_whole import replacing, write_whole
@@ -36,7 +36,7 @@ def test_nothing_is_written_under_a_blank_name(here: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"Cannot write the scorer to .*blank"):
         check_writable(Path(name), "scorer")
     with pytest.raises(InputError, match=r"journal's path .* is blank"):
-        ScoreJournal(name, {})
+        KeptAnswers(name, {})
     assert files(here) == []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from made_cases import make_escalation
 
-from guard.data.sqlite_journal import JournalFile
+from guard.calibration.kept_answers import KeptAnswers
 from guard.files.write_whole import replacing, write_whole
 from guard.review.store import Store
 
@@ -22,18 +22,9 @@ def generous_umask() -> Iterator[None]:
     os.umask(before)
 
 
-class PlainJournal(JournalFile):
-    def keys(self) -> set[str]:
-        return {"a row"}
-
-    def answered(self) -> set[str]:
-        return self.keys()
-
-
 def make_journal(folder: Path) -> None:
-    with PlainJournal(folder / "answers.journal") as journal:
-        journal._claim(())
-        journal._db.execute("CREATE TABLE rows (prompt TEXT)")
+    with KeptAnswers(folder / "answers.journal", {"journal": "1"}) as journal:
+        journal.keep("a row", "an answer")
 
 
 def make_store(folder: Path) -> None:
