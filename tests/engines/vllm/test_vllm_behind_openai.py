@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from guard.engines.vllm.versions import installed_version
@@ -26,10 +25,11 @@ except (MissingExtraError, PackageNotFoundError):
 import httpx
 from endpoint import scorer_for
 from exported_model import export_smollm2
+from served_like_local import QUESTION, check_signals, check_streams_stop_strings_and_formats
 from vllm_program import vllm_serve
 
 import guard
-from guard import Guard, ResponseFormat, load_engine
+from guard import Guard, load_engine
 from guard.engines.asked import RequestEngine
 from guard.errors import InputError, PromptTooLongError
 from guard.policy.policy import parse_policy
@@ -37,7 +37,6 @@ from guard.records import Action, Limits, Outcome, Prompt
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.enable_socket, pytest.mark.timeout(1800)]
 
-QUESTION = Prompt.chat("What is the capital of France?")
 LIMITS = Limits(max_tokens=16)
 
 
@@ -75,28 +74,11 @@ def test_it_is_known_by_what_it_says(engine: RequestEngine) -> None:
 
 
 def test_answers_and_signals_are_those_of_the_same_weights_here(engine: RequestEngine) -> None:
-    served = engine.generate(QUESTION, limits=LIMITS)
-    with load_engine("smollm2", threads=1) as local:
-        own = local.generate(QUESTION, limits=LIMITS)
-    assert served.capture_error is None
-    assert served.text == own.text
-    shared = min(len(served.logprobs), len(own.logprobs))
-    assert np.abs(served.logprobs[:shared] - own.logprobs[:shared]).max() < 0.2
-    assert (served.entropies[:shared] <= own.entropies[:shared] + 0.2).all()  # of the likeliest tokens: a lower bound
+    check_signals(engine, LIMITS, threads=1)
 
 
 def test_streams_stop_strings_and_formats(engine: RequestEngine) -> None:
-    streamed = [*engine.stream(QUESTION, limits=LIMITS)]
-    whole = "".join(chunk.text for chunk in streamed)
-    assert whole == engine.generate(QUESTION, limits=LIMITS).text
-    stop = whole.split()[3]
-    cut = engine.generate(QUESTION, limits=Limits(max_tokens=16, stop=(stop,)))
-    assert (cut.finish_reason, cut.text) == ("stop_string", whole.partition(stop)[0])
-    schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
-    asked = Prompt.chat("The capital of France, as JSON?", response_format=ResponseFormat.json(schema))
-    found = engine.generate(asked, limits=Limits(max_tokens=40))
-    assert found.capture_error is None
-    assert json.loads(found.text)["city"] in ("Paris", "Rome")
+    check_streams_stop_strings_and_formats(engine, LIMITS)
 
 
 def test_a_prompt_that_is_too_long_is_named_so(engine: RequestEngine) -> None:
