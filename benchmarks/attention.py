@@ -20,7 +20,8 @@ from measuring import CLOCK, Figure, arguments, print_ratios, provenance, write
 
 from guard.engines import embedded_model
 from guard.engines.batch import Feed
-from guard.engines.llama_cpp import LlamaCppEngine, physical_cores
+from guard.engines.cores import usable_cores
+from guard.engines.llama_cpp import LlamaCppEngine
 from guard.records import Limits, Prompt
 from guard.scoring.signature import SignatureObserver
 
@@ -95,7 +96,7 @@ def of_steps(passes: Sequence[tuple[int, float]], tokens: int) -> float:
 def main() -> None:
     asked = arguments(__doc__, pairs=1).parse_args()
     model = Path(asked.model) if asked.model else embedded_model()
-    threads, found = asked.threads or physical_cores(), list[Figure]()
+    threads, found = asked.threads or usable_cores(), list[Figure]()
     for how, flash in (("with flash attention", None), ("without flash attention", False)):
         with LlamaCppEngine.load(model, threads=threads, trial_load=False, flash_attention=flash) as engine:
             found += measure(engine, how)

@@ -39,7 +39,8 @@ from measuring import (
 
 from guard.engines import embedded_model
 from guard.engines.base import BaseEngine
-from guard.engines.llama_cpp import LlamaCppEngine, physical_cores
+from guard.engines.cores import usable_cores
+from guard.engines.llama_cpp import LlamaCppEngine
 from guard.policy.policy import load_policy
 from guard.records import Limits, Prompt
 from guard.runtime.guard import Guard
@@ -227,7 +228,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("8", "16", "rest"), help="the clients of one number, or waits and memory")
     wanted = parser.parse_args()
     model = Path(wanted.model) if wanted.model else embedded_model()
-    threads = wanted.threads or physical_cores()
+    threads = wanted.threads or usable_cores()
     crowd = Crowd(model, wanted.model is None, threads, wanted.requests)
     found: list[Ratio | Figure | str] = []
     for clients in (8, 16):

@@ -24,7 +24,8 @@ import llama_cpp
 from measuring import CLOCK, Figure, Ratio, arguments, compared, itself, print_ratios, provenance, scorer_for, write
 
 from guard.engines import embedded_model
-from guard.engines.llama_cpp import LlamaCppEngine, physical_cores
+from guard.engines.cores import usable_cores
+from guard.engines.llama_cpp import LlamaCppEngine
 from guard.policy.policy import load_policy
 from guard.records import Limits, Prompt
 from guard.runtime.guard import Guard
@@ -207,7 +208,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS)
     asked = parser.parse_args()
     model = Path(asked.model) if asked.model else embedded_model()
-    threads = asked.threads or physical_cores()
+    threads = asked.threads or usable_cores()
     loaded = partial(LlamaCppEngine.load, model, threads=threads, trial_load=False)
     with loaded() as engine:
         context = engine.model.context_tokens

@@ -119,9 +119,10 @@ def _load(model: Path, engine: str, threads: int | None) -> tuple[BaseEngine, Ca
 def _llama(model: Path, threads: int | None) -> tuple[BaseEngine, Callable[[Prompt, int], int]]:
     import llama_cpp
 
-    from guard.engines.llama_cpp import LlamaCppEngine, physical_cores
+    from guard.engines.cores import usable_cores
+    from guard.engines.llama_cpp import LlamaCppEngine
 
-    cores = threads or physical_cores()
+    cores = threads or usable_cores()
     llama = llama_cpp.Llama(str(model), n_ctx=4096, n_threads=cores, n_threads_batch=cores, verbose=False)
 
     def run(prompt: Prompt, tokens: int) -> int:

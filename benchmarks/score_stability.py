@@ -25,7 +25,8 @@ from guard.data.prompts import question_prompt
 from guard.data.question_sets import read_sets, round_robin
 from guard.data.questions import Question
 from guard.engines import embedded_model
-from guard.engines.llama_cpp import LlamaCppEngine, physical_cores
+from guard.engines.cores import usable_cores
+from guard.engines.llama_cpp import LlamaCppEngine
 from guard.policy.policy import decide, load_policy
 from guard.records import Prompt
 from guard.runtime.guard import Guard
@@ -146,7 +147,7 @@ def main() -> None:
     parser.add_argument("--journal", type=Path, help="keep answers here, and continue with those that it lacks")
     asked = parser.parse_args()
     model = Path(asked.model) if asked.model else embedded_model()
-    threads = asked.threads or physical_cores()
+    threads = asked.threads or usable_cores()
     sources = read_sets([str(each) for each in asked.data], on_bad="skip", limit=asked.limit, seed=0)
     rows = [row for _, row in round_robin(sources) if isinstance(row, Question)][: asked.limit]
     prompts, journal = [question_prompt(row) for row in rows], AnswersSoFar(asked.journal)

@@ -29,7 +29,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from processes import processor_seconds, resident_mb  # type: ignore[import-not-found]
 
 from guard.engines import embedded_model
-from guard.engines.llama_cpp import physical_cores
+from guard.engines.cores import usable_cores
 from guard.records import Limits
 from guard.runtime.guard import Guard
 
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--idle", type=float, default=30.0, help="seconds without a request, before and after the rest")
     wanted = parser.parse_args()
-    threads = wanted.threads or physical_cores()
+    threads = wanted.threads or usable_cores()
     crowd = Crowd(embedded_model(), True, threads, wanted.requests)
     with GuardServer(clients=wanted.clients, threads=threads) as server:
         found: dict[str, Any] = {"clients": wanted.clients, "requests": wanted.requests, "threads": threads}

@@ -101,11 +101,12 @@ def _installed(packages: tuple[str, ...], extra: str) -> tuple[bool | None, str]
 
 def _cpu() -> Check:
     try:
-        from guard.engines.llama_cpp import cpu_features, has_amx_kernels, physical_cores
+        from guard.engines.cores import usable_cores
+        from guard.engines.llama_cpp import cpu_features, has_amx_kernels
     except GuardError as error:
         return Check("llama.cpp", None, str(error))
     used = [name for name, value in cpu_features().items() if value == "1" and not name.startswith("AMX")]
-    detail = f"{physical_cores()} cores, uses {' '.join(used)}"
+    detail = f"{usable_cores()} cores, uses {' '.join(used)}"
     if has_amx_kernels():
         detail += f"; not its AMX kernels, which may crash: build it with {WITHOUT_AMX} for more speed"
     return Check("llama.cpp", True, detail)

@@ -28,7 +28,14 @@ OPTIONS: Mapping[str, Any] = {
         str | None,
         typer.Option("--device", help="transformers only: device, such as cuda:0; by default CUDA if available."),
     ],
-    "threads": Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; by default one per core.")],
+    "threads": Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            min=1,
+            help="CPU threads; by default one per core, within a container's limit and OMP_NUM_THREADS.",
+        ),
+    ],
     "gpu_layers": Annotated[
         int | None,
         typer.Option(

@@ -27,6 +27,7 @@ from guard.engines.batch import Feed, PassRow, Start
 from guard.engines.chat_template import after_answer, clock, reads_the_clock, render
 from guard.engines.constraint import build_vocabulary
 from guard.engines.control_text import split_prompt
+from guard.engines.cores import usable_cores
 from guard.engines.detokenizer import BytesDetokenizer, Detokenizer
 from guard.engines.engine_loop import closed_error
 from guard.engines.gguf import GgufHeader, read_gguf
@@ -150,7 +151,7 @@ class LlamaCppEngine(BaseEngine):
         Args:
             path: the file, or the first file of a split model.
             context_tokens: room for prompt and answer of one request; at most what the model was trained on.
-            threads: of llama.cpp; by default one for each physical core.
+            threads: of llama.cpp; by default one for each core that this process may use (see :func:`usable_cores`).
             gpu_layers: layers put on a GPU where llama.cpp was built with one; -1 is all.
             flash_attention: by default llama.cpp uses it where model and device support it.
             type_k, type_v: of the key-value cache: ``f16``, or ``f32``, ``bf16``, ``q8_0``, ``q5_1``, ``q5_0``,
@@ -188,7 +189,7 @@ class LlamaCppEngine(BaseEngine):
             )
         model = _load_model(file, gpu_layers)
         context.n_ctx = min(context_tokens, llama_cpp.llama_model_n_ctx_train(model))
-        context.n_threads = context.n_threads_batch = threads or physical_cores()
+        context.n_threads = context.n_threads_batch = threads or usable_cores()
         try:
             return cls(
                 model=model,
@@ -462,16 +463,6 @@ def _load_model(file: Path, gpu_layers: int) -> Any:
     if not model:
         raise load_error(file, log)
     return model
-
-
-def physical_cores() -> int:
-    """Return cores this process may use; hyper-threads count once, since llama.cpp's threads spin."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    siblings = set()
-    for cpu in allowed:
-        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        siblings.add(topology.read_text().strip() if topology.exists() else str(cpu))
-    return max(len(siblings), 1)
 
 
 def cpu_features() -> dict[str, str]:
