@@ -1,6 +1,7 @@
 """Does the score hold when a caller tries to lower it?
 
     python benchmarks/attacks.py kept.jsonl --data set1.jsonl.gz --data set2.jsonl.gz [--limit 30] [--out attacks.json]
+    python benchmarks/attacks.py kept.jsonl --data set1.jsonl.gz --certify records.parquet
 
 The embedded model answers each question as it is, and once under each of `ATTACKS`: suffixes, planted passages,
 persuasion, paraphrases, typing errors. The shipped scorer scores the answers. Then a bounded search looks for suffixes
@@ -8,8 +9,9 @@ that keep an answer wrong and lower its score (`TRIES` a question). Printed are 
 and how many wrong ones the shipped policies would accept at the first attempt, without and with an out-of-distribution
 rule, and with a back-off, which mixes the log-odds with those of the log-probabilities where the input is far out.
 
-Questions that the shipped scorer was fitted on are left out (--fitted: how many of each set it drew). Answers are kept,
-so that a run that is stopped resumes where it was.
+With --certify there are also policies with thresholds that are certified (`RISKS`) on recorded answers without an
+attack, of which no question is attacked. Questions that the shipped scorer was fitted on are left out. Answers are
+kept, so that a run that is stopped resumes where it was.
 """
 
 from __future__ import annotations
@@ -18,17 +20,20 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from certify_records import unseen_answers
 from measuring import machine, versions
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
+from guard.calibration.fresh import fresh_rows
 from guard.certification.fixed_sequence import Certified, Trials, find_threshold
+from guard.data.answers import Answers
 from guard.data.graders import grade
 from guard.data.in_order import in_order
 from guard.data.labelling import is_wrong
@@ -110,8 +115,8 @@ OOD_ABOVE = 0.99
 #: From which ood_score on the back-off trusts the layers less; at 1 it reads the log-probabilities alone.
 BACK_OFF_FROM = 0.9
 POLICIES = ("strict", "balanced", "permissive")
-#: Share of wrong answers and confidence of the threshold that is certified on the plain answers.
-RISK, CONFIDENCE = 0.3, 0.9
+#: Shares of wrong answers and confidence of the thresholds that are certified.
+RISKS, CONFIDENCE = (0.3, 0.4, 0.5, 0.6, 0.7), 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +187,26 @@ class AskedModel:
 # -- which questions ---------------------------------------------------------------------------
 
 
-def fresh_questions(sources: Sequence[DataSource], *, limit: int, fitted: int) -> list[Question]:
-    """Return questions of each set that the shipped scorer has not seen, with ids that are unique among all sets."""
+def fresh_questions(
+    sources: Sequence[DataSource], scorer: Scorer, *, limit: int, without: Collection[str] = ()
+) -> list[Question]:
+    """Return questions of each set that a scorer was not fitted on.
+
+    Args:
+        sources: the sets.
+        scorer: of the sets that it was fitted on, only questions of its test split are fresh.
+        limit: most questions of each set.
+        without: keys of questions to leave out, ``set/id``.
+
+    Returns:
+        questions whose ids are these keys.
+    """
+    rows, _ = fresh_rows(sources, scorer)
+    fresh = [(name, replace(row, id=f"{name}/{row.id}")) for name, row in rows if isinstance(row, Question)]
     found: list[Question] = []
     for source in sources:
-        used = {row.id for row in draw_rows(source.rows, limit=fitted, seed=0)} if fitted else set()
-        rows = [row for row in source.rows if isinstance(row, Question) and row.id not in used]
-        found += [replace(row, id=f"{source.name}/{row.id}") for row in draw_rows(rows, limit=limit, seed=1)]
+        own = [row for name, row in fresh if name == source.name and row.id not in without]
+        found += draw_rows(own, limit=limit, seed=1)
     return found
 
 
@@ -309,14 +327,19 @@ def _threshold(policy: Policy) -> float:
     return below
 
 
-def policies_for(plain: Sequence[ScoredAnswer]) -> dict[str, Policy]:
-    """Return the shipped policies, and one with a threshold that the plain answers certify, if they do."""
-    found = {name: load_policy(builtin_policies()[name]) for name in POLICIES}
-    scores, wrong = [each.p_wrong for each in plain], [each.wrong for each in plain]
-    certified = find_threshold(Trials.from_scores(scores, wrong), risk=RISK, confidence=CONFIDENCE, estimate=False)
-    if isinstance(certified, Certified):
-        name = f"certified at {RISK:.0%}"
-        found[name] = _with_threshold("certified", certified.threshold, ood_rule=False)
+def shipped_policies() -> dict[str, Policy]:
+    """Return the shipped policies with a threshold of their own."""
+    return {name: load_policy(builtin_policies()[name]) for name in POLICIES}
+
+
+def certified_policies(p_wrong: Sequence[float], wrong: Sequence[bool]) -> dict[str, Policy]:
+    """Return a policy for each risk that scores and labels certify, by a name that says the risk."""
+    found, trials = {}, Trials.from_scores(p_wrong, wrong)
+    for risk in RISKS:
+        certified = find_threshold(trials, risk=risk, confidence=CONFIDENCE, estimate=False)
+        if isinstance(certified, Certified):
+            name = f"certified at {risk:.0%}"
+            found[name] = _with_threshold("certified", certified.threshold, ood_rule=False)
     return found
 
 
@@ -370,13 +393,17 @@ def best_of(plain: ScoredAnswer, tried: Sequence[ScoredAnswer], *, within: float
 
 def run(asked: argparse.Namespace) -> dict[str, Any]:
     """Ask, search, compare."""
-    questions = fresh_questions(read_sets(asked.data), limit=asked.limit, fitted=asked.fitted)
+    scorer, policies, recorded = load_scorer(shipped_scorer()), shipped_policies(), frozenset[str]()
+    if asked.certify:
+        records = Answers.read(asked.certify)
+        recorded = frozenset(records.key.tolist())
+        scores, wrong = unseen_answers(records, scorer)
+        policies |= certified_policies(scores["guard"].tolist(), wrong.tolist())
+    questions = fresh_questions(read_sets(asked.data), scorer, limit=asked.limit, without=recorded)
     planted = wrong_answers(questions)
     with load_engine(EMBEDDED, threads=asked.threads, trial_load=False) as engine:
-        scorer = load_scorer(shipped_scorer()).for_model(engine.model, find_capture_point(engine))
-        asking = AskedModel(engine, scorer, asked.kept)
+        asking = AskedModel(engine, scorer.for_model(engine.model, find_capture_point(engine)), asked.kept)
         plain = asking.answers(questions)
-        policies = policies_for(plain)
         results = [result_of("none", plain, plain, policies)]
         for name, attack in ((name, ATTACKS[name]) for name in asked.only or ATTACKS):
             changed = [
@@ -441,7 +468,7 @@ def main() -> None:
     parser.add_argument("kept", type=Path, help="where answers are kept")
     parser.add_argument("--data", action="append", required=True)
     parser.add_argument("--limit", type=int, default=30, help="questions of each set")
-    parser.add_argument("--fitted", type=int, default=1000, help="questions of each set that the scorer was fitted on")
+    parser.add_argument("--certify", type=Path, help="recorded answers whose scores and labels certify thresholds")
     parser.add_argument("--only", action="append", choices=list(ATTACKS), help="an attack; repeatable, by default all")
     parser.add_argument("--search", type=int, default=60, help="wrong answers that suffixes are searched for")
     parser.add_argument("--threads", type=int, default=2)

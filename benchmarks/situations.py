@@ -9,8 +9,8 @@ a tool: a JSON object, decoded by a schema, of which the value is graded. The sh
 
 Printed are, for each situation, the share of wrong answers beside the mean p_wrong, AUROC with its 95 % interval over
 answers, Brier score, both also for the log-probabilities alone, and the share of answers that the scorer marks: above
-an ood_score of .99, or of another form than it was fitted on. Questions that the scorer was fitted on are left out
-(--fitted). Answers are kept, so that a run that is stopped resumes where it was.
+an ood_score of .99, or of another form than it was fitted on. Questions that the scorer was fitted on are left out.
+Answers are kept, so that a run that is stopped resumes where it was.
 """
 
 from __future__ import annotations
@@ -182,19 +182,17 @@ def main() -> None:
     parser.add_argument("--passages", action="append", default=[], help="a set with passages; repeatable")
     parser.add_argument("--data", action="append", default=[], help="a set for a tool's arguments; repeatable")
     parser.add_argument("--limit", type=int, default=60, help="questions of each set")
-    parser.add_argument("--fitted", type=int, default=1000, help="questions of each set that the scorer was fitted on")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    wanted: list[SituatedQuestion] = []
+    scorer, wanted = load_scorer(shipped_scorer()), list[SituatedQuestion]()
     if asked.passages:
-        rows = fresh_questions(read_sets(asked.passages), limit=asked.limit, fitted=0)
-        wanted += with_passages(rows)
+        wanted += with_passages(fresh_questions(read_sets(asked.passages), scorer, limit=asked.limit))
     if asked.data:
-        rows = fresh_questions(read_sets(asked.data), limit=asked.limit, fitted=asked.fitted)
+        rows = fresh_questions(read_sets(asked.data), scorer, limit=asked.limit)
         wanted += [SituatedQuestion(situation, row) for row in rows for situation in (PLAIN, AS_TOOL)]
     with load_engine(EMBEDDED, threads=asked.threads, trial_load=False) as engine:
-        scorer = load_scorer(shipped_scorer()).for_model(engine.model, find_capture_point(engine))
+        scorer = scorer.for_model(engine.model, find_capture_point(engine))
         answers = ask(engine, scorer, wanted, asked.kept)
     situations = dict.fromkeys(each.situation for each in answers)
     found = {name: judged([each for each in answers if each.situation == name]) for name in situations}

@@ -2,12 +2,12 @@
 
     python benchmarks/span_answers.py kept.jsonl --data QUESTION_SETS [--model FILE.gguf] [--limit 30] [--only prose]
 
-Lists of facts (countries, elements, cities), sums, word problems, and free prose about countries and elements, labelled
-by the tables of the question sets and by computing; and HaluEval's right and invented answers, given to the model as if
-it had written them, with and without the passage. A model with a chat template is asked by messages, another (or with
---completion) by a text with a solved example. Kept are, for each labelled line, the three columns that guard reads,
-scores that nothing is fitted for, and the texts. What is kept is not asked again. Sets take turns, so that a stopped
-run has some of each.
+Lists of facts (countries, elements, cities), sums, word problems, free prose about countries and elements, and short
+biographies, labelled by the tables of the question sets and by computing; and HaluEval's right and invented answers,
+given to the model as if it had written them, with and without the passage. A model with a chat template is asked by
+messages, another (or with --completion) by a text with a solved example. Kept are, for each labelled line, the three
+columns that guard reads, scores that nothing is fitted for, and the texts. What is kept is not asked again. Sets take
+turns, so that a stopped run has some of each.
 
 The claim-conditioned probability (arXiv:2403.04696) asks a language model for inference which alternatives to a token
 would say the same. There is none here: an alternative says the same where one text begins with the other, a
@@ -124,6 +124,9 @@ class FactTables:
 
 COUNTRY = r"(?:capital of|continent is|used in|language of) (.+)\?$"
 ELEMENT = r"(?:symbol for|atomic number of) (.+)\?$"
+PERSON = r"The (country of citizenship|native language|religion) of (.+) is$"
+#: Words of a sentence about each of these.
+PERSONAL = {"country of citizenship": "citizen", "native language": "native language", "religion": "religion"}
 RELATIONS = ("capital", "currency", "continent", "language")
 COUNTRY_EXAMPLE = (
     "Facts about Japan\nCapital: Tokyo\nCurrency: Japanese yen\nContinent: Asia\nLanguage: Japanese\n\n"
@@ -132,6 +135,12 @@ COUNTRY_EXAMPLE = (
 PROSE_EXAMPLE = (
     "About Japan. The capital of Japan is Tokyo. The currency that people use there is the Japanese yen. It lies on "
     "the continent of Asia. The official language is Japanese.\n\n"
+)
+
+
+PERSON_EXAMPLE = (
+    "About Marie Curie. She was a citizen of France. Her native language was Polish. Her religion was Catholicism in "
+    "her youth. She is known for her work on radioactivity.\n\n"
 )
 
 
@@ -173,6 +182,21 @@ def element_prose(tables: FactTables) -> Iterator[SpanTask]:
             )
             row = SpanRow(chat, _claims({"symbol": facts["symbol"], "atomic number": facts["number"]}), equations=False)
             yield SpanTask("prose: elements", f"prose/{name}", f"About {name}.", chat, example, row, "\n")
+
+
+def biographies(tables: FactTables) -> Iterator[SpanTask]:
+    """Yield questions for a short biography of a person, those first of whom more is known."""
+    people: dict[str, dict[str, list[str]]] = {}
+    for row in tables.rows("qa_wikidata"):
+        if match := re.match(PERSON, row["question"]):
+            people.setdefault(match.group(2), {})[PERSONAL[match.group(1)]] = row["answers"]
+    for name, facts in sorted(people.items(), key=lambda each: -len(each[1])):
+        chat = (
+            f"Write a short biography of {name}: a sentence that says of which country this person was a citizen, one "
+            "with the native language, one with the religion, and one about what this person is known for."
+        )
+        row = SpanRow(chat, _claims(facts), equations=False)
+        yield SpanTask("biographies", f"people/{name}", f"About {name}.", chat, PERSON_EXAMPLE, row, "\n")
 
 
 def _grouped(
@@ -267,7 +291,7 @@ def tasks(folder: Path, *, limit: int, only: Sequence[str]) -> list[SpanTask]:
     tables = FactTables(folder)
     sets = [
         *(country_lists(tables), elements(tables), cities(tables), sums(tables), word_problems(tables)),
-        *(country_prose(tables), element_prose(tables)),
+        *(country_prose(tables), element_prose(tables), biographies(tables)),
         *(halueval(tables, passage=passage) for passage in (False, True)),
     ]
     parts = [[task for task, _ in zip(each, range(limit), strict=False)] for each in sets]

@@ -1,15 +1,20 @@
 """Inputs that are unlike short English quiz questions, for the out-of-distribution benchmark.
 
+    python benchmarks/unlike_inputs.py FOLDER    writes each kind as a question set, of which every answer is wrong
+
 Written for this purpose, or drawn with a fixed seed; in no data set. Each kind has the same number
 of inputs, all different.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import string
+import sys
 from collections.abc import Callable, Iterator
 from itertools import islice, product
+from pathlib import Path
 
 from guard.data.questions import Question
 
@@ -205,3 +210,16 @@ _TOPICS = ("late trains", "the moon", "my neighbour's dog", "school uniforms")
 
 def _tasks() -> Iterator[str]:
     yield from (wanted.format(topic) for wanted, topic in product(_WANTED, _TOPICS))
+
+
+def main() -> None:
+    """Write the question sets."""
+    folder = Path(sys.argv[1])
+    for kind, questions in unlike_inputs().items():
+        rows = [{"id": each.id, "question": each.question, "answers": ["(there is none)"]} for each in questions]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{kind}.jsonl").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

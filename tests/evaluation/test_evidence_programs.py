@@ -8,7 +8,9 @@ import math
 import random
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,15 +19,17 @@ import pytest
 pytest.importorskip("lightgbm")
 pytest.importorskip("sklearn")
 
-from scripted import AnsweringEngine, confidence_scorer
+from scripted import AnsweringEngine, confidence_scorer, scripted_model
 
-from guard.data.questions import Question
+from guard.calibration.splits import SPLIT_SHARES
+from guard.data.questions import Question, split_questions
 from guard.data.sets import DataSource
 from guard.records import Generation, Prompt, Sampling
+from guard.scoring.provenance import DataSet
 from guard.scoring.scorer import Scorer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PROGRAMS = ("early", "attacks", "spans", "span_answers", "situations")
+PROGRAMS = ("early", "attacks", "spans", "span_answers", "situations", "rebound")
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +59,21 @@ def questions(count: int) -> tuple[Question, ...]:
 
 def test_what_the_scorer_was_fitted_on_is_not_attacked(programs: dict[str, dict[str, Any]]) -> None:
     source = DataSource("towns", questions(50), (), "a" * 64)
-    fresh = programs["attacks"]["fresh_questions"]
-    assert [row.id for row in fresh([source], limit=60, fitted=0)] == [f"towns/{at}" for at in range(50)]
-    left = {row.id for row in fresh([source], limit=60, fitted=30)}
-    assert len(left) == 20
-    assert {row.id for row in fresh([source], limit=5, fitted=30)} < left
+    fresh, scorer = programs["attacks"]["fresh_questions"], confidence_scorer()
+    assert [row.id for row in fresh([source], scorer, limit=60)] == [f"towns/{at}" for at in range(50)]
+    fitted = DataSet(name="towns", sha256="a" * 64, rows=50, wrong=40)
+    scorer = Scorer(scorer.artefact.model_copy(update={"data": [fitted]}))
+    held_out = split_questions(questions(50), seed=scorer.artefact.seed, shares=SPLIT_SHARES)["test"]
+    left = [row.id for row in fresh([source], scorer, limit=60)]
+    assert left == [f"towns/{row.id}" for row in held_out]
+    assert [row.id for row in fresh([source], scorer, limit=60, without=left[:1])] == left[1:]
+    assert {row.id for row in fresh([source], scorer, limit=3)} < set(left)
 
 
 def test_every_attack_changes_the_question_and_planted_answers_are_wrong(programs: dict[str, dict[str, Any]]) -> None:
     attacks = programs["attacks"]
-    rows = attacks["fresh_questions"]([DataSource("towns", questions(9), (), "a" * 64)], limit=9, fitted=0)
+    source = DataSource("towns", questions(9), (), "a" * 64)
+    rows = attacks["fresh_questions"]([source], confidence_scorer(), limit=9)
     planted = attacks["wrong_answers"](rows)
     for row in rows:
         assert planted[row.id] not in row.answers
@@ -92,8 +101,8 @@ def test_with_the_rule_an_answer_out_of_distribution_is_not_accepted(programs: d
         asked("b", True, 0.05, 0.9, 1.0),
         asked("c", False, 0.2, 0.6, 0.5),
     ]
-    policies = attacks["policies_for"](answers * 20)
-    assert {"strict", "balanced", "permissive"} <= policies.keys()
+    policies = attacks["shipped_policies"]()
+    assert policies.keys() == {"strict", "balanced", "permissive"}
     result = attacks["result_of"]("none", answers, answers, policies)
     by_policy = {each.policy: each for each in result.accepted}
     strict, balanced = by_policy["strict"], by_policy["balanced"]
@@ -108,6 +117,20 @@ def test_with_the_rule_an_answer_out_of_distribution_is_not_accepted(programs: d
     assert answers[1].backed_off == pytest.approx(0.9), "so far out the log-probabilities decide"
     assert answers[0].backed_off == pytest.approx(0.05), "and here guard's own score"
     assert (balanced.accepted_backed_off, balanced.wrong_backed_off) == (2, 1)
+
+
+def test_a_certified_threshold_comes_from_labels_and_accepts_by_them(programs: dict[str, dict[str, Any]]) -> None:
+    attacks = programs["attacks"]
+    scores = [0.05, 0.9] * 100
+    policies = attacks["certified_policies"](scores, [score > 0.5 for score in scores])
+    assert policies.keys() == {f"certified at {risk:.0%}" for risk in attacks["RISKS"]}
+    asked = attacks["ScoredAnswer"]
+    answers = [asked("a", False, 0.04, 0.5, 0.1), asked("b", True, 0.85, 0.5, 0.1)]
+    (strictest, *_) = attacks["result_of"](
+        "none", [*answers, *answers[1:]], [*answers, *answers[1:]], policies
+    ).accepted
+    assert (strictest.policy, strictest.accepted, strictest.wrong) == ("certified at 30%", 1, 0)
+    assert attacks["certified_policies"](scores, [True] * len(scores)) == {}
 
 
 # -- spans -------------------------------------------------------------------------------------
@@ -196,6 +219,13 @@ def test_the_tables_label_lists_sums_and_prose(programs: dict[str, dict[str, Any
     write_set(tmp_path, "cities", [(f"In which country is the city of C{at}?", [f"L{at}"], None) for at in range(5)])
     write_set(tmp_path, "arithmetic", [(f"What is {at} + 2?", [f"{at + 2}"], "add") for at in range(5)])
     write_set(tmp_path, "multiarith", [("Ann has 2 apples and gets 3. How many?", ["5"], None)])
+    wikidata = [
+        ("The religion of Ann is", ["Islam"]),
+        ("The native language of Bo is", ["Thai"]),
+        ("The eye of Bo is", []),
+    ]
+    wikidata += [("The country of citizenship of Bo is", ["Laos"])]
+    write_set(tmp_path, "qa_wikidata", [(*each, None) for each in wikidata])
     write_set(tmp_path, "halueval_qa", [("Who?", ["Ann"], None)], choices=["Bob did it.", "Ann"])
     found = {each.key: each for each in answers["tasks"](tmp_path, limit=2, only=[])}
     norway = found["countries/Norway"]
@@ -204,9 +234,14 @@ def test_the_tables_label_lists_sums_and_prose(programs: dict[str, dict[str, Any
     assert found["sums/0"].row.labels("3 + 2 = 6", [(0, 9)]) == (True,)
     prose = found["prose/Norway"]
     assert prose.row.labels("Its capital is Oslo.", [(0, 20)]) == (False,)
+    assert [each for each in found if each.startswith("people/")] == ["people/Bo", "people/Ann"], "most facts first"
+    life = found["people/Bo"].row
+    text = "He was a citizen of Laos. His religion was x. His native language was Lao."
+    assert life.labels(text, [(0, 25), (26, 45), (46, 74)]) == (False, None, True)
     assert {each.dataset for each in found.values()} == {
         *("lists: countries", "lists: elements", "lists: cities", "sums", "word problems"),
-        *("prose: countries", "prose: elements", "given: HaluEval", "given: HaluEval with its passage"),
+        *("prose: countries", "prose: elements", "biographies"),
+        *("given: HaluEval", "given: HaluEval with its passage"),
     }
     given = found["given: HaluEval/halueval_qa-0/True"]
     assert given.row.response == "Bob did it."
@@ -310,3 +345,44 @@ def test_answers_in_each_situation_are_scored_kept_and_judged(
     assert found["tools"]["guard AUROC"][0] == 1.0
     situations["show"](found)
     assert "| tools | 12 |" in capsys.readouterr().out
+
+
+# -- rebound -----------------------------------------------------------------------------------
+
+
+def test_a_moved_score_is_compared_with_the_forced_one_on_the_same_answers(
+    programs: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rebound = programs["rebound"]
+    rng, wrong = np.random.default_rng(0), np.arange(80) % 2 == 0
+    poor, good = (np.clip(0.5 + side * (wrong - 0.5) + rng.normal(0, 0.1, 80), 0, 1) for side in (0.02, 0.4))
+    found = rebound["judged"](wrong, {"forced: guard": poor, "rebound: guard": good, "fitted anew: guard": good})
+    assert "gain in AUROC" not in found["forced: guard"]
+    for name in ("rebound: guard", "fitted anew: guard"):
+        value, low, high = found[name]["gain in AUROC"]
+        assert value == pytest.approx(found[name]["AUROC"][0] - found["forced: guard"]["AUROC"][0], abs=2e-4)
+        assert 0 < low < value < high
+        assert found[name]["gain in Brier"][0] > 0, "less is better, and a gain is above 0"
+    report = {"to": "Q8_0", "answers": 80, "wrong": [0.5, 0.5], "refused": "", "difference": [0.1, 0.0]}
+    rebound["show"]({**report, "scores": found})
+    assert "| rebound: guard | " in capsys.readouterr().out
+
+
+def test_only_recorded_questions_are_asked_of_the_other_model(programs: dict[str, dict[str, Any]]) -> None:
+    records = SimpleNamespace(key=np.array(["a/1", "b/1", "a/2", "a/3"], object))
+    rows = [Question(f"{name}/{at}", "?", ("x",)) for name in "ab" for at in range(4)]
+    found = programs["rebound"]["recorded_questions"](records, rows, limit=2)
+    assert {at: row.id for at, row in found.items()} == {0: "a/1", 2: "a/2", 1: "b/1"}
+
+
+def test_the_other_models_answers_are_its_own_and_it_reads_the_old_ones(programs: dict[str, dict[str, Any]]) -> None:
+    rebound, scorer = programs["rebound"], confidence_scorer()
+    engine = AnsweringEngine(lambda prompt, number: ("Oslo" if "1" in prompt.question else "Bern", 0.3))
+    rows = [Question(f"a/{at}", f"What is the capital of {at}?", ("Oslo",)) for at in range(2)]
+    other = rebound["ask"](engine, scorer, rows, ["Rome", "Rome"])
+    assert other.wrong.tolist() == [True, False]
+    assert [len(each.logprobs) for each in other.read] == [len("Rome") + 1] * 2
+    assert other.refused == ""
+    tuned = replace(scripted_model(), quantization="Q8_0", weights_sha256="f" * 64)
+    moved = AnsweringEngine(lambda prompt, number: ("Oslo", 0.3), model=tuned)
+    assert "quantization" in rebound["ask"](moved, scorer, rows, ["Rome", "Rome"]).refused
