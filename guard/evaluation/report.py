@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -135,7 +136,7 @@ def render(result: EvaluationResult) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        signed=_signed, duration=figures.duration, interval=_interval_text, verdict=_verdict_class
+        signed=_signed, duration=figures.duration, interval=_interval_text, verdict=_verdict_class, moment=_moment
     )
     chapters = [_chapter(number, model) for number, model in enumerate(result.models, start=1)]
     return environment.get_template("report.html.j2").render(result=result, chapters=chapters, measures=MEASURES)
@@ -329,6 +330,12 @@ def _unbroken(head: str) -> str:
 
 def _signed(value: float | None) -> str:
     return "–" if value is None else ("+" if round(value, 3) > 0 else "") + _plain(value)
+
+
+def _moment(created: str) -> str:
+    """Format a time in words and in UTC."""
+    when = datetime.fromisoformat(created).astimezone(UTC)
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 
 def _verdict_class(verdict: ClaimVerdict) -> str:

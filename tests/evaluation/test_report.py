@@ -196,13 +196,23 @@ def test_titles_count_answers_since_one_model_may_be_recorded_twice(page: str) -
 
 
 def test_several_shifts_stand_side_by_side_and_their_own_figures_in_folds(page: str) -> None:
-    sections = page.split("<h3 ")[1:]
-    first, second = (part for part in sections if re.search(r">Shift: ", part.split("</h3>")[0]))
+    sections = page.split("<summary><h3>")[1:]
+    first, second = (part for part in sections if part.startswith("Shift: "))
     assert "Comparison of shifts" in first.split("<details")[0]
     for part in (first, second):
         assert "Comparison of methods" not in part.split("<details")[0]
         assert "Comparison of methods" in part
     assert ">llama.cpp Q8_0 to transformers int4<" in first
+
+
+def test_all_below_the_opening_is_folded_and_a_link_to_it_leads_inside(page: str) -> None:
+    folds = dict(re.findall(r'<details class="fold"><summary><h3>([^<]+)</h3></summary><span id="([^"]+)">', page))
+    assert {"Leave-one-dataset-out", "Inside the score", "Negative results", "Measures", "Provenance"} <= folds.keys()
+    linked = set(re.findall(r'<a href="#([^"]+)">', page))
+    assert set(folds.values()) <= linked
+    body = re.sub(r"<details.*</details>", "", page, flags=re.DOTALL)
+    assert "<table" not in body
+    assert "Made on 24 November 2026, 10:00 UTC" in body
 
 
 def test_what_was_not_recorded_is_shown_with_its_reason(page: str) -> None:
