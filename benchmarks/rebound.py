@@ -1,4 +1,4 @@
-"""A scorer on its model in another precision or engine: refused, forced, rebound, fitted anew.
+"""A scorer on its model in another precision or engine: refused, forced, rebound, refitted.
 
     guard record --data set1.jsonl.gz --data set2.jsonl.gz --out records.parquet
     python benchmarks/rebound.py records.parquet --to model.Q8_0.gguf --data set1.jsonl.gz --data set2.jsonl.gz
@@ -51,7 +51,7 @@ from guard.scoring.signature import FeatureSchema, SignatureObserver, feature_ve
 
 GROUPS = ("logprob", "margin", "length")
 FOLDS = 5
-AS_IT_WAS, FORCED, REBOUND, ANEW = "as it was", "forced", "rebound", "fitted anew"
+AS_IT_WAS, FORCED, REBOUND, REFITTED = "as it was", "forced", "rebound", "refitted"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +114,7 @@ def rebound_scorer(scorer: Scorer, old: Sequence[Signals], new: Sequence[Signals
     return Scorer(scorer.artefact.model_copy(update={"scores": scores}))
 
 
-def fitted_anew(other: OtherModel, questions: Sequence[Question]) -> dict[str, Doubles]:
+def refitted(other: OtherModel, questions: Sequence[Question]) -> dict[str, Doubles]:
     """Return probabilities of guard's own score, fitted on the other model's own answers to other questions.
 
     Nothing is returned where guard refuses to fit a part of them.
@@ -133,9 +133,9 @@ def fitted_anew(other: OtherModel, questions: Sequence[Question]) -> dict[str, D
         try:
             found[out] = fitted_probabilities(examples, schema, learn, out)
         except CalibrationError as error:
-            print(f"not fitted anew: {error}")
+            print(f"not refitted: {error}")
             return {}
-    return {f"{ANEW}: guard": found}
+    return {f"{REFITTED}: guard": found}
 
 
 # -- what comes of it --------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def _rounded(estimate: Estimate) -> list[float | None]:
 def report(scorer: Scorer, old: Sequence[Signals], wrong: NDArray[np.bool_], other: OtherModel, rows: Any) -> Any:
     """Return all figures of one move."""
     moved = rebound_scorer(scorer, old, other.read)
-    scores = {**p_wrong(scorer, other.own, FORCED), **p_wrong(moved, other.own, REBOUND), **fitted_anew(other, rows)}
+    scores = {**p_wrong(scorer, other.own, FORCED), **p_wrong(moved, other.own, REBOUND), **refitted(other, rows)}
     was = p_wrong(scorer, old, AS_IT_WAS)
     read, aligned = (p_wrong(each, other.read, "")[": guard"] for each in (scorer, moved))
     before = was[f"{AS_IT_WAS}: guard"]

@@ -356,9 +356,9 @@ def test_a_moved_score_is_compared_with_the_forced_one_on_the_same_answers(
     rebound = programs["rebound"]
     rng, wrong = np.random.default_rng(0), np.arange(80) % 2 == 0
     poor, good = (np.clip(0.5 + side * (wrong - 0.5) + rng.normal(0, 0.1, 80), 0, 1) for side in (0.02, 0.4))
-    found = rebound["judged"](wrong, {"forced: guard": poor, "rebound: guard": good, "fitted anew: guard": good})
+    found = rebound["judged"](wrong, {"forced: guard": poor, "rebound: guard": good, "refitted: guard": good})
     assert "gain in AUROC" not in found["forced: guard"]
-    for name in ("rebound: guard", "fitted anew: guard"):
+    for name in ("rebound: guard", "refitted: guard"):
         value, low, high = found[name]["gain in AUROC"]
         assert value == pytest.approx(found[name]["AUROC"][0] - found["forced: guard"]["AUROC"][0], abs=2e-4)
         assert 0 < low < value < high
