@@ -74,10 +74,7 @@ class EngineLoop:
             EngineError: the engine is closed.
             InputError: an observer or ``on_token`` of another request asks, which would wait for itself.
         """
-        if threading.current_thread() is self._thread:
-            raise InputError(
-                "An observer or on_token asks the engine that calls it", fix="Ask once the answer is complete"
-            )
+        self.refuse_own_thread()
         with self._changed:
             if self._closed:
                 raise closed_error()
@@ -85,6 +82,17 @@ class EngineLoop:
             if self._thread is None:
                 self._start()
             self._changed.notify_all()
+
+    def refuse_own_thread(self) -> None:
+        """Refuse a call from the engine's own thread, which would wait for itself.
+
+        Raises:
+            InputError: an observer or ``on_token`` calls.
+        """
+        if threading.current_thread() is self._thread:
+            raise InputError(
+                "An observer or on_token asks the engine that calls it", fix="Ask once the answer is complete"
+            )
 
     def leave(self, request: Request) -> None:
         """Say that nobody reads a request's outbox any more; harmless where it has ended.

@@ -216,8 +216,9 @@ class TransformersEngine(HubTokenEngine, BaseEngine):
     def attention(self, prompt: Prompt, answer: Sequence[int]) -> Floats:
         """Read the attention over an answer in one pass more; see `guard.engines.protocols.AttentionEngine.attention`.
 
-        Requests wait meanwhile.
+        Requests wait meanwhile; an observer or ``on_token``, for which a request would wait, is refused.
         """
+        self._loop.refuse_own_thread()
         tokens = self.encode(prompt)
         with self._in_use, checkpoint.run_errors(), self._no_grad():
             return attention_to_latest(self._open(), [*tokens, *answer], prompt_tokens=len(tokens))

@@ -120,6 +120,19 @@ def test_a_request_waits_while_attention_is_read(one_thread: None, monkeypatch: 
     assert answers[0].token_ids == generation.token_ids
 
 
+@pytest.mark.timeout(60)
+def test_an_observer_that_reads_attention_is_refused_and_does_not_wait_for_itself(one_thread: None) -> None:  # noqa: F811
+    engine = wrap(tiny_model("llama"))
+
+    class Reading:
+        def observe(self, activations: Any) -> None:
+            engine.attention(QUESTION, [1, 2])
+
+    generation = engine.generate(QUESTION, limits=SHORT, observer=Reading())
+    assert "An observer or on_token asks the engine that calls it" in str(generation.capture_error)
+    assert engine.attention(QUESTION, generation.token_ids).shape[2] == len(generation.token_ids) - 1
+
+
 def test_more_attention_than_fits_is_refused(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     engine = wrap(tiny_model("llama"))
     monkeypatch.setattr(attention_pass, "MAX_BYTES", 1000)
