@@ -25,7 +25,8 @@ from guard.engines import checkpoint
 from guard.engines.constraint import Grammars
 from guard.engines.growing import AnswerReader
 from guard.engines.hub_tokenizer import HubTokenizer
-from guard.engines.sampling import TokenSignals, checked_logits
+from guard.engines.sampling import checked_logits
+from guard.engines.vllm.row_signals import RowSignals
 from guard.engines.vllm.watching import Watch, WatchedAnswer, silence, take_row
 from guard.errors import EngineError
 from guard.records import Floats
@@ -126,13 +127,8 @@ class _SampledPass:
         """Keep what the logits say, and rule out what must not be chosen."""
         if not self._answers:
             return
-        logs = self._logits[[*self._answers]].float().log_softmax(-1)
-        top = logs.topk(2).values
-        # A masked token (-inf) weighs nothing, but 0 x -inf is nan.
-        entropy = -torch.linalg.vecdot(logs.exp(), logs.clamp_min(-1e30))
-        self._logs = logs
-        # One copy to the host for all answers.
-        self._seen = torch.cat([top, entropy.clamp_min(0)[:, None]], 1).cpu().numpy()
+        rows = torch.tensor([*self._answers], device=self._logits.device)
+        self._rows = RowSignals(self._logits.index_select(0, rows).float())
         for row, (at, answer) in enumerate(self._answers.items()):
             try:
                 self._restrict(row, at, answer)
@@ -140,7 +136,7 @@ class _SampledPass:
                 answer.fail(error)
 
     def _restrict(self, row: int, at: int, answer: WatchedAnswer) -> None:
-        checked_logits(self._seen[row, :2], fix="Load it with dtype bfloat16 or float32")
+        checked_logits(self._rows.largest[row : row + 1], fix="Load it with dtype bfloat16 or float32")
         if answer.forced is not None:
             self._logits[at].fill_(-torch.inf)
             self._logits[at, answer.forced] = 0.0
@@ -154,15 +150,10 @@ class _SampledPass:
         if not self._answers:
             return
         taken = [output.sampled_token_ids[output.req_id_to_index[self._keys[at]]] for at in self._answers]
-        chosen = torch.tensor([[each[0] if len(each) else 0] for each in taken], device=self._logs.device)
-        self._logprobs = self._logs.gather(1, chosen)[:, 0].cpu().numpy()
-        for row, ((at, answer), tokens) in enumerate(zip(self._answers.items(), taken, strict=True)):
-            take_row(answer, tokens, partial(self._signals, row), partial(self._layers_at, at))
-
-    def _signals(self, row: int, token: int) -> TokenSignals:
-        """Signals of the one token that a pass chooses for an answer: speculative decoding is refused."""
-        first, second, entropy = map(float, self._seen[row])
-        return TokenSignals(float(self._logprobs[row]), entropy, first - second)
+        signals = self._rows.of([each[0] if len(each) else 0 for each in taken])
+        for found, (at, answer), tokens in zip(signals, self._answers.items(), taken, strict=True):
+            # One token at most: speculative decoding is refused.
+            take_row(answer, tokens, found, partial(self._layers_at, at))
 
     def _layers_at(self, at: int) -> Floats:
         return self._layers[at]

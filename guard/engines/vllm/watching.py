@@ -241,20 +241,18 @@ def silence(logits: Any, requests: int, answers: Container[int], end: int) -> No
         logits[unwatched, end] = 0.0
 
 
-def take_row(
-    answer: WatchedAnswer, tokens: Sequence[int], signals: Callable[[int], TokenSignals], row: Callable[[], Floats]
-) -> None:
+def take_row(answer: WatchedAnswer, tokens: Sequence[int], signals: TokenSignals, row: Callable[[], Floats]) -> None:
     """Hand an answer the tokens that a pass has chosen for it; whatever fails ends this request and no other.
 
     Args:
         answer: takes them.
         tokens: one, or none in the middle of a prompt.
-        signals: of the choice of a token.
+        signals: of its choice.
         row: the layers of the pass.
     """
     try:
         for token in tokens:
-            answer.take(token, signals(token), row)
+            answer.take(token, signals, row)
     except Exception as error:  # noqa: BLE001 - its caller raises it
         answer.fail(error)
 

@@ -90,7 +90,7 @@ class BytesOfVllm:
             masked = answer.mask(logits)
             token = int((logits if masked is None else masked).argmax()) if answer.forced is None else answer.forced
             self.left[keys[at]] = rest[1:] or [END]
-            take_row(answer, [token], lambda _: TokenSignals(-0.5, 1.0, 2.0), lambda number=number: layers_at(number))
+            take_row(answer, [token], TokenSignals(-0.5, 1.0, 2.0), lambda number=number: layers_at(number))
         news = self.watch.news()
         for key, each in news.items():
             if each.is_last:
@@ -321,7 +321,7 @@ def test_an_answer_that_is_complete_takes_nothing_more_until_somebody_asks_for_i
     watch.begin({"one": Watched((), 0, 2, Sampling()), "other": Watched((), 0, 9, Sampling())})
     for _ in range(4):  # vLLM's server goes on until guard ends the request
         for answer in watch.watched(["one", "nobody's", "other"]).values():
-            take_row(answer, [ord("a")], lambda _: TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
+            take_row(answer, [ord("a")], TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
     assert [*watch.watched(["one", "nobody's", "other"])] == [2]
     news = watch.news()["one"]
     assert news.generation is not None
@@ -333,7 +333,7 @@ def test_requests_that_nobody_watches_can_only_end(engine: BytesEngine) -> None:
     watch = Watch(engine._reader, Grammars(engine._grammar_vocabulary).constraint)
     watch.begin({"complete": Watched((), 0, 1, Sampling()), "grows": Watched((), 0, 9, Sampling())})
     keys = ["nobody's", "grows", "complete"]
-    take_row(watch.watched(keys)[2], [ord("a")], lambda _: TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
+    take_row(watch.watched(keys)[2], [ord("a")], TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
     before = np.random.default_rng(0).standard_normal((len(keys), 8)).astype(np.float32)
     logits = before.copy()
     silence(logits, len(keys), watch.watched(keys), 5)
@@ -349,7 +349,7 @@ def test_the_news_of_a_request_are_those_of_the_replica_that_answers_it(engine: 
     for watch in replicas:  # both watch both requests; vLLM gives one to each
         watch.begin({key: Watched((), 0, 2, Sampling()) for key in ("first", "second")})
     for watch, key, letter in zip(replicas, ("first", "second"), "ab", strict=True):
-        take_row(watch.watched([key])[0], [ord(letter)], lambda _: TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
+        take_row(watch.watched([key])[0], [ord(letter)], TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
     news = merge_news(watch.news() for watch in replicas)
     assert {key: (each.text, len(each.signals)) for key, each in news.items()} == {
         "first": ("a", 1),
@@ -366,7 +366,7 @@ def test_a_request_that_vllm_has_ended_and_no_worker_has_completed_is_lost(engin
     watch = Watch(engine._reader, Grammars(engine._grammar_vocabulary).constraint)
     watch.begin({"grows": Watched((), 0, 9, Sampling()), "complete": Watched((), 0, 1, Sampling())})
     for answer in watch.watched(["grows", "complete"]).values():
-        take_row(answer, [ord("a")], lambda _: TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
+        take_row(answer, [ord("a")], TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
     ended: dict[str, Exception] = {key: EngineError("it stopped") for key in ("grows", "complete", "gone")}
     news = end_lost(watch.news(), ended)
     assert {key: str(each.error) for key, each in news.items() if each.error} == {
@@ -381,10 +381,10 @@ def test_an_answer_whose_row_cannot_be_read_fails_alone(engine: BytesEngine) -> 
     watch = Watch(engine._reader, Grammars(engine._grammar_vocabulary).constraint)
     watch.begin({key: Watched((), 0, 1, Sampling()) for key in ("one", "other")})
     one, other = watch.watched(["one", "other"]).values()
-    take_row(one, [ord("a")], lambda _: 1 / 0, lambda: layers_at(0))  # type: ignore[arg-type, return-value]
-    take_row(other, [ord("a")], lambda _: TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
+    take_row(one, [-1], TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))  # there is no such byte
+    take_row(other, [ord("a")], TokenSignals(-0.5, 1.0, 2.0), lambda: layers_at(0))
     news = watch.news()
-    assert isinstance(news["one"].error, ZeroDivisionError)
+    assert news["one"].error is not None
     assert news["one"].generation is None
     assert news["other"].generation is not None
 
