@@ -59,3 +59,12 @@ def test_a_run_on_ray_that_loses_a_worker_is_that_of_one_process(what: str, tmp_
 
     found = run_everywhere(what, tmp_path, answers=120, shards=4)
     assert (found["asked_again"], found["same"]) == (0, True)
+
+
+def test_a_recording_whose_head_and_program_ended_continues_on_another_cluster(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    pytest.importorskip("transformers")
+    from killed_ray import run_after_the_head
+
+    found = run_after_the_head(tmp_path, answers=120, shards=4)
+    assert (found["asked_again"], found["same"]) == (0, True)

@@ -1,6 +1,6 @@
-"""Kill tests of runs on Ray: of two workers on this machine, one is ended in the middle.
+"""Kill tests of runs on Ray: of two workers on this machine, one is ended in the middle; or the head and its program.
 
-    python tests/support/killed_ray.py [--answers 2000] [--shards 8] [--only record|score|certify]
+    python tests/support/killed_ray.py [--answers 2000] [--shards 8] [--only record|score|certify|head]
 
 The result must be that of one process, and nothing that was in a journal may be asked for again. A made model with
 random weights answers, on transformers; ``tests/data/test_on_ray.py`` runs samples where ray is installed.
@@ -11,7 +11,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 from scripted import tiny_artefact
 from sums import sum_rows
@@ -41,9 +45,16 @@ rules:
   - abstain: {text: I do not know.}
 """
 
+#: Ray's setting for the seconds after which workers end without their head. With 5, a busy machine's workers end while
+#: their head is there.
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
 #: Bytes that a row adds to its journal, about: two pages of its log. A run keeps others from reading its journal, so
 #: that rows are counted by the files' size.
 _BYTES = 8192
+
+#: Seconds after which something that does not happen is an error.
+_PATIENCE = 600
 
 
 @dataclass(frozen=True)
@@ -171,7 +182,9 @@ def _kill_node(cluster: Any, node: Any, run: RayRun, after: int, killed: dict[st
 
 
 def _wait_for_rows(run: RayRun, after: int) -> int:
+    end = time.monotonic() + _PATIENCE
     while (count := sum(map(_rows, _journals(run.out)))) < after:
+        assert time.monotonic() < end, "too few rows were written"
         time.sleep(0.02)
     return count
 
@@ -183,6 +196,75 @@ def _journals(out: Path) -> list[Path]:
 def _rows(journal: Path) -> int:
     log = journal.with_name(f"{journal.name}-wal")
     return sum(file.stat().st_size for file in (journal, log) if file.exists()) // _BYTES
+
+
+# -- the head is ended -------------------------------------------------------------------------
+
+
+def run_after_the_head(folder: Path, *, answers: int, shards: int) -> dict[str, Any]:
+    """Record on a cluster whose head and program are ended, and again on another one; return what was counted.
+
+    Raises:
+        AssertionError: the results differ, something was asked twice, or a worker outlives its head.
+    """
+    run = record_run(folder, made_model(folder / "model"), answers)
+    alone = run.alone()
+    with patch.dict(os.environ, {RECONNECT: "20"}), cluster_of_two() as (cluster, _):
+        with _program(cluster.address, folder, shards):
+            rows = _wait_for_rows(run, answers // 3)
+            _end_head(cluster)
+        _wait_until_unused(_journals(run.out))
+        left = sum(_stored(journal, run.table) for journal in _journals(run.out))
+    assert left < answers, "nothing was left to do"
+    with cluster_of_two():
+        found = run.on_ray(shards=shards)
+    killed = {"rows_before_the_kill": rows, "rows_when_all_had_ended": left}
+    return {"what": "head", "answers": answers, "shards": shards, **killed, **compared(run, alone, found, shards)}
+
+
+@contextmanager
+def _program(address: str, folder: Path, shards: int) -> Iterator[None]:
+    """A program that records on the cluster; it is killed at the end."""
+    command = [sys.executable, __file__, "--drive", address, str(folder), str(shards)]
+    program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        program.kill()
+        program.wait()
+
+
+def drive(address: str, folder: Path, shards: int) -> None:
+    """Run as the program that is killed."""
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+    answers = len((folder / "questions.jsonl").read_text().splitlines())
+    record_run(folder, folder / "model", answers).on_ray(shards=shards)
+
+
+def _end_head(cluster: Any) -> None:
+    import ray
+
+    ray.shutdown()  # a program that is connected must not remove the head
+    cluster.remove_node(cluster.head_node, allow_graceful=False)
+
+
+def _wait_until_unused(journals: list[Path]) -> None:
+    """Wait until the workers have noticed that their head is gone: a run refuses journals that others write."""
+    end = time.monotonic() + _PATIENCE
+    while any(map(_is_used, journals)):
+        assert time.monotonic() < end, "workers did not end"
+        time.sleep(0.5)
+
+
+def _is_used(journal: Path) -> bool:
+    with contextlib.closing(sqlite3.connect(journal, timeout=1.0, isolation_level=None)) as db:
+        try:
+            db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+    return False
 
 
 # -- what must hold ----------------------------------------------------------------------------
@@ -224,15 +306,20 @@ def compare(first: Answers, second: Answers) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run on Ray while a worker is killed, and compare.")
+    if sys.argv[1:2] == ["--drive"]:
+        _, _, address, folder, shards = sys.argv
+        drive(address, Path(folder), int(shards))
+        return
+    parser = argparse.ArgumentParser(description="Run on Ray while a worker or the head is killed, and compare.")
     parser.add_argument("--answers", type=int, default=2000)
     parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--only", choices=[*RUNS])
+    parser.add_argument("--only", choices=[*RUNS, "head"])
     options = parser.parse_args()
     sizes = {"answers": options.answers, "shards": options.shards}
-    for what in [options.only] if options.only else [*RUNS]:
+    for what in [options.only] if options.only else [*RUNS, "head"]:
         with TemporaryDirectory() as folder:
-            print(json.dumps(run_everywhere(what, Path(folder), **sizes)), flush=True)
+            run = run_after_the_head if what == "head" else partial(run_everywhere, what)
+            print(json.dumps(run(Path(folder), **sizes)), flush=True)
 
 
 if __name__ == "__main__":
