@@ -1,15 +1,20 @@
 """What guard costs on vLLM: tokens a second of the same requests, guarded and bare, and memory.
 
-    python benchmarks/vllm_overhead.py --model FOLDER [--pairs 3] [--requests 32] [--only eager] [--out FILE.json]
-                                       [--keep ROUNDS.jsonl] [--lock FILE]
+    python benchmarks/vllm_overhead.py --model FOLDER [--pairs 3] [--requests 32] [--only eager] [--scorer FILE.json]
+                                       [--out FILE.json] [--keep ROUNDS.jsonl] [--lock FILE]
 
 Bare is vLLM's own `LLM.generate` with its defaults, compiled, without anything of guard's; said apart, both without
-compiled graphs. Guarded is the engine `vllm` with capture, signature, score and decision of every answer. Each round is
-a process of its own, since a worker that waits would take time from the one that is measured; after a warm-up it
-answers all requests at once, greedily, three times, of which the fastest counts. The two sides have the same model,
-type, cache, slots and step size. Rounds are compared by the clock, and by the CPU time of all their processes, for a
-machine that others use. With --keep, rounds are kept as they end, and the same command continues after the last; with
---lock, a file is locked while answers are measured, for programs on the same machine that do the same.
+compiled graphs. Guarded is the engine `vllm` with capture, signature, score and decision of every answer: by a scorer
+that is given, such as the shipped one where the folder has the embedded model's weights, or by random numbers that
+read all maps of every token, more than any scorer that `guard calibrate` fits.
+
+Each round is a process of its own, since a worker that waits would take time from the one that is measured; after a
+warm-up it answers all requests at once, greedily, three times. The two sides have the same model, type, cache, slots
+and step size. The first start of each side fills vLLM's cache of compiled graphs. Rounds are compared by the clock,
+and, for a machine that others use, by the CPU time of all their processes and by that of the worker: vLLM's processes
+wait for each other by spinning, so that the worker's CPU time is that of its steps and of all that it waits for. With
+--keep, rounds are kept as they end, and the same command continues after the last; with --lock, a file is locked while
+answers are measured, for programs on the same machine that do the same.
 """
 
 from __future__ import annotations
@@ -37,10 +42,17 @@ from guard.engines.vllm.engine import VllmEngine
 from guard.policy.policy import load_policy
 from guard.records import Limits, Prompt
 from guard.runtime.guard import Guard
+from guard.scoring.scorer import load_scorer
 
 CONTEXT, BATCH_TOKENS, CACHE_TOKENS, LONGEST = 1024, 1024, 16_384, 64
 #: Rounds by the clock in each process.
 TIMES = 3
+#: Times that are measured, and how a token's is written.
+CLOCKS = {
+    "wall": "ms a token",
+    "cpu": "ms of CPU time a token, all processes",
+    "worker": "ms of CPU time a token, the worker",
+}
 TOPICS = ("bread", "rain", "ships", "glass", "trains", "maps", "clocks", "salt")
 
 
@@ -60,17 +72,26 @@ def processes() -> list[Any]:
     return [own, *own.children(recursive=True)]
 
 
-def cpu_seconds() -> float:
-    return sum(sum(each.cpu_times()[:2]) for each in processes())
+def worker() -> Any:
+    """Return the process that holds the weights."""
+    return max(processes()[1:], key=lambda each: each.memory_info().rss)
+
+
+def cpu_seconds(of: Sequence[Any]) -> float:
+    return sum(sum(each.cpu_times()[:2]) for each in of)
 
 
 def measured(answer: Callable[[], int], lock: str | None) -> dict[str, float]:
-    """Answer once to warm up, and some times by the clock; the fastest counts, since others use the machine."""
+    """Answer once to warm up, and some times more; the smallest time of each kind counts, since others use the machine.
+
+    Returns:
+        seconds of each kind for a token, the tokens, and the worker's memory.
+    """
     with locked(lock):
         answer()
-        tokens, wall, cpu = min((timed(answer) for _ in range(TIMES)), key=lambda each: each[1])
-    resident = max(each.memory_info().rss for each in processes()[1:]) / 2**20
-    return {"tokens": tokens, "wall": tokens / wall, "cpu": tokens / cpu, "worker_mb": resident}
+        rounds = [timed(answer) for _ in range(TIMES)]
+    smallest = {clock: min(each[clock] / each["tokens"] for each in rounds) for clock in CLOCKS}
+    return {**smallest, "tokens": rounds[0]["tokens"], "worker_mb": worker().memory_info().rss / 2**20}
 
 
 @contextmanager
@@ -84,32 +105,41 @@ def locked(file: str | None) -> Iterator[None]:
         yield
 
 
-def timed(answer: Callable[[], int]) -> tuple[int, float, float]:
-    """Return the tokens, the seconds and the seconds of CPU time."""
-    wall, cpu = time.perf_counter(), cpu_seconds()
+def timed(answer: Callable[[], int]) -> dict[str, float]:
+    """Return the tokens, the seconds, and the seconds of CPU time: of all processes, and of the worker."""
+    holder, every = [worker()], processes()
+    wall, cpu, own = time.perf_counter(), cpu_seconds(every), cpu_seconds(holder)
     tokens = answer()
-    return tokens, time.perf_counter() - wall, cpu_seconds() - cpu
+    wall = time.perf_counter() - wall
+    return {"tokens": tokens, "wall": wall, "cpu": cpu_seconds(every) - cpu, "worker": cpu_seconds(holder) - own}
 
 
-def guarded_round(folder: Path, requests: int, lock: str | None, *, eager: bool) -> dict[str, float]:
-    options: dict[str, Any] = {"context_tokens": CONTEXT, "batch_tokens": BATCH_TOKENS, "cache_tokens": CACHE_TOKENS}
+def guarded_round(options: argparse.Namespace) -> dict[str, float]:
     with VllmEngine.load(
-        folder, dtype="float32", slots=requests, prefix_caching=False, eager=eager, **options
+        options.model,
+        dtype="float32",
+        slots=options.requests,
+        prefix_caching=False,
+        eager=options.eager,
+        context_tokens=CONTEXT,
+        batch_tokens=BATCH_TOKENS,
+        cache_tokens=CACHE_TOKENS,
     ) as engine:
-        guard = Guard(engine, scorer_for(engine, shipped=False), load_policy("shadow"))
+        scorer = load_scorer(options.scorer) if options.scorer else scorer_for(engine, shipped=False)
+        guard = Guard(engine, scorer, load_policy("shadow"), force_scorer=True)
 
         async def ask() -> int:
-            asked = (guard.aask(prompt, limits=Limits(max_tokens=LONGEST)) for prompt in prompts(requests))
+            asked = (guard.aask(prompt, limits=Limits(max_tokens=LONGEST)) for prompt in prompts(options.requests))
             outcomes = await asyncio.gather(*asked)
             attempts = [attempt for outcome in outcomes for attempt in outcome.attempts]
-            assert len(attempts) == requests, "bare vLLM asks once, too"
+            assert len(attempts) == options.requests, "bare vLLM asks once, too"
             assert all(attempt.score is not None for attempt in attempts)
             return sum(attempt.completion_tokens for attempt in attempts)
 
-        return measured(lambda: asyncio.run(ask()), lock)
+        return measured(lambda: asyncio.run(ask()), options.lock)
 
 
-def bare_round(folder: Path, requests: int, lock: str | None, *, eager: bool) -> dict[str, float]:
+def bare_round(options: argparse.Namespace) -> dict[str, float]:
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     from vllm import LLM, SamplingParams
 
@@ -117,27 +147,27 @@ def bare_round(folder: Path, requests: int, lock: str | None, *, eager: bool) ->
     from guard.engines.hub_tokenizer import HubTokenizer
     from guard.engines.vllm.settings import cache_bytes
 
-    read = checkpoint.read_settings(folder)
+    read = checkpoint.read_settings(options.model)
     size = int(read.config.vocab_size)
     tokens = HubTokenizer(read.tokenizer, read, name=read.name, template_date=None, rows=lambda: size)
     llm = LLM(
-        model=str(folder),
+        model=options.model,
         dtype="float32",
         max_model_len=CONTEXT,
-        max_num_seqs=requests,
+        max_num_seqs=options.requests,
         max_num_batched_tokens=BATCH_TOKENS,
         kv_cache_memory_bytes=cache_bytes(read.config, CACHE_TOKENS, "float32"),
         enable_prefix_caching=False,
-        enforce_eager=eager,
+        enforce_eager=options.eager,
     )
     params = SamplingParams(temperature=0.0, max_tokens=LONGEST, stop_token_ids=sorted(tokens.ends))
-    asked = [{"prompt_token_ids": tokens.encode(prompt)} for prompt in prompts(requests)]
+    asked = [{"prompt_token_ids": tokens.encode(prompt)} for prompt in prompts(options.requests)]
 
     def answer() -> int:
         outputs = llm.generate(asked, params, use_tqdm=False)
         return sum(len(output.outputs[0].token_ids) for output in outputs)
 
-    return measured(answer, lock)
+    return measured(answer, options.lock)
 
 
 ROUNDS = {"guarded": guarded_round, "bare": bare_round}
@@ -149,7 +179,9 @@ ROUNDS = {"guarded": guarded_round, "bare": bare_round}
 def in_a_process(which: str, options: argparse.Namespace, *, eager: bool) -> dict[str, float]:
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         own = ["--model", options.model, "--requests", str(options.requests), "--round", which, "--out", file.name]
-        own += [*(["--eager"] if eager else []), *(["--lock", options.lock] if options.lock else [])]
+        given = {"--lock": options.lock, "--scorer": options.scorer if which == "guarded" else None}
+        own += [text for name, value in given.items() if value for text in (name, value)]
+        own += ["--eager"] if eager else []
         subprocess.run([sys.executable, __file__, *own], check=True)
         found: dict[str, float] = json.loads(Path(file.name).read_text())
         print(f"{which}, {'eager' if eager else 'compiled'}, load {os.getloadavg()[0]:.1f}: {found}", flush=True)
@@ -185,17 +217,17 @@ def compare(options: argparse.Namespace, *, eager: bool) -> list[Ratio | Figure]
         for which, found in rounds.items()
         for key, what, unit in (("worker_mb", "a worker's resident memory", "MB"), ("tokens", "a round", "tokens"))
     ]
-    return [*(ratio_of(rounds, clock, how) for clock in ("wall", "cpu")), *figures]
+    return [*(ratio_of(rounds, clock, how) for clock in CLOCKS), *figures]
 
 
 def ratio_of(rounds: dict[str, list[dict[str, float]]], clock: str, how: str) -> Ratio:
-    """Return seconds a token, guarded over bare, pair by pair."""
-    ours, theirs = ([1000 / each[clock] for each in rounds[which]] for which in ("guarded", "bare"))
+    """Return the time of a token, guarded over bare, pair by pair."""
+    ours, theirs = ([1000 * each[clock] for each in rounds[which]] for which in ("guarded", "bare"))
     ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
     return Ratio(
         f"all requests at once, {how}",
         f"vLLM's LLM.generate, {'eager' if how == 'eager' else 'its defaults'}",
-        "ms a token" if clock == "wall" else "ms of CPU time a token",
+        CLOCKS[clock],
         guarded=statistics.median(ours),
         bare=statistics.median(theirs),
         median=statistics.median(ratios),
@@ -212,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--only", choices=("compiled", "eager"), help="one of the two comparisons")
+    parser.add_argument("--scorer", help="scorer file for the guarded side, by force where it is not this model's")
     parser.add_argument("--out", help="write the figures to this JSON file")
     parser.add_argument("--keep", help="keep rounds in this file, and continue after those in it")
     parser.add_argument("--lock", help="lock this file while answers are measured")
@@ -219,15 +252,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--eager", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.round:
-        found = ROUNDS[options.round](Path(options.model), options.requests, options.lock, eager=options.eager)
-        write(found, options.out)
+        write(ROUNDS[options.round](options), options.out)
         return
     about: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
     about["versions"] = versions()
     kinds = (False, True) if options.only is None else (options.only == "eager",)
     found = [each for eager in kinds for each in compare(options, eager=eager)]
     print_ratios(f"guard on vLLM, {options.requests} requests", found, about=about)
-    report = {**about, "model": Path(options.model).name, "requests": options.requests}
+    asked = {"requests": options.requests, "scorer": Path(options.scorer).name if options.scorer else "all maps"}
+    report = {**about, "model": Path(options.model).name, **asked}
     write({**report, "figures": [asdict(each) for each in found]}, options.out)
 
 
