@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 from served_child import free_port
 
 COMMAND = Path(__file__).parents[1] / "engines" / "vllm" / "vllm_command.py"
@@ -38,3 +40,23 @@ def vllm_serve(
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.wait(120)
+
+
+def wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Wait until an address of a server answers with 200.
+
+    Raises:
+        AssertionError: the server has ended, or does not start.
+    """
+    end = time.monotonic() + 900
+    while not _is_up(url):
+        assert process.poll() is None, log.read_text()[-2000:]
+        assert time.monotonic() < end, "it does not start"
+        time.sleep(1)
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False

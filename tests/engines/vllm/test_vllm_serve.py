@@ -6,7 +6,6 @@ Runs where vLLM is installed (`nox -s vllm`).
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
@@ -26,7 +25,7 @@ except (MissingExtraError, PackageNotFoundError):
 import httpx
 import openai
 from exported_model import export_smollm2
-from vllm_program import vllm_serve
+from vllm_program import vllm_serve, wait_until_up
 
 from guard.review.store import Store
 from guard.scoring.scorer import shipped_scorer
@@ -73,19 +72,8 @@ def started(place: Path, *options: str, **environment: str) -> Iterator[tuple[su
 @pytest.fixture(scope="module")
 def url(place: Path) -> Iterator[str]:
     with started(place) as (process, url):
-        end = time.monotonic() + 900
-        while not is_ready(url):
-            assert process.poll() is None, (place / "log").read_text()[-2000:]
-            assert time.monotonic() < end, "it does not start"
-            time.sleep(1)
+        wait_until_up(process, f"{url}/ready", place / "log")
         yield url
-
-
-def is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/ready").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 @pytest.fixture(scope="module")
