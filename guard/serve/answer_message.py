@@ -75,7 +75,7 @@ def answer_message(outcome: Outcome, asked: Asked, *, content_filter: bool = Fal
     text = outcome.answer
     words = text or f"The policy '{asked.target.guard.policy.name}' gives no answer ({outcome.rule})."
     ending = "content_filter" if content_filter and outcome.action is Action.ABSTAIN else "stop"
-    return AnswerMessage(text if refused else text or "", words if refused else None, finish_reason=ending)
+    return AnswerMessage(text if refused else words, words if refused else None, finish_reason=ending)
 
 
 def read_answer(text: str, ended: str | None, form: WantedForm, *, reasoning: str | None = None) -> AnswerMessage:

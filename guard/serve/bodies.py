@@ -45,6 +45,11 @@ class GuardOptions(Body):
 
     route: str | None = Field(default=None, max_length=100, description="Section of the policy.")
     policy: str | None = Field(default=None, max_length=100, description="One of the model's policies, by its name.")
+
+
+class AskingGuardOptions(GuardOptions):
+    """Options for guard where an answer may be streamed."""
+
     hold: Hold | None = Field(default=None, description="What a held stream sends before the decision.")
 
 
@@ -176,7 +181,7 @@ class AskingBody(Body):
     """Options that all endpoints share."""
 
     model: str = Field(min_length=1, max_length=300)
-    guard: GuardOptions = Field(default_factory=GuardOptions)
+    guard: AskingGuardOptions = Field(default_factory=AskingGuardOptions)
     stream: bool = False
     temperature: float | None = None
     top_p: float | None = None

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from guard.serve.answer_message import call_body
+from guard.serve.answer_message import AnswerMessage, call_body
 from guard.serve.bodies import StreamOptions
 from guard.serve.event_stream import DONE, event
 from guard.serve.request_errors import RequestError
@@ -40,9 +40,11 @@ def chat_events(answered: ServedAnswer, *, include_usage: bool) -> Iterator[str]
 
 def completion_body(answered: ServedAnswer) -> dict[str, Any]:
     """Return the body of an answer to ``/v1/completions``."""
+    message = answered.message
+    choice = _completion_choice(_completion_text(message), message.finish_reason, refusal=message.refusal)
     return {
         **_head(answered, "text_completion"),
-        "choices": [_completion_choice(answered.message.content or "", answered.message.finish_reason)],
+        "choices": [choice],
         "usage": answered.usage,
         "guard": answered.said,
     }
@@ -50,10 +52,10 @@ def completion_body(answered: ServedAnswer) -> dict[str, Any]:
 
 def completion_events(answered: ServedAnswer, *, include_usage: bool) -> Iterator[str]:
     """Yield the events of a raw completion after its decision."""
-    head = _head(answered, "text_completion")
-    if answered.message.content:
-        yield event({**head, "choices": [_completion_choice(answered.message.content, None)]})
-    last = _completion_choice("", answered.message.finish_reason)
+    head, message = _head(answered, "text_completion"), answered.message
+    if text := _completion_text(message):
+        yield event({**head, "choices": [_completion_choice(text, None)]})
+    last = _completion_choice("", message.finish_reason, refusal=message.refusal)
     yield event({**head, "choices": [last], "guard": answered.said})
     if include_usage:
         yield event({**head, "choices": [], "usage": answered.usage, "guard": answered.said})
@@ -119,7 +121,7 @@ class LiveWriter:
     def _choice(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         if self._is_chat:
             return _chunk_choice(delta, finish_reason=finish_reason)
-        return _completion_choice(delta.get("content", ""), finish_reason)
+        return _completion_choice(delta.get("content", ""), finish_reason, refusal=delta.get("refusal"))
 
 
 def retracted(said: Mapping[str, Any]) -> RequestError:
@@ -168,5 +170,10 @@ def _usage_so_far(include_usage: bool) -> dict[str, Any]:
     return {"usage": None} if include_usage else {}
 
 
-def _completion_choice(text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+def _completion_text(message: AnswerMessage) -> str:
+    """Return the text of a raw completion: clients know no other place for what the policy says in its stead."""
+    return message.content or message.refusal or ""
+
+
+def _completion_choice(text: str, finish_reason: str | None, *, refusal: str | None = None) -> dict[str, Any]:
+    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason, "refusal": refusal}

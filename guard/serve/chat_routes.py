@@ -215,6 +215,13 @@ def _is_live(asked: Asked, body: ChatBody | CompletionBody) -> bool:
 
 
 def _held(body: ChatBody | CompletionBody, server: Server) -> Hold | None:
-    if body.stream_options is not None and not body.stream:
-        raise RequestError("stream_options requires stream: true", param="stream_options")
+    """Return what a stream sends before its decision, or None for an answer in one body.
+
+    Raises:
+        RequestError: the request has an option of streams, but asks for none.
+    """
+    given = {"stream_options": body.stream_options, "guard.hold": body.guard.hold}
+    for option, value in given.items():
+        if value is not None and not body.stream:
+            raise RequestError(f"{option} requires stream: true", param=option)
     return (body.guard.hold or server.settings.hold) if body.stream else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -297,6 +298,56 @@ def test_a_raw_completion_is_guarded_too(sure: Served, unsure: Served) -> None:
     assert refused.choices[0].text == "I cannot say."
     stream = list(sure.openai().completions.create(model="tiny", prompt="The capital is", stream=True))
     assert "".join(chunk.choices[0].text for chunk in stream) == "Paris"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_raw_completion_that_was_cut_says_so_as_a_chat_answer_does(stream: bool) -> None:
+    policy = "{version: 1, name: whole, rules: [accept]}"
+    with serving(said("Paris is large"), policies={"whole": policy}) as served, served.client() as client:
+        chat = client.post("/v1/chat/completions", json={**ASK, "max_tokens": 5}).json()["choices"][0]["message"]
+        body = {"model": "tiny", "prompt": "The capital is", "max_tokens": 5, "stream": stream}
+        found = choices(client.post("/v1/completions", json=body).text)
+    assert "The policy 'whole' gives no answer" in chat["refusal"]
+    assert ("".join(each["text"] for each in found), found[-1]["refusal"]) == (chat["refusal"], chat["refusal"])
+    assert "Paris" not in str(found)
+
+
+def choices(text: str) -> list[dict[str, Any]]:
+    """Return the first choices of a body or of its events."""
+    bodies = [line.removeprefix("data: ") for line in text.splitlines() if "{" in line]
+    return [json.loads(each)["choices"][0] for each in bodies]
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_an_escalation_without_a_reply_is_no_empty_text(path: str, tmp_path: Path) -> None:
+    policy = "{version: 1, name: silent, rules: [{escalate: {to: [review]}}]}"
+    asked: dict[str, Any] = {"model": "tiny", "prompt": "The capital is"} if path == "completions" else ASK
+    with (
+        Store.open(tmp_path / "r.db") as store,
+        serving(policies={"silent": policy}, store=store) as served,
+        served.client() as client,
+    ):
+        answer = client.post(f"/v1/{path}", json=asked).json()
+    (choice,) = answer["choices"]
+    said_instead = choice["text"] if path == "completions" else choice["message"]["content"]
+    assert said_instead == "The policy 'silent' gives no answer (rules[0] (escalate))."
+    assert (answer["guard"]["action"], bool(answer["guard"]["review_id"])) == ("escalate", True)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("chat/completions", {"messages": ASK["messages"]}),
+        ("completions", {"prompt": "The capital is"}),
+        ("responses", {"input": "Which city?"}),
+        ("score", {"question": "Which city?", "answer": "Paris"}),
+    ],
+)
+def test_what_a_stream_holds_is_refused_where_nothing_is_streamed(path: str, asked: Any, sure: Served) -> None:
+    for hold in ("comments", "headers"):
+        with sure.client() as client:
+            response = client.post(f"/v1/{path}", json={"model": "tiny", **asked, "guard": {"hold": hold}})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "guard.hold")
 
 
 def test_health_and_readiness(sure: Served) -> None:

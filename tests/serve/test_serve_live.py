@@ -137,6 +137,14 @@ def test_a_raw_completion_streams_live_too() -> None:
     assert found[-1]["guard"]["action"] == "accept"
 
 
+def test_a_raw_completion_that_is_retracted_has_the_policys_words() -> None:
+    with serving(said(LONG, 0.8), policies=LIVE) as served:
+        found = events(post(served, {"model": "tiny", "prompt": "The city is", "stream": True}, "completions").text)
+    (choice,) = found[-1]["choices"]
+    assert (choice["refusal"], choice["text"], choice["finish_reason"]) == ("I cannot say.", "", "content_filter")
+    assert found[-1]["error"]["code"] == "retracted"
+
+
 def test_an_error_before_any_text_has_a_status_and_one_behind_it_is_an_event() -> None:
     with serving(said("Paris"), policies=LIVE) as served:
         refused = post(served, {**ASK, "messages": [{"role": "user", "content": "x" * 500}]})
