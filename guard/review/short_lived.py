@@ -25,7 +25,9 @@ class ShortLived:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def keep(self, kind: str, owner: str, texts: Mapping[str, str], *, seconds: float) -> None:
+    def keep(
+        self, kind: str, owner: str, texts: Mapping[str, str], *, seconds: float, otherwise: str | None = None
+    ) -> None:
         """Keep texts, in place of those with the same name; they are on disk when this returns.
 
         Args:
@@ -33,19 +35,24 @@ class ShortLived:
             owner: who may find them.
             texts: by name.
             seconds: for which they are kept.
+            otherwise: what is kept where there is another text of that name; None for the new one.
 
         Raises:
             StoreError: the database failed.
         """
         with self._database.write() as connection:
-            ends = later(self._database.now(connection), seconds)
+            now = self._database.now(connection)
+            ends = later(now, seconds)
             rows = [
                 {"kind": kind, "owner": owner, "name": name, "content": text, "ends_at": ends}
                 for name, text in sorted(texts.items())  # in one order, so that two writers cannot wait for each other
             ]
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
             insert = dialect.insert(SHORT_LIVED)
-            changed = {name: insert.excluded[name] for name in ("content", "ends_at")}
+            new, old = insert.excluded, SHORT_LIVED.c
+            same = sa.or_(old.ends_at <= now, old.content == new.content)
+            content = new.content if otherwise is None else sa.case((same, new.content), else_=otherwise)
+            changed = {"content": content, "ends_at": new.ends_at}
             connection.execute(insert.on_conflict_do_update(index_elements=_KEY, set_=changed), rows)
         if random.randrange(_SWEEP_ONE_IN) == 0:
             self.sweep()

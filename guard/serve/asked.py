@@ -231,8 +231,13 @@ def _given(call: Any) -> Any:
     return given
 
 
-def check_length(prompt: Prompt, bounds: Bounds) -> None:
-    """Refuse a prompt that exceeds the server's limit.
+def check_length(prompt: Prompt, bounds: Bounds, *, param: str = "messages") -> None:
+    """Refuse a text that exceeds the server's limit of a prompt.
+
+    Args:
+        prompt: the text.
+        bounds: the limits of the server.
+        param: the option that holds it.
 
     Raises:
         RequestError: with the code ``context_length_exceeded``.
@@ -241,10 +246,10 @@ def check_length(prompt: Prompt, bounds: Bounds) -> None:
     length = len(prompt.text or "") + sum(len(str(turn.get("content", ""))) for turn in turns)
     if length > bounds.prompt_characters:
         raise RequestError(
-            f"The prompt has {length} characters",
+            f"The {'prompt' if param == 'messages' else param} has {length} characters",
             why=f"the limit of this server is {bounds.prompt_characters}",
             code="context_length_exceeded",
-            param="messages",
+            param=param,
         )
 
 

@@ -96,10 +96,11 @@ def guard_router(server: Server) -> APIRouter:
         request: Request, name: str, wait: Annotated[float, Query(ge=0, le=600, allow_inf_nan=False)] = 0.0
     ) -> dict[str, Any]:
         caller = await server.caller(request)
-        await asyncio.to_thread(_check_owner, server, name, caller)
-        assert server.store is not None
-        seconds = min(wait, server.settings.review_seconds)
-        return _review_body(await unless_left(request, server.store.wait_async(name, timeout_s=seconds)))
+        with server.waits.admitted():
+            await asyncio.to_thread(_check_owner, server, name, caller)
+            assert server.store is not None
+            seconds = min(wait, server.settings.review_seconds)
+            return _review_body(await unless_left(request, server.store.wait_async(name, timeout_s=seconds)))
 
     @router.post("/beta/litellm_basic_guardrail_api", summary="LiteLLM's generic guardrail API")
     async def guardrail(request: Request, response: Response, body: GuardrailBody) -> dict[str, Any]:
@@ -109,9 +110,7 @@ def guard_router(server: Server) -> APIRouter:
         name = options.model or next(iter(server.models)).name
         target = server.route(request, name, own, caller)
         if body.input_type == "request":
-            if body.litellm_call_id is not None and (prompt := _litellm_prompt(body, server)) is not None:
-                await calls.add(caller.id, body.litellm_call_id, prompt)
-            return {"action": "NONE"}
+            return await _asked(server, body, calls, caller)
         return await unless_left(request, _guardrail(server, target, body, calls, caller))
 
     return router
@@ -147,6 +146,7 @@ class _Scored:
 async def _scored(server: Server, target: ModelRoute, caller: Caller, question: PromptLike, answer: str) -> _Scored:
     """Score an answer, and charge its tokens. The engine schedules the pass like any request."""
     guard = target.guard
+    check_length(Prompt.raw(answer), server.settings.bounds, param="answer")
     if isinstance(question, Prompt) and question.messages is not None:
         system = guard.scorer.artefact.prompting.system
         question = Prompt.chat(question.messages, system=system, template_options=guard.template_options)
@@ -231,6 +231,12 @@ def _missing(what: str, name: str) -> RequestError:
 # -- LiteLLM -----------------------------------------------------------------------------------
 
 
+async def _asked(server: Server, body: GuardrailBody, calls: CallsSeen, caller: Caller) -> dict[str, Any]:
+    """Keep what a call asks. If that fails, an earlier question with its id must not stand for it."""
+    kept = not body.litellm_call_id or await calls.add(caller.id, body.litellm_call_id, _litellm_prompt(body, server))
+    return {"action": "NONE"} if kept else _blocked("guard cannot keep the question of this call")
+
+
 def _litellm_prompt(body: GuardrailBody, server: Server) -> Prompt | None:
     """Return the conversation of a request, or None if it is not text."""
     try:
@@ -245,10 +251,13 @@ def _litellm_prompt(body: GuardrailBody, server: Server) -> Prompt | None:
 async def _guardrail(
     server: Server, target: ModelRoute, body: GuardrailBody, calls: CallsSeen, caller: Caller
 ) -> dict[str, Any]:
-    """Decide on a model's answer. Answers to unknown questions and answers that are not one text are blocked."""
-    prompt = await calls.find(caller.id, body.litellm_call_id or "")
+    """Decide on a model's answer. What is not accepted as it is, not known or not one text is blocked.
+
+    LiteLLM could put another text in its place (``GUARDRAIL_INTERVENED``), but drops that text where it streams.
+    """
+    prompt = await calls.find(caller.id, body.litellm_call_id) if body.litellm_call_id else None
     if prompt is None:
-        return _blocked("guard has not seen the question of this answer (use mode: [pre_call, post_call])")
+        return _blocked("guard does not know the question of this answer (use mode: [pre_call, post_call])")
     if len(body.texts) != 1 or body.tool_calls or body.images or not body.texts[0].strip():
         return _blocked("guard scores exactly one text")
     answer = body.texts[0]
@@ -259,15 +268,12 @@ async def _guardrail(
     state = await _current(target)
     decision = _decided(state, answer, scored.score, last=True)
     await _recorded(target, state, prompt, answer, scored, decision)
-    given = released_text(answer, decision)
-    if target.guard.policy.mode == "shadow" or (decision.action is Action.ACCEPT and given == answer):
+    whole = decision.action is Action.ACCEPT and released_text(answer, decision) == answer
+    if target.guard.policy.mode == "shadow" or whole:
         return {"action": "NONE"}
-    if decision.action is Action.ACCEPT:
-        return {"action": "GUARDRAIL_INTERVENED", "texts": [given]}
     text = getattr(decision.settings, "text", None) or getattr(decision.settings, "reply", None)
-    if text:
-        return {"action": "GUARDRAIL_INTERVENED", "texts": [text]}
-    return _blocked(f"The policy '{target.guard.policy.name}' does not accept the answer ({decision.rule})")
+    name, rule = target.guard.policy.name, decision.rule
+    return _blocked(text or f"The policy '{name}' does not accept the answer as it is ({rule})")
 
 
 async def _recorded(

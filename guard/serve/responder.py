@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 from guard.engines.protocols import Engine
+from guard.engines.tokenizing import TokenizingEngine
 from guard.records import Generation, Outcome
 from guard.runtime.guard import Guard
 from guard.serve.admission import Admission, RateLimits
@@ -129,20 +130,27 @@ class Responder:
         return answered
 
     async def live(self, asked: Asked, caller: Caller) -> AsyncGenerator[str | ServedAnswer, None]:
-        """Yield an answer's text as it grows, then the whole with its verdict; errors as for `answer`."""
-        started, first_s = time.monotonic(), None
+        """Yield an answer's text as it grows, then the whole with its verdict; errors as for `answer`.
+
+        A client that leaves before the end is charged for what it was sent.
+        """
+        started, first_s, sent = time.monotonic(), None, list[str]()
         try:
             with self.admission.admitted():
                 async with aclosing(asked.target.guard.astream(asked.prompt, **_options(asked))) as pieces:
                     async for piece in pieces:
                         first_s = time.monotonic() - started if first_s is None else first_s
                         if isinstance(piece, str):
+                            sent.append(piece)
                             yield piece
                         else:
+                            sent.clear()  # all of it is charged now
                             yield await self._decided(asked, caller, piece, started, first_s)
         except BaseException as error:
             for watcher in self.watchers:
                 watcher.failed(asked, error, time.monotonic() - started)
+            if sent:
+                await self.rates.charge(caller, await asyncio.to_thread(_count_sent, asked, sent))
             raise
 
     async def _guarded(self, asked: Asked, caller: Caller) -> ServedAnswer:
@@ -208,6 +216,14 @@ class Responder:
 async def _read(asked: Asked, read: Callable[[], AnswerMessage]) -> AnswerMessage:
     """Return an answer's message; beside the event loop if the request's schema decides how long that takes."""
     return await beside_the_loop(read) if asked.form.schema else read()
+
+
+def _count_sent(asked: Asked, sent: Sequence[str]) -> int:
+    """Return the tokens of a prompt and of what was sent; the pieces, where the engine has no tokenizer."""
+    engine = asked.target.guard.engine
+    if not isinstance(engine, TokenizingEngine):
+        return len(sent)
+    return len(engine.encode(asked.prompt)) + len(engine.encode_text("".join(sent)))
 
 
 def _times(started: float, first_s: float | None = None) -> Times:

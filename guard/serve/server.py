@@ -49,6 +49,7 @@ class Server:
         responder: answers requests.
         metrics: for Prometheus.
         memory: of answers, together with other servers where the store is a PostgreSQL database.
+        waits: requests that look for a person's decision, or wait for it; counted apart from those that are answered.
         console: the review console, an ASGI application; None where it is not wanted.
         started: seconds since 1970.
         ready: whether new requests should be sent here.
@@ -61,6 +62,7 @@ class Server:
     responder: Responder
     metrics: ServeMetrics
     memory: ServerMemory
+    waits: Admission
     console: Any = None
     started: int = field(default_factory=lambda: int(time.time()))
     ready: bool = True
@@ -94,7 +96,8 @@ class Server:
             content_filter=settings.content_filter,
             conversations=KnownConversations(memory) if settings.unguarded_keys else None,
         )
-        return cls(models, settings, access, store, responder, metrics, memory)
+        waits = Admission(settings.most_requests)
+        return cls(models, settings, access, store, responder, metrics, memory, waits)
 
     async def caller(self, request: Request) -> Caller:
         """Return who makes a request; errors as for `guard.serve.callers.find_caller`."""

@@ -24,6 +24,16 @@ def test_a_text_is_found_by_kind_owner_and_name_until_its_time_is_up(store: Stor
     assert memory.find("decision", "a", "2") == "two again"
 
 
+def test_another_text_of_that_name_leaves_neither(store: Store, clock: MovedClock) -> None:
+    memory = ShortLived(store._database)
+    for text, found in (("one", "one"), ("one", "one"), ("two", "-"), ("one", "-")):
+        memory.keep("call", "a", {"1": text}, seconds=60, otherwise="-")
+        assert memory.find("call", "a", "1") == found
+    clock.move(60)
+    memory.keep("call", "a", {"1": "two"}, seconds=60, otherwise="-")
+    assert memory.find("call", "a", "1") == "two", "the others' time was up"
+
+
 def test_expired_texts_are_removed_as_others_are_kept(
     store: Store, clock: MovedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

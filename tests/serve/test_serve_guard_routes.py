@@ -50,6 +50,16 @@ def test_a_question_that_is_longer_than_the_server_takes_is_not_scored(asked: di
         assert post(small, "/v1/score", model="tiny", answer="a", **asked)["error"]["code"] == "context_length_exceeded"
 
 
+def test_an_answer_that_is_longer_than_a_prompt_may_be_is_not_scored() -> None:
+    with serving(settings=ServeSettings(bounds=Bounds(prompt_characters=40))) as small:
+        scored = post(small, "/v1/score", model="tiny", question="Which city?", answer="a" * 50)
+        asked_by_litellm(small, "1", "Which city?")
+        guarded = answered_by_litellm(small, "1", "a" * 50)
+        assert not small.engine.asked
+    for refused in (scored, guarded):
+        assert (refused["error"]["code"], refused["error"]["param"]) == ("context_length_exceeded", "answer")
+
+
 def test_a_decision_is_found_by_its_id_and_has_no_text(served: Served) -> None:
     decision_id = post(served, "/v1/chat/completions", model="tiny", messages=MESSAGES)["guard"]["decision_id"]
     with served.client() as client:
@@ -67,22 +77,49 @@ def test_a_wait_that_is_no_number_is_refused_by_its_name(served: Served) -> None
     assert (error["param"], error["message"].startswith("wait: ")) == ("wait", True)
 
 
-def test_litellm_gets_none_for_what_is_accepted_and_the_policys_text_for_the_rest(served: Served) -> None:
+def asked_by_litellm(served: Served, call_id: str | None, question: Any) -> Any:
+    content = [{"role": "user", "content": question}]
+    body = {"texts": ["a"], "structured_messages": content, "litellm_call_id": call_id}
+    return post(served, GUARDRAIL, input_type="request", **body)
+
+
+def answered_by_litellm(served: Served, call_id: str | None, answer: str = "Paris") -> Any:
+    return post(served, GUARDRAIL, texts=[answer], input_type="response", litellm_call_id=call_id)
+
+
+def test_litellm_blocks_what_is_not_accepted_and_says_the_policys_text(served: Served) -> None:
+    """It drops a text in the answer's place where it streams, and the answer would pass."""
     for call_id, question, expected in (
         ("1", "Which city?", {"action": "NONE"}),
-        ("2", "A doubtful city?", {"action": "GUARDRAIL_INTERVENED", "texts": ["I cannot say."]}),
+        ("2", "A doubtful city?", {"action": "BLOCKED", "blocked_reason": "I cannot say."}),
     ):
-        asked = [{"role": "user", "content": question}]
-        first = post(
-            served,
-            GUARDRAIL,
-            texts=[question],
-            structured_messages=asked,
-            input_type="request",
-            litellm_call_id=call_id,
-        )
-        assert first == {"action": "NONE"}
-        assert post(served, GUARDRAIL, texts=["Paris"], input_type="response", litellm_call_id=call_id) == expected
+        assert asked_by_litellm(served, call_id, question) == {"action": "NONE"}
+        assert answered_by_litellm(served, call_id) == expected
+
+
+@pytest.mark.parametrize("second", ["A doubtful city?", [{"type": "image_url", "image_url": {"url": "data:,a"}}]])
+def test_an_easy_question_with_the_id_of_another_call_does_not_stand_for_it(served: Served, second: Any) -> None:
+    """LiteLLM's users may choose ids, in the header ``x-litellm-call-id``."""
+    for number, questions in enumerate((["Which city?", second], [second, "Which city?"])):
+        call_id = f"chosen {number} {second}"
+        for question in questions:
+            assert asked_by_litellm(served, call_id, question) == {"action": "NONE"}
+        assert answered_by_litellm(served, call_id)["action"] == "BLOCKED"
+        asked_by_litellm(served, call_id, "Which city?")
+        assert answered_by_litellm(served, call_id)["action"] == "BLOCKED", "nor later"
+
+
+def test_a_question_that_is_sent_twice_is_one_question(served: Served) -> None:
+    for _ in range(2):
+        asked_by_litellm(served, "twice", "Which city?")
+        assert answered_by_litellm(served, "twice") == {"action": "NONE"}
+
+
+@pytest.mark.parametrize("call_id", ["", None])
+def test_an_answer_without_an_id_has_no_question(served: Served, call_id: str | None) -> None:
+    for asked in ("", None):
+        asked_by_litellm(served, asked, "Which city?")
+    assert answered_by_litellm(served, call_id)["action"] == "BLOCKED"
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from served import Served, said, serving
+from served import POLICY, Served, said, serving
+from waiting_engine import QUICK, until, waiting_engine
 
 from guard.access import Access, Grant, KeyLimits, Role
 from guard.review.store import Store
+from guard.serve import ServeSettings
 
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which city?"}]}
 DESK = {**ASK, "model": "tiny:desk"}
@@ -64,6 +67,22 @@ def test_without_a_valid_key_nothing_is_answered(keyed: Keyed) -> None:
     assert not keyed.served.engine.asked
 
 
+def test_headers_that_name_a_user_are_not_believed(keyed: Keyed) -> None:
+    """Those that Open WebUI, LiteLLM and proxies send; a key's decisions are its own whatever they say."""
+    mine, other = keyed.key("mine"), keyed.key("other")
+    prefix = next(key.prefix for key in keyed.access.keys.all() if key.name == "mine")
+    named = ("x-openwebui-user-id", "x-openwebui-user-name", "x-openwebui-user-role", "x-forwarded-user", "x-api-key")
+    claims = dict(zip(named, ("mine", "mine", "admin", "mine", mine), strict=True))
+    decision = keyed.post(mine, ASK).json()["guard"]["decision_id"]
+    with keyed.served.client(headers=claims) as client:
+        assert client.post("/v1/chat/completions", json=ASK).status_code == 401
+        client.headers["authorization"] = f"Bearer {other}"
+        for claim in ("mine", prefix):
+            body = {**ASK, "user": claim, "safety_identifier": claim, "prompt_cache_key": claim}
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+            assert client.get(f"/v1/guard/decisions/{decision}").status_code == 404
+
+
 def test_a_key_reaches_its_routes_only(keyed: Keyed) -> None:
     key = keyed.key("desk only", Grant(Role.CALLER, "desk"))
     assert keyed.post(key, DESK).status_code == 200
@@ -95,6 +114,23 @@ def test_the_caller_waits_for_the_person(keyed: Keyed) -> None:
     assert "mira" not in str(waiting)
 
 
+def test_who_waits_for_people_takes_no_answers_place_and_waits_are_bounded(tmp_path: Path) -> None:
+    with (
+        Store.open(tmp_path / "r.db") as store,
+        serving(said("Lyon", 0.4), store=store, settings=ServeSettings(most_requests=2)) as served,
+        served.client() as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        review_id = client.post("/v1/chat/completions", json=DESK).json()["guard"]["review_id"]
+        path = f"/v1/guard/reviews/{review_id}?wait=2"
+        waiting = [pool.submit(httpx.get, f"{served.url}{path}", timeout=30) for _ in range(2)]
+        until(lambda: served.server.waits.running == 2)
+        refused = client.get(path)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert client.post("/v1/chat/completions", json=ASK).status_code == 200
+        assert [each.result(20).json()["state"] for each in waiting] == ["waiting"] * 2
+
+
 def test_limits_of_requests_and_tokens(keyed: Keyed) -> None:
     few = keyed.key("few", limits=KeyLimits(requests_per_minute=2))
     first = keyed.post(few, ASK)
@@ -111,6 +147,26 @@ def test_limits_of_requests_and_tokens(keyed: Keyed) -> None:
     assert keyed.post(month, ASK).status_code == 200
     spent = keyed.post(month, ASK)
     assert (spent.status_code, spent.json()["error"]["code"]) == (429, "insufficient_quota")
+
+
+def test_a_live_stream_that_its_client_leaves_is_not_free(tmp_path: Path) -> None:
+    """Who left before the last event had read all of the answer but that."""
+    engine, release = waiting_engine("Paris", 0.1)
+    place, policies = tmp_path / "r.db", {"live": f"{POLICY}\nstreaming: live\n"}
+    with (
+        Access.open(place) as access,
+        serving(engine=engine, access=access, settings=QUICK, policies=policies) as served,
+    ):
+        key = access.keys.add("one", grants=[Grant(Role.CALLER)])[1]
+        headers = {"authorization": f"Bearer {key}"}
+        with (
+            served.client(headers=headers) as client,
+            client.stream("POST", "/v1/chat/completions", json={**ASK, "stream": True}) as response,
+        ):
+            assert any('"Pa"' in line or '"a"' in line for line in response.iter_lines())
+        release.set()
+        until(lambda: served.server.responder.admission.running == 0)
+        until(lambda: access.keys.all()[0].used_tokens == len("Which city?") + len("Pa"))
 
 
 def test_given_answers_count_to_a_keys_limits(keyed: Keyed) -> None:
@@ -134,7 +190,7 @@ def test_answers_that_litellm_sends_count_to_a_keys_limits(keyed: Keyed) -> None
     call = {"litellm_call_id": "1", "texts": ["Lyon"]}
     asked = {**call, "input_type": "request", "structured_messages": ASK["messages"]}
     assert keyed.post(key, asked, path).headers["x-ratelimit-remaining-tokens"] == "5"
-    assert keyed.post(key, {**call, "input_type": "response"}, path).json()["action"] != "BLOCKED"
+    assert keyed.post(key, {**call, "input_type": "response"}, path).json()["blocked_reason"] == "I cannot say."
     assert keyed.post(key, asked, path).status_code == 429
 
 

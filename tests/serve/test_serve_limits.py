@@ -15,11 +15,12 @@ import pytest
 from scripted import AnsweringEngine
 from served import said, serving
 from served_child import child
-from waiting_engine import until
+from waiting_engine import until, waiting_engine
 
 from guard.records import Escalation
 from guard.serve import ServeSettings
 from guard.serve.asked import Bounds
+from guard.serve.memory import ServerMemory
 
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which city?"}]}
 SECRET = "The vault code is 7-4-1-1-9-3"
@@ -50,6 +51,24 @@ def test_a_score_that_takes_too_long_is_504() -> None:
     ):
         late = client.post("/v1/score", json={"model": "tiny", "question": "Which city?", "answer": "Paris"})
     assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+
+
+def test_a_score_that_waits_too_long_for_the_engine_is_504_and_takes_no_room() -> None:
+    engine, release = waiting_engine("Lyon", 0.1)
+    score = {"model": "tiny", "question": "Which city?", "answer": "Paris"}
+    with (
+        serving(engine=engine, settings=ServeSettings(bounds=Bounds(seconds=0.3))) as served,
+        served.client() as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asking = pool.submit(served.openai().chat.completions.create, **ASK)
+        until(lambda: served.server.responder.admission.running == 1)
+        late = [client.post("/v1/score", json=score) for _ in range(3)]
+        release.set()
+        asking.result(20)
+        assert served.server.responder.admission.running == 0
+        assert client.post("/v1/score", json=score).status_code == 200
+    assert {(each.status_code, each.json()["error"]["code"]) for each in late} == {(504, "timeout")}
 
 
 def test_a_client_that_leaves_a_score_frees_the_engine() -> None:
@@ -140,3 +159,17 @@ def read_until_it_breaks(url: str, body: dict[str, Any]) -> str:
         for piece in response.iter_text():
             seen += piece
     return seen
+
+
+async def test_large_texts_do_not_fill_the_servers_memory() -> None:
+    """LiteLLM's calls send whole conversations, and an attacker as many of them as the server takes."""
+    memory = ServerMemory(most=100, most_characters=1000)
+    for number in range(50):
+        await memory.keep("call", "a", {f"{number}": "x" * 300})
+    found = [number for number in range(50) if await memory.find("call", "a", f"{number}") is not None]
+    assert found == [47, 48, 49]
+    await memory.keep("call", "a", {"49": "x" * 10})
+    await memory.keep("call", "a", {"50": "x" * 300})
+    assert await memory.find("call", "a", "47") is not None, "what is replaced no longer counts"
+    await memory.keep("call", "a", {"huge": "x" * 2000})
+    assert await memory.find("call", "a", "huge") is None

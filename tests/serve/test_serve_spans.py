@@ -71,11 +71,12 @@ def test_a_given_answers_score_has_its_spans(served: Served) -> None:
     assert len(found["spans"]) == 3
 
 
-def test_litellms_guardrail_gives_the_cut_text(served: Served) -> None:
+def test_litellms_guardrail_blocks_what_would_be_cut(served: Served) -> None:
     call = {"litellm_call_id": "1", "additional_provider_specific_params": {"model": "tiny", "policy": "cut"}}
     path = "/beta/litellm_basic_guardrail_api"
     asked = {**call, "input_type": "request", "structured_messages": [{"role": "user", "content": "Facts?"}]}
     with served.client() as client:
         client.post(path, json=asked)
         found = client.post(path, json={**call, "input_type": "response", "texts": [TEXT]}).json()
-    assert found == {"action": "GUARDRAIL_INTERVENED", "texts": ["Norway:\n- Founded: 1040"]}
+    assert found["action"] == "BLOCKED"
+    assert "does not accept the answer as it is" in found["blocked_reason"]

@@ -99,6 +99,15 @@ def test_an_answer_is_scored_with_the_question_that_the_other_server_has_seen(pa
     assert pair.servers[1].engine.asked[-1].question == "Which city?"
 
 
+def test_two_questions_with_one_id_at_two_servers_are_unknown_to_both(pair: Pair) -> None:
+    for server, question in enumerate(("Which city?", "Which dose?")):
+        messages = [{"role": "user", "content": question}]
+        pair.post(server, GUARDRAIL, input_type="request", structured_messages=messages, litellm_call_id="2")
+    for server in (0, 1):
+        answer: dict[str, Any] = {"texts": ["Paris"], "input_type": "response", "litellm_call_id": "2"}
+        assert pair.post(server, GUARDRAIL, **answer)["action"] == "BLOCKED"
+
+
 async def test_a_calls_whole_conversation_is_kept() -> None:
     calls, prompt = CallsSeen(ServerMemory()), Prompt.chat(MESSAGES)
     await calls.add("key", "1", prompt)
@@ -131,6 +140,8 @@ def test_what_cannot_be_kept_or_found_holds_no_answer_up_and_lets_none_pass(
     assert "what was to be kept as decision is lost" in caplog.text
     unknown = pair.get(0, f"/v1/guard/decisions/{answered['guard']['decision_id']}")
     assert unknown["error"]["code"] == "decision_not_found"
+    asked: dict[str, Any] = {"structured_messages": MESSAGES, "litellm_call_id": "1"}
+    assert pair.post(0, GUARDRAIL, input_type="request", **asked)["action"] == "BLOCKED", "an older one might be known"
     monkeypatch.setattr(ShortLived, "find", fail)
     failed = pair.get(0, f"/v1/guard/decisions/{answered['guard']['decision_id']}")
     assert failed["error"]["code"] == "store_unavailable"
