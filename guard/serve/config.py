@@ -107,6 +107,9 @@ class ConsoleSection(_ConfigPart):
 
     https: bool = Field(default=False, description="Whether browsers reach it by HTTPS, through a proxy.")
     names: tuple[str, ...] = Field(default=(), description="Host names under which it answers; by default any.")
+    proxies: tuple[str, ...] = Field(
+        default=(), description="Addresses of that proxy; it states the visitor's in X-Forwarded-For."
+    )
 
 
 class ServeConfig(_ConfigPart):

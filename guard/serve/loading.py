@@ -101,7 +101,8 @@ def console_app(config: ServeConfig, store: Store, access: Access) -> Any:
     except ImportError as error:
         raise missing_extra("argon2-cffi", "console") from error
     names = frozenset(wanted.names) | (LOOPBACK_NAMES if is_loopback(host) else frozenset())
-    return create_app(store, access, ConsoleSettings(wanted.https, names))
+    settings = ConsoleSettings(wanted.https, names, proxy_addresses=frozenset(wanted.proxies))
+    return create_app(store, access, settings)
 
 
 def _check_keys(access: Access | None, config: ServeConfig) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import resource
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 from guard.errors import InputError, missing_extra
@@ -39,13 +41,16 @@ def run_server(config: ServeConfig, *, announce: bool = True) -> None:
         http_server(create_application(server), server.settings).run([listening])
 
 
-def http_server(application: Any, settings: ServeSettings, *, log_level: str = "warning") -> uvicorn.Server:
+def http_server(
+    application: Any, settings: ServeSettings, *, log_level: str = "warning", most_waiting: int | None = None
+) -> uvicorn.Server:
     """Return what serves an application over HTTP.
 
     Args:
         application: ASGI.
         settings: for its time limits.
         log_level: of uvicorn's own lines.
+        most_waiting: connections that may wait for their clients; None for half the files that the process may open.
 
     Raises:
         MissingExtraError: uvicorn is not installed.
@@ -54,11 +59,13 @@ def http_server(application: Any, settings: ServeSettings, *, log_level: str = "
         import uvicorn
     except ImportError as error:
         raise missing_extra("uvicorn", "serve") from error
-    from guard.serve.slow_heads import patient_for
+    from guard.serve.slow_clients import patient_for
 
     config = uvicorn.Config(
         application,
-        http=patient_for(settings.body_seconds),
+        http=patient_for(settings.body_seconds, most_waiting=most_waiting or _half_of_the_files()),
+        ws="none",
+        proxy_headers=False,  # whoever connects from this machine could say that he is somebody else
         access_log=False,  # it would have no decision ids
         log_level=log_level,
         server_header=False,
@@ -67,6 +74,11 @@ def http_server(application: Any, settings: ServeSettings, *, log_level: str = "
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
     )
     return uvicorn.Server(config)
+
+
+def _half_of_the_files() -> int:
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft // 2)
 
 
 def log_decisions() -> None:

@@ -137,6 +137,26 @@ def test_the_console_is_mounted_on_the_server(tmp_path: Path) -> None:
     assert "password" in page.text
 
 
+@pytest.mark.parametrize(("proxies", "last"), [("[]", 429), ("['127.0.0.1']", 401)])
+def test_attempts_to_sign_in_count_by_the_address_that_a_named_proxy_states(
+    tmp_path: Path, proxies: str, last: int
+) -> None:
+    """Without such a proxy nobody gets more attempts by a header of his own."""
+    with Access.open(tmp_path / "r.db") as access, Store.open(tmp_path / "r.db") as store:
+        access.users.add("mira", grants=[Grant(Role.ADMIN)], password="a long password of hers")
+        server = Server.build(ServedModels({}), ServeSettings())
+        server.console = console_app(parse_config(f"{GOOD}console: {{proxies: {proxies}}}\n"), store, access)
+        with running(create_application(server)) as url, httpx.Client(base_url=url) as client:
+            form, own = {"login": "nobody", "password": "a guess"}, {"sec-fetch-site": "same-origin"}
+            found = [
+                client.post(
+                    "/console/login", data=form, headers={**own, "x-forwarded-for": f"10.0.0.{number}"}
+                ).status_code
+                for number in range(21)
+            ]
+    assert found == [*[401] * 20, last]
+
+
 def test_a_background_route_must_be_in_the_policy() -> None:
     config = parse_config(GOOD + "    background: titles\n")
     with pytest.raises(InputError, match="background route 'titles'"), loaded_server(config):

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from served import POLICY, Served, said, serving
+from served import POLICY, Served, running, said, serving
+from starlette.responses import Response
+from waiting_engine import until, waiting_engine
 
 from guard.access import Access, Grant, Role
 from guard.review.store import Store
-from guard.serve import ServeSettings
+from guard.serve import ServeSettings, create_application
+from guard.serve.event_stream import EventStream
 from guard.serve.running import http_server
 
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which city?"}]}
@@ -93,6 +100,102 @@ def test_a_head_that_does_not_come_is_given_up(served: Served, before: bytes) ->
             connection.sendall(f"x-{number}: slow\r\n".encode())
         else:
             pytest.fail("the server waits forever")
+
+
+def connected(url: str, buffer: int | None = None) -> socket.socket:
+    connection = socket.socket()
+    if buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.settimeout(10)
+    connection.connect(("127.0.0.1", int(url.rpartition(":")[2])))
+    return connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the server has ended an idle connection."""
+    connection.settimeout(0.2)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_a_client_that_does_not_read_is_given_up() -> None:
+    """A live stream holds one of the server's requests, and its text would wait for as long as the client likes."""
+    left = threading.Event()
+
+    async def endless() -> AsyncIterator[str]:
+        try:
+            while True:
+                await asyncio.sleep(0)
+                yield f": {'x' * 60_000}\n\n"
+        finally:
+            left.set()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await EventStream(endless())(scope, receive, send)
+
+    with running(application, SMALL) as url, connected(url, 4096) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        assert left.wait(10)
+
+
+def test_a_client_that_reads_slowly_gets_all_of_it() -> None:
+    text = b"x" * 3_000_000
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await Response(text)(scope, receive, send)
+
+    with running(application, SMALL) as url, connected(url, 4096) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        got = b""
+        while piece := connection.recv(65_536):
+            got += piece
+            if len(got) % 8 == 0:
+                time.sleep(0.001)
+    assert got.endswith(text)
+
+
+def test_connections_that_wait_for_their_clients_are_so_many_at_most() -> None:
+    """Each is one of the files that a process may open. A request that is being answered is none of them."""
+    engine, release = waiting_engine("Paris", 0.1)
+    with (
+        serving(engine=engine) as served,
+        running(create_application(served.server), most_waiting=3) as url,
+        ExitStack() as opened,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asking = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=ASK, timeout=30)
+        until(lambda: served.server.responder.admission.running == 1)
+        silent = [opened.enter_context(connected(url)) for _ in range(3)]
+        slow = [opened.enter_context(connected(url)) for _ in range(2)]
+        for connection in slow:
+            connection.sendall(head(100))
+        assert [is_closed(connection) for connection in (*silent, *slow)] == [True, True, False, False, False]
+        assert httpx.get(f"{url}/health").is_success
+        release.set()
+        assert asking.result(20).json()["choices"][0]["message"]["content"] == "Paris"
+
+
+def test_nobody_says_from_where_he_connects_and_nothing_is_upgraded() -> None:
+    seen: list[Any] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            seen.append((scope["type"], scope["client"][0], scope["scheme"]))
+            await Response(b"")(scope, receive, send)
+
+    headers = {"x-forwarded-for": "10.0.0.2", "x-forwarded-proto": "https"}
+    upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    with running(application) as url:
+        httpx.get(url, headers=headers)
+        httpx.get(url, headers={**upgrade, "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ=="})
+    assert seen == [("http", "127.0.0.1", "http")] * 2
 
 
 @pytest.mark.parametrize(

@@ -99,11 +99,11 @@ def serving(
 
 
 @contextlib.contextmanager
-def running(application: Any, settings: ServeSettings | None = None) -> Iterator[str]:
-    """Run an application in a thread of its own; gives its address."""
+def running(application: Any, settings: ServeSettings | None = None, **options: Any) -> Iterator[str]:
+    """Run an application in a thread of its own, with options of `http_server`; gives its address."""
     listening = listen_on("127.0.0.1", 0)
     limits = replace(settings or ServeSettings(), shutdown_seconds=2)
-    uvicorn_server = http_server(application, limits, log_level="error")
+    uvicorn_server = http_server(application, limits, log_level="error", **options)
     thread = threading.Thread(target=lambda: asyncio.run(uvicorn_server.serve([listening])), daemon=True)
     thread.start()
     while not uvicorn_server.started:
