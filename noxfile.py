@@ -7,6 +7,7 @@ nox -s light-3.12       # tests that need no torch, where that Python is install
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -186,49 +187,53 @@ def killed_ray(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def llama_server(session: nox.Session) -> None:
-    """The engine for served models against llama.cpp's own server, built here; two behind one name; failing wires."""
-    session.install("-e", ".[smollm2,calibrate,openai,serve]", "--group", "dev")
+    """The engine for served models against llama.cpp's own server; two behind one name; failing wires.
+
+    Builds the server, which takes half an hour on one core, unless ``LLAMA_SERVER`` names one.
+    """
+    session.install("-e", ".[smollm2,calibrate,openai,serve]", *TOOLS)
     folder = Path(session.create_tmp()).absolute()
-    built = session.run("bash", "benchmarks/llama_server.sh", str(folder), external=True, silent=True)
+    build = ("bash", "benchmarks/llama_server.sh", str(folder))
+    server = os.environ.get("LLAMA_SERVER") or str(session.run(*build, external=True, silent=True)).splitlines()[-1]
     tests = ("tests/engines/test_llama_server.py", "tests/engines/test_llama_server_faults.py", LLAMA_BACK_ENDS)
-    named = {"LLAMA_SERVER": str(built).splitlines()[-1], "OPENBLAS_NUM_THREADS": "1"}
+    named = {"LLAMA_SERVER": server, "OPENBLAS_NUM_THREADS": "1"}
     session.run("pytest", *(session.posargs or ("-rA", *tests)), env=named)
 
 
 @nox.session(python="3.11")
 def soak(session: nox.Session) -> None:
     """64 clients ask a server for half an hour; ``-- --seconds 60`` for less. Prints what was left behind."""
-    session.install("-e", f".[{EXTRAS}]", "--group", "dev")
+    session.install("-e", f".[{WITHOUT_TORCH}]", *TOOLS)
     session.run("python", "tests/support/served_soak.py", *(session.posargs or ("--seconds", "1800")))
 
 
 @nox.session(python="3.11")
 def clients(session: nox.Session) -> None:
-    """Clients of other projects on ``guard serve``: npm's openai, ai, n8n's model, LiteLLM, Open WebUI's templates."""
-    session.install("-e", f".[{EXTRAS}]", "--group", "dev")
+    """Clients of other projects on ``guard serve``: openai, LangChain, npm's openai and ai, n8n's model, LiteLLM."""
+    session.install("-e", f".[{WITHOUT_TORCH}]", *TOOLS)
     folder = Path(session.create_tmp()).absolute()
-    session.run("npm", "install", "--prefix", str(folder), *NPM_PACKAGES, external=True)
-    session.run("python", "-m", "venv", str(folder / "litellm"))
-    session.run(str(folder / "litellm" / "bin" / "pip"), "install", "-q", LITELLM, external=True)
-    session.run("pip", "download", "-q", "--no-deps", "-d", str(folder), OPEN_WEBUI)
-    (wheel,) = folder.glob("open_webui-*.whl")
-    session.run("python", "-m", "zipfile", "-e", str(wheel), str(folder / "open-webui"))
+    session.run_install("npm", "install", "--prefix", str(folder), *NPM_PACKAGES, external=True)
+    session.run_install("python", "-m", "venv", str(folder / "litellm"))
+    session.run_install(str(folder / "litellm" / "bin" / "pip"), "install", "-q", LITELLM, external=True)
+    session.run_install("pip", "download", "-q", "--no-deps", "-d", str(folder), OPEN_WEBUI)
+    for wheel in folder.glob("open_webui-*.whl"):
+        session.run_install("python", "-m", "zipfile", "-e", str(wheel), str(folder / "open-webui"))
     named = {
         "GUARD_TEST_NPM": str(folder),
         "GUARD_TEST_LITELLM": str(folder / "litellm" / "bin" / "litellm"),
         "GUARD_TEST_OPEN_WEBUI": str(folder / "open-webui"),
     }
-    tests = ("tests/serve/test_other_clients.py", "tests/serve/test_serve_langchain_standard.py")
+    tests = [f"tests/serve/test_{name}.py" for name in ("other_clients", "serve_clients", "serve_langchain_standard")]
     session.run("pytest", *(session.posargs or ("-rA", *tests)), env={"OPENBLAS_NUM_THREADS": "1", **named})
 
 
 @nox.session(python="3.11")
 def open_webui(session: nox.Session) -> None:
     """Open WebUI itself on ``guard serve``: chats, streams and all its own requests. Installs 3 GB."""
-    session.install("-e", f".[{EXTRAS}]", "--group", "dev")
+    session.install("-e", f".[{WITHOUT_TORCH}]", *TOOLS)
     folder = Path(session.create_tmp()).absolute() / "open-webui"
-    session.run("python", "-m", "venv", str(folder))
+    session.run_install("python", "-m", "venv", str(folder))
     python = str(folder / "bin" / "python")
-    session.run(python, "-m", "pip", "install", "-q", TORCH, OPEN_WEBUI, external=True)
+    session.run_install(python, "-m", "pip", "install", "-q", TORCH, OPEN_WEBUI, external=True)
     named = {"GUARD_TEST_OPEN_WEBUI_PYTHON": python, "OPENBLAS_NUM_THREADS": "1"}
     session.run("pytest", *(session.posargs or ("-rA", "tests/serve/test_open_webui.py")), env=named)

@@ -18,14 +18,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
+import openai
 import pytest
 from embedded_model import smollm2_file
+from pydantic import BaseModel
 from scripted import tiny_artefact
 from scripted_tools import MODEL, ToolEngine
-from served import POLICY, said, serving
+from served import POLICY, Served, said, serving
 from served_child import free_port
 
 from guard.access import Access, Grant, Role
@@ -37,6 +39,14 @@ from guard.serve import ServeSettings
 HERE = Path(__file__).parent
 CITY = "What is the capital of France?"
 SAID_NO = "I cannot say."
+LOOK_UP: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Look up the weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
 RULES = f"rules: [accept]\nroutes: {{never: {{rules: [{{abstain: {{text: {SAID_NO}}}}}]}}}}\n"
 CONFIG = """
 version: 1
@@ -79,6 +89,85 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+@contextmanager
+def tooled() -> Iterator[Served]:
+    """A scripted model that calls tools and writes JSON."""
+    artefact = tiny_artefact(MODEL).model_copy(update={"prompting": Prompting(system="", max_tokens=2000)})
+    accepts = {"all": "{version: 1, name: all, rules: [accept]}"}
+    with serving(engine=ToolEngine(), scorer=Scorer(artefact), policies=accepts, max_tokens=2000) as served:
+        yield served
+
+
+# -- openai for Python -------------------------------------------------------------------------
+
+ASK: dict[str, Any] = {"model": "smollm2", "messages": [{"role": "user", "content": CITY}]}
+
+
+class City(BaseModel):
+    """A city."""
+
+    city: Literal["Paris", "Rome"]
+
+
+@pytest.mark.model
+def test_pythons_openai_understands_the_server(real: str) -> None:
+    client = openai.OpenAI(base_url=f"{real}/v1", api_key="none", max_retries=0)
+    found = {"whole": client.chat.completions.create(**ASK).choices[0].message.content}
+    pieces = client.chat.completions.create(**ASK, stream=True)
+    found["stream"] = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+    with client.chat.completions.stream(**ASK) as stream:
+        found["stream helper"] = stream.get_final_completion().choices[0].message.content
+    found["responses"] = client.responses.create(model="smollm2", input=CITY).output_text
+    with client.responses.stream(model="smollm2", input=CITY) as events:
+        found["responses, streamed"] = events.get_final_response().output_text
+    found["completion"] = client.completions.create(model="smollm2", prompt="The capital of France is").choices[0].text
+    for name, text in found.items():
+        assert "Paris" in str(text), name
+    parsed = client.chat.completions.parse(**ASK, response_format=City).choices[0].message.parsed
+    assert isinstance(parsed, City)
+    refused = client.chat.completions.create(**{**ASK, "model": "smollm2:never"}).choices[0].message
+    assert (refused.content, refused.refusal) == (SAID_NO, SAID_NO)
+    with pytest.raises(openai.APIError, match="has retracted the answer"):
+        list(client.chat.completions.create(**{**ASK, "model": "live:never"}, stream=True))
+    with pytest.raises(openai.BadRequestError, match="does not support tools"):
+        client.chat.completions.create(**ASK, tools=[LOOK_UP])
+    assert {model.id for model in client.models.list()} >= {"smollm2", "smollm2:never"}
+
+
+@pytest.mark.model
+async def test_pythons_asynchronous_openai_understands_the_server(real: str) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{real}/v1", api_key="none", max_retries=0) as client:
+        whole, stream, response, parsed = await asyncio.gather(
+            client.chat.completions.create(**ASK),
+            client.chat.completions.create(**ASK, stream=True),
+            client.responses.create(model="smollm2", input=CITY),
+            client.chat.completions.parse(**ASK, response_format=City),
+        )
+        streamed = "".join([piece.choices[0].delta.content or "" async for piece in stream])
+        with pytest.raises(openai.APIError, match="has retracted the answer"):
+            async for _ in await client.chat.completions.create(**{**ASK, "model": "live:never"}, stream=True):
+                pass
+    for text in (whole.choices[0].message.content, streamed, response.output_text):
+        assert "Paris" in str(text)
+    assert isinstance(parsed.choices[0].message.parsed, City)
+
+
+def test_pythons_openai_calls_tools_in_both_apis() -> None:
+    """On the scripted model: the embedded one has no tools."""
+    with tooled() as served:
+        client = served.openai()
+        messages: list[Any] = [{"role": "user", "content": "How is the weather in Paris?"}]
+        message = client.chat.completions.create(model="tiny", messages=messages, tools=[LOOK_UP]).choices[0].message
+        (call,) = message.tool_calls
+        assert json.loads(call.function.arguments) == {"city": "Paris"}
+        messages += [message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+        last = client.chat.completions.create(model="tiny", messages=messages, tools=[LOOK_UP])
+        flat = {"type": "function", **LOOK_UP["function"]}
+        response = client.responses.create(model="tiny", input=messages[0]["content"], tools=[flat])
+    assert "sunny" in str(last.choices[0].message.content)
+    assert [item.type for item in response.output] == ["function_call"]
+
+
 # -- npm ---------------------------------------------------------------------------------------
 
 
@@ -87,10 +176,8 @@ def run_script(name: str, folder: Path, request: pytest.FixtureRequest) -> dict[
     modules = Path(named("GUARD_TEST_NPM", "npm packages")) / "node_modules"
     (folder / "node_modules").symlink_to(modules.absolute())
     (folder / name).write_text((HERE / name).read_text("utf-8"))
-    artefact = tiny_artefact(MODEL).model_copy(update={"prompting": Prompting(system="", max_tokens=2000)})
-    accepts = {"all": "{version: 1, name: all, rules: [accept]}"}
     url = request.getfixturevalue("real")
-    with serving(engine=ToolEngine(), scorer=Scorer(artefact), policies=accepts, max_tokens=2000) as scripted:
+    with tooled() as scripted:
         done = subprocess.run(
             ["node", name, url, scripted.url], cwd=folder, capture_output=True, text=True, timeout=240
         )
@@ -143,8 +230,16 @@ guardrails:
       guardrail: generic_guardrail_api
       mode: [pre_call, post_call]
       api_base: {url}
+      streaming_buffer_until_moderated: true
       additional_provider_specific_params: {{model: smollm2}}
   - guardrail_name: strict
+    litellm_params:
+      guardrail: generic_guardrail_api
+      mode: [pre_call, post_call]
+      api_base: {url}
+      streaming_buffer_until_moderated: true
+      additional_provider_specific_params: {{model: smollm2, route: never}}
+  - guardrail_name: unbuffered
     litellm_params:
       guardrail: generic_guardrail_api
       mode: [pre_call, post_call]
@@ -198,7 +293,10 @@ def test_litellms_proxy_serves_guarded_models_and_uses_guard_as_a_guardrail(
         found["stream"] = ask("guarded", stream=True).text
         found["live"] = ask("live", stream=True).text
         found["lenient"] = ask("guarded", guardrails=["lenient"]).json()
-        found["strict"] = ask("guarded", guardrails=["strict"]).json()
+        found["lenient stream"] = ask("guarded", guardrails=["lenient"], stream=True).text
+        for name in ("strict", "unbuffered"):
+            found[name] = ask("guarded", guardrails=[name]).json()
+            found[f"{name} stream"] = ask("guarded", guardrails=[name], stream=True).text
     print(json.dumps(found, indent=2))
     assert "Paris" in found["guarded"]["choices"][0]["message"]["content"]
     assert found["guarded"]["guard"]["action"] == "accept", "LiteLLM keeps fields of the body"
@@ -207,7 +305,11 @@ def test_litellms_proxy_serves_guarded_models_and_uses_guard_as_a_guardrail(
     assert "has retracted the answer" in found["live"]
     assert "[DONE]" not in found["live"]
     assert "Paris" in found["lenient"]["choices"][0]["message"]["content"]
-    assert found["strict"]["choices"][0]["message"]["content"] == SAID_NO
+    assert "Paris" in "".join(re.findall(r'"content":\s*"([^"]*)"', found["lenient stream"]))
+    for name in ("strict", "strict stream", "unbuffered"):
+        assert SAID_NO in str(found[name]), name
+        assert "Paris" not in str(found[name]), name
+    assert SAID_NO in found["unbuffered stream"], "the stream ends with an error"
 
 
 # -- Open WebUI --------------------------------------------------------------------------------
