@@ -223,7 +223,8 @@ def clients(session: nox.Session) -> None:
         "GUARD_TEST_LITELLM": str(folder / "litellm" / "bin" / "litellm"),
         "GUARD_TEST_OPEN_WEBUI": str(folder / "open-webui"),
     }
-    tests = [f"tests/serve/test_{name}.py" for name in ("other_clients", "serve_clients", "serve_langchain_standard")]
+    own, langchain = "tests/serve/test_serve_clients.py", "tests/serve/test_serve_langchain_standard.py"
+    tests = ("tests/serve/test_other_clients.py", own, langchain)
     session.run("pytest", *(session.posargs or ("-rA", *tests)), env={"OPENBLAS_NUM_THREADS": "1", **named})
 
 
