@@ -54,7 +54,7 @@ def replay(
         print_json(asdict(found))
         return
     console().print(plain_table(("", "now", "proposed"), _rows(found)))
-    for line in _notes(found):
+    for line in (*_notes(found), *_changes(found)):
         say(line)
 
 
@@ -91,6 +91,14 @@ def _notes(found: PolicyComparison) -> list[str]:
     if found.proposed.errors.by_verdicts is None:
         notes.append("Wrong answers are expected from the scores alone: too few have verdicts (see audit in policies).")
     return notes
+
+
+def _changes(found: PolicyComparison) -> list[str]:
+    if found.lines is None:
+        return ["The audit log does not have the text of the present policy, which would be compared here."]
+    signs = {"=": " ", ".": " ..."}
+    changed = [f"{signs.get(line.sign, line.sign)} {line.text}" for line in found.lines]
+    return ["Change of the policy:", *changed] if changed else []
 
 
 def _wrong(errors: ExpectedErrors) -> str:

@@ -26,11 +26,15 @@ from guard.replay.comparison import PolicyComparison, replay
 from guard.replay.deciding import ENDINGS, CallEnding
 from guard.replay.figures import Interval, PolicyFigures, scaled
 from guard.replay.picture import WORDS
+from guard.replay.recorded import read_latest_document
 
 router = APIRouter()
 
 #: Characters of a policy, entries of the audit log that are read, and problems of a policy that are shown, at most.
 LONGEST, MOST, _PROBLEMS = 100_000, 20_000, 20
+
+#: Name of the policy that decides now, among those that one can begin with.
+_PRESENT = "present"
 
 _DAYS = {1: "24 hours", 7: "7 days", 28: "28 days"}
 
@@ -64,8 +68,10 @@ class ComparedFigure:
 
 @router.get("/replay")
 def show_form(visit: TheVisit, start: str = "") -> Response:
-    """Return the empty form, or one that begins with a built-in policy."""
+    """Return the empty form, or one that begins with the present policy or a built-in one."""
     known = builtin_policies()
+    if start == _PRESENT:
+        return _page(visit, {"policy": _present_document(visit) or ""})
     if start and start not in known:
         raise PageError(404, "There is no such built-in policy", f"Known: {', '.join(known)}.")
     return _page(visit, {"policy": read_text(known[start])} if start else {})
@@ -82,6 +88,10 @@ def try_policy(visit: TheVisit, form: TheForm) -> Response:
     except InputError as error:
         return _page(visit, form, problems=_problems(error), status=422)
     return _page(visit, form, found=found)
+
+
+def _present_document(visit: Visit) -> str | None:
+    return read_latest_document(visit.desk.store.audit_log())
 
 
 def _days(form: Mapping[str, str]) -> int:
@@ -129,13 +139,19 @@ def _page(
         typed=typed,
         problems=problems or [],
         longest=LONGEST,
-        policies=sorted(builtin_policies()),
+        starts=_starts(visit),
         ranges=_DAYS,
         everywhere=routes is None,
         routes=visit.desk.store.routes(None) if routes is None else sorted(routes),
         found=found,
         **({} if found is None else _shown(found)),
     )
+
+
+def _starts(visit: Visit) -> dict[str, str]:
+    """Return the policies that one can begin with, by name, in words."""
+    present = {} if _present_document(visit) is None else {_PRESENT: "the present policy"}
+    return present | {name: name for name in sorted(builtin_policies())}
 
 
 # -- what is shown -----------------------------------------------------------------------------

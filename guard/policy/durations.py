@@ -6,8 +6,11 @@ import re
 import reprlib
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, SerializationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+#: Context in which documents are written for people.
+FOR_PEOPLE = "for people"
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"([0-9]{1,6})\s?(s|min|h|d)")
@@ -26,6 +29,22 @@ def parse_duration(text: object) -> float | None:
     return float(int(written[1]) * _SECONDS[written[2]])
 
 
+def write_duration(seconds: float) -> str:
+    """Return a duration as policies write it, in the largest unit of which it is a whole number.
+
+    Examples:
+        >>> write_duration(14_400.0), write_duration(5_400.0)
+        ('4h', '90min')
+    """
+    unit = max((unit for unit in _SECONDS if seconds % _SECONDS[unit] == 0), key=_SECONDS.__getitem__)
+    return f"{int(seconds // _SECONDS[unit])}{unit}"
+
+
+def _serialise(seconds: float, info: SerializationInfo) -> Any:
+    """Write a duration out where a document is for people; digests are of its seconds."""
+    return write_duration(seconds) if info.context == FOR_PEOPLE else seconds
+
+
 def _seconds(value: Any) -> Any:
     seconds = parse_duration(value)
     if seconds is None:
@@ -37,5 +56,6 @@ def _seconds(value: Any) -> Any:
 Duration = Annotated[
     float,
     BeforeValidator(_seconds),
+    PlainSerializer(_serialise),
     WithJsonSchema({"type": "string", "pattern": r"^0*[1-9][0-9]{0,5}\s?(s|min|h|d)$"}),
 ]

@@ -35,10 +35,12 @@ from guard.policy.document import (
     NullFree,
     Retry,
 )
+from guard.policy.durations import FOR_PEOPLE
 from guard.policy.joined_calls import Calls
 from guard.policy.policy_files import builtin_policies, find_policy
 from guard.policy.rules import NO_USAGE, CompiledRule, OutOfDistributionRule, RoutePlan, ToolPlan, Usage
 from guard.policy.span_rules import decide_on_spans
+from guard.policy.written import write_document
 from guard.policy.yaml_source import InvalidPolicyError, Problem, read_text, read_yaml
 from guard.records import Action, Decision
 from guard.scores import ScoreName, Span
@@ -63,6 +65,7 @@ class Policy:
         streaming: ``hold`` an answer until its decision, or show it ``live``.
         certificate: the file with the thresholds of risk guarantees; None if the document names none.
         score: name of the score that the rules compare.
+        document: the document as YAML in one layout, without comments and without what is as by default.
 
     Examples:
         >>> policy = load_policy("balanced")
@@ -81,6 +84,7 @@ class Policy:
     streaming: Literal["hold", "live"] = "hold"
     certificate: str | None = None
     score: ScoreName = "guard"
+    document: str = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles: the read-only views of the mappings allow neither by themselves."""
@@ -238,6 +242,9 @@ def _policy(document: Document) -> Policy:
         streaming=document.streaming,
         certificate=document.certificate,
         score=document.score,
+        document=write_document(
+            document.model_dump(mode="json", by_alias=True, exclude_defaults=True, context=FOR_PEOPLE)
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from guard._faces import lazy_face
 if TYPE_CHECKING:
     from guard.replay.comparison import PolicyComparison, replay
     from guard.replay.deciding import Replayed, replay_call
+    from guard.replay.documents import PolicyLine
     from guard.replay.figures import ExpectedErrors, PolicyFigures
     from guard.replay.recorded import RecordedAttempt, RecordedCall
 
@@ -20,6 +21,7 @@ __all__ = [
     "ExpectedErrors",
     "PolicyComparison",
     "PolicyFigures",
+    "PolicyLine",
     "RecordedAttempt",
     "RecordedCall",
     "Replayed",
@@ -32,6 +34,7 @@ __getattr__, __dir__ = lazy_face(
     {
         "comparison": ("PolicyComparison", "replay"),
         "deciding": ("Replayed", "replay_call"),
+        "documents": ("PolicyLine",),
         "figures": ("ExpectedErrors", "PolicyFigures"),
         "recorded": ("RecordedAttempt", "RecordedCall"),
     },

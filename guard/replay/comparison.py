@@ -13,8 +13,9 @@ from guard.errors import InputError
 from guard.policy.durations import parse_duration
 from guard.policy.policy import Policy
 from guard.replay.deciding import as_recorded, replay_call
+from guard.replay.documents import PolicyLine, compare_documents
 from guard.replay.figures import PolicyFigures, compute_figures
-from guard.replay.recorded import RecordedCall, read_calls, read_verdicts, within_newest
+from guard.replay.recorded import RecordedCall, read_calls, read_document, read_verdicts, within_newest
 from guard.review.migrations.tables import EVENTS
 from guard.review.records import later
 from guard.review.store import Store
@@ -35,6 +36,8 @@ class PolicyComparison:
         proposed: figures of the policy.
         changed: calls that end differently, by how they ended and would end, such as ``{"escalate": {"accept": 3}}``.
         cut: whether `since` is later than the time that was asked for, since the log has more entries than were read.
+        lines: what differs between the document of the policy that decided the latest call and the other policy's; None
+            where the log does not have that document.
     """
 
     since: str
@@ -44,6 +47,7 @@ class PolicyComparison:
     proposed: PolicyFigures
     changed: dict[str, dict[str, int]]
     cut: bool
+    lines: tuple[PolicyLine, ...] | None
 
 
 def replay(
@@ -89,6 +93,7 @@ def replay(
         if before.ending != after.ending:
             row = changed.setdefault(before.ending, {})
             row[after.ending] = row.get(after.ending, 0) + 1
+    document = read_document(log, calls[-1])
     return PolicyComparison(
         begin,
         days,
@@ -97,6 +102,7 @@ def replay(
         compute_figures(policy.name, proposed, verdicts, days=days, minutes=minutes),
         changed,
         cut=begin > asked,
+        lines=None if document is None else compare_documents(document, policy.document),
     )
 
 

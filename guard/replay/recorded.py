@@ -23,6 +23,9 @@ from guard.review.store import Store
 #: Decisions whose verdicts are read by one query.
 _AT_ONCE = 500
 
+#: Entries at the end of the log among which the latest decision is looked for.
+_NEWEST = 500
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedAttempt:
@@ -55,6 +58,7 @@ class RecordedCall:
         action: what it decided last: ``accept``, ``fallback`` (a fixed text), ``escalate``, ``abstain``; in shadow mode
             also ``retry``.
         attempts: in order.
+        policy_sha256: digest of that policy; empty if unknown.
     """
 
     decision_id: str
@@ -63,6 +67,7 @@ class RecordedCall:
     policy: str
     action: str
     attempts: tuple[RecordedAttempt, ...]
+    policy_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,38 @@ def read_calls(log: AuditLog, *, since: str, route: str | None = None) -> list[R
     events = (json.loads(entry.event) for entry in log.entries(_first_since(log, since)))
     decisions = (event for event in events if event["kind"] == "decision" and event["at"] >= since)
     return [_call(event) for event in decisions if route is None or event["route"] == route]
+
+
+def read_document(log: AuditLog, call: RecordedCall) -> str | None:
+    """Return the document of the policy that decided a call, as `guard.policy.policy.Policy.document`.
+
+    Args:
+        log: the audit log with the call.
+        call: the call.
+
+    Returns:
+        None where the log does not have it.
+
+    Raises:
+        StoreError: the log cannot be read.
+    """
+    events = (json.loads(entry.event) for entry in log.entries(subject=f"policy {call.policy}"))
+    documents = (event.get("document") for event in events if event.get("policy_sha256") == call.policy_sha256)
+    return next((str(each) for each in documents if each), None)
+
+
+def read_latest_document(log: AuditLog) -> str | None:
+    """Return the document of the policy that decided the latest call, as `read_document` does.
+
+    Args:
+        log: the audit log, of which only the newest entries are read.
+
+    Raises:
+        StoreError: the log cannot be read.
+    """
+    events = (json.loads(entry.event) for entry in newest_entries(log, _NEWEST))
+    latest = next((event for event in events if event["kind"] == "decision"), None)
+    return None if latest is None else read_document(log, _call(latest))
 
 
 def within_newest(log: AuditLog, since: str, newest: int) -> str:
@@ -141,7 +178,8 @@ def _call(event: Mapping[str, Any]) -> RecordedCall:
         RecordedAttempt(each["source"], each["scores"], each["ood_score"], each["failed"], tuple(each["defects"]))
         for each in event["tried"]
     )
-    return RecordedCall(event["subject"], event["at"], event["route"], event["policy"], event["action"], attempts)
+    subject, at, route, policy, action = (event[name] for name in ("subject", "at", "route", "policy", "action"))
+    return RecordedCall(subject, at, route, policy, action, attempts, event["policy_sha256"])
 
 
 def _first_since(log: AuditLog, since: str) -> int:

@@ -52,7 +52,13 @@ def log_policy(log: AuditLog | None, policy: Policy) -> None:
     if not isinstance(log, AuditLog):
         raise InputError(f"audit_log must be an AuditLog, got {type(log).__name__}", fix="Pass store.audit_log()")
     thresholds = {route or "default": _thresholds(policy, route) for route in policy.plans}
-    fields = {"policy_sha256": policy.sha256, "mode": policy.mode, "score": policy.score, "thresholds": thresholds}
+    fields = {
+        "policy_sha256": policy.sha256,
+        "mode": policy.mode,
+        "score": policy.score,
+        "thresholds": thresholds,
+        "document": policy.document,
+    }
     log.append_changed("policy", f"policy {policy.name}", fields)
 
 

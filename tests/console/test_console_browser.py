@@ -20,11 +20,12 @@ from PIL import Image
 from guard.audit import log as audit_log
 from guard.monitoring import CertificateWatch
 from guard.policy.guarantee import CertifiedThreshold, apply_thresholds
-from guard.policy.policy import parse_policy
+from guard.policy.policy import decide, parse_policy
 from guard.records import Escalation, Generation, Prompt, Sampling
 from guard.review.endpoints import Endpoints
 from guard.review.records import Review, ReviewStatus
 from guard.review_terms import AuditDraw, ReviewTerms
+from guard.runtime.decision_log import log_policy
 from guard.scores import Score, ScoreReading, Span
 from guard.scoring.signature import pairwise_kl
 
@@ -360,7 +361,7 @@ def test_hostile_text_does_nothing(desk: ServedConsole, hostile: Review, viewpor
 TRIED = {"source": "model", "scores": {"guard": 0.5}, "ood_score": 0.5, "failed": False, "defects": []}
 DECISION = {
     "action": "accept", "route": HOSTILE.replace("\0", ""), "policy": "help-desk", "p_wrong": 0.5, "ood_score": 0.5,
-    "tried": [TRIED],
+    "tried": [TRIED], "policy_sha256": "",
 }  # fmt: skip
 
 PAGES: dict[str, Callable[[list[Review], Review], str]] = {
@@ -412,11 +413,22 @@ def test_no_page_has_a_fault_that_axe_finds(
     assert {name: each for name, each in found.items() if each} == {}
 
 
-STRICTER = """version: 1
-name: stricter
-rules: [accept: {below: 0.2}, escalate: {below: 0.8, to: [review]}, abstain]
-routes: {medical: {rules: [accept: {below: 0.1}, escalate: {to: [review]}]}}
+PRESENT = """version: 1
+name: help-desk
+description: Answers for the town's help desk.
+rules:
+  - accept: {below: 0.3, name: likely right}
+  - fallback: {below: 0.6, text: Please look it up.}
+  - escalate: {below: 0.9, to: [review], within: 8h}
+  - abstain
+routes: {medical: {rules: [accept: {below: 0.25}, escalate: {to: [review], within: 4h, priority: high}]}}
 """
+STRICTER = (
+    PRESENT.replace("name: help-desk", "name: stricter")
+    .replace("below: 0.3,", "below: 0.2,")
+    .replace("below: 0.25}", "below: 0.1}")
+    .replace("within: 8h", "within: 4h, late: abstain")
+)
 
 
 def try_policy(page: Page, text: str) -> Page:
@@ -478,6 +490,14 @@ def test_a_lead_tries_a_policy_by_keys_and_by_mouse(desk: ServedConsole) -> None
     accepted = page.locator("tr").filter(has_text="Accepted, share of all")
     assert re.search(r"\d+\.\d % *\s*\d+\.\d to \d+\.\d", accepted.inner_text())
     assert page.get_by_role("img", name="Share wrong among the accepted").is_visible()
+    change = page.get_by_label("Difference of the policies")
+    assert change.locator(".rem").first.inner_text().split() == ["-", "removed", "name:", "help-desk"]
+    assert "accept: {below: 0.2, name: likely right}" in change.locator(".add").nth(1).inner_text()
+    page.get_by_label("Begin with").select_option("the present policy")
+    page.get_by_role("button", name="Fill in").click()
+    page.wait_for_url("**start=present")
+    assert "below: 0.3" in page.get_by_label("Policy", exact=True).input_value()
+    page = try_policy(page, STRICTER)
     assert page.get_by_label("Policy", exact=True).input_value() == STRICTER
     page.get_by_label("Policy", exact=True).fill("version: 1\nname: x\nrules: [accept: {belw: 0.1}]")
     page.get_by_role("button", name="Try it").click()
@@ -498,7 +518,7 @@ def test_the_documents_pictures_are_made(desk: ServedConsole) -> None:
         ("insights", "/insights?days=28", WIDE),
         ("audit", "/audit", WIDE),
         ("webhooks", "/settings/webhooks", WIDE),
-        ("replay", "/replay", WIDE),
+        ("replay", "/replay", tall),
         ("replay-phone", "/replay", PHONE),
         ("certificates", "/certificates", WIDE),
     ):
@@ -617,14 +637,16 @@ def _with_map(case: Escalation, number: int) -> Escalation:
 
 def _log(console: MadeConsole, now: datetime) -> None:
     """Decisions of four weeks in the audit log, among which inputs become less usual."""
-    log, real = console.store.audit_log(), audit_log._now
+    log, real, present = console.store.audit_log(), audit_log._now, parse_policy(PRESENT)
+    log_policy(log, present)
     for number in range(420):
         at = (now - timedelta(hours=(420 - number) * 1.6)).isoformat(timespec="milliseconds")
         audit_log._now = lambda at=at: at
-        action = ("accept", "accept", "accept", "retry", "fallback", "escalate", "escalate", "abstain")[number * 7 % 8]
         unusual = number * 13 % 100 / 100 + (0.25 if number > 360 else 0)
-        p_wrong = _spread(number % 90)
-        fields = {"action": action, "route": "medical", "policy": "help-desk", "p_wrong": p_wrong}
+        route, p_wrong = ("medical", None, None)[number % 3], (number * 37 % 90 / 90) ** 1.7
+        action = decide(present, p_wrong=p_wrong, route=route).action.value
+        fields = {"action": action, "route": route, "policy": present.name, "p_wrong": p_wrong}
+        fields["policy_sha256"] = present.sha256
         tried = [{**TRIED, "scores": {"guard": p_wrong}}]
         log.append("decision", f"made-{number}", {**fields, "ood_score": min(unusual, 1.0), "tried": tried}, texts={})
     audit_log._now = real

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import json
 import re
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,38 @@ def test_a_lead_sees_the_policy_beside_the_present_one(asked: MadeConsole) -> No
     assert "now 30.8 % accepted at" in said, "the picture says what it shows"
     assert re.search(r'<td class="chg">2</td>', page.text)
     assert html.escape("name: stricter <b>", quote=False) in page.text, "the text is still there to be changed"
+
+
+def test_the_change_of_the_policy_is_shown_line_by_line(asked: MadeConsole) -> None:
+    lea = asked.signed_in("lea", ("lead",))
+    page = lea.post("/replay", data={"policy": STRICTER}).text
+    for sign, line in (("rem", "name: present"), ("rem", "accept: {below: 0.25}"), ("add", "accept: {below: 0.1}")):
+        assert re.search(rf'<li class="{sign}"><span class="n">.<span class="vh">[^/]*</span></span>[^/]*{line}', page)
+    assert "name: &#34;stricter &lt;b&gt;&#34;" in page, "a text of the policy is text"
+    assert "both policies say the same" in words(lea.post("/replay", data={"policy": PRESENT}).text)
+
+
+def test_without_the_present_policys_text_the_page_says_so(asked: MadeConsole, monkeypatch: pytest.MonkeyPatch) -> None:
+    lea = asked.signed_in("lea", ("lead",))
+    log = asked.store.audit_log()
+    (decision,) = [json.loads(entry.event) for entry in islice(log.entries(1), 1)]
+    log.append("decision", "d", {**decision, "policy_sha256": "f" * 64}, texts={})
+    assert "does not have the text of the present policy" in words(lea.post("/replay", data={"policy": PRESENT}).text)
+    assert "the present policy" not in words(lea.get("/replay").text)
+
+
+def test_one_can_begin_with_the_present_policy(asked: MadeConsole) -> None:
+    lea = asked.signed_in("lea", ("lead",))
+    page = html.unescape(lea.get("/replay", params={"start": "present"}).text)
+    text = page[page.index('maxlength="100000">') :].partition(">")[2].partition("</textarea>")[0]
+    assert parse_policy(text).sha256 == parse_policy(PRESENT).sha256
+    assert "the present policy" in words(page)
+
+
+def test_without_a_decision_there_is_no_present_policy_to_begin_with(console: MadeConsole) -> None:
+    lea = console.signed_in("lea", ("lead",))
+    assert "the present policy" not in words(lea.get("/replay").text)
+    assert lea.get("/replay", params={"start": "present"}).status_code == 200
 
 
 def test_trying_changes_nothing(asked: MadeConsole) -> None:

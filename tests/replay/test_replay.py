@@ -19,6 +19,7 @@ from guard.policy.policy import Policy, parse_policy
 from guard.records import Limits, Outcome
 from guard.replay.comparison import read_minutes, replay
 from guard.replay.deciding import Replayed, as_recorded, replay_call
+from guard.replay.documents import compare_documents
 from guard.replay.figures import FEWEST_VERDICTS, compute_figures, expected_errors
 from guard.replay.picture import picture
 from guard.replay.recorded import RecordedAttempt, RecordedCall, RecordedVerdict, read_calls
@@ -102,6 +103,35 @@ def test_the_policy_that_decided_changes_nothing(store: Store) -> None:
     assert found.present.endings == found.proposed.endings
     assert found.present.endings == {"accept": 7, "text": 0, "escalate": 5, "abstain": 0, "unknown": 0}
     assert found.proposed.reviews_a_day == pytest.approx((5 + 7) / 7), "five escalations and seven audits in a week"
+
+
+def test_the_lines_of_both_policies_are_compared_with_those_of_the_latest_call(store: Store) -> None:
+    ask_all(guarded(policy("[abstain]"), store))
+    ask_all(guarded(OLD, store))
+    assert replay(store, OLD).lines == ()
+    lines = replay(store, policy("[accept: {below: 0.2}, escalate: {to: [desk]}]", "audit: {rate: 1}")).lines
+    assert lines is not None
+    assert [f"{line.sign} {line.text.strip()}" for line in lines] == [
+        "= version: 1",
+        "= name: made",
+        "= rules:",
+        "- - accept: {below: 0.25}",
+        "- - retry: {below: 0.5}",
+        "- - escalate",
+        "+ - accept: {below: 0.2}",
+        "+ - escalate: {to: [desk]}",
+        "= audit: {rate: 1.0, within: 7d}",
+    ]
+
+
+def test_long_policies_are_shown_where_they_differ() -> None:
+    old = "\n".join(f"line {number}" for number in range(40))
+    lines = compare_documents(old, old.replace("line 20", "line x"))
+    assert "".join(line.sign for line in lines) == ".===-+===."
+    assert [line.text for line in lines if line.sign in "-+"] == ["line 20", "line x"]
+    twice = compare_documents(old, old.replace("line 2\n", "").replace("line 30", "line y"))
+    assert "".join(line.sign for line in twice) == "==-===.===-+===."
+    assert compare_documents(old, old) == ()
 
 
 def test_every_attempt_is_recorded_without_its_text(store: Store) -> None:
@@ -303,6 +333,7 @@ def test_the_command_prints_a_table_and_draws_a_picture(
     assert "accepted 58.3% (27.7% to 84.8%) 16.7% (2.1% to 48.4%)" in words
     assert "5 that ended in accept would end in escalate" in words
     assert "Wrong answers are expected from the scores alone" in words
+    assert "+ - accept: {below: 0.1}" in words[words.index("Change of the policy: version: 1 - name: made") :]
     root = ElementTree.fromstring(drawing.read_text(encoding="utf-8"))
     says = " ".join(text for each in root.iter() if (text := (each.text or "").strip()))
     assert "12 calls of the last 7 days" in says

@@ -127,6 +127,7 @@ def test_a_policy_has_an_entry_when_it_changes(store: Store) -> None:
         *([0.2, 0.4, 0.8, None], [0.3, 0.4, 0.8, None], [0.2, 0.4, 0.8, None])
     ]
     assert events[0]["policy_sha256"] == events[2]["policy_sha256"] != events[1]["policy_sha256"]
+    assert [parse_policy(event["document"]).sha256 for event in events] == [each["policy_sha256"] for each in events]
 
 
 def test_kept_texts_are_those_of_the_call(ask: EitherWay, store: Store) -> None:
