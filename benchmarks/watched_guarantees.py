@@ -1,18 +1,24 @@
 """How often a watched guarantee gives a false alarm, and how soon a broken one is noticed: simulations, as Markdown.
 
-    python benchmarks/watched_guarantees.py [--runs 1000] [--out docs/evidence/watch.md]
+    python benchmarks/watched_guarantees.py [--runs 1000] [--scores SCORES] [--out docs/evidence/watch.md]
 
 The guarantee is 5 %, the stated probability of a false alarm 5 %. `MAPIE` is its RiskMonitoring with the same guarantee
 and level. The changing world has 5,000 questions, certified beforehand on 2,000 labels; half-way, answers that scored
 alike become wrong more often. Its calls go through guard's own decision, draw and tests; only the reviewer is an
 oracle.
+
+The same world is drawn from recorded answers of a model, with replacement: scores by fits that did not see the question
+(`scores.py`), and whether the answer is wrong. From the middle on each wrong answer is drawn four times as often. More
+of these answers are wrong, so the guarantees are 10 % and 20 %.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,8 +41,9 @@ LABELS = 3000
 HALF, CERTIFYING, AGAIN = 2500, 2000, 1000
 #: Runs of the changing world, and of MAPIE, at most.
 STORIES, MAPIE_RUNS = 300, 20
-#: By how much the log-odds of being wrong rise at the change.
-HARDER = 2.0
+#: By how much the log-odds of being wrong rise at the change; and with recorded answers, whose guarantees are others.
+HARDER, HARDER_RECORDED, RISKS_RECORDED = 2.0, float(np.log(4)), (0.1, 0.2)
+SCORES = Path(__file__).parent / "results" / "risk-guarantee-qwen2.5-1.5b-scores.jsonl.gz"
 BEGIN, END = "<!-- watched-guarantees: begin -->", "<!-- watched-guarantees: end -->"
 
 
@@ -174,19 +181,52 @@ def answers(rng: np.random.Generator, number: int, harder: float) -> tuple[NDArr
     return 1 / (1 + np.exp(-doubt)), wrong
 
 
-def live(rate: float, seed: int, half: int = HALF) -> Story | None:
+@dataclass(frozen=True, slots=True)
+class World:
+    """Where scored answers come from.
+
+    Attributes:
+        draw: returns scores and whether each answer is wrong, for a generator, a number and by how much the log-odds of
+            being wrong are higher at the same score.
+        harder: by how much they rise at the change.
+        risk: what is guaranteed.
+    """
+
+    draw: Callable[[np.random.Generator, int, float], tuple[NDArray[np.float64], NDArray[np.bool_]]] = answers
+    harder: float = HARDER
+    risk: float = RISK
+
+
+SIMULATED = World()
+
+
+def recorded_worlds(path: Path) -> tuple[World, ...]:
+    """Return the worlds of recorded answers, one for each guarantee; the harder, the more wrong ones are drawn."""
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream]
+    scores, wrong = (np.array([row[name] for row in rows]) for name in ("p_wrong", "wrong"))
+
+    def draw(rng: np.random.Generator, number: int, harder: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        weights = np.where(wrong, np.exp(harder), 1.0)
+        drawn = rng.choice(len(scores), number, p=weights / weights.sum())
+        return scores[drawn], wrong[drawn]
+
+    return tuple(World(draw, HARDER_RECORDED, risk) for risk in RISKS_RECORDED)
+
+
+def live(rate: float, seed: int, half: int = HALF, world: World = SIMULATED) -> Story | None:
     """Certify, serve, audit at a rate, suspend, have people decide everything, certify again, serve on."""
     rng, key = np.random.default_rng([3, seed]), np.random.default_rng([4, seed]).bytes(32)
     first = find_threshold(
-        Trials.from_scores(*answers(rng, CERTIFYING, 0.0)), risk=RISK, confidence=CONFIDENCE, estimate=False
+        Trials.from_scores(*world.draw(rng, CERTIFYING, 0.0)), risk=world.risk, confidence=CONFIDENCE, estimate=False
     )
     if not isinstance(first, Certified):
         return None
-    before, after = answers(rng, half, 0.0), answers(rng, half, HARDER)
+    before, after = world.draw(rng, half, 0.0), world.draw(rng, half, world.harder)
     scores, wrong = (np.concatenate(parts) for parts in zip(before, after, strict=True))
     accepted = scores < first.threshold
     drawn = [at for at in np.flatnonzero(accepted) if is_drawn(key, f"{seed} {at}", rate)]
-    evidence = risk_evidence(wrong[drawn].tolist(), risk=RISK, false_alarms=FALSE_ALARMS)
+    evidence = risk_evidence(wrong[drawn].tolist(), risk=world.risk, false_alarms=FALSE_ALARMS)
     story = Story()
     story.coverage["before"] = float(accepted[:half].mean())
     story.wrong["before"] = _rate(wrong[:half][accepted[:half]])
@@ -199,16 +239,16 @@ def live(rate: float, seed: int, half: int = HALF) -> Story | None:
         return story
     story.delay, story.audited = alarm - half + 1, sum(half <= at <= alarm for at in drawn)
     story.wrong["unnoticed"] = _rate(wrong[half : alarm + 1][accepted[half : alarm + 1]])
-    return _renewed(story, rng)
+    return _renewed(story, rng, world)
 
 
-def _renewed(story: Story, rng: np.random.Generator) -> Story:
+def _renewed(story: Story, rng: np.random.Generator, world: World) -> Story:
     """While the certificate is suspended the route escalates, so people label every answer; then certify again."""
-    fresh = Trials.from_scores(*answers(rng, AGAIN, HARDER))
-    second = find_threshold(fresh, risk=RISK, confidence=CONFIDENCE, estimate=False)
+    fresh = Trials.from_scores(*world.draw(rng, AGAIN, world.harder))
+    second = find_threshold(fresh, risk=world.risk, confidence=CONFIDENCE, estimate=False)
     story.renewed = isinstance(second, Certified)
     if isinstance(second, Certified):
-        scores, wrong = answers(rng, 20_000, HARDER)
+        scores, wrong = world.draw(rng, 20_000, world.harder)
         story.coverage["after"] = float((scores < second.threshold).mean())
         story.wrong["after"] = _rate(wrong[scores < second.threshold])
     return story
@@ -218,8 +258,9 @@ def _rate(wrong: NDArray[np.bool_]) -> float:
     return float(wrong.mean()) if len(wrong) else 0.0
 
 
-def story_table(runs: int) -> Iterable[str]:
+def story_table(runs: int, worlds: Sequence[World] = (SIMULATED,)) -> Iterable[str]:
     yield from _head(
+        "guarantee",
         "audit rate",
         "questions after the change",
         "alarm before it",
@@ -230,26 +271,33 @@ def story_table(runs: int) -> Iterable[str]:
         "wrong: before, until the alarm, after",
         "guarantee kept after",
     )
-    for rate, half in ((0.2, HALF), (0.02, HALF), (0.02, 20_000)):
-        stories = [story for number in range(min(runs, STORIES)) if (story := live(rate, number, half)) is not None]
-        noticed = [story for story in stories if story.delay is not None]
-        quiet = [story for story in stories if not story.early]
-        delays = [half + 1 if story.delay is None else story.delay for story in quiet]
-        renewed = [story for story in noticed if story.renewed]
-        kept = sum(story.wrong["after"] <= RISK for story in renewed)
-        yield (
-            f"| {rate:.0%} | {half:,} | {1 - len(quiet) / len(stories):.1%} | {len(noticed) / len(quiet):.1%} "
-            f"| {', '.join(_number(each, half) for each in np.quantile(delays, [0.5, 0.9]))} "
-            f"| {np.median([story.audited for story in noticed if story.audited is not None]):.0f} "
-            f"| {_mean(stories, 'coverage', 'before')}, {_mean(renewed, 'coverage', 'after')} "
-            f"| {_mean(stories, 'wrong', 'before')}, {_mean(quiet, 'wrong', 'unnoticed')}, "
-            f"{_mean(renewed, 'wrong', 'after')} "
-            f"| {kept} of {len(renewed)} ({len(noticed) - len(renewed)} not certifiable) |"
-        )
+    for world in worlds:
+        for rate, half in ((0.2, HALF), (0.02, HALF), (0.02, 20_000)):
+            stories = [live(rate, number, half, world) for number in range(min(runs, STORIES))]
+            yield _story_row([story for story in stories if story is not None], rate, half, world.risk)
+
+
+def _story_row(stories: Sequence[Story], rate: float, half: int, risk: float) -> str:
+    noticed = [story for story in stories if story.delay is not None]
+    quiet = [story for story in stories if not story.early]
+    delays = [half + 1 if story.delay is None else story.delay for story in quiet]
+    renewed = [story for story in noticed if story.renewed]
+    kept = sum(story.wrong["after"] <= risk for story in renewed)
+    return (
+        f"| {risk:.0%} | {rate:.0%} | {half:,} | {1 - len(quiet) / len(stories):.1%} "
+        f"| {len(noticed) / len(quiet):.1%} "
+        f"| {', '.join(_number(each, half) for each in np.quantile(delays, [0.5, 0.9]))} "
+        f"| {np.median([story.audited for story in noticed if story.audited is not None] or [0]):.0f} "
+        f"| {_mean(stories, 'coverage', 'before')}, {_mean(renewed, 'coverage', 'after')} "
+        f"| {_mean(stories, 'wrong', 'before')}, {_mean(quiet, 'wrong', 'unnoticed')}, "
+        f"{_mean(renewed, 'wrong', 'after')} "
+        f"| {kept} of {len(renewed)} ({len(noticed) - len(renewed)} not certifiable) |"
+    )
 
 
 def _mean(stories: Sequence[Story], what: str, when: str) -> str:
-    return f"{np.mean([getattr(story, what)[when] for story in stories if when in getattr(story, what)]):.1%}"
+    found = [getattr(story, what)[when] for story in stories if when in getattr(story, what)]
+    return f"{np.mean(found):.1%}" if found else "-"
 
 
 # -- the label-free alarm ------------------------------------------------------------------------
@@ -304,13 +352,16 @@ def _bets(scores: NDArray[np.float64], ties: NDArray[np.float64]) -> Iterable[ND
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--scores", type=Path, default=SCORES, help="of recorded answers, one JSON object a line")
     parser.add_argument("--out", type=Path, help="document whose part between the markers is replaced")
     arguments = parser.parse_args()
+    recorded = recorded_worlds(arguments.scores)
     parts = [f"{arguments.runs:,} runs a line ({STORIES} of the changing world), {datetime.now(UTC):%Y-%m-%d}."]
     for title, table in (
         ("False alarms and delays", guarantee_table),
         ("A change after a quiet time", change_table),
         ("A world that changes half-way", story_table),
+        ("The same with recorded answers", lambda runs: story_table(runs, recorded)),
         ("Without labels", shift_table),
     ):
         began = time.monotonic()

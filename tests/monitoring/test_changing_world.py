@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "watched_guarantees.py"
@@ -35,6 +36,25 @@ def test_a_world_that_changes_half_way_is_noticed_and_the_guarantee_restored(sim
 
 
 def test_the_tables_can_be_made(simulation: ModuleType) -> None:
-    for table in (simulation.change_table, simulation.shift_table):
+    for table in (simulation.change_table, simulation.shift_table, simulation.story_table):
         lines = list(table(2))
         assert {line.count("|") for line in lines} == {lines[0].count("|")}
+
+
+def test_with_recorded_answers_the_change_is_noticed_and_the_guarantee_restored(simulation: ModuleType) -> None:
+    *_, world = simulation.recorded_worlds(simulation.SCORES)
+    stories = [simulation.live(0.2, number, world=world) for number in range(8)]
+    noticed = [story for story in stories if story.delay is not None]
+    assert len(noticed) >= 6
+    assert all(story.wrong["before"] < world.risk < story.wrong["unnoticed"] for story in noticed)
+    renewed = [story for story in noticed if story.renewed]
+    assert len(renewed) >= 5
+    assert sum(story.wrong["after"] <= world.risk for story in renewed) >= 0.8 * len(renewed)
+
+
+def test_recorded_answers_become_wrong_more_often_by_the_odds_that_are_stated(simulation: ModuleType) -> None:
+    world, *_ = simulation.recorded_worlds(simulation.SCORES)
+    usual, harder = (
+        world.draw(np.random.default_rng(0), 50_000, each)[1].mean() for each in (0.0, simulation.HARDER_RECORDED)
+    )
+    assert harder / (1 - harder) == pytest.approx(4 * usual / (1 - usual), rel=0.1)
