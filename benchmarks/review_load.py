@@ -4,15 +4,16 @@
 
 Four of five cases are decided. Each figure is of 200 calls with varied arguments, by one caller on a warm file. The
 store is filled by plain inserts of ten thousand cases and of copies with other ids, times and a word of their own,
-which is not measured; a store that is not full is filled further. Milliseconds by the clock, and of the processor's
-time in this process, which on SQLite is all of it; the last line says whether any case was given to two of the fifty
-reviewers (in as many threads).
+which is not measured; a store that is not full is filled further (``--fill-only`` ends there). Milliseconds by the
+clock, and of the processor's time in this process, which on SQLite is all of it; the last line says whether any case
+was given to two of the fifty reviewers (in as many threads). The load is the number of processes that wanted a core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,7 @@ def row(number: int) -> dict[str, Any]:
 def fill(store: Store, cases: int, seconds: float) -> int:
     """Add cases up to a number, and decide four of five; return how many there are when the time is up."""
     began = time.monotonic()
+    _hurry(store)
     with store._database.read() as connection:
         begin = int(connection.scalar(sa.select(sa.func.max(REVIEWS.c.number))) or 0)
     while begin < cases and time.monotonic() < began + seconds:
@@ -89,8 +91,18 @@ def fill(store: Store, cases: int, seconds: float) -> int:
             decide(connection, begin)
         begin += CHUNK
     with store._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("ANALYZE")
+        connection.exec_driver_sql("ANALYZE" if connection.dialect.name == "sqlite" else "VACUUM ANALYZE")
+    store._database.engine.dispose()
     return begin
+
+
+def _hurry(store: Store) -> None:
+    """Fill an SQLite file by a connection that keeps it in memory and does not wait for the disk."""
+    if store._database.engine.dialect.name == "sqlite":
+        raw = store._database.engine.raw_connection()
+        raw.cursor().execute("PRAGMA cache_size = -4000000")
+        raw.cursor().execute("PRAGMA synchronous = OFF")
+        raw.close()
 
 
 def copied(shift: int) -> str:
@@ -207,7 +219,8 @@ def claim_at_once(store: Store) -> dict[str, Any]:
 
     with ThreadPoolExecutor(REVIEWERS) as pool:
         got = [name for names in pool.map(work, range(REVIEWERS)) for name in names]
-    return {"claims": len(got), "twice": len(got) - len(set(got)), "p95": quantiles(times, n=20)[18]}
+    cuts = quantiles(times, n=20)
+    return {"claims": len(got), "twice": len(got) - len(set(got)), "median": cuts[9], "p95": cuts[18]}
 
 
 def main() -> None:
@@ -215,6 +228,7 @@ def main() -> None:
     parser.add_argument("--store", help="an empty store, or one that this has filled; by default a file for now")
     parser.add_argument("--cases", type=int, default=1_000_000)
     parser.add_argument("--fill-seconds", type=float, default=float("inf"), help="measure at what there is by then")
+    parser.add_argument("--fill-only", action="store_true")
     parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
     options = parser.parse_args()
     with ExitStack() as stack:
@@ -224,15 +238,20 @@ def main() -> None:
         began = time.perf_counter()
         cases = fill(store, options.cases, options.fill_seconds)
         print(f"{cases:,} cases, filled in {time.perf_counter() - began:.0f} s", flush=True)
+        if options.fill_only:
+            return
         figures: dict[str, Any] = {}
+        load = [os.getloadavg()[0]]
         print(f"{'':40} {'median':>8} {'p95':>8} {'cpu':>8} {'cpu p95':>8}")
         for name, work in chain(calls(store, cases), pages(store, access)):
             figures[name] = timed(work)
             print(f"{name:40}", *(f"{value:8.1f}" for value in figures[name].values()), flush=True)
         figures["fifty at once"] = claim_at_once(store)
-        print("fifty at once:", figures["fifty at once"])
+        load.append(os.getloadavg()[0])
+        print("fifty at once:", figures["fifty at once"], "load at the beginning and the end:", load)
     if options.out:
-        found = {"cases": cases, "database": store._database.engine.dialect.name, "figures": figures}
+        database = store._database.engine.dialect.name
+        found = {"cases": cases, "database": database, "cores": os.cpu_count(), "load": load, "figures": figures}
         options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -35,6 +36,9 @@ TIMEOUT_S = 8.0
 
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
 _SQLITE = ("sqlite", "sqlite+pysqlite")
+
+#: Bytes at the beginning of an SQLite file that are read as memory; SQLite's own limit is as high.
+_MAPPED = 2**31
 
 #: Arbitrary number that all versions of guard share; Alembic needs one migration at a time.
 _MIGRATION_LOCK = 0x67756172
@@ -70,20 +74,29 @@ class Database:
     """
 
     def __init__(
-        self, engine: Engine, place: str, *, read_only: bool = False, host_file: HostFile | None = None
+        self,
+        engine: Engine,
+        place: str,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        read_only: bool = False,
+        host_file: HostFile | None = None,
     ) -> None:
         """
         Args:
             engine: connects.
             place: the file, or the URL without its password.
+            timeout_s: seconds for which a thread waits for the others to write.
             read_only: whether nothing can be written.
             host_file: of an SQLite file that can be written: refuses a second host.
         """
         self.engine = engine
         self.place = place
+        self._timeout_s = timeout_s
         self.read_only = read_only
         self._host_file = host_file
         self.clock: Callable[[Connection], datetime] = _clock(engine)
+        self._turn = threading.Lock()
         self._inherited: list[sa.Pool] = []
         _DATABASES.add(self)
 
@@ -104,7 +117,7 @@ class Database:
         Raises:
             StoreError: the database failed.
         """
-        with self._transaction(writes=True) as connection:
+        with self._in_turn(), self._transaction(writes=True) as connection:
             yield connection
 
     def now(self, connection: Connection) -> str:
@@ -134,8 +147,25 @@ class Database:
 
     def leave_to_parent(self) -> None:
         """In a forked child: make new connections, and never use or close those of the parent."""
+        self._turn = threading.Lock()  # a thread of the parent may have held it
         self._inherited.append(self.engine.pool)
         self.engine.dispose(close=False)
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Let the threads of this process write to an SQLite file one after the other.
+
+        SQLite's own wait for its lock is a sleep that grows: of many writers some would wait for seconds.
+        """
+        if self.is_shared:
+            yield
+            return
+        if not self._turn.acquire(timeout=self._timeout_s):
+            raise StoreError(f"The review store '{self.place}' failed", why=_LOCKED[0], fix=_LOCKED[1])
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
@@ -252,7 +282,7 @@ def _open_sqlite(url: URL, *, create: bool, timeout_s: float) -> Database:
     configure = _configure_read_only if read_only else partial(_configure, path=path, timeout_s=timeout_s)
     event.listen(engine, "connect", lambda raw, _: configure(raw))
     event.listen(engine, "begin", _begin)
-    return Database(engine, str(path), read_only=read_only, host_file=host_file)
+    return Database(engine, str(path), timeout_s=timeout_s, read_only=read_only, host_file=host_file)
 
 
 def _asks_read_only(url: URL) -> bool:
@@ -334,6 +364,8 @@ def _configure(raw: Any, *, path: Path, timeout_s: float) -> None:
         cursor.execute(f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
+        # Reads without a system call for each page: a search reads thousands.
+        cursor.execute(f"PRAGMA mmap_size = {_MAPPED}")
         if _journal(cursor, timeout_s) != "wal":
             raise StoreError(
                 f"The review store '{path}' cannot use a write-ahead log",

@@ -13,7 +13,7 @@ from guard.review.claims import claimable
 from guard.review.migrations.tables import REVIEWS
 from guard.review.queries import IS_PENDING, on_routes, read_reviews, selected
 from guard.review.records import Review, ReviewStatus, priority_rank, storable_text
-from guard.review.words import has_words
+from guard.review.words import search_words
 from guard.review_terms import CASE_KINDS, PRIORITIES, CaseKind, Priority
 
 Order = Literal["due", "doubtful", "oldest", "newest", "decided"]
@@ -111,7 +111,7 @@ def read_page(
         raise InputError("A page is after a case or before one, not both")
     column, falls = _COLUMNS[order]
     backwards = before is not None
-    query = sa.select(REVIEWS.c.id).where(*conditions(connection, chosen, at))
+    query = _selecting(connection, chosen, at, REVIEWS.c.id)
     if order == "decided":
         query = query.where(column.is_not(None))
     key = sa.tuple_(column, REVIEWS.c.id)
@@ -132,7 +132,7 @@ def read_page(
 
 def read_count(connection: Connection, chosen: CaseFilter, at: str) -> int:
     """Return the number of cases, at most one more than `COUNTED`; see `guard.review.store.Store.count`."""
-    found = sa.select(sa.literal(1)).select_from(REVIEWS).where(*conditions(connection, chosen, at))
+    found = _selecting(connection, chosen, at, sa.literal(1))
     return int(connection.scalar(sa.select(sa.func.count()).select_from(found.limit(COUNTED + 1).subquery())) or 0)
 
 
@@ -166,12 +166,20 @@ def _key(cursor: str, order: Order) -> sa.Tuple:
 # -- filters -----------------------------------------------------------------------------------
 
 
-def conditions(connection: Connection, chosen: CaseFilter, at: str) -> list[sa.ColumnElement[bool]]:
-    """Return the conditions of a filter at a time.
+def _selecting(connection: Connection, chosen: CaseFilter, at: str, column: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """Return the query for a column of a filter's cases at a time.
 
     Raises:
         InputError: a value of the filter is unknown.
     """
+    query = sa.select(column).where(*_conditions(chosen, at))
+    if chosen.text is None:
+        return query.select_from(REVIEWS)
+    search = search_words(connection, chosen.text)
+    return query.select_from(search.source).where(search.condition)
+
+
+def _conditions(chosen: CaseFilter, at: str) -> list[sa.ColumnElement[bool]]:
     found = [*_states(chosen, at), *_equal(chosen)]
     if chosen.priority is not None:
         if chosen.priority not in PRIORITIES:
@@ -188,8 +196,6 @@ def conditions(connection: Connection, chosen: CaseFilter, at: str) -> list[sa.C
         found.append(REVIEWS.c.created_at < chosen.until)
     if chosen.claimed is not None or chosen.offered:
         found.append(_by_claim(chosen, at))
-    if chosen.text is not None:
-        found.append(has_words(connection, chosen.text))
     return found
 
 

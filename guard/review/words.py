@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from guard.errors import InputError
 from guard.review.migrations.tables import REVIEWS
 from guard.review.records import storable_text
 
-#: Up to this number of matches, a search starts from the word index; beyond it, from the ordered cases.
-_MANY = 5_000
+#: Up to this number of matches, a search on SQLite looks each of them up: some microseconds each.
+_FEW = 12_000
+
+#: Up to this number, it walks through the ordered cases with the set of all matches; beyond it, it reads their texts.
+_MANY = 50_000
+
+#: Words that are looked for in texts, at most: SQLite's conditions are of limited depth.
+_READ = 20
 
 
 def split_words(text: str) -> list[str]:
@@ -26,8 +35,21 @@ def split_words(text: str) -> list[str]:
     return re.findall(r"\w+", storable_text(text) or "")
 
 
-def has_words(connection: Connection, text: str) -> sa.ColumnElement[bool]:
-    """Return the condition for cases with all words of a text.
+@dataclass(frozen=True, slots=True)
+class WordSearch:
+    """How cases with some words are selected.
+
+    Attributes:
+        source: what to select from, in place of the table of cases.
+        condition: holds for these cases.
+    """
+
+    source: sa.FromClause
+    condition: sa.ColumnElement[bool]
+
+
+def search_words(connection: Connection, text: str) -> WordSearch:
+    """Return the fastest way to select cases with all words of a text.
 
     Raises:
         InputError: it has no word.
@@ -37,7 +59,7 @@ def has_words(connection: Connection, text: str) -> sa.ColumnElement[bool]:
         raise InputError("The search contains no word", fix="Give letters or digits")
     if connection.dialect.name == "sqlite":
         return _on_sqlite(connection, words)
-    return _on_postgresql(words)
+    return WordSearch(REVIEWS, _on_postgresql(words))
 
 
 def numbers_with(connection: Connection, word: str, limit: int) -> list[int]:
@@ -58,27 +80,55 @@ def _on_postgresql(words: list[str]) -> sa.ColumnElement[bool]:
     return there.bool_op("@@")(sa.func.to_tsquery(sa.literal_column("'simple'"), wanted))
 
 
-def _on_sqlite(connection: Connection, words: list[str]) -> sa.ColumnElement[bool]:
-    """Use the index for rare words; for common words scan the cases in order, which soon fills a page."""
-    rows = _matching(" ".join(f'"{word}"' for word in words))
-    found = rows.limit(_MANY).subquery()
-    if connection.scalar(sa.select(sa.func.count()).select_from(found)) == _MANY:
-        looked_up = sa.exists(rows.where(sa.text("review_words.rowid = reviews.number")))
-        return sa.and_(*_could_have(words), looked_up)
-    return REVIEWS.c.number.in_(rows)
+class _InThisOrder(sa.Join):
+    """A join whose tables SQLite reads in the order in which they are written."""
+
+    inherit_cache = True
 
 
-def _could_have(words: list[str]) -> list[sa.ColumnElement[bool]]:
-    """Return conditions that every case with these words meets and most others do not: cheaper than the index by far.
+@compiles(_InThisOrder, "sqlite")
+def _write_join(join: _InThisOrder, compiler: SQLCompiler, **options: Any) -> str:
+    text: str = compiler.visit_join(join, **options)  # type: ignore[no-untyped-call]
+    return text.replace(" JOIN ", " CROSS JOIN ", 1)
+
+
+_WORDS = sa.table("review_words", sa.column("rowid", sa.BigInteger))
+
+
+def _on_sqlite(connection: Connection, words: list[str]) -> WordSearch:
+    """Use the fastest of three ways; SQLite itself knows too little of the words to choose."""
+    wanted = " ".join(f'"{word}"' for word in words)
+    rows = _matching(wanted)
+    limited = rows.limit(_MANY).subquery()
+    matches = int(connection.scalar(sa.select(sa.func.count()).select_from(limited)) or 0)
+    if matches < _FEW:
+        source = _InThisOrder(_WORDS, REVIEWS, REVIEWS.c.number == _WORDS.c.rowid)
+        return WordSearch(source, _has(wanted))
+    if matches < _MANY:
+        # The indexes of orders have the number, so that only cases of the page are read; "+" keeps SQLite to them.
+        return WordSearch(REVIEWS, sa.literal_column("+reviews.number").in_(rows))
+    looked_up = sa.exists(rows.where(sa.text("review_words.rowid = reviews.number")))
+    return WordSearch(REVIEWS, _in_text(words, looked_up=looked_up))
+
+
+def _in_text(words: list[str], *, looked_up: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """Return the condition for texts with all words, which mostly needs no look at the index: that takes far longer.
 
     The index takes letters with and without accents for the same, so only texts and words in ASCII can be compared.
     """
     text = REVIEWS.c.question + sa.literal_column("' '") + sa.func.coalesce(REVIEWS.c.answer, sa.literal_column("''"))
-    other = sa.func.length(sa.cast(text, sa.LargeBinary)) != sa.func.length(text)
-    plain = [word for word in words if word.isascii() and word.isalnum()]
-    return [sa.or_(text.like(f"%{word}%"), other) for word in plain]
+    is_ascii = sa.func.length(sa.cast(text, sa.LargeBinary)) == sa.func.length(text)
+    read = [word.lower() for word in words if word.isascii() and word.isalnum()][:_READ]
+    spaced = sa.func.lower(sa.literal_column("' '", sa.Text) + text + sa.literal_column("' '"), type_=sa.Text)
+    has = sa.and_(sa.true(), *(spaced.op("GLOB")(f"*[^0-9a-z]{word}[^0-9a-z]*") for word in read))
+    if len(read) == len(words):
+        return sa.or_(sa.and_(is_ascii, has), sa.and_(~is_ascii, looked_up))
+    return sa.and_(sa.or_(~is_ascii, has), looked_up)
 
 
 def _matching(wanted: str) -> sa.Select[Any]:
-    matches = sa.text("review_words MATCH :wanted").bindparams(wanted=wanted)
-    return sa.select(sa.literal_column("rowid")).select_from(sa.text("review_words")).where(matches)
+    return sa.select(_WORDS.c.rowid).where(_has(wanted))
+
+
+def _has(wanted: str) -> sa.ColumnElement[bool]:
+    return sa.literal_column("review_words").bool_op("MATCH")(sa.literal(wanted))

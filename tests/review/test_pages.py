@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_cases import make_escalation
 from moved_clock import MovedClock
+from sqlalchemy import event
 
 from guard.errors import InputError
-from guard.review.pages import ORDERS, CaseFilter, counted
+from guard.review.pages import ORDERS, CaseFilter, Order, counted
 from guard.review.store import Store
 from guard.review_terms import ReviewTerms
 
@@ -107,26 +111,94 @@ def test_filters(filled: Store, chosen: CaseFilter, wanted: set[int]) -> None:
     assert filled.count(chosen) == len(wanted)
 
 
-def test_common_and_rare_words_are_found_alike(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guard.review.words._MANY", 3)
-    assert set(numbers(filled, CaseFilter(text="ljubljana", status="pending"))) == {0, *range(4, 12)}
-    assert numbers(filled, CaseFilter(text="number7")) == [7]
+#: Limits under which a search of the few cases here looks matches up, walks with the set of them, or reads texts.
+WAYS = {"looked up": (12_000, 50_000), "walked": (0, 50_000), "read": (0, 0)}
+
+
+@pytest.fixture(params=list(WAYS))
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    few, many = WAYS[request.param]
+    monkeypatch.setattr("guard.review.words._FEW", few)
+    monkeypatch.setattr("guard.review.words._MANY", many)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("order", [order for order in ORDERS if order != "decided"])
+def test_common_and_rare_words_are_found_alike(filled: Store, way: str, order: Order) -> None:
+    chosen = CaseFilter(text="ljubljana", status="pending")
+    assert numbers(filled, chosen, order=order) == numbers(filled, CaseFilter(status="pending"), order=order)
+    assert filled.count(chosen) == 9
+    assert numbers(filled, replace(chosen, route="law", claimed="free", viewer="ann"), order=order) == [
+        number for number in numbers(filled, CaseFilter(status="pending"), order=order) if number % 2
+    ]
+    assert numbers(filled, CaseFilter(text="number7"), order=order) == [7]
+    assert numbers(filled, CaseFilter(text="ljubljana"), order="decided") == [3, 2, 1]
+
+
+def test_pages_of_a_search_follow_each_other(filled: Store, way: str) -> None:
+    chosen, found, after = CaseFilter(text="plus says"), list[int](), None
+    for _ in range(4):
+        page = filled.page(chosen, after=after, limit=3)
+        found += [int(review.decision_id.removeprefix("decision-")) for review in page.reviews]
+        after = page.after
+    assert found == numbers(filled, CaseFilter())
+    assert after is None
 
 
 @pytest.mark.parametrize(
-    "wanted", ["ziga", "Žiga", "ŽIGA", "kovač 7", "foo_bar", "foo", "straße", "strasse", "ABC", "x"]
+    "wanted", ["ziga", "Žiga", "ŽIGA", "kovač 7", "foo_bar", "foo", "straße", "strasse", "ABC", "x", "who ziga", "7"]
 )
-def test_however_common_a_word_is_the_same_cases_have_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch, wanted: str
-) -> None:
-    """Texts with accents, of other cases and of words that are two for the index are found by both ways of search."""
-    for number, answer in enumerate(
-        ("Žiga Kovač, 7", "ZIGA kovac 7", "ziga", "foo, bar", "foo_bar", "Straße", "strasse", "abc ABCD", "Abc", "")
-    ):
+def test_however_common_a_word_is_the_same_cases_have_it(store: Store, way: str, wanted: str) -> None:
+    """Texts with accents, of other cases and of words that are two for the index are found by all ways of search."""
+    answers = ("Žiga Kovač, 7", "ZIGA kovac 7", "ziga", "foo, bar", "foo_bar", "Straße", "strasse", "abc ABCD", "Abc")
+    for number, answer in enumerate((*answers, "", "zigazaga 17", "ziga-7", None)):
         store.add(make_escalation(number, question=f"Who is x{number}?", answer=answer))
-    few = numbers(store, CaseFilter(text=wanted))
-    monkeypatch.setattr("guard.review.words._MANY", 1)
-    assert numbers(store, CaseFilter(text=wanted)) == few
+    found = {
+        "ziga": {0, 1, 2, 11}, "Žiga": {0, 1, 2, 11}, "ŽIGA": {0, 1, 2, 11}, "kovač 7": {0, 1}, "foo_bar": {3, 4},
+        "foo": {3, 4}, "straße": {5}, "strasse": {6}, "ABC": {7, 8}, "x": set(), "who ziga": {0, 1, 2, 11},
+        "7": {0, 1, 11},
+    }  # fmt: skip
+    if store._database.engine.dialect.name == "sqlite":  # PostgreSQL's dictionary tells accents apart
+        assert set(numbers(store, CaseFilter(text=wanted))) == found[wanted]
+
+
+def test_a_search_for_more_words_than_are_read_finds_all_of_them(store: Store, way: str) -> None:
+    words = " ".join(f"w{number}" for number in range(60))
+    store.add(make_escalation(0, question=words))
+    store.add(make_escalation(1, question=words.replace(" w59", "")))
+    assert numbers(store, CaseFilter(text=words)) == [0]
+
+
+def plan_of_a_search(path: Path, order: Order) -> list[str]:
+    """The steps by which SQLite finds the cases of a page, of three that have the word."""
+    with Store.open(path) as store:
+        for number in range(3):
+            store.add(make_escalation(number, question="one word"))
+        statements: list[tuple[str, Any]] = []
+        event.listen(store._database.engine, "before_cursor_execute", lambda *seen: statements.append(seen[2:4]))
+        chosen = CaseFilter(text="word", status=None if order == "decided" else "pending")
+        assert len(store.page(chosen, order=order).reviews) == (0 if order == "decided" else 3)
+        (asked,) = [each for each in statements if "MATCH" in each[0] and "count" not in each[0]]
+        with store._database.read() as connection:
+            return [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked[0]}", asked[1])]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_search_for_a_rare_word_looks_its_cases_up(path: Path, order: Order) -> None:
+    words, cases, *_ = plan_of_a_search(path, order)
+    assert words.startswith("SCAN review_words VIRTUAL TABLE")
+    assert cases == "SEARCH reviews USING INDEX reviews_by_number (number=?)"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_search_for_a_usual_word_walks_through_an_order_without_reading_cases(
+    path: Path, monkeypatch: pytest.MonkeyPatch, order: Order
+) -> None:
+    """Of a million cases, ten thousand have such a word: reading each takes far longer than a page may take."""
+    monkeypatch.setattr("guard.review.words._FEW", 0)
+    steps = plan_of_a_search(path, order)
+    assert any("USING COVERING INDEX reviews_by_" in step for step in steps), steps
+    assert not any("B-TREE" in step for step in steps), steps
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

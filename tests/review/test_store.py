@@ -760,6 +760,11 @@ def test_a_fork_in_the_middle_of_a_transaction_harms_nothing(store: Store) -> No
     assert store.count() == 1
 
 
+def test_a_fork_while_a_thread_writes_leaves_the_child_its_own_turn(path: Path) -> None:
+    with Store.open(path) as store, store._database._turn:
+        assert _in_a_fork(lambda: store.add(make_escalation(1))) == 0
+
+
 # -- opening and migrating ---------------------------------------------------------------------
 
 
@@ -1183,6 +1188,16 @@ def test_a_locked_database(path: Path) -> None:
         other.execute("ROLLBACK")
         other.close()
         assert store.add(make_escalation()).status is ReviewStatus.PENDING
+
+
+def test_threads_wait_for_their_turn_to_write_without_a_connection(path: Path) -> None:
+    with Store.open(path, timeout_s=0.2) as store, ThreadPoolExecutor(1) as pool:
+        made: list[object] = []
+        sa.event.listen(store._database.engine, "connect", lambda *seen: made.append(seen))
+        with store._database.write(), pytest.raises(StoreError, match="locked"):
+            pool.submit(store.add, make_escalation()).result()
+        assert made == []
+        assert pool.submit(store.add, make_escalation()).result().status is ReviewStatus.PENDING
 
 
 @ON_POSTGRESQL

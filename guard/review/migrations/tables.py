@@ -55,13 +55,14 @@ REVIEWS = Table(
     Column("kind", Text, nullable=False, server_default="escalation"),
     Column("certificate", Text),
     Column("audit_rate", sa.Float),
-    sa.Index("reviews_by_status", "status", "created_at", "id"),
-    sa.Index("reviews_by_due", "status", "sort_key", "id"),
-    sa.Index("reviews_by_route", "route", "status", "sort_key", "id"),
-    sa.Index("reviews_by_model", "model", "status", "sort_key", "id"),
-    sa.Index("reviews_by_doubt", "status", "doubt", "id"),
-    sa.Index("reviews_by_time", "created_at", "id"),
-    sa.Index("reviews_by_decision_time", "decided_at", "id"),
+    # With the number at their end, a search for words walks through an order without reading the cases.
+    sa.Index("reviews_by_status", "status", "created_at", "id", "number"),
+    sa.Index("reviews_by_due", "status", "sort_key", "id", "number"),
+    sa.Index("reviews_by_route", "route", "status", "sort_key", "id", "number"),
+    sa.Index("reviews_by_model", "model", "status", "sort_key", "id", "number"),
+    sa.Index("reviews_by_doubt", "status", "doubt", "id", "number"),
+    sa.Index("reviews_by_time", "created_at", "id", "number"),
+    sa.Index("reviews_by_decision_time", "decided_at", "id", "number"),
     sa.Index("reviews_by_number", "number", unique=True),
 )
 
