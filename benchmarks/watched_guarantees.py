@@ -182,7 +182,7 @@ def answers(rng: np.random.Generator, number: int, harder: float) -> tuple[NDArr
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class ChangingWorld:
     """Where scored answers come from.
 
     Attributes:
@@ -197,10 +197,10 @@ class World:
     risk: float = RISK
 
 
-SIMULATED = World()
+SIMULATED = ChangingWorld()
 
 
-def recorded_worlds(path: Path) -> tuple[World, ...]:
+def recorded_worlds(path: Path) -> tuple[ChangingWorld, ...]:
     """Return the worlds of recorded answers, one for each guarantee; the harder, the more wrong ones are drawn."""
     with gzip.open(path, "rt", encoding="utf-8") as stream:
         rows = [json.loads(line) for line in stream]
@@ -211,10 +211,10 @@ def recorded_worlds(path: Path) -> tuple[World, ...]:
         drawn = rng.choice(len(scores), number, p=weights / weights.sum())
         return scores[drawn], wrong[drawn]
 
-    return tuple(World(draw, HARDER_RECORDED, risk) for risk in RISKS_RECORDED)
+    return tuple(ChangingWorld(draw, HARDER_RECORDED, risk) for risk in RISKS_RECORDED)
 
 
-def live(rate: float, seed: int, half: int = HALF, world: World = SIMULATED) -> Story | None:
+def live(rate: float, seed: int, half: int = HALF, world: ChangingWorld = SIMULATED) -> Story | None:
     """Certify, serve, audit at a rate, suspend, have people decide everything, certify again, serve on."""
     rng, key = np.random.default_rng([3, seed]), np.random.default_rng([4, seed]).bytes(32)
     first = find_threshold(
@@ -242,7 +242,7 @@ def live(rate: float, seed: int, half: int = HALF, world: World = SIMULATED) -> 
     return _renewed(story, rng, world)
 
 
-def _renewed(story: Story, rng: np.random.Generator, world: World) -> Story:
+def _renewed(story: Story, rng: np.random.Generator, world: ChangingWorld) -> Story:
     """While the certificate is suspended the route escalates, so people label every answer; then certify again."""
     fresh = Trials.from_scores(*world.draw(rng, AGAIN, world.harder))
     second = find_threshold(fresh, risk=world.risk, confidence=CONFIDENCE, estimate=False)
@@ -258,7 +258,7 @@ def _rate(wrong: NDArray[np.bool_]) -> float:
     return float(wrong.mean()) if len(wrong) else 0.0
 
 
-def story_table(runs: int, worlds: Sequence[World] = (SIMULATED,)) -> Iterable[str]:
+def story_table(runs: int, worlds: Sequence[ChangingWorld] = (SIMULATED,)) -> Iterable[str]:
     yield from _head(
         "guarantee",
         "audit rate",
