@@ -24,12 +24,14 @@ from scripted import AnsweringEngine, confidence_scorer, scripted_model
 from guard.calibration.splits import SPLIT_SHARES
 from guard.data.questions import Question, split_questions
 from guard.data.sets import DataSource
+from guard.evaluation.predictions import Predictions
 from guard.records import Generation, Prompt, Sampling
+from guard.scoring.metrics import Ranked, auroc
 from guard.scoring.provenance import DataSet
 from guard.scoring.scorer import Scorer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PROGRAMS = ("early", "attacks", "spans", "span_answers", "situations", "rebound")
+PROGRAMS = ("early", "attacks", "spans", "span_answers", "situations", "rebound", "text_only")
 
 
 @pytest.fixture(scope="module")
@@ -386,3 +388,33 @@ def test_the_other_models_answers_are_its_own_and_it_reads_the_old_ones(programs
     tuned = replace(scripted_model(), quantization="Q8_0", weights_sha256="f" * 64)
     moved = AnsweringEngine(lambda prompt, number: ("Oslo", 0.3), model=tuned)
     assert "quantization" in rebound["ask"](moved, scorer, rows, ["Rome", "Rome"]).refused
+
+
+# -- the texts alone ---------------------------------------------------------------------------
+
+
+def test_guard_is_compared_with_the_texts_on_the_same_sets(
+    programs: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng, wrong = np.random.default_rng(0), np.arange(60) % 2 == 0
+    cells = []
+    for name in ("a", "b"):
+        guard, text = (np.clip(0.5 + side * (wrong - 0.5) + rng.normal(0, 0.2, 60), 0, 1) for side in (0.5, 0.1))
+        known = {"guard": guard, "text only": text} if name == "a" else {"text only": text}
+        missing = {} if name == "a" else {"guard": "no signal"}
+        cells.append(Predictions("within", name, name, wrong, np.arange(60), known, missing))
+    found = programs["text_only"]["measured"](cells)
+    assert (found["guard"]["sets"], found["text only"]["sets"]) == (1, 2)
+    value, low, high = found["text only"]["gain in AUROC"]
+    assert 0 < low < value < high
+    own = auroc(Ranked.from_scores(cells[0].p_wrong["guard"], wrong))[0]
+    other = auroc(Ranked.from_scores(cells[0].p_wrong["text only"], wrong))[0]
+    assert value == pytest.approx(float(own - other), abs=1e-4), "on the set that both have"
+    programs["text_only"]["show"]("within", found)
+    assert "| text only | 2 | " in capsys.readouterr().out
+
+
+def test_so_many_answers_of_each_set_are_compared(programs: dict[str, dict[str, Any]]) -> None:
+    dataset = np.array(["a", "b", "a", "a", "b"])
+    table = SimpleNamespace(dataset=dataset, take=lambda rows: rows.tolist())
+    assert programs["text_only"]["first_of_each_set"](table, 2) == [0, 2, 1, 4]
