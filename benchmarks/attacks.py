@@ -10,8 +10,9 @@ and how many wrong ones the shipped policies would accept at the first attempt, 
 rule, and with a back-off, which mixes the log-odds with those of the log-probabilities where the input is far out.
 
 With --certify there are also policies with thresholds that are certified (`RISKS`) on recorded answers without an
-attack, of which no question is attacked. Questions that the shipped scorer was fitted on are left out. Answers are
-kept, so that a run that is stopped resumes where it was.
+attack, of which no question is attacked; with --unlike also inputs in other languages, code and nonsense, to which no
+answer counts as right. Questions that the shipped scorer was fitted on are left out. Answers are kept: run a stopped
+program again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from certify_records import unseen_answers
 from measuring import machine, versions
 from numpy.typing import NDArray
 from scipy.special import expit, logit
+from unlike_inputs import unlike_questions
 
 from guard.calibration.fresh import fresh_rows
 from guard.certification.fixed_sequence import Certified, Trials, find_threshold
@@ -114,6 +116,8 @@ TRIES = (12, 12)
 OOD_ABOVE = 0.99
 #: From which ood_score on the back-off trusts the layers less; at 1 it reads the log-probabilities alone.
 BACK_OFF_FROM = 0.9
+#: Kinds of inputs that are unlike questions.
+UNLIKE = ("languages", "code", "characters", "made_up_words")
 POLICIES = ("strict", "balanced", "permissive")
 #: Shares of wrong answers and confidence of the thresholds that are certified.
 RISKS, CONFIDENCE = (0.3, 0.4, 0.5, 0.6, 0.7), 0.9
@@ -414,9 +418,11 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         searched = [(row, before) for row, before in zip(questions, plain, strict=True) if before.wrong]
         searched = random.Random(0).sample(searched, min(asked.search, len(searched)))
         found = _searched(asking, searched, policies) if searched else []
+        unlike = {kind: asking.answers(unlike_questions(kind, asked.unlike)) for kind in UNLIKE if asked.unlike}
     return {
         "results": results,
         "search": found,
+        "unlike": [result_of(kind, answers, answers, policies) for kind, answers in unlike.items()],
         "thresholds": {name: _threshold(each) for name, each in policies.items()},
     }
 
@@ -443,7 +449,7 @@ def _searched(
 def show(report: Mapping[str, Any]) -> None:
     """Print tables of attacks and of searches."""
     print("thresholds:", report["thresholds"])
-    for each in (*report["results"], *report["search"]):
+    for each in (*report["results"], *report["search"], *report["unlike"]):
         counts = "; ".join(
             f"{one.policy} {one.wrong} wrong of {one.accepted} ({one.wrong_in_distribution} of "
             f"{one.accepted_in_distribution}; {one.wrong_backed_off} of {one.accepted_backed_off})"
@@ -471,14 +477,15 @@ def main() -> None:
     parser.add_argument("--certify", type=Path, help="recorded answers whose scores and labels certify thresholds")
     parser.add_argument("--only", action="append", choices=list(ATTACKS), help="an attack; repeatable, by default all")
     parser.add_argument("--search", type=int, default=60, help="wrong answers that suffixes are searched for")
+    parser.add_argument("--unlike", type=int, default=0, help="inputs of each kind that are unlike questions")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     report = run(asked)
     show(report)
     if asked.out:
-        written = {name: [asdict(each) for each in report[name]] for name in ("results", "search")}
-        about = {"machine": machine(), "versions": versions(), "limit": asked.limit, "tries": TRIES, "data": asked.data}
+        written = {name: [asdict(each) for each in report[name]] for name in ("results", "search", "unlike")}
+        about = {"machine": machine(), "versions": versions(), "limit": asked.limit, "tries": TRIES}
         about["data"] = [Path(each).name for each in asked.data]
         text = json.dumps({**about, "thresholds": report["thresholds"], **written}, indent=1)
         asked.out.write_text(text + "\n", encoding="utf-8")

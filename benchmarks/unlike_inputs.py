@@ -13,6 +13,7 @@ import random
 import string
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def unlike_inputs() -> dict[str, list[Question]]:
         "tasks": _tasks,
     }
     return {kind: _questions(kind, make()) for kind, make in kinds.items()}
+
+
+def unlike_questions(kind: str, count: int) -> list[Question]:
+    """Return inputs of a kind, evenly from all of them, of which no answer is right."""
+    rows = unlike_inputs()[kind]
+    drawn = rows[:: max(1, len(rows) // count)][:count]
+    return [replace(row, id=f"{kind}/{row.id}", answers=("(there is none)",)) for row in drawn]
 
 
 def _questions(kind: str, texts: Iterator[str]) -> list[Question]:

@@ -22,6 +22,8 @@ pytest.importorskip("sklearn")
 from scripted import AnsweringEngine, confidence_scorer, scripted_model
 
 from guard.calibration.splits import SPLIT_SHARES
+from guard.data.graders import grade
+from guard.data.labelling import is_wrong
 from guard.data.questions import Question, split_questions
 from guard.data.sets import DataSource
 from guard.evaluation.predictions import Predictions
@@ -119,6 +121,20 @@ def test_with_the_rule_an_answer_out_of_distribution_is_not_accepted(programs: d
     assert answers[1].backed_off == pytest.approx(0.9), "so far out the log-probabilities decide"
     assert answers[0].backed_off == pytest.approx(0.05), "and here guard's own score"
     assert (balanced.accepted_backed_off, balanced.wrong_backed_off) == (2, 1)
+
+
+def test_inputs_that_are_no_questions_come_from_their_whole_kind_and_have_no_right_answer(
+    programs: dict[str, dict[str, Any]],
+) -> None:
+    attacks = programs["attacks"]
+    for kind in attacks["UNLIKE"]:
+        rows = attacks["unlike_questions"](kind, 20)
+        assert len({row.question for row in rows}) == 20
+        assert all(row.id.startswith(f"{kind}/") for row in rows)
+        assert all(is_wrong(row, text, grade) for row in rows for text in ("Paris", "", "none"))
+    languages = attacks["unlike_questions"]("languages", 20)
+    assert any("Hauptstadt" in row.question for row in languages)
+    assert any("Suç" in row.question or "başkenti" in row.question for row in languages), "the last of them, too"
 
 
 def test_a_certified_threshold_comes_from_labels_and_accepts_by_them(programs: dict[str, dict[str, Any]]) -> None:
