@@ -34,7 +34,7 @@ COMPARED = (
 
 
 def first_of_each_set(answers: Answers, count: int) -> Answers:
-    """Return up to so many answers of each set."""
+    """Return up to a number of answers of each set."""
     rows = [np.flatnonzero(answers.dataset == name)[:count] for name in np.unique(answers.dataset)]
     return answers.take(np.concatenate(rows))
 

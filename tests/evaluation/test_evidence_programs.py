@@ -430,7 +430,7 @@ def test_guard_is_compared_with_the_texts_on_the_same_sets(
     assert "| text only | 2 | " in capsys.readouterr().out
 
 
-def test_so_many_answers_of_each_set_are_compared(programs: dict[str, dict[str, Any]]) -> None:
+def test_the_first_answers_of_each_set_are_compared(programs: dict[str, dict[str, Any]]) -> None:
     dataset = np.array(["a", "b", "a", "a", "b"])
     table = SimpleNamespace(dataset=dataset, take=lambda rows: rows.tolist())
     assert programs["text_only"]["first_of_each_set"](table, 2) == [0, 2, 1, 4]
