@@ -1,20 +1,19 @@
 """What guard costs on vLLM: tokens a second of the same requests, guarded and bare, and memory.
 
-    python benchmarks/vllm_overhead.py --model FOLDER [--pairs 3] [--requests 32] [--only eager] [--scorer FILE.json]
-                                       [--out FILE.json] [--keep ROUNDS.jsonl] [--lock FILE]
+    python benchmarks/vllm_overhead.py --model FOLDER [--pairs 8] [--requests 32] [--only eager] [--scorer FILE.json]
+                                       [--out FILE.json] [--lock FILE]
 
 Bare is vLLM's own `LLM.generate` with its defaults, compiled, without anything of guard's; said apart, both without
 compiled graphs. Guarded is the engine `vllm` with capture, signature, score and decision of every answer: by a scorer
 that is given, such as the shipped one where the folder has the embedded model's weights, or by random numbers that
 read all maps of every token, more than any scorer that `guard calibrate` fits.
 
-Each round is a process of its own, since a worker that waits would take time from the one that is measured; after a
-warm-up it answers all requests at once, greedily, three times. The two sides have the same model, type, cache, slots
-and step size. The first start of each side fills vLLM's cache of compiled graphs. Rounds are compared by the clock,
-and, for a machine that others use, by the CPU time of all their processes and by that of the worker: vLLM's processes
-wait for each other by spinning, so that the worker's CPU time is that of its steps and of all that it waits for. With
---keep, rounds are kept as they end, and the same command continues after the last; with --lock, a file is locked while
-answers are measured, for programs on the same machine that do the same.
+Each side is a process of its own with the same model, type, cache, slots and step size. Both are started and warmed
+up, then they answer all requests at once, greedily, in turn; the one that waits takes no processor. Pairs of rounds
+that follow each other are compared by the clock, and, for a machine that others use, by the CPU time of all their
+processes and by that of the worker: vLLM's processes wait for each other by spinning, so that the worker's CPU time is
+that of its steps and of all that it waits for. With --lock, a file is locked while answers are measured, for programs
+on the same machine that do the same.
 """
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,8 +43,6 @@ from guard.runtime.guard import Guard
 from guard.scoring.scorer import load_scorer
 
 CONTEXT, BATCH_TOKENS, CACHE_TOKENS, LONGEST = 1024, 1024, 16_384, 64
-#: Rounds by the clock in each process.
-TIMES = 3
 #: Times that are measured, and how a token's is written.
 CLOCKS = {
     "wall": "ms a token",
@@ -62,7 +58,7 @@ def prompts(requests: int) -> list[Prompt]:
     return [Prompt.chat(ask + "Be precise. " * (at % 16)) for at, ask in enumerate(asks)]
 
 
-# -- one round, in a process of its own --------------------------------------------------------
+# -- one side, in a process of its own ---------------------------------------------------------
 
 
 def processes() -> list[Any]:
@@ -81,40 +77,30 @@ def cpu_seconds(of: Sequence[Any]) -> float:
     return sum(sum(each.cpu_times()[:2]) for each in of)
 
 
-def measured(answer: Callable[[], int], lock: str | None) -> dict[str, float]:
-    """Answer once to warm up, and some times more; the smallest time of each kind counts, since others use the machine.
-
-    Returns:
-        seconds of each kind for a token, the tokens, and the worker's memory.
-    """
-    with locked(lock):
-        answer()
-        rounds = [timed(answer) for _ in range(TIMES)]
-    smallest = {clock: min(each[clock] / each["tokens"] for each in rounds) for clock in CLOCKS}
-    return {**smallest, "tokens": rounds[0]["tokens"], "worker_mb": worker().memory_info().rss / 2**20}
-
-
-@contextmanager
-def locked(file: str | None) -> Iterator[None]:
-    """Lock a file, if one is given."""
-    if file is None:
-        yield
-        return
-    with Path(file).open("a") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
+def answer_in_turn(answer: Callable[[], int], results: int) -> None:
+    """Warm up, then answer once for each line of the standard input; write what was measured to a file descriptor."""
+    answer()
+    with os.fdopen(results, "w") as file:
+        print("null", file=file, flush=True)
+        for _ in sys.stdin:
+            print(json.dumps(timed(answer)), file=file, flush=True)
 
 
 def timed(answer: Callable[[], int]) -> dict[str, float]:
-    """Return the tokens, the seconds, and the seconds of CPU time: of all processes, and of the worker."""
-    holder, every = [worker()], processes()
-    wall, cpu, own = time.perf_counter(), cpu_seconds(every), cpu_seconds(holder)
+    """Return the seconds of each kind for a token, the tokens, and the worker's memory."""
+    holder, every = worker(), processes()
+    wall, cpu, own = time.perf_counter(), cpu_seconds(every), cpu_seconds([holder])
     tokens = answer()
-    wall = time.perf_counter() - wall
-    return {"tokens": tokens, "wall": wall, "cpu": cpu_seconds(every) - cpu, "worker": cpu_seconds(holder) - own}
+    taken = {
+        "wall": time.perf_counter() - wall,
+        "cpu": cpu_seconds(every) - cpu,
+        "worker": cpu_seconds([holder]) - own,
+    }
+    memory = holder.memory_info().rss / 2**20
+    return {**{clock: seconds / tokens for clock, seconds in taken.items()}, "tokens": tokens, "worker_mb": memory}
 
 
-def guarded_round(options: argparse.Namespace) -> dict[str, float]:
+def answer_guarded(options: argparse.Namespace) -> None:
     with VllmEngine.load(
         options.model,
         dtype="float32",
@@ -136,10 +122,10 @@ def guarded_round(options: argparse.Namespace) -> dict[str, float]:
             assert all(attempt.score is not None for attempt in attempts)
             return sum(attempt.completion_tokens for attempt in attempts)
 
-        return measured(lambda: asyncio.run(ask()), options.lock)
+        answer_in_turn(lambda: asyncio.run(ask()), options.results)
 
 
-def bare_round(options: argparse.Namespace) -> dict[str, float]:
+def answer_bare(options: argparse.Namespace) -> None:
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     from vllm import LLM, SamplingParams
 
@@ -167,50 +153,72 @@ def bare_round(options: argparse.Namespace) -> dict[str, float]:
         outputs = llm.generate(asked, params, use_tqdm=False)
         return sum(len(output.outputs[0].token_ids) for output in outputs)
 
-    return measured(answer, options.lock)
+    answer_in_turn(answer, options.results)
 
 
-ROUNDS = {"guarded": guarded_round, "bare": bare_round}
+SIDES = {"bare": answer_bare, "guarded": answer_guarded}
 
 
-# -- all rounds --------------------------------------------------------------------------------
+# -- both sides --------------------------------------------------------------------------------
 
 
-def in_a_process(which: str, options: argparse.Namespace, *, eager: bool) -> dict[str, float]:
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        own = ["--model", options.model, "--requests", str(options.requests), "--round", which, "--out", file.name]
-        given = {"--lock": options.lock, "--scorer": options.scorer if which == "guarded" else None}
-        own += [text for name, value in given.items() if value for text in (name, value)]
-        own += ["--eager"] if eager else []
-        subprocess.run([sys.executable, __file__, *own], check=True)
-        found: dict[str, float] = json.loads(Path(file.name).read_text())
-        print(f"{which}, {'eager' if eager else 'compiled'}, load {os.getloadavg()[0]:.1f}: {found}", flush=True)
+class Side:
+    """One side in its process, which answers when it is asked to."""
+
+    def __init__(self, which: str, options: argparse.Namespace, *, eager: bool) -> None:
+        """Start it, and wait until it has warmed up."""
+        reads, writes = os.pipe()
+        own = ["--model", options.model, "--requests", str(options.requests), "--side", which, "--results", str(writes)]
+        own += [*(["--scorer", options.scorer] if options.scorer else []), *(["--eager"] if eager else [])]
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *own], stdin=subprocess.PIPE, pass_fds=[writes], text=True
+        )
+        os.close(writes)
+        self._results = os.fdopen(reads)
+        self._read()
+
+    def answer(self) -> dict[str, float]:
+        """Answer all requests once; return what was measured."""
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        found: dict[str, float] = self._read()
         return found
 
+    def _read(self) -> Any:
+        line = self._results.readline()
+        if not line:
+            raise RuntimeError("a side has ended; see what it wrote")
+        return json.loads(line)
 
-def kept_rounds(file: str | None, *, eager: bool) -> dict[str, list[dict[str, float]]]:
-    """Return the rounds of an earlier run of the same command, by their side."""
-    path = None if file is None else Path(file)
-    lines = path.read_text().splitlines() if path is not None and path.exists() else []
-    kept = [each for each in map(json.loads, lines) if each["eager"] == eager]
-    return {side: [each["found"] for each in kept if each["which"] == side] for side in ROUNDS}
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
-def keep(file: str | None, which: str, found: dict[str, float], *, eager: bool) -> None:
-    """Add a round to the file."""
-    if file is not None:
-        with Path(file).open("a") as opened:
-            opened.write(json.dumps({"which": which, "eager": eager, "found": found}) + "\n")
+@contextmanager
+def locked(file: str | None) -> Iterator[None]:
+    """Lock a file, if one is given."""
+    if file is None:
+        yield
+        return
+    with Path(file).open("a") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
 
 
 def compare(options: argparse.Namespace, *, eager: bool) -> list[Ratio | Figure]:
     """Alternate rounds of both sides, the first of each pair in turn; by the clock, and by CPU time."""
-    rounds = kept_rounds(options.keep, eager=eager)
-    for number in range(options.pairs):
-        for which in ("bare", "guarded") if number % 2 == 0 else ("guarded", "bare"):
-            if len(rounds[which]) <= number:
-                rounds[which].append(in_a_process(which, options, eager=eager))
-                keep(options.keep, which, rounds[which][-1], eager=eager)
+    sides, rounds = {}, {which: list[dict[str, float]]() for which in SIDES}
+    with ExitStack() as stack:
+        for which in SIDES:
+            sides[which] = Side(which, options, eager=eager)
+            stack.callback(sides[which].close)
+        for number in range(options.pairs):
+            for which in SIDES if number % 2 == 0 else reversed(SIDES):
+                with locked(options.lock):
+                    rounds[which].append(sides[which].answer())
+                print(f"{which}, load {os.getloadavg()[0]:.1f}: {rounds[which][-1]}", flush=True)
     how = "eager" if eager else "compiled"
     figures = [
         Figure(f"{what}, {which}, {how}", max(each[key] for each in found), unit)
@@ -241,18 +249,18 @@ def ratio_of(rounds: dict[str, list[dict[str, float]]], clock: str, how: str) ->
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model folder with weights in safetensors")
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--only", choices=("compiled", "eager"), help="one of the two comparisons")
     parser.add_argument("--scorer", help="scorer file for the guarded side, by force where it is not this model's")
     parser.add_argument("--out", help="write the figures to this JSON file")
-    parser.add_argument("--keep", help="keep rounds in this file, and continue after those in it")
     parser.add_argument("--lock", help="lock this file while answers are measured")
-    parser.add_argument("--round", choices=tuple(ROUNDS), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--results", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--eager", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.round:
-        write(ROUNDS[options.round](options), options.out)
+    if options.side:
+        SIDES[options.side](options)
         return
     about: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
     about["versions"] = versions()

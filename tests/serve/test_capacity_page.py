@@ -38,7 +38,7 @@ def test_the_measured_figures_of_the_page_are_those_of_the_program(capacity: Mod
         f"{measured.cases_s:.0f} by 16",
         f"{measured.decision_bytes / 1000:.1f} KB a decision",
         f"{measured.case_bytes / 1000:.1f} KB a case",
-        f"{measured.overhead} is assumed",
+        f"a factor of {measured.overhead}",
     ):
         assert text in PAGE, text
 
