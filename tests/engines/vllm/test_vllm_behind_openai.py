@@ -5,8 +5,6 @@ Runs where vLLM is installed (`nox -s vllm`). tests/engines/recorded has what it
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
@@ -22,11 +20,11 @@ try:
 except (MissingExtraError, PackageNotFoundError):
     pytest.skip("vLLM is not installed", allow_module_level=True)
 
-import httpx
 from endpoint import scorer_for
 from exported_model import export_smollm2
 from served_like_local import QUESTION, check_signals, check_streams_stop_strings_and_formats
-from vllm_program import vllm_serve
+from sums import addition_rows
+from vllm_program import vllm_serve, wait_until_up
 
 import guard
 from guard import Guard, load_engine
@@ -45,19 +43,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     place = tmp_path_factory.mktemp("plain")
     export_smollm2(place / "smollm2")
     with vllm_serve(place / "smollm2", place / "log", "--served-model-name", "small") as (process, address):
-        end = time.monotonic() + 900
-        while not is_up(address):
-            assert process.poll() is None, (place / "log").read_text()[-2000:]
-            assert time.monotonic() < end, "it does not start"
-            time.sleep(1)
+        wait_until_up(process, f"{address}/health", place / "log")
         yield f"{address}/v1"
-
-
-def is_up(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/health").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +99,7 @@ def test_answers_at_the_same_time_are_each_its_own(engine: RequestEngine) -> Non
 
 
 def test_a_scorer_is_calibrated_on_it_and_used(url: str, tmp_path: Path) -> None:
-    rows = [
-        {"question": f"What is {a} plus {b}?", "answers": [str(a + b)], "grader": "number"}
-        for a in range(1, 20, 2)
-        for b in range(1, 46, 3)
-    ]
-    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    (tmp_path / "sums.jsonl").write_text(addition_rows(), "utf-8")
     out = tmp_path / "served.json"
     guard.calibrate(tmp_path / "sums.jsonl", out=out, model=url, max_tokens=24)
     policy = parse_policy("{version: 1, name: a, rules: [accept]}")

@@ -26,11 +26,12 @@ except (MissingExtraError, PackageNotFoundError):
     pytest.skip("vLLM is not installed", allow_module_level=True)
 
 from exported_model import export_smollm2
-from sums import sum_rows
+from sums import addition_rows, sum_rows
 from tiny_models import RowRecording, byte_tokenizer, tiny_model
 
 from guard.engines.transformers import TransformersEngine
 from guard.engines.vllm.engine import VllmEngine
+from guard.policy.policy import parse_policy
 from guard.records import Floats, Generation, Limits, Prompt, Sampling, Signals
 from guard.response_format import ResponseFormat
 from guard.runtime.guard import Guard
@@ -219,6 +220,23 @@ def test_answers_are_recorded_on_vllm_as_on_transformers(tmp_path: Path) -> None
     assert (here.answer == there.answer).all()
     assert np.allclose(here.maps, there.maps, rtol=1e-2, atol=1e-4)
     assert np.allclose(here.norms, there.norms, rtol=1e-3)
+
+
+def test_a_scorer_is_calibrated_on_vllm_and_used(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lightgbm")
+    import guard
+
+    (tmp_path / "sums.jsonl").write_text(addition_rows(), "utf-8")
+    out, options = tmp_path / "scorer.json", {"dtype": "float32", "eager": True, "context_tokens": 512}
+    guard.calibrate(
+        tmp_path / "sums.jsonl", out=out, model=folder, engine="vllm", engine_options=options, max_tokens=24
+    )
+    policy = parse_policy("{version: 1, name: a, rules: [accept]}")
+    with Guard.load(folder, engine="vllm", engine_options=options, scorer=out, policy=policy) as guarded:
+        score = guarded.ask("What is 2 plus 3?").attempts[-1].score
+    assert score is not None
+    assert score.calibrated
+    assert 0 < score.p_wrong < 1
 
 
 def made_folder(folder: Path, kind: str = "llama") -> Path:
