@@ -109,6 +109,8 @@ def show_queue(
     here = next((each for each in views if each.name == view), views[0])
     if leave and is_own_navigation(visit.request.headers):
         leave_case(visit, leave)
+    if done:  # the numbers would still have the case that the visitor has just decided
+        visit.desk.counts.forget()
     asked = {"view": here.name, "q": q, "route": route, "priority": priority, "claimed": claimed, "order": order}
     cursors = {"after": after or None, "before": before or None}
     error, found, names = "", None, visit.desk.names()

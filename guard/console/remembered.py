@@ -46,3 +46,8 @@ class Remembered(Generic[Value]):
             self._kept = {name: each for name, each in list(self._kept.items())[-MOST:] if each[0] > now}
             self._kept[key] = (now + self._for_s, value)
         return value
+
+    def forget(self) -> None:
+        """Forget all values."""
+        with self._lock:
+            self._kept = {}

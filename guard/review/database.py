@@ -397,7 +397,8 @@ def _begin(connection: Connection) -> None:
 
 def _open_postgresql(url: URL, *, timeout_s: float) -> Database:
     options = f"-c lock_timeout={int(timeout_s * 1000)} -c synchronous_commit=on"
-    arguments: dict[str, Any] = {"connect_timeout": max(2, round(timeout_s))}
+    # Nothing is prepared: PostgreSQL would find common and rare words by one plan, which takes seconds for one of them.
+    arguments: dict[str, Any] = {"connect_timeout": max(2, round(timeout_s)), "prepare_threshold": None}
     if "options" not in url.query:
         arguments["options"] = options
     try:

@@ -13,7 +13,7 @@ from guard.review.claims import claimable
 from guard.review.migrations.tables import REVIEWS
 from guard.review.queries import IS_PENDING, on_routes, read_reviews, selected
 from guard.review.records import Review, ReviewStatus, priority_rank, storable_text
-from guard.review.words import search_words
+from guard.review.words import run_search, search_words
 from guard.review_terms import CASE_KINDS, PRIORITIES, CaseKind, Priority
 
 Order = Literal["due", "doubtful", "oldest", "newest", "decided"]
@@ -120,7 +120,7 @@ def read_page(
         query = query.where(key < _key(cursor, order) if down else key > _key(cursor, order))
     places = [part.desc() if down else part.asc() for part in (column, REVIEWS.c.id)]
     # First which cases, then their contents: a search would otherwise read and sort those of all its cases.
-    ids = list(connection.scalars(query.order_by(*places).limit(limit + 1)))
+    ids = run_search(connection, query.order_by(*places).limit(limit + 1))
     found = read_reviews(connection, selected().where(REVIEWS.c.id.in_(ids)).order_by(*places))
     more, rows = len(found) > limit, found[:limit]
     if backwards:
@@ -132,8 +132,10 @@ def read_page(
 
 def read_count(connection: Connection, chosen: CaseFilter, at: str) -> int:
     """Return the number of cases, at most one more than `COUNTED`; see `guard.review.store.Store.count`."""
-    found = _selecting(connection, chosen, at, sa.literal(1))
-    return int(connection.scalar(sa.select(sa.func.count()).select_from(found.limit(COUNTED + 1).subquery())) or 0)
+    found = _selecting(connection, chosen, at, sa.literal(1)).limit(COUNTED + 1)
+    counting = sa.select(sa.func.count()).select_from(found.subquery())
+    (number,) = run_search(connection, counting.execution_options(**found.get_execution_options()))
+    return int(number)
 
 
 def counted(number: int) -> str:
@@ -175,8 +177,7 @@ def _selecting(connection: Connection, chosen: CaseFilter, at: str, column: sa.C
     query = sa.select(column).where(*_conditions(chosen, at))
     if chosen.text is None:
         return query.select_from(REVIEWS)
-    search = search_words(connection, chosen.text)
-    return query.select_from(search.source).where(search.condition)
+    return search_words(connection, chosen.text).narrowed(query)
 
 
 def _conditions(chosen: CaseFilter, at: str) -> list[sa.ColumnElement[bool]]:
@@ -232,7 +233,7 @@ def _by_status(status: str) -> sa.ColumnElement[bool]:
         return REVIEWS.c.decided_at.is_not(None)
     if status not in list(ReviewStatus):
         raise InputError(f"There is no status '{status}'", fix=did_you_mean(status, (*ReviewStatus, "decided")))
-    return REVIEWS.c.status == ReviewStatus(status).value
+    return IS_PENDING if status == ReviewStatus.PENDING else REVIEWS.c.status == ReviewStatus(status).value
 
 
 def _by_claim(chosen: CaseFilter, at: str) -> sa.ColumnElement[bool]:

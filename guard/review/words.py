@@ -21,6 +21,10 @@ _FEW = 12_000
 #: Up to this number, it walks through the ordered cases with the set of all matches; beyond it, it reads their texts.
 _MANY = 50_000
 
+#: Up to this number of matches, by its estimate, PostgreSQL must start from its index of words: to split a text into
+#: words takes it far longer than it assumes.
+_INDEXED = 50_000
+
 #: Words that are looked for in texts, at most: SQLite's conditions are of limited depth.
 _READ = 20
 
@@ -42,10 +46,20 @@ class WordSearch:
     Attributes:
         source: what to select from, in place of the table of cases.
         condition: holds for these cases.
+        first: whether PostgreSQL finds the cases by their words before it orders them.
     """
 
     source: sa.FromClause
     condition: sa.ColumnElement[bool]
+    first: bool = False
+
+    def narrowed(self, query: sa.Select[Any]) -> sa.Select[Any]:
+        """Return a query for these cases alone, to be executed by `run_search`."""
+        return query.select_from(self.source).where(self.condition).execution_options(**{_FIRST: self.first})
+
+
+#: Execution option of queries with `WordSearch.first`.
+_FIRST = "guard_words_first"
 
 
 def search_words(connection: Connection, text: str) -> WordSearch:
@@ -59,7 +73,19 @@ def search_words(connection: Connection, text: str) -> WordSearch:
         raise InputError("The search contains no word", fix="Give letters or digits")
     if connection.dialect.name == "sqlite":
         return _on_sqlite(connection, words)
-    return WordSearch(REVIEWS, _on_postgresql(words))
+    condition = _on_postgresql(words)
+    return WordSearch(REVIEWS, condition, first=_estimate(connection, condition) < _INDEXED)
+
+
+def run_search(connection: Connection, query: sa.Select[Any]) -> list[Any]:
+    """Return the first column of a query's rows, whether it is a search or not."""
+    first = query.get_execution_options().get(_FIRST, False)
+    if first:  # an order's index would give the cases in order, and each would be split into words
+        connection.exec_driver_sql("SET LOCAL enable_indexscan = off")
+    found = list(connection.scalars(query))
+    if first:
+        connection.exec_driver_sql("SET LOCAL enable_indexscan = on")
+    return found
 
 
 def numbers_with(connection: Connection, word: str, limit: int) -> list[int]:
@@ -78,6 +104,13 @@ def _on_postgresql(words: list[str]) -> sa.ColumnElement[bool]:
     )
     wanted = " & ".join(f"'{word}'" for word in words)
     return there.bool_op("@@")(sa.func.to_tsquery(sa.literal_column("'simple'"), wanted))
+
+
+def _estimate(connection: Connection, condition: sa.ColumnElement[bool]) -> int:
+    """Return how many cases meet a condition by PostgreSQL's statistics."""
+    query = sa.select(sa.literal_column("1")).select_from(REVIEWS).where(condition).compile(connection)
+    ((plan,),) = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {query}", dict(query.params)).scalars()
+    return int(plan["Plan"]["Plan Rows"])
 
 
 class _InThisOrder(sa.Join):

@@ -125,6 +125,20 @@ def test_an_empty_queue_says_so(console: MadeConsole) -> None:
     assert "Nothing waits here for a person" in console.signed_in("mira").get("/queue").text
 
 
+def test_after_the_last_decision_nothing_says_that_cases_wait(
+    console: MadeConsole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guard.console.queue.DEAR_S", -1.0)  # as on a slow machine: every number is kept
+    case = console.store.add(make_escalation(0))
+    ana = console.signed_in("ana")
+    assert "Start reviewing" in ana.get("/queue").text
+    console.store.approve(case.id, reviewer="ana")
+    page = ana.get("/queue", params={"done": case.id}).text
+    assert "No case waits for you" in page
+    assert 'For you <span class="count">0</span>' in page
+    assert "Start reviewing" not in page
+
+
 def test_decided_cases_are_found_with_who_decided(console: MadeConsole) -> None:
     review = add(console)
     mira = console.signed_in("mira", name="Mira Patel")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import postgresql_server
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -111,15 +112,17 @@ def test_filters(filled: Store, chosen: CaseFilter, wanted: set[int]) -> None:
     assert filled.count(chosen) == len(wanted)
 
 
-#: Limits under which a search of the few cases here looks matches up, walks with the set of them, or reads texts.
-WAYS = {"looked up": (12_000, 50_000), "walked": (0, 50_000), "read": (0, 0)}
+#: Limits under which a search of the few cases here looks matches up, walks with the set of them, or reads texts on
+#: SQLite, and starts from the index of words or not on PostgreSQL.
+WAYS = {"looked up": (12_000, 50_000, 50_000), "walked": (0, 50_000, 0), "read": (0, 0, 0)}
 
 
 @pytest.fixture(params=list(WAYS))
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    few, many = WAYS[request.param]
+    few, many, indexed = WAYS[request.param]
     monkeypatch.setattr("guard.review.words._FEW", few)
     monkeypatch.setattr("guard.review.words._MANY", many)
+    monkeypatch.setattr("guard.review.words._INDEXED", indexed)
     return str(request.param)
 
 
@@ -199,6 +202,23 @@ def test_a_search_for_a_usual_word_walks_through_an_order_without_reading_cases(
     steps = plan_of_a_search(path, order)
     assert any("USING COVERING INDEX reviews_by_" in step for step in steps), steps
     assert not any("B-TREE" in step for step in steps), steps
+
+
+@pytest.mark.skipif(not postgresql_server.is_available(), reason="PostgreSQL cannot be started here")
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("limit", [0, 50_000])
+def test_postgresql_starts_from_its_index_of_words_up_to_a_number_of_matches(
+    store: Store, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """To find a usual word by splitting the texts of waiting cases in their order takes it seconds."""
+    monkeypatch.setattr("guard.review.words._INDEXED", limit)
+    store.add(make_escalation(0, question="one word"))
+    statements: list[str] = []
+    event.listen(store._database.engine, "before_cursor_execute", lambda *seen: statements.append(seen[2]))
+    chosen = CaseFilter(text="word", status="pending")
+    assert (numbers(store, chosen), store.count(chosen)) == ([0], 1)
+    settings = [each.removeprefix("SET LOCAL enable_indexscan = ") for each in statements if each.startswith("SET")]
+    assert settings == ["off", "on"] * (2 if limit else 0), "and what follows in the transaction is planned as usual"
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -105,6 +105,13 @@ EVENTS = Table(
     sa.Index("review_events_by_review", "review_id", "number"),
 )
 
+_partial(
+    "review_events_dealt_with",
+    EVENTS.c.who,
+    EVENTS.c.review_id,
+    where=EVENTS.c.what.in_((sa.literal_column("'opinion'"), sa.literal_column("'skipped'"))),
+)
+
 ENDPOINTS = Table(
     "endpoints",
     METADATA,
