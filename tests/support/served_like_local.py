@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -13,10 +14,10 @@ from guard.records import Limits, Prompt
 QUESTION = Prompt.chat("What is the capital of France?")
 
 
-def check_signals(engine: RequestEngine, limits: Limits, *, threads: int) -> None:
-    """Compare an answer with that of the embedded model."""
+def check_signals(engine: RequestEngine, limits: Limits, *, threads: int, model: str | Path = "smollm2") -> None:
+    """Compare an answer with that of the embedded model, or of a model folder."""
     served = engine.generate(QUESTION, limits=limits)
-    with load_engine("smollm2", threads=threads) as local:
+    with load_engine(model, threads=threads) as local:
         own = local.generate(QUESTION, limits=limits)
     assert served.capture_error is None
     assert served.text == own.text

@@ -39,11 +39,15 @@ LIMITS = Limits(max_tokens=16)
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    place = tmp_path_factory.mktemp("plain")
-    export_smollm2(place / "smollm2")
-    with vllm_serve(place / "smollm2", place / "log", "--served-model-name", "small") as (process, address):
-        wait_until_up(process, f"{address}/health", place / "log")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_smollm2(tmp_path_factory.mktemp("plain") / "smollm2")
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    log = folder.parent / "log"
+    with vllm_serve(folder, log, "--served-model-name", "small") as (process, address):
+        wait_until_up(process, f"{address}/health", log)
         yield f"{address}/v1"
 
 
@@ -60,8 +64,9 @@ def test_it_is_known_by_what_it_says(engine: RequestEngine) -> None:
     assert engine.model.context_tokens == 1024
 
 
-def test_answers_and_signals_are_those_of_the_same_weights_here(engine: RequestEngine) -> None:
-    check_signals(engine, LIMITS, threads=1)
+def test_answers_and_signals_are_those_of_the_same_weights_here(engine: RequestEngine, folder: Path) -> None:
+    # Not those of the embedded file: its quantized weights prefer another first token by a hair.
+    check_signals(engine, LIMITS, threads=1, model=folder)
 
 
 def test_streams_stop_strings_and_formats(engine: RequestEngine) -> None:

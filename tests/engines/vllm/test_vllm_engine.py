@@ -188,11 +188,11 @@ def test_a_guard_on_vllm_scores_and_decides(engine: VllmEngine) -> None:
     assert left_behind(engine) == 0
 
 
-def test_a_chat_model_of_langchain_answers_and_streams_on_vllm(engine: VllmEngine, scorer: Scorer) -> None:
+def test_a_chat_model_of_langchain_answers_and_streams_on_vllm(engine: VllmEngine) -> None:
     pytest.importorskip("langchain_core")
     from guard.langchain import ChatGuard
 
-    chat = ChatGuard(engine=engine, scorer=scorer, max_tokens=8)
+    chat = ChatGuard(engine=engine, scorer=load_scorer(shipped_scorer()), force_scorer=True, max_tokens=8)
     asked = ["What is the capital of France?", "What is the capital of Peru?"]
     answers = chat.batch(asked)
     assert "Paris" in str(answers[0].content)

@@ -112,7 +112,8 @@ def test_the_other_faces_answer_guarded(client: openai.OpenAI) -> None:
     assert "Paris" in client.responses.create(model="smollm2", input="What is the capital of France?").output_text
     answer: Any = client.completions.create(model="smollm2:never", prompt="The capital is")
     assert answer.guard["action"] == "abstain"
-    assert answer.choices[0].text in ("", "I cannot say.")  # it is empty where the answer was cut
+    # An answer that was cut is refused by on_error, in guard's words.
+    assert answer.choices[0].text in ("I cannot say.", "The policy 'served' gives no answer (on_error).")
 
 
 def test_an_escalated_answer_is_in_the_queue_and_every_decision_in_the_audit_log(
