@@ -79,14 +79,18 @@ def test_no_thread_of_llama_cpp_stays_when_a_model_is_loaded_or_has_nothing_to_d
     def threads() -> set[str]:
         return {thread.name for thread in Path("/proc/self/task").iterdir()}
 
-    before = threads()
-    with LlamaCppEngine.load(tiny_path, threads=2, trial_load=False) as engine:
-        assert threads() <= before
-        engine.generate(Prompt.raw("quick"), limits=Limits(max_tokens=4))
+    def wait_for_their_end() -> None:
+        """Workers are listed for a moment after the thread whose they were."""
         end = time.monotonic() + 20
         while not threads() <= before:
             assert time.monotonic() < end, "its threads have not ended"
             time.sleep(0.02)
+
+    before = threads()
+    with LlamaCppEngine.load(tiny_path, threads=2, trial_load=False) as engine:
+        wait_for_their_end()
+        engine.generate(Prompt.raw("quick"), limits=Limits(max_tokens=4))
+        wait_for_their_end()
 
 
 # -- one model, one engine ---------------------------------------------------------------------
