@@ -166,7 +166,8 @@ def test_a_live_stream_that_its_client_leaves_is_not_free(tmp_path: Path) -> Non
             assert any('"Pa"' in line or '"a"' in line for line in response.iter_lines())
         release.set()
         until(lambda: served.server.responder.admission.running == 0)
-        until(lambda: access.keys.all()[0].used_tokens == len("Which city?") + len("Pa"))
+        # The server may notice only some tokens later that nobody reads.
+        until(lambda: access.keys.all()[0].used_tokens >= len("Which city?") + len("Pa"))
 
 
 def test_given_answers_count_to_a_keys_limits(keyed: Keyed) -> None:
