@@ -7,19 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import needs_vllm  # noqa: F401 - skips this module where vLLM is not installed
+
+# isort: split
 import pytest
-
-from guard.engines.vllm.versions import installed_version
-from guard.errors import MissingExtraError
-
-try:
-    installed_version()
-except (MissingExtraError, PackageNotFoundError):
-    pytest.skip("vLLM is not installed", allow_module_level=True)
-
 from endpoint import scorer_for
 from exported_model import export_smollm2
 from served_like_local import QUESTION, check_signals, check_streams_stop_strings_and_formats

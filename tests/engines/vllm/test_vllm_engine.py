@@ -10,27 +10,21 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
+import needs_vllm  # noqa: F401 - skips this module where vLLM is not installed
+
+# isort: split
 import numpy as np
 import pytest
-
-from guard.engines.vllm.versions import installed_version
-from guard.errors import CancelledError, EngineError, EngineTimeoutError, MissingExtraError, PromptTooLongError
-
-try:
-    installed_version()
-except (MissingExtraError, PackageNotFoundError):
-    pytest.skip("vLLM is not installed", allow_module_level=True)
-
 from exported_model import export_smollm2
 from sums import addition_rows, sum_rows
 from tiny_models import RowRecording, byte_tokenizer, tiny_model
 
 from guard.engines.transformers import TransformersEngine
 from guard.engines.vllm.engine import VllmEngine
+from guard.errors import CancelledError, EngineError, EngineTimeoutError, PromptTooLongError
 from guard.policy.policy import parse_policy
 from guard.records import Floats, Generation, Limits, Prompt, Sampling, Signals
 from guard.response_format import ResponseFormat

@@ -7,18 +7,11 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError
 
+import needs_vllm  # noqa: F401 - skips this module where vLLM is not installed
+
+# isort: split
 import pytest
-
-from guard.engines.vllm.versions import installed_version
-from guard.errors import MissingExtraError
-
-try:
-    installed_version()
-except (MissingExtraError, PackageNotFoundError):
-    pytest.skip("vLLM is not installed", allow_module_level=True)
-
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.launchers.cli_args import FrontendArgs
 

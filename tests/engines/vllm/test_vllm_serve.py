@@ -8,22 +8,15 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
-import pytest
+import needs_vllm  # noqa: F401 - skips this module where vLLM is not installed
 
-from guard.engines.vllm.versions import installed_version
-from guard.errors import MissingExtraError
-
-try:
-    installed_version()
-except (MissingExtraError, PackageNotFoundError):
-    pytest.skip("vLLM is not installed", allow_module_level=True)
-
+# isort: split
 import httpx
 import openai
+import pytest
 from exported_model import export_smollm2
 from vllm_program import vllm_serve, wait_until_up
 

@@ -13,22 +13,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
-import pytest
+import needs_vllm  # noqa: F401 - skips this module where vLLM is not installed
 
-from guard.engines.vllm.versions import installed_version
-from guard.errors import MissingExtraError
-
-try:
-    installed_version()
-except (MissingExtraError, PackageNotFoundError):
-    pytest.skip("vLLM is not installed", allow_module_level=True)
-
+# isort: split
 import httpx
 import postgresql_server
+import pytest
 from endpoint import scorer_for
 from exported_model import export_smollm2
 from served import running
