@@ -151,7 +151,7 @@ class LlamaCppEngine(BaseEngine):
         Args:
             path: the file, or the first file of a split model.
             context_tokens: room for prompt and answer of one request; at most what the model was trained on.
-            threads: of llama.cpp; by default one for each core that this process may use (see :func:`usable_cores`).
+            threads: of llama.cpp; by default `guard.engines.cores.usable_cores`.
             gpu_layers: layers put on a GPU where llama.cpp was built with one; -1 is all.
             flash_attention: by default llama.cpp uses it where model and device support it.
             type_k, type_v: of the key-value cache: ``f16``, or ``f32``, ``bf16``, ``q8_0``, ``q5_1``, ``q5_0``,

@@ -1,4 +1,8 @@
-"""A policy document as YAML in one layout, whatever its file looks like: for the audit log and for comparisons."""
+"""A policy document as YAML in one layout, whatever its file looks like: for the audit log and for comparisons.
+
+PyYAML's own writer would break a rule over several lines once one of its settings is a list, and show characters that
+change the direction of text as they are.
+"""
 
 from __future__ import annotations
 

@@ -63,7 +63,9 @@ def http_server(
 
     config = uvicorn.Config(
         application,
-        http=patient_for(settings.body_seconds, most_waiting=most_waiting or _half_of_the_files()),
+        http=patient_for(
+            settings.body_seconds, most_waiting=_half_of_the_files() if most_waiting is None else most_waiting
+        ),
         ws="none",
         proxy_headers=False,  # whoever connects from this machine could say that he is somebody else
         access_log=False,  # it would have no decision ids
