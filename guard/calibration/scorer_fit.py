@@ -166,6 +166,7 @@ def fit_scorer(
         scores=models,
         ood_detector=_ood_detector(splits["fit"], seed, layers=run.model.layers),
         answer_bounds=_answer_bounds(splits["fit"]),
+        signals="before-mask",
     )
     own, others = p_wrong[artefact.default_score], p_wrong.get("log-probabilities")
     gain = None if others is None or others is own else brier_gain(own, others, wrong)

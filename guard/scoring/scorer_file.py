@@ -257,6 +257,8 @@ class Artefact(Part):
         spans: the model of spans of longer answers, where it was fitted.
         early: the stages at which a growing answer can be stopped, where they were fitted.
         answer_bounds: bounds of the answers that it was fitted on; None in files that do not say.
+        signals: over which distribution log-probabilities and entropies are taken; None in files that do not say, whose
+            signals are those before a grammar's mask, too.
     """
 
     format: Literal["guard-scorer"]
@@ -278,11 +280,12 @@ class Artefact(Part):
     spans: SpanModel | None = None
     early: EarlyModel | None = None
     answer_bounds: AnswerBounds | None = None
+    signals: Literal["before-mask"] | None = None
 
     @model_serializer(mode="wrap")
     def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Files of scorers that have no model of spans, no early stages, or no bounds, do not speak of them."""
-        optional = ("spans", "early", "answer_bounds")
+        """What a scorer has not, and what older files did not say, is left out: their checksums hold."""
+        optional = ("spans", "early", "answer_bounds", "signals")
         return {name: value for name, value in dump(self).items() if value is not None or name not in optional}
 
     def why_unlike(self, text: str, tokens: int) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,12 +25,12 @@ from guard.calibration.fitting import platt_scaling
 from guard.calibration.scorer_fit import SPLIT_SHARES, FittedScorer, Labelled, fit_scorer, split_labelled
 from guard.data.questions import LabelledResponse, Question, Row
 from guard.data.recording import Journal, Record, Run, record_rows
-from guard.errors import CalibrationError, InputError
+from guard.errors import CalibrationError, InputError, ScorerError
 from guard.records import Prompt, Signals, Signature
 from guard.scores import SCORE_NAMES, ScoreName
 from guard.scoring import probe
 from guard.scoring.metrics import compute_metrics, expected_calibration_error
-from guard.scoring.scorer import Evaluator, load_scorer
+from guard.scoring.scorer import Evaluator, load_scorer, parse_scorer
 from guard.scoring.signature import AGGREGATES, feature_vector
 
 RUN = Run(model=scripted_model(), capture_point="mlp", system="Be brief.", max_tokens=8)
@@ -88,6 +89,16 @@ def test_the_layers_add_to_log_probabilities_where_they_know_more() -> None:
     settings = fitted.scorer.artefact.settings["guard"]
     assert settings["shrinkage"] > 0
     assert settings["rounds"] > 5
+
+
+def test_the_file_says_that_signals_are_taken_before_a_mask(tmp_path: Path) -> None:
+    fit(made(600, seed=0, by_logprob=1.5, by_map=1.5)).scorer.save(tmp_path / "scorer.json")
+    content = json.loads((tmp_path / "scorer.json").read_text("utf-8"))
+    assert content["signals"] == "before-mask"
+    assert load_scorer(tmp_path / "scorer.json").artefact.signals == "before-mask"
+    content["signals"] = "after-mask"
+    with pytest.raises(ScorerError, match="signals"):
+        parse_scorer(json.dumps(content).encode())
 
 
 @pytest.mark.parametrize("seed", range(4))
