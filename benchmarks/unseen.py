@@ -1,9 +1,10 @@
-"""How the shipped scorer does on question sets that it was not fitted on.
+"""How a scorer does on question sets that it was not fitted on.
 
     guard record --data FILE ... --out records.parquet
     python benchmarks/unseen.py records.parquet
+    python benchmarks/unseen.py records-of-gemma.parquet --scorer gemma-3-270m-q4_k_m
 
-Scores recorded answers of the embedded model with the shipped scorer, and with the token
+Scores recorded answers with a scorer of their model, by default the embedded model's, and with the token
 log-probabilities alone that were fitted beside it, and prints both for each unseen set.
 """
 
@@ -14,18 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from guard.data.answers import Answers
+from guard.data.answers import Answers, find_run
 from guard.scoring.metrics import Metrics, compute_metrics
-from guard.scoring.provenance import Binding
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path)
-    table = Answers.read(parser.parse_args().records)
-    scorer = load_scorer(shipped_scorer())
-    _check_model(scorer, table)
+    parser.add_argument("--scorer", default=shipped_scorer(), help="a file, or a name on the shelf")
+    asked = parser.parse_args()
+    table, scorer = Answers.read(asked.records), load_scorer(asked.scorer)
+    run = find_run(table)
+    scorer = scorer.for_model(run.model, run.capture_point)
     seen = {data.name for data in scorer.artefact.data}
     means = []
     for name in sorted(set(table.dataset) - seen):
@@ -37,14 +39,6 @@ def main() -> None:
     for name, values in (("AUROC", aurocs), ("Brier", briers)):
         ours, baseline = values.mean(axis=0)
         print(f"mean of {len(values)}: {name} {ours:.3f} ({baseline:.3f})")
-
-
-def _check_model(scorer: Scorer, table: Answers) -> None:
-    binding = scorer.artefact.binding
-    for field in Binding.model_fields:
-        recorded = table.metadata["capture_point" if field == "capture_point" else f"model.{field}"]
-        if recorded != getattr(binding, field):
-            raise SystemExit(f"The records are of another model: {field} is {recorded}")
 
 
 def _measured(scorer: Scorer, answers: Answers) -> tuple[Metrics, Metrics]:

@@ -156,10 +156,6 @@ def test_figures_are_those_of_the_last_results() -> None:
         assert text == document.read_text(encoding="utf-8"), document
 
 
-def test_the_shipped_scorer_is_small() -> None:
-    assert shipped_scorer().stat().st_size < 1_000_000
-
-
 @pytest.mark.parametrize(("section", "record"), [("Scorer", Artefact), ("Certificate", Certificate)])
 def test_artefact_keys_are_those_of_the_files(section: str, record: type[BaseModel]) -> None:
     text = (ROOT / "docs" / "reference" / "artefacts.md").read_text(encoding="utf-8")

@@ -62,8 +62,13 @@ def metadata(dist: Path) -> Message:
 def test_the_wheel_has_every_module_and_data_file(wheel: set[str]) -> None:
     modules = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py")}
     assert {"guard/py.typed", "guard/evaluation/report.html.j2"} < DATA
-    assert any(name.startswith("guard/scoring/shipped/") for name in DATA)
     assert modules | DATA <= wheel
+
+
+def test_the_wheel_has_the_scorers_that_come_with_guard_and_no_other(wheel: set[str]) -> None:
+    shipped = {f"guard/scoring/shipped/{path.name}" for path in (PACKAGE / "scoring" / "shipped").iterdir()}
+    assert shipped
+    assert {name for name in wheel if name.startswith("guard/scoring/shipped/")} == shipped
 
 
 def test_the_wheel_has_the_policies(wheel: set[str]) -> None:

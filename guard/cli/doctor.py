@@ -128,6 +128,7 @@ def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Chec
     from guard.engines import EMBEDDED, load_engine
     from guard.runtime.sources import find_capture_point
     from guard.scoring.scorer import load_scorer, shipped_scorer
+    from guard.scoring.shelf import scorers_for
 
     try:
         engine = load_engine(model, **{**_calibrated_with(scorer or shipped_scorer()), **options})
@@ -141,7 +142,9 @@ def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Chec
             detail = "none: a base model, which continues a text; chats, tools and LangChain need one"
             checks.append(Check("chat template", None, detail))
         if scorer is None and model != EMBEDDED:
-            return [*checks, Check("scorer", None, "none given; fit one with guard calibrate")]
+            fits = scorers_for(info)
+            found = f"on the shelf, fitted on this model: {', '.join(fits)}" if fits else "fit one with guard calibrate"
+            return [*checks, Check("scorer", None, f"none given; {found}")]
         try:
             fitted = load_scorer(scorer or shipped_scorer()).for_model(info, find_capture_point(engine))
             checks.append(Check("scorer", True, f"valid for this model, gives {', '.join(fitted.artefact.scores)}"))

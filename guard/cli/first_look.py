@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 #: Options of ``guard ask`` that decide or act on a probability.
 _DECIDING = ("policy", "certificate", "route", "store", "fallback", "handler", "force", "audit_log")
 
-_UNCALIBRATED = (
-    "uncalibrated: there is no scorer for this model, so nobody knows how likely the answer is wrong, and no policy "
-    "decided about it. Fit one: guard calibrate --model MODEL --data QUESTIONS.jsonl --out scorer.json"
-)
+_UNCALIBRATED = "so nobody knows how likely the answer is wrong, and no policy decided about it."
 
 
 def needs_a_scorer(ctx: typer.Context) -> bool:
@@ -49,13 +46,24 @@ def show_first_look(
     """
     from guard.engines import load_engine
     from guard.runtime.first_look import take_first_look
+    from guard.scoring.shelf import scorers_for
 
     with load_engine(model, engine=engine, **(engine_options or {})) as loaded:
-        look = take_first_look(loaded, question, **options)
+        look, fitting = take_first_look(loaded, question, **options), scorers_for(loaded.model)
     if as_json:
-        print_json(look.to_dict())
+        print_json({**look.to_dict(), "scorers": fitting})
     else:
         _print(look)
+        console().print(shown(_uncalibrated(fitting), "yellow"))
+
+
+def _uncalibrated(fitting: Sequence[str]) -> str:
+    """Return why there is no probability, and what to do; scorers on the shelf are named, never used unasked."""
+    if fitting:
+        named = " or ".join(f"--scorer {name}" for name in fitting)
+        return f"uncalibrated: no scorer was named, {_UNCALIBRATED} On the shelf, fitted on this very model: {named}"
+    fix = "Fit one: guard calibrate --model MODEL --data QUESTIONS.jsonl --out scorer.json"
+    return f"uncalibrated: there is no scorer for this model, {_UNCALIBRATED} {fix}"
 
 
 def _print(look: FirstLook) -> None:
@@ -67,7 +75,6 @@ def _print(look: FirstLook) -> None:
     out.print(shown(f"{logprobs}  {entropies}  (nats, {look.tokens} tokens)", "dim"))
     if look.finish_reason == "length":
         out.print("cut: the answer ends at its token limit", style="yellow")
-    out.print(_UNCALIBRATED, style="yellow")
 
 
 def _number(value: float | None) -> str:

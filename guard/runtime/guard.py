@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from guard.engines import EMBEDDED, load_engine
 from guard.engines.protocols import Engine
-from guard.errors import InputError, ScorerError
+from guard.errors import InputError
 from guard.policy.certificate import Answering, Certificates, Fingerprint, certified_policy, needed_certificates
 from guard.policy.guarantee import find_fallbacks, procedure_sha256, refuse_guarantees
 from guard.policy.policy import Policy, load_policy
@@ -48,6 +48,7 @@ from guard.runtime.steps import Steps, adrive, adrive_stream, drive, drive_strea
 from guard.scores import Score
 from guard.scoring.provenance import Binding
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
+from guard.scoring.shelf import missing_scorer
 
 if TYPE_CHECKING:
     from guard.audit.log import AuditLog
@@ -199,7 +200,7 @@ class Guard:
 
         Args:
             model: ``smollm2`` (the embedded model), a GGUF file, or a model folder.
-            scorer: a scorer file of ``guard calibrate``; optional for the embedded model.
+            scorer: a scorer file of ``guard calibrate``, or a name on the shelf; optional for the embedded model.
             policy: a file, a built-in (``strict``, ``balanced``, ``permissive``, ``shadow``), or a `Policy`.
             engine: ``llama.cpp``, ``transformers`` or ``vllm``, where they can load the model.
             engine_options: for the engine's ``load``, such as ``{"context_tokens": 8192, "gpu_layers": 20}``.
@@ -214,11 +215,7 @@ class Guard:
             all_scores: see `Guard`.
         """
         if scorer is None and str(model) != EMBEDDED:
-            raise ScorerError(
-                f"There is no scorer for '{model}'",
-                why="only the embedded model comes with one",
-                fix="Fit one: guard calibrate --model MODEL --data QUESTIONS.jsonl --out scorer.json",
-            )
+            raise missing_scorer(model)
         chosen = load_policy(policy)
         certificate = needed_certificates(chosen, certificate)
         fitted = load_scorer(shipped_scorer() if scorer is None else scorer)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from importlib.resources import files
 from pathlib import Path
 
-from guard.errors import InputError
+from guard.errors import InputError, ScorerError
+from guard.records import ModelInfo
+from guard.scoring.provenance import Binding
 
 #: Environment variable that names another folder.
 ENVIRONMENT = "GUARD_SCORERS"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+#: What an engine is loaded with because a scorer says so, and therefore no property of the model.
+_SET_BY_SCORER = frozenset({"capture_point", "template_date"})
 
 
 def shelf_folder() -> Path:
@@ -59,6 +65,32 @@ def scorer_path(named: str | Path) -> Path:
     return shelved().get(named, path)
 
 
+def scorers_for(model: ModelInfo) -> list[str]:
+    """Return the names of the scorers on the shelf that were fitted on a loaded model. guard uses none of them unasked.
+
+    Files that are no scorers are passed over; ``guard scorers list`` shows why.
+
+    Args:
+        model: weights, tokenizer, chat template and engine must be those of the scorer.
+    """
+    return [name for name, path in sorted(shelved().items()) if _is_of(path, model)]
+
+
+def missing_scorer(model: str | Path) -> ScorerError:
+    """Return the error of loading a model without a scorer; it names those on the shelf.
+
+    Examples:
+        >>> print(missing_scorer("my-model.gguf").what)
+        There is no scorer for 'my-model.gguf'
+    """
+    return ScorerError(
+        f"There is no scorer for '{model}'",
+        why="only the embedded model is loaded without naming one",
+        fix="Fit one: guard calibrate --model MODEL --data QUESTIONS.jsonl --out scorer.json. Or name one of the shelf "
+        f"({', '.join(sorted(shelved()))}), if guard scorers check NAME --model MODEL says that it fits",
+    )
+
+
 def place_for(name: str) -> Path:
     """Return where a scorer of this name stands on the user's shelf.
 
@@ -70,3 +102,11 @@ def place_for(name: str) -> Path:
     if (shipped_folder() / f"{name}.json").exists():
         raise InputError(f"'{name}' comes with guard", fix="Give another name with --name")
     return shelf_folder() / f"{name}.json"
+
+
+def _is_of(path: Path, model: ModelInfo) -> bool:
+    try:
+        fitted = Binding.model_validate(json.loads(path.read_bytes())["binding"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return all(getattr(fitted, name) == getattr(model, name) for name in Binding.model_fields.keys() - _SET_BY_SCORER)

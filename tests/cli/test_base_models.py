@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,23 @@ def test_a_model_without_a_scorer_gives_a_first_look_that_is_no_acceptance(model
     look = json.loads(printed)
     assert (code, look["p_wrong"], look["calibrated"]) == (3, None, False)
     assert look["least_logprob"] <= look["mean_logprob"] <= 0 <= look["mean_entropy"] <= look["greatest_entropy"]
+    assert look["scorers"] == []
+
+
+def test_a_first_look_names_the_scorer_on_the_shelf_and_does_not_use_it(
+    model: Path, scorer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUARD_SCORERS", str(tmp_path))
+    shutil.copy(scorer, tmp_path / "noise.json")
+    code, shown = run("ask", "Is 1?", "--model", str(model), "--max-tokens", "4")
+    assert code == 3
+    assert "On the shelf, fitted on this very model: --scorer noise" in " ".join(shown.split())
+    code, printed = run("ask", "Is 1?", "--model", str(model), "--max-tokens", "4", "--json")
+    look = json.loads(printed)
+    assert (code, look["p_wrong"], look["scorers"]) == (3, None, ["noise"])
+    _, checked = run("doctor", "--model", str(model), "--json")
+    details = {check["name"]: check["detail"] for check in json.loads(checked)["checks"]}
+    assert details["scorer"] == "none given; on the shelf, fitted on this model: noise"
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from scripted import confidence_scorer
+from scripted import confidence_scorer, scripted_model
 from typer.testing import CliRunner
 
 from guard.cli import app
 from guard.errors import GuardError, InputError, ScorerError
+from guard.runtime.guard import Guard
 from guard.scoring.provenance import Card, DataSet
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
+from guard.scoring.shelf import missing_scorer, scorers_for, shelved, shipped_folder
+
+#: Names of the scorers that come with guard.
+SHIPPED = sorted(path.stem for path in shipped_folder().glob("*.json"))
 
 CARD = """
 title = "A model, short answers"
@@ -49,10 +54,34 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_the_shelf_has_the_scorers_that_come_with_guard() -> None:
-    (row,) = json.loads(run("list", "--json"))
-    assert (row["name"], row["comes_with_guard"], row["error"]) == (shipped_scorer().stem, True, None)
-    assert row["sha256"] == load_scorer(shipped_scorer()).sha256
+    rows = {row["name"]: row for row in json.loads(run("list", "--json"))}
+    assert rows.keys() == set(SHIPPED)
+    assert all(row["comes_with_guard"] and row["error"] is None for row in rows.values())
+    assert rows[shipped_scorer().stem]["sha256"] == load_scorer(shipped_scorer()).sha256
     assert "0.8" in run("list")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_scorer_that_comes_with_guard_lacks_nothing_and_is_small(name: str) -> None:
+    assert json.loads(run("check", name, "--json"))["lacks"] == []
+    assert shelved()[name].stat().st_size < 1_000_000
+
+
+def test_a_loaded_model_finds_the_scorers_that_were_fitted_on_it(fitted: Path, shelf: Path) -> None:
+    run("pull", fitted)
+    (shelf / "broken.json").write_text("{}")
+    (shelf / "older.json").write_text('{"binding": {"engine": "scripted"}}')
+    assert scorers_for(scripted_model()) == ["mine"]
+    assert scorers_for(scripted_model(template_date="2026-11-26")) == ["mine"]
+    assert scorers_for(scripted_model(weights_sha256="0" * 64)) == []
+
+
+def test_the_error_of_a_model_without_a_scorer_names_the_shelf_which_is_not_used(fitted: Path) -> None:
+    run("pull", fitted)
+    with pytest.raises(ScorerError, match=r"There is no scorer for 'other\.gguf'") as caught:
+        Guard.load("other.gguf")
+    assert str(caught.value) == str(missing_scorer("other.gguf"))
+    assert all(name in caught.value.fix for name in ("mine", *SHIPPED))
 
 
 def test_the_card_of_the_shipped_scorer_says_data_licences_figures_and_limits() -> None:
@@ -64,7 +93,7 @@ def test_the_card_of_the_shipped_scorer_says_data_licences_figures_and_limits() 
 def test_a_pulled_scorer_is_found_by_its_name(fitted: Path, shelf: Path) -> None:
     assert "--scorer mine" in run("pull", fitted)
     assert load_scorer("mine").sha256 == load_scorer(fitted).sha256
-    assert [row["name"] for row in json.loads(run("list", "--json"))] == ["mine", shipped_scorer().stem]
+    assert {row["name"] for row in json.loads(run("list", "--json"))} == {"mine", *SHIPPED}
     assert load_scorer(str(shelf / "mine.json")).sha256 == load_scorer("mine").sha256
 
 

@@ -33,7 +33,7 @@ from guard.engines.tokenizing import TokenizingEngine
 from guard.engines.tool_calls import HERMES, TextAroundCalls
 from guard.engines.tool_support import check_tools, find_form
 from guard.engines.witness import AnswerWitness, begin
-from guard.errors import EngineError, InputError, ScorerError, did_you_mean
+from guard.errors import EngineError, InputError, did_you_mean
 from guard.langchain.attempts.attempt_settings import ATTEMPT, AttemptSettings
 from guard.langchain.attempts.model_calls import MODEL_TYPE, prompt_text
 from guard.langchain.call_options import NAMES, split_options
@@ -50,6 +50,7 @@ from guard.runtime.guard import Guard
 from guard.runtime.sources import FALLBACKS, bind_scorer, checked_options, declared_sources, loading_options
 from guard.runtime.steps import Emit, Step, Steps, Stream, adrive, adrive_stream, drive, drive_stream
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
+from guard.scoring.shelf import missing_scorer
 
 RunManager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None
 
@@ -176,11 +177,7 @@ class ChatGuard(RoutedChatModel):
 
     def _make_runtime(self) -> ChatRuntime:
         if self.scorer is None and self.model != EMBEDDED:
-            raise ScorerError(
-                f"There is no scorer for '{self.model}'",
-                why="only the embedded model comes with one",
-                fix="Fit one with guard calibrate and pass its file as scorer=",
-            )
+            raise missing_scorer(self.model)
         fitted = self.scorer
         if not isinstance(fitted, Scorer):
             fitted = load_scorer(shipped_scorer() if fitted is None else fitted)
