@@ -82,6 +82,7 @@ RENAMED = {
 }
 #: Parameters of commands that are part of one parameter in Python.
 PART_OF = {**dict.fromkeys(OPTIONS, "engine_options"), "max_tokens": "limits", "timeout": "limits"}
+PART_OF |= {"wrong_span": "marks", "right_span": "marks"}
 PART_OF |= {"store": "url", "score": "p_wrong"}  # of `Store.open`, and of an explanation
 #: What the policy says about the same thing.
 IN_POLICY = {
@@ -132,6 +133,7 @@ NOT_IN_PYTHON = {
     "ray": "`shards` of `guard.run_on_ray`, `guard.score_on_ray`",
     "ray_cpus": "`cpus` of `guard.run_on_ray`, `guard.score_on_ray`",
     "ray_gpus": "`gpus` of `guard.run_on_ray`, `guard.score_on_ray`",
+    "spans": "`Store.marked`",
     "tool": "`guard.policy.explain` explains a route; a tool's rules are a plan of their own",
     "yes": "a program asks nobody to confirm",
 }

@@ -17,7 +17,14 @@ from guard.calibration.scorer_fit import (
     fit_scorer,
     split_labelled,
 )
-from guard.calibration.span_procedure import MAX_TOKENS, check_span_rows, fit_to, label_answers, with_span_model
+from guard.calibration.span_procedure import (
+    MAX_TOKENS,
+    check_own_responses,
+    check_span_rows,
+    fit_to,
+    label_answers,
+    with_span_model,
+)
 from guard.checked import checked_choice, checked_seed
 from guard.data.graders import Grader, choose_grader
 from guard.data.progress import ProgressCallback, ask_with_progress, ignore_progress
@@ -133,6 +140,7 @@ def calibrate(
     loading = {**(engine_options or {}), "template_date": find_template_date(kept)}
     with engines.load_engine(model, engine=engine, capture_point=capture_point, **loading) as loaded:
         rows, others = _own_rows(sources, loaded.model.name, seed)
+        check_own_responses(span_rows, loaded.model.name)
         run = settings_of_run(
             loaded,
             sources,

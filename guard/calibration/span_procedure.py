@@ -16,6 +16,7 @@ from guard.calibration.kept_answers import KeptAnswers
 from guard.calibration.span_fit import SpanExamples, fit_span_model
 from guard.data.labelled_spans import SpanRow, file_sha256, read_span_rows
 from guard.data.progress import Progress, ProgressCallback, ignore_progress
+from guard.data.prompts import with_default_options
 from guard.data.recording import Run, resumed_options
 from guard.engines.asked import RequestEngine
 from guard.errors import InputError, PromptTooLongError, missing_extra
@@ -90,7 +91,8 @@ def calibrate_spans(
         progress: called with a `guard.Progress` before the first question and after each answer.
 
     Raises:
-        InputError: data, output, options or journal cannot be used, or the scorer is of a base model.
+        InputError: data, output, options or journal cannot be used, the scorer is of a base model, or a response is
+            another model's.
         ScorerMismatchError: the scorer was fitted on another model.
         CalibrationError: there are too few labels, or they show no signal.
         MissingExtraError: the extra ``spans`` is not installed.
@@ -112,6 +114,7 @@ def calibrate_spans(
     with engines.load_engine(model, engine=engine or fitted.artefact.binding.engine, **options) as loaded:
         point = find_capture_point(loaded)
         fitted.for_model(loaded.model, point)
+        check_own_responses(rows, loaded.model.name)
         template_options = fitted.artefact.prompting.template_options
         run = Run(loaded.model, point, system, max_tokens, template_options=template_options)
         found = label_answers(loaded, rows, run=run, journal=kept, progress=progress)
@@ -164,6 +167,20 @@ def label_answers(
     return LabelledAnswers(examples, unlabelled, skipped)
 
 
+def check_own_responses(rows: Sequence[SpanRow], name: str) -> None:
+    """Refuse the responses of other models: this one would read them as if it had written them.
+
+    Raises:
+        InputError: a response is another model's.
+    """
+    if others := sorted({row.model for row in rows if row.model not in (None, name)}, key=str):
+        raise InputError(
+            f"The labelled spans have responses of another model: {', '.join(map(str, others))}",
+            why=f"a scorer learns from the answers of its own model, and this is {name}",
+            fix=f"Write its own: guard review export --spans --model {name}",
+        )
+
+
 def fit_to(found: LabelledAnswers, spans: str | Path, *, max_tokens: int) -> SpanModel:
     """Fit a model of spans to labelled answers; errors as for `fit_span_model`."""
     examples, path = found.examples, Path(spans)
@@ -201,7 +218,7 @@ def _asked(
     """Yield the spans of each answer, asked or given; None where the prompt is too long or the text differs."""
     progress(Progress("asking", 0, len(rows)))
     for done, row in enumerate(rows, start=1):
-        key = hashlib.sha256(json.dumps([row.question, row.response]).encode("utf-8", "surrogatepass")).hexdigest()
+        key = hashlib.sha256(json.dumps(_identity(row)).encode("utf-8", "surrogatepass")).hexdigest()
         content = kept.content(key)
         if content is None and (content := _ask(engine, row, run)) is not None:
             kept.keep(key, content)
@@ -209,8 +226,22 @@ def _asked(
         progress(Progress("asking", done, len(rows)))
 
 
+def _identity(row: SpanRow) -> list[Any]:
+    """Return what tells an answer from the others of a run."""
+    if (prompt := row.prompt) is None:
+        return [row.question, row.response]
+    asked = [prompt.messages, prompt.text, prompt.tools, dict(prompt.template_options), prompt.plain]
+    return [*asked, row.response]
+
+
+def _prompt(row: SpanRow, run: Run) -> Prompt:
+    if row.prompt is not None:
+        return with_default_options(row.prompt, run.template_options)
+    return Prompt.chat(row.question, system=run.system or None, template_options=run.template_options)
+
+
 def _ask(engine: RequestEngine, row: SpanRow, run: Run) -> dict[str, Any] | None:
-    prompt = Prompt.chat(row.question, system=run.system or None, template_options=run.template_options)
+    prompt = _prompt(row, run)
     try:
         generation = engine.generate(prompt, limits=Limits(max_tokens=run.max_tokens), completion=row.response)
     except PromptTooLongError:

@@ -20,7 +20,9 @@ from guard.cli.review_options import (
     NoteOption,
     ReviewArgument,
     ReviewerOption,
+    RightSpanOption,
     RouteOption,
+    WrongSpanOption,
     YesOption,
     ask_for_draft,
     edit_in_editor,
@@ -39,6 +41,7 @@ from guard.cli.review_tables import (
 from guard.cli.terminal import one_line, shown
 from guard.errors import InputError, ReviewError, did_you_mean
 from guard.files.write_whole import replacing
+from guard.review.span_marks import numbered_marks
 from guard.review_terms import CASE_KINDS
 
 if TYPE_CHECKING:
@@ -114,6 +117,7 @@ def show(name: ReviewArgument, *, store: StoreOption = None, as_json: JsonOption
 def approve(
     name: ReviewArgument,
     *,
+    right_span: RightSpanOption = None,
     reviewer: ReviewerOption = None,
     note: NoteOption = None,
     yes: YesOption = False,
@@ -124,7 +128,8 @@ def approve(
     by = reviewer_name(reviewer)
     with open_store(store) as reviews:
         chosen = _chosen(reviews, name, "Approve", yes=yes or as_json)
-        review = reviews.approve(chosen.id, reviewer=by, note=note)
+        marks = numbered_marks(chosen.attempts, right=right_span or ())
+        review = reviews.approve(chosen.id, reviewer=by, note=note, marks=marks)
     _report(review, as_json=as_json)
 
 
@@ -139,6 +144,8 @@ def edit(
         str | None,
         typer.Option(metavar="LABEL", help="Label of the model's own answer: right (but wordy, say) or wrong."),
     ] = None,
+    wrong_span: WrongSpanOption = None,
+    right_span: RightSpanOption = None,
     reviewer: ReviewerOption = None,
     note: NoteOption = None,
     yes: YesOption = False,
@@ -154,8 +161,9 @@ def edit(
         if draft is None and chosen.answer is not None and _someone_is_there(as_json):
             draft = ask_for_draft()
         better = answer if answer is not None else edit_in_editor(chosen.answer or "")
+        marks = numbered_marks(chosen.attempts, wrong=wrong_span or (), right=right_span or ())
         label = cast("Draft | None", draft)
-        review = reviews.edit(chosen.id, answer=better, draft=label, reviewer=by, note=note)
+        review = reviews.edit(chosen.id, answer=better, draft=label, reviewer=by, note=note, marks=marks)
     _report(review, as_json=as_json)
 
 
@@ -164,6 +172,8 @@ def reject(
     name: ReviewArgument,
     *,
     answer: Annotated[str | None, typer.Option(metavar="TEXT", help="Right answer, if known.")] = None,
+    wrong_span: WrongSpanOption = None,
+    right_span: RightSpanOption = None,
     reviewer: ReviewerOption = None,
     note: NoteOption = None,
     yes: YesOption = False,
@@ -174,7 +184,8 @@ def reject(
     by = reviewer_name(reviewer)
     with open_store(store) as reviews:
         chosen = _chosen(reviews, name, "Reject", yes=yes or as_json)
-        review = reviews.reject(chosen.id, reviewer=by, note=note, answer=answer)
+        marks = numbered_marks(chosen.attempts, wrong=wrong_span or (), right=right_span or ())
+        review = reviews.reject(chosen.id, reviewer=by, note=note, answer=answer, marks=marks)
     _report(review, as_json=as_json)
 
 
@@ -189,12 +200,17 @@ def export(
     kind: Annotated[
         str, typer.Option(metavar="KIND", help="Kind: escalation, audit or all; each row has its kind and weight.")
     ] = "all",
+    spans: Annotated[
+        bool, typer.Option("--spans", help="Write the marked spans of answers, for guard calibrate --spans.")
+    ] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write decided reviews as labelled JSON Lines, for `guard calibrate`. Only you can read the file."""
+    chosen: dict[str, Any] = {"route": route, "model": model, "kind": _chosen_kind(kind)}
     with open_store(store) as reviews:
-        rows = reviews.labelled(route=route, model=model, kind=_chosen_kind(kind))
+        marked = reviews.marked(**chosen) if spans else None
+        rows = reviews.labelled(**chosen) if marked is None else marked.rows
         if out is None:
             for row in rows:
                 print_json(row)
@@ -202,9 +218,13 @@ def export(
         models = _write_lines(rows, out)
     written = sum(models.values())
     if as_json:
-        print_json({"rows": written, "out": str(out), "models": dict(models)})
+        more = {} if marked is None else {"left_out": marked.left_out}
+        print_json({"rows": written, "out": str(out), "models": dict(models), **more})
         return
     console().print(shown(f"{written} labelled rows written to {out}"), soft_wrap=True)
+    if marked is not None and marked.left_out:
+        line = f"{marked.left_out} cases with marked spans left out: the prompt of their answers is not stored."
+        console().print(shown(line, "yellow"), soft_wrap=True)
     if len(models) > 1:
         names = ", ".join(f"{name} ({count})" for name, count in models.items())
         line = f"They are answers of {len(models)} models: {names}. A scorer needs one model: give --model."

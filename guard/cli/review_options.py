@@ -29,6 +29,13 @@ ReviewerOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Name of the reviewer; by default your login name.")
 ]
 NoteOption = Annotated[str | None, typer.Option(metavar="TEXT", help="Note to store with the decision.")]
+WrongSpanOption = Annotated[
+    list[int] | None,
+    typer.Option(metavar="N", help="Number of a span that is wrong, as guard review show lists it; repeatable."),
+]
+RightSpanOption = Annotated[
+    list[int] | None, typer.Option(metavar="N", help="Number of a span that is right; repeatable.")
+]
 RouteOption = Annotated[str | None, typer.Option(metavar="ROUTE", help="Route to restrict to.")]
 
 

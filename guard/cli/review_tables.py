@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from guard.cli.terminal import one_line, scores_line, shown, span_line
+from guard.review.span_marks import describe_marks, span_places
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -84,7 +85,8 @@ def case_table(review: Review, repeats: list[Repeat] | None = None) -> Table:
 def _judgement(review: Review) -> list[tuple[str, str | None]]:
     """Return what guard makes of the answer; nothing of it leads a blind verdict."""
     if review.is_blind:
-        return [("p(wrong)", "hidden until the verdict, as are its parts and the rule")]
+        hidden = "hidden until the verdict, as are its parts and the rule"
+        return [("p(wrong)", hidden), ("spans", _spans(review))]
     return [
         ("p(wrong)", _probability(review.p_wrong)),
         ("scores", _scores(review)),
@@ -159,7 +161,7 @@ def _ended(attempt: Mapping[str, Any]) -> str:
 
 def decision_table(review: Review, history: list[ReviewEvent]) -> Table:
     """Return the decision about a case and its history."""
-    trail = "\n".join(f"{when(event.at)}  {event.what} by {event.who}" for event in history)
+    trail = "\n".join(map(_event, history))
     return fields_table(
         [
             ("status", review.status.value),
@@ -169,6 +171,11 @@ def decision_table(review: Review, history: list[ReviewEvent]) -> Table:
             ("history", trail),
         ]
     )
+
+
+def _event(event: ReviewEvent) -> str:
+    marks = describe_marks(event.span_marks)
+    return f"{when(event.at)}  {event.what} by {event.who}{f', {marks}' if marks else ''}"
 
 
 def describe_answer(review: Review) -> str:
@@ -222,13 +229,20 @@ def _scores(review: Review) -> str | None:
 
 
 def _spans(review: Review) -> str | None:
-    """Return the parts of the answer that was not accepted, each with its p_wrong; a star marks those above the limit.
+    """Return the parts of the answer, each with its number, its p_wrong, and its mark if a reviewer gave one.
 
-    An attempt is whatever is in the database: one without spans is shown without.
+    A star is at those above the policy's limit; a blind reviewer sees neither it nor p_wrong. An attempt is whatever is
+    in the database: one without spans is shown without.
     """
     last = review.attempts[-1] if review.attempts else {}
-    above = last.get("spans_above") or []
-    lines = [f"{'*' if each in above else ' '} {span_line(each)}" for each in last.get("spans") or []]
+    above, marks = last.get("spans_above") or [], {mark.place: mark for mark in review.span_marks}
+    numbers = {place: number for number, place in enumerate(span_places(review.attempts), 1)}
+    lines = []
+    for each in last.get("spans") or []:
+        place = each["start"], each["end"]
+        text = one_line(each["text"]) if review.is_blind else f"{'*' if each in above else ' '} {span_line(each)}"
+        mark = f"  (marked {'wrong' if marks[place].wrong else 'right'})" if place in marks else ""
+        lines.append(f"{numbers[place]:>2} {text}{mark}")
     return "\n".join(lines) or None
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,13 +26,15 @@ from guard.cli.review_options import (
 from guard.cli.review_tables import attempts_table, case_table, stats_tables
 from guard.cli.terminal import say
 from guard.errors import ReviewError
+from guard.review.span_marks import checked_marks, numbered_marks, span_places
 
 if TYPE_CHECKING:
+    from guard.review.span_marks import SpanMark
     from guard.review.store import Review, Store
 
 MinutesOption = Annotated[float, typer.Option("--minutes", metavar="N", help="Duration of the claim in minutes.")]
 
-_KEYS = "[a]pprove  [e]dit  [r]eject  [s]kip  [n]ote  [u]ndo the last one  [q]uit: "
+_KEYS = "[a]pprove  [e]dit  [r]eject  [s]kip  [n]ote  {marks}[u]ndo the last one  [q]uit: "
 
 
 def take_next(
@@ -168,36 +170,55 @@ def _given_back(reviews: Store, case: Review, who: str) -> Iterator[None]:
 
 def _decide_by_key(reviews: Store, case: Review, who: str) -> bool:
     """Let the reviewer decide one case; return whether they go on to the next."""
-    note: str | None = None
+    given: dict[str, Any] = {"note": None, "marks": ()}
+    keys = _KEYS.format(marks="[m]ark spans  " if span_places(case.attempts) else "")
     while True:
         with interruptible():
-            key = typer.prompt(_KEYS, prompt_suffix="").strip().lower()[:1]
-            if key == "n":
-                note = typer.prompt("Note")
+            key = typer.prompt(keys, prompt_suffix="").strip().lower()[:1]
         if key == "q":
             return False
-        if key == "n":
-            continue
         try:
-            if _carry_out(key, reviews, case, who, note):
+            with interruptible():
+                if key in ("n", "m"):
+                    given |= {"note": typer.prompt("Note")} if key == "n" else {"marks": _ask_for_marks(case)}
+            if _carry_out(key, reviews, case, who, given):
                 return True
         except ReviewError as error:
             say(str(error))
 
 
-def _carry_out(key: str, reviews: Store, case: Review, who: str, note: str | None) -> bool:
+def _ask_for_marks(case: Review) -> tuple[SpanMark, ...]:
+    """Return the marks that the reviewer types, by the numbers of spans; they take the place of earlier ones.
+
+    Raises:
+        ReviewError: there is no such span, or one has two marks.
+    """
+    said = {
+        label: typer.prompt(f"Numbers of {label} spans, such as 2 4", default="", show_default=False)
+        for label in ("wrong", "right")
+    }
+    try:
+        numbers = {label: [int(each) for each in text.replace(",", " ").split()] for label, text in said.items()}
+    except ValueError:
+        raise ReviewError(
+            "Spans are marked by their numbers", fix="Write them with spaces between, such as 2 4"
+        ) from None
+    return checked_marks(case.attempts, numbered_marks(case.attempts, **numbers))
+
+
+def _carry_out(key: str, reviews: Store, case: Review, who: str, given: dict[str, Any]) -> bool:
     """Do what a key says; return whether the case is dealt with."""
     match key:
         case "a":
-            reviews.approve(case.id, reviewer=who, note=note)
+            reviews.approve(case.id, reviewer=who, **given)
         case "e":
             answer = edit_in_editor(case.answer or "")
             draft = ask_for_draft() if case.answer is not None else None
-            reviews.edit(case.id, answer=answer, draft=draft, reviewer=who, note=note)
+            reviews.edit(case.id, answer=answer, draft=draft, reviewer=who, **given)
         case "r":
-            reviews.reject(case.id, reviewer=who, note=note)
+            reviews.reject(case.id, reviewer=who, **given)
         case "s":
-            reviews.skip(case.id, reviewer=who, note=note)
+            reviews.skip(case.id, reviewer=who, note=given["note"])
         case "u":
             return _undo_last(reviews, case, who)
         case _:

@@ -2,8 +2,8 @@
 
 A row has a ``question`` and ``claims``: what a span is ``about``, and the ``answers`` of which it must have one.
 Equations are computed. Or it has a ``response`` with ``spans``, each from ``start`` to ``end`` and ``wrong`` or not.
-Spans that no claim, equation or mark covers have no label, and are left out. docs/how-to/long-answers.md describes the
-format.
+Instead of a question it can have a whole ``prompt``, as rows of judged responses do. Spans that no claim, equation or
+mark covers have no label, and are left out. docs/how-to/long-answers.md describes the format.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from guard.data.equations import equations_hold
 from guard.data.normalised import normalise
 from guard.data.questions import read_object
+from guard.data.row_prompts import PROMPT_KEYS, read_row_prompt
 from guard.data.row_values import (
     BadValueError,
     read_filled_text,
@@ -28,8 +29,9 @@ from guard.data.row_values import (
 )
 from guard.errors import InputError, did_you_mean
 from guard.files.json_lines import check_json_lines, read_lines
+from guard.records import Prompt
 
-_KEYS = ("question", "claims", "equations", "response", "spans")
+_KEYS = ("question", "claims", "equations", "response", "spans", "model", *PROMPT_KEYS)
 _ValueT = TypeVar("_ValueT")
 _DefaultT = TypeVar("_DefaultT")
 
@@ -61,11 +63,13 @@ class SpanRow:
     """A question whose answer is labelled in parts.
 
     Attributes:
-        question: the text of the question.
+        question: the text of the question, or of what the user said last.
         claims: what spans of the answer must say.
         equations: whether equations in the answer are computed.
         response: a given answer, or None where the model is asked.
         marks: labelled parts of the given answer.
+        prompt: the whole prompt, or None for the question with a run's system message.
+        model: name of the model that gave the response, or None where it is unknown.
     """
 
     question: str
@@ -73,6 +77,8 @@ class SpanRow:
     equations: bool = True
     response: str | None = None
     marks: tuple[MarkedPlace, ...] = ()
+    prompt: Prompt | None = None
+    model: str | None = None
 
     def labels(self, text: str, places: Sequence[tuple[int, int]]) -> tuple[bool | None, ...]:
         """Return whether each span of an answer is wrong; None where that is not known.
@@ -139,11 +145,24 @@ def _parsed(row: Mapping[str, Any]) -> SpanRow:
     marks = tuple(_mark(each, response) for each in _given(row, "spans", read_mappings, None) or ())
     claims = tuple(_claim(each) for each in _given(row, "claims", read_mappings, None) or ())
     equations = _given(row, "equations", read_truth, True)
-    if "question" not in row:
-        raise BadValueError("misses 'question'")
     if not claims and not marks and not equations:
         raise BadValueError("has neither claims nor equations nor spans, so nothing is labelled")
-    return SpanRow(read_filled_text(row["question"], "question"), claims, equations, response, marks)
+    question, prompt = _asked(row)
+    model = _given(row, "model", read_filled_text, None)
+    return SpanRow(question, claims, equations, response, marks, prompt, model)
+
+
+def _asked(row: Mapping[str, Any]) -> tuple[str, Prompt | None]:
+    """Return the question of a row, and its whole prompt if it has one."""
+    whole = [key for key in PROMPT_KEYS if row.get(key) is not None]
+    if "question" not in row:
+        if not whole:
+            raise BadValueError("misses 'question' or 'prompt'")
+        prompt = read_row_prompt(row)
+        return prompt.question, prompt
+    if whole:
+        raise BadValueError(f"has both 'question' and {whole[0]!r}; a whole prompt has the question in it")
+    return read_filled_text(row["question"], "question"), None
 
 
 def _claim(row: Mapping[str, Any]) -> ExpectedClaim:

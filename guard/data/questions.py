@@ -14,24 +14,24 @@ import json
 import math
 import string
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from guard.checked import checked_seed
+from guard.data.row_prompts import read_row_prompt
 from guard.data.row_values import (
     BadValueError,
     json_kind,
+    optional,
     read_filled_text,
     read_mapping,
-    read_mappings,
     read_positive_number,
-    read_prompt,
     read_text,
     read_texts,
-    read_truth,
     read_whole_number,
+    required,
 )
 from guard.errors import InputError, did_you_mean
 from guard.files.json_lines import MAX_LINE_BYTES, check_json_lines, read_lines
@@ -347,25 +347,25 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _question(row: Mapping[str, Any]) -> Question:
     _check_keys(row, _QUESTION_KEYS)
-    question = _required(row, "question", read_filled_text, _QUESTION_KEYS)
-    choices = _optional(row, "choices", read_texts)
-    index = _optional(row, "answer_index", read_whole_number)
+    question = required(row, "question", read_filled_text, _QUESTION_KEYS)
+    choices = optional(row, "choices", read_texts)
+    index = optional(row, "answer_index", read_whole_number)
     if choices is None:
         if index is not None:
             raise BadValueError("has 'answer_index' but no 'choices'")
-        answers = _required(row, "answers", read_texts, _QUESTION_KEYS)
+        answers = required(row, "answers", read_texts, _QUESTION_KEYS)
     else:
-        index, answers = _right_choice(choices, index, _optional(row, "answers", read_texts))
+        index, answers = _right_choice(choices, index, optional(row, "answers", read_texts))
     found = Question(
         id=_id(row),
         question=question,
         answers=answers,
         choices=choices,
         answer_index=index,
-        context=_optional(row, "context", read_filled_text),
-        category=_optional(row, "category", read_filled_text),
-        grader=_optional(row, "grader", read_filled_text),
-        meta=_optional(row, "meta", read_mapping) or {},
+        context=optional(row, "context", read_filled_text),
+        category=optional(row, "category", read_filled_text),
+        grader=optional(row, "grader", read_filled_text),
+        meta=optional(row, "meta", read_mapping) or {},
     )
     _check_grader(found)
     return found
@@ -413,17 +413,13 @@ def _response(row: Mapping[str, Any]) -> LabelledResponse:
     _check_keys(row, _RESPONSE_KEYS)
     return LabelledResponse(
         id=_id(row),
-        prompt=replace(
-            _raw_prompt(row) or _required(row, "prompt", read_prompt, _RESPONSE_KEYS),
-            tools=_optional(row, "tools", read_mappings) or (),
-            template_options=_optional(row, "template_options", read_mapping) or {},
-        ),
-        response=_required(row, "response", read_text, _RESPONSE_KEYS),
+        prompt=read_row_prompt(row),
+        response=required(row, "response", read_text, _RESPONSE_KEYS),
         wrong=_label(row),
-        category=_optional(row, "category", read_filled_text),
-        meta=_optional(row, "meta", read_mapping) or {},
-        model=_optional(row, "model", read_filled_text),
-        weight=1.0 if (weight := _optional(row, "weight", read_positive_number)) is None else weight,
+        category=optional(row, "category", read_filled_text),
+        meta=optional(row, "meta", read_mapping) or {},
+        model=optional(row, "model", read_filled_text),
+        weight=1.0 if (weight := optional(row, "weight", read_positive_number)) is None else weight,
     )
 
 
@@ -473,28 +469,3 @@ def _check_keys(row: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in row:
         if key not in known and difflib.get_close_matches(key, absent, n=1, cutoff=0.75):
             raise BadValueError(f"has the unknown key {key!r:.50}. {did_you_mean(key, absent)}")
-
-
-def _required(row: Mapping[str, Any], key: str, read: Callable[[Any, str], _ValueT], known: Sequence[str]) -> _ValueT:
-    value = row.get(key)
-    if value is None:
-        near = difflib.get_close_matches(key, [other for other in row if other not in known], n=1)
-        raise BadValueError(f"misses {key!r}" + (f"; is it {near[0]!r:.50}?" if near else ""))
-    return read(value, key)
-
-
-def _optional(row: Mapping[str, Any], key: str, read: Callable[[Any, str], _ValueT]) -> _ValueT | None:
-    return None if (value := row.get(key)) is None else read(value, key)
-
-
-def _raw_prompt(row: Mapping[str, Any]) -> Prompt | None:
-    """Return the prompt of a row that is put without the chat template; None for others."""
-    raw, control = (_optional(row, key, read_truth) or False for key in ("raw", "control_tokens"))
-    if not raw:
-        if control:
-            raise BadValueError("has 'control_tokens' without 'raw'; contents of messages never have any")
-        return None
-    text = _required(row, "prompt", read_filled_text, _RESPONSE_KEYS)
-    if row.get("tools") or row.get("template_options"):
-        raise BadValueError("has 'raw' with 'tools' or 'template_options', which only a chat template reads")
-    return Prompt.raw(text, plain=not control)

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from guard.records import Prompt
+
+_ValueT = TypeVar("_ValueT")
 
 
 class BadValueError(Exception):
     """The reason why one row cannot be used, for a `BadRow`."""
+
+
+def required(row: Mapping[str, Any], key: str, read: Callable[[Any, str], _ValueT], known: Sequence[str]) -> _ValueT:
+    """Return the value of a key that a row must have; a misspelt key is named."""
+    value = row.get(key)
+    if value is None:
+        near = difflib.get_close_matches(key, [other for other in row if other not in known], n=1)
+        raise BadValueError(f"misses {key!r}" + (f"; is it {near[0]!r:.50}?" if near else ""))
+    return read(value, key)
+
+
+def optional(row: Mapping[str, Any], key: str, read: Callable[[Any, str], _ValueT]) -> _ValueT | None:
+    """Return the value of a key; None where the row has none."""
+    return None if (value := row.get(key)) is None else read(value, key)
 
 
 def read_text(value: Any, key: str) -> str:

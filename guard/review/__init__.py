@@ -23,11 +23,13 @@ if TYPE_CHECKING:
         WaitingQueue,
         log_handler,
     )
+    from guard.review.labels import MarkedAnswers
     from guard.review.pages import (
         CaseFilter,
         Page,
     )
     from guard.review.results import ReviewResult
+    from guard.review.span_marks import SpanMark
     from guard.review.store import (
         Review,
         ReviewEvent,
@@ -42,6 +44,7 @@ __all__ = [
     "Deliverer",
     "Endpoint",
     "Endpoints",
+    "MarkedAnswers",
     "Opinion",
     "Page",
     "PersonAnswer",
@@ -50,6 +53,7 @@ __all__ = [
     "ReviewQueue",
     "ReviewResult",
     "ReviewStatus",
+    "SpanMark",
     "Store",
     "WaitingQueue",
     "log_handler",
@@ -74,7 +78,9 @@ __getattr__, __dir__ = lazy_face(
             "CaseFilter",
             "Page",
         ),
+        "labels": ("MarkedAnswers",),
         "results": ("ReviewResult",),
+        "span_marks": ("SpanMark",),
         "store": (
             "Review",
             "ReviewEvent",

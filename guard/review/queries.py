@@ -152,7 +152,7 @@ def _unknown(connection: Connection, name: str) -> ReviewError:
     return ReviewError(f"There is no review '{name}'", fix=hint)
 
 
-def record(connection: Connection, review_id: str, **event: str | None) -> None:
+def record(connection: Connection, review_id: str, **event: Any) -> None:
     """Add an event to a review's trail, and messages to the outbox.
 
     Args:
@@ -166,7 +166,7 @@ def record(connection: Connection, review_id: str, **event: str | None) -> None:
     notify(connection, review_id, event)
 
 
-def _log(connection: Connection, review_id: str, event: Mapping[str, str | None]) -> None:
+def _log(connection: Connection, review_id: str, event: Mapping[str, Any]) -> None:
     """Add an event to the audit log: a new case, a verdict, or a due time that has passed."""
     query = sa.select(*(REVIEWS.c[name] for name in _OF_THE_CASE)).where(REVIEWS.c.id == review_id)
     case = connection.execute(query).one()._asdict()

@@ -19,6 +19,7 @@ from guard.files.stored_text import stored_text
 from guard.outcome_export import readings, span_list
 from guard.records import Attempt, Escalation, Prompt
 from guard.review.answer_signals import kept_tokens, pack_map
+from guard.review.span_marks import SpanMark, marks_from_json
 from guard.review_terms import PRIORITIES, CaseKind, LateAction, Priority
 
 #: Metadata and messages are cut off at this depth, which also ends cycles.
@@ -67,7 +68,7 @@ class Review:
             are none), ``spans_above`` (those above the policy's limit), ``ood_score``, ``calibrated``,
             ``action``, ``rule``, ``reason``, ``prompt_tokens``, ``completion_tokens``, ``seconds``, ``sampling``,
             ``error``, ``finish_reason``, ``reasoning``, ``tokens`` and ``layer_map`` (see
-            `guard.review.answer_signals`).
+            `guard.review.answer_signals`), and ``instruction`` (added to the prompt of the next attempt).
         metadata: metadata of the caller; values that JSON lacks are stored as text.
         status: pending, or the reviewer's verdict.
         draft: the reviewer's judgement of the model's answer, right or wrong; None while pending, or without an
@@ -91,6 +92,7 @@ class Review:
         kind: ``escalation``, or ``audit`` for an accepted answer that was drawn to be checked: its caller has it.
         certificate: of an audit case, digest of the certificate whose guarantee covers the answer; None without one.
         audit_rate: of an audit case, the share of the accepted answers that was drawn then.
+        span_marks: spans of the last attempt's answer that the reviewer called wrong or right.
     """
 
     id: str
@@ -129,6 +131,7 @@ class Review:
     kind: CaseKind
     certificate: str | None
     audit_rate: float | None
+    span_marks: tuple[SpanMark, ...] = ()
 
     def holder(self, at: str) -> str | None:
         """Return the holder of the case at a time, or None.
@@ -180,6 +183,7 @@ class ReviewEvent:
         draft, final_answer, note: the decision or the opinion, as in `Review`.
         verdict: verdict of an opinion: ``approved``, ``edited`` or ``rejected``.
         whom: the person to whom the case was assigned.
+        span_marks: of the decision or the opinion, as in `Review`.
     """
 
     at: str
@@ -190,12 +194,13 @@ class ReviewEvent:
     note: str | None
     verdict: str | None
     whom: str | None
+    span_marks: tuple[SpanMark, ...] = ()
 
     def blind(self) -> ReviewEvent:
         """Return the event without the contents of an opinion."""
         if self.what != "opinion":
             return self
-        return replace(self, draft=None, final_answer=None, note=None, verdict=None)
+        return replace(self, draft=None, final_answer=None, note=None, verdict=None, span_marks=())
 
 
 #: Columns of a verdict: in the review and in the trail.
@@ -206,6 +211,7 @@ VERDICT = {
     "draft": "draft",
     "final_answer": "final_answer",
     "note": "note",
+    "span_marks": "span_marks",
 }
 
 
@@ -313,6 +319,7 @@ def _attempt(attempt: Attempt) -> Any:
             "tokens": kept_tokens(attempt.generation),
             "layer_map": pack_map(score.layer_map if score else None),
             "redirected": attempt.generation.redirected if attempt.generation else None,
+            "instruction": getattr(decision.settings, "instruction", None),
         }
     )
 
@@ -347,8 +354,15 @@ def to_review(row: sa.Row[Any]) -> Review:
         priority=_priority(values.pop("priority")),
         disputed=bool(values.pop("disputed")),
         late=_late(values),
+        span_marks=marks_from_json(values.pop("span_marks")),
         **values,
     )
+
+
+def to_event(row: sa.Row[Any]) -> ReviewEvent:
+    """Return the event of a row of the trail."""
+    values = {name: row._mapping[name] for name in ReviewEvent.__dataclass_fields__}
+    return ReviewEvent(**{**values, "span_marks": marks_from_json(values["span_marks"])})
 
 
 def _priority(rank: int) -> Priority:
@@ -384,10 +398,9 @@ def to_repeat(row: sa.Row[Any]) -> Repeat:
 
 def to_labelled_row(review: Review) -> dict[str, Any]:
     """Return a decided review as a row for `guard calibrate`."""
-    messages = review.prompt.messages
-    row: dict[str, Any] = {
+    return {
         "id": review.id,
-        "prompt": review.prompt.text if messages is None else [dict(message) for message in messages],
+        **prompt_row(review.prompt),
         "response": review.answer,
         "label": 0 if review.draft == "right" else 1,
         "model": review.model,
@@ -401,14 +414,19 @@ def to_labelled_row(review: Review) -> dict[str, Any]:
         "kind": review.kind,
         "weight": 1.0 if review.audit_rate is None else 1.0 / review.audit_rate,
     }
-    # Without these, a replay of the case would have another prompt.
+
+
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """Return a prompt as the keys of a labelled row, so that a replay has no other prompt."""
+    messages = prompt.messages
     more = {
-        "tools": [dict(tool) for tool in review.prompt.tools],
-        "template_options": dict(review.prompt.template_options),
+        "tools": [dict(tool) for tool in prompt.tools],
+        "template_options": dict(prompt.template_options),
         "raw": messages is None,
-        "control_tokens": messages is None and not review.prompt.plain,
+        "control_tokens": messages is None and not prompt.plain,
     }
-    return row | {name: value for name, value in more.items() if value}
+    asked = prompt.text if messages is None else [dict(message) for message in messages]
+    return {"prompt": asked, **{name: value for name, value in more.items() if value}}
 
 
 # -- values ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ case and no decision.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from guard.audit.log import AuditLog
 from guard.checked import whole_number
 from guard.errors import InputError
 from guard.records import Escalation
-from guard.review import claims, database, insights, pages, queries, results, verdicts
+from guard.review import claims, database, insights, labels, pages, queries, results, verdicts
 from guard.review.claims import LEASE_S, checked_lease, person
 from guard.review.insights import Insights
+from guard.review.labels import MarkedAnswers
 from guard.review.migrations.tables import EVENTS, REPEATS, REVIEWS
 from guard.review.outbox import notify_of_checkpoint
 from guard.review.pages import CaseFilter, Order, Page
@@ -33,7 +34,7 @@ from guard.review.records import (
     Review,
     ReviewEvent,
     ReviewStatus,
-    storable_text,
+    to_event,
     to_labelled_row,
     to_repeat,
     to_repeat_row,
@@ -41,6 +42,7 @@ from guard.review.records import (
 )
 from guard.review.results import ReviewResult, Waiting
 from guard.review.short_lived import ShortLived
+from guard.review.span_marks import SpanMark
 from guard.review.stats import QueueStats, read_stats
 from guard.review.verdicts import Opinion
 from guard.review_terms import CaseKind
@@ -241,10 +243,9 @@ class Store:
                 second reviewer stays blind.
         """
         with self._database.read() as connection:
-            columns = [EVENTS.c[field] for field in ReviewEvent.__dataclass_fields__]
             review = queries.find(connection, name)
-            query = sa.select(*columns).where(EVENTS.c.review_id == review.id)
-            events = [ReviewEvent(*row) for row in connection.execute(query.order_by(EVENTS.c.number))]
+            query = sa.select(EVENTS).where(EVENTS.c.review_id == review.id).order_by(EVENTS.c.number)
+            events = [to_event(row) for row in connection.execute(query)]
         return events if whole or verdicts.is_open_to_all(review) else [event.blind() for event in events]
 
     def opinions(self, name: str) -> list[Opinion]:
@@ -263,7 +264,12 @@ class Store:
             return [to_repeat(row) for row in rows]
 
     def labelled(
-        self, *, route: str | None = None, model: str | None = None, kind: CaseKind | None = None, page: int = 500
+        self,
+        *,
+        route: str | None = None,
+        model: str | None = None,
+        kind: CaseKind | None = None,
+        page: int = labels.PAGE,
     ) -> Iterator[dict[str, Any]]:
         """Yield reviews with a final decision as rows for `guard calibrate`, in the order of the decisions.
 
@@ -271,9 +277,7 @@ class Store:
         ``draft="right"``), 1 wrong. Cases without an answer are left out.
 
         Args:
-            route: only cases of this route.
-            model: only cases of this model; a scorer learns from the answers of its own model.
-            kind: only ``escalation``, or only ``audit``.
+            route, model, kind: only these; a scorer learns from the answers of its own model.
             page: number of rows that are read at a time.
 
         Yields:
@@ -283,21 +287,14 @@ class Store:
             answer), and ``tools`` if the prompt has any.
         """
         page = whole_number("page", page, least=1)
-        order = sa.tuple_(REVIEWS.c.decided_at, REVIEWS.c.id)
-        query = queries.selected().where(queries.has_verdict(), REVIEWS.c.answer.is_not(None))
-        for column, value in ((REVIEWS.c.route, route), (REVIEWS.c.model, model), (REVIEWS.c.kind, kind)):
-            query = query if value is None else query.where(column == storable_text(value))
-        query = query.order_by(REVIEWS.c.decided_at, REVIEWS.c.id).limit(page)
-        after: tuple[str, str] | None = None
-        while True:
-            # No transaction stays open between pages: the reader may be slow.
-            with self._database.read() as connection:
-                at = self._database.now(connection)
-                reviews = queries.read_reviews(connection, query if after is None else query.where(order > after))
-            yield from (to_labelled_row(review) for review in reviews if str(review.final_at) <= at)
-            if len(reviews) < page:
-                return
-            after = (str(reviews[-1].decided_at), reviews[-1].id)
+        wanted = {"route": route, "model": model, "kind": kind}
+        return map(to_labelled_row, labels.read_decided(self._database, wanted, page=page))
+
+    def marked(
+        self, *, route: str | None = None, model: str | None = None, kind: CaseKind | None = None
+    ) -> MarkedAnswers:
+        """Return the answers with marked spans as rows for ``guard calibrate --spans``, chosen as in `labelled`."""
+        return labels.read_marked(self._database, {"route": route, "model": model, "kind": kind})
 
     def insights(self, *, days: int, routes: frozenset[str] | None = None, route: str | None = None) -> Insights:
         """Return figures of the last days, computed by the database.
@@ -382,7 +379,7 @@ class Store:
 
     # -- deciding ------------------------------------------------------------------------------
 
-    def approve(self, name: str, *, reviewer: str, note: str | None = None) -> Review:
+    def approve(self, name: str, *, reviewer: str, note: str | None = None, marks: Iterable[SpanMark] = ()) -> Review:
         """Approve the model's answer.
 
         If several reviewers decide at the same time, exactly one succeeds, as for `edit` and `reject`. The decision can
@@ -393,15 +390,24 @@ class Store:
             name: the whole id, or the decision id; a prefix is refused, as in `edit` and `reject`.
             reviewer: login name of the reviewer.
             note: note on the decision.
+            marks: spans of the answer that are right, or wrong; see `guard.review.span_marks.numbered_marks`. A span
+                without a mark has no label.
 
         Raises:
             ReviewError: the review does not exist, is decided, claimed by or assigned to another person, has no answer,
-                or the reviewer has given an opinion on it.
+                has no such span, or the reviewer has given an opinion on it; or a span of it is marked wrong.
         """
-        return self._decide(name, ReviewStatus.APPROVED, None, "right", reviewer, note)
+        return self._decide(name, ReviewStatus.APPROVED, reviewer, answer=None, draft="right", note=note, marks=marks)
 
     def edit(
-        self, name: str, *, answer: str, draft: Draft | None = None, reviewer: str, note: str | None = None
+        self,
+        name: str,
+        *,
+        answer: str,
+        draft: Draft | None = None,
+        reviewer: str,
+        note: str | None = None,
+        marks: Iterable[SpanMark] = (),
     ) -> Review:
         """Replace the model's answer by a better one.
 
@@ -410,21 +416,28 @@ class Store:
             answer: the better answer.
             draft: whether the model's own answer was right (such as right, but wordy) or wrong; it
                 becomes the label. None only if the model gave no answer.
-            reviewer: as in `approve`.
-            note: as in `approve`.
+            reviewer, note, marks: as in `approve`.
 
         Raises:
             ReviewError: as for `approve`; or the answer is empty or the model's own, or ``draft`` is missing.
         """
-        return self._decide(name, ReviewStatus.EDITED, answer, draft, reviewer, note)
+        return self._decide(name, ReviewStatus.EDITED, reviewer, answer=answer, draft=draft, note=note, marks=marks)
 
-    def reject(self, name: str, *, reviewer: str, note: str | None = None, answer: str | None = None) -> Review:
+    def reject(
+        self,
+        name: str,
+        *,
+        reviewer: str,
+        note: str | None = None,
+        answer: str | None = None,
+        marks: Iterable[SpanMark] = (),
+    ) -> Review:
         """Reject the answer as wrong, with or without a right one.
 
         Raises:
             ReviewError: as for `approve`.
         """
-        return self._decide(name, ReviewStatus.REJECTED, answer, "wrong", reviewer, note)
+        return self._decide(name, ReviewStatus.REJECTED, reviewer, answer=answer, draft="wrong", note=note, marks=marks)
 
     def undo(self, name: str, *, reviewer: str) -> Review:
         """Undo the reviewer's decision of the last ten seconds; the case is claimed for them again.
@@ -435,14 +448,10 @@ class Store:
         with self._database.write() as connection:
             return verdicts.undo(self._database, connection, name, person(reviewer))
 
-    def _decide(
-        self, name: str, status: ReviewStatus, answer: str | None, draft: str | None, reviewer: str, note: str | None
-    ) -> Review:
+    def _decide(self, name: str, status: ReviewStatus, reviewer: str, **verdict: Any) -> Review:
         who = person(reviewer)
         with self._database.write() as connection:
-            return verdicts.decide(
-                self._database, connection, name, status, answer=answer, draft=draft, who=who, note=note
-            )
+            return verdicts.decide(self._database, connection, name, status, who=who, **verdict)
 
     # -- what callers get ----------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Reviewers see a verdict at once. It becomes final after `UNDO_S` seconds; until 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,11 @@ from guard.review.migrations.tables import REVIEWS
 from guard.review.outbox import cancel_verdict
 from guard.review.queries import IS_PENDING, change, exactly, locked, record, standing_opinions
 from guard.review.records import UNDO_S, VERDICT, Draft, Review, ReviewStatus, later, storable_text
+from guard.review.span_marks import SpanMark, checked_marks, common_marks, marks_from_json, marks_to_json
 
 _UNDECIDED = {
     "status": ReviewStatus.PENDING.value,
-    **dict.fromkeys(("final_answer", "draft", "reviewer", "note", "decided_at", "final_at")),
+    **dict.fromkeys(("final_answer", "draft", "reviewer", "note", "decided_at", "final_at", "span_marks")),
 }
 
 
@@ -34,7 +36,7 @@ class Opinion:
         reviewer: login name of the reviewer.
         at: time of the opinion.
         verdict: ``approved``, ``edited`` or ``rejected``.
-        draft, final_answer, note: as in `guard.review.records.Review`.
+        draft, final_answer, note, span_marks: as in `guard.review.records.Review`.
     """
 
     reviewer: str
@@ -43,9 +45,10 @@ class Opinion:
     draft: Draft | None
     final_answer: str | None
     note: str | None
+    span_marks: tuple[SpanMark, ...] = ()
 
     def agrees(self, other: Opinion) -> bool:
-        """Return whether the caller would get the same, and the label would be the same.
+        """Return whether the caller would get the same, and the label would be the same; marks of spans may differ.
 
         Examples:
             >>> first = Opinion("ann", "", ReviewStatus.APPROVED, "right", "Paris", None)
@@ -68,12 +71,15 @@ def decide(
     draft: str | None,
     who: str,
     note: str | None,
+    marks: Iterable[SpanMark],
 ) -> Review:
     """Record a verdict or an opinion; see `guard.review.store.Store.approve`."""
     review = locked(connection, name)
     at = database.now(connection)
     check_free(connection, review, who, at)
     _check_answer(review, status, answer)
+    found = checked_marks(review.attempts, marks)
+    _check_marks(review, status, found)
     verdict = {
         "status": status.value,
         "final_answer": review.answer if status is ReviewStatus.APPROVED else storable_text(answer),
@@ -81,6 +87,7 @@ def decide(
         "reviewer": who,
         "note": storable_text(note),
         "decided_at": at,
+        "span_marks": marks_to_json(found),
     }
     if review.reviews_wanted > 1 and not review.disputed:
         _give_opinion(connection, review, verdict)
@@ -98,7 +105,8 @@ def _give_opinion(connection: Connection, review: Review, verdict: dict[str, Any
     disputed = len(given) > 1 and not given[0].agrees(given[1])
     change(connection, review.id, opinions=len(given), disputed=int(disputed), assigned_to=None, **FREE)
     if before and not disputed:
-        _settle(connection, review, verdict)
+        common = common_marks(opinion.span_marks for opinion in given)
+        _settle(connection, review, {**verdict, "span_marks": marks_to_json(common)})
 
 
 def _settle(connection: Connection, review: Review, verdict: dict[str, Any]) -> None:
@@ -110,7 +118,10 @@ def _settle(connection: Connection, review: Review, verdict: dict[str, Any]) -> 
 def opinions(connection: Connection, review_id: str) -> list[Opinion]:
     """Return the opinions that were not withdrawn, in order; see `guard.review.store.Store.opinions`."""
     return [
-        Opinion(row.who, row.at, ReviewStatus(row.verdict), row.draft, row.final_answer, row.note)
+        Opinion(
+            *(row.who, row.at, ReviewStatus(row.verdict), row.draft, row.final_answer, row.note),
+            span_marks=marks_from_json(row.span_marks),
+        )
         for row in standing_opinions(connection, review_id).values()
     ]
 
@@ -192,3 +203,12 @@ def _check_answer(review: Review, status: ReviewStatus, answer: str | None) -> N
     if answer is not None and review.answer is not None and answer.strip() == review.answer.strip():
         # Otherwise a right answer would be labelled wrong.
         raise ReviewError(f"The answer of review {review.id} is unchanged", fix="Approve it as it is")
+
+
+def _check_marks(review: Review, status: ReviewStatus, marks: Iterable[SpanMark]) -> None:
+    if status is ReviewStatus.APPROVED and any(mark.wrong for mark in marks):
+        raise ReviewError(
+            f"The answer of review {review.id} cannot be approved with a span marked wrong",
+            why="the caller would get that span",
+            fix="Edit or reject it, or take the mark away",
+        )

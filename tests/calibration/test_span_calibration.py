@@ -137,6 +137,22 @@ def test_given_answers_are_read_and_their_marks_are_labels(
     assert engine.asked  # the model reads them
 
 
+def test_responses_of_another_model_are_refused_before_anything_is_asked(
+    files: dict[str, Path], loads: Callable[[AnsweringEngine], None], tmp_path: Path
+) -> None:
+    engine = country_engine()
+    loads(engine)
+    marked = {"response": "Oslo", "spans": [{"start": 0, "end": 4, "wrong": False}]}
+    write_rows(files["spans"], [{"question": "q", **marked}, {"prompt": "q", "model": "other", **marked}])
+    with pytest.raises(InputError, match=r"responses of another model: other.*this is scripted"):
+        guard.calibrate_spans(files["spans"], scorer=files["scorer"], out=files["out"])
+    questions = [{"id": str(at), "question": f"What is {at}?", "answers": ["a"]} for at in range(200)]
+    data = write_rows(tmp_path / "q.jsonl", questions)
+    with pytest.raises(InputError, match="responses of another model: other"):
+        guard.calibrate(data, spans=files["spans"], out=files["out"])
+    assert not engine.asked
+
+
 def interrupted(after: int) -> Callable[[guard.Progress], None]:
     """A progress callback that ends the run once some questions are done."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_cases import make_escalation
+from made_cases import make_escalation, make_spanned
 from typer.testing import CliRunner
 
 from guard.cli import app, review_work
@@ -137,3 +137,23 @@ def test_the_last_decision_is_undone_by_key(place: Path, store: Store, monkeypat
         store.add(make_escalation(number))
     by_keys(place, monkeypatch, "u", "a", "u", "r", "q")
     assert [store.review(f"decision-{number}").status.value for number in range(2)] == ["rejected", "pending"]
+
+
+@pytest.mark.usefixtures("terminal")
+def test_spans_are_marked_by_key(place: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that cannot be used are refused, later marks replace earlier ones, and the next case has none."""
+    for number in range(2):
+        store.add(make_spanned(number))
+    by_keys(place, monkeypatch, *("m", "2 x", "", "m", "4", "", "m", "1", "", "m", "2, 1", "3", "r", "r"))
+    assert [mark.wrong for mark in store.review("decision-0").span_marks] == [True, True, False]
+    assert store.review("decision-1").span_marks == ()
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_case_with_a_span_marked_wrong_is_not_approved_by_key(
+    place: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.add(make_spanned())
+    by_keys(place, monkeypatch, "m", "2", "", "a", "q")
+    assert "cannot be approved with a span marked wrong" in capsys.readouterr().out
+    assert store.review("decision-0").status is ReviewStatus.PENDING

@@ -12,6 +12,7 @@ from span_rows import country_rows, write_rows
 from guard.data.equations import equations_hold
 from guard.data.labelled_spans import ExpectedClaim, MarkedPlace, SpanRow, read_span_rows
 from guard.errors import InputError
+from guard.records import Prompt
 
 
 @pytest.mark.parametrize(
@@ -71,10 +72,25 @@ def test_a_file_is_read_row_by_row(tmp_path: Path) -> None:
     assert rows[1].claims[0] == ExpectedClaim("capital", ("Arl1",))
 
 
+def test_a_whole_prompt_takes_the_place_of_the_question(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "Be exact."}, {"role": "user", "content": "Norway?"}]
+    marked = {"response": "Oslo", "spans": [{"start": 0, "end": 4, "wrong": False}], "model": "m"}
+    raw = {"prompt": "Q: Norway?", "raw": True, "control_tokens": True}
+    chat, text = read_span_rows(
+        write_rows(tmp_path / "spans.jsonl", [{"prompt": turns, "tools": [{"name": "t"}], **marked}, raw | marked])
+    )
+    assert (chat.prompt, chat.question, chat.model) == (Prompt.chat(turns, tools=[{"name": "t"}]), "Norway?", "m")
+    assert (text.prompt, text.question) == (Prompt.raw("Q: Norway?"), "Q: Norway?")
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"claims": []}, "misses 'question'"),
+        ({"claims": []}, "misses 'question' or 'prompt'"),
+        ({"question": "q", "prompt": "p"}, "has both 'question' and 'prompt'"),
+        ({"question": "q", "tools": []}, "has both 'question' and 'tools'"),
+        ({"prompt": [{"role": "user"}]}, "misses 'content'"),
+        ({"prompt": "q", "control_tokens": True}, "'control_tokens' without 'raw'"),
         ({"question": "q", "claim": []}, "unknown key 'claim'. Did you mean 'claims'?"),
         ({"question": "q", "claims": [{"about": "a"}]}, "a claim without 'about' or 'answers'"),
         ({"question": "q", "claims": [{"abot": "a", "answers": ["b"]}]}, "Did you mean 'about'?"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from guard.records import Action, Attempt, Decision, Escalation, Prompt, Sampling
-from guard.scores import Score, ScoreReading
+import numpy as np
+
+from guard.records import Action, Attempt, Decision, Escalation, Generation, Prompt, Sampling
+from guard.scores import Score, ScoreReading, Span
 
 #: Every score of the made attempts.
 SCORES = {
@@ -45,3 +47,31 @@ def make_escalation(number: int = 0, **changes: Any) -> Escalation:
         created_at=f"2026-01-01T00:00:{number % 60:02d}Z",
     )
     return replace(case, **changes)
+
+
+#: An answer of three spans, with their places.
+SPANNED = "Norway:\n- Capital: Bergen\n- Founded: 1040"
+PLACES = ((0, 7), (10, 25), (28, 41))
+
+
+def make_spanned(number: int = 0, **changes: Any) -> Escalation:
+    """A case whose last attempt has scored spans and tokens; the second is above the policy's limit."""
+    case = make_escalation(number, answer=SPANNED)
+    spans = tuple(
+        Span(start, end, SPANNED[start:end], p_wrong, (SPANNED[start:end],))
+        for (start, end), p_wrong in zip(PLACES, (0.1, 0.9, 0.3), strict=True)
+    )
+    ends = np.arange(1, len(SPANNED) + 1, dtype=np.int32)
+    logprobs = np.full(len(ends), -0.1, np.float32)
+    offsets = np.stack([ends - 1, ends], axis=1)
+    kept = Generation(SPANNED, tuple(ends.tolist()), logprobs, logprobs, logprobs, 3, "stop", Sampling(), 0, 0)
+    last = case.attempts[-1]
+    assert last.score is not None
+    attempt = replace(
+        last,
+        answer=SPANNED,
+        score=replace(last.score, spans=spans),
+        decision=replace(last.decision, spans=spans[1:2]),
+        generation=replace(kept, offsets=offsets),
+    )
+    return replace(case, **{"attempts": (attempt,), **changes})

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["HEAD", "VERSION_TABLE", "check_known", "check_versioned", "current", "downgrade", "upgrade"]
 
 #: The revision that this guard reads and writes.
-HEAD = "0015"
+HEAD = "0016"
 
 _REVISIONS = [f"{number:04d}" for number in range(1, int(HEAD) + 1)]
 

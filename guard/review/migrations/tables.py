@@ -55,6 +55,7 @@ REVIEWS = Table(
     Column("kind", Text, nullable=False, server_default="escalation"),
     Column("certificate", Text),
     Column("audit_rate", sa.Float),
+    Column("span_marks", sa.JSON(none_as_null=True)),
     # With the number at their end, a search for words walks through an order without reading the cases.
     sa.Index("reviews_by_status", "status", "created_at", "id", "number"),
     sa.Index("reviews_by_due", "status", "sort_key", "id", "number"),
@@ -102,6 +103,7 @@ EVENTS = Table(
     Column("note", Text),
     Column("verdict", Text),
     Column("whom", Text),
+    Column("span_marks", sa.JSON(none_as_null=True)),
     sa.Index("review_events_by_review", "review_id", "number"),
 )
 
