@@ -33,7 +33,9 @@ from guard.scoring.provenance import DataSet
 from guard.scoring.scorer import Scorer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PROGRAMS = ("early", "attacks", "spans", "span_answers", "situations", "rebound", "text_only")
+PROGRAMS = (
+    *("early", "early_policies", "back_off", "attacks", "spans", "span_answers", "situations", "rebound", "text_only"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,25 @@ def test_an_answer_is_stopped_at_the_first_stage_above_the_threshold(programs: d
     assert (found.stopped, found.right_stopped, found.accepted, found.accepted_lost) == (0.5, 0.0, 2, 0.0)
     lost = early["saved_by"](kept, {1: np.array([0, 0.99, 0, 0])}, whole, above=0.97, accept=0.25, stages="first")
     assert (lost.of_right, lost.accepted_lost) == (9 / 13, 0.5)
+
+
+def test_policies_are_compared_on_the_same_questions(programs: dict[str, dict[str, Any]]) -> None:
+    decided, figures = programs["early_policies"]["Decided"], programs["early_policies"]["figures"]
+    complete = [decided(not each, each == 2, False, 10) for each in (0, 0, 1, 2)]
+    stopped = [decided(True, False, False, 10), decided(False, False, True, 1), *complete[2:]]
+    row = figures("early", stopped, complete)
+    assert (row["accepted"], row["wrong_accepted"], row["stopped"], row["tokens"]) == (1, 0, 1, 31)
+    assert (row["tokens_saved"], row["accepted_right"], row["accepted_right_lost"]) == (0.225, 2, 1)
+    assert figures("complete", complete, complete)["tokens_saved"] == 0
+
+
+def test_the_share_of_the_log_probabilities_rises_from_a_start(programs: dict[str, dict[str, Any]]) -> None:
+    own, other = np.full(4, 0.9), np.full(4, 0.1)
+    mixed = programs["back_off"]["mixed"]
+    assert mixed(own, other, np.array([0.0, 0.9, 0.95, 1.0]), start=0.9, most=1.0) == pytest.approx(
+        [0.9, 0.9, 0.5, 0.1]
+    )
+    assert mixed(own, other, np.ones(4), start=0.9, most=0.5) == pytest.approx(0.5)
 
 
 def questions(count: int) -> tuple[Question, ...]:
