@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from guard.calibration.early_fit import SPREAD, STAGES
-from guard.calibration.fitting import Examples, fit_model, platt_scaling
+from guard.calibration.fitting import Examples, fit_model
+from guard.calibration.platt import platt_scaling
 from guard.data.graders import grade
 from guard.data.in_order import in_order
 from guard.data.labelling import is_wrong

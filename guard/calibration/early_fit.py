@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from guard.calibration.fitting import LogOdds, platt_scaling
+from guard.calibration.platt import LogOdds, platt_scaling
 from guard.errors import CalibrationError, missing_extra
 from guard.records import Doubles
 from guard.scores import ScoreName

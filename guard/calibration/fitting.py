@@ -15,32 +15,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.calibration.platt import LogOdds, log_losses, platt_scaling
 from guard.calibration.tree_table import trees_from
 from guard.errors import CalibrationError, missing_extra
 from guard.records import Doubles, Floats
 from guard.scores import ScoreName
 from guard.scoring import probe
 from guard.scoring.labels import Labels, are_graded, number_wrong, rather_wrong, weighted
-from guard.scoring.metrics import Ranked, auroc
 from guard.scoring.scorer import to_log_odds
-from guard.scoring.scorer_file import Calibration, Linear, LinearProbe, Model, Trees, make_linear
+from guard.scoring.scorer_file import Linear, LinearProbe, Model, Trees, make_linear
 from guard.scoring.signature import GROUPS, FeatureSchema
 
 try:
     import lightgbm
-    from scipy.optimize import minimize
-    from scipy.special import expit
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
 except ImportError as error:
     raise missing_extra("lightgbm or scikit-learn", "calibrate") from error
-
-LogOdds: TypeAlias = Doubles
 
 #: Tokens whose maps and norms are features.
 TOKENS = ("last", "mean")
@@ -59,8 +55,6 @@ PRIOR_SCALES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 LARGEST_PRIOR_SCALE = 30.0
 #: Regressions with a weight below this share of the largest are left out.
 LEAST_WEIGHT = 0.01
-#: Prior standard deviation of the calibration's slope around 1 and of its intercept around 0.
-CALIBRATION_SPREAD = 0.3
 
 #: LightGBM's initial score is the base model's log-odds; weak learners and shrinkage keep transfer intact.
 TREE_SETTINGS: dict[str, Any] = {
@@ -127,10 +121,12 @@ class FittedModel:
     Attributes:
         model: the calibrated model.
         settings: the selected settings, for the scorer file.
+        held_out: calibrated log-odds of the same answers by models that were fitted on the other folds, shape (n,).
     """
 
     model: Model
     settings: Mapping[str, Any]
+    held_out: LogOdds
 
 
 def schema_for(*, layers: int, temperatures: tuple[float, ...]) -> FeatureSchema:
@@ -166,8 +162,8 @@ def fit_model(
         examples = replace(examples, activations=None, products=None)
     elif examples.products is None:
         examples = replace(examples, products=probe.InnerProducts(probe.inner_products(examples.activations)))
-    folds = list(_folds(examples, seed))
-    settings: dict[str, Any] = {"folds": "data sets" if _by_set(examples) else "answers"}
+    folds = list(find_folds(examples, seed))
+    settings: dict[str, Any] = {"folds": "data sets" if holds_out_sets(examples) else "answers"}
     regressions = _regressions(examples, score, schema, without)
     by_regression = _held_out(examples, regressions, folds)
     weights = _weights(by_regression, regressions, examples)
@@ -183,7 +179,8 @@ def fit_model(
         held_out, trees, chosen = _fit_trees(examples, columns, held_out, folds, seed, alone=alone)
         settings |= chosen
     calibration = platt_scaling(held_out, examples.wrong, 1.0 if examples.weights is None else examples.weights)
-    return FittedModel(Model(base=linear, probe=linear_probe, trees=trees, calibration=calibration), settings)
+    model = Model(base=linear, probe=linear_probe, trees=trees, calibration=calibration)
+    return FittedModel(model, settings, calibration.log_odds(held_out))
 
 
 def _check_enough(wrong: Labels) -> None:
@@ -213,7 +210,7 @@ def _check_finite(examples: Examples) -> None:
 # -- folds --------------------------------------------------------------------------
 
 
-def _by_set(examples: Examples) -> bool:
+def holds_out_sets(examples: Examples) -> bool:
     """Return whether folds can be whole data sets: there are enough, and the rest always has both labels."""
     sets = np.unique(examples.dataset)
     if len(sets) < MIN_SETS:
@@ -224,9 +221,9 @@ def _by_set(examples: Examples) -> bool:
     )
 
 
-def _folds(examples: Examples, seed: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+def find_folds(examples: Examples, seed: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Yield pairs of training rows and held-out rows."""
-    if not _by_set(examples):
+    if not holds_out_sets(examples):
         splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
         yield from splitter.split(examples.wrong, _strata(examples.wrong))
         return
@@ -279,7 +276,7 @@ def _regressions(
     read = [groups for groups in kept if groups] or [()]
     scales: tuple[float, ...] = (0.0,)
     if examples.products is not None:
-        scales = PRIOR_SCALES if _by_set(examples) else (*PRIOR_SCALES, LARGEST_PRIOR_SCALE)
+        scales = PRIOR_SCALES if holds_out_sets(examples) else (*PRIOR_SCALES, LARGEST_PRIOR_SCALE)
     return [_Regression(groups, schema.columns(groups), scale) for groups in read for scale in scales]
 
 
@@ -379,8 +376,8 @@ def _weights(held_out: Doubles, regressions: Sequence[_Regression], examples: Ex
     are significantly better, all others get 0.
     """
     weights = np.ones(len(regressions))
-    if not _by_set(examples):
-        losses = np.array([_losses(each, examples.wrong) for each in held_out])
+    if not holds_out_sets(examples):
+        losses = np.array([log_losses(each, examples.wrong) for each in held_out])
         above = losses - losses[losses.mean(axis=1).argmin()]
         errors = above.std(axis=1, ddof=1) / np.sqrt(len(examples))
         weights = np.exp(-above.mean(axis=1) / np.maximum(errors, 1e-12))
@@ -398,17 +395,10 @@ def _surely_better(new: LogOdds, old: LogOdds, examples: Examples) -> bool:
 
     If folds are whole data sets, data sets are the units: many answers of few data sets say little about other sets.
     """
-    gains = _losses(old, examples.wrong) - _losses(new, examples.wrong)
-    if _by_set(examples):
+    gains = log_losses(old, examples.wrong) - log_losses(new, examples.wrong)
+    if holds_out_sets(examples):
         gains = np.array([gains[examples.dataset == name].mean() for name in np.unique(examples.dataset)])
     return bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
-
-
-def _losses(log_odds: LogOdds, wrong: Labels) -> NDArray[np.float64]:
-    """Return the log loss of each answer."""
-    if are_graded(wrong):
-        return np.asarray(np.logaddexp(0.0, log_odds) - wrong * log_odds)
-    return np.logaddexp(0.0, np.where(wrong, -log_odds, log_odds))
 
 
 # -- the correction: trees over the signature --------------------------------------------------
@@ -455,7 +445,7 @@ def _fit_trees(
         for at, rounds in enumerate(numbers)
         for share in ((1.0,) if alone else SHRINKAGES)
     ]
-    rounds, share, held_out = min(choices, key=lambda choice: float(_losses(choice[2], examples.wrong).mean()))
+    rounds, share, held_out = min(choices, key=lambda choice: float(log_losses(choice[2], examples.wrong).mean()))
     if not alone and not _surely_better(held_out, base, examples):
         share, held_out = 0.0, base
     chosen = {**settings, "rounds": rounds if share else 0, "shrinkage": share}
@@ -467,34 +457,3 @@ def _fit_trees(
 
 def _boost(data: Any, settings: Mapping[str, Any], *, rounds: int) -> Any:
     return lightgbm.train({**settings, "verbosity": -1}, data, num_boost_round=rounds)
-
-
-# -- calibration -------------------------------------------------------------------------------
-
-
-def platt_scaling(
-    held_out: LogOdds, wrong: Labels, weights: Doubles | float = 1.0, *, spread: float = CALIBRATION_SPREAD
-) -> Calibration:
-    """Return Platt scaling: a logistic regression on held-out log-odds, with a prior around the identity.
-
-    Args:
-        held_out: log-odds, shape (n,).
-        wrong: labels, shape (n,).
-        weights: of the answers, shape (n,), or one for all.
-        spread: of the prior, which keeps few answers, or a weak score, from moving it far.
-    """
-
-    def loss(moved: Doubles) -> tuple[float, Doubles]:
-        scaled = (1.0 + moved[0]) * held_out + moved[1]
-        slopes = weights * (expit(scaled) - wrong)
-        value = (weights * _losses(scaled, wrong)).sum() + moved @ moved / (2 * spread**2)
-        return float(value), np.array([slopes @ held_out, slopes.sum()]) + moved / spread**2
-
-    slope, intercept = minimize(loss, np.zeros(2), jac=True, method="BFGS").x + np.array([1.0, 0.0])
-    if slope <= 0 or auroc(Ranked.from_scores(held_out, wrong))[0] <= 0.5:
-        raise CalibrationError(
-            "The score does not rank wrong answers above right ones on held-out answers",
-            why="these features carry no signal here, or there are too few labels",
-            fix="Give more labelled questions",
-        )
-    return Calibration(slope=float(slope), intercept=float(intercept))

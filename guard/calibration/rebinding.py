@@ -182,7 +182,9 @@ def _rebound(scorer: Scorer, binding: Binding, asked: _BothModels, *, seed: int)
     artefact = scorer.artefact
     alignment = align(asked.old, asked.new, artefact.feature_schema)
     scores = {name: aligned_model(model, alignment) for name, model in artefact.scores.items()}
-    changed = {"binding": binding, "scores": scores, "ood_detector": _ood_detector(asked.new, seed), "metrics": {}}
+    detector = _ood_detector(asked.new, seed)
+    changed = {"binding": binding, "scores": scores, "ood_detector": detector, "metrics": {}}
+    changed |= {} if detector else {"back_off": None}
     changed |= {"spans": None, "early": None}  # nothing has checked these on the new model
     moved = Scorer(artefact.model_copy(update=changed))
     before = _p_wrong(scorer, asked.old)

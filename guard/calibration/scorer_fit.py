@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 import numpy as np
 
+from guard.calibration.back_off import choose_back_off
 from guard.calibration.fitting import MIN_ANSWERS, Examples, FittedModel, fit_model, schema_for
 from guard.calibration.splits import SPLIT_SHARES
 from guard.checked import checked_seed
@@ -35,8 +36,8 @@ from guard.scoring.metrics import (
 )
 from guard.scoring.ood import StoredOodDetector, fit_ood_detector
 from guard.scoring.provenance import Binding, DataSet, Prompting
-from guard.scoring.scorer import Evaluator, Scorer
-from guard.scoring.scorer_file import FORMAT, FORMAT_VERSION, Artefact, Model, Schema
+from guard.scoring.scorer import Scorer
+from guard.scoring.scorer_file import FORMAT, FORMAT_VERSION, Artefact, Schema
 from guard.scoring.signature import FeatureSchema, feature_vector
 
 #: Fewest answers, and fewest of each label, that the test split must have.
@@ -142,10 +143,9 @@ def fit_scorer(
     _check_test(examples["test"].wrong)
     fitted, absent = fit_scores(examples["fit"], schema, without=without, seed=seed)
     models = {name: each.model for name, each in fitted.items()}
-    wrong = examples["test"].wrong
-    p_wrong = {name: _p_wrong(model, splits["test"], examples["test"]) for name, model in models.items()}
-    metrics = {name: compute_metrics(each, wrong) for name, each in p_wrong.items()}
-    artefact = Artefact(
+    detector = _ood_detector(splits["fit"], seed, layers=run.model.layers)
+    back_off = choose_back_off(examples["fit"], fitted, seed=seed) if detector else None
+    untested = Artefact(
         format=FORMAT,
         format_version=FORMAT_VERSION,
         binding=Binding.from_model(run.model, run.capture_point),
@@ -162,12 +162,16 @@ def fit_scorer(
         seed=seed,
         settings={name: dict(each.settings) for name, each in fitted.items()},
         versions=_versions(),
-        metrics={name: asdict(each) for name, each in metrics.items()},
+        metrics={},
         scores=models,
-        ood_detector=_ood_detector(splits["fit"], seed, layers=run.model.layers),
+        ood_detector=detector,
+        back_off=back_off,
         answer_bounds=_answer_bounds(splits["fit"]),
         signals="before-mask",
     )
+    wrong, p_wrong = examples["test"].wrong, _p_wrong(Scorer(untested), splits["test"])
+    metrics = {name: compute_metrics(each, wrong) for name, each in p_wrong.items()}
+    artefact = untested.model_copy(update={"metrics": {name: asdict(each) for name, each in metrics.items()}})
     own, others = p_wrong[artefact.default_score], p_wrong.get("log-probabilities")
     gain = None if others is None or others is own else brier_gain(own, others, wrong)
     truncated = np.array([each.record.finish_reason == "length" for each in splits["test"]], np.bool_)
@@ -277,13 +281,10 @@ def _ood_detector(labelled: Sequence[Labelled], seed: int, *, layers: int) -> St
         return None
 
 
-def _p_wrong(model: Model, labelled: Sequence[Labelled], examples: Examples) -> Probabilities:
-    """p_wrong of each answer."""
-    evaluator = Evaluator(model.base, model.trees, model.probe)
-    rows = zip(examples.x.astype(np.float64), labelled, strict=True)
-    log_odds = np.array([evaluator.log_odds(x, each.record.signals.signature.activations) for x, each in rows])
-    calibration = model.calibration
-    return np.asarray(1.0 / (1.0 + np.exp(-(calibration.log_odds(log_odds)))))
+def _p_wrong(scorer: Scorer, labelled: Sequence[Labelled]) -> dict[ScoreName, Probabilities]:
+    """Return p_wrong of each answer by each score."""
+    found = [scorer.score(each.record.signals).scores for each in labelled]
+    return {name: np.array([each[name].p_wrong for each in found]) for name in scorer.gives}
 
 
 def _versions() -> dict[str, str]:

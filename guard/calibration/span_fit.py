@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.calibration.fitting import LogOdds, platt_scaling
+from guard.calibration.platt import LogOdds, platt_scaling
 from guard.errors import CalibrationError, missing_extra
 from guard.records import Doubles
 from guard.scoring.metrics import compute_metrics

@@ -20,7 +20,8 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from guard.calibration.fitting import Examples, fit_model, schema_for
+from guard.calibration.back_off import choose_back_off, fit_detector
+from guard.calibration.fitting import Examples, FittedModel, fit_model, schema_for
 from guard.data.answers import Answers
 from guard.data.normalised import normalise
 from guard.errors import CalibrationError, InputError
@@ -36,8 +37,9 @@ from guard.evaluation.protocol import AnswerTable, FittedMethod, Method, MethodK
 from guard.records import Doubles
 from guard.scores import ScoreName
 from guard.scoring.labels import Labels, has_both_kinds, rather_wrong, weighted
+from guard.scoring.ood import OodDetector
 from guard.scoring.scorer import Evaluator
-from guard.scoring.scorer_file import Model
+from guard.scoring.scorer_file import BackOff, Model
 from guard.scoring.signature import FeatureSchema
 
 #: Candidate depths of the linear probe; the best is selected on the training answers.
@@ -60,7 +62,7 @@ class GuardMethod:
     passes: float = 1.0
 
     def fit(self, table: AnswerTable, *, seed: int) -> FittedMethod:
-        """Fit all parts; see `guard.calibration.fitting.fit_model`."""
+        """Fit all parts and the back-off; see `guard.calibration.scorer_fit`."""
         answers = _answers(table)
         schema = schema_for(layers=answers.layers, temperatures=(1.0,))
         read = self.score == "guard" and "activations" not in self.without
@@ -75,20 +77,51 @@ class GuardMethod:
             fitted = fit_model(examples, schema, score=self.score, without=self.without, seed=seed)
         except CalibrationError as error:
             raise InputError(str(error)) from error
-        return _FittedGuardMethod(fitted.model, schema)
+        backs_off = self.score == "guard" and "logprob" not in self.without
+        return _FittedGuardMethod(
+            fitted.model, schema, _fit_back_off(examples, schema, fitted, seed) if backs_off else None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _FittedBackOff:
+    back_off: BackOff
+    other: Model
+    detector: OodDetector
+
+
+def _fit_back_off(examples: Examples, schema: FeatureSchema, own: FittedModel, seed: int) -> _FittedBackOff | None:
+    """Fit what `guard calibrate` fits: the log-probabilities, the choice, and the detector of all answers."""
+    try:
+        other = fit_model(examples, schema, score="log-probabilities", seed=seed)
+    except CalibrationError:
+        return None
+    chosen = choose_back_off(examples, {"guard": own, "log-probabilities": other}, seed=seed)
+    if chosen is None:
+        return None
+    return _FittedBackOff(chosen, other.model, fit_detector(examples, np.arange(len(examples)), seed))
 
 
 @dataclass(frozen=True, slots=True)
 class _FittedGuardMethod:
     model: Model
     schema: FeatureSchema
+    far: _FittedBackOff | None
 
     def p_wrong(self, table: AnswerTable) -> Doubles:
-        answers, model = _answers(table), self.model
-        evaluator = Evaluator(model.base, model.trees, model.probe)
-        rows = zip(answers.features(self.schema).astype(np.float64), answers.activations, strict=True)
-        log_odds = np.array([evaluator.log_odds(x, activations) for x, activations in rows])
-        return _probability(model.calibration.log_odds(log_odds))
+        answers, far = _answers(table), self.far
+        log_odds = _log_odds(self.model, answers, self.schema)
+        if far is not None:
+            ood = np.array([far.detector.ood_score_from(each) for each in answers.activations])
+            log_odds = far.back_off.mix(log_odds, _log_odds(far.other, answers, self.schema), ood)
+        return _probability(log_odds)
+
+
+def _log_odds(model: Model, answers: Answers, schema: FeatureSchema) -> Doubles:
+    """Return calibrated log-odds of each answer, shape (n,)."""
+    evaluator = Evaluator(model.base, model.trees, model.probe)
+    rows = zip(answers.features(schema).astype(np.float64), answers.activations, strict=True)
+    return np.asarray(model.calibration.log_odds(np.array([evaluator.log_odds(x, layers) for x, layers in rows])))
 
 
 # -- one logistic regression on some columns ---------------------------------------------------

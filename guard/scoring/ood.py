@@ -107,15 +107,22 @@ class OodDetector:
     answers: int
 
     def ood_score(self, signals: Signals) -> float:
+        """Return the ood_score of an answer; see `ood_score_from`."""
+        return self.ood_score_from(signals.signature.activations)
+
+    def ood_score_from(self, activations: NDArray[np.floating]) -> float:
         """Return the share of the calibration answers that are closer to the calibration data than this one.
 
         Of n calibration answers, the closest has the smallest possible score, 1 / (n + 1), and the farthest n / (n +
         1). Beyond that, the score rises towards 1 with the distance, so that such answers can still be ranked.
 
+        Args:
+            activations: of the answer, shape (A, L, D).
+
         Raises:
             CaptureError: the activations have a wrong shape, are all zero, or are not finite.
         """
-        distance, farthest = self.distance(signals), float(self.distances[-1])
+        distance, farthest = self.distance(activations), float(self.distances[-1])
         # An answer like n others has i / (n + 1) of its kind below the i-th of them, on average.
         beyond_all = 1.0 - 1.0 / (self.answers + 1)
         if distance > farthest:
@@ -123,13 +130,12 @@ class OodDetector:
         shares = np.linspace(1.0 - beyond_all, beyond_all, len(self.distances))
         return float(np.interp(distance, self.distances, shares))
 
-    def distance(self, signals: Signals) -> float:
+    def distance(self, activations: NDArray[np.floating]) -> float:
         """Return the log energy outside of the components, standardised, mean of the layers; larger is farther.
 
         Raises:
-            CaptureError: as for `ood_score`.
+            CaptureError: as for `ood_score_from`.
         """
-        activations = signals.signature.activations
         if activations.ndim != 3 or activations.shape[1] <= max(self.layers):
             raise CaptureError(f"Activations of shape {activations.shape} do not have layer {max(self.layers)}")
         if activations.shape[2] != self.means.shape[1]:
@@ -172,7 +178,14 @@ class OodDetector:
 
 
 def fit_ood_detector(fit: Sequence[Signals], calibrate: Sequence[Signals]) -> OodDetector:
-    """Fit a detector on calibration answers. No labels are needed.
+    """Fit a detector on calibration answers; see `fit_ood_to_activations`."""
+    return fit_ood_to_activations(*([each.signature.activations for each in part] for part in (fit, calibrate)))
+
+
+def fit_ood_to_activations(
+    fit: Sequence[NDArray[np.floating]], calibrate: Sequence[NDArray[np.floating]]
+) -> OodDetector:
+    """Fit a detector on the activations of calibration answers, shape (A, L, D) each. No labels are needed.
 
     Args:
         fit: answers for the principal components.
@@ -188,10 +201,10 @@ def fit_ood_detector(fit: Sequence[Signals], calibrate: Sequence[Signals]) -> Oo
             why=f"got {len(fit)} to fit and {len(calibrate)} to calibrate, the least is {MIN_ANSWERS} of each",
             fix="Give more questions",
         )
-    shapes = {answer.signature.activations.shape for answer in (*fit, *calibrate)}
+    shapes = {answer.shape for answer in (*fit, *calibrate)}
     if len(shapes) > 1:
         raise CaptureError("The answers' activations differ in shape", why=f"found {sorted(shapes)}")
-    depth = fit[0].signature.activations.shape[1]
+    depth = fit[0].shape[1]
     layers = tuple(sorted({min(depth - 1, round(share * depth)) for share in DEPTHS}))
     fitted, held_out = (_units(answers, layers) for answers in (fit, calibrate))
     means = fitted.mean(axis=1, dtype=np.float64).astype(np.float32)
@@ -215,9 +228,9 @@ def fit_ood_detector(fit: Sequence[Signals], calibrate: Sequence[Signals]) -> Oo
     )
 
 
-def _units(answers: Sequence[Signals], layers: tuple[int, ...]) -> Floats:
+def _units(answers: Sequence[NDArray[np.floating]], layers: tuple[int, ...]) -> Floats:
     """Unit activations of the first token, shape (V, n, D)."""
-    rows = np.stack([answer.signature.activations[_FIRST, list(layers)] for answer in answers], axis=1)
+    rows = np.stack([answer[_FIRST, list(layers)] for answer in answers], axis=1)
     return normalised(rows)
 
 

@@ -132,11 +132,12 @@ class Scorer:
         started = time.perf_counter()
         vector = feature_vector(signals, self._schema).astype(np.float64)
         activations = signals.signature.activations
-        scores = {
-            name: ScoreReading(model.probability(vector, activations), reads)
-            for name, (model, reads) in self._models.items()
-        }
+        log_odds = {name: model.log_odds(vector, activations) for name, (model, _) in self._models.items()}
         ood_score = self._ood_detector.ood_score(signals) if self._ood_detector else None
+        back_off = self.artefact.back_off
+        if back_off and ood_score is not None and "guard" in log_odds:
+            log_odds["guard"] = back_off.mix(log_odds["guard"], log_odds["log-probabilities"], ood_score)
+        scores = {name: ScoreReading(logistic(log_odds[name]), reads) for name, (_, reads) in self._models.items()}
         seconds = time.perf_counter() - started
         decides: ScoreName = "guard" if "guard" in scores else next(iter(scores))
         layer_map = last_map(signals.signature)
@@ -295,13 +296,13 @@ class _Calibrated:
         self._evaluator = Evaluator(model.base, model.trees, model.probe, positions=positions)
         self._calibration = model.calibration
 
-    def probability(self, vector: NDArray[np.float64], activations: NDArray[np.floating]) -> float:
+    def log_odds(self, vector: NDArray[np.float64], activations: NDArray[np.floating]) -> float:
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
             log_odds = self._evaluator.log_odds(vector, activations)
         calibrated = self._calibration.log_odds(log_odds)
         if not math.isfinite(calibrated):
             raise ScorerError("The score is not finite", why="the scorer's numbers are too large", fix=_REFIT)
-        return logistic(calibrated)
+        return calibrated
 
 
 def _placed(features: Sequence[int], positions: NDArray[np.intp] | None) -> NDArray[np.intp]:

@@ -175,6 +175,32 @@ class Model(Part):
         return self.trees.feature if self.trees else []
 
 
+class BackOff(Part):
+    """How guard's own score backs off from the layers where an input is out of distribution.
+
+    Its log-odds are mixed with those of the log-probabilities. Their share is 0 up to an ood_score of ``start``, and
+    rises from there to ``most`` at an ood_score of 1.
+    """
+
+    start: Annotated[Number, Field(ge=0, lt=1)]
+    most: Annotated[Number, Field(gt=0, le=1)]
+
+    def mix(self, own: LogOddsT, other: LogOddsT, ood_score: LogOddsT) -> LogOddsT:
+        """Return mixed log-odds, of one answer or of arrays.
+
+        Args:
+            own, other: log-odds of guard's own score, and of the log-probabilities.
+            ood_score: from 0 to 1.
+
+        Examples:
+            >>> BackOff(start=0.9, most=0.5).mix(2.0, 0.0, 0.9), BackOff(start=0.9, most=0.5).mix(2.0, 0.0, 1.0)
+            (2.0, 1.0)
+        """
+        far = np.clip((ood_score - self.start) / (1.0 - self.start), 0.0, 1.0)
+        share = self.most * (far if isinstance(ood_score, np.ndarray) else float(far))
+        return (1.0 - share) * own + share * other
+
+
 class SpanModel(Part):
     """Log-odds that a span is wrong, of `guard.scoring.span_scores.COLUMNS`, calibrated.
 
@@ -253,6 +279,7 @@ class Artefact(Part):
         settings: how each score was fitted, by its name.
         metrics: of each score on held-out questions, by its name.
         card: information for users, if any.
+        back_off: how guard's own score uses the ood_score, where it does.
         rebound: the record of the move, if the scorer was fitted on another precision or engine of the model.
         spans: the model of spans of longer answers, where it was fitted.
         early: the stages at which a growing answer can be stopped, where they were fitted.
@@ -276,6 +303,7 @@ class Artefact(Part):
     scores: dict[ScoreName, Model]
     ood_detector: StoredOodDetector | None
     card: Card | None = None
+    back_off: BackOff | None = None
     rebound: Rebound | None = None
     spans: SpanModel | None = None
     early: EarlyModel | None = None
@@ -285,7 +313,7 @@ class Artefact(Part):
     @model_serializer(mode="wrap")
     def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What a scorer has not, and what older files did not say, is left out: their checksums hold."""
-        optional = ("spans", "early", "answer_bounds", "signals")
+        optional = ("back_off", "spans", "early", "answer_bounds", "signals")
         return {name: value for name, value in dump(self).items() if value is not None or name not in optional}
 
     def why_unlike(self, text: str, tokens: int) -> str | None:
@@ -312,6 +340,8 @@ class Artefact(Part):
             raise ValueError("an early stage calibrates a score that is missing")
         if self.card and self.card.data.keys() != {each.name for each in self.data}:
             raise ValueError("the card's data sets are not those of the calibration")
+        if self.back_off and (self.ood_detector is None or not {"guard", "log-probabilities"} <= self.scores.keys()):
+            raise ValueError("the back-off lacks the out-of-distribution detector or one of its two scores")
         shape = (len(ACTIVATION_TOKENS), self.binding.layers, self.binding.width)
         for model in self.scores.values():
             probe = model.probe
@@ -352,7 +382,8 @@ class Artefact(Part):
         words = [WORDS[group] if self.binding.layers or group != "logprob" else SERVED for group in groups]
         if schema.signature_tokens and groups:
             words[-1] += f" ({', '.join(AGGREGATE_WORDS[each] for each in schema.aggregates)})"
-        return (*words, *(("activations",) if model.probe else ()))
+        far = name == "guard" and self.back_off is not None
+        return (*words, *(("activations",) if model.probe else ()), *(("out-of-distribution score",) if far else ()))
 
 
 def make_linear(

@@ -21,7 +21,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from guard.calibration import fitting
 from guard.calibration import scorer_fit as calibration
-from guard.calibration.fitting import platt_scaling
+from guard.calibration.platt import platt_scaling
 from guard.calibration.scorer_fit import SPLIT_SHARES, FittedScorer, Labelled, fit_scorer, split_labelled
 from guard.data.questions import LabelledResponse, Question, Row
 from guard.data.recording import Journal, Record, Run, record_rows
@@ -193,7 +193,7 @@ def test_where_sets_are_held_out_all_regressions_count_the_same(monkeypatch: pyt
 def test_where_answers_are_held_out_worse_regressions_count_less(
     monkeypatch: pytest.MonkeyPatch, *, by_set: bool, weights: list[float]
 ) -> None:
-    monkeypatch.setattr(fitting, "_by_set", lambda _: by_set)
+    monkeypatch.setattr(fitting, "holds_out_sets", lambda _: by_set)
     monkeypatch.setattr(fitting, "_surely_better", lambda *_: False)
     wrong = np.random.default_rng(0).random(400) < 0.5
     examples = fitting.Examples(np.zeros((400, 1), np.float32), wrong, np.full(400, "s"))
@@ -227,7 +227,7 @@ def test_calibration_is_moved_by_as_much_as_answers_tell(answers: int, slope: fl
     rng = np.random.default_rng(2)
     log_odds = rng.normal(size=answers) * 2
     wrong = rng.random(answers) < 1 / (1 + np.exp(-log_odds / 2))
-    found = fitting.platt_scaling(log_odds, wrong)
+    found = platt_scaling(log_odds, wrong)
     assert found.slope == pytest.approx(slope, abs=0.2 if answers < 100 else 0.05)
     assert found.intercept == pytest.approx(0.0, abs=0.3 if answers < 100 else 0.05)
 
@@ -267,7 +267,7 @@ def test_a_score_without_trees_can_do_without_features_for_them() -> None:
 def test_a_score_that_ranks_nothing_is_refused(sign: float) -> None:
     wrong = np.tile([True, False], 100)
     with pytest.raises(CalibrationError, match="does not rank wrong answers"):
-        fitting.platt_scaling(sign * np.where(wrong, 1.0, -1.0), wrong)
+        platt_scaling(sign * np.where(wrong, 1.0, -1.0), wrong)
 
 
 def test_what_misleads_from_set_to_set_is_not_kept() -> None:

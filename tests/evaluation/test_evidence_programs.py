@@ -29,6 +29,7 @@ from guard.data.sets import DataSource
 from guard.evaluation.predictions import Predictions
 from guard.records import Generation, Prompt, Sampling
 from guard.scoring.metrics import Ranked, auroc
+from guard.scoring.probe import InnerProducts, inner_products
 from guard.scoring.provenance import DataSet
 from guard.scoring.scorer import Scorer
 
@@ -68,13 +69,27 @@ def test_policies_are_compared_on_the_same_questions(programs: dict[str, dict[st
     assert figures("complete", complete, complete)["tokens_saved"] == 0
 
 
-def test_the_share_of_the_log_probabilities_rises_from_a_start(programs: dict[str, dict[str, Any]]) -> None:
-    own, other = np.full(4, 0.9), np.full(4, 0.1)
-    mixed = programs["back_off"]["mixed"]
-    assert mixed(own, other, np.array([0.0, 0.9, 0.95, 1.0]), start=0.9, most=1.0) == pytest.approx(
-        [0.9, 0.9, 0.5, 0.1]
-    )
-    assert mixed(own, other, np.ones(4), start=0.9, most=0.5) == pytest.approx(0.5)
+def test_the_back_off_is_judged_on_what_nothing_was_fitted_on(programs: dict[str, dict[str, Any]]) -> None:
+    program = programs["back_off"]
+    rng = np.random.default_rng(1)
+    wrong = np.arange(240) % 2 == 0
+    schema = program["schema_for"](layers=6, temperatures=(1.0,))
+    x = np.zeros((240, schema.size), np.float32)
+    x[:, 0] = np.where(wrong, 1, -1) + rng.normal(size=240)
+    layers = rng.normal(size=(240, 3, 6, 32)).astype(np.float16)
+    products = InnerProducts(inner_products(layers))
+    examples = program["Examples"](x, wrong, np.repeat(np.array(list("abcdef")), 40), layers, products)
+    found = program["BackedOff"]({}, np.full(240, np.nan), {})
+    found.judge("a", examples, np.arange(40, 240), np.arange(40))
+    assert set(found.chosen) == {"a"}
+    assert all(np.isfinite(each[:40]).all() and np.isnan(each[40:]).all() for each in found.log_odds.values())
+    far = program["label"](program["ALWAYS"][1])
+    at_end = found.ood[:40] > 0.97
+    own, other = (found.log_odds[name][:40] for name in (program["WITHOUT"], program["OTHER"]))
+    assert (abs(found.log_odds[far][:40] - other) <= abs(own - other) + 1e-9)[at_end].all()
+    near = found.ood[:40] < 0.9
+    assert (found.log_odds[far][:40] == own)[near].all()
+    assert near.any()
 
 
 def questions(count: int) -> tuple[Question, ...]:

@@ -83,7 +83,7 @@ def detector(world: _FlatWorld, calibration: list[Signals]) -> OodDetector:
 def test_a_calibration_answer_gets_the_share_of_those_before_it(
     detector: OodDetector, calibration: list[Signals]
 ) -> None:
-    in_order = sorted(calibration, key=detector.distance)
+    in_order = sorted(calibration, key=lambda each: detector.distance(each.signature.activations))
     shares = [detector.ood_score(answer) for answer in in_order]
     assert shares == pytest.approx(np.arange(1, 301) / 301, abs=5e-4)
 
@@ -113,8 +113,8 @@ def test_nothing_is_lost_between_the_farthest_and_beyond(detector: OodDetector) 
     nearer = replace(detector, distances=detector.distances - np.float32(1e-5))
     farthest = detector.distances[-1]
     answer = _FlatWorld(seed=3).answer()
-    assert nearer.distance(answer) > farthest  # another world's answer is beyond all
-    shift = np.float32(detector.distance(answer) - farthest - 1e-4)
+    assert nearer.distance(answer.signature.activations) > farthest  # another world's answer is beyond all
+    shift = np.float32(detector.distance(answer.signature.activations) - farthest - 1e-4)
     just_beyond = replace(detector, distances=detector.distances + shift)
     assert just_beyond.ood_score(answer) == pytest.approx(300 / 301, abs=1e-5)
 
@@ -140,7 +140,9 @@ def test_distances_agree_with_reconstruction_by_another_library(world: _FlatWorl
         left = rows - pca.inverse_transform(pca.transform(rows))
         energies = np.log((left**2).sum(axis=1))
         expected.append((energies - energies.mean()) / energies.std())
-    assert [detector.distance(a) for a in calibrate] == pytest.approx(np.mean(expected, axis=0), abs=0.05)
+    assert [detector.distance(a.signature.activations) for a in calibrate] == pytest.approx(
+        np.mean(expected, axis=0), abs=0.05
+    )
 
 
 # -- what it looks at --------------------------------------------------------------------------
@@ -162,7 +164,10 @@ def test_each_of_its_layers_counts(world: _FlatWorld, detector: OodDetector) -> 
     for layer in detector.layers:
         mixed = answer.signature.activations.copy()
         mixed[0, layer] = strange.signature.activations[0, layer]
-        assert detector.distance(_signals(mixed)) > detector.distance(answer) + 1
+        assert (
+            detector.distance(_signals(mixed).signature.activations)
+            > detector.distance(answer.signature.activations) + 1
+        )
 
 
 @pytest.mark.parametrize(("layers", "expected"), [(2, (1,)), (3, (1,)), (18, (5, 7)), (30, (9, 12))])
